@@ -78,9 +78,11 @@ class Lattice:
             with np.errstate(over="ignore", invalid="ignore"):
                 first = points[(slice(None), *[slice(1)] * (points.ndim - 1))]
                 points = np.subtract(points, first, out=np.empty(points.shape, np.float32), dtype=np.float64, casting="unsafe")
-        points = _finite(points, "features")
         method = choose_method(method, self.num_points, num_features)
-        self._kernel = CompiledPoints(points, method, threads) if device == "cpu" else _of_tensors().TorchPoints(points, method, device)
+        if device == "cpu":  # The engine refuses what is not finite.
+            self._kernel = CompiledPoints(_as_float32(points), method, threads)
+        else:
+            self._kernel = _of_tensors().TorchPoints(_finite(points, "features"), method, device)
         self.description = self._kernel.description
         self._scale: dict[str, Float32 | None] = {"none": None}
 
@@ -252,11 +254,17 @@ def require_shared(num_vertices: int, num_points: int, num_features: int) -> Non
         )
 
 
+def _as_float32(values: Array) -> Float32:
+    """Return values in C order; those too large for float32 become infinite."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, dtype=np.float32)
+
+
 def _finite(values: Array, name: str) -> Float32:
     """Return values as float32 in C order; raise InputError if one is not finite or too large."""
-    with np.errstate(over="ignore"):
-        result: Float32 = np.ascontiguousarray(values, dtype=np.float32)
-    if result.size and not max(-float(result.min()), float(result.max())) <= MAX_VALUE:
+    result = _as_float32(values)
+    ends = load_engine().channel_ranges(result.reshape(1, -1), 1) if result.size else []
+    if not all(abs(end) <= MAX_VALUE for end in ends):
         raise InputError(f"{name}: expected finite numbers up to {MAX_VALUE:g}, found NaN, infinity or larger ones")
     return result
 

@@ -98,20 +98,16 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> thet
       intensity(std::move(intensity_in)),
       lowest(intensity.size()),
       highest(intensity.size()) {
-    const int64_t num_blocks = num_voxel_blocks(voxels->num_voxels);
-    std::vector<float> low(num_blocks), high(num_blocks);
     for (size_t m = 0; m < intensity.size(); ++m) {
-        pool.run(num_blocks, [&](int64_t block, int) {
+        const auto add = [&](int64_t block, LaneRange& range) {
             const int64_t begin = block * kVoxelBlock, end = std::min(begin + kVoxelBlock, voxels->num_voxels);
-            LaneRange range;
             voxels->for_pieces(begin, end, [&](int64_t, int64_t grid, int64_t, int64_t length) { range.add(intensity[m] + grid, length); });
-            std::tie(low[block], high[block]) = range.ends();
-        });
-        lowest[m] = *std::min_element(low.begin(), low.end());
-        highest[m] = *std::max_element(high.begin(), high.end());
-        for (float value : low)
-            if (value != value)
-                throw InputError("modality " + std::to_string(m) + " of the image holds values that are not finite (NaN or infinity)");
+        };
+        std::tie(lowest[m], highest[m]) = range_of_blocks(num_voxel_blocks(voxels->num_voxels), pool, add);
+        if (lowest[m] == lowest[m]) continue;  // not NaN
+        if (theta_position.empty())
+            throw InputError("features: expected finite numbers, found NaN or infinity in feature " + std::to_string(m));
+        throw InputError("modality " + std::to_string(m) + " of the image holds values that are not finite (NaN or infinity)");
     }
     zero = lowest;
     if (origin) {

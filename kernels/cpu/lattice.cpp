@@ -259,6 +259,7 @@ class LatticeFilter final : public Filter {
         float* to = reinterpret_cast<float*>(rows);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
+            prefetch_ahead<false>(p, values, group);
             for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
                 vfloat channel[4]{}, column[4]{};
@@ -302,10 +303,14 @@ class LatticeFilter final : public Filter {
     void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, bool has_ones, Row* scratch, Row* rows) const {
         Row* sent = scratch;
         Row* buffer = scratch + sent_rows_;
-        if (!has_any(tile, senders)) return store_zeros(tile, rows);
+        if (!has_any(tile, senders)) {
+            std::fill_n(buffer, tile.num_vertices, Row{});
+            return store_vertices(tile, buffer, rows);
+        }
         float* to = reinterpret_cast<float*>(sent);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
+            prefetch_ahead<false>(p, values, group);
             const bool sends = has_any(piece, senders);
             for (int64_t n = piece.voxel, end = piece.voxel + piece.length; n < end; n += kLanes) {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
@@ -320,6 +325,17 @@ class LatticeFilter final : public Filter {
             }
         }
         splat_rows(tile, sent, buffer, rows);
+    }
+
+    // Prefetches a later piece of all channels (channel, voxel). Always inline, because gcc drops calls of functions that only prefetch.
+    template <bool kToWrite>
+    [[gnu::always_inline]] void prefetch_ahead(int64_t piece, const float* channels, int num_channels) const {
+        if (piece + kPiecesAhead >= static_cast<int64_t>(lattice_.pieces.size())) return;
+        const auto [voxel, length] = lattice_.pieces[piece + kPiecesAhead];
+        for (int c = 0; c < num_channels; ++c) {
+            __builtin_prefetch(channels + c * num_voxels_ + voxel, kToWrite);
+            __builtin_prefetch(channels + c * num_voxels_ + voxel + length - 1, kToWrite);
+        }
     }
 
     // Whether a voxel of a tile is among the marked ones, such as `receivers`; nullptr: all are.
@@ -353,12 +369,6 @@ class LatticeFilter final : public Filter {
     }
 
     template <class Row>
-    void store_zeros(const Lattice::Tile& tile, Row* rows) const {
-        const uint32_t* slot = lattice_.slot.get() + tile.first_vertex;
-        for (int64_t i = 0; i < tile.num_vertices; ++i) rows[slot[i]] = Row{};
-    }
-
-    template <class Row>
     void load_vertices(const Lattice::Tile& tile, const Row* rows, Row* buffer) const {
         const uint32_t* slot = lattice_.slot.get() + tile.first_vertex;
         for (int64_t i = 0; i < tile.num_vertices; ++i) buffer[i] = rows[slot[i]];
@@ -377,7 +387,6 @@ class LatticeFilter final : public Filter {
     void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
                 float* sum, float* inverse) const {
         Row *received = scratch, *buffer = scratch + sent_rows_;
-        if (inverse) post = inverse;
         if (!has_any(tile, receivers)) return;
         load_vertices(tile, rows, buffer);
         if (!inverse && is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
@@ -391,6 +400,7 @@ class LatticeFilter final : public Filter {
         const float* from = reinterpret_cast<const float*>(received);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
+            prefetch_ahead<true>(p, sum, group);
             if (!has_any(piece, receivers)) {
                 from += piece.length * C;
                 continue;
@@ -399,10 +409,14 @@ class LatticeFilter final : public Filter {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
                 vfloat channel[C];
                 deinterleave<C>(from, channel);
-                if (inverse)
-                    store_some(inverse + n, 1.0f / vmax(channel[group] * amplitude_, splat_lanes(std::numeric_limits<float>::min())),
-                               count);
-                const vfloat scale = (post ? load_some(post + n, count) : splat_lanes(1.0f)) * amplitude_;
+                vfloat scale = splat_lanes(1.0f);
+                if (inverse) {
+                    scale = 1.0f / vmax(channel[group] * amplitude_, splat_lanes(std::numeric_limits<float>::min()));
+                    store_some(inverse + n, scale, count);
+                } else if (post) {
+                    scale = load_some(post + n, count);
+                }
+                scale = scale * amplitude_;
                 for (int c = 0; c < group; ++c) {
                     float* to = sum + c * num_voxels_ + n;
                     store_some(to, load_some(to, count) + channel[c] * (scale * channel_weight[c]), count);

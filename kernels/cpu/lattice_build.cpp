@@ -2,6 +2,7 @@
 
 #include "cpu/filter.h"
 #include "cpu/lattice_vertices.h"
+#include "cpu/simd.h"
 
 namespace crf {
 namespace {
@@ -187,16 +188,13 @@ ColumnLines follow_lines(const VertexLists<Key>& lists, Key diagonal, ThreadPool
     return lines;
 }
 
-// One bit for each of the bytes, which are 0 or 1.
+// One bit for each of the bytes, which are 0 or 1, and a multiple of eight.
 inline Buffer<uint8_t> pack_bits(const Buffer<uint8_t>& bytes, ThreadPool& pool) {
-    const int64_t size = bytes.size / 8 + 1;
+    const int64_t size = bytes.size / 8;
     Buffer<uint8_t> bits(size + kBitPadding);
     pool.run((size + kChainBlock - 1) / kChainBlock, [&](int64_t block, int) {
-        for (int64_t i = block * kChainBlock; i < std::min((block + 1) * kChainBlock, size); ++i) {
-            uint64_t eight = 0;
-            std::memcpy(&eight, bytes.get() + 8 * i, static_cast<size_t>(std::min<int64_t>(8, bytes.size - 8 * i)));
-            bits[i] = static_cast<uint8_t>(eight * 0x0102040810204080ull >> 56);  // moves byte k's bit to bit 56 + k
-        }
+        for (int64_t i = block * kChainBlock; i < std::min((block + 1) * kChainBlock, size); ++i)
+            bits[i] = bits_of_eight(bytes.get() + 8 * i);
     });
     std::fill(bits.get() + size, bits.get() + bits.size, uint8_t{0});
     return bits;
@@ -227,13 +225,15 @@ void find_neighbors(const LatticeVertices<Key>& vertices, const VertexOrder<Key>
     VertexLists<Key> lists(vertices, order, layout, pool);
     const int64_t num_vertices = vertices.num_vertices, num_lists = lists.num_lists();
     const std::vector<int64_t> cuts = cut_lists(lists.begins());
-    const typename VertexLists<Key>::Links links{Buffer<uint32_t>(num_lists), Buffer<uint8_t>(num_lists), Buffer<uint8_t>(num_vertices),
-                                                 Buffer<uint8_t>(num_vertices)};
+    const int64_t num_bytes = (num_vertices / 8 + 1) * 8;
+    const typename VertexLists<Key>::Links links{Buffer<uint32_t>(num_lists), Buffer<uint8_t>(num_lists), Buffer<uint8_t>(num_bytes),
+                                                 Buffer<uint8_t>(num_bytes)};
+    std::fill_n(links.marked_after.get(), num_bytes, uint8_t{0});
     const ColumnLines lines = follow_lines(lists, order.column_of(space.after_all()), pool);
     if (lines.largest <= std::max(kLargePiece, num_vertices / kFewPieces)) lattice.num_local = space.num_features() + 1 - layout.num_axes;
     for (int j = 0; j <= space.num_features(); ++j) {
-        std::fill(links.has_before.get(), links.has_before.get() + num_lists, uint8_t{0});
-        std::fill(links.marked_before.get(), links.marked_before.get() + num_vertices, uint8_t{0});
+        std::fill_n(links.has_before.get(), num_lists, uint8_t{0});
+        std::fill_n(links.marked_before.get(), num_bytes, uint8_t{0});
         for_blocks(lists.num_columns(), pool, [&](int64_t column, int) { lists.link_column(column, j, space, links); });
         const bool is_local = j < lattice.num_local;
         std::vector<std::vector<uint32_t>> found((is_local ? lines.pieces : cuts).size() - 1);
@@ -259,12 +259,12 @@ constexpr int64_t kSampledTiles = 8;
 
 template <class Key>
 Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space, ThreadPool& pool) {
-    Lattice lattice;
-    lattice.num_features = geometry.num_features;
     LatticeTiles<Key> tiles = embed_tiles(input, geometry, space, pool);
+    Lattice& lattice = tiles;
+    lattice.num_features = geometry.num_features;
     // Points have no position: some of their features take its place in the order of vertices.
     const int num_axes = input.theta_position.empty() ? std::min(kAxesOfPoints, geometry.num_features) : input.voxels->num_axes;
-    const BlockLayout layout = lay_out_blocks(space.layout(), num_axes, input.voxels->num_voxels);
+    const BlockLayout layout = lay_out_blocks(space.layout(), num_axes, std::min(input.voxels->num_voxels, tiles.num_records));
     const VertexOrder<Key> order(space.layout(), num_axes);
     BlockRecords<Key> records = sort_by_block(tiles, layout, pool);
     // The tiles' own lists, before those of the vertices are allocated.
@@ -273,14 +273,8 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
     find_neighbors(vertices, order, layout, space, pool, lattice);
     vertices.keys = Buffer<Key>();
     assign_slots(records, vertices, pool, lattice);
-
     lattice.num_vertices = vertices.num_vertices;
-    lattice.pieces = std::move(tiles.pieces);
-    lattice.tiles = std::move(tiles.tiles);
-    lattice.local = std::move(tiles.local);
-    lattice.weight = std::move(tiles.weight);
-    lattice.largest_tile = tiles.largest_tile;
-    return lattice;
+    return std::move(lattice);
 }
 }  // namespace
 

@@ -59,6 +59,9 @@ struct Lattice {
     int64_t longest_list = 0;        // vertices of the longest list
 };
 
+// Pieces are short and far apart, so the hardware cannot predict them: the numbers of the piece this many places ahead are prefetched.
+constexpr int64_t kPiecesAhead = 12;
+
 // Throws CapacityError if the features span more cells than a 128-bit key can number.
 Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
 

@@ -33,10 +33,10 @@ LatticeGeometry choose_geometry(int num_features);
 
 using WideKey = unsigned __int128;
 
-// Multiplicative hashing: 2^64 over the golden ratio spreads neighboring keys over the high bits.
-inline uint64_t hash_key(uint64_t key) { return key * 0x9E3779B97F4A7C15ull; }
-inline uint64_t hash_key(uint32_t key) { return uint64_t{key * 0x9E3779B9u} << 32; }
-inline uint64_t hash_key(WideKey key) {
+// Multiplicative hashing in 32 bits: a power of two over the golden ratio spreads neighboring keys over the high bits.
+inline uint32_t hash_key(uint64_t key) { return static_cast<uint32_t>(key * 0x9E3779B97F4A7C15ull >> 32); }
+inline uint32_t hash_key(uint32_t key) { return key * 0x9E3779B9u; }
+inline uint32_t hash_key(WideKey key) {
     // Another odd constant (of xxHash) folds the upper half in, so that the halves do not cancel.
     return hash_key(uint64_t{static_cast<uint64_t>(key) ^ static_cast<uint64_t>(key >> 64) * 0xC2B2AE3D27D4EB4Full});
 }
@@ -61,6 +61,13 @@ inline void look_up(const Key* table, [[maybe_unused]] int size, const int32_t* 
             store_lanes(numbers + half,
                         _mm512_maskz_permutexvar_epi64(0xff, _mm512_maskz_cvtepi32_epi64(0xff, eight), _mm512_loadu_si512(table)));
         }
+        if (size <= 8) return;
+    }
+#elif defined(__AVX2__)
+    if constexpr (sizeof(Key) == 4) {
+        const auto eight = [](const auto* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); };
+        for (int half = 0; half < kLanes && size <= 8; half += 8)
+            store_lanes(numbers + half, _mm256_permutevar8x32_epi32(eight(table), eight(places + half)));
         if (size <= 8) return;
     }
 #endif

@@ -23,17 +23,31 @@ class KeyTable {
     // kMostKeys different ones may come between two calls of `take`.
     void find_or_add(const Key* keys, int lanes, int num_corners, uint16_t* numbers) {
         while ((static_cast<int64_t>(num_found_) + lanes * num_corners) * kBucketsPerKey > buckets_.size) grow();
-        // All places first: several buckets are on their way from memory at once.
-        uint32_t home[kLanes * (kMaxLatticeFeatures + 1)];
-        for (int i = 0; i < num_corners * kLanes; ++i) home[i] = static_cast<uint32_t>(hash_key(keys[i]) >> down_);
-        uint16_t* const buckets = buckets_.get();
-        Key* const found = found_.get();
-        for (int first = 0; first < num_corners * kLanes; first += kLanes)
-            for (int i = first; i < first + lanes; ++i) {
-                uint32_t number = buckets[home[i]];
-                if (found[number] != keys[i]) number = search(keys[i], home[i]);
-                numbers[i] = static_cast<uint16_t>(number);
+        constexpr int kMostPlaces = kLanes * (kMaxLatticeFeatures + 1), kBits = 64;
+        const int count = num_corners * kLanes;
+        uint32_t home[kMostPlaces];
+        uint8_t is_elsewhere[kMostPlaces];
+        for (int i = 0; i < count; ++i) home[i] = first_bucket(keys[i]);
+        // Most keys are in their first bucket. Whether a key is there is hard to predict, so nothing branches on it, and the others are
+        // looked for in the end.
+        for (int first = 0; first < count; first += kLanes) {
+            Key present[kLanes];
+            for (int lane = 0; lane < kLanes; ++lane) {
+                const uint16_t number = numbers[first + lane] = buckets_[home[first + lane]];
+                present[lane] = found_[number];
             }
+            for (int lane = 0; lane < kLanes; ++lane) is_elsewhere[first + lane] = present[lane] != keys[first + lane];
+        }
+        const uint64_t valid = ((uint64_t{1} << lanes) - 1) * 0x0001000100010001ull;  // of each corner's lanes
+        for (int first = 0; first < count; first += kBits) {
+            uint64_t left = 0;
+            for (int i = first; i < std::min(first + kBits, count); i += 8)
+                left |= uint64_t{bits_of_eight(is_elsewhere + i)} << (i - first);
+            for (left &= valid; left != 0; left &= left - 1) {
+                const int i = first + std::countr_zero(left);
+                numbers[i] = static_cast<uint16_t>(search(keys[i], home[i]));
+            }
+        }
     }
 
     // Moves the keys out, and empties the table for its next use.
@@ -49,10 +63,12 @@ class KeyTable {
     static constexpr uint16_t kNoNumber = kMostKeys;
     static constexpr Key kNoKey = ~Key(0);
 
-    static constexpr int kFirstBits = 12;
-    static constexpr int64_t kBucketsPerKey = 8;
+    static constexpr int kFirstBits = 13;
+    static constexpr int64_t kBucketsPerKey = 24;
 
-    // The number of a key that is not in its first bucket.
+    uint32_t first_bucket(Key key) const { return hash_key(key) >> down_; }
+
+    // The number of a key that was not in its first bucket.
     uint32_t search(Key key, uint32_t bucket) {
         const uint32_t mask = static_cast<uint32_t>(buckets_.size - 1);
         for (;; bucket = (bucket + 1) & mask) {
@@ -68,14 +84,14 @@ class KeyTable {
     void resize(int bits) {
         buckets_ = Buffer<uint16_t>(int64_t{1} << bits);
         std::fill(buckets_.get(), buckets_.get() + buckets_.size, kNoNumber);
-        down_ = 64 - bits;
+        down_ = 32 - bits;
     }
 
     void grow() {
-        resize(64 - down_ + 1);
+        resize(32 - down_ + 1);
         const uint32_t mask = static_cast<uint32_t>(buckets_.size - 1);
         for (uint32_t n = 0; n < num_found_; ++n) {
-            uint32_t bucket = static_cast<uint32_t>(hash_key(found_[n]) >> down_);
+            uint32_t bucket = first_bucket(found_[n]);
             while (buckets_[bucket] != kNoNumber) bucket = (bucket + 1) & mask;
             buckets_[bucket] = static_cast<uint16_t>(n);
         }
@@ -98,22 +114,18 @@ struct TilePiece {
 };
 
 struct TileVoxels {
-    std::vector<TilePiece> pieces;     // tile after tile
+    Buffer<TilePiece> pieces;          // tile after tile
     std::vector<int64_t> first_piece;  // of each tile, and the end
 
     int64_t num_tiles() const { return static_cast<int64_t>(first_piece.size()) - 1; }
 };
 
-// The members of a Lattice with these names, and the keys of its vertices. A tile's vertices are its *records*: a vertex of
-// several tiles has one in each, and they are numbered tile after tile.
+// A Lattice whose tiles are filled in, and the keys of its vertices. A tile's vertices are its *records*: a vertex of several tiles has one
+// in each, and they are numbered tile after tile.
 template <class Key>
-struct LatticeTiles {
-    std::vector<Lattice::Piece> pieces;
-    std::vector<Lattice::Tile> tiles;
-    Buffer<uint16_t> local, weight;
+struct LatticeTiles : Lattice {
     std::vector<std::vector<Key>> keys;  // of each tile's vertices, by first touch
     int64_t num_records = 0;
-    int64_t largest_tile = 0;
 };
 
 // Cuts the box into bricks of at most this many voxels and assigns the runs to them; bricks without voxels are dropped.
@@ -157,19 +169,18 @@ inline TileVoxels cut_into_tiles(const Voxels& voxels, int64_t most_voxels) {
         position[b + 1] += position[b];
         if (position[b + 1] > position[b]) tiles.first_piece.push_back(position[b + 1]);
     }
-    tiles.pieces.resize(position[num_bricks]);
+    tiles.pieces = Buffer<TilePiece>(position[num_bricks]);
     for_brick_pieces([&](int64_t brick, const TilePiece& piece) { tiles.pieces[position[brick]++] = piece; });
     return tiles;
 }
 
-// Pieces are short and far apart, so the hardware cannot predict them: the intensities of the piece this many places ahead are prefetched.
-constexpr int64_t kPiecesAhead = 12;
-
-// Buffers for one tile's features and for one batch of simplices; each thread reuses them.
+// For one tile's features, one batch of simplices, and the keys of a tile; each thread reuses it.
+template <class Key>
 struct EmbeddingScratch {
     explicit EmbeddingScratch(int64_t count) : features(count) { std::fill(features.get(), features.get() + features.size, 0.0f); }
     Buffer<float> features;
     SimplexBatch batch;
+    KeyTable<Key> table;
 };
 
 template <class Key>
@@ -185,10 +196,10 @@ class TileEmbedding {
 
     const TileVoxels& voxels() const { return voxels_; }
     int64_t tile_voxels() const { return tile_voxels_; }
-    EmbeddingScratch make_scratch() const { return EmbeddingScratch(d_ * tile_voxels_); }
+    EmbeddingScratch<Key> make_scratch() const { return EmbeddingScratch<Key>(d_ * tile_voxels_); }
 
-    // Fills in one tile's part of Lattice::local and Lattice::weight, and `table` with its keys; returns its number of voxels.
-    int64_t embed(int64_t tile, EmbeddingScratch& scratch, KeyTable<Key>& table, uint16_t* local, uint16_t* weight) const {
+    // Fills in one tile's part of Lattice::local and Lattice::weight, and the scratch with its keys; returns its number of voxels.
+    int64_t embed(int64_t tile, EmbeddingScratch<Key>& scratch, uint16_t* local, uint16_t* weight) const {
         const int64_t count = load_features(tile, scratch.features.get());
         SimplexBatch& batch = scratch.batch;
         for (int64_t first = 0; first < count; first += kLanes) {
@@ -196,7 +207,7 @@ class TileEmbedding {
             const int lanes = static_cast<int>(std::min<int64_t>(kLanes, count - first));
             Key keys[kLanes * (kMaxLatticeFeatures + 1)];
             space_.corner_keys(batch, keys);
-            table.find_or_add(keys, lanes, d_ + 1, local);
+            scratch.table.find_or_add(keys, lanes, d_ + 1, local);
             for (int k = 0; k <= d_; ++k)
                 for (int lane = 0; lane < kLanes; ++lane) weight[k * kLanes + lane] = static_cast<uint16_t>(batch.weight[k][lane]);
             local += kLanes * (d_ + 1);
@@ -212,7 +223,7 @@ class TileEmbedding {
         int64_t count = 0;
         for (int64_t p = voxels_.first_piece[tile]; p < voxels_.first_piece[tile + 1]; ++p) {
             const TilePiece& piece = voxels_.pieces[p];
-            if (p + kPiecesAhead < static_cast<int64_t>(voxels_.pieces.size()))
+            if (p + kPiecesAhead < voxels_.pieces.size)
                 for (const float* intensity : input_.intensity) {
                     const TilePiece& ahead = voxels_.pieces[p + kPiecesAhead];
                     __builtin_prefetch(intensity + ahead.grid);
@@ -236,7 +247,7 @@ class TileEmbedding {
 template <class Key>
 int64_t list_pieces(const TileVoxels& voxels, LatticeTiles<Key>& result) {
     result.tiles.resize(voxels.num_tiles());
-    result.pieces.reserve(voxels.pieces.size());
+    result.pieces.reserve(voxels.pieces.size);
     int64_t entry = 0;
     for (int64_t t = 0; t < voxels.num_tiles(); ++t) {
         Lattice::Tile& tile = result.tiles[t];
@@ -252,20 +263,6 @@ int64_t list_pieces(const TileVoxels& voxels, LatticeTiles<Key>& result) {
     return entry;
 }
 
-template <class Key>
-void number_records(LatticeTiles<Key>& result) {
-    int64_t record = 0;
-    for (size_t t = 0; t < result.tiles.size(); ++t) {
-        Lattice::Tile& tile = result.tiles[t];
-        tile.first_vertex = record;
-        tile.num_vertices = static_cast<int64_t>(result.keys[t].size());
-        record += tile.num_vertices;
-        result.largest_tile = std::max(result.largest_tile, tile.num_vertices);
-    }
-    if (record > int64_t{0xfffffff0}) throw CapacityError("the lattice would have more than 2^32 vertices");
-    result.num_records = record;
-}
-
 // Throws CapacityError if 32 bits cannot number the records.
 template <class Key>
 LatticeTiles<Key> embed_tiles(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space, ThreadPool& pool) {
@@ -276,15 +273,23 @@ LatticeTiles<Key> embed_tiles(const BilateralInput& input, const LatticeGeometry
     result.local = Buffer<uint16_t>(num_entries);
     result.weight = Buffer<uint16_t>(num_entries);
     result.keys.resize(num_tiles);
-    std::vector<KeyTable<Key>> tables(pool.num_threads());
-    std::vector<EmbeddingScratch> scratch;
+    std::vector<EmbeddingScratch<Key>> scratch;
     for (int i = 0; i < pool.num_threads(); ++i) scratch.push_back(embedding.make_scratch());
     pool.run(num_tiles, [&](int64_t t, int thread) {
         const int64_t first = result.tiles[t].first_entry * num_corners;
-        embedding.embed(t, scratch[thread], tables[thread], result.local.get() + first, result.weight.get() + first);
-        result.keys[t] = tables[thread].take();
+        embedding.embed(t, scratch[thread], result.local.get() + first, result.weight.get() + first);
+        result.keys[t] = scratch[thread].table.take();
     });
-    number_records(result);
+    int64_t record = 0;
+    for (size_t t = 0; t < result.tiles.size(); ++t) {
+        Lattice::Tile& tile = result.tiles[t];
+        tile.first_vertex = record;
+        tile.num_vertices = static_cast<int64_t>(result.keys[t].size());
+        record += tile.num_vertices;
+        result.largest_tile = std::max(result.largest_tile, tile.num_vertices);
+    }
+    if (record > int64_t{0xfffffff0}) throw CapacityError("the lattice would have more than 2^32 vertices");
+    result.num_records = record;
     return result;
 }
 
@@ -294,13 +299,12 @@ double sample_vertices_per_voxel(const BilateralInput& input, const LatticeGeome
                                  int64_t num_samples) {
     const TileEmbedding<Key> embedding(input, geometry, space);
     const int64_t num_tiles = embedding.voxels().num_tiles(), step = std::max<int64_t>(1, num_tiles / num_samples);
-    KeyTable<Key> table;
-    EmbeddingScratch scratch = embedding.make_scratch();
+    EmbeddingScratch<Key> scratch = embedding.make_scratch();
     std::vector<uint16_t> local(embedding.tile_voxels() * (geometry.num_features + 1)), weight(local.size());
     int64_t num_vertices = 0, num_voxels = 0;
     for (int64_t t = step / 2; t < num_tiles; t += step) {
-        num_voxels += embedding.embed(t, scratch, table, local.data(), weight.data());
-        num_vertices += static_cast<int64_t>(table.take().size());
+        num_voxels += embedding.embed(t, scratch, local.data(), weight.data());
+        num_vertices += static_cast<int64_t>(scratch.table.take().size());
     }
     return static_cast<double>(num_vertices) / static_cast<double>(num_voxels);
 }

@@ -42,17 +42,18 @@ void for_blocks(int64_t num_blocks, ThreadPool& pool, Body&& body) {
     });
 }
 
-// Most blocks, and fewest voxels per block: most of a block's cost is its list, even if it is empty.
-constexpr double kFewBlocks = 4096, kVoxelsPerBlock = 32;
+// Most blocks, and fewest voxels or records per block: most of a block's cost is its list, even if it is empty.
+constexpr double kFewBlocks = 4096, kItemsPerBlock = 32;
 
 // Tiles are divided into this many groups that count and write independently. Each needs a counter per block.
 constexpr int64_t kTileGroups = 16;
 
-inline BlockLayout lay_out_blocks(const KeyLayout& keys, int num_axes, int64_t num_voxels) {
+// num_items: voxels or records, whichever are fewer.
+inline BlockLayout lay_out_blocks(const KeyLayout& keys, int num_axes, int64_t num_items) {
     BlockLayout layout;
     layout.num_axes = num_axes;
     const int d = keys.num_features;
-    const double most = std::max(kFewBlocks, static_cast<double>(num_voxels) / kVoxelsPerBlock);
+    const double most = std::max(kFewBlocks, static_cast<double>(num_items) / kItemsPerBlock);
     // The lowest bits of each coordinate are dropped until there are few enough blocks.
     int coarser = 0;
     double blocks = 0;
@@ -156,12 +157,13 @@ class VertexOrder {
 template <class Key>
 struct LatticeVertices {
     struct Block {
-        uint32_t first_vertex = 0, num_vertices = 0;
+        uint32_t num_vertices = 0, num_shared = 0;  // shared: those of several tiles
+        uint32_t first_vertex = 0, first_shared = 0;
     };
     std::vector<Block> blocks;
-    Buffer<Key> keys;         // of each vertex, block after block and in their order (VertexOrder) within a block
-    Buffer<uint32_t> number;  // of each sorted record's vertex within its block
-    int64_t num_vertices = 0;
+    Buffer<Key> keys;           // of each vertex, block after block and in their order (VertexOrder) within a block
+    Buffer<uint8_t> is_shared;  // (sorted record) whether it has the vertex of the record before it
+    int64_t num_vertices = 0, num_shared = 0;
 };
 
 // Sorts by rank, then by index, which rises at first: by digits of eight bits from the lowest bit on in which ranks differ.
@@ -182,41 +184,48 @@ void sort_by_rank(std::vector<std::pair<Key, uint32_t>>& items, std::vector<std:
     }
 }
 
-// Frees the records' keys. Throws CapacityError if 31 bits cannot number the vertices.
+// Sorts a block's records by vertex, and then by tile, and frees their keys. Throws CapacityError if 31 bits cannot number the vertices.
 template <class Key>
 LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrder<Key>& order, ThreadPool& pool) {
     const int64_t num_blocks = static_cast<int64_t>(records.block_begin.size()) - 1;
     LatticeVertices<Key> result;
     result.blocks.resize(num_blocks);
-    result.number = Buffer<uint32_t>(records.keys.size);
+    result.is_shared = Buffer<uint8_t>(records.keys.size);
     struct Scratch {
         std::vector<std::pair<Key, uint32_t>> ranks, sorted;  // and records
         std::vector<Key> unique;
+        std::vector<uint32_t> record;
     };
     std::vector<Scratch> scratch(pool.num_threads());
     // A block's keys move to its front, one per vertex.
     for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
-        const uint32_t begin = records.block_begin[b], end = records.block_begin[b + 1];
-        if (begin == end) return;
-        auto& [ranks, sorted, unique] = scratch[thread];
-        ranks.resize(end - begin);
-        for (uint32_t i = begin; i < end; ++i) ranks[i - begin] = {order.rank_of(records.keys[i]), i};
+        const uint32_t begin = records.block_begin[b], size = records.block_begin[b + 1] - begin;
+        if (size == 0) return;
+        auto& [ranks, sorted, unique, record] = scratch[thread];
+        ranks.resize(size);
+        for (uint32_t i = 0; i < size; ++i) ranks[i] = {order.rank_of(records.keys[begin + i]), begin + i};
         sort_by_rank(ranks, sorted);
-        unique.resize(end - begin);
-        uint32_t number = 0;
-        Key last = ranks.front().first;
-        for (const auto& [rank, record] : ranks) {
-            number += rank != last;
-            last = rank;
-            unique[number] = records.keys[record];
-            result.number[record] = number;
+        unique.resize(size);
+        record.resize(size);
+        auto& block = result.blocks[b];
+        bool is_shared = false;
+        for (uint32_t i = 0; i < size; ++i) {
+            const bool was_shared = is_shared;
+            is_shared = i > 0 && ranks[i].first == ranks[i - 1].first;
+            block.num_vertices += !is_shared;
+            block.num_shared += is_shared && !was_shared;
+            unique[block.num_vertices - 1] = records.keys[ranks[i].second];
+            record[i] = records.record[ranks[i].second];
+            result.is_shared[begin + i] = is_shared;
         }
-        std::copy_n(unique.begin(), number + 1, records.keys.get() + begin);
-        result.blocks[b].num_vertices = number + 1;
+        std::copy_n(unique.begin(), block.num_vertices, records.keys.get() + begin);
+        std::copy_n(record.begin(), size, records.record.get() + begin);
     });
     for (auto& block : result.blocks) {
         block.first_vertex = static_cast<uint32_t>(result.num_vertices);
+        block.first_shared = static_cast<uint32_t>(result.num_shared);
         result.num_vertices += block.num_vertices;
+        result.num_shared += block.num_shared;
     }
     if (result.num_vertices > int64_t{0x7ffffff0}) throw CapacityError("the lattice would have more than 2^31 vertices");
     result.keys = Buffer<Key>(result.num_vertices);
@@ -227,57 +236,26 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
     return result;
 }
 
-// Pass 5 of building a lattice: the place of each tile's share of a vertex.
-// Within a block the records are in tile order, so the order in which shares are summed is fixed. Throws CapacityError for too many slots.
+// Pass 5 of building a lattice: the place of each tile's share of a vertex. A vertex's records are in tile order, so the order in which
+// shares are summed is fixed.
 template <class Key>
 void assign_slots(const BlockRecords<Key>& records, const LatticeVertices<Key>& vertices, ThreadPool& pool, Lattice& lattice) {
-    const int64_t num_blocks = static_cast<int64_t>(vertices.blocks.size());
-    const auto& begin = records.block_begin;
-    std::vector<std::vector<uint32_t>> shares(pool.num_threads()), further(pool.num_threads());  // of each vertex of a block
-    auto count_shares = [&](int64_t b, std::vector<uint32_t>& count) {
-        count.assign(vertices.blocks[b].num_vertices, 0);
-        for (uint32_t i = begin[b]; i < begin[b + 1]; ++i) ++count[vertices.number[i]];
-    };
-    // First the sizes of all blocks, then the resulting places.
-    std::vector<uint32_t> first_slot(num_blocks), first_shared(num_blocks);
-    for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
-        count_shares(b, shares[thread]);
-        for (uint32_t n : shares[thread]) {
-            first_slot[b] += n - 1;
-            first_shared[b] += n > 1;
-        }
-    });
-    int64_t slots = vertices.num_vertices;
-    uint32_t shared = 0;
-    for (int64_t b = 0; b < num_blocks; ++b) {
-        const uint32_t in_block = first_slot[b], shared_in_block = first_shared[b];
-        first_slot[b] = static_cast<uint32_t>(slots);
-        first_shared[b] = shared;
-        slots += in_block;
-        shared += shared_in_block;
-    }
-    if (slots > int64_t{0xfffffff0}) throw CapacityError("the lattice would need more than 2^32 slots");
-    lattice.slot = Buffer<uint32_t>(records.record.size);
-    lattice.num_slots = slots;
-    lattice.shared.resize(shared);
-    for_blocks(num_blocks, pool, [&](int64_t b, int thread) {
-        const uint32_t first_vertex = vertices.blocks[b].first_vertex;
-        std::vector<uint32_t>& next = shares[thread];
-        count_shares(b, next);
-        std::vector<uint32_t>& after_first = further[thread];
-        after_first.resize(next.size());
-        uint32_t slot = first_slot[b], s = first_shared[b];
-        for (uint32_t n = 0; n < next.size(); ++n) {
-            const uint32_t vertex = first_vertex + n, others = next[n] - 1;
-            next[n] = vertex;
-            after_first[n] = slot;
-            if (others > 0) lattice.shared[s++] = {vertex, slot, others};
-            slot += others;
-        }
-        for (uint32_t i = begin[b]; i < begin[b + 1]; ++i) {
-            const uint32_t n = vertices.number[i], own = next[n];
-            lattice.slot[records.record[i]] = own;
-            next[n] = own < vertices.num_vertices ? after_first[n] : own + 1;
+    lattice.num_slots = records.record.size;
+    lattice.slot = Buffer<uint32_t>(lattice.num_slots);
+    lattice.shared.resize(vertices.num_shared);
+    for_blocks(static_cast<int64_t>(vertices.blocks.size()), pool, [&](int64_t b, int) {
+        const uint32_t begin = records.block_begin[b];
+        const auto& block = vertices.blocks[b];
+        uint32_t vertex = block.first_vertex, shared = block.first_shared;  // the next ones
+        uint32_t slot = static_cast<uint32_t>(vertices.num_vertices) + begin - vertex;
+        for (uint32_t i = begin; i < records.block_begin[b + 1]; ++i) {
+            if (!vertices.is_shared[i]) {
+                lattice.slot[records.record[i]] = vertex++;
+                continue;
+            }
+            if (!vertices.is_shared[i - 1]) lattice.shared[shared++] = {vertex - 1, slot, 0};
+            ++lattice.shared[shared - 1].num_slots;
+            lattice.slot[records.record[i]] = slot++;
         }
     });
 }

@@ -48,8 +48,7 @@ std::vector<std::string> plan_filters(const FloatArray& image, const std::option
                                       const Bandwidths& bilateral, const std::string& filter, int num_labels, int num_iterations,
                                       int threads) {
     const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, {}, "none", filter, num_labels - 1, num_iterations);
-    ThreadPool pool(threads);
-    pool.poll = check_signals;
+    ThreadPool pool(threads, check_signals);
     const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
     std::vector<std::string> planned;
     for (const auto& [theta_position, theta_beta] : bilateral) {

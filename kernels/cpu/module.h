@@ -94,11 +94,10 @@ struct Reporter {
 };
 
 // Calls body(pool), without Python's lock.
-template <class Body>
+template <bool kSubnormalsAreZeros = false, class Body>
 auto run_pool(int threads, Body&& body) {
     nanobind::gil_scoped_release release;
-    ThreadPool pool(threads);
-    pool.poll = check_signals;
+    ThreadPool pool(threads, check_signals, kSubnormalsAreZeros);
     return body(pool);
 }
 

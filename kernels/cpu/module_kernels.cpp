@@ -25,9 +25,7 @@ class Kernels {
         require(sorted.empty() || sorted.size() == grid_shape_.size(), "expected one axis of the user per axis of the grid");
         nb::gil_scoped_release release;
         const BlockCache cache;
-        pool_ = std::make_unique<ThreadPool>(threads);
-        pool_->poll = check_signals;
-        pool_->subnormals_are_zeros = true;
+        pool_ = std::make_unique<ThreadPool>(threads, check_signals, true);
         const Rest rest{*pool_};
         voxels_ = std::make_unique<Voxels>(grid_shape_, spacing, mask_data(mask), user_axis);
         Workspace workspace;

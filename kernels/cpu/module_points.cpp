@@ -18,9 +18,7 @@ class Points {
         require(filter == "exact" || filter == "lattice", "expected the filter \"exact\" or \"lattice\"");
         nb::gil_scoped_release release;
         const BlockCache cache;
-        pool_ = std::make_unique<ThreadPool>(threads);
-        pool_->poll = check_signals;
-        pool_->subnormals_are_zeros = true;
+        pool_ = std::make_unique<ThreadPool>(threads, check_signals, true);
         const Rest rest{*pool_};
         voxels_ = std::make_unique<Voxels>(grid_shape(features), std::vector<double>(features.ndim() - 1, 1.0), nullptr);
         const BilateralInput input(*voxels_, {}, std::vector<double>(features.shape(0), 1.0), pointers(), *pool_);

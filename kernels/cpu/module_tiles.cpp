@@ -259,8 +259,7 @@ class LabelSets {
         options.has_symmetric_pairs = kind != Normalization::kAfter && options.last_is_implied() && options.has_symmetric_penalties();
         MeanFieldOutcome outcome;
         const TileChannels channels{num_channels, of_entry.data(), of_settled.data()};
-        run_pool(threads_, [&](ThreadPool& pool) {
-            pool.subnormals_are_zeros = true;
+        run_pool<true>(threads_, [&](ThreadPool& pool) {
             const BlockCache cache;
             std::vector<DirectKernel> direct;
             for (const auto& [sigma, theta_beta] : bilateral)

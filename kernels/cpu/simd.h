@@ -108,6 +108,13 @@ inline bool is_zero_vector(vfloat v) {
 #endif
 }
 
+// One bit for each of eight bytes, which are 0 or 1.
+inline uint8_t bits_of_eight(const uint8_t* bytes) {
+    uint64_t eight;
+    std::memcpy(&eight, bytes, sizeof eight);
+    return static_cast<uint8_t>(eight * 0x0102040810204080ull >> 56);  // moves byte k's bit to bit 56 + k
+}
+
 // The first `count` lanes are ones, the rest zeros.
 inline vint first_lanes(int count) {
     const vint index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -206,6 +213,20 @@ struct LaneRange {
         return found;
     }
 };
+
+// The ends of what add(block, range) adds to the ranges of all blocks.
+template <class Pool, class Add>
+std::pair<float, float> range_of_blocks(int64_t num_blocks, Pool& pool, Add&& add) {
+    std::vector<float> ends(2 * num_blocks);
+    pool.run(num_blocks, [&](int64_t block, int) {
+        LaneRange range;
+        add(block, range);
+        std::tie(ends[2 * block], ends[2 * block + 1]) = range.ends();
+    });
+    LaneRange whole;
+    whole.add(ends.data(), 2 * num_blocks);
+    return whole.ends();
+}
 
 // Whether `count` floats are all +0; stops at the first vector that is not.
 inline bool is_zero(const float* values, int64_t count) {

@@ -56,8 +56,11 @@ struct ThreadPool::Workers {
     std::exception_ptr error;
 };
 
-ThreadPool::ThreadPool(int num_threads)
-    : num_threads_(std::max(1, std::min(num_threads, kMostThreads))), workers_(std::make_unique<Workers>()) {}
+ThreadPool::ThreadPool(int num_threads, void (*poll)(), bool subnormals_are_zeros)
+    : poll_(poll),
+      subnormals_are_zeros_(subnormals_are_zeros),
+      num_threads_(std::max(1, std::min(num_threads, kMostThreads))),
+      workers_(std::make_unique<Workers>()) {}
 
 void ThreadPool::start_workers() {
     if (!workers_->threads.empty()) return;
@@ -98,16 +101,15 @@ void ThreadPool::take_items(int thread) {
 
 // Only while the body runs: `poll` may run Python, whose numbers are not the engine's.
 void ThreadPool::take_item(FunctionRef<int64_t, int> body, int64_t item, int thread) const {
-    const SubnormalsAsZeros mode(subnormals_are_zeros);
+    const SubnormalsAsZeros mode(subnormals_are_zeros_);
     body(item, thread);
 }
 
 void ThreadPool::poll_if_due() {
-    if (!poll) return;
     const auto now = std::chrono::steady_clock::now();
     if (now - workers_->polled < kPollInterval) return;
     workers_->polled = now;
-    poll();
+    poll_();
 }
 
 void ThreadPool::work(int thread, uint64_t seen) {

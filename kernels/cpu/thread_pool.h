@@ -24,7 +24,9 @@ class FunctionRef {
 
 class ThreadPool {
    public:
-    explicit ThreadPool(int num_threads);
+    // poll: called from time to time while the pool works. subnormals_are_zeros: whether bodies compute with subnormal numbers as zeros, in
+    // every thread, so that results do not depend on it.
+    ThreadPool(int num_threads, void (*poll)(), bool subnormals_are_zeros = false);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
@@ -35,14 +37,9 @@ class ThreadPool {
     // Stops the workers until the next run: an idle pool must not hold threads, because a fork would lose them.
     void rest();
 
-    // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too (as thread 0), and calls `poll` from
-    // time to time, if set. The first exception of a body or of `poll` is rethrown once all threads are done.
+    // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too (as thread 0), and calls `poll`. The
+    // first exception of a body or of `poll` is rethrown once all threads are done.
     void run(int64_t num_items, FunctionRef<int64_t, int> body);
-
-    void (*poll)() = nullptr;
-
-    // Whether bodies compute with subnormal numbers as zeros: in every thread, so that results do not depend on it.
-    bool subnormals_are_zeros = false;
 
    private:
     struct Workers;  // whose headers the files of the filters need not read
@@ -53,6 +50,8 @@ class ThreadPool {
     void take_item(FunctionRef<int64_t, int> body, int64_t item, int thread) const;
     void poll_if_due();
 
+    void (*const poll_)();
+    const bool subnormals_are_zeros_;
     const int num_threads_;
     const std::unique_ptr<Workers> workers_;
 };

@@ -167,25 +167,13 @@ void softmax(const float* logits, int num_labels, int64_t grid_size, ThreadPool&
 }
 
 std::vector<float> channel_ranges(const float* channels, int64_t num_channels, int64_t grid_size, ThreadPool& pool) {
-    const int64_t num_pieces = (grid_size + kPiece - 1) / kPiece;
-    std::vector<float> lowest(num_channels * num_pieces), highest(num_channels * num_pieces);
-    for_pieces_of_grid(grid_size, pool, [&](int64_t first, int64_t count) {
-        for (int64_t c = 0; c < num_channels; ++c) {
-            LaneRange range;
-            range.add(channels + c * grid_size + first, count);
-            std::tie(lowest[c * num_pieces + first / kPiece], highest[c * num_pieces + first / kPiece]) = range.ends();
-        }
-    });
     std::vector<float> ranges;
     for (int64_t c = 0; c < num_channels; ++c) {
-        float least = std::numeric_limits<float>::infinity(), most = -least;
-        for (int64_t p = c * num_pieces; p < (c + 1) * num_pieces; ++p) {
-            least = lowest[p] >= least ? least : lowest[p];  // NaN stays
-            most = highest[p] <= most ? most : highest[p];
-            if (lowest[p] != lowest[p]) break;
-        }
-        ranges.push_back(least);
-        ranges.push_back(most);
+        const auto add = [&](int64_t piece, LaneRange& range) {
+            range.add(channels + c * grid_size + piece * kPiece, std::min(kPiece, grid_size - piece * kPiece));
+        };
+        const auto [least, most] = range_of_blocks((grid_size + kPiece - 1) / kPiece, pool, add);
+        ranges.insert(ranges.end(), {least, most});
     }
     return ranges;
 }
