@@ -28,8 +28,7 @@ class KeyTable {
         uint32_t home[kMostPlaces];
         uint8_t is_elsewhere[kMostPlaces];
         for (int i = 0; i < count; ++i) home[i] = first_bucket(keys[i]);
-        // Most keys are in their first bucket. Whether a key is there is hard to predict, so nothing branches on it, and the others are
-        // looked for in the end.
+        // Most keys are in their first bucket. Which ones is hard to predict, so nothing branches on it; the others are found in the end.
         for (int first = 0; first < count; first += kLanes) {
             Key present[kLanes];
             for (int lane = 0; lane < kLanes; ++lane) {
