@@ -268,7 +268,7 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
     const VertexOrder<Key> order(space.layout(), num_axes);
     BlockRecords<Key> records = sort_by_block(tiles, layout, pool);
     // The tiles' own lists, before those of the vertices are allocated.
-    BlockCache::release_idle(input.voxels->num_voxels * (geometry.num_features + 1) * static_cast<int64_t>(sizeof(float)));
+    BlockCache::release_idle(tiles.num_records * (geometry.num_features + 1) * static_cast<int64_t>(sizeof(float)));
     LatticeVertices<Key> vertices = number_vertices(records, order, pool);
     find_neighbors(vertices, order, layout, space, pool, lattice);
     vertices.keys = Buffer<Key>();
