@@ -98,7 +98,7 @@ class LatticeFilter final : public Filter {
           sent_rows_(Lattice::tile_voxels(lattice_.num_features) + kLanes) {
         scratch_.resize(pool.num_threads());
         // With far more vertices than voxels, their rows use most of the memory, so fewer channels are filtered at a time.
-        widest_ = lattice_.num_vertices > 4 * num_voxels_ ? 2 : lattice_.num_slots > num_voxels_ / 2 ? 4 : 8;
+        widest_ = lattice_.num_vertices > 4 * num_voxels_ ? 2 : lattice_.slot.size > num_voxels_ / 2 ? 4 : 8;
         // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex
         // in a volume of (D + 1)^(D - 1/2), if the blur is [1 2 1] / 2 and the weights of splatting and slicing are in 1 / 65535.
         constexpr double pi = 3.14159265358979323846;
@@ -129,7 +129,7 @@ class LatticeFilter final : public Filter {
     void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
                        Workspace& workspace) override {
         const int64_t num_tiles = static_cast<int64_t>(lattice_.tiles.size());
-        auto* const rows = reinterpret_cast<vfloat*>(workspace.floats(lattice_.num_slots * kLanes));
+        auto* const rows = reinterpret_cast<vfloat*>(workspace.floats(lattice_.slot.size * kLanes));
         std::vector<vfloat> of_tile(num_tiles);
         grow_scratch(kLanes);
         for (int c = 0; c < num_channels; c += 4) {
@@ -186,7 +186,7 @@ class LatticeFilter final : public Filter {
     void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum,
                 Workspace& workspace, bool transposed, float* scale) {
         using Row = typename RowOf<C>::type;
-        auto* const rows = reinterpret_cast<Row*>(workspace.floats(lattice_.num_slots * C));
+        auto* const rows = reinterpret_cast<Row*>(workspace.floats(lattice_.slot.size * C));
         grow_scratch(C);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
             splat<C>(lattice_.tiles[t], values, group, pre, scale != nullptr, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
@@ -416,7 +416,7 @@ class LatticeFilter final : public Filter {
                 } else if (post) {
                     scale = load_some(post + n, count);
                 }
-                scale = scale * amplitude_;
+                scale *= amplitude_;
                 for (int c = 0; c < group; ++c) {
                     float* to = sum + c * num_voxels_ + n;
                     store_some(to, load_some(to, count) + channel[c] * (scale * channel_weight[c]), count);

@@ -188,7 +188,7 @@ ColumnLines follow_lines(const VertexLists<Key>& lists, Key diagonal, ThreadPool
     return lines;
 }
 
-// One bit for each of the bytes, which are 0 or 1, and a multiple of eight.
+// One bit for each of the bytes, which are 0 or 1; their number is a multiple of eight.
 inline Buffer<uint8_t> pack_bits(const Buffer<uint8_t>& bytes, ThreadPool& pool) {
     const int64_t size = bytes.size / 8;
     Buffer<uint8_t> bits(size + kBitPadding);

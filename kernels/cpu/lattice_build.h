@@ -27,7 +27,6 @@ struct Lattice {
 
     int num_features = 0;  // D of the lattice: at least that of the image
     int64_t num_vertices = 0;
-    int64_t num_slots = 0;
     int64_t largest_tile = 0;  // vertices of the largest tile
     std::vector<Piece> pieces;
     std::vector<Tile> tiles;

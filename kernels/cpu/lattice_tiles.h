@@ -19,8 +19,8 @@ class KeyTable {
         resize(kFirstBits);
     }
 
-    // Numbers of the keys of the first `lanes` lanes, assigned in order of first touch; keys and numbers: (corner, lane). No more than
-    // kMostKeys different ones may come between two calls of `take`.
+    // Numbers of the keys of the first `lanes` lanes, assigned in order of first touch; keys and numbers: (corner, lane), and other lanes
+    // may get any number. No more than kMostKeys different keys may come between two calls of `take`.
     void find_or_add(const Key* keys, int lanes, int num_corners, uint16_t* numbers) {
         while ((static_cast<int64_t>(num_found_) + lanes * num_corners) * kBucketsPerKey > buckets_.size) grow();
         constexpr int kMostPlaces = kLanes * (kMaxLatticeFeatures + 1), kBits = 64;

@@ -240,8 +240,7 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
 // shares are summed is fixed.
 template <class Key>
 void assign_slots(const BlockRecords<Key>& records, const LatticeVertices<Key>& vertices, ThreadPool& pool, Lattice& lattice) {
-    lattice.num_slots = records.record.size;
-    lattice.slot = Buffer<uint32_t>(lattice.num_slots);
+    lattice.slot = Buffer<uint32_t>(records.record.size);
     lattice.shared.resize(vertices.num_shared);
     for_blocks(static_cast<int64_t>(vertices.blocks.size()), pool, [&](int64_t b, int) {
         const uint32_t begin = records.block_begin[b];
