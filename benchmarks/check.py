@@ -28,31 +28,54 @@ ROW_REACH = 5.0  # in theta_alpha: what lies farther has a kernel below e^-12.5
 def exact_rows(workload: Workload, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Flat indices of sampled voxels, the same each time, and the message (K values) / (K 1) of the bilateral kernel there, (L, count)."""
     values = softmax(workload.logits)
-    inside = np.flatnonzero(workload.mask) if workload.mask is not None else np.arange(workload.image[0].size)
-    voxels = np.random.default_rng(20240229).choice(inside, size=min(count, inside.size), replace=False)
+    inside = (
+        np.flatnonzero(workload.mask)
+        if workload.mask is not None
+        else np.arange(workload.image[0].size)
+    )
+    voxels = np.random.default_rng(20240229).choice(
+        inside, size=min(count, inside.size), replace=False
+    )
     meta = workload.meta
     reach = [int(np.ceil(ROW_REACH * meta["theta_alpha"] / step)) for step in meta["spacing"]]
     result = np.empty((values.shape[0], voxels.size))
     for column, voxel in enumerate(voxels):
         center = np.unravel_index(voxel, workload.grid_shape)
-        box = tuple(slice(max(0, c - r), min(c + r + 1, n)) for c, r, n in zip(center, reach, workload.grid_shape, strict=True))
-        offsets = [(np.arange(own.start, own.stop) - c) * step for own, c, step in zip(box, center, meta["spacing"], strict=True)]
-        exponent = sum(np.ix_(*((offset / meta["theta_alpha"]) ** 2 for offset in offsets)), np.float32(0.0)).astype(np.float32)
+        box = tuple(
+            slice(max(0, c - r), min(c + r + 1, n))
+            for c, r, n in zip(center, reach, workload.grid_shape, strict=True)
+        )
+        offsets = [
+            (np.arange(own.start, own.stop) - c) * step
+            for own, c, step in zip(box, center, meta["spacing"], strict=True)
+        ]
+        exponent = sum(
+            np.ix_(*((offset / meta["theta_alpha"]) ** 2 for offset in offsets)), np.float32(0.0)
+        ).astype(np.float32)
         for channel in workload.image:
             difference = channel[box].astype(np.float32) - np.float32(channel[center])
             exponent += (difference / np.float32(255.0 * meta["theta_beta"])) ** 2
         kernel = np.exp(-0.5 * exponent).astype(np.float64)
         if workload.mask is not None:
             kernel *= workload.mask[box]
-        result[:, column] = values[(slice(None), *box)].reshape(len(values), -1) @ kernel.ravel() / kernel.sum()
+        result[:, column] = (
+            values[(slice(None), *box)].reshape(len(values), -1) @ kernel.ravel() / kernel.sum()
+        )
     return voxels, result
 
 
-def message_at(workload: Workload, voxels: NDArray[np.int64], filter_name: str = "auto") -> NDArray[np.float32]:
+def message_at(
+    workload: Workload, voxels: NDArray[np.int64], filter_name: str = "auto"
+) -> NDArray[np.float32]:
     """One bilateral message of the engine at some voxels, (L, len(voxels))."""
     meta, values = workload.meta, softmax(workload.logits)
-    kernel = KernelSpec((meta["theta_alpha"],) * len(workload.grid_shape), (meta["theta_beta"],) * len(workload.image))
-    image = GridImage(workload.image.astype(np.float32) / np.float32(255.0), workload.mask, meta["spacing"])
+    kernel = KernelSpec(
+        (meta["theta_alpha"],) * len(workload.grid_shape),
+        (meta["theta_beta"],) * len(workload.image),
+    )
+    image = GridImage(
+        workload.image.astype(np.float32) / np.float32(255.0), workload.mask, meta["spacing"]
+    )
     spec = KernelSetSpec((kernel,), "after", filter_name, num_labels=len(values), num_iterations=1)
     return get_backend("cpu").message(values, image, spec).reshape(len(values), -1)[:, voxels]
 
@@ -62,7 +85,9 @@ def _require(passed: bool, message: str) -> None:
         raise SystemExit(f"benchmark: wrong result, so its time does not count: {message}")
 
 
-def check_result(workload: Workload, results: dict[str, NDArray[Any]], our_lattice: Callable[[], NDArray[Any]]) -> dict[str, float]:
+def check_result(
+    workload: Workload, results: dict[str, NDArray[Any]], our_lattice: Callable[[], NDArray[Any]]
+) -> dict[str, float]:
     """Compare one message with rows of the exact one, and our (L, N) marginals over the masked voxels with the peers' results.
 
     With far more vertices than voxels a lattice is a poor approximation, and another filter, held to exact rows, differs from it. That both
@@ -70,7 +95,9 @@ def check_result(workload: Workload, results: dict[str, NDArray[Any]], our_latti
     """
     voxels, exact = exact_rows(workload, NUM_ROWS)
     error = float(np.sqrt(np.mean((message_at(workload, voxels) - exact) ** 2) / np.mean(exact**2)))
-    _require(error <= MAX_ROW_ERROR, f"a bilateral message is off by {error:.1%} RMS of the exact one")
+    _require(
+        error <= MAX_ROW_ERROR, f"a bilateral message is off by {error:.1%} RMS of the exact one"
+    )
     checks, ours = {"message_relative_rms": error}, results["crfrefine"]
     if (theirs := results.get("pydensecrf2")) is not None:
         rms, most = _rms(ours, theirs), MAX_MARGINAL_RMS
@@ -79,7 +106,10 @@ def check_result(workload: Workload, results: dict[str, NDArray[Any]], our_latti
             ours, most = our_lattice(), MAX_LATTICE_RMS
             rms = _rms(ours, theirs)
         _require(rms <= most, f"marginals differ from pydensecrf2's by {rms:.4f} RMS")
-        checks |= {"pydensecrf2_marginals_rms": rms, "pydensecrf2_label_agreement": _agreement(ours, theirs.argmax(axis=0))}
+        checks |= {
+            "pydensecrf2_marginals_rms": rms,
+            "pydensecrf2_label_agreement": _agreement(ours, theirs.argmax(axis=0)),
+        }
     if (labels := results.get("simplecrf")) is not None:
         checks["simplecrf_label_agreement"] = _agreement(ours, labels.ravel())
     return checks

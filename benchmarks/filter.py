@@ -29,9 +29,17 @@ from measure import Meter, softmax
 
 THETA_ALPHA, THETA_BETA = 5.0, 0.1  # voxels; on the scale 0 to 1
 NUM_SAMPLED = 200
-CASES = [((100, 100, 100), num_features, num_values) for num_features in (4, 7) for num_values in (2, 5)]  # grid, D, V
+CASES = [
+    ((100, 100, 100), num_features, num_values) for num_features in (4, 7) for num_values in (2, 5)
+]  # grid, D, V
 LARGE = ((250, 200, 200), 6, 2)
-SYSTEMS = [("crfrefine", 1), ("crfrefine", 2), ("crfrefine-list", 1), ("pydensecrf2", 1), ("monai", 1)]
+SYSTEMS = [
+    ("crfrefine", 1),
+    ("crfrefine", 2),
+    ("crfrefine-list", 1),
+    ("pydensecrf2", 1),
+    ("monai", 1),
+]
 CLOCKS = {1: time.process_time, 2: time.perf_counter}
 
 Outcome = tuple[dict[str, float], Any]  # seconds of each stage, and the result
@@ -64,7 +72,9 @@ def run_pydensecrf2(features: Any, values: Any, threads: int) -> Outcome:
         begun = clock()
         crf.stepInference(marginals, *buffers)
         seconds.append((built - started, clock() - begun))
-    message = np.log(np.maximum(np.asarray(marginals), 1e-30)) - logarithms  # up to a number per point; messages sum to 1
+    message = (
+        np.log(np.maximum(np.asarray(marginals), 1e-30)) - logarithms
+    )  # up to a number per point; messages sum to 1
     result = message + (1.0 - message.sum(axis=0)) / len(values)
     return {"build": seconds[1][0], "filter": seconds[1][1] - seconds[0][1]}, result
 
@@ -84,9 +94,14 @@ def run_gradients(features: Any, values: Any, threads: int) -> float:
 
     from crfrefine.layer.functional import gaussian_filter
 
-    clock, sent = CLOCKS[threads], [torch.from_numpy(array)[None].requires_grad_() for array in (values, features)]
+    clock, sent = (
+        CLOCKS[threads],
+        [torch.from_numpy(array)[None].requires_grad_() for array in (values, features)],
+    )
     started = clock()
-    gaussian_filter(*sent, method="lattice", normalization="after", threads=threads).square().sum().backward()
+    gaussian_filter(
+        *sent, method="lattice", normalization="after", threads=threads
+    ).square().sum().backward()
     return clock() - started
 
 
@@ -94,7 +109,9 @@ def work(system: str, file: str, threads: int, repeats: int) -> None:
     features, values, grid, sampled, exact = np.load(file).values()
     run: Any = {"pydensecrf2": run_pydensecrf2, "monai": run_monai}.get(system, run_crfrefine)
     few, few_values = (np.ascontiguousarray(array[:, :5000]) for array in (features, values))
-    run(few.T if "crfrefine" in system else few, few_values, threads)  # Libraries load what they need.
+    run(
+        few.T if "crfrefine" in system else few, few_values, threads
+    )  # Libraries load what they need.
     if system == "crfrefine":
         features, values = (array.reshape(-1, *grid) for array in (features, values))
     elif system == "crfrefine-list":
@@ -106,29 +123,50 @@ def work(system: str, file: str, threads: int, repeats: int) -> None:
     best = min(runs, key=lambda seconds: sum(seconds.values()))
     figures = {**best, "all": sum(best.values()), "peak_mib": meter.peak_mib, "error": error}
     if system == "crfrefine":
-        figures["gradients"] = min(run_gradients(features, values, threads) for _ in range(min(repeats, 2)))
+        figures["gradients"] = min(
+            run_gradients(features, values, threads) for _ in range(min(repeats, 2))
+        )
     print(json.dumps(figures))
 
 
 def store(file: Path, shape: tuple[int, ...], num_features: int, num_values: int) -> None:
     from workloads import WorkloadSpec, make
 
-    arrays = make(WorkloadSpec("filter", shape, num_values, num_features - 3, THETA_ALPHA, THETA_BETA, 3.0))
-    columns = np.indices(shape, np.float32) / np.float32(THETA_ALPHA), arrays.image / np.float32(255 * THETA_BETA)
+    arrays = make(
+        WorkloadSpec("filter", shape, num_values, num_features - 3, THETA_ALPHA, THETA_BETA, 3.0)
+    )
+    columns = (
+        np.indices(shape, np.float32) / np.float32(THETA_ALPHA),
+        arrays.image / np.float32(255 * THETA_BETA),
+    )
     features = np.concatenate(columns).reshape(num_features, -1)
     values = softmax(arrays.logits).reshape(num_values, -1)
-    sampled, exact = np.random.default_rng(0).choice(features.shape[1], NUM_SAMPLED, replace=False), []
+    sampled, exact = (
+        np.random.default_rng(0).choice(features.shape[1], NUM_SAMPLED, replace=False),
+        [],
+    )
     for point in features[:, sampled].T.astype(np.float64):
-        weights = np.exp(-0.5 * sum((row - own) ** 2 for row, own in zip(features, point, strict=True)))
+        weights = np.exp(
+            -0.5 * sum((row - own) ** 2 for row, own in zip(features, point, strict=True))
+        )
         exact.append(values @ weights / weights.sum())
-    np.savez(file, features=features, values=values, grid=shape, sampled=sampled, exact=np.transpose(exact))
+    np.savez(
+        file,
+        features=features,
+        values=values,
+        grid=shape,
+        sampled=sampled,
+        exact=np.transpose(exact),
+    )
 
 
 def main() -> None:
     from peers import BENCH, interpreter, run_measured
     from report import describe, markdown_table, provenance
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--monai", metavar="PYTHON")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--large", action="store_true")
@@ -141,12 +179,34 @@ def main() -> None:
             store(file, shape, num_features, num_values)
         for system, threads in SYSTEMS if options.monai else SYSTEMS[:-1]:
             program = options.monai if system == "monai" else interpreter(system)
-            found = run_measured([program, __file__, "--work", system, file, str(threads), str(options.repeats)])
-            seconds = [f"{found[stage]:.3f}" if found.get(stage) else "–" for stage in ("build", "filter", "all", "gradients")]
+            found = run_measured(
+                [program, __file__, "--work", system, file, str(threads), str(options.repeats)]
+            )
+            seconds = [
+                f"{found[stage]:.3f}" if found.get(stage) else "–"
+                for stage in ("build", "filter", "all", "gradients")
+            ]
             case = f"{np.prod(shape) / 1e6:g} M, {num_features}, {num_values}"
-            rows.append([case, f"{system}, {threads}", *seconds, f"{found['peak_mib']:.0f}", f"{100 * found['error']:.2f} %"])
+            rows.append(
+                [
+                    case,
+                    f"{system}, {threads}",
+                    *seconds,
+                    f"{found['peak_mib']:.0f}",
+                    f"{100 * found['error']:.2f} %",
+                ]
+            )
             sys.stderr.write(" | ".join(rows[-1]) + "\n")
-    header = ["points, D, V", "system, threads", "build, s", "filter, s", "both, s", "result with gradients, s", "memory, MiB", "error"]
+    header = [
+        "points, D, V",
+        "system, threads",
+        "build, s",
+        "filter, s",
+        "both, s",
+        "result with gradients, s",
+        "memory, MiB",
+        "error",
+    ]
     sys.stdout.write(f"{markdown_table(header, rows)}\n{provenance(describe())}")
 
 

@@ -18,7 +18,10 @@ Launched = tuple[str, str, tuple[tuple[str, int], ...]]
 """Source, kernel, and its constants."""
 
 FILTERS = ("exact", "truncated", "lattice", "grid")
-SHAPE, SPACING = (9, 6, 37), (1.0, 0.8, 1.5)  # the last axis is longer than a warp, no extent is a multiple of anything
+SHAPE, SPACING = (
+    (9, 6, 37),
+    (1.0, 0.8, 1.5),
+)  # the last axis is longer than a warp, no extent is a multiple of anything
 
 
 class Watched:
@@ -31,7 +34,15 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._device, name)
 
-    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_items: int, *arguments: Any, how: str = "launch") -> None:
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        constants: Mapping[str, int],
+        num_items: int,
+        *arguments: Any,
+        how: str = "launch",
+    ) -> None:
         if num_items:
             self.launched.add((source, kernel, tuple(sorted(constants.items()))))
         getattr(self._device, how)(source, kernel, constants, num_items, *arguments)
@@ -42,8 +53,12 @@ class Watched:
 
 def not_run(launched: set[Launched]) -> list[str]:
     """The kernels that are missing there, as "source.kernel"."""
-    every = {(name, kernel) for name in source_names() for kernel in kernel_source(name, {}).kernels}
-    return [f"{source}.{kernel}" for source, kernel in sorted(every - {found[:2] for found in launched})]
+    every = {
+        (name, kernel) for name in source_names() for kernel in kernel_source(name, {}).kernels
+    }
+    return [
+        f"{source}.{kernel}" for source, kernel in sorted(every - {found[:2] for found in launched})
+    ]
 
 
 def run_each(device: Any) -> set[Launched]:
@@ -51,7 +66,10 @@ def run_each(device: Any) -> set[Launched]:
     watched, rng = Watched(device), np.random.default_rng(5)
     engine: Any = CudaBackend(watched)
     mask = rng.random(SHAPE) < 0.1
-    logits, image = rng.normal(size=(4, *SHAPE)).astype(np.float32), rng.random((2, *SHAPE)).astype(np.float32)
+    logits, image = (
+        rng.normal(size=(4, *SHAPE)).astype(np.float32),
+        rng.random((2, *SHAPE)).astype(np.float32),
+    )
     for filter_name in FILTERS:
         _run_backward(engine, logits, image, mask, filter_name)
     wide = _kernels(engine, image, None, (KernelSpec((300.0,) * 3, (300.0,) * 2),), "lattice", 4)
@@ -66,8 +84,16 @@ def run_all(device: Any) -> set[Launched]:
     watched, rng = Watched(device), np.random.default_rng(5)
     engine: Any = CudaBackend(watched)
     mask = rng.random(SHAPE) < 0.7
-    logits, image = rng.normal(size=(5, *SHAPE)).astype(np.float32), rng.random((4, *SHAPE)).astype(np.float32)
-    common = {"bilateral.theta_beta": 0.4, "spatial.weight": 0.5, "spatial.theta_gamma": 1.2, "mean_field.num_iterations": 5}
+    logits, image = (
+        rng.normal(size=(5, *SHAPE)).astype(np.float32),
+        rng.random((4, *SHAPE)).astype(np.float32),
+    )
+    common = {
+        "bilateral.theta_beta": 0.4,
+        "spatial.weight": 0.5,
+        "spatial.theta_gamma": 1.2,
+        "mean_field.num_iterations": 5,
+    }
     # A long bandwidth has all voxels on a few vertices, whose lists are cut into segments; a tiny one has keys of more than 64 bits.
     for filter_name, theta_alpha, theta_beta in (
         ("exact", 1.7, 0.4),
@@ -76,28 +102,59 @@ def run_all(device: Any) -> set[Launched]:
         ("lattice", 300.0, 300.0),
         ("lattice", 0.02, 0.001),
     ):
-        bandwidths = {"bilateral.theta_alpha": theta_alpha, "bilateral.theta_beta": theta_beta, "mean_field.filter": filter_name}
+        bandwidths = {
+            "bilateral.theta_alpha": theta_alpha,
+            "bilateral.theta_beta": theta_beta,
+            "mean_field.filter": filter_name,
+        }
         for inside, others in ((mask, {}), (None, {"mean_field.tolerance": 1e-6})):
-            parameters = CrfParameters().replace(**{**common, **bandwidths, **others}).resolve(5, 4, 3)
+            parameters = (
+                CrfParameters().replace(**{**common, **bandwidths, **others}).resolve(5, 4, 3)
+            )
             engine.mean_field(logits, GridImage(image, inside, SPACING), parameters)
-        _message(engine, logits, image, mask, KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4), filter_name, "none")
+        _message(
+            engine,
+            logits,
+            image,
+            mask,
+            KernelSpec((theta_alpha,) * 3, (theta_beta,) * 4),
+            filter_name,
+            "none",
+        )
     _run_grids(engine, logits, image)
     _run_short_axes(engine)
     _run_many_labels(engine, image, mask)
     _run_volumes(engine, image, mask, (5, 11))
     for filter_name in FILTERS:
-        _run_backward(engine, logits, image[:2] if filter_name == "grid" else image, mask, filter_name)
+        _run_backward(
+            engine, logits, image[:2] if filter_name == "grid" else image, mask, filter_name
+        )
     _run_label_counts(engine, image, mask)
     device.synchronize()
     return watched.launched
 
 
-def _kernels(engine: Any, image: Any, mask: Any, terms: tuple[KernelSpec, ...], filter_name: str, num_labels: int) -> Any:
+def _kernels(
+    engine: Any,
+    image: Any,
+    mask: Any,
+    terms: tuple[KernelSpec, ...],
+    filter_name: str,
+    num_labels: int,
+) -> Any:
     spec = KernelSetSpec(terms, "symmetric", filter_name, num_labels=num_labels, num_iterations=2)
     return engine.kernels(GridImage(image, mask, SPACING), spec)
 
 
-def _message(engine: Any, values: Any, image: Any, mask: Any, kernel: KernelSpec, filter_name: str, normalization: str) -> None:
+def _message(
+    engine: Any,
+    values: Any,
+    image: Any,
+    mask: Any,
+    kernel: KernelSpec,
+    filter_name: str,
+    normalization: str,
+) -> None:
     spec = KernelSetSpec((kernel,), normalization, filter_name, num_labels=5, num_iterations=1)
     engine.message(values, GridImage(image, mask, (*SPACING, 0.8)[: image.ndim - 1]), spec)
 
@@ -108,10 +165,15 @@ def _run_label_counts(engine: Any, image: Any, mask: Any) -> None:
     for num_labels in (2, 3, 9):
         logits = rng.normal(size=(num_labels, *SHAPE)).astype(np.float32)
         for filter_name in FILTERS:
-            _run_backward(engine, logits, image if filter_name == "lattice" else image[:1], mask, filter_name)
+            _run_backward(
+                engine, logits, image if filter_name == "lattice" else image[:1], mask, filter_name
+            )
     # One channel: of two labels with one weight, the last one is implied.
     kernels = _kernels(engine, image[:1], mask, (KernelSpec((1.2,) * 3, (0.4,)),), "lattice", 2)
-    kernels.run(rng.normal(size=(2, *SHAPE)).astype(np.float32), MeanFieldSpec(np.full((1, 2), 0.5), 1.0 - np.eye(2), 1))
+    kernels.run(
+        rng.normal(size=(2, *SHAPE)).astype(np.float32),
+        MeanFieldSpec(np.full((1, 2), 0.5), 1.0 - np.eye(2), 1),
+    )
 
 
 def _run_grids(engine: Any, logits: Any, image: Any) -> None:
@@ -120,7 +182,11 @@ def _run_grids(engine: Any, logits: Any, image: Any) -> None:
     for shape in (SHAPE, (57,), (9, 20), (3, 5, 4, 6)):
         inside = rng.random(shape) < 0.7
         for num_modalities, theta_beta in ((1, 0.4), (1, 0.0007), (2, 0.3)):
-            own = image[:num_modalities] if shape == SHAPE else rng.random((num_modalities, *shape), dtype=np.float32)
+            own = (
+                image[:num_modalities]
+                if shape == SHAPE
+                else rng.random((num_modalities, *shape), dtype=np.float32)
+            )
             values = logits if shape == SHAPE else rng.random((5, *shape), dtype=np.float32)
             kernel = KernelSpec((1.7,) * len(shape), (theta_beta,) * num_modalities)
             for mask in (None, inside):
@@ -132,7 +198,10 @@ def _run_short_axes(engine: Any) -> None:
     rng = np.random.default_rng(7)
     for shape in ((57,), (9, 20), (5, 6, 7)):
         for inside in (None, rng.random(shape) < 0.7):
-            values, image = rng.random((4, *shape), dtype=np.float32), np.zeros((0, *shape), np.float32)
+            values, image = (
+                rng.random((4, *shape), dtype=np.float32),
+                np.zeros((0, *shape), np.float32),
+            )
             _message(engine, values, image, inside, KernelSpec((1.2,) * len(shape)), "auto", "none")
 
 
@@ -144,7 +213,9 @@ def _run_many_labels(engine: Any, image: Any, mask: Any) -> None:
     kernels = _kernels(engine, image, mask, terms, "lattice", 35)
     for weights in (np.full((2, 35), 0.5), rng.random((2, 35))):
         for penalty in (np.ones((35, 35)), rng.random((35, 35))):
-            kernels.run(logits, MeanFieldSpec(weights, penalty * (1.0 - np.eye(35)), 2, tolerance=1e-6))
+            kernels.run(
+                logits, MeanFieldSpec(weights, penalty * (1.0 - np.eye(35)), 2, tolerance=1e-6)
+            )
 
 
 def _weights(num_labels: int) -> Any:
@@ -159,7 +230,9 @@ def _run_volumes(engine: Any, image: Any, mask: Any, runs: Iterable[int]) -> Non
     for num_labels in runs:
         logits = rng.normal(size=(num_labels, *SHAPE)).astype(np.float32)
         kernels = _kernels(engine, image, mask, terms, "exact", num_labels)
-        model = MeanFieldSpec(_weights(num_labels), 1.0 - np.eye(num_labels), 2, tolerance=1e-6, volume_weight=0.8)
+        model = MeanFieldSpec(
+            _weights(num_labels), 1.0 - np.eye(num_labels), 2, tolerance=1e-6, volume_weight=0.8
+        )
         kernels.run(logits, model)
         kernels.backward(kernels.forward(logits, model), logits, np.ones_like(logits))
 
@@ -167,7 +240,10 @@ def _run_volumes(engine: Any, image: Any, mask: Any, runs: Iterable[int]) -> Non
 def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: str) -> None:
     num_labels = len(logits)
     wide = 3.0 if filter_name == "grid" else 1.0  # a narrow kernel has a grid of many cells
-    terms = (KernelSpec((1.2 * wide, 1.7 * wide, 1.4 * wide), (0.4 * wide,) * len(image)), KernelSpec((1.1, 1.2, 1.3)))
+    terms = (
+        KernelSpec((1.2 * wide, 1.7 * wide, 1.4 * wide), (0.4 * wide,) * len(image)),
+        KernelSpec((1.1, 1.2, 1.3)),
+    )
     kernels = _kernels(engine, image, mask, terms, filter_name, num_labels)
     weights = np.full((2, num_labels), 0.5)
     weights[0, 1] = 0.8

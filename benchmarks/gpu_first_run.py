@@ -25,14 +25,18 @@ from gpu_replay import append, run_process
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
-_USES_GPU = re.compile(r"\bmark\.gpu\b|^def test_\w+\([^)]*\b(backend|compiled_backend)\b", re.MULTILINE)
+_USES_GPU = re.compile(
+    r"\bmark\.gpu\b|^def test_\w+\([^)]*\b(backend|compiled_backend)\b", re.MULTILINE
+)
 """What a file with tests of the marker `gpu` has in it: the marker, or a fixture that gives it to the parameter `cuda`."""
 
 
 class Step(NamedTuple):
     name: str  # unique in its call
     seconds: int  # its limit
-    command: Sequence[object]  # program and arguments; empty if the program is missing, and the step is noted as skipped
+    command: Sequence[
+        object
+    ]  # program and arguments; empty if the program is missing, and the step is noted as skipped
     environment: Mapping[str, str] = {}  # variables that are set for it
 
 
@@ -43,28 +47,77 @@ Call = list[list[Step]]
 def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> dict[int, Call]:
 
     def gpu(seconds: int, *arguments: str) -> list[Step]:
-        return [Step(" ".join(arguments), seconds, [sys.executable, "-u", HERE / "gpu.py", *arguments, "-o", lines])]
+        return [
+            Step(
+                " ".join(arguments),
+                seconds,
+                [sys.executable, "-u", HERE / "gpu.py", *arguments, "-o", lines],
+            )
+        ]
 
     # Beside the interpreter's packages, not among them: it may be somebody else's.
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", "--upgrade"]
-    begin = [[Step("unpack wheels", 30, [*pip, "--target", unpacked, *wheels] if wheels else [])], gpu(30, "environment")]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-index",
+        "--upgrade",
+    ]
+    begin = [
+        [Step("unpack wheels", 30, [*pip, "--target", unpacked, *wheels] if wheels else [])],
+        gpu(30, "environment"),
+    ]
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     places = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
     sanitizer = shutil.which("compute-sanitizer", path=os.pathsep.join(places))
-    watched = ["--error-exitcode", 9, "--print-limit", 20, sys.executable, "-u", HERE / "gpu_every_kernel.py"]
+    watched = [
+        "--error-exitcode",
+        9,
+        "--print-limit",
+        20,
+        sys.executable,
+        "-u",
+        HERE / "gpu_every_kernel.py",
+    ]
     tools = ("memcheck", "synccheck", "racecheck", "initcheck")
     return {
         1: [
             *begin,
-            [Step("replay", 190, [sys.executable, "-u", HERE / "gpu_replay.py", record, "-o", lines, "--seconds", 180])],
+            [
+                Step(
+                    "replay",
+                    190,
+                    [
+                        sys.executable,
+                        "-u",
+                        HERE / "gpu_replay.py",
+                        record,
+                        "-o",
+                        lines,
+                        "--seconds",
+                        180,
+                    ],
+                )
+            ],
             gpu(55, "time", "Lm"),
             gpu(55, "time", "Lm-1.5mm"),
             gpu(55, "time", "Lm", "auto"),
         ],
         2: [
             *begin,
-            [_test(path) for path in sorted(ROOT.glob("tests/*/test_*.py")) if _USES_GPU.search(path.read_text(encoding="utf-8"))],
-            [Step(tool, 230, [sanitizer, "--tool", tool, *watched] if sanitizer else []) for tool in tools],
+            [
+                _test(path)
+                for path in sorted(ROOT.glob("tests/*/test_*.py"))
+                if _USES_GPU.search(path.read_text(encoding="utf-8"))
+            ],
+            [
+                Step(tool, 230, [sanitizer, "--tool", tool, *watched] if sanitizer else [])
+                for tool in tools
+            ],
         ],
         3: [
             *begin,
@@ -81,7 +134,19 @@ def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> 
 def _test(path: Path) -> Step:
     # Other people's warnings are their own business; the engine's are RuntimeWarnings. With a safe path the source tree does not hide an
     # installed package. Many files at once: none has all of the processor.
-    options = ["-m", "gpu", "-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-W", "default", "-W", "error::RuntimeWarning"]
+    options = [
+        "-m",
+        "gpu",
+        "-v",
+        "-rs",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+        "-W",
+        "error::RuntimeWarning",
+    ]
     environment = {"PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     name = path.relative_to(ROOT / "tests").with_suffix("").as_posix()
     return Step(f"test {name}", 240, [sys.executable, "-m", "pytest", *options, path], environment)
@@ -96,12 +161,21 @@ def run_call(call: Call, lines: Path) -> list[str]:
         outcome, status, said = "skipped", None, "it is not there"
         if step.command:
             try:
-                status, said = run_process(step.command, step.seconds, cwd=ROOT, env={**os.environ, **step.environment})
+                status, said = run_process(
+                    step.command, step.seconds, cwd=ROOT, env={**os.environ, **step.environment}
+                )
                 outcome = "ended at its limit" if status is None else "failed" if status else "done"
             except OSError as error:
                 outcome, said = "failed", str(error)
         seconds = round(time.monotonic() - started, 1)
-        line = {"step": "run", "name": step.name, "outcome": outcome, "status": status, "limit": step.seconds, "seconds": seconds}
+        line = {
+            "step": "run",
+            "name": step.name,
+            "outcome": outcome,
+            "status": status,
+            "limit": step.seconds,
+            "seconds": seconds,
+        }
         with writing:
             append(lines, {**line, "said": said[-1500:] if outcome != "done" else ""})
             with lines.with_suffix(".log").open("a", encoding="utf-8") as file:
@@ -117,21 +191,42 @@ def run_call(call: Call, lines: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("call", type=int, choices=(1, 2, 3))
-    parser.add_argument("out", type=Path, help="folder; everything that must be carried away is there")
-    parser.add_argument("--wheels", type=Path, default=ROOT / "build" / "wheels", help="folder of wheels: this package, nibabel, isal")
-    parser.add_argument("--record", type=Path, default=ROOT / "build" / "gpu-record.npz", help="what gpu_record.py has written")
+    parser.add_argument(
+        "out", type=Path, help="folder; everything that must be carried away is there"
+    )
+    parser.add_argument(
+        "--wheels",
+        type=Path,
+        default=ROOT / "build" / "wheels",
+        help="folder of wheels: this package, nibabel, isal",
+    )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        default=ROOT / "build" / "gpu-record.npz",
+        help="what gpu_record.py has written",
+    )
     options = parser.parse_args()
     started = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     lines = options.out.resolve() / f"call{options.call}.jsonl"
     wheels, unpacked = sorted(options.wheels.resolve().glob("*.whl")), ROOT / "build" / "gpu-wheels"
     paths = [unpacked] if wheels else []
-    if not any(wheel.name.startswith("crfrefine-") for wheel in wheels) and importlib.util.find_spec("crfrefine") is None:
-        print("there is no wheel of crfrefine: the checkout is used, without a compiled CPU engine to compare with")
+    if (
+        not any(wheel.name.startswith("crfrefine-") for wheel in wheels)
+        and importlib.util.find_spec("crfrefine") is None
+    ):
+        print(
+            "there is no wheel of crfrefine: the checkout is used, without a compiled CPU engine to compare with"
+        )
         paths.append(ROOT)
-    os.environ["PYTHONPATH"] = os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     os.environ.setdefault("CUPY_CACHE_DIR", str(ROOT / "build" / "cupy-cache"))
     wrong = run_call(calls(lines, options.record.resolve(), wheels, unpacked)[options.call], lines)
     print(f"{len(wrong)} steps failed, {time.monotonic() - started:.0f} s\n  " + "\n  ".join(wrong))

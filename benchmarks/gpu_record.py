@@ -44,8 +44,17 @@ class RecordingDevice(ShimDevice):
         self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._sizes: dict[tuple[Any, ...], int] = {}
 
-    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
-        nulls = tuple(argument is None for argument in arguments)  # of these a kernel asks, and goes another way
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        constants: Mapping[str, int],
+        num_threads: int,
+        *arguments: Any,
+    ) -> None:
+        nulls = tuple(
+            argument is None for argument in arguments
+        )  # of these a kernel asks, and goes another way
         key = source, kernel, tuple(sorted(constants.items())), nulls
         size = sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
         known = self._sizes.get(key, 1 << 62)
@@ -53,25 +62,50 @@ class RecordingDevice(ShimDevice):
             super().launch(source, kernel, constants, num_threads, *arguments)
             return
         self._sizes[key] = size
-        self.found[key] = _recorded(kernel_source(source, constants), kernel, constants, num_threads, arguments)
+        self.found[key] = _recorded(
+            kernel_source(source, constants), kernel, constants, num_threads, arguments
+        )
 
 
-def _recorded(source: KernelSource, kernel: str, constants: Mapping[str, int], num_items: int, arguments: Sequence[Any]) -> dict[str, Any]:
+def _recorded(
+    source: KernelSource,
+    kernel: str,
+    constants: Mapping[str, int],
+    num_items: int,
+    arguments: Sequence[Any],
+) -> dict[str, Any]:
     """Run a launch: how to repeat it, and what it leaves."""
     has_blocks = f"CRF_BLOCK_KERNEL({kernel}," in source.text
-    grid, block = (num_items, constants["CRF_THREADS"]) if has_blocks else (-(-num_items // BLOCK), BLOCK)
-    launch: dict[str, Any] = {"source": source, "kernel": kernel, "constants": dict(constants), "grid": grid, "block": block}
+    grid, block = (
+        (num_items, constants["CRF_THREADS"]) if has_blocks else (-(-num_items // BLOCK), BLOCK)
+    )
+    launch: dict[str, Any] = {
+        "source": source,
+        "kernel": kernel,
+        "constants": dict(constants),
+        "grid": grid,
+        "block": block,
+    }
     launch["names"] = [parameter.name for parameter in source.kernels[kernel]]
     pieces = _pieces([argument for argument in arguments if isinstance(argument, np.ndarray)])
     packed = pack_arguments(source, kernel, constants, arguments)
-    launch["arguments"] = [None if given is None else _described(value, pieces) for given, value in zip(arguments, packed, strict=True)]
+    launch["arguments"] = [
+        None if given is None else _described(value, pieces)
+        for given, value in zip(arguments, packed, strict=True)
+    ]
 
     def content() -> list[NDArray[np.uint8]]:
-        return [np.frombuffer(ctypes.string_at(begin, end - begin), dtype=np.uint8).copy() for begin, end in pieces]
+        return [
+            np.frombuffer(ctypes.string_at(begin, end - begin), dtype=np.uint8).copy()
+            for begin, end in pieces
+        ]
 
     before = content()
     reverse = [piece.copy() for piece in before]
-    again = [None if value is None else given for value, given in zip(arguments, arguments_of(launch, reverse), strict=True)]
+    again = [
+        None if value is None else given
+        for value, given in zip(arguments, arguments_of(launch, reverse), strict=True)
+    ]
     run_kernel(source, kernel, constants, num_items, again, order=0)
     run_kernel(source, kernel, constants, num_items, arguments)
     after = content()
@@ -85,7 +119,9 @@ def _recorded(source: KernelSource, kernel: str, constants: Mapping[str, int], n
 def _pieces(arrays: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
     """(begin, end) of the memory that arrays lie in; those that overlap share a piece."""
     found: list[tuple[int, int]] = []
-    for begin, end in sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays):
+    for begin, end in sorted(
+        (array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays
+    ):
         if found and (begin < found[-1][1] or (begin, end) == found[-1]):
             found[-1] = found[-1][0], max(end, found[-1][1])
         else:
@@ -97,8 +133,15 @@ def _described(value: Any, pieces: Sequence[tuple[int, int]]) -> dict[str, Any]:
     if not isinstance(value, np.ndarray):
         return {"value": value.item(), "dtype": str(value.dtype)}
     begin = value.ctypes.data
-    piece = next(i for i, (low, high) in enumerate(pieces) if low <= begin and begin + value.nbytes <= high)
-    return {"piece": piece, "offset": begin - pieces[piece][0], "dtype": str(value.dtype), "shape": list(value.shape)}
+    piece = next(
+        i for i, (low, high) in enumerate(pieces) if low <= begin and begin + value.nbytes <= high
+    )
+    return {
+        "piece": piece,
+        "offset": begin - pieces[piece][0],
+        "dtype": str(value.dtype),
+        "shape": list(value.shape),
+    }
 
 
 def _order(one: NDArray[Any], other: NDArray[Any]) -> str:
@@ -122,19 +165,33 @@ def write(path: Path, launches: Sequence[dict[str, Any]]) -> None:
         source = launch["source"]
         text = store(np.frombuffer(source.text.encode(), dtype=np.uint8))
         names = [(store(before), store(after)) for before, after in launch["memory"]]
-        entries.append({**launch, "source": source.name, "text": text, "options": source.options, "memory": names})
-    np.savez_compressed(path, index=np.frombuffer(json.dumps(entries).encode(), dtype=np.uint8), **arrays)
+        entries.append(
+            {
+                **launch,
+                "source": source.name,
+                "text": text,
+                "options": source.options,
+                "memory": names,
+            }
+        )
+    np.savez_compressed(
+        path, index=np.frombuffer(json.dumps(entries).encode(), dtype=np.uint8), **arrays
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("record", type=Path)
     record = parser.parse_args().record
     started, device = time.perf_counter(), RecordingDevice()
     run_all(device)
     write(record, list(device.found.values()))
     size, seconds = record.stat().st_size / 2**20, time.perf_counter() - started
-    print(f"{record}: {len(device.found)} kernels with their constants, {size:.1f} MiB, {seconds:.0f} s")
+    print(
+        f"{record}: {len(device.found)} kernels with their constants, {size:.1f} MiB, {seconds:.0f} s"
+    )
 
 
 if __name__ == "__main__":

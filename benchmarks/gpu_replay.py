@@ -56,7 +56,10 @@ class Record:
 
 def arguments_of(launch: dict[str, Any], memory: Sequence[Any]) -> list[Any]:
     """The arguments of a launch, arrays as views of the pieces of memory."""
-    return [np.uint64(0) if argument is None else view(argument, memory) for argument in launch["arguments"]]
+    return [
+        np.uint64(0) if argument is None else view(argument, memory)
+        for argument in launch["arguments"]
+    ]
 
 
 def view(argument: dict[str, Any], memory: Sequence[Any]) -> Any:
@@ -64,7 +67,9 @@ def view(argument: dict[str, Any], memory: Sequence[Any]) -> Any:
     dtype, begin = np.dtype(argument["dtype"]), argument.get("offset")
     if "value" in argument:
         return dtype.type(argument["value"])
-    piece = memory[argument["piece"]][begin : begin + dtype.itemsize * int(np.prod(argument["shape"]))]
+    piece = memory[argument["piece"]][
+        begin : begin + dtype.itemsize * int(np.prod(argument["shape"]))
+    ]
     return piece.view(dtype).reshape(argument["shape"])
 
 
@@ -77,7 +82,9 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
     pieces, code, options = record.memory(launch), record.code(launch), tuple(launch["options"])
     started = time.perf_counter()
     try:
-        function = cupy.RawModule(code=code, options=options, backend="nvrtc").get_function(launch["kernel"])
+        function = cupy.RawModule(code=code, options=options, backend="nvrtc").get_function(
+            launch["kernel"]
+        )
     except Exception as error:  # of CuPy or NVRTC: what it says is the outcome
         return {"outcome": "compile error", "error": _short(f"{type(error).__name__}: {error}")}
     compile_seconds = round(time.perf_counter() - started, 3)
@@ -92,11 +99,18 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
     cupy.cuda.runtime.deviceSynchronize()
     found = [cupy.asnumpy(piece) for piece in memory]
     line = compare(launch, pieces, [piece[_INSIDE] for piece in found])
-    if any((ends != _GUARD).any() for piece in found for ends in (piece[: len(_GUARD)], piece[-len(_GUARD) :])):
+    if any(
+        (ends != _GUARD).any()
+        for piece in found
+        for ends in (piece[: len(_GUARD)], piece[-len(_GUARD) :])
+    ):
         line = {**line, "outcome": "wrong", "error": "it writes outside of its arrays"}
     changes = [before != after for before, after in launch["memory"]]
     again = list(zip(guarded, memory, changes, strict=True))
-    copies = [[cupy.asarray(piece) if is_changed else there for piece, there, is_changed in again] for _ in range(REPEATS)]
+    copies = [
+        [cupy.asarray(piece) if is_changed else there for piece, there, is_changed in again]
+        for _ in range(REPEATS)
+    ]
     begin, end = cupy.cuda.Event(), cupy.cuda.Event()
     begin.record()
     for copy in copies:
@@ -105,11 +119,16 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
     end.synchronize()
     seconds = 1e-3 * cupy.cuda.get_elapsed_time(begin, end) / REPEATS
     num_bytes = sum(before.nbytes for before, _ in pieces)
-    line |= {"microseconds": round(1e6 * seconds, 2), "gb_per_second": round(num_bytes / max(seconds, 1e-9) / 1e9, 2)}
+    line |= {
+        "microseconds": round(1e6 * seconds, 2),
+        "gb_per_second": round(num_bytes / max(seconds, 1e-9) / 1e9, 2),
+    }
     return {**line, "compile_seconds": compile_seconds, "bytes": num_bytes}
 
 
-def compare(launch: dict[str, Any], pieces: Sequence[tuple[Any, Any]], found: Sequence[Any]) -> Line:
+def compare(
+    launch: dict[str, Any], pieces: Sequence[tuple[Any, Any]], found: Sequence[Any]
+) -> Line:
     """Right or wrong, with the largest difference, as a share of what is compared with."""
     line: Line = {"outcome": "right", "difference": 0.0, "orders": 0}
     for number, argument in enumerate(launch["arguments"]):
@@ -126,7 +145,10 @@ def compare(launch: dict[str, Any], pieces: Sequence[tuple[Any, Any]], found: Se
         line["difference"] = max(line["difference"], share)
         if num_wrong:
             where = f"{num_wrong} of {got.size} numbers of argument {number} ({launch['names'][number]}, {argument['dtype']})"
-            line |= {"outcome": "wrong", "error": line.get("error", f"{where} differ, by up to {share:.2g} of the largest")}
+            line |= {
+                "outcome": "wrong",
+                "error": line.get("error", f"{where} differ, by up to {share:.2g} of the largest"),
+            }
     return line
 
 
@@ -134,8 +156,12 @@ def _differences(before: Any, expected: Any, got: Any) -> tuple[float, int]:
     """The largest difference as a share of the largest number that is written, and how many numbers differ by too much."""
     if expected.dtype.kind != "f":
         wrong = got != expected
-        largest = np.abs(got[wrong].astype(np.float64) - expected[wrong].astype(np.float64)).max(initial=0.0)
-        return float(largest / max(np.abs(expected.astype(np.float64)).max(), 1.0)), int(wrong.sum())
+        largest = np.abs(got[wrong].astype(np.float64) - expected[wrong].astype(np.float64)).max(
+            initial=0.0
+        )
+        return float(largest / max(np.abs(expected.astype(np.float64)).max(), 1.0)), int(
+            wrong.sum()
+        )
     before, expected, got = (array.astype(np.float64) for array in (before, expected, got))
     with np.errstate(invalid="ignore"):
         written = np.isfinite(expected) & (before != expected)
@@ -174,53 +200,88 @@ def play(path: Path, lines: Path | None, *, seconds: float) -> Counter[str]:
 
     def keep(number: int, line: Line) -> None:
         launch = record.launches[number]
-        null = [name for name, argument in zip(launch["names"], launch["arguments"], strict=True) if argument is None]
+        null = [
+            name
+            for name, argument in zip(launch["names"], launch["arguments"], strict=True)
+            if argument is None
+        ]
         about = {**{key: launch[key] for key in ("source", "kernel", "constants")}, "null": null}
-        append(lines, {"step": "kernel", **about, "threads": launch["grid"] * launch["block"], **line})
+        append(
+            lines, {"step": "kernel", **about, "threads": launch["grid"] * launch["block"], **line}
+        )
         outcomes[line["outcome"]] += 1
 
     sources = dict.fromkeys(launch["source"] for launch in record.launches)
     for source in sources:
-        left = [number for number, launch in enumerate(record.launches) if launch["source"] == source]
+        left = [
+            number for number, launch in enumerate(record.launches) if launch["source"] == source
+        ]
         while left:
             begun, answers, status, said = _run_child(path, left, end - time.monotonic())
             for answer in answers:
                 keep(left.pop(0), answer)
             if left:  # The launch after the last answer ended the process. If it hung, so may the others of its kernel.
-                outcome = "not run" if not begun else "hang" if status in (None, -signal.SIGALRM) else "crash"
+                outcome = (
+                    "not run"
+                    if not begun
+                    else "hang"
+                    if status in (None, -signal.SIGALRM)
+                    else "crash"
+                )
                 keep(left[0], {"outcome": outcome, "error": _short(f"status {status}: {said}")})
                 kernel, others, left = record.launches[left[0]]["kernel"], left[1:], []
                 for number in others:
-                    if outcome == "crash" or (begun and record.launches[number]["kernel"] != kernel):
+                    if outcome == "crash" or (
+                        begun and record.launches[number]["kernel"] != kernel
+                    ):
                         left.append(number)
                     else:
-                        keep(number, {"outcome": "not run", "error": "its kernel has hung" if begun else "no process began"})
+                        keep(
+                            number,
+                            {
+                                "outcome": "not run",
+                                "error": "its kernel has hung" if begun else "no process began",
+                            },
+                        )
     return outcomes
 
 
-def _run_child(path: Path, numbers: Sequence[int], seconds: float) -> tuple[bool, list[Line], int | None, str]:
+def _run_child(
+    path: Path, numbers: Sequence[int], seconds: float
+) -> tuple[bool, list[Line], int | None, str]:
     """Run launches in a process: whether it began, its answers, its exit status (None if the time was up), and what it printed."""
     with tempfile.NamedTemporaryFile("w+") as answers:
-        status, said = run_process([sys.executable, __file__, path, "--child", *numbers], seconds, stdout=answers)
+        status, said = run_process(
+            [sys.executable, __file__, path, "--child", *numbers], seconds, stdout=answers
+        )
         found = []
         for text in Path(answers.name).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # the last line of a process that was killed may be cut off
+            with contextlib.suppress(
+                ValueError
+            ):  # the last line of a process that was killed may be cut off
                 found.append(json.loads(text))
         return bool(found), found[1:], status, said
 
 
-def run_process(command: Sequence[object], seconds: float, *, stdout: Any = None, **options: Any) -> tuple[int | None, str]:
+def run_process(
+    command: Sequence[object], seconds: float, *, stdout: Any = None, **options: Any
+) -> tuple[int | None, str]:
     """Run a process in a group of its own, which is killed at the end; its exit status (None if the time was up), and what it printed."""
     with tempfile.TemporaryFile() as said:
         streams: Line = {"stdin": subprocess.DEVNULL, "stdout": stdout or said, "stderr": said}
-        process, status = subprocess.Popen([*map(str, command)], start_new_session=True, **streams, **options), None
+        process, status = (
+            subprocess.Popen([*map(str, command)], start_new_session=True, **streams, **options),
+            None,
+        )
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(timeout=max(seconds, 0.0))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel, as processes of a GPU that hangs may be
+            with contextlib.suppress(
+                subprocess.TimeoutExpired
+            ):  # in the kernel, as processes of a GPU that hangs may be
                 process.wait(timeout=_KILL_SECONDS)
         said.seek(0)
         return status, said.read().decode(errors="replace").strip()
@@ -236,17 +297,26 @@ def append(path: Path | None, line: Line) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("record", type=Path, help="what gpu_record.py has written")
     parser.add_argument("-o", "--output", type=Path, help="file to which lines are appended")
-    parser.add_argument("--seconds", type=float, default=500.0, help="for everything; what has not run then gets lines that say so")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=500.0,
+        help="for everything; what has not run then gets lines that say so",
+    )
     parser.add_argument("--child", type=int, nargs="+", metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         _child(options.record, options.child)
         return 0
     outcomes = play(options.record, options.output, seconds=options.seconds)
-    sys.stderr.write(", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) + "\n")
+    sys.stderr.write(
+        ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) + "\n"
+    )
     return int(bool(outcomes.keys() - {"right"}))
 
 

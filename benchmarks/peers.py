@@ -17,7 +17,10 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 INSTALLS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pydensecrf2": (("pydensecrf2", "numpy"),),
-    "simplecrf": (("numpy<2", "setuptools", "wheel"), ("--no-build-isolation", "SimpleCRF==0.2.1.1")),
+    "simplecrf": (
+        ("numpy<2", "setuptools", "wheel"),
+        ("--no-build-isolation", "SimpleCRF==0.2.1.1"),
+    ),
 }
 
 
@@ -31,22 +34,42 @@ def interpreter(system: str) -> Path:
         sys.stderr.write(f"installing {system} into {home.relative_to(ROOT)}\n")
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
         for requirements in INSTALLS[system]:
-            subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements], check=True)
+            subprocess.run(
+                [
+                    python,
+                    "-m",
+                    "pip",
+                    "install",
+                    "--quiet",
+                    "--disable-pip-version-check",
+                    *requirements,
+                ],
+                check=True,
+            )
         complete.touch()
     return python
 
 
 def run_measured(command: Sequence[str | Path]) -> dict[str, Any]:
     """Run a process on one thread; return the figures of the last line that it prints."""
-    done = subprocess.run(command, env=os.environ | ONE_THREAD, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env=os.environ | ONE_THREAD, check=True, stdout=subprocess.PIPE, text=True
+    )
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
-def run_worker(system: str, workload: Path, *, save: Path | None = None, **options: str) -> dict[str, Any]:
+def run_worker(
+    system: str, workload: Path, *, save: Path | None = None, **options: str
+) -> dict[str, Any]:
     """Run a system once on a stored workload; return seconds, peak_mib, the result's hash and the system's version."""
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    command: list[str | Path] = [interpreter(system), WORKERS / f"run_{system}.py", workload, *words]
+    command: list[str | Path] = [
+        interpreter(system),
+        WORKERS / f"run_{system}.py",
+        workload,
+        *words,
+    ]
     if save is not None:
         save.parent.mkdir(parents=True, exist_ok=True)
         command += ["--save", save]

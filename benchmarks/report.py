@@ -23,7 +23,11 @@ _LOAD_BEFORE = os.getloadavg()[0]  # before the benchmark's own work: near 0 on 
 def source_hash() -> str:
     """The first 12 digits of a hash over everything the engine and the command are built from."""
     digest = hashlib.sha256()
-    files = [path for folder in ("crfrefine", "kernels", "configs") for path in sorted((ROOT / folder).rglob("*"))]
+    files = [
+        path
+        for folder in ("crfrefine", "kernels", "configs")
+        for path in sorted((ROOT / folder).rglob("*"))
+    ]
     for path in [*files, ROOT / "CMakeLists.txt"]:
         if path.is_file() and path.suffix in {".py", ".cpp", ".cu", ".h", ".toml", ".txt"}:
             digest.update(path.relative_to(ROOT).as_posix().encode())
@@ -47,11 +51,15 @@ def describe(*packages: str) -> dict[str, Any]:
         "crfrefine": crfrefine.__version__,
         "python": platform.python_version(),
         "load_before": round(_LOAD_BEFORE, 1),
-        "versions": {name: _version(name) for name in ("numpy", "scipy", "nibabel", "isal", *packages)},
+        "versions": {
+            name: _version(name) for name in ("numpy", "scipy", "nibabel", "isal", *packages)
+        },
         "machine": {
             "cpu": models[0] if models else platform.processor(),
             "cores": len(os.sched_getaffinity(0)),
-            "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+            "memory_gib": round(
+                os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1
+            ),
             "system": f"{platform.system()} {platform.machine()}",
         },
     }
@@ -87,7 +95,9 @@ def write_between_markers(document: Path, name: str, text: str) -> None:
 def tables(record: dict[str, Any]) -> str:
     """The record of `run.py` as Markdown."""
     figures, workloads = record["figures"], record["figures"]["workloads"]
-    mean, worst, memory = (figures[key] for key in ("speedup_geometric_mean", "speedup_worst", "memory_fraction_worst"))
+    mean, worst, memory = (
+        figures[key] for key in ("speedup_geometric_mean", "speedup_worst", "memory_fraction_worst")
+    )
     return (
         f"### Speed and memory, one thread\n\n{_speed(workloads)}\n"
         f"Speed-ups: {mean:.1f}× in the geometric mean, {worst:.1f}× at worst. At most 1/{1 / memory:.1f} of pydensecrf2's memory.\n\n"
@@ -100,7 +110,9 @@ def _speed(workloads: dict[str, Any]) -> str:
     rows = []
     for name, record in workloads.items():
         workload, seconds, peak = record["workload"], record["seconds"], record["peak_mib"]
-        of = "×".join(map(str, workload["grid_shape"])) + (" (brain in it)" if workload["brain"] == "mask" else "")
+        of = "×".join(map(str, workload["grid_shape"])) + (
+            " (brain in it)" if workload["brain"] == "mask" else ""
+        )
         rows.append(
             [
                 f"{name}: {of}",
@@ -108,14 +120,27 @@ def _speed(workloads: dict[str, Any]) -> str:
                 f"{workload['theta_alpha']:g}, {workload['theta_beta']:g}, {workload['theta_gamma']:g}",
                 f"**{seconds['crfrefine']:.3f} s**, {peak['crfrefine']:.0f} MiB",
                 f"{seconds['pydensecrf2']:.2f} s, {peak['pydensecrf2']:.0f} MiB",
-                f"{seconds['simplecrf']:.2f} s, {peak['simplecrf']:.0f} MiB" if "simplecrf" in seconds else "has no masks",
+                f"{seconds['simplecrf']:.2f} s, {peak['simplecrf']:.0f} MiB"
+                if "simplecrf" in seconds
+                else "has no masks",
                 f"**{record['speedup']:.1f}×**",
                 f"1/{1 / record['memory_fraction']:.1f}",
                 record["filters"][0].split(": ", 1)[-1],
             ]
         )
-    header = ["workload", "D, labels", "theta_alpha, theta_beta, theta_gamma", "crfrefine", "pydensecrf2", "SimpleCRF"]
-    header += ["speed-up over the faster peer", "memory relative to pydensecrf2's", "appearance filter"]
+    header = [
+        "workload",
+        "D, labels",
+        "theta_alpha, theta_beta, theta_gamma",
+        "crfrefine",
+        "pydensecrf2",
+        "SimpleCRF",
+    ]
+    header += [
+        "speed-up over the faster peer",
+        "memory relative to pydensecrf2's",
+        "appearance filter",
+    ]
     return markdown_table(header, rows)
 
 
@@ -140,9 +165,13 @@ def _checks(workloads: dict[str, Any]) -> str:
     for name, record in workloads.items():
         checks = record["checks"]
         shares = [checks.get(f"{peer}_label_agreement") for peer in ("pydensecrf2", "simplecrf")]
-        distances = [f"{checks[f'pydensecrf2_{what}_rms']:.4f}" for what in ("difference", "marginals")]
+        distances = [
+            f"{checks[f'pydensecrf2_{what}_rms']:.4f}" for what in ("difference", "marginals")
+        ]
         agreements = ["–" if share is None else f"{100 * share:.2f} %" for share in shares]
-        rows.append([name, f"{100 * checks['message_relative_rms']:.2f} %", *distances, *agreements])
+        rows.append(
+            [name, f"{100 * checks['message_relative_rms']:.2f} %", *distances, *agreements]
+        )
     header = [
         "workload",
         "one message against exact rows, relative RMS",

@@ -32,7 +32,10 @@ RECORDS = ROOT / "docs" / "reference" / "benchmarks.json"
 def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
     folder = store(spec, BENCH / "data")
     workload = Workload(folder)
-    saved = {system: BENCH / "results" / f"{spec.name}-{system}.npy" for system in ("crfrefine", *spec.peers)}
+    saved = {
+        system: BENCH / "results" / f"{spec.name}-{system}.npy"
+        for system in ("crfrefine", *spec.peers)
+    }
     runs: dict[str, list[dict[str, Any]]] = {system: [] for system in saved}
     built, _, best = find_levels()
     lower = built[: built.index(best)][::-1]
@@ -46,20 +49,29 @@ def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
         for system, file in saved.items():
             run = run_worker(system, folder, save=file if repeat == 0 else None)
             runs[system].append(run)
-            sys.stderr.write(f"  {spec.name} {system}: {run['seconds']:.2f} s, {run['peak_mib']:.0f} MiB\n")
+            sys.stderr.write(
+                f"  {spec.name} {system}: {run['seconds']:.2f} s, {run['peak_mib']:.0f} MiB\n"
+            )
         of_level[best].append(runs["crfrefine"][-1]["seconds"])
         for level in lower:
             of_level[level].append(run_worker("crfrefine", folder, level=level)["seconds"])
             sys.stderr.write(f"  {spec.name} crfrefine, {level}: {of_level[level][-1]:.2f} s\n")
         if repeat == 0:
-            checks = check_result(workload, {system: np.load(file) for system, file in saved.items()}, our_lattice)
-    seconds, peak_mib = ({system: min(run[what] for run in own) for system, own in runs.items()} for what in ("seconds", "peak_mib"))
+            checks = check_result(
+                workload, {system: np.load(file) for system, file in saved.items()}, our_lattice
+            )
+    seconds, peak_mib = (
+        {system: min(run[what] for run in own) for system, own in runs.items()}
+        for what in ("seconds", "peak_mib")
+    )
     return {
         "runs": runs,
         "levels": of_level,
         "checks": checks,
         "workload": workload.meta,
-        "num_voxels": math.prod(workload.grid_shape) if workload.mask is None else int(workload.mask.sum()),
+        "num_voxels": math.prod(workload.grid_shape)
+        if workload.mask is None
+        else int(workload.mask.sum()),
         "seconds": seconds,
         "peak_mib": peak_mib,
         "speedup": min(seconds[peer] for peer in spec.peers) / seconds["crfrefine"],
@@ -70,12 +82,24 @@ def _measure(spec: WorkloadSpec, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure crfrefine against other libraries.")
-    parser.add_argument("--quick", action="store_true", help="small workloads, one run each; the documents stay as they are")
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), metavar="NAME", help="these alone; the documents stay too")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small workloads, one run each; the documents stay as they are",
+    )
+    parser.add_argument(
+        "--workloads",
+        nargs="+",
+        choices=list(WORKLOADS),
+        metavar="NAME",
+        help="these alone; the documents stay too",
+    )
     options = parser.parse_args()
     start, head = time.perf_counter(), describe()
     names = options.workloads or (("S", "M") if options.quick else WORKLOADS)
-    measured = {name: _measure(WORKLOADS[name], repeats=1 if options.quick else 3) for name in names}
+    measured = {
+        name: _measure(WORKLOADS[name], repeats=1 if options.quick else 3) for name in names
+    }
     speedups = [record["speedup"] for record in measured.values()]
     figures = {
         "workloads": measured,

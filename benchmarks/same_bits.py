@@ -27,7 +27,12 @@ from typing import Any
 import numpy as np
 
 DATA = Path(os.environ.get("CRFREFINE_DATA", "../shared/data")).absolute()
-HIPPOCAMPUS, BRATS, ATRIUM, ITK = DATA / "hippocampus", DATA / "brats2015", DATA / "atrium", DATA / "hippocampus_mhd"
+HIPPOCAMPUS, BRATS, ATRIUM, ITK = (
+    DATA / "hippocampus",
+    DATA / "brats2015",
+    DATA / "atrium",
+    DATA / "hippocampus_mhd",
+)
 MODEL = ["--threads", "2", "-q"]
 
 # Sets of parameters, as --set has them: each entry of a parameter file occurs.
@@ -61,20 +66,42 @@ SETS = [
     "postprocess.keep_largest=each postprocess.fill_holes=each",
     "postprocess.keep_largest=foreground postprocess.min_component_ml=0.05 postprocess.fill_holes=foreground",
 ]
-PRESETS = ["default", "hippocampus", "brats", "crfrnn", "keep-volumes", "krahenbuhl", "body-ct", "monai", "body-mr"]
-OPTIONS = ["", "--preview", "--save-structures", "--threads 1", "-v", "-m nonzero", "--part-id 0 --num-parts 2"]
+PRESETS = [
+    "default",
+    "hippocampus",
+    "brats",
+    "crfrnn",
+    "keep-volumes",
+    "krahenbuhl",
+    "body-ct",
+    "monai",
+    "body-mr",
+]
+OPTIONS = [
+    "",
+    "--preview",
+    "--save-structures",
+    "--threads 1",
+    "-v",
+    "-m nonzero",
+    "--part-id 0 --num-parts 2",
+]
 FORMATS = [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".seg.nrrd", ".mgz", ".npz"]
 
 
 def case_names(folder: Path) -> list[str]:
-    return sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labels").glob("*.nii.gz"))
+    return sorted(
+        path.name.removesuffix(".nii.gz") for path in (folder / "labels").glob("*.nii.gz")
+    )
 
 
 def case_files(folder: Path, number: int, logits: str = "logits") -> list[str]:
     """Return -i and -p of a case of a folder in nnU-Net's layout."""
     case = case_names(folder)[number]
     images = sorted((folder / "images").glob(f"{case}_????.nii.gz"))
-    scores = next(path for path in sorted((folder / logits).iterdir()) if path.name.startswith(case + "."))
+    scores = next(
+        path for path in sorted((folder / logits).iterdir()) if path.name.startswith(case + ".")
+    )
     return [*(part for image in images for part in ("-i", str(image))), "-p", str(scores)]
 
 
@@ -106,46 +133,114 @@ def commands() -> Iterator[tuple[str, list[list[str]]]]:
             yield f"preset {number} {preset}", [infer(case, "-c", preset)]
     case = case_files(HIPPOCAMPUS, 3)
     for suffix in FORMATS:
-        yield f"format {suffix}", [infer(case, "--output-format", suffix, "--save-probabilities", "--save-logits")]
-        yield f"convert {suffix}", [["convert", case[-1], f"{{}}/logits{suffix}", "--like", case[1]], ["info", f"{{}}/logits{suffix}"]]
+        yield (
+            f"format {suffix}",
+            [infer(case, "--output-format", suffix, "--save-probabilities", "--save-logits")],
+        )
+        yield (
+            f"convert {suffix}",
+            [
+                ["convert", case[-1], f"{{}}/logits{suffix}", "--like", case[1]],
+                ["info", f"{{}}/logits{suffix}"],
+            ],
+        )
         for kind in ("probabilities", "labels"):
-            yield f"convert {kind} {suffix}", [["convert", case[-1], f"{{}}/{kind}{suffix}", "--to", kind, "--like", case[1]]]
+            yield (
+                f"convert {kind} {suffix}",
+                [["convert", case[-1], f"{{}}/{kind}{suffix}", "--to", kind, "--like", case[1]]],
+            )
         labels = f"{{}}/labels{suffix}"
         made = ["convert", case[-1], labels, "--to", "labels", "--like", case[1]]
         yield f"labels of {suffix}", [made, infer([*case[:2], "-p", labels])]
     for i, text in enumerate(OPTIONS):
-        yield f"option {text}", [["infer", *case_files(HIPPOCAMPUS, i), "-o", "{}/out", *text.split(), *([] if "-t" in text else MODEL)]]
-    for text in ("--regions whole=1+2 --regions front=1", "--regions whole=1+2 --regions back=2 --regions-class-order 1,2"):
+        yield (
+            f"option {text}",
+            [
+                [
+                    "infer",
+                    *case_files(HIPPOCAMPUS, i),
+                    "-o",
+                    "{}/out",
+                    *text.split(),
+                    *([] if "-t" in text else MODEL),
+                ]
+            ],
+        )
+    for text in (
+        "--regions whole=1+2 --regions front=1",
+        "--regions whole=1+2 --regions back=2 --regions-class-order 1,2",
+    ):
         regions = ["convert", case[-1], "{}/p.nii.gz", "--to", "probabilities"]
         yield f"regions {text}", [regions, infer([*case[:2], "-p", "{}/p.nii.gz"], *text.split())]
     for number in range(5):
-        image, scores = (str(sorted((ITK / name).glob("*.mh[ad]"))[number]) for name in ("images", "logits"))
+        image, scores = (
+            str(sorted((ITK / name).glob("*.mh[ad]"))[number]) for name in ("images", "logits")
+        )
         yield f"itk {number}", [infer(["-i", image, "-p", scores], "--save-probabilities")]
     everywhere = "-c brats --set mean_field.label_threshold=0"
-    for number, options in enumerate(("", "-c brats", "--set mean_field.filter=lattice -m nonzero", everywhere)):
+    for number, options in enumerate(
+        ("", "-c brats", "--set mean_field.filter=lattice -m nonzero", everywhere)
+    ):
         yield f"brats {number} {options}", [infer(case_files(BRATS, number), *options.split())]
     tumor = case_files(BRATS, 1)
-    for options in ("--max-memory 1100M", "--max-memory 1100M -c brats", "--max-memory 1100M --set mean_field.label_threshold=0"):
+    for options in (
+        "--max-memory 1100M",
+        "--max-memory 1100M -c brats",
+        "--max-memory 1100M --set mean_field.label_threshold=0",
+    ):
         plain = ["convert", tumor[-1], "{}/logits.nii", "--to", "logits"]
-        yield f"streamed {options}", [plain, infer([*tumor[:-2], "-p", "{}/logits.nii"], *options.split())]
+        yield (
+            f"streamed {options}",
+            [plain, infer([*tumor[:-2], "-p", "{}/logits.nii"], *options.split())],
+        )
     for number in (0, 7):
         for text in ("", "bilateral.theta_alpha=4", "volume.weight=0.5"):
-            yield f"atrium {number} {text}", [infer(case_files(ATRIUM, number), "--resample", *settings(text))]
+            yield (
+                f"atrium {number} {text}",
+                [infer(case_files(ATRIUM, number), "--resample", *settings(text))],
+            )
     yield "refused grid", [infer(case_files(ATRIUM, 1))]
-    for i, text in enumerate(("mean_field.num_iterations=0", "bilateral.sigma=3", "spatial.weight=[1,2]", "mean_field.filter=best")):
+    for i, text in enumerate(
+        (
+            "mean_field.num_iterations=0",
+            "bilateral.sigma=3",
+            "spatial.weight=[1,2]",
+            "mean_field.filter=best",
+        )
+    ):
         yield f"refused {text}", [infer(case_files(HIPPOCAMPUS, i), *settings(text))]
     folder, three = "{}/in", ["link", str(HIPPOCAMPUS), "4"]
     refine = infer(["-i", f"{folder}/images", "-p", f"{folder}/logits"])
     judge = ["evaluate", "{}/out", f"{folder}/labels", "-o", "{}/judged", "--threads", "1", "-q"]
     against = ["-b", f"network={folder}/logits", "-i", f"{folder}/images"]
-    yield "folder", [three, refine, [*refine, "--continue"], ["status", "{}/out"], [*judge, *against], ["status", "{}/judged"]]
+    yield (
+        "folder",
+        [
+            three,
+            refine,
+            [*refine, "--continue"],
+            ["status", "{}/out"],
+            [*judge, *against],
+            ["status", "{}/judged"],
+        ],
+    )
     yield "folder regions", [three, refine, [*judge, *against, "-r", "whole=1+2"]]
-    yield "folder parts", [three, *([*refine, "--num-parts", "2", "--part-id", part] for part in "01"), ["status", "{}/out"]]
+    yield (
+        "folder parts",
+        [
+            three,
+            *([*refine, "--num-parts", "2", "--part-id", part] for part in "01"),
+            ["status", "{}/out"],
+        ],
+    )
     yield "folder changed", [three, refine, [*refine, "--continue", "-c", "hippocampus"], judge]
     yield "folder bad case", [three, ["spoil", f"{folder}/logits"], refine, [*judge, "--strict"]]
     train = ["train-crf", folder, "-o", "{}/crf.toml", "--threads", "1", "-q"]
     for text in ("-c default", "-c brats --learn weights,theta,postprocess --seed 3"):
-        yield f"train {text}", [three, [*train, "--num-iterations", "3", "--folds", "2", *text.split()]]
+        yield (
+            f"train {text}",
+            [three, [*train, "--num-iterations", "3", "--folds", "2", *text.split()]],
+        )
 
 
 def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -156,15 +251,34 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
 
     names = case_files(HIPPOCAMPUS, 11)
     volume, scores = (nib.load(name) for name in (names[1], names[-1]))
-    image, spacing = np.asarray(volume.dataobj, np.float32), tuple(float(x) for x in volume.header.get_zooms())
+    image, spacing = (
+        np.asarray(volume.dataobj, np.float32),
+        tuple(float(x) for x in volume.header.get_zooms()),
+    )
     logits = np.ascontiguousarray(np.moveaxis(np.asarray(scores.dataobj, np.float32), -1, 0))
 
     def call(text: str = "", **more: Any) -> Callable[[], Any]:
         def run() -> Any:
-            changes = {key: json.loads(value) for key, value in (entry.split("=") for entry in text.split())}
-            arguments = {"spacing": spacing, "parameters": CrfParameters().replace(**changes), "threads": 2, **more}
-            found = refine(arguments.pop("logits", logits), arguments.pop("image", image), **arguments)
-            return [found.label_map, found.marginals, found.logits, found.report.energy, found.report.num_iterations]
+            changes = {
+                key: json.loads(value)
+                for key, value in (entry.split("=") for entry in text.split())
+            }
+            arguments = {
+                "spacing": spacing,
+                "parameters": CrfParameters().replace(**changes),
+                "threads": 2,
+                **more,
+            }
+            found = refine(
+                arguments.pop("logits", logits), arguments.pop("image", image), **arguments
+            )
+            return [
+                found.label_map,
+                found.marginals,
+                found.logits,
+                found.report.energy,
+                found.report.num_iterations,
+            ]
 
         return run
 
@@ -176,9 +290,16 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "refine labels", call(logits=logits.argmax(axis=0).astype(np.uint8), input_type="labels")
     yield "refine plane", call(logits=logits[:, 15], image=image[15], spacing=spacing[1:])
     yield "refine two images", call(image=np.stack([image, np.sqrt(np.abs(image))]))
-    yield "refine regions", call(logits=logits[1:] - logits[:1], regions=RegionScheme.of({"outer": [1, 2], "inner": 2}))
+    yield (
+        "refine regions",
+        call(
+            logits=logits[1:] - logits[:1], regions=RegionScheme.of({"outer": [1, 2], "inner": 2})
+        ),
+    )
     yield "refine spatial", call("spatial.weight=2 mean_field.temperature=2", mask=mask)
-    many = np.arange(130).reshape(10, 13)[np.minimum(np.arange(image.shape[0]) // 4, 9)][:, np.minimum(np.arange(image.shape[1]) // 4, 12)]
+    many = np.arange(130).reshape(10, 13)[np.minimum(np.arange(image.shape[0]) // 4, 9)][
+        :, np.minimum(np.arange(image.shape[1]) // 4, 12)
+    ]
     atlas = np.ascontiguousarray(np.broadcast_to(many[..., None], image.shape)).astype(np.uint8)
     yield "refine 130 labels", call(logits=atlas, input_type="labels")
     yield "refine 130 labels masked", call(logits=atlas, input_type="labels", mask=mask)
@@ -188,10 +309,16 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
 
         from crfrefine import CrfRnn
 
-        module, scores = CrfRnn(num_labels=len(logits), num_modalities=1), torch.from_numpy(logits[None]).requires_grad_()
+        module, scores = (
+            CrfRnn(num_labels=len(logits), num_modalities=1),
+            torch.from_numpy(logits[None]).requires_grad_(),
+        )
         refined = module(scores, torch.from_numpy(image[None, None]), spacing=spacing)
         refined[:, 1].square().mean().backward()  # type: ignore[no-untyped-call]
-        return [refined.detach().numpy(), *(p.grad.numpy() for p in [scores, *module.parameters()] if p.grad is not None)]
+        return [
+            refined.detach().numpy(),
+            *(p.grad.numpy() for p in [scores, *module.parameters()] if p.grad is not None),
+        ]
 
     yield "layer", layer
 
@@ -201,7 +328,11 @@ def digest(value: Any) -> str:
     if isinstance(value, np.ndarray):
         data = str((value.dtype.str, value.shape)).encode() + np.ascontiguousarray(value).tobytes()
     else:
-        data = value if isinstance(value, bytes) else json.dumps(value, sort_keys=True, default=str).encode()
+        data = (
+            value
+            if isinstance(value, bytes)
+            else json.dumps(value, sort_keys=True, default=str).encode()
+        )
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -214,7 +345,11 @@ _CHANGES = re.compile(
 def without_changes(value: Any, folder: str) -> Any:
     """Return a JSON value without what differs from run to run."""
     if isinstance(value, dict):
-        return {key: without_changes(each, folder) for key, each in value.items() if not _CHANGES.search(str(key).lower())}
+        return {
+            key: without_changes(each, folder)
+            for key, each in value.items()
+            if not _CHANGES.search(str(key).lower())
+        }
     if isinstance(value, list):
         return [without_changes(each, folder) for each in value]
     return plain(value, folder) if isinstance(value, str) else value
@@ -223,21 +358,37 @@ def without_changes(value: Any, folder: str) -> Any:
 def plain(text: str, folder: str) -> str:
     """Return a message without places of files, times and sizes."""
     text = re.sub(r"\s+", "", text.replace(folder, "TMP"))
-    return re.sub(r"TMP[\w/.-]*|\d+(\.\d+)?(ms|s|min|MiB|GiB|KiB|MB|GB|kB)\b|\d{4}-\d\d-\d\dT?[\d:.+]*", "#", text)
+    return re.sub(
+        r"TMP[\w/.-]*|\d+(\.\d+)?(ms|s|min|MiB|GiB|KiB|MB|GB|kB)\b|\d{4}-\d\d-\d\dT?[\d:.+]*",
+        "#",
+        text,
+    )
 
 
 def read(path: Path, folder: str) -> Any:
     """Return what counts of a file: voxels and headers as bytes, tables, texts; None where each run writes something else."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix in (".gz", ".mgz") else path.read_bytes()
+    data = (
+        gzip.decompress(path.read_bytes()) if path.suffix in (".gz", ".mgz") else path.read_bytes()
+    )
     if path.suffix == ".npz":
         with np.load(path) as opened:
             return {name: digest(opened[name]) for name in sorted(opened.files)}
     if path.suffix == ".json":
         return without_changes(json.loads(data), folder)
     if path.suffix == ".jsonl":
-        return sorted(json.dumps(without_changes(json.loads(line), folder), sort_keys=True) for line in data.splitlines())
+        return sorted(
+            json.dumps(without_changes(json.loads(line), folder), sort_keys=True)
+            for line in data.splitlines()
+        )
     if path.suffix in (".csv", ".toml"):
-        return plain("\n".join(line for line in data.decode().splitlines() if not _CHANGES.search(line.split("=")[0].lower())), folder)
+        return plain(
+            "\n".join(
+                line
+                for line in data.decode().splitlines()
+                if not _CHANGES.search(line.split("=")[0].lower())
+            ),
+            folder,
+        )
     if path.suffix in (".html", ".log", ".md", ".txt", ".pt", ".lock") or path.name.startswith("."):
         return None
     return data
@@ -271,7 +422,9 @@ def run_commands(lines: list[list[str]], folder: Path) -> dict[str, str]:
         found[f"{i} status"] = str(status)
     for path in sorted(folder.rglob("*")):
         # Inputs are links; what `evaluate` keeps of each case has the state of its files.
-        is_output = path.is_file() and folder / "in" not in path.parents and path.parent.name != "cases"
+        is_output = (
+            path.is_file() and folder / "in" not in path.parents and path.parent.name != "cases"
+        )
         if is_output and (value := read(path, str(folder))) is not None:
             found[re.sub("run-[0-9a-f]{8}", "run", str(path.relative_to(folder)))] = digest(value)
     return found
@@ -322,7 +475,9 @@ def main() -> int:
     before, different = json.loads(Path(file).read_text()), 0
     for name, found in results.items():
         old = before.get(name, {})
-        for key in sorted(key for key in old.keys() | found.keys() if old.get(key) != found.get(key)):
+        for key in sorted(
+            key for key in old.keys() | found.keys() if old.get(key) != found.get(key)
+        ):
             different += 1
             print(f"{name}: {key}: {old.get(key)} before, {found.get(key)} now")
     print(f"{len(results)} runs, {different} differences")

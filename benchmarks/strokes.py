@@ -72,12 +72,25 @@ class Subject:
         return normalize_intensity(self.image, crfrefine.CrfParameters().intensity)[0]
 
     def refine(self, strokes: Labels | None, plan: crfrefine.Plan | None = None) -> Labels:
-        return np.asarray((plan or self.plan).run(self.network, strokes=strokes, **self.options).label_map, np.uint8)
+        return np.asarray(
+            (plan or self.plan).run(self.network, strokes=strokes, **self.options).label_map,
+            np.uint8,
+        )
 
     def dice(self, labels: Labels) -> float:
         """Mean over the labels of the reference, in points."""
-        pairs = [(labels == label, self.truth == label) for label in np.unique(self.truth[self.truth > 0])]
-        return 100 * float(np.mean([2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b)) for a, b in pairs]))
+        pairs = [
+            (labels == label, self.truth == label)
+            for label in np.unique(self.truth[self.truth > 0])
+        ]
+        return 100 * float(
+            np.mean(
+                [
+                    2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+                    for a, b in pairs
+                ]
+            )
+        )
 
 
 def cases_of(folder: str) -> list[CaseFiles]:
@@ -95,7 +108,14 @@ def read(files: CaseFiles, form: str) -> Subject:
         factors = (FACTOR,) * 3
         network = to_grid(make_coarse(network, factors, "majority"), factors, network.shape)
         options["network_spacing"] = [FACTOR * step for step in case.spacing]
-    return Subject(files.case_id, np.array(case.image), tuple(case.spacing), np.array(case.labels, np.uint8), network, options)
+    return Subject(
+        files.case_id,
+        np.array(case.image),
+        tuple(case.spacing),
+        np.array(case.labels, np.uint8),
+        network,
+        options,
+    )
 
 
 def fix(subject: Subject, strokes: Labels) -> Labels:
@@ -103,9 +123,13 @@ def fix(subject: Subject, strokes: Labels) -> Labels:
     return np.where(strokes == 0, subject.refined, strokes % BACKGROUND).astype(np.uint8)
 
 
-def _near_strokes(window: float, decide: Callable[[Any, Labels, Any], Any], subject: Subject, strokes: Labels) -> Labels:
+def _near_strokes(
+    window: float, decide: Callable[[Any, Labels, Any], Any], subject: Subject, strokes: Labels
+) -> Labels:
     """Decide voxels near strokes; `decide` takes image and seeds (label + 1 or 0) of a box and the spacing, and returns label + 1."""
-    free, _ = ndimage.label(ndimage.distance_transform_edt(strokes == 0, sampling=subject.spacing) <= window)
+    free, _ = ndimage.label(
+        ndimage.distance_transform_edt(strokes == 0, sampling=subject.spacing) <= window
+    )
     result = fix(subject, strokes)
     for number, near in enumerate(ndimage.find_objects(free), start=1):
         box = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in near)
@@ -120,7 +144,10 @@ def _near_strokes(window: float, decide: Callable[[Any, Labels, Any], Any], subj
 def grow_cut(image: Any, seeds: Labels, spacing: Any) -> Any:
     import itk
 
-    gray, drawn = (itk.image_from_array(np.ascontiguousarray(array)) for array in (image.astype(np.float32), seeds))
+    gray, drawn = (
+        itk.image_from_array(np.ascontiguousarray(array))
+        for array in (image.astype(np.float32), seeds)
+    )
     for own in (gray, drawn):
         own.SetSpacing(spacing[::-1])
     return itk.array_from_image(itk.fast_grow_cut(gray, seed_image=drawn))
@@ -130,26 +157,36 @@ def walk(image: Any, seeds: Labels, spacing: Any) -> Any:
     from skimage.segmentation import random_walker
 
     used, numbers = np.unique(seeds, return_inverse=True)
-    return used[random_walker(image, numbers.reshape(seeds.shape), mode="cg_j", tol=1e-5, spacing=spacing)]
+    return used[
+        random_walker(image, numbers.reshape(seeds.shape), mode="cg_j", tol=1e-5, spacing=spacing)
+    ]
 
 
 CRF = "crfrefine"
 METHODS: dict[str, Callable[[Subject, Labels], Labels]] = {CRF: Subject.refine, "fixed voxels": fix}
 # The rivals decide voxels so many mm near to strokes: the best of 2, 4, 6 on even hippocampi.
-METHODS |= {"grow cut": partial(_near_strokes, 2.0, grow_cut), "random walker": partial(_near_strokes, 4.0, walk)}
+METHODS |= {
+    "grow cut": partial(_near_strokes, 2.0, grow_cut),
+    "random walker": partial(_near_strokes, 4.0, walk),
+}
 for name, package in (("grow cut", "itk"), ("random walker", "skimage")):
     if importlib.util.find_spec(package) is None:
         sys.stderr.write(f"strokes: {name} left out: {package} is not installed\n")
         del METHODS[name]
 
 
-def draw(subject: Subject, strokes: Labels, middle: NDArray[np.int64], axis: int, value: int) -> None:
+def draw(
+    subject: Subject, strokes: Labels, middle: NDArray[np.int64], axis: int, value: int
+) -> None:
     """Draw a line through a voxel along the first or second axis, where the reference has the label of that voxel."""
     truth, line = subject.truth, [middle[axis]]
     label, reach = truth[tuple(middle)], int(LINE_MM / 2 / subject.spacing[axis])
     for step in (1, -1):
         for at in range(middle[axis] + step, middle[axis] + step * (reach + 1), step):
-            if not 0 <= at < truth.shape[axis] or truth[tuple(at if a == axis else c for a, c in enumerate(middle))] != label:
+            if (
+                not 0 <= at < truth.shape[axis]
+                or truth[tuple(at if a == axis else c for a, c in enumerate(middle))] != label
+            ):
                 break
             line.append(at)
     across = range(max(0, middle[1 - axis] - 1), min(truth.shape[1 - axis], middle[1 - axis] + 2))
@@ -165,7 +202,9 @@ def correct(subject: Subject, labels: Labels, strokes: Labels, rng: np.random.Ge
         return False
     error = errors == 1 + rng.choice(np.argsort(-sizes, kind="stable")[:NUM_LARGEST])
     label = np.bincount(subject.truth[error]).argmax()
-    depth = ndimage.distance_transform_edt(np.pad(error & (subject.truth == label), 1), sampling=subject.spacing)[1:-1, 1:-1, 1:-1]
+    depth = ndimage.distance_transform_edt(
+        np.pad(error & (subject.truth == label), 1), sampling=subject.spacing
+    )[1:-1, 1:-1, 1:-1]
     off_center = np.argwhere(depth >= depth.max() / 2)
     middle = off_center[rng.integers(len(off_center))]
     draw(subject, strokes, middle, int(rng.integers(2)), int(label or BACKGROUND))
@@ -186,7 +225,12 @@ def measure(folder: str, number: int, form: str) -> dict[str, Any]:
             change = (labels != subject.truth).astype(int) - before
             figures["dice"].append(subject.dice(labels))
             figures["adds"].append(change.sum() > 0)
-            figures["far"].append(change[ndimage.distance_transform_edt(strokes == 0, sampling=subject.spacing) > FAR_MM].sum() > 0)
+            figures["far"].append(
+                change[
+                    ndimage.distance_transform_edt(strokes == 0, sampling=subject.spacing) > FAR_MM
+                ].sum()
+                > 0
+            )
             drawn.append(np.where(strokes != old, strokes, 0))
         found[method] = figures
         if method == CRF:
@@ -194,26 +238,42 @@ def measure(folder: str, number: int, form: str) -> dict[str, Any]:
     return found
 
 
-def harms(subject: Subject, strokes: Labels, drawn: list[Labels], rng: np.random.Generator) -> dict[str, Any]:
+def harms(
+    subject: Subject, strokes: Labels, drawn: list[Labels], rng: np.random.Generator
+) -> dict[str, Any]:
     """Return points that a wrong label in a stroke costs, and the percentage of the structure that strokes change where all is right."""
     labels, size = np.unique(subject.truth), np.count_nonzero(subject.truth)
     right, costs, changed = subject.dice(subject.refine(strokes)), [], []
     for own in filter(np.any, drawn):
         other = rng.choice(labels[labels != own.max() % BACKGROUND]) or BACKGROUND
-        costs.append(right - subject.dice(subject.refine(np.where(own, other, strokes).astype(np.uint8))))
-    decided = subject.network if subject.network.ndim == subject.truth.ndim else subject.network.argmax(axis=0)
+        costs.append(
+            right - subject.dice(subject.refine(np.where(own, other, strokes).astype(np.uint8)))
+        )
+    decided = (
+        subject.network
+        if subject.network.ndim == subject.truth.ndim
+        else subject.network.argmax(axis=0)
+    )
     is_right = (subject.refined == subject.truth) & (decided == subject.truth)
     places = np.argwhere(ndimage.binary_erosion(is_right, iterations=2) & (subject.truth > 0))
     for middle in rng.permutation(places)[:NUM_STROKES]:
         stroke = np.zeros_like(strokes)
         draw(subject, stroke, middle, int(rng.integers(2)), int(subject.truth[tuple(middle)]))
-        changed.append(100 * np.count_nonzero(subject.refine(np.where(is_right, stroke, 0)) != subject.refined) / size)
+        changed.append(
+            100
+            * np.count_nonzero(subject.refine(np.where(is_right, stroke, 0)) != subject.refined)
+            / size
+        )
     return {"costs": costs, "changed": changed}
 
 
 def seconds(subject: Subject, threads: int) -> float:
     """Return the shortest of five updates with kept kernels and five strokes."""
-    plan, strokes, times = crfrefine.Plan(subject.image, spacing=subject.spacing, threads=threads), np.zeros_like(subject.truth), []
+    plan, strokes, times = (
+        crfrefine.Plan(subject.image, spacing=subject.spacing, threads=threads),
+        np.zeros_like(subject.truth),
+        [],
+    )
     rng = np.random.default_rng(0)
     for _ in range(5):
         correct(subject, subject.refined, strokes, rng)
@@ -229,36 +289,73 @@ def tables(found: dict[str, list[dict[str, Any]]], times: dict[str, list[float]]
     rows, others = [], []
     for title, cases in found.items():
         for method in METHODS:
-            dice, adds, far = (np.array([case[method][figure] for case in cases]) for figure in ("dice", "adds", "far"))
+            dice, adds, far = (
+                np.array([case[method][figure] for case in cases])
+                for figure in ("dice", "adds", "far")
+            )
             gains = dice[:, 5] - dice[:, 0]
             cells = [f"{value:.1f}" for value in dice.mean(axis=0)[list(SHOWN)]]
-            cells += [f"{gains.mean():+.2f}", f"{gains.min():+.1f}", f"{100 * adds.mean():.0f} %", f"{100 * far.mean():.0f} %"]
+            cells += [
+                f"{gains.mean():+.2f}",
+                f"{gains.min():+.1f}",
+                f"{100 * adds.mean():.0f} %",
+                f"{100 * far.mean():.0f} %",
+            ]
             rows.append([f"{title}, {len(cases)} cases" if method == CRF else "", method, *cells])
         gain = float(np.mean([case[CRF]["dice"][-1] - case[CRF]["dice"][0] for case in cases]))
-        costs, changed = (np.concatenate([case[figure] for case in cases]) for figure in ("costs", "changed"))
+        costs, changed = (
+            np.concatenate([case[figure] for case in cases]) for figure in ("costs", "changed")
+        )
         cost = f"{costs.mean():.2f} of {gain:.2f} points (at most {costs.max():.1f})"
-        change, milliseconds = f"{changed.mean():.2f} % (at most {changed.max():.1f} %)", [f"{1000 * own:.0f} ms" for own in times[title]]
+        change, milliseconds = (
+            f"{changed.mean():.2f} % (at most {changed.max():.1f} %)",
+            [f"{1000 * own:.0f} ms" for own in times[title]],
+        )
         others.append([title, cost, change, *milliseconds])
-    header = ["Dice, percent", "", *map(str, SHOWN), "gain of 5", "worst case", "strokes that add errors", f"beyond {FAR_MM:g} mm"]
+    header = [
+        "Dice, percent",
+        "",
+        *map(str, SHOWN),
+        "gain of 5",
+        "worst case",
+        "strokes that add errors",
+        f"beyond {FAR_MM:g} mm",
+    ]
     text = markdown_table(header, rows)
-    header = ["", "a wrong label in ten strokes costs", "a stroke where all is right changes", "update, one thread", "two threads"]
+    header = [
+        "",
+        "a wrong label in ten strokes costs",
+        "a stroke where all is right changes",
+        "update, one thread",
+        "two threads",
+    ]
     return f"{text}\n{markdown_table(header, others)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A robot user corrects weak networks with strokes.")
+    parser = argparse.ArgumentParser(
+        description="A robot user corrects weak networks with strokes."
+    )
     parser.add_argument("--quick", action="store_true", help="two cases of each")
     options = parser.parse_args()
     found, times = {}, {}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         for title, (folder, count, form) in SETTINGS.items():
             if not cases_of(folder):
-                sys.stderr.write(f"strokes: {title} left out: no cases in {folder}/ of CRFREFINE_DATA\n")
+                sys.stderr.write(
+                    f"strokes: {title} left out: no cases in {folder}/ of CRFREFINE_DATA\n"
+                )
                 continue
-            jobs = [pool.submit(measure, folder, number, form) for number in range(2 if options.quick else count)]
+            jobs = [
+                pool.submit(measure, folder, number, form)
+                for number in range(2 if options.quick else count)
+            ]
             found[title] = [job.result() for job in jobs]
             subjects = [read(files, form) for files in cases_of(folder)[:3]]
-            times[title] = [statistics.median(seconds(subject, threads) for subject in subjects) for threads in (1, 2)]
+            times[title] = [
+                statistics.median(seconds(subject, threads) for subject in subjects)
+                for threads in (1, 2)
+            ]
             sys.stderr.write(f"strokes: {title}\n")
     sys.stdout.write(f"{tables(found, times)}\n{provenance(describe())}")
 

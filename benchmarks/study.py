@@ -26,7 +26,17 @@ import numpy as np
 from peers import BENCH, ROOT
 from report import describe, source_hash, write_between_markers
 from study_stages import Stages, crfrefine, link_files, listing, say
-from study_tables import ENVIRONMENT, EVALUATION, EVALUATION_LARGEST, LABEL_MAPS, RANKSEG, REPORT, RIVALS, make_document, read_findings
+from study_tables import (
+    ENVIRONMENT,
+    EVALUATION,
+    EVALUATION_LARGEST,
+    LABEL_MAPS,
+    RANKSEG,
+    REPORT,
+    RIVALS,
+    make_document,
+    read_findings,
+)
 
 from crfrefine.arrays.components import clean
 from crfrefine.base.plain import from_plain
@@ -38,7 +48,17 @@ from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.train.baselines import Guidance, Tuned, VectorScaling
-from crfrefine.train.comparison import DEFAULT, GUIDED, LARGEST, NETWORK, SCALING, TRAINED, TRAINED_LARGEST, simple_maps, with_largest
+from crfrefine.train.comparison import (
+    DEFAULT,
+    GUIDED,
+    LARGEST,
+    NETWORK,
+    SCALING,
+    TRAINED,
+    TRAINED_LARGEST,
+    simple_maps,
+    with_largest,
+)
 from crfrefine.train.starts import FitResult
 
 QUICK_CASES = 6
@@ -54,7 +74,9 @@ FOLDERS = {  # Where the label maps of the methods are, the first four by `infer
     GUIDED: "rivals/guided",
     RANKSEG: "rivals/rankseg",
 }
-FOLDERS |= {with_largest(rival): f"{FOLDERS[rival]}_largest" for rival in (SCALING, GUIDED, RANKSEG)}
+FOLDERS |= {
+    with_largest(rival): f"{FOLDERS[rival]}_largest" for rival in (SCALING, GUIDED, RANKSEG)
+}
 
 # `infer` then returns the network's labels.
 NO_CRF = CrfParameters().replace(**{"bilateral.weight": 0.0, "spatial.weight": 0.0})
@@ -67,7 +89,9 @@ class DataSet:
     name: str  # Name of the folder.
     regions: tuple[str, ...] = ()  # Each as for `--regions`; empty means each label.
     resample: bool = False  # True if the logits may be on another grid than the image.
-    label_maps: bool = False  # True if the full study has the network's label maps too, in place of its logits.
+    label_maps: bool = (
+        False  # True if the full study has the network's label maps too, in place of its logits.
+    )
     has_logits: bool = True  # True if the folder has logits; else a network is trained for them.
 
 
@@ -96,13 +120,22 @@ class Study:
 
 def labeled_cases(data: Path, network: Path | None) -> list[CaseFiles]:
     masks = data / "masks" if (data / "masks").is_dir() else None
-    return [case for case in discover_cases(data / "images", network, masks, data / "labels") if case.labels is not None]
+    return [
+        case
+        for case in discover_cases(data / "images", network, masks, data / "labels")
+        if case.labels is not None
+    ]
 
 
 def link_cases(cases: Sequence[CaseFiles], data: Path, folder: Path, network: str) -> None:
     """Make a folder of data that holds some of the cases, as links."""
     for case in cases:
-        parts = {"images": case.images, "labels": [case.labels], "masks": [case.mask] if case.mask else [], network: case.logits}
+        parts = {
+            "images": case.images,
+            "labels": [case.labels],
+            "masks": [case.mask] if case.mask else [],
+            network: case.logits,
+        }
         for name, files in parts.items():
             link_files(files, folder / name)
     link_files([*data.glob("dataset.json")], folder)
@@ -115,18 +148,36 @@ def make_studies(data: DataSet, options: argparse.Namespace, output: Path) -> li
     if options.quick:
         few = output / "cases" / data.name
         for name in names or [None]:
-            link_cases(labeled_cases(folder, name and folder / name)[:QUICK_CASES], folder, few, name or "logits")
+            link_cases(
+                labeled_cases(folder, name and folder / name)[:QUICK_CASES],
+                folder,
+                few,
+                name or "logits",
+            )
         folder = few
     networks = {name: folder / name for name in names}
     if not data.has_logits:
         from study_network import FULL, TASTE, add_logits
 
-        networks = {"logits": add_logits(folder, output / data.name / "network", TASTE if options.quick else FULL)}
+        networks = {
+            "logits": add_logits(
+                folder, output / data.name / "network", TASTE if options.quick else FULL
+            )
+        }
     regions = tuple(word for region in data.regions for word in ("--regions", region))
-    grid, training = ("--resample",) if data.resample else (), QUICK_TRAINING if options.quick else ()
-    studies = [Study(folder, network, name, regions, grid, training, options.threads) for name, network in networks.items()]
+    grid, training = (
+        ("--resample",) if data.resample else (),
+        QUICK_TRAINING if options.quick else (),
+    )
+    studies = [
+        Study(folder, network, name, regions, grid, training, options.threads)
+        for name, network in networks.items()
+    ]
     if data.label_maps and not options.quick:
-        studies += [make_label_maps(study, output / data.name / (LABEL_MAPS + study.name)) for study in studies]
+        studies += [
+            make_label_maps(study, output / data.name / (LABEL_MAPS + study.name))
+            for study in studies
+        ]
     return studies
 
 
@@ -147,56 +198,137 @@ def make_label_maps(study: Study, folder: Path) -> Study:
 def run_study(study: Study, folder: Path) -> Path:
     """Run what is not there yet; return the folder with the results."""
     stages = Stages(folder, study.title)
-    parts = [line for part in ("images", "labels", "masks") for line in listing(study.data / part)] + listing(study.network)
-    stages.run("training", [study.data.resolve(), study.regions, study.training, study.grid, *parts], partial(_train, study))
+    parts = [
+        line for part in ("images", "labels", "masks") for line in listing(study.data / part)
+    ] + listing(study.network)
+    stages.run(
+        "training",
+        [study.data.resolve(), study.regions, study.training, study.grid, *parts],
+        partial(_train, study),
+    )
     report = json.loads((folder / REPORT).read_text())
     trained_on = json.loads((folder / ENVIRONMENT).read_text())["source"]
     if trained_on != source_hash():
-        say(f"{study.title}: trained by sources {trained_on}, these are {source_hash()}; to train again, remove {folder}")
+        say(
+            f"{study.title}: trained by sources {trained_on}, these are {source_hash()}; to train again, remove {folder}"
+        )
     stages.run("refined", [report["written"], source_hash()], partial(_refine, study, report))
     stages.run("rivals", RIVALS, partial(_write_rivals, study, report))
     stages.run(EVALUATION, [], partial(_evaluate, study, TRAINED, (NETWORK, *RIVALS), ()))
-    largest = LARGEST, *(with_largest(rival) for rival in (SCALING, GUIDED, RANKSEG) if rival in RIVALS)
-    stages.run(EVALUATION_LARGEST, [], partial(_evaluate, study, TRAINED_LARGEST, largest, ("--no-report",)))
+    largest = (
+        LARGEST,
+        *(with_largest(rival) for rival in (SCALING, GUIDED, RANKSEG) if rival in RIVALS),
+    )
+    stages.run(
+        EVALUATION_LARGEST,
+        [],
+        partial(_evaluate, study, TRAINED_LARGEST, largest, ("--no-report",)),
+    )
     return folder
 
 
 def _train(study: Study, folder: Path) -> None:
-    options = ["-p", study.network, *study.regions, *study.grid, *study.training, "--threads", study.threads, "--resume"]
+    options = [
+        "-p",
+        study.network,
+        *study.regions,
+        *study.grid,
+        *study.training,
+        "--threads",
+        study.threads,
+        "--resume",
+    ]
     options.append("--strict")  # Published figures are over all cases or there are none.
-    peak_mib = crfrefine("train-crf", study.data, "-o", folder / "params.toml", *options, log=folder / "standard_output.txt")
-    (folder / ENVIRONMENT.name).write_text(json.dumps({**describe("torch"), "peak_mib": round(peak_mib)}, indent=1) + "\n")
+    peak_mib = crfrefine(
+        "train-crf",
+        study.data,
+        "-o",
+        folder / "params.toml",
+        *options,
+        log=folder / "standard_output.txt",
+    )
+    (folder / ENVIRONMENT.name).write_text(
+        json.dumps({**describe("torch"), "peak_mib": round(peak_mib)}, indent=1) + "\n"
+    )
 
 
 def _refine(study: Study, report: dict[str, Any], folder: Path) -> None:
     """Write the label maps of the methods that `infer` can run: each case by the parameters of the fold that held it out."""
     for number, fold in enumerate(report["folds"]):
         home = folder / f"fold_{number + 1}"
-        held_out = [case for case in labeled_cases(study.data, study.network) if case.case_id in fold["held_out"]]
+        held_out = [
+            case
+            for case in labeled_cases(study.data, study.network)
+            if case.case_id in fold["held_out"]
+        ]
         link_cases(held_out, study.data, home, "network")
         trained = CrfParameters.from_dict(fold["fit"]["parameters"])
         keep = {"postprocess.keep_largest": fold["keep_largest"]}
-        methods = {TRAINED: trained, TRAINED_LARGEST: trained.replace(**keep), LARGEST: NO_CRF.replace(**keep)}
+        methods = {
+            TRAINED: trained,
+            TRAINED_LARGEST: trained.replace(**keep),
+            LARGEST: NO_CRF.replace(**keep),
+        }
         for method, parameters in methods.items():
             output = folder.parent / FOLDERS[method]
             file = home / f"{output.name}.toml"
-            parameters.save(file, f"{method}; {fold['name']}, held out: {' '.join(fold['held_out'])}")
-            _infer(study, home, home / "network", file, output, *(("--save-probabilities",) if method == TRAINED else ()))
+            parameters.save(
+                file, f"{method}; {fold['name']}, held out: {' '.join(fold['held_out'])}"
+            )
+            _infer(
+                study,
+                home,
+                home / "network",
+                file,
+                output,
+                *(("--save-probabilities",) if method == TRAINED else ()),
+            )
     _infer(study, study.data, study.network, "default", folder.parent / FOLDERS[DEFAULT])
 
 
-def _infer(study: Study, data: Path, network: Path, parameters: Path | str, output: Path, *options: str) -> None:
+def _infer(
+    study: Study, data: Path, network: Path, parameters: Path | str, output: Path, *options: str
+) -> None:
     mask_options = ("-m", data / "masks") if (data / "masks").is_dir() else ()
-    words = ["-i", data / "images", "-p", network, "-o", output, "-c", parameters, *mask_options, *study.grid]
-    log = parameters.with_suffix(".txt") if isinstance(parameters, Path) else output.parent / f"{parameters}.txt"
-    crfrefine("infer", *words, *options, "--threads", study.threads, "--allow-vanishing", "--continue", "--quiet", log=log)
+    words = [
+        "-i",
+        data / "images",
+        "-p",
+        network,
+        "-o",
+        output,
+        "-c",
+        parameters,
+        *mask_options,
+        *study.grid,
+    ]
+    log = (
+        parameters.with_suffix(".txt")
+        if isinstance(parameters, Path)
+        else output.parent / f"{parameters}.txt"
+    )
+    crfrefine(
+        "infer",
+        *words,
+        *options,
+        "--threads",
+        study.threads,
+        "--allow-vanishing",
+        "--continue",
+        "--quiet",
+        log=log,
+    )
 
 
 def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
     """Write the label maps that no command writes, each as the fold that held a case out has tuned it."""
     tuned = {case: fold for fold in report["folds"] for case in fold["held_out"]}
-    declared = DeclaredLabels(tuple(range(len(report["label_names"]))), "the report of the training")
-    reading = ReadingOptions(resample="linear" if study.grid else None, declared=declared, all_labels=True)
+    declared = DeclaredLabels(
+        tuple(range(len(report["label_names"]))), "the report of the training"
+    )
+    reading = ReadingOptions(
+        resample="linear" if study.grid else None, declared=declared, all_labels=True
+    )
     for files in labeled_cases(study.data, study.network):
         case = load_case(files, reading, threads=study.threads)
         for method, labels in _rival_maps(case, tuned[files.case_id]):
@@ -206,8 +338,15 @@ def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
 
 
 def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    keep, voxel_ml = PostprocessParameters(keep_largest=fold["keep_largest"]), float(np.prod(case.spacing)) / 1000
-    tuned = Tuned(from_plain(FitResult, fold["fit"]), from_plain(VectorScaling, fold["vector_scaling"]), fold["keep_largest"])
+    keep, voxel_ml = (
+        PostprocessParameters(keep_largest=fold["keep_largest"]),
+        float(np.prod(case.spacing)) / 1000,
+    )
+    tuned = Tuned(
+        from_plain(FitResult, fold["fit"]),
+        from_plain(VectorScaling, fold["vector_scaling"]),
+        fold["keep_largest"],
+    )
     changed = simple_maps(case, replace(tuned, guidance=Guidance(**fold["guided_filter"])))
     network = changed.pop(NETWORK)
     if RANKSEG in RIVALS:
@@ -225,36 +364,81 @@ def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndar
         yield with_largest(method), clean(labels, keep, voxel_ml).label_map
 
 
-def _evaluate(study: Study, method: str, baselines: Sequence[str], options: Sequence[str], folder: Path) -> None:
+def _evaluate(
+    study: Study, method: str, baselines: Sequence[str], options: Sequence[str], folder: Path
+) -> None:
     maps = {NETWORK: study.network} | {name: folder.parent / path for name, path in FOLDERS.items()}
     compared = [word for name in baselines for word in ("--baseline", f"{name}={maps[name]}")]
-    words = [maps[method], study.data / "labels", "--name", method, *compared, "-i", study.data / "images"]
-    words += [*study.regions, *study.grid, *options, "--tolerance", "voxel", "--processes", study.threads]
+    words = [
+        maps[method],
+        study.data / "labels",
+        "--name",
+        method,
+        *compared,
+        "-i",
+        study.data / "images",
+    ]
+    words += [
+        *study.regions,
+        *study.grid,
+        *options,
+        "--tolerance",
+        "voxel",
+        "--processes",
+        study.threads,
+    ]
     crfrefine("evaluate", *words, "--strict", "-o", folder, log=folder / "standard_output.txt")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="train-crf with folds, infer on what was held out, evaluate against simple rivals.")
-    parser.add_argument("--quick", action="store_true", help="a taste: few cases, two folds, few iterations; proves nothing")
+    parser = argparse.ArgumentParser(
+        description="train-crf with folds, infer on what was held out, evaluate against simple rivals."
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a taste: few cases, two folds, few iterations; proves nothing",
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
-    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="default: .bench/study, or .bench/study_quick")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="default: .bench/study, or .bench/study_quick",
+    )
     options = parser.parse_args()
     if "CRFREFINE_DATA" not in os.environ:
-        raise SystemExit("study: set CRFREFINE_DATA to the folder above " + ", ".join(f"{data.name}/" for data in DATA_SETS))
+        raise SystemExit(
+            "study: set CRFREFINE_DATA to the folder above "
+            + ", ".join(f"{data.name}/" for data in DATA_SETS)
+        )
     if RANKSEG not in RIVALS:
         say("rankseg is left out, as it is not installed")
     output = (options.output or BENCH / ("study_quick" if options.quick else "study")).resolve()
     started, findings = time.monotonic(), []
     for number, data in enumerate(DATA_SETS, start=1):
         for study in make_studies(data, options, output):
-            say(f"data set {number} of {len(DATA_SETS)}: {study.title}, {(time.monotonic() - started) / 60:.0f} minutes so far")
-            findings.append(read_findings(data.name, study.name, run_study(study, output / data.name / study.name)))
+            say(
+                f"data set {number} of {len(DATA_SETS)}: {study.title}, {(time.monotonic() - started) / 60:.0f} minutes so far"
+            )
+            findings.append(
+                read_findings(
+                    data.name, study.name, run_study(study, output / data.name / study.name)
+                )
+            )
     text = make_document(findings)
-    together = "\n".join(f"## {marker.replace('-', ' ')}\n\n{part}" for marker, part in text.items())
+    together = "\n".join(
+        f"## {marker.replace('-', ' ')}\n\n{part}" for marker, part in text.items()
+    )
     (output / "results.md").write_text(together)
     for marker, part in text.items() if not options.quick else ():
         write_between_markers(DOCUMENT, marker, part)
-    say(f"tables in {output / 'results.md'}" + ("" if options.quick else f" and {DOCUMENT}") + f"; a report.html of each in {output}")
+    say(
+        f"tables in {output / 'results.md'}"
+        + ("" if options.quick else f" and {DOCUMENT}")
+        + f"; a report.html of each in {output}"
+    )
     sys.stdout.write(together)
 
 

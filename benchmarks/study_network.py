@@ -54,7 +54,9 @@ class Stack:
     labels: NDArray[np.int64] | None = None  # (slices, y, x); None means that there are none.
     name: str = ""  # Name of the case, for messages.
     spacing: tuple[float, float] = (1.0, 1.0)  # Spacing of y and x, in mm.
-    unknown: int = 0  # Label outside of a slice, such as that of unknown voxels; 0 means background.
+    unknown: int = (
+        0  # Label outside of a slice, such as that of unknown voxels; 0 means background.
+    )
 
 
 class SliceUNet(nn.Module):
@@ -63,8 +65,14 @@ class SliceUNet(nn.Module):
     def __init__(self, num_modalities: int, num_labels: int, width: int) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width, 6 * width, 8 * width)
-        self.down = nn.ModuleList(_block(inputs, outputs) for inputs, outputs in zip((num_modalities, *widths), widths, strict=False))
-        self.up = nn.ModuleList(nn.ConvTranspose2d(below, above, 2, stride=2) for above, below in itertools.pairwise(widths))
+        self.down = nn.ModuleList(
+            _block(inputs, outputs)
+            for inputs, outputs in zip((num_modalities, *widths), widths, strict=False)
+        )
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(below, above, 2, stride=2)
+            for above, below in itertools.pairwise(widths)
+        )
         self.join = nn.ModuleList(_block(2 * width, width) for width in widths[:-1])
         self.head = nn.Conv2d(width, num_labels, 1)
 
@@ -74,30 +82,47 @@ class SliceUNet(nn.Module):
             features = block(nn.functional.max_pool2d(features, 2) if level else features)
             skipped.append(features)
         for level in reversed(range(len(self.up))):
-            features = self.join[level](torch.cat([skipped[level], self.up[level](features)], dim=1))
+            features = self.join[level](
+                torch.cat([skipped[level], self.up[level](features)], dim=1)
+            )
         return self.head(features)  # type: ignore[no-any-return]
 
 
 class Training:
     """A new network in training; the background counts as a label, and the seed is for weights, choice of slices, and patches."""
 
-    def __init__(self, stacks: Sequence[Stack], num_labels: int, schedule: Schedule, seed: int) -> None:
+    def __init__(
+        self, stacks: Sequence[Stack], num_labels: int, schedule: Schedule, seed: int
+    ) -> None:
         torch.manual_seed(seed)
         self.generator = np.random.default_rng(seed)
-        self.network = SliceUNet(stacks[0].image.shape[1], num_labels, schedule.width).to(memory_format=torch.channels_last).train()
-        self._optimizer = torch.optim.AdamW(self.network.parameters(), lr=schedule.rate, weight_decay=1e-3)
-        self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: relative_rate(step, schedule.num_steps))
+        self.network = (
+            SliceUNet(stacks[0].image.shape[1], num_labels, schedule.width)
+            .to(memory_format=torch.channels_last)
+            .train()
+        )
+        self._optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=schedule.rate, weight_decay=1e-3
+        )
+        self._rates = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: relative_rate(step, schedule.num_steps)
+        )
         self._slices = [(stack, number) for stack in stacks for number in range(len(stack.image))]
         self._batch = schedule.batch
 
     def choose_slices(self) -> list[tuple[Stack, int]]:
-        return [self._slices[number] for number in self.generator.integers(len(self._slices), size=self._batch)]
+        return [
+            self._slices[number]
+            for number in self.generator.integers(len(self._slices), size=self._batch)
+        ]
 
     def update(self, loss: Tensor) -> None:
         """Do an optimizer step; if the gradient is not finite, raise FloatingPointError and keep the weights."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if not all(one.grad.isfinite().all() for one in self.network.parameters() if one.grad is not None):
+        if not all(
+            one.grad.isfinite().all() for one in self.network.parameters() if one.grad is not None
+        ):
             raise FloatingPointError("the gradient is not finite")
         self._optimizer.step()
         self._rates.step()
@@ -121,7 +146,11 @@ def relative_rate(step: int, num_steps: int) -> float:
 def _block(num_inputs: int, num_outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs in (num_inputs, num_outputs):
-        layers += [nn.Conv2d(inputs, num_outputs, 3, padding=1, bias=False), nn.BatchNorm2d(num_outputs), nn.LeakyReLU(0.05)]
+        layers += [
+            nn.Conv2d(inputs, num_outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(num_outputs),
+            nn.LeakyReLU(0.05),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -131,11 +160,16 @@ def cut_patches(
     """Return squares of slices, each of a stack with its number: image (B, M, side, side), labels (B, side, side), spacing in mm."""
     patches = [_patch(stack, number, side, generator) for stack, number in slices]
     image, labels = (torch.stack(list(parts)) for parts in list(zip(*patches, strict=True))[:2])
-    spacing = [(stack.spacing[0] * zoom, stack.spacing[1] * zoom) for (stack, _), (*_, zoom) in zip(slices, patches, strict=True)]
+    spacing = [
+        (stack.spacing[0] * zoom, stack.spacing[1] * zoom)
+        for (stack, _), (*_, zoom) in zip(slices, patches, strict=True)
+    ]
     return image.contiguous(memory_format=torch.channels_last), labels, spacing
 
 
-def _patch(stack: Stack, number: int, side: int, generator: np.random.Generator) -> tuple[Tensor, Tensor, float]:
+def _patch(
+    stack: Stack, number: int, side: int, generator: np.random.Generator
+) -> tuple[Tensor, Tensor, float]:
     """Return a square of a slice, turned, zoomed and with another contrast: image (M, side, side), labels (side, side), and the zoom."""
     image, labels = torch.from_numpy(stack.image[number]), torch.from_numpy(stack.labels[number])
     height, width = labels.shape
@@ -152,9 +186,13 @@ def _patch(stack: Stack, number: int, side: int, generator: np.random.Generator)
     offset = 2 * (center[::-1] + 0.5) / (width, height) - 1
     theta = torch.tensor(np.column_stack([matrix, offset])[None], dtype=torch.float32)
     grid = nn.functional.affine_grid(theta, [1, 1, side, side], align_corners=False)
-    patch = nn.functional.grid_sample(image[None], grid, padding_mode="border", align_corners=False)[0]
+    patch = nn.functional.grid_sample(
+        image[None], grid, padding_mode="border", align_corners=False
+    )[0]
     # What is outside of the slice becomes 0.
-    truth = nn.functional.grid_sample((labels - stack.unknown)[None, None].float(), grid, mode="nearest", align_corners=False)[0, 0].long()
+    truth = nn.functional.grid_sample(
+        (labels - stack.unknown)[None, None].float(), grid, mode="nearest", align_corners=False
+    )[0, 0].long()
     contrast, brightness = generator.uniform(0.8, 1.25), generator.uniform(-0.15, 0.15)
     return patch * contrast + brightness, truth + stack.unknown, zoom
 
@@ -175,8 +213,14 @@ _PERCENTILES = (1.0, 99.0)
 
 def add_logits(data: Path, folder: Path, schedule: Schedule = FULL) -> Path:
     """Train with folds on the cases of images/ and labels/; return the new `folder / "logits"`, of what each fold held out."""
-    torch.set_num_threads(1)  # The sums of several threads are in another order, and so are the roundings.
-    cases = [case for case in discover_cases(data / "images", None, None, data / "labels") if case.labels is not None]
+    torch.set_num_threads(
+        1
+    )  # The sums of several threads are in another order, and so are the roundings.
+    cases = [
+        case
+        for case in discover_cases(data / "images", None, None, data / "labels")
+        if case.labels is not None
+    ]
     num_labels = 1 + max(int(io.read_labels(case.labels).data.max()) for case in cases)
     stages = Stages(folder, f"{data.name}, network")
     inputs = [asdict(schedule), SEED, *listing(data / "images"), *listing(data / "labels")]
@@ -189,11 +233,18 @@ def add_logits(data: Path, folder: Path, schedule: Schedule = FULL) -> Path:
 
 
 def _run_fold(
-    seen: Sequence[CaseFiles], held_out: Sequence[CaseFiles], num_labels: int, schedule: Schedule, seed: int, folder: Path
+    seen: Sequence[CaseFiles],
+    held_out: Sequence[CaseFiles],
+    num_labels: int,
+    schedule: Schedule,
+    seed: int,
+    folder: Path,
 ) -> None:
     """Train on the cases of a fold, and write the logits of those that it holds out; what an interrupted run left is written again."""
     started = time.process_time()
-    training = Training([read_stack(case, with_labels=True)[0] for case in seen], num_labels, schedule, seed)
+    training = Training(
+        [read_stack(case, with_labels=True)[0] for case in seen], num_labels, schedule, seed
+    )
     losses: list[float] = []
     for step in range(1, schedule.num_steps + 1):
         image, labels, _ = cut_patches(training.choose_slices(), schedule.patch, training.generator)
@@ -202,7 +253,9 @@ def _run_fold(
         losses.append(loss.item())
         if step % max(1, schedule.num_steps // 20) == 0:
             seconds = time.process_time() - started
-            say(f"{folder.name}: step {step} of {schedule.num_steps}, loss {np.mean(losses[-50:]):.3f}, {seconds:.0f} s of processor time")
+            say(
+                f"{folder.name}: step {step} of {schedule.num_steps}, loss {np.mean(losses[-50:]):.3f}, {seconds:.0f} s of processor time"
+            )
     network = training.network.eval()
     (folder / "logits").mkdir(exist_ok=True)
     scores = {}
@@ -212,13 +265,25 @@ def _run_fold(
         logits = np.asarray(np.round(logits / _QUANTUM) * _QUANTUM, np.float32)
         io.write_channels(folder / "logits" / f"{case.case_id}.nii.gz", logits, like)
         regions = {str(label): (label,) for label in range(1, num_labels)}
-        measured = measure_case(argmax_labels(logits), io.read_labels(case.labels).data, regions, like.spacing, metrics=("dice",))
-        scores[case.case_id] = [1.0 if np.isnan(row["dice"]) else row["dice"] for row in measured.values()]
+        measured = measure_case(
+            argmax_labels(logits),
+            io.read_labels(case.labels).data,
+            regions,
+            like.spacing,
+            metrics=("dice",),
+        )
+        scores[case.case_id] = [
+            1.0 if np.isnan(row["dice"]) else row["dice"] for row in measured.values()
+        ]
     means = np.nanmean(list(scores.values()), axis=0)
-    say(f"{folder.name}: Dice of what it held out {' '.join(f'{mean:.3f}' for mean in means)}, mean {means.mean():.3f}")
+    say(
+        f"{folder.name}: Dice of what it held out {' '.join(f'{mean:.3f}' for mean in means)}, mean {means.mean():.3f}"
+    )
 
 
-def read_stack(case: CaseFiles, *, with_labels: bool = False, unknown: int = 0) -> tuple[Stack, Volume]:
+def read_stack(
+    case: CaseFiles, *, with_labels: bool = False, unknown: int = 0
+) -> tuple[Stack, Volume]:
     """Return a case as a stack of slices along its coarsest axis, each modality from its first to its last percentile, -1 to 1."""
     volumes = [io.read_volume(path) for path in case.images]
     axis, modalities, labels = _thick_axis(volumes[0]), [], None
@@ -231,7 +296,9 @@ def read_stack(case: CaseFiles, *, with_labels: bool = False, unknown: int = 0) 
         grids = [(volume.grid_shape, volume.affine) for volume in (volumes[0], found)]
         if not same_grid(*grids[0], *grids[1]):
             difference = describe_difference((case.images[0], *grids[0]), (case.labels, *grids[1]))
-            raise GridMismatchError(f"case {case.case_id!r}: labels and image are on different grids\n{difference}")
+            raise GridMismatchError(
+                f"case {case.case_id!r}: labels and image are on different grids\n{difference}"
+            )
         labels = np.ascontiguousarray(np.moveaxis(found.data, axis, 0), np.int64)
     first, second = (step for number, step in enumerate(volumes[0].spacing) if number != axis)
     image = np.ascontiguousarray(np.stack(modalities, axis=1), np.float32)

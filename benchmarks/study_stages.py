@@ -34,7 +34,9 @@ class Stages:
         self._name = name
         self._file = folder / "stages.json"
         folder.mkdir(parents=True, exist_ok=True)
-        self._known: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self._known: dict[str, Any] = (
+            json.loads(self._file.read_text()) if self._file.exists() else {}
+        )
         self._before = ""
 
     def run(self, stage: str, inputs: Iterable[object], work: Callable[[Path], None]) -> Path:
@@ -68,11 +70,18 @@ def crfrefine(*arguments: object, log: Path) -> float:
     """Run the command as users do: its progress is shown, its standard output goes to a file. Return the peak of its memory, MiB."""
     words = [str(argument) for argument in arguments]
     say("crfrefine " + shlex.join(words))
-    with log.open("w") as stream, subprocess.Popen([sys.executable, "-P", "-m", "crfrefine", *words], stdout=stream) as process:
+    with (
+        log.open("w") as stream,
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "crfrefine", *words], stdout=stream
+        ) as process,
+    ):
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"study: `crfrefine {words[0]}` ended with status {process.returncode}; what it said is above and in {log}")
+        raise SystemExit(
+            f"study: `crfrefine {words[0]}` ended with status {process.returncode}; what it said is above and in {log}"
+        )
     return usage.ru_maxrss / 1024
 
 
@@ -81,7 +90,10 @@ def link_files(files: Sequence[Path], folder: Path) -> None:
     for file in files:
         folder.mkdir(parents=True, exist_ok=True)
         belonging = f"{stem_of(file)}."
-        for path in {file, *(other for other in file.parent.iterdir() if other.name.startswith(belonging))}:
+        for path in {
+            file,
+            *(other for other in file.parent.iterdir() if other.name.startswith(belonging)),
+        }:
             link = folder / path.name
             if not link.is_symlink():
                 link.symlink_to(path.resolve())

@@ -15,10 +15,26 @@ from typing import Any
 import numpy as np
 from report import markdown_table, provenance
 
-from crfrefine.statistics.comparison import HARM_COLUMN, MEAN, Measurement, ResultTable, format_p, harm_text
+from crfrefine.statistics.comparison import (
+    HARM_COLUMN,
+    MEAN,
+    Measurement,
+    ResultTable,
+    format_p,
+    harm_text,
+)
 from crfrefine.statistics.paired import PairedComparison, holm
 from crfrefine.statistics.verdict import Outcome
-from crfrefine.train.comparison import DEFAULT, GUIDED, LARGEST, METHODS, NETWORK, SCALING, TRAINED, TRAINED_LARGEST
+from crfrefine.train.comparison import (
+    DEFAULT,
+    GUIDED,
+    LARGEST,
+    METHODS,
+    NETWORK,
+    SCALING,
+    TRAINED,
+    TRAINED_LARGEST,
+)
 
 EVALUATION, EVALUATION_LARGEST = "evaluation", "evaluation_largest"
 REPORT = Path("training") / "params.report.json"
@@ -36,9 +52,19 @@ TITLES = {
     TRAINED: "**trained CRF**",
     TRAINED_LARGEST: "trained CRF, then largest component",
 }
-SURFACES = (("surface_dice", "surface Dice, one voxel", 4), ("hd95_mm", "HD95, mm", 2), ("assd_mm", "ASSD, mm", 3))
+SURFACES = (
+    ("surface_dice", "surface Dice, one voxel", 4),
+    ("hd95_mm", "HD95, mm", 2),
+    ("assd_mm", "ASSD, mm", 3),
+)
 TESTS = ["p (Holm)", "better / equal / worse", HARM_COLUMN]
-CHANGES = ["cases", "network's Dice", "`default`, untrained", "**trained CRF**, points (95 % interval)", *TESTS]
+CHANGES = [
+    "cases",
+    "network's Dice",
+    "`default`, untrained",
+    "**trained CRF**, points (95 % interval)",
+    *TESTS,
+]
 
 
 @dataclass(frozen=True)
@@ -67,8 +93,15 @@ class Findings:
     @cached_property
     def comparisons(self) -> dict[str, tuple[PairedComparison, float]]:
         """Each method's mean Dice against the network's, and its p after Holm's correction over the methods."""
-        methods = [method for method in (RANKSEG, *METHODS) if method != NETWORK and method in self.table.methods]
-        compared = [self.table.compare(method, NETWORK, MEAN, "dice", regions=self.regions) for method in methods]
+        methods = [
+            method
+            for method in (RANKSEG, *METHODS)
+            if method != NETWORK and method in self.table.methods
+        ]
+        compared = [
+            self.table.compare(method, NETWORK, MEAN, "dice", regions=self.regions)
+            for method in methods
+        ]
         adjusted = holm([comparison.p_value for comparison in compared])
         return dict(zip(methods, zip(compared, adjusted, strict=True), strict=True))
 
@@ -78,7 +111,13 @@ class Findings:
         (default, _), (trained, p_value) = self.comparisons[DEFAULT], self.comparisons[TRAINED]
         low, high = trained.interval
         change = f"{points(trained.mean_difference)} ({points(low)} to {points(high)})"
-        cells = [self.name, str(len(self.table.cases)), f"{trained.mean_baseline:.4f}", points(default.mean_difference), change]
+        cells = [
+            self.name,
+            str(len(self.table.cases)),
+            f"{trained.mean_baseline:.4f}",
+            points(default.mean_difference),
+            change,
+        ]
         return [*cells, *change_cells(trained, p_value, with_name=True)]
 
     @property
@@ -88,19 +127,34 @@ class Findings:
 
     @property
     def outcome(self) -> str:
-        return f"{len(self.table.cases)} cases: an anecdote" if self.is_anecdote else self.summary["verdict"]["outcome"]
+        return (
+            f"{len(self.table.cases)} cases: an anecdote"
+            if self.is_anecdote
+            else self.summary["verdict"]["outcome"]
+        )
 
 
 def read_findings(data: str, logits: str, folder: Path) -> Findings:
     evaluations = folder / EVALUATION, folder / EVALUATION_LARGEST
-    files = folder / REPORT, *(evaluation / "summary.json" for evaluation in evaluations), folder / ENVIRONMENT
-    training, summary, summary_largest, environment = (json.loads(file.read_text()) for file in files)
+    files = (
+        folder / REPORT,
+        *(evaluation / "summary.json" for evaluation in evaluations),
+        folder / ENVIRONMENT,
+    )
+    training, summary, summary_largest, environment = (
+        json.loads(file.read_text()) for file in files
+    )
     measurements = {}
     for evaluation in evaluations:
         with (evaluation / "metrics.csv").open(newline="") as stream:
             for row in csv.DictReader(stream):
-                measurements[row["case"], row["label"], row["metric"], row["method"]] = float(row["value"] or "nan")
-    table = ResultTable(Measurement(case, region, metric, value, method) for (case, region, metric, method), value in measurements.items())
+                measurements[row["case"], row["label"], row["metric"], row["method"]] = float(
+                    row["value"] or "nan"
+                )
+    table = ResultTable(
+        Measurement(case, region, metric, value, method)
+        for (case, region, metric, method), value in measurements.items()
+    )
     return Findings(data, logits, training, summary, summary_largest, table, environment)
 
 
@@ -109,7 +163,9 @@ def points(difference: float) -> str:
     return "–" if math.isnan(difference) else f"{100 * difference:+.2f}".replace("-", "−")
 
 
-def change_cells(comparison: PairedComparison, p_value: float, *, with_name: bool = False) -> list[str]:
+def change_cells(
+    comparison: PairedComparison, p_value: float, *, with_name: bool = False
+) -> list[str]:
     """Return the cells of TESTS."""
     counts = f"{comparison.wins} / {comparison.ties} / {comparison.losses}"
     return [format_p(p_value), counts, harm_text(comparison, with_name=with_name, minus="−")]
@@ -118,7 +174,11 @@ def change_cells(comparison: PairedComparison, p_value: float, *, with_name: boo
 def make_document(studies: Sequence[Findings]) -> dict[str, str]:
     """Return the text of each pair of markers."""
     of_logits = [findings for findings in studies if not findings.is_of_label_maps]
-    return {"summary": summary_table(of_logits), "study": "\n".join(map(study_section, of_logits)), "label-maps": label_maps_table(studies)}
+    return {
+        "summary": summary_table(of_logits),
+        "study": "\n".join(map(study_section, of_logits)),
+        "label-maps": label_maps_table(studies),
+    }
 
 
 def summary_table(studies: Sequence[Findings]) -> str:
@@ -133,20 +193,41 @@ def summary_table(studies: Sequence[Findings]) -> str:
 
 def label_maps_table(studies: Sequence[Findings]) -> str:
     """Return a row for each study of label maps: what the CRF changed with them and, beside it, with the logits."""
-    with_logits = {findings.name: findings.comparisons[TRAINED][0] for findings in studies if not findings.is_of_label_maps}
+    with_logits = {
+        findings.name: findings.comparisons[TRAINED][0]
+        for findings in studies
+        if not findings.is_of_label_maps
+    }
     of_maps = [findings for findings in studies if findings.is_of_label_maps]
-    rows = [[*own.columns, own.outcome, points(with_logits[own.name].mean_difference)] for own in of_maps]
-    return markdown_table(["label maps of", *CHANGES, "verdict", "trained on the logits"], rows) if rows else "None was studied.\n"
+    rows = [
+        [*own.columns, own.outcome, points(with_logits[own.name].mean_difference)]
+        for own in of_maps
+    ]
+    return (
+        markdown_table(["label maps of", *CHANGES, "verdict", "trained on the logits"], rows)
+        if rows
+        else "None was studied.\n"
+    )
 
 
 def study_section(findings: Findings) -> str:
     """Return the section of a data set and its logits: every method, the verdict, what was learned."""
     folds = len(findings.training["folds"])
     largest = findings.training["verdict"]["method"] == TRAINED_LARGEST
-    verdicts = [findings.summary["verdict"], *([findings.summary_largest["verdict"]] if largest else [])]
-    sentences = [text for verdict in verdicts for text in (verdict["sentence"], verdict["harm"]["sentence"], *verdict["notes"])]
+    verdicts = [
+        findings.summary["verdict"],
+        *([findings.summary_largest["verdict"]] if largest else []),
+    ]
+    sentences = [
+        text
+        for verdict in verdicts
+        for text in (verdict["sentence"], verdict["harm"]["sentence"], *verdict["notes"])
+    ]
     anecdote = f"**{findings.outcome}.**\n\n" if findings.is_anecdote else ""
-    quoted, notes = "\n>\n".join(f"> {text}" for text in sentences), "\n".join(f"- {text}" for text in _notes(findings))
+    quoted, notes = (
+        "\n>\n".join(f"> {text}" for text in sentences),
+        "\n".join(f"- {text}" for text in _notes(findings)),
+    )
     head = f"### {findings.name}, {len(findings.table.cases)} cases, {folds} folds\n\n{anecdote}"
     return f"{head}{_methods_table(findings)}\n{quoted}\n\n{notes}\n\n{provenance(findings.environment)}"
 
@@ -156,13 +237,18 @@ def _methods_table(findings: Findings) -> str:
     places = (*regions, MEAN) if len(regions) > 1 else regions
     rows = []
     for method in (NETWORK, *comparisons):
-        compared = [table.compare(method, NETWORK, place, "dice", regions=regions) for place in places]
+        compared = [
+            table.compare(method, NETWORK, place, "dice", regions=regions) for place in places
+        ]
         if method == NETWORK:
             cells = [*(f"{own.mean_baseline:.4f}" for own in compared), *[""] * (1 + len(TESTS))]
         else:
             comparison, p_value = comparisons[method]
             low, high = comparison.interval
-            cells = [*(points(own.mean_difference) for own in compared), f"{points(low)} to {points(high)}"]
+            cells = [
+                *(points(own.mean_difference) for own in compared),
+                f"{points(low)} to {points(high)}",
+            ]
             cells += change_cells(comparison, p_value)
         for metric, _, digits in SURFACES:
             # Over cases and regions for which both the method and the network have a value: both means are of the same cases.
@@ -170,7 +256,9 @@ def _methods_table(findings: Findings) -> str:
             cells.append(f"{np.nanmean(values):.{digits}f}" if not np.isnan(values).all() else "")
         rows.append([TITLES.get(method, method), *cells])
     # What people call a region: "anterior" for "1 anterior".
-    names = [str(findings.summary["titles"][region]).removeprefix(f"{region} ") for region in regions]
+    names = [
+        str(findings.summary["titles"][region]).removeprefix(f"{region} ") for region in regions
+    ]
     header = ["", *names, *(["mean"] if len(regions) > 1 else []), "95 % interval", *TESTS]
     return markdown_table([*header, *(title for _, title, _ in SURFACES)], rows)
 
@@ -178,10 +266,16 @@ def _methods_table(findings: Findings) -> str:
 def _notes(findings: Findings) -> list[str]:
     folds = [fold["fit"] for fold in findings.training["folds"]]
     kernels = [fit["parameters"]["bilateral"][0] for fit in folds if not fit["is_network"]]
-    notes = [] if RANKSEG in findings.comparisons else ["`rankseg` was not installed and is left out."]
+    notes = (
+        [] if RANKSEG in findings.comparisons else ["`rankseg` was not installed and is left out."]
+    )
     if kernels:
-        alpha, beta, weight = (_span(kernels, key) for key in ("theta_alpha", "theta_beta", "weight"))
-        notes.append(f"Values of the folds: `theta_alpha` {alpha} mm, `theta_beta` {beta}, `weight` {weight}.")
+        alpha, beta, weight = (
+            _span(kernels, key) for key in ("theta_alpha", "theta_beta", "weight")
+        )
+        notes.append(
+            f"Values of the folds: `theta_alpha` {alpha} mm, `theta_beta` {beta}, `weight` {weight}."
+        )
     if len(kernels) < len(folds):
         notes.append(f"{len(folds) - len(kernels)} of {len(folds)} folds chose no CRF at all.")
     return notes

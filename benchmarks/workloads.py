@@ -41,10 +41,16 @@ class WorkloadSpec:
     num_iterations: int = 5
 
 
-_SMALL_BODY = WorkloadSpec("S", (120, 150, 100), 2, 1, theta_alpha=8.0, theta_beta=0.1, theta_gamma=3.0)
-_HEAD = WorkloadSpec("L", (240, 240, 155), 5, 4, theta_alpha=8.0, theta_beta=0.1, theta_gamma=3.0, brain="zero")
+_SMALL_BODY = WorkloadSpec(
+    "S", (120, 150, 100), 2, 1, theta_alpha=8.0, theta_beta=0.1, theta_gamma=3.0
+)
+_HEAD = WorkloadSpec(
+    "L", (240, 240, 155), 5, 4, theta_alpha=8.0, theta_beta=0.1, theta_gamma=3.0, brain="zero"
+)
 _BRAIN_IN_HEAD = replace(_HEAD, name="Lm-full", brain="mask", peers=("pydensecrf2",))
-_BRAIN_ONLY = replace(_BRAIN_IN_HEAD, name="Lm", grid_shape=tuple(int(2 * axis) + 1 for axis in BRAIN_SEMI_AXES))
+_BRAIN_ONLY = replace(
+    _BRAIN_IN_HEAD, name="Lm", grid_shape=tuple(int(2 * axis) + 1 for axis in BRAIN_SEMI_AXES)
+)
 
 WORKLOADS = {
     spec.name: spec
@@ -66,9 +72,15 @@ WORKLOADS = {
 def accuracy_spec(num_features: int, theta_alpha: float, theta_beta: float) -> WorkloadSpec:
     """A case with D = `num_features`: three axes where D allows, the rest modalities."""
     num_axes = min(3, num_features - 1)
-    grid_shape, spacing = {1: ((20_000,), (1.0,)), 2: ((300, 240), (1.0, 1.5)), 3: ((56, 70, 44), (1.0, 1.0, 1.5))}[num_axes]
+    grid_shape, spacing = {
+        1: ((20_000,), (1.0,)),
+        2: ((300, 240), (1.0, 1.5)),
+        3: ((56, 70, 44), (1.0, 1.0, 1.5)),
+    }[num_axes]
     name, num_modalities = f"accuracy-{num_features}", num_features - num_axes
-    return WorkloadSpec(name, grid_shape, 3, num_modalities, theta_alpha, theta_beta, 3.0, spacing=spacing, peers=())
+    return WorkloadSpec(
+        name, grid_shape, 3, num_modalities, theta_alpha, theta_beta, 3.0, spacing=spacing, peers=()
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,9 @@ class WorkloadArrays:
     mask: NDArray[np.bool_] | None  # (*grid)
 
 
-def _smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def _smooth_noise(
+    shape: tuple[int, ...], sigma: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
     noise = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap")
     # On a grid no larger than the filter all that is left is nearly one constant: it must not drown the rest once the rest is scaled up.
     noise -= noise.mean()
@@ -88,21 +102,31 @@ def _smooth_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator
     return noise
 
 
-def _squared_radius(shape: tuple[int, ...], center: tuple[float, ...], semi_axes: tuple[float, ...]) -> NDArray[np.float32]:
-    axes = [((np.arange(n) - c) / a).astype(np.float32) ** 2 for n, c, a in zip(shape, center, semi_axes, strict=True)]
+def _squared_radius(
+    shape: tuple[int, ...], center: tuple[float, ...], semi_axes: tuple[float, ...]
+) -> NDArray[np.float32]:
+    axes = [
+        ((np.arange(n) - c) / a).astype(np.float32) ** 2
+        for n, c, a in zip(shape, center, semi_axes, strict=True)
+    ]
     return sum(np.ix_(*axes), np.zeros((), np.float32))
 
 
 def _label_map(spec: WorkloadSpec, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Nested blobs with wavy surfaces: label 1 around label 2 around label 3 ..., off the center."""
     extents = spec.grid_shape if spec.brain == "no" else tuple(2 * a for a in BRAIN_SEMI_AXES)
-    center = tuple((n - 1) / 2 + 0.06 * e * (-1) ** axis for axis, (n, e) in enumerate(zip(spec.grid_shape, extents, strict=True)))
+    center = tuple(
+        (n - 1) / 2 + 0.06 * e * (-1) ** axis
+        for axis, (n, e) in enumerate(zip(spec.grid_shape, extents, strict=True))
+    )
     wave = 0.25 * _smooth_noise(spec.grid_shape, min(6.0, min(spec.grid_shape) / 6), rng)
     outer = 0.32 if spec.brain == "no" else 0.25
     labels = np.zeros(spec.grid_shape, np.uint8)
     for label in range(1, spec.num_labels):
         size = outer * (spec.num_labels - label) / (spec.num_labels - 1)
-        labels[_squared_radius(spec.grid_shape, center, tuple(size * e for e in extents)) + wave < 1.0] = label
+        labels[
+            _squared_radius(spec.grid_shape, center, tuple(size * e for e in extents)) + wave < 1.0
+        ] = label
     return labels
 
 
@@ -113,7 +137,12 @@ def make(spec: WorkloadSpec) -> WorkloadArrays:
     labels = _label_map(spec, rng)
     mask = None
     if spec.brain != "no":
-        mask = _squared_radius(spec.grid_shape, tuple((n - 1) / 2 for n in spec.grid_shape), BRAIN_SEMI_AXES) <= 1.0
+        mask = (
+            _squared_radius(
+                spec.grid_shape, tuple((n - 1) / 2 for n in spec.grid_shape), BRAIN_SEMI_AXES
+            )
+            <= 1.0
+        )
     image = np.empty((spec.num_modalities, *spec.grid_shape), np.uint8)
     for modality in range(spec.num_modalities):
         levels = 0.3 + 0.4 * rng.permutation(spec.num_labels) / (spec.num_labels - 1)

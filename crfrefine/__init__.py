@@ -94,7 +94,16 @@ _MODULE_OF = {
 # What `import *` binds, and `help(crfrefine)` prints in full. The names that need PyTorch are not among them: importing it takes
 # seconds, and the page of CrfRnn has a thousand lines on the methods of every PyTorch module. Nor are the errors, whose pages have a
 # hundred lines each on the methods of every exception.
-__all__ = ["CrfParameters", "Lattice", "Plan", "RefinementResult", "RegionScheme", "bilateral_filter", "gaussian_filter", "refine"]
+__all__ = [
+    "CrfParameters",
+    "Lattice",
+    "Plan",
+    "RefinementResult",
+    "RegionScheme",
+    "bilateral_filter",
+    "gaussian_filter",
+    "refine",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -94,29 +94,46 @@ def export_prediction(
     stored = first.grid_shape[::-1]
     for header in headers:
         if not first.on_same_grid(header):
-            raise GridMismatchError(f"{header.path}: not on the grid of {first.path}\n{first.difference_from(header)}")
+            raise GridMismatchError(
+                f"{header.path}: not on the grid of {first.path}\n{first.difference_from(header)}"
+            )
     add_volumes(*(header.path for header in headers))
     require_suffix(Path(output), io.WRITTEN_SUFFIXES)
     for path in files_written(Path(output)):
         check_small_output(path)
     logits = logits if hasattr(logits, "shape") else given_array(logits, "logits")
     if len(logits) < 2 and not (regions and len(logits)):
-        raise InputError(f"logits have shape {tuple(logits.shape)}; expected (labels, *grid), two labels at least, background among them")
-    grid_map, nearest = _grid_map(tuple(logits.shape[1:]), first, properties, tuple(transpose_forward))
+        raise InputError(
+            f"logits have shape {tuple(logits.shape)}; expected (labels, *grid), two labels at least, background among them"
+        )
+    grid_map, nearest = _grid_map(
+        tuple(logits.shape[1:]), first, properties, tuple(transpose_forward)
+    )
     if resample not in INTERPOLATIONS:
-        raise ConfigError(f"resample: expected one of {', '.join(INTERPOLATIONS)}, got {resample!r}")
+        raise ConfigError(
+            f"resample: expected one of {', '.join(INTERPOLATIONS)}, got {resample!r}"
+        )
     interpolation = Interpolation(grid_map, nearest, is_cubic=resample == CUBIC)
     wide = grid_map.source_spacing(first.geometry()[1])
     network: Network
     scheme = None if regions is None else RegionScheme.of(regions)
     if scheme is None:
-        channels = StreamedNetwork(lambda: _pieces(logits), len(logits), grid_map.source_shape, "logits", "logits", Path("logits"))
+        channels = StreamedNetwork(
+            lambda: _pieces(logits),
+            len(logits),
+            grid_map.source_shape,
+            "logits",
+            "logits",
+            Path("logits"),
+        )
         network = CoarseNetwork(channels, interpolation, stored, wide)
     else:
         values = np.empty((len(logits), *grid_map.shape), np.float32)
         for channel, target in zip(logits, values, strict=True):
             interpolation.fill(_as_array(channel), target)
-        network = ArrayNetwork(reverse_grid(values.reshape(len(values), *stored)), "logits", scheme, wide)
+        network = ArrayNetwork(
+            reverse_grid(values.reshape(len(values), *stored)), "logits", scheme, wide
+        )
     values = read_as_stored(headers)
     result = refine_network(
         network,
@@ -148,21 +165,36 @@ def _pieces(logits: Any) -> Iterator[io.Piece]:
             values = _as_array(logits[label, planes])
             num_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
             if num_bad:
-                raise InputError(f"logits: channel {label} has {num_bad} values that are not finite (NaN or infinity)")
+                raise InputError(
+                    f"logits: channel {label} has {num_bad} values that are not finite (NaN or infinity)"
+                )
             yield io.Piece(slice(label, label + 1), planes, values[None])
 
 
 def _grid_map(
-    shape: tuple[int, ...], image: VolumeHeader, properties: Mapping[str, Any], transpose: tuple[int, ...]
+    shape: tuple[int, ...],
+    image: VolumeHeader,
+    properties: Mapping[str, Any],
+    transpose: tuple[int, ...],
 ) -> tuple[GridMap, int | None]:
     """Return where the image's voxels lie on the network's grid, and the axis of that grid along which the nearest slice is taken."""
-    names = "spacing", "shape_before_cropping", "bbox_used_for_cropping", "shape_after_cropping_and_before_resampling"
+    names = (
+        "spacing",
+        "shape_before_cropping",
+        "bbox_used_for_cropping",
+        "shape_after_cropping_and_before_resampling",
+    )
     missing = [name for name in names if properties.get(name) is None]
     if missing:
-        raise InputError(f"properties: {', '.join(missing)} missing; expected the dictionary of nnU-Net version 2 for this case")
+        raise InputError(
+            f"properties: {', '.join(missing)} missing; expected the dictionary of nnU-Net version 2 for this case"
+        )
     if sorted(transpose) != [0, 1, 2]:
         raise ConfigError(f"transpose_forward: expected an order of 0, 1 and 2, got {transpose}")
-    nibabel_values, itk_values = properties.get("nibabel_stuff", {}), properties.get("sitk_stuff", {})
+    nibabel_values, itk_values = (
+        properties.get("nibabel_stuff", {}),
+        properties.get("sitk_stuff", {}),
+    )
     if "reoriented_affine" in nibabel_values or "original_orientation" in itk_values:
         raise GridMismatchError(
             f"{image.path}: nnU-Net has turned the image's axes (a reader with reorientation), so its arrays are not as the file's\n"
@@ -176,7 +208,9 @@ def _grid_map(
     fits = fits and tuple(before) == tuple(extents[axis] for axis in transpose)
     ratios = np.divide(spacing[-len(own) :], own)  # nnU-Net's unit may be that of the header.
     fits = fits and ratios.max() < 1.01 * ratios.min()
-    if not fits or any(not 0 <= start < stop <= extent for (start, stop), extent in zip(box, before, strict=True)):
+    if not fits or any(
+        not 0 <= start < stop <= extent for (start, stop), extent in zip(box, before, strict=True)
+    ):
         steps, own_steps = (" x ".join(f"{step:.4g}" for step in each) for each in (spacing, own))
         raise GridMismatchError(
             f"{image.path}: the image has {extents} voxels (z, y, x) of {own_steps} mm; the properties are of voxels of {steps} mm, "
@@ -185,16 +219,30 @@ def _grid_map(
         )
     wide = [spacing[axis] for axis in transpose]
     matrix, offset = np.zeros((3, 3)), np.zeros(3)
-    for number, (axis, (start, _), extent, size) in enumerate(zip(transpose, box, after, shape, strict=True)):
+    for number, (axis, (start, _), extent, size) in enumerate(
+        zip(transpose, box, after, shape, strict=True)
+    ):
         matrix[number, axis] = size / extent
         offset[number] = (0.5 - start) * size / extent - 0.5
     # The network's spacing is known up to the rounding of its shape: in doubt it is the round one, as 3 : 1 : 1 or 1 : 4 : 4.
     low, high = (
-        [step if size == extent else step * extent / (size + half) for step, extent, size in zip(wide, after, shape, strict=True)]
+        [
+            step if size == extent else step * extent / (size + half)
+            for step, extent, size in zip(wide, after, shape, strict=True)
+        ]
         for half in (0.5, -0.5)
     )
-    limits = [steps for steps in ((low, high), (wide, wide)) if max(steps[0]) > MAX_ANISOTROPY * min(steps[1])]
+    limits = [
+        steps
+        for steps in ((low, high), (wide, wide))
+        if max(steps[0]) > MAX_ANISOTROPY * min(steps[1])
+    ]
     # nnU-Net treats two coarse axes like fine ones.
     is_single = bool(limits) and sum(step >= max(limits[0][0]) for step in limits[0][1]) == 1
     nearest = int(np.argmax(limits[0][0])) if is_single else None
-    return GridMap((extents[0], extents[1], extents[2]), (int(shape[0]), int(shape[1]), int(shape[2])), matrix, offset), nearest
+    return GridMap(
+        (extents[0], extents[1], extents[2]),
+        (int(shape[0]), int(shape[1]), int(shape[2])),
+        matrix,
+        offset,
+    ), nearest

@@ -15,7 +15,9 @@ def table(command: str) -> str:
     built = typer.main.get_command(app).get_command(None, command)
     context = typer.Context(built, info_name=command)
     rows = []
-    for parameter in sorted(built.get_params(context), key=lambda parameter: parameter.param_type_name != "argument"):
+    for parameter in sorted(
+        built.get_params(context), key=lambda parameter: parameter.param_type_name != "argument"
+    ):
         record = parameter.get_help_record(context)
         if record is not None and parameter.name not in ("help", "wants_help"):
             names, text = (" ".join(part.split()).replace("|", r"\|") for part in record)
@@ -26,7 +28,9 @@ def table(command: str) -> str:
 
 def with_tables(page: str) -> str:
     """Return the page with its tables written again."""
-    marks = re.compile(r"(<!-- options of ([a-z-]+) -->\n\n).*?(\n\n<!-- end of options -->)", re.DOTALL)
+    marks = re.compile(
+        r"(<!-- options of ([a-z-]+) -->\n\n).*?(\n\n<!-- end of options -->)", re.DOTALL
+    )
     return marks.sub(lambda found: found[1] + table(found[2]) + found[3], page)
 
 

@@ -56,13 +56,32 @@ SAVING = {
 }
 POSTPROCESSING = [
     {"_target_": "CopyItemsd", "keys": "pred", "names": "network"},
-    {"_target_": "crfrefine.monai.CrfRefined", "keys": "pred", "image_key": "image", "parameters": "$@bundle_root + '/configs/crf.toml'"},
-    {"_target_": "Invertd", "keys": ["pred", "network"], "transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False},
+    {
+        "_target_": "crfrefine.monai.CrfRefined",
+        "keys": "pred",
+        "image_key": "image",
+        "parameters": "$@bundle_root + '/configs/crf.toml'",
+    },
+    {
+        "_target_": "Invertd",
+        "keys": ["pred", "network"],
+        "transform": "@preprocessing",
+        "orig_keys": "image",
+        "nearest_interp": False,
+    },
     {"_target_": "AsDiscreted", "keys": ["pred", "network"], "argmax": True},
-    *({**SAVING, "keys": key, "output_postfix": postfix} for key, postfix in (("pred", "crf"), ("network", "network"))),
+    *(
+        {**SAVING, "keys": key, "output_postfix": postfix}
+        for key, postfix in (("pred", "crf"), ("network", "network"))
+    ),
 ]
 INFERENCE = {
-    "imports": ["$import numpy", "$import torch", "$from pathlib import Path", "$from monai.data import decollate_batch"],
+    "imports": [
+        "$import numpy",
+        "$import torch",
+        "$from pathlib import Path",
+        "$from monai.data import decollate_batch",
+    ],
     "bundle_root": ".",
     "images": "$@bundle_root + '/../images'",
     "cases": "$sorted({str(file).rsplit('_', 1)[0] for file in Path(@images).glob('*_0000.nii.gz')})",
@@ -76,7 +95,9 @@ INFERENCE = {
     "postprocessing": {"_target_": "Compose", "transforms": POSTPROCESSING},
     "predict": "$torch.no_grad()(lambda batch: {**batch, 'pred': @inferer(batch['image'], @network_def)})",
     "initialize": ["$@network_def.load_state_dict(@weights)", "$@network_def.eval()"],
-    "run": ["$[@postprocessing(case) for batch in @dataloader for case in decollate_batch(@predict(batch))]"],
+    "run": [
+        "$[@postprocessing(case) for batch in @dataloader for case in decollate_batch(@predict(batch))]"
+    ],
 }
 
 
@@ -87,8 +108,12 @@ def train(cases: list[dict[str, str]], epochs: int) -> UNet:
     for _ in range(epochs):
         for batch in load(cases, is_training=True):
             image = batch["image"]
-            normalized = (image - image.mean((2, 3, 4), keepdim=True)) / image.std((2, 3, 4), keepdim=True)
-            loss = torch.nn.functional.cross_entropy(network(normalized), batch["label"][:, 0].long())
+            normalized = (image - image.mean((2, 3, 4), keepdim=True)) / image.std(
+                (2, 3, 4), keepdim=True
+            )
+            loss = torch.nn.functional.cross_entropy(
+                network(normalized), batch["label"][:, 0].long()
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -100,8 +125,14 @@ def write_bundle(network: UNet, folder: Path) -> Path:
     for name in ("configs", "models"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), folder / "models" / "model.pt")
-    PARAMETERS.save(folder / "configs" / "crf.toml", comment="For the bundle of examples/bundle_monai.py.")
-    ConfigParser.export_config_file({"version": "1.0.0", "monai_version": "1.3.0"}, str(folder / "configs" / "metadata.json"), indent=2)
+    PARAMETERS.save(
+        folder / "configs" / "crf.toml", comment="For the bundle of examples/bundle_monai.py."
+    )
+    ConfigParser.export_config_file(
+        {"version": "1.0.0", "monai_version": "1.3.0"},
+        str(folder / "configs" / "metadata.json"),
+        indent=2,
+    )
     config = folder / "configs" / "inference.json"
     ConfigParser.export_config_file(INFERENCE, str(config), indent=2)
     return config
@@ -117,19 +148,32 @@ def run_bundle(config: Path, **overrides: Any) -> None:
 
 def dice(folder: Path, case: dict[str, str], postfix: str) -> float:
     """The mean Dice of the labels of a case."""
-    truth, first = np.asarray(nibabel.load(case["label"]).dataobj), Path(case["image"][0]).name.removesuffix(".nii.gz")
+    truth, first = (
+        np.asarray(nibabel.load(case["label"]).dataobj),
+        Path(case["image"][0]).name.removesuffix(".nii.gz"),
+    )
     found = np.asarray(nibabel.load(folder / "refined" / f"{first}_{postfix}.nii.gz").dataobj)
-    overlaps = [((found == label) & (truth == label)).sum() for label in range(1, recipe.NUM_LABELS)]
-    sizes = [(found == label).sum() + (truth == label).sum() for label in range(1, recipe.NUM_LABELS)]
-    return float(np.mean([2 * overlap / size for overlap, size in zip(overlaps, sizes, strict=True)]))
+    overlaps = [
+        ((found == label) & (truth == label)).sum() for label in range(1, recipe.NUM_LABELS)
+    ]
+    sizes = [
+        (found == label).sum() + (truth == label).sum() for label in range(1, recipe.NUM_LABELS)
+    ]
+    return float(
+        np.mean([2 * overlap / size for overlap, size in zip(overlaps, sizes, strict=True)])
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Train, write and run the bundle, say what came of it; return the mean Dice before and after."""
-    parser = argparse.ArgumentParser(description="A MONAI bundle whose post-processing is refined by the dense CRF, on generated volumes.")
+    parser = argparse.ArgumentParser(
+        description="A MONAI bundle whose post-processing is refined by the dense CRF, on generated volumes."
+    )
     parser.add_argument("--cases", type=int, default=4, help="volumes to train on")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="folder to write into; default: a temporary one")
+    parser.add_argument(
+        "--output", type=Path, help="folder to write into; default: a temporary one"
+    )
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as temporary:
@@ -138,7 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         held_out = write_cases(folder, range(1000, 1003))
         bundle = folder / "bundle"
         run_bundle(write_bundle(network, bundle), bundle_root=str(bundle))
-        scores = {postfix: float(np.mean([dice(bundle, case, postfix) for case in held_out])) for postfix in ("network", "crf")}
+        scores = {
+            postfix: float(np.mean([dice(bundle, case, postfix) for case in held_out]))
+            for postfix in ("network", "crf")
+        }
     print(", ".join(f"{name}: mean Dice {score:.3f}" for name, score in scores.items()))
     return scores
 

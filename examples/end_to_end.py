@@ -33,7 +33,12 @@ NUM_LABELS, NUM_MODALITIES = 3, 2
 TRAINING_ITERATIONS, INFERENCE_ITERATIONS = 5, 10
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 START = CrfParameters().replace(
-    **{"bilateral.weight": 2.0, "bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.2, "mean_field.num_iterations": TRAINING_ITERATIONS}
+    **{
+        "bilateral.weight": 2.0,
+        "bilateral.theta_alpha": 2.0,
+        "bilateral.theta_beta": 0.2,
+        "mean_field.num_iterations": TRAINING_ITERATIONS,
+    }
 )
 
 Batch = dict[str, Any]
@@ -63,7 +68,9 @@ def make_volume(seed: int) -> Batch:
     position = torch.stack(torch.meshgrid(*axes, indexing="ij"))
     center = 6.0 * (torch.rand(3, 1, 1, 1, generator=generator) - 0.5)
     radii = 9.0 + 6.0 * torch.rand(3, 1, 1, 1, generator=generator)
-    bumps = 0.15 * torch.sin(position / 2.5 + 6.0 * torch.rand(3, 1, 1, 1, generator=generator)).sum(0)
+    bumps = 0.15 * torch.sin(
+        position / 2.5 + 6.0 * torch.rand(3, 1, 1, 1, generator=generator)
+    ).sum(0)
     distance = ((position - center) / radii).square().sum(0).sqrt() + bumps
     labels = (distance < 1.0).long() + (distance < 0.5).long()
     contrast = torch.tensor([[0.2, 0.55, 0.8], [0.5, 0.2, 0.35]])
@@ -77,7 +84,11 @@ class Block(nn.Sequential):
     def __init__(self, inputs: int, outputs: int) -> None:
         layers: list[nn.Module] = []
         for channels in (inputs, outputs):
-            layers += [nn.Conv3d(channels, outputs, 3, padding=1), nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU(0.01)]
+            layers += [
+                nn.Conv3d(channels, outputs, 3, padding=1),
+                nn.InstanceNorm3d(outputs, affine=True),
+                nn.LeakyReLU(0.01),
+            ]
         super().__init__(*layers)
 
 
@@ -120,19 +131,29 @@ def check_batch(batch: Batch) -> None:
     image, labels, names = batch["image"], batch["label"], ", ".join(batch["name"])
     if image.shape[2:] != labels.shape[2:]:
         found = f"the image is {tuple(image.shape[2:])}, the labels are {tuple(labels.shape[2:])}"
-        raise ValueError(f"{names}: image and labels are on different grids: {found}; resample one of them")
+        raise ValueError(
+            f"{names}: image and labels are on different grids: {found}; resample one of them"
+        )
     if not image.isfinite().all():
-        raise ValueError(f"{names}: the image holds values that are not finite (NaN or infinity); repair it, or leave the case out")
+        raise ValueError(
+            f"{names}: the image holds values that are not finite (NaN or infinity); repair it, or leave the case out"
+        )
     if labels.min() < 0 or labels.max() >= NUM_LABELS:
-        raise ValueError(f"{names}: the labels go from {labels.min()} to {labels.max()}; expected 0 to {NUM_LABELS - 1}")
+        raise ValueError(
+            f"{names}: the labels go from {labels.min()} to {labels.max()}; expected 0 to {NUM_LABELS - 1}"
+        )
 
 
 def prepare(model: Segmenter, phase: Phase) -> torch.optim.Optimizer:
     """Freeze or thaw network and CRF, and return the phase's optimizer. No weight decay on the CRF: its bandwidths are logarithms."""
     model.refines = phase.crf_rate > 0
-    model.zero_grad(set_to_none=True)  # what the phase before left would count in the norm of the gradient
+    model.zero_grad(
+        set_to_none=True
+    )  # what the phase before left would count in the norm of the gradient
     model.network.requires_grad_(phase.network_rate > 0)
-    model.network.train(phase.network_rate > 0)  # a frozen network must not go on collecting statistics, nor drop out
+    model.network.train(
+        phase.network_rate > 0
+    )  # a frozen network must not go on collecting statistics, nor drop out
     model.crf.requires_grad_(phase.crf_rate > 0)
     groups = [
         {"params": model.network.parameters(), "lr": phase.network_rate, "weight_decay": 1e-3},
@@ -143,7 +164,9 @@ def prepare(model: Segmenter, phase: Phase) -> torch.optim.Optimizer:
 
 def make_scaler(model: nn.Module, autocast: torch.dtype | None) -> torch.amp.GradScaler:
     """What keeps small gradients of float16 from becoming 0; it does nothing for the other types."""
-    return torch.amp.GradScaler(next(model.parameters()).device.type, enabled=autocast == torch.float16)
+    return torch.amp.GradScaler(
+        next(model.parameters()).device.type, enabled=autocast == torch.float16
+    )
 
 
 def train_epoch(
@@ -164,7 +187,10 @@ def train_epoch(
         check_batch(batch)
         image, labels = batch["image"], batch["label"][:, 0].long()
         optimizer.zero_grad()
-        names, advice = ", ".join(batch["name"]), "go on from the checkpoint with smaller learning rates"
+        names, advice = (
+            ", ".join(batch["name"]),
+            "go on from the checkpoint with smaller learning rates",
+        )
         try:
             with torch.autocast(image.device.type, autocast, enabled=autocast is not None):
                 logits = model(image, spacing)
@@ -176,12 +202,16 @@ def train_epoch(
             scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         if not loss.isfinite() or (not norm.isfinite() and scaler.get_scale() <= 1.0):
-            raise FloatingPointError(f"{names}: its loss is {loss.item()}, the norm of the gradient {norm.item()}; {advice}")
+            raise FloatingPointError(
+                f"{names}: its loss is {loss.item()}, the norm of the gradient {norm.item()}; {advice}"
+            )
         scaler.step(optimizer)
         scaler.update()
         losses.append(loss.item())
     if not losses:
-        raise ValueError("there are no batches; expected an iterable that each epoch can go through, such as a list or a DataLoader")
+        raise ValueError(
+            "there are no batches; expected an iterable that each epoch can go through, such as a list or a DataLoader"
+        )
     return math.fsum(losses) / len(losses)
 
 
@@ -198,7 +228,10 @@ def train(
 
     The result is that of a training that was not interrupted, if all that is random in `batches` follows PyTorch's generator.
     """
-    scaler, saved = make_scaler(model, autocast), None if checkpoint is None else read_checkpoint(checkpoint, epochs)
+    scaler, saved = (
+        make_scaler(model, autocast),
+        None if checkpoint is None else read_checkpoint(checkpoint, epochs),
+    )
     if saved is not None:
         model.load_state_dict(saved["model"])
         scaler.load_state_dict(saved["scaler"])
@@ -211,14 +244,25 @@ def train(
             rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved["optimizer"])
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate  # of the phase: the checkpoint has those of before someone lowered them
+                group["lr"] = (
+                    rate  # of the phase: the checkpoint has those of before someone lowered them
+                )
         for epoch in range(done if number == first else 0, epochs):
             loss = train_epoch(model, batches, spacing, optimizer, scaler, autocast)
             if epoch % 4 == 3 or epoch == epochs - 1:
                 print(f"  epoch {epoch + 1:3d}: loss {loss:.4f}", flush=True)
             if checkpoint is not None:
-                content = {"phase": number, "epoch": epoch + 1, "epochs": epochs, "generator": torch.get_rng_state()}
-                content |= {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+                content = {
+                    "phase": number,
+                    "epoch": epoch + 1,
+                    "epochs": epochs,
+                    "generator": torch.get_rng_state(),
+                }
+                content |= {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(),
+                }
                 new = checkpoint.with_suffix(".new")
                 torch.save(content, new)
                 new.replace(checkpoint)  # a checkpoint is whole, or it is the one before
@@ -231,16 +275,23 @@ def read_checkpoint(file: Path, epochs: int) -> dict[str, Any] | None:
     try:
         saved: dict[str, Any] = torch.load(file, weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file}: cannot be read as a checkpoint ({error}); remove it to train from the beginning") from error
+        raise ValueError(
+            f"{file}: cannot be read as a checkpoint ({error}); remove it to train from the beginning"
+        ) from error
     if saved.get("epochs") != epochs:
-        raise ValueError(f"{file}: from phases of {saved.get('epochs')} epochs, not of {epochs}; take as many, or remove the file")
+        raise ValueError(
+            f"{file}: from phases of {saved.get('epochs')} epochs, not of {epochs}; take as many, or remove the file"
+        )
     return saved
 
 
 def learned_parameters(model: Segmenter) -> CrfParameters:
     """What `crfrefine infer` needs of the CRF; it may take more steps than training did, and ends as soon as nothing changes."""
     return model.crf.to_parameters().replace(
-        **{"mean_field.num_iterations": INFERENCE_ITERATIONS, "mean_field.tolerance": CrfParameters().mean_field.tolerance}
+        **{
+            "mean_field.num_iterations": INFERENCE_ITERATIONS,
+            "mean_field.tolerance": CrfParameters().mean_field.tolerance,
+        }
     )
 
 
@@ -248,38 +299,73 @@ def dice(found: Tensor, labels: Tensor) -> Tensor:
     """Dice of each foreground label."""
     overlaps = [((found == k) & (labels == k)).sum() for k in range(1, NUM_LABELS)]
     sizes = [(found == k).sum() + (labels == k).sum() for k in range(1, NUM_LABELS)]
-    return torch.stack([2.0 * overlap / size.clamp(min=1) for overlap, size in zip(overlaps, sizes, strict=True)])
+    return torch.stack(
+        [2.0 * overlap / size.clamp(min=1) for overlap, size in zip(overlaps, sizes, strict=True)]
+    )
 
 
 @torch.inference_mode()
-def evaluate(model: Segmenter, batches: Iterable[Batch], spacing: Sequence[float]) -> dict[str, list[float]]:
+def evaluate(
+    model: Segmenter, batches: Iterable[Batch], spacing: Sequence[float]
+) -> dict[str, list[float]]:
     """Mean Dice of each foreground label: of the network, and of what `infer` makes of its logits."""
     model.eval()
     parameters = learned_parameters(model)
     alone, refined = [], []
     for batch in batches:
-        for image, labels, logits in zip(batch["image"], batch["label"][:, 0], model.network(batch["image"]), strict=True):
+        for image, labels, logits in zip(
+            batch["image"], batch["label"][:, 0], model.network(batch["image"]), strict=True
+        ):
             alone.append(dice(logits.argmax(0), labels))
-            result = refine(logits.float().numpy(), image.numpy(), spacing=tuple(spacing), parameters=parameters)
+            result = refine(
+                logits.float().numpy(), image.numpy(), spacing=tuple(spacing), parameters=parameters
+            )
             refined.append(dice(torch.from_numpy(result.label_map.astype("int64")), labels))
-    return {"the network's own logits": torch.stack(alone).mean(0).tolist(), "refined": torch.stack(refined).mean(0).tolist()}
+    return {
+        "the network's own logits": torch.stack(alone).mean(0).tolist(),
+        "refined": torch.stack(refined).mean(0).tolist(),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> Segmenter:
     """Train, say what came of it, and save what the CRF learned; return the model."""
-    parser = argparse.ArgumentParser(description="Train a small 3-D U-Net with the dense CRF as its last layer on generated volumes.")
+    parser = argparse.ArgumentParser(
+        description="Train a small 3-D U-Net with the dense CRF as its last layer on generated volumes."
+    )
     parser.add_argument("--cases", type=int, default=6, help="volumes to train on")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of each phase")
-    parser.add_argument("--autocast", nargs="?", choices=PRECISIONS, const="bfloat16", help="mixed precision, of bfloat16 unless named")
-    parser.add_argument("--checkpoint", type=Path, help="written after each epoch; the same command goes on from it")
+    parser.add_argument(
+        "--autocast",
+        nargs="?",
+        choices=PRECISIONS,
+        const="bfloat16",
+        help="mixed precision, of bfloat16 unless named",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, help="written after each epoch; the same command goes on from it"
+    )
     parser.add_argument("--output", type=Path, help="parameter file to write")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     volumes = [make_volume(seed) for seed in range(options.cases)]
     model = Segmenter(SmallUNet(), CrfRnn(NUM_LABELS, NUM_MODALITIES, 3, START, spatial=True))
-    train(model, volumes, SPACING, options.epochs, options.checkpoint, autocast=PRECISIONS.get(options.autocast))
-    for name, scores in evaluate(model, [make_volume(1000 + seed) for seed in range(3)], SPACING).items():
-        print(f"{name}: Dice " + ", ".join(f"label {label}: {score:.3f}" for label, score in enumerate(scores, start=1)))
+    train(
+        model,
+        volumes,
+        SPACING,
+        options.epochs,
+        options.checkpoint,
+        autocast=PRECISIONS.get(options.autocast),
+    )
+    for name, scores in evaluate(
+        model, [make_volume(1000 + seed) for seed in range(3)], SPACING
+    ).items():
+        print(
+            f"{name}: Dice "
+            + ", ".join(
+                f"label {label}: {score:.3f}" for label, score in enumerate(scores, start=1)
+            )
+        )
     learned = learned_parameters(model)
     print(learned.to_toml())
     if options.output is not None:

@@ -41,7 +41,11 @@ class Batches:
         self.loader.dataset.transform.set_random_state(int(torch.randint(2**31, ())))
         for batch in self.loader:
             # The layer takes tensors; a MetaTensor's geometry is of no use to it but for the spacing, below.
-            yield {"image": batch["image"].as_tensor(), "label": batch["label"].as_tensor(), "name": batch["name"]}
+            yield {
+                "image": batch["image"].as_tensor(),
+                "label": batch["label"].as_tensor(),
+                "name": batch["name"],
+            }
 
 
 def write_cases(folder: Path, seeds: Sequence[int]) -> list[dict[str, str]]:
@@ -52,11 +56,16 @@ def write_cases(folder: Path, seeds: Sequence[int]) -> list[dict[str, str]]:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         volume, name = recipe.make_volume(seed), f"case{seed}"
-        files = [folder / "images" / f"{name}_{modality:04d}.nii.gz" for modality in range(recipe.NUM_MODALITIES)]
+        files = [
+            folder / "images" / f"{name}_{modality:04d}.nii.gz"
+            for modality in range(recipe.NUM_MODALITIES)
+        ]
         for file, values in zip(files, volume["image"][0].numpy(), strict=True):
             nibabel.save(nibabel.Nifti1Image(values, affine), file)
         labels = folder / "labels" / f"{name}.nii.gz"
-        nibabel.save(nibabel.Nifti1Image(volume["label"][0, 0].numpy().astype(np.uint8), affine), labels)
+        nibabel.save(
+            nibabel.Nifti1Image(volume["label"][0, 0].numpy().astype(np.uint8), affine), labels
+        )
         found.append({"image": [str(file) for file in files], "label": str(labels), "name": name})
     return found
 
@@ -65,7 +74,9 @@ def load(cases: list[dict[str, str]], *, is_training: bool) -> Batches:
     """Return batches of two volumes, flipped at random in training. Flips keep every voxel; interpolation would blur what the CRF sees."""
     keys = ("image", "label")
     read = [LoadImaged(keys), EnsureChannelFirstd(keys)]
-    flips = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)] if is_training else []
+    flips = (
+        [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)] if is_training else []
+    )
     data = CacheDataset(cases, Compose([*read, *flips]), progress=False)
     return Batches(DataLoader(data, batch_size=2, shuffle=is_training))
 
@@ -89,12 +100,22 @@ def write_logits(model: recipe.Segmenter, cases: list[dict[str, str]], folder: P
 
 def main(arguments: Sequence[str] | None = None) -> recipe.Segmenter:
     """Train, say what came of it, write what `infer` needs; return the model."""
-    parser = argparse.ArgumentParser(description="Train MONAI's U-Net with the dense CRF as its last layer on generated volumes.")
+    parser = argparse.ArgumentParser(
+        description="Train MONAI's U-Net with the dense CRF as its last layer on generated volumes."
+    )
     parser.add_argument("--cases", type=int, default=4, help="volumes to train on")
     parser.add_argument("--epochs", type=int, default=8, help="epochs of each phase")
     precisions = recipe.PRECISIONS
-    parser.add_argument("--autocast", nargs="?", choices=precisions, const="bfloat16", help="mixed precision, of bfloat16 unless named")
-    parser.add_argument("--output", type=Path, help="folder to write into; default: a temporary one")
+    parser.add_argument(
+        "--autocast",
+        nargs="?",
+        choices=precisions,
+        const="bfloat16",
+        help="mixed precision, of bfloat16 unless named",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder to write into; default: a temporary one"
+    )
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as temporary:
@@ -109,14 +130,35 @@ def main(arguments: Sequence[str] | None = None) -> recipe.Segmenter:
             strides=(2, 2),
             num_res_units=1,
         )
-        normalized = torch.nn.Sequential(torch.nn.InstanceNorm3d(recipe.NUM_MODALITIES), network)  # raw intensities come in
-        model = recipe.Segmenter(normalized, CrfRnn(recipe.NUM_LABELS, recipe.NUM_MODALITIES, 3, recipe.START, spatial=True))
+        normalized = torch.nn.Sequential(
+            torch.nn.InstanceNorm3d(recipe.NUM_MODALITIES), network
+        )  # raw intensities come in
+        model = recipe.Segmenter(
+            normalized,
+            CrfRnn(recipe.NUM_LABELS, recipe.NUM_MODALITIES, 3, recipe.START, spatial=True),
+        )
         spacing = spacing_of(batches)
-        recipe.train(model, batches, spacing, options.epochs, folder / "training.pt", autocast=precisions.get(options.autocast))
-        for name, scores in recipe.evaluate(model, load(held_out, is_training=False), spacing).items():
-            print(f"{name}: Dice " + ", ".join(f"label {label}: {score:.3f}" for label, score in enumerate(scores, start=1)))
+        recipe.train(
+            model,
+            batches,
+            spacing,
+            options.epochs,
+            folder / "training.pt",
+            autocast=precisions.get(options.autocast),
+        )
+        for name, scores in recipe.evaluate(
+            model, load(held_out, is_training=False), spacing
+        ).items():
+            print(
+                f"{name}: Dice "
+                + ", ".join(
+                    f"label {label}: {score:.3f}" for label, score in enumerate(scores, start=1)
+                )
+            )
         write_logits(model, held_out, folder / "logits")
-        recipe.learned_parameters(model).save(folder / "params.toml", comment="Trained end to end with MONAI on generated volumes.")
+        recipe.learned_parameters(model).save(
+            folder / "params.toml", comment="Trained end to end with MONAI on generated volumes."
+        )
     return model
 
 

@@ -32,7 +32,12 @@ DRAWN_BACKGROUND = 255  # in the strokes of `refine`; 0 means that nothing is dr
 
 
 def correct(
-    logits: np.ndarray, image: np.ndarray, scribbles: np.ndarray, spacing: Sequence[float], values: Mapping[int, int], **options: Any
+    logits: np.ndarray,
+    image: np.ndarray,
+    scribbles: np.ndarray,
+    spacing: Sequence[float],
+    values: Mapping[int, int],
+    **options: Any,
 ) -> np.ndarray:
     """Return the label map of a network's logits that scribbles correct.
 
@@ -53,12 +58,26 @@ def correct(
 class CorrectWithScribbles(BasicInferTask):
     """The network runs once per request, then the scribbles correct its result."""
 
-    def __init__(self, path: str, network: Any, labels: Mapping[str, int], prepare: Sequence[Callable], **options: Any) -> None:
+    def __init__(
+        self,
+        path: str,
+        network: Any,
+        labels: Mapping[str, int],
+        prepare: Sequence[Callable],
+        **options: Any,
+    ) -> None:
         """Take what `BasicInferTask` takes; `labels` are the network's, background included."""
         names = [name for name, label in labels.items() if label]
-        options = {"dimension": 3, "description": "Correct the network with scribbles", "input_key": "input", **options}
+        options = {
+            "dimension": 3,
+            "description": "Correct the network with scribbles",
+            "input_key": "input",
+            **options,
+        }
         options.setdefault("config", {"foreground": names})
-        super().__init__(path, network, InferType.SCRIBBLES, {name: labels[name] for name in names}, **options)
+        super().__init__(
+            path, network, InferType.SCRIBBLES, {name: labels[name] for name in names}, **options
+        )
         self.prepare = prepare
 
     def scribble_values(self, request: Mapping[str, Any]) -> dict[int, int]:
@@ -66,24 +85,46 @@ class CorrectWithScribbles(BasicInferTask):
         info = {entry.get("name"): entry.get("id") for entry in request.get("label_info") or []}
         chosen = request["foreground"]
         label = self.labels[chosen if isinstance(chosen, str) else chosen[0]]
-        background, foreground = (info.get(f"{name}_scribbles") for name in ("background", "foreground"))
+        background, foreground = (
+            info.get(f"{name}_scribbles") for name in ("background", "foreground")
+        )
         return {background or len(self.labels) + 1: 0, foreground or len(self.labels) + 2: label}
 
     def pre_transforms(self, data: Any = None) -> Sequence[Callable]:
         """Return what loads image and scribbles, and prepares a copy of the image for the network."""
         keys = ["image", "label"]
-        return [LoadImaged(keys=keys), EnsureChannelFirstd(keys=keys), CopyItemsd(keys="image", names="input"), *self.prepare]
+        return [
+            LoadImaged(keys=keys),
+            EnsureChannelFirstd(keys=keys),
+            CopyItemsd(keys="image", names="input"),
+            *self.prepare,
+        ]
 
     def post_transforms(self, data: Any = None) -> Sequence[Callable]:
         """Return what makes a label map of the logits."""
-        return [self.place, ResampleToMatchd(keys="pred", key_dst="image", mode="bilinear", padding_mode="border"), self.refine]
+        return [
+            self.place,
+            ResampleToMatchd(keys="pred", key_dst="image", mode="bilinear", padding_mode="border"),
+            self.refine,
+        ]
 
     def place(self, data: dict[str, Any]) -> dict[str, Any]:
         """Give the logits the position of the image that the network got."""
-        return {**data, "pred": MetaTensor(torch.as_tensor(data["pred"]).float(), affine=data["input"].affine)}
+        return {
+            **data,
+            "pred": MetaTensor(torch.as_tensor(data["pred"]).float(), affine=data["input"].affine),
+        }
 
     def refine(self, data: dict[str, Any]) -> dict[str, Any]:
         """Replace the logits on the image's grid by the label map, for the task's writer."""
-        logits, image, scribbles = (np.asarray(data[key].cpu()) for key in ("pred", "image", "label"))
-        labels = correct(logits, image, scribbles[0], data["image"].pixdim.tolist(), self.scribble_values(data))
-        return {**data, "pred": labels.astype(np.uint8), "pred_meta_dict": {"affine": data["image"].meta["original_affine"]}}
+        logits, image, scribbles = (
+            np.asarray(data[key].cpu()) for key in ("pred", "image", "label")
+        )
+        labels = correct(
+            logits, image, scribbles[0], data["image"].pixdim.tolist(), self.scribble_values(data)
+        )
+        return {
+            **data,
+            "pred": labels.astype(np.uint8),
+            "pred_meta_dict": {"affine": data["image"].meta["original_affine"]},
+        }

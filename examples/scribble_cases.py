@@ -45,10 +45,14 @@ class ScribbleData:
 
     def require_all_labels(self, indices: Sequence[int], part: str) -> None:
         """Raise InputError if some of the cases, together, have no scribble of a label: no network could learn it."""
-        seen = {int(label) for index in indices for label in np.unique(self.scribbled[index].labels)}
+        seen = {
+            int(label) for index in indices for label in np.unique(self.scribbled[index].labels)
+        }
         for name, label in {"background": 0, **self.structures}.items():
             if label not in seen:
-                raise InputError(f"{part}: none of its {len(indices)} training cases has a scribble of label {label} ({name}); draw some")
+                raise InputError(
+                    f"{part}: none of its {len(indices)} training cases has a scribble of label {label} ({name}); draw some"
+                )
 
 
 def read_data(folder: Path) -> ScribbleData:
@@ -60,34 +64,56 @@ def read_data(folder: Path) -> ScribbleData:
     """
     for name in ("images", "labels", "scribbles"):
         if not (folder / name).is_dir():
-            raise InputError(f"{folder}: no folder {name}/; expected images/ labels/ scribbles/ and dataset.json")
+            raise InputError(
+                f"{folder}: no folder {name}/; expected images/ labels/ scribbles/ and dataset.json"
+            )
     file = folder / "dataset.json"
     content = read_json(file)
     declared = content.get("labels") if isinstance(content, dict) else None
-    if not isinstance(declared, dict) or not all(isinstance(label, int) for label in declared.values()):
-        raise InputError(f'{file}: no "labels"; expected names with a number each, such as {{"background": 0, "wall": 1, "{UNKNOWN}": 2}}')
+    if not isinstance(declared, dict) or not all(
+        isinstance(label, int) for label in declared.values()
+    ):
+        raise InputError(
+            f'{file}: no "labels"; expected names with a number each, such as {{"background": 0, "wall": 1, "{UNKNOWN}": 2}}'
+        )
     if UNKNOWN not in declared:
-        raise InputError(f'{file}: no label "{UNKNOWN}"; give the value of scribbles where nobody drew')
+        raise InputError(
+            f'{file}: no label "{UNKNOWN}"; give the value of scribbles where nobody drew'
+        )
     unknown = int(declared[UNKNOWN])
-    structures = {name: int(label) for name, label in declared.items() if name not in ("background", UNKNOWN)}
+    structures = {
+        name: int(label) for name, label in declared.items() if name not in ("background", UNKNOWN)
+    }
     if not structures:
-        raise InputError(f"{file}: no label besides background and {UNKNOWN}; there is nothing to learn")
+        raise InputError(
+            f"{file}: no label besides background and {UNKNOWN}; there is nothing to learn"
+        )
     kinds = {name: _cases(folder, name) for name in ("scribbles", "labels")}
     missing = sorted(kinds["labels"].keys() ^ kinds["scribbles"].keys())
     if missing:
-        raise InputError(f"{folder}: {len(missing)} cases have labels or scribbles, not both: {', '.join(missing[:5])}")
+        raise InputError(
+            f"{folder}: {len(missing)} cases have labels or scribbles, not both: {', '.join(missing[:5])}"
+        )
     num_labels = 1 + max(structures.values())
     stacks: dict[str, list[Stack]] = {"scribbles": [], "labels": []}
     slice_spacing = []
     for case in kinds["labels"].values():
         for name, others in stacks.items():
             files = kinds[name][case.case_id]
-            stack, volume = read_stack(files, with_labels=True, unknown=unknown if name == "scribbles" else 0)
+            stack, volume = read_stack(
+                files, with_labels=True, unknown=unknown if name == "scribbles" else 0
+            )
             _check(stack, files, num_labels, unknown if name == "scribbles" else None)
             # Both have the same image: one copy is enough.
-            others.append(dataclasses.replace(stack, image=stacks["scribbles"][-1].image) if name == "labels" else stack)
+            others.append(
+                dataclasses.replace(stack, image=stacks["scribbles"][-1].image)
+                if name == "labels"
+                else stack
+            )
         slice_spacing.append(float(max(volume.spacing)))
-    return ScribbleData(stacks["scribbles"], stacks["labels"], slice_spacing, structures, num_labels, unknown)
+    return ScribbleData(
+        stacks["scribbles"], stacks["labels"], slice_spacing, structures, num_labels, unknown
+    )
 
 
 def _cases(folder: Path, labels: str) -> dict[str, CaseFiles]:
@@ -100,7 +126,9 @@ def _check(stack: Stack, files: CaseFiles, num_labels: int, unknown: int | None)
     allowed = {*range(num_labels), *([] if unknown is None else [unknown])}
     other = sorted({int(value) for value in np.unique(stack.labels)} - allowed)
     if other:
-        raise InputError(f"{files.labels}: the value {other[0]} is not one of {sorted(allowed)}, which dataset.json declares")
+        raise InputError(
+            f"{files.labels}: the value {other[0]} is not one of {sorted(allowed)}, which dataset.json declares"
+        )
     if unknown is not None and (stack.labels == unknown).all():
         raise InputError(f"{files.labels}: nobody drew anything; leave this case out")
 
@@ -111,11 +139,16 @@ def generate(folder: Path, count: int, seed: int) -> Path:
     structures = {"right": 1, "wall": 2, "left": 3}
     for name in ("images", "labels", "scribbles"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **structures, UNKNOWN: 4}}), encoding="utf-8")
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, **structures, UNKNOWN: 4}}), encoding="utf-8"
+    )
     affine = np.diag([*spacing, 1.0])
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        x, y = np.meshgrid(*((np.arange(n) * step for n, step in zip(shape[:2], spacing, strict=False))), indexing="ij")
+        x, y = np.meshgrid(
+            *((np.arange(n) * step for n, step in zip(shape[:2], spacing, strict=False))),
+            indexing="ij",
+        )
         labels, scribbles = np.zeros(shape, np.uint8), np.full(shape, 4, np.uint8)
         middle = np.array([x.mean(), y.mean()]) + rng.uniform(-6, 6, 2)
         for z in range(shape[2]):
@@ -124,18 +157,36 @@ def generate(folder: Path, count: int, seed: int) -> Path:
             right = np.hypot((x - middle[0] + 22 * size) / 1.2, y - middle[1])
             plane, strokes = labels[..., z], scribbles[..., z]
             plane[right < 12 * size], plane[left < 17 * size], plane[left < 10 * size] = 1, 2, 3
-            for label, distance, least, most in ((1, right, 2, 4), (3, left, 2, 4), (2, left, 12.5, 14.5)):
-                strokes[(plane == label) & (distance > least * size) & (distance < most * size)] = label
+            for label, distance, least, most in (
+                (1, right, 2, 4),
+                (3, left, 2, 4),
+                (2, left, 12.5, 14.5),
+            ):
+                strokes[(plane == label) & (distance > least * size) & (distance < most * size)] = (
+                    label
+                )
             strokes[(left > 25) & (left < 27) & (plane == 0)] = 0
         brightness = np.array([40.0, 105.0, 60.0, 110.0])[labels]
-        image = brightness * (1 + 0.1 * smooth_noise(rng, shape, spacing, 20.0)) + 8.0 * rng.standard_normal(shape)
-        for name, values in (("images", image.astype(np.float32)), ("labels", labels), ("scribbles", scribbles)):
+        image = brightness * (
+            1 + 0.1 * smooth_noise(rng, shape, spacing, 20.0)
+        ) + 8.0 * rng.standard_normal(shape)
+        for name, values in (
+            ("images", image.astype(np.float32)),
+            ("labels", labels),
+            ("scribbles", scribbles),
+        ):
             file = f"heart_{number}{'_0000' if name == 'images' else ''}.nii.gz"
             nibabel.Nifti1Image(values, affine).to_filename(folder / name / file)
     return folder
 
 
-def smooth_noise(rng: np.random.Generator, grid_shape: Sequence[int], spacing: Sequence[float], length_mm: float) -> NDArray[np.float32]:
+def smooth_noise(
+    rng: np.random.Generator, grid_shape: Sequence[int], spacing: Sequence[float], length_mm: float
+) -> NDArray[np.float32]:
     """Noise with mean 0, variance 1 and structures of about `length_mm`."""
-    noise = gaussian_filter(rng.standard_normal(grid_shape, np.float32), [length_mm / step for step in spacing], mode="wrap")
+    noise = gaussian_filter(
+        rng.standard_normal(grid_shape, np.float32),
+        [length_mm / step for step in spacing],
+        mode="wrap",
+    )
     return np.asarray((noise - noise.mean()) / noise.std(), np.float32)

@@ -44,7 +44,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise ConfigError unless the weight and the shares make sense; bandwidths are checked where they are used."""
-        if not (0.0 <= self.weight < math.inf and 0.0 <= self.warm_up <= 1.0 and 0.0 < self.ramp <= 1.0):
+        if not (
+            0.0 <= self.weight < math.inf and 0.0 <= self.warm_up <= 1.0 and 0.0 < self.ramp <= 1.0
+        ):
             raise ConfigError(
                 f"weight {self.weight}, warm-up {self.warm_up}, ramp {self.ramp}: expected a weight of 0 or more, and shares of the steps: "
                 "a warm-up from 0 to 1, a ramp above 0, up to 1"
@@ -55,7 +57,15 @@ class Recipe:
         return self.weight * min(1.0, max(0.0, (share_done - self.warm_up) / self.ramp))
 
 
-def train(way: str, stacks: Sequence[Stack], num_labels: int, schedule: Schedule, recipe: Recipe, seed: int, checkpoint: Path) -> SliceUNet:
+def train(
+    way: str,
+    stacks: Sequence[Stack],
+    num_labels: int,
+    schedule: Schedule,
+    recipe: Recipe,
+    seed: int,
+    checkpoint: Path,
+) -> SliceUNet:
     """Train a network.
 
     Args:
@@ -78,9 +88,18 @@ def train(way: str, stacks: Sequence[Stack], num_labels: int, schedule: Schedule
         image, labels, spacing = cut_patches(chosen, schedule.patch, training.generator)
         logits = training.network(image)
         finite = torch.isfinite(logits.detach()).flatten(1).all(1).tolist()
-        _require_finite([stack.name for (stack, _), good in zip(chosen, finite, strict=True) if not good], "the logits", step, checkpoint)
+        _require_finite(
+            [stack.name for (stack, _), good in zip(chosen, finite, strict=True) if not good],
+            "the logits",
+            step,
+            checkpoint,
+        )
         weight = recipe.weight_at((step - 1) / schedule.num_steps) if way == WITH_CRF else 0.0
-        loss = supervised_loss(logits, labels) if way == LABELS else scribble_loss(logits, labels, image, spacing, weight, recipe, chosen)
+        loss = (
+            supervised_loss(logits, labels)
+            if way == LABELS
+            else scribble_loss(logits, labels, image, spacing, weight, recipe, chosen)
+        )
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             _require_finite([stack.name for stack, _ in chosen], "the loss", step, checkpoint)
@@ -92,7 +111,10 @@ def train(way: str, stacks: Sequence[Stack], num_labels: int, schedule: Schedule
             with atomic_files(checkpoint) as (file,):
                 torch.save(training.network.state_dict(), file)
             seconds = time.process_time() - started
-            print(f"  {way}, step {step} of {schedule.num_steps}: loss {np.mean(losses[-50:]):.3f}, {seconds:.0f} s", flush=True)
+            print(
+                f"  {way}, step {step} of {schedule.num_steps}: loss {np.mean(losses[-50:]):.3f}, {seconds:.0f} s",
+                flush=True,
+            )
     return training.network.eval()
 
 
@@ -109,7 +131,13 @@ def scribble_loss(
     loss = partial_cross_entropy(logits, scribbles, ignore_index=chosen[0][0].unknown)
     if weight > 0.0:
         loss = loss + weight * crf_loss(
-            logits, image, spacing, theta_alpha=recipe.theta_alpha, theta_beta=recipe.theta_beta, intensity="none", filter="grid"
+            logits,
+            image,
+            spacing,
+            theta_alpha=recipe.theta_alpha,
+            theta_beta=recipe.theta_beta,
+            intensity="none",
+            filter="grid",
         )
     return loss
 
@@ -117,7 +145,11 @@ def scribble_loss(
 def _require_finite(names: Sequence[str], what: str, step: int, checkpoint: Path) -> None:
     """Raise InputError if there are cases with values that are not finite."""
     if names:
-        kept = f"the network of an earlier step is in {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+        kept = (
+            f"the network of an earlier step is in {checkpoint}"
+            if checkpoint.exists()
+            else "there is no checkpoint yet"
+        )
         raise InputError(
             f"case {', '.join(sorted(set(names)))}: {what} of step {step} {'is' if what == 'the loss' else 'are'} not finite; {kept}. "
             "Look at the image, or train with a lower rate or weight"

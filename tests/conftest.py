@@ -19,7 +19,11 @@ ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 
 
 def _load(name, monkeypatch):
-    table = (("cuda-shim", lambda _: shim_backend()), ("torch", lambda _: torch64()), *crfrefine.engines._TABLE)
+    table = (
+        ("cuda-shim", lambda _: shim_backend()),
+        ("torch", lambda _: torch64()),
+        *crfrefine.engines._TABLE,
+    )
     monkeypatch.setattr(crfrefine.engines, "_TABLE", table)
     try:
         return get_backend(name)
@@ -72,7 +76,11 @@ def small_disk(tmp_path):
     """A disk of 64 KiB: enough for label maps, not for probabilities."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mounted], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", mounted],
+        capture_output=True,
+        check=False,
+    ).returncode:
         pytest.skip("needs the right to mount a small file system")
     yield mounted
     subprocess.run(["umount", mounted], check=True)

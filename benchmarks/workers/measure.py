@@ -28,13 +28,20 @@ class Meter:
 
     def __enter__(self) -> Meter:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # else the call would reuse, uncounted, what the preparation freed
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # else the call would reuse, uncounted, what the preparation freed
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM to the current VmRSS
         self._resident_mib = _status_mib("VmRSS")
         self._start = time.perf_counter()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.seconds = time.perf_counter() - self._start
         self.peak_mib = _status_mib("VmHWM") - self._resident_mib
 
@@ -83,11 +90,15 @@ def report(meter: Meter, result: np.ndarray, save_to: str | None, **more: object
     if save_to:
         np.save(save_to, result)
     sha256 = hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest()
-    print(json.dumps({"seconds": meter.seconds, "peak_mib": meter.peak_mib, "sha256": sha256, **more}))
+    print(
+        json.dumps({"seconds": meter.seconds, "peak_mib": meter.peak_mib, "sha256": sha256, **more})
+    )
 
 
 def arguments() -> tuple[Workload, str | None, dict[str, str]]:
     """WORKLOAD_FOLDER [--save FILE] [--NAME VALUE]... of the command line."""
     folder, *rest = sys.argv[1:]
-    options = {name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=True)}
+    options = {
+        name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=True)
+    }
     return Workload(Path(folder)), options.pop("save", None), options

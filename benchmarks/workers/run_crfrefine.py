@@ -24,8 +24,20 @@ parameters = crfrefine.CrfParameters().replace(**model_entries(meta, options.get
 
 with Meter() as meter:
     result = crfrefine.refine(
-        workload.logits, image, spacing=meta["spacing"], parameters=parameters, mask=workload.mask, device="cpu", threads=1
+        workload.logits,
+        image,
+        spacing=meta["spacing"],
+        parameters=parameters,
+        mask=workload.mask,
+        device="cpu",
+        threads=1,
     )
     marginals = result.marginals if workload.mask is None else result.marginals_at(workload.mask)
 
-report(meter, marginals.reshape(len(marginals), -1), save_to, version=crfrefine.__version__, filters=list(result.filters))
+report(
+    meter,
+    marginals.reshape(len(marginals), -1),
+    save_to,
+    version=crfrefine.__version__,
+    filters=list(result.filters),
+)

@@ -18,20 +18,32 @@ unary = workload.masked_rows(workload.logits, np.float32, scale=-1.0)
 bilateral = np.empty((num_axes + num_modalities, num_voxels), np.float32)
 spatial = np.empty((num_axes, num_voxels), np.float32)
 for axis, step in enumerate(meta["spacing"]):
-    index = np.arange(workload.grid_shape[axis], dtype=np.float32).reshape([-1 if a == axis else 1 for a in range(num_axes)])
-    position = workload.masked_rows(np.broadcast_to(index * step, (1, *workload.grid_shape)), np.float32)[0]
+    index = np.arange(workload.grid_shape[axis], dtype=np.float32).reshape(
+        [-1 if a == axis else 1 for a in range(num_axes)]
+    )
+    position = workload.masked_rows(
+        np.broadcast_to(index * step, (1, *workload.grid_shape)), np.float32
+    )[0]
     bilateral[axis] = position / meta["theta_alpha"]
     spatial[axis] = position / meta["theta_gamma"]
-bilateral[num_axes:] = workload.masked_rows(workload.image, np.float32, scale=1.0 / (255.0 * meta["theta_beta"]))
+bilateral[num_axes:] = workload.masked_rows(
+    workload.image, np.float32, scale=1.0 / (255.0 * meta["theta_beta"])
+)
 del position
 
 with Meter() as meter:
     crf = densecrf.DenseCRF(num_voxels, unary.shape[0])
     crf.setUnaryEnergy(unary)
-    crf.addPairwiseEnergy(bilateral, compat=meta["bilateral_weight"], normalization=densecrf.NORMALIZE_SYMMETRIC)
+    crf.addPairwiseEnergy(
+        bilateral, compat=meta["bilateral_weight"], normalization=densecrf.NORMALIZE_SYMMETRIC
+    )
     if meta["spatial_weight"] != 0.0:
-        crf.addPairwiseEnergy(spatial, compat=meta["spatial_weight"], normalization=densecrf.NORMALIZE_SYMMETRIC)
+        crf.addPairwiseEnergy(
+            spatial, compat=meta["spatial_weight"], normalization=densecrf.NORMALIZE_SYMMETRIC
+        )
     marginals = np.asarray(crf.inference(meta["num_iterations"]))
-meter.peak_mib += (bilateral.nbytes + (spatial.nbytes if meta["spatial_weight"] != 0.0 else 0)) / 2**20
+meter.peak_mib += (
+    bilateral.nbytes + (spatial.nbytes if meta["spatial_weight"] != 0.0 else 0)
+) / 2**20
 
 report(meter, marginals, save_to, version=version("pydensecrf2"))

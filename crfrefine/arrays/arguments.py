@@ -20,19 +20,37 @@ def given_array(value: Any, name: str) -> Array:
     """Return a real numeric array without copying it; raise InputError for anything else, named for the message."""
     library = type(value).__module__.partition(".")[0]
     if isinstance(value, str | os.PathLike):
-        raise InputError(f"{name} is a path ({str(value)[:200]!r}); expected an array. `crfrefine infer` reads files")
+        raise InputError(
+            f"{name} is a path ({str(value)[:200]!r}); expected an array. `crfrefine infer` reads files"
+        )
     if library in ("nibabel", "SimpleITK"):
-        raise InputError(f"{name} is a {library} {type(value).__name__}; expected an array with the axes of the other arrays")
+        raise InputError(
+            f"{name} is a {library} {type(value).__name__}; expected an array with the axes of the other arrays"
+        )
     # numpy imports numpy.ma when it is asked for; the time of that is a twentieth of a small case's.
-    if type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+    if (
+        type(value) is not np.ndarray
+        and isinstance(value, np.ma.MaskedArray)
+        and np.ma.is_masked(value)
+    ):
         own = f"mask=~np.ma.getmaskarray({name}), (*grid)"
-        raise InputError(f"{name} is a masked array, whose mask would be lost; give {name}.filled(0), and where the model applies as {own}")
+        raise InputError(
+            f"{name} is a masked array, whose mask would be lost; give {name}.filled(0), and where the model applies as {own}"
+        )
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # Of PyTorch, too, which says what to do.
-        raise InputError(f"{name} is a {type(value).__name__} that numpy cannot take as an array: {error}") from error
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # Of PyTorch, too, which says what to do.
+        raise InputError(
+            f"{name} is a {type(value).__name__} that numpy cannot take as an array: {error}"
+        ) from error
     if array.dtype.kind not in "biuf":
-        raise InputError(f"{name} has type {array.dtype}; expected an array of real numbers, such as float32")
+        raise InputError(
+            f"{name} has type {array.dtype}; expected an array of real numbers, such as float32"
+        )
     return array
 
 
@@ -45,7 +63,9 @@ LAYOUT = (
 
 def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: int) -> None:
     """Raise InputError if logits (L, *grid) are rather a label map, or do not fit an image, (M, *grid) or (*grid)."""
-    are_surely_scores = input_type == "logits" or (input_type == "probabilities" and logits.max(initial=0) <= 1)
+    are_surely_scores = input_type == "logits" or (
+        input_type == "probabilities" and logits.max(initial=0) <= 1
+    )
     is_map = logits.shape == image.shape and not are_surely_scores and _holds_whole_numbers(logits)
     if logits.dtype.kind != "f" or is_map:
         raise InputError(
@@ -53,9 +73,13 @@ def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: 
             'channel per label, of floating-point numbers: convert scores with astype; for a label map (*grid), give input_type="labels"'
         )
     if logits.ndim < 2 or not logits.size:
-        raise InputError(f"logits have shape {logits.shape}; expected (labels, *grid), and at least one voxel")
+        raise InputError(
+            f"logits have shape {logits.shape}; expected (labels, *grid), and at least one voxel"
+        )
     if len(logits) < min_channels:
-        raise InputError(f"logits have 1 label; at least two are needed, the background among them{LAYOUT}")
+        raise InputError(
+            f"logits have 1 label; at least two are needed, the background among them{LAYOUT}"
+        )
     if image.shape != logits.shape[1:] and (image.shape[1:] != logits.shape[1:] or not len(image)):
         raise InputError(
             f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {logits.shape[1:]}{LAYOUT}"
@@ -68,13 +92,19 @@ def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
     if values.shape != grid:
         raise InputError(f"mask has shape {values.shape}; expected the grid {grid}")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
+        raise InputError(
+            "the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside"
+        )
     return values.astype(np.bool_, copy=False)
 
 
 def given_label_map(labels: Array, image: Array) -> Labels:
     """Return a caller's label map, (*grid), unsigned, in its memory order; raise InputError if it is not a label map."""
-    if labels.ndim < 1 or labels.shape not in (image.shape, image.shape[1:]) or (labels.size and not image.size):
+    if (
+        labels.ndim < 1
+        or labels.shape not in (image.shape, image.shape[1:])
+        or (labels.size and not image.size)
+    ):
         raise InputError(
             f"the label map has shape {labels.shape} and the image {image.shape}; expected a label map (*grid), one label per voxel, and "
             "an image (modalities, *grid) or (*grid)"
@@ -82,10 +112,14 @@ def given_label_map(labels: Array, image: Array) -> Labels:
     if labels.size == 0:
         raise InputError(f"the grid {labels.shape} has no voxels")
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-        raise InputError("the label map holds values that are not finite (NaN or infinity); expected whole numbers from 0 up")
+        raise InputError(
+            "the label map holds values that are not finite (NaN or infinity); expected whole numbers from 0 up"
+        )
     low, high = labels.min(), labels.max()
     if low < 0 or high > MAX_LABEL:
-        raise InputError(f"the label map holds values from {low:g} to {high:g}; expected labels from 0 to {MAX_LABEL}")
+        raise InputError(
+            f"the label map holds values from {low:g} to {high:g}; expected labels from 0 to {MAX_LABEL}"
+        )
     if labels.dtype.kind == "f" and not _holds_whole_numbers(labels):
         raise InputError(
             'the label map holds values that are not whole numbers; for logits or probabilities, leave input_type="labels" out'
@@ -105,7 +139,9 @@ def given_spacing(spacing: ArrayLike, num_dims: int) -> tuple[float, ...]:
     except (TypeError, ValueError):
         steps = np.empty(0)
     low, high = SPACING_RANGE
-    if steps.shape not in ((), (num_dims,)) or not ((steps >= low) & (steps <= high)).all():  # Also False for NaN.
+    if (
+        steps.shape not in ((), (num_dims,)) or not ((steps >= low) & (steps <= high)).all()
+    ):  # Also False for NaN.
         raise InputError(
             f"spacing is {spacing!s}; expected {num_dims} positive distances in mm (from {low:g} to {high:g}; convert other units), one "
             "per grid axis, which is not that of a batch or of channels"
@@ -134,7 +170,9 @@ class _Opened:
         return f"{self.values.shape[-len(self.spacing) :]} voxels {' x '.join(f'{step:g}' for step in self.spacing)} mm apart"
 
 
-def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[str, Any], ArrayLike | None]:
+def open_images(
+    given: dict[str, Any], spacing: ArrayLike | None
+) -> tuple[dict[str, Any], ArrayLike | None]:
     """Return arrays for all images among the arguments, by name, and the caller's spacing or theirs; anything else unchanged.
 
     Raises:
@@ -145,7 +183,10 @@ def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[
     for name, value in given.items():
         if all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine")):
             opened.append(_of_nibabel(value, name))
-        elif type(value).__module__.partition(".")[0] == "SimpleITK" and type(value).__name__ == "Image":
+        elif (
+            type(value).__module__.partition(".")[0] == "SimpleITK"
+            and type(value).__name__ == "Image"
+        ):
             opened.append(_of_simple_itk(value, name))
     if not opened:
         return given, spacing
@@ -161,9 +202,15 @@ def open_images(given: dict[str, Any], spacing: ArrayLike | None) -> tuple[dict[
                 f"{first.name} and {other.name} are on different grids: {first.grid} and {other.grid}, or elsewhere in the world; resample "
                 "one of them, as `crfrefine infer --resample` does"
             )
-    if spacing is not None and not np.allclose(given_spacing(spacing, len(first.spacing)), first.spacing, rtol=_SAME_SPACING, atol=0.0):
-        raise InputError(f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing out, or give arrays")
-    return given | {found.name: found.values for found in opened}, first.spacing if spacing is None else spacing
+    if spacing is not None and not np.allclose(
+        given_spacing(spacing, len(first.spacing)), first.spacing, rtol=_SAME_SPACING, atol=0.0
+    ):
+        raise InputError(
+            f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing out, or give arrays"
+        )
+    return given | {
+        found.name: found.values for found in opened
+    }, first.spacing if spacing is None else spacing
 
 
 def _of_nibabel(image: Any, name: str) -> _Opened:
@@ -173,7 +220,9 @@ def _of_nibabel(image: Any, name: str) -> _Opened:
     num_axes = min(values.ndim, 3)
     if values.ndim > 4 or image.affine is None:
         kind = type(image).__name__
-        raise InputError(f"{name} is a nibabel {kind} of shape {values.shape}; expected a volume (x, y, z) or (x, y, z, channel)")
+        raise InputError(
+            f"{name} is a nibabel {kind} of shape {values.shape}; expected a volume (x, y, z) or (x, y, z, channel)"
+        )
     affine = np.array(image.affine, np.float64)
     if hasattr(image.header, "get_xyzt_units"):
         from crfrefine.io.nifti import MM_PER_UNIT
@@ -181,20 +230,35 @@ def _of_nibabel(image: Any, name: str) -> _Opened:
         affine[:3] *= MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
     spacing = spacing_of(affine, num_axes)  # As the commands do: pixdim may say something else.
     shape = values.shape[:num_axes]
-    return _Opened(name, "nibabel", np.moveaxis(values, 3, 0) if values.ndim == 4 else values, affine, shape, spacing)
+    return _Opened(
+        name,
+        "nibabel",
+        np.moveaxis(values, 3, 0) if values.ndim == 4 else values,
+        affine,
+        shape,
+        spacing,
+    )
 
 
 def _of_simple_itk(image: Any, name: str) -> _Opened:
     if image.GetPixelIDTypeAsString().startswith("label"):  # SimpleITK ends the process.
-        raise InputError(f"{name} is a label map object of SimpleITK; give SimpleITK.Cast({name}, SimpleITK.sitkUInt8)")
+        raise InputError(
+            f"{name} is a label map object of SimpleITK; give SimpleITK.Cast({name}, SimpleITK.sitkUInt8)"
+        )
     values = sys.modules["SimpleITK"].GetArrayFromImage(image)
     num_axes, dimension = min(image.GetDimension(), 3), image.GetDimension()
     if image.GetNumberOfComponentsPerPixel() > 1:
         values = np.moveaxis(values, -1, 0)
     if values.ndim > num_axes + 1:
-        raise InputError(f"{name} is a SimpleITK image of {dimension} axes with several components; expected a volume with or without them")
+        raise InputError(
+            f"{name} is a SimpleITK image of {dimension} axes with several components; expected a volume with or without them"
+        )
     spacing = image.GetSpacing()[:num_axes]
     affine = np.eye(4)
-    affine[:num_axes, :num_axes] = np.reshape(image.GetDirection(), (dimension, dimension))[:num_axes, :num_axes] * spacing
+    affine[:num_axes, :num_axes] = (
+        np.reshape(image.GetDirection(), (dimension, dimension))[:num_axes, :num_axes] * spacing
+    )
     affine[:num_axes, 3] = image.GetOrigin()[:num_axes]
-    return _Opened(name, "SimpleITK", values, affine, tuple(image.GetSize()[:num_axes]), tuple(spacing[::-1]))
+    return _Opened(
+        name, "SimpleITK", values, affine, tuple(image.GetSize()[:num_axes]), tuple(spacing[::-1])
+    )

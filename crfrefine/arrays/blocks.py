@@ -94,8 +94,14 @@ def _pitch(changes: Integers) -> float:
     # Chance does not explain that changes lie on the predicted planes: pitches and phases give about length³ sets of planes.
     inside, outside = is_changed[best.predicted], np.delete(is_changed, best.predicted)
     mean = float(is_changed.mean())
-    evidence = sum(part.size * _divergence(part.mean(), mean) for part in (inside, outside) if part.size)
-    if np.count_nonzero(inside) < _MIN_PREDICTED or outside.size < _MIN_UNPREDICTED or evidence <= 3 * math.log(length):
+    evidence = sum(
+        part.size * _divergence(part.mean(), mean) for part in (inside, outside) if part.size
+    )
+    if (
+        np.count_nonzero(inside) < _MIN_PREDICTED
+        or outside.size < _MIN_UNPREDICTED
+        or evidence <= 3 * math.log(length)
+    ):
         return 1.0
     equal = [fit.pitch for fit in fine if fit.divergence > best.divergence - 1e-9]
     return float(min(equal) + max(equal)) / 2
@@ -125,7 +131,9 @@ AUTO = "auto"  # network spacing that is found in the label map
 _MAX_DIMS = 3
 
 
-def find_network_spacing(given: Any, labels: Labels, spacing: Sequence[float]) -> tuple[tuple[float, ...] | None, str | None]:
+def find_network_spacing(
+    given: Any, labels: Labels, spacing: Sequence[float]
+) -> tuple[tuple[float, ...] | None, str | None]:
     """Return mm between voxels of the network along each axis, or None, and a note for the user."""
     # `given` is one number, one per axis, or "auto". Raises InputError if the voxels are not larger, or
     # no blocks are found.
@@ -144,14 +152,18 @@ def find_network_spacing(given: Any, labels: Labels, spacing: Sequence[float]) -
             raise InputError(
                 f"network spacing is {_by(network)} mm, more than the image of {_by(labels.shape)} voxels of {_by(spacing)} mm; expected mm"
             )
-        note = f"the label map is taken as that of a coarser network: {_by(sizes)} voxels of the image"
+        note = (
+            f"the label map is taken as that of a coarser network: {_by(sizes)} voxels of the image"
+        )
         return tuple(map(max, network, spacing)), note
     blocks = find_blocks(labels) if labels.ndim <= _MAX_DIMS else None
     if blocks is None:
         if given is None:
             return None, None
         if (labels == labels.flat[0]).all():
-            return tuple(spacing), "the label map has a single label: there are no borders to refine"
+            return tuple(
+                spacing
+            ), "the label map has a single label: there are no borders to refine"
         raise InputError(
             "network spacing 'auto': the label map has no blocks of a coarser grid, as maps have that nearest neighbor brought to the "
             "image's grid; give the spacing of the network: --network-spacing MM, in Python network_spacing=..."

@@ -21,7 +21,9 @@ class Cleaned:
 
     label_map: Labels  # (*grid), of the type and memory order of the one passed in
     voxels_removed: int = 0  # voxels of components that became background
-    voxels_filled: int = 0  # voxels of holes that got a label, including voxels that had just been removed
+    voxels_filled: int = (
+        0  # voxels of holes that got a label, including voxels that had just been removed
+    )
     # Voxels of each label before the rules, and how many of these voxels still have it, for labels that lost voxels.
     lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
@@ -32,14 +34,20 @@ def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml:
     # then holes are filled.
     if parameters == PostprocessParameters():
         return Cleaned(label_map)
-    num_labels = max([int(label_map.max(initial=0)) + 1, *map(len, parameters.label_lists.values())])
+    num_labels = max(
+        [int(label_map.max(initial=0)) + 1, *map(len, parameters.label_lists.values())]
+    )
     parameters.spread({"label": num_labels})  # checks the lengths
     # The first rule is that of all foreground labels together.
     keeps = _by_label(parameters.keep_largest, num_labels)
     fills = _by_label(parameters.fill_holes, num_labels)
     sizes = parameters.min_component_ml
     if not isinstance(sizes, tuple):
-        sizes = (0.0, *(sizes,) * (num_labels - 1)) if any(keeps[1:]) else (sizes, *(0.0,) * (num_labels - 1))
+        sizes = (
+            (0.0, *(sizes,) * (num_labels - 1))
+            if any(keeps[1:])
+            else (sizes, *(0.0,) * (num_labels - 1))
+        )
     removes = {label for label in range(num_labels) if keeps[label] or sizes[label] > 0.0}
     if not removes and not any(fills):
         return Cleaned(label_map)
@@ -52,11 +60,17 @@ def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml:
 
         for label, box in enumerate(ndimage.find_objects(result), start=1):
             if label in removes and box is not None:
-                removed += _remove(result[box], result[box] == label, keeps[label], sizes[label] / voxel_volume_ml)
+                removed += _remove(
+                    result[box], result[box] == label, keeps[label], sizes[label] / voxel_volume_ml
+                )
     if any(fills):
-        filled = fill_holes(result, [label for label in range(1, num_labels) if fills[label]], any_hole=fills[0])
+        filled = fill_holes(
+            result, [label for label in range(1, num_labels) if fills[label]], any_hole=fills[0]
+        )
     lost = {}
-    for label, fewer in enumerate(np.bincount(label_map[label_map != result]).tolist() if removed else ()):
+    for label, fewer in enumerate(
+        np.bincount(label_map[label_map != result]).tolist() if removed else ()
+    ):
         if label and fewer:
             total = int(np.count_nonzero(label_map == label))
             lost[label] = total, total - fewer
@@ -137,7 +151,11 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     order = np.lexsort((label, -num_faces, hole))
     holes, first = np.unique(hole[order], return_index=True)
     best = label[order][first]
-    is_filled = np.full(best.shape, True) if any_hole else (np.bincount(hole)[holes] == 1) & np.isin(best, list(labels))
+    is_filled = (
+        np.full(best.shape, True)
+        if any_hole
+        else (np.bincount(hole)[holes] == 1) & np.isin(best, list(labels))
+    )
     filling = np.zeros(len(is_hole), part.dtype)
     filling[holes[is_filled]] = best[is_filled]
     values = filling[numbers]
@@ -151,21 +169,37 @@ _MAX_NAMED = 50
 
 
 def describe_losses(
-    lost: Mapping[int, tuple[int, int]], rules: PostprocessParameters, names: Mapping[int, str], voxel_ml: float | None, *, allowed: bool
+    lost: Mapping[int, tuple[int, int]],
+    rules: PostprocessParameters,
+    names: Mapping[int, str],
+    voxel_ml: float | None,
+    *,
+    allowed: bool,
 ) -> tuple[str, ...]:
     """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules; raise ConfigError if that is not allowed."""
     # `lost` is that of `Cleaned`; `voxel_ml` is None on grids that do not have three axes.
     texts = []
     for label, (before, after) in sorted(lost.items()):
         if before - after > MAX_LOSS * before:
-            volumes = "" if voxel_ml is None else f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
-            texts.append(f"{names.get(label, f'label {label}')} {before:,} → {after:,} voxels{volumes}")
+            volumes = (
+                ""
+                if voxel_ml is None
+                else f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
+            )
+            texts.append(
+                f"{names.get(label, f'label {label}')} {before:,} → {after:,} voxels{volumes}"
+            )
     if not texts:
         return ()
-    rule, structures = " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items()), listed(texts, _MAX_NAMED)
+    rule, structures = (
+        " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items()),
+        listed(texts, _MAX_NAMED),
+    )
     if allowed:
         return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {structures}",)
-    off = " and ".join(f"{key} = {'0' if key.endswith('_ml') else 'none'}" for key in rules.removing)
+    off = " and ".join(
+        f"{key} = {'0' if key.endswith('_ml') else 'none'}" for key in rules.removing
+    )
     raise ConfigError(
         f"{rule} would remove more than {MAX_LOSS:.0%} of {counted(len(texts), 'structure')}: {structures}\n"
         f"  Switch it off ({off}), or allow it: --allow-vanishing, in Python allow_vanishing=True."

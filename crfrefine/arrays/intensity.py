@@ -18,10 +18,14 @@ from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.sections import IntensityParameters
 
 _BLOCK = 1 << 16  # elements processed at a time: later passes find them in the second-level cache
-MAX_CLIPPED = 0.95  # share of voxels outside of a window from which on the window does not fit the image
+MAX_CLIPPED = (
+    0.95  # share of voxels outside of a window from which on the window does not fit the image
+)
 RIPPLE = 0.1  # largest negative value beside 0 that filters leave in an image that is not CT, in shares of its largest value
 MIN_NEGATIVE = 0.001  # smallest share of voxels below 0, beyond ripples, in CT
-_CONSTANT = float(np.finfo(np.float32).tiny)  # a spread whose inverse does not fit into float32 counts as zero
+_CONSTANT = float(
+    np.finfo(np.float32).tiny
+)  # a spread whose inverse does not fit into float32 counts as zero
 
 
 def normalize_intensity(
@@ -47,7 +51,9 @@ def normalize_intensity(
         fitted = _fit_modality(order.to_storage(image[modality]), settings, modality, stored_mask)
         fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
 
-    run_all([partial(run, modality) for modality in range(len(image))], threads or available_threads())
+    run_all(
+        [partial(run, modality) for modality in range(len(image))], threads or available_threads()
+    )
     return result
 
 
@@ -58,7 +64,9 @@ class IntensityMap:
     shift: float = 0.0  # subtracted in float32
     scale: float = 1.0  # multiplied; 0 for a constant modality
     clip: bool = False  # whether the result is clipped to [0, 1]
-    offset: float | None = None  # subtracted in float64 beforehand, where the type has more digits than float32; None: nothing is
+    offset: float | None = (
+        None  # subtracted in float64 beforehand, where the type has more digits than float32; None: nothing is
+    )
 
     def apply(self, source: NDArray[np.generic], target: Float32) -> None:
         """Write the mapped intensities of an array to another one of the same shape, in one pass over memory."""
@@ -77,27 +85,42 @@ class IntensityMap:
 
 
 def fit_intensity(
-    image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: Bool | None = None
+    image: NDArray[np.floating | np.integer],
+    parameters: IntensityParameters,
+    mask: Bool | None = None,
 ) -> tuple[IntensityMap, ...]:
     """Return the maps that `normalize_intensity` applies, one per modality, for an image in storage order."""
     settings = parameters.spread({"modality": len(image)})
-    return tuple(_fit_modality(values, settings, modality, mask) for modality, values in enumerate(image))
+    return tuple(
+        _fit_modality(values, settings, modality, mask) for modality, values in enumerate(image)
+    )
 
 
-def window_notes(image: NDArray[np.floating | np.integer], parameters: IntensityParameters, mask: Bool | None = None) -> tuple[str, ...]:
+def window_notes(
+    image: NDArray[np.floating | np.integer],
+    parameters: IntensityParameters,
+    mask: Bool | None = None,
+) -> tuple[str, ...]:
     """Return a note for each modality of (M, *grid) whose window does not fit, such as a window of Hounsfield units for MRI."""
     # A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask, or begins
     # below 0 where hardly any value is: CT has air and fat, and MRI has at most ripples around 0.
     notes, settings = [], parameters.spread({"modality": len(image)})
-    for modality, (values, kind, window) in enumerate(zip(image, settings["normalization"], settings["window"], strict=True)):
+    for modality, (values, kind, window) in enumerate(
+        zip(image, settings["normalization"], settings["window"], strict=True)
+    ):
         if kind != "window" or window is None:
             continue
         low, high = float(values.min()), float(values.max())
         inside = values if mask is None else values[mask]
-        clipped = (np.count_nonzero(inside < window[0]) + np.count_nonzero(inside > window[1])) / max(1, inside.size)
+        clipped = (
+            np.count_nonzero(inside < window[0]) + np.count_nonzero(inside > window[1])
+        ) / max(1, inside.size)
         if clipped >= MAX_CLIPPED:
             problem = f"{clipped:.0%} of the voxels are outside of it"
-        elif window[0] < 0.0 and np.count_nonzero(values < min(0.0, -RIPPLE * high)) < MIN_NEGATIVE * values.size:
+        elif (
+            window[0] < 0.0
+            and np.count_nonzero(values < min(0.0, -RIPPLE * high)) < MIN_NEGATIVE * values.size
+        ):
             problem = "hardly any value is below 0, where air and fat are in Hounsfield units"
         else:
             continue
@@ -108,15 +131,23 @@ def window_notes(image: NDArray[np.floating | np.integer], parameters: Intensity
     return tuple(notes)
 
 
-def _fit_modality(source: Array, settings: Mapping[str, Any], modality: int, mask: Bool | None) -> IntensityMap:
+def _fit_modality(
+    source: Array, settings: Mapping[str, Any], modality: int, mask: Bool | None
+) -> IntensityMap:
     """Return the map of one modality, (*grid) in storage order, with statistics inside the mask; settings have a value per modality."""
-    kind, percentiles, window = (settings[key][modality] for key in ("normalization", "percentiles", "window"))
+    kind, percentiles, window = (
+        settings[key][modality] for key in ("normalization", "percentiles", "window")
+    )
     if kind == "none":
         return IntensityMap()
     if kind == "window" and window is not None:
         return IntensityMap(window[0], 1.0 / (window[1] - window[0]), clip=True)
     # Types with more digits than float32 keep their texture on a large offset only if it is subtracted first, in float64.
-    offset = float(source.flat[0]) if source.dtype.itemsize >= 4 and source.dtype.newbyteorder("=") != np.float32 else None
+    offset = (
+        float(source.flat[0])
+        if source.dtype.itemsize >= 4 and source.dtype.newbyteorder("=") != np.float32
+        else None
+    )
     values = source.reshape(-1)
     if mask is not None:
         values = values[mask.reshape(-1)]
@@ -144,4 +175,6 @@ def _fit_modality(source: Array, settings: Mapping[str, Any], modality: int, mas
         if high <= low:
             low, high = float(values.min()), float(values.max())
         shift, width = low, high - low
-    return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)  # A constant modality becomes 0.
+    return IntensityMap(
+        shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset
+    )  # A constant modality becomes 0.

@@ -85,7 +85,9 @@ def bounding_box(mask: Bool) -> Box | None:
     """Slices that contain all True voxels; None without any."""
     box = []
     for axis in range(mask.ndim):
-        occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        occupied = np.flatnonzero(
+            mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis))
+        )
         if occupied.size == 0:
             return None
         box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
@@ -107,7 +109,9 @@ def present_labels(label_map: Array) -> tuple[int, ...]:
     """Return the labels that occur in unsigned labels, ascending; raise InputError if they are more than MAX_LABELS."""
     present = _occurring(label_map)
     if len(present) > MAX_LABELS:
-        raise InputError(f"a label map with {len(present)} different labels; expected at most {MAX_LABELS}. Is it an image?")
+        raise InputError(
+            f"a label map with {len(present)} different labels; expected at most {MAX_LABELS}. Is it an image?"
+        )
     return present
 
 
@@ -116,7 +120,9 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({0, *present})) if {*present} - {0} else (0, 1)
 
 
-def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...], path: Path) -> Labels | None:
+def labels_of_one_hot(
+    pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...], path: Path
+) -> Labels | None:
     """Return the label map, (*grid), of one-hot channels of a file that come in pieces; None for other values."""
     # A piece: its first channel, planes, (channels, planes, …) values. InputError: no label, or several.
     labels = np.zeros(shape[1:], np.min_scalar_type(shape[0] - 1))
@@ -140,7 +146,9 @@ def labels_of_one_hot(pieces: Iterable[tuple[int, slice, Array]], shape: tuple[i
     return labels
 
 
-def one_hot_logits(label_map: Array, channels: Sequence[int], present: Sequence[int] | None = None) -> Float32:
+def one_hot_logits(
+    label_map: Array, channels: Sequence[int], present: Sequence[int] | None = None
+) -> Float32:
     """Return (channels, *grid) logits of a label map: CONFIDENCE for a voxel's label, 0 for others, ABSENT_LOGIT for labels not present."""
     logits = np.full((len(channels), *label_map.shape), ABSENT_LOGIT, np.float32)
     for label, channel in zip(channels, logits, strict=True):
@@ -172,15 +180,23 @@ def _look_up(table: Array, indices: Array) -> Array:
         return indices.astype(table.dtype, copy=False)
     entries = np.empty_like(indices, dtype=table.dtype)
     order = StorageOrder.of_memory(indices)
-    for plane, target in zip(np.atleast_2d(order.to_storage(indices)), np.atleast_2d(order.to_storage(entries)), strict=True):
+    for plane, target in zip(
+        np.atleast_2d(order.to_storage(indices)),
+        np.atleast_2d(order.to_storage(entries)),
+        strict=True,
+    ):
         target[...] = table[plane]
     return entries
 
 
-def expand_channels(values: Float32, channels: Sequence[int], num_labels: int, absent: float) -> Float32:
+def expand_channels(
+    values: Float32, channels: Sequence[int], num_labels: int, absent: float
+) -> Float32:
     """Return (num_labels, *grid) values from those of some labels, in the same order of the grid's axes in memory; others are `absent`."""
     order = StorageOrder.of_memory(values[0])
-    expanded = order.to_user(np.full((num_labels, *order.to_storage(values[0]).shape), absent, np.float32))
+    expanded = order.to_user(
+        np.full((num_labels, *order.to_storage(values[0]).shape), absent, np.float32)
+    )
     for channel, label in zip(values, channels, strict=True):
         expanded[label] = channel
     return expanded
@@ -195,7 +211,10 @@ _TRUNCATE = 4.0  # standard deviations at which the Gaussian ends
 
 def share_sigma(network_spacing: Sequence[float], spacing: Sequence[float]) -> tuple[float, ...]:
     """Return the standard deviation along each axis in voxels of the grid, whose spacing is in mm; 0 along an axis that is not coarser."""
-    return tuple(SIGMA * wide / step if wide > step else 0.0 for wide, step in zip(network_spacing, spacing, strict=True))
+    return tuple(
+        SIGMA * wide / step if wide > step else 0.0
+        for wide, step in zip(network_spacing, spacing, strict=True)
+    )
 
 
 def share_reach(sigma: Sequence[float]) -> tuple[int, ...]:
@@ -208,9 +227,19 @@ def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> 
     from scipy.ndimage import gaussian_filter
 
     ends = [int(_TRUNCATE * width + 0.5) for width in sigma]
-    wide = tuple(slice(max(0, axis.start - end), axis.stop + end) for axis, end in zip(box, ends, strict=True))
-    share = gaussian_filter(labels[wide] == label, sigma, output=np.float32, mode="nearest", truncate=_TRUNCATE)
-    inner = share[tuple(slice(axis.start - out.start, axis.stop - out.start) for axis, out in zip(box, wide, strict=True))]
+    wide = tuple(
+        slice(max(0, axis.start - end), axis.stop + end)
+        for axis, end in zip(box, ends, strict=True)
+    )
+    share = gaussian_filter(
+        labels[wide] == label, sigma, output=np.float32, mode="nearest", truncate=_TRUNCATE
+    )
+    inner = share[
+        tuple(
+            slice(axis.start - out.start, axis.stop - out.start)
+            for axis, out in zip(box, wide, strict=True)
+        )
+    ]
     logits: Float32 = np.log(np.maximum(inner, np.float32(MIN_SHARE)))
     return logits
 
@@ -225,6 +254,9 @@ def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Flo
     for label, box in enumerate([whole, *find_objects(labels, num_labels - 1)][:num_labels]):
         if box is not None:
             sides = zip(box, reach, labels.shape, strict=True)
-            near = tuple(slice(max(0, axis.start - extent), min(size, axis.stop + extent)) for axis, extent, size in sides)
+            near = tuple(
+                slice(max(0, axis.start - extent), min(size, axis.stop + extent))
+                for axis, extent, size in sides
+            )
             logits[label][near] = log_shares(labels, label, sigma, near)
     return logits

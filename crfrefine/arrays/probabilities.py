@@ -55,19 +55,27 @@ def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
     return padding
 
 
-def leave_out(padding: Bool, mask: Bool | None, what: str, *, are_regions: bool = False) -> tuple[Bool, int, tuple[str, ...]]:
+def leave_out(
+    padding: Bool, mask: Bool | None, what: str, *, are_regions: bool = False
+) -> tuple[Bool, int, tuple[str, ...]]:
     """Return a mask, (*grid), without the padding, the number of voxels removed from it, and notes; errors of `check_share` name `what`."""
     inside = ~padding if mask is None else mask & ~padding
     num_voxels = padding.size if mask is None else int(np.count_nonzero(mask))
     num_padded = num_voxels - int(np.count_nonzero(inside))
     check_share(num_padded, num_voxels, what)
-    notes = (describe_padding(num_padded, padding.size, are_regions=are_regions),) if num_padded else ()
+    notes = (
+        (describe_padding(num_padded, padding.size, are_regions=are_regions),) if num_padded else ()
+    )
     return inside, num_padded, notes
 
 
 def check_share(num_padded: int, num_voxels: int, what: str) -> None:
     """Raise InputError if almost all voxels are padding and fewer than ENOUGH_VOXELS are not."""
-    if num_padded and num_padded > MAX_SHARE * num_voxels and num_voxels - num_padded < ENOUGH_VOXELS:
+    if (
+        num_padded
+        and num_padded > MAX_SHARE * num_voxels
+        and num_voxels - num_padded < ENOUGH_VOXELS
+    ):
         raise InputError(
             f"{what}: all labels have the same value at {num_padded} of {num_voxels} voxels, so the labels there are unknown\n"
             "  Expected the network's output on this image. Is this a cropped output with mostly padding, or a placeholder file?"
@@ -134,7 +142,9 @@ class Look:
         if where.size and "voxel" not in self._example:
             voxel = self.voxel(where[0] + planes.start * math.prod(values.shape[1:]))
             self._example = f"{values.flat[where[0]]:.4g} for label {label} at {voxel}"
-        self._example = self._example or f"{low if low < -SUM_TOLERANCE else high:.4g} for label {label}"
+        self._example = (
+            self._example or f"{low if low < -SUM_TOLERANCE else high:.4g} for label {label}"
+        )
 
     @property
     def outside(self) -> str | None:
@@ -184,7 +194,9 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
         bad = look.bad_voxels(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
         if bad.size:
             sums = look.sums.reshape(-1)[bad]
-            first = int((sums <= SUM_TOLERANCE).argmin())  # The first sum above zero, if there is one.
+            first = int(
+                (sums <= SUM_TOLERANCE).argmin()
+            )  # The first sum above zero, if there is one.
             raise InputError(
                 f"{name}: all values lie in [0, 1] but do not sum to 1 over the labels at {bad.size} of {look.sums.size} voxels; the first "
                 f"one is {look.voxel(bad[first])} with a sum of {sums[first]:.3g}\n"
@@ -194,7 +206,9 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
                 "  nnU-Net does (labels, regions_class_order), or with infer --regions whole=1+2 --regions core=2; in Python\n"
                 f"  regions=RegionScheme.of({{...}}) ({see('docs/reference/formats.md#regions')})."
             )
-        return said or "probabilities", who_says(input_type) if is_declared else "all values lie in [0, 1] and sum to 1 at each voxel"
+        return said or "probabilities", who_says(
+            input_type
+        ) if is_declared else "all values lie in [0, 1] and sum to 1 at each voxel"
     total = None if look.are_logits or input_type == "logits" else look.scaled_sum
     if total is not None:
         raise InputError(
@@ -205,7 +219,9 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
         raise InputError(
             f"{name}: expected probabilities between 0 and 1, found {look.outside}; for logits, give {BY_HAND.format('logits')}"
         )
-    return "logits", who_says(input_type) if said else f"it has values outside [0, 1], such as {look.outside}"
+    return "logits", who_says(
+        input_type
+    ) if said else f"it has values outside [0, 1], such as {look.outside}"
 
 
 def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, str]:

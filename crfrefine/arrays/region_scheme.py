@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.arrays.label_maps import argmax_labels
-from crfrefine.arrays.probabilities import BLOCK_VOXELS, BY_HAND, MIN_PROBABILITY, SUM_TOLERANCE, softmax, who_says
+from crfrefine.arrays.probabilities import (
+    BLOCK_VOXELS,
+    BY_HAND,
+    MIN_PROBABILITY,
+    SUM_TOLERANCE,
+    softmax,
+    who_says,
+)
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
@@ -47,20 +54,32 @@ class RegionScheme:
     def __post_init__(self) -> None:
         """Check that names, labels and order fit each other."""
         if not self.names or len(self.names) != len(self.labels):
-            raise ConfigError(f"regions: expected a name and labels for each region, got {len(self.names)} names, {len(self.labels)} sets")
+            raise ConfigError(
+                f"regions: expected a name and labels for each region, got {len(self.names)} names, {len(self.labels)} sets"
+            )
         if len(self.class_order) != len(self.names):
             counts = f"{len(self.class_order)} labels for {len(self.names)} regions ({listed(self.names)})"
-            raise ConfigError(f"the class order has {counts}; expected the label that each region writes into the label map")
-        for number, (name, labels, written) in enumerate(zip(self.names, self.labels, self.class_order, strict=True)):
+            raise ConfigError(
+                f"the class order has {counts}; expected the label that each region writes into the label map"
+            )
+        for number, (name, labels, written) in enumerate(
+            zip(self.names, self.labels, self.class_order, strict=True)
+        ):
             region, largest = f"region {shorten_value(name)}", max(labels, default=0)
             if name in self.names[:number]:
                 raise ConfigError(f"{region} appears twice")
             if not labels or min(labels) < 1:
-                raise ConfigError(f"{region}: it has {'no labels' if not labels else 'label 0, the background'}; expected labels from 1 on")
+                raise ConfigError(
+                    f"{region}: it has {'no labels' if not labels else 'label 0, the background'}; expected labels from 1 on"
+                )
             if largest > MAX_LABEL:
-                raise ConfigError(f"{region}: label {shorten(largest, 20)}: label maps hold labels up to {MAX_LABEL}")
+                raise ConfigError(
+                    f"{region}: label {shorten(largest, 20)}: label maps hold labels up to {MAX_LABEL}"
+                )
             if written not in labels:
-                raise ConfigError(f"the class order has label {written} for {region}, which has {_joined(labels)}; expected one of these")
+                raise ConfigError(
+                    f"the class order has label {written} for {region}, which has {_joined(labels)}; expected one of these"
+                )
 
     @classmethod
     def of(cls, regions: GivenRegions, class_order: Sequence[int] | None = None) -> RegionScheme:
@@ -75,8 +94,15 @@ class RegionScheme:
         """
         if isinstance(regions, RegionScheme):
             return regions
-        pairs = list(regions.items() if isinstance(regions, Mapping) else regions) if isinstance(regions, Iterable) else None
-        if pairs is None or not all(isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        pairs = (
+            list(regions.items() if isinstance(regions, Mapping) else regions)
+            if isinstance(regions, Iterable)
+            else None
+        )
+        if pairs is None or not all(
+            isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+            for pair in pairs
+        ):
             raise ConfigError(
                 "regions: expected a dictionary of names and their labels, pairs of these, or a RegionScheme, such as "
                 f'RegionScheme.of({{"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}}); got {shorten_value(regions)}'
@@ -113,33 +139,44 @@ class RegionScheme:
 
         Source: nnU-Net version 2, `convert_probabilities_to_segmentation`.
         """
-        label_map: NDArray[np.unsignedinteger[Any]] = np.zeros_like(log_odds[0], dtype=np.min_scalar_type(self.num_labels - 1))
+        label_map: NDArray[np.unsignedinteger[Any]] = np.zeros_like(
+            log_odds[0], dtype=np.min_scalar_type(self.num_labels - 1)
+        )
         for channel, label in zip(log_odds, self.class_order, strict=True):
             np.copyto(label_map, label_map.dtype.type(label), where=channel > 0)
         return label_map
 
     def describe(self) -> str:
         """Return the regions in one line, such as "whole = 1+2+3, core = 2+3; written as 1, 2"."""
-        regions = [f"{name} = {_joined(labels)}" for name, labels in zip(self.names, self.labels, strict=True)]
+        regions = [
+            f"{name} = {_joined(labels)}"
+            for name, labels in zip(self.names, self.labels, strict=True)
+        ]
         return f"{listed(regions, 8)}; written as {listed(self.class_order, 8)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as in a `dataset.json`."""
         return {
-            "labels": {name: list(labels) for name, labels in zip(self.names, self.labels, strict=True)},
+            "labels": {
+                name: list(labels) for name, labels in zip(self.names, self.labels, strict=True)
+            },
             "regions_class_order": list(self.class_order),
         }
 
 
 # Regions as callers may give them.
-GivenRegions = RegionScheme | Mapping[str, int | Sequence[int]] | Sequence[tuple[str, int | Sequence[int]]]
+GivenRegions = (
+    RegionScheme | Mapping[str, int | Sequence[int]] | Sequence[tuple[str, int | Sequence[int]]]
+)
 
 
 def _labels(name: str, value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list | tuple) else [value]
     for label in values:
         if isinstance(label, bool) or not isinstance(label, int | np.integer):
-            raise ConfigError(f"region {shorten_value(name)}: {shorten_value(label)} is not the number of a label")
+            raise ConfigError(
+                f"region {shorten_value(name)}: {shorten_value(label)} is not the number of a label"
+            )
     return tuple(sorted({int(label) for label in values}))
 
 
@@ -150,7 +187,9 @@ def _joined(labels: Sequence[int]) -> str:
 MAX_LOG_ODDS = 1e4  # far beyond those of any probability; larger ones, as in padding, mean the same
 
 
-def identify_regions(values: Array, input_type: str, *, kind: str | None = None, name: str = "regions") -> tuple[str, str]:
+def identify_regions(
+    values: Array, input_type: str, *, kind: str | None = None, name: str = "regions"
+) -> tuple[str, str]:
     """Decide whether the channels of regions, (R, *grid) finite, are log-odds ("logits") or sigmoid probabilities.
 
     Other arguments, the result and errors are those of `crfrefine.arrays.probabilities.decide`.
@@ -211,7 +250,9 @@ def probabilities_of(channels: Float32, regions: RegionScheme | None) -> Float32
     return softmax(channels) if regions is None else sigmoid(channels)
 
 
-def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities: int, num_dims: int) -> tuple[ModelSpec, ...]:
+def resolve_regions(
+    parameters: CrfParameters, num_regions: int, num_modalities: int, num_dims: int
+) -> tuple[ModelSpec, ...]:
     """Return the model of each region, a problem of two labels, with the weights and biases of its channel; ConfigError: wrong lengths."""
     if parameters.compatibility.matrix is not None:
         raise ConfigError(
@@ -229,7 +270,13 @@ def resolve_regions(parameters: CrfParameters, num_regions: int, num_modalities:
     run = together.mean_field
     models = []
     for region in range(num_regions):
-        bias = None if run.bias is None or run.bias[region] == 0.0 else np.array([0.0, run.bias[region]], np.float32)
-        own = dataclasses.replace(run, weights=run.weights[:, [region, region]], compatibility=potts, bias=bias)
+        bias = (
+            None
+            if run.bias is None or run.bias[region] == 0.0
+            else np.array([0.0, run.bias[region]], np.float32)
+        )
+        own = dataclasses.replace(
+            run, weights=run.weights[:, [region, region]], compatibility=potts, bias=bias
+        )
         models.append(ModelSpec(shared, own))
     return tuple(models)

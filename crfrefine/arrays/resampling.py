@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
 
     Number = TypeVar("Number", bound=np.generic)
-    Taps = tuple[NDArray[np.intp], Float32]  # (taps, n) ascending samples of n voxels, and their weights
+    Taps = tuple[
+        NDArray[np.intp], Float32
+    ]  # (taps, n) ascending samples of n voxels, and their weights
 
 
 # In voxels, as headers keep float32: a position this close below a tie or beyond an edge is on it.
@@ -50,7 +52,9 @@ class AxisMap:
 
     def nearest(self) -> NDArray[np.intp]:
         """Return the index of the nearest sample, (n,); halfway between two, the one with the larger index."""
-        return np.clip(np.floor(self.positions + (0.5 + POSITION_TOLERANCE)), 0, self.size - 1).astype(np.intp)
+        return np.clip(
+            np.floor(self.positions + (0.5 + POSITION_TOLERANCE)), 0, self.size - 1
+        ).astype(np.intp)
 
     def taps(self, *, is_cubic: bool = False) -> Taps:
         """Return the samples that a value is interpolated from; the outermost samples go on beyond them."""
@@ -58,7 +62,9 @@ class AxisMap:
         below = np.minimum(np.floor(clipped), max(self.size - 2, 0)).astype(np.intp)
         upper = (clipped - below).astype(np.float32)
         if not is_cubic:
-            return np.stack([below, np.minimum(below + 1, self.size - 1)]), np.stack([np.float32(1) - upper, upper])
+            return np.stack([below, np.minimum(below + 1, self.size - 1)]), np.stack(
+                [np.float32(1) - upper, upper]
+            )
         samples = np.clip(below + np.arange(-1, 3)[:, None], 0, self.size - 1)
         t = clipped - below
         powers = np.stack([np.ones_like(t), t, t**2, t**3])
@@ -78,7 +84,12 @@ class GridMap:
     def source_axes(self) -> tuple[int, ...] | None:
         """For each axis, the number of the parallel axis of the source; None if axes are oblique."""
         # A direct sum over six orders; the largest entries could name one axis twice.
-        order = max(permutations(range(3)), key=lambda axes: sum(abs(self.matrix[source, axis]) for axis, source in enumerate(axes)))
+        order = max(
+            permutations(range(3)),
+            key=lambda axes: sum(
+                abs(self.matrix[source, axis]) for axis, source in enumerate(axes)
+            ),
+        )
         drift = np.abs(self.matrix) * (np.array(self.shape) - 1)
         for axis, source in enumerate(order):
             drift[source, axis] = 0.0
@@ -87,7 +98,10 @@ class GridMap:
     def axis_maps(self, axes: Sequence[int]) -> tuple[AxisMap, ...]:
         """Return the map of each axis of a grid whose `source_axes` are `axes`."""
         return tuple(
-            AxisMap(self.matrix[source, axis] * np.arange(self.shape[axis]) + self.offset[source], self.source_shape[source])
+            AxisMap(
+                self.matrix[source, axis] * np.arange(self.shape[axis]) + self.offset[source],
+                self.source_shape[source],
+            )
             for axis, source in enumerate(axes)
         )
 
@@ -95,7 +109,9 @@ class GridMap:
         """Return where a plane of the grid lies on the source, within half a voxel of its samples: (y, x), True there."""
         y, x = np.ogrid[: self.shape[1], : self.shape[2]]
         inside: Bool = np.ones(self.shape[1:], np.bool_)
-        for (along_z, along_y, along_x), start, size in zip(self.matrix, self.offset, self.source_shape, strict=True):
+        for (along_z, along_y, along_x), start, size in zip(
+            self.matrix, self.offset, self.source_shape, strict=True
+        ):
             inside &= _is_inside(along_y * y + along_x * x + (along_z * plane + start), size)
         return inside
 
@@ -110,7 +126,9 @@ class GridMap:
     def source_spacing(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """Return mm between samples of the source along each axis of the grid, at least those of the grid; both in the order x, y, z."""
         lengths = np.linalg.norm(self.matrix, axis=0)[::-1]
-        return tuple(float(step / min(1.0, length)) for step, length in zip(spacing, lengths, strict=False))
+        return tuple(
+            float(step / min(1.0, length)) for step, length in zip(spacing, lengths, strict=False)
+        )
 
     @property
     def num_voxels(self) -> int:
@@ -125,14 +143,18 @@ class Interpolation:
     depends on all samples of a line, and so does not go by tile. Both pass through the samples and are exact for quadratic functions.
     """
 
-    def __init__(self, grid_map: GridMap, nearest: int | None = None, *, is_cubic: bool = False) -> None:
+    def __init__(
+        self, grid_map: GridMap, nearest: int | None = None, *, is_cubic: bool = False
+    ) -> None:
         """Prepare to interpolate boxes along the axes of a grid map; linearly or with cubic splines."""
         axes = grid_map.source_axes
         assert axes is not None
         self.grid_map, self.nearest = grid_map, nearest
         self.axes = axes  # the axis of the source that is parallel to each axis of the grid to fill
         self.maps: tuple[AxisMap, ...] = grid_map.axis_maps(axes)
-        self.reach = 2 if is_cubic else 1  # samples on either side of a voxel that its value comes from
+        self.reach = (
+            2 if is_cubic else 1
+        )  # samples on either side of a voxel that its value comes from
         self.taps = [axis.taps(is_cubic=is_cubic) for axis in self.maps]
         if nearest is not None:
             number = axes.index(nearest)
@@ -141,7 +163,10 @@ class Interpolation:
 
     def fill(self, source: Float32, target: Float32, planes: slice = slice(None)) -> None:
         """Write planes of a channel on the grid to fill, (z, y, x); voxels outside of the source become 0."""
-        inside = [np.flatnonzero(axis.inside[part]) for axis, part in zip(self.maps, (planes, slice(None), slice(None)), strict=True)]
+        inside = [
+            np.flatnonzero(axis.inside[part])
+            for axis, part in zip(self.maps, (planes, slice(None), slice(None)), strict=True)
+        ]
         target[planes] = 0.0
         if all(part.size for part in inside):
             first = planes.start or 0
@@ -160,7 +185,9 @@ class Interpolation:
             part, first = box[number], source_box[self.axes[number]].start
             total = None
             for sample, weight in zip(samples[:, part] - first, weights[:, part], strict=True):
-                if weight.any():  # Weighted values and no differences, which may overflow for two finite values.
+                if (
+                    weight.any()
+                ):  # Weighted values and no differences, which may overflow for two finite values.
                     term = values.take(sample, axis=number)
                     if (weight != 1).any():
                         term *= weight.reshape(-1, *(1,) * (2 - number))
@@ -170,14 +197,25 @@ class Interpolation:
         return values
 
 
-def map_grid(shape: Sequence[int], affine: Float64, source_shape: Sequence[int], source_affine: Float64) -> GridMap:
+def map_grid(
+    shape: Sequence[int], affine: Float64, source_shape: Sequence[int], source_affine: Float64
+) -> GridMap:
     """Return where the voxels of a grid lie on another one; shapes are voxels along x, y(, z), affines lead from voxels to world mm."""
-    to_source = np.linalg.solve(_in_space(source_shape, source_affine), _in_space(shape, affine)).astype(np.float64, copy=False)
-    return GridMap(_stored(shape), _stored(source_shape), to_source[2::-1, 2::-1].copy(), to_source[2::-1, 3].copy())
+    to_source = np.linalg.solve(
+        _in_space(source_shape, source_affine), _in_space(shape, affine)
+    ).astype(np.float64, copy=False)
+    return GridMap(
+        _stored(shape),
+        _stored(source_shape),
+        to_source[2::-1, 2::-1].copy(),
+        to_source[2::-1, 3].copy(),
+    )
 
 
 def _is_inside(positions: Float64, size: int) -> Bool:
-    inside: Bool = (positions >= -0.5 - POSITION_TOLERANCE) & (positions <= size - 0.5 + POSITION_TOLERANCE)
+    inside: Bool = (positions >= -0.5 - POSITION_TOLERANCE) & (
+        positions <= size - 0.5 + POSITION_TOLERANCE
+    )
     return inside
 
 
@@ -200,18 +238,27 @@ JOB_VOXELS = 1 << 22  # voxels of one job: several threads may share a single ch
 _TIE_STEP = np.float32(1e-6)
 
 
-def interpolation_jobs(grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False) -> list[Callable[[], None]]:
+def interpolation_jobs(
+    grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False
+) -> list[Callable[[], None]]:
     """Return the jobs that interpolate channels; they may run at the same time, in any order, with the same result."""
     # The target, (channels, [z,] y, x), gets the value at the edge up to half a voxel beyond it, then 0.
     sources = source.reshape(-1, *grid_map.source_shape)
     targets = target.reshape(-1, *grid_map.shape)
     step = max(1, JOB_VOXELS // (grid_map.shape[1] * grid_map.shape[2]))
-    parts = [slice(start, min(start + step, grid_map.shape[0])) for start in range(0, grid_map.shape[0], step)]
+    parts = [
+        slice(start, min(start + step, grid_map.shape[0]))
+        for start in range(0, grid_map.shape[0], step)
+    ]
     if grid_map.source_axes is None:
-        fill: Callable[..., None] = partial(_fill_oblique, grid_map, 3 if is_cubic else 1)  # Cubic is the B-spline here.
+        fill: Callable[..., None] = partial(
+            _fill_oblique, grid_map, 3 if is_cubic else 1
+        )  # Cubic is the B-spline here.
     else:
         fill = Interpolation(grid_map, is_cubic=is_cubic).fill
-    return [partial(fill, *pair, part) for pair in zip(sources, targets, strict=True) for part in parts]
+    return [
+        partial(fill, *pair, part) for pair in zip(sources, targets, strict=True) for part in parts
+    ]
 
 
 def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
@@ -230,12 +277,16 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
     for plane in range(grid_map.shape[0]):
         y, x = np.nonzero(grid_map.inside(plane))
         at = np.stack([np.full_like(y, plane), y, x], axis=1) @ grid_map.matrix.T + grid_map.offset
-        z_found, y_found, x_found = np.clip(np.floor(at + (0.5 + POSITION_TOLERANCE)), 0, last).astype(np.intp).T
+        z_found, y_found, x_found = (
+            np.clip(np.floor(at + (0.5 + POSITION_TOLERANCE)), 0, last).astype(np.intp).T
+        )
         target[plane, y, x] = stored[z_found, y_found, x_found]
     return target
 
 
-def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False, threads: int = 1) -> None:
+def resample_logits(
+    grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False, threads: int = 1
+) -> None:
     """Interpolate logits, so that all labels are equal only outside the source and where only its padding contributes."""
     # Padding, whatever its constant, becomes 0 in the source: the scores fade out over one voxel of it.
     padding = find_padding(source)
@@ -245,7 +296,11 @@ def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, is_c
     tied, may_overshoot = find_padding(target), is_cubic and padding is not None
     if tied is None and not may_overshoot:
         return
-    has_scores = np.ones((1, *source.shape[1:]), np.float32) if padding is None else (~padding)[np.newaxis].astype(np.float32)
+    has_scores = (
+        np.ones((1, *source.shape[1:]), np.float32)
+        if padding is None
+        else (~padding)[np.newaxis].astype(np.float32)
+    )
     share_of_scores = np.empty((1, *target.shape[1:]), np.float32)
     run_all(interpolation_jobs(grid_map, has_scores, share_of_scores), threads)
     if may_overshoot:  # Cubic values reach one voxel further into padding than linear ones.
@@ -259,12 +314,16 @@ def resample_logits(grid_map: GridMap, source: Float32, target: Float32, *, is_c
     target[0][tied] = equal + _TIE_STEP * np.maximum(np.abs(equal), np.float32(1))
 
 
-def _fill_oblique(grid_map: GridMap, order: int, source: Float32, target: Float32, part: slice) -> None:
+def _fill_oblique(
+    grid_map: GridMap, order: int, source: Float32, target: Float32, part: slice
+) -> None:
     """Fill some planes."""
     from scipy.ndimage import affine_transform
 
     filled = target[part]
     offset = grid_map.offset + grid_map.matrix[:, 0] * part.start
-    affine_transform(source, grid_map.matrix, offset, filled.shape, output=filled, order=order, mode="nearest")
+    affine_transform(
+        source, grid_map.matrix, offset, filled.shape, output=filled, order=order, mode="nearest"
+    )
     for z in range(part.start, part.stop):
         target[z][~grid_map.inside(z)] = 0.0

@@ -17,23 +17,31 @@ from crfrefine.errors import CapacityError, CrfRefineError, InputError, Unexpect
 class Failure:
     """Why a case failed."""
 
-    message: str  # expected, found, in which file; for a bug, the exception and the request to report it
+    message: (
+        str  # expected, found, in which file; for a bug, the exception and the request to report it
+    )
     kind: str  # class name of the error
     traceback: str | None = None  # where an unexpected exception was raised
-    part: str | None = None  # the part of the case that failed, such as a method that `evaluate` measures; None for the whole case
+    part: str | None = (
+        None  # the part of the case that failed, such as a method that `evaluate` measures; None for the whole case
+    )
 
 
 class Causes:
     """Failures of many cases with one cause, such as logits on another grid: the first is printed in full, one line names the others."""
 
     def __init__(self) -> None:
-        self._cases: dict[str, tuple[str, list[str]]] = {}  # by cause: the message of the first case, and all cases
+        self._cases: dict[
+            str, tuple[str, list[str]]
+        ] = {}  # by cause: the message of the first case, and all cases
 
     def is_new(self, case_id: str, message: str) -> bool:
         """Record the failure of a case; return whether it is the first one with its cause."""
         # Messages of one cause differ by names of the case and its files, by numbers, and by the lines after the first, such as grids.
         line = message.partition("\n")[0]
-        cause = re.sub(r"[0-9]+", "0", re.sub(rf"(?<!\w){re.escape(case_id)}(?=['._/\\])", "CASE", line))
+        cause = re.sub(
+            r"[0-9]+", "0", re.sub(rf"(?<!\w){re.escape(case_id)}(?=['._/\\])", "CASE", line)
+        )
         _, cases = self._cases.setdefault(cause, (line.removeprefix(f"case {case_id!r}: "), []))
         cases.append(case_id)
         return len(cases) == 1
@@ -58,9 +66,13 @@ def expected_error(error: BaseException, *paths: Path | None) -> CrfRefineError:
     if isinstance(error, MemoryError):
         described = CapacityError(f"{files}there is not enough memory{reason}")
     elif isinstance(error, OSError):
-        described = InputError(f"{f'{error.filename}: ' if error.filename else files}{error.strerror or error}")
+        described = InputError(
+            f"{f'{error.filename}: ' if error.filename else files}{error.strerror or error}"
+        )
     else:
-        described = UnexpectedError(f"{files}unexpected {type(error).__name__}{reason}: a bug, please report it, with what -v shows")
+        described = UnexpectedError(
+            f"{files}unexpected {type(error).__name__}{reason}: a bug, please report it, with what -v shows"
+        )
     described.__cause__ = error
     return described
 
@@ -69,7 +81,9 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
     """Return the failure to report for an error that ended the work on a case; it names these files if its message names none."""
     known, kind = expected_error(error, *paths), type(error).__name__
     is_bug, cause = isinstance(known, UnexpectedError), known.__cause__ or known
-    return Failure(str(known) or kind, kind, "".join(traceback.format_exception(cause)) if is_bug else None)
+    return Failure(
+        str(known) or kind, kind, "".join(traceback.format_exception(cause)) if is_bug else None
+    )
 
 
 @contextmanager

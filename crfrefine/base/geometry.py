@@ -51,15 +51,23 @@ def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> No
 
 def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the unit vectors of the voxel axes, (3, 3), a column each."""
-    directions: NDArray[np.float64] = np.asarray(affine, np.float64)[:3, :3] / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
+    directions: NDArray[np.float64] = np.asarray(affine, np.float64)[:3, :3] / np.maximum(
+        spacing_of(affine), np.finfo(np.float64).tiny
+    )
     return directions
 
 
 def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
     """Return the world direction nearest to each voxel axis, such as "RAS" or "LPS", one letter per axis, each world axis used once."""
     rotation = _directions(affine)
-    best = max(permutations(range(3)), key=lambda order: sum(abs(rotation[world, axis]) for axis, world in enumerate(order)))
-    return "".join(("LR", "PA", "IS")[world][int(rotation[world, axis] > 0)] for axis, world in enumerate(best[:num_axes]))
+    best = max(
+        permutations(range(3)),
+        key=lambda order: sum(abs(rotation[world, axis]) for axis, world in enumerate(order)),
+    )
+    return "".join(
+        ("LR", "PA", "IS")[world][int(rotation[world, axis] > 0)]
+        for axis, world in enumerate(best[:num_axes])
+    )
 
 
 def is_sheared(affine: NDArray[np.float64]) -> bool:
@@ -69,7 +77,10 @@ def is_sheared(affine: NDArray[np.float64]) -> bool:
 
 
 def same_grid(
-    shape: Sequence[int], affine: NDArray[np.float64] | None, other_shape: Sequence[int], other_affine: NDArray[np.float64] | None
+    shape: Sequence[int],
+    affine: NDArray[np.float64] | None,
+    other_shape: Sequence[int],
+    other_affine: NDArray[np.float64] | None,
 ) -> bool:
     """Return whether two grids of at most three axes put the same voxels at the same places; without an affine, by their shapes."""
     # Affines are (4, 4) to mm. A 2-D grid equals a 3-D one of a single slice.
@@ -84,7 +95,10 @@ def same_grid(
 
 
 def reorientation(
-    shape: Sequence[int], affine: NDArray[np.float64], other_shape: Sequence[int], other_affine: NDArray[np.float64]
+    shape: Sequence[int],
+    affine: NDArray[np.float64],
+    other_shape: Sequence[int],
+    other_affine: NDArray[np.float64],
 ) -> Reorientation | None:
     """Return how the axes of the other grid become those of the first; None if voxel centers differ. Arguments as of `same_grid`."""
     wanted, sizes = (np.array((*extents, 1)[:3]) for extents in (shape, other_shape))
@@ -101,7 +115,9 @@ def reorientation(
     return None
 
 
-def describe_grid(shape: Sequence[int], affine: NDArray[np.float64] | None, *, placed: bool = False) -> str:
+def describe_grid(
+    shape: Sequence[int], affine: NDArray[np.float64] | None, *, placed: bool = False
+) -> str:
     """Describe a grid for messages, such as "240×240×155, 1.00×1.00×1.00 mm"; with `placed` also its orientation and origin."""
     text = TIMES.join(map(str, shape))
     if affine is None:
@@ -118,15 +134,22 @@ def _millimeters(length: float) -> str:
     return short if float(short) == float(exact) else exact
 
 
-def describe_difference(*grids: tuple[str | Path, Sequence[int], NDArray[np.float64] | None]) -> str:
+def describe_difference(
+    *grids: tuple[str | Path, Sequence[int], NDArray[np.float64] | None],
+) -> str:
     """Describe different grids, each with its name, shape and affine, one line each, in enough detail to show the difference."""
     texts = [describe_grid(shape, affine) for _, shape, affine in grids]
     if len({*texts}) == 1:
         texts = [describe_grid(shape, affine, placed=True) for _, shape, affine in grids]
     if len({*texts}) == 1:
-        texts = [text if affine is None else f"{text}\n    {_rows(affine)}" for text, (_, _, affine) in zip(texts, grids, strict=True)]
+        texts = [
+            text if affine is None else f"{text}\n    {_rows(affine)}"
+            for text, (_, _, affine) in zip(texts, grids, strict=True)
+        ]
     width = max(len(str(name)) for name, _, _ in grids)
-    return "\n".join(f"  {name!s:<{width}}  {text}" for text, (name, _, _) in zip(texts, grids, strict=True))
+    return "\n".join(
+        f"  {name!s:<{width}}  {text}" for text, (name, _, _) in zip(texts, grids, strict=True)
+    )
 
 
 def _rows(affine: NDArray[np.float64]) -> str:
@@ -142,7 +165,14 @@ class StorageOrder:
     @classmethod
     def of_memory(cls, grid: NDArray[Any]) -> StorageOrder:
         """Return the memory order of the axes of an array (*grid); axes of one voxel, which have no place in it, come first."""
-        return cls(tuple(sorted(range(grid.ndim), key=lambda axis: (grid.shape[axis] > 1, -abs(grid.strides[axis])))))
+        return cls(
+            tuple(
+                sorted(
+                    range(grid.ndim),
+                    key=lambda axis: (grid.shape[axis] > 1, -abs(grid.strides[axis])),
+                )
+            )
+        )
 
     def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return a user's array (*grid) or (channels, *grid) with its axes in storage order."""
@@ -151,7 +181,9 @@ class StorageOrder:
 
     def to_user(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return an array (*grid) or (channels, *grid) in storage order with its axes in the user's order."""
-        places = sorted(range(len(self.axes)), key=self.axes.__getitem__)  # of each of the user's axes
+        places = sorted(
+            range(len(self.axes)), key=self.axes.__getitem__
+        )  # of each of the user's axes
         return StorageOrder(tuple(places)).to_storage(array)
 
 
@@ -159,14 +191,18 @@ class StorageOrder:
 class Reorientation:
     """How the axes of a stored grid become those of another one: exchanged, mirrored, or both."""
 
-    axes: tuple[int, ...]  # for each axis (x, y, z) of the other grid, the number of the stored axis
+    axes: tuple[
+        int, ...
+    ]  # for each axis (x, y, z) of the other grid, the number of the stored axis
     mirrored: tuple[bool, ...]  # for each of them, whether the stored axis runs the other way
 
     def apply(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return a view of an array ([channels,] z, y, x) of the stored grid on the other grid."""
         num_leading = values.ndim - 3
         order = (*range(num_leading), *(num_leading + 2 - axis for axis in reversed(self.axes)))
-        z, y, x = (slice(None, None, -1 if is_mirrored else 1) for is_mirrored in reversed(self.mirrored))
+        z, y, x = (
+            slice(None, None, -1 if is_mirrored else 1) for is_mirrored in reversed(self.mirrored)
+        )
         return values.transpose(order)[..., z, y, x]
 
 

@@ -36,14 +36,20 @@ def check_no_input(path: Path) -> None:
     keys = identities(path)
     for inputs in _commands:
         for file in (inputs[key] for key in keys if key in inputs):
-            if identities(file) & keys:  # The number of a file that was removed may be that of a new file now.
+            if (
+                identities(file) & keys
+            ):  # The number of a file that was removed may be that of a new file now.
                 same = "" if file == path else f", {file}"
-                raise InputError(f"{path}: would replace an input{same}; choose another name or folder for the output")
+                raise InputError(
+                    f"{path}: would replace an input{same}; choose another name or folder for the output"
+                )
 
 
 def identities(path: Path) -> set[Path | tuple[int, int]]:
     """Return identities of a file; two names mean the same file if their sets share an element."""
-    found: set[Path | tuple[int, int]] = {Path(os.path.realpath(path))}  # no exception for circular links
+    found: set[Path | tuple[int, int]] = {
+        Path(os.path.realpath(path))
+    }  # no exception for circular links
     # Mounts, and file systems that ignore case, give one file different names.
     with suppress(OSError):
         status = path.stat()

@@ -45,8 +45,14 @@ def available_threads() -> int:
 
 def check_threads(threads: int | None) -> None:
     """Raise ConfigError unless an argument is a number of threads, or None."""
-    if threads is not None and (isinstance(threads, bool) or not hasattr(threads, "__index__") or not 1 <= threads <= MAX_THREADS):
-        raise ConfigError(f"threads: expected a whole number from 1 to {MAX_THREADS}, or None for all available cores; got {threads!r}")
+    if threads is not None and (
+        isinstance(threads, bool)
+        or not hasattr(threads, "__index__")
+        or not 1 <= threads <= MAX_THREADS
+    ):
+        raise ConfigError(
+            f"threads: expected a whole number from 1 to {MAX_THREADS}, or None for all available cores; got {threads!r}"
+        )
 
 
 def group_numbers(name: str) -> list[list[int]]:
@@ -75,7 +81,9 @@ def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
-        for _ in pool.map(lambda job: job(), jobs):  # An error cancels the jobs that have not begun.
+        for _ in pool.map(
+            lambda job: job(), jobs
+        ):  # An error cancels the jobs that have not begun.
             pass
 
 
@@ -105,7 +113,10 @@ SMALL = 1 << 24  # bytes of an array for which the system is not asked
 PROCESS = 64 << 20  # bytes of the program itself: the interpreter, numpy and the engine
 RUN_BYTES = 14  # per voxel and label of a run on all labels: refined logits, marginals and messages
 LARGEST = 1 << 60  # larger than the memory of any machine
-_SIZE = re.compile(r"([0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}) ?(?:B|bytes?|([KMGT])(iB|B)?)?", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(
+    r"([0-9]{1,19}(?:\.[0-9]{0,9})?|\.[0-9]{1,9}) ?(?:B|bytes?|([KMGT])(iB|B)?)?",
+    re.ASCII | re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,9 @@ def parse_size(text: str) -> int:
         power = " KMGT".index((match[2] or " ").upper())
         size = int(Decimal(match[1]) * (1000 if (match[3] or "").upper() == "B" else 1024) ** power)
     if not 1 <= size < LARGEST:
-        raise InputError(f"{shorten_value(text)} is not a size of memory; expected one such as 8GiB, 512MiB, 8GB, or a number of bytes")
+        raise InputError(
+            f"{shorten_value(text)} is not a size of memory; expected one such as 8GiB, 512MiB, 8GB, or a number of bytes"
+        )
     return size
 
 
@@ -149,7 +162,10 @@ def memory_limit(given: int | None = None) -> MemoryLimit:
     free = max(machine.available - min(machine.total // 20, 1 << 30), 0) + own
     limits = [] if given is None else [(given, OPTION)]
     limits += [(int(free), "the memory available on this machine")]
-    limits += [(size, "the control group (cgroup) of this process") for size, *_ in group_numbers("memory.max")]
+    limits += [
+        (size, "the control group (cgroup) of this process")
+        for size, *_ in group_numbers("memory.max")
+    ]
     return MemoryLimit(*min(limits, key=lambda limit: limit[0]))
 
 

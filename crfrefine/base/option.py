@@ -23,7 +23,9 @@ class Option:
     names: str  # such as "-i --images"
     help: str
     metavar: str | None = None  # placeholder of the value
-    parse: Callable[[str], Any] | None = None  # makes the value from text; raises InputError for a wrong text
+    parse: Callable[[str], Any] | None = (
+        None  # makes the value from text; raises InputError for a wrong text
+    )
     choices: tuple[str, ...] = ()  # the values that it may have, if they are few
     limits: tuple[int | None, int | None] = (None, None)  # smallest and largest whole number
     show_default: bool = False
@@ -40,5 +42,7 @@ def path_text(text: str | Path) -> str:
     if not text:
         raise InputError("the value is empty; an unset variable?")
     if "\0" in text or len(text) > MAX_OF_A_PATH:
-        raise InputError(f"{shorten(text)}: expected a path of at most {MAX_OF_A_PATH} characters, without NUL; found {len(text)}")
+        raise InputError(
+            f"{shorten(text)}: expected a path of at most {MAX_OF_A_PATH} characters, without NUL; found {len(text)}"
+        )
     return text

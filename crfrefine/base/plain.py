@@ -17,7 +17,10 @@ def to_plain(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if dataclasses.is_dataclass(value):
-        return {entry.metadata.get("key", entry.name): to_plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+        return {
+            entry.metadata.get("key", entry.name): to_plain(getattr(value, entry.name))
+            for entry in dataclasses.fields(value)
+        }
     if isinstance(value, Mapping):
         return {key: to_plain(entry) for key, entry in value.items()}
     return [to_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
@@ -40,5 +43,12 @@ def from_plain(kind: Any, value: Any) -> Any:
         return kind.from_dict(value)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         hints, entries = get_type_hints(kind), dataclasses.fields(kind)
-        return kind(**{entry.name: from_plain(hints[entry.name], value[entry.metadata.get("key", entry.name)]) for entry in entries})
+        return kind(
+            **{
+                entry.name: from_plain(
+                    hints[entry.name], value[entry.metadata.get("key", entry.name)]
+                )
+                for entry in entries
+            }
+        )
     return value

@@ -13,7 +13,10 @@ MAX_OF_A_PATH = 300
 MAX_OF_A_REASON = 200
 MAX_OF_A_LINE = 5000  # Longer than any path; a longer line of a message can only be an attempt to flood the terminal.
 # Titles in the navigation of the site (`mkdocs.yml`).
-PAGE_TITLES = {"docs/guide/clusters.md": "Scripts and clusters", "docs/reference/formats.md": "File formats"}
+PAGE_TITLES = {
+    "docs/guide/clusters.md": "Scripts and clusters",
+    "docs/reference/formats.md": "File formats",
+}
 _MAX_OF_A_VALUE = 60
 
 
@@ -21,7 +24,10 @@ def printable(text: str) -> str:
     r"""Return the text with `\n`, `\x1b` and the like instead of non-printing characters: line breaks, tabs, escape sequences."""
     if text.isprintable():
         return text
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def shorten(text: object, most: int = MAX_CHARACTERS) -> str:
@@ -37,14 +43,21 @@ def shorten_value(value: object) -> str:
         value = value[: _MAX_OF_A_VALUE + 1]
     try:
         return shorten(repr(value), _MAX_OF_A_VALUE)
-    except (ValueError, RecursionError):  # Python refuses to write integers of more than 4300 digits, and deeply nested lists.
+    except (
+        ValueError,
+        RecursionError,
+    ):  # Python refuses to write integers of more than 4300 digits, and deeply nested lists.
         return f"a value of type {type(value).__name__} that is too large to show"
 
 
 def see(page: str) -> str:
     """Return a reference to a page of the documentation, perhaps with an anchor, by its title on the site."""
     path, _, anchor = page.partition("#")
-    return f'see "{PAGE_TITLES[path]}"' + (f", {anchor}," if anchor else "") + " in crfrefine's documentation"
+    return (
+        f'see "{PAGE_TITLES[path]}"'
+        + (f", {anchor}," if anchor else "")
+        + " in crfrefine's documentation"
+    )
 
 
 def counted(number: int, what: str) -> str:

@@ -18,17 +18,41 @@ Kind = StrEnum("Kind", {"LOGITS": "logits", "PROBABILITIES": "probabilities", "L
 
 
 def convert(
-    source: Annotated[Path, shared.path_argument(metavar="IN", help="Logits, probabilities, a label map; DICOM series or segmentation.")],
-    target: Annotated[Path, shared.path_argument(metavar="OUT", help="File to write; its suffix names the format.")],
-    to: Annotated[Kind | None, typer.Option("--to", help="Kind of values to write. Default: the kind in IN.", show_default=False)] = None,
+    source: Annotated[
+        Path,
+        shared.path_argument(
+            metavar="IN", help="Logits, probabilities, a label map; DICOM series or segmentation."
+        ),
+    ],
+    target: Annotated[
+        Path,
+        shared.path_argument(metavar="OUT", help="File to write; its suffix names the format."),
+    ],
+    to: Annotated[
+        Kind | None,
+        typer.Option(
+            "--to", help="Kind of values to write. Default: the kind in IN.", show_default=False
+        ),
+    ] = None,
     like: Annotated[
-        Path | None, shared.path_option("--like", metavar="IMAGE", help="Image whose geometry OUT gets; needed for .npz and DICOM.")
+        Path | None,
+        shared.path_option(
+            "--like",
+            metavar="IMAGE",
+            help="Image whose geometry OUT gets; needed for .npz and DICOM.",
+        ),
     ] = None,
     segments: Annotated[
         Path | None,
-        shared.path_option("--segments", metavar="SEG", help="DICOM segmentation whose description of each label OUT.dcm keeps."),
+        shared.path_option(
+            "--segments",
+            metavar="SEG",
+            help="DICOM segmentation whose description of each label OUT.dcm keeps.",
+        ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
     """Convert logits and label maps between formats, and DICOM. Logits can become probabilities or labels."""

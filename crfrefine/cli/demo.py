@@ -19,10 +19,15 @@ _PARAMETERS = {"bilateral.weight": 5.0, "bilateral.theta_alpha": 2.5, "bilateral
 @partial(shared.with_options, InferenceOptions, names="threads")
 def demo(
     options: dict[str, Any],
-    output: Annotated[Path, shared.path_option("-o", "--output", metavar="FOLDER", help="Folder to write to.", show_default=True)] = Path(
-        "demo"
-    ),
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Another seed makes another phantom.")] = 0,
+    output: Annotated[
+        Path,
+        shared.path_option(
+            "-o", "--output", metavar="FOLDER", help="Folder to write to.", show_default=True
+        ),
+    ] = Path("demo"),
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", min=0, help="Another seed makes another phantom.")
+    ] = 0,
     verbose: shared.VerboseOption = False,
 ) -> None:
     """Refine a phantom and draw a picture of it; needs no data."""
@@ -31,22 +36,55 @@ def demo(
     from crfrefine.io.atomic import check_writable
     from crfrefine.metrics.registry import DICE
     from crfrefine.parameters.model import CrfParameters
-    from crfrefine.runs.demo.phantom import NUM_LABELS, compare_with_truth, make_phantom, write_phantom
+    from crfrefine.runs.demo.phantom import (
+        NUM_LABELS,
+        compare_with_truth,
+        make_phantom,
+        write_phantom,
+    )
     from crfrefine.runs.run import run_inference
 
     check_writable(output)
     write_phantom(make_phantom(seed), output)
-    parameters, images, logits = CrfParameters().replace(**_PARAMETERS), output / "images", output / "logits"
-    run_options = InferenceOptions((images,), (logits,), output / "refined", None, parameters, device="cpu", preview=True, **options)
-    print(f"a phantom with {NUM_LABELS - 1} labels, and logits with typical mistakes, are in {output}", file=sys.stderr)
+    parameters, images, logits = (
+        CrfParameters().replace(**_PARAMETERS),
+        output / "images",
+        output / "logits",
+    )
+    run_options = InferenceOptions(
+        (images,),
+        (logits,),
+        output / "refined",
+        None,
+        parameters,
+        device="cpu",
+        preview=True,
+        **options,
+    )
+    print(
+        f"a phantom with {NUM_LABELS - 1} labels, and logits with typical mistakes, are in {output}",
+        file=sys.stderr,
+    )
     with Reporter(verbosity=1 + verbose) as reporter:
         record = run_inference(run_options, reporter).cases[0]
     if record.output is None or record.preview is None:
         raise CrfRefineError(f"the demo's case could not be refined: {record.failures[0].message}")
-    names = ("label", "Dice before", "Dice after", "components in truth", "components before", "components after")
+    names = (
+        "label",
+        "Dice before",
+        "Dice after",
+        "components in truth",
+        "components before",
+        "components after",
+    )
     compared = compare_with_truth(output, record.output)
-    rows = [(str(label), *map(DICE.value_text, dices), *map(str, components)) for label, dices, components in compared]
+    rows = [
+        (str(label), *map(DICE.value_text, dices), *map(str, components))
+        for label, dices, components in compared
+    ]
     print_table(names, rows, numbers=names)
     print(f"mask:    {record.output}")
     print(f"picture: {record.preview}")
-    print("This is a synthetic phantom: it shows what the tool does, and is not evidence about your data.")
+    print(
+        "This is a synthetic phantom: it shows what the tool does, and is not evidence about your data."
+    )

@@ -16,8 +16,12 @@ from crfrefine.evaluate.options import EvaluationOptions
 def evaluate(
     ctx: typer.Context,
     options: dict[str, Any],
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More: what was assumed about each case.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("-v", "--verbose", help="More: what was assumed about each case.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Less: only errors and the verdict.")
+    ] = False,
 ) -> None:
     """Measure label maps against a reference, and compare methods.
 
@@ -29,7 +33,9 @@ def evaluate(
     from crfrefine.evaluate.run import run_evaluation
 
     with EvaluationReporter(verbosity) as reporter:
-        evaluation = run_evaluation(EvaluationOptions(**options, command_line=shlex.join(["crfrefine", *ctx.obj])), reporter)
+        evaluation = run_evaluation(
+            EvaluationOptions(**options, command_line=shlex.join(["crfrefine", *ctx.obj])), reporter
+        )
     print_evaluation(evaluation, verbosity)
     if evaluation.num_failed:
         raise typer.Exit(1)

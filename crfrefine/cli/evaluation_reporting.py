@@ -31,7 +31,9 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         """Print the amount of work."""
         self._rest = "nothing is written"
         self._num_cases, processes = len(evaluation.pairs), evaluation.num_processes
-        self._say(f"{counted(self._num_cases, 'case')}; {processes} process{'' if processes == 1 else 'es'}")
+        self._say(
+            f"{counted(self._num_cases, 'case')}; {processes} process{'' if processes == 1 else 'es'}"
+        )
         self._start(self._num_cases, counts=True)
 
     def case_ended(self, result: CaseResult) -> None:
@@ -39,7 +41,11 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         self._ended += 1
         for failure in result.failures:
             who = "" if failure.part is None else f"{failure.part}: "
-            self._say_failure(result.case_id, f"case {result.case_id!r}: {who}{failure.message}", failure.traceback)
+            self._say_failure(
+                result.case_id,
+                f"case {result.case_id!r}: {who}{failure.message}",
+                failure.traceback,
+            )
         if self._bar is None and not result.failures:
             self._say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {result.seconds:.2f} s")
         for warning in result.warnings:
@@ -74,12 +80,20 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
                 lines.append(f"{evaluation.titles.get(region, region)}: {'; '.join(parts)}")
         shown = lines if verbosity >= VERBOSE else lines[:_MAX_REGIONS]
         if len(shown) < len(lines):
-            shown = [*shown, f"{len(lines) - len(shown)} more regions in {output / SUMMARY_NAME}; -v prints them"]
+            shown = [
+                *shown,
+                f"{len(lines) - len(shown)} more regions in {output / SUMMARY_NAME}; -v prints them",
+            ]
         texts = [f"empty masks: {line}" for line in shown]
-        texts += [f"note: {note}" for note in (judged.notes if judged is not None else evaluation.empty_notes)]
+        texts += [
+            f"note: {note}"
+            for note in (judged.notes if judged is not None else evaluation.empty_notes)
+        ]
         texts += [evaluation.recovered_text] if evaluation.recovered_text else []
         texts += [f"power: {evaluation.power_note}"] if evaluation.power_note else []
-        texts += [f"p (Holm): {families}"] if (families := describe_families(evaluation.summary)) else []
+        texts += (
+            [f"p (Holm): {families}"] if (families := describe_families(evaluation.summary)) else []
+        )
         for part in (judged.probabilities, judged.harm) if judged is not None else ():
             texts += [] if part is None else [part.sentence]
         for text in texts:
@@ -87,7 +101,10 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
         for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if evaluation.has_report else [])):
             print(for_terminal(f"written: {output / name}"), file=sys.stderr)
         if cases := list(dict.fromkeys(case for case, _ in evaluation.failures)):
-            print(f"failed: {listed(cases, most=MAX_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)", file=sys.stderr)
+            print(
+                f"failed: {listed(cases, most=MAX_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)",
+                file=sys.stderr,
+            )
     last = evaluation.no_verdict if judged is None else f"verdict: {judged.sentence}"
     if last:
         print(for_terminal(last))
@@ -103,16 +120,40 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
     if num_regions > _MAX_REGIONS and verbosity < VERBOSE:
         rows = [row for row in rows if row.region not in evaluation.regions]
         table = evaluation.options.output / METRICS_NAME
-        print(for_terminal(f"{num_regions} regions: the table has their means; {table} has each, and -v prints them"), file=sys.stderr)
+        print(
+            for_terminal(
+                f"{num_regions} regions: the table has their means; {table} has each, and -v prints them"
+            ),
+            file=sys.stderr,
+        )
     columns: tuple[str, ...] = ("cases", "mean", "median")
     if any(row.comparison for row in rows):
         rows = [row for row in rows if row.comparison is not None]
-        columns = ("pairs", "baseline", "mean", "difference", "95 % CI", "p (Holm)", "better/equal/worse", HARM_COLUMN)
-    cells = [(row.metric, printable(evaluation.titles.get(row.region, row.region)), printable(row.method), *_numbers(row)) for row in rows]
+        columns = (
+            "pairs",
+            "baseline",
+            "mean",
+            "difference",
+            "95 % CI",
+            "p (Holm)",
+            "better/equal/worse",
+            HARM_COLUMN,
+        )
+    cells = [
+        (
+            row.metric,
+            printable(evaluation.titles.get(row.region, row.region)),
+            printable(row.method),
+            *_numbers(row),
+        )
+        for row in rows
+    ]
     if not cells:
         return
     print_table(("metric", "region", "method", *columns), cells, numbers=_NUMBERS)
-    in_points = {row.metric for row in rows if metric_named(row.metric).is_ratio}  # The names of the others end with their unit.
+    in_points = {
+        row.metric for row in rows if metric_named(row.metric).is_ratio
+    }  # The names of the others end with their unit.
     if "difference" in columns and in_points:
         print(f"units: differences of {', '.join(sorted(in_points))} in points (hundredths)")
 
@@ -124,7 +165,9 @@ def _numbers(row: SummaryRow) -> tuple[str, ...]:
     metric, comparison = metric_named(row.metric), row.comparison
     if comparison is None:
         return str(row.num_values), metric.value_text(row.mean), metric.value_text(row.median)
-    if not comparison.num_pairs:  # For example, the calibration of a method whose baseline has no probabilities.
+    if (
+        not comparison.num_pairs
+    ):  # For example, the calibration of a method whose baseline has no probabilities.
         return "0", "", metric.value_text(row.mean), *[""] * 5
     means = metric.value_text(comparison.mean_baseline), metric.value_text(comparison.mean)
     return str(comparison.num_pairs), *means, *comparison_texts(row)

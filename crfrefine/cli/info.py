@@ -19,7 +19,10 @@ def info(
     ctx: typer.Context,
     options: dict[str, Any],
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels.")] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels."),
+    ] = False,
 ) -> None:
     """Show what a file or folder holds; without one, the setup."""
     paths = [shared.usage_path(text) for text in ctx.args]
@@ -58,12 +61,20 @@ def info(
         with failing_alone(fail, path):
             lines = describe_header(read_header(path), values=verbose)
             properties = {name: value for name, value in lines if name != "note"}
-            values |= {"properties": properties, "notes": [value for name, value in lines if name == "note"], "problems": []}
+            values |= {
+                "properties": properties,
+                "notes": [value for name, value in lines if name == "note"],
+                "problems": [],
+            }
             if not as_json:
                 print(printable(str(path)))
                 for name, value in lines:
                     print(f"  {name:<12}  {for_terminal(value)}")
-    content = {"is_well": not any(values["problems"] for values in shown), "paths": shown, "notes": []} if paths else installation()
+    content = (
+        {"is_well": not any(values["problems"] for values in shown), "paths": shown, "notes": []}
+        if paths
+        else installation()
+    )
     if as_json:
         import json
 

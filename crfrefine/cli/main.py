@@ -44,7 +44,11 @@ COMMANDS: dict[str, dict[str, Any]] = {
     "demo": {},
 }
 # Typer's look is ours: plain help text, because Rich would double the time that --help takes.
-TYPER_SETTINGS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+TYPER_SETTINGS: dict[str, Any] = {
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
 
 _MIN_OF_PANELS = 12
 _MORE = "More options"
@@ -74,7 +78,9 @@ class Command(TyperCommand):
         parameters: list[Any] = super().get_params(ctx)
         for parameter in parameters:
             if "process_value" not in vars(parameter):
-                parameter.process_value = partial(_process_value, parameter, parameter.process_value)
+                parameter.process_value = partial(
+                    _process_value, parameter, parameter.process_value
+                )
         return parameters
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -82,15 +88,21 @@ class Command(TyperCommand):
         if len(self.params) < _MIN_OF_PANELS:
             super().format_options(ctx, formatter)
             return
-        panels: dict[str, dict[str, tuple[str, str]]] = {title: {} for title in ("Arguments", *PANELS)}
+        panels: dict[str, dict[str, tuple[str, str]]] = {
+            title: {} for title in ("Arguments", *PANELS)
+        }
         titles = {flag: title for title, flags in PANELS.items() for flag in flags.split()}
         for parameter in self.get_params(ctx):
             flag = next((name for name in parameter.opts if name in titles), parameter.opts[0])
-            title = "Arguments" if parameter.param_type_name == "argument" else titles.get(flag, _MORE)
+            title = (
+                "Arguments" if parameter.param_type_name == "argument" else titles.get(flag, _MORE)
+            )
             if (record := parameter.get_help_record(ctx)) is not None:
                 panels[title][flag] = record
         for title, records in panels.items():
-            order = [flag for flag in PANELS.get(title, "").split() if flag in records] or list(records)
+            order = [flag for flag in PANELS.get(title, "").split() if flag in records] or list(
+                records
+            )
             if records:
                 with formatter.section(title):
                     formatter.write_dl([records[flag] for flag in order])
@@ -114,7 +126,11 @@ def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> An
             converted = _plain(value, annotation, option)
     except Exception:  # Typer meets every error again, and reports it.
         return process(context, value)
-    return converted if parameter.callback is None else parameter.callback(context, parameter, converted)
+    return (
+        converted
+        if parameter.callback is None
+        else parameter.callback(context, parameter, converted)
+    )
 
 
 def _plain(value: Any, annotation: Any, option: Any) -> Any:
@@ -127,7 +143,9 @@ def _plain(value: Any, annotation: Any, option: Any) -> Any:
         return annotation(value)
     if annotation is int and isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value)
-    is_in_range = annotation is not int or ((option.min is None or option.min <= value) and (option.max is None or value <= option.max))
+    is_in_range = annotation is not int or (
+        (option.min is None or option.min <= value) and (option.max is None or value <= option.max)
+    )
     if annotation in (bool, int, str) and type(value) is annotation and is_in_range:
         return value
     raise ValueError
@@ -142,8 +160,14 @@ class _Stopped(BaseException):
     """Carries an interrupt past Typer, which would otherwise end the process itself."""
 
     def __init__(self, cause: KeyboardInterrupt) -> None:
-        self.status = 128 + next(iter(cause.args), signal.SIGINT)  # Our handlers give the number of a signal; Ctrl-C has none.
-        super().__init__(": ".join(["terminated" if cause.args else "interrupted", *getattr(cause, "__notes__", ())]))
+        self.status = 128 + next(
+            iter(cause.args), signal.SIGINT
+        )  # Our handlers give the number of a signal; Ctrl-C has none.
+        super().__init__(
+            ": ".join(
+                ["terminated" if cause.args else "interrupted", *getattr(cause, "__notes__", ())]
+            )
+        )
 
 
 def print_failure(failure: Failure, *, verbose: bool) -> None:
@@ -160,18 +184,26 @@ def indented(text: str) -> str:
 
 def _usage_error(error: Any) -> Exception:
     """Print Typer's error about the command line in the form of all other errors, and shorten its quotes; return the exception to raise."""
-    if type(error).show is not _UsageError.show:  # The help that answers a call without arguments has its own.
+    if (
+        type(error).show is not _UsageError.show
+    ):  # The help that answers a call without arguments has its own.
         return cast(Exception, error)
     if (option := getattr(error, "option_name", None)) in GONE:
         error.message, error.possibilities = GONE[option], None
     advice = ""
-    if "unexpected extra argument" in error.message and re.search(r"\.(nii|npz|mha|mhd|nrrd|dcm)\b", error.message):
+    if "unexpected extra argument" in error.message and re.search(
+        r"\.(nii|npz|mha|mhd|nrrd|dcm)\b", error.message
+    ):
         advice = "\n  An option takes one path: give the folder of many cases, or repeat the option for the files of one case."
     error.message = for_terminal(error.message, _MAX_OF_A_USAGE_ERROR) + advice
     text = io.StringIO()
     _UsageError.show(error, text)
     with contextlib.suppress(OSError):
-        print(re.sub(r"^Error: ", "crfrefine: error: ", text.getvalue(), count=1, flags=re.MULTILINE), end="", file=sys.stderr)
+        print(
+            re.sub(r"^Error: ", "crfrefine: error: ", text.getvalue(), count=1, flags=re.MULTILINE),
+            end="",
+            file=sys.stderr,
+        )
     return typer.Exit(error.exit_code)
 
 
@@ -183,8 +215,15 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
 
     for option, text in pairwise(arguments):
         option, _, value = text.partition("=") if text.startswith("--") else (option, "", text)
-        if value and option not in ("-o", "--output") and not value.startswith("-") and is_dicom(Path(value)):
-            name = re.sub(r"(\.dcm|\.dicom|\.ima)?/*$", ".nii.gz", value, count=1, flags=re.IGNORECASE)
+        if (
+            value
+            and option not in ("-o", "--output")
+            and not value.startswith("-")
+            and is_dicom(Path(value))
+        ):
+            name = re.sub(
+                r"(\.dcm|\.dicom|\.ima)?/*$", ".nii.gz", value, count=1, flags=re.IGNORECASE
+            )
             like = [] if Path(value).is_dir() else ["--like", "SERIES"]
             command = shlex.join(["crfrefine", "convert", value, name, *like])
             raise InputError(
@@ -205,7 +244,9 @@ class Group(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         single, function = typer.Typer(**TYPER_SETTINGS), cmd_name.replace("-", "_")
-        single.command(cmd_name, cls=Command, **COMMANDS[cmd_name])(getattr(import_module(f"crfrefine.cli.{function}"), function))
+        single.command(cmd_name, cls=Command, **COMMANDS[cmd_name])(
+            getattr(import_module(f"crfrefine.cli.{function}"), function)
+        )
         return typer.main.get_command(single)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -213,11 +254,23 @@ class Group(TyperGroup):
         try:
             if len(args) == 2 and args[0] in ("--install-completion", "--show-completion"):
                 if args[1] not in ("bash", "zsh", "fish"):
-                    raise typer.BadParameter(f"{shorten(args[1])}: expected one of bash, zsh, fish", ctx=ctx, param_hint=args[0])
+                    raise typer.BadParameter(
+                        f"{shorten(args[1])}: expected one of bash, zsh, fish",
+                        ctx=ctx,
+                        param_hint=args[0],
+                    )
                 ctx.meta[_SHELL] = args.pop()
-            if "--resample" in args and args[0] != "evaluate":  # That command has a switch of this name; Typer's options take a value.
-                is_bare = [text == "--resample" and value not in INTERPOLATIONS for text, value in pairwise([*args, ""])]
-                args = [f"--resample={LINEAR}" if bare else text for text, bare in zip(args, is_bare, strict=True)]
+            if (
+                "--resample" in args and args[0] != "evaluate"
+            ):  # That command has a switch of this name; Typer's options take a value.
+                is_bare = [
+                    text == "--resample" and value not in INTERPOLATIONS
+                    for text, value in pairwise([*args, ""])
+                ]
+                args = [
+                    f"--resample={LINEAR}" if bare else text
+                    for text, bare in zip(args, is_bare, strict=True)
+                ]
             return super().parse_args(ctx, args)
         except _UsageError as error:
             raise _usage_error(error) from error
@@ -225,7 +278,9 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
         arguments = ctx.obj = [*ctx._protected_args, *ctx.args]  # `obj` is what commands see.
-        is_verbose, is_quiet = (not {f"-{name[0]}", f"--{name}"}.isdisjoint(arguments) for name in ("verbose", "quiet"))
+        is_verbose, is_quiet = (
+            not {f"-{name[0]}", f"--{name}"}.isdisjoint(arguments) for name in ("verbose", "quiet")
+        )
         try:
             with keeping_inputs():
                 if is_verbose and is_quiet:
@@ -243,7 +298,12 @@ class Group(TyperGroup):
             if error.errno == errno.EPIPE:
                 raise  # Typer ends quietly if the reader has gone.
             with contextlib.suppress(OSError):
-                print(for_terminal(f"crfrefine: error: {error.filename or 'standard output'}: {error.strerror}"), file=sys.stderr)
+                print(
+                    for_terminal(
+                        f"crfrefine: error: {error.filename or 'standard output'}: {error.strerror}"
+                    ),
+                    file=sys.stderr,
+                )
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             raise _Stopped(interrupt) from interrupt
@@ -264,7 +324,9 @@ def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) ->
     else:
         import crfrefine
 
-        print(f"crfrefine {crfrefine.__version__}" if parameter.name == "version" else ctx.get_help())
+        print(
+            f"crfrefine {crfrefine.__version__}" if parameter.name == "version" else ctx.get_help()
+        )
         raise typer.Exit
 
 
@@ -283,11 +345,18 @@ _answered: Any = partial(typer.Option, callback=_answer, is_eager=True)
 def _options(
     version: Annotated[bool, _answered("--version", help="Show the version and exit.")] = False,
     # Typer's own --help has no default, so Typer would import pydantic to convert nothing.
-    wants_help: Annotated[bool, _answered("-h", "--help", help="Show this message and exit.")] = False,
-    install_completion: Annotated[
-        bool, _answered("--install-completion", help="Let the shell complete commands; or name it: bash.")
+    wants_help: Annotated[
+        bool, _answered("-h", "--help", help="Show this message and exit.")
     ] = False,
-    show_completion: Annotated[bool, _answered("--show-completion", help="Print the script for that instead.")] = False,
+    install_completion: Annotated[
+        bool,
+        _answered(
+            "--install-completion", help="Let the shell complete commands; or name it: bash."
+        ),
+    ] = False,
+    show_completion: Annotated[
+        bool, _answered("--show-completion", help="Print the script for that instead.")
+    ] = False,
 ) -> None:
     """Refine 3-D medical segmentations with a dense CRF."""
 
@@ -302,7 +371,9 @@ def main() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # Neither a file name nor a sign may cause a traceback.
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # Neither a file name nor a sign may cause a traceback.
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if sys.argv[1:2] != ["convert"]:
         # nibabel would import it for an extension of NIfTI headers that no command reads, and take 0.2 s.
@@ -321,7 +392,9 @@ def main() -> None:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
-        os._exit(stopped.status)  # A thread that still reads the next case would delay an ordinary exit.
+        os._exit(
+            stopped.status
+        )  # A thread that still reads the next case would delay an ordinary exit.
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

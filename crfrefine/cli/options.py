@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
 
 AUTO = "auto"  # the name after `infer -c` that means: choose the parameters for these cases
-NNUNET_HAS_PROBABILITIES = "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
+NNUNET_HAS_PROBABILITIES = (
+    "--nnunet reads probabilities; for label maps, leave it out and name their folder with --logits"
+)
 
 # Name of a command or option that is gone, to the sentence that its user gets.
 GONE = {
@@ -40,7 +42,9 @@ GONE = {
 _PLAIN = {"bool": bool, "int": int, "float": float}
 
 
-def usage_checked(parse: Callable[[str], Any], choices: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+def usage_checked(
+    parse: Callable[[str], Any], choices: tuple[str, ...] = ()
+) -> Callable[[Any], Any]:
     """Return a parser whose InputError, and texts other than `choices`, are errors of usage; a default is a value already."""
 
     def parsed(text: Any) -> Any:
@@ -64,7 +68,11 @@ def with_options(kind: type, command: Callable[..., None], names: str = "") -> C
     parameters, lists = [], []
     for field in dataclasses.fields(kind):
         text = str(field.type)  # Annotations are texts; types of other fields may not be imported.
-        if text.startswith("Annotated[") and field.name not in own and field.name in (names.split() or (field.name,)):
+        if (
+            text.startswith("Annotated[")
+            and field.name not in own
+            and field.name in (names.split() or (field.name,))
+        ):
             value_type = text.removeprefix("Annotated[").partition(", Option(")[0]
             lists += [field.name] if value_type.startswith("tuple[") else []
             parameters.append(_parameter(field, value_type, get_args(eval(text, module))[1]))
@@ -75,7 +83,11 @@ def with_options(kind: type, command: Callable[..., None], names: str = "") -> C
         own_options |= {name: tuple(own_options[name] or ()) for name in lists}
         command(options={**(options or {}), **own_options}, **values)
 
-    parameters += [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, parameter in own.items() if name != "options"]
+    parameters += [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in own.items()
+        if name != "options"
+    ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__, run.__name__ = command.__doc__, command.__name__
@@ -86,20 +98,37 @@ def _parameter(field: dataclasses.Field[Any], value_type: str, option: Option) -
     """Return the parameter of a command for an option."""
     is_list, choices, default = value_type.startswith("tuple["), option.choices, field.default
     plain = value_type.removeprefix("tuple[").removesuffix(", ...]").removesuffix(" | None")
-    parse = str if choices else parse_path if plain == "Path" and option.parse is None else option.parse
+    parse = (
+        str if choices else parse_path if plain == "Path" and option.parse is None else option.parse
+    )
     settings: dict[str, Any] = {"metavar": "|".join(choices) or option.metavar, "help": option.help}
     settings["parser"] = None if parse is None else usage_checked(parse, choices)
     if choices:
-        settings["autocompletion"] = lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+        settings["autocompletion"] = lambda incomplete: [
+            choice for choice in choices if choice.startswith(incomplete)
+        ]
     annotation: Any = _PLAIN.get(plain, str) if parse is None else str
     if is_list or default is None:
         annotation = (list[annotation] if is_list else annotation) | None
     info = typer.Argument(show_default=False, **settings)
     if option.names:
         minimum, maximum = option.limits
-        info = typer.Option(*option.names.split(), min=minimum, max=maximum, show_default=option.show_default, **settings)
-    empty = None if is_list else inspect.Parameter.empty if default is dataclasses.MISSING else default
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=empty, annotation=Annotated[annotation, info])
+        info = typer.Option(
+            *option.names.split(),
+            min=minimum,
+            max=maximum,
+            show_default=option.show_default,
+            **settings,
+        )
+    empty = (
+        None if is_list else inspect.Parameter.empty if default is dataclasses.MISSING else default
+    )
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=empty,
+        annotation=Annotated[annotation, info],
+    )
 
 
 def complete_config(incomplete: str) -> list[tuple[str, str]]:
@@ -117,11 +146,23 @@ option: Any = partial(typer.Option, show_default=False)
 path_argument: Any = partial(typer.Argument, parser=usage_path, show_default=False)
 path_option: Any = partial(option, parser=usage_path)
 config_option: Any = partial(
-    typer.Option, "-c", "--config", metavar="NAME|FILE", parser=usage_checked(path_text), autocompletion=complete_config
+    typer.Option,
+    "-c",
+    "--config",
+    metavar="NAME|FILE",
+    parser=usage_checked(path_text),
+    autocompletion=complete_config,
 )
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")]
+VerboseOption = Annotated[
+    bool, typer.Option("-v", "--verbose", help="More: filters, times of each stage.")
+]
 OverridesOption = Annotated[
-    list[str] | None, option("--set", metavar="KEY=VALUE", help="Override one entry: --set bilateral.theta_alpha=6; repeatable.")
+    list[str] | None,
+    option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one entry: --set bilateral.theta_alpha=6; repeatable.",
+    ),
 ]
 RegionsOption = Annotated[
     list[str] | None,
@@ -146,17 +187,30 @@ def check_inputs(ctx: typer.Context, options: Mapping[str, Any], config: str) ->
 
     Return `config`, or `sharp` if label maps of a coarser network come without -c.
     """
-    images, logits, nnunet, manifest, masks = (options[name] for name in ("images", "logits", "nnunet", "manifest", "masks"))
+    images, logits, nnunet, manifest, masks = (
+        options[name] for name in ("images", "logits", "nnunet", "manifest", "masks")
+    )
     if nnunet is not None and logits:
-        raise typer.BadParameter("--nnunet finds the probabilities; leave --logits out", param_hint="--logits")
+        raise typer.BadParameter(
+            "--nnunet finds the probabilities; leave --logits out", param_hint="--logits"
+        )
     if nnunet is not None and options["input_type"] == "labels":
         raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
     if manifest is not None:
-        others = {"--images": images, "--logits": logits, "--nnunet": nnunet, "--masks": masks != "nonzero" and masks}
+        others = {
+            "--images": images,
+            "--logits": logits,
+            "--nnunet": nnunet,
+            "--masks": masks != "nonzero" and masks,
+        }
         for name in (name for name, value in others.items() if value):
-            raise typer.BadParameter(f"--manifest names the files of each case; leave {name} out", param_hint=name)
+            raise typer.BadParameter(
+                f"--manifest names the files of each case; leave {name} out", param_hint=name
+            )
     elif nnunet is None and not (images and logits):
-        missing = [name for name, value in (("--images", images), ("--logits", logits)) if not value]
+        missing = [
+            name for name, value in (("--images", images), ("--logits", logits)) if not value
+        ]
         text = f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, or a --manifest"
         raise typer.BadParameter(text, param_hint=missing[0])
     if options["network_spacing"] is None:
@@ -168,7 +222,9 @@ def check_inputs(ctx: typer.Context, options: Mapping[str, Any], config: str) ->
     return "sharp" if source is not None and source.name == "DEFAULT" else config
 
 
-def parameters_of(config: str, overrides: Sequence[str] | None) -> tuple[CrfParameters, dict[str, Any]]:
+def parameters_of(
+    config: str, overrides: Sequence[str] | None
+) -> tuple[CrfParameters, dict[str, Any]]:
     """Return the parameters of a preset or file with the entries of `--set`, and these entries by their dotted keys."""
     from crfrefine.parameters.model import CrfParameters, parse_override
 
@@ -192,5 +248,7 @@ def parse_class_order(text: str) -> tuple[int, ...]:
     """Return the labels of a text such as "1,2,3"; raise ConfigError for another text."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
-        raise ConfigError(f"--regions-class-order {shorten_value(text)}: expected one label per region, separated by commas, such as 1,2,3")
+        raise ConfigError(
+            f"--regions-class-order {shorten_value(text)}: expected one label per region, separated by commas, such as 1,2,3"
+        )
     return tuple(map(int, parts))

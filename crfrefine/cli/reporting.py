@@ -33,14 +33,23 @@ SILENT_SECONDS = 30.0  # seconds that a case may take without a line about it
 class RunReporter(AbstractContextManager[Any]):
     """Display of the commands that run cases: messages, and on a terminal a line that is redrawn."""
 
-    verbosity: int = NORMAL  # QUIET: no line, and only errors; VERBOSE: further details of the command
+    verbosity: int = (
+        NORMAL  # QUIET: no line, and only errors; VERBOSE: further details of the command
+    )
     _bar: Progress | None = None  # Its content need not be printed.
     _ended: int = 0
-    _known: set[str] = field(default_factory=set)  # Messages about one case that probably apply to all.
+    _known: set[str] = field(
+        default_factory=set
+    )  # Messages about one case that probably apply to all.
     _causes: Causes | None = None  # of the failures so far, if there are any
     _rest: str = ""  # after an interrupt: how much is done, and how to do the rest
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._stop()
         if isinstance(error, KeyboardInterrupt) and self._rest:
             error.add_note(self._rest)
@@ -99,7 +108,9 @@ class RunReporter(AbstractContextManager[Any]):
         """Remove the bar, and print a line for each cause of several failures; once, at the end of a run."""
         if self._bar is not None:
             self._bar.stop()
-        for line in self._causes.others() if self._causes is not None and self.verbosity < VERBOSE else ():
+        for line in (
+            self._causes.others() if self._causes is not None and self.verbosity < VERBOSE else ()
+        ):
             self._say(f"crfrefine: error: {line}", at_least=QUIET)
         self._causes = None
 
@@ -132,7 +143,11 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         now = time.monotonic()
         if case_id and case_id != self._case:
             self._case, self._case_started = case_id, now
-        if case_id and self._bar is None and now - max(self._told, self._case_started) >= SILENT_SECONDS:
+        if (
+            case_id
+            and self._bar is None
+            and now - max(self._told, self._case_started) >= SILENT_SECONDS
+        ):
             self._say(f"{case_id}: {detail}, {now - self._case_started:.0f} s so far")
             self._told = now
 
@@ -154,15 +169,24 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         if record.status == "failed":
             failure, name = record.failures[0], repr(record.case_id)
             is_named = name in failure.message.partition("\n")[0]
-            self._say_failure(record.case_id, failure.message if is_named else f"case {name}: {failure.message}", failure.traceback)
+            self._say_failure(
+                record.case_id,
+                failure.message if is_named else f"case {name}: {failure.message}",
+                failure.traceback,
+            )
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self.verbosity >= VERBOSE:
-            steps = counted(record.num_iterations or 0, "step") + (" (converged)" if record.converged else "")
+            steps = counted(record.num_iterations or 0, "step") + (
+                " (converged)" if record.converged else ""
+            )
             changed = f"{record.voxels_changed or 0:,} voxel{'' if record.voxels_changed == 1 else 's'} changed"
             self._say(f"{head}: {steps}, {changed}, {record.seconds:.2f} s -> {record.output}")
         if record.status == "done":
-            for line in (*record.filters, ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items())):
+            for line in (
+                *record.filters,
+                ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()),
+            ):
                 self._say(f"    {line}", at_least=VERBOSE)
         self._update(completed=self._ended, text=record.case_id)
 
@@ -174,12 +198,18 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
             self._rest = f"{done} of {summary.num_cases} cases are written; run again with --continue for the rest"
         else:
             left = summary.num_cases - len(summary.cases)
-            counts = [f"{summary.count(status)} {status}" for status in ("done", "skipped", "failed") if summary.count(status)]
+            counts = [
+                f"{summary.count(status)} {status}"
+                for status in ("done", "skipped", "failed")
+                if summary.count(status)
+            ]
             counts += [f"{left} not started"] if left else []
             self._say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]
         if vanished and summary.num_cases > 1:
-            self._say(f"{VANISHED} in {counted(len(vanished), 'case')}: {listed(vanished, most=MAX_LISTED)}")
+            self._say(
+                f"{VANISHED} in {counted(len(vanished), 'case')}: {listed(vanished, most=MAX_LISTED)}"
+            )
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:
             self._say(f"failed: {listed(failed, most=MAX_LISTED)}")
@@ -190,13 +220,22 @@ def print_results(summary: RunSummary) -> None:
     names = ("case", "status", "steps", "changed", "seconds", "output")
     rows = []
     for record in summary.cases:
-        facts = (record.num_iterations, record.voxels_changed, f"{record.seconds:.2f}" if record.times else None, record.output)
-        rows.append((record.case_id, record.status, *("" if fact is None else str(fact) for fact in facts)))
+        facts = (
+            record.num_iterations,
+            record.voxels_changed,
+            f"{record.seconds:.2f}" if record.times else None,
+            record.output,
+        )
+        rows.append(
+            (record.case_id, record.status, *("" if fact is None else str(fact) for fact in facts))
+        )
     if rows:
         print_table(names, rows, numbers=("steps", "changed", "seconds"))
 
 
-def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: tuple[str, ...] = ()) -> None:
+def print_table(
+    names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: tuple[str, ...] = ()
+) -> None:
     """Print a table on standard output, aligned on a terminal, else for programs; the columns in `numbers` are right-aligned.
 
     Tabs, line breaks and other non-printing characters are escaped as in Python strings: a row stays one line, a cell one cell.

@@ -50,7 +50,9 @@ class TrainingReporter(RunReporter, TrainingObserver):
 
     def progressed(self, fraction: float, done: str = "") -> None:
         """Move the bar; without one, print the progress occasionally."""
-        self._left = (time.monotonic() - self._began) * (1.0 - fraction) / fraction if fraction else None
+        self._left = (
+            (time.monotonic() - self._began) * (1.0 - fraction) / fraction if fraction else None
+        )
         self._update(completed=fraction)
         if done:
             self._say_if_due(f"  {done}")
@@ -61,8 +63,17 @@ class TrainingReporter(RunReporter, TrainingObserver):
 
     def _say_if_due(self, text: str, *, is_wanted: bool = False) -> None:
         """Print a line with the time that is left, without a bar now and then."""
-        if is_wanted or (self._bar is None and time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES):
-            self._say(text + ("" if self._left is None else f"; about {timedelta(seconds=round(self._left))} left"))
+        if is_wanted or (
+            self._bar is None and time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES
+        ):
+            self._say(
+                text
+                + (
+                    ""
+                    if self._left is None
+                    else f"; about {timedelta(seconds=round(self._left))} left"
+                )
+            )
             self._shown = time.monotonic()
 
 
@@ -78,16 +89,38 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
         first, *others = (metric for metric in map(metric_named, METRICS) if metric.in_overview)
         found = {(row.metric, row.region, row.method): row for row in summary}
         rows = []
-        for region, method in [(region, method) for region in dict.fromkeys(row.region for row in summary) for method in METHODS]:
-            if (first.name, region, method) not in found:  # Rivals for the output of a coarser network, or those for any other.
+        for region, method in [
+            (region, method)
+            for region in dict.fromkeys(row.region for row in summary)
+            for method in METHODS
+        ]:
+            if (
+                first.name,
+                region,
+                method,
+            ) not in found:  # Rivals for the output of a coarser network, or those for any other.
                 continue
             row = found[first.name, region, method]
-            means = [metric.value_text(found[metric.name, region, method].mean) for metric in others]
-            rows.append((region, method, first.value_text(row.mean), *comparison_texts(row), *means))
+            means = [
+                metric.value_text(found[metric.name, region, method].mean) for metric in others
+            ]
+            rows.append(
+                (region, method, first.value_text(row.mean), *comparison_texts(row), *means)
+            )
         head, *tail = (f"{metric.title} {metric.unit}".rstrip() for metric in (first, *others))
         change = f"change, {first.difference_unit}"
         if rows:
-            names = ("region", "method", head, change, "95 % CI", "p (Holm)", "better/equal/worse", HARM_COLUMN, *tail)
+            names = (
+                "region",
+                "method",
+                head,
+                change,
+                "95 % CI",
+                "p (Holm)",
+                "better/equal/worse",
+                HARM_COLUMN,
+                *tail,
+            )
             print_table(names, rows, numbers=(head, change, *tail))
             print(f"p (Holm): {describe_families(summary)}")
         for path in result.plan.options.files[::-1]:
@@ -106,7 +139,11 @@ def print_choice(choice: Choice, options: UnlabeledOptions, verbosity: int = NOR
         order = sorted(enumerate(choice.gains), key=lambda pair: -pair[1])[:_MAX_SETS]
         gain = "points against default, synthetic cases"
         if order:
-            print_table(("parameters", gain), [(choice.candidates[number].name, f"{100 * own:+.2f}") for number, own in order], (gain,))
+            print_table(
+                ("parameters", gain),
+                [(choice.candidates[number].name, f"{100 * own:+.2f}") for number, own in order],
+                (gain,),
+            )
         for path in options.files[::-1]:
             print(for_terminal(f"written: {path}"), file=sys.stderr)
     print(for_terminal(f"verdict: {choice.describe()}"))

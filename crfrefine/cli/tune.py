@@ -22,23 +22,48 @@ _INPUTS = "images logits nnunet manifest masks input_type network_spacing resamp
 def tune(
     ctx: typer.Context,
     options: dict[str, Any],
-    labels: Annotated[Path | None, shared.path_option("-l", "--labels", metavar="PATH", help="Reference: folder or file.")] = None,
+    labels: Annotated[
+        Path | None,
+        shared.path_option("-l", "--labels", metavar="PATH", help="Reference: folder or file."),
+    ] = None,
     output: Annotated[
-        Path | None, shared.path_option("-o", "--output", metavar="FILE.toml", help="Where the page's button saves the parameters.")
+        Path | None,
+        shared.path_option(
+            "-o",
+            "--output",
+            metavar="FILE.toml",
+            help="Where the page's button saves the parameters.",
+        ),
     ] = None,
     corrections: Annotated[
         Path | None,
         shared.path_option(
-            "--corrections", metavar="FOLDER", help="Where the page saves strokes and the refined case; strokes there are shown."
+            "--corrections",
+            metavar="FOLDER",
+            help="Where the page saves strokes and the refined case; strokes there are shown.",
         ),
     ] = None,
-    config: Annotated[str, shared.config_option(help="A preset's name, or a TOML file.")] = "default",
+    config: Annotated[
+        str, shared.config_option(help="A preset's name, or a TOML file.")
+    ] = "default",
     overrides: shared.OverridesOption = None,
     regions: shared.RegionsOption = None,
     regions_class_order: shared.ClassOrderOption = None,
-    case: Annotated[str | None, shared.option("--case", metavar="NAME", help="The case of a folder to show. Default: the first.")] = None,
-    port: Annotated[int, typer.Option("--port", metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one.")] = 0,
-    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")] = True,
+    case: Annotated[
+        str | None,
+        shared.option(
+            "--case", metavar="NAME", help="The case of a folder to show. Default: the first."
+        ),
+    ] = None,
+    port: Annotated[
+        int,
+        typer.Option(
+            "--port", metavar="N", min=0, max=65535, help="Port on 127.0.0.1; 0: any free one."
+        ),
+    ] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Whether to open the page in a browser.")
+    ] = True,
 ) -> None:
     """Choose parameters by eye, on a page with sliders, and correct a case with strokes.
 
@@ -58,14 +83,27 @@ def tune(
     if output is not None:
         check_small_output(output)
     inputs = InferenceOptions(**options, output=Path(), parameters=parameters, preview=True)
-    class_order = None if regions_class_order is None else shared.parse_class_order(regions_class_order)
-    tune_options = TuneOptions(inputs, labels, output, corrections, case, tuple(map(parse_region, regions or ())), class_order)
+    class_order = (
+        None if regions_class_order is None else shared.parse_class_order(regions_class_order)
+    )
+    tune_options = TuneOptions(
+        inputs,
+        labels,
+        output,
+        corrections,
+        case,
+        tuple(map(parse_region, regions or ())),
+        class_order,
+    )
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     print("crfrefine: reading the case", file=sys.stderr)
     session = Session(tune_options)
 
     def tell(address: str) -> None:
-        print("crfrefine: open this address in a browser of this machine; the page's button or Ctrl-C ends it", file=sys.stderr)
+        print(
+            "crfrefine: open this address in a browser of this machine; the page's button or Ctrl-C ends it",
+            file=sys.stderr,
+        )
         print(address, flush=True)
         # A server without a screen has no window, and a browser in the terminal would be in the way.
         has_screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

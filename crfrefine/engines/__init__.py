@@ -34,9 +34,15 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
             if is_available():
                 return _cuda_backend(0)
         except BackendUnavailableError as error:
-            warnings.warn(f"--device auto takes the CPU, as the GPU cannot be used ({error})", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"--device auto takes the CPU, as the GPU cannot be used ({error})",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     elif device != "cpu":
-        raise ConfigError(f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}")
+        raise ConfigError(
+            f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}"
+        )
     from crfrefine.engines.cpu import CpuBackend
 
     return CpuBackend(keeps_kernels)
@@ -59,7 +65,9 @@ def _torch(device: str) -> Backend:
     try:
         from crfrefine.engines.torch.engine import TorchBackend
     except ImportError as error:
-        raise BackendUnavailableError(f"--device torch needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
+        raise BackendUnavailableError(
+            f"--device torch needs PyTorch ({error}): pip install 'crfrefine[train]'"
+        ) from error
     return TorchBackend(device.partition(":")[2] or "cpu")
 
 

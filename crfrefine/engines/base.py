@@ -23,7 +23,9 @@ class FeatureOrigin:
     Parts of a volume that share an origin share the points of a lattice and the cells of a grid, so their messages agree away from the cut.
     """
 
-    position: tuple[int, ...]  # a voxel, one index per grid axis from the first voxel of the grid; it may lie outside
+    position: tuple[
+        int, ...
+    ]  # a voxel, one index per grid axis from the first voxel of the grid; it may lie outside
     intensity: tuple[float, ...]  # one normalized intensity per modality
 
 
@@ -36,20 +38,31 @@ class GridImage:
     spacing: Sequence[float]  # mm, one per grid axis
     # The user's number of each grid axis: a lattice depends on the order of its features. None means that the axes are in the user's order.
     axes: Sequence[int] | None = None
-    origin: FeatureOrigin | None = None  # of a part of a volume, for the C++ engine; None means `default_origin`
+    origin: FeatureOrigin | None = (
+        None  # of a part of a volume, for the C++ engine; None means `default_origin`
+    )
 
     @property
     def num_voxels(self) -> int:
         """Voxels inside the mask."""
-        return math.prod(self.values.shape[1:]) if self.mask is None else int(np.count_nonzero(self.mask))
+        return (
+            math.prod(self.values.shape[1:])
+            if self.mask is None
+            else int(np.count_nonzero(self.mask))
+        )
 
 
 def default_origin(image: GridImage) -> FeatureOrigin:
     """Return the first corner of the mask's bounding box and the lowest intensities inside; InputError: an empty mask."""
     values, mask = image.values, image.mask
     if mask is None:
-        return FeatureOrigin((0,) * (values.ndim - 1), tuple(float(modality.min()) for modality in values))
-    return FeatureOrigin(first_inside(mask), tuple(float(modality.min(where=mask, initial=np.inf)) for modality in values))
+        return FeatureOrigin(
+            (0,) * (values.ndim - 1), tuple(float(modality.min()) for modality in values)
+        )
+    return FeatureOrigin(
+        first_inside(mask),
+        tuple(float(modality.min(where=mask, initial=np.inf)) for modality in values),
+    )
 
 
 def first_inside(mask: Bool) -> tuple[int, ...]:
@@ -137,7 +150,9 @@ class MeanFieldResult(Reported):
     logits: Float32
     report: MeanFieldReport
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
-    marginals: Float32 | None = None  # (L, *grid), where the engine has them left over from its last step
+    marginals: Float32 | None = (
+        None  # (L, *grid), where the engine has them left over from its last step
+    )
 
 
 @dataclass(frozen=True)
@@ -149,8 +164,12 @@ class Tape:
     # a volume term (steps + 1, ...): those after the last step, too.
     record: Array
     spec: MeanFieldSpec  # the model of the run
-    volume_biases: Float64 | None = None  # (steps, L), biases of the volume term; None without the term
-    volume_part: Bool | None = None  # (voxels,) on which the volume term acts; None means all masked voxels, or no term
+    volume_biases: Float64 | None = (
+        None  # (steps, L), biases of the volume term; None without the term
+    )
+    volume_part: Bool | None = (
+        None  # (voxels,) on which the volume term acts; None means all masked voxels, or no term
+    )
 
 
 @dataclass(frozen=True)
@@ -181,14 +200,27 @@ class Kernels(Protocol):
     image_shape: tuple[int, ...]  # (M, *grid) of the image that they were built for
     dtype: str  # "float32" or "float64": precision of all arrays
 
-    def run(self, logits: Array, spec: MeanFieldSpec, *, progress: Progress | None = None, is_last: bool = False) -> MeanFieldResult:
+    def run(
+        self,
+        logits: Array,
+        spec: MeanFieldSpec,
+        *,
+        progress: Progress | None = None,
+        is_last: bool = False,
+    ) -> MeanFieldResult:
         """Run the mean field on (L, *grid) logits until its stopping rule is met; `is_last` frees the kernels before the end of the run."""
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run all steps of the mean field on (L, *grid) logits and save the data of the backward pass."""
 
     def backward(
-        self, tape: Tape, logits: Array, gradient: Array, *, wants_theta: bool = True, wants_image: bool = False
+        self,
+        tape: Tape,
+        logits: Array,
+        gradient: Array,
+        *,
+        wants_theta: bool = True,
+        wants_image: bool = False,
     ) -> MeanFieldGradients:
         """Return the gradients of a loss with respect to all inputs of `forward`, and to bandwidths and image if they are wanted.
 
@@ -202,15 +234,23 @@ class Backend(ABC):
     name: str
 
     @abstractmethod
-    def kernels(self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT) -> Kernels:
+    def kernels(
+        self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT
+    ) -> Kernels:
         """Build the kernels of a model on one image, which must not change while they are in use."""
 
-    def mean_field(self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT) -> MeanFieldResult:
+    def mean_field(
+        self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
+    ) -> MeanFieldResult:
         """Build the kernels of a model for one case and run the mean field on them."""
-        return self.kernels(image, spec.kernels, context).run(logits, spec.mean_field, progress=context.progress)
+        return self.kernels(image, spec.kernels, context).run(
+            logits, spec.mean_field, progress=context.progress
+        )
 
     @abstractmethod
-    def message(self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None) -> Float32:
+    def message(
+        self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
+    ) -> Float32:
         """Filter (V, *grid) values once with the only kernel of a set; outside the mask the result is 0."""
 
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
@@ -218,7 +258,9 @@ class Backend(ABC):
         labels: Labels = np.argmax(logits, axis=0).astype(np.min_scalar_type(len(logits) - 1))
         return labels
 
-    def softmax(self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None) -> Float32:
+    def softmax(
+        self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None
+    ) -> Float32:
         """Return the softmax over labels of (L, *grid) logits, in `out` if it is given; it may be the logits."""
         exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=0))
         marginals = np.empty_like(logits) if out is None else out

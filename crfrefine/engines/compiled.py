@@ -49,7 +49,11 @@ def find_levels() -> Levels:
     baseline = _import_level(LEVELS[0])
     folder, processor = Path(str(baseline.__file__)).parent, str(baseline.cpu_level())
     built = tuple(level for level in LEVELS if any(folder.glob(f"_engine_{level}.*")))
-    return Levels(built, processor, max(set(built) & set(LEVELS[: LEVELS.index(processor) + 1]), key=LEVELS.index))
+    return Levels(
+        built,
+        processor,
+        max(set(built) & set(LEVELS[: LEVELS.index(processor) + 1]), key=LEVELS.index),
+    )
 
 
 def _import_level(level: str) -> Any:
@@ -66,14 +70,21 @@ def _import_level(level: str) -> Any:
             "install crfrefine (building it needs a C++20 compiler), or run Python outside of a source tree"
         ) from error
     except ImportError as error:
-        raise BackendUnavailableError(f"the compiled CPU engine cannot be loaded ({error}); reinstall crfrefine") from error
+        raise BackendUnavailableError(
+            f"the compiled CPU engine cannot be loaded ({error}); reinstall crfrefine"
+        ) from error
 
 
 def _add_installed_engine(level: str) -> bool:
     """Let a source tree, which Python finds first when it is started in a clone, take the engine of the installed package."""
-    adapter = Path(__file__).with_name("cpu.py")  # the module that calls the engine: where it is the same, the engine fits
+    adapter = Path(__file__).with_name(
+        "cpu.py"
+    )  # the module that calls the engine: where it is the same, the engine fits
     for package in (Path(path, "crfrefine") for path in sys.path):
-        if any(package.glob(f"_engine_{level}.*")) and (package / "engines" / "cpu.py").read_bytes() == adapter.read_bytes():
+        if (
+            any(package.glob(f"_engine_{level}.*"))
+            and (package / "engines" / "cpu.py").read_bytes() == adapter.read_bytes()
+        ):
             crfrefine.__path__.append(str(package))
             importlib.invalidate_caches()
             return True

@@ -61,7 +61,13 @@ class Lattice:
     """
 
     def __init__(
-        self, features: ArrayLike, *, method: str = "auto", mask: ArrayLike | None = None, device: str = "cpu", threads: int | None = None
+        self,
+        features: ArrayLike,
+        *,
+        method: str = "auto",
+        mask: ArrayLike | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
     ) -> None:
         """Build the kernel of features (N, D) or (D, *grid)."""
         check_threads(threads)
@@ -74,10 +80,18 @@ class Lattice:
         self._mask = None if mask is None else given_voxels(mask, self.shape).copy()
         points = points if self._mask is None else points[:, self._mask]
         num_features, self.num_points = len(points), math.prod(points.shape[1:])
-        if points.dtype.itemsize > np.float32().itemsize:  # Features count from the first point: a large offset costs no precision.
+        if (
+            points.dtype.itemsize > np.float32().itemsize
+        ):  # Features count from the first point: a large offset costs no precision.
             with np.errstate(over="ignore", invalid="ignore"):
                 first = points[(slice(None), *[slice(1)] * (points.ndim - 1))]
-                points = np.subtract(points, first, out=np.empty(points.shape, np.float32), dtype=np.float64, casting="unsafe")
+                points = np.subtract(
+                    points,
+                    first,
+                    out=np.empty(points.shape, np.float32),
+                    dtype=np.float64,
+                    casting="unsafe",
+                )
         method = choose_method(method, self.num_points, num_features)
         if device == "cpu":  # The engine refuses what is not finite.
             self._kernel = CompiledPoints(_as_float32(points), method, threads)
@@ -92,13 +106,23 @@ class Lattice:
         given = given_array(values, "values")
         if given.ndim < 2 or given.shape[1:] != self.shape:
             grid = ", ".join(map(str, self.shape))
-            raise InputError(f"values have shape {given.shape}; expected (V, {grid}), one value per point of features (N, D) or (D, *grid)")
-        flat = given.reshape(len(given), self.num_points) if self._mask is None else given[:, self._mask]
+            raise InputError(
+                f"values have shape {given.shape}; expected (V, {grid}), one value per point of features (N, D) or (D, *grid)"
+            )
+        flat = (
+            given.reshape(len(given), self.num_points)
+            if self._mask is None
+            else given[:, self._mask]
+        )
         sent = _finite(flat, "values")
         if not len(sent):
             return np.zeros(given.shape, np.float32)
         filtered = scale = None
-        if normalization == "after" and normalization not in self._scale and isinstance(self._kernel, CompiledPoints):
+        if (
+            normalization == "after"
+            and normalization not in self._scale
+            and isinstance(self._kernel, CompiledPoints)
+        ):
             filtered, scale = self._kernel.mean(sent)
         if filtered is not None:
             self._scale[normalization] = scale
@@ -115,8 +139,12 @@ class Lattice:
     def _scale_of(self, normalization: str) -> Float32 | None:
         """Return the factor of each point: the inverse of its row's sum, or the inverse of the root of that; None means 1."""
         if normalization not in self._scale:
-            sums = np.maximum(self._kernel.apply(np.ones((1, self.num_points), np.float32))[0], np.float32(TINY))
-            self._scale[normalization] = 1.0 / (np.sqrt(sums) if normalization == "symmetric" else sums)
+            sums = np.maximum(
+                self._kernel.apply(np.ones((1, self.num_points), np.float32))[0], np.float32(TINY)
+            )
+            self._scale[normalization] = 1.0 / (
+                np.sqrt(sums) if normalization == "symmetric" else sums
+            )
         return self._scale[normalization]
 
 
@@ -167,12 +195,21 @@ def gaussian_filter(
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
         if device != "cpu":
-            raise ConfigError(f"device: tensors are filtered on the device that they are on; leave device={device!r} out")
-        options = {"method": method, "normalization": normalization, "mask": mask, "threads": threads}
+            raise ConfigError(
+                f"device: tensors are filtered on the device that they are on; leave device={device!r} out"
+            )
+        options = {
+            "method": method,
+            "normalization": normalization,
+            "mask": mask,
+            "threads": threads,
+        }
         points = features
         if not isinstance(points, torch.Tensor):
             array = given_array(features, "features")
-            points = torch.from_numpy(np.array(array, np.float32 if array.dtype == np.float32 else np.float64, order="C"))
+            points = torch.from_numpy(
+                np.array(array, np.float32 if array.dtype == np.float32 else np.float64, order="C")
+            )
         points = points.to(values.device)
         if min(values.ndim, points.ndim) < 2:
             raise InputError(
@@ -199,9 +236,13 @@ class CompiledPoints:
 
     def __reduce__(self) -> Any:
         """Refuse: the engine holds the kernel."""
-        raise TypeError("a Lattice cannot be pickled or copied: pass its features to the other process, and build the Lattice there")
+        raise TypeError(
+            "a Lattice cannot be pickled or copied: pass its features to the other process, and build the Lattice there"
+        )
 
-    def apply(self, values: Float32, scale: Float32 | None = None, *, transposed: bool = False) -> Float32:
+    def apply(
+        self, values: Float32, scale: Float32 | None = None, *, transposed: bool = False
+    ) -> Float32:
         """Filter (V, N) values with the kernel or its transpose, and multiply each point's results by its `scale`, (N,)."""
         with engine_errors(self._engine, values.shape):
             out = np.zeros(values.shape, np.float32)
@@ -265,7 +306,9 @@ def _finite(values: Array, name: str) -> Float32:
     result = _as_float32(values)
     ends = load_engine().channel_ranges(result.reshape(1, -1), 1) if result.size else []
     if not all(abs(end) <= MAX_VALUE for end in ends):
-        raise InputError(f"{name}: expected finite numbers up to {MAX_VALUE:g}, found NaN, infinity or larger ones")
+        raise InputError(
+            f"{name}: expected finite numbers up to {MAX_VALUE:g}, found NaN, infinity or larger ones"
+        )
     return result
 
 
@@ -329,16 +372,28 @@ def bilateral_filter(
     guides = channels if guide is None else given_array(guide, "guide")
     guides = guides[None] if guides.ndim == num_axes else guides
     if guides.shape[1:] != channels.shape[1:] or not guides.size or not channels.size:
-        raise InputError(f"image {values.shape} and guide {guides.shape}: expected channels on one grid")
-    checked = BilateralParameters(theta_alpha=_numbers(theta_alpha), theta_beta=_numbers(theta_beta))
+        raise InputError(
+            f"image {values.shape} and guide {guides.shape}: expected channels on one grid"
+        )
+    checked = BilateralParameters(
+        theta_alpha=_numbers(theta_alpha), theta_beta=_numbers(theta_beta)
+    )
     table = checked.spread({"axis": num_axes, "modality": len(guides)})
     kernel = KernelSpec(table["theta_alpha"], table["theta_beta"])
-    spec = KernelSetSpec((kernel,), normalization="after", filter=method, num_labels=len(channels) + 1, num_iterations=1)
+    spec = KernelSetSpec(
+        (kernel,),
+        normalization="after",
+        filter=method,
+        num_labels=len(channels) + 1,
+        num_iterations=1,
+    )
     inside = None if mask is None else given_voxels(mask, channels.shape[1:])
     if inside is not None:  # Voxels outside the mask may hold anything.
         channels, guides = np.where(inside, channels, 0), np.where(inside, guides, 0)
     sent, guided = _finite(channels, "image"), _finite(guides, "guide")
-    filtered = get_backend("cpu").message(sent, GridImage(guided, inside, distances), spec, threads=threads)
+    filtered = get_backend("cpu").message(
+        sent, GridImage(guided, inside, distances), spec, threads=threads
+    )
     return filtered.reshape(values.shape)
 
 

@@ -31,7 +31,12 @@ class VolumeTerm:
         masses, target = masses + PSEUDO_VOXELS, self.target + PSEUDO_VOXELS
         return float((masses * np.log(masses / target)).sum()) / self.slack
 
-    def search(self, masses_of: Callable[[Float64], tuple[Float64, Float64]], start: Float64, last_change: float) -> Float64:
+    def search(
+        self,
+        masses_of: Callable[[Float64], tuple[Float64, Float64]],
+        start: Float64,
+        last_change: float,
+    ) -> Float64:
         """Return the bias per label that balances the masses, (L,), with mean 0; a Newton step of `last_change` nats is the last."""
         bias, target = start, self.target + PSEUDO_VOXELS
         for _ in range(MAX_PASSES):
@@ -39,7 +44,9 @@ class VolumeTerm:
             # Masses for which the bias would be right: proportional to (V + 1) e^(-slack bias).
             scaled = target * np.exp(-self.slack * bias)
             balanced = scaled * (target.sum() / scaled.sum())
-            change = -np.linalg.solve(self.curvature(covariance, balanced), masses + PSEUDO_VOXELS - balanced)
+            change = -np.linalg.solve(
+                self.curvature(covariance, balanced), masses + PSEUDO_VOXELS - balanced
+            )
             # Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from wherever it starts.
             size = max(1.0, self.slack) * float(np.ptp(change))
             bias = bias + change * (np.log1p(size) / size if size > 0.0 else 1.0)
@@ -48,7 +55,9 @@ class VolumeTerm:
                 break
         return bias
 
-    def pull(self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64) -> tuple[Float64, float]:
+    def pull(
+        self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64
+    ) -> tuple[Float64, float]:
         """Return v of docs/reference/math.md, section 11.5, (L,), and the gradient with respect to the slack."""
         masses = masses + PSEUDO_VOXELS
         pull = np.linalg.solve(self.curvature(covariance, masses), gradient - gradient.mean())
@@ -57,7 +66,12 @@ class VolumeTerm:
     def curvature(self, covariance: Float64, balanced: Float64) -> Float64:
         """(L, L) second derivative of the dual problem with respect to the bias, made regular for a number that is added to all of it."""
         total = np.outer(balanced, balanced) / balanced.sum()
-        return np.asarray(covariance + self.slack * (np.diag(balanced) - total) + total + RIDGE * np.diag(balanced))
+        return np.asarray(
+            covariance
+            + self.slack * (np.diag(balanced) - total)
+            + total
+            + RIDGE * np.diag(balanced)
+        )
 
 
 def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool | None:
@@ -67,7 +81,11 @@ def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool |
     """
     if spec.volume_weight == 0.0:
         return None
-    inside = np.ones(logits.shape[1:], dtype=np.bool_) if mask is None else np.asarray(mask, dtype=np.bool_)
+    inside = (
+        np.ones(logits.shape[1:], dtype=np.bool_)
+        if mask is None
+        else np.asarray(mask, dtype=np.bool_)
+    )
 
     def scores_of(channels: Array) -> Float64:
         """Return x of the first marginals, (L, N), in float64."""
@@ -79,9 +97,16 @@ def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool |
     places, columns = [], []
     for number, in_mask in enumerate(inside):  # A plane fits into the cache.
         plane = logits[:, number].reshape(len(logits), -1)
-        scores, far = (plane, least * spec.temperature) if spec.bias is None else (scores_of(plane), least)
-        with np.errstate(invalid="ignore"):  # The difference of two infinities is not a number, and not far.
-            near = np.flatnonzero(in_mask.ravel() & ~np.logical_and.reduce([label - scores[0] < far for label in scores[1:]]))
+        scores, far = (
+            (plane, least * spec.temperature) if spec.bias is None else (scores_of(plane), least)
+        )
+        with np.errstate(
+            invalid="ignore"
+        ):  # The difference of two infinities is not a number, and not far.
+            near = np.flatnonzero(
+                in_mask.ravel()
+                & ~np.logical_and.reduce([label - scores[0] < far for label in scores[1:]])
+            )
         places.append(near + number * plane.shape[1])
         columns.append(plane[:, near])
     voxels, scores = np.concatenate(places), scores_of(np.concatenate(columns, axis=1))

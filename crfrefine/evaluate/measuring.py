@@ -12,7 +12,15 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels, foreground_labels
-from crfrefine.arrays.probabilities import BLOCK_VOXELS, SUM_TOLERANCE, check_share, find_padding, identify, softmax, take_logarithms
+from crfrefine.arrays.probabilities import (
+    BLOCK_VOXELS,
+    SUM_TOLERANCE,
+    check_share,
+    find_padding,
+    identify,
+    softmax,
+    take_logarithms,
+)
 from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.failures import Failure, failing_alone
@@ -39,14 +47,26 @@ from crfrefine.runs.records import Record
 class Settings:
     """The settings that the values of a case depend on, besides its files; the regions are as known before any label map is read."""
 
-    labels: tuple[int, ...] = ()  # Foreground labels in `dataset.json`; those found in label maps are added.
-    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # Sets of labels by their name.
-    judged: tuple[str, ...] = ()  # Names of the regions whose mean Dice decides the verdict; empty: each label.
-    titles: Mapping[str, str] = field(default_factory=dict)  # Displayed name of a region, by its name.
+    labels: tuple[
+        int, ...
+    ] = ()  # Foreground labels in `dataset.json`; those found in label maps are added.
+    named: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # Sets of labels by their name.
+    judged: tuple[
+        str, ...
+    ] = ()  # Names of the regions whose mean Dice decides the verdict; empty: each label.
+    titles: Mapping[str, str] = field(
+        default_factory=dict
+    )  # Displayed name of a region, by its name.
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
     tolerance_mm: float | str = 1.0  # Tolerance of the surface Dice, as of the options.
-    resample: bool = False  # True if predictions on another grid are interpolated onto that of the reference.
-    channels: Mapping[str, RegionReading] = field(default_factory=dict)  # By method, which channels of its files are regions.
+    resample: bool = (
+        False  # True if predictions on another grid are interpolated onto that of the reference.
+    )
+    channels: Mapping[str, RegionReading] = field(
+        default_factory=dict
+    )  # By method, which channels of its files are regions.
     structures: Mapping[str, int] = field(default_factory=dict)  # As of the `Pairing`.
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -59,19 +79,34 @@ class Settings:
         if not structures:
             return self
         named = {name: self.named[name] for name in self.judged}
-        titles = {str(number): f"{number} {shorten(' '.join(name.split()))}" for name, number in structures.items()}
-        return replace(self, labels=(), named=named, titles=titles, ignore_label=None, structures=structures)
+        titles = {
+            str(number): f"{number} {shorten(' '.join(name.split()))}"
+            for name, number in structures.items()
+        }
+        return replace(
+            self, labels=(), named=named, titles=titles, ignore_label=None, structures=structures
+        )
 
 
 def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
     """Return settings with the regions of the options and of a `dataset.json` beside the reference or above; may raise ConfigError."""
-    description = next(read_descriptions([options.labels], notes), DatasetDescription(options.labels))
+    description = next(
+        read_descriptions([options.labels], notes), DatasetDescription(options.labels)
+    )
     ignored = description.ignore_label if options.ignore_label is None else options.ignore_label
     titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()}
-    foreground = {name: members for name, members in description.labels.items() if name != "ignore" and 0 not in members}
+    foreground = {
+        name: members
+        for name, members in description.labels.items()
+        if name != "ignore" and 0 not in members
+    }
     described: list[Region] = []
     try:
-        described = [_as_label(make_region(*entry), titles) for entry in foreground.items()] if description.has_regions else []
+        described = (
+            [_as_label(make_region(*entry), titles) for entry in foreground.items()]
+            if description.has_regions
+            else []
+        )
     except ConfigError as error:  # Its labels, and the one to ignore, are still valid.
         notes.append(f"{description.path}: {error}; continuing without its regions")
     named: dict[str, tuple[int, ...]] = {}
@@ -82,14 +117,26 @@ def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
     named |= {region.name: region.labels for region in described if region.name not in named}
     for name, members in named.items():
         if name == ALL_LABELS or (name.isdigit() and name != "+".join(map(str, members))):
-            raise ConfigError(f"region {name!r}: is the name of a label, or of all labels together; choose another one")
+            raise ConfigError(
+                f"region {name!r}: is the name of a label, or of all labels together; choose another one"
+            )
         if ignored in members:
-            raise ConfigError(f"region {name!r}: label {ignored} marks voxels that are ignored, it cannot belong to a region")
+            raise ConfigError(
+                f"region {name!r}: label {ignored} marks voxels that are ignored, it cannot belong to a region"
+            )
     # A region that equals a label, such as "2=2", would appear twice.
     plain = {members[0] for name, members in named.items() if name == str(members[0])}
     named = {name: members for name, members in named.items() if name != str(members[0])}
     numbers = plain.union(*description.labels.values()) - {0, ignored}
-    return Settings(tuple(sorted(numbers)), named, judged, titles, ignored, options.tolerance_mm, options.resample)
+    return Settings(
+        tuple(sorted(numbers)),
+        named,
+        judged,
+        titles,
+        ignored,
+        options.tolerance_mm,
+        options.resample,
+    )
 
 
 def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
@@ -105,7 +152,9 @@ class SoftLabels(NamedTuple):
     label_map: Labels  # (*grid) the most probable label; of regions as nnU-Net combines them.
     probabilities: Float32  # (L, *grid) float32; of regions: (R, *grid).
     note: str  # Says whether they were taken as logits or as probabilities, and why.
-    regions: RegionScheme | None = None  # The regions of the channels; None means that the channels are labels.
+    regions: RegionScheme | None = (
+        None  # The regions of the channels; None means that the channels are labels.
+    )
 
 
 @dataclass(frozen=True)
@@ -116,7 +165,9 @@ class Reference:
     header: VolumeHeader  # The header of the volume.
     settings: Settings  # The settings of the run.
     ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
-    notes: list[str] = field(default_factory=list)  # Gets a sentence about each file that was interpolated.
+    notes: list[str] = field(
+        default_factory=list
+    )  # Gets a sentence about each file that was interpolated.
 
     @property
     def work(self) -> WorkGrid:
@@ -141,26 +192,38 @@ class Reference:
 def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> Reference:
     """Read the reference of a case: a label map, or structures, with sentences about them in `warnings`."""
     path, ignore_label = pair.reference, settings.ignore_label
-    volume = read_structures(path, settings.structures, warnings) if settings.structures else io.read_labels(path)
+    volume = (
+        read_structures(path, settings.structures, warnings)
+        if settings.structures
+        else io.read_labels(path)
+    )
     assert volume.header is not None
     ignored = volume.data == ignore_label if ignore_label is not None else None
     if ignored is not None and ignored.all():
         raise InputError(f"{path}: every voxel has the label {ignore_label}, to be ignored")
-    return Reference(volume, volume.header, settings, ignored if ignored is not None and ignored.any() else None)
+    return Reference(
+        volume, volume.header, settings, ignored if ignored is not None and ignored.any() else None
+    )
 
 
-def read_structures(path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None) -> Volume:
+def read_structures(
+    path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None
+) -> Volume:
     """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run."""
     # `warnings` gets a sentence about covered structures; axes are turned to those of `grid`.
     if not path.is_dir():
         return _renumbered(io.read_labels(path, grid=grid), path, numbers)
-    headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in list_files(path, io.VOLUME_SUFFIXES)]
+    headers = [
+        io.read_header(file, io.VOLUME_SUFFIXES) for file in list_files(path, io.VOLUME_SUFFIXES)
+    ]
     headers = [io.placed_on(header, grid or headers[0]) for header in headers]
     for header in headers:
         require_scalar(header, "a binary file of one structure")
     merged = merge_structures(headers, numbers)
     if merged.lost:
-        warnings.append(f"{merged.lost}; to measure a union of others, leave its file out and give its parts with --regions")
+        warnings.append(
+            f"{merged.lost}; to measure a union of others, leave its file out and give its parts with --regions"
+        )
     return Volume(merged.labels.T, *headers[0].geometry(), headers[0].path, headers[0])
 
 
@@ -169,19 +232,25 @@ def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volum
     known = {0: 0} | {own: numbers[name] for name, own in names_of(path).items()}
     nameless = [label for label in foreground_labels(volume.data) if label not in known]
     if nameless:
-        raise InputError(f"{path}: label {nameless[0]} has no name in dataset.json; labels are compared with structures by their names")
+        raise InputError(
+            f"{path}: label {nameless[0]} has no name in dataset.json; labels are compared with structures by their names"
+        )
     table = np.zeros(max(known) + 1, np.min_scalar_type(max(numbers.values())))
     table[list(known)] = list(known.values())
     return replace(volume, data=table[volume.data])
 
 
-def read_masks(files: MethodFiles, reference: Reference, regions: RegionReading, warnings: list[str]) -> tuple[Labels, SoftLabels | None]:
+def read_masks(
+    files: MethodFiles, reference: Reference, regions: RegionReading, warnings: list[str]
+) -> tuple[Labels, SoftLabels | None]:
     """Read the label map of a method, (*grid), with its probabilities if the file holds them."""
     if files.problem:
         raise InputError(files.problem)
     path, grid, structures = files.label_map, reference.header, reference.settings.structures
     if path is not None and structures:
-        return _onto(reference, read_structures(path, structures, warnings, grid=grid), "structures"), None
+        return _onto(
+            reference, read_structures(path, structures, warnings, grid=grid), "structures"
+        ), None
     if path is not None:
         header = io.read_header(path)
         # Logits and probabilities have several values per voxel, declare such values, or are the channel of a region.
@@ -195,19 +264,27 @@ def _onto(reference: Reference, volume: Volume, what: str) -> Labels:
     """Return labels on the grid of the reference, (*grid)."""
     assert volume.header is not None
     reference.check(volume.header, what)
-    labels: Labels = reference.work.nearest(volume.header, volume.data.T, what, reference.notes, outside="are background")
+    labels: Labels = reference.work.nearest(
+        volume.header, volume.data.T, what, reference.notes, outside="are background"
+    )
     return labels.T
 
 
-def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS) -> SoftLabels:
+def read_probabilities(
+    paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS
+) -> SoftLabels:
     """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
     grid = reference.header
-    header = io.logits_header([io.read_header(path) for path in paths], fewest=1 if regions.declares(1) else 2, grid=grid)
+    header = io.logits_header(
+        [io.read_header(path) for path in paths], fewest=1 if regions.declares(1) else 2, grid=grid
+    )
     file, name = header.files[0], header.path
     reference.check(file, "logits")
     stored = io.read_channels(*header.files)
     scheme = regions.scheme_of(stored, name)
-    decide, convert = (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
+    decide, convert = (
+        (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
+    )
     kind, note = decide(stored, "auto", header.kind, name)
     is_elsewhere = not grid.on_same_grid(file)
     if is_elsewhere:
@@ -215,8 +292,19 @@ def read_probabilities(paths: tuple[Path, ...], reference: Reference, regions: R
             convert(stored)
             kind = "logits"
         of_labels = scheme is None
-        stored = reference.work.interpolated(file, stored, "logits", reference.notes, outside="are background", are_of_labels=of_labels)
-    labels = _decode(stored, kind, str(name), is_elsewhere) if scheme is None else _decode_regions(stored, scheme, kind, note)
+        stored = reference.work.interpolated(
+            file,
+            stored,
+            "logits",
+            reference.notes,
+            outside="are background",
+            are_of_labels=of_labels,
+        )
+    labels = (
+        _decode(stored, kind, str(name), is_elsewhere)
+        if scheme is None
+        else _decode_regions(stored, scheme, kind, note)
+    )
     shape = grid.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
     return SoftLabels(labels.reshape(shape).T, probabilities, note, scheme)
@@ -265,7 +353,9 @@ class CaseResult(Record):
     """The measurements of a case: `status` is "measured" or "failed"."""
 
     status: str = "measured"
-    values: dict[str, RegionValues] = field(default_factory=dict)  # By method; methods that could not be measured are missing.
+    values: dict[str, RegionValues] = field(
+        default_factory=dict
+    )  # By method; methods that could not be measured are missing.
     # Optional results that are missing and structures that others cover, each after the name of the method, or "reference".
     warnings: list[str] = field(default_factory=list)
 
@@ -296,21 +386,33 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
     return result
 
 
-def _measure_method(name: str, files: MethodFiles, reference: Reference, result: CaseResult, fail: Callable[[Failure], None]) -> None:
+def _measure_method(
+    name: str,
+    files: MethodFiles,
+    reference: Reference,
+    result: CaseResult,
+    fail: Callable[[Failure], None],
+) -> None:
     settings, warnings = reference.settings, list[str]()
     channels = settings.channels.get(name, NO_REGIONS)
     label_map, soft = read_masks(files, reference, channels, warnings)
     result.warnings += [f"{name}: {text}" for text in warnings]
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
-    wanted, spacing, tolerance = reference.volume.data, reference.volume.spacing, settings.tolerance_mm
+    wanted, spacing, tolerance = (
+        reference.volume.data,
+        reference.volume.spacing,
+        settings.tolerance_mm,
+    )
     labels = sorted({*foreground_labels(label_map), *foreground_labels(wanted)})
     if len(labels) > MAX_MEASURED:
         many = f"the label map and the reference have {len(labels)} different labels"
         raise InputError(f"{many}; expected at most {MAX_MEASURED}: is one of them an image?")
     tolerance_mm = one_voxel(spacing) if isinstance(tolerance, str) else tolerance
     how: dict[str, Any] = {"tolerance_mm": tolerance_mm, "ignore_label": settings.ignore_label}
-    values = result.values[name] = measure_case(label_map, wanted, settings.all_regions(labels), spacing, **how)
+    values = result.values[name] = measure_case(
+        label_map, wanted, settings.all_regions(labels), spacing, **how
+    )
     del label_map
     if files.asked_for_probabilities:  # The calibration uses other files.
         soft = None
@@ -335,8 +437,12 @@ def _measure_method(name: str, files: MethodFiles, reference: Reference, result:
 def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:
     settings, wanted, scheme = reference.settings, reference.volume.data, soft.regions
     num_labels = len(soft.probabilities) if scheme is None else scheme.num_labels
-    regions = settings.all_regions([*(int(name) for name in values if name.isdigit()), *range(1, num_labels)])
+    regions = settings.all_regions(
+        [*(int(name) for name in values if name.isdigit()), *range(1, num_labels)]
+    )
     channels = None if scheme is None else scheme.labels
-    measured = measure_calibration(soft.probabilities, wanted, regions, channels=channels, ignore_label=settings.ignore_label)
+    measured = measure_calibration(
+        soft.probabilities, wanted, regions, channels=channels, ignore_label=settings.ignore_label
+    )
     for region, row in measured.items():
         values.setdefault(region, {}).update(row)

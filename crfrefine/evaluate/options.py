@@ -26,14 +26,18 @@ def parse_method(text: str) -> tuple[str, Path]:
     """Return name and path of "NAME=FOLDER"; raise InputError for another text."""
     name, equals, path = text.partition("=")
     if not equals or not name.strip() or not path:
-        raise InputError(f"{shorten_value(text)}: expected NAME=FOLDER, such as network=predictions")
+        raise InputError(
+            f"{shorten_value(text)}: expected NAME=FOLDER, such as network=predictions"
+        )
     return parse_name(name), parse_path(path)
 
 
 def parse_name(text: str) -> str:
     """Return the name of a method, without tabs and line breaks; raise InputError if it is too long for a table."""
     if len(text) > MAX_OF_A_NAME:
-        raise InputError(f"{shorten(text)}: a name of {len(text)} characters; at most {MAX_OF_A_NAME}")
+        raise InputError(
+            f"{shorten(text)}: a name of {len(text)} characters; at most {MAX_OF_A_NAME}"
+        )
     return " ".join(text.split())
 
 
@@ -50,11 +54,22 @@ class EvaluationOptions:
     """Options of an evaluation: what to measure, against what, and where to write the results."""
 
     predictions: Annotated[
-        Path, Option("", "Folder or file: label maps, or logits or probabilities of all labels. This is the judged method.", "PREDICTIONS")
+        Path,
+        Option(
+            "",
+            "Folder or file: label maps, or logits or probabilities of all labels. This is the judged method.",
+            "PREDICTIONS",
+        ),
     ]
     labels: Annotated[Path, Option("", "Folder or file: the reference.", "LABELS")]
-    output: Annotated[Path, Option("-o --output", "Folder for metrics.csv, summary.json and report.html.", "FOLDER")]
-    name: Annotated[str, Option("--name", "Name of PREDICTIONS in results.", "NAME", parse_name, show_default=True)] = DEFAULT_NAME
+    output: Annotated[
+        Path,
+        Option("-o --output", "Folder for metrics.csv, summary.json and report.html.", "FOLDER"),
+    ]
+    name: Annotated[
+        str,
+        Option("--name", "Name of PREDICTIONS in results.", "NAME", parse_name, show_default=True),
+    ] = DEFAULT_NAME
     baselines: Annotated[
         tuple[tuple[str, Path], ...],
         Option(
@@ -73,11 +88,15 @@ class EvaluationOptions:
             parse_method,
         ),
     ] = ()
-    images: Annotated[Path | None, Option("-i --images", "Folder or file, shown in the report.", "PATH")] = None
+    images: Annotated[
+        Path | None, Option("-i --images", "Folder or file, shown in the report.", "PATH")
+    ] = None
     regions: Annotated[
         tuple[str, ...],
         Option(
-            "-r --regions", "Labels that count together, such as core=1+3+4; repeatable. The verdict is then about these.", "NAME=1+3+4"
+            "-r --regions",
+            "Labels that count together, such as core=1+3+4; repeatable. The verdict is then about these.",
+            "NAME=1+3+4",
         ),
     ] = ()
     ceiling: Annotated[
@@ -101,12 +120,20 @@ class EvaluationOptions:
         ),
     ] = 1.0
     ignore_label: Annotated[
-        int | None, Option("--ignore-label", "Voxels where the reference has this label are ignored. Default: as in dataset.json.", "N")
+        int | None,
+        Option(
+            "--ignore-label",
+            "Voxels where the reference has this label are ignored. Default: as in dataset.json.",
+            "N",
+        ),
     ] = None
     processes: Annotated[
         int | None,
         Option(
-            "--processes --threads", "Number of cases at a time. Default: the cores this process may use.", "N", limits=(1, MAX_THREADS)
+            "--processes --threads",
+            "Number of cases at a time. Default: the cores this process may use.",
+            "N",
+            limits=(1, MAX_THREADS),
         ),
     ] = None
     structures: Annotated[
@@ -118,13 +145,27 @@ class EvaluationOptions:
     ] = None
     resample: Annotated[
         bool,
-        Option("--resample", "Interpolate predictions and images that are on another grid of the same world; otherwise they are an error."),
+        Option(
+            "--resample",
+            "Interpolate predictions and images that are on another grid of the same world; otherwise they are an error.",
+        ),
     ] = False
-    report: Annotated[bool, Option("--report/--no-report", "Whether to write report.html.", show_default=True)] = True
+    report: Annotated[
+        bool, Option("--report/--no-report", "Whether to write report.html.", show_default=True)
+    ] = True
     fail_fast: Annotated[
-        bool, Option("--fail-fast", "Stop at the first bad case; otherwise continue, and list the failures at the end.")
+        bool,
+        Option(
+            "--fail-fast",
+            "Stop at the first bad case; otherwise continue, and list the failures at the end.",
+        ),
     ] = False
-    strict: Annotated[bool, Option("--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why.")] = False
+    strict: Annotated[
+        bool,
+        Option(
+            "--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why."
+        ),
+    ] = False
     command_line: str = ""  # as typed, for the report
 
     @property
@@ -135,7 +176,12 @@ class EvaluationOptions:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """The folders and files in which cases are found."""
-        paths = (self.labels, *self.methods.values(), *(path for _, path in self.probabilities), self.images)
+        paths = (
+            self.labels,
+            *self.methods.values(),
+            *(path for _, path in self.probabilities),
+            self.images,
+        )
         return tuple(path for path in paths if path is not None)
 
     @property
@@ -149,19 +195,32 @@ def check_options(options: EvaluationOptions) -> None:
     names = [options.name, *(name for name, _ in options.baselines)]
     if not all(names):
         raise ConfigError("a method has an empty name; expected NAME=FOLDER")
-    for option, named in (("--baseline", names), ("--probabilities", [name for name, _ in options.probabilities])):
+    for option, named in (
+        ("--baseline", names),
+        ("--probabilities", [name for name, _ in options.probabilities]),
+    ):
         if twice := [name for name, count in Counter(named).items() if count > 1]:
-            raise ConfigError(f"{option} {shorten(twice[0])}: two methods have this name; give each a different one")
+            raise ConfigError(
+                f"{option} {shorten(twice[0])}: two methods have this name; give each a different one"
+            )
     for name, _ in options.probabilities:
         if name not in names:
-            raise ConfigError(f"--probabilities {shorten(name)}: no such method; there are {listed(names)}")
+            raise ConfigError(
+                f"--probabilities {shorten(name)}: no such method; there are {listed(names)}"
+            )
     if options.ceiling is not None and options.ceiling not in names[2:]:
         others = f"; there are {listed(names[2:])}" if names[2:] else ""
-        raise ConfigError(f"--ceiling {shorten(options.ceiling)}: expected the name of a --baseline after the first{others}")
+        raise ConfigError(
+            f"--ceiling {shorten(options.ceiling)}: expected the name of a --baseline after the first{others}"
+        )
     if not isinstance(options.tolerance_mm, str) and not 0 <= options.tolerance_mm < math.inf:
-        raise ConfigError(f"--tolerance: expected a number of mm, at least 0, got {options.tolerance_mm:g}")
+        raise ConfigError(
+            f"--tolerance: expected a number of mm, at least 0, got {options.tolerance_mm:g}"
+        )
     if options.ignore_label is not None and not 1 <= options.ignore_label <= MAX_LABEL:
-        raise ConfigError(f"--ignore-label: expected a label from 1 to {MAX_LABEL}, got {shorten_value(options.ignore_label)}")
+        raise ConfigError(
+            f"--ignore-label: expected a label from 1 to {MAX_LABEL}, got {shorten_value(options.ignore_label)}"
+        )
     for path in options.inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")

@@ -14,7 +14,13 @@ from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io import paths as io_paths
 from crfrefine.runs.cases import discovery
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList, Incomplete, require_all_complete, too_few_complete
+from crfrefine.runs.cases.case_files import (
+    CaseFiles,
+    CaseList,
+    Incomplete,
+    require_all_complete,
+    too_few_complete,
+)
 from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.runs.cases.reading_options import number_structures
 
@@ -29,15 +35,25 @@ class MethodFiles(NamedTuple):
 
     # One value per voxel, or probabilities of all labels (only the header tells). None means that they come from `probabilities`.
     label_map: Path | None = None
-    probabilities: tuple[Path, ...] = ()  # Logits or probabilities of all labels: one file, or one per label; empty without any.
-    asked_for_probabilities: bool = False  # True if the user named them; otherwise they were found beside the label map.
-    problem: str | None = None  # Why the method cannot be measured in this case, judged by file names.
-    probabilities_problem: str | None = None  # Why there is no calibration, although probabilities were requested.
+    probabilities: tuple[
+        Path, ...
+    ] = ()  # Logits or probabilities of all labels: one file, or one per label; empty without any.
+    asked_for_probabilities: bool = (
+        False  # True if the user named them; otherwise they were found beside the label map.
+    )
+    problem: str | None = (
+        None  # Why the method cannot be measured in this case, judged by file names.
+    )
+    probabilities_problem: str | None = (
+        None  # Why there is no calibration, although probabilities were requested.
+    )
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files."""
-        return self.probabilities if self.label_map is None else (self.label_map, *self.probabilities)
+        return (
+            self.probabilities if self.label_map is None else (self.label_map, *self.probabilities)
+        )
 
 
 class CasePair(NamedTuple):
@@ -46,13 +62,19 @@ class CasePair(NamedTuple):
     case_id: str
     reference: Path  # Label map.
     methods: Mapping[str, MethodFiles]
-    images: tuple[Path, ...] = ()  # The files of its modalities, in order; empty if no images were given, or none of this case.
+    images: tuple[
+        Path, ...
+    ] = ()  # The files of its modalities, in order; empty if no images were given, or none of this case.
     problem: str | None = None  # Why the case cannot be measured at all.
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files."""
-        return (self.reference, *(path for files in self.methods.values() for path in files.paths), *self.images)
+        return (
+            self.reference,
+            *(path for files in self.methods.values() for path in files.paths),
+            *self.images,
+        )
 
 
 class Pairing(NamedTuple):
@@ -72,25 +94,42 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     structures: Mapping[str, int] = {}
     if has_structures(options):
         structures, (reference, *predictions) = find_structures(options)
-        references: dict[str, Sequence[Path]] = {case_id: [path] for case_id, path in reference.items()}
+        references: dict[str, Sequence[Path]] = {
+            case_id: [path] for case_id, path in reference.items()
+        }
         by_method = {
             name: {case_id: MethodFiles(path) for case_id, path in paths.items()}
             for name, paths in zip(options.methods, predictions, strict=True)
         }
     else:
         references = _references(options.labels, notes)
-        by_method = {name: _of_method(path, references, options.labels, notes) for name, path in options.methods.items()}
+        by_method = {
+            name: _of_method(path, references, options.labels, notes)
+            for name, path in options.methods.items()
+        }
     places: dict[str, Mapping[str, object]] = {f"no label map in {options.labels}": references}
-    places |= {f"no prediction in {path}": by_method[name] for name, path in options.methods.items()}
+    places |= {
+        f"no prediction in {path}": by_method[name] for name, path in options.methods.items()
+    }
     names = sorted({*references}.union(*by_method.values()))
-    lacking = {name: reasons for name in names if (reasons := [reason for reason, there in places.items() if name not in there])}
+    lacking = {
+        name: reasons
+        for name in names
+        if (reasons := [reason for reason, there in places.items() if name not in there])
+    }
     complete = [case_id for case_id in names if case_id not in lacking]
     # What was asked for but is not needed to measure masks: why it is missing, the cases without it, and what that means.
     optional: list[tuple[str, list[str], str]] = []
     for name, path in options.probabilities:
         files_of = by_method[name] = _with_probabilities(by_method[name], complete, path, notes)
-        without = [case_id for case_id, files in files_of.items() if not files.probabilities and files.probabilities_problem is None]
-        optional.append((f"no probabilities in {path}", without, f"the calibration of {name} covers the others"))
+        without = [
+            case_id
+            for case_id, files in files_of.items()
+            if not files.probabilities and files.probabilities_problem is None
+        ]
+        optional.append(
+            (f"no probabilities in {path}", without, f"the calibration of {name} covers the others")
+        )
         if complete and len(without) == len(complete):
             expected = f"expected names such as {complete[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
             raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
@@ -105,22 +144,41 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         without = [case_id for case_id in complete if case_id not in images]
         optional.append((f"no image in {options.images}", without, "the report shows them without"))
     if options.strict:
-        needed = {name: [*lacking.get(name, ()), *(reason for reason, without, _ in optional if name in without)] for name in names}
-        require_all_complete({name: reasons for name, reasons in needed.items() if reasons}, len(names))
+        needed = {
+            name: [
+                *lacking.get(name, ()),
+                *(reason for reason, without, _ in optional if name in without),
+            ]
+            for name in names
+        }
+        require_all_complete(
+            {name: reasons for name, reasons in needed.items() if reasons}, len(names)
+        )
     if not complete:
         expected = "cases with one name in the labels and in every method"
         advice = "Name other folders, or leave out a method that has no file yet."
         raise too_few_complete(lacking, len(names), expected, advice)
     for reason, without, meaning in optional:
         if without:
-            notes.append(f"{reason} for {len(without)} of {len(complete)} cases, such as {without[0]}; {meaning}")
+            notes.append(
+                f"{reason} for {len(without)} of {len(complete)} cases, such as {without[0]}; {meaning}"
+            )
     if structures:
         about = f"{counted(len(structures), 'structure')} in {counted(len(complete), 'case')}"
-        notes.append(f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case")
+        notes.append(
+            f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case"
+        )
     cases = []
     for case_id in complete:
-        paths, methods = references[case_id], {name: files[case_id] for name, files in by_method.items()}
-        problem = f"expected one label map, found {discovery.file_names(paths)} in {options.labels}" if len(paths) > 1 else None
+        paths, methods = (
+            references[case_id],
+            {name: files[case_id] for name, files in by_method.items()},
+        )
+        problem = (
+            f"expected one label map, found {discovery.file_names(paths)} in {options.labels}"
+            if len(paths) > 1
+            else None
+        )
         cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem))
     return Pairing(tuple(cases), tuple(notes), lacking, structures)
 
@@ -129,58 +187,103 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
     """Return the label maps of each case: one, unless there are several candidates."""
     if not source.is_dir():
         io_paths.file_to_read(source, io_paths.VOLUME_SUFFIXES)
-        return {discovery.without_ending(io_paths.stem_of(source), discovery.LABEL_SUFFIXES): [source]}
+        return {
+            discovery.without_ending(io_paths.stem_of(source), discovery.LABEL_SUFFIXES): [source]
+        }
     by_stem = discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES)
     if not by_stem:
         raise InputError(
             f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}{io_paths.describe_others(source)}"
         )
     names = {discovery.without_ending(stem, discovery.LABEL_SUFFIXES) for stem in by_stem}
-    case_ids = [name for name in sorted(names) if discovery.case_of(name, names - {name}, discovery.LOGITS_NAMES) not in names - {name}]
+    case_ids = [
+        name
+        for name in sorted(names)
+        if discovery.case_of(name, names - {name}, discovery.LOGITS_NAMES) not in names - {name}
+    ]
     references: dict[str, Sequence[Path]] = {}
     for case_id in case_ids:  # A name and a format that tell of a segmentation are two candidates.
-        segmentations = [path for path in by_stem.get(case_id, []) if io_paths.suffix_of(path) in io_paths.LABELS_SUFFIXES]
-        references[case_id] = list(dict.fromkeys([*discovery.label_maps(by_stem, case_id, discovery.LABEL_SUFFIXES), *segmentations]))
+        segmentations = [
+            path
+            for path in by_stem.get(case_id, [])
+            if io_paths.suffix_of(path) in io_paths.LABELS_SUFFIXES
+        ]
+        references[case_id] = list(
+            dict.fromkeys(
+                [*discovery.label_maps(by_stem, case_id, discovery.LABEL_SUFFIXES), *segmentations]
+            )
+        )
     taken = {path for paths in references.values() for path in paths}
     beside = [path for paths in by_stem.values() for path in paths if path not in taken]
     if beside:
-        notes.append(f"{source}: not taken for references: {counted(len(beside), 'file')} beside label maps, such as {beside[0].name}")
+        notes.append(
+            f"{source}: not taken for references: {counted(len(beside), 'file')} beside label maps, such as {beside[0].name}"
+        )
     return references
 
 
-def _of_method(source: Path, references: Mapping[str, object], labels: Path, notes: list[str]) -> dict[str, MethodFiles]:
+def _of_method(
+    source: Path, references: Mapping[str, object], labels: Path, notes: list[str]
+) -> dict[str, MethodFiles]:
     """Return a method's files of each case, also of cases without a reference."""
     if not source.is_dir():
-        holds_scores = _suffix_of_only_case(source, references, io_paths.LOGITS_SUFFIXES) in io_paths.SCORES_SUFFIXES
-        return {next(iter(references)): MethodFiles(probabilities=(source,)) if holds_scores else MethodFiles(source)}
-    maps, scores = discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES), discovery.files_by_stem(source, io_paths.SCORES_SUFFIXES)
+        holds_scores = (
+            _suffix_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
+            in io_paths.SCORES_SUFFIXES
+        )
+        return {
+            next(iter(references)): MethodFiles(probabilities=(source,))
+            if holds_scores
+            else MethodFiles(source)
+        }
+    maps, scores = (
+        discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES),
+        discovery.files_by_stem(source, io_paths.SCORES_SUFFIXES),
+    )
     stems = {discovery.without_ending(stem, discovery.LABEL_SUFFIXES) for stem in (*maps, *scores)}
     names = sorted({discovery.case_of(stem, references, discovery.LOGITS_NAMES) for stem in stems})
     extra = [name for name in names if name not in references]
-    if extra and not labels.is_dir():  # The reference is a single file: other cases are not expected.
-        notes.append(f"{source}: not measured: {counted(len(extra), 'case')} without a reference, such as {extra[0]}")
+    if (
+        extra and not labels.is_dir()
+    ):  # The reference is a single file: other cases are not expected.
+        notes.append(
+            f"{source}: not measured: {counted(len(extra), 'case')} without a reference, such as {extra[0]}"
+        )
         names = [name for name in names if name in references]
     chosen = {name: _choose(name, maps, scores, source) for name in names}
     return {name: files for name, files in chosen.items() if files.paths or files.problem}
 
 
-def _suffix_of_only_case(source: Path, references: Mapping[str, object], suffixes: tuple[str, ...]) -> str:
+def _suffix_of_only_case(
+    source: Path, references: Mapping[str, object], suffixes: tuple[str, ...]
+) -> str:
     """Return the suffix of a single file; raise InputError for several cases."""
     path, _ = io_paths.file_to_read(source, suffixes)
     if len(references) != 1:
-        advice = "give a folder, one case's reference, or --structures for one binary file per structure"
-        raise InputError(f"{source}: a file for the {len(references)} cases of the reference; {advice}")
+        advice = (
+            "give a folder, one case's reference, or --structures for one binary file per structure"
+        )
+        raise InputError(
+            f"{source}: a file for the {len(references)} cases of the reference; {advice}"
+        )
     return io_paths.suffix_of(path)
 
 
-def _choose(case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]], folder: Path) -> MethodFiles:
+def _choose(
+    case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]], folder: Path
+) -> MethodFiles:
     """Return the files of a folder for a case."""
     candidates = discovery.label_maps(maps, case_id, discovery.LABEL_SUFFIXES)
-    kinds = ([*(maps.get(case_id + ending, []) if ending else []), *scores.get(case_id + ending, [])] for ending in _SCORES)
+    kinds = (
+        [*(maps.get(case_id + ending, []) if ending else []), *scores.get(case_id + ending, [])]
+        for ending in _SCORES
+    )
     probabilities = next((paths for paths in kinds if paths), [])
     for what, paths in (("label map", candidates), ("file of probabilities", probabilities)):
         if len(paths) > 1:
-            return MethodFiles(problem=f"expected one {what}, found {discovery.file_names(paths)} in {folder}")
+            return MethodFiles(
+                problem=f"expected one {what}, found {discovery.file_names(paths)} in {folder}"
+            )
     return MethodFiles(candidates[0] if candidates else None, tuple(probabilities))
 
 
@@ -188,14 +291,22 @@ def _with_probabilities(
     files_of: Mapping[str, MethodFiles], case_ids: Sequence[str], source: Path, notes: list[str]
 ) -> dict[str, MethodFiles]:
     """Replace the probabilities of a method with those of another folder."""
-    cases = discovery.with_logits(CaseList([CaseFiles(case_id, ()) for case_id in case_ids]), [source])
+    cases = discovery.with_logits(
+        CaseList([CaseFiles(case_id, ()) for case_id in case_ids]), [source]
+    )
     notes += cases.notes
     replaced = {}
     for case in cases:
         own = files_of[case.case_id]
-        problem = None if case.problem is None or case.missing else case.problem.removeprefix(f"case {case.case_id!r}: ")
+        problem = (
+            None
+            if case.problem is None or case.missing
+            else case.problem.removeprefix(f"case {case.case_id!r}: ")
+        )
         # The masks still come from the method's own file, even if that holds probabilities.
-        label_map = own.probabilities[0] if own.label_map is None and own.probabilities else own.label_map
+        label_map = (
+            own.probabilities[0] if own.label_map is None and own.probabilities else own.label_map
+        )
         replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem)
     return replaced
 
@@ -206,21 +317,34 @@ def has_structures(options: EvaluationOptions) -> bool:
     if options.structures is not None:
         return options.structures
     places = [options.labels, *options.methods.values()]
-    files = {place: discovery.list_files(place, io_paths.VOLUME_SUFFIXES) for place in places if place.is_dir()}
+    files = {
+        place: discovery.list_files(place, io_paths.VOLUME_SUFFIXES)
+        for place in places
+        if place.is_dir()
+    }
     if any(not own and discovery.case_folders(folder) for folder, own in files.items()):
         return True
     is_single = options.images is not None and options.images.is_file()
-    return is_single and len(files) == len(set(places)) and all(len(own) > 1 for own in files.values())
+    return (
+        is_single and len(files) == len(set(places)) and all(len(own) > 1 for own in files.values())
+    )
 
 
 def find_structures(options: EvaluationOptions) -> tuple[dict[str, int], list[dict[str, Path]]]:
     """Return the number of each structure by its name, and by case the folder or label map of the reference and of each method."""
     if options.probabilities:
-        raise InputError(f"{options.probabilities[0][1]}: structures have no probabilities; leave --probabilities out")
+        raise InputError(
+            f"{options.probabilities[0][1]}: structures have no probabilities; leave --probabilities out"
+        )
     places = [_cases_of(path) for path in (options.labels, *options.methods.values())]
     paths = {path for cases in places for path in cases.values()}
     folders = [
-        CaseFiles(path.name, (), tuple(discovery.list_files(path, io_paths.VOLUME_SUFFIXES)), are_structures=True)
+        CaseFiles(
+            path.name,
+            (),
+            tuple(discovery.list_files(path, io_paths.VOLUME_SUFFIXES)),
+            are_structures=True,
+        )
         for path in paths
         if path.is_dir()
     ]
@@ -229,10 +353,24 @@ def find_structures(options: EvaluationOptions) -> tuple[dict[str, int], list[di
     known = sorted({case_id for cases in places for case_id in cases} - {_ONLY})
     nameless = [cases[_ONLY] for cases in places if _ONLY in cases]
     if nameless and len(known) > 1:
-        taken = f"{nameless[0]}: taken for the structures of one case, but there are {len(known)} cases"
-        raise InputError(f"{taken}; give a folder with a folder per case, or label maps beside a dataset.json that names their labels")
-    single = options.images if options.images is not None and options.images.is_file() else options.labels
-    only = known[0] if known else io_paths.stem_of(single) if single.is_file() else single.resolve().name
+        taken = (
+            f"{nameless[0]}: taken for the structures of one case, but there are {len(known)} cases"
+        )
+        raise InputError(
+            f"{taken}; give a folder with a folder per case, or label maps beside a dataset.json that names their labels"
+        )
+    single = (
+        options.images
+        if options.images is not None and options.images.is_file()
+        else options.labels
+    )
+    only = (
+        known[0]
+        if known
+        else io_paths.stem_of(single)
+        if single.is_file()
+        else single.resolve().name
+    )
     numbers = {name: number for number, name in enumerate(names, start=1)}
     return numbers, [{case_id or only: path for case_id, path in cases.items()} for cases in places]
 
@@ -248,15 +386,23 @@ def _cases_of(path: Path) -> dict[str, Path]:
         return {io_paths.stem_of(file): file for file in files if file not in beside}
     cases = {_ONLY: path} if files else discovery.case_folders(path)
     if not cases:
-        raise InputError(f"{path}: no structures found; expected one binary file per structure, or a folder of such files per case")
+        raise InputError(
+            f"{path}: no structures found; expected one binary file per structure, or a folder of such files per case"
+        )
     return cases
 
 
 def names_of(path: Path) -> dict[str, int]:
     """Return the number of each label of a label map by its name, background aside; raise InputError if no `dataset.json` has any."""
     description = read_dataset_description(path) or DatasetDescription(path)
-    names = {name: numbers[0] for name, numbers in description.labels.items() if len(numbers) == 1 and numbers != (0,)}
+    names = {
+        name: numbers[0]
+        for name, numbers in description.labels.items()
+        if len(numbers) == 1 and numbers != (0,)
+    }
     if not names:
         expected = 'a dataset.json with {"labels": {"background": 0, "liver": 1}} beside it, as `crfrefine infer` writes it'
-        raise InputError(f"{path}: a label map is compared with structures by the names of its labels; expected {expected}")
+        raise InputError(
+            f"{path}: a label map is compared with structures by the names of its labels; expected {expected}"
+        )
     return names

@@ -35,7 +35,12 @@ def map_in_processes(
         for item in items:
             yield item, _attempt(function, item)
         return
-    content, pending, busy, idle = pickle.dumps(function), deque(items), dict[_Process, Item](), list[_Process]()
+    content, pending, busy, idle = (
+        pickle.dumps(function),
+        deque(items),
+        dict[_Process, Item](),
+        list[_Process](),
+    )
     try:
         while pending or busy:
             while pending and len(busy) < num_processes:
@@ -121,5 +126,7 @@ def serve(handle: int) -> None:
             try:
                 content = pickle.dumps(outcome)
             except Exception as error:
-                content = pickle.dumps(Failure(f"its result cannot be sent: {error}", type(error).__name__))
+                content = pickle.dumps(
+                    Failure(f"its result cannot be sent: {error}", type(error).__name__)
+                )
             connection.send_bytes(content)

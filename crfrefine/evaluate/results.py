@@ -16,10 +16,22 @@ from crfrefine.evaluate.measuring import CaseResult, Settings
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, MASK_METRICS, RegionValues, metric_named
+from crfrefine.metrics.registry import (
+    CALIBRATION_METRICS,
+    DICE,
+    MASK_METRICS,
+    RegionValues,
+    metric_named,
+)
 from crfrefine.runs.cases.case_files import Incomplete, describe_left_out
 from crfrefine.runs.options import Observer
-from crfrefine.statistics.comparison import ResultTable, SummaryRow, correct, measurements_of, summarize
+from crfrefine.statistics.comparison import (
+    ResultTable,
+    SummaryRow,
+    correct,
+    measurements_of,
+    summarize,
+)
 from crfrefine.statistics.verdict import Verdict, not_tested, power_text, verdict
 
 if TYPE_CHECKING:
@@ -43,18 +55,27 @@ class Evaluation:
     seconds: float = 0.0
     has_report: bool = False  # True once `report.html` is written.
     left_out: Incomplete = field(default_factory=dict)  # No number includes these cases.
-    learned: Mapping[str, Sequence[str]] = field(default_factory=dict)  # By method, the cases that its parameters were learned on.
+    learned: Mapping[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # By method, the cases that its parameters were learned on.
 
     @property
     def left_out_text(self) -> str:
         """One line: the number of cases left out, and why; empty without any."""
-        return describe_left_out(self.left_out, len(self.pairs) + len(self.left_out)) if self.left_out else ""
+        return (
+            describe_left_out(self.left_out, len(self.pairs) + len(self.left_out))
+            if self.left_out
+            else ""
+        )
 
     @property
     def failures(self) -> list[tuple[str, str]]:
         """Case and message of every failure."""
         return [
-            (result.case_id, failure.message if failure.part is None else f"{failure.part}: {failure.message}")
+            (
+                result.case_id,
+                failure.message if failure.part is None else f"{failure.part}: {failure.message}",
+            )
             for result in self.results
             for failure in result.failures
         ]
@@ -67,18 +88,27 @@ class Evaluation:
     @cached_property
     def regions(self) -> dict[str, tuple[int, ...]]:
         """Each label that occurs or is named, then the named regions."""
-        names = {region for result in self.results for rows in result.values.values() for region in rows}
-        return self.settings.all_regions([int(name) for name in names - {*self.settings.named, ALL_LABELS}])
+        names = {
+            region for result in self.results for rows in result.values.values() for region in rows
+        }
+        return self.settings.all_regions(
+            [int(name) for name in names - {*self.settings.named, ALL_LABELS}]
+        )
 
     @property
     def judged_regions(self) -> tuple[str, ...]:
         """The regions of the deciding mean."""
-        return self.settings.judged or tuple(name for name in self.regions if name not in self.settings.named)
+        return self.settings.judged or tuple(
+            name for name in self.regions if name not in self.settings.named
+        )
 
     @property
     def titles(self) -> dict[str, str]:
         """The displayed name of each region."""
-        return {**{region: self.settings.titles.get(region, region) for region in self.regions}, ALL_LABELS: "all labels"}
+        return {
+            **{region: self.settings.titles.get(region, region) for region in self.regions},
+            ALL_LABELS: "all labels",
+        }
 
     @cached_property
     def full_table(self) -> ResultTable:
@@ -88,13 +118,17 @@ class Evaluation:
             for result in self.results
             for method in self.options.methods
             if method in result.values
-            for line in measurements_of(result.case_id, method, self._completed(method, result.values[method]))
+            for line in measurements_of(
+                result.case_id, method, self._completed(method, result.values[method])
+            )
         )
 
     @cached_property
     def table(self) -> ResultTable:
         """The cases that are summarized, judged and shown: all except those used for learning, or these if there are no others."""
-        table = ResultTable(line for line in self.full_table if line.case not in self._learned_cases)
+        table = ResultTable(
+            line for line in self.full_table if line.case not in self._learned_cases
+        )
         return table if table.cases else self.full_table
 
     @cached_property
@@ -107,12 +141,24 @@ class Evaluation:
         table, regions = self.table, tuple(self.regions)
         if not table.cases:
             return []
-        baseline = self.options.baseline if self.options.baseline in table.methods else self.options.name
+        baseline = (
+            self.options.baseline if self.options.baseline in table.methods else self.options.name
+        )
         calibrated = [metric for metric in CALIBRATION_METRICS if metric in table.metrics]
-        rows = summarize(table, baseline, metrics=(*MASK_METRICS, *calibrated), regions=regions, mean_regions=self.judged_regions)
+        rows = summarize(
+            table,
+            baseline,
+            metrics=(*MASK_METRICS, *calibrated),
+            regions=regions,
+            mean_regions=self.judged_regions,
+        )
         if calibrated:  # All labels together, which no mean over regions includes.
             rows += summarize(table, baseline, metrics=calibrated, regions=(ALL_LABELS,))
-        kept = [row for row in rows if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated]
+        kept = [
+            row
+            for row in rows
+            if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated
+        ]
         return correct(kept, self.judged_regions)
 
     @cached_property
@@ -137,19 +183,33 @@ class Evaluation:
                 titles=self.titles,
             )
             if self.learned:
-                judged = replace(judged, sentence=f"{self.learned_text}. Without these: {judged.sentence}")
+                judged = replace(
+                    judged, sentence=f"{self.learned_text}. Without these: {judged.sentence}"
+                )
         return replace(judged, notes=(*judged.notes, *self.empty_notes))
 
     @cached_property
     def recovered(self) -> dict[str, dict[str, float]]:
         """Share of the ceiling's lead over the baseline that the judged method has, by metric and region, where there is a lead."""
         name, ceiling = self.options.name, self.options.ceiling
-        rows = {(row.metric, row.region, row.method): row.comparison for row in self.summary} if ceiling is not None else {}
+        rows = (
+            {(row.metric, row.region, row.method): row.comparison for row in self.summary}
+            if ceiling is not None
+            else {}
+        )
         shares: dict[str, dict[str, float]] = {}
         for (metric, region, method), comparison in rows.items():
             best = rows.get((metric, region, str(ceiling)))
-            if metric in OF_RESOLUTION and method == name and comparison and best and best.mean_difference > 0:
-                shares.setdefault(metric, {})[region] = comparison.mean_difference / best.mean_difference
+            if (
+                metric in OF_RESOLUTION
+                and method == name
+                and comparison
+                and best
+                and best.mean_difference > 0
+            ):
+                shares.setdefault(metric, {})[region] = (
+                    comparison.mean_difference / best.mean_difference
+                )
         return shares
 
     @property
@@ -159,7 +219,10 @@ class Evaluation:
         if options.ceiling is None:
             return ""
         # The mean is the last region.
-        shares = [f"{100 * [*row.values()][-1]:.0f} % of {metric_named(metric).title}" for metric, row in self.recovered.items()]
+        shares = [
+            f"{100 * [*row.values()][-1]:.0f} % of {metric_named(metric).title}"
+            for metric, row in self.recovered.items()
+        ]
         lost = f"of what {options.baseline} loses against {options.ceiling}"
         return f"{_subject(options.name)} recovers, {lost}: {listed(shares) or 'nothing, as there is no lead'}"
 
@@ -176,14 +239,24 @@ class Evaluation:
         """One sentence why there is no verdict; None if there is one, or no baseline."""
         if self.options.baseline is None or self.verdict is not None:
             return None
-        missing = [name for name in (self.options.name, self.options.baseline) if name not in self.table.methods]
-        return f"no verdict: no case has a region that could be measured for {' and '.join(missing)}"
+        missing = [
+            name
+            for name in (self.options.name, self.options.baseline)
+            if name not in self.table.methods
+        ]
+        return (
+            f"no verdict: no case has a region that could be measured for {' and '.join(missing)}"
+        )
 
     @property
     def power_note(self) -> str | None:
         """The smallest difference that this many cases can detect; None if none can be told."""
         power = "" if self.verdict is None else power_text(self.verdict.comparison)
-        return f"with {counted(self.verdict.comparison.num_pairs, 'case')}, {power}" if self.verdict is not None and power else None
+        return (
+            f"with {counted(self.verdict.comparison.num_pairs, 'case')}, {power}"
+            if self.verdict is not None and power
+            else None
+        )
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, dict[str, int]]]:
@@ -194,8 +267,15 @@ class Evaluation:
             measured = ~np.isin(table.cases, table.missing_cases(method))
             for region in self.regions:
                 reference, prediction = _empty(table, method, region) & measured
-                empty = {"reference": reference, "prediction": prediction, "both": reference & prediction, "num_cases": measured}
-                counts_of.setdefault(region, {})[method] = {name: int(cases.sum()) for name, cases in empty.items()}
+                empty = {
+                    "reference": reference,
+                    "prediction": prediction,
+                    "both": reference & prediction,
+                    "num_cases": measured,
+                }
+                counts_of.setdefault(region, {})[method] = {
+                    name: int(cases.sum()) for name, cases in empty.items()
+                }
         return counts_of
 
     @cached_property
@@ -204,7 +284,9 @@ class Evaluation:
         table, empty_cases = self.full_table, {}
         regions = [region for region in self.regions if region in table.regions]
         for method in table.methods if regions else ():
-            reference, prediction = np.all([_empty(table, method, region) for region in regions], axis=0)
+            reference, prediction = np.all(
+                [_empty(table, method, region) for region in regions], axis=0
+            )
             if cases := tuple(np.array(table.cases)[~reference & prediction].tolist()):
                 empty_cases[method] = cases
         return empty_cases
@@ -221,19 +303,31 @@ class Evaluation:
     @cached_property
     def _calibrated(self) -> set[str]:
         """The methods that have probabilities in any case."""
-        return {name for result in self.results for name, values in result.values.items() if ALL_LABELS in values}
+        return {
+            name
+            for result in self.results
+            for name, values in result.values.items()
+            if ALL_LABELS in values
+        }
 
     def _completed(self, method: str, values: RegionValues) -> RegionValues:
         """Return the values of a case with one row per region: a label that neither map has is an empty mask in both."""
         # Without a channel, a label is correctly predicted with probability 0 everywhere; undefined if the case has no probabilities.
-        absent = dict.fromkeys(CALIBRATION_METRICS if method in self._calibrated else (), 0.0 if ALL_LABELS in values else math.nan)
-        completed = {region: {**_EMPTY, **absent, **values.get(region, {})} for region in self.regions}
+        absent = dict.fromkeys(
+            CALIBRATION_METRICS if method in self._calibrated else (),
+            0.0 if ALL_LABELS in values else math.nan,
+        )
+        completed = {
+            region: {**_EMPTY, **absent, **values.get(region, {})} for region in self.regions
+        }
         return {**completed, ALL_LABELS: values.get(ALL_LABELS, absent)} if absent else completed
 
 
 def _empty(table: ResultTable, method: str, region: str) -> Bool:
     """Return in which cases reference and prediction, (2, cases), lack a region: its sizes are the denominators of the two metrics."""
-    return np.isnan([table.values(method, region, metric) for metric in ("sensitivity", "precision")])
+    return np.isnan(
+        [table.values(method, region, metric) for metric in ("sensitivity", "precision")]
+    )
 
 
 def _subject(method: str) -> str:

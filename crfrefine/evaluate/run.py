@@ -21,7 +21,13 @@ from crfrefine.base.limits import available_threads
 from crfrefine.base.text import printable
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measuring import CaseResult, make_settings, measure_pair
-from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME, EvaluationOptions, check_options
+from crfrefine.evaluate.options import (
+    METRICS_NAME,
+    REPORT_NAME,
+    SUMMARY_NAME,
+    EvaluationOptions,
+    check_options,
+)
 from crfrefine.evaluate.pairing import CasePair, pair_cases
 from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.report import write_report
@@ -47,7 +53,9 @@ def metrics_csv(table: ResultTable) -> str:
     writer.writerow(COLUMNS)
     for line in table:
         value = "" if math.isnan(line.value) else repr(float(line.value))
-        writer.writerow((_plain(line.case), _plain(line.region), line.metric, value, _plain(line.method)))
+        writer.writerow(
+            (_plain(line.case), _plain(line.region), line.metric, value, _plain(line.method))
+        )
     return text.getvalue()
 
 
@@ -78,7 +86,9 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             "resample": options.resample,
             "processes": evaluation.num_processes,
             "command_line": options.command_line,
-            "working_folder": str(Path("/proc/self/cwd").readlink()),  # readable even if the folder was removed
+            "working_folder": str(
+                Path("/proc/self/cwd").readlink()
+            ),  # readable even if the folder was removed
         },
         "regions": evaluation.regions,
         "titles": evaluation.titles,
@@ -120,7 +130,9 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
 
 
 @keeping_inputs()
-def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | None = None) -> Evaluation:
+def run_evaluation(
+    options: EvaluationOptions, observer: EvaluationObserver | None = None
+) -> Evaluation:
     """Measure all cases, compare the methods, and write the results; raise CrfRefineError if that is impossible."""
     started = time.perf_counter()
     observer = observer or EvaluationObserver()
@@ -136,20 +148,38 @@ def run_evaluation(options: EvaluationOptions, observer: EvaluationObserver | No
     settings = replace(settings.with_structures(pairing.structures), channels=channels)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
     learned = cases_learned_on(pairing.cases, notes)
-    evaluation = Evaluation(options, settings, pairing.cases, (), notes, num_processes, left_out=pairing.left_out, learned=learned)
+    evaluation = Evaluation(
+        options,
+        settings,
+        pairing.cases,
+        (),
+        notes,
+        num_processes,
+        left_out=pairing.left_out,
+        learned=learned,
+    )
     if learned:
-        notes.append(f"{evaluation.learned_text}; means and charts leave them out, if there are others")
+        notes.append(
+            f"{evaluation.learned_text}; means and charts leave them out, if there are others"
+        )
     _measure(evaluation, observer)
     observer.stage_changed("", "comparing")
     if evaluation.table.cases:
         _ = evaluation.summary, evaluation.verdict
     evaluation.seconds = time.perf_counter() - started
     write_small_file(options.output / METRICS_NAME, metrics_csv(evaluation.full_table).encode())
-    write_small_file(options.output / SUMMARY_NAME, to_json(make_summary(evaluation), indent=2).encode())
+    write_small_file(
+        options.output / SUMMARY_NAME, to_json(make_summary(evaluation), indent=2).encode()
+    )
     path = options.output / REPORT_NAME
     if options.report and evaluation.table.cases:
         observer.stage_changed("", "writing the report")
-        write_report(path, evaluation, observer.note, progress=lambda case_id, *step: observer.stage_changed(case_id, "report", *step))
+        write_report(
+            path,
+            evaluation,
+            observer.note,
+            progress=lambda case_id, *step: observer.stage_changed(case_id, "report", *step),
+        )
         evaluation.has_report = True
     elif path.exists():
         observer.note(f"{path} is from an earlier run")
@@ -173,14 +203,22 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
     for note in filter(None, (evaluation.left_out_text, *evaluation.notes)):
         observer.note(note)
     results = {}
-    with closing(map_in_processes(partial(measure_pair, evaluation.settings), evaluation.pairs, evaluation.num_processes)) as outcomes:
+    with closing(
+        map_in_processes(
+            partial(measure_pair, evaluation.settings), evaluation.pairs, evaluation.num_processes
+        )
+    ) as outcomes:
         for pair, outcome in outcomes:
-            result = results[pair.case_id] = outcome if isinstance(outcome, CaseResult) else CaseResult(pair.case_id)
+            result = results[pair.case_id] = (
+                outcome if isinstance(outcome, CaseResult) else CaseResult(pair.case_id)
+            )
             if isinstance(outcome, Failure):
                 result.fail(outcome)
             observer.case_ended(result)
             if result.failures and evaluation.options.fail_fast:
-                raise InputError(f"stopped at case {result.case_id!r} (--fail-fast): {result.failures[0].message}")
+                raise InputError(
+                    f"stopped at case {result.case_id!r} (--fail-fast): {result.failures[0].message}"
+                )
     evaluation.results = [results[pair.case_id] for pair in evaluation.pairs]
 
 
@@ -196,10 +234,21 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, l
             path = files.label_map.resolve()
             if path.parent not in records:
                 recorded = read_records(path.parent)
-                notes += [f"{note}; its parameters may have been learned on more cases than are known" for note in recorded.notes]
+                notes += [
+                    f"{note}; its parameters may have been learned on more cases than are known"
+                    for note in recorded.notes
+                ]
                 lines = ((record, run) for run in recorded.runs for record in run.cases)
-                records[path.parent] = {stem_of(record.output): (record, run) for record, run in lines if record.output}
-            record, run = records[path.parent].get(path.name if path.is_dir() else stem_of(path), (None, None))
-            if record is not None and run is not None and printable(record.case_id) in (run.settings.get(TRAINED_ON) or ()):
+                records[path.parent] = {
+                    stem_of(record.output): (record, run) for record, run in lines if record.output
+                }
+            record, run = records[path.parent].get(
+                path.name if path.is_dir() else stem_of(path), (None, None)
+            )
+            if (
+                record is not None
+                and run is not None
+                and printable(record.case_id) in (run.settings.get(TRAINED_ON) or ())
+            ):
                 learned.setdefault(method, []).append(pair.case_id)
     return learned

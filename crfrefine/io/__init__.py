@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from crfrefine.base.geometry import reverse_grid, same_grid
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, WRITTEN_SUFFIXES, files_written, require_suffix, stem_of, suffix_of
+from crfrefine.io.paths import (
+    LOGITS_SUFFIXES,
+    VOLUME_SUFFIXES,
+    WRITTEN_SUFFIXES,
+    files_written,
+    require_suffix,
+    stem_of,
+    suffix_of,
+)
 from crfrefine.io.reading import (
     LogitsHeader,
     Piece,
@@ -41,7 +49,12 @@ __all__ += ["write_channels", "write_image", "write_label_map", "write_pieces"]
 
 
 def write_label_map(
-    path: str | Path, labels: NDArray[np.integer[Any]], like: Volume, *, threads: int = 1, segments: Sequence[Segment] = ()
+    path: str | Path,
+    labels: NDArray[np.integer[Any]],
+    like: Volume,
+    *,
+    threads: int = 1,
+    segments: Sequence[Segment] = (),
 ) -> None:
     """Write a label map, (*grid) from 0 to 65535, atomically, as small unsigned integers without scaling."""
     # The suffix of `path` names the format. The geometry of `like`, a volume on the same grid, is
@@ -50,9 +63,13 @@ def write_label_map(
     if labels.dtype.kind not in "iub":
         raise InputError(f"{path}: a label map holds integers, not {labels.dtype}")
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
-        raise InputError(f"{path}: a label map holds no negative labels, this one has {labels.min()}")
+        raise InputError(
+            f"{path}: a label map holds no negative labels, this one has {labels.min()}"
+        )
     if (largest := int(labels.max(initial=0))) > MAX_LABEL:
-        raise CapacityError(f"label {largest} does not fit: label maps hold labels up to {MAX_LABEL}")
+        raise CapacityError(
+            f"label {largest} does not fit: label maps hold labels up to {MAX_LABEL}"
+        )
     dtype = np.dtype(np.uint8 if largest <= 255 else np.uint16)
     piece = _planes_of(path, labels[np.newaxis], like)
     _write(VoxelsToWrite(Path(path), "labels", None, dtype, piece, tuple(segments)), like, threads)
@@ -61,12 +78,21 @@ def write_label_map(
 def write_image(path: str | Path, values: NDArray[Any], like: Volume) -> None:
     """Write an image, (*grid), atomically in its type; only NIfTI holds every type."""
     if suffix_of(Path(path)) not in (".nii.gz", ".nii"):
-        raise UnsupportedFormatError(f"{path}: an image is written as NIfTI; expected .nii.gz or .nii")
+        raise UnsupportedFormatError(
+            f"{path}: an image is written as NIfTI; expected .nii.gz or .nii"
+        )
     piece = _planes_of(path, values[np.newaxis], like)
     _write(VoxelsToWrite(Path(path), "labels", None, values.dtype, piece), like, 1)
 
 
-def write_channels(path: str | Path, channels: NDArray[np.floating[Any]], like: Volume, *, kind: str = "logits", threads: int = 1) -> None:
+def write_channels(
+    path: str | Path,
+    channels: NDArray[np.floating[Any]],
+    like: Volume,
+    *,
+    kind: str = "logits",
+    threads: int = 1,
+) -> None:
     """Write logits or probabilities, (labels, *grid), atomically, as float32; otherwise as `write_pieces`."""
     piece = _planes_of(path, np.asarray(channels), like)
     write_pieces(path, like, len(channels), piece, kind=kind, threads=threads)
@@ -105,7 +131,9 @@ def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     path, kind = voxels.path, voxels.kind
     known = require_suffix(path, WRITTEN_SUFFIXES) if kind == "labels" else require_suffix(path)
     if kind != "labels" and path.name.lower().endswith(".seg.nrrd"):
-        raise UnsupportedFormatError(f"{path}: a segmentation holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead")
+        raise UnsupportedFormatError(
+            f"{path}: a segmentation holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead"
+        )
     files, grid_shape = files_written(path)[1:], like.grid_shape[::-1]
     voxels = replace(voxels, grid_shape=grid_shape, voxel_files=files)
     import_module(known.module).write(voxels, like, threads)

@@ -20,7 +20,9 @@ from typing import BinaryIO
 from crfrefine.base.inputs import check_no_input
 from crfrefine.errors import CrfRefineError, InputError, StorageError
 
-_MAX_NAME_BYTES = 100  # Bytes of the target's name in the hidden name, which must not be too long for the disk.
+_MAX_NAME_BYTES = (
+    100  # Bytes of the target's name in the hidden name, which must not be too long for the disk.
+)
 _LEFTOVER_SECONDS = 86_400
 
 
@@ -30,8 +32,13 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
     # Else, also after Ctrl-C, the partial files are removed, and existing files stay unchanged. The
     # last of several files that belong together names the others, and is renamed after them.
     targets = check_replaceable(*paths)
-    names = [os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore") for target in targets]
-    hidden = [target.with_name(f".{name}.tmp-{os.urandom(8).hex()}") for name, target in zip(names, targets, strict=True)]
+    names = [
+        os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore") for target in targets
+    ]
+    hidden = [
+        target.with_name(f".{name}.tmp-{os.urandom(8).hex()}")
+        for name, target in zip(names, targets, strict=True)
+    ]
     files: list[BinaryIO] = []
     try:
         remove_leftovers(targets[-1].parent)
@@ -66,9 +73,16 @@ def write_small_file(path: Path, content: bytes) -> None:
 def cannot_write(path: Path, error: OSError) -> CrfRefineError:
     """Return the error to raise if the operating system refuses to write a file; StorageError if it will refuse all other files too."""
     folder = Path(os.path.realpath(path)).parent
-    is_full, reason = error.errno in (errno.ENOSPC, errno.EDQUOT), f"{error.strerror or error}, in the folder {folder}"
+    is_full, reason = (
+        error.errno in (errno.ENOSPC, errno.EDQUOT),
+        f"{error.strerror or error}, in the folder {folder}",
+    )
     if is_full or error.errno == errno.ENOENT:
-        reason = "the disk is full; free some space and run again" if is_full else f"there is no folder {folder}"
+        reason = (
+            "the disk is full; free some space and run again"
+            if is_full
+            else f"there is no folder {folder}"
+        )
     kind = StorageError if is_full or error.errno == errno.EROFS else CrfRefineError
     return kind(f"{path}: cannot be written: {reason}")
 
@@ -86,7 +100,9 @@ def check_replaceable(*paths: Path) -> list[Path]:
         except OSError as error:
             raise cannot_write(path, error) from error
         if is_stream or not S_ISREG(mode):
-            raise CrfRefineError(f"{path}: cannot be written: it exists and is no regular file, which is not replaced; choose another name")
+            raise CrfRefineError(
+                f"{path}: cannot be written: it exists and is no regular file, which is not replaced; choose another name"
+            )
     targets = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
     for path, target in zip(paths[:-1], targets[:-1], strict=True):
         # A header finds its voxels by their name in its folder, even if it is reached through a link.
@@ -107,7 +123,9 @@ def check_writable(folder: Path) -> None:
     except FileExistsError as error:
         raise InputError(f"{folder}: expected a folder, this is a file") from error
     except OSError as error:
-        raise InputError(f"{folder}: cannot write to this folder: {error.strerror or error}") from error
+        raise InputError(
+            f"{folder}: cannot write to this folder: {error.strerror or error}"
+        ) from error
 
 
 def check_small_output(path: Path) -> None:

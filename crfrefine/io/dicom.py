@@ -26,7 +26,13 @@ from pydicom.pixels.utils import iter_pixels
 from crfrefine import __version__
 from crfrefine.base.geometry import describe_difference, require_usable, same_grid, spacing_of
 from crfrefine.base.text import counted, listed, shorten
-from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.errors import (
+    CapacityError,
+    CrfRefineError,
+    GridMismatchError,
+    InputError,
+    UnsupportedFormatError,
+)
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.streams import MAX_RATIO, cut_off
 from crfrefine.io.text_header import LPS, affine_of
@@ -41,7 +47,11 @@ seconds: int | None = None
 MEMORY = 1 << 30
 
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-_CLASSES = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4", "PT": "1.2.840.10008.5.1.4.1.1.128"}
+_CLASSES = {
+    "CT": "1.2.840.10008.5.1.4.1.1.2",
+    "MR": "1.2.840.10008.5.1.4.1.1.4",
+    "PT": "1.2.840.10008.5.1.4.1.1.128",
+}
 _SMALL = 1 << 26  # Bytes of voxels that a compressed file of any size may hold.
 # End of a segment's description, where its label is not its number: numbers have no gaps.
 _LABEL = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)
@@ -52,13 +62,31 @@ _EXPECTED = (
     *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
 )
 # Elements of an image that a segmentation repeats.
-_REFERENCED = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality")
+_REFERENCED = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "StudyInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+)
 # Elements of a slice, the last two of which are the thickness, and the functional groups that hold them.
 _OF_SLICE = (
-    *("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept"),
+    *(
+        "PixelSpacing",
+        "ImageOrientationPatient",
+        "ImagePositionPatient",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ),
     *("SpacingBetweenSlices", "SliceThickness"),
 )
-_GROUPS = ("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence", "PixelValueTransformationSequence")
+_GROUPS = (
+    "PixelMeasuresSequence",
+    "PlaneOrientationSequence",
+    "PlanePositionSequence",
+    "PixelValueTransformationSequence",
+)
 # Distances of slices, and deviations from an even row, as parts of the usual step; and an angle.
 _SAME_PLACE, _UNEVEN, _MAX_TILT = 1e-3, 0.1, 2.0
 
@@ -72,7 +100,11 @@ def read(path: Path, like: Path | None = None) -> Volume:
     """
     with _decoding(path):
         notes: list[str] = []
-        if path.is_file() and (dataset := next(iter(_datasets(path, notes).values()))).get("SOPClassUID") in _SEGMENTATIONS:
+        if (
+            path.is_file()
+            and (dataset := next(iter(_datasets(path, notes).values()))).get("SOPClassUID")
+            in _SEGMENTATIONS
+        ):
             segments, stored, affine = _label_map(path, like, dataset, notes)
             header = _header(path, SEGMENTATION, stored.shape, affine, notes)
         else:
@@ -82,10 +114,14 @@ def read(path: Path, like: Path | None = None) -> Volume:
     return Volume(stored.T, *header.geometry(), path, header)
 
 
-def _header(path: Path, kind: str, shape: Sequence[int], affine: NDArray[np.float64], notes: Sequence[str]) -> VolumeHeader:
+def _header(
+    path: Path, kind: str, shape: Sequence[int], affine: NDArray[np.float64], notes: Sequence[str]
+) -> VolumeHeader:
     """Return the header of voxels, (slices, rows, columns); raise InputError if their places are not usable."""
     require_usable(affine, 3, path)
-    return VolumeHeader(path, kind, tuple(shape)[::-1], 1, "float32", spacing_of(affine), affine, notes=tuple(notes))
+    return VolumeHeader(
+        path, kind, tuple(shape)[::-1], 1, "float32", spacing_of(affine), affine, notes=tuple(notes)
+    )
 
 
 @contextmanager
@@ -97,10 +133,14 @@ def _decoding(path: Path) -> Iterator[None]:
     except CrfRefineError:
         raise
     except MemoryError as error:
-        raise CapacityError(f"{path}: its decoding takes more memory than that of files of its size should; damaged?") from error
+        raise CapacityError(
+            f"{path}: its decoding takes more memory than that of files of its size should; damaged?"
+        ) from error
     except Exception as error:
         reason = shorten(f"{type(error).__name__}: {error}", 300)
-        raise UnsupportedFormatError(f"{path}: damaged DICOM, or a value that is needed is missing ({reason})") from error
+        raise UnsupportedFormatError(
+            f"{path}: damaged DICOM, or a value that is needed is missing ({reason})"
+        ) from error
 
 
 def _limit(path: Path, files: Iterable[Path], num_voxels: int = 0, bits: int = 0) -> None:
@@ -110,9 +150,15 @@ def _limit(path: Path, files: Iterable[Path], num_voxels: int = 0, bits: int = 0
         raise cut_off(path, f"{promised} bytes of voxels", f"it holds {num_bytes}")
     if seconds is None:
         return
-    present = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    present = (
+        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        * resource.getpagesize()
+    )
     most_memory = present + MEMORY + 32 * num_voxels + 4 * num_bytes
-    for kind, most in ((resource.RLIMIT_CPU, seconds + num_bytes // 1_000_000), (resource.RLIMIT_AS, most_memory)):
+    for kind, most in (
+        (resource.RLIMIT_CPU, seconds + num_bytes // 1_000_000),
+        (resource.RLIMIT_AS, most_memory),
+    ):
         hard = resource.getrlimit(kind)[1]  # RLIM_INFINITY is -1.
         resource.setrlimit(kind, (most if hard < 0 else min(most, hard), hard))
 
@@ -121,7 +167,11 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
     """Return the headers of a series' files, or of the one file."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")) if path.is_dir() else [path]
+    files = (
+        sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        if path.is_dir()
+        else [path]
+    )
     _limit(path, files)
     datasets, others = dict[Path, Any](), []
     for file in files:
@@ -136,9 +186,13 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
         else:
             others.append(file.name)
     if not datasets:
-        raise InputError(f"{path}: expected the slices of a DICOM series or a segmentation, found none; name the folder of the series")
+        raise InputError(
+            f"{path}: expected the slices of a DICOM series or a segmentation, found none; name the folder of the series"
+        )
     if others:
-        notes.append(f"{counted(len(others), 'file')} without slices, such as {others[0]}, left aside")
+        notes.append(
+            f"{counted(len(others), 'file')} without slices, such as {others[0]}, left aside"
+        )
     return datasets
 
 
@@ -149,20 +203,41 @@ def _slices(file: Path, dataset: Any) -> Iterator[tuple[str, NDArray[np.float64]
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [()])[0]
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
     if len(frames) != int(dataset.get("NumberOfFrames") or 1):
-        raise UnsupportedFormatError(f"{file}: several frames that do not say where they are; convert the file with dcm2niix")
+        raise UnsupportedFormatError(
+            f"{file}: several frames that do not say where they are; convert the file with dcm2niix"
+        )
     if dataset.get("SamplesPerPixel", 1) != 1:
         raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
     for number, frame in enumerate(frames, 1):
         name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
-        groups = [group[name].value[0] for group in (frame, shared) for name in _GROUPS if name in group and group[name].value]
+        groups = [
+            group[name].value[0]
+            for group in (frame, shared)
+            for name in _GROUPS
+            if name in group and group[name].value
+        ]
         spacing, axes, position, slope, intercept, *thicknesses = (
-            next((group[keyword].value for group in (*groups, dataset) if keyword in group), None) or () for keyword in _OF_SLICE
+            next((group[keyword].value for group in (*groups, dataset) if keyword in group), None)
+            or ()
+            for keyword in _OF_SLICE
         )
         thickness = next((abs(float(mm)) for mm in thicknesses if mm), 0.0)
         scaling = [float(slope or 1), float(intercept or 0)]
-        numbers = np.array([dataset.Rows, dataset.Columns, *spacing, *axes, *position, *scaling, thickness], float)
-        is_whole = (len(spacing), len(axes), len(position)) == (2, 6, 3) and np.isfinite(numbers[:13]).all() and min(spacing) > 0
-        if not is_whole or np.abs(np.inner(numbers[4:10].reshape(2, 3), numbers[4:10].reshape(2, 3)) - np.eye(2)).max() > 0.02:
+        numbers = np.array(
+            [dataset.Rows, dataset.Columns, *spacing, *axes, *position, *scaling, thickness], float
+        )
+        is_whole = (
+            (len(spacing), len(axes), len(position)) == (2, 6, 3)
+            and np.isfinite(numbers[:13]).all()
+            and min(spacing) > 0
+        )
+        if (
+            not is_whole
+            or np.abs(
+                np.inner(numbers[4:10].reshape(2, 3), numbers[4:10].reshape(2, 3)) - np.eye(2)
+            ).max()
+            > 0.02
+        ):
             raise UnsupportedFormatError(
                 f"{file}: {name} has no place in the world, or it is damaged: its orientation, position or spacing is no geometry; "
                 "expected slices such as of CT, MR or PET"
@@ -185,13 +260,23 @@ def read_series(path: Path) -> Series:
     with _decoding(path):
         notes: list[str] = []
         datasets = _datasets(path, notes)
-        names_by_series = {str(dataset.get("SeriesInstanceUID") or ""): file.name for file, dataset in datasets.items()}
+        names_by_series = {
+            str(dataset.get("SeriesInstanceUID") or ""): file.name
+            for file, dataset in datasets.items()
+        }
         if len(names_by_series) > 1:
             examples = listed(names_by_series.values())
-            raise InputError(f"{path}: expected one series, found {len(names_by_series)}: {examples}; give each a folder of its own")
-        names, rows_of_numbers = zip(*(part for file, dataset in datasets.items() for part in _slices(file, dataset)), strict=True)
+            raise InputError(
+                f"{path}: expected one series, found {len(names_by_series)}: {examples}; give each a folder of its own"
+            )
+        names, rows_of_numbers = zip(
+            *(part for file, dataset in datasets.items() for part in _slices(file, dataset)),
+            strict=True,
+        )
         if len(names) > len(datasets) > 1:
-            raise InputError(f"{path}: expected one file of several frames, found {len(datasets)}; convert each by itself")
+            raise InputError(
+                f"{path}: expected one file of several frames, found {len(datasets)}; convert each by itself"
+            )
         numbers = np.array(rows_of_numbers)
         tolerances = np.repeat([0.0, 1e-3 * numbers[0, 2:4].min(), 1e-3], [2, 2, 6])
         differs = (np.abs(numbers - numbers[0])[:, :10] > tolerances).any(axis=1)
@@ -201,7 +286,11 @@ def read_series(path: Path) -> Series:
                 f"{path}: slices of different sizes, voxel sizes or orientations: {names[0]} has {numbers[0, :10].tolist()}, "
                 f"{names[other]} has {numbers[other, :10].tolist()}; a localizer? Give each volume a folder of its own"
             )
-        axes, positions, thickness = numbers[0, 4:10].reshape(2, 3), numbers[:, 10:13], numbers[0, 15]
+        axes, positions, thickness = (
+            numbers[0, 4:10].reshape(2, 3),
+            numbers[:, 10:13],
+            numbers[0, 15],
+        )
         axes /= np.linalg.norm(axes, axis=1, keepdims=True)
         normal = np.cross(*axes)
         places = positions @ normal
@@ -209,11 +298,18 @@ def read_series(path: Path) -> Series:
         step = normal * (thickness or 1.0)
         if len(names) > 1:
             distances = np.diff(places[order])
-            usual, step = np.median(distances), (positions[order[-1]] - positions[order[0]]) / len(distances)
+            usual, step = (
+                np.median(distances),
+                (positions[order[-1]] - positions[order[0]]) / len(distances),
+            )
             row = positions[order[0]] + np.arange(len(names))[:, np.newaxis] * step
             off = np.linalg.norm(positions[order] - row, axis=1).max()
             tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1.0, 1.0)))
-            if distances.min() <= max(_SAME_PLACE * usual, 1e-6) or off > _UNEVEN * usual or tilt > _MAX_TILT:
+            if (
+                distances.min() <= max(_SAME_PLACE * usual, 1e-6)
+                or off > _UNEVEN * usual
+                or tilt > _MAX_TILT
+            ):
                 worst = int(np.abs(distances - usual).argmax())
                 raise InputError(
                     f"{path}: expected slices straight above each other, evenly spaced; found most of them {usual:.4g} mm apart, "
@@ -224,25 +320,43 @@ def read_series(path: Path) -> Series:
         elif not thickness:
             notes.append("a single slice without thickness; 1 mm is assumed")
         rows, columns, down, right = numbers[0, :4]
-        affine = affine_of(np.column_stack([axes[0] * right, axes[1] * down, step]), positions[order[0]], LPS)
+        affine = affine_of(
+            np.column_stack([axes[0] * right, axes[1] * down, step]), positions[order[0]], LPS
+        )
         header = _header(path, "DICOM series", (len(names), int(rows), int(columns)), affine, notes)
         return Series(header, datasets, order, numbers[:, 13:15], thickness)
 
 
 def _voxels(series: Series) -> NDArray[Any]:
     """Return the scaled values of a series, (slices along the normal, rows, columns), as integers if they are whole."""
-    path, shape, first = series.header.path, series.header.grid_shape[::-1], next(iter(series.datasets.values()))
+    path, shape, first = (
+        series.header.path,
+        series.header.grid_shape[::-1],
+        next(iter(series.datasets.values())),
+    )
     _limit(path, series.datasets, math.prod(shape), int(first.BitsAllocated))
     # Series with 32 bits need float64 before they are written.
     array = np.empty(shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)
-    frames = ((dataset, frame) for file, dataset in series.datasets.items() for frame in iter_pixels(pydicom.dcmread(file)))
-    for place, scaling, (dataset, frame) in zip(np.argsort(series.order), series.scalings.astype(array.dtype), frames, strict=True):
+    frames = (
+        (dataset, frame)
+        for file, dataset in series.datasets.items()
+        for frame in iter_pixels(pydicom.dcmread(file))
+    )
+    for place, scaling, (dataset, frame) in zip(
+        np.argsort(series.order), series.scalings.astype(array.dtype), frames, strict=True
+    ):
         has_table = "ModalityLUTSequence" in dataset
-        array[place] = apply_modality_lut(frame, dataset) if has_table else frame * scaling[0] + scaling[1]
+        array[place] = (
+            apply_modality_lut(frame, dataset) if has_table else frame * scaling[0] + scaling[1]
+        )
     if not np.isfinite(array).all():
         raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
     low, high, is_whole = array.min(), array.max(), (array == np.rint(array)).all()
-    dtypes = (dtype for dtype in ("<i2", "<u2", "<i4") if is_whole and np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max)
+    dtypes = (
+        dtype
+        for dtype in ("<i2", "<u2", "<i4")
+        if is_whole and np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max
+    )
     return array.astype(next(dtypes, "<f4"), copy=False)
 
 
@@ -255,7 +369,9 @@ def _labels_of(path: Path, dataset: Any) -> dict[int, tuple[int, Any]]:
             segments[number] = (int(written[1]) if written else number, item)
     labels = [label for label, _ in segments.values()]
     if not labels or len(set(labels)) < len(labels) or not 0 < min(labels) <= max(labels) < 1 << 16:
-        raise UnsupportedFormatError(f"{path}: expected segments with different labels from 1 to 65535, found {listed(labels)}")
+        raise UnsupportedFormatError(
+            f"{path}: expected segments with different labels from 1 to 65535, found {listed(labels)}"
+        )
     return segments
 
 
@@ -276,67 +392,100 @@ def _label_map(
 ) -> tuple[tuple[Segment, ...], NDArray[Any], NDArray[np.float64]]:
     """Return the segments, the label map, (slices, rows, columns), and its affine."""
     if dataset.get("SegmentationType") == "FRACTIONAL":
-        raise UnsupportedFormatError(f"{path}: expected whole segments, found fractions, which are no probabilities of labels")
+        raise UnsupportedFormatError(
+            f"{path}: expected whole segments, found fractions, which are no probabilities of labels"
+        )
     described = _labels_of(path, dataset)
     num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
     _limit(path, [path], num_voxels, int(dataset.BitsAllocated))
     try:
-        volume = highdicom.seg.segread(path).get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
+        volume = (
+            highdicom.seg.segread(path).get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
+        )
     except RuntimeError as error:
-        raise InputError(f"{path}: its segments cannot become one label map: {shorten(error, 200)}; do they overlap?") from None
+        raise InputError(
+            f"{path}: its segments cannot become one label map: {shorten(error, 200)}; do they overlap?"
+        ) from None
     labels = [label for label, _ in described.values()]
     table = np.zeros(max(described) + 1, np.uint8 if max(labels) < 256 else np.uint16)
     table[list(described)] = labels
     stored = table[volume.array.astype(np.intp)]
     affine = volume.get_affine("RAS")[:, [2, 1, 0, 3]] + 0.0  # Its axes are slice, row, column.
     if like is None:
-        notes.append("it holds only the slices that its segments reach; --like SERIES gives it the grid of its series")
+        notes.append(
+            "it holds only the slices that its segments reach; --like SERIES gives it the grid of its series"
+        )
     else:
         series = read_series(like)
         notes += series.header.notes
         _require_same_identity(path, dataset, like, next(iter(series.datasets.values())))
-        (grid, _), shape, grid_shape = series.header.geometry(), stored.shape[::-1], series.header.grid_shape
+        (grid, _), shape, grid_shape = (
+            series.header.geometry(),
+            stored.shape[::-1],
+            series.header.grid_shape,
+        )
         offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
         expected = grid.copy()
         expected[:3, 3] += grid[:3, :3] @ offset
         after = grid_shape - offset - shape
         if min(*offset, *after) < 0 or not same_grid(shape, affine, shape, expected):
             difference = describe_difference((path, shape, affine), (like, grid_shape, grid))
-            raise GridMismatchError(f"{path}: not on the grid of --like\n{difference}\n  Name the series that it was made on.")
+            raise GridMismatchError(
+                f"{path}: not on the grid of --like\n{difference}\n  Name the series that it was made on."
+            )
         stored, affine = np.pad(stored, np.column_stack([offset, after])[::-1]), grid
     segments = []
     for label, item in described.values():
         lab = item.get("RecommendedDisplayCIELabValue")
-        red, green, blue = highdicom.color.CIELabColor.from_dicom_value(list(lab)).to_rgb() if lab else (0, 0, 0)
+        red, green, blue = (
+            highdicom.color.CIELabColor.from_dicom_value(list(lab)).to_rgb() if lab else (0, 0, 0)
+        )
         name = shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME)
         segments.append(Segment(label, name, (red / 255, green / 255, blue / 255) if lab else None))
     return tuple(segments), stored, affine
 
 
-def write(target: Path, labels: NDArray[np.unsignedinteger[Any]], named: Sequence[Segment], like: Series, segments: Path | None) -> None:
+def write(
+    target: Path,
+    labels: NDArray[np.unsignedinteger[Any]],
+    named: Sequence[Segment],
+    like: Series,
+    segments: Path | None,
+) -> None:
     """Write a label map, (x, y, z) on the grid of a series, as a segmentation of binary segments; raises as `read`."""
     # The segments get these names, and keep what describes their labels in the file `segments`.
     with _decoding(like.header.path):
-        content = _segmentation(labels.T, {segment.label: segment.name for segment in named}, like, segments)
+        content = _segmentation(
+            labels.T, {segment.label: segment.name for segment in named}, like, segments
+        )
     write_small_file(target, content)
 
 
-def _segmentation(labels: NDArray[Any], known: Mapping[int, str], series: Series, file: Path | None) -> bytes:
+def _segmentation(
+    labels: NDArray[Any], known: Mapping[int, str], series: Series, file: Path | None
+) -> bytes:
     """Return the file of a segmentation."""
     path, sources = series.header.path, list(series.datasets.values())
     items: dict[int, Any] = {}
     if file is not None:
         source = next(iter(_datasets(file, []).values()))
         if "SegmentSequence" not in source:
-            raise InputError(f"{file}: expected a DICOM segmentation whose segments describe labels")
+            raise InputError(
+                f"{file}: expected a DICOM segmentation whose segments describe labels"
+            )
         _require_same_identity(file, source, path, sources[0])
         items = dict(_labels_of(file, source).values())
     _limit(path, series.datasets, labels.size)
-    occurring = {segment.label: known.get(segment.label, segment.name) for segment in segments_of(labels, ())}
+    occurring = {
+        segment.label: known.get(segment.label, segment.name) for segment in segments_of(labels, ())
+    }
     names = {**dict.fromkeys(items, ""), **occurring} or {1: "Label 1"}
     table = np.zeros(max(names) + 1, np.uint16)
     table[sorted(names)] = np.arange(1, len(names) + 1)
-    described = [_describe(number, label, names[label], items.get(label)) for number, label in enumerate(sorted(names), 1)]
+    described = [
+        _describe(number, label, names[label], items.get(label))
+        for number, label in enumerate(sorted(names), 1)
+    ]
     for image, source in series.datasets.items():
         _complete(image, source, sources[0], series.thickness)
     pixels = table[labels]
@@ -362,7 +511,9 @@ def _segmentation(labels: NDArray[Any], known: Mapping[int, str], series: Series
             specific_character_set="ISO_IR 192",  # UTF-8 holds names in any language.
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"{path}: highdicom refuses to write a segmentation of this series: {shorten(error, 200)}") from None
+        raise InputError(
+            f"{path}: highdicom refuses to write a segmentation of this series: {shorten(error, 200)}"
+        ) from None
     buffer = BytesIO()
     segmentation.save_as(buffer)
     return buffer.getvalue()
@@ -371,7 +522,9 @@ def _segmentation(labels: NDArray[Any], known: Mapping[int, str], series: Series
 def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
     """Give a header what highdicom asks for; raise InputError if a segmentation cannot refer to its file."""
     if not source.get("SOPClassUID"):  # De-identification may empty it.
-        source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or _CLASSES.get(source.get("Modality"), "")
+        source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or _CLASSES.get(
+            source.get("Modality"), ""
+        )
     lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
     if lacking:
         raise InputError(
@@ -380,8 +533,13 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
         )
     for keyword in _EXPECTED:
         source.setdefault(keyword, None)
-    if "PerFrameFunctionalGroupsSequence" in source:  # highdicom looks for these only among the shared groups.
-        shared, frame = source.SharedFunctionalGroupsSequence[0], source.PerFrameFunctionalGroupsSequence[0]
+    if (
+        "PerFrameFunctionalGroupsSequence" in source
+    ):  # highdicom looks for these only among the shared groups.
+        shared, frame = (
+            source.SharedFunctionalGroupsSequence[0],
+            source.PerFrameFunctionalGroupsSequence[0],
+        )
         for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
             shared.setdefault(name, frame.get(name))
     else:
@@ -400,10 +558,16 @@ def _describe(number: int, label: int, name: str, item: Any) -> Any:
     else:
         tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
         artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
-        algorithm = highdicom.AlgorithmIdentificationSequence(name="unknown", version="unknown", family=artificial)
-        color = highdicom.color.CIELabColor.from_rgb(*(round(255 * part) for part in Segment(label, name).shown_color))
+        algorithm = highdicom.AlgorithmIdentificationSequence(
+            name="unknown", version="unknown", family=artificial
+        )
+        color = highdicom.color.CIELabColor.from_rgb(
+            *(round(255 * part) for part in Segment(label, name).shown_color)
+        )
         text = name[:MAX_OF_A_NAME].replace("\\", "/")
-        item = highdicom.seg.SegmentDescription(number, text, tissue, tissue, "AUTOMATIC", algorithm, display_color=color)
+        item = highdicom.seg.SegmentDescription(
+            number, text, tissue, tissue, "AUTOMATIC", algorithm, display_color=color
+        )
     before = _LABEL.sub("", str(item.get("SegmentDescription") or ""))
     ending = f"label value {label}" if label != number else ""
     text = "; ".join(part for part in (before[: 1022 - len(ending)], ending) if part)

@@ -28,7 +28,9 @@ from crfrefine.io.volume import VolumeHeader
 MAX_SECONDS = 600.0  # The conversion is given up after this time.
 _MIN_MEMORY = 4 << 30  # Of addresses, which SimpleITK takes many of before it reads anything.
 _GIPL_MAGIC = ((0xEFFFE9B0).to_bytes(4, "big"), (0x2AE389B8).to_bytes(4, "big"))
-_VTK_HEADER = re.compile(rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALARS|TENSORS)[^\n]*\n", re.IGNORECASE)
+_VTK_HEADER = re.compile(
+    rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALARS|TENSORS)[^\n]*\n", re.IGNORECASE
+)
 # The other process compares the promise of the header with the content of the file before it asks for memory.
 # In prctl, 1 is PR_SET_PDEATHSIG, and 9 SIGKILL.
 _CONVERT = """
@@ -64,7 +66,13 @@ try:
 except RuntimeError as error:
     sys.exit(str(error).strip().splitlines()[-1])
 """
-_READERS = {"GIPL": "GiplImageIO", "MRC": "MRCImageIO", "VTK": "VTKImageIO", "MetaImage": "MetaImageIO", "NRRD": "NrrdImageIO"}
+_READERS = {
+    "GIPL": "GiplImageIO",
+    "MRC": "MRCImageIO",
+    "VTK": "VTKImageIO",
+    "MetaImage": "MetaImageIO",
+    "NRRD": "NrrdImageIO",
+}
 _UNLIMITED = 1 << 62
 
 
@@ -87,7 +95,9 @@ def read_header(path: Path, name: str | None = None) -> VolumeHeader:
     # no usable geometry) or CapacityError.
     with _as_nrrd(path, name) as (found, header):
         shown = f"{found}, through ITK" if name is None else name
-        return replace(header, path=path, format=shown, template=None if name is None else (), source=None)
+        return replace(
+            header, path=path, format=shown, template=None if name is None else (), source=None
+        )
 
 
 @contextmanager
@@ -105,10 +115,15 @@ def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]
     unpacked = inflated(start) if is_by_content else b""
     name = name or _name(unpacked or start)
     if name is None:
-        raise UnsupportedFormatError(f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged")
+        raise UnsupportedFormatError(
+            f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged"
+        )
     folder = tempfile.gettempdir()
     try:
-        with tempfile.TemporaryFile(dir=folder) as target, tempfile.TemporaryFile(dir=folder) if unpacked else path.open("rb") as source:
+        with (
+            tempfile.TemporaryFile(dir=folder) as target,
+            tempfile.TemporaryFile(dir=folder) if unpacked else path.open("rb") as source,
+        ):
             if unpacked:
                 with open_bytes(path, "gzip") as reader:
                     shutil.copyfileobj(cast("BinaryIO", reader), source, BLOCK_BYTES)
@@ -120,18 +135,24 @@ def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]
             except CrfRefineError as error:  # It is an error of the file.
                 raise type(error)(str(error).replace(place, str(path))) from error
     except OSError as error:
-        raise CapacityError(f"{path}: cannot be converted in {folder}: {error.strerror or error}; set TMPDIR to another folder") from error
+        raise CapacityError(
+            f"{path}: cannot be converted in {folder}: {error.strerror or error}; set TMPDIR to another folder"
+        ) from error
 
 
 def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[str, int]:
     """Return the most numbers, or bytes of voxels, that a file, which begins so, can hold: ITK would invent missing ones."""
     size, offset = os.fstat(file.fileno()).st_size, 256
     if name == "MRC":
-        offset = 1024 + int.from_bytes(start[92:96], "big" if start[212:213] == b"\x11" else "little")
+        offset = 1024 + int.from_bytes(
+            start[92:96], "big" if start[212:213] == b"\x11" else "little"
+        )
     elif name == "VTK":
         end = _VTK_HEADER.search(start)
         if end is None:
-            raise UnsupportedFormatError(f"{path}: not an image of VTK: no line SCALARS or VECTORS in its header")
+            raise UnsupportedFormatError(
+                f"{path}: not an image of VTK: no line SCALARS or VECTORS in its header"
+            )
         offset = end.end()
         if b"\nASCII" in start[:offset]:
             file.seek(offset)
@@ -141,28 +162,54 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[
     return "bytes of voxels", size - offset
 
 
-def _convert(path: Path, source: BinaryIO | None, name: str, target: BinaryIO, start: bytes) -> None:
+def _convert(
+    path: Path, source: BinaryIO | None, name: str, target: BinaryIO, start: bytes
+) -> None:
     """Convert the open file `source`, which begins so, in a separate process; errors are those of the file `path`."""
     # Without a source ITK opens the file itself, as its header may name other files.
-    unit, most = ("numbers", _UNLIMITED) if source is None else _content_size(source, path, name, start)
-    memory, files = max(memory_left(memory_limit()), _MIN_MEMORY), [file.fileno() for file in (source, target) if file is not None]
+    unit, most = (
+        ("numbers", _UNLIMITED) if source is None else _content_size(source, path, name, start)
+    )
+    memory, files = (
+        max(memory_left(memory_limit()), _MIN_MEMORY),
+        [file.fileno() for file in (source, target) if file is not None],
+    )
     place = path if source is None else f"/dev/fd/{files[0]}"
     arguments = (os.getpid(), memory, place, _READERS[name], files[-1], unit, most)
     command = [sys.executable, "-P", "-c", _CONVERT, *map(str, arguments)]
     try:
         # `errors` makes the output text.
-        done = subprocess.run(command, capture_output=True, errors="replace", timeout=MAX_SECONDS, check=False, pass_fds=files)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            errors="replace",
+            timeout=MAX_SECONDS,
+            check=False,
+            pass_fds=files,
+        )
     except subprocess.TimeoutExpired:
-        raise UnsupportedFormatError(f"{path}: ITK did not end within {MAX_SECONDS:g} s: the file is damaged, or too large") from None
+        raise UnsupportedFormatError(
+            f"{path}: ITK did not end within {MAX_SECONDS:g} s: the file is damaged, or too large"
+        ) from None
     message = (done.stderr.strip().splitlines() or [""])[-1]
     if done.returncode == 0:
         return
     if message.startswith("cut off: "):
         raise cut_off(path, message.removeprefix("cut off: "), f"it holds {most}")
     if message == "ModuleNotFoundError: No module named 'SimpleITK'":
-        raise InputError(f"{path}: such files need SimpleITK, which is not installed: pip install 'crfrefine[itk]'")
+        raise InputError(
+            f"{path}: such files need SimpleITK, which is not installed: pip install 'crfrefine[itk]'"
+        )
     if any(word in message for word in ("MemoryError", "bad_alloc", "Failed to allocate memory")):
-        raise CapacityError(f"{path}: ITK needs more memory for this file than there is: {shorten(message)}")
-    problem = f"crashed on this file (signal {-done.returncode})" if done.returncode < 0 else "cannot convert this file"
+        raise CapacityError(
+            f"{path}: ITK needs more memory for this file than there is: {shorten(message)}"
+        )
+    problem = (
+        f"crashed on this file (signal {-done.returncode})"
+        if done.returncode < 0
+        else "cannot convert this file"
+    )
     message = shorten(re.sub(r"/dev/fd/\d+", path.name, message))
-    raise UnsupportedFormatError(f"{path}: ITK {problem}: {message or 'it is damaged; export it again'}")
+    raise UnsupportedFormatError(
+        f"{path}: ITK {problem}: {message or 'it is damaged; export it again'}"
+    )

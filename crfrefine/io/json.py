@@ -27,13 +27,21 @@ def read_json(path: Path) -> Any:
     require_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: too much for a JSON file; at most {MAX_BYTES / 1e6:.0f} MB are read")
-        text = path.read_bytes().decode("utf-8-sig")  # Some editors begin a file with a byte order mark.
-        return json.loads(text, object_pairs_hook=_table)  # NaN and infinity are numbers, as in Python.
+            raise InputError(
+                f"{path}: too much for a JSON file; at most {MAX_BYTES / 1e6:.0f} MB are read"
+            )
+        text = path.read_bytes().decode(
+            "utf-8-sig"
+        )  # Some editors begin a file with a byte order mark.
+        return json.loads(
+            text, object_pairs_hook=_table
+        )  # NaN and infinity are numbers, as in Python.
     except OSError as error:
         raise expected_error(error, path) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not JSON: byte {error.start} is not UTF-8 text; save the file as UTF-8") from None
+        raise InputError(
+            f"{path}: not JSON: byte {error.start} is not UTF-8 text; save the file as UTF-8"
+        ) from None
     except RecursionError:
         raise InputError(f"{path}: not JSON: lists or tables are nested too deeply") from None
     except ValueError as error:
@@ -61,7 +69,10 @@ def without_nonfinite(value: Any) -> Any:
 
 def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
     """Return values as JSON with a line break at its end; None for numbers that JSON does not have."""
-    return json.dumps(without_nonfinite(dict(values)), indent=indent, default=str, allow_nan=False) + "\n"
+    return (
+        json.dumps(without_nonfinite(dict(values)), indent=indent, default=str, allow_nan=False)
+        + "\n"
+    )
 
 
 class LineFile:

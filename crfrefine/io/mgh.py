@@ -32,8 +32,15 @@ _WRITTEN_TYPES = {"uint8": 0, "uint16": 1, "float32": 3}
 def recognizes(start: bytes) -> bool:
     """Return whether it is a header of version 1 with four sizes and a type, compressed or not."""
     block = inflated(start) or start
-    version, *sizes, kind = (int.from_bytes(block[at : at + 4], "big", signed=True) for at in range(0, 24, 4))
-    return len(block) >= 24 and version == 1 and all(1 <= size <= 1 << 20 for size in sizes) and kind in _TYPES
+    version, *sizes, kind = (
+        int.from_bytes(block[at : at + 4], "big", signed=True) for at in range(0, 24, 4)
+    )
+    return (
+        len(block) >= 24
+        and version == 1
+        and all(1 <= size <= 1 << 20 for size in sizes)
+        and kind in _TYPES
+    )
 
 
 def read_header(path: Path) -> VolumeHeader:
@@ -42,17 +49,34 @@ def read_header(path: Path) -> VolumeHeader:
     with open_bytes(path, encoding) as reader:
         block = reader.read(_DATA_OFFSET)
     if len(block) < _DATA_OFFSET or not recognizes(block):
-        raise UnsupportedFormatError(f"{path}: not a FreeSurfer volume, or damaged: its header begins with {block[:24]!r}")
+        raise UnsupportedFormatError(
+            f"{path}: not a FreeSurfer volume, or damaged: its header begins with {block[:24]!r}"
+        )
     from nibabel.freesurfer.mghformat import MGHHeader
 
     template: Any = MGHHeader(block[:_USED_BYTES])
     *grid_shape, num_frames = (int(size) for size in template["dims"])
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
-    source = VoxelSource(path, encoding, np.dtype(_TYPES[int(template["type"])]), offset=_DATA_OFFSET)
+    source = VoxelSource(
+        path, encoding, np.dtype(_TYPES[int(template["type"])]), offset=_DATA_OFFSET
+    )
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
-    notes = () if has_place else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
+    notes = (
+        ()
+        if has_place
+        else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
+    )
     file_format = "MGH" + (", gzip" if encoding == "gzip" else "")
-    return volume_header(path, source, file_format, tuple(grid_shape), num_frames, affine, template=template, notes=notes)
+    return volume_header(
+        path,
+        source,
+        file_format,
+        tuple(grid_shape),
+        num_frames,
+        affine,
+        template=template,
+        notes=notes,
+    )
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -62,7 +86,9 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     template = like.header.template if like.header is not None else None
     header: Any = template.copy() if isinstance(template, MGHHeader) else MGHHeader()
     shape = (*voxels.grid_shape[::-1], 1)[:3]
-    if not isinstance(template, MGHHeader):  # Directions, voxel sizes, and the world position of the grid's center.
+    if not isinstance(
+        template, MGHHeader
+    ):  # Directions, voxel sizes, and the world position of the grid's center.
         spacing = np.array(spacing_of(like.affine))
         header["goodRASFlag"], header["delta"] = 1, spacing
         header["Mdc"] = (like.affine[:3, :3] / spacing).T
@@ -71,7 +97,10 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     header["type"] = _WRITTEN_TYPES[voxels.dtype.name]
     stored = np.dtype(_TYPES[int(header["type"])])
 
-    parts = (np.frombuffer(block, voxels.dtype.newbyteorder("<")).astype(stored).tobytes() for block in voxels.blocks())
+    parts = (
+        np.frombuffer(block, voxels.dtype.newbyteorder("<")).astype(stored).tobytes()
+        for block in voxels.blocks()
+    )
     content = chain([header.binaryblock[:_USED_BYTES].ljust(_DATA_OFFSET, b"\0")], parts)
     with atomic_files(voxels.path) as (file,):
         if voxels.path.name.lower().endswith(GZIP_SUFFIXES):

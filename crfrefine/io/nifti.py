@@ -52,22 +52,35 @@ def recognizes(start: bytes) -> bool:
     block = inflated(start) or start
     # Analyze has no magic: the length of its header, and a sane number of dimensions.
     length, num_dims = block[:4], block[40:42]
-    is_pair = any(length == (348).to_bytes(4, order) and 1 <= int.from_bytes(num_dims, order) <= 7 for order in _ORDERS)
-    return block[344:348] == b"n+1\0" or block[4:8] == b"n+2\0" or block[4:7] == b"ni2" or (is_pair and block[344:347] != b"n+1")
+    is_pair = any(
+        length == (348).to_bytes(4, order) and 1 <= int.from_bytes(num_dims, order) <= 7
+        for order in _ORDERS
+    )
+    return (
+        block[344:348] == b"n+1\0"
+        or block[4:8] == b"n+2\0"
+        or block[4:7] == b"ni2"
+        or (is_pair and block[344:347] != b"n+1")
+    )
 
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; the voxels of a pair have its name, with an ending in upper case where the header's is."""
     with open_bytes(path, "raw") as reader:
         start = reader.read(START_BYTES)
-    is_gzip = start.startswith(GZIP_MAGIC) or (path.name.lower().endswith(GZIP_SUFFIXES) and not recognizes(start))
+    is_gzip = start.startswith(GZIP_MAGIC) or (
+        path.name.lower().endswith(GZIP_SUFFIXES) and not recognizes(start)
+    )
     encoding, voxels = "gzip" if is_gzip else "raw", path
     with open_bytes(path, encoding) as reader:
         block = reader.read(_MAX_HEADER)
         is_single = block[344:348] == b"n+1\0" or block[4:8] == b"n+2\0"
         is_pair = not is_single and not path.name.lower().endswith((".nii", ".nii.gz"))
         if is_pair:
-            names = [path.with_name(path.name[:-4] + ending) for ending in (".img", ".IMG", ".img.gz", ".IMG.GZ")]
+            names = [
+                path.with_name(path.name[:-4] + ending)
+                for ending in (".img", ".IMG", ".img.gz", ".IMG.GZ")
+            ]
             voxels = next((name for name in names if name.exists()), names[0])
             encoding = "gzip" if voxels.name.lower().endswith(".gz") else "raw"
         header = _parse(block, path, voxels, encoding, is_pair=is_pair)
@@ -76,8 +89,17 @@ def read_header(path: Path) -> VolumeHeader:
         assert header.source is not None
         size, end = int(header.template["sizeof_hdr"]), header.source.offset
         block += reader.read(max(0, min(end, size + _MAX_EXTENSION_BYTES) - len(block)))
-    segments = _labels_in(block[size:end]) if header.num_channels == 1 and block[size : size + 1] > b"\0" else ()
-    details = (("sform, qform", f"codes {int(header.template['sform_code'])}, {int(header.template['qform_code'])}"),)
+    segments = (
+        _labels_in(block[size:end])
+        if header.num_channels == 1 and block[size : size + 1] > b"\0"
+        else ()
+    )
+    details = (
+        (
+            "sform, qform",
+            f"codes {int(header.template['sform_code'])}, {int(header.template['qform_code'])}",
+        ),
+    )
     return replace(header, segments=segments, details=details)
 
 
@@ -89,29 +111,48 @@ def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bo
     length = 348 if 348 in lengths else 540
     if length not in lengths or len(block) < length:
         begins = f"it begins with {block[:12]!r}, and its header has {len(block)} bytes"
-        raise UnsupportedFormatError(f"{path}: not a NIfTI file, although its name says so, or cut off: {begins}")
-    single, pair = (nibabel.Nifti1Image, nibabel.Nifti1Pair) if length == 348 else (nibabel.Nifti2Image, nibabel.Nifti2Pair)
+        raise UnsupportedFormatError(
+            f"{path}: not a NIfTI file, although its name says so, or cut off: {begins}"
+        )
+    single, pair = (
+        (nibabel.Nifti1Image, nibabel.Nifti1Pair)
+        if length == 348
+        else (nibabel.Nifti2Image, nibabel.Nifti2Pair)
+    )
     kind: Any = (pair if is_pair else single).header_class
     if is_pair and length == 348 and block[344:347] != kind.pair_magic:
         kind = nibabel.Spm2AnalyzeImage.header_class
     try:
         header = kind(block[:length], check=False)
         if not is_pair and header["magic"].item() != kind.single_magic:
-            raise UnsupportedFormatError(f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); convert it to .nii.gz first")
+            raise UnsupportedFormatError(
+                f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); convert it to .nii.gz first"
+            )
         header.check_fix(logger=_quiet, error_level=40)
         header.get_data_dtype()
         header.get_slope_inter()
     except (nibabel.spatialimages.HeaderDataError, OverflowError) as error:
         raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {error}") from None
     # nibabel would leave the voxels unscaled, as it rightly does for a slope of 0 and NaN.
-    if np.isinf(header["scl_slope"]) or not np.isfinite(header["vox_offset"]) or header["vox_offset"] < 0:
+    if (
+        np.isinf(header["scl_slope"])
+        or not np.isfinite(header["vox_offset"])
+        or header["vox_offset"] < 0
+    ):
         found = f"scl_slope {header['scl_slope']}, vox_offset {header['vox_offset']}"
-        raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {found}; expected a finite slope, and an offset of 0 or more bytes")
+        raise UnsupportedFormatError(
+            f"{path}: damaged NIfTI header: {found}; expected a finite slope, and an offset of 0 or more bytes"
+        )
     is_nifti = "magic" in header
     # (x, y), (x, y, z), (x, y, z, channel), or ITK's (x, y, z, 1, channel).
     shape = tuple(int(size) for size in header.get_data_shape())
     time_steps, channels = (*shape, 1, 1, 1, 1)[3:5]
-    if not shape or min(shape) < 1 or (time_steps > 1 and channels > 1) or max(shape[5:], default=1) > 1:
+    if (
+        not shape
+        or min(shape) < 1
+        or (time_steps > 1 and channels > 1)
+        or max(shape[5:], default=1) > 1
+    ):
         raise UnsupportedFormatError(
             f"{path}: its shape {shape} cannot be split into grid and channels\n"
             "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
@@ -131,19 +172,33 @@ def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bo
             qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
             if qform is None and sform is None:
                 notes = ("no orientation in the header (sform and qform codes are 0)",)
-            elif qform is not None and sform is not None and not np.allclose(qform, sform, atol=1e-3 * min(spacing_of(sform))):
-                notes = ("sform and qform differ; the sform is used, and both are kept in output files",)
+            elif (
+                qform is not None
+                and sform is not None
+                and not np.allclose(qform, sform, atol=1e-3 * min(spacing_of(sform)))
+            ):
+                notes = (
+                    "sform and qform differ; the sform is used, and both are kept in output files",
+                )
         else:
             affine += 0.0  # Adding zero turns -0 into 0.
     except ValueError as error:
-        raise InputError(f"{path}: the geometry in the header is not usable: {error}; repair the header") from None
+        raise InputError(
+            f"{path}: the geometry in the header is not usable: {error}; repair the header"
+        ) from None
     slope, intercept = header.get_slope_inter()  # None, and not 0, means that there is no slope.
     scaling = float(slope or 1.0), float(intercept or 0.0)
     offset = int(header["vox_offset"]) or (0 if is_pair else int(header.single_vox_offset))
     source = VoxelSource(voxels, encoding, dtype, None, 0, offset, *scaling)
     version = "Analyze 7.5" if not is_nifti else "NIfTI-2" if length == 540 else "NIfTI-1"
-    file_format = version + (" pair" if is_nifti and is_pair else "") + (", gzip" if encoding == "gzip" else "")
-    return volume_header(path, source, file_format, grid_shape, num_channels, affine, template=header, notes=notes)
+    file_format = (
+        version
+        + (" pair" if is_nifti and is_pair else "")
+        + (", gzip" if encoding == "gzip" else "")
+    )
+    return volume_header(
+        path, source, file_format, grid_shape, num_channels, affine, template=header, notes=notes
+    )
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -157,7 +212,9 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         entries = []
         for segment in voxels.segments:
             red, green, blue = map(float, segment.shown_color)
-            attributes = f'Key="{segment.label}" Red="{red}" Green="{green}" Blue="{blue}" Alpha="1"'
+            attributes = (
+                f'Key="{segment.label}" Red="{red}" Green="{green}" Blue="{blue}" Alpha="1"'
+            )
             entries.append(f"<Label {attributes}>{html.escape(segment.name, quote=False)}</Label>")
         text = "\n".join([_TABLE_HEAD, *entries, _TABLE_TAIL]).encode()
         size = -(-(8 + len(text)) // 16) * 16
@@ -168,15 +225,27 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         header = template.as_byteswapped("<")
     else:
         header = nifti1()
-        if not is_sheared(like.affine):  # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
+        if not is_sheared(
+            like.affine
+        ):  # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
             header.set_qform(like.affine, code=1)
         header.set_sform(like.affine, code=1)
         header.set_xyzt_units("mm")
     grid_shape = voxels.grid_shape[::-1]
-    header.set_data_shape(grid_shape if voxels.num_channels is None else (*(*grid_shape, 1)[:3], voxels.num_channels))
+    header.set_data_shape(
+        grid_shape if voxels.num_channels is None else (*(*grid_shape, 1)[:3], voxels.num_channels)
+    )
     header.set_data_dtype(voxels.dtype)
     header["scl_slope"], header["intent_name"] = 1.0, b""
-    for name in ("scl_inter", "cal_min", "cal_max", "intent_code", "intent_p1", "intent_p2", "intent_p3"):
+    for name in (
+        "scl_inter",
+        "cal_min",
+        "cal_max",
+        "intent_code",
+        "intent_p1",
+        "intent_p2",
+        "intent_p3",
+    ):
         header[name] = 0
     header["descrip"], header["aux_file"] = b"crfrefine", b""
     header["magic"] = header.pair_magic if voxels.voxel_files else header.single_magic
@@ -198,16 +267,30 @@ _ANY_CODE = 0
 _TABLE_HEAD = '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension><VolumeInformation Index="0"><LabelTable>'
 _TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></CaretExtension>"
 _LABEL = re.compile(r"<Label\s([^<>]*)>(?:<!\[CDATA\[([^\]]*)\]\]>|([^<>]*))</Label>")
-_ATTRIBUTE = re.compile(r'(Key|Red|Green|Blue)\s*=\s*"\s*([0-9]{1,9}(?:\.[0-9]*)?(?:[eE]-?[0-9]{1,2})?)\s*"', re.ASCII)
+_ATTRIBUTE = re.compile(
+    r'(Key|Red|Green|Blue)\s*=\s*"\s*([0-9]{1,9}(?:\.[0-9]*)?(?:[eE]-?[0-9]{1,2})?)\s*"', re.ASCII
+)
 
 
 def _labels_in(extensions: bytes) -> tuple[Segment, ...]:
     """Return the labels of a table among extensions. An expression finds them: XML's entities and document types may be hostile."""
     segments: dict[int, Segment] = {}
-    for attributes, data, text in _LABEL.findall(extensions.decode(errors="replace")) if b"<CaretExtension" in extensions else ():
-        numbers, name = dict(_ATTRIBUTE.findall(attributes)), shorten((data or html.unescape(text)).strip(), MAX_OF_A_NAME)
+    for attributes, data, text in (
+        _LABEL.findall(extensions.decode(errors="replace"))
+        if b"<CaretExtension" in extensions
+        else ()
+    ):
+        numbers, name = (
+            dict(_ATTRIBUTE.findall(attributes)),
+            shorten((data or html.unescape(text)).strip(), MAX_OF_A_NAME),
+        )
         key = numbers.get("Key", "")
-        if key.isdecimal() and 1 <= int(key) <= MAX_LABEL and name:  # Names change no result: the others are used.
+        if (
+            key.isdecimal() and 1 <= int(key) <= MAX_LABEL and name
+        ):  # Names change no result: the others are used.
             red, green, blue = (float(numbers.get(part, 2)) for part in ("Red", "Green", "Blue"))
-            segments.setdefault(int(key), Segment(int(key), name, (red, green, blue) if max(red, green, blue) <= 1 else None))
+            segments.setdefault(
+                int(key),
+                Segment(int(key), name, (red, green, blue) if max(red, green, blue) <= 1 else None),
+            )
     return tuple(segments[label] for label in sorted(segments))

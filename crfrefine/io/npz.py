@@ -38,7 +38,9 @@ KINDS = ("probabilities", "logits")
 def recognizes(start: bytes) -> bool:
     """Return whether it is an array, or an archive whose first member is one or has the name of the expected one."""
     member = start[30 : 30 + int.from_bytes(start[26:28], "little")].decode("latin-1")
-    return start.startswith(_NPY_MAGIC) or (start.startswith(b"PK\3\4") and (member.endswith(".npy") or member in KINDS))
+    return start.startswith(_NPY_MAGIC) or (
+        start.startswith(b"PK\3\4") and (member.endswith(".npy") or member in KINDS)
+    )
 
 
 def read_header(path: Path) -> VolumeHeader:
@@ -51,9 +53,15 @@ def read_header(path: Path) -> VolumeHeader:
         return _turned(header) if is_fortran else header
     with _open_member(path) as (info, _, shape, is_fortran, dtype):
         key = info.filename.removesuffix(".npy")
-    if math.prod(shape) * dtype.itemsize > min(info.file_size, MAX_RATIO * min(info.compress_size, path.stat().st_size)):
-        raise UnsupportedFormatError(f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values")
-    header = VolumeHeader(path, "nnU-Net npz", shape[:0:-1], shape[0], dtype.name, spacing=None, affine=None, kind=key)
+    if math.prod(shape) * dtype.itemsize > min(
+        info.file_size, MAX_RATIO * min(info.compress_size, path.stat().st_size)
+    ):
+        raise UnsupportedFormatError(
+            f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values"
+        )
+    header = VolumeHeader(
+        path, "nnU-Net npz", shape[:0:-1], shape[0], dtype.name, spacing=None, affine=None, kind=key
+    )
     return _turned(header) if is_fortran else header
 
 
@@ -65,20 +73,30 @@ def _turned(header: VolumeHeader) -> VolumeHeader:
     return replace(header, turned=(stored, Reorientation(axes, (False, False, False))))
 
 
-def _read_array_header(stream: Any, path: Path, what: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def _read_array_header(
+    stream: Any, path: Path, what: str
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read the header of an array, (channel, [z,] y, x): its shape, whether it is in Fortran order, its type; else raise."""
     try:
         version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
         shape, is_fortran, dtype = read(stream, _MAX_ARRAY_HEADER)
     except CrfRefineError:
         raise
     except Exception as error:  # numpy's parser raises errors of many kinds.
         raise UnsupportedFormatError(f"{path}: {what} is damaged ({shorten(error)})") from None
     if dtype.hasobject:
-        raise UnsupportedFormatError(f"{path}: {what} is a pickle, which may run code and is never read; save it as float32")
+        raise UnsupportedFormatError(
+            f"{path}: {what} is a pickle, which may run code and is never read; save it as float32"
+        )
     if len(shape) not in (3, 4) or min(shape) < 1:
-        raise UnsupportedFormatError(f"{path}: {what} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)")
+        raise UnsupportedFormatError(
+            f"{path}: {what} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)"
+        )
     if dtype.kind not in "iuf":
         raise UnsupportedFormatError(f"{path}: {what} holds {dtype}; expected real numbers")
     return shape, is_fortran, dtype
@@ -94,13 +112,19 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write an array of (channels, [z,] y, x), in an .npz under the name "probabilities" or "logits"; it takes one thread."""
-    header = {"descr": np.lib.format.dtype_to_descr(voxels.dtype), "fortran_order": False, "shape": voxels.shape}
+    header = {
+        "descr": np.lib.format.dtype_to_descr(voxels.dtype),
+        "fortran_order": False,
+        "shape": voxels.shape,
+    }
     with atomic_files(voxels.path) as (file,):
         if voxels.path.name.lower().endswith(".npy"):
             np.lib.format.write_array_header_1_0(file, header)
             file.writelines(voxels.blocks())
             return
-        entry = zipfile.ZipInfo(f"{voxels.kind}.npy")  # It has a fixed time: the same data give the same bytes.
+        entry = zipfile.ZipInfo(
+            f"{voxels.kind}.npy"
+        )  # It has a fixed time: the same data give the same bytes.
         entry.compress_type = zipfile.ZIP_DEFLATED
         is_large = math.prod(voxels.shape) * voxels.dtype.itemsize > 1 << 30
         with (
@@ -123,30 +147,50 @@ def _choose(path: Path, members: list[str]) -> str:
             "  Export it with nnU-Net version 2, or resample it to the image's grid and store it as 4-D NIfTI "
             f"({see('docs/reference/formats.md#grids')})."
         )
-    raise UnsupportedFormatError(f"{path}: expected one array named probabilities or logits, found {listed(keys) or 'none'}")
+    raise UnsupportedFormatError(
+        f"{path}: expected one array named probabilities or logits, found {listed(keys) or 'none'}"
+    )
 
 
 @contextmanager
-def _open_member(path: Path) -> Iterator[tuple[zipfile.ZipInfo, BlockReader, tuple[int, ...], bool, np.dtype[Any]]]:
+def _open_member(
+    path: Path,
+) -> Iterator[tuple[zipfile.ZipInfo, BlockReader, tuple[int, ...], bool, np.dtype[Any]]]:
     """Open the array of an archive at its first value, with its entry and what `_read_array_header` returns."""
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:  # The last two: invalid versions and names.
-        raise UnsupportedFormatError(f"{path}: not an .npz file, or cut off ({error}); pickles are never read") from None
+    except (
+        zipfile.BadZipFile,
+        RuntimeError,
+        ValueError,
+    ) as error:  # The last two: invalid versions and names.
+        raise UnsupportedFormatError(
+            f"{path}: not an .npz file, or cut off ({error}); pickles are never read"
+        ) from None
     with archive:
         key = _choose(path, archive.namelist())
         info = archive.getinfo(f"{key}.npy")
-        container = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}.get(info.compress_type)
+        container = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}.get(
+            info.compress_type
+        )
         if container is None or info.flag_bits & 1:
-            raise UnsupportedFormatError(f"{path}: compressed or encrypted in a way that numpy does not write")
+            raise UnsupportedFormatError(
+                f"{path}: compressed or encrypted in a way that numpy does not write"
+            )
         if info.header_offset < 0:
-            raise UnsupportedFormatError(f"{path}: damaged zip directory: {key!r} begins before the file; copy or export it again")
+            raise UnsupportedFormatError(
+                f"{path}: damaged zip directory: {key!r} begins before the file; copy or export it again"
+            )
         try:
             archive.open(info).close()  # Goes to the first byte of the member.
         except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
-            raise UnsupportedFormatError(f"{path}: damaged zip directory ({error}); copy or export it again") from None
+            raise UnsupportedFormatError(
+                f"{path}: damaged zip directory ({error}); copy or export it again"
+            ) from None
         assert archive.fp is not None
-        with open_bytes(path, container, archive.fp.tell()) as reader:  # It inflates faster than the zipfile module.
+        with open_bytes(
+            path, container, archive.fp.tell()
+        ) as reader:  # It inflates faster than the zipfile module.
             member = BlockReader(_checked(reader, info, path))
             yield info, member, *_read_array_header(member, path, f"the array {key!r}")
 
@@ -162,4 +206,6 @@ def _checked(reader: ByteReader, info: zipfile.ZipInfo, path: Path) -> Generator
         checksum = isal_zlib.crc32(data, checksum)
         yield data
     if checksum != info.CRC:
-        raise UnsupportedFormatError(f"{path}: damaged: the checksum is wrong; copy or export it again")
+        raise UnsupportedFormatError(
+            f"{path}: damaged: the checksum is wrong; copy or export it again"
+        )

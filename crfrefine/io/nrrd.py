@@ -29,9 +29,38 @@ NAME = "NRRD"
 
 # All fields of the format: any other name is damage, and its value would be missed.
 _FIELDS = (
-    *("type", "dimension", "sizes", "encoding", "endian", "data file", "line skip", "byte skip", "content", "number", "block size"),
-    *("space", "space dimension", "space directions", "space origin", "space units", "measurement frame"),
-    *("spacings", "thicknesses", "axis mins", "axis maxs", "centers", "centerings", "labels", "units", "kinds"),
+    *(
+        "type",
+        "dimension",
+        "sizes",
+        "encoding",
+        "endian",
+        "data file",
+        "line skip",
+        "byte skip",
+        "content",
+        "number",
+        "block size",
+    ),
+    *(
+        "space",
+        "space dimension",
+        "space directions",
+        "space origin",
+        "space units",
+        "measurement frame",
+    ),
+    *(
+        "spacings",
+        "thicknesses",
+        "axis mins",
+        "axis maxs",
+        "centers",
+        "centerings",
+        "labels",
+        "units",
+        "kinds",
+    ),
     *("min", "max", "old min", "old max", "sample units"),
 )
 _KNOWN = {name.replace(" ", ""): "centers" if name == "centerings" else name for name in _FIELDS}
@@ -42,15 +71,36 @@ _INTEGERS = {
     "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
     "i4": ("int", "signed int", "int32", "int32_t"),
     "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
-    "i8": ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"),
+    "i8": (
+        "longlong",
+        "long long",
+        "long long int",
+        "signed long long",
+        "signed long long int",
+        "int64",
+        "int64_t",
+    ),
     "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
 }
-_TYPES = {"float": "f4", "double": "f8", **{name: kind for kind, names in _INTEGERS.items() for name in names}}
+_TYPES = {
+    "float": "f4",
+    "double": "f8",
+    **{name: kind for kind, names in _INTEGERS.items() for name in names},
+}
 _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
 _RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
 _MAX_DIMS = 16
 _GRID_KINDS = ("domain", "space", "time", "none", "???")
-_CHANNEL_KINDS = ("list", "point", "vector", "covariant-vector", "normal", "scalar", "rgb-color", "rgba-color")
+_CHANNEL_KINDS = (
+    "list",
+    "point",
+    "vector",
+    "covariant-vector",
+    "normal",
+    "scalar",
+    "rgb-color",
+    "rgba-color",
+)
 
 
 def recognizes(start: bytes) -> bool:
@@ -84,14 +134,20 @@ def _fields(path: Path) -> tuple[Fields, int]:
     for number, line, end in header_lines(path):
         if number == 1:
             if not re.fullmatch(rb"NRRD000[1-6]\s*", line):
-                raise UnsupportedFormatError(f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}")
+                raise UnsupportedFormatError(
+                    f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}"
+                )
             continue
         if not line.strip():
             return fields, end
         if line.startswith(b"#"):
             continue
         name, _, value = line.partition(b":")
-        field = _KNOWN.get(name.strip().lower().replace(b" ", b"").decode("latin-1")) if len(name) < 100 else None
+        field = (
+            _KNOWN.get(name.strip().lower().replace(b" ", b"").decode("latin-1"))
+            if len(name) < 100
+            else None
+        )
         if field is not None and not value.startswith(b"="):
             fields.add(field, value)
             if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
@@ -99,9 +155,13 @@ def _fields(path: Path) -> tuple[Fields, int]:
         elif b":=" not in line:
             shown = shorten(line.decode(errors="backslashreplace"), 60)
             problem = f"line {number} is not a `field: value` of the format: {shown!r}"
-            raise UnsupportedFormatError(f"{path}: damaged NRRD header, or the file is cut off: {problem}")
+            raise UnsupportedFormatError(
+                f"{path}: damaged NRRD header, or the file is cut off: {problem}"
+            )
     if "data file" not in fields:
-        raise UnsupportedFormatError(f"{path}: the file is cut off: no empty line ends its header; copy or export it again")
+        raise UnsupportedFormatError(
+            f"{path}: the file is cut off: no empty line ends its header; copy or export it again"
+        )
     return fields, end
 
 
@@ -109,23 +169,37 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
     """Return the one axis that is not a grid axis, by its kind or because it has no direction; None if all are grid axes."""
     kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
     if len(kinds) != num_dims or "complex" in kinds:
-        raise fields.damaged("kinds", f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, of real numbers")
+        raise fields.damaged(
+            "kinds",
+            f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, of real numbers",
+        )
     unusual = set(kinds).difference(_GRID_KINDS, _CHANNEL_KINDS)
     if unusual:
         raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
-    without = [word == "none" for word in re.findall(r"none|\([^()]*\)", fields.text("space directions", "").lower())]
+    without = [
+        word == "none"
+        for word in re.findall(r"none|\([^()]*\)", fields.text("space directions", "").lower())
+    ]
     if len(without) != num_dims or all(without):
         without = [False] * num_dims
-    channel_axes = [axis for axis, kind in enumerate(kinds) if kind in _CHANNEL_KINDS or (kind in _GRID_KINDS[2:] and without[axis])]
+    channel_axes = [
+        axis
+        for axis, kind in enumerate(kinds)
+        if kind in _CHANNEL_KINDS or (kind in _GRID_KINDS[2:] and without[axis])
+    ]
     if len(channel_axes) > 1:
-        raise UnsupportedFormatError(f"{fields.path}: {len(channel_axes)} axes of values cannot be split into grid and channels")
+        raise UnsupportedFormatError(
+            f"{fields.path}: {len(channel_axes)} axes of values cannot be split into grid and channels"
+        )
     return channel_axes[0] if channel_axes else None
 
 
 def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     kind = _TYPES.get(" ".join(fields.text("type").lower().split()))
     if kind is None:
-        raise fields.damaged("type", "the name of an integer or floating-point type such as uint8, short or float")
+        raise fields.damaged(
+            "type", "the name of an integer or floating-point type such as uint8, short or float"
+        )
     word = fields.text("encoding").lower()
     encoding, path, start = _ENCODINGS.get(word), fields.path, end
     if "data file" in fields:
@@ -135,12 +209,16 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
         raise RareHeaderError("lines to skip, or voxels as text")
     if encoding is None:
         raise fields.damaged("encoding", "raw, gzip, ascii or hex")
-    skipped = fields.whole("byte skip", "0", limits=(-1 if encoding == "raw" else 0, 1 << 60))  # -1 means that the voxels end the file.
+    skipped = fields.whole(
+        "byte skip", "0", limits=(-1 if encoding == "raw" else 0, 1 << 60)
+    )  # -1 means that the voxels end the file.
     endian = fields.text("endian", "little" if kind[1] == "1" else None).lower()
     if endian not in ("little", "big"):
         raise fields.damaged("endian", "little or big")
     dtype = np.dtype(kind).newbyteorder(">" if endian == "big" else "<")
-    return VoxelSource(path, encoding, dtype, inner, start=-1 if skipped < 0 else start, offset=max(skipped, 0))
+    return VoxelSource(
+        path, encoding, dtype, inner, start=-1 if skipped < 0 else start, offset=max(skipped, 0)
+    )
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -149,7 +227,9 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     sizes, kinds = voxels.shape[::-1], ["domain"] * len(like.spacing)
     if voxels.num_channels is not None:
         sizes, kinds = (sizes[-1], *sizes[:-1]), ["vector", *kinds]
-        lines = tuple(re.sub(r"^space directions:", "space directions: none", line) for line in lines)
+        lines = tuple(
+            re.sub(r"^space directions:", "space directions: none", line) for line in lines
+        )
     header = (
         "NRRD0004",
         f"type: {voxels.dtype.name.replace('float32', 'float')}",
@@ -168,7 +248,9 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         write_gzip(files[0], voxels.blocks(interleaved=True), threads)
 
 
-def _geometry_lines(direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]) -> tuple[str, ...]:
+def _geometry_lines(
+    direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]
+) -> tuple[str, ...]:
     """Return the lines that place a grid in LPS."""
     num_axes = len(spacing)
     vectors = " ".join(_vector(direction[:, axis] * spacing[axis]) for axis in range(num_axes))
@@ -187,7 +269,9 @@ _SPACES = {
     **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
 }
 _IN_SPACE = {"space", "space dimension", "space directions", "space origin"}
-_ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)  # "none" for an axis of channels, else a vector
+_ENTRIES = re.compile(
+    r"none|\([^()]*\)", re.IGNORECASE
+)  # "none" for an axis of channels, else a vector
 
 
 def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
@@ -198,12 +282,22 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
         words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
         spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
         if spacings is None or len(words) != num_dims or 0.0 in spacings:
-            raise fields.damaged("spacings", f"{num_dims} finite numbers other than 0, NaN for channels")
+            raise fields.damaged(
+                "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
+            )
         return affine_of(np.diag(spacings[:num_axes]), np.zeros(num_axes), LPS)
     # A space without a name counts as LPS, as in ITK.
-    signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower())) if "space" in fields else LPS
-    if signs is None or ("space" in fields) == ("space dimension" in fields) or "spacings" in fields:
-        raise RareHeaderError(f"the space {shorten(fields.text('space', ''), 60)!r}, or spacings in it")
+    signs = (
+        _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower())) if "space" in fields else LPS
+    )
+    if (
+        signs is None
+        or ("space" in fields) == ("space dimension" in fields)
+        or "spacings" in fields
+    ):
+        raise RareHeaderError(
+            f"the space {shorten(fields.text('space', ''), 60)!r}, or spacings in it"
+        )
     space_dims = 3 if "space" in fields else fields.whole("space dimension", limits=(1, _MAX_DIMS))
     if space_dims != len(axes):
         raise UnsupportedFormatError(
@@ -213,19 +307,28 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
         raise RareHeaderError("a space origin that is no place")
     origin, *others = _vectors(fields.text("space origin", "")) or [(0.0,) * space_dims]
     if origin is None or others or len(origin) != space_dims:
-        raise fields.damaged("space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)")
+        raise fields.damaged(
+            "space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)"
+        )
     if "space directions" not in fields:
         raise RareHeaderError("no space directions")
     entries = _vectors(fields.text("space directions"))
     vectors = [entries[axis] for axis in axes if axis < len(entries)]
     vectors = [vector for vector in vectors if vector is not None and len(vector) == space_dims]
     if len(entries) != num_dims or len(vectors) != len(axes):
-        raise fields.damaged("space directions", f"{num_dims} vectors of {space_dims} finite numbers, none for channels")
+        raise fields.damaged(
+            "space directions",
+            f"{num_dims} vectors of {space_dims} finite numbers, none for channels",
+        )
     columns = np.array(vectors, np.float64).T
-    lengths = np.array([math.sqrt(sum(value * value for value in vector)) for vector in columns.T.tolist()])
+    lengths = np.array(
+        [math.sqrt(sum(value * value for value in vector)) for vector in columns.T.tolist()]
+    )
     if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
         raise fields.damaged("space directions", "vectors that are as long as a voxel")
-    columns = columns * (1 / lengths) * lengths  # Rounded as by ITK, which computes length and direction.
+    columns = (
+        columns * (1 / lengths) * lengths
+    )  # Rounded as by ITK, which computes length and direction.
     return affine_of(columns[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
 
 
@@ -233,12 +336,17 @@ def _vectors(text: str) -> list[tuple[float, ...] | None]:
     """Return the vectors in a text, None for `none` or anything but numbers; an empty list for other text."""
     if _ENTRIES.sub("", text).strip():
         return []
-    return [finite_numbers([word.strip() for word in entry[1:-1].split(",")]) for entry in _ENTRIES.findall(text)]
+    return [
+        finite_numbers([word.strip() for word in entry[1:-1].split(",")])
+        for entry in _ENTRIES.findall(text)
+    ]
 
 
 def _geometry_of(fields: Fields) -> tuple[str, ...]:
     """Return the header's lines that place its grid, without the entry of a channel axis."""
-    directions = [entry for entry in _ENTRIES.findall(fields.text("space directions", "")) if entry[0] == "("]
+    directions = [
+        entry for entry in _ENTRIES.findall(fields.text("space directions", "")) if entry[0] == "("
+    ]
     lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]
     if fields.text("space origin", ""):
         lines.append(f"space origin: {fields.text('space origin')}")

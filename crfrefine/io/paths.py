@@ -47,11 +47,20 @@ FORMATS = (
     Format("NumPy array", (".npz", ".npy"), "crfrefine.io.npz", holds_scores_alone=True),
 )
 FORMAT_OF_SUFFIX = {suffix: known for known in FORMATS for suffix in known.suffixes}
-VOLUME_SUFFIXES = tuple(suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes)
-SCORES_SUFFIXES = tuple(suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes)
+VOLUME_SUFFIXES = tuple(
+    suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes
+)
+SCORES_SUFFIXES = tuple(
+    suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes
+)
 LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
 # Suffixes of volumes that are written.
-WRITTEN_SUFFIXES = tuple(suffix for known in FORMATS if not (known.holds_scores_alone or known.is_read_only) for suffix in known.suffixes)
+WRITTEN_SUFFIXES = tuple(
+    suffix
+    for known in FORMATS
+    if not (known.holds_scores_alone or known.is_read_only)
+    for suffix in known.suffixes
+)
 # Suffixes of label maps that stand beside an image of the same name, as 3D Slicer saves them.
 LABELS_SUFFIXES = (".seg.nrrd",)
 
@@ -59,7 +68,9 @@ LABELS_SUFFIXES = (".seg.nrrd",)
 _ARRAY = "save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x), or its image as NIfTI"
 _HALF = "half of an Analyze or NIfTI pair: put the header, NAME.hdr, beside the voxels, NAME.img; a compressed header has to be unpacked"
 _PICTURE = "it has no voxel size and no place in the world; export the volume as NIfTI"
-_DICOM = "a DICOM file: `crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series"
+_DICOM = (
+    "a DICOM file: `crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series"
+)
 # Files that are not read, and how to convert them, with the beginning of such files; the first match counts.
 _FOREIGN = {
     _DICOM: rb".{128}DICM",
@@ -84,11 +95,15 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix)] if suffix else path.stem
 
 
-def require_suffix(path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SCORES_SUFFIXES) -> Format:
+def require_suffix(
+    path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SCORES_SUFFIXES
+) -> Format:
     """Return the format of a file to write, or raise UnsupportedFormatError if its suffix is not one of `suffixes`."""
     suffix = suffix_of(path)
     if suffix not in suffixes:
-        raise UnsupportedFormatError(f"{path}: unknown file type; expected one of {', '.join(suffixes)}")
+        raise UnsupportedFormatError(
+            f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
+        )
     return FORMAT_OF_SUFFIX[suffix]
 
 
@@ -115,14 +130,19 @@ def require_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise InputError(f"{path}: " + ("is a link to a file that is not there" if path.is_symlink() else "no such file")) from None
+        raise InputError(
+            f"{path}: "
+            + ("is a link to a file that is not there" if path.is_symlink() else "no such file")
+        ) from None
     except OSError as error:
         raise expected_error(error, path) from error
     if S_ISDIR(mode):
         raise InputError(f"{path}: expected a file, this is a folder")
     if not S_ISREG(mode):
         # A pipe would keep the reader waiting for ever, a device may have no end.
-        raise InputError(f"{path}: expected a regular file, this is a pipe, a device or a socket; save what it gives as a file")
+        raise InputError(
+            f"{path}: expected a regular file, this is a pipe, a device or a socket; save what it gives as a file"
+        )
 
 
 def recognize(path: Path) -> Format | str | None:
@@ -130,8 +150,16 @@ def recognize(path: Path) -> Format | str | None:
     # A text describes a kind that is not read, and the remedy.
     if path.is_dir():  # A few files without a known suffix are looked into.
         with suppress(OSError), os.scandir(path) as entries:
-            files = [path / entry.name for entry in islice(entries, _MAX_LOOKED_AT) if entry.is_file()]
-            return _DICOM if any(read_start(file)[128:132] == b"DICM" for file in files if not suffix_of(file)) else None
+            files = [
+                path / entry.name for entry in islice(entries, _MAX_LOOKED_AT) if entry.is_file()
+            ]
+            return (
+                _DICOM
+                if any(
+                    read_start(file)[128:132] == b"DICM" for file in files if not suffix_of(file)
+                )
+                else None
+            )
     start = read_start(path)
     if not start:
         return None
@@ -140,7 +168,10 @@ def recognize(path: Path) -> Format | str | None:
     for known in sorted(FORMATS, key=lambda known: known is not named):
         if import_module(known.module).recognizes(start):
             return known
-    return next((kind for kind, beginning in _FOREIGN.items() if re.match(beginning, start, re.DOTALL)), None)
+    return next(
+        (kind for kind, beginning in _FOREIGN.items() if re.match(beginning, start, re.DOTALL)),
+        None,
+    )
 
 
 def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tuple[Path, Format]:
@@ -154,7 +185,11 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
     kind = recognize(path)
     if isinstance(kind, Format) and set(kind.suffixes) <= set(suffixes):
         return path, kind
-    headers = [path.with_name(path.name[: name.rindex(".img")] + ending) for ending in (".hdr", ".HDR") if ".img" in name]
+    headers = [
+        path.with_name(path.name[: name.rindex(".img")] + ending)
+        for ending in (".hdr", ".HDR")
+        if ".img" in name
+    ]
     header = next((header for header in headers if header.is_file()), None)
     if kind is None and header is not None and name.endswith((".img", ".img.gz")):
         return file_to_read(header, suffixes)
@@ -177,7 +212,11 @@ def conversion_hint(kind: Format | str | None, who: str = "It") -> str:
 
 def describe_others(folder: Path) -> str:
     """Describe, on a separate line, the first file of a folder whose kind is known, if none has a known suffix; "" if unknown."""
-    others = [path for path in sorted(folder.iterdir()) if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith(".")]
+    others = [
+        path
+        for path in sorted(folder.iterdir())
+        if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith(".")
+    ]
     for path in others[:_MAX_LOOKED_AT]:
         if path.is_dir() and recognize(path) == _DICOM:
             return f"\n  {shorten(path.name)} holds DICOM files: crfrefine convert {path} {path}.nii.gz"
@@ -211,6 +250,12 @@ def add_volumes(*paths: Path | None) -> None:
     for path in dict.fromkeys(path for path in paths if path is not None):
         if path.is_dir():
             with suppress(OSError):
-                add_inputs(*(entry for entry in path.iterdir() if suffix_of(entry) or entry.name == "dataset.json"))
+                add_inputs(
+                    *(
+                        entry
+                        for entry in path.iterdir()
+                        if suffix_of(entry) or entry.name == "dataset.json"
+                    )
+                )
         else:
             add_inputs(*files_read(path))

@@ -60,7 +60,10 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         except RareHeaderError as rare:
             itk = next(each for each in FORMATS if each.name == ITK)
             header = import_module(itk.module).read_header(path, known.name)
-            header, family = replace(header, notes=(f"read through SimpleITK: its header has {rare}",)), ITK
+            header, family = (
+                replace(header, notes=(f"read through SimpleITK: its header has {rare}",)),
+                ITK,
+            )
         except UnsupportedFormatError as error:
             actual = recognize(path)
             if actual is None or actual is known:
@@ -74,16 +77,25 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
                 raise UnsupportedFormatError(hint) from None
         source, misnamed = header.source, None
         if FORMAT_OF_SUFFIX.get(suffix_of(path)) is not known:
-            misnamed = f"the file is {known.name}, although its name does not say so; it is read as such"
-        elif source is not None and (source.path, source.start) == (path, 0):  # Compressed as a whole, or not at all.
+            misnamed = (
+                f"the file is {known.name}, although its name does not say so; it is read as such"
+            )
+        elif source is not None and (source.path, source.start) == (
+            path,
+            0,
+        ):  # Compressed as a whole, or not at all.
             is_gzip = source.encoding == "gzip"
             if is_gzip != path.name.lower().endswith(GZIP_SUFFIXES):
                 misnamed = f"the file is {'' if is_gzip else 'not '}compressed, although its name says otherwise"
         if source is not None and source.path != path:
             files[source.path] = source.path.stat()
-    states = tuple((file, status.st_ino, status.st_size, status.st_mtime_ns) for file, status in files.items())
+    states = tuple(
+        (file, status.st_ino, status.st_size, status.st_mtime_ns) for file, status in files.items()
+    )
     notes = header.notes if misnamed is None else (misnamed, *header.notes)
-    return replace(header, family=family or known.name, misnamed=misnamed, notes=notes, states=states)
+    return replace(
+        header, family=family or known.name, misnamed=misnamed, notes=notes, states=states
+    )
 
 
 def _require_unchanged(header: VolumeHeader) -> None:
@@ -91,7 +103,9 @@ def _require_unchanged(header: VolumeHeader) -> None:
     for path, *state in header.states:
         status = path.stat()
         if [status.st_ino, status.st_size, status.st_mtime_ns] != state:
-            raise InputError(f"{path}: was changed while it was read; run again when nothing writes to it any more")
+            raise InputError(
+                f"{path}: was changed while it was read; run again when nothing writes to it any more"
+            )
 
 
 @contextmanager
@@ -107,11 +121,15 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
                 blocks = BlockReader(_turned_blocks(stored, own, turn))
                 decoder = Decoder(blocks, VoxelSource(own.path, "raw", stored.kept_type), shape)
             elif (source := header.source) is None:
-                code = import_module(next(known.module for known in FORMATS if known.name == header.family))
+                code = import_module(
+                    next(known.module for known in FORMATS if known.name == header.family)
+                )
                 decoder = files.enter_context(code.open_voxels(header))
             else:
                 is_raw = source.encoding == "raw"
-                reader = files.enter_context(open_bytes(source.path, source.encoding, source.start + is_raw * source.offset))
+                reader = files.enter_context(
+                    open_bytes(source.path, source.encoding, source.start + is_raw * source.offset)
+                )
                 skip(reader, 0 if is_raw else source.offset)
                 decoder = Decoder(reader, source, shape)
             yield decoder
@@ -129,7 +147,13 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
     turn = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)
     if turn is None:
         return header
-    return replace(header, grid_shape=grid.grid_shape, affine=grid.affine, spacing=grid.spacing, turned=(header, turn))
+    return replace(
+        header,
+        grid_shape=grid.grid_shape,
+        affine=grid.affine,
+        spacing=grid.spacing,
+        turned=(header, turn),
+    )
 
 
 def _turned_blocks(decoder: Decoder, own: VolumeHeader, turn: Reorientation) -> Iterator[bytes]:
@@ -149,7 +173,12 @@ def read_volume(path: str | Path) -> Volume:
     """Read a volume as float32, scaled: data (x, y[, z]), or (channels, ...); raises as `read_pieces`."""
     header = read_header(path, VOLUME_SUFFIXES)
     channels = reverse_grid(read_channels(header))
-    return Volume(channels if header.num_channels > 1 else channels[0], *header.geometry(), header.path, header)
+    return Volume(
+        channels if header.num_channels > 1 else channels[0],
+        *header.geometry(),
+        header.path,
+        header,
+    )
 
 
 def read_channels(*headers: VolumeHeader) -> NDArray[np.float32]:
@@ -175,7 +204,9 @@ def read_stored(header: VolumeHeader) -> NDArray[Any]:
     return values
 
 
-def reading_jobs(headers: Sequence[VolumeHeader]) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
+def reading_jobs(
+    headers: Sequence[VolumeHeader],
+) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
     """Return an array for the channels of files on one grid, (channels, [z,] y, x), and a job per file, which may run together."""
     shape = (sum(header.num_channels for header in headers), *headers[0].grid_shape[::-1])
     values: NDArray[np.float32] = allocate_array(shape, headers[0].path)
@@ -194,7 +225,9 @@ class Piece:
     values: NDArray[Any]
 
 
-def read_pieces(*headers: VolumeHeader, most_bytes: int = MAX_BYTES) -> Generator[Piece, None, None]:
+def read_pieces(
+    *headers: VolumeHeader, most_bytes: int = MAX_BYTES
+) -> Generator[Piece, None, None]:
     """Read files piece by piece, while a thread reads one piece ahead; close the generator, or forget it, to stop early.
 
     A piece has planes of one channel (NIfTI, .npz) or of all (vectors of MetaImage and NRRD), at most
@@ -214,8 +247,14 @@ def decoded_pieces(header: VolumeHeader, first: int = 0, *, most_bytes: int) -> 
     shape = (header.num_channels, *header.grid_shape[::-1])
     with reading(header.path), open_voxels(header) as decoder:
         dtype = decoder.kept_type
-        for channels, planes in iter_pieces(shape, dtype.itemsize, most_bytes, by_channel=decoder.is_by_channel):
-            values = allocate_array((channels.stop - channels.start, planes.stop - planes.start, *shape[2:]), header.path, dtype)
+        for channels, planes in iter_pieces(
+            shape, dtype.itemsize, most_bytes, by_channel=decoder.is_by_channel
+        ):
+            values = allocate_array(
+                (channels.stop - channels.start, planes.stop - planes.start, *shape[2:]),
+                header.path,
+                dtype,
+            )
             decoder.fill(values, channels.start, planes.start)
             if not decoder.num_bad:
                 yield Piece(slice(first + channels.start, first + channels.stop), planes, values)
@@ -246,13 +285,17 @@ def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume
 
 
 def read_whole_numbers(
-    header: VolumeHeader, tolerance: float = LABEL_TOLERANCE, advice: str = "it may be a probability map or an image"
+    header: VolumeHeader,
+    tolerance: float = LABEL_TOLERANCE,
+    advice: str = "it may be a probability map or an image",
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Read a label map, ([z,] y, x), in the smaller of uint8 and uint16 that holds it; beyond it, that takes a few megabytes."""
     # Raises InputError, with advice, if a value is farther than `tolerance` from a whole number or
     # cannot be a label; else as `read_pieces`.
     require_scalar(header, "a label map")
-    labels: NDArray[np.unsignedinteger[Any]] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.uint8))
+    labels: NDArray[np.unsignedinteger[Any]] = allocate_array(
+        header.grid_shape[::-1], header.path, np.dtype(np.uint8)
+    )
     off, low, high = 0.0, np.inf, -np.inf
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         values = piece.values[0]
@@ -267,16 +310,22 @@ def read_whole_numbers(
             labels = labels.astype(np.uint16)
         labels[piece.planes] = values
     if off > tolerance:
-        raise InputError(f"{header.path}: not a label map: expected whole numbers, found values off by up to {off:.2g}; {advice}")
+        raise InputError(
+            f"{header.path}: not a label map: expected whole numbers, found values off by up to {off:.2g}; {advice}"
+        )
     if low < 0 or high > MAX_LABEL:
-        raise InputError(f"{header.path}: not a label map: expected labels from 0 to {MAX_LABEL}, found {low:.0f} to {high:.0f}")
+        raise InputError(
+            f"{header.path}: not a label map: expected labels from 0 to {MAX_LABEL}, found {low:.0f} to {high:.0f}"
+        )
     return labels
 
 
 def read_mask(header: VolumeHeader) -> NDArray[np.bool_]:
     """Return where a file with one value per voxel is not zero, ([z,] y, x)."""
     require_scalar(header, "a mask")
-    mask: NDArray[np.bool_] = allocate_array(header.grid_shape[::-1], header.path, np.dtype(np.bool_))
+    mask: NDArray[np.bool_] = allocate_array(
+        header.grid_shape[::-1], header.path, np.dtype(np.bool_)
+    )
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         mask[piece.planes] = piece.values[0]
     return mask
@@ -285,7 +334,9 @@ def read_mask(header: VolumeHeader) -> NDArray[np.bool_]:
 def require_scalar(header: VolumeHeader, what: str) -> None:
     """Raise InputError if a file has several values per voxel."""
     if header.num_channels > 1:
-        raise InputError(f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}")
+        raise InputError(
+            f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}"
+        )
 
 
 @dataclass(frozen=True)
@@ -303,7 +354,9 @@ class LogitsHeader:
         return self.files[0].path
 
 
-def logits_header(headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: VolumeHeader | None = None) -> LogitsHeader:
+def logits_header(
+    headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: VolumeHeader | None = None
+) -> LogitsHeader:
     """Put the headers of a case's logits together: of one file with all labels, or of one file per label in label order."""
     # There must be `fewest` channels. Axes are turned to those of the image `grid`. Raises InputError
     # (one label, or files that do not belong together), CapacityError or GridMismatchError.
@@ -320,13 +373,19 @@ def logits_header(headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: Vol
     require_few_labels(num_labels, str(first.path))
     for file in files if len(files) > 1 else ():
         if file.num_channels > 1 or file.affine is None:
-            raise InputError(f"{file.path}: expected one label, as in each of the {len(files)} files, this one has {file.num_channels}")
+            raise InputError(
+                f"{file.path}: expected one label, as in each of the {len(files)} files, this one has {file.num_channels}"
+            )
         if file.grid_shape != first.grid_shape or not file.on_same_grid(first):
-            raise GridMismatchError(f"{file.path}: the logits of two labels are on different grids\n{first.difference_from(file)}")
+            raise GridMismatchError(
+                f"{file.path}: the logits of two labels are on different grids\n{first.difference_from(file)}"
+            )
     return LogitsHeader(tuple(placed_on(file, grid) for file in files), num_labels, first.kind)
 
 
-def read_logits(paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None) -> NDArray[np.float32]:
+def read_logits(
+    paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None
+) -> NDArray[np.float32]:
     """Return a case's logits or probabilities, (L, *grid); arguments and errors as of `logits_header` and `read_pieces`."""
     header = logits_header([read_header(path) for path in paths], fewest=fewest, grid=grid)
     return reverse_grid(read_channels(*header.files))

@@ -22,7 +22,9 @@ from crfrefine.errors import InputError, UnsupportedFormatError
 MAX_RATIO = 1040
 INPUT_BYTES = 1 << 18  # Read from disk at once.
 BLOCK_BYTES = 1 << 20  # Decoded at once: fits into a second-level cache.
-COMPRESSION_LEVEL = 2  # From 0 to 3; makes label maps smaller than 3 does, in a tenth of the time or less.
+COMPRESSION_LEVEL = (
+    2  # From 0 to 3; makes label maps smaller than 3 does, in a tenth of the time or less.
+)
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_SUFFIXES = (".gz", ".mgz")
 START_BYTES = 4096  # Enough to recognize a format.
@@ -67,11 +69,15 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
             if member.needs_input:
                 compressed, pending = pending or file.read(INPUT_BYTES), b""
                 if not compressed:
-                    raise UnsupportedFormatError(f"{path}: the compressed data end too early; the file is cut off, copy or export it again")
+                    raise UnsupportedFormatError(
+                        f"{path}: the compressed data end too early; the file is cut off, copy or export it again"
+                    )
             try:
                 block = member.decompress(compressed, size)
             except igzip_lib.IsalError as error:  # type: ignore[misc]
-                raise UnsupportedFormatError(f"{path}: damaged compressed data ({error}); copy or export the file again") from None
+                raise UnsupportedFormatError(
+                    f"{path}: damaged compressed data ({error}); copy or export the file again"
+                ) from None
             size = BLOCK_BYTES
             yield block
         if container != "gzip":
@@ -95,14 +101,18 @@ def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteRead
         if container == "zlib" and magic == GZIP_MAGIC:
             container = "gzip"
         elif container == "gzip" and magic != GZIP_MAGIC:
-            raise UnsupportedFormatError(f"{path}: the file is not compressed with gzip, although its name or header says so")
+            raise UnsupportedFormatError(
+                f"{path}: the file is not compressed with gzip, although its name or header says so"
+            )
         file.seek(offset)
         yield BlockReader(inflate(file, path, container))
 
 
 def cut_off(path: Path, promised: str, found: str) -> UnsupportedFormatError:
     """Return the error of a file that is shorter than its header promises, such as "12 bytes" where "it holds 9"."""
-    return UnsupportedFormatError(f"{path}: the file is cut off: its header promises {promised}, {found}; copy or export it again")
+    return UnsupportedFormatError(
+        f"{path}: the file is cut off: its header promises {promised}, {found}; copy or export it again"
+    )
 
 
 def read_start(path: Path) -> bytes:
@@ -119,7 +129,11 @@ def read_start(path: Path) -> bytes:
 def inflated(start: bytes) -> bytes:
     """Return the first uncompressed bytes of a gzip file; b"" if it is not gzip."""
     try:
-        return zlib.decompressobj(31).decompress(start, START_BYTES) if start.startswith(GZIP_MAGIC) else b""
+        return (
+            zlib.decompressobj(31).decompress(start, START_BYTES)
+            if start.startswith(GZIP_MAGIC)
+            else b""
+        )
     except zlib.error:
         return b""
 
@@ -195,10 +209,15 @@ class Decoder:
         # volume, or the next planes of one channel or of all, of which the first ones are given.
         dtype, size, targets = self._source.dtype, BLOCK_BYTES // 4, values.reshape(-1)
         may_be_bad, suspicious = dtype.kind == "f" or self._is_scaled, False
-        if not self.is_by_channel:  # The repeating unit of the file: single values, or `inner` of each channel.
+        if (
+            not self.is_by_channel
+        ):  # The repeating unit of the file: single values, or `inner` of each channel.
             rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
             # numpy copies two axes twice as fast as three with one of length 1.
-            size, targets = max(size // rows[0].size, 1), rows[:, :, 0] if self._inner == 1 else rows
+            size, targets = (
+                max(size // rows[0].size, 1),
+                rows[:, :, 0] if self._inner == 1 else rows,
+            )
         for start in range(0, len(targets), size):
             target = targets[start : start + size]
             data = self._reader.read(target.size * dtype.itemsize)
@@ -219,14 +238,19 @@ class Decoder:
                 if is_wide:
                     target[...] = scaled
                 # A sum is finite only if all its terms are; that of finite terms may overflow, so each value is looked at then.
-                suspicious = suspicious or (may_be_bad and not np.isfinite(target.sum(dtype=np.float32)))
+                suspicious = suspicious or (
+                    may_be_bad and not np.isfinite(target.sum(dtype=np.float32))
+                )
         for number, channel in enumerate(values if suspicious else (), first_channel):
             bad = ~np.isfinite(channel)
             if not bad.any():
                 continue
             self.num_bad += int(np.count_nonzero(bad))
             plane, *rest = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
-            first = (number, first_plane + plane, *rest), "NaN" if np.isnan(channel[(plane, *rest)]) else "infinite"
+            first = (
+                (number, first_plane + plane, *rest),
+                "NaN" if np.isnan(channel[(plane, *rest)]) else "infinite",
+            )
             self._first_bad = first if self._first_bad is None else min(self._first_bad, first)
 
     def finish(self) -> None:
@@ -236,7 +260,11 @@ class Decoder:
         if self._first_bad is None:
             return
         (channel, *place), kind = self._first_bad
-        voxel = ", ".join(str(i) for i in reversed(place)) + ")" + (f" of channel {channel}" if self._shape[0] > 1 else "")
+        voxel = (
+            ", ".join(str(i) for i in reversed(place))
+            + ")"
+            + (f" of channel {channel}" if self._shape[0] > 1 else "")
+        )
         raise InputError(
             f"{self._source.path}: {self.num_bad} of {math.prod(self._shape)} values are NaN or "
             f"infinite; the first one ({kind}) is at voxel ({voxel}\n"
@@ -244,7 +272,9 @@ class Decoder:
         )
 
 
-def allocate_array(shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32) -> NDArray[Any]:
+def allocate_array(
+    shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32
+) -> NDArray[Any]:
     """Return an uninitialized array for the values of a file; raise CapacityError if it does not fit."""
     size = dtype.itemsize * math.prod(shape)
     if size > SMALL:

@@ -22,7 +22,10 @@ MAX_FIELD = 1 << 16  # characters of a field that is interpreted
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")  # No file is larger.
-_FLAGS = {**dict.fromkeys(("true", "t", "1", "yes"), True), **dict.fromkeys(("false", "f", "0", "no"), False)}
+_FLAGS = {
+    **dict.fromkeys(("true", "t", "1", "yes"), True),
+    **dict.fromkeys(("false", "f", "0", "no"), False),
+}
 
 
 def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
@@ -33,11 +36,17 @@ def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
             number, offset = number + 1, offset + len(line)
             if offset > MAX_HEADER or number > MAX_LINES:
                 limits = f"{MAX_HEADER >> 20} MiB and {MAX_LINES} lines"
-                raise UnsupportedFormatError(f"{path}: its header does not end within {limits}; damaged, or another format")
+                raise UnsupportedFormatError(
+                    f"{path}: its header does not end within {limits}; damaged, or another format"
+                )
             line = line.rstrip(b"\r\n")
-            if b"\0" in line or b"\r" in line:  # Some readers treat a carriage return as a line break, others as white space.
+            if (
+                b"\0" in line or b"\r" in line
+            ):  # Some readers treat a carriage return as a line break, others as white space.
                 wrong = "zero byte" if b"\0" in line else "carriage return before its end"
-                raise UnsupportedFormatError(f"{path}: damaged header: line {number} holds a {wrong}; expected text")
+                raise UnsupportedFormatError(
+                    f"{path}: damaged header: line {number} holds a {wrong}; expected text"
+                )
             yield number, line, offset
 
 
@@ -59,7 +68,9 @@ class Fields(dict[str, str]):
         """Return the text of a field; raise if it is missing and there is no default."""
         value = self.get(name, default)
         if value is None:
-            raise UnsupportedFormatError(f"{self.path}: damaged {self._format} header: no line `{name}{self._separator}...`")
+            raise UnsupportedFormatError(
+                f"{self.path}: damaged {self._format} header: no line `{name}{self._separator}...`"
+            )
         if len(value) > MAX_FIELD:
             raise self.damaged(name, f"at most {MAX_FIELD} characters")
         return value
@@ -83,7 +94,9 @@ class Fields(dict[str, str]):
         words = self.text(name).split()
         sizes = tuple(int(word) for word in words if _WHOLE_NUMBER.fullmatch(word))
         if not len(words) == len(sizes) == count or min(sizes) < 1:
-            raise self.damaged(name, f"{count} whole numbers of at least 1, as many as there are dimensions")
+            raise self.damaged(
+                name, f"{count} whole numbers of at least 1, as many as there are dimensions"
+            )
         return sizes
 
     def numbers(self, name: str, count: int, *, exact: bool = True) -> tuple[float, ...]:
@@ -97,7 +110,9 @@ class Fields(dict[str, str]):
     def damaged(self, name: str, expected: str) -> UnsupportedFormatError:
         """Return the error for a field that cannot be used."""
         line = f"{name}{self._separator}{shorten(self.get(name, ''), 60)}"
-        return UnsupportedFormatError(f"{self.path}: {self._format} header: {line}; expected {expected}")
+        return UnsupportedFormatError(
+            f"{self.path}: {self._format} header: {line}; expected {expected}"
+        )
 
 
 def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
@@ -111,7 +126,9 @@ OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
 # Signs that turn left, posterior, superior into RAS+, the convention of all affines here.
 LPS = (-1.0, -1.0, 1.0)
 # From direction, origin and spacing in LPS to the lines that place a grid.
-GeometryLines = Callable[["NDArray[np.float64]", "NDArray[np.float64]", tuple[float, ...]], tuple[str, ...]]
+GeometryLines = Callable[
+    ["NDArray[np.float64]", "NDArray[np.float64]", tuple[float, ...]], tuple[str, ...]
+]
 
 
 def voxel_path(fields: Fields, key: str, *, is_compressed: bool) -> Path:
@@ -126,17 +143,26 @@ def voxel_path(fields: Fields, key: str, *, is_compressed: bool) -> Path:
         raise fields.damaged(key, "one file, as the voxels are compressed")
     rule = os.environ.get(OUTSIDE_FILES, "allow")
     if rule not in ("allow", "refuse"):
-        raise InputError(f"environment variable {OUTSIDE_FILES}: expected allow or refuse, found {shorten(rule)!r}")
+        raise InputError(
+            f"environment variable {OUTSIDE_FILES}: expected allow or refuse, found {shorten(rule)!r}"
+        )
     path = folder / name
-    if rule == "refuse" and (are_several or not {folder.resolve(), fields.path.resolve().parent} & {*path.resolve().parents}):
+    if rule == "refuse" and (
+        are_several
+        or not {folder.resolve(), fields.path.resolve().parent} & {*path.resolve().parents}
+    ):
         where = "several files" if are_several else f"{shorten(path, 200)}, outside its folder"
-        raise InputError(f"{fields.path}: its voxels are in {where}, and {OUTSIDE_FILES} is set to refuse")
+        raise InputError(
+            f"{fields.path}: its voxels are in {where}, and {OUTSIDE_FILES} is set to refuse"
+        )
     if are_several:
         raise RareHeaderError("voxels in several files")
     return path
 
 
-def grid_and_channels(path: Path, sizes: tuple[int, ...], num_channels: int) -> tuple[tuple[int, ...], int]:
+def grid_and_channels(
+    path: Path, sizes: tuple[int, ...], num_channels: int
+) -> tuple[tuple[int, ...], int]:
     """Split dimensions into grid and channels: a fourth dimension means channels if a voxel has one value; raise if ambiguous."""
     if 2 <= len(sizes) <= 3:
         return sizes, num_channels
@@ -147,7 +173,9 @@ def grid_and_channels(path: Path, sizes: tuple[int, ...], num_channels: int) -> 
     return sizes[:3], sizes[3]
 
 
-def affine_of(vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: tuple[float, ...]) -> NDArray[np.float64]:
+def affine_of(
+    vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: tuple[float, ...]
+) -> NDArray[np.float64]:
     """Return the affine to RAS+ of 2 or 3 axes, whose vectors are the columns; `signs` turns their space into RAS+."""
     num_axes = len(origin)
     affine = np.eye(4)
@@ -156,9 +184,15 @@ def affine_of(vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: 
     return np.diag([*signs, 1.0]) @ affine + 0.0  # Adding zero turns -0 into 0.
 
 
-def lines_to_write(path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines) -> tuple[str, ...]:
+def lines_to_write(
+    path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines
+) -> tuple[str, ...]:
     """Return the lines that place a grid: those of its header if it has the same format, else new ones, if it can hold the grid."""
-    own: tuple[str, ...] = like.header.template if like.header is not None and like.header.format == format_name else ()
+    own: tuple[str, ...] = (
+        like.header.template
+        if like.header is not None and like.header.format == format_name
+        else ()
+    )
     if own:
         return own
     if is_sheared(like.affine):

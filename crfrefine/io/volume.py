@@ -13,7 +13,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.geometry import Reorientation, describe_difference, orientation_codes, require_usable, same_grid, spacing_of
+from crfrefine.base.geometry import (
+    Reorientation,
+    describe_difference,
+    orientation_codes,
+    require_usable,
+    same_grid,
+    spacing_of,
+)
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelSource, cut_off
@@ -33,9 +40,15 @@ class VolumeHeader:
     num_channels: int  # 1 for a scalar volume
     dtype: str  # the type as stored, such as "int16"
     spacing: tuple[float, ...] | None  # mm, one per grid axis; None if the file has no geometry
-    affine: NDArray[np.float64] | None  # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
-    template: Any = field(default=None, repr=False)  # format-specific; lets the writer restore properties that an affine cannot express
-    notes: tuple[str, ...] = ()  # facts that users should know, such as two geometries that disagree
+    affine: (
+        NDArray[np.float64] | None
+    )  # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
+    template: Any = field(
+        default=None, repr=False
+    )  # format-specific; lets the writer restore properties that an affine cannot express
+    notes: tuple[
+        str, ...
+    ] = ()  # facts that users should know, such as two geometries that disagree
     family: str = ""  # name of the format in the table of `crfrefine.io.paths`
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
@@ -63,7 +76,9 @@ class VolumeHeader:
     def geometry(self) -> tuple[NDArray[np.float64], tuple[float, ...]]:
         """Return affine and spacing; raise InputError for a file without them."""
         if self.affine is None or self.spacing is None:
-            raise InputError(f"{self.path}: {self.format} has no geometry; expected a volume with an affine")
+            raise InputError(
+                f"{self.path}: {self.format} has no geometry; expected a volume with an affine"
+            )
         return self.affine, self.spacing
 
     def on_same_grid(self, other: VolumeHeader) -> bool:
@@ -72,7 +87,9 @@ class VolumeHeader:
 
     def difference_from(self, other: VolumeHeader) -> str:
         """Describe how the grids of both differ, a line each."""
-        return describe_difference(*((header.path, header.grid_shape, header.affine) for header in (self, other)))
+        return describe_difference(
+            *((header.path, header.grid_shape, header.affine) for header in (self, other))
+        )
 
 
 @dataclass(frozen=True)
@@ -80,10 +97,14 @@ class Volume:
     """Voxels on a grid."""
 
     data: NDArray[Any]  # (*grid), or (channels, *grid)
-    affine: NDArray[np.float64]  # (4, 4) voxel to world RAS+ mm; for a 2-D grid, the third column and row are those of a slice 1 mm thick
+    affine: NDArray[
+        np.float64
+    ]  # (4, 4) voxel to world RAS+ mm; for a 2-D grid, the third column and row are those of a slice 1 mm thick
     spacing: tuple[float, ...]  # mm, one per grid axis
     path: Path | None = None  # the file it came from, if any
-    header: VolumeHeader | None = field(default=None, repr=False)  # the header of its file; None for a volume made in memory
+    header: VolumeHeader | None = field(
+        default=None, repr=False
+    )  # the header of its file; None for a volume made in memory
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -109,8 +130,12 @@ def volume_header(
     try:
         status = source.path.stat()
     except (OSError, ValueError):
-        raise InputError(f"{path}: its voxels are missing; expected them in {name}, put both files into one folder") from None
-    if not stat.S_ISREG(status.st_mode):  # Reading a pipe could block forever; a device may have no end.
+        raise InputError(
+            f"{path}: its voxels are missing; expected them in {name}, put both files into one folder"
+        ) from None
+    if not stat.S_ISREG(
+        status.st_mode
+    ):  # Reading a pipe could block forever; a device may have no end.
         raise InputError(f"{path}: expected its voxels in {name}, which is not a regular file")
     promised = math.prod(grid_shape) * num_channels * source.dtype.itemsize + source.offset
     if source.start < 0:
@@ -118,9 +143,23 @@ def volume_header(
     num_bytes = max(status.st_size - source.start, 0)
     if promised > num_bytes * (1 if source.encoding == "raw" else MAX_RATIO):
         compressed = "" if source.encoding == "raw" else "compressed "
-        raise cut_off(source.path, f"{promised} bytes of voxels", f"more than the {num_bytes} {compressed}bytes in it can hold")
+        raise cut_off(
+            source.path,
+            f"{promised} bytes of voxels",
+            f"more than the {num_bytes} {compressed}bytes in it can hold",
+        )
     spacing = None if affine is None else spacing_of(affine, len(grid_shape))
-    return VolumeHeader(path, file_format, grid_shape, num_channels, source.dtype.name, spacing, affine, source=source, **others)
+    return VolumeHeader(
+        path,
+        file_format,
+        grid_shape,
+        num_channels,
+        source.dtype.name,
+        spacing,
+        affine,
+        source=source,
+        **others,
+    )
 
 
 MAX_OF_A_NAME = 64  # Characters of a segment's name: DICOM holds no more.
@@ -132,17 +171,32 @@ class Segment:
 
     label: int  # its number in the label map, from 1
     name: str  # for people
-    color: tuple[float, float, float] | None = None  # (red, green, blue) from 0 to 1; None means one of a palette
+    color: tuple[float, float, float] | None = (
+        None  # (red, green, blue) from 0 to 1; None means one of a palette
+    )
 
     @property
     def shown_color(self) -> tuple[float, float, float]:
         """The color, or the palette's."""
-        red, green, blue = (int(percent) / 100 for percent in _PALETTE[(self.label - 1) % len(_PALETTE)].split())
+        red, green, blue = (
+            int(percent) / 100 for percent in _PALETTE[(self.label - 1) % len(_PALETTE)].split()
+        )
         return (red, green, blue) if self.color is None else self.color
 
 
 # Percent of red, green and blue of colors that differ in hue and lightness, in the order of labels.
-_PALETTE = ["50 68 50", "95 84 57", "69 48 40", "44 72 82", "85 40 31", "87 51 40", "56 93 56", "75 40 34", "86 96 8", "31 25 75"]
+_PALETTE = [
+    "50 68 50",
+    "95 84 57",
+    "69 48 40",
+    "44 72 82",
+    "85 40 31",
+    "87 51 40",
+    "56 93 56",
+    "75 40 34",
+    "86 96 8",
+    "31 25 75",
+]
 
 
 def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
@@ -161,7 +215,9 @@ def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> t
 # Called for every channel (0 of a label map) and planes of the grid, in the order of the file;
 # returns (planes, [y,] x).
 Planes: TypeAlias = Callable[[int, slice], NDArray[Any]]
-MAX_BYTES = 16 << 20  # bytes of a piece that is read or written at once, if a plane of it is not larger
+MAX_BYTES = (
+    16 << 20
+)  # bytes of a piece that is read or written at once, if a plane of it is not larger
 
 
 @dataclass(frozen=True)
@@ -171,7 +227,9 @@ class VoxelsToWrite:
     path: Path  # the file
     kind: str  # "labels", "logits" or "probabilities"
     num_channels: int | None  # of a label map: None
-    dtype: np.dtype[Any]  # of the voxels in the file: uint8, uint16, float32, or those of a converted image
+    dtype: np.dtype[
+        Any
+    ]  # of the voxels in the file: uint8, uint16, float32, or those of a converted image
     piece: Planes
     segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
     grid_shape: tuple[int, ...] = ()  # ([z,] y, x)
@@ -180,13 +238,17 @@ class VoxelsToWrite:
     @property
     def shape(self) -> tuple[int, ...]:
         """([z,] y, x), or (channels, [z,] y, x)."""
-        return self.grid_shape if self.num_channels is None else (self.num_channels, *self.grid_shape)
+        return (
+            self.grid_shape if self.num_channels is None else (self.num_channels, *self.grid_shape)
+        )
 
     def blocks(self, *, interleaved: bool = False) -> Iterator[bytes]:
         """Yield the bytes in blocks of BLOCK_BYTES, the last one shorter: compressed bytes must not depend on the pieces."""
         # Interleaved, the channels of a voxel are together; else one channel follows the other.
         shape, waiting = (self.num_channels or 1, *self.grid_shape), bytearray()
-        for channels, planes in iter_pieces(shape, self.dtype.itemsize, MAX_BYTES, by_channel=not interleaved):
+        for channels, planes in iter_pieces(
+            shape, self.dtype.itemsize, MAX_BYTES, by_channel=not interleaved
+        ):
             numbers = range(channels.start, channels.stop)
             values = [self.piece(number, planes) for number in numbers]
             part = values[0] if len(values) == 1 else np.stack(values, axis=-1)
@@ -198,7 +260,9 @@ class VoxelsToWrite:
             yield bytes(waiting)
 
 
-def iter_pieces(shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool) -> Iterator[tuple[slice, slice]]:
+def iter_pieces(
+    shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool
+) -> Iterator[tuple[slice, slice]]:
     """Yield channels and planes of pieces of a (channels, [z,] y, x) array: of one channel each, or of all; at least one plane."""
     num_channels, num_planes = shape[:2]
     at_once = 1 if by_channel else num_channels
@@ -206,4 +270,6 @@ def iter_pieces(shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_ch
     num_pieces = -(-num_planes // most_planes)
     edges = [num_planes * piece // num_pieces for piece in range(num_pieces + 1)]
     for first in range(0, num_channels, at_once):
-        yield from ((slice(first, first + at_once), slice(start, stop)) for start, stop in pairwise(edges))
+        yield from (
+            (slice(first, first + at_once), slice(start, stop)) for start, stop in pairwise(edges)
+        )

@@ -5,7 +5,9 @@ from crfrefine.errors import BackendUnavailableError
 try:
     import torch as torch
 except ImportError as error:
-    raise BackendUnavailableError(f"the trainable layer needs PyTorch ({error}): pip install 'crfrefine[train]'") from error
+    raise BackendUnavailableError(
+        f"the trainable layer needs PyTorch ({error}): pip install 'crfrefine[train]'"
+    ) from error
 
 from crfrefine.layer import functional as functional
 from crfrefine.layer.loss import crf_loss as crf_loss

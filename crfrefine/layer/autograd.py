@@ -26,7 +26,16 @@ _NOTHING: Array = np.empty(0)
 
 _THETAS = ("theta_position", "theta_intensity", "theta_gamma")
 # The tensors that have a gradient, in their order; `MeanFieldGradients` has their shapes.
-GRADIENTS = ("logits", "image", "weights", *_THETAS, "compatibility", "temperature", "bias", "volume_weight")
+GRADIENTS = (
+    "logits",
+    "image",
+    "weights",
+    *_THETAS,
+    "compatibility",
+    "temperature",
+    "bias",
+    "volume_weight",
+)
 
 
 class MeanField(torch.autograd.Function):
@@ -41,7 +50,9 @@ class MeanField(torch.autograd.Function):
         ctx.kernels = kernels
         ctx.kinds = [None if tensor is None else (tensor.dtype, tensor.device) for tensor in given]
         # PyTorch frees saved tensors after the backward pass and detects changes in place, of the image and the parameters, too.
-        ctx.save_for_backward(logits, to_tensor(tape.record), weights, compatibility, temperature, bias, image)
+        ctx.save_for_backward(
+            logits, to_tensor(tape.record), weights, compatibility, temperature, bias, image
+        )
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
         refined: Tensor = _own(to_tensor(tape.logits)).to(logits.device)
         return refined
@@ -53,10 +64,15 @@ class MeanField(torch.autograd.Function):
         logits, record, *_ = ctx.saved_tensors
         wants = dict(zip(GRADIENTS, ctx.needs_input_grad[2:], strict=True))
         tape = dataclasses.replace(ctx.tape, record=to_array(record))
-        wanted = {"wants_theta": any(wants[name] for name in _THETAS), "wants_image": wants["image"]}
+        wanted = {
+            "wants_theta": any(wants[name] for name in _THETAS),
+            "wants_image": wants["image"],
+        }
         grads = ctx.kernels.backward(tape, to_array(logits), to_array(grad), **wanted)
         tensors = (
-            torch.as_tensor(_own(to_tensor(getattr(grads, name))), dtype=kind[0], device=kind[1]) if wanted and kind is not None else None
+            torch.as_tensor(_own(to_tensor(getattr(grads, name))), dtype=kind[0], device=kind[1])
+            if wanted and kind is not None
+            else None
             for (name, wanted), kind in zip(wants.items(), ctx.kinds, strict=True)
         )
         return None, None, *tensors

@@ -22,7 +22,9 @@ TEMPERATURE_RANGE = (0.05, 20.0)
 # Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and exactly 0 at raw = 0,
 # where the slope is still 0.12. A plain softplus approaches 0 only where its slope vanishes too, and would get stuck there.
 _BEND = -2.0
-WEIGHT_FLOOR = math.log1p(math.exp(_BEND))  # weights are differences from it, which limits the digits of small weights
+WEIGHT_FLOOR = math.log1p(
+    math.exp(_BEND)
+)  # weights are differences from it, which limits the digits of small weights
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Form:
         values = value if isinstance(value, Sequence) else (value,) * size
         for each in values:
             if not self.low <= each <= self.high:
-                raise ConfigError(f"{key}: {each:g} is outside the range of the trainable layer, {self.low:g} to {self.high:g}")
+                raise ConfigError(
+                    f"{key}: {each:g} is outside the range of the trainable layer, {self.low:g} to {self.high:g}"
+                )
         return [self.to_raw(each) for each in values]
 
 
@@ -57,7 +61,9 @@ class _Weight(Form):
 
     def from_raw(self, raw: Tensor) -> Tensor:
         inside = super().from_raw(raw)
-        return functional.softplus(inside + _BEND) - functional.softplus(torch.full_like(inside, _BEND))
+        return functional.softplus(inside + _BEND) - functional.softplus(
+            torch.full_like(inside, _BEND)
+        )
 
 
 class _Logarithm(Form):
@@ -88,7 +94,9 @@ class _ClampInward(torch.autograd.Function):
 
 
 WEIGHT = _Weight(0.0, 1e3)
-POSITION = _Logarithm(0.1, 1e3)  # bandwidths along the axes, in mm, or in voxels if `positions` is "voxels"
+POSITION = _Logarithm(
+    0.1, 1e3
+)  # bandwidths along the axes, in mm, or in voxels if `positions` is "voxels"
 INTENSITY = _Logarithm(1e-3, 1e5)  # theta_beta, normalized intensity
 TEMPERATURE = _Logarithm(*TEMPERATURE_RANGE)
 BIAS = Form(-MAX_BIAS, MAX_BIAS)  # in the unit of the logits
@@ -112,7 +120,9 @@ def entry_places(num_labels: int, *, symmetric: bool) -> Tensor:
 _ROUNDINGS = 8.0
 
 
-def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32) -> tuple[float, ...]:
+def plain_numbers(
+    tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32
+) -> tuple[float, ...]:
     """Return the numbers of a tensor as a person would write them: the shortest decimals that are equal in a given precision.
 
     Numbers below `floor` get its absolute precision. Engines use values in float32, but bandwidths in float64.
@@ -126,9 +136,13 @@ def plain_numbers(tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype 
     return tuple(map(shortest, tensor.detach().double().flatten().tolist()))
 
 
-def decide(asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str) -> bool:
+def decide(
+    asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str
+) -> bool:
     """Return whether to hold values as lists: as requested, else as they are; ConfigError: a list cannot be one number."""
     are_lists = any(isinstance(value, tuple) for value in values)
     if asked is False and are_lists:
-        raise ConfigError(f"{argument} is False, but the parameters have a list as {key}; give one number")
+        raise ConfigError(
+            f"{argument} is False, but the parameters have a list as {key}; give one number"
+        )
     return are_lists if asked is None else asked

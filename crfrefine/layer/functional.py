@@ -20,7 +20,13 @@ from crfrefine.layer import inputs
 from crfrefine.layer.autograd import MeanField, outside_graphs, to_array
 from crfrefine.layer.gaussian import gaussian_filter as gaussian_filter
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
-from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec, own_fields
+from crfrefine.parameters.specs import (
+    KernelSetSpec,
+    KernelSpec,
+    MeanFieldSpec,
+    ModelSpec,
+    own_fields,
+)
 from crfrefine.refinement.tiles.survey import find_thresholds
 
 # One number for all labels, axes or modalities, or one each.
@@ -79,24 +85,46 @@ def mean_field(
     checked = vars(MeanFieldParameters(label_threshold=label_threshold, **settings))
     num_labels, dtype = logits.shape[1], inputs.compute_dtype(logits)
     out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
-    terms, bandwidths = _bandwidths([kernel[1:] for kernel in bilateral], None if spatial is None else spatial[1], image)
+    terms, bandwidths = _bandwidths(
+        [kernel[1:] for kernel in bilateral], None if spatial is None else spatial[1], image
+    )
     image_shape = tuple(image.shape[1:])
     # Given kernels were built from the image: it matters now only if its gradient is needed.
-    image = image.to(dtype) if kernels is None or image.requires_grad else logits.new_empty(len(logits), 0)
+    image = (
+        image.to(dtype)
+        if kernels is None or image.requires_grad
+        else logits.new_empty(len(logits), 0)
+    )
     # The host reads these few numbers: from a GPU, each look at one would wait for it.
-    weights = [_spread(weight, num_labels, f"bilateral.{m}.weight", dtype) for m, (weight, _, _) in enumerate(bilateral)]
+    weights = [
+        _spread(weight, num_labels, f"bilateral.{m}.weight", dtype)
+        for m, (weight, _, _) in enumerate(bilateral)
+    ]
     weights += [] if spatial is None else [_spread(spatial[0], num_labels, "spatial.weight", dtype)]
     weight = _stack(weights, num_labels, dtype)
-    divisor, shift = _spread(temperature, 1, "temperature", dtype, is_positive=True), _spread(bias, num_labels, "bias", dtype)
-    matrix = 1.0 - torch.eye(num_labels, dtype=dtype, device=_HOST) if compatibility is None else compatibility.to(_HOST, dtype)
+    divisor, shift = (
+        _spread(temperature, 1, "temperature", dtype, is_positive=True),
+        _spread(bias, num_labels, "bias", dtype),
+    )
+    matrix = (
+        1.0 - torch.eye(num_labels, dtype=dtype, device=_HOST)
+        if compatibility is None
+        else compatibility.to(_HOST, dtype)
+    )
     if matrix.shape != (num_labels, num_labels) or not torch.isfinite(matrix.detach()).all():
-        raise InputError(f"compatibility: expected ({num_labels}, {num_labels}) finite penalties, got a tensor {tuple(matrix.shape)}")
+        raise InputError(
+            f"compatibility: expected ({num_labels}, {num_labels}) finite penalties, got a tensor {tuple(matrix.shape)}"
+        )
     kept, volume_weight = None, 0.0
     if volume is not None:
         kept = torch.as_tensor(volume, dtype=torch.float64, device=_HOST).reshape(())
         volume_weight = VolumeParameters(weight=float(kept.detach())).weight  # checked
         volume_weight = max(volume_weight, _MIN_LEARNED) if kept.requires_grad else volume_weight
-    values = {"temperature": float(divisor[0].detach()), "bias": _double(shift) if shift.detach().any() else None, "tolerance": 0.0}
+    values = {
+        "temperature": float(divisor[0].detach()),
+        "bias": _double(shift) if shift.detach().any() else None,
+        "tolerance": 0.0,
+    }
     own = own_fields(MeanFieldSpec, checked | values)
     run = MeanFieldSpec(_double(weight), _double(matrix), volume_weight=volume_weight, **own)
     parameters = (weight, *bandwidths, matrix, divisor[0], shift, kept)
@@ -107,39 +135,64 @@ def mean_field(
         if label_threshold > 0.0 and run.volume_weight == 0.0:
             thresholds = find_thresholds(label_threshold, ModelSpec(wanted, run))
             if not thresholds.leave_out_nothing:
-                labels = [_present(item, inside, run, thresholds.present) for item, inside in zip(logits, masks, strict=True)]
-        specs = [wanted if of_item is None else replace(wanted, num_labels=len(of_item)) for of_item in labels]
+                labels = [
+                    _present(item, inside, run, thresholds.present)
+                    for item, inside in zip(logits, masks, strict=True)
+                ]
+        specs = [
+            wanted if of_item is None else replace(wanted, num_labels=len(of_item))
+            for of_item in labels
+        ]
         kernels = _build(image, specs, spacing, masks, threads, copy=False)
     else:
         if len(kernels) != len(logits):
-            raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {len(logits)}")
+            raise InputError(
+                f"got kernels for {len(kernels)} batch items; the batch has {len(logits)}"
+            )
         wanted_for = len(weights), image_shape, str(dtype).removeprefix("torch."), num_labels
         for item in kernels:
             built_for = len(item.spec.kernels), item.image_shape, item.dtype, item.spec.num_labels
             if built_for != wanted_for:
                 raise InputError(
                     "the kernels were built for {} terms, an image of shape {} in {}, and {} labels; the call has {} terms, {} in {}, and "
-                    "{} labels; build them anew (`dtype=torch.float64` for float64 logits)".format(*built_for, *wanted_for)
+                    "{} labels; build them anew (`dtype=torch.float64` for float64 logits)".format(
+                        *built_for, *wanted_for
+                    )
                 )
-    if mask is not None or all(item.num_voxels == logits[0, 0].numel() for item in kernels):  # else only the kernels know their mask
+    if mask is not None or all(
+        item.num_voxels == logits[0, 0].numel() for item in kernels
+    ):  # else only the kernels know their mask
         inputs.check_logits(logits, masks)
     items = [
         _refine_item(item, run, item_logits.to(dtype), item_image, parameters, of_item, inside)
-        for item, item_logits, item_image, of_item, inside in zip(kernels, logits, image, labels, masks, strict=True)
+        for item, item_logits, item_image, of_item, inside in zip(
+            kernels, logits, image, labels, masks, strict=True
+        )
     ]
-    refined = items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)  # A stack of one would be a copy.
+    refined = (
+        items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)
+    )  # A stack of one would be a copy.
     return refined.to(out_dtype)
 
 
-def _present(logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, thresholds: NDArray[np.float64]) -> Tensor | None:
+def _present(
+    logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, thresholds: NDArray[np.float64]
+) -> Tensor | None:
     """Return the labels whose log-probability exceeds their threshold (L,) somewhere inside the mask; None means all take part."""
     values = logits.detach().float()
     if run.bias is not None:
-        values = values + torch.as_tensor(run.bias, dtype=values.dtype, device=values.device).reshape(-1, *[1] * (values.ndim - 1))
+        values = values + torch.as_tensor(
+            run.bias, dtype=values.dtype, device=values.device
+        ).reshape(-1, *[1] * (values.ndim - 1))
     values = values / run.temperature
     log_sums = values.logsumexp(0)
     # One label at a time, to avoid another array of all labels.
-    largest = torch.stack([(channel - log_sums if inside is None else (channel - log_sums)[inside]).amax() for channel in values])
+    largest = torch.stack(
+        [
+            (channel - log_sums if inside is None else (channel - log_sums)[inside]).amax()
+            for channel in values
+        ]
+    )
     is_there = ~(largest.cpu() <= torch.from_numpy(thresholds))  # True for NaN
     if int(is_there.sum()) < 2:
         is_there[largest.topk(2).indices.cpu()] = True
@@ -165,9 +218,21 @@ def _refine_item(
         return refined
     weight, position, intensity, spatial, matrix, temperature, bias, volume = parameters
     numbers, own = labels.numpy(), labels.to(logits.device)
-    penalties, biases = run.compatibility[np.ix_(numbers, numbers)], None if run.bias is None else run.bias[numbers]
+    penalties, biases = (
+        run.compatibility[np.ix_(numbers, numbers)],
+        None if run.bias is None else run.bias[numbers],
+    )
     spec = replace(run, weights=run.weights[:, numbers], compatibility=penalties, bias=biases)
-    changed = weight[:, labels], position, intensity, spatial, matrix[labels][:, labels], temperature, bias[labels], volume
+    changed = (
+        weight[:, labels],
+        position,
+        intensity,
+        spatial,
+        matrix[labels][:, labels],
+        temperature,
+        bias[labels],
+        volume,
+    )
     refined = MeanField.apply(kernels, spec, logits[own], image, *changed)  # type: ignore[no-untyped-call]
     shift = bias.to(logits).reshape(-1, *[1] * (logits.ndim - 1))
     alone = (logits + (shift if inside is None else shift * inside)) / temperature.to(logits)
@@ -196,7 +261,9 @@ def build_kernels(
     inputs.check_image(image)
     check_threads(threads)
     own = own_fields(KernelSetSpec, vars(MeanFieldParameters(**settings)))
-    wanted = KernelSetSpec(_bandwidths(bilateral, theta_gamma, image)[0], num_labels=num_labels, **own)
+    wanted = KernelSetSpec(
+        _bandwidths(bilateral, theta_gamma, image)[0], num_labels=num_labels, **own
+    )
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     return _build(image, [wanted] * len(image), spacing, masks, threads, copy=copy)
 
@@ -208,12 +275,29 @@ def _bandwidths(
     # The bandwidths are float64: rounded ones would give a lattice with different vertices.
     num_modalities, num_axes, dtype = image.shape[1], image.ndim - 2, torch.float64
     named = [(f"bilateral.{m}", *thetas) for m, thetas in enumerate(bilateral)]
-    positions = [_spread(alpha, num_axes, f"{name}.theta_alpha", dtype, is_positive=True) for name, alpha, _ in named]
-    intensities = [_spread(beta, num_modalities, f"{name}.theta_beta", dtype, is_positive=True) for name, _, beta in named]
-    spatial = None if gamma is None else _spread(gamma, num_axes, "spatial.theta_gamma", dtype, is_positive=True)
-    terms = [KernelSpec(tuple(alpha.tolist()), tuple(beta.tolist())) for alpha, beta in zip(positions, intensities, strict=True)]
+    positions = [
+        _spread(alpha, num_axes, f"{name}.theta_alpha", dtype, is_positive=True)
+        for name, alpha, _ in named
+    ]
+    intensities = [
+        _spread(beta, num_modalities, f"{name}.theta_beta", dtype, is_positive=True)
+        for name, _, beta in named
+    ]
+    spatial = (
+        None
+        if gamma is None
+        else _spread(gamma, num_axes, "spatial.theta_gamma", dtype, is_positive=True)
+    )
+    terms = [
+        KernelSpec(tuple(alpha.tolist()), tuple(beta.tolist()))
+        for alpha, beta in zip(positions, intensities, strict=True)
+    ]
     terms += [] if spatial is None else [KernelSpec(tuple(spatial.tolist()))]
-    return tuple(terms), (_stack(positions, num_axes, dtype), _stack(intensities, num_modalities, dtype), spatial)
+    return tuple(terms), (
+        _stack(positions, num_axes, dtype),
+        _stack(intensities, num_modalities, dtype),
+        spatial,
+    )
 
 
 def _build(
@@ -231,26 +315,40 @@ def _build(
     matters = specs[0].positions != "voxels" and len(specs[0].kernels) > 0
     known = notices.assumed_spacing(matters=matters) if spacing is None else spacing
     plain: Any = known.detach().cpu().numpy() if isinstance(known, Tensor) else known
-    rows = plain if np.ndim(plain) == 2 and len(plain) == len(image) else [plain] * len(image)  # one per item of the batch
+    rows = (
+        plain if np.ndim(plain) == 2 and len(plain) == len(image) else [plain] * len(image)
+    )  # one per item of the batch
     steps = [given_spacing(row, image.ndim - 2) for row in rows]
     context = RunContext(threads or torch.get_num_threads())
     where = _HOST if engine.name.startswith("torch") else image.device
     result: list[Kernels] = []
     for index, (item, inside) in enumerate(zip(image.detach(), masks, strict=True)):
         inputs.check_finite(item, index)
-        grid = GridImage(to_array(item.to(where, dtype, copy=copy)), None if inside is None else inside.cpu().numpy(), steps[index])
+        grid = GridImage(
+            to_array(item.to(where, dtype, copy=copy)),
+            None if inside is None else inside.cpu().numpy(),
+            steps[index],
+        )
         result.append(engine.kernels(grid, specs[index], context))
     return result
 
 
-def _spread(value: Values, size: int, name: str, dtype: torch.dtype, *, is_positive: bool = False) -> Tensor:
+def _spread(
+    value: Values, size: int, name: str, dtype: torch.dtype, *, is_positive: bool = False
+) -> Tensor:
     """Return a tensor of `size` values on the CPU from one value for all, or from one each."""
     expected = f"expected one {'positive' if is_positive else 'finite'} value{f' or {size}' if size > 1 else ''}"
     if isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
-        raise InputError(f"{name} is a list of tensors, whose gradients would be lost; pass one tensor (torch.stack)")
+        raise InputError(
+            f"{name} is a list of tensors, whose gradients would be lost; pass one tensor (torch.stack)"
+        )
     try:
         # A plain number must not pass through PyTorch's default type, which has fewer digits.
-        tensor = value.to(_HOST, dtype) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=dtype, device=_HOST)
+        tensor = (
+            value.to(_HOST, dtype)
+            if isinstance(value, Tensor)
+            else torch.as_tensor(value, dtype=dtype, device=_HOST)
+        )
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is {value!r}; {expected}") from error
     values = tensor.detach()
@@ -262,7 +360,9 @@ def _spread(value: Values, size: int, name: str, dtype: torch.dtype, *, is_posit
 
 def _stack(rows: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
     """Return the matrix of any number of rows."""
-    return torch.cat([torch.zeros(0, size, dtype=dtype, device=_HOST), *(row[None] for row in rows)])
+    return torch.cat(
+        [torch.zeros(0, size, dtype=dtype, device=_HOST), *(row[None] for row in rows)]
+    )
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:

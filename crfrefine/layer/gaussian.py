@@ -11,7 +11,16 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.points import MAX_SPAN, MAX_VALUE, NORMALIZATIONS, TINY, CompiledPoints, check_word, choose_method, require_shared
+from crfrefine.engines.points import (
+    MAX_SPAN,
+    MAX_VALUE,
+    NORMALIZATIONS,
+    TINY,
+    CompiledPoints,
+    check_word,
+    choose_method,
+    require_shared,
+)
 from crfrefine.errors import BackendUnavailableError, CapacityError, InputError
 from crfrefine.layer.autograd import outside_graphs
 
@@ -22,7 +31,13 @@ if TYPE_CHECKING:
 
 @outside_graphs
 def gaussian_filter(
-    values: Tensor, features: Tensor, *, method: str = "auto", normalization: str = "none", mask: Any = None, threads: int | None = None
+    values: Tensor,
+    features: Tensor,
+    *,
+    method: str = "auto",
+    normalization: str = "none",
+    mask: Any = None,
+    threads: int | None = None,
 ) -> Tensor:
     """Filter values with the Gaussian of any features, item by item: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j.
 
@@ -54,11 +69,21 @@ def gaussian_filter(
     check_word("normalization", normalization, NORMALIZATIONS)
     for name, tensor in (("values", values), ("features", features)):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.ndim < 3:
-            kind = f"{tuple(tensor.shape)} of {tensor.dtype}" if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise InputError(f"{name}: expected floating-point numbers with a batch, a channel and a grid, got {kind}")
+            kind = (
+                f"{tuple(tensor.shape)} of {tensor.dtype}"
+                if isinstance(tensor, Tensor)
+                else type(tensor).__name__
+            )
+            raise InputError(
+                f"{name}: expected floating-point numbers with a batch, a channel and a grid, got {kind}"
+            )
     if features.ndim == 3:
         features = features.transpose(1, 2)
-    if len(values) != len(features) or values.shape[2:] != features.shape[2:] or values.device != features.device:
+    if (
+        len(values) != len(features)
+        or values.shape[2:] != features.shape[2:]
+        or values.device != features.device
+    ):
         raise InputError(
             f"values {tuple(values.shape)} on {values.device} and features (batch, feature, *grid) {tuple(features.shape)} on "
             f"{features.device} do not fit each other"
@@ -70,19 +95,32 @@ def gaussian_filter(
     inside = None
     if mask is not None:
         array = mask.detach().float().cpu() if isinstance(mask, Tensor) else mask
-        inside = torch.from_numpy(given_voxels(array, tuple(values.shape[2:])).flatten()).to(values.device)
+        inside = torch.from_numpy(given_voxels(array, tuple(values.shape[2:])).flatten()).to(
+            values.device
+        )
         sent, points = sent[..., inside], points[..., inside]
     most = MAX_VALUE if dtype == torch.float32 else torch.finfo(dtype).max
     for name, tensor in (("values", sent), ("features", points)):
         try:
-            is_finite = not tensor.numel() or bool(torch.stack(tensor.detach().aminmax()).abs().max() <= most)
+            is_finite = not tensor.numel() or bool(
+                torch.stack(tensor.detach().aminmax()).abs().max() <= most
+            )
         except RuntimeError as error:  # Such tensors hold no numbers that Python can read.
-            raise InputError(f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)") from error
+            raise InputError(
+                f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)"
+            ) from error
         if not is_finite:
-            raise InputError(f"{name}: expected finite numbers up to {most:.0e}, found NaN, infinity or larger; has the training diverged?")
+            raise InputError(
+                f"{name}: expected finite numbers up to {most:.0e}, found NaN, infinity or larger; has the training diverged?"
+            )
     method = choose_method(method, points.shape[2], points.shape[1])
     grid = tuple(values.shape[2:]) if inside is None else (points.shape[2],)
-    filtered = torch.stack([_normalized(sent[i], points[i], grid, method, normalization, threads) for i in range(len(sent))])
+    filtered = torch.stack(
+        [
+            _normalized(sent[i], points[i], grid, method, normalization, threads)
+            for i in range(len(sent))
+        ]
+    )
     if inside is not None:
         whole = filtered.new_zeros(*filtered.shape[:2], len(inside))
         whole[..., inside] = filtered
@@ -90,7 +128,14 @@ def gaussian_filter(
     return filtered.reshape(values.shape).to(values.dtype)
 
 
-def _normalized(values: Tensor, features: Tensor, grid: tuple[int, ...], method: str, normalization: str, threads: int | None) -> Tensor:
+def _normalized(
+    values: Tensor,
+    features: Tensor,
+    grid: tuple[int, ...],
+    method: str,
+    normalization: str,
+    threads: int | None,
+) -> Tensor:
     """Filter (V, N) values with (D, N) features on a grid."""
     if values.dtype == torch.float32 and values.device.type == "cpu":
         kept = SimpleNamespace(grid=grid, kernel=None)  # None until the kernel is built
@@ -118,9 +163,13 @@ def _tensor_kernel(features: Tensor, method: str) -> Filter:
     """Return the kernel of (N, D) features in operations of PyTorch."""
     from crfrefine.engines.torch.filters import Lattice, dense_filter
 
-    features = features - features.detach().amin(0)  # The C++ engine's origin: the same lattice, and no digits lost to an offset.
+    features = features - features.detach().amin(
+        0
+    )  # The C++ engine's origin: the same lattice, and no digits lost to an offset.
     if features.detach().amax() > MAX_SPAN:
-        raise CapacityError("a feature spans more than a million bandwidths; divide the features by larger ones")
+        raise CapacityError(
+            "a feature spans more than a million bandwidths; divide the features by larger ones"
+        )
     if method == "exact":
         return dense_filter(features)
     lattice = Lattice(features)
@@ -132,7 +181,9 @@ class _Filter(torch.autograd.Function):
     """The C++ engine's filter, without normalization."""
 
     @staticmethod
-    def forward(values: Tensor, features: Tensor, kept: SimpleNamespace, method: str, threads: int | None) -> Tensor:
+    def forward(
+        values: Tensor, features: Tensor, kept: SimpleNamespace, method: str, threads: int | None
+    ) -> Tensor:
         """Filter (V, N) values with (D, N) features; the kernel is built if it is not kept yet."""
         if kept.kernel is None:
             points = features.detach().contiguous().numpy().reshape(-1, *kept.grid)
@@ -163,7 +214,9 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def jvp(*_: Any) -> None:
         """Refuse forward mode: only gradients exist."""
-        raise InputError("gaussian_filter has no derivatives in forward mode; use torch.func.vjp or grad")
+        raise InputError(
+            "gaussian_filter has no derivatives in forward mode; use torch.func.vjp or grad"
+        )
 
 
 class _Gradients(torch.autograd.Function):
@@ -171,14 +224,20 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        grad: Tensor, values: Tensor | None, kernel: CompiledPoints, of_values: bool, of_features: bool
+        grad: Tensor,
+        values: Tensor | None,
+        kernel: CompiledPoints,
+        of_values: bool,
+        of_features: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients that are wanted."""
         given = grad.detach().contiguous().numpy()
         left = torch.from_numpy(kernel.apply(given, transposed=True)) if of_values else None
         if values is None or not of_features:
             return left, None
-        return left, torch.from_numpy(kernel.feature_gradient(given, values.detach().contiguous().numpy()))
+        return left, torch.from_numpy(
+            kernel.feature_gradient(given, values.detach().contiguous().numpy())
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -189,7 +248,9 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
         """Refuse: second derivatives need float64."""
-        raise InputError("gaussian_filter has no second derivatives in float32 on the CPU; float64 has those with respect to the values")
+        raise InputError(
+            "gaussian_filter has no second derivatives in float32 on the CPU; float64 has those with respect to the values"
+        )
 
 
 class TorchPoints:
@@ -198,10 +259,14 @@ class TorchPoints:
     def __init__(self, points: Float32, method: str, device: str) -> None:
         """Build the kernel of features (D, *grid); `device` is "torch" or "torch:cuda"."""
         if device != "torch" and not torch.cuda.is_available():
-            raise BackendUnavailableError("device 'torch:cuda': PyTorch finds no GPU; use 'torch' or 'cpu'")
+            raise BackendUnavailableError(
+                "device 'torch:cuda': PyTorch finds no GPU; use 'torch' or 'cpu'"
+            )
         self._device = "cpu" if device == "torch" else "cuda"
         self.description = f"{method}, in operations of PyTorch on {self._device}"
-        self._kernel = _tensor_kernel(torch.from_numpy(points.reshape(len(points), -1).T.copy()).to(self._device), method)
+        self._kernel = _tensor_kernel(
+            torch.from_numpy(points.reshape(len(points), -1).T.copy()).to(self._device), method
+        )
 
     def apply(self, values: Float32, scale: Float32 | None = None) -> Float32:
         """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""

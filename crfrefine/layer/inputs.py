@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 MAX_PADDING = 1e4  # well above any logit of a network
-_WORTH_A_WARNING = 0.01  # share of voxels without a preference; a few occur by chance in half precision
+_WORTH_A_WARNING = (
+    0.01  # share of voxels without a preference; a few occur by chance in half precision
+)
 _LOOKED_AT = 8  # most voxels along an axis that are looked at to tell probabilities from logits
 
 # mm: one number, one per axis, or one row per batch item.
@@ -32,13 +34,23 @@ Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] |
 Mask = Tensor | Array  # nonzero inside
 
 
-def check_tensor(value: Any, name: str, min_axes: int, axes: str, *, is_floating: bool = True) -> None:
+def check_tensor(
+    value: Any, name: str, min_axes: int, axes: str, *, is_floating: bool = True
+) -> None:
     """Raise InputError unless a value is a tensor of real or floating-point numbers with so many axes, none of them empty."""
     if not isinstance(value, Tensor):
-        raise InputError(f"{name}: expected a tensor of PyTorch, got {type(value).__name__}; torch.from_numpy makes one of an array")
-    if value.ndim < min_axes or min(value.shape) == 0 or (not value.is_floating_point() if is_floating else value.is_complex()):
+        raise InputError(
+            f"{name}: expected a tensor of PyTorch, got {type(value).__name__}; torch.from_numpy makes one of an array"
+        )
+    if (
+        value.ndim < min_axes
+        or min(value.shape) == 0
+        or (not value.is_floating_point() if is_floating else value.is_complex())
+    ):
         kind = "floating-point" if is_floating else "real"
-        raise InputError(f"{name}: expected {kind} numbers of shape {axes}, none of them empty; got {value.dtype} of {tuple(value.shape)}")
+        raise InputError(
+            f"{name}: expected {kind} numbers of shape {axes}, none of them empty; got {value.dtype} of {tuple(value.shape)}"
+        )
 
 
 def check_image(image: Tensor) -> None:
@@ -61,7 +73,9 @@ def check_pair(logits: Tensor, image: Tensor) -> None:
             f"whose shape is {tuple(logits.shape)}"
         )
     if image.device != logits.device:
-        raise InputError(f"the image is on {image.device}, the logits are on {logits.device}; move one of them")
+        raise InputError(
+            f"the image is on {image.device}, the logits are on {logits.device}; move one of them"
+        )
     engine_for(logits.device, logits.dtype)
 
 
@@ -71,9 +85,16 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
     if "probabilities" in told:
         return
     places = tuple(slice(None, None, math.ceil(extent / _LOOKED_AT)) for extent in logits.shape[2:])
-    look = look_at(logits.detach()[(slice(None), slice(None), *places)].movedim(1, 0).float().cpu().numpy())
-    sums, tolerance = look.sums[~look.is_equal], max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps)
-    are_probabilities = look.outside is None and sums.size > 0 and bool((np.abs(sums - 1.0) <= tolerance).all())
+    look = look_at(
+        logits.detach()[(slice(None), slice(None), *places)].movedim(1, 0).float().cpu().numpy()
+    )
+    sums, tolerance = (
+        look.sums[~look.is_equal],
+        max(SUM_TOLERANCE, 4.0 * torch.finfo(logits.dtype).eps),
+    )
+    are_probabilities = (
+        look.outside is None and sums.size > 0 and bool((np.abs(sums - 1.0) <= tolerance).all())
+    )
     if are_probabilities or logits.device.type != "cpu":
         told.add("probabilities")
     if are_probabilities:
@@ -88,9 +109,17 @@ def engine_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Back
     try:
         if device.type not in ("cpu", "cuda"):
             raise BackendUnavailableError("expected cpu or cuda")
-        return get_backend(str(device) if dtype != torch.float64 else "torch" if device.type == "cpu" else f"torch:{device}")
+        return get_backend(
+            str(device)
+            if dtype != torch.float64
+            else "torch"
+            if device.type == "cpu"
+            else f"torch:{device}"
+        )
     except BackendUnavailableError as error:
-        raise BackendUnavailableError(f"no engine for tensors on {device} ({error}); move the layer and its inputs to the CPU") from error
+        raise BackendUnavailableError(
+            f"no engine for tensors on {device} ({error}); move the layer and its inputs to the CPU"
+        ) from error
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -98,28 +127,40 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def masks_by_item(mask: Mask | None, num_items: int, grid_shape: Sequence[int]) -> list[Tensor | None]:
+def masks_by_item(
+    mask: Mask | None, num_items: int, grid_shape: Sequence[int]
+) -> list[Tensor | None]:
     """Return a boolean mask (*grid), or None, for each batch item; raise InputError if a mask is empty or does not fit."""
     if mask is None:
         return [None] * num_items
     grid = tuple(grid_shape)
-    if not isinstance(mask, Tensor):  # A copy, as PyTorch takes no array that is flipped, read-only, or of the other byte order.
+    if not isinstance(
+        mask, Tensor
+    ):  # A copy, as PyTorch takes no array that is flipped, read-only, or of the other byte order.
         array = given_array(mask, "mask")
         mask = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
     inside = mask.detach()
     if inside.is_floating_point() and not torch.isfinite(inside).all():
-        raise InputError("the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside")
+        raise InputError(
+            "the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside"
+        )
     shape = tuple(inside.shape)
     if shape not in (grid, (num_items, *grid), (num_items, 1, *grid)):
-        raise InputError(f"mask has shape {shape}; expected {grid}, {(num_items, *grid)} or {(num_items, 1, *grid)}")
+        raise InputError(
+            f"mask has shape {shape}; expected {grid}, {(num_items, *grid)} or {(num_items, 1, *grid)}"
+        )
     masks = list((inside != 0).reshape(-1, *grid).expand(num_items, *grid))
     for index, item in enumerate(masks):
         if not item.any():
-            raise InputError(f"the mask of batch item {index} is empty: there is no voxel to refine; leave such items out")
+            raise InputError(
+                f"the mask of batch item {index} is empty: there is no voxel to refine; leave such items out"
+            )
     return list(masks)
 
 
-def without_padding(logits: Tensor, mask: Mask | None, kernels: Sequence[Kernels] | None) -> tuple[Tensor, Mask | None]:
+def without_padding(
+    logits: Tensor, mask: Mask | None, kernels: Sequence[Kernels] | None
+) -> tuple[Tensor, Mask | None]:
     """Return logits (B, L, *grid), and a mask without the voxels where all labels have the same logit.
 
     Padding with a huge constant becomes 0: the gradient with respect to the temperature sums such values times gradients that cancel.
@@ -127,12 +168,16 @@ def without_padding(logits: Tensor, mask: Mask | None, kernels: Sequence[Kernels
     """
     values, grid = logits.detach(), logits.shape[2:]
     padding = values[:, 1] == values[:, 0]
-    for label in range(2, values.shape[1]):  # One channel at a time, to avoid (B, L, *grid) booleans.
+    for label in range(
+        2, values.shape[1]
+    ):  # One channel at a time, to avoid (B, L, *grid) booleans.
         padding &= values[:, label] == values[:, 0]
     if not padding.any():
         return logits, mask
     masks = masks_by_item(mask, len(logits), grid)
-    inside = torch.stack([torch.ones_like(padding[0]) if own is None else own.to(padding.device) for own in masks])
+    inside = torch.stack(
+        [torch.ones_like(padding[0]) if own is None else own.to(padding.device) for own in masks]
+    )
     counts = [int(item.sum()) for item in inside & padding]
     if not any(counts):
         return logits, mask
@@ -171,14 +216,21 @@ def check_finite(image: Tensor, index: int) -> None:
     for modality, channel in enumerate(image if image.is_floating_point() else ()):
         bad = channel.numel() - int(torch.isfinite(channel).sum())
         if bad:
-            raise InputError(f"image: modality {modality} of batch item {index} has {bad} values that are not finite (NaN or infinity)")
+            raise InputError(
+                f"image: modality {modality} of batch item {index} has {bad} values that are not finite (NaN or infinity)"
+            )
 
 
 _CONSTANT = float(torch.finfo(torch.float32).tiny)
 
 
 def normalize_batch(
-    image: Tensor, parameters: IntensityParameters, mask: Mask | None, dtype: torch.dtype, *, threads: int | None = None
+    image: Tensor,
+    parameters: IntensityParameters,
+    mask: Mask | None,
+    dtype: torch.dtype,
+    *,
+    threads: int | None = None,
 ) -> Tensor:
     """Map the intensities of each item of a batch (B, M, *grid) to the scale that theta_beta is measured in.
 
@@ -187,11 +239,20 @@ def normalize_batch(
     for index, item in enumerate(image):
         check_finite(item, index)
     masks = masks_by_item(mask, len(image), image.shape[2:])
-    items = [_normalize(item, parameters, inside, dtype, threads) for item, inside in zip(image, masks, strict=True)]
+    items = [
+        _normalize(item, parameters, inside, dtype, threads)
+        for item, inside in zip(image, masks, strict=True)
+    ]
     return items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)
 
 
-def _normalize(image: Tensor, parameters: IntensityParameters, mask: Tensor | None, dtype: torch.dtype, threads: int | None) -> Tensor:
+def _normalize(
+    image: Tensor,
+    parameters: IntensityParameters,
+    mask: Tensor | None,
+    dtype: torch.dtype,
+    threads: int | None,
+) -> Tensor:
     settings = parameters.spread({"modality": len(image)})
     if set(settings["normalization"]) == {"none"}:
         return image.to(dtype)
@@ -200,7 +261,9 @@ def _normalize(image: Tensor, parameters: IntensityParameters, mask: Tensor | No
         raw = image.detach()
         raw = raw if raw.dtype not in (torch.float16, torch.bfloat16, torch.bool) else raw.float()
         inside = None if mask is None else mask.numpy()
-        return torch.from_numpy(normalize_intensity(raw.numpy(), parameters, inside, threads=threads))
+        return torch.from_numpy(
+            normalize_intensity(raw.numpy(), parameters, inside, threads=threads)
+        )
     work = image.to(torch.promote_types(image.dtype, dtype))
     channels = []
     plans = (settings[key] for key in ("normalization", "percentiles", "window"))
@@ -211,12 +274,22 @@ def _normalize(image: Tensor, parameters: IntensityParameters, mask: Tensor | No
             channels.append(((channel - window[0]) / (window[1] - window[0])).clamp(0.0, 1.0))
         else:
             values = channel.flatten() if mask is None else channel[mask]
-            if kind == "zscore":  # The (population) deviation of a constant is 0 and has no gradient.
+            if (
+                kind == "zscore"
+            ):  # The (population) deviation of a constant is 0 and has no gradient.
                 variance, shift = torch.var_mean(values, correction=0)
-                width = variance.sqrt() if float(variance.detach()) > 0.0 else torch.zeros_like(variance)
+                width = (
+                    variance.sqrt()
+                    if float(variance.detach()) > 0.0
+                    else torch.zeros_like(variance)
+                )
             else:
                 shift, width = _percentile_range(values, percentiles)
-            channels.append((channel - shift) / width if float(width.detach()) > _CONSTANT else torch.zeros_like(channel))
+            channels.append(
+                (channel - shift) / width
+                if float(width.detach()) > _CONSTANT
+                else torch.zeros_like(channel)
+            )
     return torch.stack(channels).to(dtype)
 
 
@@ -224,7 +297,11 @@ def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple
     """The lower percentile, and the distance to the upper one; from the smallest to the largest value where both are equal."""
     # They are interpolated between order statistics, whose voxels get the gradients.
     positions = [(values.numel() - 1) * (percent / 100.0) for percent in percentiles]
-    ranks = [min(math.floor(position) + more, values.numel() - 1) for position in positions for more in (0, 1)]
+    ranks = [
+        min(math.floor(position) + more, values.numel() - 1)
+        for position in positions
+        for more in (0, 1)
+    ]
     fixed = values.detach()
     if fixed.device.type == "cpu":  # A CPU partitions several times faster than it sorts.
         places = torch.from_numpy(np.argpartition(fixed.numpy(), ranks)[ranks])

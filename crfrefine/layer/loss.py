@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from crfrefine.engines.base import Kernels
 
-_LEAST = -80.0  # smallest logarithm of a probability, 1e-35: the engine takes logits that are finite
+_LEAST = (
+    -80.0
+)  # smallest logarithm of a probability, 1e-35: the engine takes logits that are finite
 _TOLD: set[str] = set()  # warnings that this process has issued
 
 
@@ -79,7 +81,9 @@ def crf_loss(
     check_threads(threads)
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
         if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
-            raise InputError(f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()")
+            raise InputError(
+                f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()"
+            )
     if not isinstance(intensity, IntensityParameters):
         intensity = IntensityParameters(normalization=intensity)
     inputs.warn_of_probabilities(logits, _TOLD)
@@ -124,7 +128,9 @@ class _Energy(torch.autograd.Function):
             q = item_log_q.exp()
             total += float((q * others).sum(dtype=torch.float64))
             if gradient is not None:
-                gradient[index] = (2.0 / num_voxels) * q * (others - (q * others).sum(0, keepdim=True))
+                gradient[index] = (
+                    (2.0 / num_voxels) * q * (others - (q * others).sum(0, keepdim=True))
+                )
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
@@ -141,7 +147,9 @@ class _Energy(torch.autograd.Function):
 _UNLABELED = -100
 
 
-def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: int, background: int = 0) -> Tensor:
+def partial_cross_entropy(
+    logits: Tensor, scribbles: Tensor, *, ignore_index: int, background: int = 0
+) -> Tensor:
     """Return the mean cross-entropy over the labeled voxels of a batch; 0, with a gradient of 0, without labeled voxels.
 
     `torch.nn.functional.cross_entropy(..., ignore_index=...)` is the same where there is a labeled voxel, and NaN without labeled voxels.
@@ -172,15 +180,27 @@ def partial_cross_entropy(logits: Tensor, scribbles: Tensor, *, ignore_index: in
             f"ignore_index is {ignore_index} and background is {background}; expected two numbers, neither of them one of the labels "
             f"1 to {num_labels - 1}"
         )
-    labels = scribbles.long()  # In a narrow type, the values that they are compared with would wrap around.
+    labels = (
+        scribbles.long()
+    )  # In a narrow type, the values that they are compared with would wrap around.
     is_labeled, is_background = labels != ignore_index, labels == background
     other = is_labeled & ~is_background & ((labels < 1) | (labels >= num_labels))
     if other.any():
-        expected_values = f"0 to {num_labels - 1}" if background == 0 else f"1 to {num_labels - 1}, {background} for background"
-        raise InputError(f"scribbles hold the value {int(labels[other][0])}; expected {expected_values}, or {ignore_index} without a label")
+        expected_values = (
+            f"0 to {num_labels - 1}"
+            if background == 0
+            else f"1 to {num_labels - 1}, {background} for background"
+        )
+        raise InputError(
+            f"scribbles hold the value {int(labels[other][0])}; expected {expected_values}, or {ignore_index} without a label"
+        )
     labels = labels.masked_fill(is_background, 0).masked_fill(~is_labeled, _UNLABELED)
-    values = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float16 cannot hold the sum of many voxels
-    total: Tensor = torch.nn.functional.cross_entropy(values, labels, ignore_index=_UNLABELED, reduction="sum")
+    values = logits.to(
+        torch.promote_types(logits.dtype, torch.float32)
+    )  # float16 cannot hold the sum of many voxels
+    total: Tensor = torch.nn.functional.cross_entropy(
+        values, labels, ignore_index=_UNLABELED, reduction="sum"
+    )
     mean = total / is_labeled.sum().clamp(min=1)
     # A loss in float16 could not take the gradient that a GradScaler starts with, 65536.
     return mean if torch.is_autocast_enabled(logits.device.type) else mean.to(logits.dtype)

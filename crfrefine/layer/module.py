@@ -79,7 +79,9 @@ class CrfRnn(CrfValues):
         inputs.check_pair(logits, image)
         self._check_image(image)
         if logits.shape[1] != self.num_labels:
-            raise InputError(f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made for {self.num_labels}")
+            raise InputError(
+                f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made for {self.num_labels}"
+            )
         inputs.warn_of_probabilities(logits, self._told)
         # Given kernels were built from the image: it matters now only if its gradient is needed.
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
@@ -112,7 +114,9 @@ class CrfRnn(CrfValues):
         return functional.mean_field(
             logits,
             image,
-            bilateral=list(zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)),
+            bilateral=list(
+                zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
+            ),
             spatial=None if spatial_weight is None or gamma is None else (spatial_weight, gamma),
             compatibility=self.compatibility,
             volume=self.volume_weight,
@@ -123,7 +127,12 @@ class CrfRnn(CrfValues):
         )
 
     def build_kernels(
-        self, image: Tensor, spacing: inputs.Spacing | None = None, mask: inputs.Mask | None = None, *, dtype: torch.dtype = torch.float32
+        self,
+        image: Tensor,
+        spacing: inputs.Spacing | None = None,
+        mask: inputs.Mask | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> list[Kernels]:
         """Build everything that depends only on images and bandwidths, for many calls while these stay the same, as with frozen theta.
 
@@ -148,13 +157,19 @@ class CrfRnn(CrfValues):
     def settings(self, threads: int | None) -> dict[str, Any]:
         """Return the keys of `[mean_field]`, and the number of threads: for building kernels, and for running on them."""
         own = {"num_iterations": self.num_iterations, "label_threshold": self.label_threshold}
-        return vars(self._start.mean_field) | own | {"threads": self.threads if threads is None else threads}
+        return (
+            vars(self._start.mean_field)
+            | own
+            | {"threads": self.threads if threads is None else threads}
+        )
 
     def _known_spacing(self, spacing: inputs.Spacing | None) -> inputs.Spacing:
         """Return the spacing, or 1 mm with a warning, once per layer."""
         if spacing is not None:
             return spacing
-        return notices.assumed_spacing(matters=self._start.mean_field.positions != "voxels", told=self._told)
+        return notices.assumed_spacing(
+            matters=self._start.mean_field.positions != "voxels", told=self._told
+        )
 
     def _check_image(self, image: Tensor) -> None:
         inputs.check_image(image)
@@ -165,4 +180,10 @@ class CrfRnn(CrfValues):
             )
 
     def _normalized(self, image: Tensor, mask: inputs.Mask | None, dtype: torch.dtype) -> Tensor:
-        return normalize_batch(image, self._start.intensity, mask, dtype, threads=self.threads or torch.get_num_threads())
+        return normalize_batch(
+            image,
+            self._start.intensity,
+            mask,
+            dtype,
+            threads=self.threads or torch.get_num_threads(),
+        )

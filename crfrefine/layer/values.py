@@ -27,7 +27,11 @@ from crfrefine.layer.forms import (
     plain_numbers,
 )
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.parameters.sections import BilateralParameters, CompatibilityParameters, MeanFieldParameters
+from crfrefine.parameters.sections import (
+    BilateralParameters,
+    CompatibilityParameters,
+    MeanFieldParameters,
+)
 
 # A group of parameters that can be learned or frozen.
 Group = Literal["weights", "compatibility", "theta", "temperature", "bias", "volume"]
@@ -95,62 +99,121 @@ class CrfValues(nn.Module):
         """
         super().__init__()
         self._start = parameters = as_parameters(parameters)
-        bilateral, smoothness, settings = parameters.bilateral, parameters.spatial, parameters.mean_field
-        self.num_labels, self.num_modalities, self.spatial_dims = num_labels, num_modalities, spatial_dims
+        bilateral, smoothness, settings = (
+            parameters.bilateral,
+            parameters.spatial,
+            parameters.mean_field,
+        )
+        self.num_labels, self.num_modalities, self.spatial_dims = (
+            num_labels,
+            num_modalities,
+            spatial_dims,
+        )
         self.num_iterations = settings.num_iterations if num_iterations is None else num_iterations
-        for name, least in (("num_labels", 2), ("num_modalities", 1), ("spatial_dims", 1), ("num_iterations", 1)):
+        for name, least in (
+            ("num_labels", 2),
+            ("num_modalities", 1),
+            ("spatial_dims", 1),
+            ("num_iterations", 1),
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}: expected a whole number (int), at least {least}; got {value!r}")
+                raise ConfigError(
+                    f"{name}: expected a whole number (int), at least {least}; got {value!r}"
+                )
         parameters.resolve(num_labels, num_modalities, spatial_dims)  # checks the lengths
         check_threads(threads)
         self.threads = threads
-        self.label_threshold = settings.label_threshold if label_threshold is None else label_threshold
+        self.label_threshold = (
+            settings.label_threshold if label_threshold is None else label_threshold
+        )
         MeanFieldParameters(label_threshold=self.label_threshold)  # for its check
-        self._told: set[str] = set()  # warnings issued so far; the replicas of DataParallel share it
+        self._told: set[str] = (
+            set()
+        )  # warnings issued so far; the replicas of DataParallel share it
         self._has_spatial = bool(np.any(smoothness.weight)) if spatial is None else spatial
-        weights, bandwidths = [kernel.weight for kernel in bilateral], [kernel.theta_alpha for kernel in bilateral]
+        weights, bandwidths = (
+            [kernel.weight for kernel in bilateral],
+            [kernel.theta_alpha for kernel in bilateral],
+        )
         if self._has_spatial:  # Lists of a term that the layer does not have are ignored.
             weights.append(smoothness.weight)
             bandwidths.append(smoothness.theta_gamma)
         self.per_label_weights = decide(per_label_weights, weights, "per_label_weights", "weight")
-        self.anisotropic = decide(anisotropic, bandwidths, "anisotropic", "theta_alpha or theta_gamma")
-        num_weights, num_bandwidths = num_labels if self.per_label_weights else 1, spatial_dims if self.anisotropic else 1
+        self.anisotropic = decide(
+            anisotropic, bandwidths, "anisotropic", "theta_alpha or theta_gamma"
+        )
+        num_weights, num_bandwidths = (
+            num_labels if self.per_label_weights else 1,
+            spatial_dims if self.anisotropic else 1,
+        )
 
-        keys = ["bilateral"] if len(bilateral) == 1 else [f"bilateral.{index}" for index in range(len(bilateral))]
+        keys = (
+            ["bilateral"]
+            if len(bilateral) == 1
+            else [f"bilateral.{index}" for index in range(len(bilateral))]
+        )
         named = list(zip(bilateral, keys, strict=True))
-        self.raw_bilateral_weight = _parameter([WEIGHT.hold(kernel.weight, num_weights, f"{key}.weight") for kernel, key in named])
-        alphas = [POSITION.hold(kernel.theta_alpha, num_bandwidths, f"{key}.theta_alpha") for kernel, key in named]
-        betas = [INTENSITY.hold(kernel.theta_beta, num_modalities, f"{key}.theta_beta") for kernel, key in named]
-        self.log_theta_alpha, self.log_theta_beta = _parameter(alphas, torch.float64), _parameter(betas, torch.float64)
+        self.raw_bilateral_weight = _parameter(
+            [WEIGHT.hold(kernel.weight, num_weights, f"{key}.weight") for kernel, key in named]
+        )
+        alphas = [
+            POSITION.hold(kernel.theta_alpha, num_bandwidths, f"{key}.theta_alpha")
+            for kernel, key in named
+        ]
+        betas = [
+            INTENSITY.hold(kernel.theta_beta, num_modalities, f"{key}.theta_beta")
+            for kernel, key in named
+        ]
+        self.log_theta_alpha, self.log_theta_beta = (
+            _parameter(alphas, torch.float64),
+            _parameter(betas, torch.float64),
+        )
         raw_weight = log_gamma = None
         if self._has_spatial:
             raw_weight = _parameter(WEIGHT.hold(smoothness.weight, num_weights, "spatial.weight"))
-            log_gamma = _parameter(POSITION.hold(smoothness.theta_gamma, num_bandwidths, "spatial.theta_gamma"), torch.float64)
+            log_gamma = _parameter(
+                POSITION.hold(smoothness.theta_gamma, num_bandwidths, "spatial.theta_gamma"),
+                torch.float64,
+            )
         self.register_parameter("raw_spatial_weight", raw_weight)
         self.register_parameter("log_theta_gamma", log_gamma)
-        self.log_temperature = _parameter(TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")[0])
+        self.log_temperature = _parameter(
+            TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")[0]
+        )
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
         self.raw_bias = _parameter(BIAS.hold(settings.bias, num_labels, "mean_field.bias"))
         has_volume = parameters.volume.weight > 0.0 if volume is None else volume
-        self.register_parameter("raw_volume_weight", _parameter(parameters.volume.weight) if has_volume else None)
+        self.register_parameter(
+            "raw_volume_weight", _parameter(parameters.volume.weight) if has_volume else None
+        )
         self.freeze()
         if tuple(learn):
             self.unfreeze(*((learn,) if isinstance(learn, str) else learn))  # type: ignore[arg-type]
 
-    def _make_compatibility(self, start: CompatibilityParameters, kind: str, symmetric: bool | None) -> None:
+    def _make_compatibility(
+        self, start: CompatibilityParameters, kind: str, symmetric: bool | None
+    ) -> None:
         matrix = 1.0 - torch.eye(self.num_labels, dtype=torch.float64)
         if start.matrix is not None:
             matrix = torch.tensor(start.matrix, dtype=torch.float64)
         is_symmetric = torch.equal(matrix, matrix.T)
         if symmetric and not is_symmetric:
-            raise ConfigError("compatibility.matrix: it is not symmetric, but symmetric_compatibility asks for that")
-        known = ("full", "potts") if start.matrix is None else ("full",)  # Potts has no place for a matrix.
+            raise ConfigError(
+                "compatibility.matrix: it is not symmetric, but symmetric_compatibility asks for that"
+            )
+        known = (
+            ("full", "potts") if start.matrix is None else ("full",)
+        )  # Potts has no place for a matrix.
         if kind not in known:
-            raise ConfigError(f"compatibility: for these parameters expected {' or '.join(map(repr, known))}, got {kind!r}")
+            raise ConfigError(
+                f"compatibility: for these parameters expected {' or '.join(map(repr, known))}, got {kind!r}"
+            )
         self._symmetric = is_symmetric if symmetric is None else symmetric
         entries = matrix[entry_places(self.num_labels, symmetric=self._symmetric)]
-        self.register_parameter("raw_compatibility", _parameter(entries.tolist()) if kind == "full" else None)
+        self.register_parameter(
+            "raw_compatibility", _parameter(entries.tolist()) if kind == "full" else None
+        )
 
     @property
     def bilateral_weight(self) -> Tensor:
@@ -222,7 +285,9 @@ class CrfValues(nn.Module):
         """Return the parameters of a group, e.g. for an optimizer with several learning rates; raises ConfigError if it does not exist."""
         if name not in _MEMBERS:
             raise ConfigError(f"there is no group {name!r}; expected any of {', '.join(GROUPS)}")
-        return [getattr(self, member) for member in _MEMBERS[name] if getattr(self, member) is not None]
+        return [
+            getattr(self, member) for member in _MEMBERS[name] if getattr(self, member) is not None
+        ]
 
     def to_parameters(self) -> CrfParameters:
         """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute the same as the layer.
@@ -230,7 +295,9 @@ class CrfValues(nn.Module):
         The tolerance is 0, so that all steps are taken; settings that the layer does not learn are those that it was created from.
         """
 
-        def numbers(values: Tensor, *, are_listed: bool = False, **options: Any) -> float | tuple[float, ...]:
+        def numbers(
+            values: Tensor, *, are_listed: bool = False, **options: Any
+        ) -> float | tuple[float, ...]:
             """Return one number if all agree: the file then fits any number of modalities or labels."""
             plain = plain_numbers(values, **options)
             return plain if are_listed or len(set(plain)) > 1 else plain[0]
@@ -240,14 +307,23 @@ class CrfValues(nn.Module):
         bandwidths = partial(numbers, are_listed=self.anisotropic, precision=precision)
         rows = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
         bilateral = [
-            BilateralParameters(weights(weight), bandwidths(alpha), numbers(beta, precision=precision)) for weight, alpha, beta in rows
+            BilateralParameters(
+                weights(weight), bandwidths(alpha), numbers(beta, precision=precision)
+            )
+            for weight, alpha, beta in rows
         ]
         matrix = tuple(plain_numbers(row) for row in self.compatibility)
         is_potts = np.array_equal(matrix, 1.0 - np.eye(self.num_labels))
-        volume_weight, spatial_weight, gamma = self.volume_weight, self.spatial_weight, self.theta_gamma
+        volume_weight, spatial_weight, gamma = (
+            self.volume_weight,
+            self.spatial_weight,
+            self.theta_gamma,
+        )
         return self._start.replace(
             bilateral=tuple(bilateral),
-            compatibility=CompatibilityParameters() if is_potts else CompatibilityParameters("matrix", matrix),
+            compatibility=CompatibilityParameters()
+            if is_potts
+            else CompatibilityParameters("matrix", matrix),
             **{
                 "mean_field.temperature": plain_numbers(self.temperature)[0],
                 "mean_field.bias": numbers(self.bias),
@@ -263,8 +339,18 @@ class CrfValues(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings, for `print(layer)`."""
         settings = self._start.mean_field
-        kind = "potts" if self.raw_compatibility is None else "symmetric" if self._symmetric else "full"
-        learned = [name for name in GROUPS if any(parameter.requires_grad for parameter in self.group(name))]
+        kind = (
+            "potts"
+            if self.raw_compatibility is None
+            else "symmetric"
+            if self._symmetric
+            else "full"
+        )
+        learned = [
+            name
+            for name in GROUPS
+            if any(parameter.requires_grad for parameter in self.group(name))
+        ]
         return (
             f"num_labels={self.num_labels}, num_modalities={self.num_modalities}, spatial_dims={self.spatial_dims}, "
             f"kernels={len(self.raw_bilateral_weight)} bilateral{' + spatial' if self._has_spatial else ''}, "

@@ -35,8 +35,14 @@ class ReliabilitySums:
 
     def add_labels(self, probabilities: Float64, truth: Array) -> None:
         """Add the probability of the most probable label, and where it is right; squares and logarithms are over all labels."""
-        best, voxels, has_channel = probabilities.argmax(axis=0), np.arange(truth.size), truth < len(probabilities)
-        of_truth = np.where(has_channel, probabilities[np.where(has_channel, truth, 0), voxels], 0.0)
+        best, voxels, has_channel = (
+            probabilities.argmax(axis=0),
+            np.arange(truth.size),
+            truth < len(probabilities),
+        )
+        of_truth = np.where(
+            has_channel, probabilities[np.where(has_channel, truth, 0), voxels], 0.0
+        )
         # The sum of (p - y)² over labels is that of p², except for the label of the reference: (p - 1)² - p² = 1 - 2 p.
         squares = float((probabilities**2).sum()) + float((1.0 - 2.0 * of_truth).sum())
         self._add(probabilities[best, voxels], best == truth, of_truth, squares)
@@ -79,33 +85,55 @@ def measure_calibration(
     """
     members = {name: sorted(set(labels)) for name, labels in regions.items()}
     if channels is None:
-        of_region = {name: [label for label in labels if label < len(probabilities)] for name, labels in members.items()}
+        of_region = {
+            name: [label for label in labels if label < len(probabilities)]
+            for name, labels in members.items()
+        }
     else:
         numbers = {tuple(sorted(set(labels))): number for number, labels in enumerate(channels)}
-        of_region = {name: [numbers[tuple(labels)]] for name, labels in members.items() if tuple(labels) in numbers}
+        of_region = {
+            name: [numbers[tuple(labels)]]
+            for name, labels in members.items()
+            if tuple(labels) in numbers
+        }
     sums = {name: ReliabilitySums() for name in (*regions, ALL_LABELS)}
     for block, truth in _blocks(probabilities, reference, ignore_label):
         for name, own in of_region.items():
-            probability = block[own[0]] if len(own) == 1 else np.minimum(block[own].sum(axis=0), 1.0)
+            probability = (
+                block[own[0]] if len(own) == 1 else np.minimum(block[own].sum(axis=0), 1.0)
+            )
             sums[name].add_binary(probability, np.isin(truth, members[name]))
         if channels is None:
             sums[ALL_LABELS].add_labels(block, truth)
     return {
-        name: {metric: getattr(own, metric)() if own.count else math.nan for metric in CALIBRATION_METRICS} for name, own in sums.items()
+        name: {
+            metric: getattr(own, metric)() if own.count else math.nan
+            for metric in CALIBRATION_METRICS
+        }
+        for name, own in sums.items()
     }
 
 
-def _blocks(probabilities: NDArray[np.floating[Any]], reference: Array, ignore_label: int | None) -> Iterator[tuple[Float64, Array]]:
+def _blocks(
+    probabilities: NDArray[np.floating[Any]], reference: Array, ignore_label: int | None
+) -> Iterator[tuple[Float64, Array]]:
     """Yield probabilities (channels, n) and reference labels (n,), without the voxels that are ignored."""
     if probabilities.shape[1:] != reference.shape:
-        raise GridMismatchError(f"probabilities of shape {probabilities.shape[1:]}, but a reference of shape {reference.shape}")
+        raise GridMismatchError(
+            f"probabilities of shape {probabilities.shape[1:]}, but a reference of shape {reference.shape}"
+        )
     if reference.dtype.kind not in "biu":
-        raise InputError(f"the reference has values of type {reference.dtype}; expected a label map of integers")
+        raise InputError(
+            f"the reference has values of type {reference.dtype}; expected a label map of integers"
+        )
     # In the order of files, whose values are not copied then.
     values = reverse_grid(probabilities).reshape(len(probabilities), -1)
     labels = reference.T.reshape(-1)
     for start in range(0, labels.size, _BLOCK_VOXELS):
-        block, truth = values[:, start : start + _BLOCK_VOXELS], labels[start : start + _BLOCK_VOXELS]
+        block, truth = (
+            values[:, start : start + _BLOCK_VOXELS],
+            labels[start : start + _BLOCK_VOXELS],
+        )
         if ignore_label is not None and (truth == ignore_label).any():
             kept = truth != ignore_label
             block, truth = block[:, kept], truth[kept]

@@ -33,7 +33,12 @@ class OverlapCounts:
     @staticmethod
     def of_masks(prediction: Bool, reference: Bool) -> OverlapCounts:
         """Count the voxels of two masks of the same shape."""
-        return OverlapCounts(*(int(np.count_nonzero(mask)) for mask in (prediction, reference, prediction & reference)))
+        return OverlapCounts(
+            *(
+                int(np.count_nonzero(mask))
+                for mask in (prediction, reference, prediction & reference)
+            )
+        )
 
     @staticmethod
     def of_confusion(confusion: NDArray[np.integer[Any]], labels: Sequence[int]) -> OverlapCounts:
@@ -71,15 +76,31 @@ _ROUNDING = 1e-5
 class MaskPair(OverlapCounts):
     """A predicted mask and its reference, (*grid), cut to a box around both: a method for each metric, by its name."""
 
-    def __init__(self, prediction: Bool, reference: Bool, spacing: Sequence[float], voxel_volume: float, tolerance_mm: float) -> None:
+    def __init__(
+        self,
+        prediction: Bool,
+        reference: Bool,
+        spacing: Sequence[float],
+        voxel_volume: float,
+        tolerance_mm: float,
+    ) -> None:
         """Count the voxels. `spacing` is in mm, one per grid axis, `voxel_volume` in mm³, `tolerance_mm` that of the surface Dice."""
         super().__init__(*astuple(OverlapCounts.of_masks(prediction, reference)))
-        self._masks, self._spacing, self._voxel_volume, self._tolerance_mm = (prediction, reference), spacing, voxel_volume, tolerance_mm
+        self._masks, self._spacing, self._voxel_volume, self._tolerance_mm = (
+            (prediction, reference),
+            spacing,
+            voxel_volume,
+            tolerance_mm,
+        )
 
     @cached_property
     def _directed(self) -> tuple[Float64, Float64] | None:
         """Distances in mm from each boundary to the other one; None if a mask is empty."""
-        return boundary_distances(*self._masks, self._spacing) if self.num_predicted and self.num_reference else None
+        return (
+            boundary_distances(*self._masks, self._spacing)
+            if self.num_predicted and self.num_reference
+            else None
+        )
 
     def volume_ml(self) -> float:
         """Return the volume of the prediction in ml."""
@@ -94,15 +115,25 @@ class MaskPair(OverlapCounts):
         if self._directed is None:  # No voxel is near an empty boundary.
             return _ratio(0, self.num_predicted + self.num_reference)
         distances = np.concatenate(self._directed)
-        return float(np.count_nonzero(distances <= self._tolerance_mm * (1 + _ROUNDING)) / distances.size)
+        return float(
+            np.count_nonzero(distances <= self._tolerance_mm * (1 + _ROUNDING)) / distances.size
+        )
 
     def hd_mm(self) -> float:
         """Return the largest distance from one boundary to the other, in mm."""
-        return math.nan if self._directed is None else max(float(one_way.max()) for one_way in self._directed)
+        return (
+            math.nan
+            if self._directed is None
+            else max(float(one_way.max()) for one_way in self._directed)
+        )
 
     def hd95_mm(self) -> float:
         """Return the larger of the two 95th percentiles, in mm."""
-        return math.nan if self._directed is None else max(float(np.percentile(one_way, 95)) for one_way in self._directed)
+        return (
+            math.nan
+            if self._directed is None
+            else max(float(np.percentile(one_way, 95)) for one_way in self._directed)
+        )
 
     def assd_mm(self) -> float:
         """Return the mean distance over both boundaries, in mm."""
@@ -118,7 +149,9 @@ class MaskPair(OverlapCounts):
 _VOXELS_PER_POINT = 30
 
 
-def boundary_distances(prediction: Bool, reference: Bool, spacing: Sequence[float]) -> tuple[Float64, Float64]:
+def boundary_distances(
+    prediction: Bool, reference: Bool, spacing: Sequence[float]
+) -> tuple[Float64, Float64]:
     """Return the distances in mm from each boundary voxel of one mask to the nearest one of the other, center to center; both ways.
 
     A boundary voxel shares a face with a voxel outside the mask, or with the border of the grid.
@@ -128,7 +161,9 @@ def boundary_distances(prediction: Bool, reference: Bool, spacing: Sequence[floa
     edges = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, reference)]
     shared = edges[0] & edges[1]
     apart = [edge & ~shared for edge in edges]
-    is_smooth = _VOXELS_PER_POINT * (np.count_nonzero(apart[0]) + np.count_nonzero(apart[1])) <= shared.size
+    is_smooth = (
+        _VOXELS_PER_POINT * (np.count_nonzero(apart[0]) + np.count_nonzero(apart[1])) <= shared.size
+    )
     nearest = _nearest_by_tree if is_smooth else _nearest_by_transform
     zeros = np.zeros(np.count_nonzero(shared))
     there, back = nearest(apart[0], edges[1], spacing), nearest(apart[1], edges[0], spacing)
@@ -140,14 +175,18 @@ def _nearest_by_tree(points: Bool, targets: Bool, spacing: Sequence[float]) -> F
     from scipy.spatial import cKDTree
 
     tree = cKDTree(np.argwhere(targets) * np.asarray(spacing, np.float64))
-    return np.asarray(tree.query(np.argwhere(points) * np.asarray(spacing, np.float64))[0], np.float64)
+    return np.asarray(
+        tree.query(np.argwhere(points) * np.asarray(spacing, np.float64))[0], np.float64
+    )
 
 
 def _nearest_by_transform(points: Bool, targets: Bool, spacing: Sequence[float]) -> Float64:
     """Return the same in a time that depends only on the size of the grid."""
     from scipy import ndimage
 
-    return np.asarray(ndimage.distance_transform_edt(~targets, sampling=tuple(spacing))[points], np.float64)
+    return np.asarray(
+        ndimage.distance_transform_edt(~targets, sampling=tuple(spacing))[points], np.float64
+    )
 
 
 def one_voxel(spacing: Sequence[float]) -> float:
@@ -184,19 +223,37 @@ def measure_case(
         InputError: a map does not hold integers, or the spacing is not one positive number per axis.
         ConfigError: an unknown metric, a negative tolerance, or a region that does not consist of labels.
     """
-    prediction, reference = given_array(prediction, "the prediction"), given_array(reference, "the reference")
+    prediction, reference = (
+        given_array(prediction, "the prediction"),
+        given_array(reference, "the reference"),
+    )
     for name, labels in (("prediction", prediction), ("reference", reference)):
         if labels.dtype.kind not in "biu":
-            raise InputError(f"the {name} has values of type {labels.dtype}; expected a label map of integers")
+            raise InputError(
+                f"the {name} has values of type {labels.dtype}; expected a label map of integers"
+            )
     if prediction.shape != reference.shape:
         shapes = (TIMES.join(map(str, labels.shape)) for labels in (prediction, reference))
-        raise GridMismatchError("the prediction has {} voxels, the reference {}; both must be on one grid".format(*shapes))
+        raise GridMismatchError(
+            "the prediction has {} voxels, the reference {}; both must be on one grid".format(
+                *shapes
+            )
+        )
     if prediction.size == 0:
         raise InputError(f"label maps of shape {prediction.shape} have no voxels")
     spacing = given_spacing(spacing, prediction.ndim)
-    named = {name: np.asarray(list(region) if isinstance(region, Iterable) else 0) for name, region in regions.items()}
-    if wrong := [name for name, labels in named.items() if labels.size and (labels.dtype.kind not in "iu" or labels.min() < 1)]:
-        raise ConfigError(f"region {wrong[0]!r}: expected labels from 1 up, such as (1, 3), got {regions[wrong[0]]!r}")
+    named = {
+        name: np.asarray(list(region) if isinstance(region, Iterable) else 0)
+        for name, region in regions.items()
+    }
+    if wrong := [
+        name
+        for name, labels in named.items()
+        if labels.size and (labels.dtype.kind not in "iu" or labels.min() < 1)
+    ]:
+        raise ConfigError(
+            f"region {wrong[0]!r}: expected labels from 1 up, such as (1, 3), got {regions[wrong[0]]!r}"
+        )
     if not 0 <= tolerance_mm < math.inf:
         raise ConfigError(f"tolerance_mm: expected a number of mm, at least 0, got {tolerance_mm}")
     if unknown := [metric for metric in metrics if metric not in MASK_METRICS]:
@@ -204,7 +261,10 @@ def measure_case(
     box = bounding_box((prediction != 0) | (reference != 0)) or _ONE_VOXEL
     # Along an axis with a single voxel, every voxel of a slice would be boundary. The crop may have more of these axes.
     kept = [axis for axis, size in enumerate(prediction.shape) if size > 1]
-    predicted, wanted = (labels[box].reshape([labels[box].shape[axis] for axis in kept] or [1]) for labels in (prediction, reference))
+    predicted, wanted = (
+        labels[box].reshape([labels[box].shape[axis] for axis in kept] or [1])
+        for labels in (prediction, reference)
+    )
     is_measured = True if ignore_label is None else wanted != ignore_label
     values = {}
     sides, voxel_volume = tuple(spacing[axis] for axis in kept) or (1.0,), math.prod(spacing)

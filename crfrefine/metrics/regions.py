@@ -26,7 +26,9 @@ def parse_region(text: str) -> Region:
     """Read a region from the command line, such as "core=1+3+4"; raise ConfigError for another text."""
     name, _, labels = text.partition("=")
     parts = labels.split("+")
-    if not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) and 1 <= int(part) <= MAX_LABEL for part in parts):
+    if not all(
+        re.fullmatch(r"\s*[0-9]{1,9}\s*", part) and 1 <= int(part) <= MAX_LABEL for part in parts
+    ):
         expected = f'NAME=LABEL+LABEL+..., such as "core=1+3+4", with labels from 1 to {MAX_LABEL}'
         raise ConfigError(f"region {shorten_value(text)}: expected {expected}")
     return make_region(name, map(int, parts))

@@ -14,7 +14,12 @@ Better = Literal["higher", "lower", "nearer_zero"]
 RegionValues = dict[str, dict[str, float]]  # value of each metric, by region; NaN where undefined
 # Differences of ratios are shown in points (hundredths); the ratios themselves from 0 to 1.
 POINTS = 100.0
-_ADVICE = {"higher": "higher is better", "lower": "lower is better", "nearer_zero": "nearer to zero is better", None: "only describes"}
+_ADVICE = {
+    "higher": "higher is better",
+    "lower": "lower is better",
+    "nearer_zero": "nearer to zero is better",
+    None: "only describes",
+}
 
 
 class Metric(NamedTuple):
@@ -25,11 +30,19 @@ class Metric(NamedTuple):
     better: Better | None = None  # Which values are better; None if it only describes.
     unit: str = ""  # Unit of its values; empty without one.
     digits: int = 2  # Decimals of a value.
-    is_ratio: bool = False  # True if its values are from 0 to 1, and their differences shown in points.
-    in_overview: bool = False  # True if the terminal shows it after `evaluate`; files and report show all metrics.
-    in_training: bool = False  # True if `train-crf` measures it too; it shows those that are in the overview.
+    is_ratio: bool = (
+        False  # True if its values are from 0 to 1, and their differences shown in points.
+    )
+    in_overview: bool = (
+        False  # True if the terminal shows it after `evaluate`; files and report show all metrics.
+    )
+    in_training: bool = (
+        False  # True if `train-crf` measures it too; it shows those that are in the overview.
+    )
     noun: str = ""  # Name inside of a sentence, if the title would not do.
-    follows: str = ""  # Name of another metric that determines it: a loss in it is not reported again.
+    follows: str = (
+        ""  # Name of another metric that determines it: a loss in it is not reported again.
+    )
 
     @property
     def in_text(self) -> str:
@@ -57,11 +70,17 @@ class Metric(NamedTuple):
 
     def difference_text(self, difference: float, sign: str = "+") -> str:
         """Return a difference of two values as displayed, without its unit; empty if undefined. The sign is that of positive numbers."""
-        return _number(self.difference_factor * difference, 2 if self.is_ratio else self.digits, sign)
+        return _number(
+            self.difference_factor * difference, 2 if self.is_ratio else self.digits, sign
+        )
 
     def interval_text(self, low: float, high: float, sign: str = "+") -> str:
         """Return an interval of differences as displayed; empty if undefined."""
-        return "" if math.isnan(low) else f"{self.difference_text(low, sign)} to {self.difference_text(high, sign)}"
+        return (
+            ""
+            if math.isnan(low)
+            else f"{self.difference_text(low, sign)} to {self.difference_text(high, sign)}"
+        )
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:
@@ -93,7 +112,9 @@ _MASK_METRICS = (
 _ECE = _score("ece", "Calibration error (ECE)", noun="calibration error (ECE)", in_overview=True)
 # The metrics of masks and of probabilities, in the order of reports.
 MASK_METRICS = {metric.name: metric for metric in _MASK_METRICS}
-CALIBRATION_METRICS = {metric.name: metric for metric in (_ECE, _score("brier", "Brier score"), NLL)}
+CALIBRATION_METRICS = {
+    metric.name: metric for metric in (_ECE, _score("brier", "Brier score"), NLL)
+}
 METRICS = MASK_METRICS | CALIBRATION_METRICS
 
 

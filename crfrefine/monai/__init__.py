@@ -11,7 +11,9 @@ try:
 except ImportError as error:
     from crfrefine.errors import BackendUnavailableError
 
-    raise BackendUnavailableError(f"crfrefine.monai needs MONAI ({error}): pip install 'crfrefine[monai]'") from error
+    raise BackendUnavailableError(
+        f"crfrefine.monai needs MONAI ({error}): pip install 'crfrefine[monai]'"
+    ) from error
 
 from crfrefine.monai.transforms import CrfRefine as CrfRefine
 from crfrefine.monai.transforms import CrfRefined as CrfRefined

@@ -72,12 +72,20 @@ class CrfRefine(Transform):
     ) -> None:
         super().__init__()
         self.output: Output = output or ("labels" if input_type == "labels" else "logits")
-        known = ("labels",) if input_type == "labels" else get_args(Output)  # A label map becomes a label map.
+        known = (
+            ("labels",) if input_type == "labels" else get_args(Output)
+        )  # A label map becomes a label map.
         if self.output not in known:
-            raise ConfigError(f"output: with input_type={input_type!r} expected one of {', '.join(known)}; got {shorten_value(output)}")
+            raise ConfigError(
+                f"output: with input_type={input_type!r} expected one of {', '.join(known)}; got {shorten_value(output)}"
+            )
         if parameters is None and network_spacing is not None:
             parameters = "sharp"
-        self.parameters = CrfParameters.from_dict(parameters) if isinstance(parameters, Mapping) else as_parameters(parameters)
+        self.parameters = (
+            CrfParameters.from_dict(parameters)
+            if isinstance(parameters, Mapping)
+            else as_parameters(parameters)
+        )
         self.input_type: InputType = input_type
         self.spacing: Spacing = None
         if spacing is not None:
@@ -107,30 +115,47 @@ class CrfRefine(Transform):
         given = (logits, image) if mask is None else (logits, image, mask)
         for value in given:
             if not isinstance(value, torch.Tensor | np.ndarray):
-                raise InputError(f"expected tensors or arrays, got {shorten_value(value)}; LoadImage reads files")
+                raise InputError(
+                    f"expected tensors or arrays, got {shorten_value(value)}; LoadImage reads files"
+                )
         if _is_batch(logits, image, self.spacing):
             sizes = list(map(len, given))
             if len(set(sizes)) > 1:
-                raise InputError(f"batches of {' and '.join(map(str, sizes))} cases; logits, image and mask must have the same cases")
+                raise InputError(
+                    f"batches of {' and '.join(map(str, sizes))} cases; logits, image and mask must have the same cases"
+                )
             # Each case of a MetaTensor has its own metadata.
             items: Any = (decollate_batch(x) if isinstance(x, MetaTensor) else x for x in given)
             cases = enumerate(zip(*items, strict=True))
             refined = np.stack([self._refined(*case, number=number) for number, case in cases])
         else:
             refined = self._refined(*given)
-        return convert_to_dst_type(refined, logits, dtype=refined.dtype if self.output == "labels" else logits.dtype)[0]
+        return convert_to_dst_type(
+            refined, logits, dtype=refined.dtype if self.output == "labels" else logits.dtype
+        )[0]
 
-    def _refined(self, logits: Any, image: Any, mask: Any = None, *, number: int | None = None) -> NDArray[Any]:
+    def _refined(
+        self, logits: Any, image: Any, mask: Any = None, *, number: int | None = None
+    ) -> NDArray[Any]:
         """Return the result of one case as an array."""
         try:
             spacing = _spacing_of_case(logits, image, mask, self.spacing)
             values = _to_numpy(logits)
             if self.input_type == "labels":
                 if len(values) != 1:
-                    raise InputError(f"the label map has shape {values.shape}; expected one channel, (1, *grid)")
+                    raise InputError(
+                        f"the label map has shape {values.shape}; expected one channel, (1, *grid)"
+                    )
                 values = values[0]
-            mask = None if mask is None else _to_numpy(mask).reshape(logits.shape[1:])  # of one channel
-            options = {"spacing": spacing, "parameters": self.parameters, "input_type": self.input_type, **self._options}
+            mask = (
+                None if mask is None else _to_numpy(mask).reshape(logits.shape[1:])
+            )  # of one channel
+            options = {
+                "spacing": spacing,
+                "parameters": self.parameters,
+                "input_type": self.input_type,
+                **self._options,
+            }
             result = refine(values, _to_numpy(image), mask=mask, **options)
         except CrfRefineError as error:
             place = [f"case {number} of the batch"] if number is not None else []
@@ -200,14 +225,18 @@ class CrfRefined(MapTransform):
                         f"Key `{other}` of transform `{type(self).__name__}` was missing in the data, which has logits in `{key}`."
                     )
             # From `data`: of several keys, none sees what another one has become.
-            result[key] = self.refine(data[key], data[image_key], None if mask_key is None else data[mask_key])
+            result[key] = self.refine(
+                data[key], data[image_key], None if mask_key is None else data[mask_key]
+            )
         return result
 
 
 def _file_of(*values: Any) -> str | None:
     """Return the file that the first MetaTensor with such an entry was read from; None if unknown."""
     names = (value.meta.get("filename_or_obj") for value in values if isinstance(value, MetaTensor))
-    return next((shorten(name, MAX_OF_A_PATH) for name in names if isinstance(name, str) and name), None)
+    return next(
+        (shorten(name, MAX_OF_A_PATH) for name in names if isinstance(name, str) and name), None
+    )
 
 
 def _is_batch(logits: Any, image: Any, spacing: Spacing) -> bool:
@@ -226,23 +255,36 @@ def _is_batch(logits: Any, image: Any, spacing: Spacing) -> bool:
     return bool(tagged.is_batch)
 
 
-def _spacing_of_case(logits: Any, image: Any, mask: Any | None, spacing: Spacing) -> tuple[float, ...]:
+def _spacing_of_case(
+    logits: Any, image: Any, mask: Any | None, spacing: Spacing
+) -> tuple[float, ...]:
     """Return the distance between neighboring voxels of one case in mm, one per axis, after checking that all are on one grid."""
     grid = tuple(logits.shape[1:])
     tensors = [("logits", logits, grid), ("image", image, tuple(image.shape[1:]))]
     if mask is not None:
         if mask.ndim > len(grid) and len(mask) != 1:
-            raise InputError(f"the mask has shape {tuple(mask.shape)}; expected one channel, {(1, *grid)}")
+            raise InputError(
+                f"the mask has shape {tuple(mask.shape)}; expected one channel, {(1, *grid)}"
+            )
         tensors.append(("mask", mask, tuple(mask.shape[mask.ndim > len(grid) :])))
     for name, value, _ in tensors:
         if isinstance(value, MetaTensor) and value.has_pending_operations:
-            raise InputError(f"{_label(name, value)}: lazy operations are pending; apply them first, with ApplyPending or Compose")
+            raise InputError(
+                f"{_label(name, value)}: lazy operations are pending; apply them first, with ApplyPending or Compose"
+            )
     affines = [_affine_of(value) for _, value, _ in tensors]
     first = affines[0]
     for (name, value, shape), affine in zip(tensors[1:], affines[1:], strict=True):
-        are_apart = first is not None and affine is not None and len(grid) <= MAX_AXES and not same_grid(grid, first, shape, affine)
+        are_apart = (
+            first is not None
+            and affine is not None
+            and len(grid) <= MAX_AXES
+            and not same_grid(grid, first, shape, affine)
+        )
         if shape != grid or are_apart:
-            lines = describe_difference((_label("logits", logits), grid, first), (_label(name, value), shape, affine))
+            lines = describe_difference(
+                (_label("logits", logits), grid, first), (_label(name, value), shape, affine)
+            )
             raise GridMismatchError(
                 f"logits and {name} are on different grids\n{lines}\n"
                 "  Invert the spatial transforms of both (Invertd), or refine before they are inverted."
@@ -253,7 +295,9 @@ def _spacing_of_case(logits: Any, image: Any, mask: Any | None, spacing: Spacing
     if affine is None:
         raise InputError(_NO_PLACE)
     if not 1 <= len(grid) <= MAX_AXES:
-        raise InputError(f"{_label('logits', logits)}: shape {tuple(logits.shape)} on {len(grid)} axes; an affine has at most {MAX_AXES}")
+        raise InputError(
+            f"{_label('logits', logits)}: shape {tuple(logits.shape)} on {len(grid)} axes; an affine has at most {MAX_AXES}"
+        )
     return spacing_of(affine, len(grid))
 
 
@@ -269,8 +313,14 @@ def _affine_of(value: Any) -> NDArray[np.float64] | None:
         return None
     stored = np.asarray(torch.as_tensor(value.meta[MetaKeys.AFFINE]).cpu(), np.float64)
     if stored.ndim != 2 or stored.shape[0] != stored.shape[1] or not 2 <= len(stored) <= 4:
-        raise InputError(f"{_file_of(value) or 'a MetaTensor'}: an affine of shape {stored.shape}; expected (4, 4)")
-    if np.array_equal(stored, np.eye(len(stored))) and _file_of(value) is None and MetaKeys.ORIGINAL_AFFINE not in value.meta:
+        raise InputError(
+            f"{_file_of(value) or 'a MetaTensor'}: an affine of shape {stored.shape}; expected (4, 4)"
+        )
+    if (
+        np.array_equal(stored, np.eye(len(stored)))
+        and _file_of(value) is None
+        and MetaKeys.ORIGINAL_AFFINE not in value.meta
+    ):
         return None
     affine, axes = np.eye(4), len(stored) - 1
     affine[:axes, :axes], affine[:axes, 3] = stored[:axes, :axes], stored[:axes, axes]

@@ -36,7 +36,9 @@ class Rule:
     # Words in a list per label: for the background, which means all foreground labels together, and for the others.
     # None means `words`.
     words_of_list: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-    per: str | None = None  # "label", "modality" or "axis": a list with a value for each may be given
+    per: str | None = (
+        None  # "label", "modality" or "axis": a list with a value for each may be given
+    )
     shape: str = "single"  # "pair": two increasing numbers; "matrix": square, with a zero diagonal
 
     def check(self, value: Any, key: str) -> Any:
@@ -50,15 +52,26 @@ class Rule:
             if not value:
                 raise ConfigError(f"{key}: the list is empty")
             first, *others = self.words_of_list or (self.words,)
-            rules = [replace(self, per=None, words=words) for words in (first, *(others or (first,)))]
-            return tuple(rules[min(index, 1)].check(entry, f"{key}[{index}]") for index, entry in enumerate(value))
+            rules = [
+                replace(self, per=None, words=words) for words in (first, *(others or (first,)))
+            ]
+            return tuple(
+                rules[min(index, 1)].check(entry, f"{key}[{index}]")
+                for index, entry in enumerate(value)
+            )
         if self.shape == "pair":
             if not is_list or len(value) != 2:
-                raise ConfigError(f"{key}: expected two numbers [low, high], got {shorten_value(value)}")
+                raise ConfigError(
+                    f"{key}: expected two numbers [low, high], got {shorten_value(value)}"
+                )
             number = replace(self, shape="single")
-            low, high = (number.check(entry, f"{key}[{index}]") for index, entry in enumerate(value))
+            low, high = (
+                number.check(entry, f"{key}[{index}]") for index, entry in enumerate(value)
+            )
             if low >= high:
-                raise ConfigError(f"{key}: the first number must be smaller than the second, got {shorten_value(value)}")
+                raise ConfigError(
+                    f"{key}: the first number must be smaller than the second, got {shorten_value(value)}"
+                )
             return low, high
         if self.kind is bool:
             if isinstance(value, bool):
@@ -68,13 +81,21 @@ class Rule:
             if isinstance(value, str) and value in self.words:
                 return value
             expected = f"expected one of {', '.join(self.words)};"
-        elif isinstance(value, bool) or not isinstance(value, int if self.kind is int else int | float):
+        elif isinstance(value, bool) or not isinstance(
+            value, int if self.kind is int else int | float
+        ):
             expected = f"expected a {'whole ' if self.kind is int else ''}number,"
         elif not abs(value) <= sys.float_info.max:  # also NaN
             expected = "expected a finite number,"
         elif not self.low <= value <= self.high or (self.low_open and value == self.low):
-            upper = "" if self.high == math.inf else f" and at most {self.high if self.kind is int else format(self.high, 'g')}"
-            expected = f"must be {'greater than' if self.low_open else 'at least'} {self.low:g}{upper},"
+            upper = (
+                ""
+                if self.high == math.inf
+                else f" and at most {self.high if self.kind is int else format(self.high, 'g')}"
+            )
+            expected = (
+                f"must be {'greater than' if self.low_open else 'at least'} {self.low:g}{upper},"
+            )
         else:
             return self.kind(value)
         raise ConfigError(f"{key}: {expected} got {shorten_value(value)}")
@@ -83,9 +104,14 @@ class Rule:
 def _penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
     rows = value if isinstance(value, list | tuple) else ()
     if not rows or not all(isinstance(row, list | tuple) and len(row) == len(rows) for row in rows):
-        raise ConfigError(f"{key}: expected a square matrix [[...], ...], got {shorten_value(value)}")
+        raise ConfigError(
+            f"{key}: expected a square matrix [[...], ...], got {shorten_value(value)}"
+        )
     penalty = Rule(low=-MAX_PENALTY, high=MAX_PENALTY)
-    matrix = tuple(tuple(penalty.check(entry, f"{key}[{i}][{j}]") for j, entry in enumerate(row)) for i, row in enumerate(rows))
+    matrix = tuple(
+        tuple(penalty.check(entry, f"{key}[{i}][{j}]") for j, entry in enumerate(row))
+        for i, row in enumerate(rows)
+    )
     for index, row in enumerate(matrix):
         if row[index] != 0.0:
             raise ConfigError(
@@ -98,8 +124,12 @@ def _penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
 def wrong_length(length: int, key: str, what: str, size: int) -> ConfigError:
     """Return the error for a list that does not have one value per label, modality or axis of the case."""
     has = f"is {length} x {length}" if key.endswith("matrix") else f"has {counted(length, 'value')}"
-    sizes = what if size == 1 else {"label": "labels", "modality": "modalities", "axis": "axes"}[what]
-    return ConfigError(f"{key}: it {has}, but the case has {size} {sizes}; give one value for all, or one per {what}")
+    sizes = (
+        what if size == 1 else {"label": "labels", "modality": "modalities", "axis": "axes"}[what]
+    )
+    return ConfigError(
+        f"{key}: it {has}, but the case has {size} {sizes}; give one value for all, or one per {what}"
+    )
 
 
 def unknown_key(key: object, known: Collection[str]) -> ConfigError:
@@ -110,7 +140,13 @@ def unknown_key(key: object, known: Collection[str]) -> ConfigError:
     table, _, entry = key.partition(".")
     beside = [name.partition(".")[2] for name in known if name.startswith(f"{table}.")]
     close = [name for name in known if name.endswith(f".{key}")]
-    close = close or difflib.get_close_matches((entry if beside else key)[:MAX_CHARACTERS], beside or list(known), n=1)
+    close = close or difflib.get_close_matches(
+        (entry if beside else key)[:MAX_CHARACTERS], beside or list(known), n=1
+    )
     tables = dict.fromkeys(name.partition(".")[0] for name in known)
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(beside or tables)}"
+    hint = (
+        f"did you mean {' or '.join(map(repr, close))}?"
+        if close
+        else f"known: {', '.join(beside or tables)}"
+    )
     return ConfigError(f"{shorten(key)}: unknown key; {hint}")

@@ -35,7 +35,9 @@ from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec,
 
 SCHEMA = 1
 TRAINED_ON = "trained_on"
-_MAX_BYTES = 1 << 24  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
+_MAX_BYTES = (
+    1 << 24
+)  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
 _DOTTED_KEY = re.compile(r"(\w+)\.(?:([0-9]+)\.)?(\w+)")
 
 
@@ -57,28 +59,56 @@ class CrfParameters:
         crfrefine.errors.ConfigError: theta_alpha: unknown key; did you mean 'bilateral.theta_alpha'?
     """
 
-    intensity: IntensityParameters = field(default_factory=IntensityParameters)  # normalization of the image
-    bilateral: tuple[BilateralParameters, ...] = field(default_factory=lambda: (BilateralParameters(),))  # the appearance kernels
+    intensity: IntensityParameters = field(
+        default_factory=IntensityParameters
+    )  # normalization of the image
+    bilateral: tuple[BilateralParameters, ...] = field(
+        default_factory=lambda: (BilateralParameters(),)
+    )  # the appearance kernels
     spatial: SpatialParameters = field(default_factory=SpatialParameters)  # the smoothness kernel
-    compatibility: CompatibilityParameters = field(default_factory=CompatibilityParameters)  # the penalty matrix
-    volume: VolumeParameters = field(default_factory=VolumeParameters)  # the term that keeps each label's volume
+    compatibility: CompatibilityParameters = field(
+        default_factory=CompatibilityParameters
+    )  # the penalty matrix
+    volume: VolumeParameters = field(
+        default_factory=VolumeParameters
+    )  # the term that keeps each label's volume
     mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)  # the iteration
-    postprocess: PostprocessParameters = field(default_factory=PostprocessParameters)  # the cleaning of the label map
+    postprocess: PostprocessParameters = field(
+        default_factory=PostprocessParameters
+    )  # the cleaning of the label map
     strokes: StrokesParameters = field(default_factory=StrokesParameters)  # the reach of strokes
-    trained_on: tuple[str, ...] = ()  # names of the cases that `train-crf` learned the values on; empty if unknown
+    trained_on: tuple[
+        str, ...
+    ] = ()  # names of the cases that `train-crf` learned the values on; empty if unknown
 
     def __post_init__(self) -> None:
-        kernels = (self.bilateral,) if isinstance(self.bilateral, BilateralParameters) else self.bilateral
-        if not isinstance(kernels, list | tuple) or not kernels or not all(isinstance(k, BilateralParameters) for k in kernels):
-            raise ConfigError("bilateral: expected one kernel or several; to switch the term off, set bilateral.weight = 0")
+        kernels = (
+            (self.bilateral,) if isinstance(self.bilateral, BilateralParameters) else self.bilateral
+        )
+        if (
+            not isinstance(kernels, list | tuple)
+            or not kernels
+            or not all(isinstance(k, BilateralParameters) for k in kernels)
+        ):
+            raise ConfigError(
+                "bilateral: expected one kernel or several; to switch the term off, set bilateral.weight = 0"
+            )
         object.__setattr__(self, "bilateral", tuple(kernels))
         for name, kind in SECTIONS.items():
             if name != "bilateral" and not isinstance(getattr(self, name), kind):
-                raise ConfigError(f"{name}: expected {kind.__name__}, got {shorten_value(getattr(self, name))}")
+                raise ConfigError(
+                    f"{name}: expected {kind.__name__}, got {shorten_value(getattr(self, name))}"
+                )
         if self.compatibility.kind == "potts" and self.compatibility.matrix is not None:
-            raise ConfigError("compatibility.matrix: not used by compatibility.kind = 'potts'; set compatibility.kind = 'matrix' too")
-        if not isinstance(self.trained_on, list | tuple) or not all(isinstance(name, str) for name in self.trained_on):
-            raise ConfigError(f"{TRAINED_ON}: expected a list of names of cases, got {shorten_value(self.trained_on)}")
+            raise ConfigError(
+                "compatibility.matrix: not used by compatibility.kind = 'potts'; set compatibility.kind = 'matrix' too"
+            )
+        if not isinstance(self.trained_on, list | tuple) or not all(
+            isinstance(name, str) for name in self.trained_on
+        ):
+            raise ConfigError(
+                f"{TRAINED_ON}: expected a list of names of cases, got {shorten_value(self.trained_on)}"
+            )
         object.__setattr__(self, TRAINED_ON, tuple(self.trained_on))
 
     @classmethod
@@ -94,9 +124,13 @@ class CrfParameters:
         path = find_config(name_or_path)
         try:
             if path.stat().st_size > _MAX_BYTES:
-                raise ConfigError(f"too large for a parameter file; at most {_MAX_BYTES / 1e6:.0f} MB are read")
+                raise ConfigError(
+                    f"too large for a parameter file; at most {_MAX_BYTES / 1e6:.0f} MB are read"
+                )
             add_inputs(path)
-            return cls.from_toml(path.read_text(encoding="utf-8-sig"))  # Some editors begin a file with a byte order mark.
+            return cls.from_toml(
+                path.read_text(encoding="utf-8-sig")
+            )  # Some editors begin a file with a byte order mark.
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -115,16 +149,26 @@ class CrfParameters:
     def from_dict(cls, table: Mapping[str, Any]) -> CrfParameters:
         """Parameters from nested mappings, as `to_dict` returns and TOML gives; raises ConfigError like `load`."""
         if not isinstance(table, Mapping):
-            raise ConfigError(f"expected a dictionary of sections, as to_dict returns, got {shorten_value(table)}")
+            raise ConfigError(
+                f"expected a dictionary of sections, as to_dict returns, got {shorten_value(table)}"
+            )
         schema = table.get("schema", SCHEMA)
         if type(schema) is not int or schema != SCHEMA:
-            raise ConfigError(f"schema: expected {SCHEMA}, got {shorten_value(schema)}; the file is from another version of crfrefine")
+            raise ConfigError(
+                f"schema: expected {SCHEMA}, got {shorten_value(schema)}; the file is from another version of crfrefine"
+            )
         sections: dict[str, Any] = {}
         for name, value in table.items():
             if name == "bilateral":
                 kernels = value if isinstance(value, list | tuple) else (value,)
-                prefixes = [name] if len(kernels) == 1 else [f"{name}.{number}" for number in range(len(kernels))]
-                sections[name] = tuple(map(section_of, [BilateralParameters] * len(kernels), kernels, prefixes))
+                prefixes = (
+                    [name]
+                    if len(kernels) == 1
+                    else [f"{name}.{number}" for number in range(len(kernels))]
+                )
+                sections[name] = tuple(
+                    map(section_of, [BilateralParameters] * len(kernels), kernels, prefixes)
+                )
             elif name in SECTIONS:
                 sections[name] = section_of(SECTIONS[name], value, name)
             elif name not in ("schema", TRAINED_ON):
@@ -133,15 +177,21 @@ class CrfParameters:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain Python values with the keys of the file; unset keys are left out."""
-        table: dict[str, Any] = {"schema": SCHEMA} | ({TRAINED_ON: list(self.trained_on)} if self.trained_on else {})
+        table: dict[str, Any] = {"schema": SCHEMA} | (
+            {TRAINED_ON: list(self.trained_on)} if self.trained_on else {}
+        )
         for name, _, section in self._tables():
-            values = {key: to_plain(value) for key, value in vars(section).items() if value is not None}
+            values = {
+                key: to_plain(value) for key, value in vars(section).items() if value is not None
+            }
             table[name] = [*table.get(name, ()), values] if name == "bilateral" else values
         return table
 
     def to_toml(self, comment: str = "") -> str:
         """The text of a TOML file with a comment for each key; `comment` is for its head, without the comment sign."""
-        text = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines()) + ("\n" if comment else "")
+        text = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines()) + (
+            "\n" if comment else ""
+        )
         text += f"schema = {SCHEMA}\n"
         if self.trained_on:
             names = "".join(f"  {_toml_value(name)},\n" for name in self.trained_on)
@@ -150,11 +200,19 @@ class CrfParameters:
         for name, prefix, section in self._tables():
             is_first = prefix in (name, f"{name}.0")
             text += f"\n# {(section.__doc__ or '').splitlines()[0]}\n" if is_first else "\n"
-            text += f"[[{name}]]\n" if name == "bilateral" and len(self.bilateral) > 1 else f"[{name}]\n"
+            text += (
+                f"[[{name}]]\n"
+                if name == "bilateral" and len(self.bilateral) > 1
+                else f"[{name}]\n"
+            )
             for key in dataclasses.fields(section):
                 value, comment = getattr(section, key.name), key.metadata["comment"]
                 # A key without a value is shown commented out, with its meaning.
-                entry = f"# {key.name}: not set" if value is None else f"{key.name} = {_toml_value(value)}"
+                entry = (
+                    f"# {key.name}: not set"
+                    if value is None
+                    else f"{key.name} = {_toml_value(value)}"
+                )
                 text += f"# {comment}\n{entry}\n" if "\n" in entry else f"{entry:<31} # {comment}\n"
         return text
 
@@ -193,9 +251,13 @@ class CrfParameters:
             tables = table[name] if name == "bilateral" else [table[name]]
             if number is None and len(tables) > 1:
                 names = listed([f"{name}.{number}.{entry}" for number in range(len(tables))])
-                raise ConfigError(f"{shorten(key)}: there are {len(tables)} kernels; say which: {names}")
+                raise ConfigError(
+                    f"{shorten(key)}: there are {len(tables)} kernels; say which: {names}"
+                )
             if len(number or "") > 9 or int(number or 0) >= len(tables):
-                raise ConfigError(f"{shorten(key)}: expected the number of a kernel from 0 to {len(tables) - 1}")
+                raise ConfigError(
+                    f"{shorten(key)}: expected the number of a kernel from 0 to {len(tables) - 1}"
+                )
             tables[int(number or 0)][entry] = value
         if changes.get("compatibility.kind") == "potts" and "compatibility.matrix" not in changes:
             table["compatibility"].pop("matrix", None)
@@ -211,13 +273,21 @@ class CrfParameters:
     @property
     def num_labels(self) -> int | None:
         """L, if a value per label or a matrix fixes it; None if all values hold for any number of labels."""
-        lists = (values for name, _, section in self._tables() if name != "postprocess" for values in section.label_lists.values())
+        lists = (
+            values
+            for name, _, section in self._tables()
+            if name != "postprocess"
+            for values in section.label_lists.values()
+        )
         return next(map(len, lists), None)
 
     @property
     def has_weight(self) -> bool:
         """Whether any term has a weight: without one, there is no CRF."""
-        weights = [kernel.weight for kernel in self.bilateral] + [self.spatial.weight, self.volume.weight]
+        weights = [kernel.weight for kernel in self.bilateral] + [
+            self.spatial.weight,
+            self.volume.weight,
+        ]
         return any(any(weight) if isinstance(weight, tuple) else weight for weight in weights)
 
     @property
@@ -234,9 +304,14 @@ class CrfParameters:
         sections: dict[str, Any] = {"bilateral": []}
         for name, prefix, section in self._tables():
             section.spread({"label": num_labels}, prefix)  # checks the lengths
-            lists = {key: tuple(values[label] for label in labels) for key, values in section.label_lists.items()}
+            lists = {
+                key: tuple(values[label] for label in labels)
+                for key, values in section.label_lists.items()
+            }
             if "matrix" in lists:
-                lists["matrix"] = tuple(tuple(row[label] for label in labels) for row in lists["matrix"])
+                lists["matrix"] = tuple(
+                    tuple(row[label] for label in labels) for row in lists["matrix"]
+                )
             chosen = dataclasses.replace(section, **lists)
             sections[name] = [*sections[name], chosen] if name == "bilateral" else chosen
         return dataclasses.replace(self, **sections)
@@ -261,16 +336,43 @@ class CrfParameters:
         sizes = {"label": num_labels, "modality": num_modalities, "axis": num_dims}
         tables = [(name, section.spread(sizes, prefix)) for name, prefix, section in self._tables()]
         values, run, matrix = dict(tables), self.mean_field, self.compatibility.matrix
-        terms = [(table["weight"], KernelSpec(table["theta_alpha"], table["theta_beta"])) for name, table in tables if name == "bilateral"]
+        terms = [
+            (table["weight"], KernelSpec(table["theta_alpha"], table["theta_beta"]))
+            for name, table in tables
+            if name == "bilateral"
+        ]
         terms.append((values["spatial"]["weight"], KernelSpec(values["spatial"]["theta_gamma"])))
-        terms = [(weights, kernel) for weights, kernel in terms if np.array(weights, np.float32).any()]
-        weights = np.array([weights for weights, _ in terms], np.float32).reshape(len(terms), num_labels)
-        compatibility = 1 - np.eye(num_labels, dtype=np.float32) if matrix is None else np.asarray(matrix, np.float32)
+        terms = [
+            (weights, kernel) for weights, kernel in terms if np.array(weights, np.float32).any()
+        ]
+        weights = np.array([weights for weights, _ in terms], np.float32).reshape(
+            len(terms), num_labels
+        )
+        compatibility = (
+            1 - np.eye(num_labels, dtype=np.float32)
+            if matrix is None
+            else np.asarray(matrix, np.float32)
+        )
         bias = np.array(values["mean_field"]["bias"], np.float32)
         shift, kernels = bias if bias.any() else None, tuple(kernel for _, kernel in terms)
         return ModelSpec(
-            KernelSetSpec(kernels, run.normalization, run.filter, num_labels, run.num_iterations, run.positions),
-            MeanFieldSpec(weights, compatibility, run.num_iterations, run.temperature, run.tolerance, shift, self.volume.weight),
+            KernelSetSpec(
+                kernels,
+                run.normalization,
+                run.filter,
+                num_labels,
+                run.num_iterations,
+                run.positions,
+            ),
+            MeanFieldSpec(
+                weights,
+                compatibility,
+                run.num_iterations,
+                run.temperature,
+                run.tolerance,
+                shift,
+                self.volume.weight,
+            ),
         )
 
 
@@ -311,7 +413,9 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, sign, raw = text.partition("=")
     key, raw = key.strip(), raw.strip()
     if not sign or not key or not raw:
-        raise ConfigError(f"{shorten_value(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6")
+        raise ConfigError(
+            f"{shorten_value(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6"
+        )
     try:
         parsed = tomllib.loads(f"value = {raw}")
     except (ValueError, RecursionError) as error:

@@ -15,12 +15,19 @@ CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.
 
 def list_presets() -> list[str]:
     """Names of the presets, `default` first, the others in alphabetical order."""
-    return sorted((path.stem for path in CONFIGS.glob("*.toml")), key=lambda name: (name != "default", name))
+    return sorted(
+        (path.stem for path in CONFIGS.glob("*.toml")), key=lambda name: (name != "default", name)
+    )
 
 
 def purpose_of(preset: str) -> str:
     """Return the purpose of a preset in a few words: the start of its first comment."""
-    first = (CONFIGS / f"{preset}.toml").read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    first = (
+        (CONFIGS / f"{preset}.toml")
+        .read_text(encoding="utf-8")
+        .partition("\n")[0]
+        .removeprefix("# ")
+    )
     return re.split(r"(?<=.{12})(?: \(|[:.](?: |$))", first)[0]
 
 
@@ -36,5 +43,9 @@ def find_config(name_or_path: str | Path) -> Path:
         what = "is not a regular file" if path.exists() else "no such file or preset"
     except (OSError, ValueError) as error:  # A name that is too long, or holds the character NUL.
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}") from error
-    raise ConfigError(f"{shorten(name_or_path, MAX_OF_A_PATH)}: {what}; presets: {', '.join(list_presets())}")
+        raise ConfigError(
+            f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}"
+        ) from error
+    raise ConfigError(
+        f"{shorten(name_or_path, MAX_OF_A_PATH)}: {what}; presets: {', '.join(list_presets())}"
+    )

@@ -11,18 +11,29 @@ from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, unknown_key, wrong_length
 
-MAX_TEMPERATURE = 1e6  # far above any that preserves the logits; the smallest one depends on the logits
-MAX_BIAS = 1e3  # far above any useful difference between logits, and far below those of absent labels, 1e4
+MAX_TEMPERATURE = (
+    1e6  # far above any that preserves the logits; the smallest one depends on the logits
+)
+MAX_BIAS = (
+    1e3  # far above any useful difference between logits, and far below those of absent labels, 1e4
+)
 OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)  # refined logits divided by it stay inside float32's range
 FILTERS = ("auto", "exact", "truncated", "lattice", "grid")  # how messages are computed
 _PENALTY = Rule(low=-MAX_PENALTY, high=MAX_PENALTY, per="label")
 _BANDWIDTH = Rule(low=0.0, low_open=True, per="axis")
-_COMPONENTS = Rule(str, words=("none", "foreground", "each"), words_of_list=(("none", "foreground"), ("none", "each")), per="label")
+_COMPONENTS = Rule(
+    str,
+    words=("none", "foreground", "each"),
+    words_of_list=(("none", "foreground"), ("none", "each")),
+    per="label",
+)
 
 
 def _key(default: Any, rule: Rule, comment: str, needed_by: tuple[str, str] | None = None) -> Any:
     """A key of a table; `needed_by` is the word of another key that does not allow None here."""
-    return field(default=default, metadata={"rule": rule, "comment": comment, "needed_by": needed_by})
+    return field(
+        default=default, metadata={"rule": rule, "comment": comment, "needed_by": needed_by}
+    )
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,9 @@ class Section:
             other, word = entry.metadata["needed_by"]
             given = getattr(self, other)
             if word in (given if isinstance(given, tuple) else (given,)):
-                raise ConfigError(f"{key}: needed by {self.section}.{other} = {word!r}; {entry.metadata['comment']}")
+                raise ConfigError(
+                    f"{key}: needed by {self.section}.{other} = {word!r}; {entry.metadata['comment']}"
+                )
 
     def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
         """Return the values by key, with one value per "label", "modality" or "axis" for which `sizes` has a number.
@@ -52,9 +65,13 @@ class Section:
         for entry in dataclasses.fields(self):
             value, rule = getattr(self, entry.name), entry.metadata["rule"]
             if rule.per in sizes:
-                if isinstance(value, tuple) and (rule.shape != "pair" or isinstance(value[0], tuple)):
+                if isinstance(value, tuple) and (
+                    rule.shape != "pair" or isinstance(value[0], tuple)
+                ):
                     if len(value) != (size := sizes[rule.per]):
-                        raise wrong_length(len(value), f"{prefix or self.section}.{entry.name}", rule.per, size)
+                        raise wrong_length(
+                            len(value), f"{prefix or self.section}.{entry.name}", rule.per, size
+                        )
                 elif rule.shape != "matrix":
                     value = (value,) * sizes[rule.per]
             values[entry.name] = value
@@ -63,7 +80,11 @@ class Section:
     @property
     def label_lists(self) -> dict[str, tuple[Any, ...]]:
         """The lists with a value per label, by key."""
-        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.metadata["rule"].per == "label"}
+        values = {
+            entry.name: getattr(self, entry.name)
+            for entry in dataclasses.fields(self)
+            if entry.metadata["rule"].per == "label"
+        }
         return {key: value for key, value in values.items() if isinstance(value, tuple)}
 
 
@@ -78,7 +99,9 @@ class IntensityParameters(Section):
         "none | zscore | percentile | window; one, or one per modality; taken inside the mask",
     )
     percentiles: tuple[float, float] | tuple[tuple[float, float], ...] = _key(
-        (1.0, 99.0), Rule(low=0.0, high=100.0, per="modality", shape="pair"), 'percent; for "percentile": mapped to 0 and 1, not clipped'
+        (1.0, 99.0),
+        Rule(low=0.0, high=100.0, per="modality", shape="pair"),
+        'percent; for "percentile": mapped to 0 and 1, not clipped',
     )
     window: tuple[float, float] | tuple[tuple[float, float], ...] | None = _key(
         None,
@@ -86,7 +109,11 @@ class IntensityParameters(Section):
         'intensity [low, high]; for "window": mapped to 0 and 1 and clipped, e.g. Hounsfield units',
         needed_by=("normalization", "window"),
     )
-    mask: str = _key("none", Rule(str, words=("none", "nonzero")), "none | nonzero (any modality); used when no mask file is given")
+    mask: str = _key(
+        "none",
+        Rule(str, words=("none", "nonzero")),
+        "none | nonzero (any modality); used when no mask file is given",
+    )
 
 
 NORMALIZED = IntensityParameters(normalization="none")  # for an image that has been normalized
@@ -97,10 +124,16 @@ class BilateralParameters(Section):
     """One appearance kernel: exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."""
 
     section: ClassVar[str] = "bilateral"
-    weight: float | tuple[float, ...] = _key(4.0, _PENALTY, "a number, or one per label; 0: no such term")
-    theta_alpha: float | tuple[float, ...] = _key(1.5, _BANDWIDTH, "mm (or voxels, see positions); a number, or one per axis")
+    weight: float | tuple[float, ...] = _key(
+        4.0, _PENALTY, "a number, or one per label; 0: no such term"
+    )
+    theta_alpha: float | tuple[float, ...] = _key(
+        1.5, _BANDWIDTH, "mm (or voxels, see positions); a number, or one per axis"
+    )
     theta_beta: float | tuple[float, ...] = _key(
-        0.05, Rule(low=0.0, low_open=True, per="modality"), "normalized intensity; a number, or one per modality"
+        0.05,
+        Rule(low=0.0, low_open=True, per="modality"),
+        "normalized intensity; a number, or one per modality",
     )
 
 
@@ -112,8 +145,12 @@ class SpatialParameters(Section):
     """The smoothness kernel: exp(-|p_i - p_j|^2 / 2 theta_gamma^2)."""
 
     section: ClassVar[str] = "spatial"
-    weight: float | tuple[float, ...] = _key(0.0, _PENALTY, "a number, or one per label; 0: no such term")
-    theta_gamma: float | tuple[float, ...] = _key(1.0, _BANDWIDTH, "mm (or voxels, see positions); a number, or one per axis")
+    weight: float | tuple[float, ...] = _key(
+        0.0, _PENALTY, "a number, or one per label; 0: no such term"
+    )
+    theta_gamma: float | tuple[float, ...] = _key(
+        1.0, _BANDWIDTH, "mm (or voxels, see positions); a number, or one per axis"
+    )
 
 
 @dataclass(frozen=True)
@@ -121,7 +158,11 @@ class CompatibilityParameters(Section):
     """The penalty for neighbors with different labels."""
 
     section: ClassVar[str] = "compatibility"
-    kind: str = _key("potts", Rule(str, words=("potts", "matrix")), "potts (1 for any two different labels) | matrix")
+    kind: str = _key(
+        "potts",
+        Rule(str, words=("potts", "matrix")),
+        "potts (1 for any two different labels) | matrix",
+    )
     matrix: tuple[tuple[float, ...], ...] | None = _key(
         None,
         Rule(per="label", shape="matrix"),
@@ -135,9 +176,13 @@ class VolumeParameters(Section):
     """The term that keeps the number of voxels of each label's main body, which the other terms tend to shrink."""
 
     section: ClassVar[str] = "volume"
-    weight: float = _key(0.0, Rule(low=0.0, high=1.0), "0 = no such term; 1 = each step keeps the volumes exactly")
+    weight: float = _key(
+        0.0, Rule(low=0.0, high=1.0), "0 = no such term; 1 = each step keeps the volumes exactly"
+    )
     match_input: bool = _key(
-        False, Rule(bool), "whether each label of a label map ends with as many voxels as it has there, by a bias after the iterations"
+        False,
+        Rule(bool),
+        "whether each label of a label map ends with as many voxels as it has there, by a bias after the iterations",
     )
 
 
@@ -148,25 +193,35 @@ class MeanFieldParameters(Section):
     section: ClassVar[str] = "mean_field"
     num_iterations: int = _key(5, Rule(int, low=1, high=MAX_COUNT), "largest number of iterations")
     tolerance: float = _key(
-        1e-5, Rule(low=0.0), "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations"
+        1e-5,
+        Rule(low=0.0),
+        "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations",
     )
-    temperature: float = _key(1.0, Rule(low=0.0, low_open=True, high=MAX_TEMPERATURE), "divides the logits")
+    temperature: float = _key(
+        1.0, Rule(low=0.0, low_open=True, high=MAX_TEMPERATURE), "divides the logits"
+    )
     bias: float | tuple[float, ...] = _key(
         0.0,
         Rule(low=-MAX_BIAS, high=MAX_BIAS, per="label"),
         "added to the logits inside the mask, before the temperature; a number, or one per label",
     )
     output_temperature: float = _key(
-        1.0, Rule(float, *OUTPUT_TEMPERATURE_RANGE), "divides the refined logits where they become probabilities"
+        1.0,
+        Rule(float, *OUTPUT_TEMPERATURE_RANGE),
+        "divides the refined logits where they become probabilities",
     )
-    normalization: str = _key("symmetric", Rule(str, words=("symmetric", "after")), "symmetric | after")
+    normalization: str = _key(
+        "symmetric", Rule(str, words=("symmetric", "after")), "symmetric | after"
+    )
     filter: str = _key(
         "auto",
         Rule(str, words=FILTERS),
         "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
     )
     positions: str = _key(
-        "mm", Rule(str, words=("mm", "voxels", "network")), "mm | voxels | network (its voxels): unit of theta_alpha and theta_gamma"
+        "mm",
+        Rule(str, words=("mm", "voxels", "network")),
+        "mm | voxels | network (its voxels): unit of theta_alpha and theta_gamma",
     )
     label_threshold: float = _key(
         1e-4,
@@ -181,20 +236,28 @@ class PostprocessParameters(Section):
 
     section: ClassVar[str] = "postprocess"
     keep_largest: str | tuple[str, ...] = _key(
-        "none", _COMPONENTS, "none | foreground (all labels together) | each (label by itself); or one per label"
+        "none",
+        _COMPONENTS,
+        "none | foreground (all labels together) | each (label by itself); or one per label",
     )
     min_component_ml: float | tuple[float, ...] = _key(
-        0.0, Rule(low=0.0, per="label"), "ml; smaller components (found as for keep_largest) become background; or one per label"
+        0.0,
+        Rule(low=0.0, per="label"),
+        "ml; smaller components (found as for keep_largest) become background; or one per label",
     )
     fill_holes: str | tuple[str, ...] = _key(
-        "none", _COMPONENTS, "none | foreground (any hole) | each (holes inside a single label); or one per label"
+        "none",
+        _COMPONENTS,
+        "none | foreground (any hole) | each (holes inside a single label); or one per label",
     )
 
     @property
     def removing(self) -> dict[str, str | float | tuple[str, ...] | tuple[float, ...]]:
         """The rules that can remove components, by their dotted keys; empty if all are off."""
         rules = {"keep_largest": self.keep_largest, "min_component_ml": self.min_component_ml}
-        values = {key: {*rule} if isinstance(rule, tuple) else {rule} for key, rule in rules.items()}
+        values = {
+            key: {*rule} if isinstance(rule, tuple) else {rule} for key, rule in rules.items()
+        }
         return {f"{self.section}.{key}": rules[key] for key in rules if values[key] - {"none", 0.0}}
 
 
@@ -203,15 +266,25 @@ class StrokesParameters(Section):
     """How far strokes that correct a result reach."""
 
     section: ClassVar[str] = "strokes"
-    reach: float = _key(6.0, Rule(low=0.0), "mm; a stroke reaches as far as the error that it corrects, and at most this")
-    likeness: float = _key(0.2, Rule(low=0.0, low_open=True), "normalized intensity; smaller: only voxels like the drawn ones follow")
+    reach: float = _key(
+        6.0,
+        Rule(low=0.0),
+        "mm; a stroke reaches as far as the error that it corrects, and at most this",
+    )
+    likeness: float = _key(
+        0.2,
+        Rule(low=0.0, low_open=True),
+        "normalized intensity; smaller: only voxels like the drawn ones follow",
+    )
 
 
 # In the order of the file.
 SECTIONS: dict[str, type[Section]] = {kind.section: kind for kind in Section.__subclasses__()}
 
 # All dotted keys, in the order of the file.
-KEYS = [f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)]
+KEYS = [
+    f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)
+]
 
 
 def section_of(kind: type[Section], table: Any, prefix: str) -> Section:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import ArrayLike
 
-from crfrefine.arrays.arguments import ArrayOrImage, check_logits, given_array, given_label_map, open_images
+from crfrefine.arrays.arguments import (
+    ArrayOrImage,
+    check_logits,
+    given_array,
+    given_label_map,
+    open_images,
+)
 from crfrefine.arrays.label_maps import channels_of, present_labels
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
@@ -117,19 +123,33 @@ def refine(
             f"network_spacing: it is that of a label map, and input_type is '{input_type}'; logits on a coarser grid are interpolated "
             "onto the image's before. For a label map, input_type='labels'"
         )
-    parameters = as_parameters("sharp" if parameters is None and network_spacing is not None else parameters)
-    arrays, spacing = open_images({"logits": logits, "image": image, "mask": mask, "strokes": strokes}, spacing)
+    parameters = as_parameters(
+        "sharp" if parameters is None and network_spacing is not None else parameters
+    )
+    arrays, spacing = open_images(
+        {"logits": logits, "image": image, "mask": mask, "strokes": strokes}, spacing
+    )
     values, image = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
-    in_mm = parameters.mean_field.positions != "voxels" or network_spacing is not None or parameters.postprocess.min_component_ml != 0.0
+    in_mm = (
+        parameters.mean_field.positions != "voxels"
+        or network_spacing is not None
+        or parameters.postprocess.min_component_ml != 0.0
+    )
     if spacing is None:
         spacing = assumed_spacing(matters=in_mm)
 
     network: Network
     if input_type == "labels":
         if regions is not None:
-            raise ConfigError("regions: they are those of the channels of logits, and a label map has none; leave regions out")
+            raise ConfigError(
+                "regions: they are those of the channels of logits, and a label map has none; leave regions out"
+            )
         labels, fixed = given_label_map(values, image), parameters.num_labels
-        grid, num_labels, channels = labels.shape, fixed or MAX_LABELS, channels_of(present_labels(labels))
+        grid, num_labels, channels = (
+            labels.shape,
+            fixed or MAX_LABELS,
+            channels_of(present_labels(labels)),
+        )
         if fixed is not None and channels[-1] >= fixed:
             raise InputError(
                 f"the label map holds labels up to {channels[-1]}, but the parameters have values for {fixed} labels; give parameters "
@@ -144,7 +164,9 @@ def refine(
     drawn = None
     if strokes is not None:
         values = np.asarray(arrays["strokes"])
-        drawn = Strokes.of_array(values, grid, num_labels, background=strokes_background, ignore=strokes_ignore)
+        drawn = Strokes.of_array(
+            values, grid, num_labels, background=strokes_background, ignore=strokes_ignore
+        )
     return refine_network(
         network,
         image,
@@ -199,10 +221,19 @@ class Plan:
         """Take the image; nothing is computed. Arguments and errors are those of `refine`. GPUs keep no kernels."""
         check_threads(threads)
         backend = get_backend(device, keeps_kernels=True)
-        self._case: dict[str, Any] = {"image": image, "spacing": spacing, "mask": mask, "device": backend, "threads": threads}
+        self._case: dict[str, Any] = {
+            "image": image,
+            "spacing": spacing,
+            "mask": mask,
+            "device": backend,
+            "threads": threads,
+        }
 
     def run(
-        self, logits: ArrayOrImage, parameters: CrfParameters | str | Path | None = None, **options: Unpack[RunOptions]
+        self,
+        logits: ArrayOrImage,
+        parameters: CrfParameters | str | Path | None = None,
+        **options: Unpack[RunOptions],
     ) -> RefinementResult:
         """Refine a network's logits, or a label map; arguments, result and errors as of `refine`."""
         return refine(logits, parameters=parameters, **self._case, **options)

@@ -15,7 +15,12 @@ from crfrefine.arrays import label_maps, probabilities
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box
 from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE
-from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, RegionScheme, identify_regions, take_log_odds
+from crfrefine.arrays.region_scheme import (
+    MAX_LOG_ODDS,
+    RegionScheme,
+    identify_regions,
+    take_log_odds,
+)
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import memory_limit, require_memory
@@ -41,10 +46,14 @@ _MAX_FLOAT = float(np.finfo(np.float32).max)
 class ArrayNetwork:
     """A network's output in memory."""
 
-    values: NDArray[np.floating[Any]]  # (L, *grid) logits or probabilities, or (R, *grid) log-odds or probabilities of regions
+    values: NDArray[
+        np.floating[Any]
+    ]  # (L, *grid) logits or probabilities, or (R, *grid) log-odds or probabilities of regions
     input_type: str = "logits"  # "auto", "logits" or "probabilities"
     regions: RegionScheme | None = None  # of the channels; None means that they are labels
-    network_spacing: tuple[float, ...] | None = None  # mm between voxels of the network, if interpolated; None means unknown
+    network_spacing: tuple[float, ...] | None = (
+        None  # mm between voxels of the network, if interpolated; None means unknown
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +61,9 @@ class LabelMapNetwork:
     """A label map instead of a network's output: only labels that occur take part, and if there are many, only near where they occur."""
 
     labels: Labels  # (*grid), in an unsigned type
-    channels: Sequence[int]  # the labels that occur, background, and at least two (`crfrefine.arrays.label_maps.channels_of`)
+    channels: Sequence[
+        int
+    ]  # the labels that occur, background, and at least two (`crfrefine.arrays.label_maps.channels_of`)
     num_labels: int  # L, background included, as values per label in the parameters have it
     # mm between voxels of the network, one number or one per axis, or "auto"; None: each label is taken as it is.
     network_spacing: ArrayLike | None = None
@@ -66,9 +77,15 @@ def layout_of(network: Network) -> tuple[tuple[int, ...], StorageOrder]:
     if isinstance(network, ArrayNetwork):
         return network.values.shape, StorageOrder.of_memory(network.values[0])
     if isinstance(network, LabelMapNetwork):
-        return (len(network.channels), *network.labels.shape), StorageOrder.of_memory(network.labels)
-    num_channels = network.channels.num_labels if isinstance(network, CoarseNetwork) else network.num_labels
-    return (num_channels, *network.grid_shape[::-1]), StorageOrder(tuple(range(len(network.grid_shape)))[::-1])
+        return (len(network.channels), *network.labels.shape), StorageOrder.of_memory(
+            network.labels
+        )
+    num_channels = (
+        network.channels.num_labels if isinstance(network, CoarseNetwork) else network.num_labels
+    )
+    return (num_channels, *network.grid_shape[::-1]), StorageOrder(
+        tuple(range(len(network.grid_shape)))[::-1]
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,12 +95,20 @@ class Prepared:
     logits: Float32  # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
     image: GridImage  # of the box, normalized; without logits in memory that of the tiles counts
     plan: TilePlan | None  # the labels of the tiles; None means all labels everywhere
-    mask: Bool | None = None  # (*grid), True inside the mask and outside the padding; None means everywhere
-    box: Box | None = None  # the part of the grid that is refined without tiles; None means all of it
-    labels: Labels | None = None  # (*grid) the network's label map; None means that it is still to be made from the logits
+    mask: Bool | None = (
+        None  # (*grid), True inside the mask and outside the padding; None means everywhere
+    )
+    box: Box | None = (
+        None  # the part of the grid that is refined without tiles; None means all of it
+    )
+    labels: Labels | None = (
+        None  # (*grid) the network's label map; None means that it is still to be made from the logits
+    )
     num_padding: int = 0  # voxels in the mask that are padding
     notes: tuple[str, ...] = ()  # notes for the user, one sentence each
-    is_probability: bool = False  # whether `logits` are probabilities of labels, whose logarithm is still to be taken
+    is_probability: bool = (
+        False  # whether `logits` are probabilities of labels, whose logarithm is still to be taken
+    )
     are_regions: bool = False  # whether the channels are regions
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
     # (L,), voxels that each label gains by strokes before the mean field; None means none, or that no volumes are kept
@@ -103,7 +128,9 @@ class Case:
     models: Sequence[ModelSpec]  # one, or that of each region; none at first
 
 
-def prepare_channels(network: LabelMapNetwork | StreamedNetwork | CoarseNetwork, case: Case) -> Prepared:
+def prepare_channels(
+    network: LabelMapNetwork | StreamedNetwork | CoarseNetwork, case: Case
+) -> Prepared:
     """Prepare a label map, or channels that are not in memory; all but label maps with few labels have tiles."""
     image, model, parameters, context = case.image, case.models[0], case.parameters, case.context
     is_label_map = isinstance(network, LabelMapNetwork)
@@ -113,7 +140,10 @@ def prepare_channels(network: LabelMapNetwork | StreamedNetwork | CoarseNetwork,
         plan = plan_coarse(network, image, model, parameters, context)
     else:
         labels = np.ascontiguousarray(case.order.to_storage(network.labels))
-        numbers, spacing = label_maps.channel_numbers(labels, network.channels), model.kernels.network_spacing
+        numbers, spacing = (
+            label_maps.channel_numbers(labels, network.channels),
+            model.kernels.network_spacing,
+        )
         sigma = None if spacing is None else label_maps.share_sigma(spacing, image.spacing)
         logits = _logits_of_labels(numbers, len(network.channels), sigma, case)
         if logits is not None:
@@ -123,18 +153,40 @@ def prepare_channels(network: LabelMapNetwork | StreamedNetwork | CoarseNetwork,
     assert plan.labels is not None
     nothing, gained, problem = np.zeros((0, *plan.labels.shape), np.float32), None, plan.problem
     if case.strokes is not None:
-        settings = case.strokes, parameters.strokes, model, image.spacing, problem.mask, problem.normalized
-        edits = plan_edits(*settings, plan.labels.reshape(problem.grid.shape), is_label_map=is_label_map)
+        settings = (
+            case.strokes,
+            parameters.strokes,
+            model,
+            image.spacing,
+            problem.mask,
+            problem.normalized,
+        )
+        edits = plan_edits(
+            *settings, plan.labels.reshape(problem.grid.shape), is_label_map=is_label_map
+        )
         plan, gained = edits.edit_plan(plan, counts_gains=parameters.volume.match_input)
     mask = plan.problem.image.mask
-    return Prepared(nothing, image, plan, mask, labels=plan.labels, num_padding=plan.num_padding, notes=plan.notes, gained=gained)
+    return Prepared(
+        nothing,
+        image,
+        plan,
+        mask,
+        labels=plan.labels,
+        num_padding=plan.num_padding,
+        notes=plan.notes,
+        gained=gained,
+    )
 
 
-def _logits_of_labels(numbers: Labels, num_channels: int, sigma: tuple[float, ...] | None, case: Case) -> Float32 | None:
+def _logits_of_labels(
+    numbers: Labels, num_channels: int, sigma: tuple[float, ...] | None, case: Case
+) -> Float32 | None:
     """Return the logits of a label map with few labels, or of a map that cannot be refined on tiles; None if they are made tile by tile."""
     is_nearby = label_maps.take_part_nearby(num_channels, numbers.size)
     if is_nearby:
-        is_for_tiles = case.parameters.mean_field.label_threshold > 0 and case.parameters.volume.weight <= 0
+        is_for_tiles = (
+            case.parameters.mean_field.label_threshold > 0 and case.parameters.volume.weight <= 0
+        )
         if case.backend.name == "cpu" and numbers.ndim <= MAX_DIMS and is_for_tiles:
             return None
         where = "the CPU with mean_field.label_threshold above 0 and volume.weight = 0"
@@ -146,7 +198,11 @@ def _logits_of_labels(numbers: Labels, num_channels: int, sigma: tuple[float, ..
     if is_nearby:
         reach = case.models[0].kernels.reach(case.image.spacing, numbers.shape)
         for channel in logits:
-            np.copyto(channel, np.float32(ABSENT_LOGIT), where=~label_maps.widen(channel == CONFIDENCE, reach))
+            np.copyto(
+                channel,
+                np.float32(ABSENT_LOGIT),
+                where=~label_maps.widen(channel == CONFIDENCE, reach),
+            )
     return logits
 
 
@@ -154,32 +210,51 @@ def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = Non
     """Prepare channels, on tiles where these save work; `labels` are the channel numbers of a label map."""
     backend, threads = case.backend, case.context.threads
     mask, regions, parameters = case.image.mask, network.regions, case.parameters
-    run, are_regions, is_label_map = case.models[0].mean_field, regions is not None, labels is not None
+    run, are_regions, is_label_map = (
+        case.models[0].mean_field,
+        regions is not None,
+        labels is not None,
+    )
     with np.errstate(over="ignore"):
         channels: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
     lowest, largest = _finite_range(backend, channels, "logits", threads)
     if are_regions:
         # "auto" expects log-odds, and refuses values that look like probabilities.
-        if network.input_type != "logits" and identify_regions(channels, network.input_type, kind="logits")[0] == "probabilities":
+        if (
+            network.input_type != "logits"
+            and identify_regions(channels, network.input_type, kind="logits")[0] == "probabilities"
+        ):
             channels, largest = np.array(channels, order="C"), -math.log(MIN_PROBABILITY)
             take_log_odds(channels)
         elif largest > MAX_LOG_ODDS:
             channels, largest = np.clip(channels, -MAX_LOG_ODDS, MAX_LOG_ODDS), MAX_LOG_ODDS
-    padding = probabilities.find_padding(channels, are_regions=are_regions) if labels is None else None
+    padding = (
+        probabilities.find_padding(channels, are_regions=are_regions) if labels is None else None
+    )
     num_padding, notes = 0, tuple[str, ...]()
     if padding is not None:
-        mask, num_padding, notes = probabilities.leave_out(padding, mask, "logits", are_regions=are_regions)
+        mask, num_padding, notes = probabilities.leave_out(
+            padding, mask, "logits", are_regions=are_regions
+        )
         if largest / run.temperature > MAX_LOGIT:
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             channels = np.where(padding, np.float32(0.0), channels)
             _, largest = _finite_range(backend, channels, "logits", threads)
     # A negative value that is no padding, of which there is none, belongs to logits.
-    are_surely_logits = network.input_type == "logits" or (network.input_type == "auto" and padding is None and lowest < -SUM_TOLERANCE)
+    are_surely_logits = network.input_type == "logits" or (
+        network.input_type == "auto" and padding is None and lowest < -SUM_TOLERANCE
+    )
     is_probability = not are_regions and not are_surely_logits
-    is_probability = is_probability and probabilities.identify_array(channels, network.input_type) == "probabilities"
+    is_probability = (
+        is_probability
+        and probabilities.identify_array(channels, network.input_type) == "probabilities"
+    )
     # Energies and marginals are sums of a few logits over the temperature.
     largest = -math.log(MIN_PROBABILITY) if is_probability else largest
-    largest += max(0.0 if model.mean_field.bias is None else float(np.abs(model.mean_field.bias).max()) for model in case.models)
+    largest += max(
+        0.0 if model.mean_field.bias is None else float(np.abs(model.mean_field.bias).max())
+        for model in case.models
+    )
     if largest / run.temperature > MAX_LOGIT:
         raise ConfigError(
             f"mean_field.temperature: {run.temperature:g} turns logits up to {largest:g} into {largest / run.temperature:.1g}, "
@@ -192,13 +267,21 @@ def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = Non
     num_inside = math.prod(axis.stop - axis.start for axis in exact or ())
     box = exact if num_inside < WORTH_IT * channels[0].size else None
     # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
-    values = normalize_intensity(case.image.values, parameters.intensity, case.image.mask, box=box, threads=threads)
-    image = replace(case.image, values=values, mask=mask if box is None or mask is None else mask[box])
+    values = normalize_intensity(
+        case.image.values, parameters.intensity, case.image.mask, box=box, threads=threads
+    )
+    image = replace(
+        case.image, values=values, mask=mask if box is None or mask is None else mask[box]
+    )
     timings = {"normalize": time.perf_counter() - started}
     plan = gained = None
     if case.strokes is not None:
         if labels is None:
-            labels = backend.label_map(channels, threads=threads) if regions is None else regions.decode(channels)
+            labels = (
+                backend.label_map(channels, threads=threads)
+                if regions is None
+                else regions.decode(channels)
+            )
         channels = np.array(channels, order="C")
         if is_probability:
             probabilities.take_logarithms(channels)
@@ -208,31 +291,66 @@ def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = Non
             if box is None:
                 return values[(slice(None), *part)]
             # Values outside the box are those at its faces: they do not matter outside the mask.
-            inner = (np.arange(a.start, a.stop).clip(b.start, b.stop - 1) - b.start for a, b in zip(part, box, strict=True))
+            inner = (
+                np.arange(a.start, a.stop).clip(b.start, b.stop - 1) - b.start
+                for a, b in zip(part, box, strict=True)
+            )
             of_box: Float32 = values[np.ix_(np.arange(len(values)), *inner)]
             return of_box
 
         settings = case.strokes, parameters.strokes, case.models[0], image.spacing, mask, normalized
-        edits = plan_edits(*settings, labels if regions is None else channels, regions, is_label_map=is_label_map)
+        edits = plan_edits(
+            *settings, labels if regions is None else channels, regions, is_label_map=is_label_map
+        )
         if not is_label_map:
             notes += edits.find_ruled_out(channels, run.temperature, are_regions=are_regions)
         keeps_volumes = parameters.volume.match_input  # Only these need what labels gain.
         before = backend.label_map(channels, threads=threads) if keeps_volumes else None
         edits.apply(channels)
         if before is not None:
-            counts = (label_maps.count_labels(each, len(channels)) for each in (before, backend.label_map(channels, threads=threads)))
+            counts = (
+                label_maps.count_labels(each, len(channels))
+                for each in (before, backend.label_map(channels, threads=threads))
+            )
             gained = np.diff(list(counts), axis=0)[0]
     if not are_regions and backend.name == "cpu":
         inner = image
         if exact is not None and box is None:
-            inner = replace(image, values=values[(slice(None), *exact)], mask=None if mask is None else mask[exact])
+            inner = replace(
+                image,
+                values=values[(slice(None), *exact)],
+                mask=None if mask is None else mask[exact],
+            )
         threshold = parameters.mean_field.label_threshold
-        plan, surveyed = plan_array(channels, exact, inner, case.models[0], threshold, threads, is_probability=is_probability)
+        plan, surveyed = plan_array(
+            channels,
+            exact,
+            inner,
+            case.models[0],
+            threshold,
+            threads,
+            is_probability=is_probability,
+        )
         labels = surveyed if labels is None else labels
-    return Prepared(channels, image, plan, mask, box, labels, num_padding, notes, is_probability, are_regions, timings, gained)
+    return Prepared(
+        channels,
+        image,
+        plan,
+        mask,
+        box,
+        labels,
+        num_padding,
+        notes,
+        is_probability,
+        are_regions,
+        timings,
+        gained,
+    )
 
 
-def _finite_range(backend: Backend, channels: Array, name: str, threads: int | None) -> tuple[float, float]:
+def _finite_range(
+    backend: Backend, channels: Array, name: str, threads: int | None
+) -> tuple[float, float]:
     """Raise InputError if a value is NaN or infinite; return the lowest value and the largest magnitude."""
     if channels.dtype.kind != "f":
         return 0.0, 0.0
@@ -241,6 +359,8 @@ def _finite_range(backend: Backend, channels: Array, name: str, threads: int | N
         for number, bounds in enumerate(ranges):
             if not all(abs(bound) <= _MAX_FLOAT for bound in bounds):
                 bad = np.count_nonzero(~np.isfinite(channels[number].astype(np.float32)))
-                raise InputError(f"{name}: channel {number} has {bad} values that are not finite in float32 (NaN, infinity, or above 3e38)")
+                raise InputError(
+                    f"{name}: channel {number} has {bad} values that are not finite in float32 (NaN, infinity, or above 3e38)"
+                )
     lowest, highest = min(low for low, _ in ranges), max(high for _, high in ranges)
     return lowest, max(-lowest, highest, 0.0)

@@ -33,16 +33,22 @@ class RefinedChannels:
     `marginals` is the softmax of the whole array, if the engine computed it.
     """
 
-    def __init__(self, outcome: MeanFieldResult | RefinedTiles, prepared: Prepared, run: MeanFieldSpec) -> None:
+    def __init__(
+        self, outcome: MeanFieldResult | RefinedTiles, prepared: Prepared, run: MeanFieldSpec
+    ) -> None:
         """Keep what the engine made of a prepared case, and the logits, or labels, of voxels that took no part."""
         plan, self._shape, self._run = prepared.plan, prepared.logits.shape[1:], run
         self.tiles = outcome if isinstance(outcome, RefinedTiles) else None
-        self.computed: Float32 = outcome.values[None] if isinstance(outcome, RefinedTiles) else outcome.logits
+        self.computed: Float32 = (
+            outcome.values[None] if isinstance(outcome, RefinedTiles) else outcome.logits
+        )
         box = prepared.box if plan is None else plan.box
         self._box = box or tuple(slice(0, extent) for extent in self._shape)
         self._mask = None if plan is None else plan.problem.mask  # of the tiles' grid
         self.is_array, self.is_streamed = plan is None and box is None, not len(prepared.logits)
-        self.marginals = outcome.marginals if isinstance(outcome, MeanFieldResult) and self.is_array else None
+        self.marginals = (
+            outcome.marginals if isinstance(outcome, MeanFieldResult) and self.is_array else None
+        )
         self.num_channels = len(prepared.logits) or run.num_labels
         # The network's logits, or probabilities, (L, *grid), which must not change.
         self._network = None if self.is_array or self.is_streamed else prepared.logits
@@ -52,7 +58,11 @@ class RefinedChannels:
         if plan is not None and self.tiles is not None:
             # If every voxel is settled, no step is taken, and the energy is that of the network's output.
             settled, sets = -float(plan.best[~self.tiles.sets.active].sum()), self.tiles.sets
-            energy = tuple(value + settled for value in outcome.report.energy) if sets.num_entries else (settled,)
+            energy = (
+                tuple(value + settled for value in outcome.report.energy)
+                if sets.num_entries
+                else (settled,)
+            )
             self.report = replace(outcome.report, energy=energy)
         if plan is not None and self.is_streamed:
             assert plan.labels is not None
@@ -64,7 +74,9 @@ class RefinedChannels:
         # The (L,) counts are those inside the (*grid) mask; `network` is the network's label map.
         if self.tiles is None:
             logits = self.computed.reshape(self.num_channels, len(self.computed[0]), -1)
-            inside = (np.ones(self._shape, np.bool_) if mask is None else mask)[self._box].reshape(logits.shape[1:])
+            inside = (np.ones(self._shape, np.bool_) if mask is None else mask)[self._box].reshape(
+                logits.shape[1:]
+            )
             biases = matching_bias([(slice(None), channel) for channel in logits], inside, counts)
             for channel, bias in zip(logits, biases, strict=True):
                 np.add(channel, np.float32(bias), out=channel, where=inside)
@@ -82,7 +94,9 @@ class RefinedChannels:
         for (_, own), bias in zip(sets.entries, biases, strict=True):
             values[own] += np.float32(bias)
 
-    def label_map(self, network: Labels, decode: Callable[[Float32], Labels], *, threads: int | None = None) -> Labels:
+    def label_map(
+        self, network: Labels, decode: Callable[[Float32], Labels], *, threads: int | None = None
+    ) -> Labels:
         """Return the refined label map, (*grid), of what is no array, from the network's; `decode` turns logits into labels."""
         labels = self._settled(network).copy()
         part = labels[self._box]
@@ -146,7 +160,9 @@ class RefinedChannels:
     def _box_shape(self) -> tuple[int, ...]:
         return tuple(axis.stop - axis.start for axis in self._box)
 
-    def probabilities(self, label: int, planes: slice, *, output_temperature: float = 1.0) -> Float32:
+    def probabilities(
+        self, label: int, planes: slice, *, output_temperature: float = 1.0
+    ) -> Float32:
         """Return planes of a label's marginals of a streamed case: 1 or 0 where one label took part, and outside the mask."""
         return self._streamed(label, planes, 1.0, 0.0, output_temperature)
 
@@ -169,7 +185,14 @@ class RefinedChannels:
             row[:] = order.to_user(self.channel(label, planes)[(slice(None), *others)])[inside]
         return values
 
-    def _streamed(self, label: int, planes: slice, only: float, absent: float, output_temperature: float | None = None) -> Float32:
+    def _streamed(
+        self,
+        label: int,
+        planes: slice,
+        only: float,
+        absent: float,
+        output_temperature: float | None = None,
+    ) -> Float32:
         """Return planes of a label's logits, or probabilities: `only` where it is the single label, `absent` where it took no part."""
         piece = np.where(self._labels[planes] == label, np.float32(only), np.float32(absent))
         refined, where = self._spread(label, planes, output_temperature)
@@ -186,7 +209,9 @@ class RefinedChannels:
             penalty = np.fmin(penalty, refined - self._network_channel(label, self._box[0])[ours])
         return np.where(where, penalty, np.float32(0.0))
 
-    def _spread(self, label: int, planes: slice, output_temperature: float | None = None) -> tuple[Float32, Bool]:
+    def _spread(
+        self, label: int, planes: slice, output_temperature: float | None = None
+    ) -> tuple[Float32, Bool]:
         """Return planes of the box: a label's refined logits, NaN in tiles where it took no part, and the voxels where labels took part."""
         # With an output temperature the values are probabilities.
         assert self.tiles is not None
@@ -216,12 +241,17 @@ class RefinedChannels:
         assert self.tiles is not None
         if output_temperature not in self._log_sums:
             values, starts = self.tiles.values, self.tiles.sets.first_entry[:-1]
-            largest = over_output_temperature(np.maximum.reduceat(values, starts, axis=0), output_temperature)
+            largest = over_output_temperature(
+                np.maximum.reduceat(values, starts, axis=0), output_temperature
+            )
             sums = np.zeros_like(largest)
             counts = np.diff(self.tiles.sets.first_entry)
             for number in range(int(counts.max())):
                 some = np.flatnonzero(counts > number)
-                sums[some] += np.exp(over_output_temperature(values[starts[some] + number], output_temperature) - largest[some])
+                sums[some] += np.exp(
+                    over_output_temperature(values[starts[some] + number], output_temperature)
+                    - largest[some]
+                )
             self._log_sums[output_temperature] = largest + np.log(sums)
         return self._log_sums[output_temperature]
 
@@ -230,4 +260,6 @@ def overlap(planes: slice, box: Box) -> tuple[Box, slice]:
     """Return where planes of a grid and a box have voxels in common: in an array of these planes, and in planes of the box."""
     first = max(planes.start, box[0].start)
     last = max(first, min(planes.stop, box[0].stop))
-    return (slice(first - planes.start, last - planes.start), *box[1:]), slice(first - box[0].start, last - box[0].start)
+    return (slice(first - planes.start, last - planes.start), *box[1:]), slice(
+        first - box[0].start, last - box[0].start
+    )

@@ -23,7 +23,15 @@ from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
 from crfrefine.base.text import counted
 from crfrefine.engines import get_backend
-from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, MeanFieldReport, MeanFieldResult, RunContext, of_part
+from crfrefine.engines.base import (
+    NO_CONTEXT,
+    Backend,
+    GridImage,
+    MeanFieldReport,
+    MeanFieldResult,
+    RunContext,
+    of_part,
+)
 from crfrefine.errors import CapacityError, ConfigError, DeviceMemoryError, InputError
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement import networks
@@ -39,11 +47,19 @@ if TYPE_CHECKING:
 
 
 def region_mean_field(
-    backend: Backend, log_odds: Float32, image: GridImage, models: Sequence[ModelSpec], context: RunContext
+    backend: Backend,
+    log_odds: Float32,
+    image: GridImage,
+    models: Sequence[ModelSpec],
+    context: RunContext,
 ) -> MeanFieldResult:
     """Run the binary mean field of each region, with the logits 0 outside and the region's log-odds, (R, *grid), inside."""
     # All models have the same kernels. Outside the mask the input is divided by the temperature.
-    kernels = backend.kernels(replace(image, values=image.values.astype(np.float32, copy=False)), models[0].kernels, context)
+    kernels = backend.kernels(
+        replace(image, values=image.values.astype(np.float32, copy=False)),
+        models[0].kernels,
+        context,
+    )
     del image
     refined = np.empty(log_odds.shape, dtype=np.float32)
     binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)
@@ -52,20 +68,35 @@ def region_mean_field(
     for region, model in enumerate(models):
         binary[1] = log_odds[region]
         progress = of_part(context.progress, region, len(models))
-        outcome = kernels.run(binary, model.mean_field, progress=progress, is_last=region == len(models) - 1)
+        outcome = kernels.run(
+            binary, model.mean_field, progress=progress, is_last=region == len(models) - 1
+        )
         np.subtract(outcome.logits[1], outcome.logits[0], out=refined[region])
         reports.append(outcome.report)
-        for stage, seconds in outcome.timings.items():  # The kernels were built once, and each run reports that.
+        for (
+            stage,
+            seconds,
+        ) in outcome.timings.items():  # The kernels were built once, and each run reports that.
             timings[stage] = seconds if stage == "build" else timings.get(stage, 0.0) + seconds
     # The most steps of any region, and the sum of energies; a region that stopped keeps its last one.
     num_iterations = max(report.num_iterations for report in reports)
-    energies = [[*report.energy, *report.energy[-1:] * (num_iterations - len(report.energy))] for report in reports]
-    energy, converged = tuple(map(sum, zip(*energies, strict=False))), all(report.converged for report in reports)
-    return MeanFieldResult(refined, MeanFieldReport(num_iterations, converged, energy, reports[0].filters), timings)
+    energies = [
+        [*report.energy, *report.energy[-1:] * (num_iterations - len(report.energy))]
+        for report in reports
+    ]
+    energy, converged = (
+        tuple(map(sum, zip(*energies, strict=False))),
+        all(report.converged for report in reports),
+    )
+    return MeanFieldResult(
+        refined, MeanFieldReport(num_iterations, converged, energy, reports[0].filters), timings
+    )
 
 
 NARROW = "kernels are narrower than the voxels"
-NARROW_WIDTH = 0.6  # voxels; below it the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))
+NARROW_WIDTH = (
+    0.6  # voxels; below it the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))
+)
 USUAL_WIDTH = 1.5  # voxels, as of the preset `default` on voxels of 1 mm
 
 
@@ -92,12 +123,16 @@ def refine_network(
         if not mask.any():
             raise InputError("the mask is empty: there is no voxel to refine")
     spacing_mm = given_spacing(spacing, len(shape) - 1)
-    case = networks.Case(GridImage(image, mask, spacing_mm), parameters, backend, context, strokes, order, ())
+    case = networks.Case(
+        GridImage(image, mask, spacing_mm), parameters, backend, context, strokes, order, ()
+    )
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, case)
     else:
         network_spacing = None if isinstance(network, StreamedNetwork) else network.network_spacing
-        if parameters.volume.match_input and (network_spacing is None or (isinstance(network, ArrayNetwork) and network.regions)):
+        if parameters.volume.match_input and (
+            network_spacing is None or (isinstance(network, ArrayNetwork) and network.regions)
+        ):
             raise ConfigError(
                 "volume.match_input: keeps the volumes of a label map, and logits are not one (unless --resample brings them from the "
                 "network's coarser grid); set it to false"
@@ -110,14 +145,18 @@ def refine_network(
     if not result.lost_to_rules:
         return result
     voxel_ml = math.prod(spacing_mm) / 1000.0 if len(spacing_mm) == 3 else None
-    losses = describe_losses(result.lost_to_rules, parameters.postprocess, names or {}, voxel_ml, allowed=allow_vanishing)
+    losses = describe_losses(
+        result.lost_to_rules, parameters.postprocess, names or {}, voxel_ml, allowed=allow_vanishing
+    )
     return replace(result, notes=result.notes + losses)
 
 
 def _refine_label_map(network: LabelMapNetwork, case: networks.Case) -> RefinementResult:
     """Refine the numbers of the labels that occur, and return the result in labels."""
     strokes, spacing = case.strokes, case.image.spacing
-    labels = tuple(sorted({*network.channels, *(() if strokes is None else strokes.labels.tolist())}))
+    labels = tuple(
+        sorted({*network.channels, *(() if strokes is None else strokes.labels.tolist())})
+    )
     num_labels = max(network.num_labels, labels[-1] + 1)
     parameters = case.parameters.select_labels(labels, num_labels)
     network_spacing, note = find_network_spacing(network.network_spacing, network.labels, spacing)
@@ -128,7 +167,9 @@ def _refine_label_map(network: LabelMapNetwork, case: networks.Case) -> Refineme
     numbered = LabelMapNetwork(before.label_map, range(len(labels)), num_labels)
     if strokes is not None:
         strokes = replace(strokes, labels=np.searchsorted(labels, strokes.labels))
-    result = _refine(numbered, replace(case, parameters=parameters, strokes=strokes), network_spacing)
+    result = _refine(
+        numbered, replace(case, parameters=parameters, strokes=strokes), network_spacing
+    )
     lost = dict(result.lost_to_rules)
     for number, (total, left) in before.lost.items():  # Rules were applied twice.
         again = lost.get(number, (left, left))
@@ -147,13 +188,22 @@ def _refine_label_map(network: LabelMapNetwork, case: networks.Case) -> Refineme
     )
 
 
-def _refine(network: Network, case: networks.Case, network_spacing: tuple[float, ...] | None) -> RefinementResult:
+def _refine(
+    network: Network, case: networks.Case, network_spacing: tuple[float, ...] | None
+) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it. The labels of a label map are its channels' numbers."""
     (num_channels, *grid), order = networks.layout_of(network)
-    image, parameters, strokes, threads = case.image, case.parameters, case.strokes, case.context.threads
+    image, parameters, strokes, threads = (
+        case.image,
+        case.parameters,
+        case.strokes,
+        case.context.threads,
+    )
     regions = network.regions if isinstance(network, ArrayNetwork) else None
     if regions is None:
-        models: Sequence[ModelSpec] = [parameters.resolve(num_channels, len(image.values), len(image.spacing))]
+        models: Sequence[ModelSpec] = [
+            parameters.resolve(num_channels, len(image.values), len(image.spacing))
+        ]
     else:
         if num_channels != regions.num_regions:
             raise InputError(
@@ -163,21 +213,39 @@ def _refine(network: Network, case: networks.Case, network_spacing: tuple[float,
         parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
         models = resolve_regions(parameters, num_channels, len(image.values), len(image.spacing))
     # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
-    axes, mask, spacing = order.axes, None if image.mask is None else order.to_storage(image.mask), tuple(image.spacing)
-    kernels = [replace(kernel, theta_position=tuple(kernel.theta_position[axis] for axis in axes)) for kernel in models[0].kernels.kernels]
+    axes, mask, spacing = (
+        order.axes,
+        None if image.mask is None else order.to_storage(image.mask),
+        tuple(image.spacing),
+    )
+    kernels = [
+        replace(kernel, theta_position=tuple(kernel.theta_position[axis] for axis in axes))
+        for kernel in models[0].kernels.kernels
+    ]
     wide = None if network_spacing is None else tuple(network_spacing[axis] for axis in axes)
-    models = [replace(each, kernels=replace(each.kernels, kernels=tuple(kernels), network_spacing=wide)) for each in models]
-    image = GridImage(order.to_storage(image.values), mask, tuple(spacing[axis] for axis in axes), axes)
+    models = [
+        replace(each, kernels=replace(each.kernels, kernels=tuple(kernels), network_spacing=wide))
+        for each in models
+    ]
+    image = GridImage(
+        order.to_storage(image.values), mask, tuple(spacing[axis] for axis in axes), axes
+    )
     own = None if strokes is None else replace(strokes, positions=strokes.positions[list(axes)])
     case = replace(case, image=image, strokes=own, order=order, models=models)
-    prepared = networks.prepare_array(network, case) if isinstance(network, ArrayNetwork) else networks.prepare_channels(network, case)
+    prepared = (
+        networks.prepare_array(network, case)
+        if isinstance(network, ArrayNetwork)
+        else networks.prepare_channels(network, case)
+    )
     notes = prepared.notes
     try:
         refined, shortage = _run(prepared, case), ""
     except DeviceMemoryError as error:
         shortage = str(error)  # The error itself would keep the memory of the stopped run.
     if shortage:
-        notes += (f"computed on the CPU, since the case does not fit into the memory of {case.backend.name}: {shortage}",)
+        notes += (
+            f"computed on the CPU, since the case does not fit into the memory of {case.backend.name}: {shortage}",
+        )
         case = replace(case, backend=get_backend("cpu"))
         refined = _run(prepared, case)
 
@@ -190,8 +258,14 @@ def _refine(network: Network, case: networks.Case, network_spacing: tuple[float,
         if prepared.gained is not None:
             counts = np.maximum(counts + prepared.gained, 0)
         refined.match_volumes(counts, network_labels, prepared.mask)
-    labels = decode(refined.computed) if refined.is_array else refined.label_map(network_labels, decode, threads=threads)
-    if network_spacing is not None and prepared.mask is not None:  # The largest share may be that of another label.
+    labels = (
+        decode(refined.computed)
+        if refined.is_array
+        else refined.label_map(network_labels, decode, threads=threads)
+    )
+    if (
+        network_spacing is not None and prepared.mask is not None
+    ):  # The largest share may be that of another label.
         labels = np.where(prepared.mask, labels, network_labels)
     cleaned = clean(order.to_user(labels), parameters.postprocess, math.prod(spacing) / 1000.0)
     if parameters.intensity.window is not None:
@@ -232,7 +306,13 @@ def _refine(network: Network, case: networks.Case, network_spacing: tuple[float,
 
 def _run(prepared: Prepared, case: networks.Case) -> RefinedChannels:
     """Run the mean field: on tiles if that is planned, else for all labels, or regions, in the mask's box."""
-    plan, logits, models, backend, context = prepared.plan, prepared.logits, case.models, case.backend, case.context
+    plan, logits, models, backend, context = (
+        prepared.plan,
+        prepared.logits,
+        case.models,
+        case.backend,
+        case.context,
+    )
     outcome: MeanFieldResult | RefinedTiles
     if plan is not None:
         if len(logits):
@@ -242,7 +322,11 @@ def _run(prepared: Prepared, case: networks.Case) -> RefinedChannels:
     else:
         values = logits[(slice(None), *(prepared.box or ()))]
         needed = values.size * RUN_BYTES
-        left = context.num_bytes() if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL else None
+        left = (
+            context.num_bytes()
+            if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL
+            else None
+        )
         if left is not None and needed > left:
             raise CapacityError(
                 f"the case needs about {format_size(needed)} beyond what is in memory already; {format_size(left)} are left; allow more "
@@ -258,7 +342,11 @@ def _run(prepared: Prepared, case: networks.Case) -> RefinedChannels:
     refined = RefinedChannels(outcome, prepared, models[0].mean_field)
     numbers, computed = [*refined.report.energy], refined.computed
     if all(map(math.isfinite, numbers)) and computed.size:
-        numbers = [bound for pair in backend.channel_ranges(computed, threads=context.threads) for bound in pair]
+        numbers = [
+            bound
+            for pair in backend.channel_ranges(computed, threads=context.threads)
+            for bound in pair
+        ]
     if not all(map(math.isfinite, numbers)):
         raise InputError(
             "the refined logits or their energy are not finite: the values are beyond float32's range; expected logits, weights and a "

@@ -21,7 +21,9 @@ from crfrefine.engines.base import MeanFieldReport, Reported
 from crfrefine.refinement.refined import RefinedChannels
 
 
-@dataclass(frozen=True, eq=False, repr=False, match_args=False)  # Fields have names, no promised order.
+@dataclass(
+    frozen=True, eq=False, repr=False, match_args=False
+)  # Fields have names, no promised order.
 class RefinementResult(Reported):
     """A refined case.
 
@@ -73,14 +75,21 @@ class RefinementResult(Reported):
             return NotImplemented
         names = [entry.name for entry in fields(self) if entry.compare and entry.name != "channels"]
         pairs = [(getattr(self, name), getattr(other, name)) for name in names]
-        same = all(np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two for one, two in pairs)
-        return same and np.array_equal(self.order.to_user(self.channels.dense()), other.order.to_user(other.channels.dense()))
+        same = all(
+            np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two
+            for one, two in pairs
+        )
+        return same and np.array_equal(
+            self.order.to_user(self.channels.dense()), other.order.to_user(other.channels.dense())
+        )
 
     def __repr__(self) -> str:
         """Summarize the result in one line, without arrays."""
         grid = "×".join(str(extent) for extent in self.label_map.shape)
         report = self.report
-        details = counted(report.num_iterations, "step") + (", converged" if report.converged else "")
+        details = counted(report.num_iterations, "step") + (
+            ", converged" if report.converged else ""
+        )
         details += f", energy {report.energy[-1]:.6g}" if report.energy else ""
         channels = f"{self.channels.num_channels} {'labels' if self.regions is None else 'regions'}"
         return f"<RefinementResult: {channels} on {grid} voxels, {details}, on {self.device}>"
@@ -136,4 +145,6 @@ class RefinementResult(Reported):
         """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
         before, after = self.network_label_map, self.label_map
         changed = int(np.count_nonzero(before != after))
-        return LabelChanges(changed, count_labels(before, self.num_labels), count_labels(after, self.num_labels))
+        return LabelChanges(
+            changed, count_labels(before, self.num_labels), count_labels(after, self.num_labels)
+        )

@@ -73,7 +73,10 @@ class Strokes:
             expected = f"expected that of the image, {tuple(shape)}, without a label axis"
             raise InputError(f"{name}: shape {values.shape}; {expected}")
         if values.dtype.kind not in "iub":
-            if values.dtype.kind != "f" or not ((values == np.rint(values)) & (abs(values) < 2**53)).all():
+            if (
+                values.dtype.kind != "f"
+                or not ((values == np.rint(values)) & (abs(values) < 2**53)).all()
+            ):
                 expected = f"{ignore} where nothing is drawn, the label elsewhere"
                 raise InputError(f"{name}: expected whole numbers: {expected}")
             values = values.astype(np.int64)
@@ -84,10 +87,14 @@ class Strokes:
             raise InputError(f"{name}: {ignore} cannot mean {both}")
         order = StorageOrder.of_memory(values)
         drawn = order.to_storage(values != ignore)
-        stored = np.stack(np.unravel_index(np.flatnonzero(drawn), drawn.shape))  # np.nonzero is slow
+        stored = np.stack(
+            np.unravel_index(np.flatnonzero(drawn), drawn.shape)
+        )  # np.nonzero is slow
         positions = stored[np.argsort(order.axes)]
         labels = values[tuple(positions)].astype(np.int64)
-        unknown = (labels != background) & ((labels < (0 if ignore else 1)) | (labels >= num_labels))
+        unknown = (labels != background) & (
+            (labels < (0 if ignore else 1)) | (labels >= num_labels)
+        )
         if unknown.any():
             numbers = ", ".join(map(str, np.unique(labels[unknown])[:5].tolist()))
             raise InputError(
@@ -169,7 +176,9 @@ def plan_edits(
             wrong = positions[:, chosen & ~has_label[tuple(positions)]]
             # Where a map lacks a label, its logits are as far below others at any temperature.
             rise = strength if has_label.any() or not is_label_map else max(strength, of_map)
-            for box, closeness in _closeness(wrong, has_label, spacing, lead, parameters, normalized):
+            for box, closeness in _closeness(
+                wrong, has_label, spacing, lead, parameters, normalized
+            ):
                 if mask is not None:
                     closeness *= mask[box]
                 rises.append((channel, box, closeness * np.float32(rise if is_up else -rise)))
@@ -226,7 +235,9 @@ def _closeness(
         yield box, np.exp(lowest, out=lowest)
 
 
-def _radii(positions: Integers, has_label: Bool, edge: float, reach: float, spacing: Sequence[float]) -> Float64:
+def _radii(
+    positions: Integers, has_label: Bool, edge: float, reach: float, spacing: Sequence[float]
+) -> Float64:
     """Return the distance in mm from drawn voxels to the nearest one of their label, within limits."""
     # A cube of `edge` mm is as large as the label's voxels.
     from scipy.ndimage import binary_erosion
@@ -240,7 +251,9 @@ def _radii(positions: Integers, has_label: Bool, edge: float, reach: float, spac
     start = np.maximum(0, positions - ends).min(axis=1, keepdims=True)
     near = has_label[tuple(map(slice, start.ravel(), (positions + ends).max(axis=1) + 1))]
     surface = np.argwhere(near & ~binary_erosion(near, border_value=1))
-    distance, _ = KDTree(surface * steps.T).query(((positions - start) * steps).T, distance_upper_bound=highest)
+    distance, _ = KDTree(surface * steps.T).query(
+        ((positions - start) * steps).T, distance_upper_bound=highest
+    )
     radii: Float64 = np.clip(distance, MIN_RADIUS, highest)
     return radii
 
@@ -254,7 +267,9 @@ class Edits:
     # Channel, box of whole tiles, and (*box) what is added to the channel there.
     rises: list[tuple[int, Box, Float32]]
     fixed: Float32  # (channels, N), the logits at the drawn voxels
-    lifts_absent: bool  # whether logits near ABSENT_LOGIT, as of label maps, count as 0 where they rise
+    lifts_absent: (
+        bool  # whether logits near ABSENT_LOGIT, as of label maps, count as 0 where they rise
+    )
 
     def apply(self, logits: Float32) -> None:
         """Change logits or log-odds, (channels, *grid), in place."""
@@ -262,12 +277,16 @@ class Edits:
             self.raise_logits(logits[channel][box], values)
         logits[(slice(None), *self.positions)] = self.fixed
 
-    def find_ruled_out(self, logits: Float32, temperature: float, *, are_regions: bool) -> tuple[str, ...]:
+    def find_ruled_out(
+        self, logits: Float32, temperature: float, *, are_regions: bool
+    ) -> tuple[str, ...]:
         """Return a note if the network's logits or log-odds, (channels, *grid), rule out labels where they are drawn."""
         # Voxels around do not follow then.
         drawn = logits[(slice(None), *self.positions)]
         own = 0.0 if are_regions else drawn[self.labels, np.arange(len(self.labels))]
-        behind = (np.where(self.fixed > 0, -drawn, drawn) - own).max(axis=0) > RULED_OUT * temperature
+        behind = (np.where(self.fixed > 0, -drawn, drawn) - own).max(
+            axis=0
+        ) > RULED_OUT * temperature
         if not behind.any():
             return ()
         which = ", ".join(map(str, np.unique(self.labels[behind]).tolist()))
@@ -290,17 +309,28 @@ class Edits:
         changed = np.zeros_like(problem.present)
         places, offsets = np.divmod(self.positions, np.array(TILE)[:, None])
         changed[(self.labels, *places)] = True
-        drawn = np.ravel_multi_index(tuple(places), grid.counts), np.ravel_multi_index(tuple(offsets), TILE)
+        drawn = (
+            np.ravel_multi_index(tuple(places), grid.counts),
+            np.ravel_multi_index(tuple(offsets), TILE),
+        )
         rises, numbers = [], np.arange(grid.num_tiles).reshape(grid.counts)
         while self.rises:  # Rises by tile take the place of those by box.
             channel, box, values = self.rises.pop()
-            of_box = tuple(slice(axis.start // n, -(-axis.stop // n)) for axis, n in zip(box, TILE, strict=True))
+            of_box = tuple(
+                slice(axis.start // n, -(-axis.stop // n))
+                for axis, n in zip(box, TILE, strict=True)
+            )
             tiles = numbers[of_box].ravel()
             rise = TileGrid(values.shape).gather(values, np.arange(len(tiles)), 1)
             changed[channel].reshape(-1)[tiles] |= rise.max(axis=1) > MIN_RISE
             rises.append((channel, tiles, rise))
         source = StrokedChannels(problem.source, self, rises, *drawn, grid)
-        problem = replace(problem, source=source, present=problem.present | changed, may_matter=problem.may_matter | changed)
+        problem = replace(
+            problem,
+            source=source,
+            present=problem.present | changed,
+            may_matter=problem.may_matter | changed,
+        )
         sets = problem.label_sets()
         near = LabelSets(grid, sets.domains & changed.any(axis=0))
         # Without kernels nothing changes elsewhere, unless tiles were to be computed before.
@@ -329,7 +359,9 @@ class StrokedChannels(ChannelSource):
     tiles: Integers  # (N,), the tile of each drawn voxel
     offsets: Integers  # (N,), the voxel's number in its tile
     grid: TileGrid  # of the whole
-    first_tile: int = 0  # the number of these planes' first tile; numbers are those of the whole grid
+    first_tile: int = (
+        0  # the number of these planes' first tile; numbers are those of the whole grid
+    )
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """See `ChannelSource`."""
@@ -340,7 +372,9 @@ class StrokedChannels(ChannelSource):
         first_tile = self.first_tile + self.grid.first_tile(start)
         return replace(self, source=self.source.planes(start, stop), first_tile=first_tile)
 
-    def fill_entries(self, engine: Any, label: int, tiles: Integers, entries: Integers, out: Float32) -> None:
+    def fill_entries(
+        self, engine: Any, label: int, tiles: Integers, entries: Integers, out: Float32
+    ) -> None:
         """See `ChannelSource`."""
         self.source.fill_entries(engine, label, tiles, entries, out)
 

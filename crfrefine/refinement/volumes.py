@@ -16,7 +16,9 @@ STAGES = ((6.0, 2), (2.0, 8))
 Rows = Any  # rows of an array: a slice, or (m,) indices
 
 
-def matching_bias(entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted: NDArray[np.int64]) -> Float64:
+def matching_bias(
+    entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted: NDArray[np.int64]
+) -> Float64:
     """Return (L,) biases after which each label is the best of about as many voxels as are wanted."""
     # Where no bias can close a margin, voxels keep their label. `entries` are the rows where each label
     # takes part, and its logits there, (m, voxels of a row); `inside` has the voxels that count.
@@ -24,7 +26,10 @@ def matching_bias(entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted:
     for limit, num_rounds in STAGES:
         entries, inside, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
         change = _balance(entries, len(inside), wanted, limit, num_rounds)
-        entries = [(voxels, values + np.float32(more)) for (voxels, values), more in zip(entries, change, strict=True)]
+        entries = [
+            (voxels, values + np.float32(more))
+            for (voxels, values), more in zip(entries, change, strict=True)
+        ]
         bias += change
     return bias
 
@@ -32,11 +37,18 @@ def matching_bias(entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted:
 def volume_bias(logits: Float32, label_map: Labels) -> Float64:
     """Return (L,) biases after which logits, (L, …), give each label about as many voxels as a label map, (…), has."""
     rows = [(slice(None), channel.reshape(1, -1)) for channel in logits]
-    return matching_bias(rows, np.ones((1, label_map.size), np.bool_), np.bincount(label_map.ravel(), minlength=len(logits)))
+    return matching_bias(
+        rows,
+        np.ones((1, label_map.size), np.bool_),
+        np.bincount(label_map.ravel(), minlength=len(logits)),
+    )
 
 
 def _open(
-    entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted: NDArray[np.int64], window: np.float32
+    entries: Sequence[tuple[Rows, Float32]],
+    inside: Bool,
+    wanted: NDArray[np.int64],
+    window: np.float32,
 ) -> tuple[list[tuple[NDArray[np.int32], Float32]], Bool, NDArray[np.int64]]:
     """Return the arguments of `matching_bias` for the voxels whose two best logits differ by less than a window, as one row."""
     best, second = np.full((2, *inside.shape), -np.inf, np.float32)
@@ -60,7 +72,11 @@ def _open(
 
 
 def _balance(
-    members: Sequence[tuple[NDArray[np.int32], Float32]], num_voxels: int, wanted: NDArray[np.int64], limit: float, num_rounds: int
+    members: Sequence[tuple[NDArray[np.int32], Float32]],
+    num_voxels: int,
+    wanted: NDArray[np.int64],
+    limit: float,
+    num_rounds: int,
 ) -> Float64:
     """Return the biases; `members` are the numbers of the open voxels where each label takes part, and its logits there."""
     counts = np.zeros(num_voxels, np.int32)

@@ -42,7 +42,13 @@ from crfrefine.runs.cases.label_input import LabelMap
 from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete
-from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary, time_of_change, times_of_strokes
+from crfrefine.runs.records import (
+    VANISHED,
+    CaseRecord,
+    RunSummary,
+    time_of_change,
+    times_of_strokes,
+)
 
 MAX_VANISHED = 50  # most labels that a note names; the record has all of them
 # Fields of a record that are copied from the result.
@@ -87,16 +93,27 @@ def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
             work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
             return work
         for path in task.outputs.all():
-            check_replaceable(*(reversed(files_written(path)) if path != task.outputs.preview else (path,)))
+            check_replaceable(
+                *(reversed(files_written(path)) if path != task.outputs.preview else (path,))
+            )
         started = time.perf_counter()
         headers = read_case_headers(task.files, settings.reading)
         # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
-        case = cases.read_case(headers, settings.reading, as_logits=False, may_stream=may_stream, threads=settings.options.threads)
+        case = cases.read_case(
+            headers,
+            settings.reading,
+            as_logits=False,
+            may_stream=may_stream,
+            threads=settings.options.threads,
+        )
         record.times["read"] = time.perf_counter() - started
         record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})
-        record.grid_shape, record.spacing = tuple(case.image.shape[1:]), tuple(map(float, case.spacing))
+        record.grid_shape, record.spacing = (
+            tuple(case.image.shape[1:]),
+            tuple(map(float, case.spacing)),
+        )
         record.num_modalities, record.num_labels = len(case.image), case.num_labels
         record.regions = None if case.regions is None else case.regions.to_dict()
         record.input_type, record.notes = case.input_kind, list(case.notes)
@@ -105,7 +122,9 @@ def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
     return work
 
 
-def finish_case(settings: CaseSettings, work: CaseInWork, observer: Observer[RunSummary, CaseRecord]) -> CaseRecord:
+def finish_case(
+    settings: CaseSettings, work: CaseInWork, observer: Observer[RunSummary, CaseRecord]
+) -> CaseRecord:
     """Refine and write a case that was read; return its record, which has its errors."""
     task, record = work.task, work.record
     if work.case is None:
@@ -119,7 +138,10 @@ def finish_case(settings: CaseSettings, work: CaseInWork, observer: Observer[Run
 
 
 def _refine(
-    settings: CaseSettings, case: Case, record: CaseRecord, observer: Observer[RunSummary, CaseRecord]
+    settings: CaseSettings,
+    case: Case,
+    record: CaseRecord,
+    observer: Observer[RunSummary, CaseRecord],
 ) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
     """Run the CRF, and record the outcome; return it with the names of labels, and their segments if the input has them."""
     started = time.perf_counter()
@@ -129,13 +151,19 @@ def _refine(
     network: Network
     if isinstance(given, LogitsHeader):
         shape, read = given.files[0].grid_shape[::-1], partial(read_pieces, *given.files)
-        network = StreamedNetwork(read, given.num_labels, shape, settings.reading.input_type, given.kind, given.path)
+        network = StreamedNetwork(
+            read, given.num_labels, shape, settings.reading.input_type, given.kind, given.path
+        )
         if case.grid_map is not None:
             stored = tuple(reversed(case.like.grid_shape))
             interpolation = Interpolation(case.grid_map, is_cubic=options.resample == CUBIC)
             network = CoarseNetwork(network, interpolation, stored, case.network_spacing)
     elif isinstance(given, LabelMap):
-        wide = given.file_spacing if options.network_spacing == AUTO and given.file_spacing else options.network_spacing
+        wide = (
+            given.file_spacing
+            if options.network_spacing == AUTO and given.file_spacing
+            else options.network_spacing
+        )
         network = LabelMapNetwork(given.labels, case.channel_labels, case.num_labels, wide)
         lost, segments = given.lost, given.segments
         if segments:  # The input has names itself, such as in a NIfTI table.
@@ -151,7 +179,9 @@ def _refine(
         parameters=options.parameters,
         mask=case.mask,
         backend=get_backend(settings.device),
-        context=RunContext(options.threads, progress, lambda: memory_left(memory_limit(options.max_memory))),
+        context=RunContext(
+            options.threads, progress, lambda: memory_left(memory_limit(options.max_memory))
+        ),
         allow_vanishing=options.allow_vanishing,
         names=names.labels,
         strokes=strokes,
@@ -165,17 +195,32 @@ def _refine(
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
     own = {name: getattr(result, name) for name in _OF_RESULT}
     vars(record).update(vars(result.report) | vars(changes) | own)
-    record.num_voxels_in_mask = result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
+    record.num_voxels_in_mask = (
+        result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
+    )
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
-        gone = [f"{names.labels.get(label, label)} ({counted(voxels, 'voxel')})" for label, voxels in vanished.items()]
+        gone = [
+            f"{names.labels.get(label, label)} ({counted(voxels, 'voxel')})"
+            for label, voxels in vanished.items()
+        ]
         by_crf = outvoted.keys() - result.lost_to_rules.keys()
-        advice = "; a lower bilateral.weight or mean_field.temperature changes less" if by_crf else ""
+        advice = (
+            "; a lower bilateral.weight or mean_field.temperature changes less" if by_crf else ""
+        )
         notes.append(f"{VANISHED}: {listed(gone, MAX_VANISHED)}{advice}")
-    if not changes.voxels_changed and any(changes.voxels_before[1:]) and options.parameters.has_weight:
+    if (
+        not changes.voxels_changed
+        and any(changes.voxels_before[1:])
+        and options.parameters.has_weight
+    ):
         is_narrow = any(text.startswith(NARROW) for text in notes)
-        advice = "" if is_narrow else "; a larger bilateral.weight, bilateral.theta_alpha or mean_field.temperature changes more"
+        advice = (
+            ""
+            if is_narrow
+            else "; a larger bilateral.weight, bilateral.theta_alpha or mean_field.temperature changes more"
+        )
         notes.append(f"no voxel changed its label{advice}")
     for text in notes:
         observer.note(text, case_id=record.case_id)
@@ -183,22 +228,41 @@ def _refine(
     return result, names, segments
 
 
-def read_strokes(options: InferenceOptions, case: Case, declared: DeclaredLabels | None) -> Strokes | None:
+def read_strokes(
+    options: InferenceOptions, case: Case, declared: DeclaredLabels | None
+) -> Strokes | None:
     """Return the voxels that the files of a case's strokes have; None means nothing is drawn."""
     num_labels = case.num_labels
     if isinstance(case.network, LabelMap):  # The network may never have predicted the label.
         fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)
         num_labels = fixed or MAX_LABELS
-    of_array = partial(Strokes.of_array, background=options.strokes_background, ignore=options.strokes_ignore)
-    drawn = [of_array(values, values.shape, num_labels, name=str(path)) for path, values in case.strokes]
-    return combine([strokes for strokes in drawn if strokes is not None], [str(path) for path, _ in case.strokes])
+    of_array = partial(
+        Strokes.of_array, background=options.strokes_background, ignore=options.strokes_ignore
+    )
+    drawn = [
+        of_array(values, values.shape, num_labels, name=str(path)) for path, values in case.strokes
+    ]
+    return combine(
+        [strokes for strokes in drawn if strokes is not None],
+        [str(path) for path, _ in case.strokes],
+    )
 
 
-def _write(settings: CaseSettings, work: CaseInWork, result: RefinementResult, names: Names, segments: tuple[Segment, ...]) -> None:
+def _write(
+    settings: CaseSettings,
+    work: CaseInWork,
+    result: RefinementResult,
+    names: Names,
+    segments: tuple[Segment, ...],
+) -> None:
     """Write a refined case, each file whole or not at all and the label map last, and close its record; the images are freed."""
     assert work.case is not None
     started = time.perf_counter()
-    record, outputs, threads = work.record, work.task.outputs, settings.options.threads or available_threads()
+    record, outputs, threads = (
+        work.record,
+        work.task.outputs,
+        settings.options.threads or available_threads(),
+    )
     labels, like = result.label_map, replace(work.case.like, data=result.label_map)
     picture = None if outputs.preview is None else _draw(work.case, result, names)
     work.case = None
@@ -214,18 +278,30 @@ def _write(settings: CaseSettings, work: CaseInWork, result: RefinementResult, n
         write_small_file(outputs.preview, picture)
     written = dict(outputs.structures)
     if outputs.folder is not None:
-        written = {path: segment.label for path, segment in outputs.files_of_labels(labels, segments).items()}
+        written = {
+            path: segment.label
+            for path, segment in outputs.files_of_labels(labels, segments).items()
+        }
     run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
-    write_label_map(outputs.label_map, labels, like, segments=segments or (named_segments(names.labels) if names.labels else ()))
+    write_label_map(
+        outputs.label_map,
+        labels,
+        like,
+        segments=segments or (named_segments(names.labels) if names.labels else ()),
+    )
     record.times["write"] = time.perf_counter() - started
-    record.written = time_of_change(outputs.label_map)  # First, since it can fail: a failed case has no outputs.
+    record.written = time_of_change(
+        outputs.label_map
+    )  # First, since it can fail: a failed case has no outputs.
     record.output, record.preview = outputs.label_map, outputs.preview
     record.probabilities, record.logits = outputs.probabilities, outputs.logits
     record.structures = outputs.folder or next((path.parent for path in outputs.structures), None)
     record.status = "done"
 
 
-def _channels(result: RefinementResult, kind: str) -> tuple[int, Callable[[int, slice], NDArray[np.float32]]]:
+def _channels(
+    result: RefinementResult, kind: str
+) -> tuple[int, Callable[[int, slice], NDArray[np.float32]]]:
     """Return the number of channels to write and what returns their planes, in storage order."""
     # Labels that have no channel in the result get one; channels of regions stay as they are.
     channels, is_logits = result.channels, kind == "logits"
@@ -236,11 +312,19 @@ def _channels(result: RefinementResult, kind: str) -> tuple[int, Callable[[int, 
             values = expand_channels(values, result.channel_labels, result.num_labels, absent)
         stored = reverse_grid(values)
         return len(stored), lambda channel, planes: stored[channel, planes]
-    make = channels.channel if is_logits else partial(channels.probabilities, output_temperature=result.output_temperature)
+    make = (
+        channels.channel
+        if is_logits
+        else partial(channels.probabilities, output_temperature=result.output_temperature)
+    )
     numbers = {label: number for number, label in enumerate(result.channel_labels)}
 
     def planes_of(label: int, planes: slice) -> NDArray[np.float32]:
-        return make(numbers[label], planes) if label in numbers else np.full_like(make(0, planes), absent)
+        return (
+            make(numbers[label], planes)
+            if label in numbers
+            else np.full_like(make(0, planes), absent)
+        )
 
     return result.num_labels, planes_of
 
@@ -249,9 +333,16 @@ def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
     """Draw the preview of a case; its second line has the numbers."""
     from crfrefine.runs.pictures.preview import draw_preview
 
-    changes, num_voxels, voxel_ml = result.changes, result.label_map.size, math.prod(case.spacing) / 1000
+    changes, num_voxels, voxel_ml = (
+        result.changes,
+        result.label_map.size,
+        math.prod(case.spacing) / 1000,
+    )
     share = changes.voxels_changed / num_voxels
-    parts = [f"{result.report.num_iterations} steps", f"{changes.voxels_changed:,} of {num_voxels:,} voxels changed ({share:.2%})"]
+    parts = [
+        f"{result.report.num_iterations} steps",
+        f"{changes.voxels_changed:,} of {num_voxels:,} voxels changed ({share:.2%})",
+    ]
     pairs = list(enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True)))[1:]
     volumes = [
         f"{names.titles.get(label, f'label {label}')}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}"
@@ -259,7 +350,9 @@ def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
         if before or after
     ]
     if volumes and len(volumes) <= 6:
-        parts.append("ml of " + ", ".join(volume.replace(" ", "\u00a0") for volume in volumes))  # a line is not broken inside
+        parts.append(
+            "ml of " + ", ".join(volume.replace(" ", "\u00a0") for volume in volumes)
+        )  # a line is not broken inside
     return draw_preview(
         case.image,
         result.network_label_map,

@@ -70,12 +70,30 @@ def _default_parameters() -> CrfParameters:
 class InferenceOptions:
     """Options of `crfrefine infer`: what to refine, how, and where to write."""
 
-    images: Annotated[tuple[Path, ...], Option("-i --images", "Folder or file; repeat the option for the modalities of one case.", "PATH")]
+    images: Annotated[
+        tuple[Path, ...],
+        Option(
+            "-i --images",
+            "Folder or file; repeat the option for the modalities of one case.",
+            "PATH",
+        ),
+    ]
     logits: Annotated[
         tuple[Path, ...],
-        Option("-p --logits", "Folder or file: 4-D or vector volume, .npz, label map; repeat the option for one file per label.", "PATH"),
+        Option(
+            "-p --logits",
+            "Folder or file: 4-D or vector volume, .npz, label map; repeat the option for one file per label.",
+            "PATH",
+        ),
     ]
-    output: Annotated[Path, Option("-o --output", "Folder, or for one case a file. Written on the image's grid, in its format.", "PATH")]
+    output: Annotated[
+        Path,
+        Option(
+            "-o --output",
+            "Folder, or for one case a file. Written on the image's grid, in its format.",
+            "PATH",
+        ),
+    ]
     masks: Annotated[
         Path | str | None,
         Option(
@@ -87,7 +105,13 @@ class InferenceOptions:
     ] = None
     parameters: CrfParameters = field(default_factory=_default_parameters)
     input_type: Annotated[
-        str, Option("--input-type", "The network's output; labels: label maps.", choices=INPUT_TYPES, show_default=True)
+        str,
+        Option(
+            "--input-type",
+            "The network's output; labels: label maps.",
+            choices=INPUT_TYPES,
+            show_default=True,
+        ),
     ] = "auto"
     network_spacing: Annotated[
         float | tuple[float, ...] | str | None,
@@ -98,7 +122,9 @@ class InferenceOptions:
             parse_network_spacing,
         ),
     ] = None
-    regions: RegionScheme | None = None  # of sigmoid channels; None means those of a `dataset.json` beside logits or images
+    regions: RegionScheme | None = (
+        None  # of sigmoid channels; None means those of a `dataset.json` beside logits or images
+    )
     resample: Annotated[
         str | None,
         Option(
@@ -108,9 +134,20 @@ class InferenceOptions:
             choices=INTERPOLATIONS,
         ),
     ] = None
-    device: Annotated[str, Option("--device", "Where to compute.", "auto|cpu|cuda|torch|torch:cuda", show_default=True)] = "auto"
+    device: Annotated[
+        str,
+        Option(
+            "--device", "Where to compute.", "auto|cpu|cuda|torch|torch:cuda", show_default=True
+        ),
+    ] = "auto"
     threads: Annotated[
-        int | None, Option("--threads", "CPU threads. Default: the cores this process may use.", "N", limits=(1, MAX_THREADS))
+        int | None,
+        Option(
+            "--threads",
+            "CPU threads. Default: the cores this process may use.",
+            "N",
+            limits=(1, MAX_THREADS),
+        ),
     ] = None
     max_memory: Annotated[
         int | None,
@@ -122,29 +159,72 @@ class InferenceOptions:
             parse_size,
         ),
     ] = None  # bytes
-    save_probabilities: Annotated[bool, Option("--save-probabilities", "Also write the marginals: CASE_probabilities.nii.gz.")] = False
-    save_logits: Annotated[bool, Option("--save-logits", "Also write the refined logits: CASE_logits.nii.gz.")] = False
-    save_structures: Annotated[bool, Option("--save-structures", "Also write one binary file per label, CASE/NAME.nii.gz.")] = False
-    preview: Annotated[bool, Option("--preview", "Also write a picture of what changed: CASE_preview.png.")] = False
+    save_probabilities: Annotated[
+        bool, Option("--save-probabilities", "Also write the marginals: CASE_probabilities.nii.gz.")
+    ] = False
+    save_logits: Annotated[
+        bool, Option("--save-logits", "Also write the refined logits: CASE_logits.nii.gz.")
+    ] = False
+    save_structures: Annotated[
+        bool, Option("--save-structures", "Also write one binary file per label, CASE/NAME.nii.gz.")
+    ] = False
+    preview: Annotated[
+        bool, Option("--preview", "Also write a picture of what changed: CASE_preview.png.")
+    ] = False
     resume: Annotated[
-        bool, Option("--continue --resume", "Skip cases whose output exists and is complete; refine those of other parameters again.")
+        bool,
+        Option(
+            "--continue --resume",
+            "Skip cases whose output exists and is complete; refine those of other parameters again.",
+        ),
     ] = False
     num_parts: Annotated[
-        int, Option("--num-parts", "Number of processes that share the cases.", "N", limits=(1, MAX_PARTS), show_default=True)
+        int,
+        Option(
+            "--num-parts",
+            "Number of processes that share the cases.",
+            "N",
+            limits=(1, MAX_PARTS),
+            show_default=True,
+        ),
     ] = 1
     part_id: Annotated[
-        int | None, Option("--part-id", "Number of this process, from 0: it takes every N-th case from it.", "K", limits=(0, MAX_PARTS))
+        int | None,
+        Option(
+            "--part-id",
+            "Number of this process, from 0: it takes every N-th case from it.",
+            "K",
+            limits=(0, MAX_PARTS),
+        ),
     ] = None  # None means 0
-    fail_fast: Annotated[bool, Option("--fail-fast", "Stop at the first bad case; otherwise list the failures at the end.")] = False
-    summary: Annotated[Path | None, Option("--summary", "Write the record of each case as JSON when the run ends.", "FILE.json")] = None
+    fail_fast: Annotated[
+        bool,
+        Option(
+            "--fail-fast", "Stop at the first bad case; otherwise list the failures at the end."
+        ),
+    ] = False
+    summary: Annotated[
+        Path | None,
+        Option(
+            "--summary", "Write the record of each case as JSON when the run ends.", "FILE.json"
+        ),
+    ] = None
     strokes: Annotated[
         tuple[Path, ...],
         Option(
-            "--strokes", "Folder or file of voxels that somebody drew to correct the result: 0 nothing, a label, or 255 background.", "PATH"
+            "--strokes",
+            "Folder or file of voxels that somebody drew to correct the result: 0 nothing, a label, or 255 background.",
+            "PATH",
         ),
     ] = ()
     strokes_background: Annotated[
-        int | None, Option("--strokes-background", "Value of drawn background. Default: 255.", "VALUE", limits=(0, MAX_LABEL))
+        int | None,
+        Option(
+            "--strokes-background",
+            "Value of drawn background. Default: 255.",
+            "VALUE",
+            limits=(0, MAX_LABEL),
+        ),
     ] = None
     strokes_ignore: Annotated[
         int,
@@ -155,17 +235,34 @@ class InferenceOptions:
             limits=(0, MAX_LABEL),
         ),
     ] = 0
-    choice: Mapping[str, Any] | None = None  # how `-c auto` chose the parameters, for the record; None means that they were given
+    choice: Mapping[str, Any] | None = (
+        None  # how `-c auto` chose the parameters, for the record; None means that they were given
+    )
     nnunet: Annotated[
-        Path | None, Option("--nnunet", "Folder of nnU-Net v2: a trained network, or predictions. It leads to the other files.", "FOLDER")
+        Path | None,
+        Option(
+            "--nnunet",
+            "Folder of nnU-Net v2: a trained network, or predictions. It leads to the other files.",
+            "FOLDER",
+        ),
     ] = None
     manifest: Annotated[
-        Path | None, Option("--manifest", "Table of cases instead of -i and -p: case,images,logits[,mask][,output][,spacing].", "FILE.csv")
+        Path | None,
+        Option(
+            "--manifest",
+            "Table of cases instead of -i and -p: case,images,logits[,mask][,output][,spacing].",
+            "FILE.csv",
+        ),
     ] = None
     command: tuple[str, ...] = ()  # the arguments of the command line, for the record
     dask: Annotated[
         str | None,
-        Option("--dask", "Compute on a Dask cluster: tcp://HOST:PORT, tls://HOST:PORT, or its scheduler file.", "ADDRESS|FILE", path_text),
+        Option(
+            "--dask",
+            "Compute on a Dask cluster: tcp://HOST:PORT, tls://HOST:PORT, or its scheduler file.",
+            "ADDRESS|FILE",
+            path_text,
+        ),
     ] = None
     allow_vanishing: Annotated[
         bool,
@@ -176,7 +273,12 @@ class InferenceOptions:
     ] = False
     output_format: Annotated[
         str | None,
-        Option("--output-format", "Format of the label maps, such as .nii.gz or .seg.nrrd. Default: the image's.", "SUFFIX", str.lower),
+        Option(
+            "--output-format",
+            "Format of the label maps, such as .nii.gz or .seg.nrrd. Default: the image's.",
+            "SUFFIX",
+            str.lower,
+        ),
     ] = None
 
     @property

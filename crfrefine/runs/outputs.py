@@ -16,7 +16,14 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
 from crfrefine.io.atomic import check_replaceable
-from crfrefine.io.paths import WRITTEN_SUFFIXES, files_read, files_written, stem_of, suffix_of, suffix_to_write
+from crfrefine.io.paths import (
+    WRITTEN_SUFFIXES,
+    files_read,
+    files_written,
+    stem_of,
+    suffix_of,
+    suffix_to_write,
+)
 from crfrefine.io.volume import Segment, named_segments, segments_of
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.dataset_description import read_dataset_description
@@ -37,42 +44,72 @@ class OutputFiles:
     probabilities: Path | None = None
     logits: Path | None = None
     preview: Path | None = None
-    structures: Mapping[Path, int] = field(default_factory=dict)  # the number of each structure of the input, by its file
-    folder: Path | None = None  # of one binary file per label, where the input has no structures; it holds nothing else
-    label_names: Mapping[int, str] = field(default_factory=dict)  # of labels that no segment describes
+    structures: Mapping[Path, int] = field(
+        default_factory=dict
+    )  # the number of each structure of the input, by its file
+    folder: Path | None = (
+        None  # of one binary file per label, where the input has no structures; it holds nothing else
+    )
+    label_names: Mapping[int, str] = field(
+        default_factory=dict
+    )  # of labels that no segment describes
 
     def all(self) -> tuple[Path, ...]:
         """Return the requested paths that are known from the beginning, the label map last."""
-        return tuple(path for path in (self.probabilities, self.logits, self.preview, *self.structures, self.label_map) if path is not None)
+        return tuple(
+            path
+            for path in (
+                self.probabilities,
+                self.logits,
+                self.preview,
+                *self.structures,
+                self.label_map,
+            )
+            if path is not None
+        )
 
     def files_of_labels(self, labels: Labels, segments: Sequence[Segment]) -> dict[Path, Segment]:
         """Return the segment of each file in the folder: of all labels that occur, and of all that have a name."""
         assert self.folder is not None
-        named = {label: name for label, name in self.label_names.items() if name not in RESERVED_NAMES}
+        named = {
+            label: name for label, name in self.label_names.items() if name not in RESERVED_NAMES
+        }
         found: dict[str, tuple[Path, Segment]] = {}
         for segment in segments_of(labels, segments or named_segments(named)):
             # Such as `Niere__linke` for `Niere, linke`.
-            stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM] or f"Label_{segment.label}"
+            stem = (
+                re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM] or f"Label_{segment.label}"
+            )
             while stem.casefold() in found:
                 stem = f"{stem}_{segment.label}"
             found[stem.casefold()] = self.folder / f"{stem}{suffix_of(self.label_map)}", segment
         return dict(found.values())
 
 
-def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_names: Mapping[int, str]) -> list[OutputFiles]:
+def plan_outputs(
+    cases: Sequence[CaseFiles], options: InferenceOptions, label_names: Mapping[int, str]
+) -> list[OutputFiles]:
     """Choose the output files of each case; `label_names` are of labels whose input does not name them."""
     output, output_format, writes_file = options.output, options.output_format, options.writes_file
-    is_folder_run = options.nnunet is not None or options.manifest is not None or options.images[0].is_dir()
+    is_folder_run = (
+        options.nnunet is not None or options.manifest is not None or options.images[0].is_dir()
+    )
     suffix, expected = suffix_of(output), f"one of {', '.join(WRITTEN_SUFFIXES)}"
     if output_format is not None and output_format not in WRITTEN_SUFFIXES:
         raise InputError(f"--output-format {shorten(output_format)}: expected {expected}")
     if output_format is not None and writes_file:
-        raise InputError(f"{output}: names a file, whose suffix is its format; leave --output-format out, or give a folder")
+        raise InputError(
+            f"{output}: names a file, whose suffix is its format; leave --output-format out, or give a folder"
+        )
     if writes_file and is_folder_run:
-        raise InputError(f"{output}: the images are a folder, so the output must be a folder too, not a file name")
+        raise InputError(
+            f"{output}: the images are a folder, so the output must be a folder too, not a file name"
+        )
     names_file = bool(output.suffix) and not output.is_dir() and not is_folder_run
     if (writes_file or names_file) and suffix not in WRITTEN_SUFFIXES:
-        raise InputError(f"{output}: a label map cannot be written as {suffix or output.suffix}; expected {expected}, or a folder")
+        raise InputError(
+            f"{output}: a label map cannot be written as {suffix or output.suffix}; expected {expected}, or a folder"
+        )
     plans, numbers = [], {name: number for number, name in label_names.items()}
     for files in cases:
         ending = output_format or (suffix_to_write(files.images[0]) if files.images else "")
@@ -80,12 +117,17 @@ def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_na
         own = label_map.with_name(stem_of(label_map))
         outputs = OutputFiles(
             label_map,
-            own.with_name(f"{own.name}_probabilities.nii.gz") if options.save_probabilities else None,
+            own.with_name(f"{own.name}_probabilities.nii.gz")
+            if options.save_probabilities
+            else None,
             own.with_name(f"{own.name}_logits.nii.gz") if options.save_logits else None,
             own.with_name(f"{own.name}_preview.png") if options.preview else None,
         )
         if options.save_structures and files.are_structures:
-            structures = {own / f"{stem_of(path)}{suffix_to_write(path)}": numbers[stem_of(path)] for path in files.logits}
+            structures = {
+                own / f"{stem_of(path)}{suffix_to_write(path)}": numbers[stem_of(path)]
+                for path in files.logits
+            }
             outputs = replace(outputs, structures=structures)
         elif options.save_structures:
             outputs = replace(outputs, folder=own, label_names=label_names)
@@ -93,19 +135,37 @@ def plan_outputs(cases: Sequence[CaseFiles], options: InferenceOptions, label_na
     _check_paths(cases, plans, save_structures=options.save_structures)
     places = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}
     # Structures are in a folder per case.
-    of_structures = {(files.case_id, path.parent) for files in cases if files.are_structures for path in files.logits}
-    places |= {folder.parent.resolve() for case_id, folder in of_structures if folder.name == case_id}
-    if is_folder_run and output.resolve() in places:  # The next run would take results there as images or logits.
-        raise InputError(f"{output}: holds the images or logits of this run; choose another folder for the results")
+    of_structures = {
+        (files.case_id, path.parent)
+        for files in cases
+        if files.are_structures
+        for path in files.logits
+    }
+    places |= {
+        folder.parent.resolve() for case_id, folder in of_structures if folder.name == case_id
+    }
+    if (
+        is_folder_run and output.resolve() in places
+    ):  # The next run would take results there as images or logits.
+        raise InputError(
+            f"{output}: holds the images or logits of this run; choose another folder for the results"
+        )
     return plans
 
 
-def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], *, save_structures: bool) -> None:
+def _check_paths(
+    cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], *, save_structures: bool
+) -> None:
     """Raise InputError if two cases have one output, or if an output would replace an input."""
     written_by: dict[str, str] = {}
     used: set[Path] = set()
     if save_structures:
-        inputs = [path for files in cases for path in (*files.images, *files.logits, files.mask) if path is not None]
+        inputs = [
+            path
+            for files in cases
+            for path in (*files.images, *files.logits, files.mask)
+            if path is not None
+        ]
         used = {path.resolve().parent for name in inputs for path in files_read(name)}
         used |= {outputs.label_map.parent.resolve() for outputs in plans}
     for files, outputs in zip(cases, plans, strict=True):
@@ -113,14 +173,22 @@ def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], *, sa
             continue
         written = [path for name in outputs.all() for path in files_written(name)]
         for path in (*written, outputs.folder):
-            other = files.case_id if path is None else written_by.setdefault(os.path.realpath(path), files.case_id)
+            other = (
+                files.case_id
+                if path is None
+                else written_by.setdefault(os.path.realpath(path), files.case_id)
+            )
             if other != files.case_id:
-                raise InputError(f"{path}: an output of the case {other!r} and of {files.case_id!r}; choose another output for one of them")
+                raise InputError(
+                    f"{path}: an output of the case {other!r} and of {files.case_id!r}; choose another output for one of them"
+                )
         if outputs.folder is not None:
             if outputs.folder.resolve() in used:
                 where = f"{outputs.folder}, which holds other files; choose another output"
                 raise InputError(f"case {files.case_id!r}: --save-structures writes into {where}")
-            written += outputs.folder.glob("*")  # The names of the labels that a case has are not known yet.
+            written += outputs.folder.glob(
+                "*"
+            )  # The names of the labels that a case has are not known yet.
         for path in written:
             check_no_input(path)
 
@@ -128,11 +196,20 @@ def _check_paths(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], *, sa
 def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
     """Raise InputError if the summary would be among the records of runs, would replace an output, or has the suffix of a volume."""
     if path.parent.name == RECORD_FOLDER:
-        raise InputError(f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; choose another folder")
+        raise InputError(
+            f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; choose another folder"
+        )
     check_replaceable(path)
-    outputs = {os.path.realpath(written) for plan in plans for name in plan.all() for written in files_written(name)}
+    outputs = {
+        os.path.realpath(written)
+        for plan in plans
+        for name in plan.all()
+        for written in files_written(name)
+    }
     if suffix_of(path) or os.path.realpath(path) in outputs:
-        raise InputError(f"{path}: the summary would replace an output of this run, or has a volume's suffix; choose another name in .json")
+        raise InputError(
+            f"{path}: the summary would replace an output of this run, or has a volume's suffix; choose another name in .json"
+        )
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
@@ -145,7 +222,9 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
         if not (content.startswith(start) and content.endswith(end)):
             return False
     if outputs.folder is not None:
-        segments = read_header(files.logits[0]).segments if len(files.logits) == 1 else ()  # Only a label map has any.
+        segments = (
+            read_header(files.logits[0]).segments if len(files.logits) == 1 else ()
+        )  # Only a label map has any.
         label_files = outputs.files_of_labels(read_labels(outputs.label_map).data, segments)
         if not all(map(is_whole, label_files)):
             return False
@@ -163,7 +242,9 @@ def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, 
         return path, (json.dumps({"labels": labels}, indent=1) + "\n").encode()
     with suppress(InputError):
         description = read_dataset_description(output)
-        if description is not None and description.labels == {name: (number,) for name, number in labels.items()}:
+        if description is not None and description.labels == {
+            name: (number,) for name, number in labels.items()
+        }:
             return None
     raise InputError(
         f"{path}: has other labels than the {len(structures)} structures of this run, whose names belong into it; choose another "

@@ -50,7 +50,9 @@ class Record:
 
     case_id: str
     status: str = "failed"  # "failed", or another one of the command
-    times: dict[str, float] = field(default_factory=dict)  # seconds of each stage; "stage.part" is a part of a stage
+    times: dict[str, float] = field(
+        default_factory=dict
+    )  # seconds of each stage; "stage.part" is a part of a stage
     notes: list[str] = field(default_factory=list)  # assumptions about its files
     failures: list[Failure] = field(default_factory=list)
 
@@ -80,12 +82,18 @@ class CaseRecord(Record):
     num_labels: int | None = None  # L, background included
     num_modalities: int | None = None  # channels of the image
     num_voxels_in_mask: int | None = None
-    num_padding_voxels: int | None = None  # in the mask, but left out: all labels had the same logit
+    num_padding_voxels: int | None = (
+        None  # in the mask, but left out: all labels had the same logit
+    )
     voxels_removed: int | None = None  # of components that the small-object rules removed
     voxels_filled: int | None = None  # of holes that they filled
     input_type: str | None = None  # "logits", "probabilities" or "labels"
-    regions: dict[str, Any] | None = None  # of the sigmoid channels; None means that channels are labels
-    strokes: dict[str, str | None] = field(default_factory=dict)  # the time of the last change of each file of strokes, by its name
+    regions: dict[str, Any] | None = (
+        None  # of the sigmoid channels; None means that channels are labels
+    )
+    strokes: dict[str, str | None] = field(
+        default_factory=dict
+    )  # the time of the last change of each file of strokes, by its name
     device: str | None = None
     num_iterations: int | None = None
     converged: bool | None = None
@@ -94,22 +102,36 @@ class CaseRecord(Record):
     voxels_changed: int | None = None
     voxels_before: tuple[int, ...] = ()  # per label, background first
     voxels_after: tuple[int, ...] = ()
-    vanished_labels: tuple[int, ...] = ()  # in the network's result, but not in the refined label map
+    vanished_labels: tuple[
+        int, ...
+    ] = ()  # in the network's result, but not in the refined label map
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the JSON file."""
         fields = {**vars(self)}
         last = {name: fields.pop(name) for name in ("times", "notes")}
         failure = next(iter(fields.pop("failures")), Failure("", ""))
-        errors = {"error": failure.message or None, "error_kind": failure.kind or None, "error_traceback": failure.traceback}
+        errors = {
+            "error": failure.message or None,
+            "error_kind": failure.kind or None,
+            "error_traceback": failure.traceback,
+        }
         return {**fields, **last, **errors}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Restore a record from its JSON; raise TypeError or KeyError if a field has a value of another kind or is missing."""
         check_kinds(cls, values, ("case_id", "status"))
-        known = {each.name: values[each.name] for each in dataclasses.fields(cls) if values.get(each.name) is not None}
-        known |= {name: Path(known[name]) for name in ("output", "probabilities", "logits", "preview", "structures") if name in known}
+        known = {
+            each.name: values[each.name]
+            for each in dataclasses.fields(cls)
+            if values.get(each.name) is not None
+        }
+        known |= {
+            name: Path(known[name])
+            for name in ("output", "probabilities", "logits", "preview", "structures")
+            if name in known
+        }
         error = values.get("error")
         failures = [Failure(error, str(values.get("error_kind")))] if isinstance(error, str) else []
         return cls(**known | {"failures": failures})
@@ -124,7 +146,9 @@ def check_kinds(cls: type, values: Mapping[str, Any], required: Sequence[str]) -
             raise KeyError(each.name)
         if value is not None and type(value) is not kind:
             raise TypeError(f"{each.name}: expected {kind.__name__}, got {shorten_value(value)}")
-    if not all(isinstance(seconds, int | float) for seconds in (values.get("times") or {}).values()):
+    if not all(
+        isinstance(seconds, int | float) for seconds in (values.get("times") or {}).values()
+    ):
         raise TypeError("times: expected numbers")
 
 
@@ -138,15 +162,21 @@ class RunSummary:
     network_spacing: float | tuple[float, ...] | str | None = None
     strokes_background: int | None = None
     strokes_ignore: int = 0
-    choice: Mapping[str, Any] | None = None  # how `-c auto` chose the parameters; None means that they were given
+    choice: Mapping[str, Any] | None = (
+        None  # how `-c auto` chose the parameters; None means that they were given
+    )
     requested_device: str = "auto"
     max_memory: int | None = None  # bytes that the run could take at its start, if a limit is known
     max_memory_source: str = ""  # what sets this limit, a phrase
     num_parts: int = 1
     part_id: int = 0  # from 0
-    label_names: dict[int, str] = field(default_factory=dict)  # by number, where each structure has its own file
+    label_names: dict[int, str] = field(
+        default_factory=dict
+    )  # by number, where each structure has its own file
     num_cases: int = 0  # of this part
-    all_cases: dict[str, str] = field(default_factory=dict)  # label map of each case of all parts, in the output folder
+    all_cases: dict[str, str] = field(
+        default_factory=dict
+    )  # label map of each case of all parts, in the output folder
     output_folder: str = ""  # or for one case a file
     inputs: tuple[str, ...] = ()
     working_folder: str = ""  # where relative paths of this run begin
@@ -167,22 +197,40 @@ class RunSummary:
         parameters = self.parameters
         with suppress(ConfigError):  # A newer version may have more keys.
             parameters = CrfParameters.from_dict(parameters).to_dict()
-        return dict(json.loads(to_json({**parameters, **{name: getattr(self, name) for name in READING}})))
+        return dict(
+            json.loads(to_json({**parameters, **{name: getattr(self, name) for name in READING}}))
+        )
 
     def head(self) -> dict[str, Any]:
         """Return plain values for a file, without the cases."""
-        fields = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name != "cases"}
-        return {"schema": SCHEMA, "version": crfrefine.__version__, **fields, "started": self.started.isoformat()}
+        fields = {
+            each.name: getattr(self, each.name)
+            for each in dataclasses.fields(self)
+            if each.name != "cases"
+        }
+        return {
+            "schema": SCHEMA,
+            "version": crfrefine.__version__,
+            **fields,
+            "started": self.started.isoformat(),
+        }
 
     def to_json(self) -> str:
         """Return the text of the file of `--summary`."""
         counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
-        return to_json({**self.head(), **counts, "cases": [record.to_dict() for record in self.cases]}, indent=2)
+        return to_json(
+            {**self.head(), **counts, "cases": [record.to_dict() for record in self.cases]},
+            indent=2,
+        )
 
 
 def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
     """Return the record of a part in its output folder."""
-    return output / RECORD_FOLDER / (f"record-{part_id}-of-{num_parts}.jsonl" if num_parts > 1 else "record.jsonl")
+    return (
+        output
+        / RECORD_FOLDER
+        / (f"record-{part_id}-of-{num_parts}.jsonl" if num_parts > 1 else "record.jsonl")
+    )
 
 
 class CaseState(NamedTuple):
@@ -209,17 +257,29 @@ class RecordedRuns:
                 self.latest.pop(case_id, None)
             self.latest.update({record.case_id: (record, run) for record in run.cases})
 
-    def state_of(self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary) -> CaseState:
+    def state_of(
+        self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
+    ) -> CaseState:
         """Return whether a case with these outputs is done, by the settings of a run."""
         record, run = self.latest.get(case_id, (None, None))
         written, begun = time_of_change(label_map), self._begun.get(case_id)
         if record is None or (record.output is not None and record.output.name != label_map.name):
             record = run = None  # It describes a label map in another format.
         elif record.status == "failed":
-            return CaseState(case_id, "failed", label_map, record.failures[0].message if record.failures else "no reason is recorded")
+            return CaseState(
+                case_id,
+                "failed",
+                label_map,
+                record.failures[0].message if record.failures else "no reason is recorded",
+            )
         gone = next((path for path in (label_map, *others) if not os.path.exists(path)), None)  # noqa: PTH110 - no exception for odd names
         # Files of an earlier run are not results of the run that is continued.
-        is_older = record is None and written is not None and begun is not None and datetime.fromisoformat(written) < begun
+        is_older = (
+            record is None
+            and written is not None
+            and begun is not None
+            and datetime.fromisoformat(written) < begun
+        )
         if is_older or (record is None and gone == label_map):
             return CaseState(case_id, "missing", label_map, "not reached")
         if written is None or gone is not None:
@@ -248,9 +308,15 @@ def read_records(folder: Path) -> RecordedRuns:
                 _read_line(parse_line(line), runs)
             except (ValueError, TypeError, KeyError) as error:
                 # A kill leaves a line without its end, which the next run removes.
-                bad += [f"line {number}: {shorten(error, MAX_OF_A_REASON)}"] if line.endswith(b"\n") else []
+                bad += (
+                    [f"line {number}: {shorten(error, MAX_OF_A_REASON)}"]
+                    if line.endswith(b"\n")
+                    else []
+                )
         if bad:
-            notes.append(f"{path}: {counted(len(bad), 'line')} of the record cannot be used: {bad[0]}")
+            notes.append(
+                f"{path}: {counted(len(bad), 'line')} of the record cannot be used: {bad[0]}"
+            )
     return RecordedRuns(runs.values(), notes)
 
 
@@ -270,15 +336,21 @@ def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
     if values["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
     check_kinds(RunSummary, {name: values[name] for name in _HEAD}, _HEAD)
-    if not all(isinstance(text, str) for text in (*values["inputs"], *values["all_cases"].values())):
+    if not all(
+        isinstance(text, str) for text in (*values["inputs"], *values["all_cases"].values())
+    ):
         raise TypeError("inputs and all_cases: expected texts")
     if not 0 <= values["part_id"] < values["num_parts"]:
-        raise ValueError(f"part {values['part_id']} of {values['num_parts']}: parts are numbered from 0")
+        raise ValueError(
+            f"part {values['part_id']} of {values['num_parts']}: parts are numbered from 0"
+        )
     started = datetime.fromisoformat(values["started"])
     if started.tzinfo is None:
         raise ValueError("started: expected a time zone")
     known = {name: values[name] for name in (*_HEAD, *READING, "choice") if name in values}
-    runs[values["run"]] = RunSummary("", 0, **known | {"started": started, "inputs": tuple(values["inputs"])})
+    runs[values["run"]] = RunSummary(
+        "", 0, **known | {"started": started, "inputs": tuple(values["inputs"])}
+    )
 
 
 def time_of_change(path: Path) -> str | None:
@@ -299,7 +371,13 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
     """Return the dotted keys whose values differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         names = dict.fromkeys((*one, *other))
-        return [name for inner in names for name in _differing(one.get(inner), other.get(inner), f"{key}.{inner}" if key else inner)]
+        return [
+            name
+            for inner in names
+            for name in _differing(
+                one.get(inner), other.get(inner), f"{key}.{inner}" if key else inner
+            )
+        ]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
         return _differing(one[0], other[0], key)
     return [] if one == other else [key]
@@ -312,8 +390,14 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
     for run in sorted(last.values(), key=lambda run: run.started):
         for case_id, name in run.all_cases.items():
             record, label_map = recorded.latest.get(case_id, (CaseRecord(""),))[0], folder / name
-            names = [path.name for path in (record.probabilities, record.logits, record.preview, record.structures) if path is not None]
-            states[case_id] = recorded.state_of(case_id, label_map, [label_map.parent / name for name in names], run)
+            names = [
+                path.name
+                for path in (record.probabilities, record.logits, record.preview, record.structures)
+                if path is not None
+            ]
+            states[case_id] = recorded.state_of(
+                case_id, label_map, [label_map.parent / name for name in names], run
+            )
     return list(states.values())
 
 
@@ -331,7 +415,9 @@ def take_up(
         case = recorded.state_of(files.case_id, label_map, outputs, now)
         drawn, record = times_of_strokes(files), case.record
         # A single file has no record: only newer strokes show.
-        is_older = folder is None and any((time or "") > (time_of_change(label_map) or "") for time in drawn.values())
+        is_older = folder is None and any(
+            (time or "") > (time_of_change(label_map) or "") for time in drawn.values()
+        )
         if case.state == "done" and (is_older or (record is not None and record.strokes != drawn)):
             by_reason.setdefault("refined with other strokes", []).append(files.case_id)
         elif case.state == "done":
@@ -342,5 +428,7 @@ def take_up(
             by_reason.setdefault(reason, []).append(files.case_id)
     for reason, names in by_reason.items():
         advice = ADVICE.get(reason, "refined again")
-        recorded.notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {advice}")
+        recorded.notes.append(
+            f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {advice}"
+        )
     return done, [] if folder is None else recorded.notes

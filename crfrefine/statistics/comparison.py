@@ -27,9 +27,13 @@ HARM_COLUMN = "over 1 point worse (worst)"  # Title of the column with `harm_tex
 class Family(StrEnum):
     """The family of tests over which a p value is corrected, for each method by itself."""
 
-    ENDPOINT = "endpoint"  # Dice over the judged regions, which the verdict is about: a single test.
+    ENDPOINT = (
+        "endpoint"  # Dice over the judged regions, which the verdict is about: a single test.
+    )
     PROBABILITIES = "probabilities"  # The negative log likelihood: a single test.
-    OTHER_METRICS = "other metrics"  # Other metrics over the judged regions, however many labels there are.
+    OTHER_METRICS = (
+        "other metrics"  # Other metrics over the judged regions, however many labels there are.
+    )
     SINGLE_REGIONS = "single regions"  # Every metric, Dice included, in single regions.
 
 
@@ -44,9 +48,15 @@ class Measurement:
     method: str
 
 
-def measurements_of(case: str, method: str, values: Mapping[str, Mapping[str, float]]) -> list[Measurement]:
+def measurements_of(
+    case: str, method: str, values: Mapping[str, Mapping[str, float]]
+) -> list[Measurement]:
     """Return the result of `measure_case` for a case as rows of a tidy table."""
-    return [Measurement(case, region, metric, value, method) for region, row in values.items() for metric, value in row.items()]
+    return [
+        Measurement(case, region, metric, value, method)
+        for region, row in values.items()
+        for metric, value in row.items()
+    ]
 
 
 class ResultTable:
@@ -63,12 +73,16 @@ class ResultTable:
         for item in measurements:
             key = (item.method, item.region, item.metric, item.case)
             if key in self._values:
-                raise InputError(f"case {item.case!r}, region {item.region!r}: {item.metric} of {item.method!r} appears twice")
+                raise InputError(
+                    f"case {item.case!r}, region {item.region!r}: {item.metric} of {item.method!r} appears twice"
+                )
             self._values[key] = item.value
         names = [tuple(dict.fromkeys(key[part] for key in self._values)) for part in range(4)]
         self.methods, self.regions, self.metrics, self.cases = names
         if MEAN in self.regions:
-            raise InputError(f'a region is called "{MEAN}", which is reserved for the mean over regions; choose another name')
+            raise InputError(
+                f'a region is called "{MEAN}", which is reserved for the mean over regions; choose another name'
+            )
 
     def __iter__(self) -> Iterator[Measurement]:
         for (method, region, metric, case), value in self._values.items():
@@ -78,13 +92,26 @@ class ResultTable:
         """Return a value for each of `cases`, NaN if undefined or missing; for the region MEAN, the mean over the defined ones."""
         if region == MEAN:
             return np.asarray(self.means(metric, [method])[0])
-        for kind, name, known in (("method", method, self.methods), ("region", region, self.regions), ("metric", metric, self.metrics)):
+        for kind, name, known in (
+            ("method", method, self.methods),
+            ("region", region, self.regions),
+            ("metric", metric, self.metrics),
+        ):
             if name not in known:
-                raise InputError(f"no {kind} {name!r} in the table; there are {listed(known) or 'none'}")
-        return np.array([self._values.get((method, region, metric, case), math.nan) for case in self.cases])
+                raise InputError(
+                    f"no {kind} {name!r} in the table; there are {listed(known) or 'none'}"
+                )
+        return np.array(
+            [self._values.get((method, region, metric, case), math.nan) for case in self.cases]
+        )
 
     def means(
-        self, metric: str, methods: Sequence[str], regions: Sequence[str] | None = None, *, unsigned: bool = False
+        self,
+        metric: str,
+        methods: Sequence[str],
+        regions: Sequence[str] | None = None,
+        *,
+        unsigned: bool = False,
     ) -> NDArray[np.float64]:
         """Return (methods, cases) means over the regions where all of the methods have a value; NaN if no region has.
 
@@ -94,7 +121,9 @@ class ResultTable:
         chosen = self.regions if regions is None else regions
         if not chosen:
             return np.full((len(methods), len(self.cases)), math.nan)
-        stack = np.array([[self.values(method, region, metric) for region in chosen] for method in methods])
+        stack = np.array(
+            [[self.values(method, region, metric) for region in chosen] for method in methods]
+        )
         stack = np.abs(stack) if unsigned else stack
         usable = ~np.isnan(stack).any(axis=0)
         sums, counts = np.where(usable, stack, 0.0).sum(axis=1), usable.sum(axis=0)
@@ -102,7 +131,9 @@ class ResultTable:
         np.divide(sums, counts, out=means, where=counts > 0)
         return means
 
-    def compared(self, methods: Sequence[str], region: str, metric: str, regions: Sequence[str] | None = None) -> NDArray[np.float64]:
+    def compared(
+        self, methods: Sequence[str], region: str, metric: str, regions: Sequence[str] | None = None
+    ) -> NDArray[np.float64]:
         """Return (methods, cases) values as they are compared, with magnitudes where these count; MEAN is over `regions`, default all."""
         unsigned = metric_named(metric).better == "nearer_zero"
         if region == MEAN:
@@ -111,7 +142,14 @@ class ResultTable:
         return np.abs(values) if unsigned else values
 
     def compare(
-        self, method: str, baseline: str, region: str, metric: str, *, regions: Sequence[str] | None = None, seed: int = 0
+        self,
+        method: str,
+        baseline: str,
+        region: str,
+        metric: str,
+        *,
+        regions: Sequence[str] | None = None,
+        seed: int = 0,
     ) -> PairedComparison:
         """Compare two methods in a metric that has better values; for the region MEAN, in the mean over `regions`, default all."""
         better = metric_named(metric).better
@@ -139,8 +177,12 @@ class SummaryRow:
     median: float
     # With the baseline, over the cases where both have a value; None for the baseline itself and for metrics that only describe.
     comparison: PairedComparison | None = None
-    p_adjusted: float = math.nan  # The p value to show, after Holm's correction over its family. NaN without a test.
-    family: Family | None = None  # None without a test, as for a metric that is a function of another one.
+    p_adjusted: float = (
+        math.nan
+    )  # The p value to show, after Holm's correction over its family. NaN without a test.
+    family: Family | None = (
+        None  # None without a test, as for a metric that is a function of another one.
+    )
     family_size: int = 0  # Number of tests in the family.
 
     @property
@@ -171,10 +213,26 @@ def summarize(
         for method in table.methods:
             is_tested = metric_named(metric).better is not None and method != baseline
             for name in names:
-                values = table.means(metric, [method], averaged)[0] if name == MEAN else table.values(method, name, metric)
-                comparison = table.compare(method, baseline, name, metric, regions=averaged, seed=seed) if is_tested else None
+                values = (
+                    table.means(metric, [method], averaged)[0]
+                    if name == MEAN
+                    else table.values(method, name, metric)
+                )
+                comparison = (
+                    table.compare(method, baseline, name, metric, regions=averaged, seed=seed)
+                    if is_tested
+                    else None
+                )
                 defined = values[~np.isnan(values)]
-                row = SummaryRow(method, name, metric, defined.size, values.size - defined.size, *center(defined), comparison)
+                row = SummaryRow(
+                    method,
+                    name,
+                    metric,
+                    defined.size,
+                    values.size - defined.size,
+                    *center(defined),
+                    comparison,
+                )
                 rows.append(row)
     return correct(rows, averaged)
 
@@ -182,7 +240,11 @@ def summarize(
 def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryRow]:
     """Return all rows that are shown together with their families, and their p values after Holm's correction over these."""
     lead = regions[0] if len(regions) == 1 else MEAN  # The region of the verdict.
-    tested = [number for number, row in enumerate(rows) if not math.isnan(row.p_value) and not metric_named(row.metric).follows]
+    tested = [
+        number
+        for number, row in enumerate(rows)
+        if not math.isnan(row.p_value) and not metric_named(row.metric).follows
+    ]
     # The number of each method's row whose negative log likelihood is tested by itself.
     order = sorted(tested, key=lambda n: (rows[n].region != ALL_LABELS, rows[n].region != lead))
     alone = {rows[n].method: n for n in reversed(order) if rows[n].metric == NLL.name}
@@ -198,8 +260,12 @@ def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryR
         members.setdefault((row.method, family), []).append(number)
     corrected = [replace(row, p_adjusted=math.nan, family=None, family_size=0) for row in rows]
     for (_, family), numbers in members.items():
-        for number, p_adjusted in zip(numbers, holm([rows[number].p_value for number in numbers]), strict=True):
-            corrected[number] = replace(rows[number], p_adjusted=p_adjusted, family=family, family_size=len(numbers))
+        for number, p_adjusted in zip(
+            numbers, holm([rows[number].p_value for number in numbers]), strict=True
+        ):
+            corrected[number] = replace(
+                rows[number], p_adjusted=p_adjusted, family=family, family_size=len(numbers)
+            )
     return corrected
 
 
@@ -207,7 +273,11 @@ def describe_families(rows: Iterable[SummaryRow]) -> str:
     """Say in one sentence over how many tests p values are corrected; empty without any."""
     sizes = {row.family: row.family_size for row in sorted(rows, key=lambda row: row.family_size)}
     texts = [f"{family} ({counted(sizes[family], 'test')})" for family in Family if family in sizes]
-    return f"Wilcoxon's signed-rank test, after Holm's correction within each method and family: {', '.join(texts)}" if texts else ""
+    return (
+        f"Wilcoxon's signed-rank test, after Holm's correction within each method and family: {', '.join(texts)}"
+        if texts
+        else ""
+    )
 
 
 def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
@@ -223,15 +293,29 @@ def comparison_texts(row: SummaryRow) -> tuple[str, ...]:
     counts = f"{comparison.wins}/{comparison.ties}/{comparison.losses}"
     interval = metric.interval_text(*comparison.interval)
     harm = harm_text(comparison, row.metric)
-    return metric.difference_text(comparison.mean_difference), interval, format_p(row.p_adjusted), counts, harm
+    return (
+        metric.difference_text(comparison.mean_difference),
+        interval,
+        format_p(row.p_adjusted),
+        counts,
+        harm,
+    )
 
 
-def harm_text(comparison: PairedComparison, metric: str = DICE.name, *, with_name: bool = False, minus: str = "-") -> str:
+def harm_text(
+    comparison: PairedComparison,
+    metric: str = DICE.name,
+    *,
+    with_name: bool = False,
+    minus: str = "-",
+) -> str:
     """Return the share of cases that lose more than a point, and the worst case, such as "2.5% (-1.52)"; of distances only that case."""
     if not comparison.worst:
         return "none" if comparison.num_pairs else ""
     case, difference = comparison.worst[0]
-    worst = (f"{case} " if with_name else "") + metric_named(metric).difference_text(difference).replace("-", minus)
+    worst = (f"{case} " if with_name else "") + metric_named(metric).difference_text(
+        difference
+    ).replace("-", minus)
     share = f"{100 * comparison.large_losses / comparison.num_pairs:.1f}".removesuffix(".0")
     return f"{share}% ({worst})" if metric_named(metric).is_ratio else worst
 

@@ -31,7 +31,9 @@ class Harm:
     """The metrics that are worse than with the baseline, besides the mean Dice that decides the verdict."""
 
     sentence: str  # For users, with the numbers.
-    significant: tuple[Decline, ...]  # First metrics over the judged regions, then single regions in any metric.
+    significant: tuple[
+        Decline, ...
+    ]  # First metrics over the judged regions, then single regions in any metric.
     # Worse in more than half of the cases, but not significantly: metrics over the judged regions, and Dice in single regions.
     in_most_cases: tuple[Decline, ...]
     num_comparisons: int  # Number of comparisons that were made.
@@ -42,7 +44,9 @@ class Harm:
         return _joined([decline.name for decline in _shown(self.significant)])
 
 
-def find_harm(summary: Sequence[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None) -> Harm:
+def find_harm(
+    summary: Sequence[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None
+) -> Harm:
     """Find the metrics in which a method is worse than its baseline, in the rows of `summarize`; tests are two-sided, of level ALPHA.
 
     The p values are those of the summary. Metrics that are a function of another one, and that of `judge_probabilities`, are left out.
@@ -50,22 +54,41 @@ def find_harm(summary: Sequence[SummaryRow], method: str, *, titles: Mapping[str
     significant: list[Decline] = []
     in_most_cases: list[Decline] = []
     tested = [
-        row for family in (Family.OTHER_METRICS, Family.SINGLE_REGIONS) for row in summary if (row.method, row.family) == (method, family)
+        row
+        for family in (Family.OTHER_METRICS, Family.SINGLE_REGIONS)
+        for row in summary
+        if (row.method, row.family) == (method, family)
     ]
     for row in tested:
-        comparison, is_overall, metric = row.comparison, row.family == Family.OTHER_METRICS, metric_named(row.metric)
+        comparison, is_overall, metric = (
+            row.comparison,
+            row.family == Family.OTHER_METRICS,
+            metric_named(row.metric),
+        )
         assert comparison is not None
         title = {MEAN: "the mean over regions", **(titles or {})}.get(row.region, row.region)
         # The sentence on the probabilities has the calibration over all labels, so that a calibration always names its region.
-        name = metric.in_text if is_overall and row.metric not in CALIBRATION_METRICS else f"{metric.in_text} of {title}"
+        name = (
+            metric.in_text
+            if is_overall and row.metric not in CALIBRATION_METRICS
+            else f"{metric.in_text} of {title}"
+        )
         decline = Decline(row.metric, row.region, name, is_overall, comparison, row.p_adjusted)
         # As a test of ranks is significant, so its direction is that of the ranks; smaller magnitudes are better.
-        is_worse = comparison.effect_size < 0 if metric.better == "higher" else comparison.effect_size > 0
+        is_worse = (
+            comparison.effect_size < 0 if metric.better == "higher" else comparison.effect_size > 0
+        )
         if row.p_adjusted < ALPHA and is_worse:
             significant.append(decline)
-        elif comparison.losses > comparison.num_pairs / 2 and (is_overall or row.metric == DICE.name):
+        elif comparison.losses > comparison.num_pairs / 2 and (
+            is_overall or row.metric == DICE.name
+        ):
             in_most_cases.append(decline)
-    sentence = f"What got worse: {_figures(significant)}." if significant else "No other metric got significantly worse."
+    sentence = (
+        f"What got worse: {_figures(significant)}."
+        if significant
+        else "No other metric got significantly worse."
+    )
     if not tested:
         sentence = "No other metric could be compared."
     if in_most_cases:
@@ -86,7 +109,9 @@ def _figures(declines: Sequence[Decline]) -> str:
         metric, comparison = metric_named(decline.metric), decline.comparison
         difference = f"{metric.difference_text(comparison.mean_difference)} {metric.difference_unit}".rstrip()
         p_value = f"p {format_p(decline.p_adjusted)}"
-        texts.append(f"{decline.name} in {comparison.losses} of {comparison.num_pairs} cases ({difference} on average, {p_value})")
+        texts.append(
+            f"{decline.name} in {comparison.losses} of {comparison.num_pairs} cases ({difference} on average, {p_value})"
+        )
     return _joined(texts)
 
 
@@ -115,7 +140,9 @@ class ProbabilityChange:
     comparison: PairedComparison  # Method minus baseline, negative log likelihood.
 
 
-def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None) -> ProbabilityChange | None:
+def judge_probabilities(
+    summary: Iterable[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None
+) -> ProbabilityChange | None:
     """Judge whether the probabilities of a method are better than those of its baseline; None if no case has both.
 
     The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the summary
@@ -125,10 +152,17 @@ def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, titles: M
     region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)
     if region is None:
         return None
-    compared = {row.metric: row.comparison for row in rows if row.region == region and row.comparison is not None}
+    compared = {
+        row.metric: row.comparison
+        for row in rows
+        if row.region == region and row.comparison is not None
+    }
     deciding = compared[NLL.name]
     texts = {
-        name: (metric.value_text(compared[name].mean_baseline), metric.value_text(compared[name].mean))
+        name: (
+            metric.value_text(compared[name].mean_baseline),
+            metric.value_text(compared[name].mean),
+        )
         for name, metric in {NLL.name: NLL, **CALIBRATION_METRICS}.items()
         if name in compared
     }
@@ -141,9 +175,15 @@ def judge_probabilities(summary: Iterable[SummaryRow], method: str, *, titles: M
             change = Change.BETTER if deciding.effect_size < 0 else Change.WORSE
     cases = f" (better in {deciding.wins} of {deciding.num_pairs} cases, p {format_p(deciding.p_value)})"
     figures = [
-        f"{metric_named(name).in_text} {before} → {after}{cases if name == NLL.name else ''}" for name, (before, after) in texts.items()
+        f"{metric_named(name).in_text} {before} → {after}{cases if name == NLL.name else ''}"
+        for name, (before, after) in texts.items()
     ]
-    title = {ALL_LABELS: "all labels", MEAN: "the regions, on average", **(titles or {})}.get(region, region)
-    words = {Change.NO_DIFFERENCE: "neither significantly better nor worse", Change.TOO_FEW: "too few cases to tell"}
+    title = {ALL_LABELS: "all labels", MEAN: "the regions, on average", **(titles or {})}.get(
+        region, region
+    )
+    words = {
+        Change.NO_DIFFERENCE: "neither significantly better nor worse",
+        Change.TOO_FEW: "too few cases to tell",
+    }
     sentence = f"The probabilities of {title}: {words.get(change, change)}, {', '.join(figures)}."
     return ProbabilityChange(change, sentence, region, deciding)

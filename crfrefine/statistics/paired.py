@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05  # Level of all tests, which are two-sided.
 POWER = 0.8  # Probability with which the detectable difference is found.
-NUM_RESAMPLES = 9999  # The ends of a 95 % interval vary by some hundredths of its width from seed to seed.
+NUM_RESAMPLES = (
+    9999  # The ends of a 95 % interval vary by some hundredths of its width from seed to seed.
+)
 NUM_WORST = 3  # Worst cases that are listed.
 LARGE_LOSS = 0.01  # A point of a ratio, such as Dice; cases that lose more are counted.
 
@@ -44,16 +46,24 @@ class PairedComparison:
     median_baseline: float
     mean_difference: float
     median_difference: float
-    interval: tuple[float, float]  # 95 % bootstrap confidence interval of the mean difference; NaN with fewer than two pairs.
+    interval: tuple[
+        float, float
+    ]  # 95 % bootstrap confidence interval of the mean difference; NaN with fewer than two pairs.
     standard_deviation: float  # That of the differences (n - 1); NaN with fewer than two pairs.
     p_value: float  # Two-sided Wilcoxon signed-rank test; NaN without pairs.
-    effect_size: float  # Matched-pairs rank-biserial correlation; 1 if every difference is positive.
+    effect_size: (
+        float  # Matched-pairs rank-biserial correlation; 1 if every difference is positive.
+    )
     wins: int  # Cases where the method is better.
     ties: int
     losses: int
     large_losses: int  # Cases that lose more than LARGE_LOSS.
-    detectable_difference: float  # The smallest mean difference detected with a power of 80 %; infinite if none.
-    worst: tuple[tuple[str, float], ...]  # Up to three cases with the largest losses, with their differences, worst first.
+    detectable_difference: (
+        float  # The smallest mean difference detected with a power of 80 %; infinite if none.
+    )
+    worst: tuple[
+        tuple[str, float], ...
+    ]  # Up to three cases with the largest losses, with their differences, worst first.
 
 
 def compare_pairs(
@@ -72,7 +82,9 @@ def compare_pairs(
     method, other = np.asarray(values, np.float64), np.asarray(baseline, np.float64)
     names = [str(number) for number in range(len(method))] if cases is None else list(cases)
     if method.ndim != 1 or method.shape != other.shape or len(names) != len(method):
-        raise InputError(f"expected one value per case, got {method.shape} and {other.shape} values and {len(names)} cases")
+        raise InputError(
+            f"expected one value per case, got {method.shape} and {other.shape} values and {len(names)} cases"
+        )
     if np.isinf(method).any() or np.isinf(other).any():
         raise InputError("expected finite values, NaN where undefined; found an infinite one")
     has_method, has_other = ~np.isnan(method), ~np.isnan(other)
@@ -84,7 +96,9 @@ def compare_pairs(
     unit = _ROUNDING * max(np.abs(method).max(initial=0.0), np.abs(other).max(initial=0.0))
     differences = np.round((method - other) / unit) * unit if unit else method - other
     gains = differences if better == "higher" else -differences
-    (mean, median), (mean_baseline, median_baseline), (mean_difference, median_difference) = map(center, (method, other, differences))
+    (mean, median), (mean_baseline, median_baseline), (mean_difference, median_difference) = map(
+        center, (method, other, differences)
+    )
     p_value, effect_size = signed_rank(differences)
     deviation = float(differences.std(ddof=1)) if len(pairs) > 1 else math.nan
     worst = [index for index in np.argsort(gains, kind="stable")[:NUM_WORST] if gains[index] < 0]
@@ -131,7 +145,9 @@ def bootstrap_interval(differences: NDArray[np.float64], *, seed: int = 0) -> tu
 
     random, batch = np.random.default_rng(seed), max(1, 2_000_000 // len(differences))
     # BCa with a confidence of 95 % are the defaults.
-    interval = bootstrap((differences,), np.mean, n_resamples=NUM_RESAMPLES, batch=batch, random_state=random).confidence_interval
+    interval = bootstrap(
+        (differences,), np.mean, n_resamples=NUM_RESAMPLES, batch=batch, random_state=random
+    ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
@@ -141,8 +157,12 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     NaN stays NaN and is not counted. Source: Holm 1979, Scandinavian Journal of Statistics 6 (2), 65-70.
     """
     adjusted = np.full(len(p_values), math.nan)
-    order = [index for index in np.argsort(p_values, kind="stable") if not math.isnan(p_values[index])]
-    scaled = [min(1.0, (len(order) - position) * p_values[index]) for position, index in enumerate(order)]
+    order = [
+        index for index in np.argsort(p_values, kind="stable") if not math.isnan(p_values[index])
+    ]
+    scaled = [
+        min(1.0, (len(order) - position) * p_values[index]) for position, index in enumerate(order)
+    ]
     adjusted[order] = np.maximum.accumulate(scaled)
     return tuple(adjusted.tolist())
 
@@ -161,7 +181,9 @@ def detectable_difference(standard_deviation: float, num_pairs: int) -> float:
 
     freedom = num_pairs - 1
     # Rejections in the wrong direction are ignored; at a power of 80 % they are rarer than one in a million.
-    noncentrality = float(special.nctdtrinc(freedom, 1 - POWER, special.stdtrit(freedom, 1 - ALPHA / 2)))
+    noncentrality = float(
+        special.nctdtrinc(freedom, 1 - POWER, special.stdtrit(freedom, 1 - ALPHA / 2))
+    )
     return noncentrality * standard_deviation / math.sqrt(num_pairs * _EFFICIENCY)
 
 
@@ -181,7 +203,11 @@ def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
     # Twice the mean rank is a whole number even for ties: the sum of the first and the last rank of its group.
     magnitudes = np.abs(nonzero)
     ordered = np.sort(magnitudes)
-    doubled = np.searchsorted(ordered, magnitudes, side="left") + 1 + np.searchsorted(ordered, magnitudes, side="right")
+    doubled = (
+        np.searchsorted(ordered, magnitudes, side="left")
+        + 1
+        + np.searchsorted(ordered, magnitudes, side="right")
+    )
     total, positive = int(doubled.sum()), int(doubled[nonzero > 0].sum())
     smaller = min(positive, total - positive)
     if nonzero.size <= _MAX_EXACT:
@@ -196,7 +222,9 @@ def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
     else:
         ranks = doubled / 2.0
         distance = float(ranks.sum()) / 2 - smaller / 2 - 0.5
-        p_value = math.erfc(max(distance, 0.0) / math.sqrt(float((ranks**2).sum()) / 4) / math.sqrt(2))
+        p_value = math.erfc(
+            max(distance, 0.0) / math.sqrt(float((ranks**2).sum()) / 4) / math.sqrt(2)
+        )
     return min(1.0, p_value), (2 * positive - total) / total
 
 

@@ -15,8 +15,21 @@ from crfrefine.errors import InputError
 from crfrefine.io.json import without_nonfinite
 from crfrefine.metrics.registry import DICE
 from crfrefine.statistics.comparison import MEAN, ResultTable, SummaryRow, format_p
-from crfrefine.statistics.harm import Change, Harm, ProbabilityChange, find_harm, judge_probabilities
-from crfrefine.statistics.paired import ALPHA, PairedComparison, center, compare_pairs, holm, smallest_p_value
+from crfrefine.statistics.harm import (
+    Change,
+    Harm,
+    ProbabilityChange,
+    find_harm,
+    judge_probabilities,
+)
+from crfrefine.statistics.paired import (
+    ALPHA,
+    PairedComparison,
+    center,
+    compare_pairs,
+    holm,
+    smallest_p_value,
+)
 
 ENDPOINT = DICE.name  # The deciding metric: its mean over the regions of each case.
 
@@ -38,7 +51,9 @@ class Rival:
     """Another method, often a simple one, that the judged one must beat to be worth using."""
 
     name: str
-    comparison: PairedComparison  # The judged method minus the rival; without pairs if no case has both.
+    comparison: (
+        PairedComparison  # The judged method minus the rival; without pairs if no case has both.
+    )
     gain: float  # Its mean Dice minus the baseline's; NaN without a case that both have.
     p_adjusted: float  # After Holm's correction over the rivals; NaN without pairs.
     is_beaten: bool  # True if the judged method is significantly better.
@@ -55,13 +70,20 @@ class Verdict:
     regions: tuple[str, ...]  # The regions over which Dice was averaged.
     comparison: PairedComparison  # Mean Dice. This one question is tested by itself, so its p value is also that of the summary.
     rivals: tuple[Rival, ...]  # The methods that it should beat as well.
-    notes: tuple[str, ...]  # Further facts that the reader must know, one sentence each, such as cases left out.
+    notes: tuple[
+        str, ...
+    ]  # Further facts that the reader must know, one sentence each, such as cases left out.
     harm: Harm | None = None  # The metrics that got worse; None if no other metric was looked at.
     probabilities: ProbabilityChange | None = None  # Their change; None if they were not measured.
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None for an undefined or infinite number."""
-        return dict(without_nonfinite(asdict(self) | {"outcome": self.outcome.value, "p_adjusted": self.comparison.p_value}))
+        return dict(
+            without_nonfinite(
+                asdict(self)
+                | {"outcome": self.outcome.value, "p_adjusted": self.comparison.p_value}
+            )
+        )
 
 
 def verdict(
@@ -94,17 +116,29 @@ def verdict(
         InputError: the method or the baseline is not in the table, or two of the methods are the same.
     """
     if len({method, baseline, *rivals}) < 2 + len(rivals):
-        raise InputError(f"the method {method!r}, the baseline {baseline!r} and the rivals {list(rivals)} must differ")
+        raise InputError(
+            f"the method {method!r}, the baseline {baseline!r} and the rivals {list(rivals)} must differ"
+        )
     subject, chosen = subject or method, table.regions if regions is None else tuple(regions)
     primary = table.compare(method, baseline, MEAN, ENDPOINT, regions=chosen)
     undefined = [math.nan] * len(table.cases)
     compared = [
-        table.compare(method, rival, MEAN, ENDPOINT, regions=chosen) if rival in table.methods else compare_pairs(undefined, undefined)
+        table.compare(method, rival, MEAN, ENDPOINT, regions=chosen)
+        if rival in table.methods
+        else compare_pairs(undefined, undefined)
         for rival in rivals
     ]
     judged = tuple(
-        Rival(name, comparison, _gain(table, name, baseline, chosen), p_adjusted, _direction(comparison, p_adjusted) == 1)
-        for name, comparison, p_adjusted in zip(rivals, compared, holm([each.p_value for each in compared]), strict=True)
+        Rival(
+            name,
+            comparison,
+            _gain(table, name, baseline, chosen),
+            p_adjusted,
+            _direction(comparison, p_adjusted) == 1,
+        )
+        for name, comparison, p_adjusted in zip(
+            rivals, compared, holm([each.p_value for each in compared]), strict=True
+        )
     )
     harm = None if summary is None else find_harm(summary, method, titles=titles)
     probabilities = None if summary is None else judge_probabilities(summary, method, titles=titles)
@@ -115,15 +149,32 @@ def verdict(
             outcome = Outcome.NOT_BETTER_THAN_SIMPLE
         sentence += _against_rivals(subject, primary, judged)
         worse = [harm.headline] if harm is not None and harm.headline else []
-        worse += ["the probabilities"] if probabilities is not None and probabilities.change == Change.WORSE else []
-        sentence += f" But significantly worse than with {baseline}: {', '.join(worse)}." if worse else ""
+        worse += (
+            ["the probabilities"]
+            if probabilities is not None and probabilities.change == Change.WORSE
+            else []
+        )
+        sentence += (
+            f" But significantly worse than with {baseline}: {', '.join(worse)}." if worse else ""
+        )
     notes = _notes(table, method, baseline, chosen, primary, judged)
-    return Verdict(outcome, sentence, method, baseline, chosen, primary, judged, notes, harm, probabilities)
+    return Verdict(
+        outcome, sentence, method, baseline, chosen, primary, judged, notes, harm, probabilities
+    )
 
 
 def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str) -> Verdict:
     """Return the verdict on a method that was not measured in every case; `reason` is the rest of a sentence."""
-    return Verdict(Outcome.NOT_TESTED, f"Not tested: {reason}.", method, baseline, tuple(regions), compare_pairs([], []), (), ())
+    return Verdict(
+        Outcome.NOT_TESTED,
+        f"Not tested: {reason}.",
+        method,
+        baseline,
+        tuple(regions),
+        compare_pairs([], []),
+        (),
+        (),
+    )
 
 
 def power_text(comparison: PairedComparison) -> str:
@@ -163,7 +214,9 @@ def _outcome(primary: PairedComparison) -> Outcome:
 def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:
     """Return the numbers, and the conclusion."""
     needed = next(number for number in range(1, 64) if smallest_p_value(number) <= ALPHA)
-    worst = ", ".join(f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst)
+    worst = ", ".join(
+        f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst
+    )
     follows = {
         Outcome.HELPS: f"{subject} helps.",
         Outcome.HURTS: f"{subject} hurts. Advice: do not use it.",
@@ -175,7 +228,11 @@ def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComp
         return f"No case allows a comparison with {baseline}: {follows[outcome]}"
     # Intervals of few cases are too narrow.
     interval = "" if outcome == Outcome.TOO_FEW else DICE.interval_text(*primary.interval, sign="")
-    figures = [*([f"95 % CI {interval}"] if interval else []), f"p {format_p(primary.p_value)}", _better_cases(primary)]
+    figures = [
+        *([f"95 % CI {interval}"] if interval else []),
+        f"p {format_p(primary.p_value)}",
+        _better_cases(primary),
+    ]
     sentence = f"Mean {DICE.title} {_quantity(primary.mean_difference)} against {baseline} ({', '.join(figures)}): {follows[outcome]}"
     power = power_text(primary) if outcome == Outcome.NO_DIFFERENCE else ""
     return sentence + (f" {power[0].upper()}{power[1:]}." if power else "")
@@ -188,8 +245,13 @@ def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Ri
     sentences = f" No case allows a comparison with {' or '.join(missing)}." if missing else ""
     if compared:
         # The strongest of those that are not beaten, if there are any.
-        strongest = min(compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference))
-        name, corrected = strongest.name, f" after Holm over {len(compared)} rivals" if len(compared) > 1 else ""
+        strongest = min(
+            compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference)
+        )
+        name, corrected = (
+            strongest.name,
+            f" after Holm over {len(compared)} rivals" if len(compared) > 1 else "",
+        )
         gains = f"{subject} {DICE.difference_text(primary.mean_difference)}, {name} {_quantity(strongest.gain)}"
         figures = f"{gains} (p {format_p(strongest.p_adjusted)}{corrected}, {_better_cases(strongest.comparison)})."
         if strongest.is_beaten:
@@ -200,7 +262,9 @@ def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Ri
 
 def _better_cases(comparison: PairedComparison) -> str:
     """Say how many cases agree with the majority."""
-    number, word = max((comparison.wins, "better"), (comparison.losses, "worse"), key=lambda side: side[0])
+    number, word = max(
+        (comparison.wins, "better"), (comparison.losses, "worse"), key=lambda side: side[0]
+    )
     return f"{number} of {comparison.num_pairs} cases {word}"
 
 
@@ -209,14 +273,25 @@ def _quantity(difference: float, sign: str = "+") -> str:
 
 
 def _notes(
-    table: ResultTable, method: str, baseline: str, regions: Sequence[str], primary: PairedComparison, rivals: Sequence[Rival]
+    table: ResultTable,
+    method: str,
+    baseline: str,
+    regions: Sequence[str],
+    primary: PairedComparison,
+    rivals: Sequence[Rival],
 ) -> tuple[str, ...]:
     notes = []
     left_out = primary.num_only_method + primary.num_only_baseline + primary.num_neither
     if left_out:
-        notes.append(f"{left_out} of {len(table.cases)} cases are left out: no region has a {DICE.title} in both methods.")
+        notes.append(
+            f"{left_out} of {len(table.cases)} cases are left out: no region has a {DICE.title} in both methods."
+        )
     missing = {name: table.missing_cases(name) for name in (method, baseline)}
-    notes += [f"{name} has no measurements of {listed(cases)}." for name, cases in missing.items() if cases]
+    notes += [
+        f"{name} has no measurements of {listed(cases)}."
+        for name, cases in missing.items()
+        if cases
+    ]
     # Dice is undefined where neither the reference nor the other method has what a method finds.
     dice = np.array([[table.values(name, own, ENDPOINT) for own in regions] for name in missing])
     seen = np.array([[~np.isin(table.cases, cases)] for cases in missing.values()])

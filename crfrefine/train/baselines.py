@@ -26,12 +26,21 @@ from crfrefine.train.model import Refine, mean_defined, mean_dice, refiner_of
 from crfrefine.train.observer import Workers
 from crfrefine.train.starts import BATCH_SIZE, FitResult, Start, rounded, voxel_length, without_crf
 
-MAX_KINDS = ("foreground", "each")  # which largest component is kept: that of all labels together, or that of each label
+MAX_KINDS = (
+    "foreground",
+    "each",
+)  # which largest component is kept: that of all labels together, or that of each label
 SCALED = ("temperature", "bias")
 SCALING_STEPS = 60
-SCALING_STEP_LENGTH = 0.1  # length of the first optimizer steps of vector scaling; it falls to zero at the end
+SCALING_STEP_LENGTH = (
+    0.1  # length of the first optimizer steps of vector scaling; it falls to zero at the end
+)
 RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
-EPSILONS = (0.001, 0.01, 0.1)  # variances of the normalized intensity that are tried: contrasts below their root are smoothed over
+EPSILONS = (
+    0.001,
+    0.01,
+    0.1,
+)  # variances of the normalized intensity that are tried: contrasts below their root are smoothed over
 _MIN_FILTERED = 1e-6  # filtered probabilities may be below 0
 # Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases.
 MIN_CALIBRATED = 8
@@ -56,33 +65,51 @@ class VectorScaling:
 
 
 def fit_scaling(
-    material: Material, cases: Sequence[int], workers: Workers, learned: Sequence[str] = SCALED, fixed: VectorScaling | None = None
+    material: Material,
+    cases: Sequence[int],
+    workers: Workers,
+    learned: Sequence[str] = SCALED,
+    fixed: VectorScaling | None = None,
 ) -> VectorScaling:
     """Fit temperature, biases or both on some cases with the loss of the CRF; `fixed` has those that are not learned."""
     fixed = fixed or VectorScaling(1.0, (0.0,) * material.sizes[0])
     learns_temperature, learns_bias = "temperature" in learned, "bias" in learned
-    log_temperature = torch.tensor(0.0 if learns_temperature else math.log(fixed.temperature), requires_grad=learns_temperature)
+    log_temperature = torch.tensor(
+        0.0 if learns_temperature else math.log(fixed.temperature), requires_grad=learns_temperature
+    )
     bias = torch.zeros(material.sizes[0], requires_grad=learns_bias)
     # Biases that are not learned are those of the logits, before any temperature divides them.
-    shift = torch.zeros(1, 1) if learns_bias else torch.tensor(fixed.bias)[:, None] * fixed.temperature
+    shift = (
+        torch.zeros(1, 1) if learns_bias else torch.tensor(fixed.bias)[:, None] * fixed.temperature
+    )
     values = [value for value in (log_temperature, bias) if value.requires_grad]
     optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
 
-    def gradient(voxels: tuple[torch.Tensor, torch.Tensor], threads: int) -> tuple[torch.Tensor, ...]:
+    def gradient(
+        voxels: tuple[torch.Tensor, torch.Tensor], threads: int
+    ) -> tuple[torch.Tensor, ...]:
         logits, labels = voxels
         scale, offset = log_temperature.exp().to(logits.device), bias.to(logits.device)[:, None]
         loss = material.loss((logits + shift.to(logits.device)) / scale + offset, labels)
         return torch.autograd.grad(loss, values)
 
     for optimizer_step in range(SCALING_STEPS):
-        batch = [material.voxels[case] for case in material.draw(optimizer_step, cases, BATCH_SIZE)[0]]
-        for value, parts in zip(values, zip(*workers.run_on_device(gradient, batch), strict=True), strict=True):
+        batch = [
+            material.voxels[case] for case in material.draw(optimizer_step, cases, BATCH_SIZE)[0]
+        ]
+        for value, parts in zip(
+            values, zip(*workers.run_on_device(gradient, batch), strict=True), strict=True
+        ):
             value.grad = sum(parts[1:], parts[0]) / len(batch)
-        optimizer.param_groups[0]["lr"] = SCALING_STEP_LENGTH * 0.5 * (1.0 + math.cos(math.pi * optimizer_step / SCALING_STEPS))
+        optimizer.param_groups[0]["lr"] = (
+            SCALING_STEP_LENGTH * 0.5 * (1.0 + math.cos(math.pi * optimizer_step / SCALING_STEPS))
+        )
         optimizer.step()
     temperature = float(log_temperature.detach().exp()) if learns_temperature else fixed.temperature
     if not learns_bias:
-        return VectorScaling(temperature, tuple(value * fixed.temperature / temperature for value in fixed.bias))
+        return VectorScaling(
+            temperature, tuple(value * fixed.temperature / temperature for value in fixed.bias)
+        )
     # A constant in all biases changes no softmax; a constant in log-odds of regions does matter.
     shared = bias.mean() if material.crops[0].regions is None else 0.0
     return VectorScaling(temperature, tuple((bias - shared).detach().tolist()))
@@ -104,7 +131,10 @@ class Scores(NamedTuple):
 
 
 def score_choices(
-    choices: Sequence[Any], material: Material, workers: Workers, label_maps: Callable[[Crop], Iterable[NDArray[Any]]]
+    choices: Sequence[Any],
+    material: Material,
+    workers: Workers,
+    label_maps: Callable[[Crop], Iterable[NDArray[Any]]],
 ) -> Scores:
     """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each."""
 
@@ -122,7 +152,12 @@ def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
 def largest_scores(material: Material, workers: Workers) -> Scores:
     """Return how good it is to keep the largest component of each kind."""
     rules = [PostprocessParameters(keep_largest=kind) for kind in MAX_KINDS]
-    return score_choices(MAX_KINDS, material, workers, lambda crop: (clean(network_labels(crop), rule, 1.0).label_map for rule in rules))
+    return score_choices(
+        MAX_KINDS,
+        material,
+        workers,
+        lambda crop: (clean(network_labels(crop), rule, 1.0).label_map for rule in rules),
+    )
 
 
 @dataclass(frozen=True)
@@ -142,25 +177,40 @@ class Guide:
     Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16; 5, 6 and 8 for one modality.
     """
 
-    def __init__(self, image: NDArray[np.float32], radius_mm: float, spacing: Sequence[float]) -> None:
+    def __init__(
+        self, image: NDArray[np.float32], radius_mm: float, spacing: Sequence[float]
+    ) -> None:
         self._image = image
         # Larger windows see nothing but the edges anyway, and would fill the memory.
-        radii = [min(round(radius_mm / distance), 16 * extent) for distance, extent in zip(spacing, image.shape[1:], strict=True)]
+        radii = [
+            min(round(radius_mm / distance), 16 * extent)
+            for distance, extent in zip(spacing, image.shape[1:], strict=True)
+        ]
         self._sizes = [2 * radius + 1 for radius in radii]
         self._means = [self._box(modality) for modality in image]
         self._covariances = [  # a lower triangle
-            [self._box(image[row] * image[column]) - self._means[row] * self._means[column] for column in range(row + 1)]
+            [
+                self._box(image[row] * image[column]) - self._means[row] * self._means[column]
+                for column in range(row + 1)
+            ]
             for row in range(len(image))
         ]
 
-    def filter(self, channel: NDArray[np.float32], epsilons: Sequence[float]) -> list[NDArray[np.float32]]:
+    def filter(
+        self, channel: NDArray[np.float32], epsilons: Sequence[float]
+    ) -> list[NDArray[np.float32]]:
         """Return a channel (*grid) as an average of linear functions of the image, one per window: with each epsilon."""
         mean = self._box(channel)
-        cross = [self._box(modality * channel) - own * mean for modality, own in zip(self._image, self._means, strict=True)]
+        cross = [
+            self._box(modality * channel) - own * mean
+            for modality, own in zip(self._image, self._means, strict=True)
+        ]
         filtered = []
         for epsilon in epsilons:
             slopes = self._slopes(epsilon, cross)
-            result = self._box(mean - sum(slope * own for slope, own in zip(slopes, self._means, strict=True)))
+            result = self._box(
+                mean - sum(slope * own for slope, own in zip(slopes, self._means, strict=True))
+            )
             for slope, modality in zip(slopes, self._image, strict=True):
                 result += self._box(slope) * modality
             filtered.append(result)
@@ -170,7 +220,9 @@ class Guide:
         result: NDArray[np.float32] = uniform_filter(values, self._sizes, mode="nearest")
         return result
 
-    def _slopes(self, epsilon: float, cross: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    def _slopes(
+        self, epsilon: float, cross: Sequence[NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
         """Return the solution of (covariance + epsilon) x = cross in every voxel, by elimination: the matrix is positive definite."""
         rows = [[*own[:-1], own[-1] + np.float32(epsilon)] for own in self._covariances]
         right: list[NDArray[Any]] = list(cross)
@@ -199,14 +251,21 @@ class Guide:
         """Return the labels of filtered probabilities (L, *grid) with each epsilon; a bias keeps the volumes of a label map."""
         if regions is not None:
             filtered = [self.filter(channel, epsilons) for channel in probabilities]
-            return [regions.decode(np.stack(own) - np.float32(0.5)) for own in zip(*filtered, strict=True)]
+            return [
+                regions.decode(np.stack(own) - np.float32(0.5))
+                for own in zip(*filtered, strict=True)
+            ]
         # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
         filtered = [self.filter(channel, epsilons) for channel in probabilities[1:]]
         maps = [np.stack([np.float32(1.0) - sum(own), *own]) for own in zip(*filtered, strict=True)]
         if volumes_of is not None:
             for own in maps:
                 np.log(np.maximum(own, np.float32(_MIN_FILTERED)), out=own)
-                own += volume_bias(own, volumes_of).astype(np.float32).reshape(-1, *(1,) * volumes_of.ndim)
+                own += (
+                    volume_bias(own, volumes_of)
+                    .astype(np.float32)
+                    .reshape(-1, *(1,) * volumes_of.ndim)
+                )
         return [argmax_labels(own) for own in maps]
 
 
@@ -215,13 +274,21 @@ def score_guided(material: Material, spacing: Sequence[float], workers: Workers)
     radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
-        network, probabilities = network_labels(crop), probabilities_of(crop.logits.astype(np.float32), crop.regions)
+        network, probabilities = (
+            network_labels(crop),
+            probabilities_of(crop.logits.astype(np.float32), crop.regions),
+        )
         yield network
         for radius in radii:
             guide = Guide(crop.image, radius, crop.spacing)
-            yield from guide.labels(probabilities, EPSILONS, crop.regions, network if crop.network_spacing else None)
+            yield from guide.labels(
+                probabilities, EPSILONS, crop.regions, network if crop.network_spacing else None
+            )
 
-    choices = (UNGUIDED, *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)))
+    choices = (
+        UNGUIDED,
+        *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)),
+    )
     return score_choices(choices, material, workers, label_maps)
 
 
@@ -235,25 +302,38 @@ class Tuned:
     guidance: Guidance = UNGUIDED  # UNGUIDED means the network itself
 
 
-def calibrate(material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers) -> CrfParameters | None:
+def calibrate(
+    material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers
+) -> CrfParameters | None:
     """Return the network recalibrated as a CRF without weights, fitted with the training's loss; None if not learned."""
     learned = tuple(group for group in SCALED if group in material.learn)
     if not learned:
         return None
     settings = base.mean_field
-    biases = settings.bias if isinstance(settings.bias, tuple) else (settings.bias,) * material.sizes[0]
-    fixed = VectorScaling(settings.temperature, tuple(bias / settings.temperature for bias in biases))
+    biases = (
+        settings.bias if isinstance(settings.bias, tuple) else (settings.bias,) * material.sizes[0]
+    )
+    fixed = VectorScaling(
+        settings.temperature, tuple(bias / settings.temperature for bias in biases)
+    )
     scaling = fit_scaling(material, cases, workers, learned=learned, fixed=fixed)
     # logits / temperature + bias is (logits + bias) / temperature, in the ranges that these may have.
     low, high = TEMPERATURE_RANGE
     temperature = min(max(scaling.temperature, low), high)
     bias = tuple(min(max(value * temperature, -MAX_BIAS), MAX_BIAS) for value in scaling.bias)
-    return rounded(without_crf(base).replace(**{"mean_field.temperature": temperature, "mean_field.bias": bias}))
+    return rounded(
+        without_crf(base).replace(
+            **{"mean_field.temperature": temperature, "mean_field.bias": bias}
+        )
+    )
 
 
 def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
     """Return a start on the recalibrated network."""
-    changes = {"mean_field.temperature": calibrated.mean_field.temperature, "mean_field.bias": calibrated.mean_field.bias}
+    changes = {
+        "mean_field.temperature": calibrated.mean_field.temperature,
+        "mean_field.bias": calibrated.mean_field.bias,
+    }
     return Start(f"{start.name}, recalibrated", start.parameters.replace(**changes))
 
 
@@ -261,15 +341,22 @@ def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
 Refined = tuple[NDArray[np.float32], NDArray[Any]]
 
 
-def calibrate_output(fit: FitResult, cases: Sequence[int], material: Material, workers: Workers) -> FitResult:
+def calibrate_output(
+    fit: FitResult, cases: Sequence[int], material: Material, workers: Workers
+) -> FitResult:
     """Return the result of a training with the output temperature that makes its marginals likeliest on the cases it was fitted to."""
     temperature, parameters = 1.0, fit.parameters
     if not fit.is_network:  # Without a CRF, the network's probabilities stay as they are.
         refine = refiner_of(fit.kind, parameters, material)
         chosen = list(cases)[:: max(1, math.ceil(len(cases) / MAX_CASES))]
-        refined = workers.run_on_device(lambda case, threads: _refine_some(refine, material, case, threads), chosen)
+        refined = workers.run_on_device(
+            lambda case, threads: _refine_some(refine, material, case, threads), chosen
+        )
         temperature = fit_output_temperature([voxels for voxels in refined if voxels[1].size])
-    return replace(fit, parameters=rounded(parameters.replace(**{"mean_field.output_temperature": temperature})))
+    return replace(
+        fit,
+        parameters=rounded(parameters.replace(**{"mean_field.output_temperature": temperature})),
+    )
 
 
 def fit_output_temperature(cases: Sequence[Refined]) -> float:
@@ -277,15 +364,23 @@ def fit_output_temperature(cases: Sequence[Refined]) -> float:
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return float(np.mean([negative_log_likelihood(*voxels, math.exp(log_temperature)) for voxels in cases]))
+        return float(
+            np.mean(
+                [negative_log_likelihood(*voxels, math.exp(log_temperature)) for voxels in cases]
+            )
+        )
 
     if not cases:
         return 1.0
-    best = minimize_scalar(loss, bounds=tuple(map(math.log, RANGE)), method="bounded", options={"xatol": 1e-4})
+    best = minimize_scalar(
+        loss, bounds=tuple(map(math.log, RANGE)), method="bounded", options={"xatol": 1e-4}
+    )
     return math.exp(best.x) if best.fun < loss(0.0) else 1.0
 
 
-def negative_log_likelihood(logits: NDArray[np.float32], truth: NDArray[Any], temperature: float) -> float:
+def negative_log_likelihood(
+    logits: NDArray[np.float32], truth: NDArray[Any], temperature: float
+) -> float:
     """Return the mean over voxels of -log of the probability of the truth; of regions, their mean."""
     scaled = logits * np.float32(1.0 / temperature)
     if truth.ndim > 1:
@@ -302,10 +397,18 @@ def _refine_some(refine: Refine, material: Material, case: int, threads: int) ->
         refined, labels = refine(material.crops[case], threads)
     max_voxels = max(1, MAX_VALUES // len(refined))
     if labels.numel() > max_voxels:
-        chosen = np.sort(np.random.default_rng([material.seed, case]).choice(labels.numel(), max_voxels, replace=False))
+        chosen = np.sort(
+            np.random.default_rng([material.seed, case]).choice(
+                labels.numel(), max_voxels, replace=False
+            )
+        )
         index = torch.from_numpy(chosen).to(labels.device)
         refined, labels = refined.index_select(1, index), labels.index_select(0, index)
     logits, truth = refined.float().cpu().numpy(), labels.cpu().numpy()
     if regions is not None:
-        truth = np.where([np.isin(truth, members) for members in regions.labels], np.float32(1.0), np.float32(-1.0))
+        truth = np.where(
+            [np.isin(truth, members) for members in regions.labels],
+            np.float32(1.0),
+            np.float32(-1.0),
+        )
     return logits, truth

@@ -52,12 +52,24 @@ COARSE_RIVALS = (SOFTENED, GUIDED_VOLUMES, SHARP)
 LARGEST = "largest component"
 TRAINED = "trained CRF"
 TRAINED_LARGEST = with_largest(TRAINED)
-METHODS = (NETWORK, *RIVALS, *COARSE_RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)  # the methods that are shown, in this order
+METHODS = (
+    NETWORK,
+    *RIVALS,
+    *COARSE_RIVALS,
+    LARGEST,
+    TRAINED,
+    TRAINED_LARGEST,
+)  # the methods that are shown, in this order
 # The methods that are measured: those that are shown, and the rivals of the CRF with the largest component.
 MEASURED = (*METHODS, *map(with_largest, RIVALS), *map(with_largest, COARSE_RIVALS))
 # The probabilities of two methods, which are measured by themselves.
-PROBABILITIES = {NETWORK: "probabilities of the network", TRAINED: "probabilities of the trained CRF"}
-METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)  # the surface Dice within one voxel
+PROBABILITIES = {
+    NETWORK: "probabilities of the network",
+    TRAINED: "probabilities of the trained CRF",
+}
+METRICS = tuple(
+    name for name, metric in MASK_METRICS.items() if metric.in_training
+)  # the surface Dice within one voxel
 
 # Of one case, by method.
 MethodValues = dict[str, RegionValues]
@@ -78,8 +90,12 @@ class Comparison(NamedTuple):
 
     table: ResultTable  # every method on every case, each measured in the fold that held it out
     summary: list[SummaryRow]  # each method against the network
-    summary_of_largest: list[SummaryRow]  # the trained CRF with the largest component kept, against that component
-    summary_of_probabilities: list[SummaryRow]  # of the trained CRF against the network's, over all labels or as a mean over regions
+    summary_of_largest: list[
+        SummaryRow
+    ]  # the trained CRF with the largest component kept, against that component
+    summary_of_probabilities: list[
+        SummaryRow
+    ]  # of the trained CRF against the network's, over all labels or as a mean over regions
     verdict: Verdict  # the main verdict
     verdict_alone: Verdict  # the verdict on the CRF without postprocessing
 
@@ -97,7 +113,9 @@ class TrainingResult(NamedTuple):
     @property
     def parameters(self) -> CrfParameters:
         """The parameters to write: trained on all cases, rounded, with the rules of the verdict and the names of all cases."""
-        cases = tuple(dict.fromkeys([*self.plan.base.trained_on, *map(printable, self.plan.cases.case_ids)]))
+        cases = tuple(
+            dict.fromkeys([*self.plan.base.trained_on, *map(printable, self.plan.cases.case_ids)])
+        )
         parameters = replace(rounded(self.final.fit.parameters), trained_on=cases)
         if self.comparison.verdict.method != TRAINED_LARGEST or self.final.fit.is_network:
             return parameters
@@ -106,7 +124,10 @@ class TrainingResult(NamedTuple):
 
 def compare(folds: Sequence[FoldResult], plan: Plan) -> Comparison:
     """Return the comparison of the methods on the cases that the folds held out."""
-    measured = sorted(((case_id, values) for fold in folds for case_id, values in fold.measured.items()), key=lambda pair: pair[0])
+    measured = sorted(
+        ((case_id, values) for fold in folds for case_id, values in fold.measured.items()),
+        key=lambda pair: pair[0],
+    )
     seed = plan.options.seed
 
     # Each method with the name that it has among the values of a case.
@@ -126,12 +147,17 @@ def compare(folds: Sequence[FoldResult], plan: Plan) -> Comparison:
     calibration = summarize(probabilities, NETWORK, seed=seed) if probabilities.cases else []
     titles = {} if plan.cases.regions is None else {ALL_LABELS: "the regions, on average"}
     change = judge_probabilities(calibration, TRAINED, titles=titles)
-    read, alone = (replace(judged, probabilities=change) for judged in judge(table, summary, summary_of_largest))
+    read, alone = (
+        replace(judged, probabilities=change)
+        for judged in judge(table, summary, summary_of_largest)
+    )
     return Comparison(table, summary, summary_of_largest, calibration, read, alone)
 
 
 def judge(
-    table: ResultTable, summary: Sequence[SummaryRow] | None = None, summary_of_largest: Sequence[SummaryRow] | None = None
+    table: ResultTable,
+    summary: Sequence[SummaryRow] | None = None,
+    summary_of_largest: Sequence[SummaryRow] | None = None,
 ) -> tuple[Verdict, Verdict]:
     """Return the main verdict, and that on the trained CRF without postprocessing; harm is looked up in the summaries.
 
@@ -140,31 +166,60 @@ def judge(
     """
     measured = {line.method for line in table}
     own = tuple(rival for rival in (*RIVALS, *COARSE_RIVALS) if rival in measured)
-    alone = verdict(table, TRAINED, NETWORK, rivals=(*own, LARGEST), subject="the trained CRF", summary=summary)
+    alone = verdict(
+        table, TRAINED, NETWORK, rivals=(*own, LARGEST), subject="the trained CRF", summary=summary
+    )
     unbeaten = [rival.name for rival in alone.rivals if not rival.is_beaten]
-    if alone.outcome not in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE) or unbeaten != [LARGEST]:
+    if alone.outcome not in (Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE) or unbeaten != [
+        LARGEST
+    ]:
         return alone, alone
     subject, rivals = "the trained CRF with the largest component", tuple(map(with_largest, own))
-    return verdict(table, TRAINED_LARGEST, LARGEST, rivals=rivals, subject=subject, summary=summary_of_largest), alone
+    return verdict(
+        table, TRAINED_LARGEST, LARGEST, rivals=rivals, subject=subject, summary=summary_of_largest
+    ), alone
 
 
 def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
     """Return the labels of the network, and of its rivals without a CRF; outside the mask and in padding, they are the network's."""
     network = decode(case.logits, case.regions) if case.label_map is None else case.label_map
-    logits, inside, padding, intensity = case.logits, case.mask, case.find_padding(), tuned.fit.parameters.intensity
+    logits, inside, padding, intensity = (
+        case.logits,
+        case.mask,
+        case.find_padding(),
+        tuned.fit.parameters.intensity,
+    )
     if padding is not None:
         inside, *_ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
-        logits = np.where(padding, np.float32(0.0), logits)  # any constant means the same, and a large one would dominate its neighbors
+        logits = np.where(
+            padding, np.float32(0.0), logits
+        )  # any constant means the same, and a large one would dominate its neighbors
     is_coarse, guided = tuned.fit.parameters.counts_network_voxels, network
     if tuned.guidance.radius_mm > 0:
-        guide = Guide(normalize_intensity(case.image, intensity, case.mask), tuned.guidance.radius_mm, case.spacing)
-        probabilities, volumes_of = probabilities_of(logits, case.regions), network if is_coarse else None
+        guide = Guide(
+            normalize_intensity(case.image, intensity, case.mask),
+            tuned.guidance.radius_mm,
+            case.spacing,
+        )
+        probabilities, volumes_of = (
+            probabilities_of(logits, case.regions),
+            network if is_coarse else None,
+        )
         (guided,) = guide.labels(probabilities, [tuned.guidance.epsilon], case.regions, volumes_of)
-    maps = {GUIDED_VOLUMES: guided} if is_coarse else {SCALING: decode(tuned.scaling.apply(logits), case.regions), GUIDED: guided}
-    return {NETWORK: network} | {name: labels if inside is None else np.where(inside, labels, network) for name, labels in maps.items()}
+    maps = (
+        {GUIDED_VOLUMES: guided}
+        if is_coarse
+        else {SCALING: decode(tuned.scaling.apply(logits), case.regions), GUIDED: guided}
+    )
+    return {NETWORK: network} | {
+        name: labels if inside is None else np.where(inside, labels, network)
+        for name, labels in maps.items()
+    }
 
 
-def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int) -> MethodValues:
+def measure_methods(
+    case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int
+) -> MethodValues:
     """Return METRICS of every method on a case with labels (L: no reference), by region, and CALIBRATION_METRICS of PROBABILITIES."""
     assert case.labels is not None
     fit, maps = tuned.fit, simple_maps(case, tuned)
@@ -173,13 +228,24 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
         channels = channels_of(present_labels(case.label_map))
         network = LabelMapNetwork(case.label_map, channels, case.num_labels, case.network_spacing)
     options: dict[str, Any] = {"spacing": case.spacing, "mask": case.mask}
-    crf = partial(refine_network, network, case.image, backend=get_backend(device), context=RunContext(threads), **options)
+    crf = partial(
+        refine_network,
+        network,
+        case.image,
+        backend=get_backend(device),
+        context=RunContext(threads),
+        **options,
+    )
     refined = crf(parameters=replace(fit.parameters, postprocess=PostprocessParameters()))
     maps[TRAINED] = refined.label_map
-    of_network = of_trained = measure_probabilities(case, probabilities_of(case.logits, case.regions))
+    of_network = of_trained = measure_probabilities(
+        case, probabilities_of(case.logits, case.regions)
+    )
     if not fit.is_network:
         marginals = refined.marginals
-        if refined.regions is None and len(marginals) < refined.num_labels:  # A label that a label map lacks has no channel.
+        if (
+            refined.regions is None and len(marginals) < refined.num_labels
+        ):  # A label that a label map lacks has no channel.
             marginals = expand_channels(marginals, refined.channel_labels, refined.num_labels, 0.0)
         of_trained = measure_probabilities(case, marginals)
     del refined
@@ -189,12 +255,21 @@ def measure_methods(case: Case, regions: Mapping[str, Sequence[int]], tuned: Tun
         maps[SHARP] = crf(parameters=sharp).label_map
     else:
         maps[DEFAULT] = crf(parameters=CrfParameters()).label_map
-    keep, voxel_ml = PostprocessParameters(keep_largest=tuned.keep_largest), float(np.prod(case.spacing)) / 1000.0
+    keep, voxel_ml = (
+        PostprocessParameters(keep_largest=tuned.keep_largest),
+        float(np.prod(case.spacing)) / 1000.0,
+    )
     for name, labels in list(maps.items()):
-        maps[LARGEST if name == NETWORK else with_largest(name)] = clean(labels, keep, voxel_ml).label_map
+        maps[LARGEST if name == NETWORK else with_largest(name)] = clean(
+            labels, keep, voxel_ml
+        ).label_map
     known: dict[bytes, RegionValues] = {}
     values: MethodValues = {PROBABILITIES[NETWORK]: of_network, PROBABILITIES[TRAINED]: of_trained}
-    how: dict[str, Any] = {"tolerance_mm": one_voxel(case.spacing), "metrics": METRICS, "ignore_label": case.num_labels}
+    how: dict[str, Any] = {
+        "tolerance_mm": one_voxel(case.spacing),
+        "metrics": METRICS,
+        "ignore_label": case.num_labels,
+    }
     for name, labels in maps.items():
         key = labels.tobytes()  # Methods often agree, and distances take most of the time.
         if key not in known:
@@ -210,5 +285,12 @@ def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) 
         return measure_calibration(probabilities, case.labels, {}, ignore_label=case.num_labels)
     regions = {str(number): labels for number, labels in enumerate(case.regions.labels)}
     channels = case.regions.labels
-    values = measure_calibration(probabilities, case.labels, regions, channels=channels, ignore_label=case.num_labels)
-    return {ALL_LABELS: {name: float(np.mean([values[region][name] for region in regions])) for name in CALIBRATION_METRICS}}
+    values = measure_calibration(
+        probabilities, case.labels, regions, channels=channels, ignore_label=case.num_labels
+    )
+    return {
+        ALL_LABELS: {
+            name: float(np.mean([values[region][name] for region in regions]))
+            for name in CALIBRATION_METRICS
+        }
+    }

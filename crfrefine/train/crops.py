@@ -25,7 +25,9 @@ MARGIN_MM = 10.0
 FOREGROUND_RATIO = 0.01  # a voxel is possible foreground if a label has at least this share of the background's probability
 TILE_VOXELS = 100_000  # masked voxels per gradient, at most: larger crops are cut into tiles; a tile is drawn each time
 
-MEMORY_BYTES = 1024**3  # crops beyond this many bytes go to the temporary folder and are mapped from there
+MEMORY_BYTES = (
+    1024**3
+)  # crops beyond this many bytes go to the temporary folder and are mapped from there
 _ARRAYS = ("image", "logits", "labels", "mask")
 
 
@@ -34,16 +36,28 @@ class Crop:
     """The part of a case that training uses. Arrays are C-ordered in the axis order of the files' grid."""
 
     image: NDArray[np.float32]  # (M, *box), normalized on the whole case as `refine` does
-    logits: NDArray[np.float16]  # (L, *box), of regions (R, *box) log-odds; three digits are enough for a gradient
-    labels: NDArray[np.unsignedinteger[Any]]  # (*box) the reference; L where it is missing or says a label that cannot be reached
+    logits: NDArray[
+        np.float16
+    ]  # (L, *box), of regions (R, *box) log-odds; three digits are enough for a gradient
+    labels: NDArray[
+        np.unsignedinteger[Any]
+    ]  # (*box) the reference; L where it is missing or says a label that cannot be reached
     mask: NDArray[np.bool_]  # (*box), near possible foreground, inside the case's mask
     spacing: tuple[float, ...]  # mm, one per grid axis
-    outside: NDArray[np.int64]  # (L, L) voxels of the case beyond `mask`, by reference (row) and the network's label (column)
+    outside: NDArray[
+        np.int64
+    ]  # (L, L) voxels of the case beyond `mask`, by reference (row) and the network's label (column)
     tiles: tuple[Box, ...]  # boxes that share out the masked voxels, at most about TILE_VOXELS each
     tile_weights: tuple[float, ...]  # probability of drawing each tile; sums to 1
-    regions: RegionScheme | None = None  # the regions of the channels; None means that the channels are labels
-    network_spacing: tuple[float, ...] | None = None  # mm, one per grid axis, of a coarser network; None means that of the grid
-    label_map: NDArray[np.unsignedinteger[Any]] | None = None  # (*box) of a coarser network; None means that of the logits
+    regions: RegionScheme | None = (
+        None  # the regions of the channels; None means that the channels are labels
+    )
+    network_spacing: tuple[float, ...] | None = (
+        None  # mm, one per grid axis, of a coarser network; None means that of the grid
+    )
+    label_map: NDArray[np.unsignedinteger[Any]] | None = (
+        None  # (*box) of a coarser network; None means that of the logits
+    )
 
     @property
     def num_labels(self) -> int:
@@ -53,7 +67,11 @@ class Crop:
     @property
     def network(self) -> NDArray[np.unsignedinteger[Any]]:
         """The network's labels (*box)."""
-        return decode(self.logits.astype(np.float32), self.regions) if self.label_map is None else self.label_map
+        return (
+            decode(self.logits.astype(np.float32), self.regions)
+            if self.label_map is None
+            else self.label_map
+        )
 
     def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return the (L, L) voxels inside the mask by reference and label (*box)."""
@@ -86,16 +104,25 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     near = near if near.any() else inside.copy()
     box = bounding_box(near) or tuple(slice(0, extent) for extent in near.shape)
     margins = [math.ceil(MARGIN_MM / distance) for distance in case.spacing]
-    box = tuple(slice(max(0, part.start - margin), part.stop + margin) for part, margin in zip(box, margins, strict=True))
-    mask: NDArray[np.bool_] = (distance_transform_edt(~near[box], sampling=case.spacing) <= MARGIN_MM) & inside[box]
+    box = tuple(
+        slice(max(0, part.start - margin), part.stop + margin)
+        for part, margin in zip(box, margins, strict=True)
+    )
+    mask: NDArray[np.bool_] = (
+        distance_transform_edt(~near[box], sampling=case.spacing) <= MARGIN_MM
+    ) & inside[box]
     image = normalize_intensity(case.image, intensity, case.mask)
     network = decode(logits, case.regions) if case.label_map is None else case.label_map
-    outside = count_confusion(labels, network, case.num_labels) - count_confusion(labels[box][mask], network[box][mask], case.num_labels)
+    outside = count_confusion(labels, network, case.num_labels) - count_confusion(
+        labels[box][mask], network[box][mask], case.num_labels
+    )
     tiles = tuple(_split(mask, case.spacing, tuple(slice(0, extent) for extent in mask.shape)))
     shares = np.array([np.count_nonzero(near[box][tile]) + 1 for tile in tiles], dtype=float)
     if case.absent_labels:
         # No parameters can give a voxel a label that takes no part, so its loss would be a large constant that hides the others.
-        labels = np.where(np.isin(labels, case.absent_labels), case.num_labels, labels).astype(np.min_scalar_type(case.num_labels))
+        labels = np.where(np.isin(labels, case.absent_labels), case.num_labels, labels).astype(
+            np.min_scalar_type(case.num_labels)
+        )
 
     def cut(array: Any) -> NDArray[Any]:
         return np.ascontiguousarray(array[..., *box])
@@ -112,10 +139,16 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     return Crop(*arrays, case.spacing, outside, tiles, weights, *kind)
 
 
-def count_confusion(labels: NDArray[Any], predicted: NDArray[Any], num_labels: int) -> NDArray[np.int64]:
+def count_confusion(
+    labels: NDArray[Any], predicted: NDArray[Any], num_labels: int
+) -> NDArray[np.int64]:
     """Return (L, L) counts of voxels by reference (row) and predicted label (column), without those of reference L."""
     pairs = labels.astype(np.int32).ravel() * num_labels + predicted.ravel()
-    return np.bincount(pairs, minlength=num_labels**2)[: num_labels**2].reshape(num_labels, num_labels).astype(np.int64)
+    return (
+        np.bincount(pairs, minlength=num_labels**2)[: num_labels**2]
+        .reshape(num_labels, num_labels)
+        .astype(np.int64)
+    )
 
 
 def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Iterator[Box]:
@@ -129,7 +162,9 @@ def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Itera
         yield box
         return
     planes = np.cumsum(part.sum(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-    cut = box[axis].start + min(max(1, int(np.searchsorted(planes, count / 2)) + 1), part.shape[axis] - 1)
+    cut = box[axis].start + min(
+        max(1, int(np.searchsorted(planes, count / 2)) + 1), part.shape[axis] - 1
+    )
     for half in (slice(box[axis].start, cut), slice(cut, box[axis].stop)):
         yield from _split(mask, spacing, (*box[:axis], half, *box[axis + 1 :]))
 

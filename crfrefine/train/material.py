@@ -56,7 +56,9 @@ class TrainingDevice(NamedTuple):
         counted = crop.mask & (crop.labels < crop.num_labels)
         own = np.array(crop.logits, order="C"), np.array(crop.image, dtype=np.float32, order="C")
         arrays = (*own, np.flatnonzero(counted), crop.labels[counted].astype(np.int64))
-        logits, image, index, labels = (torch.from_numpy(array).to(self.tensors) for array in arrays)
+        logits, image, index, labels = (
+            torch.from_numpy(array).to(self.tensors) for array in arrays
+        )
         return CropTensors(logits, image, torch.from_numpy(np.array(crop.mask)), index, labels)
 
 
@@ -83,7 +85,9 @@ class Sample(NamedTuple):
     parts: tuple[Crop, ...]  # views
     shares: tuple[float, ...]  # weight of each part in the mean of the losses; they sum to 1
     factors: tuple[float, ...]  # how many times the change in a part counts for the case
-    before: NDArray[np.int64]  # (L, L) voxels of the case, by reference (row) and the network's label (column)
+    before: NDArray[
+        np.int64
+    ]  # (L, L) voxels of the case, by reference (row) and the network's label (column)
     of_parts: tuple[NDArray[np.int64], ...]  # the same of each part
 
     @classmethod
@@ -99,18 +103,31 @@ def make_sample(crop: Crop, number: int) -> Sample:
     logits = crop.logits.astype(np.float32)
     labels, weights = decode(logits, crop.regions), _tile_weights(crop, logits)
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
-    tiles, times = np.unique(np.minimum(np.searchsorted(np.cumsum(weights), points), len(weights) - 1), return_counts=True)
+    tiles, times = np.unique(
+        np.minimum(np.searchsorted(np.cumsum(weights), points), len(weights) - 1),
+        return_counts=True,
+    )
     parts = tuple(crop.tile(int(tile)) for tile in tiles)
     shares = tuple(float(count) / NUM_SAMPLED for count in times)
     factors = tuple(share / float(weights[tile]) for share, tile in zip(shares, tiles, strict=True))
-    of_parts = tuple(part.count(labels[crop.tiles[tile]]) for part, tile in zip(parts, tiles, strict=True))
+    of_parts = tuple(
+        part.count(labels[crop.tiles[tile]]) for part, tile in zip(parts, tiles, strict=True)
+    )
     return Sample(parts, shares, factors, crop.confusion(labels), of_parts)
 
 
 def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the share of each tile in the voxels that are likely to be wrong: there, models change labels and gain."""
-    even, probabilities, certain = np.array(crop.tile_weights), probabilities_of(logits, crop.regions), np.float32(1.0)
-    doubt = certain - probabilities.max(axis=0) if crop.regions is None else np.minimum(probabilities, certain - probabilities).sum(axis=0)
+    even, probabilities, certain = (
+        np.array(crop.tile_weights),
+        probabilities_of(logits, crop.regions),
+        np.float32(1.0),
+    )
+    doubt = (
+        certain - probabilities.max(axis=0)
+        if crop.regions is None
+        else np.minimum(probabilities, certain - probabilities).sum(axis=0)
+    )
     doubt *= crop.mask
     by_tile = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
     total = float(by_tile.sum())
@@ -155,9 +172,15 @@ class Material:
         """Return a tile of each of some cases, drawn at random; all starts get the same tiles at the same step."""
         chosen, random = self.draw(optimizer_step, cases, count)
         crops = [self.crops[case] for case in chosen]
-        return [crop.tile(int(random.choice(len(crop.tiles), p=crop.tile_weights))) for crop in crops]
+        return [
+            crop.tile(int(random.choice(len(crop.tiles), p=crop.tile_weights))) for crop in crops
+        ]
 
-    def draw(self, optimizer_step: int, cases: Sequence[int], count: int) -> tuple[list[int], np.random.Generator]:
+    def draw(
+        self, optimizer_step: int, cases: Sequence[int], count: int
+    ) -> tuple[list[int], np.random.Generator]:
         """Return some cases in order, drawn without repetition, and the generator: at the same step the same for all starts."""
         random = np.random.default_rng([self.seed, optimizer_step])
-        return sorted(int(number) for number in random.permutation(np.asarray(cases))[:count]), random
+        return sorted(
+            int(number) for number in random.permutation(np.asarray(cases))[:count]
+        ), random

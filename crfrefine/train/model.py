@@ -21,9 +21,13 @@ from crfrefine.train.crops import Crop
 from crfrefine.train.material import CPU, CropTensors, Loss, Material, Sample, TrainingDevice
 from crfrefine.train.starts import CALIBRATION
 
-CROSS_ENTROPY_SHARE = 0.1  # weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice
+CROSS_ENTROPY_SHARE = (
+    0.1  # weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice
+)
 DICE_SMOOTHING = 1.0  # voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient
-_SMALLEST = 0.01  # added to values before their logarithm: to the prior, smaller weights are like none
+_SMALLEST = (
+    0.01  # added to values before their logarithm: to the prior, smaller weights are like none
+)
 
 
 def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
@@ -38,7 +42,11 @@ def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
             if not bool(num_expected):
                 continue  # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would outweigh everything.
             overlap = (predicted * expected).sum()
-            losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / (predicted.sum() + num_expected + DICE_SMOOTHING))
+            losses.append(
+                1.0
+                - (2.0 * overlap + DICE_SMOOTHING)
+                / (predicted.sum() + num_expected + DICE_SMOOTHING)
+            )
         return torch.stack(losses).mean() if losses else marginals.sum() * 0.0
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -47,7 +55,11 @@ def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
             return soft_dice(log_marginals.exp(), labels)
         # As an image whose second axis are the labels: PyTorch would transpose (N, L) first, which takes several times as long.
         cross_entropy = torch.nn.functional.nll_loss(log_marginals[None], labels[None])
-        return cross_entropy if name == "ce" else CROSS_ENTROPY_SHARE * cross_entropy + soft_dice(log_marginals.exp(), labels)
+        return (
+            cross_entropy
+            if name == "ce"
+            else CROSS_ENTROPY_SHARE * cross_entropy + soft_dice(log_marginals.exp(), labels)
+        )
 
     return loss
 
@@ -70,7 +82,9 @@ def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
 Refine = Callable[[Crop, int], tuple[Tensor, Tensor]]
 
 
-def score(refine: Refine, crop: Crop | Sample, loss: Loss, threads: int) -> tuple[float, NDArray[np.int64]]:
+def score(
+    refine: Refine, crop: Crop | Sample, loss: Loss, threads: int
+) -> tuple[float, NDArray[np.int64]]:
     """Return the loss of a crop or its sample, without a gradient, and the (L, L) voxels of the case by reference and refined label."""
     sample = crop if isinstance(crop, Sample) else Sample.of_crop(crop)
     mean, counts = 0.0, []
@@ -78,14 +92,21 @@ def score(refine: Refine, crop: Crop | Sample, loss: Loss, threads: int) -> tupl
         for part, share in zip(sample.parts, sample.shares, strict=True):
             refined, labels = refine(part, threads)
             mean += share * float(loss(refined, labels))
-            pairs = torch.bincount(labels * part.num_labels + _decode(refined, part), minlength=part.num_labels**2)
+            pairs = torch.bincount(
+                labels * part.num_labels + _decode(refined, part), minlength=part.num_labels**2
+            )
             counts.append(pairs.cpu().numpy().reshape(part.num_labels, part.num_labels))
     # The voxels of the case are estimated from those of the parts; exact where the parts are the crop.
-    change = sum(factor * (count - own) for factor, count, own in zip(sample.factors, counts, sample.of_parts, strict=True))
+    change = sum(
+        factor * (count - own)
+        for factor, count, own in zip(sample.factors, counts, sample.of_parts, strict=True)
+    )
     return mean, np.maximum(sample.before + np.rint(change).astype(np.int64), 0)
 
 
-def network_refiner(device: TrainingDevice = CPU, calibrated: CrfParameters | None = None) -> Refine:
+def network_refiner(
+    device: TrainingDevice = CPU, calibrated: CrfParameters | None = None
+) -> Refine:
     """Return what leaves the network's logits, up to the temperature and the biases of parameters whose weights are 0."""
 
     def refine(crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
@@ -94,7 +115,9 @@ def network_refiner(device: TrainingDevice = CPU, calibrated: CrfParameters | No
         if crop.network_spacing is not None:
             logits = _with_volumes(logits, crop, values)
         if calibrated is not None:
-            bias = torch.tensor(calibrated.mean_field.bias, dtype=logits.dtype, device=logits.device)
+            bias = torch.tensor(
+                calibrated.mean_field.bias, dtype=logits.dtype, device=logits.device
+            )
             logits = (logits + bias.reshape(-1, 1)) / calibrated.mean_field.temperature
         return logits, values.labels
 
@@ -104,14 +127,28 @@ def network_refiner(device: TrainingDevice = CPU, calibrated: CrfParameters | No
 class Model:
     """A layer for normalized crops whose learned parameters may move; `sizes` are channels (labels or regions), modalities and axes."""
 
-    def __init__(self, parameters: CrfParameters, learn: Sequence[str], sizes: tuple[int, int, int], device: TrainingDevice = CPU) -> None:
+    def __init__(
+        self,
+        parameters: CrfParameters,
+        learn: Sequence[str],
+        sizes: tuple[int, int, int],
+        device: TrainingDevice = CPU,
+    ) -> None:
         self._device, self._base = device, parameters
         has_matrix = parameters.compatibility.matrix is not None
         has_volume = True if "volume" in learn else None
         # Bandwidths in voxels of a coarser network are lengths where the spacing counts those voxels.
         self._is_coarse = parameters.counts_network_voxels
-        in_mm = parameters.replace(**{"mean_field.positions": "mm"}) if self._is_coarse else parameters
-        self.layer = CrfRnn(*sizes, in_mm, compatibility="full" if has_matrix else "potts", volume=has_volume, learn=tuple(learn))
+        in_mm = (
+            parameters.replace(**{"mean_field.positions": "mm"}) if self._is_coarse else parameters
+        )
+        self.layer = CrfRnn(
+            *sizes,
+            in_mm,
+            compatibility="full" if has_matrix else "potts",
+            volume=has_volume,
+            learn=tuple(learn),
+        )
         if not learn:
             # A layer that does not move has the values of a file to the last digit, so that it labels as `infer` does.
             self.layer.double()
@@ -123,14 +160,22 @@ class Model:
     @property
     def learned(self) -> list[tuple[str, torch.nn.Parameter]]:
         """The parameters that may move, by name."""
-        return [(name, parameter) for name, parameter in self.layer.named_parameters() if parameter.requires_grad]
+        return [
+            (name, parameter)
+            for name, parameter in self.layer.named_parameters()
+            if parameter.requires_grad
+        ]
 
     def to_parameters(self) -> CrfParameters:
         """Return the present parameters."""
         present = replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
         if not self._is_coarse:
             return present
-        return replace(present, volume=self._base.volume, mean_field=replace(present.mean_field, positions="network"))
+        return replace(
+            present,
+            volume=self._base.volume,
+            mean_field=replace(present.mean_field, positions="network"),
+        )
 
     def positions(self) -> list[Tensor]:
         """Return where the learned values are: logarithms, except for penalties, biases and the volume's weight."""
@@ -140,27 +185,52 @@ class Model:
             "theta": [layer.theta_alpha, layer.theta_beta, layer.theta_gamma],
             "temperature": [layer.temperature],
         }
-        logs = [torch.log(value + _SMALLEST) for group in self.groups for value in values.get(group, []) if value is not None]
-        plain = {"compatibility": layer.compatibility, "bias": layer.bias, "volume": layer.volume_weight}
-        return [*logs, *(value for group, value in plain.items() if group in self.groups and value is not None)]
+        logs = [
+            torch.log(value + _SMALLEST)
+            for group in self.groups
+            for value in values.get(group, [])
+            if value is not None
+        ]
+        plain = {
+            "compatibility": layer.compatibility,
+            "bias": layer.bias,
+            "volume": layer.volume_weight,
+        }
+        return [
+            *logs,
+            *(
+                value
+                for group, value in plain.items()
+                if group in self.groups and value is not None
+            ),
+        ]
 
     def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the gradient of the sum of squared distances from where the learned values were, one per learned parameter."""
-        distances = [((now - then.detach()) ** 2).sum() for now, then in zip(self.positions(), origin, strict=True)]
-        gradients: tuple[Tensor, ...] = torch.autograd.grad(torch.stack(distances).sum(), [parameter for _, parameter in self.learned])
+        distances = [
+            ((now - then.detach()) ** 2).sum()
+            for now, then in zip(self.positions(), origin, strict=True)
+        ]
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(
+            torch.stack(distances).sum(), [parameter for _, parameter in self.learned]
+        )
         return gradients
 
     def gradient(self, crop: Crop, loss: Loss, threads: int) -> tuple[float, tuple[Tensor, ...]]:
         """Return the loss of a crop and its gradient, one per learned parameter; several threads may call it at a time."""
         value = loss(*self.refine(crop, threads))
-        return float(value.detach()), torch.autograd.grad(value, [parameter for _, parameter in self.learned])
+        return float(value.detach()), torch.autograd.grad(
+            value, [parameter for _, parameter in self.learned]
+        )
 
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
         """Refine a crop, as of `Refine`."""
         values = self._device.crop(crop)
         image, logits, spacing = values.image[None], values.logits.float(), crop.spacing
         if self._is_coarse and crop.network_spacing is not None:
-            spacing = tuple(step / wide for step, wide in zip(spacing, crop.network_spacing, strict=True))
+            spacing = tuple(
+                step / wide for step, wide in zip(spacing, crop.network_spacing, strict=True)
+            )
         if crop.regions is not None:
             layer = self.layer
             with torch.no_grad():
@@ -175,7 +245,9 @@ class Model:
                 )
             refined = _refine_regions(self.layer, logits, image, threads, kernels)
         else:
-            refined = self.layer.refine_normalized(logits[None], image, spacing, values.mask, threads=threads)[0]
+            refined = self.layer.refine_normalized(
+                logits[None], image, spacing, values.mask, threads=threads
+            )[0]
         refined = values.with_reference(refined)
         return (_with_volumes(refined, crop, values) if self._is_coarse else refined), values.labels
 
@@ -210,7 +282,9 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
     return labels
 
 
-def _refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[Kernels]) -> Tensor:
+def _refine_regions(
+    layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[Kernels]
+) -> Tensor:
     """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the parameters."""
     spatial_weight, gamma = layer.spatial_weight, layer.theta_gamma
     refined = []
@@ -225,12 +299,20 @@ def _refine_regions(layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int
             image,
             bilateral=[
                 (own(weight), alpha, beta)
-                for weight, alpha, beta in zip(layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True)
+                for weight, alpha, beta in zip(
+                    layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True
+                )
             ],
-            spatial=None if spatial_weight is None or gamma is None else (own(spatial_weight), gamma),
+            spatial=None
+            if spatial_weight is None or gamma is None
+            else (own(spatial_weight), gamma),
             volume=layer.volume_weight,
             kernels=kernels,
-            **layer.settings(threads) | {"temperature": layer.temperature, "bias": torch.stack([torch.zeros_like(bias), bias])},
+            **layer.settings(threads)
+            | {
+                "temperature": layer.temperature,
+                "bias": torch.stack([torch.zeros_like(bias), bias]),
+            },
         )[0]
         refined.append(inside - outside)
     return torch.stack(refined)

@@ -35,7 +35,10 @@ class Progress:
     def __init__(self, observer: TrainingObserver, num_parts: int, num_steps: int) -> None:
         self.observer = observer
         self._num_parts, self._num_steps = num_parts, num_steps
-        self._parts, self._steps = 0, 0  # finished trainings, and optimizer steps of the present one
+        self._parts, self._steps = (
+            0,
+            0,
+        )  # finished trainings, and optimizer steps of the present one
 
     def stepped(self, stage: str, start: str, state: str) -> None:
         """Show one more optimizer step."""
@@ -60,15 +63,33 @@ class Workers(ThreadPoolExecutor):
         super().__init__(threads, "case")
         self.threads, self._one_by_one = threads, one_by_one
 
-    def run_on_device(self, function: Callable[[Item, int], Result], items: Sequence[Item]) -> list[Result]:
+    def run_on_device(
+        self, function: Callable[[Item, int], Result], items: Sequence[Item]
+    ) -> list[Result]:
         """Like `run`, for computations of the model."""
         return self.run(function, items, one_by_one=self._one_by_one)
 
-    def run(self, function: Callable[[Item, int], Result], items: Sequence[Item], *, one_by_one: bool = False) -> list[Result]:
+    def run(
+        self,
+        function: Callable[[Item, int], Result],
+        items: Sequence[Item],
+        *,
+        one_by_one: bool = False,
+    ) -> list[Result]:
         """Return `function(item, number of threads)` of each item, in order; the first item's error is raised."""
         return list(self.iterate(function, items, one_by_one=one_by_one))
 
-    def iterate(self, function: Callable[[Item, int], Result], items: Sequence[Item], *, one_by_one: bool = False) -> Iterator[Result]:
+    def iterate(
+        self,
+        function: Callable[[Item, int], Result],
+        items: Sequence[Item],
+        *,
+        one_by_one: bool = False,
+    ) -> Iterator[Result]:
         """Like `run`, for results that are looked at one after the other."""
         is_alone = one_by_one or len(items) < self.threads or self.threads == 1
-        return (function(item, self.threads) for item in items) if is_alone else self.map(lambda item: function(item, 1), items)
+        return (
+            (function(item, self.threads) for item in items)
+            if is_alone
+            else self.map(lambda item: function(item, 1), items)
+        )

@@ -16,8 +16,18 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
 
-LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")  # groups of parameters that gradients move
-COARSE_LEARN = ("weights", "theta", "temperature")  # of those, for a coarser network; theta_alpha stays in its voxels
+LEARNABLE = (
+    "weights",
+    "compatibility",
+    "theta",
+    "temperature",
+    "bias",
+)  # groups of parameters that gradients move
+COARSE_LEARN = (
+    "weights",
+    "theta",
+    "temperature",
+)  # of those, for a coarser network; theta_alpha stays in its voxels
 # The volume term: chosen once the rest is trained; where the model begins with one, gradients move its weight.
 VOLUME_GROUP = "volume"
 DEFAULT_LEARN = (*LEARNABLE, VOLUME_GROUP)
@@ -44,9 +54,25 @@ class CommonOptions:
     output: Path  # the parameter file; the report goes beside it, and so do finished folds until the run has ended
     input_type: str = "auto"  # or "logits", "probabilities" or "labels"
     resample: str | None = None  # as of `infer`: "linear", "cubic" or None
-    strict: Annotated[bool, Option("--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why.")] = False
-    seed: Annotated[int, Option("--seed", "The same seed gives the same result.", "N", limits=(0, MAX_SEED), show_default=True)] = 0
-    threads: int | None = None  # None means the cores this process may use; the result does not depend on it
+    strict: Annotated[
+        bool,
+        Option(
+            "--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why."
+        ),
+    ] = False
+    seed: Annotated[
+        int,
+        Option(
+            "--seed",
+            "The same seed gives the same result.",
+            "N",
+            limits=(0, MAX_SEED),
+            show_default=True,
+        ),
+    ] = 0
+    threads: int | None = (
+        None  # None means the cores this process may use; the result does not depend on it
+    )
 
     def beside(self, ending: str) -> Path:
         """Return a file beside the parameter file, of its name with another ending."""
@@ -71,13 +97,19 @@ class CommonOptions:
         for path in self.files:
             check_small_output(path)
 
-    def write(self, schema: int, report: Mapping[str, Any], parameters: CrfParameters, origin: str) -> None:
+    def write(
+        self, schema: int, report: Mapping[str, Any], parameters: CrfParameters, origin: str
+    ) -> None:
         """Write the report and, last, the parameters with a sentence on their origin: each whole or not at all."""
         from crfrefine.io.atomic import write_small_file
         from crfrefine.io.json import to_json
 
         now = datetime.now(UTC)
-        head = {"schema": schema, "version": crfrefine.__version__, "written": now.isoformat(timespec="seconds")}
+        head = {
+            "schema": schema,
+            "version": crfrefine.__version__,
+            "written": now.isoformat(timespec="seconds"),
+        }
         write_small_file(self.report, to_json({**head, **report}, indent=2).encode())
         comment = f"{WRITTEN_BY} {crfrefine.__version__}{origin}"
         write_small_file(self.output, parameters.to_toml(textwrap.fill(comment, 98)).encode())
@@ -88,23 +120,51 @@ class TrainingOptions(CommonOptions):
     """The options of a training, beside those of CommonOptions."""
 
     data: DataFolders
-    parameters: CrfParameters | None = None  # the model to start from; None means the built-in starts
+    parameters: CrfParameters | None = (
+        None  # the model to start from; None means the built-in starts
+    )
     config: Path | None = None  # the file that the parameters came from
-    learn: tuple[str, ...] = DEFAULT_LEARN  # the groups that are learned; the others stay as they start
-    network_spacing: float | tuple[float, ...] | str | None = None  # of the network that made the label maps, as `infer` takes it
+    learn: tuple[str, ...] = (
+        DEFAULT_LEARN  # the groups that are learned; the others stay as they start
+    )
+    network_spacing: float | tuple[float, ...] | str | None = (
+        None  # of the network that made the label maps, as `infer` takes it
+    )
     num_folds: Annotated[
-        int | None, Option("--folds", "Folds of cases. Default: 5, or the number of cases if that is smaller.", "K", limits=(2, MAX_PARTS))
+        int | None,
+        Option(
+            "--folds",
+            "Folds of cases. Default: 5, or the number of cases if that is smaller.",
+            "K",
+            limits=(2, MAX_PARTS),
+        ),
     ] = None
-    loss: Annotated[str, Option("--loss", "Cross-entropy, soft Dice, or both.", choices=LOSSES, show_default=True)] = LOSSES[0]
+    loss: Annotated[
+        str,
+        Option("--loss", "Cross-entropy, soft Dice, or both.", choices=LOSSES, show_default=True),
+    ] = LOSSES[0]
     num_optimizer_steps: Annotated[
-        int | None, Option("--num-iterations", "Most optimizer steps of a start. Default: built-in.", "N", limits=(1, MAX_PARTS))
+        int | None,
+        Option(
+            "--num-iterations",
+            "Most optimizer steps of a start. Default: built-in.",
+            "N",
+            limits=(1, MAX_PARTS),
+        ),
     ] = None
     # For the comparison and the Dice loss.
     regions: Annotated[
-        tuple[str, ...], Option("--regions", "Labels that count together; repeatable. Default: each foreground label.", "NAME=1+3+4")
+        tuple[str, ...],
+        Option(
+            "--regions",
+            "Labels that count together; repeatable. Default: each foreground label.",
+            "NAME=1+3+4",
+        ),
     ] = ()
     device: str = "auto"  # or "cpu", "cuda" or "cuda:N"
-    resume: Annotated[bool, Option("--continue --resume", "Take the finished folds of a stopped run.")] = False
+    resume: Annotated[
+        bool, Option("--continue --resume", "Take the finished folds of a stopped run.")
+    ] = False
 
 
 @dataclass(frozen=True)
@@ -117,7 +177,12 @@ class UnlabeledOptions(CommonOptions):
     unread: Path | None = None  # a folder of labels, which are not read
 
 
-_NAMES = {"images": ("images", "imagesTr"), "labels": ("labels", "labelsTr"), "logits": ("logits",), "masks": ("masks",)}
+_NAMES = {
+    "images": ("images", "imagesTr"),
+    "labels": ("labels", "labelsTr"),
+    "logits": ("logits",),
+    "masks": ("masks",),
+}
 
 
 def locate_folders(folder: Path | None, **named: Path | None) -> DataFolders:
@@ -125,7 +190,13 @@ def locate_folders(folder: Path | None, **named: Path | None) -> DataFolders:
     return DataFolders(**locate(folder, ("images", "labels", "logits"), named))
 
 
-def locate(folder: Path | None, needed: Sequence[str], named: Mapping[str, Path | None], *, takes_files: bool = False) -> dict[str, Path]:
+def locate(
+    folder: Path | None,
+    needed: Sequence[str],
+    named: Mapping[str, Path | None],
+    *,
+    takes_files: bool = False,
+) -> dict[str, Path]:
     """Return where images, labels, logits and masks are: in `folder`, unless they are named; raise InputError if one is missing."""
     places: dict[str, Path] = {}
     for what, names in _NAMES.items():
@@ -138,15 +209,25 @@ def locate(folder: Path | None, needed: Sequence[str], named: Mapping[str, Path 
             places[what] = path
     if missing := [what for what in needed if what not in places]:
         options = " and ".join(f"--{what}" for what in missing)
-        raise InputError(f"{folder or 'the data'}: no folder of {' and '.join(missing)}; name the folder that holds all, or {options}")
+        raise InputError(
+            f"{folder or 'the data'}: no folder of {' and '.join(missing)}; name the folder that holds all, or {options}"
+        )
     return places
 
 
-def locate_nnunet(folder: Path, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None) -> DataFolders:
+def locate_nnunet(
+    folder: Path,
+    *,
+    images: Path | None = None,
+    labels: Path | None = None,
+    masks: Path | None = None,
+) -> DataFolders:
     """Return where nnU-Net has images, labels and probabilities of a trained network, unless they are named."""
     from crfrefine.runs.cases.nnunet import locate_images, locate_labels, require_trained
 
     network = require_trained(folder)
     locate(None, (), {"masks": masks})
     images = locate_images(network, images)
-    return DataFolders(images, locate_labels(network, images, labels), network.folder, masks, network.folder)
+    return DataFolders(
+        images, locate_labels(network, images, labels), network.folder, masks, network.folder
+    )

@@ -32,7 +32,9 @@ from crfrefine.train.starts import VOLUMES, FitResult, Rivals, Start, make_start
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
 MIN_DECIDING = 16  # number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide
-LOW_DICE = 0.05  # a mean Dice below this most likely means that the logits do not belong to the reference
+LOW_DICE = (
+    0.05  # a mean Dice below this most likely means that the logits do not belong to the reference
+)
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,22 @@ def make_folds(num_cases: int, num_folds: int | None, seed: int) -> list[Split]:
     """Divide the cases at random, each held out once, in 2 folds or more; with as many folds as cases, keep their order."""
     num_folds = min(DEFAULT_NUM_FOLDS, num_cases) if num_folds is None else num_folds
     if not 2 <= num_folds <= num_cases:
-        raise ConfigError(f"--folds: expected 2 to {num_cases} (the number of cases: leave one out), got {num_folds}")
-    order = np.arange(num_cases) if num_folds == num_cases else np.random.default_rng([seed, num_cases]).permutation(num_cases)
+        raise ConfigError(
+            f"--folds: expected 2 to {num_cases} (the number of cases: leave one out), got {num_folds}"
+        )
+    order = (
+        np.arange(num_cases)
+        if num_folds == num_cases
+        else np.random.default_rng([seed, num_cases]).permutation(num_cases)
+    )
     splits = []
     for fold in range(num_folds):
         held_out = sorted(int(case) for case in order[fold::num_folds])
-        splits.append(split_training([int(case) for case in order if int(case) not in held_out], seed + fold, held_out))
+        splits.append(
+            split_training(
+                [int(case) for case in order if int(case) not in held_out], seed + fold, held_out
+            )
+        )
     return splits
 
 
@@ -69,7 +81,11 @@ def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()
         return Split(tuple(cases), tuple(cases), tuple(held_out))
     chosen = np.random.default_rng([seed, len(cases), 1]).permutation(np.asarray(sorted(cases)))
     deciding = sorted(int(case) for case in chosen[:num_deciding])
-    return Split(tuple(case for case in sorted(cases) if case not in deciding), tuple(deciding), tuple(held_out))
+    return Split(
+        tuple(case for case in sorted(cases) if case not in deciding),
+        tuple(deciding),
+        tuple(held_out),
+    )
 
 
 class Plan(NamedTuple):
@@ -85,12 +101,17 @@ class Plan(NamedTuple):
     @property
     def fold_files(self) -> tuple[Path, ...]:
         """The file of each finished fold, from which a stopped run goes on; they are removed when the run has ended."""
-        return tuple(self.options.beside(f".fold{fold + 1}.json") for fold in range(len(self.folds)))
+        return tuple(
+            self.options.beside(f".fold{fold + 1}.json") for fold in range(len(self.folds))
+        )
 
     @property
     def learn(self) -> tuple[str, ...]:
         """The groups that gradients move, in the order of LEARNABLE."""
-        asked, fixed = self.options.learn, ("compatibility",) if self.cases.regions is not None else ()
+        asked, fixed = (
+            self.options.learn,
+            ("compatibility",) if self.cases.regions is not None else (),
+        )
         if self.base.counts_network_voxels:
             # Volumes are kept afterwards, which leaves no bias to learn.
             return tuple(group for group in COARSE_LEARN if group in asked)
@@ -104,8 +125,14 @@ class Plan(NamedTuple):
         """Candidates beside the recalibrated network and the trained model."""
         if self.base.counts_network_voxels:
             return Rivals(untrained=self.base)
-        is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn) and self.cases.declared is None
-        volumes = (replace(self.base.volume, weight=0.0),) if self.base.volume.weight > 0.0 else VOLUMES
+        is_free = (
+            self.options.parameters is None
+            and set(LEARNABLE) <= set(self.options.learn)
+            and self.cases.declared is None
+        )
+        volumes = (
+            (replace(self.base.volume, weight=0.0),) if self.base.volume.weight > 0.0 else VOLUMES
+        )
         untrained = setup.prepare(CrfParameters(), (), *self.cases.sizes[:2]) if is_free else None
         return Rivals(volumes if VOLUME_GROUP in self.options.learn else (), untrained)
 
@@ -113,13 +140,25 @@ class Plan(NamedTuple):
         """Read one case with its reference."""
         options, cases = self.options, self.cases
         mask = self.base.intensity.mask if options.data.masks is None else "none"
-        reading = ReadingOptions(options.input_type, mask, options.resample, cases.reading, cases.declared, True, options.network_spacing)
+        reading = ReadingOptions(
+            options.input_type,
+            mask,
+            options.resample,
+            cases.reading,
+            cases.declared,
+            True,
+            options.network_spacing,
+        )
         case = read_labeled(files, cases, reading, threads=threads)
         if not self.base.counts_network_voxels:
             return replace(case, network_spacing=None)
-        if case.network_spacing is None or (options.network_spacing is not None and case.label_map is None):
+        if case.network_spacing is None or (
+            options.network_spacing is not None and case.label_map is None
+        ):
             needed = "give --network-spacing MM for label maps, and --resample alone for logits on the network's grid"
-            raise InputError(f"case {case.case_id!r}: bandwidths in voxels of the network need their size: {needed}")
+            raise InputError(
+                f"case {case.case_id!r}: bandwidths in voxels of the network need their size: {needed}"
+            )
         return case
 
     @property
@@ -131,7 +170,9 @@ class Plan(NamedTuple):
         """Return the first line that a run reports."""
         cases = self.cases
         kind = "" if cases.declared is None else " with label maps"
-        channels = "" if cases.regions is None else f"{cases.regions.num_regions} overlapping regions, "
+        channels = (
+            "" if cases.regions is None else f"{cases.regions.num_regions} overlapping regions, "
+        )
         about = f"{len(cases.files)} cases{kind}, {channels}{cases.num_labels} labels, modalities: {cases.sizes[1]}"
         return f"{about}; {len(self.folds)} cross-validation folds; {self.device.name}, {counted(threads, 'thread')}"
 
@@ -139,20 +180,34 @@ class Plan(NamedTuple):
 def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     """Find the cases, and plan the run; raise a CrfRefineError if cases, regions, folds or parameters do not fit each other."""
     is_coarse = options.network_spacing is not None
-    base = as_parameters("sharp" if is_coarse else "default") if options.parameters is None else options.parameters
+    base = (
+        as_parameters("sharp" if is_coarse else "default")
+        if options.parameters is None
+        else options.parameters
+    )
     if is_coarse and not base.counts_network_voxels:
-        raise ConfigError("--network-spacing: expected parameters with mean_field.positions = 'network', such as -c sharp")
+        raise ConfigError(
+            "--network-spacing: expected parameters with mean_field.positions = 'network', such as -c sharp"
+        )
     cases = find_cases(
-        options.data, strict=options.strict, input_type=options.input_type, resample=options.resample, num_labels=base.num_labels
+        options.data,
+        strict=options.strict,
+        input_type=options.input_type,
+        resample=options.resample,
+        num_labels=base.num_labels,
     )
     regions = choose_regions(options.regions, cases)
     folds = make_folds(len(cases.files), options.num_folds, options.seed)
     if cases.regions is not None and cases.regions.num_regions < 2:
-        raise InputError(f"{options.data.logits}: the logits have one region only; give two channels, zeros and the log-odds of the region")
+        raise InputError(
+            f"{options.data.logits}: the logits have one region only; give two channels, zeros and the log-odds of the region"
+        )
     resolve = base.resolve if cases.regions is None else partial(resolve_regions, base)
     resolve(*cases.sizes)  # lengths fit, or it says which do not
     if cases.regions is not None and options.learn == ("compatibility",):
-        raise ConfigError("--learn compatibility: overlapping regions, each a problem of two labels, have no compatibility to learn")
+        raise ConfigError(
+            "--learn compatibility: overlapping regions, each a problem of two labels, have no compatibility to learn"
+        )
     return Plan(options, device, cases, regions, tuple(folds), base)
 
 
@@ -160,16 +215,29 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
     """Return the requested regions, or those of the channels, or each foreground label; raise ConfigError for unusable regions."""
     if not texts and cases.regions is not None:
         names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
-        return tuple(Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True))
-    if not texts:  # each foreground label by its name if that is usable, except the one without a reference
+        return tuple(
+            Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True)
+        )
+    if (
+        not texts
+    ):  # each foreground label by its name if that is usable, except the one without a reference
         by_label = cases.label_names
         usable = {name for name in by_label if name != RESERVED and by_label[1:].count(name) == 1}
-        named = [(name if name in usable else f"label {label}", (label,)) for label, name in enumerate(by_label)]
-        return tuple(Region(*named[label]) for label in range(1, cases.num_labels) if label != cases.ignore_label)
+        named = [
+            (name if name in usable else f"label {label}", (label,))
+            for label, name in enumerate(by_label)
+        ]
+        return tuple(
+            Region(*named[label])
+            for label in range(1, cases.num_labels)
+            if label != cases.ignore_label
+        )
     regions = tuple(map(parse_region, texts))
     for region in regions:
         if max(region.labels) >= cases.num_labels:
-            reason = f"label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}"
+            reason = (
+                f"label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}"
+            )
             raise ConfigError(f"--regions {shorten(region.name)}: {reason}")
     if len({region.name for region in regions}) < len(regions):
         raise ConfigError(f"--regions: a name is there twice in {', '.join(texts)}")
@@ -194,24 +262,50 @@ class Prepared(NamedTuple):
 
     def tune_rivals(self, fit: FitResult, cases: Sequence[int]) -> Tuned:
         """Tune the rivals of a trained CRF on the cases that it may have seen."""
-        return Tuned(fit, fit_scaling(self.material, cases, self.workers), self.largest.best(cases), self.guided.best(cases))
+        return Tuned(
+            fit,
+            fit_scaling(self.material, cases, self.workers),
+            self.largest.best(cases),
+            self.guided.best(cases),
+        )
 
 
 def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
     """Read the cases and set up what all parts share; raise a CrfRefineError if cases cannot be trained on."""
     progress.observer.stage_started("reading")
-    cases, options, groups = plan.cases, plan.options, tuple(region.labels for region in plan.regions)
+    cases, options, groups = (
+        plan.cases,
+        plan.options,
+        tuple(region.labels for region in plan.regions),
+    )
     max_bytes = cropping.MEMORY_BYTES // len(cases.files)
 
     def read(files: CaseFiles, threads: int) -> Crop:
-        return cropping.map_from_disk(make_crop(plan.read(files, threads), plan.base.intensity), max_bytes)
+        return cropping.map_from_disk(
+            make_crop(plan.read(files, threads), plan.base.intensity), max_bytes
+        )
 
     crops = require_all(read, cases.files, options.data.images, workers, one_by_one=cases.are_large)
-    spacing = tuple(float(distance) for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0))
-    if not any((crop.labels[crop.mask] % cases.num_labels).any() for crop in crops):  # The label L has no reference.
-        raise InputError(f"{options.data.labels}: no case has a foreground label; there is nothing to learn from")
-    loss = make_loss(options.loss, groups) if cases.regions is None else make_region_loss(options.loss, cases.regions)
-    dice = mean_defined(np.ravel([dice_of(crop.confusion(decode(crop.logits, crop.regions)), groups) for crop in crops]))
+    spacing = tuple(
+        float(distance)
+        for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0)
+    )
+    if not any(
+        (crop.labels[crop.mask] % cases.num_labels).any() for crop in crops
+    ):  # The label L has no reference.
+        raise InputError(
+            f"{options.data.labels}: no case has a foreground label; there is nothing to learn from"
+        )
+    loss = (
+        make_loss(options.loss, groups)
+        if cases.regions is None
+        else make_region_loss(options.loss, cases.regions)
+    )
+    dice = mean_defined(
+        np.ravel(
+            [dice_of(crop.confusion(decode(crop.logits, crop.regions)), groups) for crop in crops]
+        )
+    )
     if dice < LOW_DICE:
         progress.observer.note(
             f"the network agrees with the reference to a mean Dice of {dice:.3f}: are the logits' channels in the order of the labels or "
@@ -220,4 +314,12 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
     base = plan.base if plan.base.counts_network_voxels else options.parameters
     starts = make_starts(base, plan.learn, *cases.sizes[:2], spacing)
     material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, plan.device)
-    return Prepared(plan, workers, progress, material, starts, largest_scores(material, workers), score_guided(material, spacing, workers))
+    return Prepared(
+        plan,
+        workers,
+        progress,
+        material,
+        starts,
+        largest_scores(material, workers),
+        score_guided(material, spacing, workers),
+    )

@@ -30,15 +30,41 @@ from crfrefine.io.paths import files_read
 from crfrefine.runs.cases.case_files import CaseFiles, left_out_entries
 from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import MIN_CALIBRATED, Scores, Tuned, calibrate, calibrate_output, with_calibrated
-from crfrefine.train.comparison import NETWORK, TRAINED, FoldResult, MethodValues, TrainingResult, compare, measure_methods
+from crfrefine.train.baselines import (
+    MIN_CALIBRATED,
+    Scores,
+    Tuned,
+    calibrate,
+    calibrate_output,
+    with_calibrated,
+)
+from crfrefine.train.comparison import (
+    NETWORK,
+    TRAINED,
+    FoldResult,
+    MethodValues,
+    TrainingResult,
+    compare,
+    measure_methods,
+)
 from crfrefine.train.fit import Fit, score_cases
 from crfrefine.train.material import choose_device
 from crfrefine.train.model import Model, mean_defined
 from crfrefine.train.observer import SCREENING_SHARE, Progress, TrainingObserver, Workers
 from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
 from crfrefine.train.plan import Plan, Prepared, Split, make_plan, prepare
-from crfrefine.train.starts import CALIBRATION, UNTRAINED, Candidate, FitResult, Start, choose, is_gain, no_crf, pooled, taken
+from crfrefine.train.starts import (
+    CALIBRATION,
+    UNTRAINED,
+    Candidate,
+    FitResult,
+    Start,
+    choose,
+    is_gain,
+    no_crf,
+    pooled,
+    taken,
+)
 
 MAX_SCREENED = 40  # cases that the starts are tried on, at most
 # Step length in the training on all cases, which starts where the folds ended, relative to that in the folds.
@@ -48,13 +74,17 @@ DEFAULT_NAME = "crfrefine.toml"  # the parameter file in the folder of a trained
 
 
 @keeping_inputs()
-def run_training(options: TrainingOptions, observer: TrainingObserver | None = None) -> TrainingResult:
+def run_training(
+    options: TrainingOptions, observer: TrainingObserver | None = None
+) -> TrainingResult:
     """Fit the CRF to labeled cases, write the results, and return them; finished folds stay if the run is stopped."""
     started = time.monotonic()
     add_inputs(*filter(None, [options.config]))
     if not options.learn or not set(options.learn) <= set(DEFAULT_LEARN):
         groups = listed(options.learn) or "nothing"
-        raise ConfigError(f"--learn: expected some of {', '.join(DEFAULT_LEARN)}, separated by commas; got {groups}")
+        raise ConfigError(
+            f"--learn: expected some of {', '.join(DEFAULT_LEARN)}, separated by commas; got {groups}"
+        )
     options.check_files()
     plan = make_plan(options, choose_device(options.device))
     check_replaceable(*plan.fold_files)
@@ -62,13 +92,19 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
         check_no_input(path)
     finished = read_folds(plan.fold_files, fingerprint(plan)) if options.resume else {}
     observer, torch_threads = observer or TrainingObserver(), torch.get_num_threads()
-    torch.set_num_threads(1)  # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
+    torch.set_num_threads(
+        1
+    )  # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
     try:
-        with Workers(options.threads or available_threads(), one_by_one=plan.device.is_gpu) as workers:
+        with Workers(
+            options.threads or available_threads(), one_by_one=plan.device.is_gpu
+        ) as workers:
             result = _train(plan, finished, observer, workers, started)
     except KeyboardInterrupt as interrupt:
         if any(path.exists() for path in plan.fold_files):
-            interrupt.add_note(f"finished folds are beside {options.output}, run again with --resume for the rest")
+            interrupt.add_note(
+                f"finished folds are beside {options.output}, run again with --resume for the rest"
+            )
         raise
     finally:
         torch.set_num_threads(torch_threads)
@@ -79,28 +115,57 @@ def run_training(options: TrainingOptions, observer: TrainingObserver | None = N
     return result
 
 
-def _train(plan: Plan, finished: Mapping[int, FoldResult], observer: TrainingObserver, workers: Workers, started: float) -> TrainingResult:
+def _train(
+    plan: Plan,
+    finished: Mapping[int, FoldResult],
+    observer: TrainingObserver,
+    workers: Workers,
+    started: float,
+) -> TrainingResult:
     """Prepare, cross-validate, train on all cases, and compare."""
     observer.run_started(plan.describe(workers.threads))
     for note in filter(None, (plan.device.note, *plan.cases.notes)):
         observer.note(note)
-    progress = Progress(observer, 1 + len(plan.folds) - len(finished), setup.NUM_TRAINED * plan.num_optimizer_steps)
+    progress = Progress(
+        observer, 1 + len(plan.folds) - len(finished), setup.NUM_TRAINED * plan.num_optimizer_steps
+    )
     prepared = prepare(plan, workers, progress)
-    starts = choose_starts(prepared, [number for number in range(len(plan.folds)) if number not in finished])
-    folds = tuple(finished.get(number) or _run_fold(number, starts[number], prepared) for number in range(len(plan.folds)))
+    starts = choose_starts(
+        prepared, [number for number in range(len(plan.folds)) if number not in finished]
+    )
+    folds = tuple(
+        finished.get(number) or _run_fold(number, starts[number], prepared)
+        for number in range(len(plan.folds))
+    )
     everything = range(len(plan.cases.files))
-    fit = calibrate_output(train_on_all_cases(prepared, folds), everything, prepared.material, workers)
+    fit = calibrate_output(
+        train_on_all_cases(prepared, folds), everything, prepared.material, workers
+    )
     final = prepared.tune_rivals(fit, everything)
-    return TrainingResult(plan, folds, final, compare(folds, plan), time.monotonic() - started, workers.threads)
+    return TrainingResult(
+        plan, folds, final, compare(folds, plan), time.monotonic() - started, workers.threads
+    )
 
 
 def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequence[Start]]:
     """Return the starts for each of some folds: those of different bandwidths that are best, untrained, on the cases of the fold."""
-    plan, starts, material, progress = prepared.plan, prepared.starts, prepared.material, prepared.progress
+    plan, starts, material, progress = (
+        prepared.plan,
+        prepared.starts,
+        prepared.material,
+        prepared.progress,
+    )
     if not folds or len(starts) <= setup.NUM_TRAINED:
         return dict.fromkeys(folds, starts)
     progress.observer.stage_started(f"trying {len(starts)} starts")
-    cases = sorted({int(number) for number in np.linspace(0, len(material.crops) - 1, min(len(material.crops), MAX_SCREENED)).round()})
+    cases = sorted(
+        {
+            int(number)
+            for number in np.linspace(
+                0, len(material.crops) - 1, min(len(material.crops), MAX_SCREENED)
+            ).round()
+        }
+    )
     samples, columns = [material.samples[case] for case in cases], []
     for start in starts:
         refine = Model(start.parameters, (), material.sizes, material.device).refine
@@ -109,10 +174,14 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
     scores = Scores(starts, np.array(columns).T)
     chosen: dict[int, Sequence[Start]] = {}
     for fold in folds:
-        means = scores.means([row for row, case in enumerate(cases) if case in plan.folds[fold].seen])
+        means = scores.means(
+            [row for row, case in enumerate(cases) if case in plan.folds[fold].seen]
+        )
         best: dict[str, Start] = {}
         for number in np.argsort(-means, kind="stable"):
-            thetas = repr([replace(kernel, weight=0.0) for kernel in starts[number].parameters.bilateral])
+            thetas = repr(
+                [replace(kernel, weight=0.0) for kernel in starts[number].parameters.bilateral]
+            )
             if len(best) < setup.NUM_TRAINED:
                 best.setdefault(thetas, starts[number])
         chosen[fold] = list(best.values())
@@ -124,7 +193,9 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
     plan, observer = prepared.plan, prepared.progress.observer
     split, name = plan.folds[number], f"cross-validation fold {number + 1} of {len(plan.folds)}"
     observer.stage_started(name)
-    fit = calibrate_output(_fit(name, split, starts, prepared), split.seen, prepared.material, prepared.workers)
+    fit = calibrate_output(
+        _fit(name, split, starts, prepared), split.seen, prepared.material, prepared.workers
+    )
     tuned = prepared.tune_rivals(fit, split.seen)
     observer.stage_started(f"{name}: measuring the cases held out")
     regions = {region.name: region.labels for region in plan.regions}
@@ -136,8 +207,16 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
 
     held_out = [plan.cases.files[case] for case in split.held_out]
     values = prepared.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
-    result = FoldResult(name, split, tuned, {files.case_id: own for files, own in zip(held_out, values, strict=True)})
-    write_small_file(plan.fold_files[number], json.dumps({"fingerprint": fingerprint(plan), "fold": to_plain(result)}).encode())
+    result = FoldResult(
+        name,
+        split,
+        tuned,
+        {files.case_id: own for files, own in zip(held_out, values, strict=True)},
+    )
+    write_small_file(
+        plan.fold_files[number],
+        json.dumps({"fingerprint": fingerprint(plan), "fold": to_plain(result)}).encode(),
+    )
     prepared.progress.part_ended()
     observer.stage_ended(f"{name}: {fit.describe()}")
     return result
@@ -149,8 +228,13 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
     calibrated = calibrate(material, split.training, first.parameters, workers)
     if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
         starts = [first, with_calibrated(first, calibrated)]
-    num_steps, rivals = plan.num_optimizer_steps, plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS
-    training = Fit(*prepared.tools, name, split, starts, num_steps, calibrated=calibrated, rivals=rivals)
+    num_steps, rivals = (
+        plan.num_optimizer_steps,
+        plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS,
+    )
+    training = Fit(
+        *prepared.tools, name, split, starts, num_steps, calibrated=calibrated, rivals=rivals
+    )
     fit = training.run()
     if fit.kind in (setup.NO_CRF, UNTRAINED):
         return fit
@@ -162,19 +246,39 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
     recalibrated = [] if calibrated is None else [with_calibrated(first, calibrated)]
     named = {start.name: start for start in (*starts, *recalibrated)}
     again = Split(seen, seen, ())
-    fitted = replace(training, split=again, starts=[named[fit.start]], num_optimizer_steps=fit.best_optimizer_step, kind=fit.kind).run()
-    return fit if fitted.is_network else replace(fit, parameters=fitted.parameters, trained=fitted.trained)
+    fitted = replace(
+        training,
+        split=again,
+        starts=[named[fit.start]],
+        num_optimizer_steps=fit.best_optimizer_step,
+        kind=fit.kind,
+    ).run()
+    return (
+        fit
+        if fitted.is_network
+        else replace(fit, parameters=fitted.parameters, trained=fitted.trained)
+    )
 
 
 def fingerprint(plan: Plan) -> str:
     """Return a digest of everything that the result depends on: settings, and names, sizes and dates of the files."""
     cases, options = plan.cases, replace(plan.options, output=Path(), threads=None, resume=False)
-    entries: list[Any] = [crfrefine.__version__, options, plan.device.is_gpu, plan.folds, plan.regions, cases.label_names, cases.regions]
+    entries: list[Any] = [
+        crfrefine.__version__,
+        options,
+        plan.device.is_gpu,
+        plan.folds,
+        plan.regions,
+        cases.label_names,
+        cases.regions,
+    ]
     for case in cases.files:
         for file in (file for path in case.paths for file in files_read(path)):
             # If a separate file of voxels is missing, reading reports it.
             status = file.stat() if file in case.paths or file.exists() else None
-            entries.append((case.case_id, file.name, status and (status.st_size, status.st_mtime_ns)))
+            entries.append(
+                (case.case_id, file.name, status and (status.st_size, status.st_mtime_ns))
+            )
     return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 
@@ -187,9 +291,20 @@ def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
             if content["fingerprint"] != digest:
                 raise InputError("it is of a run with other data, options or another version")
             finished[number] = from_plain(FoldResult, content["fold"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, CrfRefineError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+            CrfRefineError,
+        ) as error:
             reason = shorten(error, MAX_OF_A_REASON)
-            raise InputError(f"{path}: not a fold of this run: {reason}; repeat its options exactly, or leave --resume out") from None
+            raise InputError(
+                f"{path}: not a fold of this run: {reason}; repeat its options exactly, or leave --resume out"
+            ) from None
     return finished
 
 
@@ -203,7 +318,9 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
         return no_crf(fits[0].parameters, network_mean, gains)
     name = "all cases"
     prepared.progress.observer.stage_started(name)
-    calibrated = calibrate(prepared.material, everything, prepared.starts[0].parameters, prepared.workers)
+    calibrated = calibrate(
+        prepared.material, everything, prepared.starts[0].parameters, prepared.workers
+    )
     # The deciding cases of all folds choose the kind; it is mostly the kind that was measured on the cases held out.
     chosen = choose(pooled([fit.candidates for fit in fits]))
     kind = helping[0].kind if chosen is None else chosen.kind
@@ -211,12 +328,29 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
     if unmoved is not None:
         fit = taken(Candidate(kind, kind, unmoved, 0, gains), network_mean)
     else:
-        trained = [(fold.name, fit) for fold, fit in zip(folds, fits, strict=True) if not fit.is_network and fit.trained is not None]
+        trained = [
+            (fold.name, fit)
+            for fold, fit in zip(folds, fits, strict=True)
+            if not fit.is_network and fit.trained is not None
+        ]
         half = int(np.median([fit.best_optimizer_step for _, fit in trained])) // 2
-        starts = [Start(f"{fold}: {fit.start}", fit.trained) for fold, fit in trained if fit.trained is not None]
+        starts = [
+            Start(f"{fold}: {fit.start}", fit.trained)
+            for fold, fit in trained
+            if fit.trained is not None
+        ]
         num_steps = min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps)
-        shared = (*prepared.tools, name, Split(everything, everything, ()), starts, num_steps, STEP_LENGTH)
-        fit = Fit(*shared, trains_best=True, calibrated=calibrated, rivals=plan.rivals, kind=kind).run()
+        shared = (
+            *prepared.tools,
+            name,
+            Split(everything, everything, ()),
+            starts,
+            num_steps,
+            STEP_LENGTH,
+        )
+        fit = Fit(
+            *shared, trains_best=True, calibrated=calibrated, rivals=plan.rivals, kind=kind
+        ).run()
     prepared.progress.observer.stage_ended(f"{name}: {fit.describe()}")
     return fit
 
@@ -225,7 +359,10 @@ def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
     """Return how much the folds' CRFs added to the mean Dice of each case that they had not seen."""
     gains = []
     for values in (values for fold in folds for values in fold.measured.values()):
-        changes = [values[TRAINED][region]["dice"] - values[NETWORK][region]["dice"] for region in values[TRAINED]]
+        changes = [
+            values[TRAINED][region]["dice"] - values[NETWORK][region]["dice"]
+            for region in values[TRAINED]
+        ]
         defined = [change for change in changes if not math.isnan(change)]
         gains += [sum(defined) / len(defined)] if defined else []
     return tuple(gains)
@@ -233,7 +370,12 @@ def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
 
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
-    plan, comparison, options, cases = result.plan, result.comparison, result.plan.options, result.plan.cases
+    plan, comparison, options, cases = (
+        result.plan,
+        result.comparison,
+        result.plan.options,
+        result.plan.cases,
+    )
     return {
         "seconds": result.seconds,
         "device": plan.device.name,
@@ -243,7 +385,10 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
             "input_type": "labels" if cases.declared is not None else options.input_type,
             "num_folds": len(plan.folds),
             "num_iterations": options.num_optimizer_steps,
-            **{name: getattr(options, name) for name in ("learn", "loss", "seed", "resample", "config")},
+            **{
+                name: getattr(options, name)
+                for name in ("learn", "loss", "seed", "resample", "config")
+            },
         },
         "cases": cases.case_ids,
         "left_out": left_out_entries(cases.left_out),
@@ -257,7 +402,10 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
         "folds": [
             {
                 "name": fold.name,
-                **{name: [cases.case_ids[case] for case in chosen] for name, chosen in vars(fold.split).items()},
+                **{
+                    name: [cases.case_ids[case] for case in chosen]
+                    for name, chosen in vars(fold.split).items()
+                },
                 **_tuned_dict("fit", fold.tuned),
             }
             for fold in result.folds
@@ -272,7 +420,11 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
 def _tuned_dict(name: str, tuned: Tuned) -> dict[str, Any]:
     fit = tuned.fit
     return {
-        name: {**to_plain(fit), "is_network": fit.is_network, "is_calibration": fit.kind == CALIBRATION},
+        name: {
+            **to_plain(fit),
+            "is_network": fit.is_network,
+            "is_calibration": fit.kind == CALIBRATION,
+        },
         "vector_scaling": to_plain(tuned.scaling),
         "guided_filter": to_plain(tuned.guidance),
         "keep_largest": tuned.keep_largest,
@@ -283,5 +435,7 @@ def default_output(folder: Path) -> Path:
     """Return the parameter file to write in a folder; raise InputError if it holds a file of that name that `train-crf` has not written."""
     path, start = folder / DEFAULT_NAME, f"# {WRITTEN_BY}".encode()
     if os.path.lexists(path) and not (path.is_file() and path.read_bytes().startswith(start)):
-        raise InputError(f"{path}: was not written by train-crf, so it is not replaced; name another file with --output")
+        raise InputError(
+            f"{path}: was not written by train-crf, so it is not replaced; name another file with --output"
+        )
     return path

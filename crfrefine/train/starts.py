@@ -16,7 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.parameters.sections import CompatibilityParameters, PostprocessParameters, VolumeParameters
+from crfrefine.parameters.sections import (
+    CompatibilityParameters,
+    PostprocessParameters,
+    VolumeParameters,
+)
 
 THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
 THETA_BETAS = (0.06, 0.15)
@@ -24,7 +28,14 @@ WEIGHTS = (2.5, 8.0)
 TEMPERATURE = 0.7  # below 1: soft Dice comes near the Dice of labels where marginals are sharp
 NUM_ITERATIONS = 5  # mean-field steps, in training and afterwards: a model that was trained with five must run with five
 # Of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for theta and temperature.
-STEP_LENGTHS = {"weights": 0.2, "compatibility": 0.05, "theta": 0.06, "temperature": 0.04, "bias": 0.05, "volume": 0.05}
+STEP_LENGTHS = {
+    "weights": 0.2,
+    "compatibility": 0.05,
+    "theta": 0.06,
+    "temperature": 0.04,
+    "bias": 0.05,
+    "volume": 0.05,
+}
 # Gaussian prior around the start: the loss grows by `PRIOR / cases * Σ log²(value / start)`; for a bias, by its squared difference.
 PRIOR = 0.15
 NUM_TRAINED = 2  # number of starts that are trained to their ends; the others are only tried
@@ -55,10 +66,16 @@ class Start(NamedTuple):
 
 
 def make_starts(
-    base: CrfParameters | None, learn: Sequence[str], num_labels: int, num_modalities: int, spacing: Sequence[float]
+    base: CrfParameters | None,
+    learn: Sequence[str],
+    num_labels: int,
+    num_modalities: int,
+    spacing: Sequence[float],
 ) -> list[Start]:
     """Return the models to start from: the built-in models, or the user's model and its variants with built-in bandwidths."""
-    model = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE}) if base is None else base
+    model = (
+        CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE}) if base is None else base
+    )
     model = prepare(model, learn, num_labels, num_modalities)
     starts = [] if base is None else [Start("given", model)]
     if base is not None and "theta" not in learn:
@@ -67,13 +84,24 @@ def make_starts(
     if model.counts_network_voxels:
         alphas, voxel, unit = [1.0], float(np.max(first.theta_alpha)), "voxels of the network"
     else:
-        voxel, unit = (1.0, "voxels") if model.mean_field.positions == "voxels" else (voxel_length(spacing), "mm")
+        voxel, unit = (
+            (1.0, "voxels")
+            if model.mean_field.positions == "voxels"
+            else (voxel_length(spacing), "mm")
+        )
     weights = WEIGHTS if "weights" in learn else WEIGHTS[:1]
     for alpha, beta, weight in itertools.product(alphas, THETA_BETAS, weights):
-        kernel = replace(first, theta_alpha=_like(first.theta_alpha, alpha * voxel), theta_beta=_like(first.theta_beta, beta))
+        kernel = replace(
+            first,
+            theta_alpha=_like(first.theta_alpha, alpha * voxel),
+            theta_beta=_like(first.theta_beta, beta),
+        )
         name = f"theta_alpha {alpha * voxel:.3g} {unit}, theta_beta {beta:g}"
         if "weights" in learn:
-            kernel, name = replace(kernel, weight=_like(first.weight, weight)), f"{name}, weight {weight:g}"
+            kernel, name = (
+                replace(kernel, weight=_like(first.weight, weight)),
+                f"{name}, weight {weight:g}",
+            )
         starts.append(Start(name, replace(model, bilateral=(kernel, *model.bilateral[1:]))))
     return starts
 
@@ -87,7 +115,9 @@ def _like(value: float | tuple[float, ...], number: float) -> float | tuple[floa
     return (number,) * len(value) if isinstance(value, tuple) else number
 
 
-def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, num_modalities: int) -> CrfParameters:
+def prepare(
+    parameters: CrfParameters, learn: Sequence[str], num_labels: int, num_modalities: int
+) -> CrfParameters:
     """Return the model with as many parameters as are to be learned: a weight per label, a bandwidth per modality, a full matrix."""
 
     def spread(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
@@ -97,33 +127,58 @@ def prepare(parameters: CrfParameters, learn: Sequence[str], num_labels: int, nu
     if "weights" in learn and not parameters.counts_network_voxels:
         kernels = [replace(kernel, weight=spread(kernel.weight, num_labels)) for kernel in kernels]
     if "theta" in learn:
-        kernels = [replace(kernel, theta_beta=spread(kernel.theta_beta, num_modalities)) for kernel in kernels]
+        kernels = [
+            replace(kernel, theta_beta=spread(kernel.theta_beta, num_modalities))
+            for kernel in kernels
+        ]
     compatibility = parameters.compatibility
     if "compatibility" in learn and "weights" not in learn and compatibility.matrix is None:
-        matrix = tuple(tuple(float(row != column) for column in range(num_labels)) for row in range(num_labels))
+        matrix = tuple(
+            tuple(float(row != column) for column in range(num_labels)) for row in range(num_labels)
+        )
         compatibility = CompatibilityParameters(kind="matrix", matrix=matrix)
     mean_field = replace(parameters.mean_field, num_iterations=NUM_ITERATIONS, tolerance=0.0)
-    return replace(parameters, bilateral=tuple(kernels), compatibility=compatibility, mean_field=mean_field)
+    return replace(
+        parameters, bilateral=tuple(kernels), compatibility=compatibility, mean_field=mean_field
+    )
 
 
 def without_crf(parameters: CrfParameters) -> CrfParameters:
     """Return the model that leaves the network's labels as they are: all weights 0, and no postprocessing."""
     first = replace(parameters.bilateral[0], weight=0.0)
-    plain = replace(parameters, bilateral=(first,), compatibility=CompatibilityParameters(), postprocess=PostprocessParameters())
-    return plain.replace(**{"spatial.weight": 0.0, "volume.weight": 0.0, "mean_field.temperature": 1.0, "mean_field.bias": 0.0})
+    plain = replace(
+        parameters,
+        bilateral=(first,),
+        compatibility=CompatibilityParameters(),
+        postprocess=PostprocessParameters(),
+    )
+    return plain.replace(
+        **{
+            "spatial.weight": 0.0,
+            "volume.weight": 0.0,
+            "mean_field.temperature": 1.0,
+            "mean_field.bias": 0.0,
+        }
+    )
 
 
 def rounded(parameters: CrfParameters) -> CrfParameters:
     """Return the parameters with numbers of a few digits."""
     table = parameters.to_dict()
-    numbers = json.dumps({name: table[name] for name in ("bilateral", "spatial", "compatibility", "mean_field")})
-    return CrfParameters.from_dict(table | json.loads(numbers, parse_float=lambda text: float(f"{float(text):.{DIGITS}g}")))
+    numbers = json.dumps(
+        {name: table[name] for name in ("bilateral", "spatial", "compatibility", "mean_field")}
+    )
+    return CrfParameters.from_dict(
+        table | json.loads(numbers, parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"))
+    )
 
 
 class Rivals(NamedTuple):
     """Candidates beside the recalibrated network and the trained model."""
 
-    volumes: tuple[VolumeParameters, ...] = ()  # a model with the first one goes before that without, if this has a weight
+    volumes: tuple[
+        VolumeParameters, ...
+    ] = ()  # a model with the first one goes before that without, if this has a weight
     untrained: CrfParameters | None = None  # the preset, where it is comparable
 
 
@@ -156,10 +211,17 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
         gentlest = [(UNTRAINED, rivals.untrained)]
         # One appearance kernel with the mean of its weights for all labels, and without biases.
         kernel = replace(trained.bilateral[0], weight=float(np.mean(trained.bilateral[0].weight)))
-        model = rounded(replace(trained, bilateral=(kernel,), mean_field=replace(trained.mean_field, bias=0.0)))
+        model = rounded(
+            replace(trained, bilateral=(kernel,), mean_field=replace(trained.mean_field, bias=0.0))
+        )
         kind, volumes = ONE_WEIGHT, volumes if num_gentle else []
     with_volumes = [
-        (f"{kind}, volume {volume.weight:g}" if volume.weight > 0.0 else f"{kind}, no volume term", model.replace(volume=volume))
+        (
+            f"{kind}, volume {volume.weight:g}"
+            if volume.weight > 0.0
+            else f"{kind}, no volume term",
+            model.replace(volume=volume),
+        )
         for volume in volumes
     ]
     return [*gentlest, *with_volumes[:num_gentle], (CRF, trained), *with_volumes[num_gentle:]]
@@ -169,10 +231,14 @@ def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     """Return the candidates that all trainings have in common, with all gains; the rest is the best one's."""
     common = []
     for kind in (candidate.kind for candidate in trainings[0]):
-        same = [candidate for training in trainings for candidate in training if candidate.kind == kind]
+        same = [
+            candidate for training in trainings for candidate in training if candidate.kind == kind
+        ]
         if len(same) == len(trainings):
             best = max(same, key=lambda candidate: float(np.sum(candidate.gains)))
-            common.append(replace(best, gains=tuple(gain for candidate in same for gain in candidate.gains)))
+            common.append(
+                replace(best, gains=tuple(gain for candidate in same for gain in candidate.gains))
+            )
     return common
 
 
@@ -184,15 +250,31 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     weight, these and the gentler ones are compared first; the trained model, with its many weights and biases, must then be better than
     what they choose by more than chance, on MIN_DECIDING cases or more.
     """
-    useful = [candidate for candidate in candidates if is_gain(candidate.gains) and candidate.values.mean() > 0.0]
+    useful = [
+        candidate
+        for candidate in candidates
+        if is_gain(candidate.gains) and candidate.values.mean() > 0.0
+    ]
     have_one_weight = any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates)
     compared = [candidate for candidate in useful if not have_one_weight or candidate.kind != CRF]
-    full = next((candidate for candidate in useful if have_one_weight and candidate.kind == CRF), None)
+    full = next(
+        (candidate for candidate in useful if have_one_weight and candidate.kind == CRF), None
+    )
     if not compared:
         return full
-    best = max((candidate.values for candidate in compared), key=lambda values: float(values.mean()))
-    kept = [each for each in compared if each.values.mean() >= KEPT_GAIN * float(best.mean()) and not is_gain(best - each.values)]
-    is_better = full is not None and len(full.gains) >= MIN_DECIDING and is_gain(full.values - kept[0].values)
+    best = max(
+        (candidate.values for candidate in compared), key=lambda values: float(values.mean())
+    )
+    kept = [
+        each
+        for each in compared
+        if each.values.mean() >= KEPT_GAIN * float(best.mean()) and not is_gain(best - each.values)
+    ]
+    is_better = (
+        full is not None
+        and len(full.gains) >= MIN_DECIDING
+        and is_gain(full.values - kept[0].values)
+    )
     return full if is_better else kept[0]
 
 
@@ -211,11 +293,17 @@ class FitResult:
     parameters: CrfParameters  # all weights are 0 if no CRF was better
     score: float  # mean Dice of the deciding cases with them
     network_score: float  # mean Dice of the deciding cases without a CRF
-    gains: tuple[float, ...]  # Dice minus the network's, per deciding case, of what won or else of the best CRF; empty if unknown
+    gains: tuple[
+        float, ...
+    ]  # Dice minus the network's, per deciding case, of what won or else of the best CRF; empty if unknown
     best_optimizer_step: int = field(metadata={"key": "best_iteration"})  # of the start that won
-    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # loss, Dice and bandwidths of each start over its steps
+    histories: dict[str, list[dict[str, Any]]] = field(
+        default_factory=dict
+    )  # loss, Dice and bandwidths of each start over its steps
     kind: str = NO_CRF  # of the candidate that was chosen
-    trained: CrfParameters | None = None  # the best trained model, chosen or not; None means that nothing was trained
+    trained: CrfParameters | None = (
+        None  # the best trained model, chosen or not; None means that nothing was trained
+    )
     candidates: tuple[Candidate, ...] = ()  # simpler models first
 
     @property
@@ -225,17 +313,34 @@ class FitResult:
 
     def describe(self) -> str:
         """Return a one-line description."""
-        volume = f", volume.weight {self.parameters.volume.weight:g}" if self.parameters.volume.weight > 0.0 else ""
+        volume = (
+            f", volume.weight {self.parameters.volume.weight:g}"
+            if self.parameters.volume.weight > 0.0
+            else ""
+        )
         dice = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases that decide"
         return f"{self.start}{volume}: {dice}, at iteration {self.best_optimizer_step}"
 
 
-def no_crf(parameters: CrfParameters, network_score: float, gains: Sequence[float] = (), **more: Any) -> FitResult:
+def no_crf(
+    parameters: CrfParameters, network_score: float, gains: Sequence[float] = (), **more: Any
+) -> FitResult:
     """Return the result of a training in which no CRF was better than the network; `more` are further attributes."""
-    return FitResult(NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, **more)
+    return FitResult(
+        NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, **more
+    )
 
 
 def taken(chosen: Candidate, network_score: float, **more: Any) -> FitResult:
     """Return the result of a training in which a candidate was chosen; `more` are further attributes."""
     score, step = network_score + float(np.mean(chosen.gains)), chosen.optimizer_step
-    return FitResult(chosen.start, chosen.parameters, score, network_score, chosen.gains, step, kind=chosen.kind, **more)
+    return FitResult(
+        chosen.start,
+        chosen.parameters,
+        score,
+        network_score,
+        chosen.gains,
+        step,
+        kind=chosen.kind,
+        **more,
+    )

@@ -21,8 +21,12 @@ from crfrefine.train.crops import count_confusion
 
 # Widths of the noise in voxels of the network, in equal parts: errors of a voxel, and errors that look like structures.
 NOISE_SIGMAS = (1.0, 2.0)
-MIN_VOXELS = 30  # a label with fewer voxels has no part in a mean Dice: a few voxels would decide it
-DICE_TOLERANCE = 0.002  # of the noise: a fifth of the smallest gain at which parameters are considered
+MIN_VOXELS = (
+    30  # a label with fewer voxels has no part in a mean Dice: a few voxels would decide it
+)
+DICE_TOLERANCE = (
+    0.002  # of the noise: a fifth of the smallest gain at which parameters are considered
+)
 _MAX_HALVINGS = 16
 _MAX_SCALE = 1024.0
 _MIN_PROBABILITY = 1e-12
@@ -33,22 +37,34 @@ def groups_of(num_channels: int, regions: RegionScheme | None) -> Sequence[tuple
     return [(label,) for label in range(1, num_channels)] if regions is None else regions.labels
 
 
-def logits_of(probabilities: NDArray[np.float32], regions: RegionScheme | None) -> NDArray[np.float32]:
+def logits_of(
+    probabilities: NDArray[np.float32], regions: RegionScheme | None
+) -> NDArray[np.float32]:
     """Return the inverse of `probabilities_of`, up to a constant over labels."""
     logarithms: NDArray[np.float32] = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
-    return logarithms if regions is None else logarithms - np.log(np.maximum(1.0 - probabilities, _MIN_PROBABILITY))
+    return (
+        logarithms
+        if regions is None
+        else logarithms - np.log(np.maximum(1.0 - probabilities, _MIN_PROBABILITY))
+    )
 
 
-def agreeing(logits: NDArray[np.float32], truth: NDArray[Any], regions: RegionScheme | None) -> NDArray[np.float32]:
+def agreeing(
+    logits: NDArray[np.float32], truth: NDArray[Any], regions: RegionScheme | None
+) -> NDArray[np.float32]:
     """Return (channels, *grid) logits, as doubtful as they were, that decode to the truth: those of wrong labels change places or sign."""
     if regions is not None:
         inside = np.stack([np.isin(truth, labels) for labels in regions.labels])
-        return np.where(inside, np.maximum(np.abs(logits), np.finfo(np.float32).tiny), -np.abs(logits))
+        return np.where(
+            inside, np.maximum(np.abs(logits), np.finfo(np.float32).tiny), -np.abs(logits)
+        )
     changed, labels = logits.copy(), argmax_labels(logits)
     wrong = np.nonzero(labels != truth)
     highest, own = (labels[wrong], *wrong), (truth[wrong], *wrong)
     changed[highest] = logits[own]
-    changed[own] = np.nextafter(logits[highest], np.float32(np.inf))  # Of equal logits, the lower label would win.
+    changed[own] = np.nextafter(
+        logits[highest], np.float32(np.inf)
+    )  # Of equal logits, the lower label would win.
     return changed
 
 
@@ -61,7 +77,9 @@ def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence
     return float(np.mean(values)) if values else float("nan")
 
 
-def expected_dice(logits: NDArray[np.float32], mask: NDArray[np.bool_], regions: RegionScheme | None) -> float:
+def expected_dice(
+    logits: NDArray[np.float32], mask: NDArray[np.bool_], regions: RegionScheme | None
+) -> float:
     """Return the mean Dice that a network expects of itself: 2 sum(p inside) / (voxels inside + sum(p)); or NaN."""
     labels, probabilities = decode(logits, regions), probabilities_of(logits, regions)
     values = []
@@ -69,15 +87,21 @@ def expected_dice(logits: NDArray[np.float32], mask: NDArray[np.bool_], regions:
         inside = np.isin(labels, group) & mask
         if (size := int(inside.sum())) >= MIN_VOXELS:
             within = float(probabilities[number][inside].sum(dtype=np.float64))
-            values.append(2.0 * within / (size + float(probabilities[number][mask].sum(dtype=np.float64))))
+            values.append(
+                2.0 * within / (size + float(probabilities[number][mask].sum(dtype=np.float64)))
+            )
     return float(np.mean(values)) if values else float("nan")
 
 
-def make_noise(shape: Sequence[int], voxel: float, random: np.random.Generator) -> NDArray[np.float32]:
+def make_noise(
+    shape: Sequence[int], voxel: float, random: np.random.Generator
+) -> NDArray[np.float32]:
     """Return (channels, *grid) Gaussian noise of NOISE_SIGMAS, in equal parts, with a standard deviation of 1; `voxel` is their unit."""
     total = np.zeros(shape, np.float32)
     for sigma in (width * voxel for width in NOISE_SIGMAS):
-        part = gaussian_filter(random.standard_normal(shape, dtype=np.float32), (0.0, *(sigma,) * (len(shape) - 1)))
+        part = gaussian_filter(
+            random.standard_normal(shape, dtype=np.float32), (0.0, *(sigma,) * (len(shape) - 1))
+        )
         total += part / part.std()
     return np.asarray(total / total.std(), np.float32)
 
@@ -109,13 +133,24 @@ def noise_scale(
 
 def halving(shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
     """Return by how much each axis is coarsened next: 2 for the finest one of more than a voxel (the longest of equals), else 1."""
-    finest = min((axis for axis, size in enumerate(shape) if size > 1), key=lambda axis: (spacing[axis], -shape[axis]))
+    finest = min(
+        (axis for axis, size in enumerate(shape) if size > 1),
+        key=lambda axis: (spacing[axis], -shape[axis]),
+    )
     return [2 if axis == finest else 1 for axis in range(len(shape))]
 
 
 def block_means(values: NDArray[Any], factors: Sequence[int]) -> NDArray[np.float32]:
     """Return the means of blocks of (channels, *grid) values, of `factors` voxels along each axis; what fills no block is left out."""
     num_blocks = [size // factor for size, factor in zip(values.shape[1:], factors, strict=True)]
-    filled = values[(slice(None), *(slice(count * factor) for count, factor in zip(num_blocks, factors, strict=True)))]
+    filled = values[
+        (
+            slice(None),
+            *(slice(count * factor) for count, factor in zip(num_blocks, factors, strict=True)),
+        )
+    ]
     shape = [length for pair in zip(num_blocks, factors, strict=True) for length in pair]
-    return np.asarray(filled.reshape(len(values), *shape).mean(axis=tuple(range(2, 2 * len(factors) + 1, 2))), np.float32)
+    return np.asarray(
+        filled.reshape(len(values), *shape).mean(axis=tuple(range(2, 2 * len(factors) + 1, 2))),
+        np.float32,
+    )

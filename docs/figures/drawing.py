@@ -27,7 +27,13 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def show(axes: Axes, image: NDArray[np.floating], spacing: Sequence[float], title: str, labels: NDArray[np.integer] | None = None) -> None:
+def show(
+    axes: Axes,
+    image: NDArray[np.floating],
+    spacing: Sequence[float],
+    title: str,
+    labels: NDArray[np.integer] | None = None,
+) -> None:
     """Show an image (rows, columns) or (rows, columns, 3), 0 to 1, and the borders of labels 1 and 2.
 
     Args:
@@ -38,10 +44,23 @@ def show(axes: Axes, image: NDArray[np.floating], spacing: Sequence[float], titl
         labels: (rows, columns); None: no contours.
     """
     size = image.shape[1] * spacing[1], image.shape[0] * spacing[0]
-    axes.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1, extent=(0, size[0], size[1], 0), interpolation="nearest", aspect="equal")
+    axes.imshow(
+        np.clip(image, 0, 1),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        extent=(0, size[0], size[1], 0),
+        interpolation="nearest",
+        aspect="equal",
+    )
     for label in () if labels is None else np.unique(labels[labels > 0]):
-        fine = np.pad((labels == label).repeat(_FINER, axis=0).repeat(_FINER, axis=1).astype(np.float32), 1)
-        y, x = ((np.arange(n) - 0.5) / _FINER * step for n, step in zip(fine.shape, spacing, strict=True))
+        fine = np.pad(
+            (labels == label).repeat(_FINER, axis=0).repeat(_FINER, axis=1).astype(np.float32), 1
+        )
+        y, x = (
+            (np.arange(n) - 0.5) / _FINER * step
+            for n, step in zip(fine.shape, spacing, strict=True)
+        )
         axes.contour(x, y, fine, levels=[0.5], colors=[COLORS[label - 1]], linewidths=1.4)
     axes.set(xlim=(0, size[0]), ylim=(size[1], 0), xticks=[], yticks=[])
     axes.set_title(title, color=INK, fontsize=9)
@@ -75,5 +94,7 @@ def save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor=PAPER)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
     print(f"wrote {path}")

@@ -16,7 +16,10 @@ Volume = NDArray[np.floating]
 
 def phantom() -> tuple[Volume, Volume]:
     """A volume with bodies of constant intensity, and a second property of the same bodies."""
-    z, y, x = np.meshgrid(*(step * (np.arange(size) - size / 2) for size, step in zip(SHAPE, SPACING, strict=True)), indexing="ij")
+    z, y, x = np.meshgrid(
+        *(step * (np.arange(size) - size / 2) for size, step in zip(SHAPE, SPACING, strict=True)),
+        indexing="ij",
+    )
     image, property_map = np.full(SHAPE, 0.15), np.full(SHAPE, 0.1)
     for center, radii, intensity, value in (
         ((0, 0), (34, 42), 0.45, 0.35),
@@ -24,7 +27,9 @@ def phantom() -> tuple[Volume, Volume]:
         ((8, 20), (9, 12), 0.95, 0.6),
         ((14, -10), (6, 6), 0.2, 0.15),
     ):
-        inside = (z / 30) ** 2 + ((y - center[0]) / radii[0]) ** 2 + ((x - center[1]) / radii[1]) ** 2 < 1
+        inside = (z / 30) ** 2 + ((y - center[0]) / radii[0]) ** 2 + (
+            (x - center[1]) / radii[1]
+        ) ** 2 < 1
         image[inside], property_map[inside] = intensity, value
     return image, property_map
 
@@ -33,18 +38,43 @@ def draw() -> None:
     """Two rows: a noisy volume, its Gaussian, and its bilateral filter; a coarse map, interpolated, and filtered with a guide."""
     image, property_map = phantom()
     noisy = image + np.random.default_rng(0).normal(0.0, NOISE, SHAPE)
-    positions = np.stack([index * step / 1.5 for index, step in zip(np.indices(SHAPE), SPACING, strict=True)])
+    positions = np.stack(
+        [index * step / 1.5 for index, step in zip(np.indices(SHAPE), SPACING, strict=True)]
+    )
     smooth = crfrefine.gaussian_filter(noisy[None], positions, normalization="after")[0]
     bilateral = crfrefine.bilateral_filter(noisy, spacing=SPACING, theta_alpha=3.0, theta_beta=0.2)
-    blocks = property_map.reshape(SHAPE[0], SHAPE[1] // FACTOR, FACTOR, SHAPE[2] // FACTOR, FACTOR).mean(axis=(2, 4))
+    blocks = property_map.reshape(
+        SHAPE[0], SHAPE[1] // FACTOR, FACTOR, SHAPE[2] // FACTOR, FACTOR
+    ).mean(axis=(2, 4))
     coarse = blocks.repeat(FACTOR, axis=1).repeat(FACTOR, axis=2)
-    wide = np.stack([index * step / size for index, step, size in zip(np.indices(SHAPE), SPACING, (1.0, 4.0, 4.0), strict=True)])
+    wide = np.stack(
+        [
+            index * step / size
+            for index, step, size in zip(np.indices(SHAPE), SPACING, (1.0, 4.0, 4.0), strict=True)
+        ]
+    )
     interpolated = crfrefine.gaussian_filter(coarse[None], wide, normalization="after")[0]
-    joint = crfrefine.bilateral_filter(coarse, guide=image, spacing=SPACING, theta_alpha=(2.0, 8.0, 8.0), theta_beta=0.05)
+    joint = crfrefine.bilateral_filter(
+        coarse, guide=image, spacing=SPACING, theta_alpha=(2.0, 8.0, 8.0), theta_beta=0.05
+    )
     figure = new_figure(8.4, 5.2, "The Gaussian filter by itself")
     rows = (
-        (image, (("noisy volume", noisy), ("Gaussian of positions", smooth), ("bilateral_filter", bilateral))),
-        (property_map, ((f"map {FACTOR}× coarser", coarse), ("Gaussian of positions", interpolated), ("bilateral_filter, guide", joint))),
+        (
+            image,
+            (
+                ("noisy volume", noisy),
+                ("Gaussian of positions", smooth),
+                ("bilateral_filter", bilateral),
+            ),
+        ),
+        (
+            property_map,
+            (
+                (f"map {FACTOR}× coarser", coarse),
+                ("Gaussian of positions", interpolated),
+                ("bilateral_filter, guide", joint),
+            ),
+        ),
     )
     for panels, (truth, volumes) in zip(figure.subplots(2, 3), rows, strict=True):
         for axes, (name, volume) in zip(panels, volumes, strict=True):

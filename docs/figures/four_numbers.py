@@ -22,7 +22,9 @@ def draw() -> None:
     for row, (name, key, values) in zip(panels, ROWS, strict=True):
         for axes, value in zip(row, values, strict=True):
             refined = scene.refine(**{key: value}).label_map
-            show(axes, picture, scene.spacing, f"{value:g}: Dice {scene.dice(refined):.2f}", refined)
+            show(
+                axes, picture, scene.spacing, f"{value:g}: Dice {scene.dice(refined):.2f}", refined
+            )
         row[0].set_ylabel(name, color=INK, fontsize=9)
     save(figure, PICTURES / "how_numbers.png")
 

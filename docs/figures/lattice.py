@@ -25,9 +25,13 @@ def signal() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 def corners_of(features: NDArray[np.float64]) -> NDArray[np.int64]:
     """Coordinates of the three corners around each of N points, (N, 3, 3)."""
-    remainder0, rank, _ = (found.numpy() for found in enclosing_simplex(elevate(torch.as_tensor(features))))
+    remainder0, rank, _ = (
+        found.numpy() for found in enclosing_simplex(elevate(torch.as_tensor(features)))
+    )
     remainder = np.arange(3)
-    step = np.where(rank[:, None, :] < 3 - remainder[:, None], remainder[:, None], remainder[:, None] - 3)
+    step = np.where(
+        rank[:, None, :] < 3 - remainder[:, None], remainder[:, None], remainder[:, None] - 3
+    )
     return np.asarray(remainder0[:, None, :] + step)
 
 
@@ -39,7 +43,9 @@ def plane(keys: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def triangles(axes: Axes) -> None:
     """The lattice around the points."""
-    grid = np.stack(np.meshgrid(np.linspace(-2, 10, 160), np.linspace(-2, 7, 160)), -1).reshape(-1, 2)
+    grid = np.stack(np.meshgrid(np.linspace(-2, 10, 160), np.linspace(-2, 7, 160)), -1).reshape(
+        -1, 2
+    )
     corners = np.unique(corners_of(grid).reshape(len(grid), -1), axis=0).reshape(-1, 3, 3)
     sides = [plane(corner)[[0, 1, 2, 0]] * (POSITION, INTENSITY) for corner in corners]
     axes.add_collection(LineCollection(sides, colors=FAINT, linewidths=0.5, alpha=0.5))
@@ -51,7 +57,18 @@ def bubbles(axes: Axes, vertices: NDArray[np.float64], values: NDArray[np.float6
     mass = values[:, 1]
     mean = values[:, 0] / np.maximum(mass, 1e-9)
     x, y = (vertices * (POSITION, INTENSITY)).T
-    axes.scatter(x, y, s=60 * mass, c=mean, cmap="viridis", vmin=0, vmax=1, edgecolors=INK, linewidths=0.4, zorder=3)
+    axes.scatter(
+        x,
+        y,
+        s=60 * mass,
+        c=mean,
+        cmap="viridis",
+        vmin=0,
+        vmax=1,
+        edgecolors=INK,
+        linewidths=0.4,
+        zorder=3,
+    )
 
 
 def draw() -> None:
@@ -67,7 +84,9 @@ def draw() -> None:
     keys = np.zeros((lattice.num_vertices, 3), np.int64)
     keys[lattice.vertices.numpy()] = corners_of(features)
     vertices = plane(keys)
-    figure = new_figure(10.4, 7.4, "A permutohedral lattice of two dimensions: position and intensity")
+    figure = new_figure(
+        10.4, 7.4, "A permutohedral lattice of two dimensions: position and intensity"
+    )
     panels = figure.subplots(2, 2)
     titles = (
         "1  each voxel is a point; its color is the probability that it sends",
@@ -81,11 +100,29 @@ def draw() -> None:
         triangles(axes)
         axes.grid(visible=False)
         axes.set_ylabel("intensity", color=FAINT, fontsize=8)
-    panels[0, 0].scatter(positions, intensities, c=values, cmap="viridis", vmin=0, vmax=1, s=30, edgecolors=INK, linewidths=0.4, zorder=3)
+    panels[0, 0].scatter(
+        positions,
+        intensities,
+        c=values,
+        cmap="viridis",
+        vmin=0,
+        vmax=1,
+        s=30,
+        edgecolors=INK,
+        linewidths=0.4,
+        zorder=3,
+    )
     bubbles(panels[0, 1], vertices, splatted)
     bubbles(panels[1, 0], vertices, blurred)
     panels[1, 1].plot(positions, values, "o", color=FAINT, markersize=4, label="sent")
-    panels[1, 1].plot(positions, sliced[:, 0] / sliced[:, 1], "o-", color=COLORS[0], markersize=4, label="heard, per unit of weight")
+    panels[1, 1].plot(
+        positions,
+        sliced[:, 0] / sliced[:, 1],
+        "o-",
+        color=COLORS[0],
+        markersize=4,
+        label="heard, per unit of weight",
+    )
     panels[1, 1].legend(fontsize=8, facecolor=PAPER, edgecolor=PAPER, labelcolor=INK)
     save(figure, PICTURES / "how_lattice.png")
 

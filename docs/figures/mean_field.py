@@ -24,27 +24,57 @@ def draw_kernel(scene: Scene) -> None:
     figure = new_figure(9.6, 3.6, "Whom one voxel listens to")
     part = slice(row - 16, row + 17), slice(column - 16, column + 17)
     panels = figure.subplots(1, 3)
-    titles = ("image, and the voxel", "weights by distance alone", "weights by distance and intensity")
+    titles = (
+        "image, and the voxel",
+        "weights by distance alone",
+        "weights by distance and intensity",
+    )
     for axes, shown, title in zip(panels, (gray(image), near, near * alike), titles, strict=True):
         show(axes, shown[part], scene.spacing, title)
-        axes.plot((16 + 0.5) * scene.spacing[1], (16 + 0.5) * scene.spacing[0], "+", color=COLORS[0], markersize=12, markeredgewidth=2)
+        axes.plot(
+            (16 + 0.5) * scene.spacing[1],
+            (16 + 0.5) * scene.spacing[0],
+            "+",
+            color=COLORS[0],
+            markersize=12,
+            markeredgewidth=2,
+        )
     save(figure, PICTURES / "how_kernel.png")
 
 
 def draw_steps(scene: Scene) -> None:
     """Label maps and the probability of background after some steps, and the energy of all of them."""
-    figure = new_figure(11.0, 5.6, "Mean field on one slice: each step, every voxel listens to the others and changes its mind a little")
+    figure = new_figure(
+        11.0,
+        5.6,
+        "Mean field on one slice: each step, every voxel listens to the others and changes its mind a little",
+    )
     panels = figure.subplots(2, 5)
     picture = gray(scene.image[0])
     results = [scene.refine(mean_field__num_iterations=steps) for steps in STEPS]
     show(panels[0, 0], picture, scene.spacing, "image, truth", scene.labels)
     show(
-        panels[0, 1], picture, scene.spacing, f"network: Dice {scene.dice(results[0].network_label_map):.2f}", results[0].network_label_map
+        panels[0, 1],
+        picture,
+        scene.spacing,
+        f"network: Dice {scene.dice(results[0].network_label_map):.2f}",
+        results[0].network_label_map,
     )
-    show(panels[1, 1], softmax(scene.logits, axis=0)[0], scene.spacing, "its probability of background")
+    show(
+        panels[1, 1],
+        softmax(scene.logits, axis=0)[0],
+        scene.spacing,
+        "its probability of background",
+    )
     for place, (steps, result) in enumerate(zip(STEPS, results, strict=True), 2):
         name = f"after {steps} step{'s' * (steps > 1)}"
-        show(panels[0, place], picture, scene.spacing, f"{name}: Dice {scene.dice(result.label_map):.2f}", result.label_map)
+        show(
+            panels[0, place],
+            picture,
+            scene.spacing,
+            f"{name}: Dice {scene.dice(result.label_map):.2f}",
+            result.label_map,
+        )
         show(panels[1, place], result.marginals[0], scene.spacing, f"{name}: background")
     energy = np.asarray(scene.refine(mean_field__num_iterations=8).energy)
     panels[1, 0].plot(np.arange(len(energy)), energy / 1000, "o-", color=COLORS[1])

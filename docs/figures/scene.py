@@ -16,7 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 
 PARAMETERS = crfrefine.CrfParameters().replace(
-    **{"bilateral.weight": 5.0, "bilateral.theta_alpha": 2.5, "bilateral.theta_beta": 0.1, "mean_field.tolerance": 0.0}
+    **{
+        "bilateral.weight": 5.0,
+        "bilateral.theta_alpha": 2.5,
+        "bilateral.theta_beta": 0.1,
+        "mean_field.tolerance": 0.0,
+    }
 )
 """Those of the demo."""
 
@@ -39,13 +44,24 @@ class Scene:
 
     def refine(self, **values: object) -> crfrefine.RefinementResult:
         """Refine the slice; `values` are those of the demo but for the ones named, with `__` for the dot of a key."""
-        parameters = PARAMETERS.replace(**{key.replace("__", "."): value for key, value in values.items()})
-        return crfrefine.refine(self.logits, self.image, spacing=self.spacing, parameters=parameters, threads=1)
+        parameters = PARAMETERS.replace(
+            **{key.replace("__", "."): value for key, value in values.items()}
+        )
+        return crfrefine.refine(
+            self.logits, self.image, spacing=self.spacing, parameters=parameters, threads=1
+        )
 
     def dice(self, label_map: NDArray[np.integer]) -> float:
         """Mean Dice over the labels that the slice has."""
         found = [label for label in np.unique(self.labels) if label]
-        return float(np.mean([OverlapCounts.of_masks(label_map == label, self.labels == label).dice() for label in found]))
+        return float(
+            np.mean(
+                [
+                    OverlapCounts.of_masks(label_map == label, self.labels == label).dice()
+                    for label in found
+                ]
+            )
+        )
 
 
 def phantom_slice() -> Scene:
@@ -53,6 +69,18 @@ def phantom_slice() -> Scene:
     phantom = make_phantom(seed=0, grid_shape=(112, 96, 40), spacing=(0.9, 0.9, 2.0))
     rows, columns = slice(20, 92), slice(16, 80)
     flat = (slice(None), rows, columns, 19)
-    across = (0, 2, 1)  # The phantom's x runs along the rows of an array, and to the right in a picture.
-    image, logits = (np.ascontiguousarray(volume[flat].transpose(across)) for volume in (phantom.image, phantom.logits))
-    return Scene(image, np.ascontiguousarray(phantom.labels[rows, columns, 19].T), logits, phantom.spacing[:2])
+    across = (
+        0,
+        2,
+        1,
+    )  # The phantom's x runs along the rows of an array, and to the right in a picture.
+    image, logits = (
+        np.ascontiguousarray(volume[flat].transpose(across))
+        for volume in (phantom.image, phantom.logits)
+    )
+    return Scene(
+        image,
+        np.ascontiguousarray(phantom.labels[rows, columns, 19].T),
+        logits,
+        phantom.spacing[:2],
+    )

@@ -31,7 +31,14 @@ def draw() -> None:
     before = after = scene.refine()
     for _ in range(NUM_STROKES):
         add_stroke(strokes, scene, after.label_map)
-        after = crfrefine.refine(scene.logits, scene.image, spacing=scene.spacing, strokes=strokes, parameters=PARAMETERS, threads=1)
+        after = crfrefine.refine(
+            scene.logits,
+            scene.image,
+            spacing=scene.spacing,
+            strokes=strokes,
+            parameters=PARAMETERS,
+            threads=1,
+        )
     picture = gray(scene.image[0]) * 0.8
     colored = np.stack([picture] * 3, axis=-1)
     for value in np.unique(strokes[strokes > 0]):
@@ -40,9 +47,21 @@ def draw() -> None:
     figure = new_figure(9.6, 2.8, "Three strokes")
     panels = figure.subplots(1, 4)
     show(panels[0], picture, scene.spacing, "truth", scene.labels)
-    show(panels[1], picture, scene.spacing, f"without strokes: Dice {scene.dice(before.label_map):.3f}", before.label_map)
+    show(
+        panels[1],
+        picture,
+        scene.spacing,
+        f"without strokes: Dice {scene.dice(before.label_map):.3f}",
+        before.label_map,
+    )
     show(panels[2], colored, scene.spacing, "strokes (white: background)")
-    show(panels[3], picture, scene.spacing, f"with strokes: Dice {scene.dice(after.label_map):.3f}", after.label_map)
+    show(
+        panels[3],
+        picture,
+        scene.spacing,
+        f"with strokes: Dice {scene.dice(after.label_map):.3f}",
+        after.label_map,
+    )
     save(figure, PICTURES / "strokes.png")
 
 

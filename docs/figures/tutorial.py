@@ -19,7 +19,11 @@ def draw() -> None:
     """Refine the case and shrink its preview."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_phantom(make_phantom(0, grid_shape=(64, 56, 24), spacing=(1.35, 1.35, 3.3)), folder, case_id="case_0")
+        write_phantom(
+            make_phantom(0, grid_shape=(64, 56, 24), spacing=(1.35, 1.35, 3.3)),
+            folder,
+            case_id="case_0",
+        )
         command = [
             sys.executable,
             "-m",
@@ -37,7 +41,9 @@ def draw() -> None:
         subprocess.run(command, check=True)
         picture = Image.open(folder / "refined" / "case_0_preview.png").convert("RGB")
     height = round(picture.height * WIDTH / picture.width)
-    small = picture.resize((WIDTH, height), Image.Resampling.LANCZOS).quantize(COLORS, dither=Image.Dither.NONE)
+    small = picture.resize((WIDTH, height), Image.Resampling.LANCZOS).quantize(
+        COLORS, dither=Image.Dither.NONE
+    )
     small.save(PICTURES / "tutorial_preview.png", optimize=True)
 
 

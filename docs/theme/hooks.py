@@ -25,7 +25,16 @@ ROOT = Path(__file__).resolve().parents[2]
 ALWAYS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 """Pages of the site's navigation that lie outside of docs/."""
 
-LANGUAGES = {".toml": "toml", ".py": "python", ".sh": "sh", ".h": "cpp", ".cpp": "cpp", ".cu": "cpp", ".m": "matlab", ".yaml": "yaml"}
+LANGUAGES = {
+    ".toml": "toml",
+    ".py": "python",
+    ".sh": "sh",
+    ".h": "cpp",
+    ".cpp": "cpp",
+    ".cu": "cpp",
+    ".m": "matlab",
+    ".yaml": "yaml",
+}
 
 # Warnings of this logger end a strict build.
 LOG = logging.getLogger("mkdocs.hooks.crfrefine")
@@ -66,15 +75,24 @@ def repository_path(page: str) -> str:
 
 def targets(text: str, path: str) -> list[str]:
     """The files and folders of the repository that a page at `path` links to."""
-    links = (match[2].partition("#")[0] for match in _LINK.finditer(_FENCE.sub("", text)) if "://" not in match[2])
-    return [posixpath.normpath(posixpath.join(posixpath.dirname(path), link)) for link in links if link]
+    links = (
+        match[2].partition("#")[0]
+        for match in _LINK.finditer(_FENCE.sub("", text))
+        if "://" not in match[2]
+    )
+    return [
+        posixpath.normpath(posixpath.join(posixpath.dirname(path), link)) for link in links if link
+    ]
 
 
 def page_of(path: str) -> str:
     """The Markdown of the page for a file or folder outside of docs/."""
     file = ROOT / path
     if file.is_dir() and not (file / "README.md").exists():
-        rows = [f"| `{module.name}` | {first_sentence(module)} |" for module in sorted(file.glob("*.py"))]
+        rows = [
+            f"| `{module.name}` | {first_sentence(module)} |"
+            for module in sorted(file.glob("*.py"))
+        ]
         return "\n".join([f"# {path}", "", "| file | purpose |", "| --- | --- |", *rows, ""])
     if file.is_dir():
         file = file / "README.md"
@@ -94,19 +112,31 @@ def shown_cell(cell: dict[str, Any]) -> str:
 
 def first_sentence(module: Path) -> str:
     """The first line of a module's docstring."""
-    return html.escape((ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or "").partition("\n")[0]).replace("|", "\\|")
+    return html.escape(
+        (ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    ).replace("|", "\\|")
 
 
 def on_files(files: Any, config: Any) -> Any:
     """Add a page for each file outside of docs/ that a page links to, and for those that these link to."""
     pages = [file for file in files.documentation_pages() if file.inclusion.is_included()]
-    waiting = [target for file in pages for target in targets(file.content_string, f"docs/{file.src_uri}")] + list(ALWAYS)
+    waiting = [
+        target for file in pages for target in targets(file.content_string, f"docs/{file.src_uri}")
+    ] + list(ALWAYS)
     while waiting:
         path = waiting.pop()
-        if path.startswith("docs/") or files.get_file_from_path(shown_at(path)) or not (ROOT / path).exists():
+        if (
+            path.startswith("docs/")
+            or files.get_file_from_path(shown_at(path))
+            or not (ROOT / path).exists()
+        ):
             continue
         text = page_of(path)
-        files.append(File.generated(config, shown_at(path), content=text, inclusion=InclusionLevel.NOT_IN_NAV))
+        files.append(
+            File.generated(
+                config, shown_at(path), content=text, inclusion=InclusionLevel.NOT_IN_NAV
+            )
+        )
         if path.endswith(".md") or (ROOT / path).is_dir():
             waiting += targets(text, repository_path(shown_at(path)))
     # The style sheet names this font, so that formulas look the same whatever fonts the reader has (SIL Open Font License).
@@ -151,7 +181,11 @@ def with_links(content: str, here: Any, files: Any) -> str:
 
     def linked(match: re.Match[str]) -> str:
         aim = files.get_file_from_path(match[1].removeprefix("docs/"))
-        return f'<a href="{aim.url_relative_to(here)}{match[2] or ""}">{match[0]}</a>' if aim else match[0]
+        return (
+            f'<a href="{aim.url_relative_to(here)}{match[2] or ""}">{match[0]}</a>'
+            if aim
+            else match[0]
+        )
 
     parts, inside = [], 0
     for part in _TAG.split(content):
@@ -186,8 +220,14 @@ def on_page_content(content: str, page: Any, files: Any, **_: Any) -> str:
 
     def as_mathml(match: re.Match[str]) -> str:
         formula = html.unescape(match[2])
-        display, kind = ("block", "formula") if match[1] == "div" else ("inline", "formula long" if len(formula) > LONG else "formula")
-        return f'<{match[1]} class="{kind}">{mathml(formula, display, page.file.src_uri)}</{match[1]}>'
+        display, kind = (
+            ("block", "formula")
+            if match[1] == "div"
+            else ("inline", "formula long" if len(formula) > LONG else "formula")
+        )
+        return (
+            f'<{match[1]} class="{kind}">{mathml(formula, display, page.file.src_uri)}</{match[1]}>'
+        )
 
     return with_links(_FORMULA.sub(as_mathml, content), page.file, files)
 
@@ -203,7 +243,12 @@ def mathml(formula: str, display: str, where: str) -> str:
         LOG.warning("%s: the formula %r cannot be converted: %r", where, formula, error)
         return html.escape(formula)
     if unknown:
-        LOG.warning("%s: the formula %r has commands that are not known: %s", where, formula, ", ".join(unknown))
+        LOG.warning(
+            "%s: the formula %r has commands that are not known: %s",
+            where,
+            formula,
+            ", ".join(unknown),
+        )
     for less, better in BETTER:
         result = result.replace(less, better)
     return result

@@ -1,5 +1,6 @@
-// Memory for large arrays: not cleared, because they are written before they are read, and in huge pages if the system has them: with
-// small pages, page faults and TLB misses dominate the time of first touches and gathers.
+// Memory for large arrays: not cleared, because they are written before they are read, and in huge
+// pages if the system has them: with small pages, page faults and TLB misses dominate the time of
+// first touches and gathers.
 #pragma once
 
 #include "cpu/common.h"
@@ -16,23 +17,27 @@ inline void* allocate_aligned(size_t alignment, size_t bytes) {
     return memory;
 }
 
-// A block that starts at a huge page, of a whole number of them; the first `in_huge_pages` bytes are asked for in huge pages. It comes
-// from the system and goes back to it at once when it is freed, which malloc does not do with blocks of up to 32 MiB.
+// A block that starts at a huge page, of a whole number of them; the first `in_huge_pages` bytes
+// are asked for in huge pages. It comes from the system and goes back to it at once when it is
+// freed, which malloc does not do with blocks of up to 32 MiB.
 inline void* allocate_large(size_t bytes, size_t in_huge_pages) {
     const size_t mapped = bytes + kHugePage;
-    void* const start = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* const start =
+        mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (start == MAP_FAILED) throw std::bad_alloc();
     const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(start) % kHugePage) % kHugePage;
     auto* const block = static_cast<std::byte*>(start) + before;
     if (before > 0) munmap(start, before);
-    munmap(block + bytes, kHugePage - before);  // at least a page: `before` is less than a huge page
+    munmap(block + bytes,
+           kHugePage - before);  // at least a page: `before` is less than a huge page
     madvise(block, in_huge_pages, MADV_HUGEPAGE);
     return block;
 }
 inline void free_large(void* block, size_t bytes) { munmap(block, bytes); }
 
-// Large freed blocks that are kept for reuse: touching fresh memory for the first time costs as much as many passes over it. Blocks are
-// kept while a cache is active on this thread, and never beside a new block that they do not fit.
+// Large freed blocks that are kept for reuse: touching fresh memory for the first time costs as
+// much as many passes over it. Blocks are kept while a cache is active on this thread, and never
+// beside a new block that they do not fit.
 class BlockCache {
    public:
     static constexpr size_t kSmallest = 2 * kHugePage;
@@ -46,7 +51,8 @@ class BlockCache {
     BlockCache(const BlockCache&) = delete;
     BlockCache& operator=(const BlockCache&) = delete;
 
-    // `bytes`: the requested size; becomes the size of the block. A last huge page used to less than 3/4 is left in small pages.
+    // `bytes`: the requested size; becomes the size of the block. A last huge page used to less
+    // than 3/4 is left in small pages.
     static void* take(size_t& bytes) {
         constexpr size_t kLine = 64;
         bytes = (bytes + kLine) / kLine * kLine;
@@ -70,8 +76,9 @@ class BlockCache {
         }
     }
 
-    // Returns what is idle to the system before so many bytes are allocated. Before a small array the heap is not trimmed: whatever is
-    // allocated next would have to touch its pages for the first time again, which costs training on small crops a third of its time.
+    // Returns what is idle to the system before so many bytes are allocated. Before a small array
+    // the heap is not trimmed: whatever is allocated next would have to touch its pages for the
+    // first time again, which costs training on small crops a third of its time.
     static void release_idle(int64_t next_bytes) {
         if (current()) current()->release();
         if (next_bytes < kFewBytes) return;
@@ -95,7 +102,8 @@ class BlockCache {
     void* find(size_t& bytes) {
         size_t best = idle_.size();
         for (size_t i = 0; i < idle_.size(); ++i)
-            if (idle_[i].bytes >= bytes && idle_[i].bytes <= 2 * bytes && (best == idle_.size() || idle_[i].bytes < idle_[best].bytes))
+            if (idle_[i].bytes >= bytes && idle_[i].bytes <= 2 * bytes &&
+                (best == idle_.size() || idle_[i].bytes < idle_[best].bytes))
                 best = i;
         if (best == idle_.size()) return nullptr;
         void* memory = idle_[best].memory;
@@ -113,7 +121,8 @@ class BlockCache {
     BlockCache* outer_;
 };
 
-// An array of trivial elements, aligned to a cache line (the widest vector) or, if it is large, to a huge page.
+// An array of trivial elements, aligned to a cache line (the widest vector) or, if it is large, to
+// a huge page.
 template <class T>
 struct Buffer {
     static_assert(std::is_trivially_destructible_v<T>);

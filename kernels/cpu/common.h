@@ -23,7 +23,8 @@
 #include <vector>
 
 namespace crf {
-// Errors that a caller can handle; the Python module maps each to its own class, apart from exceptions of a progress callback.
+// Errors that a caller can handle; the Python module maps each to its own class, apart from
+// exceptions of a progress callback.
 
 // The problem is larger than an algorithm can hold; the message gives the sizes.
 struct CapacityError : std::runtime_error {

@@ -5,8 +5,10 @@
 
 namespace crf {
 namespace {
-constexpr float kSqrtHalfLog2e = 0.849321800f;  // sqrt(log2(e) / 2): exp(-d^2 / 2) = 2^-(d * this)^2
-constexpr int64_t kPartial = 1024;              // senders that are summed in a register before the total: limits rounding
+constexpr float kSqrtHalfLog2e =
+    0.849321800f;  // sqrt(log2(e) / 2): exp(-d^2 / 2) = 2^-(d * this)^2
+constexpr int64_t kPartial =
+    1024;  // senders that are summed in a register before the total: limits rounding
 
 class ExactFilter final : public Filter {
    public:
@@ -15,7 +17,8 @@ class ExactFilter final : public Filter {
           num_voxels_(input.voxels->num_voxels),
           num_features_(num_features(input)),
           num_modalities_(static_cast<int>(input.intensity.size())),
-          axis_feature_(input.voxels->feature, input.voxels->feature + input.theta_position.size()) {
+          axis_feature_(input.voxels->feature,
+                        input.voxels->feature + input.theta_position.size()) {
         padded_ = (num_voxels_ + kLanes - 1) / kLanes * kLanes;
         features_ = Buffer<float>(padded_ * num_features_);
         std::fill(features_.get(), features_.get() + features_.size, 0.0f);
@@ -23,28 +26,31 @@ class ExactFilter final : public Filter {
         for (int64_t i = 0; i < features_.size; ++i) features_[i] *= kSqrtHalfLog2e;
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
-                    Workspace&) override {
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post,
+                    const float* channel_weight, float* sum, Workspace&) override {
         for (int c = 0; c < num_channels; c += kChannelGroup)
-            accumulate_group(values + c * num_voxels_, std::min(kChannelGroup, num_channels - c), pre, post, channel_weight + c,
-                             sum + c * num_voxels_);
+            accumulate_group(values + c * num_voxels_, std::min(kChannelGroup, num_channels - c),
+                             pre, post, channel_weight + c, sum + c * num_voxels_);
     }
 
     // Pair by pair, like the weights.
-    bool second_moments(const float* u, const float* v, int num_channels, double* squared, float* pull, Workspace&) override {
+    bool second_moments(const float* u, const float* v, int num_channels, double* squared,
+                        float* pull, Workspace&) override {
         if (num_features_ > kMostFeatures) return false;
         // Features are scaled to give exponents of 2.
         constexpr float kUnscale = 1.0f / kSqrtHalfLog2e;
         const int64_t num_items = padded_ / kLanes;
         std::vector<double> sums(num_items * num_features_);
-        Buffer<float> sent(2 * num_voxels_ * num_channels);  // (voxel; channels of u, channels of v)
+        Buffer<float> sent(2 * num_voxels_ *
+                           num_channels);  // (voxel; channels of u, channels of v)
         for (int64_t n = 0; n < num_voxels_; ++n)
             for (int c = 0; c < num_channels; ++c) {
                 sent[2 * n * num_channels + c] = u[c * num_voxels_ + n];
                 sent[(2 * n + 1) * num_channels + c] = v[c * num_voxels_ + n];
             }
         pool_.run(num_items, [&](int64_t item, int) {
-            const int64_t first = item * kLanes, count = std::min<int64_t>(kLanes, num_voxels_ - first);
+            const int64_t first = item * kLanes,
+                          count = std::min<int64_t>(kLanes, num_voxels_ - first);
             vfloat total[kMostFeatures]{}, pulled[kMostFeatures]{};
             std::vector<vfloat> own(2 * num_channels);
             for (int c = 0; c < num_channels; ++c) {
@@ -61,7 +67,8 @@ class ExactFilter final : public Filter {
                         exponent -= difference[d] * difference[d];
                     }
                     const vfloat weight = exp2_nonpositive(exponent);
-                    const float *other_u = sent.get() + 2 * m * num_channels, *other_v = other_u + num_channels;
+                    const float *other_u = sent.get() + 2 * m * num_channels,
+                                *other_v = other_u + num_channels;
                     vfloat forth{}, back{};
                     for (int c = 0; c < num_channels; ++c) {
                         forth += own[c] * other_v[c];
@@ -76,7 +83,8 @@ class ExactFilter final : public Filter {
                 for (int d = 0; d < num_features_; ++d) total[d] += partial[d];
             }
             for (int d = 0; d < num_features_; ++d) {
-                sums[item * num_features_ + d] = static_cast<double>(sum_lanes(total[d])) * static_cast<double>(kUnscale * kUnscale);
+                sums[item * num_features_ + d] = static_cast<double>(sum_lanes(total[d])) *
+                                                 static_cast<double>(kUnscale * kUnscale);
                 if (!pull || d >= num_modalities_) continue;
                 float* to = pull + d * num_voxels_ + first;
                 store_some(to, load_some(to, count) + pulled[d] * kUnscale, count);
@@ -85,22 +93,26 @@ class ExactFilter final : public Filter {
         for (int64_t item = 0; item < num_items; ++item) {
             const double* of_item = sums.data() + item * num_features_;
             for (int m = 0; m < num_modalities_; ++m) squared[m] += of_item[m];
-            for (size_t a = 0; a < axis_feature_.size(); ++a) squared[num_modalities_ + a] += of_item[num_modalities_ + axis_feature_[a]];
+            for (size_t a = 0; a < axis_feature_.size(); ++a)
+                squared[num_modalities_ + a] += of_item[num_modalities_ + axis_feature_[a]];
         }
         return true;
     }
 
-    std::string description() const override { return "exact (all " + std::to_string(num_voxels_) + " x N pairs)"; }
+    std::string description() const override {
+        return "exact (all " + std::to_string(num_voxels_) + " x N pairs)";
+    }
 
    private:
     static constexpr int kMostFeatures = 12;
 
-    void accumulate_group(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                          float* sum) {
+    void accumulate_group(const float* values, int num_channels, const float* pre,
+                          const float* post, const float* channel_weight, float* sum) {
         Buffer<float> sent(num_voxels_ * kChannelGroup);  // (voxel, channel)
         for (int64_t n = 0; n < num_voxels_; ++n)
             for (int c = 0; c < kChannelGroup; ++c)
-                sent[n * kChannelGroup + c] = c < num_channels ? values[c * num_voxels_ + n] * (pre ? pre[n] : 1.0f) : 0.0f;
+                sent[n * kChannelGroup + c] =
+                    c < num_channels ? values[c * num_voxels_ + n] * (pre ? pre[n] : 1.0f) : 0.0f;
         pool_.run(padded_ / kLanes, [&](int64_t item, int) {
             const int64_t first = item * kLanes;
             vfloat total[kChannelGroup]{};
@@ -114,7 +126,8 @@ class ExactFilter final : public Filter {
                         squared += difference * difference;
                     }
                     const vfloat weight = exp2_nonpositive(-squared);
-                    for (int c = 0; c < kChannelGroup; ++c) partial[c] += weight * sent[m * kChannelGroup + c];
+                    for (int c = 0; c < kChannelGroup; ++c)
+                        partial[c] += weight * sent[m * kChannelGroup + c];
                 }
                 for (int c = 0; c < kChannelGroup; ++c) total[c] += partial[c];
             }
@@ -123,7 +136,8 @@ class ExactFilter final : public Filter {
                 float received[kLanes];
                 store(received, total[c]);
                 for (int64_t i = 0; i < count; ++i)
-                    sum[c * num_voxels_ + first + i] += channel_weight[c] * (post ? post[first + i] : 1.0f) * received[i];
+                    sum[c * num_voxels_ + first + i] +=
+                        channel_weight[c] * (post ? post[first + i] : 1.0f) * received[i];
             }
         });
     }

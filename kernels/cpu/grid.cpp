@@ -1,6 +1,8 @@
-// The bilateral kernel on a dense grid over position and intensity, for one or two modalities: the bilateral grid of Paris & Durand (2006)
-// with cubic B-splines instead of box cells (docs/reference/math.md). Splatting and slicing are separable in space: a row of voxels is
-// splatted into cells along x and intensity only; rows are added to planes, and these to the grid. A voxel costs 4 (or 16) short vectors.
+// The bilateral kernel on a dense grid over position and intensity, for one or two modalities: the
+// bilateral grid of Paris & Durand (2006) with cubic B-splines instead of box cells
+// (docs/reference/math.md). Splatting and slicing are separable in space: a row of voxels is
+// splatted into cells along x and intensity only; rows are added to planes, and these to the grid.
+// A voxel costs 4 (or 16) short vectors.
 
 #include "cpu/filter.h"
 #include "cpu/grid_bands.h"
@@ -8,7 +10,8 @@
 
 namespace crf {
 namespace {
-constexpr int64_t kBatchFloats = int64_t{1} << 20;  // 4 MiB of planes are splatted before they are added to the grid
+constexpr int64_t kBatchFloats =
+    int64_t{1} << 20;  // 4 MiB of planes are splatted before they are added to the grid
 
 class GridFilter final : public Filter {
    public:
@@ -28,8 +31,8 @@ class GridFilter final : public Filter {
         use_width(1);
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
-                    Workspace& workspace) override {
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post,
+                    const float* channel_weight, float* sum, Workspace& workspace) override {
         use_width(1);
         grid_ = workspace.floats(level_[0] + batch_floats());
         planes_ = grid_ + level_[0];
@@ -46,8 +49,8 @@ class GridFilter final : public Filter {
     bool has_cross_moments() const override { return true; }
 
     // Filters the products of v with all columns side by side. The result is summed, never stored.
-    void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
-                       Workspace& workspace) override {
+    void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v,
+                       int num_channels, double* cross, Workspace& workspace) override {
         use_width(kMostColumns);
         grid_ = workspace.floats(level_[0] + batch_floats());
         planes_ = grid_ + level_[0];
@@ -57,30 +60,36 @@ class GridFilter final : public Filter {
             blur();
             const Sent own{u + c * voxels_.num_voxels, nullptr, columns, num_columns};
             std::fill(of_plane.begin(), of_plane.end(), vfloat{});
-            slice([&](int64_t plane, int64_t row, const float* from, const Stretch&, float* memory) {
-                of_plane[plane] += rows_.row_moments(row, from, own, memory);
-            });
+            slice(
+                [&](int64_t plane, int64_t row, const float* from, const Stretch&, float* memory) {
+                    of_plane[plane] += rows_.row_moments(row, from, own, memory);
+                });
             for (const vfloat& total : of_plane) {
                 float lanes[kLanes];
                 store(lanes, total);
                 for (int i = 0; i < kSpan * num_columns; ++i)
-                    cross[i % num_columns] += static_cast<double>(lanes[i / num_columns * kMostColumns + i % num_columns]);
+                    cross[i % num_columns] += static_cast<double>(
+                        lanes[i / num_columns * kMostColumns + i % num_columns]);
             }
         }
     }
 
     bool keeps_image() const override { return true; }
 
-    std::string description() const override { return "grid (" + std::to_string(num_cells_) + " cells)"; }
+    std::string description() const override {
+        return "grid (" + std::to_string(num_cells_) + " cells)";
+    }
 
    private:
-    static std::array<std::vector<Place>, kMaxAxes> places(const BilateralInput& input, const GridSize& size) {
+    static std::array<std::vector<Place>, kMaxAxes> places(const BilateralInput& input,
+                                                           const GridSize& size) {
         const Voxels& voxels = *input.voxels;
         std::array<std::vector<Place>, kMaxAxes> axis;
         for (int a = 0; a < voxels.num_axes; ++a) {
             for (int64_t i = 0; i < voxels.box_shape[a]; ++i) {
                 const double u = input.in_bandwidths(a, input.first[a] + i), cell = std::floor(u);
-                axis[a].push_back({static_cast<int64_t>(cell) - size.first_cell[a], spline_weights(static_cast<float>(u - cell))});
+                axis[a].push_back({static_cast<int64_t>(cell) - size.first_cell[a],
+                                   spline_weights(static_cast<float>(u - cell))});
             }
         }
         return axis;
@@ -96,20 +105,25 @@ class GridFilter final : public Filter {
         for (int a = axes - 2; a >= 0; --a) level_[a] = size_.cells[a] * level_[a + 1];
         plane_size_ = axes > 1 ? level_[1] : level_[0];
         band_size_ = plane_size_ / num_bands_;
-        batch_ = std::clamp<int64_t>(kBatchFloats / plane_size_, 8, num_planes_ < 8 ? 8 : num_planes_);
+        batch_ =
+            std::clamp<int64_t>(kBatchFloats / plane_size_, 8, num_planes_ < 8 ? 8 : num_planes_);
         filled_.resize(batch_ * num_bands_);
         int64_t inner = 0;  // size of the levels below a plane
         for (int a = 2; a < axes; ++a) inner += RowGroup::kGroup * level_[a];
         const int64_t of_row = rows_.num_floats(width);
         for (auto& s : scratch_)
-            if (s.size < plane_size_ + inner + of_row + kLanes) s = Buffer<float>(plane_size_ + inner + of_row + kLanes);
+            if (s.size < plane_size_ + inner + of_row + kLanes)
+                s = Buffer<float>(plane_size_ + inner + of_row + kLanes);
     }
 
-    int64_t batch_floats() const { return voxels_.num_axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0; }
+    int64_t batch_floats() const {
+        return voxels_.num_axes > 1 ? std::min(batch_, num_planes_) * plane_size_ : 0;
+    }
     int last() const { return voxels_.num_axes - 1; }
 
-    // Planes are splatted in parallel into a batch. The batch is then added to the grid, in parallel over cells but in the order of the
-    // planes, so sums do not depend on the number of threads. Empty parts are skipped.
+    // Planes are splatted in parallel into a batch. The batch is then added to the grid, in
+    // parallel over cells but in the order of the planes, so sums do not depend on the number of
+    // threads. Empty parts are skipped.
     void splat(const Sent& sent) {
         if (voxels_.num_axes == 1) {
             std::fill_n(grid_, level_[0], 0.0f);
@@ -121,13 +135,14 @@ class GridFilter final : public Filter {
             const int64_t count = std::min(batch_, num_planes_ - begin);
             std::fill(filled_.begin(), filled_.end(), Stretch{});
             pool_.run(count, [&](int64_t p, int thread) {
-                splat_below(1, begin + p, sent, planes_ + p * plane_size_, filled_.data() + p * num_bands_,
-                            scratch_[thread].get() + plane_size_);
+                splat_below(1, begin + p, sent, planes_ + p * plane_size_,
+                            filled_.data() + p * num_bands_, scratch_[thread].get() + plane_size_);
             });
             const std::vector<Stretch> before = occupied_;
             occupy(begin, count);
             for_pieces([&](int64_t band, const Stretch& piece, int) {
-                float *const grid = grid_ + band * band_size_, *const planes = planes_ + band * band_size_;
+                float *const grid = grid_ + band * band_size_, *const planes =
+                                                                   planes_ + band * band_size_;
                 for (int64_t cell = 0; cell < size_.cells[0]; ++cell) {
                     Stretch held = before[cell * num_bands_ + band].within(piece);
                     const Stretch wanted = occupied_[cell * num_bands_ + band].within(piece);
@@ -138,7 +153,8 @@ class GridFilter final : public Filter {
                     const Stretch own = filled_[p * num_bands_ + band].within(piece);
                     if (own.is_empty()) continue;
                     const Place& place = axis_[0][begin + p];
-                    if (!group.takes(place.cell)) add_group(group, grid + group.cell * plane_size_, plane_size_);
+                    if (!group.takes(place.cell))
+                        add_group(group, grid + group.cell * plane_size_, plane_size_);
                     group.push(place.cell, planes + p * plane_size_, own, place.weight);
                 }
                 add_group(group, grid + group.cell * plane_size_, plane_size_);
@@ -151,7 +167,8 @@ class GridFilter final : public Filter {
         for (int64_t p = 0; p < count; ++p)
             for (int64_t band = 0; band < num_bands_; ++band)
                 for (int k = 0; k < kSpan; ++k) {
-                    Stretch& reached = occupied_[(axis_[0][begin + p].cell + k) * num_bands_ + band];
+                    Stretch& reached =
+                        occupied_[(axis_[0][begin + p].cell + k) * num_bands_ + band];
                     reached = reached.with(filled_[p * num_bands_ + band]);
                 }
     }
@@ -167,9 +184,11 @@ class GridFilter final : public Filter {
         });
     }
 
-    // Splats the voxels at index `position` of the axes before `axis` into `to` (level_[axis] floats). filled: set to the stretch written
-    // in each cell along the axis, or in the whole row on the last axis.
-    void splat_below(int axis, int64_t position, const Sent& sent, float* to, Stretch* filled, float* scratch) {
+    // Splats the voxels at index `position` of the axes before `axis` into `to` (level_[axis]
+    // floats). filled: set to the stretch written in each cell along the axis, or in the whole row
+    // on the last axis.
+    void splat_below(int axis, int64_t position, const Sent& sent, float* to, Stretch* filled,
+                     float* scratch) {
         if (axis == last()) {
             filled[0] = of_cells(rows_.sent_by(position, sent));
             if (filled[0].is_empty()) return;
@@ -177,7 +196,9 @@ class GridFilter final : public Filter {
             rows_.splat_row(position, sent, to, scratch);
             return;
         }
-        const int64_t size = level_[axis + 1], num_parts = axis + 1 == last() ? 1 : size_.cells[axis + 1], part = size / num_parts;
+        const int64_t size = level_[axis + 1],
+                      num_parts = axis + 1 == last() ? 1 : size_.cells[axis + 1],
+                      part = size / num_parts;
         std::vector<Stretch> parts(num_parts);
         RowGroup group;
         const auto add = [&] {
@@ -190,16 +211,23 @@ class GridFilter final : public Filter {
             if (!group.takes(place.cell)) add();
             float* below = scratch + group.count * size;
             std::fill(parts.begin(), parts.end(), Stretch{});
-            splat_below(axis + 1, position * voxels_.box_shape[axis] + i, sent, below, parts.data(), scratch + RowGroup::kGroup * size);
-            if (std::all_of(parts.begin(), parts.end(), [](const Stretch& own) { return own.is_empty(); })) continue;
-            for (int64_t cell = 0; num_parts > 1 && cell < num_parts; ++cell) cover(below + cell * part, parts[cell], {0, part});
-            group.push(place.cell, below, num_parts > 1 ? Stretch{0, size} : parts[0], place.weight);
+            splat_below(axis + 1, position * voxels_.box_shape[axis] + i, sent, below, parts.data(),
+                        scratch + RowGroup::kGroup * size);
+            if (std::all_of(parts.begin(), parts.end(),
+                            [](const Stretch& own) { return own.is_empty(); }))
+                continue;
+            for (int64_t cell = 0; num_parts > 1 && cell < num_parts; ++cell)
+                cover(below + cell * part, parts[cell], {0, part});
+            group.push(place.cell, below, num_parts > 1 ? Stretch{0, size} : parts[0],
+                       place.weight);
         }
         add();
     }
 
     // The floats that hold some spatial cells of a row, in whole vectors.
-    Stretch of_cells(const Stretch& cells) const { return {cells.begin * cell_ / kLanes * kLanes, whole_vectors(cells.end * cell_)}; }
+    Stretch of_cells(const Stretch& cells) const {
+        return {cells.begin * cell_ / kLanes * kLanes, whole_vectors(cells.end * cell_)};
+    }
 
     // Number of rows below one index of the axes before `axis`.
     int64_t rows_under(int axis) const {
@@ -212,15 +240,19 @@ class GridFilter final : public Filter {
     // that receives something. memory: room for the voxels of a row.
     template <class Receive>
     void slice(Receive&& receive) {
-        if (voxels_.num_axes == 1) return receive(int64_t{0}, int64_t{0}, grid_, of_cells(rows_.read_by(0, receivers)), scratch_[0].get());
+        if (voxels_.num_axes == 1)
+            return receive(int64_t{0}, int64_t{0}, grid_, of_cells(rows_.read_by(0, receivers)),
+                           scratch_[0].get());
         pool_.run(num_planes_, [&](int64_t p, int thread) {
             float* const plane = scratch_[thread].get();
             std::vector<Stretch> reads(rows_under(1));
-            for (int64_t row = 0; row < rows_under(1); ++row) reads[row] = of_cells(rows_.read_by(p * rows_under(1) + row, receivers));
+            for (int64_t row = 0; row < rows_under(1); ++row)
+                reads[row] = of_cells(rows_.read_by(p * rows_under(1) + row, receivers));
             if (!blend_bands(p, reads.data(), plane)) return;
-            slice_below(1, 0, reads.data(), plane, plane + plane_size_, [&](int64_t row, const float* from, float* memory) {
-                receive(p, p * rows_under(1) + row, from, reads[row], memory);
-            });
+            slice_below(1, 0, reads.data(), plane, plane + plane_size_,
+                        [&](int64_t row, const float* from, float* memory) {
+                            receive(p, p * rows_under(1) + row, from, reads[row], memory);
+                        });
         });
     }
 
@@ -230,7 +262,8 @@ class GridFilter final : public Filter {
         std::vector<Stretch> is_read(num_bands_);
         for (int64_t row = 0; row < rows_below; ++row) {
             const int64_t band = num_bands_ > 1 ? axis_[1][row / rows_aside].cell : 0;
-            for (int64_t k = 0; k < (num_bands_ > 1 ? kSpan : 1); ++k) is_read[band + k] = is_read[band + k].with(reads[row]);
+            for (int64_t k = 0; k < (num_bands_ > 1 ? kSpan : 1); ++k)
+                is_read[band + k] = is_read[band + k].with(reads[row]);
         }
         bool any = false;
         for (int64_t band = 0; band < num_bands_; ++band) {
@@ -241,7 +274,8 @@ class GridFilter final : public Filter {
             for (int64_t k = 0; k < kSpan; ++k) held = held.with(wide_[first + k * num_bands_]);
             held = held.within(wanted);
             if (!held.is_empty()) {
-                blend(plane + band * band_size_, grid_ + first * band_size_, plane_size_, &axis_[0][p], 1, held, 0);
+                blend(plane + band * band_size_, grid_ + first * band_size_, plane_size_,
+                      &axis_[0][p], 1, held, 0);
                 any = true;
             }
             cover(plane + band * band_size_, held, wanted);
@@ -251,19 +285,26 @@ class GridFilter final : public Filter {
 
     // Slices the voxels at index `position` of the plane's axes before `axis`.
     template <class Receive>
-    void slice_below(int axis, int64_t position, const Stretch* reads, const float* from, float* scratch, const Receive& receive) const {
-        if (axis == last() || axis == kMaxAxes - 1) {  // the second test only silences a warning of gcc
+    void slice_below(int axis, int64_t position, const Stretch* reads, const float* from,
+                     float* scratch, const Receive& receive) const {
+        if (axis == last() ||
+            axis == kMaxAxes - 1) {  // the second test only silences a warning of gcc
             const Stretch& part = reads[position];
-            if (!part.is_empty() && !is_zero(from + part.begin, part.end - part.begin)) receive(position, from, scratch);
+            if (!part.is_empty() && !is_zero(from + part.begin, part.end - part.begin))
+                receive(position, from, scratch);
             return;
         }
-        const int64_t rows_below = rows_under(axis + 1), size = level_[axis + 1], length = voxels_.box_shape[axis];
+        const int64_t rows_below = rows_under(axis + 1), size = level_[axis + 1],
+                      length = voxels_.box_shape[axis];
         const Place* const places = axis_[axis].data();
         for (int64_t i = 0, end = 0; i < length; i = end) {
             Stretch part;
             std::array<bool, RowGroup::kGroup> receives{};
-            for (end = i; end < length && end < i + RowGroup::kGroup && places[end].cell == places[i].cell; ++end)
-                for (int64_t row = (position * length + end) * rows_below; row < (position * length + end + 1) * rows_below; ++row) {
+            for (end = i;
+                 end < length && end < i + RowGroup::kGroup && places[end].cell == places[i].cell;
+                 ++end)
+                for (int64_t row = (position * length + end) * rows_below;
+                     row < (position * length + end + 1) * rows_below; ++row) {
                     part = part.with(reads[row]);
                     receives[end - i] |= !reads[row].is_empty();
                 }
@@ -272,16 +313,20 @@ class GridFilter final : public Filter {
             blend(scratch, from + places[i].cell * size, size, places + i, end - i, part, size);
             for (int64_t n = 0; n < end - i; ++n)
                 if (receives[n])
-                    slice_below(axis + 1, position * length + i + n, reads, scratch + n * size, scratch + RowGroup::kGroup * size, receive);
+                    slice_below(axis + 1, position * length + i + n, reads, scratch + n * size,
+                                scratch + RowGroup::kGroup * size, receive);
         }
     }
 
     // The part of a band that holds numbers if its rows hold `row`: all unless the band is one row.
-    Stretch of_band(const Stretch& row) const { return level_[last()] == band_size_ ? row : Stretch{0, band_size_}; }
+    Stretch of_band(const Stretch& row) const {
+        return level_[last()] == band_size_ ? row : Stretch{0, band_size_};
+    }
 
     // Filters the grid in place along every axis, inner axes first. Skips cells that stay zero.
     void blur() {
-        if (voxels_.num_axes == 1) return blur_inside(grid_, level_[0], {0, level_[0]}, scratch_[0].get());
+        if (voxels_.num_axes == 1)
+            return blur_inside(grid_, level_[0], {0, level_[0]}, scratch_[0].get());
         std::vector<Stretch> wider(occupied_.size());  // within planes
         wide_.resize(occupied_.size());
         pool_.run(size_.cells[0], [&](int64_t p, int thread) {
@@ -295,7 +340,8 @@ class GridFilter final : public Filter {
             }
             widen(occupied, num_bands_, 1, num_bands_ > 1, wider.data() + p * num_bands_);
             if (num_bands_ > 1)
-                blur_across(plane, num_bands_, band_size_, occupied, wider.data() + p * num_bands_, 1, {0, band_size_}, scratch);
+                blur_across(plane, num_bands_, band_size_, occupied, wider.data() + p * num_bands_,
+                            1, {0, band_size_}, scratch);
         });
         std::vector<Stretch> read(occupied_.size());  // four cells are read together
         for (int64_t band = 0; band < num_bands_; ++band) {
@@ -304,8 +350,8 @@ class GridFilter final : public Filter {
         }
         for_pieces([&](int64_t band, const Stretch& piece, int thread) {
             float* const grid = grid_ + band * band_size_;
-            blur_across(grid, size_.cells[0], plane_size_, wider.data() + band, wide_.data() + band, num_bands_, piece,
-                        scratch_[thread].get());
+            blur_across(grid, size_.cells[0], plane_size_, wider.data() + band, wide_.data() + band,
+                        num_bands_, piece, scratch_[thread].get());
             for (int64_t cell = 0; cell < size_.cells[0]; ++cell) {
                 Stretch held = wide_[cell * num_bands_ + band].within(piece);
                 const Stretch wanted = read[cell * num_bands_ + band].within(piece);
@@ -317,14 +363,16 @@ class GridFilter final : public Filter {
     // The cells of a band that hold numbers, and one more cell on either side along the last axis.
     Stretch with_neighbors(const Stretch& cells) const {
         const int64_t begin = cells.begin / cell_ - 1, end = (cells.end + cell_ - 1) / cell_ + 1;
-        return of_band({std::max<int64_t>(0, begin * cell_) / kLanes * kLanes, std::min(whole_vectors(end * cell_), level_[last()])});
+        return of_band({std::max<int64_t>(0, begin * cell_) / kLanes * kLanes,
+                        std::min(whole_vectors(end * cell_), level_[last()])});
     }
 
     // Filters `part` of each row of `size` consecutive floats: a band, or a grid of one axis.
     void blur_inside(float* cells, int64_t size, const Stretch& part, float* scratch) const {
         const int64_t row_size = level_[last()];
         // Cells that lie in the part completely; the part's other numbers are zero.
-        const int64_t first = (part.begin + cell_ - 1) / cell_, x_cells = std::min(part.end / cell_, size_.cells[last()]) - first;
+        const int64_t first = (part.begin + cell_ - 1) / cell_,
+                      x_cells = std::min(part.end / cell_, size_.cells[last()]) - first;
         for (float* row = cells + first * cell_; row < cells + size; row += row_size) {
             if (num_modalities_ == 2) {
                 for (int64_t x = 0; x < x_cells; ++x) {
@@ -338,7 +386,8 @@ class GridFilter final : public Filter {
             blur_strided(row, x_cells, cell_, scratch);
         }
         for (int a = last() - 1; a >= 2; --a)
-            for (float* slab = cells; slab < cells + size; slab += level_[a]) blur_strided(slab, size_.cells[a], level_[a + 1], scratch);
+            for (float* slab = cells; slab < cells + size; slab += level_[a])
+                blur_strided(slab, size_.cells[a], level_[a + 1], scratch);
     }
 
     const Voxels& voxels_;
@@ -350,18 +399,23 @@ class GridFilter final : public Filter {
     int width_ = 0;     // channels side by side in every cell
     int64_t cell_ = 0;  // floats of one spatial cell
     int64_t num_cells_ = 0;
-    int64_t level_[kMaxAxes]{};  // sizes in floats of one row, plane, ...: level_[a] covers axes a .. last and all intensities
+    int64_t level_[kMaxAxes]{};  // sizes in floats of one row, plane, ...: level_[a] covers axes a
+                                 // .. last and all intensities
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
-    int64_t num_bands_ = 1, band_size_ = 0;      // bands: the cells of a plane at one cell along the second axis, unless that is the last
-    float *grid_ = nullptr, *planes_ = nullptr;  // in the workspace: the grid, and a batch of planes
-    std::vector<Stretch> filled_;                // (plane of the batch, band) cells that voxels send to
-    std::vector<Stretch> occupied_, wide_;       // (cell along the first axis, band) nonzero cells before and after the blur
+    int64_t num_bands_ = 1, band_size_ = 0;  // bands: the cells of a plane at one cell along the
+                                             // second axis, unless that is the last
+    float *grid_ = nullptr,
+          *planes_ = nullptr;      // in the workspace: the grid, and a batch of planes
+    std::vector<Stretch> filled_;  // (plane of the batch, band) cells that voxels send to
+    std::vector<Stretch> occupied_,
+        wide_;  // (cell along the first axis, band) nonzero cells before and after the blur
     std::vector<Buffer<float>> scratch_;
 };
 }  // namespace
 
 namespace {
-// A grid with far more cells than voxels is a mistake: at most this many cells, or this many per voxel, and 8 GB.
+// A grid with far more cells than voxels is a mistake: at most this many cells, or this many per
+// voxel, and 8 GB.
 constexpr double kGenerousGrid = 1e7, kGenerousGridAVoxel = 200, kLargestGrid = 2e9;
 }  // namespace
 
@@ -371,17 +425,22 @@ GridSize grid_size(const BilateralInput& input) {
     double cells = 1;
     for (int a = 0; a < voxels.num_axes; ++a) {
         const double begin = std::floor(input.in_bandwidths(a, input.first[a]));
-        const double extent = input.in_bandwidths(a, input.first[a] + voxels.box_shape[a] - 1) - begin;
+        const double extent =
+            input.in_bandwidths(a, input.first[a] + voxels.box_shape[a] - 1) - begin;
         size.first_cell[a] = static_cast<int64_t>(begin);
         size.cells[a] = static_cast<int64_t>(extent) + kSpan;
         cells *= extent + kSpan;
     }
     for (size_t m = 0; m < input.intensity.size() && m < 2; ++m) {
         // In single precision, like the voxels' cells: no voxel's cell is before the first cell.
-        const float begin = std::floor((input.lowest[m] - input.zero[m]) * static_cast<float>(1.0 / input.theta_beta[m]));
-        const double extent = (static_cast<double>(input.highest[m]) - input.zero[m]) / input.theta_beta[m] - static_cast<double>(begin);
+        const float begin = std::floor((input.lowest[m] - input.zero[m]) *
+                                       static_cast<float>(1.0 / input.theta_beta[m]));
+        const double extent =
+            (static_cast<double>(input.highest[m]) - input.zero[m]) / input.theta_beta[m] -
+            static_cast<double>(begin);
         size.first_bin[m] = static_cast<int32_t>(begin);
-        // One more than the span: rounding in single precision may put the highest intensity into the next cell.
+        // One more than the span: rounding in single precision may put the highest intensity into
+        // the next cell.
         size.bins[m] = static_cast<int64_t>(extent) + kSpan + 1;
         cells *= extent + kSpan + 1;
     }
@@ -390,16 +449,22 @@ GridSize grid_size(const BilateralInput& input) {
 }
 
 bool fits_grid(const BilateralInput& input, const GridSize& size) {
-    const double most = std::max(kGenerousGrid, kGenerousGridAVoxel * static_cast<double>(input.voxels->num_voxels));
-    return !input.intensity.empty() && input.intensity.size() <= 2 && size.num_cells <= std::min(kLargestGrid, most);
+    const double most = std::max(
+        kGenerousGrid, kGenerousGridAVoxel * static_cast<double>(input.voxels->num_voxels));
+    return !input.intensity.empty() && input.intensity.size() <= 2 &&
+           size.num_cells <= std::min(kLargestGrid, most);
 }
 
-std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size, ThreadPool& pool) {
+std::unique_ptr<Filter> make_grid_filter(const BilateralInput& input, const GridSize& size,
+                                         ThreadPool& pool) {
     if (input.intensity.empty() || input.intensity.size() > 2)
-        throw InputError("the grid filter takes one or two modalities, not " + std::to_string(input.intensity.size()) +
+        throw InputError("the grid filter takes one or two modalities, not " +
+                         std::to_string(input.intensity.size()) +
                          "; use filter = \"lattice\" or \"auto\"");
     if (!fits_grid(input, size))
-        throw CapacityError("the bilateral grid would have too many cells for these bandwidths; use filter = \"auto\"");
+        throw CapacityError(
+            "the bilateral grid would have too many cells for these bandwidths; use filter = "
+            "\"auto\"");
     return std::make_unique<GridFilter>(input, size, pool);
 }
 }  // namespace crf

@@ -10,17 +10,21 @@ namespace crf {
 
 constexpr float kCenter = static_cast<float>(kCenterTap), kSide = static_cast<float>(kSideTap);
 
-// Filters along consecutive rows of `length` floats, with cells of `width` floats. The scratch holds a row and two cells.
-inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, int64_t width, float* scratch) {
+// Filters along consecutive rows of `length` floats, with cells of `width` floats. The scratch
+// holds a row and two cells.
+inline void blur_contiguous(float* rows, int64_t num_rows, int64_t length, int64_t width,
+                            float* scratch) {
     std::fill(scratch, scratch + width, 0.0f);
     std::fill(scratch + width + length, scratch + length + 2 * width, 0.0f);
     for (float* row = rows; row < rows + num_rows * length; row += length) {
         std::copy(row, row + length, scratch + width);
-        for (int64_t i = 0; i < length; ++i) row[i] = kCenter * scratch[i + width] + kSide * (scratch[i] + scratch[i + 2 * width]);
+        for (int64_t i = 0; i < length; ++i)
+            row[i] = kCenter * scratch[i + width] + kSide * (scratch[i] + scratch[i + 2 * width]);
     }
 }
 
-// Filters one row across rows. The scratch holds the unfiltered row before, and afterwards this one. next: nullptr for the last row.
+// Filters one row across rows. The scratch holds the unfiltered row before, and afterwards this
+// one. next: nullptr for the last row.
 inline void blur_row(float* row, const float* next, int64_t width, float* scratch) {
     if (next) {
         for (int64_t i = 0; i < width; ++i) {
@@ -36,15 +40,18 @@ inline void blur_row(float* row, const float* next, int64_t width, float* scratc
 // Filters across `count` consecutive rows of `length` floats.
 inline void blur_strided(float* rows, int64_t count, int64_t length, float* scratch) {
     std::fill(scratch, scratch + length, 0.0f);
-    for (int64_t r = 0; r < count; ++r, rows += length) blur_row(rows, r + 1 < count ? rows + length : nullptr, length, scratch);
+    for (int64_t r = 0; r < count; ++r, rows += length)
+        blur_row(rows, r + 1 < count ? rows + length : nullptr, length, scratch);
 }
 
 inline int64_t whole_vectors(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// Extends the stretch that holds numbers by `wanted`, with zeros. Places outside the stretch are not written and count as zeros.
+// Extends the stretch that holds numbers by `wanted`, with zeros. Places outside the stretch are
+// not written and count as zeros.
 inline void cover(float* array, Stretch& held, const Stretch& wanted) {
     if (held.is_empty()) held = {wanted.begin, wanted.begin};
-    for (const Stretch& missing : {Stretch{wanted.begin, held.begin}, Stretch{held.end, wanted.end}})
+    for (const Stretch& missing :
+         {Stretch{wanted.begin, held.begin}, Stretch{held.end, wanted.end}})
         if (!missing.is_empty()) std::fill(array + missing.begin, array + missing.end, 0.0f);
     held = held.with(wanted);
 }
@@ -91,40 +98,48 @@ void add_rows(const RowGroup& group, float* to, int64_t stride) {
 // group. The four rows hold numbers wherever a row of the group does.
 inline void add_group(RowGroup& group, float* to, int64_t stride) {
     for (int n = 0; n < group.count; ++n) cover(group.row[n], group.held[n], group.all);
-    if (group.count > 0) with_constant<1, 2, 3, RowGroup::kGroup>(group.count, [&](auto count) { add_rows<count()>(group, to, stride); });
+    if (group.count > 0)
+        with_constant<1, 2, 3, RowGroup::kGroup>(
+            group.count, [&](auto count) { add_rows<count()>(group, to, stride); });
     group = {};
 }
 
 // Sets a part of N rows, or planes, to weighted sums of the same four rows, which are loaded once.
 template <int N>
-void blend_rows(float* to, const float* from, int64_t stride, const Place* places, const Stretch& part, int64_t to_stride) {
+void blend_rows(float* to, const float* from, int64_t stride, const Place* places,
+                const Stretch& part, int64_t to_stride) {
     for (int64_t i = part.begin; i < part.end; i += kLanes) {
-        const vfloat a = load(from + i), b = load(from + stride + i), c = load(from + 2 * stride + i), d = load(from + 3 * stride + i);
+        const vfloat a = load(from + i), b = load(from + stride + i),
+                     c = load(from + 2 * stride + i), d = load(from + 3 * stride + i);
         for (int n = 0; n < N; ++n) {
             const vfloat4 weight = places[n].weight;
-            store(to + n * to_stride + i, a * weight[0] + b * weight[1] + c * weight[2] + d * weight[3]);
+            store(to + n * to_stride + i,
+                  a * weight[0] + b * weight[1] + c * weight[2] + d * weight[3]);
         }
     }
 }
-inline void blend(float* to, const float* from, int64_t stride, const Place* places, int64_t num_places, const Stretch& part,
-                  int64_t to_stride) {
-    with_constant<1, 2, 3, RowGroup::kGroup>(static_cast<int>(num_places),
-                                             [&](auto n) { blend_rows<n()>(to, from, stride, places, part, to_stride); });
+inline void blend(float* to, const float* from, int64_t stride, const Place* places,
+                  int64_t num_places, const Stretch& part, int64_t to_stride) {
+    with_constant<1, 2, 3, RowGroup::kGroup>(static_cast<int>(num_places), [&](auto n) {
+        blend_rows<n()>(to, from, stride, places, part, to_stride);
+    });
 }
 
 // Widens each stretch to its neighbors up to `away` places before and after; takes every `step`-th.
 inline void widen(const Stretch* from, int64_t count, int64_t step, int64_t away, Stretch* to) {
     for (int64_t i = 0; i < count; ++i) {
         Stretch all;
-        for (int64_t k = std::max<int64_t>(0, i - away); k <= std::min(count - 1, i + away); ++k) all = all.with(from[k * step]);
+        for (int64_t k = std::max<int64_t>(0, i - away); k <= std::min(count - 1, i + away); ++k)
+            all = all.with(from[k * step]);
         to[i * step] = all;
     }
 }
 
-// Filters `part` of rows that are `stride` apart, across the rows. held: the stretch of each row that holds numbers before; wider: after.
-// Takes every `step`-th stretch. The scratch holds the previous row, unfiltered.
-inline void blur_across(float* rows, int64_t count, int64_t stride, const Stretch* held, const Stretch* wider, int64_t step,
-                        const Stretch& part, float* scratch) {
+// Filters `part` of rows that are `stride` apart, across the rows. held: the stretch of each row
+// that holds numbers before; wider: after. Takes every `step`-th stretch. The scratch holds the
+// previous row, unfiltered.
+inline void blur_across(float* rows, int64_t count, int64_t stride, const Stretch* held,
+                        const Stretch* wider, int64_t step, const Stretch& part, float* scratch) {
     Stretch own = held[0].within(part), before;
     for (int64_t r = 0; r < count; ++r) {
         float *const row = rows + r * stride, *const next = row + stride;
@@ -135,7 +150,8 @@ inline void blur_across(float* rows, int64_t count, int64_t stride, const Stretc
             cover(row, own, all);
             cover(scratch, before, all);
             if (!is_last) cover(next, after, all);
-            blur_row(row + all.begin, is_last ? nullptr : next + all.begin, all.end - all.begin, scratch + all.begin);
+            blur_row(row + all.begin, is_last ? nullptr : next + all.begin, all.end - all.begin,
+                     scratch + all.begin);
         }
         before = all;
         own = after;

@@ -1,20 +1,25 @@
-// Rows of the bilateral grid with one modality whose intensity cells fit into one vector per spatial cell. The cells stay in registers, and
-// a look-up is a permutation of lanes. Only where the instruction set has such permutations.
+// Rows of the bilateral grid with one modality whose intensity cells fit into one vector per
+// spatial cell. The cells stay in registers, and a look-up is a permutation of lanes. Only where
+// the instruction set has such permutations.
 #pragma once
 
 #include "cpu/simd.h"
 
 namespace crf {
-// (cell, power): the weights of the four cells around a point, as polynomials of its fraction of a cell.
-constexpr float kSpline[4][4] = {
-    {1 / 6.0f, -0.5f, 0.5f, -1 / 6.0f}, {4 / 6.0f, 0, -1, 0.5f}, {1 / 6.0f, 0.5f, 0.5f, -0.5f}, {0, 0, 0, 1 / 6.0f}};
+// (cell, power): the weights of the four cells around a point, as polynomials of its fraction of a
+// cell.
+constexpr float kSpline[4][4] = {{1 / 6.0f, -0.5f, 0.5f, -1 / 6.0f},
+                                 {4 / 6.0f, 0, -1, 0.5f},
+                                 {1 / 6.0f, 0.5f, 0.5f, -0.5f},
+                                 {0, 0, 0, 1 / 6.0f}};
 
 // Weights of the four cells around points, four lanes per point. f: the points' fractions of cells.
 template <class V>
 inline V spline_weights(V f) {
     constexpr int kPoints = sizeof(V) / 16;
     constexpr auto factor = [](int power) {
-        const float a = kSpline[0][power], b = kSpline[1][power], c = kSpline[2][power], d = kSpline[3][power];
+        const float a = kSpline[0][power], b = kSpline[1][power], c = kSpline[2][power],
+                    d = kSpline[3][power];
         if constexpr (kPoints == 1) {
             return V{a, b, c, d};
         } else if constexpr (kPoints == 2) {
@@ -41,7 +46,8 @@ inline vquads load_quads(const float* from, const int32_t* place) {
 // Each number four times.
 inline vquads spread_quads(const float* from) {
     const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    return (vquads)_mm512_maskz_permutexvar_ps(0xffff, lane, _mm512_castps128_ps512(_mm_loadu_ps(from)));
+    return (vquads)_mm512_maskz_permutexvar_ps(0xffff, lane,
+                                               _mm512_castps128_ps512(_mm_loadu_ps(from)));
 }
 // Every fourth number, four times.
 template <int Lane>
@@ -53,10 +59,12 @@ constexpr int kQuads = 2;
 typedef vregister vquads;
 
 inline vquads load_quads(const float* from, const int32_t* place) {
-    return (vquads)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + place[0])), _mm_loadu_ps(from + place[1]), 1);
+    return (vquads)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from + place[0])),
+                                        _mm_loadu_ps(from + place[1]), 1);
 }
 inline vquads spread_quads(const float* from) {
-    return (vquads)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(from)), _mm_broadcast_ss(from + 1), 1);
+    return (vquads)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_broadcast_ss(from)),
+                                        _mm_broadcast_ss(from + 1), 1);
 }
 template <int Lane>
 inline vquads quad_lane(vquads v) {
@@ -83,14 +91,18 @@ template <class Part>
     return total + part(3) * quad_lane<3>(weight);
 }
 
-inline vquads load_quads(const vfloat4* from) { return load_lanes<vquads>(reinterpret_cast<const float*>(from)); }
+inline vquads load_quads(const vfloat4* from) {
+    return load_lanes<vquads>(reinterpret_cast<const float*>(from));
+}
 
 // Whether the instruction set can place a vector's lanes in another vector and look them up there.
 #if defined(__AVX512F__)
 constexpr bool kPlacesLanes = true, kLooksUpLanes = true;
 
 // Lane i of the result is lane index[i] of `table`, modulo the number of lanes.
-inline vfloat look_up(vfloat table, vint index) { return (vfloat)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)table); }
+inline vfloat look_up(vfloat table, vint index) {
+    return (vfloat)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)index, (__m512)table);
+}
 
 // The four numbers at one of the quads at lanes first to first + 3, zeros in the others.
 template <int Quad>
@@ -98,7 +110,8 @@ inline vfloat place_quad(vquads four, int32_t first) {
     const vint lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     const __m512i index = (__m512i)(lane - first);
     const __mmask16 inside = _mm512_cmplt_epu32_mask(index, _mm512_maskz_set1_epi32(0xffff, 4));
-    return (vfloat)_mm512_maskz_permutexvar_ps(inside, (__m512i)((vint)index + 4 * Quad), (__m512)four);
+    return (vfloat)_mm512_maskz_permutexvar_ps(inside, (__m512i)((vint)index + 4 * Quad),
+                                               (__m512)four);
 }
 #else
 constexpr bool kLooksUpLanes = false;
@@ -114,18 +127,22 @@ constexpr bool kPlacesLanes = true;
 
 template <int Quad>
 inline vfloat place_quad(vquads four, int32_t first) {
-    static constexpr int32_t kInside[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-    const __m256i lane =
-        _mm256_setr_epi32(4 * Quad, 4 * Quad + 1, 4 * Quad + 2, 4 * Quad + 3, 4 * Quad + 4, 4 * Quad + 5, 4 * Quad + 6, 4 * Quad + 7);
-    const __m256 turned = _mm256_permutevar8x32_ps((__m256)four, _mm256_sub_epi32(lane, _mm256_set1_epi32(first)));
+    static constexpr int32_t kInside[] = {0,  0,  0, 0, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1,
+                                          -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,  0};
+    const __m256i lane = _mm256_setr_epi32(4 * Quad, 4 * Quad + 1, 4 * Quad + 2, 4 * Quad + 3,
+                                           4 * Quad + 4, 4 * Quad + 5, 4 * Quad + 6, 4 * Quad + 7);
+    const __m256 turned =
+        _mm256_permutevar8x32_ps((__m256)four, _mm256_sub_epi32(lane, _mm256_set1_epi32(first)));
     const auto part = [&](int i) {
-        const __m256i inside = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kInside + 12 - first + i));
+        const __m256i inside =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kInside + 12 - first + i));
         return (vregister)_mm256_and_ps(turned, _mm256_castsi256_ps(inside));
     };
     if constexpr (std::is_class_v<vfloat>) {
         return {part(0), part(8)};
     } else {  // clang's vectors are wider than its registers
-        return (vfloat)__builtin_shufflevector(part(0), part(8), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        return (vfloat)__builtin_shufflevector(part(0), part(8), 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
+                                               11, 12, 13, 14, 15);
     }
 }
 #else
@@ -142,7 +159,8 @@ inline vfloat place_quad(vquads four, int32_t first) {
 
 // The weights of the four cells around points at fraction f of their cells.
 inline void spline_weights(vfloat f, vfloat (&weight)[4]) {
-    for (int k = 0; k < 4; ++k) weight[k] = kSpline[k][0] + f * (kSpline[k][1] + f * (kSpline[k][2] + f * kSpline[k][3]));
+    for (int k = 0; k < 4; ++k)
+        weight[k] = kSpline[k][0] + f * (kSpline[k][1] + f * (kSpline[k][2] + f * kSpline[k][3]));
 }
 
 // A row's voxels along x, and the cells that they touch.
@@ -152,7 +170,8 @@ class NarrowRows {
     static constexpr int64_t kMostWeights = 1 << 16;
 
     // cell, weight: the first cell of each voxel along x, and the weights of the four from there.
-    void prepare(const std::vector<int32_t>& cell, const std::vector<vfloat4>& weight, int64_t length, int64_t num_cells) {
+    void prepare(const std::vector<int32_t>& cell, const std::vector<vfloat4>& weight,
+                 int64_t length, int64_t num_cells) {
         stride_ = length + kLanes;
         cell_.assign(cell.begin(), cell.begin() + length);
         dense_.assign(num_cells * stride_, 0.0f);
@@ -170,8 +189,10 @@ class NarrowRows {
         vfloat cell[4]{};
     };
 
-    // Adds `count` voxels, the first of them at x, to the row `to`. bin: the first intensity cell; f: the fraction of it.
-    void splat(Window& window, int64_t x, int count, const vfloat& value, const int32_t* bin, const float* f, float* to) const {
+    // Adds `count` voxels, the first of them at x, to the row `to`. bin: the first intensity cell;
+    // f: the fraction of it.
+    void splat(Window& window, int64_t x, int count, const vfloat& value, const int32_t* bin,
+               const float* f, float* to) const {
         alignas(vfloat) float scaled[4][kLanes];
         for (int j = 0; j < 4; ++j) store(scaled[j], load(weight_[j].data() + x) * value);
         // In registers; the array's elements would stay in memory.
@@ -211,16 +232,19 @@ class NarrowRows {
     }
 
     // The blended cells at `count` voxels, the first of them at x.
-    vfloat slice(const float* from, int64_t x, int count, const int32_t* bin, const float* f) const {
+    vfloat slice(const float* from, int64_t x, int count, const int32_t* bin,
+                 const float* f) const {
         const vint first = load_lanes<vint>(bin);
         vfloat blended[4]{};
         for (int64_t c = cell_[x]; c < cell_[x + count - 1] + 4; ++c) {
-            const vfloat cells = load(from + c * kLanes), across = load(dense_.data() + c * stride_ + x);
+            const vfloat cells = load(from + c * kLanes),
+                         across = load(dense_.data() + c * stride_ + x);
             for (int k = 0; k < 4; ++k) blended[k] += look_up(cells, first + k) * across;
         }
         vfloat weight[4];
         spline_weights(load(f), weight);
-        return (blended[0] * weight[0] + blended[1] * weight[1]) + (blended[2] * weight[2] + blended[3] * weight[3]);
+        return (blended[0] * weight[0] + blended[1] * weight[1]) +
+               (blended[2] * weight[2] + blended[3] * weight[3]);
     }
 
    private:

@@ -25,7 +25,9 @@ class GridVoxels {
 
     // places: the places of the voxels along the last axis.
     GridVoxels(const BilateralInput& input, const GridSize& size, const std::vector<Place>& places)
-        : voxels_(*input.voxels), num_modalities_(static_cast<int>(input.intensity.size())), row_length_(places.size()) {
+        : voxels_(*input.voxels),
+          num_modalities_(static_cast<int>(input.intensity.size())),
+          row_length_(places.size()) {
         for (const Place& place : places) {
             x_cell_.push_back(static_cast<int32_t>(place.cell));
             x_weight_.push_back(place.weight);
@@ -43,7 +45,8 @@ class GridVoxels {
         int64_t num_places = 1;
         for (int a = 0; a < voxels_.num_axes; ++a) num_places *= size.cells[a];
         const int64_t row_cells = size.cells[voxels_.num_axes - 1];
-        is_narrow_ = kPlacesLanes && num_modalities_ == 1 && bins_ <= kLanes && row_length_ * row_cells <= NarrowRows::kMostWeights &&
+        is_narrow_ = kPlacesLanes && num_modalities_ == 1 && bins_ <= kLanes &&
+                     row_length_ * row_cells <= NarrowRows::kMostWeights &&
                      num_places * kLanes <= voxels_.num_voxels;
         if (is_narrow_) {
             bins_ = kLanes;  // more cells than needed: cells that no voxel reaches change nothing
@@ -59,28 +62,38 @@ class GridVoxels {
     int64_t bins() const { return bins_; }
 
     // Size of `memory` in floats, for `width` channels side by side.
-    int64_t num_floats(int width) const { return (width == 1 ? RowVoxels::kFloats : RowProducts::kFloats) * (row_length_ + kLanes); }
+    int64_t num_floats(int width) const {
+        return (width == 1 ? RowVoxels::kFloats : RowProducts::kFloats) * (row_length_ + kLanes);
+    }
 
     // The spatial cells of a row touched by voxels that send something.
     Stretch sent_by(int64_t row, const Sent& sent) const {
-        return touched(row, [&](int64_t voxel, int64_t count) { return !is_zero(sent.values + voxel, count); });
+        return touched(row, [&](int64_t voxel, int64_t count) {
+            return !is_zero(sent.values + voxel, count);
+        });
     }
 
     // The spatial cells of a row touched by receivers: (voxel) 1 or 0; nullptr: all voxels receive.
     Stretch read_by(int64_t row, const uint8_t* receivers) const {
-        return touched(row, [&](int64_t voxel, int64_t count) { return any_receives(receivers, voxel, count); });
+        return touched(row, [&](int64_t voxel, int64_t count) {
+            return any_receives(receivers, voxel, count);
+        });
     }
 
     // Splats the values that the voxels of a row send into a row of cells.
     void splat_row(int64_t row, const Sent& sent, float* to, float* memory) const {
-        if (sent.columns) return num_modalities_ == 1 ? splat_products<1>(row, sent, to, memory) : splat_products<2>(row, sent, to, memory);
+        if (sent.columns)
+            return num_modalities_ == 1 ? splat_products<1>(row, sent, to, memory)
+                                        : splat_products<2>(row, sent, to, memory);
         const float *const values = sent.values, *const pre = sent.pre;
         if (is_narrow_) {
             NarrowRows::Window window;
             for_batches<1>(row, [&](const Batch& batch) {
                 vfloat value = load_some(values + batch.voxel, batch.count);
                 if (pre) value *= load_some(pre + batch.voxel, batch.count);
-                if (!is_zero_vector(value)) narrow_.splat(window, batch.x, batch.count, value, batch.bin, batch.fraction[0], to);
+                if (!is_zero_vector(value))
+                    narrow_.splat(window, batch.x, batch.count, value, batch.bin, batch.fraction[0],
+                                  to);
             });
             return narrow_.finish(window, to);
         }
@@ -90,18 +103,22 @@ class GridVoxels {
             const RowVoxels voxels = row_voxels<1>(row, values, pre, memory);
             for_stretches(voxels, [&](int64_t n) {
                 float* cell = to + voxels.cell[n];
-                const vfloat4 across = x_weight[voxels.x[n]] * voxels.value[n], weight = spline_weights(voxels.fraction[0][n]);
-                for (int j = 0; j < kSpan; ++j, cell += bins) store4(cell, load4(cell) + weight * across[j]);
+                const vfloat4 across = x_weight[voxels.x[n]] * voxels.value[n],
+                              weight = spline_weights(voxels.fraction[0][n]);
+                for (int j = 0; j < kSpan; ++j, cell += bins)
+                    store4(cell, load4(cell) + weight * across[j]);
             });
         } else {
             const RowVoxels voxels = row_voxels<2>(row, values, pre, memory);
             for_stretches(voxels, [&](int64_t n) {
                 const vfloat4 across = x_weight[voxels.x[n]] * voxels.value[n];
-                const vfloat4 outer = spline_weights(voxels.fraction[0][n]), inner = spline_weights(voxels.fraction[1][n]);
+                const vfloat4 outer = spline_weights(voxels.fraction[0][n]),
+                              inner = spline_weights(voxels.fraction[1][n]);
                 for (int j = 0; j < kSpan; ++j) {
                     float* cell = to + voxels.cell[n] + j * bins;
                     const vfloat4 scaled = inner * across[j];
-                    for (int k = 0; k < kSpan; ++k, cell += inner_bins) store4(cell, load4(cell) + scaled * outer[k]);
+                    for (int k = 0; k < kSpan; ++k, cell += inner_bins)
+                        store4(cell, load4(cell) + scaled * outer[k]);
                 }
             });
         }
@@ -109,8 +126,8 @@ class GridVoxels {
 
     // Slices the voxels of a row: adds the values, times weight and `post`, to their sums.
     // part: the floats of the row of cells that are read.
-    void slice_row(int64_t row, const float* from, const Stretch& part, const uint8_t* receivers, const float* post, float channel_weight,
-                   float* sum) const {
+    void slice_row(int64_t row, const float* from, const Stretch& part, const uint8_t* receivers,
+                   const float* post, float channel_weight, float* sum) const {
         const int64_t bins = bins_, inner_bins = inner_bins_;
         const vfloat4* x_weight = x_weight_.data();
         // The stretch of cells that are not zero, in whole vectors.
@@ -119,16 +136,20 @@ class GridVoxels {
         while (begin < end && is_zero_vector(load(from + end - kLanes))) end -= kLanes;
         auto receives = [&](const Batch& batch) {
             if (!any_receives(receivers, batch.voxel, batch.count)) return false;
-            return (x_cell_[batch.x + batch.count - 1] + kSpan) * bins > begin && x_cell_[batch.x] * bins < end;
+            return (x_cell_[batch.x + batch.count - 1] + kSpan) * bins > begin &&
+                   x_cell_[batch.x] * bins < end;
         };
         auto receive = [&](const Batch& batch, const vfloat& total) {
             vfloat factor = splat_lanes(channel_weight);
             if (post) factor *= load_some(post + batch.voxel, batch.count);
-            store_some(sum + batch.voxel, load_some(sum + batch.voxel, batch.count) + factor * total, batch.count);
+            store_some(sum + batch.voxel,
+                       load_some(sum + batch.voxel, batch.count) + factor * total, batch.count);
         };
         if (kLooksUpLanes && is_narrow_) {
             return for_batches<1>(row, [&](const Batch& batch) {
-                if (receives(batch)) receive(batch, narrow_.slice(from, batch.x, batch.count, batch.bin, batch.fraction[0]));
+                if (receives(batch))
+                    receive(batch, narrow_.slice(from, batch.x, batch.count, batch.bin,
+                                                 batch.fraction[0]));
             });
         }
         // blended(i): values that a register of voxels from number i on receives from four cells.
@@ -143,8 +164,9 @@ class GridVoxels {
         if (num_modalities_ == 1) {
             for_batches<1>(row, [&](const Batch& batch) {
                 slice(batch, [&](int i) {
-                    const vquads blended =
-                        blend_quads(load_quads(x_weight + batch.x + i), [&](int j) { return load_quads(from + j * bins, batch.cell + i); });
+                    const vquads blended = blend_quads(
+                        load_quads(x_weight + batch.x + i),
+                        [&](int j) { return load_quads(from + j * bins, batch.cell + i); });
                     return blended * spline_weights(spread_quads(batch.fraction[0] + i));
                 });
             });
@@ -152,22 +174,28 @@ class GridVoxels {
             for_batches<2>(row, [&](const Batch& batch) {
                 slice(batch, [&](int i) {
                     const vquads outer = spline_weights(spread_quads(batch.fraction[0] + i));
-                    const vquads blended = blend_quads(load_quads(x_weight + batch.x + i), [&](int j) {
-                        return blend_quads(outer, [&](int k) { return load_quads(from + j * bins + k * inner_bins, batch.cell + i); });
-                    });
+                    const vquads blended =
+                        blend_quads(load_quads(x_weight + batch.x + i), [&](int j) {
+                            return blend_quads(outer, [&](int k) {
+                                return load_quads(from + j * bins + k * inner_bins, batch.cell + i);
+                            });
+                        });
                     return blended * spline_weights(spread_quads(batch.fraction[1] + i));
                 });
             });
         }
     }
 
-    // Products of the values that a row's voxels receive with their own, summed: (cell of the last modality, column).
+    // Products of the values that a row's voxels receive with their own, summed: (cell of the last
+    // modality, column).
     vfloat row_moments(int64_t row, const float* from, const Sent& own, float* memory) const {
-        return num_modalities_ == 1 ? sum_moments<1>(row, from, own, memory) : sum_moments<2>(row, from, own, memory);
+        return num_modalities_ == 1 ? sum_moments<1>(row, from, own, memory)
+                                    : sum_moments<2>(row, from, own, memory);
     }
 
    private:
-    // The spatial cells between a row's first and last voxel that count. counts(voxel, number of voxels) decides.
+    // The spatial cells between a row's first and last voxel that count. counts(voxel, number of
+    // voxels) decides.
     template <class Counts>
     Stretch touched(int64_t row, Counts&& counts) const {
         int64_t first = -1, end = -1;
@@ -190,9 +218,11 @@ class GridVoxels {
     struct Batch {
         int64_t voxel, x;  // the first voxel, and its place along x
         int count;
-        // Arrays: gcc copies structures of registers piece by piece, and whole registers read from such copies wait for them.
-        alignas(vfloat) int32_t bin[kLanes];   // first intensity cell of a voxel, of all modalities
-        alignas(vfloat) int32_t cell[kLanes];  // first cell that a voxel touches, relative to the row's first cell
+        // Arrays: gcc copies structures of registers piece by piece, and whole registers read from
+        // such copies wait for them.
+        alignas(vfloat) int32_t bin[kLanes];  // first intensity cell of a voxel, of all modalities
+        alignas(vfloat) int32_t
+            cell[kLanes];  // first cell that a voxel touches, relative to the row's first cell
         alignas(vfloat) float fraction[2][kLanes];
     };
 
@@ -205,25 +235,31 @@ class GridVoxels {
             Batch batch;
             batch.x = run.box - row * row_length_;
             batch.voxel = run.voxel;
-            for (int32_t done = 0; done < run.length; done += kLanes, batch.voxel += kLanes, batch.x += kLanes) {
+            for (int32_t done = 0; done < run.length;
+                 done += kLanes, batch.voxel += kLanes, batch.x += kLanes) {
                 batch.count = std::min<int32_t>(kLanes, run.length - done);
                 vint bin{};
                 for (int m = 0; m < M; ++m) {
-                    const vfloat u = (load_some(intensity_[m] + run.grid + done, batch.count) - zero_[m]) * scale_[m];
+                    const vfloat u =
+                        (load_some(intensity_[m] + run.grid + done, batch.count) - zero_[m]) *
+                        scale_[m];
                     const vint whole = floor_to_int(u);
                     bin = bin * static_cast<int32_t>(inner_bins_) + (whole - first_bin_[m]);
                     store(batch.fraction[m], u - to_float(whole));
                 }
                 store_lanes(batch.bin, bin);
                 vint cell = load_lanes<vint>(x_cell + batch.x) * static_cast<int32_t>(bins_) + bin;
-                if (batch.count < kLanes) cell = select(first_lanes(batch.count), cell, vint{});  // no lane leaves the row
+                if (batch.count < kLanes)
+                    cell =
+                        select(first_lanes(batch.count), cell, vint{});  // no lane leaves the row
                 store_lanes(batch.cell, cell);
                 body(batch);
             }
         }
     }
 
-    // The voxels of a row: the first cell that each touches, fractions of cells, place along x, and value.
+    // The voxels of a row: the first cell that each touches, fractions of cells, place along x, and
+    // value.
     struct RowVoxels {
         static constexpr int64_t kFloats = 5;  // per voxel
 
@@ -249,7 +285,8 @@ class GridVoxels {
             vfloat value = load_some(values + batch.voxel, batch.count);
             if (pre) value *= load_some(pre + batch.voxel, batch.count);
             store(voxels.value + voxels.count, value);
-            for (int m = 0; m < M; ++m) store(voxels.fraction[m] + voxels.count, load(batch.fraction[m]));
+            for (int m = 0; m < M; ++m)
+                store(voxels.fraction[m] + voxels.count, load(batch.fraction[m]));
             store_lanes(voxels.cell + voxels.count, load_lanes<vint>(batch.cell));
             store_lanes(voxels.x + voxels.count, lane + static_cast<int32_t>(batch.x));
             voxels.count += batch.count;
@@ -267,8 +304,9 @@ class GridVoxels {
                 if (voxels.value[n] != 0.0f) body(n);
     }
 
-    // The voxels of a row with products: (voxel, cell, column) the numbers that each voxel adds to the cells along the last modality; its
-    // fraction along the first of two modalities, its first cell, and its place along x.
+    // The voxels of a row with products: (voxel, cell, column) the numbers that each voxel adds to
+    // the cells along the last modality; its fraction along the first of two modalities, its first
+    // cell, and its place along x.
     struct RowProducts {
         static constexpr int64_t kFloats = kLanes + 3;  // per voxel
 
@@ -292,11 +330,13 @@ class GridVoxels {
         for_batches<M>(row, [&](const Batch& batch) {
             vfloat channel[kColumns]{};
             const vfloat value = load_some(sent.values + batch.voxel, batch.count);
-            for (int f = 0; f < sent.num_columns; ++f) channel[f] = value * load_some(sent.columns[f] + batch.voxel, batch.count);
+            for (int f = 0; f < sent.num_columns; ++f)
+                channel[f] = value * load_some(sent.columns[f] + batch.voxel, batch.count);
             float rows[kColumns * kLanes];
             interleave<kColumns>(channel, rows);
             for (int i = 0; i < batch.count; ++i) {
-                const vfloat4 own = load4(rows + i * kColumns), weight = spline_weights(batch.fraction[M - 1][i]);
+                const vfloat4 own = load4(rows + i * kColumns),
+                              weight = spline_weights(batch.fraction[M - 1][i]);
                 float* const product = voxels.product + (voxels.count + i) * kLanes;
                 for (int k = 0; k < kSpan; ++k) store4(product + k * kColumns, own * weight[k]);
                 voxels.fraction[voxels.count + i] = batch.fraction[0][i];
@@ -308,8 +348,9 @@ class GridVoxels {
         return voxels;
     }
 
-    // Calls body(product, first cell, weight) for every voxel of a row and each set of adjacent cells. product: the voxel's products with
-    // the spline weights. Neighboring voxels are apart in this order (see kStretches).
+    // Calls body(product, first cell, weight) for every voxel of a row and each set of adjacent
+    // cells. product: the voxel's products with the spline weights. Neighboring voxels are apart in
+    // this order (see kStretches).
     template <int M, class Body>
     void for_cells(const RowProducts& voxels, Body&& body) const {
         const int64_t bins = bins_ * kColumns, inner_bins = inner_bins_ * kColumns;
@@ -324,7 +365,8 @@ class GridVoxels {
                         body(product, cell, across[j]);
                     } else {
                         const vfloat4 outer = spline_weights(voxels.fraction[n]);
-                        for (int k = 0; k < kSpan; ++k) body(product, cell + k * inner_bins, across[j] * outer[k]);
+                        for (int k = 0; k < kSpan; ++k)
+                            body(product, cell + k * inner_bins, across[j] * outer[k]);
                     }
                 }
             }
@@ -333,14 +375,18 @@ class GridVoxels {
     template <int M>
     void splat_products(int64_t row, const Sent& sent, float* to, float* memory) const {
         for_cells<M>(row_products<M>(row, sent, memory),
-                     [&](vfloat product, int64_t cell, float weight) { store(to + cell, load(to + cell) + product * weight); });
+                     [&](vfloat product, int64_t cell, float weight) {
+                         store(to + cell, load(to + cell) + product * weight);
+                     });
     }
 
     template <int M>
     vfloat sum_moments(int64_t row, const float* from, const Sent& own, float* memory) const {
         vfloat total{};
         for_cells<M>(row_products<M>(row, own, memory),
-                     [&](vfloat product, int64_t cell, float weight) { total += load(from + cell) * product * weight; });
+                     [&](vfloat product, int64_t cell, float weight) {
+                         total += load(from + cell) * product * weight;
+                     });
         return total;
     }
 
@@ -352,14 +398,17 @@ class GridVoxels {
     const Voxels& voxels_;
     const int num_modalities_;
     const int64_t row_length_;
-    std::vector<int32_t> x_cell_;  // (voxel along the last axis) the first of its four cells, and their weights
+    std::vector<int32_t>
+        x_cell_;  // (voxel along the last axis) the first of its four cells, and their weights
     std::vector<vfloat4> x_weight_;
     NarrowRows narrow_;
     bool is_narrow_ = false;  // one modality whose intensity cells fit into a vector
     const float* intensity_[2]{};
     float zero_[2]{}, scale_[2]{};
     int32_t first_bin_[2]{};
-    int64_t bins_ = 0, inner_bins_ = 0;  // intensity cells of one spatial cell, and those along the second modality
-    std::vector<int32_t> first_run_;     // of each row of the box
+    int64_t bins_ = 0,
+            inner_bins_ =
+                0;  // intensity cells of one spatial cell, and those along the second modality
+    std::vector<int32_t> first_run_;  // of each row of the box
 };
 }  // namespace crf

@@ -1,4 +1,5 @@
-// The kernels of one model on one image, normalized and ready to filter: built once, used in every step of the forward and backward pass.
+// The kernels of one model on one image, normalized and ready to filter: built once, used in every
+// step of the forward and backward pass.
 #pragma once
 
 #include "cpu/moments.h"
@@ -9,7 +10,8 @@ Normalization parse_normalization(const std::string& name);
 // Selects the box's axes from one value per grid axis.
 std::vector<double> on_box_axes(const Voxels& voxels, const std::vector<double>& per_grid_axis);
 
-// Bandwidths of position, in mm along each axis of the grid, and of each modality's intensity: of each bilateral kernel.
+// Bandwidths of position, in mm along each axis of the grid, and of each modality's intensity: of
+// each bilateral kernel.
 using Bandwidths = std::vector<std::pair<std::vector<double>, std::vector<double>>>;
 
 // The model of a case, without weights and compatibility.
@@ -19,7 +21,8 @@ struct KernelSpecs {
     Normalization normalization = Normalization::kSymmetric;
     std::optional<FeatureOrigin> origin;  // none: the mask's own
     std::string filter;                   // of the bilateral kernels
-    int num_channels = 0;                 // assumed by "auto": channels per filtering, and filterings besides the normalization
+    int num_channels =
+        0;  // assumed by "auto": channels per filtering, and filterings besides the normalization
     int num_filterings = 0;
 };
 
@@ -34,10 +37,12 @@ struct KernelSet {
 
     // Whether a filter reads the image when it filters.
     bool keeps_image() const {
-        return std::any_of(kernels.begin(), kernels.end(), [](const Kernel& kernel) { return kernel.filter->keeps_image(); });
+        return std::any_of(kernels.begin(), kernels.end(),
+                           [](const Kernel& kernel) { return kernel.filter->keeps_image(); });
     }
 
-    KernelSet(const Voxels& voxels, const std::vector<const float*>& image, const KernelSpecs& specs, ThreadPool& pool,
-              Workspace& workspace, const BuildCallback& callback);
+    KernelSet(const Voxels& voxels, const std::vector<const float*>& image,
+              const KernelSpecs& specs, ThreadPool& pool, Workspace& workspace,
+              const BuildCallback& callback);
 };
 }  // namespace crf

@@ -1,6 +1,7 @@
 // Vectors of many lanes that the compiler keeps in registers.
-// gcc 12 keeps vectors wider than the registers in memory, and computes them lane by lane; it is given structures of registers, halves of
-// halves, because it keeps the members of a structure in registers, and the elements of an array often not.
+// gcc 12 keeps vectors wider than the registers in memory, and computes them lane by lane; it is
+// given structures of registers, halves of halves, because it keeps the members of a structure in
+// registers, and the elements of an array often not.
 #pragma once
 
 #include "cpu/common.h"
@@ -21,7 +22,8 @@ constexpr size_t kRegisterBytes = 128;  // the widest that simd.h uses
 constexpr size_t kRegisterBytes = kProcessorBytes;
 #endif
 
-// Whether code for each number of labels or modalities is worth its time to compile: registers that hold few lanes do not hold their loops.
+// Whether code for each number of labels or modalities is worth its time to compile: registers that
+// hold few lanes do not hold their loops.
 constexpr bool kHasWideRegisters = kRegisterBytes > 16;
 
 // A number in all lanes.
@@ -63,7 +65,9 @@ struct Halves {
 
     Halves() = default;
     Halves(Half of_low, Half of_high) : low(of_low), high(of_high) {}
-    Halves(Scalar x) : low(splat<Half>(x)), high(low) {}  // implicit, as the compilers' vectors take numbers beside vectors
+    Halves(Scalar x)
+        : low(splat<Half>(x)),
+          high(low) {}  // implicit, as the compilers' vectors take numbers beside vectors
     template <class... Values>
         requires(sizeof...(Values) == 2 * kHalf)
     Halves(Values... values) {
@@ -87,7 +91,9 @@ struct Halves {
 
 #define CRF_OPERATOR(op)                                                                         \
     friend Halves operator op(Halves a, Halves b) { return {a.low op b.low, a.high op b.high}; } \
-    friend Halves& operator op## = (Halves & a, Halves b) { return a = {a.low op b.low, a.high op b.high}; }
+    friend Halves& operator op## = (Halves & a, Halves b) {                                      \
+        return a = {a.low op b.low, a.high op b.high};                                           \
+    }
     CRF_OPERATOR(+)
     CRF_OPERATOR(-)
     CRF_OPERATOR(*)
@@ -97,8 +103,10 @@ struct Halves {
 #undef CRF_OPERATOR
 
 // Integers of the same size: ones where it is true, zeros elsewhere.
-#define CRF_COMPARISON(op) \
-    friend auto operator op(Halves a, Halves b) { return Halves<decltype(a.low op b.low)>(a.low op b.low, a.high op b.high); }
+#define CRF_COMPARISON(op)                                                         \
+    friend auto operator op(Halves a, Halves b) {                                  \
+        return Halves<decltype(a.low op b.low)>(a.low op b.low, a.high op b.high); \
+    }
     CRF_COMPARISON(>)
     CRF_COMPARISON(<)
     CRF_COMPARISON(>=)
@@ -110,7 +118,8 @@ struct Halves {
 
 template <class T, size_t Bytes>
 struct LanesOfSizeHelper {
-    typedef T Register __attribute__((vector_size(Bytes < kRegisterBytes ? Bytes : kRegisterBytes)));
+    typedef T Register
+        __attribute__((vector_size(Bytes < kRegisterBytes ? Bytes : kRegisterBytes)));
     static auto make() {
         if constexpr (Bytes <= kRegisterBytes) {
             return Register{};
@@ -160,7 +169,8 @@ inline auto register_of(V v) {
 
 // Lanes of two registers one after the other.
 template <class Register, class Place, int... Lane>
-inline Register shuffle_registers(Register low, Register high, Place, std::integer_sequence<int, Lane...>) {
+inline Register shuffle_registers(Register low, Register high, Place,
+                                  std::integer_sequence<int, Lane...>) {
 #if defined(__clang__)
     return __builtin_shufflevector(low, high, Place{}(Lane)...);
 #else
@@ -168,11 +178,13 @@ inline Register shuffle_registers(Register low, Register high, Place, std::integ
 #endif
 }
 
-// One register of a shuffle of all lanes of a and b, from lane `First` of the result on, from the registers from `Source` on. The lanes of
-// the first register are not in their places until a second one comes, because one instruction takes the lanes of two.
+// One register of a shuffle of all lanes of a and b, from lane `First` of the result on, from the
+// registers from `Source` on. The lanes of the first register are not in their places until a
+// second one comes, because one instruction takes the lanes of two.
 template <class Pick, int First, int Source, bool kInPlace, class Register, class V>
 inline Register pick_register(Register found, V a, V b) {
-    constexpr int kCount = sizeof(Register) / sizeof(found[0]), kSources = 2 * sizeof(V) / sizeof(Register);
+    constexpr int kCount = sizeof(Register) / sizeof(found[0]),
+                  kSources = 2 * sizeof(V) / sizeof(Register);
     constexpr int kFirstSource = Pick{}(First) / kCount;
     constexpr auto used = [] {
         for (int i = 0; i < kCount; ++i)
@@ -206,8 +218,10 @@ inline Result pick_lanes(V a, V b) {
         return {pick_lanes<decltype(Result::low), Pick, First>(a, b),
                 pick_lanes<decltype(Result::high), Pick, First + Result::kHalf>(a, b)};
     } else {
-        constexpr int kSource = Pick{}(First) / static_cast<int>(sizeof(Result) / sizeof(a[0])), kOfVector = sizeof(V) / sizeof(Result);
-        return pick_register<Pick, First, 0, false>(register_of<kSource % kOfVector>(kSource < kOfVector ? a : b), a, b);
+        constexpr int kSource = Pick{}(First) / static_cast<int>(sizeof(Result) / sizeof(a[0])),
+                      kOfVector = sizeof(V) / sizeof(Result);
+        return pick_register<Pick, First, 0, false>(
+            register_of<kSource % kOfVector>(kSource < kOfVector ? a : b), a, b);
     }
 }
 }  // namespace crf

@@ -1,16 +1,20 @@
-// Filtering on the permutohedral lattice: splat into tiles, sum the tiles' shares, blur along every direction, slice.
+// Filtering on the permutohedral lattice: splat into tiles, sum the tiles' shares, blur along every
+// direction, slice.
 
 #include "cpu/lattice_build.h"
 #include "cpu/simd.h"
 
 namespace crf {
 namespace {
-// Blurring rows along one direction: of two successive lists, the vertices that have the other as neighbor correspond in their order
-// (Lattice::Chains), so that memory is read from list to list, without an index per vertex.
+// Blurring rows along one direction: of two successive lists, the vertices that have the other as
+// neighbor correspond in their order (Lattice::Chains), so that memory is read from list to list,
+// without an index per vertex.
 
 // Rows of scratch for blur_lists; vertices are listed by eight.
 constexpr int64_t kListPadding = kLanes;
-inline int64_t blur_scratch(const Lattice& lattice) { return 4 * (lattice.longest_list + kListPadding); }
+inline int64_t blur_scratch(const Lattice& lattice) {
+    return 4 * (lattice.longest_list + kListPadding);
+}
 
 // Up to 25 bits from a vertex's on, the lowest first.
 inline uint32_t bits_from(const uint8_t* bits, int64_t vertex) {
@@ -31,13 +35,16 @@ struct SetsOfEight {
 };
 inline constexpr SetsOfEight kSetsOfEight{};
 
-// The vertices of [first, end) whose bits are set, as numbers from `first` on; returns how many. Up to eight more are written.
+// The vertices of [first, end) whose bits are set, as numbers from `first` on; returns how many. Up
+// to eight more are written.
 inline int64_t list_marked(const uint8_t* bits, int64_t first, int64_t end, uint32_t* marked) {
     typedef LanesOfSize<int32_t, 32> Eight;
     uint32_t* to = marked;
     for (int64_t v = first; v < end; v += 8) {
-        const uint32_t present = (1u << std::min<int64_t>(8, end - v)) - 1, set = bits_from(bits, v) & present;
-        store_lanes(to, load_lanes<Eight>(kSetsOfEight.members[set]) + splat<Eight>(static_cast<int32_t>(v - first)));
+        const uint32_t present = (1u << std::min<int64_t>(8, end - v)) - 1,
+                       set = bits_from(bits, v) & present;
+        store_lanes(to, load_lanes<Eight>(kSetsOfEight.members[set]) +
+                            splat<Eight>(static_cast<int32_t>(v - first)));
         to += std::popcount(set);
     }
     return to - marked;
@@ -45,7 +52,8 @@ inline int64_t list_marked(const uint8_t* bits, int64_t first, int64_t end, uint
 
 // Blurs the chains of lists of one piece of a direction in place.
 template <class Row>
-void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t piece, Row* scratch, Row* rows) {
+void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t piece, Row* scratch,
+                Row* rows) {
     const int64_t longest = lattice.longest_list + kListPadding;
     // What the vertices of a list receive, and those of the next one; which of them are neighbors.
     Row *received = scratch, *next_received = scratch + longest;
@@ -60,7 +68,8 @@ void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t p
         if (is_first) std::fill_n(received, count, Row{});
         is_first = entry & 1;
         if (!is_first) {
-            const int64_t next_begin = first_of(chains.entries[i + 1])[0], next_end = first_of(chains.entries[i + 1])[1];
+            const int64_t next_begin = first_of(chains.entries[i + 1])[0],
+                          next_end = first_of(chains.entries[i + 1])[1];
             const Row* const after = rows + next_begin;
             const int64_t num_pairs = list_marked(chains.after.get(), begin, begin + count, own);
             list_marked(chains.before.get(), next_begin, next_end, next);
@@ -97,37 +106,47 @@ class LatticeFilter final : public Filter {
           lattice_(build_lattice(input, pool)),
           sent_rows_(Lattice::tile_voxels(lattice_.num_features) + kLanes) {
         scratch_.resize(pool.num_threads());
-        // With far more vertices than voxels, their rows use most of the memory, so fewer channels are filtered at a time.
-        widest_ = lattice_.num_vertices > 4 * num_voxels_ ? 2 : lattice_.slot.size > num_voxels_ / 2 ? 4 : 8;
-        // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel the mass of exp(-d^2 / 2), for one vertex
-        // in a volume of (D + 1)^(D - 1/2), if the blur is [1 2 1] / 2 and the weights of splatting and slicing are in 1 / 65535.
+        // With far more vertices than voxels, their rows use most of the memory, so fewer channels
+        // are filtered at a time.
+        widest_ = lattice_.num_vertices > 4 * num_voxels_ ? 2
+                  : lattice_.slot.size > num_voxels_ / 2  ? 4
+                                                          : 8;
+        // With [1 2 1] / 4 along each direction the lattice conserves mass; this gives its kernel
+        // the mass of exp(-d^2 / 2), for one vertex in a volume of (D + 1)^(D - 1/2), if the blur
+        // is [1 2 1] / 2 and the weights of splatting and slicing are in 1 / 65535.
         constexpr double pi = 3.14159265358979323846;
         const int d = lattice_.num_features;
-        amplitude_ = static_cast<float>(std::sqrt(d + 1.0) * std::pow(4 * pi / 3, d / 2.0) * std::pow(0.5, d + 1) / (65535.0 * 65535.0));
+        amplitude_ = static_cast<float>(std::sqrt(d + 1.0) * std::pow(4 * pi / 3, d / 2.0) *
+                                        std::pow(0.5, d + 1) / (65535.0 * 65535.0));
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
-                    Workspace& workspace) override {
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post,
+                    const float* channel_weight, float* sum, Workspace& workspace) override {
         filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, false);
     }
-    bool accumulate_mean(const float* values, int num_channels, float* scale, float* sum, Workspace& workspace) override {
+    bool accumulate_mean(const float* values, int num_channels, float* scale, float* sum,
+                         Workspace& workspace) override {
         const std::vector<float> unit(num_channels, 1.0f);
-        filter_groups(values, num_channels, nullptr, nullptr, unit.data(), sum, workspace, false, scale);
+        filter_groups(values, num_channels, nullptr, nullptr, unit.data(), sum, workspace, false,
+                      scale);
         return true;
     }
 
-    // Splatting and slicing are each other's transpose; the blurs of two directions do not commute where vertices are missing.
+    // Splatting and slicing are each other's transpose; the blurs of two directions do not commute
+    // where vertices are missing.
     bool is_symmetric() const override { return false; }
-    void accumulate_transposed(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight,
-                               float* sum, Workspace& workspace) override {
+    void accumulate_transposed(const float* values, int num_channels, const float* pre,
+                               const float* post, const float* channel_weight, float* sum,
+                               Workspace& workspace) override {
         filter_groups(values, num_channels, pre, post, channel_weight, sum, workspace, true);
     }
 
-    // Rows of sixteen are a cache line and cost little more than rows of four. With more vertices than voxels they would use most memory.
+    // Rows of sixteen are a cache line and cost little more than rows of four. With more vertices
+    // than voxels they would use most memory.
     bool has_cross_moments() const override { return lattice_.num_vertices <= num_voxels_; }
 
-    void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v, int num_channels, double* cross,
-                       Workspace& workspace) override {
+    void cross_moments(const float* const* columns, int num_columns, const float* u, const float* v,
+                       int num_channels, double* cross, Workspace& workspace) override {
         const int64_t num_tiles = static_cast<int64_t>(lattice_.tiles.size());
         auto* const rows = reinterpret_cast<vfloat*>(workspace.floats(lattice_.slot.size * kLanes));
         std::vector<vfloat> of_tile(num_tiles);
@@ -136,7 +155,8 @@ class LatticeFilter final : public Filter {
             const int group = std::min(4, num_channels - c);
             pool_.run(num_tiles, [&](int64_t t, int thread) {
                 vfloat* const sent = reinterpret_cast<vfloat*>(scratch_[thread].get());
-                load_products(lattice_.tiles[t], columns, num_columns, v + c * num_voxels_, group, sent);
+                load_products(lattice_.tiles[t], columns, num_columns, v + c * num_voxels_, group,
+                              sent);
                 splat_rows(lattice_.tiles[t], sent, sent + sent_rows_, rows);
             });
             sum_shares(rows);
@@ -146,50 +166,62 @@ class LatticeFilter final : public Filter {
                 vfloat* const received = reinterpret_cast<vfloat*>(scratch_[thread].get());
                 vfloat* const buffer = received + sent_rows_;
                 load_vertices(lattice_.tiles[t], rows, buffer);
-                slice_rows(lattice_.tiles[t], buffer, received, [](int64_t, int64_t) { return true; });
-                // The tile's vertices are no longer needed: their memory serves the products with u.
-                load_products(lattice_.tiles[t], columns, num_columns, u + c * num_voxels_, group, buffer);
+                slice_rows(lattice_.tiles[t], buffer, received,
+                           [](int64_t, int64_t) { return true; });
+                // The tile's vertices are no longer needed: their memory serves the products with
+                // u.
+                load_products(lattice_.tiles[t], columns, num_columns, u + c * num_voxels_, group,
+                              buffer);
                 vfloat total{};
-                for (int64_t i = 0; i < lattice_.tiles[t].num_voxels; ++i) total += received[i] * buffer[i];
+                for (int64_t i = 0; i < lattice_.tiles[t].num_voxels; ++i)
+                    total += received[i] * buffer[i];
                 of_tile[t] = total;
             });
             for (const vfloat& total : of_tile)
                 for (int lane = 0; lane < 4 * num_columns; ++lane)
-                    cross[lane / 4] += static_cast<double>(total[lane]) * static_cast<double>(amplitude_);
+                    cross[lane / 4] +=
+                        static_cast<double>(total[lane]) * static_cast<double>(amplitude_);
         }
     }
 
     std::string description() const override {
-        const double per_voxel = static_cast<double>(lattice_.num_vertices) / static_cast<double>(num_voxels_);
-        return "lattice (" + std::to_string(lattice_.num_vertices) + " vertices, " + printed(per_voxel, 2) + " per voxel)";
+        const double per_voxel =
+            static_cast<double>(lattice_.num_vertices) / static_cast<double>(num_voxels_);
+        return "lattice (" + std::to_string(lattice_.num_vertices) + " vertices, " +
+               printed(per_voxel, 2) + " per voxel)";
     }
 
    private:
     static constexpr int64_t kSharedBlock = 4096;
 
-    // scale: nullptr, or room for the `post` of all channels, which then comes with the first group: the inverse of the ones' sums.
-    void filter_groups(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
-                       Workspace& workspace, bool transposed, float* scale = nullptr) {
+    // scale: nullptr, or room for the `post` of all channels, which then comes with the first
+    // group: the inverse of the ones' sums.
+    void filter_groups(const float* values, int num_channels, const float* pre, const float* post,
+                       const float* channel_weight, float* sum, Workspace& workspace,
+                       bool transposed, float* scale = nullptr) {
         for (int c = 0, group; c < num_channels; c += group) {
             const int room = widest_ - (scale ? 1 : 0);
             group = std::min(num_channels - c, room);
-            const int width = static_cast<int>(std::bit_ceil(static_cast<unsigned>(group + widest_ - room)));
+            const int width =
+                static_cast<int>(std::bit_ceil(static_cast<unsigned>(group + widest_ - room)));
             with_constant<1, 2, 4, 8>(width, [&](auto width) {
-                filter<width()>(values + c * num_voxels_, group, pre, post, channel_weight + c, sum + c * num_voxels_, workspace,
-                                transposed, scale);
+                filter<width()>(values + c * num_voxels_, group, pre, post, channel_weight + c,
+                                sum + c * num_voxels_, workspace, transposed, scale);
             });
             if (scale) post = std::exchange(scale, nullptr);
         }
     }
 
     template <int C>
-    void filter(const float* values, int group, const float* pre, const float* post, const float* channel_weight, float* sum,
-                Workspace& workspace, bool transposed, float* scale) {
+    void filter(const float* values, int group, const float* pre, const float* post,
+                const float* channel_weight, float* sum, Workspace& workspace, bool transposed,
+                float* scale) {
         using Row = typename RowOf<C>::type;
         auto* const rows = reinterpret_cast<Row*>(workspace.floats(lattice_.slot.size * C));
         grow_scratch(C);
         pool_.run(static_cast<int64_t>(lattice_.tiles.size()), [&](int64_t t, int thread) {
-            splat<C>(lattice_.tiles[t], values, group, pre, scale != nullptr, reinterpret_cast<Row*>(scratch_[thread].get()), rows);
+            splat<C>(lattice_.tiles[t], values, group, pre, scale != nullptr,
+                     reinterpret_cast<Row*>(scratch_[thread].get()), rows);
         });
         sum_shares(rows);
         blur(rows, transposed);
@@ -200,7 +232,8 @@ class LatticeFilter final : public Filter {
         });
     }
 
-    // Buffers for a tile's voxels and for its vertices, in rows of `width`, or for blurring; cross_moments needs two for voxels.
+    // Buffers for a tile's voxels and for its vertices, in rows of `width`, or for blurring;
+    // cross_moments needs two for voxels.
     void grow_scratch(int64_t width) {
         const int64_t of_tile = std::max(lattice_.largest_tile, sent_rows_) + sent_rows_;
         const int64_t size = std::max(of_tile, blur_scratch(lattice_)) * width;
@@ -218,32 +251,41 @@ class LatticeFilter final : public Filter {
         });
     }
 
-    // Copies the vertices of several tiles to the slots of further tiles, so that each tile finds what it needs where it left its shares.
+    // Copies the vertices of several tiles to the slots of further tiles, so that each tile finds
+    // what it needs where it left its shares.
     template <class Row>
     void return_shares(Row* rows) {
-        for_shared(
-            [&](const Lattice::Shared& shared) { std::fill_n(rows + shared.first_slot, shared.num_slots, Row{rows[shared.vertex]}); });
+        for_shared([&](const Lattice::Shared& shared) {
+            std::fill_n(rows + shared.first_slot, shared.num_slots, Row{rows[shared.vertex]});
+        });
     }
 
     template <class Body>
     void for_shared(Body&& body) {
         const int64_t num_shared = static_cast<int64_t>(lattice_.shared.size());
         pool_.run((num_shared + kSharedBlock - 1) / kSharedBlock, [&](int64_t block, int) {
-            for (int64_t s = block * kSharedBlock; s < std::min((block + 1) * kSharedBlock, num_shared); ++s) body(lattice_.shared[s]);
+            for (int64_t s = block * kSharedBlock;
+                 s < std::min((block + 1) * kSharedBlock, num_shared); ++s)
+                body(lattice_.shared[s]);
         });
     }
 
-    // Direction by direction, the last one first if `transposed`; pieces of the local ones stay in the cache for all of them.
+    // Direction by direction, the last one first if `transposed`; pieces of the local ones stay in
+    // the cache for all of them.
     template <class Row>
     void blur(Row* rows, bool transposed) {
         const int all = static_cast<int>(lattice_.directions.size()), local = lattice_.num_local;
-        const auto blur_some = [&](int first, int last) {  // in pieces, each along all of these directions
+        const auto blur_some = [&](int first,
+                                   int last) {  // in pieces, each along all of these directions
             if (first == last) return;
-            pool_.run(static_cast<int64_t>(lattice_.directions[first].pieces.size()) - 1, [&](int64_t piece, int thread) {
-                for (int i = 0; i < last - first; ++i)
-                    blur_lists(lattice_, lattice_.directions[transposed ? last - 1 - i : first + i], piece,
-                               reinterpret_cast<Row*>(scratch_[thread].get()), rows);
-            });
+            pool_.run(static_cast<int64_t>(lattice_.directions[first].pieces.size()) - 1,
+                      [&](int64_t piece, int thread) {
+                          for (int i = 0; i < last - first; ++i)
+                              blur_lists(lattice_,
+                                         lattice_.directions[transposed ? last - 1 - i : first + i],
+                                         piece, reinterpret_cast<Row*>(scratch_[thread].get()),
+                                         rows);
+                      });
         };
         if (!transposed) blur_some(0, local);
         for (int i = local; i < all; ++i) {
@@ -253,9 +295,10 @@ class LatticeFilter final : public Filter {
         if (transposed) blur_some(0, local);
     }
 
-    // For the voxels of a tile, rows of all products of up to four columns and up to four channels: column after column.
-    void load_products(const Lattice::Tile& tile, const float* const* columns, int num_columns, const float* values, int group,
-                       vfloat* rows) const {
+    // For the voxels of a tile, rows of all products of up to four columns and up to four channels:
+    // column after column.
+    void load_products(const Lattice::Tile& tile, const float* const* columns, int num_columns,
+                       const float* values, int group, vfloat* rows) const {
         float* to = reinterpret_cast<float*>(rows);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
@@ -264,7 +307,8 @@ class LatticeFilter final : public Filter {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
                 vfloat channel[4]{}, column[4]{};
                 float channels[4 * kLanes], features[4 * kLanes];
-                for (int c = 0; c < group; ++c) channel[c] = load_some(values + c * num_voxels_ + n, count);
+                for (int c = 0; c < group; ++c)
+                    channel[c] = load_some(values + c * num_voxels_ + n, count);
                 for (int f = 0; f < num_columns; ++f) column[f] = load_some(columns[f] + n, count);
                 interleave<4>(channel, channels);
                 interleave<4>(column, features);
@@ -276,11 +320,13 @@ class LatticeFilter final : public Filter {
         }
     }
 
-    // Calls body(voxel, number of corners, their numbers in the tile, weights) where needed(first, count); both
-    // kLanes apart.
+    // Calls body(voxel, number of corners, their numbers in the tile, weights) where needed(first,
+    // count); both kLanes apart.
     template <class Needed, class Body>
     void for_corners(const Lattice::Tile& tile, Needed&& needed, Body&& body) const {
-        with_constant<4, 5, 6, 7, 8, 9, 0>(lattice_.num_features + 1, [&](auto corners) { for_corners<corners()>(tile, needed, body); });
+        with_constant<4, 5, 6, 7, 8, 9, 0>(lattice_.num_features + 1, [&](auto corners) {
+            for_corners<corners()>(tile, needed, body);
+        });
     }
 
     // kCorners: D + 1, or 0 if known only at run time.
@@ -293,14 +339,18 @@ class LatticeFilter final : public Filter {
         for (int64_t first = 0; first < tile.num_voxels; first += kLanes) {
             const int64_t count = std::min<int64_t>(kLanes, tile.num_voxels - first);
             if (!needed(first, count)) continue;
-            for (int64_t j = 0; j < kLanes * num_corners; ++j) converted[j] = static_cast<float>(weight[first * num_corners + j]);
-            for (int64_t i = 0; i < count; ++i) body(first + i, num_corners, local + first * num_corners + i, converted + i);
+            for (int64_t j = 0; j < kLanes * num_corners; ++j)
+                converted[j] = static_cast<float>(weight[first * num_corners + j]);
+            for (int64_t i = 0; i < count; ++i)
+                body(first + i, num_corners, local + first * num_corners + i, converted + i);
         }
     }
 
-    // The tile's voxels, into a buffer of the tile's vertices, and from there to the tile's slots. has_ones: behind the group's channels.
+    // The tile's voxels, into a buffer of the tile's vertices, and from there to the tile's slots.
+    // has_ones: behind the group's channels.
     template <int C, class Row>
-    void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre, bool has_ones, Row* scratch, Row* rows) const {
+    void splat(const Lattice::Tile& tile, const float* values, int group, const float* pre,
+               bool has_ones, Row* scratch, Row* rows) const {
         Row* sent = scratch;
         Row* buffer = scratch + sent_rows_;
         if (!has_any(tile, senders)) {
@@ -316,7 +366,8 @@ class LatticeFilter final : public Filter {
                 const int64_t count = std::min<int64_t>(kLanes, end - n);
                 vfloat channel[C];
                 for (int c = 0; c < C; ++c) {
-                    channel[c] = sends && c < group ? load_some(values + c * num_voxels_ + n, count) : vfloat{};
+                    channel[c] = sends && c < group ? load_some(values + c * num_voxels_ + n, count)
+                                                    : vfloat{};
                     if (sends && pre) channel[c] *= load_some(pre + n, count);
                 }
                 if (has_ones) channel[group] = splat_lanes(1.0f);
@@ -327,9 +378,11 @@ class LatticeFilter final : public Filter {
         splat_rows(tile, sent, buffer, rows);
     }
 
-    // Prefetches a later piece of all channels (channel, voxel). Always inline, because gcc drops calls of functions that only prefetch.
+    // Prefetches a later piece of all channels (channel, voxel). Always inline, because gcc drops
+    // calls of functions that only prefetch.
     template <bool kToWrite>
-    [[gnu::always_inline]] void prefetch_ahead(int64_t piece, const float* channels, int num_channels) const {
+    [[gnu::always_inline]] void prefetch_ahead(int64_t piece, const float* channels,
+                                               int num_channels) const {
         if (piece + kPiecesAhead >= static_cast<int64_t>(lattice_.pieces.size())) return;
         const auto [voxel, length] = lattice_.pieces[piece + kPiecesAhead];
         for (int c = 0; c < num_channels; ++c) {
@@ -341,7 +394,8 @@ class LatticeFilter final : public Filter {
     // Whether a voxel of a tile is among the marked ones, such as `receivers`; nullptr: all are.
     bool has_any(const Lattice::Tile& tile, const uint8_t* marked) const {
         const auto first = lattice_.pieces.begin() + tile.first_piece;
-        return std::any_of(first, first + tile.num_pieces, [&](const Lattice::Piece& piece) { return has_any(piece, marked); });
+        return std::any_of(first, first + tile.num_pieces,
+                           [&](const Lattice::Piece& piece) { return has_any(piece, marked); });
     }
     static bool has_any(const Lattice::Piece& piece, const uint8_t* marked) {
         return !marked || std::memchr(marked + piece.voxel, 1, piece.length) != nullptr;
@@ -355,10 +409,13 @@ class LatticeFilter final : public Filter {
         const auto needed = [&](int64_t first, int64_t count) {
             return !is_zero(reinterpret_cast<const float*>(sent + first), count * kFloats);
         };
-        for_corners(tile, needed, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
-            const Row row = sent[voxel];
-            for (int k = 0; k < num_corners; ++k) buffer[local[k * kLanes]] += row * weight[k * kLanes];
-        });
+        for_corners(
+            tile, needed,
+            [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
+                const Row row = sent[voxel];
+                for (int k = 0; k < num_corners; ++k)
+                    buffer[local[k * kLanes]] += row * weight[k * kLanes];
+            });
         store_vertices(tile, buffer, rows);
     }
 
@@ -375,28 +432,36 @@ class LatticeFilter final : public Filter {
     }
 
     template <class Row, class Needed>
-    void slice_rows(const Lattice::Tile& tile, const Row* buffer, Row* received, Needed&& needed) const {
-        for_corners(tile, needed, [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
-            Row total{};
-            for (int k = 0; k < num_corners; ++k) total += buffer[local[k * kLanes]] * weight[k * kLanes];
-            received[voxel] = total;
-        });
+    void slice_rows(const Lattice::Tile& tile, const Row* buffer, Row* received,
+                    Needed&& needed) const {
+        for_corners(
+            tile, needed,
+            [&](int64_t voxel, int num_corners, const uint16_t* local, const float* weight) {
+                Row total{};
+                for (int k = 0; k < num_corners; ++k)
+                    total += buffer[local[k * kLanes]] * weight[k * kLanes];
+                received[voxel] = total;
+            });
     }
 
     template <int C, class Row>
-    void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post, const float* channel_weight, Row* scratch,
-                float* sum, float* inverse) const {
+    void slice_(const Lattice::Tile& tile, const Row* rows, int group, const float* post,
+                const float* channel_weight, Row* scratch, float* sum, float* inverse) const {
         Row *received = scratch, *buffer = scratch + sent_rows_;
         if (!has_any(tile, receivers)) return;
         load_vertices(tile, rows, buffer);
-        if (!inverse && is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C)) return;
+        if (!inverse && is_zero(reinterpret_cast<const float*>(buffer), tile.num_vertices * C))
+            return;
         bool needed[Lattice::tile_voxels(0) / kLanes]{};  // (batch) whether a voxel of it receives
         for (int64_t p = tile.first_piece, voxel = 0; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
-            if (has_any(piece, receivers)) std::fill(needed + voxel / kLanes, needed + (voxel + piece.length - 1) / kLanes + 1, true);
+            if (has_any(piece, receivers))
+                std::fill(needed + voxel / kLanes, needed + (voxel + piece.length - 1) / kLanes + 1,
+                          true);
             voxel += piece.length;
         }
-        slice_rows(tile, buffer, received, [&](int64_t first, int64_t) { return needed[first / kLanes]; });
+        slice_rows(tile, buffer, received,
+                   [&](int64_t first, int64_t) { return needed[first / kLanes]; });
         const float* from = reinterpret_cast<const float*>(received);
         for (int64_t p = tile.first_piece; p < tile.first_piece + tile.num_pieces; ++p) {
             const Lattice::Piece& piece = lattice_.pieces[p];
@@ -411,7 +476,8 @@ class LatticeFilter final : public Filter {
                 deinterleave<C>(from, channel);
                 vfloat scale = splat_lanes(1.0f);
                 if (inverse) {
-                    scale = 1.0f / vmax(channel[group] * amplitude_, splat_lanes(std::numeric_limits<float>::min()));
+                    scale = 1.0f / vmax(channel[group] * amplitude_,
+                                        splat_lanes(std::numeric_limits<float>::min()));
                     store_some(inverse + n, scale, count);
                 } else if (post) {
                     scale = load_some(post + n, count);
@@ -419,7 +485,8 @@ class LatticeFilter final : public Filter {
                 scale *= amplitude_;
                 for (int c = 0; c < group; ++c) {
                     float* to = sum + c * num_voxels_ + n;
-                    store_some(to, load_some(to, count) + channel[c] * (scale * channel_weight[c]), count);
+                    store_some(to, load_some(to, count) + channel[c] * (scale * channel_weight[c]),
+                               count);
                 }
                 from += count * C;
             }

@@ -6,7 +6,8 @@
 
 namespace crf {
 namespace {
-// Pass 4 of building a lattice: the next vertex along each direction, as chains of lists of vertices.
+// Pass 4 of building a lattice: the next vertex along each direction, as chains of lists of
+// vertices.
 
 // The columns and lists of all blocks' vertices (VertexOrder), and the steps from list to list.
 template <class Key>
@@ -14,12 +15,18 @@ class VertexLists {
    public:
     static constexpr uint32_t kNone = 0xffffffff;
 
-    VertexLists(const LatticeVertices<Key>& vertices, const VertexOrder<Key>& order, const BlockLayout& layout, ThreadPool& pool)
-        : keys_(vertices.keys), order_(order), layout_(layout), first_column_(vertices.blocks.size() + 1, 0) {
+    VertexLists(const LatticeVertices<Key>& vertices, const VertexOrder<Key>& order,
+                const BlockLayout& layout, ThreadPool& pool)
+        : keys_(vertices.keys),
+          order_(order),
+          layout_(layout),
+          first_column_(vertices.blocks.size() + 1, 0) {
         const int64_t num_blocks = static_cast<int64_t>(vertices.blocks.size());
-        // Calls begins(vertex, whether a column begins with it too) for the first vertex of every list of a block.
+        // Calls begins(vertex, whether a column begins with it too) for the first vertex of every
+        // list of a block.
         const auto for_lists = [&](int64_t b, auto&& begins) {
-            const uint32_t first = vertices.blocks[b].first_vertex, end = first + vertices.blocks[b].num_vertices;
+            const uint32_t first = vertices.blocks[b].first_vertex,
+                           end = first + vertices.blocks[b].num_vertices;
             for (uint32_t v = first; v < end; ++v) {
                 if (v != first && order.list_of(keys_[v]) == order.list_of(keys_[v - 1])) continue;
                 begins(v, v == first || order.column_of(keys_[v]) != order.column_of(keys_[v - 1]));
@@ -60,22 +67,27 @@ class VertexLists {
     // A column's lists, from the first to before the one of the next column.
     uint32_t first_list(int64_t column) const { return first_list_[column]; }
     // The column whose coordinates are larger than a column's by `step`, or kNone.
-    uint32_t column_after(int64_t column, Key step) const { return find_column(order_.column_of(keys_[first_vertex(column)]) + step); }
+    uint32_t column_after(int64_t column, Key step) const {
+        return find_column(order_.column_of(keys_[first_vertex(column)]) + step);
+    }
 
     // The links of one direction, as they are found.
     struct Links {
         Buffer<uint32_t> after;                       // the number of the list after each, or kNone
         Buffer<uint8_t> has_before;                   // (list) zero at first
-        Buffer<uint8_t> marked_after, marked_before;  // (vertex) whether it has one after it or before it; the latter is zero at first
+        Buffer<uint8_t> marked_after, marked_before;  // (vertex) whether it has one after it or
+                                                      // before it; the latter is zero at first
     };
     // Fills these in for the vertices and lists of a column.
-    void link_column(int64_t column, int direction, const KeySpace<Key>& space, const Links& links) const {
+    void link_column(int64_t column, int direction, const KeySpace<Key>& space,
+                     const Links& links) const {
         for (uint32_t list = first_list_[column]; list < first_list_[column + 1]; ++list) {
             const uint32_t begin = begin_[list], end = begin_[list + 1];
             const Key first = space.after(keys_[begin], direction);
             const uint32_t target = find_list(order_.list_of(first), list, column);
             const bool exists = target != kNone;
-            const bool any = link(begin, end, exists ? begin_[target] : 0, exists ? begin_[target + 1] : 0, first - keys_[begin], links);
+            const bool any = link(begin, end, exists ? begin_[target] : 0,
+                                  exists ? begin_[target + 1] : 0, first - keys_[begin], links);
             links.after[list] = any ? target : kNone;
             if (any) links.has_before[target] = 1;
         }
@@ -98,7 +110,8 @@ class VertexLists {
         return kNone;
     }
 
-    // The list with these fields, or kNone. It is most often the one after `list`, which is in this column.
+    // The list with these fields, or kNone. It is most often the one after `list`, which is in this
+    // column.
     uint32_t find_list(Key fields, uint32_t list, int64_t column) const {
         const auto fields_of = [&](uint32_t l) { return order_.list_of(keys_[begin_[l]]); };
         if (list + 1 < first_list_[column + 1] && fields_of(list + 1) == fields) return list + 1;
@@ -109,9 +122,11 @@ class VertexLists {
         return kNone;
     }
 
-    // From the vertices [u, u_end) to those of [v, v_end) whose keys are larger by `step`. Without branches, which would be mispredicted:
-    // what is written for the vertex that is not passed is written again. Returns whether there are any.
-    bool link(uint32_t u, uint32_t u_end, uint32_t v, uint32_t v_end, Key step, const Links& links) const {
+    // From the vertices [u, u_end) to those of [v, v_end) whose keys are larger by `step`. Without
+    // branches, which would be mispredicted: what is written for the vertex that is not passed is
+    // written again. Returns whether there are any.
+    bool link(uint32_t u, uint32_t u_end, uint32_t v, uint32_t v_end, Key step,
+              const Links& links) const {
         const Key* const keys = keys_.get();
         uint8_t *const after = links.marked_after.get(), *const before = links.marked_before.get();
         uint8_t any = 0;
@@ -143,7 +158,8 @@ constexpr int64_t kChainBlock = 4096;
 // Bytes after the last bit, so that any vertex's bits can be read together with the following ones.
 constexpr int64_t kBitPadding = 8;
 
-// Most vertices of a piece of local directions, or this part of all vertices: it fits into the L2 cache, and many threads get pieces.
+// Most vertices of a piece of local directions, or this part of all vertices: it fits into the L2
+// cache, and many threads get pieces.
 constexpr int64_t kLargePiece = 65536, kFewPieces = 64;
 
 // Appends the entries of the chains that begin among some lists.
@@ -151,16 +167,19 @@ template <class Links>
 void list_chains(const Links& links, int64_t begin, int64_t end, std::vector<uint32_t>& entries) {
     for (int64_t first = begin; first < end; ++first) {
         if (links.has_before[first] || links.after[first] == kNoNeighbor) continue;
-        for (uint32_t list = static_cast<uint32_t>(first); list != kNoNeighbor; list = links.after[list])
+        for (uint32_t list = static_cast<uint32_t>(first); list != kNoNeighbor;
+             list = links.after[list])
             entries.push_back(2 * list + (links.after[list] == kNoNeighbor));
     }
 }
 
-// Columns on a line along the diagonal of all axes. Steps and chains along other directions stay in the column or go to the next.
+// Columns on a line along the diagonal of all axes. Steps and chains along other directions stay in
+// the column or go to the next.
 struct ColumnLines {
-    std::vector<uint32_t> columns;   // line after line
-    std::vector<int64_t> pieces{0};  // cuts between lines, so that each piece but the last has kChainBlock vertices or more
-    int64_t largest = 0;             // vertices of the largest piece
+    std::vector<uint32_t> columns;  // line after line
+    std::vector<int64_t> pieces{
+        0};  // cuts between lines, so that each piece but the last has kChainBlock vertices or more
+    int64_t largest = 0;  // vertices of the largest piece
 };
 
 template <class Key>
@@ -176,7 +195,8 @@ ColumnLines follow_lines(const VertexLists<Key>& lists, Key diagonal, ThreadPool
     ColumnLines lines;
     int64_t size = 0;
     for (int64_t c = 0; c < num_columns; ++c) {
-        for (uint32_t column = has_before[c] ? kNoNeighbor : static_cast<uint32_t>(c); column != kNoNeighbor; column = next[column]) {
+        for (uint32_t column = has_before[c] ? kNoNeighbor : static_cast<uint32_t>(c);
+             column != kNoNeighbor; column = next[column]) {
             lines.columns.push_back(column);
             size += lists.first_vertex(column + 1) - lists.first_vertex(column);
         }
@@ -200,13 +220,17 @@ inline Buffer<uint8_t> pack_bits(const Buffer<uint8_t>& bytes, ThreadPool& pool)
     return bits;
 }
 
-inline Lattice::Chains join_chains(const std::vector<std::vector<uint32_t>>& found, ThreadPool& pool) {
+inline Lattice::Chains join_chains(const std::vector<std::vector<uint32_t>>& found,
+                                   ThreadPool& pool) {
     Lattice::Chains chains;
     chains.pieces.push_back(0);
-    for (const auto& entries : found) chains.pieces.push_back(chains.pieces.back() + static_cast<int64_t>(entries.size()));
+    for (const auto& entries : found)
+        chains.pieces.push_back(chains.pieces.back() + static_cast<int64_t>(entries.size()));
     chains.entries = Buffer<uint32_t>(chains.pieces.back());
-    pool.run(static_cast<int64_t>(found.size()),
-             [&](int64_t piece, int) { std::copy(found[piece].begin(), found[piece].end(), chains.entries.get() + chains.pieces[piece]); });
+    pool.run(static_cast<int64_t>(found.size()), [&](int64_t piece, int) {
+        std::copy(found[piece].begin(), found[piece].end(),
+                  chains.entries.get() + chains.pieces[piece]);
+    });
     return chains;
 }
 
@@ -214,40 +238,47 @@ inline Lattice::Chains join_chains(const std::vector<std::vector<uint32_t>>& fou
 inline std::vector<int64_t> cut_lists(const Buffer<uint32_t>& begins) {
     std::vector<int64_t> pieces{0};
     for (int64_t list = 1; list < begins.size; ++list)
-        if (list + 1 == begins.size || begins[list] - begins[pieces.back()] >= kChainBlock) pieces.push_back(list);
+        if (list + 1 == begins.size || begins[list] - begins[pieces.back()] >= kChainBlock)
+            pieces.push_back(list);
     return pieces;
 }
 
 // Fills in the lattice's chains and lists.
 template <class Key>
-void find_neighbors(const LatticeVertices<Key>& vertices, const VertexOrder<Key>& order, const BlockLayout& layout,
-                    const KeySpace<Key>& space, ThreadPool& pool, Lattice& lattice) {
+void find_neighbors(const LatticeVertices<Key>& vertices, const VertexOrder<Key>& order,
+                    const BlockLayout& layout, const KeySpace<Key>& space, ThreadPool& pool,
+                    Lattice& lattice) {
     VertexLists<Key> lists(vertices, order, layout, pool);
     const int64_t num_vertices = vertices.num_vertices, num_lists = lists.num_lists();
     const std::vector<int64_t> cuts = cut_lists(lists.begins());
     const int64_t num_bytes = (num_vertices / 8 + 1) * 8;
-    const typename VertexLists<Key>::Links links{Buffer<uint32_t>(num_lists), Buffer<uint8_t>(num_lists), Buffer<uint8_t>(num_bytes),
-                                                 Buffer<uint8_t>(num_bytes)};
+    const typename VertexLists<Key>::Links links{
+        Buffer<uint32_t>(num_lists), Buffer<uint8_t>(num_lists), Buffer<uint8_t>(num_bytes),
+        Buffer<uint8_t>(num_bytes)};
     std::fill_n(links.marked_after.get(), num_bytes, uint8_t{0});
     const ColumnLines lines = follow_lines(lists, order.column_of(space.after_all()), pool);
-    if (lines.largest <= std::max(kLargePiece, num_vertices / kFewPieces)) lattice.num_local = space.num_features() + 1 - layout.num_axes;
+    if (lines.largest <= std::max(kLargePiece, num_vertices / kFewPieces))
+        lattice.num_local = space.num_features() + 1 - layout.num_axes;
     for (int j = 0; j <= space.num_features(); ++j) {
         std::fill_n(links.has_before.get(), num_lists, uint8_t{0});
         std::fill_n(links.marked_before.get(), num_bytes, uint8_t{0});
-        for_blocks(lists.num_columns(), pool, [&](int64_t column, int) { lists.link_column(column, j, space, links); });
+        for_blocks(lists.num_columns(), pool,
+                   [&](int64_t column, int) { lists.link_column(column, j, space, links); });
         const bool is_local = j < lattice.num_local;
         std::vector<std::vector<uint32_t>> found((is_local ? lines.pieces : cuts).size() - 1);
         pool.run(static_cast<int64_t>(found.size()), [&](int64_t piece, int) {
             if (!is_local) return list_chains(links, cuts[piece], cuts[piece + 1], found[piece]);
             for (int64_t i = lines.pieces[piece]; i < lines.pieces[piece + 1]; ++i)
-                list_chains(links, lists.first_list(lines.columns[i]), lists.first_list(lines.columns[i] + 1), found[piece]);
+                list_chains(links, lists.first_list(lines.columns[i]),
+                            lists.first_list(lines.columns[i] + 1), found[piece]);
         });
         lattice.directions.push_back(join_chains(found, pool));
         lattice.directions.back().after = pack_bits(links.marked_after, pool);
         lattice.directions.back().before = pack_bits(links.marked_before, pool);
     }
     for (int64_t list = 0; list < num_lists; ++list)
-        lattice.longest_list = std::max<int64_t>(lattice.longest_list, lists.begins()[list + 1] - lists.begins()[list]);
+        lattice.longest_list = std::max<int64_t>(lattice.longest_list,
+                                                 lists.begins()[list + 1] - lists.begins()[list]);
     lattice.first_of_list = lists.take_begins();
 }
 
@@ -258,17 +289,22 @@ constexpr int kAxesOfPoints = 3;
 constexpr int64_t kSampledTiles = 8;
 
 template <class Key>
-Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, const KeySpace<Key>& space, ThreadPool& pool) {
+Lattice build(const BilateralInput& input, const LatticeGeometry& geometry,
+              const KeySpace<Key>& space, ThreadPool& pool) {
     LatticeTiles<Key> tiles = embed_tiles(input, geometry, space, pool);
     Lattice& lattice = tiles;
     lattice.num_features = geometry.num_features;
     // Points have no position: some of their features take its place in the order of vertices.
-    const int num_axes = input.theta_position.empty() ? std::min(kAxesOfPoints, geometry.num_features) : input.voxels->num_axes;
-    const BlockLayout layout = lay_out_blocks(space.layout(), num_axes, std::min(input.voxels->num_voxels, tiles.num_records));
+    const int num_axes = input.theta_position.empty()
+                             ? std::min(kAxesOfPoints, geometry.num_features)
+                             : input.voxels->num_axes;
+    const BlockLayout layout = lay_out_blocks(
+        space.layout(), num_axes, std::min(input.voxels->num_voxels, tiles.num_records));
     const VertexOrder<Key> order(space.layout(), num_axes);
     BlockRecords<Key> records = sort_by_block(tiles, layout, pool);
     // The tiles' own lists, before those of the vertices are allocated.
-    BlockCache::release_idle(tiles.num_records * (geometry.num_features + 1) * static_cast<int64_t>(sizeof(float)));
+    BlockCache::release_idle(tiles.num_records * (geometry.num_features + 1) *
+                             static_cast<int64_t>(sizeof(float)));
     LatticeVertices<Key> vertices = number_vertices(records, order, pool);
     find_neighbors(vertices, order, layout, space, pool, lattice);
     vertices.keys = Buffer<Key>();
@@ -279,7 +315,9 @@ Lattice build(const BilateralInput& input, const LatticeGeometry& geometry, cons
 }  // namespace
 
 Lattice build_lattice(const BilateralInput& input, ThreadPool& pool) {
-    return with_key_space(input, [&](const auto& geometry, const auto& space) { return build(input, geometry, space, pool); });
+    return with_key_space(input, [&](const auto& geometry, const auto& space) {
+        return build(input, geometry, space, pool);
+    });
 }
 
 bool fits_lattice(const BilateralInput& input) {
@@ -292,7 +330,8 @@ bool fits_lattice(const BilateralInput& input) {
 
 double estimate_vertices_per_voxel(const BilateralInput& input) {
     if (!fits_lattice(input)) return std::numeric_limits<double>::infinity();
-    return with_key_space(
-        input, [&](const auto& geometry, const auto& space) { return sample_vertices_per_voxel(input, geometry, space, kSampledTiles); });
+    return with_key_space(input, [&](const auto& geometry, const auto& space) {
+        return sample_vertices_per_voxel(input, geometry, space, kSampledTiles);
+    });
 }
 }  // namespace crf

@@ -1,7 +1,9 @@
-// The permutohedral lattice of one image: its vertices, the voxels' links to them, and the neighbors of each vertex.
-// Five passes build it, each in parallel and with the same result for any number of threads: the simplex of every voxel, and each tile's
-// own list of vertices (lattice_tiles.h); the tiles' vertices sorted into blocks of space; duplicates merged and vertices numbered, block
-// by block (lattice_vertices.h); the neighbors along each direction (lattice_build.cpp); the place of each tile's share.
+// The permutohedral lattice of one image: its vertices, the voxels' links to them, and the
+// neighbors of each vertex. Five passes build it, each in parallel and with the same result for any
+// number of threads: the simplex of every voxel, and each tile's own list of vertices
+// (lattice_tiles.h); the tiles' vertices sorted into blocks of space; duplicates merged and
+// vertices numbered, block by block (lattice_vertices.h); the neighbors along each direction
+// (lattice_build.cpp); the place of each tile's share.
 #pragma once
 
 #include "cpu/filter.h"
@@ -9,8 +11,11 @@
 
 namespace crf {
 struct Lattice {
-    // Most voxels of a tile, a brick of the box. A tile is splatted into one small buffer, whose vertices are numbered in 16 bits.
-    static constexpr int64_t tile_voxels(int num_features) { return num_features < 16 ? 4096 : 2048; }
+    // Most voxels of a tile, a brick of the box. A tile is splatted into one small buffer, whose
+    // vertices are numbered in 16 bits.
+    static constexpr int64_t tile_voxels(int num_features) {
+        return num_features < 16 ? 4096 : 2048;
+    }
 
     // Consecutive compact voxels of a tile.
     struct Piece {
@@ -30,35 +35,43 @@ struct Lattice {
     int64_t largest_tile = 0;  // vertices of the largest tile
     std::vector<Piece> pieces;
     std::vector<Tile> tiles;
-    // For each voxel, in tile order: its D + 1 vertices as numbers within the tile, and their barycentric weights in 1 / 65535. A tile's
-    // voxels come in batches of sixteen: (batch, D + 1, 16), where the last batch is filled up.
+    // For each voxel, in tile order: its D + 1 vertices as numbers within the tile, and their
+    // barycentric weights in 1 / 65535. A tile's voxels come in batches of sixteen: (batch, D + 1,
+    // 16), where the last batch is filled up.
     Buffer<uint16_t> local, weight;
-    // For each tile's vertices: the slot of the tile's share of it. The first tile's is the vertex's own number; further tiles' are
-    // consecutive and not below num_vertices. They are added to the first before blurring, and get copies of it before slicing.
+    // For each tile's vertices: the slot of the tile's share of it. The first tile's is the
+    // vertex's own number; further tiles' are consecutive and not below num_vertices. They are
+    // added to the first before blurring, and get copies of it before slicing.
     Buffer<uint32_t> slot;
     // A vertex of several tiles, and the slots of all but the first.
     struct Shared {
         uint32_t vertex, first_slot, num_slots;
     };
     std::vector<Shared> shared;
-    // Along one direction the lists of vertices, by which these are numbered (VertexOrder), form chains: a step takes a list's vertices to
-    // those of one other list and keeps their order. Two bits per vertex tell which ones have neighbors: the i-th vertex of a list that has
-    // one after it is followed by the i-th vertex of the next list that has one before it.
+    // Along one direction the lists of vertices, by which these are numbered (VertexOrder), form
+    // chains: a step takes a list's vertices to those of one other list and keeps their order. Two
+    // bits per vertex tell which ones have neighbors: the i-th vertex of a list that has one after
+    // it is followed by the i-th vertex of the next list that has one before it.
     struct Chains {
-        // Chain after chain, each entry a list's number times two, plus one at the end of its chain; a list without neighbors is left out.
+        // Chain after chain, each entry a list's number times two, plus one at the end of its
+        // chain; a list without neighbors is left out.
         Buffer<uint32_t> entries;
-        std::vector<int64_t> pieces;    // possible cuts for parallel work: beginnings of chains, and the end
-        Buffer<uint8_t> after, before;  // a bit per vertex: whether it has a neighbor on that side; padded for reading whole words
+        std::vector<int64_t>
+            pieces;  // possible cuts for parallel work: beginnings of chains, and the end
+        Buffer<uint8_t> after, before;  // a bit per vertex: whether it has a neighbor on that side;
+                                        // padded for reading whole words
     };
     std::vector<Chains> directions;  // D + 1 of them
-    // The first directions whose pieces are independent of one another: a piece of one has the vertices of the same piece of another, so
-    // that a piece can be blurred along all of them while it is in the cache.
+    // The first directions whose pieces are independent of one another: a piece of one has the
+    // vertices of the same piece of another, so that a piece can be blurred along all of them while
+    // it is in the cache.
     int num_local = 0;
     Buffer<uint32_t> first_of_list;  // the first vertex of each list, and the end
     int64_t longest_list = 0;        // vertices of the longest list
 };
 
-// Pieces are short and far apart, so the hardware cannot predict them: the numbers of the piece this many places ahead are prefetched.
+// Pieces are short and far apart, so the hardware cannot predict them: the numbers of the piece
+// this many places ahead are prefetched.
 constexpr int64_t kPiecesAhead = 12;
 
 // Throws CapacityError if the features span more cells than a 128-bit key can number.
@@ -67,6 +80,7 @@ Lattice build_lattice(const BilateralInput& input, ThreadPool& pool);
 // Whether the features fit into the keys of a lattice.
 bool fits_lattice(const BilateralInput& input);
 
-// Vertices per voxel, estimated from a few tiles; a lattice's cost depends on it. Infinite if no lattice can be built.
+// Vertices per voxel, estimated from a few tiles; a lattice's cost depends on it. Infinite if no
+// lattice can be built.
 double estimate_vertices_per_voxel(const BilateralInput& input);
 }  // namespace crf

@@ -6,10 +6,12 @@
 
 namespace crf {
 // Pass 2 of building a lattice: records (vertices as the tiles number them) are sorted into blocks.
-// Boxes of a vertex's last coordinates, one per axis, which depend only on position, divide space into blocks. All records of a vertex are
-// in one block: blocks are independent, and nearby vertices get nearby numbers, which determines the speed of blurring.
+// Boxes of a vertex's last coordinates, one per axis, which depend only on position, divide space
+// into blocks. All records of a vertex are in one block: blocks are independent, and nearby
+// vertices get nearby numbers, which determines the speed of blurring.
 
-// The block of a key: some bits of the coordinates that depend on position, and what each of their values adds to the block's number.
+// The block of a key: some bits of the coordinates that depend on position, and what each of their
+// values adds to the block's number.
 struct BlockLayout {
     int num_axes = 0;
     int shift[kMaxAxes]{};
@@ -20,7 +22,8 @@ struct BlockLayout {
     template <class Key>
     int64_t block_of(Key key) const {
         int64_t block = 0;
-        for (int a = 0; a < num_axes; ++a) block += place[a][static_cast<uint64_t>(key >> shift[a]) & mask[a]];
+        for (int a = 0; a < num_axes; ++a)
+            block += place[a][static_cast<uint64_t>(key >> shift[a]) & mask[a]];
         return block;
     }
 };
@@ -33,19 +36,23 @@ struct BlockRecords {
     Buffer<uint32_t> record;  // its number among the tiles' records
 };
 
-// Calls body(block, thread) for every block. Most blocks are small: a thread takes several at a time.
+// Calls body(block, thread) for every block. Most blocks are small: a thread takes several at a
+// time.
 template <class Body>
 void for_blocks(int64_t num_blocks, ThreadPool& pool, Body&& body) {
     constexpr int64_t kGroup = 16;
     pool.run((num_blocks + kGroup - 1) / kGroup, [&](int64_t group, int thread) {
-        for (int64_t b = group * kGroup; b < std::min((group + 1) * kGroup, num_blocks); ++b) body(b, thread);
+        for (int64_t b = group * kGroup; b < std::min((group + 1) * kGroup, num_blocks); ++b)
+            body(b, thread);
     });
 }
 
-// Most blocks, and fewest voxels or records per block: most of a block's cost is its list, even if it is empty.
+// Most blocks, and fewest voxels or records per block: most of a block's cost is its list, even if
+// it is empty.
 constexpr double kFewBlocks = 4096, kItemsPerBlock = 32;
 
-// Tiles are divided into this many groups that count and write independently. Each needs a counter per block.
+// Tiles are divided into this many groups that count and write independently. Each needs a counter
+// per block.
 constexpr int64_t kTileGroups = 16;
 
 // num_items: voxels or records, whichever are fewer.
@@ -59,7 +66,8 @@ inline BlockLayout lay_out_blocks(const KeyLayout& keys, int num_axes, int64_t n
     double blocks = 0;
     do {
         blocks = 1;
-        for (int a = 0; a < layout.num_axes; ++a) blocks *= std::ldexp(1.0, std::max(0, keys.width[d - a] - coarser));
+        for (int a = 0; a < layout.num_axes; ++a)
+            blocks *= std::ldexp(1.0, std::max(0, keys.width[d - a] - coarser));
         if (blocks > most) ++coarser;
     } while (blocks > most);
     layout.num_blocks = static_cast<int64_t>(blocks);
@@ -72,7 +80,8 @@ inline BlockLayout lay_out_blocks(const KeyLayout& keys, int num_axes, int64_t n
         layout.mask[a] = (uint64_t{1} << bits[a]) - 1;
         layout.place[a].assign(layout.mask[a] + 1, 0);
     }
-    // Blocks are numbered along a Morton curve: blocks that are near in space, with their vertices, are near in memory.
+    // Blocks are numbered along a Morton curve: blocks that are near in space, with their vertices,
+    // are near in memory.
     int target = 0;
     for (int bit = 0; bit < most_bits; ++bit)
         for (int a = 0; a < layout.num_axes; ++a) {
@@ -86,17 +95,20 @@ inline BlockLayout lay_out_blocks(const KeyLayout& keys, int num_axes, int64_t n
 
 // Frees the tiles' keys.
 template <class Key>
-BlockRecords<Key> sort_by_block(LatticeTiles<Key>& tiles, const BlockLayout& layout, ThreadPool& pool) {
+BlockRecords<Key> sort_by_block(LatticeTiles<Key>& tiles, const BlockLayout& layout,
+                                ThreadPool& pool) {
     const int64_t num_tiles = static_cast<int64_t>(tiles.tiles.size());
     const int64_t num_groups = std::min(num_tiles, kTileGroups);
     auto group_begin = [&](int64_t g) { return num_tiles * g / num_groups; };
-    std::vector<std::vector<uint32_t>> next(num_groups);  // per group and block: a count, then the place of the next record
+    std::vector<std::vector<uint32_t>> next(
+        num_groups);  // per group and block: a count, then the place of the next record
     Buffer<uint32_t> block_of_record(tiles.num_records);
     pool.run(num_groups, [&](int64_t g, int) {
         next[g].assign(layout.num_blocks, 0);
         for (int64_t t = group_begin(g); t < group_begin(g + 1); ++t) {
             uint32_t* block = block_of_record.get() + tiles.tiles[t].first_vertex;
-            for (Key key : tiles.keys[t]) ++next[g][*block++ = static_cast<uint32_t>(layout.block_of(key))];
+            for (Key key : tiles.keys[t])
+                ++next[g][*block++ = static_cast<uint32_t>(layout.block_of(key))];
         }
     });
     BlockRecords<Key> sorted;
@@ -128,25 +140,30 @@ BlockRecords<Key> sort_by_block(LatticeTiles<Key>& tiles, const BlockLayout& lay
     return sorted;
 }
 
-// The order of a block's vertices: by column (the coordinates that depend on position), then by remainder, and within such a *list* by the
-// rest of the key. A step along a direction takes a list to another one and adds one number to each key.
+// The order of a block's vertices: by column (the coordinates that depend on position), then by
+// remainder, and within such a *list* by the rest of the key. A step along a direction takes a list
+// to another one and adds one number to each key.
 
 template <class Key>
 class VertexOrder {
    public:
     VertexOrder(const KeyLayout& layout, int num_axes)
-        : remainder_bits_(layout.width[0]), rest_end_(layout.shift[layout.num_features - num_axes + 1]) {
+        : remainder_bits_(layout.width[0]),
+          rest_end_(layout.shift[layout.num_features - num_axes + 1]) {
         remainder_ = (Key(1) << remainder_bits_) - 1;
         rest_ = ((Key(1) << rest_end_) - 1) & ~remainder_;
     }
 
-    // The fields that name a key's column, or its list; columns and lists are in the order of these numbers.
+    // The fields that name a key's column, or its list; columns and lists are in the order of these
+    // numbers.
     Key column_of(Key key) const { return key & ~(rest_ | remainder_); }
     Key list_of(Key key) const { return key & ~rest_; }
 
-    // Keys in the order of these numbers are in the order of vertices: the remainder moves above the rest of the fields.
+    // Keys in the order of these numbers are in the order of vertices: the remainder moves above
+    // the rest of the fields.
     Key rank_of(Key key) const {
-        return (key & ~(rest_ | remainder_)) | (key & remainder_) << (rest_end_ - remainder_bits_) | (key & rest_) >> remainder_bits_;
+        return (key & ~(rest_ | remainder_)) | (key & remainder_) << (rest_end_ - remainder_bits_) |
+               (key & rest_) >> remainder_bits_;
     }
 
    private:
@@ -161,14 +178,17 @@ struct LatticeVertices {
         uint32_t first_vertex = 0, first_shared = 0;
     };
     std::vector<Block> blocks;
-    Buffer<Key> keys;           // of each vertex, block after block and in their order (VertexOrder) within a block
+    Buffer<Key>
+        keys;  // of each vertex, block after block and in their order (VertexOrder) within a block
     Buffer<uint8_t> is_shared;  // (sorted record) whether it has the vertex of the record before it
     int64_t num_vertices = 0, num_shared = 0;
 };
 
-// Sorts by rank, then by index, which rises at first: by digits of eight bits from the lowest bit on in which ranks differ.
+// Sorts by rank, then by index, which rises at first: by digits of eight bits from the lowest bit
+// on in which ranks differ.
 template <class Key>
-void sort_by_rank(std::vector<std::pair<Key, uint32_t>>& items, std::vector<std::pair<Key, uint32_t>>& other) {
+void sort_by_rank(std::vector<std::pair<Key, uint32_t>>& items,
+                  std::vector<std::pair<Key, uint32_t>>& other) {
     constexpr size_t kFewItems = 64;
     if (items.size() < kFewItems) return std::sort(items.begin(), items.end());
     Key varying = 0;
@@ -179,14 +199,17 @@ void sort_by_rank(std::vector<std::pair<Key, uint32_t>>& items, std::vector<std:
         uint32_t place[256]{}, total = 0;
         for (const auto& item : items) ++place[static_cast<uint8_t>(item.first >> shift)];
         for (uint32_t& p : place) total += std::exchange(p, total);
-        for (const auto& item : items) other[place[static_cast<uint8_t>(item.first >> shift)]++] = item;
+        for (const auto& item : items)
+            other[place[static_cast<uint8_t>(item.first >> shift)]++] = item;
         items.swap(other);
     }
 }
 
-// Sorts a block's records by vertex, and then by tile, and frees their keys. Throws CapacityError if 31 bits cannot number the vertices.
+// Sorts a block's records by vertex, and then by tile, and frees their keys. Throws CapacityError
+// if 31 bits cannot number the vertices.
 template <class Key>
-LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrder<Key>& order, ThreadPool& pool) {
+LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrder<Key>& order,
+                                     ThreadPool& pool) {
     const int64_t num_blocks = static_cast<int64_t>(records.block_begin.size()) - 1;
     LatticeVertices<Key> result;
     result.blocks.resize(num_blocks);
@@ -203,7 +226,8 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
         if (size == 0) return;
         auto& [ranks, sorted, unique, record] = scratch[thread];
         ranks.resize(size);
-        for (uint32_t i = 0; i < size; ++i) ranks[i] = {order.rank_of(records.keys[begin + i]), begin + i};
+        for (uint32_t i = 0; i < size; ++i)
+            ranks[i] = {order.rank_of(records.keys[begin + i]), begin + i};
         sort_by_rank(ranks, sorted);
         unique.resize(size);
         record.resize(size);
@@ -227,7 +251,8 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
         result.num_vertices += block.num_vertices;
         result.num_shared += block.num_shared;
     }
-    if (result.num_vertices > int64_t{0x7ffffff0}) throw CapacityError("the lattice would have more than 2^31 vertices");
+    if (result.num_vertices > int64_t{0x7ffffff0})
+        throw CapacityError("the lattice would have more than 2^31 vertices");
     result.keys = Buffer<Key>(result.num_vertices);
     for (int64_t b = 0; b < num_blocks; ++b)
         std::copy_n(records.keys.get() + records.block_begin[b], result.blocks[b].num_vertices,
@@ -236,10 +261,11 @@ LatticeVertices<Key> number_vertices(BlockRecords<Key>& records, const VertexOrd
     return result;
 }
 
-// Pass 5 of building a lattice: the place of each tile's share of a vertex. A vertex's records are in tile order, so the order in which
-// shares are summed is fixed.
+// Pass 5 of building a lattice: the place of each tile's share of a vertex. A vertex's records are
+// in tile order, so the order in which shares are summed is fixed.
 template <class Key>
-void assign_slots(const BlockRecords<Key>& records, const LatticeVertices<Key>& vertices, ThreadPool& pool, Lattice& lattice) {
+void assign_slots(const BlockRecords<Key>& records, const LatticeVertices<Key>& vertices,
+                  ThreadPool& pool, Lattice& lattice) {
     lattice.slot = Buffer<uint32_t>(records.record.size);
     lattice.shared.resize(vertices.num_shared);
     for_blocks(static_cast<int64_t>(vertices.blocks.size()), pool, [&](int64_t b, int) {

@@ -9,8 +9,9 @@ namespace crf {
 namespace {
 class MeanField {
    public:
-    MeanField(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options, const GridView<const float>& logits,
-              const GridView<float>& out, float* record, ThreadPool& pool, Workspace& workspace)
+    MeanField(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options,
+              const GridView<const float>& logits, const GridView<float>& out, float* record,
+              ThreadPool& pool, Workspace& workspace)
         : voxels_(voxels),
           options_(options),
           logits_(logits),
@@ -27,13 +28,16 @@ class MeanField {
           volumes_(options, voxels.num_voxels, pool) {
         keep_ = options_.tolerance > 0;  // a step that may be the last one stores its logits
         if (!record_)
-            own_marginals_ = Buffer<float>((gives_marginals() || messages_.joins_ones() ? num_labels_ : num_channels_) * num_voxels_);
+            own_marginals_ = Buffer<float>(
+                (gives_marginals() || messages_.joins_ones() ? num_labels_ : num_channels_) *
+                num_voxels_);
         old_marginals_ = new_marginals_ = record_ ? record_ : own_marginals_.get();
         // The result's memory serves the messages until the last step puts logits in their place.
         messages_.prepare(keep_ || !is_whole(out) ? nullptr : out.data);
         block_sums_.resize(num_blocks_);
         scratch_.resize(pool.num_threads());
-        for (auto& s : scratch_) s = Buffer<float>((options_.is_potts ? 3 : 4) * num_labels_ * kBlockRow);
+        for (auto& s : scratch_)
+            s = Buffer<float>((options_.is_potts ? 3 : 4) * num_labels_ * kBlockRow);
         // In memory that has just been freed. In a box of a mask the spatial filter needs more.
         if (num_voxels_ == voxels.box_size) workspace.floats(num_voxels_);
         release_idle();
@@ -49,7 +53,8 @@ class MeanField {
         const bool may_stop = options_.tolerance > 0;
         const auto preview = [&](int64_t block, int thread) {
             float* const rows = scratch_[thread].get();
-            with_constant<2, 3, 4, 5, 0>(num_labels_, [&](auto known) { preview_labels<known.value>(block, rows); });
+            with_constant<2, 3, 4, 5, 0>(
+                num_labels_, [&](auto known) { preview_labels<known.value>(block, rows); });
             return rows;
         };
         if (keep_ || options_.num_iterations == 0) write_start(out_);
@@ -65,16 +70,20 @@ class MeanField {
             const bool is_recorded = record_ && (!is_last || volumes_);
             if (is_recorded) new_marginals_ = old_marginals_ + num_channels_ * num_voxels_;
             // No step reads the last marginals, and the record has no room for them.
-            num_stored_ = !is_last || is_recorded ? num_channels_ : gives_marginals() ? num_labels_ : 0;
+            num_stored_ = !is_last || is_recorded ? num_channels_
+                          : gives_marginals()     ? num_labels_
+                                                  : 0;
             const double divergence = volumes_.energy();
             if (volumes_) outcome.volume_bias.push_back(volumes_.balance(pool_, preview));
-            for_blocks([&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
+            for_blocks(
+                [&](int64_t block, int thread) { update(block, scratch_[thread].get(), target); });
             old_marginals_ = new_marginals_;
             const StepSums sums = total(block_sums_);
             outcome.energy.push_back(unary + 0.5 * sums.quadratic + divergence - largest);
             unary = sums.unary;
             outcome.num_iterations = t + 1;
-            if (may_stop && sums.divergence / num_voxels_ < options_.tolerance && sums.flips < kFlipsAtConvergence * num_voxels_) {
+            if (may_stop && sums.divergence / num_voxels_ < options_.tolerance &&
+                sums.flips < kFlipsAtConvergence * num_voxels_) {
                 outcome.converged = true;
                 break;
             }
@@ -82,26 +91,35 @@ class MeanField {
         return outcome;
     }
 
-    // (label, voxel), after the last step; empty where it was not the last possible one, or if they are not asked for.
-    Buffer<float> marginals() { return num_stored_ == num_labels_ && gives_marginals() ? std::move(own_marginals_) : Buffer<float>(); }
+    // (label, voxel), after the last step; empty where it was not the last possible one, or if they
+    // are not asked for.
+    Buffer<float> marginals() {
+        return num_stored_ == num_labels_ && gives_marginals() ? std::move(own_marginals_)
+                                                               : Buffer<float>();
+    }
 
    private:
     bool gives_marginals() const { return options_.gives_marginals && !record_; }
 
     // Whether an array has the voxels and no others, in their order.
     bool is_whole(const GridView<float>& array) const {
-        return num_voxels_ == (array.is_box ? voxels_.box_size : voxels_.grid_size) && array.label_stride == num_voxels_;
+        return num_voxels_ == (array.is_box ? voxels_.box_size : voxels_.grid_size) &&
+               array.label_stride == num_voxels_;
     }
 
     void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }
 
     // Before an array of all labels is touched for the first time.
-    void release_idle() const { BlockCache::release_idle(num_labels_ * num_voxels_ * static_cast<int64_t>(sizeof(float))); }
+    void release_idle() const {
+        BlockCache::release_idle(num_labels_ * num_voxels_ * static_cast<int64_t>(sizeof(float)));
+    }
 
-    // Logits with their bias over temperature of a block, one row of kBlockRow per label; rows are padded with zeros to whole vectors.
+    // Logits with their bias over temperature of a block, one row of kBlockRow per label; rows are
+    // padded with zeros to whole vectors.
     void load_logits(int64_t block, float* rows) const {
         const float scale = 1.0f / options_.temperature;
-        if (options_.bias.empty()) return load_from_grid(voxels_, logits_, scale, block, num_labels_, rows);
+        if (options_.bias.empty())
+            return load_from_grid(voxels_, logits_, scale, block, num_labels_, rows);
         load_from_grid(voxels_, logits_, 1.0f, block, num_labels_, rows);
         const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
         for (int l = 0; l < num_labels_; ++l) {
@@ -110,7 +128,9 @@ class MeanField {
         }
     }
 
-    void store_marginals(int64_t block, const float* rows) { store_rows(rows, num_voxels_, block, num_stored_, new_marginals_); }
+    void store_marginals(int64_t block, const float* rows) {
+        store_rows(rows, num_voxels_, block, num_stored_, new_marginals_);
+    }
 
     void initialize(int64_t block, float* x) {
         load_logits(block, x);
@@ -135,13 +155,16 @@ class MeanField {
         block_sums_[block] = {.unary = -sum_lanes(log_sum), .largest = sum_lanes(largest)};
     }
 
-    // One step for a block: from messages and old marginals to new ones (and logits, if `out` is given). Messages become zero.
+    // One step for a block: from messages and old marginals to new ones (and logits, if `out` is
+    // given). Messages become zero.
     void update(int64_t block, float* scratch, const GridView<float>* out) {
-        with_constant<2, 3, 4, 5, 0>(num_labels_, [&](auto known) { update_labels<known.value>(block, scratch, out); });
+        with_constant<2, 3, 4, 5, 0>(
+            num_labels_, [&](auto known) { update_labels<known.value>(block, scratch, out); });
     }
 
-    // The new logits of a block as the first rows of `scratch`, the old marginals as the next; returns <Q, pairwise> of these. The messages
-    // are reset to zero for the next step if this is the final computation of the step.
+    // The new logits of a block as the first rows of `scratch`, the old marginals as the next;
+    // returns <Q, pairwise> of these. The messages are reset to zero for the next step if this is
+    // the final computation of the step.
     template <int L>
     vfloat new_logits(int64_t block, float* scratch, bool is_final) {
         const int num_labels = L > 0 ? L : num_labels_;
@@ -180,8 +203,11 @@ class MeanField {
             }
             for (int l = 0; l < num_labels; ++l) {
                 const auto message = [&](int k) { return load(s + k * kBlockRow + i); };
-                const auto penalty = [&](int k) { return options_.compatibility[k * num_labels + l]; };
-                const vfloat pairwise = pairwise_term(options_, num_labels, l, all, message, penalty);
+                const auto penalty = [&](int k) {
+                    return options_.compatibility[k * num_labels + l];
+                };
+                const vfloat pairwise =
+                    pairwise_term(options_, num_labels, l, all, message, penalty);
                 const vfloat a = load(x + l * kBlockRow + i);
                 quadratic += select(valid, pairwise * load(q + l * kBlockRow + i), vfloat{});
                 // A label with a logit of minus infinity is excluded from the energy.
@@ -193,11 +219,14 @@ class MeanField {
         return quadratic;
     }
 
-    // Rows for the logits relative to the largest of their voxel, which the energy of the new marginals needs: those of the messages,
-    // unless a matrix needs all messages for each label.
-    float* relative_logits(float* scratch, int num_labels) const { return scratch + (options_.is_potts ? 2 : 3) * num_labels * kBlockRow; }
+    // Rows for the logits relative to the largest of their voxel, which the energy of the new
+    // marginals needs: those of the messages, unless a matrix needs all messages for each label.
+    float* relative_logits(float* scratch, int num_labels) const {
+        return scratch + (options_.is_potts ? 2 : 3) * num_labels * kBlockRow;
+    }
 
-    // The marginals that a block would have with the present biases of the volume term, as the first rows of `scratch`.
+    // The marginals that a block would have with the present biases of the volume term, as the
+    // first rows of `scratch`.
     template <int L>
     void preview_labels(int64_t block, float* scratch) {
         new_logits<L>(block, scratch, false);
@@ -223,9 +252,12 @@ class MeanField {
             const SoftmaxLanes now = softmax_rows<L>(x + i, num_labels_);
             linear -= select(valid, now.negative_entropy, vfloat{});
             for (int l = 0; l < num_labels; ++l)
-                linear += select(valid, load(relative + l * kBlockRow + i) * load(x + l * kBlockRow + i), vfloat{});
+                linear +=
+                    select(valid, load(relative + l * kBlockRow + i) * load(x + l * kBlockRow + i),
+                           vfloat{});
             if (options_.tolerance > 0) {
-                divergence += select(valid, kl_divergence<L>(x + i, q + i, num_labels_, implied_), vfloat{});
+                divergence +=
+                    select(valid, kl_divergence<L>(x + i, q + i, num_labels_, implied_), vfloat{});
                 vint old_label{};
                 vfloat largest = load(q + i);
                 for (int l = 1; l < num_labels; ++l) {
@@ -263,28 +295,34 @@ class MeanField {
     const int num_labels_, num_channels_;
     const int64_t num_voxels_, num_blocks_;
     const bool implied_;  // the last label's channel is not filtered
-    int num_stored_;      // new marginals that are stored: channels, in the last step all labels or none
+    int num_stored_;      // new marginals that are stored: channels, in the last step all labels or
+                          // none
     Messages messages_;
     KeptVolumes volumes_;
     bool keep_ = false;            // logits are stored in each step
-    Buffer<float> own_marginals_;  // (channel, voxel), with room for all labels if they are given to the caller
+    Buffer<float> own_marginals_;  // (channel, voxel), with room for all labels if they are given
+                                   // to the caller
     float *old_marginals_ = nullptr, *new_marginals_ = nullptr;
     std::vector<StepSums> block_sums_;
     std::vector<Buffer<float>> scratch_;
 };
 
-// Outside the mask the result is the logits over the temperature. Written last, so that its memory is not used while the lattice exists.
-void write_outside(const Voxels& voxels, const MeanFieldOptions& options, const GridView<const float>& logits, const GridView<float>& out,
+// Outside the mask the result is the logits over the temperature. Written last, so that its memory
+// is not used while the lattice exists.
+void write_outside(const Voxels& voxels, const MeanFieldOptions& options,
+                   const GridView<const float>& logits, const GridView<float>& out,
                    ThreadPool& pool) {
     if (voxels.num_voxels == (out.is_box ? voxels.box_size : voxels.grid_size)) return;
     const float scale = 1 / options.temperature;
-    pool.run(options.num_labels, [&](int64_t label, int) { copy_outside(voxels, logits, out, label, scale); });
+    pool.run(options.num_labels,
+             [&](int64_t label, int) { copy_outside(voxels, logits, out, label, scale); });
 }
 }  // namespace
 
 bool MeanFieldOptions::has_one_weight(size_t kernel) const {
     const std::vector<float>& of_kernel = weight[kernel];
-    return std::all_of(of_kernel.begin(), of_kernel.end(), [&](float w) { return w == of_kernel.front(); });
+    return std::all_of(of_kernel.begin(), of_kernel.end(),
+                       [&](float w) { return w == of_kernel.front(); });
 }
 
 bool MeanFieldOptions::last_is_implied() const {
@@ -301,9 +339,11 @@ bool MeanFieldOptions::has_symmetric_penalties() const {
     return true;
 }
 
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options,
-                                const GridView<const float>& logits, const GridView<float>& out, float* record, Buffer<float>* marginals,
-                                ThreadPool& pool, Workspace& workspace, const StepCallback& callback) {
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels,
+                                const MeanFieldOptions& options,
+                                const GridView<const float>& logits, const GridView<float>& out,
+                                float* record, Buffer<float>* marginals, ThreadPool& pool,
+                                Workspace& workspace, const StepCallback& callback) {
     MeanField mean_field(voxels, kernels, options, logits, out, record, pool, workspace);
     const MeanFieldOutcome outcome = mean_field.run(callback);
     if (marginals) *marginals = mean_field.marginals();

@@ -1,4 +1,5 @@
-// The mean-field loop (docs/reference/math.md): messages of every kernel, compatibility, softmax, energy, and the stopping rule.
+// The mean-field loop (docs/reference/math.md): messages of every kernel, compatibility, softmax,
+// energy, and the stopping rule.
 #pragma once
 
 #include "cpu/filter.h"
@@ -11,15 +12,18 @@ struct MeanFieldOptions {
     int num_labels = 0;                      // L
     std::vector<std::vector<float>> weight;  // (kernel, label)
     bool is_potts = true;
-    std::vector<float>
-        compatibility;  // (label, label), penalty, zero diagonal; row: the neighbor's label, column: the voxel's own; Potts: empty
+    std::vector<float> compatibility;  // (label, label), penalty, zero diagonal; row: the
+                                       // neighbor's label, column: the voxel's own; Potts: empty
     int num_iterations = 5;
     double tolerance = 0;
     float temperature = 1;
-    std::vector<float> bias;                                        // (label), added to the logits inside the mask; empty: none
-    double volume_slack = std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity: no volume term
+    std::vector<float> bias;  // (label), added to the logits inside the mask; empty: none
+    double volume_slack =
+        std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity:
+                                                  // no volume term
 
-    // Calls read(name, field) for the fields of the model; the names are those of `MeanFieldSpec` in crfrefine/parameters/specs.py.
+    // Calls read(name, field) for the fields of the model; the names are those of `MeanFieldSpec`
+    // in crfrefine/parameters/specs.py.
     template <class Read>
     void read_model(Read&& read) {
         read("num_labels", num_labels);
@@ -33,12 +37,16 @@ struct MeanFieldOptions {
         read("volume_slack", volume_slack);
     }
 
-    std::vector<float> volume_part;   // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
-    bool is_last_run = false;         // free kernels and workspace before the last logits are written: both need not fit
-    bool gives_marginals = false;     // keep the marginals after the last step for the caller
-    bool has_symmetric_pairs = true;  // on tiles: a pair of voxels costs the same in both directions
+    std::vector<float>
+        volume_part;  // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
+    bool is_last_run =
+        false;  // free kernels and workspace before the last logits are written: both need not fit
+    bool gives_marginals = false;  // keep the marginals after the last step for the caller
+    bool has_symmetric_pairs =
+        true;  // on tiles: a pair of voxels costs the same in both directions
 
-    // Whether filtering can skip the last label's channel: with one weight for all labels its message follows from the others'.
+    // Whether filtering can skip the last label's channel: with one weight for all labels its
+    // message follows from the others'.
     bool last_is_implied() const;
     bool has_one_weight(size_t kernel) const;
     bool has_symmetric_penalties() const;
@@ -46,11 +54,12 @@ struct MeanFieldOptions {
     int num_channels() const { return last_is_implied() ? num_labels - 1 : num_labels; }
 };
 
-// The pairwise term of a label, sum_k penalty(k) message(k), where penalty(k) = compatibility[k][label]; all: the sum of the messages.
-// Backward, from gradients with respect to the pairwise terms to those with respect to the messages, the penalties are transposed.
+// The pairwise term of a label, sum_k penalty(k) message(k), where penalty(k) =
+// compatibility[k][label]; all: the sum of the messages. Backward, from gradients with respect to
+// the pairwise terms to those with respect to the messages, the penalties are transposed.
 template <class Message, class Penalty>
-vfloat pairwise_term(const MeanFieldOptions& options, int num_labels, int label, const vfloat& all, const Message& message,
-                     const Penalty& penalty) {
+vfloat pairwise_term(const MeanFieldOptions& options, int num_labels, int label, const vfloat& all,
+                     const Message& message, const Penalty& penalty) {
     if (options.is_potts) return all - message(label);
     vfloat sum{};
     for (int k = 0; k < num_labels; ++k) sum += message(k) * penalty(k);
@@ -60,27 +69,31 @@ vfloat pairwise_term(const MeanFieldOptions& options, int num_labels, int label,
 struct MeanFieldOutcome {
     int num_iterations = 0;
     bool converged = false;
-    std::vector<double> energy;                    // free energy at the start of each step; empty if it is not known
+    std::vector<double> energy;  // free energy at the start of each step; empty if it is not known
     std::vector<std::vector<double>> volume_bias;  // (step, label), if there is a volume term
 };
 
 // Called before each step with its number and the number of steps; may throw to stop.
 using StepCallback = FunctionRef<int, int>;
 
-// logits: (label, *grid), without the bias. out: the same, or (label, *box of the mask), as the logits may be then; outside the mask it is
-// the logits over the temperature.
-// record: nullptr, or (step, channel, voxel) with room for the marginals at the start of each step, which the backward pass needs; with a
-// volume term (steps + 1, channel, voxel), also for those after the last one.
-// marginals: nullptr, or set to those after the last step, (label, voxel), if the options ask for them and no step was left out.
-MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels, const MeanFieldOptions& options,
-                                const GridView<const float>& logits, const GridView<float>& out, float* record, Buffer<float>* marginals,
-                                ThreadPool& pool, Workspace& workspace, const StepCallback& callback);
+// logits: (label, *grid), without the bias. out: the same, or (label, *box of the mask), as the
+// logits may be then; outside the mask it is the logits over the temperature. record: nullptr, or
+// (step, channel, voxel) with room for the marginals at the start of each step, which the backward
+// pass needs; with a volume term (steps + 1, channel, voxel), also for those after the last one.
+// marginals: nullptr, or set to those after the last step, (label, voxel), if the options ask for
+// them and no step was left out.
+MeanFieldOutcome run_mean_field(const Voxels& voxels, std::vector<Kernel>& kernels,
+                                const MeanFieldOptions& options,
+                                const GridView<const float>& logits, const GridView<float>& out,
+                                float* record, Buffer<float>* marginals, ThreadPool& pool,
+                                Workspace& workspace, const StepCallback& callback);
 
 inline constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
 // Sums of a step over a block of voxels, or a tile.
 struct StepSums {
-    double unary = 0;       // sum Q log Q - <a / T, Q> of the new marginals, a relative to the largest of its voxel
+    double unary =
+        0;  // sum Q log Q - <a / T, Q> of the new marginals, a relative to the largest of its voxel
     double largest = 0;     // sum of the largest a / T of each voxel
     double quadratic = 0;   // <Q, pairwise> of the old marginals
     double divergence = 0;  // sum of KL(new || old)

@@ -6,12 +6,14 @@
 
 namespace crf {
 namespace {
-// Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is the gradient with respect to x_t,
-// z_k = sum_l compatibility[k][l] y_l, and -weight z that with respect to a kernel's message.
+// Names follow docs/reference/math.md: with x_t the logits after step t and Q = softmax(x), `y` is
+// the gradient with respect to x_t, z_k = sum_l compatibility[k][l] y_l, and -weight z that with
+// respect to a kernel's message.
 class Backward {
    public:
-    Backward(const Voxels& voxels, const std::vector<Kernel>& kernels, const std::vector<FeatureColumns>& features,
-             const MeanFieldOptions& options, const BackwardInput& input, bool wants_image, ThreadPool& pool, Workspace& workspace)
+    Backward(const Voxels& voxels, const std::vector<Kernel>& kernels,
+             const std::vector<FeatureColumns>& features, const MeanFieldOptions& options,
+             const BackwardInput& input, bool wants_image, ThreadPool& pool, Workspace& workspace)
         : voxels_(voxels),
           kernels_(kernels),
           features_(features),
@@ -24,7 +26,8 @@ class Backward {
           num_voxels_(voxels.num_voxels),
           num_blocks_(num_voxel_blocks(voxels.num_voxels)),
           gradients_(empty_gradients()),
-          messages_(voxels, kernels, features, options, input.wants_theta, wants_image, gradients_, pool, workspace) {
+          messages_(voxels, kernels, features, options, input.wants_theta, wants_image, gradients_,
+                    pool, workspace) {
         grad_x_ = Buffer<float>(num_labels_ * num_voxels_);
         grad_start_ = Buffer<float>(num_labels_ * num_voxels_);
         z_ = Buffer<float>(num_labels_ * num_voxels_);
@@ -35,12 +38,15 @@ class Backward {
 
     MeanFieldGradients run(float* grad_logits, float* grad_image) {
         for_blocks([&](int64_t block, int thread) {
-            load_from_grid(voxels_, input_.gradient, 1.0f, block, num_labels_, scratch_[thread].get());
+            load_from_grid(voxels_, input_.gradient, 1.0f, block, num_labels_,
+                           scratch_[thread].get());
             store_rows(scratch_[thread].get(), num_voxels_, block, num_labels_, grad_x_.get());
         });
         clear_rows(grad_start_.get(), num_voxels_, num_labels_, pool_);
         // No gradient depends on the numbers of voxels to keep.
-        if (options_.keeps_volumes()) volume_ = std::make_unique<VolumeTerm>(std::vector<double>(num_labels_), options_.volume_slack);
+        if (options_.keeps_volumes())
+            volume_ = std::make_unique<VolumeTerm>(std::vector<double>(num_labels_),
+                                                   options_.volume_slack);
         for (int t = options_.num_iterations - 1; t >= 0; --t) {
             if (volume_) volume_back(recorded(t + 1), input_.volume_bias[t]);
             step_back(recorded(t));
@@ -50,7 +56,8 @@ class Backward {
         finish(grad_logits);
         if (grad_image) messages_.store_image(grad_image);
         for (size_t m = 0; m < kernels_.size(); ++m)
-            for (int f = 0; f < features_[m].size(); ++f) gradients_.theta[m][f] /= features_[m].theta(f);
+            for (int f = 0; f < features_[m].size(); ++f)
+                gradients_.theta[m][f] /= features_[m].theta(f);
         return gradients_;
     }
 
@@ -82,30 +89,37 @@ class Backward {
         }
     }
 
-    const float* recorded(int step) const { return input_.record + static_cast<int64_t>(step) * num_channels_ * num_voxels_; }
-
-    // Adds the gradient from a step's biases to its logits, on which the biases depend through the masses of the new marginals.
-    void volume_back(const float* record, const std::vector<double>& bias) {
-        std::vector<double> grad_sums(num_blocks_ * num_labels_), grad_bias(num_labels_);
-        const MassSums sums = sum_masses(pool_, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
-            float* const rows = scratch_[thread].get();
-            const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
-            load_rows(grad_x_.get(), num_voxels_, block, num_labels_, rows);
-            multiply_rows(options_.volume_part, block, num_labels_, rows);
-            for (int l = 0; l < num_labels_; ++l) {
-                double total = 0;
-                for (int64_t i = 0; i < count; i += kLanes) total += sum_lanes(load(rows + l * kBlockRow + i));
-                grad_sums[block * num_labels_ + l] = total;
-            }
-            load_marginals(record, block, rows);
-            multiply_rows(options_.volume_part, block, num_labels_, rows);
-            of_group.add(rows, count);
-        });
-        for (size_t i = 0; i < grad_sums.size(); ++i) grad_bias[i % num_labels_] += grad_sums[i];
-        pull_masses(record, volume_->backward(sums, bias, grad_bias, gradients_.volume_slack), grad_x_.get());
+    const float* recorded(int step) const {
+        return input_.record + static_cast<int64_t>(step) * num_channels_ * num_voxels_;
     }
 
-    // Passes the gradient with respect to the masses (label) of the softmax of the logits on to the logits' gradient.
+    // Adds the gradient from a step's biases to its logits, on which the biases depend through the
+    // masses of the new marginals.
+    void volume_back(const float* record, const std::vector<double>& bias) {
+        std::vector<double> grad_sums(num_blocks_ * num_labels_), grad_bias(num_labels_);
+        const MassSums sums = sum_masses(
+            pool_, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
+                float* const rows = scratch_[thread].get();
+                const int64_t count = block_end(block, num_voxels_) - block * kVoxelBlock;
+                load_rows(grad_x_.get(), num_voxels_, block, num_labels_, rows);
+                multiply_rows(options_.volume_part, block, num_labels_, rows);
+                for (int l = 0; l < num_labels_; ++l) {
+                    double total = 0;
+                    for (int64_t i = 0; i < count; i += kLanes)
+                        total += sum_lanes(load(rows + l * kBlockRow + i));
+                    grad_sums[block * num_labels_ + l] = total;
+                }
+                load_marginals(record, block, rows);
+                multiply_rows(options_.volume_part, block, num_labels_, rows);
+                of_group.add(rows, count);
+            });
+        for (size_t i = 0; i < grad_sums.size(); ++i) grad_bias[i % num_labels_] += grad_sums[i];
+        pull_masses(record, volume_->backward(sums, bias, grad_bias, gradients_.volume_slack),
+                    grad_x_.get());
+    }
+
+    // Passes the gradient with respect to the masses (label) of the softmax of the logits on to the
+    // logits' gradient.
     void pull_masses(const float* record, const std::vector<double>& grad_mass, float* grad) {
         for_blocks([&](int64_t block, int thread) {
             float *q = scratch_[thread].get(), *x = q + num_labels_ * kBlockRow;
@@ -114,10 +128,12 @@ class Backward {
             load_rows(grad, num_voxels_, block, num_labels_, x);
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
                 vfloat mean{};
-                for (int l = 0; l < num_labels_; ++l) mean += load(q + l * kBlockRow + i) * static_cast<float>(grad_mass[l]);
+                for (int l = 0; l < num_labels_; ++l)
+                    mean += load(q + l * kBlockRow + i) * static_cast<float>(grad_mass[l]);
                 for (int l = 0; l < num_labels_; ++l) {
                     const int64_t at = l * kBlockRow + i;
-                    store(x + at, load(x + at) + load(q + at) * (static_cast<float>(grad_mass[l]) - mean));
+                    store(x + at,
+                          load(x + at) + load(q + at) * (static_cast<float>(grad_mass[l]) - mean));
                 }
             }
             store_rows(x, num_voxels_, block, num_labels_, grad);
@@ -134,7 +150,9 @@ class Backward {
         clear_rows(grad_marginals_.get(), num_voxels_, num_sent_, pool_);
         const StepGradients gradients{record, grad_x_.get(), z_.get(), grad_marginals_.get()};
         for (size_t m = 0; m < kernels_.size(); ++m) messages_.pass_step(m, gradients);
-        for_blocks([&](int64_t block, int thread) { softmax_back(record, block, scratch_[thread].get()); });
+        for_blocks([&](int64_t block, int thread) {
+            softmax_back(record, block, scratch_[thread].get());
+        });
     }
 
     // z_k = sum_l compatibility[k][l] y_l
@@ -144,23 +162,29 @@ class Backward {
             vfloat all{};
             for (int l = 0; l < num_labels_; ++l) all += gradient(l);
             for (int k = 0; k < num_labels_; ++k) {
-                const auto penalty = [&](int l) { return options_.compatibility[k * num_labels_ + l]; };
-                store(z + k * kBlockRow + i, pairwise_term(options_, num_labels_, k, all, gradient, penalty));
+                const auto penalty = [&](int l) {
+                    return options_.compatibility[k * num_labels_ + l];
+                };
+                store(z + k * kBlockRow + i,
+                      pairwise_term(options_, num_labels_, k, all, gradient, penalty));
             }
         }
     }
 
-    // Turns the gradient with respect to the marginals, a softmax of logits, into the gradient with respect to the logits.
+    // Turns the gradient with respect to the marginals, a softmax of logits, into the gradient with
+    // respect to the logits.
     void softmax_back(const float* record, int64_t block, float* scratch) {
         const int rows = num_labels_ * kBlockRow;
-        float *grad = scratch, *start = scratch + rows, *q = scratch + 2 * rows, *back = scratch + 3 * rows;
+        float *grad = scratch, *start = scratch + rows, *q = scratch + 2 * rows,
+              *back = scratch + 3 * rows;
         load_rows(grad_x_.get(), num_voxels_, block, num_labels_, grad);
         load_rows(grad_start_.get(), num_voxels_, block, num_labels_, start);
         load_marginals(record, block, q);
         load_rows(grad_marginals_.get(), num_voxels_, block, num_sent_, back);
         for (int64_t i = 0; i < kVoxelBlock; i += kLanes) {
             vfloat mean{};
-            for (int l = 0; l < num_sent_; ++l) mean += load(q + l * kBlockRow + i) * load(back + l * kBlockRow + i);
+            for (int l = 0; l < num_sent_; ++l)
+                mean += load(q + l * kBlockRow + i) * load(back + l * kBlockRow + i);
             for (int l = 0; l < num_labels_; ++l) {
                 const int64_t at = l * kBlockRow + i;
                 const vfloat own = l < num_sent_ ? load(back + at) : vfloat{};
@@ -172,7 +196,8 @@ class Backward {
         store_rows(start, num_voxels_, block, num_labels_, grad_start_.get());
     }
 
-    // The sum of all gradients that reached x_0 = (logits + bias) / temperature, as the start or as the update of a step.
+    // The sum of all gradients that reached x_0 = (logits + bias) / temperature, as the start or as
+    // the update of a step.
     void finish(float* grad_logits) {
         const float inverse = 1 / options_.temperature;
         pool_.run(num_labels_, [&](int64_t label, int) {
@@ -182,13 +207,16 @@ class Backward {
         });
         for_blocks([&](int64_t block, int) {
             const int64_t begin = block * kVoxelBlock;
-            voxels_.for_pieces(begin, block_end(block, num_voxels_), [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
-                for (int l = 0; l < num_labels_; ++l) {
-                    const int64_t at = l * num_voxels_ + voxel;
-                    float* to = grad_logits + l * voxels_.grid_size + grid;
-                    for (int64_t i = 0; i < length; ++i) to[i] = (grad_start_[at + i] + grad_x_[at + i]) * inverse;
-                }
-            });
+            voxels_.for_pieces(begin, block_end(block, num_voxels_),
+                               [&](int64_t voxel, int64_t grid, int64_t, int64_t length) {
+                                   for (int l = 0; l < num_labels_; ++l) {
+                                       const int64_t at = l * num_voxels_ + voxel;
+                                       float* to = grad_logits + l * voxels_.grid_size + grid;
+                                       for (int64_t i = 0; i < length; ++i)
+                                           to[i] =
+                                               (grad_start_[at + i] + grad_x_[at + i]) * inverse;
+                                   }
+                               });
         });
         std::vector<double> sums(num_voxel_blocks(voxels_.grid_size));
         pool_.run(static_cast<int64_t>(sums.size()), [&](int64_t block, int) {
@@ -196,25 +224,31 @@ class Backward {
             for (int l = 0; l < num_labels_; ++l) {
                 const float* gradient = grad_logits + l * voxels_.grid_size;
                 const float* logits = input_.logits + l * voxels_.grid_size;
-                // A logit of minus infinity has no gradient except rounding errors, and is excluded from the sum.
-                for (int64_t i = block * kVoxelBlock; i < std::min((block + 1) * kVoxelBlock, voxels_.grid_size); ++i)
-                    if (std::isfinite(logits[i])) total += static_cast<double>(gradient[i]) * static_cast<double>(logits[i]);
+                // A logit of minus infinity has no gradient except rounding errors, and is excluded
+                // from the sum.
+                for (int64_t i = block * kVoxelBlock;
+                     i < std::min((block + 1) * kVoxelBlock, voxels_.grid_size); ++i)
+                    if (std::isfinite(logits[i]))
+                        total += static_cast<double>(gradient[i]) * static_cast<double>(logits[i]);
             }
             sums[block] = total;
         });
-        for (double total : sums) gradients_.temperature -= total / static_cast<double>(options_.temperature);
+        for (double total : sums)
+            gradients_.temperature -= total / static_cast<double>(options_.temperature);
         add_bias(inverse);
     }
 
     void add_bias(float inverse) {
         pool_.run(num_labels_, [&](int64_t label, int) {
-            const float *start = grad_start_.get() + label * num_voxels_, *x = grad_x_.get() + label * num_voxels_;
+            const float *start = grad_start_.get() + label * num_voxels_,
+                        *x = grad_x_.get() + label * num_voxels_;
             double& sum = gradients_.bias[label];
-            for (int64_t i = 0; i < num_voxels_; ++i) sum += static_cast<double>((start[i] + x[i]) * inverse);
+            for (int64_t i = 0; i < num_voxels_; ++i)
+                sum += static_cast<double>((start[i] + x[i]) * inverse);
         });
         for (size_t l = 0; l < options_.bias.size(); ++l)
-            gradients_.temperature -=
-                gradients_.bias[l] * static_cast<double>(options_.bias[l]) / static_cast<double>(options_.temperature);
+            gradients_.temperature -= gradients_.bias[l] * static_cast<double>(options_.bias[l]) /
+                                      static_cast<double>(options_.temperature);
     }
 
     const Voxels& voxels_;
@@ -223,12 +257,14 @@ class Backward {
     const MeanFieldOptions& options_;
     const BackwardInput& input_;
     ThreadPool& pool_;
-    const int num_labels_, num_sent_, num_channels_;  // num_sent_: labels whose gradient is filtered: all except the last
+    const int num_labels_, num_sent_,
+        num_channels_;  // num_sent_: labels whose gradient is filtered: all except the last
     const int64_t num_voxels_, num_blocks_;
     MeanFieldGradients gradients_;
     MessageBackward messages_;
     std::unique_ptr<const VolumeTerm> volume_;
-    Buffer<float> grad_x_, grad_start_;  // (label, voxel): with respect to x_t; with respect to logits / temperature in the updates
+    Buffer<float> grad_x_, grad_start_;  // (label, voxel): with respect to x_t; with respect to
+                                         // logits / temperature in the updates
     Buffer<float> z_;                    // (label, voxel)
     Buffer<float> grad_marginals_;       // (sent, voxel)
     std::vector<Buffer<float>> scratch_;
@@ -236,10 +272,13 @@ class Backward {
 }  // namespace
 
 MeanFieldGradients run_mean_field_backward(const Voxels& voxels, const std::vector<Kernel>& kernels,
-                                           const std::vector<FeatureColumns>& features, const MeanFieldOptions& options,
-                                           const BackwardInput& input, float* grad_logits, float* grad_image, ThreadPool& pool,
+                                           const std::vector<FeatureColumns>& features,
+                                           const MeanFieldOptions& options,
+                                           const BackwardInput& input, float* grad_logits,
+                                           float* grad_image, ThreadPool& pool,
                                            Workspace& workspace) {
-    Backward backward(voxels, kernels, features, options, input, grad_image != nullptr, pool, workspace);
+    Backward backward(voxels, kernels, features, options, input, grad_image != nullptr, pool,
+                      workspace);
     return backward.run(grad_logits, grad_image);
 }
 }  // namespace crf

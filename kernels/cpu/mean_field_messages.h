@@ -9,9 +9,10 @@
 namespace crf {
 class Messages {
    public:
-    // Computes the messages of all ones, except where they come with the first step's: before it, when little memory is in use.
-    Messages(std::vector<Kernel>& kernels, const MeanFieldOptions& options, int64_t num_voxels, bool is_recorded, ThreadPool& pool,
-             Workspace& workspace)
+    // Computes the messages of all ones, except where they come with the first step's: before it,
+    // when little memory is in use.
+    Messages(std::vector<Kernel>& kernels, const MeanFieldOptions& options, int64_t num_voxels,
+             bool is_recorded, ThreadPool& pool, Workspace& workspace)
         : kernels_(kernels),
           options_(options),
           pool_(pool),
@@ -27,7 +28,8 @@ class Messages {
     // Whether the first step sends a channel of all ones, after those of the marginals.
     bool joins_ones() const { return joins_ones_; }
 
-    // The messages of the last step, (channel, voxel); and the message of all ones, (voxel), only if the last channel is not filtered.
+    // The messages of the last step, (channel, voxel); and the message of all ones, (voxel), only
+    // if the last channel is not filtered.
     float* received() const { return received_; }
     const float* ones() const { return weighted_ones_.get(); }
 
@@ -46,7 +48,8 @@ class Messages {
             if (joins_ones_ && can_join_ones(kernels_[k])) {
                 send_ones_too(kernels_[k], marginals, weight);
             } else {
-                kernels_[k].filter->accumulate(marginals, num_channels_, pre, scale, weight, received_, workspace_);
+                kernels_[k].filter->accumulate(marginals, num_channels_, pre, scale, weight,
+                                               received_, workspace_);
             }
         }
         if (joins_ones_) sum_ones();
@@ -59,11 +62,15 @@ class Messages {
     }
 
    private:
-    void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_voxel_blocks(num_voxels_), body); }
+    void for_blocks(FunctionRef<int64_t, int> body) {
+        pool_.run(num_voxel_blocks(num_voxels_), body);
+    }
 
-    // Whether a kernel's message of all ones can come with the first step's messages, for little more time.
+    // Whether a kernel's message of all ones can come with the first step's messages, for little
+    // more time.
     bool can_join_ones(const Kernel& k) const {
-        return k.scales_sent && !k.ones && k.filter->shares_weights() && !is_recorded_ && num_channels_ % kChannelGroup > 0;
+        return k.scales_sent && !k.ones && k.filter->shares_weights() && !is_recorded_ &&
+               num_channels_ % kChannelGroup > 0;
     }
 
     void find_other_ones() {
@@ -83,9 +90,11 @@ class Messages {
         const bool in_place = options_.is_last_run && !kernels_.empty() && kernels_.front().ones;
         weighted_ones_ = in_place ? std::move(kernels_.front().ones) : Buffer<float>(num_voxels_);
         for_blocks([&](int64_t block, int) {
-            for (int64_t n = block * kVoxelBlock; n < std::min((block + 1) * kVoxelBlock, num_voxels_); ++n) {
+            for (int64_t n = block * kVoxelBlock;
+                 n < std::min((block + 1) * kVoxelBlock, num_voxels_); ++n) {
                 float total = 0;
-                for (size_t k = 0; k < kernels_.size(); ++k) total += options_.weight[k].front() * (ones[k] ? ones[k][n] : 1.0f);
+                for (size_t k = 0; k < kernels_.size(); ++k)
+                    total += options_.weight[k].front() * (ones[k] ? ones[k][n] : 1.0f);
                 weighted_ones_[n] = total;
             }
         });
@@ -95,15 +104,22 @@ class Messages {
 
     // Sends a kernel's messages and, as the last label's channel, its message of all ones.
     void send_ones_too(Kernel& k, float* marginals, const float* weight) {
-        float *const ones = marginals + num_channels_ * num_voxels_, *const received = received_ + num_channels_ * num_voxels_;
+        float *const ones = marginals + num_channels_ * num_voxels_, *const received =
+                                                                         received_ +
+                                                                         num_channels_ *
+                                                                             num_voxels_;
         std::vector<float> weights(weight, weight + num_channels_);
         weights.push_back(1);
         clear_rows(received, num_voxels_, 1, pool_);
-        for_blocks([&](int64_t block, int) { std::fill(ones + block * kVoxelBlock, ones + block_end(block, num_voxels_), 1.0f); });
-        k.filter->accumulate(marginals, num_channels_ + 1, k.scale.get(), k.scale.get(), weights.data(), received_, workspace_);
+        for_blocks([&](int64_t block, int) {
+            std::fill(ones + block * kVoxelBlock, ones + block_end(block, num_voxels_), 1.0f);
+        });
+        k.filter->accumulate(marginals, num_channels_ + 1, k.scale.get(), k.scale.get(),
+                             weights.data(), received_, workspace_);
         k.ones = Buffer<float>(num_voxels_);
         for_blocks([&](int64_t block, int) {
-            std::copy(received + block * kVoxelBlock, received + block_end(block, num_voxels_), k.ones.get() + block * kVoxelBlock);
+            std::copy(received + block * kVoxelBlock, received + block_end(block, num_voxels_),
+                      k.ones.get() + block * kVoxelBlock);
         });
     }
 
@@ -114,7 +130,8 @@ class Messages {
     const int num_channels_;
     const int64_t num_voxels_;
     const bool implied_, is_recorded_;
-    bool joins_ones_ = false;  // at least one kernel's message of all ones comes with its first messages
+    bool joins_ones_ =
+        false;  // at least one kernel's message of all ones comes with its first messages
     Buffer<float> own_;
     float* received_ = nullptr;
     Buffer<float> weighted_ones_;  // (voxel), only when implied

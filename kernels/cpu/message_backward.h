@@ -8,7 +8,8 @@
 namespace crf {
 inline double dot(const float* a, const float* b, int64_t count) {
     vfloat total{};
-    for (int64_t i = 0; i < count; i += kLanes) total += load_some(a + i, count - i) * load_some(b + i, count - i);
+    for (int64_t i = 0; i < count; i += kLanes)
+        total += load_some(a + i, count - i) * load_some(b + i, count - i);
     return static_cast<double>(sum_lanes(total));
 }
 
@@ -16,16 +17,18 @@ inline double dot(const float* a, const float* b, int64_t count) {
 struct StepGradients {
     const float* marginals;  // (channel, voxel), from the record
     const float* grad_x;     // (label, voxel)
-    const float* z;          // (label, voxel): z_k = sum_l compatibility[k][l] grad_x_l; -weight z is the messages' gradient
-    float* grad_marginals;   // (sent, voxel), added to
+    const float* z;  // (label, voxel): z_k = sum_l compatibility[k][l] grad_x_l; -weight z is the
+                     // messages' gradient
+    float* grad_marginals;  // (sent, voxel), added to
 };
 
 class MessageBackward {
    public:
     // gradients: added to; its theta is left multiplied by the bandwidths.
-    MessageBackward(const Voxels& voxels, const std::vector<Kernel>& kernels, const std::vector<FeatureColumns>& features,
-                    const MeanFieldOptions& options, bool wants_theta, bool wants_image, MeanFieldGradients& gradients, ThreadPool& pool,
-                    Workspace& workspace)
+    MessageBackward(const Voxels& voxels, const std::vector<Kernel>& kernels,
+                    const std::vector<FeatureColumns>& features, const MeanFieldOptions& options,
+                    bool wants_theta, bool wants_image, MeanFieldGradients& gradients,
+                    ThreadPool& pool, Workspace& workspace)
         : voxels_(voxels),
           kernels_(kernels),
           features_(features),
@@ -41,7 +44,8 @@ class MessageBackward {
           num_blocks_(num_voxel_blocks(voxels.num_voxels)),
           num_sums_(num_labels_ + num_labels_ * num_labels_),
           moments_(num_voxels_, pool, workspace) {
-        for (const FeatureColumns& f : features) num_modalities_ = std::max(num_modalities_, f.num_modalities());
+        for (const FeatureColumns& f : features)
+            num_modalities_ = std::max(num_modalities_, f.num_modalities());
         const int64_t size = num_sent_ * num_voxels_;
         given_ = Buffer<float>((moments_wanted_ ? 2 : 1) * size);
         returned_ = Buffer<float>(2 * size);
@@ -71,24 +75,33 @@ class MessageBackward {
         for (auto& s : scratch_) s = Buffer<float>(kScratchRows * num_labels_ * kBlockRow);
     }
 
-    // One kernel's part of a step: gradients with respect to its weights, its input marginals and, if wanted, its bandwidths and image.
+    // One kernel's part of a step: gradients with respect to its weights, its input marginals and,
+    // if wanted, its bandwidths and image.
     void pass_step(size_t m, const StepGradients& step) {
         const Kernel& kernel = kernels_[m];
-        for_blocks([&](int64_t block, int thread) { differentiate_messages(m, step, block, scratch_[thread].get()); });
+        for_blocks([&](int64_t block, int thread) {
+            differentiate_messages(m, step, block, scratch_[thread].get());
+        });
         clear_rows(returned_.get(), num_voxels_, 2 * num_sent_, pool_);
         if (moments_wanted_) {
             for_blocks([&](int64_t block, int) { scale_both(kernel, step.marginals, block); });
-            if (kernel.filter->is_symmetric() && num_voxels_ <= kFewVoxels) {  // Together: each weight is computed once.
-                kernel.filter->accumulate(given_.get(), 2 * num_sent_, nullptr, nullptr, unit_.data(), returned_.get(), workspace_);
+            if (kernel.filter->is_symmetric() &&
+                num_voxels_ <= kFewVoxels) {  // Together: each weight is computed once.
+                kernel.filter->accumulate(given_.get(), 2 * num_sent_, nullptr, nullptr,
+                                          unit_.data(), returned_.get(), workspace_);
             } else {
-                kernel.filter->accumulate(sent_, num_sent_, nullptr, nullptr, unit_.data(), filtered_, workspace_);
-                kernel.filter->accumulate_transposed(grad_message_, num_sent_, nullptr, nullptr, unit_.data(), filtered_back_, workspace_);
+                kernel.filter->accumulate(sent_, num_sent_, nullptr, nullptr, unit_.data(),
+                                          filtered_, workspace_);
+                kernel.filter->accumulate_transposed(grad_message_, num_sent_, nullptr, nullptr,
+                                                     unit_.data(), filtered_back_, workspace_);
             }
         } else {
             const float* const scale = kernel.scale.get();
-            kernel.filter->accumulate(step.marginals, num_sent_, kernel.scales_sent ? scale : nullptr, nullptr, unit_.data(), filtered_,
-                                      workspace_);
-            kernel.filter->accumulate_transposed(grad_message_, num_sent_, scale, nullptr, unit_.data(), filtered_back_, workspace_);
+            kernel.filter->accumulate(step.marginals, num_sent_,
+                                      kernel.scales_sent ? scale : nullptr, nullptr, unit_.data(),
+                                      filtered_, workspace_);
+            kernel.filter->accumulate_transposed(grad_message_, num_sent_, scale, nullptr,
+                                                 unit_.data(), filtered_back_, workspace_);
         }
         for_blocks([&](int64_t block, int thread) {
             double* const sums = part_sums_.data() + block * num_sums_;
@@ -96,16 +109,20 @@ class MessageBackward {
             take_messages(m, step, block, scratch_[thread].get(), sums);
         });
         add_part_sums(m);
-        if (moments_wanted_) add_moments_of(m, {grad_message_, sent_, filtered_, filtered_back_, num_sent_});
+        if (moments_wanted_)
+            add_moments_of(m, {grad_message_, sent_, filtered_, filtered_back_, num_sent_});
     }
 
-    // To be called after all steps. The kernel's row sums D normalize its messages and depend on bandwidths and image too. The gradients
-    // with respect to the message of all ones and to D, both collected over the steps, thus give two more sums <u, K v>.
+    // To be called after all steps. The kernel's row sums D normalize its messages and depend on
+    // bandwidths and image too. The gradients with respect to the message of all ones and to D,
+    // both collected over the steps, thus give two more sums <u, K v>.
     void pass_normalization(size_t m) {
         const Kernel& kernel = kernels_[m];
         const float* const scale = kernel.scale.get();
-        float *const u = grad_message_, *const v = sent_, *const kv = filtered_, *const ktu = filtered_back_;
-        // u: gradient with respect to the message of all ones, scaled; v: its sent values; kv = K v.
+        float *const u = grad_message_, *const v = sent_, *const kv = filtered_,
+                     *const ktu = filtered_back_;
+        // u: gradient with respect to the message of all ones, scaled; v: its sent values; kv = K
+        // v.
         for_blocks([&](int64_t block, int) {
             for (int64_t n = block * kVoxelBlock; n < block_end(block, num_voxels_); ++n) {
                 const float one = kernel.ones ? kernel.ones[n] : 1.0f;
@@ -125,19 +142,21 @@ class MessageBackward {
         for (int m = 0; m < num_modalities_; ++m) {
             float* to = grad_image + m * voxels_.grid_size;
             for (const Run& run : voxels_.runs)
-                std::copy(image_.get() + m * num_voxels_ + run.voxel, image_.get() + m * num_voxels_ + run.voxel + run.length,
-                          to + run.grid);
+                std::copy(image_.get() + m * num_voxels_ + run.voxel,
+                          image_.get() + m * num_voxels_ + run.voxel + run.length, to + run.grid);
         }
     }
 
    private:
     static constexpr int kScratchRows = 7;  // per label: those of take_messages
 
-    // The part of the normalization's gradients that depends on D itself. kv and ktu are those of the message of all ones.
+    // The part of the normalization's gradients that depends on D itself. kv and ktu are those of
+    // the message of all ones.
     void pass_degree(size_t m) {
         const Kernel& kernel = kernels_[m];
         const float* const scale = kernel.scale.get();
-        float *const u = grad_message_, *const v = sent_, *const kv = filtered_, *const ktu = filtered_back_;
+        float *const u = grad_message_, *const v = sent_, *const kv = filtered_,
+                     *const ktu = filtered_back_;
         // The gradient with respect to D. Symmetric: the scale is D^-1/2, on both sides; after:
         // D^-1, only on the receiver's side.
         for_blocks([&](int64_t block, int) {
@@ -145,7 +164,8 @@ class MessageBackward {
                 const float s = scale[n];
                 float total = grad_degree_[m][n] / s + grad_ones_[m][n] * kv[n];
                 if (kernel.scales_sent) total += ktu[n];
-                u[n] = kernel.scales_sent ? static_cast<float>(-0.5) * s * s * s * total : -s * s * total;
+                u[n] = kernel.scales_sent ? static_cast<float>(-0.5) * s * s * s * total
+                                          : -s * s * total;
                 v[n] = 1;
                 kv[n] = kernel.scales_sent ? 1 / (s * s) : 1 / s;
             }
@@ -157,13 +177,16 @@ class MessageBackward {
     // Computes K^float u of one channel.
     void filter_back(size_t m) {
         clear_rows(filtered_back_, num_voxels_, 1, pool_);
-        kernels_[m].filter->accumulate_transposed(grad_message_, 1, nullptr, nullptr, unit_.data(), filtered_back_, workspace_);
+        kernels_[m].filter->accumulate_transposed(grad_message_, 1, nullptr, nullptr, unit_.data(),
+                                                  filtered_back_, workspace_);
     }
 
     void for_blocks(FunctionRef<int64_t, int> body) { pool_.run(num_blocks_, body); }
-    // Before filtering: gradients with respect to the messages. Marginals sum to 1, so the last label's gradient is subtracted, and its
-    // channel need not be filtered. The remainder for the normalization is kept in grad_ones_.
-    void differentiate_messages(size_t m, const StepGradients& step, int64_t block, float* scratch) {
+    // Before filtering: gradients with respect to the messages. Marginals sum to 1, so the last
+    // label's gradient is subtracted, and its channel need not be filtered. The remainder for the
+    // normalization is kept in grad_ones_.
+    void differentiate_messages(size_t m, const StepGradients& step, int64_t block,
+                                float* scratch) {
         const std::vector<float>& weight = options_.weight[m];
         const int rows = num_labels_ * kBlockRow;
         float *z = scratch, *g = scratch + rows;
@@ -172,12 +195,14 @@ class MessageBackward {
         const float* const last = z + num_sent_ * kBlockRow;
         for (int l = 0; l < num_sent_; ++l) {
             for (int64_t i = 0; i < kVoxelBlock; i += kLanes)
-                store(g + l * kBlockRow + i, load(last + i) * last_weight - load(z + l * kBlockRow + i) * weight[l]);
+                store(g + l * kBlockRow + i,
+                      load(last + i) * last_weight - load(z + l * kBlockRow + i) * weight[l]);
         }
         store_rows(g, num_voxels_, block, num_sent_, grad_message_);
         if (!moments_wanted_) return;
         float* const ones = grad_ones_[m].get() + block * kVoxelBlock;
-        for (int64_t i = 0; i < block_end(block, num_voxels_) - block * kVoxelBlock; ++i) ones[i] -= last_weight * last[i];
+        for (int64_t i = 0; i < block_end(block, num_voxels_) - block * kVoxelBlock; ++i)
+            ones[i] -= last_weight * last[i];
     }
 
     // Computes u, the messages' gradients times the scale of the receiver, and v, the sent values.
@@ -185,28 +210,34 @@ class MessageBackward {
         const float* const scale = kernel.scale.get();
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         for (int l = 0; l < num_sent_; ++l) {
-            float *u = grad_message_ + l * num_voxels_ + begin, *v = sent_ + l * num_voxels_ + begin;
+            float *u = grad_message_ + l * num_voxels_ + begin,
+                  *v = sent_ + l * num_voxels_ + begin;
             const float* q = marginals + l * num_voxels_ + begin;
             if (scale)
                 for (int64_t i = 0; i < count; ++i) u[i] *= scale[begin + i];
-            for (int64_t i = 0; i < count; ++i) v[i] = q[i] * (kernel.scales_sent ? scale[begin + i] : 1.0f);
+            for (int64_t i = 0; i < count; ++i)
+                v[i] = q[i] * (kernel.scales_sent ? scale[begin + i] : 1.0f);
         }
     }
 
-    // After filtering: adds to sums for weights and compatibility; gradients with respect to the marginals and the normalization.
-    void take_messages(size_t m, const StepGradients& step, int64_t block, float* scratch, double* sums) {
+    // After filtering: adds to sums for weights and compatibility; gradients with respect to the
+    // marginals and the normalization.
+    void take_messages(size_t m, const StepGradients& step, int64_t block, float* scratch,
+                       double* sums) {
         const Kernel& kernel = kernels_[m];
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         const int rows = num_labels_ * kBlockRow;
-        float *message = scratch, *back = scratch + rows, *y = scratch + 2 * rows, *z = scratch + 3 * rows, *u = scratch + 4 * rows,
-              *v = scratch + 5 * rows, *scale = scratch + 6 * rows;
+        float *message = scratch, *back = scratch + rows, *y = scratch + 2 * rows,
+              *z = scratch + 3 * rows, *u = scratch + 4 * rows, *v = scratch + 5 * rows,
+              *scale = scratch + 6 * rows;
         load_rows(filtered_, num_voxels_, block, num_sent_, message);
         load_rows(filtered_back_, num_voxels_, block, num_sent_, back);
         load_rows(step.z, num_voxels_, block, num_labels_, z);
         load_rows(step.grad_x, num_voxels_, block, num_labels_, y);
         if (kernel.scale) load_rows(kernel.scale.get(), num_voxels_, block, 1, scale);
         if (moments_wanted_ && kernel.scale) {
-            // K v and K^float u, before the scale of the receiver is applied; u and v have the scale, which `pass_degree` takes out.
+            // K v and K^float u, before the scale of the receiver is applied; u and v have the
+            // scale, which `pass_degree` takes out.
             load_rows(grad_message_, num_voxels_, block, num_sent_, u);
             load_rows(sent_, num_voxels_, block, num_sent_, v);
             float* const degree = grad_degree_[m].get() + begin;
@@ -231,7 +262,8 @@ class MessageBackward {
             std::fill(last + count, last + kBlockRow, 0.0f);
         }
         for (int l = 0; l < num_sent_; ++l)
-            for (int64_t i = 0; i < kVoxelBlock; i += kLanes) store(last + i, load(last + i) - load(message + l * kBlockRow + i));
+            for (int64_t i = 0; i < kVoxelBlock; i += kLanes)
+                store(last + i, load(last + i) - load(message + l * kBlockRow + i));
         sum_over_block(m, message, y, z, sums);
         for (int l = 0; l < num_sent_; ++l) {
             float* const to = step.grad_marginals + l * num_voxels_ + begin;
@@ -240,13 +272,15 @@ class MessageBackward {
     }
 
     // sums: (label), then (label, label).
-    void sum_over_block(size_t m, const float* message, const float* y, const float* z, double* sums) const {
+    void sum_over_block(size_t m, const float* message, const float* y, const float* z,
+                        double* sums) const {
         for (int k = 0; k < num_labels_; ++k) {
             const float* const of_k = message + k * kBlockRow;
             sums[k] -= dot(of_k, z + k * kBlockRow, kVoxelBlock);
             const double factor = -static_cast<double>(options_.weight[m][k]);
             double* const row = sums + num_labels_ + k * num_labels_;
-            for (int l = 0; l < num_labels_; ++l) row[l] += factor * dot(of_k, y + l * kBlockRow, kVoxelBlock);
+            for (int l = 0; l < num_labels_; ++l)
+                row[l] += factor * dot(of_k, y + l * kBlockRow, kVoxelBlock);
         }
     }
 
@@ -255,7 +289,8 @@ class MessageBackward {
         for (int64_t part = 0; part < num_blocks_; ++part)
             for (int i = 0; i < num_sums_; ++i) total[i] += part_sums_[part * num_sums_ + i];
         for (int l = 0; l < num_labels_; ++l) gradients_.weight[m][l] += total[l];
-        for (int i = 0; i < num_labels_ * num_labels_; ++i) gradients_.compatibility[i] += total[num_labels_ + i];
+        for (int i = 0; i < num_labels_ * num_labels_; ++i)
+            gradients_.compatibility[i] += total[num_labels_ + i];
     }
 
     // Adds the moments of a pair. Its channels wait if the filter takes more channels at a time.
@@ -264,15 +299,19 @@ class MessageBackward {
         WaitingMoments& waiting = waiting_[m];
         if (waiting.room == 0) return add_moments(m, pair);
         if (waiting.num_channels + pair.num_channels > waiting.room) add_waiting_moments(m);
-        std::copy_n(pair.u, pair.num_channels * num_voxels_, waiting.u.get() + waiting.num_channels * num_voxels_);
-        std::copy_n(pair.v, pair.num_channels * num_voxels_, waiting.v.get() + waiting.num_channels * num_voxels_);
+        std::copy_n(pair.u, pair.num_channels * num_voxels_,
+                    waiting.u.get() + waiting.num_channels * num_voxels_);
+        std::copy_n(pair.v, pair.num_channels * num_voxels_,
+                    waiting.v.get() + waiting.num_channels * num_voxels_);
         waiting.num_channels += pair.num_channels;
     }
 
     void add_waiting_moments(size_t m) {
         WaitingMoments& waiting = waiting_[m];
         // A filter whose channels wait needs no filtered values.
-        if (waiting.num_channels > 0) add_moments(m, {waiting.u.get(), waiting.v.get(), nullptr, nullptr, waiting.num_channels});
+        if (waiting.num_channels > 0)
+            add_moments(m,
+                        {waiting.u.get(), waiting.v.get(), nullptr, nullptr, waiting.num_channels});
         waiting.num_channels = 0;
     }
 
@@ -289,16 +328,19 @@ class MessageBackward {
     ThreadPool& pool_;
     Workspace& workspace_;
     const bool wants_theta_, moments_wanted_;
-    const int num_labels_, num_sent_;  // num_sent_: labels whose gradient is filtered: all except the last
+    const int num_labels_,
+        num_sent_;  // num_sent_: labels whose gradient is filtered: all except the last
     const int64_t num_voxels_, num_blocks_;
     const int num_sums_;
     int num_modalities_ = 0;
-    Buffer<float> given_, returned_;    // inputs and outputs of a filter; both halves adjacent, to be filtered at once
-    float *grad_message_, *sent_;       // (sent, voxel): u, and v if moments are wanted
-    float *filtered_back_, *filtered_;  // (sent, voxel): K^float u, K v
+    Buffer<float> given_,
+        returned_;  // inputs and outputs of a filter; both halves adjacent, to be filtered at once
+    float *grad_message_, *sent_;             // (sent, voxel): u, and v if moments are wanted
+    float *filtered_back_, *filtered_;        // (sent, voxel): K^float u, K v
+    std::vector<Buffer<float>> grad_degree_;  // (kernel, voxel): with respect to the scale, times
+                                              // the scale, before it is turned into one for D
     std::vector<Buffer<float>>
-        grad_degree_;  // (kernel, voxel): with respect to the scale, times the scale, before it is turned into one for D
-    std::vector<Buffer<float>> grad_ones_;  // (kernel, voxel): with respect to the message of all ones
+        grad_ones_;  // (kernel, voxel): with respect to the message of all ones
     struct WaitingMoments {
         int room = 0;  // 0: channels do not wait
         int num_channels = 0;

@@ -9,52 +9,71 @@ using namespace nb::literals;
 namespace crf {
 namespace {
 void require_positive(const std::vector<double>& values, size_t count, const char* otherwise) {
-    require(values.size() == count && std::all_of(values.begin(), values.end(), [](double v) { return std::isfinite(v) && v > 0; }),
-            otherwise);
+    require(
+        values.size() == count && std::all_of(values.begin(), values.end(),
+                                              [](double v) { return std::isfinite(v) && v > 0; }),
+        otherwise);
 }
 
 // With the first kernel. `out` comes in as zeros.
-std::string message(const FloatArray& values, const FloatArray& image, const std::optional<MaskArray>& mask,
-                    const std::vector<double>& spacing, const Bandwidths& bilateral, const std::vector<double>& theta_gamma,
-                    const std::string& normalization, const std::string& filter, int threads, const FloatOut& out) {
+std::string message(const FloatArray& values, const FloatArray& image,
+                    const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
+                    const Bandwidths& bilateral, const std::vector<double>& theta_gamma,
+                    const std::string& normalization, const std::string& filter, int threads,
+                    const FloatOut& out) {
     const std::vector<int64_t> grid = grid_shape(values);
-    require(grid_shape(image) == grid, "expected an image (modality, *grid) on the grid of the values");
-    require(shape_of(out) == shape_of(values), "expected room for the messages in the shape of the values");
+    require(grid_shape(image) == grid,
+            "expected an image (modality, *grid) on the grid of the values");
+    require(shape_of(out) == shape_of(values),
+            "expected room for the messages in the shape of the values");
     require(!bilateral.empty() || !theta_gamma.empty(), "expected a kernel");
     const int num_channels = static_cast<int>(std::min<int64_t>(values.shape(0), kMaxLabels + 1));
-    const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, theta_gamma, normalization, filter, num_channels, 1);
+    const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, theta_gamma,
+                                         normalization, filter, num_channels, 1);
     return run_pool(threads, [&](ThreadPool& pool) {
         const Voxels voxels(grid, spacing, mask_data(mask));
         Workspace workspace;
-        const KernelSet set(voxels, channel_pointers(image, voxels.grid_size), specs, pool, workspace, BuildCallback());
+        const KernelSet set(voxels, channel_pointers(image, voxels.grid_size), specs, pool,
+                            workspace, BuildCallback());
         const Kernel& kernel = set.kernels.front();
-        Buffer<float> sent(num_channels * voxels.num_voxels), received(num_channels * voxels.num_voxels);
+        Buffer<float> sent(num_channels * voxels.num_voxels),
+            received(num_channels * voxels.num_voxels);
         std::fill(received.get(), received.get() + received.size, 0.0f);
         const auto for_runs = [&](auto&& copy) {
             for (const Run& run : voxels.runs)
-                for (int c = 0; c < num_channels; ++c) copy(c * voxels.grid_size + run.grid, c * voxels.num_voxels + run.voxel, run.length);
+                for (int c = 0; c < num_channels; ++c)
+                    copy(c * voxels.grid_size + run.grid, c * voxels.num_voxels + run.voxel,
+                         run.length);
         };
-        for_runs([&](int64_t grid, int64_t voxel, int32_t count) { std::copy_n(values.data() + grid, count, sent.get() + voxel); });
+        for_runs([&](int64_t grid, int64_t voxel, int32_t count) {
+            std::copy_n(values.data() + grid, count, sent.get() + voxel);
+        });
         const std::vector<float> weight(num_channels, 1.0f);
-        kernel.filter->accumulate(sent.get(), num_channels, kernel.scales_sent ? kernel.scale.get() : nullptr, kernel.scale.get(),
-                                  weight.data(), received.get(), workspace);
-        for_runs([&](int64_t grid, int64_t voxel, int32_t count) { std::copy_n(received.get() + voxel, count, out.data() + grid); });
+        kernel.filter->accumulate(sent.get(), num_channels,
+                                  kernel.scales_sent ? kernel.scale.get() : nullptr,
+                                  kernel.scale.get(), weight.data(), received.get(), workspace);
+        for_runs([&](int64_t grid, int64_t voxel, int32_t count) {
+            std::copy_n(received.get() + voxel, count, out.data() + grid);
+        });
         return kernel.filter->description();
     });
 }
 
 // The filter that each appearance kernel would get.
-std::vector<std::string> plan_filters(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                                      const Bandwidths& bilateral, const std::string& filter, int num_labels, int num_iterations,
-                                      int threads) {
-    const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, {}, "none", filter, num_labels - 1, num_iterations);
+std::vector<std::string> plan_filters(const FloatArray& image, const std::optional<MaskArray>& mask,
+                                      const std::vector<double>& spacing,
+                                      const Bandwidths& bilateral, const std::string& filter,
+                                      int num_labels, int num_iterations, int threads) {
+    const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, {}, "none", filter,
+                                         num_labels - 1, num_iterations);
     ThreadPool pool(threads, check_signals);
     const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
     std::vector<std::string> planned;
     for (const auto& [theta_position, theta_beta] : bilateral) {
-        const BilateralInput input(voxels, on_box_axes(voxels, theta_position), theta_beta, channel_pointers(image, voxels.grid_size),
-                                   pool);
-        planned.push_back(choose_filter(specs.filter, input, specs.num_channels, specs.num_filterings));
+        const BilateralInput input(voxels, on_box_axes(voxels, theta_position), theta_beta,
+                                   channel_pointers(image, voxels.grid_size), pool);
+        planned.push_back(
+            choose_filter(specs.filter, input, specs.num_channels, specs.num_filterings));
     }
     return planned;
 }
@@ -63,19 +82,24 @@ std::vector<std::string> plan_filters(const FloatArray& image, const std::option
 template <class Label>
 void label_map_of(const FloatArray& logits, int threads, const Contiguous<Label>& out) {
     require(shape_of(out) == grid_shape(logits), "expected a label map on the grid of the logits");
-    require(logits.shape(0) - 1 <= std::numeric_limits<Label>::max(), "expected a type that holds all labels");
+    require(logits.shape(0) - 1 <= std::numeric_limits<Label>::max(),
+            "expected a type that holds all labels");
     run_pool(threads, [&](ThreadPool& pool) {
-        label_map(logits.data(), static_cast<int>(logits.shape(0)), static_cast<int64_t>(out.size()), pool, out.data());
+        label_map(logits.data(), static_cast<int>(logits.shape(0)),
+                  static_cast<int64_t>(out.size()), pool, out.data());
     });
 }
 
 void softmax_of(const FloatArray& logits, int threads, const FloatOut& out) {
-    require(logits.ndim() > 0 && logits.shape(0) > 0, "expected logits (label, *grid), one label or more");
+    require(logits.ndim() > 0 && logits.shape(0) > 0,
+            "expected logits (label, *grid), one label or more");
     require_labels(static_cast<int64_t>(logits.shape(0)));
-    require(shape_of(out) == shape_of(logits), "expected room for the marginals in the shape of the logits");
+    require(shape_of(out) == shape_of(logits),
+            "expected room for the marginals in the shape of the logits");
     const int num_labels = static_cast<int>(logits.shape(0));
     run_pool(threads, [&](ThreadPool& pool) {
-        softmax(logits.data(), num_labels, static_cast<int64_t>(logits.size()) / num_labels, pool, out.data());
+        softmax(logits.data(), num_labels, static_cast<int64_t>(logits.size()) / num_labels, pool,
+                out.data());
     });
 }
 
@@ -83,10 +107,13 @@ std::vector<float> channel_ranges_of(const FloatArray& channels, int threads) {
     require(channels.ndim() > 0, "expected channels on a grid, (channel, *grid)");
     const int64_t num_channels = static_cast<int64_t>(channels.shape(0));
     const int64_t size = num_channels ? static_cast<int64_t>(channels.size()) / num_channels : 0;
-    return run_pool(threads, [&](ThreadPool& pool) { return channel_ranges(channels.data(), num_channels, size, pool); });
+    return run_pool(threads, [&](ThreadPool& pool) {
+        return channel_ranges(channels.data(), num_channels, size, pool);
+    });
 }
 
-// The module's own classes for errors of the engine; exceptions of a progress callback pass through unchanged.
+// The module's own classes for errors of the engine; exceptions of a progress callback pass through
+// unchanged.
 void define_errors(nb::module_& m) {
     nb::exception<CapacityError>(m, "EngineCapacityError", PyExc_RuntimeError);
     nb::exception<InputError>(m, "EngineInputError", PyExc_ValueError);
@@ -103,33 +130,49 @@ void define_errors(nb::module_& m) {
 }
 }  // namespace
 
-void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& theta_gamma, size_t num_axes, size_t num_modalities) {
+void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& theta_gamma,
+                        size_t num_axes, size_t num_modalities) {
     for (const auto& [theta_position, theta_beta] : bilateral) {
-        require_positive(theta_position, num_axes, "expected one bandwidth per axis of the grid, finite and above 0");
-        require_positive(theta_beta, num_modalities, "expected one theta_beta per modality, finite and above 0");
+        require_positive(theta_position, num_axes,
+                         "expected one bandwidth per axis of the grid, finite and above 0");
+        require_positive(theta_beta, num_modalities,
+                         "expected one theta_beta per modality, finite and above 0");
     }
     if (!theta_gamma.empty())
-        require_positive(theta_gamma, num_axes, "expected one theta_gamma per axis of the grid, finite and above 0, or none");
+        require_positive(
+            theta_gamma, num_axes,
+            "expected one theta_gamma per axis of the grid, finite and above 0, or none");
 }
 
-KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                       const Bandwidths& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
-                       const std::string& filter, int num_channels, int num_iterations, const std::optional<Origin>& origin) {
-    constexpr int64_t kFarthest = int64_t{1} << 40;  // far beyond any volume, and far from the end of 64 bits
+KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& mask,
+                       const std::vector<double>& spacing, const Bandwidths& bilateral,
+                       const std::vector<double>& theta_gamma, const std::string& normalization,
+                       const std::string& filter, int num_channels, int num_iterations,
+                       const std::optional<Origin>& origin) {
+    constexpr int64_t kFarthest = int64_t{1}
+                                  << 40;  // far beyond any volume, and far from the end of 64 bits
     const std::vector<int64_t> grid = grid_shape(image);
-    for (int64_t extent : grid) require(extent <= std::numeric_limits<int32_t>::max(), "expected at most 2^31 - 1 voxels along an axis");
+    for (int64_t extent : grid)
+        require(extent <= std::numeric_limits<int32_t>::max(),
+                "expected at most 2^31 - 1 voxels along an axis");
     require(!mask || shape_of(*mask) == grid, "expected a mask on the grid of the channels");
-    require_positive(spacing, grid.size(), "expected one spacing per axis of the grid, finite and above 0");
+    require_positive(spacing, grid.size(),
+                     "expected one spacing per axis of the grid, finite and above 0");
     require_bandwidths(bilateral, theta_gamma, grid.size(), image.shape(0));
     require_labels(num_channels);
     require(num_iterations >= 0, "expected 0 iterations or more");
-    KernelSpecs specs{bilateral, theta_gamma, parse_normalization(normalization), std::nullopt, filter, num_channels, num_iterations};
+    KernelSpecs specs{bilateral,     theta_gamma, parse_normalization(normalization),
+                      std::nullopt,  filter,      num_channels,
+                      num_iterations};
     if (!origin) return specs;
     const auto& [position, intensity] = *origin;
     require(position.size() == grid.size() && intensity.size() == image.shape(0) &&
-                std::all_of(position.begin(), position.end(), [](int64_t p) { return p >= -kFarthest && p <= kFarthest; }) &&
-                std::all_of(intensity.begin(), intensity.end(), [](double v) { return std::isfinite(v); }),
-            "expected an origin with one position per axis of the grid and one intensity per modality, finite");
+                std::all_of(position.begin(), position.end(),
+                            [](int64_t p) { return p >= -kFarthest && p <= kFarthest; }) &&
+                std::all_of(intensity.begin(), intensity.end(),
+                            [](double v) { return std::isfinite(v); }),
+            "expected an origin with one position per axis of the grid and one intensity per "
+            "modality, finite");
     specs.origin = FeatureOrigin{position, intensity};
     return specs;
 }
@@ -138,9 +181,11 @@ void require_model(const MeanFieldOptions& model, size_t num_kernels) {
     require_labels(model.num_labels);
     const size_t num_labels = static_cast<size_t>(model.num_labels);
     require(model.weight.size() == num_kernels &&
-                std::all_of(model.weight.begin(), model.weight.end(), [&](const auto& w) { return w.size() == num_labels; }),
+                std::all_of(model.weight.begin(), model.weight.end(),
+                            [&](const auto& w) { return w.size() == num_labels; }),
             "expected one list of weights per kernel, with one weight per label");
-    require(model.is_potts || model.compatibility.size() == num_labels * num_labels, "expected one penalty per pair of labels");
+    require(model.is_potts || model.compatibility.size() == num_labels * num_labels,
+            "expected one penalty per pair of labels");
     require(model.bias.empty() || model.bias.size() == num_labels, "expected one bias per label");
     require(model.num_iterations >= 0, "expected 0 iterations or more");
     require(model.volume_slack >= 0, "expected a slack of 0 or more");
@@ -166,14 +211,15 @@ void Reporter::operator()(int step, int num_steps) const {
 }
 
 void define_module(nb::module_& m) {
-    // Objects may outlive the interpreter, for example if a script ends with a graph in a global variable; no warning is needed.
+    // Objects may outlive the interpreter, for example if a script ends with a graph in a global
+    // variable; no warning is needed.
     nb::set_leak_warnings(false);
     m.doc() = "The CPU engine of crfrefine; use it through crfrefine.engines.cpu.";
     define_errors(m);
-    m.def("message", &message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a,
-          "filter"_a, "threads"_a, "out"_a.noconvert());
-    m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "filter"_a, "num_labels"_a,
-          "num_iterations"_a, "threads"_a);
+    m.def("message", &message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a,
+          "theta_gamma"_a, "normalization"_a, "filter"_a, "threads"_a, "out"_a.noconvert());
+    m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a,
+          "filter"_a, "num_labels"_a, "num_iterations"_a, "threads"_a);
     define_kernels(m);
     define_points(m);
     define_tiles(m);

@@ -1,4 +1,5 @@
-// The Python module's arguments and their checks. They guard memory: sizes, strides, and places. Python checks the rest.
+// The Python module's arguments and their checks. They guard memory: sizes, strides, and places.
+// Python checks the rest.
 #pragma once
 
 #include <Python.h>
@@ -41,7 +42,9 @@ void require_size(const Array& array, int64_t size, const char* otherwise) {
     require(static_cast<int64_t>(array.size()) == size, otherwise);
 }
 
-inline void require_labels(int64_t count) { require(count >= 1 && count <= kMaxLabels, "expected from 2 to 65536 labels"); }
+inline void require_labels(int64_t count) {
+    require(count >= 1 && count <= kMaxLabels, "expected from 2 to 65536 labels");
+}
 
 template <class Array>
 std::vector<int64_t> shape_of(const Array& array) {
@@ -66,16 +69,20 @@ inline const uint8_t* mask_data(const std::optional<MaskArray>& mask) {
 // The start of each channel.
 inline std::vector<const float*> channel_pointers(const FloatArray& channels, int64_t grid_size) {
     std::vector<const float*> pointers;
-    for (size_t m = 0; m < channels.shape(0); ++m) pointers.push_back(channels.data() + static_cast<int64_t>(m) * grid_size);
+    for (size_t m = 0; m < channels.shape(0); ++m)
+        pointers.push_back(channels.data() + static_cast<int64_t>(m) * grid_size);
     return pointers;
 }
 
-void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& theta_gamma, size_t num_axes, size_t num_modalities);
+void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& theta_gamma,
+                        size_t num_axes, size_t num_modalities);
 
 // The kernels' settings, once the mask, the spacing and the bandwidths fit the image.
-KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing,
-                       const Bandwidths& bilateral, const std::vector<double>& theta_gamma, const std::string& normalization,
-                       const std::string& filter, int num_channels, int num_iterations, const std::optional<Origin>& origin = std::nullopt);
+KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& mask,
+                       const std::vector<double>& spacing, const Bandwidths& bilateral,
+                       const std::vector<double>& theta_gamma, const std::string& normalization,
+                       const std::string& filter, int num_channels, int num_iterations,
+                       const std::optional<Origin>& origin = std::nullopt);
 
 // Raises an error unless the values of a model fit its number of labels, and the number of kernels.
 void require_model(const MeanFieldOptions& model, size_t num_kernels);
@@ -85,7 +92,8 @@ nanobind::dict as_dict(const MeanFieldOutcome& outcome);
 // For ThreadPool::poll: Ctrl-C takes effect while the engine works, not only when it returns.
 void check_signals();
 
-// Tells Python of each step as progress(stage, step, num_steps), and notices Ctrl-C; what the callback raises comes out of the engine.
+// Tells Python of each step as progress(stage, step, num_steps), and notices Ctrl-C; what the
+// callback raises comes out of the engine.
 struct Reporter {
     const nanobind::object& progress;
     const char* stage;
@@ -125,7 +133,8 @@ void define_kernels(nanobind::module_& m);
 void define_points(nanobind::module_& m);
 void define_tiles(nanobind::module_& m);
 
-// Read a field of a model from a value of Python; false if it is of another type. None is an empty list.
+// Read a field of a model from a value of Python; false if it is of another type. None is an empty
+// list.
 template <class T>
 bool read_field(const nanobind::handle& value, T& field) {
     return nanobind::try_cast(value, field);
@@ -143,7 +152,8 @@ inline bool read_field(const nanobind::handle& value, std::vector<std::vector<fl
     FloatArray array;
     if (!nanobind::try_cast(value, array) || array.ndim() != 2) return false;
     const size_t size = array.shape(1);
-    for (size_t row = 0; row < array.shape(0); ++row) field.emplace_back(array.data() + row * size, array.data() + (row + 1) * size);
+    for (size_t row = 0; row < array.shape(0); ++row)
+        field.emplace_back(array.data() + row * size, array.data() + (row + 1) * size);
     return true;
 }
 }  // namespace crf

@@ -1,4 +1,5 @@
-// The entry of the Python module, compiled for each level; what it holds is compiled once for all of them.
+// The entry of the Python module, compiled for each level; what it holds is compiled once for all
+// of them.
 #include <Python.h>
 
 #include <cstdio>  // nanobind uses stderr, which the header of the stable ABI lacks

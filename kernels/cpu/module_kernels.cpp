@@ -9,28 +9,38 @@ namespace {
 // The kernels of one model on one image, kept between calls; one call at a time.
 class Kernels {
    public:
-    using PartOfArray = nb::ndarray<const float, nb::device::cpu>;  // its rows need not follow one another, but the voxels of a row do
+    using PartOfArray =
+        nb::ndarray<const float, nb::device::cpu>;  // its rows need not follow one another, but the
+                                                    // voxels of a row do
 
-    Kernels(const FloatArray& image, const std::optional<MaskArray>& mask, const std::vector<double>& spacing, const Bandwidths& bilateral,
-            const std::vector<double>& theta_gamma, const std::string& normalization, const std::string& filter, int num_labels,
-            int num_iterations, const std::vector<int>& user_axis, const std::optional<Origin>& origin, int threads,
+    Kernels(const FloatArray& image, const std::optional<MaskArray>& mask,
+            const std::vector<double>& spacing, const Bandwidths& bilateral,
+            const std::vector<double>& theta_gamma, const std::string& normalization,
+            const std::string& filter, int num_labels, int num_iterations,
+            const std::vector<int>& user_axis, const std::optional<Origin>& origin, int threads,
             const nb::object& progress)
-        : image_(image), grid_shape_(grid_shape(image)), num_modalities_(static_cast<int64_t>(image.shape(0))), num_labels_(num_labels) {
+        : image_(image),
+          grid_shape_(grid_shape(image)),
+          num_modalities_(static_cast<int64_t>(image.shape(0))),
+          num_labels_(num_labels) {
         const KernelSpecs specs =
-            make_specs(image, mask, spacing, bilateral, theta_gamma, normalization, filter, num_labels - 1, num_iterations, origin);
+            make_specs(image, mask, spacing, bilateral, theta_gamma, normalization, filter,
+                       num_labels - 1, num_iterations, origin);
         require(num_modalities_ > 0, "expected an image (modality, *grid), one modality or more");
         std::vector<int> sorted = user_axis;
         std::sort(sorted.begin(), sorted.end());
-        for (size_t a = 0; a < sorted.size(); ++a) require(sorted[a] == static_cast<int>(a), "expected each axis of the user once");
-        require(sorted.empty() || sorted.size() == grid_shape_.size(), "expected one axis of the user per axis of the grid");
+        for (size_t a = 0; a < sorted.size(); ++a)
+            require(sorted[a] == static_cast<int>(a), "expected each axis of the user once");
+        require(sorted.empty() || sorted.size() == grid_shape_.size(),
+                "expected one axis of the user per axis of the grid");
         nb::gil_scoped_release release;
         const BlockCache cache;
         pool_ = std::make_unique<ThreadPool>(threads, check_signals, true);
         const Rest rest{*pool_};
         voxels_ = std::make_unique<Voxels>(grid_shape_, spacing, mask_data(mask), user_axis);
         Workspace workspace;
-        set_ = std::make_unique<KernelSet>(*voxels_, channel_pointers(image, voxels_->grid_size), specs, *pool_, workspace,
-                                           Reporter{progress, "build"});
+        set_ = std::make_unique<KernelSet>(*voxels_, channel_pointers(image, voxels_->grid_size),
+                                           specs, *pool_, workspace, Reporter{progress, "build"});
     }
 
     int64_t num_voxels() const { return voxels_->num_voxels; }
@@ -38,15 +48,19 @@ class Kernels {
     KernelSet& set() const { return *set_; }
     std::vector<std::string> descriptions() const { return set_->descriptions; }
 
-    // Runs until the stopping rule is met. The last run gives the image up before the first step, and the kernels before the last step's
-    // logits are written. Without a mask it also returns the marginals after the last possible step, (label, *grid): they are there anyway.
-    // part: (voxel) where the volume term applies; None: everywhere. out: (label, *grid) or (label, *box of the mask).
-    nb::dict run(const PartOfArray& logits, const MeanFieldOptions& model, const std::optional<MaskArray>& part, bool is_last_run,
-                 const nb::object& progress, const FloatOut& out) {
+    // Runs until the stopping rule is met. The last run gives the image up before the first step,
+    // and the kernels before the last step's logits are written. Without a mask it also returns the
+    // marginals after the last possible step, (label, *grid): they are there anyway. part: (voxel)
+    // where the volume term applies; None: everywhere. out: (label, *grid) or (label, *box of the
+    // mask).
+    nb::dict run(const PartOfArray& logits, const MeanFieldOptions& model,
+                 const std::optional<MaskArray>& part, bool is_last_run, const nb::object& progress,
+                 const FloatOut& out) {
         MeanFieldOptions options = options_of(model, part);
         options.is_last_run = is_last_run;
         const bool reads_box = is_on_box(logits), writes_box = is_on_box(out);
-        require(writes_box || !reads_box, "expected room for the whole grid only where there are logits on it");
+        require(writes_box || !reads_box,
+                "expected room for the whole grid only where there are logits on it");
         const GridView<const float> from = view_of(logits, reads_box);
         const GridView<float> to = dense_view(out.data(), grid_shape(out), writes_box);
         options.gives_marginals = is_last_run && !to.is_box && num_voxels() == voxels_->grid_size;
@@ -59,8 +73,9 @@ class Kernels {
                 const nb::gil_scoped_acquire gil;
                 image_ = FloatArray();
             }
-            outcome = run_mean_field(*voxels_, set_->kernels, options, from, to, nullptr, marginals.get(), *pool_, call.workspace,
-                                     Reporter{progress, "mean field"});
+            outcome =
+                run_mean_field(*voxels_, set_->kernels, options, from, to, nullptr, marginals.get(),
+                               *pool_, call.workspace, Reporter{progress, "mean field"});
             if (is_last_run) set_->kernels.clear();
         }
         nb::dict result = as_dict(outcome);
@@ -69,42 +84,56 @@ class Kernels {
             std::vector<size_t> shape{static_cast<size_t>(num_labels_)};
             shape.insert(shape.end(), grid_shape_.begin(), grid_shape_.end());
             Buffer<float>* const kept = marginals.release();
-            const nb::capsule owner(kept, [](void* array) noexcept { delete static_cast<Buffer<float>*>(array); });
-            result["marginals"] = nb::ndarray<nb::numpy, float>(kept->get(), shape.size(), shape.data(), owner);
+            const nb::capsule owner(
+                kept, [](void* array) noexcept { delete static_cast<Buffer<float>*>(array); });
+            result["marginals"] =
+                nb::ndarray<nb::numpy, float>(kept->get(), shape.size(), shape.data(), owner);
         }
         return result;
     }
 
-    // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel has one weight for all labels, one entry
-    // more than steps with a volume term. Returns the biases of each step with a volume term.
-    std::vector<std::vector<double>> forward(const FloatArray& logits, const MeanFieldOptions& model, const std::optional<MaskArray>& part,
+    // record: (step, channel, voxel), filled in; one channel fewer than labels where each kernel
+    // has one weight for all labels, one entry more than steps with a volume term. Returns the
+    // biases of each step with a volume term.
+    std::vector<std::vector<double>> forward(const FloatArray& logits,
+                                             const MeanFieldOptions& model,
+                                             const std::optional<MaskArray>& part,
                                              const FloatOut& out, const FloatOut& record) {
         const MeanFieldOptions options = options_of_record(model, part, record);
-        for (const auto& shape : {shape_of(logits), shape_of(out)}) require_whole(shape, num_labels_);
+        for (const auto& shape : {shape_of(logits), shape_of(out)})
+            require_whole(shape, num_labels_);
         EngineCall call(mutex_, *pool_);
         const GridView<const float> from = dense_view(logits.data(), grid_shape_);
         const GridView<float> to = dense_view(out.data(), grid_shape_);
-        return run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), nullptr, *pool_, call.workspace, StepCallback())
+        return run_mean_field(*voxels_, set_->kernels, options, from, to, record.data(), nullptr,
+                              *pool_, call.workspace, StepCallback())
             .volume_bias;
     }
 
-    nb::dict backward(const FloatArray& logits, const FloatArray& record, const std::vector<std::vector<double>>& volume_bias,
-                      const FloatArray& gradient, const MeanFieldOptions& model, const std::optional<MaskArray>& part, bool wants_theta,
+    nb::dict backward(const FloatArray& logits, const FloatArray& record,
+                      const std::vector<std::vector<double>>& volume_bias,
+                      const FloatArray& gradient, const MeanFieldOptions& model,
+                      const std::optional<MaskArray>& part, bool wants_theta,
                       const FloatOut& grad_logits, const std::optional<FloatOut>& grad_image) {
         const MeanFieldOptions options = options_of_record(model, part, record);
         require(!options.keeps_volumes() ||
                     (static_cast<int>(volume_bias.size()) == options.num_iterations &&
-                     std::all_of(volume_bias.begin(), volume_bias.end(), [&](const auto& b) { return b.size() == size_t(num_labels_); })),
+                     std::all_of(volume_bias.begin(), volume_bias.end(),
+                                 [&](const auto& b) { return b.size() == size_t(num_labels_); })),
                 "expected one volume bias per step and label");
-        for (const auto& shape : {shape_of(logits), shape_of(gradient), shape_of(grad_logits)}) require_whole(shape, num_labels_);
+        for (const auto& shape : {shape_of(logits), shape_of(gradient), shape_of(grad_logits)})
+            require_whole(shape, num_labels_);
         if (grad_image) require_whole(shape_of(*grad_image), num_modalities_);
         MeanFieldGradients gradients;
         {
             EngineCall call(mutex_, *pool_);
-            const BackwardInput input{logits.data(), record.data(), volume_bias, dense_view(gradient.data(), grid_shape_), wants_theta};
-            for (Kernel& kernel : set_->kernels) find_ones(kernel, num_voxels(), *pool_, call.workspace);
-            gradients = run_mean_field_backward(*voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
-                                                grad_image ? grad_image->data() : nullptr, *pool_, call.workspace);
+            const BackwardInput input{logits.data(), record.data(), volume_bias,
+                                      dense_view(gradient.data(), grid_shape_), wants_theta};
+            for (Kernel& kernel : set_->kernels)
+                find_ones(kernel, num_voxels(), *pool_, call.workspace);
+            gradients = run_mean_field_backward(
+                *voxels_, set_->kernels, set_->features, options, input, grad_logits.data(),
+                grad_image ? grad_image->data() : nullptr, *pool_, call.workspace);
         }
         nb::dict result;
         result["weights"] = gradients.weight;
@@ -113,7 +142,8 @@ class Kernels {
         result["bias"] = gradients.bias;
         result["volume_slack"] = gradients.volume_slack;
         nb::list theta;
-        for (const std::vector<double>& of_kernel : gradients.theta) theta.append(on_grid_axes(of_kernel));
+        for (const std::vector<double>& of_kernel : gradients.theta)
+            theta.append(on_grid_axes(of_kernel));
         result["theta"] = theta;
         return result;
     }
@@ -123,18 +153,21 @@ class Kernels {
     template <class Channels>
     bool is_on_box(const Channels& channels) const {
         const std::vector<int64_t> shape = grid_shape(channels);
-        require(static_cast<int64_t>(channels.shape(0)) == num_labels_, "expected the labels that the kernels were built for");
+        require(static_cast<int64_t>(channels.shape(0)) == num_labels_,
+                "expected the labels that the kernels were built for");
         if (shape == grid_shape_) return false;
         std::vector<int64_t> box(grid_shape_.size(), 1);
-        for (int a = 0; a < voxels_->num_axes; ++a) box[voxels_->source_axis[a]] = voxels_->box_shape[a];
+        for (int a = 0; a < voxels_->num_axes; ++a)
+            box[voxels_->source_axis[a]] = voxels_->box_shape[a];
         require(shape == box, "expected logits on the grid of the image or on the box of its mask");
         return true;
     }
 
     void require_whole(std::vector<int64_t> shape, int64_t num_channels) const {
-        require(!shape.empty() && shape.front() == num_channels &&
-                    std::equal(shape.begin() + 1, shape.end(), grid_shape_.begin(), grid_shape_.end()),
-                "expected channels on the grid of the image");
+        require(
+            !shape.empty() && shape.front() == num_channels &&
+                std::equal(shape.begin() + 1, shape.end(), grid_shape_.begin(), grid_shape_.end()),
+            "expected channels on the grid of the image");
     }
 
     GridView<const float> view_of(const PartOfArray& channels, bool is_box) const {
@@ -146,13 +179,16 @@ class Kernels {
         return view;
     }
 
-    MeanFieldOptions options_of(const MeanFieldOptions& model, const std::optional<MaskArray>& part) const {
+    MeanFieldOptions options_of(const MeanFieldOptions& model,
+                                const std::optional<MaskArray>& part) const {
         require(!is_spent_, "these kernels have had their last run; build them anew");
         require_model(model, set_->kernels.size());
-        require(model.num_labels == num_labels_, "expected the labels that the kernels were built for");
+        require(model.num_labels == num_labels_,
+                "expected the labels that the kernels were built for");
         MeanFieldOptions options = model;
         if (part) {
-            require_size(*part, num_voxels(), "expected one value per voxel of the mask for the part of the volumes");
+            require_size(*part, num_voxels(),
+                         "expected one value per voxel of the mask for the part of the volumes");
             options.volume_part.assign(part->data(), part->data() + part->size());
         }
         return options;
@@ -160,21 +196,27 @@ class Kernels {
 
     // All steps are taken. With a volume term, the marginals after the last step are recorded, too.
     template <class Record>
-    MeanFieldOptions options_of_record(const MeanFieldOptions& model, const std::optional<MaskArray>& part, const Record& record) const {
+    MeanFieldOptions options_of_record(const MeanFieldOptions& model,
+                                       const std::optional<MaskArray>& part,
+                                       const Record& record) const {
         MeanFieldOptions options = options_of(model, part);
         options.tolerance = 0;
         require(shape_of(record) ==
-                    std::vector<int64_t>{int64_t{options.num_iterations} + options.keeps_volumes(), options.num_channels(), num_voxels()},
+                    std::vector<int64_t>{int64_t{options.num_iterations} + options.keeps_volumes(),
+                                         options.num_channels(), num_voxels()},
                 "expected a record (steps, channels, voxels) of forward() with this model");
         return options;
     }
 
-    // Intensities first, then all axes of the grid; the bandwidths of axes with one voxel have no effect.
+    // Intensities first, then all axes of the grid; the bandwidths of axes with one voxel have no
+    // effect.
     std::vector<double> on_grid_axes(const std::vector<double>& theta) const {
         const size_t num_modalities = theta.size() - voxels_->num_axes;
-        std::vector<double> values(theta.begin(), theta.begin() + static_cast<std::ptrdiff_t>(num_modalities));
+        std::vector<double> values(theta.begin(),
+                                   theta.begin() + static_cast<std::ptrdiff_t>(num_modalities));
         values.resize(num_modalities + grid_shape_.size(), 0.0);
-        for (int a = 0; a < voxels_->num_axes; ++a) values[num_modalities + voxels_->source_axis[a]] = theta[num_modalities + a];
+        for (int a = 0; a < voxels_->num_axes; ++a)
+            values[num_modalities + voxels_->source_axis[a]] = theta[num_modalities + a];
         return values;
     }
 
@@ -199,16 +241,21 @@ std::pair<KernelSet*, std::vector<int64_t>> kernels_in(const nb::handle& kernels
 void define_kernels(nb::module_& m) {
     using K = Kernels;
     nb::class_<K>(m, "Kernels")
-        .def(nb::init<const FloatArray&, const std::optional<MaskArray>&, const std::vector<double>&, const Bandwidths&,
-                      const std::vector<double>&, const std::string&, const std::string&, int, int, const std::vector<int>&,
+        .def(nb::init<const FloatArray&, const std::optional<MaskArray>&,
+                      const std::vector<double>&, const Bandwidths&, const std::vector<double>&,
+                      const std::string&, const std::string&, int, int, const std::vector<int>&,
                       const std::optional<Origin>&, int, const nb::object&>(),
-             "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a, "normalization"_a, "filter"_a, "num_labels"_a,
-             "num_iterations"_a, "user_axis"_a, "origin"_a.none(), "threads"_a, "progress"_a.none())
+             "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a, "theta_gamma"_a,
+             "normalization"_a, "filter"_a, "num_labels"_a, "num_iterations"_a, "user_axis"_a,
+             "origin"_a.none(), "threads"_a, "progress"_a.none())
         .def("num_voxels", &K::num_voxels)
         .def("descriptions", &K::descriptions)
-        .def("run", &K::run, "logits"_a, "model"_a, "part"_a.none(), "is_last_run"_a, "progress"_a.none(), "out"_a.noconvert())
-        .def("forward", &K::forward, "logits"_a, "model"_a, "part"_a.none(), "out"_a.noconvert(), "record"_a.noconvert())
-        .def("backward", &K::backward, "logits"_a, "record"_a, "volume_bias"_a, "gradient"_a, "model"_a, "part"_a.none(), "wants_theta"_a,
-             "grad_logits"_a.noconvert(), "grad_image"_a.noconvert().none());
+        .def("run", &K::run, "logits"_a, "model"_a, "part"_a.none(), "is_last_run"_a,
+             "progress"_a.none(), "out"_a.noconvert())
+        .def("forward", &K::forward, "logits"_a, "model"_a, "part"_a.none(), "out"_a.noconvert(),
+             "record"_a.noconvert())
+        .def("backward", &K::backward, "logits"_a, "record"_a, "volume_bias"_a, "gradient"_a,
+             "model"_a, "part"_a.none(), "wants_theta"_a, "grad_logits"_a.noconvert(),
+             "grad_image"_a.noconvert().none());
 }
 }  // namespace crf

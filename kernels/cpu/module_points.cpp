@@ -10,57 +10,80 @@ namespace {
 // The kernel exp(-|x_n - x_m|^2 / 2) of points, kept between calls; one call at a time.
 class Points {
    public:
-    // features: (feature, *grid), divided by their bandwidths; near points share a tile of the lattice. filter: "exact" or "lattice".
-    Points(const FloatArray& features, const std::string& filter, int threads) : features_(features) {
-        require(features.ndim() >= 2 && features.size() > 0, "expected features (feature, *grid), one or more");
+    // features: (feature, *grid), divided by their bandwidths; near points share a tile of the
+    // lattice. filter: "exact" or "lattice".
+    Points(const FloatArray& features, const std::string& filter, int threads)
+        : features_(features) {
+        require(features.ndim() >= 2 && features.size() > 0,
+                "expected features (feature, *grid), one or more");
         require(features.ndim() <= kMaxAxes + 1, "expected a grid of at most eight axes");
-        require(features.size() / features.shape(0) <= std::numeric_limits<int32_t>::max(), "expected at most 2^31 - 1 points");
-        require(filter == "exact" || filter == "lattice", "expected the filter \"exact\" or \"lattice\"");
+        require(features.size() / features.shape(0) <= std::numeric_limits<int32_t>::max(),
+                "expected at most 2^31 - 1 points");
+        require(filter == "exact" || filter == "lattice",
+                "expected the filter \"exact\" or \"lattice\"");
         nb::gil_scoped_release release;
         const BlockCache cache;
         pool_ = std::make_unique<ThreadPool>(threads, check_signals, true);
         const Rest rest{*pool_};
-        voxels_ = std::make_unique<Voxels>(grid_shape(features), std::vector<double>(features.ndim() - 1, 1.0), nullptr);
-        const BilateralInput input(*voxels_, {}, std::vector<double>(features.shape(0), 1.0), pointers(), *pool_);
-        filter_ = filter == "exact" ? make_exact_filter(input, *pool_) : make_lattice_filter(input, *pool_);
+        voxels_ = std::make_unique<Voxels>(grid_shape(features),
+                                           std::vector<double>(features.ndim() - 1, 1.0), nullptr);
+        const BilateralInput input(*voxels_, {}, std::vector<double>(features.shape(0), 1.0),
+                                   pointers(), *pool_);
+        filter_ = filter == "exact" ? make_exact_filter(input, *pool_)
+                                    : make_lattice_filter(input, *pool_);
     }
 
     std::string description() const { return filter_->description(); }
 
-    // out += K values, or its transpose times values, each point's times its scale; all (channel, point), the scale (point).
-    void apply(const FloatArray& values, const std::optional<FloatArray>& scale, bool transposed, const FloatOut& out) {
+    // out += K values, or its transpose times values, each point's times its scale; all (channel,
+    // point), the scale (point).
+    void apply(const FloatArray& values, const std::optional<FloatArray>& scale, bool transposed,
+               const FloatOut& out) {
         require_points(values);
-        require(shape_of(out) == shape_of(values), "expected room for the result in the shape of the values");
-        require(!scale || (scale->ndim() == 1 && static_cast<int64_t>(scale->size()) == num_points()), "expected a scale per point");
+        require(shape_of(out) == shape_of(values),
+                "expected room for the result in the shape of the values");
+        require(
+            !scale || (scale->ndim() == 1 && static_cast<int64_t>(scale->size()) == num_points()),
+            "expected a scale per point");
         EngineCall call(mutex_, *pool_);
-        filter_values(values, scale ? scale->data() : nullptr, transposed, out.data(), call.workspace);
+        filter_values(values, scale ? scale->data() : nullptr, transposed, out.data(),
+                      call.workspace);
     }
 
-    // out += the sums of K values over those of K ones, the inverses of which are the `scale`. False: nothing was done, the filter cannot.
+    // out += the sums of K values over those of K ones, the inverses of which are the `scale`.
+    // False: nothing was done, the filter cannot.
     bool mean(const FloatArray& values, const FloatOut& scale, const FloatOut& out) {
         require_points(values);
-        require(shape_of(out) == shape_of(values), "expected room for the result in the shape of the values");
-        require(scale.ndim() == 1 && static_cast<int64_t>(scale.size()) == num_points(), "expected room for a scale per point");
+        require(shape_of(out) == shape_of(values),
+                "expected room for the result in the shape of the values");
+        require(scale.ndim() == 1 && static_cast<int64_t>(scale.size()) == num_points(),
+                "expected room for a scale per point");
         EngineCall call(mutex_, *pool_);
-        return filter_->accumulate_mean(values.data(), static_cast<int>(values.shape(0)), scale.data(), out.data(), call.workspace);
+        return filter_->accumulate_mean(values.data(), static_cast<int>(values.shape(0)),
+                                        scale.data(), out.data(), call.workspace);
     }
 
-    // gradient = the derivative of sum(u * K v) with respect to the features, in their shape, of the Gaussian itself.
+    // gradient = the derivative of sum(u * K v) with respect to the features, in their shape, of
+    // the Gaussian itself.
     void feature_gradient(const FloatArray& u, const FloatArray& v, const FloatOut& gradient) {
         for (const FloatArray* channels : {&u, &v}) require_points(*channels);
         require(u.shape(0) == v.shape(0), "expected two arrays of the same channels");
-        require(shape_of(gradient) == shape_of(features_), "expected room for the gradient in the shape of the features");
+        require(shape_of(gradient) == shape_of(features_),
+                "expected room for the gradient in the shape of the features");
         EngineCall call(mutex_, *pool_);
         const int num_channels = static_cast<int>(u.shape(0));
         Buffer<float> kv(num_channels * num_points()), ktu(num_channels * num_points());
-        for (Buffer<float>* filtered : {&kv, &ktu}) std::fill(filtered->get(), filtered->get() + filtered->size, 0.0f);
+        for (Buffer<float>* filtered : {&kv, &ktu})
+            std::fill(filtered->get(), filtered->get() + filtered->size, 0.0f);
         filter_values(v, nullptr, false, kv.get(), call.workspace);
         filter_values(u, nullptr, true, ktu.get(), call.workspace);
         std::fill(gradient.data(), gradient.data() + gradient.size(), 0.0f);
-        const FeatureColumns columns(*voxels_, {}, std::vector<double>(features_.shape(0), 1.0), pointers());
+        const FeatureColumns columns(*voxels_, {}, std::vector<double>(features_.shape(0), 1.0),
+                                     pointers());
         std::vector<double> squared(features_.shape(0));
         Moments moments(num_points(), *pool_, call.workspace);
-        moments.add(*filter_, columns, {u.data(), v.data(), kv.get(), ktu.get(), num_channels}, squared.data(), gradient.data());
+        moments.add(*filter_, columns, {u.data(), v.data(), kv.get(), ktu.get(), num_channels},
+                    squared.data(), gradient.data());
     }
 
    private:
@@ -68,16 +91,20 @@ class Points {
     std::vector<const float*> pointers() const { return channel_pointers(features_, num_points()); }
 
     void require_points(const FloatArray& channels) const {
-        require(channels.ndim() == 2 && static_cast<int64_t>(channels.shape(1)) == num_points(), "expected values (channel, point)");
+        require(channels.ndim() == 2 && static_cast<int64_t>(channels.shape(1)) == num_points(),
+                "expected values (channel, point)");
     }
 
-    void filter_values(const FloatArray& values, const float* scale, bool transposed, float* out, Workspace& workspace) {
+    void filter_values(const FloatArray& values, const float* scale, bool transposed, float* out,
+                       Workspace& workspace) {
         const int num_channels = static_cast<int>(values.shape(0));
         const std::vector<float> weight(num_channels, 1.0f);
         if (transposed)
-            filter_->accumulate_transposed(values.data(), num_channels, nullptr, scale, weight.data(), out, workspace);
+            filter_->accumulate_transposed(values.data(), num_channels, nullptr, scale,
+                                           weight.data(), out, workspace);
         else
-            filter_->accumulate(values.data(), num_channels, nullptr, scale, weight.data(), out, workspace);
+            filter_->accumulate(values.data(), num_channels, nullptr, scale, weight.data(), out,
+                                workspace);
     }
 
     const FloatArray features_;
@@ -90,9 +117,11 @@ class Points {
 
 void define_points(nb::module_& m) {
     nb::class_<Points>(m, "Points")
-        .def(nb::init<const FloatArray&, const std::string&, int>(), "features"_a, "filter"_a, "threads"_a)
+        .def(nb::init<const FloatArray&, const std::string&, int>(), "features"_a, "filter"_a,
+             "threads"_a)
         .def("description", &Points::description)
-        .def("apply", &Points::apply, "values"_a, "scale"_a.none(), "transposed"_a, "out"_a.noconvert())
+        .def("apply", &Points::apply, "values"_a, "scale"_a.none(), "transposed"_a,
+             "out"_a.noconvert())
         .def("mean", &Points::mean, "values"_a, "scale"_a.noconvert(), "out"_a.noconvert())
         .def("feature_gradient", &Points::feature_gradient, "u"_a, "v"_a, "gradient"_a.noconvert());
 }

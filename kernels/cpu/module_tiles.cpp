@@ -27,8 +27,10 @@ constexpr int64_t kMaxNeighborhood = 1 << 24;
 Tiling checked_tiling(const Extents& shape, const Extents& tile) {
     int64_t voxels = 1, of_tile = 1;
     for (int a = 0; a < 3; ++a) {
-        require(shape[a] > 0 && shape[a] <= kMaxVoxels / voxels, "expected a grid with voxels, at most 2^48");
-        require(tile[a] > 0 && tile[a] <= kMaxOfTile / of_tile, "expected tiles with voxels, at most 65536");
+        require(shape[a] > 0 && shape[a] <= kMaxVoxels / voxels,
+                "expected a grid with voxels, at most 2^48");
+        require(tile[a] > 0 && tile[a] <= kMaxOfTile / of_tile,
+                "expected tiles with voxels, at most 65536");
         voxels *= shape[a];
         of_tile *= tile[a];
     }
@@ -38,13 +40,16 @@ Tiling checked_tiling(const Extents& shape, const Extents& tile) {
 
 template <class... Arrays>
 void require_grid(const Tiling& tiling, const Arrays&... arrays) {
-    (require_size(arrays, tiling.num_voxels(), "expected an array with one value per voxel of the grid"), ...);
+    (require_size(arrays, tiling.num_voxels(),
+                  "expected an array with one value per voxel of the grid"),
+     ...);
 }
 
 // Places along the axis of an array.
 template <class Places>
 void require_places(const Places& places, int64_t first, int64_t end, const char* otherwise) {
-    require(std::all_of(places.data(), places.data() + places.size(), [&](int64_t place) { return place >= first && place < end; }),
+    require(std::all_of(places.data(), places.data() + places.size(),
+                        [&](int64_t place) { return place >= first && place < end; }),
             otherwise);
 }
 
@@ -53,14 +58,18 @@ void require_tiles(const Indices& tiles, const Tiling& tiling) {
 }
 
 // One entry of `out` per tile.
-void require_entries(const Indices& tiles, const Indices& entries, const FloatOut& out, const Tiling& tiling) {
+void require_entries(const Indices& tiles, const Indices& entries, const FloatOut& out,
+                     const Tiling& tiling) {
     require_tiles(tiles, tiling);
     require_size(entries, static_cast<int64_t>(tiles.size()), "expected one entry per tile");
-    require_places(entries, 0, static_cast<int64_t>(out.size()) / tiling.tile_voxels(), "expected entries that there is room for");
+    require_places(entries, 0, static_cast<int64_t>(out.size()) / tiling.tile_voxels(),
+                   "expected entries that there is room for");
 }
 
 void require_reach(const Extents& reach) {
-    for (int64_t extent : reach) require(extent >= 0 && extent <= kMaxVoxels, "expected a reach of 0 voxels or more along each axis");
+    for (int64_t extent : reach)
+        require(extent >= 0 && extent <= kMaxVoxels,
+                "expected a reach of 0 voxels or more along each axis");
 }
 
 // Planes of a label map or channel: (plane, y, x).
@@ -72,14 +81,16 @@ int64_t checked_planes(const Array& planes, const Tiling& tiling) {
     return static_cast<int64_t>(planes.shape(0));
 }
 
-// The channel: (plane, y, x), whose rows are contiguous, or (tiles, voxels of a tile), all of it contiguous.
+// The channel: (plane, y, x), whose rows are contiguous, or (tiles, voxels of a tile), all of it
+// contiguous.
 template <class T>
 Channel<T> channel_of(const StoredBox<T>& values) {
     require(values.ndim() >= 2, "expected a channel of three axes, or the voxels of tiles");
     const size_t last = values.ndim() - 1;
     require(values.shape(last) <= 1 || values.stride(last) == 1, "expected contiguous rows");
     const bool is_grid = values.ndim() == 3;
-    require(is_grid || values.shape(0) <= 1 || values.stride(0) == static_cast<int64_t>(values.shape(1)),
+    require(is_grid || values.shape(0) <= 1 ||
+                values.stride(0) == static_cast<int64_t>(values.shape(1)),
             "expected tiles one after the other");
     return {values.data(), values.stride(last - 1), is_grid ? values.stride(0) : 0};
 }
@@ -87,113 +98,140 @@ Channel<T> channel_of(const StoredBox<T>& values) {
 // A tiling with what is done on it. T: float or Half. Label: uint8_t or uint16_t.
 class Tiles {
    public:
-    Tiles(const Extents& shape, const Extents& tile, int threads) : tiling_(checked_tiling(shape, tile)), threads_(threads) {}
+    Tiles(const Extents& shape, const Extents& tile, int threads)
+        : tiling_(checked_tiling(shape, tile)), threads_(threads) {}
 
     template <class T>
-    void survey(const StoredBox<T>& values, int64_t first_plane, int label, bool is_probability, float bias, float inverse_temperature,
-                const std::optional<MaskArray>& mask, const FloatOut& log_sum, const FloatOut& best, const Contiguous<uint16_t>& labels,
-                const Contiguous<bool>& is_equal, const std::optional<FloatOut>& best_biased, const FloatOut& tile_margin) const {
+    void survey(const StoredBox<T>& values, int64_t first_plane, int label, bool is_probability,
+                float bias, float inverse_temperature, const std::optional<MaskArray>& mask,
+                const FloatOut& log_sum, const FloatOut& best, const Contiguous<uint16_t>& labels,
+                const Contiguous<bool>& is_equal, const std::optional<FloatOut>& best_biased,
+                const FloatOut& tile_margin) const {
         const int64_t num_planes = checked_planes(values, tiling_);
-        require(num_planes > 0 && first_plane >= 0 && first_plane <= tiling_.shape[0] - num_planes, "expected planes of the grid");
+        require(num_planes > 0 && first_plane >= 0 && first_plane <= tiling_.shape[0] - num_planes,
+                "expected planes of the grid");
         require(label >= 0 && label < kMaxLabels, "expected a label from 0 to 65535");
         require_grid(tiling_, log_sum, best, labels, is_equal);
         if (mask) require_grid(tiling_, *mask);
         if (best_biased) require_grid(tiling_, *best_biased);
         require_size(tile_margin, tiling_.num_tiles(), "expected room for one margin per tile");
         float* const biased = best_biased ? best_biased->data() : nullptr;
-        const Survey state{log_sum.data(), best.data(), labels.data(), is_equal.data(), biased, inverse_temperature, bias};
+        const Survey state{log_sum.data(), best.data(),         labels.data(), is_equal.data(),
+                           biased,         inverse_temperature, bias};
         const Channel<T> channel = channel_of<T>(values);
         run_pool(threads_, [&](ThreadPool& pool) {
-            survey_channel(tiling_, channel, first_plane, num_planes, label, {is_probability}, mask_data(mask), state, tile_margin.data(),
-                           pool);
+            survey_channel(tiling_, channel, first_plane, num_planes, label, {is_probability},
+                           mask_data(mask), state, tile_margin.data(), pool);
         });
     }
 
     template <class T>
-    void margins(const StoredBox<T>& values, bool is_whole_grid, const Indices& tiles, bool is_probability, float bias,
-                 float inverse_temperature, const std::optional<MaskArray>& mask, const FloatOut& log_sum, const FloatOut& lowest_sum,
-                 float threshold, const FloatOut& margin) const {
+    void margins(const StoredBox<T>& values, bool is_whole_grid, const Indices& tiles,
+                 bool is_probability, float bias, float inverse_temperature,
+                 const std::optional<MaskArray>& mask, const FloatOut& log_sum,
+                 const FloatOut& lowest_sum, float threshold, const FloatOut& margin) const {
         const TileSource<T> source = source_of<T>(values, is_whole_grid, tiles);
         require_grid(tiling_, log_sum);
         if (mask) require_grid(tiling_, *mask);
         require_size(lowest_sum, tiling_.num_tiles(), "expected one sum per tile");
-        require_size(margin, static_cast<int64_t>(tiles.size()), "expected room for one margin per tile");
-        const Survey state{log_sum.data(), nullptr, nullptr, nullptr, nullptr, inverse_temperature, bias};
+        require_size(margin, static_cast<int64_t>(tiles.size()),
+                     "expected room for one margin per tile");
+        const Survey state{log_sum.data(),      nullptr, nullptr, nullptr, nullptr,
+                           inverse_temperature, bias};
         run_pool(threads_, [&](ThreadPool& pool) {
-            tile_margins(tiling_, source, {is_probability}, mask_data(mask), state, lowest_sum.data(), threshold, margin.data(), pool);
+            tile_margins(tiling_, source, {is_probability}, mask_data(mask), state,
+                         lowest_sum.data(), threshold, margin.data(), pool);
         });
     }
 
     template <class T>
-    void gather(const Contiguous<const T>& values, const Indices& tiles, const Contiguous<T>& out) const {
+    void gather(const Contiguous<const T>& values, const Indices& tiles,
+                const Contiguous<T>& out) const {
         require_tiles(tiles, tiling_);
         require_grid(tiling_, values);
-        require_size(out, static_cast<int64_t>(tiles.size()) * tiling_.tile_voxels(), "expected room for the voxels of the tiles");
+        require_size(out, static_cast<int64_t>(tiles.size()) * tiling_.tile_voxels(),
+                     "expected room for the voxels of the tiles");
         run_pool(threads_, [&](ThreadPool& pool) {
-            gather_tiles(tiling_, values.data(), tiles.data(), static_cast<int64_t>(tiles.size()), out.data(), pool);
+            gather_tiles(tiling_, values.data(), tiles.data(), static_cast<int64_t>(tiles.size()),
+                         out.data(), pool);
         });
     }
 
     template <class T>
-    void fill_entries(const StoredBox<T>& values, bool is_whole_grid, const Indices& tiles, bool is_probability, const Indices& entries,
-                      const FloatOut& out) const {
+    void fill_entries(const StoredBox<T>& values, bool is_whole_grid, const Indices& tiles,
+                      bool is_probability, const Indices& entries, const FloatOut& out) const {
         const TileSource<T> source = source_of<T>(values, is_whole_grid, tiles);
         require_entries(tiles, entries, out, tiling_);
-        run_pool(threads_,
-                 [&](ThreadPool& pool) { crf::fill_entries(tiling_, source, {is_probability}, entries.data(), out.data(), pool); });
+        run_pool(threads_, [&](ThreadPool& pool) {
+            crf::fill_entries(tiling_, source, {is_probability}, entries.data(), out.data(), pool);
+        });
     }
 
     template <class Label>
-    void mark_near(const Contiguous<const Label>& label_map, const Extents& reach, const Contiguous<uint8_t>& near) const {
+    void mark_near(const Contiguous<const Label>& label_map, const Extents& reach,
+                   const Contiguous<uint8_t>& near) const {
         require_grid(tiling_, label_map);
         require_reach(reach);
         const int64_t num_labels = static_cast<int64_t>(near.size()) / tiling_.num_tiles();
-        require_size(near, num_labels * tiling_.num_tiles(), "expected room for one mark per label and tile");
+        require_size(near, num_labels * tiling_.num_tiles(),
+                     "expected room for one mark per label and tile");
         run_pool(threads_, [&](ThreadPool& pool) {
-            mark_tiles_near_labels(tiling_, label_map.data(), {reach[0], reach[1], reach[2]}, num_labels, near.data(), pool);
+            mark_tiles_near_labels(tiling_, label_map.data(), {reach[0], reach[1], reach[2]},
+                                   num_labels, near.data(), pool);
         });
     }
 
     // logits: of the label at its own voxels, near them, and elsewhere.
     template <class Label>
-    void fill_labels(const Contiguous<const Label>& label_map, int64_t first_plane, int label, const Extents& reach,
-                     const std::array<float, 3>& logits, const Indices& tiles, const Indices& entries, const FloatOut& out) const {
+    void fill_labels(const Contiguous<const Label>& label_map, int64_t first_plane, int label,
+                     const Extents& reach, const std::array<float, 3>& logits, const Indices& tiles,
+                     const Indices& entries, const FloatOut& out) const {
         const int64_t num_planes = checked_planes(label_map, tiling_);
-        require(first_plane >= 0 && first_plane <= num_planes - tiling_.shape[0], "expected a label map with the planes of the grid");
+        require(first_plane >= 0 && first_plane <= num_planes - tiling_.shape[0],
+                "expected a label map with the planes of the grid");
         require_reach(reach);
         int64_t size = 1;
         for (int a = 0; a < 3; ++a) {
-            require(reach[a] <= (kMaxNeighborhood / size - tiling_.tile[a]) / 2, "expected a shorter reach");
+            require(reach[a] <= (kMaxNeighborhood / size - tiling_.tile[a]) / 2,
+                    "expected a shorter reach");
             size *= tiling_.tile[a] + 2 * reach[a];
         }
         require_entries(tiles, entries, out, tiling_);
         const LabelPlanes<Label> map{label_map.data(), num_planes, first_plane};
         run_pool(threads_, [&](ThreadPool& pool) {
-            fill_label_entries(tiling_, map, label, {reach[0], reach[1], reach[2]}, {logits[0], logits[1], logits[2]}, tiles.data(),
-                               static_cast<int64_t>(tiles.size()), entries.data(), out.data(), pool);
+            fill_label_entries(tiling_, map, label, {reach[0], reach[1], reach[2]},
+                               {logits[0], logits[1], logits[2]}, tiles.data(),
+                               static_cast<int64_t>(tiles.size()), entries.data(), out.data(),
+                               pool);
         });
     }
 
    private:
     // The whole grid, or the voxels of the tiles one after the other.
     template <class T>
-    TileSource<T> source_of(const StoredBox<T>& values, bool is_whole_grid, const Indices& tiles) const {
+    TileSource<T> source_of(const StoredBox<T>& values, bool is_whole_grid,
+                            const Indices& tiles) const {
         require_tiles(tiles, tiling_);
-        const int64_t size = is_whole_grid ? tiling_.num_voxels() : static_cast<int64_t>(tiles.size()) * tiling_.tile_voxels();
+        const int64_t size = is_whole_grid
+                                 ? tiling_.num_voxels()
+                                 : static_cast<int64_t>(tiles.size()) * tiling_.tile_voxels();
         require_size(values, size, "expected the voxels of the grid, or those of the tiles");
         if (is_whole_grid) checked_planes(values, tiling_);
-        return {channel_of<T>(values), is_whole_grid, tiles.data(), static_cast<int64_t>(tiles.size())};
+        return {channel_of<T>(values), is_whole_grid, tiles.data(),
+                static_cast<int64_t>(tiles.size())};
     }
 
     Tiling tiling_;
     int threads_;
 };
 
-// The labels of the tiles of a grid, for runs of the mean field on them. Keeps the arrays that it is made of.
+// The labels of the tiles of a grid, for runs of the mean field on them. Keeps the arrays that it
+// is made of.
 class LabelSets {
    public:
-    LabelSets(const Extents& shape, const Extents& tile, const std::optional<MaskArray>& mask, const Indices& active,
-              const Indices& first_entry, const Labels& label, const Labels& settled, int threads)
+    LabelSets(const Extents& shape, const Extents& tile, const std::optional<MaskArray>& mask,
+              const Indices& active, const Indices& first_entry, const Labels& label,
+              const Labels& settled, int threads)
         : mask_(mask),
           active_(active),
           first_entry_(first_entry),
@@ -212,11 +250,16 @@ class LabelSets {
         const Tiling& tiling = set_.tiling;
         if (mask) require_grid(tiling, *mask);
         require_tiles(active, tiling);
-        require_size(settled, tiling.num_tiles(), "expected one settled label per tile, -1 where there is none");
-        require_size(first_entry, set_.num_active + 1, "expected the first entry of each active tile, and the number of entries");
-        require(set_.first_entry[0] == 0 && set_.num_entries() == static_cast<int64_t>(label.size()), "expected one label per entry");
+        require_size(settled, tiling.num_tiles(),
+                     "expected one settled label per tile, -1 where there is none");
+        require_size(first_entry, set_.num_active + 1,
+                     "expected the first entry of each active tile, and the number of entries");
+        require(
+            set_.first_entry[0] == 0 && set_.num_entries() == static_cast<int64_t>(label.size()),
+            "expected one label per entry");
         for (int64_t i = 0; i < set_.num_active; ++i)
-            require(set_.first_entry[i] < set_.first_entry[i + 1] && (i == 0 || set_.active[i - 1] < set_.active[i]),
+            require(set_.first_entry[i] < set_.first_entry[i + 1] &&
+                        (i == 0 || set_.active[i - 1] < set_.active[i]),
                     "expected ascending tiles, each with entries");
         require_places(label, 0, kMaxLabels, "expected labels from 0 to 65535");
         require_places(settled, -1, kMaxLabels, "expected settled labels from -1 to 65535");
@@ -225,30 +268,39 @@ class LabelSets {
         for (int64_t i = 0; i < set_.num_active; ++i) set_.index[set_.active[i]] = i;
     }
 
-    // kernels: an object of Kernels whose filters are used, with the channel of each entry and of each settled tile; or None: direct
-    // sums. bilateral: (standard deviation in voxels along each axis, theta_beta of each modality) per kernel. spatial: the same without
-    // theta_beta, or empty. exceeds: (entry) set to 1 where a label was above `threshold`, after any step, within `reach` of a tile where
-    // it takes no part although `may_matter` (label, tile) says that it might; None: no such check.
-    nb::dict run(const nb::object& kernels, int num_channels, const Labels& of_entry, const Labels& of_settled, const FloatArray& image,
-                 const Bandwidths& bilateral, const std::vector<double>& spatial, const std::string& normalization,
-                 const MeanFieldOptions& model, const Contiguous<const LaneMask>& open, int64_t num_voxels, const nb::object& progress,
-                 const FloatArray& logits, const FloatOut& out, const std::optional<MaskArray>& may_matter, const Extents& reach,
-                 double threshold, const Contiguous<uint8_t>& exceeds, double unsent, bool has_room) const {
+    // kernels: an object of Kernels whose filters are used, with the channel of each entry and of
+    // each settled tile; or None: direct sums. bilateral: (standard deviation in voxels along each
+    // axis, theta_beta of each modality) per kernel. spatial: the same without theta_beta, or
+    // empty. exceeds: (entry) set to 1 where a label was above `threshold`, after any step, within
+    // `reach` of a tile where it takes no part although `may_matter` (label, tile) says that it
+    // might; None: no such check.
+    nb::dict run(const nb::object& kernels, int num_channels, const Labels& of_entry,
+                 const Labels& of_settled, const FloatArray& image, const Bandwidths& bilateral,
+                 const std::vector<double>& spatial, const std::string& normalization,
+                 const MeanFieldOptions& model, const Contiguous<const LaneMask>& open,
+                 int64_t num_voxels, const nb::object& progress, const FloatArray& logits,
+                 const FloatOut& out, const std::optional<MaskArray>& may_matter,
+                 const Extents& reach, double threshold, const Contiguous<uint8_t>& exceeds,
+                 double unsent, bool has_room) const {
         const Tiling& tiling = set_.tiling;
         KernelSet* const built = kernels.is_none() ? nullptr : kernels_in(kernels).first;
-        require(!model.weight.empty() && model.num_labels > largest_, "expected a kernel, with one weight per label");
+        require(!model.weight.empty() && model.num_labels > largest_,
+                "expected a kernel, with one weight per label");
         require_model(model, built ? built->kernels.size() : bilateral.size() + !spatial.empty());
         MeanFieldOptions options = model;
         require(image.ndim() > 0, "expected an image (modality, *grid)");
-        require_size(image, static_cast<int64_t>(image.shape(0)) * tiling.num_voxels(), "expected an image (modality, *grid)");
+        require_size(image, static_cast<int64_t>(image.shape(0)) * tiling.num_voxels(),
+                     "expected an image (modality, *grid)");
         require_bandwidths(bilateral, spatial, 3, image.shape(0));
         if (built) {
             std::vector<int64_t> grid = kernels_in(kernels).second;
             grid.insert(grid.begin(), grid.size() < 3 ? 3 - grid.size() : 0, 1);
-            require(std::equal(grid.begin(), grid.end(), tiling.shape, tiling.shape + 3), "expected kernels of the grid of the tiles");
+            require(std::equal(grid.begin(), grid.end(), tiling.shape, tiling.shape + 3),
+                    "expected kernels of the grid of the tiles");
             require_labels(num_channels);
             require_size(of_entry, set_.num_entries(), "expected one channel per entry");
-            require_size(of_settled, tiling.num_tiles(), "expected one channel per tile, -1 where it is not settled");
+            require_size(of_settled, tiling.num_tiles(),
+                         "expected one channel per tile, -1 where it is not settled");
         }
         require_open(open);
         require_values(logits);
@@ -256,7 +308,8 @@ class LabelSets {
         require_reach(reach);
         if (may_matter) require_borders(*may_matter, exceeds);
         const Normalization kind = parse_normalization(normalization);
-        options.has_symmetric_pairs = kind != Normalization::kAfter && options.last_is_implied() && options.has_symmetric_penalties();
+        options.has_symmetric_pairs = kind != Normalization::kAfter && options.last_is_implied() &&
+                                      options.has_symmetric_penalties();
         MeanFieldOutcome outcome;
         const TileChannels channels{num_channels, of_entry.data(), of_settled.data()};
         run_pool<true>(threads_, [&](ThreadPool& pool) {
@@ -268,43 +321,57 @@ class LabelSets {
             std::vector<std::unique_ptr<TileFilter>> filters;
             if (built) {
                 for (Kernel& kernel : built->kernels)
-                    filters.push_back(make_channel_tile_filter(set_, channels, built->voxels, open.data(), kernel, pool));
+                    filters.push_back(make_channel_tile_filter(set_, channels, built->voxels,
+                                                               open.data(), kernel, pool));
                 direct.clear();
             }
             for (const DirectKernel& kernel : direct) {
-                Reporter{progress, "build"}(static_cast<int>(filters.size()), static_cast<int>(direct.size()));
-                filters.push_back(make_direct_tile_filter(set_, open.data(), kernel, kind, has_room, pool));
+                Reporter{progress, "build"}(static_cast<int>(filters.size()),
+                                            static_cast<int>(direct.size()));
+                filters.push_back(
+                    make_direct_tile_filter(set_, open.data(), kernel, kind, has_room, pool));
             }
             std::optional<Borders> borders;
             const int64_t extents[3] = {reach[0], reach[1], reach[2]};
             if (may_matter) borders.emplace(set_, may_matter->data(), extents, pool);
-            const BorderCheck check{borders ? &*borders : nullptr, static_cast<float>(threshold), exceeds.data()};
-            outcome = run_tile_mean_field(set_, filters, options, open.data(), num_voxels, static_cast<float>(unsent), logits.data(),
-                                          out.data(), borders ? &check : nullptr, pool, Reporter{progress, "mean field"});
+            const BorderCheck check{borders ? &*borders : nullptr, static_cast<float>(threshold),
+                                    exceeds.data()};
+            outcome = run_tile_mean_field(set_, filters, options, open.data(), num_voxels,
+                                          static_cast<float>(unsent), logits.data(), out.data(),
+                                          borders ? &check : nullptr, pool,
+                                          Reporter{progress, "mean field"});
         });
         return as_dict(outcome);
     }
 
-    void open_voxels(const FloatArray& logits, float temperature, float settled, bool whole_rows, const Contiguous<LaneMask>& open) const {
+    void open_voxels(const FloatArray& logits, float temperature, float settled, bool whole_rows,
+                     const Contiguous<LaneMask>& open) const {
         require_values(logits);
-        require_size(open, num_rows(), "expected room for the voxels of one row of an active tile each");
-        run_pool(threads_,
-                 [&](ThreadPool& pool) { find_open_voxels(set_, logits.data(), temperature, settled, whole_rows, open.data(), pool); });
+        require_size(open, num_rows(),
+                     "expected room for the voxels of one row of an active tile each");
+        run_pool(threads_, [&](ThreadPool& pool) {
+            find_open_voxels(set_, logits.data(), temperature, settled, whole_rows, open.data(),
+                             pool);
+        });
     }
 
     template <class Label>
     void decode(const FloatArray& values, const Contiguous<Label>& label_map) const {
         require_values(values);
         require_grid(set_.tiling, label_map);
-        require(largest_ <= std::numeric_limits<Label>::max(), "expected a type that holds all labels");
-        run_pool(threads_, [&](ThreadPool& pool) { decode_entries(set_, values.data(), label_map.data(), pool); });
+        require(largest_ <= std::numeric_limits<Label>::max(),
+                "expected a type that holds all labels");
+        run_pool(threads_, [&](ThreadPool& pool) {
+            decode_entries(set_, values.data(), label_map.data(), pool);
+        });
     }
 
    private:
     int64_t num_rows() const { return set_.num_active * (set_.tiling.tile_voxels() / kLanes); }
 
     void require_values(const auto& values) const {
-        require_size(values, set_.num_entries() * set_.tiling.tile_voxels(), "expected one value per entry and voxel of a tile");
+        require_size(values, set_.num_entries() * set_.tiling.tile_voxels(),
+                     "expected one value per entry and voxel of a tile");
     }
 
     void require_borders(const MaskArray& may_matter, const Contiguous<uint8_t>& flags) const {
@@ -315,11 +382,13 @@ class LabelSets {
 
     // Voxels beyond the end of the grid are never open.
     void require_open(const Contiguous<const LaneMask>& open) const {
-        require_size(open, num_rows(), "expected the open voxels of one row of an active tile each");
+        require_size(open, num_rows(),
+                     "expected the open voxels of one row of an active tile each");
         const TileSet whole{set_.tiling, nullptr, 0, nullptr, nullptr, nullptr, nullptr, {}};
         const int64_t rows = set_.tiling.tile_voxels() / kLanes;
         for (int64_t i = 0; i < num_rows(); ++i)
-            require((open.data()[i] & ~lanes_inside(whole, set_.active[i / rows], i % rows)) == 0, "expected open voxels of the grid");
+            require((open.data()[i] & ~lanes_inside(whole, set_.active[i / rows], i % rows)) == 0,
+                    "expected open voxels of the grid");
     }
 
     const std::optional<MaskArray> mask_;
@@ -333,33 +402,44 @@ class LabelSets {
 
 void define_tiles(nb::module_& m) {
     nb::class_<LabelSets> sets(m, "LabelSets");
-    sets.def(nb::init<const Extents&, const Extents&, const std::optional<MaskArray>&, const Indices&, const Indices&, const Labels&,
-                      const Labels&, int>(),
-             "shape"_a, "tile"_a, "mask"_a.none(), "active"_a, "first_entry"_a, "label"_a, "settled"_a, "threads"_a)
-        .def("run", &LabelSets::run, "kernels"_a.none(), "num_channels"_a, "of_entry"_a, "of_settled"_a, "image"_a, "bilateral"_a,
-             "spatial"_a, "normalization"_a, "model"_a, "open"_a, "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a.noconvert(),
-             "may_matter"_a.none(), "reach"_a, "threshold"_a, "exceeds"_a.noconvert(), "unsent"_a, "has_room"_a)
-        .def("open_voxels", &LabelSets::open_voxels, "logits"_a, "temperature"_a, "settled"_a, "whole_rows"_a, "open"_a.noconvert());
+    sets.def(nb::init<const Extents&, const Extents&, const std::optional<MaskArray>&,
+                      const Indices&, const Indices&, const Labels&, const Labels&, int>(),
+             "shape"_a, "tile"_a, "mask"_a.none(), "active"_a, "first_entry"_a, "label"_a,
+             "settled"_a, "threads"_a)
+        .def("run", &LabelSets::run, "kernels"_a.none(), "num_channels"_a, "of_entry"_a,
+             "of_settled"_a, "image"_a, "bilateral"_a, "spatial"_a, "normalization"_a, "model"_a,
+             "open"_a, "num_voxels"_a, "progress"_a.none(), "logits"_a, "out"_a.noconvert(),
+             "may_matter"_a.none(), "reach"_a, "threshold"_a, "exceeds"_a.noconvert(), "unsent"_a,
+             "has_room"_a)
+        .def("open_voxels", &LabelSets::open_voxels, "logits"_a, "temperature"_a, "settled"_a,
+             "whole_rows"_a, "open"_a.noconvert());
     nb::class_<Tiles> tiles(m, "Tiles");
     tiles.def(nb::init<const Extents&, const Extents&, int>(), "shape"_a, "tile"_a, "threads"_a);
     const auto define_stored = [&]<class T>(T) {
         tiles
-            .def("survey", &Tiles::survey<T>, "values"_a.noconvert(), "first_plane"_a, "label"_a, "is_probability"_a, "bias"_a,
-                 "inverse_temperature"_a, "mask"_a.none(), "log_sum"_a.noconvert(), "best"_a.noconvert(), "labels"_a.noconvert(),
-                 "is_equal"_a.noconvert(), "best_biased"_a.noconvert().none(), "tile_margin"_a.noconvert())
-            .def("margins", &Tiles::margins<T>, "values"_a.noconvert(), "is_whole_grid"_a, "tiles"_a, "is_probability"_a, "bias"_a,
-                 "inverse_temperature"_a, "mask"_a.none(), "log_sum"_a, "lowest_sum"_a, "threshold"_a, "margin"_a.noconvert())
-            .def("gather", &Tiles::gather<T>, "values"_a.noconvert(), "tiles"_a, "out"_a.noconvert())
-            .def("fill_entries", &Tiles::fill_entries<T>, "values"_a.noconvert(), "is_whole_grid"_a, "tiles"_a, "is_probability"_a,
-                 "entries"_a, "out"_a.noconvert());
+            .def("survey", &Tiles::survey<T>, "values"_a.noconvert(), "first_plane"_a, "label"_a,
+                 "is_probability"_a, "bias"_a, "inverse_temperature"_a, "mask"_a.none(),
+                 "log_sum"_a.noconvert(), "best"_a.noconvert(), "labels"_a.noconvert(),
+                 "is_equal"_a.noconvert(), "best_biased"_a.noconvert().none(),
+                 "tile_margin"_a.noconvert())
+            .def("margins", &Tiles::margins<T>, "values"_a.noconvert(), "is_whole_grid"_a,
+                 "tiles"_a, "is_probability"_a, "bias"_a, "inverse_temperature"_a, "mask"_a.none(),
+                 "log_sum"_a, "lowest_sum"_a, "threshold"_a, "margin"_a.noconvert())
+            .def("gather", &Tiles::gather<T>, "values"_a.noconvert(), "tiles"_a,
+                 "out"_a.noconvert())
+            .def("fill_entries", &Tiles::fill_entries<T>, "values"_a.noconvert(), "is_whole_grid"_a,
+                 "tiles"_a, "is_probability"_a, "entries"_a, "out"_a.noconvert());
     };
     define_stored(float{});
     define_stored(Half{});
     const auto define_labels = [&]<class Label>(Label) {
         sets.def("decode", &LabelSets::decode<Label>, "values"_a, "label_map"_a.noconvert());
-        tiles.def("mark_near", &Tiles::mark_near<Label>, "label_map"_a.noconvert(), "reach"_a, "near"_a.noconvert())
-            .def("fill_labels", &Tiles::fill_labels<Label>, "label_map"_a.noconvert(), "first_plane"_a, "label"_a, "reach"_a, "logits"_a,
-                 "tiles"_a, "entries"_a, "out"_a.noconvert());
+        tiles
+            .def("mark_near", &Tiles::mark_near<Label>, "label_map"_a.noconvert(), "reach"_a,
+                 "near"_a.noconvert())
+            .def("fill_labels", &Tiles::fill_labels<Label>, "label_map"_a.noconvert(),
+                 "first_plane"_a, "label"_a, "reach"_a, "logits"_a, "tiles"_a, "entries"_a,
+                 "out"_a.noconvert());
     };
     define_labels(uint8_t{});
     define_labels(uint16_t{});

@@ -1,5 +1,6 @@
-// Sixteen lanes of float or int32 in the compiler's vector extension (lane_types.h), so that one source serves SSE, AVX2, AVX-512 and NEON.
-// Intrinsics are used only for operations that the extension cannot express well.
+// Sixteen lanes of float or int32 in the compiler's vector extension (lane_types.h), so that one
+// source serves SSE, AVX2, AVX-512 and NEON. Intrinsics are used only for operations that the
+// extension cannot express well.
 #pragma once
 
 #include "cpu/lane_types.h"
@@ -14,7 +15,8 @@ namespace crf {
 constexpr int kLanes = 16;
 
 typedef LanesOfSize<float, 4 * kLanes> vfloat;
-typedef LanesOfSize<float, kProcessorBytes> vregister;  // the lanes that one register holds, for loops that need many
+typedef LanesOfSize<float, kProcessorBytes>
+    vregister;  // the lanes that one register holds, for loops that need many
 typedef LanesOfSize<int32_t, 4 * kLanes> vint;
 typedef float vfloat4 __attribute__((vector_size(16)));
 
@@ -112,7 +114,8 @@ inline bool is_zero_vector(vfloat v) {
 inline uint8_t bits_of_eight(const uint8_t* bytes) {
     uint64_t eight;
     std::memcpy(&eight, bytes, sizeof eight);
-    return static_cast<uint8_t>(eight * 0x0102040810204080ull >> 56);  // moves byte k's bit to bit 56 + k
+    return static_cast<uint8_t>(eight * 0x0102040810204080ull >>
+                                56);  // moves byte k's bit to bit 56 + k
 }
 
 // The first `count` lanes are ones, the rest zeros.
@@ -124,7 +127,8 @@ inline vint first_lanes(int count) {
 // 2^f for f on [-1/2, 1/2]: least maximum relative error of its degree.
 template <class V>
 inline V exp2_of_fraction(V f) {
-    constexpr float c1 = 0.693147182f, c2 = 0.240226462f, c3 = 0.0555032725f, c4 = 0.00961842779f, c5 = 0.00133952777f;
+    constexpr float c1 = 0.693147182f, c2 = 0.240226462f, c3 = 0.0555032725f, c4 = 0.00961842779f,
+                    c5 = 0.00133952777f;
     return 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
 }
 
@@ -134,7 +138,8 @@ inline V exp2_nonpositive(V t) {
 #if defined(__AVX512F__)
     // The masked forms, because GCC 12 warns of the others' undefined pass-through operand.
     constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    if constexpr (sizeof(V) == 32) {  // half a register, which some processors compute in half the time
+    if constexpr (sizeof(V) ==
+                  32) {  // half a register, which some processors compute in half the time
         const __m256 whole = _mm256_maskz_roundscale_ps(0xff, (__m256)t, kRounding);
         return (V)_mm256_maskz_scalef_ps(0xff, (__m256)exp2_of_fraction(t - (V)whole), whole);
     } else {
@@ -144,22 +149,26 @@ inline V exp2_nonpositive(V t) {
 #else
     typedef decltype(t > t) Integers;
     t = vmax(t, splat<V>(-126.0f));
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
+    const float magic =
+        12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
     const V shifted = t + magic;
     const V p = exp2_of_fraction(t - (shifted - magic));
     return (V)((Integers)p + ((Integers)shifted << 23));
 #endif
 }
 
-// e^t for t <= 0; 0 where it would be below the smallest normal number. Filters skip zeros, and subnormal numbers are slow.
+// e^t for t <= 0; 0 where it would be below the smallest normal number. Filters skip zeros, and
+// subnormal numbers are slow.
 inline vfloat exp_nonpositive(vfloat t) {
     const vfloat power = t * 1.44269504f;
     constexpr float kBelow = -0x1.f80002p6f;  // the number before -126
-    return (vfloat)select(is_greater(power, splat_lanes(kBelow)), (vint)exp2_nonpositive(power), vint{});
+    return (vfloat)select(is_greater(power, splat_lanes(kBelow)), (vint)exp2_nonpositive(power),
+                          vint{});
 }
 
 // Natural logarithm of a positive normal number, absolute error about 1e-7 of the mantissa's part.
-// Splits off the exponent so that the mantissa is in [sqrt(1/2), sqrt(2)); atanh series in (m - 1) / (m + 1).
+// Splits off the exponent so that the mantissa is in [sqrt(1/2), sqrt(2)); atanh series in (m - 1)
+// / (m + 1).
 inline vfloat log_positive(vfloat x) {
     const vint bits = (vint)x;
     const vint exponent = (bits - 0x3f3504f3) >> 23;
@@ -171,9 +180,11 @@ inline vfloat log_positive(vfloat x) {
 }
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-// The first `count` of eight lanes are ones. gcc makes `rep movs`, which is slow for a few bytes, of loops over them.
+// The first `count` of eight lanes are ones. gcc makes `rep movs`, which is slow for a few bytes,
+// of loops over them.
 inline __m256i first_eight(int64_t count) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 #endif
 
@@ -184,7 +195,8 @@ inline vfloat load_some(const float* from, int64_t count) {
     return (vfloat)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
 #elif defined(__AVX2__)
     float some[kLanes];
-    for (int i = 0; i < kLanes; i += 8) _mm256_storeu_ps(some + i, _mm256_maskload_ps(from + i, first_eight(count - i)));
+    for (int i = 0; i < kLanes; i += 8)
+        _mm256_storeu_ps(some + i, _mm256_maskload_ps(from + i, first_eight(count - i)));
     return load(some);
 #else
     float some[kLanes]{};
@@ -207,9 +219,12 @@ struct LaneRange {
         }
     }
     std::pair<float, float> ends() const {
-        if (!(sum_lanes(poison) == 0.0f)) return {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::quiet_NaN()};
+        if (!(sum_lanes(poison) == 0.0f))
+            return {std::numeric_limits<float>::quiet_NaN(),
+                    std::numeric_limits<float>::quiet_NaN()};
         std::pair<float, float> found{least[0], most[0]};
-        for (int lane = 1; lane < kLanes; ++lane) found = {std::min(found.first, least[lane]), std::max(found.second, most[lane])};
+        for (int lane = 1; lane < kLanes; ++lane)
+            found = {std::min(found.first, least[lane]), std::max(found.second, most[lane])};
         return found;
     }
 };
@@ -243,7 +258,8 @@ inline void store_some(float* to, vfloat v, int64_t count) {
 #elif defined(__AVX2__)
     float some[kLanes];
     store(some, v);
-    for (int i = 0; i < kLanes; i += 8) _mm256_maskstore_ps(to + i, first_eight(count - i), _mm256_loadu_ps(some + i));
+    for (int i = 0; i < kLanes; i += 8)
+        _mm256_maskstore_ps(to + i, first_eight(count - i), _mm256_loadu_ps(some + i));
 #else
     float some[kLanes];
     store(some, v);
@@ -260,12 +276,16 @@ inline vfloat shuffle(vfloat low, vfloat high, Pick) {
 // Blocks of `Size` lanes of two vectors in turn, eight lanes of each from lane `First` on.
 template <int Size, int First>
 inline vfloat zip(vfloat a, vfloat b) {
-    return shuffle(a, b, [](int lane) { return First + lane / (2 * Size) * Size + lane % Size + lane / Size % 2 * kLanes; });
+    return shuffle(a, b, [](int lane) {
+        return First + lane / (2 * Size) * Size + lane % Size + lane / Size % 2 * kLanes;
+    });
 }
-// Every second block of `Size` lanes of two vectors one after the other, from the first or second one on.
+// Every second block of `Size` lanes of two vectors one after the other, from the first or second
+// one on.
 template <int Size, int First>
 inline vfloat unzip(vfloat low, vfloat high) {
-    return shuffle(low, high, [](int lane) { return (lane / Size * 2 + First) * Size + lane % Size; });
+    return shuffle(low, high,
+                   [](int lane) { return (lane / Size * 2 + First) * Size + lane % Size; });
 }
 
 // Sixteen rows of C floats from C channels of sixteen, and back. C is 1, 2, 4 or 8.
@@ -313,7 +333,8 @@ inline void deinterleave(const float* rows, vfloat (&channel)[C]) {
     deinterleave<C>(row, channel);
 }
 
-// Calls body with the constant that equals `value`, as a std::integral_constant; the last one stands for all other values.
+// Calls body with the constant that equals `value`, as a std::integral_constant; the last one
+// stands for all other values.
 template <int First, int... Others, class Body>
 void with_constant(int value, Body&& body) {
     if constexpr (sizeof...(Others) > 0) {

@@ -1,5 +1,6 @@
-// The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2), axis by axis on the mask's bounding box: exact except for its tails
-// (spatial_rows.h), or on half as many rows where it is wide (spatial_halved.h). Skips sums of zeros.
+// The spatial kernel exp(-|p_i - p_j|^2 / 2 theta_gamma^2), axis by axis on the mask's bounding
+// box: exact except for its tails (spatial_rows.h), or on half as many rows where it is wide
+// (spatial_halved.h). Skips sums of zeros.
 
 #include "cpu/filter.h"
 #include "cpu/spatial_halved.h"
@@ -9,11 +10,14 @@ namespace crf {
 namespace {
 class SpatialFilter final : public Filter {
    public:
-    SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact, const FeatureOrigin* origin, ThreadPool& pool)
+    SpatialFilter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact,
+                  const FeatureOrigin* origin, ThreadPool& pool)
         : voxels_(voxels), pool_(pool) {
         std::vector<double> sigma;
-        for (int a = 0; a < voxels.num_axes; ++a) sigma.push_back(theta_gamma[a] / voxels.spacing[a]);
-        for (const SpatialTaps& taps : spatial_taps(sigma, {voxels.box_shape, voxels.box_shape + voxels.num_axes})) {
+        for (int a = 0; a < voxels.num_axes; ++a)
+            sigma.push_back(theta_gamma[a] / voxels.spacing[a]);
+        for (const SpatialTaps& taps :
+             spatial_taps(sigma, {voxels.box_shape, voxels.box_shape + voxels.num_axes})) {
             taps_.emplace_back(taps.weight.begin(), taps.weight.end());
             slopes_.emplace_back(taps.slope.begin(), taps.slope.end());
         }
@@ -22,20 +26,23 @@ class SpatialFilter final : public Filter {
         slab_size_ = voxels.num_axes == 1 ? voxels.box_size : voxels.box_size / voxels.box_shape[0];
         first_run_.assign(voxels.box_size / slab_size_ + 1, 0);
         for (const Run& run : voxels.runs) ++first_run_[run.box / slab_size_ + 1];
-        for (size_t slab = 1; slab < first_run_.size(); ++slab) first_run_[slab] += first_run_[slab - 1];
+        for (size_t slab = 1; slab < first_run_.size(); ++slab)
+            first_run_[slab] += first_run_[slab - 1];
         for (int a = 0; a < voxels.num_axes - 1; ++a) needed_.push_back(find_needed(a));
         if (exact || !HalvedBox::is_wide(voxels, sigma)) return;
         // Parts of a volume that share a feature origin halve the same rows.
         std::vector<int64_t> first;
-        for (int a = 0; a < voxels.num_axes; ++a) first.push_back(origin ? voxels.first[a] - origin->position[voxels.source_axis[a]] : 0);
+        for (int a = 0; a < voxels.num_axes; ++a)
+            first.push_back(origin ? voxels.first[a] - origin->position[voxels.source_axis[a]] : 0);
         halved_ = std::make_unique<HalvedBox>(voxels, sigma, first, taps_, pool.num_threads());
     }
 
-    void accumulate(const float* values, int num_channels, const float* pre, const float* post, const float* channel_weight, float* sum,
-                    Workspace& workspace) override {
+    void accumulate(const float* values, int num_channels, const float* pre, const float* post,
+                    const float* channel_weight, float* sum, Workspace& workspace) override {
         for (int c = 0; c < num_channels; ++c) {
             if (channel_weight[c] == 0.0f) continue;
-            accumulate_channel(values + c * voxels_.num_voxels, pre, post, channel_weight[c], sum + c * voxels_.num_voxels, workspace);
+            accumulate_channel(values + c * voxels_.num_voxels, pre, post, channel_weight[c],
+                               sum + c * voxels_.num_voxels, workspace);
         }
     }
 
@@ -47,15 +54,18 @@ class SpatialFilter final : public Filter {
             scales.push_back(filter_profile(a, std::vector<float>(voxels_.box_shape[a], 1.0f)));
             for (float& s : scales.back()) s = symmetric ? 1.0f / std::sqrt(s) : 1.0f / s;
             messages.push_back(filter_profile(a, scales.back()));
-            for (size_t i = 0; i < messages.back().size(); ++i) messages.back()[i] *= scales.back()[i];
+            for (size_t i = 0; i < messages.back().size(); ++i)
+                messages.back()[i] *= scales.back()[i];
         }
         fill_product(scales, scale);
         if (ones) fill_product(messages, ones);
         return true;
     }
 
-    // The derivative with respect to one axis's bandwidth is the same filter with that axis's slopes instead of its weights.
-    bool second_moments(const float* u, const float* v, int num_channels, double* squared, float* /*pull*/, Workspace& workspace) override {
+    // The derivative with respect to one axis's bandwidth is the same filter with that axis's
+    // slopes instead of its weights.
+    bool second_moments(const float* u, const float* v, int num_channels, double* squared,
+                        float* /*pull*/, Workspace& workspace) override {
         box_ = workspace.floats(voxels_.box_size);
         for (int c = 0; c < num_channels; ++c)
             for (int differentiated = 0; differentiated < voxels_.num_axes; ++differentiated) {
@@ -74,11 +84,15 @@ class SpatialFilter final : public Filter {
    private:
     static constexpr int64_t kRunBlock = 256;
 
-    void accumulate_channel(const float* values, const float* pre, const float* post, float weight, float* sum, Workspace& workspace) {
+    void accumulate_channel(const float* values, const float* pre, const float* post, float weight,
+                            float* sum, Workspace& workspace) {
         if (halved_) {
             halved_->filter(
-                first_run_, pool_, workspace, [&](int64_t slab, float* to, int) { scatter(slab, values, pre, to); },
-                [&](const Run& run, const float* row, int) { add_run(run, row, post, weight, sum); });
+                first_run_, pool_, workspace,
+                [&](int64_t slab, float* to, int) { scatter(slab, values, pre, to); },
+                [&](const Run& run, const float* row, int) {
+                    add_run(run, row, post, weight, sum);
+                });
             return;
         }
         box_ = workspace.floats(voxels_.box_size);
@@ -98,35 +112,43 @@ class SpatialFilter final : public Filter {
     // The rows of an axis's panels that voxels inside the mask depend on. The axes before this axis
     // are filtered later, so rows within reach of their taps are needed too.
     std::vector<Stretch> find_needed(int axis) const {
-        const int64_t inner = stride_of(axis), length = voxels_.box_shape[axis], panels = num_panels(inner);
+        const int64_t inner = stride_of(axis), length = voxels_.box_shape[axis],
+                      panels = num_panels(inner);
         std::vector<Stretch> needed(voxels_.box_size / (length * inner) * panels);
         for (const Run& run : voxels_.runs) {
-            const int64_t column = run.box % inner, row = run.box / inner % length, first = run.box / (length * inner) * panels;
+            const int64_t column = run.box % inner, row = run.box / inner % length,
+                          first = run.box / (length * inner) * panels;
             for (int64_t p = column / kColumns; p <= (column + run.length - 1) / kColumns; ++p)
                 needed[first + p] = needed[first + p].with({row, row + 1});
         }
         int64_t stride = panels;
         for (int a = axis - 1; a >= 0; stride *= voxels_.box_shape[a], --a) {
-            const int64_t radius = static_cast<int64_t>(taps_[a].size()) - 1, extent = voxels_.box_shape[a];
+            const int64_t radius = static_cast<int64_t>(taps_[a].size()) - 1,
+                          extent = voxels_.box_shape[a];
             const std::vector<Stretch> own = needed;
             for (int64_t i = 0; i < static_cast<int64_t>(own.size()); ++i) {
                 const int64_t place = i / stride % extent;
-                for (int64_t j = std::max<int64_t>(0, place - radius); j <= std::min(extent - 1, place + radius); ++j)
+                for (int64_t j = std::max<int64_t>(0, place - radius);
+                     j <= std::min(extent - 1, place + radius); ++j)
                     needed[i] = needed[i].with(own[i + (j - place) * stride]);
             }
         }
         return needed;
     }
 
-    int64_t num_run_blocks() const { return (static_cast<int64_t>(voxels_.runs.size()) + kRunBlock - 1) / kRunBlock; }
+    int64_t num_run_blocks() const {
+        return (static_cast<int64_t>(voxels_.runs.size()) + kRunBlock - 1) / kRunBlock;
+    }
 
     // Applies the one-dimensional filter of an axis to a profile along it.
     std::vector<float> filter_profile(int axis, const std::vector<float>& profile) const {
-        const int64_t length = static_cast<int64_t>(profile.size()), radius = static_cast<int64_t>(taps_[axis].size()) - 1;
+        const int64_t length = static_cast<int64_t>(profile.size()),
+                      radius = static_cast<int64_t>(taps_[axis].size()) - 1;
         std::vector<float> filtered(length);
         for (int64_t i = 0; i < length; ++i) {
             double total = 0;
-            for (int64_t j = std::max<int64_t>(0, i - radius); j <= std::min(length - 1, i + radius); ++j)
+            for (int64_t j = std::max<int64_t>(0, i - radius);
+                 j <= std::min(length - 1, i + radius); ++j)
                 total += static_cast<double>(taps_[axis][std::abs(i - j)]) * profile[j];
             filtered[i] = static_cast<float>(total);
         }
@@ -136,7 +158,8 @@ class SpatialFilter final : public Filter {
     void fill_product(const std::vector<std::vector<float>>& profiles, float* out) {
         const int last = voxels_.num_axes - 1;
         const int64_t length = voxels_.box_shape[last];
-        pool_.run(voxels_.box_size / length, [&](int64_t row, int) { fill_row(profiles, row, out + row * length); });
+        pool_.run(voxels_.box_size / length,
+                  [&](int64_t row, int) { fill_row(profiles, row, out + row * length); });
     }
 
     void fill_row(const std::vector<std::vector<float>>& profiles, int64_t row, float* out) const {
@@ -148,7 +171,8 @@ class SpatialFilter final : public Filter {
     }
 
     // Fills the box with one channel and filters it along all axes except the first. taps(axis):
-    // the axis's taps. A slab, the voxels of one place along the first axis, is filled and filtered while it is in the cache.
+    // the axis's taps. A slab, the voxels of one place along the first axis, is filled and filtered
+    // while it is in the cache.
     template <class Taps>
     void filter_slabs(const float* values, const float* pre, const Taps& taps) {
         const int num_axes = voxels_.num_axes;
@@ -159,8 +183,11 @@ class SpatialFilter final : public Filter {
             const int64_t length = voxels_.box_shape[num_axes - 1];
             filter_rows_of(box, slab_size_ / length, length, taps(num_axes - 1), scratch_[thread]);
             for (int a = num_axes - 2; a > 0; --a) {
-                const int64_t inner = stride_of(a), num_of_slab = slab_size_ / (voxels_.box_shape[a] * inner) * num_panels(inner);
-                filter_across(box, slab_size_, voxels_.box_shape[a], inner, taps(a), &needed_[a][slab * num_of_slab], scratch_[thread]);
+                const int64_t inner = stride_of(a),
+                              num_of_slab =
+                                  slab_size_ / (voxels_.box_shape[a] * inner) * num_panels(inner);
+                filter_across(box, slab_size_, voxels_.box_shape[a], inner, taps(a),
+                              &needed_[a][slab * num_of_slab], scratch_[thread]);
             }
         });
     }
@@ -170,7 +197,8 @@ class SpatialFilter final : public Filter {
         if (voxels_.num_axes == 1) return;
         pool_.run(num_panels(slab_size_), [&](int64_t panel, int thread) {
             float* const from = box_ + panel * kColumns;
-            filter_panel(from, voxels_.box_shape[0], slab_size_, std::min(kColumns, slab_size_ - panel * kColumns), needed_[0][panel],
+            filter_panel(from, voxels_.box_shape[0], slab_size_,
+                         std::min(kColumns, slab_size_ - panel * kColumns), needed_[0][panel],
                          taps(0), scratch_[thread]);
         });
     }
@@ -196,18 +224,21 @@ class SpatialFilter final : public Filter {
         const auto& runs = voxels_.runs;
         const int64_t num_runs = static_cast<int64_t>(runs.size());
         pool_.run(num_run_blocks(), [&](int64_t block, int) {
-            for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs); ++r) {
+            for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs);
+                 ++r) {
                 const Run& run = runs[r];
                 add_run(run, box_ + run.box, post, weight, sum);
             }
         });
     }
 
-    static void add_run(const Run& run, const float* from, const float* post, float weight, float* sum) {
+    static void add_run(const Run& run, const float* from, const float* post, float weight,
+                        float* sum) {
         if (is_zero(from, run.length)) return;
         float* const to = sum + run.voxel;
         if (post) {
-            for (int32_t i = 0; i < run.length; ++i) to[i] += weight * post[run.voxel + i] * from[i];
+            for (int32_t i = 0; i < run.length; ++i)
+                to[i] += weight * post[run.voxel + i] * from[i];
         } else {
             for (int32_t i = 0; i < run.length; ++i) to[i] += weight * from[i];
         }
@@ -216,12 +247,14 @@ class SpatialFilter final : public Filter {
     double dot_with_box(const float* values) {
         std::vector<double> sums(num_run_blocks());
         pool_.run(num_run_blocks(), [&](int64_t block, int) {
-            const int64_t end = std::min((block + 1) * kRunBlock, static_cast<int64_t>(voxels_.runs.size()));
+            const int64_t end =
+                std::min((block + 1) * kRunBlock, static_cast<int64_t>(voxels_.runs.size()));
             for (int64_t r = block * kRunBlock; r < end; ++r) {
                 const Run& run = voxels_.runs[r];
                 vfloat total{};
                 for (int64_t i = 0; i < run.length; i += kLanes)
-                    total += load_some(values + run.voxel + i, run.length - i) * load_some(box_ + run.box + i, run.length - i);
+                    total += load_some(values + run.voxel + i, run.length - i) *
+                             load_some(box_ + run.box + i, run.length - i);
                 sums[block] += static_cast<double>(sum_lanes(total));
             }
         });
@@ -231,16 +264,17 @@ class SpatialFilter final : public Filter {
     const Voxels& voxels_;
     ThreadPool& pool_;
     std::vector<std::vector<float>> taps_, slopes_;  // per axis: SpatialTaps
-    int64_t slab_size_ = 0;                          // voxels of the box at one place along the first axis
-    std::vector<int64_t> first_run_;                 // of each slab, and the end
-    std::vector<std::vector<Stretch>> needed_;       // per axis but the last: rows of each panel
-    std::unique_ptr<HalvedBox> halved_;              // or nullptr
-    float* box_ = nullptr;                           // in the workspace
-    std::vector<Buffer<float>> scratch_;             // per thread: rows begin at cache lines
+    int64_t slab_size_ = 0;           // voxels of the box at one place along the first axis
+    std::vector<int64_t> first_run_;  // of each slab, and the end
+    std::vector<std::vector<Stretch>> needed_;  // per axis but the last: rows of each panel
+    std::unique_ptr<HalvedBox> halved_;         // or nullptr
+    float* box_ = nullptr;                      // in the workspace
+    std::vector<Buffer<float>> scratch_;        // per thread: rows begin at cache lines
 };
 }  // namespace
 
-std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels, const std::vector<double>& theta_gamma, bool exact,
+std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels,
+                                            const std::vector<double>& theta_gamma, bool exact,
                                             const FeatureOrigin* origin, ThreadPool& pool) {
     return std::make_unique<SpatialFilter>(voxels, theta_gamma, exact, origin, pool);
 }

@@ -14,10 +14,12 @@
 
 namespace crf {
 namespace {
-// Subnormal numbers as zeros in the thread that computes. Marginals far from a border, their gradients and the weights of unlike voxels
-// are so small that their products are subnormal: nothing in a sum, but on x86 each takes over a hundred cycles.
+// Subnormal numbers as zeros in the thread that computes. Marginals far from a border, their
+// gradients and the weights of unlike voxels are so small that their products are subnormal:
+// nothing in a sum, but on x86 each takes over a hundred cycles.
 
-// While it lives, its thread takes subnormal operands for zeros and rounds subnormal results to zeros, on processors with that mode.
+// While it lives, its thread takes subnormal operands for zeros and rounds subnormal results to
+// zeros, on processors with that mode.
 class SubnormalsAsZeros {
    public:
     SubnormalsAsZeros(const SubnormalsAsZeros&) = delete;
@@ -37,7 +39,8 @@ class SubnormalsAsZeros {
 #endif
 };
 
-constexpr int kMostThreads = 512;  // more than the number of items of the parallel loops; a larger request is a mistake
+constexpr int kMostThreads =
+    512;  // more than the number of items of the parallel loops; a larger request is a mistake
 
 constexpr std::chrono::milliseconds kPollInterval{50};
 }  // namespace
@@ -66,7 +69,8 @@ void ThreadPool::start_workers() {
     if (!workers_->threads.empty()) return;
     try {
         const uint64_t seen = workers_->generation;
-        for (int t = 1; t < num_threads_; ++t) workers_->threads.emplace_back([this, t, seen] { work(t, seen); });
+        for (int t = 1; t < num_threads_; ++t)
+            workers_->threads.emplace_back([this, t, seen] { work(t, seen); });
     } catch (const std::system_error&) {
         // The system refuses more threads: the existing ones do the work, with the same result.
     }
@@ -88,7 +92,8 @@ void ThreadPool::rest() {
 void ThreadPool::take_items(int thread) {
     Workers& own = *workers_;
     try {
-        for (int64_t item; (item = own.next.fetch_add(1, std::memory_order_relaxed)) < own.num_items;) {
+        for (int64_t item;
+             (item = own.next.fetch_add(1, std::memory_order_relaxed)) < own.num_items;) {
             take_item(own.body, item, thread);
             if (thread == 0) poll_if_due();
         }

@@ -1,18 +1,21 @@
-// A pool of threads that process numbered items. An item's result does not depend on its thread, nor on the number of threads.
+// A pool of threads that process numbered items. An item's result does not depend on its thread,
+// nor on the number of threads.
 #pragma once
 
 #include "cpu/common.h"
 
 namespace crf {
-// A function that is called only while the caller waits: copies nothing, and compiles faster than std::function. May be empty.
+// A function that is called only while the caller waits: copies nothing, and compiles faster than
+// std::function. May be empty.
 template <class... Arguments>
 class FunctionRef {
    public:
     FunctionRef() = default;
     template <class Function>
     FunctionRef(const Function& function)
-        : function_(&function),
-          call_([](const void* called, Arguments... arguments) { (*static_cast<const Function*>(called))(arguments...); }) {}
+        : function_(&function), call_([](const void* called, Arguments... arguments) {
+              (*static_cast<const Function*>(called))(arguments...);
+          }) {}
 
     explicit operator bool() const { return function_ != nullptr; }
     void operator()(Arguments... arguments) const { call_(function_, arguments...); }
@@ -24,8 +27,9 @@ class FunctionRef {
 
 class ThreadPool {
    public:
-    // poll: called from time to time while the pool works. subnormals_are_zeros: whether bodies compute with subnormal numbers as zeros, in
-    // every thread, so that results do not depend on it.
+    // poll: called from time to time while the pool works. subnormals_are_zeros: whether bodies
+    // compute with subnormal numbers as zeros, in every thread, so that results do not depend on
+    // it.
     ThreadPool(int num_threads, void (*poll)(), bool subnormals_are_zeros = false);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
@@ -34,11 +38,13 @@ class ThreadPool {
     // The caller and its workers; fewer if the system refuses to start more.
     int num_threads() const { return num_threads_; }
 
-    // Stops the workers until the next run: an idle pool must not hold threads, because a fork would lose them.
+    // Stops the workers until the next run: an idle pool must not hold threads, because a fork
+    // would lose them.
     void rest();
 
-    // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too (as thread 0), and calls `poll`. The
-    // first exception of a body or of `poll` is rethrown once all threads are done.
+    // Calls body(item, thread) for every item in 0 .. num_items - 1; the caller's thread works too
+    // (as thread 0), and calls `poll`. The first exception of a body or of `poll` is rethrown once
+    // all threads are done.
     void run(int64_t num_items, FunctionRef<int64_t, int> body);
 
    private:

@@ -1,5 +1,6 @@
-// Messages between tiles by the filters of the whole volume, for kernels that are too wide for direct sums: labels whose tiles do not
-// overlap share a channel. A group of channels is sent from the tiles of its labels, and received there.
+// Messages between tiles by the filters of the whole volume, for kernels that are too wide for
+// direct sums: labels whose tiles do not overlap share a channel. A group of channels is sent from
+// the tiles of its labels, and received there.
 
 #include "cpu/tile_filter.h"
 
@@ -7,8 +8,8 @@ namespace crf {
 namespace {
 class ChannelTileFilter final : public TileFilter {
    public:
-    ChannelTileFilter(const TileSet& set, const TileChannels& channels, const Voxels& voxels, const LaneMask* open, Kernel& kernel,
-                      ThreadPool& pool)
+    ChannelTileFilter(const TileSet& set, const TileChannels& channels, const Voxels& voxels,
+                      const LaneMask* open, Kernel& kernel, ThreadPool& pool)
         : set_(set),
           channels_(channels),
           voxels_(voxels),
@@ -23,8 +24,10 @@ class ChannelTileFilter final : public TileFilter {
         const Tiling& tiling = set.tiling;
         const int64_t num_rows = tiling.shape[0] * tiling.shape[1];
         first_run_.assign(num_rows + 1, static_cast<int64_t>(voxels.runs.size()));
-        for (int64_t r = static_cast<int64_t>(voxels.runs.size()) - 1; r >= 0; --r) first_run_[voxels.runs[r].grid / tiling.shape[2]] = r;
-        for (int64_t row = num_rows - 1; row >= 0; --row) first_run_[row] = std::min(first_run_[row], first_run_[row + 1]);
+        for (int64_t r = static_cast<int64_t>(voxels.runs.size()) - 1; r >= 0; --r)
+            first_run_[voxels.runs[r].grid / tiling.shape[2]] = r;
+        for (int64_t row = num_rows - 1; row >= 0; --row)
+            first_run_[row] = std::min(first_run_[row], first_run_[row + 1]);
         pool.run(group_, [&](int64_t c, int) {
             std::fill_n(sent_.get() + c * voxels.num_voxels, voxels.num_voxels, 0.0f);
             std::fill_n(received_.get() + c * voxels.num_voxels, voxels.num_voxels, 0.0f);
@@ -33,8 +36,10 @@ class ChannelTileFilter final : public TileFilter {
         std::fill_n(receivers_.get(), voxels.num_voxels, uint8_t{0});
         pool.run(set.num_active, [&](int64_t item, int) {
             for_pieces(set.active[item], [&](int64_t voxel, int64_t place, int64_t length) {
-                const int64_t row = item * (tiling.tile_voxels() / tiling.tile[2]) + place / tiling.tile[2];
-                pieces_[item].push_back({voxel, place, length, row, static_cast<LaneMask>(open[row] >> place % kLanes) != 0});
+                const int64_t row =
+                    item * (tiling.tile_voxels() / tiling.tile[2]) + place / tiling.tile[2];
+                pieces_[item].push_back({voxel, place, length, row,
+                                         static_cast<LaneMask>(open[row] >> place % kLanes) != 0});
             });
         });
         find_tiles_of_groups();
@@ -42,23 +47,29 @@ class ChannelTileFilter final : public TileFilter {
         kernel.filter->receivers = receivers_.get();
     }
 
-    void accumulate(const SentVoxels& sent, const LaneMask* /*open*/, const float* label_weight, float* message) override {
-        if (!sent.from_settled && !any_marked(sent.voxels, set_.num_active * (set_.tiling.tile_voxels() / kLanes))) return;
+    void accumulate(const SentVoxels& sent, const LaneMask* /*open*/, const float* label_weight,
+                    float* message) override {
+        if (!sent.from_settled &&
+            !any_marked(sent.voxels, set_.num_active * (set_.tiling.tile_voxels() / kLanes)))
+            return;
         const std::vector<float> ones(kChannelGroup, 1.0f);
         const float* scale = kernel_.scale.get();
-        // For the last channel, the message of changes that sum to zero over the labels follows from the others.
+        // For the last channel, the message of changes that sum to zero over the labels follows
+        // from the others.
         const int num_filtered = channels_.num_channels - (sent.sums_to_zero ? 1 : 0);
         if (sent.sums_to_zero && !rest_) {
             rest_ = Buffer<float>(voxels_.num_voxels);
             std::fill_n(rest_.get(), voxels_.num_voxels, 0.0f);
         }
         for (int first = 0; first < channels_.num_channels; first += kChannelGroup) {
-            const int count = std::min(kChannelGroup, channels_.num_channels - first), filtered = std::min(count, num_filtered - first);
+            const int count = std::min(kChannelGroup, channels_.num_channels - first),
+                      filtered = std::min(count, num_filtered - first);
             put(sent, first, filtered, false);
             expect(first, count, true);
             if (filtered > 0)
-                kernel_.filter->accumulate(sent_.get(), filtered, kernel_.scales_sent ? scale : nullptr, scale, ones.data(),
-                                           received_.get(), workspace_);
+                kernel_.filter->accumulate(sent_.get(), filtered,
+                                           kernel_.scales_sent ? scale : nullptr, scale,
+                                           ones.data(), received_.get(), workspace_);
             put(sent, first, filtered, true);
             take(first, count, filtered, sent.sums_to_zero, label_weight, message);
             expect(first, count, false);
@@ -73,7 +84,8 @@ class ChannelTileFilter final : public TileFilter {
         bool is_open;                  // whether one of its voxels, or a later one of the row, is
     };
 
-    // The tiles with a label of the group; and those with a label of the last channel, whose message may follow from all others.
+    // The tiles with a label of the group; and those with a label of the last channel, whose
+    // message may follow from all others.
     void find_tiles_of_groups() {
         const int last = channels_.num_channels - 1;
         tiles_of_group_.resize(last / kChannelGroup + 1);
@@ -95,21 +107,25 @@ class ChannelTileFilter final : public TileFilter {
         pool_.run(static_cast<int64_t>(items.size()), [&](int64_t i, int) { body(items[i]); });
     }
 
-    // Writes what is sent in some channels, or zeros to the same places: elsewhere there are zeros always.
+    // Writes what is sent in some channels, or zeros to the same places: elsewhere there are zeros
+    // always.
     void put(const SentVoxels& sent, int first, int count, bool clear) {
-        const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels(), num_rows = tile_voxels / kLanes;
+        const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels(),
+                      num_rows = tile_voxels / kLanes;
         for_tiles_of(first, [&](int64_t item) {
             for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
                 const int channel = channels_.of_entry[e] - first;
                 if (channel < 0 || channel >= count) continue;
                 float* const to = sent_.get() + channel * num_voxels;
                 for (const Piece& piece : pieces_[item]) {
-                    if (!sent.voxels[piece.row] || !sent.labels[(e - item) * num_rows + piece.row]) continue;
+                    if (!sent.voxels[piece.row] || !sent.labels[(e - item) * num_rows + piece.row])
+                        continue;
                     std::fill_n(senders_.get() + piece.voxel, piece.length, uint8_t{!clear});
                     if (clear) {
                         std::fill_n(to + piece.voxel, piece.length, 0.0f);
                     } else {
-                        std::copy_n(sent.values + e * tile_voxels + piece.place, piece.length, to + piece.voxel);
+                        std::copy_n(sent.values + e * tile_voxels + piece.place, piece.length,
+                                    to + piece.voxel);
                     }
                 }
             }
@@ -121,25 +137,29 @@ class ChannelTileFilter final : public TileFilter {
             if (channel < 0 || channel >= count) return;
             for_pieces(tile, [&](int64_t voxel, int64_t, int64_t length) {
                 std::fill_n(senders_.get() + voxel, length, uint8_t{!clear});
-                std::fill_n(sent_.get() + channel * num_voxels + voxel, length, clear ? 0.0f : 1.0f);
+                std::fill_n(sent_.get() + channel * num_voxels + voxel, length,
+                            clear ? 0.0f : 1.0f);
             });
         });
     }
 
-    // Marks the rows with a voxel that receives in some channels, and clears what a filter will add to; or marks none.
+    // Marks the rows with a voxel that receives in some channels, and clears what a filter will add
+    // to; or marks none.
     void expect(int first, int count, bool mark) {
         for_tiles_of(first, [&](int64_t item) {
             for (const Piece& piece : pieces_[item]) {
                 if (!piece.is_open) continue;
                 std::fill_n(receivers_.get() + piece.voxel, piece.length, uint8_t{mark});
                 for (int c = 0; mark && c < count; ++c)
-                    std::fill_n(received_.get() + c * voxels_.num_voxels + piece.voxel, piece.length, 0.0f);
+                    std::fill_n(received_.get() + c * voxels_.num_voxels + piece.voxel,
+                                piece.length, 0.0f);
             }
         });
     }
 
     // Adds what was received in some channels to the messages.
-    void take(int first, int count, int filtered, bool sums_to_zero, const float* label_weight, float* message) {
+    void take(int first, int count, int filtered, bool sums_to_zero, const float* label_weight,
+              float* message) {
         const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels();
         for_tiles_of(first, [&](int64_t item) {
             for (const Piece& piece : pieces_[item]) {
@@ -161,21 +181,26 @@ class ChannelTileFilter final : public TileFilter {
     void follow(const Piece& piece, int count, int filtered) {
         float* const rest = rest_.get() + piece.voxel;
         for (int c = 0; c < filtered; ++c)
-            for (int64_t i = 0; i < piece.length; ++i) rest[i] -= received_[c * voxels_.num_voxels + piece.voxel + i];
+            for (int64_t i = 0; i < piece.length; ++i)
+                rest[i] -= received_[c * voxels_.num_voxels + piece.voxel + i];
         if (filtered == count) return;
-        std::copy_n(rest, piece.length, received_.get() + filtered * voxels_.num_voxels + piece.voxel);
+        std::copy_n(rest, piece.length,
+                    received_.get() + filtered * voxels_.num_voxels + piece.voxel);
         std::fill_n(rest, piece.length, 0.0f);
     }
 
-    // Calls body(compact voxel, place among the tile's voxels, length) for the voxels of a tile inside the mask of the filters.
+    // Calls body(compact voxel, place among the tile's voxels, length) for the voxels of a tile
+    // inside the mask of the filters.
     template <class Body>
     void for_pieces(int64_t number, Body&& body) const {
         set_.tiling.for_rows(number, [&](const TileRow& row) {
             const int64_t of_grid = row.z * set_.tiling.shape[1] + row.y;
             for (int64_t r = first_run_[of_grid]; r < first_run_[of_grid + 1]; ++r) {
                 const Run& run = voxels_.runs[r];
-                const int64_t begin = std::max(row.grid, run.grid), end = std::min(row.grid + row.length, run.grid + run.length);
-                if (begin < end) body(run.voxel + begin - run.grid, row.place + begin - row.grid, end - begin);
+                const int64_t begin = std::max(row.grid, run.grid),
+                              end = std::min(row.grid + row.length, run.grid + run.length);
+                if (begin < end)
+                    body(run.voxel + begin - run.grid, row.place + begin - row.grid, end - begin);
             }
         });
     }
@@ -185,21 +210,26 @@ class ChannelTileFilter final : public TileFilter {
     const Voxels& voxels_;
     Kernel& kernel_;
     ThreadPool& pool_;
-    const int group_;                                   // channels that are filtered together
-    std::vector<int64_t> first_run_;                    // (row of the grid + 1) the first run of the row, or of a later one
-    Buffer<float> sent_;                                // (channel of a group, compact voxel), zero between calls
-    Buffer<float> received_;                            // (channel of a group, compact voxel), anything finite between calls
-    Buffer<float> rest_;                                // (compact voxel) minus what the channels so far received
-    Buffer<uint8_t> senders_, receivers_;               // (compact voxel) whether it sends, or receives, in the group at work
-    std::vector<std::vector<Piece>> pieces_;            // of each active tile
-    std::vector<std::vector<int64_t>> tiles_of_group_;  // active tiles that a group of channels is needed in
-    std::vector<uint8_t> has_last_;                     // (active tile) whether a label of it has the last channel
+    const int group_;  // channels that are filtered together
+    std::vector<int64_t>
+        first_run_;           // (row of the grid + 1) the first run of the row, or of a later one
+    Buffer<float> sent_;      // (channel of a group, compact voxel), zero between calls
+    Buffer<float> received_;  // (channel of a group, compact voxel), anything finite between calls
+    Buffer<float> rest_;      // (compact voxel) minus what the channels so far received
+    Buffer<uint8_t> senders_,
+        receivers_;  // (compact voxel) whether it sends, or receives, in the group at work
+    std::vector<std::vector<Piece>> pieces_;  // of each active tile
+    std::vector<std::vector<int64_t>>
+        tiles_of_group_;             // active tiles that a group of channels is needed in
+    std::vector<uint8_t> has_last_;  // (active tile) whether a label of it has the last channel
     Workspace workspace_;
 };
 }  // namespace
 
-std::unique_ptr<TileFilter> make_channel_tile_filter(const TileSet& set, const TileChannels& channels, const Voxels& voxels,
-                                                     const LaneMask* open, Kernel& kernel, ThreadPool& pool) {
+std::unique_ptr<TileFilter> make_channel_tile_filter(const TileSet& set,
+                                                     const TileChannels& channels,
+                                                     const Voxels& voxels, const LaneMask* open,
+                                                     Kernel& kernel, ThreadPool& pool) {
     return std::make_unique<ChannelTileFilter>(set, channels, voxels, open, kernel, pool);
 }
 }  // namespace crf

@@ -7,8 +7,9 @@ namespace crf {
 namespace {
 class TileMeanField {
    public:
-    TileMeanField(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels, const MeanFieldOptions& options,
-                  const LaneMask* open, int64_t num_voxels, float unsent, const float* logits, float* out, const BorderCheck* check,
+    TileMeanField(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
+                  const MeanFieldOptions& options, const LaneMask* open, int64_t num_voxels,
+                  float unsent, const float* logits, float* out, const BorderCheck* check,
                   ThreadPool& pool)
         : set_(set),
           kernels_(kernels),
@@ -37,22 +38,30 @@ class TileMeanField {
         for_tiles([&](int64_t tile, Scratch&) { initialize(tile); });
 
         const StepSums start = total(sums_);
-        const bool has_settled = has_settled_voxels(), sends_settled_first = options_.num_iterations > 0 && has_settled;
-        // Settled voxels do not receive: the energy of their pairs is known only if it is the same in both directions.
+        const bool has_settled = has_settled_voxels(),
+                   sends_settled_first = options_.num_iterations > 0 && has_settled;
+        // Settled voxels do not receive: the energy of their pairs is known only if it is the same
+        // in both directions.
         knows_energy_ = options_.has_symmetric_pairs || !(has_settled || has_settled_tiles());
         double unary = start.unary;
         if (sends_settled_first) send_settled();
-        for_tiles([&](int64_t tile, Scratch&) { send_all(tile, [&](int64_t row) { return open(tile, row); }); });
+        for_tiles([&](int64_t tile, Scratch&) {
+            send_all(tile, [&](int64_t row) { return open(tile, row); });
+        });
         for (int t = 0; t < options_.num_iterations; ++t) {
             if (callback) callback(t, options_.num_iterations);
-            send({change_.get(), sends_.get(), sends_label_.data(), t == 0 && !sends_settled_first, t > 0});
+            send({change_.get(), sends_.get(), sends_label_.data(), t == 0 && !sends_settled_first,
+                  t > 0});
             for_tiles([&](int64_t tile, Scratch& scratch) { update(tile, scratch); });
             const StepSums sums = total(sums_);
-            if (knows_energy_) outcome.energy.push_back(unary + 0.5 * sums.quadratic - start.largest);
+            if (knows_energy_)
+                outcome.energy.push_back(unary + 0.5 * sums.quadratic - start.largest);
             unary = sums.unary;
             outcome.num_iterations = t + 1;
-            if (options_.tolerance > 0 && sums.divergence / static_cast<double>(num_voxels_) < options_.tolerance &&
-                static_cast<double>(sums.flips) < kFlipsAtConvergence * static_cast<double>(num_voxels_)) {
+            if (options_.tolerance > 0 &&
+                sums.divergence / static_cast<double>(num_voxels_) < options_.tolerance &&
+                static_cast<double>(sums.flips) <
+                    kFlipsAtConvergence * static_cast<double>(num_voxels_)) {
                 outcome.converged = true;
                 break;
             }
@@ -76,10 +85,14 @@ class TileMeanField {
     T* entries(T* values, int64_t tile) const {
         return values + set_.first_entry[tile] * voxels_;
     }
-    int num_labels(int64_t tile) const { return static_cast<int>(set_.first_entry[tile + 1] - set_.first_entry[tile]); }
+    int num_labels(int64_t tile) const {
+        return static_cast<int>(set_.first_entry[tile + 1] - set_.first_entry[tile]);
+    }
     // The voxels of a row that receive messages.
     LaneMask open(int64_t tile, int64_t row) const { return open_[tile * num_rows_ + row]; }
-    LaneMask settled(int64_t tile, int64_t row) const { return static_cast<LaneMask>(inside_[tile * num_rows_ + row] & ~open(tile, row)); }
+    LaneMask settled(int64_t tile, int64_t row) const {
+        return static_cast<LaneMask>(inside_[tile * num_rows_ + row] & ~open(tile, row));
+    }
 
     bool has_settled_voxels() const {
         for (int64_t row = 0; row < set_.num_active * num_rows_; ++row)
@@ -88,25 +101,33 @@ class TileMeanField {
     }
 
     bool has_settled_tiles() const {
-        return std::any_of(set_.settled, set_.settled + set_.tiling.num_tiles(), [](int32_t label) { return label >= 0; });
+        return std::any_of(set_.settled, set_.settled + set_.tiling.num_tiles(),
+                           [](int32_t label) { return label >= 0; });
     }
 
     void send(const SentVoxels& sent) {
-        for (size_t k = 0; k < kernels_.size(); ++k) kernels_[k]->accumulate(sent, open_, options_.weight[k].data(), out_);
+        for (size_t k = 0; k < kernels_.size(); ++k)
+            kernels_[k]->accumulate(sent, open_, options_.weight[k].data(), out_);
     }
 
-    // Settled voxels never change, so they send once. A pair of an open voxel and a settled one is in the energy twice, but only the open
-    // one receives a message: `from_settled_` is counted a second time in each step.
+    // Settled voxels never change, so they send once. A pair of an open voxel and a settled one is
+    // in the energy twice, but only the open one receives a message: `from_settled_` is counted a
+    // second time in each step.
     void send_settled() {
-        for_tiles([&](int64_t tile, Scratch&) { send_all(tile, [&](int64_t row) { return settled(tile, row); }); });
+        for_tiles([&](int64_t tile, Scratch&) {
+            send_all(tile, [&](int64_t row) { return settled(tile, row); });
+        });
         send({change_.get(), sends_.get(), sends_label_.data(), true});
         if (!knows_energy_) return;
         from_settled_ = Buffer<float>(size_);
-        for_tiles(
-            [&](int64_t tile, Scratch&) { std::copy(entries(out_, tile), entries(out_, tile + 1), entries(from_settled_.get(), tile)); });
+        for_tiles([&](int64_t tile, Scratch&) {
+            std::copy(entries(out_, tile), entries(out_, tile + 1),
+                      entries(from_settled_.get(), tile));
+        });
     }
 
-    // All that some voxels of each row hold is new. A row leaves out labels whose marginals are so small that their change is not sent.
+    // All that some voxels of each row hold is new. A row leaves out labels whose marginals are so
+    // small that their change is not sent.
     template <class Lanes>
     void send_all(int64_t tile, Lanes&& lanes_of_row) {
         const float* const from = entries(marginals_.get(), tile);
@@ -118,7 +139,9 @@ class TileMeanField {
                 const int64_t i = l * voxels_ + row * kLanes;
                 const bool is_sent = mask_of(load(from + i) > unsent_) & lanes;
                 sends_label[l * num_rows_ + row] = is_sent;
-                if (lanes) store(to + i, select(lanes_of(is_sent ? lanes : LaneMask{0}), load(from + i), vfloat{}));
+                if (lanes)
+                    store(to + i, select(lanes_of(is_sent ? lanes : LaneMask{0}), load(from + i),
+                                         vfloat{}));
             }
         }
     }
@@ -129,8 +152,10 @@ class TileMeanField {
         vint label;
     };
 
-    // The softmax of a row of `x` (label, `stride` apart) to `marginals` (label, `out_stride` apart); 0 in lanes that are not valid.
-    static Softened soften(int labels, const float* x, int64_t stride, const vint& valid, float* marginals, int64_t out_stride) {
+    // The softmax of a row of `x` (label, `stride` apart) to `marginals` (label, `out_stride`
+    // apart); 0 in lanes that are not valid.
+    static Softened soften(int labels, const float* x, int64_t stride, const vint& valid,
+                           float* marginals, int64_t out_stride) {
         vfloat largest = load(x);
         vint label{};
         for (int l = 1; l < labels; ++l) {
@@ -150,7 +175,8 @@ class TileMeanField {
             const vfloat marginal = load(marginals + l * out_stride) * inverse;
             store(marginals + l * out_stride, select(valid, marginal, vfloat{}));
         }
-        return {select(valid, log_positive(sum), vfloat{}), select(valid, largest, vfloat{}), label};
+        return {select(valid, log_positive(sum), vfloat{}), select(valid, largest, vfloat{}),
+                label};
     }
 
     // The network's marginals.
@@ -158,15 +184,19 @@ class TileMeanField {
         const int labels = num_labels(tile);
         const float scale = 1 / options_.temperature;
         const float* const logits = entries(logits_, tile);
-        float *const marginals = entries(marginals_.get(), tile), *const x = entries(change_.get(), tile);
+        float *const marginals = entries(marginals_.get(), tile), *const x =
+                                                                      entries(change_.get(), tile);
         for (int64_t i = 0; i < labels * voxels_; ++i) x[i] = logits[i] * scale;
         std::fill(entries(out_, tile), entries(out_, tile + 1), 0.0f);
         StepSums sums;
         for (int64_t row = 0; row < num_rows_; ++row) {
             inside_[tile * num_rows_ + row] = lanes_inside(set_, set_.active[tile], row);
             const int64_t i = row * kLanes;
-            const Softened found = soften(labels, x + i, voxels_, lanes_of(inside_[tile * num_rows_ + row]), marginals + i, voxels_);
-            for (int lane = 0; lane < kLanes; ++lane) sums.largest += static_cast<double>(found.largest[lane]);
+            const Softened found =
+                soften(labels, x + i, voxels_, lanes_of(inside_[tile * num_rows_ + row]),
+                       marginals + i, voxels_);
+            for (int lane = 0; lane < kLanes; ++lane)
+                sums.largest += static_cast<double>(found.largest[lane]);
             row_unary_[tile * num_rows_ + row] = -sum_lanes(found.log_sum);
         }
         sums.unary = unary(tile);
@@ -175,7 +205,8 @@ class TileMeanField {
 
     double unary(int64_t tile) const {
         double sum = 0;
-        for (int64_t row = 0; row < num_rows_; ++row) sum += static_cast<double>(row_unary_[tile * num_rows_ + row]);
+        for (int64_t row = 0; row < num_rows_; ++row)
+            sum += static_cast<double>(row_unary_[tile * num_rows_ + row]);
         return sum;
     }
 
@@ -189,7 +220,8 @@ class TileMeanField {
         for (int l = 0; l < labels; ++l) all += message(l);
         for (int l = 0; l < labels; ++l) {
             const auto penalty = [&](int k) {
-                return options_.compatibility[static_cast<int64_t>(label[k]) * options_.num_labels + label[l]];
+                return options_
+                    .compatibility[static_cast<int64_t>(label[k]) * options_.num_labels + label[l]];
             };
             store(pairwise + l * kLanes, pairwise_term(options_, labels, l, all, message, penalty));
         }
@@ -198,9 +230,10 @@ class TileMeanField {
     // From the messages to new marginals, and what is new in them.
     void update(int64_t tile, Scratch& scratch) {
         const int labels = num_labels(tile);
-        for (auto* of_row : {&scratch.pairwise, &scratch.logits, &scratch.marginals}) of_row->resize(labels * kLanes);
-        std::fill(sends_label_.begin() + set_.first_entry[tile] * num_rows_, sends_label_.begin() + set_.first_entry[tile + 1] * num_rows_,
-                  uint8_t{0});
+        for (auto* of_row : {&scratch.pairwise, &scratch.logits, &scratch.marginals})
+            of_row->resize(labels * kLanes);
+        std::fill(sends_label_.begin() + set_.first_entry[tile] * num_rows_,
+                  sends_label_.begin() + set_.first_entry[tile + 1] * num_rows_, uint8_t{0});
         StepSums sums;
         LaneSums lanes;
         for (int64_t row = 0; row < num_rows_; ++row)
@@ -224,17 +257,22 @@ class TileMeanField {
         const int64_t i = row * kLanes;
         const float scale = 1 / options_.temperature;
         const float* const logits = entries(logits_, tile) + i;
-        float *const q = entries(marginals_.get(), tile) + i, *const change = entries(change_.get(), tile) + i;
-        float *const x = scratch.logits.data(), *const now = scratch.marginals.data(), *const pairwise = scratch.pairwise.data();
+        float *const q = entries(marginals_.get(), tile) + i, *const change =
+                                                                  entries(change_.get(), tile) + i;
+        float *const x = scratch.logits.data(), *const now = scratch.marginals.data(),
+                     *const pairwise = scratch.pairwise.data();
         LaneMask& sends = sends_[tile * num_rows_ + row];
         const vint valid = lanes_of(open(tile, row));
         if (from_settled_) {
             find_pairwise(tile, row, from_settled_.get(), pairwise);
-            for (int l = 0; l < labels; ++l) sums.quadratic += select(valid, load(pairwise + l * kLanes) * load(q + l * voxels_), vfloat{});
+            for (int l = 0; l < labels; ++l)
+                sums.quadratic +=
+                    select(valid, load(pairwise + l * kLanes) * load(q + l * voxels_), vfloat{});
         }
         find_pairwise(tile, row, out_, pairwise);
         for (int l = 0; l < labels; ++l) {
-            sums.quadratic += select(valid, load(pairwise + l * kLanes) * load(q + l * voxels_), vfloat{});
+            sums.quadratic +=
+                select(valid, load(pairwise + l * kLanes) * load(q + l * voxels_), vfloat{});
             store(x + l * kLanes, load(logits + l * voxels_) * scale - load(pairwise + l * kLanes));
         }
         const Softened found = soften(labels, x, kLanes, valid, now, kLanes);
@@ -271,12 +309,16 @@ class TileMeanField {
     float row_unary(int64_t tile, int64_t row) const {
         const int labels = num_labels(tile);
         const float scale = 1 / options_.temperature;
-        const float *const q = entries(marginals_.get(), tile) + row * kLanes, *const logits = entries(logits_, tile) + row * kLanes;
+        const float *const q = entries(marginals_.get(), tile) + row * kLanes, *const logits =
+                                                                                   entries(logits_,
+                                                                                           tile) +
+                                                                                   row * kLanes;
         vfloat largest = load(logits);
         for (int l = 1; l < labels; ++l) largest = vmax(load(logits + l * voxels_), largest);
         vfloat sum{};
         for (int l = 0; l < labels; ++l) {
-            const vfloat marginal = load(q + l * voxels_), relative = (load(logits + l * voxels_) - largest) * scale;
+            const vfloat marginal = load(q + l * voxels_),
+                         relative = (load(logits + l * voxels_) - largest) * scale;
             sum += marginal * (log_positive(vmax(marginal, splat_lanes(kTiny))) - relative);
         }
         return sum_lanes(select(lanes_of(inside_[tile * num_rows_ + row]), sum, vfloat{}));
@@ -286,15 +328,19 @@ class TileMeanField {
     vfloat divergence(int labels, const float* now, const float* old) const {
         const vfloat tiny = splat_lanes(kTiny);
         vfloat change{};
-        for (int l = 0; l < labels; ++l) change += divergence_of_label(load(now + l * kLanes), load(old + l * voxels_), tiny);
+        for (int l = 0; l < labels; ++l)
+            change += divergence_of_label(load(now + l * kLanes), load(old + l * voxels_), tiny);
         return change;
     }
 
-    // A label may be negligible again at the end, after its messages have crossed the border. Marginals are known up to unsent changes.
+    // A label may be negligible again at the end, after its messages have crossed the border.
+    // Marginals are known up to unsent changes.
     void check_borders(int64_t tile) const {
         for (int64_t e = set_.first_entry[tile]; e < set_.first_entry[tile + 1]; ++e) {
             const float* const marginals = marginals_.get() + e * voxels_;
-            if (check_->borders->any(e, [&](int64_t place) { return marginals[place] > check_->threshold - unsent_; }))
+            if (check_->borders->any(e, [&](int64_t place) {
+                    return marginals[place] > check_->threshold - unsent_;
+                }))
                 check_->exceeds[e] = 1;
         }
     }
@@ -311,7 +357,9 @@ class TileMeanField {
             for (int l = 0; l < num_labels(tile); ++l) {
                 const int64_t i = l * voxels_ + row * kLanes;
                 const vfloat a = load(logits + i) * scale;
-                store(entries(out_, tile) + i, receives ? select(some, a - load(scratch.pairwise.data() + l * kLanes), a) : a);
+                store(
+                    entries(out_, tile) + i,
+                    receives ? select(some, a - load(scratch.pairwise.data() + l * kLanes), a) : a);
             }
         }
     }
@@ -321,15 +369,17 @@ class TileMeanField {
     const MeanFieldOptions& options_;
     const LaneMask* const open_;
     const int64_t num_voxels_;
-    const float unsent_;  // a voxel whose marginals have changed by no more since it sent them does not send
+    const float unsent_;  // a voxel whose marginals have changed by no more since it sent them does
+                          // not send
     const float* const logits_;
     float* const out_;  // the messages that have arrived so far, at the end the refined logits
     const BorderCheck* const check_;
     ThreadPool& pool_;
     const int64_t voxels_, num_rows_, size_;
-    Buffer<float> marginals_;           // as they were sent last
-    Buffer<float> change_;              // (entry, voxel) what voxels that send have to send
-    Buffer<float> from_settled_;        // (entry, voxel) messages of settled voxels and tiles, if active tiles have settled voxels
+    Buffer<float> marginals_;     // as they were sent last
+    Buffer<float> change_;        // (entry, voxel) what voxels that send have to send
+    Buffer<float> from_settled_;  // (entry, voxel) messages of settled voxels and tiles, if active
+                                  // tiles have settled voxels
     Buffer<LaneMask> inside_, sends_;   // (tile, row)
     std::vector<uint8_t> sends_label_;  // (entry, row) whether the row sends the label
     bool knows_energy_ = true;
@@ -339,10 +389,13 @@ class TileMeanField {
 };
 }  // namespace
 
-MeanFieldOutcome run_tile_mean_field(const TileSet& set, const std::vector<std::unique_ptr<TileFilter>>& kernels,
-                                     const MeanFieldOptions& options, const LaneMask* open, int64_t num_voxels, float unsent,
-                                     const float* logits, float* out, const BorderCheck* check, ThreadPool& pool,
+MeanFieldOutcome run_tile_mean_field(const TileSet& set,
+                                     const std::vector<std::unique_ptr<TileFilter>>& kernels,
+                                     const MeanFieldOptions& options, const LaneMask* open,
+                                     int64_t num_voxels, float unsent, const float* logits,
+                                     float* out, const BorderCheck* check, ThreadPool& pool,
                                      const StepCallback& callback) {
-    return TileMeanField(set, kernels, options, open, num_voxels, unsent, logits, out, check, pool).run(callback);
+    return TileMeanField(set, kernels, options, open, num_voxels, unsent, logits, out, check, pool)
+        .run(callback);
 }
 }  // namespace crf

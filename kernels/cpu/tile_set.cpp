@@ -9,12 +9,14 @@ int64_t TileSet::find_entry(int64_t active_tile, int32_t wanted) const {
 }
 
 namespace {
-// Calls body(grid index, place among the tile's voxels, z, y, x) for the voxels of a tile inside the grid and the mask.
+// Calls body(grid index, place among the tile's voxels, z, y, x) for the voxels of a tile inside
+// the grid and the mask.
 template <class Body>
 void for_voxels(const TileSet& set, int64_t number, Body&& body) {
     set.tiling.for_rows(number, [&](const TileRow& row) {
         for (int64_t i = 0; i < row.length; ++i)
-            if (set.is_inside(row.grid + i)) body(row.grid + i, row.place + i, row.z, row.y, row.x + i);
+            if (set.is_inside(row.grid + i))
+                body(row.grid + i, row.place + i, row.z, row.y, row.x + i);
     });
 }
 
@@ -22,7 +24,8 @@ void for_voxels(const TileSet& set, int64_t number, Body&& body) {
 struct Span {
     int64_t begin[3], end[3];
     bool holds(int64_t z, int64_t y, int64_t x) const {
-        return z >= begin[0] && z < end[0] && y >= begin[1] && y < end[1] && x >= begin[2] && x < end[2];
+        return z >= begin[0] && z < end[0] && y >= begin[1] && y < end[1] && x >= begin[2] &&
+               x < end[2];
     }
 };
 }  // namespace
@@ -31,12 +34,13 @@ template <class Label>
 void decode_entries(const TileSet& set, const float* values, Label* label_map, ThreadPool& pool) {
     const int64_t voxels = set.tiling.tile_voxels();
     pool.run(set.num_active, [&](int64_t item, int) {
-        for_voxels(set, set.active[item], [&](int64_t voxel, int64_t place, int64_t, int64_t, int64_t) {
-            int64_t best = set.first_entry[item];
-            for (int64_t e = best + 1; e < set.first_entry[item + 1]; ++e)
-                if (values[e * voxels + place] > values[best * voxels + place]) best = e;
-            label_map[voxel] = static_cast<Label>(set.label[best]);
-        });
+        for_voxels(set, set.active[item],
+                   [&](int64_t voxel, int64_t place, int64_t, int64_t, int64_t) {
+                       int64_t best = set.first_entry[item];
+                       for (int64_t e = best + 1; e < set.first_entry[item + 1]; ++e)
+                           if (values[e * voxels + place] > values[best * voxels + place]) best = e;
+                       label_map[voxel] = static_cast<Label>(set.label[best]);
+                   });
     });
 }
 
@@ -44,17 +48,20 @@ LaneMask lanes_inside(const TileSet& set, int64_t tile, int64_t row) {
     const Tiling& tiling = set.tiling;
     int64_t at[3];
     tiling.place(tile, at);
-    const int64_t z = tiling.begin(0, at[0]) + row / tiling.tile[1], y = tiling.begin(1, at[1]) + row % tiling.tile[1];
+    const int64_t z = tiling.begin(0, at[0]) + row / tiling.tile[1],
+                  y = tiling.begin(1, at[1]) + row % tiling.tile[1];
     if (z >= tiling.shape[0] || y >= tiling.shape[1]) return 0;
-    const int64_t x = tiling.begin(2, at[2]), length = tiling.end(2, at[2]) - x, grid = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
+    const int64_t x = tiling.begin(2, at[2]), length = tiling.end(2, at[2]) - x,
+                  grid = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
     if (!set.mask) return first_lanes_mask(length);
     uint32_t inside = 0;
-    for (int64_t i = 0; i < length; ++i) inside |= static_cast<uint32_t>(set.mask[grid + i] != 0) << i;
+    for (int64_t i = 0; i < length; ++i)
+        inside |= static_cast<uint32_t>(set.mask[grid + i] != 0) << i;
     return static_cast<LaneMask>(inside);
 }
 
-void find_open_voxels(const TileSet& set, const float* logits, float temperature, float settled, bool whole_rows, LaneMask* open,
-                      ThreadPool& pool) {
+void find_open_voxels(const TileSet& set, const float* logits, float temperature, float settled,
+                      bool whole_rows, LaneMask* open, ThreadPool& pool) {
     const int64_t voxels = set.tiling.tile_voxels(), num_rows = voxels / kLanes;
     const float scale = 1 / temperature;
     pool.run(set.num_active, [&](int64_t item, int) {
@@ -64,21 +71,25 @@ void find_open_voxels(const TileSet& set, const float* logits, float temperature
             open[item * num_rows + row] = 0;
             if (!inside) continue;
             const float* const of_row = logits + row * kLanes;
-            vfloat largest = load(of_row + first * voxels), second = splat_lanes(std::numeric_limits<float>::lowest());
+            vfloat largest = load(of_row + first * voxels),
+                   second = splat_lanes(std::numeric_limits<float>::lowest());
             for (int64_t e = first + 1; e < end; ++e) {
                 const vfloat v = load(of_row + e * voxels);
                 second = vmax(vmin(v, largest), second);
                 largest = vmax(v, largest);
             }
             vfloat sum{};
-            for (int64_t e = first; e < end; ++e) sum += exp_nonpositive((load(of_row + e * voxels) - largest) * scale);
-            const LaneMask found = mask_of((second - largest) * scale > log_positive(sum) + settled) & inside;
+            for (int64_t e = first; e < end; ++e)
+                sum += exp_nonpositive((load(of_row + e * voxels) - largest) * scale);
+            const LaneMask found =
+                mask_of((second - largest) * scale > log_positive(sum) + settled) & inside;
             open[item * num_rows + row] = found && whole_rows ? inside : found;
         }
     });
 }
 
-Borders::Borders(const TileSet& set, const bool* may_matter, const int64_t (&reach)[3], ThreadPool& pool)
+Borders::Borders(const TileSet& set, const bool* may_matter, const int64_t (&reach)[3],
+                 ThreadPool& pool)
     : num_words_((set.tiling.tile_voxels() + 63) / 64), first_(set.num_entries(), -1) {
     const Tiling& tiling = set.tiling;
     const int64_t num_tiles = tiling.num_tiles();
@@ -89,7 +100,8 @@ Borders::Borders(const TileSet& set, const bool* may_matter, const int64_t (&rea
         tiling.place(number, at);
         for (int a = 0; a < 3; ++a) {
             low[a] = std::max<int64_t>(0, tiling.begin(a, at[a]) - reach[a]) / tiling.tile[a];
-            high[a] = std::min(tiling.shape[a] - 1, tiling.end(a, at[a]) - 1 + reach[a]) / tiling.tile[a];
+            high[a] =
+                std::min(tiling.shape[a] - 1, tiling.end(a, at[a]) - 1 + reach[a]) / tiling.tile[a];
         }
         for (int64_t e = set.first_entry[item]; e < set.first_entry[item + 1]; ++e) {
             std::vector<Span> open;  // what is within reach of the tiles where the label is missing
@@ -97,8 +109,12 @@ Borders::Borders(const TileSet& set, const bool* may_matter, const int64_t (&rea
                 for (int64_t y = low[1]; y <= high[1]; ++y)
                     for (int64_t x = low[2]; x <= high[2]; ++x) {
                         const int64_t other = (z * tiling.count[1] + y) * tiling.count[2] + x;
-                        if (!may_matter[set.label[e] * num_tiles + other] || set.settled[other] == set.label[e]) continue;
-                        if (set.index[other] >= 0 && set.find_entry(set.index[other], set.label[e]) >= 0) continue;
+                        if (!may_matter[set.label[e] * num_tiles + other] ||
+                            set.settled[other] == set.label[e])
+                            continue;
+                        if (set.index[other] >= 0 &&
+                            set.find_entry(set.index[other], set.label[e]) >= 0)
+                            continue;
                         Span span{};
                         const int64_t place[3] = {z, y, x};
                         for (int a = 0; a < 3; ++a) {
@@ -112,7 +128,8 @@ Borders::Borders(const TileSet& set, const bool* may_matter, const int64_t (&rea
             found[item].resize(found[item].size() + num_words_);
             uint64_t* const bits = found[item].data() + first_[e];
             for_voxels(set, number, [&](int64_t, int64_t place, int64_t z, int64_t y, int64_t x) {
-                if (std::any_of(open.begin(), open.end(), [&](const Span& span) { return span.holds(z, y, x); }))
+                if (std::any_of(open.begin(), open.end(),
+                                [&](const Span& span) { return span.holds(z, y, x); }))
                     bits[place / 64] |= uint64_t{1} << (place % 64);
             });
         }

@@ -1,4 +1,5 @@
-// The labels of each tile, and values of a label at the voxels of its tiles (docs/reference/math.md).
+// The labels of each tile, and values of a label at the voxels of its tiles
+// (docs/reference/math.md).
 #pragma once
 
 #include "cpu/buffer.h"
@@ -32,20 +33,24 @@ inline LaneMask mask_of(V condition) {
         return static_cast<LaneMask>(_mm_movemask_ps((__m128)condition));
 #else
         uint32_t mask = 0;
-        for (size_t lane = 0; lane < sizeof condition / 4; ++lane) mask |= static_cast<uint32_t>(condition[lane] & 1) << lane;
+        for (size_t lane = 0; lane < sizeof condition / 4; ++lane)
+            mask |= static_cast<uint32_t>(condition[lane] & 1) << lane;
         return static_cast<LaneMask>(mask);
 #endif
     }
 }
 
-inline LaneMask first_lanes_mask(int64_t count) { return count >= kLanes ? kAllLanes : static_cast<LaneMask>((1u << count) - 1); }
+inline LaneMask first_lanes_mask(int64_t count) {
+    return count >= kLanes ? kAllLanes : static_cast<LaneMask>((1u << count) - 1);
+}
 
 inline bool any_marked(const LaneMask* rows, int64_t count) {
     return std::any_of(rows, rows + count, [](LaneMask mask) { return mask != 0; });
 }
 
-// The labels that take part in each tile. An *active* tile has two or more; each (active tile, label) is an entry with one value per voxel
-// of a whole tile. A *settled* tile has one, whose marginal is 1.
+// The labels that take part in each tile. An *active* tile has two or more; each (active tile,
+// label) is an entry with one value per voxel of a whole tile. A *settled* tile has one, whose
+// marginal is 1.
 struct TileSet {
     Tiling tiling;
     const uint8_t* mask;  // (*grid) nonzero = inside; nullptr: everywhere
@@ -62,25 +67,30 @@ struct TileSet {
     int64_t find_entry(int64_t active_tile, int32_t wanted) const;
 };
 
-// label_map: (*grid) the (lowest) label of the largest value at voxels of active tiles inside the mask. values: (entry, voxel of a tile).
+// label_map: (*grid) the (lowest) label of the largest value at voxels of active tiles inside the
+// mask. values: (entry, voxel of a tile).
 template <class Label>
 void decode_entries(const TileSet& set, const float* values, Label* label_map, ThreadPool& pool);
 
-// open: (active tile, row of the tile), the voxels inside the mask that have a label, other than their most probable one, whose probability
-// in the network's output exceeds exp(settled); whole_rows: and the others of their rows. logits: (entry, voxel of a tile).
-void find_open_voxels(const TileSet& set, const float* logits, float temperature, float settled, bool whole_rows, LaneMask* open,
-                      ThreadPool& pool);
+// open: (active tile, row of the tile), the voxels inside the mask that have a label, other than
+// their most probable one, whose probability in the network's output exceeds exp(settled);
+// whole_rows: and the others of their rows. logits: (entry, voxel of a tile).
+void find_open_voxels(const TileSet& set, const float* logits, float temperature, float settled,
+                      bool whole_rows, LaneMask* open, ThreadPool& pool);
 
 // Which voxels of a row of a tile are inside the mask and the grid.
 LaneMask lanes_inside(const TileSet& set, int64_t tile, int64_t row);
 
-// The voxels of each entry within reach of a tile where its label takes no part although it might matter there.
+// The voxels of each entry within reach of a tile where its label takes no part although it might
+// matter there.
 class Borders {
    public:
     // may_matter: (label, tile). reach: voxels along each axis after which every kernel ends.
-    Borders(const TileSet& set, const bool* may_matter, const int64_t (&reach)[3], ThreadPool& pool);
+    Borders(const TileSet& set, const bool* may_matter, const int64_t (&reach)[3],
+            ThreadPool& pool);
 
-    // Calls body(place among the tile's voxels) for such voxels of an entry until it returns true; returns whether it did.
+    // Calls body(place among the tile's voxels) for such voxels of an entry until it returns true;
+    // returns whether it did.
     template <class Body>
     bool any(int64_t entry, Body&& body) const {
         if (first_[entry] < 0) return false;
@@ -99,7 +109,9 @@ class Borders {
 // A tile and what lies within `halo` voxels of it, as one array; rows along the last axis.
 struct Neighborhood {
     int64_t halo[3], shape[3], size;  // shape of the array, and its number of voxels
-    int64_t own_row(int64_t z, int64_t y) const { return ((z + halo[0]) * shape[1] + y + halo[1]) * shape[2] + halo[2]; }
+    int64_t own_row(int64_t z, int64_t y) const {
+        return ((z + halo[0]) * shape[1] + y + halo[1]) * shape[2] + halo[2];
+    }
 
     Neighborhood(const Tiling& tiling, const int64_t (&reach)[3]) : size(1) {
         for (int a = 0; a < 3; ++a) {
@@ -111,14 +123,16 @@ struct Neighborhood {
 
     // A row of a tile, or the part of it inside the grid.
     struct Piece {
-        int64_t tile, tile_row, tile_place;  // its number among the tile's rows, its first place in the tile
-        int64_t grid;                        // index of its first voxel
-        int64_t row, place;                  // its row and first place in the array
-        int64_t column;                      // of tiles: -1: left of the tile, 0: the tile's, 1: right
+        int64_t tile, tile_row,
+            tile_place;      // its number among the tile's rows, its first place in the tile
+        int64_t grid;        // index of its first voxel
+        int64_t row, place;  // its row and first place in the array
+        int64_t column;      // of tiles: -1: left of the tile, 0: the tile's, 1: right
         int64_t length;
     };
 
-    // Calls body(piece) for each row of each tile that the neighborhood of a tile overlaps. Along the rows, the halo must be whole tiles.
+    // Calls body(piece) for each row of each tile that the neighborhood of a tile overlaps. Along
+    // the rows, the halo must be whole tiles.
     template <class Body>
     void for_rows(const Tiling& tiling, int64_t number, Body&& body) const {
         int64_t at[3], begin[3], end[3], first[3], last[3];
@@ -137,15 +151,20 @@ struct Neighborhood {
                     piece.tile = (tile_z * tiling.count[1] + tile_y) * tiling.count[2] + tile_x;
                     piece.length = tiling.end(2, tile_x) - x;
                     piece.column = tile_x < at[2] ? -1 : tile_x > at[2];
-                    const int64_t z_begin = std::max(begin[0], tiling.begin(0, tile_z)), z_end = std::min(end[0], tiling.end(0, tile_z));
-                    const int64_t y_begin = std::max(begin[1], tiling.begin(1, tile_y)), y_end = std::min(end[1], tiling.end(1, tile_y));
+                    const int64_t z_begin = std::max(begin[0], tiling.begin(0, tile_z)),
+                                  z_end = std::min(end[0], tiling.end(0, tile_z));
+                    const int64_t y_begin = std::max(begin[1], tiling.begin(1, tile_y)),
+                                  y_end = std::min(end[1], tiling.end(1, tile_y));
                     for (int64_t z = z_begin; z < z_end; ++z)
                         for (int64_t y = y_begin; y < y_end; ++y) {
-                            piece.tile_row = (z - tiling.begin(0, tile_z)) * tiling.tile[1] + y - tiling.begin(1, tile_y);
+                            piece.tile_row = (z - tiling.begin(0, tile_z)) * tiling.tile[1] + y -
+                                             tiling.begin(1, tile_y);
                             piece.tile_place = piece.tile_row * tiling.tile[2];
                             piece.grid = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
-                            piece.row = (z - tiling.begin(0, at[0]) + halo[0]) * shape[1] + y - tiling.begin(1, at[1]) + halo[1];
-                            piece.place = piece.row * shape[2] + x - tiling.begin(2, at[2]) + halo[2];
+                            piece.row = (z - tiling.begin(0, at[0]) + halo[0]) * shape[1] + y -
+                                        tiling.begin(1, at[1]) + halo[1];
+                            piece.place =
+                                piece.row * shape[2] + x - tiling.begin(2, at[2]) + halo[2];
                             body(piece);
                         }
                 }
@@ -160,7 +179,8 @@ struct WindowRow {
 // Marks on the voxels of a grid, one bit each, by rows of its tiles. Tiles are kLanes voxels wide.
 class RowMap {
    public:
-    explicit RowMap(const Tiling& tiling) : tiling_(tiling), marks_(tiling.shape[0] * tiling.shape[1] * tiling.count[2]) {}
+    explicit RowMap(const Tiling& tiling)
+        : tiling_(tiling), marks_(tiling.shape[0] * tiling.shape[1] * tiling.count[2]) {}
 
     // Marks voxels of a tile. lanes: (row of the tile).
     void mark(int64_t tile, const LaneMask* lanes) {
@@ -173,13 +193,17 @@ class RowMap {
         std::vector<LaneMask> wider(marks_.size()), along = marks_;
         int64_t reach = 0;  // of `along`
         std::vector<WindowRow> ordered = window;
-        std::stable_sort(ordered.begin(), ordered.end(), [](const WindowRow& a, const WindowRow& b) { return a.reach < b.reach; });
+        std::stable_sort(ordered.begin(), ordered.end(),
+                         [](const WindowRow& a, const WindowRow& b) { return a.reach < b.reach; });
         for (const WindowRow& part : ordered) {
             while (reach < part.reach) add_away(++reach, along);
-            const int64_t begin = std::max<int64_t>(0, -part.y), end = tiling_.shape[1] - std::max<int64_t>(0, part.y);
-            for (int64_t z = std::max<int64_t>(0, -part.z); z < tiling_.shape[0] - std::max<int64_t>(0, part.z); ++z) {
+            const int64_t begin = std::max<int64_t>(0, -part.y),
+                          end = tiling_.shape[1] - std::max<int64_t>(0, part.y);
+            for (int64_t z = std::max<int64_t>(0, -part.z);
+                 z < tiling_.shape[0] - std::max<int64_t>(0, part.z); ++z) {
                 const LaneMask* const from = along.data() + z * plane + begin * tiling_.count[2];
-                LaneMask* const to = wider.data() + (z + part.z) * plane + (begin + part.y) * tiling_.count[2];
+                LaneMask* const to =
+                    wider.data() + (z + part.z) * plane + (begin + part.y) * tiling_.count[2];
                 for (int64_t i = 0; i < (end - begin) * tiling_.count[2]; ++i) to[i] |= from[i];
             }
         }
@@ -187,7 +211,9 @@ class RowMap {
     }
 
     // row: of the grid; column: of tiles.
-    LaneMask lanes(int64_t row, int64_t column) const { return marks_[row * tiling_.count[2] + column]; }
+    LaneMask lanes(int64_t row, int64_t column) const {
+        return marks_[row * tiling_.count[2] + column];
+    }
 
     // The marks of a tile's rows.
     std::vector<LaneMask> rows(int64_t tile) const {
@@ -199,20 +225,26 @@ class RowMap {
    private:
     template <class Body>
     void for_rows(int64_t tile, Body&& body) const {
-        tiling_.for_rows(
-            tile, [&](const TileRow& row) { body(row.number, (row.z * tiling_.shape[1] + row.y) * tiling_.count[2] + row.x / kLanes); });
+        tiling_.for_rows(tile, [&](const TileRow& row) {
+            body(row.number,
+                 (row.z * tiling_.shape[1] + row.y) * tiling_.count[2] + row.x / kLanes);
+        });
     }
 
     // Adds the voxels that are exactly `away` voxels from a marked one along the last axis.
     void add_away(int64_t away, std::vector<LaneMask>& to) const {
         const int64_t count = tiling_.count[2], columns = away / kLanes, bits = away % kLanes;
-        const auto part = [&](const LaneMask* row, int64_t i) { return i >= 0 && i < count ? uint32_t{row[i]} : 0u; };
+        const auto part = [&](const LaneMask* row, int64_t i) {
+            return i >= 0 && i < count ? uint32_t{row[i]} : 0u;
+        };
         for (size_t first = 0; first < marks_.size(); first += count) {
             const LaneMask* const row = marks_.data() + first;
             if (!any_marked(row, count)) continue;
             for (int64_t i = 0; i < count; ++i) {
-                const uint32_t before = part(row, i - columns - 1) | part(row, i - columns) << kLanes;
-                const uint32_t after = part(row, i + columns) | part(row, i + columns + 1) << kLanes;
+                const uint32_t before = part(row, i - columns - 1) | part(row, i - columns)
+                                                                         << kLanes;
+                const uint32_t after = part(row, i + columns) | part(row, i + columns + 1)
+                                                                    << kLanes;
                 to[first + i] |= static_cast<LaneMask>(before >> (kLanes - bits) | after >> bits);
             }
         }

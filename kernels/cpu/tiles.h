@@ -1,5 +1,6 @@
-// Label sets per tile (docs/reference/math.md): which labels are present where, and channels that hold a different label in each tile.
-// Grids have three axes, the last fastest; shorter grids have leading axes of one voxel.
+// Label sets per tile (docs/reference/math.md): which labels are present where, and channels that
+// hold a different label in each tile. Grids have three axes, the last fastest; shorter grids have
+// leading axes of one voxel.
 #pragma once
 
 #include "cpu/simd.h"
@@ -36,11 +37,14 @@ inline vfloat load_some(const Half* from, int64_t count) {
         from = some;
     }
 #if defined(__AVX512F__)
-    return (vfloat)_mm512_maskz_cvtph_ps(static_cast<__mmask16>(0xffff), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    return (vfloat)_mm512_maskz_cvtph_ps(
+        static_cast<__mmask16>(0xffff), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif defined(__F16C__)
     float values[kLanes];
-    _mm256_storeu_ps(values, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-    _mm256_storeu_ps(values + 8, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8))));
+    _mm256_storeu_ps(values,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+    _mm256_storeu_ps(values + 8,
+                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8))));
     return load(values);
 #else
     float values[kLanes];
@@ -52,8 +56,8 @@ inline vfloat load_some(const Half* from, int64_t count) {
 // A row of a tile, as far as it is inside the grid.
 struct TileRow {
     int64_t z, y, x, length;  // its first voxel, and the number of its voxels
-    int64_t number, place;    // among the tile's rows, and of its first voxel among the tile's voxels
-    int64_t grid;             // index of its first voxel
+    int64_t number, place;  // among the tile's rows, and of its first voxel among the tile's voxels
+    int64_t grid;           // index of its first voxel
 };
 
 // A grid cut into tiles; those at its end may be smaller.
@@ -71,7 +75,9 @@ struct Tiling {
     int64_t num_tiles() const { return count[0] * count[1] * count[2]; }
     int64_t tile_voxels() const { return tile[0] * tile[1] * tile[2]; }
     int64_t begin(int axis, int64_t number) const { return number * tile[axis]; }
-    int64_t end(int axis, int64_t number) const { return std::min((number + 1) * tile[axis], shape[axis]); }
+    int64_t end(int axis, int64_t number) const {
+        return std::min((number + 1) * tile[axis], shape[axis]);
+    }
     // The coordinates of a tile among the tiles.
     void place(int64_t number, int64_t (&at)[3]) const {
         at[2] = number % count[2];
@@ -88,25 +94,29 @@ struct Tiling {
         for (int64_t z = begin(0, at[0]); z < end(0, at[0]); ++z)
             for (int64_t y = begin(1, at[1]); y < end(1, at[1]); ++y) {
                 const int64_t row = (z - begin(0, at[0])) * tile[1] + y - begin(1, at[1]);
-                body(TileRow{z, y, x, length, row, row * tile[2], (z * shape[1] + y) * shape[2] + x});
+                body(TileRow{z, y, x, length, row, row * tile[2],
+                             (z * shape[1] + y) * shape[2] + x});
             }
     }
 };
 
 // How stored numbers become logits.
 struct Decoding {
-    bool is_probability = false;  // the logarithm is taken of probabilities, which are clipped from below
+    bool is_probability =
+        false;  // the logarithm is taken of probabilities, which are clipped from below
 
     vfloat operator()(vfloat stored) const {
         constexpr float kSmallestProbability = 1e-7f;  // as in crfrefine/arrays/probabilities.py
-        return is_probability ? log_positive(vmin(vmax(stored, splat_lanes(kSmallestProbability)), splat_lanes(1.0f))) : stored;
+        return is_probability ? log_positive(vmin(vmax(stored, splat_lanes(kSmallestProbability)),
+                                                  splat_lanes(1.0f)))
+                              : stored;
     }
 };
 
 // What is known of each voxel after some channels. All of it covers the grid.
 struct Survey {
-    float* log_sum;      // log of the sum over the channels so far of exp((logit + bias) / temperature)
-    float* best;         // the largest logit so far
+    float* log_sum;  // log of the sum over the channels so far of exp((logit + bias) / temperature)
+    float* best;     // the largest logit so far
     uint16_t* label;     // its label, the lowest of equal ones
     bool* is_equal;      // whether all channels so far have exactly the same logit
     float* best_biased;  // the largest logit + bias so far; nullptr: no label has a bias
@@ -114,7 +124,8 @@ struct Survey {
     float bias;  // of the label that is looked at
 };
 
-// The channel of a label, which may be a box of a larger array: its rows and planes begin at these distances.
+// The channel of a label, which may be a box of a larger array: its rows and planes begin at these
+// distances.
 template <class T>
 struct Channel {
     const T* values;
@@ -124,13 +135,16 @@ struct Channel {
 };
 
 // Adds planes [first_plane, first_plane + num_planes) of the channel of a label to the survey.
-// tile_margin: (tile) raised to the largest (logit + bias) / temperature - log_sum of the voxels inside the mask: an upper bound of the
-// logarithm of the label's largest probability in the tile, because log_sum only grows.
+// tile_margin: (tile) raised to the largest (logit + bias) / temperature - log_sum of the voxels
+// inside the mask: an upper bound of the logarithm of the label's largest probability in the tile,
+// because log_sum only grows.
 template <class T>
-void survey_channel(const Tiling& tiling, const Channel<T>& channel, int64_t first_plane, int64_t num_planes, int label,
-                    const Decoding& decoding, const uint8_t* mask, const Survey& survey, float* tile_margin, ThreadPool& pool);
+void survey_channel(const Tiling& tiling, const Channel<T>& channel, int64_t first_plane,
+                    int64_t num_planes, int label, const Decoding& decoding, const uint8_t* mask,
+                    const Survey& survey, float* tile_margin, ThreadPool& pool);
 
-// The channel of a label, at `num_tiles` tiles: either the whole grid, or the tiles' voxels one tile after the other.
+// The channel of a label, at `num_tiles` tiles: either the whole grid, or the tiles' voxels one
+// tile after the other.
 template <class T>
 struct TileSource {
     Channel<T> channel;
@@ -140,45 +154,54 @@ struct TileSource {
 };
 
 // lowest_sum: (tile of the grid) the smallest log_sum of its voxels.
-// margin: (num_tiles) largest (logit + bias) / temperature - log_sum of the voxels of a tile inside the mask; where it is not above the
-// threshold, it may be an upper bound that is not either.
+// margin: (num_tiles) largest (logit + bias) / temperature - log_sum of the voxels of a tile inside
+// the mask; where it is not above the threshold, it may be an upper bound that is not either.
 template <class T>
-void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const uint8_t* mask, const Survey& survey,
-                  const float* lowest_sum, float threshold, float* margin, ThreadPool& pool);
+void tile_margins(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding,
+                  const uint8_t* mask, const Survey& survey, const float* lowest_sum,
+                  float threshold, float* margin, ThreadPool& pool);
 
-// Writes the logits of the tiles at the places of their entries: out[entry[i]] has a number per voxel of a tile, 0 beyond the grid's end.
+// Writes the logits of the tiles at the places of their entries: out[entry[i]] has a number per
+// voxel of a tile, 0 beyond the grid's end.
 template <class T>
-void fill_entries(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding, const int64_t* entry, float* out,
-                  ThreadPool& pool);
+void fill_entries(const Tiling& tiling, const TileSource<T>& source, const Decoding& decoding,
+                  const int64_t* entry, float* out, ThreadPool& pool);
 
-// Copies tiles of a channel of the whole grid, in turn; places beyond the grid's end are zero. T: any type.
+// Copies tiles of a channel of the whole grid, in turn; places beyond the grid's end are zero. T:
+// any type.
 template <class T>
-void gather_tiles(const Tiling& tiling, const T* values, const int64_t* tiles, int64_t num_tiles, T* out, ThreadPool& pool);
+void gather_tiles(const Tiling& tiling, const T* values, const int64_t* tiles, int64_t num_tiles,
+                  T* out, ThreadPool& pool);
 
-// A label map as logits on tiles (docs/reference/math.md): a label takes part at the voxels that have it within reach.
+// A label map as logits on tiles (docs/reference/math.md): a label takes part at the voxels that
+// have it within reach.
 
-// A label map (plane, *plane of the tiling), tiled from `first_plane` on; planes before and after are neighbors.
+// A label map (plane, *plane of the tiling), tiled from `first_plane` on; planes before and after
+// are neighbors.
 template <class Label>
 struct LabelPlanes {
     const Label* values;
     int64_t num_planes, first_plane;
 };
 
-// The logits of a label: at a voxel that has it, at others within reach of such a voxel, and elsewhere.
+// The logits of a label: at a voxel that has it, at others within reach of such a voxel, and
+// elsewhere.
 struct LabelLogits {
     float own, near, absent;
 };
 
-// near: (label, tile), for labels below num_labels, set to 1 for the tiles that reach a label: those with a voxel in the box of the label's
-// voxels of some tile, widened by `reach`. It is set wherever a voxel has the label within reach, and in few other tiles.
+// near: (label, tile), for labels below num_labels, set to 1 for the tiles that reach a label:
+// those with a voxel in the box of the label's voxels of some tile, widened by `reach`. It is set
+// wherever a voxel has the label within reach, and in few other tiles.
 template <class Label>
-void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const int64_t (&reach)[3], int64_t num_labels, uint8_t* near,
-                            ThreadPool& pool);
+void mark_tiles_near_labels(const Tiling& tiling, const Label* label_map, const int64_t (&reach)[3],
+                            int64_t num_labels, uint8_t* near, ThreadPool& pool);
 
-// Writes the logits of a label in some tiles, one tile after the other at the places of their entries, as `fill_entries` does. A voxel is
-// near a label if the label occurs up to `reach` voxels away along each axis.
+// Writes the logits of a label in some tiles, one tile after the other at the places of their
+// entries, as `fill_entries` does. A voxel is near a label if the label occurs up to `reach` voxels
+// away along each axis.
 template <class Label>
-void fill_label_entries(const Tiling& tiling, const LabelPlanes<Label>& map, int label, const int64_t (&reach)[3],
-                        const LabelLogits& logits, const int64_t* tiles, int64_t num_tiles, const int64_t* entry, float* out,
-                        ThreadPool& pool);
+void fill_label_entries(const Tiling& tiling, const LabelPlanes<Label>& map, int label,
+                        const int64_t (&reach)[3], const LabelLogits& logits, const int64_t* tiles,
+                        int64_t num_tiles, const int64_t* entry, float* out, ThreadPool& pool);
 }  // namespace crf

@@ -1,4 +1,5 @@
-// The volume term (docs/reference/math.md, section 11): its sums over voxels, the bias per label that keeps the masses, and gradients.
+// The volume term (docs/reference/math.md, section 11): its sums over voxels, the bias per label
+// that keeps the masses, and gradients.
 #pragma once
 
 #include "cpu/mean_field.h"
@@ -7,21 +8,24 @@
 #include "cpu/voxels.h"
 
 namespace crf {
-constexpr int kMostVolumePasses = 100;  // more than any problem needs whose labels do not have to vanish
+constexpr int kMostVolumePasses =
+    100;  // more than any problem needs whose labels do not have to vanish
 
 // A Newton step of this size, in nats, is the last one: the next step would be about its square.
 inline constexpr double kLastVolumeChange = 1e-3;
 
 // Sums over voxels of the marginals, and of the products of any two labels' marginals.
 struct MassSums {
-    explicit MassSums(int num_labels) : mass(num_labels), product(static_cast<size_t>(num_labels) * num_labels) {}
+    explicit MassSums(int num_labels)
+        : mass(num_labels), product(static_cast<size_t>(num_labels) * num_labels) {}
 
     std::vector<double> mass;     // (label)
     std::vector<double> product;  // (label, label), only above the diagonal
 
     void add(const MassSums& other);
 
-    // Adds `count` voxels of a block. rows: (label) rows of kBlockRow; the last vector is padded with zeros.
+    // Adds `count` voxels of a block. rows: (label) rows of kBlockRow; the last vector is padded
+    // with zeros.
     void add(float* rows, int64_t count);
 
    private:
@@ -31,22 +35,25 @@ struct MassSums {
 // The masses to keep, and how strictly.
 class VolumeTerm {
    public:
-    // target: (label) V, sums to the number of voxels. slack: inverse of the term's strength; 0: masses are kept exactly.
+    // target: (label) V, sums to the number of voxels. slack: inverse of the term's strength; 0:
+    // masses are kept exactly.
     VolumeTerm(std::vector<double> target, double slack);
 
     // The energy of marginals with these masses; 0 if the masses are kept exactly.
     double energy(const std::vector<double>& mass) const;
 
-    // A Newton step towards the bias (label) that balances the masses of softmax(x + bias), from their sums. Returns its size in nats.
+    // A Newton step towards the bias (label) that balances the masses of softmax(x + bias), from
+    // their sums. Returns its size in nats.
     double improve(const MassSums& sums, std::vector<double>& bias) const;
 
     // Turns the gradient with respect to the bias into the gradient with respect to the masses.
     // Adds to the gradient with respect to the slack.
-    std::vector<double> backward(const MassSums& sums, const std::vector<double>& bias, const std::vector<double>& grad_bias,
-                                 double& grad_slack) const;
+    std::vector<double> backward(const MassSums& sums, const std::vector<double>& bias,
+                                 const std::vector<double>& grad_bias, double& grad_slack) const;
 
    private:
-    std::vector<double> solve(const MassSums& sums, const std::vector<double>& balanced, std::vector<double> right) const;
+    std::vector<double> solve(const MassSums& sums, const std::vector<double>& balanced,
+                              std::vector<double> right) const;
 
     std::vector<double> target_;  // with pseudo-voxels
     double slack_, total_;
@@ -74,18 +81,24 @@ inline void MassSums::add(float* rows, int64_t count) {
     }
     for (size_t a = 0; a < present_.size(); ++a)
         for (size_t b = a + 1; b < present_.size(); ++b) {
-            const float *first = rows + present_[a] * kBlockRow, *second = rows + present_[b] * kBlockRow;
+            const float *first = rows + present_[a] * kBlockRow,
+                        *second = rows + present_[b] * kBlockRow;
             vfloat total{};
-            for (int64_t i = 0; i < padded; i += kLanes) total += load(first + i) * load(second + i);
+            for (int64_t i = 0; i < padded; i += kLanes)
+                total += load(first + i) * load(second + i);
             product[present_[a] * num_labels + present_[b]] += sum_lanes(total);
         }
 }
 
-// The volume term in the iteration: the masses of the labels, block by block, and the biases that keep them.
+// The volume term in the iteration: the masses of the labels, block by block, and the biases that
+// keep them.
 class KeptVolumes {
    public:
     KeptVolumes(const MeanFieldOptions& options, int64_t num_voxels, ThreadPool& pool)
-        : options_(options), num_labels_(options.num_labels), num_voxels_(num_voxels), num_blocks_(num_voxel_blocks(num_voxels)) {
+        : options_(options),
+          num_labels_(options.num_labels),
+          num_voxels_(num_voxels),
+          num_blocks_(num_voxel_blocks(num_voxels)) {
         if (!options.keeps_volumes()) return;
         block_masses_.resize(num_blocks_ * num_labels_);
         block_counts_.resize(num_blocks_ * num_labels_);
@@ -111,7 +124,8 @@ class KeptVolumes {
             const float* row = rows + l * kBlockRow;
             double total = 0;
             for (int64_t i = 0; i < count; i += kLanes) {
-                const auto valid = first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
+                const auto valid =
+                    first_lanes(static_cast<int>(std::min<int64_t>(count - i, kLanes)));
                 total += sum_lanes(select(valid, load(row + i), vfloat{}));
             }
             block_masses_[block * num_labels_ + l] = total;
@@ -127,17 +141,19 @@ class KeptVolumes {
 
     double energy() const { return term_ ? term_->energy(total_by_label(block_masses_)) : 0; }
 
-    // Finds the biases with which the new marginals have the right masses. preview(block, thread, rows, add): computes the new marginals of
-    // a block with the present biases, and gives them to add(rows); nothing is stored.
+    // Finds the biases with which the new marginals have the right masses. preview(block, thread,
+    // rows, add): computes the new marginals of a block with the present biases, and gives them to
+    // add(rows); nothing is stored.
     template <class Preview>
     const std::vector<double>& balance(ThreadPool& pool, Preview&& preview) {
         for (int pass = 0; pass < kMostVolumePasses; ++pass) {
-            const MassSums sums = sum_masses(pool, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
-                if (!applies(block)) return;
-                float* const rows = preview(block, thread);
-                multiply_rows(options_.volume_part, block, num_labels_, rows);
-                of_group.add(rows, block_end(block, num_voxels_) - block * kVoxelBlock);
-            });
+            const MassSums sums = sum_masses(
+                pool, num_blocks_, num_labels_, [&](int64_t block, int thread, MassSums& of_group) {
+                    if (!applies(block)) return;
+                    float* const rows = preview(block, thread);
+                    multiply_rows(options_.volume_part, block, num_labels_, rows);
+                    of_group.add(rows, block_end(block, num_voxels_) - block * kVoxelBlock);
+                });
             if (term_->improve(sums, bias_) < kLastVolumeChange) break;
         }
         return bias_;
@@ -151,19 +167,22 @@ class KeptVolumes {
         for (int l = 0; l < num_labels_; ++l) {
             const float bias = static_cast<float>(bias_[l]);
             float* const row = rows + l * kBlockRow;
-            for (int64_t i = 0; part.empty() && i < count; i += kLanes) store(row + i, load(row + i) + bias);
+            for (int64_t i = 0; part.empty() && i < count; i += kLanes)
+                store(row + i, load(row + i) + bias);
             for (int64_t i = 0; !part.empty() && i < count; ++i) row[i] += bias * part[begin + i];
         }
     }
 
    private:
-    // The main bodies of the labels are in few blocks, and the term has nothing to do in the others.
+    // The main bodies of the labels are in few blocks, and the term has nothing to do in the
+    // others.
     void find_blocks(ThreadPool& pool) {
         applies_.resize(num_blocks_);
         const float* const part = options_.volume_part.data();
         pool.run(num_blocks_, [&](int64_t block, int) {
             applies_[block] =
-                std::any_of(part + block * kVoxelBlock, part + block_end(block, num_voxels_), [](float factor) { return factor != 0; });
+                std::any_of(part + block * kVoxelBlock, part + block_end(block, num_voxels_),
+                            [](float factor) { return factor != 0; });
         });
     }
     bool applies(int64_t block) const { return applies_.empty() || applies_[block]; }
@@ -179,17 +198,22 @@ class KeptVolumes {
     const int num_labels_;
     const int64_t num_voxels_, num_blocks_;
     std::unique_ptr<const VolumeTerm> term_;
-    std::vector<double> bias_;                         // (label)
-    std::vector<double> block_masses_, block_counts_;  // (block, label), of the marginals and of the labels of the network
-    std::vector<char> applies_;                        // (block), whether the term applies at any of its voxels; empty: at all
+    std::vector<double> bias_;  // (label)
+    std::vector<double> block_masses_,
+        block_counts_;  // (block, label), of the marginals and of the labels of the network
+    std::vector<char>
+        applies_;  // (block), whether the term applies at any of its voxels; empty: at all
 };
 
-constexpr double kPseudoVoxels = 1.0;   // added to all masses, so that a label whose mass vanishes has a finite energy
-constexpr double kRidge = 1e-9;         // relative; labels that no voxel is uncertain of would make the equations singular
+constexpr double kPseudoVoxels =
+    1.0;  // added to all masses, so that a label whose mass vanishes has a finite energy
+constexpr double kRidge =
+    1e-9;  // relative; labels that no voxel is uncertain of would make the equations singular
 constexpr int64_t kMostGroups = 128;    // of blocks, each with its own sums
 constexpr int64_t kMostSums = 1 << 24;  // of all groups together, where there is more than one
 
-// Solves the equations of a symmetric positive definite matrix (size, size), which is overwritten, for `right`, in place.
+// Solves the equations of a symmetric positive definite matrix (size, size), which is overwritten,
+// for `right`, in place.
 inline void solve_definite(std::vector<double>& matrix, std::vector<double>& right) {
     const size_t size = right.size();
     for (size_t j = 0; j < size; ++j) {
@@ -217,13 +241,17 @@ inline void MassSums::add(const MassSums& other) {
     for (size_t i = 0; i < product.size(); ++i) product[i] += other.product[i];
 }
 
-// The sums over all blocks, added up in an order that depends only on their number. body(block, thread, sums) adds a block.
-inline MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels, FunctionRef<int64_t, int, MassSums&> body) {
+// The sums over all blocks, added up in an order that depends only on their number. body(block,
+// thread, sums) adds a block.
+inline MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels,
+                           FunctionRef<int64_t, int, MassSums&> body) {
     const int64_t of_group = int64_t{num_labels} * num_labels;
-    const int64_t num_groups = std::min({num_blocks, kMostGroups, std::max<int64_t>(1, kMostSums / of_group)});
+    const int64_t num_groups =
+        std::min({num_blocks, kMostGroups, std::max<int64_t>(1, kMostSums / of_group)});
     std::vector<MassSums> groups(num_groups, MassSums(num_labels));
     pool.run(num_groups, [&](int64_t group, int thread) {
-        for (int64_t block = group * num_blocks / num_groups; block < (group + 1) * num_blocks / num_groups; ++block)
+        for (int64_t block = group * num_blocks / num_groups;
+             block < (group + 1) * num_blocks / num_groups; ++block)
             body(block, thread, groups[group]);
     });
     MassSums total(num_labels);
@@ -231,7 +259,8 @@ inline MassSums sum_masses(ThreadPool& pool, int64_t num_blocks, int num_labels,
     return total;
 }
 
-inline VolumeTerm::VolumeTerm(std::vector<double> target, double slack) : target_(std::move(target)), slack_(slack), total_(0) {
+inline VolumeTerm::VolumeTerm(std::vector<double> target, double slack)
+    : target_(std::move(target)), slack_(slack), total_(0) {
     for (double& value : target_) {
         value += kPseudoVoxels;
         total_ += value;
@@ -241,7 +270,8 @@ inline VolumeTerm::VolumeTerm(std::vector<double> target, double slack) : target
 inline double VolumeTerm::energy(const std::vector<double>& mass) const {
     if (slack_ == 0) return 0;
     double total = 0;
-    for (size_t l = 0; l < mass.size(); ++l) total += (mass[l] + kPseudoVoxels) * std::log((mass[l] + kPseudoVoxels) / target_[l]);
+    for (size_t l = 0; l < mass.size(); ++l)
+        total += (mass[l] + kPseudoVoxels) * std::log((mass[l] + kPseudoVoxels) / target_[l]);
     return total / slack_;
 }
 
@@ -249,7 +279,8 @@ inline double VolumeTerm::improve(const MassSums& sums, std::vector<double>& bia
     const size_t num_labels = bias.size();
     std::vector<double> balanced(num_labels), change(num_labels);
     double scaled = 0;
-    for (size_t l = 0; l < num_labels; ++l) scaled += balanced[l] = target_[l] * std::exp(-slack_ * bias[l]);
+    for (size_t l = 0; l < num_labels; ++l)
+        scaled += balanced[l] = target_[l] * std::exp(-slack_ * bias[l]);
     for (size_t l = 0; l < num_labels; ++l) {
         balanced[l] *= total_ / scaled;
         change[l] = balanced[l] - sums.mass[l] - kPseudoVoxels;
@@ -264,7 +295,9 @@ inline double VolumeTerm::improve(const MassSums& sums, std::vector<double>& bia
     return size;
 }
 
-inline std::vector<double> VolumeTerm::backward(const MassSums& sums, const std::vector<double>& bias, const std::vector<double>& grad_bias,
+inline std::vector<double> VolumeTerm::backward(const MassSums& sums,
+                                                const std::vector<double>& bias,
+                                                const std::vector<double>& grad_bias,
                                                 double& grad_slack) const {
     const size_t num_labels = bias.size();
     std::vector<double> mass = sums.mass, pull = grad_bias;
@@ -276,12 +309,15 @@ inline std::vector<double> VolumeTerm::backward(const MassSums& sums, const std:
     return pull;
 }
 
-inline std::vector<double> VolumeTerm::solve(const MassSums& sums, const std::vector<double>& balanced, std::vector<double> right) const {
+inline std::vector<double> VolumeTerm::solve(const MassSums& sums,
+                                             const std::vector<double>& balanced,
+                                             std::vector<double> right) const {
     const size_t num_labels = right.size();
     std::vector<double> matrix(num_labels * num_labels);
     for (size_t l = 0; l < num_labels; ++l) {
         matrix[l * num_labels + l] += (slack_ + kRidge) * balanced[l];
-        for (size_t k = 0; k < num_labels; ++k) matrix[l * num_labels + k] += (1 - slack_) * balanced[l] * balanced[k] / total_;
+        for (size_t k = 0; k < num_labels; ++k)
+            matrix[l * num_labels + k] += (1 - slack_) * balanced[l] * balanced[k] / total_;
         for (size_t k = l + 1; k < num_labels; ++k) {
             const double shared = sums.product[l * num_labels + k];
             matrix[l * num_labels + l] += shared;

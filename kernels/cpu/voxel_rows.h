@@ -1,4 +1,5 @@
-// Blocks of voxels as rows of kBlockRow numbers, one per label or channel, padded with zeros to whole vectors.
+// Blocks of voxels as rows of kBlockRow numbers, one per label or channel, padded with zeros to
+// whole vectors.
 #pragma once
 
 #include "cpu/simd.h"
@@ -6,27 +7,36 @@
 #include "cpu/voxels.h"
 
 namespace crf {
-inline int64_t block_end(int64_t block, int64_t num_voxels) { return std::min((block + 1) * kVoxelBlock, num_voxels); }
+inline int64_t block_end(int64_t block, int64_t num_voxels) {
+    return std::min((block + 1) * kVoxelBlock, num_voxels);
+}
 
 // From (row, voxel).
-inline void load_rows(const float* values, int64_t num_voxels, int64_t block, int num_rows, float* rows) {
+inline void load_rows(const float* values, int64_t num_voxels, int64_t block, int num_rows,
+                      float* rows) {
     const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels) - begin;
     for (int c = 0; c < num_rows; ++c) {
-        std::copy(values + c * num_voxels + begin, values + c * num_voxels + begin + count, rows + c * kBlockRow);
+        std::copy(values + c * num_voxels + begin, values + c * num_voxels + begin + count,
+                  rows + c * kBlockRow);
         std::fill(rows + c * kBlockRow + count, rows + (c + 1) * kBlockRow, 0.0f);
     }
 }
 
 // To (row, voxel).
-inline void store_rows(const float* rows, int64_t num_voxels, int64_t block, int num_rows, float* values) {
+inline void store_rows(const float* rows, int64_t num_voxels, int64_t block, int num_rows,
+                       float* values) {
     const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels) - begin;
-    for (int c = 0; c < num_rows; ++c) std::copy(rows + c * kBlockRow, rows + c * kBlockRow + count, values + c * num_voxels + begin);
+    for (int c = 0; c < num_rows; ++c)
+        std::copy(rows + c * kBlockRow, rows + c * kBlockRow + count,
+                  values + c * num_voxels + begin);
 }
 
 // Multiplies each row by factors (voxel); empty: by 1.
-inline void multiply_rows(const std::vector<float>& factors, int64_t block, int num_rows, float* rows) {
+inline void multiply_rows(const std::vector<float>& factors, int64_t block, int num_rows,
+                          float* rows) {
     if (factors.empty()) return;
-    const int64_t begin = block * kVoxelBlock, count = block_end(block, static_cast<int64_t>(factors.size())) - begin;
+    const int64_t begin = block * kVoxelBlock,
+                  count = block_end(block, static_cast<int64_t>(factors.size())) - begin;
     for (int c = 0; c < num_rows; ++c)
         for (int64_t i = 0; i < count; ++i) rows[c * kBlockRow + i] *= factors[begin + i];
 }
@@ -35,20 +45,24 @@ inline void multiply_rows(const std::vector<float>& factors, int64_t block, int 
 inline void clear_rows(float* values, int64_t num_voxels, int num_rows, ThreadPool& pool) {
     pool.run(num_voxel_blocks(num_voxels), [&](int64_t block, int) {
         const int64_t begin = block * kVoxelBlock, end = block_end(block, num_voxels);
-        for (int c = 0; c < num_rows; ++c) std::fill(values + c * num_voxels + begin, values + c * num_voxels + end, 0.0f);
+        for (int c = 0; c < num_rows; ++c)
+            std::fill(values + c * num_voxels + begin, values + c * num_voxels + end, 0.0f);
     });
 }
 
-// Arrays (label, *grid) or (label, *box of the mask), whatever lies between their rows: a part of a larger array need not be copied.
+// Arrays (label, *grid) or (label, *box of the mask), whatever lies between their rows: a part of a
+// larger array need not be copied.
 
 template <class T>
 struct GridView {
     T* data = nullptr;
-    bool is_box = false;                 // on the mask's bounding box, not on the whole grid
-    int64_t label_stride = 0;            // elements from one label to the next
-    std::vector<int64_t> shape, stride;  // of the grid's axes or the box's; voxels of the last axis follow one another
+    bool is_box = false;       // on the mask's bounding box, not on the whole grid
+    int64_t label_stride = 0;  // elements from one label to the next
+    std::vector<int64_t> shape,
+        stride;  // of the grid's axes or the box's; voxels of the last axis follow one another
 
-    // Of a label's first element: where a row continues whose linear index on the grid, or on the box, is `index`.
+    // Of a label's first element: where a row continues whose linear index on the grid, or on the
+    // box, is `index`.
     int64_t place(int64_t index) const {
         int64_t offset = 0;
         for (size_t a = shape.size() - 1; a > 0; --a) {
@@ -71,7 +85,8 @@ GridView<T> dense_view(T* data, const std::vector<int64_t>& shape, bool is_box =
 }
 
 // One row per label, times `scale`.
-inline void load_from_grid(const Voxels& voxels, const GridView<const float>& view, float scale, int64_t block, int num_rows, float* rows) {
+inline void load_from_grid(const Voxels& voxels, const GridView<const float>& view, float scale,
+                           int64_t block, int num_rows, float* rows) {
     const int64_t begin = block * kVoxelBlock, end = block_end(block, voxels.num_voxels);
     voxels.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
         const float* from = view.data + view.place(view.is_box ? box : grid);
@@ -80,10 +95,12 @@ inline void load_from_grid(const Voxels& voxels, const GridView<const float>& vi
             for (int64_t i = 0; i < length; ++i) to[i] = from[i] * scale;
         }
     });
-    for (int l = 0; l < num_rows; ++l) std::fill(rows + l * kBlockRow + (end - begin), rows + (l + 1) * kBlockRow, 0.0f);
+    for (int l = 0; l < num_rows; ++l)
+        std::fill(rows + l * kBlockRow + (end - begin), rows + (l + 1) * kBlockRow, 0.0f);
 }
 
-inline void store_to_grid(const Voxels& voxels, const float* rows, int64_t block, int num_rows, const GridView<float>& view) {
+inline void store_to_grid(const Voxels& voxels, const float* rows, int64_t block, int num_rows,
+                          const GridView<float>& view) {
     const int64_t begin = block * kVoxelBlock, end = block_end(block, voxels.num_voxels);
     voxels.for_pieces(begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
         float* to = view.data + view.place(view.is_box ? box : grid);
@@ -94,16 +111,20 @@ inline void store_to_grid(const Voxels& voxels, const float* rows, int64_t block
     });
 }
 
-// Copies a label to another view, times `scale`, at the places outside the mask; from the box only to the box.
-inline void copy_outside(const Voxels& voxels, const GridView<const float>& from, const GridView<float>& to, int64_t label, float scale) {
-    const int64_t size = to.is_box ? voxels.box_size : voxels.grid_size, row_length = to.shape.back();
+// Copies a label to another view, times `scale`, at the places outside the mask; from the box only
+// to the box.
+inline void copy_outside(const Voxels& voxels, const GridView<const float>& from,
+                         const GridView<float>& to, int64_t label, float scale) {
+    const int64_t size = to.is_box ? voxels.box_size : voxels.grid_size,
+                  row_length = to.shape.back();
     const float* const source = from.data + label * from.label_stride;
     float* const target = to.data + label * to.label_stride;
     int64_t done = 0;
     const auto copy_up_to = [&](int64_t end) {
         while (done < end) {
             const int64_t length = std::min(end, (done / row_length + 1) * row_length) - done;
-            const float* values = source + from.place(from.is_box == to.is_box ? done : voxels.grid_index(done));
+            const float* values =
+                source + from.place(from.is_box == to.is_box ? done : voxels.grid_index(done));
             float* out = target + to.place(done);
             for (int64_t i = 0; i < length; ++i) out[i] = values[i] * scale;
             done += length;
@@ -117,14 +138,16 @@ inline void copy_outside(const Voxels& voxels, const GridView<const float>& from
     copy_up_to(size);
 }
 
-// Softmax and its divergence for a vector of voxels at a time, over rows of kBlockRow numbers, one per label.
-// L: number of labels, 0 = any; loops of known length stay in registers.
+// Softmax and its divergence for a vector of voxels at a time, over rows of kBlockRow numbers, one
+// per label. L: number of labels, 0 = any; loops of known length stay in registers.
 
 // Smallest normal number: keeps logarithms of vanished marginals finite.
 inline constexpr float kTiny = std::numeric_limits<float>::min();
 
 // Largest rounding error of a marginal that is implied as 1 minus the others.
-constexpr float rounding_of_implied(int num_labels) { return static_cast<float>(num_labels) * std::numeric_limits<float>::epsilon(); }
+constexpr float rounding_of_implied(int num_labels) {
+    return static_cast<float>(num_labels) * std::numeric_limits<float>::epsilon();
+}
 
 struct SoftmaxLanes {
     vfloat negative_entropy;  // sum Q log Q
@@ -153,29 +176,35 @@ template <int L>
         label = select(more, vint{} + l, label);
     }
     const vfloat lowest = splat_lanes(std::numeric_limits<float>::lowest());
-    const vfloat of_lower = L == 2 ? exp_nonpositive(vmin(load(x), load(x + kBlockRow)) - largest) : vfloat{};
+    const vfloat of_lower =
+        L == 2 ? exp_nonpositive(vmin(load(x), load(x + kBlockRow)) - largest) : vfloat{};
     vfloat total{}, weighted{};
     for (int l = 0; l < num_labels; ++l) {
         const vfloat shifted = load(x + l * kBlockRow) - largest;
-        const vfloat e = L == 2 ? select(shifted < 0.0f, of_lower, splat_lanes(1.0f)) : exp_nonpositive(shifted);
+        const vfloat e =
+            L == 2 ? select(shifted < 0.0f, of_lower, splat_lanes(1.0f)) : exp_nonpositive(shifted);
         total += e;
-        weighted += select(shifted >= lowest, e * shifted, vfloat{});  // 0 times minus infinity counts as 0
+        weighted +=
+            select(shifted >= lowest, e * shifted, vfloat{});  // 0 times minus infinity counts as 0
         store(x + l * kBlockRow, e);
     }
     const vfloat inverse = 1.0f / total;
-    for (int l = 0; l < num_labels; ++l) store(x + l * kBlockRow, load(x + l * kBlockRow) * inverse);
+    for (int l = 0; l < num_labels; ++l)
+        store(x + l * kBlockRow, load(x + l * kBlockRow) * inverse);
     const vfloat log_sum = log_positive(total);
     return {weighted * inverse - log_sum, log_sum, label};
 }
 
-// A label's part of KL(new || old), p (r - 1 - log r) with r = old / new: accurate near r = 1. Marginals are `least` or more.
+// A label's part of KL(new || old), p (r - 1 - log r) with r = old / new: accurate near r = 1.
+// Marginals are `least` or more.
 template <class Lanes>
 Lanes divergence_of_label(Lanes now, Lanes old, Lanes least) {
     const Lanes p = vmax(now, least), ratio = vmax(old, least) / p;
     return vmax(p * (ratio - 1.0f - log_positive(vmax(ratio, splat_lanes(kTiny)))), Lanes{});
 }
 
-// KL(new || old). If the last marginal is implied, as 1 minus the others, differences below the rounding of the others count as zero.
+// KL(new || old). If the last marginal is implied, as 1 minus the others, differences below the
+// rounding of the others count as zero.
 template <int L>
 vfloat kl_divergence(const float* now, const float* old, int any_labels, bool last_is_implied) {
     const int num_labels = L > 0 ? L : any_labels;

@@ -12,8 +12,8 @@ int64_t piece_length(const uint8_t* row, int64_t x, int64_t length, bool inside)
 }
 }  // namespace
 
-Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask,
-               const std::vector<int>& user_axis) {
+Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm,
+               const uint8_t* mask, const std::vector<int>& user_axis) {
     const int grid_axes = static_cast<int>(grid_shape.size());
     grid_size = 1;
     for (int64_t extent : grid_shape) grid_size *= extent;
@@ -49,7 +49,8 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
         if (high[grid_axes - 1] == 0) throw InputError("the mask is empty");
     }
 
-    // Axes of one voxel are dropped; the row axis is always kept, because everything is divided into rows.
+    // Axes of one voxel are dropped; the row axis is always kept, because everything is divided
+    // into rows.
     std::vector<int64_t> stride(grid_axes, 0), whole(grid_axes, 1);
     box_size = 1;
     for (int a = grid_axes - 1; a >= 0; --a) {
@@ -60,7 +61,8 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
     }
     for (int a = 0; a < grid_axes; ++a) {
         if (high[a] - low[a] == 1 && a != grid_axes - 1) continue;
-        if (num_axes == kMaxAxes) throw InputError("at most " + std::to_string(kMaxAxes) + " axes longer than one voxel");
+        if (num_axes == kMaxAxes)
+            throw InputError("at most " + std::to_string(kMaxAxes) + " axes longer than one voxel");
         box_shape[num_axes] = high[a] - low[a];
         spacing[num_axes] = spacing_mm[a];
         source_axis[num_axes] = a;
@@ -68,7 +70,9 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
         grid_stride[num_axes] = whole[a];
         ++num_axes;
     }
-    const auto number = [&](int a) { return user_axis.empty() ? source_axis[a] : user_axis[source_axis[a]]; };
+    const auto number = [&](int a) {
+        return user_axis.empty() ? source_axis[a] : user_axis[source_axis[a]];
+    };
     for (int a = 0; a < num_axes; ++a)
         for (int b = 0; b < num_axes; ++b) feature[a] += number(b) < number(a) ? 1 : 0;
 
@@ -88,7 +92,8 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
             if (values) x += piece_length(values, x, x_high, false);
             if (x >= x_high) break;
             const int64_t length = values ? piece_length(values, x, x_high, true) : x_high - x;
-            runs.push_back({num_voxels, row * row_length + x, box + x - x_low, static_cast<int32_t>(length)});
+            runs.push_back(
+                {num_voxels, row * row_length + x, box + x - x_low, static_cast<int32_t>(length)});
             num_voxels += length;
             x += length;
         }
@@ -96,7 +101,8 @@ Voxels::Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>
 }
 
 int64_t Voxels::find_run(int64_t voxel) const {
-    auto after = std::upper_bound(runs.begin(), runs.end(), voxel, [](int64_t v, const Run& run) { return v < run.voxel; });
+    auto after = std::upper_bound(runs.begin(), runs.end(), voxel,
+                                  [](int64_t v, const Run& run) { return v < run.voxel; });
     return (after - runs.begin()) - 1;
 }
 
@@ -120,12 +126,14 @@ constexpr int64_t kPiece = 4096;  // voxels
 // body(first voxel, number of voxels) over pieces of the grid, in parallel.
 template <class Body>
 void for_pieces_of_grid(int64_t grid_size, ThreadPool& pool, Body&& body) {
-    pool.run((grid_size + kPiece - 1) / kPiece,
-             [&](int64_t piece, int) { body(piece * kPiece, std::min(kPiece, grid_size - piece * kPiece)); });
+    pool.run((grid_size + kPiece - 1) / kPiece, [&](int64_t piece, int) {
+        body(piece * kPiece, std::min(kPiece, grid_size - piece * kPiece));
+    });
 }
 
 template <class Label>
-void argmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_t count, Label* out) {
+void argmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_t count,
+                  Label* out) {
     for (int64_t i = 0; i < count; i += kLanes) {
         vfloat largest = load_some(logits + i, count - i);
         vint label{};
@@ -135,42 +143,52 @@ void argmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_
             largest = select(more, value, largest);
             label = select(more, splat_lanes(l), label);
         }
-        for (int k = 0; k < std::min<int64_t>(kLanes, count - i); ++k) out[i + k] = static_cast<Label>(label[k]);
+        for (int k = 0; k < std::min<int64_t>(kLanes, count - i); ++k)
+            out[i + k] = static_cast<Label>(label[k]);
     }
 }
 
-void softmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_t count, float* out) {
+void softmax_piece(const float* logits, int num_labels, int64_t grid_size, int64_t count,
+                   float* out) {
     for (int64_t i = 0; i < count; i += kLanes) {
         const int64_t left = count - i;
         vfloat largest = load_some(logits + i, left), total{};
-        for (int l = 1; l < num_labels; ++l) largest = vmax(load_some(logits + l * grid_size + i, left), largest);
+        for (int l = 1; l < num_labels; ++l)
+            largest = vmax(load_some(logits + l * grid_size + i, left), largest);
         for (int l = 0; l < num_labels; ++l) {
-            const vfloat part = exp_nonpositive(load_some(logits + l * grid_size + i, left) - largest);
+            const vfloat part =
+                exp_nonpositive(load_some(logits + l * grid_size + i, left) - largest);
             store_some(out + l * grid_size + i, part, left);
             total += part;
         }
         for (int l = 0; l < num_labels; ++l)
-            store_some(out + l * grid_size + i, load_some(out + l * grid_size + i, left) * (1.0f / total), left);
+            store_some(out + l * grid_size + i,
+                       load_some(out + l * grid_size + i, left) * (1.0f / total), left);
     }
 }
 }  // namespace
 
 template <class Label>
-void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, Label* out) {
-    for_pieces_of_grid(grid_size, pool,
-                       [&](int64_t first, int64_t count) { argmax_piece(logits + first, num_labels, grid_size, count, out + first); });
+void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool,
+               Label* out) {
+    for_pieces_of_grid(grid_size, pool, [&](int64_t first, int64_t count) {
+        argmax_piece(logits + first, num_labels, grid_size, count, out + first);
+    });
 }
 
 void softmax(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, float* out) {
-    for_pieces_of_grid(grid_size, pool,
-                       [&](int64_t first, int64_t count) { softmax_piece(logits + first, num_labels, grid_size, count, out + first); });
+    for_pieces_of_grid(grid_size, pool, [&](int64_t first, int64_t count) {
+        softmax_piece(logits + first, num_labels, grid_size, count, out + first);
+    });
 }
 
-std::vector<float> channel_ranges(const float* channels, int64_t num_channels, int64_t grid_size, ThreadPool& pool) {
+std::vector<float> channel_ranges(const float* channels, int64_t num_channels, int64_t grid_size,
+                                  ThreadPool& pool) {
     std::vector<float> ranges;
     for (int64_t c = 0; c < num_channels; ++c) {
         const auto add = [&](int64_t piece, LaneRange& range) {
-            range.add(channels + c * grid_size + piece * kPiece, std::min(kPiece, grid_size - piece * kPiece));
+            range.add(channels + c * grid_size + piece * kPiece,
+                      std::min(kPiece, grid_size - piece * kPiece));
         };
         const auto [least, most] = range_of_blocks((grid_size + kPiece - 1) / kPiece, pool, add);
         ranges.insert(ranges.end(), {least, most});

@@ -1,4 +1,5 @@
-// The voxels of the model: those inside the mask, numbered in raster order ("compact" index n), inside the mask's bounding box.
+// The voxels of the model: those inside the mask, numbered in raster order ("compact" index n),
+// inside the mask's bounding box.
 #pragma once
 
 #include "cpu/thread_pool.h"
@@ -15,13 +16,15 @@ struct Run {
 };
 
 struct Voxels {
-    int num_axes = 0;                 // axes of the box that are longer than one voxel (at least one axis is kept)
+    int num_axes = 0;  // axes of the box that are longer than one voxel (at least one axis is kept)
     int64_t box_shape[kMaxAxes]{};    // C order, last axis fastest
     double spacing[kMaxAxes]{};       // mm
     int source_axis[kMaxAxes]{};      // the grid's axis that each box axis came from
     int64_t first[kMaxAxes]{};        // the box's first voxel along that axis, in the grid
-    int64_t grid_stride[kMaxAxes]{};  // from one voxel along that axis to the next, in linear indices of the grid
-    int feature[kMaxAxes]{};          // index of the axis among the positions of the features; independent of its place in memory
+    int64_t grid_stride[kMaxAxes]{};  // from one voxel along that axis to the next, in linear
+                                      // indices of the grid
+    int feature[kMaxAxes]{};  // index of the axis among the positions of the features; independent
+                              // of its place in memory
     int64_t grid_size = 0;
     int64_t grid_corner = 0;  // linear index of the box's first voxel in the grid
     int64_t box_size = 0;
@@ -29,9 +32,10 @@ struct Voxels {
     std::vector<Run> runs;
 
     // mask: nullptr, or grid_size bytes, nonzero = inside. Throws InputError if no voxel is inside.
-    // user_axis: the user's number of each axis, if the grid is a transposed view of the user's; empty: the same order.
-    Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm, const uint8_t* mask,
-           const std::vector<int>& user_axis = {});
+    // user_axis: the user's number of each axis, if the grid is a transposed view of the user's;
+    // empty: the same order.
+    Voxels(const std::vector<int64_t>& grid_shape, const std::vector<double>& spacing_mm,
+           const uint8_t* mask, const std::vector<int>& user_axis = {});
 
     // The run that holds compact voxel n.
     int64_t find_run(int64_t voxel) const;
@@ -42,7 +46,8 @@ struct Voxels {
     // Linear index in the grid of a linear box index.
     int64_t grid_index(int64_t box_index) const;
 
-    // Calls body(voxel, grid, box, length) for each part of a run within compact voxels [begin, end).
+    // Calls body(voxel, grid, box, length) for each part of a run within compact voxels [begin,
+    // end).
     template <class Body>
     [[gnu::always_inline]] void for_pieces(int64_t begin, int64_t end, Body&& body) const {
         for (int64_t r = find_run(begin); begin < end; ++r) {
@@ -55,11 +60,14 @@ struct Voxels {
     }
 };
 
-// Blocks of compact voxels for loops over voxels: fixed size, so that sums over blocks do not depend on the number of threads.
+// Blocks of compact voxels for loops over voxels: fixed size, so that sums over blocks do not
+// depend on the number of threads.
 constexpr int64_t kVoxelBlock = 1024;
 // Distance between rows of a block. Rows a power of two apart would share one set of the L1 cache.
 constexpr int64_t kBlockRow = kVoxelBlock + 16;
-inline int64_t num_voxel_blocks(int64_t num_voxels) { return (num_voxels + kVoxelBlock - 1) / kVoxelBlock; }
+inline int64_t num_voxel_blocks(int64_t num_voxels) {
+    return (num_voxels + kVoxelBlock - 1) / kVoxelBlock;
+}
 
 // A range of consecutive items, such as the floats of a row that hold numbers: [begin, end).
 struct Stretch {
@@ -72,18 +80,23 @@ struct Stretch {
         if (other.is_empty()) return *this;
         return {std::min(begin, other.begin), std::max(end, other.end)};
     }
-    Stretch within(const Stretch& other) const { return {std::max(begin, other.begin), std::min(end, other.end)}; }
+    Stretch within(const Stretch& other) const {
+        return {std::max(begin, other.begin), std::min(end, other.end)};
+    }
 };
 
 // Functions of a whole grid, voxel by voxel.
 
 // logits: (label, *grid). out: (*grid). Label: uint8_t or uint16_t. Ties go to the lowest label.
 template <class Label>
-void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, Label* out);
+void label_map(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool,
+               Label* out);
 
 // out: (label, *grid), sums to 1 over labels; may be the logits.
 void softmax(const float* logits, int num_labels, int64_t grid_size, ThreadPool& pool, float* out);
 
-// Smallest and largest value of each channel of (channel, *grid), in turn; both NaN for a channel with a value that is not finite.
-std::vector<float> channel_ranges(const float* channels, int64_t num_channels, int64_t grid_size, ThreadPool& pool);
+// Smallest and largest value of each channel of (channel, *grid), in turn; both NaN for a channel
+// with a value that is not finite.
+std::vector<float> channel_ranges(const float* channels, int64_t num_channels, int64_t grid_size,
+                                  ThreadPool& pool);
 }  // namespace crf

@@ -8,7 +8,8 @@ constexpr double kLog2e = 1.4426950408889634;  // exp(x) = 2^(x kLog2e)
 
 constexpr double kTruncationRadius = 3.0;  // standard deviations of the spatial part of the kernel
 
-// A pair of voxels of the window: their offset along each box axis, in voxels, and their squared distance in standard deviations.
+// A pair of voxels of the window: their offset along each box axis, in voxels, and their squared
+// distance in standard deviations.
 struct WindowOffset {
     int64_t distance[kMaxAxes];
     double squared;
@@ -29,10 +30,12 @@ constexpr double kMostPairs = 1e6;
 // Voxels on either side along an axis. sigma: standard deviation in voxels; extent: of the box.
 inline int64_t window_radius(double sigma, int64_t extent) {
     // Compared as floating point, because a huge bandwidth overflows any integer.
-    return static_cast<int64_t>(std::min(kTruncationRadius * sigma * (1 + kRounding), static_cast<double>(extent - 1)));
+    return static_cast<int64_t>(
+        std::min(kTruncationRadius * sigma * (1 + kRounding), static_cast<double>(extent - 1)));
 }
 
-// Counts places of a box from -radius to radius along the first axes, the last of them fastest; false after the last place.
+// Counts places of a box from -radius to radius along the first axes, the last of them fastest;
+// false after the last place.
 inline bool next_place(const int64_t* radius, int num_axes, int64_t* place) {
     for (int a = num_axes - 1; a >= 0; --a) {
         if (++place[a] <= radius[a]) return true;
@@ -60,7 +63,9 @@ inline double num_window_pairs(const BilateralInput& input) {
     do {
         double left = kLargestSquare;
         for (int a = 0; a < last; ++a) left -= d[a] * step[a] * d[a] * step[a];
-        if (left >= 0) count += 1 + 2 * std::min<double>(std::floor(std::sqrt(left) / step[last]), static_cast<double>(radius[last]));
+        if (left >= 0)
+            count += 1 + 2 * std::min<double>(std::floor(std::sqrt(left) / step[last]),
+                                              static_cast<double>(radius[last]));
     } while (next_place(radius, last, d));
     return (count - 1) / 2;
 }
@@ -73,8 +78,10 @@ inline std::vector<WindowOffset> list_window(const BilateralInput& input) {
             theta += (a ? " x " : "") + printed(input.theta_position[a]);
             spacing += (a ? " x " : "") + printed(input.voxels->spacing[a]);
         }
-        throw CapacityError("a truncated sum with theta_alpha " + theta + " on voxels of " + spacing +
-                            " visits over a million pairs for each voxel; use a smaller bandwidth, or mean_field.filter = \"auto\"");
+        throw CapacityError("a truncated sum with theta_alpha " + theta + " on voxels of " +
+                            spacing +
+                            " visits over a million pairs for each voxel; use a smaller bandwidth, "
+                            "or mean_field.filter = \"auto\"");
     }
     const Voxels& voxels = *input.voxels;
     const int axes = voxels.num_axes;

@@ -1,29 +1,37 @@
-// Builds the permutohedral lattice: the simplex of every voxel, a hash table of vertices, their numbers, their neighbors, and the lists
-// that splatting reads. Compiled without fused multiply-adds: keys and weights are those of cpu/lattice_build.cpp, bit for bit.
-// CRF_FEATURES: dimensions D of the lattice. CRF_WIDE_KEYS: 1 if a vertex needs up to 128 bits instead of 64.
+// Builds the permutohedral lattice: the simplex of every voxel, a hash table of vertices, their
+// numbers, their neighbors, and the lists that splatting reads. Compiled without fused
+// multiply-adds: keys and weights are those of cpu/lattice_build.cpp, bit for bit. CRF_FEATURES:
+// dimensions D of the lattice. CRF_WIDE_KEYS: 1 if a vertex needs up to 128 bits instead of 64.
 #include "cuda/launch.h"
 #include "lattice_math.h"
 
 namespace crf {
 constexpr int kFeatures = CRF_FEATURES;
 constexpr uint64 kEmpty = ~0ull;
-constexpr int kMostProbes = 512;    // a table that is at most half full has chains of a few dozen; longer chains mean that it is full
+constexpr int kMostProbes = 512;    // a table that is at most half full has chains of a few dozen;
+                                    // longer chains mean that it is full
 constexpr int kProbesBetween = 32;  // between two looks at whether another chain was too long
 
-// Keys are stored as low words and, if they are wide, high ones. A slot of the table holds the key, or a corner that has a wide key.
+// Keys are stored as low words and, if they are wide, high ones. A slot of the table holds the key,
+// or a corner that has a wide key.
 #if CRF_WIDE_KEYS
 using Key = unsigned __int128;
 CRF_D uint64 hash_of(Key key) {
-    return (static_cast<uint64>(key) ^ static_cast<uint64>(key >> 64) * 0xC2B2AE3D27D4EB4Full) * 0x9E3779B97F4A7C15ull;
+    return (static_cast<uint64>(key) ^ static_cast<uint64>(key >> 64) * 0xC2B2AE3D27D4EB4Full) *
+           0x9E3779B97F4A7C15ull;
 }
 CRF_D Key key_of(uint64 low, uint64 high) { return static_cast<Key>(high) << 64 | low; }
-CRF_D Key key_from(const uint64* low, const uint64* high, int64 i) { return key_of(low[i], high[i]); }
+CRF_D Key key_from(const uint64* low, const uint64* high, int64 i) {
+    return key_of(low[i], high[i]);
+}
 CRF_D void store_key(Key key, uint64* low, uint64* high, int64 i) {
     low[i] = static_cast<uint64>(key);
     high[i] = static_cast<uint64>(key >> 64);
 }
 CRF_D uint64 owner_for(Key, int64 corner) { return static_cast<uint64>(corner); }
-CRF_D Key key_in(uint64 owner, const uint64* low, const uint64* high) { return key_from(low, high, static_cast<int64>(owner)); }
+CRF_D Key key_in(uint64 owner, const uint64* low, const uint64* high) {
+    return key_from(low, high, static_cast<int64>(owner));
+}
 #else
 using Key = uint64;
 CRF_D uint64 hash_of(Key key) { return key * 0x9E3779B97F4A7C15ull; }
@@ -37,17 +45,21 @@ CRF_D Key key_in(uint64 owner, const uint64*, const uint64*) { return owner; }
 // One unit of q_i in a packed key; q_0 has no field.
 CRF_D Key unit_of(const int* shift, int i) { return i == 0 ? Key(0) : Key(1) << shift[i]; }
 
-// One thread per voxel: the packed keys of its D + 1 vertices, that of remainder 0 first, and its weights there in 1 / 65535.
-// features: (feature, voxel); the lattice's first `num_padding` features are zero and not stored. scale: (D). shift: (D + 1) of the key's
-// fields. bias_*: offsets that shift the fields' smallest values to zero.
-CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padding, const float* scale, const int* shift, uint64 bias_low,
-           uint64 bias_high, uint64* key_low, uint64* key_high, uint16* corner_weight) {
+// One thread per voxel: the packed keys of its D + 1 vertices, that of remainder 0 first, and its
+// weights there in 1 / 65535. features: (feature, voxel); the lattice's first `num_padding`
+// features are zero and not stored. scale: (D). shift: (D + 1) of the key's fields. bias_*: offsets
+// that shift the fields' smallest values to zero.
+CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padding,
+           const float* scale, const int* shift, uint64 bias_low, uint64 bias_high, uint64* key_low,
+           uint64* key_high, uint16* corner_weight) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     float scaled[kFeatures], elevated[kFeatures + 1], weight[kFeatures + 1];
     int quotient[kFeatures + 1], sorted[kFeatures + 1], wrapped;
     CRF_UNROLL
-    for (int i = 0; i < kFeatures; ++i) scaled[i] = i < num_padding ? 0.0f : features[(i - num_padding) * num_voxels + n] * scale[i];
+    for (int i = 0; i < kFeatures; ++i)
+        scaled[i] =
+            i < num_padding ? 0.0f : features[(i - num_padding) * num_voxels + n] * scale[i];
     elevate<kFeatures>(scaled, elevated);
     enclosing_simplex<kFeatures>(elevated, quotient, sorted, wrapped);
     barycentric_weights<kFeatures>(sorted, weight);
@@ -62,7 +74,8 @@ CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padd
 
     Key key = key_of(bias_low, bias_high);
     CRF_UNROLL
-    for (int i = 1; i <= kFeatures; ++i) key += unit_of(shift, i) * static_cast<Key>(static_cast<int64>(quotient[i]));
+    for (int i = 1; i <= kFeatures; ++i)
+        key += unit_of(shift, i) * static_cast<Key>(static_cast<int64>(quotient[i]));
     Key unit[kFeatures + 1];  // of the coordinate at each rank
     CRF_UNROLL
     for (int p = 0; p <= kFeatures; ++p) {
@@ -70,7 +83,8 @@ CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padd
         if (p < wrapped) key -= unit[p];
         if (p >= kFeatures + 1 + wrapped) key += unit[p];
     }
-    // From the vertex of remainder k to that of k + 1: one more in every coordinate, except that of the k-th smallest residual.
+    // From the vertex of remainder k to that of k + 1: one more in every coordinate, except that of
+    // the k-th smallest residual.
     CRF_UNROLL
     for (int k = 0; k <= kFeatures; ++k) {
         store_key(key, key_low, key_high, k * num_voxels + n);
@@ -78,17 +92,19 @@ CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padd
     }
 }
 
-// One thread per corner (a voxel's vertex): the slot of its key in the table; a missing key is inserted. `overflow` is set if the table is
-// too full: the slots are invalid then, and a larger table is needed.
-CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64 num_corners, uint64* table, int table_bits,
-           uint32* corner_slot, uint64* overflow) {
+// One thread per corner (a voxel's vertex): the slot of its key in the table; a missing key is
+// inserted. `overflow` is set if the table is too full: the slots are invalid then, and a larger
+// table is needed.
+CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64 num_corners,
+           uint64* table, int table_bits, uint32* corner_slot, uint64* overflow) {
     const int64 i = thread_number();
     if (i >= num_corners) return;
     const Key key = key_from(key_low, key_high, i);
     const uint64 mask = (1ull << table_bits) - 1;
     uint64 slot = hash_of(key) >> (64 - table_bits);
     for (int probe = 0; probe < kMostProbes; ++probe) {
-        // Another thread has found the table too full: all slots are void, so this chain need not be followed to its end.
+        // Another thread has found the table too full: all slots are void, so this chain need not
+        // be followed to its end.
         if (probe % kProbesBetween == kProbesBetween - 1 && read_shared(overflow) != 0) return;
         uint64 owner = read_shared(table + slot);
         if (owner == kEmpty) owner = compare_and_swap(table + slot, kEmpty, owner_for(key, i));
@@ -102,27 +118,33 @@ CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64
 }
 
 // One thread per vertex: its key, from the slot that holds it.
-CRF_KERNEL(read_vertices, const uint64* key_low, const uint64* key_high, const uint64* table, const int64* slots, int64 num_vertices,
-           uint64* vertex_low, uint64* vertex_high) {
+CRF_KERNEL(read_vertices, const uint64* key_low, const uint64* key_high, const uint64* table,
+           const int64* slots, int64 num_vertices, uint64* vertex_low, uint64* vertex_high) {
     const int64 v = thread_number();
-    if (v < num_vertices) store_key(key_in(table[slots[v]], key_low, key_high), vertex_low, vertex_high, v);
+    if (v < num_vertices)
+        store_key(key_in(table[slots[v]], key_low, key_high), vertex_low, vertex_high, v);
 }
 
-// One thread per vertex: order[v] is the place of the vertex's key among those read; its slot gets the vertex's number.
-CRF_KERNEL(number_slots, const int64* order, const int64* slots, int64 num_vertices, uint32* slot_vertex) {
+// One thread per vertex: order[v] is the place of the vertex's key among those read; its slot gets
+// the vertex's number.
+CRF_KERNEL(number_slots, const int64* order, const int64* slots, int64 num_vertices,
+           uint32* slot_vertex) {
     const int64 v = thread_number();
     if (v < num_vertices) slot_vertex[slots[order[v]]] = static_cast<uint32>(v);
 }
 
 // One thread per corner: its vertex.
-CRF_KERNEL(number_corners, const uint32* corner_slot, const uint32* slot_vertex, int64 num_corners, uint32* corner_vertex) {
+CRF_KERNEL(number_corners, const uint32* corner_slot, const uint32* slot_vertex, int64 num_corners,
+           uint32* corner_vertex) {
     const int64 i = thread_number();
     if (i < num_corners) corner_vertex[i] = slot_vertex[corner_slot[i]];
 }
 
-// One thread per corner in the order of their vertices: its voxel and weight, and at each vertex's first one, the start of its list.
-CRF_KERNEL(list_entries, const int64* order, const uint32* corner_vertex, int64 num_corners, int64 num_voxels, const uint16* corner_weight,
-           uint32* entry_voxel, uint16* entry_weight, int64* vertex_begin) {
+// One thread per corner in the order of their vertices: its voxel and weight, and at each vertex's
+// first one, the start of its list.
+CRF_KERNEL(list_entries, const int64* order, const uint32* corner_vertex, int64 num_corners,
+           int64 num_voxels, const uint16* corner_weight, uint32* entry_voxel, uint16* entry_weight,
+           int64* vertex_begin) {
     const int64 i = thread_number();
     if (i >= num_corners) return;
     const int64 corner = order[i];
@@ -133,16 +155,19 @@ CRF_KERNEL(list_entries, const int64* order, const uint32* corner_vertex, int64 
     if (i + 1 == num_corners) vertex_begin[vertex + 1] = num_corners;
 }
 
-// One thread per vertex: its neighbor one step up along every direction, and that neighbor's one step down; -1 = absent.
-// vertex_*: (vertex) sorted keys. after, before: (direction, vertex), `before` filled with -1. remainder_bits: width of the lowest field.
-CRF_KERNEL(find_neighbors, const uint64* vertex_low, const uint64* vertex_high, int64 num_vertices, const uint64* key_low,
-           const uint64* key_high, const uint64* table, int table_bits, const uint32* slot_vertex, const int* shift, int remainder_bits,
-           int* after, int* before) {
+// One thread per vertex: its neighbor one step up along every direction, and that neighbor's one
+// step down; -1 = absent. vertex_*: (vertex) sorted keys. after, before: (direction, vertex),
+// `before` filled with -1. remainder_bits: width of the lowest field.
+CRF_KERNEL(find_neighbors, const uint64* vertex_low, const uint64* vertex_high, int64 num_vertices,
+           const uint64* key_low, const uint64* key_high, const uint64* table, int table_bits,
+           const uint32* slot_vertex, const int* shift, int remainder_bits, int* after,
+           int* before) {
     const int64 v = thread_number();
     if (v >= num_vertices) return;
     const Key own = key_from(vertex_low, vertex_high, v);
     const uint64 mask = (1ull << table_bits) - 1;
-    const bool wraps = (static_cast<uint64>(own) & ((1ull << remainder_bits) - 1)) >= static_cast<uint64>(kFeatures);
+    const bool wraps = (static_cast<uint64>(own) & ((1ull << remainder_bits) - 1)) >=
+                       static_cast<uint64>(kFeatures);
     Key all_units = 0;
     for (int i = 1; i <= kFeatures; ++i) all_units += unit_of(shift, i);
     // Along a direction every coordinate grows by 1, except the direction's own, which falls by D.

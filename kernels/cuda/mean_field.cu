@@ -1,10 +1,13 @@
-// The mean-field iteration, except its filters (docs/reference/math.md, section 3): compatibility, softmax, energy and divergence.
-// The sums of a step stay on the device: each thread sums its own voxels, and these sums are added up in a fixed order.
-// CRF_LABELS. CRF_CHANNELS: of the labels that are filtered, all of them or all but the last, whose marginals follow from the others'.
-// CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH. Up to 32 labels are kept in a thread's registers.
+// The mean-field iteration, except its filters (docs/reference/math.md, section 3): compatibility,
+// softmax, energy and divergence. The sums of a step stay on the device: each thread sums its own
+// voxels, and these sums are added up in a fixed order. CRF_LABELS. CRF_CHANNELS: of the labels
+// that are filtered, all of them or all but the last, whose marginals follow from the others'.
+// CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH. Up to 32 labels are kept in
+// a thread's registers.
 #include "cuda/launch.h"
 
-// Arrays of many labels are in the thread's local memory in any case; unrolled loops over them would take a compiler minutes.
+// Arrays of many labels are in the thread's local memory in any case; unrolled loops over them
+// would take a compiler minutes.
 #if CRF_LABELS <= 32
 #define CRF_OVER_LABELS CRF_UNROLL
 #else
@@ -16,19 +19,21 @@ using Channels = Row<CRF_WIDTH>;
 constexpr int kLabels = CRF_LABELS;
 constexpr int kChannels = CRF_CHANNELS;
 constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
-constexpr Real kVanished = Real(-1e4);  // its exponential is 0, and so are products with it, even if a logit is minus infinity
+constexpr Real kVanished = Real(
+    -1e4);  // its exponential is 0, and so are products with it, even if a logit is minus infinity
 constexpr bool kImplied = kChannels < kLabels;
 constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
-// Sums over the voxels. Without messages, the first sum keeps its value. kUnary: sum Q log Q - <a / T, Q>, new marginals, logits a relative
-// to the largest.
+// Sums over the voxels. Without messages, the first sum keeps its value. kUnary: sum Q log Q - <a /
+// T, Q>, new marginals, logits a relative to the largest.
 enum { kQuadratic, kUnary, kLargest, kDivergence, kFlips, kNumSums };
 
 // The run's state; the energies of the steps follow.
 enum { kStartUnary, kShift, kNumSteps, kConverged, kNumStates };
 
-// Label l's part of KL(now || old), a sum of p (r - 1 - log r) with r = old / now: none is negative, and near r = 1 nothing cancels. An
-// implied marginal is 1 minus the others: differences below the rounding of the others count as zero.
+// Label l's part of KL(now || old), a sum of p (r - 1 - log r) with r = old / now: none is
+// negative, and near r = 1 nothing cancels. An implied marginal is 1 minus the others: differences
+// below the rounding of the others count as zero.
 CRF_D Real divergence_of_label(int l, Real now, Real old) {
     const Real least = kImplied && l == kLabels - 1 ? kLabels * kEpsilon : kTiny;
     const Real p = larger(now, least);
@@ -36,7 +41,8 @@ CRF_D Real divergence_of_label(int l, Real now, Real old) {
     return larger(p * (ratio - Real(1.0) - log(larger(ratio, kTiny))), Real(0.0));
 }
 
-CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n, Real (&channel)[kLabels]) {
+CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n,
+                         Real (&channel)[kLabels]) {
     CRF_OVER_LABELS
     for (int g = 0; g < kGroups; ++g) {
         const Channels row = rows[g * num_voxels + n];
@@ -47,7 +53,8 @@ CRF_D void load_channels(const Channels* rows, int64 num_voxels, int64 n, Real (
 }
 
 // Places of a row without a channel become zero.
-CRF_D void store_channels(const Real (&channel)[kLabels], int64 num_voxels, int64 n, Channels* rows) {
+CRF_D void store_channels(const Real (&channel)[kLabels], int64 num_voxels, int64 n,
+                          Channels* rows) {
     CRF_OVER_LABELS
     for (int g = 0; g < kGroups; ++g) {
         Channels row = zero_row<CRF_WIDTH>();
@@ -95,15 +102,19 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
     return weighted * inverse - log(total);
 }
 
-// Each thread takes every num_threads-th voxel: from its logits, messages and old marginals to the new marginals.
-// logits: (label, *grid). bias: (label) or nullptr. grid_index: (voxel). old, marginals: (group, voxel), may be the same; old: nullptr if
-// no marginals exist yet. messages: (group, voxel), or nullptr: the marginals of the logits are wanted. weighted_ones: (voxel) the weighted
-// message of all ones, only if the last label is implied. compatibility: (label, label), row: the neighbor's. refined: (label, *grid) the
-// logits whose marginals are wanted, or nullptr: those of the network. out: (label, *grid) or nullptr. partial: (sum, thread).
-CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bias, int64 grid_size, const int64* __restrict__ grid_index,
-           int64 num_voxels, Real inverse_temperature, const Channels* old_marginals, Channels* marginals,
-           const Channels* __restrict__ messages, const Real* __restrict__ weighted_ones, const Real* __restrict__ compatibility,
-           int is_potts, int wants_divergence, const Real* refined, Real* out, int64 num_threads, double* partial) {
+// Each thread takes every num_threads-th voxel: from its logits, messages and old marginals to the
+// new marginals. logits: (label, *grid). bias: (label) or nullptr. grid_index: (voxel). old,
+// marginals: (group, voxel), may be the same; old: nullptr if no marginals exist yet. messages:
+// (group, voxel), or nullptr: the marginals of the logits are wanted. weighted_ones: (voxel) the
+// weighted message of all ones, only if the last label is implied. compatibility: (label, label),
+// row: the neighbor's. refined: (label, *grid) the logits whose marginals are wanted, or nullptr:
+// those of the network. out: (label, *grid) or nullptr. partial: (sum, thread).
+CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bias, int64 grid_size,
+           const int64* __restrict__ grid_index, int64 num_voxels, Real inverse_temperature,
+           const Channels* old_marginals, Channels* marginals,
+           const Channels* __restrict__ messages, const Real* __restrict__ weighted_ones,
+           const Real* __restrict__ compatibility, int is_potts, int wants_divergence,
+           const Real* refined, Real* out, int64 num_threads, double* partial) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
     double sums[kNumSums] = {};
@@ -128,7 +139,8 @@ CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bia
         const Real largest = largest_of(x);
         sums[kLargest] += static_cast<double>(largest);
         CRF_OVER_LABELS
-        for (int l = 0; l < kLabels; ++l) {  // a label with a logit of minus infinity is excluded from the energy
+        for (int l = 0; l < kLabels;
+             ++l) {  // a label with a logit of minus infinity is excluded from the energy
             relative[l] = x[l] >= kLowest ? x[l] - largest : Real(0.0);
             if (refined) x[l] = refined[l * grid_size + place];
         }
@@ -148,7 +160,8 @@ CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bia
                     pairwise = all - message[l];
                 } else {
                     CRF_OVER_LABELS
-                    for (int k = 0; k < kLabels; ++k) pairwise += message[k] * compatibility[k * kLabels + l];
+                    for (int k = 0; k < kLabels; ++k)
+                        pairwise += message[k] * compatibility[k * kLabels + l];
                 }
                 quadratic += pairwise * old[l];
                 x[l] -= pairwise;
@@ -186,15 +199,19 @@ CRF_KERNEL(begin_run, const double* totals, double* state) {
 }
 
 // A single thread: the energy at the start of the step, and whether the run has converged.
-// of_volumes: energy of the volume term, 0 without it. tolerance: mean divergence per voxel that counts as converged; 0: never.
-CRF_KERNEL(end_step, const double* totals, int64 num_voxels, double of_volumes, double tolerance, double* state) {
+// of_volumes: energy of the volume term, 0 without it. tolerance: mean divergence per voxel that
+// counts as converged; 0: never.
+CRF_KERNEL(end_step, const double* totals, int64 num_voxels, double of_volumes, double tolerance,
+           double* state) {
     if (thread_number() != 0) return;
     const int t = static_cast<int>(state[kNumSteps]);
-    state[kNumStates + t] = state[kStartUnary] + 0.5 * totals[kQuadratic] + of_volumes - state[kShift];
+    state[kNumStates + t] =
+        state[kStartUnary] + 0.5 * totals[kQuadratic] + of_volumes - state[kShift];
     state[kStartUnary] = totals[kUnary];
     state[kNumSteps] = t + 1;
     const double voxels = static_cast<double>(num_voxels);
-    if (tolerance > 0.0 && totals[kDivergence] / voxels < tolerance && totals[kFlips] < kFlipsAtConvergence * voxels)
+    if (tolerance > 0.0 && totals[kDivergence] / voxels < tolerance &&
+        totals[kFlips] < kFlipsAtConvergence * voxels)
         state[kConverged] = 1.0;
 }
 }  // namespace crf

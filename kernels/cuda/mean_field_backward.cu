@@ -1,6 +1,7 @@
-// A step of the mean field backward (docs/reference/math.md, section 9): x are the logits after a step, y is the gradient with respect to
-// them, z = compatibility y, and -weight z the gradient with respect to a kernel's message.
-// Rows have the channels of all labels but the last, which is never filtered here. CRF_WIDTH: channels that are filtered together.
+// A step of the mean field backward (docs/reference/math.md, section 9): x are the logits after a
+// step, y is the gradient with respect to them, z = compatibility y, and -weight z the gradient
+// with respect to a kernel's message. Rows have the channels of all labels but the last, which is
+// never filtered here. CRF_WIDTH: channels that are filtered together.
 #include "cuda/launch.h"
 
 namespace crf {
@@ -30,10 +31,11 @@ struct Penalty {
     }
 };
 
-// One thread per voxel: the gradient with respect to a kernel's messages, minus the last label's, whose channel is not filtered.
-// by_x: gradient with respect to the logits after the step. by_message: (group, voxel).
-CRF_KERNEL(send_back, const Real* weights, const Real* compatibility, int is_potts, int num_labels, const Real* by_x, int64 num_voxels,
-           Channels* by_message) {
+// One thread per voxel: the gradient with respect to a kernel's messages, minus the last label's,
+// whose channel is not filtered. by_x: gradient with respect to the logits after the step.
+// by_message: (group, voxel).
+CRF_KERNEL(send_back, const Real* weights, const Real* compatibility, int is_potts, int num_labels,
+           const Real* by_x, int64 num_voxels, Channels* by_message) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     const Penalty penalty{weights, compatibility, is_potts, num_labels, by_x, num_voxels, n};
@@ -47,17 +49,21 @@ CRF_KERNEL(send_back, const Real* weights, const Real* compatibility, int is_pot
     }
 }
 
-// One thread per voxel, after both filterings of a kernel: its messages, and gradients with respect to normalization and marginals.
-// marginals: as they are sent; by_message: as from send_back. filtered: the kernel's sums of the marginals; filtered_back: the transpose's
-// of by_message. scale, back_scale: (voxel) factors of both, or nullptr. ones: (voxel) message of all ones.
-// by_received, by_sent: (voxel) added to: gradients with respect to the factors of the receiver and of the sender; nullptr: not asked for,
-// or by_sent is added to by_received. by_marginals: added to, unless this is the first kernel. messages: (label, voxel).
-CRF_KERNEL(take_messages, int num_labels, int64 num_voxels, const Channels* marginals, const Channels* by_message, const Channels* filtered,
-           const Channels* filtered_back, const Real* scale, const Real* back_scale, const Real* ones, Real* by_received, Real* by_sent,
-           Channels* by_marginals, int adds, Real* messages) {
+// One thread per voxel, after both filterings of a kernel: its messages, and gradients with respect
+// to normalization and marginals. marginals: as they are sent; by_message: as from send_back.
+// filtered: the kernel's sums of the marginals; filtered_back: the transpose's of by_message.
+// scale, back_scale: (voxel) factors of both, or nullptr. ones: (voxel) message of all ones.
+// by_received, by_sent: (voxel) added to: gradients with respect to the factors of the receiver and
+// of the sender; nullptr: not asked for, or by_sent is added to by_received. by_marginals: added
+// to, unless this is the first kernel. messages: (label, voxel).
+CRF_KERNEL(take_messages, int num_labels, int64 num_voxels, const Channels* marginals,
+           const Channels* by_message, const Channels* filtered, const Channels* filtered_back,
+           const Real* scale, const Real* back_scale, const Real* ones, Real* by_received,
+           Real* by_sent, Channels* by_marginals, int adds, Real* messages) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    const Real own_scale = scale ? scale[n] : Real(1.0), own_back_scale = back_scale ? back_scale[n] : Real(1.0);
+    const Real own_scale = scale ? scale[n] : Real(1.0),
+               own_back_scale = back_scale ? back_scale[n] : Real(1.0);
     Real rest = ones[n], received = Real(0.0), sent = Real(0.0);
     for (int first = 0; first < num_labels - 1; first += CRF_WIDTH) {
         const int64 at = first / CRF_WIDTH * num_voxels + n;
@@ -87,15 +93,19 @@ CRF_KERNEL(take_messages, int num_labels, int64 num_voxels, const Channels* marg
 }
 
 // One thread per voxel, after all kernels: from the logits after a step to those before it.
-// record: (channel, voxel) marginals at the start of the step, of all labels but perhaps the last. by_marginals: as from take_messages.
-// by_x: (label, voxel), becomes the gradient of the logits before. by_start: (label, voxel), added to: of the calibrated ones.
-CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, const Real* record, const Channels* by_marginals, Real* by_x,
-           Real* by_start) {
+// record: (channel, voxel) marginals at the start of the step, of all labels but perhaps the last.
+// by_marginals: as from take_messages. by_x: (label, voxel), becomes the gradient of the logits
+// before. by_start: (label, voxel), added to: of the calibrated ones.
+CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, const Real* record,
+           const Channels* by_marginals, Real* by_x, Real* by_start) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    // Gradients with respect to the marginals are known up to one number per voxel, to which the softmax is blind: 0 for the last label.
+    // Gradients with respect to the marginals are known up to one number per voxel, to which the
+    // softmax is blind: 0 for the last label.
     const auto by_marginal = [&](int l) {
-        return l < num_labels - 1 ? by_marginals[l / CRF_WIDTH * num_voxels + n].value[l % CRF_WIDTH] : Real(0.0);
+        return l < num_labels - 1
+                   ? by_marginals[l / CRF_WIDTH * num_voxels + n].value[l % CRF_WIDTH]
+                   : Real(0.0);
     };
     Real mean = Real(0.0), rest = Real(1.0);
     for (int l = 0; l < num_labels - 1; ++l) {
@@ -110,10 +120,11 @@ CRF_KERNEL(end_step_back, int num_labels, int num_channels, int64 num_voxels, co
     }
 }
 
-// One thread per voxel: the gradient with respect to the message of all ones that a kernel normalizes, from the gradients of all steps. The
-// last label's message is this message minus the other labels' messages.
-CRF_KERNEL(differentiate_ones, const Real* weights, const Real* compatibility, int is_potts, int num_labels, const Real* by_start,
-           int64 num_voxels, Real* gradient) {
+// One thread per voxel: the gradient with respect to the message of all ones that a kernel
+// normalizes, from the gradients of all steps. The last label's message is this message minus the
+// other labels' messages.
+CRF_KERNEL(differentiate_ones, const Real* weights, const Real* compatibility, int is_potts,
+           int num_labels, const Real* by_start, int64 num_voxels, Real* gradient) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     const Penalty penalty{weights, compatibility, is_potts, num_labels, by_start, num_voxels, n};

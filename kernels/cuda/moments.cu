@@ -1,17 +1,20 @@
-// Gradients of a filter's sums with respect to its bandwidths and the image, in moment form (docs/reference/math.md, section 9), for a pair
-// u = factor * g and v = sent_factor * q of (channel, voxel) values that the filter has summed already.
-// CRF_WIDTH: channels side by side.
+// Gradients of a filter's sums with respect to its bandwidths and the image, in moment form
+// (docs/reference/math.md, section 9), for a pair u = factor * g and v = sent_factor * q of
+// (channel, voxel) values that the filter has summed already. CRF_WIDTH: channels side by side.
 #include "cuda/launch.h"
 
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
-// Each thread takes every num_threads-th voxel: products of the filtered value and the other value of the pair, summed over the channels.
-// filtered: (group, voxel) the filter's sums of the values times a feature (or of the values, for a kernel whose taps are differentiated).
-// other, factor: the other value of the pair. column: (voxel) the feature, or nullptr for ones. coefficient: of the sums. partial:
-// (thread), added to; nullptr: no sums. inverse_theta: of the feature. by_image: (voxel), added to; nullptr: not asked for.
-CRF_KERNEL(add_moments, const Channels* filtered, const Channels* other, int num_groups, const Real* factor, const Real* column,
-           int64 num_voxels, double coefficient, int64 num_threads, double* partial, double inverse_theta, Real* by_image) {
+// Each thread takes every num_threads-th voxel: products of the filtered value and the other value
+// of the pair, summed over the channels. filtered: (group, voxel) the filter's sums of the values
+// times a feature (or of the values, for a kernel whose taps are differentiated). other, factor:
+// the other value of the pair. column: (voxel) the feature, or nullptr for ones. coefficient: of
+// the sums. partial: (thread), added to; nullptr: no sums. inverse_theta: of the feature. by_image:
+// (voxel), added to; nullptr: not asked for.
+CRF_KERNEL(add_moments, const Channels* filtered, const Channels* other, int num_groups,
+           const Real* factor, const Real* column, int64 num_voxels, double coefficient,
+           int64 num_threads, double* partial, double inverse_theta, Real* by_image) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
     double sum = 0.0;
@@ -29,14 +32,16 @@ CRF_KERNEL(add_moments, const Channels* filtered, const Channels* other, int num
     if (partial) partial[thread] += coefficient * sum;
 }
 
-// One thread per voxel, after the steps and the filtering of by_ones: the gradient with respect to a kernel's row sums D.
-// Symmetric: the scale is D^-1/2, on both sides; after: D^-1, on the receiving side.
-// scale: (voxel), or nullptr: no normalization. ones, by_ones: (voxel) message of all ones and its gradient; filtered_back: the transpose's
-// sums of by_ones times the scale. by_received, by_sent: (voxel) sums over the steps, as from take_messages. by_degree: (voxel); nullptr
-// without a scale. squares: (voxel) factors of the squares of the features; nullptr: not asked for.
-// by_degree may be by_ones, and squares may be by_received.
-CRF_KERNEL(differentiate_scale, const Real* scale, int scales_sent, const Real* ones, const Real* by_ones, const Real* filtered_back,
-           const Real* by_received, const Real* by_sent, int64 num_voxels, Real* by_degree, Real* squares) {
+// One thread per voxel, after the steps and the filtering of by_ones: the gradient with respect to
+// a kernel's row sums D. Symmetric: the scale is D^-1/2, on both sides; after: D^-1, on the
+// receiving side. scale: (voxel), or nullptr: no normalization. ones, by_ones: (voxel) message of
+// all ones and its gradient; filtered_back: the transpose's sums of by_ones times the scale.
+// by_received, by_sent: (voxel) sums over the steps, as from take_messages. by_degree: (voxel);
+// nullptr without a scale. squares: (voxel) factors of the squares of the features; nullptr: not
+// asked for. by_degree may be by_ones, and squares may be by_received.
+CRF_KERNEL(differentiate_scale, const Real* scale, int scales_sent, const Real* ones,
+           const Real* by_ones, const Real* filtered_back, const Real* by_received,
+           const Real* by_sent, int64 num_voxels, Real* by_degree, Real* squares) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     const Real s = scale ? scale[n] : Real(1.0), sent_scale = scales_sent ? s : Real(1.0);
@@ -44,26 +49,31 @@ CRF_KERNEL(differentiate_scale, const Real* scale, int scales_sent, const Real* 
     const Real sent = (by_sent ? by_sent[n] : Real(0.0)) + filtered_back[n];
     Real square = s * received + sent_scale * sent;
     if (scale) {
-        const Real found = scales_sent ? Real(-0.5) * s * s * s * (received + sent) : -s * s * received;
+        const Real found =
+            scales_sent ? Real(-0.5) * s * s * s * (received + sent) : -s * s * received;
         by_degree[n] = found;
         square += found * (scales_sent ? Real(1.0) / (s * s) : Real(1.0) / s);
     }
     if (squares) squares[n] = square;
 }
 
-// One thread per feature and remainder modulo num_threads: the part of the moments with the squares of the features.
-// squares: (voxel), as from differentiate_scale; also_squares: (voxel), added to it, or nullptr. columns: (feature, voxel). partial:
-// (feature, thread), added to. by_image: (modality, voxel), added to; nullptr: not asked for.
-CRF_KERNEL(add_squares, const Real* squares, const Real* also_squares, const Real* columns, int64 num_voxels, int num_features,
-           int64 num_threads, double* partial, int num_modalities, const double* inverse_theta, Real* by_image) {
+// One thread per feature and remainder modulo num_threads: the part of the moments with the squares
+// of the features. squares: (voxel), as from differentiate_scale; also_squares: (voxel), added to
+// it, or nullptr. columns: (feature, voxel). partial: (feature, thread), added to. by_image:
+// (modality, voxel), added to; nullptr: not asked for.
+CRF_KERNEL(add_squares, const Real* squares, const Real* also_squares, const Real* columns,
+           int64 num_voxels, int num_features, int64 num_threads, double* partial,
+           int num_modalities, const double* inverse_theta, Real* by_image) {
     const int64 i = thread_number();
     if (i >= num_features * num_threads) return;
     const int64 f = i / num_threads;
     double total = 0.0;
     for (int64 n = i % num_threads; n < num_voxels; n += num_threads) {
-        const Real x = columns[f * num_voxels + n], found = x * (also_squares ? squares[n] + also_squares[n] : squares[n]);
+        const Real x = columns[f * num_voxels + n],
+                   found = x * (also_squares ? squares[n] + also_squares[n] : squares[n]);
         total += static_cast<double>(x * found);
-        if (by_image && f < num_modalities) by_image[f * num_voxels + n] -= found * static_cast<Real>(inverse_theta[f]);
+        if (by_image && f < num_modalities)
+            by_image[f * num_voxels + n] -= found * static_cast<Real>(inverse_theta[f]);
     }
     partial[i] += total;
 }

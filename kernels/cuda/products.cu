@@ -1,5 +1,6 @@
-// Sums over the voxels of products of two arrays: in the backward pass of messages and gradients, in the volume term of marginals.
-// CRF_ROWS, CRF_OTHERS: rows of either array. CRF_THREADS: per block. CRF_TILE: voxels that a block handles at a time, at most CRF_THREADS.
+// Sums over the voxels of products of two arrays: in the backward pass of messages and gradients,
+// in the volume term of marginals. CRF_ROWS, CRF_OTHERS: rows of either array. CRF_THREADS: per
+// block. CRF_TILE: voxels that a block handles at a time, at most CRF_THREADS.
 #include "cuda/launch.h"
 
 namespace crf {
@@ -16,8 +17,10 @@ struct PairSums {
 };
 
 // Blocks take every num_blocks-th tile.
-// rows, others: (row, voxel); others: nullptr for ones. part: (voxel), 1 where it counts, or nullptr. sums: (pair, block, slice), added to.
-CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8* part, int64 num_voxels, int64 num_blocks, double* sums) {
+// rows, others: (row, voxel); others: nullptr for ones. part: (voxel), 1 where it counts, or
+// nullptr. sums: (pair, block, slice), added to.
+CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8* part,
+                 int64 num_voxels, int64 num_blocks, double* sums) {
     CRF_SHARED(Real, near_rows, CRF_ROWS * kStride);
     CRF_SHARED(Real, near_others, CRF_OTHERS * kStride);
     CRF_PER_THREAD(PairSums, total);
@@ -30,7 +33,8 @@ CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8
             const int64 n = tile * CRF_TILE + thread;
             const bool counts = n < num_voxels && (!part || part[n]);
             CRF_UNROLL_BY_4
-            for (int i = 0; i < CRF_ROWS; ++i) near_rows[i * kStride + thread] = counts ? rows[i * num_voxels + n] : Real(0.0);
+            for (int i = 0; i < CRF_ROWS; ++i)
+                near_rows[i * kStride + thread] = counts ? rows[i * num_voxels + n] : Real(0.0);
             CRF_UNROLL_BY_4
             for (int i = 0; i < CRF_OTHERS; ++i) {
                 const Real other = others && counts ? others[i * num_voxels + n] : Real(1.0);
@@ -45,7 +49,8 @@ CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8
                 Real sum = Real(0.0);
                 CRF_UNROLL_BY_4
                 for (int v = item / kPairs; v < CRF_TILE; v += kSlices) {
-                    const Real one = near_rows[pair / CRF_OTHERS * kStride + v], other = near_others[pair % CRF_OTHERS * kStride + v];
+                    const Real one = near_rows[pair / CRF_OTHERS * kStride + v],
+                               other = near_others[pair % CRF_OTHERS * kStride + v];
                     sum += one * other;
                 }
                 total[thread].value[j] += static_cast<double>(sum);
@@ -56,7 +61,9 @@ CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8
         CRF_UNROLL_BY_4
         for (int j = 0; j < kOwn; ++j) {
             const int item = thread + j * CRF_THREADS;
-            if (item < kItems) sums[(item % kPairs * num_blocks + block_number()) * kSlices + item / kPairs] += total[thread].value[j];
+            if (item < kItems)
+                sums[(item % kPairs * num_blocks + block_number()) * kSlices + item / kPairs] +=
+                    total[thread].value[j];
         }
     }
 }

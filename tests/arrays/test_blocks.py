@@ -57,7 +57,12 @@ def test_memory_order_type_and_number_of_axes_do_not_matter(order):
 def test_smooth_label_maps_and_a_few_boxes_have_no_blocks(seed):
     """Some pitch predicts any few planes: chance is no evidence."""
     generator = np.random.default_rng(seed)
-    assert find_blocks(make_blobs(generator.integers(5, 90, 3), seed, sigma=generator.uniform(0.5, 5.0))) is None
+    assert (
+        find_blocks(
+            make_blobs(generator.integers(5, 90, 3), seed, sigma=generator.uniform(0.5, 5.0))
+        )
+        is None
+    )
     label_map = np.zeros((200, 180, 160), np.uint8)
     for corner in generator.uniform(0, 0.9, (generator.integers(1, 9), 3)) * label_map.shape:
         sizes = generator.integers(1, 15, 3)
@@ -74,7 +79,9 @@ def test_empty_and_tiny_label_maps_have_no_blocks(shape):
 
 
 NESTED = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
-CROSSING = RegionScheme.of({"left": [1, 2], "right": [2, 3], "bridge": (2, 5)}, class_order=(1, 3, 5))
+CROSSING = RegionScheme.of(
+    {"left": [1, 2], "right": [2, 3], "bridge": (2, 5)}, class_order=(1, 3, 5)
+)
 
 
 def nnunet_segmentation(probabilities, regions_class_order):
@@ -104,7 +111,11 @@ def test_the_label_map_is_nnunets(scheme, order):
 
 def test_nested_regions_write_the_label_that_no_later_region_has():
     assert NESTED.class_order == (1, 2, 3)
-    assert RegionScheme.of({"kidney": (1, 2, 3), "masses": (2, 3), "tumor": 2}).class_order == (1, 3, 2)
+    assert RegionScheme.of({"kidney": (1, 2, 3), "masses": (2, 3), "tumor": 2}).class_order == (
+        1,
+        3,
+        2,
+    )
     assert RegionScheme.of({"left": 1, "right": 2}).class_order == (1, 2)
 
 
@@ -114,8 +125,16 @@ CORE = {"core": [1, 3, 4], "enhancing": 4}
 @pytest.mark.parametrize(
     ("regions", "class_order", "told"),
     [
-        (CORE, None, r"region 'core' = 1\+3\+4: the label that it writes is not clear.*it has 1\+3.*--regions-class-order 1,2,3"),
-        ({"enhancing": 3, "whole": [1, 3]}, None, "region 'enhancing' = 3: the label that it writes is not clear.*it has none"),
+        (
+            CORE,
+            None,
+            r"region 'core' = 1\+3\+4: the label that it writes is not clear.*it has 1\+3.*--regions-class-order 1,2,3",
+        ),
+        (
+            {"enhancing": 3, "whole": [1, 3]},
+            None,
+            "region 'enhancing' = 3: the label that it writes is not clear.*it has none",
+        ),
         ({"a": []}, (1,), "region 'a': it has no labels"),
         ({"a": [1, 70000]}, (1,), "label 70000: label maps hold labels up to 65535"),
         ({}, (), "regions: expected a name and labels for each region"),

@@ -29,14 +29,19 @@ def test_statistics_are_taken_inside_the_mask(kind):
     image, mask = _image(), _mask()
     soiled = np.where(mask, image, np.float32(1e7))
     parameters = IntensityParameters(normalization=kind)
-    clean, dirty = normalize_intensity(image, parameters, mask), normalize_intensity(soiled, parameters, mask)
+    clean, dirty = (
+        normalize_intensity(image, parameters, mask),
+        normalize_intensity(soiled, parameters, mask),
+    )
     np.testing.assert_array_equal(dirty[:, mask], clean[:, mask])
     inside = clean[:, mask].astype(np.float64)
     if kind == "zscore":  # by the population's standard deviation
         np.testing.assert_allclose(inside.mean(axis=1), 0.0, atol=1e-5)
         np.testing.assert_allclose(inside.std(axis=1), 1.0, rtol=1e-5)
     else:
-        np.testing.assert_allclose(np.percentile(inside, [1.0, 99.0], axis=1), [[0.0, 0.0], [1.0, 1.0]], atol=1e-5)
+        np.testing.assert_allclose(
+            np.percentile(inside, [1.0, 99.0], axis=1), [[0.0, 0.0], [1.0, 1.0]], atol=1e-5
+        )
 
 
 def test_each_modality_may_have_its_own_normalization():
@@ -44,9 +49,14 @@ def test_each_modality_may_have_its_own_normalization():
     image = _image()
     parameters = IntensityParameters(normalization=("window", "zscore"), window=(160.0, 640.0))
     result = normalize_intensity(image, parameters)
-    np.testing.assert_allclose(result[0], np.clip((image[0] - 160.0) / 480.0, 0.0, 1.0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        result[0], np.clip((image[0] - 160.0) / 480.0, 0.0, 1.0), rtol=1e-5, atol=1e-6
+    )
     assert abs(float(result[1].mean())) < 1e-5
-    with pytest.raises(ConfigError, match=r"intensity\.normalization: it has 2 values, but the case has 3 modalities"):
+    with pytest.raises(
+        ConfigError,
+        match=r"intensity\.normalization: it has 2 values, but the case has 3 modalities",
+    ):
         normalize_intensity(_image(3), parameters)
 
 
@@ -55,11 +65,15 @@ def test_a_window_that_does_not_fit_is_noted():
     ct = np.linspace(-1000.0, 1000.0, 7 * 5 * 9, dtype=np.float32).reshape(1, *SHAPE)
     inside = ct[0] > 900.0
     soft, wide, positive = (
-        IntensityParameters(normalization="window", window=window) for window in ((-160.0, 240.0), (-1000.0, 1000.0), (100.0, 900.0))
+        IntensityParameters(normalization="window", window=window)
+        for window in ((-160.0, 240.0), (-1000.0, 1000.0), (100.0, 900.0))
     )
     assert window_notes(ct, soft) == window_notes(ct, wide) == window_notes(ct, wide, inside) == ()
     (note,) = window_notes(ct, soft, inside)
-    assert "modality 0: it is [-160, 240], and the image has values from -1000 to 1000: 100% of the voxels are outside" in note
+    assert (
+        "modality 0: it is [-160, 240], and the image has values from -1000 to 1000: 100% of the voxels are outside"
+        in note
+    )
     for mri in (np.abs(ct), np.where(ct < 0, ct / 20, ct)):
         (note,) = window_notes(np.concatenate([ct, mri]), wide)
         assert "modality 1: it is [-1000, 1000]" in note
@@ -78,8 +92,12 @@ def test_a_constant_image_becomes_zero(kind, value):
         assert not result[0].any()
         assert result[1].any()
     inside = np.where(_mask(), np.float32(value), _image(1))
-    assert not normalize_intensity(inside, IntensityParameters(normalization=kind), _mask())[:, _mask()].any()
-    tiny = np.linspace(0.0, 1e-40, 60, dtype=np.float32).reshape(1, 3, 4, 5)  # Its inverse is infinite in float32.
+    assert not normalize_intensity(inside, IntensityParameters(normalization=kind), _mask())[
+        :, _mask()
+    ].any()
+    tiny = np.linspace(0.0, 1e-40, 60, dtype=np.float32).reshape(
+        1, 3, 4, 5
+    )  # Its inverse is infinite in float32.
     assert not normalize_intensity(tiny, IntensityParameters(normalization=kind)).any()
 
 
@@ -93,7 +111,11 @@ def test_an_image_with_few_values_that_differ_keeps_them():
 
 
 @given(
-    arrays(np.float32, st.integers(1, 400), elements=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(-1e4, 1e4, width=32))),
+    arrays(
+        np.float32,
+        st.integers(1, 400),
+        elements=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(-1e4, 1e4, width=32)),
+    ),
     st.floats(0.0, 49.0),
     st.floats(51.0, 100.0),
 )
@@ -115,4 +137,6 @@ def test_texture_on_a_large_offset_survives(dtype):
     offset = 4_000_000_000
     parameters = IntensityParameters(normalization="percentile")
     shifted = normalize_intensity((texture + offset).astype(dtype), parameters)
-    np.testing.assert_allclose(shifted, normalize_intensity(texture.astype(np.float32), parameters), atol=1e-6)
+    np.testing.assert_allclose(
+        shifted, normalize_intensity(texture.astype(np.float32), parameters), atol=1e-6
+    )

@@ -14,21 +14,61 @@ NESTED = ("2112..2.", "2111.222", ".....2..", "2.......")
 HOLES = ("111111", "1.1..2", "111222")
 
 CASES = {
-    "largest of all together": (ISLANDS, {"keep_largest": "foreground"}, ("11......", "12......", ".2......", "........")),
-    "of equal ones the first": (("..1..2", "1....2", "1.3..."), {"keep_largest": "foreground"}, (".....2", ".....2", "......")),
-    "largest of each": (ISLANDS, {"keep_largest": "each"}, ("11......", "12.....3", ".2......", "........")),
-    "of label 1": (ISLANDS, {"keep_largest": ("none", "each", "none", "none")}, ("11..2...", "12.....3", ".2...2..", "........")),
+    "largest of all together": (
+        ISLANDS,
+        {"keep_largest": "foreground"},
+        ("11......", "12......", ".2......", "........"),
+    ),
+    "of equal ones the first": (
+        ("..1..2", "1....2", "1.3..."),
+        {"keep_largest": "foreground"},
+        (".....2", ".....2", "......"),
+    ),
+    "largest of each": (
+        ISLANDS,
+        {"keep_largest": "each"},
+        ("11......", "12.....3", ".2......", "........"),
+    ),
+    "of label 1": (
+        ISLANDS,
+        {"keep_largest": ("none", "each", "none", "none")},
+        ("11..2...", "12.....3", ".2...2..", "........"),
+    ),
     # 2 voxels of 0.002 ml are 0.004 ml and stay at that threshold: the corner-connected pair 2-1; single voxels go.
-    "small ones": (ISLANDS, {"min_component_ml": 0.004}, ("11......", "12......", ".2...2..", "....1...")),
+    "small ones": (
+        ISLANDS,
+        {"min_component_ml": 0.004},
+        ("11......", "12......", ".2...2..", "....1..."),
+    ),
     # By label: the two 2s of the largest island stay, the lone 3 goes.
-    "small ones of each": (ISLANDS, {"keep_largest": "each", "min_component_ml": 0.004}, ("11......", "12......", ".2......", "........")),
-    "a size for label 1": (ISLANDS, {"min_component_ml": (0.0, 0.004, 0.0, 0.0)}, ("11..2...", "12.....3", ".2...2..", "........")),
-    "for all and for label 2": (ISLANDS, {"min_component_ml": (0.004, 0.0, 0.006, 0.0)}, ("11......", "1.......", "........", "....1...")),
+    "small ones of each": (
+        ISLANDS,
+        {"keep_largest": "each", "min_component_ml": 0.004},
+        ("11......", "12......", ".2......", "........"),
+    ),
+    "a size for label 1": (
+        ISLANDS,
+        {"min_component_ml": (0.0, 0.004, 0.0, 0.0)},
+        ("11..2...", "12.....3", ".2...2..", "........"),
+    ),
+    "for all and for label 2": (
+        ISLANDS,
+        {"min_component_ml": (0.004, 0.0, 0.006, 0.0)},
+        ("11......", "1.......", "........", "....1..."),
+    ),
     # As nnU-Net's postprocessing does it: the largest island of all labels, and then the largest component of label 2 in it.
-    "all labels before each": (NESTED, {"keep_largest": ("foreground", "none", "each")}, ("211.....", "2111....", "........", "........")),
+    "all labels before each": (
+        NESTED,
+        {"keep_largest": ("foreground", "none", "each")},
+        ("211.....", "2111....", "........", "........"),
+    ),
     # One hole touches label 1 alone, the other 1 and 2.
     "holes of each": (HOLES, {"fill_holes": "each"}, ("111111", "111..2", "111222")),
-    "holes of label 1": (HOLES, {"fill_holes": ("none", "each", "none")}, ("111111", "111..2", "111222")),
+    "holes of label 1": (
+        HOLES,
+        {"fill_holes": ("none", "each", "none")},
+        ("111111", "111..2", "111222"),
+    ),
     "holes of label 2": (HOLES, {"fill_holes": ("none", "none", "each")}, HOLES),
     "any holes": (HOLES, {"fill_holes": "foreground"}, ("111111", "111112", "111222")),
     # Holes come last.
@@ -42,7 +82,9 @@ CASES = {
 
 def drawing(*rows):
     """A label map from rows of digits; `.` is background."""
-    return np.array([[int(digit) for digit in row.replace(".", "0")] for row in rows], dtype=np.uint8)
+    return np.array(
+        [[int(digit) for digit in row.replace(".", "0")] for row in rows], dtype=np.uint8
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -52,13 +94,23 @@ def test_labels_are_cleaned(name):
     cleaned = clean(label_map, PostprocessParameters(**parameters), 0.002)
     np.testing.assert_array_equal(cleaned.label_map, drawing(*expected))
     np.testing.assert_array_equal(label_map, drawing(*given))
-    left = {label: (np.sum(label_map == label), np.sum((label_map == label) & (cleaned.label_map == label))) for label in (1, 2, 3)}
-    assert cleaned.lost == {label: counts for label, counts in left.items() if counts[0] != counts[1]}
+    left = {
+        label: (
+            np.sum(label_map == label),
+            np.sum((label_map == label) & (cleaned.label_map == label)),
+        )
+        for label in (1, 2, 3)
+    }
+    assert cleaned.lost == {
+        label: counts for label, counts in left.items() if counts[0] != counts[1]
+    }
     changed = np.count_nonzero(cleaned.label_map != label_map)
     if name == "hole of a removed island":  # what was removed and filled counts as both
         assert (cleaned.voxels_removed, cleaned.voxels_filled) == (1, 9)
     else:
-        assert (cleaned.voxels_removed, cleaned.voxels_filled) == ((0, changed) if "hole" in name else (changed, 0))
+        assert (cleaned.voxels_removed, cleaned.voxels_filled) == (
+            (0, changed) if "hole" in name else (changed, 0)
+        )
 
 
 def test_sizes_do_not_suffer_from_rounding():
@@ -128,7 +180,9 @@ def test_holes_are_those_of_a_flood_fill(shape, any_hole):
         expected = _filled_by_loops(label_map, (2, 5), any_hole)
         for order in "CF":
             filled = label_map.copy(order=order)
-            assert fill_holes(filled, (2, 5), any_hole=any_hole) == np.count_nonzero(expected != label_map)
+            assert fill_holes(filled, (2, 5), any_hole=any_hole) == np.count_nonzero(
+                expected != label_map
+            )
             np.testing.assert_array_equal(filled, expected)
         num_filled += np.count_nonzero(expected != label_map)
     assert num_filled > 0

@@ -30,7 +30,10 @@ def test_a_distribution_at_each_voxel_becomes_its_logarithm(kind, dtype):
     found, note = identify(values, "auto", kind, PATH)
     take_logarithms(values)
     assert found == "probabilities"
-    assert note == "case.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"
+    assert (
+        note
+        == "case.npz is taken as probabilities: all values lie in [0, 1] and sum to 1 at each voxel"
+    )
     np.testing.assert_array_equal(values, expected)
 
 
@@ -54,17 +57,26 @@ def test_eight_bit_probabilities_are_taken_on_the_users_word():
     message = r"do not sum to 1 over the labels at \d+ of 120 voxels; the first .* a sum of (0\.99|1).*\n.* need --input-type probabilities"
     with pytest.raises(InputError, match=message):
         identify(values, "auto", None, PATH)
-    assert identify(values, "probabilities", None, PATH) == ("probabilities", "case.npz is taken as probabilities: requested")
+    assert identify(values, "probabilities", None, PATH) == (
+        "probabilities",
+        "case.npz is taken as probabilities: requested",
+    )
 
 
-@pytest.mark.parametrize(("input_type", "kind"), [("auto", None), ("auto", "logits"), ("auto", "probabilities"), ("probabilities", None)])
+@pytest.mark.parametrize(
+    ("input_type", "kind"),
+    [("auto", None), ("auto", "logits"), ("auto", "probabilities"), ("probabilities", None)],
+)
 @pytest.mark.parametrize("total", [100.0, 255.0, 1.01])
 def test_probabilities_with_another_sum_are_refused(total, input_type, kind):
     """Padding does not count; one voxel with another sum, or one negative value, makes logits of them."""
     values = (total * softmax()).astype(np.float32)
     values[:, 1, 1, 1], values[:, 2, 2, 2] = 0.0, (total, 0.0, 0.0)
     values[:, 3, 3, 3] = -7.0
-    with pytest.raises(InputError, match=rf"the labels sum to {total:g} at each voxel.*\n.*give --input-type logits"):
+    with pytest.raises(
+        InputError,
+        match=rf"the labels sum to {total:g} at each voxel.*\n.*give --input-type logits",
+    ):
         identify(values, input_type, kind, PATH)
     with pytest.raises(InputError, match=rf"the labels sum to {total:g} at each voxel"):
         identify_array(values, input_type)
@@ -72,7 +84,11 @@ def test_probabilities_with_another_sum_are_refused(total, input_type, kind):
     for odd in (1.2 * total, -0.5):
         values[1, 0, 0, 0] = odd
         if input_type == "auto" and kind != "probabilities":
-            assert identify(values, input_type, kind, PATH)[0] == identify_array(values, input_type) == "logits"
+            assert (
+                identify(values, input_type, kind, PATH)[0]
+                == identify_array(values, input_type)
+                == "logits"
+            )
 
 
 def test_voxels_with_next_to_no_probability_are_counted_and_located():
@@ -80,22 +96,35 @@ def test_voxels_with_next_to_no_probability_are_counted_and_located():
     values = softmax()
     values[:, 2, 1, 3] = (0, 1e-5, 0)
     values[:, 4, 0, 0] = (0, 0, 1e-6)
-    with pytest.raises(InputError, match=r"at 2 of 120 voxels; the first one is voxel \(3, 1, 2\) with a sum of 1e-05"):
+    with pytest.raises(
+        InputError,
+        match=r"at 2 of 120 voxels; the first one is voxel \(3, 1, 2\) with a sum of 1e-05",
+    ):
         identify(values, "auto", None, PATH)
-    with pytest.raises(ConfigError, match="input type 'softmax': expected one of auto, logits, probabilities, labels"):
+    with pytest.raises(
+        ConfigError,
+        match="input type 'softmax': expected one of auto, logits, probabilities, labels",
+    ):
         crfrefine.refine(softmax(), softmax()[0], input_type="softmax")
 
 
-@pytest.mark.parametrize(("input_type", "kind"), [("probabilities", None), ("auto", "probabilities")])
+@pytest.mark.parametrize(
+    ("input_type", "kind"), [("probabilities", None), ("auto", "probabilities")]
+)
 def test_negative_probabilities_are_refused(input_type, kind):
     values = softmax()
     values[1, 2, 3, 1] = -0.25
-    with pytest.raises(InputError, match=r"expected probabilities between 0 and 1, found -0\.25 for label 1 at voxel \(1, 3, 2\)"):
+    with pytest.raises(
+        InputError,
+        match=r"expected probabilities between 0 and 1, found -0\.25 for label 1 at voxel \(1, 3, 2\)",
+    ):
         identify(values, input_type, kind, PATH)
 
 
 # Strong enough that undecided voxels would take over from their neighbors, and wide enough to reach far into the padding.
-STRONG = CrfParameters().replace(**{"bilateral.weight": 8.0, "bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.5})
+STRONG = CrfParameters().replace(
+    **{"bilateral.weight": 8.0, "bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.5}
+)
 
 
 def padded_case(constant=0.0):
@@ -110,12 +139,18 @@ def padded_case(constant=0.0):
     return dataclasses.replace(case, logits=logits), padding
 
 
-@pytest.mark.parametrize(("constant", "filter_name"), [(0.0, "exact"), (-1000.0, "lattice"), (3.5, "truncated")])
+@pytest.mark.parametrize(
+    ("constant", "filter_name"), [(0.0, "exact"), (-1000.0, "lattice"), (3.5, "truncated")]
+)
 def test_padding_neither_sends_nor_receives(backend, constant, filter_name):
     """The same bits as with a mask that leaves it out, and background in the padding, whatever its constant is."""
     case, padding = padded_case(constant)
     parameters = STRONG.replace(**{"mean_field.filter": filter_name, "spatial.weight": 1.0})
-    arguments = {"spacing": case.spacing, "parameters": parameters.replace(**{"intensity.normalization": "none"}), "device": backend.name}
+    arguments = {
+        "spacing": case.spacing,
+        "parameters": parameters.replace(**{"intensity.normalization": "none"}),
+        "device": backend.name,
+    }
     result = refine(case.logits, case.image, **arguments)
     masked = refine(case.logits, case.image, mask=~padding, **arguments)
     np.testing.assert_array_equal(result.logits, masked.logits)
@@ -125,8 +160,12 @@ def test_padding_neither_sends_nor_receives(backend, constant, filter_name):
     assert masked.notes == ()
     (note,) = result.notes
     assert f"{padding.sum()} of {padding.size} voxels" in note
-    flooded = np.where(padding & (np.arange(3) == 0)[:, None, None, None], constant + 1e-3, case.logits).astype(np.float32)
-    assert refine(flooded, case.image, **arguments).label_map[padding].any(), "what the rule is for: a hair of difference"
+    flooded = np.where(
+        padding & (np.arange(3) == 0)[:, None, None, None], constant + 1e-3, case.logits
+    ).astype(np.float32)
+    assert refine(flooded, case.image, **arguments).label_map[padding].any(), (
+        "what the rule is for: a hair of difference"
+    )
 
 
 def test_padding_may_be_larger_than_any_logit(backend):
@@ -139,7 +178,9 @@ def test_padding_may_be_larger_than_any_logit(backend):
     expected = refine(np.where(padding, np.float32(0), case.logits), case.image, **arguments)
     np.testing.assert_array_equal(result.logits, expected.logits)
     assert result.num_padding_voxels == padding.sum()
-    assert (case.logits[:, padding] == np.float32(constant)).all()  # what the caller gave stays as it is
+    assert (
+        case.logits[:, padding] == np.float32(constant)
+    ).all()  # what the caller gave stays as it is
     inside = case.logits.copy()
     inside[0, ~padding] = constant
     with pytest.raises(ConfigError, match=r"mean_field\.temperature: .* turns logits up to"):
@@ -151,10 +192,14 @@ def test_a_small_crop_of_a_large_scan_is_no_placeholder():
     rng = np.random.default_rng(0)
     logits = np.zeros((2, 120, 115, 105), np.float32)
     logits[:, 40:51, 50:60, 30:40] = rng.normal(size=(2, 11, 10, 10))
-    result = refine(logits, rng.normal(size=logits.shape[1:]).astype(np.float32), spacing=1.0, parameters=STRONG)
+    result = refine(
+        logits, rng.normal(size=logits.shape[1:]).astype(np.float32), spacing=1.0, parameters=STRONG
+    )
     assert result.num_padding_voxels == logits[0].size - 1100
     logits[:, 40:42] = 0.0
-    with pytest.raises(InputError, match="Is this a cropped output with mostly padding, or a placeholder file"):
+    with pytest.raises(
+        InputError, match="Is this a cropped output with mostly padding, or a placeholder file"
+    ):
         refine(logits, np.zeros(logits.shape[1:], np.float32), spacing=1.0)
 
 
@@ -163,9 +208,14 @@ def test_intensities_are_normalized_as_if_nothing_were_padded():
     case, padding = padded_case()
     image = case.image.copy()
     image[:, padding] *= 50.0
-    parameters = STRONG.replace(**{"mean_field.filter": "exact", "intensity.percentiles": (0.0, 100.0)})
+    parameters = STRONG.replace(
+        **{"mean_field.filter": "exact", "intensity.percentiles": (0.0, 100.0)}
+    )
     result = refine(case.logits, image, spacing=case.spacing, parameters=parameters)
-    channels = [(channel - channel.min()) / (channel.max() - channel.min()) for channel in image.astype(np.float64)]
+    channels = [
+        (channel - channel.min()) / (channel.max() - channel.min())
+        for channel in image.astype(np.float64)
+    ]
     by_hand = refine(
         case.logits,
         np.array(channels, np.float32),

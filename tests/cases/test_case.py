@@ -27,7 +27,12 @@ def make_case(folder, kind):
     """Return the files of a case, how they are read, and the bytes that this takes."""
     image = save_nifti(folder / "a.nii.gz", numbers(SHAPE), AFFINE)
     labels = save_nifti(folder / "a_labels.nii.gz", (numbers(SHAPE) % 3).astype(np.uint8), AFFINE)
-    files, how, bytes_per_voxel, more = CaseFiles("a", (image,), (save_logits(folder / "a_logits.nii.gz", SHAPE, AFFINE),)), {}, 8 + 12, 0
+    files, how, bytes_per_voxel, more = (
+        CaseFiles("a", (image,), (save_logits(folder / "a_logits.nii.gz", SHAPE, AFFINE),)),
+        {},
+        8 + 12,
+        0,
+    )
     if kind == "modalities":  # An image is there as float32, and normalized.
         second = save_nifti(folder / "a_0001.nii.gz", numbers(SHAPE, seed=1), AFFINE)
         files, bytes_per_voxel = replace(files, images=(image, second)), 2 * 8 + 12
@@ -35,22 +40,45 @@ def make_case(folder, kind):
         both = save_logits(folder / "a_both.nii.gz", SHAPE, AFFINE, num_labels=2)
         files, bytes_per_voxel = replace(files, images=(both,)), 2 * 8 + 12
     elif kind == "one file per label":
-        logits = tuple(save_nifti(folder / f"a_{k}.nii.gz", numbers(SHAPE, seed=k) - 100.0, AFFINE) for k in range(4))
+        logits = tuple(
+            save_nifti(folder / f"a_{k}.nii.gz", numbers(SHAPE, seed=k) - 100.0, AFFINE)
+            for k in range(4)
+        )
         files, bytes_per_voxel = replace(files, logits=logits), 8 + 16
     elif kind == "mask":  # as float32, and as booleans
-        files = replace(files, mask=save_nifti(folder / "a_mask.nii.gz", np.ones(SHAPE, np.uint8), AFFINE))
+        files = replace(
+            files, mask=save_nifti(folder / "a_mask.nii.gz", np.ones(SHAPE, np.uint8), AFFINE)
+        )
         bytes_per_voxel += 4 + 1
     elif kind == "reference":
-        files, how, bytes_per_voxel = replace(files, labels=labels), {"with_labels": True}, 8 + 12 + 4
-    elif kind == "another grid":  # Logits are there twice: as they are in the file, and interpolated.
+        files, how, bytes_per_voxel = (
+            replace(files, labels=labels),
+            {"with_labels": True},
+            8 + 12 + 4,
+        )
+    elif (
+        kind == "another grid"
+    ):  # Logits are there twice: as they are in the file, and interpolated.
         coarse = save_logits(folder / "a_coarse.nii.gz", (3, 4, 4), affine_of((2.0, 2.5, 4.5)))
         files, how, more = replace(files, logits=(coarse,)), {"resample": "linear"}, 3 * 4 * 4 * 12
     else:  # its values, and two channels or more
-        files, how, bytes_per_voxel = replace(files, logits=(labels,)), {"input_type": "labels"}, 8 + 4 * (1 + 2)
+        files, how, bytes_per_voxel = (
+            replace(files, logits=(labels,)),
+            {"input_type": "labels"},
+            8 + 4 * (1 + 2),
+        )
     return files, how, PROCESS + math.prod(SHAPE) * bytes_per_voxel + more
 
 
-KINDS = ["modalities", "channels of one file", "one file per label", "mask", "reference", "another grid", "label map"]
+KINDS = [
+    "modalities",
+    "channels of one file",
+    "one file per label",
+    "mask",
+    "reference",
+    "another grid",
+    "label map",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,11 +96,15 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
     first, *lines = str(caught.value).splitlines()
     assert first.startswith("case 'a': the program and its files, read as float32, take ")
     assert first.endswith("of --max-memory")
-    assert all(any(str(path) in line for line in lines) for path in (files.images[0], files.logits[0]))
+    assert all(
+        any(str(path) in line for line in lines) for path in (files.images[0], files.logits[0])
+    )
     assert "raise it" in lines[-1]
 
 
-def test_a_reference_that_is_not_read_does_not_count_and_without_an_option_the_system_limits(tmp_path, monkeypatch):
+def test_a_reference_that_is_not_read_does_not_count_and_without_an_option_the_system_limits(
+    tmp_path, monkeypatch
+):
     files, _, needed = make_case(tmp_path, "reference")
     needed -= 4 * math.prod(SHAPE)
     load_case(files, ReadingOptions(max_memory=needed))
@@ -84,13 +116,21 @@ def test_a_reference_that_is_not_read_does_not_count_and_without_an_option_the_s
 def test_a_lone_file_of_all_modalities_and_cases_that_lack_something(tmp_path):
     files = make_case(tmp_path, "modalities")[0]
     headers = read_case_headers(files)
-    assert (headers.num_modalities, headers.images[0].grid_shape, headers.mask, headers.labels) == (2, SHAPE, None, None)
+    assert (headers.num_modalities, headers.images[0].grid_shape, headers.mask, headers.labels) == (
+        2,
+        SHAPE,
+        None,
+        None,
+    )
     assert headers.logits.num_labels == 3
     stacked = np.stack([numbers(SHAPE, seed=m) for m in range(4)], axis=-1)
     alone = save_nifti(tmp_path / "all.nii.gz", stacked, AFFINE)
     case = load_case(replace(files, images=(alone,)))
     np.testing.assert_array_equal(case.image, np.moveaxis(stacked, -1, 0))
-    with pytest.raises(InputError, match=r"all\.nii\.gz: expected one modality per file, as there are 2 files; this one has 4"):
+    with pytest.raises(
+        InputError,
+        match=r"all\.nii\.gz: expected one modality per file, as there are 2 files; this one has 4",
+    ):
         load_case(replace(files, images=(alone, files.images[0])))
 
     with pytest.raises(InputError, match="something is missing"):

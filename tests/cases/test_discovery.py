@@ -5,7 +5,11 @@ import json
 import pytest
 
 from crfrefine.errors import InputError
-from crfrefine.runs.cases.dataset_description import Names, read_dataset_description, read_descriptions
+from crfrefine.runs.cases.dataset_description import (
+    Names,
+    read_dataset_description,
+    read_descriptions,
+)
 from crfrefine.runs.cases.discovery import discover_cases
 
 
@@ -49,7 +53,18 @@ def test_the_files_of_a_case_by_their_names(image, case_id, taken, beside, tmp_p
 
 
 def test_hidden_unfinished_and_other_files_are_passed_over(tmp_path):
-    images = folder(tmp_path, "images", "a.nii.gz", ".b.nii.gz", ".a.nii.gz.tmp-17", "._a.nii.gz", "plans.json", "a.raw", "a.png", "a.npz")
+    images = folder(
+        tmp_path,
+        "images",
+        "a.nii.gz",
+        ".b.nii.gz",
+        ".a.nii.gz.tmp-17",
+        "._a.nii.gz",
+        "plans.json",
+        "a.raw",
+        "a.png",
+        "a.npz",
+    )
     folder(images, "c.nii.gz")
     logits = folder(tmp_path, "logits", "a.nii.gz", "a.pkl", "dataset.json", ".a.nii.gz.tmp-3")
     cases = discover_cases(images, logits)
@@ -58,30 +73,61 @@ def test_hidden_unfinished_and_other_files_are_passed_over(tmp_path):
 
 
 def test_a_case_that_lacks_a_modality_is_told_from_the_others(tmp_path):
-    images = folder(tmp_path, "images", *(f"{case}_000{m}.nii.gz" for case in "abc" for m in range(2)))
+    images = folder(
+        tmp_path, "images", *(f"{case}_000{m}.nii.gz" for case in "abc" for m in range(2))
+    )
     (images / "b_0000.nii.gz").unlink()
     cases = discover_cases(images, folder(tmp_path, "logits", "a.npz", "b.npz", "c.npz"))
     assert [bool(case.problem) for case in cases] == [False, True, False]
-    assert cases[1].problem == f"case 'b': expected the modalities 0000, 0001, as in the other cases; found 0001 in {images}"
-    cases = discover_cases(folder(tmp_path, "more", "a_0000.nii", "b_0000.nii", "c_0000.nii", "c_0001.nii"), None)
-    assert [bool(case.problem) for case in cases] == [False, False, True], "nor does one with a modality too many spoil the others"
-    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "FLAIR", "1": "T1c"}, "labels": {"background": 0}}))
+    assert (
+        cases[1].problem
+        == f"case 'b': expected the modalities 0000, 0001, as in the other cases; found 0001 in {images}"
+    )
+    cases = discover_cases(
+        folder(tmp_path, "more", "a_0000.nii", "b_0000.nii", "c_0000.nii", "c_0001.nii"), None
+    )
+    assert [bool(case.problem) for case in cases] == [False, False, True], (
+        "nor does one with a modality too many spoil the others"
+    )
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "FLAIR", "1": "T1c"}, "labels": {"background": 0}})
+    )
     (case,) = discover_cases(folder(tmp_path, "one", "a_0000.nii"), None)
-    assert "expected the modalities 0000, 0001, as dataset.json names; found 0000" in str(case.problem)
+    assert "expected the modalities 0000, 0001, as dataset.json names; found 0000" in str(
+        case.problem
+    )
 
 
 def test_two_files_for_one_thing_or_none_are_not_guessed_at(tmp_path):
     images = folder(tmp_path, "images", "a.nii.gz", "a.mhd", "b_0000.nii", "b_0000.nrrd", "c.nii")
     folder(tmp_path, "images", *(f"{case}_0000.nii" for case in "cdef"))
-    files = (*(f"{case}.nii" for case in "abc"), "d.npz", "d_logits.nii", "e_ProbMapClass0.nii", "e_ProbMapClass2.nii")
+    files = (
+        *(f"{case}.nii" for case in "abc"),
+        "d.npz",
+        "d_logits.nii",
+        "e_ProbMapClass0.nii",
+        "e_ProbMapClass2.nii",
+    )
     logits = folder(tmp_path, "logits", *files, "x.npz", "y.nii.gz")
     cases = discover_cases(images, logits)
     problems = {case.case_id: case.problem for case in cases}
-    for case_id, found in (("a", "a.mhd, a.nii.gz"), ("b", "b_0000.nii, b_0000.nrrd"), ("c", "c.nii, c_0000.nii")):
-        expected = f"expected one image, or one file per numbered modality, found {found} in {images}"
+    for case_id, found in (
+        ("a", "a.mhd, a.nii.gz"),
+        ("b", "b_0000.nii, b_0000.nrrd"),
+        ("c", "c.nii, c_0000.nii"),
+    ):
+        expected = (
+            f"expected one image, or one file per numbered modality, found {found} in {images}"
+        )
         assert problems[case_id] == f"case {case_id!r}: {expected}"
-    assert problems["d"] == f"case 'd': expected one file of logits, found d.npz, d_logits.nii in {logits}"
-    assert "case 'e': expected one file for each label from 0, found e_ProbMapClass0.nii, e_ProbMapClass2.nii" in problems["e"]
+    assert (
+        problems["d"]
+        == f"case 'd': expected one file of logits, found d.npz, d_logits.nii in {logits}"
+    )
+    assert (
+        "case 'e': expected one file for each label from 0, found e_ProbMapClass0.nii, e_ProbMapClass2.nii"
+        in problems["e"]
+    )
     assert f"case 'f': no logits in {logits}; expected f.nii.gz, f.npz or the like" in problems["f"]
     assert cases.notes == [f"{logits}: ignored 2 files of logits without images, such as x.npz"]
 
@@ -100,14 +146,35 @@ def test_masks_and_labels_by_name(tmp_path):
 
 def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
     """PROMISE12 is distributed so."""
-    images = folder(tmp_path, "images", "Case00.mhd", "Case00_segmentation.mhd", "Case01.mhd", "Case01_segmentation.mhd")
+    images = folder(
+        tmp_path,
+        "images",
+        "Case00.mhd",
+        "Case00_segmentation.mhd",
+        "Case01.mhd",
+        "Case01_segmentation.mhd",
+    )
     cases = discover_cases(images, None, labels=images)
-    assert [(case.case_id, case.labels.name) for case in cases] == [(name, f"{name}_segmentation.mhd") for name in ("Case00", "Case01")]
-    assert cases.notes == [f"{images}: not taken for images: 2 files beside them, such as Case00_segmentation.mhd"]
-    data = folder(tmp_path, "data", "a_0000.nii.gz", "a_0001.nii.gz", "a.npz", "c_0000.nii.gz", "c_0001.nii.gz", "c_logits.nii.gz")
+    assert [(case.case_id, case.labels.name) for case in cases] == [
+        (name, f"{name}_segmentation.mhd") for name in ("Case00", "Case01")
+    ]
+    assert cases.notes == [
+        f"{images}: not taken for images: 2 files beside them, such as Case00_segmentation.mhd"
+    ]
+    data = folder(
+        tmp_path,
+        "data",
+        "a_0000.nii.gz",
+        "a_0001.nii.gz",
+        "a.npz",
+        "c_0000.nii.gz",
+        "c_0001.nii.gz",
+        "c_logits.nii.gz",
+    )
     cases = discover_cases(data, data)
     assert [(case.case_id, *names((*case.images, *case.logits))) for case in cases] == [
-        (case, f"{case}_0000.nii.gz", f"{case}_0001.nii.gz", logits) for case, logits in (("a", "a.npz"), ("c", "c_logits.nii.gz"))
+        (case, f"{case}_0000.nii.gz", f"{case}_0001.nii.gz", logits)
+        for case, logits in (("a", "a.npz"), ("c", "c_logits.nii.gz"))
     ]
     assert any("c_logits.nii.gz" in note for note in cases.notes)
 
@@ -117,8 +184,15 @@ def test_single_files(tmp_path):
     logits = folder(tmp_path, "logits", "other.npz", "a.npz", "l0.nii", "l1.nii", "mask.nii")
     both = [images / "a_0000.nii.gz", images / "a_0001.nii.gz"]
     (case,) = discover_cases(both, [logits / "l0.nii", logits / "l1.nii"], logits / "mask.nii")
-    assert (case.case_id, names(case.images), names(case.logits), case.mask.name) == ("a", names(both), ["l0.nii", "l1.nii"], "mask.nii")
-    assert names(discover_cases(both, logits)[0].logits) == ["a.npz"], "a folder of logits serves as well"
+    assert (case.case_id, names(case.images), names(case.logits), case.mask.name) == (
+        "a",
+        names(both),
+        ["l0.nii", "l1.nii"],
+        "mask.nii",
+    )
+    assert names(discover_cases(both, logits)[0].logits) == ["a.npz"], (
+        "a folder of logits serves as well"
+    )
     assert discover_cases(images / "a_0001.nii.gz", logits / "other.npz")[0].case_id == "a_0001"
     for arguments in ((images, logits / "other.npz"), (images, None, logits / "mask.nii")):
         with pytest.raises(InputError, match="for 2 cases; give a folder"):
@@ -126,13 +200,17 @@ def test_single_files(tmp_path):
 
 
 def write_description(tmp_path, content):
-    (tmp_path / "dataset.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    (tmp_path / "dataset.json").write_text(
+        content if isinstance(content, str) else json.dumps(content)
+    )
     return folder(tmp_path, "images", "a_0000.nii")
 
 
 def test_a_description_of_nnunet(tmp_path):
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
-    images = write_description(tmp_path, {"channel_names": {"1": "T1c", "0": "FLAIR"}, "labels": labels})
+    images = write_description(
+        tmp_path, {"channel_names": {"1": "T1c", "0": "FLAIR"}, "labels": labels}
+    )
     assert read_dataset_description(folder(tmp_path / "images", "none")) is None
     found = read_dataset_description(images)
     assert (found.channel_names, found.regions_class_order) == (("FLAIR", "T1c"), None)
@@ -140,24 +218,39 @@ def test_a_description_of_nnunet(tmp_path):
     assert (found.ignore_label, found.has_regions, found.num_labels) == (3, True, 3)
     assert discover_cases(images, None).notes == []
     # The Medical Segmentation Decathlon has `modality`, and labels the other way round.
-    found = read_dataset_description(write_description(tmp_path, {"modality": ["MRI"], "labels": {"0": "background", "1": "Anterior"}}))
-    assert (found.channel_names, dict(found.labels)) == (("MRI",), {"background": (0,), "Anterior": (1,)})
+    found = read_dataset_description(
+        write_description(
+            tmp_path, {"modality": ["MRI"], "labels": {"0": "background", "1": "Anterior"}}
+        )
+    )
+    assert (found.channel_names, dict(found.labels)) == (
+        ("MRI",),
+        {"background": (0,), "Anterior": (1,)},
+    )
     assert (found.ignore_label, found.has_regions) == (None, False)
 
 
 def test_descriptions_are_those_beside_or_above_the_places_and_bad_ones_are_told(tmp_path):
-    named = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {"background": 0, "tumor  core": 3, "whole": [1, 2, 3], "edema": [2]}}
+    named = {
+        "channel_names": {"0": "T1", "1": "FLAIR"},
+        "labels": {"background": 0, "tumor  core": 3, "whole": [1, 2, 3], "edema": [2]},
+    }
     places = [folder(tmp_path, "images", "a.nii") / "a.nii", folder(tmp_path, "logits")]
     assert list(read_descriptions(places)) == []
     write_description(tmp_path, named)
     write_description(tmp_path / "logits", {"labels": {"left": 1}})
     above, beside = read_descriptions(places)
-    assert (above.label_names, above.channel_names) == ({0: "background", 3: "tumor core", 2: "edema"}, ("T1", "FLAIR"))
+    assert (above.label_names, above.channel_names) == (
+        {0: "background", 3: "tumor core", 2: "edema"},
+        ("T1", "FLAIR"),
+    )
     assert beside.label_names == {1: "left"}
     assert Names({3: "tumor core"}).titles == {3: "3 tumor core"}
     write_description(tmp_path / "images", "{")
     notes = []
     assert list(read_descriptions(places, notes)) == [beside]
     (note,) = notes
-    assert note.startswith(f"{tmp_path / 'images' / 'dataset.json'}: not a dataset.json as nnU-Net writes it: ")
+    assert note.startswith(
+        f"{tmp_path / 'images' / 'dataset.json'}: not a dataset.json as nnU-Net writes it: "
+    )
     assert note.endswith("; continuing without it")

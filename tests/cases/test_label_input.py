@@ -17,7 +17,11 @@ from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions,
 SHAPE = (6, 5, 4)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)
 LABELS = numbers(SHAPE) % 3 * 5  # 0, 5, 10
-MASKS = {"liver": np.zeros(SHAPE, np.uint8), "tumor": np.zeros(SHAPE, np.uint8), "empty": np.zeros(SHAPE, np.uint8)}
+MASKS = {
+    "liver": np.zeros(SHAPE, np.uint8),
+    "tumor": np.zeros(SHAPE, np.uint8),
+    "empty": np.zeros(SHAPE, np.uint8),
+}
 MASKS["liver"][1:5, 1:4, 1:3] = 1
 MASKS["tumor"][4:6, 2:4, 1:4] = 1
 
@@ -44,20 +48,35 @@ def one_hot(labels, channels):
 
 
 def test_declared_labels_that_do_not_occur_are_far_below_and_others_are_an_error(folder):
-    case = read(folder, "maps", declared=DeclaredLabels(tuple(range(12)), "dataset.json"), all_labels=True)
+    case = read(
+        folder, "maps", declared=DeclaredLabels(tuple(range(12)), "dataset.json"), all_labels=True
+    )
     assert case.logits.shape == (12, *SHAPE)
     np.testing.assert_array_equal(case.logits[[0, 5, 10]], one_hot(LABELS, (0, 5, 10)))
     assert (np.delete(case.logits, [0, 5, 10], axis=0) == ABSENT_LOGIT).all()
     assert case.absent_labels == (1, 2, 3, 4, 6, 7, 8, 9, 11)
-    with pytest.raises(InputError, match=r"(?s)maps/a\.nii\.gz: has labels that are not declared: 10\n.*0, 5 of study"):
+    with pytest.raises(
+        InputError,
+        match=r"(?s)maps/a\.nii\.gz: has labels that are not declared: 10\n.*0, 5 of study",
+    ):
         read(folder, "maps", declared=DeclaredLabels((0, 5), "study/dataset.json"))
 
 
 @pytest.mark.parametrize(
     ("content", "num_labels", "numbers_", "source"),
     [
-        ({"labels": {"background": 0, "a": 10, "b": 52, "ignore": 53}}, 4, (0, 10, 52), "dataset.json"),
-        ({"labels": {"background": 0, "whole": [1, 2], "core": [2]}}, None, (0, 1, 2), "dataset.json"),
+        (
+            {"labels": {"background": 0, "a": 10, "b": 52, "ignore": 53}},
+            4,
+            (0, 10, 52),
+            "dataset.json",
+        ),
+        (
+            {"labels": {"background": 0, "whole": [1, 2], "core": [2]}},
+            None,
+            (0, 1, 2),
+            "dataset.json",
+        ),
         (None, 4, (0, 1, 2, 3), "the parameters"),
     ],
 )
@@ -65,27 +84,43 @@ def test_who_declares_labels(folder, content, num_labels, numbers_, source):
     assert declared_labels([], (), None) is None
     if content is not None:
         (folder / "dataset.json").write_text(json.dumps(content))
-    declared = declared_labels([], list(read_descriptions([folder / "maps", folder / "images"])), num_labels)
+    declared = declared_labels(
+        [], list(read_descriptions([folder / "maps", folder / "images"])), num_labels
+    )
     assert declared.numbers == numbers_
     assert source in declared.source
 
 
 def test_beside_logits_the_input_type_decides(folder):
     """nnU-Net's CASE.nii.gz beside CASE.npz: logits win unless label maps are asked for, among which names that tell win."""
-    np.savez(folder / "maps" / "a.npz", logits=np.stack([LABELS, LABELS + 0.5]).transpose(0, 3, 2, 1).astype(np.float32))
-    assert [read(folder, "maps", input_type=kind).input_kind for kind in ("auto", "labels")] == ["logits", "labels"]
+    np.savez(
+        folder / "maps" / "a.npz",
+        logits=np.stack([LABELS, LABELS + 0.5]).transpose(0, 3, 2, 1).astype(np.float32),
+    )
+    assert [read(folder, "maps", input_type=kind).input_kind for kind in ("auto", "labels")] == [
+        "logits",
+        "labels",
+    ]
     with pytest.raises(UnsupportedFormatError, match="npz"):
-        discover_cases(folder / "images" / "a_0000.nii.gz", folder / "maps" / "a.npz", input_type="labels")
+        discover_cases(
+            folder / "images" / "a_0000.nii.gz", folder / "maps" / "a.npz", input_type="labels"
+        )
     save_nifti(folder / "maps" / "a_seg.nii.gz", (LABELS > 0).astype(np.uint8), AFFINE)
     cases = discover_cases(folder / "images", folder / "maps", input_type="labels")
-    assert ([case.logits[0].name for case in cases], cases.notes) == (["a_seg.nii.gz", "b.nii.gz"], [])
+    assert ([case.logits[0].name for case in cases], cases.notes) == (
+        ["a_seg.nii.gz", "b.nii.gz"],
+        [],
+    )
 
 
 def test_an_image_is_not_silently_taken_as_a_label_map(folder):
     shape = (12, 10, 8)
     for name in ("images/a_0000", "maps/a"):
         save_nifti(folder / f"{name}.nii.gz", np.arange(960, dtype=np.int16).reshape(shape), AFFINE)
-    with pytest.raises(InputError, match=r"960 different ones, as in an image; .*For a label map, give --input-type labels"):
+    with pytest.raises(
+        InputError,
+        match=r"960 different ones, as in an image; .*For a label map, give --input-type labels",
+    ):
         read(folder, "maps", input_type="auto")
     assert read(folder, "maps").num_labels == 960
 
@@ -105,11 +140,15 @@ def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
     tiny[4, 2, 1] = tiny[1, 1, 1] = 1  # in liver and tumor; in the liver alone
     save_nifti(folder / "structures" / "a" / "duct.nii.gz", tiny, AFFINE)
     case = structures(folder)
-    np.testing.assert_array_equal(merged(case), np.where(tiny, 1, np.where(MASKS["tumor"], 5, np.where(MASKS["liver"], 3, 0))))
+    np.testing.assert_array_equal(
+        merged(case), np.where(tiny, 1, np.where(MASKS["tumor"], 5, np.where(MASKS["liver"], 3, 0)))
+    )
     assert case.channel_labels == (0, 1, 3, 5), "an empty structure costs nothing"
     num_shared = int((MASKS["liver"] + MASKS["tumor"] + tiny > 1).sum())
     assert case.notes[0] == "a is taken as one file per structure: 4 files, 3 not empty"
-    assert case.notes[1].startswith(f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels")
+    assert case.notes[1].startswith(
+        f"structures overlap, and the smaller one keeps the voxel: {num_shared} voxels"
+    )
 
 
 LIVER, AUTO, TWO = MASKS["liver"], {"input_type": "auto"}, np.stack([LABELS, LABELS], -1)
@@ -127,7 +166,12 @@ ODD, MAP = "structure and image are on different grids", "a.nii.gz"
         (MAP, TWO, {}, "expected a label map with one value per voxel, this file has 2"),
         (MAP, LABELS, {"input_type": "logits"}, "one label only.*--input-type labels"),
         (MAP, LABELS[1:], {}, "label map and image are on different grids.*nearest neighbors"),
-        ("a/liver.nii.gz", 2 * LIVER, {}, r"liver\.nii\.gz: expected 0 and 1, found values up to 2"),
+        (
+            "a/liver.nii.gz",
+            2 * LIVER,
+            {},
+            r"liver\.nii\.gz: expected 0 and 1, found values up to 2",
+        ),
         ("a/liver.nii.gz", LIVER * 0.5, {}, "by up to 0.5; a file of one structure holds 0 and 1"),
         ("a/tumor.nii.gz", MASKS["tumor"][1:], {}, rf"{ODD}.*tumor\.nii\.gz"),
         ("b/background.nii.gz", LIVER, {}, r"b/background\.nii\.gz: cannot name a structure"),
@@ -150,7 +194,10 @@ def test_structures_are_not_taken_for_labels_in_order(folder):
     paths = [folder / "structures" / "a" / f"{name}.nii.gz" for name in ("liver", "empty")]
     (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", paths)
     num_nowhere = int((MASKS["liver"] == 0).sum())
-    with pytest.raises(InputError, match=rf"2 files of 0 and 1, all of them 0 at {num_nowhere} voxels(?s:.*)give --input-type labels"):
+    with pytest.raises(
+        InputError,
+        match=rf"2 files of 0 and 1, all of them 0 at {num_nowhere} voxels(?s:.*)give --input-type labels",
+    ):
         load_case(case)
     background = save_nifti(folder / "background.nii.gz", 1 - MASKS["liver"], AFFINE)
     (case,) = discover_cases(folder / "images" / "a_0000.nii.gz", [background, paths[0]])

@@ -28,7 +28,14 @@ def write(path, *rows, head=HEAD):
     return path
 
 
-ONE = ["one", "p1/scan.nii.gz;p1/other scan.nii.gz", "p1/net.nii.gz", "masks/1.nii.gz", "deep/er.nii.gz", "1;1.25;2.5"]
+ONE = [
+    "one",
+    "p1/scan.nii.gz;p1/other scan.nii.gz",
+    "p1/net.nii.gz",
+    "masks/1.nii.gz",
+    "deep/er.nii.gz",
+    "1;1.25;2.5",
+]
 TWO = ["two", "p2/x.nii.gz", "net_of_p2.nii.gz"]
 
 
@@ -44,14 +51,23 @@ def test_what_spreadsheets_write_is_read(archive):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("case,images,logit\n", "expected a line of names: case, images, logits, and optionally mask, output, spacing, each once"),
-        ("case,case,images,logits\n", "each once, separated by commas; found 'case', 'case', 'images', 'logits'"),
+        (
+            "case,images,logit\n",
+            "expected a line of names: case, images, logits, and optionally mask, output, spacing, each once",
+        ),
+        (
+            "case,case,images,logits\n",
+            "each once, separated by commas; found 'case', 'case', 'images', 'logits'",
+        ),
         ("case;images;logits\na;b;c\n", "separated by commas; found 'case;images;logits'"),
         ("", "found an empty file"),
         ("case,images,logits\n", "has no cases"),
         ("case,images,logits\na,b\n", "line 2: expected 3 cells, as in the line of names"),
         ('case,images,logits\n"a,b,c\n', "cannot be read as CSV in UTF-8 after line 1: "),
-        ("case,images,logits\n\xff,b,c\n", "byte 0xff in position 19: invalid start byte; save it in this format"),
+        (
+            "case,images,logits\n\xff,b,c\n",
+            "byte 0xff in position 19: invalid start byte; save it in this format",
+        ),
     ],
 )
 def test_the_table_is_checked(archive, content, problem):
@@ -74,15 +90,27 @@ WRONG = [
     *((changed(case=name), f"case: {name!r} cannot name a file") for name in ("a/b", "a\tb", "..")),
     (changed(case="a;b"), "case: expected one name, "),
     (changed(case="x" * 201), "cannot name a file"),
-    (changed(images="p1/scan.nii.gz;"), "images: expected names separated by ';', none of them empty"),
-    (changed(images="p1/nothing.nii.gz;p2/nowhere.nii.gz"), "images: {archive}/p1/nothing.nii.gz: no such file"),
+    (
+        changed(images="p1/scan.nii.gz;"),
+        "images: expected names separated by ';', none of them empty",
+    ),
+    (
+        changed(images="p1/nothing.nii.gz;p2/nowhere.nii.gz"),
+        "images: {archive}/p1/nothing.nii.gz: no such file",
+    ),
     (changed(logits="masks"), "logits: {archive}/masks: expected a file, this is a folder"),
     (changed(mask="no.nii.gz"), "mask: {archive}/no.nii.gz: no such file"),
     (changed(output="../x.nii.gz"), "output: ../x.nii.gz cannot be written: it must"),
     (changed(output="x"), "output: x cannot be written: it must end in one of .nii.gz,"),
     (changed(output=".nii.gz"), "output: .nii.gz cannot be written: it must"),
     *((changed(**{name: "x" * 300 + ".nii.gz"}), "File name too long") for name in HEAD[1:4]),
-    *((changed(spacing=text), f"spacing: expected mm along each axis, such as 1;1;2.5; got {text!r}") for text in BAD_SPACINGS),
+    *(
+        (
+            changed(spacing=text),
+            f"spacing: expected mm along each axis, such as 1;1;2.5; got {text!r}",
+        )
+        for text in BAD_SPACINGS
+    ),
     (changed(case="two"), "line 3: case 'two' is also on line 2"),
 ]
 """A row, and a part of the message about it."""
@@ -91,7 +119,9 @@ WRONG = [
 def test_every_cell_is_checked(archive):
     for row, problem in WRONG:
         path = write(archive / "cases.csv", [cell.format(archive=archive) for cell in row], TWO)
-        for input_type in ("logits", "labels")[: 1 if row[2] == "masks" else 2]:  # With label maps, a folder of structures may be meant.
+        for input_type in ("logits", "labels")[
+            : 1 if row[2] == "masks" else 2
+        ]:  # With label maps, a folder of structures may be meant.
             with pytest.raises(InputError) as raised:
                 read_manifest(path, input_type=input_type)
             assert problem.format(archive=archive) in str(raised.value)
@@ -105,6 +135,8 @@ def test_structures_are_files_or_a_folder(archive):
     for name in ("liver", "spleen"):
         save_nifti(archive / "s" / f"{name}.nii.gz", np.zeros((6, 5, 4), np.uint8))
     for logits in ("s", "s/spleen.nii.gz;s/liver.nii.gz"):
-        (found,) = read_manifest(write(archive / "cases.csv", ["one", "p2/x.nii.gz", logits]), input_type="labels")
+        (found,) = read_manifest(
+            write(archive / "cases.csv", ["one", "p2/x.nii.gz", logits]), input_type="labels"
+        )
         assert found.are_structures
         assert [path.name for path in found.logits] == ["liver.nii.gz", "spleen.nii.gz"]

@@ -5,7 +5,15 @@ import shutil
 
 import nibabel as nib
 import pytest
-from nnunet_helpers import AFFINE, DATASET, plans, write_fold, write_json, write_predictions, write_tree
+from nnunet_helpers import (
+    AFFINE,
+    DATASET,
+    plans,
+    write_fold,
+    write_json,
+    write_predictions,
+    write_tree,
+)
 
 from crfrefine.errors import InputError
 from crfrefine.runs.cases.nnunet import find_cases_to_refine, find_trained_cases, require_trained
@@ -28,7 +36,9 @@ def test_each_case_comes_from_the_fold_that_held_it_out(tree):
     assert [(case.case_id, case.logits) for case in found.cases] == [
         (f"case{number}", (tree.archive(number % 2, number),)) for number in range(4)
     ]
-    assert found.cases[0].images == tuple(tree.raw / "imagesTr" / f"case0_000{modality}.nii.gz" for modality in range(2))
+    assert found.cases[0].images == tuple(
+        tree.raw / "imagesTr" / f"case0_000{modality}.nii.gz" for modality in range(2)
+    )
     assert found.cases[0].labels == tree.raw / "labelsTr" / "case0.nii.gz"
     assert not any(case.problem or case.missing for case in found.cases)
     assert found.advice == ()
@@ -40,7 +50,10 @@ def test_images_and_labels_are_where_the_environment_says(tree, tmp_path, monkey
     shutil.move(tree.raw.parent, tmp_path / "elsewhere")
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "elsewhere"))
     case = trained_cases(tree).cases[1]
-    assert (case.images[0], case.labels) == (place / "imagesTr" / "case1_0000.nii.gz", place / "labelsTr" / "case1.nii.gz")
+    assert (case.images[0], case.labels) == (
+        place / "imagesTr" / "case1_0000.nii.gz",
+        place / "labelsTr" / "case1.nii.gz",
+    )
     # Without it, images are given, and labels are those that nnU-Net copied.
     monkeypatch.delenv("nnUNet_raw")
     shutil.move(place / "labelsTr", tree.preprocessed / "gt_segmentations")
@@ -53,7 +66,10 @@ def test_a_fold_that_is_not_done_is_named_with_the_command(tree):
     for path in tree.validation(1).glob("*.npz"):
         path.unlink()
     found = trained_cases(tree)
-    assert [case.missing for case in found.cases] == [(), ("no probabilities in fold_1/validation",)] * 2
+    assert [case.missing for case in found.cases] == [
+        (),
+        ("no probabilities in fold_1/validation",),
+    ] * 2
     assert found.advice == (f"fold 1 was not validated with --npz: {TRAIN} 1 --val --npz {NAMES}",)
     shutil.rmtree(tree.validation(1).parent)
     found = trained_cases(tree)
@@ -66,12 +82,19 @@ def test_a_fold_that_is_not_done_is_named_with_the_command(tree):
 def test_the_fold_of_all_cases_is_not_used_beside_others_and_refused_alone(tree):
     write_fold(tree, "all", range(4))
     found = trained_cases(tree)
-    assert [case.logits for case in found.cases] == [(tree.archive(number % 2, number),) for number in range(4)]
+    assert [case.logits for case in found.cases] == [
+        (tree.archive(number % 2, number),) for number in range(4)
+    ]
     assert any("fold_all" in note for note in found.cases.notes)
     # Also where nothing else is known about a case.
     (tree.preprocessed / "splits_final.json").unlink()
     shutil.rmtree(tree.network / "fold_1")
-    assert [case.logits for case in trained_cases(tree).cases] == [(tree.archive(0, 0),), (), (tree.archive(0, 2),), ()]
+    assert [case.logits for case in trained_cases(tree).cases] == [
+        (tree.archive(0, 0),),
+        (),
+        (tree.archive(0, 2),),
+        (),
+    ]
     shutil.rmtree(tree.network / "fold_0")
     with pytest.raises(InputError, match=f"(?s)trained on all cases.*{TRAIN} 0 --npz {NAMES}"):
         trained_cases(tree)
@@ -82,7 +105,12 @@ def test_what_a_fold_says_about_its_own_training_cases_is_not_used(tree):
     write_fold(tree, 0, [1])
     shutil.rmtree(tree.network / "fold_1")
     found = trained_cases(tree)
-    assert [case.logits for case in found.cases] == [(tree.archive(0, 0),), (), (tree.archive(0, 2),), ()]
+    assert [case.logits for case in found.cases] == [
+        (tree.archive(0, 0),),
+        (),
+        (tree.archive(0, 2),),
+        (),
+    ]
     # By shortened splits, no fold holds the case out.
     splits = json.loads((tree.preprocessed / "splits_final.json").read_text())
     write_json(tree.preprocessed / "splits_final.json", splits[:1])
@@ -101,11 +129,16 @@ def test_probabilities_that_were_not_turned_back_are_refused(tree):
 
 
 def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
-    shutil.copytree(tree.network, tmp_path / "copy")  # A renamed folder still has the names of its plans.
+    shutil.copytree(
+        tree.network, tmp_path / "copy"
+    )  # A renamed folder still has the names of its plans.
     network = require_trained(tmp_path / "copy")
     assert (network.dataset, network.trainer, network.plans) == (DATASET, "TRAINER", "nnUNetPlans")
     for folder in (write_predictions(tree), tree.network / "fold_0", tmp_path / "absent"):
-        with pytest.raises(InputError, match=f"{folder}.*DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION.*plans.json.*fold_0"):
+        with pytest.raises(
+            InputError,
+            match=f"{folder}.*DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION.*plans.json.*fold_0",
+        ):
             require_trained(folder)
 
 
@@ -113,17 +146,36 @@ def test_predictions_know_their_images(tree, monkeypatch):
     folder = write_predictions(tree)
     found = find_cases_to_refine(folder, (), None)
     assert [(case.case_id, case.images[1], case.logits, case.problem) for case in found] == [
-        (f"case{n}", tree.raw / "imagesTs" / f"case{n}_0001.nii.gz", (folder / f"case{n}.npz",), None) for n in range(3)
+        (
+            f"case{n}",
+            tree.raw / "imagesTs" / f"case{n}_0001.nii.gz",
+            (folder / f"case{n}.npz",),
+            None,
+        )
+        for n in range(3)
     ]
     assert not tree.trap.exists()
-    shutil.copytree(folder, tree.network / "predictions")  # Inside the folder of the network they are predictions, too.
-    assert find_cases_to_refine(tree.network / "predictions", (), None)[0].logits == (tree.network / "predictions" / "case0.npz",)
-    (folder / "predict_from_raw_data_args.json").unlink()  # nnUNetv2_ensemble does not write where the images were.
-    with pytest.raises(InputError, match=r"found no folder\n  Name the folder of the images with -i"):
+    shutil.copytree(
+        folder, tree.network / "predictions"
+    )  # Inside the folder of the network they are predictions, too.
+    assert find_cases_to_refine(tree.network / "predictions", (), None)[0].logits == (
+        tree.network / "predictions" / "case0.npz",
+    )
+    (
+        folder / "predict_from_raw_data_args.json"
+    ).unlink()  # nnUNetv2_ensemble does not write where the images were.
+    with pytest.raises(
+        InputError, match=r"found no folder\n  Name the folder of the images with -i"
+    ):
         find_cases_to_refine(folder, (), None)
     assert len(find_cases_to_refine(folder, (tree.raw / "imagesTs",), None)) == 3
-    folder = write_predictions(tree, list_of_lists_or_source_folder=f"nnUNet_raw/{DATASET}/imagesTs")
-    with pytest.raises(InputError, match=r"(?s)expected the folder of the images, found nnUNet_raw.*Name the folder of the images with -i"):
+    folder = write_predictions(
+        tree, list_of_lists_or_source_folder=f"nnUNet_raw/{DATASET}/imagesTs"
+    )
+    with pytest.raises(
+        InputError,
+        match=r"(?s)expected the folder of the images, found nnUNet_raw.*Name the folder of the images with -i",
+    ):
         find_cases_to_refine(folder, (), None)
     monkeypatch.chdir(tree.root)  # A relative path begins where nnU-Net was started.
     assert len(find_cases_to_refine(folder, (), None)) == 3
@@ -137,7 +189,10 @@ def test_a_case_without_prediction_is_a_problem_and_one_without_image_a_note(tre
     found = find_cases_to_refine(folder, (), None)
     assert [bool(case.problem) for case in found] == [False, True, True]
     assert "--save_probabilities" in found[1].problem
-    assert any("predictions without images are ignored (1), such as stray.npz" in note for note in found.notes)
+    assert any(
+        "predictions without images are ignored (1), such as stray.npz" in note
+        for note in found.notes
+    )
 
 
 def test_the_validated_cases_of_a_network_are_refined_and_the_others_left_out(tree):
@@ -149,7 +204,11 @@ def test_the_validated_cases_of_a_network_are_refined_and_the_others_left_out(tr
     assert found.notes[1].startswith("fold 1 is not trained: nnUNetv2_train")
     for path in tree.network.rglob("*.npz"):
         path.unlink()
-    with pytest.raises(InputError, match=f"(?s){TRAIN} 0 --val --npz {NAMES}.*{TRAIN} 1 --npz {NAMES}"):
+    with pytest.raises(
+        InputError, match=f"(?s){TRAIN} 0 --val --npz {NAMES}.*{TRAIN} 1 --npz {NAMES}"
+    ):
         find_cases_to_refine(tree.network, (), None)
-    with pytest.raises(InputError, match=r"no CASE\.npz; predict with nnUNetv2_predict \.\.\. --save_probabilities"):
+    with pytest.raises(
+        InputError, match=r"no CASE\.npz; predict with nnUNetv2_predict \.\.\. --save_probabilities"
+    ):
         find_cases_to_refine(write_predictions(tree, npz=False), (), None)

@@ -41,7 +41,11 @@ def save_scores(path, values, affine):
 def make_case(folder, affine=None, values=None):
     image = save_nifti(folder / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
     affine = beside() if affine is None else affine
-    return CaseFiles("a", (image,), (save_scores(folder / "a_logits.nii.gz", scores() if values is None else values, affine),))
+    return CaseFiles(
+        "a",
+        (image,),
+        (save_scores(folder / "a_logits.nii.gz", scores() if values is None else values, affine),),
+    )
 
 
 def inside(case):
@@ -59,35 +63,66 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
         labels=save_nifti(tmp_path / "labels.nii.gz", labels, affine),
     )
     case = load_case(files, RESAMPLE, with_labels=True)
-    np.testing.assert_array_equal(case.mask, itk_resampled(marked, affine, SHAPE, AFFINE, sitk.sitkNearestNeighbor) != 0)
-    np.testing.assert_array_equal(case.labels, itk_resampled(labels, affine, SHAPE, AFFINE, sitk.sitkNearestNeighbor))
+    np.testing.assert_array_equal(
+        case.mask, itk_resampled(marked, affine, SHAPE, AFFINE, sitk.sitkNearestNeighbor) != 0
+    )
+    np.testing.assert_array_equal(
+        case.labels, itk_resampled(labels, affine, SHAPE, AFFINE, sitk.sitkNearestNeighbor)
+    )
     assert case.mask is not None
     assert case.mask.any()
     assert any(note.startswith("mask taken by nearest neighbor from 6×9×7") for note in case.notes)
-    assert any(note.startswith("voxels outside the grid of the labels are background: ") for note in case.notes)
-    far = save_nifti(tmp_path / "far.nii.gz", (numbers(COARSE) * 0 + np.arange(6)[:, None, None] == 0).astype(np.uint8), FAR)
+    assert any(
+        note.startswith("voxels outside the grid of the labels are background: ")
+        for note in case.notes
+    )
+    far = save_nifti(
+        tmp_path / "far.nii.gz",
+        (numbers(COARSE) * 0 + np.arange(6)[:, None, None] == 0).astype(np.uint8),
+        FAR,
+    )
     with pytest.raises(InputError, match=r"far\.nii\.gz: the mask is empty on the image's grid"):
         load_case(replace(files, mask=far), RESAMPLE)
     away = save_nifti(tmp_path / "away.nii.gz", labels, beside(np.eye(3), shift=10.0))
     case = load_case(replace(files, labels=away), RESAMPLE, with_labels=True)
     assert any(note.endswith("); do the files belong together?") for note in case.notes)
     headers = read_case_headers(files, RESAMPLE)
-    assert [header.path.name for header in headers.companions] == ["a_logits.nii.gz", "mask.nii.gz", "labels.nii.gz"]
+    assert [header.path.name for header in headers.companions] == [
+        "a_logits.nii.gz",
+        "mask.nii.gz",
+        "labels.nii.gz",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("image_shape", "stored"), [((13, 12), (1, 5, 6)), ((13, 12, 1), (5, 6)), ((13, 12), (3, 5, 6)), ((13, 12, 10), (5, 6))]
+    ("image_shape", "stored"),
+    [((13, 12), (1, 5, 6)), ((13, 12, 1), (5, 6)), ((13, 12), (3, 5, 6)), ((13, 12, 10), (5, 6))],
 )
 def test_planes_and_volumes_without_geometry(image_shape, stored, tmp_path):
     """A plane fits a volume of one slice; (z, y, x) without the label axis is (channel, y, x), and no volume."""
     values = np.random.default_rng(5).normal(0, 3, (4, *stored)).astype(np.float32)
     np.save(tmp_path / "a.npy", values)
-    files = CaseFiles("a", (save_nifti(tmp_path / "a_0000.nii.gz", numbers(image_shape), AFFINE),), (tmp_path / "a.npy",))
+    files = CaseFiles(
+        "a",
+        (save_nifti(tmp_path / "a_0000.nii.gz", numbers(image_shape), AFFINE),),
+        (tmp_path / "a.npy",),
+    )
     if max(*image_shape[2:], *stored[:-2], 1, 1) > 1:
-        with pytest.raises(GridMismatchError, match=r"another number of axes than the image(?s:.*)holds \(label, z, y, x\)"):
+        with pytest.raises(
+            GridMismatchError,
+            match=r"another number of axes than the image(?s:.*)holds \(label, z, y, x\)",
+        ):
             load_case(files, RESAMPLE)
         return
-    with pytest.raises(GridMismatchError, match="Or give --resample, if the image and the other file cover the same field of view"):
+    with pytest.raises(
+        GridMismatchError,
+        match="Or give --resample, if the image and the other file cover the same field of view",
+    ):
         load_case(files)
-    expected = [zoom(channel.reshape(5, 6), (12 / 5, 13 / 6), order=1, mode="nearest", grid_mode=True).T for channel in values]
-    np.testing.assert_allclose(load_case(files, RESAMPLE).logits.reshape(4, 13, 12), expected, atol=1e-5)
+    expected = [
+        zoom(channel.reshape(5, 6), (12 / 5, 13 / 6), order=1, mode="nearest", grid_mode=True).T
+        for channel in values
+    ]
+    np.testing.assert_allclose(
+        load_case(files, RESAMPLE).logits.reshape(4, 13, 12), expected, atol=1e-5
+    )

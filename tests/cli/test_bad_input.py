@@ -57,28 +57,57 @@ def other_place(path):
 
 def turned_archive(path):
     path.unlink()
-    np.savez(path.with_name(path.name.replace(".nii.gz", ".npz")), probabilities=np.full((4, *GRID_SHAPE), 0.25, np.float32))
+    np.savez(
+        path.with_name(path.name.replace(".nii.gz", ".npz")),
+        probabilities=np.full((4, *GRID_SHAPE), 0.25, np.float32),
+    )
 
 
 BAD_LOGITS = {
     "nan": (partial(with_value, np.nan), ["NaN", "(5, 6, 7)"]),
-    "shape": (lambda path: save_nifti(path, load_nifti(path)[:-2]), ["different grids", "shape_0000.nii.gz", "18×15×11", "16×15×11"]),
+    "shape": (
+        lambda path: save_nifti(path, load_nifti(path)[:-2]),
+        ["different grids", "shape_0000.nii.gz", "18×15×11", "16×15×11"],
+    ),
     "place": (other_place, ["different grids"]),
     "half": (lambda path: path.write_bytes(path.read_bytes()[:9999]), ["half.nii.gz", "cut off"]),
-    "few": (lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:9999])), ["few.nii.gz", "cut off"]),
+    "few": (
+        lambda path: path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:9999])),
+        ["few.nii.gz", "cut off"],
+    ),
     "missing": (Path.unlink, ["no logits"]),
-    "single": (lambda path: save_nifti(path, load_nifti(path)[..., :1]), ["single.nii.gz", "logits need one value per label"]),
-    "blank": (lambda path: save_nifti(path, np.zeros_like(load_nifti(path))), ["all labels have the same value"]),
-    "one_hot": (no_background, ["voxels have no label. If background has no channel, put one before the others"]),
-    "zeros": (all_zero_probabilities, ["zeros.nii.gz", "do not sum to 1 over the labels at 1 of", "(3, 4, 5)"]),
-    "sigmoid": (lambda path: save_nifti(path, np.random.default_rng(0).random((*GRID_SHAPE, 4), np.float32)), ["do not sum to 1"]),
+    "single": (
+        lambda path: save_nifti(path, load_nifti(path)[..., :1]),
+        ["single.nii.gz", "logits need one value per label"],
+    ),
+    "blank": (
+        lambda path: save_nifti(path, np.zeros_like(load_nifti(path))),
+        ["all labels have the same value"],
+    ),
+    "one_hot": (
+        no_background,
+        ["voxels have no label. If background has no channel, put one before the others"],
+    ),
+    "zeros": (
+        all_zero_probabilities,
+        ["zeros.nii.gz", "do not sum to 1 over the labels at 1 of", "(3, 4, 5)"],
+    ),
+    "sigmoid": (
+        lambda path: save_nifti(
+            path, np.random.default_rng(0).random((*GRID_SHAPE, 4), np.float32)
+        ),
+        ["do not sum to 1"],
+    ),
     "turned": (turned_archive, ["turned.npz", "(label, z, y, x)"]),
 }
 BAD_IMAGES = {
     "infinite": (partial(with_value, -np.inf), ["infinite_0000.nii.gz", "infinite"]),
     "moved": (other_place, ["different grids", "moved_0001.nii.gz"]),
     "empty": (lambda path: path.write_bytes(b""), ["empty_0000.nii.gz", "empty"]),
-    "text": (lambda path: path.write_bytes(gzip.compress(b"this is no image\n" * 100)), ["text_0000.nii.gz", "not a NIfTI file"]),
+    "text": (
+        lambda path: path.write_bytes(gzip.compress(b"this is no image\n" * 100)),
+        ["text_0000.nii.gz", "not a NIfTI file"],
+    ),
     "modality": (Path.unlink, ["0000", "found 0001"]),
 }
 
@@ -87,14 +116,22 @@ def test_a_bad_case_is_told_and_the_other_one_is_done(tmp_path):
     bad = BAD_LOGITS | BAD_IMAGES
     folders = write_folders(tmp_path, *bad, "good")
     for case_id, (spoil, _) in bad.items():
-        spoil(folders.logits / f"{case_id}.nii.gz" if case_id in BAD_LOGITS else folders.images / f"{case_id}_0000.nii.gz")
+        spoil(
+            folders.logits / f"{case_id}.nii.gz"
+            if case_id in BAD_LOGITS
+            else folders.images / f"{case_id}_0000.nii.gz"
+        )
     result = infer(folders, "--save-probabilities", "--preview", "-v", status=1)
     assert "Traceback" not in result.stderr
     told = {part.split("'")[1]: part for part in result.stderr.split("crfrefine: error: case ")[1:]}
     assert told.keys() == bad.keys()
     for case_id, (_, expected) in bad.items():
         assert all(part in told[case_id] for part in expected), told[case_id]
-    assert files_in(folders.output) == ["good.nii.gz", "good_preview.png", "good_probabilities.nii.gz"]
+    assert files_in(folders.output) == [
+        "good.nii.gz",
+        "good_preview.png",
+        "good_probabilities.nii.gz",
+    ]
     assert result.stderr.splitlines()[-1] == f"failed: {', '.join(sorted(bad))}"
 
 
@@ -126,14 +163,27 @@ IMPOSSIBLE = {
 def test_what_cannot_be_stops_before_anything_is_done(folders, tmp_path):
     """A file where a folder is needed stops the superuser too, unlike the permissions of a folder."""
     (tmp_path / "void").mkdir()
-    texts = {"broken.toml": "[bilateral\nweight = 1", "broken.nii": "not read", "own.toml": "[mean_field]\nnum_iterations = 2\n"}
+    texts = {
+        "broken.toml": "[bilateral\nweight = 1",
+        "broken.nii": "not read",
+        "own.toml": "[mean_field]\nnum_iterations = 2\n",
+    }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     kept = {"-i": folders.images, "-p": folders.logits, "-o": folders.output}
     for options, words in IMPOSSIBLE.items():
-        filled = options.format(root=tmp_path, one=folders.images / "bad_0000.nii.gz", logits=folders.logits / "bad.nii.gz").split()
-        result = run_here("infer", *(part for pair in kept.items() if pair[0] not in filled for part in pair), *filled, status=1)
+        filled = options.format(
+            root=tmp_path,
+            one=folders.images / "bad_0000.nii.gz",
+            logits=folders.logits / "bad.nii.gz",
+        ).split()
+        result = run_here(
+            "infer",
+            *(part for pair in kept.items() if pair[0] not in filled for part in pair),
+            *filled,
+            status=1,
+        )
         (line,) = errors(result.stderr)
         assert result.stderr.startswith(line)
         assert words in result.stderr, options
@@ -143,7 +193,11 @@ def test_what_cannot_be_stops_before_anything_is_done(folders, tmp_path):
 
 def test_values_and_masks_that_cannot_be_used_fail_their_cases(tmp_path):
     folders = write_folders(tmp_path, "empty", "good", "two")
-    for case_id, shape, value in (("empty", GRID_SHAPE, 0), ("good", GRID_SHAPE, 1), ("two", (*GRID_SHAPE, 2), 1)):
+    for case_id, shape, value in (
+        ("empty", GRID_SHAPE, 0),
+        ("good", GRID_SHAPE, 1),
+        ("two", (*GRID_SHAPE, 2), 1),
+    ):
         save_nifti(tmp_path / "masks" / f"{case_id}.nii.gz", np.full(shape, value, np.uint8))
     result = infer(folders, "--set", "bilateral.theta_beta=[0.1, 0.1, 0.1]", "-v", status=1)
     assert ["bilateral.theta_beta" in line for line in errors(result.stderr)] == [True] * 3
@@ -159,7 +213,11 @@ def test_a_full_disk_ends_the_run_and_the_table_is_printed(tmp_path, small_disk)
     folders = write_folders(tmp_path, *"abcdefgh")
     (small_disk / "out").mkdir()
     infer(folders, status=0)
-    kept = sum(path.stat().st_size // 4096 * 4096 + 4096 for path in folders.output.rglob("*") if path.is_file())
+    kept = sum(
+        path.stat().st_size // 4096 * 4096 + 4096
+        for path in folders.output.rglob("*")
+        if path.is_file()
+    )
     (small_disk / "ballast").write_bytes(bytes(65_536 - kept // 2))
     folders = folders._replace(output=small_disk / "out")
     result = infer(folders, status=1)
@@ -170,18 +228,27 @@ def test_a_full_disk_ends_the_run_and_the_table_is_printed(tmp_path, small_disk)
     assert left >= 2
     assert states == ["done"] * num_done + ["failed"]
     assert f"{num_done} done, 1 failed, {left} not started" in result.stderr
-    assert f"{left} cases not begun, since nothing more can be written; run again with --continue when it can" in result.stderr
+    assert (
+        f"{left} cases not begun, since nothing more can be written; run again with --continue when it can"
+        in result.stderr
+    )
     assert "the disk is full" in errors(result.stderr)[0]
-    assert files_in(small_disk / "out") == [f"{case_id}.nii.gz" for case_id in "abcdefgh"[:num_done]]
+    assert files_in(small_disk / "out") == [
+        f"{case_id}.nii.gz" for case_id in "abcdefgh"[:num_done]
+    ]
     (small_disk / "ballast").unlink()
     result = infer(folders, "--continue", status=0)
-    assert [status for _, status in statuses(result)] == ["skipped"] * num_done + ["done"] * (8 - num_done)
+    assert [status for _, status in statuses(result)] == ["skipped"] * num_done + ["done"] * (
+        8 - num_done
+    )
 
 
 def test_streams_that_are_closed_or_full_leave_no_traceback(folders):
     for closed, status in ((">&- 2>&-", 0), (">/dev/full", 1)):
         line = f"{shlex.join(command('infer', *folders.arguments, *FAST))} {closed}"
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            ["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False
+        )
         assert (done.returncode, "Traceback" in done.stderr) == (status, False)
 
 
@@ -189,12 +256,18 @@ def test_a_link_to_nothing_fails_its_case_and_is_not_passed_over(folders, tmp_pa
     """As to data that git-annex or DVC have not fetched."""
     for case in CASES:
         save_nifti(tmp_path / "masks" / f"{case}.nii.gz", np.ones(GRID_SHAPE, np.uint8))
-    for place in (folders.images / "bad_0001.nii.gz", tmp_path / "masks" / "bad.nii.gz", folders.logits / "bad.nii.gz"):
+    for place in (
+        folders.images / "bad_0001.nii.gz",
+        tmp_path / "masks" / "bad.nii.gz",
+        folders.logits / "bad.nii.gz",
+    ):
         content = place.read_bytes()
         place.unlink()
         place.symlink_to(tmp_path / "nowhere.nii.gz")
         result = infer(folders, "-m", tmp_path / "masks", status=1)
-        assert errors(result.stderr) == [f"crfrefine: error: case 'bad': {place}: is a link to a file that is not there"]
+        assert errors(result.stderr) == [
+            f"crfrefine: error: case 'bad': {place}: is a link to a file that is not there"
+        ]
         assert statuses(result) == [("bad", "failed"), ("good", "done")]
         place.unlink()
         place.write_bytes(content)
@@ -217,7 +290,14 @@ def test_a_full_disk_keeps_the_old_summary(folders, small_disk):
 # ---- Errors that nobody foresaw
 
 BUG = KeyError("There is no item named 'logits.npy'")
-QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=truncated", "--threads", 1)
+QUICK = (
+    "--set",
+    "mean_field.num_iterations=1",
+    "--set",
+    "mean_field.filter=truncated",
+    "--threads",
+    1,
+)
 
 
 def break_first(monkeypatch, error, module=reading, name="open_bytes"):

@@ -16,18 +16,34 @@ from crfrefine.errors import InputError
 from crfrefine.runs.run import refine_on_worker
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore::ResourceWarning")]
-SAME = ("case_id", "status", "output", "grid_shape", "energy", "voxels_changed", "notes", "error", "filters")
+SAME = (
+    "case_id",
+    "status",
+    "output",
+    "grid_shape",
+    "energy",
+    "voxels_changed",
+    "notes",
+    "error",
+    "filters",
+)
 SLOW = ("--set", "mean_field.num_iterations=1000", "--set", "mean_field.tolerance=0")
 
 
 def contents(folder):
     """The files but for hidden ones: a killed worker may leave some, which the next run removes."""
-    return {name: (folder / name).read_bytes() for name in files_in(folder) if not name.startswith(".")}
+    return {
+        name: (folder / name).read_bytes() for name in files_in(folder) if not name.startswith(".")
+    }
 
 
 @pytest.fixture(scope="module")
 def local():
-    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
+    options = {
+        "host": "127.0.0.1",
+        "dashboard_address": "127.0.0.1:0",
+        "silence_logs": logging.CRITICAL,
+    }
     with LocalCluster(n_workers=2, threads_per_worker=1, **options) as cluster:
         yield cluster
 
@@ -37,13 +53,32 @@ def test_outputs_and_records_are_those_of_the_plain_run(local, tmp_path, monkeyp
     write_folders(tmp_path, *"abc")
     (tmp_path / "logits" / "b.nii.gz").write_bytes(b"no volume")
     monkeypatch.chdir(tmp_path)
-    arguments = ("infer", "-i", "images", "-p", "logits", *FAST, "--threads", 1, "--save-probabilities", "-o")
+    arguments = (
+        "infer",
+        "-i",
+        "images",
+        "-p",
+        "logits",
+        *FAST,
+        "--threads",
+        1,
+        "--save-probabilities",
+        "-o",
+    )
     run_here(*arguments, tmp_path / "plain", "--summary", "plain.json", status=1)
-    run_here(*arguments, "there", "--summary", "there.json", "--dask", local.scheduler_address, status=1)
+    run_here(
+        *arguments, "there", "--summary", "there.json", "--dask", local.scheduler_address, status=1
+    )
     assert len(contents(tmp_path / "plain")) == 4
     assert contents(tmp_path / "plain") == contents(tmp_path / "there")
-    texts = (Path("plain.json").read_text().replace(f"{tmp_path}/plain/", f"{tmp_path}/there/"), Path("there.json").read_text())
-    expected, found = ([{name: case[name] for name in SAME} for case in json.loads(text)["cases"]] for text in texts)
+    texts = (
+        Path("plain.json").read_text().replace(f"{tmp_path}/plain/", f"{tmp_path}/there/"),
+        Path("there.json").read_text(),
+    )
+    expected, found = (
+        [{name: case[name] for name in SAME} for case in json.loads(text)["cases"]]
+        for text in texts
+    )
     found[1]["error"] = found[1]["error"].replace(f"{tmp_path}/", "")
     assert found == expected
     again = run_here(*arguments, "there", "--dask", local.scheduler_address, "--continue")
@@ -54,7 +89,15 @@ def test_fail_fast_begins_no_further_case(local, tmp_path):
     folders = write_folders(tmp_path, *"abcdefgh")
     for name in "abcdefgh":
         (folders.logits / f"{name}.nii.gz").write_bytes(b"no volume")
-    result = run_here("infer", *folders.arguments, *FAST, "--fail-fast", "--dask", local.scheduler_address, status=1)
+    result = run_here(
+        "infer",
+        *folders.arguments,
+        *FAST,
+        "--fail-fast",
+        "--dask",
+        local.scheduler_address,
+        status=1,
+    )
     assert result.stdout.count("failed") == 1
     assert "7 not started" in result.stderr
 
@@ -82,10 +125,16 @@ def test_an_address_that_nobody_answers_is_one_line_of_error(tmp_path):
     for address in ("tcp://127.0.0.1:1", "no_such_file.json", "tls://127.0.0.1:1"):
         with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
             result = run_here("infer", *folders.arguments, *FAST, "--dask", address, status=1)
-        assert f"--dask {address}: expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file" in result.stderr
+        assert (
+            f"--dask {address}: expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file"
+            in result.stderr
+        )
         assert files_in(folders.output) == []
 
 
 def test_a_worker_with_another_version_does_no_case():
-    with pytest.raises(InputError, match=r"a worker has crfrefine .*, this command is crfrefine 9\.8\.7; install the same version"):
+    with pytest.raises(
+        InputError,
+        match=r"a worker has crfrefine .*, this command is crfrefine 9\.8\.7; install the same version",
+    ):
         refine_on_worker("9.8.7", None, None)

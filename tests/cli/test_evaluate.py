@@ -52,26 +52,53 @@ def judged(tmp_path_factory):
     for case, reference in study.maps["labels"].items():
         for folder, factor in ((study.after, 1), (study.before, 100)):
             save_npz(folder / f"{case}.npz", factor * logits_of(reference, 90 + int(case[-1])))
-    result = run_here(*study.with_report, "-b", f"twin={study.after}", "-r", "whole=1+2", "--tolerance", "1.25", status=0)
+    result = run_here(
+        *study.with_report,
+        "-b",
+        f"twin={study.after}",
+        "-r",
+        "whole=1+2",
+        "--tolerance",
+        "1.25",
+        status=0,
+    )
     return study, result
 
 
 def test_every_value_of_the_table_equals_the_brute_force(judged):
     study, _ = judged
     found = read_metrics(study.output)
-    keys = {(f"case{n}", label, metric) for n in range(NUM_CASES) for label in REGIONS for metric in (*MASK_METRICS, *CALIBRATION_METRICS)}
-    keys |= {(f"case{n}", "all", metric) for n in range(NUM_CASES) for metric in CALIBRATION_METRICS}
-    assert set(found) == {(*key, method) for key in keys for method in ("prediction", "before", "twin")}
+    keys = {
+        (f"case{n}", label, metric)
+        for n in range(NUM_CASES)
+        for label in REGIONS
+        for metric in (*MASK_METRICS, *CALIBRATION_METRICS)
+    }
+    keys |= {
+        (f"case{n}", "all", metric) for n in range(NUM_CASES) for metric in CALIBRATION_METRICS
+    }
+    assert set(found) == {
+        (*key, method) for key in keys for method in ("prediction", "before", "twin")
+    }
     for case in ("case0", "case1"):
         for label, members in REGIONS.items():
             for method, folder in {"prediction": "after", "before": "before"}.items():
-                assert_equal(found, case, label, method, study.overlap(case, members, folder, tolerance_mm=1.25))
+                assert_equal(
+                    found,
+                    case,
+                    label,
+                    method,
+                    study.overlap(case, members, folder, tolerance_mm=1.25),
+                )
 
 
 def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     study, result = judged
     told, lines = study.summary()["verdict"], result.stdout.splitlines()
-    after, before = (np.array([study.overlap(f"case{n}", (1, 2), name)["dice"] for n in range(NUM_CASES)]) for name in ("after", "before"))
+    after, before = (
+        np.array([study.overlap(f"case{n}", (1, 2), name)["dice"] for n in range(NUM_CASES)])
+        for name in ("after", "before")
+    )
     assert (after > before).all()
     assert (told["regions"], told["outcome"]) == (["whole"], "not better than simple")
     assert told["comparison"]["mean_difference"] == pytest.approx((after - before).mean())
@@ -81,11 +108,15 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     assert " But not shown to gain more than twin: the refinement +" in lines[-1]
     seen = 100 * detectable_difference((after - before).std(ddof=1), NUM_CASES)
     assert lines[-2] == told["harm"]["sentence"]
-    assert lines[-4].startswith("p (Holm): Wilcoxon's signed-rank test, after Holm's correction within each method and family: endpoint ")
+    assert lines[-4].startswith(
+        "p (Holm): Wilcoxon's signed-rank test, after Holm's correction within each method and family: endpoint "
+    )
     assert lines[-5].startswith("power: with 9 cases")
     found = f", a true difference of {seen:.2f} points would be found with probability 80 %, a smaller one less often"
     assert lines[-5].endswith(found)
-    assert sum("Holm's correction" in line for line in lines) == 1, "families of tests are explained once"
+    assert sum("Holm's correction" in line for line in lines) == 1, (
+        "families of tests are explained once"
+    )
     assert "units: differences of dice, surface_dice in points (hundredths)" in lines
 
 
@@ -98,23 +129,44 @@ def test_the_share_of_what_the_ceiling_leads_by(tmp_path):
     for metric in ("dice", "surface_dice"):
         means = []
         for folder in ("before", "after"):
-            rows = [[study.overlap(f"case{n}", (label,), folder, tolerance_mm=side)[metric] for label in (1, 2)] for n in range(6)]
+            rows = [
+                [
+                    study.overlap(f"case{n}", (label,), folder, tolerance_mm=side)[metric]
+                    for label in (1, 2)
+                ]
+                for n in range(6)
+            ]
             means.append(np.nanmean(rows, axis=1).mean())
         share = (means[1] - means[0]) / (1 - means[0])
         assert told["recovered"][metric]["mean"] == pytest.approx(share)
-        assert f"{100 * share:.0f} % of " in next(line for line in result.stdout.splitlines() if line.startswith("the refinement recovers"))
+        assert f"{100 * share:.0f} % of " in next(
+            line
+            for line in result.stdout.splitlines()
+            if line.startswith("the refinement recovers")
+        )
     assert told["recovered"]["dice"].keys() == {"1", "2", "mean"}
-    assert (told["verdict"]["outcome"], told["verdict"]["rivals"], told["settings"]["tolerance_mm"]) == ("helps", [], "voxel")
-    assert "of what before loses against full" in (study.output / "report.html").read_text(encoding="utf-8")
+    assert (
+        told["verdict"]["outcome"],
+        told["verdict"]["rivals"],
+        told["settings"]["tolerance_mm"],
+    ) == ("helps", [], "voxel")
+    assert "of what before loses against full" in (study.output / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_better_probabilities_are_told_in_the_files_and_on_the_page(judged):
     study, result = judged
     told, found = study.summary()["verdict"]["probabilities"], read_metrics(study.output)
     assert (told["change"], told["region"]) == ("better", "all")
-    means = [np.mean([found[f"case{n}", "all", "nll", method] for n in range(NUM_CASES)]) for method in ("before", "prediction")]
+    means = [
+        np.mean([found[f"case{n}", "all", "nll", method] for n in range(NUM_CASES)])
+        for method in ("before", "prediction")
+    ]
     start = f"The probabilities of all labels: better, negative log likelihood {means[0]:.5f} → {means[1]:.5f} "
-    assert told["sentence"].startswith(start + "(better in 9 of 9 cases, p 0.0039), calibration error (ECE) ")
+    assert told["sentence"].startswith(
+        start + "(better in 9 of 9 cases, p 0.0039), calibration error (ECE) "
+    )
     assert result.stdout.splitlines()[-3] == told["sentence"]
     assert told["sentence"] in (study.output / "report.html").read_text(encoding="utf-8")
 
@@ -124,7 +176,16 @@ def test_the_fields_of_the_summary_are_documented(judged):
     summary = study.summary()
     verdict, row = summary["verdict"], next(row for row in summary["summary"] if row["comparison"])
     text = (Path(__file__).parents[2] / "docs" / "reference" / "summary.md").read_text()
-    parts = (summary, verdict, verdict["rivals"][0], verdict["comparison"], row, row["comparison"], summary["cases"][0], verdict["harm"])
+    parts = (
+        summary,
+        verdict,
+        verdict["rivals"][0],
+        verdict["comparison"],
+        row,
+        row["comparison"],
+        summary["cases"][0],
+        verdict["harm"],
+    )
     for part in (*parts, [field.name for field in dataclasses.fields(Decline)]):
         assert [name for name in part if f"`{name}`" not in text] == []
 
@@ -133,12 +194,18 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
     """Each case has them in another way; in the last one, the fourth label is never the likeliest. Those of the baseline are named."""
     kinds = ("npz", "npz beside", "4-D", "4-D probabilities", "beside", "four labels")
     study, expected = write_study(tmp_path, len(kinds)), []
-    for number, (kind, (case, reference)) in enumerate(zip(kinds, study.maps["labels"].items(), strict=True)):
+    for number, (kind, (case, reference)) in enumerate(
+        zip(kinds, study.maps["labels"].items(), strict=True)
+    ):
         path = study.after / f"{case}.nii.gz"
         logits = logits_of(reference, number + 90, num_labels=4 if kind == "four labels" else 3)
         if kind == "four labels":
             logits[3] -= 20
-        stored = softmax(logits).astype(np.float32) if kind in ("4-D probabilities", "beside") else logits
+        stored = (
+            softmax(logits).astype(np.float32)
+            if kind in ("4-D probabilities", "beside")
+            else logits
+        )
         if kind in ("npz", "4-D", "4-D probabilities"):
             path.unlink()
             study.maps["after"][case] = logits.argmax(axis=0)
@@ -146,7 +213,9 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
             save_map(path, np.moveaxis(stored, 0, -1))
         elif kind == "beside":
             save_map(study.after / f"{case}_probabilities.nii.gz", np.moveaxis(stored, 0, -1))
-            save_map(study.after / f"{case}_logits.nii.gz", np.moveaxis(100 * logits, 0, -1))  # of another softmax: not to be taken
+            save_map(
+                study.after / f"{case}_logits.nii.gz", np.moveaxis(100 * logits, 0, -1)
+            )  # of another softmax: not to be taken
             (study.after / f"{case}_preview.png").write_bytes(b"a picture")
         else:
             save_npz(study.after / f"{case}.npz", stored)
@@ -157,26 +226,59 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
     for label in range(3):
         save_map(tmp_path / "scores" / f"case0_ProbMapClass{label}.mha", cropped[label])
     cropped[0, :, :2] = 1.0
-    result = run_here(*study.arguments, "--probabilities", f"before={tmp_path / 'scores'}", "-r", "whole=1+2", status=0)
+    result = run_here(
+        *study.arguments,
+        "--probabilities",
+        f"before={tmp_path / 'scores'}",
+        "-r",
+        "whole=1+2",
+        status=0,
+    )
     assert "without a reference" not in result.stderr
-    assert "scores for 5 of 6 cases, such as case1; the calibration of before covers the others" in result.stderr
+    assert (
+        "scores for 5 of 6 cases, such as case1; the calibration of before covers the others"
+        in result.stderr
+    )
     found = read_metrics(study.output)
-    for (case, reference), probabilities in zip(study.maps["labels"].items(), expected, strict=True):
+    for (case, reference), probabilities in zip(
+        study.maps["labels"].items(), expected, strict=True
+    ):
         for label, members in REGIONS.items():
-            of_region = expected_calibration(probabilities[list(members)].sum(axis=0), np.isin(reference, members))
+            of_region = expected_calibration(
+                probabilities[list(members)].sum(axis=0), np.isin(reference, members)
+            )
             assert_equal(found, case, label, "prediction", of_region | study.overlap(case, members))
-        assert_equal(found, case, "all", "prediction", expected_calibration_of_all(probabilities, reference))
+        assert_equal(
+            found, case, "all", "prediction", expected_calibration_of_all(probabilities, reference)
+        )
     assert not [key for key in found if key[1] == "all" and key[2] not in CALIBRATION_METRICS]
-    assert_equal(found, "case0", "all", "before", expected_calibration_of_all(cropped, study.maps["labels"]["case0"]))
+    assert_equal(
+        found,
+        "case0",
+        "all",
+        "before",
+        expected_calibration_of_all(cropped, study.maps["labels"]["case0"]),
+    )
     assert all(np.isnan(found["case1", label, "ece", "before"]) for label in ("all", "1"))
-    assert_equal(found, "case5", "3", "prediction", expected_overlap(NOTHING, NOTHING) | expected_calibration(expected[5][3], NOTHING))
+    assert_equal(
+        found,
+        "case5",
+        "3",
+        "prediction",
+        expected_overlap(NOTHING, NOTHING) | expected_calibration(expected[5][3], NOTHING),
+    )
     assert_equal(found, "case0", "3", "prediction", dict.fromkeys(CALIBRATION_METRICS, 0.0))
 
 
 def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):
     """Of label 2, case0 has it in neither map, case1 only in the reference, case2 only in the prediction; label 7 in one reference."""
     study = write_study(tmp_path, 3)
-    for case, name in (("case0", "labels"), ("case0", "after"), ("case1", "after"), ("case2", "labels")):
+    for case, name in (
+        ("case0", "labels"),
+        ("case0", "after"),
+        ("case1", "after"),
+        ("case2", "labels"),
+    ):
         study.maps[name][case][study.maps[name][case] == 2] = 0
     study.maps["labels"]["case1"][0, 0, :2] = 7
     for name in ("labels", "after"):
@@ -188,13 +290,33 @@ def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):
         for label in (1, 2, 7):
             assert_equal(found, case, str(label), "prediction", study.overlap(case, (label,)))
     lines = set((study.output / "metrics.csv").read_text().splitlines())
-    assert {"case0,2,dice,,prediction", "case1,2,dice,0.0,prediction", "case1,2,hd_mm,,prediction"} <= lines
-    assert {"case2,2,dice,0.0,prediction", "case2,2,sensitivity,,prediction", "case0,7,num_components,0.0,prediction"} <= lines
+    assert {
+        "case0,2,dice,,prediction",
+        "case1,2,dice,0.0,prediction",
+        "case1,2,hd_mm,,prediction",
+    } <= lines
+    assert {
+        "case2,2,dice,0.0,prediction",
+        "case2,2,sensitivity,,prediction",
+        "case0,7,num_components,0.0,prediction",
+    } <= lines
     counts = study.summary()["empty_masks"]
-    for label, method, numbers in (("2", "prediction", (2, 2, 1, 3)), ("1", "prediction", (0, 0, 0, 3)), ("7", "before", (2, 3, 2, 3))):
-        assert counts[label][method] == dict(zip(("reference", "prediction", "both", "num_cases"), numbers, strict=True))
-    assert "empty masks: 2: prediction of 3 cases: 1 without it in both maps, 1 missed, 1 false alarms" in result.stdout
-    assert "empty masks: 7: prediction of 3 cases: 2 without it in both maps, 1 missed, 0 false alarms" in result.stdout
+    for label, method, numbers in (
+        ("2", "prediction", (2, 2, 1, 3)),
+        ("1", "prediction", (0, 0, 0, 3)),
+        ("7", "before", (2, 3, 2, 3)),
+    ):
+        assert counts[label][method] == dict(
+            zip(("reference", "prediction", "both", "num_cases"), numbers, strict=True)
+        )
+    assert (
+        "empty masks: 2: prediction of 3 cases: 1 without it in both maps, 1 missed, 1 false alarms"
+        in result.stdout
+    )
+    assert (
+        "empty masks: 7: prediction of 3 cases: 2 without it in both maps, 1 missed, 0 false alarms"
+        in result.stdout
+    )
     assert "empty masks: 1:" not in result.stdout
     assert study.summary()["power_note"] is None
     assert ": too few cases, at least 6 are needed" in result.stdout.splitlines()[-1]
@@ -206,12 +328,27 @@ def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):
 def test_predictions_without_foreground_are_named(tmp_path, has_baseline):
     """Of case0, the reference is empty, too; case2 lacks only one of its labels."""
     study = write_study(tmp_path, 4)
-    for name, case, labels in (("labels", 0, (1, 2)), ("after", 0, (1, 2)), ("after", 1, (1, 2)), ("after", 2, (2,)), ("after", 3, (1, 2))):
+    for name, case, labels in (
+        ("labels", 0, (1, 2)),
+        ("after", 0, (1, 2)),
+        ("after", 1, (1, 2)),
+        ("after", 2, (2,)),
+        ("after", 3, (1, 2)),
+    ):
         values = study.maps[name][f"case{case}"]
         values[np.isin(values, labels)] = 0
         save_map(tmp_path / name / f"case{case}.nii.gz", values)
-    result = run_here(*(word for word in study.arguments if has_baseline or not str(word).startswith(("-b", "before="))), status=0)
-    note = "prediction has no foreground in 2 of 4 cases though the reference has some: case1, case3."
+    result = run_here(
+        *(
+            word
+            for word in study.arguments
+            if has_baseline or not str(word).startswith(("-b", "before="))
+        ),
+        status=0,
+    )
+    note = (
+        "prediction has no foreground in 2 of 4 cases though the reference has some: case1, case3."
+    )
     assert f"note: {note}\n" in result.stdout
     summary = study.summary()
     assert summary["empty_predictions"] == {"prediction": ["case1", "case3"]}
@@ -231,13 +368,31 @@ def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
     measured, counts = evaluated(study, "-r", "whole=1+2"), marked != 4
     assert {label for _, label, *_ in measured} == {"1", "2", "3", "whole", "all"}
     for label, members in (("2", (2,)), ("3", (3,)), ("whole", (1, 2))):
-        masks = (np.isin(study.maps[name]["case0"], members) & counts for name in ("after", "labels"))
+        masks = (
+            np.isin(study.maps[name]["case0"], members) & counts for name in ("after", "labels")
+        )
         assert_equal(measured, "case0", label, "prediction", expected_overlap(*masks))
     probabilities = softmax(logits)[:, counts]
-    assert_equal(measured, "case0", "1", "prediction", expected_calibration(probabilities[1], marked[counts] == 1))
-    assert_equal(measured, "case0", "all", "prediction", expected_calibration_of_all(probabilities, marked[counts]))
+    assert_equal(
+        measured,
+        "case0",
+        "1",
+        "prediction",
+        expected_calibration(probabilities[1], marked[counts] == 1),
+    )
+    assert_equal(
+        measured,
+        "case0",
+        "all",
+        "prediction",
+        expected_calibration_of_all(probabilities, marked[counts]),
+    )
     summary = study.summary()
-    assert (summary["judged_regions"], summary["settings"]["ignore_label"], summary["titles"]["1"]) == (["whole"], 4, "1 core")
+    assert (
+        summary["judged_regions"],
+        summary["settings"]["ignore_label"],
+        summary["titles"]["1"],
+    ) == (["whole"], 4, "1 core")
     assert summary["regions"] == {"1": [1], "2": [2], "3": [3], "whole": [1, 2]}
     evaluated(study, "--ignore-label", 3)
     assert study.summary()["settings"]["ignore_label"] == 3
@@ -256,22 +411,32 @@ def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
     summary = study.summary()
     assert summary["regions"] == {"1": [1], "2": [2], "whole": [1, 2], "back": [2]}
     assert summary["judged_regions"] == ["2", "whole", "back"]
-    shown = [line.split("\t")[1] for line in result.stdout.splitlines() if line.startswith("dice\t")]
+    shown = [
+        line.split("\t")[1] for line in result.stdout.splitlines() if line.startswith("dice\t")
+    ]
     assert shown == ["1 core", "2 rim", "whole", "back", "mean"]
 
 
 def test_a_slice_is_measured_as_a_plane(tmp_path):
     """Without a baseline. Were the third axis one, each voxel would be boundary and lie on the other map's or next to it."""
     study, full = Study(tmp_path, {}), np.ones((*SHAPE[:2], 1), np.uint8)
-    for folder, values in ((study.labels, full), (study.after, full * (np.arange(SHAPE[0]) < 9)[:, None, None])):
+    for folder, values in (
+        (study.labels, full),
+        (study.after, full * (np.arange(SHAPE[0]) < 9)[:, None, None]),
+    ):
         save_map(folder / "a.nii.gz", values.astype(np.uint8))
     arguments = ("evaluate", study.after, study.labels, "--processes", 1, "-o", study.output)
     result = run_here(*arguments, status=0)
     found = read_metrics(study.output)
     assert {method for *_, method in found} == {"prediction"}
-    assert (found["a", "1", "hd_mm", "prediction"], found["a", "1", "dice", "prediction"]) == pytest.approx((4 * 0.8, 18 / 22))
+    assert (
+        found["a", "1", "hd_mm", "prediction"],
+        found["a", "1", "dice", "prediction"],
+    ) == pytest.approx((4 * 0.8, 18 / 22))
     assert "verdict" not in result.stdout
-    dice = next(line.split("\t") for line in result.stdout.splitlines() if line.startswith("dice\t1\t"))
+    dice = next(
+        line.split("\t") for line in result.stdout.splitlines() if line.startswith("dice\t1\t")
+    )
     assert dice[4:] == ["0.8182", "0.8182"], "mean and median"
     summary = study.summary()
     assert (summary["verdict"], summary["settings"]["baseline"]) == (None, None)
@@ -292,7 +457,10 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch)
         for modality, values in enumerate(noise if case == "case1" else ()):
             save_map(images / f"{case}_{modality:04d}.nii.gz", values)
     save_map(images / "case1_0000.nii.gz", np.zeros((5, *SHAPE[1:]), np.float32))
-    description = {"channel_names": {"0": "T1", "1": "<FLAIR>", "2": "T2"}, "labels": {"background": 0, "edema": 1, "core": 2}}
+    description = {
+        "channel_names": {"0": "T1", "1": "<FLAIR>", "2": "T2"},
+        "labels": {"background": 0, "edema": 1, "core": 2},
+    }
     (tmp_path / "dataset.json").write_text(json.dumps(description), encoding="utf-8")
     result = run_here(*study.with_report, "--images", images, "-r", "whole=1+2", status=0)
     assert "case 'case1': shown without case1_0000.nii.gz: " in result.stderr
@@ -303,6 +471,13 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch)
     assert all(text in page for text in ("too few cases, at least 6", "whole", str(images)))
     assert page.count('class="picture"') == 3
     drawn = [(call.args[0], call.kwargs) for call in spy.call_args_list]
-    shown = {call["title"]: (None if image is None else len(image), call["modality_names"]) for image, call in drawn}
-    assert shown == {"case0": (3, ("T1", "<FLAIR>", "T2")), "case1": (2, ("<FLAIR>", "T2")), "case2": (None, ())}
+    shown = {
+        call["title"]: (None if image is None else len(image), call["modality_names"])
+        for image, call in drawn
+    }
+    assert shown == {
+        "case0": (3, ("T1", "<FLAIR>", "T2")),
+        "case1": (2, ("<FLAIR>", "T2")),
+        "case2": (None, ()),
+    }
     assert drawn[0][1]["label_names"] == {1: "1 edema", 2: "2 core"}

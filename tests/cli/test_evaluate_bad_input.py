@@ -53,25 +53,52 @@ def not_fetched(study, case):
 
 def images(study, case):
     for folder, first in (("labels", 1), ("after", 5000), ("before", 5000)):
-        save_map(study.root / folder / f"{case}.nii.gz", np.arange(first, first + np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE))
+        save_map(
+            study.root / folder / f"{case}.nii.gz",
+            np.arange(first, first + np.prod(SHAPE), dtype=np.uint16).reshape(SHAPE),
+        )
 
 
 CHANNELS = np.random.default_rng(0).random((*SHAPE, 3), np.float32)
 SOFT = np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
 BAD = [
-    (put("after", np.copy, grid=(-1, 1, 1)), "prediction", [ANOTHER, "13×11×7, 0.80×1.25×3.00 mm", "labels/case1.nii.gz", "after/case1"]),
+    (
+        put("after", np.copy, grid=(-1, 1, 1)),
+        "prediction",
+        [ANOTHER, "13×11×7, 0.80×1.25×3.00 mm", "labels/case1.nii.gz", "after/case1"],
+    ),
     (put("after", lambda values: values[1:]), "prediction", [ANOTHER, "13×11×7", "12×11×7"]),
     (put("labels", np.copy, grid=(1, 1, 1.01)), None, [ANOTHER, "3.00 mm", "3.03 mm"]),
-    (put("after", lambda _: np.full((*SHAPE, 3), 0.9, np.float32)), "prediction", ["all labels have the same value at 1001 of"]),
+    (
+        put("after", lambda _: np.full((*SHAPE, 3), 0.9, np.float32)),
+        "prediction",
+        ["all labels have the same value at 1001 of"],
+    ),
     (put("after", lambda _: SOFT), "prediction", ["not a label map", "may be a probability map"]),
-    (put("labels", lambda values: values.astype(np.int16) - 1), None, ["expected labels from 0", "found -1"]),
+    (
+        put("labels", lambda values: values.astype(np.int16) - 1),
+        None,
+        ["expected labels from 0", "found -1"],
+    ),
     (put("after", with_nan), "prediction", ["1 of 1001", "voxel (2, 3, 1)"]),
     (cut_off, "before", ["before/case8.nii.gz"]),
-    (put("after", np.copy, "{case}.mha"), "prediction", ["expected one label map, found case9.mha, case9.nii.gz"]),
+    (
+        put("after", np.copy, "{case}.mha"),
+        "prediction",
+        ["expected one label map, found case9.mha, case9.nii.gz"],
+    ),
     (two_references, None, ["expected one label map, found case10_label.mha, case10_seg.mha"]),
-    (put("labels", lambda _: CHANNELS), None, ["expected a label map with one value per voxel, this file has 3"]),
+    (
+        put("labels", lambda _: CHANNELS),
+        None,
+        ["expected a label map with one value per voxel, this file has 3"],
+    ),
     (put("after", lambda _: CHANNELS), "prediction", ["do not sum to 1", "region-based training"]),
-    (put("labels", lambda _: np.full(SHAPE, 60000, np.uint16)), None, ["every voxel has the label 60000, to be ignored"]),
+    (
+        put("labels", lambda _: np.full(SHAPE, 60000, np.uint16)),
+        None,
+        ["every voxel has the label 60000, to be ignored"],
+    ),
     (images, None, ["2002 different labels; expected at most 2000: is one of them an image?"]),
     (not_fetched, None, ["case15.nii.gz: is a link to a file that is not there"]),
 ]
@@ -84,13 +111,19 @@ def test_a_bad_case_is_reported_and_the_others_are_measured(tmp_path):
     expected = {(case, name) for case in whole for name in ("prediction", "before")}
     for number, (spoil, method, _) in enumerate(BAD, 1):
         spoil(study, f"case{number}")
-        expected |= {(f"case{number}", {"prediction": "before", "before": "prediction"}[method])} if method else set()
+        expected |= (
+            {(f"case{number}", {"prediction": "before", "before": "prediction"}[method])}
+            if method
+            else set()
+        )
     result = run_here(*study.arguments, "-v", "--ignore-label", 60000, status=1)
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].endswith(f"({len(BAD)} of {len(BAD) + 2} cases)")
     summary = study.summary()
     for number, (_, method, fragments) in enumerate(BAD, 1):
-        failures = [failure for failure in summary["failures"] if failure["case"] == f"case{number}"]
+        failures = [
+            failure for failure in summary["failures"] if failure["case"] == f"case{number}"
+        ]
         assert method is None or [failure["method"] for failure in failures] == [method]
         assert all(fragment in failures[0]["error"] for fragment in fragments), failures
         assert f"crfrefine: error: case 'case{number}': " in result.stderr
@@ -105,7 +138,11 @@ def test_scores_beside_that_cannot_be_used_are_a_note_and_named_ones_a_failure(t
     """nnU-Net's regions have sigmoid channels: its label maps can be measured, its probabilities are no distribution over labels."""
     study = write_study(tmp_path, 2)
     for case in ("case0", "case1"):
-        save_npz(study.after / f"{case}.npz", np.random.default_rng(0).random((3, *SHAPE), np.float32), "probabilities")
+        save_npz(
+            study.after / f"{case}.npz",
+            np.random.default_rng(0).random((3, *SHAPE), np.float32),
+            "probabilities",
+        )
     result = run_here(*study.arguments, status=0)
     assert result.stderr.count("prediction: no calibration: ") == 1  # of the first case, for all
     assert "ece" not in {metric for _, _, metric, _ in read_metrics(study.output)}
@@ -124,7 +161,10 @@ def test_when_no_case_can_be_compared_there_is_no_verdict(tmp_path):
     (study.before / "case0.nii.gz").write_bytes(b"not an image")
     save_map(study.labels / "case0.nii.gz", study.maps["labels"]["case0"])
     result = run_here(*study.arguments, status=1)
-    assert result.stdout.splitlines()[-1] == "no verdict: no case has a region that could be measured for before"
+    assert (
+        result.stdout.splitlines()[-1]
+        == "no verdict: no case has a region that could be measured for before"
+    )
     (study.after / "case0.nii.gz").write_bytes(b"not an image")
     run_here(*study.arguments, status=1)
     assert read_metrics(study.output) == {}
@@ -156,7 +196,10 @@ def one(tmp_path_factory):
         (["-r", "a=1+9", "--ignore-label", "9"], "label 9 marks voxels that are ignored"),
         (["--tolerance", "-1"], "--tolerance: expected a number of mm, at least 0, got -1"),
         (["--tolerance", "nan"], "--tolerance"),
-        (["--ceiling", "before"], "--ceiling before: expected the name of a --baseline after the first"),
+        (
+            ["--ceiling", "before"],
+            "--ceiling before: expected the name of a --baseline after the first",
+        ),
         (["-i", "{root}/none"], "no such file or folder"),
         (["-o", "{after}"], "is an input of this run"),
         (["-o", "{after}/case0.nii.gz"], "is a file; name a folder"),
@@ -164,7 +207,11 @@ def one(tmp_path_factory):
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_options_that_cannot_be_followed(one, options, message):
-    result = run_here(*one.arguments, *(text.format(before=one.before, after=one.after, root=one.root) for text in options), status=1)
+    result = run_here(
+        *one.arguments,
+        *(text.format(before=one.before, after=one.after, root=one.root) for text in options),
+        status=1,
+    )
     assert message in result.stderr
     assert result.stderr.startswith("crfrefine: error: ")
     assert "metrics.csv" not in files_in(one.output) + files_in(one.after)
@@ -175,7 +222,10 @@ def test_a_region_that_cannot_be_called_so_does_not_bring_back_the_ignored_label
     described = {"labels": {"background": 0, "core": 1, "mean": [1, 3], "ignore": 2}}
     (study.labels / "dataset.json").write_text(json.dumps(described))
     result = run_here(*study.arguments, status=0)
-    assert "dataset.json: region 'mean': expected a name of 1 to 200 characters that is not" in result.stderr
+    assert (
+        "dataset.json: region 'mean': expected a name of 1 to 200 characters that is not"
+        in result.stderr
+    )
     assert result.stderr.count("continuing without its regions") == 1
     assert {label for _, label, _, _ in read_metrics(study.output)} == {"1", "3"}
     assert study.summary()["settings"]["ignore_label"] == 2
@@ -195,13 +245,35 @@ def refined(study, output, trained_on, *options):
     file = output.with_suffix(".toml")
     wide = CrfParameters().replace(**{"bilateral.theta_alpha": 8.0})
     dataclasses.replace(wide, trained_on=trained_on).save(file)
-    return run_here("infer", "-i", study / "images", "-p", study / "logits", "-o", output, "-c", file, *options, status=0)
+    return run_here(
+        "infer",
+        "-i",
+        study / "images",
+        "-p",
+        study / "logits",
+        "-o",
+        output,
+        "-c",
+        file,
+        *options,
+        status=0,
+    )
 
 
 def evaluated(study, predictions, *options):
     """Evaluate; return the summary and what the run says."""
     output = predictions.with_name("evaluation")
-    result = run_here("evaluate", predictions, study / "labels", "--processes", 1, "-o", output, *options, status=0)
+    result = run_here(
+        "evaluate",
+        predictions,
+        study / "labels",
+        "--processes",
+        1,
+        "-o",
+        output,
+        *options,
+        status=0,
+    )
     return json.loads((output / "summary.json").read_text()), result
 
 
@@ -212,25 +284,40 @@ def test_the_verdict_is_over_the_cases_that_were_not_used_for_learning(study, tm
     options = ("-b", f"network={study / 'logits'}", "-b", f"plain={tmp_path / 'plain'}")
     refined(study, tmp_path / "plain", (), "--set", "bilateral.weight=1")
     whole, result = evaluated(study, tmp_path / "plain", *options[:2])
-    assert (whole["cases_learned_on"], whole["verdict"]["comparison"]["num_pairs"]) == ({}, NUM_CASES)
+    assert (whole["cases_learned_on"], whole["verdict"]["comparison"]["num_pairs"]) == (
+        {},
+        NUM_CASES,
+    )
     assert "learn" not in result.stdout
     summary, result = evaluated(study, tmp_path / "refined", *options)
     assert summary["cases_learned_on"] == {"prediction": ["case1", "case4"]}
     judged = summary["verdict"]
     assert judged["comparison"]["num_pairs"] == 7
     assert [rival["comparison"]["num_pairs"] for rival in judged["rivals"]] == [7]
-    assert all(decline["comparison"]["num_pairs"] <= 7 for decline in judged["harm"]["significant"] + judged["harm"]["in_most_cases"])
-    assert {line.split(",")[0] for line in (tmp_path / "evaluation" / "metrics.csv").read_text().splitlines()} == {"case", *NAMES}
+    assert all(
+        decline["comparison"]["num_pairs"] <= 7
+        for decline in judged["harm"]["significant"] + judged["harm"]["in_most_cases"]
+    )
+    assert {
+        line.split(",")[0]
+        for line in (tmp_path / "evaluation" / "metrics.csv").read_text().splitlines()
+    } == {"case", *NAMES}
     start = "2 of 9 cases used to learn the parameters of the refinement: no evidence for new cases. Without these: "
     assert judged["sentence"].startswith(start)
     assert "of 7 cases better" in judged["sentence"]
     assert result.stdout.splitlines()[-1] == f"verdict: {judged['sentence']}"
-    dice = next(row for row in summary["summary"] if (row["metric"], row["region"], row["method"]) == ("dice", "mean", "prediction"))
+    dice = next(
+        row
+        for row in summary["summary"]
+        if (row["metric"], row["region"], row["method"]) == ("dice", "mean", "prediction")
+    )
     assert dice["num_values"] == 7
     assert dice["comparison"] == judged["comparison"]
     page = (tmp_path / "evaluation" / "report.html").read_text()
     assert start in page
-    assert '<td class="number">7</td><td class="number">0</td></tr>' in page, "7 cases, and none left out"
+    assert '<td class="number">7</td><td class="number">0</td></tr>' in page, (
+        "7 cases, and none left out"
+    )
     assert '<td class="number">9</td>' not in page
 
 
@@ -248,12 +335,22 @@ def test_there_is_no_verdict_if_all_cases_were_used_for_learning(study, tmp_path
         "held out."
     )
     assert summary["power_note"] is None
-    assert [row["num_values"] for row in summary["summary"] if row["metric"] == "volume_ml"] == [9] * 8
+    assert [row["num_values"] for row in summary["summary"] if row["metric"] == "volume_ml"] == [
+        9
+    ] * 8
     assert result.stdout.splitlines()[-1].startswith("verdict: Not tested: 9 of 9 cases")
-    output, files = tmp_path / "single", (tmp_path / "refined" / "case3.nii.gz", study / "labels" / "case3.nii.gz")
+    output, files = (
+        tmp_path / "single",
+        (tmp_path / "refined" / "case3.nii.gz", study / "labels" / "case3.nii.gz"),
+    )
     result = run_here("evaluate", *files, "--no-report", "-o", output, status=0)
-    assert "1 of 1 case used to learn the parameters of the refinement: no evidence for new cases" in result.stderr
-    assert json.loads((output / "summary.json").read_text())["cases_learned_on"] == {"prediction": ["case3"]}
+    assert (
+        "1 of 1 case used to learn the parameters of the refinement: no evidence for new cases"
+        in result.stderr
+    )
+    assert json.loads((output / "summary.json").read_text())["cases_learned_on"] == {
+        "prediction": ["case3"]
+    }
 
 
 def test_the_newest_record_of_a_label_map_counts_and_a_damaged_record_is_noted(study, tmp_path):
@@ -266,7 +363,10 @@ def test_the_newest_record_of_a_label_map_counts_and_a_damaged_record_is_noted(s
     assert summary["notes"][-1] == f"{start}charts leave them out, if there are others"
     assert {row["num_values"] for row in summary["summary"] if row["metric"] == "volume_ml"} == {8}
     (record,) = (folder / ".crfrefine").iterdir()
-    for damaged, learned_on in (("no JSON\n" + record.read_text(), {"prediction": ["case2"]}), ("no JSON\n", {})):
+    for damaged, learned_on in (
+        ("no JSON\n" + record.read_text(), {"prediction": ["case2"]}),
+        ("no JSON\n", {}),
+    ):
         record.write_text(damaged)
         summary, result = evaluated(study, folder, "--no-report")
         assert summary["cases_learned_on"] == learned_on

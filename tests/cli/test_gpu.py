@@ -4,7 +4,15 @@ import json
 
 import numpy as np
 import pytest
-from cli_helpers import FAST, GRID_SHAPE, load_nifti, run_here, run_process, save_nifti, write_folders
+from cli_helpers import (
+    FAST,
+    GRID_SHAPE,
+    load_nifti,
+    run_here,
+    run_process,
+    save_nifti,
+    write_folders,
+)
 
 from crfrefine.engines.cuda.cupy_device import is_available
 
@@ -13,7 +21,10 @@ from training_helpers import write_cases  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not is_available() or not torch.cuda.is_available(), reason="needs a GPU, CuPy, and a PyTorch for GPUs"),
+    pytest.mark.skipif(
+        not is_available() or not torch.cuda.is_available(),
+        reason="needs a GPU, CuPy, and a PyTorch for GPUs",
+    ),
 ]
 TRAINING = ("--folds", 2, "--num-iterations", 6, "--threads", 2)
 
@@ -25,13 +36,27 @@ def folders(tmp_path_factory):
 
 def infer(folders, device, *options, logits=None):
     output = folders.output / "_".join(map(str, (device.replace(":", "_"), len(options))))
-    words = ("infer", "-i", folders.images, "-p", logits or folders.logits, "-o", output, *FAST, "--device", device, *options)
+    words = (
+        "infer",
+        "-i",
+        folders.images,
+        "-p",
+        logits or folders.logits,
+        "-o",
+        output,
+        *FAST,
+        "--device",
+        device,
+        *options,
+    )
     run_here(*words, "--summary", output.with_suffix(".json"), status=0)
     return output, json.loads(output.with_suffix(".json").read_text())["cases"]
 
 
 @pytest.mark.parametrize("device", ["cuda", "torch:cuda"])
-@pytest.mark.parametrize("options", [(), ("--save-probabilities", "--set", "volume.weight=1", "--preview")])
+@pytest.mark.parametrize(
+    "options", [(), ("--save-probabilities", "--set", "volume.weight=1", "--preview")]
+)
 def test_infer_writes_the_labels_of_the_cpu(folders, device, options):
     output, cases = infer(folders, device, *options)
     expected, _ = infer(folders, "cpu", *options)
@@ -42,7 +67,9 @@ def test_infer_writes_the_labels_of_the_cpu(folders, device, options):
         assert (found == wanted).mean() >= 0.999
         if options:
             name = name.replace(".nii", "_probabilities.nii")
-            np.testing.assert_allclose(load_nifti(output / name), load_nifti(expected / name), rtol=0, atol=2e-3)
+            np.testing.assert_allclose(
+                load_nifti(output / name), load_nifti(expected / name), rtol=0, atol=2e-3
+            )
 
 
 def test_coarse_label_maps_and_strokes(folders, tmp_path):
@@ -51,7 +78,14 @@ def test_coarse_label_maps_and_strokes(folders, tmp_path):
     strokes[8:10, 7, 5] = 2
     for name in ("a", "b"):
         save_nifti(tmp_path / "strokes" / f"{name}.nii.gz", strokes)
-    options = ("--input-type", "labels", "--network-spacing", "2.0,2.5,2.5", "--strokes", tmp_path / "strokes")
+    options = (
+        "--input-type",
+        "labels",
+        "--network-spacing",
+        "2.0,2.5,2.5",
+        "--strokes",
+        tmp_path / "strokes",
+    )
     output, cases = infer(folders, "cuda", *options, logits=maps)
     expected, _ = infer(folders, "cpu", *options, logits=maps)
     assert {case["device"] for case in cases} == {"cuda"}
@@ -62,7 +96,17 @@ def test_coarse_label_maps_and_strokes(folders, tmp_path):
 
 
 def test_the_command_as_a_process_takes_the_gpu_by_itself(folders, tmp_path):
-    words = ("infer", "-i", folders.images, "-p", folders.logits, "-o", tmp_path / "out", "--device", "auto")
+    words = (
+        "infer",
+        "-i",
+        folders.images,
+        "-p",
+        folders.logits,
+        "-o",
+        tmp_path / "out",
+        "--device",
+        "auto",
+    )
     done = run_process(*words, status=0)
     assert "device cuda (auto)" in done.stderr
     assert (load_nifti(tmp_path / "out" / "a.nii.gz") > 0).any()
@@ -76,7 +120,10 @@ def test_train_crf_learns_what_the_cpu_learns(tmp_path):
         report = json.loads(output.with_suffix(".report.json").read_text())
         assert report["device"] == device
         rows = [row for row in report["measurements"] if row["metric"] == "dice"]
-        network, dice[device] = (np.mean([row["value"] for row in rows if row["method"] == name]) for name in ("network", "trained CRF"))
+        network, dice[device] = (
+            np.mean([row["value"] for row in rows if row["method"] == name])
+            for name in ("network", "trained CRF")
+        )
         assert dice[device] > network + 0.01
     # The engines sum in another order, and a training follows its gradients, so figures drift apart.
     assert abs(dice["cuda"] - dice["cpu"]) < 0.01
@@ -94,10 +141,16 @@ def test_points_and_their_gradients(method, tolerance, normalization):
     mask = torch.from_numpy(rng.random(shape) < 0.8)
     results = []
     for device in ("cuda", "cpu"):
-        values, features = (torch.tensor(array, device=device, requires_grad=True) for array in (numbers, points))
-        filtered = gaussian_filter(values, features, method=method, normalization=normalization, mask=mask)
+        values, features = (
+            torch.tensor(array, device=device, requires_grad=True) for array in (numbers, points)
+        )
+        filtered = gaussian_filter(
+            values, features, method=method, normalization=normalization, mask=mask
+        )
         filtered.square().sum().backward()
         assert filtered.device.type == device
         results.append([filtered.detach().cpu(), values.grad.cpu(), features.grad.cpu()])
     for found, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()))
+        torch.testing.assert_close(
+            found, wanted, rtol=0, atol=tolerance * float(wanted.abs().max())
+        )

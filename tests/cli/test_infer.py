@@ -44,11 +44,19 @@ def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_
     written = nib.load(folders.output / "b.nii.gz")
     assert written.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(written.affine, nib.load(folders.images / "b_0000.nii.gz").affine)
-    np.testing.assert_array_equal(load_nifti(folders.output / "b.nii.gz"), refined(folders, "b", {"mean_field.filter": "auto"}))
+    np.testing.assert_array_equal(
+        load_nifti(folders.output / "b.nii.gz"),
+        refined(folders, "b", {"mean_field.filter": "auto"}),
+    )
     lines = plain.stdout.splitlines()
     assert lines[0].split("\t") == ["case", "status", "steps", "changed", "seconds", "output"]
-    assert [line.split("\t")[-1] for line in lines[1:]] == [str(folders.output / f"{case_id}.nii.gz") for case_id in "abc"]
-    assert [line.startswith(f"[{n}/3] ") for n, line in enumerate(plain.stderr.splitlines()[-4:-1], start=1)] == [True] * 3
+    assert [line.split("\t")[-1] for line in lines[1:]] == [
+        str(folders.output / f"{case_id}.nii.gz") for case_id in "abc"
+    ]
+    assert [
+        line.startswith(f"[{n}/3] ")
+        for n, line in enumerate(plain.stderr.splitlines()[-4:-1], start=1)
+    ] == [True] * 3
     assert "\x1b" not in plain.stdout + plain.stderr
 
 
@@ -59,24 +67,54 @@ def test_single_files(folders, tmp_path):
     for modality in (0, 1):
         inputs += ["-i", folders.images / f"a_{modality:04d}.nii.gz"]
     run_here("infer", *inputs, "-o", target, "--save-probabilities", "--preview", *FAST, status=0)
-    assert files_in(target.parent) == ["refined.nii", "refined_preview.png", "refined_probabilities.nii.gz"]
+    assert files_in(target.parent) == [
+        "refined.nii",
+        "refined_preview.png",
+        "refined_probabilities.nii.gz",
+    ]
     np.testing.assert_array_equal(load_nifti(target), refined(folders, "a"))
 
 
 def test_summary_has_a_record_of_each_case(folders):
     (folders.logits / "b.nii.gz").write_bytes(b"")
     path = folders.output.with_name("summary.json")
-    result = infer(folders, "--summary", path, "--save-probabilities", "--preview", "--max-memory", "256MiB", "-v", status=1)
+    result = infer(
+        folders,
+        "--summary",
+        path,
+        "--save-probabilities",
+        "--preview",
+        "--max-memory",
+        "256MiB",
+        "-v",
+        status=1,
+    )
     assert all(words in result.stderr for words in ("device cpu (auto)", "bilateral", "read "))
     summary = json.loads(path.read_text())
-    expected = {"num_cases": 3, "num_done": 2, "num_skipped": 0, "num_failed": 1, "interrupted": False}
-    assert summary.items() >= {**expected, "max_memory": 1 << 28, "max_memory_source": "--max-memory"}.items()
+    expected = {
+        "num_cases": 3,
+        "num_done": 2,
+        "num_skipped": 0,
+        "num_failed": 1,
+        "interrupted": False,
+    }
+    assert (
+        summary.items()
+        >= {**expected, "max_memory": 1 << 28, "max_memory_source": "--max-memory"}.items()
+    )
     done, failed, _ = summary["cases"]
     assert set(done) == set(failed)
     argmax, found = folders.scores("a").argmax(axis=0), load_nifti(folders.output / "a.nii.gz")
     np.testing.assert_array_equal(found, refined(folders, "a"))
     expected = {
-        **{"status": "done", "error": None, "logits": None, "grid_shape": list(GRID_SHAPE), "num_labels": NUM_LABELS, "num_modalities": 2},
+        **{
+            "status": "done",
+            "error": None,
+            "logits": None,
+            "grid_shape": list(GRID_SHAPE),
+            "num_labels": NUM_LABELS,
+            "num_modalities": 2,
+        },
         "output": str(folders.output / "a.nii.gz"),
         "probabilities": str(folders.output / "a_probabilities.nii.gz"),
         "spacing": pytest.approx(SPACING),  # column norms of an affine that NIfTI keeps as float32
@@ -87,7 +125,11 @@ def test_summary_has_a_record_of_each_case(folders):
     assert {name: done[name] for name in expected} == expected
     assert len(done["energy"]) == done["num_iterations"]
     assert {"read", "refine", "write"} <= set(done["times"])
-    assert (failed["status"], failed["output"], failed["error_kind"]) == ("failed", None, "UnsupportedFormatError")
+    assert (failed["status"], failed["output"], failed["error_kind"]) == (
+        "failed",
+        None,
+        "UnsupportedFormatError",
+    )
     assert "b.nii.gz" in failed["error"]
     values = load_nifti(done["probabilities"])
     assert values.dtype == np.float32
@@ -103,19 +145,45 @@ def test_masks(one, tmp_path):
     save_nifti(tmp_path / "masks" / "a.nii.gz", mask)
     nonzero = (one.image("a") != 0).any(axis=0)
     assert 0 < nonzero.sum() < nonzero.size
-    options = {"all": (), "nonzero": ("-m", "nonzero"), "key": ("--set", "intensity.mask=nonzero"), "file": ("-m", tmp_path / "masks")}
-    in_mask = {name: summary_of(one, *words)["cases"][0]["num_voxels_in_mask"] for name, words in options.items()}
-    assert in_mask == {"all": nonzero.size, "nonzero": nonzero.sum(), "key": nonzero.sum(), "file": mask.sum()}
+    options = {
+        "all": (),
+        "nonzero": ("-m", "nonzero"),
+        "key": ("--set", "intensity.mask=nonzero"),
+        "file": ("-m", tmp_path / "masks"),
+    }
+    in_mask = {
+        name: summary_of(one, *words)["cases"][0]["num_voxels_in_mask"]
+        for name, words in options.items()
+    }
+    assert in_mask == {
+        "all": nonzero.size,
+        "nonzero": nonzero.sum(),
+        "key": nonzero.sum(),
+        "file": mask.sum(),
+    }
     argmax, found = one.scores("a").argmax(axis=0), load_nifti(one.output / "a.nii.gz")
     np.testing.assert_array_equal(found[mask == 0], argmax[mask == 0])
     assert (found[mask == 1] != argmax[mask == 1]).any()
 
 
 def test_config_is_a_preset_or_a_file_and_set_overrides_it(one, tmp_path):
-    assert summary_of(one, "-c", "krahenbuhl")["parameters"]["bilateral"] != summary_of(one)["parameters"]["bilateral"]
+    assert (
+        summary_of(one, "-c", "krahenbuhl")["parameters"]["bilateral"]
+        != summary_of(one)["parameters"]["bilateral"]
+    )
     file = tmp_path / "own.toml"
-    file.write_text("[bilateral]\ntheta_alpha = 3.0\n[mean_field]\nnum_iterations = 2\ntolerance = 0.0\nfilter = 'truncated'\n")
-    summary = summary_of(one, "-c", file, "--set", "bilateral.weight=[1, 2, 1, 1]", "--set", "mean_field.filter=exact")
+    file.write_text(
+        "[bilateral]\ntheta_alpha = 3.0\n[mean_field]\nnum_iterations = 2\ntolerance = 0.0\nfilter = 'truncated'\n"
+    )
+    summary = summary_of(
+        one,
+        "-c",
+        file,
+        "--set",
+        "bilateral.weight=[1, 2, 1, 1]",
+        "--set",
+        "mean_field.filter=exact",
+    )
     assert summary["parameters"]["bilateral"][0]["theta_alpha"] == 3.0
     assert summary["parameters"]["bilateral"][0]["weight"] == [1.0, 2.0, 1.0, 1.0]
     assert summary["parameters"]["mean_field"]["filter"] == "exact", "the last of two"
@@ -137,9 +205,14 @@ def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
     contents = []
     for threads in (1, 2, 2):
         infer(folders, "--threads", threads, "--save-probabilities", "--save-logits", status=0)
-        contents.append({name: (folders.output / name).read_bytes() for name in files_in(folders.output)})
+        contents.append(
+            {name: (folders.output / name).read_bytes() for name in files_in(folders.output)}
+        )
     assert contents[0] == contents[1] == contents[2]
-    logits, labels = load_nifti(folders.output / "a_logits.nii.gz"), load_nifti(folders.output / "a.nii.gz")
+    logits, labels = (
+        load_nifti(folders.output / "a_logits.nii.gz"),
+        load_nifti(folders.output / "a.nii.gz"),
+    )
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits.argmax(axis=-1), labels)
 
@@ -147,7 +220,9 @@ def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
 def test_continue_does_what_is_missing_or_broken(tmp_path):
     folders = write_folders(tmp_path, *"abcde")
     infer(folders, status=0)
-    kept, cut, missing, smaller, moved = paths = [folders.output / f"{case_id}.nii.gz" for case_id in "abcde"]
+    kept, cut, missing, smaller, moved = paths = [
+        folders.output / f"{case_id}.nii.gz" for case_id in "abcde"
+    ]
     before, written = [path.read_bytes() for path in paths], kept.stat().st_mtime_ns
     cut.write_bytes(cut.read_bytes()[: len(cut.read_bytes()) // 2])
     missing.unlink()
@@ -155,7 +230,10 @@ def test_continue_does_what_is_missing_or_broken(tmp_path):
     affine = AFFINE.copy()
     affine[0, 3] += 99
     save_nifti(moved, load_nifti(moved), affine)
-    assert statuses(infer(folders, "--continue")) == [("a", "skipped"), *((case_id, "done") for case_id in "bcde")]
+    assert statuses(infer(folders, "--continue")) == [
+        ("a", "skipped"),
+        *((case_id, "done") for case_id in "bcde"),
+    ]
     assert [path.read_bytes() for path in paths] == before
     assert kept.stat().st_mtime_ns == written
     more = ("--continue", "--save-logits", "--preview")
@@ -169,12 +247,34 @@ def test_continue_does_what_is_missing_or_broken(tmp_path):
 def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_path):
     folders = write_folders(tmp_path, *"abcdefg")
     for part_id, num_parts, status, words in (
-        (0, 2, "done", "part 0 of parts 0–1: 4 cases; the other parts (3 cases) are not run here; device cpu"),
-        (1, 2, "done", "part 1 of parts 0–1: 3 cases; the other parts (4 cases) are not run here; device cpu"),
-        (1, 4, "skipped", "part 1 of parts 0–3: 2 cases; the other parts (5 cases) are not run here; device cpu"),
-        (8, 9, "", "part 8 of parts 0–8: 0 cases; the other parts (7 cases) are not run here; device cpu"),
+        (
+            0,
+            2,
+            "done",
+            "part 0 of parts 0–1: 4 cases; the other parts (3 cases) are not run here; device cpu",
+        ),
+        (
+            1,
+            2,
+            "done",
+            "part 1 of parts 0–1: 3 cases; the other parts (4 cases) are not run here; device cpu",
+        ),
+        (
+            1,
+            4,
+            "skipped",
+            "part 1 of parts 0–3: 2 cases; the other parts (5 cases) are not run here; device cpu",
+        ),
+        (
+            8,
+            9,
+            "",
+            "part 8 of parts 0–8: 0 cases; the other parts (7 cases) are not run here; device cpu",
+        ),
     ):
-        result = infer(folders, "--continue", "--num-parts", num_parts, "--part-id", part_id, status=0)
+        result = infer(
+            folders, "--continue", "--num-parts", num_parts, "--part-id", part_id, status=0
+        )
         assert result.stderr.splitlines()[0].startswith(words)
         assert statuses(result) == [(case_id, status) for case_id in "abcdefg"[part_id::num_parts]]
 
@@ -183,7 +283,11 @@ def test_on_a_terminal_progress_is_live_and_leaves_nothing_behind(folders):
     """Standard error is a terminal, standard output a pipe: the one is for people, the other for programs."""
     pty = pytest.importorskip("pty")
     (master, terminal), shown = pty.openpty(), b""
-    options = {"stdout": subprocess.PIPE, "stderr": terminal, "env": os.environ | {"TERM": "xterm", "COLUMNS": "120"}}
+    options = {
+        "stdout": subprocess.PIPE,
+        "stderr": terminal,
+        "env": os.environ | {"TERM": "xterm", "COLUMNS": "120"},
+    }
     with subprocess.Popen(command("infer", *folders.arguments, *FAST), **options) as process:
         os.close(terminal)
         with contextlib.suppress(OSError):  # what reading gives when the other end is closed
@@ -208,23 +312,33 @@ def test_files_of_demo_are_named_as_nnunet_names_them_and_the_table_has_their_di
     assert files_in(folder / "refined") == ["phantom.nii.gz", "phantom_preview.png"]
     rows = [line.split("\t") for line in result.stdout.splitlines()]
     assert rows[0][:3] == ["label", "Dice before", "Dice after"]
-    truth, logits, after = (load_nifti(folder / name / "phantom.nii.gz") for name in ("labels", "logits", "refined"))
+    truth, logits, after = (
+        load_nifti(folder / name / "phantom.nii.gz") for name in ("labels", "logits", "refined")
+    )
     for label in (1, 2, 3):
         wanted = truth == label
         for labels, shown in zip((logits.argmax(axis=-1), after), rows[label][1:3], strict=True):
-            assert shown == f"{2 * ((labels == label) & wanted).sum() / ((labels == label).sum() + wanted.sum()):.4f}"
+            assert (
+                shown
+                == f"{2 * ((labels == label) & wanted).sum() / ((labels == label).sum() + wanted.sum()):.4f}"
+            )
         assert float(rows[label][2]) > float(rows[label][1])
     assert "not evidence" in result.stdout
     run_here("demo", "-o", tmp_path / "same", status=0)
     for path in sorted(path for path in folder.rglob("*.*") if RECORD_FOLDER not in path.parts):
-        assert (tmp_path / "same" / path.relative_to(folder)).read_bytes() == path.read_bytes(), path
+        assert (tmp_path / "same" / path.relative_to(folder)).read_bytes() == path.read_bytes(), (
+            path
+        )
     run_here("demo", "-o", tmp_path / "other", "--seed", "1", status=0)
     assert (load_nifti(tmp_path / "other" / "labels" / "phantom.nii.gz") != truth).any()
 
 
 # ---- Real cases; CRFREFINE_DATA names their folder
 
-DATA = Path(os.environ.get("CRFREFINE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "hippocampus"
+DATA = (
+    Path(os.environ.get("CRFREFINE_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+    / "hippocampus"
+)
 
 
 @pytest.mark.long
@@ -235,7 +349,19 @@ def test_hippocampus_is_refined_on_its_grids_and_not_broken(tmp_path, logits):
     """Every 40th of the 120 cases."""
     summary = tmp_path / "summary.json"
     part = ("--num-parts", 40, "--part-id", 3)
-    run_here("infer", "-i", DATA / "images", "-p", DATA / logits, "-o", tmp_path / "out", *part, "--summary", summary, status=0)
+    run_here(
+        "infer",
+        "-i",
+        DATA / "images",
+        "-p",
+        DATA / logits,
+        "-o",
+        tmp_path / "out",
+        *part,
+        "--summary",
+        summary,
+        status=0,
+    )
     changes = []
     for case in json.loads(summary.read_text())["cases"]:
         image = nib.load(DATA / "images" / f"{case['case_id']}_0000.nii.gz")
@@ -249,7 +375,14 @@ def test_hippocampus_is_refined_on_its_grids_and_not_broken(tmp_path, logits):
         after = np.asanyarray(refined.dataobj)
         assert 0 < case["voxels_changed"] == (before != after).sum() < 0.1 * before.size
         for label in (1, 2):
-            changes.append(np.subtract(*(OverlapCounts.of_masks(found == label, truth == label).dice() for found in (after, before))))
+            changes.append(
+                np.subtract(
+                    *(
+                        OverlapCounts.of_masks(found == label, truth == label).dice()
+                        for found in (after, before)
+                    )
+                )
+            )
     # Default parameters need not help; a sign or an axis that is wrong would cost far more than two points.
     assert len(changes) == 6
     assert np.mean(changes) > -0.02

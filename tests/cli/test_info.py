@@ -7,7 +7,16 @@ from importlib import metadata
 import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import AFFINE, GRID_SHAPE, NUM_LABELS, load_nifti, run_here, run_process, save_nifti, write_folders
+from cli_helpers import (
+    AFFINE,
+    GRID_SHAPE,
+    NUM_LABELS,
+    load_nifti,
+    run_here,
+    run_process,
+    save_nifti,
+    write_folders,
+)
 
 import crfrefine
 from crfrefine.base.limits import available_threads
@@ -41,7 +50,9 @@ def test_a_nifti_file(root):
 def test_verbose_reads_the_voxels(root):
     path = root / "images" / "a_0000.nii.gz"
     values = load_nifti(path)
-    assert fields(run_here("info", "-v", path).stdout)["values"].startswith(f"{values.min()} to {values.max()}, mean ")
+    assert fields(run_here("info", "-v", path).stdout)["values"].startswith(
+        f"{values.min()} to {values.max()}, mean "
+    )
     labels = save_nifti(root / "labels.nii.gz", np.indices(GRID_SHAPE)[0].astype(np.uint8) // 9)
     assert fields(run_here("info", "-v", labels).stdout)["voxels"] == "0: 1485, 1: 1485"
     logits = run_here("info", "-v", root / "logits" / "a.nii.gz").stdout
@@ -95,11 +106,21 @@ def test_without_a_file_it_shows_what_is_installed(tmp_path, monkeypatch):
     """The metadata are made, as crfrefine need not be installed."""
     folder = tmp_path / "crfrefine-0.0.9.dist-info"
     folder.mkdir()
-    extras = (("numpy>=1.26", "here"), ("scipy", "here"), ("nowhere-at-all[x]>=2", "absent"), ("crfrefine[here]", "all"))
+    extras = (
+        ("numpy>=1.26", "here"),
+        ("scipy", "here"),
+        ("nowhere-at-all[x]>=2", "absent"),
+        ("crfrefine[here]", "all"),
+    )
     lines = [f'Requires-Dist: {name}; extra == "{extra}"\n' for name, extra in extras]
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: crfrefine\nVersion: 0.0.9\n" + "".join(lines), encoding="utf-8")
+    (folder / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: crfrefine\nVersion: 0.0.9\n" + "".join(lines),
+        encoding="utf-8",
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    shown = {line[:12].strip(): line[14:] for line in run_here("info", status=0).stdout.splitlines()}
+    shown = {
+        line[:12].strip(): line[14:] for line in run_here("info", status=0).stdout.splitlines()
+    }
     assert shown["version"].startswith(f"crfrefine {crfrefine.__version__}, Python 3.")
     assert shown["engine"].startswith(f"{get_backend('cpu').level}; compiled for baseline")
     assert shown["threads"].startswith(f"{available_threads()}: ")
@@ -117,7 +138,9 @@ def test_an_engine_that_does_not_run_says_why():
 
 LOGITS = np.random.default_rng(3).normal(0, 3, (*GRID_SHAPE, NUM_LABELS)).astype(np.float32)
 LABELS = LOGITS.argmax(axis=-1).astype(np.uint8)
-PROBABILITIES = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.float64)).sum(axis=-1, keepdims=True)
+PROBABILITIES = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.float64)).sum(
+    axis=-1, keepdims=True
+)
 
 
 @pytest.fixture
@@ -141,13 +164,17 @@ def test_npz_is_channel_z_y_x_and_needs_an_image_on_the_way_back(files, tmp_path
     assert "--like" in alone.stderr
     convert(tmp_path / "out.npz", tmp_path / "again.nii.gz", "--like", files["image"])
     np.testing.assert_array_equal(load_nifti(tmp_path / "again.nii.gz"), LOGITS)
-    np.testing.assert_array_equal(nib.load(tmp_path / "again.nii.gz").affine, nib.load(files["image"]).affine)
+    np.testing.assert_array_equal(
+        nib.load(tmp_path / "again.nii.gz").affine, nib.load(files["image"]).affine
+    )
 
 
 def test_softmax_argmax_and_logarithm(files, tmp_path):
     convert(files["logits"], tmp_path / "p.nii.gz", "--to", "probabilities")
     # A softmax of four float32 numbers: a few roundings of 6e-8 each.
-    np.testing.assert_allclose(load_nifti(tmp_path / "p.nii.gz"), PROBABILITIES, rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        load_nifti(tmp_path / "p.nii.gz"), PROBABILITIES, rtol=2e-6, atol=1e-7
+    )
     for source in (files["logits"], tmp_path / "p.nii.gz"):
         convert(source, tmp_path / "l.nii.gz", "--to", "labels")
         np.testing.assert_array_equal(load_nifti(tmp_path / "l.nii.gz"), LABELS)
@@ -181,8 +208,16 @@ BAD = {
 def test_bad_input(files, tmp_path):
     np.savez_compressed(tmp_path / "archive.npz", logits=LOGITS.T)
     (tmp_path / "cut.nii.gz").write_bytes(files["logits"].read_bytes()[:9999])
-    places = {"other": save_nifti(tmp_path / "other.nii.gz", LABELS[:-1]), "float": save_nifti(tmp_path / "float.nii.gz", LOGITS[..., 0])}
-    places |= {**files, "root": tmp_path, "archive": tmp_path / "archive.npz", "cut": tmp_path / "cut.nii.gz"}
+    places = {
+        "other": save_nifti(tmp_path / "other.nii.gz", LABELS[:-1]),
+        "float": save_nifti(tmp_path / "float.nii.gz", LOGITS[..., 0]),
+    }
+    places |= {
+        **files,
+        "root": tmp_path,
+        "archive": tmp_path / "archive.npz",
+        "cut": tmp_path / "cut.nii.gz",
+    }
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     for arguments, words in BAD.items():
         result = run_here("convert", *arguments.format(**places).split())

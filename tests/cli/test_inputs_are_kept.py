@@ -14,7 +14,11 @@ from crfrefine.runs.demo.phantom import write_phantom
 
 def contents(root):
     """The bytes of all files that are no links, by their paths."""
-    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and not path.is_symlink()}
+    return {
+        path: path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
 
 
 def refused(root, run, name, target, how="symbolic link"):
@@ -36,7 +40,9 @@ def refused(root, run, name, target, how="symbolic link"):
 @pytest.fixture
 def folders(tmp_path):
     folders = write_folders(tmp_path, "a", "b")
-    (folders.logits / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "x": 1, "y": 2, "z": 3}}))
+    (folders.logits / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "x": 1, "y": 2, "z": 3}})
+    )
     return folders
 
 
@@ -52,7 +58,11 @@ def test_infer(folders, tmp_path):
         ("a/x.nii.gz", logits, ("--save-structures",)),
         ("summary.json", described, ("--summary", folders.output / "summary.json")),
     ):
-        for how in ("hard link", "symbolic link", "through a folder") if options == () else ("symbolic link",):
+        for how in (
+            ("hard link", "symbolic link", "through a folder")
+            if options == ()
+            else ("symbolic link",)
+        ):
             refused(tmp_path, partial(infer, folders, *options), folders.output / name, target, how)
     infer(folders, status=0)
     recorded = next((folders.output / ".crfrefine").iterdir())
@@ -70,9 +80,18 @@ def test_files_that_describe_cases_are_inputs(folders, tmp_path):
     described = folders.logits / "dataset.json"
     regions = [word for region in ("x=1", "y=2", "z=3") for word in ("--regions", region)]
     of_logits = ("--input-type", "logits", *regions)
-    for target, options in ((described, ()), (described, of_logits), (described, ("--continue",)), (own, ("-c", own)), (ignored, ())):
+    for target, options in (
+        (described, ()),
+        (described, of_logits),
+        (described, ("--continue",)),
+        (own, ("-c", own)),
+        (ignored, ()),
+    ):
         before = contents(tmp_path)
-        assert f"{target}: would replace an input" in infer(folders, "--summary", target, *options, status=1).stderr
+        assert (
+            f"{target}: would replace an input"
+            in infer(folders, "--summary", target, *options, status=1).stderr
+        )
         assert contents(tmp_path) == before
     described.rename(beside)
     result = run_here("infer", *folders.arguments, "--preview", "--summary", beside, status=1)
@@ -83,7 +102,9 @@ def test_evaluate(tmp_path):
     study = write_study(tmp_path, 2)
     run = partial(run_here, *study.with_report)
     refused(tmp_path, run, study.output / "metrics.csv", study.labels / "case1.nii.gz")
-    refused(tmp_path, run, study.output / "summary.json", study.before / "case0.nii.gz", "hard link")
+    refused(
+        tmp_path, run, study.output / "summary.json", study.before / "case0.nii.gz", "hard link"
+    )
     refused(tmp_path, run, study.output / "report.html", study.labels / "case0.nii.gz")
 
 
@@ -91,7 +112,11 @@ def test_train_crf(tmp_path):
     """Both ways of it, and before anything is computed."""
     for seed in range(2):
         write_phantom(phantom(seed), tmp_path, f"case{seed}")
-    label, logits, output = tmp_path / "labels" / "case1.nii.gz", tmp_path / "logits" / "case0.nii.gz", tmp_path / "out"
+    label, logits, output = (
+        tmp_path / "labels" / "case1.nii.gz",
+        tmp_path / "logits" / "case0.nii.gz",
+        tmp_path / "out",
+    )
     run = partial(run_here, "train-crf", tmp_path, "-o", output / "params.toml")
     for name, target in (("params.toml", label), ("params.fold2.json", logits)):
         refused(tmp_path, run, output / name, target, "hard link")
@@ -110,10 +135,17 @@ def test_tune_does_not_save_over_the_parameters_that_it_began_with(folders, tmp_
     own = tmp_path / "own.toml"
     own.write_text("[mean_field]\nnum_iterations = 2\n")
     link = tmp_path / "link.toml"
-    with socket.create_server(("127.0.0.1", 0)) as taken:  # A page would wait for ever; here it ends in an error.
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as taken:  # A page would wait for ever; here it ends in an error.
         end = ("--no-browser", "--port", taken.getsockname()[1])
         for target, options in ((own, ("-c", own)), (folders.logits / "b.nii.gz", ())):
-            refused(tmp_path, partial(run_here, "tune", *folders.arguments[:4], "-o", link, *options, *end), link, target)
+            refused(
+                tmp_path,
+                partial(run_here, "tune", *folders.arguments[:4], "-o", link, *options, *end),
+                link,
+                target,
+            )
 
 
 def test_outputs_of_earlier_runs_are_no_inputs(folders, tmp_path):
@@ -122,10 +154,25 @@ def test_outputs_of_earlier_runs_are_no_inputs(folders, tmp_path):
     for folder in (kept.parent, folders.output):
         folder.mkdir()
     (folders.output / "a.nii.gz").symlink_to(kept)
-    for options in (("--summary", folders.output / "s.json"), ("--continue", "--summary", folders.output / "s.json"), ()):
+    for options in (
+        ("--summary", folders.output / "s.json"),
+        ("--continue", "--summary", folders.output / "s.json"),
+        (),
+    ):
         infer(folders, *options, status=0)
     again = folders.output.with_name("again")
-    run_here("infer", "-i", folders.images, "-p", folders.output, "-o", again, "--input-type", "labels", status=0)
+    run_here(
+        "infer",
+        "-i",
+        folders.images,
+        "-p",
+        folders.output,
+        "-o",
+        again,
+        "--input-type",
+        "labels",
+        status=0,
+    )
     infer(folders, status=0)
     assert kept.is_file()
     assert (folders.output / "a.nii.gz").is_symlink()

@@ -8,7 +8,17 @@ import subprocess
 
 import numpy as np
 import pytest
-from cli_helpers import FAST, Folders, command, files_in, load_nifti, run_here, save_nifti, statuses, wait_for
+from cli_helpers import (
+    FAST,
+    Folders,
+    command,
+    files_in,
+    load_nifti,
+    run_here,
+    save_nifti,
+    statuses,
+    wait_for,
+)
 from evaluation_helpers import Study, children, is_running
 
 GRID_SHAPE = (60, 56, 44)
@@ -22,13 +32,21 @@ def folders(tmp_path):
     folders = Folders(tmp_path / "images", tmp_path / "logits", tmp_path / "out")
     rng = np.random.default_rng(5)
     for number in range(NUM_CASES):
-        save_nifti(folders.images / f"case{number}_0000.nii.gz", rng.integers(0, 500, GRID_SHAPE, dtype=np.int16))
-        save_nifti(folders.logits / f"case{number}.nii.gz", rng.normal(0, 3, (*GRID_SHAPE, NUM_LABELS)).astype(np.float32))
+        save_nifti(
+            folders.images / f"case{number}_0000.nii.gz",
+            rng.integers(0, 500, GRID_SHAPE, dtype=np.int16),
+        )
+        save_nifti(
+            folders.logits / f"case{number}.nii.gz",
+            rng.normal(0, 3, (*GRID_SHAPE, NUM_LABELS)).astype(np.float32),
+        )
     return folders
 
 
 def start(*arguments, **options):
-    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
 
 
 OPTIONS = ("--save-probabilities", "--save-logits", "--set", "mean_field.num_iterations=1", *FAST)
@@ -49,9 +67,17 @@ def assert_all_there_are_whole(folders):
 def assert_continue_does_the_rest(folders):
     there = {path.name: path.stat().st_mtime_ns for path in folders.output.glob("case?.nii.gz")}
     result = run_here("infer", *folders.arguments, *OPTIONS, "--continue", status=0)
-    assert [status for _, status in statuses(result)] == ["skipped"] * len(there) + ["done"] * (NUM_CASES - len(there))
-    assert all((folders.output / name).stat().st_mtime_ns == written for name, written in there.items())
-    names = {f"case{number}{end}.nii.gz" for number in range(NUM_CASES) for end in ("", "_probabilities", "_logits")}
+    assert [status for _, status in statuses(result)] == ["skipped"] * len(there) + ["done"] * (
+        NUM_CASES - len(there)
+    )
+    assert all(
+        (folders.output / name).stat().st_mtime_ns == written for name, written in there.items()
+    )
+    names = {
+        f"case{number}{end}.nii.gz"
+        for number in range(NUM_CASES)
+        for end in ("", "_probabilities", "_logits")
+    }
     assert names <= set(files_in(folders.output))
     assert_all_there_are_whole(folders)
 
@@ -76,7 +102,20 @@ def test_each_signal_has_its_status_and_a_closed_terminal_does_not_end_a_run_und
         (signal.SIGHUP, 129, "crfrefine: terminated\n"),
         (signal.SIGHUP, 0, ""),
     ):
-        words = [*command()[:1], "-c", SIGNALED, "infer", "-i", "x", "-p", "y", "-o", "z", str(int(number)), str(int(not status))]
+        words = [
+            *command()[:1],
+            "-c",
+            SIGNALED,
+            "infer",
+            "-i",
+            "x",
+            "-p",
+            "y",
+            "-o",
+            "z",
+            str(int(number)),
+            str(int(not status)),
+        ]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
 
@@ -102,7 +141,9 @@ def test_a_polite_signal_ends_the_run_in_one_line(folders):
 def test_a_label_map_is_there_only_after_what_belongs_to_it(folders):
     """--continue takes the label map as the sign that a case is done, so it must be written last; kill -9 leaves no partial file."""
     with start("infer", *folders.arguments, *OPTIONS) as process:
-        wait_for(lambda: "case0.nii.gz" in files_in(folders.output) and is_writing(folders), process)
+        wait_for(
+            lambda: "case0.nii.gz" in files_in(folders.output) and is_writing(folders), process
+        )
         process.kill()
         process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL
@@ -121,7 +162,10 @@ def slow(tmp_path):
     rng = np.random.default_rng(1)
     for number in range(6):
         for folder in ("labels", "after", "before"):
-            save_nifti(tmp_path / folder / f"case{number}.nii.gz", rng.integers(0, 3, (44, 40, 28), dtype=np.uint8))
+            save_nifti(
+                tmp_path / folder / f"case{number}.nii.gz",
+                rng.integers(0, 3, (44, 40, 28), dtype=np.uint8),
+            )
     return Study(tmp_path, {})
 
 

@@ -14,7 +14,15 @@ from oracles import softmax
 from scipy.ndimage import zoom
 from training_helpers import shorten
 
-STRONG = (*FAST, "--set", "bilateral.weight=60", "--set", "bilateral.theta_beta=5", "--set", "bilateral.theta_alpha=6")
+STRONG = (
+    *FAST,
+    "--set",
+    "bilateral.weight=60",
+    "--set",
+    "bilateral.theta_beta=5",
+    "--set",
+    "bilateral.theta_alpha=6",
+)
 SHORT = ("--folds", 2, "--num-iterations", 1, "--threads", 1)
 
 
@@ -51,10 +59,17 @@ def test_predictions_are_refined_as_with_their_folders_named(tmp_path):
     (predictions / "case0.npz").unlink()
     result = run_here("infer", "--nnunet", predictions, "-o", tmp_path / "one", *STRONG, status=1)
     assert "no case0.npz" in result.stderr
-    run_here("infer", "-i", tree.raw / "imagesTs", "-p", predictions, "-o", tmp_path / "two", *STRONG)
+    run_here(
+        "infer", "-i", tree.raw / "imagesTs", "-p", predictions, "-o", tmp_path / "two", *STRONG
+    )
     assert files_in(tmp_path / "one") == ["case1.nii.gz", "case2.nii.gz"]
-    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files_in(tmp_path / "one"))
-    assert not np.array_equal(load_nifti(tmp_path / "one" / "case1.nii.gz"), load_nifti(predictions / "case1.nii.gz"))
+    assert all(
+        (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+        for name in files_in(tmp_path / "one")
+    )
+    assert not np.array_equal(
+        load_nifti(tmp_path / "one" / "case1.nii.gz"), load_nifti(predictions / "case1.nii.gz")
+    )
     assert not tree.trap.exists()
 
 
@@ -66,7 +81,11 @@ def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path):
     result = run_here("infer", "--nnunet", tree.predictions, "-o", tmp_path / "out", status=1)
     line = result.stderr.splitlines()[-1]
     assert line.startswith("  For label maps: crfrefine infer -i IMAGES -p ")
-    command = line.partition(": crfrefine ")[2].replace("IMAGES", str(tree.raw / "imagesTs")).replace("OUTPUT", str(tmp_path / "maps"))
+    command = (
+        line.partition(": crfrefine ")[2]
+        .replace("IMAGES", str(tree.raw / "imagesTs"))
+        .replace("OUTPUT", str(tmp_path / "maps"))
+    )
     run_here(*shlex.split(command), *FAST, status=0)
     assert files_in(tmp_path / "maps") == ["case0.nii.gz", "case1.nii.gz", "case2.nii.gz"]
 
@@ -74,24 +93,47 @@ def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path):
 def test_probabilities_of_totalsegmentator_get_their_place(tmp_path, monkeypatch):
     """A CT toward LPS, turned to RAS and resampled between its first and last voxels; nnU-Net's export of that; the lines of the page."""
     monkeypatch.chdir(tmp_path)
-    shape, affine = (60, 44, 38), np.array([[-0.8, 0, 0, 20.0], [0, -1.1, 0, 30.0], [0, 0, 1.4, -5.0], [0, 0, 0, 1]])
+    shape, affine = (
+        (60, 44, 38),
+        np.array([[-0.8, 0, 0, 20.0], [0, -1.1, 0, 30.0], [0, 0, 1.4, -5.0], [0, 0, 0, 1]]),
+    )
     axes = np.meshgrid(*(np.arange(extent) for extent in shape), indexing="ij")
     labels = np.zeros(shape, np.uint8)
-    for label, center, radii in ((1, (19, 15, 12), (9, 10, 7)), (2, (44, 30, 27), (7, 9, 8)), (3, (40, 12, 20), (8, 5, 9))):
-        labels[sum(((axis - c) / r) ** 2 for axis, c, r in zip(axes, center, radii, strict=True)) < 1] = label
+    for label, center, radii in (
+        (1, (19, 15, 12), (9, 10, 7)),
+        (2, (44, 30, 27), (7, 9, 8)),
+        (3, (40, 12, 20), (8, 5, 9)),
+    ):
+        labels[
+            sum(((axis - c) / r) ** 2 for axis, c, r in zip(axes, center, radii, strict=True)) < 1
+        ] = label
     nib.save(nib.Nifti1Image(labels * np.int16(100), affine), "ct.nii.gz")
     canonical = nib.as_closest_canonical(nib.Nifti1Image(labels, affine))
-    seen = [zoom((canonical.get_fdata() == label) * 8.0, np.array(canonical.header.get_zooms()) / 3.0, order=3) for label in range(4)]
+    seen = [
+        zoom(
+            (canonical.get_fdata() == label) * 8.0,
+            np.array(canonical.header.get_zooms()) / 3.0,
+            order=3,
+        )
+        for label in range(4)
+    ]
     probabilities = softmax(np.array(seen)).astype(np.float32)
     np.savez_compressed("fast.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
     Path("fast.pkl").write_bytes(pickle.dumps(Trap(tmp_path / "unpickled")))
-    page = (Path(__file__).parents[2] / "docs" / "for" / "totalsegmentator.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "for" / "totalsegmentator.md").read_text(
+        encoding="utf-8"
+    )
     exec(page.partition("```python\n")[2].partition("```")[0], {})
     common = ("-i", "ct.nii.gz", "-p", "fast_probabilities.nii.gz", "--resample")
     run_here("infer", *common, "-o", "plain.nii.gz", "--set", "bilateral.weight=0", status=0)
     run_here("infer", *common, "-o", "sharp.nii.gz", "-c", "sharp", status=0)
-    wrong = [np.mean(np.asanyarray(nib.load(f"{name}.nii.gz").dataobj) != labels) for name in ("plain", "sharp")]
-    assert wrong[1] < wrong[0] < 0.0105, "with the edges of both grids in one place, 0.0128 are wrong"
+    wrong = [
+        np.mean(np.asanyarray(nib.load(f"{name}.nii.gz").dataobj) != labels)
+        for name in ("plain", "sharp")
+    ]
+    assert wrong[1] < wrong[0] < 0.0105, (
+        "with the edges of both grids in one place, 0.0128 are wrong"
+    )
     assert not (tmp_path / "unpickled").exists()
 
 
@@ -100,7 +142,10 @@ def test_what_excludes_or_needs_each_other_is_wrong_usage():
         ("infer -o out", "expected --images and --logits, or a folder of nnU-Net with --nnunet"),
         ("infer -o out -i images", "expected --logits, or"),
         ("infer -o out --nnunet x -p logits", "leave --logits out"),
-        ("infer -o out --nnunet x --input-type labels", "--nnunet reads probabilities; for label maps,"),
+        (
+            "infer -o out --nnunet x --input-type labels",
+            "--nnunet reads probabilities; for label maps,",
+        ),
         ("train-crf -o p.toml", "or --nnunet"),
         ("train-crf study", "name the file to write"),
         ("train-crf study --nnunet x", "leave DATA_DIR out"),
@@ -120,5 +165,8 @@ def test_info_reads_the_probabilities_of_predictions_and_takes_no_label_map_for_
     np.savez(predictions / "case2.npz", probabilities=probabilities / probabilities.sum(axis=0))
     told = run_here("info", predictions, status=1).stdout
     assert "wrong: case 'case1': no case1.npz" in told
-    assert f"wrong: {predictions / 'case2.npz'}: the network's output has 3 channels, expected 4" in told
+    assert (
+        f"wrong: {predictions / 'case2.npz'}: the network's output has 3 channels, expected 4"
+        in told
+    )
     assert not tree.trap.exists()

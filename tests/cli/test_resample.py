@@ -7,7 +7,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
-from cli_helpers import AFFINE, GRID_SHAPE, SPACING, infer, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import (
+    AFFINE,
+    GRID_SHAPE,
+    SPACING,
+    infer,
+    load_nifti,
+    run_here,
+    save_nifti,
+    write_folders,
+)
 from evaluation_helpers import SHAPE, affine, expected_overlap, logits_of, read_metrics, write_study
 from io_helpers import itk_resampled
 from io_helpers import save_nifti as save_on
@@ -22,17 +31,24 @@ COARSE = (11, 9, 8)
 
 def on_grid(scores, given, shape, target):
     """Logits (L, x, y, z), each channel as SimpleITK resamples it."""
-    return np.stack([itk_resampled(np.ascontiguousarray(channel), given, shape, target) for channel in scores])
+    return np.stack(
+        [itk_resampled(np.ascontiguousarray(channel), given, shape, target) for channel in scores]
+    )
 
 
 def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, interpolator=sitk.sitkLinear):
     """Replace a NIfTI file by itself on a grid of fewer and larger voxels around the same center; return the affine."""
     image, ratio = nib.load(path), np.array(shape) / np.array(coarse)
     target = image.affine @ np.diag([*ratio, 1.0])
-    target[:3, 3] += image.affine[:3, :3] @ ((np.array(shape) - 1) / 2 - ratio * (np.array(coarse) - 1) / 2)
+    target[:3, 3] += image.affine[:3, :3] @ (
+        (np.array(shape) - 1) / 2 - ratio * (np.array(coarse) - 1) / 2
+    )
     values = np.asanyarray(image.dataobj)
     channels = np.moveaxis(values.reshape(*values.shape[:3], -1), -1, 0)
-    resampled = [itk_resampled(np.ascontiguousarray(channel), image.affine, coarse, target, interpolator) for channel in channels]
+    resampled = [
+        itk_resampled(np.ascontiguousarray(channel), image.affine, coarse, target, interpolator)
+        for channel in channels
+    ]
     save_on(path, np.stack(resampled, axis=-1) if values.ndim == 4 else resampled[0], target)
     return target
 
@@ -44,10 +60,17 @@ def test_infer_brings_logits_onto_the_grid_of_the_image(tmp_path):
     assert "case 'b': logits and image are on different grids" in refused
     assert "give --resample" in refused
     summary = tmp_path / "summary.json"
-    options = ("--set", "bilateral.weight=0", "--set", "spatial.weight=0")  # the network's labels, so that interpolation alone shows
+    options = (
+        "--set",
+        "bilateral.weight=0",
+        "--set",
+        "spatial.weight=0",
+    )  # the network's labels, so that interpolation alone shows
     result = infer(folders, "--resample", "--summary", summary, *options, status=0)
     assert "b: logits interpolated linearly from 11×9×8" in result.stderr
-    assert ["read.resample" in case["times"] for case in json.loads(summary.read_text())["cases"]] == [False, True]
+    assert [
+        "read.resample" in case["times"] for case in json.loads(summary.read_text())["cases"]
+    ] == [False, True]
     refined = nib.load(folders.output / "b.nii.gz")
     np.testing.assert_array_equal(refined.affine, AFFINE)
     expected = on_grid(stored, target, GRID_SHAPE, AFFINE).argmax(axis=0)
@@ -56,10 +79,16 @@ def test_infer_brings_logits_onto_the_grid_of_the_image(tmp_path):
     assert np.unique(expected).tolist() == [0, 1, 3]
 
 
-PRESETS = {"plain": ("--set", "bilateral.weight=0"), "default": ("-c", "default"), "sharp": ("-c", "sharp")}
+PRESETS = {
+    "plain": ("--set", "bilateral.weight=0"),
+    "default": ("-c", "default"),
+    "sharp": ("-c", "sharp"),
+}
 
 
-@pytest.mark.parametrize(("form", "how"), [("nii.gz", "linear"), ("npz", "cubic"), ("npy", "linear"), ("mha", "cubic")])
+@pytest.mark.parametrize(
+    ("form", "how"), [("nii.gz", "linear"), ("npz", "cubic"), ("npy", "linear"), ("mha", "cubic")]
+)
 def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, monkeypatch):
     """The results are those of the whole interpolated array: labels, volumes that a preset keeps, and saved logits."""
     folders = write_folders(tmp_path, "a")
@@ -82,23 +111,38 @@ def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, mo
             output = tmp_path / name / preset
             words = (*options, "--save-logits", "--resample", *([] if how == "linear" else [how]))
             result = run_here("infer", *folders.arguments[:4], "-o", output, *words, status=0)
-            assert f"logits interpolated {'linearly' if how == 'linear' else 'cubically'} from 11×9×8" in result.stderr
+            assert (
+                f"logits interpolated {'linearly' if how == 'linear' else 'cubically'} from 11×9×8"
+                in result.stderr
+            )
             assert ("has no geometry" in result.stderr) == (form in ("npz", "npy"))
             results[name, preset] = load_nifti(output / "a.nii.gz")
-            assert np.mean(load_nifti(output / "a_logits.nii.gz").argmax(axis=-1) != results[name, preset]) < 1e-3
+            assert (
+                np.mean(
+                    load_nifti(output / "a_logits.nii.gz").argmax(axis=-1) != results[name, preset]
+                )
+                < 1e-3
+            )
     assert spy.call_count == 3
     for preset in PRESETS:
         assert np.mean(results["memory", preset] != results["streamed", preset]) < 1e-3
     plain, sharp = (results["streamed", preset] for preset in ("plain", "sharp"))
     assert (plain != sharp).any()
-    assert np.abs(np.bincount(plain.ravel(), minlength=4) - np.bincount(sharp.ravel(), minlength=4)).max() <= 2
+    assert (
+        np.abs(
+            np.bincount(plain.ravel(), minlength=4) - np.bincount(sharp.ravel(), minlength=4)
+        ).max()
+        <= 2
+    )
 
 
 def test_evaluate_brings_label_maps_onto_the_grid_of_the_reference(tmp_path):
     study = write_study(tmp_path, 2)
     for folder in (study.after, study.before):
         for case in study.maps["labels"]:
-            target = to_coarse(folder / f"{case}.nii.gz", SHAPE, (7, 9, 5), interpolator=sitk.sitkNearestNeighbor)
+            target = to_coarse(
+                folder / f"{case}.nii.gz", SHAPE, (7, 9, 5), interpolator=sitk.sitkNearestNeighbor
+            )
     refused = run_here(*study.arguments, status=1).stderr
     assert "not on the grid of the reference" in refused
     assert "give --resample, which interpolates onto the reference's grid" in refused
@@ -107,7 +151,16 @@ def test_evaluate_brings_label_maps_onto_the_grid_of_the_reference(tmp_path):
     assert "prediction: label map taken by nearest neighbor from 7×9×5" in result.stderr
     metrics = read_metrics(study.output)
     for folder, method in ((study.after, "prediction"), (study.before, "before")):
-        found = itk_resampled(load_nifti(folder / "case1.nii.gz"), target, SHAPE, affine(), sitk.sitkNearestNeighbor) == 1
+        found = (
+            itk_resampled(
+                load_nifti(folder / "case1.nii.gz"),
+                target,
+                SHAPE,
+                affine(),
+                sitk.sitkNearestNeighbor,
+            )
+            == 1
+        )
         dice = expected_overlap(found, study.maps["labels"]["case1"] == 1)["dice"]
         assert 0.2 < dice < 1
         assert metrics["case1", "1", "dice", method] == pytest.approx(dice, abs=1e-12)
@@ -126,7 +179,9 @@ def test_evaluate_interpolates_logits_and_takes_voxels_outside_for_certain_backg
     run_here(*study.arguments, "--resample", status=0)
     metrics = read_metrics(study.output)
     interpolated = on_grid(scores["case0"], grids["case0"], SHAPE, affine())
-    dice = expected_overlap(interpolated.argmax(axis=0) == 2, study.maps["labels"]["case0"] == 2)["dice"]
+    dice = expected_overlap(interpolated.argmax(axis=0) == 2, study.maps["labels"]["case0"] == 2)[
+        "dice"
+    ]
     assert metrics["case0", "2", "dice", "prediction"] == pytest.approx(dice, abs=1e-12)
     padded = np.concatenate([np.zeros((*SHAPE[:2], 3)), softmax(scores["case1"])[2]], axis=-1)
     assert (study.maps["labels"]["case1"][..., :3] == 2).any()
@@ -136,7 +191,10 @@ def test_evaluate_interpolates_logits_and_takes_voxels_outside_for_certain_backg
         assert metrics[case, "2", "brier", "prediction"] == pytest.approx(expected, abs=1e-5)
 
 
-BRATS = {"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, "regions_class_order": [1, 2, 3]}
+BRATS = {
+    "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3},
+    "regions_class_order": [1, 2, 3],
+}
 SCHEME = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
 ON_THE_LINE = ("--regions", "whole=1+2+3", "--regions", "core=2+3", "--regions", "enhancing=3")
 
@@ -147,9 +205,13 @@ def write_regions(root, *case_ids, description=BRATS, npz=False):
     log_odds = {}
     for case_id in case_ids:
         shares = softmax(folders.scores(case_id))
-        sigmoids = np.stack([shares[list(labels)].sum(0) for labels in SCHEME.labels]).astype(np.float32)
+        sigmoids = np.stack([shares[list(labels)].sum(0) for labels in SCHEME.labels]).astype(
+            np.float32
+        )
         if npz:  # (region, z, y, x), beside nnU-Net's own label map
-            np.savez(folders.logits / f"{case_id}.npz", probabilities=sigmoids.transpose(0, 3, 2, 1))
+            np.savez(
+                folders.logits / f"{case_id}.npz", probabilities=sigmoids.transpose(0, 3, 2, 1)
+            )
             save_nifti(folders.logits / f"{case_id}.nii.gz", SCHEME.decode(sigmoids - 0.5))
         else:
             save_nifti(folders.logits / f"{case_id}.nii.gz", np.moveaxis(sigmoids, 0, -1))
@@ -164,11 +226,25 @@ def write_regions(root, *case_ids, description=BRATS, npz=False):
 def test_a_folder_as_nnunet_leaves_it(tmp_path, npz):
     folders, log_odds = write_regions(tmp_path, "a", npz=npz)
     summary = tmp_path / "summary.json"
-    result = infer(folders, "--save-probabilities", "--save-logits", "--preview", "--summary", summary, status=0)
-    assert "is taken as sigmoid probabilities of 3 regions (whole, core, enhancing; " in result.stderr
+    result = infer(
+        folders,
+        "--save-probabilities",
+        "--save-logits",
+        "--preview",
+        "--summary",
+        summary,
+        status=0,
+    )
+    assert (
+        "is taken as sigmoid probabilities of 3 regions (whole, core, enhancing; " in result.stderr
+    )
     parameters = CrfParameters().replace(**{"mean_field.filter": "lattice"})
-    expected = refine(log_odds["a"], folders.image("a"), spacing=SPACING, regions=SCHEME, parameters=parameters)
-    found, probabilities, logits = (load_nifti(folders.output / f"a{end}.nii.gz") for end in ("", "_probabilities", "_logits"))
+    expected = refine(
+        log_odds["a"], folders.image("a"), spacing=SPACING, regions=SCHEME, parameters=parameters
+    )
+    found, probabilities, logits = (
+        load_nifti(folders.output / f"a{end}.nii.gz") for end in ("", "_probabilities", "_logits")
+    )
     np.testing.assert_array_equal(found, expected.label_map)
     assert found.dtype == np.uint8
     assert set(np.unique(found)) == {0, 1, 2, 3}
@@ -177,7 +253,11 @@ def test_a_folder_as_nnunet_leaves_it(tmp_path, npz):
     np.testing.assert_allclose(np.moveaxis(logits, -1, 0), expected.logits, atol=1e-3)
     assert (folders.output / "a_preview.png").stat().st_size > 1000
     first = json.loads(summary.read_text())["cases"][0]
-    assert (first["num_labels"], first["input_type"], len(first["voxels_after"])) == (4, "probabilities", 4)
+    assert (first["num_labels"], first["input_type"], len(first["voxels_after"])) == (
+        4,
+        "probabilities",
+        4,
+    )
     regions = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
     assert first["regions"] == {"labels": regions, "regions_class_order": [1, 2, 3]}
 
@@ -187,12 +267,17 @@ def test_regions_of_the_command_line(tmp_path):
     described, _ = write_regions(tmp_path / "described", "a")
     infer(folders, *ON_THE_LINE, status=0)
     infer(described, status=0)
-    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), load_nifti(described.output / "a.nii.gz"))
+    np.testing.assert_array_equal(
+        load_nifti(folders.output / "a.nii.gz"), load_nifti(described.output / "a.nii.gz")
+    )
     infer(folders, *ON_THE_LINE, "--regions-class-order", "2,3,3", status=0)
     assert set(np.unique(load_nifti(folders.output / "a.nii.gz"))) == {0, 2, 3}
     for options, told in (
         (("--regions-class-order", "1,2"), "needs --regions, which is not given"),
-        ((*ON_THE_LINE, "--regions-class-order", "1;2;3"), "expected one label per region, separated by commas"),
+        (
+            (*ON_THE_LINE, "--regions-class-order", "1;2;3"),
+            "expected one label per region, separated by commas",
+        ),
         (("--regions", "a=1", "--regions", "a=2"), "region 'a' appears twice"),
         # They would be passed over; or, of a single region, the labels would be taken for log-odds.
         ((*ON_THE_LINE, "--input-type", "labels"), "leave --regions out"),
@@ -200,7 +285,10 @@ def test_regions_of_the_command_line(tmp_path):
         (("--regions", "tumor=2"), "the largest is 3, as in a label map"),
     ):
         if "labels" in options:
-            save_nifti(folders.logits / "a.nii.gz", (np.indices(GRID_SHAPE).sum(axis=0) % 4).astype(np.uint8))
+            save_nifti(
+                folders.logits / "a.nii.gz",
+                (np.indices(GRID_SHAPE).sum(axis=0) % 4).astype(np.uint8),
+            )
         assert told in infer(folders, *options, status=1).stderr
 
 
@@ -208,14 +296,29 @@ def test_convert_puts_the_label_map_together(tmp_path):
     folders, log_odds = write_regions(tmp_path, "a")
     channels = folders.logits / "a.nii.gz"
     run_here("convert", channels, tmp_path / "labels.nii.gz", "--to", "labels", status=0)
-    np.testing.assert_array_equal(load_nifti(tmp_path / "labels.nii.gz"), SCHEME.decode(log_odds["a"]))
+    np.testing.assert_array_equal(
+        load_nifti(tmp_path / "labels.nii.gz"), SCHEME.decode(log_odds["a"])
+    )
     run_here("convert", channels, tmp_path / "a.npz", status=0)
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npz")["probabilities"].transpose(3, 2, 1, 0), load_nifti(channels))
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "a.npz")["probabilities"].transpose(3, 2, 1, 0), load_nifti(channels)
+    )
     (tmp_path / "dataset.json").write_text(json.dumps(BRATS))
     run_here("convert", channels, tmp_path / "odds.nii.gz", "--to", "logits", status=0)
-    np.testing.assert_allclose(np.moveaxis(load_nifti(tmp_path / "odds.nii.gz"), -1, 0), log_odds["a"], atol=1e-3)
-    run_here("convert", tmp_path / "odds.nii.gz", tmp_path / "back.nii.gz", "--to", "probabilities", status=0)
-    np.testing.assert_allclose(load_nifti(tmp_path / "back.nii.gz"), load_nifti(channels), atol=1e-6)
+    np.testing.assert_allclose(
+        np.moveaxis(load_nifti(tmp_path / "odds.nii.gz"), -1, 0), log_odds["a"], atol=1e-3
+    )
+    run_here(
+        "convert",
+        tmp_path / "odds.nii.gz",
+        tmp_path / "back.nii.gz",
+        "--to",
+        "probabilities",
+        status=0,
+    )
+    np.testing.assert_allclose(
+        load_nifti(tmp_path / "back.nii.gz"), load_nifti(channels), atol=1e-6
+    )
 
 
 def test_a_description_that_cannot_be_read_is_told(tmp_path):
@@ -224,10 +327,35 @@ def test_a_description_that_cannot_be_read_is_told(tmp_path):
     written = cases / "logits" / "dataset.json"
     written.write_text("{broken")
     for arguments in (
-        ("infer", "-i", cases / "images", "-p", cases / "logits", "-o", tmp_path / "refined", "--input-type", "logits"),
+        (
+            "infer",
+            "-i",
+            cases / "images",
+            "-p",
+            cases / "logits",
+            "-o",
+            tmp_path / "refined",
+            "--input-type",
+            "logits",
+        ),
         ("train-crf", cases, "-o", tmp_path / "p.toml"),
-        ("evaluate", cases / "logits", cases / "labels", "-o", tmp_path / "report", "--no-report", "--processes", 1),
-        ("convert", cases / "logits" / "case0.nii.gz", tmp_path / "labels.nii.gz", "--to", "labels"),
+        (
+            "evaluate",
+            cases / "logits",
+            cases / "labels",
+            "-o",
+            tmp_path / "report",
+            "--no-report",
+            "--processes",
+            1,
+        ),
+        (
+            "convert",
+            cases / "logits" / "case0.nii.gz",
+            tmp_path / "labels.nii.gz",
+            "--to",
+            "labels",
+        ),
     ):
         is_training = arguments[0] == "train-crf"
         result = run_here(*arguments, status=int(is_training))

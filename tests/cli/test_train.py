@@ -27,7 +27,9 @@ REGIONS = ("--regions", "whole=1+2", "--regions", "cyst=3")
 def data(tmp_path_factory):
     folder = write_cases(tmp_path_factory.mktemp("data"), 4)
     names = {"background": 0, "shell": 1, "core": 2, "cyst": 3}
-    (folder / "dataset.json").write_text(json.dumps({"labels": names, "channel_names": {"0": "a", "1": "b"}}))
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": names, "channel_names": {"0": "a", "1": "b"}})
+    )
     return folder
 
 
@@ -36,7 +38,9 @@ def trained(data, tmp_path_factory):
     output = tmp_path_factory.mktemp("out") / "params.toml"
     with pytest.MonkeyPatch.context() as patched:
         shorten(patched)
-        result = run_here("train-crf", data, "-o", output, *SHORT, *REGIONS, "--threads", 1, status=0)
+        result = run_here(
+            "train-crf", data, "-o", output, *SHORT, *REGIONS, "--threads", 1, status=0
+        )
     return output, result
 
 
@@ -57,7 +61,10 @@ def test_the_files_say_where_they_come_from_and_there_are_no_others(trained):
     assert report_of(output)["device"] == device
     assert f"; {device}, 1 thread\n" in result.stderr
     head = " ".join(output.read_text().partition("schema")[0].replace("#", " ").split())
-    assert re.fullmatch(r"Written by crfrefine \S+ train-crf on \S+ from 4 cases: params\.report\.json has the verdict\.", head)
+    assert re.fullmatch(
+        r"Written by crfrefine \S+ train-crf on \S+ from 4 cases: params\.report\.json has the verdict\.",
+        head,
+    )
     assert "# mm" in output.read_text()
     assert CrfParameters.load(output).trained_on == ("case0", "case1", "case2", "case3")
 
@@ -66,15 +73,21 @@ def test_the_table_and_the_verdict_are_on_standard_output(trained):
     output, result = trained
     lines = result.stdout.splitlines()
     rows = {tuple(row[:2]): row for row in (line.split("\t") for line in lines[1:] if "\t" in line)}
-    assert lines[-4].startswith("p (Holm): Wilcoxon's signed-rank test, after Holm's correction within each method and family: endpoint ")
+    assert lines[-4].startswith(
+        "p (Holm): Wilcoxon's signed-rank test, after Holm's correction within each method and family: endpoint "
+    )
     assert lines[0].split("\t")[:3] == ["region", "method", "Dice"]
     methods = [method for method in METHODS if method not in COARSE_RIVALS]
-    assert list(rows) == [(region, method) for region in ("whole", "cyst", "mean") for method in methods]
+    assert list(rows) == [
+        (region, method) for region in ("whole", "cyst", "mean") for method in methods
+    ]
     assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
     assert lines[-1].endswith(": too few cases, at least 6 are needed for p < 0.05.")
     judged = report_of(output)["verdict"]
     assert lines[-3:-1] == [judged["probabilities"]["sentence"], judged["harm"]["sentence"]]
-    assert lines[-3].startswith("The probabilities of all labels: too few cases to tell, negative log likelihood ")
+    assert lines[-3].startswith(
+        "The probabilities of all labels: too few cases to tell, negative log likelihood "
+    )
     # Dice is judged in the mean over two regions; sensitivity, precision, volume and surfaces are looked at there too.
     assert judged["harm"]["num_comparisons"] == 6 * 3 + 2
 
@@ -86,25 +99,45 @@ def test_the_report_holds_what_was_found(trained, data):
     assert report["label_names"] == ["background", "shell", "core", "cyst"]
     assert report["regions"] == {"whole": [1, 2], "cyst": [3]}
     assert report["verdict"]["outcome"] == Outcome.TOO_FEW
-    assert sorted(case for fold in report["folds"] for case in fold["held_out"]) == [f"case{number}" for number in range(4)]
+    assert sorted(case for fold in report["folds"] for case in fold["held_out"]) == [
+        f"case{number}" for number in range(4)
+    ]
     for fold in report["folds"]:
         assert not set(fold["held_out"]) & {*fold["training"], *fold["deciding"]}
         assert CrfParameters.from_dict(fold["fit"]["parameters"]).mean_field.tolerance == 0.0
         assert fold["vector_scaling"]["temperature"] > 0
     assert CrfParameters.from_dict(report["parameters"]) == CrfParameters.load(output)
-    measured = {(line["case"], line["method"], line["region"], line["metric"]): line["value"] for line in report["measurements"]}
+    measured = {
+        (line["case"], line["method"], line["region"], line["metric"]): line["value"]
+        for line in report["measurements"]
+    }
     assert len(measured) == 4 * (len(MEASURED) - 2 * len(COARSE_RIVALS)) * 2 * len(METRICS)
-    truth, network = load_nifti(data / "labels" / "case2.nii.gz") == 3, load_nifti(data / "logits" / "case2.nii.gz").argmax(-1) == 3
+    truth, network = (
+        load_nifti(data / "labels" / "case2.nii.gz") == 3,
+        load_nifti(data / "logits" / "case2.nii.gz").argmax(-1) == 3,
+    )
     by_hand = 2 * (truth & network).sum() / (truth.sum() + network.sum())
     assert measured["case2", "network", "cyst", "dice"] == pytest.approx(by_hand)
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("short_trainings")
-def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_or_not(trained, data, tmp_path, monkeypatch):
+def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_or_not(
+    trained, data, tmp_path, monkeypatch
+):
     """The folders are named; the run is stopped in the middle of the second fold."""
     named = [part for what in ("images", "labels", "logits") for part in (f"--{what}", data / what)]
-    arguments = ("train-crf", *named, "-o", tmp_path / "p.toml", *SHORT, *REGIONS, "-q", "--threads", 2)
+    arguments = (
+        "train-crf",
+        *named,
+        "-o",
+        tmp_path / "p.toml",
+        *SHORT,
+        *REGIONS,
+        "-q",
+        "--threads",
+        2,
+    )
     fit, calls = fitting.Fit.run, []
 
     def interrupted(self):
@@ -119,7 +152,10 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
     monkeypatch.setattr(fitting.Fit, "run", fit)
     assert files_in(tmp_path) == ["p.fold1.json"]
     other = run_here(*arguments, "--resume", "--seed", 1, status=1)
-    assert "p.fold1.json: not a fold of this run: it is of a run with other data, options" in other.stderr
+    assert (
+        "p.fold1.json: not a fold of this run: it is of a run with other data, options"
+        in other.stderr
+    )
     result = run_here(*arguments, "--resume", status=0)
     assert CrfParameters.load(tmp_path / "p.toml") == CrfParameters.load(trained[0])
     assert report_of(tmp_path / "p.toml")["measurements"] == report_of(trained[0])["measurements"]
@@ -129,8 +165,17 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
 
 @pytest.mark.usefixtures("short_trainings")
 def test_what_is_not_learned_stays_as_given(data, tmp_path):
-    CrfParameters().replace(**{"bilateral.theta_alpha": 7.0, "postprocess.keep_largest": "foreground"}).save(tmp_path / "start.toml")
-    options = ("-c", tmp_path / "start.toml", "--set", "bilateral.theta_beta=0.12", "--learn", "weights,temperature")
+    CrfParameters().replace(
+        **{"bilateral.theta_alpha": 7.0, "postprocess.keep_largest": "foreground"}
+    ).save(tmp_path / "start.toml")
+    options = (
+        "-c",
+        tmp_path / "start.toml",
+        "--set",
+        "bilateral.theta_beta=0.12",
+        "--learn",
+        "weights,temperature",
+    )
     run_here("train-crf", data, "-o", tmp_path / "p.toml", *SHORT, *options, status=0)
     found = CrfParameters.load(tmp_path / "p.toml")
     assert found.bilateral[0].theta_alpha == 7.0
@@ -165,11 +210,19 @@ def test_what_cannot_be_followed_is_refused_in_one_message(data, tmp_path, optio
     os.mkfifo(tmp_path / "piped.fold1.json")
     for seed in range(2 if "background" in options else 0):
         case = phantom(seed)
-        write_phantom(replace(case, labels=np.zeros_like(case.labels)), tmp_path / "background", f"case{seed}")
+        write_phantom(
+            replace(case, labels=np.zeros_like(case.labels)), tmp_path / "background", f"case{seed}"
+        )
     words = options.format(root=tmp_path, background="").split()
     folder = tmp_path / "background" if "background" in options else data
     before = files_in(tmp_path)
-    result = run_here("train-crf", folder, *(() if "-o" in words else ("-o", tmp_path / "p.toml")), *words, status=1)
+    result = run_here(
+        "train-crf",
+        folder,
+        *(() if "-o" in words else ("-o", tmp_path / "p.toml")),
+        *words,
+        status=1,
+    )
     assert (result.stdout, len(errors(result.stderr))) == ("", 1)
     assert REFUSED[options] in result.stderr
     assert files_in(tmp_path) == before

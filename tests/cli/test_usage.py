@@ -12,7 +12,18 @@ import sys
 import numpy as np
 import pytest
 import typer.main
-from cli_helpers import GRID_SHAPE, errors, files_in, infer, load_nifti, run_here, run_process, save_nifti, statuses, write_folders
+from cli_helpers import (
+    GRID_SHAPE,
+    errors,
+    files_in,
+    infer,
+    load_nifti,
+    run_here,
+    run_process,
+    save_nifti,
+    statuses,
+    write_folders,
+)
 from evaluation_helpers import label_map, read_metrics, save_map, write_study
 
 from crfrefine.cli.main import COMMANDS, PANELS, app
@@ -31,15 +42,31 @@ def test_help_has_panels_and_every_option_in_one(name, monkeypatch):
     assert panels == sorted(set(panels), key=["Arguments", *PANELS].index)
     assert "More options" not in panels, "name the new option in cli/options.py"
     shown = re.findall(r"^  .*?(--[a-z-]+)", text, re.MULTILINE)
-    options = [parameter for parameter in GROUP.get_command(None, name).params if parameter.param_type_name == "option"]
+    options = [
+        parameter
+        for parameter in GROUP.get_command(None, name).params
+        if parameter.param_type_name == "option"
+    ]
     assert {max(option.opts, key=len) for option in options} <= set(shown)
 
 
 WRONG = (
-    *("refine", "infer", "infer --frobnicate", "convert only_one.nii.gz", "convert a.nii.gz b.nii.gz --to colors", "demo --seed -3"),
+    *(
+        "refine",
+        "infer",
+        "infer --frobnicate",
+        "convert only_one.nii.gz",
+        "convert a.nii.gz b.nii.gz --to colors",
+        "demo --seed -3",
+    ),
     *("info ''", "convert a.nii.gz ''"),
     *(f"infer {{case}} {option} ''" for option in ("-i", "-p", "-o", "-m", "-c", "--summary")),
-    *("infer {case} --input-type votes", "infer {case} --threads 1025", "infer {case} --threads many", "infer {case} --max-memory 8X"),
+    *(
+        "infer {case} --input-type votes",
+        "infer {case} --threads 1025",
+        "infer {case} --threads many",
+        "infer {case} --max-memory 8X",
+    ),
     *("infer {case} --num-parts 2", "infer {case} --num-parts 2 --part-id 2", "infer {case} -v -q"),
 )
 
@@ -53,7 +80,9 @@ def test_wrong_usage_exits_with_2(tmp_path, monkeypatch):
         result = run_here(*shlex.split(line.format(case=shlex.join(map(str, folders.arguments)))))
         assert (result.status, result.stdout) == (2, ""), line
         assert result.stderr.startswith("Usage:")
-        assert result.stderr.splitlines()[-1].startswith("crfrefine: error: "), "as all other errors"
+        assert result.stderr.splitlines()[-1].startswith("crfrefine: error: "), (
+            "as all other errors"
+        )
         assert ("the value is empty" in result.stderr) == ("''" in line)
     assert files_in(tmp_path) == before
 
@@ -65,7 +94,12 @@ def test_a_command_or_option_that_is_gone_says_what_does_its_job():
         assert instead in run_here(*words, status=2).stderr.splitlines()[-1]
     assert GONE["--workers"] in run_here("infer", "--workers=3", status=2).stderr
     for device in ("cuda:all", "cuda:0,1"):
-        assert f"got '{device}'" in run_here("infer", "-i", "a", "-p", "b", "-o", "c", "--device", device, status=1).stderr
+        assert (
+            f"got '{device}'"
+            in run_here(
+                "infer", "-i", "a", "-p", "b", "-o", "c", "--device", device, status=1
+            ).stderr
+        )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -81,7 +115,19 @@ def test_values_are_converted_as_typer_converts_them(name):
             return type(error), str(error)
 
     for parameter in (known for known in made.get_params(context) if known.callback is None):
-        for text in (None, "", "0", "3", "+3", "x", "auto", "a.nii", "1e3", "8GiB", parameter.default):
+        for text in (
+            None,
+            "",
+            "0",
+            "3",
+            "+3",
+            "x",
+            "auto",
+            "a.nii",
+            "1e3",
+            "8GiB",
+            parameter.default,
+        ):
             value = [text, text] if parameter.multiple or parameter.nargs == -1 else text
             own = outcome(parameter.process_value, context, value)
             typers = outcome(type(parameter).process_value, parameter, context, value)
@@ -93,17 +139,31 @@ def test_values_are_converted_as_typer_converts_them(name):
     [
         ("--help", "numpy rich nibabel SimpleITK scipy matplotlib pydantic torch cupy"),
         # Presets with a volume term need scipy.ndimage.
-        ("infer {case} --set mean_field.filter=lattice", "torch cupy SimpleITK matplotlib pydicom scipy.ndimage pydantic"),
-        ("info {image}", "rich SimpleITK scipy.ndimage matplotlib pydantic pydicom crfrefine.parameters.model"),
+        (
+            "infer {case} --set mean_field.filter=lattice",
+            "torch cupy SimpleITK matplotlib pydicom scipy.ndimage pydantic",
+        ),
+        (
+            "info {image}",
+            "rich SimpleITK scipy.ndimage matplotlib pydantic pydicom crfrefine.parameters.model",
+        ),
     ],
 )
 def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
     """Each of these takes from 40 ms to a second to import, and a loop over cases starts the command once for each."""
     folders = write_folders(tmp_path, "a")
-    words = arguments.format(case=shlex.join(map(str, folders.arguments)), image=folders.images / "a_0000.nii.gz").split()
+    words = arguments.format(
+        case=shlex.join(map(str, folders.arguments)), image=folders.images / "a_0000.nii.gz"
+    ).split()
     line = "import sys, atexit, runpy; atexit.register(lambda: print(*filter(sys.modules.get, sys.modules), file=sys.stderr)); "
     line += "runpy.run_module('crfrefine', run_name='__main__', alter_sys=True)"
-    done = subprocess.run([sys.executable, "-c", line, *words], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", line, *words],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert not set(unwanted.split()) & set(done.stderr.splitlines()[-1].split())
 
 
@@ -121,7 +181,11 @@ def test_bash_completes(tmp_path):
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m crfrefine "$@"\n', encoding="utf-8")
     program.chmod(0o755)
     words = {"crfrefine infer --input-type l": ["labels", "logits"], "crfrefine info doc": []}
-    words |= {"crfrefine infer -c body-c": ["body-ct"], "crfrefine infer -c li": ["lines.toml"], "crfrefine tune -c ./li": []}
+    words |= {
+        "crfrefine infer -c body-c": ["body-ct"],
+        "crfrefine infer -c li": ["lines.toml"],
+        "crfrefine tune -c ./li": [],
+    }
     (tmp_path / "lines.toml").touch()
     script = """
         eval "$(crfrefine --show-completion bash)"
@@ -130,7 +194,13 @@ def test_bash_completes(tmp_path):
         done
         complete -p crfrefine"""
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
-    options = {"input": "\n".join([*words, ""]), "env": environment, "capture_output": True, "text": True, "timeout": 120}
+    options = {
+        "input": "\n".join([*words, ""]),
+        "env": environment,
+        "capture_output": True,
+        "text": True,
+        "timeout": 120,
+    }
     run = subprocess.run(["bash", "--norc", "-c", script], check=True, cwd=tmp_path, **options)
     *offered, rule = run.stdout.splitlines()
     assert [sorted(line.split()) for line in offered] == list(words.values())
@@ -150,14 +220,20 @@ def test_one_cause_is_told_once_and_the_other_cases_named(folders):
     other, first, second = errors(result.stderr)
     assert "case 'c0': " in other
     assert first == "crfrefine: error: case 'c1': logits and image are on different grids"
-    assert second == "crfrefine: error: 1 more case failed like 'c1' (c2): logits and image are on different grids"
+    assert (
+        second
+        == "crfrefine: error: 1 more case failed like 'c1' (c2): logits and image are on different grids"
+    )
     assert result.stderr.count("--resample") == 1
     assert len(errors(infer(folders, "-v").stderr)) == 3, "verbose tells each"
 
 
 def test_exchanged_inputs_are_named(folders, tmp_path):
     """Numbered images; archives, which are no images at all; files of one name."""
-    save_nifti(tmp_path / "c0.nii.gz", (load_nifti(folders.images / "c0_0000.nii.gz") * 0.37).astype(np.float32))
+    save_nifti(
+        tmp_path / "c0.nii.gz",
+        (load_nifti(folders.images / "c0_0000.nii.gz") * 0.37).astype(np.float32),
+    )
     np.savez(tmp_path / "c0.npz", logits=load_nifti(folders.logits / "c0.nii.gz").transpose())
     for images, logits in (
         (folders.logits, folders.images),
@@ -165,25 +241,53 @@ def test_exchanged_inputs_are_named(folders, tmp_path):
         (folders.logits / "c0.nii.gz", tmp_path / "c0.nii.gz"),
     ):
         output = folders.output if images.is_dir() else tmp_path / "out.nii.gz"
-        assert "-i and -p seem to be exchanged" in run_here("infer", "-i", images, "-p", logits, "-o", output, status=1).stderr
+        assert (
+            "-i and -p seem to be exchanged"
+            in run_here("infer", "-i", images, "-p", logits, "-o", output, status=1).stderr
+        )
 
 
 def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
     data = tmp_path / "data"
     for seed, case_id in enumerate(("s0001", "s0002")):
-        save_nifti(data / case_id / "ct.nii.gz", np.random.default_rng(seed).normal(0, 90, GRID_SHAPE).astype(np.int16))
+        save_nifti(
+            data / case_id / "ct.nii.gz",
+            np.random.default_rng(seed).normal(0, 90, GRID_SHAPE).astype(np.int16),
+        )
         for number, name in enumerate(("aorta", "liver", "spleen")):
             mask = np.zeros(GRID_SHAPE, np.uint8)
             mask[4 * number : 4 * number + 3, 3:11, 2:9] = 1
             save_nifti(data / case_id / "segmentations" / f"{name}.nii.gz", mask)
     (data / "meta.csv").write_text("image_id;age\n")
-    arguments = ("infer", "-i", data, "-p", data, "-o", tmp_path / "out", "--set", "bilateral.weight=0")
+    arguments = (
+        "infer",
+        "-i",
+        data,
+        "-p",
+        data,
+        "-o",
+        tmp_path / "out",
+        "--set",
+        "bilateral.weight=0",
+    )
     (error,) = errors(run_here(*arguments, status=1).stderr)
     assert "--input-type labels" in error
     result = run_here(*arguments, "--input-type", "labels", status=0)
     assert "such as s0001/ct.nii.gz" in result.stderr
     assert load_nifti(tmp_path / "out" / "s0002.nii.gz").max() == 3
-    judged = run_here("evaluate", tmp_path / "out", data, "-o", tmp_path / "report", "--processes", 1, "--no-report", "-i", data, status=0)
+    judged = run_here(
+        "evaluate",
+        tmp_path / "out",
+        data,
+        "-o",
+        tmp_path / "report",
+        "--processes",
+        1,
+        "--no-report",
+        "-i",
+        data,
+        status=0,
+    )
     assert "liver" in judged.stdout
     shown = run_here("info", data).stdout
     assert "s0001  3 structures" in shown
@@ -193,35 +297,63 @@ def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
 def test_many_files_after_one_option_are_told_to_be_a_folder(folders):
     """As the shell makes of `-i images/*.nii.gz`; or as files of several cases with the option each."""
     first, second, third = (folders.images / f"{case}_0000.nii.gz" for case in CASES)
-    result = run_here("infer", "-i", first, second, third, "-p", folders.logits, "-o", folders.output, status=2)
-    assert "An option takes one path: give the folder of many cases, or repeat the option for the files of one case." in result.stderr
-    result = run_here("infer", "-i", first, "-i", second, "-p", folders.logits, "-o", folders.output, status=1)
-    assert errors(result.stderr) == [f"crfrefine: error: {first}: files of 2 cases, c0, c1; give the folder of the images"]
+    result = run_here(
+        "infer", "-i", first, second, third, "-p", folders.logits, "-o", folders.output, status=2
+    )
+    assert (
+        "An option takes one path: give the folder of many cases, or repeat the option for the files of one case."
+        in result.stderr
+    )
+    result = run_here(
+        "infer", "-i", first, "-i", second, "-p", folders.logits, "-o", folders.output, status=1
+    )
+    assert errors(result.stderr) == [
+        f"crfrefine: error: {first}: files of 2 cases, c0, c1; give the folder of the images"
+    ]
 
 
 def test_evaluate_is_over_the_cases_that_every_method_has(tmp_path):
     """Of six cases, case 1 lacks its prediction, case 2 its baseline, case 3 its reference."""
     study = write_study(tmp_path, 6)
-    for path in (study.after / "case1.nii.gz", study.before / "case2.nii.gz", study.labels / "case3.nii.gz"):
+    for path in (
+        study.after / "case1.nii.gz",
+        study.before / "case2.nii.gz",
+        study.labels / "case3.nii.gz",
+    ):
         path.unlink()
     whats = (("prediction", study.after), ("prediction", study.before), ("label map", study.labels))
-    reasons = {f"case{number}": f"no {what} in {folder}" for number, (what, folder) in enumerate(whats, 1)}
+    reasons = {
+        f"case{number}": f"no {what} in {folder}" for number, (what, folder) in enumerate(whats, 1)
+    }
     result = run_here(*study.arguments, "--strict", status=1)
-    assert "crfrefine: error: 3 of 6 cases are incomplete, which --strict refuses:\n" in result.stderr
+    assert (
+        "crfrefine: error: 3 of 6 cases are incomplete, which --strict refuses:\n" in result.stderr
+    )
     assert not study.output.exists()
     (study.after / "case4.nii.gz").write_bytes(b"not an image")
     result = run_here(*study.with_report, status=1)
     assert result.stderr.splitlines()[-1] == "failed: case4 (1 of 3 cases)"
-    said = "3 of 6 cases are left out: " + "; ".join(f"{reason} (1): {case}" for case, reason in reasons.items())
+    said = "3 of 6 cases are left out: " + "; ".join(
+        f"{reason} (1): {case}" for case, reason in reasons.items()
+    )
     assert f"note: {said}\n" in result.stderr
     assert f"<li>{said}" in (study.output / "report.html").read_text()
-    assert {case for case, _, _, name in read_metrics(study.output) if name == "prediction"} == {"case0", "case5"}
+    assert {case for case, _, _, name in read_metrics(study.output) if name == "prediction"} == {
+        "case0",
+        "case5",
+    }
     summary = study.summary()
-    assert summary["left_out"] == [{"case": case, "reasons": [reason]} for case, reason in reasons.items()]
+    assert summary["left_out"] == [
+        {"case": case, "reasons": [reason]} for case, reason in reasons.items()
+    ]
     assert (summary["num_cases"], summary["num_failed"], summary["num_left_out"]) == (3, 1, 3)
     assert [failure["case"] for failure in summary["failures"]] == ["case4"]
     comparison = summary["verdict"]["comparison"]
-    assert (comparison["num_pairs"], comparison["num_only_baseline"], comparison["num_only_method"]) == (2, 0, 0)
+    assert (
+        comparison["num_pairs"],
+        comparison["num_only_baseline"],
+        comparison["num_only_method"],
+    ) == (2, 0, 0)
 
 
 DIGITS = "9" * 5000
@@ -245,11 +377,17 @@ def require_short(result, status):
 
 def test_options(one_case, tmp_path):
     paths = [tmp_path / f"{name}.toml" for name in ("deep", "digits", "name", "large")]
-    for path, text in zip(paths, (f"a = {'[' * 9000}", f"schema = {DIGITS}", '"a\\tb\\u001b" = 1', ""), strict=True):
+    for path, text in zip(
+        paths, (f"a = {'[' * 9000}", f"schema = {DIGITS}", '"a\\tb\\u001b" = 1', ""), strict=True
+    ):
         path.write_text(text)
     os.truncate(paths[-1], 1 << 30)
     for options, status, words in (
-        (("--set", "mean_field.num_iterations=2147483648"), 1, "must be at least 1 and at most 1000000, got 2147483648"),
+        (
+            ("--set", "mean_field.num_iterations=2147483648"),
+            1,
+            "must be at least 1 and at most 1000000, got 2147483648",
+        ),
         (("--set", f"mean_field.num_iterations={DIGITS}"), 1, "too many digits in a number"),
         (
             ("--set", f"bilateral.weight=0x{'f' * 9000}"),
@@ -257,7 +395,11 @@ def test_options(one_case, tmp_path):
             "bilateral.weight: expected a finite number, got a value of type int",
         ),
         (("--set", f"bilateral.weight={'[' * 9000}"), 1, "too many nested lists"),
-        (("--set", f"bilateral.{DIGITS}.weight=1"), 1, "expected the number of a kernel from 0 to 0"),
+        (
+            ("--set", f"bilateral.{DIGITS}.weight=1"),
+            1,
+            "expected the number of a kernel from 0 to 0",
+        ),
         (("--set", f"{LONG}=1"), 1, "unknown key; known: intensity"),
         (("--set", f"bilateral.weight={LONG}"), 1, "bilateral.weight: expected a number, got 'xxx"),
         (("--set", f"{HOSTILE}=1"), 1, rf"{SHOWN}: unknown key"),
@@ -265,7 +407,11 @@ def test_options(one_case, tmp_path):
         (("-c", paths[1]), 1, f"error: {paths[1]}: not valid TOML: too many digits in a number"),
         (("-c", paths[2]), 1, rf"error: {paths[2]}: a\tb\x1b: unknown key"),
         (("-c", paths[3]), 1, f"error: {paths[3]}: too large for a parameter file"),
-        (("--device", f"cuda:{DIGITS}"), 1, "expected one of auto, cpu, cuda, cuda:N, torch, torch:cuda, torch:cuda:N; got 'cuda:999"),
+        (
+            ("--device", f"cuda:{DIGITS}"),
+            1,
+            "expected one of auto, cpu, cuda, cuda:N, torch, torch:cuda, torch:cuda:N; got 'cuda:999",
+        ),
         (("--threads", DIGITS), 2, "--threads"),
         (("--num-parts", "2", "--part-id", "2147483648"), 2, "--part-id"),
         (("-c", LONG), 2, "expected a path of at most 4096 characters, without NUL; found 100000"),
@@ -277,7 +423,13 @@ def test_options(one_case, tmp_path):
         result = run_here("infer", *one_case.arguments, *options)
         require_short(result, status)
         assert words in result.stderr
-    for arguments in ((LONG,), (f"--{LONG}",), ("info", LONG), ("convert", "a\0b", "c.nii"), ("evaluate", "a", "b", "-b", f"{LONG}=x")):
+    for arguments in (
+        (LONG,),
+        (f"--{LONG}",),
+        ("info", LONG),
+        ("convert", "a\0b", "c.nii"),
+        ("evaluate", "a", "b", "-b", f"{LONG}=x"),
+    ):
         require_short(run_here(*arguments), 2)
 
 
@@ -295,10 +447,14 @@ def test_a_name_that_breaks_tables_is_escaped_in_every_output(tmp_path):
     for folder in (study.labels, study.after, study.before):
         save_map(folder / f"{HOSTILE}.nii.gz", label_map(7))
     result = run_here(*study.arguments, "-v", "--name", "\x1b[31mred", "-r", "\x1b[2J=1", status=0)
-    assert all(line.replace("\t", "").isprintable() for line in (result.stdout + result.stderr).split("\n"))
+    assert all(
+        line.replace("\t", "").isprintable() for line in (result.stdout + result.stderr).split("\n")
+    )
     assert len({len(line.split("\t")) for line in result.stdout.splitlines() if "\t" in line}) == 1
     assert SHOWN in {case for case, *_ in read_metrics(study.output)}
-    result = run_here("info", study.labels, study.labels / f"{HOSTILE}.nii.gz", tmp_path / "b\x1b[31m.nii")
+    result = run_here(
+        "info", study.labels, study.labels / f"{HOSTILE}.nii.gz", tmp_path / "b\x1b[31m.nii"
+    )
     assert all(line.isprintable() for line in (result.stdout + result.stderr).split("\n"))
     assert f"  {SHOWN} " in result.stdout
 
@@ -306,9 +462,17 @@ def test_a_name_that_breaks_tables_is_escaped_in_every_output(tmp_path):
 def test_no_name_is_a_formula_or_an_escape_sequence():
     """Names are those of files: whoever sends a file may choose one, and a spreadsheet computes what begins like this."""
     for name in ("=1+1", "+a", "-a", "@a", '=HYPERLINK("x")'):
-        table = ResultTable([Measurement(name, name, "dice", -0.5, name), Measurement("a=b, 'c' -1", name, "dice", 0.25, name)])
+        table = ResultTable(
+            [
+                Measurement(name, name, "dice", -0.5, name),
+                Measurement("a=b, 'c' -1", name, "dice", 0.25, name),
+            ]
+        )
         _, *rows = csv.reader(io.StringIO(metrics_csv(table), newline=""))
-        assert rows == [[case, f"'{name}", "dice", value, f"'{name}"] for case, value in ((f"'{name}", "-0.5"), ("a=b, 'c' -1", "0.25"))]
+        assert rows == [
+            [case, f"'{name}", "dice", value, f"'{name}"]
+            for case, value in ((f"'{name}", "-0.5"), ("a=b, 'c' -1", "0.25"))
+        ]
     for name in ("\ta", "a\r\n=1", "\x1b[2J\x9b1m\u202e", "\udce9"):
         table = ResultTable([Measurement(name, name, "dice", 0.5, name)])
         shown = name.encode("unicode_escape").decode()

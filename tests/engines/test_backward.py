@@ -15,21 +15,40 @@ from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.parameters.specs import MeanFieldSpec
 
 SHAPES = {1: (9,), 2: (4, 6), 3: (5, 7, 6), 4: (3, 4, 3, 5)}
-needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+needs_compiler = pytest.mark.skipif(
+    cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with"
+)
 
 
 class Problem:
     """A random model with two bilateral kernels and a spatial one, and a random linear loss of its refined logits."""
 
-    def __init__(self, num_dims=3, *, num_labels=3, num_modalities=2, shape=None, masked=True, dtype=np.float64, volume=0.0, **model):
-        filter_name, normalization = model.get("filter_name", "exact"), model.get("normalization", "symmetric")
+    def __init__(
+        self,
+        num_dims=3,
+        *,
+        num_labels=3,
+        num_modalities=2,
+        shape=None,
+        masked=True,
+        dtype=np.float64,
+        volume=0.0,
+        **model,
+    ):
+        filter_name, normalization = (
+            model.get("filter_name", "exact"),
+            model.get("normalization", "symmetric"),
+        )
         per_label, is_potts = model.get("per_label", True), model.get("is_potts", False)
         rng = np.random.default_rng(num_dims)
         shape = shape or SHAPES[num_dims]
         self.values = {
             "logits": 2 * rng.normal(size=(num_labels, *shape)),
-            "weights": rng.uniform(0.2, 1.5, (3, num_labels)) * (0.1 if normalization == "none" else 1.0),
-            "compatibility": np.ones((num_labels, num_labels)) if is_potts else rng.normal(size=(num_labels, num_labels)),
+            "weights": rng.uniform(0.2, 1.5, (3, num_labels))
+            * (0.1 if normalization == "none" else 1.0),
+            "compatibility": np.ones((num_labels, num_labels))
+            if is_potts
+            else rng.normal(size=(num_labels, num_labels)),
             "temperature": np.array(1.3),
             "bias": np.random.default_rng(17).normal(size=num_labels),
             "theta_position": rng.uniform(1.0, 3.0, (2, num_dims)),
@@ -43,22 +62,41 @@ class Problem:
         self.mask = rng.random(shape) < 0.7 if masked else None
         self.loss_by_logits = rng.normal(size=self.values["logits"].shape)
         self.spacing, self.dtype, self.volume = SPACINGS[num_dims], dtype, volume
-        self.settings = {"normalization": normalization, "filter": filter_name, "num_labels": num_labels, "num_iterations": 3}
+        self.settings = {
+            "normalization": normalization,
+            "filter": filter_name,
+            "num_labels": num_labels,
+            "num_iterations": 3,
+        }
 
     def forward(self, backend, num_iterations=3, *, threads=2, **changed):
         """Kernels, the tape of a run, its logits and model; some of the values may be others."""
         values = self.values | changed
         bilateral = list(zip(values["theta_position"], values["theta_intensity"], strict=True))
         image = GridImage(values["image"].astype(self.dtype), self.mask, self.spacing)
-        kernels = backend.kernels(image, kernel_set(bilateral, values["theta_gamma"], **self.settings), RunContext(threads=threads))
+        kernels = backend.kernels(
+            image,
+            kernel_set(bilateral, values["theta_gamma"], **self.settings),
+            RunContext(threads=threads),
+        )
         volume = float(values.get("volume_weight", self.volume))
-        options = {"temperature": float(values["temperature"]), "bias": values["bias"], "volume_weight": volume}
+        options = {
+            "temperature": float(values["temperature"]),
+            "bias": values["bias"],
+            "volume_weight": volume,
+        }
         run = MeanFieldSpec(values["weights"], values["compatibility"], num_iterations, **options)
         logits = values["logits"].astype(self.dtype)
         return kernels, kernels.forward(logits, run), logits, run
 
     def backward(self, kernels, tape, logits, run, *, wants_image=True):
-        return kernels.backward(tape, logits, self.loss_by_logits.astype(self.dtype), wants_theta=True, wants_image=wants_image)
+        return kernels.backward(
+            tape,
+            logits,
+            self.loss_by_logits.astype(self.dtype),
+            wants_theta=True,
+            wants_image=wants_image,
+        )
 
     def gradients(self, backend, *, threads=2, **wanted):
         return self.backward(*self.forward(backend, threads=threads), **wanted)
@@ -69,10 +107,14 @@ def assert_close(found, expected, tolerance, names=GRADIENTS, *, of_theta=None):
     for name in names:
         value = np.asarray(getattr(expected, name))
         own = of_theta if of_theta and name.startswith("theta") else tolerance
-        np.testing.assert_allclose(getattr(found, name), value, atol=own * np.abs(value).max(), rtol=0, err_msg=name)
+        np.testing.assert_allclose(
+            getattr(found, name), value, atol=own * np.abs(value).max(), rtol=0, err_msg=name
+        )
 
 
-@pytest.mark.parametrize(("normalization", "volume"), [("symmetric", 0.0), ("after", 0.0), ("symmetric", 0.6)])
+@pytest.mark.parametrize(
+    ("normalization", "volume"), [("symmetric", 0.0), ("after", 0.0), ("symmetric", 0.6)]
+)
 def test_gradients_are_the_slopes_of_the_loss(normalization, volume):
     """A central difference over 1e-5 has a truncation error of some 1e-10 of the third derivative, and a rounding error of 1e-9."""
     problem = Problem(2, normalization=normalization, volume=volume)
@@ -83,9 +125,14 @@ def test_gradients_are_the_slopes_of_the_loss(normalization, volume):
         direction = np.random.default_rng(1).normal(size=problem.values[name].shape)
         if name == "compatibility":
             np.fill_diagonal(direction, 0.0)
-        tapes = [problem.forward(backend, **{name: problem.values[name] + step * direction})[1] for step in (-1e-5, 1e-5)]
+        tapes = [
+            problem.forward(backend, **{name: problem.values[name] + step * direction})[1]
+            for step in (-1e-5, 1e-5)
+        ]
         expected = ((tapes[1].logits - tapes[0].logits) * problem.loss_by_logits).sum() / 2e-5
-        assert (getattr(gradients, name) * direction).sum() == pytest.approx(expected, rel=1e-5, abs=1e-6), name
+        assert (getattr(gradients, name) * direction).sum() == pytest.approx(
+            expected, rel=1e-5, abs=1e-6
+        ), name
 
 
 @pytest.mark.parametrize(
@@ -99,8 +146,12 @@ def test_gradients_are_the_slopes_of_the_loss(normalization, volume):
         ({"num_dims": 4, "filter_name": "truncated"}, True),
         ({"num_labels": 4, "per_label": False, "masked": False, "is_potts": True}, True),
         ({"num_labels": 2, "per_label": False}, True),
-        *(({"num_labels": labels, "volume": 0.8}, True) for labels in (2, 5, 19)),  # Biases are solved for to 1e-6.
-        pytest.param({"num_labels": 33}, True, marks=pytest.mark.long),  # More pairs of labels than threads in a block of a GPU.
+        *(
+            ({"num_labels": labels, "volume": 0.8}, True) for labels in (2, 5, 19)
+        ),  # Biases are solved for to 1e-6.
+        pytest.param(
+            {"num_labels": 33}, True, marks=pytest.mark.long
+        ),  # More pairs of labels than threads in a block of a GPU.
     ],
     ids=str,
 )
@@ -110,10 +161,17 @@ def test_gradients_agree_with_plain_tensor_operations(compiled_backend, settings
     Bandwidths lose digits to squares of features that all but cancel: some thousand roundings of 6e-8.
     The lattice keeps its weights in 16 bits, half a 65535th off each.
     """
-    single = Problem(**settings, dtype=np.float32).gradients(compiled_backend, wants_image=with_image)
+    single = Problem(**settings, dtype=np.float32).gradients(
+        compiled_backend, wants_image=with_image
+    )
     double = Problem(**settings).gradients(torch64())
-    tolerance = 5e-4 if settings.get("filter_name") == "lattice" else 2e-4 if "volume" in settings else 1e-4
-    names = [*(GRADIENTS if with_image else GRADIENTS[:-1]), *(["volume_weight"] if "volume" in settings else [])]
+    tolerance = (
+        5e-4 if settings.get("filter_name") == "lattice" else 2e-4 if "volume" in settings else 1e-4
+    )
+    names = [
+        *(GRADIENTS if with_image else GRADIENTS[:-1]),
+        *(["volume_weight"] if "volume" in settings else []),
+    ]
     assert_close(single, double, tolerance, names, of_theta=2e-3)
 
 
@@ -134,7 +192,10 @@ def test_gradients_of_lattices_with_few_vertices(num_modalities, scale, density)
 
 def test_the_grid_filter_has_gradients_close_to_the_exact_ones():
     """Splines approximate the kernel to half a percent of its peak, and its second moments to some percent."""
-    exact, grid = (Problem(3, filter_name=name, dtype=np.float32).gradients(get_backend("cpu")) for name in ("exact", "grid"))
+    exact, grid = (
+        Problem(3, filter_name=name, dtype=np.float32).gradients(get_backend("cpu"))
+        for name in ("exact", "grid")
+    )
     assert_close(grid, exact, 0.08)
 
 
@@ -142,11 +203,20 @@ def test_the_grid_filter_has_gradients_close_to_the_exact_ones():
 def test_runs_have_the_same_bits_on_any_number_of_threads(filter_name):
     """On a grid of several blocks where the filter allows it, forward and backward, with a volume term."""
     shape = SHAPES[3] if filter_name == "exact" else (17, 19, 31)
-    problem, found = Problem(3, filter_name=filter_name, shape=shape, volume=0.9, dtype=np.float32), []
+    problem, found = (
+        Problem(3, filter_name=filter_name, shape=shape, volume=0.9, dtype=np.float32),
+        [],
+    )
     for threads in (1, 3):
         run = problem.forward(get_backend("cpu"), threads=threads)
         gradients = problem.backward(*run)
-        found.append([run[1].logits, run[1].volume_biases, *(getattr(gradients, name) for name in (*GRADIENTS, "volume_weight"))])
+        found.append(
+            [
+                run[1].logits,
+                run[1].volume_biases,
+                *(getattr(gradients, name) for name in (*GRADIENTS, "volume_weight")),
+            ]
+        )
     for single, several in zip(*found, strict=True):
         np.testing.assert_array_equal(single, several)
 
@@ -155,7 +225,9 @@ def test_a_volume_of_many_voxels_has_the_gradients_of_its_parts():
     """Few voxels take memory for more channels at a time; many, as here the copies of a block far from one another, do not."""
     rng = np.random.default_rng(3)
     shape, gap, copies = (30, 24, 22), 4, 17  # 269280 voxels, beyond the 2^18 of kFewVoxels
-    image, logits, by_logits = (rng.normal(size=(count, *shape)).astype(np.float32) for count in (1, 3, 3))
+    image, logits, by_logits = (
+        rng.normal(size=(count, *shape)).astype(np.float32) for count in (1, 3, 3)
+    )
 
     def gradients(num_copies):
         many = np.zeros((7, *shape[:2], (shape[2] + gap) * num_copies), np.float32)
@@ -164,16 +236,34 @@ def test_a_volume_of_many_voxels_has_the_gradients_of_its_parts():
             place = slice(copy * (shape[2] + gap), copy * (shape[2] + gap) + shape[2])
             many[..., place] = np.concatenate([image, logits, by_logits])
             inside[..., place] = True
-        spec = kernel_set([((0.9, 1.1, 1.0), (0.8,))], None, normalization="symmetric", filter="truncated", num_labels=3, num_iterations=2)
-        kernels = get_backend("cpu").kernels(GridImage(many[:1], inside, (1.0, 1.3, 0.9)), spec, RunContext(threads=2))
+        spec = kernel_set(
+            [((0.9, 1.1, 1.0), (0.8,))],
+            None,
+            normalization="symmetric",
+            filter="truncated",
+            num_labels=3,
+            num_iterations=2,
+        )
+        kernels = get_backend("cpu").kernels(
+            GridImage(many[:1], inside, (1.0, 1.3, 0.9)), spec, RunContext(threads=2)
+        )
         run = MeanFieldSpec(np.full((1, 3), 2.0), 1.0 - np.eye(3), 2)
-        return kernels.backward(kernels.forward(many[1:4], run), many[1:4], many[4:], wants_image=True)
+        return kernels.backward(
+            kernels.forward(many[1:4], run), many[1:4], many[4:], wants_image=True
+        )
 
     found, part = gradients(copies), gradients(1)
     for name in ("weights", "theta_position", "theta_intensity"):
         expected = copies * np.asarray(getattr(part, name))
-        np.testing.assert_allclose(getattr(found, name), expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=name)
-    np.testing.assert_allclose(found.image[..., : part.image.shape[3]], part.image, rtol=0, atol=1e-5 * np.abs(part.image).max())
+        np.testing.assert_allclose(
+            getattr(found, name), expected, rtol=0, atol=1e-4 * np.abs(expected).max(), err_msg=name
+        )
+    np.testing.assert_allclose(
+        found.image[..., : part.image.shape[3]],
+        part.image,
+        rtol=0,
+        atol=1e-5 * np.abs(part.image).max(),
+    )
 
 
 @needs_compiler

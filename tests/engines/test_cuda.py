@@ -23,11 +23,15 @@ from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import MeanFieldSpec
 
-pytestmark = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+pytestmark = pytest.mark.skipif(
+    cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with"
+)
 
 
 def _refined(engine, case, **changes):
-    return engine.mean_field(case.logits, case.grid, resolve(case, mean_field__filter="lattice", **changes))
+    return engine.mean_field(
+        case.logits, case.grid, resolve(case, mean_field__filter="lattice", **changes)
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,15 +45,27 @@ def _refined(engine, case, **changes):
 def test_the_lattice_is_the_cpus(num_dims, num_modalities, theta_alpha, theta_beta):
     """As many vertices, and the same messages up to the order of sums."""
     case = random_case(num_dims, num_modalities, num_labels=4, masked=theta_alpha < 300.0)
-    changes = {"bilateral__theta_alpha": theta_alpha, "bilateral__theta_beta": theta_beta, "spatial__weight": 0.0}
-    found, expected = (_refined(engine, case, **changes) for engine in (watched_backend(), get_backend("cpu")))
+    changes = {
+        "bilateral__theta_alpha": theta_alpha,
+        "bilateral__theta_beta": theta_beta,
+        "spatial__weight": 0.0,
+    }
+    found, expected = (
+        _refined(engine, case, **changes) for engine in (watched_backend(), get_backend("cpu"))
+    )
     assert found.filters == expected.filters
     assert "vertices" in found.filters[0]
     assert list(found.timings) == ["upload", "build", "steps", "download"]
-    np.testing.assert_allclose(found.logits, expected.logits, atol=2e-5 * np.abs(expected.logits).max())
+    np.testing.assert_allclose(
+        found.logits, expected.logits, atol=2e-5 * np.abs(expected.logits).max()
+    )
 
 
-@pytest.mark.parametrize("setting", [(lattice, "table_bits_for", lambda number: 4), (lattice, "MAX_TOGETHER", 3)], ids=["table", "lists"])
+@pytest.mark.parametrize(
+    "setting",
+    [(lattice, "table_bits_for", lambda number: 4), (lattice, "MAX_TOGETHER", 3)],
+    ids=["table", "lists"],
+)
 def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch):
     """From sixteen slots the table is found full and made larger: the same bits. Sums of sums are rounded otherwise."""
     case = random_case(3, num_modalities=2, masked=True, grid_shape=(11, 8, 14))
@@ -58,26 +74,41 @@ def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch
     monkeypatch.setattr(*setting)
     found = _refined(watched_backend(), case, **changes)
     assert found.filters == plain.filters
-    np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[1] == "MAX_TOGETHER" else 0.0)
+    np.testing.assert_allclose(
+        found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[1] == "MAX_TOGETHER" else 0.0
+    )
 
 
 def _grid_message(engine, case, theta_alpha, theta_beta):
     values = np.random.default_rng(3).random((8, *case.logits.shape[1:])).astype(np.float32)
-    return engine.message(values, case.grid, one_kernel((theta_alpha,) * 3, (theta_beta,), filter="grid"))
+    return engine.message(
+        values, case.grid, one_kernel((theta_alpha,) * 3, (theta_beta,), filter="grid")
+    )
 
 
 @pytest.mark.parametrize(
     ("grid_shape", "theta_alpha", "theta_beta"),
     [
-        ((3, 5, 334), 0.9, 0.2),  # more cells along the last axis than a block has threads, the last block with few of its own
-        ((5, 9, 70), 9.1, 0.0007),  # more intensity cells than a block has threads, or than there is shared memory for
+        (
+            (3, 5, 334),
+            0.9,
+            0.2,
+        ),  # more cells along the last axis than a block has threads, the last block with few of its own
+        (
+            (5, 9, 70),
+            9.1,
+            0.0007,
+        ),  # more intensity cells than a block has threads, or than there is shared memory for
         ((2, 67, 3), 0.31, 0.05),  # cells smaller than voxels, short rows
     ],
 )
 def test_any_grouping_of_cells_has_the_sums_of_the_cpu(grid_shape, theta_alpha, theta_beta):
     """To rounding. Wide rows need the most shared memory for the cells under the voxels of a tile."""
     case = random_case(3, 1, masked=True, grid_shape=grid_shape)
-    found, expected = (_grid_message(engine, case, theta_alpha, theta_beta) for engine in (cuda_shim.shim_backend(), get_backend("cpu")))
+    found, expected = (
+        _grid_message(engine, case, theta_alpha, theta_beta)
+        for engine in (cuda_shim.shim_backend(), get_backend("cpu"))
+    )
     np.testing.assert_allclose(found, expected, rtol=0.0, atol=3e-6 * expected.max())
 
 
@@ -87,7 +118,9 @@ def test_cells_of_a_tile_beyond_the_shared_memory_are_refused():
 
 
 def _input(case, theta_alpha, theta_beta, device=None):
-    voxels = Voxels(device or ShimDevice(is_watched=True), case.image.shape[1:], case.spacing, case.mask)
+    voxels = Voxels(
+        device or ShimDevice(is_watched=True), case.image.shape[1:], case.spacing, case.mask
+    )
     alphas = voxels.of_box_axes(np.broadcast_to(theta_alpha, len(case.spacing)))
     return BilateralInput(voxels, case.image, alphas, [theta_beta] * len(case.image))
 
@@ -95,13 +128,17 @@ def _input(case, theta_alpha, theta_beta, device=None):
 def test_the_automatic_choice_follows_the_work():
     """Few voxels: all pairs. Many, with a fine kernel: the window; with a coarse one: the lattice, where the grid cannot be."""
     assert choose_filter(_input(random_case(3), 4.0, 0.1), 2, 5)[0] == "exact"
-    one, three = (random_case(3, num_modalities, grid_shape=(61, 70, 57)) for num_modalities in (1, 3))
+    one, three = (
+        random_case(3, num_modalities, grid_shape=(61, 70, 57)) for num_modalities in (1, 3)
+    )
     assert choose_filter(_input(one, 1.0, 0.1, ShimDevice()), 2, 5)[0] == "truncated"
     assert choose_filter(_input(one, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "grid"
     assert choose_filter(_input(three, 12.0, 0.1, ShimDevice()), 4, 5)[0] == "lattice"
     # Too many features for the lattice, or cells too fine to be numbered: a window is left.
     image = np.random.default_rng(2).random((26, 20, 19, 21)).astype(np.float32)
-    many = _input(Case(np.zeros((2, 20, 19, 21), np.float32), image, None, (1.0, 1.2, 0.8)), 3.0, 0.4)
+    many = _input(
+        Case(np.zeros((2, 20, 19, 21), np.float32), image, None, (1.0, 1.2, 0.8)), 3.0, 0.4
+    )
     fine = _input(random_case(4, num_modalities=8, grid_shape=(16, 17, 15, 14)), 1.5, 1e-5)
     for bilateral in (many, fine):
         assert choose_filter(bilateral, 2, 5) == ("truncated", None)
@@ -113,10 +150,20 @@ def test_a_single_voxel_keeps_to_the_rules():
     mask = np.zeros(case.inside.shape, dtype=bool)
     mask[1, 2, 3] = True
     case = replace(case, mask=mask)
-    settings = {"bilateral__weight": [1.0, 1.5, 2.0], "spatial__weight": 0.5, "mean_field__num_iterations": 3}
+    settings = {
+        "bilateral__weight": [1.0, 1.5, 2.0],
+        "spatial__weight": 0.5,
+        "mean_field__num_iterations": 3,
+    }
     model = resolve(case, bilateral__theta_alpha=1.4, bilateral__theta_beta=0.2, **settings)
     kernels = CudaBackend(StrictDevice(is_watched=True)).kernels(case.grid, model.kernels)
-    kernels.backward(kernels.forward(case.logits, model.mean_field), case.logits, case.logits, wants_image=True, wants_theta=True)
+    kernels.backward(
+        kernels.forward(case.logits, model.mean_field),
+        case.logits,
+        case.logits,
+        wants_image=True,
+        wants_theta=True,
+    )
 
 
 SETTINGS = PARAMETERS.replace(**{"mean_field.num_iterations": 2, "mean_field.tolerance": 0.0})
@@ -125,7 +172,9 @@ REGIONS = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "tip": 3, "rest":
 
 def refined(device, **options):
     case = random_case(3, num_modalities=1, num_labels=4, grid_shape=(98, 5, 6))
-    return refine(case.logits, case.image, spacing=case.spacing, parameters=SETTINGS, device=device, **options)
+    return refine(
+        case.logits, case.image, spacing=case.spacing, parameters=SETTINGS, device=device, **options
+    )
 
 
 @pytest.mark.parametrize("regions", [None, REGIONS])
@@ -151,7 +200,9 @@ def test_a_case_beyond_the_memory_has_the_result_of_the_cpu(regions, monkeypatch
 
 # ---- Every kernel, with each access to memory watched (tests/helpers/cuda_shim.py)
 
-watched_only = pytest.mark.skipif(not cuda_shim.can_watch(), reason="kernels are watched on Linux on x86-64 with a C++ compiler")
+watched_only = pytest.mark.skipif(
+    not cuda_shim.can_watch(), reason="kernels are watched on Linux on x86-64 with a C++ compiler"
+)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +226,9 @@ def _options():
     for source in source_names():
         for kernel, parameters in kernel_source(source, {}).kernels.items():
             values = {
-                "CRF_WIDTH": sorted({row_width(number) for number in range(1, 20)}) if any(one.is_rows for one in parameters) else [],
+                "CRF_WIDTH": sorted({row_width(number) for number in range(1, 20)})
+                if any(one.is_rows for one in parameters)
+                else [],
                 "CRF_MODALITIES": [1, 2] if source.startswith("grid") else [],
                 "CRF_WIDE_KEYS": [0, 1] if source == "lattice_build" else [],
             }
@@ -184,28 +237,59 @@ def _options():
 
 
 @watched_only
-@pytest.mark.skipif(not cuda_shim.all_are_watched(), reason="compiles each kernel several times: make test-gpu-emulated")
+@pytest.mark.skipif(
+    not cuda_shim.all_are_watched(),
+    reason="compiles each kernel several times: make test-gpu-emulated",
+)
 def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
     """Forward and backward with rows of each width, one modality and two, keys of more than 64 bits, and volumes."""
-    watched, rng, shape = runs.Watched(ShimDevice(is_watched=True)), np.random.default_rng(5), (3, 4, 9)
+    watched, rng, shape = (
+        runs.Watched(ShimDevice(is_watched=True)),
+        np.random.default_rng(5),
+        (3, 4, 9),
+    )
     engine, mask = CudaBackend(watched), rng.random(shape) < 0.6
     for number, num_labels in enumerate((2, 3, 4, 9)):
         logits = rng.random((num_labels, *shape)).astype(np.float32)
         # Many voxels on a few vertices, whose lists are cut; once many vertices of many features, whose keys are long.
-        few = [("exact", 2, 1.0), ("truncated", 2, 1.0), ("lattice", 2, 300.0), ("grid", 1 + number % 2, 4.0)]
+        few = [
+            ("exact", 2, 1.0),
+            ("truncated", 2, 1.0),
+            ("lattice", 2, 300.0),
+            ("grid", 1 + number % 2, 4.0),
+        ]
         for filter_name, num_modalities, scale in few if number else [*few, ("lattice", 4, 0.01)]:
             image = rng.random((num_modalities, *shape)).astype(np.float32)
             theta = [((1.2 * scale, 1.7 * scale, 1.4 * scale), (0.4 * scale,) * len(image))]
-            spec = kernel_set(theta, (1.1, 1.2, 1.3), filter=filter_name, normalization="symmetric", num_labels=num_labels)
+            spec = kernel_set(
+                theta,
+                (1.1, 1.2, 1.3),
+                filter=filter_name,
+                normalization="symmetric",
+                num_labels=num_labels,
+            )
             kernels = engine.kernels(GridImage(image, mask, (1.0, 0.8, 1.5)), spec)
             for volume in (0.0, 0.8) if filter_name == "exact" else (0.0,):
                 weights, penalties = np.full((2, num_labels), 0.5), 1.0 - np.eye(num_labels)
                 model = MeanFieldSpec(weights, penalties, 2, volume_weight=volume)
                 tape = kernels.forward(logits, model)
-                kernels.backward(tape, logits, np.ones_like(logits), wants_theta=not volume, wants_image=not volume)
-    asked = {(source, kernel, *option) for source, kernel, constants in watched.launched for option in constants}
+                kernels.backward(
+                    tape,
+                    logits,
+                    np.ones_like(logits),
+                    wants_theta=not volume,
+                    wants_image=not volume,
+                )
+    asked = {
+        (source, kernel, *option)
+        for source, kernel, constants in watched.launched
+        for option in constants
+    }
     assert sorted(_options() - asked) == []
-    sizes = {f"CRF_{name}" for name in ("CELLS", "CHANNELS", "FEATURES", "LABELS", "OTHERS", "ROWS", "THREADS", "TILE")}
+    sizes = {
+        f"CRF_{name}"
+        for name in ("CELLS", "CHANNELS", "FEATURES", "LABELS", "OTHERS", "ROWS", "THREADS", "TILE")
+    }
     assert {name for _, _, name, _ in asked} - sizes == {name for _, _, name, _ in _options()}
 
 
@@ -222,10 +306,17 @@ def test_a_gpus_arithmetic_keeps_to_the_tolerance(filter_name, num_dims, num_lab
     """The CPU's choices, and its logits to rounding; the same bits whoever comes first, and whatever new memory holds."""
     case = random_case(num_dims, num_modalities=2, num_labels=num_labels, masked=masked)
     weights = np.linspace(3.0, 4.0, num_labels).tolist()
-    settings = {"bilateral__weight": weights, "spatial__weight": 0.5, "mean_field__filter": filter_name}
+    settings = {
+        "bilateral__weight": weights,
+        "spatial__weight": 0.5,
+        "mean_field__filter": filter_name,
+    }
     parameters = resolve(case, **settings, mean_field__num_iterations=6)
     strict = (CudaBackend(StrictDevice(is_watched=True, order=seed)) for seed in (1, 5))
-    found, other, expected = (engine.mean_field(case.logits, case.grid, parameters) for engine in (*strict, get_backend("cpu")))
+    found, other, expected = (
+        engine.mean_field(case.logits, case.grid, parameters)
+        for engine in (*strict, get_backend("cpu"))
+    )
     np.testing.assert_array_equal(other.logits, found.logits)
     assert other.energy == found.energy
     assert found.filters == expected.filters

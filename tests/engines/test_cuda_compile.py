@@ -27,20 +27,38 @@ _LABELS = [
 # five labels), many organs.
 HOT = {
     **dict.fromkeys(("lattice", "spatial", "mean_field_backward", "moments"), _WIDTHS),
-    "lattice_build": [{"CRF_FEATURES": features, "CRF_WIDE_KEYS": wide} for features, wide in ((4, 0), (7, 0), (7, 1))],
-    "direct": [{"CRF_FEATURES": features, "CRF_WIDTH": width} for features, width in ((1, 1), (4, 4), (7, 8))],
-    "grid": [{"CRF_WIDTH": width, "CRF_MODALITIES": modalities} for width, modalities in ((4, 2), (8, 1))],
+    "lattice_build": [
+        {"CRF_FEATURES": features, "CRF_WIDE_KEYS": wide}
+        for features, wide in ((4, 0), (7, 0), (7, 1))
+    ],
+    "direct": [
+        {"CRF_FEATURES": features, "CRF_WIDTH": width}
+        for features, width in ((1, 1), (4, 4), (7, 8))
+    ],
+    "grid": [
+        {"CRF_WIDTH": width, "CRF_MODALITIES": modalities} for width, modalities in ((4, 2), (8, 1))
+    ],
     "grid_voxels": [
-        {"CRF_WIDTH": width, "CRF_MODALITIES": modalities, "CRF_THREADS": 128, "CRF_CELLS": 4096 // width}
+        {
+            "CRF_WIDTH": width,
+            "CRF_MODALITIES": modalities,
+            "CRF_THREADS": 128,
+            "CRF_CELLS": 4096 // width,
+        }
         for width, modalities in ((1, 1), (4, 2), (8, 2))
     ],
     "mean_field": _LABELS,
-    "products": [{"CRF_ROWS": rows, "CRF_OTHERS": others, "CRF_THREADS": 128, "CRF_TILE": 128} for rows, others in ((5, 1), (12, 12))],
+    "products": [
+        {"CRF_ROWS": rows, "CRF_OTHERS": others, "CRF_THREADS": 128, "CRF_TILE": 128}
+        for rows, others in ((5, 1), (12, 12))
+    ],
     "sums": [{"CRF_THREADS": 512}],
     "volume": [{}],
 }
 
-needs_compiler = pytest.mark.skipif(nvrtc.nvrtc_library() is None, reason="NVRTC (nvidia-cuda-nvrtc-cu12) is not installed")
+needs_compiler = pytest.mark.skipif(
+    nvrtc.nvrtc_library() is None, reason="NVRTC (nvidia-cuda-nvrtc-cu12) is not installed"
+)
 
 
 def test_every_source_is_listed():
@@ -74,7 +92,10 @@ NUMBERED = sorted(HOT.keys() - {"grid_voxels", "products", "sums"})
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "spatial" else pytest.mark.long) for name in NUMBERED])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "spatial" else pytest.mark.long) for name in NUMBERED],
+)
 def test_threads_are_numbered_in_64_bits(name):
     """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a wide product."""
     for kernel, code in nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).items():
@@ -88,8 +109,12 @@ def test_threads_are_numbered_in_64_bits(name):
 @needs_compiler
 def test_what_integers_follow_from_is_not_contracted():
     """Rounded once, there would be other vertices than the CPU's."""
-    assert "fma.rn" in "".join(nvrtc.intermediate_code(kernel_source("lattice", HOT["lattice"][0])).values())
-    assert "fma.rn" not in "".join(nvrtc.intermediate_code(kernel_source("lattice_build", HOT["lattice_build"][0])).values())
+    assert "fma.rn" in "".join(
+        nvrtc.intermediate_code(kernel_source("lattice", HOT["lattice"][0])).values()
+    )
+    assert "fma.rn" not in "".join(
+        nvrtc.intermediate_code(kernel_source("lattice_build", HOT["lattice_build"][0])).values()
+    )
 
 
 @pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -122,17 +147,37 @@ FEW = {"bilateral.weight": 0.1, "spatial.weight": 0.0}
         (BOX, None, 4, (0, 1, 2), FEW | {"postprocess.keep_largest": "each"}),
         (BOX, None, 4, (0, 1, 2), {"volume.weight": 0.5}),
     ],
-    ids=["plain", "padding in a box", "two labels", "slice", "axes in another order", "components", "volumes"],
+    ids=[
+        "plain",
+        "padding in a box",
+        "two labels",
+        "slice",
+        "axes in another order",
+        "components",
+        "volumes",
+    ],
 )
-def test_a_case_of_any_kind_is_refined_as_on_the_cpu(gpu_engine, mask, padding, num_labels, axes, changes, monkeypatch):
+def test_a_case_of_any_kind_is_refined_as_on_the_cpu(
+    gpu_engine, mask, padding, num_labels, axes, changes, monkeypatch
+):
     use(gpu_engine, monkeypatch)
     case = random_case(3, num_modalities=2, num_labels=4, grid_shape=SHAPE)
     logits = case.logits[:num_labels].copy()
     if padding is not None:
         logits[:, :, :3] = padding
-    logits, image = (np.asfortranarray(array.T).T.transpose(0, *(1 + axis for axis in axes)) for array in (logits, case.image))
-    options = {"mask": mask, "spacing": [case.spacing[axis] for axis in axes], "parameters": PARAMETERS.replace(**changes)}
-    found, expected = (crfrefine.refine(logits, image, device=device, allow_vanishing=True, **options) for device in ("cuda", "cpu"))
+    logits, image = (
+        np.asfortranarray(array.T).T.transpose(0, *(1 + axis for axis in axes))
+        for array in (logits, case.image)
+    )
+    options = {
+        "mask": mask,
+        "spacing": [case.spacing[axis] for axis in axes],
+        "parameters": PARAMETERS.replace(**changes),
+    }
+    found, expected = (
+        crfrefine.refine(logits, image, device=device, allow_vanishing=True, **options)
+        for device in ("cuda", "cpu")
+    )
     for name in ("label_map", "network_label_map"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
     assert found.label_map.dtype == expected.label_map.dtype

@@ -14,7 +14,10 @@ from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not is_available(), reason="needs a GPU and CuPy")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not is_available(), reason="needs a GPU and CuPy"),
+]
 
 
 @pytest.fixture
@@ -35,13 +38,17 @@ def torch():
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "grid", "lattice"])
 def test_each_run_has_the_same_bits(engine, filter_name):
     case = random_case(3, num_modalities=2, num_labels=5, masked=True, grid_shape=(21, 18, 24))
-    parameters = resolve(case, mean_field__filter=filter_name, spatial__weight=0.5, mean_field__num_iterations=9)
+    parameters = resolve(
+        case, mean_field__filter=filter_name, spatial__weight=0.5, mean_field__num_iterations=9
+    )
     first, again = (engine.mean_field(case.logits, case.grid, parameters) for _ in range(2))
     np.testing.assert_array_equal(again.logits, first.logits)
     assert again.energy == first.energy
 
 
-@pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+@pytest.mark.skipif(
+    cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with"
+)
 @pytest.mark.parametrize(("num_modalities", "theta_beta"), [(1, 0.19), (4, 0.001)])
 def test_the_lattice_is_that_of_the_same_source_as_cpp(engine, num_modalities, theta_beta):
     """Keys, vertices, weights, neighbors and lists, bit by bit."""
@@ -50,8 +57,20 @@ def test_the_lattice_is_that_of_the_same_source_as_cpp(engine, num_modalities, t
     for device in (engine.device, cuda_shim.ShimDevice()):
         with device.active():
             voxels = Voxels(device, case.image.shape[1:], case.spacing, case.mask)
-            lattice = Lattice(BilateralInput(voxels, device.upload(case.image), [1.37] * 3, [theta_beta] * num_modalities))
-            names = ("vertex_low", "corner_vertex", "corner_weight", "after", "before", "entry_voxel", "entry_weight")
+            lattice = Lattice(
+                BilateralInput(
+                    voxels, device.upload(case.image), [1.37] * 3, [theta_beta] * num_modalities
+                )
+            )
+            names = (
+                "vertex_low",
+                "corner_vertex",
+                "corner_weight",
+                "after",
+                "before",
+                "entry_voxel",
+                "entry_weight",
+            )
             arrays = {name: getattr(lattice, name) for name in names}
             for level, (begin, row) in enumerate(lattice.levels):
                 arrays |= {f"begin {level}": begin, f"row {level}": row}
@@ -63,10 +82,19 @@ def test_the_lattice_is_that_of_the_same_source_as_cpp(engine, num_modalities, t
 def _layer_run(torch, device, *, on_side_stream=False, keeps=None):
     from crfrefine import CrfParameters, CrfRnn
 
-    parameters = CrfParameters().replace(**{"bilateral.theta_alpha": 1.7, "bilateral.theta_beta": 0.3, "mean_field.filter": "lattice"})
+    parameters = CrfParameters().replace(
+        **{
+            "bilateral.theta_alpha": 1.7,
+            "bilateral.theta_beta": 0.3,
+            "mean_field.filter": "lattice",
+        }
+    )
     random = np.random.default_rng(4)
     layer = CrfRnn(3, 2, 3, parameters, num_iterations=3).to(device)
-    logits, image = (torch.tensor(random.normal(size=(2, n, 15, 18, 17)), dtype=torch.float32, device=device) for n in (3, 2))
+    logits, image = (
+        torch.tensor(random.normal(size=(2, n, 15, 18, 17)), dtype=torch.float32, device=device)
+        for n in (3, 2)
+    )
     logits.requires_grad_()
     stream = torch.cuda.Stream(device) if on_side_stream else torch.cuda.current_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -109,5 +137,7 @@ def test_memory_is_pytorchs_and_goes_back_from_any_thread(torch):
 @pytest.mark.skipif(ask_driver()[0] < 2, reason="needs two GPUs")
 def test_the_second_gpu_is_as_good(torch):
     """Tensors stay on theirs, whichever is current."""
-    for found, expected in zip(_layer_run(torch, "cuda:1"), _layer_run(torch, "cuda:0"), strict=True):
+    for found, expected in zip(
+        _layer_run(torch, "cuda:1"), _layer_run(torch, "cuda:0"), strict=True
+    ):
         np.testing.assert_allclose(found, expected, atol=1e-4)  # of another kind, perhaps

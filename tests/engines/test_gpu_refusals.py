@@ -53,33 +53,65 @@ def with_cupy(machine, error):
     """A CuPy that can be imported, whose first computation raises an error, if it is not None."""
     cuda = SimpleNamespace(
         compiler=SimpleNamespace(CompileException=CompileError),
-        runtime=SimpleNamespace(CUDARuntimeError=CudaError, getDevice=lambda: 0, deviceSynchronize=lambda: None),
+        runtime=SimpleNamespace(
+            CUDARuntimeError=CudaError, getDevice=lambda: 0, deviceSynchronize=lambda: None
+        ),
         driver=SimpleNamespace(CUDADriverError=CudaError),
     )
     machine.setattr(importlib.util, "find_spec", lambda name: object())
-    machine.setitem(sys.modules, "cupy", SimpleNamespace(arange=np.arange if error is None else raising(error), cuda=cuda))
+    machine.setitem(
+        sys.modules,
+        "cupy",
+        SimpleNamespace(arange=np.arange if error is None else raising(error), cuda=cuda),
+    )
 
 
 def check_refused(message, device="cuda:0", *, warns=True):
     """By name it is an error; `auto` takes the CPU with a warning."""
-    with pytest.raises(BackendUnavailableError, match=rf"--device {device.removesuffix(':0')}:? {message}.*--device cpu"):
+    with pytest.raises(
+        BackendUnavailableError,
+        match=rf"--device {device.removesuffix(':0')}:? {message}.*--device cpu",
+    ):
         get_backend(device)
-    with pytest.warns(RuntimeWarning, match=rf"auto takes the CPU.*{message}") if warns else contextlib.nullcontext():
+    with (
+        pytest.warns(RuntimeWarning, match=rf"auto takes the CPU.*{message}")
+        if warns
+        else contextlib.nullcontext()
+    ):
         assert get_backend("auto").name == "cpu"
 
 
-OLD_DRIVER = "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
+OLD_DRIVER = (
+    "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
+)
 
 
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (CudaError(35, OLD_DRIVER), rf"CuPy cannot use the GPU \({OLD_DRIVER}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]"),
-        (ImportError("libnvrtc.so.12"), r"CuPy cannot use the GPU \(libnvrtc\.so\.12\).*cupy-cuda12x\[ctk\]"),
-        (CompileError("nvrtc: invalid value for --gpu-architecture"), r"CuPy cannot use the GPU \(nvrtc: invalid value.*ctk"),
-        (MemoryError("Out of memory"), r"CuPy cannot use the GPU \(Out of memory.*memory is full.*nvidia-smi lists them"),
+        (
+            CudaError(35, OLD_DRIVER),
+            rf"CuPy cannot use the GPU \({OLD_DRIVER}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]",
+        ),
+        (
+            ImportError("libnvrtc.so.12"),
+            r"CuPy cannot use the GPU \(libnvrtc\.so\.12\).*cupy-cuda12x\[ctk\]",
+        ),
+        (
+            CompileError("nvrtc: invalid value for --gpu-architecture"),
+            r"CuPy cannot use the GPU \(nvrtc: invalid value.*ctk",
+        ),
+        (
+            MemoryError("Out of memory"),
+            r"CuPy cannot use the GPU \(Out of memory.*memory is full.*nvidia-smi lists them",
+        ),
     ],
-    ids=["a driver for an older CUDA", "no NVRTC", "an NVRTC for other GPUs", "no memory for a context or an array"],
+    ids=[
+        "a driver for an older CUDA",
+        "no NVRTC",
+        "an NVRTC for other GPUs",
+        "no memory for a context or an array",
+    ],
 )
 def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error, message, machine):
     with_cupy(machine, error)
@@ -101,7 +133,9 @@ def test_forked_processes_and_default_streams_per_thread_are_refused(machine):
     check_refused(r".*forked.*'spawn'")
     machine.setattr(cupy_device, "ask_driver", lambda: (1, 0))
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
-    check_refused(r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1; unset it")
+    check_refused(
+        r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1; unset it"
+    )
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0")
     with pytest.raises(ValueError, match="opened"):
         get_backend("cuda")
@@ -110,7 +144,11 @@ def test_forked_processes_and_default_streams_per_thread_are_refused(machine):
 @pytest.mark.parametrize(
     ("status", "message", "warns"),
     [
-        (803, r"status 803 of cuInit, CUDA_VISIBLE_DEVICES=7\); see nvidia-smi.*restart the machine if it was updated", True),
+        (
+            803,
+            r"status 803 of cuInit, CUDA_VISIBLE_DEVICES=7\); see nvidia-smi.*restart the machine if it was updated",
+            True,
+        ),
         (100, r"status 100 of cuInit, CUDA_VISIBLE_DEVICES=7\)", False),
         (None, r"no driver.*install NVIDIA's driver", False),
     ],
@@ -119,15 +157,22 @@ def test_a_driver_that_shows_no_gpu_says_why(status, message, warns, monkeypatch
     """One that does not start is no machine without a GPU: `auto` warns."""
     driver = SimpleNamespace(cuInit=lambda flags: status, cuDeviceGetCount=lambda count: 0)
     monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: True)
-    monkeypatch.setattr(ctypes, "CDLL", raising(OSError("no library")) if status is None else lambda name: driver)
+    monkeypatch.setattr(
+        ctypes, "CDLL", raising(OSError("no library")) if status is None else lambda name: driver
+    )
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    check_refused(rf"not among the 0 NVIDIA GPUs that were found \({message}", "cuda:1", warns=warns)
+    check_refused(
+        rf"not among the 0 NVIDIA GPUs that were found \({message}", "cuda:1", warns=warns
+    )
 
 
 def test_devices_that_are_not_there_are_refused_with_those_that_are(machine):
     machine.setattr(cupy_device, "ask_driver", lambda: (2, 0))
-    with pytest.raises(BackendUnavailableError, match=r"--device cuda:7: not among the 2 NVIDIA GPUs that were found.*use another GPU"):
+    with pytest.raises(
+        BackendUnavailableError,
+        match=r"--device cuda:7: not among the 2 NVIDIA GPUs that were found.*use another GPU",
+    ):
         get_backend("cuda:7")
     for device in ("gpu", "cuda:", "cuda:x", "CPU", "", None):
         with pytest.raises(ConfigError, match=r"device: expected one of auto, cpu, cuda"):
@@ -139,14 +184,20 @@ def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkey
     """The driver once asked, no process that is forked later can use a GPU."""
     monkeypatch.setattr(cupy_device, "ask_driver", raising(AssertionError("the driver was asked")))
     monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: missing != "GPU")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object())
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object()
+    )
     assert not cupy_device.is_available()
 
 
-@pytest.mark.parametrize(("visible", "expected"), [(None, True), ("0,1", True), ("", False), (" ", False), ("-1", False)])
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, True), ("0,1", True), ("", False), (" ", False), ("-1", False)]
+)
 def test_gpus_that_the_environment_hides_are_not_there(visible, expected, monkeypatch):
     """As CUDA does: an empty list, or one that begins with a number below 0."""
-    monkeypatch.setattr(cupy_device, "_GPU_FILES", ("null",))  # there is such a file on every machine
+    monkeypatch.setattr(
+        cupy_device, "_GPU_FILES", ("null",)
+    )  # there is such a file on every machine
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -158,17 +209,30 @@ def test_a_gpu_that_does_not_answer_is_lost_for_good(machine):
     with_cupy(machine, None)
     device = get_backend("cuda").device
     kernels = object.__new__(CudaKernels)
-    kernels._device, kernels._lock, kernels.image_shape, kernels.spec = device, threading.Lock(), (1, 9, 8), SimpleNamespace(num_labels=3)
+    kernels._device, kernels._lock, kernels.image_shape, kernels.spec = (
+        device,
+        threading.Lock(),
+        (1, 9, 8),
+        SimpleNamespace(num_labels=3),
+    )
     message = r"not enough memory on cuda for 3 labels on a grid of 9x8 voxels \(error 2\); use a mask.*--device cpu"
     with pytest.raises(CapacityError, match=message), kernels._working(None):
         raise CudaError(2, "error 2")
     with pytest.raises(CudaError, match="error 1"), kernels._working(None):  # The GPU answers.
         raise CudaError(1, "error 1")
-    machine.setattr(sys.modules["cupy"].cuda.runtime, "deviceSynchronize", raising(CudaError(719, "error 719")))
+    machine.setattr(
+        sys.modules["cupy"].cuda.runtime, "deviceSynchronize", raising(CudaError(719, "error 719"))
+    )
     message = r"--device cuda: the GPU stopped working in this case \(error 700\).*--device cpu"
     with pytest.raises(DeviceLostError, match=message), kernels._working(None):
         raise CudaError(700, "error 700")
-    with pytest.raises(DeviceLostError, match=r"stopped working earlier in this process \(error 700\).*--device cpu"), device.active():
+    with (
+        pytest.raises(
+            DeviceLostError,
+            match=r"stopped working earlier in this process \(error 700\).*--device cpu",
+        ),
+        device.active(),
+    ):
         raise AssertionError("nothing may run")
 
 

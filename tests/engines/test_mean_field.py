@@ -8,7 +8,16 @@ import itertools
 import numpy as np
 import oracles
 import pytest
-from oracles import Case, brute_force_kernel, brute_force_mean_field, normalize_kernel, random_case, resolve, rms, softmax
+from oracles import (
+    Case,
+    brute_force_kernel,
+    brute_force_mean_field,
+    normalize_kernel,
+    random_case,
+    resolve,
+    rms,
+    softmax,
+)
 from scipy.optimize import root
 
 import crfrefine
@@ -43,7 +52,12 @@ def test_two_voxels_by_hand(backend):
     logits = np.zeros((2, 1, 2), dtype=np.float32)
     logits[0, 0] = 1.0, -2.0
     case = Case(logits, np.full((1, 1, 2), 0.5, np.float32), None, (3.0, 2.0))
-    changes = {"bilateral.weight": 3.0, "bilateral.theta_alpha": 2.0, "mean_field.num_iterations": 1, "mean_field.filter": "exact"}
+    changes = {
+        "bilateral.weight": 3.0,
+        "bilateral.theta_alpha": 2.0,
+        "mean_field.num_iterations": 1,
+        "mean_field.filter": "exact",
+    }
     result = _run(backend, case, CrfParameters().replace(**changes).resolve(2, 1, 2))
     k = np.exp(-0.5)
     q = 1.0 / (1.0 + np.exp([-1.0, 2.0]))
@@ -60,13 +74,23 @@ def test_two_voxels_by_hand(backend):
 def test_outside_the_mask_the_logits_pass_through(backend, filter_name):
     """Divided by the temperature, to the last bits; and nothing inside depends on what stands outside."""
     case = random_case(3, masked=True)
-    changes = {"mean_field__temperature": 2.0, "mean_field__bias": [0.4, -1.2, 0.7], "mean_field__filter": filter_name}
+    changes = {
+        "mean_field__temperature": 2.0,
+        "mean_field__bias": [0.4, -1.2, 0.7],
+        "mean_field__filter": filter_name,
+    }
     parameters = resolve(case, **changes, spatial__weight=1.0)
     result = _run(backend, case, parameters)
-    np.testing.assert_allclose(result.logits[:, ~case.inside], case.logits[:, ~case.inside] / 2.0, rtol=1e-6)
-    logits, image = (np.where(case.inside, values, np.float32(700.0)) for values in (case.logits, case.image))
+    np.testing.assert_allclose(
+        result.logits[:, ~case.inside], case.logits[:, ~case.inside] / 2.0, rtol=1e-6
+    )
+    logits, image = (
+        np.where(case.inside, values, np.float32(700.0)) for values in (case.logits, case.image)
+    )
     soiled = Case(logits, image, case.mask, case.spacing)
-    np.testing.assert_array_equal(_run(backend, soiled, parameters).logits[:, case.inside], result.logits[:, case.inside])
+    np.testing.assert_array_equal(
+        _run(backend, soiled, parameters).logits[:, case.inside], result.logits[:, case.inside]
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +104,9 @@ def test_outside_the_mask_the_logits_pass_through(backend, filter_name):
         (4, 2, True, "symmetric", "exact"),
     ],
 )
-def test_marginals_match_brute_force(backend, num_dims, num_modalities, masked, normalization, filter_name):
+def test_marginals_match_brute_force(
+    backend, num_dims, num_modalities, masked, normalization, filter_name
+):
     """Five steps with two appearance kernels and a spatial one against float64 brute force: RMS below 1e-5."""
     case = random_case(num_dims, num_modalities, masked=masked)
     theta_beta = [0.15 + 0.05 * modality for modality in range(num_modalities)]
@@ -89,9 +115,17 @@ def test_marginals_match_brute_force(backend, num_dims, num_modalities, masked, 
         "bilateral": [fine, {"weight": 1.0, "theta_alpha": 2.1, "theta_beta": 0.3}],
         # The separable filter leaves out what lies beyond four theta_gamma; on these grids a small theta_gamma makes that 1e-6.
         "spatial": {"theta_gamma": 0.9, "weight": 0.05},
-        "mean_field": {"normalization": normalization, "filter": filter_name, "tolerance": 0.0, "temperature": 1.7, "bias": BIAS},
+        "mean_field": {
+            "normalization": normalization,
+            "filter": filter_name,
+            "tolerance": 0.0,
+            "temperature": 1.7,
+            "bias": BIAS,
+        },
     }
-    _check_plain_iteration(backend, case, CrfParameters.from_dict(changes).resolve(3, num_modalities, num_dims))
+    _check_plain_iteration(
+        backend, case, CrfParameters.from_dict(changes).resolve(3, num_modalities, num_dims)
+    )
 
 
 @pytest.mark.parametrize("num_labels", [2, 5, 17, 64])
@@ -100,16 +134,27 @@ def test_any_number_of_labels(backend, num_labels):
     rng = np.random.default_rng(num_labels)
     case = random_case(3, num_modalities=2, num_labels=num_labels, masked=True)
     matrix = rng.uniform(-0.6, 1.5, size=(num_labels, num_labels)) * (1.0 - np.eye(num_labels))
-    changes = {"bilateral__weight": rng.uniform(1.0, 8.0, size=num_labels), "bilateral__theta_alpha": 2.0}
-    changes |= {"spatial__weight": rng.uniform(0.1, 0.3, size=num_labels), "spatial__theta_gamma": 0.7}
-    _check_plain_iteration(backend, case, resolve(case, **changes, compatibility={"kind": "matrix", "matrix": matrix}))
+    changes = {
+        "bilateral__weight": rng.uniform(1.0, 8.0, size=num_labels),
+        "bilateral__theta_alpha": 2.0,
+    }
+    changes |= {
+        "spatial__weight": rng.uniform(0.1, 0.3, size=num_labels),
+        "spatial__theta_gamma": 0.7,
+    }
+    _check_plain_iteration(
+        backend, case, resolve(case, **changes, compatibility={"kind": "matrix", "matrix": matrix})
+    )
 
 
 def test_the_divergence_decides_when_to_stop(backend):
     """The first step without flips whose mean KL, new against old marginals (brute force), is below the tolerance: no earlier or later."""
     case = random_case(3, masked=True)
     history = [softmax(case.logits[:, case.inside])]
-    history += [brute_force_mean_field(case, resolve(case, mean_field__num_iterations=steps))[0] for steps in range(1, 12)]
+    history += [
+        brute_force_mean_field(case, resolve(case, mean_field__num_iterations=steps))[0]
+        for steps in range(1, 12)
+    ]
     steps = list(itertools.pairwise(history))
     divergence = [float((new * np.log(new / old)).sum(axis=0).mean()) for old, new in steps]
     at_rest = [bool((new.argmax(axis=0) == old.argmax(axis=0)).all()) for old, new in steps]
@@ -117,8 +162,14 @@ def test_the_divergence_decides_when_to_stop(backend):
     # Half-way between the divergences of two steps, so that rounding does not decide.
     for step in range(4, 11):
         tolerance = float(np.sqrt(divergence[step - 1] * divergence[step]))
-        expected = 1 + next(index for index in range(11) if divergence[index] < tolerance and at_rest[index])
-        result = _run(backend, case, resolve(case, mean_field__tolerance=tolerance, mean_field__num_iterations=11))
+        expected = 1 + next(
+            index for index in range(11) if divergence[index] < tolerance and at_rest[index]
+        )
+        result = _run(
+            backend,
+            case,
+            resolve(case, mean_field__tolerance=tolerance, mean_field__num_iterations=11),
+        )
         assert result.converged
         assert result.num_iterations == expected
         stops.add(expected)
@@ -133,14 +184,19 @@ def test_convergence_needs_labels_at_rest(backend):
     # One voxel is so close to a tie that a step, pulled by its neighbors, flips it at a divergence far below the tolerance.
     logits[:, 2, 3, 4] = 0.0, 1e-3
     case = Case(logits, case.image, None, case.spacing)
-    parameters = resolve(case, bilateral__weight=0.01, mean_field__tolerance=0.5, mean_field__num_iterations=2)
+    parameters = resolve(
+        case, bilateral__weight=0.01, mean_field__tolerance=0.5, mean_field__num_iterations=2
+    )
     result = _run(backend, case, parameters)
     assert result.num_iterations == 2
     assert result.logits[:, 2, 3, 4].argmax() == 0
     assert result.converged
 
 
-@pytest.mark.parametrize(("kind", "stage"), [(MemoryError, "build"), (MemoryError, "mean field"), (KeyboardInterrupt, "build")])
+@pytest.mark.parametrize(
+    ("kind", "stage"),
+    [(MemoryError, "build"), (MemoryError, "mean field"), (KeyboardInterrupt, "build")],
+)
 def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend, kind, stage):
     """It is not taken for bad input, nor for the engine's own lack of memory."""
     case, raised = random_case(3), kind("capacity: the user's own")
@@ -150,13 +206,21 @@ def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend, kind, stage
             raise raised
 
     with pytest.raises(kind) as caught:
-        crfrefine.refine(case.logits, case.image, spacing=case.spacing, device=backend.name, progress=fail)
+        crfrefine.refine(
+            case.logits, case.image, spacing=case.spacing, device=backend.name, progress=fail
+        )
     assert caught.value is raised
 
 
 def test_progress_counts_the_steps_that_begin(backend):
     case, seen = random_case(3), []
-    crfrefine.refine(case.logits, case.image, spacing=case.spacing, device=backend.name, progress=lambda *step: seen.append(step))
+    crfrefine.refine(
+        case.logits,
+        case.image,
+        spacing=case.spacing,
+        device=backend.name,
+        progress=lambda *step: seen.append(step),
+    )
     steps = [step for step in seen if step[0] == "mean field"]
     assert seen == [("build", 0, 1), *steps]
     assert steps == [("mean field", number, 5) for number in range(len(steps))]
@@ -181,14 +245,22 @@ def test_presets_are_their_formulas(backend, preset):
     num_dims, num_iterations, normalization, bilateral, spatial = PRESETS[preset]
     case = random_case(num_dims, num_modalities=3)
     if num_dims == 2:
-        case = Case(case.logits, np.round(case.image * 255.0).astype(np.float32), None, case.spacing)
+        case = Case(
+            case.logits, np.round(case.image * 255.0).astype(np.float32), None, case.spacing
+        )
     ones, (weight, theta_alpha, theta_beta) = (1,) * num_dims, bilateral
-    appearance = normalize_kernel(brute_force_kernel(case.image, case.inside, ones, theta_alpha, theta_beta), normalization)
-    smooth = normalize_kernel(brute_force_kernel(None, case.inside, ones, spatial[1], None), normalization)
+    appearance = normalize_kernel(
+        brute_force_kernel(case.image, case.inside, ones, theta_alpha, theta_beta), normalization
+    )
+    smooth = normalize_kernel(
+        brute_force_kernel(None, case.inside, ones, spatial[1], None), normalization
+    )
     x = scores = case.logits.reshape(3, -1).astype(np.float64)
     for _ in range(num_iterations):
         x = scores + softmax(x) @ (weight * appearance + spatial[0] * smooth).T
-    parameters = CrfParameters.load(preset).replace(**{"mean_field.filter": "exact"}).resolve(3, 3, num_dims)
+    parameters = (
+        CrfParameters.load(preset).replace(**{"mean_field.filter": "exact"}).resolve(3, 3, num_dims)
+    )
     result = _run(backend, case, parameters).logits.reshape(3, -1).astype(np.float64)
     assert rms((result - result.mean(axis=0)) - (x - x.mean(axis=0))) < 1e-3
 
@@ -209,7 +281,9 @@ def mean_field_by_multipliers(case, model):
     part = oracles.main_bodies(case, run)[case.inside]
     assert 0 < part.sum() < part.size
     volumes = volumes_of(oracles.scores_of(case, run)[:, part])
-    strength = STRENGTH * run.volume_weight / (1.0 - run.volume_weight) if run.volume_weight < 1.0 else 0.0
+    strength = (
+        STRENGTH * run.volume_weight / (1.0 - run.volume_weight) if run.volume_weight < 1.0 else 0.0
+    )
 
     def divergence(marginals):
         masses, wanted = marginals[:, part].sum(axis=1) + 1.0, volumes + 1.0
@@ -231,9 +305,16 @@ def mean_field_by_multipliers(case, model):
 
 @pytest.mark.parametrize(
     ("num_dims", "weight", "masked", "normalization"),
-    [(3, 0.3, False, "after"), (1, 0.5, False, "after"), (4, 0.9, True, "symmetric"), (3, 1.0, True, "symmetric")],
+    [
+        (3, 0.3, False, "after"),
+        (1, 0.5, False, "after"),
+        (4, 0.9, True, "symmetric"),
+        (3, 1.0, True, "symmetric"),
+    ],
 )
-def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, num_dims, weight, masked, normalization):
+def test_marginals_and_energy_match_a_solver_of_the_multipliers(
+    backend, num_dims, weight, masked, normalization
+):
     """Float32 logits of size 5; the energy is a sum over 300 voxels. Bodies connect at corners, the mask cuts them."""
     case = random_case(num_dims, masked=masked)
     case.logits[1:] -= 1.0
@@ -244,7 +325,9 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(backend, num_dim
     found = backend.mean_field(case.logits, case.grid, model)
     np.testing.assert_allclose(softmax(found.logits[:, case.inside]), expected, atol=2e-5)
     np.testing.assert_allclose(found.energy, energy, rtol=1e-5)
-    np.testing.assert_allclose(found.logits[:, ~case.inside], case.logits[:, ~case.inside] / 1.2, rtol=1e-6)
+    np.testing.assert_allclose(
+        found.logits[:, ~case.inside], case.logits[:, ~case.inside] / 1.2, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
@@ -268,7 +351,11 @@ def test_the_rule_for_stopping_counts_the_biases(compiled_backend, weight, num_l
     """Strong weights per label, with which the energy of some steps rises, until the tolerance is met."""
     case = random_case(3, num_labels=num_labels, masked=True)
     weights = list(np.random.default_rng(5).uniform(1.0, 10.0, num_labels))
-    settings = {"bilateral__weight": weights, "mean_field__tolerance": 1e-3, "mean_field__num_iterations": 30}
+    settings = {
+        "bilateral__weight": weights,
+        "mean_field__tolerance": 1e-3,
+        "mean_field__num_iterations": 30,
+    }
     model = resolve(case, volume__weight=weight, **settings)
     backends = oracles.torch64(), compiled_backend
     expected, found = (_run(backend, case, model) for backend in backends)
@@ -287,7 +374,9 @@ def test_a_body_in_a_corner_keeps_its_volume():
     for label in range(1, labels):
         logits[label, :2, 2:11, 3 * label : 3 * label + 9] += 7.0
     logits[1, 6:8, 4:8, 10:20] += 5.0  # doubts that are no body
-    image = (rng.normal(scale=0.1, size=(2, *shape)) + (logits.argmax(axis=0) > 0)).astype(np.float32)
+    image = (rng.normal(scale=0.1, size=(2, *shape)) + (logits.argmax(axis=0) > 0)).astype(
+        np.float32
+    )
     mask = rng.random(shape) < 0.9
     case = Case(logits.astype(np.float32), image, mask, (0.9, 0.7, 1.8))
     run = resolve(case, volume__weight=1.0, mean_field__temperature=0.8)
@@ -295,7 +384,12 @@ def test_a_body_in_a_corner_keeps_its_volume():
     of_blocks = np.add.reduceat(bodies[case.inside], np.arange(0, case.inside.sum(), 1024))
     assert of_blocks[0]
     assert not of_blocks[2:].any()
-    found, wanted = (get_backend(name).mean_field(case.logits, case.grid, run).logits for name in ("cpu", "torch"))
+    found, wanted = (
+        get_backend(name).mean_field(case.logits, case.grid, run).logits
+        for name in ("cpu", "torch")
+    )
     np.testing.assert_allclose(softmax(found), softmax(wanted), atol=2e-4)
-    kept = [np.count_nonzero((case.logits.argmax(axis=0) == label) & bodies) for label in range(labels)]
+    kept = [
+        np.count_nonzero((case.logits.argmax(axis=0) == label) & bodies) for label in range(labels)
+    ]
     np.testing.assert_allclose(softmax(found)[:, bodies].sum(axis=1), kept, atol=0.05)

@@ -29,14 +29,33 @@ def values(*shape, dtype=np.float32):
 
 
 def message(engine, mask=None, spacing=SPACING, bilateral=BILATERAL, num_out=3):
-    settings = {"theta_gamma": [], "normalization": "none", "filter": "auto", "threads": 1, "out": values(num_out, *SHAPE)}
+    settings = {
+        "theta_gamma": [],
+        "normalization": "none",
+        "filter": "auto",
+        "threads": 1,
+        "out": values(num_out, *SHAPE),
+    }
     image = {"image": values(1, *SHAPE), "mask": mask, "spacing": spacing, "bilateral": bilateral}
     return engine.message(values=values(3, *SHAPE), **image, **settings)
 
 
 def built(engine, num_labels=2, user_axis=()):
-    image = {"image": values(1, *SHAPE), "mask": None, "spacing": SPACING, "bilateral": BILATERAL, "theta_gamma": []}
-    settings = {"normalization": "symmetric", "filter": "auto", "num_iterations": 2, "origin": None, "threads": 1, "progress": None}
+    image = {
+        "image": values(1, *SHAPE),
+        "mask": None,
+        "spacing": SPACING,
+        "bilateral": BILATERAL,
+        "theta_gamma": [],
+    }
+    settings = {
+        "normalization": "symmetric",
+        "filter": "auto",
+        "num_iterations": 2,
+        "origin": None,
+        "threads": 1,
+        "progress": None,
+    }
     return engine.Kernels(num_labels=num_labels, user_axis=list(user_axis), **image, **settings)
 
 
@@ -48,14 +67,29 @@ def run(engine, shape=SHAPE, weights=(1.0, 1.0), compatibility=((0.0, 1.0), (1.0
 
 def label_sets(engine, mask=None, active=1):
     """One active tile of two labels."""
-    sets = {"active": np.array([active]), "first_entry": np.array([0, 2]), "label": np.array([0, 3], np.int32)}
-    return engine.LabelSets(shape=SHAPE, tile=TILE, mask=mask, threads=1, settled=np.array([2, -1], np.int32), **sets)
+    sets = {
+        "active": np.array([active]),
+        "first_entry": np.array([0, 2]),
+        "label": np.array([0, 3], np.int32),
+    }
+    return engine.LabelSets(
+        shape=SHAPE, tile=TILE, mask=mask, threads=1, settled=np.array([2, -1], np.int32), **sets
+    )
 
 
 WRONG = {
-    "softmax, fewer channels": ("in the shape of the logits", lambda e: e.softmax(values(3, *SHAPE), 1, values(2, *SHAPE))),
-    "label_map, more labels than 8 bits": ("holds all labels", lambda e: e.label_map(values(257, 2), 1, values(2, dtype=np.uint8))),
-    "mask of 8 voxels": ("expected a mask", lambda e: message(e, mask=np.ones((2, 2, 2), np.bool_))),
+    "softmax, fewer channels": (
+        "in the shape of the logits",
+        lambda e: e.softmax(values(3, *SHAPE), 1, values(2, *SHAPE)),
+    ),
+    "label_map, more labels than 8 bits": (
+        "holds all labels",
+        lambda e: e.label_map(values(257, 2), 1, values(2, dtype=np.uint8)),
+    ),
+    "mask of 8 voxels": (
+        "expected a mask",
+        lambda e: message(e, mask=np.ones((2, 2, 2), np.bool_)),
+    ),
     "spacing, NaN": ("one spacing per axis", lambda e: message(e, spacing=[1.0, math.nan, 1.0])),
     "no kernel": ("expected a kernel", lambda e: message(e, bilateral=[])),
     "out, fewer channels": ("shape of the values", lambda e: message(e, num_out=2)),
@@ -63,10 +97,19 @@ WRONG = {
     "axes twice": ("each axis of the user once", lambda e: built(e, user_axis=[0, 1, 1])),
     "logits, another grid": ("or on the box of its mask", lambda e: run(e, shape=(8, 9, 9))),
     "weights, too few": ("one weight per label", lambda e: run(e, weights=[1.0])),
-    "compatibility, too few": ("one penalty per pair", lambda e: run(e, compatibility=[[0.0], [1.0]])),
-    "Tiles, more than can be counted": ("a grid with voxels", lambda e: e.Tiles((2**40, 2**40, 2**40), TILE, 1)),
+    "compatibility, too few": (
+        "one penalty per pair",
+        lambda e: run(e, compatibility=[[0.0], [1.0]]),
+    ),
+    "Tiles, more than can be counted": (
+        "a grid with voxels",
+        lambda e: e.Tiles((2**40, 2**40, 2**40), TILE, 1),
+    ),
     "sets, a tile of no grid": ("tiles of the grid", lambda e: label_sets(e, active=2)),
-    "sets, mask of 8 voxels": ("one value per voxel of the grid", lambda e: label_sets(e, mask=np.ones((2, 2, 2), np.bool_))),
+    "sets, mask of 8 voxels": (
+        "one value per voxel of the grid",
+        lambda e: label_sets(e, mask=np.ones((2, 2, 2), np.bool_)),
+    ),
 }
 
 
@@ -87,8 +130,13 @@ def test_the_same_calls_with_arguments_that_fit():
 def test_a_window_of_millions_of_voxels_is_refused_before_it_is_listed():
     """A list of these would take a gigabyte; a case of one byte per voxel is small."""
     spec = KernelSetSpec((KernelSpec((900.0, 1200.0), (0.1,)),), "none", "truncated", 2, 1)
-    with pytest.raises(CapacityError, match=r"theta_alpha 900 x 1200 on voxels of 1 x 1\.5 visits over a million pairs"):
-        get_backend("cpu").kernels(GridImage(np.zeros((1, 1100, 1000), np.float32), None, (1.0, 1.5)), spec)
+    with pytest.raises(
+        CapacityError,
+        match=r"theta_alpha 900 x 1200 on voxels of 1 x 1\.5 visits over a million pairs",
+    ):
+        get_backend("cpu").kernels(
+            GridImage(np.zeros((1, 1100, 1000), np.float32), None, (1.0, 1.5)), spec
+        )
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,7 +150,10 @@ NEEDED = {
 CHOSEN = "(brute_force or threads or documented or transcribed or zeros) and not cuda and not torch"
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(), reason="needs x86-64 and Linux")
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(),
+    reason="needs x86-64 and Linux",
+)
 def test_the_level_is_what_the_system_says_of_the_processor():
     lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     flags = set(next(line for line in lines if line.startswith("flags")).split())
@@ -111,16 +162,28 @@ def test_the_level_is_what_the_system_says_of_the_processor():
     assert find_levels().best == max(set(supported) & set(find_levels().built), key=LEVELS.index)
 
 
-@pytest.mark.skipif(find_levels().best == "baseline", reason="needs an engine above the baseline, and a processor that runs it")
+@pytest.mark.skipif(
+    find_levels().best == "baseline",
+    reason="needs an engine above the baseline, and a processor that runs it",
+)
 def test_without_the_best_engine_the_next_one_runs_and_it_cannot_be_asked_for(tmp_path):
     """In a copy of the package from which it is taken away; the message names the option that compiles it."""
     best = find_levels().best
     ignored = shutil.ignore_patterns(f"_engine_{best}.*", "__pycache__")
     shutil.copytree(Path(crfrefine.__file__).parent, tmp_path / "crfrefine", ignore=ignored)
     code = "from crfrefine.engines import compiled; print(compiled.load_engine().__name__, *compiled.find_levels().built)"
-    plain = {name: value for name, value in os.environ.items() if name != ASKED_LEVEL} | {"PYTHONPATH": str(tmp_path)}
+    plain = {name: value for name, value in os.environ.items() if name != ASKED_LEVEL} | {
+        "PYTHONPATH": str(tmp_path)
+    }
     done, asked = (
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=plain | more, capture_output=True, text=True, check=False)
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=plain | more,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         for more in ({}, {ASKED_LEVEL: best})
     )
     rest = [level for level in find_levels().built if level != best]
@@ -137,12 +200,36 @@ def test_the_engine_of_a_lower_level_passes_its_tests(level):
     """As a process of its own, because the level is chosen when the engine is first loaded."""
     best = find_levels().best
     if LEVELS.index(level) >= LEVELS.index(best):
-        pytest.skip(f"the best level of this processor and its engines is {best}: its own tests, or none")
+        pytest.skip(
+            f"the best level of this processor and its engines is {best}: its own tests, or none"
+        )
     if level not in find_levels().built:
-        pytest.skip(f"the engine was not compiled for {level}: CRFREFINE_LEVELS=all of CMakeLists.txt, as `make test-long` has it")
+        pytest.skip(
+            f"the engine was not compiled for {level}: CRFREFINE_LEVELS=all of CMakeLists.txt, as `make test-long` has it"
+        )
     if os.environ.get(ASKED_LEVEL) == level:
         pytest.skip(f"{ASKED_LEVEL} has all tests run on {level}")
-    options = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not long", "-k", CHOSEN]
+    options = [
+        "-m",
+        "pytest",
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-m",
+        "not long",
+        "-k",
+        CHOSEN,
+    ]
     command = [sys.executable, *options, "tests/engines", "tests/refinement"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {ASKED_LEVEL: level}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {ASKED_LEVEL: level},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -31,7 +31,9 @@ def kernel_of(features):
 @pytest.mark.parametrize("num_features", [1, 4, 9])
 def test_exact_is_the_sum_over_all_pairs(num_features, normalization):
     values, features = make(num_features)
-    found = gaussian_filter(values, features, method="exact", normalization=normalization, threads=2)
+    found = gaussian_filter(
+        values, features, method="exact", normalization=normalization, threads=2
+    )
     kernel = normalize_kernel(kernel_of(features), normalization)
     np.testing.assert_allclose(found, values @ kernel.T, rtol=3e-5, atol=1e-5)
 
@@ -60,7 +62,9 @@ def test_a_lattice_is_built_once_and_filters_many_times_on_a_grid_with_a_mask():
         assert lattice.num_points == mask.sum()
         for part in (values, values[:1]):
             found = lattice(part, normalization="after")
-            inside = gaussian_filter(part[:, mask], features[:, mask].T, method=method, normalization="after")
+            inside = gaussian_filter(
+                part[:, mask], features[:, mask].T, method=method, normalization="after"
+            )
             np.testing.assert_array_equal(found[:, mask], inside)
             assert not found[:, ~mask].any()
 
@@ -76,7 +80,9 @@ def test_a_lattice_does_not_change_with_the_array_that_was_its_mask():
 
 def test_the_result_does_not_depend_on_threads_and_its_transpose_is_exact():
     values, features = make(5)
-    first, second = (gaussian_filter(values, features, method="lattice", threads=threads) for threads in (1, 3))
+    first, second = (
+        gaussian_filter(values, features, method="lattice", threads=threads) for threads in (1, 3)
+    )
     np.testing.assert_array_equal(first, second)
     kernel = CompiledPoints(np.ascontiguousarray(features.T), "lattice", 2)
     left = make(5, seed=9)[0]
@@ -102,27 +108,83 @@ def test_auto_is_exact_for_few_points(monkeypatch):
     assert "exact" in Lattice(features).description
     monkeypatch.setattr(points, "MAX_EXACT", len(features) - 1)
     assert "lattice" in Lattice(features).description
-    assert not np.array_equal(gaussian_filter(values, features), gaussian_filter(values, features, method="exact"))
+    assert not np.array_equal(
+        gaussian_filter(values, features), gaussian_filter(values, features, method="exact")
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "features", "options", "error", "message"),
     [
-        (np.ones((1, 5)), np.ones((6, 2)), {}, InputError, r"values have shape \(1, 5\); expected \(V, 6\)"),
+        (
+            np.ones((1, 5)),
+            np.ones((6, 2)),
+            {},
+            InputError,
+            r"values have shape \(1, 5\); expected \(V, 6\)",
+        ),
         (np.ones(6), np.ones((6, 2)), {}, InputError, "expected"),
         (np.ones((1, 6)), np.ones(6), {}, InputError, r"expected \(N, D\), or \(D, \*grid\)"),
         (np.ones((1, 0)), np.ones((0, 2)), {}, InputError, "0 points of 2 features"),
         (np.ones((1, 6)), np.ones((6, 0)), {}, InputError, "6 points of 0 features"),
-        (np.ones((1, 6)), np.full((6, 2), np.nan), {}, InputError, "features: expected finite numbers"),
-        (np.full((1, 6), np.inf), np.ones((6, 2)), {}, InputError, "values: expected finite numbers"),
-        (np.full((1, 6), 1e30), np.ones((6, 2)), {"normalization": "after"}, InputError, r"values: expected finite numbers up to 1e\+20"),
-        (np.ones((1, 6)), np.ones((6, 2)), {"method": "fast"}, ConfigError, "method: expected auto"),
-        (np.ones((1, 6)), np.ones((6, 2)), {"normalization": "before"}, ConfigError, "normalization: expected"),
+        (
+            np.ones((1, 6)),
+            np.full((6, 2), np.nan),
+            {},
+            InputError,
+            "features: expected finite numbers",
+        ),
+        (
+            np.full((1, 6), np.inf),
+            np.ones((6, 2)),
+            {},
+            InputError,
+            "values: expected finite numbers",
+        ),
+        (
+            np.full((1, 6), 1e30),
+            np.ones((6, 2)),
+            {"normalization": "after"},
+            InputError,
+            r"values: expected finite numbers up to 1e\+20",
+        ),
+        (
+            np.ones((1, 6)),
+            np.ones((6, 2)),
+            {"method": "fast"},
+            ConfigError,
+            "method: expected auto",
+        ),
+        (
+            np.ones((1, 6)),
+            np.ones((6, 2)),
+            {"normalization": "before"},
+            ConfigError,
+            "normalization: expected",
+        ),
         (np.ones((1, 6)), np.ones((6, 2)), {"device": "tpu"}, ConfigError, "device: expected"),
-        (np.ones((1, 6)), np.ones((6, 2)), {"mask": np.zeros(6)}, InputError, "0 points of 2 features"),
+        (
+            np.ones((1, 6)),
+            np.ones((6, 2)),
+            {"mask": np.zeros(6)},
+            InputError,
+            "0 points of 2 features",
+        ),
         (np.ones((1, 6)), np.ones((6, 40)), {"method": "lattice"}, CapacityError, "at most 28"),
-        (np.ones((1, 6)), 100.0 * np.arange(12.0).reshape(6, 2), {"method": "lattice"}, InputError, "a simplex of the lattice for itself"),
-        (np.ones((1, 6)), 1e7 * np.arange(12.0).reshape(6, 2), {}, CapacityError, "feature 0 spans more than a million bandwidths"),
+        (
+            np.ones((1, 6)),
+            100.0 * np.arange(12.0).reshape(6, 2),
+            {"method": "lattice"},
+            InputError,
+            "a simplex of the lattice for itself",
+        ),
+        (
+            np.ones((1, 6)),
+            1e7 * np.arange(12.0).reshape(6, 2),
+            {},
+            CapacityError,
+            "feature 0 spans more than a million bandwidths",
+        ),
     ],
 )
 def test_bad_input_is_refused(values, features, options, error, message):
@@ -146,13 +208,28 @@ def test_the_bilateral_filter_is_the_mean_of_like_neighbors(num_guides):
     image = np.where(np.indices(shape)[1] < 4, 10.0, 60.0) + rng.normal(0.0, 2.0, shape)
     guide = None if num_guides == 0 else np.stack([image + number for number in range(num_guides)])
     mask = rng.random(shape) > 0.1
-    found = bilateral_filter(image, spacing=spacing, theta_alpha=(3.0, 2.0, 2.5), theta_beta=8.0, guide=guide, mask=mask, method="exact")
-    positions = [axis * step / theta for axis, step, theta in zip(np.indices(shape), spacing, (3.0, 2.0, 2.5), strict=True)]
+    found = bilateral_filter(
+        image,
+        spacing=spacing,
+        theta_alpha=(3.0, 2.0, 2.5),
+        theta_beta=8.0,
+        guide=guide,
+        mask=mask,
+        method="exact",
+    )
+    positions = [
+        axis * step / theta
+        for axis, step, theta in zip(np.indices(shape), spacing, (3.0, 2.0, 2.5), strict=True)
+    ]
     features = np.stack([*positions, *([image / 8.0] if guide is None else guide / 8.0)])
-    expected = gaussian_filter(image[None], features, mask=mask, normalization="after", method="exact")[0]
+    expected = gaussian_filter(
+        image[None], features, mask=mask, normalization="after", method="exact"
+    )[0]
     np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-4)
     assert found.shape == shape
-    two = bilateral_filter(np.stack([image, image]), spacing=spacing, theta_alpha=2.0, theta_beta=8.0, guide=guide)
+    two = bilateral_filter(
+        np.stack([image, image]), spacing=spacing, theta_alpha=2.0, theta_beta=8.0, guide=guide
+    )
     assert two.shape == (2, *shape)
 
 
@@ -160,7 +237,9 @@ def test_the_bilateral_filter_ignores_what_is_outside_the_mask():
     image = np.random.default_rng(5).random((5, 6, 7))
     mask = image > 0.2
     options = {"spacing": 1.0, "theta_alpha": 1.5, "theta_beta": 0.3, "mask": mask}
-    found = bilateral_filter(np.where(mask, image, np.nan), guide=np.where(mask, image, np.inf), **options)
+    found = bilateral_filter(
+        np.where(mask, image, np.nan), guide=np.where(mask, image, np.inf), **options
+    )
     np.testing.assert_array_equal(found, bilateral_filter(image, **options))
 
 
@@ -171,7 +250,10 @@ BANDWIDTHS = {"theta_alpha": 1.0, "theta_beta": 1.0}
     ("change", "error", "message"),
     [
         ({"theta_alpha": "wide"}, ConfigError, "theta_alpha: expected a number, got 'wide'"),
-        *(({"theta_beta": value}, ConfigError, f"theta_beta: expected a number, got {value!r}") for value in (None, "2", True)),
+        *(
+            ({"theta_beta": value}, ConfigError, f"theta_beta: expected a number, got {value!r}")
+            for value in (None, "2", True)
+        ),
         ({"theta_beta": 0.0}, ConfigError, "theta_beta"),
         ({"image": np.ones((3, 4)), "spacing": (2.0, 1.0, 1.25)}, InputError, "shape"),
         ({"theta_beta": [[1.0], [1.0, 2.0]]}, ConfigError, "theta_beta"),
@@ -192,6 +274,11 @@ def test_a_grid_of_points_has_the_result_of_a_list_of_points(method, shape):
     values = rng.random((3, *shape)).astype(np.float32)
     for normalization in ("none", "after", "symmetric"):
         found = Lattice(features, method=method)(values, normalization=normalization)
-        listed = gaussian_filter(values.reshape(3, -1), features.reshape(4, -1).T, method=method, normalization=normalization)
+        listed = gaussian_filter(
+            values.reshape(3, -1),
+            features.reshape(4, -1).T,
+            method=method,
+            normalization=normalization,
+        )
         # The order of sums over tiles differs.
         np.testing.assert_allclose(found.reshape(3, -1), listed, rtol=2e-5)

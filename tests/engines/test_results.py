@@ -20,8 +20,16 @@ from crfrefine.errors import CapacityError
 from crfrefine.runs.demo.phantom import make_phantom
 
 SHAPE, SPACING = (19, 22, 17), (1.0, 1.4, 2.2)
-USUAL = CrfParameters().replace(**{"bilateral.theta_beta": 0.2, "mean_field.filter": "exact", "mean_field.temperature": 0.7})
-PARAMETERS = CrfParameters().replace(**{"mean_field.temperature": 0.8, "mean_field.label_threshold": 0.0, "bilateral.theta_alpha": 3.0})
+USUAL = CrfParameters().replace(
+    **{"bilateral.theta_beta": 0.2, "mean_field.filter": "exact", "mean_field.temperature": 0.7}
+)
+PARAMETERS = CrfParameters().replace(
+    **{
+        "mean_field.temperature": 0.8,
+        "mean_field.label_threshold": 0.0,
+        "bilateral.theta_alpha": 3.0,
+    }
+)
 ON_TILES = PARAMETERS.replace(**{"mean_field.filter": "truncated", "bilateral.theta_alpha": 1.5})
 REGIONS = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
 
@@ -34,7 +42,14 @@ def case_in_a_corner(grid_shape=SHAPE):
 
 
 def refine(case, parameters, **options):
-    return crfrefine.refine(case.logits, case.image, spacing=case.spacing, mask=case.mask, parameters=parameters, **options)
+    return crfrefine.refine(
+        case.logits,
+        case.image,
+        spacing=case.spacing,
+        mask=case.mask,
+        parameters=parameters,
+        **options,
+    )
 
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
@@ -42,7 +57,11 @@ def test_the_networks_labels_are_those_of_its_largest_logits_and_changes_are_cou
     """In any order of the axes in memory, outside of the mask too."""
     case = random_case(3, masked=True)
     lying = np.ascontiguousarray(case.logits.transpose(0, *(1 + axis for axis in axes)))
-    result = refine(replace(case, logits=lying.transpose(0, *(1 + np.argsort(axes)))), USUAL, device=backend.name)
+    result = refine(
+        replace(case, logits=lying.transpose(0, *(1 + np.argsort(axes)))),
+        USUAL,
+        device=backend.name,
+    )
     before, after = case.logits.argmax(0), result.label_map
     np.testing.assert_array_equal(result.network_label_map, before)
     assert result.network_label_map.dtype == after.dtype == np.uint8
@@ -65,11 +84,17 @@ def mask_in_a_corner(order="C"):
 
 def overlapping_regions(order="C"):
     case = case_in_a_corner()
-    return refine(ordered(replace(case, logits=case.logits - np.float32(0.4)), order), PARAMETERS, regions=REGIONS)
+    return refine(
+        ordered(replace(case, logits=case.logits - np.float32(0.4)), order),
+        PARAMETERS,
+        regions=REGIONS,
+    )
 
 
 def tiles(order="C"):
-    return tile_cases.refine(ordered(tile_cases.make_case(1, SHAPE, 6, with_mask=True), order), ON_TILES, 1e-4)
+    return tile_cases.refine(
+        ordered(tile_cases.make_case(1, SHAPE, 6, with_mask=True), order), ON_TILES, 1e-4
+    )
 
 
 def settled_tiles(order="C"):
@@ -84,8 +109,14 @@ def label_map(order="C"):
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 20, (4, 5, 4)).repeat(5, 0).repeat(5, 1).repeat(5, 2)
     labels = np.asarray(coarse[:19, :22, :17], order=order)
-    options = {"spacing": SPACING, "parameters": ON_TILES.replace(**{"mean_field.label_threshold": 1e-4}), "input_type": "labels"}
-    return crfrefine.refine(labels, 10.0 * labels + rng.normal(0, 4, SHAPE), mask=rng.random(SHAPE) < 0.95, **options)
+    options = {
+        "spacing": SPACING,
+        "parameters": ON_TILES.replace(**{"mean_field.label_threshold": 1e-4}),
+        "input_type": "labels",
+    }
+    return crfrefine.refine(
+        labels, 10.0 * labels + rng.normal(0, 4, SHAPE), mask=rng.random(SHAPE) < 0.95, **options
+    )
 
 
 KINDS = {
@@ -106,7 +137,10 @@ def masks():
     return [case_in_a_corner().mask, some.astype(np.int16) * -3, first, np.zeros(SHAPE, bool)]
 
 
-@pytest.mark.parametrize(("make", "order"), [pytest.param(make, "CF"[n % 2], id=make.__name__) for n, make in enumerate(KINDS)])
+@pytest.mark.parametrize(
+    ("make", "order"),
+    [pytest.param(make, "CF"[n % 2], id=make.__name__) for n, make in enumerate(KINDS)],
+)
 def test_values_at_voxels_are_those_of_the_whole_arrays_with_any_output_temperature(make, order):
     """In every kind of result, whether the logits were asked for before or not; logits and labels stay."""
     usual = make(order)
@@ -125,7 +159,9 @@ def test_values_at_voxels_are_those_of_the_whole_arrays_with_any_output_temperat
         np.testing.assert_allclose(first.marginals_at(mask), expected[:, mask != 0], atol=2e-6)
     assert "logits" not in vars(first)
     if first.channels.is_streamed and order == "C":  # of planes in storage order
-        with np.errstate(divide="ignore"):  # of sums in tiles without a voxel outside the mask, which nobody reads
+        with np.errstate(
+            divide="ignore"
+        ):  # of sums in tiles without a voxel outside the mask, which nobody reads
             planes = first.channels.probabilities(3, slice(2, 9), output_temperature=2.5)
         np.testing.assert_allclose(planes, expected[3, 2:9], atol=2e-6)
     for result in (first, second):
@@ -138,14 +174,28 @@ def test_values_at_voxels_are_those_of_the_whole_arrays_with_any_output_temperat
 
 @pytest.mark.parametrize(
     ("input_type", "normalization", "dtype", "order"),
-    [("logits", "percentile", np.uint8, "F"), ("probabilities", "zscore", np.float64, "C"), ("regions", "none", np.float32, "F")],
+    [
+        ("logits", "percentile", np.uint8, "F"),
+        ("probabilities", "zscore", np.float64, "C"),
+        ("regions", "none", np.float32, "F"),
+    ],
 )
-def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(input_type, normalization, dtype, order):
+def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(
+    input_type, normalization, dtype, order
+):
     """Outside of it the network's logits; statistics of the intensities come from the mask, which is not the box."""
     case = case_in_a_corner((9, 13, 11))
-    changes = {"mean_field.temperature": 0.7, "mean_field.label_threshold": 0.0, "intensity.normalization": normalization}
-    parameters = CrfParameters().replace(**changes, **{"volume.weight": 0.5 * (input_type == "logits")})
-    values = softmax(case.logits).astype(np.float32) if input_type == "probabilities" else case.logits
+    changes = {
+        "mean_field.temperature": 0.7,
+        "mean_field.label_threshold": 0.0,
+        "intensity.normalization": normalization,
+    }
+    parameters = CrfParameters().replace(
+        **changes, **{"volume.weight": 0.5 * (input_type == "logits")}
+    )
+    values = (
+        softmax(case.logits).astype(np.float32) if input_type == "probabilities" else case.logits
+    )
     case = replace(case, logits=values, image=np.asarray(100 * case.image, dtype, order=order))
     options = {"regions": REGIONS} if input_type == "regions" else {"input_type": input_type}
     result = refine(case, parameters, **options)
@@ -159,7 +209,9 @@ def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(input_type, norm
 # ---- Label maps and regions
 
 FINE = CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1})
-CROSSING = RegionScheme.of({"left": [1, 2], "right": [2, 3], "bridge": [2, 5]}, class_order=(1, 3, 5))
+CROSSING = RegionScheme.of(
+    {"left": [1, 2], "right": [2, 3], "bridge": [2, 5]}, class_order=(1, 3, 5)
+)
 ONE = RegionScheme.of({"tumor": [1, 2]}, class_order=(2,))
 OF_REGIONS = CrfParameters().replace(
     **{"mean_field.filter": "exact", "bilateral.theta_beta": 0.2, "bilateral.weight": 3.0},
@@ -180,10 +232,16 @@ def refined(labels, image, **options):
 @pytest.mark.parametrize(("dtype", "order"), [(np.uint8, "F"), (np.float64, "C")])
 def test_a_label_map_is_one_hot_logits(dtype, order):
     found = refined(np.array(LABELS, dtype, order=order), IMAGE)
-    plain = refined((CONFIDENCE * np.stack([number == LABELS for number in (0, 10, 52)])).astype(np.float32), IMAGE, input_type="logits")
+    plain = refined(
+        (CONFIDENCE * np.stack([number == LABELS for number in (0, 10, 52)])).astype(np.float32),
+        IMAGE,
+        input_type="logits",
+    )
     np.testing.assert_array_equal(found.label_map, np.array([0, 10, 52])[plain.label_map])
     np.testing.assert_array_equal(found.network_label_map, LABELS)
-    np.testing.assert_allclose(found.marginals, plain.marginals, atol=1e-6)  # Rounding differs with the order of voxels in memory.
+    np.testing.assert_allclose(
+        found.marginals, plain.marginals, atol=1e-6
+    )  # Rounding differs with the order of voxels in memory.
     assert found.label_map[4, 2, 2] == 52, "the surroundings outvote a wrong voxel"
     assert (found.channel_labels, found.num_labels, len(found.logits)) == ((0, 10, 52), 53, 3)
     assert found.label_map.dtype == np.uint8
@@ -191,7 +249,10 @@ def test_a_label_map_is_one_hot_logits(dtype, order):
     assert found.num_padding_voxels == 0
 
 
-@pytest.mark.parametrize(("device", "changes"), [("cpu", {}), ("cpu", {"mean_field.label_threshold": 0.0}), ("torch", {})])
+@pytest.mark.parametrize(
+    ("device", "changes"),
+    [("cpu", {}), ("cpu", {"mean_field.label_threshold": 0.0}), ("torch", {})],
+)
 def test_a_kernel_may_be_far_wider_than_the_grid(changes, device):
     """From a thousand times the grid on all its weights are 1 to single precision: nothing depends on its width, nor does the memory."""
     rng = np.random.default_rng(0)
@@ -224,10 +285,16 @@ def test_each_region_is_a_binary_refinement_of_its_own(backend, scheme, order):
         two = replace(case, logits=np.stack([np.zeros_like(channel), channel]))
         own = OF_REGIONS.replace(**{"bilateral.weight": weight, "mean_field.bias": (0.0, bias)})
         results.append(refine(two, own, device=backend.name))
-    np.testing.assert_array_equal(result.logits, np.stack([own.logits[1] - own.logits[0] for own in results]).astype(np.float32))
+    np.testing.assert_array_equal(
+        result.logits,
+        np.stack([own.logits[1] - own.logits[0] for own in results]).astype(np.float32),
+    )
     assert result.num_iterations == max(own.num_iterations for own in results)
     assert result.converged == all(own.converged for own in results)
-    last = [[*own.energy, *[own.energy[-1]] * (result.num_iterations - len(own.energy))] for own in results]
+    last = [
+        [*own.energy, *[own.energy[-1]] * (result.num_iterations - len(own.energy))]
+        for own in results
+    ]
     assert result.energy == pytest.approx(np.sum(last, axis=0).tolist(), rel=1e-12)
     label_map = np.zeros(case.logits.shape[1:], int)
     for own, label in zip(results, scheme.class_order, strict=True):
@@ -235,7 +302,9 @@ def test_each_region_is_a_binary_refinement_of_its_own(backend, scheme, order):
     np.testing.assert_array_equal(result.label_map, label_map)
     np.testing.assert_array_equal(result.network_label_map, scheme.decode(case.logits))
     assert (result.label_map != result.network_label_map).any(), "the case has something to refine"
-    assert result.changes.voxels_after == tuple(np.bincount(label_map.ravel(), minlength=len(result.changes.voxels_after)))
+    assert result.changes.voxels_after == tuple(
+        np.bincount(label_map.ravel(), minlength=len(result.changes.voxels_after))
+    )
     assert repr(result).startswith(f"<RefinementResult: {scheme.num_regions} region")
 
 
@@ -254,16 +323,30 @@ def test_probabilities_of_zero_are_background_and_not_padding():
     certain = refine(replace(case, logits=probabilities), OF_REGIONS, **options)
     assert (certain.num_padding_voxels, certain.notes) == (0, ())
     assert not certain.label_map[:, :3].any()
-    assert np.abs(certain.logits - padded.logits)[:, :, 3:].max() > 0.1, "certain background speaks to its neighbors, padding does not"
+    assert np.abs(certain.logits - padded.logits)[:, :, 3:].max() > 0.1, (
+        "certain background speaks to its neighbors, padding does not"
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "changes", "message"),
     [
-        (lambda x: x[:2], {}, "the log-odds have shape (2, 5, 8, 7); expected (3, *grid), one channel per region: whole = 1+2+3"),
+        (
+            lambda x: x[:2],
+            {},
+            "the log-odds have shape (2, 5, 8, 7); expected (3, *grid), one channel per region: whole = 1+2+3",
+        ),
         (expit, {}, "expected log-odds of regions, found values that all lie in [0, 1]"),
-        (np.copy, {"compatibility": {"kind": "matrix", "matrix": [[0.0, 1.0], [1.0, 0.0]]}}, "compatibility.matrix: it cannot be used"),
-        (np.copy, {"bilateral.weight": [1.0, 2.0]}, "bilateral.weight: it has 2 values, but the case has 3 regions; give one value"),
+        (
+            np.copy,
+            {"compatibility": {"kind": "matrix", "matrix": [[0.0, 1.0], [1.0, 0.0]]}},
+            "compatibility.matrix: it cannot be used",
+        ),
+        (
+            np.copy,
+            {"bilateral.weight": [1.0, 2.0]},
+            "bilateral.weight: it has 2 values, but the case has 3 regions; give one value",
+        ),
     ],
 )
 def test_regions_that_do_not_fit_are_refused(change, changes, message):
@@ -289,20 +372,29 @@ def plan_of(image=PHANTOM.image, mask=None):
 def run(parameters, plan, logits=PHANTOM.logits, progress=None):
     """The result, and how often something was built."""
     stages = []
-    result = plan.run(logits, parameters, progress=progress or (lambda stage, *_: stages.append(stage)))
+    result = plan.run(
+        logits, parameters, progress=progress or (lambda stage, *_: stages.append(stage))
+    )
     return result, stages.count("build")
 
 
 def refine_once(parameters, image=PHANTOM.image, logits=PHANTOM.logits, mask=None):
-    return crfrefine.refine(logits, image, parameters=parameters, mask=mask, spacing=PHANTOM.spacing, threads=1)
+    return crfrefine.refine(
+        logits, image, parameters=parameters, mask=mask, spacing=PHANTOM.spacing, threads=1
+    )
 
 
 @pytest.mark.parametrize(
-    ("mask", "filter_name", "order"), [(None, "truncated", "C"), (MASK, "lattice", "F"), (None, "grid", "F")], ids=["1", "2", "3"]
+    ("mask", "filter_name", "order"),
+    [(None, "truncated", "C"), (MASK, "lattice", "F"), (None, "grid", "F")],
+    ids=["1", "2", "3"],
 )
 def test_results_have_the_same_bits_and_only_bandwidths_build_anew(mask, filter_name, order):
     start = DENSE.replace(**{"mean_field.filter": filter_name})
-    arrays = {"logits": np.asarray(PHANTOM.logits, order=order), "image": np.asarray(PHANTOM.image, order=order)}
+    arrays = {
+        "logits": np.asarray(PHANTOM.logits, order=order),
+        "image": np.asarray(PHANTOM.image, order=order),
+    }
     changes = [
         ({}, 1),
         ({"bilateral.weight": 3.0}, 0),

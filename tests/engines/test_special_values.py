@@ -23,7 +23,10 @@ def _sparse_channels(grid_shape, num_channels, rng):
         if number % 4 == 3:
             continue
         begin = [0 if number % 4 == 0 else int(rng.integers(0, extent)) for extent in grid_shape]
-        size = [extent if number % 4 == 0 else int(rng.integers(1, max(2, extent // 3))) for extent in grid_shape]
+        size = [
+            extent if number % 4 == 0 else int(rng.integers(1, max(2, extent // 3)))
+            for extent in grid_shape
+        ]
         box = tuple(slice(first, first + length) for first, length in zip(begin, size, strict=True))
         channel[box] = rng.uniform(0.1, 1.0, size=channel[box].shape)
     return values
@@ -62,7 +65,10 @@ def test_skipping_zeros_changes_no_bit(filter_name, num_dims, num_channels, mask
         full = cpu.message(np.where(values == 0.0, TINY, values), grid, spec, threads=1)
         found = cpu.message(values, grid, spec, threads=1)
         last_bit = 2.5e-7 if filter_name in ("grid", "lattice") else 0.0
-        plain = (np.where(np.abs(channels) < NEGLIGIBLE, np.float32(0.0), channels) for channels in (found, full))
+        plain = (
+            np.where(np.abs(channels) < NEGLIGIBLE, np.float32(0.0), channels)
+            for channels in (found, full)
+        )
         np.testing.assert_allclose(*plain, rtol=last_bit, atol=0.0)
         np.testing.assert_array_equal(cpu.message(values, grid, spec, threads=3), found)
 
@@ -75,7 +81,10 @@ def test_the_end_of_a_run_receives():
         mask, values = np.zeros(shape, bool), np.zeros((2, *shape), np.float32)
         mask[..., 0] = mask[..., begin : begin + 16] = mask[..., begin + 19] = True
         values[..., begin + 19] = 1.0
-        found, expected = (get_backend(name).message(values, GridImage(image, mask, (1.0, 1.4, 0.3)), spec) for name in ("cpu", "torch"))
+        found, expected = (
+            get_backend(name).message(values, GridImage(image, mask, (1.0, 1.4, 0.3)), spec)
+            for name in ("cpu", "torch")
+        )
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -97,7 +106,10 @@ def test_the_first_of_equal_labels_is_taken(name, num_labels):
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_ranges_tell_of_any_value_that_is_not_finite(value):
-    cpu, channels = get_backend("cpu"), np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
+    cpu, channels = (
+        get_backend("cpu"),
+        np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32),
+    )
     for place in PLACES:
         spoiled = channels.copy()
         spoiled[1].flat[place] = value
@@ -115,7 +127,10 @@ def is_subnormal(values):
     return (values != 0.0) & (np.abs(values) < SMALLEST)
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors take no longer for subnormal numbers")
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"),
+    reason="other processors take no longer for subnormal numbers",
+)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("filter_name", ["truncated", "exact", "lattice", "grid"])
 def test_marginals_and_gradients_have_no_subnormal_numbers(filter_name, threads):
@@ -123,9 +138,21 @@ def test_marginals_and_gradients_have_no_subnormal_numbers(filter_name, threads)
     shape = (9, 24, 33)
     logits = rng.normal(size=(4, *shape)).astype(np.float32)
     logits[1] -= 87.0  # exp of it is normal, and its share of the four not always
-    image, by_logits = rng.normal(size=(1, *shape)).astype(np.float32), rng.normal(size=logits.shape).astype(np.float32)
-    spec = kernel_set([((1.0, 1.2, 0.9), (0.5,))], None, normalization="symmetric", filter=filter_name, num_labels=4, num_iterations=2)
-    kernels = get_backend("cpu").kernels(GridImage(image, None, (1.0, 1.3, 0.9)), spec, RunContext(threads=threads))
+    image, by_logits = (
+        rng.normal(size=(1, *shape)).astype(np.float32),
+        rng.normal(size=logits.shape).astype(np.float32),
+    )
+    spec = kernel_set(
+        [((1.0, 1.2, 0.9), (0.5,))],
+        None,
+        normalization="symmetric",
+        filter=filter_name,
+        num_labels=4,
+        num_iterations=2,
+    )
+    kernels = get_backend("cpu").kernels(
+        GridImage(image, None, (1.0, 1.3, 0.9)), spec, RunContext(threads=threads)
+    )
     run = MeanFieldSpec(np.full((1, 4), 0.1), 1.0 - np.eye(4), 2)
     tape = kernels.forward(logits, run)
     gradients = kernels.backward(tape, logits, by_logits)

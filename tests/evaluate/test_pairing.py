@@ -5,7 +5,16 @@ import json
 import numpy as np
 import pytest
 from cli_helpers import load_nifti, run_here, save_nifti
-from evaluation_helpers import SHAPE, affine, disturbed, label_map, read_metrics, save_map, save_npz, write_study
+from evaluation_helpers import (
+    SHAPE,
+    affine,
+    disturbed,
+    label_map,
+    read_metrics,
+    save_map,
+    save_npz,
+    write_study,
+)
 
 from crfrefine import RegionScheme
 from crfrefine.errors import InputError
@@ -26,7 +35,10 @@ def taken(pairing, method="prediction"):
     found = {}
     for case in pairing.cases:
         files = case.methods[method]
-        found[case.case_id] = (files.label_map and files.label_map.name, " ".join(path.name for path in files.probabilities))
+        found[case.case_id] = (
+            files.label_map and files.label_map.name,
+            " ".join(path.name for path in files.probabilities),
+        )
     return found
 
 
@@ -34,12 +46,24 @@ def taken(pairing, method="prediction"):
     ("labels", "predictions", "expected"),
     [
         ("a.nii.gz b.nii.gz", "b.nii.gz a.mha", {"a": ("a.mha", ""), "b": ("b.nii.gz", "")}),
-        ("Case00_segmentation.mhd Case00_segmentation.zraw", "Case00.mhd Case00.zraw", {"Case00": ("Case00.mhd", "")}),
+        (
+            "Case00_segmentation.mhd Case00_segmentation.zraw",
+            "Case00.mhd Case00.zraw",
+            {"Case00": ("Case00.mhd", "")},
+        ),
         ("a.nii.gz", "a.nii.gz a_dseg.nii.gz", {"a": ("a_dseg.nii.gz", "")}),
         # What `infer` and nnU-Net write.
-        ("a.nii.gz", "a.nii.gz a_probabilities.nii.gz a_logits.nii.gz a_preview.png", {"a": ("a.nii.gz", "a_probabilities.nii.gz")}),
+        (
+            "a.nii.gz",
+            "a.nii.gz a_probabilities.nii.gz a_logits.nii.gz a_preview.png",
+            {"a": ("a.nii.gz", "a_probabilities.nii.gz")},
+        ),
         ("a.nii.gz", "a.nii.gz a.npz a.pkl dataset.json plans.json", {"a": ("a.nii.gz", "a.npz")}),
-        ("a.nii.gz", "a.nii.gz a.npz a_probabilities.nii.gz", {"a": ("a.nii.gz", "a_probabilities.nii.gz")}),
+        (
+            "a.nii.gz",
+            "a.nii.gz a.npz a_probabilities.nii.gz",
+            {"a": ("a.nii.gz", "a_probabilities.nii.gz")},
+        ),
         ("a.nii.gz", "a_softmax.nii.gz", {"a": (None, "a_softmax.nii.gz")}),
         # Four digits belong to the name, unless the name without them is a label map too.
         (
@@ -60,16 +84,29 @@ def test_names_that_belong_together(tmp_path, labels, predictions, expected):
 
 def test_a_name_and_a_format_that_tell_of_a_reference_are_ambiguous(tmp_path):
     (case,) = pair(tmp_path, "a_seg.nii.gz a.seg.nrrd a.nii.gz", "a.nii.gz").cases
-    assert case.problem == f"expected one label map, found a.seg.nrrd, a_seg.nii.gz in {tmp_path / 'labels'}"
+    assert (
+        case.problem
+        == f"expected one label map, found a.seg.nrrd, a_seg.nii.gz in {tmp_path / 'labels'}"
+    )
 
 
 def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
     """Of one reference they are a note, as whoever names one file asks for that case; and so is an image beside its label map."""
 
-    pairing = pair(tmp_path, "a.nii d_0001.nii", "a.nii b.nii b_probabilities.nii.gz c_softmax.npz d_0001.nii d_0002.nii")
-    assert pairing.left_out == {case: [f"no label map in {tmp_path / 'labels'}"] for case in ("b", "c", "d_0002")}
+    pairing = pair(
+        tmp_path,
+        "a.nii d_0001.nii",
+        "a.nii b.nii b_probabilities.nii.gz c_softmax.npz d_0001.nii d_0002.nii",
+    )
+    assert pairing.left_out == {
+        case: [f"no label map in {tmp_path / 'labels'}"] for case in ("b", "c", "d_0002")
+    }
     assert (list(taken(pairing)), pairing.notes) == (["a", "d_0001"], ())
-    of_one = pair_cases(EvaluationOptions(tmp_path / "pred", tmp_path / "labels" / "a.nii", tmp_path / "out", strict=True))
+    of_one = pair_cases(
+        EvaluationOptions(
+            tmp_path / "pred", tmp_path / "labels" / "a.nii", tmp_path / "out", strict=True
+        )
+    )
     with_image = pair(tmp_path / "other", "a.nii", "a.nii a_0000.nii")
     assert of_one.left_out == with_image.left_out == {}
     assert "4 cases without a reference, such as b" in of_one.notes[0]
@@ -79,14 +116,29 @@ def test_named_probabilities_replace_those_beside(tmp_path):
     (tmp_path / "scores").mkdir()
     for name in ("a.nii.gz", "a.npz", "b_ProbMapClass0.mha", "b_ProbMapClass1.mha"):
         (tmp_path / "scores" / name).touch()
-    pairing = pair(tmp_path, "a.nii b.nii c.nii", "a.nii a_logits.nii b.nii c.nii", probabilities=(("prediction", tmp_path / "scores"),))
-    assert taken(pairing) == {"a": ("a.nii", "a.npz"), "b": ("b.nii", "b_ProbMapClass0.mha b_ProbMapClass1.mha"), "c": ("c.nii", "")}
-    assert "scores for 1 of 3 cases, such as c; the calibration of prediction covers the others" in pairing.notes[0]
+    pairing = pair(
+        tmp_path,
+        "a.nii b.nii c.nii",
+        "a.nii a_logits.nii b.nii c.nii",
+        probabilities=(("prediction", tmp_path / "scores"),),
+    )
+    assert taken(pairing) == {
+        "a": ("a.nii", "a.npz"),
+        "b": ("b.nii", "b_ProbMapClass0.mha b_ProbMapClass1.mha"),
+        "c": ("c.nii", ""),
+    }
+    assert (
+        "scores for 1 of 3 cases, such as c; the calibration of prediction covers the others"
+        in pairing.notes[0]
+    )
     method = pairing.cases[2].methods["prediction"]
     assert (method.probabilities, method.probabilities_problem, method.problem) == ((), None, None)
     for path in (tmp_path / "scores").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match="scores: has no logits or probabilities of any case; expected names such as a with"):
+    with pytest.raises(
+        InputError,
+        match="scores: has no logits or probabilities of any case; expected names such as a with",
+    ):
         pair(tmp_path, "", "", probabilities=(("prediction", tmp_path / "scores"),))
 
 
@@ -95,8 +147,18 @@ def test_named_probabilities_replace_those_beside(tmp_path):
     [
         ("", "a.nii", {}, r"no label map found, with one of \.nii"),
         ("a.npz notes.txt", "a.nii", {}, r"no label map found, with one of \.nii"),
-        ("a.nii b.nii", "a.nii", {"images": "pred/a.nii"}, "a file for the 2 cases of the reference; give a folder"),
-        ("a.nii b.nii", "a.nii", {"baselines": "pred/a.nii"}, "a file for the 2 cases of the reference"),
+        (
+            "a.nii b.nii",
+            "a.nii",
+            {"images": "pred/a.nii"},
+            "a file for the 2 cases of the reference; give a folder",
+        ),
+        (
+            "a.nii b.nii",
+            "a.nii",
+            {"baselines": "pred/a.nii"},
+            "a file for the 2 cases of the reference",
+        ),
         (
             "a.nii b.nii",
             "c.nii",
@@ -106,13 +168,19 @@ def test_named_probabilities_replace_those_beside(tmp_path):
     ],
 )
 def test_what_cannot_be_paired_at_all(tmp_path, labels, predictions, options, message):
-    options = {key: tmp_path / name if key == "images" else (("base", tmp_path / name),) for key, name in options.items()}
+    options = {
+        key: tmp_path / name if key == "images" else (("base", tmp_path / name),)
+        for key, name in options.items()
+    }
     with pytest.raises(InputError, match=message):
         pair(tmp_path, labels, predictions, **options)
 
 
 SCHEME = RegionScheme.of({"whole": [1, 2], "core": 2})
-DESCRIPTION = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+DESCRIPTION = {
+    "labels": {"background": 0, "whole": [1, 2], "core": 2},
+    "regions_class_order": [1, 2],
+}
 
 
 def sigmoids(study, case):
@@ -145,21 +213,35 @@ def test_channels_become_a_label_map_and_are_calibrated(tmp_path):
             save_npz(study.after / f"{case}.npz", values, "probabilities")
         else:
             log_odds = np.log(np.maximum(values, 1e-6)) - np.log1p(-values)
-            save_map(path, np.moveaxis(log_odds if case == "case2" else values, 0, -1).astype(np.float32))
+            save_map(
+                path, np.moveaxis(log_odds if case == "case2" else values, 0, -1).astype(np.float32)
+            )
     result = run_here(*study.arguments, status=0)
     found = read_metrics(study.output)
     for case, reference in study.maps["labels"].items():
         values = sigmoids(study, case).astype(float)
         labels = SCHEME.decode(values - 0.5)
         for name, members in (("whole", (1, 2)), ("2", (2,)), ("1", (1,))):
-            assert found[case, name, "dice", "prediction"] == pytest.approx(dice(labels, reference, members))
+            assert found[case, name, "dice", "prediction"] == pytest.approx(
+                dice(labels, reference, members)
+            )
         for name, channel, members in (("whole", 0, (1, 2)), ("2", 1, (2,))):
-            assert found[case, name, "brier", "prediction"] == brier(values[channel], np.isin(reference, members))
-        assert np.isnan([found[case, name, "brier", "prediction"] for name in ("1", "all")]).all(), "no channel is label 1 alone"
+            assert found[case, name, "brier", "prediction"] == brier(
+                values[channel], np.isin(reference, members)
+            )
+        assert np.isnan(
+            [found[case, name, "brier", "prediction"] for name in ("1", "all")]
+        ).all(), "no channel is label 1 alone"
     assert result.stdout.count("whole") > 0
-    (study.after / "dataset.json").write_text(json.dumps({**DESCRIPTION, "regions_class_order": [2, 2]}))
+    (study.after / "dataset.json").write_text(
+        json.dumps({**DESCRIPTION, "regions_class_order": [2, 2]})
+    )
     assert run_here(*study.arguments).status == 0
-    assert found["case0", "1", "dice", "prediction"] > 0 == read_metrics(study.output)["case0", "1", "dice", "prediction"]
+    assert (
+        found["case0", "1", "dice", "prediction"]
+        > 0
+        == read_metrics(study.output)["case0", "1", "dice", "prediction"]
+    )
 
 
 def test_probabilities_beside_label_maps_are_calibrated(tmp_path):
@@ -175,25 +257,40 @@ def test_probabilities_beside_label_maps_are_calibrated(tmp_path):
     found, counted = read_metrics(study.output), np.s_[:, :, :5]
     expected = dice(study.maps["after"]["case0"][counted], reference[counted], (1, 2))
     assert found["case0", "whole", "dice", "prediction"] == pytest.approx(expected)
-    assert found["case0", "whole", "brier", "prediction"] == brier(values[0][counted], np.isin(reference, (1, 2))[counted])
-    inside, both = np.where(reference < 3, reference > 0, 3).astype(np.uint8), np.stack([1 - values[0], values[0]])
-    for metric, value in measure_calibration(both, inside, {"1": (1,)}, ignore_label=3)["1"].items():
-        assert found["case0", "whole", metric, "prediction"] == pytest.approx(value, rel=1e-5), metric
+    assert found["case0", "whole", "brier", "prediction"] == brier(
+        values[0][counted], np.isin(reference, (1, 2))[counted]
+    )
+    inside, both = (
+        np.where(reference < 3, reference > 0, 3).astype(np.uint8),
+        np.stack([1 - values[0], values[0]]),
+    )
+    for metric, value in measure_calibration(both, inside, {"1": (1,)}, ignore_label=3)[
+        "1"
+    ].items():
+        assert found["case0", "whole", metric, "prediction"] == pytest.approx(value, rel=1e-5), (
+            metric
+        )
     assert (study.output / "report.html").exists()
 
 
 def test_the_channel_of_a_single_region_is_no_label_map(tmp_path):
     """A file has one value per voxel then; the other method's label maps stay label maps, also as floating-point numbers."""
     study = write_study(tmp_path, 1)
-    (study.root / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "whole": [1, 2]}, "regions_class_order": [1]}))
+    (study.root / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "whole": [1, 2]}, "regions_class_order": [1]})
+    )
     values, reference = sigmoids(study, "case0")[0], study.maps["labels"]["case0"]
     save_map(study.after / "case0.nii.gz", values)
     save_map(study.before / "case0.nii.gz", study.maps["before"]["case0"].astype(np.float32))
     run_here(*study.arguments, status=0)
     found = read_metrics(study.output)
-    assert found["case0", "whole", "dice", "prediction"] == pytest.approx(dice(values > 0.5, reference > 0, (1,)))
+    assert found["case0", "whole", "dice", "prediction"] == pytest.approx(
+        dice(values > 0.5, reference > 0, (1,))
+    )
     assert found["case0", "whole", "brier", "prediction"] == brier(values, reference > 0)
-    assert found["case0", "2", "dice", "before"] == pytest.approx(dice(study.maps["before"]["case0"], reference, (2,)))
+    assert found["case0", "2", "dice", "before"] == pytest.approx(
+        dice(study.maps["before"]["case0"], reference, (2,))
+    )
 
 
 NAMES = {"aorta": 1, "kidney_left": 2, "kidney_right": 3, "nothing": 4}
@@ -214,12 +311,24 @@ def study(tmp_path):
 
 
 def evaluate(study, predictions, labels, *options, status=0):
-    result = run_here("evaluate", predictions, labels, "-o", study / "report", "--processes", 1, *options, status=status)
+    result = run_here(
+        "evaluate",
+        predictions,
+        labels,
+        "-o",
+        study / "report",
+        "--processes",
+        1,
+        *options,
+        status=status,
+    )
     return result, json.loads((study / "report" / "summary.json").read_text())
 
 
 def dice_of_files(study, case_id, name):
-    return dice(*(load_nifti(study / what / case_id / f"{name}.nii.gz") for what in ("pred", "ref")))
+    return dice(
+        *(load_nifti(study / what / case_id / f"{name}.nii.gz") for what in ("pred", "ref"))
+    )
 
 
 def mean_dice(summary):
@@ -243,7 +352,12 @@ def test_two_flat_folders_are_one_case_on_request(study):
     assert mean_dice(summary)["1"] == pytest.approx(dice_of_files(study, "p1", "aorta"), rel=1e-12)
     assert len((study / "report" / "report.html").read_bytes()) < 2_000_000
     _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--no-report")
-    assert [case["case"] for case in summary["cases"]] == ["aorta", "kidney_left", "kidney_right", "nothing"]
+    assert [case["case"] for case in summary["cases"]] == [
+        "aorta",
+        "kidney_left",
+        "kidney_right",
+        "nothing",
+    ]
 
 
 def test_a_label_map_with_names_is_compared_by_name(study):
@@ -253,22 +367,42 @@ def test_a_label_map_with_names_is_compared_by_name(study):
         for name, number in numbers.items():
             labels[load_nifti(study / "pred" / case_id / f"{name}.nii.gz") != 0] = number
         save_nifti(study / "maps" / f"{case_id}.nii.gz", labels, affine())
-    (study / "maps" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **numbers}}))
-    by_name, plain = (evaluate(study, study / folder, study / "ref", "--no-report")[1] for folder in ("maps", "pred"))
+    (study / "maps" / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, **numbers}})
+    )
+    by_name, plain = (
+        evaluate(study, study / folder, study / "ref", "--no-report")[1]
+        for folder in ("maps", "pred")
+    )
     assert mean_dice(by_name) == mean_dice(plain)
-    (study / "maps" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "aorta": 2}}))
+    (study / "maps" / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "aorta": 2}})
+    )
     refused = evaluate(study, study / "maps", study / "ref", "--no-report", status=1)[0].stderr
     assert "has no name in dataset.json" in refused
     (study / "maps" / "dataset.json").unlink()
-    result, _ = evaluate(study, study / "maps" / "p1.nii.gz", study / "ref" / "p1", "--no-report", "--structures", status=1)
-    assert "compared with structures by the names of its labels; expected a dataset.json" in result.stderr
+    result, _ = evaluate(
+        study,
+        study / "maps" / "p1.nii.gz",
+        study / "ref" / "p1",
+        "--no-report",
+        "--structures",
+        status=1,
+    )
+    assert (
+        "compared with structures by the names of its labels; expected a dataset.json"
+        in result.stderr
+    )
 
 
 def test_incomplete_cases_are_left_out(study):
     (study / "pred" / "p2").rename(study / "pred" / "p3")
     pairing = pair_cases(EvaluationOptions(study / "pred", study / "ref", study / "report"))
     assert [pair.case_id for pair in pairing.cases] == ["p1"]
-    expected = {"p2": [f"no prediction in {study / 'pred'}"], "p3": [f"no label map in {study / 'ref'}"]}
+    expected = {
+        "p2": [f"no prediction in {study / 'pred'}"],
+        "p3": [f"no label map in {study / 'ref'}"],
+    }
     assert pairing.left_out == expected
 
 
@@ -276,13 +410,19 @@ def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
     """Its parts keep all of its voxels in reference and prediction alike, so that it has no value in any case."""
     for what in ("ref", "pred"):
         for case_id in ("p1", "p2"):
-            parts = [load_nifti(study / what / case_id / f"kidney_{side}.nii.gz") for side in ("left", "right")]
+            parts = [
+                load_nifti(study / what / case_id / f"kidney_{side}.nii.gz")
+                for side in ("left", "right")
+            ]
             save_nifti(study / what / case_id / "kidneys.nii.gz", np.maximum(*parts), affine())
     result, summary = evaluate(study, study / "pred", study / "ref", "--structures", "--no-report")
     told = "structures that lose most of their voxels to smaller ones: kidneys keeps 0 of "
     for part in ("reference", "prediction"):
         assert result.stderr.count(f"note: case 'p1': {part}: {told}") == 1
-        assert all(any(note.startswith(f"{part}: {told}") for note in case["notes"]) for case in summary["cases"])
+        assert all(
+            any(note.startswith(f"{part}: {told}") for note in case["notes"])
+            for case in summary["cases"]
+        )
     assert "case 'p2'" not in result.stderr, "once per side"
 
 
@@ -296,4 +436,13 @@ def test_of_many_structures_the_terminal_shows_means(tmp_path):
     assert "24 regions: the table has their means" in result.stderr
     assert [line.split("\t")[1] for line in result.stdout.splitlines()[1:]] == ["mean"] * 4
     assert len(summary["regions"]) == 24
-    assert len([line for line in evaluate(*arguments, "-v")[0].stdout.splitlines() if line.startswith("dice")]) == 25
+    assert (
+        len(
+            [
+                line
+                for line in evaluate(*arguments, "-v")[0].stdout.splitlines()
+                if line.startswith("dice")
+            ]
+        )
+        == 25
+    )

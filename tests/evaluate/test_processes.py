@@ -21,13 +21,27 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_every_item_has_its_result(num_processes):
     """Also of a single item, which needs no process, and results that are larger than a pipe takes at once."""
     found = list(map_in_processes(pool_functions.square, [*range(5), 3], num_processes))
-    assert sorted((item, square) for item, (square, _) in found) == [(0, 0), (1, 1), (2, 4), (3, 9), (3, 9), (4, 16)]
+    assert sorted((item, square) for item, (square, _) in found) == [
+        (0, 0),
+        (1, 1),
+        (2, 4),
+        (3, 9),
+        (3, 9),
+        (4, 16),
+    ]
     processes = {process for _, (_, process) in found}
     assert processes == {os.getpid()} if num_processes == 1 else os.getpid() not in processes
     assert len(processes) <= 2
-    assert list(map_in_processes(pool_functions.square, [3], num_processes)) == [(3, (9, os.getpid()))]
+    assert list(map_in_processes(pool_functions.square, [3], num_processes)) == [
+        (3, (9, os.getpid()))
+    ]
     assert list(map_in_processes(pool_functions.square, [], num_processes)) == []
-    assert all(len(result) == size for size, result in map_in_processes(pool_functions.repeat, [10, 1 << 14, 1 << 20], num_processes))
+    assert all(
+        len(result) == size
+        for size, result in map_in_processes(
+            pool_functions.repeat, [10, 1 << 14, 1 << 20], num_processes
+        )
+    )
 
 
 def test_of_several_errors_the_one_of_the_first_item_is_raised():
@@ -72,5 +86,7 @@ def test_a_script_is_not_run_again_in_each_process(tmp_path):
         "import math\nfrom crfrefine.evaluate.processes import map_in_processes\n"
         "print(sorted(result for _, result in map_in_processes(math.sqrt, [1.0, 4.0], 2)))\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.stderr, done.stdout) == ("", "[1.0, 2.0]\n")

@@ -21,7 +21,13 @@ from crfrefine.evaluate.measuring import CaseResult, Settings
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.report import Report, draw_charts, write_report
 from crfrefine.evaluate.results import Evaluation
-from crfrefine.statistics.comparison import Measurement, ResultTable, format_p, measurements_of, summarize
+from crfrefine.statistics.comparison import (
+    Measurement,
+    ResultTable,
+    format_p,
+    measurements_of,
+    summarize,
+)
 from crfrefine.statistics.verdict import verdict
 
 NASTY = "</script><img src=x onerror=alert(1)>\"'&amp;"
@@ -70,17 +76,31 @@ def drawn():
 def make_table(num_cases=13, *, methods=("network", "crf", "smoothing")):
     """Dice of two labels, HD95 and volume, with a case that both methods leave undefined and one that only one of them does."""
     rng = np.random.default_rng(3)
-    names = ["case 0", NASTY, f"Ünï—코드 {TURNED}", *(f"case {number}" for number in range(3, num_cases))]
+    names = [
+        "case 0",
+        NASTY,
+        f"Ünï—코드 {TURNED}",
+        *(f"case {number}" for number in range(3, num_cases)),
+    ]
     lines = []
     for place, case in enumerate(names[:num_cases]):
         for region in ("1", "2"):
             base = rng.uniform(0.5, 0.9)
             for method in methods:
-                gain = {"network": 0.0, "crf": rng.normal(0.02, 0.02), "smoothing": rng.normal(0, 0.03)}[method]
+                gain = {
+                    "network": 0.0,
+                    "crf": rng.normal(0.02, 0.02),
+                    "smoothing": rng.normal(0, 0.03),
+                }[method]
                 dice = base if place == 4 else base + gain
                 if region == "2" and (place == 5 or (place == 6 and method == "network")):
                     dice = math.nan
-                values = {"dice": dice, "hd95_mm": 20 * (1 - dice), "volume_ml": 3 * base, "volume_difference_ml": 5 * gain - 0.05}
+                values = {
+                    "dice": dice,
+                    "hd95_mm": 20 * (1 - dice),
+                    "volume_ml": 3 * base,
+                    "volume_difference_ml": 5 * gain - 0.05,
+                }
                 values |= {"sensitivity": dice, "precision": dice}
                 lines += measurements_of(case, method, {region: values})
     return ResultTable(lines)
@@ -90,8 +110,18 @@ def make_evaluation(table, method="crf", *, compared=True, titles=(("1", "1 fron
     """An evaluation with this table, and a failed case; with names that look like markup."""
     baselines = [(name, Path(name)) for name in table.methods if name != method] if compared else ()
     command = f"crfrefine evaluate {NASTY} {TURNED}"
-    options = EvaluationOptions(Path(method), Path("labels"), Path("out"), name=method, baselines=baselines, command_line=command)
-    failed = CaseResult(f"broken {NASTY}", failures=[Failure("labels/\udcff.nii.gz: cut off </dl></script>", "InputError")])
+    options = EvaluationOptions(
+        Path(method),
+        Path("labels"),
+        Path("out"),
+        name=method,
+        baselines=baselines,
+        command_line=command,
+    )
+    failed = CaseResult(
+        f"broken {NASTY}",
+        failures=[Failure("labels/\udcff.nii.gz: cut off </dl></script>", "InputError")],
+    )
     evaluation = Evaluation(options, Settings(titles=dict(titles)), (), [failed])
     evaluation.table, evaluation.regions = table, {name: (int(name),) for name in table.regions}
     evaluation.summary = summarize(table, "network" if compared else method)
@@ -118,7 +148,13 @@ def text(tmp_path_factory):
 def test_what_users_name_stays_text(text):
     """Markup, and a mark of direction, which would turn around the rest of its sentence, so that it is written out."""
     found = Page(text)
-    for name in (NASTY, "cut off </dl></script>", "1 front <part>", r"☃\u200e\u202egpj\u2066\u2069", r"labels/\udcff"):
+    for name in (
+        NASTY,
+        "cut off </dl></script>",
+        "1 front <part>",
+        r"☃\u200e\u202egpj\u2066\u2069",
+        r"labels/\udcff",
+    ):
         assert name in found.text
     assert not set(found.text) & set("\u200e\u202e\u2066\u2069")
     assert not any("onerror" in attributes for _, attributes in found.elements)
@@ -130,7 +166,9 @@ def test_the_page_is_well_formed_asks_for_nothing_outside_of_itself_and_runs_no_
     elements = Page(text).elements
     names = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(names) == len(set(names))
-    assert {attributes["href"] for _, attributes in elements if "href" in attributes} <= {f"#{name}" for name in names}
+    assert {attributes["href"] for _, attributes in elements if "href" in attributes} <= {
+        f"#{name}" for name in names
+    }
     assert all("alt" in attributes for tag, attributes in elements if tag == "img")
     assert re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", re.sub(r'"data:[^"]*"', "", text)) == []
     for tag, attributes in elements:
@@ -138,7 +176,10 @@ def test_the_page_is_well_formed_asks_for_nothing_outside_of_itself_and_runs_no_
         for key in ("src", "href", "data", "action", "poster", "srcset"):
             assert (attributes.get(key) or "#").startswith(("#", "data:image/png;base64,"))
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text.partition("<title>")[0]
+    assert (
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        in text.partition("<title>")[0]
+    )
     assert not re.search(r"url\(|@import", text)
 
 
@@ -146,11 +187,21 @@ def test_the_verdict_comes_first_and_the_numbers_are_those_of_the_comparison(tex
     shown = Page(text).text
     assert shown.partition("Verdict ")[2].startswith(EVALUATION.verdict.sentence)
     assert "1 case could not be evaluated" in shown
-    assert all(f"2: Dice is undefined for {method} of 13 cases" in shown for method in ("network in 2", "crf in 1"))
-    row = next(row for row in EVALUATION.summary if (row.method, row.metric, row.region) == ("crf", "dice", "1"))
+    assert all(
+        f"2: Dice is undefined for {method} of 13 cases" in shown
+        for method in ("network in 2", "crf in 1")
+    )
+    row = next(
+        row
+        for row in EVALUATION.summary
+        if (row.method, row.metric, row.region) == ("crf", "dice", "1")
+    )
     comparison = row.comparison
     expected = f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} {100 * comparison.mean_difference:+.2f} "
-    expected += " to ".join(f"{100 * end:+.2f}" for end in comparison.interval) + f" {format_p(row.p_adjusted)} "
+    expected += (
+        " to ".join(f"{100 * end:+.2f}" for end in comparison.interval)
+        + f" {format_p(row.p_adjusted)} "
+    )
     expected += f"{comparison.effect_size:+.2f} {comparison.wins} / {comparison.ties} / {comparison.losses} "
     expected += f"{100 * comparison.large_losses / 13:.3g}% ({comparison.worst[0][0]} {100 * comparison.worst[0][1]:.2f}) 13 0 "
     assert expected.replace("-", "\u2212") in shown
@@ -159,8 +210,15 @@ def test_the_verdict_comes_first_and_the_numbers_are_those_of_the_comparison(tex
 def pictures(text, kind):
     """The pictures in the page by their alternative text: charts, or those of cases."""
     shown = [attributes for tag, attributes in Page(text).elements if tag == "img"]
-    chosen = [attributes for attributes in shown if (attributes.get("class") == "picture") == (kind == "cases")]
-    return {one["alt"]: Image.open(io.BytesIO(base64.b64decode(one["src"].partition(",")[2]))) for one in chosen}
+    chosen = [
+        attributes
+        for attributes in shown
+        if (attributes.get("class") == "picture") == (kind == "cases")
+    ]
+    return {
+        one["alt"]: Image.open(io.BytesIO(base64.b64decode(one["src"].partition(",")[2])))
+        for one in chosen
+    }
 
 
 def test_there_are_three_charts_and_a_picture_of_each_shown_case(tmp_path, monkeypatch):
@@ -178,7 +236,9 @@ def test_there_are_three_charts_and_a_picture_of_each_shown_case(tmp_path, monke
         assert [alt.partition(":")[0] for alt in charts] == expected
         assert all(picture.width == 690 and picture.height >= 500 for picture in charts.values())
         assert len(cases) == 4
-        assert {picture.width for picture in cases.values()} == {panels * 320 + (panels - 1) * 8 + 2 * 14}
+        assert {picture.width for picture in cases.values()} == {
+            panels * 320 + (panels - 1) * 8 + 2 * 14
+        }
 
 
 def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
@@ -188,27 +248,52 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
     drawn = []
     plot = Axes.plot
     monkeypatch.setattr(
-        Axes, "plot", lambda axes, x, y, **style: drawn.append((np.array(x), np.array(y), style)) or plot(axes, x, y, **style)
+        Axes,
+        "plot",
+        lambda axes, x, y, **style: (
+            drawn.append((np.array(x), np.array(y), style)) or plot(axes, x, y, **style)
+        ),
     )
     values = {"network": (0.3, 0.3, 0.5), "$x_$": (0.1 + 0.2, 0.4, 0.1)}
-    lines = [Measurement(f"c{place}", "1", "dice", row[place], method) for method, row in values.items() for place in range(3)]
+    lines = [
+        Measurement(f"c{place}", "1", "dice", row[place], method)
+        for method, row in values.items()
+        for place in range(3)
+    ]
     evaluation = make_evaluation(ResultTable(lines), "$x_$", titles=[("1", "$\\alpha")])
-    assert [title for title, _ in draw_charts(Report(evaluation))] == ["Before and after", "Agreement (Bland-Altman)", "Each region"]
+    assert [title for title, _ in draw_charts(Report(evaluation))] == [
+        "Before and after",
+        "Agreement (Bland-Altman)",
+        "Each region",
+    ]
     marks = {}
     for x, y, style in drawn:
         marks.setdefault(style["color"], []).append((x, y))
-    for color, before, after in (("#5c656e", 0.3, 0.3), ("#00649c", 0.3, 0.4), ("#a84300", 0.5, 0.1)):
+    for color, before, after in (
+        ("#5c656e", 0.3, 0.3),
+        ("#00649c", 0.3, 0.4),
+        ("#a84300", 0.5, 0.1),
+    ):
         paired, agreement, region = marks[color]
         np.testing.assert_allclose(paired[1][:, 0], (before, after))
-        np.testing.assert_allclose((agreement[0][0], agreement[1][0]), ((before + after) / 2, 100 * (after - before)), atol=1e-9)
+        np.testing.assert_allclose(
+            (agreement[0][0], agreement[1][0]),
+            ((before + after) / 2, 100 * (after - before)),
+            atol=1e-9,
+        )
         np.testing.assert_allclose(region[0], [100 * (after - before)], atol=1e-9)
     interval = next(x for x, _, style in drawn if style.get("linewidth") == 2)
     np.testing.assert_allclose(
-        interval, np.multiply(100, next(row.comparison.interval for row in evaluation.summary if row.method == "$x_$"))
+        interval,
+        np.multiply(
+            100, next(row.comparison.interval for row in evaluation.summary if row.method == "$x_$")
+        ),
     )
 
 
-def test_what_cannot_be_shown_is_named_on_the_page_and_a_bug_leaves_the_old_page(tmp_path, monkeypatch):
+def test_what_cannot_be_shown_is_named_on_the_page_and_a_bug_leaves_the_old_page(
+    tmp_path, monkeypatch
+):
     seen, problems = [], {NASTY: InputError(f"images/{NASTY}.nii.gz: cut off")}
 
     def draw(report, shown, *_):
@@ -227,7 +312,9 @@ def test_what_cannot_be_shown_is_named_on_the_page_and_a_bug_leaves_the_old_page
     assert [path.read_text() for path in tmp_path.iterdir()] == [text]
 
 
-def test_without_matplotlib_the_page_has_all_but_the_charts_and_says_what_to_install(tmp_path, monkeypatch):
+def test_without_matplotlib_the_page_has_all_but_the_charts_and_says_what_to_install(
+    tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path, notes = tmp_path / "report.html", []
     write_report(path, EVALUATION, notes.append, num_shown=1)

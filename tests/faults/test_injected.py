@@ -16,10 +16,15 @@ import crfrefine.runs.run as infer_run
 
 
 def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
-    read, vanishing = infer_run.read_case, {"a": folders.images / "a_0001.nii.gz", "b": folders.logits / "b.nii.gz"}
+    read, vanishing = (
+        infer_run.read_case,
+        {"a": folders.images / "a_0001.nii.gz", "b": folders.logits / "b.nii.gz"},
+    )
 
     def read_late(settings, task, *rest):
-        vanishing.get((getattr(task, "record", None) or task.files).case_id, folders.images / "none").unlink(missing_ok=True)
+        vanishing.get(
+            (getattr(task, "record", None) or task.files).case_id, folders.images / "none"
+        ).unlink(missing_ok=True)
         return read(settings, task, *rest)
 
     monkeypatch.setattr(infer_run, "read_case", read_late)
@@ -36,7 +41,12 @@ def test_two_runs_write_to_one_output_at_the_same_time(folders, tmp_path):
     options = ("--threads", 1, "--save-probabilities")
     assert run_here("infer", *alone.arguments, *options).status == 0
     runs = [
-        subprocess.Popen(command("infer", *folders.arguments, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
+        subprocess.Popen(
+            command("infer", *folders.arguments, *options),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
     ]
     for run in runs:
         _, errors = run.communicate(timeout=240)
@@ -66,21 +76,47 @@ finally:
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("shape", "offset", "options"),
-    [((18, 15, 11), 1e9, ()), ((1000, 1000, 1000), 352, ("--max-memory", "1GiB")), ((1000, 1000, 1000), 352, ())],
+    [
+        ((18, 15, 11), 1e9, ()),
+        ((1000, 1000, 1000), 352, ("--max-memory", "1GiB")),
+        ((1000, 1000, 1000), 352, ()),
+    ],
     ids=["far voxels", "declares more than allowed", "declares more than it has"],
 )
 def test_a_small_file_takes_little_memory(shape, offset, options, folders):
     write_case(folders, "bad")
     header = bytearray(352)
     for place, form, values in (
-        *((0, "<i", (348,)), (40, "<8h", (3, *shape, 1, 1, 1, 1)), (70, "<hh", (16, 32))),  # float32
-        *((76, "<8f", (1, 1, 1.25, 2.5, 1, 1, 1, 1)), (108, "<f", (offset,)), (344, "<4s", (b"n+1",))),
+        *(
+            (0, "<i", (348,)),
+            (40, "<8h", (3, *shape, 1, 1, 1, 1)),
+            (70, "<hh", (16, 32)),
+        ),  # float32
+        *(
+            (76, "<8f", (1, 1, 1.25, 2.5, 1, 1, 1, 1)),
+            (108, "<f", (offset,)),
+            (344, "<4s", (b"n+1",)),
+        ),
     ):
         struct.pack_into(form, header, place, *values)
     for number in range(2):
-        (folders.images / f"bad_{number:04d}.nii.gz").write_bytes(gzip.compress(bytes(header) + bytes(4_000_000), 1))
-    arguments = [sys.executable, "-c", LIMITED, "", "infer", *folders.arguments, *options, "--threads", 1]
-    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=120, check=False)
+        (folders.images / f"bad_{number:04d}.nii.gz").write_bytes(
+            gzip.compress(bytes(header) + bytes(4_000_000), 1)
+        )
+    arguments = [
+        sys.executable,
+        "-c",
+        LIMITED,
+        "",
+        "infer",
+        *folders.arguments,
+        *options,
+        "--threads",
+        1,
+    ]
+    done = subprocess.run(
+        list(map(str, arguments)), capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert "bad_0000.nii.gz" in done.stderr
     assert int(done.stderr.split()[-1]) < 400, done.stderr  # MiB

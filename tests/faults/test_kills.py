@@ -37,7 +37,11 @@ def test_infer_on_a_folder(tmp_path):
 def test_infer_that_replaces_older_results(tmp_path):
     """Every file is the old one or the new one; there is no --continue that would take the old ones for done."""
     folders = write_folders(tmp_path, "a", "b")
-    work = Work(("infer", *folders.arguments, "--threads", 1), output=folders.output, old=["a.nii.gz", "b.nii.gz"])
+    work = Work(
+        ("infer", *folders.arguments, "--threads", 1),
+        output=folders.output,
+        old=["a.nii.gz", "b.nii.gz"],
+    )
     check_kills(work, tmp_path, seed=3)
 
 
@@ -60,12 +64,23 @@ def test_train_crf(tmp_path):
     data, output = write_cases(tmp_path / "data", 2), tmp_path / "out"
     options = ("--folds", 2, "--num-iterations", 1, "--learn", "weights", "--threads", 1)
     early = ["p.fold1.json", "p.fold2.json"]
-    work = Work(("train-crf", data, "-o", output / "p.toml", *options), output=output, resume=["--resume"], early=early)
-    check_kills(work, tmp_path, seed=5, setup=SMALL_TRAINING, num_kills=-(-NUM_KILLS // 4), most_in_a_row=3)  # a run takes seconds
+    work = Work(
+        ("train-crf", data, "-o", output / "p.toml", *options),
+        output=output,
+        resume=["--resume"],
+        early=early,
+    )
+    check_kills(
+        work, tmp_path, seed=5, setup=SMALL_TRAINING, num_kills=-(-NUM_KILLS // 4), most_in_a_row=3
+    )  # a run takes seconds
 
 
 def test_convert_that_replaces_a_pair(tmp_path):
     """No old header is beside new voxels, nor the other way round."""
     folders = write_folders(tmp_path, "a")
-    work = Work(("convert", folders.logits / "a.nii.gz", folders.output / "a.mhd"), output=folders.output, old=["a.zraw", "a.mhd"])
+    work = Work(
+        ("convert", folders.logits / "a.nii.gz", folders.output / "a.mhd"),
+        output=folders.output,
+        old=["a.zraw", "a.mhd"],
+    )
     check_kills(work, tmp_path, seed=7)

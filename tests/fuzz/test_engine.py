@@ -30,7 +30,12 @@ from crfrefine.refinement.tiles.grid import TILE, TileGrid
 
 NUM_EXAMPLES = int(os.environ.get("CRFREFINE_TEST_EXAMPLES", "0"))
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
-EXTENTS = {1: (2, 5000), 2: (2, 70), 3: (2, 17), 4: (2, 7)}  # the engine leaves axes of one voxel out of the features
+EXTENTS = {
+    1: (2, 5000),
+    2: (2, 70),
+    3: (2, 17),
+    4: (2, 7),
+}  # the engine leaves axes of one voxel out of the features
 
 
 @st.composite
@@ -43,11 +48,19 @@ def cases(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     image = rng.normal(draw(st.sampled_from([0.0, -3.0, 1e4])), 1.0, (num_modalities, *shape))
     kind = draw(st.sampled_from(["noise", "steps", "constant"]))
-    image = np.round(image) if kind == "steps" else np.full_like(image, 0.25) if kind == "constant" else image
+    image = (
+        np.round(image)
+        if kind == "steps"
+        else np.full_like(image, 0.25)
+        if kind == "constant"
+        else image
+    )
     share = draw(st.sampled_from([None, 0.02, 0.6]))
     mask = None if share is None else rng.random(shape) < share
     if mask is not None:
-        mask.flat[0] = mask.flat[-1] = True  # or an axis would have one voxel, and the engine would leave it out
+        mask.flat[0] = mask.flat[-1] = (
+            True  # or an axis would have one voxel, and the engine would leave it out
+        )
     scales = st.sampled_from([0.02, 0.3, 1.7, 40.0, 1e6])
     return {
         "image": image.astype(np.float32),
@@ -59,7 +72,13 @@ def cases(draw):
 
 
 @pytest.mark.long
-@settings(max_examples=NUM_EXAMPLES or 40, derandomize=not NUM_EXAMPLES, deadline=None, database=None, suppress_health_check=SLOW)
+@settings(
+    max_examples=NUM_EXAMPLES or 40,
+    derandomize=not NUM_EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=SLOW,
+)
 @given(cases(), st.sampled_from([1, 3]))
 def test_any_lattice_is_the_plain_one(case, threads):
     """In messages of most voxels: single precision puts a few points into another simplex, whose vertices may be others."""
@@ -73,11 +92,33 @@ def test_any_lattice_is_the_plain_one(case, threads):
         assert np.median(np.abs(result - expected)[:, inside]) < 1e-3 * rms(expected[:, inside])
 
 
-NUMBERS = (0, 1, 2, 3, -1, 7, 255, 2**31, -(2**63), 2**64, 0.0, 0.5, -2.5, 1e-300, 1e300, math.inf, -math.inf, math.nan)
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    -1,
+    7,
+    255,
+    2**31,
+    -(2**63),
+    2**64,
+    0.0,
+    0.5,
+    -2.5,
+    1e-300,
+    1e300,
+    math.inf,
+    -math.inf,
+    math.nan,
+)
 WORDS = ("auto", "lattice", "grid", "exact", "truncated", "symmetric", "none", "")
 OTHERS = (None, *WORDS, [], [[]], [[[1.0], []]], True, [1.0, -1.0, 2.0])
 TYPES = ("float32", "float64", "float16", "uint8", "uint16", "int32", "int64", "bool")
-PENALTIES = {"kind": "matrix", "matrix": tuple(tuple(0.1 * abs(3 * i - 2 * j) * (i != j) for j in range(4)) for i in range(4))}
+PENALTIES = {
+    "kind": "matrix",
+    "matrix": tuple(tuple(0.1 * abs(3 * i - 2 * j) * (i != j) for j in range(4)) for i in range(4)),
+}
 
 
 class _Recorder:
@@ -96,8 +137,14 @@ class _Recorder:
             known = self._noted.setdefault(" ".join(name for name, _ in calls), [])
             if arguments and len(known) < 4:
                 known.append(calls)
-            found = member(*(value.of if isinstance(value, _Recorder) else value for value in arguments))
-            return _Recorder(found, self._noted, calls) if "_engine_" in type(found).__module__ else found
+            found = member(
+                *(value.of if isinstance(value, _Recorder) else value for value in arguments)
+            )
+            return (
+                _Recorder(found, self._noted, calls)
+                if "_engine_" in type(found).__module__
+                else found
+            )
 
         return call
 
@@ -117,29 +164,68 @@ def _usual_calls():
     noted = {}
     load = compiled._import_level
     with (
-        mock.patch.object(compiled, "_import_level", lambda level: _Recorder(load(level), noted, [])),
-        mock.patch("crfrefine.arrays.label_maps.take_part_nearby", return_value=True),  # small cases do not save work
+        mock.patch.object(
+            compiled, "_import_level", lambda level: _Recorder(load(level), noted, [])
+        ),
+        mock.patch(
+            "crfrefine.arrays.label_maps.take_part_nearby", return_value=True
+        ),  # small cases do not save work
     ):
-        default = crfrefine.CrfParameters().replace(**{"mean_field.num_iterations": 2, "bilateral.theta_alpha": 1.5})
+        default = crfrefine.CrfParameters().replace(
+            **{"mean_field.num_iterations": 2, "bilateral.theta_alpha": 1.5}
+        )
         for number, (shape, changes) in enumerate(_MODELS):
-            case = make_case(number, shape, 3 + number % 2, num_modalities=1 + number % 2, with_mask=number % 2 > 0)
-            for threshold in (0.0, *([1e-3] if "volume.weight" not in changes and number < 3 else [])):  # above 0 labels are left out
+            case = make_case(
+                number,
+                shape,
+                3 + number % 2,
+                num_modalities=1 + number % 2,
+                with_mask=number % 2 > 0,
+            )
+            for threshold in (
+                0.0,
+                *([1e-3] if "volume.weight" not in changes and number < 3 else []),
+            ):  # above 0 labels are left out
                 refine(case, default.replace(**changes), threshold, threads=1 + number % 2)
             labels = case.logits.argmax(axis=0).astype(np.uint8)
-            crfrefine.refine(labels, case.image, spacing=case.spacing, parameters=default, input_type="labels", threads=1)
+            crfrefine.refine(
+                labels,
+                case.image,
+                spacing=case.spacing,
+                parameters=default,
+                input_type="labels",
+                threads=1,
+            )
         engine = get_backend("cpu")
         for dtype in (np.float32, np.float64):
             case = random_case(3, 1, 4, masked=dtype == np.float64, grid_shape=(9, 18, 35))
             model = resolve(
-                case, spatial__weight=1.0, mean_field__filter="truncated", compatibility=PENALTIES, mean_field__num_iterations=2
+                case,
+                spatial__weight=1.0,
+                mean_field__filter="truncated",
+                compatibility=PENALTIES,
+                mean_field__num_iterations=2,
             )
-            kernels = engine.kernels(replace(case, image=case.image.astype(dtype)).grid, model.kernels, RunContext(threads=1))
-            kernels.backward(kernels.forward(case.logits, model.mean_field), case.logits, case.logits, wants_image=True)
+            kernels = engine.kernels(
+                replace(case, image=case.image.astype(dtype)).grid,
+                model.kernels,
+                RunContext(threads=1),
+            )
+            kernels.backward(
+                kernels.forward(case.logits, model.mean_field),
+                case.logits,
+                case.logits,
+                wants_image=True,
+            )
             engine.message(case.logits, case.grid, model.kernels, threads=1)
         engine.plan_filters(case.grid, model.kernels, 2)
         engine.softmax(case.logits, threads=2)
         engine.channel_ranges(case.logits, threads=2)
-        TileGrid((9, 17, 20)).engine(1).gather(np.zeros((9, 17, 20), np.float32), np.arange(2), np.zeros((2, math.prod(TILE)), np.float32))
+        TileGrid((9, 17, 20)).engine(1).gather(
+            np.zeros((9, 17, 20), np.float32),
+            np.arange(2),
+            np.zeros((2, math.prod(TILE)), np.float32),
+        )
     return tuple(calls for known in noted.values() for calls in known)
 
 
@@ -171,7 +257,9 @@ def _damage(rng, arguments):
     elif isinstance(value, np.ndarray) and rng.random() < 0.9:
         arguments[place] = _damaged_array(rng, value)
     else:
-        arguments[place] = rng.choice(NUMBERS) if rng.random() < 0.8 else copy.deepcopy(rng.choice(OTHERS))
+        arguments[place] = (
+            rng.choice(NUMBERS) if rng.random() < 0.8 else copy.deepcopy(rng.choice(OTHERS))
+        )
 
 
 def _damaged_array(rng, array):
@@ -181,12 +269,18 @@ def _damaged_array(rng, array):
         with np.errstate(all="ignore"):
             return array.astype(rng.choice(TYPES))
     if how < 0.4:
-        return np.full_like(array, rng.choice((0, 1, math.nan, 3e38) if array.dtype.kind == "f" else (0, 1)))
+        return np.full_like(
+            array, rng.choice((0, 1, math.nan, 3e38) if array.dtype.kind == "f" else (0, 1))
+        )
     if how < 0.6 and array.size and array.dtype.kind in "iu":
-        array.flat[rng.randrange(array.size)] = np.int64(rng.choice((-2, -1, 0, 1, 5, 100, 2**31 - 1))).astype(array.dtype)
+        array.flat[rng.randrange(array.size)] = np.int64(
+            rng.choice((-2, -1, 0, 1, 5, 100, 2**31 - 1))
+        ).astype(array.dtype)
         return array
     axis = rng.randrange(len(shape) + 1)
-    shape[axis : axis + rng.choice((0, 1, 1))] = rng.choice(([], [0], [1], [2], [40], [size + 1 for size in shape[axis : axis + 1]]))
+    shape[axis : axis + rng.choice((0, 1, 1))] = rng.choice(
+        ([], [0], [1], [2], [40], [size + 1 for size in shape[axis : axis + 1]])
+    )
     return np.resize(array, shape)
 
 
@@ -211,7 +305,9 @@ def _read_call(path, rng):
         if isinstance(value, dict):
             return called(value["made"])
         if isinstance(value, np.ndarray) and value.ndim and rng.random() < 0.05:
-            return rng.choice((np.asfortranarray(value), value[..., ::-1], np.repeat(value, 2, axis=-1)[..., ::2]))
+            return rng.choice(
+                (np.asfortranarray(value), value[..., ::-1], np.repeat(value, 2, axis=-1)[..., ::2])
+            )
         return list(map(given, value)) if isinstance(value, list) else value
 
     engine = compiled.load_engine()

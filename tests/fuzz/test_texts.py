@@ -24,30 +24,87 @@ from crfrefine.runs.cases.reading_options import find_regions
 from crfrefine.runs.records import SCHEMA, case_states, read_records, record_path
 
 _REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
-_DESCRIPTION = {"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": {**_REGIONS, "ignore": 4}, "file_ending": ".nii.gz"}
-_ARGUMENTS = {"list_of_lists_or_source_folder": "images", "output_folder_or_list_of_truncated_output_files": "out"}
+_DESCRIPTION = {
+    "channel_names": {"0": "T1", "1": "FLAIR"},
+    "labels": {**_REGIONS, "ignore": 4},
+    "file_ending": ".nii.gz",
+}
+_ARGUMENTS = {
+    "list_of_lists_or_source_folder": "images",
+    "output_folder_or_list_of_truncated_output_files": "out",
+}
 _RECORD = {
-    **{"case_id": "a", "status": "done", "output": "out/a.nii.gz", "times": {"compute": 0.5}, "written": "2026-01-01T00:00:00"},
-    **{"run": "0", "num_iterations": 5, "converged": True, "energy": [1.0, None], "voxels_changed": 3, "voxels_before": [1, 2]},
+    **{
+        "case_id": "a",
+        "status": "done",
+        "output": "out/a.nii.gz",
+        "times": {"compute": 0.5},
+        "written": "2026-01-01T00:00:00",
+    },
+    **{
+        "run": "0",
+        "num_iterations": 5,
+        "converged": True,
+        "energy": [1.0, None],
+        "voxels_changed": 3,
+        "voxels_before": [1, 2],
+    },
 }
 _RUN = {
-    **{"run": "0", "schema": SCHEMA, "parameters": CrfParameters().to_dict(), "num_parts": 2, "part_id": 0, "resumed": False},
-    **{"all_cases": {"a": "out/a.nii.gz", "c": "/elsewhere/c.mha"}, "output_folder": "/data/out", "working_folder": "/data"},
-    **{"command": ["infer", "-o", "out"], "inputs": ["/data/images"], "started": "2026-01-01T00:00:00+00:00"},
+    **{
+        "run": "0",
+        "schema": SCHEMA,
+        "parameters": CrfParameters().to_dict(),
+        "num_parts": 2,
+        "part_id": 0,
+        "resumed": False,
+    },
+    **{
+        "all_cases": {"a": "out/a.nii.gz", "c": "/elsewhere/c.mha"},
+        "output_folder": "/data/out",
+        "working_folder": "/data",
+    },
+    **{
+        "command": ["infer", "-o", "out"],
+        "inputs": ["/data/images"],
+        "started": "2026-01-01T00:00:00+00:00",
+    },
 }
-_FAILED = {**_RECORD, "case_id": "c", "status": "failed", "output": None, "written": None, "error": "logits/c.nii.gz: no such file"}
+_FAILED = {
+    **_RECORD,
+    "case_id": "c",
+    "status": "failed",
+    "output": None,
+    "written": None,
+    "error": "logits/c.nii.gz: no such file",
+}
 _LINES = (_RUN, _RECORD, _FAILED)
 
 # The contents of each kind of file.
 _CONTENTS = {
     "dataset.json": (
         *(_DESCRIPTION, {"labels": _REGIONS, "regions_class_order": [1, 2, 3]}),
-        {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior"}, "training": [{"image": "a", "label": "b"}]},
+        {
+            "modality": {"0": "MRI"},
+            "labels": {"0": "background", "1": "Anterior"},
+            "training": [{"image": "a", "label": "b"}],
+        },
         {"labels": {"background": 0, "a": 1}, "channel_names": ["CT"]},
     ),
-    "plans.json": ({"dataset_name": "Dataset004_Hippocampus", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO"},),
-    "splits_final.json": ([{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}],),
-    "predict_from_raw_data_args.json": (_ARGUMENTS, {name: [[f"{name}_0000.nii"]] for name in _ARGUMENTS}),
+    "plans.json": (
+        {
+            "dataset_name": "Dataset004_Hippocampus",
+            "plans_name": "nnUNetPlans",
+            "image_reader_writer": "SimpleITKIO",
+        },
+    ),
+    "splits_final.json": (
+        [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c"], "val": ["a", "b"]}],
+    ),
+    "predict_from_raw_data_args.json": (
+        _ARGUMENTS,
+        {name: [[f"{name}_0000.nii"]] for name in _ARGUMENTS},
+    ),
 }
 
 
@@ -55,7 +112,10 @@ def _make(names, rng):
     """One of the files, beside others of a case."""
     name = rng.choice(names)
     others = {"dataset.json": json.dumps(_DESCRIPTION).encode(), "a.npz": b"", "a_0000.nii": b""}
-    return {name: wrong_somewhere(rng.choice(_CONTENTS[name]), rng), **{key: others[key] for key in others if key != name}}
+    return {
+        name: wrong_somewhere(rng.choice(_CONTENTS[name]), rng),
+        **{key: others[key] for key in others if key != name},
+    }
 
 
 def _read_description(path, rng):
@@ -86,7 +146,9 @@ def _read_nnunet(path, rng):
 
 def _require_cases(cases):
     _require_lines(cases.notes)
-    assert all(isinstance(case.case_id, str) and len(case.problem or "") < MAX_CHARACTERS for case in cases)
+    assert all(
+        isinstance(case.case_id, str) and len(case.problem or "") < MAX_CHARACTERS for case in cases
+    )
 
 
 def _require_lines(notes):
@@ -112,12 +174,24 @@ def _read_fold(path, rng):
 
 
 def _damaged_text(content, rng):
-    return rng.choice((mutated, mutated_text, mutated_text))(content, rng) if rng.random() < 0.85 else content
+    return (
+        rng.choice((mutated, mutated_text, mutated_text))(content, rng)
+        if rng.random() < 0.85
+        else content
+    )
 
 
 _TOML = CrfParameters().to_toml().encode()
 # Texts of the command line: of --regions, --max-memory and --set.
-_OPTIONS = (b"core=1+3+4", b"whole=1", b"8GiB", b"512 MB", b"1.5G", b"bilateral.theta_alpha=3.5", b"mean_field.filter=grid")
+_OPTIONS = (
+    b"core=1+3+4",
+    b"whole=1",
+    b"8GiB",
+    b"512 MB",
+    b"1.5G",
+    b"bilateral.theta_alpha=3.5",
+    b"mean_field.filter=grid",
+)
 
 
 def _read_option(path, rng):
@@ -137,7 +211,11 @@ def _record(rng):
     place = rng.randrange(len(lines))
     lines[place] = wrong_somewhere(_LINES[place], rng).replace(b"\n", b"")
     content = b"\n".join(lines) + b"\n"
-    return {record_path(Path()).name: content[: rng.randrange(len(content))] if rng.random() < 0.3 else content}
+    return {
+        record_path(Path()).name: content[: rng.randrange(len(content))]
+        if rng.random() < 0.3
+        else content
+    }
 
 
 def _read_record(path, rng):
@@ -155,12 +233,23 @@ def _read_record(path, rng):
         raise InputError(recorded.notes[0])
 
 
-_ROWS = ("1,a.nii;b.nii,l.nii,b.nii,deep/er.nii.gz,1;1.25;2.5", "2,b.nii,l.nii,,,", "3,b.nii,l.nii,,/elsewhere/three.mha,2;2;2")
+_ROWS = (
+    "1,a.nii;b.nii,l.nii,b.nii,deep/er.nii.gz,1;1.25;2.5",
+    "2,b.nii,l.nii,,,",
+    "3,b.nii,l.nii,,/elsewhere/three.mha,2;2;2",
+)
 
 
 def _manifest(rng):
-    text = "\n".join(("case,images,logits,mask,output,spacing", *rng.sample(_ROWS, rng.randint(1, 3)), ""))
-    return {"cases.csv": _damaged_text(text.encode(), rng), "a.nii": b"", "b.nii": b"", "l.nii": b""}
+    text = "\n".join(
+        ("case,images,logits,mask,output,spacing", *rng.sample(_ROWS, rng.randint(1, 3)), "")
+    )
+    return {
+        "cases.csv": _damaged_text(text.encode(), rng),
+        "a.nii": b"",
+        "b.nii": b"",
+        "l.nii": b"",
+    }
 
 
 def _read_manifest(path, rng):
@@ -170,15 +259,27 @@ def _read_manifest(path, rng):
         _require_lines([str(error)])
         raise InputError("\n".join(str(error).splitlines()[:2])) from error
     assert len({case.case_id for case in found}) == len(found) > 0
-    assert all(case.case_id == Path(case.case_id).name and path.parent in case.logits[0].parents for case in found)
+    assert all(
+        case.case_id == Path(case.case_id).name and path.parent in case.logits[0].parents
+        for case in found
+    )
 
 
 TARGETS = (
     Target("dataset.json", partial(_make, ["dataset.json"]), _read_description, names_file=False),
     Target("nnunet", partial(_make, list(_CONTENTS)), _read_nnunet, names_file=False),
     Target("fold.json", lambda rng: {"c.json": wrong_somewhere(_fold(), rng)}, _read_fold),
-    Target("parameters.toml", lambda rng: {"p.toml": _damaged_text(_TOML, rng)}, lambda path, _: CrfParameters.load(path).to_toml()),
-    Target("options", lambda rng: {"text": _damaged_text(rng.choice(_OPTIONS), rng)}, _read_option, names_file=False),
+    Target(
+        "parameters.toml",
+        lambda rng: {"p.toml": _damaged_text(_TOML, rng)},
+        lambda path, _: CrfParameters.load(path).to_toml(),
+    ),
+    Target(
+        "options",
+        lambda rng: {"text": _damaged_text(rng.choice(_OPTIONS), rng)},
+        _read_option,
+        names_file=False,
+    ),
     Target("record", _record, _read_record, names_file=False),
     Target("manifest", _manifest, _read_manifest),
 )

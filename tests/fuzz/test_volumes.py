@@ -57,8 +57,12 @@ def _read_volume(path, rng):
 
 def _require_header(header):
     assert len(header.grid_shape) in (1, 2, 3)
-    assert all(isinstance(size, int) and size >= 1 for size in (*header.grid_shape, header.num_channels))
-    assert all(remark.isprintable() and len(remark) < 500 for remark in (header.dtype, *header.notes))
+    assert all(
+        isinstance(size, int) and size >= 1 for size in (*header.grid_shape, header.num_channels)
+    )
+    assert all(
+        remark.isprintable() and len(remark) < 500 for remark in (header.dtype, *header.notes)
+    )
     if header.affine is not None and header.spacing is not None:
         assert np.isfinite(header.affine).all()
         assert all(0 < size < np.inf for size in header.spacing)
@@ -88,24 +92,54 @@ def _nifti(name):
 
 def _mgh():
     """FreeSurfer's volumes of every type, one of two frames, one without a place in the world; and compressed."""
-    for dtype, shape in ((np.uint8, SHAPE), (np.int16, SHAPE), (np.int32, (*SHAPE, 2)), (np.float32, SHAPE)):
-        content = nib.MGHImage(np.arange(int(np.prod(shape))).reshape(shape, order="F").astype(dtype), AFFINE).to_bytes()
-        yield from ({"a.mgh": content}, {"a.mgz": content}, {"a.mgh": content[:28] + bytes(2) + content[30:]})
+    for dtype, shape in (
+        (np.uint8, SHAPE),
+        (np.int16, SHAPE),
+        (np.int32, (*SHAPE, 2)),
+        (np.float32, SHAPE),
+    ):
+        content = nib.MGHImage(
+            np.arange(int(np.prod(shape))).reshape(shape, order="F").astype(dtype), AFFINE
+        ).to_bytes()
+        yield from (
+            {"a.mgh": content},
+            {"a.mgz": content},
+            {"a.mgh": content[:28] + bytes(2) + content[30:]},
+        )
 
 
 def _pairs():
     """Headers of NIfTI pairs and of Analyze, each with its voxels."""
-    kinds = (nib.Nifti1Pair, np.int16), (nib.Nifti2Pair, np.float32), (nib.AnalyzeImage, np.uint8), (nib.Spm2AnalyzeImage, np.int16)
+    kinds = (
+        (nib.Nifti1Pair, np.int16),
+        (nib.Nifti2Pair, np.float32),
+        (nib.AnalyzeImage, np.uint8),
+        (nib.Spm2AnalyzeImage, np.int16),
+    )
     for kind, dtype in kinds:
         data = np.arange(24).reshape(SHAPE).astype(dtype)
         header = kind(data, np.diag([-1.5, 2, 3, 1])).header.binaryblock
         yield {"a.hdr": header, "a.img": data.tobytes(order="F")}
 
 
-_GEOMETRY = {"TransformMatrix": "0 1 0 -1 0 0 0 0 1", "Offset": "1.5 -2 3e1", "CenterOfRotation": "0 0 0", "ElementSpacing": "0.5 1 2"}
+_GEOMETRY = {
+    "TransformMatrix": "0 1 0 -1 0 0 0 0 1",
+    "Offset": "1.5 -2 3e1",
+    "CenterOfRotation": "0 0 0",
+    "ElementSpacing": "0.5 1 2",
+}
 _ZLIB, _GZIP = zlib.compress(VOXELS), zlib.compress(VOXELS, wbits=31)
 _META = (
-    (meta_text(**_GEOMETRY, ObjectType="Image", AnatomicalOrientation="RAI", BinaryData="True", BinaryDataByteOrderMSB="False"), VOXELS),
+    (
+        meta_text(
+            **_GEOMETRY,
+            ObjectType="Image",
+            AnatomicalOrientation="RAI",
+            BinaryData="True",
+            BinaryDataByteOrderMSB="False",
+        ),
+        VOXELS,
+    ),
     (meta_text(CompressedData="True", CompressedDataSize=str(len(_ZLIB))), _ZLIB),
     (meta_text(NDims="4", DimSize="2 3 2 2", Offset="0 0 0 0"), VOXELS),
     (meta_text(DimSize="2 3 2", ElementNumberOfChannels="2"), VOXELS),
@@ -114,10 +148,24 @@ _META_DETACHED = (
     (meta_text(**_GEOMETRY, ElementDataFile="a.raw"), {"a.raw": VOXELS}),
     (meta_text(ElementDataFile="a.zraw", CompressedData="True"), {"a.zraw": _ZLIB}),
 )
-_WORLD = ("space: RAS", "space directions: (1,0,0) (0,2.5,0.1) (0,0,3e0)", "space origin: (1,-2,3)", "kinds: domain domain domain")
+_WORLD = (
+    "space: RAS",
+    "space directions: (1,0,0) (0,2.5,0.1) (0,0,3e0)",
+    "space origin: (1,-2,3)",
+    "kinds: domain domain domain",
+)
 _CHANNELS = ("space: left-posterior-superior", "space directions: none (1,0,0) (0,1,0) (0,0,2)")
 _NRRD = (
-    (nrrd_text(*_WORLD, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)", "key:=value", "# a comment"), VOXELS),
+    (
+        nrrd_text(
+            *_WORLD,
+            'space units: "mm" "mm" "mm"',
+            "measurement frame: (1,0,0) (0,1,0) (0,0,1)",
+            "key:=value",
+            "# a comment",
+        ),
+        VOXELS,
+    ),
     (nrrd_text("spacings: 1 2 3", 'labels: "x" "y" "z"'), VOXELS),
     (nrrd_text(*_WORLD, encoding="gzip"), _GZIP),
     (nrrd_text(*_CHANNELS, dimension="4", sizes="2 3 2 2"), VOXELS),
@@ -136,14 +184,23 @@ def _texts(name, contents):
 
 def _arrays():
     values = np.random.default_rng(5).normal(size=(3, 2, 4, 5))
-    for array in (values.astype("f4"), np.asfortranarray(values.astype(">f8")), values.astype("f2")[:, 0], values.astype("i1")):
+    for array in (
+        values.astype("f4"),
+        np.asfortranarray(values.astype(">f8")),
+        values.astype("f2")[:, 0],
+        values.astype("i1"),
+    ):
         buffer = streams.BytesIO()
         np.save(buffer, array)
         yield {"a.npy": buffer.getvalue()}
 
 
 _NAMES = ("logits", "softmax.npy", "x/logits.npy", "\x1b[31m.npy", "x" * 5000, "arr_0.npy")
-_COMPRESSIONS = (*[zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED] * 5, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_COMPRESSIONS = (
+    *[zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED] * 5,
+    zipfile.ZIP_BZIP2,
+    zipfile.ZIP_LZMA,
+)
 
 
 def _npz(rng):
@@ -153,16 +210,38 @@ def _npz(rng):
     name = rng.choice(_NAMES if kind == 1 else ("logits.npy", "probabilities.npy"))
     buffer = streams.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
-        for member, content in ((name, array), *((f"{n}", b"") for n in range(rng.choice((0, 0, 1, 50))))):
-            packed.writestr(zipfile.ZipInfo(member), content, rng.choice(_COMPRESSIONS))  # no time of day in it
+        for member, content in (
+            (name, array),
+            *((f"{n}", b"") for n in range(rng.choice((0, 0, 1, 50)))),
+        ):
+            packed.writestr(
+                zipfile.ZipInfo(member), content, rng.choice(_COMPRESSIONS)
+            )  # no time of day in it
     files = {"a.npz": buffer.getvalue()}
     return damaged(files, rng) if kind == 2 else files
 
 
 def _misnamed(rng):
     """A damaged file of one kind under the name of another one, or of none."""
-    (content,) = damaged(rng.choice(_samples(rng.choice(("nii", "nii.gz", "mha", "nrrd", "mgh", "npy")))), rng).values()
-    suffixes = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".npz", ".npy", ".img", ".mgz", ".dcm", ".dat", "", ".gz")
+    (content,) = damaged(
+        rng.choice(_samples(rng.choice(("nii", "nii.gz", "mha", "nrrd", "mgh", "npy")))), rng
+    ).values()
+    suffixes = (
+        ".nii",
+        ".nii.gz",
+        ".mha",
+        ".mhd",
+        ".nrrd",
+        ".nhdr",
+        ".npz",
+        ".npy",
+        ".img",
+        ".mgz",
+        ".dcm",
+        ".dat",
+        "",
+        ".gz",
+    )
     return {f"a{rng.choice(suffixes)}": content}
 
 
@@ -189,16 +268,41 @@ _MAKERS = {"npz": _npz, "misnamed": _misnamed}
 
 @pytest.mark.parametrize("kind", [*_SAMPLES, *_MAKERS])
 def test_many_inputs(kind, fuzzed):
-    fuzzed(Target(kind, _MAKERS.get(kind, lambda rng: damaged(rng.choice(_samples(kind)), rng)), _read_volume), 200)
+    fuzzed(
+        Target(
+            kind,
+            _MAKERS.get(kind, lambda rng: damaged(rng.choice(_samples(kind)), rng)),
+            _read_volume,
+        ),
+        200,
+    )
 
 
-ENDINGS = ("", ".nii.gz", ".nii", "_0000.nii.gz", "_0001.NII", ".mha", ".seg.nrrd", ".npz", "_seg.nii", "_label0.nii", ".json", ".")
+ENDINGS = (
+    "",
+    ".nii.gz",
+    ".nii",
+    "_0000.nii.gz",
+    "_0001.NII",
+    ".mha",
+    ".seg.nrrd",
+    ".npz",
+    "_seg.nii",
+    "_label0.nii",
+    ".json",
+    ".",
+)
 NAMES = st.builds(
     lambda stem, ending: stem[:200] + os.fsencode(ending),
-    st.one_of(st.binary(max_size=40), st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass"))),
+    st.one_of(
+        st.binary(max_size=40),
+        st.text(max_size=60).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    ),
     st.sampled_from(ENDINGS),
 ).filter(lambda name: name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name)
-STARTS = st.sampled_from([b"", b"NRRD0004\n", b"NDims = 3\n", b"\x5c\x01\0\0", b"PK\3\4", b"\x1f\x8b", b"\x93NUMPY"])
+STARTS = st.sampled_from(
+    [b"", b"NRRD0004\n", b"NDims = 3\n", b"\x5c\x01\0\0", b"PK\3\4", b"\x1f\x8b", b"\x93NUMPY"]
+)
 
 
 @settings(max_examples=50)

@@ -22,7 +22,9 @@ GRID_SHAPE = (18, 15, 11)  # no two axes alike
 SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
 NUM_LABELS = 4
 # A rotation by a quarter turn and two flips: x of the array is not x of the world.
-AFFINE = np.array([[0.0, -1.25, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, -2.5, 30.0], [0.0, 0.0, 0.0, 1.0]])
+AFFINE = np.array(
+    [[0.0, -1.25, 0.0, 10.0], [1.0, 0.0, 0.0, -20.0], [0.0, 0.0, -2.5, 30.0], [0.0, 0.0, 0.0, 1.0]]
+)
 
 
 FAST = ("--set", "mean_field.filter=lattice")  # in place of all pairs of voxels
@@ -37,7 +39,9 @@ def command(*arguments):
 
 def run_process(*arguments, timeout=120, status=None, **options):
     """Run the command as users do. `status`: how it must end."""
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False, **options)
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, timeout=timeout, check=False, **options
+    )
     assert status in (None, done.returncode), done.stderr
     return Result(done.returncode, done.stdout, done.stderr)
 
@@ -46,7 +50,9 @@ def wait_for(condition, process=None, seconds=60):
     """Wait for something that is to come while a process runs."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process is None or process.poll() is None, "the run ended before it could be disturbed"
+        assert process is None or process.poll() is None, (
+            "the run ended before it could be disturbed"
+        )
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -87,7 +93,9 @@ class Folders(NamedTuple):
         return ("-i", self.images, "-p", self.logits, "-o", self.output)
 
     def image(self, case_id):
-        return np.stack([load_nifti(path) for path in sorted(self.images.glob(f"{case_id}_*"))]).astype(np.float32)
+        return np.stack(
+            [load_nifti(path) for path in sorted(self.images.glob(f"{case_id}_*"))]
+        ).astype(np.float32)
 
     def scores(self, case_id):
         """Logits (L, x, y, z)."""
@@ -107,7 +115,9 @@ def summary_of(folders, *options, status=0):
 
 def refined(folders, case_id, changes=(), **options):
     """What the public function gives for the arrays of a case."""
-    parameters = crfrefine.CrfParameters().replace(**{"mean_field.filter": "lattice", **dict(changes)})
+    parameters = crfrefine.CrfParameters().replace(
+        **{"mean_field.filter": "lattice", **dict(changes)}
+    )
     options = {"spacing": SPACING, "parameters": parameters, **options}
     return crfrefine.refine(folders.scores(case_id), folders.image(case_id), **options).label_map
 
@@ -138,4 +148,8 @@ def write_folders(root, *case_ids):
 
 def files_in(folder):
     """Return all names in a folder, hidden ones too, but not the folder with the records of runs."""
-    return sorted(path.name for path in folder.iterdir() if path.name != RECORD_FOLDER) if folder.is_dir() else []
+    return (
+        sorted(path.name for path in folder.iterdir() if path.name != RECORD_FOLDER)
+        if folder.is_dir()
+        else []
+    )

@@ -27,7 +27,17 @@ from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 
 # Warnings are errors but for the constants that one of two compilations does not use.
-FLAGS = ("-std=c++20", "-O1", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Wno-unused", "-Wno-unused-parameter", "-Werror")
+FLAGS = (
+    "-std=c++20",
+    "-O1",
+    "-fPIC",
+    "-pthread",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused",
+    "-Wno-unused-parameter",
+    "-Werror",
+)
 # The compiler fuses multiplications and additions only where it optimizes more. Without their libraries, the sanitizers' calls are ours.
 WATCHED_FLAGS = (*FLAGS, "-O2", "-mfma", "-DCRF_WATCHED=1", "-fsanitize=thread,bounds")
 _OWN_LIBRARIES = ("-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc_s")
@@ -66,20 +76,32 @@ def _build(name, text, *options, libraries=()):
         with tempfile.TemporaryDirectory(dir=folder) as work:
             source, built = Path(work) / "source.cpp", Path(work) / "built"
             source.write_text(text, encoding="utf-8")
-            done = subprocess.run([compiler(), *options, source, *libraries, "-o", built], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [compiler(), *options, source, *libraries, "-o", built],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             assert done.returncode == 0, done.stderr
             built.replace(path)
     return path
 
 
 # What stands for a GPU's compiler where kernels are compiled as C++.
-_EMULATION = Path(__file__).with_name("emulation.h").read_text(encoding="utf-8").replace("#pragma once\n", "")
+_EMULATION = (
+    Path(__file__)
+    .with_name("emulation.h")
+    .read_text(encoding="utf-8")
+    .replace("#pragma once\n", "")
+)
 
 
 @cache
 def _standard_headers(flags):
     """The standard headers that all kernels need, compiled once: they take most of a compilation's time."""
-    text = "".join(line for line in _EMULATION.splitlines(keepends=True) if line.startswith("#include <"))
+    text = "".join(
+        line for line in _EMULATION.splitlines(keepends=True) if line.startswith("#include <")
+    )
     header = _build("standard.hpp.gch", text, *flags, "-x", "c++-header").with_suffix("")
     if not header.exists():
         header.write_text(text, encoding="utf-8")
@@ -98,23 +120,49 @@ def _watch():
 def library(name, text, options, is_watched):
     """A source's kernels, compiled."""
     fuses = is_watched and "--fmad=false" not in options
-    flags = (*(WATCHED_FLAGS if is_watched else FLAGS), f"-ffp-contract={'fast' if fuses else 'off'}")
+    flags = (
+        *(WATCHED_FLAGS if is_watched else FLAGS),
+        f"-ffp-contract={'fast' if fuses else 'off'}",
+    )
     libraries = (*_OWN_LIBRARIES, _watch()[0]) if is_watched else ()
     text = text.replace("#include <emulation.h>\n", _EMULATION)
-    return ctypes.CDLL(str(_build(f"{name}.so", text, *flags, "-shared", "-include", _standard_headers(flags), libraries=libraries)))
+    return ctypes.CDLL(
+        str(
+            _build(
+                f"{name}.so",
+                text,
+                *flags,
+                "-shared",
+                "-include",
+                _standard_headers(flags),
+                libraries=libraries,
+            )
+        )
+    )
 
 
 def run_kernel(source, kernel, constants, num_items, arguments, *, order=1, is_watched=False):
     """Run a kernel's threads, or its blocks where they share memory; raise KernelFaultError for what the watch notices."""
     packed = pack_arguments(source, kernel, constants, arguments)
-    held = [np.array(np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value) for value in packed]
+    held = [
+        np.array(np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value)
+        for value in packed
+    ]
     pointers = (ctypes.c_void_p * len(held))(*(cell.ctypes.data for cell in held))
-    run = getattr(library(source.name, source.text, tuple(source.options), is_watched), f"launch_{kernel}")
+    run = getattr(
+        library(source.name, source.text, tuple(source.options), is_watched), f"launch_{kernel}"
+    )
     run.restype = ctypes.c_char_p
     with _WATCHING if is_watched else contextlib.nullcontext():
         if is_watched:
             named = zip(source.kernels[kernel], packed, strict=True)
-            _watch_arrays({parameter.name: value for parameter, value in named if isinstance(value, np.ndarray)})
+            _watch_arrays(
+                {
+                    parameter.name: value
+                    for parameter, value in named
+                    if isinstance(value, np.ndarray)
+                }
+            )
         fault = run(ctypes.c_longlong(num_items), ctypes.c_int(order), pointers)
     if fault is not None:
         raise KernelFaultError(f"{source.name}.{kernel} with {dict(constants)}: {fault.decode()}")
@@ -126,16 +174,28 @@ _WATCHING = threading.Lock()  # there is one watch
 def _watch_arrays(arrays):
     """Tell the watch where a launch's arrays lie; those that overlap are one."""
     found = []
-    for name, array in sorted(arrays.items(), key=lambda item: (item[1].ctypes.data, -item[1].nbytes)):
+    for name, array in sorted(
+        arrays.items(), key=lambda item: (item[1].ctypes.data, -item[1].nbytes)
+    ):
         begin, end, size = array.ctypes.data, array.ctypes.data + array.nbytes, array.itemsize
         if found and begin < found[-1][1]:
             before = found.pop()
-            begin, end, size, name = before[0], max(before[1], end), min(before[2], size), f"{before[3]} and {name}"
+            begin, end, size, name = (
+                before[0],
+                max(before[1], end),
+                min(before[2], size),
+                f"{before[3]} and {name}",
+            )
         if end > begin:
             found.append((begin, end, size, name))
     watch_array = _watch()[1].watch_array
     for begin, end, size, name in found:
-        watch_array(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), ctypes.c_size_t(size), name.encode())
+        watch_array(
+            ctypes.c_void_p(begin),
+            ctypes.c_size_t(end - begin),
+            ctypes.c_size_t(size),
+            name.encode(),
+        )
 
 
 class FilledXp:
@@ -175,13 +235,21 @@ class ShimDevice:
 
     def launch(self, source, kernel, constants, num_threads, *arguments):
         options = {"order": self._order, "is_watched": self._is_watched}
-        run_kernel(kernel_source(source, constants), kernel, constants, num_threads, arguments, **options)
+        run_kernel(
+            kernel_source(source, constants), kernel, constants, num_threads, arguments, **options
+        )
 
     def launch_blocks(self, source, kernel, constants, num_blocks, *arguments):
-        self.launch(source, kernel, constants, num_blocks, *arguments)  # an item of a launch is a block here
+        self.launch(
+            source, kernel, constants, num_blocks, *arguments
+        )  # an item of a launch is a block here
 
     def upload(self, array):
-        return np.array(array, order="C") if isinstance(array, np.ndarray) else np.ascontiguousarray(np.from_dlpack(array))
+        return (
+            np.array(array, order="C")
+            if isinstance(array, np.ndarray)
+            else np.ascontiguousarray(np.from_dlpack(array))
+        )
 
     def download(self, array):
         return np.array(array, order="C")

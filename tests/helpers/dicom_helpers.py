@@ -19,15 +19,37 @@ def slices(array, affine, *, slope=1.0, intercept=0.0):
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         found = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
         found.SOPClassUID, found.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        found.PatientName, found.PatientID, found.PatientBirthDate, found.PatientSex = "Doe^Jane", "id 1", "", ""
-        found.StudyInstanceUID, found.SeriesInstanceUID, found.FrameOfReferenceUID = "1.2.3", "1.2.3.4", "1.2.5"
-        found.StudyDate, found.StudyTime, found.StudyID, found.AccessionNumber = "20200102", "030405", "", ""
-        found.ReferringPhysicianName, found.SeriesNumber, found.SeriesDescription = "", 3, "series 1.2.3.4"
+        found.PatientName, found.PatientID, found.PatientBirthDate, found.PatientSex = (
+            "Doe^Jane",
+            "id 1",
+            "",
+            "",
+        )
+        found.StudyInstanceUID, found.SeriesInstanceUID, found.FrameOfReferenceUID = (
+            "1.2.3",
+            "1.2.3.4",
+            "1.2.5",
+        )
+        found.StudyDate, found.StudyTime, found.StudyID, found.AccessionNumber = (
+            "20200102",
+            "030405",
+            "",
+            "",
+        )
+        found.ReferringPhysicianName, found.SeriesNumber, found.SeriesDescription = (
+            "",
+            3,
+            "series 1.2.3.4",
+        )
         found.Modality, found.Manufacturer, found.PositionReferenceIndicator = "CT", "", ""
         found.InstanceNumber = number + 1
         found.Columns, found.Rows = array.shape[:2]
-        found.ImageOrientationPatient = [round(float(v), 10) for v in (*lps[:3, 0] / spacing[0], *lps[:3, 1] / spacing[1])]
-        found.ImagePositionPatient = [round(float(v), 8) for v in lps[:3, :3] @ [0, 0, number] + lps[:3, 3]]
+        found.ImageOrientationPatient = [
+            round(float(v), 10) for v in (*lps[:3, 0] / spacing[0], *lps[:3, 1] / spacing[1])
+        ]
+        found.ImagePositionPatient = [
+            round(float(v), 8) for v in lps[:3, :3] @ [0, 0, number] + lps[:3, 3]
+        ]
         found.PixelSpacing = [round(float(spacing[axis]), 10) for axis in (1, 0)]
         found.SliceThickness = round(float(spacing[2]), 10)
         found.SamplesPerPixel, found.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -63,13 +85,22 @@ def enhanced(found):
     file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = EnhancedMRImageStorage
     groups = []
     for number, one in enumerate(found, 1):
-        group = {name: _dataset({keyword: one[keyword].value for keyword in keywords}) for name, keywords in _GROUPS.items()}
+        group = {
+            name: _dataset({keyword: one[keyword].value for keyword in keywords})
+            for name, keywords in _GROUPS.items()
+        }
         group["PixelValueTransformationSequence"].RescaleType = "US"
-        group["FrameContentSequence"] = _dataset({"StackID": "1", "InStackPositionNumber": number, "DimensionIndexValues": [1, number]})
+        group["FrameContentSequence"] = _dataset(
+            {"StackID": "1", "InStackPositionNumber": number, "DimensionIndexValues": [1, number]}
+        )
         groups.append(group)
     own = ("PlanePositionSequence", "PixelValueTransformationSequence", "FrameContentSequence")
-    file.PerFrameFunctionalGroupsSequence = [_dataset({name: [item] for name, item in group.items() if name in own}) for group in groups]
-    file.SharedFunctionalGroupsSequence = [_dataset({name: [item] for name, item in groups[0].items() if name not in own})]
+    file.PerFrameFunctionalGroupsSequence = [
+        _dataset({name: [item] for name, item in group.items() if name in own}) for group in groups
+    ]
+    file.SharedFunctionalGroupsSequence = [
+        _dataset({name: [item] for name, item in groups[0].items() if name not in own})
+    ]
     for keyword in (keyword for keywords in _GROUPS.values() for keyword in keywords):
         delattr(file, keyword)
     file.NumberOfFrames = len(found)

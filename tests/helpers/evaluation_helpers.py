@@ -20,7 +20,10 @@ def label_map(seed, labels=(1, 2)):
     rng, index, found = np.random.default_rng(seed), np.indices(SHAPE), np.zeros(SHAPE, np.uint8)
     for label in labels:
         center = [rng.uniform(0.3, 0.7) * size for size in SHAPE]
-        distance = sum(((axis - middle) / (0.25 * size)) ** 2 for axis, middle, size in zip(index, center, SHAPE, strict=True))
+        distance = sum(
+            ((axis - middle) / (0.25 * size)) ** 2
+            for axis, middle, size in zip(index, center, SHAPE, strict=True)
+        )
         found[distance + rng.normal(0, 0.25, SHAPE) < 1] = label
         found[rng.random(SHAPE) < 0.004] = label
     return found
@@ -29,7 +32,9 @@ def label_map(seed, labels=(1, 2)):
 def disturbed(reference, seed, share):
     """The map with a share of its voxels taken from their neighbors in x."""
     rng = np.random.default_rng(seed)
-    return np.where(rng.random(SHAPE) < share, np.roll(reference, 1, axis=0), reference).astype(np.uint8)
+    return np.where(rng.random(SHAPE) < share, np.roll(reference, 1, axis=0), reference).astype(
+        np.uint8
+    )
 
 
 def logits_of(labels, seed, num_labels=3):
@@ -50,7 +55,9 @@ def save_map(path, values, *, compress=True):
     path.parent.mkdir(parents=True, exist_ok=True)
     if ".nii" in path.name:
         return save_nifti(path, values, affine())
-    return save_itk(path, values, spacing=SPACING, origin=ORIGIN, direction=OBLIQUE, compress=compress)
+    return save_itk(
+        path, values, spacing=SPACING, origin=ORIGIN, direction=OBLIQUE, compress=compress
+    )
 
 
 def save_npz(path, logits, name="logits"):
@@ -65,12 +72,25 @@ class Study:
 
     def __init__(self, root, maps):
         self.root, self.maps = root, maps
-        self.labels, self.after, self.before, self.output = (root / name for name in ("labels", "after", "before", "report"))
+        self.labels, self.after, self.before, self.output = (
+            root / name for name in ("labels", "after", "before", "report")
+        )
 
     @property
     def arguments(self):
         """Without a report, in one process; what follows may say otherwise."""
-        return ("evaluate", self.after, self.labels, "-b", f"before={self.before}", "--no-report", "--processes", "1", "-o", self.output)
+        return (
+            "evaluate",
+            self.after,
+            self.labels,
+            "-b",
+            f"before={self.before}",
+            "--no-report",
+            "--processes",
+            "1",
+            "-o",
+            self.output,
+        )
 
     @property
     def with_report(self):
@@ -84,7 +104,9 @@ class Study:
 
     def overlap(self, case, members, folder="after", tolerance_mm=1.0):
         """What must come out for a region, by brute force."""
-        return expected_overlap(*(np.isin(self.maps[name][case], members) for name in (folder, "labels")), tolerance_mm)
+        return expected_overlap(
+            *(np.isin(self.maps[name][case], members) for name in (folder, "labels")), tolerance_mm
+        )
 
 
 def write_study(root, num_cases=3, suffix=".nii.gz"):
@@ -92,7 +114,11 @@ def write_study(root, num_cases=3, suffix=".nii.gz"):
     for number in range(num_cases):
         case = f"case{number}"
         reference = label_map(number)
-        found = {"labels": reference, "after": disturbed(reference, number, 0.1), "before": disturbed(reference, number + 50, 0.3)}
+        found = {
+            "labels": reference,
+            "after": disturbed(reference, number, 0.1),
+            "before": disturbed(reference, number + 50, 0.3),
+        }
         for folder, values in found.items():
             maps[folder][case] = values
             save_map(root / folder / f"{case}{suffix}", values)
@@ -104,7 +130,10 @@ def read_metrics(folder):
     with (folder / "metrics.csv").open(newline="") as file:
         lines = list(csv.reader(file))
     assert lines[0] == ["case", "label", "metric", "value", "method"]
-    found = {(case, label, metric, method): float(value or "nan") for case, label, metric, value, method in lines[1:]}
+    found = {
+        (case, label, metric, method): float(value or "nan")
+        for case, label, metric, value, method in lines[1:]
+    }
     assert len(found) == len(lines) - 1, "a value is there twice"
     return found
 
@@ -113,13 +142,20 @@ def assert_equal(found, case, label, method, expected):
     """Headers of NIfTI keep spacing and directions as float32, and so are read probabilities."""
     for metric, value in expected.items():
         measured = found[case, label, metric, method]
-        assert measured == pytest.approx(value, rel=1e-5, abs=1e-9, nan_ok=True), (case, label, metric, method)
+        assert measured == pytest.approx(value, rel=1e-5, abs=1e-9, nan_ok=True), (
+            case,
+            label,
+            metric,
+            method,
+        )
 
 
 def expected_overlap(found, wanted, tolerance_mm=1.0, spacing=SPACING):
     """The metrics of two masks, from all pairs of boundary voxels, as docs/reference/metrics.md defines them: no tree, no transform."""
     volume = math.prod(spacing) / 1000
-    both, either, own, others = (int(mask.sum()) for mask in (found & wanted, found | wanted, found, wanted))
+    both, either, own, others = (
+        int(mask.sum()) for mask in (found & wanted, found | wanted, found, wanted)
+    )
     values = {
         "dice": _ratio(2 * both, own + others),
         "iou": _ratio(both, either),
@@ -131,9 +167,16 @@ def expected_overlap(found, wanted, tolerance_mm=1.0, spacing=SPACING):
     }
     if not found.any() or not wanted.any():
         surface = math.nan if not either else 0.0
-        return values | {"surface_dice": surface, "hd_mm": math.nan, "hd95_mm": math.nan, "assd_mm": math.nan}
+        return values | {
+            "surface_dice": surface,
+            "hd_mm": math.nan,
+            "hd95_mm": math.nan,
+            "assd_mm": math.nan,
+        }
     # The voxels of a boundary have a face in common with what is outside of the mask.
-    one, other = (np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing for mask in (found, wanted))
+    one, other = (
+        np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing for mask in (found, wanted)
+    )
     pairs = np.linalg.norm(one[:, None] - other[None], axis=2)
     there, back = pairs.min(axis=1), pairs.min(axis=0)
     together = np.concatenate([there, back])

@@ -8,7 +8,18 @@ import re
 import numpy as np
 
 _INTERESTING = (
-    *(b"\0", b"\xff", b"\n", b"\t", b"\r\n", b"[" * 3000, b'{"a":' * 2000, b"9" * 5000, b"0x" + b"f" * 4000, b"\0" * 500),
+    *(
+        b"\0",
+        b"\xff",
+        b"\n",
+        b"\t",
+        b"\r\n",
+        b"[" * 3000,
+        b'{"a":' * 2000,
+        b"9" * 5000,
+        b"0x" + b"f" * 4000,
+        b"\0" * 500,
+    ),
     *b"\xef\xbb\xbf \xed\xa0\x80 \xe2\x80\xae \x1b[31m PK\1\2 PK\3\4 PK\5\6 \x1f\x8b\x08 BZh9 \x93NUMPY".split(),
     *b'" "a":1, NaN true null inf 1979-05-27T07:32:00Z labels ../ /dev/zero'.split(),
 )
@@ -23,8 +34,30 @@ _WORDS = (
     *(b"", b"%d 1 4 1", b"x" * 2000),
 )
 _MAX_BYTES = 1 << 20
-_INTEGERS = (0, 7, 255, 32767, 65535, *(sign * (1 << bits) for bits in (0, 1, 3, 8, 15, 16, 31, 62) for sign in (1, -1)))
-_FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-40, 1e-320, 3e38, 1e300, float("inf"), float("-inf"), float("nan"), 352.0, 1e9, 2.0**53)
+_INTEGERS = (
+    0,
+    7,
+    255,
+    32767,
+    65535,
+    *(sign * (1 << bits) for bits in (0, 1, 3, 8, 15, 16, 31, 62) for sign in (1, -1)),
+)
+_FLOATS = (
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1e-40,
+    1e-320,
+    3e38,
+    1e300,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+    352.0,
+    1e9,
+    2.0**53,
+)
 _ENCODINGS = ("utf-16", "utf-16-be", "utf-32", "utf-8-sig", "cp1252", "utf-7")
 
 
@@ -59,7 +92,9 @@ def mutated_text(content, rng):
                 lines[number : number + 1] = [lines[number]] * times
                 content = b"".join(lines)
             case 1 | 2 | 3:
-                content = _replaced(content, rb"[-+0-9.eE]*[0-9][-+0-9.eE]*", rng.choice(_NUMBERS), rng)
+                content = _replaced(
+                    content, rb"[-+0-9.eE]*[0-9][-+0-9.eE]*", rng.choice(_NUMBERS), rng
+                )
             case 4 | 5:
                 content = _replaced(content, rb"[^\s=:,(){}\[\]\"]+", rng.choice(_WORDS), rng)
             case _ if rng.random() < 0.2:
@@ -71,7 +106,9 @@ def mutated_text(content, rng):
 
 
 def _replaced(content, pattern, word, rng):
-    start, end = rng.choice([match.span() for match in re.finditer(pattern, content[:4000])] or [(0, 0)])
+    start, end = rng.choice(
+        [match.span() for match in re.finditer(pattern, content[:4000])] or [(0, 0)]
+    )
     return content[:start] + word + content[end:]
 
 
@@ -79,11 +116,21 @@ def mutated_numbers(content, rng):
     """The content with one to three binary numbers in the place of its own, in either byte order, at a multiple of their size."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 3))):
-        dtype = np.dtype(rng.choice("<>") + rng.choice(("u1", "u2", "u2", "u4", "u8", "f4", "f4", "f8")))
-        number = rng.choice(_FLOATS) if dtype.kind == "f" else rng.choice(_INTEGERS) & ((1 << 8 * dtype.itemsize) - 1)
+        dtype = np.dtype(
+            rng.choice("<>") + rng.choice(("u1", "u2", "u2", "u4", "u8", "f4", "f4", "f8"))
+        )
+        number = (
+            rng.choice(_FLOATS)
+            if dtype.kind == "f"
+            else rng.choice(_INTEGERS) & ((1 << 8 * dtype.itemsize) - 1)
+        )
         place = rng.randrange(max(1, len(data) // dtype.itemsize)) * dtype.itemsize
         with np.errstate(all="ignore"):
-            data[place : place + dtype.itemsize] = np.array(number, np.float64 if dtype.kind == "f" else np.uint64).astype(dtype).tobytes()
+            data[place : place + dtype.itemsize] = (
+                np.array(number, np.float64 if dtype.kind == "f" else np.uint64)
+                .astype(dtype)
+                .tobytes()
+            )
     return bytes(data)
 
 
@@ -98,7 +145,9 @@ def damaged(files, rng):
         if is_packed:
             content = gzip.compress(content, 1, mtime=0)
             if name == chosen and not before:
-                content = rng.choice((mutated(content, rng), content + rng.choice((bytes(9), content, b"garbage"))))
+                content = rng.choice(
+                    (mutated(content, rng), content + rng.choice((bytes(9), content, b"garbage")))
+                )
         found[name] = content
     return found
 
@@ -118,8 +167,37 @@ def damaged_part(content, rng):
 
 
 _WRONG = (
-    *(None, True, 1.5, -1, 0, 65536, 10**40, float("nan"), float("inf"), [], {}, [[]], [None], ["1", 2], list(range(300)), {"a": {"b": 1}}),
-    *("", "x" * 5000, "y" * 300, "\x1b[31m", "a\0b", "..", "a\nb", "\ud800", "/dev/zero", {"0": "a", "00": "b"}, {"background": 0}),
+    *(
+        None,
+        True,
+        1.5,
+        -1,
+        0,
+        65536,
+        10**40,
+        float("nan"),
+        float("inf"),
+        [],
+        {},
+        [[]],
+        [None],
+        ["1", 2],
+        list(range(300)),
+        {"a": {"b": 1}},
+    ),
+    *(
+        "",
+        "x" * 5000,
+        "y" * 300,
+        "\x1b[31m",
+        "a\0b",
+        "..",
+        "a\nb",
+        "\ud800",
+        "/dev/zero",
+        {"0": "a", "00": "b"},
+        {"background": 0},
+    ),
 )
 
 

@@ -34,8 +34,12 @@ class Target(NamedTuple):
     """A reader, and how its inputs are made."""
 
     name: str  # of the kind of file
-    make: Callable[[random.Random], Mapping[str, bytes]]  # the content of files by their names; the first one is given to the reader
-    read: Callable[[Path, random.Random], object]  # raises AssertionError for a result that is not valid
+    make: Callable[
+        [random.Random], Mapping[str, bytes]
+    ]  # the content of files by their names; the first one is given to the reader
+    read: Callable[
+        [Path, random.Random], object
+    ]  # raises AssertionError for a result that is not valid
     names_file: bool = True  # whether an error must name the file
     max_seconds: float = 5.0  # of processor time per input; a usual one takes a millisecond
 
@@ -44,7 +48,9 @@ def examine(target, folder, number):
     """Give a reader an input in this process; return whether it was taken, raise whatever breaks the rule."""
     rng = random.Random(f"{target.name} {number}")
     files = target.make(rng)
-    for earlier in folder.iterdir():  # A reader of a folder would see what another input has left there.
+    for (
+        earlier
+    ) in folder.iterdir():  # A reader of a folder would see what another input has left there.
         if earlier.name not in files:
             earlier.unlink()
     for name, content in files.items():
@@ -60,9 +66,13 @@ def examine(target, folder, number):
     message = str(refusal)
     assert 0 < len(message) < MAX_CHARACTERS, f"{len(message)} characters: {message[:300]}"
     assert for_terminal(message) == message, f"not for a terminal: {message!r:.300}"
-    assert not target.names_file or str(folder) in message, f"does not name the file: {message:.300}"
+    assert not target.names_file or str(folder) in message, (
+        f"does not name the file: {message:.300}"
+    )
     # The system refused memory that the reader had not asked about.
-    assert not (isinstance(refusal, CapacityError) and isinstance(refusal.__cause__, MemoryError)), f"ran out of memory: {message:.300}"
+    assert not (
+        isinstance(refusal, CapacityError) and isinstance(refusal.__cause__, MemoryError)
+    ), f"ran out of memory: {message:.300}"
     return False
 
 
@@ -73,12 +83,21 @@ def fuzz(target, folder, first, count=None, seconds=None):
     with tempfile.TemporaryFile() as log:
         child = os.fork()
         if not child:
-            _work(target, folder, itertools.islice(itertools.count(first), count), seconds, counts, log)
+            _work(
+                target,
+                folder,
+                itertools.islice(itertools.count(first), count),
+                seconds,
+                counts,
+                log,
+            )
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         log.seek(0)
         said = log.read().decode(errors="replace")[-4000:]
     number = first + counts.sum()
-    assert not status, f"{target.name}, input {number}, status {status}; `pytest tests/fuzz --only {number} -k NAME` repeats it\n{said}"
+    assert not status, (
+        f"{target.name}, input {number}, status {status}; `pytest tests/fuzz --only {number} -k NAME` repeats it\n{said}"
+    )
     return counts.tolist()
 
 
@@ -88,7 +107,11 @@ def _work(target, folder, numbers, seconds, counts, log):
         os.dup2(log.fileno(), stream)
     sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
     faulthandler.enable(log)
-    own = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmSize"))
+    own = next(
+        int(line.split()[1]) << 10
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmSize")
+    )
     resource.setrlimit(resource.RLIMIT_AS, (own + MAX_ADDRESSES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 26,) * 2)
@@ -100,11 +123,17 @@ def _work(target, folder, numbers, seconds, counts, log):
             for place, number in enumerate(numbers):
                 if time.monotonic() >= end:
                     break
-                if place % 50 == 0:  # Waiting takes no processor time; setting this limit starts a thread.
-                    faulthandler.dump_traceback_later(60 + 6 * target.max_seconds, exit=True, file=log)
+                if (
+                    place % 50 == 0
+                ):  # Waiting takes no processor time; setting this limit starts a thread.
+                    faulthandler.dump_traceback_later(
+                        60 + 6 * target.max_seconds, exit=True, file=log
+                    )
                 signal.setitimer(signal.ITIMER_PROF, target.max_seconds)
                 is_taken = examine(target, folder, number)
-                assert not os.fstat(log.fileno()).st_size, "something was written to the standard streams"
+                assert not os.fstat(log.fileno()).st_size, (
+                    "something was written to the standard streams"
+                )
                 assert _resident() < largest, f"it took more than {MAX_BYTES >> 20} MiB"
                 counts[int(is_taken)] += 1
         os._exit(0)

@@ -60,7 +60,11 @@ def affines(draw):
 
 
 def grid_shapes():
-    return st.lists(st.integers(1, 7), min_size=2, max_size=3).map(tuple).filter(lambda shape: math.prod(shape) > 1)
+    return (
+        st.lists(st.integers(1, 7), min_size=2, max_size=3)
+        .map(tuple)
+        .filter(lambda shape: math.prod(shape) > 1)
+    )
 
 
 def save_nifti(path, data, affine=None, *, slope=None, inter=0.0, units="mm"):
@@ -79,10 +83,16 @@ def save_nifti(path, data, affine=None, *, slope=None, inter=0.0, units="mm"):
     return path
 
 
-def save_itk(path, data, *, channels=False, spacing=None, origin=None, direction=None, compress=True):
+def save_itk(
+    path, data, *, channels=False, spacing=None, origin=None, direction=None, compress=True
+):
     """Write with SimpleITK; `data` is (x, y[, z]), or (channels, x, y[, z])."""
     array = np.asarray(data)
-    array = np.moveaxis(array, 0, -1).transpose(*range(array.ndim - 2, -1, -1), array.ndim - 1) if channels else array.transpose()
+    array = (
+        np.moveaxis(array, 0, -1).transpose(*range(array.ndim - 2, -1, -1), array.ndim - 1)
+        if channels
+        else array.transpose()
+    )
     image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=channels)
     num_axes = image.GetDimension()
     image.SetSpacing([float(v) for v in (spacing or (0.7, 1.1, 2.3)[:num_axes])])
@@ -95,14 +105,29 @@ def save_itk(path, data, *, channels=False, spacing=None, origin=None, direction
 
 def meta_text(**changes):
     """The header of a MetaImage of 2 x 3 x 4 shorts; ElementDataFile comes last, and a field that is changed to "-" is left out."""
-    fields = {"NDims": "3", "DimSize": "2 3 4", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL", **changes}
+    fields = {
+        "NDims": "3",
+        "DimSize": "2 3 4",
+        "ElementType": "MET_SHORT",
+        "ElementDataFile": "LOCAL",
+        **changes,
+    }
     fields["ElementDataFile"] = fields.pop("ElementDataFile")
-    return "".join(f"{key} = {value}\n" for key, value in fields.items() if value != "-").encode("utf-8", "surrogateescape")
+    return "".join(f"{key} = {value}\n" for key, value in fields.items() if value != "-").encode(
+        "utf-8", "surrogateescape"
+    )
 
 
 def nrrd_text(*lines, **changes):
     """The header of an NRRD of 2 x 3 x 4 shorts; a field that is changed to "-" is left out."""
-    fields = {"type": "short", "dimension": "3", "sizes": "2 3 4", "endian": "little", "encoding": "raw", **changes}
+    fields = {
+        "type": "short",
+        "dimension": "3",
+        "sizes": "2 3 4",
+        "endian": "little",
+        "encoding": "raw",
+        **changes,
+    }
     found = (f"{key}: {value}" for key, value in fields.items() if value != "-")
     return "\n".join(["NRRD0004", *found, *lines, "", ""]).encode("utf-8", "surrogateescape")
 
@@ -110,7 +135,9 @@ def nrrd_text(*lines, **changes):
 def itk_affine(image):
     """What SimpleITK says about an image, as voxel to world RAS+."""
     num_axes = min(image.GetDimension(), 3)
-    direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:num_axes, :num_axes]
+    direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[
+        :num_axes, :num_axes
+    ]
     affine = np.eye(4)
     affine[:num_axes, :num_axes] = direction * np.array(image.GetSpacing()[:num_axes])
     affine[:num_axes, 3] = image.GetOrigin()[:num_axes]
@@ -150,5 +177,10 @@ def as_itk(values, affine):
 
 def itk_resampled(source, source_affine, shape, affine, interpolator=sitk.sitkLinear):
     """Values (x, y[, z]) on another grid, as its resampler finds them; 0 outside."""
-    like, identity = as_itk(np.zeros(shape, np.float32), affine), sitk.Transform(len(shape), sitk.sitkIdentity)
-    return itk_array(sitk.Resample(as_itk(source, source_affine), like, identity, interpolator, 0.0))
+    like, identity = (
+        as_itk(np.zeros(shape, np.float32), affine),
+        sitk.Transform(len(shape), sitk.sitkIdentity),
+    )
+    return itk_array(
+        sitk.Resample(as_itk(source, source_affine), like, identity, interpolator, 0.0)
+    )

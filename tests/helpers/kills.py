@@ -25,7 +25,19 @@ NUM_KILLS = int(os.environ.get("CRFREFINE_TEST_KILLS", "4"))
 
 # What differs between two runs of the same work, by the names of the fields.
 _OF_THE_RUN = frozenset(
-    ("seconds", "times", "written", "started", "command", "command_line", "resumed", "status", "notes", "fit_seconds", "read_seconds")
+    (
+        "seconds",
+        "times",
+        "written",
+        "started",
+        "command",
+        "command_line",
+        "resumed",
+        "status",
+        "notes",
+        "fit_seconds",
+        "read_seconds",
+    )
 )
 
 
@@ -34,7 +46,11 @@ _OF_THE_RUN = frozenset(
 
 def _be_command(request):
     """Run the command. The names of the modules it has imported go to the end of the log."""
-    for stream, name, mode in ((0, os.devnull, "rb"), (1, request["log"], "wb"), (2, request["log"], "ab")):
+    for stream, name, mode in (
+        (0, os.devnull, "rb"),
+        (1, request["log"], "wb"),
+        (2, request["log"], "ab"),
+    ):
         with open(name, mode) as file:  # noqa: PTH123
             os.dup2(file.fileno(), stream)
     sys.argv[1:] = request["arguments"]
@@ -64,8 +80,12 @@ def _serve():
             os.kill(child, signal.SIGKILL)
         os.close(end)
         answer = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), time.perf_counter() - started
-        if request["seconds"] is None:  # Whatever a command has imported is there for the next ones.
-            for name in Path(request["log"]).read_text(errors="replace").rpartition("\nmodules:")[2].split():
+        if (
+            request["seconds"] is None
+        ):  # Whatever a command has imported is there for the next ones.
+            for name in (
+                Path(request["log"]).read_text(errors="replace").rpartition("\nmodules:")[2].split()
+            ):
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
         print(json.dumps(answer), flush=True)
@@ -79,8 +99,12 @@ class Work(NamedTuple):
 
     arguments: Sequence[object]
     output: Path  # a folder
-    resume: Sequence[object] = ()  # added to the arguments where there may be results of an earlier run
-    early: Sequence[str] = ()  # names of files that say how the work went, such as a summary: only `after` looks into them
+    resume: Sequence[
+        object
+    ] = ()  # added to the arguments where there may be results of an earlier run
+    early: Sequence[
+        str
+    ] = ()  # names of files that say how the work went, such as a summary: only `after` looks into them
     old: Sequence[str] = ()  # names of files that are there before the first run
     after: Callable[[], object] = lambda: None  # checks more, after the last run of a succession
 
@@ -93,18 +117,32 @@ class Work(NamedTuple):
 
     def files(self):
         """Return the content of all files of the output but records of runs, without what differs between any two runs."""
-        paths = (path for path in sorted(self.output.rglob("*")) if path.is_file() and path.parent.name != ".crfrefine")
+        paths = (
+            path
+            for path in sorted(self.output.rglob("*"))
+            if path.is_file() and path.parent.name != ".crfrefine"
+        )
         return {path: _without_run(path) for path in paths}
 
 
 def _without_run(path):
     content = path.read_bytes()
     if path.suffix == ".json" and not path.name.startswith("."):
-        return json.loads(content, object_hook=lambda fields: {name: fields[name] for name in fields if name not in _OF_THE_RUN})
+        return json.loads(
+            content,
+            object_hook=lambda fields: {
+                name: fields[name] for name in fields if name not in _OF_THE_RUN
+            },
+        )
     if path.suffix == ".toml":
         return b"\n".join(line for line in content.splitlines() if not line.startswith(b"#"))
     if path.suffix == ".html":
-        return re.sub(rb"<dl class=.settings.*?</dl>|<dt>(written|command line)</dt>\s*<dd>.*?</dd>", b"", content, flags=re.DOTALL)
+        return re.sub(
+            rb"<dl class=.settings.*?</dl>|<dt>(written|command line)</dt>\s*<dd>.*?</dd>",
+            b"",
+            content,
+            flags=re.DOTALL,
+        )
     return content
 
 
@@ -116,11 +154,21 @@ def check_kills(work, folder, *, seed, setup="", num_kills=NUM_KILLS, most_in_a_
     """
     rng, kills, log = random.Random(seed), 0, folder / "log"
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": os.environ | one_thread}
+    options = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "text": True,
+        "env": os.environ | one_thread,
+    }
     server = subprocess.Popen([sys.executable, __file__], **options)
 
     def run(*options, seconds=None, expected=(0,)):
-        request = {"arguments": [*map(str, (*work.arguments, *options))], "seconds": seconds, "log": str(log), "setup": setup}
+        request = {
+            "arguments": [*map(str, (*work.arguments, *options))],
+            "seconds": seconds,
+            "log": str(log),
+            "setup": setup,
+        }
         print(json.dumps(request), file=server.stdin, flush=True)
         status, taken = json.loads(server.stdout.readline())
         assert status in expected, log.read_text(errors="replace").rpartition("\nmodules:")[0]
@@ -136,15 +184,25 @@ def check_kills(work, folder, *, seed, setup="", num_kills=NUM_KILLS, most_in_a_
             work.clear()
             before = work.files()
             for number in range(rng.randint(1, most_in_a_row)):
-                status, taken = run(*work.resume, seconds=rng.uniform(0.0, seconds), expected=(0, -9))
+                status, taken = run(
+                    *work.resume, seconds=rng.uniform(0.0, seconds), expected=(0, -9)
+                )
                 if number == 0 and status == 0:
                     seconds = taken  # undisturbed, too: the machine is less busy than it was, and kills would come too late
                 kills += status == -9
                 _check_early(work.files(), undisturbed, before, work)
             run(*work.resume, seconds=120)
-            found = {path: content for path, content in work.files().items() if not path.name.startswith(".")}
+            found = {
+                path: content
+                for path, content in work.files().items()
+                if not path.name.startswith(".")
+            }
             assert sorted(found) == sorted(undisturbed)
-            assert [path for path in undisturbed if found[path] != undisturbed[path] and path.name not in work.early] == []
+            assert [
+                path
+                for path in undisturbed
+                if found[path] != undisturbed[path] and path.name not in work.early
+            ] == []
             work.after()
 
 
@@ -152,11 +210,16 @@ def _check_early(found, undisturbed, before, work):
     for path, content in found.items():
         if path.suffix == ".mhd":
             parts = (path, path.with_suffix(".zraw"))
-            header, voxels = ([files.get(part) == found[part] for files in (before, undisturbed)] for part in parts)
+            header, voxels = (
+                [files.get(part) == found[part] for files in (before, undisturbed)]
+                for part in parts
+            )
             assert header == voxels, f"{path}: a header beside the voxels of another file"
         if not path.name.startswith(".") and path.name not in work.early:
             assert path in undisturbed or path in before, f"{path}: does not belong here"
-            assert content in (undisturbed.get(path), before.get(path)), f"{path}: neither the new nor the old content"
+            assert content in (undisturbed.get(path), before.get(path)), (
+                f"{path}: neither the new nor the old content"
+            )
 
 
 if __name__ == "__main__":

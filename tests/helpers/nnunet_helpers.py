@@ -12,7 +12,9 @@ from training_helpers import phantom
 DATASET = "Dataset007_Phantom"
 NETWORK = "nnUNetTrainer__nnUNetPlans__3d_fullres"
 NAMES = {"background": 0, "shell": 1, "core": 2, "cyst": 3}
-AFFINE = np.array([[-3.6, 0.0, 0.0, 10.0], [0.0, -4.1, 0.0, -20.0], [0.0, 0.0, 5.5, 30.0], [0.0, 0.0, 0.0, 1.0]])  # toward LPS
+AFFINE = np.array(
+    [[-3.6, 0.0, 0.0, 10.0], [0.0, -4.1, 0.0, -20.0], [0.0, 0.0, 5.5, 30.0], [0.0, 0.0, 0.0, 1.0]]
+)  # toward LPS
 
 
 class Trap:
@@ -30,7 +32,10 @@ class Tree:
 
     def __init__(self, root):
         self.root, self.predictions, self.trap = root, root / "predictions", root / "unpickled"
-        self.raw, self.preprocessed = root / "nnUNet_raw" / DATASET, root / "nnUNet_preprocessed" / DATASET
+        self.raw, self.preprocessed = (
+            root / "nnUNet_raw" / DATASET,
+            root / "nnUNet_preprocessed" / DATASET,
+        )
         self.network = root / "nnUNet_results" / DATASET / NETWORK
 
     def validation(self, fold):
@@ -51,7 +56,10 @@ def write_output(folder, case_id, case, trap, *, npz=True):
     folder.mkdir(parents=True, exist_ok=True)
     save_nifti(folder / f"{case_id}.nii.gz", case.logits.argmax(axis=0).astype(np.uint8), AFFINE)
     if npz:
-        np.savez_compressed(folder / f"{case_id}.npz", probabilities=softmax(case.logits).astype(np.float32).transpose(0, 3, 2, 1))
+        np.savez_compressed(
+            folder / f"{case_id}.npz",
+            probabilities=softmax(case.logits).astype(np.float32).transpose(0, 3, 2, 1),
+        )
         (folder / f"{case_id}.pkl").write_bytes(pickle.dumps(Trap(trap)))
 
 
@@ -59,19 +67,35 @@ def write_raw(tree, count, images="imagesTr"):
     for number in range(count):
         case = phantom(number)
         for modality, values in enumerate(case.image):
-            save_nifti(tree.raw / images / f"case{number}_{modality:04d}.nii.gz", values.astype(np.int16), AFFINE)
+            save_nifti(
+                tree.raw / images / f"case{number}_{modality:04d}.nii.gz",
+                values.astype(np.int16),
+                AFFINE,
+            )
         if images == "imagesTr":
             save_nifti(tree.raw / "labelsTr" / f"case{number}.nii.gz", case.labels, AFFINE)
 
 
 def describe(**changes):
     """The content of a `dataset.json`."""
-    return {"channel_names": {"0": "T1", "1": "T2"}, "labels": NAMES, "numTraining": 4, "file_ending": ".nii.gz", **changes}
+    return {
+        "channel_names": {"0": "T1", "1": "T2"},
+        "labels": NAMES,
+        "numTraining": 4,
+        "file_ending": ".nii.gz",
+        **changes,
+    }
 
 
 def plans(**changes):
     """Of a plans.json, what the tests need."""
-    return {"dataset_name": DATASET, "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO", "configurations": {}, **changes}
+    return {
+        "dataset_name": DATASET,
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "configurations": {},
+        **changes,
+    }
 
 
 def write_tree(root, count=4, num_folds=2):
@@ -79,7 +103,13 @@ def write_tree(root, count=4, num_folds=2):
     tree = Tree(root)
     write_raw(tree, count)
     cases = [f"case{number}" for number in range(count)]
-    splits = [{"train": [c for i, c in enumerate(cases) if i % num_folds != k], "val": cases[k::num_folds]} for k in range(num_folds)]
+    splits = [
+        {
+            "train": [c for i, c in enumerate(cases) if i % num_folds != k],
+            "val": cases[k::num_folds],
+        }
+        for k in range(num_folds)
+    ]
     write_json(tree.preprocessed / "splits_final.json", splits)
     for folder in (tree.raw, tree.preprocessed, tree.network):
         write_json(folder / "dataset.json", describe())
@@ -104,6 +134,10 @@ def write_predictions(tree, count=3, *, npz=True, **arguments):
         write_output(tree.predictions, f"case{number}", phantom(number), tree.trap, npz=npz)
     write_json(tree.predictions / "dataset.json", describe())
     write_json(tree.predictions / "plans.json", plans())
-    arguments = {"list_of_lists_or_source_folder": str(tree.raw / "imagesTs"), "save_probabilities": npz, **arguments}
+    arguments = {
+        "list_of_lists_or_source_folder": str(tree.raw / "imagesTs"),
+        "save_probabilities": npz,
+        **arguments,
+    }
     write_json(tree.predictions / "predict_from_raw_data_args.json", arguments)
     return tree.predictions

@@ -30,7 +30,12 @@ def nvrtc_library():
     """NVRTC, if some package or the system has it."""
     spec = importlib.util.find_spec("nvidia")
     folders = list(spec.submodule_search_locations or []) if spec else []
-    found = [str(path) for folder in folders for path in sorted(Path(folder).glob("*/lib/libnvrtc.so.*")) if "alt" not in path.name]
+    found = [
+        str(path)
+        for folder in folders
+        for path in sorted(Path(folder).glob("*/lib/libnvrtc.so.*"))
+        if "alt" not in path.name
+    ]
     system = ctypes.util.find_library("nvrtc")
     for path in (*found, *([system] if system else [])):
         try:
@@ -45,9 +50,17 @@ def compile_for(architecture, source):
     log, _ = _compile(architecture, source)
     usage = {}
     for part in log.split("Compiling entry function '")[1:]:
-        what = ("registers", "bytes stack frame", "bytes spill stores", "bytes spill loads", "bytes smem")
+        what = (
+            "registers",
+            "bytes stack frame",
+            "bytes spill stores",
+            "bytes spill loads",
+            "bytes smem",
+        )
         found = (re.search(rf"(\d+) {name}", part) for name in what)
-        registers, stack, stores, loads, shared = (int(number[1]) if number else 0 for number in found)
+        registers, stack, stores, loads, shared = (
+            int(number[1]) if number else 0 for number in found
+        )
         assert registers, log
         usage[part.partition("'")[0]] = Usage(registers, stack, stores + loads, shared)
     return usage
@@ -64,11 +77,22 @@ def _compile(architecture, source):
     library = nvrtc_library()
     assert library is not None
     program = ctypes.c_void_p()
-    created = library.nvrtcCreateProgram(ctypes.byref(program), source.text.encode(), f"{source.name}.cu".encode(), 0, None, None)
+    created = library.nvrtcCreateProgram(
+        ctypes.byref(program), source.text.encode(), f"{source.name}.cu".encode(), 0, None, None
+    )
     assert created == 0
     is_virtual = architecture.startswith("compute")
-    options = [f"--gpu-architecture={architecture}", *([] if is_virtual else ["--ptxas-options=-v"]), *source.options, *CUPYS_OPTIONS]
-    failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*(option.encode() for option in options)))
+    options = [
+        f"--gpu-architecture={architecture}",
+        *([] if is_virtual else ["--ptxas-options=-v"]),
+        *source.options,
+        *CUPYS_OPTIONS,
+    ]
+    failed = library.nvrtcCompileProgram(
+        program,
+        len(options),
+        (ctypes.c_char_p * len(options))(*(option.encode() for option in options)),
+    )
     size = ctypes.c_size_t()
 
     def read(what):

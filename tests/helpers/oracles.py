@@ -16,7 +16,17 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 GRIDS = {1: (37,), 2: (9, 14), 3: (5, 8, 7), 4: (3, 5, 4, 6)}
-GRADIENTS = ("logits", "weights", "compatibility", "temperature", "bias", "theta_position", "theta_intensity", "theta_gamma", "image")
+GRADIENTS = (
+    "logits",
+    "weights",
+    "compatibility",
+    "temperature",
+    "bias",
+    "theta_position",
+    "theta_intensity",
+    "theta_gamma",
+    "image",
+)
 SPACINGS = {1: (0.8,), 2: (1.3, 0.7), 3: (1.0, 0.6, 1.7), 4: (0.9, 1.4, 0.6, 1.1)}
 
 
@@ -61,13 +71,18 @@ def brute_force_kernel(image, inside, spacing, theta_position, theta_intensity, 
         values = np.asarray(image, dtype=np.float64)[:, inside].T / np.asarray(theta_intensity)
         exponent = distance + cdist(values, values, "sqeuclidean")
     kernel = np.exp(-0.5 * exponent)
-    return kernel if radius == np.inf else np.where(distance <= radius**2 * (1.0 + 1e-9), kernel, 0.0)
+    return (
+        kernel if radius == np.inf else np.where(distance <= radius**2 * (1.0 + 1e-9), kernel, 0.0)
+    )
 
 
 def grid_kernel(case, theta_alpha, theta_beta):
     """The matrix S G S^T of docs/reference/math.md: cells one bandwidth wide, from the corner of the mask and the lowest intensity."""
     index = np.argwhere(case.inside)
-    features = [(column - column.min()) * step / theta_alpha for column, step in zip(index.T, case.spacing, strict=True)]
+    features = [
+        (column - column.min()) * step / theta_alpha
+        for column, step in zip(index.T, case.spacing, strict=True)
+    ]
     for channel in case.image.astype(np.float64):
         features.append((channel[case.inside] - channel[case.inside].min()) / theta_beta)
     kernel, cubic = np.ones((len(index), len(index))), BSpline.basis_element(np.arange(-2.0, 3.0))
@@ -75,7 +90,9 @@ def grid_kernel(case, theta_alpha, theta_beta):
         points = np.arange(-3, int(feature.max()) + 5)
         places = feature[:, None] - points
         spline = np.where(np.abs(places) < 2.0, cubic(places), 0.0)
-        taps = 1.67591 * np.eye(len(points)) + 0.41632 * (np.eye(len(points), k=1) + np.eye(len(points), k=-1))
+        taps = 1.67591 * np.eye(len(points)) + 0.41632 * (
+            np.eye(len(points), k=1) + np.eye(len(points), k=-1)
+        )
         kernel *= spline @ taps @ spline.T
     return kernel
 
@@ -100,8 +117,17 @@ def kernels_of(case, model):
     kernels = model.kernels
     spacing, terms = case.spacing if kernels.positions == "mm" else (1.0,) * len(case.spacing), []
     for term, weight in zip(kernels.kernels, model.mean_field.weights, strict=True):
-        radius = 3.0 if kernels.filter == "truncated" and term.theta_intensity is not None else np.inf
-        kernel = brute_force_kernel(case.image, case.inside, spacing, term.theta_position, term.theta_intensity, radius=radius)
+        radius = (
+            3.0 if kernels.filter == "truncated" and term.theta_intensity is not None else np.inf
+        )
+        kernel = brute_force_kernel(
+            case.image,
+            case.inside,
+            spacing,
+            term.theta_position,
+            term.theta_intensity,
+            radius=radius,
+        )
         terms.append((normalize_kernel(kernel, kernels.normalization), weight.astype(np.float64)))
     return terms
 
@@ -118,13 +144,22 @@ def brute_force_mean_field(case, model, *, correct=lambda x: x, more_energy=lamb
     A further term corrects the logits of each step, and adds its own energy.
     """
     run = model.mean_field
-    scores, terms, penalty = scores_of(case, run), kernels_of(case, model), run.compatibility.astype(np.float64)
+    scores, terms, penalty = (
+        scores_of(case, run),
+        kernels_of(case, model),
+        run.compatibility.astype(np.float64),
+    )
     x, energies = scores, []
     for _ in range(run.num_iterations):
         marginals = softmax(x)
-        pairwise = sum(penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms)
+        pairwise = sum(
+            penalty.T @ (weight[:, None] * (marginals @ kernel.T)) for kernel, weight in terms
+        )
         entropy = np.sum(marginals * np.log(np.maximum(marginals, 1e-300)))
-        energies.append(float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise)) + more_energy(marginals))
+        energies.append(
+            float(entropy - np.sum(marginals * scores) + 0.5 * np.sum(marginals * pairwise))
+            + more_energy(marginals)
+        )
         x = correct(scores - pairwise)
     return softmax(x), energies
 
@@ -142,21 +177,37 @@ def main_bodies(case, run):
 
 def resolve(case, **changes):
     """The default parameters with an exact filter, always all the steps, and `changes`, for a case; dots in keys are written as `__`."""
-    fixed = {"mean_field.filter": "exact", "mean_field.tolerance": 0.0, "bilateral.theta_beta": 0.15}
+    fixed = {
+        "mean_field.filter": "exact",
+        "mean_field.tolerance": 0.0,
+        "bilateral.theta_beta": 0.15,
+    }
     fixed |= {key.replace("__", "."): value for key, value in changes.items()}
-    return CrfParameters().replace(**fixed).resolve(case.logits.shape[0], case.image.shape[0], len(case.spacing))
+    return (
+        CrfParameters()
+        .replace(**fixed)
+        .resolve(case.logits.shape[0], case.image.shape[0], len(case.spacing))
+    )
 
 
 def one_kernel(theta_alpha, theta_beta, **settings):
     """What `Backend.message` takes: one kernel, the spatial one where `theta_beta` is None; exact and not normalized unless told else."""
-    return kernel_set([(theta_alpha, theta_beta)], None, **{"normalization": "none", "filter": "exact", **settings})
+    return kernel_set(
+        [(theta_alpha, theta_beta)],
+        None,
+        **{"normalization": "none", "filter": "exact", **settings},
+    )
 
 
 def kernel_set(bilateral, theta_gamma, *, num_labels=2, num_iterations=1, **settings):
     """What `Backend.kernels` takes, from theta_alpha and theta_beta of each appearance kernel."""
-    kernels = [KernelSpec(tuple(alpha), None if beta is None else tuple(beta)) for alpha, beta in bilateral]
+    kernels = [
+        KernelSpec(tuple(alpha), None if beta is None else tuple(beta)) for alpha, beta in bilateral
+    ]
     kernels += [] if theta_gamma is None else [KernelSpec(tuple(theta_gamma))]
-    return KernelSetSpec(tuple(kernels), settings["normalization"], settings["filter"], num_labels, num_iterations)
+    return KernelSetSpec(
+        tuple(kernels), settings["normalization"], settings["filter"], num_labels, num_iterations
+    )
 
 
 def rms(difference):
@@ -170,6 +221,8 @@ def torch64():
 
     class Torch64(TorchBackend):
         def kernels(self, image, spec, *context):
-            return super().kernels(replace(image, values=np.asarray(image.values, np.float64)), spec, *context)
+            return super().kernels(
+                replace(image, values=np.asarray(image.values, np.float64)), spec, *context
+            )
 
     return Torch64()

@@ -37,7 +37,11 @@ class StrictArray(np.ndarray):
         return self._own(result if out is None else out[0])
 
     def __array_function__(self, function, types, arguments, options):
-        return self._own(function(*map(_plain, arguments), **{key: _plain(value) for key, value in options.items()}))
+        return self._own(
+            function(
+                *map(_plain, arguments), **{key: _plain(value) for key, value in options.items()}
+            )
+        )
 
     def __setitem__(self, place, value):
         _refuse_host(value, "assignment")
@@ -91,16 +95,22 @@ class StrictDevice(cuda_shim.ShimDevice):
         self.most = self.used
 
     def launch(self, source, kernel, constants, num_threads, *arguments):
-        for parameter, argument in zip(kernel_source(source, constants).kernels[kernel], arguments, strict=True):
+        for parameter, argument in zip(
+            kernel_source(source, constants).kernels[kernel], arguments, strict=True
+        ):
             if not parameter.is_array or argument is None:
                 continue
             where = f"{source}.{kernel}: {parameter.name}"
             if not isinstance(argument, StrictArray):
                 raise StrictError(f"{where} is not in the device's memory")
             # numpy's memory is aligned to 16 bytes.
-            alignment = min(16, argument.dtype.itemsize * (argument.shape[-1] if parameter.is_rows else 1))
+            alignment = min(
+                16, argument.dtype.itemsize * (argument.shape[-1] if parameter.is_rows else 1)
+            )
             if argument.ctypes.data % alignment:
-                raise StrictError(f"{where} lies {argument.ctypes.data % 16} bytes behind a multiple of 16; its rows need {alignment}")
+                raise StrictError(
+                    f"{where} lies {argument.ctypes.data % 16} bytes behind a multiple of 16; its rows need {alignment}"
+                )
         super().launch(source, kernel, constants, num_threads, *map(_plain, arguments))
 
     def upload(self, array):
@@ -158,24 +168,40 @@ class _Module:
         def call(*arguments, **options):
             for argument in arguments:
                 _refuse_host(argument, name)
-            return self._device.own(function(*map(_plain, arguments), **{key: _plain(value) for key, value in options.items()}))
+            return self._device.own(
+                function(
+                    *map(_plain, arguments),
+                    **{key: _plain(value) for key, value in options.items()},
+                )
+            )
 
         return call
 
 
 PARAMETERS = CrfParameters().replace(
-    **{"spatial.weight": 0.5, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3, "mean_field.filter": "truncated"}
+    **{
+        "spatial.weight": 0.5,
+        "bilateral.theta_alpha": 1.6,
+        "bilateral.theta_beta": 0.3,
+        "mean_field.filter": "truncated",
+    }
 )
 """A model that is soon computed."""
 
 
 def use(engine, monkeypatch):
     """Have `device="cuda"` mean this engine."""
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE))
+    monkeypatch.setattr(
+        crfrefine.engines, "_TABLE", ((r"cuda.*", lambda _: engine), *crfrefine.engines._TABLE)
+    )
 
 
 def _refuse_host(operand, where):
-    if isinstance(operand, np.ndarray) and operand.ndim > 0 and not isinstance(operand, StrictArray):
+    if (
+        isinstance(operand, np.ndarray)
+        and operand.ndim > 0
+        and not isinstance(operand, StrictArray)
+    ):
         raise StrictError(f"{where}: an array of the host among those of the device")
 
 

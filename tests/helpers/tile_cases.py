@@ -41,8 +41,15 @@ def make_case(
     axis have equal logits; `half` rounds to float16; with `probabilities` the network's output is a softmax.
     """
     rng = np.random.default_rng(seed)
-    labels = np.stack([ndimage.gaussian_filter(rng.standard_normal(shape), 6.0, mode="nearest") for _ in range(num_labels)]).argmax(axis=0)
-    image = np.stack([100.0 * labels * (m + 1) % 290 + rng.normal(0, 15, shape) for m in range(num_modalities)]).astype(np.float32)
+    labels = np.stack(
+        [
+            ndimage.gaussian_filter(rng.standard_normal(shape), 6.0, mode="nearest")
+            for _ in range(num_labels)
+        ]
+    ).argmax(axis=0)
+    image = np.stack(
+        [100.0 * labels * (m + 1) % 290 + rng.normal(0, 15, shape) for m in range(num_modalities)]
+    ).astype(np.float32)
     hot = (np.arange(num_labels).reshape(-1, *(1,) * len(shape)) == labels).astype(np.float64)
     if softness:
         hot = np.stack([ndimage.gaussian_filter(channel, softness) for channel in hot])
@@ -72,7 +79,12 @@ def refine(case, parameters, threshold, **options):
         if threshold <= 0:
             patch.setattr("crfrefine.refinement.networks.plan_array", lambda *_, **__: (None, None))
         parameters = parameters.replace(**{"mean_field.label_threshold": threshold})
-        settings = {"spacing": case.spacing, "mask": case.mask, "input_type": case.input_type, "parameters": parameters}
+        settings = {
+            "spacing": case.spacing,
+            "mask": case.mask,
+            "input_type": case.input_type,
+            "parameters": parameters,
+        }
         result = crfrefine.refine(case.logits, case.image, **settings, **options)
     if options.get("device", "cpu") == "cpu":
         assert (result.channels.tiles is not None) == (threshold > 0)

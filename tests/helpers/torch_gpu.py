@@ -21,5 +21,7 @@ def gpu_tensors(engine, monkeypatch):
         pytest.skip("no C++ compiler to compile the GPU's kernels with")
     backend, shared = cuda_shim.shim_backend(), []
     monkeypatch.setattr(inputs, "engine_for", lambda *_: backend)
-    monkeypatch.setattr(autograd, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous())
+    monkeypatch.setattr(
+        autograd, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous()
+    )
     return "cpu", shared

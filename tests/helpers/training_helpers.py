@@ -24,8 +24,14 @@ from crfrefine.train.starts import Start, no_crf, prepare
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
 SPACING = (5.4, 5.5, 7.6)  # mm, nor two spacings
-FINER = {"shape": (14, 13, 9), "spacing": (4.6, 4.7, 6.7)}  # the same anatomy, for what needs more of its details,
-LARGER = {"shape": (18, 15, 11), "spacing": (3.6, 4.1, 5.5)}  # or many more: a training takes twice as long with each
+FINER = {
+    "shape": (14, 13, 9),
+    "spacing": (4.6, 4.7, 6.7),
+}  # the same anatomy, for what needs more of its details,
+LARGER = {
+    "shape": (18, 15, 11),
+    "spacing": (3.6, 4.1, 5.5),
+}  # or many more: a training takes twice as long with each
 SIZES = (NUM_LABELS, 2, 3)
 WORKERS = Workers(2)
 REGIONS = tuple((label,) for label in range(1, NUM_LABELS))
@@ -38,18 +44,31 @@ def phantom(seed, kind="useful", *, shape=GRID_SHAPE, spacing=SPACING):
     if kind == "noise":
         return replace(case, image=random.integers(1, 2000, case.image.shape).astype(np.float32))
     if kind == "right":
-        right = np.eye(NUM_LABELS, dtype=np.float32)[case.labels].transpose(3, 0, 1, 2) * 6 + random.normal(0, 0.5, case.logits.shape)
+        right = np.eye(NUM_LABELS, dtype=np.float32)[case.labels].transpose(
+            3, 0, 1, 2
+        ) * 6 + random.normal(0, 0.5, case.logits.shape)
         return replace(case, logits=right.astype(np.float32))
     if kind == "scattered":
-        labels = (random.integers(1, NUM_LABELS, case.labels.shape) * (random.random(case.labels.shape) < 0.1)).astype(np.uint8)
-        return replace(case, labels=labels, logits=3 * np.eye(NUM_LABELS, dtype=np.float32)[labels].transpose(3, 0, 1, 2))
+        labels = (
+            random.integers(1, NUM_LABELS, case.labels.shape)
+            * (random.random(case.labels.shape) < 0.1)
+        ).astype(np.uint8)
+        return replace(
+            case,
+            labels=labels,
+            logits=3 * np.eye(NUM_LABELS, dtype=np.float32)[labels].transpose(3, 0, 1, 2),
+        )
     return case
 
 
 def shorten(patch):
     """Have runs fit the recalibration in two steps, and train from one start, which suits the phantoms."""
     patch.setattr("crfrefine.train.baselines.SCALING_STEPS", 2)
-    for name, values in (("THETA_ALPHA_VOXELS", (2.0,)), ("THETA_BETAS", (0.15,)), ("WEIGHTS", (8.0,))):
+    for name, values in (
+        ("THETA_ALPHA_VOXELS", (2.0,)),
+        ("THETA_BETAS", (0.15,)),
+        ("WEIGHTS", (8.0,)),
+    ):
         patch.setattr(f"crfrefine.train.starts.{name}", values)
 
 
@@ -66,17 +85,39 @@ def write_cases(root, count, kind="useful", *, network=None, **grid):
 def table_of_gains(gains):
     """Dice of one structure in 20 cases for each method, about as much above 0.7 as its gain; drawn in the order of the methods."""
     random = np.random.default_rng(0)
-    values = [(name, case, 0.7 + gain + 0.005 * random.random()) for name, gain in gains.items() for case in range(20)]
-    return ResultTable([Measurement(f"case{case:02d}", "tumor", "dice", value, name) for name, case, value in values])
+    values = [
+        (name, case, 0.7 + gain + 0.005 * random.random())
+        for name, gain in gains.items()
+        for case in range(20)
+    ]
+    return ResultTable(
+        [
+            Measurement(f"case{case:02d}", "tumor", "dice", value, name)
+            for name, case, value in values
+        ]
+    )
 
 
 def as_case(case, case_id="case"):
     like = Volume(case.image[0], case.affine, case.spacing)
-    return Case(case_id, case.image, case.logits, None, like, case.spacing, NUM_LABELS, "logits", labels=case.labels)
+    return Case(
+        case_id,
+        case.image,
+        case.logits,
+        None,
+        like,
+        case.spacing,
+        NUM_LABELS,
+        "logits",
+        labels=case.labels,
+    )
 
 
 def crops(count, kind="useful", **grid):
-    return [make_crop(as_case(phantom(seed, kind, **grid), f"case{seed}"), IntensityParameters()) for seed in range(count)]
+    return [
+        make_crop(as_case(phantom(seed, kind, **grid), f"case{seed}"), IntensityParameters())
+        for seed in range(count)
+    ]
 
 
 def material(cases, learn=LEARNABLE):
@@ -84,7 +125,11 @@ def material(cases, learn=LEARNABLE):
 
 
 def start(theta_alpha, weight=4.0):
-    values = {"bilateral.theta_alpha": theta_alpha, "bilateral.theta_beta": 0.1, "bilateral.weight": weight}
+    values = {
+        "bilateral.theta_alpha": theta_alpha,
+        "bilateral.theta_beta": 0.1,
+        "bilateral.weight": weight,
+    }
     parameters = CrfParameters().replace(**values, **{"mean_field.temperature": 0.7})
     return Start(f"theta_alpha {theta_alpha:g}", prepare(parameters, LEARNABLE, NUM_LABELS, 2))
 
@@ -92,11 +137,20 @@ def start(theta_alpha, weight=4.0):
 def fit(cases, *, num_optimizer_steps=6, threads=2):
     split, starts = split_training(range(len(cases)), seed=1), [start(4.0), start(8.0)]
     with Workers(threads) as workers:
-        return Fit(material(cases), workers, lambda *_: None, "", split, starts, num_optimizer_steps).run()
+        return Fit(
+            material(cases), workers, lambda *_: None, "", split, starts, num_optimizer_steps
+        ).run()
 
 
 def finished_fold():
     """A fold that is finished."""
-    fit = no_crf(CrfParameters(), 0.7, (0.25, -0.5), histories={"a": [{"iteration": 0, "score": 0.1}]})
+    fit = no_crf(
+        CrfParameters(), 0.7, (0.25, -0.5), histories={"a": [{"iteration": 0, "score": 0.1}]}
+    )
     measured = {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}
-    return FoldResult("fold 1", Split((0, 2), (3,), (1,)), Tuned(fit, VectorScaling(0.9, (0.1, -0.1)), "each"), measured)
+    return FoldResult(
+        "fold 1",
+        Split((0, 2), (3,), (1,)),
+        Tuned(fit, VectorScaling(0.9, (0.1, -0.1)), "each"),
+        measured,
+    )

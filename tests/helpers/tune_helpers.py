@@ -30,13 +30,19 @@ def write_labeled(root, *case_ids):
     """Write small cases and their references."""
     folders = write_folders(root, *case_ids)
     for seed, case_id in enumerate(case_ids):
-        save_nifti(root / "labels" / f"{case_id}.nii.gz", make_phantom(seed, GRID_SHAPE, SPACING).labels)
+        save_nifti(
+            root / "labels" / f"{case_id}.nii.gz", make_phantom(seed, GRID_SHAPE, SPACING).labels
+        )
     return folders, root / "labels"
 
 
 def options_for(folders, labels=None, *, output=None, **changes):
-    parameters = CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1, **changes})
-    inputs = InferenceOptions((folders.images,), (folders.logits,), Path(), parameters=parameters, threads=1, preview=True)
+    parameters = CrfParameters().replace(
+        **{"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1, **changes}
+    )
+    inputs = InferenceOptions(
+        (folders.images,), (folders.logits,), Path(), parameters=parameters, threads=1, preview=True
+    )
     return TuneOptions(inputs, labels, output)
 
 
@@ -65,7 +71,11 @@ class Page(NamedTuple):
         with contextlib.closing(connection):
             connection.request("GET" if sent is None else "POST", path + name, body, headers)
             answer = connection.getresponse()
-            return answer.status, answer.read(), {key.lower(): value for key, value in answer.getheaders()}
+            return (
+                answer.status,
+                answer.read(),
+                {key.lower(): value for key, value in answer.getheaders()},
+            )
 
     def json(self, name, sent=None):
         status, content, _ = self.ask(name, sent)

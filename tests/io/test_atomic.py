@@ -68,10 +68,16 @@ def test_a_header_comes_after_its_voxels(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", see)
     write_pair(tmp_path)
     assert seen == [("a.zraw", False), ("a.mhd", False)]
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.zraw": b"new", "a.mhd": b"new"}
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "a.zraw": b"new",
+        "a.mhd": b"new",
+    }
 
 
-@pytest.mark.parametrize(("suffix", "voxels"), [(".nii.gz", ".nii.gz"), (".mhd", ".zraw"), (".nhdr", ".raw.gz"), (".npz", ".npz")])
+@pytest.mark.parametrize(
+    ("suffix", "voxels"),
+    [(".nii.gz", ".nii.gz"), (".mhd", ".zraw"), (".nhdr", ".raw.gz"), (".npz", ".npz")],
+)
 def test_the_longest_names_can_be_written(suffix, voxels, tmp_path):
     """A name may have 255 bytes. The voxels of .mhd and .nhdr have a longer ending than their header."""
     values = numbers((3, 4, 5, 6)).astype(np.float32)
@@ -148,7 +154,13 @@ def test_a_file_that_finds_no_room_is_not_there(tmp_path):
     old = {name: f"old {name}" for name in ("case.nii", "case.mhd", "case.zraw", "case.npz")}
     for name, text in old.items():
         (tmp_path / name).write_text(text)
-    done = subprocess.run([sys.executable, "-c", WRITE, tmp_path, *suffixes], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, tmp_path, *suffixes],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     for suffix in suffixes:
         assert f"case{suffix}: cannot be written: File too large" in done.stdout
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == old
@@ -177,10 +189,15 @@ def make_old(path, hours=25):
     os.utime(path, (changed, changed), follow_symlinks=False)
 
 
-@pytest.mark.parametrize("writes", [lambda folder: check_writable(folder), lambda folder: write_small_file(folder / "b", b"{}")])
+@pytest.mark.parametrize(
+    "writes",
+    [lambda folder: check_writable(folder), lambda folder: write_small_file(folder / "b", b"{}")],
+)
 def test_what_a_killed_process_left_is_removed_after_a_day(writes, tmp_path):
     arguments = [sys.executable, "-c", WRITER, tmp_path / "a.zraw", tmp_path / "a.mhd"]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "writing\n"
         process.kill()
     left = sorted(tmp_path.glob(".*"))
@@ -200,7 +217,13 @@ def test_what_is_written_or_not_ours_stays(tmp_path):
     others[0].symlink_to("precious")
     others[1].mkdir()
     os.mkfifo(others[2])
-    for path in (others[3], *(tmp_path / name for name in ("a.tmp-0123456789abcdef", ".a.tmp-17", LEFT + ".nii", "precious"))):
+    for path in (
+        others[3],
+        *(
+            tmp_path / name
+            for name in ("a.tmp-0123456789abcdef", ".a.tmp-17", LEFT + ".nii", "precious")
+        ),
+    ):
         path.touch()
     if os.geteuid() == 0:  # Only the superuser may give files away.
         os.chown(others[3], 65534, 65534)
@@ -227,7 +250,9 @@ def test_a_volume_goes_to_regular_files_alone(name, special, make, tmp_path):
     make(tmp_path / special)
     before = (tmp_path / special).lstat().st_mode
     values = numbers((3, 4, 5, 6)).astype(np.float32)
-    with pytest.raises(CrfRefineError, match=rf"{special}: cannot be written: it exists and is no regular file"):
+    with pytest.raises(
+        CrfRefineError, match=rf"{special}: cannot be written: it exists and is no regular file"
+    ):
         io.write_channels(tmp_path / name, values, volume(values[0], SPACED))
     assert (tmp_path / special).lstat().st_mode == before
     assert files_in(tmp_path) == [special]
@@ -236,6 +261,8 @@ def test_a_volume_goes_to_regular_files_alone(name, special, make, tmp_path):
 def test_a_stream_is_not_replaced_although_it_goes_to_a_regular_file(tmp_path):
     with (tmp_path / "log").open("wb") as file:
         for name in ("/dev/stdout", f"/proc/self/fd/{file.fileno()}", f"/dev/fd/{file.fileno()}"):
-            with pytest.raises(CrfRefineError, match=f"{name}: cannot be written: it exists and is no regular file"):
+            with pytest.raises(
+                CrfRefineError, match=f"{name}: cannot be written: it exists and is no regular file"
+            ):
                 write_small_file(Path(name), b"new")
     assert files_in(tmp_path) == ["log"]

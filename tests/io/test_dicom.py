@@ -22,7 +22,9 @@ from crfrefine.io import dicom
 from crfrefine.runs.tools import convert
 
 SHAPE = (23, 19, 6)
-AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), rotation(1, 0.4) @ OBLIQUE @ np.diag([1.0, -1.0, 1.0]))
+AFFINE = affine_of(
+    (0.7, 1.1, 2.5), (10.0, -20.0, 30.0), rotation(1, 0.4) @ OBLIQUE @ np.diag([1.0, -1.0, 1.0])
+)
 STORED = numbers(SHAPE, dtype=np.int16)
 LABELS = np.zeros(SHAPE, np.uint16)
 LABELS[3:9, 4:8, 1:3], LABELS[10:14, 2:5, 2:4], LABELS[1, 1, 3] = 1, 2, 300
@@ -35,8 +37,12 @@ def series(tmp_path):
 
 def segmentation(series, path, labels=LABELS % 300):
     """A segmentation of two segments by highdicom, of which the first says all that a segment can say."""
-    sources = sorted((pydicom.dcmread(file) for file in series.iterdir()), key=lambda one: one.InstanceNumber)
-    algorithm = hd.AlgorithmIdentificationSequence("Drawn", codes.cid7162.ArtificialIntelligence, "9.1", "a source")
+    sources = sorted(
+        (pydicom.dcmread(file) for file in series.iterdir()), key=lambda one: one.InstanceNumber
+    )
+    algorithm = hd.AlgorithmIdentificationSequence(
+        "Drawn", codes.cid7162.ArtificialIntelligence, "9.1", "a source"
+    )
     described = [
         hd.seg.SegmentDescription(
             *(number, f"name {number}", codes.SCT.Organ, codes.SCT.Kidney, "AUTOMATIC", algorithm),
@@ -45,7 +51,9 @@ def segmentation(series, path, labels=LABELS % 300):
         for number in (1, 2)
     ]
     pixels = labels.transpose(2, 1, 0).astype(np.uint8)
-    found = hd.seg.Segmentation(sources, pixels, "BINARY", described, hd.UID(), 7, hd.UID(), 1, "m", "n", "1", "0")
+    found = hd.seg.Segmentation(
+        sources, pixels, "BINARY", described, hd.UID(), 7, hd.UID(), 1, "m", "n", "1", "0"
+    )
     first = found.SegmentSequence[0]
     first.RecommendedDisplayCIELabValue = [43803, 26565, 37722]
     first.AnatomicRegionSequence = [hd.sr.CodedConcept("7771000", "SCT", "Left")]
@@ -97,11 +105,23 @@ WRONG = {
         lambda: [one for number, one in enumerate(changed()) if number != 3],
         r"evenly spaced; found most of them 2\.5 mm apart, .*\.dcm and .*\.dcm 5 mm, (?s:.*)Is there a gap",
     ),
-    "series": (lambda: changed(SeriesInstanceUID="1.9"), r"expected one series, found 2: .*\.dcm.* a folder of its own"),
-    "localizer": (lambda: changed(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "slices of different .*orientations: .* a localizer"),
-    "size": (lambda: changed(Rows=20), r"slices of different sizes, .* has \[20\.0, 23\.0, .* has \[19\.0, 23\.0, .*; a localizer"),
+    "series": (
+        lambda: changed(SeriesInstanceUID="1.9"),
+        r"expected one series, found 2: .*\.dcm.* a folder of its own",
+    ),
+    "localizer": (
+        lambda: changed(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]),
+        "slices of different .*orientations: .* a localizer",
+    ),
+    "size": (
+        lambda: changed(Rows=20),
+        r"slices of different sizes, .* has \[20\.0, 23\.0, .* has \[19\.0, 23\.0, .*; a localizer",
+    ),
     "spacing": (lambda: changed(PixelSpacing=[1, 1]), "slices of different .*voxel sizes"),
-    "echo": (lambda: [*changed(), *changed()[2:3]], r"2\.5 mm apart, .* 0 mm, (?s:.*)a second echo"),
+    "echo": (
+        lambda: [*changed(), *changed()[2:3]],
+        r"2\.5 mm apart, .* 0 mm, (?s:.*)a second echo",
+    ),
     "tilt": (lambda: slices(STORED, AFFINE @ TILT), r"a tilt of 6\.4 degrees(?s:.*)dcm2niix"),
     "place": (lambda: changed(ImagePositionPatient=None), "no place in the world"),
     "colors": (lambda: changed(SamplesPerPixel=3), "expected one number per voxel, found colors"),
@@ -118,8 +138,12 @@ def test_slices_that_are_no_volume(make, expected, tmp_path):
 def test_files_that_are_no_slices(series, tmp_path):
     file = next(series.iterdir())
     (series / "notes.txt").write_text("words")
-    assert dicom.read(series).header.notes == ("1 file without slices, such as notes.txt, left aside",)
-    with pytest.raises(InputError, match="expected the slices of a DICOM series or a segmentation, found none"):
+    assert dicom.read(series).header.notes == (
+        "1 file without slices, such as notes.txt, left aside",
+    )
+    with pytest.raises(
+        InputError, match="expected the slices of a DICOM series or a segmentation, found none"
+    ):
         dicom.read(tmp_path)
     for path, content, message in (
         (series / "a.dcm", b"words", r"a\.dcm: not a DICOM file"),
@@ -136,14 +160,22 @@ def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
     mirrored = np.diag([-1.0, 1.0, 1.0, 1.0])
     mirrored[0, 3] = SHAPE[0] - 1
     save_nifti(tmp_path / "refined.nii.gz", LABELS[::-1].copy(), AFFINE @ mirrored)
-    run_here("convert", tmp_path / "refined.nii.gz", tmp_path / "out.dcm", "--like", series, status=0)
+    run_here(
+        "convert", tmp_path / "refined.nii.gz", tmp_path / "out.dcm", "--like", series, status=0
+    )
     found = hd.seg.segread(tmp_path / "out.dcm")
-    assert [item.SegmentLabel for item in found.SegmentSequence] == ["Label 1", "Label 2", "Label 300"]
+    assert [item.SegmentLabel for item in found.SegmentSequence] == [
+        "Label 1",
+        "Label 2",
+        "Label 300",
+    ]
     assert found.SegmentSequence[2].SegmentedPropertyTypeCodeSequence[0].CodeValue == "85756007"
     assert found.SegmentSequence[2].SegmentDescription == "label value 300"
     assert (found.PatientID, found.FrameOfReferenceUID) == ("id 1", "1.2.5")
     array = found.get_volume(combine_segments=True).array  # Three planes, from last to first.
-    np.testing.assert_array_equal(array[::-1].transpose(2, 1, 0), np.where(LABELS == 300, 3, LABELS)[:, :, 1:4])
+    np.testing.assert_array_equal(
+        array[::-1].transpose(2, 1, 0), np.where(LABELS == 300, 3, LABELS)[:, :, 1:4]
+    )
     by_itk = sitk.ReadImage(str(tmp_path / "out.dcm"))  # A frame for each plane of each segment.
     assert by_itk.GetSize()[:2] == SHAPE[:2]
     run_here("convert", tmp_path / "out.dcm", tmp_path / "back.nii.gz", "--like", series, status=0)
@@ -159,8 +191,19 @@ def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
 def test_what_describes_a_segment_is_carried_over(series, tmp_path):
     source = segmentation(series, tmp_path / "source.dcm")
     save_nifti(tmp_path / "refined.nii.gz", LABELS, AFFINE)
-    run_here("convert", tmp_path / "refined.nii.gz", tmp_path / "out.dcm", "--like", series, "--segments", source, status=0)
-    before, after = (pydicom.dcmread(path).SegmentSequence for path in (source, tmp_path / "out.dcm"))
+    run_here(
+        "convert",
+        tmp_path / "refined.nii.gz",
+        tmp_path / "out.dcm",
+        "--like",
+        series,
+        "--segments",
+        source,
+        status=0,
+    )
+    before, after = (
+        pydicom.dcmread(path).SegmentSequence for path in (source, tmp_path / "out.dcm")
+    )
     assert list(after[:2]) == list(before)
     assert after[2].SegmentLabel == "Label 300"
     run_here("convert", tmp_path / "out.dcm", tmp_path / "back.nii.gz", "--like", series, status=0)
@@ -178,7 +221,9 @@ def test_segmentations_of_frames_and_of_slices_without_a_class(tmp_path):
         np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", series).data, labels)
 
 
-@pytest.mark.parametrize(("keyword", "what"), [("PatientID", "patients"), ("FrameOfReferenceUID", "frames of reference")])
+@pytest.mark.parametrize(
+    ("keyword", "what"), [("PatientID", "patients"), ("FrameOfReferenceUID", "frames of reference")]
+)
 def test_another_patient_or_frame_of_reference_is_refused(keyword, what, series, tmp_path):
     found = list(slices(STORED, AFFINE))
     for one in found:
@@ -188,7 +233,15 @@ def test_another_patient_or_frame_of_reference_is_refused(keyword, what, series,
     save_nifti(tmp_path / "refined.nii.gz", LABELS, AFFINE)
     for command in (
         ("convert", source, tmp_path / "out.nii.gz", "--like", other),
-        ("convert", tmp_path / "refined.nii.gz", tmp_path / "out.dcm", "--like", other, "--segments", source),
+        (
+            "convert",
+            tmp_path / "refined.nii.gz",
+            tmp_path / "out.dcm",
+            "--like",
+            other,
+            "--segments",
+            source,
+        ),
     ):
         result = run_here(*command, status=1)
         assert f"are of different {what}" in result.stderr
@@ -202,25 +255,42 @@ def test_wrong_calls(series, tmp_path):
     first = next(series.iterdir())
     for arguments, expected in (
         (("a.nii.gz", "out.dcm"), "name its folder with --like SERIES"),
-        (("a.nii.gz", "out.dcm", "--like", "away"), "--like SERIES, found away, which holds no DICOM files"),
+        (
+            ("a.nii.gz", "out.dcm", "--like", "away"),
+            "--like SERIES, found away, which holds no DICOM files",
+        ),
         (("a.nii.gz", "out.dcm", "--like", series, "--segments", "away"), "away: no such file"),
-        (("a.nii.gz", "out.dcm", "--like", series, "--segments", "a.nii.gz"), "a.nii.gz: not a DICOM file"),
+        (
+            ("a.nii.gz", "out.dcm", "--like", series, "--segments", "a.nii.gz"),
+            "a.nii.gz: not a DICOM file",
+        ),
         (("moved.nii.gz", "out.dcm", "--like", series), "not on the grid of --like"),
         (("a.nii.gz", first, "--like", series), "would replace an input"),
         ((series, "out.dcm"), "both are DICOM"),
         ((series, "out.nrrd"), "an image is written as NIfTI"),
         ((series, "out.nii.gz", "--to", "logits"), "leave --to out"),
-        (("a.nii.gz", "out.nii.gz", "--segments", first), "--segments describes the labels of a DICOM segmentation"),
-        (("a.nii.gz", "out.dcm", "--like", series, "--segments", first), "expected a DICOM segmentation"),
+        (
+            ("a.nii.gz", "out.nii.gz", "--segments", first),
+            "--segments describes the labels of a DICOM segmentation",
+        ),
+        (
+            ("a.nii.gz", "out.dcm", "--like", series, "--segments", first),
+            "expected a DICOM segmentation",
+        ),
     ):
-        names = [tmp_path / name if str(name).endswith((".gz", "out.dcm", ".nrrd")) else name for name in arguments]
+        names = [
+            tmp_path / name if str(name).endswith((".gz", "out.dcm", ".nrrd")) else name
+            for name in arguments
+        ]
         assert expected in run_here("convert", *names, status=1).stderr
 
 
 def test_other_commands_say_what_to_run(series, tmp_path, monkeypatch):
     monkeypatch.chdir(series)
     run_here("info", "--json", status=0)
-    result = run_here("infer", "-i", f"{series}/", "-p", "logits.nii.gz", "-o", tmp_path / "out.nii.gz", status=1)
+    result = run_here(
+        "infer", "-i", f"{series}/", "-p", "logits.nii.gz", "-o", tmp_path / "out.nii.gz", status=1
+    )
     assert result.stderr.splitlines()[1] == f"  crfrefine convert '{series}/' '{series}.nii.gz'"
     assert "convert REFINED.nii.gz REFINED.dcm --like SERIES" in result.stderr
     source = segmentation(series, tmp_path / "seg.dcm")
@@ -231,8 +301,19 @@ def test_other_commands_say_what_to_run(series, tmp_path, monkeypatch):
     with pytest.raises(UnsupportedFormatError, match=r"a DICOM file: `crfrefine convert`"):
         io.read_header(source)
     save(tmp_path / "images" / "case", slices(STORED, AFFINE))
-    result = run_here("infer", "-i", tmp_path / "images", "-p", tmp_path / "images", "-o", tmp_path / "results", status=1)
-    assert f"crfrefine convert {tmp_path}/images/case {tmp_path}/images/case.nii.gz" in result.stderr
+    result = run_here(
+        "infer",
+        "-i",
+        tmp_path / "images",
+        "-p",
+        tmp_path / "images",
+        "-o",
+        tmp_path / "results",
+        status=1,
+    )
+    assert (
+        f"crfrefine convert {tmp_path}/images/case {tmp_path}/images/case.nii.gz" in result.stderr
+    )
 
 
 def compressed(change):
@@ -245,7 +326,9 @@ def compressed(change):
             code = next(generate_frames(one.PixelData, number_of_frames=1))
         else:
             buffer = BytesIO()
-            Image.fromarray(np.frombuffer(one.PixelData, np.uint16).reshape(SHAPE[1::-1])).save(buffer, "JPEG2000", no_jp2=False)
+            Image.fromarray(np.frombuffer(one.PixelData, np.uint16).reshape(SHAPE[1::-1])).save(
+                buffer, "JPEG2000", no_jp2=False
+            )
             code, one.file_meta.TransferSyntaxUID = buffer.getvalue(), JPEG2000Lossless
         one.PixelData = encapsulate([code if number else change(code)])
         one["PixelData"].VR, one["PixelData"].is_undefined_length = "OB", True
@@ -275,6 +358,8 @@ def test_pixels_that_decoders_would_hang_on_or_allocate_by(tmp_path, monkeypatch
         ("large", grow, "large: "),
         ("endless", without_length, "endless: damaged DICOM: its decoding takes far longer"),
     ):
-        result = run_here("convert", save(tmp_path / name, compressed(change)), tmp_path / "out.nii.gz", status=1)
+        result = run_here(
+            "convert", save(tmp_path / name, compressed(change)), tmp_path / "out.nii.gz", status=1
+        )
         assert message in result.stderr
     assert not list(tmp_path.glob("*out*"))

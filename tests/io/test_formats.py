@@ -39,7 +39,11 @@ def test_every_suffix_has_one_format_and_is_documented():
         path = Path(f"a.b{suffix.upper()}")
         assert suffix in FORMAT_OF_SUFFIX[suffix_of(path)].suffixes
         assert stem_of(path) == "a.b"
-    table = (Path(__file__).parents[2] / "docs/reference/formats.md").read_text(encoding="utf-8").partition("### ")[0]
+    table = (
+        (Path(__file__).parents[2] / "docs/reference/formats.md")
+        .read_text(encoding="utf-8")
+        .partition("### ")[0]
+    )
     assert all(f"`{suffix}`" in table for suffix in SUFFIXES)
 
 
@@ -55,24 +59,46 @@ def test_each_format_recognizes_its_own_files_and_no_other(suffix, tmp_path):
         io.write_channels(path, numbers((3, *SHAPE)), like)
     start = path.read_bytes()[:4096]
     expected = FORMAT_OF_SUFFIX[suffix_of(path)].name
-    assert [known.name for known in FORMATS if import_module(known.module).recognizes(start)] == [expected]
+    assert [known.name for known in FORMATS if import_module(known.module).recognizes(start)] == [
+        expected
+    ]
     nameless = path.rename(tmp_path / "nameless")
     assert recognize(nameless).name == expected
 
 
 @pytest.mark.parametrize("content", [".nii", ".nii.gz", ".mha", ".nrrd", ".mgz", ".mgh"])
 def test_content_wins_over_the_name_and_a_note_says_so(content, tmp_path):
-    names = ("a.img", "scan", "a.nii", "a.nii.gz", "a.mha", "a.nrrd", "a.mhd", "a.nhdr", "a.npz", "a.mgz", "a.mgh")
+    names = (
+        "a.img",
+        "scan",
+        "a.nii",
+        "a.nii.gz",
+        "a.mha",
+        "a.nrrd",
+        "a.mhd",
+        "a.nhdr",
+        "a.npz",
+        "a.mgz",
+        "a.mgh",
+    )
     by_suffix = content.startswith((".nii", ".mg"))
     for name in names:
         path = write_as(tmp_path / name, content)
         read = io.read_volume(path)
         np.testing.assert_array_equal(read.data, numbers(SHAPE))
-        np.testing.assert_allclose(read.affine, AFFINE if by_suffix else np.diag([-1.0, -1.5, 2.25, 1.0]), atol=1e-6)
+        np.testing.assert_allclose(
+            read.affine, AFFINE if by_suffix else np.diag([-1.0, -1.5, 2.25, 1.0]), atol=1e-6
+        )
         assert read.header.family == FORMAT_OF_SUFFIX[content].name
-        is_right = name.endswith(content) if by_suffix else FORMAT_OF_SUFFIX.get(suffix_of(path)) is FORMAT_OF_SUFFIX[content]
+        is_right = (
+            name.endswith(content)
+            if by_suffix
+            else FORMAT_OF_SUFFIX.get(suffix_of(path)) is FORMAT_OF_SUFFIX[content]
+        )
         assert (read.header.misnamed is None) == is_right
-        assert io.is_whole(path) == is_right, "an output that is not what its name says is written anew"
+        assert io.is_whole(path) == is_right, (
+            "an output that is not what its name says is written anew"
+        )
         path.write_bytes(path.read_bytes()[:-50])
         with pytest.raises(UnsupportedFormatError, match="cut off"):
             io.read_volume(path)
@@ -82,23 +108,34 @@ def test_content_wins_over_the_name_and_a_note_says_so(content, tmp_path):
 def test_a_header_without_its_suffix_brings_its_voxels_along(suffix, tmp_path):
     """They must not be replaced."""
     save_itk(tmp_path / f"right{suffix}", numbers(SHAPE), compress=False)
-    header, voxels = (tmp_path / f"right{suffix}").rename(tmp_path / "a.txt"), (tmp_path / "right.raw").rename(tmp_path / "a.zraw")
+    header, voxels = (
+        (tmp_path / f"right{suffix}").rename(tmp_path / "a.txt"),
+        (tmp_path / "right.raw").rename(tmp_path / "a.zraw"),
+    )
     header.write_text(header.read_text().replace("right.raw", "a.zraw"))
     np.testing.assert_array_equal(io.read_volume(header).data, numbers(SHAPE))
     assert files_read(header) == (header, voxels)
     before = voxels.read_bytes()
-    assert "would replace an input" in run_here("convert", header, tmp_path / "a.mhd", status=1).stderr
+    assert (
+        "would replace an input" in run_here("convert", header, tmp_path / "a.mhd", status=1).stderr
+    )
     assert voxels.read_bytes() == before
 
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(500)
 FOREIGN = {
-    "DICOM": (bytes(128) + b"DICM" + bytes(300), "a DICOM file: `crfrefine convert` makes NIfTI .*series"),
+    "DICOM": (
+        bytes(128) + b"DICM" + bytes(300),
+        "a DICOM file: `crfrefine convert` makes NIfTI .*series",
+    ),
     "PNG": (PNG, "a picture: .*export the volume as NIfTI"),
     "zip": (b"PK\3\4" + bytes(500), "an archive: unpack it"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(500), r"an HDF5 file \(MINC\?\): .*savez_compressed"),
     "bzip2": (b"BZh9" + bytes(500), "an archive: unpack it"),
-    "PyTorch": (b"PK\3\4" + bytes(26) + b"model/data.pkl" + bytes(300), "a file of PyTorch or a pickle: save its array"),
+    "PyTorch": (
+        b"PK\3\4" + bytes(26) + b"model/data.pkl" + bytes(300),
+        "a file of PyTorch or a pickle: save its array",
+    ),
     "MINC": (b"CDF\1" + bytes(300), "a MINC volume: .*mnc2nii"),
 }
 
@@ -109,7 +146,9 @@ def test_what_is_not_read_is_told_with_a_way_out(content, expected, tmp_path):
         path = tmp_path / name
         path.write_bytes(content)
         for read in (io.read_volume, lambda path: io.read_logits([path])):
-            with pytest.raises(UnsupportedFormatError, match=rf"{name}: .*\n  It is {expected}.*\.$"):
+            with pytest.raises(
+                UnsupportedFormatError, match=rf"{name}: .*\n  It is {expected}.*\.$"
+            ):
                 read(path)
 
 
@@ -126,22 +165,52 @@ PATTERNS = ("%s.raw 1 4 1", "LIST 3", "s%d.raw", "s%d.raw 1 6", "s%d.raw 1 7 1")
 META_HEADERS = {
     **{name: (meta_text(ElementDataFile=name), "a running number such as") for name in PATTERNS},
     "packed": (meta_text(CompressedData="T", ElementDataFile="s%d 1 4 1"), "expected one file, as"),
-    "list of three": (meta_text(ElementDataFile="LIST") + b"a\nb\nc\n\n", "expected names of 4 files, .*; found 3"),
+    "list of three": (
+        meta_text(ElementDataFile="LIST") + b"a\nb\nc\n\n",
+        "expected names of 4 files, .*; found 3",
+    ),
     "NDims not of DimSize": (meta_text(NDims="2"), "DimSize = 2 3 4; expected 2 whole numbers"),
-    "DimSize past 64 bits": (meta_text(DimSize="4000000000 4000000000 4000000000"), "promises 128(000){9} bytes .* more than the 48 bytes"),
-    "spacing of zero": (meta_text(ElementSpacing="1 0 1"), "expected voxels that are larger than 0"),
-    "spacing in another unit": (meta_text(ElementSpacing="1e-6 3e-9 2e-6"), "affine is .* -3e-09 .*voxels of 1e-06 mm or more"),
+    "DimSize past 64 bits": (
+        meta_text(DimSize="4000000000 4000000000 4000000000"),
+        "promises 128(000){9} bytes .* more than the 48 bytes",
+    ),
+    "spacing of zero": (
+        meta_text(ElementSpacing="1 0 1"),
+        "expected voxels that are larger than 0",
+    ),
+    "spacing in another unit": (
+        meta_text(ElementSpacing="1e-6 3e-9 2e-6"),
+        "affine is .* -3e-09 .*voxels of 1e-06 mm or more",
+    ),
     "offset infinite": (meta_text(Offset="1 inf 1"), "Offset = 1 inf 1; expected 3 finite numbers"),
-    "two offsets": (meta_text(Offset="1 2 3", Origin="1 2 4"), "Offset = 1 2 3; expected one value, found a second one: 1 2 4"),
-    "singular matrix": (meta_text(TransformMatrix="1 0 0 1 0 0 0 0 1"), "geometry in the header is not usable"),
+    "two offsets": (
+        meta_text(Offset="1 2 3", Origin="1 2 4"),
+        "Offset = 1 2 3; expected one value, found a second one: 1 2 4",
+    ),
+    "singular matrix": (
+        meta_text(TransformMatrix="1 0 0 1 0 0 0 0 1"),
+        "geometry in the header is not usable",
+    ),
     "zero byte in a name": (meta_text(ElementDataFile="a\0.raw"), "line 4 holds a zero byte"),
     "name missing": (meta_text(ElementDataFile=""), "expected the name of a file"),
-    "name with escapes": (meta_text(ElementDataFile="\x1b[2Ja.raw"), r"expected them in .*\\x1b\[2Ja\.raw"),
+    "name with escapes": (
+        meta_text(ElementDataFile="\x1b[2Ja.raw"),
+        r"expected them in .*\\x1b\[2Ja\.raw",
+    ),
     "other object": (meta_text(ObjectType="Tube"), "expected Image"),
-    "type unknown": (meta_text(ElementType="MET_STRING"), "ElementType = MET_STRING; expected one of MET_CHAR"),
-    "from the end, compressed": (meta_text(HeaderSize="-1", CompressedData="True"), "expected 0 before compressed voxels"),
+    "type unknown": (
+        meta_text(ElementType="MET_STRING"),
+        "ElementType = MET_STRING; expected one of MET_CHAR",
+    ),
+    "from the end, compressed": (
+        meta_text(HeaderSize="-1", CompressedData="True"),
+        "expected 0 before compressed voxels",
+    ),
     "a line without a key": (b"NDims = 3\nhello\n", "line 2 is not `Key = Value`: 'hello'"),
-    "binary garbage": (bytes(random.Random(1).randbytes(5000)), "damaged header|not a MetaImage file"),
+    "binary garbage": (
+        bytes(random.Random(1).randbytes(5000)),
+        "damaged header|not a MetaImage file",
+    ),
     "no end": (b"Comment = x\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
 }
 NRRD_HEADERS = {
@@ -150,26 +219,68 @@ NRRD_HEADERS = {
     "bzip2": (nrrd_text(encoding="bzip2"), "encoding: bzip2; expected raw, gzip, ascii or hex"),
     "dimension 0": (nrrd_text(dimension="0"), "expected a whole number from 1 to 16"),
     "dimension 1": (nrrd_text(dimension="1", sizes="24"), "cannot be split into grid and channels"),
-    "directions of zero": (nrrd_text("space: LPS", "space directions: (0,0,0) (0,1,0) (0,0,1)"), "expected vectors that are as long"),
-    "unknown field": (nrrd_text("space origio: (1,2,3)"), "line 7 is not a `field: value` of the format: 'space origio"),
-    "field twice": (nrrd_text("sizes: 2 3 4", sizes="24"), "sizes: 24; expected one value, found a second one: 2 3 4"),
-    "origin of 2000 numbers": (nrrd_text("space: LPS", f"space origin: ({'1,' * 2000}1)"), "expected one vector of 3"),
-    "kinds of two channels": (nrrd_text("kinds: vector domain list"), "2 axes of values cannot be split"),
-    "sizes past 64 bits": (nrrd_text(sizes="4000000000 4000000000 4000000000"), "promises 128000000000000000000000000000 bytes"),
-    "sizes of gzip": (nrrd_text(encoding="gzip", sizes="9000 9000 9000"), "more than the 48 compressed bytes in it can hold"),
+    "directions of zero": (
+        nrrd_text("space: LPS", "space directions: (0,0,0) (0,1,0) (0,0,1)"),
+        "expected vectors that are as long",
+    ),
+    "unknown field": (
+        nrrd_text("space origio: (1,2,3)"),
+        "line 7 is not a `field: value` of the format: 'space origio",
+    ),
+    "field twice": (
+        nrrd_text("sizes: 2 3 4", sizes="24"),
+        "sizes: 24; expected one value, found a second one: 2 3 4",
+    ),
+    "origin of 2000 numbers": (
+        nrrd_text("space: LPS", f"space origin: ({'1,' * 2000}1)"),
+        "expected one vector of 3",
+    ),
+    "kinds of two channels": (
+        nrrd_text("kinds: vector domain list"),
+        "2 axes of values cannot be split",
+    ),
+    "sizes past 64 bits": (
+        nrrd_text(sizes="4000000000 4000000000 4000000000"),
+        "promises 128000000000000000000000000000 bytes",
+    ),
+    "sizes of gzip": (
+        nrrd_text(encoding="gzip", sizes="9000 9000 9000"),
+        "more than the 48 compressed bytes in it can hold",
+    ),
     "no endian": (nrrd_text(endian="-"), "no line `endian: ...`"),
     "endian": (nrrd_text(endian="middle"), "expected little or big"),
     "type": (nrrd_text(type="block"), "expected the name of an integer or floating-point type"),
     "not gzip": (nrrd_text(encoding="gzip"), "is not compressed with gzip"),
-    "space of 2 dimensions": (nrrd_text("space dimension: 2", "space directions: (1,0) (0,1) (1,1)"), "3 axes in a space of 2"),
-    "directions singular": (nrrd_text("space: LPS", "space directions: (1,0,0) (1,0,0) (0,0,1)"), "geometry in the header is not usable"),
-    "carriage return": (nrrd_text("content: a\rdata file: b.raw"), "line 7 holds a carriage return before its end"),
+    "space of 2 dimensions": (
+        nrrd_text("space dimension: 2", "space directions: (1,0) (0,1) (1,1)"),
+        "3 axes in a space of 2",
+    ),
+    "directions singular": (
+        nrrd_text("space: LPS", "space directions: (1,0,0) (1,0,0) (0,0,1)"),
+        "geometry in the header is not usable",
+    ),
+    "carriage return": (
+        nrrd_text("content: a\rdata file: b.raw"),
+        "line 7 holds a carriage return before its end",
+    ),
     "byte skip": (nrrd_text("byte skip: -5"), "expected a whole number from -1 to"),
-    "voxels missing": (nrrd_text("datafile: nowhere.raw"), "missing; expected them in .*nowhere.raw, put both files into one folder"),
+    "voxels missing": (
+        nrrd_text("datafile: nowhere.raw"),
+        "missing; expected them in .*nowhere.raw, put both files into one folder",
+    ),
     "no empty line": (nrrd_text().rstrip(b"\n"), "cut off: no empty line ends its header"),
-    "version": (nrrd_text().replace(b"NRRD0004", b"NRRD0099"), "not an NRRD file, although its name says so"),
-    "binary garbage": (b"NRRD0004\n" + random.Random(1).randbytes(5000), "damaged header|damaged NRRD header"),
-    "no end": (b"NRRD0004\n" + b"key:=value\n" * (1 << 19), "does not end within 16 MiB and 262144 lines"),
+    "version": (
+        nrrd_text().replace(b"NRRD0004", b"NRRD0099"),
+        "not an NRRD file, although its name says so",
+    ),
+    "binary garbage": (
+        b"NRRD0004\n" + random.Random(1).randbytes(5000),
+        "damaged header|damaged NRRD header",
+    ),
+    "no end": (
+        b"NRRD0004\n" + b"key:=value\n" * (1 << 19),
+        "does not end within 16 MiB and 262144 lines",
+    ),
 }
 NO_VOXELS = ("list of three", "no empty line", "binary garbage", "no end")
 HEADERS = [
@@ -180,14 +291,18 @@ HEADERS = [
 
 
 @pytest.mark.parametrize(("suffix", "header", "message", "has_voxels"), HEADERS)
-def test_a_hostile_header_is_an_error_with_the_name_of_the_file(suffix, header, message, has_voxels, tmp_path, capfd):
+def test_a_hostile_header_is_an_error_with_the_name_of_the_file(
+    suffix, header, message, has_voxels, tmp_path, capfd
+):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(header + (VOXELS if has_voxels else b""))
     with pytest.raises(CrfRefineError, match=message) as caught:
         io.read_volume(path)
     text = str(caught.value)
     assert f"a{suffix}" in text
-    assert not isinstance(caught.value, CapacityError), "nothing is allocated for what a file cannot hold"
+    assert not isinstance(caught.value, CapacityError), (
+        "nothing is allocated for what a file cannot hold"
+    )
     assert len(text) < 1000
     assert re.sub(r"\n", "", text).isprintable()
     assert capfd.readouterr() == ("", ""), "only the error itself may report anything"
@@ -197,7 +312,9 @@ def test_a_hostile_header_is_an_error_with_the_name_of_the_file(suffix, header, 
 @pytest.mark.parametrize("where", ["header", "voxels"])
 def test_what_is_no_regular_file_is_refused(kind, where, tmp_path):
     target = tmp_path / ("a.mhd" if where == "header" else "a.raw")
-    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](target)
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[
+        kind
+    ](target)
     if where == "voxels":
         (tmp_path / "a.mhd").write_bytes(meta_text(ElementDataFile="a.raw"))
     with pytest.raises(InputError, match=r"a\.mhd: expected .*(regular file|this is a folder)"):

@@ -50,7 +50,9 @@ def test_voxels_and_places_are_those_of_itk_and_what_is_cut_off_is_refused(suffi
     expected[:3, 3] = -ORIGIN[0], -ORIGIN[1], ORIGIN[2]
     np.testing.assert_allclose(found.affine, expected, atol=1e-5)
     assert (found.header.path, found.header.family) == (path, "ITK")
-    with pytest.raises(UnsupportedFormatError, match=r"unknown file type; expected one of \.nii\.gz"):
+    with pytest.raises(
+        UnsupportedFormatError, match=r"unknown file type; expected one of \.nii\.gz"
+    ):
         io.write_label_map(tmp_path / f"labels{suffix}", numbers(SHAPE).astype(np.uint8), found)
     path.write_bytes(path.read_bytes()[:-5])  # ITK would read it.
     with pytest.raises(UnsupportedFormatError, match=r"cut off|ITK cannot convert"):
@@ -60,12 +62,22 @@ def test_voxels_and_places_are_those_of_itk_and_what_is_cut_off_is_refused(suffi
 @pytest.mark.parametrize(
     ("code", "kind", "said"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", UnsupportedFormatError, r"ITK crashed on this file \(signal 11\)"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+            UnsupportedFormatError,
+            r"ITK crashed on this file \(signal 11\)",
+        ),
         ("import time; time.sleep(60)", UnsupportedFormatError, "ITK did not end within 3 s"),
-        ("raise ModuleNotFoundError(\"No module named 'SimpleITK'\")", InputError, r"not installed: pip install 'crfrefine\[itk\]'"),
+        (
+            "raise ModuleNotFoundError(\"No module named 'SimpleITK'\")",
+            InputError,
+            r"not installed: pip install 'crfrefine\[itk\]'",
+        ),
     ],
 )
-def test_a_crash_a_hang_and_a_missing_library_are_errors_of_the_file(code, kind, said, tmp_path, monkeypatch):
+def test_a_crash_a_hang_and_a_missing_library_are_errors_of_the_file(
+    code, kind, said, tmp_path, monkeypatch
+):
     path = write(tmp_path / "case.vtk")
     (tmp_path / "SimpleITK.py").write_text(code, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -88,13 +100,30 @@ VTK = (
     "# vtk DataFile Version 3.0\nnumbers\n{}\nDATASET STRUCTURED_POINTS\nDIMENSIONS 900 900 450\n"
     "SPACING 1 1.5 2\nORIGIN 0 0 0\nPOINT_DATA 364500000\nSCALARS scalars {} 1\nLOOKUP_TABLE default\n"
 )
-MRC_EXTENDED = struct.pack("<10i", 900, 900, 450, 1, 0, 0, 0, 900, 900, 450).ljust(92, b"\0") + struct.pack("<i", 2**31 - 1)
+MRC_EXTENDED = struct.pack("<10i", 900, 900, 450, 1, 0, 0, 0, 900, 900, 450).ljust(
+    92, b"\0"
+) + struct.pack("<i", 2**31 - 1)
 SMALL = {
-    "a.gipl": (gipl_header(900, 900, 450) + bytes(60), r"promises 729000000 bytes of voxels, it holds 60;"),
-    "a.gipl.gz": (gzip.compress(gipl_header(900, 900, 450) + bytes(60)), r"promises 729000000 bytes of voxels, it holds 60;"),
-    "binary.vtk": (VTK.format("BINARY", "short").encode() + bytes(60), r"promises 729000000 bytes of voxels, it holds 60;"),
-    "ascii.vtk": (VTK.format("ASCII", "double").encode() + b"1 2 3", r"promises 364500000 numbers, it holds 3;"),
-    "a.mrc": (MRC_EXTENDED.ljust(208, b"\0") + b"MAP DD".ljust(900, b"\0"), r"promises a header of 2147484671 bytes, it holds 1108;"),
+    "a.gipl": (
+        gipl_header(900, 900, 450) + bytes(60),
+        r"promises 729000000 bytes of voxels, it holds 60;",
+    ),
+    "a.gipl.gz": (
+        gzip.compress(gipl_header(900, 900, 450) + bytes(60)),
+        r"promises 729000000 bytes of voxels, it holds 60;",
+    ),
+    "binary.vtk": (
+        VTK.format("BINARY", "short").encode() + bytes(60),
+        r"promises 729000000 bytes of voxels, it holds 60;",
+    ),
+    "ascii.vtk": (
+        VTK.format("ASCII", "double").encode() + b"1 2 3",
+        r"promises 364500000 numbers, it holds 3;",
+    ),
+    "a.mrc": (
+        MRC_EXTENDED.ljust(208, b"\0") + b"MAP DD".ljust(900, b"\0"),
+        r"promises a header of 2147484671 bytes, it holds 1108;",
+    ),
 }
 
 
@@ -103,7 +132,10 @@ def test_a_small_file_takes_little_memory_and_writes_nothing(name, tmp_path):
     """No file may become larger, here or in a process that begins meanwhile; SIGXFSZ would end that process."""
     content, said = SMALL[name]
     (tmp_path / name).write_bytes(content)
-    before, limits = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, resource.getrlimit(resource.RLIMIT_FSIZE)
+    before, limits = (
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
+        resource.getrlimit(resource.RLIMIT_FSIZE),
+    )
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
         with pytest.raises(UnsupportedFormatError, match=said):
@@ -122,13 +154,27 @@ def test_nothing_is_left_of_the_conversion_when_the_run_is_ended(number, tmp_pat
     for path in (folders[0] / "a_0000.gipl", folders[1] / "a.gipl"):
         path.write_bytes(gipl_header(400, 500, 400))
         os.truncate(path, 256 + 2 * 400 * 500 * 400)
-    arguments = command("infer", "-i", folders[0], "-p", folders[1], "-o", tmp_path / "out", "--input-type", "labels")
+    arguments = command(
+        "infer",
+        "-i",
+        folders[0],
+        "-p",
+        folders[1],
+        "-o",
+        tmp_path / "out",
+        "--input-type",
+        "labels",
+    )
     environment = {**os.environ, "TMPDIR": str(folders[2])}
 
     def converting():
-        return [pid for pid in children(run.pid) if "SimpleITK" in Path(f"/proc/{pid}/maps").read_text()]
+        return [
+            pid for pid in children(run.pid) if "SimpleITK" in Path(f"/proc/{pid}/maps").read_text()
+        ]
 
-    with subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+    with subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
         wait_for(converting, run)
         (child,) = converting()
         run.send_signal(number)

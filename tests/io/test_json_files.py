@@ -17,17 +17,35 @@ DIGITS = "9" * 5000
 # Content of a dataset.json, and the message about it.
 BAD = {
     "empty": (b"", "Expecting value: line 1 column 1"),
-    "not JSON": (b'{"labels":\n  {"a": 1,, "b": 2}}', "Expecting property name enclosed in double quotes: line 2 column 11"),
+    "not JSON": (
+        b'{"labels":\n  {"a": 1,, "b": 2}}',
+        "Expecting property name enclosed in double quotes: line 2 column 11",
+    ),
     "brackets": (b"[" * 100_000, "nested too deeply"),
-    "NaN in a list": (b'{"labels": {"a": 1, "b": [0, {"c": NaN}]}}', "labels.b: expected a whole number from 0 to 65535, got {'c': nan}"),
+    "NaN in a list": (
+        b'{"labels": {"a": 1, "b": [0, {"c": NaN}]}}',
+        "labels.b: expected a whole number from 0 to 65535, got {'c': nan}",
+    ),
     "not UTF-8": (b'{"labels":\n {"a\xff": 1}}', "byte 15 is not UTF-8 text"),
-    "digits": (f'{{"labels": {{"tumor": {DIGITS}}}}}'.encode(), "not JSON: Exceeds the limit (4300 digits)"),
+    "digits": (
+        f'{{"labels": {{"tumor": {DIGITS}}}}}'.encode(),
+        "not JSON: Exceeds the limit (4300 digits)",
+    ),
     "twice": (b'{"labels": {"a": 1, "a": 2}}', "not JSON: the key 'a' appears twice in a table"),
-    "long": (json.dumps({"labels": {"x" * 100_000: -1}}).encode(), f"labels.{'x' * 79}…: expected a whole number"),
+    "long": (
+        json.dumps({"labels": {"x" * 100_000: -1}}).encode(),
+        f"labels.{'x' * 79}…: expected a whole number",
+    ),
     "escape": (b'{"labels": {"\\u001b[31m": -1}}', r"labels.\x1b[31m: expected a whole number"),
     "channel": (b'{"channel_names": {"a": "T1"}}', "channel_names: expected names by number"),
-    "many channels": (json.dumps({"channel_names": ["x"] * 100_000}).encode(), "100000 channels; files of images are numbered"),
-    "class order": (b'{"regions_class_order": "1,2"}', "expected a list of labels, one per region, such as [1, 2, 3]; got '1,2'"),
+    "many channels": (
+        json.dumps({"channel_names": ["x"] * 100_000}).encode(),
+        "100000 channels; files of images are numbered",
+    ),
+    "class order": (
+        b'{"regions_class_order": "1,2"}',
+        "expected a list of labels, one per region, such as [1, 2, 3]; got '1,2'",
+    ),
 }
 
 
@@ -41,7 +59,9 @@ def test_a_description_that_cannot_be_used(tmp_path, content, words):
     with pytest.raises(InputError) as caught:
         read_dataset_description(described(tmp_path, content))
     message = str(caught.value)
-    assert message.startswith(f"{tmp_path / 'dataset.json'}: not a dataset.json as nnU-Net writes it: ")
+    assert message.startswith(
+        f"{tmp_path / 'dataset.json'}: not a dataset.json as nnU-Net writes it: "
+    )
     assert words in message
     assert len(message) < 600
     assert message.isprintable()
@@ -50,7 +70,10 @@ def test_a_description_that_cannot_be_used(tmp_path, content, words):
 def test_what_nobody_looks_at_may_be_anything(tmp_path):
     """Scripts write NaN in entries of their own."""
     content = b'\xef\xbb\xbf{"mine": NaN, "more": [1e999], "labels": {"background": "0", "a": 1}}'
-    assert dict(read_dataset_description(described(tmp_path, content)).labels) == {"background": (0,), "a": (1,)}
+    assert dict(read_dataset_description(described(tmp_path, content)).labels) == {
+        "background": (0,),
+        "a": (1,),
+    }
 
 
 def test_a_file_of_any_size_is_not_read(tmp_path):
@@ -99,12 +122,16 @@ def test_no_line_of_several_processes_is_lost_or_torn_also_when_others_are_kille
     assert [writer.wait(timeout=120) for writer in writers] == [0] * 3
     append(path, {"name": "end"})
     names = [line["name"] for line in read(path)]
-    expected = sorted(f"{name}-{run}-{number}" for name in "abc" for run in range(30) for number in range(40))
+    expected = sorted(
+        f"{name}-{run}-{number}" for name in "abc" for run in range(30) for number in range(40)
+    )
     assert sorted(name for name in names[:-1] if not name.startswith("killed")) == expected
     assert names[-1] == "end"
 
 
-@pytest.mark.parametrize("torn", [b'{"name": "b", "te', b"\0\0\0\0", b"\xc3", b"x" * 200_000, b"3", b'{"name": "b"}'])
+@pytest.mark.parametrize(
+    "torn", [b'{"name": "b", "te', b"\0\0\0\0", b"\xc3", b"x" * 200_000, b"3", b'{"name": "b"}']
+)
 def test_a_torn_last_line_is_removed_before_the_next_one(tmp_path, torn):
     """A line that lacks its line break alone is kept."""
     path = tmp_path / "record.jsonl"

@@ -20,11 +20,15 @@ AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE)
 
 def save(folder, kind=nib.Nifti1Pair, data=None, affine=AFFINE):
     folder.mkdir(exist_ok=True)
-    nib.save(kind(numbers(SHAPE, dtype=np.int16) if data is None else data, affine), folder / "a.img")
+    nib.save(
+        kind(numbers(SHAPE, dtype=np.int16) if data is None else data, affine), folder / "a.img"
+    )
     return folder / "a.hdr"
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [(nib.Nifti1Pair, np.float32), (nib.Nifti2Pair, np.int16)])
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [(nib.Nifti1Pair, np.float32), (nib.Nifti2Pair, np.int16)]
+)
 def test_a_nifti_pair_is_read_as_by_nibabel(kind, dtype, tmp_path):
     header = save(tmp_path, kind, numbers(SHAPE, dtype=dtype))
     for path in (header, header.with_suffix(".img")):
@@ -89,9 +93,15 @@ def test_label_maps_and_channels_are_read_by_others(written, largest, tmp_path):
 def test_a_missing_half_is_told(tmp_path):
     header, voxels, other = save(tmp_path), tmp_path / "a.img", tmp_path / "b.img"
     voxels.rename(other)
-    with pytest.raises(InputError, match=r"a\.hdr: its voxels are missing; expected them in .*a\.img, put both files"):
+    with pytest.raises(
+        InputError,
+        match=r"a\.hdr: its voxels are missing; expected them in .*a\.img, put both files",
+    ):
         io.read_header(header)
-    with pytest.raises(UnsupportedFormatError, match=r"b\.img: unknown file type.*\n  It is half of an Analyze .*: put"):
+    with pytest.raises(
+        UnsupportedFormatError,
+        match=r"b\.img: unknown file type.*\n  It is half of an Analyze .*: put",
+    ):
         io.read_header(other)
     voxels.write_bytes(other.read_bytes()[:-3])
     with pytest.raises(UnsupportedFormatError, match="cut off"):
@@ -100,10 +110,22 @@ def test_a_missing_half_is_told(tmp_path):
 
 def test_pairs_are_cases_and_outputs(tmp_path):
     save(tmp_path / "images")
-    np.savez(tmp_path / "a.npz", logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32))
+    np.savez(
+        tmp_path / "a.npz",
+        logits=np.random.default_rng(0).normal(size=(3, *SHAPE[::-1])).astype(np.float32),
+    )
     assert [case.case_id for case in discover_cases(tmp_path / "images", None)] == ["a"]
     for given in ("a.hdr", "a.img"):
-        run_here("infer", "-i", tmp_path / "images" / given, "-p", tmp_path / "a.npz", "-o", tmp_path / given[2:], status=0)
+        run_here(
+            "infer",
+            "-i",
+            tmp_path / "images" / given,
+            "-p",
+            tmp_path / "a.npz",
+            "-o",
+            tmp_path / given[2:],
+            status=0,
+        )
         assert files_in(tmp_path / given[2:]) == ["a.hdr", "a.img"]
 
 
@@ -114,7 +136,9 @@ def save_mgh(path, data, affine=AFFINE):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("a.mgz", np.uint8), ("a.mgh", np.int16), ("a.mgh.gz", np.int32), ("a.MGZ", np.float32)], ids=str
+    ("name", "dtype"),
+    [("a.mgz", np.uint8), ("a.mgh", np.int16), ("a.mgh.gz", np.int32), ("a.MGZ", np.float32)],
+    ids=str,
 )
 def test_voxels_and_geometry_are_those_of_nibabel(name, dtype, tmp_path):
     data = numbers(SHAPE, dtype=dtype)

@@ -11,7 +11,19 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from io_helpers import OBLIQUE, affine_of, affines, grid_shapes, itk_affine, itk_array, numbers, peak_memory, save_itk, save_nifti, volume
+from io_helpers import (
+    OBLIQUE,
+    affine_of,
+    affines,
+    grid_shapes,
+    itk_affine,
+    itk_array,
+    numbers,
+    peak_memory,
+    save_itk,
+    save_nifti,
+    volume,
+)
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, InputError
@@ -43,7 +55,9 @@ def test_nibabel_and_simpleitk_read_the_label_maps_written(shape, affine, suffix
         itks, ours = sitk.ReadImage(str(path)), io.read_labels(path)
         assert itks.GetPixelID() == (sitk.sitkUInt8 if largest <= 255 else sitk.sitkUInt16)
         np.testing.assert_array_equal(itk_array(itks), labels)
-        np.testing.assert_allclose(itk_affine(itks), affine, atol=QUATERNION_MM if is_nifti else FLOAT64_MM)
+        np.testing.assert_allclose(
+            itk_affine(itks), affine, atol=QUATERNION_MM if is_nifti else FLOAT64_MM
+        )
         np.testing.assert_array_equal(ours.data, labels)
         np.testing.assert_allclose(ours.affine, affine, atol=FLOAT32_MM if is_nifti else FLOAT64_MM)
         if is_nifti:
@@ -68,28 +82,57 @@ def test_both_transforms_are_kept_bit_for_bit_and_nothing_of_the_intensities(kin
     nib.save(image, path)
     read = io.read_volume(path)
     np.testing.assert_array_equal(read.data, nib.load(path).get_fdata(dtype=np.float32))
-    assert read.header.notes == ("sform and qform differ; the sform is used, and both are kept in output files",)
+    assert read.header.notes == (
+        "sform and qform differ; the sform is used, and both are kept in output files",
+    )
     io.write_label_map(out, np.ones((4, 5, 6), np.uint8), read)
     before, after = nib.load(path).header, nib.load(out).header
     np.testing.assert_array_equal(read.affine, before.get_sform())
     names = ["sform_code", "qform_code", "xyzt_units", "srow_x", "srow_y", "srow_z", "sizeof_hdr"]
-    for name in [*names, "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"]:
+    for name in [
+        *names,
+        "quatern_b",
+        "quatern_c",
+        "quatern_d",
+        "qoffset_x",
+        "qoffset_y",
+        "qoffset_z",
+    ]:
         assert before[name].tobytes() == after[name].tobytes(), name
     assert before["pixdim"][:4].tobytes() == after["pixdim"][:4].tobytes()
     size = int(after["sizeof_hdr"])
     written = type(before)(out.read_bytes()[:size])
-    assert (written["scl_slope"], written["scl_inter"], written["cal_max"], written["intent_code"]) == (1, 0, 0, 0)
+    assert (
+        written["scl_slope"],
+        written["scl_inter"],
+        written["cal_max"],
+        written["intent_code"],
+    ) == (1, 0, 0, 0)
     assert written.get_data_dtype() == np.uint8
     assert len(out.read_bytes()) == size + 4 + 120
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_every_real_type_in_either_byte_order(order, tmp_path):
-    for dtype in (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64):
+    for dtype in (
+        np.int8,
+        np.uint8,
+        np.int16,
+        np.uint16,
+        np.int32,
+        np.uint32,
+        np.int64,
+        np.uint64,
+        np.float32,
+        np.float64,
+    ):
         data = numbers((4, 3, 5), dtype=dtype)
         header = nib.Nifti1Header(endianness=order)
         header.set_data_dtype(np.dtype(dtype).newbyteorder(order))
-        nib.save(nib.Nifti1Image(data, affine_of((1, 2, 3)), header, dtype=header.get_data_dtype()), tmp_path / "a.nii")
+        nib.save(
+            nib.Nifti1Image(data, affine_of((1, 2, 3)), header, dtype=header.get_data_dtype()),
+            tmp_path / "a.nii",
+        )
         ours = io.read_volume(tmp_path / "a.nii")
         np.testing.assert_array_equal(ours.data, data)
         assert ours.header.dtype == np.dtype(dtype).name
@@ -101,18 +144,31 @@ def test_every_real_type_in_either_byte_order(order, tmp_path):
 
 @pytest.mark.parametrize(
     ("stored", "slope", "inter"),
-    [(np.int16, 1 / 32, 0.0), (np.int16, 0.0100394, -3.6244), (np.uint8, 0.5, 1.0), (np.int32, 0.25, 100.0), (np.uint16, 1.0, -1024.0)],
+    [
+        (np.int16, 1 / 32, 0.0),
+        (np.int16, 0.0100394, -3.6244),
+        (np.uint8, 0.5, 1.0),
+        (np.int32, 0.25, 100.0),
+        (np.uint16, 1.0, -1024.0),
+    ],
 )
 def test_scaling_is_applied_as_nibabel_does(stored, slope, inter, tmp_path):
     """To one rounding of float32; the powers of two are exact."""
-    path = save_nifti(tmp_path / "image.nii.gz", numbers((7, 5, 6), dtype=stored), slope=slope, inter=inter)
+    path = save_nifti(
+        tmp_path / "image.nii.gz", numbers((7, 5, 6), dtype=stored), slope=slope, inter=inter
+    )
     expected = np.asarray(nib.load(path).get_fdata(), np.float64)
     assert expected.max() != numbers((7, 5, 6)).max()
     np.testing.assert_allclose(io.read_volume(path).data, expected, rtol=2e-7, atol=2e-7)
     if inter == 0.0:
         np.testing.assert_array_equal(io.read_volume(path).data, expected)
     if stored == np.int32:  # A large intercept cancels no digits.
-        large = save_nifti(tmp_path / "large.nii", numbers((7, 5, 6), dtype=np.int32) + (1 << 26), slope=1.0, inter=-float(1 << 26))
+        large = save_nifti(
+            tmp_path / "large.nii",
+            numbers((7, 5, 6), dtype=np.int32) + (1 << 26),
+            slope=1.0,
+            inter=-float(1 << 26),
+        )
         np.testing.assert_array_equal(io.read_volume(large).data, numbers((7, 5, 6)))
 
 
@@ -125,16 +181,24 @@ def test_vector_images_of_itk_and_4d_files_are_the_same_channels(tmp_path):
         assert io.read_header(path).num_channels == 3
         read = io.read_logits([path])
         np.testing.assert_array_equal(read, channels)
-        assert read.strides == (480, 4, 16, 80), "x is the fastest axis: no copy is made on the way to the engine"
+        assert read.strides == (480, 4, 16, 80), (
+            "x is the fastest axis: no copy is made on the way to the engine"
+        )
     plane = io.read_logits([save_itk(tmp_path / "plane.nii.gz", channels[..., 0], channels=True)])
     np.testing.assert_array_equal(plane, channels[..., :1])
-    labels = save_nifti(tmp_path / "labels.nii", numbers((4, 5, 6), dtype=np.uint8)[..., None, None] % 3)
+    labels = save_nifti(
+        tmp_path / "labels.nii", numbers((4, 5, 6), dtype=np.uint8)[..., None, None] % 3
+    )
     assert io.read_labels(labels).data.shape == (4, 5, 6)
 
 
 def test_bytes_do_not_depend_on_time_threads_or_memory_order(tmp_path):
     """2 MB: several blocks of compression."""
-    labels, path, written = np.asarray(numbers((110, 100, 90), dtype=np.uint16) % 999, order="F"), tmp_path / "a.nii.gz", set()
+    labels, path, written = (
+        np.asarray(numbers((110, 100, 90), dtype=np.uint16) % 999, order="F"),
+        tmp_path / "a.nii.gz",
+        set(),
+    )
     for values, threads in ((labels, 1), (labels, 3), (np.ascontiguousarray(labels), 1)):
         io.write_label_map(path, values, volume(labels, affine_of((1, 2, 3))), threads=threads)
         written.add(path.read_bytes())
@@ -149,7 +213,11 @@ def test_labels_that_a_label_map_cannot_hold_are_not_written(tmp_path):
         (labels, CapacityError, "label 65536 does not fit"),
         (labels - 65538, InputError, "no negative labels, this one has -2"),
         (labels.astype(np.float32), InputError, "holds integers, not float32"),
-        (labels.transpose(0, 2, 1) * 0, GridMismatchError, r"shape \(2, 4, 3\) on the grid \(2, 3, 4\)"),
+        (
+            labels.transpose(0, 2, 1) * 0,
+            GridMismatchError,
+            r"shape \(2, 4, 3\) on the grid \(2, 3, 4\)",
+        ),
     ):
         with pytest.raises(error, match=message):
             io.write_label_map(tmp_path / "a.nii.gz", values, volume(labels, np.eye(4)))
@@ -160,13 +228,19 @@ def test_files_of_several_gzip_members_and_padding(tmp_path):
     """Parallel compressors write members; some tools pad with zeros."""
     whole = gzip.decompress(save_nifti(tmp_path / "a.nii.gz", numbers((9, 8, 7))).read_bytes())
     pieces = [whole[:100], whole[100:1000], whole[1000:]]
-    (tmp_path / "b.nii.gz").write_bytes(b"".join(gzip.compress(piece) for piece in pieces) + bytes(1000))
+    (tmp_path / "b.nii.gz").write_bytes(
+        b"".join(gzip.compress(piece) for piece in pieces) + bytes(1000)
+    )
     np.testing.assert_array_equal(io.read_volume(tmp_path / "b.nii.gz").data, numbers((9, 8, 7)))
 
 
-@pytest.mark.parametrize(("units", "mm"), [("mm", 1.0), ("micron", 0.001), ("meter", 1000.0), ("unknown", 1.0)])
+@pytest.mark.parametrize(
+    ("units", "mm"), [("mm", 1.0), ("micron", 0.001), ("meter", 1000.0), ("unknown", 1.0)]
+)
 def test_geometry_is_in_millimeters_whatever_the_units(units, mm, tmp_path):
-    path = save_nifti(tmp_path / "a.nii.gz", numbers((3, 4, 5)), affine_of((1, 2, 3), (10, 20, 30)), units=units)
+    path = save_nifti(
+        tmp_path / "a.nii.gz", numbers((3, 4, 5)), affine_of((1, 2, 3), (10, 20, 30)), units=units
+    )
     ours = io.read_volume(path)
     np.testing.assert_allclose(ours.spacing, (mm, 2 * mm, 3 * mm))
     np.testing.assert_allclose(ours.affine[:3, 3], (10 * mm, 20 * mm, 30 * mm))
@@ -214,7 +288,9 @@ def patched(path, offset, layout, *values, dtype=np.float32):
 
 
 @pytest.mark.parametrize(
-    ("offset", "value"), [(108, 0.0), (112, 0.0), (112, np.nan)], ids=["voxels from byte 0, after the header", "slope 0", "slope NaN"]
+    ("offset", "value"),
+    [(108, 0.0), (112, 0.0), (112, np.nan)],
+    ids=["voxels from byte 0, after the header", "slope 0", "slope NaN"],
 )
 def test_fields_that_say_nothing(offset, value, tmp_path):
     path = patched(tmp_path / "a.nii", offset, "<f", value, dtype=np.int16)
@@ -250,32 +326,56 @@ def test_headers_that_cannot_be(write, message, tmp_path):
 
 def test_values_near_the_largest_float32_are_finite_and_scalings_beyond_it_are_not(tmp_path):
     """The sum of the former overflows, which is how infinity is looked for first."""
-    path, large, data = tmp_path / "a.nii.gz", np.full((30, 40, 50), 3e38, np.float32), np.zeros((5, 6, 7), np.int16)
+    path, large, data = (
+        tmp_path / "a.nii.gz",
+        np.full((30, 40, 50), 3e38, np.float32),
+        np.zeros((5, 6, 7), np.int16),
+    )
     np.testing.assert_array_equal(io.read_volume(save_nifti(path, large)).data, large)
     data[2, 3, 4] = 30_000
     assert io.read_volume(save_nifti(path, data, slope=1e34)).data.max() == pytest.approx(3e38)
-    with pytest.raises(InputError, match=r"1 of 210 values are NaN or infinite; the first one \(infinite\) is at voxel \(2, 3, 4\)"):
+    with pytest.raises(
+        InputError,
+        match=r"1 of 210 values are NaN or infinite; the first one \(infinite\) is at voxel \(2, 3, 4\)",
+    ):
         io.read_volume(save_nifti(path, data, slope=1e35))
 
 
 def test_one_file_a_label(tmp_path):
     channels = numbers((3, 4, 5, 6))
-    paths = [save_nifti(tmp_path / f"label{i}.nii.gz", channel) for i, channel in enumerate(channels)]
+    paths = [
+        save_nifti(tmp_path / f"label{i}.nii.gz", channel) for i, channel in enumerate(channels)
+    ]
     logits = io.read_logits(paths)
     np.testing.assert_array_equal(logits, channels)
-    moved = save_nifti(tmp_path / "moved.nii.gz", channels[0], affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 6.0)))
+    moved = save_nifti(
+        tmp_path / "moved.nii.gz", channels[0], affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 6.0))
+    )
     two = save_nifti(tmp_path / "two.nii.gz", np.zeros((4, 5, 6, 2), np.float32))
     for wrong, error, message in (
-        ((moved,), GridMismatchError, r"(?s)moved\.nii\.gz: the logits of two labels are on different grids\n.*label0.*moved"),
+        (
+            (moved,),
+            GridMismatchError,
+            r"(?s)moved\.nii\.gz: the logits of two labels are on different grids\n.*label0.*moved",
+        ),
         ((), InputError, r"label0\.nii\.gz: logits of one label only"),
-        ((two,), InputError, r"two\.nii\.gz: expected one label, as in each of the 2 files, this one has 2"),
+        (
+            (two,),
+            InputError,
+            r"two\.nii\.gz: expected one label, as in each of the 2 files, this one has 2",
+        ),
     ):
         with pytest.raises(error, match=message):
             io.read_logits([paths[0], *wrong])
 
 
 TABLE = '<CaretExtension><LabelTable><Label Key="3" Red="1" Green="0.5" Blue="0">liver &amp; gut</Label></LabelTable></CaretExtension>'
-NESTED = '<!ENTITY a0 "' + "ab\n" * 1000 + '">' + "".join(f'<!ENTITY a{i} "' + 10 * f"&a{i - 1};" + '">' for i in range(1, 7))
+NESTED = (
+    '<!ENTITY a0 "'
+    + "ab\n" * 1000
+    + '">'
+    + "".join(f'<!ENTITY a{i} "' + 10 * f"&a{i - 1};" + '">' for i in range(1, 7))
+)
 ATTRIBUTES = " ".join(f'a{i}=""' for i in range(80_000))
 NAMELESS = {
     "nested entities": f'<?xml version="1.0"?><!DOCTYPE r [{NESTED}]><CaretExtension><Label Key="3"><b/>&a4;</Label>'.encode(),

@@ -28,7 +28,11 @@ def test_label_z_y_x_becomes_label_x_y_z(name, key, save, dtype, tmp_path):
     """float16 keeps whole numbers up to 2048: all that are here."""
     stored = numbers((3, 6, 5, 4)).astype(dtype)
     stored = np.asfortranarray(stored) if dtype == "f8" else stored
-    save(tmp_path / name, *([stored] if key is None else []), **({} if key is None else {"spacing": np.ones(3), key: stored}))
+    save(
+        tmp_path / name,
+        *([stored] if key is None else []),
+        **({} if key is None else {"spacing": np.ones(3), key: stored}),
+    )
     logits = io.read_logits([tmp_path / name])
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits, stored.transpose(0, 3, 2, 1))
@@ -38,13 +42,17 @@ def test_label_z_y_x_becomes_label_x_y_z(name, key, save, dtype, tmp_path):
     assert header.dtype == np.dtype(dtype).name
 
 
-@pytest.mark.parametrize(("suffix", "kind"), [(".npz", "logits"), (".npz", "probabilities"), (".npy", None)])
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".npz", "logits"), (".npz", "probabilities"), (".npy", None)]
+)
 def test_numpy_reads_what_is_written(suffix, kind, tmp_path):
     values, path = numbers((3, 4, 5, 6)) / 7, tmp_path / f"a{suffix}"
     io.write_channels(path, values, volume(values[0], affine_of((1, 2, 3))), kind=kind or "logits")
     loaded = np.load(path, allow_pickle=False)
     assert kind is None or loaded.files == [kind]
-    np.testing.assert_array_equal(loaded if kind is None else loaded[kind], values.transpose(0, 3, 2, 1))
+    np.testing.assert_array_equal(
+        loaded if kind is None else loaded[kind], values.transpose(0, 3, 2, 1)
+    )
     assert io.read_header(path).kind == kind
     assert io.is_whole(path)
 
@@ -75,7 +83,9 @@ def member(dtype="<f4", shape="3, 2, 2, 2"):
 
     def write(path):
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("logits.npy", b"\x93NUMPY\2\0" + len(text).to_bytes(4, "little") + text + bytes(400))
+            archive.writestr(
+                "logits.npy", b"\x93NUMPY\2\0" + len(text).to_bytes(4, "little") + text + bytes(400)
+            )
 
     return write
 
@@ -98,13 +108,28 @@ def misplaced(path):
 
 GRID = np.zeros((2, 3, 4, 5))
 WRONG = {
-    "objects": (arrays(logits=np.array([Bomb()], dtype=object)), "the array 'logits' is a pickle, which may run code and is never read"),
+    "objects": (
+        arrays(logits=np.array([Bomb()], dtype=object)),
+        "the array 'logits' is a pickle, which may run code and is never read",
+    ),
     "pickle": (content(pickle.dumps(Bomb())), "not an .npz file.*pickles are never read"),
-    "version 1": (arrays(softmax=GRID), "the array `softmax` is that of nnU-Net version 1, on the network's cropped grid"),
+    "version 1": (
+        arrays(softmax=GRID),
+        "the array `softmax` is that of nnU-Net version 1, on the network's cropped grid",
+    ),
     "none": (arrays(), "expected one array named probabilities or logits, found none"),
-    "other names": (arrays(a=GRID, b=np.zeros(3)), "expected one array named probabilities or logits, found a, b"),
-    "two": (arrays(logits=GRID, probabilities=GRID), "expected one array named probabilities or logits, found"),
-    "plane": (arrays(logits=np.zeros((4, 5))), r"has shape \(4, 5\); expected \(channel, z, y, x\)"),
+    "other names": (
+        arrays(a=GRID, b=np.zeros(3)),
+        "expected one array named probabilities or logits, found a, b",
+    ),
+    "two": (
+        arrays(logits=GRID, probabilities=GRID),
+        "expected one array named probabilities or logits, found",
+    ),
+    "plane": (
+        arrays(logits=np.zeros((4, 5))),
+        r"has shape \(4, 5\); expected \(channel, z, y, x\)",
+    ),
     "complex": (arrays(logits=GRID.astype(complex)), "holds complex128; expected real numbers"),
     "empty": (content(b""), "the file is empty"),
     "text": (content(b"patient,dice\n"), "not an .npz file, or cut off"),
@@ -116,7 +141,10 @@ WRONG = {
     "no voxels": (member(shape="0, 3, 2, 2"), ""),
     "npy of objects": (npy(np.array([Bomb()], dtype=object)), "the array is a pickle"),
     "npy of a plane": (npy(np.zeros((4, 5), "f4")), "the array has shape"),
-    "npy of complex numbers": (npy(np.zeros((2, 3, 4, 5), "c8")), "the array holds complex64; expected real numbers"),
+    "npy of complex numbers": (
+        npy(np.zeros((2, 3, 4, 5), "c8")),
+        "the array holds complex64; expected real numbers",
+    ),
     "one deflated byte holds 1032": (hollow, r"damaged: .* shape \(3, 100, 1000, 1000\)"),
 }
 

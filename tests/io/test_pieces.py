@@ -15,7 +15,12 @@ from crfrefine.io.volume import Volume
 SHAPE = (3, 7, 5, 4)  # channels, z, y, x
 # Type, and its names in NRRD and MetaImage.
 TYPE_NAMES = {
-    **{"u1": ("uint8", "MET_UCHAR"), "i1": ("int8", "MET_CHAR"), "i2": ("int16", "MET_SHORT"), "u2": ("uint16", "MET_USHORT")},
+    **{
+        "u1": ("uint8", "MET_UCHAR"),
+        "i1": ("int8", "MET_CHAR"),
+        "i2": ("int16", "MET_SHORT"),
+        "u2": ("uint16", "MET_USHORT"),
+    },
     **{"i4": ("int32", "MET_INT"), "f4": ("float", "MET_FLOAT"), "f8": ("double", "MET_DOUBLE")},
 }
 
@@ -32,17 +37,34 @@ def nrrd(path, values, *, channel_axis, encoding="raw", encode=bytes):
     directions = [f"({','.join(map(str, row))})" for row in np.diag(range(1, values.ndim))]
     directions.insert(stored.ndim - 1 - channel_axis, "none")
     kinds = " ".join("vector" if direction == "none" else "domain" for direction in directions)
-    lines = (f"space dimension: {values.ndim - 1}", f"space directions: {' '.join(directions)}", f"kinds: {kinds}")
-    fields = {"type": TYPE_NAMES[stored.dtype.str[1:]][0], "sizes": " ".join(map(str, stored.shape[::-1])), "encoding": encoding}
-    path.write_bytes(nrrd_text(*lines, dimension=str(stored.ndim), **fields) + encode(stored.tobytes()))
+    lines = (
+        f"space dimension: {values.ndim - 1}",
+        f"space directions: {' '.join(directions)}",
+        f"kinds: {kinds}",
+    )
+    fields = {
+        "type": TYPE_NAMES[stored.dtype.str[1:]][0],
+        "sizes": " ".join(map(str, stored.shape[::-1])),
+        "encoding": encoding,
+    }
+    path.write_bytes(
+        nrrd_text(*lines, dimension=str(stored.ndim), **fields) + encode(stored.tobytes())
+    )
     return path
 
 
 def metaimage(path, values, *, vectors):
     stored = np.ascontiguousarray(np.moveaxis(values, 0, -1) if vectors else values)
     sizes = stored.shape[:3] if vectors else stored.shape
-    fields = {"NDims": str(len(sizes)), "DimSize": " ".join(map(str, sizes[::-1])), "ElementType": TYPE_NAMES[stored.dtype.str[1:]][1]}
-    fields |= {"CompressedData": "True", "ElementNumberOfChannels": str(len(values)) if vectors else "-"}
+    fields = {
+        "NDims": str(len(sizes)),
+        "DimSize": " ".join(map(str, sizes[::-1])),
+        "ElementType": TYPE_NAMES[stored.dtype.str[1:]][1],
+    }
+    fields |= {
+        "CompressedData": "True",
+        "ElementNumberOfChannels": str(len(values)) if vectors else "-",
+    }
     path.write_bytes(meta_text(**fields) + zlib.compress(stored.tobytes()))
     return path
 
@@ -57,21 +79,34 @@ WRITERS = {
     "npz": lambda folder, values: npz(folder / "a.npz", values),
     "npz, not compressed": lambda folder, values: npz(folder / "a.npz", values, save=np.savez),
     "npz, Fortran order": lambda folder, values: npz(folder / "a.npz", np.asfortranarray(values)),
-    "npz, big-endian": lambda folder, values: npz(folder / "a.npz", values.astype(values.dtype.newbyteorder(">"))),
+    "npz, big-endian": lambda folder, values: npz(
+        folder / "a.npz", values.astype(values.dtype.newbyteorder(">"))
+    ),
     "nii": lambda folder, values: save_nifti(folder / "a.nii", values.T),
     "nii.gz": lambda folder, values: save_nifti(folder / "a.nii.gz", values.T),
-    "nii.gz, as ITK": lambda folder, values: save_nifti(folder / "a.nii.gz", values.T[:, :, :, None]),
+    "nii.gz, as ITK": lambda folder, values: save_nifti(
+        folder / "a.nii.gz", values.T[:, :, :, None]
+    ),
     "mha of vectors": lambda folder, values: metaimage(folder / "a.mha", values, vectors=True),
     "mha, channels last": lambda folder, values: metaimage(folder / "a.mha", values, vectors=False),
-    "nrrd of vectors": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=values.ndim - 1),
+    "nrrd of vectors": lambda folder, values: nrrd(
+        folder / "a.nrrd", values, channel_axis=values.ndim - 1
+    ),
     "nrrd, channels second": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=1),
-    "nrrd, channels slowest": lambda folder, values: nrrd(folder / "a.nrrd", values, channel_axis=0, **GZIP),
+    "nrrd, channels slowest": lambda folder, values: nrrd(
+        folder / "a.nrrd", values, channel_axis=0, **GZIP
+    ),
 }
 TYPES = ["float32", "uint8", "int8", "int16", "uint16", "int32", "float64"]
 SIZES = [1, 150, 1 << 26]  # Pieces of one plane, of some, of all channels.
 # Every writer with three types, of which .npz alone has float16, grids of several channels and of one, and three sizes of pieces.
 CASES = [
-    (writer, "float16" if size == 1 and writer.startswith("npz") else TYPES[(3 * number + 2 * turn) % 7], (3 if turn else 1, 7, 5, 4), size)
+    (
+        writer,
+        "float16" if size == 1 and writer.startswith("npz") else TYPES[(3 * number + 2 * turn) % 7],
+        (3 if turn else 1, 7, 5, 4),
+        size,
+    )
     for number, writer in enumerate(WRITERS)
     for turn, size in enumerate(SIZES)
 ]
@@ -109,7 +144,10 @@ def test_values_that_are_not_finite_are_named_as_by_the_dense_reader(writer, tmp
     values = values_of("float16" if writer == "npz" else "float32")
     values[2, 3, 1, 2], values[1, 4, 3, 2] = np.nan, -np.inf
     header = io.read_header(WRITERS[writer](tmp_path, values))
-    with pytest.raises(InputError, match=r"a\.\w+.*: 2 of 420 values are NaN or infinite.*voxel \(2, 3, 4\) of channel 1") as one:
+    with pytest.raises(
+        InputError,
+        match=r"a\.\w+.*: 2 of 420 values are NaN or infinite.*voxel \(2, 3, 4\) of channel 1",
+    ) as one:
         io.read_channels(header)
     returned = []
     with pytest.raises(InputError) as other:
@@ -124,7 +162,9 @@ def test_a_wrong_checksum_is_an_error_after_the_last_piece(writer, tmp_path):
     path = WRITERS[writer](tmp_path, values)
     content = bytearray(path.read_bytes())
     in_directory = content.find(b"PK\1\2") + 16
-    place = in_directory if writer == "npz" else len(content) - (2 if writer.startswith("mha") else 6)
+    place = (
+        in_directory if writer == "npz" else len(content) - (2 if writer.startswith("mha") else 6)
+    )
     content[place] ^= 0xFF
     path.write_bytes(content)
     for read in (put_together, io.read_channels):
@@ -150,7 +190,11 @@ def test_many_channels_take_the_memory_of_two_or_three(writer, lets_go, num_piec
 
 def test_no_thread_stays_behind(tmp_path):
     def threads():
-        return [thread.name for thread in threading.enumerate() if thread.name.startswith("crfrefine-ahead")]
+        return [
+            thread.name
+            for thread in threading.enumerate()
+            if thread.name.startswith("crfrefine-ahead")
+        ]
 
     header = io.read_header(WRITERS["npz"](tmp_path, values_of("uint8")))
     reader = io.read_pieces(header, most_bytes=1)
@@ -184,9 +228,13 @@ def files_in(folder):
     [((5, 4, 7), 1, 1), ((5, 4), 1 << 26, 3), ((60, 50, 40), 300_001, 3)],
     ids=["planes", "2-D", "larger than a block"],
 )
-def test_the_bytes_do_not_depend_on_the_pieces(name, shape, most_bytes, threads, tmp_path, monkeypatch):
+def test_the_bytes_do_not_depend_on_the_pieces(
+    name, shape, most_bytes, threads, tmp_path, monkeypatch
+):
     """Every plane of every channel is asked for once."""
-    values = np.round(np.random.default_rng(0).standard_normal((3, *shape[::-1])), 1).astype(np.float32)
+    values = np.round(np.random.default_rng(0).standard_normal((3, *shape[::-1])), 1).astype(
+        np.float32
+    )
     channels, asked = values.transpose(0, *range(values.ndim - 1, 0, -1)), []
     for folder in ("dense", "pieces"):
         (tmp_path / folder).mkdir()
@@ -199,12 +247,16 @@ def test_the_bytes_do_not_depend_on_the_pieces(name, shape, most_bytes, threads,
     monkeypatch.setattr(io.volume, "MAX_BYTES", most_bytes)
     io.write_pieces(tmp_path / "pieces" / name, like_of(shape), 3, piece, threads=threads)
     assert files_in(tmp_path / "pieces") == files_in(tmp_path / "dense")
-    read = io.read_logits([tmp_path / "pieces" / name]).reshape(3, *shape)  # NIfTI gives a 2-D grid a third axis.
+    read = io.read_logits([tmp_path / "pieces" / name]).reshape(
+        3, *shape
+    )  # NIfTI gives a 2-D grid a third axis.
     np.testing.assert_array_equal(read, channels)
     assert sorted(asked) == [(channel, plane) for channel in range(3) for plane in range(shape[-1])]
 
 
-@pytest.mark.parametrize(("name", "error"), [("a.nii.gz", ValueError), ("a.mhd", KeyboardInterrupt), ("a.npz", KeyError)])
+@pytest.mark.parametrize(
+    ("name", "error"), [("a.nii.gz", ValueError), ("a.mhd", KeyboardInterrupt), ("a.npz", KeyError)]
+)
 def test_an_error_leaves_the_old_file_and_nothing_else(name, error, tmp_path, monkeypatch):
     def ones(_, planes):
         if planes.start > 3:

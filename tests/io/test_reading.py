@@ -55,21 +55,43 @@ def test_an_array_that_cannot_fit_is_refused_by_name_and_size(monkeypatch, tmp_p
         streams.allocate_array((SMALL // 4 + 256,), tmp_path / "large.nii.gz")
 
 
-PACKED = {"a.nii": False, "a.nii.gz": True, "a.mhd": True, "a.mha": False, "a.nrrd": True, "a.nhdr": False}
+PACKED = {
+    "a.nii": False,
+    "a.nii.gz": True,
+    "a.mhd": True,
+    "a.mha": False,
+    "a.nrrd": True,
+    "a.nhdr": False,
+}
 
 
 @pytest.mark.parametrize(("name", "is_packed"), PACKED.items())
 def test_every_cut_is_noticed(name, is_packed, tmp_path, capfd):
     """In a file that is not compressed, from the header alone, before any voxel is read."""
     path = tmp_path / name
-    save_nifti(path, numbers(SHAPE)) if ".nii" in name else save_itk(path, numbers(SHAPE), compress=is_packed)
-    cut = next((file for file in tmp_path.iterdir() if file != path), path)  # The voxels, if they are apart.
+    save_nifti(path, numbers(SHAPE)) if ".nii" in name else save_itk(
+        path, numbers(SHAPE), compress=is_packed
+    )
+    cut = next(
+        (file for file in tmp_path.iterdir() if file != path), path
+    )  # The voxels, if they are apart.
     assert io.is_whole(path)
     content = cut.read_bytes()
-    for length in [0, 1, 10, 100, *range(300, len(content), 53), len(content) - 8, len(content) - 1]:
+    for length in [
+        0,
+        1,
+        10,
+        100,
+        *range(300, len(content), 53),
+        len(content) - 8,
+        len(content) - 1,
+    ]:
         cut.write_bytes(content[:length])
         for read in (io.read_volume, io.read_header)[: 1 if is_packed else 2]:
-            with pytest.raises(UnsupportedFormatError, match=r"a\..*(cut off|is empty|not compressed|not a|cannot read)"):
+            with pytest.raises(
+                UnsupportedFormatError,
+                match=r"a\..*(cut off|is empty|not compressed|not a|cannot read)",
+            ):
                 read(path)
         assert not io.is_whole(path)
     assert capfd.readouterr() == ("", ""), "only the error itself may report anything"
@@ -80,7 +102,9 @@ CHANNELS = (4, 7, 6, 5)
 
 def write(path, factor=1.0):
     values = (numbers(CHANNELS) * factor).astype(np.float32)
-    io.write_channels(path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25)))
+    io.write_channels(
+        path, values, Volume(values[0], affine_of((1.0, 1.5, 2.25)), (1.0, 1.5, 2.25))
+    )
     return path
 
 
@@ -113,7 +137,9 @@ LARGE = (70, 190, 180)  # Several pieces, whatever the type.
 
 def saved(path, data):
     if ".nii" in path.name:
-        return save_nifti(path, data.astype("int32") if data.dtype == "int64" else data, affine_of((1, 2, 3)))
+        return save_nifti(
+            path, data.astype("int32") if data.dtype == "int64" else data, affine_of((1, 2, 3))
+        )
     return save_itk(path, data, compress=False)
 
 
@@ -160,7 +186,9 @@ def test_spacing_orientation_and_right_angles_of_any_affine(affine):
 
 
 @given(affines(), st.integers(0, 2), st.sampled_from([-1, 1]))
-def test_a_grid_equals_itself_in_float32_and_none_that_is_a_tenth_of_a_voxel_away_or_mirrored(affine, axis, sign):
+def test_a_grid_equals_itself_in_float32_and_none_that_is_a_tenth_of_a_voxel_away_or_mirrored(
+    affine, axis, sign
+):
     """A tenth along the finest axis is ten times the tolerance; along others it is more."""
     shifted = affine.copy()
     shifted[:3, 3] += sign * 0.1 * affine[:3, axis]
@@ -168,10 +196,15 @@ def test_a_grid_equals_itself_in_float32_and_none_that_is_a_tenth_of_a_voxel_awa
     flip[axis, axis], flip[axis, 3] = -1, (5, 6, 7)[axis] - 1
     assert not same_grid((5, 6, 7), affine, (5, 6, 7), shifted)
     assert not same_grid((5, 6, 7), affine, (5, 6, 7), affine @ flip)
-    assert same_grid((240, 200, 155), affine, (240, 200, 155), affine.astype(np.float32).astype(np.float64))
+    assert same_grid(
+        (240, 200, 155), affine, (240, 200, 155), affine.astype(np.float32).astype(np.float64)
+    )
 
 
-@pytest.mark.parametrize(("shape", "other", "same"), [((4, 5), (4, 5, 1), True), ((4, 5), (4, 5, 2), False), ((4, 1), (4,), False)])
+@pytest.mark.parametrize(
+    ("shape", "other", "same"),
+    [((4, 5), (4, 5, 1), True), ((4, 5), (4, 5, 2), False), ((4, 1), (4,), False)],
+)
 def test_a_plane_equals_a_single_slice(shape, other, same):
     assert same_grid(shape, None, other, None) is same
     assert same_grid(other, None, shape, None) is same

@@ -21,11 +21,33 @@ VOXELS = DATA.tobytes()
 META = ["NDims = 3", "DimSize = 4 5 6", "ElementType = MET_SHORT"]
 NRRD = ["NRRD0004", "type: short", "dimension: 3", "sizes: 4 5 6", "endian: little"]
 SUFFIXES = [".mhd", ".mha", ".nrrd", ".nhdr"]
-TYPES = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float32, np.float64]
+TYPES = [
+    np.int8,
+    np.uint8,
+    np.int16,
+    np.uint16,
+    np.int32,
+    np.uint32,
+    np.int64,
+    np.uint64,
+    np.float32,
+    np.float64,
+]
 
 
 def mha(folder, *lines, data=VOXELS, name="a.mha", end="\n"):
-    text = end.join([*META, *lines, *([] if any("ElementDataFile" in line for line in lines) else ["ElementDataFile = LOCAL"]), ""])
+    text = end.join(
+        [
+            *META,
+            *lines,
+            *(
+                []
+                if any("ElementDataFile" in line for line in lines)
+                else ["ElementDataFile = LOCAL"]
+            ),
+            "",
+        ]
+    )
     (folder / name).write_bytes(text.encode() + data)
     return folder / name
 
@@ -39,7 +61,9 @@ def nrrd(folder, *lines, data=VOXELS, name="a.nrrd", end="\n", first=NRRD):
 def assert_as_simpleitk(path, stored=None):
     ours, itks = io.read_volume(path), sitk.ReadImage(str(path))
     data = itk_array(itks).astype(np.float32)
-    np.testing.assert_array_equal(ours.data, np.moveaxis(data, -1, 0) if itks.GetDimension() == 4 else data)
+    np.testing.assert_array_equal(
+        ours.data, np.moveaxis(data, -1, 0) if itks.GetDimension() == 4 else data
+    )
     np.testing.assert_array_equal(ours.affine, itk_affine(itks))
     if stored is not None:
         np.testing.assert_array_equal(ours.data, stored.transpose())
@@ -50,12 +74,22 @@ def assert_data(path):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize(("compress", "channels", "shape"), [(True, 3, (4, 5)), (True, 0, SHAPE), (False, 3, SHAPE)])
+@pytest.mark.parametrize(
+    ("compress", "channels", "shape"), [(True, 3, (4, 5)), (True, 0, SHAPE), (False, 3, SHAPE)]
+)
 def test_all_pixel_types_that_simpleitk_writes(suffix, compress, channels, shape, tmp_path):
     direction = OBLIQUE if len(shape) == 3 else np.array([[0.8, -0.6], [0.6, 0.8]])
     for dtype in TYPES:
-        data = (numbers((channels, *shape) if channels else shape, dtype=np.int64) % 100).astype(dtype)
-        path = save_itk(tmp_path / f"a{suffix}", data, channels=bool(channels), compress=compress, direction=direction)
+        data = (numbers((channels, *shape) if channels else shape, dtype=np.int64) % 100).astype(
+            dtype
+        )
+        path = save_itk(
+            tmp_path / f"a{suffix}",
+            data,
+            channels=bool(channels),
+            compress=compress,
+            direction=direction,
+        )
         assert_as_simpleitk(path)
         assert io.read_header(path).dtype == np.dtype(dtype).name
 
@@ -87,18 +121,34 @@ MEANINGS = {
         ("space: left-posterior-superior", *SPACE),
         ("space: right-anterior-superior", *SPACE),
         ("space: left-anterior-superior", *SPACE),
-        ("space: LPS", *SPACE, 'space units: "mm" "mm" "mm"', "measurement frame: (1,0,0) (0,1,0) (0,0,1)"),
+        (
+            "space: LPS",
+            *SPACE,
+            'space units: "mm" "mm" "mm"',
+            "measurement frame: (1,0,0) (0,1,0) (0,0,1)",
+        ),
         ("space: RAS", *SPACE, "kinds: domain space domain"),
         ("space: LAS", *SPACE, "kinds: ??? domain none"),
         ("space dimension: 3", *SPACE),
-        ("space: LPS", "space directions: ( 1 , 0 , 0 )  (0,2,0)\t(0,0,3)", "space origin: (1,2,3)"),
-        ("SPACINGS: 1 2 3", "# a comment: with a colon", "key:=value: with one", 'labels: "x: a" "y" "z"'),
+        (
+            "space: LPS",
+            "space directions: ( 1 , 0 , 0 )  (0,2,0)\t(0,0,3)",
+            "space origin: (1,2,3)",
+        ),
+        (
+            "SPACINGS: 1 2 3",
+            "# a comment: with a colon",
+            "key:=value: with one",
+            'labels: "x: a" "y" "z"',
+        ),
         ("content: anything: at all", "number: 120", "old min: 3", "oldmax: 4"),
     ],
 }
 
 
-@pytest.mark.parametrize(("make", "lines"), [(make, lines) for make in MEANINGS for lines in MEANINGS[make]])
+@pytest.mark.parametrize(
+    ("make", "lines"), [(make, lines) for make in MEANINGS for lines in MEANINGS[make]]
+)
 def test_headers_mean_what_simpleitk_says(make, lines, tmp_path):
     assert_as_simpleitk(make(tmp_path, *lines))
     assert_as_simpleitk(make(tmp_path, *lines, end="\r\n"))
@@ -164,7 +214,10 @@ def test_voxels_in_rare_places_are_read_through_simpleitk(lines, data, planes):
 
 def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
     """Segmentations of many segments have long headers; the text beyond 64 KiB was once read as voxels."""
-    lines = [f"Segment{number}_Name:=a name of a segment that makes the header long {'x' * 50}" for number in range(700)]
+    lines = [
+        f"Segment{number}_Name:=a name of a segment that makes the header long {'x' * 50}"
+        for number in range(700)
+    ]
     path = nrrd(tmp_path, "space: LPS", *SPACE, *lines)
     assert_as_simpleitk(path, DATA)
     assert_data(nrrd(tmp_path, "note:=" + "x" * (1 << 20)))
@@ -181,7 +234,10 @@ def test_voxels_outside_of_the_folder_may_be_forbidden(name, tmp_path, monkeypat
     path = mha(here, f"ElementDataFile = {name.format(absolute=voxels)}", data=b"", name="a.mhd")
     assert_as_simpleitk(path, DATA)
     for value, message in (
-        ("refuse", r"here/a\.mhd: its voxels are in .*, outside its folder, and CRFREFINE_OUTSIDE_FILES"),
+        (
+            "refuse",
+            r"here/a\.mhd: its voxels are in .*, outside its folder, and CRFREFINE_OUTSIDE_FILES",
+        ),
         ("sometimes", "expected allow or refuse, found 'sometimes'"),
     ):
         monkeypatch.setenv("CRFREFINE_OUTSIDE_FILES", value)
@@ -193,7 +249,12 @@ def test_voxels_outside_of_the_folder_may_be_forbidden(name, tmp_path, monkeypat
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_geometry_is_kept_to_the_last_bit(suffix, tmp_path):
-    image = save_itk(tmp_path / f"image{suffix}", DATA.T, direction=OBLIQUE, spacing=(0.1, 1 / 3, 2.123456789012345))
+    image = save_itk(
+        tmp_path / f"image{suffix}",
+        DATA.T,
+        direction=OBLIQUE,
+        spacing=(0.1, 1 / 3, 2.123456789012345),
+    )
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / f"image{suffix}"
     io.write_label_map(out, np.ones(SHAPE, np.uint8), io.read_volume(image))
@@ -203,10 +264,15 @@ def test_geometry_is_kept_to_the_last_bit(suffix, tmp_path):
     names = {".mhd": {"image.mhd", "image.zraw"}, ".nhdr": {"image.nhdr", "image.raw.gz"}}
     assert {path.name for path in out.parent.iterdir()} == names.get(suffix, {f"image{suffix}"})
     io.write_label_map(tmp_path / "back.nii.gz", np.ones(SHAPE, np.uint8), io.read_volume(out))
-    np.testing.assert_allclose(nib.load(tmp_path / "back.nii.gz").affine, itk_affine(before), atol=1e-5)  # float32 in NIfTI
+    np.testing.assert_allclose(
+        nib.load(tmp_path / "back.nii.gz").affine, itk_affine(before), atol=1e-5
+    )  # float32 in NIfTI
 
 
-@pytest.mark.parametrize(("suffix", "shape"), [(".mhd", (4, 5)), (".mha", (4, 5, 6)), (".nrrd", (4, 5)), (".nhdr", (4, 5, 6))])
+@pytest.mark.parametrize(
+    ("suffix", "shape"),
+    [(".mhd", (4, 5)), (".mha", (4, 5, 6)), (".nrrd", (4, 5)), (".nhdr", (4, 5, 6))],
+)
 def test_channels_written_are_read_by_simpleitk(suffix, shape, tmp_path):
     logits = numbers((3, *shape)) - 30.5
     like = io.read_volume(save_itk(tmp_path / f"image{suffix}", numbers(shape)))
@@ -225,11 +291,18 @@ def test_a_wrong_promise_of_compressed_bytes(tmp_path):
     for voxels in (VOXELS, VOXELS[:120]):
         packed = zlib.compress(voxels)
         (tmp_path / "a.zraw").write_bytes(packed)
-        lines = ("CompressedData = True", f"CompressedDataSize = {len(packed) - 30}", "ElementDataFile = a.zraw")
+        lines = (
+            "CompressedData = True",
+            f"CompressedDataSize = {len(packed) - 30}",
+            "ElementDataFile = a.zraw",
+        )
         path = mha(tmp_path, *lines, data=b"", name="a.mhd")
         if voxels is VOXELS:
             assert_data(path)
-    with pytest.raises(UnsupportedFormatError, match=r"a\.zraw: the file is cut off: its header promises 240 bytes .*, it holds 120"):
+    with pytest.raises(
+        UnsupportedFormatError,
+        match=r"a\.zraw: the file is cut off: its header promises 240 bytes .*, it holds 120",
+    ):
         io.read_volume(path)
 
 
@@ -246,7 +319,11 @@ def slicer(path, array):
         "space directions": [*np.full((array.ndim - 3, 3), np.nan), *lps[:3, :3].T],
         "kinds": ["list"] * (array.ndim - 3) + ["domain"] * 3,
         "encoding": "gzip",
-        **{"Segment0_Name": "one", "Segment0_LabelValue": "2", "Segmentation_ContainedRepresentationNames": "Binary labelmap|"},
+        **{
+            "Segment0_Name": "one",
+            "Segment0_LabelValue": "2",
+            "Segmentation_ContainedRepresentationNames": "Binary labelmap|",
+        },
     }
     pynrrd.write(str(path), array, header)
     return path
@@ -258,13 +335,20 @@ def test_one_layer_is_a_label_map_and_several_are_an_error_and_neither_is_a_case
     np.testing.assert_array_equal(read.data, LABELS)
     np.testing.assert_allclose(read.affine, SLICER, atol=1e-6)
     slicer(path, np.zeros((2, *LABELS.shape), np.uint8))
-    with pytest.raises(UnsupportedFormatError, match=r"a\.seg\.nrrd: the segments are in 2 layers.*\n.*collapse the labelmap layers"):
+    with pytest.raises(
+        UnsupportedFormatError,
+        match=r"a\.seg\.nrrd: the segments are in 2 layers.*\n.*collapse the labelmap layers",
+    ):
         io.read_labels(path)
     # Slicer saves image and segmentation side by side, under one name.
     path = tmp_path / "case.seg.nrrd"
-    like = save_itk(tmp_path / "case.nrrd", numbers(LABELS.shape), spacing=(0.7, 1.1, 2.5), direction=OBLIQUE)
+    like = save_itk(
+        tmp_path / "case.nrrd", numbers(LABELS.shape), spacing=(0.7, 1.1, 2.5), direction=OBLIQUE
+    )
     io.write_label_map(path, LABELS, io.read_volume(like))
     np.testing.assert_array_equal(pynrrd.read(str(path))[0], LABELS)
     np.testing.assert_array_equal(io.read_labels(path).data, LABELS)
-    np.testing.assert_allclose(itk_affine(sitk.ReadImage(str(path))), itk_affine(sitk.ReadImage(str(like))), atol=1e-12)
+    np.testing.assert_allclose(
+        itk_affine(sitk.ReadImage(str(path))), itk_affine(sitk.ReadImage(str(like))), atol=1e-12
+    )
     assert [case.images for case in discover_cases(tmp_path, None)] == [(tmp_path / "case.nrrd",)]

@@ -19,7 +19,11 @@ from crfrefine.train.options import locate_folders
 
 SHAPE = (7, 6, 4)
 AFFINE = affine_of((1.0, 1.5, 2.5), (3.0, -4.0, 5.0), OBLIQUE)
-ORDERS = [(axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
+ORDERS = [
+    (axes, signs)
+    for axes in itertools.permutations(range(3))
+    for signs in itertools.product((1, -1), repeat=3)
+]
 ORNT = np.array([[2, -1], [0, 1], [1, -1]])  # exchanges and mirrors axes
 
 
@@ -36,7 +40,9 @@ def scores(shape=SHAPE, num_labels=3, seed=5):
 def test_every_order_of_axes_is_found_as_the_world_coordinates_tell(shape):
     places = world_of(shape, AFFINE)
     for axes, signs in ORDERS:
-        other = turned(nib.Nifti1Image(np.zeros(shape, np.uint8), AFFINE), list(zip(axes, signs, strict=True)))
+        other = turned(
+            nib.Nifti1Image(np.zeros(shape, np.uint8), AFFINE), list(zip(axes, signs, strict=True))
+        )
         found = reorientation(shape, AFFINE, other.shape, other.affine)
         stored = world_of(other.shape, other.affine)
         on_grid = np.stack([found.apply(stored[..., axis].T).T for axis in range(3)], axis=-1)
@@ -47,12 +53,17 @@ def test_every_order_of_axes_is_found_as_the_world_coordinates_tell(shape):
             wider[:3, axis] *= 1.1
             assert reorientation(shape, AFFINE, other.shape, moved) is None
             assert extent == 1 or reorientation(shape, AFFINE, other.shape, wider) is None
-        assert reorientation(shape, AFFINE, (*other.shape[:2], other.shape[2] + 1), other.affine) is None
+        assert (
+            reorientation(shape, AFFINE, (*other.shape[:2], other.shape[2] + 1), other.affine)
+            is None
+        )
     same = reorientation(shape, AFFINE, shape, AFFINE)
     assert (same.axes, any(same.mirrored)) == ((0, 1, 2), False)
 
 
-@pytest.mark.parametrize("orientation", [ORNT, [[0, -1], [1, 1], [2, 1]], [[1, 1], [0, 1], [2, -1]]])
+@pytest.mark.parametrize(
+    "orientation", [ORNT, [[0, -1], [1, 1], [2, 1]], [[1, 1], [0, 1], [2, -1]]]
+)
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.mha"])
 def test_channels_are_read_on_the_grid_of_the_image(name, orientation, tmp_path):
     image = nib.Nifti1Image(scores(), AFFINE)
@@ -64,7 +75,14 @@ def test_channels_are_read_on_the_grid_of_the_image(name, orientation, tmp_path)
         lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ other.affine
         spacing = np.linalg.norm(lps[:3, :3], axis=0)
         values = np.moveaxis(np.asarray(other.dataobj), -1, 0)
-        save_itk(tmp_path / name, values, channels=True, spacing=[*spacing], origin=[*lps[:3, 3]], direction=lps[:3, :3] / spacing)
+        save_itk(
+            tmp_path / name,
+            values,
+            channels=True,
+            spacing=[*spacing],
+            origin=[*lps[:3, 3]],
+            direction=lps[:3, :3] / spacing,
+        )
     header = io.placed_on(io.read_header(tmp_path / name), grid)
     assert header.grid_shape == SHAPE
     assert header.turning.startswith("voxel axes turned from ")
@@ -74,7 +92,9 @@ def test_channels_are_read_on_the_grid_of_the_image(name, orientation, tmp_path)
     for piece in read_pieces(header, most_bytes=200):
         pieces[piece.channels, piece.planes] = piece.values
     np.testing.assert_array_equal(pieces, values)
-    np.testing.assert_array_equal(io.read_logits([tmp_path / name], grid=grid), np.moveaxis(scores(), -1, 0))
+    np.testing.assert_array_equal(
+        io.read_logits([tmp_path / name], grid=grid), np.moveaxis(scores(), -1, 0)
+    )
 
 
 def study(folder, turn):
@@ -86,10 +106,18 @@ def study(folder, turn):
         rng = np.random.default_rng(number)
         reference = np.zeros((14, 12, 9), np.uint8)
         reference[3:9, 4:9, 2:6], reference[6:11, 4:7, 3:8] = 1, 2
-        logits = 2.0 * (reference[..., None] == np.arange(3)) + rng.normal(0, 1.5, (*reference.shape, 3))
-        save_nifti(places["images"] / f"{name}_0000.nii.gz", (100 * reference + rng.normal(0, 20, reference.shape)).astype("i2"), AFFINE)
+        logits = 2.0 * (reference[..., None] == np.arange(3)) + rng.normal(
+            0, 1.5, (*reference.shape, 3)
+        )
+        save_nifti(
+            places["images"] / f"{name}_0000.nii.gz",
+            (100 * reference + rng.normal(0, 20, reference.shape)).astype("i2"),
+            AFFINE,
+        )
         files = {
-            places["images"] / f"{name}_0001.nii.gz": (50 * reference + rng.normal(0, 9, reference.shape)).astype("f4"),
+            places["images"] / f"{name}_0001.nii.gz": (
+                50 * reference + rng.normal(0, 9, reference.shape)
+            ).astype("f4"),
             places["logits"] / f"{name}.nii.gz": logits.astype("f4"),
             places["masks"] / f"{name}.nii.gz": (rng.random(reference.shape) < 0.9).astype("u1"),
             places["labels"] / f"{name}.nii.gz": reference,
@@ -105,16 +133,69 @@ def test_commands_write_the_bytes_of_files_reoriented_by_nibabel(tmp_path):
     plain, other = study(tmp_path / "plain", turn=False), study(tmp_path / "turned", turn=True)
     for folder in (plain, other):
         common = ("-i", folder / "images", "--masks", folder / "masks", *FAST)
-        done = run_here("infer", *common, "-p", folder / "logits", "-o", folder / "out", "--save-logits", status=0)
+        done = run_here(
+            "infer",
+            *common,
+            "-p",
+            folder / "logits",
+            "-o",
+            folder / "out",
+            "--save-logits",
+            status=0,
+        )
         run_here("infer", *common, "-p", folder / "maps", "-o", folder / "of_maps", status=0)
-        again = run_here("infer", *common, "-p", folder / "logits", "-o", folder / "out", "--save-logits", "--continue", status=0)
+        again = run_here(
+            "infer",
+            *common,
+            "-p",
+            folder / "logits",
+            "-o",
+            folder / "out",
+            "--save-logits",
+            "--continue",
+            status=0,
+        )
         assert "2 skipped" in again.stderr
-        told = done.stderr, run_here("info", folder, status=0).stdout, str(find_cases(locate_folders(folder)).notes)
+        told = (
+            done.stderr,
+            run_here("info", folder, status=0).stdout,
+            str(find_cases(locate_folders(folder)).notes),
+        )
         assert ["turned" in text for text in told] == [folder is other] * 3
-        run_here("convert", folder / "maps/a.nii.gz", folder / "a.mha", "--like", folder / "images/a_0000.nii.gz", status=0)
-        run_here("convert", folder / "logits/a.nii.gz", folder / "a.npz", "--like", folder / "images/a_0000.nii.gz", status=0)
-        run_here("convert", folder / "logits/a.nii.gz", folder / "a_map.nii.gz", "--to", "labels", "--like", plain / "images/a_0000.nii.gz")
-    for name in ("out/a.nii.gz", "out/b.nii.gz", "out/a_logits.nii.gz", "of_maps/a.nii.gz", "a.mha", "a_map.nii.gz", "a.npz"):
+        run_here(
+            "convert",
+            folder / "maps/a.nii.gz",
+            folder / "a.mha",
+            "--like",
+            folder / "images/a_0000.nii.gz",
+            status=0,
+        )
+        run_here(
+            "convert",
+            folder / "logits/a.nii.gz",
+            folder / "a.npz",
+            "--like",
+            folder / "images/a_0000.nii.gz",
+            status=0,
+        )
+        run_here(
+            "convert",
+            folder / "logits/a.nii.gz",
+            folder / "a_map.nii.gz",
+            "--to",
+            "labels",
+            "--like",
+            plain / "images/a_0000.nii.gz",
+        )
+    for name in (
+        "out/a.nii.gz",
+        "out/b.nii.gz",
+        "out/a_logits.nii.gz",
+        "of_maps/a.nii.gz",
+        "a.mha",
+        "a_map.nii.gz",
+        "a.npz",
+    ):
         assert (plain / name).read_bytes() == (other / name).read_bytes(), name
 
 
@@ -122,7 +203,9 @@ def test_references_and_methods_on_turned_axes_are_measured_as_on_one_grid(tmp_p
     plain, other = study(tmp_path / "plain", turn=False), study(tmp_path / "turned", turn=True)
     for kind in ("maps", "logits"):
         tables = []
-        for number, (labels, methods) in enumerate([(plain, plain), (plain, other), (other, plain)]):
+        for number, (labels, methods) in enumerate(
+            [(plain, plain), (plain, other), (other, plain)]
+        ):
             out = tmp_path / f"{number}{kind}"
             run_here("evaluate", methods / kind, labels / "labels", "-o", out, status=0)
             tables.append(re.split("[,\\n]", (out / "metrics.csv").read_text()))
@@ -138,5 +221,10 @@ def test_files_of_one_label_each_may_have_different_axes(tmp_path):
     for label in range(3):
         image = nib.Nifti1Image(scores()[..., label], AFFINE)
         paths.append(tmp_path / f"label{label}.nii.gz")
-        nib.save(image if label == 0 else turned(image, np.array([[label, 1], [0, -1], [3 - label, 1]])), paths[-1])
-    np.testing.assert_array_equal(load_case(CaseFiles("a", (grid,), tuple(paths))).logits, np.moveaxis(scores(), -1, 0))
+        nib.save(
+            image if label == 0 else turned(image, np.array([[label, 1], [0, -1], [3 - label, 1]])),
+            paths[-1],
+        )
+    np.testing.assert_array_equal(
+        load_case(CaseFiles("a", (grid,), tuple(paths))).logits, np.moveaxis(scores(), -1, 0)
+    )

@@ -12,8 +12,12 @@ from crfrefine.layer.functional import gaussian_filter, mean_field  # noqa: E402
 
 def make(num_points=60, num_features=4, num_channels=2, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    values = torch.rand(2, num_channels, num_points, generator=generator, dtype=torch.float64).to(dtype)
-    return values, torch.randn(2, num_points, num_features, generator=generator, dtype=torch.float64).to(dtype)
+    values = torch.rand(2, num_channels, num_points, generator=generator, dtype=torch.float64).to(
+        dtype
+    )
+    return values, torch.randn(
+        2, num_points, num_features, generator=generator, dtype=torch.float64
+    ).to(dtype)
 
 
 @pytest.mark.parametrize("normalization", ["none", "after", "symmetric"])
@@ -21,7 +25,10 @@ def test_gradcheck_in_float64(normalization):
     values, features = make(12, 3, dtype=torch.float64)
     values.requires_grad_()
     features.requires_grad_()
-    assert torch.autograd.gradcheck(lambda v, f: gaussian_filter(v, f, method="exact", normalization=normalization), (values, features))
+    assert torch.autograd.gradcheck(
+        lambda v, f: gaussian_filter(v, f, method="exact", normalization=normalization),
+        (values, features),
+    )
 
 
 def filtered(values, features, **options):
@@ -33,7 +40,9 @@ def filtered(values, features, **options):
 
 @pytest.mark.parametrize("normalization", ["none", "after", "symmetric"])
 @pytest.mark.parametrize(("method", "tolerance"), [("exact", 2e-5), ("lattice", 0.35)])
-def test_gradients_of_the_engine_are_those_of_the_sum_over_all_pairs(method, tolerance, normalization):
+def test_gradients_of_the_engine_are_those_of_the_sum_over_all_pairs(
+    method, tolerance, normalization
+):
     double, options = make(300, 3, dtype=torch.float64), {"normalization": normalization}
     expected = filtered(*double, method="exact", **options)[1:]
     found = filtered(*make(300, 3), method=method, **options)[1:]
@@ -49,7 +58,9 @@ def test_operations_of_pytorch_give_the_values_and_gradients_of_the_engine(metho
         values, features = make(300, 4, dtype=dtype)
         results.append(filtered(values, features + 64, method=method, normalization="after"))
     for expected, found in zip(*results, strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+        torch.testing.assert_close(
+            found.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max())
+        )
 
 
 def test_tensors_and_arrays_give_the_same_values():
@@ -58,10 +69,15 @@ def test_tensors_and_arrays_give_the_same_values():
         found = gaussian_filter(values, features, method="lattice", normalization=normalization)
         for item in range(2):
             expected = crfrefine.gaussian_filter(
-                values[item].numpy(), features[item].numpy(), method="lattice", normalization=normalization
+                values[item].numpy(),
+                features[item].numpy(),
+                method="lattice",
+                normalization=normalization,
             )
             np.testing.assert_allclose(found[item].numpy(), expected, rtol=2e-6)
-            of_item = crfrefine.gaussian_filter(values[item], features[item], method="lattice", normalization=normalization)
+            of_item = crfrefine.gaussian_filter(
+                values[item], features[item], method="lattice", normalization=normalization
+            )
             torch.testing.assert_close(of_item, found[item])
 
 
@@ -136,7 +152,9 @@ def test_the_default_device_of_pytorch_does_not_matter(dtype):
     logits, image = 9 * torch.randn(1, 4, 5, 6, dtype=dtype), torch.rand(1, 1, 5, 6, dtype=dtype)
 
     def results():
-        refined = mean_field(logits, image, bilateral=[(1.0, 2.0, 0.2)], spacing=1.0, label_threshold=0.01)
+        refined = mean_field(
+            logits, image, bilateral=[(1.0, 2.0, 0.2)], spacing=1.0, label_threshold=0.01
+        )
         return gaussian_filter(values, features, method="lattice"), refined
 
     expected = results()
@@ -150,7 +168,8 @@ def test_tensors_take_features_that_are_arrays():
     expected = crfrefine.gaussian_filter(values[0], features[0].double())
     backwards = features[0].double().numpy()[::-1][::-1]
     torch.testing.assert_close(
-        crfrefine.gaussian_filter(values[0], backwards[::-1]), crfrefine.gaussian_filter(values[0], features[0].flip(0).double())
+        crfrefine.gaussian_filter(values[0], backwards[::-1]),
+        crfrefine.gaussian_filter(values[0], features[0].flip(0).double()),
     )
     torch.testing.assert_close(crfrefine.gaussian_filter(values[0], backwards.tolist()), expected)
     whole_numbers = (4 * features[0]).round()
@@ -166,12 +185,20 @@ of_one = crfrefine.gaussian_filter
     ("call", "error", "message"),
     [
         (lambda v, f: gaussian_filter(v[:, :, 1:], f), InputError, "do not fit each other"),
-        (lambda v, f: gaussian_filter(v[0], f), InputError, "values: expected floating-point numbers with a batch"),
+        (
+            lambda v, f: gaussian_filter(v[0], f),
+            InputError,
+            "values: expected floating-point numbers with a batch",
+        ),
         (lambda v, f: gaussian_filter(v.long(), f), InputError, "values: expected floating-point"),
         (lambda v, f: gaussian_filter(v, f * float("nan")), InputError, "finite"),
         (lambda v, f: gaussian_filter(v * float("inf"), f), InputError, "finite"),
         (lambda v, f: gaussian_filter(v, f, mask=torch.ones(3)), InputError, "mask has shape"),
-        (lambda v, f: gaussian_filter(v, f, mask=NANS), InputError, "mask holds values that are not finite"),
+        (
+            lambda v, f: gaussian_filter(v, f, mask=NANS),
+            InputError,
+            "mask holds values that are not finite",
+        ),
         (lambda v, f: gaussian_filter(v, f, mask="mask.nii"), InputError, "mask is a path"),
         (lambda v, f: gaussian_filter(v * 1e30, f), InputError, r"finite numbers up to 1e\+20"),
         (lambda v, f: gaussian_filter(v.to_sparse(), f), InputError, PLAIN),
@@ -179,12 +206,28 @@ of_one = crfrefine.gaussian_filter
         (lambda v, f: gaussian_filter(v, f, method="grid"), ConfigError, "method"),
         (lambda v, f: gaussian_filter(v, f * 1e4, method="lattice"), InputError, "for itself"),
         *(
-            (lambda v, f, t=t: gaussian_filter(v.to(t), f.to(t) * 1e7), CapacityError, "a million band")
+            (
+                lambda v, f, t=t: gaussian_filter(v.to(t), f.to(t) * 1e7),
+                CapacityError,
+                "a million band",
+            )
             for t in (torch.float32, torch.float64)
         ),
-        (lambda v, f: of_one(v[0, 0], f[0]), InputError, r"values \(60,\) and features \(60, 4\): expected \(V, N\)"),
-        (lambda v, f: of_one(v[0], [[1.0], [1.0, 2.0]]), InputError, "features is a list that numpy cannot take"),
-        (lambda v, f: of_one(v[0], f[0], device="torch:cuda"), ConfigError, "tensors are filtered on the device"),
+        (
+            lambda v, f: of_one(v[0, 0], f[0]),
+            InputError,
+            r"values \(60,\) and features \(60, 4\): expected \(V, N\)",
+        ),
+        (
+            lambda v, f: of_one(v[0], [[1.0], [1.0, 2.0]]),
+            InputError,
+            "features is a list that numpy cannot take",
+        ),
+        (
+            lambda v, f: of_one(v[0], f[0], device="torch:cuda"),
+            ConfigError,
+            "tensors are filtered on the device",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, error, message):

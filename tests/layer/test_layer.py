@@ -19,18 +19,32 @@ ASYMMETRIC = ((0.0, 0.4, 1.5), (0.7, 0.0, -0.3), (1.1, 0.9, 0.0))
 SPACING = SPACINGS[3]
 GRID = (6, 5, 7)
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-VALUES = ("bilateral_weight", "theta_alpha", "theta_beta", "spatial_weight", "theta_gamma", "compatibility", "temperature", "bias")
+VALUES = (
+    "bilateral_weight",
+    "theta_alpha",
+    "theta_beta",
+    "spatial_weight",
+    "theta_gamma",
+    "compatibility",
+    "temperature",
+    "bias",
+)
 MATRIX = {"compatibility": {"kind": "matrix", "matrix": ASYMMETRIC}}
 
 
 def parameters_with(**changes):
     """Two appearance kernels and a spatial one; dots in keys are written as `__`."""
     fixed = {
-        "bilateral": [{"weight": 2.0, "theta_alpha": 1.5, "theta_beta": [0.2, 0.3]}, {"weight": 0.7, "theta_alpha": 4.0}],
+        "bilateral": [
+            {"weight": 2.0, "theta_alpha": 1.5, "theta_beta": [0.2, 0.3]},
+            {"weight": 0.7, "theta_alpha": 4.0},
+        ],
         "spatial.weight": 0.6,
         "mean_field.filter": "exact",
     }
-    return CrfParameters().replace(**(fixed | {name.replace("__", "."): value for name, value in changes.items()}))
+    return CrfParameters().replace(
+        **(fixed | {name.replace("__", "."): value for name, value in changes.items()})
+    )
 
 
 def small_layer(**changes):
@@ -40,18 +54,29 @@ def small_layer(**changes):
 def tensors(case):
     """Logits (1, L, *grid), and an image (1, M, *grid) with another unit in each modality."""
     scale = np.array([700.0, 3.0]).reshape(-1, *[1] * len(case.spacing))
-    return torch.tensor(case.logits)[None], torch.tensor((case.image * scale).astype(np.float32))[None]
+    return torch.tensor(case.logits)[None], torch.tensor((case.image * scale).astype(np.float32))[
+        None
+    ]
 
 
 def batch(num_items=2):
-    cases = [random_case(3, 2, 3, masked=bool(index % 2), grid_shape=GRID) for index in range(num_items)]
+    cases = [
+        random_case(3, 2, 3, masked=bool(index % 2), grid_shape=GRID) for index in range(num_items)
+    ]
     logits, image = zip(*(tensors(case) for case in cases), strict=True)
     return torch.cat(logits), torch.cat(image)
 
 
 def refined_by_numpy(case, parameters):
     logits, image = tensors(case)
-    outcome = refine(logits[0].numpy(), image[0].numpy(), spacing=case.spacing, parameters=parameters, mask=case.mask, threads=1)
+    outcome = refine(
+        logits[0].numpy(),
+        image[0].numpy(),
+        spacing=case.spacing,
+        parameters=parameters,
+        mask=case.mask,
+        threads=1,
+    )
     return np.asarray(outcome.logits)
 
 
@@ -64,20 +89,29 @@ def perturb(layer):
 
 
 @pytest.mark.parametrize(
-    ("num_dims", "masked", "filter_", "kept"), [(2, True, "truncated", False), (3, True, "grid", False), (3, False, "lattice", True)]
+    ("num_dims", "masked", "filter_", "kept"),
+    [(2, True, "truncated", False), (3, True, "grid", False), (3, False, "lattice", True)],
 )
 def test_the_layer_computes_what_refine_does(num_dims, masked, filter_, kept):
     """With every parameter moved away from where it started. float32: five steps of roundings of 6e-8 in logits up to 10."""
     case = random_case(num_dims, 2, 3, masked=masked)
     changes = MATRIX | ({"volume__weight": 0.6} if kept else {})
-    parameters = parameters_with(**changes, mean_field__filter=filter_, mean_field__num_iterations=9)
-    layer = CrfRnn(3, 2, num_dims, parameters, per_label_weights=True, anisotropic=True, num_iterations=4)
+    parameters = parameters_with(
+        **changes, mean_field__filter=filter_, mean_field__num_iterations=9
+    )
+    layer = CrfRnn(
+        3, 2, num_dims, parameters, per_label_weights=True, anisotropic=True, num_iterations=4
+    )
     perturb(layer)
-    found = layer(*tensors(case), case.spacing, None if case.mask is None else torch.tensor(case.mask))[0]
+    found = layer(
+        *tensors(case), case.spacing, None if case.mask is None else torch.tensor(case.mask)
+    )[0]
     written = CrfParameters.from_toml(layer.to_parameters().to_toml())
     assert (written.mean_field.num_iterations, written.volume.weight > 0.0) == (4, kept)
     assert len({0.0, *written.mean_field.bias}) == 4
-    np.testing.assert_allclose(found.detach().numpy(), refined_by_numpy(case, written), rtol=0.0, atol=2e-5)
+    np.testing.assert_allclose(
+        found.detach().numpy(), refined_by_numpy(case, written), rtol=0.0, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("preset", [name for name in list_presets() if name != "sharp"])
@@ -101,7 +135,9 @@ def test_both_ways_to_normalize_intensities_agree(intensity):
     """Where the image's gradient is wanted it is normalized by PyTorch, elsewhere by `features`: to a rounding of either."""
     logits, image = batch(1)
     image[:, 1] += 5000.0
-    layer = small_layer(intensity__normalization=intensity, intensity__window=((300.0, 500.0), (5001.0, 5002.0)))
+    layer = small_layer(
+        intensity__normalization=intensity, intensity__window=((300.0, 500.0), (5001.0, 5002.0))
+    )
     mask = torch.rand(GRID, generator=torch.Generator().manual_seed(0)) < 0.7
     plain = layer(logits, image, SPACING, mask)
     followed = layer(logits, image.clone().requires_grad_(), SPACING, mask)
@@ -118,12 +154,21 @@ def test_prebuilt_kernels_give_the_same_and_are_not_built_again():
     assert [item.num_voxels for item in kernels] == [int(item.sum()) for item in mask]
     expected = layer(logits, image, SPACING, mask)
     torch.testing.assert_close(layer(logits, image, kernels=kernels), expected, rtol=0.0, atol=0.0)
-    torch.testing.assert_close(layer(logits, torch.full_like(image, torch.nan), kernels=kernels), expected, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(
+        layer(logits, torch.full_like(image, torch.nan), kernels=kernels),
+        expected,
+        rtol=0.0,
+        atol=0.0,
+    )
     layer = small_layer(intensity__normalization="none", mean_field__filter="truncated")
     buffer = image / image.std()
     kernels, gradients = layer.build_kernels(buffer, SPACING), []
     for _ in range(2):
-        gradients.append(torch.autograd.grad(layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta]))
+        gradients.append(
+            torch.autograd.grad(
+                layer(logits, buffer, kernels=kernels).square().sum(), [layer.log_theta_beta]
+            )
+        )
         buffer.copy_(torch.rand_like(buffer) * 100)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0.0, atol=0.0)
 
@@ -131,18 +176,35 @@ def test_prebuilt_kernels_give_the_same_and_are_not_built_again():
 def test_the_function_takes_numbers_and_defaults_to_potts():
     case = random_case(3, 2, 3, masked=True)
     logits, image = tensors(case)
-    found = mean_field(logits, image, bilateral=[(2.0, 1.5, [140.0, 0.9])], spacing=case.spacing, mask=torch.tensor(case.mask))
-    changes = {"bilateral.weight": 2.0, "bilateral.theta_beta": (140.0, 0.9), "intensity.normalization": "none"}
-    expected = refined_by_numpy(case, CrfParameters().replace(**changes, **{"mean_field.tolerance": 0.0}))
+    found = mean_field(
+        logits,
+        image,
+        bilateral=[(2.0, 1.5, [140.0, 0.9])],
+        spacing=case.spacing,
+        mask=torch.tensor(case.mask),
+    )
+    changes = {
+        "bilateral.weight": 2.0,
+        "bilateral.theta_beta": (140.0, 0.9),
+        "intensity.normalization": "none",
+    }
+    expected = refined_by_numpy(
+        case, CrfParameters().replace(**changes, **{"mean_field.tolerance": 0.0})
+    )
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=0.0, atol=2e-5)
 
 
 def test_positions_in_voxels_do_not_look_at_the_spacing_and_those_of_a_network_are_refused():
     logits, image = batch(1)
-    with pytest.raises(ConfigError, match=r"mean_field\.positions: 'network' counts bandwidths in voxels of the network"):
+    with pytest.raises(
+        ConfigError,
+        match=r"mean_field\.positions: 'network' counts bandwidths in voxels of the network",
+    ):
         CrfRnn(3, 2, 3, "sharp")(logits, image, SPACING)
     layer = small_layer(mean_field__positions="voxels")
-    torch.testing.assert_close(layer(logits, image, SPACING), layer(logits, image, 1.0), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(
+        layer(logits, image, SPACING), layer(logits, image, 1.0), rtol=0.0, atol=0.0
+    )
     in_mm = small_layer()
     assert not torch.allclose(in_mm(logits, image, SPACING), in_mm(logits, image, 1.0))
 
@@ -154,7 +216,9 @@ def test_learned_values_come_back_to_the_precision_of_the_tensors():
         perturb(layer)
         again = CrfRnn(3, 2, 3, layer.to_parameters())
         for name in VALUES:
-            torch.testing.assert_close(getattr(again, name), getattr(layer, name), rtol=2e-6, atol=0.0)
+            torch.testing.assert_close(
+                getattr(again, name), getattr(layer, name), rtol=2e-6, atol=0.0
+            )
         assert again.to_parameters() == layer.to_parameters()
         matrix = layer.compatibility.detach()
         assert not matrix.diagonal().any()
@@ -166,7 +230,10 @@ def test_learned_values_come_back_to_the_precision_of_the_tensors():
 
 def test_learned_groups_can_be_chosen():
     layer = CrfRnn(3, 2, learn=("weights", "temperature"))
-    assert [name for name, parameter in layer.named_parameters() if parameter.requires_grad] == ["raw_bilateral_weight", "log_temperature"]
+    assert [name for name, parameter in layer.named_parameters() if parameter.requires_grad] == [
+        "raw_bilateral_weight",
+        "log_temperature",
+    ]
     assert all(parameter.requires_grad for parameter in layer.unfreeze().parameters())
     assert not any(parameter.requires_grad for parameter in layer.freeze().parameters())
     layer.unfreeze("theta", "bias")
@@ -181,21 +248,38 @@ def test_learned_groups_can_be_chosen():
     ("changes", "arguments", "text"),
     [
         ({"bilateral.weight": (1.0, 2.0)}, {}, r"bilateral\.weight.* 3 labels"),
-        ({"bilateral.theta_alpha": 0.01}, {}, r"bilateral\.theta_alpha: 0\.01 is outside the range .* 0\.1 to 1000"),
+        (
+            {"bilateral.theta_alpha": 0.01},
+            {},
+            r"bilateral\.theta_alpha: 0\.01 is outside the range .* 0\.1 to 1000",
+        ),
         (MATRIX, {"symmetric_compatibility": True}, "not symmetric"),
-        (MATRIX, {"compatibility": "potts"}, "compatibility: for these parameters expected 'full', got 'potts'"),
+        (
+            MATRIX,
+            {"compatibility": "potts"},
+            "compatibility: for these parameters expected 'full', got 'potts'",
+        ),
         ({"bilateral.weight": (1.0, 2.0, 3.0)}, {"per_label_weights": False}, "per_label_weights"),
         ({"bilateral.theta_alpha": (1.0, 2.0, 3.0)}, {"anisotropic": False}, "anisotropic"),
         ({}, {"compatibility": "matrix"}, "'full' or 'potts'"),
         ({}, {"learn": ("weight",)}, "no group 'weight'"),
         ({}, {"num_iterations": 0}, "num_iterations"),
         ({}, {"num_labels": 1}, "num_labels"),
-        ({}, {"num_modalities": np.int64(2)}, r"num_modalities: expected a whole number \(int\), at least 1; got np.int64\(2\)"),
+        (
+            {},
+            {"num_modalities": np.int64(2)},
+            r"num_modalities: expected a whole number \(int\), at least 1; got np.int64\(2\)",
+        ),
         ({}, {"threads": 0}, "threads: expected a whole number from 1"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused_by_name(changes, arguments, text):
-    given = {"num_labels": 3, "num_modalities": 2, "spatial_dims": 3, "parameters": CrfParameters().replace(**changes)} | arguments
+    given = {
+        "num_labels": 3,
+        "num_modalities": 2,
+        "spatial_dims": 3,
+        "parameters": CrfParameters().replace(**changes),
+    } | arguments
     with pytest.raises(ConfigError, match=text):
         CrfRnn(**given)
 
@@ -226,7 +310,9 @@ def test_half_precision_is_computed_in_float32():
     layer = small_layer()
     refined = layer(half, image, SPACING)
     assert refined.dtype == dtype
-    torch.testing.assert_close(refined, layer(half.detach().float(), image, SPACING).to(dtype), rtol=0.0, atol=0.0)
+    torch.testing.assert_close(
+        refined, layer(half.detach().float(), image, SPACING).to(dtype), rtol=0.0, atol=0.0
+    )
     refined.sum().backward()
     assert half.grad is not None
     assert half.grad.dtype == dtype
@@ -248,7 +334,13 @@ def test_memory_formats_and_masks_in_all_forms_give_the_same():
     read_only = array.copy()
     read_only.setflags(write=False)
     assert torch.equal(layer(*last, rows[0], mask[:, None].float()), expected)
-    for same in (array, array.astype(">f4"), array[..., ::-1].copy()[..., ::-1], array.astype(np.uint16), read_only):
+    for same in (
+        array,
+        array.astype(">f4"),
+        array[..., ::-1].copy()[..., ::-1],
+        array.astype(np.uint16),
+        read_only,
+    ):
         assert torch.equal(layer(logits, image, rows, same), expected)
     assert torch.equal(layer(logits, image, list(SPACING), mask[0])[0], expected[0])
 
@@ -260,8 +352,14 @@ def test_memory_formats_and_masks_in_all_forms_give_the_same():
         ({"image": torch.rand(2, 1, *GRID)}, "2 modalities"),
         ({"image": torch.rand(2, 2, 6, 5, 8)}, r"the batch and the grid of the logits"),
         ({"logits": torch.rand(3)}, r"\(batch, labels, \*grid\)"),
-        ({"logits": torch.rand(2, 1, *GRID)}, r"give torch\.cat\(\[torch\.zeros_like\(logits\), logits\], 1\)$"),
-        ({"logits": torch.rand(2, 3, 6, 0, 7), "image": torch.rand(2, 2, 6, 0, 7)}, "none of them empty"),
+        (
+            {"logits": torch.rand(2, 1, *GRID)},
+            r"give torch\.cat\(\[torch\.zeros_like\(logits\), logits\], 1\)$",
+        ),
+        (
+            {"logits": torch.rand(2, 3, 6, 0, 7), "image": torch.rand(2, 2, 6, 0, 7)},
+            "none of them empty",
+        ),
         ({"logits": torch.zeros(2, 3, *GRID).long()}, "floating-point"),
         ({"image": torch.zeros(2, 2, *GRID, dtype=torch.complex64)}, "real numbers"),
         ({"spacing": (1.0, 2.0)}, r"spacing is \(1\.0, 2\.0\)"),
@@ -282,19 +380,29 @@ def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
     logits, image = batch()
     broken = image.clone()
     broken[1, 0, 2, 3, 4] = torch.inf
-    with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values that are not finite"):
+    with pytest.raises(
+        InputError, match="modality 0 of batch item 1 has 1 values that are not finite"
+    ):
         small_layer(intensity__normalization="zscore")(logits, broken, SPACING)
     layer, mask = small_layer(), torch.ones(2, *GRID, dtype=torch.bool)
     mask[1, 2, 3, 4] = False
     expected = layer(logits, image, SPACING, mask)
     message = r"logits of batch item 1 hold NaN or \+infinity at 1 voxels inside the mask, which would spread to all others"
-    for value, options in ((torch.inf, {}), (torch.nan, {"kernels": layer.build_kernels(image, SPACING)})):
+    for value, options in (
+        (torch.inf, {}),
+        (torch.nan, {"kernels": layer.build_kernels(image, SPACING)}),
+    ):
         logits[1, 0, 2, 3, 4] = value
         with pytest.raises(InputError, match=message):
             layer(logits, image, SPACING, **options)
     for options in ({"mask": mask}, {"kernels": layer.build_kernels(image, SPACING, mask)}):
         found = layer(logits, image, SPACING, **options)
-        torch.testing.assert_close(found[mask.unsqueeze(1).expand_as(found)], expected[mask.unsqueeze(1).expand_as(found)], rtol=0, atol=0)
+        torch.testing.assert_close(
+            found[mask.unsqueeze(1).expand_as(found)],
+            expected[mask.unsqueeze(1).expand_as(found)],
+            rtol=0,
+            atol=0,
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -313,7 +421,13 @@ def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite(dtype):
         layer = small_layer(mean_field__num_iterations=4)
         refined = layer(forbidden, image, case.spacing, mask)
         nn.functional.cross_entropy(refined[:, :, mask], labels[:, mask]).backward()
-        results.append([refined.softmax(1)[:, :, mask].detach(), forbidden.grad, *(parameter.grad for parameter in layer.parameters())])
+        results.append(
+            [
+                refined.softmax(1)[:, :, mask].detach(),
+                forbidden.grad,
+                *(parameter.grad for parameter in layer.parameters()),
+            ]
+        )
     for found, wanted in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
@@ -326,7 +440,9 @@ def test_without_pytorch_the_error_says_what_to_install():
         "    try: get()\n"
         "    except crfrefine.BackendUnavailableError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
+    )
     assert done.stdout.count("pip install 'crfrefine[train]'") == 2
 
 
@@ -335,9 +451,17 @@ def test_kernels_for_another_model_are_refused():
     layer = small_layer()
     smaller = layer.build_kernels(image[..., :5], SPACING)
     for values, kernels, text in (
-        (logits, CrfRnn(3, 2).build_kernels(image, SPACING), r"built for 1 terms.*the call has 3 terms"),
+        (
+            logits,
+            CrfRnn(3, 2).build_kernels(image, SPACING),
+            r"built for 1 terms.*the call has 3 terms",
+        ),
         (logits, smaller, r"an image of shape \(2, 6, 5, 5\).*build them anew"),
-        (logits.double(), layer.build_kernels(image, SPACING), r"in float32.*the call has .* in float64"),
+        (
+            logits.double(),
+            layer.build_kernels(image, SPACING),
+            r"in float32.*the call has .* in float64",
+        ),
     ):
         with pytest.raises(InputError, match=text):
             layer(values, image, SPACING, kernels=kernels)

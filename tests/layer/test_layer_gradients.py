@@ -39,37 +39,63 @@ def problem(num_dims=3, *, masked=False):
         "temperature": torch.tensor(1.3).double(),
         "bias": torch.tensor([0.4, -0.9, 0.3]).double(),
     }
-    return values, {"spacing": case.spacing, "mask": None if case.mask is None else torch.tensor(case.mask)}
+    return values, {
+        "spacing": case.spacing,
+        "mask": None if case.mask is None else torch.tensor(case.mask),
+    }
 
 
-def refined(options, *, logits, image, weights, theta_alpha, theta_beta, spatial_weight, theta_gamma, **run):
+def refined(
+    options, *, logits, image, weights, theta_alpha, theta_beta, spatial_weight, theta_gamma, **run
+):
     bilateral = list(zip(weights, theta_alpha, theta_beta, strict=True))
-    return mean_field(logits[None], image[None], bilateral=bilateral, spatial=(spatial_weight, theta_gamma), **run, **options)[0]
+    return mean_field(
+        logits[None],
+        image[None],
+        bilateral=bilateral,
+        spatial=(spatial_weight, theta_gamma),
+        **run,
+        **options,
+    )[0]
 
 
 def check(function, values, names):
     """Finite differences in float64 with PyTorch's default tolerances (rtol 1e-3, atol 1e-5 at a step of 1e-6), by the named values."""
     leaves = tuple(values[name].detach().clone().requires_grad_() for name in names)
-    assert torch.autograd.gradcheck(lambda *given: function(**(values | dict(zip(names, given, strict=True)))), leaves)
+    assert torch.autograd.gradcheck(
+        lambda *given: function(**(values | dict(zip(names, given, strict=True)))), leaves
+    )
 
 
 @pytest.mark.parametrize("compatibility", [ASYMMETRIC, REPULSIVE], ids=["asymmetric", "repulsive"])
 @pytest.mark.parametrize(
     ("num_dims", "masked", "normalization", "filter_"),
-    [(2, True, "symmetric", "exact"), (3, False, "after", "truncated"), (4, True, "symmetric", "exact")],
+    [
+        (2, True, "symmetric", "exact"),
+        (3, False, "after", "truncated"),
+        (4, True, "symmetric", "exact"),
+    ],
 )
-def test_gradients_by_everything_that_the_function_takes(num_dims, masked, normalization, filter_, compatibility):
+def test_gradients_by_everything_that_the_function_takes(
+    num_dims, masked, normalization, filter_, compatibility
+):
     """With a repulsive matrix, too, for which the energy rises."""
     values, options = problem(num_dims, masked=masked)
     options |= {"normalization": normalization, "filter": filter_, "num_iterations": 3}
-    values |= {"compatibility": torch.tensor(compatibility).double(), "weights": 2.0 * values["weights"]}
+    values |= {
+        "compatibility": torch.tensor(compatibility).double(),
+        "weights": 2.0 * values["weights"],
+    }
     check(lambda **given: refined(options, **given), values, list(values))
 
 
 def test_gradients_of_the_lattice_with_its_simplices_fixed():
     """The lattice is slightly asymmetric: forgetting to reverse the blurs in the backward pass is 3 % off."""
     values, options = problem(masked=True)
-    bandwidths, settings = list(zip(values["theta_alpha"], values["theta_beta"], strict=True)), {"filter": "lattice", "num_iterations": 3}
+    bandwidths, settings = (
+        list(zip(values["theta_alpha"], values["theta_beta"], strict=True)),
+        {"filter": "lattice", "num_iterations": 3},
+    )
     given = {"bilateral": bandwidths, "theta_gamma": values["theta_gamma"], "num_labels": 3}
     kernels = build_kernels(values["image"][None], **given, **options, **settings)
     options |= {"kernels": kernels, "num_iterations": 3}
@@ -81,33 +107,66 @@ def test_gradients_of_the_lattice_with_its_simplices_fixed():
 def test_gradients_by_everything_that_a_layer_holds(compatibility):
     """Through logarithms, softplus and the symmetric matrix, for all parameters at once."""
     values, options = problem(2)
-    changes = {"bilateral.weight": 1.5, "bilateral.theta_beta": (0.2, 0.4), "spatial.weight": 0.7, "mean_field.filter": "exact"}
+    changes = {
+        "bilateral.weight": 1.5,
+        "bilateral.theta_beta": (0.2, 0.4),
+        "spatial.weight": 0.7,
+        "mean_field.filter": "exact",
+    }
     if compatibility == "asymmetric":
         changes["compatibility"] = {"kind": "matrix", "matrix": ASYMMETRIC}
     settings = {"per_label_weights": True, "anisotropic": True, "num_iterations": 2}
     layer = CrfRnn(3, 2, 2, CrfParameters().replace(**changes), **settings).double()
-    held, given = dict(layer.named_parameters()), (values["logits"][None], values["image"][None], options["spacing"])
+    held, given = (
+        dict(layer.named_parameters()),
+        (values["logits"][None], values["image"][None], options["spacing"]),
+    )
     check(lambda **changed: torch.func.functional_call(layer, changed, given), held, list(held))
 
 
-@pytest.mark.parametrize(("intensity", "theta_beta", "masked"), [("zscore", 1.0, True), ("percentile", 0.3, False), ("window", 0.3, True)])
+@pytest.mark.parametrize(
+    ("intensity", "theta_beta", "masked"),
+    [("zscore", 1.0, True), ("percentile", 0.3, False), ("window", 0.3, True)],
+)
 def test_gradients_by_the_raw_image_include_its_statistics(intensity, theta_beta, masked):
     values, options = problem(masked=masked)
     raw = 40.0 * values["image"]  # about 0 to 30
-    changes = {"bilateral.theta_beta": theta_beta, "mean_field.filter": "exact", "intensity.normalization": intensity}
-    parameters = CrfParameters().replace(**changes, **{"intensity.percentiles": (7.0, 88.0), "intensity.window": (11.0, 25.0)})
+    changes = {
+        "bilateral.theta_beta": theta_beta,
+        "mean_field.filter": "exact",
+        "intensity.normalization": intensity,
+    }
+    parameters = CrfParameters().replace(
+        **changes, **{"intensity.percentiles": (7.0, 88.0), "intensity.window": (11.0, 25.0)}
+    )
     layer = CrfRnn(3, 2, 3, parameters, num_iterations=2).double()
-    check(lambda image: layer(values["logits"][None], image[None], **options), {"image": raw}, ["image"])
+    check(
+        lambda image: layer(values["logits"][None], image[None], **options),
+        {"image": raw},
+        ["image"],
+    )
 
 
 def small_layer(**changes):
     fixed = {"mean_field.filter": "exact", "bilateral.theta_beta": 0.2, "spatial.weight": 0.5}
-    return CrfRnn(3, 2, 3, CrfParameters().replace(**{name.replace("__", "."): value for name, value in (fixed | changes).items()}))
+    return CrfRnn(
+        3,
+        2,
+        3,
+        CrfParameters().replace(
+            **{name.replace("__", "."): value for name, value in (fixed | changes).items()}
+        ),
+    )
 
 
 def batch(num_items=2):
-    cases = [random_case(3, 2, 3, masked=bool(index), grid_shape=(4, 6, 5)) for index in range(num_items)]
-    return [torch.tensor(np.stack([getattr(case, name) for case in cases])) for name in ("logits", "image")]
+    cases = [
+        random_case(3, 2, 3, masked=bool(index), grid_shape=(4, 6, 5)) for index in range(num_items)
+    ]
+    return [
+        torch.tensor(np.stack([getattr(case, name) for case in cases]))
+        for name in ("logits", "image")
+    ]
 
 
 def test_items_of_a_batch_are_independent_and_parameters_gather_their_gradients():
@@ -131,7 +190,13 @@ def test_at_weight_zero_the_layer_is_the_identity_and_can_leave_it():
     """No saddle: where neighbors agree with the truth, the gradient with respect to a weight of 0 says that it should grow."""
     case = random_case(3, 2, 3, grid_shape=(6, 5, 7))
     logits, image = torch.tensor(case.logits)[None], torch.tensor(case.image)[None]
-    layer = CrfRnn(3, 2, 3, CrfParameters().replace(**{"bilateral.weight": 0.0, "mean_field.temperature": 1.6}), spatial=True)
+    layer = CrfRnn(
+        3,
+        2,
+        3,
+        CrfParameters().replace(**{"bilateral.weight": 0.0, "mean_field.temperature": 1.6}),
+        spatial=True,
+    )
     assert layer.bilateral_weight.item() == layer.spatial_weight.item() == 0.0
     refined = layer(logits, image, case.spacing)
     torch.testing.assert_close(refined, logits / 1.6)
@@ -189,7 +254,9 @@ def test_a_change_in_place_and_second_derivatives_are_refused():
             out.sum().backward()
     logits, image = batch(1)
     logits.requires_grad_()
-    (grad,) = torch.autograd.grad(small_layer()(logits, image, SPACING).square().sum(), logits, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        small_layer()(logits, image, SPACING).square().sum(), logits, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
@@ -200,7 +267,9 @@ def test_the_weight_of_the_volume_term_has_a_slope_from_end_to_end(weight):
     case = random_case(3, grid_shape=(5, 6, 9))
     logits, image = (torch.tensor(values)[None].double() for values in (case.logits, case.image))
     parameters = CrfParameters().replace(**{"volume.weight": weight, "bilateral.theta_beta": 0.2})
-    layer = CrfRnn(3, 2, 3, parameters, compatibility="potts", volume=True, learn=["volume"]).double()
+    layer = CrfRnn(
+        3, 2, 3, parameters, compatibility="potts", volume=True, learn=["volume"]
+    ).double()
     probe = torch.tensor(np.random.default_rng(0).normal(size=logits.shape))
 
     def loss(value):
@@ -213,7 +282,9 @@ def test_the_weight_of_the_volume_term_has_a_slope_from_end_to_end(weight):
         expected = float(loss(high) - loss(low)) / (high - low)
     for sign in (1.0, -1.0):  # a weight at an end of its range has no slope that leads out of it
         (found,) = torch.autograd.grad(sign * loss(weight), [layer.raw_volume_weight])
-        is_outward = (weight == 0.0 and sign * expected > 0.0) or (weight == 1.0 and sign * expected < 0.0)
+        is_outward = (weight == 0.0 and sign * expected > 0.0) or (
+            weight == 1.0 and sign * expected < 0.0
+        )
         assert float(found) == (0.0 if is_outward else pytest.approx(sign * expected, rel=5e-3))
 
 
@@ -222,11 +293,21 @@ def test_the_weight_of_the_volume_term_has_a_slope_from_end_to_end(weight):
 
 def _gradients(filter_name, changes, device, parameters_on=""):
     """Refined logits, and the gradients of a linear loss with respect to logits, image and all parameters."""
-    fixed = {"bilateral.weight": 2.0, "bilateral.theta_alpha": 1.7, "bilateral.theta_beta": 0.3, "mean_field.filter": filter_name}
-    parameters = CrfParameters().replace(**fixed, **{"spatial.weight": 0.5, "spatial.theta_gamma": 1.3}, **changes)
+    fixed = {
+        "bilateral.weight": 2.0,
+        "bilateral.theta_alpha": 1.7,
+        "bilateral.theta_beta": 0.3,
+        "mean_field.filter": filter_name,
+    }
+    parameters = CrfParameters().replace(
+        **fixed, **{"spatial.weight": 0.5, "spatial.theta_gamma": 1.3}, **changes
+    )
     layer = CrfRnn(3, 2, parameters=parameters, num_iterations=3).to(parameters_on or device)
     rng, shape = np.random.default_rng(4), (5, 8, 7)
-    logits, image, factor = (torch.tensor(rng.normal(size=(1, channels, *shape)), dtype=torch.float32) for channels in (3, 2, 3))
+    logits, image, factor = (
+        torch.tensor(rng.normal(size=(1, channels, *shape)), dtype=torch.float32)
+        for channels in (3, 2, 3)
+    )
     mask = torch.tensor(rng.random(shape) < 0.8)
     leaves = {"logits": logits, "image": image}
     leaves = {name: tensor.to(device).requires_grad_() for name, tensor in leaves.items()}
@@ -242,11 +323,16 @@ def _gradients(filter_name, changes, device, parameters_on=""):
     [
         ("lattice", "cpu", {}),
         ("truncated", "", {"volume.weight": 0.7}),
-        *(pytest.param(name, "", {}, marks=pytest.mark.long) for name in ("exact", "truncated", "grid", "lattice")),
+        *(
+            pytest.param(name, "", {}, marks=pytest.mark.long)
+            for name in ("exact", "truncated", "grid", "lattice")
+        ),
     ],
 )
 @pytest.mark.parametrize("engine", ["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_the_layer_learns_the_same_on_a_gpu(engine, filter_name, parameters_on, changes, monkeypatch):
+def test_the_layer_learns_the_same_on_a_gpu(
+    engine, filter_name, parameters_on, changes, monkeypatch
+):
     """Logits and every gradient are the CPU engine's, wherever the parameters are; bodies are found on the host, wherever the logits are.
 
     float32: 1e-4 of the largest; bandwidths lose digits to squares that all but cancel, hence 2e-3.
@@ -258,4 +344,6 @@ def test_the_layer_learns_the_same_on_a_gpu(engine, filter_name, parameters_on, 
     assert not changes or found["raw_volume_weight"] != 0.0
     for name, value in expected.items():
         tolerance = 2e-3 if "theta" in name else 1e-4
-        np.testing.assert_allclose(found[name], value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name)
+        np.testing.assert_allclose(
+            found[name], value, atol=tolerance * np.abs(value).max(), rtol=0, err_msg=name
+        )

@@ -43,7 +43,9 @@ EXPORTERS = {
     "torch.jit.script": lambda model, given: torch.jit.script(model),
     "torch.jit.trace": lambda model, given: torch.jit.trace(model, given),
     "torch.export.export": lambda model, given: torch.export.export(model, given),
-    "torch.onnx.export": lambda model, given: torch.onnx.export(model, given, io.BytesIO(), dynamo=False),
+    "torch.onnx.export": lambda model, given: torch.onnx.export(
+        model, given, io.BytesIO(), dynamo=False
+    ),
 }
 
 
@@ -76,7 +78,11 @@ def test_a_missing_spacing_is_said_once_by_each_layer_at_the_caller_s_line(given
         replica = layer._replicate_for_data_parallel()
         for name, parameter in layer._parameters.items():  # as DataParallel does
             setattr(replica, name, None if parameter is None else 1.0 * parameter)
-        seen = [warning for one in (layer, replica, layer) for warning in shout_of(lambda one=one: one(logits, image))]
+        seen = [
+            warning
+            for one in (layer, replica, layer)
+            for warning in shout_of(lambda one=one: one(logits, image))
+        ]
         message = "no spacing was given, so the CRF takes neighboring voxels to be 1 mm apart"
         assert [str(warning.message).partition(";")[0] for warning in seen] == [message]
         assert (seen[0].category, seen[0].filename) == (UserWarning, __file__)
@@ -87,13 +93,18 @@ def test_a_missing_spacing_is_said_once_by_each_layer_at_the_caller_s_line(given
     for twin in (torch.load(stream, weights_only=False), copy.deepcopy(layer)):
         assert not shout_of(lambda twin=twin: twin(logits, image))
         assert twin.to_parameters() == layer.to_parameters()
-        torch.testing.assert_close(twin(logits, image, SPACING), layer(logits, image, SPACING), rtol=0.0, atol=0.0)
+        torch.testing.assert_close(
+            twin(logits, image, SPACING), layer(logits, image, SPACING), rtol=0.0, atol=0.0
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line(dtype):
     """Of three labels, with padding of zeros beside them, as of a crop."""
-    probabilities = (2.0 * torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(4), dtype=torch.float64)).softmax(1)
+    probabilities = (
+        2.0
+        * torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    ).softmax(1)
     probabilities[..., -1] = 0.0
     layer, given, image = CrfRnn(3, 2), probabilities.to(dtype), torch.rand(2, 2, *GRID)
     seen = [warning for _ in range(3) for warning in shout_of(lambda: layer(given, image, SPACING))]

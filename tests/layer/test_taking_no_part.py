@@ -25,7 +25,10 @@ SPACING = (1.0, 0.6, 1.7)
 def batch():
     """Two items, of which the second is padded; logits, image, padding (*grid) of the second."""
     cases = [random_case(grid_shape=GRID), random_case(grid_shape=GRID, masked=True)]
-    logits, image = (torch.from_numpy(np.stack([getattr(case, name) for case in cases])) for name in ("logits", "image"))
+    logits, image = (
+        torch.from_numpy(np.stack([getattr(case, name) for case in cases]))
+        for name in ("logits", "image")
+    )
     padding = torch.zeros(GRID, dtype=torch.bool)
     padding[:3] = padding[:, :, -2:] = True
     logits[1, :, padding] = 0.0
@@ -57,10 +60,17 @@ def test_padding_of_a_batch_item_is_outside_its_mask():
     found = []
     for given in (mask, None):
         values = logits.clone().requires_grad_()
-        warned = pytest.warns(UserWarning, match=rf"batch item 1: .*{int(padding.sum())} of {padding.numel()} voxels")
+        warned = pytest.warns(
+            UserWarning, match=rf"batch item 1: .*{int(padding.sum())} of {padding.numel()} voxels"
+        )
         with warned if given is None else contextlib.nullcontext():
             refined = model(values, image, SPACING, given)
-        found.append((refined.detach(), *torch.autograd.grad(refined.square().sum(), (values, model.raw_bilateral_weight))))
+        found.append(
+            (
+                refined.detach(),
+                *torch.autograd.grad(refined.square().sum(), (values, model.raw_bilateral_weight)),
+            )
+        )
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert not refined.argmax(dim=1)[1, padding].any()
     torch.testing.assert_close(refined[0, :, 5, 4, 3], logits[0, :, 5, 4, 3] / 2.0, rtol=0, atol=0)
@@ -113,7 +123,9 @@ def test_training_leaves_padding_out_of_its_crops_and_forgets_its_constant():
 def test_kernels_that_were_built_without_regard_to_padding_are_refused():
     logits, image, padding = batch()
     model = layer()
-    with pytest.raises(InputError, match="its kernels were built with these voxels inside the mask"):
+    with pytest.raises(
+        InputError, match="its kernels were built with these voxels inside the mask"
+    ):
         model(logits, image, SPACING, kernels=model.build_kernels(image, SPACING))
     mask = torch.stack([torch.ones(GRID, dtype=torch.bool), ~padding])
     expected = model(logits, image, SPACING, mask)
@@ -148,19 +160,40 @@ def tensors(batch=1, seed=0):
 
 
 def layer_of(threshold, changes=(), **settings):
-    given = {"intensity.normalization": "none", "bilateral.theta_beta": 0.2, "spatial.weight": 0.5, "mean_field.filter": "exact"}
-    return CrfRnn(NUM_LABELS, 1, 3, CrfParameters().replace(**(given | dict(changes))), label_threshold=threshold, **settings)
+    given = {
+        "intensity.normalization": "none",
+        "bilateral.theta_beta": 0.2,
+        "spatial.weight": 0.5,
+        "mean_field.filter": "exact",
+    }
+    return CrfRnn(
+        NUM_LABELS,
+        1,
+        3,
+        CrfParameters().replace(**(given | dict(changes))),
+        label_threshold=threshold,
+        **settings,
+    )
 
 
 def trained(layer, logits, image, mask=None):
     """Marginals, and the gradients of a loss on them."""
     logits = logits.clone().requires_grad_()
     marginals = torch.softmax(layer(logits, image, SPACING, mask), dim=1)
-    target = torch.randint(0, NUM_LABELS, marginals.shape[:1] + marginals.shape[2:], generator=torch.Generator().manual_seed(3))
+    target = torch.randint(
+        0,
+        NUM_LABELS,
+        marginals.shape[:1] + marginals.shape[2:],
+        generator=torch.Generator().manual_seed(3),
+    )
     loss = torch.nn.functional.nll_loss(torch.log(marginals + 1e-3), target)
     layer.zero_grad()
     loss.backward()
-    grads = {name: parameter.grad.clone() for name, parameter in layer.named_parameters() if parameter.grad is not None}
+    grads = {
+        name: parameter.grad.clone()
+        for name, parameter in layer.named_parameters()
+        if parameter.grad is not None
+    }
     return {"marginals": marginals.detach(), "logits": logits.grad, **grads}
 
 
@@ -170,11 +203,16 @@ def test_labels_that_are_nowhere_take_no_part(dtype, counts):
     changes = {"mean_field.bias": [0.0, 0.3, -0.2, 0.1, 0.5, 0.0], "mean_field.temperature": 1.3}
     settings = {"per_label_weights": True, "anisotropic": True}
     mask = torch.rand(SHAPE, generator=torch.Generator().manual_seed(7)) > 0.2
-    found, expected = (trained(layer_of(threshold, changes, **settings).to(dtype), logits, image, mask) for threshold in (1e-5, 0.0))
+    found, expected = (
+        trained(layer_of(threshold, changes, **settings).to(dtype), logits, image, mask)
+        for threshold in (1e-5, 0.0)
+    )
     assert counts == [NUM_LABELS - len(ABSENT), NUM_LABELS]
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        torch.testing.assert_close(found[name], values, rtol=0, atol=5e-5 * max(1.0, float(values.abs().max())), msg=name)
+        torch.testing.assert_close(
+            found[name], values, rtol=0, atol=5e-5 * max(1.0, float(values.abs().max())), msg=name
+        )
 
 
 def test_each_batch_item_has_its_own_labels(counts):
@@ -203,5 +241,7 @@ def test_all_labels_take_part_where_penalties_or_the_volume_ask_for_it(counts):
     for layer in given:
         layer(logits, image, SPACING)
     layer = layer_of(1e-5)
-    layer(logits, image, SPACING, kernels=layer.build_kernels(image, SPACING))  # They were built for all labels.
+    layer(
+        logits, image, SPACING, kernels=layer.build_kernels(image, SPACING)
+    )  # They were built for all labels.
     assert counts == [NUM_LABELS] * 3

@@ -8,13 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from evaluation_helpers import SHAPE, expected_calibration, expected_calibration_of_all, expected_overlap, label_map, logits_of
+from evaluation_helpers import (
+    SHAPE,
+    expected_calibration,
+    expected_calibration_of_all,
+    expected_overlap,
+    label_map,
+    logits_of,
+)
 from oracles import softmax
 from scipy import ndimage
 
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.calibration import _BLOCK_VOXELS, measure_calibration
-from crfrefine.metrics.overlap import OverlapCounts, _nearest_by_transform, _nearest_by_tree, measure_case
+from crfrefine.metrics.overlap import (
+    OverlapCounts,
+    _nearest_by_transform,
+    _nearest_by_tree,
+    measure_case,
+)
 from crfrefine.metrics.regions import ALL_LABELS, Region, parse_region
 from crfrefine.metrics.registry import CALIBRATION_METRICS, MASK_METRICS
 
@@ -52,39 +64,58 @@ def test_every_metric_equals_the_brute_force_for_all_pairs_of_kinds(num_dims):
     rng = np.random.default_rng(num_dims)
     spacing = SPACINGS[num_dims]
     for one, other in itertools.product((*SHARES, *PARTS), repeat=2):
-        prediction, reference = _masks(one, GRIDS[num_dims], rng), _masks(other, GRIDS[num_dims], rng)
+        prediction, reference = (
+            _masks(one, GRIDS[num_dims], rng),
+            _masks(other, GRIDS[num_dims], rng),
+        )
         # No distance between voxels of these grids is 1.25 mm, so rounding cannot decide what is within it.
         measured = measure_masks(prediction, reference, spacing, tolerance_mm=1.25)
         assert tuple(measured) == tuple(MASK_METRICS)
         expected = expected_overlap(prediction, reference, 1.25, spacing)
-        assert measured == pytest.approx(expected, abs=ROUNDING, rel=ROUNDING, nan_ok=True), (one, other)
+        assert measured == pytest.approx(expected, abs=ROUNDING, rel=ROUNDING, nan_ok=True), (
+            one,
+            other,
+        )
 
 
 def test_boundaries_distances_and_pieces_equal_those_of_simpleitk():
     """Of smooth random shapes that the border cuts off, as images with a rim of background around them."""
     rng, spacing = np.random.default_rng(16), (2.0, 0.5, 1.1)
-    noises = [ndimage.gaussian_filter(rng.normal(size=(30, 9, 17)), 1.5, mode="wrap") for _ in range(2)]
+    noises = [
+        ndimage.gaussian_filter(rng.normal(size=(30, 9, 17)), 1.5, mode="wrap") for _ in range(2)
+    ]
     masks = [noises[0] > np.quantile(noises[0], 0.8), noises[1] > np.quantile(noises[1], 0.7)]
     images = [SimpleITK.GetImageFromArray(np.pad(mask, 1).T.astype(np.uint8)) for mask in masks]
     for image in images:
         image.SetSpacing(spacing)
     contours = [SimpleITK.BinaryContour(image, fullyConnected=False) for image in images]
-    maps = [SimpleITK.SignedMaurerDistanceMap(contour, squaredDistance=False, useImageSpacing=True) for contour in contours]
+    maps = [
+        SimpleITK.SignedMaurerDistanceMap(contour, squaredDistance=False, useImageSpacing=True)
+        for contour in contours
+    ]
     edges = [SimpleITK.GetArrayFromImage(contour) > 0 for contour in contours]
-    directed = [np.abs(SimpleITK.GetArrayFromImage(maps[1 - number]))[edges[number]] for number in (0, 1)]
+    directed = [
+        np.abs(SimpleITK.GetArrayFromImage(maps[1 - number]))[edges[number]] for number in (0, 1)
+    ]
     everything = np.concatenate(directed).astype(np.float64)
     expected = {
         "surface_dice": np.mean(everything <= 1.25),
         "hd_mm": everything.max(),
         "hd95_mm": max(np.percentile(one_way, 95) for one_way in directed),
         "assd_mm": everything.mean(),
-        "num_components": SimpleITK.GetArrayFromImage(SimpleITK.ConnectedComponent(images[0], True)).max(),
+        "num_components": SimpleITK.GetArrayFromImage(
+            SimpleITK.ConnectedComponent(images[0], True)
+        ).max(),
     }
     measured = measure_masks(*masks, spacing, tolerance_mm=1.25)
     # SimpleITK keeps its distance maps in single precision.
     assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-6)
-    assert measure_masks(*masks, spacing, metrics=("hd95_mm", "dice")) == {name: measured[name] for name in ("hd95_mm", "dice")}
-    by_tree, by_transform = (find(masks[0], masks[1], spacing) for find in (_nearest_by_tree, _nearest_by_transform))
+    assert measure_masks(*masks, spacing, metrics=("hd95_mm", "dice")) == {
+        name: measured[name] for name in ("hd95_mm", "dice")
+    }
+    by_tree, by_transform = (
+        find(masks[0], masks[1], spacing) for find in (_nearest_by_tree, _nearest_by_transform)
+    )
     np.testing.assert_allclose(by_tree, by_transform, rtol=ROUNDING)
 
 
@@ -94,14 +125,18 @@ def test_a_shift_by_exactly_the_tolerance_is_within_it():
     prediction[3, 2] = reference[6, 2] = True
     assert 3 * 0.1 > 0.3
     assert measure_masks(prediction, reference, (0.1, 0.4), tolerance_mm=0.3)["surface_dice"] == 1.0
-    assert measure_masks(prediction, reference, (0.1, 0.4), tolerance_mm=0.2999)["surface_dice"] == 0.0
+    assert (
+        measure_masks(prediction, reference, (0.1, 0.4), tolerance_mm=0.2999)["surface_dice"] == 0.0
+    )
 
 
 @pytest.mark.parametrize("axis", range(3))
 def test_a_single_slice_is_measured_as_a_plane(axis):
     """Along an axis of one voxel every voxel would be boundary."""
     masks = [_masks(kind, (11, 7), np.random.default_rng(6)) for kind in ("inside", "dense")]
-    found = measure_masks(*(np.expand_dims(mask, axis) for mask in masks), np.insert((1.3, 0.7), axis, 1.0))
+    found = measure_masks(
+        *(np.expand_dims(mask, axis) for mask in masks), np.insert((1.3, 0.7), axis, 1.0)
+    )
     assert found == pytest.approx(measure_masks(*masks, (1.3, 0.7)), rel=ROUNDING)
 
 
@@ -109,7 +144,9 @@ def test_ignored_voxels_are_background_in_both_maps():
     labels = np.array([[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
     truth = np.array([[1, 1, 9, 0], [0, 9, 0, 0], [0, 0, 0, 0]])
     # Also of a region that names the ignored label.
-    for values in measure_case(labels, truth, {"one": (1,), "both": (1, 9)}, (1.0, 2.0), ignore_label=9).values():
+    for values in measure_case(
+        labels, truth, {"one": (1,), "both": (1, 9)}, (1.0, 2.0), ignore_label=9
+    ).values():
         assert (values["dice"], values["volume_ml"]) == (1.0, 0.004)
 
 
@@ -119,23 +156,48 @@ def test_counts_of_a_confusion_matrix_are_those_of_masks():
     confusion = np.zeros((4, 4), np.int64)
     np.add.at(confusion, (wanted, found), 1)
     for region in ((1,), (1, 3), (0, 2, 3)):
-        assert OverlapCounts.of_confusion(confusion, region) == OverlapCounts.of_masks(np.isin(found, region), np.isin(wanted, region))
+        assert OverlapCounts.of_confusion(confusion, region) == OverlapCounts.of_masks(
+            np.isin(found, region), np.isin(wanted, region)
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"reference": np.ones((4, 3), int)}, GridMismatchError, "the prediction has 3×4 voxels, the reference 4×3"),
+        (
+            {"reference": np.ones((4, 3), int)},
+            GridMismatchError,
+            "the prediction has 3×4 voxels, the reference 4×3",
+        ),
         ({"prediction": np.ones((3, 4))}, InputError, "the prediction has values of type float64"),
-        *(({"spacing": spacing}, InputError, "expected 2 positive distances in mm") for spacing in ((1.0, 0.0), None)),
-        *(({"regions": {"a": labels}}, ConfigError, "region 'a': expected labels from 1 up") for labels in ((0, 1), 1, "1", (1.5,))),
-        ({"tolerance_mm": -1.0}, ConfigError, "tolerance_mm: expected a number of mm, at least 0, got -1.0"),
+        *(
+            ({"spacing": spacing}, InputError, "expected 2 positive distances in mm")
+            for spacing in ((1.0, 0.0), None)
+        ),
+        *(
+            ({"regions": {"a": labels}}, ConfigError, "region 'a': expected labels from 1 up")
+            for labels in ((0, 1), 1, "1", (1.5,))
+        ),
+        (
+            {"tolerance_mm": -1.0},
+            ConfigError,
+            "tolerance_mm: expected a number of mm, at least 0, got -1.0",
+        ),
         ({"metrics": ("dicee",)}, ConfigError, "unknown metric 'dicee'; known are dice, iou"),
-        ({"prediction": np.ones((0, 4), int), "reference": np.ones((0, 4), int)}, InputError, "have no voxels"),
+        (
+            {"prediction": np.ones((0, 4), int), "reference": np.ones((0, 4), int)},
+            InputError,
+            "have no voxels",
+        ),
     ],
 )
 def test_bad_input_is_named(change, error, text):
-    arguments = {"prediction": np.ones((3, 4), int), "reference": np.ones((3, 4), int), "regions": {"one": (1,)}, "spacing": (1.0, 2.0)}
+    arguments = {
+        "prediction": np.ones((3, 4), int),
+        "reference": np.ones((3, 4), int),
+        "regions": {"one": (1,)},
+        "spacing": (1.0, 2.0),
+    }
     with pytest.raises(error) as raised:
         measure_case(**(arguments | change))
     assert text in str(raised.value)
@@ -156,10 +218,18 @@ def rows_of(head):
 
 
 def test_the_page_has_every_metric_with_its_unit_and_direction():
-    found = {row[0].strip("`"): (row[2], BETTER[row[3]]) for row in rows_of("| metric | definition | unit |")}
-    units = {name: metric.unit or ("0 to 1" if metric.is_ratio else "count") for name, metric in MASK_METRICS.items()}
+    found = {
+        row[0].strip("`"): (row[2], BETTER[row[3]])
+        for row in rows_of("| metric | definition | unit |")
+    }
+    units = {
+        name: metric.unit or ("0 to 1" if metric.is_ratio else "count")
+        for name, metric in MASK_METRICS.items()
+    }
     assert found == {name: (units[name], metric.better) for name, metric in MASK_METRICS.items()}
-    calibration = {row[0].strip("`"): BETTER[row[2]] for row in rows_of("| metric | definition | better |")}
+    calibration = {
+        row[0].strip("`"): BETTER[row[2]] for row in rows_of("| metric | definition | better |")
+    }
     assert calibration == {name: metric.better for name, metric in CALIBRATION_METRICS.items()}
 
 
@@ -173,7 +243,12 @@ def test_metrics_are_undefined_where_the_page_says(empty):
     measured = measure_masks(masks["prediction"], masks["reference"], (0.8, 1.1, 2.5))
     undefined = {name for name, value in measured.items() if math.isnan(value)}
     column = 1 + ["both", "prediction", "reference"].index(empty)
-    said = {name.strip("` ") for row in rows_of("| | both empty |") if row[column] == "undefined" for name in row[0].split(",")}
+    said = {
+        name.strip("` ")
+        for row in rows_of("| | both empty |")
+        if row[column] == "undefined"
+        for name in row[0].split(",")
+    }
     assert undefined == said
 
 
@@ -184,11 +259,25 @@ def test_a_region_of_the_command_line():
         (" whole tumor = 4 + 2+1+ 3+4", Region("whole tumor", (1, 2, 3, 4))),
     ):
         assert parse_region(text) == region
-    for text in ("core", "core=1,3", "core=0+1", "core=65536", "core=1+", "core=²", "core=" + 5000 * "9"):
-        with pytest.raises(ConfigError, match=r"region 'core.*: expected NAME=LABEL\+LABEL\+\.\.\., .* with labels from 1 to 65535"):
+    for text in (
+        "core",
+        "core=1,3",
+        "core=0+1",
+        "core=65536",
+        "core=1+",
+        "core=²",
+        "core=" + 5000 * "9",
+    ):
+        with pytest.raises(
+            ConfigError,
+            match=r"region 'core.*: expected NAME=LABEL\+LABEL\+\.\.\., .* with labels from 1 to 65535",
+        ):
             parse_region(text)
     for text, name in (("=1+2", ""), ("mean=1", "mean"), (f"{201 * 'a'}=1", "aaa")):
-        with pytest.raises(ConfigError, match=f"region '{name}.*: expected a name of 1 to 200 characters that is not"):
+        with pytest.raises(
+            ConfigError,
+            match=f"region '{name}.*: expected a name of 1 to 200 characters that is not",
+        ):
             parse_region(text)
 
 
@@ -206,11 +295,21 @@ def test_every_number_equals_the_brute_force(order):
         (rng.integers(0, 3, shape), rng.normal(0, 2, (3, *shape)), 1e-10),
     ):
         probabilities = softmax(logits).astype(np.float32)
-        measured = measure_calibration(np.asarray(probabilities, order=order), np.asarray(reference, order=order), REGIONS)
-        regions = {"1": probabilities[1], "2": probabilities[2], "both": probabilities[1].astype(float) + probabilities[2]}
+        measured = measure_calibration(
+            np.asarray(probabilities, order=order), np.asarray(reference, order=order), REGIONS
+        )
+        regions = {
+            "1": probabilities[1],
+            "2": probabilities[2],
+            "both": probabilities[1].astype(float) + probabilities[2],
+        }
         for name, probability in regions.items():
-            assert measured[name] == pytest.approx(expected_calibration(probability, np.isin(reference, REGIONS[name])), abs=rounding)
-        assert measured[ALL_LABELS] == pytest.approx(expected_calibration_of_all(probabilities, reference), abs=rounding)
+            assert measured[name] == pytest.approx(
+                expected_calibration(probability, np.isin(reference, REGIONS[name])), abs=rounding
+            )
+        assert measured[ALL_LABELS] == pytest.approx(
+            expected_calibration_of_all(probabilities, reference), abs=rounding
+        )
         assert list(measured["1"]) == list(CALIBRATION_METRICS)
 
 
@@ -237,4 +336,6 @@ def test_a_label_without_a_channel_has_the_probability_zero():
     assert measured["5"] == pytest.approx({"ece": 0.5, "brier": 0.5, "nll": -math.log(1e-7) / 2})
     assert measured["6"] == {"ece": 0.0, "brier": 0.0, "nll": 0.0}
     # All labels: the truth has a label that nothing was said about, so its 1 counts in full, and so does every other probability.
-    assert measured[ALL_LABELS] == pytest.approx({"ece": 0.3, "brier": (1 + 0.6**2 + 0.4**2) / 2, "nll": -math.log(1e-7) / 2})
+    assert measured[ALL_LABELS] == pytest.approx(
+        {"ece": 0.3, "brier": (1 + 0.6**2 + 0.4**2) / 2, "nll": -math.log(1e-7) / 2}
+    )

@@ -22,19 +22,29 @@ from crfrefine.monai import CrfRefine, CrfRefineD, CrfRefined, CrfRefineDict
 
 GRID = (9, 7, 6)
 SPACING = (0.9, 1.4, 2.5)
-PARAMETERS = crfrefine.CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "mean_field.num_iterations": 3})
+PARAMETERS = crfrefine.CrfParameters().replace(
+    **{"bilateral.theta_alpha": 2.0, "mean_field.num_iterations": 3}
+)
 
 
 def make_case(seed=0, labels=3, modalities=2):
     rng = np.random.default_rng(seed)
-    return rng.normal(size=(labels, *GRID)).astype(np.float32), rng.normal(size=(modalities, *GRID)).astype(np.float32)
+    return rng.normal(size=(labels, *GRID)).astype(np.float32), rng.normal(
+        size=(modalities, *GRID)
+    ).astype(np.float32)
 
 
 def placed(values, file="sub/case7_0000.nii.gz", spacing=SPACING):
     """A MetaTensor as LoadImage and EnsureChannelFirst leave it: LPS, so that the affine has negative entries."""
-    affine = torch.diag(torch.tensor([-spacing[0], -spacing[1], spacing[2], 1.0], dtype=torch.float64))
+    affine = torch.diag(
+        torch.tensor([-spacing[0], -spacing[1], spacing[2], 1.0], dtype=torch.float64)
+    )
     affine[:3, 3] = torch.tensor([11.0, -7.0, 30.0])
-    return MetaTensor(torch.as_tensor(values), affine=affine, meta={} if file is None else {"filename_or_obj": file})
+    return MetaTensor(
+        torch.as_tensor(values),
+        affine=affine,
+        meta={} if file is None else {"filename_or_obj": file},
+    )
 
 
 def wanted(logits, image, spacing=SPACING, **options):
@@ -46,7 +56,11 @@ def test_a_case_is_what_refine_makes_of_it():
         logits, image = (array[..., last] for array in make_case())
         spacing = SPACING[: image.ndim - 1]
         result = wanted(logits, image, spacing)
-        for output, expected in (("logits", result.logits), ("probabilities", result.marginals), ("labels", result.label_map[None])):
+        for output, expected in (
+            ("logits", result.logits),
+            ("probabilities", result.marginals),
+            ("labels", result.label_map[None]),
+        ):
             given = placed(logits).requires_grad_() * 1.0
             found = CrfRefine(PARAMETERS, output=output)(given, placed(image))
             assert isinstance(found, MetaTensor)
@@ -54,11 +68,15 @@ def test_a_case_is_what_refine_makes_of_it():
             assert found.dtype == (torch.uint8 if output == "labels" else torch.float32)
             np.testing.assert_array_equal(found.numpy(), expected)
             # The spacing took part: with another one, the result is another.
-            other = CrfRefine(PARAMETERS, output=output, spacing=spacing[::-1])(placed(logits), placed(image))
+            other = CrfRefine(PARAMETERS, output=output, spacing=spacing[::-1])(
+                placed(logits), placed(image)
+            )
             assert not np.array_equal(found.numpy(), other.numpy())
     many = np.random.default_rng(14).normal(size=(260, 4, 3)).astype(np.float32)
     many[258, 1, 2] = 50.0
-    found = CrfRefine(PARAMETERS, spacing=(1.0, 2.0), output="labels")(torch.as_tensor(many), torch.zeros(1, 4, 3))
+    found = CrfRefine(PARAMETERS, spacing=(1.0, 2.0), output="labels")(
+        torch.as_tensor(many), torch.zeros(1, 4, 3)
+    )
     assert (found.dtype, found[0, 1, 2]) == (torch.int32, 258)
 
 
@@ -71,12 +89,17 @@ def test_plain_arrays_and_tensors_need_a_spacing_and_keep_their_kind():
         assert type(found) is type(kind(logits))
         np.testing.assert_array_equal(np.asarray(found), expected)
         for spacing in (None, 1.5):  # One distance does not tell a batch from a case.
-            with pytest.raises(InputError, match=r"the spacing is unknown: neither.*; give spacing=\(\.\.\.\), in mm, one per axis"):
+            with pytest.raises(
+                InputError,
+                match=r"the spacing is unknown: neither.*; give spacing=\(\.\.\.\), in mm, one per axis",
+            ):
                 CrfRefine(PARAMETERS, spacing=spacing)(kind(logits), kind(image))
         plain = CrfRefine(PARAMETERS)(kind(logits), placed(image))
         assert type(plain) is type(kind(logits))
         np.testing.assert_array_equal(np.asarray(plain), expected)
-        np.testing.assert_array_equal(CrfRefine(PARAMETERS)(placed(logits), kind(image)).numpy(), expected)
+        np.testing.assert_array_equal(
+            CrfRefine(PARAMETERS)(placed(logits), kind(image)).numpy(), expected
+        )
 
 
 def test_metadata_and_applied_operations_stay_and_inputs_too():
@@ -110,7 +133,10 @@ def test_a_batch_of_plain_tensors_is_known_by_the_number_of_distances():
 def test_a_batch_is_its_cases_each_with_its_own_spacing():
     other = (2.0, 0.7, 1.1)
     cases = [(make_case(3), SPACING, "a.nii"), (make_case(4), other, "b.nii")]
-    items = [{"pred": placed(case[0], file, spacing), "image": placed(case[1], file, spacing)} for case, spacing, file in cases]
+    items = [
+        {"pred": placed(case[0], file, spacing), "image": placed(case[1], file, spacing)}
+        for case, spacing, file in cases
+    ]
     batch = list_data_collate(items)
     assert batch["pred"].is_batch
     for output in ("logits", "labels"):
@@ -119,11 +145,19 @@ def test_a_batch_is_its_cases_each_with_its_own_spacing():
         assert done["pred"].is_batch
         for item, (case, spacing, file) in zip(decollate_batch(done), cases, strict=True):
             expected = wanted(*case, spacing)
-            np.testing.assert_array_equal(item["pred"].numpy(), expected.logits if output == "logits" else expected.label_map[None])
+            np.testing.assert_array_equal(
+                item["pred"].numpy(),
+                expected.logits if output == "logits" else expected.label_map[None],
+            )
             assert item["pred"].meta["filename_or_obj"] == file
-            np.testing.assert_array_equal(item["pred"].affine, placed(case[0], file, spacing).affine)
+            np.testing.assert_array_equal(
+                item["pred"].affine, placed(case[0], file, spacing).affine
+            )
     batch["image"][1, 1, 2, 3, 4] = np.nan
-    with pytest.raises(InputError, match=r"^case 1 of the batch, b\.nii: image: channel 1 has 1 values that are not finite"):
+    with pytest.raises(
+        InputError,
+        match=r"^case 1 of the batch, b\.nii: image: channel 1 has 1 values that are not finite",
+    ):
         CrfRefined("pred", parameters=PARAMETERS)(batch)
 
 
@@ -139,14 +173,20 @@ def test_several_keys_and_missing_ones():
         CrfRefined(("a", "c"), parameters=PARAMETERS)(data)
     skipped = CrfRefined(("a", "c"), parameters=PARAMETERS, allow_missing_keys=True)(data)
     np.testing.assert_array_equal(skipped["a"].numpy(), done["a"].numpy())
-    with pytest.raises(KeyError, match="Key `t1` of transform `CrfRefined` was missing in the data, which has logits in `a`"):
+    with pytest.raises(
+        KeyError,
+        match="Key `t1` of transform `CrfRefined` was missing in the data, which has logits in `a`",
+    ):
         CrfRefined("a", "t1", PARAMETERS, allow_missing_keys=True)(data)
     assert CrfRefineD is CrfRefined
     assert CrfRefineDict is CrfRefined
 
 
 def test_threads_and_workers_of_a_loader_share_one_transform():
-    items = [{"pred": placed(logits), "image": placed(image)} for logits, image in (make_case(seed) for seed in range(20, 24))]
+    items = [
+        {"pred": placed(logits), "image": placed(image)}
+        for logits, image in (make_case(seed) for seed in range(20, 24))
+    ]
     expected = [wanted(item["pred"].numpy(), item["image"].numpy()).logits for item in items]
     transform = CrfRefined("pred", parameters=PARAMETERS, threads=1)
     with ThreadPoolExecutor(4) as pool:
@@ -162,7 +202,9 @@ def test_threads_and_workers_of_a_loader_share_one_transform():
 def test_other_grids_are_named_with_their_files():
     logits, image = make_case(23)
     with pytest.raises(GridMismatchError) as caught:
-        CrfRefine(PARAMETERS)(placed(logits, "sub/pred.nii.gz"), placed(image[..., :-1], "sub/t1.nii.gz"))
+        CrfRefine(PARAMETERS)(
+            placed(logits, "sub/pred.nii.gz"), placed(image[..., :-1], "sub/t1.nii.gz")
+        )
     for part in ("logits (sub/pred.nii.gz)", "image (sub/t1.nii.gz)", "9×7×6", "Invertd"):
         assert part in str(caught.value)
 
@@ -170,7 +212,10 @@ def test_other_grids_are_named_with_their_files():
 def test_a_metatensor_that_nobody_placed_has_no_spacing():
     """MONAI gives it the unit matrix, as if voxels of 1 mm were known."""
     logits, image = (MetaTensor(torch.as_tensor(array)) for array in make_case(24))
-    with pytest.raises(InputError, match="the spacing is unknown: neither logits nor image have metadata with an affine of their own"):
+    with pytest.raises(
+        InputError,
+        match="the spacing is unknown: neither logits nor image have metadata with an affine of their own",
+    ):
         CrfRefine(PARAMETERS)(logits, image)
     named = placed(make_case(24)[1])
     del named.meta["affine"]
@@ -192,21 +237,71 @@ def test_input_that_does_not_fit():
     given = placed(logits), placed(image)
     wider, short = placed(image, spacing=(0.9, 1.4, 2.6)), placed(np.ones((1, 9, 7, 5)))
     for kind, options, tensors, message in (
-        (InputError, {}, (placed(logits[:1]), given[1]), r"case7_0000\.nii\.gz: logits have 1 label; at least two"),
-        (ConfigError, {"parameters": three}, given, r"case7_0000\.nii\.gz: bilateral\.theta_beta.*3.*2"),
-        (ConfigError, {"output": "mask"}, given, "output: .* expected one of logits, probabilities, labels; got 'mask'"),
-        (ConfigError, {"input_type": "labels", "output": "logits"}, given, "output: with input_type='labels' expected one of labels; got"),
+        (
+            InputError,
+            {},
+            (placed(logits[:1]), given[1]),
+            r"case7_0000\.nii\.gz: logits have 1 label; at least two",
+        ),
+        (
+            ConfigError,
+            {"parameters": three},
+            given,
+            r"case7_0000\.nii\.gz: bilateral\.theta_beta.*3.*2",
+        ),
+        (
+            ConfigError,
+            {"output": "mask"},
+            given,
+            "output: .* expected one of logits, probabilities, labels; got 'mask'",
+        ),
+        (
+            ConfigError,
+            {"input_type": "labels", "output": "logits"},
+            given,
+            "output: with input_type='labels' expected one of labels; got",
+        ),
         (GridMismatchError, {}, (given[0], wider), "different grids"),
         (GridMismatchError, {}, (*given, short), "logits and mask are on different grids"),
-        (InputError, {"input_type": "labels"}, given, r"the label map has shape \(3, 9, 7, 6\); expected one channel"),
-        (ConfigError, {"network_spacing": 3.0}, given, "network_spacing: it is that of a label map"),
-        (ConfigError, {"regions": "core"}, given, "regions: expected a dictionary of names and their labels"),
+        (
+            InputError,
+            {"input_type": "labels"},
+            given,
+            r"the label map has shape \(3, 9, 7, 6\); expected one channel",
+        ),
+        (
+            ConfigError,
+            {"network_spacing": 3.0},
+            given,
+            "network_spacing: it is that of a label map",
+        ),
+        (
+            ConfigError,
+            {"regions": "core"},
+            given,
+            "regions: expected a dictionary of names and their labels",
+        ),
         (InputError, {"spacing": [1.0]}, given, "spacing has 1 distances"),
         (InputError, {"spacing": (1.0, 2.0)}, given, r"batches of 3 and 2 cases"),
-        (InputError, {}, (*given, placed(np.ones((2, *GRID)))), r"the mask has shape \(2, 9, 7, 6\); expected one channel"),
+        (
+            InputError,
+            {},
+            (*given, placed(np.ones((2, *GRID)))),
+            r"the mask has shape \(2, 9, 7, 6\); expected one channel",
+        ),
         (InputError, {}, (given[0], pending), r"image \(.*\): lazy operations are pending"),
-        (InputError, {"spacing": (1.0,) * 3}, (logits, np.ma.masked_less(image, 0.0)), "image is a masked array"),
-        (InputError, {}, (given[0], "image.nii.gz"), r"expected tensors or arrays, got 'image\.nii\.gz'; LoadImage reads files"),
+        (
+            InputError,
+            {"spacing": (1.0,) * 3},
+            (logits, np.ma.masked_less(image, 0.0)),
+            "image is a masked array",
+        ),
+        (
+            InputError,
+            {},
+            (given[0], "image.nii.gz"),
+            r"expected tensors or arrays, got 'image\.nii\.gz'; LoadImage reads files",
+        ),
     ):
         with pytest.raises(kind, match=message):
             CrfRefine(**({"parameters": PARAMETERS} | options))(*tensors)
@@ -223,7 +318,9 @@ def test_a_label_map_is_refined_as_its_error_advises():
     with pytest.raises(InputError, match=r'needs input_type="labels"'):
         CrfRefine(PARAMETERS)(given, placed(image))
     found = CrfRefine(PARAMETERS, input_type="labels")(given, placed(image))
-    np.testing.assert_array_equal(found[0].numpy(), wanted(labels, image, input_type="labels").label_map)
+    np.testing.assert_array_equal(
+        found[0].numpy(), wanted(labels, image, input_type="labels").label_map
+    )
     assert found.dtype == torch.uint8
 
 
@@ -242,16 +339,25 @@ def test_a_configuration_names_the_transform(tmp_path):
         "threads": 1,
     }
     file = tmp_path / "inference.yaml"
-    ConfigParser.export_config_file({"post": {"_target_": "Compose", "transforms": [entry]}}, str(file), fmt="yaml")
+    ConfigParser.export_config_file(
+        {"post": {"_target_": "Compose", "transforms": [entry]}}, str(file), fmt="yaml"
+    )
     parser = ConfigParser(ConfigParser.load_config_file(str(file)))
     (transform,) = parser.get_parsed_content("post").transforms
     assert isinstance(transform, CrfRefined)
-    assert transform.parameters == crfrefine.CrfParameters().replace(**{"bilateral.theta_alpha": 3.0, "mean_field.num_iterations": 2})
+    assert transform.parameters == crfrefine.CrfParameters().replace(
+        **{"bilateral.theta_alpha": 3.0, "mean_field.num_iterations": 2}
+    )
     rng = np.random.default_rng(0)
-    logits, image = rng.normal(size=(2, 5, 6, 4)).astype(np.float32), rng.normal(size=(1, 5, 6, 4)).astype(np.float32)
+    logits, image = (
+        rng.normal(size=(2, 5, 6, 4)).astype(np.float32),
+        rng.normal(size=(1, 5, 6, 4)).astype(np.float32),
+    )
     found = transform({"pred": torch.as_tensor(logits), "t1": torch.as_tensor(image)})["pred"]
     scheme = crfrefine.RegionScheme.of({"whole": [1, 2], "core": 2})
-    wanted = crfrefine.refine(logits, image, spacing=(1, 2, 3), parameters=transform.parameters, regions=scheme).label_map
+    wanted = crfrefine.refine(
+        logits, image, spacing=(1, 2, 3), parameters=transform.parameters, regions=scheme
+    ).label_map
     np.testing.assert_array_equal(found[0].numpy(), wanted)
 
 
@@ -262,11 +368,16 @@ def test_the_example_writes_a_bundle_that_refines(one_torch_thread, monkeypatch,
         example = load("bundle_monai")
         scores = example.main(["--cases", "2", "--epochs", "2", "--output", str(tmp_path)])
     assert f"crf: mean Dice {scores['crf']:.3f}" in capsys.readouterr().out
-    entries = json.loads((tmp_path / "bundle" / "configs" / "inference.json").read_text())["postprocessing"]["transforms"]
+    entries = json.loads((tmp_path / "bundle" / "configs" / "inference.json").read_text())[
+        "postprocessing"
+    ]["transforms"]
     assert [entry["_target_"] for entry in entries].count("crfrefine.monai.CrfRefined") == 1
     for case in ("case1000", "case1001", "case1002"):
         image = nibabel.load(tmp_path / "images" / f"{case}_0000.nii.gz")
-        maps = [nibabel.load(tmp_path / "bundle" / "refined" / f"{case}_0000_{name}.nii.gz") for name in ("network", "crf")]
+        maps = [
+            nibabel.load(tmp_path / "bundle" / "refined" / f"{case}_0000_{name}.nii.gz")
+            for name in ("network", "crf")
+        ]
         for found in maps:
             assert found.shape == image.shape
             np.testing.assert_allclose(found.affine, image.affine)

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crfrefine.base import limits
-from crfrefine.base.limits import MemoryLimit, available_threads, format_size, memory_left, memory_limit, parse_size
+from crfrefine.base.limits import (
+    MemoryLimit,
+    available_threads,
+    format_size,
+    memory_left,
+    memory_limit,
+    parse_size,
+)
 from crfrefine.base.text import MAX_CHARACTERS, for_terminal, printable, shorten
 from crfrefine.errors import InputError
 
@@ -15,16 +22,43 @@ GIB = 1 << 30
 
 
 def test_a_size_is_read():
-    sizes = {"8 gib": 8 * GIB, "8G": 8 * GIB, "8GB": 8_000_000_000, ".5T": 1 << 39, "17 bytes": 17, " 1.5M ": 3 << 19}
+    sizes = {
+        "8 gib": 8 * GIB,
+        "8G": 8 * GIB,
+        "8GB": 8_000_000_000,
+        ".5T": 1 << 39,
+        "17 bytes": 17,
+        " 1.5M ": 3 << 19,
+    }
     sizes |= {"999999999999999999": 999_999_999_999_999_999}  # more digits than a float has
     assert {text: parse_size(text) for text in sizes} == sizes
-    for text in ("", "G", "8GiBB", "-1", "0", "0.0000001K", "1e9", "8,5G", "nan", "\uff19", "9" * 5000, "1048576T"):
+    for text in (
+        "",
+        "G",
+        "8GiBB",
+        "-1",
+        "0",
+        "0.0000001K",
+        "1e9",
+        "8,5G",
+        "nan",
+        "\uff19",
+        "9" * 5000,
+        "1048576T",
+    ):
         with pytest.raises(InputError, match="expected one such as 8GiB"):
             parse_size(text)
 
 
 def test_a_size_is_written():
-    sizes = {1: "1 byte", 1000: "1000 bytes", 1 << 10: "1.00 KiB", 5e9: "4.66 GiB", 9.996 * GIB: "10.0 GiB", 99.96 * GIB: "100 GiB"}
+    sizes = {
+        1: "1 byte",
+        1000: "1000 bytes",
+        1 << 10: "1.00 KiB",
+        5e9: "4.66 GiB",
+        9.996 * GIB: "10.0 GiB",
+        99.96 * GIB: "100 GiB",
+    }
     sizes |= {999 << 20: "999 MiB", (1 << 30) - 1: "1.00 GiB", 1 << 60: "1048576 TiB"}
     assert {size: format_size(size) for size in sizes} == sizes
 
@@ -37,8 +71,12 @@ def groups(tmp_path, monkeypatch):
     job.mkdir(parents=True)
     monkeypatch.setattr(limits, "ROOT", tmp_path / "sys")
     monkeypatch.setattr(limits, "OWN_GROUP", tmp_path / "cgroup")
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=16 * GIB, available=12 * GIB))
-    monkeypatch.setattr("psutil.Process.memory_info", lambda self: SimpleNamespace(rss=GIB, shared=0))
+    monkeypatch.setattr(
+        "psutil.virtual_memory", lambda: SimpleNamespace(total=16 * GIB, available=12 * GIB)
+    )
+    monkeypatch.setattr(
+        "psutil.Process.memory_info", lambda self: SimpleNamespace(rss=GIB, shared=0)
+    )
     return job
 
 

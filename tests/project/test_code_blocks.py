@@ -29,7 +29,11 @@ from crfrefine.runs.demo.phantom import write_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-PAGES = [page for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]) if _BLOCK.search(page.read_text(encoding="utf-8"))]
+PAGES = [
+    page
+    for page in sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    if _BLOCK.search(page.read_text(encoding="utf-8"))
+]
 
 ELSEWHERE = {
     r"pip (install|download)|make |docker |export ": "installs, builds, or sets a variable",
@@ -71,13 +75,23 @@ def run_shell(block, folder):
     """Run a block by the shell, with the command on its path."""
     tools = folder / "tools"
     tools.mkdir(exist_ok=True)
-    for name, content in (("crfrefine", f'exec "{sys.executable}" -m crfrefine'), ("my_report", "test -s")):
+    for name, content in (
+        ("crfrefine", f'exec "{sys.executable}" -m crfrefine'),
+        ("my_report", "test -s"),
+    ):
         (tools / name).write_text(f'#!/bin/sh\n{content} "$@"\n', encoding="utf-8")
         (tools / name).chmod(0o755)
     path = f"{tools}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "SLURM_ARRAY_TASK_COUNT": "2", "SLURM_ARRAY_TASK_ID": "0"}
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "SLURM_ARRAY_TASK_COUNT": "2",
+        "SLURM_ARRAY_TASK_ID": "0",
+    }
     command = ["bash", "-euo", "pipefail", "-c", block]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env=environment
+    )
     assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
 
 
@@ -130,7 +144,11 @@ def write_world(root):
         case = five_labels(seed)
         network = case.logits.argmax(axis=0)
         for modality, values in enumerate(case.image):
-            save(root, f"images imagesTs imagesTr study/images heart/images {case_id}_{modality:04d}", values)
+            save(
+                root,
+                f"images imagesTs imagesTr study/images heart/images {case_id}_{modality:04d}",
+                values,
+            )
         save(root, f"logits logitsTs study/logits heart/logits {case_id}", case.logits)
         save(root, f"region_logits {case_id}", case.logits[1:4])
         save(root, f"labels labelsTs study/labels {case_id}", case.labels)
@@ -145,17 +163,31 @@ def write_world(root):
     drawn = np.zeros(network.shape, np.uint8)
     drawn[2:5, 3, 2] = 1
     files = {"t1c": case.image[1], **dict.fromkeys(("flair", "ct", "CASE_0000"), case.image[0])}
-    files |= {"segmentation": network, **dict.fromkeys(("refined", "label"), case.labels), "strokes": drawn}
+    files |= {
+        "segmentation": network,
+        **dict.fromkeys(("refined", "label"), case.labels),
+        "strokes": drawn,
+    }
     for name, values in {**files, "logits": case.logits, "probabilities": probabilities}.items():
         save(root, f". {name}", values)
     save(root, f"corrections/strokes {CASES[0]}", drawn)
     save_structures(root, "segmentations", network)
     save_structures(root, "reference_segmentations", case.labels)
     np.savez(root / "CASE.npz", probabilities=probabilities.transpose(0, 3, 2, 1))
-    np.savez(root / "fast.npz", probabilities=probabilities[:, ::-2, ::-2, ::2].transpose(0, 3, 2, 1))  # AFFINE leads toward LPS
-    for name, values in {"t2.mhd": case.image[0], "background.mha": case.logits[0], "prostate.mha": case.logits[1]}.items():
-        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.ascontiguousarray(values.T)), root / name)
-    vectors = SimpleITK.GetImageFromArray(np.ascontiguousarray(case.logits.transpose(3, 2, 1, 0)), isVector=True)
+    np.savez(
+        root / "fast.npz", probabilities=probabilities[:, ::-2, ::-2, ::2].transpose(0, 3, 2, 1)
+    )  # AFFINE leads toward LPS
+    for name, values in {
+        "t2.mhd": case.image[0],
+        "background.mha": case.logits[0],
+        "prostate.mha": case.logits[1],
+    }.items():
+        SimpleITK.WriteImage(
+            SimpleITK.GetImageFromArray(np.ascontiguousarray(values.T)), root / name
+        )
+    vectors = SimpleITK.GetImageFromArray(
+        np.ascontiguousarray(case.logits.transpose(3, 2, 1, 0)), isVector=True
+    )
     SimpleITK.WriteImage(vectors, root / "logits.mha")
     for name in ("params.toml", "trained.toml", "mine.toml", "heart/params.toml"):
         crfrefine.CrfParameters.load("default").save(root / name)
@@ -164,7 +196,10 @@ def write_world(root):
 def write_refined(root):
     for seed, case_id in enumerate(CASES):
         save(root, f"refined {case_id}", five_labels(seed).labels)
-    write_json(root / "refined" / "dataset.json", {"labels": {"background": 0, **{name: n for n, name in enumerate(STRUCTURES, 1)}}})
+    write_json(
+        root / "refined" / "dataset.json",
+        {"labels": {"background": 0, **{name: n for n, name in enumerate(STRUCTURES, 1)}}},
+    )
 
 
 def write_nnunet(root):
@@ -176,9 +211,14 @@ def write_nnunet(root):
 
 
 def write_manifest(root):
-    lines = (f"{case},../images/{case}_0000.nii.gz;../images/{case}_0001.nii.gz,../logits/{case}.nii.gz" for case in CASES)
+    lines = (
+        f"{case},../images/{case}_0000.nii.gz;../images/{case}_0001.nii.gz,../logits/{case}.nii.gz"
+        for case in CASES
+    )
     (root / "archive").mkdir()
-    (root / "archive" / "cases.csv").write_text("\n".join(["case,images,logits", *lines]), encoding="utf-8")
+    (root / "archive" / "cases.csv").write_text(
+        "\n".join(["case,images,logits", *lines]), encoding="utf-8"
+    )
 
 
 def write_radiology(root):
@@ -192,7 +232,18 @@ def write_radiology(root):
 
 def write_summaries(root):
     write_world(root)
-    run_here("infer", "-i", "images", "-p", "logits", "-o", "refined", "--summary", "summary.json", status=0)
+    run_here(
+        "infer",
+        "-i",
+        "images",
+        "-p",
+        "logits",
+        "-o",
+        "refined",
+        "--summary",
+        "summary.json",
+        status=0,
+    )
 
 
 def write_new_cases(root):
@@ -202,7 +253,9 @@ def write_new_cases(root):
 
 
 FILES = {
-    **dict.fromkeys(("README.md", "docs/guide/nnunet.md", "docs/guide/learning.md"), (write_world, write_nnunet)),
+    **dict.fromkeys(
+        ("README.md", "docs/guide/nnunet.md", "docs/guide/learning.md"), (write_world, write_nnunet)
+    ),
     **dict.fromkeys(("docs/guide/logits.md", "docs/guide/monai.md"), ()),
     "docs/for/nnunet.md": (write_nnunet,),
     "docs/guide/refining.md": (write_world, write_manifest),
@@ -219,7 +272,10 @@ def case_arrays(channels=5, modalities=2):
     random, shape = np.random.default_rng(0), (9, 11, 6)
     mask = np.zeros(shape, bool)
     mask[2:5, 3:9, 1:4] = True
-    arrays = {name: random.normal(size=(count, *shape)).astype(np.float32) for name, count in (("logits", channels), ("log_odds", 3))}
+    arrays = {
+        name: random.normal(size=(count, *shape)).astype(np.float32)
+        for name, count in (("logits", channels), ("log_odds", 3))
+    }
     arrays["image"] = random.uniform(size=(modalities, *shape)).astype(np.float32)
     save_nifti(Path("scan.nii.gz"), arrays["image"][0], AFFINE)
     save(Path(), ". scores", arrays["logits"])
@@ -231,7 +287,12 @@ def case_arrays(channels=5, modalities=2):
 def filter_arrays():
     arrays = case_arrays()
     features = np.concatenate([np.indices(arrays["image"].shape[1:]), arrays["image"]])
-    return {"values": arrays["logits"], "features": features, "ct": arrays["image"][0], "spacing": (1.0, 1.25, 2.0)}
+    return {
+        "values": arrays["logits"],
+        "features": features,
+        "ct": arrays["image"][0],
+        "spacing": (1.0, 1.25, 2.0),
+    }
 
 
 def drawn_arrays():
@@ -245,11 +306,28 @@ def tensors(channels, modalities):
     torch = pytest.importorskip("torch", reason="the layer needs PyTorch")
     torch.manual_seed(0)
     shape = (9, 11, 6)
-    image, network = torch.rand(2, modalities, *shape), torch.nn.Conv3d(modalities, channels, 3, padding=1)
+    image, network = (
+        torch.rand(2, modalities, *shape),
+        torch.nn.Conv3d(modalities, channels, 3, padding=1),
+    )
     labels, scribbles = (torch.randint(count, (2, *shape)) for count in (channels, channels + 1))
     case_arrays(channels, modalities)
-    batch = {"network": network, "image": image, "labels": labels, "scribbles": scribbles, "cases": [(image, (1.0, 1.25, 2.0), None)]}
-    return {**batch, "numpy": np, "torch": torch, "step": 2, "warm_up": 1, "weight": 0.1, "index": 0}
+    batch = {
+        "network": network,
+        "image": image,
+        "labels": labels,
+        "scribbles": scribbles,
+        "cases": [(image, (1.0, 1.25, 2.0), None)],
+    }
+    return {
+        **batch,
+        "numpy": np,
+        "torch": torch,
+        "step": 2,
+        "warm_up": 1,
+        "weight": 0.1,
+        "index": 0,
+    }
 
 
 def measured_cases():
@@ -270,12 +348,23 @@ def monai_pipeline():
     case = five_labels(0)
     save(Path(), "images CASE_0000", case.image[0])
     save(Path(), "logits CASE", case.logits)
-    load = [transforms.LoadImaged("image"), transforms.EnsureChannelFirstd("image"), transforms.ScaleIntensityd("image")]
+    load = [
+        transforms.LoadImaged("image"),
+        transforms.EnsureChannelFirstd("image"),
+        transforms.ScaleIntensityd("image"),
+    ]
     preprocessing = transforms.Compose([*load, transforms.Spacingd("image", (4.0, 4.0, 6.0))])
     dataset = data.Dataset([{"image": "images/CASE_0000.nii.gz"}], preprocessing)
-    names = {name: getattr(transforms, name) for name in ("Compose", "Invertd", "AsDiscreted", "SaveImaged")}
+    names = {
+        name: getattr(transforms, name)
+        for name in ("Compose", "Invertd", "AsDiscreted", "SaveImaged")
+    }
     names |= {"Path": Path, "preprocessing": preprocessing, "decollate_batch": data.decollate_batch}
-    return {**names, "loader": data.DataLoader(dataset, batch_size=1), "network": torch.nn.Conv3d(1, 5, 1).requires_grad_(False)}
+    return {
+        **names,
+        "loader": data.DataLoader(dataset, batch_size=1),
+        "network": torch.nn.Conv3d(1, 5, 1).requires_grad_(False),
+    }
 
 
 def pydensecrf_arrays():
@@ -298,27 +387,42 @@ NAMES = {
 
 def parameter(page):
     """The README's blocks are quick; those of all pages take a minute."""
-    return pytest.param(page, marks=() if page.parent == ROOT else pytest.mark.long, id=page.relative_to(ROOT).as_posix())
+    return pytest.param(
+        page,
+        marks=() if page.parent == ROOT else pytest.mark.long,
+        id=page.relative_to(ROOT).as_posix(),
+    )
 
 
 @pytest.mark.parametrize("page", list(map(parameter, PAGES)))
 @pytest.mark.usefixtures("one_torch_thread")
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     """Without what takes much of the time and is no part of any page: intervals, and processes for cases."""
-    monkeypatch.setattr("crfrefine.statistics.paired.bootstrap_interval", lambda *_, **__: (0.0, 0.0))
+    monkeypatch.setattr(
+        "crfrefine.statistics.paired.bootstrap_interval", lambda *_, **__: (0.0, 0.0)
+    )
     monkeypatch.setattr("crfrefine.evaluate.run.available_threads", lambda: 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
     name, text = page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")
-    blocks = [(text[: block.start()].count("\n") + 2, *block.groups()) for block in _BLOCK.finditer(text)]
-    needs_files = any(language == "sh" and not all(map(is_elsewhere, statements(code))) for _, language, code in blocks)
+    blocks = [
+        (text[: block.start()].count("\n") + 2, *block.groups()) for block in _BLOCK.finditer(text)
+    ]
+    needs_files = any(
+        language == "sh" and not all(map(is_elsewhere, statements(code)))
+        for _, language, code in blocks
+    )
     for write in FILES.get(name, (write_world,) if needs_files else ()):
         write(tmp_path)
-    names = NAMES.get(name, dict)() if any(language == "python" for _, language, _ in blocks) else {}
+    names = (
+        NAMES.get(name, dict)() if any(language == "python" for _, language, _ in blocks) else {}
+    )
     for line, language, code in blocks:
         if language == "python":
             # `test_nnunet_real` runs what needs nnU-Net.
-            if "nnunetv2" not in code and ("pydensecrf" not in code or importlib.util.find_spec("pydensecrf") is not None):
+            if "nnunetv2" not in code and (
+                "pydensecrf" not in code or importlib.util.find_spec("pydensecrf") is not None
+            ):
                 # Lines of the page, so that a traceback shows where it failed.
                 exec(compile("\n" * (line - 1) + code, page, "exec"), names)
         elif code.startswith("#!"):

@@ -41,7 +41,10 @@ def write_dataset(dataset):
         for suffix, values in zip(("T1w", "FLAIR"), phantom.image, strict=True):
             save_nifti(dataset / folder / f"{name}_{suffix}.nii.gz", values.astype(np.float32))
         probabilities = np.moveaxis(softmax(phantom.logits), 0, -1).astype(np.float32)
-        save_nifti(dataset / "derivatives" / "net" / folder / f"{name}_desc-net_probseg.nii.gz", probabilities)
+        save_nifti(
+            dataset / "derivatives" / "net" / folder / f"{name}_desc-net_probseg.nii.gz",
+            probabilities,
+        )
     content = {"Name": "Phantoms", "BIDSVersion": "1.9.0"}
     (dataset / "dataset_description.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -50,18 +53,37 @@ def test_each_segmentation_is_refined_into_a_derived_dataset(tmp_path):
     """By `examples/bids.py`, of the derivatives of a BIDS dataset."""
     dataset, output = tmp_path / "data set", tmp_path / "data set" / "derivatives" / "crf"
     write_dataset(dataset)
-    words = (dataset, "net", output, "--modality", "FLAIR", "--modality", "T1w", "--threads", "1", *FAST)
+    words = (
+        dataset,
+        "net",
+        output,
+        "--modality",
+        "FLAIR",
+        "--modality",
+        "T1w",
+        "--threads",
+        "1",
+        *FAST,
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(crfrefine.__file__).parents[1])}
-    subprocess.run([sys.executable, EXAMPLES / "bids.py", *words], env=environment, timeout=120, check=True)
+    subprocess.run(
+        [sys.executable, EXAMPLES / "bids.py", *words], env=environment, timeout=120, check=True
+    )
     parameters = CrfParameters().replace(**{"mean_field.filter": "lattice"})
     for name, folder in SUBJECTS.items():
         images = [f"{folder}/{name}_{suffix}.nii.gz" for suffix in ("FLAIR", "T1w")]
         network = f"derivatives/net/{folder}/{name}_desc-net_probseg.nii.gz"
         image = np.stack([load_nifti(dataset / path) for path in images])
         scores = np.moveaxis(load_nifti(dataset / network), -1, 0)
-        wanted = refine(scores, image, spacing=SPACING, parameters=parameters, input_type="probabilities")
-        np.testing.assert_array_equal(load_nifti(output / folder / f"{name}_desc-crf_dseg.nii.gz"), wanted.label_map)
-        sidecar = json.loads((output / folder / f"{name}_desc-crf_dseg.json").read_text(encoding="utf-8"))
+        wanted = refine(
+            scores, image, spacing=SPACING, parameters=parameters, input_type="probabilities"
+        )
+        np.testing.assert_array_equal(
+            load_nifti(output / folder / f"{name}_desc-crf_dseg.nii.gz"), wanted.label_map
+        )
+        sidecar = json.loads(
+            (output / folder / f"{name}_desc-crf_dseg.json").read_text(encoding="utf-8")
+        )
         assert sidecar["Sources"] == [f"bids:raw:{path}" for path in (*images, network)]
     described = json.loads((output / "dataset_description.json").read_text(encoding="utf-8"))
     assert described["DatasetType"] == "derivative"
@@ -76,13 +98,19 @@ def test_scribbles_of_a_viewer_correct_the_network(example):
     phantom = make_phantom(0, GRID_SHAPE, SPACING)
     scribbles, strokes = phantom.labels.astype(np.uint8), np.zeros(GRID_SHAPE, np.uint8)
     for value, stroke, label in ((5, 255, 0), (6, 2, 2)):
-        wrong = np.argwhere((phantom.logits.argmax(axis=0) != phantom.labels) & (phantom.labels == label))
+        wrong = np.argwhere(
+            (phantom.logits.argmax(axis=0) != phantom.labels) & (phantom.labels == label)
+        )
         place = tuple(wrong[len(wrong) // 2])
         scribbles[place], strokes[place] = value, stroke
     pytest.importorskip("monai", reason="the example's transforms are MONAI's")
-    found = example("monai_label").correct(phantom.logits, phantom.image, scribbles, SPACING, {5: 0, 6: 2}, threads=1)
+    found = example("monai_label").correct(
+        phantom.logits, phantom.image, scribbles, SPACING, {5: 0, 6: 2}, threads=1
+    )
     options = {"spacing": SPACING, "threads": 1}
-    plain, wanted = (refine(phantom.logits, phantom.image, strokes=drawn, **options) for drawn in (None, strokes))
+    plain, wanted = (
+        refine(phantom.logits, phantom.image, strokes=drawn, **options) for drawn in (None, strokes)
+    )
     np.testing.assert_array_equal(found, wanted.label_map)
     assert (found != plain.label_map).any()
 
@@ -99,7 +127,9 @@ def torch(request):
 
 @pytest.mark.long
 @pytest.mark.usefixtures("torch")
-def test_the_quick_run_compares_three_trainings_and_goes_on_where_it_stopped(example, tmp_path, capsys):
+def test_the_quick_run_compares_three_trainings_and_goes_on_where_it_stopped(
+    example, tmp_path, capsys
+):
     """What is there is not trained again; a fold that lost a result trains it again, to the same bit."""
     module = example("scribbles")
     command = ["--quick", "--steps", "6", "--output", str(tmp_path)]
@@ -136,15 +166,26 @@ def make_model(recipe):
 @pytest.mark.long
 def test_a_stopped_training_goes_on_to_the_same_end(recipe, torch, tmp_path):
     """In half precision, stopped after a volume of the second epoch; gradients are long enough to be cut."""
-    volumes, options = [recipe.make_volume(seed) for seed in range(2)], {"autocast": recipe.PRECISIONS["float16"]}
+    volumes, options = (
+        [recipe.make_volume(seed) for seed in range(2)],
+        {"autocast": recipe.PRECISIONS["float16"]},
+    )
     through, stopped, again = (make_model(recipe) for _ in range(3))
     epochs = iter([volumes, [volumes[0], None]])
-    stopping = type("Stopping", (), {"__len__": lambda _: 2, "__iter__": lambda _: iter(next(epochs))})()
-    for model, given, checkpoint in ((through, volumes, None), (stopped, stopping, tmp_path / "t.pt"), (again, volumes, tmp_path / "t.pt")):
+    stopping = type(
+        "Stopping", (), {"__len__": lambda _: 2, "__iter__": lambda _: iter(next(epochs))}
+    )()
+    for model, given, checkpoint in (
+        (through, volumes, None),
+        (stopped, stopping, tmp_path / "t.pt"),
+        (again, volumes, tmp_path / "t.pt"),
+    ):
         with torch.no_grad():
             model.network.head.weight.mul_(300.0 if model is not again else 1.0)
         torch.manual_seed(5)
-        with contextlib.suppress(*([TypeError] if model is stopped else [])):  # of the volume that is None
+        with contextlib.suppress(
+            *([TypeError] if model is stopped else [])
+        ):  # of the volume that is None
             recipe.train(model, given, RECIPE_SPACING, 1, checkpoint, **options)
     assert epochs.__length_hint__() == 0
     found, wanted = again.state_dict(), through.state_dict()
@@ -163,7 +204,9 @@ def test_the_saved_parameters_are_the_layer_with_more_steps(recipe, torch, tmp_p
         logits = model.network(volume["image"])
         wanted = model.crf(logits, volume["image"], RECIPE_SPACING)[0].softmax(0).numpy()
     same = learned.replace(**{"mean_field.num_iterations": 5, "mean_field.tolerance": 0.0})
-    found = refine(logits[0].numpy(), volume["image"][0].numpy(), spacing=RECIPE_SPACING, parameters=same)
+    found = refine(
+        logits[0].numpy(), volume["image"][0].numpy(), spacing=RECIPE_SPACING, parameters=same
+    )
     # Rounding of float32 over five steps; the file writes weights with the digits of float32.
     np.testing.assert_allclose(found.marginals, wanted, atol=2e-5)
 
@@ -174,9 +217,24 @@ def test_with_monai_infer_goes_on_where_training_ended(recipe, example, tmp_path
     module = example("end_to_end_monai")
     module.main(["--cases", "2", "--epochs", "1", "--autocast", "--output", str(tmp_path)])
     out, images, parameters = tmp_path / "refined", tmp_path / "images", tmp_path / "params.toml"
-    run_here("infer", "-i", images, "-p", tmp_path / "logits", "-o", out, "-c", parameters, "--threads", "1", status=0)
+    run_here(
+        "infer",
+        "-i",
+        images,
+        "-p",
+        tmp_path / "logits",
+        "-o",
+        out,
+        "-c",
+        parameters,
+        "--threads",
+        "1",
+        status=0,
+    )
     for case in ("case1000", "case1001", "case1002"):
-        image = np.stack([load_nifti(images / f"{case}_{modality:04d}.nii.gz") for modality in range(2)])
+        image = np.stack(
+            [load_nifti(images / f"{case}_{modality:04d}.nii.gz") for modality in range(2)]
+        )
         logits = np.moveaxis(load_nifti(tmp_path / "logits" / f"{case}.nii.gz"), -1, 0)
         wanted = refine(logits, image, spacing=RECIPE_SPACING, parameters=parameters).label_map
         np.testing.assert_array_equal(load_nifti(out / f"{case}.nii.gz"), wanted)
@@ -196,21 +254,33 @@ def run_cell(source, names):
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(tree, NOTEBOOK.name, "exec"), names)
-        value = None if last is None else eval(compile(ast.Expression(last.value), NOTEBOOK.name, "eval"), names)
+        value = (
+            None
+            if last is None
+            else eval(compile(ast.Expression(last.value), NOTEBOOK.name, "eval"), names)
+        )
     return printed.getvalue(), None if value is None else repr(value)
 
 
 def stored(cell):
     """What a cell printed, and its value as text, when the notebook was executed."""
-    printed = "".join("".join(out["text"]) for out in cell["outputs"] if out["output_type"] == "stream")
-    values = ["".join(out["data"]["text/plain"]) for out in cell["outputs"] if out["output_type"] == "execute_result"]
+    printed = "".join(
+        "".join(out["text"]) for out in cell["outputs"] if out["output_type"] == "stream"
+    )
+    values = [
+        "".join(out["data"]["text/plain"])
+        for out in cell["outputs"]
+        if out["output_type"] == "execute_result"
+    ]
     return printed, values[0] if values else None
 
 
 def in_process(words, **_):
     """Run a command as the notebook does, but in this process, which has imported what it needs."""
     assert words[:3] == [sys.executable, "-m", "crfrefine"]
-    done = run_here(*words[3:], *(("--processes", 1) if words[3] == "evaluate" else ("--threads", 1)))
+    done = run_here(
+        *words[3:], *(("--processes", 1) if words[3] == "evaluate" else ("--threads", 1))
+    )
     return subprocess.CompletedProcess(words, done.status, done.stdout, done.stderr)
 
 
@@ -226,6 +296,13 @@ def test_every_cell_gives_what_the_notebook_shows(tmp_path, monkeypatch):
         shown_printed, shown = stored(cell)
         assert printed == shown_printed
         if shown is None:
-            assert any("image/png" in out["data"] for out in cell["outputs"] if out["output_type"] == "display_data") or value is None
+            assert (
+                any(
+                    "image/png" in out["data"]
+                    for out in cell["outputs"]
+                    if out["output_type"] == "display_data"
+                )
+                or value is None
+            )
         else:
             assert value.split() == shown.split(), "Jupyter breaks long lists into lines"

@@ -73,7 +73,9 @@ def broken_rules(path):
     own, found = module.partition(".")[0], []
     for line, imported in imported_modules(ast.parse(source)):
         library, _, inner = imported.partition(".")
-        if library in HOMES and not any(module == home or module.startswith(home + ".") for home in HOMES[library]):
+        if library in HOMES and not any(
+            module == home or module.startswith(home + ".") for home in HOMES[library]
+        ):
             found.append(f"line {line}: {module} imports {imported}")
         other = inner.partition(".")[0]
         # The package's __init__ gathers names from any layer, and its public names are in none.
@@ -94,11 +96,16 @@ def test_imports_go_downward_and_libraries_stay_at_home():
 
 def test_no_module_imports_itself_through_others():
     """Neither inside a room nor across; what only type checkers see counts too."""
-    modules = {f"crfrefine.{module_name(path)}".rstrip("."): path.read_text(encoding="utf-8") for path in FILES}
+    modules = {
+        f"crfrefine.{module_name(path)}".rstrip("."): path.read_text(encoding="utf-8")
+        for path in FILES
+    }
     imports = {}
     for module, source in modules.items():
         names = {name for _, name in imported_modules(ast.parse(source))}
-        imports[module] = {name if name in modules else name.rpartition(".")[0] for name in names} & set(modules) - {module, "crfrefine"}
+        imports[module] = {
+            name if name in modules else name.rpartition(".")[0] for name in names
+        } & set(modules) - {module, "crfrefine"}
     del imports["crfrefine"]  # It names what is public, anywhere.
     assert len(list(graphlib.TopologicalSorter(imports).static_order())) == len(modules) - 1
 
@@ -106,7 +113,9 @@ def test_no_module_imports_itself_through_others():
 def test_neither_importing_the_package_nor_a_whole_run_imports_torch_or_cupy(tmp_path):
     """Those raise here what no import guard catches, so that even a tried import is seen. The demo refines as `infer` does."""
     for library in ("torch", "monai", "cupy"):
-        (tmp_path / f"{library}.py").write_text(f"raise AssertionError('{library} was imported')\n", encoding="utf-8")
+        (tmp_path / f"{library}.py").write_text(
+            f"raise AssertionError('{library} was imported')\n", encoding="utf-8"
+        )
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "import crfrefine; [getattr(crfrefine, name) for name in {*dir(crfrefine)} - {*crfrefine._NEED_TORCH}]\n"
@@ -114,7 +123,9 @@ def test_neither_importing_the_package_nor_a_whole_run_imports_torch_or_cupy(tmp
         "from crfrefine.cli.main import main; sys.argv = ['crfrefine', *sys.argv[1:]]; main()"
     )
     command = [sys.executable, "-c", code, "demo", "-o", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert any((tmp_path / "out").rglob("*.nii.gz"))
 
@@ -129,15 +140,35 @@ def test_a_result_is_equal_to_what_was_pickled_and_to_nothing_else(kind):
     result = crfrefine.refine(case.logits, case.image, spacing=case.spacing, **options)
     again = pickle.loads(pickle.dumps(result))
     assert result == again
-    assert result == crfrefine.refine(case.logits, case.image, spacing=case.spacing, threads=2, **options)
+    assert result == crfrefine.refine(
+        case.logits, case.image, spacing=case.spacing, threads=2, **options
+    )
     weak = crfrefine.CrfParameters().replace(**{"bilateral.weight": 0.25})
-    assert result != crfrefine.refine(case.logits, case.image, spacing=case.spacing, parameters=weak, **options)
+    assert result != crfrefine.refine(
+        case.logits, case.image, spacing=case.spacing, parameters=weak, **options
+    )
     assert result != "a result"
 
 
 def test_dir_shows_the_public_names_only():
-    errors = {"BackendUnavailableError", "CapacityError", "ConfigError", "CrfRefineError", "ExportError", "GridMismatchError"}
-    always = {"CrfParameters", "Lattice", "Plan", "RefinementResult", "RegionScheme", "bilateral_filter", "gaussian_filter", "refine"}
+    errors = {
+        "BackendUnavailableError",
+        "CapacityError",
+        "ConfigError",
+        "CrfRefineError",
+        "ExportError",
+        "GridMismatchError",
+    }
+    always = {
+        "CrfParameters",
+        "Lattice",
+        "Plan",
+        "RefinementResult",
+        "RegionScheme",
+        "bilateral_filter",
+        "gaussian_filter",
+        "refine",
+    }
     others = {"CrfRnn", "InputError", "UnsupportedFormatError", "__version__", "crf_loss"}
     modules = {"errors", "layer", "metrics", "nnunet", "parameters", "statistics"}
     assert dir(crfrefine) == sorted(errors | always | others | modules)

@@ -18,7 +18,8 @@ PACKAGE = Path(crfrefine.__file__).parent
 SOURCE_SUFFIXES = {".cpp", ".h", ".cu"}
 
 installed_only = pytest.mark.skipif(
-    not os.environ.get("CRFREFINE_TEST_INSTALLED"), reason="runs against the installed wheel: `make test` sets CRFREFINE_TEST_INSTALLED"
+    not os.environ.get("CRFREFINE_TEST_INSTALLED"),
+    reason="runs against the installed wheel: `make test` sets CRFREFINE_TEST_INSTALLED",
 )
 
 
@@ -27,7 +28,9 @@ def test_the_tests_and_the_processes_that_they_start_meet_the_installed_package(
     """`python -m` and `python -c` would put the working folder, here the source tree, first; PYTHONSAFEPATH keeps it out."""
     assert "site-packages" in Path(crfrefine.__file__).parts
     code = "import crfrefine; print(crfrefine.__file__)"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert Path(found) == Path(crfrefine.__file__)
     assert importlib.metadata.version("crfrefine") == crfrefine.__version__
 
@@ -36,25 +39,53 @@ def test_the_tests_and_the_processes_that_they_start_meet_the_installed_package(
 def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
     package = Path(str(importlib.resources.files("crfrefine")))
     for folder in ("configs", "kernels"):
-        wanted = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*") if p.suffix in SOURCE_SUFFIXES | {".toml", ".md"}}
+        wanted = {
+            p.relative_to(ROOT).as_posix()
+            for p in (ROOT / folder).rglob("*")
+            if p.suffix in SOURCE_SUFFIXES | {".toml", ".md"}
+        }
         assert wanted
         assert all((package / name).read_bytes() == (ROOT / name).read_bytes() for name in wanted)
-    for room, some in {"evaluate/report": {"page.html", "report.css"}, "runs/tune": {"index.html", "tune.css", "tune.js"}}.items():
+    for room, some in {
+        "evaluate/report": {"page.html", "report.css"},
+        "runs/tune": {"index.html", "tune.css", "tune.js"},
+    }.items():
         wanted = {path.name for path in (ROOT / "crfrefine" / room / "assets").iterdir()}
         assert some <= wanted == {path.name for path in (package / room / "assets").iterdir()}
     files = importlib.metadata.files("crfrefine")
     assert files is not None
-    outside = {f.parts[0] for f in files if f.parts[0] != "crfrefine" and not f.parts[0].endswith(".dist-info") and f.parts[0] != ".."}
+    outside = {
+        f.parts[0]
+        for f in files
+        if f.parts[0] != "crfrefine"
+        and not f.parts[0].endswith(".dist-info")
+        and f.parts[0] != ".."
+    }
     assert outside == set()
-    suffixes = {f.suffix for f in files if f.parts[0] == "crfrefine" and "__pycache__" not in f.parts}
-    assert suffixes <= SOURCE_SUFFIXES | {".py", ".pyi", ".typed", ".so", ".toml", ".md", ".html", ".css", ".js", ".txt"}
+    suffixes = {
+        f.suffix for f in files if f.parts[0] == "crfrefine" and "__pycache__" not in f.parts
+    }
+    assert suffixes <= SOURCE_SUFFIXES | {
+        ".py",
+        ".pyi",
+        ".typed",
+        ".so",
+        ".toml",
+        ".md",
+        ".html",
+        ".css",
+        ".js",
+        ".txt",
+    }
 
 
 def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
     """Python started in a clone meets the source tree first. An engine with other arguments must not be called."""
     installed, clone, libraries = (tmp_path / name for name in ("site", "clone", "libraries"))
     shutil.copytree(PACKAGE, installed / "crfrefine")
-    shutil.copytree(PACKAGE, clone / "crfrefine", ignore=shutil.ignore_patterns("_engine_*", "__pycache__"))
+    shutil.copytree(
+        PACKAGE, clone / "crfrefine", ignore=shutil.ignore_patterns("_engine_*", "__pycache__")
+    )
     libraries.mkdir()  # those of this environment, without the package that is installed in it
     for path in Path(np.__file__).parents[1].iterdir():
         if not path.name.lower().startswith("crfrefine"):
@@ -63,7 +94,13 @@ def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
     code += "print(crf.refine(x, x[0], spacing=1), crf.__file__)"
     environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{libraries}"}
     environment.pop("PYTHONSAFEPATH", None)
-    options = {"cwd": clone, "env": environment, "capture_output": True, "text": True, "check": False}
+    options = {
+        "cwd": clone,
+        "env": environment,
+        "capture_output": True,
+        "text": True,
+        "check": False,
+    }
     done = subprocess.run([sys.executable, "-S", "-c", code], **options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("<RefinementResult")
@@ -71,8 +108,13 @@ def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
     with (installed / "crfrefine" / "engines" / "cpu.py").open("a", encoding="utf-8") as adapter:
         adapter.write("# changed\n")
     done = subprocess.run([sys.executable, "-S", "-c", code], **options)
-    assert f"missing from {clone / 'crfrefine'}, and no installed package of this version has it; install crfrefine" in done.stderr
+    assert (
+        f"missing from {clone / 'crfrefine'}, and no installed package of this version has it; install crfrefine"
+        in done.stderr
+    )
 
 
 def test_the_citation_has_the_packages_version():
-    assert f"\nversion: {crfrefine.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {crfrefine.__version__}\n" in (ROOT / "CITATION.cff").read_text(
+        encoding="utf-8"
+    )

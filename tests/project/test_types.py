@@ -26,8 +26,13 @@ def test_arrays_tensors_lists_and_numbers_are_accepted_by_refine() -> None:
     assert_type(result, crfrefine.RefinementResult)
     assert_type(result.marginals, NDArray[np.float32])
     assert result.marginals_at(IMAGE[0] > 0).shape[0] == 3
-    assert result == crfrefine.refine(torch.from_numpy(LOGITS), torch.from_numpy(IMAGE), spacing=(1, 1.5, 2), input_type="logits")
-    for same in (crfrefine.refine(LOGITS.tolist(), IMAGE, spacing=np.float32(2.0)), crfrefine.refine(LOGITS, IMAGE, spacing=2)):
+    assert result == crfrefine.refine(
+        torch.from_numpy(LOGITS), torch.from_numpy(IMAGE), spacing=(1, 1.5, 2), input_type="logits"
+    )
+    for same in (
+        crfrefine.refine(LOGITS.tolist(), IMAGE, spacing=np.float32(2.0)),
+        crfrefine.refine(LOGITS, IMAGE, spacing=2),
+    ):
         assert same == crfrefine.refine(LOGITS, IMAGE, spacing=torch.tensor(2.0))
     with pytest.raises(crfrefine.ConfigError):
         crfrefine.refine(LOGITS, IMAGE, spacing=1.0, input_type="logit")  # type: ignore[arg-type]
@@ -40,7 +45,14 @@ def test_the_layer_is_called_with_types_and_returns_a_tensor() -> None:
     assert_type(refined, torch.Tensor)
     for spacing in (torch.ones(1, 3), [[1.0, 1.0, 1.0]], (1, 1, 1), np.float32(1.0)):
         assert crf(logits, image, spacing=spacing).shape == refined.shape
-    loss = crfrefine.crf_loss(logits, image, np.ones(3), theta_alpha=np.float64(2.0), theta_beta=np.array([0.1, 0.2]), filter="truncated")
+    loss = crfrefine.crf_loss(
+        logits,
+        image,
+        np.ones(3),
+        theta_alpha=np.float64(2.0),
+        theta_beta=np.array([0.1, 0.2]),
+        filter="truncated",
+    )
     assert_type(loss, torch.Tensor)
     with pytest.raises(crfrefine.InputError):
         crf(LOGITS, image, 1.0)  # type: ignore[arg-type]
@@ -49,11 +61,17 @@ def test_the_layer_is_called_with_types_and_returns_a_tensor() -> None:
     with pytest.raises(TypeError):
         crf(logits, image, spcing=1.0)  # type: ignore[call-arg]
     assert_type(
-        crfrefine.layer.functional.mean_field(logits, image, bilateral=[(1.0, np.array([1.0, 1.0, 2.0]), 0.1)], spacing=1), torch.Tensor
+        crfrefine.layer.functional.mean_field(
+            logits, image, bilateral=[(1.0, np.array([1.0, 1.0, 2.0]), 0.1)], spacing=1
+        ),
+        torch.Tensor,
     )
 
 
 def test_modules_have_types_without_an_import_of_their_own() -> None:
     smooth = crfrefine.parameters.sections.SpatialParameters(weight=1.0)
-    assert_type(crfrefine.CrfParameters().replace(spatial=smooth).spatial, crfrefine.parameters.sections.SpatialParameters)
+    assert_type(
+        crfrefine.CrfParameters().replace(spatial=smooth).spatial,
+        crfrefine.parameters.sections.SpatialParameters,
+    )
     assert crfrefine.metrics.overlap.measure_case.__doc__

@@ -21,7 +21,10 @@ def matrix(seed, num_labels):
     """A matrix of penalties between 0.5 and 1.5."""
     penalties = np.random.default_rng(seed).uniform(0.5, 1.5, (num_labels, num_labels))
     np.fill_diagonal(penalties, 0.0)
-    return {"compatibility.kind": "matrix", "compatibility.matrix": tuple(map(tuple, penalties.tolist()))}
+    return {
+        "compatibility.kind": "matrix",
+        "compatibility.matrix": tuple(map(tuple, penalties.tolist())),
+    }
 
 
 def run_both(case, parameters, threshold):
@@ -30,7 +33,12 @@ def run_both(case, parameters, threshold):
     Directly summed windows are those of "truncated"; "auto" may take another filter for the part that labels share than for the whole.
     """
     tiles = refine(case, parameters, threshold, threads=1)
-    for found, name in (("direct", "truncated"), (": truncated ", "truncated"), (": exact ", "exact"), (": lattice ", "lattice")):
+    for found, name in (
+        ("direct", "truncated"),
+        (": truncated ", "truncated"),
+        (": exact ", "exact"),
+        (": lattice ", "lattice"),
+    ):
         if any(found in line for line in tiles.filters):
             parameters = parameters.replace(**{"mean_field.filter": name})
     return tiles, refine(case, parameters, 0.0, threads=1)
@@ -81,14 +89,29 @@ MODELS = st.fixed_dictionaries(
 
 
 @settings(max_examples=60, deadline=None)
-@given(CASES, MODELS, st.sampled_from([1e-6, 1e-4, 1e-3, 1e-2]), st.sampled_from([0.5, 3.0]), st.tuples(*[st.booleans()] * 3))
+@given(
+    CASES,
+    MODELS,
+    st.sampled_from([1e-6, 1e-4, 1e-3, 1e-2]),
+    st.sampled_from([0.5, 3.0]),
+    st.tuples(*[st.booleans()] * 3),
+)
 def test_random_cases_agree(given, model, threshold, weight, more):
     """With biases, too, some of them above the differences of the logits, so that whole regions change their label before any message."""
     with_spatial, with_label_weights, with_matrix = more
     case, num_labels = make_case(**given), given["num_labels"]
-    weights = tuple((weight * np.random.default_rng(given["seed"]).uniform(0.3, 1.0, num_labels)).tolist())
-    model |= {"bilateral.weight": weights if with_label_weights else weight, "bilateral.theta_beta": 0.3, "mean_field.tolerance": 0.0}
-    model["mean_field.bias"] = (model["mean_field.bias"] * np.random.default_rng(given["seed"]).uniform(-1.0, 1.0, num_labels)).tolist()
+    weights = tuple(
+        (weight * np.random.default_rng(given["seed"]).uniform(0.3, 1.0, num_labels)).tolist()
+    )
+    model |= {
+        "bilateral.weight": weights if with_label_weights else weight,
+        "bilateral.theta_beta": 0.3,
+        "mean_field.tolerance": 0.0,
+    }
+    model["mean_field.bias"] = (
+        model["mean_field.bias"]
+        * np.random.default_rng(given["seed"]).uniform(-1.0, 1.0, num_labels)
+    ).tolist()
     if with_spatial:
         model |= {"spatial.weight": weight / 2, "spatial.theta_gamma": 1.2}
     if with_matrix:
@@ -101,13 +124,22 @@ def test_settled_voxels_count_in_both_directions_or_there_is_no_energy(weight):
     """Pairs of settled voxels, a constant, are left out: changes from step to step are compared. They do not receive, so with a weight per
     label their half of a pair's energy is not known."""
     case = make_case(3, (19, 26, 75), 6, margin=30.0)
-    model = {"mean_field.filter": "truncated", "mean_field.tolerance": 0.0, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3}
-    tiles, dense = run_both(case, CrfParameters().replace(**model, **{"bilateral.weight": weight}), 1e-4)
+    model = {
+        "mean_field.filter": "truncated",
+        "mean_field.tolerance": 0.0,
+        "bilateral.theta_alpha": 1.6,
+        "bilateral.theta_beta": 0.3,
+    }
+    tiles, dense = run_both(
+        case, CrfParameters().replace(**model, **{"bilateral.weight": weight}), 1e-4
+    )
     if weight != 3.0:
         assert tiles.energy == ()
         return
     # Messages from beyond a tile's labels are missing, up to a thousandth of a step's change.
-    np.testing.assert_allclose(np.diff(tiles.energy), np.diff(dense.energy), atol=2e-3 * abs(np.diff(dense.energy)).max())
+    np.testing.assert_allclose(
+        np.diff(tiles.energy), np.diff(dense.energy), atol=2e-3 * abs(np.diff(dense.energy)).max()
+    )
 
 
 THIN = {"softness": 0.0, "margin": 10.0, "noise": 0.8}  # few open voxels per row, and few that send
@@ -122,16 +154,48 @@ THIN = {"softness": 0.0, "margin": 10.0, "noise": 0.8}  # few open voxels per ro
         (2, {"mean_field.filter": "grid", "spatial.weight": 1.0, "spatial.theta_gamma": 1.2}, {}),
         (4, {"mean_field.filter": "lattice", "spatial.weight": 1.0, **matrix(2, 4)}, {}),
         # Where the senders have no factors that would leave out the others.
-        (6, {"mean_field.normalization": "after", "bilateral.weight": 3.0, "bilateral.theta_beta": 5.0}, {"margin": 30.0}),
-        (5, {"bilateral.weight": np.linspace(1.0, 2.5, 5), "bilateral.theta_alpha": 0.7}, {**THIN, "num_modalities": 3}),
-        (2, {"bilateral.weight": (1.0, 2.5), "bilateral.theta_alpha": 3.0}, {**THIN, "num_modalities": 2}),
-        (5, {"bilateral.weight": np.linspace(1.0, 2.5, 5)}, {**THIN, "softness": 2.5, "num_modalities": 3}),
+        (
+            6,
+            {
+                "mean_field.normalization": "after",
+                "bilateral.weight": 3.0,
+                "bilateral.theta_beta": 5.0,
+            },
+            {"margin": 30.0},
+        ),
+        (
+            5,
+            {"bilateral.weight": np.linspace(1.0, 2.5, 5), "bilateral.theta_alpha": 0.7},
+            {**THIN, "num_modalities": 3},
+        ),
+        (
+            2,
+            {"bilateral.weight": (1.0, 2.5), "bilateral.theta_alpha": 3.0},
+            {**THIN, "num_modalities": 2},
+        ),
+        (
+            5,
+            {"bilateral.weight": np.linspace(1.0, 2.5, 5)},
+            {**THIN, "softness": 2.5, "num_modalities": 3},
+        ),
     ],
-    ids=["Potts", "many labels", "matrix", "spatial", "lattice", "mask", "narrow windows", "wide windows", "soft borders"],
+    ids=[
+        "Potts",
+        "many labels",
+        "matrix",
+        "spatial",
+        "lattice",
+        "mask",
+        "narrow windows",
+        "wide windows",
+        "soft borders",
+    ],
 )
 def test_many_steps_agree_on_any_number_of_threads(num_labels, changes, case):
     """Rows of voxels send the labels that have changed since they sent last, and settled ones send once, from inside the mask alone."""
-    case = make_case(11, (19, 26, 37), num_labels, **{"with_mask": "noise" not in case, "margin": 8.0, **case})
+    case = make_case(
+        11, (19, 26, 37), num_labels, **{"with_mask": "noise" not in case, "margin": 8.0, **case}
+    )
     parameters = CrfParameters().replace(**{**SHARP, "mean_field.filter": "truncated", **changes})
     tiles, dense = run_both(case, parameters, 1e-4)
     assert_agree(tiles, dense, 1e-4)
@@ -144,7 +208,11 @@ def test_many_steps_agree_on_any_number_of_threads(num_labels, changes, case):
 # ---- Cases that try to make a left-out label matter: domains must grow, and nothing may be left out where there is no bound
 
 EPSILON = 1e-2
-WINDOW = {"mean_field.filter": "truncated", "bilateral.theta_alpha": 1.6, "mean_field.tolerance": 0.0}
+WINDOW = {
+    "mean_field.filter": "truncated",
+    "bilateral.theta_alpha": 1.6,
+    "mean_field.tolerance": 0.0,
+}
 
 
 def as_case(probabilities, image=None):
@@ -173,7 +241,11 @@ def spreading():
 
 @pytest.mark.parametrize(("steps", "num_tiles"), [(2, 3), (40, 5), (120, 10)])
 def test_domains_grow_as_far_as_a_label_spreads(steps, num_tiles):
-    model = {"bilateral.weight": (1.0, 16.0), "mean_field.num_iterations": steps, "mean_field.normalization": "after"}
+    model = {
+        "bilateral.weight": (1.0, 16.0),
+        "mean_field.num_iterations": steps,
+        "mean_field.normalization": "after",
+    }
     took_part = assert_same(as_case(spreading()), CrfParameters().replace(**WINDOW, **model))
     assert np.count_nonzero(took_part) >= num_tiles
 
@@ -185,7 +257,11 @@ def test_domains_grow_where_a_label_passes_and_is_gone_at_the_end():
     probabilities[2, 96:] = 1e-14
     probabilities[1, 30:46], probabilities[2, :10] = 0.95, 0.97
     probabilities[0] = 1 - probabilities[1:].sum(axis=0)
-    model = {"bilateral.weight": (1.0, 20.0, 40.0), "mean_field.num_iterations": 100, "mean_field.normalization": "after"}
+    model = {
+        "bilateral.weight": (1.0, 20.0, 40.0),
+        "mean_field.num_iterations": 100,
+        "mean_field.normalization": "after",
+    }
     assert assert_same(as_case(probabilities), CrfParameters().replace(**WINDOW, **model)).all()
 
 
@@ -201,5 +277,7 @@ def test_a_label_at_one_corner_of_a_tile(corner):
 
 def test_no_label_is_left_out_with_a_negative_penalty():
     model = {"compatibility.kind": "matrix", "compatibility.matrix": ((0.0, -0.5), (-0.5, 0.0))}
-    assert find_thresholds(1e-4, CrfParameters().replace(**model).resolve(2, 1, 3)).leave_out_nothing
+    assert find_thresholds(
+        1e-4, CrfParameters().replace(**model).resolve(2, 1, 3)
+    ).leave_out_nothing
     assert not find_thresholds(1e-4, CrfParameters().resolve(2, 1, 3)).leave_out_nothing

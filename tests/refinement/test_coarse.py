@@ -14,7 +14,9 @@ SPACING = (1.0, 1.4, 0.8)  # x, y, z
 
 def smooth_logits(num_labels, shape, seed, scale=60.0):
     rng = np.random.default_rng(seed)
-    return (gaussian_filter(rng.normal(size=(num_labels, *shape)), [0, 2, 2, 2]) * scale).astype(np.float32)
+    return (gaussian_filter(rng.normal(size=(num_labels, *shape)), [0, 2, 2, 2]) * scale).astype(
+        np.float32
+    )
 
 
 def resized(channel, shape, order=1):
@@ -27,7 +29,15 @@ def resized(channel, shape, order=1):
 def export(tmp_path):
     """Export logits onto an image of a stored shape, of which the network saw a box; None means all of it."""
 
-    def run(logits, stored, box=None, transpose=(0, 1, 2), change=None, output=tmp_path / "out.nii.gz", **options):
+    def run(
+        logits,
+        stored,
+        box=None,
+        transpose=(0, 1, 2),
+        change=None,
+        output=tmp_path / "out.nii.gz",
+        **options,
+    ):
         before, path = tuple(stored[axis] for axis in transpose), tmp_path / "image.nii.gz"
         values = np.random.default_rng(0).normal(100.0, 20.0, stored).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(values.transpose(), np.diag([*SPACING, 1.0])), path)
@@ -36,10 +46,14 @@ def export(tmp_path):
             "spacing": list(SPACING[::-1]),
             "shape_before_cropping": before,
             "bbox_used_for_cropping": [list(part) for part in box],
-            "shape_after_cropping_and_before_resampling": tuple(stop - start for start, stop in box),
+            "shape_after_cropping_and_before_resampling": tuple(
+                stop - start for start, stop in box
+            ),
         } | (change or {})
         properties = {name: value for name, value in properties.items() if value is not None}
-        return nnunet.export_prediction(logits, properties, path, output, transpose_forward=transpose, **options)
+        return nnunet.export_prediction(
+            logits, properties, path, output, transpose_forward=transpose, **options
+        )
 
     return run
 
@@ -54,7 +68,9 @@ def expected_export(logits, shape_before, box=None, transpose=(0, 1, 2), nearest
         in_plane = list(cropped)
         in_plane[nearest] = logits.shape[1 + nearest]
         index = (np.arange(cropped[nearest]) + 0.5) * in_plane[nearest] / cropped[nearest]
-        dense = np.stack([resized(channel, in_plane).take(index.astype(int), axis=nearest) for channel in logits])
+        dense = np.stack(
+            [resized(channel, in_plane).take(index.astype(int), axis=nearest) for channel in logits]
+        )
     labels = np.zeros(shape_before, np.uint8)
     labels[tuple(slice(*part) for part in box)] = dense.argmax(axis=0)
     return labels.transpose(np.argsort(transpose))
@@ -86,7 +102,9 @@ def test_labels_far_apart_are_kept_where_they_are_near_in_any_pieces(export, mon
     """Each label is kept in few tiles, also across the planes that come together; nothing of the export is lost."""
     stored, network = (80, 34, 40), (40, 20, 30)
     centers = np.random.default_rng(5).uniform(2, np.array(network) - 2, (30, 3))
-    distances = np.linalg.norm(np.moveaxis(np.indices(network), 0, -1)[None] - centers[:, None, None, None], axis=-1)
+    distances = np.linalg.norm(
+        np.moveaxis(np.indices(network), 0, -1)[None] - centers[:, None, None, None], axis=-1
+    )
     logits = np.concatenate([np.zeros((1, *network)), 12.0 - 6.0 * distances]).astype(np.float32)
     expected, refined = expected_export(logits, stored), []
     for planes in (40, 8):
@@ -101,14 +119,21 @@ def test_cubic_export_is_close_to_the_spline(export):
     """Labels of nnU-Net's order 3, but for a few voxels on borders: a quarter of those where linear ones differ."""
     logits, stored = smooth_logits(5, (15, 17, 12), 3), (31, 38, 26)
     expected = expected_export(logits, stored, order=3).transpose()
-    linear, cubic = (np.mean(export(logits, stored, parameters=NO_CRF, resample=how).label_map != expected) for how in ("linear", "cubic"))
+    linear, cubic = (
+        np.mean(export(logits, stored, parameters=NO_CRF, resample=how).label_map != expected)
+        for how in ("linear", "cubic")
+    )
     assert cubic < 0.3 * linear
     with pytest.raises(ConfigError, match="expected one of linear, cubic"):
         export(logits, stored, resample="quintic")
 
 
 @pytest.mark.parametrize(
-    "parameters", ["default", NO_CRF.replace(**{"mean_field.bias": [0.0, 2.0, -2.0, 1.0], "mean_field.temperature": 3.0})]
+    "parameters",
+    [
+        "default",
+        NO_CRF.replace(**{"mean_field.bias": [0.0, 2.0, -2.0, 1.0], "mean_field.temperature": 3.0}),
+    ],
 )
 def test_refined_as_the_dense_interpolation(parameters, export, tmp_path):
     """The CRF, or a recalibration alone, on tiles of interpolated logits is that on the whole interpolated array."""
@@ -127,7 +152,9 @@ def test_the_networks_label_map_does_not_depend_on_the_crf(export):
     logits = np.zeros((3, 5, 7, 6), np.float32)
     logits[0, ..., :3], logits[0, ..., 3:] = 10.0, -10.0
     logits[1], logits[2] = -logits[0], 0.6
-    np.testing.assert_array_equal(*(export(logits, (9, 13, 15), parameters=p).network_label_map for p in (NO_CRF, "default")))
+    np.testing.assert_array_equal(
+        *(export(logits, (9, 13, 15), parameters=p).network_label_map for p in (NO_CRF, "default"))
+    )
 
 
 STORED = (21, 26, 30)
@@ -154,11 +181,27 @@ def test_tensors_and_regions(export):
     [
         ({"spacing": None}, InputError, "spacing missing"),
         ({"shape_before_cropping": (21, 26, 31)}, GridMismatchError, "properties of this image"),
-        ({"bbox_used_for_cropping": [[0, 20], [0, 26], [0, 30]]}, GridMismatchError, "cropped from"),
-        ({"bbox_used_for_cropping": [[1, 22], [0, 26], [0, 30]]}, GridMismatchError, "properties of this image"),
-        ({"spacing": [1.0, 1.4, 0.8]}, GridMismatchError, "0.8 x 1.4 x 1 mm; the properties are of voxels of 1 x 1.4 x 0.8 mm"),
+        (
+            {"bbox_used_for_cropping": [[0, 20], [0, 26], [0, 30]]},
+            GridMismatchError,
+            "cropped from",
+        ),
+        (
+            {"bbox_used_for_cropping": [[1, 22], [0, 26], [0, 30]]},
+            GridMismatchError,
+            "properties of this image",
+        ),
+        (
+            {"spacing": [1.0, 1.4, 0.8]},
+            GridMismatchError,
+            "0.8 x 1.4 x 1 mm; the properties are of voxels of 1 x 1.4 x 0.8 mm",
+        ),
         ({"spacing": [np.nan, 1.4, 0.8]}, InputError, "expected 3 positive distances"),
-        ({"sitk_stuff": {"original_orientation": "LPS"}}, GridMismatchError, "turned the image's axes"),
+        (
+            {"sitk_stuff": {"original_orientation": "LPS"}},
+            GridMismatchError,
+            "turned the image's axes",
+        ),
     ],
 )
 def test_properties_that_do_not_fit(export, tmp_path, change, error, words):
@@ -196,7 +239,9 @@ def test_output_is_checked_before_the_work(export, tmp_path, monkeypatch):
 
 
 def test_padding_of_the_network_is_background(export):
-    logits = smooth_logits(3, (12, 10, 18), 6) + np.array([-30, 0, 0], np.float32)[:, None, None, None]
+    logits = (
+        smooth_logits(3, (12, 10, 18), 6) + np.array([-30, 0, 0], np.float32)[:, None, None, None]
+    )
     logits[:, :3] = -1e4
     result = export(logits, (24, 20, 36))
     labels = result.label_map.transpose()

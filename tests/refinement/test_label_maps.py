@@ -39,7 +39,11 @@ def blocks(shape, num_labels, size=7):
 
 
 def refined(labels, image, changes=None, **options):
-    options = {"spacing": SPACING[3 - labels.ndim :], "parameters": PARAMETERS.replace(**(changes or {})), **options}
+    options = {
+        "spacing": SPACING[3 - labels.ndim :],
+        "parameters": PARAMETERS.replace(**(changes or {})),
+        **options,
+    }
     return crfrefine.refine(labels, image, input_type="labels", **options)
 
 
@@ -47,7 +51,10 @@ def is_on_tiles(result):
     return all("tiles" in line for line in result.filters)
 
 
-@pytest.mark.parametrize(("shape", "with_mask", "order"), [(SHAPE, True, "F"), (SHAPE, False, "C"), ((33, 41), True, "F")])
+@pytest.mark.parametrize(
+    ("shape", "with_mask", "order"),
+    [(SHAPE, True, "F"), (SHAPE, False, "C"), ((33, 41), True, "F")],
+)
 def test_tiles_and_the_whole_give_the_same(shape, with_mask, order):
     labels, image = blocks(shape, 40)
     labels = np.array(3 * labels, np.uint8, order=order)  # gaps in the numbers
@@ -65,7 +72,9 @@ def test_tiles_and_the_whole_give_the_same(shape, with_mask, order):
     assert found.changes.voxels_changed > 5
     inside = np.ones(shape, bool) if mask is None else mask
     np.testing.assert_allclose(found.marginals_at(inside), whole.marginals_at(inside), atol=2e-5)
-    np.testing.assert_allclose(found.energy[-1], whole.energy[-1], rtol=1e-3)  # Some pairs of voxels in different tiles are missing.
+    np.testing.assert_allclose(
+        found.energy[-1], whole.energy[-1], rtol=1e-3
+    )  # Some pairs of voxels in different tiles are missing.
     assert (found.channel_labels, found.num_labels) == (whole.channel_labels, whole.num_labels)
     assert found.channel_labels[1] % 3 == 0
     # Outside the mask a voxel's own label is certain.
@@ -103,10 +112,22 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     limit = int(whole.channels.computed.size * 17 * 1.1)
     options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
     context = RunContext(None, lambda *of: told.append(of), lambda: limit)
-    cut = refine_network(networks.LabelMapNetwork(labels, channels, 30), image, **options, context=context, backend=get_backend("cpu"))
+    cut = refine_network(
+        networks.LabelMapNetwork(labels, channels, 30),
+        image,
+        **options,
+        context=context,
+        backend=get_backend("cpu"),
+    )
     assert "slabs" in cut.filters[0]
-    steps = [(stage, step / num_steps) for stage, step, num_steps in told if stage.startswith("mean field, slab")]
-    assert {stage for stage, _ in steps} == {f"mean field, slab {number} of 9" for number in range(1, 10)}, "steps inside slabs are told"
+    steps = [
+        (stage, step / num_steps)
+        for stage, step, num_steps in told
+        if stage.startswith("mean field, slab")
+    ]
+    assert {stage for stage, _ in steps} == {
+        f"mean field, slab {number} of 9" for number in range(1, 10)
+    }, "steps inside slabs are told"
     assert [share for _, share in steps] == sorted(share for _, share in steps)
     np.testing.assert_array_equal(cut.label_map, whole.label_map)
 
@@ -114,8 +135,13 @@ def test_slabs_give_the_same_as_the_volume_at_once():
 def test_logits_beyond_the_memory_are_refused(monkeypatch):
     labels = blocks(SHAPE, 20)[0].astype(np.uint8)
     num_labels = len(np.unique(labels))
-    monkeypatch.setattr(networks, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test"))
-    with pytest.raises(CapacityError, match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test"):
+    monkeypatch.setattr(
+        networks, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test")
+    )
+    with pytest.raises(
+        CapacityError,
+        match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test",
+    ):
         refined(labels, np.zeros(SHAPE), DENSE)
     assert is_on_tiles(refined(labels, np.zeros(SHAPE)))
 
@@ -123,5 +149,9 @@ def test_logits_beyond_the_memory_are_refused(monkeypatch):
 @pytest.mark.parametrize(("theta_alpha", "is_direct"), [(1.6, True), (12.0, False)])
 def test_fine_kernels_are_summed_directly(theta_alpha, is_direct):
     labels, image = blocks(SHAPE, 20)
-    found = refined(labels, image, {"mean_field.filter": "auto", "spatial.weight": 0.0, "bilateral.theta_alpha": theta_alpha})
+    found = refined(
+        labels,
+        image,
+        {"mean_field.filter": "auto", "spatial.weight": 0.0, "bilateral.theta_alpha": theta_alpha},
+    )
     assert is_on_tiles(found) == is_direct

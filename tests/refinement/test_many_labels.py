@@ -32,7 +32,9 @@ def many_labels(shape=SHAPE, largest=65535):
 @pytest.mark.parametrize("kind", ["npz", "4-D", "label map", "one file per label"])
 def test_infer(kind, tmp_path):
     count, times, options = MAX_LABELS + 1, 1, []
-    image = save_nifti(tmp_path / "a_0000.nii.gz", np.random.default_rng(1).normal(size=SHAPE).astype(np.float32))
+    image = save_nifti(
+        tmp_path / "a_0000.nii.gz", np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
+    )
     network = tmp_path / ("a.npz" if kind == "npz" else "a.nii.gz")
     if kind == "npz":
         np.savez_compressed(network, probabilities=np.zeros((20_000, *SHAPE[::-1]), np.uint8))
@@ -47,7 +49,9 @@ def test_infer(kind, tmp_path):
         times = count
     files = ["-i", image, "-o", tmp_path / "out.nii.gz", *["-p", network] * times]
     arguments = [sys.executable, "-c", LIMITED, "infer", *files, *options, "--max-memory", "500M"]
-    done = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        list(map(str, arguments)), capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 1
     assert (TOLD_OF_MAPS if kind == "label map" else TOLD.format(count)) in done.stderr, done.stderr
     assert not (tmp_path / "out.nii.gz").exists()
@@ -56,7 +60,9 @@ def test_infer(kind, tmp_path):
 def test_refine_and_the_layer():
     image, options = np.zeros(SHAPE, np.float32), {"spacing": (1.0, 1.5, 2.0)}
     with pytest.raises(CapacityError, match=TOLD.format(MAX_LABELS + 1)):
-        crfrefine.refine(np.zeros((MAX_LABELS + 1, 2, 3, 2), np.float32), image[:2, :3, :2], **options)
+        crfrefine.refine(
+            np.zeros((MAX_LABELS + 1, 2, 3, 2), np.float32), image[:2, :3, :2], **options
+        )
     with pytest.raises(InputError, match=TOLD_OF_MAPS):
         crfrefine.refine(many_labels(), image, input_type="labels", **options)
     pytest.importorskip("torch")

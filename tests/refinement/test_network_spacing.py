@@ -19,8 +19,12 @@ PLAIN = SHARP.replace(**{"bilateral.weight": 0.0, "volume.match_input": False})
 def coarse(truth, factors=FACTORS):
     """The label of the middle voxel of each block, everywhere in the block."""
     for axis, factor in enumerate(factors):
-        middles = np.minimum(np.arange(0, truth.shape[axis], factor) + factor // 2, truth.shape[axis] - 1)
-        truth = truth.take(middles, axis).repeat(factor, axis).take(np.arange(truth.shape[axis]), axis)
+        middles = np.minimum(
+            np.arange(0, truth.shape[axis], factor) + factor // 2, truth.shape[axis] - 1
+        )
+        truth = (
+            truth.take(middles, axis).repeat(factor, axis).take(np.arange(truth.shape[axis]), axis)
+        )
     return truth
 
 
@@ -38,18 +42,29 @@ def balls(num_labels=2, shape=SHAPE, seed=0):
 
 
 def refined(labels, image, parameters=None, **options):
-    options = {"spacing": SPACING[: labels.ndim], "network_spacing": NETWORK[: labels.ndim], **options}
+    options = {
+        "spacing": SPACING[: labels.ndim],
+        "network_spacing": NETWORK[: labels.ndim],
+        **options,
+    }
     return crfrefine.refine(labels, image, input_type="labels", parameters=parameters, **options)
 
 
 def volumes(result):
     """The voxels of each label that occurs, before and after."""
-    before, after = (np.array(counts) for counts in (result.changes.voxels_before, result.changes.voxels_after))
+    before, after = (
+        np.array(counts) for counts in (result.changes.voxels_before, result.changes.voxels_after)
+    )
     return before[before > 0], after[before > 0]
 
 
 def dice(one, other):
-    return np.mean([2 * np.sum((one == k) & (other == k)) / np.sum((one == k).astype(int) + (other == k)) for k in np.unique(other)[1:]])
+    return np.mean(
+        [
+            2 * np.sum((one == k) & (other == k)) / np.sum((one == k).astype(int) + (other == k))
+            for k in np.unique(other)[1:]
+        ]
+    )
 
 
 def test_logits_are_the_logarithms_of_shares():
@@ -57,7 +72,9 @@ def test_logits_are_the_logarithms_of_shares():
     labels = coarse(truth)
     result = refined(labels, image, PLAIN)
     for number, label in enumerate(np.unique(labels)):
-        share = gaussian_filter((labels == label).astype(float), [0.5 * factor for factor in FACTORS], mode="nearest")
+        share = gaussian_filter(
+            (labels == label).astype(float), [0.5 * factor for factor in FACTORS], mode="nearest"
+        )
         expected = 2.0 * np.log(np.maximum(share, MIN_SHARE))
         np.testing.assert_allclose(result.logits[number], expected, atol=2e-3)
 
@@ -73,7 +90,9 @@ def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
         mask = np.ones(SHAPE, bool)
         mask[12:30, 10:30, 8:25] = False
     parameters = SHARP.replace(**{"mean_field.filter": "truncated"})
-    whole = refined(labels, image, parameters.replace(**{"mean_field.label_threshold": 0.0}), mask=mask)
+    whole = refined(
+        labels, image, parameters.replace(**{"mean_field.label_threshold": 0.0}), mask=mask
+    )
     monkeypatch.setattr(label_maps, "MANY_LABELS", 2)
     tiles = refined(labels, image, parameters, mask=mask)
     assert "tiles" in tiles.filters[0]
@@ -85,8 +104,12 @@ def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
     np.testing.assert_array_equal(whole.label_map[~inside], labels[~inside])
     for result in (tiles, whole):
         present = np.array(result.channel_labels)
-        np.testing.assert_array_equal(present[result.marginals.argmax(axis=0)][inside], result.label_map[inside])
-        np.testing.assert_array_equal(present[result.logits.argmax(axis=0)][inside], result.label_map[inside])
+        np.testing.assert_array_equal(
+            present[result.marginals.argmax(axis=0)][inside], result.label_map[inside]
+        )
+        np.testing.assert_array_equal(
+            present[result.logits.argmax(axis=0)][inside], result.label_map[inside]
+        )
 
 
 @pytest.mark.parametrize("network_spacing", [None, NETWORK])
@@ -97,12 +120,16 @@ def test_tiles_and_the_whole_agree_without_kernels(with_strokes, network_spacing
     drawn[20:24, 19, 8:13], drawn[40, 5:7, 30] = 11, 255
     options = {"network_spacing": network_spacing, "strokes": drawn if with_strokes else None}
     parameters = PLAIN.replace(**{"mean_field.positions": "mm"})
-    whole = refined(labels, image, parameters.replace(**{"mean_field.label_threshold": 0.0}), **options)
+    whole = refined(
+        labels, image, parameters.replace(**{"mean_field.label_threshold": 0.0}), **options
+    )
     monkeypatch.setattr(label_maps, "MANY_LABELS", 2)
     tiles = refined(labels, image, parameters, **options)
     assert (whole.label_map != labels).any() == (with_strokes or network_spacing is not None)
     np.testing.assert_array_equal(tiles.label_map, whole.label_map)
-    if network_spacing is not None:  # Without shares, labels that are not near have no marginals on tiles.
+    if (
+        network_spacing is not None
+    ):  # Without shares, labels that are not near have no marginals on tiles.
         np.testing.assert_allclose(tiles.marginals, whole.marginals, atol=2e-5)
 
 
@@ -173,9 +200,13 @@ def test_auto_finds_the_blocks_and_says_what_it_did():
     assert "found in it: blocks of 3 x 4 x 2 voxels: 2.1 x 4.4 x 3.2 mm" in found.notes[0]
     np.testing.assert_array_equal(found.label_map, refined(labels, image).label_map)
     hint = crfrefine.refine(labels, image, spacing=SPACING, input_type="labels").notes
-    assert "--network-spacing auto, in Python network_spacing='auto': blocks of 3 x 4 x 2" in hint[0]
+    assert (
+        "--network-spacing auto, in Python network_spacing='auto': blocks of 3 x 4 x 2" in hint[0]
+    )
     assert crfrefine.refine(truth, image, spacing=SPACING, input_type="labels").notes == ()
-    with pytest.raises(InputError, match=r"has no blocks of a coarser grid.* give the spacing of the network"):
+    with pytest.raises(
+        InputError, match=r"has no blocks of a coarser grid.* give the spacing of the network"
+    ):
         refined(truth, image, network_spacing="auto")
     for label in (0, 7):  # Cases without a finding are refined with the others.
         alone = refined(np.full(SHAPE, label, np.uint8), image, network_spacing="auto")
@@ -186,16 +217,23 @@ def test_auto_finds_the_blocks_and_says_what_it_did():
 def test_wrong_arguments():
     truth, image = balls(2)
     logits = np.stack([truth == 0, truth > 0]).astype(float)
-    with pytest.raises(ConfigError, match="network_spacing: it is that of a label map, and input_type is 'auto'"):
+    with pytest.raises(
+        ConfigError, match="network_spacing: it is that of a label map, and input_type is 'auto'"
+    ):
         crfrefine.refine(logits, image, spacing=SPACING, network_spacing=3.0)
-    with pytest.raises(ConfigError, match=r"mean_field.positions: 'network' .*--network-spacing MM"):
+    with pytest.raises(
+        ConfigError, match=r"mean_field.positions: 'network' .*--network-spacing MM"
+    ):
         refined(truth, image, SHARP, network_spacing=None)
     for wrong in ("fast", (1.0, 2.0), -3.0, float("nan"), 1500.0):
         with pytest.raises(InputError, match=r"^network spacing is .*expected"):
             refined(truth, image, network_spacing=wrong)
     with pytest.raises(InputError, match="mask"):
         refined(truth, image, mask=np.zeros(SHAPE))
-    with pytest.raises(ConfigError, match=r"volume.match_input: keeps the volumes of a label map, and logits are not one"):
+    with pytest.raises(
+        ConfigError,
+        match=r"volume.match_input: keeps the volumes of a label map, and logits are not one",
+    ):
         crfrefine.refine(logits, image, spacing=SPACING, parameters=SHARP)
     with pytest.raises(ConfigError, match=r"volume.match_input: expected true or false, got 1"):
         SHARP.replace(**{"volume.match_input": 1})
@@ -204,5 +242,9 @@ def test_wrong_arguments():
 def test_bandwidths_count_voxels_of_the_network():
     truth, image = balls(3)
     labels = coarse(truth)
-    in_mm = SHARP.replace(**{"mean_field.positions": "mm", "bilateral.theta_alpha": [0.8 * wide for wide in NETWORK]})
-    np.testing.assert_array_equal(refined(labels, image).label_map, refined(labels, image, in_mm).label_map)
+    in_mm = SHARP.replace(
+        **{"mean_field.positions": "mm", "bilateral.theta_alpha": [0.8 * wide for wide in NETWORK]}
+    )
+    np.testing.assert_array_equal(
+        refined(labels, image).label_map, refined(labels, image, in_mm).label_map
+    )

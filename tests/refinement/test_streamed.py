@@ -8,7 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import GRID_SHAPE, Folders, files_in, load_nifti, run_here, save_nifti, write_folders
+from cli_helpers import (
+    GRID_SHAPE,
+    Folders,
+    files_in,
+    load_nifti,
+    run_here,
+    save_nifti,
+    write_folders,
+)
 from oracles import softmax
 from tile_cases import TileCase, make_case, refine
 
@@ -20,7 +28,14 @@ from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.planning import plan_stream
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
-MODEL = ("--set", "mean_field.filter=truncated", "--set", "bilateral.theta_alpha=1.5", "--device", "cpu")
+MODEL = (
+    "--set",
+    "mean_field.filter=truncated",
+    "--set",
+    "bilateral.theta_alpha=1.5",
+    "--device",
+    "cpu",
+)
 NUM_LABELS = 4
 THRESHOLD = 1e-4
 
@@ -39,7 +54,9 @@ def npz(kind, dtype):
     def write(folders):
         channels = logits_of(folders)
         channels = softmax(channels) if kind == "probabilities" else channels
-        np.savez_compressed(replace(folders, "a.npz"), **{kind: channels.transpose(0, 3, 2, 1).astype(dtype)})
+        np.savez_compressed(
+            replace(folders, "a.npz"), **{kind: channels.transpose(0, 3, 2, 1).astype(dtype)}
+        )
 
     return write
 
@@ -93,17 +110,31 @@ def test_streamed_cases_are_as_in_memory(write, tmp_path, monkeypatch):
         options += ("--set", "mean_field.output_temperature=0.5")
         result = run(own, monkeypatch, *options, streams=streams)
         assert result.status == 0, result.stderr
-        outputs.append([load_nifti(own.output / f"a{suffix}.nii.gz") for suffix in ("", "_probabilities", "_logits")])
+        outputs.append(
+            [
+                load_nifti(own.output / f"a{suffix}.nii.gz")
+                for suffix in ("", "_probabilities", "_logits")
+            ]
+        )
     (labels, probabilities, _), (streamed_labels, streamed, logits) = outputs
     np.testing.assert_array_equal(streamed_labels, labels)
     assert streamed.shape == probabilities.shape
     # The mask's outside: 0 and 1 instead of the network's probabilities.
-    inside = load_nifti(tmp_path / "masks" / "a.nii.gz") != 0 if write is with_mask else np.ones(labels.shape, np.bool_)
+    inside = (
+        load_nifti(tmp_path / "masks" / "a.nii.gz") != 0
+        if write is with_mask
+        else np.ones(labels.shape, np.bool_)
+    )
     # The files hold what the labels that took part share: up to a few thresholds less than with all labels.
-    np.testing.assert_allclose(streamed[inside], probabilities[inside], atol=3 * NUM_LABELS * THRESHOLD)
+    np.testing.assert_allclose(
+        streamed[inside], probabilities[inside], atol=3 * NUM_LABELS * THRESHOLD
+    )
     np.testing.assert_allclose(streamed.sum(axis=-1), 1.0, atol=1e-5)
     np.testing.assert_array_equal(logits.argmax(axis=-1), streamed_labels)
-    memory, stream = (json.loads((tmp_path / f"{name}.json").read_text())["cases"][0] for name in ("memory", "streamed"))
+    memory, stream = (
+        json.loads((tmp_path / f"{name}.json").read_text())["cases"][0]
+        for name in ("memory", "streamed")
+    )
     assert memory["voxels_changed"] == stream["voxels_changed"]
 
 
@@ -119,14 +150,25 @@ def cut_off(folders):
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-RANDOM = np.random.default_rng(0).uniform(-9, 9, (3, 1, 1)).astype(np.float32)  # a value for each plane, equal in all labels
+RANDOM = (
+    np.random.default_rng(0).uniform(-9, 9, (3, 1, 1)).astype(np.float32)
+)  # a value for each plane, equal in all labels
 
 
-@pytest.mark.parametrize("padding", [-1.0, -5.0, 7.0, 0.3, RANDOM], ids=["-1", "-5", "7", "0.3", "random"])
 @pytest.mark.parametrize(
-    ("factor", "words"), [(1, "probabilities: all values lie in"), (0, "logits: it has values outside"), (100, "sum to 100 at")]
+    "padding", [-1.0, -5.0, 7.0, 0.3, RANDOM], ids=["-1", "-5", "7", "0.3", "random"]
 )
-def test_padding_of_any_value_does_not_decide_what_values_are(padding, factor, words, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (1, "probabilities: all values lie in"),
+        (0, "logits: it has values outside"),
+        (100, "sum to 100 at"),
+    ],
+)
+def test_padding_of_any_value_does_not_decide_what_values_are(
+    padding, factor, words, tmp_path, monkeypatch
+):
     folders = write_folders(tmp_path, "a")
     channels = factor * softmax(logits_of(folders)) if factor else logits_of(folders)
     channels[:, :3] = padding  # Where the network did not look, all labels have one value.
@@ -159,7 +201,9 @@ def test_one_hot_files_are_label_maps(dtype, streams, tmp_path, monkeypatch):
         own = Folders(folders.images, folders.logits, tmp_path / name)
         result = run_here("infer", *own.arguments, *MODEL, "--save-probabilities", status=0)
         assert "a.nii.gz is taken as a label map: " in result.stderr
-        written.append((load_nifti(own.output / "a.nii.gz"), load_nifti(own.output / "a_probabilities.nii.gz")))
+        written.append(
+            (load_nifti(own.output / "a.nii.gz"), load_nifti(own.output / "a_probabilities.nii.gz"))
+        )
     for one, other in zip(*written, strict=True):
         np.testing.assert_array_equal(one, other)
     assert (written[0][0] != labels).any()
@@ -213,7 +257,13 @@ class Pieces:
         mask, image = None if case.mask is None else case.mask.T, case.image.reshape(shape[1:]).T
         context = RunContext(threads=1, num_bytes=num_bytes)
         return refine_network(
-            network, image, spacing=case.spacing[::-1], parameters=parameters, mask=mask, context=context, backend=get_backend("cpu")
+            network,
+            image,
+            spacing=case.spacing[::-1],
+            parameters=parameters,
+            mask=mask,
+            context=context,
+            backend=get_backend("cpu"),
         )
 
 
@@ -223,13 +273,30 @@ def test_tiles_are_read_again_where_domains_grow(num_planes):
     probabilities = np.full((2, 9, 8, 120), 0.009)
     probabilities[1, :, :, :20] = 1 - 1e-6
     probabilities[0] = 1 - probabilities[1]
-    case = TileCase(np.log(probabilities).astype(np.float32), np.zeros((9, 8, 120), np.float32), (1.0, 1.0, 1.0), None, "logits")
-    changes = {"bilateral.weight": (1.0, 16.0), "bilateral.theta_alpha": 1.6, "mean_field.filter": "truncated"}
-    changes |= {"mean_field.num_iterations": 40, "mean_field.tolerance": 0.0, "mean_field.normalization": "after"}
+    case = TileCase(
+        np.log(probabilities).astype(np.float32),
+        np.zeros((9, 8, 120), np.float32),
+        (1.0, 1.0, 1.0),
+        None,
+        "logits",
+    )
+    changes = {
+        "bilateral.weight": (1.0, 16.0),
+        "bilateral.theta_alpha": 1.6,
+        "mean_field.filter": "truncated",
+    }
+    changes |= {
+        "mean_field.num_iterations": 40,
+        "mean_field.tolerance": 0.0,
+        "mean_field.normalization": "after",
+    }
     parameters = CrfParameters().replace(**changes, **{"mean_field.label_threshold": 0.01})
     expected = refine(case, parameters, 0.0).label_map
     left = iter((4000, *[1 << 40] * 10))  # at the survey, and at each run
-    for num_bytes, least in ((lambda: next(left), 2), (None, 1)):  # One to survey, one to keep tiles; or one for both.
+    for num_bytes, least in (
+        (lambda: next(left), 2),
+        (None, 1),
+    ):  # One to survey, one to keep tiles; or one for both.
         read = Pieces(case, num_planes)
         np.testing.assert_array_equal(read.refined(parameters, num_bytes).label_map.T, expected)
         assert read.num_readings > least
@@ -239,7 +306,9 @@ def test_tiles_are_read_again_where_domains_grow(num_planes):
 def test_channels_are_read_once_where_their_tiles_fit(num_planes, monkeypatch):
     """To the bit, as when they are read twice, because there is no room, or when tiles are looked through in between."""
     case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
-    parameters = CrfParameters().replace(**{"mean_field.filter": "truncated", "mean_field.num_iterations": 3})
+    parameters = CrfParameters().replace(
+        **{"mean_field.filter": "truncated", "mean_field.num_iterations": 3}
+    )
     once, looked, twice = (Pieces(case, num_planes) for _ in range(3))
     results = [once.refined(parameters)]
     monkeypatch.setattr("crfrefine.refinement.tiles.streaming.FIRST_LOOK", 1 << 12)
@@ -251,15 +320,29 @@ def test_channels_are_read_once_where_their_tiles_fit(num_planes, monkeypatch):
         np.testing.assert_array_equal(result.label_map, results[0].label_map)
         assert result.report == results[0].report
         for label in range(6):
-            np.testing.assert_array_equal(*(one.channels.probabilities(label, slice(0, 75)) for one in (result, results[0])))
+            np.testing.assert_array_equal(
+                *(one.channels.probabilities(label, slice(0, 75)) for one in (result, results[0]))
+            )
 
 
-@pytest.mark.parametrize("bias", [(0.375, -32.5, 0.0, 31.75, -0.5, 1.5), (0.0, 0.0, 300.0, 0.0, 0.0, 0.0)], ids=["some", "all settled"])
+@pytest.mark.parametrize(
+    "bias",
+    [(0.375, -32.5, 0.0, 31.75, -0.5, 1.5), (0.0, 0.0, 300.0, 0.0, 0.0, 0.0)],
+    ids=["some", "all settled"],
+)
 def test_channels_with_a_bias_are_streams_of_shifted_logits(bias):
     """To the bit; outside the mask the labels stay the network's."""
     case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
-    parameters = CrfParameters().replace(**{"mean_field.filter": "truncated", "mean_field.temperature": 1.5, "bilateral.theta_beta": 0.3})
-    logits = np.where(case.mask, case.logits + np.array(bias, np.float32)[:, None, None, None], case.logits)
+    parameters = CrfParameters().replace(
+        **{
+            "mean_field.filter": "truncated",
+            "mean_field.temperature": 1.5,
+            "bilateral.theta_beta": 0.3,
+        }
+    )
+    logits = np.where(
+        case.mask, case.logits + np.array(bias, np.float32)[:, None, None, None], case.logits
+    )
     found = Pieces(case, 5).refined(parameters.replace(**{"mean_field.bias": bias}))
     expected = Pieces(dataclasses.replace(case, logits=logits), 5).refined(parameters)
     np.testing.assert_array_equal(found.network_label_map.T, case.logits.argmax(axis=0))
@@ -267,7 +350,10 @@ def test_channels_with_a_bias_are_streams_of_shifted_logits(bias):
     np.testing.assert_array_equal(found.label_map, expected.label_map)
     for label in range(6):
         for values in ("probabilities", "channel"):
-            one, other = (getattr(result.channels, values)(label, slice(3, 17)) for result in (found, expected))
+            one, other = (
+                getattr(result.channels, values)(label, slice(3, 17))
+                for result in (found, expected)
+            )
             np.testing.assert_array_equal(one, other)
     assert found.report == expected.report
 
@@ -288,11 +374,35 @@ def test_slabs_hold_the_limit_of_memory(tmp_path):
     labels = ((1 + x // 20 + 6 * (y // 24) + 24 * (z // 100)) * (y > 11)).astype(np.uint8)
     for modality in range(4):
         noise = np.random.default_rng(modality).normal(0.0, 20.0, shape)
-        save_nifti(tmp_path / "images" / f"a_{modality:04d}.nii.gz", (10 * labels + noise).astype(np.int16))
+        save_nifti(
+            tmp_path / "images" / f"a_{modality:04d}.nii.gz", (10 * labels + noise).astype(np.int16)
+        )
     save_nifti(tmp_path / "maps" / "a.nii.gz", labels)
     for limit in (170, 190):
-        files = ("-i", tmp_path / "images", "-p", tmp_path / "maps", "-o", tmp_path / "out", "--max-memory", f"{limit}M")
-        options = ("-v", "--threads", "1", "--set", "bilateral.theta_alpha=1.5", "--set", "mean_field.num_iterations=3")
-        done = subprocess.run([sys.executable, "-c", PEAK, "infer", *files, *options], capture_output=True, text=True, check=True)
+        files = (
+            "-i",
+            tmp_path / "images",
+            "-p",
+            tmp_path / "maps",
+            "-o",
+            tmp_path / "out",
+            "--max-memory",
+            f"{limit}M",
+        )
+        options = (
+            "-v",
+            "--threads",
+            "1",
+            "--set",
+            "bilateral.theta_alpha=1.5",
+            "--set",
+            "mean_field.num_iterations=3",
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, "infer", *files, *options],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert " slabs" in done.stderr
         assert int(done.stdout.split()[-1]) < limit << 10

@@ -14,7 +14,10 @@ SHAPE, SPACING = (22, 27, 34), (1.5, 1.0, 1.25)
 
 def squared_distance(center):
     """Of each voxel, in mm²."""
-    return sum(((axis - at) * step) ** 2 for axis, at, step in zip(np.indices(SHAPE), center, SPACING, strict=True))
+    return sum(
+        ((axis - at) * step) ** 2
+        for axis, at, step in zip(np.indices(SHAPE), center, SPACING, strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +47,25 @@ def strokes():
 
 
 def refined(network, image, strokes=None, changes=None, **options):
-    options = {"spacing": SPACING, "parameters": CrfParameters().replace(**(changes or {})), **options}
+    options = {
+        "spacing": SPACING,
+        "parameters": CrfParameters().replace(**(changes or {})),
+        **options,
+    }
     return refine(network, image, strokes=strokes, **options)
 
 
 def rise_of(label, logits, drawn, **changes):
     """The rise of a label above the background on a flat image without a CRF, and the logits with strokes and without."""
-    changes |= {"intensity.normalization": "none", "bilateral.weight": 0.0, "mean_field.label_threshold": 0.0}
-    edited, plain = (refined(logits, np.zeros(drawn.shape, np.float32), part, changes).logits for part in (drawn, None))
+    changes |= {
+        "intensity.normalization": "none",
+        "bilateral.weight": 0.0,
+        "mean_field.label_threshold": 0.0,
+    }
+    edited, plain = (
+        refined(logits, np.zeros(drawn.shape, np.float32), part, changes).logits
+        for part in (drawn, None)
+    )
     return (edited[label] - edited[0]) - (plain[label] - plain[0]), edited, plain
 
 
@@ -70,7 +84,9 @@ def test_a_stroke_ends_where_its_radius_ends(ball):
     drawn = mark(2, (12, 18, 25))
     rise, edited, plain = rise_of(2, ball[1], drawn, **{"strokes.reach": 4.0})
     squared = squared_distance((12, 18, 25))
-    expected = np.where(squared <= (NUM_RADII * 4.0) ** 2, STRENGTH * np.exp(-squared / (2 * 4.0**2)), 0.0)
+    expected = np.where(
+        squared <= (NUM_RADII * 4.0) ** 2, STRENGTH * np.exp(-squared / (2 * 4.0**2)), 0.0
+    )
     np.testing.assert_allclose(rise[drawn == 0], expected[drawn == 0], atol=2e-5)
     np.testing.assert_array_equal(edited[:2, drawn == 0], plain[:2, drawn == 0])
 
@@ -80,12 +96,16 @@ def expected_beside(radius):
     return pytest.approx(STRENGTH * np.exp(-(SPACING[2] ** 2) / (2 * radius**2)), abs=1e-4)
 
 
-@pytest.mark.parametrize(("reach", "at"), [(3.0, (9, 8, 20)), (6.0, (9, 8, 20)), (6.0, (9, 14, 9)), (6.0, (17, 8, 9))])
+@pytest.mark.parametrize(
+    ("reach", "at"), [(3.0, (9, 8, 20)), (6.0, (9, 8, 20)), (6.0, (9, 14, 9)), (6.0, (17, 8, 9))]
+)
 def test_the_radius_is_the_distance_to_the_label_within_the_size_of_its_structure(ball, reach, at):
     rise, *_ = rise_of(1, ball[1], mark(1, at), **{"strokes.reach": reach})
     has_label = ball[1].argmax(axis=0) == 1
     edge = (np.count_nonzero(has_label) * np.prod(SPACING)) ** (1 / 3)
-    radius = np.clip(distance_transform_edt(~has_label, sampling=SPACING)[at], 1.5, max(reach / 2, edge / 4))
+    radius = np.clip(
+        distance_transform_edt(~has_label, sampling=SPACING)[at], 1.5, max(reach / 2, edge / 4)
+    )
     assert rise[at[0], at[1], at[2] + 1] == expected_beside(radius)
 
 
@@ -108,10 +128,16 @@ def test_the_size_of_a_structure_of_two_axes_is_that_of_a_square(monkeypatch):
     parts = []
     for number in (1000, 2):  # the whole, and tiles
         monkeypatch.setattr(label_maps, "MANY_LABELS", number)
-        parts.append(refined(labels, np.zeros(labels.shape), drawn, {"bilateral.weight": 0.0}, **options).label_map)
+        parts.append(
+            refined(
+                labels, np.zeros(labels.shape), drawn, {"bilateral.weight": 0.0}, **options
+            ).label_map
+        )
     np.testing.assert_array_equal(*parts)
     radius = np.sqrt(labels.sum() * 0.75) / 4
-    within = (np.arange(60) - 44.0)[:, None] ** 2 + (0.75 * (np.arange(44) - 18)) ** 2 < 2 * np.log(1.5) * radius**2
+    within = (np.arange(60) - 44.0)[:, None] ** 2 + (0.75 * (np.arange(44) - 18)) ** 2 < 2 * np.log(
+        1.5
+    ) * radius**2
     np.testing.assert_array_equal(parts[0], labels | within)
 
 
@@ -124,8 +150,13 @@ def test_labels_that_are_left_out_do_not_matter(ball, strokes, input_type):
         "probabilities": np.exp(logits) / np.exp(logits).sum(axis=0),
         "labels": logits.argmax(axis=0).astype(np.uint8),
     }[input_type]
-    changes = ({"mean_field.label_threshold": threshold, "mean_field.temperature": 3.0} for threshold in (1e-4, 0.0))
-    tiles, everywhere = (refined(network, image, strokes, each, input_type=input_type).label_map for each in changes)
+    changes = (
+        {"mean_field.label_threshold": threshold, "mean_field.temperature": 3.0}
+        for threshold in (1e-4, 0.0)
+    )
+    tiles, everywhere = (
+        refined(network, image, strokes, each, input_type=input_type).label_map for each in changes
+    )
     assert (tiles != everywhere).mean() < 1e-3
     assert (tiles == 2).sum() > 100
 
@@ -135,7 +166,9 @@ def test_a_stroke_brings_a_label_that_a_label_map_lacks(ball, strokes, num_label
     image, _, truth = ball
     labels = np.where(truth == 1, 1, 0).astype(np.uint8)
     if num_labels == 40:  # Labels then take part only near where they occur.
-        labels[::7, ::9, 0] = np.arange(3, 3 + labels[::7, ::9, 0].size).reshape(labels[::7, ::9, 0].shape)
+        labels[::7, ::9, 0] = np.arange(3, 3 + labels[::7, ::9, 0].size).reshape(
+            labels[::7, ::9, 0].shape
+        )
     drawn = np.where(strokes == 2, num_labels + 5, strokes)
     result, without = (refined(labels, image, part, input_type="labels") for part in (drawn, None))
     assert f"strokes: 1 voxel of label 0, 3 voxels of label {num_labels + 5}" in result.notes
@@ -149,18 +182,30 @@ def test_a_stroke_brings_a_label_that_a_label_map_lacks(ball, strokes, num_label
 def test_a_stroke_brings_a_missing_label_at_any_temperature(ball, is_coarse):
     image, _, truth = ball
     labels = np.where(truth == 1, 1, 0).astype(np.uint8)
-    options = {"parameters": CrfParameters().replace(**{"mean_field.temperature": 0.5}), "input_type": "labels"}
+    options = {
+        "parameters": CrfParameters().replace(**{"mean_field.temperature": 0.5}),
+        "input_type": "labels",
+    }
     if is_coarse:
-        labels = labels[::2, ::2, ::2].repeat(2, 0).repeat(2, 1).repeat(2, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+        labels = (
+            labels[::2, ::2, ::2]
+            .repeat(2, 0)
+            .repeat(2, 1)
+            .repeat(2, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+        )
         options |= {"parameters": "sharp", "network_spacing": (3.0, 2.0, 2.5)}
-    found = refined(labels, image, mark(2, np.s_[9:16:3, 15:23:3, 22:29:3]) * (truth == 2), **options).label_map
+    found = refined(
+        labels, image, mark(2, np.s_[9:16:3, 15:23:3, 22:29:3]) * (truth == 2), **options
+    ).label_map
     assert (found[truth == 2] == 2).mean() > 0.7
     assert (found[truth != 2] == 2).sum() == 0
 
 
 def test_a_drawn_voxel_outlives_the_rules_for_small_objects(ball):
     image, logits, _ = ball
-    found = refined(logits, image, mark(1, (2, 24, 3)), {"postprocess.keep_largest": "each"}).label_map
+    found = refined(
+        logits, image, mark(1, (2, 24, 3)), {"postprocess.keep_largest": "each"}
+    ).label_map
     assert (found[2, 24, 3], found[2, 24, 4]) == (1, 0)
 
 
@@ -169,7 +214,10 @@ def test_a_right_stroke_changes_next_to_nothing(ball):
     drawn = mark(1, np.s_[8:11, 8, 9])
     before, after = (refined(logits, image, part).label_map for part in (None, drawn))
     assert (before != after).sum() <= 1e-3 * (truth == 1).sum()
-    far = {"strokes.reach": 30.0, "strokes.likeness": 10.0}  # where the network is right, they do not matter
+    far = {
+        "strokes.reach": 30.0,
+        "strokes.likeness": 10.0,
+    }  # where the network is right, they do not matter
     wide, plain = (refined(logits, image, part, far).logits for part in (drawn, None))
     np.testing.assert_allclose(wide[:, truth == 0], plain[:, truth == 0], atol=0.05)
 
@@ -177,7 +225,12 @@ def test_a_right_stroke_changes_next_to_nothing(ball):
 def test_volumes_that_are_kept_follow_strokes(ball):
     image, _, truth = ball
     seen = np.where((truth == 2) & (np.indices(SHAPE)[2] > 25), 0, truth)
-    coarse = seen[::2, ::2, ::2].repeat(2, 0).repeat(2, 1).repeat(2, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    coarse = (
+        seen[::2, ::2, ::2]
+        .repeat(2, 0)
+        .repeat(2, 1)
+        .repeat(2, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    )
     drawn = mark(2, np.s_[12, 16:21, 27:29])
     options = {"parameters": None, "input_type": "labels", "network_spacing": (3.0, 2.0, 2.5)}
     before, after = (refined(coarse, image, part, **options).label_map for part in (None, drawn))
@@ -220,8 +273,12 @@ def test_a_plan_gives_the_bits_of_refine_and_undo_is_deleting(ball, strokes):
 
 def test_grids_of_two_and_four_axes(ball, strokes):
     image, logits, _ = ball
-    assert (refined(logits[:, 12], image[12], strokes[12], spacing=SPACING[1:]).label_map == 2).sum() > 10
-    deep = [np.stack([part, part], axis=-1) for part in (logits[:, 8:16], image[8:16], strokes[8:16])]
+    assert (
+        refined(logits[:, 12], image[12], strokes[12], spacing=SPACING[1:]).label_map == 2
+    ).sum() > 10
+    deep = [
+        np.stack([part, part], axis=-1) for part in (logits[:, 8:16], image[8:16], strokes[8:16])
+    ]
     assert (refined(*deep, spacing=(*SPACING, 2.0)).label_map == 2).sum() > 100
 
 
@@ -264,6 +321,9 @@ def test_a_label_that_the_network_rules_out_is_said(ball, strokes):
     assert not any("rules out" in note for note in refined(logits, image, strokes).notes)
     assert (result.label_map == 2).sum() >= 3
     log_odds = np.stack([np.maximum(logits[1], logits[2]) - logits[0], certain[2] - logits[0]])
-    for network, is_certain in ((log_odds, True), (log_odds + np.array([0, 25], np.float32).reshape(2, 1, 1, 1), False)):
+    for network, is_certain in (
+        (log_odds, True),
+        (log_odds + np.array([0, 25], np.float32).reshape(2, 1, 1, 1), False),
+    ):
         notes = refined(network, image, strokes, regions={"whole": (1, 2), "core": 2}).notes
         assert any("rules out label 2" in note for note in notes) == is_certain

@@ -7,7 +7,9 @@ import crfrefine
 from crfrefine.errors import ConfigError
 
 SPACING = (1.0, 1.5, 2.0)
-STILL = crfrefine.CrfParameters().replace(**{"bilateral.weight": 0.0, "postprocess.keep_largest": "each"})
+STILL = crfrefine.CrfParameters().replace(
+    **{"bilateral.weight": 0.0, "postprocess.keep_largest": "each"}
+)
 
 
 def labels_with_island(island, *, largest=100, number=1):
@@ -20,7 +22,14 @@ def labels_with_island(island, *, largest=100, number=1):
 
 
 def refine(labels, parameters=STILL, spacing=SPACING, **options):
-    return crfrefine.refine(labels, np.zeros(labels.shape), spacing=spacing, parameters=parameters, input_type="labels", **options)
+    return crfrefine.refine(
+        labels,
+        np.zeros(labels.shape),
+        spacing=spacing,
+        parameters=parameters,
+        input_type="labels",
+        **options,
+    )
 
 
 def test_a_tenth_of_a_label_may_go():
@@ -28,7 +37,8 @@ def test_a_tenth_of_a_label_may_go():
     result = refine(labels_with_island(10, largest=90, number=7))
     assert (result.voxels_removed, result.lost_to_rules, result.notes) == (10, {7: (100, 90)}, ())
     with pytest.raises(
-        ConfigError, match=r"^postprocess.keep_largest = 'each' would remove more than 10% of 1 structure: label 7 101 → 90"
+        ConfigError,
+        match=r"^postprocess.keep_largest = 'each' would remove more than 10% of 1 structure: label 7 101 → 90",
     ) as met:
         refine(labels_with_island(11, largest=90, number=7))
     assert "(0.303 → 0.27 ml)" in str(met.value)

@@ -25,7 +25,9 @@ def large(tmp_path_factory):
 
 
 def chosen(**changes):
-    return CrfParameters().replace(**{"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1, **changes})
+    return CrfParameters().replace(
+        **{"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1, **changes}
+    )
 
 
 def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
@@ -34,7 +36,9 @@ def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
     refiner = CaseRefiner(large, 1)
     box = large.stored_box(large.box_around((26, 38, 30)))
     whole = refiner.refine(parameters)
-    everything = refiner.refine(parameters, tuple(slice(0, size) for size in large.network_labels.shape))
+    everything = refiner.refine(
+        parameters, tuple(slice(0, size) for size in large.network_labels.shape)
+    )
     assert everything.num_iterations == whole.num_iterations
     np.testing.assert_array_equal(everything.label_map, whole.label_map)
     found, wanted = refiner.refine(parameters, box).label_map, whole.label_map[box]

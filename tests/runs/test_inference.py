@@ -16,8 +16,12 @@ from crfrefine.runs.run import run_inference
 
 
 def options_for(folders, **changes):
-    quick = CrfParameters().replace(**{"mean_field.num_iterations": 1, "mean_field.filter": "truncated"})
-    return InferenceOptions((folders.images,), (folders.logits,), folders.output, **{"parameters": quick, **changes})
+    quick = CrfParameters().replace(
+        **{"mean_field.num_iterations": 1, "mean_field.filter": "truncated"}
+    )
+    return InferenceOptions(
+        (folders.images,), (folders.logits,), folders.output, **{"parameters": quick, **changes}
+    )
 
 
 def recorder():
@@ -53,24 +57,38 @@ def test_parameters_without_any_weight_are_told_of_once(tmp_path):
     """As a training leaves them that found no CRF better than the network: a weight for one label, or a volume term, is a CRF."""
     folders = write_folders(tmp_path, "a", "b")
     none = CrfParameters().replace(**{"bilateral.weight": 0.0, "spatial.weight": 0.0})
-    for key, value in (("mean_field.bias", 0.5), ("spatial.weight", (0.0, 1.0)), ("volume.weight", 0.5), ("bilateral.weight", (0.0, 2.0))):
+    for key, value in (
+        ("mean_field.bias", 0.5),
+        ("spatial.weight", (0.0, 1.0)),
+        ("volume.weight", 0.5),
+        ("bilateral.weight", (0.0, 2.0)),
+    ):
         notes = find_inputs(options_for(folders, parameters=none.replace(**{key: value}))).notes
-        assert sum("all weights of the parameters are 0" in note for note in notes) == (key == "mean_field.bias")
+        assert sum("all weights of the parameters are 0" in note for note in notes) == (
+            key == "mean_field.bias"
+        )
 
 
 def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_path, monkeypatch):
     """Reading of the second case waits for a step of the first one: a run that reads before it computes would wait in vain."""
     folders = write_folders(tmp_path, *"abcdef")
     arrays, most_alive, started, ahead, headers, computing = [], 0, [], [], [], threading.Event()
-    read_case, read_case_headers = crfrefine.runs.cases.case.read_case, crfrefine.runs.cases.case.read_case_headers
+    read_case, read_case_headers = (
+        crfrefine.runs.cases.case.read_case,
+        crfrefine.runs.cases.case.read_case_headers,
+    )
 
     def counting_read_case(of, *arguments, **named):
         nonlocal most_alive
-        assert of.files.case_id == "a" or computing.wait(timeout=30), "nothing was computed meanwhile"
+        assert of.files.case_id == "a" or computing.wait(timeout=30), (
+            "nothing was computed meanwhile"
+        )
         ahead.append("abcdef".index(of.files.case_id) - len(started))
         case = read_case(of, *arguments, **named)
         arrays.append((weakref.ref(case.logits.base), weakref.ref(case.image.base)))
-        most_alive = max(most_alive, sum(any(array() is not None for array in each) for each in arrays))
+        most_alive = max(
+            most_alive, sum(any(array() is not None for array in each) for each in arrays)
+        )
         return case
 
     def counting_headers(files, *arguments):
@@ -102,5 +120,8 @@ def test_an_interrupt_ends_the_run_with_the_cases_so_far(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_inference(options_for(folders), observer)
     name, (summary,), _ = observer.mock_calls[-1]
-    assert (name, [(case.case_id, case.status) for case in summary.cases]) == ("run_ended", [("a", "done")])
+    assert (name, [(case.case_id, case.status) for case in summary.cases]) == (
+        "run_ended",
+        [("a", "done")],
+    )
     assert [path.name for path in folders.output.iterdir() if path.is_file()] == ["a.nii.gz"]

@@ -41,7 +41,9 @@ def test_a_large_change_elsewhere_has_a_row_of_its_own_and_voxels_keep_their_pro
     planes = cut_planes(image, before, after, SPACING, AFFINE)[0]
     assert [plane.name for plane in planes] == ["axial", "coronal", "sagittal", "change, axial"]
     for plane in planes[:3]:
-        assert (plane.maps["refined"] == 1).sum() >= 0.8 * 6 * 10, "a large cross-section of the block"
+        assert (plane.maps["refined"] == 1).sum() >= 0.8 * 6 * 10, (
+            "a large cross-section of the block"
+        )
     column, row = planes[3].peak
     changed = planes[3].maps["before"] != planes[3].maps["refined"]
     assert changed[row, column]
@@ -52,10 +54,14 @@ def test_the_modality_with_the_clearest_border_is_shown(case):
     image, before, after = case
     blurred = np.full_like(image, 3)
     blurred[0, 10:20, 8:20, 3:9] += np.random.default_rng(2).normal(0, 1, (10, 12, 6))
-    planes, shown = cut_planes(np.concatenate([blurred, image]), before, after, SPACING, AFFINE, ("T1", "FLAIR"))
+    planes, shown = cut_planes(
+        np.concatenate([blurred, image]), before, after, SPACING, AFFINE, ("T1", "FLAIR")
+    )
     alone, shown_alone = cut_planes(image, before, after, SPACING, AFFINE)
     np.testing.assert_array_equal(planes[0].image, alone[0].image)
-    assert shown.startswith("modality 2 of 2: FLAIR, with the highest contrast at the borders of the labels; black to white: 8")
+    assert shown.startswith(
+        "modality 2 of 2: FLAIR, with the highest contrast at the borders of the labels; black to white: 8"
+    )
     assert shown_alone.startswith("image; black to white: 8")
     _, shown = cut_planes(np.where(image > 150, 60, -1000), before, after, SPACING, AFFINE)
     assert shown == "image; black to white: −160 to 240 HU (soft tissue)"
@@ -64,24 +70,43 @@ def test_the_modality_with_the_clearest_border_is_shown(case):
 def test_contours_have_the_colors_of_their_labels_and_names_change_the_legend_alone(case):
     image, before, after = case
     first = draw_preview(image, before, after, SPACING, affine=AFFINE)
-    assert first == draw_preview(image, before, after, SPACING, affine=AFFINE, label_names={1: "label 1"}), "the same bytes"
+    assert first == draw_preview(
+        image, before, after, SPACING, affine=AFFINE, label_names={1: "label 1"}
+    ), "the same bytes"
     plain = pixels(first)
     assert first != draw_preview(image, before, after, SPACING, affine=AFFINE, before_name="input")
     empty = pixels(draw_preview(image, 0 * before, 0 * after, SPACING, affine=AFFINE))
-    orange = [int((np.abs(picture - to_rgb("#E69F00")) < 0.02).all(axis=-1).sum()) for picture in (empty, plain)]
+    orange = [
+        int((np.abs(picture - to_rgb("#E69F00")) < 0.02).all(axis=-1).sum())
+        for picture in (empty, plain)
+    ]
     assert orange[0] == 0
     assert orange[1] > 500
-    named = pixels(draw_preview(image, before, after, SPACING, affine=AFFINE, label_names={1: "1 hippocampus", 9: "9 not here"}))
+    named = pixels(
+        draw_preview(
+            image,
+            before,
+            after,
+            SPACING,
+            affine=AFFINE,
+            label_names={1: "1 hippocampus", 9: "9 not here"},
+        )
+    )
     different = np.flatnonzero((plain != named).any(axis=(1, 2)))
     assert len(different) > 5
     assert different.min() > len(plain) - 40, "at the bottom"
 
 
 def test_two_dimensions_and_cases_without_contrast_or_labels():
-    nothing, many = np.zeros(GRID_SHAPE, np.uint8), (np.indices(GRID_SHAPE)[0] // 2).astype(np.uint8)
+    nothing, many = (
+        np.zeros(GRID_SHAPE, np.uint8),
+        (np.indices(GRID_SHAPE)[0] // 2).astype(np.uint8),
+    )
     for before, after in ((nothing, nothing), (nothing, many), (many[..., 0], nothing[..., 0])):
         shape = before.shape
-        assert draw_preview(np.ones((1, *shape), np.float32), before, after, SPACING[: len(shape)]).startswith(b"\x89PNG")
+        assert draw_preview(
+            np.ones((1, *shape), np.float32), before, after, SPACING[: len(shape)]
+        ).startswith(b"\x89PNG")
 
 
 def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(case):
@@ -106,8 +131,12 @@ def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(c
         if flip.step:
             moved[:3, 3] += (GRID_SHAPE[old] - 1) * AFFINE[:3, old]
     stored = [array.transpose(order)[flips] for array in (image[0], before, after)]
-    found = draw_preview(stored[0][None], *stored[1:], tuple(SPACING[old] for old in order), affine=moved)
-    np.testing.assert_array_equal(pixels(found), pixels(draw_preview(image, before, after, SPACING, affine=AFFINE)))
+    found = draw_preview(
+        stored[0][None], *stored[1:], tuple(SPACING[old] for old in order), affine=moved
+    )
+    np.testing.assert_array_equal(
+        pixels(found), pixels(draw_preview(image, before, after, SPACING, affine=AFFINE))
+    )
 
 
 # ---- Gray values
@@ -125,9 +154,13 @@ def block():
 
 def test_the_window_holds_nearly_all_numbers_that_are_no_background():
     for background in (0, -3.25):  # as of a normalized image
-        values = np.concatenate([np.full(5000, background), np.arange(1, 1001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
+        values = np.concatenate(
+            [np.full(5000, background), np.arange(1, 1001), [np.nan, np.inf, -np.inf]]
+        ).astype(np.float32)
         window = choose_window(values, np.zeros(values.shape, bool))
-        assert (window.low, window.high) == pytest.approx((5.995, 995.005), abs=0.001)  # by hand: 0.5 % of 999 steps from either end
+        assert (window.low, window.high) == pytest.approx(
+            (5.995, 995.005), abs=0.001
+        )  # by hand: 0.5 % of 999 steps from either end
     assert choose_window(np.full(9, np.nan, np.float32), np.ones(9, bool)) == Window(0.0, 1.0)
     assert choose_window(np.full(9, 5, np.float32), np.ones(9, bool)) == Window(4.5, 5.5)
 

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 from cli_helpers import GRID_SHAPE, NUM_LABELS, run_here, save_nifti
 from PIL import Image
-from tune_helpers import missing_server, open_page, open_session, options_for, whole_result, write_large
+from tune_helpers import (
+    missing_server,
+    open_page,
+    open_session,
+    options_for,
+    whole_result,
+    write_large,
+)
 
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io import read_volume
@@ -36,24 +43,50 @@ def session(labeled_folders, tmp_path):
         yield session
 
 
-def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(session, labeled_folders, tmp_path):
-    changes = {"bilateral.theta_alpha": 3.25, "bilateral.weight": 6.5, "mean_field.num_iterations": 7}
+def test_what_is_saved_was_shown_and_infer_gives_the_same_labels(
+    session, labeled_folders, tmp_path
+):
+    changes = {
+        "bilateral.theta_alpha": 3.25,
+        "bilateral.weight": 6.5,
+        "mean_field.num_iterations": 7,
+    }
     shown = session.refine(1, "", changes, PLACE, is_whole=True)
     assert not (tmp_path / "saved.toml").exists(), "only on request"
-    assert session.save("", changes)["toml"] == shown["toml"] == (tmp_path / "saved.toml").read_text()
+    assert (
+        session.save("", changes)["toml"] == shown["toml"] == (tmp_path / "saved.toml").read_text()
+    )
     parameters = CrfParameters.load(tmp_path / "saved.toml")
-    assert (parameters.bilateral[0].theta_alpha, parameters.bilateral[0].weight, parameters.mean_field.num_iterations) == (3.25, 6.5, 7)
-    inputs = ("-i", labeled_folders[0].images, "-p", labeled_folders[0].logits, "-c", tmp_path / "saved.toml")
+    assert (
+        parameters.bilateral[0].theta_alpha,
+        parameters.bilateral[0].weight,
+        parameters.mean_field.num_iterations,
+    ) == (3.25, 6.5, 7)
+    inputs = (
+        "-i",
+        labeled_folders[0].images,
+        "-p",
+        labeled_folders[0].logits,
+        "-c",
+        tmp_path / "saved.toml",
+    )
     run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
     written = read_volume(tmp_path / "out" / "first.nii.gz").data
     np.testing.assert_array_equal(session.shown[0], written)
-    assert [row["after"] for row in shown["result"]["labels"]] == [np.count_nonzero(written == label) for label in range(1, NUM_LABELS)]
+    assert [row["after"] for row in shown["result"]["labels"]] == [
+        np.count_nonzero(written == label) for label in range(1, NUM_LABELS)
+    ]
 
 
 def test_a_state_that_is_not_allowed_changes_nothing_and_the_next_one_goes_on(session):
     labels = whole_result(session) and session.shown[0]
     for preset, changes, place, text in (
-        ("", {"bilateral.theta_alpha": -1.0}, PLACE, r"bilateral\.theta_alpha: must be greater than 0, got -1"),
+        (
+            "",
+            {"bilateral.theta_alpha": -1.0},
+            PLACE,
+            r"bilateral\.theta_alpha: must be greater than 0, got -1",
+        ),
         ("../default", {}, PLACE, "no such preset"),
         ("", {}, [0, 0, 99], "outside of the grid"),
         ("", {}, [0, 0], "outside of the grid"),
@@ -63,12 +96,20 @@ def test_a_state_that_is_not_allowed_changes_nothing_and_the_next_one_goes_on(se
             session.refine(1000, preset, changes, place, is_whole=True)
         assert session.shown[0] is labels
     assert session.describe()["grid"] == [GRID_SHAPE[1], GRID_SHAPE[0], GRID_SHAPE[2]]
-    for changes in ({"plane": 3}, {"place": [0, 0, GRID_SHAPE[2]]}, {"place": [0]}, {"modality": 2}, {"size": [9999, 99]}):
+    for changes in (
+        {"plane": 3},
+        {"place": [0, 0, GRID_SHAPE[2]]},
+        {"place": [0]},
+        {"modality": 2},
+        {"size": [9999, 99]},
+    ):
         with pytest.raises(InputError, match="no such plane"):
             session.plane(replace(VIEW, **changes))
     assert session.refine(1001, "", {}, PLACE, is_whole=True)["result"]["num_iterations"] > 0
     changed = session.refine(2001, "default", {"bilateral.weight": 3.0}, PLACE, is_whole=True)
-    assert CrfParameters.from_toml(changed["toml"]) == CrfParameters.load("default").replace(**{"bilateral.weight": 3.0})
+    assert CrfParameters.from_toml(changed["toml"]) == CrfParameters.load("default").replace(
+        **{"bilateral.weight": 3.0}
+    )
 
 
 def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
@@ -83,13 +124,22 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
     for number, through in ((0, 2), (1, 1), (2, 0)):
         columns, rows = (size for axis, size in enumerate(case.upright_grid) if axis != through)
         view = View(number, place, 0, [5 * columns, 5 * rows], ["changes"], [])
-        before, after = (case.pose.turn(array).take(place[through], axis=through).T[::-1] for array in (case.network_labels, whole))
-        middles = np.asarray(Image.open(io.BytesIO(draw_plane(case, refined, box, view))).convert("RGB"))[2::5, 2::5]
-        is_seen = np.ones((rows, columns), bool)  # Neither under the crosshair, nor under the letters and the frame.
+        before, after = (
+            case.pose.turn(array).take(place[through], axis=through).T[::-1]
+            for array in (case.network_labels, whole)
+        )
+        middles = np.asarray(
+            Image.open(io.BytesIO(draw_plane(case, refined, box, view))).convert("RGB")
+        )[2::5, 2::5]
+        is_seen = np.ones(
+            (rows, columns), bool
+        )  # Neither under the crosshair, nor under the letters and the frame.
         is_seen[:3] = is_seen[-3:] = is_seen[:, :3] = is_seen[:, -3:] = False
         up = next(axis for axis in (2, 1) if axis != through)
         is_seen[rows - 1 - place[up]] = is_seen[:, place[0 if through else 1]] = False
-        is_color = np.isin(middles @ [65536, 256, 1], [int(color[1:], 16) for color in LABEL_COLORS])
+        is_color = np.isin(
+            middles @ [65536, 256, 1], [int(color[1:], 16) for color in LABEL_COLORS]
+        )
         assert (before != after).any()
         np.testing.assert_array_equal(is_color[is_seen], ((before != after) & (after > 0))[is_seen])
     marked = np.zeros(case.network_labels.shape, bool)
@@ -103,26 +153,48 @@ STROKE = {"plane": 1, "place": PLACE, "voxels": [5 + 15 * 2, 6 + 15 * 2, 6 + 15 
 
 
 @pytest.mark.parametrize("input_type", ["auto", "labels"])
-def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown(labeled_folders, tmp_path, input_type):
+def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown(
+    labeled_folders, tmp_path, input_type
+):
     cases, labels = labeled_folders
     network, folder = (cases.logits, labels)[input_type == "labels"], tmp_path / "corrections"
     options = options_for(cases)
-    options = replace(options, inputs=replace(options.inputs, logits=(network,), input_type=input_type), corrections=folder)
+    options = replace(
+        options,
+        inputs=replace(options.inputs, logits=(network,), input_type=input_type),
+        corrections=folder,
+    )
     with open_session(options) as session:
         before = whole_result(session) and session.shown[0]
         assert session.draw(**STROKE) == {"drawn": 3, "can_undo": True}
-        assert session.draw(**STROKE | {"voxels": [7 + 15 * 3, 7 + 15 * 3], "value": 255}) == {"drawn": 4, "can_undo": True}
+        assert session.draw(**STROKE | {"voxels": [7 + 15 * 3, 7 + 15 * 3], "value": 255}) == {
+            "drawn": 4,
+            "can_undo": True,
+        }
         assert session.draw(**STROKE | {"value": 0}) == {"drawn": 1, "can_undo": True}
         assert session.undo() == {"drawn": 4, "can_undo": True}
         whole_result(session)
         shown, drawn = session.shown[0], session.strokes
         assert (shown != before).any()
         assert sorted(drawn[drawn > 0]) == [3, 3, 3, 255]
-        np.testing.assert_array_equal(session.case.plane(shown, 1, PLACE)[[5, 6, 6, 7], [2, 2, 3, 3]], [3, 3, 3, 0])
+        np.testing.assert_array_equal(
+            session.case.plane(shown, 1, PLACE)[[5, 6, 6, 7], [2, 2, 3, 3]], [3, 3, 3, 0]
+        )
         session.save_case("", {})
     np.testing.assert_array_equal(read_volume(folder / "refined" / "first.nii.gz").data, shown)
     (tmp_path / "saved.toml").write_text(options.inputs.parameters.to_toml())
-    inputs = ("-i", cases.images, "-p", network, "--input-type", input_type, "-c", tmp_path / "saved.toml", "--strokes", folder / "strokes")
+    inputs = (
+        "-i",
+        cases.images,
+        "-p",
+        network,
+        "--input-type",
+        input_type,
+        "-c",
+        tmp_path / "saved.toml",
+        "--strokes",
+        folder / "strokes",
+    )
     run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
     np.testing.assert_array_equal(read_volume(tmp_path / "out" / "first.nii.gz").data, shown)
     with open_session(options) as session:
@@ -131,7 +203,14 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
 
 
 def test_strokes_that_make_no_sense_change_nothing(session):
-    for changes in ({"plane": 3}, {"place": [0, 0, 99]}, {"voxels": []}, {"voxels": [-1]}, {"voxels": [15 * 11]}, {"value": NUM_LABELS}):
+    for changes in (
+        {"plane": 3},
+        {"place": [0, 0, 99]},
+        {"voxels": []},
+        {"voxels": [-1]},
+        {"voxels": [15 * 11]},
+        {"value": NUM_LABELS},
+    ):
         with pytest.raises(InputError, match="no such"):
             session.draw(**STROKE | changes)
     assert not session.strokes.any()
@@ -142,7 +221,11 @@ def test_strokes_that_make_no_sense_change_nothing(session):
 # ---- What is computed when: the box, then all of the case, and only for the newest state
 
 CENTER = [20, 20, 20]
-STEPS = {"mean_field.tolerance": 1e-9, "mean_field.num_iterations": 4, "mean_field.label_threshold": 0.0}
+STEPS = {
+    "mean_field.tolerance": 1e-9,
+    "mean_field.num_iterations": 4,
+    "mean_field.label_threshold": 0.0,
+}
 
 
 def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(large, monkeypatch):
@@ -157,7 +240,9 @@ def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(lar
 
     monkeypatch.setattr(CaseRefiner, "refine", slow)
     with open_session(options_for(*large, **STEPS)) as session:
-        older = threading.Thread(target=lambda: answers.append(session.refine(5, "", {}, CENTER, is_whole=True)))
+        older = threading.Thread(
+            target=lambda: answers.append(session.refine(5, "", {}, CENTER, is_whole=True))
+        )
         older.start()
         assert begun.wait(60)
         newer = session.refine(6, "", {"bilateral.weight": 3.0}, CENTER, is_whole=False)
@@ -168,14 +253,25 @@ def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(lar
         assert answers == [{"is_stale": True}]
         assert session.refine(4, "", {}, CENTER, is_whole=True) == {"is_stale": True}
         assert session.shown is shown
-    assert session.refine(7, "", {}, CENTER, is_whole=True) == {"is_stale": True}, "the page has ended"
+    assert session.refine(7, "", {}, CENTER, is_whole=True) == {"is_stale": True}, (
+        "the page has ended"
+    )
 
 
-needs_server = pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
+needs_server = pytest.mark.skipif(
+    bool(missing_server()), reason=missing_server() or "there is a server"
+)
 
 
 def arguments(labeled_folders):
-    return "-i", labeled_folders[0].images, "-p", labeled_folders[0].logits, "-l", labeled_folders[1]
+    return (
+        "-i",
+        labeled_folders[0].images,
+        "-p",
+        labeled_folders[0].logits,
+        "-l",
+        labeled_folders[1],
+    )
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch, labeled_folders):
@@ -188,7 +284,11 @@ def test_without_the_extra_the_error_names_it(monkeypatch, labeled_folders):
 
 @needs_server
 def test_bad_inputs_are_told_in_a_line_and_no_page_opens(labeled_folders, tmp_path):
-    images, logits, labels = ("-i", labeled_folders[0].images), ("-p", labeled_folders[0].logits), ("-l", labeled_folders[1])
+    images, logits, labels = (
+        ("-i", labeled_folders[0].images),
+        ("-p", labeled_folders[0].logits),
+        ("-l", labeled_folders[1]),
+    )
     other = save_nifti(tmp_path / "first_0000.nii.gz", np.zeros((4, 5, 6)))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for given, text in (
@@ -197,7 +297,10 @@ def test_bad_inputs_are_told_in_a_line_and_no_page_opens(labeled_folders, tmp_pa
             ((*images, "-l", "nowhere"), "nowhere"),
             ((*images, *labels, "-o", "/proc/params.toml"), "cannot be written: "),
             ((*images, "--device", "cuda:77"), "--device cuda:77"),
-            ((*images, "--regions", "whole=1+2+3", "--regions-class-order", "1"), "sigmoid channels"),
+            (
+                (*images, "--regions", "whole=1+2+3", "--regions-class-order", "1"),
+                "sigmoid channels",
+            ),
             ((*images, "--max-memory", "9KiB"), "Crop the volume, or raise it"),
             ((*images, "--no-browser", "--port", taken.getsockname()[1]), "any free port is taken"),
             (("-i", other, "-p", labeled_folders[0].logits / "first.nii.gz"), "different grids"),
@@ -209,13 +312,28 @@ def test_bad_inputs_are_told_in_a_line_and_no_page_opens(labeled_folders, tmp_pa
 
 STATE = {"counter": 1, "preset": "", "changes": {}, "place": [0, 0, 0], "is_whole": True}
 SENSELESS = (
-    *(b"", b"[]", b"{}", b"[" * 9999, {**STATE, "more": 1}, {**STATE, "counter": "1"}, {**STATE, "changes": 3}),
-    *({**STATE, "changes": {"a": 1}}, {**STATE, "place": "x"}, {**STATE, "place": [0, 0, "x"]}, {**STATE, "preset": []}),
+    *(
+        b"",
+        b"[]",
+        b"{}",
+        b"[" * 9999,
+        {**STATE, "more": 1},
+        {**STATE, "counter": "1"},
+        {**STATE, "changes": 3},
+    ),
+    *(
+        {**STATE, "changes": {"a": 1}},
+        {**STATE, "place": "x"},
+        {**STATE, "place": [0, 0, "x"]},
+        {**STATE, "preset": []},
+    ),
 )
 
 
 @needs_server
-def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_not_need(labeled_folders):
+def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_not_need(
+    labeled_folders,
+):
     with open_page(*arguments(labeled_folders)) as page:
         assert page.ask("describe")[0] == 200
         for token in ("", "x", page.address.split("/")[3][:-1]):

@@ -11,7 +11,14 @@ from cli_helpers import Folders, run_here, write_case, write_folders
 from crfrefine.runs.records import RECORD_FOLDER
 
 NAMES = ("a", "b", "c", "d", "e")
-QUICK = ("--set", "mean_field.num_iterations=1", "--set", "mean_field.filter=truncated", "--threads", 1)
+QUICK = (
+    "--set",
+    "mean_field.num_iterations=1",
+    "--set",
+    "mean_field.filter=truncated",
+    "--threads",
+    1,
+)
 
 
 @pytest.fixture
@@ -29,7 +36,14 @@ def infer(folders, *options, status=0):
 
 
 def one_case(name):
-    return "-i", f"images/{name}_0000.nii.gz", "-i", f"images/{name}_0001.nii.gz", "-p", f"logits/{name}.nii.gz"
+    return (
+        "-i",
+        f"images/{name}_0000.nii.gz",
+        "-i",
+        f"images/{name}_0001.nii.gz",
+        "-p",
+        f"logits/{name}.nii.gz",
+    )
 
 
 def part(folders, part_id, *options, num_parts=3):
@@ -60,10 +74,15 @@ def test_a_part_that_never_started_is_seen(folders):
         "  run the same command with --continue for the rest",
     ]
     part(folders, 1, "--continue")
-    assert run_here("status", "out", status=0).stdout.splitlines() == ["out: 5 cases: 5 done, 0 failed, 0 missing"]
+    assert run_here("status", "out", status=0).stdout.splitlines() == [
+        "out: 5 cases: 5 done, 0 failed, 0 missing"
+    ]
     infer(folders, "-o", "undisturbed")
     for name in NAMES:
-        assert Path(f"out/{name}.nii.gz").read_bytes() == Path(f"undisturbed/{name}.nii.gz").read_bytes()
+        assert (
+            Path(f"out/{name}.nii.gz").read_bytes()
+            == Path(f"undisturbed/{name}.nii.gz").read_bytes()
+        )
 
 
 def test_a_failed_case_has_its_error_until_it_is_done(folders):
@@ -89,7 +108,12 @@ def test_results_of_an_earlier_run_are_not_taken_for_those_of_a_run_that_begins_
     Path("logits/c.nii.gz").unlink()  # The run stops there.
     infer(folders, "--fail-fast", status=1)
     found = states(exit_status=1)
-    assert {name: found[name][0] for name in "abde"} == {"a": "done", "b": "done", "d": "missing", "e": "missing"}
+    assert {name: found[name][0] for name in "abde"} == {
+        "a": "done",
+        "b": "done",
+        "d": "missing",
+        "e": "missing",
+    }
     write_case(folders, "c", 3)
     said = infer(folders, "--continue").stderr
     assert "3 done" in said
@@ -98,7 +122,10 @@ def test_results_of_an_earlier_run_are_not_taken_for_those_of_a_run_that_begins_
 
 def test_wrong_usage_and_what_leaves_no_record(folders):
     assert run_here("status").status == 2
-    assert "holds no record of `infer`; name the output folder of a run" in run_here("status", "nowhere", status=1).stderr
+    assert (
+        "holds no record of `infer`; name the output folder of a run"
+        in run_here("status", "nowhere", status=1).stderr
+    )
     for summary, status, said in (
         (f"out/{RECORD_FOLDER}/mine.json", 1, "is for the records that runs keep themselves"),
         ("s.jsonl", 2, "a summary of JSON lines is gone"),

@@ -11,7 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import GRID_SHAPE, command, infer, load_nifti, refined, run_here, save_nifti, wait_for, write_folders
+from cli_helpers import (
+    GRID_SHAPE,
+    command,
+    infer,
+    load_nifti,
+    refined,
+    run_here,
+    save_nifti,
+    wait_for,
+    write_folders,
+)
 from nnunet_helpers import write_predictions, write_tree
 from tune_helpers import open_session, options_for, whole_result, write_labeled
 
@@ -35,24 +45,38 @@ def test_a_summary_has_the_lines_of_the_record_and_skipped_cases_keep_their_valu
     summary = folders.output.with_name("summary.json")
     run(folders, "--summary", summary, "--save-probabilities", "--save-logits", "--preview")
     first = json.loads(summary.read_text())["cases"]
-    assert [{**json.loads(line), "run": 0} for line in lines_of(folders)[1:]] == [{"run": 0, **case} for case in first]
+    assert [{**json.loads(line), "run": 0} for line in lines_of(folders)[1:]] == [
+        {"run": 0, **case} for case in first
+    ]
     (folders.output / "b.nii.gz").unlink()
     for expected in (["skipped", "done", "skipped"], ["skipped"] * 3):
-        result = infer(folders, "--summary", summary, "--continue", "--save-probabilities", status=0)
+        result = infer(
+            folders, "--summary", summary, "--continue", "--save-probabilities", status=0
+        )
         assert "note" not in result.stderr
         again = json.loads(summary.read_text())
         assert [case["status"] for case in again["cases"]] == expected
-        assert (again["num_done"], again["num_skipped"]) == (expected.count("done"), expected.count("skipped"))
+        assert (again["num_done"], again["num_skipped"]) == (
+            expected.count("done"),
+            expected.count("skipped"),
+        )
         for number in (0, 2):
             assert again["cases"][number] == first[number] | {"status": "skipped"}
     _, a, *_ = (line.split("\t") for line in result.stdout.splitlines())
-    assert a[:4] == ["a", "skipped", str(first[0]["num_iterations"]), str(first[0]["voxels_changed"])]
+    assert a[:4] == [
+        "a",
+        "skipped",
+        str(first[0]["num_iterations"]),
+        str(first[0]["voxels_changed"]),
+    ]
 
 
 def test_label_maps_without_a_record_or_changed_since_are_named_and_kept(folders):
     """As a kill leaves one between a label map and its line. A record of another format is of another file."""
     run(folders)
-    record_path(folders.output).write_bytes(b"".join(line for line in lines_of(folders) if b'"case_id": "b"' not in line))
+    record_path(folders.output).write_bytes(
+        b"".join(line for line in lines_of(folders) if b'"case_id": "b"' not in line)
+    )
     time.sleep(0.02)  # Clocks of files may tick slowly.
     os.utime(folders.output / "a.nii.gz")
     summary = folders.output.with_name("summary.json")
@@ -64,8 +88,15 @@ def test_label_maps_without_a_record_or_changed_since_are_named_and_kept(folders
     assert [case["voxels_changed"] is not None for case in cases] == [False, False, True]
     (folders.output / "a.nii.gz").write_bytes(b"cut")
     said = run(folders, "--continue", "--summary", summary)
-    assert "1 case (a): its label map was changed since it was recorded; skipped if it is complete, " in said
-    assert [case["status"] for case in json.loads(summary.read_text())["cases"]] == ["done", "skipped", "skipped"]
+    assert (
+        "1 case (a): its label map was changed since it was recorded; skipped if it is complete, "
+        in said
+    )
+    assert [case["status"] for case in json.loads(summary.read_text())["cases"]] == [
+        "done",
+        "skipped",
+        "skipped",
+    ]
     save_nifti(folders.output / "c.nii", load_nifti(folders.output / "c.nii.gz"))
     said = run(folders, "--continue", "--output-format", ".nii")
     assert "1 case (c): no record of its label map" in said
@@ -81,20 +112,35 @@ def test_cases_of_other_parameters_are_named_and_refined_again(folders):
     assert "other values" not in run(folders, "--continue", *before)
     (folders.output / "a.nii.gz").unlink()
     said = run(folders, "--continue")
-    assert "2 cases (b, c): refined with other values of intensity.normalization, bilateral.weight; refined again\n" in said
+    assert (
+        "2 cases (b, c): refined with other values of intensity.normalization, bilateral.weight; refined again\n"
+        in said
+    )
     assert "3 done in" in said
     assert "3 skipped in" in run(folders, "--continue")
     for case_id in "abc":
-        np.testing.assert_array_equal(load_nifti(folders.output / f"{case_id}.nii.gz"), refined(folders, case_id))
+        np.testing.assert_array_equal(
+            load_nifti(folders.output / f"{case_id}.nii.gz"), refined(folders, case_id)
+        )
 
 
 def test_options_that_change_how_files_are_read_are_settings(tmp_path):
     folders = write_folders(tmp_path, "a")
-    save_nifti(folders.logits / "a.nii.gz", load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1).astype(np.uint8))
+    save_nifti(
+        folders.logits / "a.nii.gz",
+        load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1).astype(np.uint8),
+    )
     strokes = np.zeros(GRID_SHAPE, np.uint8)
     strokes[7:9, 6, 4] = 2
     save_nifti(tmp_path / "strokes" / "a.nii.gz", strokes)
-    options = ["--input-type", "labels", "--strokes", tmp_path / "strokes", "--network-spacing", "2,2.5,5"]
+    options = [
+        "--input-type",
+        "labels",
+        "--strokes",
+        tmp_path / "strokes",
+        "--network-spacing",
+        "2,2.5,5",
+    ]
     run(folders, *options)
     assert "1 skipped" in run(folders, *options, "--continue")
     for option, value in (("--network-spacing", "3,3.75,7.5"), ("--strokes-background", 2)):
@@ -154,7 +200,9 @@ def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path):
     path = record_path(folders.output)
     words = command("infer", *folders.arguments, "--threads", 1)
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: path.is_file() and path.read_bytes().count(b"\n") > 2, process, seconds=100)
+        wait_for(
+            lambda: path.is_file() and path.read_bytes().count(b"\n") > 2, process, seconds=100
+        )
         process.kill()
     recorded = [record.case_id for run in read_records(folders.output).runs for record in run.cases]
     there = sorted(path.name.partition(".")[0] for path in folders.output.glob("case*"))
@@ -173,14 +221,23 @@ def opened():
 
 
 def given(**changes):
-    return TuneOptions(InferenceOptions(**({"images": (), "logits": (), "output": Path(), "threads": 1, "preview": True} | changes)))
+    return TuneOptions(
+        InferenceOptions(
+            **(
+                {"images": (), "logits": (), "output": Path(), "threads": 1, "preview": True}
+                | changes
+            )
+        )
+    )
 
 
 def regions(*texts):
     return tuple(map(parse_region, texts))
 
 
-def test_a_trained_network_of_nnunet_brings_its_references_and_predictions_have_those_that_are_given(opened, tmp_path):
+def test_a_trained_network_of_nnunet_brings_its_references_and_predictions_have_those_that_are_given(
+    opened, tmp_path
+):
     tree = write_tree(tmp_path)
     described = opened(given(nnunet=tree.network)).describe()
     assert described["case"] == "case0"
@@ -189,7 +246,9 @@ def test_a_trained_network_of_nnunet_brings_its_references_and_predictions_have_
     assert not tree.trap.exists()
     predictions = write_predictions(tree)
     assert not opened(given(nnunet=predictions)).describe()["has_reference"]
-    assert opened(dataclasses.replace(given(nnunet=predictions), labels=tree.raw / "labelsTr")).describe()["has_reference"]
+    assert opened(
+        dataclasses.replace(given(nnunet=predictions), labels=tree.raw / "labelsTr")
+    ).describe()["has_reference"]
 
 
 def test_labels_count_together_in_regions(opened, tmp_path):
@@ -203,7 +262,11 @@ def test_labels_count_together_in_regions(opened, tmp_path):
     assert rows == score_labels(session.case.network_labels, refined, truth, 4, both)[0]
     assert session.case.regions is None
     with pytest.raises(ConfigError, match="sigmoid channels"):
-        Session(dataclasses.replace(options_for(folders), regions=regions("whole=1+2+3"), class_order=(1,)))
+        Session(
+            dataclasses.replace(
+                options_for(folders), regions=regions("whole=1+2+3"), class_order=(1,)
+            )
+        )
 
 
 def test_channels_of_regions_are_corrected_with_strokes_as_infer_does(opened, tmp_path):
@@ -212,10 +275,18 @@ def test_channels_of_regions_are_corrected_with_strokes_as_infer_does(opened, tm
     logits = load_nifti(folders.logits / "a.nii.gz")
     shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)
-    unions = np.stack([shares[..., 1:].sum(axis=-1), shares[..., 2:].sum(axis=-1), shares[..., 3]], axis=-1).clip(1e-6, 1 - 1e-6)
+    unions = np.stack(
+        [shares[..., 1:].sum(axis=-1), shares[..., 2:].sum(axis=-1), shares[..., 3]], axis=-1
+    ).clip(1e-6, 1 - 1e-6)
     save_nifti(folders.logits / "a.nii.gz", np.log(unions / (1 - unions)).astype(np.float32))
-    (folders.images / "dataset.json").write_text('{"labels": {"background": 0, "shell": 1, "core": 2, "cyst": 3}}')
-    three = {"regions": regions("whole=1+2+3", "core=2+3", "cyst=3"), "class_order": (1, 2, 3), "corrections": tmp_path / "saved"}
+    (folders.images / "dataset.json").write_text(
+        '{"labels": {"background": 0, "shell": 1, "core": 2, "cyst": 3}}'
+    )
+    three = {
+        "regions": regions("whole=1+2+3", "core=2+3", "cyst=3"),
+        "class_order": (1, 2, 3),
+        "corrections": tmp_path / "saved",
+    }
     session = opened(dataclasses.replace(options_for(folders, labels), **three))
     assert session.case.regions is not None
     place = session.case.first_place()
@@ -223,18 +294,29 @@ def test_channels_of_regions_are_corrected_with_strokes_as_infer_does(opened, tm
         session.draw(0, place, [place[0] + session.case.upright_grid[0] * (place[1] + up)], value)
     changed = {"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1}
     session.save_case("", changed)
-    drawn, corrected = (load_nifti(tmp_path / "saved" / kind / "a.nii.gz") for kind in ("strokes", "refined"))
+    drawn, corrected = (
+        load_nifti(tmp_path / "saved" / kind / "a.nii.gz") for kind in ("strokes", "refined")
+    )
     assert sorted(corrected[drawn > 0]) == [0, 3]
     words = [word for text in ("whole=1+2+3", "core=2+3", "cyst=3") for word in ("--regions", text)]
     sets = [word for key, value in changed.items() for word in ("--set", f"{key}={value}")]
-    strokes = ("--strokes", tmp_path / "saved" / "strokes", "--regions-class-order", "1,2,3", "--threads", 1)
+    strokes = (
+        "--strokes",
+        tmp_path / "saved" / "strokes",
+        "--regions-class-order",
+        "1,2,3",
+        "--threads",
+        1,
+    )
     run_here("infer", *folders.arguments, *words, *sets, *strokes, status=0)
     np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), corrected)
 
 
 def test_scores_are_those_of_plain_counts():
     rng = np.random.default_rng(3)
-    before, after, truth = (rng.integers(0, 4, (3, 5, 7, 6)) * (rng.random((3, 5, 7, 6)) < 0.3)).astype(np.uint8)
+    before, after, truth = (
+        rng.integers(0, 4, (3, 5, 7, 6)) * (rng.random((3, 5, 7, 6)) < 0.3)
+    ).astype(np.uint8)
     before = np.asfortranarray(before)
     rows, num_changed = score_labels(before, after, truth, 6, regions("both=1+5", "absent=4+5+70"))
     assert num_changed == np.count_nonzero(before != after)

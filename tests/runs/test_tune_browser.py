@@ -12,7 +12,15 @@ from tune_helpers import missing_server, open_page, open_session, options_for
 from crfrefine.io import read_volume
 from crfrefine.runs.pictures.planes import PLANES
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+BROWSER = next(
+    filter(
+        None,
+        map(
+            shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+        ),
+    ),
+    None,
+)
 # Nothing of it is to reach out for the network, and a container's root has no sandbox.
 OPTIONS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --disable-background-networking "
@@ -37,7 +45,9 @@ def page(running, tmp_path):
     for option in (*OPTIONS.split(), f"--user-data-dir={tmp_path}"):
         options.add_argument(option)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = webdriver.Chrome(
+        options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
+    )
     try:
         driver.get(running.address)
         wait_until_done(driver)
@@ -50,7 +60,11 @@ def page(running, tmp_path):
 def requested(driver):
     """Every address that the page asked for; the browser's own first page asks, too."""
     messages = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
-    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    sent = [
+        message["params"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    ]
     return [params["request"]["url"] for params in sent if params["documentURL"].startswith("http")]
 
 
@@ -58,7 +72,9 @@ def wait(driver, condition):
     """Until a condition in the page's own language holds."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(driver, 60, poll_frequency=0.02).until(lambda driver: driver.execute_script(f"return Boolean({condition})"), condition)
+    WebDriverWait(driver, 60, poll_frequency=0.02).until(
+        lambda driver: driver.execute_script(f"return Boolean({condition})"), condition
+    )
 
 
 @pytest.fixture
@@ -70,12 +86,17 @@ def saved(tmp_path_factory):
 def running(labeled_folders, saved):
     cases, labels = labeled_folders
     outputs = ("-o", saved, "--corrections", saved.with_name("corrections"))
-    with open_page("-i", cases.images, "-p", cases.logits, "-l", labels, *outputs, "-c", "default") as page:
+    with open_page(
+        "-i", cases.images, "-p", cases.logits, "-l", labels, *outputs, "-c", "default"
+    ) as page:
         yield page
 
 
 def wait_until_done(driver, after=0):
-    wait(driver, f"document.body.dataset.state === 'done' && Number(document.body.dataset.number) > {after}")
+    wait(
+        driver,
+        f"document.body.dataset.state === 'done' && Number(document.body.dataset.number) > {after}",
+    )
 
 
 def number(driver):
@@ -93,7 +114,9 @@ def picture(driver):
 
 
 def dice(driver):
-    return driver.execute_script("return [...document.querySelectorAll('#scores tbody tr')].map((row) => row.cells[2].textContent)")
+    return driver.execute_script(
+        "return [...document.querySelectorAll('#scores tbody tr')].map((row) => row.cells[2].textContent)"
+    )
 
 
 CONTROL = """
@@ -147,7 +170,9 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
         "return [...document.querySelectorAll('.plane img')].map((node) => node.clientWidth / node.clientHeight)"
     )
     columns, rows, planes = 15 * 1.25, 18 * 1.0, 11 * 2.5  # mm; the phantom's axes are turned
-    np.testing.assert_allclose(proportions, [columns / rows, columns / planes, rows / planes], rtol=0.02)
+    np.testing.assert_allclose(
+        proportions, [columns / rows, columns / planes, rows / planes], rtol=0.02
+    )
 
     # A value that is not allowed is marked beside the one that applies.
     name = "bilateral.theta_alpha"
@@ -207,15 +232,21 @@ def drag(driver, number, start, end, kind):
 
 
 def drawn(driver):
-    return int(driver.execute_script("return document.querySelector('#saved-case').textContent").split()[0])
+    return int(
+        driver.execute_script("return document.querySelector('#saved-case').textContent").split()[0]
+    )
 
 
 def press(driver, key):
     driver.find_element("tag name", "body").send_keys(key)
 
 
-def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(page, running, saved, labeled_folders, tmp_path):
-    names = page.execute_script("return [...document.querySelectorAll('#brushes label')].map((node) => node.textContent)")
+def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
+    page, running, saved, labeled_folders, tmp_path
+):
+    names = page.execute_script(
+        "return [...document.querySelectorAll('#brushes label')].map((node) => node.textContent)"
+    )
     assert names == ["crosshair", "label 1", "label 2", "label 3", "background", "erase"]
     x, y, z = running.json("describe")["place"]
     expected, before = np.zeros(UPRIGHT, int), dice(page)
@@ -235,7 +266,9 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(page, runnin
         steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
         place = [x, y, z]
         for step in range(steps + 1):
-            place[across], place[up] = (a + (b - a) * step // steps for a, b in zip(start, end, strict=True))
+            place[across], place[up] = (
+                a + (b - a) * step // steps for a, b in zip(start, end, strict=True)
+            )
             expected[tuple(place)] = value
         x, y, z = place
         assert drawn(page) == np.count_nonzero(expected)
@@ -265,5 +298,7 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(page, runnin
     run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
     refined = read_volume(folder / "refined" / "first.nii.gz").data
     np.testing.assert_array_equal(refined, read_volume(tmp_path / "out" / "first.nii.gz").data)
-    shown = page.execute_script("return [...document.querySelectorAll('#scores tbody tr')].map((row) => row.cells[4].textContent)")
+    shown = page.execute_script(
+        "return [...document.querySelectorAll('#scores tbody tr')].map((row) => row.cells[4].textContent)"
+    )
     assert shown == [str(np.count_nonzero(refined == label)) for label in (1, 2, 3)]

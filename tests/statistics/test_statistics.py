@@ -10,8 +10,24 @@ from scipy import stats
 
 from crfrefine.errors import InputError
 from crfrefine.statistics import paired
-from crfrefine.statistics.comparison import MEAN, Family, Measurement, ResultTable, correct, describe_families, harm_text, summarize
-from crfrefine.statistics.paired import bootstrap_interval, compare_pairs, detectable_difference, holm, signed_rank, smallest_p_value
+from crfrefine.statistics.comparison import (
+    MEAN,
+    Family,
+    Measurement,
+    ResultTable,
+    correct,
+    describe_families,
+    harm_text,
+    summarize,
+)
+from crfrefine.statistics.paired import (
+    bootstrap_interval,
+    compare_pairs,
+    detectable_difference,
+    holm,
+    signed_rank,
+    smallest_p_value,
+)
 
 # Exact distributions are sums of at most some thousand positive terms.
 ROUNDING = 1e-12
@@ -23,7 +39,9 @@ DARWIN = np.array([49.0, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 def test_without_ties_the_p_value_is_that_of_scipy():
     for num_pairs in (1, 5, 120):
         differences = np.random.default_rng(num_pairs).normal(0.2, 1.0, num_pairs)
-        assert signed_rank(differences)[0] == pytest.approx(stats.wilcoxon(differences, method="exact").pvalue, rel=1e-9)
+        assert signed_rank(differences)[0] == pytest.approx(
+            stats.wilcoxon(differences, method="exact").pvalue, rel=1e-9
+        )
 
 
 def test_with_ties_and_zeros_the_p_value_is_that_of_all_signs():
@@ -42,15 +60,30 @@ def test_with_ties_and_zeros_the_p_value_is_that_of_all_signs():
 def test_many_cases_take_the_normal_approximation():
     """With ties and zeros and the continuity correction, as scipy and R have it; fewer are counted, whatever their ties."""
     differences = np.round(np.random.default_rng(8).normal(0.15, 1.0, 700), 1)
-    expected = stats.wilcoxon(differences[differences != 0], correction=True, method="approx").pvalue
+    expected = stats.wilcoxon(
+        differences[differences != 0], correction=True, method="approx"
+    ).pvalue
     assert signed_rank(differences)[0] == pytest.approx(expected, rel=1e-9)
-    approximate = stats.wilcoxon(differences[:450][differences[:450] != 0], correction=True, method="approx").pvalue
-    assert signed_rank(differences[:450])[0] not in (approximate, pytest.approx(approximate, rel=1e-9))
+    approximate = stats.wilcoxon(
+        differences[:450][differences[:450] != 0], correction=True, method="approx"
+    ).pvalue
+    assert signed_rank(differences[:450])[0] not in (
+        approximate,
+        pytest.approx(approximate, rel=1e-9),
+    )
 
 
 def test_the_smallest_p_value_is_that_of_one_sign_and_nothing_to_test_gives_one():
-    for num_pairs in (1, 2, 6, 9, 120):  # a difference of cumulative probabilities, as in scipy, ends at 2e-16
-        assert signed_rank(np.arange(1.0, num_pairs + 1))[0] == pytest.approx(smallest_p_value(num_pairs), rel=ROUNDING)
+    for num_pairs in (
+        1,
+        2,
+        6,
+        9,
+        120,
+    ):  # a difference of cumulative probabilities, as in scipy, ends at 2e-16
+        assert signed_rank(np.arange(1.0, num_pairs + 1))[0] == pytest.approx(
+            smallest_p_value(num_pairs), rel=ROUNDING
+        )
     assert smallest_p_value(5) > 0.05 > smallest_p_value(6)
     assert smallest_p_value(0) == 1.0
     assert signed_rank(np.zeros(4)) == (1.0, 0.0)
@@ -75,7 +108,12 @@ def test_a_comparison_in_all_its_numbers():
     baseline = [100.0] * 15 + [5.0, math.nan, math.nan, math.nan, 100.0]
     names = [f"case {number:02d}" for number in range(20)]
     comparison = compare_pairs(values, baseline, cases=names)
-    assert (comparison.num_pairs, comparison.num_only_method, comparison.num_only_baseline, comparison.num_neither) == (16, 2, 1, 1)
+    assert (
+        comparison.num_pairs,
+        comparison.num_only_method,
+        comparison.num_only_baseline,
+        comparison.num_neither,
+    ) == (16, 2, 1, 1)
     differences = comparison.mean_difference, comparison.median_difference
     assert differences == pytest.approx((314 / 16, (23 + 24) / 2))
     assert (comparison.mean, comparison.median) == pytest.approx((100 + 314 / 16, 123.5))
@@ -89,7 +127,10 @@ def test_a_comparison_in_all_its_numbers():
     assert harm_text(comparison, with_name=True, minus="−") == "12.5% (case 01 −6700.00)"
     assert harm_text(comparison, "volume_difference_ml") == "-67.00"
     assert harm_text(compare_pairs([1.0, 0.51], [1.0, 0.515])) == "0% (-0.50)"
-    assert (harm_text(compare_pairs([1.0], [0.5])), harm_text(compare_pairs([], []))) == ("none", "")
+    assert (harm_text(compare_pairs([1.0], [0.5])), harm_text(compare_pairs([], []))) == (
+        "none",
+        "",
+    )
     assert comparison.standard_deviation == pytest.approx(np.std([*DARWIN, 0.0], ddof=1))
     low, high = comparison.interval
     assert low < comparison.mean_difference < high
@@ -99,8 +140,20 @@ def test_a_comparison_in_all_its_numbers():
     ("values", "baseline", "better", "counts", "mean"),
     [
         ([1.0, 2.0, 9.0, 4.0], [2.0, 3.0, 5.0, 4.0], "lower", (2, 1, 1), 0.5),
-        ([-1.0, 2.0, 0.0], [3.0, -2.0, -4.0], "nearer_zero", (2, 1, 0), -2.0),  # compared by magnitude
-        ([0.1 + 0.2, 0.5, 0.7, 0.9], [0.3, 0.4, 0.6, 1.0], "higher", (2, 1, 1), 0.025),  # rounding is no win
+        (
+            [-1.0, 2.0, 0.0],
+            [3.0, -2.0, -4.0],
+            "nearer_zero",
+            (2, 1, 0),
+            -2.0,
+        ),  # compared by magnitude
+        (
+            [0.1 + 0.2, 0.5, 0.7, 0.9],
+            [0.3, 0.4, 0.6, 1.0],
+            "higher",
+            (2, 1, 1),
+            0.025,
+        ),  # rounding is no win
     ],
 )
 def test_the_direction_decides_on_wins(values, baseline, better, counts, mean):
@@ -109,7 +162,9 @@ def test_the_direction_decides_on_wins(values, baseline, better, counts, mean):
     assert comparison.mean_difference == pytest.approx(mean)
     if better == "lower":
         assert comparison.worst == (("2", pytest.approx(4.0)),)
-    if better == "higher":  # Three equal magnitudes of which one is negative: 2 x (1 + 3) / 8; rounding is no rank.
+    if (
+        better == "higher"
+    ):  # Three equal magnitudes of which one is negative: 2 x (1 + 3) / 8; rounding is no rank.
         assert (comparison.p_value, comparison.effect_size) == (1.0, pytest.approx(1 / 3))
 
 
@@ -136,13 +191,19 @@ def test_the_interval_of_few_skewed_differences_is_corrected_for_bias_and_skewne
     mean = differences.mean()
     resampled = np.random.default_rng(14).choice(differences, (200_000, 25)).mean(axis=1)
     bias = stats.norm.ppf(np.mean(resampled < mean))
-    acceleration = ((differences - mean) ** 3).sum() / (6 * ((differences - mean) ** 2).sum() ** 1.5)
+    acceleration = ((differences - mean) ** 3).sum() / (
+        6 * ((differences - mean) ** 2).sum() ** 1.5
+    )
     reach = bias + stats.norm.ppf([0.025, 0.975])
     expected = np.quantile(resampled, stats.norm.cdf(bias + reach / (1 - acceleration * reach)))
     # Ends of 9999 resamples scatter by about a hundredth of the width of the interval, 0.7.
     assert bootstrap_interval(differences) == pytest.approx(expected, abs=0.02)
     assert (expected - np.quantile(resampled, [0.025, 0.975]) > 0.025).all()
-    assert bootstrap_interval(DARWIN, seed=1) == bootstrap_interval(DARWIN, seed=1) != bootstrap_interval(DARWIN, seed=2)
+    assert (
+        bootstrap_interval(DARWIN, seed=1)
+        == bootstrap_interval(DARWIN, seed=1)
+        != bootstrap_interval(DARWIN, seed=2)
+    )
     assert bootstrap_interval(np.full(5, 0.25)) == (0.25, 0.25)
 
 
@@ -155,10 +216,16 @@ def test_detectable_difference_asks_for_the_usual_numbers_of_cases(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(paired, "_EFFICIENCY", 1.0)  # of the t-test itself
         for effect, num_pairs in ((0.2, 199), (0.5, 34), (0.8, 15)):
-            assert detectable_difference(1.0, num_pairs) <= effect < detectable_difference(1.0, num_pairs - 1)
+            assert (
+                detectable_difference(1.0, num_pairs)
+                <= effect
+                < detectable_difference(1.0, num_pairs - 1)
+            )
         # Another implementation of the distribution, the other way round; both promise about eight digits far out.
         noncentrality = detectable_difference(2.0, 34) / 2.0 * math.sqrt(34)
-        assert stats.nct.sf(stats.t.isf(0.025, 33), 33, noncentrality) == pytest.approx(0.8, abs=1e-6)
+        assert stats.nct.sf(stats.t.isf(0.025, 33), 33, noncentrality) == pytest.approx(
+            0.8, abs=1e-6
+        )
         assert signed / detectable_difference(1.0, 20) == pytest.approx(math.sqrt(math.pi / 3))
     assert detectable_difference(1.0, 5) == math.inf
     assert math.isfinite(detectable_difference(1.0, 6))
@@ -187,8 +254,14 @@ def test_a_table_has_names_in_order_of_first_appearance_and_means_over_the_same_
     np.testing.assert_equal(table.values("crf", "core", "dice"), [0.54, 0.40, 0.33, NAN])
     assert [item.value for item in table][:4] == [0.80, 0.70, 0.60, 0.90]
     np.testing.assert_allclose(table.values("network", MEAN, "dice"), [0.65, 0.55, 0.45, 0.90])
-    np.testing.assert_allclose(table.means("dice", ["other", "network"]), [[0.60, 0.60, 0.45, 0.80], [0.65, 0.55, 0.45, 0.90]])
-    np.testing.assert_allclose(table.means("dice", ["other", "network"], ["core"]), [[0.50, 0.50, 0.20, NAN], [0.50, 0.40, 0.30, NAN]])
+    np.testing.assert_allclose(
+        table.means("dice", ["other", "network"]),
+        [[0.60, 0.60, 0.45, 0.80], [0.65, 0.55, 0.45, 0.90]],
+    )
+    np.testing.assert_allclose(
+        table.means("dice", ["other", "network"], ["core"]),
+        [[0.50, 0.50, 0.20, NAN], [0.50, 0.40, 0.30, NAN]],
+    )
     fewer = ResultTable(item for item in table if (item.method, item.case) != ("crf", "case_1"))
     np.testing.assert_equal(fewer.values("crf", "whole", "dice"), [0.82, NAN, 0.60, 0.91])
     assert (fewer.missing_cases("crf"), fewer.missing_cases("network")) == (("case_1",), ())
@@ -196,26 +269,43 @@ def test_a_table_has_names_in_order_of_first_appearance_and_means_over_the_same_
 
 def test_the_summary_holds_the_comparisons_with_holm_over_the_single_regions():
     rows = {(row.method, row.region): row for row in summarize(table_of(DICE), "network")}
-    assert list(rows) == [(method, region) for method in ("network", "crf", "other") for region in ("whole", "core", MEAN)]
+    assert list(rows) == [
+        (method, region)
+        for method in ("network", "crf", "other")
+        for region in ("whole", "core", MEAN)
+    ]
     assert all(rows["network", region].comparison is None for region in ("whole", "core", MEAN))
     assert rows["network", "core"].num_values == 3
     assert rows["network", "core"].num_undefined == 1
     assert rows["other", "core"].mean == pytest.approx(0.3)
     assert rows["other", "core"].median == pytest.approx(0.35)
     for method in ("crf", "other"):
-        expected = {region: compare_pairs(DICE[method, region], DICE["network", region]) for region in ("whole", "core")}
+        expected = {
+            region: compare_pairs(DICE[method, region], DICE["network", region])
+            for region in ("whole", "core")
+        }
         for region, comparison in expected.items():
             assert rows[method, region].comparison.p_value == comparison.p_value
             assert rows[method, region].comparison.interval == comparison.interval
         p_values = [comparison.p_value for comparison in expected.values()]
-        assert [rows[method, region].p_adjusted for region in ("whole", "core")] == list(holm(p_values))
-        assert {rows[method, region].family for region in ("whole", "core")} == {Family.SINGLE_REGIONS}
+        assert [rows[method, region].p_adjusted for region in ("whole", "core")] == list(
+            holm(p_values)
+        )
+        assert {rows[method, region].family for region in ("whole", "core")} == {
+            Family.SINGLE_REGIONS
+        }
         assert rows[method, MEAN].p_adjusted == rows[method, MEAN].comparison.p_value
         assert (rows[method, MEAN].family, rows[method, MEAN].family_size) == (Family.ENDPOINT, 1)
     assert rows["other", "core"].comparison.num_only_method == 1
-    assert rows["crf", MEAN].comparison.mean_difference == pytest.approx((0.03 + 0.015 + 0.015 + 0.01) / 4)
+    assert rows["crf", MEAN].comparison.mean_difference == pytest.approx(
+        (0.03 + 0.015 + 0.015 + 0.01) / 4
+    )
     some = summarize(table_of(DICE), "network", metrics=["dice"], regions=["core"])
-    assert [(row.method, row.region) for row in some] == [("network", "core"), ("crf", "core"), ("other", "core")]
+    assert [(row.method, row.region) for row in some] == [
+        ("network", "core"),
+        ("crf", "core"),
+        ("other", "core"),
+    ]
     assert some[1].p_adjusted == some[1].comparison.p_value
 
 
@@ -225,7 +315,10 @@ def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
     masks, scores = ("dice", "iou", "precision", "assd_mm"), ("ece", "nll")
     table = ResultTable(
         Measurement(f"c{number}", region, metric, 1.0 + step, method)
-        for metric, region in (*itertools.product(masks, "12"), *((metric, "all") for metric in scores))
+        for metric, region in (
+            *itertools.product(masks, "12"),
+            *((metric, "all") for metric in scores),
+        )
         for number in range(9)
         for method, step in (("network", 0.0), ("crf", 0.02 + 0.1 * rng.standard_normal()))
     )
@@ -236,28 +329,44 @@ def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
     assert found["dice", "1"].p_adjusted == raw["dice", "1"]
     assert found["nll", "all"].p_adjusted == raw["nll", "all"]
     rest = ("dice", "precision", "assd_mm")
-    single = [(metric, "2") for metric in rest] + [(metric, MEAN) for metric in rest] + [("ece", "all")]
-    for family, keys in ((Family.OTHER_METRICS, [("precision", "1"), ("assd_mm", "1")]), (Family.SINGLE_REGIONS, single)):
+    single = (
+        [(metric, "2") for metric in rest] + [(metric, MEAN) for metric in rest] + [("ece", "all")]
+    )
+    for family, keys in (
+        (Family.OTHER_METRICS, [("precision", "1"), ("assd_mm", "1")]),
+        (Family.SINGLE_REGIONS, single),
+    ):
         assert {key for key, row in found.items() if row.family == family} == set(keys)
         assert {found[key].family_size for key in keys} == {len(keys)}
-        assert [found[key].p_adjusted for key in keys] == pytest.approx(holm([raw[key] for key in keys]))
+        assert [found[key].p_adjusted for key in keys] == pytest.approx(
+            holm([raw[key] for key in keys])
+        )
     for region in ("1", "2", MEAN):
         assert found["iou", region].family is None
         assert math.isnan(found["iou", region].p_adjusted)
     told = describe_families(found.values())
-    assert told.endswith("endpoint (1 test), probabilities (1 test), other metrics (2 tests), single regions (7 tests)")
+    assert told.endswith(
+        "endpoint (1 test), probabilities (1 test), other metrics (2 tests), single regions (7 tests)"
+    )
 
 
 def test_volumes_are_described_and_their_differences_compared_by_magnitude():
     """Too much in one region does not make up for too little in another: the mean over regions is of magnitudes as well."""
-    values = {("a", "x"): [1.0, -1.0], ("a", "y"): [-1.0, 1.0], ("b", "x"): [0.5, 0.5], ("b", "y"): [0.25, 0.0]}
+    values = {
+        ("a", "x"): [1.0, -1.0],
+        ("a", "y"): [-1.0, 1.0],
+        ("b", "x"): [0.5, 0.5],
+        ("b", "y"): [0.25, 0.0],
+    }
     rows = summarize(table_of(values, "volume_difference_ml"), "a")
     comparison = next(row.comparison for row in rows if (row.method, row.region) == ("b", MEAN))
     assert comparison.mean_difference == pytest.approx((0.375 + 0.25) / 2 - 1.0)
     assert comparison.wins == 2
     signed = table_of({("a", "x"): [0.0, 0.0], ("b", "x"): [3.0, 0.0]}, "volume_difference_ml")
     table = ResultTable([Measurement("case_1", "x", "dice", 0.5, "a"), *signed])
-    assert table.compare("b", "a", MEAN, "volume_difference_ml").worst == (("case_0", 3.0),), "in any order of the cases"
+    assert table.compare("b", "a", MEAN, "volume_difference_ml").worst == (("case_0", 3.0),), (
+        "in any order of the cases"
+    )
     described = summarize(table_of(values, "volume_ml"), "a")
     assert [row.region for row in described] == ["x", "y", MEAN] * 2
     assert all(row.comparison is None for row in described)

@@ -27,8 +27,17 @@ def _table(gains, *, regions=("left", "right"), network=0.8):
 HELPS, SIMPLE = Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE
 ONE_POINT = "Mean Dice +1.00 points against network (95 % CI 0.91 to 1.09, p 2e-12, 40 of 40 cases better): the trained CRF helps."
 BEST_RIVAL = "scaling: the trained CRF +1.00, scaling +0.10 points (p 7e-10 after Holm over 2 rivals, 36 of 40 cases better)."
-NONE_OF_30 = "(95 % CI -0.16 to 0.26, p 0.66, 16 of 30 cases better): the trained CRF is not shown to help."
-GAINS = {"crf": (1.0, 0.5), "scaling": (0.1, 0.6), "weak": (-0.5, 0.3), "filter": (1.05, 0.5), "none": (0.05, 1.0), "worse": (-2.0, 1.0)}
+NONE_OF_30 = (
+    "(95 % CI -0.16 to 0.26, p 0.66, 16 of 30 cases better): the trained CRF is not shown to help."
+)
+GAINS = {
+    "crf": (1.0, 0.5),
+    "scaling": (0.1, 0.6),
+    "weak": (-0.5, 0.3),
+    "filter": (1.05, 0.5),
+    "none": (0.05, 1.0),
+    "worse": (-2.0, 1.0),
+}
 # With six cases and four rivals p is at least 4 x 2 / 2**6 = 0.125, however far the method is ahead.
 FOUR = {"crf": (14, 3)} | {f"rival {n}": (0.1 * n, 1.0) for n in range(4)}
 
@@ -41,16 +50,59 @@ def some(*names):
 @pytest.mark.parametrize(
     ("num_cases", "gains", "outcome", "beaten", "parts"),
     [
-        (40, some("crf", "scaling", "weak"), HELPS, [True, True], (ONE_POINT, f"every rival, the best of which is {BEST_RIVAL}")),
-        (40, some("crf", "scaling", "filter"), SIMPLE, [True, False], (ONE_POINT, "more than filter:", "(p 0.69 after Holm over 2")),
-        (40, some("crf", "filter"), SIMPLE, [False], (ONE_POINT, "filter +1.05 points (p 0.69, 21 of 40 cases worse).")),
-        (30, some("none"), Outcome.NO_DIFFERENCE, [], (NONE_OF_30, "A true difference of 0.33 points would be found")),
-        (20, some("worse"), Outcome.HURTS, [], ("p 2e-6, 20 of 20 cases worse): the trained CRF hurts. Advice: do not",)),
-        (6, FOUR, SIMPLE, [False] * 4, ("p 0.031, 6 of 6 cases better", "(p 0.12 after Holm over 4 rivals", "prefer rival 3 if")),
+        (
+            40,
+            some("crf", "scaling", "weak"),
+            HELPS,
+            [True, True],
+            (ONE_POINT, f"every rival, the best of which is {BEST_RIVAL}"),
+        ),
+        (
+            40,
+            some("crf", "scaling", "filter"),
+            SIMPLE,
+            [True, False],
+            (ONE_POINT, "more than filter:", "(p 0.69 after Holm over 2"),
+        ),
+        (
+            40,
+            some("crf", "filter"),
+            SIMPLE,
+            [False],
+            (ONE_POINT, "filter +1.05 points (p 0.69, 21 of 40 cases worse)."),
+        ),
+        (
+            30,
+            some("none"),
+            Outcome.NO_DIFFERENCE,
+            [],
+            (NONE_OF_30, "A true difference of 0.33 points would be found"),
+        ),
+        (
+            20,
+            some("worse"),
+            Outcome.HURTS,
+            [],
+            ("p 2e-6, 20 of 20 cases worse): the trained CRF hurts. Advice: do not",),
+        ),
+        (
+            6,
+            FOUR,
+            SIMPLE,
+            [False] * 4,
+            (
+                "p 0.031, 6 of 6 cases better",
+                "(p 0.12 after Holm over 4 rivals",
+                "prefer rival 3 if",
+            ),
+        ),
     ],
 )
 def test_outcome_and_sentence(num_cases, gains, outcome, beaten, parts):
-    spreads = {name: spread(num_cases, *values)[:: 1 if name == "crf" else -1] for name, values in gains.items()}
+    spreads = {
+        name: spread(num_cases, *values)[:: 1 if name == "crf" else -1]
+        for name, values in gains.items()
+    }
     judged = verdict(_table(spreads), "crf", "network", rivals=list(gains)[1:], subject=SUBJECT)
     assert (judged.outcome, judged.notes) == (outcome, ())
     assert [part for part in parts if part not in judged.sentence] == []
@@ -58,7 +110,11 @@ def test_outcome_and_sentence(num_cases, gains, outcome, beaten, parts):
     assert [rival.is_beaten for rival in judged.rivals] == beaten
     p_values = [rival.comparison.p_value for rival in judged.rivals]
     adjusted, content = list(holm(p_values)), judged.to_dict()
-    assert [rival.p_adjusted for rival in judged.rivals] == [rival["p_adjusted"] for rival in content["rivals"]] == adjusted
+    assert (
+        [rival.p_adjusted for rival in judged.rivals]
+        == [rival["p_adjusted"] for rival in content["rivals"]]
+        == adjusted
+    )
     assert content["p_adjusted"] == judged.comparison.p_value
 
 
@@ -66,27 +122,43 @@ def test_no_difference_at_all_and_no_case_at_all():
     """Training that ends at the identity, even with few cases; Dice that is undefined everywhere."""
     judged = verdict(_table({"crf": np.zeros(3)}), "crf", "network", subject=SUBJECT)
     assert judged.outcome == Outcome.NO_DIFFERENCE
-    start = "Mean Dice +0.00 points against network (95 % CI 0.00 to 0.00, p 1, 0 of 3 cases better): "
+    start = (
+        "Mean Dice +0.00 points against network (95 % CI 0.00 to 0.00, p 1, 0 of 3 cases better): "
+    )
     assert judged.sentence == f"{start}the trained CRF is not shown to help. Advice: do not use it."
     judged = verdict(_table({"crf": [math.nan]}, network=math.nan), "crf", "network")
     assert judged.outcome == Outcome.TOO_FEW
-    assert judged.sentence == "No case allows a comparison with network: too few cases, at least 6 are needed for p < 0.05."
+    assert (
+        judged.sentence
+        == "No case allows a comparison with network: too few cases, at least 6 are needed for p < 0.05."
+    )
     judged = not_tested("crf", "network", ["left"], "the time ran out")
-    assert (judged.outcome, judged.sentence) == (Outcome.NOT_TESTED, "Not tested: the time ran out.")
+    assert (judged.outcome, judged.sentence) == (
+        Outcome.NOT_TESTED,
+        "Not tested: the time ran out.",
+    )
     assert json.loads(json.dumps(judged.to_dict(), allow_nan=False))["comparison"]["num_pairs"] == 0
 
 
 def test_six_cases_are_enough_whatever_the_rivals():
     for num_cases, num_rivals, p_value in ((4, 0, "p 0.12"), (5, 4, "p 0.062"), (6, 0, "p 0.031")):
         rivals = {f"rival {number}": -spread(num_cases, 5.0, 1.0) for number in range(num_rivals)}
-        judged = verdict(_table({"crf": spread(num_cases, 14, 3), **rivals}), "crf", "network", rivals=tuple(rivals))
+        judged = verdict(
+            _table({"crf": spread(num_cases, 14, 3), **rivals}),
+            "crf",
+            "network",
+            rivals=tuple(rivals),
+        )
         is_enough = num_cases == 6
         end = "crf helps." if is_enough else "too few cases, at least 6 are needed for p < 0.05."
         assert judged.outcome == (HELPS if is_enough else Outcome.TOO_FEW)
         assert f"{p_value}, {num_cases} of {num_cases} cases better): {end}" in judged.sentence
         content = json.loads(json.dumps(judged.to_dict(), allow_nan=False))
         assert (content["outcome"], content["regions"]) == (str(judged.outcome), ["left", "right"])
-        assert (content["comparison"]["num_pairs"], [rival["name"] for rival in content["rivals"]]) == (num_cases, list(rivals))
+        assert (
+            content["comparison"]["num_pairs"],
+            [rival["name"] for rival in content["rivals"]],
+        ) == (num_cases, list(rivals))
         assert (content["comparison"]["detectable_difference"] is None) == (not is_enough)
 
 
@@ -97,7 +169,10 @@ def test_ranks_and_mean_that_disagree_are_no_finding():
     for sign in (1, -1):
         judged = verdict(_table({"crf": sign * gains}), "crf", "network", subject=SUBJECT)
         assert judged.outcome == Outcome.MIXED
-        assert "no clear benefit, as ranks and mean disagree. Advice: look at the worst cases before using it (" in judged.sentence
+        assert (
+            "no clear benefit, as ranks and mean disagree. Advice: look at the worst cases before using it ("
+            in judged.sentence
+        )
         assert ("(case_17 -15.00, case_3 -12.00, case_40 -9.00)." in judged.sentence) == (sign > 0)
     gains = np.where(np.arange(20) % 2, 0.1, -0.1) * (1 + np.arange(20) / 100)
     for sign in (1, -1):
@@ -112,9 +187,16 @@ def test_ranks_and_mean_that_disagree_are_no_finding():
 def test_the_mean_over_regions_decides_and_regions_can_be_chosen():
     """Gains in one region and equal losses in the other are no difference; the one by itself is."""
     gains = 2.0 + 0.5 * spread(20, 0.0, 1.0)
-    sides = [_table({"crf": sign * gains}, regions=(region,), network=0.7) for region, sign in (("left", 1), ("right", -1))]
+    sides = [
+        _table({"crf": sign * gains}, regions=(region,), network=0.7)
+        for region, sign in (("left", 1), ("right", -1))
+    ]
     table = ResultTable(line for side in sides for line in side)
-    for regions, outcome in ((None, Outcome.NO_DIFFERENCE), (["left"], Outcome.HELPS), (["right"], Outcome.HURTS)):
+    for regions, outcome in (
+        (None, Outcome.NO_DIFFERENCE),
+        (["left"], Outcome.HELPS),
+        (["right"], Outcome.HURTS),
+    ):
         assert verdict(table, "crf", "network", regions=regions).outcome == outcome
 
 
@@ -140,22 +222,33 @@ def test_a_rival_without_a_case_in_common_is_not_beaten():
     gains = {"crf": [*spread(9, 1.0, 0.5), math.nan], "rival": [math.nan] * 9 + [0.0]}
     judged = verdict(_table(gains), "crf", "network", rivals=["rival", "other"])
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert judged.sentence.endswith("p 0.0039, 9 of 9 cases better): crf helps. No case allows a comparison with rival or other.")
+    assert judged.sentence.endswith(
+        "p 0.0039, 9 of 9 cases better): crf helps. No case allows a comparison with rival or other."
+    )
     found = [(rival.name, rival.is_beaten, rival.comparison.num_pairs) for rival in judged.rivals]
     assert found == [("rival", False, 0), ("other", False, 0)]
-    assert judged.notes[1:] == tuple(f"The comparison with {name} is over 0 cases, not 9." for name in ("rival", "other"))
+    assert judged.notes[1:] == tuple(
+        f"The comparison with {name} is over 0 cases, not 9." for name in ("rival", "other")
+    )
     json.dumps(judged.to_dict(), allow_nan=False)
     gains = {"crf": spread(20, 1.0, 0.5), "rival": [*spread(19, 0.1, 0.6)[::-1], math.nan]}
     judged = verdict(_table(gains), "crf", "network", rivals=["rival", "other"])
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
-    assert "It gains more than every rival, the best of which is rival: crf +1.00," in judged.sentence
-    assert judged.sentence.endswith("17 of 19 cases better). No case allows a comparison with other.")
+    assert (
+        "It gains more than every rival, the best of which is rival: crf +1.00," in judged.sentence
+    )
+    assert judged.sentence.endswith(
+        "17 of 19 cases better). No case allows a comparison with other."
+    )
     assert judged.notes[0] == "The comparison with rival is over 19 cases, not 20."
 
 
 def test_methods_must_differ_and_be_measured_once():
     table = _table({"crf": [1.0], "a": [2.0]})
-    for method, rivals, text in (("crf", ("network",), "must differ"), ("c", (), "no method 'c' in the table; there are network, crf, a")):
+    for method, rivals, text in (
+        ("crf", ("network",), "must differ"),
+        ("c", (), "no method 'c' in the table; there are network, crf, a"),
+    ):
         with pytest.raises(InputError, match=text):
             verdict(table, method, "network", rivals=rivals)
     twice = "case 'case_0', region 'left': dice of 'network' appears twice"
@@ -181,12 +274,25 @@ def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_signif
     falls = -0.01 * spread(30, 0.6, 1.0)
     distances = np.where(np.arange(30) < 19, 0.1, -0.2) + 1e-4 * np.arange(30)
     table = _changed(
-        {("dice", "1"): 0.01 + 0 * falls, ("sensitivity", "1"): falls, ("precision", "1"): -falls, ("hd95_mm", "1"): distances}, base=3.0
+        {
+            ("dice", "1"): 0.01 + 0 * falls,
+            ("sensitivity", "1"): falls,
+            ("precision", "1"): -falls,
+            ("hd95_mm", "1"): distances,
+        },
+        base=3.0,
     )
     harm = _harm(table, ["1"])
-    assert [(decline.metric, decline.comparison.losses) for decline in harm.significant] == [("sensitivity", 24)]
-    assert [(decline.metric, decline.comparison.losses) for decline in harm.in_most_cases] == [("hd95_mm", 19)]
-    p_values = [table.compare("crf", "network", "1", metric).p_value for metric in ("sensitivity", "precision", "hd95_mm")]
+    assert [(decline.metric, decline.comparison.losses) for decline in harm.significant] == [
+        ("sensitivity", 24)
+    ]
+    assert [(decline.metric, decline.comparison.losses) for decline in harm.in_most_cases] == [
+        ("hd95_mm", 19)
+    ]
+    p_values = [
+        table.compare("crf", "network", "1", metric).p_value
+        for metric in ("sensitivity", "precision", "hd95_mm")
+    ]
     assert harm.significant[0].p_adjusted == holm(p_values)[0] < 0.001
     assert harm.in_most_cases[0].p_adjusted == holm(p_values)[2] > 0.05
     assert harm.num_comparisons == 3
@@ -203,12 +309,17 @@ def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():
     table = _changed(changes)
     judged = verdict(table, "crf", "network", summary=summarize(table, "network"), titles=TITLES)
     assert judged.outcome == Outcome.HELPS
-    assert judged.sentence.endswith(" crf helps. But significantly worse than with network: Dice of 2 back.")
+    assert judged.sentence.endswith(
+        " crf helps. But significantly worse than with network: Dice of 2 back."
+    )
     (decline,) = judged.harm.significant
     assert (decline.region, decline.name, decline.is_overall) == ("2", "Dice of 2 back", False)
     assert decline.p_adjusted == 2 * decline.comparison.p_value == 2 * 2 / 2**20
     change = 100 * changes["dice", "2"].mean()
-    assert judged.harm.sentence == f"What got worse: Dice of 2 back in 20 of 20 cases ({change:.2f} points on average, p 4e-6)."
+    assert (
+        judged.harm.sentence
+        == f"What got worse: Dice of 2 back in 20 of 20 cases ({change:.2f} points on average, p 4e-6)."
+    )
 
 
 def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cut_in_the_sentence():
@@ -216,18 +327,33 @@ def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cu
 
     The regions of a metric that is worse in the mean are listed, but not in the sentence.
     """
-    changes = {(metric, region): sign * spread(20, 0.05, 0.01) for metric, sign in (("dice", 1), ("sensitivity", -1)) for region in "12"}
+    changes = {
+        (metric, region): sign * spread(20, 0.05, 0.01)
+        for metric, sign in (("dice", 1), ("sensitivity", -1))
+        for region in "12"
+    }
     harm = _harm(_changed(changes), titles=TITLES)
-    assert [decline.name for decline in harm.significant] == ["sensitivity", "sensitivity of 1 front", "sensitivity of 2 back"]
+    assert [decline.name for decline in harm.significant] == [
+        "sensitivity",
+        "sensitivity of 1 front",
+        "sensitivity of 2 back",
+    ]
     assert [decline.region for decline in harm.significant] == [MEAN, "1", "2"]
     assert harm.headline == "sensitivity"
     assert "1 front" not in harm.sentence
     regions = [str(number) for number in range(1, 31)]
-    changes = {(metric, region): step[:8] for (metric, _), step in changes.items() for region in regions}
+    changes = {
+        (metric, region): step[:8] for (metric, _), step in changes.items() for region in regions
+    }
     harm = _harm(_changed(changes), regions)
-    assert [(decline.name, decline.p_adjusted) for decline in harm.significant] == [("sensitivity", 2 / 2**8)]
+    assert [(decline.name, decline.p_adjusted) for decline in harm.significant] == [
+        ("sensitivity", 2 / 2**8)
+    ]
     assert harm.num_comparisons == 1 + 2 * 30
-    changes = {("dice", region): spread(20, -0.05, 0.01) if int(region) < 10 else spread(20, 0.5, 0.01) for region in regions[:12]}
+    changes = {
+        ("dice", region): spread(20, -0.05, 0.01) if int(region) < 10 else spread(20, 0.5, 0.01)
+        for region in regions[:12]
+    }
     harm = _harm(_changed(changes), regions[:12])
     assert len(harm.significant) == 9
     assert harm.headline.endswith("Dice of 6 and 3 more")
@@ -237,7 +363,10 @@ def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cu
 
 def test_where_nothing_is_worse_the_sentence_says_so():
     """IoU is a function of Dice; precision that rises in 7 of 9 cases and falls far in two is no majority, but not "no worse" either."""
-    up, few_losses = spread(9, 0.1, 0.01), np.where(np.arange(9) < 7, 0.01, -0.2) + 1e-4 * np.arange(9)
+    up, few_losses = (
+        spread(9, 0.1, 0.01),
+        np.where(np.arange(9) < 7, 0.01, -0.2) + 1e-4 * np.arange(9),
+    )
     assert few_losses.mean() < 0
     half = np.where(np.arange(8) < 4, 0.01, -0.02) + 1e-4 * np.arange(8)
     for changes, regions, num_comparisons in (
@@ -248,7 +377,10 @@ def test_where_nothing_is_worse_the_sentence_says_so():
     ):
         harm = _harm(_changed(changes), list(regions))
         what = "got significantly worse" if num_comparisons else "could be compared"
-        assert (harm.num_comparisons, harm.sentence) == (num_comparisons, f"No other metric {what}.")
+        assert (harm.num_comparisons, harm.sentence) == (
+            num_comparisons,
+            f"No other metric {what}.",
+        )
         assert (harm.significant, harm.in_most_cases, harm.headline) == ((), (), "")
 
 
@@ -256,13 +388,17 @@ FALLS = -0.01 * (1.0 + np.linspace(-1.4, 1.0, 24))  # in 20 of 24 cases
 
 
 def _change(steps):
-    table = _changed({(metric, ALL_LABELS): changes for metric, changes in steps.items()}, base=0.05)
+    table = _changed(
+        {(metric, ALL_LABELS): changes for metric, changes in steps.items()}, base=0.05
+    )
     return judge_probabilities(summarize(table, "network"), "crf")
 
 
 def test_better_and_worse():
     for sign, change, word in ((1, Change.BETTER, "better"), (-1, Change.WORSE, "worse")):
-        found = _change({"nll": sign * FALLS, "ece": -0.001 + 0 * FALLS, "brier": 0.002 + 0 * FALLS})
+        found = _change(
+            {"nll": sign * FALLS, "ece": -0.001 + 0 * FALLS, "brier": 0.002 + 0 * FALLS}
+        )
         p_value = compare_pairs(0.05 + sign * FALLS, 0.05 + 0 * FALLS).p_value
         wins = int((sign * FALLS < 0).sum())
         assert found.change == change
@@ -272,11 +408,19 @@ def test_better_and_worse():
 
 
 def test_no_difference_and_too_few():
-    assert _change({"nll": 0.01 * np.cos(np.arange(24) * np.pi) * (1 + np.arange(24) / 100)}).change == Change.NO_DIFFERENCE
+    assert (
+        _change({"nll": 0.01 * np.cos(np.arange(24) * np.pi) * (1 + np.arange(24) / 100)}).change
+        == Change.NO_DIFFERENCE
+    )
     few = _change({"nll": FALLS[-5:]})
     assert few.change == Change.TOO_FEW
-    assert few.sentence.startswith("The probabilities of all labels: too few cases to tell, negative log likelihood ")
-    for same in (_change({"nll": 0 * FALLS, "ece": 0 * FALLS}), _change({"nll": -1e-9 - 1e-10 * np.arange(24)})):
+    assert few.sentence.startswith(
+        "The probabilities of all labels: too few cases to tell, negative log likelihood "
+    )
+    for same in (
+        _change({"nll": 0 * FALLS, "ece": 0 * FALLS}),
+        _change({"nll": -1e-9 - 1e-10 * np.arange(24)}),
+    ):
         assert same.change == Change.NO_DIFFERENCE
         assert same.sentence.startswith(
             "The probabilities of all labels: neither significantly better nor worse, negative log likelihood 0.05000 → 0.05000 ("

@@ -8,7 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cli_helpers import save_nifti
-from training_helpers import FINER, GRID_SHAPE, REGIONS, as_case, crops, material, phantom, write_cases
+from training_helpers import (
+    FINER,
+    GRID_SHAPE,
+    REGIONS,
+    as_case,
+    crops,
+    material,
+    phantom,
+    write_cases,
+)
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
@@ -50,8 +59,14 @@ def test_labels_that_do_not_fit_name_the_case_or_the_file(tmp_path):
         rewrite_labels(tmp_path, "case1", (3, 2, 1), value, dtype)
         with pytest.raises(InputError, match=message):
             read_all(tmp_path)
-    save_nifti(tmp_path / "logits" / "case1.nii.gz", np.moveaxis(phantom(1).logits[:3], 0, -1), phantom(1).affine)
-    with pytest.raises(InputError, match=r"case 'case1': .* are \(3, 2, 3\), but \(4, 2, 3\) in case 'case0'"):
+    save_nifti(
+        tmp_path / "logits" / "case1.nii.gz",
+        np.moveaxis(phantom(1).logits[:3], 0, -1),
+        phantom(1).affine,
+    )
+    with pytest.raises(
+        InputError, match=r"case 'case1': .* are \(3, 2, 3\), but \(4, 2, 3\) in case 'case0'"
+    ):
         find_cases(locate_folders(tmp_path))
 
 
@@ -59,24 +74,39 @@ def test_a_case_that_lacks_a_file_is_left_out_with_the_reason(tmp_path):
     """Two complete cases are the fewest."""
     write_cases(tmp_path, 6)
     for number in range(6):
-        save_nifti(tmp_path / "masks" / f"case{number}.nii.gz", np.ones(GRID_SHAPE, np.uint8), phantom(number).affine)
+        save_nifti(
+            tmp_path / "masks" / f"case{number}.nii.gz",
+            np.ones(GRID_SHAPE, np.uint8),
+            phantom(number).affine,
+        )
     complete = find_cases(locate_folders(tmp_path), strict=True)
-    assert (complete.case_ids, complete.left_out, complete.notes) == (tuple(f"case{number}" for number in range(6)), {}, ())
+    assert (complete.case_ids, complete.left_out, complete.notes) == (
+        tuple(f"case{number}" for number in range(6)),
+        {},
+        (),
+    )
     lacks = {"labels": "labels", "logits": "logits", "masks": "mask"}
     for number, folder in enumerate(lacks):
         (tmp_path / folder / f"case{number}.nii.gz").unlink()
     (tmp_path / "images" / "case3_0001.nii.gz").unlink()
     cases = find_cases(locate_folders(tmp_path))
     assert cases.case_ids == ("case4", "case5")
-    reasons = [*(f"no {what} in {tmp_path}/{folder}" for folder, what in lacks.items()), f"no modality 0001 in {tmp_path}/images"]
-    assert [*cases.left_out.items()] == [(f"case{n}", (reason,)) for n, reason in enumerate(reasons)]
+    reasons = [
+        *(f"no {what} in {tmp_path}/{folder}" for folder, what in lacks.items()),
+        f"no modality 0001 in {tmp_path}/images",
+    ]
+    assert [*cases.left_out.items()] == [
+        (f"case{n}", (reason,)) for n, reason in enumerate(reasons)
+    ]
     assert cases.notes[0].startswith(f"4 of 6 cases are left out: {reasons[0]} (1): case0")
     (tmp_path / "logits" / "case5.nii.gz").unlink()
     message = r"only 1 of 6 cases is complete; expected at least two .*\n(.*\n)*  no logits in \S+ \(2\): case1, case5"
     with pytest.raises(InputError, match=message):
         find_cases(locate_folders(tmp_path))
     write_cases(tmp_path / "one", 1)
-    with pytest.raises(InputError, match="only 1 of 1 case is complete; expected at least two cases"):
+    with pytest.raises(
+        InputError, match="only 1 of 1 case is complete; expected at least two cases"
+    ):
         find_cases(locate_folders(tmp_path / "one"))
 
 
@@ -91,9 +121,13 @@ def test_ignored_voxels_count_nowhere(tmp_path):
 
 def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
     header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
-    header.write_text("ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n")
+    header.write_text(
+        "ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n"
+    )
     voxels.write_bytes(bytes(4))
-    plan = make_plan(TrainingOptions(locate_folders(write_cases(tmp_path, 2)), output=tmp_path / "p.toml"), CPU)
+    plan = make_plan(
+        TrainingOptions(locate_folders(write_cases(tmp_path, 2)), output=tmp_path / "p.toml"), CPU
+    )
     files = (CaseFiles("a", (header,), (), None, None),)
     plan = plan._replace(cases=plan.cases._replace(files=files))
 
@@ -121,7 +155,9 @@ def test_a_crop_and_what_is_outside_of_it_make_up_the_case(monkeypatch):
     everything = count_confusion(case.labels, argmax_labels(case.logits), NUM_LABELS)
     np.testing.assert_array_equal(crop.confusion(argmax_labels(crop.logits)), everything)
     assert crop.outside[0, 2] == 1
-    assert np.isin(crop.image, normalize_intensity(case.image, IntensityParameters(), mask)).all(), "as the whole case"
+    assert np.isin(
+        crop.image, normalize_intensity(case.image, IntensityParameters(), mask)
+    ).all(), "as the whole case"
 
 
 def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch, tmp_path):
@@ -145,9 +181,13 @@ def test_each_case_is_held_out_once_and_decides_nothing_there():
         splits = make_folds(num_cases, num_folds, seed=0)
         assert sorted(case for split in splits for case in split.held_out) == list(range(num_cases))
         for split in splits:
-            assert sorted({*split.training, *split.deciding}) == sorted(set(range(num_cases)) - {*split.held_out})
+            assert sorted({*split.training, *split.deciding}) == sorted(
+                set(range(num_cases)) - {*split.held_out}
+            )
             assert not set(split.training) & set(split.deciding) or split.training == split.deciding
-    assert [len(make_folds(*asked, 0)) for asked in ((2, None), (4, None), (120, None), (7, 7))] == [2, 4, 5, 7]
+    assert [
+        len(make_folds(*asked, 0)) for asked in ((2, None), (4, None), (120, None), (7, 7))
+    ] == [2, 4, 5, 7]
     for asked in (1, 8):
         with pytest.raises(ConfigError, match="--folds: expected 2 to 7"):
             make_folds(7, asked, 0)
@@ -171,11 +211,15 @@ def test_all_cases_have_the_same_labels(tmp_path):
     assert not (crop.labels == 3).any()
     assert (crop.labels == 4).sum() == (case.labels[inside] == 3).sum() > 0
     write_phantom(phantom(0), tmp_path, "case0")
-    with pytest.raises(InputError, match=r"case 'case1': .* are \(0, 2, 3\), but \(4, 2, 3\) in case 'case0'"):
+    with pytest.raises(
+        InputError, match=r"case 'case1': .* are \(0, 2, 3\), but \(4, 2, 3\) in case 'case0'"
+    ):
         find_cases(locate_folders(tmp_path))
     (tmp_path / "logits" / "case0").mkdir()
     (tmp_path / "logits" / "case0.nii.gz").rename(tmp_path / "logits" / "case0" / "liver.nii.gz")
-    with pytest.raises(InputError, match=r"case 'case0': .*has one file per structure; merge them into a label map"):
+    with pytest.raises(
+        InputError, match=r"case 'case0': .*has one file per structure; merge them into a label map"
+    ):
         find_cases(locate_folders(tmp_path), input_type="labels")
 
 
@@ -192,11 +236,16 @@ def test_what_is_estimated_is_right_on_average(monkeypatch):
     loss = material([tiled]).loss
     network, whole = (score(refine, tiled, loss, 1)[1] for refine in (network_refiner(), biased))
     samples = [make_sample(tiled, number) for number in range(200)]
-    assert len({frozenset(part.image.tobytes() for part in sample.parts) for sample in samples[:8]}) == 8
+    assert (
+        len({frozenset(part.image.tobytes() for part in sample.parts) for sample in samples[:8]})
+        == 8
+    )
     np.testing.assert_array_equal(score(network_refiner(), samples[3], loss, 1)[1], network)
     found = [score(biased, sample, loss, 1)[1] for sample in samples]
     assert np.abs(whole - network).max() > 100
-    np.testing.assert_allclose(np.mean(found, axis=0) - network, whole - network, atol=0.05 * np.abs(whole - network).max())
+    np.testing.assert_allclose(
+        np.mean(found, axis=0) - network, whole - network, atol=0.05 * np.abs(whole - network).max()
+    )
     assert np.min(found) >= 0
     errors = [mean_dice(one, REGIONS) - mean_dice(whole, REGIONS) for one in found]
     assert np.std(errors) < 0.5 * (mean_dice(network, REGIONS) - mean_dice(whole, REGIONS))

@@ -7,8 +7,12 @@ import cuda_shim
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'crfrefine[train]'")
-pytest.importorskip("nibabel", reason="training reads cases: needs nibabel")  # which a machine for the GPU's tests may lack
+torch = pytest.importorskip(
+    "torch", reason="training needs PyTorch: pip install 'crfrefine[train]'"
+)
+pytest.importorskip(
+    "nibabel", reason="training reads cases: needs nibabel"
+)  # which a machine for the GPU's tests may lack
 
 from torch_gpu import gpu_tensors  # noqa: E402
 from training_helpers import SIZES, crops, material, start  # noqa: E402
@@ -22,7 +26,9 @@ from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa:
 from crfrefine.train.model import Model, network_refiner, score  # noqa: E402
 from crfrefine.train.options import LEARNABLE  # noqa: E402
 
-needs_compiler = pytest.mark.skipif(cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with")
+needs_compiler = pytest.mark.skipif(
+    cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with"
+)
 
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -50,15 +56,24 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
         found_loss, found = score(model.refine, crop, shared.loss, 1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inputs, "engine_for", lambda *_: crfrefine.engines.get_backend("cpu"))
-            theirs, (expected_loss, wanted_counts) = expected.gradient(crop, shared.loss, 1), score(expected.refine, crop, shared.loss, 1)
+            theirs, (expected_loss, wanted_counts) = (
+                expected.gradient(crop, shared.loss, 1),
+                score(expected.refine, crop, shared.loss, 1),
+            )
         assert loss == pytest.approx(theirs[0], rel=1e-5)
         for (name, _), gradient, wanted in zip(model.learned, gradients, theirs[1], strict=True):
             assert gradient.device.type == "cpu"
             tolerance = 2e-3 if "theta" in name else 1e-4
-            np.testing.assert_allclose(gradient, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()), err_msg=name)
+            np.testing.assert_allclose(
+                gradient, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()), err_msg=name
+            )
         assert found_loss == pytest.approx(expected_loss, rel=1e-5)
-        assert np.abs(found - wanted_counts).sum() <= 2  # a voxel between two labels may fall either way
-        of_network, on_cpu = (score(network_refiner(where), crop, shared.loss, 1)[1] for where in (device, CPU))
+        assert (
+            np.abs(found - wanted_counts).sum() <= 2
+        )  # a voxel between two labels may fall either way
+        of_network, on_cpu = (
+            score(network_refiner(where), crop, shared.loss, 1)[1] for where in (device, CPU)
+        )
         np.testing.assert_array_equal(of_network, on_cpu)
 
 
@@ -69,15 +84,25 @@ def test_a_pytorch_without_gpus_is_said(monkeypatch):
     for requested in ("cpu", "auto"):
         if requested == "cpu" or not is_available():
             chosen = choose_device(requested)
-            assert (chosen.name, chosen.tensors, chosen.note, chosen.is_gpu) == ("cpu", "cpu", "", False)
+            assert (chosen.name, chosen.tensors, chosen.note, chosen.is_gpu) == (
+                "cpu",
+                "cpu",
+                "",
+                False,
+            )
 
     def load(_):
         shim = cuda_shim.ShimDevice()
         shim.name = "cuda:1"
         return CudaBackend(shim)
 
-    monkeypatch.setattr(crfrefine.engines, "_TABLE", (("auto", load), ("cuda:1", load), *crfrefine.engines._TABLE))
-    with pytest.raises(BackendUnavailableError, match=r"--device cuda:1: this PyTorch \(.*\) cannot use the GPU cuda:1.*--device cpu"):
+    monkeypatch.setattr(
+        crfrefine.engines, "_TABLE", (("auto", load), ("cuda:1", load), *crfrefine.engines._TABLE)
+    )
+    with pytest.raises(
+        BackendUnavailableError,
+        match=r"--device cuda:1: this PyTorch \(.*\) cannot use the GPU cuda:1.*--device cpu",
+    ):
         choose_device("cuda:1")
     chosen = choose_device("auto")
     assert (chosen.name, chosen.tensors) == ("cpu", "cpu")

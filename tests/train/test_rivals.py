@@ -10,7 +10,20 @@ import torch
 import training_helpers
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import expit, log_softmax
-from training_helpers import LARGER, REGIONS, SIZES, SPACING, WORKERS, as_case, crops, fit, material, phantom, start, write_cases
+from training_helpers import (
+    LARGER,
+    REGIONS,
+    SIZES,
+    SPACING,
+    WORKERS,
+    as_case,
+    crops,
+    fit,
+    material,
+    phantom,
+    start,
+    write_cases,
+)
 
 import crfrefine
 from crfrefine.arrays.region_scheme import probabilities_of
@@ -29,7 +42,16 @@ from crfrefine.train.options import LEARNABLE, TrainingOptions, locate_folders
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.run import run_training
 from crfrefine.train.starts import CALIBRATION as CALIBRATED
-from crfrefine.train.starts import CRF, ONE_WEIGHT, UNTRAINED, Candidate, FitResult, choose, pooled, rounded
+from crfrefine.train.starts import (
+    CRF,
+    ONE_WEIGHT,
+    UNTRAINED,
+    Candidate,
+    FitResult,
+    choose,
+    pooled,
+    rounded,
+)
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -49,7 +71,9 @@ def mean_gain(parameters, cases):
     shared = material(cases)
     model = Model(parameters, (), SIZES)
     found = [mean_dice(score(model.refine, crop, shared.loss, 1)[1], REGIONS) for crop in cases]
-    return np.mean(found) - np.mean([mean_dice(score(network_refiner(), crop, shared.loss, 1)[1], REGIONS) for crop in cases])
+    return np.mean(found) - np.mean(
+        [mean_dice(score(network_refiner(), crop, shared.loss, 1)[1], REGIONS) for crop in cases]
+    )
 
 
 def test_training_improves_cases_that_it_has_not_seen(useful, whole):
@@ -57,18 +81,25 @@ def test_training_improves_cases_that_it_has_not_seen(useful, whole):
     result = whole
     assert not result.is_network
     # The phantom's labels differ in intensity, so that a CRF gains many points; a tenth of that would be a doubtful success.
-    assert mean_gain(result.parameters, useful[3:]) > max(0.05, mean_gain(start(8.0).parameters, useful[3:]))
+    assert mean_gain(result.parameters, useful[3:]) > max(
+        0.05, mean_gain(start(8.0).parameters, useful[3:])
+    )
     read = CrfParameters.from_toml(result.parameters.to_toml())
     assert rounded(read) == read == result.parameters
     deciding = [useful[case] for case in split_training(range(3), seed=1).deciding]
-    assert mean_gain(read, deciding) == pytest.approx(result.score - result.network_score, abs=1e-12)
+    assert mean_gain(read, deciding) == pytest.approx(
+        result.score - result.network_score, abs=1e-12
+    )
     assert from_plain(FitResult, json.loads(json.dumps(to_plain(result)))) == result
 
 
 def test_no_crf_is_the_outcome_where_logits_are_right_or_without_foreground_and_without_a_warning():
     result = fit(crops(2, "right"), num_optimizer_steps=3)
     assert result.is_network
-    assert (result.parameters.bilateral[0].weight, result.parameters.mean_field.temperature) == (0.0, 1.0)
+    assert (result.parameters.bilateral[0].weight, result.parameters.mean_field.temperature) == (
+        0.0,
+        1.0,
+    )
     cases = crops(3, "right")
     for crop in cases:
         crop.labels[:], crop.outside[:] = 0, 0
@@ -93,7 +124,10 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
     (raw,) = model.layer.group("temperature")
     with torch.no_grad():
         raw += 0.3
-    gradients = {id(parameter): gradient for (_, parameter), gradient in zip(model.learned, model.pull(origin), strict=True)}
+    gradients = {
+        id(parameter): gradient
+        for (_, parameter), gradient in zip(model.learned, model.pull(origin), strict=True)
+    }
     # The small number added before the logarithm takes off a hundredth of it.
     assert float(gradients.pop(id(raw))) == pytest.approx(0.6, rel=0.05)
     assert all(not gradient.any() for gradient in gradients.values())
@@ -102,7 +136,12 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
         trajectory = Trajectory(start(8.0), shared, 4, prior=prior)
         for _ in range(4):
             trajectory.step(trajectory.model.gradient(useful[0], shared.loss, 1)[1], 0.0)
-        moved.append(sum(float(((now - then) ** 2).sum().detach()) for now, then in zip(trajectory.model.positions(), origin, strict=True)))
+        moved.append(
+            sum(
+                float(((now - then) ** 2).sum().detach())
+                for now, then in zip(trajectory.model.positions(), origin, strict=True)
+            )
+        )
     assert moved[1] < 0.5 * moved[0]
 
 
@@ -117,10 +156,16 @@ def by_definition(channel, image, epsilon):
     windows = sliding_window_view(np.concatenate([image, channel[None]]), sizes, axis=(1, 2, 3))
     windows = windows.reshape(*windows.shape[:4], -1).astype(float)
     means = windows.mean(axis=-1)
-    products = np.einsum("i...n,j...n->...ij", windows, windows) / windows.shape[-1] - np.einsum("i...,j...->...ij", means, means)
-    slopes = np.linalg.solve(products[..., :3, :3] + epsilon * np.eye(3), products[..., :3, 3:])[..., 0]
+    products = np.einsum("i...n,j...n->...ij", windows, windows) / windows.shape[-1] - np.einsum(
+        "i...,j...->...ij", means, means
+    )
+    slopes = np.linalg.solve(products[..., :3, :3] + epsilon * np.eye(3), products[..., :3, 3:])[
+        ..., 0
+    ]
     offsets = means[3] - np.einsum("...i,i...->...", slopes, means[:3])
-    averaged = sliding_window_view(np.stack([*np.moveaxis(slopes, -1, 0), offsets]), sizes, axis=(1, 2, 3)).mean(axis=(-3, -2, -1))
+    averaged = sliding_window_view(
+        np.stack([*np.moveaxis(slopes, -1, 0), offsets]), sizes, axis=(1, 2, 3)
+    ).mean(axis=(-3, -2, -1))
     return (averaged[:3] * image[:, *INSIDE]).sum(axis=0) + averaged[3]
 
 
@@ -139,7 +184,10 @@ def test_windows_are_those_of_the_definition():
 def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     """The scores are of the labels that are measured."""
     cases, right = crops(2, **LARGER), crops(2, "right", **LARGER)
-    useful, unguided = (baselines.score_guided(material(given), LARGER["spacing"], WORKERS) for given in (cases, right))
+    useful, unguided = (
+        baselines.score_guided(material(given), LARGER["spacing"], WORKERS)
+        for given in (cases, right)
+    )
     assert useful.dice.shape == (2, 1 + len(baselines.RADII_VOXELS) * len(baselines.EPSILONS))
     chosen = useful.best([0, 1])
     assert chosen.radius_mm > 0
@@ -149,7 +197,9 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     assert unguided.best([0, 1]) == baselines.UNGUIDED
     case, setting = cases[0], useful.choices[5]
     probabilities = probabilities_of(case.logits.astype(np.float32), None)
-    (labels,) = baselines.Guide(case.image, setting.radius_mm, case.spacing).labels(probabilities, [setting.epsilon], None)
+    (labels,) = baselines.Guide(case.image, setting.radius_mm, case.spacing).labels(
+        probabilities, [setting.epsilon], None
+    )
     assert useful.dice[0, 5] == mean_dice(case.confusion(labels), REGIONS)
 
 
@@ -176,7 +226,9 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
     assert sum(scaling.bias) == pytest.approx(0.0, abs=1e-5)
     assert found.bilateral[0].weight == 0.0
     assert found.mean_field.temperature == pytest.approx(scaling.temperature, rel=1e-5)
-    np.testing.assert_allclose(found.mean_field.bias, np.array(scaling.bias) * scaling.temperature, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        found.mean_field.bias, np.array(scaling.bias) * scaling.temperature, rtol=1e-4, atol=1e-5
+    )
     assert found == CrfParameters.from_toml(found.to_toml())
     refiners = network_refiner(calibrated=found), Model(found, (), SIZES).refine
     losses, counts = zip(*(score(own, shifted[0], shared.loss, 1) for own in refiners), strict=True)
@@ -193,14 +245,24 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
         write_phantom(case, tmp_path / "data", f"case{seed}")
     steps = {"learn": CALIBRATION, "num_folds": 2, "num_optimizer_steps": 2, "threads": 2}
     parameters = CrfParameters().replace(**{"bilateral.weight": 200.0})
-    result = run_training(TrainingOptions(locate_folders(tmp_path / "data"), parameters, output=tmp_path / "params.toml", **steps))
+    result = run_training(
+        TrainingOptions(
+            locate_folders(tmp_path / "data"), parameters, output=tmp_path / "params.toml", **steps
+        )
+    )
     measured = [values for fold in result.folds for values in fold.measured.values()]
     assert len(measured) == 4
     for values in measured:
         assert values["trained CRF"] == values["vector scaling"]
-        trained, network = (np.mean([row["dice"] for row in values[name].values()]) for name in ("trained CRF", "network"))
+        trained, network = (
+            np.mean([row["dice"] for row in values[name].values()])
+            for name in ("trained CRF", "network")
+        )
         assert trained > network
-    assert {one.kind for fold in result.folds for one in fold.tuned.fit.candidates} == {CALIBRATED, CRF}
+    assert {one.kind for fold in result.folds for one in fold.tuned.fit.candidates} == {
+        CALIBRATED,
+        CRF,
+    }
     final = result.final.fit
     assert final.describe().startswith("recalibration alone: Dice 0.")
     assert from_plain(FitResult, json.loads(json.dumps(to_plain(final)))) == final
@@ -223,8 +285,13 @@ def test_the_temperature_of_drawn_labels_is_found_and_what_is_certain_does_not_b
         cases = [drawn(seed, temperature) for seed in range(2)]
         assert baselines.fit_output_temperature(cases) == pytest.approx(temperature, rel=0.04)
     logits, labels = drawn(0, 1.0, count=300)
-    for said, expected in ((logits.argmax(axis=0), baselines.RANGE[0]), ((labels + 1) % 3, baselines.RANGE[1])):
-        assert baselines.fit_output_temperature([(logits, said)]) == pytest.approx(expected, rel=1e-3)
+    for said, expected in (
+        (logits.argmax(axis=0), baselines.RANGE[0]),
+        ((labels + 1) % 3, baselines.RANGE[1]),
+    ):
+        assert baselines.fit_output_temperature([(logits, said)]) == pytest.approx(
+            expected, rel=1e-3
+        )
     assert baselines.fit_output_temperature([]) == 1.0
 
 
@@ -233,8 +300,12 @@ def test_log_odds_of_regions_share_one():
     labels = random.integers(0, 3, 20_000)
     signs = np.where([labels > 0, labels == 2], np.float32(1.0), np.float32(-1.0))
     # The log-odds of a noisy sign, twice as large as they should be.
-    logits = (2.0 * (2.0 * (signs + random.normal(0, 1, signs.shape)) + np.log([[2.0], [0.5]]))).astype(np.float32)
-    assert baselines.negative_log_likelihood(logits, signs, 3.0) == pytest.approx(-np.log(expit(signs * logits / 3.0)).mean(), rel=1e-5)
+    logits = (
+        2.0 * (2.0 * (signs + random.normal(0, 1, signs.shape)) + np.log([[2.0], [0.5]]))
+    ).astype(np.float32)
+    assert baselines.negative_log_likelihood(logits, signs, 3.0) == pytest.approx(
+        -np.log(expit(signs * logits / 3.0)).mean(), rel=1e-5
+    )
     assert baselines.fit_output_temperature([(logits, signs)]) == pytest.approx(2.0, rel=0.05)
 
 
@@ -245,7 +316,9 @@ def test_a_fit_gets_one_and_labels_stay(monkeypatch):
     assert not trained.is_network
     found = baselines.calibrate_output(trained, range(3), shared, WORKERS)
     monkeypatch.setattr("crfrefine.train.baselines.MAX_VALUES", 4 * 900)
-    few = baselines.calibrate_output(trained, range(3), shared, WORKERS).parameters.mean_field.output_temperature
+    few = baselines.calibrate_output(
+        trained, range(3), shared, WORKERS
+    ).parameters.mean_field.output_temperature
     temperature = found.parameters.mean_field.output_temperature
     assert len({few, temperature, 1.0}) == 3
     assert few == pytest.approx(temperature, rel=0.25)
@@ -265,20 +338,32 @@ def test_a_fit_gets_one_and_labels_stay(monkeypatch):
 def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
     data = locate_folders(write_cases(tmp_path / "data", 4))
     steps = {"num_folds": 2, "num_optimizer_steps": 1, "threads": 2}
-    result = run_training(TrainingOptions(data, start(8.0).parameters, output=tmp_path / "params.toml", learn=("weights",), **steps))
+    result = run_training(
+        TrainingOptions(
+            data,
+            start(8.0).parameters,
+            output=tmp_path / "params.toml",
+            learn=("weights",),
+            **steps,
+        )
+    )
     assert not result.final.fit.is_network
     written = CrfParameters.load(tmp_path / "params.toml")
     assert written == result.parameters
     assert written.mean_field.output_temperature != 1.0
     report = json.loads((tmp_path / "params.report.json").read_text())
-    rows = {(row["method"], row["metric"]): row["mean"] for row in report["comparison_of_probabilities"]}
+    rows = {
+        (row["method"], row["metric"]): row["mean"] for row in report["comparison_of_probabilities"]
+    }
     assert {metric for _, metric in rows} == {"ece", "brier", "nll"}
     assert report["verdict"]["probabilities"]["change"] == "too few cases"
     losses = []
     for fold in result.folds:
         for name in fold.measured:
             case = as_case(phantom(int(name.removeprefix("case"))))
-            refined = crfrefine.refine(case.logits, case.image, spacing=SPACING, parameters=fold.tuned.fit.parameters)
+            refined = crfrefine.refine(
+                case.logits, case.image, spacing=SPACING, parameters=fold.tuned.fit.parameters
+            )
             losses.append(methods.measure_probabilities(case, refined.marginals)["all"]["nll"])
     assert rows["trained CRF", "nll"] == pytest.approx(np.mean(losses), rel=1e-3)
 
@@ -292,7 +377,9 @@ def chosen_kind(*found):
 
 
 GAINS = np.array([0.010, 0.014, 0.012, 0.016, 0.013, 0.011, 0.015, 0.012])
-ROUGH = GAINS + np.array([0.030, -0.010, 0.012, 0.002, -0.012, 0.002, -0.012, 0.006])  # better on average, not beyond chance
+ROUGH = GAINS + np.array(
+    [0.030, -0.010, 0.012, 0.002, -0.012, 0.002, -0.012, 0.006]
+)  # better on average, not beyond chance
 EVEN, ONE = GAINS[:5], f"{ONE_WEIGHT}, volume 0.5"
 
 
@@ -305,9 +392,18 @@ EVEN, ONE = GAINS[:5], f"{ONE_WEIGHT}, volume 0.5"
         ([(CRF, [])], None),
         ([("rough", [0.020] * 9 + [-0.05]), (CRF, [0.010] * 10)], CRF),
         # A gentler model, which comes first, is taken where it keeps most of the gain and chance explains the rest.
-        ([(UNTRAINED, EVEN), (CRF, EVEN + np.array([0.004, -0.003, 0.002, -0.001, 0.0]))], UNTRAINED),
-        ([(UNTRAINED, EVEN), (CRF, EVEN + np.array([0.001, 0.001, 0.002, 0.001, 0.001]))], CRF),  # too even for chance
-        ([(UNTRAINED, EVEN), (CRF, EVEN + np.array([0.030, -0.010, 0.008, 0.002, -0.009]))], CRF),  # too much to give up
+        (
+            [(UNTRAINED, EVEN), (CRF, EVEN + np.array([0.004, -0.003, 0.002, -0.001, 0.0]))],
+            UNTRAINED,
+        ),
+        (
+            [(UNTRAINED, EVEN), (CRF, EVEN + np.array([0.001, 0.001, 0.002, 0.001, 0.001]))],
+            CRF,
+        ),  # too even for chance
+        (
+            [(UNTRAINED, EVEN), (CRF, EVEN + np.array([0.030, -0.010, 0.008, 0.002, -0.009]))],
+            CRF,
+        ),  # too much to give up
         ([(CRF, EVEN), (UNTRAINED, EVEN)], CRF),  # of equal ones the first
         # Many weights must be better than one by more than chance, on eight cases or more: three tumors say nothing of a hippocampus.
         ([(ONE, GAINS), (CRF, ROUGH)], ONE),
@@ -325,8 +421,15 @@ def test_the_choice_among_gains(found, expected):
 
 def test_trainings_on_other_cases_add_their_cases():
     """Alone, each would take something else; what only one of them tried is no candidate of both."""
-    first = [candidate(CALIBRATED, 0.010, 0.011), candidate(CRF, 0.004, 0.005), candidate("only here", 0.5, 0.5)]
-    second = [candidate(CALIBRATED, -0.010, 0.002), replace(candidate(CRF, 0.024, 0.025), start="theta_alpha 8")]
+    first = [
+        candidate(CALIBRATED, 0.010, 0.011),
+        candidate(CRF, 0.004, 0.005),
+        candidate("only here", 0.5, 0.5),
+    ]
+    second = [
+        candidate(CALIBRATED, -0.010, 0.002),
+        replace(candidate(CRF, 0.024, 0.025), start="theta_alpha 8"),
+    ]
     both = pooled([first, second])
     assert [each.kind for each in both] == [CALIBRATED, CRF]
     assert (both[1].gains, both[1].start) == ((0.004, 0.005, 0.024, 0.025), "theta_alpha 8")
@@ -338,11 +441,21 @@ def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
     training_helpers.shorten(monkeypatch)
     data, kind = locate_folders(write_cases(tmp_path / "data", 6)), f"{ONE_WEIGHT}, volume 0.75"
     for module in ("fit", "run"):
-        monkeypatch.setattr(f"crfrefine.train.{module}.choose", lambda tried: next(each for each in tried if each.kind == kind))
-    result = run_training(TrainingOptions(data, output=tmp_path / "params.toml", num_folds=2, num_optimizer_steps=2, threads=2))
+        monkeypatch.setattr(
+            f"crfrefine.train.{module}.choose",
+            lambda tried: next(each for each in tried if each.kind == kind),
+        )
+    result = run_training(
+        TrainingOptions(
+            data, output=tmp_path / "params.toml", num_folds=2, num_optimizer_steps=2, threads=2
+        )
+    )
     for fold in result.folds:
         assert not set(fold.split.training) & set(fold.split.deciding)
-        assert (fold.tuned.fit.kind, fold.tuned.fit.parameters.volume) == (kind, VolumeParameters(0.75))
+        assert (fold.tuned.fit.kind, fold.tuned.fit.parameters.volume) == (
+            kind,
+            VolumeParameters(0.75),
+        )
     assert CrfParameters.load(tmp_path / "params.toml").volume == VolumeParameters(0.75)
     report = json.loads((tmp_path / "params.report.json").read_text())
     assert kind in [each["kind"] for each in report["final"]["candidates"]]
@@ -353,7 +466,9 @@ WITH_LARGEST = {methods.with_largest(name) for name in methods.RIVALS}
 
 def check(measured, gains, method, baseline, rivals, unbeaten):
     """Judge methods of which some gain something; return the sentence."""
-    read, alone = methods.judge(training_helpers.table_of_gains(dict.fromkeys(measured, 0.0) | gains))
+    read, alone = methods.judge(
+        training_helpers.table_of_gains(dict.fromkeys(measured, 0.0) | gains)
+    )
     assert (read.method, read.baseline, alone.method) == (method, baseline, methods.TRAINED)
     assert read.outcome == (Outcome.NOT_BETTER_THAN_SIMPLE if unbeaten else Outcome.HELPS)
     assert rivals <= {rival.name for rival in read.rivals}
@@ -363,8 +478,20 @@ def check(measured, gains, method, baseline, rivals, unbeaten):
 
 def test_the_crf_with_the_largest_component_has_rivals_with_it():
     """The CRF is no better than the largest component: they are combined, and so are the other rivals, but for nnU-Net's own rules."""
-    gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.05, methods.with_largest(methods.SCALING): 0.06}
-    told = check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, WITH_LARGEST, {methods.with_largest(methods.SCALING)})
+    gains = {
+        methods.TRAINED: 0.02,
+        methods.LARGEST: 0.02,
+        methods.TRAINED_LARGEST: 0.05,
+        methods.with_largest(methods.SCALING): 0.06,
+    }
+    told = check(
+        methods.MEASURED,
+        gains,
+        methods.TRAINED_LARGEST,
+        methods.LARGEST,
+        WITH_LARGEST,
+        {methods.with_largest(methods.SCALING)},
+    )
     assert ": the trained CRF with the largest component helps. " in told
     gains = {methods.TRAINED: 0.02, methods.LARGEST: 0.02, methods.TRAINED_LARGEST: 0.06}
     check(methods.MEASURED, gains, methods.TRAINED_LARGEST, methods.LARGEST, {*WITH_LARGEST}, set())
@@ -382,15 +509,23 @@ def test_the_preset_is_measured_as_infer_runs_it():
     """Not with the normalization of the trained model."""
     case = replace(as_case(phantom(3, **training_helpers.FINER)), spacing=(1.1, 1.2, 1.7))
     regions = {str(label): (label,) for label in range(1, len(case.logits))}
-    parameters = CrfParameters().replace(**{"intensity.normalization": "zscore", "bilateral.theta_beta": 0.5})
+    parameters = CrfParameters().replace(
+        **{"intensity.normalization": "zscore", "bilateral.theta_beta": 0.5}
+    )
     fitted = FitResult("start", parameters, 0.0, 0.0, (), 0)
     found = methods.measure_methods(
-        case, regions, baselines.Tuned(fitted, baselines.VectorScaling(1.0, (0.0,) * len(case.logits)), "each"), "cpu", 1
+        case,
+        regions,
+        baselines.Tuned(fitted, baselines.VectorScaling(1.0, (0.0,) * len(case.logits)), "each"),
+        "cpu",
+        1,
     )
     options = {"spacing": case.spacing, "input_type": "logits"}
     for name, keep in ((methods.DEFAULT, "none"), (methods.with_largest(methods.DEFAULT), "each")):
         preset = CrfParameters().replace(**{"postprocess.keep_largest": keep})
-        labels = refine(case.logits, case.image, parameters=preset, allow_vanishing=True, **options).label_map
+        labels = refine(
+            case.logits, case.image, parameters=preset, allow_vanishing=True, **options
+        ).label_map
         how = {"metrics": methods.METRICS, "tolerance_mm": min(case.spacing)}
         assert found[name] == measure_case(labels, case.labels, regions, case.spacing, **how)
         assert found[name] not in (found[methods.NETWORK], found[methods.TRAINED])

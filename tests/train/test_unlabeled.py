@@ -14,7 +14,14 @@ import crfrefine
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.train import unlabeled
-from crfrefine.train.synthetic import agreeing, dice_of, expected_dice, groups_of, make_noise, noise_scale
+from crfrefine.train.synthetic import (
+    agreeing,
+    dice_of,
+    expected_dice,
+    groups_of,
+    make_noise,
+    noise_scale,
+)
 
 GRID_SHAPE = (34, 29, 17)  # no two axes alike
 SPACING = (1.0, 1.25, 2.5)  # mm, nor two spacings
@@ -45,13 +52,19 @@ def write_data(root, kind, count=2, *, channels=network):
         labels = anatomy(seed)
         image = 100.0 * labels + np.random.default_rng(seed).normal(0.0, 4.0, labels.shape)
         save_nifti(root / "images" / f"case{seed}_0000.nii.gz", image.astype(np.float32), AFFINE)
-        save_nifti(root / "logits" / f"case{seed}.nii.gz", np.moveaxis(channels(labels, kind, seed), 0, -1), AFFINE)
+        save_nifti(
+            root / "logits" / f"case{seed}.nii.gz",
+            np.moveaxis(channels(labels, kind, seed), 0, -1),
+            AFFINE,
+        )
     return root
 
 
 def as_regions(labels, kind, seed):
     logits = network(labels, kind, seed)
-    return np.stack([np.maximum(logits[1], logits[2]) - logits[0], logits[2] - np.maximum(logits[0], logits[1])])
+    return np.stack(
+        [np.maximum(logits[1], logits[2]) - logits[0], logits[2] - np.maximum(logits[0], logits[1])]
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -63,11 +76,31 @@ def few(monkeypatch):
 
 
 def choose(root, *options, status=0):
-    return run_here("train-crf", "--unlabeled", root, "-o", root / "out" / "params.toml", *options, status=status)
+    return run_here(
+        "train-crf",
+        "--unlabeled",
+        root,
+        "-o",
+        root / "out" / "params.toml",
+        *options,
+        status=status,
+    )
 
 
 def infer(root, *options, status=0):
-    return run_here("infer", "-i", root / "images", "-p", root / "logits", "-o", root / "out", "-c", "auto", *options, status=status)
+    return run_here(
+        "infer",
+        "-i",
+        root / "images",
+        "-p",
+        root / "logits",
+        "-o",
+        root / "out",
+        "-c",
+        "auto",
+        *options,
+        status=status,
+    )
 
 
 def report_of(root):
@@ -79,36 +112,64 @@ def report_of(root):
 @pytest.mark.parametrize("dice", [0.95, 0.7, 0.4])
 def test_the_noise_reaches_the_dice_that_is_asked_for(shape, scheme, dice):
     truth = anatomy(1, shape)
-    logits = agreeing((network if scheme is None else as_regions)(anatomy(2, shape), "noisy", 0), truth, scheme)
+    logits = agreeing(
+        (network if scheme is None else as_regions)(anatomy(2, shape), "noisy", 0), truth, scheme
+    )
     mask = np.ones(shape, bool)
     mask[:2] = False
     noise = make_noise(logits.shape, 1.0, np.random.default_rng(5)) * mask
     noisy = logits + np.float32(noise_scale(logits, noise, truth, mask, dice, scheme)) * noise
     groups = groups_of(len(logits), scheme)
-    assert dice_of(np.where(mask, decode(noisy, scheme), 0), truth, groups) == pytest.approx(dice, abs=0.01)
+    assert dice_of(np.where(mask, decode(noisy, scheme), 0), truth, groups) == pytest.approx(
+        dice, abs=0.01
+    )
     np.testing.assert_array_equal(noisy[:, ~mask], logits[:, ~mask])
 
 
 def test_the_dice_that_a_network_expects_is_its_mean_over_maps_drawn_from_it():
     """Of one label, independent voxels: 2 E(both) / (E(found) + E(true)), up to the ratio of means."""
     random = np.random.default_rng(0)
-    p = np.where(anatomy(1) > 0, random.uniform(0.6, 1.0, GRID_SHAPE), random.uniform(0.0, 0.1, GRID_SHAPE))
+    p = np.where(
+        anatomy(1) > 0, random.uniform(0.6, 1.0, GRID_SHAPE), random.uniform(0.0, 0.1, GRID_SHAPE)
+    )
     logits = np.log(np.stack([1.0 - p, p])).astype(np.float32)
-    drawn = [2 * ((own := random.random(GRID_SHAPE) < p) & (p > 0.5)).sum() / (own.sum() + (p > 0.5).sum()) for _ in range(20)]
+    drawn = [
+        2
+        * ((own := random.random(GRID_SHAPE) < p) & (p > 0.5)).sum()
+        / (own.sum() + (p > 0.5).sum())
+        for _ in range(20)
+    ]
     assert expected_dice(logits, p >= 0, None) == pytest.approx(np.mean(drawn), abs=0.003)
 
 
 def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_default(tmp_path):
-    verdicts = {kind: choose(write_data(tmp_path / kind, kind)).stdout.splitlines()[-1] for kind in ("noisy", "clean", "wreck")}
+    verdicts = {
+        kind: choose(write_data(tmp_path / kind, kind)).stdout.splitlines()[-1]
+        for kind in ("noisy", "clean", "wreck")
+    }
     assert verdicts["noisy"].startswith("verdict: chosen: theta_alpha 4.39 mm, ")
     assert "made from 2 cases. That is no proof" in verdicts["noisy"]
     assert verdicts["clean"].startswith("verdict: it stays with `default`: ")
-    assert "`default` changes so many of the network's labels that synthetic cases would not be like the real ones" in verdicts["wreck"]
+    assert (
+        "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
+        in verdicts["wreck"]
+    )
     assert CrfParameters.load(tmp_path / "clean" / "out" / "params.toml") == CrfParameters()
     chosen = CrfParameters.load(tmp_path / "noisy" / "out" / "params.toml")
-    assert (chosen.bilateral[0].theta_alpha, chosen.bilateral[0].weight, chosen.mean_field.num_iterations) == (4.39, 8.0, 5)
-    truth, image, logits = anatomy(0), load_nifti(tmp_path / "noisy/images/case0_0000.nii.gz"), network(anatomy(0), "noisy", 0)
-    labels = [crfrefine.refine(logits, image, spacing=SPACING, parameters=each).label_map for each in (chosen, CrfParameters())]
+    assert (
+        chosen.bilateral[0].theta_alpha,
+        chosen.bilateral[0].weight,
+        chosen.mean_field.num_iterations,
+    ) == (4.39, 8.0, 5)
+    truth, image, logits = (
+        anatomy(0),
+        load_nifti(tmp_path / "noisy/images/case0_0000.nii.gz"),
+        network(anatomy(0), "noisy", 0),
+    )
+    labels = [
+        crfrefine.refine(logits, image, spacing=SPACING, parameters=each).label_map
+        for each in (chosen, CrfParameters())
+    ]
     assert dice_of(labels[0], truth, ((1,), (2,))) > dice_of(labels[1], truth, ((1,), (2,)))
     report = report_of(tmp_path / "noisy")
     best = max(range(9), key=lambda number: report["gains"][number])
@@ -130,7 +191,12 @@ def test_the_choice_depends_on_the_seed_and_not_on_the_threads(tmp_path):
 def test_one_case_and_what_cannot_be_used(tmp_path):
     """Files of one case; a folder of three, of which one has background alone and one is damaged."""
     write_data(tmp_path, "noisy", 3)
-    files = ("-i", tmp_path / "images" / "case0_0000.nii.gz", "-p", tmp_path / "logits" / "case0.nii.gz")
+    files = (
+        "-i",
+        tmp_path / "images" / "case0_0000.nii.gz",
+        "-p",
+        tmp_path / "logits" / "case0.nii.gz",
+    )
     one = run_here("train-crf", "--unlabeled", *files, "-o", tmp_path / "one.toml", status=0)
     assert "made from 1 case. " in one.stdout
     empty = np.full((*GRID_SHAPE, 3), -1.0, np.float32)
@@ -139,11 +205,18 @@ def test_one_case_and_what_cannot_be_used(tmp_path):
     (tmp_path / "logits" / "case2.nii.gz").write_bytes(b"nothing")
     (tmp_path / "labels").mkdir()
     three = choose(tmp_path)
-    assert "note: 2 cases not used:\n  case 'case1': no label has 30 voxels, which a comparison needs\n" in three.stderr
+    assert (
+        "note: 2 cases not used:\n  case 'case1': no label has 30 voxels, which a comparison needs\n"
+        in three.stderr
+    )
     assert "/labels is not read: --unlabeled chooses without labels" in three.stderr
     assert report_of(tmp_path)["choice"]["cases"] == ["case0"]
     assert list(report_of(tmp_path)["choice"]["left_out"]) == ["case1", "case2"]
-    save_nifti(tmp_path / "logits" / "case0.nii.gz", network(anatomy(0), "noisy", 0).argmax(axis=0).astype(np.uint8), AFFINE)
+    save_nifti(
+        tmp_path / "logits" / "case0.nii.gz",
+        network(anatomy(0), "noisy", 0).argmax(axis=0).astype(np.uint8),
+        AFFINE,
+    )
     refused = choose(tmp_path, status=1).stderr
     assert "no case can be used to choose parameters" in errors(refused)[0]
     assert "a label map does not say how sure the network is" in refused
@@ -155,17 +228,26 @@ def test_other_inputs(tmp_path, kind):
     write_data(tmp_path, "noisy", 1, channels=as_regions if kind == "regions" else network)
     logits, options = tmp_path / "logits" / "case0.nii.gz", ()
     if kind == "regions":
-        content = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+        content = {
+            "labels": {"background": 0, "whole": [1, 2], "core": [2]},
+            "regions_class_order": [1, 2],
+        }
         (tmp_path / "dataset.json").write_text(json.dumps(content))
     elif kind == "masks":
         save_nifti(tmp_path / "masks" / "case0.nii.gz", (anatomy(0) > 0).astype(np.uint8), AFFINE)
     elif kind == "another grid":
         affine, options = AFFINE @ np.diag([1.0, 1.0, 0.5, 1.0]), ("--resample",)
         affine[2, 3] -= SPACING[2] / 4
-        save_nifti(logits, zoom(load_nifti(logits), (1, 1, 2, 1), order=1, grid_mode=True, mode="nearest"), affine)
+        save_nifti(
+            logits,
+            zoom(load_nifti(logits), (1, 1, 2, 1), order=1, grid_mode=True, mode="nearest"),
+            affine,
+        )
     else:
         labels = anatomy(0, (61, 47))
-        save_nifti(tmp_path / "images" / "case0_0000.nii.gz", 100.0 * labels.astype(np.float32), AFFINE)
+        save_nifti(
+            tmp_path / "images" / "case0_0000.nii.gz", 100.0 * labels.astype(np.float32), AFFINE
+        )
         save_nifti(logits, np.moveaxis(network(labels, "noisy", 0), 0, -1)[:, :, None], AFFINE)
     choose(tmp_path, *options)
     found = report_of(tmp_path)
@@ -185,10 +267,19 @@ def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
     hurt = table_of([0.02, 0.06])
     hurt[:, 1, 3] -= 0.055
     scattered = table_of([0.1, 0.1], spread=0.6)
-    for table, chosen in ((table_of([0.02, 0.04, 0.03]), 2), (table_of([0.0, -0.01]), 0), (scattered, 0), (hurt, 1)):
+    for table, chosen in (
+        (table_of([0.02, 0.04, 0.03]), 2),
+        (table_of([0.0, -0.01]), 0),
+        (scattered, 0),
+        (hurt, 1),
+    ):
         assert unlabeled.decide(table, (0.9,) * 6)[0] == chosen
-    assert unlabeled.decide(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8))[1].startswith("`default` changes so many")
-    assert unlabeled.decide(table_of([0.008, 0.004]), (0.9,) * 6)[1].startswith("no other set gains 1 point of Dice")
+    assert unlabeled.decide(table_of([0.02, 0.04]), (0.9, 0.8, 0.9, 0.8, 0.8, 0.8))[1].startswith(
+        "`default` changes so many"
+    )
+    assert unlabeled.decide(table_of([0.008, 0.004]), (0.9,) * 6)[1].startswith(
+        "no other set gains 1 point of Dice"
+    )
 
 
 def test_an_interrupt_ends_all_threads_at_once(tmp_path, monkeypatch):
@@ -225,7 +316,9 @@ def test_what_makes_no_sense_without_labels_is_refused_at_once(tmp_path):
         message = errors(choose(tmp_path, *options, status=2).stderr)[0]
         assert "Invalid value for --unlabeled: " in message
         assert message.endswith(f"leave out {names}")
-    assert "name the file to write" in run_here("train-crf", "--unlabeled", tmp_path, status=2).stderr
+    assert (
+        "name the file to write" in run_here("train-crf", "--unlabeled", tmp_path, status=2).stderr
+    )
     assert "images and logits" in choose(tmp_path, status=1).stderr
     assert not (tmp_path / "out").exists()
 
@@ -240,17 +333,27 @@ def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkey
     used = CrfParameters.from_dict(head["parameters"])
     assert (used.bilateral[0].theta_alpha, used.postprocess.fill_holes) == (4.39, "each")
     assert head["choice"]["cases"] == ["case0", "case1"]
-    image, logits = load_nifti(tmp_path / "images" / "case1_0000.nii.gz"), network(anatomy(1), "noisy", 1)
+    image, logits = (
+        load_nifti(tmp_path / "images" / "case1_0000.nii.gz"),
+        network(anatomy(1), "noisy", 1),
+    )
     expected = crfrefine.refine(logits, image, spacing=SPACING, parameters=used).label_map
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)
     assert run_here("status", tmp_path / "out").status == 0
-    other = infer(tmp_path, "--continue", "--set", "bilateral.weight=3", "--summary", tmp_path / "other.json")
-    assert "trying 5 sets of parameters" in other.stderr  # Others than those that it had chosen from.
+    other = infer(
+        tmp_path, "--continue", "--set", "bilateral.weight=3", "--summary", tmp_path / "other.json"
+    )
+    assert (
+        "trying 5 sets of parameters" in other.stderr
+    )  # Others than those that it had chosen from.
     assert "weight 3" in json.loads((tmp_path / "other.json").read_text())["choice"]["sentence"]
     infer(tmp_path, "--set", "postprocess.fill_holes=each")
     (tmp_path / "out" / "case1.nii.gz").unlink()
     monkeypatch.delattr(unlabeled, "make_source")  # It is not to choose again.
     again = infer(tmp_path, "--continue")
-    assert "parameters as an earlier run into this folder has chosen them: theta_alpha 4.39 mm, " in again.stderr
+    assert (
+        "parameters as an earlier run into this folder has chosen them: theta_alpha 4.39 mm, "
+        in again.stderr
+    )
     assert [line.split("\t")[1] for line in again.stdout.splitlines()[1:]] == ["skipped", "done"]
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)

@@ -11,7 +11,14 @@ from crfrefine.engines.base import MeanFieldGradients
 from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.mean_field import VolumeBackward
-from crfrefine.engines.cuda.rows import Products, Sums, num_row_groups, row_constants, row_width, sum_threads
+from crfrefine.engines.cuda.rows import (
+    Products,
+    Sums,
+    num_row_groups,
+    row_constants,
+    row_width,
+    sum_threads,
+)
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
@@ -26,12 +33,23 @@ class Moments:
     """
 
     def __init__(
-        self, kernel: Kernel, spec: KernelSpec, voxels: Voxels, image: Any, sums: Sums, rows: Any, *, wants_theta: bool, by_image: Any
+        self,
+        kernel: Kernel,
+        spec: KernelSpec,
+        voxels: Voxels,
+        image: Any,
+        sums: Sums,
+        rows: Any,
+        *,
+        wants_theta: bool,
+        by_image: Any,
     ) -> None:
         """Allocate the sums; `rows` are numbers to compute in, `by_image`, (modality, voxel), the gradient that is added to, or None."""
         self._kernel, self._voxels, self._device = kernel, voxels, voxels.device
         xp, self._num_modalities = voxels.device.xp, len(spec.theta_intensity or ())
-        self.thetas = np.array([*(spec.theta_intensity or ()), *voxels.of_box_axes(spec.theta_position)])
+        self.thetas = np.array(
+            [*(spec.theta_intensity or ()), *voxels.of_box_axes(spec.theta_position)]
+        )
         self._wants_theta, self._rows = wants_theta, rows
         self._by_image = by_image if self._num_modalities > 0 else None
         self._num_threads = sum_threads(voxels.num_voxels)
@@ -40,7 +58,11 @@ class Moments:
         # The taps of the spatial kernel are differentiated themselves, including where they fade.
         self._slopes = plain.slopes() if isinstance(plain, SpatialFilter) else []
         self._columns = None if self._slopes else self._centered_features(image)
-        self.by_received = None if self._columns is None and scale is None else xp.zeros(voxels.num_voxels, dtype=np.float32)
+        self.by_received = (
+            None
+            if self._columns is None and scale is None
+            else xp.zeros(voxels.num_voxels, dtype=np.float32)
+        )
         is_one_sum = scale is None or kernel.sent_scale is not None
         self.by_sent = None if is_one_sum else xp.zeros(voxels.num_voxels, dtype=np.float32)
 
@@ -48,10 +70,14 @@ class Moments:
         """Return (feature, voxel) columns."""
         voxels = self._voxels
         columns = self._device.xp.empty((len(self.thetas), voxels.num_voxels), dtype=np.float32)
-        for column, modality, theta in zip(columns, image[: self._num_modalities], self.thetas, strict=False):
+        for column, modality, theta in zip(
+            columns, image[: self._num_modalities], self.thetas, strict=False
+        ):
             values = modality.reshape(-1)[voxels.grid_index].astype(np.float64)
             column[...] = (values - values.mean()) * (1.0 / theta)
-        for a, (coordinate, extent) in enumerate(zip(voxels.coordinates, voxels.box_shape, strict=True), self._num_modalities):
+        for a, (coordinate, extent) in enumerate(
+            zip(voxels.coordinates, voxels.box_shape, strict=True), self._num_modalities
+        ):
             step = voxels.spacing[a - self._num_modalities] / self.thetas[a]
             columns[a] = (coordinate - 0.5 * (extent - 1.0)) * step
         return columns
@@ -68,7 +94,15 @@ class Moments:
         self.add_pair(unit, kernel.sent_scale, by_ones, scale)
         by_degree = None if scale is None else by_ones
         squares = None if self._columns is None else self.by_received  # in its place
-        arguments = (scale, int(kernel.sent_scale is not None), kernel.ones, by_ones, filtered_back, self.by_received, self.by_sent)
+        arguments = (
+            scale,
+            int(kernel.sent_scale is not None),
+            kernel.ones,
+            by_ones,
+            filtered_back,
+            self.by_received,
+            self.by_sent,
+        )
         self._launch("differentiate_scale", num_voxels, *arguments, num_voxels, by_degree, squares)
         if by_degree is not None:
             self.add_pair(unit, None, by_degree, None)
@@ -77,7 +111,15 @@ class Moments:
         if by_degree is not None:
             self._filter(kernel.filter, by_degree, None, filtered_back, transposed=True)
         also = None if by_degree is None else filtered_back
-        given = (squares, also, self._columns, num_voxels, num_features, self._num_threads, self._partial)
+        given = (
+            squares,
+            also,
+            self._columns,
+            num_voxels,
+            num_features,
+            self._num_threads,
+            self._partial,
+        )
         by_image = (self._num_modalities, self._device.upload(1.0 / self.thetas), self._by_image)
         self._launch("add_squares", num_features * self._num_threads, *given, *by_image)
 
@@ -88,26 +130,58 @@ class Moments:
             self._filter(slope, values, sent, rows)
             self._add(rows, other, received, None, 1.0, self._partial[axis], None)
         for f, column in enumerate(() if self._columns is None else self._columns):
-            by_image = self._by_image[f] if self._by_image is not None and f < self._num_modalities else None
+            by_image = (
+                self._by_image[f]
+                if self._by_image is not None and f < self._num_modalities
+                else None
+            )
             if not self._wants_theta and by_image is None:
                 continue
             inverse = 1.0 / self.thetas[f]
             self._filter(plain, values, column if sent is None else sent * column, rows)
             self._add(rows, other, received, column, -2.0, self._partial[f], by_image, inverse)
             if by_image is not None:
-                self._filter(plain, other, column if received is None else received * column, rows, transposed=True)
+                self._filter(
+                    plain,
+                    other,
+                    column if received is None else received * column,
+                    rows,
+                    transposed=True,
+                )
                 self._add(rows, values, sent, None, 0.0, None, by_image, inverse)
 
-    def _filter(self, plain: Filter, values: Any, sent: Any, out: Any, *, transposed: bool = False) -> None:
+    def _filter(
+        self, plain: Filter, values: Any, sent: Any, out: Any, *, transposed: bool = False
+    ) -> None:
         unit = self._device.xp.ones((len(values), values.shape[2]), dtype=np.float32)
         plain.accumulate(values, sent, None, unit, out, transposed=transposed, adds=False)
 
     def _add(
-        self, rows: Any, other: Any, factor: Any, column: Any, coefficient: float, partial: Any, by_image: Any, inverse_theta: float = 0.0
+        self,
+        rows: Any,
+        other: Any,
+        factor: Any,
+        column: Any,
+        coefficient: float,
+        partial: Any,
+        by_image: Any,
+        inverse_theta: float = 0.0,
     ) -> None:
         """Add products of the filtered value and the other value of the pair; see `add_moments` in kernels/cuda/moments.cu."""
         num_voxels, num_threads = self._voxels.num_voxels, self._num_threads
-        arguments = (rows, other, len(rows), factor, column, num_voxels, coefficient, num_threads, partial, inverse_theta, by_image)
+        arguments = (
+            rows,
+            other,
+            len(rows),
+            factor,
+            column,
+            num_voxels,
+            coefficient,
+            num_threads,
+            partial,
+            inverse_theta,
+            by_image,
+        )
         self._device.launch("moments", "add_moments", row_constants(rows), num_threads, *arguments)
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
@@ -128,32 +202,55 @@ class Backward:
         wants_image: bool,
     ) -> None:
         """Take the model of the forward pass and its image, (M, *grid) on the device, and allocate the memory of the steps."""
-        self._voxels, self._kernels, (self._set, self._spec), self._device = voxels, kernels, specs, voxels.device
-        spec, xp, num_voxels, num_labels = self._spec, voxels.device.xp, voxels.num_voxels, self._spec.num_labels
+        self._voxels, self._kernels, (self._set, self._spec), self._device = (
+            voxels,
+            kernels,
+            specs,
+            voxels.device,
+        )
+        spec, xp, num_voxels, num_labels = (
+            self._spec,
+            voxels.device.xp,
+            voxels.num_voxels,
+            self._spec.num_labels,
+        )
         num_sent = num_labels - 1
         width, num_groups = row_width(num_sent), num_row_groups(num_sent)
         self._constants = {"CRF_WIDTH": width}
         self._weights, self._compatibility = (
-            self._device.upload(np.asarray(values, dtype=np.float32)) for values in (spec.weights, spec.compatibility)
+            self._device.upload(np.asarray(values, dtype=np.float32))
+            for values in (spec.weights, spec.compatibility)
         )
         self._sums, self._wants_theta = Sums(voxels.device), wants_theta
         self._products = [Products(self._sums, num_labels, num_labels, num_voxels) for _ in kernels]
         self._num_modalities = len(image)
         self._by_image = xp.zeros_like(image) if wants_image else None
-        self._by_intensity = xp.zeros((len(image), num_voxels), dtype=np.float32) if wants_image else None
+        self._by_intensity = (
+            xp.zeros((len(image), num_voxels), dtype=np.float32) if wants_image else None
+        )
         # Rows of the marginals, and of the gradients with respect to messages and marginals; filtered values of the first two.
         shape = (num_groups, num_voxels, width)
-        self._marginals, self._by_message, self._by_marginals = (xp.zeros(shape, dtype=np.float32) for _ in range(3))
+        self._marginals, self._by_message, self._by_marginals = (
+            xp.zeros(shape, dtype=np.float32) for _ in range(3)
+        )
         self._filtered, self._filtered_back = (xp.empty(shape, dtype=np.float32) for _ in range(2))
         self._moments: list[Moments | None] = []
         for kernel, own in zip(kernels, self._set.kernels, strict=True):
             given = (kernel, own, voxels, image, self._sums, self._filtered.reshape(-1))
             is_wanted = wants_theta or (wants_image and own.theta_intensity is not None)
-            self._moments.append(Moments(*given, wants_theta=wants_theta, by_image=self._by_intensity) if is_wanted else None)
-        self._by_x, self._by_start, self._messages = (xp.empty((num_labels, num_voxels), dtype=np.float32) for _ in range(3))
+            self._moments.append(
+                Moments(*given, wants_theta=wants_theta, by_image=self._by_intensity)
+                if is_wanted
+                else None
+            )
+        self._by_x, self._by_start, self._messages = (
+            xp.empty((num_labels, num_voxels), dtype=np.float32) for _ in range(3)
+        )
         self._unit = xp.ones((num_groups, width), dtype=np.float32)
 
-    def run(self, record: Any, by_out: Any, logits: Any, volume: VolumeBackward | None = None) -> MeanFieldGradients:
+    def run(
+        self, record: Any, by_out: Any, logits: Any, volume: VolumeBackward | None = None
+    ) -> MeanFieldGradients:
         """Run the steps backward; once per object. `record` is that of a `Tape`, `by_out`, (label, *grid), the gradient of its logits."""
         num_labels, num_voxels = self._spec.num_labels, self._voxels.num_voxels
         self._voxels.gather(by_out, self._by_x)
@@ -169,12 +266,25 @@ class Backward:
                 self._kernel_back(m)
             given = (num_labels, record.shape[1], num_voxels, record[t])
             self._launch("end_step_back", *given, self._by_marginals, self._by_x, self._by_start)
-        del self._marginals, self._by_message, self._by_marginals, self._filtered_back, self._messages
+        del (
+            self._marginals,
+            self._by_message,
+            self._by_marginals,
+            self._filtered_back,
+            self._messages,
+        )
         for m, moments in enumerate(self._moments):
             if moments is not None:
                 unit = self._device.xp.ones((1, num_voxels, 1), dtype=np.float32)
                 by_ones, filtered_back = (self._device.xp.empty_like(unit) for _ in range(2))
-                self._launch("differentiate_ones", *self._penalty(m), num_labels, self._by_start, num_voxels, by_ones)
+                self._launch(
+                    "differentiate_ones",
+                    *self._penalty(m),
+                    num_labels,
+                    self._by_start,
+                    num_voxels,
+                    by_ones,
+                )
                 moments.finish(unit, by_ones, filtered_back)
         thetas = [None if moments is None else moments.thetas for moments in self._moments]
         del self._moments, self._filtered
@@ -185,16 +295,50 @@ class Backward:
 
     def _kernel_back(self, m: int) -> None:
         """Take one kernel's part of a step back."""
-        kernel, moments, num_labels, num_voxels = self._kernels[m], self._moments[m], self._spec.num_labels, self._voxels.num_voxels
-        self._launch("send_back", *self._penalty(m), num_labels, self._by_x, num_voxels, self._by_message)
+        kernel, moments, num_labels, num_voxels = (
+            self._kernels[m],
+            self._moments[m],
+            self._spec.num_labels,
+            self._voxels.num_voxels,
+        )
+        self._launch(
+            "send_back", *self._penalty(m), num_labels, self._by_x, num_voxels, self._by_message
+        )
         if moments is not None:
             # First: it computes in the memory of the filter below.
             moments.add_pair(self._marginals, kernel.sent_scale, self._by_message, kernel.scale)
-        kernel.filter.accumulate(self._marginals, kernel.sent_scale, None, self._unit, self._filtered, adds=False)
-        kernel.filter.accumulate(self._by_message, kernel.scale, None, self._unit, self._filtered_back, transposed=True, adds=False)
-        filtered = (self._marginals, self._by_message, self._filtered, self._filtered_back, kernel.scale, kernel.sent_scale, kernel.ones)
+        kernel.filter.accumulate(
+            self._marginals, kernel.sent_scale, None, self._unit, self._filtered, adds=False
+        )
+        kernel.filter.accumulate(
+            self._by_message,
+            kernel.scale,
+            None,
+            self._unit,
+            self._filtered_back,
+            transposed=True,
+            adds=False,
+        )
+        filtered = (
+            self._marginals,
+            self._by_message,
+            self._filtered,
+            self._filtered_back,
+            kernel.scale,
+            kernel.sent_scale,
+            kernel.ones,
+        )
         factors = (None, None) if moments is None else (moments.by_received, moments.by_sent)
-        self._launch("take_messages", num_labels, num_voxels, *filtered, *factors, self._by_marginals, int(m > 0), self._messages)
+        self._launch(
+            "take_messages",
+            num_labels,
+            num_voxels,
+            *filtered,
+            *factors,
+            self._by_marginals,
+            int(m > 0),
+            self._messages,
+        )
         self._products[m].add(self._messages, self._by_x)
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
@@ -211,11 +355,18 @@ class Backward:
         Products(self._sums, 1, 1, by_out.size).add(by_logits.reshape(1, -1), finite.reshape(1, -1))
         return by_logits
 
-    def _gradients(self, by_logits: Any, thetas: list[Any], volume: VolumeBackward | None) -> MeanFieldGradients:
+    def _gradients(
+        self, by_logits: Any, thetas: list[Any], volume: VolumeBackward | None
+    ) -> MeanFieldGradients:
         """Put the results together from the totals of the sums, in the order in which they were reserved."""
         spec, num_labels, totals = self._spec, self._spec.num_labels, iter(self._sums.totals())
-        products = np.array([next(totals) for _ in self._kernels]).reshape(-1, num_labels, num_labels)
-        compatibility, weights = np.asarray(spec.compatibility, dtype=np.float64), spec.weights.astype(np.float64)
+        products = np.array([next(totals) for _ in self._kernels]).reshape(
+            -1, num_labels, num_labels
+        )
+        compatibility, weights = (
+            np.asarray(spec.compatibility, dtype=np.float64),
+            spec.weights.astype(np.float64),
+        )
         num_bilateral, num_axes = len(self._set.bilateral), len(self._voxels.grid_shape)
         by_intensity = np.zeros((len(self._kernels), self._num_modalities))
         by_position = np.zeros((len(self._kernels), num_axes))
@@ -247,4 +398,6 @@ class Backward:
 
     def _launch(self, kernel: str, *arguments: Any) -> None:
         """Run a kernel with a thread for each voxel."""
-        self._device.launch("mean_field_backward", kernel, self._constants, self._voxels.num_voxels, *arguments)
+        self._device.launch(
+            "mean_field_backward", kernel, self._constants, self._voxels.num_voxels, *arguments
+        )

@@ -44,18 +44,24 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
         return
     device = int(array.device.index)
     pointer = torch.cuda.current_stream(device).cuda_stream
-    stream = cupy.cuda.Stream.from_external(_Borrowed(pointer)) if pointer else cupy.cuda.Stream.null
+    stream = (
+        cupy.cuda.Stream.from_external(_Borrowed(pointer)) if pointer else cupy.cuda.Stream.null
+    )
     # PyTorch cannot use the memory that CuPy still holds from work without PyTorch.
     cupy.get_default_memory_pool().free_all_blocks()
 
     def allocate(size: int, device: int) -> int:
         try:
             return int(torch.cuda.caching_allocator_alloc(size, device, pointer))
-        except torch.cuda.OutOfMemoryError as error:  # Callers expect a MemoryError, as CuPy's is one.
+        except (
+            torch.cuda.OutOfMemoryError
+        ) as error:  # Callers expect a MemoryError, as CuPy's is one.
             raise MemoryError(str(error)) from error
 
     def free(address: int, _: int) -> None:
-        if not sys.is_finalizing():  # PyTorch may be unloaded already, and the memory ends with the process.
+        if (
+            not sys.is_finalizing()
+        ):  # PyTorch may be unloaded already, and the memory ends with the process.
             torch.cuda.caching_allocator_delete(address)
 
     memory = cupy.cuda.using_allocator(cupy.cuda.PythonFunctionAllocator(allocate, free).malloc)
@@ -68,13 +74,23 @@ BLOCK = 256  # threads; no kernel depends on it
 # Uploads of at least so many bytes bypass CuPy's staging memory, which is rounded up, page-locked and kept for good.
 _LARGE = 1 << 20
 _INSTALL = (
-    "install crfrefine[cuda12] or crfrefine[cuda13], whichever the driver supports (nvidia-smi shows its CUDA version), or use --device cpu"
+    "install crfrefine[cuda12] or crfrefine[cuda13], whichever the driver supports "
+    "(nvidia-smi shows its CUDA version), or use --device cpu"
 )
-_TOOLKIT = "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
+_TOOLKIT = (
+    "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
+)
 _STREAM_PER_THREAD = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"  # CuPy reads it when it is imported
-_GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")  # Linux, Windows' Linux, boards with an integrated GPU
+_GPU_FILES = (
+    "nvidia[0-9]*",
+    "dxg",
+    "nvhost-gpu",
+    "nvgpu",
+)  # Linux, Windows' Linux, boards with an integrated GPU
 _NO_DRIVER, _NO_DEVICE = -1, 100  # the second: CUDA_ERROR_NO_DEVICE
-_NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED: a forked process gets it if its parent has used the driver
+_NOT_INITIALIZED = (
+    3  # CUDA_ERROR_NOT_INITIALIZED: a forked process gets it if its parent has used the driver
+)
 
 
 def _forked(name: str) -> BackendUnavailableError:
@@ -101,7 +117,9 @@ def may_have_gpu() -> bool:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and (not visible.strip() or visible.strip().startswith("-")):
         return False
-    return any(next(Path("/dev").glob(pattern), None) for pattern in _GPU_FILES) or any(Path("/proc/driver/nvidia").glob("gpus/*"))
+    return any(next(Path("/dev").glob(pattern), None) for pattern in _GPU_FILES) or any(
+        Path("/proc/driver/nvidia").glob("gpus/*")
+    )
 
 
 def is_available() -> bool:
@@ -140,14 +158,27 @@ class CupyDevice:
             )
         try:
             self.xp: Any = importlib.import_module("cupy")
-        except (ImportError, OSError) as error:  # OSError if CuPy cannot create its folder for compiled kernels
-            raise BackendUnavailableError(f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}") from error
+        except (
+            ImportError,
+            OSError,
+        ) as error:  # OSError if CuPy cannot create its folder for compiled kernels
+            raise BackendUnavailableError(
+                f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}"
+            ) from error
         cuda = self.xp.cuda
         self._errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError
         try:
             with on_gpu(cuda.runtime, index):
-                int((self.xp.arange(3) + 1).sum())  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
-        except (cuda.compiler.CompileException, RuntimeError, ImportError, OSError, MemoryError) as error:
+                int(
+                    (self.xp.arange(3) + 1).sum()
+                )  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
+        except (
+            cuda.compiler.CompileException,
+            RuntimeError,
+            ImportError,
+            OSError,
+            MemoryError,
+        ) as error:
             raise BackendUnavailableError(
                 f"--device {self.name}: CuPy cannot use the GPU ({error}); where its memory is full, end the programs that use it "
                 f"(nvidia-smi lists them); {_TOOLKIT}; {_INSTALL}"
@@ -167,33 +198,61 @@ class CupyDevice:
             "cupy": str(self.xp.__version__),
         }
 
-    def launch(self, source: str, kernel: str, constants: Mapping[str, int], num_threads: int, *arguments: Any) -> None:
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        constants: Mapping[str, int],
+        num_threads: int,
+        *arguments: Any,
+    ) -> None:
         """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads; None means a null pointer."""
         self._launch(source, kernel, constants, -(-num_threads // BLOCK), BLOCK, arguments)
 
-    def launch_blocks(self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, *arguments: Any) -> None:
+    def launch_blocks(
+        self,
+        source: str,
+        kernel: str,
+        constants: Mapping[str, int],
+        num_blocks: int,
+        *arguments: Any,
+    ) -> None:
         """Run a kernel whose threads share memory by block: `num_blocks` blocks of constants["CRF_THREADS"] threads each."""
         self._launch(source, kernel, constants, num_blocks, constants["CRF_THREADS"], arguments)
 
     def _launch(
-        self, source: str, kernel: str, constants: Mapping[str, int], num_blocks: int, block: int, arguments: tuple[Any, ...]
+        self,
+        source: str,
+        kernel: str,
+        constants: Mapping[str, int],
+        num_blocks: int,
+        block: int,
+        arguments: tuple[Any, ...],
     ) -> None:
         if num_blocks == 0:
             return
         text = kernel_source(source, constants)
         key = source, kernel, tuple(sorted(constants.items()))
         if key not in self._functions:  # CuPy caches compiled kernels on disk by their text.
-            self._functions[key] = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc").get_function(kernel)
-        self._functions[key]((num_blocks,), (block,), tuple(pack_arguments(text, kernel, constants, arguments)))
+            self._functions[key] = self.xp.RawModule(
+                code=text.text, options=text.options, backend="nvrtc"
+            ).get_function(kernel)
+        self._functions[key](
+            (num_blocks,), (block,), tuple(pack_arguments(text, kernel, constants, arguments))
+        )
 
     def upload(self, array: Any) -> Any:
         """Return the array on the device in C order: a numpy array is copied; an array on the device is shared by DLPack."""
         if isinstance(array, np.ndarray) and array.nbytes >= _LARGE:
             target = self.xp.empty(array.shape, dtype=array.dtype)
-            target.set(np.ascontiguousarray(array))  # on the current stream; the driver has copied the host memory when this returns
+            target.set(
+                np.ascontiguousarray(array)
+            )  # on the current stream; the driver has copied the host memory when this returns
             return target
         is_foreign = not isinstance(array, (np.ndarray, self.xp.ndarray))
-        return self.xp.ascontiguousarray(self.xp.from_dlpack(array) if is_foreign else self.xp.asarray(array))
+        return self.xp.ascontiguousarray(
+            self.xp.from_dlpack(array) if is_foreign else self.xp.asarray(array)
+        )
 
     def download(self, array: Any) -> Array:
         """Return a copy on the host after all launches so far are done."""

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 OUT_OF_MEMORY = 2  # `cudaErrorMemoryAllocation` and `CUDA_ERROR_OUT_OF_MEMORY`
-_REFUSED = (OUT_OF_MEMORY, 46)  # the second, `cudaErrorDevicesUnavailable`: another process has the GPU for itself
+_REFUSED = (
+    OUT_OF_MEMORY,
+    46,
+)  # the second, `cudaErrorDevicesUnavailable`: another process has the GPU for itself
 is_own_process = False  # threads stay on the GPU that they worked on, as nothing else in the process depends on the current GPU
 
 

@@ -42,9 +42,13 @@ class Kernel:
     sent_scale: Any  # (voxel) factor of sent values: the same where the normalization is symmetric, else None
     ones: Any  # (voxel) normalized message of all ones
 
-    def accumulate(self, values: Any, channel_weight: Any, total: Any, *, adds: bool = True) -> None:
+    def accumulate(
+        self, values: Any, channel_weight: Any, total: Any, *, adds: bool = True
+    ) -> None:
         """Add channel_weight times the normalized message to `total`; see `Filter.accumulate`."""
-        self.filter.accumulate(values, self.sent_scale, self.scale, channel_weight, total, adds=adds)
+        self.filter.accumulate(
+            values, self.sent_scale, self.scale, channel_weight, total, adds=adds
+        )
 
 
 def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
@@ -52,7 +56,10 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
     if normalization == "none":
         return Kernel(plain, None, None, None)
     xp = voxels.device.xp
-    unit, ones = xp.ones((1, 1), dtype=np.float32), xp.ones((1, voxels.num_voxels, 1), dtype=np.float32)
+    unit, ones = (
+        xp.ones((1, 1), dtype=np.float32),
+        xp.ones((1, voxels.num_voxels, 1), dtype=np.float32),
+    )
     row_sum = xp.zeros_like(ones)
     plain.accumulate(ones, None, None, unit, row_sum)
     sums = xp.maximum(row_sum.reshape(-1), np.finfo(np.float32).tiny)
@@ -63,7 +70,9 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
     return Kernel(plain, scale, scale, message.reshape(-1))
 
 
-def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: int) -> tuple[str, float | None]:
+def choose_filter(
+    bilateral: BilateralInput, num_channels: int, num_filterings: int
+) -> tuple[str, float | None]:
     """Return the filter that `auto` chooses, the direct sum or grid that is less work, or the lattice if it clearly is.
 
     Also the estimated number of the lattice's vertices; None if the choice does not depend on it, or there can be no lattice.
@@ -74,7 +83,12 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
     filterings = num_filterings * num_groups + 2
     window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
     truncated = filterings * voxels.num_voxels * window * (6.0 + 3.0 * num_modalities + 2.0 * width)
-    exact = filterings * voxels.num_voxels * float(voxels.num_voxels) * (6.0 + 3.0 * bilateral.num_features + 2.0 * width)
+    exact = (
+        filterings
+        * voxels.num_voxels
+        * float(voxels.num_voxels)
+        * (6.0 + 3.0 * bilateral.num_features + 2.0 * width)
+    )
     costs = {"exact": exact, "truncated": truncated}
     num_vertices = None
     if min(costs.values()) > _UNNOTICED:
@@ -84,8 +98,15 @@ def choose_filter(bilateral: BilateralInput, num_channels: int, num_filterings: 
         with suppress(CapacityError):
             num_vertices = estimated_vertices(bilateral, Simplices(bilateral))
             corners = voxels.num_voxels * (bilateral.num_features + 1.0)
-            of_a_filtering = 2.0 * (6.0 + 4.0 * width) + num_vertices / voxels.num_voxels * (8.0 + 16.0 * width)
-            costs["lattice"] = _LATTICE_HANDICAP * OPERATIONS_A_BYTE * corners * (400.0 + filterings * of_a_filtering)
+            of_a_filtering = 2.0 * (6.0 + 4.0 * width) + num_vertices / voxels.num_voxels * (
+                8.0 + 16.0 * width
+            )
+            costs["lattice"] = (
+                _LATTICE_HANDICAP
+                * OPERATIONS_A_BYTE
+                * corners
+                * (400.0 + filterings * of_a_filtering)
+            )
     return min(costs, key=lambda name: max(costs[name], _UNNOTICED)), num_vertices
 
 

@@ -51,8 +51,13 @@ class Room:
         return self._values[:size].reshape(shape)
 
 
-MAX_THREADS = 1 << 16  # of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up
-_THREADS, _PAIR_THREADS = 512, 128  # of blocks that add up, and of blocks that sum products of pairs of rows
+MAX_THREADS = (
+    1 << 16
+)  # of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up
+_THREADS, _PAIR_THREADS = (
+    512,
+    128,
+)  # of blocks that add up, and of blocks that sum products of pairs of rows
 _SHARED_VALUES = 12 * 1024  # of a block
 _PAIR_SUMS = 1 << 19
 _MIN_PAIR_BLOCKS, _MAX_PAIR_BLOCKS = 256, 2048
@@ -65,7 +70,9 @@ def sum_threads(num_voxels: int) -> int:
 
 def pair_blocks(num_sums: int, tile: int, num_voxels: int) -> int:
     """Return the number of blocks of `add_products`: enough to fill a GPU, few enough that their sums take little memory."""
-    return min(-(-num_voxels // tile), max(_MIN_PAIR_BLOCKS, min(_PAIR_SUMS // num_sums, _MAX_PAIR_BLOCKS)))
+    return min(
+        -(-num_voxels // tile), max(_MIN_PAIR_BLOCKS, min(_PAIR_SUMS // num_sums, _MAX_PAIR_BLOCKS))
+    )
 
 
 class Sums:
@@ -97,18 +104,29 @@ class Products:
         tile = _PAIR_THREADS  # voxels whose rows a block shares at a time
         while tile > 1 and (num_rows + num_others) * (tile + 1) > _SHARED_VALUES:
             tile //= 2
-        num_slices = max(1, min(tile, _PAIR_THREADS // (num_rows * num_others)))  # threads per pair of rows
+        num_slices = max(
+            1, min(tile, _PAIR_THREADS // (num_rows * num_others))
+        )  # threads per pair of rows
         self._num_blocks = pair_blocks(num_rows * num_others * num_slices, tile, num_voxels)
-        self._constants = {"CRF_ROWS": num_rows, "CRF_OTHERS": num_others, "CRF_THREADS": _PAIR_THREADS, "CRF_TILE": tile}
+        self._constants = {
+            "CRF_ROWS": num_rows,
+            "CRF_OTHERS": num_others,
+            "CRF_THREADS": _PAIR_THREADS,
+            "CRF_TILE": tile,
+        }
         self.parts = sums.reserve(num_rows * num_others, self._num_blocks * num_slices)
 
     def add(self, rows: Any, others: Any, part: Any = None) -> None:
         """Add the products of (row, voxel) numbers, of `others` or of ones, where `part`, (voxel) uint8, is 1, or everywhere."""
         arguments = (rows, others, part, self._num_voxels, self._num_blocks, self.parts)
-        self._device.launch_blocks("products", "add_products", self._constants, self._num_blocks, *arguments)
+        self._device.launch_blocks(
+            "products", "add_products", self._constants, self._num_blocks, *arguments
+        )
 
 
 def add_up(device: CupyDevice, parts: Any, totals: Any) -> None:
     """Add up (num_sums, count) numbers in float64, in a fixed order, into (num_sums) totals."""
     num_sums, count = parts.shape
-    device.launch_blocks("sums", "add_up", {"CRF_THREADS": _THREADS}, num_sums, parts, count, totals)
+    device.launch_blocks(
+        "sums", "add_up", {"CRF_THREADS": _THREADS}, num_sums, parts, count, totals
+    )

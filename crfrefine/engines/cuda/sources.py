@@ -13,7 +13,9 @@ import numpy as np
 _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"^CRF_(?:BLOCK_)?KERNEL\((\w+),([^)]*)\)\s*\{", re.MULTILINE)
 
-_TYPES: dict[str, np.dtype[Any]] = {name: np.dtype(name) for name in ("int64", "uint8", "uint16", "uint32", "uint64")}
+_TYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name) for name in ("int64", "uint8", "uint16", "uint32", "uint64")
+}
 _TYPES |= {"int": np.dtype("int32"), "double": np.dtype("float64")}
 _TYPES |= dict.fromkeys(("float", "Real", "Channels"), np.dtype("float32"))
 
@@ -80,9 +82,16 @@ def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> Kernel
     for match in _KERNEL.finditer(text):
         parameters = []
         for declaration in match[2].split(","):
-            kind, _, label = declaration.replace("const ", "").replace("__restrict__ ", "").strip().rpartition(" ")
+            kind, _, label = (
+                declaration.replace("const ", "")
+                .replace("__restrict__ ", "")
+                .strip()
+                .rpartition(" ")
+            )
             base = kind.rstrip("*")
-            parameters.append(Parameter(label, _TYPES[base], kind.endswith("*"), base == "Channels"))
+            parameters.append(
+                Parameter(label, _TYPES[base], kind.endswith("*"), base == "Channels")
+            )
         kernels[match[1]] = tuple(parameters)
     options = ["-std=c++17"]
     options += ["--fmad=false"] if name in UNCONTRACTED else []
@@ -91,11 +100,15 @@ def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> Kernel
     return KernelSource(name, defines + text, kernels, tuple(options))
 
 
-def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]) -> list[Any]:
+def pack_arguments(
+    source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]
+) -> list[Any]:
     """Return the arguments of a launch in the driver's form; raise TypeError if one does not fit, which a GPU would not notice."""
     parameters = source.kernels[kernel]
     if len(arguments) != len(parameters):
-        raise TypeError(f"{source.name}.{kernel}: {len(arguments)} arguments for {len(parameters)} parameters")
+        raise TypeError(
+            f"{source.name}.{kernel}: {len(arguments)} arguments for {len(parameters)} parameters"
+        )
     packed = []
     for parameter, value in zip(parameters, arguments, strict=True):
         where = f"{source.name}.{kernel}: {parameter.name}"
@@ -105,8 +118,12 @@ def pack_arguments(source: KernelSource, kernel: str, constants: Mapping[str, in
             packed.append(np.uint64(0))
         else:
             if value.dtype != parameter.dtype or not value.flags.c_contiguous:
-                raise TypeError(f"{where} is a {value.dtype} array (contiguous: {value.flags.c_contiguous}); expected {parameter.dtype}")
+                raise TypeError(
+                    f"{where} is a {value.dtype} array (contiguous: {value.flags.c_contiguous}); expected {parameter.dtype}"
+                )
             if parameter.is_rows and value.shape[-1] != constants["CRF_WIDTH"]:
-                raise TypeError(f"{where} has rows of {value.shape[-1]}; expected {constants['CRF_WIDTH']}")
+                raise TypeError(
+                    f"{where} has rows of {value.shape[-1]}; expected {constants['CRF_WIDTH']}"
+                )
             packed.append(value)
     return packed

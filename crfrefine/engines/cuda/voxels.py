@@ -26,7 +26,12 @@ class Voxels:
     """
 
     def __init__(
-        self, device: CupyDevice, grid_shape: Sequence[int], spacing: Sequence[float], mask: Bool | None, axes: Sequence[int] | None = None
+        self,
+        device: CupyDevice,
+        grid_shape: Sequence[int],
+        spacing: Sequence[float],
+        mask: Bool | None,
+        axes: Sequence[int] | None = None,
     ) -> None:
         """Number the voxels inside the mask (None means all); `axes` are those of `GridImage`. InputError: the mask is empty."""
         xp = device.xp
@@ -52,7 +57,9 @@ class Voxels:
         self.spacing = self.of_box_axes(spacing)
         number = self.source_axis if axes is None else [axes[a] for a in self.source_axis]
         self.feature = [sum(other < own for other in number) for own in number]
-        self.coordinates = [(coordinates[a] - ends[a][0]).astype(np.int32) for a in self.source_axis]
+        self.coordinates = [
+            (coordinates[a] - ends[a][0]).astype(np.int32) for a in self.source_axis
+        ]
         self.box_index = self.linear_index(self.box_shape)
 
     @cached_property
@@ -93,7 +100,9 @@ def extremes(device: CupyDevice, arrays: Iterable[Any]) -> list[Array]:
 
 
 def _too_narrow(bandwidth: str, span: str) -> CapacityError:
-    return CapacityError(f"{bandwidth} is less than a millionth of {span}; use a larger bandwidth, and check spacing and intensities")
+    return CapacityError(
+        f"{bandwidth} is less than a millionth of {span}; use a larger bandwidth, and check spacing and intensities"
+    )
 
 
 class BilateralInput:
@@ -103,22 +112,50 @@ class BilateralInput:
     ends.
     """
 
-    def __init__(self, voxels: Voxels, image: Any, theta_position: Sequence[float], theta_intensity: Sequence[float]) -> None:
+    def __init__(
+        self,
+        voxels: Voxels,
+        image: Any,
+        theta_position: Sequence[float],
+        theta_intensity: Sequence[float],
+    ) -> None:
         """Compute the features of an image, (M, *grid) float32 on the device; CapacityError if one spans too many bandwidths."""
-        self.voxels, self.theta_position, self.theta_intensity = voxels, list(theta_position), list(theta_intensity)
-        for theta, extent, step in zip(theta_position, voxels.box_shape, voxels.spacing, strict=True):
+        self.voxels, self.theta_position, self.theta_intensity = (
+            voxels,
+            list(theta_position),
+            list(theta_intensity),
+        )
+        for theta, extent, step in zip(
+            theta_position, voxels.box_shape, voxels.spacing, strict=True
+        ):
             if extent * step / theta > MAX_FEATURE:
-                raise _too_narrow(f"theta_alpha {theta:g}", f"the volume's extent, {extent} voxels {step:g} apart")
+                raise _too_narrow(
+                    f"theta_alpha {theta:g}", f"the volume's extent, {extent} voxels {step:g} apart"
+                )
         num_modalities = len(self.theta_intensity)
-        ends = extremes(voxels.device, (modality.reshape(-1)[voxels.grid_index] for modality in image[:num_modalities]))
-        self.ranges = [(0.0, (float(high) - float(low)) / theta) for theta, (low, high) in zip(theta_intensity, ends, strict=True)]
+        ends = extremes(
+            voxels.device,
+            (modality.reshape(-1)[voxels.grid_index] for modality in image[:num_modalities]),
+        )
+        self.ranges = [
+            (0.0, (float(high) - float(low)) / theta)
+            for theta, (low, high) in zip(theta_intensity, ends, strict=True)
+        ]
         for m, (_, most) in enumerate(self.ranges):
             if most > MAX_FEATURE:
-                raise _too_narrow(f"theta_beta {theta_intensity[m]:g} of modality {m}", "its range of intensities")
-        self.features = voxels.device.xp.empty((num_modalities + voxels.num_axes, voxels.num_voxels), dtype=np.float32)
+                raise _too_narrow(
+                    f"theta_beta {theta_intensity[m]:g} of modality {m}", "its range of intensities"
+                )
+        self.features = voxels.device.xp.empty(
+            (num_modalities + voxels.num_axes, voxels.num_voxels), dtype=np.float32
+        )
         # As cpu/features.cpp computes them, operation by operation: the lattice's integers follow from them.
-        for feature, modality, (low, _), beta in zip(self.features, image, ends, theta_intensity, strict=False):
-            feature[...] = (modality.reshape(-1)[voxels.grid_index] - np.float32(low)) * np.float32(1.0 / beta)
+        for feature, modality, (low, _), beta in zip(
+            self.features, image, ends, theta_intensity, strict=False
+        ):
+            feature[...] = (modality.reshape(-1)[voxels.grid_index] - np.float32(low)) * np.float32(
+                1.0 / beta
+            )
         positions = [(0.0, 0.0)] * voxels.num_axes
         for a, coordinate in enumerate(voxels.coordinates):
             scale = voxels.spacing[a] / theta_position[a]

@@ -33,7 +33,9 @@ def dense_filter(features: Tensor, positions: Tensor | None = None) -> Filter:
     distances = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
     kernel = torch.exp(-0.5 * distances(features, features).square())
     if positions is not None:
-        kernel = kernel * (distances(positions, positions) <= TRUNCATION_RADIUS * (1.0 + _BALL_MARGIN))
+        kernel = kernel * (
+            distances(positions, positions) <= TRUNCATION_RADIUS * (1.0 + _BALL_MARGIN)
+        )
     return kernel.matmul
 
 
@@ -75,11 +77,19 @@ class Lattice:
         remainder0, rank, self.weights = enclosing_simplex(elevate(features.detach()))
         # A vertex is a number, the inner product of its coordinates and large random ones: two of a million vertices share none.
         generator = torch.Generator().manual_seed(0)
-        large = torch.randint(-(1 << 62), 1 << 62, (size,), generator=generator, device="cpu").to(rank.device)
-        corners = [((remainder0 + torch.where(rank < size - k, k, k - size)) * large).sum(1) for k in range(size)]
+        large = torch.randint(-(1 << 62), 1 << 62, (size,), generator=generator, device="cpu").to(
+            rank.device
+        )
+        corners = [
+            ((remainder0 + torch.where(rank < size - k, k, k - size)) * large).sum(1)
+            for k in range(size)
+        ]
         keys, self.vertices = torch.unique(torch.stack(corners, dim=1), return_inverse=True)
         self.num_vertices = len(keys)
-        self.neighbors = [(_find(keys, keys - step), _find(keys, keys + step)) for step in large.sum() - size * large]
+        self.neighbors = [
+            (_find(keys, keys - step), _find(keys, keys + step))
+            for step in large.sum() - size * large
+        ]
 
     def __call__(self, values: Tensor) -> Tensor:
         """Approximate the sum over all points j of exp(-|f_i - f_j|^2 / 2) values_j."""
@@ -89,9 +99,16 @@ class Lattice:
             return result
         fixed, places = values.detach()[:, :, None], self._features.detach()[:, None, :]
         moves = self._features[:, None, :] - places
-        arrived = self._apply((places * fixed).flatten(1)).view(*values.shape, -1) - places * result.detach()[:, :, None]
+        arrived = (
+            self._apply((places * fixed).flatten(1)).view(*values.shape, -1)
+            - places * result.detach()[:, :, None]
+        )
         moved = self._apply((moves * fixed).flatten(1)).view(*values.shape, -1)
-        return result + (moves * arrived + places * moved).sum(2) - self._apply((places * moves).sum(2) * fixed[:, :, 0])
+        return (
+            result
+            + (moves * arrived + places * moved).sum(2)
+            - self._apply((places * moves).sum(2) * fixed[:, :, 0])
+        )
 
     def _apply(self, values: Tensor) -> Tensor:
         """Splat (N, V) values to (K, V), blur with [1 2 1] / 4 along each direction, and slice."""
@@ -114,7 +131,9 @@ def elevate(features: Tensor) -> Tensor:
     """Map (N, D) features into the hyperplane of R^(D+1) whose coordinates sum to 0, (N, D+1), where the filter has unit variance."""
     num_dims = features.shape[1]
     index = torch.arange(num_dims, device=features.device, dtype=features.dtype)
-    scaled = features * ((num_dims + 1) * math.sqrt(2.0 / 3.0) / torch.sqrt((index + 1.0) * (index + 2.0)))
+    scaled = features * (
+        (num_dims + 1) * math.sqrt(2.0 / 3.0) / torch.sqrt((index + 1.0) * (index + 2.0))
+    )
     # Coordinate i gets the sum of the scaled features from i on, less i times the one before: E without forming it.
     sums = torch.nn.functional.pad(scaled.flip(1).cumsum(1).flip(1), (0, 1))
     return sums - torch.nn.functional.pad(scaled * (index + 1.0), (1, 0))
@@ -127,7 +146,11 @@ def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     size = elevated.shape[1]
     quotient = torch.floor(elevated / size + 0.5).long()
-    rank = (elevated - quotient * size).sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
+    rank = (
+        (elevated - quotient * size)
+        .sort(dim=1, descending=True, stable=True)
+        .indices.argsort(dim=1)
+    )
     # Rounding each coordinate by itself can leave the hyperplane; moving those of extreme rank by one multiple brings the point back.
     rank = rank + quotient.sum(1, keepdim=True)
     wrap = (rank < 0).long() - (rank >= size).long()

@@ -40,7 +40,9 @@ class CoarseNetwork:
     channels: StreamedNetwork  # on the network's grid, with three axes
     interpolation: Interpolation  # from that grid to the image's
     grid_shape: tuple[int, ...]  # of the image, in storage order
-    network_spacing: tuple[float, ...] | None = None  # mm between voxels of that grid along each axis of the image
+    network_spacing: tuple[float, ...] | None = (
+        None  # mm between voxels of that grid along each axis of the image
+    )
 
 
 @dataclass(eq=False)
@@ -48,8 +50,12 @@ class CoarseChannels(ChannelSource):
     """A network's logits, kept in some tiles of its own grid, and interpolated where they are asked for."""
 
     store: StoredChannels
-    floors: tuple[Float32, NDArray[np.float32]]  # (*network's grid) and (L,): their sum is a label's logit where none is kept
-    padding: Bool | None  # (*network's grid), True where all labels are equal, and count as 0; None means nowhere
+    floors: tuple[
+        Float32, NDArray[np.float32]
+    ]  # (*network's grid) and (L,): their sum is a label's logit where none is kept
+    padding: (
+        Bool | None
+    )  # (*network's grid), True where all labels are equal, and count as 0; None means nowhere
     grid: TileGrid  # the tiles of the image from `first_plane` on
     interpolation: Interpolation
     threads: int
@@ -57,12 +63,25 @@ class CoarseChannels(ChannelSource):
 
     def planes(self, start: int, stop: int) -> CoarseChannels:
         """See `ChannelSource`."""
-        return replace(self, grid=TileGrid((stop - start, *self.grid.shape[1:])), first_plane=self.first_plane + start)
+        return replace(
+            self,
+            grid=TileGrid((stop - start, *self.grid.shape[1:])),
+            first_plane=self.first_plane + start,
+        )
 
-    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
+    def fill_entries(
+        self,
+        engine: Any,
+        label: int,
+        tiles: NDArray[np.int64],
+        entries: NDArray[np.int64],
+        out: Float32,
+    ) -> None:
         """See `ChannelSource`."""
         values_of = partial(self.interpolation.of_box, partial(self.coarse, label))
-        fill_by_rows(self.grid, self.first_plane, values_of, tiles, entries, out, threads=self.threads)
+        fill_by_rows(
+            self.grid, self.first_plane, values_of, tiles, entries, out, threads=self.threads
+        )
 
     def coarse(self, label: int, box: Box) -> Float32:
         """Return a label's logits in a box of the network's grid."""
@@ -79,7 +98,13 @@ class CoarseChannels(ChannelSource):
         if self.store.is_probability:
             take_logarithms(kept)
         spread = part.spread(inner, kept)
-        logits = np.ascontiguousarray(spread[tuple(slice(a.start - s, a.stop - s) for a, s in zip(box, start.tolist(), strict=True))])
+        logits = np.ascontiguousarray(
+            spread[
+                tuple(
+                    slice(a.start - s, a.stop - s) for a, s in zip(box, start.tolist(), strict=True)
+                )
+            ]
+        )
         by_voxel, by_label = self.floors
         np.copyto(logits, by_voxel[box] + by_label[label], where=np.isnan(logits))
         if self.padding is not None:
@@ -87,7 +112,13 @@ class CoarseChannels(ChannelSource):
         return logits
 
 
-def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, parameters: CrfParameters, context: RunContext) -> TilePlan:
+def plan_coarse(
+    network: CoarseNetwork,
+    image: GridImage,
+    spec: ModelSpec,
+    parameters: CrfParameters,
+    context: RunContext,
+) -> TilePlan:
     """Return the labels that are present in each tile of the image, from channels that stream by on the network's grid."""
     # Voxels outside the network's grid are background. Errors are those of `plan_stream`.
     run, threads = spec.mean_field, context.threads or available_threads()
@@ -99,13 +130,19 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     # A lower threshold for what is kept: a label's logits go on beside the voxels where it takes part.
     kept_above = matters_above - MARGIN
     kept, reach = Thresholds(matters_above, kept_above), (interpolation.reach,) * 3
-    survey, candidates, note = survey_stream(network.channels, coarse_grid, run, None, kept, context, reach)
+    survey, candidates, note = survey_stream(
+        network.channels, coarse_grid, run, None, kept, context, reach
+    )
     padding = None
     if survey.is_equal.any():
         padding, (survey.mask, *_) = survey.is_equal, leave_out(survey.is_equal, None, "logits")
     largest = survey.largest
     temperature = np.float32(run.temperature)
-    bias = np.zeros(run.num_labels, np.float32) if run.bias is None else np.asarray(run.bias, np.float32)
+    bias = (
+        np.zeros(run.num_labels, np.float32)
+        if run.bias is None
+        else np.asarray(run.bias, np.float32)
+    )
     survey.release()
     store, near, _ = candidates.store(survey, reach, context)
     by_voxel = survey.log_sum * temperature
@@ -131,7 +168,11 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
         levels += margins > present_above[label]
         if padding is not None:
             levels[padding[box]] = 0
-        highest = _highest(levels.transpose(interpolation.axes), [box[axis].start for axis in interpolation.axes], windows)
+        highest = _highest(
+            levels.transpose(interpolation.axes),
+            [box[axis].start for axis in interpolation.axes],
+            windows,
+        )
         may_matter[label], present[label] = highest > 0, highest > 1
 
     run_all([partial(find_tiles, label) for label in range(run.num_labels)], threads)
@@ -141,11 +182,19 @@ def plan_coarse(network: CoarseNetwork, image: GridImage, spec: ModelSpec, param
     num_padding, notes = 0, tuple[str, ...]()
     if not covered.all():
         inside, num_padding, notes = leave_out(~covered, inside, "logits")
-    problem = lazy_problem(grid, source, (present, may_matter), image, inside, spec, parameters, wanted)
+    problem = lazy_problem(
+        grid, source, (present, may_matter), image, inside, spec, parameters, wanted
+    )
     problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
     stored = labels.reshape(network.grid_shape)
     return TilePlan(
-        problem, problem.label_sets(), best / run.temperature, None, labels=stored, notes=(note, *notes), num_padding=num_padding
+        problem,
+        problem.label_sets(),
+        best / run.temperature,
+        None,
+        labels=stored,
+        notes=(note, *notes),
+        num_padding=num_padding,
     )
 
 
@@ -156,16 +205,25 @@ def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[in
         inside = axis.inside
         parts = [slice(start, start + tile) for start in range(0, len(inside), tile)]
         ends = [(int(samples[0, part].min()), int(samples[-1, part].max()) + 1) for part in parts]
-        windows.append([end if inside[part].any() else (0, 0) for end, part in zip(ends, parts, strict=True)])
+        windows.append(
+            [end if inside[part].any() else (0, 0) for end, part in zip(ends, parts, strict=True)]
+        )
     return windows
 
 
-def _highest(levels: NDArray[np.uint8], start: Sequence[int], windows: list[list[tuple[int, int]]]) -> NDArray[np.uint8]:
+def _highest(
+    levels: NDArray[np.uint8], start: Sequence[int], windows: list[list[tuple[int, int]]]
+) -> NDArray[np.uint8]:
     """Return the highest level that each tile of the image is interpolated from, (*tiles)."""
     # `levels` are those of a box that begins at `start`, in the image's order of axes; 0 elsewhere.
     for first, ends in zip(start, windows, strict=True):
-        rows = [levels[max(0, low - first) : max(0, high - first)].max(axis=0, initial=0) for low, high in ends]
-        levels = np.moveaxis(np.stack(rows), 0, -1)  # The next axis comes first; after three axes the order is the first one.
+        rows = [
+            levels[max(0, low - first) : max(0, high - first)].max(axis=0, initial=0)
+            for low, high in ends
+        ]
+        levels = np.moveaxis(
+            np.stack(rows), 0, -1
+        )  # The next axis comes first; after three axes the order is the first one.
     return levels
 
 
@@ -176,13 +234,23 @@ def _covered(interpolation: Interpolation, padding: Bool | None, grid: TileGrid)
     if padding is not None:
         linear = Interpolation(interpolation.grid_map, interpolation.nearest)
         for start in range(0, grid.shape[0], TILE[0]):
-            box = (slice(start, min(start + TILE[0], grid.shape[0])), *(slice(0, extent) for extent in grid.shape[1:]))
-            covered[box] &= linear.of_box(lambda source_box: (~padding[source_box]).astype(np.float32), box) > 0
+            box = (
+                slice(start, min(start + TILE[0], grid.shape[0])),
+                *(slice(0, extent) for extent in grid.shape[1:]),
+            )
+            covered[box] &= (
+                linear.of_box(lambda source_box: (~padding[source_box]).astype(np.float32), box) > 0
+            )
     return covered
 
 
 def _interpolated(
-    source: CoarseChannels, domains: Bool, largest: Float32, covered: Bool, mask: Bool | None, threads: int
+    source: CoarseChannels,
+    domains: Bool,
+    largest: Float32,
+    covered: Bool,
+    mask: Bool | None,
+    threads: int,
 ) -> tuple[Labels, NDArray[np.float64]]:
     """Return the label of the largest interpolated logit, (*grid), and the sum of the largest logits inside the mask, (*tiles)."""
     # `largest`: the largest logits on the network's grid. Sums are right for tiles with a single label.
@@ -200,7 +268,9 @@ def _interpolated(
             sets.engine(None, 1).decode(part.of_entries(sets, 1), labels[planes])
         box = (planes, *(slice(0, extent) for extent in grid.shape[1:]))
         sums = source.interpolation.of_box(lambda source_box: largest[source_box], box)
-        counts = covered[planes] if mask is None else covered[planes] & mask.reshape(grid.shape)[planes]
+        counts = (
+            covered[planes] if mask is None else covered[planes] & mask.reshape(grid.shape)[planes]
+        )
         best[row] = part.grid.reduced(np.add, sums, np.float64, counts)[0]
 
     run_all([partial(fill, row) for row in range(grid.counts[0])], threads)

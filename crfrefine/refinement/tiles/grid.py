@@ -29,8 +29,12 @@ class TileGrid:
 
     def __init__(self, grid_shape: Sequence[int]) -> None:
         """Cut a grid of one to three axes."""
-        self.shape: Extents = (1,) * (MAX_DIMS - len(grid_shape)) + tuple(int(extent) for extent in grid_shape)
-        self.counts: Extents = tuple(-(-extent // tile) for extent, tile in zip(self.shape, TILE, strict=True))
+        self.shape: Extents = (1,) * (MAX_DIMS - len(grid_shape)) + tuple(
+            int(extent) for extent in grid_shape
+        )
+        self.counts: Extents = tuple(
+            -(-extent // tile) for extent, tile in zip(self.shape, TILE, strict=True)
+        )
         self.num_tiles = math.prod(self.counts)
 
     def engine(self, threads: int | None) -> Any:
@@ -56,8 +60,12 @@ class TileGrid:
 
     def by_tile(self, inside: Bool | None, tiles: NDArray[np.int64]) -> Bool:
         """Return (n, voxels of a tile), True at the voxels of n tiles that are in the grid and in a mask (*grid), if there is one."""
-        padded = np.zeros(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)), np.bool_)
-        padded[tuple(slice(0, extent) for extent in self.shape)] = True if inside is None else inside
+        padded = np.zeros(
+            tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)), np.bool_
+        )
+        padded[tuple(slice(0, extent) for extent in self.shape)] = (
+            True if inside is None else inside
+        )
         shape = [part for pair in zip(self.counts, TILE, strict=True) for part in pair]
         whole = padded.reshape(shape).transpose(0, 2, 4, 1, 3, 5)
         return whole[np.unravel_index(tiles, self.counts)].reshape(len(tiles), math.prod(TILE))
@@ -67,18 +75,28 @@ class TileGrid:
         padded = np.full((self.num_tiles, *TILE), np.nan, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
         whole = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
-        whole = whole.reshape(tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)))
+        whole = whole.reshape(
+            tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True))
+        )
         return np.ascontiguousarray(whole[tuple(slice(0, extent) for extent in self.shape)])
 
-    def reduced(self, ufunc: np.ufunc, values: Array, dtype: DTypeLike, where: Bool | None = None) -> Array:
+    def reduced(
+        self, ufunc: np.ufunc, values: Array, dtype: DTypeLike, where: Bool | None = None
+    ) -> Array:
         """Return the sum, or what else a ufunc makes, of the voxels of each tile, (*tiles); those that do not count are 0."""
         reduced = np.empty(self.counts, dtype)
         for row in range(self.counts[0]):
             planes = slice(row * TILE[0], (row + 1) * TILE[0])
-            part = values[planes] if where is None else np.where(where[planes], values[planes], values.dtype.type(0))
+            part = (
+                values[planes]
+                if where is None
+                else np.where(where[planes], values[planes], values.dtype.type(0))
+            )
             of_tiles = ufunc.reduce(part, axis=0, dtype=dtype)
             for axis in (0, 1):
-                of_tiles = ufunc.reduceat(of_tiles, range(0, of_tiles.shape[axis], TILE[axis + 1]), axis=axis)
+                of_tiles = ufunc.reduceat(
+                    of_tiles, range(0, of_tiles.shape[axis], TILE[axis + 1]), axis=axis
+                )
             reduced[row] = of_tiles
         return reduced
 
@@ -103,7 +121,9 @@ class LabelSets:
         self.active: Bool = self.num_labels_of > 1  # (*tiles)
         self.tiles = np.flatnonzero(self.active)  # flat numbers of the active tiles, ascending
         # (active tiles + 1), the first entry of each active tile, and the number of entries.
-        self.first_entry = np.concatenate([[0], np.cumsum(self.num_labels_of.reshape(-1)[self.tiles])]).astype(np.int64)
+        self.first_entry = np.concatenate(
+            [[0], np.cumsum(self.num_labels_of.reshape(-1)[self.tiles])]
+        ).astype(np.int64)
         self.num_entries = int(self.first_entry[-1])
 
     @cached_property
@@ -142,5 +162,12 @@ class LabelSets:
     def engine(self, mask: Bool | None, threads: int | None) -> Any:
         """Return the C++ engine's routines for these sets; `mask` (*grid) is True where the model applies, or None."""
         return load_engine().LabelSets(
-            self.grid.shape, TILE, mask, self.tiles, self.first_entry, self.labels, self.settled, threads or available_threads()
+            self.grid.shape,
+            TILE,
+            mask,
+            self.tiles,
+            self.first_entry,
+            self.labels,
+            self.settled,
+            threads or available_threads(),
         )

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, bounding_box, log_shares, widen
+from crfrefine.arrays.label_maps import (
+    ABSENT_LOGIT,
+    CONFIDENCE,
+    Box,
+    bounding_box,
+    log_shares,
+    widen,
+)
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.limits import run_all
 from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
@@ -32,14 +39,24 @@ class ChannelSource(ABC):
 
     def of_entries(self, sets: LabelSets, threads: int | None) -> Float32:
         """Return (entries, voxels of a tile), the logits of the labels that take part in the tiles."""
-        values, engine = np.empty((sets.num_entries, math.prod(TILE)), np.float32), sets.grid.engine(threads)
+        values, engine = (
+            np.empty((sets.num_entries, math.prod(TILE)), np.float32),
+            sets.grid.engine(threads),
+        )
         for label, (tiles, entries) in enumerate(sets.entries):
             if len(tiles):
                 self.fill_entries(engine, label, tiles, entries, values)
         return values
 
     @abstractmethod
-    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
+    def fill_entries(
+        self,
+        engine: Any,
+        label: int,
+        tiles: NDArray[np.int64],
+        entries: NDArray[np.int64],
+        out: Float32,
+    ) -> None:
         """Write a label's logits in some tiles, named by flat numbers, to entries of `out`, (entries, voxels of a tile) float32."""
 
     @abstractmethod
@@ -54,7 +71,14 @@ class DenseChannels(ChannelSource):
     values: Float32  # (L, *grid) of three grid axes, with consecutive voxels along the last one
     is_probability: bool  # whether the values are probabilities, whose logarithm is taken
 
-    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
+    def fill_entries(
+        self,
+        engine: Any,
+        label: int,
+        tiles: NDArray[np.int64],
+        entries: NDArray[np.int64],
+        out: Float32,
+    ) -> None:
         """See `ChannelSource`."""
         engine.fill_entries(self.values[label], True, tiles, self.is_probability, entries, out)
 
@@ -76,13 +100,25 @@ class LabelMapChannels(ChannelSource):
     first_plane: int
     num_planes: int
 
-    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
+    def fill_entries(
+        self,
+        engine: Any,
+        label: int,
+        tiles: NDArray[np.int64],
+        entries: NDArray[np.int64],
+        out: Float32,
+    ) -> None:
         """See `ChannelSource`."""
-        if math.prod(tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True)) > MAX_NEIGHBORHOOD:
+        if (
+            math.prod(tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True))
+            > MAX_NEIGHBORHOOD
+        ):
             engine.fill_entries(self.channel(label), True, tiles, False, entries, out)
             return
         logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
-        engine.fill_labels(self.numbers, self.first_plane, label, self.reach, logits, tiles, entries, out)
+        engine.fill_labels(
+            self.numbers, self.first_plane, label, self.reach, logits, tiles, entries, out
+        )
 
     def planes(self, start: int, stop: int) -> LabelMapChannels:
         """See `ChannelSource`."""
@@ -96,7 +132,10 @@ class LabelMapChannels(ChannelSource):
         logits = np.full(occurs.shape, ABSENT_LOGIT, np.float16)
         box = bounding_box(occurs)
         if box is not None:
-            wider = tuple(slice(max(0, axis.start - extent), axis.stop + extent) for axis, extent in zip(box, self.reach, strict=True))
+            wider = tuple(
+                slice(max(0, axis.start - extent), axis.stop + extent)
+                for axis, extent in zip(box, self.reach, strict=True)
+            )
             logits[wider][widen(occurs[wider], self.reach)] = 0.0
             logits[occurs] = CONFIDENCE
         return logits[first - start : stop - start]
@@ -108,7 +147,14 @@ _MAX_ROWS = 4  # rows of tiles whose shares are computed at once
 class ShareChannels(LabelMapChannels):
     """Logarithms of the shares of labels in the map of a coarse network; `reach` is the result of `share_sigma`."""
 
-    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
+    def fill_entries(
+        self,
+        engine: Any,
+        label: int,
+        tiles: NDArray[np.int64],
+        entries: NDArray[np.int64],
+        out: Float32,
+    ) -> None:
         """See `ChannelSource`."""
         grid = TileGrid((self.num_planes, *self.numbers.shape[1:]))
         shares = partial(log_shares, self.numbers, label, self.reach)
@@ -134,7 +180,9 @@ def fill_by_rows(
         some = np.flatnonzero(places[0] // num_rows == rows)
         first, last = places[:, some].min(axis=1), places[:, some].max(axis=1) + 1
         ends = zip(first.tolist(), last.tolist(), TILE, grid.shape, strict=True)
-        planes, *others = [slice(start * tile, min(stop * tile, extent)) for start, stop, tile, extent in ends]
+        planes, *others = [
+            slice(start * tile, min(stop * tile, extent)) for start, stop, tile, extent in ends
+        ]
         values = values_of((slice(planes.start + first_plane, planes.stop + first_plane), *others))
         part = TileGrid(values.shape)
         inner = np.ravel_multi_index(tuple(places[:, some] - first[:, None]), part.counts)
@@ -166,12 +214,18 @@ class TileProblem:
     may_matter: Bool  # (L, *tiles), where they may become so; a superset
     image: GridImage  # the image; the mask is C-contiguous
     spec: ModelSpec  # the model of all labels
-    threshold: float | None  # largest probability that counts as nothing, for the check at the borders of domains; None means no check
-    maps: Sequence[IntensityMap] | None = None  # of the intensities of each modality, for an image that is not normalized
+    threshold: (
+        float | None
+    )  # largest probability that counts as nothing, for the check at the borders of domains; None means no check
+    maps: Sequence[IntensityMap] | None = (
+        None  # of the intensities of each modality, for an image that is not normalized
+    )
     # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's marginals; minus infinity: nowhere.
     settled: float = -math.inf
     precision: float = 0.0  # `mean_field.label_threshold`, by which `running.UNSENT` is measured
-    largest_slab: int | None = None  # voxels of a slab and the planes beside it, if they are to be few
+    largest_slab: int | None = (
+        None  # voxels of a slab and the planes beside it, if they are to be few
+    )
 
     @cached_property
     def mask(self) -> Bool | None:
@@ -206,14 +260,26 @@ class TileProblem:
         lowest = np.full(len(self.image.values), np.inf)
         for start in range(0, self.grid.shape[0], 2 * TILE[0]):
             planes = slice(start, start + 2 * TILE[0])
-            values, where = self.normalized((planes,)), True if self.mask is None else self.mask[planes]
+            values, where = (
+                self.normalized((planes,)),
+                True if self.mask is None else self.mask[planes],
+            )
             lowest = np.minimum(lowest, values.min(axis=(1, 2, 3), where=where, initial=np.inf))
-        first = (0,) * len(self.image.spacing) if self.image.mask is None else first_inside(self.image.mask)
-        return replace(self, image=replace(self.image, origin=FeatureOrigin(first, tuple(lowest.tolist()))))
+        first = (
+            (0,) * len(self.image.spacing)
+            if self.image.mask is None
+            else first_inside(self.image.mask)
+        )
+        return replace(
+            self, image=replace(self.image, origin=FeatureOrigin(first, tuple(lowest.tolist())))
+        )
 
     def in_slab(self, slab: Slab) -> TileProblem:
         """Return the planes that take part in a slab, with their normalized image; an origin is there."""
-        values, mask = self.normalized((slice(slab.first, slab.last),)), None if self.mask is None else self.mask[slab.first : slab.last]
+        values, mask = (
+            self.normalized((slice(slab.first, slab.last),)),
+            None if self.mask is None else self.mask[slab.first : slab.last],
+        )
         origin = self.image.origin
         assert origin is not None
         origin = replace(origin, position=(origin.position[0] - slab.first, *origin.position[1:]))

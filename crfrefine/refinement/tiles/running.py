@@ -39,11 +39,21 @@ class RefinedTiles:
 
 
 def run_tiles(
-    problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool, has_room: bool
+    problem: TileProblem,
+    sets: LabelSets,
+    backend: Backend,
+    context: RunContext,
+    *,
+    is_direct: bool,
+    has_room: bool,
 ) -> RefinedTiles:
     """Run the mean field on label sets, at least one of them active, by direct sums or by the filters that the model asks for."""
     # `has_room`: direct sums may make copies of the whole volume before the first step.
-    spec, run, engine = problem.spec.kernels, problem.spec.mean_field, sets.engine(problem.mask, context.threads)
+    spec, run, engine = (
+        problem.spec.kernels,
+        problem.spec.mean_field,
+        sets.engine(problem.mask, context.threads),
+    )
     logits = problem.source.of_entries(sets, context.threads)
     if run.bias is not None:
         logits += np.asarray(run.bias, np.float32)[sets.labels][:, None]
@@ -68,7 +78,9 @@ def run_tiles(
             near &= problem.mask
         dims = problem.grid.shape[3 - len(problem.image.spacing) :]
         guide = replace(problem.image, values=image.reshape(-1, *dims))
-        guide = replace(guide, mask=near.reshape(dims), origin=guide.origin or default_origin(guide))
+        guide = replace(
+            guide, mask=near.reshape(dims), origin=guide.origin or default_origin(guide)
+        )
         kernels = backend.kernels(guide, replace(spec, num_labels=shared[0] + 1), context)
         assert isinstance(kernels, CpuKernels)
         built, filters = kernels.built, kernels.filters
@@ -76,14 +88,20 @@ def run_tiles(
     out = np.empty_like(logits)
     exceeds = np.zeros(sets.num_entries, np.uint8)
     prepared = time.perf_counter()
-    bilateral = [(_sigma(kernel, steps), list(kernel.theta_intensity or ())) for kernel in spec.bilateral]
+    bilateral = [
+        (_sigma(kernel, steps), list(kernel.theta_intensity or ())) for kernel in spec.bilateral
+    ]
     spatial = [] if spec.spatial is None else _sigma(spec.spatial, steps)
     model = image, bilateral, spatial, spec.normalization, run
     voxels = is_open, problem.image.num_voxels, context.progress, logits, out
     may_matter = None if problem.threshold is None else problem.may_matter
     check = may_matter, problem.reach, problem.threshold or 0.0, exceeds
-    outcome = engine.run(built, *shared, *model, *voxels, *check, UNSENT * problem.precision, has_room)
-    report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), filters)
+    outcome = engine.run(
+        built, *shared, *model, *voxels, *check, UNSENT * problem.precision, has_room
+    )
+    report = MeanFieldReport(
+        outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), filters
+    )
     timings = {"build": prepared - started, "steps": time.perf_counter() - prepared}
     return RefinedTiles(sets, out, exceeds, report, timings)
 
@@ -94,17 +112,25 @@ def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]
     open_rows = np.zeros((grid.num_tiles, *TILE[:2]), np.bool_)
     open_rows[sets.tiles] = is_open.reshape(-1, *TILE[:2]) != 0
     rows = open_rows.reshape(*grid.counts, *TILE[:2]).transpose(0, 3, 1, 4, 2)
-    rows = rows.reshape(grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])[: grid.shape[0], : grid.shape[1]]
-    near = np.repeat(widen(rows, (2 * reach[0], 2 * reach[1], 0)), TILE[2], axis=-1)[..., : grid.shape[2]]
+    rows = rows.reshape(grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])[
+        : grid.shape[0], : grid.shape[1]
+    ]
+    near = np.repeat(widen(rows, (2 * reach[0], 2 * reach[1], 0)), TILE[2], axis=-1)[
+        ..., : grid.shape[2]
+    ]
     return np.ascontiguousarray(widen(near, (0, 0, 2 * reach[2])))
 
 
 def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:
     """Return the standard deviation in voxels along the three axes."""
-    return [1.0] * (3 - len(steps)) + [theta / step for theta, step in zip(kernel.theta_position, steps, strict=True)]
+    return [1.0] * (3 - len(steps)) + [
+        theta / step for theta, step in zip(kernel.theta_position, steps, strict=True)
+    ]
 
 
-def share_channels(sets: LabelSets, rings: Extents) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
+def share_channels(
+    sets: LabelSets, rings: Extents
+) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
     """Spread labels over as few channels as a simple rule finds: labels share one where no message of one can reach the other's domain.
 
     Parts of a domain that messages can cross between, over so many rings of tiles, stay together. The parts of all domains, the largest
@@ -164,11 +190,20 @@ def _grouped(channels: list[NDArray[np.int32]], active: Bool) -> list[NDArray[np
 MAX_REPEATS = 3  # runs after which a label whose domain is still too small takes part everywhere
 
 
-def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunContext, *, is_direct: bool | None = None) -> RefinedTiles:
+def solve(
+    problem: TileProblem,
+    sets: LabelSets,
+    backend: Backend,
+    context: RunContext,
+    *,
+    is_direct: bool | None = None,
+) -> RefinedTiles:
     """Run the mean field on the tiles with several labels, in slabs if it does not fit into memory at once."""
     # `is_direct`: None means whichever is less work. CapacityError: not even a slab fits.
     if problem.spec.mean_field.volume_weight > 0.0:  # Volumes are sums over all voxels.
-        raise ConfigError("volume.weight: volumes are not kept where labels are left out; set it or mean_field.label_threshold to 0")
+        raise ConfigError(
+            "volume.weight: volumes are not kept where labels are left out; set it or mean_field.label_threshold to 0"
+        )
     repeats = 0
     while True:
         if not sets.active.any():
@@ -176,14 +211,23 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
             return RefinedTiles(sets, values, np.zeros(0, np.uint8), MeanFieldReport(0, True, ()))
         problem.source.ensure(sets.domains & sets.active, context.threads)
         is_direct = sums_are_direct(problem, sets) if is_direct is None else is_direct
-        slabs = plan_slabs(problem, sets, None if context.num_bytes is None else context.num_bytes(), is_direct=is_direct)
+        slabs = plan_slabs(
+            problem,
+            sets,
+            None if context.num_bytes is None else context.num_bytes(),
+            is_direct=is_direct,
+        )
         has_room = isinstance(problem.source, DenseChannels)
         if len(slabs) == 1:
             # The copies are smaller than what the steps need for two labels at each voxel.
             has_room = has_room or sets.num_entries >= 2 * sets.grid.num_tiles
-            refined = run_tiles(problem, sets, backend, context, is_direct=is_direct, has_room=has_room)
+            refined = run_tiles(
+                problem, sets, backend, context, is_direct=is_direct, has_room=has_room
+            )
         else:
-            refined = run_slabs(problem, sets, slabs, backend, context, is_direct=is_direct, has_room=has_room)
+            refined = run_slabs(
+                problem, sets, slabs, backend, context, is_direct=is_direct, has_room=has_room
+            )
         # Where a label's marginal was not negligible near the border of its domain.
         if problem.threshold is None or not refined.exceeds.any():
             return refined
@@ -199,7 +243,14 @@ def solve(problem: TileProblem, sets: LabelSets, backend: Backend, context: RunC
 
 
 def run_slabs(
-    problem: TileProblem, sets: LabelSets, slabs: Sequence[Slab], backend: Backend, context: RunContext, *, is_direct: bool, has_room: bool
+    problem: TileProblem,
+    sets: LabelSets,
+    slabs: Sequence[Slab],
+    backend: Backend,
+    context: RunContext,
+    *,
+    is_direct: bool,
+    has_room: bool,
 ) -> RefinedTiles:
     """Run the mean field slab by slab: with direct sums the same logits as at once, if all steps are taken."""
     # Convergence would have to be judged for all slabs together: all steps are taken, without an energy.
@@ -214,18 +265,27 @@ def run_slabs(
         part_sets = LabelSets(part.grid, rows_of(sets.domains, slab))
         if not part_sets.active.any():
             continue
-        own_context = replace(context, progress=of_part(context.progress, number, len(slabs), "slab"))
+        own_context = replace(
+            context, progress=of_part(context.progress, number, len(slabs), "slab")
+        )
         if own_context.progress is not None:
             own_context.progress("label sets", 0, 1)
-        refined = run_tiles(part, part_sets, backend, own_context, is_direct=is_direct, has_room=has_room)
-        to, source = sets.entries_in(slab.start, slab.stop), part_sets.entries_in(slab.start - slab.first, slab.stop - slab.first)
+        refined = run_tiles(
+            part, part_sets, backend, own_context, is_direct=is_direct, has_room=has_room
+        )
+        to, source = (
+            sets.entries_in(slab.start, slab.stop),
+            part_sets.entries_in(slab.start - slab.first, slab.stop - slab.first),
+        )
         values[to], exceeds[to] = refined.values[source], refined.exceeds[source]
         filters = filters or refined.report.filters
         for stage, seconds in refined.timings.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
         del part, refined  # The next slab needs their memory.
     filters = tuple(f"{line}, in {len(slabs)} slabs" for line in filters)
-    return RefinedTiles(sets, values, exceeds, MeanFieldReport(run.num_iterations, False, (), filters), timings)
+    return RefinedTiles(
+        sets, values, exceeds, MeanFieldReport(run.num_iterations, False, (), filters), timings
+    )
 
 
 # Per voxel of an entry: logits, marginals, changes, two kinds of messages; the mask.
@@ -250,7 +310,9 @@ def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: 
     return total + voxels * (BYTES_OF_FILTERS + BYTES_OF_MODALITY * (len(problem.image.values) - 1))
 
 
-def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, is_direct: bool) -> list[Slab]:
+def plan_slabs(
+    problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, is_direct: bool
+) -> list[Slab]:
     """Return as few slabs as fit into a number of bytes, where None means any amount; raise CapacityError if no slab fits."""
     needed, num_iterations = 0, problem.spec.mean_field.num_iterations
     # In each step messages, and their normalizations, come from within the reach; in small slabs messages
@@ -262,13 +324,22 @@ def plan_slabs(problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, 
     for count in range(1, rows + 1):
         height = math.ceil(rows / count) * TILE[0]  # The last slab may be lower.
         starts = range(0, num_planes, height)
-        slabs = [Slab(s, min(s + height, num_planes), max(0, s - halo), min(s + height + halo, num_planes)) for s in starts]
+        slabs = [
+            Slab(
+                s, min(s + height, num_planes), max(0, s - halo), min(s + height + halo, num_planes)
+            )
+            for s in starts
+        ]
         needed = max(slab_bytes(problem, sets, slab, is_direct=is_direct) for slab in slabs)
         if len(slabs) > 1:  # Beside a slab, the refined logits of all slabs.
             needed += sets.num_entries * math.prod(TILE) * BYTES_OF_RESULT
         size = max(slab.last - slab.first for slab in slabs) * math.prod(problem.grid.shape[1:])
         # In slabs as low as their halos, the planes beside them take as long.
-        is_small = problem.largest_slab is None or size <= problem.largest_slab or slabs[0].stop - slabs[0].start <= 2 * halo
+        is_small = (
+            problem.largest_slab is None
+            or size <= problem.largest_slab
+            or slabs[0].stop - slabs[0].start <= 2 * halo
+        )
         if is_small and (num_bytes is None or needed <= num_bytes):
             return slabs
     raise CapacityError(

@@ -61,10 +61,14 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
     num_planes, *plane_shape = grid.shape
     waiting: dict[int, Array] = {}
     for piece in read():
-        for label, values in zip(range(piece.channels.start, piece.channels.stop), piece.values, strict=True):
+        for label, values in zip(
+            range(piece.channels.start, piece.channels.stop), piece.values, strict=True
+        ):
             planes = values.reshape(-1, *plane_shape)
             first, stop = piece.planes.start, piece.planes.stop
-            if len(planes) != stop - first:  # A grid of two axes: its planes are rows of the only plane.
+            if (
+                len(planes) != stop - first
+            ):  # A grid of two axes: its planes are rows of the only plane.
                 planes, first, stop = values.reshape(1, *plane_shape), 0, 1
             if label in waiting:
                 held = waiting.pop(label)
@@ -80,8 +84,15 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
 class StoredChannels(ChannelSource):
     """Some tiles of each label's channel; `read` returns the pieces, for tiles that are wanted later."""
 
-    def __init__(self, grid: TileGrid, num_labels: int, read: ReadPieces, *, is_probability: bool = False) -> None:
-        self.grid, self.num_labels, self.is_probability, self.read = grid, num_labels, is_probability, read
+    def __init__(
+        self, grid: TileGrid, num_labels: int, read: ReadPieces, *, is_probability: bool = False
+    ) -> None:
+        self.grid, self.num_labels, self.is_probability, self.read = (
+            grid,
+            num_labels,
+            is_probability,
+            read,
+        )
         self.num_bytes = 0  # of the tiles
         self._parts: list[list[tuple[NDArray[np.int64], Array]]] = [[] for _ in range(num_labels)]
 
@@ -109,9 +120,20 @@ class StoredChannels(ChannelSource):
         for brick in read_bricks(self.read, self.grid):
             own = brick.tiles(self.grid)
             tiles = np.flatnonzero(missing[brick.label].reshape(-1)[own])
-            self.keep(brick.label, tiles + own.start, TileGrid(brick.values.shape).gather(brick.values, tiles, threads))
+            self.keep(
+                brick.label,
+                tiles + own.start,
+                TileGrid(brick.values.shape).gather(brick.values, tiles, threads),
+            )
 
-    def fill_entries(self, engine: Any, label: int, tiles: NDArray[np.int64], entries: NDArray[np.int64], out: Float32) -> None:
+    def fill_entries(
+        self,
+        engine: Any,
+        label: int,
+        tiles: NDArray[np.int64],
+        entries: NDArray[np.int64],
+        out: Float32,
+    ) -> None:
         """See `ChannelSource`."""
         kept, values = self.joined(label)
         if len(tiles) != len(kept):
@@ -135,7 +157,10 @@ class StoredChannels(ChannelSource):
         if not parts:
             return np.zeros(0, np.int64), np.zeros((0, math.prod(TILE)), np.float32)
         if len(parts) > 1:
-            joined, values = np.concatenate([tiles for tiles, _ in parts]), np.concatenate([values for _, values in parts])
+            joined, values = (
+                np.concatenate([tiles for tiles, _ in parts]),
+                np.concatenate([values for _, values in parts]),
+            )
             if (np.diff(joined) < 0).any():
                 order = np.argsort(joined)
                 joined, values = joined[order], values[order]
@@ -151,7 +176,12 @@ class Candidates:
     """Tiles where a label may take part, kept while the channels are surveyed; if there is no room for them, they are read once more."""
 
     def __init__(
-        self, store: StoredChannels, thresholds: Thresholds, max_bytes: int | None, threads: int | None, reach: Extents | None = None
+        self,
+        store: StoredChannels,
+        thresholds: Thresholds,
+        max_bytes: int | None,
+        threads: int | None,
+        reach: Extents | None = None,
     ) -> None:
         """Take an empty store; the tiles that are kept take `max_bytes`, where None means any amount."""
         # With `reach`, as of `store`, tiles are not kept that `store` would forget.
@@ -177,7 +207,9 @@ class Candidates:
             self._has_room = False
             self._store = StoredChannels(store.grid, store.num_labels, store.read)
 
-    def store(self, survey: Survey, reach: Extents, context: RunContext) -> tuple[StoredChannels, Bool, Bool]:
+    def store(
+        self, survey: Survey, reach: Extents, context: RunContext
+    ) -> tuple[StoredChannels, Bool, Bool]:
         """Return the channels, where labels are present, and where they may matter, (L, *tiles); labels take part within `reach`."""
         # Raises CapacityError if tiles that are read once more take too much memory.
         left = None if context.num_bytes is None else context.num_bytes()
@@ -209,7 +241,9 @@ class Candidates:
             store.keep(brick.label, tiles[chosen], values[chosen])
             if brick.first_plane + len(brick.values) == survey.grid.shape[0]:
                 forget_far_tiles(brick.label)
-            if left is not None and store.num_bytes > left - FIRST_LOOK:  # Pieces on their way need the rest.
+            if (
+                left is not None and store.num_bytes > left - FIRST_LOOK
+            ):  # Pieces on their way need the rest.
                 raise CapacityError(
                     f"the logits of labels that may take part need more than the {format_size(max(0, left - FIRST_LOOK))} that are left, "
                     f"up to label {brick.label} of {survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or a "
@@ -223,7 +257,12 @@ class Candidates:
         margins = survey.margins[brick.label].reshape(-1)[own]
         matters = margins > self._thresholds.may_matter[brick.label]
         if self._rings is not None:
-            near = widen((margins > self._thresholds.present[brick.label]).reshape(-1, *survey.grid.counts[1:]), self._rings)
+            near = widen(
+                (margins > self._thresholds.present[brick.label]).reshape(
+                    -1, *survey.grid.counts[1:]
+                ),
+                self._rings,
+            )
             rows = self._rings[0]
             if brick.first_plane > 0:  # Tiles of the bricks before and behind it may be near.
                 near[:rows] = True
@@ -231,7 +270,9 @@ class Candidates:
                 near[-rows:] = True
             matters &= near.reshape(-1)
         tiles = np.flatnonzero(matters)
-        return tiles + own.start, TileGrid(brick.values.shape).gather(brick.values, tiles, self._threads)
+        return tiles + own.start, TileGrid(brick.values.shape).gather(
+            brick.values, tiles, self._threads
+        )
 
 
 # Part of the memory left that may hold tiles in the first pass; else channels stream by twice.
@@ -260,14 +301,22 @@ def survey_stream(
         candidates = Candidates(store, thresholds, max_bytes, context.threads, reach)
         for brick in read_bricks(stream.read, grid):
             if is_probability is None:
-                outside = brick.values[(brick.values < -SUM_TOLERANCE) | (brick.values > 1 + SUM_TOLERANCE)]
-                is_probability = not outside.size or bool((outside == outside[0]).all())  # Padding usually has a single value.
+                outside = brick.values[
+                    (brick.values < -SUM_TOLERANCE) | (brick.values > 1 + SUM_TOLERANCE)
+                ]
+                is_probability = not outside.size or bool(
+                    (outside == outside[0]).all()
+                )  # Padding usually has a single value.
             if context.progress is not None:
                 context.progress("channels", brick.label, stream.num_labels)
             survey.is_probability = is_probability
             survey.add(brick.label, brick.values, brick.first_plane)
             candidates.add(survey, brick)
-            look.add(brick.label, brick.values, slice(brick.first_plane, brick.first_plane + len(brick.values)))
+            look.add(
+                brick.label,
+                brick.values,
+                slice(brick.first_plane, brick.first_plane + len(brick.values)),
+            )
         kind, reason = decide(look, stream.input_type, stream.kind, str(stream.path))
         if is_probability == (kind == "probabilities"):
             return survey, candidates, f"{stream.path.name} is taken as {kind}: {reason}"

@@ -32,7 +32,15 @@ class Survey:
         margins: (L, *tiles) float32, upper bound of the logarithm of a label's largest probability in a tile, inside the mask.
     """
 
-    def __init__(self, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, threads: int | None, *, is_probability: bool = False) -> None:
+    def __init__(
+        self,
+        grid: TileGrid,
+        run: MeanFieldSpec,
+        mask: Bool | None,
+        threads: int | None,
+        *,
+        is_probability: bool = False,
+    ) -> None:
         """Start with no channel; the mask is (*grid) C-contiguous, and of probabilities the logarithm is taken."""
         self.grid, self.mask, self.is_probability = grid, mask, is_probability
         self.num_labels, self.temperature = len(run.compatibility), run.temperature
@@ -66,12 +74,18 @@ class Survey:
         """Return about what share of the voxels inside the mask have labels, beside the likeliest, above a probability together."""
         # A few planes say enough; float32 tells no doubt below MIN_DOUBT.
         planes = slice(SAMPLED_PLANES // 2, None, SAMPLED_PLANES)
-        doubt = -np.expm1(self.largest[planes] / np.float32(self.temperature) - self.log_sum[planes])
+        doubt = -np.expm1(
+            self.largest[planes] / np.float32(self.temperature) - self.log_sum[planes]
+        )
         if self.mask is not None:
             doubt = doubt[self.mask[planes]]
-        return float(np.mean(doubt > max(math.exp(log_probability), MIN_DOUBT))) if doubt.size else 1.0
+        return (
+            float(np.mean(doubt > max(math.exp(log_probability), MIN_DOUBT))) if doubt.size else 1.0
+        )
 
-    def margins_of(self, label: int, values: Array, tiles: NDArray[np.int64], exact_above: float = -math.inf) -> Float32:
+    def margins_of(
+        self, label: int, values: Array, tiles: NDArray[np.int64], exact_above: float = -math.inf
+    ) -> Float32:
         """Return the logarithm of a label's largest probability beside the channels so far in each of some tiles."""
         # Results not above `exact_above` may be upper bounds. The values are the whole channel, (*grid), or
         # those of the tiles, (tiles, voxels of a tile).
@@ -81,7 +95,9 @@ class Survey:
         settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
         if len(tiles):
             sums = self.log_sum, self._lowest_sums
-            self._engine.margins(values, values.ndim == 3, tiles, *settings, self.mask, *sums, exact_above, margins)
+            self._engine.margins(
+                values, values.ndim == 3, tiles, *settings, self.mask, *sums, exact_above, margins
+            )
         return margins
 
 

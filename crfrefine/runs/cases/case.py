@@ -20,7 +20,14 @@ from crfrefine.arrays.probabilities import decide, find_padding, look_at, take_l
 from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
 from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.limits import PROCESS, RUN_BYTES, available_threads, memory_limit, require_memory, run_all
+from crfrefine.base.limits import (
+    PROCESS,
+    RUN_BYTES,
+    available_threads,
+    memory_limit,
+    require_memory,
+    run_all,
+)
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.errors import InputError
@@ -45,7 +52,9 @@ MAX_DIMS = 3
 _FILTER_BYTES = 40  # per voxel and modality: the features and the lattice of a usual image
 # Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all are equal, and the label maps.
 _SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
-_STREAM_BYTES = 3 * MAX_BYTES + 2 * PROCESS  # pieces on their way from the file, and the process itself
+_STREAM_BYTES = (
+    3 * MAX_BYTES + 2 * PROCESS
+)  # pieces on their way from the file, and the process itself
 _FLOAT = 4
 _MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many labels it has
 
@@ -64,17 +73,27 @@ class Case:
     spacing: tuple[float, ...]  # mm, one per grid axis
     num_labels: int  # L of a label map, background included; the logits of a label map have channels only for the labels that occur
     input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
-    notes: list[str] = field(default_factory=list)  # facts that the user should know, one sentence each
+    notes: list[str] = field(
+        default_factory=list
+    )  # facts that the user should know, one sentence each
     labels: Labels | None = None  # (*grid) the reference, if requested
     # The path and the (*grid) whole numbers of each file of strokes.
     strokes: tuple[tuple[Path, Labels], ...] = ()
-    regions: RegionScheme | None = None  # the regions of the channels; None means that channels are labels
+    regions: RegionScheme | None = (
+        None  # the regions of the channels; None means that channels are labels
+    )
     channel_labels: tuple[int, ...] = ()  # the label of each channel; empty: 0, 1, 2 …
-    grid_map: GridMap | None = None  # of channels that are streamed from another grid: where the image's voxels lie on it
-    network_spacing: tuple[float, ...] | None = None  # mm between voxels of logits on another grid; None means that of the image
+    grid_map: GridMap | None = (
+        None  # of channels that are streamed from another grid: where the image's voxels lie on it
+    )
+    network_spacing: tuple[float, ...] | None = (
+        None  # mm between voxels of logits on another grid; None means that of the image
+    )
     # (*grid) map of a coarser network, from whose shares the logits were made; None means that they were not
     label_map: Labels | None = None
-    absent_labels: tuple[int, ...] = ()  # labels that have a channel although the label map, if it is one, lacks them
+    absent_labels: tuple[
+        int, ...
+    ] = ()  # labels that have a channel although the label map, if it is one, lacks them
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
 
     @property
@@ -92,11 +111,17 @@ class Case:
 
 
 def load_case(
-    files: CaseFiles, options: ReadingOptions = DEFAULT_READING, *, threads: int | None = None, with_labels: bool = False
+    files: CaseFiles,
+    options: ReadingOptions = DEFAULT_READING,
+    *,
+    threads: int | None = None,
+    with_labels: bool = False,
 ) -> Case:
     """Read and check a case, several files at a time; a label map becomes logits."""
     # Raises InputError, GridMismatchError, UnsupportedFormatError, or CapacityError.
-    return read_case(read_case_headers(files, options), options, threads=threads, with_labels=with_labels)
+    return read_case(
+        read_case_headers(files, options), options, threads=threads, with_labels=with_labels
+    )
 
 
 def read_case(
@@ -114,7 +139,14 @@ def read_case(
     if network is None:
         raise InputError(f"case {headers.files.case_id!r}: no logits")
     is_map = network.kind == KIND
-    is_streamed = _plan_memory(headers, network, options, as_logits=as_logits, may_stream=may_stream, with_labels=with_labels)
+    is_streamed = _plan_memory(
+        headers,
+        network,
+        options,
+        as_logits=as_logits,
+        may_stream=may_stream,
+        with_labels=with_labels,
+    )
     work, threads = WorkGrid(first), threads or available_threads()
     times: dict[str, float] = {}
     parts: dict[str, Any] = {}
@@ -128,7 +160,9 @@ def read_case(
     keeps_logits = not is_streamed and (as_logits or not is_map)
     scores, jobs = reading_jobs(network.files) if keeps_logits and not is_map else (None, [])
     if is_map:
-        of_labels = partial(read_label_map, network, images, options, are_structures=headers.files.are_structures)
+        of_labels = partial(
+            read_label_map, network, images, options, are_structures=headers.files.are_structures
+        )
         jobs.append(partial(read_part, "labels", of_labels))
     if keeps_logits:
         parts["image"], of_images = reading_jobs(images)
@@ -143,29 +177,48 @@ def read_case(
     if is_map:
         found = channels_of_labels(parts["labels"], options, headers.spacing, as_logits=as_logits)
     elif scores is not None:
-        found = channels_of_scores(network, scores, first, options, threads, times, as_logits=as_logits)
+        found = channels_of_scores(
+            network, scores, first, options, threads, times, as_logits=as_logits
+        )
     elif (one_hot := read_one_hot(network, None, first, options)) is not None:
         found = channels_of_labels(one_hot, options, headers.spacing, as_logits=as_logits)
     else:  # Channels of unknown type are logits until they are streamed.
         declared = network.kind if options.input_type == "auto" else options.input_type
-        found = {"network": network, "input_kind": declared or "logits", "num_labels": network.num_labels, "notes": []}
+        found = {
+            "network": network,
+            "input_kind": declared or "logits",
+            "num_labels": network.num_labels,
+            "notes": [],
+        }
         if not first.on_same_grid(network.files[0]):
             found["grid_map"] = grid_map = work.require_overlap(network.files[0], "logits")
             found["network_spacing"] = grid_map.source_spacing(headers.spacing)
-            found["notes"] = work.describe(grid_map, network.files[0], "logits", HOW[options.resample == CUBIC], "become background")
+            found["notes"] = work.describe(
+                grid_map,
+                network.files[0],
+                "logits",
+                HOW[options.resample == CUBIC],
+                "become background",
+            )
     notes = found.pop("notes")
     mask = labels = None
     if headers.mask is not None:
-        mask = work.nearest(headers.mask, parts["mask"], "mask", notes, outside="are outside the mask")
+        mask = work.nearest(
+            headers.mask, parts["mask"], "mask", notes, outside="are outside the mask"
+        )
         if not mask.any():
-            raise InputError(f"{headers.mask.path}: the mask is empty on the image's grid: it has no voxel that is not zero there")
+            raise InputError(
+                f"{headers.mask.path}: the mask is empty on the image's grid: it has no voxel that is not zero there"
+            )
     elif options.mask_mode == "nonzero":
         mask = nonzero_mask(parts["image"], first.path)
     if with_labels and headers.labels is not None:
         values = io.read_labels(headers.labels.path, grid=first).data.T
         labels = work.nearest(headers.labels, values, "labels", notes, outside="are background")
     image = reverse_grid(parts["image"])
-    strokes = tuple((header.path, io.read_labels(header.path, grid=first).data) for header in headers.strokes)
+    strokes = tuple(
+        (header.path, io.read_labels(header.path, grid=first).data) for header in headers.strokes
+    )
     return Case(
         **found,
         notes=[*notes, *headers.notes],
@@ -181,14 +234,24 @@ def read_case(
 
 
 def _plan_memory(
-    headers: CaseHeaders, network: LogitsHeader, options: ReadingOptions, *, as_logits: bool, may_stream: bool, with_labels: bool
+    headers: CaseHeaders,
+    network: LogitsHeader,
+    options: ReadingOptions,
+    *,
+    as_logits: bool,
+    may_stream: bool,
+    with_labels: bool,
 ) -> bool:
     """Return whether the logits of a case stay in their files: if they may, and take more than their share, or all would not fit."""
     # Results are not counted: CapacityError refuses only what certainly does not fit.
     limit, first, is_map = memory_limit(options.max_memory), headers.images[0], network.kind == KIND
     name, grid = f"case {shorten(headers.files.case_id)!r}", math.prod(first.grid_shape)
     own_grid = network.files[0].grid_shape
-    voxels, num_labels, on_grid = math.prod(own_grid), network.num_labels, first.on_same_grid(network.files[0])
+    voxels, num_labels, on_grid = (
+        math.prod(own_grid),
+        network.num_labels,
+        first.on_same_grid(network.files[0]),
+    )
     # Beside logits, images are read as float32, and normalized into a copy.
     copies = 2 if as_logits or not is_map else 1
     needed = PROCESS + copies * _FLOAT * headers.num_modalities * grid
@@ -200,22 +263,44 @@ def _plan_memory(
         needed += _FLOAT * math.prod(headers.mask.grid_shape) + grid
     # Only the number of channels decides about regions; a softmax of as many channels is rare, and read as a whole.
     has_regions = options.regions.scheme is not None or bool(options.regions.problem)
-    may_stream = may_stream and not is_map and not has_regions and len(own_grid) == len(first.grid_shape) <= MAX_DIMS
+    may_stream = (
+        may_stream
+        and not is_map
+        and not has_regions
+        and len(own_grid) == len(first.grid_shape) <= MAX_DIMS
+    )
     if may_stream and not on_grid:  # Channels on an oblique grid are interpolated as a whole.
-        may_stream = WorkGrid(first).require_overlap(network.files[0], "logits").source_axes is not None
+        may_stream = (
+            WorkGrid(first).require_overlap(network.files[0], "logits").source_axes is not None
+        )
     largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
     run = grid * (RUN_BYTES * num_labels + _FILTER_BYTES * headers.num_modalities)
-    is_streamed = may_stream and (_FLOAT * num_labels * max(grid, voxels) >= largest or needed + run > limit.bytes)
+    is_streamed = may_stream and (
+        _FLOAT * num_labels * max(grid, voxels) >= largest or needed + run > limit.bytes
+    )
     if is_streamed:
         needed = _STREAM_BYTES + grid * (_SURVEY_BYTES + (headers.mask is not None))
-        needed += sum(np.dtype(header.dtype).itemsize * header.num_channels * grid for header in headers.images)
-        needed += 2 * _FLOAT * grid if network.files[0].turned is not None else 0  # A channel whose axes are turned is in memory twice.
+        needed += sum(
+            np.dtype(header.dtype).itemsize * header.num_channels * grid
+            for header in headers.images
+        )
+        needed += (
+            2 * _FLOAT * grid if network.files[0].turned is not None else 0
+        )  # A channel whose axes are turned is in memory twice.
     elif with_labels and headers.labels is not None:
         needed += _FLOAT * math.prod(headers.labels.grid_shape)
-    files = ((first, f"{headers.num_modalities} modalities"), (network.files[0], "a label map" if is_map else f"{num_labels} labels"))
-    lines = [f"  {shorten(file.path, 200)}  {TIMES.join(map(str, file.grid_shape))}, {what}" for file, what in files]
+    files = (
+        (first, f"{headers.num_modalities} modalities"),
+        (network.files[0], "a label map" if is_map else f"{num_labels} labels"),
+    )
+    lines = [
+        f"  {shorten(file.path, 200)}  {TIMES.join(map(str, file.grid_shape))}, {what}"
+        for file, what in files
+    ]
     how = "without the logits, which are streamed" if is_streamed else "read as float32"
-    require_memory(needed, "\n".join([f"{name}: the program and its files, {how}, take", *lines]), limit)
+    require_memory(
+        needed, "\n".join([f"{name}: the program and its files, {how}, take", *lines]), limit
+    )
     return is_streamed
 
 
@@ -224,7 +309,11 @@ def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
     modalities = [read_stored(header) for header in images]
     types = {modality.dtype for modality in modalities}
     dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
-    return modalities[0] if len(modalities) == 1 else np.concatenate(modalities, dtype=dtype, casting="unsafe")
+    return (
+        modalities[0]
+        if len(modalities) == 1
+        else np.concatenate(modalities, dtype=dtype, casting="unsafe")
+    )
 
 
 def nonzero_mask(image: NDArray[Any], path: Path | None) -> Bool:
@@ -270,33 +359,72 @@ def channels_of_scores(
         run_all([partial(convert, channel) for channel in values], threads)
     notes, network_spacing = [note], None
     if not like.on_same_grid(header.files[0]):
-        network_spacing = WorkGrid(like).require_overlap(header.files[0], "logits").source_spacing(like.geometry()[1])
+        network_spacing = (
+            WorkGrid(like)
+            .require_overlap(header.files[0], "logits")
+            .source_spacing(like.geometry()[1])
+        )
         started = time.perf_counter()
         # Logarithms are interpolated, so that logits and probabilities give the same result.
         how = {"are_of_labels": scheme is None, "is_cubic": options.resample == CUBIC}
-        values = WorkGrid(like).interpolated(header.files[0], values, "logits", notes, outside="become background", threads=threads, **how)
+        values = WorkGrid(like).interpolated(
+            header.files[0],
+            values,
+            "logits",
+            notes,
+            outside="become background",
+            threads=threads,
+            **how,
+        )
         times["resample"] = time.perf_counter() - started
     values = values.reshape(len(values), *like.grid_shape[::-1])
     num_labels = len(values) if scheme is None else scheme.num_labels
-    fields = {"input_kind": kind, "num_labels": num_labels, "regions": scheme, "notes": notes, "network_spacing": network_spacing}
+    fields = {
+        "input_kind": kind,
+        "num_labels": num_labels,
+        "regions": scheme,
+        "notes": notes,
+        "network_spacing": network_spacing,
+    }
     return fields | {"network": reverse_grid(values)}
 
 
-def channels_of_labels(found: LabelMap, options: ReadingOptions, spacing: tuple[float, ...], *, as_logits: bool) -> dict[str, Any]:
+def channels_of_labels(
+    found: LabelMap, options: ReadingOptions, spacing: tuple[float, ...], *, as_logits: bool
+) -> dict[str, Any]:
     """Return fields of `Case`: a label map, or the logits of its labels; with `options.all_labels`, of all that are declared."""
     fields = {"input_kind": KIND, "num_labels": found.num_labels, "notes": [*found.notes]}
     present = found.channel_labels
     if not as_logits:
-        return fields | {"network": replace(found, labels=found.labels.T), "channel_labels": present}
+        return fields | {
+            "network": replace(found, labels=found.labels.T),
+            "channel_labels": present,
+        }
     channels = tuple(range(found.num_labels)) if options.all_labels else present
     if options.network_spacing is None:
         values = one_hot_logits(found.labels, channels, present)
     else:
         # "auto" means the spacing of a file on its own grid, else that of blocks found in the map.
-        given = found.file_spacing if options.network_spacing == AUTO and found.file_spacing else options.network_spacing
+        given = (
+            found.file_spacing
+            if options.network_spacing == AUTO and found.file_spacing
+            else options.network_spacing
+        )
         wide, note = find_network_spacing(given, found.labels.T, spacing)
         assert wide is not None
-        values = share_logits(channel_numbers(found.labels, channels), len(channels), share_sigma(wide[::-1], spacing[::-1]))
-        fields |= {"notes": [*found.notes, note], "network_spacing": wide, "label_map": found.labels.T}
+        values = share_logits(
+            channel_numbers(found.labels, channels),
+            len(channels),
+            share_sigma(wide[::-1], spacing[::-1]),
+        )
+        fields |= {
+            "notes": [*found.notes, note],
+            "network_spacing": wide,
+            "label_map": found.labels.T,
+        }
     absent = tuple(label for label in channels if label not in present)
-    return fields | {"network": reverse_grid(values), "channel_labels": channels, "absent_labels": absent}
+    return fields | {
+        "network": reverse_grid(values),
+        "channel_labels": channels,
+        "absent_labels": absent,
+    }

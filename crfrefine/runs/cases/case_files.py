@@ -17,24 +17,42 @@ class CaseFiles:
 
     case_id: str  # its name
     images: tuple[Path, ...]  # one per modality, in order, or a single file with all of them
-    logits: tuple[Path, ...] = ()  # one with all labels, or one per label in order; empty if no logits were requested
+    logits: tuple[
+        Path, ...
+    ] = ()  # one with all labels, or one per label in order; empty if no logits were requested
     mask: Path | None = None  # where the model applies, if given
     labels: Path | None = None  # the reference, if given
     strokes: tuple[Path, ...] = ()  # files of voxels that somebody drew to correct the result
-    problem: str | None = None  # the error of the case that its names show; reading the case raises it
-    missing: tuple[str, ...] = ()  # the missing files of the case, such as "no logits in study/logits"
+    problem: str | None = (
+        None  # the error of the case that its names show; reading the case raises it
+    )
+    missing: tuple[
+        str, ...
+    ] = ()  # the missing files of the case, such as "no logits in study/logits"
     are_structures: bool = False  # whether the logits are binary masks, one file per structure, which has the name of its file
-    output: Path | None = None  # where the label map goes, in the output folder or absolute; None: by the name of the case
-    spacing: tuple[float, ...] | None = None  # mm, one per grid axis, if given; None means the image's
+    output: Path | None = (
+        None  # where the label map goes, in the output folder or absolute; None: by the name of the case
+    )
+    spacing: tuple[float, ...] | None = (
+        None  # mm, one per grid axis, if given; None means the image's
+    )
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files of the case."""
-        return tuple(path for path in (*self.images, *self.logits, self.mask, self.labels, *self.strokes) if path is not None)
+        return tuple(
+            path
+            for path in (*self.images, *self.logits, self.mask, self.labels, *self.strokes)
+            if path is not None
+        )
 
     def lacking(self, problem: str, *missing: str) -> CaseFiles:
         """Return the case with a problem, unless it has one already, and with more missing files."""
-        return replace(self, problem=self.problem or f"case {self.case_id!r}: {problem}", missing=self.missing + missing)
+        return replace(
+            self,
+            problem=self.problem or f"case {self.case_id!r}: {problem}",
+            missing=self.missing + missing,
+        )
 
 
 class CaseList(list[CaseFiles]):
@@ -62,19 +80,33 @@ def describe_left_out(incomplete: Incomplete, num_found: int) -> str:
     return f"{_some_are(incomplete, num_found)} left out: {'; '.join(_by_reason(incomplete, _MAX_NAMED))}"
 
 
-def require_all_complete(incomplete: Incomplete, num_found: int, advice: Sequence[str] = ()) -> None:
+def require_all_complete(
+    incomplete: Incomplete, num_found: int, advice: Sequence[str] = ()
+) -> None:
     """Raise InputError with the name of every incomplete case, if there is one, as `--strict` requires."""
     if incomplete:
         first = f"{_some_are(incomplete, num_found)} incomplete, which --strict refuses:"
         last = "Add the missing files, or run without --strict to continue with the other cases."
-        raise InputError("\n  ".join([first, *_by_reason(incomplete, len(incomplete)), *advice, last]))
+        raise InputError(
+            "\n  ".join([first, *_by_reason(incomplete, len(incomplete)), *advice, last])
+        )
 
 
-def too_few_complete(incomplete: Incomplete, num_found: int, expected: str, what_to_do: str) -> InputError:
+def too_few_complete(
+    incomplete: Incomplete, num_found: int, expected: str, what_to_do: str
+) -> InputError:
     """Return the error for a run with too few complete cases; `expected` is a clause, `what_to_do` a sentence."""
     num_complete = num_found - len(incomplete)
-    there = "no case is complete" if num_complete == 0 else f"only {num_complete} of {counted(num_found, 'case')} is complete"
-    return InputError("\n  ".join([f"{there}; expected {expected}", *_by_reason(incomplete, _MAX_NAMED), what_to_do]))
+    there = (
+        "no case is complete"
+        if num_complete == 0
+        else f"only {num_complete} of {counted(num_found, 'case')} is complete"
+    )
+    return InputError(
+        "\n  ".join(
+            [f"{there}; expected {expected}", *_by_reason(incomplete, _MAX_NAMED), what_to_do]
+        )
+    )
 
 
 def _some_are(incomplete: Incomplete, num_found: int) -> str:
@@ -87,4 +119,6 @@ def _by_reason(incomplete: Incomplete, max_named: int) -> list[str]:
     for case_id, reasons in incomplete.items():
         for reason in reasons:
             groups.setdefault(reason, []).append(case_id)
-    return [f"{reason} ({len(names)}): {listed(names, max_named)}" for reason, names in groups.items()]
+    return [
+        f"{reason} ({len(names)}): {listed(names, max_named)}" for reason, names in groups.items()
+    ]

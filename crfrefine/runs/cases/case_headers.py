@@ -31,7 +31,9 @@ class CaseHeaders:
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
     companions: tuple[VolumeHeader, ...]  # all these headers, without those of the images
-    spacing: tuple[float, ...]  # mm to compute with, one per grid axis: given for the case, or the image's
+    spacing: tuple[
+        float, ...
+    ]  # mm to compute with, one per grid axis: given for the case, or the image's
     num_modalities: int  # M
 
     @property
@@ -39,13 +41,20 @@ class CaseHeaders:
         """Facts that the user should know: another spacing than the image's, what the headers note, and turned voxel axes."""
         first, notes, turned = self.images[0], list[str](), dict[str, list[str]]()
         if first.spacing not in (None, self.spacing):
-            given, own = (TIMES.join(f"{size:g}" for size in spacing or ()) for spacing in (self.spacing, first.spacing))
+            given, own = (
+                TIMES.join(f"{size:g}" for size in spacing or ())
+                for spacing in (self.spacing, first.spacing)
+            )
             notes.append(f"{first.path.name}: spacing {given} mm as given, in place of {own} mm")
         for header in (*self.images, *self.companions):
             # The case, named before a note, may be called as its file.
             name = "" if header.path.name == self.files.case_id else f"{header.path.name}: "
             known = () if header is first else first.notes
-            notes += [f"{name}{text}" for text in header.notes if text not in known or text == header.misnamed]
+            notes += [
+                f"{name}{text}"
+                for text in header.notes
+                if text not in known or text == header.misnamed
+            ]
             if header.turned is not None and header.turning:
                 turned.setdefault(header.turning, []).append(header.path.name)
         return [*notes, *(f"{listed(names, 3)}: {turning}" for turning, names in turned.items())]
@@ -61,14 +70,19 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     images = (image, *(io.placed_on(header, image) for header in more))
     spacing = image.geometry()[1]
     if files.spacing is not None and len(files.spacing) != len(spacing):
-        raise InputError(f"{image.path}: has {len(spacing)} axes; the spacing given for case {files.case_id!r} has {len(files.spacing)}")
+        raise InputError(
+            f"{image.path}: has {len(spacing)} axes; the spacing given for case {files.case_id!r} has {len(files.spacing)}"
+        )
     several = next((header for header in images if header.num_channels > 1), None)
     if several is not None and len(images) > 1:
         found = f"as there are {len(images)} files; this one has {several.num_channels}"
         raise InputError(f"{several.path}: expected one modality per file, {found}")
     logits, checked = None, {"modality": images[1:]}
     if files.logits:
-        headers, fewest = [io.read_header(path) for path in files.logits], 1 if regions.scheme and regions.declares(1) else 2
+        headers, fewest = (
+            [io.read_header(path) for path in files.logits],
+            1 if regions.scheme and regions.declares(1) else 2,
+        )
         # The one channel of a single region is no label map, unless the user declares it.
         may_be_map = fewest > 1 and headers[0].num_channels == 1 and options.input_type == "auto"
         is_together = len(headers) == 1 or files.are_structures
@@ -80,11 +94,21 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
                 f"refined as it is: leave {regions.source} out"
             )
         logits = logits or io.logits_header(headers, fewest=fewest, grid=image)
-        what = "structure" if files.are_structures else "label map" if logits.kind == KIND else "logits"
+        what = (
+            "structure"
+            if files.are_structures
+            else "label map"
+            if logits.kind == KIND
+            else "logits"
+        )
         checked[what] = logits.files if files.are_structures else logits.files[:1]
     others = {"mask": (files.mask,), "labels": (files.labels,), "strokes": files.strokes}
     for what, paths in others.items():
-        checked[what] = tuple(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image) for path in paths if path is not None)
+        checked[what] = tuple(
+            io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image)
+            for path in paths
+            if path is not None
+        )
         for header in checked[what]:
             require_scalar(header, what)
     for what, header in ((what, header) for what, headers in checked.items() for header in headers):
@@ -94,12 +118,27 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     if logits is not None and logits.kind != KIND:
         regions.require_number(logits.num_labels, logits.path)
     mask, labels = (next(iter(checked[what]), None) for what in ("mask", "labels"))
-    companions = (*(() if logits is None else logits.files), *(header for what in others for header in checked[what]))
+    companions = (
+        *(() if logits is None else logits.files),
+        *(header for what in others for header in checked[what]),
+    )
     num_modalities = sum(header.num_channels for header in images)
-    return CaseHeaders(files, images, logits, mask, labels, checked["strokes"], companions, files.spacing or spacing, num_modalities)
+    return CaseHeaders(
+        files,
+        images,
+        logits,
+        mask,
+        labels,
+        checked["strokes"],
+        companions,
+        files.spacing or spacing,
+        num_modalities,
+    )
 
 
-def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None) -> None:
+def _require_overlap(
+    files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None
+) -> None:
     """Raise GridMismatchError unless a file on another grid than the image's may be interpolated, and covers the image."""
     hint = _NEVER_RESAMPLED.get(what)
     if hint is None and resample:
@@ -112,4 +151,6 @@ def _require_overlap(files: CaseFiles, what: str, image: VolumeHeader, other: Vo
         page = see("docs/reference/formats.md#grids")
         hint = f"Export the {what} on the image's grid, or resample label maps and masks with nearest neighbors ({page})."
         hint = WorkGrid(image).advice(other, hint)
-    raise GridMismatchError(f"case {files.case_id!r}: {what} and image are on different grids\n{image.difference_from(other)}\n  {hint}")
+    raise GridMismatchError(
+        f"case {files.case_id!r}: {what} and image are on different grids\n{image.difference_from(other)}\n  {hint}"
+    )

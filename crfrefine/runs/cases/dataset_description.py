@@ -25,15 +25,23 @@ class DatasetDescription:
 
     path: Path  # the file
     channel_names: tuple[str, ...] = ()  # names of the modalities, in order
-    labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # name to its number, or to the numbers of a region
-    ignore_label: int | None = None  # the number of the label named "ignore": voxels without a reference
+    labels: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # name to its number, or to the numbers of a region
+    ignore_label: int | None = (
+        None  # the number of the label named "ignore": voxels without a reference
+    )
     # The label that each region writes into the label map, in the order of the regions, if given.
     regions_class_order: tuple[int, ...] | None = None
 
     @property
     def label_names(self) -> dict[int, str]:
         """Names to show for the labels that have one, by number."""
-        return {numbers[0]: shorten(" ".join(name.split())) for name, numbers in self.labels.items() if len(numbers) == 1}
+        return {
+            numbers[0]: shorten(" ".join(name.split()))
+            for name, numbers in self.labels.items()
+            if len(numbers) == 1
+        }
 
     @property
     def has_regions(self) -> bool:
@@ -43,7 +51,12 @@ class DatasetDescription:
     @property
     def all_numbers(self) -> frozenset[int]:
         """The numbers of all labels, "ignore" aside."""
-        return frozenset(number for name, numbers in self.labels.items() if name != "ignore" for number in numbers)
+        return frozenset(
+            number
+            for name, numbers in self.labels.items()
+            if name != "ignore"
+            for number in numbers
+        )
 
     @property
     def num_labels(self) -> int | None:
@@ -56,7 +69,9 @@ def read_dataset_description(place: Path) -> DatasetDescription | None:
     return next(read_descriptions([place]), None)
 
 
-def read_descriptions(places: Iterable[Path], notes: list[str] | None = None) -> Iterator[DatasetDescription]:
+def read_descriptions(
+    places: Iterable[Path], notes: list[str] | None = None
+) -> Iterator[DatasetDescription]:
     """Yield the `dataset.json` of each folder, or of a file's, or of its parent, each once."""
     # A bad file becomes a sentence in `notes`; without `notes` it is an InputError.
     known: set[Path] = set()
@@ -80,25 +95,41 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     """Return the contents of the entries used here; raise a ValueError that names the key of an unusable one."""
     labels = content.get("labels", {}) if isinstance(content, Mapping) else None
     if not isinstance(labels, Mapping):
-        raise ValueError(f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}")
-    if labels and all(_is_number(number) and isinstance(name, str) for number, name in labels.items()):
+        raise ValueError(
+            f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}"
+        )
+    if labels and all(
+        _is_number(number) and isinstance(name, str) for number, name in labels.items()
+    ):
         labels = {name: number for number, name in labels.items()}  # As in older files.
     numbers: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():  # the number of a label, or those of a region
         members = value if isinstance(value, list) else [value]
-        numbers[name] = tuple(_label_number(number, f"labels.{shorten(name)}") for number in members)
+        numbers[name] = tuple(
+            _label_number(number, f"labels.{shorten(name)}") for number in members
+        )
     ignore, order = numbers.get("ignore", ()), content.get("regions_class_order")
     if not isinstance(order, list | None):
-        raise ValueError(f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}")
-    written = None if order is None else tuple(_label_number(number, "regions_class_order") for number in order)
+        raise ValueError(
+            f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}"
+        )
+    written = (
+        None
+        if order is None
+        else tuple(_label_number(number, "regions_class_order") for number in order)
+    )
     key = "channel_names" if "channel_names" in content else "modality"
     channels = content.get(key, {})
     if isinstance(channels, Mapping) and all(map(_is_number, channels)):
         channels = [channels[number] for number in sorted(channels, key=int)]
     if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
-        raise ValueError(f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; got {shorten_value(channels)}')
+        raise ValueError(
+            f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; got {shorten_value(channels)}'
+        )
     if len(channels) > _MAX_CHANNELS:
-        raise ValueError(f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MAX_CHANNELS - 1}")
+        raise ValueError(
+            f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MAX_CHANNELS - 1}"
+        )
     ignore_label = ignore[0] if len(ignore) == 1 else None
     return DatasetDescription(path, tuple(channels), numbers, ignore_label, written)
 
@@ -106,7 +137,9 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
 def _label_number(value: Any, key: str) -> int:
     number = int(value) if isinstance(value, str) and _is_number(value) else value
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_LABEL:
-        raise ValueError(f"{key}: expected a whole number from 0 to {MAX_LABEL}, got {shorten_value(value)}")
+        raise ValueError(
+            f"{key}: expected a whole number from 0 to {MAX_LABEL}, got {shorten_value(value)}"
+        )
     return number
 
 

@@ -34,7 +34,9 @@ LOGITS_NAMES = ("_logits", "_probabilities", "_probseg", "_softmax")
 _IMAGES_OF_CASE_FOLDERS = ("ct", "mri")
 # File names may contain anything, including line breaks and digits of all scripts.
 MODALITY = re.compile(r"(?P<case>.+)_(?P<number>[0-9]{4})", re.DOTALL)
-_LABEL_FILE = re.compile(r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>[0-9]{1,9})", re.DOTALL)
+_LABEL_FILE = re.compile(
+    r"(?P<case>.+)_(?:ProbMapClass|label|class)_?(?P<number>[0-9]{1,9})", re.DOTALL
+)
 
 _MAX_MODALITIES = 16  # Most modalities that a message lists.
 
@@ -56,8 +58,12 @@ def discover_cases(
     one is expected.
     """
     image_paths = (Path(images),) if isinstance(images, str | Path) else tuple(map(Path, images))
-    logits_paths = (Path(logits),) if isinstance(logits, str | Path) else tuple(map(Path, logits or ()))
-    if (absent := next((path for path in (*image_paths, *logits_paths) if not path.exists()), None)) is not None:
+    logits_paths = (
+        (Path(logits),) if isinstance(logits, str | Path) else tuple(map(Path, logits or ()))
+    )
+    if (
+        absent := next((path for path in (*image_paths, *logits_paths) if not path.exists()), None)
+    ) is not None:
         raise InputError(f"{absent}: no such file or folder")
     folder = next((path for path in image_paths if path.is_dir()), None)
     if folder is not None and len(image_paths) > 1:
@@ -67,17 +73,23 @@ def discover_cases(
             file_to_read(path, VOLUME_SUFFIXES)
         # Without other files to compare with, only the first modality's number is certainly not part of the name.
         matches = [MODALITY.fullmatch(stem_of(path)) for path in image_paths]
-        names = [match["case"] if match and int(match["number"]) == 0 else None for match in matches]
+        names = [
+            match["case"] if match and int(match["number"]) == 0 else None for match in matches
+        ]
         case_ids = sorted({name for name in names if name is not None})
         if len(case_ids) > 1:
-            raise InputError(f"{image_paths[0]}: files of {len(case_ids)} cases, {listed(case_ids)}; give the folder of the images")
+            raise InputError(
+                f"{image_paths[0]}: files of {len(case_ids)} cases, {listed(case_ids)}; give the folder of the images"
+            )
         cases = CaseList([CaseFiles(names[0] or stem_of(image_paths[0]), image_paths)])
     else:
         cases = _cases_of_folder(folder, logits_paths)
         if include_imageless:
             cases = _with_imageless(cases, folder, labels, logits_paths)
     if logits_paths:
-        cases = with_logits(cases, logits_paths, are_labels=input_type == "labels", is_single=folder is None)
+        cases = with_logits(
+            cases, logits_paths, are_labels=input_type == "labels", is_single=folder is None
+        )
     if masks is not None:
         cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES)
     return cases if labels is None else _with_companions(cases, labels, "labels", LABEL_SUFFIXES)
@@ -86,9 +98,20 @@ def discover_cases(
 def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     paths = list_files(folder, VOLUME_SUFFIXES)
     if not paths:  # TotalSegmentator's data sets have a folder for each case: `s0001/ct.nii.gz`.
-        inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        own = [[path for path in list_files(place, VOLUME_SUFFIXES) if stem_of(path) in _IMAGES_OF_CASE_FOLDERS] for place in inner]
-        if nested := [CaseFiles(images[0].parent.name, tuple(images)) for images in own if len(images) == 1]:
+        inner = sorted(
+            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
+        own = [
+            [
+                path
+                for path in list_files(place, VOLUME_SUFFIXES)
+                if stem_of(path) in _IMAGES_OF_CASE_FOLDERS
+            ]
+            for place in inner
+        ]
+        if nested := [
+            CaseFiles(images[0].parent.name, tuple(images)) for images in own if len(images) == 1
+        ]:
             example = nested[0].images[0].relative_to(folder)
             note = f"{folder}: a folder for each case, as in TotalSegmentator's data sets, with its image, such as {example}"
             return CaseList(nested, [note])
@@ -96,13 +119,19 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     # Label maps, this tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER) are not separate cases.
     known = stems | {match["case"] for stem in stems if (match := MODALITY.fullmatch(stem))}
     beside = [path for path in paths if suffix_of(path) in LABELS_SUFFIXES]
-    beside += [path for path in paths if without_ending(stem_of(path), LABEL_SUFFIXES) in stems - {stem_of(path)}]
+    beside += [
+        path
+        for path in paths
+        if without_ending(stem_of(path), LABEL_SUFFIXES) in stems - {stem_of(path)}
+    ]
     beside += probabilities_beside(paths, known)
     is_numbered = any(stem.endswith("_0000") for stem in stems)
     logits_stems = set()
     if logits and logits[0].is_dir() and not logits[0].samefile(folder):
         logits_stems = {stem_of(path) for path in list_files(logits[0], LOGITS_SUFFIXES)}
-    by_case: dict[str, dict[int, list[Path]]] = {}  # files by the number of the modality; -1 is that of a file without one
+    by_case: dict[
+        str, dict[int, list[Path]]
+    ] = {}  # files by the number of the modality; -1 is that of a file without one
     for path in (path for path in paths if path not in beside):
         stem = stem_of(path)
         match = MODALITY.fullmatch(stem)
@@ -112,36 +141,78 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         else:
             by_case.setdefault(stem, {}).setdefault(-1, []).append(path)
     if not by_case:
-        reason = "it is empty" if not any(folder.iterdir()) else "it has no file with one of these suffixes"
-        raise InputError(f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}")
-    notes = [f"{folder}: not taken for images: {counted(len(beside), 'file')} beside them, such as {beside[0].name}"] if beside else []
+        reason = (
+            "it is empty"
+            if not any(folder.iterdir())
+            else "it has no file with one of these suffixes"
+        )
+        raise InputError(
+            f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}"
+        )
+    notes = (
+        [
+            f"{folder}: not taken for images: {counted(len(beside), 'file')} beside them, such as {beside[0].name}"
+        ]
+        if beside
+        else []
+    )
     counts = [max(numbers) + 1 for numbers in by_case.values() if max(numbers) >= 0]
     description = next(read_descriptions([folder], notes), None) if counts else None
     if description is not None and description.channel_names:
         expected = len(description.channel_names), f"as {description.path.name} names"
     else:  # The most frequent number; of two equally frequent ones the larger, so that missing files are found.
         expected = max(multimode(counts), default=0), "as in the other cases"
-    return CaseList([_case_of_images(case_id, by_case[case_id], folder, *expected) for case_id in sorted(by_case)], notes)
+    return CaseList(
+        [
+            _case_of_images(case_id, by_case[case_id], folder, *expected)
+            for case_id in sorted(by_case)
+        ],
+        notes,
+    )
 
 
-def _case_of_images(case_id: str, by_number: Mapping[int, list[Path]], folder: Path, num_expected: int, who_says_so: str) -> CaseFiles:
+def _case_of_images(
+    case_id: str,
+    by_number: Mapping[int, list[Path]],
+    folder: Path,
+    num_expected: int,
+    who_says_so: str,
+) -> CaseFiles:
     """Return a case of one file, or of one per modality, or with a problem."""
-    numbers, together = sorted(by_number), [path for _, paths in sorted(by_number.items()) for path in paths]
+    numbers, together = (
+        sorted(by_number),
+        [path for _, paths in sorted(by_number.items()) for path in paths],
+    )
     images = by_number[-1][:1] if -1 in by_number else [by_number[number][0] for number in numbers]
     case = CaseFiles(case_id, tuple(images))
     if len(together) > len(images):
-        return case.lacking(f"expected one image, or one file per numbered modality, found {file_names(together)} in {folder}")
+        return case.lacking(
+            f"expected one image, or one file per numbered modality, found {file_names(together)} in {folder}"
+        )
     if numbers in ([-1], list(range(num_expected))):
         return case
-    there, wanted = (listed([f"{each:04d}" for each in several], _MAX_MODALITIES) for several in (numbers, range(num_expected)))
-    missing = [f"no modality {number:04d} in {folder}" for number in range(num_expected) if number not in by_number]
-    return case.lacking(f"expected the modalities {wanted}, {who_says_so}; found {there} in {folder}", *missing)
+    there, wanted = (
+        listed([f"{each:04d}" for each in several], _MAX_MODALITIES)
+        for several in (numbers, range(num_expected))
+    )
+    missing = [
+        f"no modality {number:04d} in {folder}"
+        for number in range(num_expected)
+        if number not in by_number
+    ]
+    return case.lacking(
+        f"expected the modalities {wanted}, {who_says_so}; found {there} in {folder}", *missing
+    )
 
 
-def _with_imageless(cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]) -> CaseList:
+def _with_imageless(
+    cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]
+) -> CaseList:
     """Add the cases that are known only from their labels or logits, each with its `problem`."""
     known, names = {case.case_id for case in cases}, set[str]()
-    sources: list[tuple[Path, tuple[str, ...], tuple[str, ...]]] = [(path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits]
+    sources: list[tuple[Path, tuple[str, ...], tuple[str, ...]]] = [
+        (path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits
+    ]
     sources += [(labels, VOLUME_SUFFIXES, LABEL_SUFFIXES)] if labels is not None else []
     for source, suffixes, endings in sources:
         if source.is_dir() and not source.samefile(images):
@@ -165,10 +236,19 @@ def case_of(stem: str, known: Collection[str], endings: Sequence[str]) -> str:
 
 def without_ending(name: str, endings: Sequence[str]) -> str:
     """Return a name without the first of the endings that it has."""
-    return next((name.removesuffix(ending) for ending in endings if name.endswith(ending) and name != ending), name)
+    return next(
+        (
+            name.removesuffix(ending)
+            for ending in endings
+            if name.endswith(ending) and name != ending
+        ),
+        name,
+    )
 
 
-def with_logits(cases: CaseList, logits: Sequence[Path], *, are_labels: bool = False, is_single: bool = False) -> CaseList:
+def with_logits(
+    cases: CaseList, logits: Sequence[Path], *, are_labels: bool = False, is_single: bool = False
+) -> CaseList:
     """Add the logits of each case, or its `problem`; given are a folder, or the files of one case.
 
     With `are_labels`, add its label map or its structures; `is_single`: the images are files of one case.
@@ -176,19 +256,32 @@ def with_logits(cases: CaseList, logits: Sequence[Path], *, are_labels: bool = F
     folder, suffixes = logits[0], VOLUME_SUFFIXES if are_labels else LOGITS_SUFFIXES
     if not folder.is_dir() or len(logits) > 1:
         case = _only_case(cases, logits, suffixes, "labels" if are_labels else "logits")
-        case = _with_structures(case, logits) if are_labels and len(logits) > 1 else replace(case, logits=tuple(logits))
+        case = (
+            _with_structures(case, logits)
+            if are_labels and len(logits) > 1
+            else replace(case, logits=tuple(logits))
+        )
         return CaseList([case], cases.notes)
     by_stem = files_by_stem(folder, suffixes)
-    add = partial(_with_own_labels, folders=case_folders(folder), is_single=is_single) if are_labels else _with_own_logits
+    add = (
+        partial(_with_own_labels, folders=case_folders(folder), is_single=is_single)
+        if are_labels
+        else _with_own_logits
+    )
     added = [add(case, by_stem, folder) for case in cases]
-    taken, known = {path for case in added for path in case.logits}, {case.case_id for case in cases}
+    taken, known = (
+        {path for case in added for path in case.logits},
+        {case.case_id for case in cases},
+    )
     stray = [
         path.name
         for stem, paths in by_stem.items()
         for path in paths
         if path not in taken and case_of(stem, known, (*LOGITS_NAMES, *LABEL_SUFFIXES)) not in known
     ]
-    what = counted(len(stray), "label map" if are_labels else "file") + ("" if are_labels else " of logits")
+    what = counted(len(stray), "label map" if are_labels else "file") + (
+        "" if are_labels else " of logits"
+    )
     notes = [f"{folder}: ignored {what} without images, such as {min(stray)}"] if stray else []
     return CaseList(added, [*cases.notes, *notes])
 
@@ -198,7 +291,11 @@ def _with_own_logits(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder:
     candidates = [path for ending in ("", *LOGITS_NAMES) for path in by_stem.get(name + ending, [])]
     # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
     if candidates:
-        telling = [path for path in candidates if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name]
+        telling = [
+            path
+            for path in candidates
+            if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name
+        ]
         return _with_only(case, "logits", telling or candidates, "one file of logits", folder)
     by_label: dict[int, list[Path]] = {}
     for stem, paths in by_stem.items():
@@ -210,24 +307,40 @@ def _with_own_logits(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder:
         return case.lacking(f"no logits in {folder}; {expected}", f"no logits in {folder}")
     if sorted(by_label) == list(range(len(of_labels))):
         return replace(case, logits=tuple(of_labels))
-    return case.lacking(f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}")
+    return case.lacking(
+        f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}"
+    )
 
 
 def _with_own_labels(
-    case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *, folders: Mapping[str, Path], is_single: bool
+    case: CaseFiles,
+    by_stem: Mapping[str, list[Path]],
+    folder: Path,
+    *,
+    folders: Mapping[str, Path],
+    is_single: bool,
 ) -> CaseFiles:
     if candidates := label_maps(by_stem, case.case_id, LABEL_SUFFIXES, but=case.images):
         return _with_only(case, "logits", candidates, "one label map", folder)
-    structures = list_files(folders[case.case_id], VOLUME_SUFFIXES) if case.case_id in folders else []
+    structures = (
+        list_files(folders[case.case_id], VOLUME_SUFFIXES) if case.case_id in folders else []
+    )
     if not structures and is_single:
-        structures = [path for paths in by_stem.values() for path in paths if path not in case.images]
+        structures = [
+            path for paths in by_stem.values() for path in paths if path not in case.images
+        ]
     if structures:
         return _with_structures(case, structures)
     expected = f"expected {case.case_id}.nii.gz or the like, or a folder {case.case_id} with one file per structure"
     return case.lacking(f"no label map in {folder}; {expected}", f"no label map in {folder}")
 
 
-def label_maps(by_stem: Mapping[str, list[Path]], case_id: str, endings: Sequence[str], but: Sequence[Path] = ()) -> Sequence[Path]:
+def label_maps(
+    by_stem: Mapping[str, list[Path]],
+    case_id: str,
+    endings: Sequence[str],
+    but: Sequence[Path] = (),
+) -> Sequence[Path]:
     """Return the files that may be the label map of a case: names that tell come first, then formats of segmentations."""
     telling = [path for ending in endings for path in by_stem.get(case_id + ending, [])]
     plain = [path for path in by_stem.get(case_id, []) if path not in but]
@@ -240,13 +353,17 @@ def _with_structures(case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
     case = replace(case, logits=ordered, are_structures=True)
     counts = Counter(map(stem_of, ordered))
     twice = [str(path) for path in ordered if counts[stem_of(path)] > 1]
-    return case.lacking(f"expected one file per structure, found {listed(twice)}") if twice else case
+    return (
+        case.lacking(f"expected one file per structure, found {listed(twice)}") if twice else case
+    )
 
 
 def case_folders(folder: Path) -> dict[str, Path]:
     """Return the folders of volumes in a folder by the name of the case, such as those of structures, or `segmentations` in them."""
     # TotalSegmentator's data sets have the latter.
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
     inner = {name: folder / name / "segmentations" for name in names}
     folders = {name: path if path.is_dir() else folder / name for name, path in inner.items()}
     return {name: path for name, path in folders.items() if list_files(path, VOLUME_SUFFIXES)}
@@ -261,8 +378,14 @@ def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence
     found = []
     for case in cases:
         candidates = label_maps(by_stem, case.case_id, endings)
-        none = case.lacking(f"expected one file of {what} in {source}, found none", f"no {what} in {source}")
-        found.append(_with_only(case, what, candidates, f"one file of {what}", source) if candidates else none)
+        none = case.lacking(
+            f"expected one file of {what} in {source}, found none", f"no {what} in {source}"
+        )
+        found.append(
+            _with_only(case, what, candidates, f"one file of {what}", source)
+            if candidates
+            else none
+        )
     return CaseList(found, cases.notes)
 
 
@@ -275,18 +398,34 @@ def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
     if len(sources) > 1:
         raise InputError(f"{folder}: give one folder of strokes, or the files of one case")
     by_stem = files_by_stem(folder, VOLUME_SUFFIXES)
-    strokes = [[path for ending in ("", *STROKES_SUFFIXES) for path in by_stem.pop(case.case_id + ending, ())] for case in cases]
-    added = CaseList((replace(case, strokes=tuple(own)) for case, own in zip(cases, strokes, strict=True)), cases.notes)
+    strokes = [
+        [
+            path
+            for ending in ("", *STROKES_SUFFIXES)
+            for path in by_stem.pop(case.case_id + ending, ())
+        ]
+        for case in cases
+    ]
+    added = CaseList(
+        (replace(case, strokes=tuple(own)) for case, own in zip(cases, strokes, strict=True)),
+        cases.notes,
+    )
     names, number = [case.case_id for case in cases], sum(map(bool, strokes))
     if by_stem or not number:
         expected = f"expected names such as {names[0]}.nii.gz; the cases are {listed(names)}"
-        raise InputError(f"{folder}: {listed(sorted(by_stem)) or 'no file'}: strokes of no case; {expected}")
+        raise InputError(
+            f"{folder}: {listed(sorted(by_stem)) or 'no file'}: strokes of no case; {expected}"
+        )
     if number < len(added):
-        added.notes.append(f"{folder}: strokes of {number} of {counted(len(added), 'case')}; the others are refined without")
+        added.notes.append(
+            f"{folder}: strokes of {number} of {counted(len(added), 'case')}; the others are refined without"
+        )
     return added
 
 
-def _with_only(case: CaseFiles, what: str, paths: Sequence[Path], expected: str, folder: Path) -> CaseFiles:
+def _with_only(
+    case: CaseFiles, what: str, paths: Sequence[Path], expected: str, folder: Path
+) -> CaseFiles:
     """Return the case with its "logits", "mask" or "labels", or with a problem if several files may be that."""
     if len(paths) > 1:
         return case.lacking(f"expected {expected}, found {file_names(paths)} in {folder}")
@@ -297,25 +436,39 @@ def _with_only(case: CaseFiles, what: str, paths: Sequence[Path], expected: str,
 def labels_of(cases: Sequence[CaseFiles], labels: Path) -> dict[str, Path]:
     """Return the label map of each case that has one."""
     plain = CaseList(replace(case, labels=None, problem=None) for case in cases)
-    return {case.case_id: case.labels for case in _with_companions(plain, labels, "labels", LABEL_SUFFIXES) if case.labels is not None}
+    return {
+        case.case_id: case.labels
+        for case in _with_companions(plain, labels, "labels", LABEL_SUFFIXES)
+        if case.labels is not None
+    }
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Return the folder's files of the given formats, sorted by name; hidden ones, such as files being written, are skipped."""
     # A link to nothing, as to data that were not fetched, counts as a file: its case must fail.
     try:
-        paths = sorted(path for path in folder.iterdir() if suffix_of(path) in suffixes and not path.name.startswith("."))
-        return [path for path in paths if path.is_file() or (path.is_symlink() and not path.exists())]
+        paths = sorted(
+            path
+            for path in folder.iterdir()
+            if suffix_of(path) in suffixes and not path.name.startswith(".")
+        )
+        return [
+            path for path in paths if path.is_file() or (path.is_symlink() and not path.exists())
+        ]
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
 
 
-def _only_case(cases: CaseList, paths: Sequence[Path], suffixes: tuple[str, ...], what: str) -> CaseFiles:
+def _only_case(
+    cases: CaseList, paths: Sequence[Path], suffixes: tuple[str, ...], what: str
+) -> CaseFiles:
     """Return the only case; raise InputError for several, or unless its files are there and can be read by their names."""
     for path in paths:
         file_to_read(path, suffixes)
     if len(cases) != 1:
-        raise InputError(f"{paths[0]}: a file of {what} for {len(cases)} cases; give a folder, or the images of one case")
+        raise InputError(
+            f"{paths[0]}: a file of {what} for {len(cases)} cases; give a folder, or the images of one case"
+        )
     return cases[0]
 
 

@@ -31,21 +31,31 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     # Relative paths begin in its folder. With "labels", several files or a folder are structures.
     require_file(path)
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise InputError(f"{path}: {size / 1e6:.0f} MB are too much for a manifest; at most {MAX_BYTES / 1e6:.0f} MB are read")
+        raise InputError(
+            f"{path}: {size / 1e6:.0f} MB are too much for a manifest; at most {MAX_BYTES / 1e6:.0f} MB are read"
+        )
     problems: list[str] = []
     cases: dict[str, tuple[int, CaseFiles]] = {}
     for line, row in _rows(path):
         try:
             files = _read_row(row, path.parent, input_type)
             if files.case_id in cases:
-                raise InputError(f"case {files.case_id!r} is also on line {cases[files.case_id][0]}")
+                raise InputError(
+                    f"case {files.case_id!r} is also on line {cases[files.case_id][0]}"
+                )
             cases[files.case_id] = line, files
         except CrfRefineError as error:
             problems.append(f"line {line}: {error}")
     if problems:
         more = f"\n  and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
-        lines = "".join("\n  " + shorten(part, _MAX_OF_A_PROBLEM) for text in problems[:_MAX_NAMED] for part in text.split("\n"))
-        raise InputError(f"{path}: {counted(len(problems), 'problem')}; no case is refined{lines}{more}")
+        lines = "".join(
+            "\n  " + shorten(part, _MAX_OF_A_PROBLEM)
+            for text in problems[:_MAX_NAMED]
+            for part in text.split("\n")
+        )
+        raise InputError(
+            f"{path}: {counted(len(problems), 'problem')}; no case is refined{lines}{more}"
+        )
     if not cases:
         raise InputError(f"{path}: has no cases, only names of columns")
     return CaseList(cases[name][1] for name in sorted(cases))
@@ -66,46 +76,75 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV in UTF-8 after line {reader.line_num}: {error}; save it in this format") from None
+        raise InputError(
+            f"{path}: cannot be read as CSV in UTF-8 after line {reader.line_num}: {error}; save it in this format"
+        ) from None
 
 
 def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
     """Return the files of a case; raise InputError or another CrfRefineError for a row that cannot be used."""
     if None in row or None in row.values():
         raise InputError(f"expected {len([*filter(None, row)])} cells, as in the line of names")
-    cells = {name: [part.strip() for part in cell.split(SEPARATOR)] for name, cell in row.items() if cell.strip()}
+    cells = {
+        name: [part.strip() for part in cell.split(SEPARATOR)]
+        for name, cell in row.items()
+        if cell.strip()
+    }
     if absent := [name for name in REQUIRED if name not in cells]:
         raise InputError(f"no {absent[0]}")
     for name, parts in cells.items():
         is_single = name in ("case", "mask", "output")
         if "" in parts or "\0" in "".join(parts) or (is_single and len(parts) > 1):
             expected = "one name" if is_single else f"names separated by {SEPARATOR!r}"
-            raise InputError(f"{name}: expected {expected}, none of them empty or with the character NUL; found {len(parts)}")
+            raise InputError(
+                f"{name}: expected {expected}, none of them empty or with the character NUL; found {len(parts)}"
+            )
     (case_id,), spacing, output = cells["case"], cells.get("spacing", []), None
-    if "/" in case_id or "\\" in case_id or case_id.startswith(".") or shorten(case_id, _MAX_OF_A_NAME) != case_id:
+    if (
+        "/" in case_id
+        or "\\" in case_id
+        or case_id.startswith(".")
+        or shorten(case_id, _MAX_OF_A_NAME) != case_id
+    ):
         rule = f"it must be printable, without '/', '\\' and a dot in front, and have at most {_MAX_OF_A_NAME} characters"
         raise InputError(f"case: {shorten_value(case_id)} cannot name a file: {rule}")
     try:
         steps = tuple(map(float, spacing))
     except ValueError:
         steps = (0.0,)
-    if steps and not (len(steps) in (2, 3) and all(SPACING_RANGE[0] <= step <= SPACING_RANGE[1] for step in steps)):
-        raise InputError(f"spacing: expected mm along each axis, such as 1;1;2.5; got {shorten_value(SEPARATOR.join(spacing))}")
+    if steps and not (
+        len(steps) in (2, 3) and all(SPACING_RANGE[0] <= step <= SPACING_RANGE[1] for step in steps)
+    ):
+        raise InputError(
+            f"spacing: expected mm along each axis, such as 1;1;2.5; got {shorten_value(SEPARATOR.join(spacing))}"
+        )
     if "output" in cells:
         output = Path(os.path.normpath(cells["output"][0]))
         leaves = not output.is_absolute() and output.parts[:1] == (os.pardir,)
         if suffix_of(output) not in WRITTEN_SUFFIXES or output.name.startswith(".") or leaves:
             rule = f"it must end in one of {', '.join(WRITTEN_SUFFIXES)}, without a dot in front, and stay in the output folder"
-            raise InputError(f"output: {shorten(cells['output'][0])} cannot be written: {rule} unless it is absolute")
-    paths = {name: [folder / part for part in cells.get(name, ())] for name in ("images", "logits", "mask")}
+            raise InputError(
+                f"output: {shorten(cells['output'][0])} cannot be written: {rule} unless it is absolute"
+            )
+    paths = {
+        name: [folder / part for part in cells.get(name, ())]
+        for name in ("images", "logits", "mask")
+    }
     for name, path in ((name, path) for name, several in paths.items() for path in several):
-        if name == "logits" and input_type == "labels" and len(paths[name]) == 1 and os.path.isdir(path):  # noqa: PTH112 - no exception for odd names
+        if (
+            name == "logits"
+            and input_type == "labels"
+            and len(paths[name]) == 1
+            and os.path.isdir(path)  # noqa: PTH112 - no exception for odd names
+        ):
             continue  # the folder of structures
         try:
             require_file(path)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
-    (found,) = discover_cases(paths["images"], paths["logits"], *paths["mask"], input_type=input_type)
+    (found,) = discover_cases(
+        paths["images"], paths["logits"], *paths["mask"], input_type=input_type
+    )
     if found.problem is not None:
         raise InputError(found.problem)
     return replace(found, case_id=case_id, output=output, spacing=steps or None)

@@ -40,7 +40,11 @@ class TrainedNetwork:
     @property
     def folds(self) -> dict[str, Path]:
         """The folder of each fold by its name: "0", "1", ..., "all"."""
-        return {path.name.removeprefix("fold_"): path for path in sorted(self.folder.glob("fold_*")) if path.is_dir()}
+        return {
+            path.name.removeprefix("fold_"): path
+            for path in sorted(self.folder.glob("fold_*"))
+            if path.is_dir()
+        }
 
     def places(self, variable: str) -> list[Path]:
         """Return where a folder of nnU-Net has the dataset: by the environment variable, then beside the results."""
@@ -49,25 +53,51 @@ class TrainedNetwork:
 
     def training_command(self, fold: str, *flags: str) -> str:
         """Return the command that trains or validates a fold, to be pasted into a shell."""
-        return shlex.join(["nnUNetv2_train", self.dataset, self.configuration, fold, *flags, "-tr", self.trainer, "-p", self.plans])
+        return shlex.join(
+            [
+                "nnUNetv2_train",
+                self.dataset,
+                self.configuration,
+                fold,
+                *flags,
+                "-tr",
+                self.trainer,
+                "-p",
+                self.plans,
+            ]
+        )
 
 
 class TrainedCases(NamedTuple):
     """The cases of a trained network."""
 
     cases: CaseList  # all; those without probabilities have them in `missing`
-    advice: tuple[str, ...]  # one sentence per fold that lacks something, with the command that makes it
+    advice: tuple[
+        str, ...
+    ]  # one sentence per fold that lacks something, with the command that makes it
 
 
 def require_trained(path: Path) -> TrainedNetwork:
     """Return the trained network of a folder; raise InputError for another folder."""
     folder = Path(os.path.abspath(path))  # noqa: PTH100 - the names as the user wrote them: links are not followed
     if not _is_trained(folder):
-        raise InputError(f"{path}: is not the folder of a trained network of nnU-Net version 2; {_EXPECTED}")
+        raise InputError(
+            f"{path}: is not the folder of a trained network of nnU-Net version 2; {_EXPECTED}"
+        )
     plans, names = _read_table(folder / PLANS), folder.name.split("__")
     # In a renamed folder, the plans still have most names.
-    trainer, plans_name, configuration = names if len(names) == 3 else ("TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION")
-    return TrainedNetwork(folder, str(plans.get("dataset_name", folder.parent.name)), trainer, plans_name, configuration)
+    trainer, plans_name, configuration = (
+        names
+        if len(names) == 3
+        else ("TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION")
+    )
+    return TrainedNetwork(
+        folder,
+        str(plans.get("dataset_name", folder.parent.name)),
+        trainer,
+        plans_name,
+        configuration,
+    )
 
 
 def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | None) -> CaseList:
@@ -81,17 +111,29 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
     given = images[0] if images else None
     if not _is_trained(folder):
         return _predicted_cases(folder, given, masks)
-    found = find_trained_cases(require_trained(folder), images=given, masks=masks, with_labels=False)
+    found = find_trained_cases(
+        require_trained(folder), images=given, masks=masks, with_labels=False
+    )
     left_out = {case.case_id: case.missing for case in found.cases if not case.logits}
     if len(left_out) == len(found.cases):
-        what_to_do = "\n  ".join(found.advice) or "Name the folder of the images of this network with --images."
+        what_to_do = (
+            "\n  ".join(found.advice)
+            or "Name the folder of the images of this network with --images."
+        )
         raise too_few_complete(left_out, len(found.cases), "cases with probabilities", what_to_do)
     notes = [describe_left_out(left_out, len(found.cases))] if left_out else []
-    return CaseList([case for case in found.cases if case.logits], [*notes, *found.advice, *found.cases.notes])
+    return CaseList(
+        [case for case in found.cases if case.logits], [*notes, *found.advice, *found.cases.notes]
+    )
 
 
 def find_trained_cases(
-    network: TrainedNetwork, *, images: Path | None = None, labels: Path | None = None, masks: Path | None = None, with_labels: bool = True
+    network: TrainedNetwork,
+    *,
+    images: Path | None = None,
+    labels: Path | None = None,
+    masks: Path | None = None,
+    with_labels: bool = True,
 ) -> TrainedCases:
     """Find the cases that a network was trained and validated on.
 
@@ -109,21 +151,45 @@ def find_trained_cases(
     found = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
     splits = _splits(network)
     held_out = {name: fold for fold, (_, validated) in splits.items() for name in validated}
-    validations = {fold: folder / "validation" for fold, folder in folds.items() if fold != ALL and (folder / "validation").is_dir()}
-    archives = {fold: {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)} for fold, folder in validations.items()}
+    validations = {
+        fold: folder / "validation"
+        for fold, folder in folds.items()
+        if fold != ALL and (folder / "validation").is_dir()
+    }
+    archives = {
+        fold: {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
+        for fold, folder in validations.items()
+    }
     reorients = _reorients(network.folder)
     cases, advice = [], dict[str, str]()
     for case in found:
         fold = held_out.get(case.case_id)
-        by_fold = [fold] if fold else [name for name in archives if name not in splits or case.case_id not in splits[name][0]]
-        path = next((archives[name][case.case_id] for name in by_fold if case.case_id in archives.get(name, ())), None)
+        by_fold = (
+            [fold]
+            if fold
+            else [
+                name
+                for name in archives
+                if name not in splits or case.case_id not in splits[name][0]
+            ]
+        )
+        path = next(
+            (
+                archives[name][case.case_id]
+                for name in by_fold
+                if case.case_id in archives.get(name, ())
+            ),
+            None,
+        )
         if path is not None:
             cases.append(_with_archive(case, path, reorients=reorients))
             continue
         reason = "no fold that held it out has validated it"
         if fold is not None and fold in folds:
             reason = f"no probabilities in fold_{fold}/validation"
-            advice[fold] = f"fold {fold} was not validated with --npz: {network.training_command(fold, '--val', '--npz')}"
+            advice[fold] = (
+                f"fold {fold} was not validated with --npz: {network.training_command(fold, '--val', '--npz')}"
+            )
         elif fold is not None:
             reason = f"fold {fold} is not trained"
             advice[fold] = f"{reason}: {network.training_command(fold, '--npz')}"
@@ -131,9 +197,13 @@ def find_trained_cases(
     notes = list(found.notes)
     if ALL in folds:
         notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
-    stray = sorted({name for names in archives.values() for name in names} - {case.case_id for case in found})
+    stray = sorted(
+        {name for names in archives.values() for name in names} - {case.case_id for case in found}
+    )
     if stray:
-        notes.append(f"{network.folder}: validated cases without an image in {image_folder} are ignored ({len(stray)}), such as {stray[0]}")
+        notes.append(
+            f"{network.folder}: validated cases without an image in {image_folder} are ignored ({len(stray)}), such as {stray[0]}"
+        )
     return TrainedCases(CaseList(cases, notes), tuple(advice[fold] for fold in sorted(advice)))
 
 
@@ -141,7 +211,9 @@ def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
     """Return the folder of the images that a network was trained on; the error names the places that were searched."""
     if given is not None and (given / "imagesTr").is_dir():
         return given / "imagesTr"
-    return _locate(network, "images", given, [place / "imagesTr" for place in network.places("nnUNet_raw")])
+    return _locate(
+        network, "images", given, [place / "imagesTr" for place in network.places("nnUNet_raw")]
+    )
 
 
 def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> Path:
@@ -165,7 +237,9 @@ def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequ
 
 def is_of_nnunet(folder: Path) -> bool:
     """Return whether nnU-Net made a folder: its volumes are label maps then, and not images."""
-    has_summary = (folder / "summary.json").is_file() and bool(list_files(folder, SCORES_SUFFIXES))  # as a validation has
+    has_summary = (folder / "summary.json").is_file() and bool(
+        list_files(folder, SCORES_SUFFIXES)
+    )  # as a validation has
     return has_summary or any((folder / name).is_file() for name in (PLANS, PREDICTION_ARGUMENTS))
 
 
@@ -181,18 +255,27 @@ def _splits(network: TrainedNetwork) -> dict[str, tuple[frozenset[str], frozense
         return {}
     add_inputs(path)
     try:
-        splits = [(frozenset[str](fold["train"]), frozenset[str](fold["val"])) for fold in read_json(path)]
+        splits = [
+            (frozenset[str](fold["train"]), frozenset[str](fold["val"])) for fold in read_json(path)
+        ]
     except (TypeError, KeyError):
         splits = []
-    if not splits or not all(train and held_out and all(isinstance(name, str) for name in train | held_out) for train, held_out in splits):
-        raise InputError(f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as nnU-Net writes it')
+    if not splits or not all(
+        train and held_out and all(isinstance(name, str) for name in train | held_out)
+        for train, held_out in splits
+    ):
+        raise InputError(
+            f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as nnU-Net writes it'
+        )
     return {str(fold): (train, validated - train) for fold, (train, validated) in enumerate(splits)}
 
 
 def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> CaseList:
     """Return the cases of a folder of predictions; without `images`, from where `nnUNetv2_predict` read them."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network")
+        raise InputError(
+            f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
+        )
     archives = {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
     if not archives:
         raise InputError(
@@ -204,7 +287,9 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
         source = _read_table(path).get("list_of_lists_or_source_folder") if path.is_file() else None
         if not isinstance(source, str) or not os.path.isdir(source):  # noqa: PTH112 - no exception for odd names
             named = shorten(source, MAX_OF_A_PATH) if isinstance(source, str) else "no folder"
-            raise InputError(f"{path}: expected the folder of the images, found {named}\n  Name the folder of the images with -i.")
+            raise InputError(
+                f"{path}: expected the folder of the images, found {named}\n  Name the folder of the images with -i."
+            )
         images = Path(source)
     found, reorients = discover_cases(images, None, masks), _reorients(folder)
     cases = []
@@ -212,15 +297,25 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
         lacking = f"no {case.case_id}.npz in {folder}"
         again = f"{lacking}\n  Predict again with nnUNetv2_predict ... --save_probabilities."
         has_archive = case.case_id in archives
-        cases.append(_with_archive(case, archives.pop(case.case_id), reorients=reorients) if has_archive else case.lacking(again, lacking))
+        cases.append(
+            _with_archive(case, archives.pop(case.case_id), reorients=reorients)
+            if has_archive
+            else case.lacking(again, lacking)
+        )
     stray = sorted(path.name for path in archives.values())
-    notes = [f"{folder}: predictions without images are ignored ({len(stray)}), such as {stray[0]}"] if stray else []
+    notes = (
+        [f"{folder}: predictions without images are ignored ({len(stray)}), such as {stray[0]}"]
+        if stray
+        else []
+    )
     return CaseList(cases, [*found.notes, *notes])
 
 
 def _reorients(folder: Path) -> bool:
     """Return whether nnU-Net turned the axes of images to RAS+, by the plans in a folder."""
-    return (folder / PLANS).is_file() and _read_table(folder / PLANS).get("image_reader_writer") == _REORIENTING
+    return (folder / PLANS).is_file() and _read_table(folder / PLANS).get(
+        "image_reader_writer"
+    ) == _REORIENTING
 
 
 def _read_table(path: Path) -> Mapping[str, Any]:

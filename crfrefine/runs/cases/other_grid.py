@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crfrefine.arrays.resampling import GridMap, interpolation_jobs, map_grid, nearest, resample_logits
+from crfrefine.arrays.resampling import (
+    GridMap,
+    interpolation_jobs,
+    map_grid,
+    nearest,
+    resample_logits,
+)
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import run_all
 from crfrefine.errors import GridMismatchError
@@ -23,7 +29,8 @@ if TYPE_CHECKING:
 # If a smaller part of the grid of work lies on another grid, logits are refused, others get a note.
 SMALL_OVERLAP = 0.5
 _NO_OVERLAP = (
-    "They may be of two scans, one may lack its transform, or was written in LPS as if that were RAS: compare them with `crfrefine info`."
+    "They may be of two scans, one may lack its transform, or was written in LPS as if that were "
+    "RAS: compare them with `crfrefine info`."
 )
 _OTHER_ORDER = (
     "Its axes are in another order. Move the label axis to the end, (x, y, z, label), as np.moveaxis(array, 0, -1) does; "
@@ -68,7 +75,15 @@ class WorkGrid:
         notes += self.describe(grid_map, other, what, HOW[is_cubic], outside)
         return result
 
-    def nearest(self, other: VolumeHeader, values: NDArray[Number], what: str, notes: list[str], *, outside: str) -> NDArray[Number]:
+    def nearest(
+        self,
+        other: VolumeHeader,
+        values: NDArray[Number],
+        what: str,
+        notes: list[str],
+        *,
+        outside: str,
+    ) -> NDArray[Number]:
         """Return a label map or mask, of the nearest voxel: ([z,] y, x) on this grid, like `linear`; 0 outside its own."""
         shape = self.header.grid_shape[::-1]
         if self.header.on_same_grid(other):
@@ -81,18 +96,28 @@ class WorkGrid:
         """Return where the voxels of this grid lie on another; GridMismatchError: nowhere, or for logits on less than half."""
         like, (own_affine, _) = self.header, self.header.geometry()
         if self._has_other_order(other):
-            raise self._mismatch(other, f"{what} on another grid than the {self.name}", _OTHER_ORDER)
+            raise self._mismatch(
+                other, f"{what} on another grid than the {self.name}", _OTHER_ORDER
+            )
         affine, shape = other.affine, other.grid_shape
         if affine is None:  # A file without geometry covers the same field of view.
             own, its = ((*each, 1)[:3] for each in (like.grid_shape, shape))
             if len(like.grid_shape) != len(shape) and (own[2] > 1 or its[2] > 1):
-                raise self._mismatch(other, f"{what} of another number of axes than the {self.name}", _OTHER_ORDER)
-            factors, affine, shape = np.divide(own, its), own_affine.copy(), shape[: len(like.grid_shape)]
+                raise self._mismatch(
+                    other, f"{what} of another number of axes than the {self.name}", _OTHER_ORDER
+                )
+            factors, affine, shape = (
+                np.divide(own, its),
+                own_affine.copy(),
+                shape[: len(like.grid_shape)],
+            )
             affine[:3, :3] *= factors
             affine[:3, 3] += own_affine[:3, :3] @ (0.5 * factors - 0.5)
         grid_map = map_grid(like.grid_shape, own_affine, shape, affine)
         if not grid_map.num_inside:
-            raise self._mismatch(other, f"the {what} and the {self.name} do not overlap in the world", _NO_OVERLAP)
+            raise self._mismatch(
+                other, f"the {what} and the {self.name} do not overlap in the world", _NO_OVERLAP
+            )
         share = grid_map.num_inside / grid_map.num_voxels
         if what == "logits" and share < SMALL_OVERLAP:
             problem = f"the logits cover {share:.1%} of the voxels of the {self.name}; expected at least half of them"
@@ -101,7 +126,9 @@ class WorkGrid:
         return grid_map
 
     def _mismatch(self, other: VolumeHeader, problem: str, advice: str) -> GridMismatchError:
-        return GridMismatchError(f"{other.path}: {problem}\n{self.header.difference_from(other)}\n  {advice}")
+        return GridMismatchError(
+            f"{other.path}: {problem}\n{self.header.difference_from(other)}\n  {advice}"
+        )
 
     def _has_other_order(self, other: VolumeHeader) -> bool:
         """Return whether the sizes of a file fit this grid with its axes in another order."""
@@ -120,12 +147,21 @@ class WorkGrid:
             return f"{hint}\n  The two do not overlap in the world. {_NO_OVERLAP}"
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
-    def describe(self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str) -> list[str]:
+    def describe(
+        self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str
+    ) -> list[str]:
         """Return the note for the user about a file on another grid."""
-        notes = [f"{what} {how} from {describe_grid(other.grid_shape, other.affine)} onto the grid of the {self.name}"]
+        notes = [
+            f"{what} {how} from {describe_grid(other.grid_shape, other.affine)} onto the grid of the {self.name}"
+        ]
         if other.affine is None:
-            notes.append(f"{other.path.name} has no geometry: it is taken to cover the whole field of view of the {self.name}")
-        share, num_outside = grid_map.num_inside / grid_map.num_voxels, grid_map.num_voxels - grid_map.num_inside
+            notes.append(
+                f"{other.path.name} has no geometry: it is taken to cover the whole field of view of the {self.name}"
+            )
+        share, num_outside = (
+            grid_map.num_inside / grid_map.num_voxels,
+            grid_map.num_voxels - grid_map.num_inside,
+        )
         if num_outside:
             doubt = "; do the files belong together?" if share < SMALL_OVERLAP else ""
             outside = f"voxels outside the grid of the {what} {outside}: {num_outside} of {grid_map.num_voxels} voxels"

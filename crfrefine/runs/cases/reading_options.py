@@ -37,7 +37,9 @@ class RegionReading:
     source: str = ""  # the option or file that declares them; GIVEN if the user named them
     # Channels of a softmax over all labels, which is refined as such all the same; None if unknown.
     num_labels: int | None = None
-    problem: str = ""  # why the declaration cannot be used: files that need it fail with this message
+    problem: str = (
+        ""  # why the declaration cannot be used: files that need it fail with this message
+    )
 
     def declares(self, num_channels: int) -> bool:
         """Return whether so many channels are regions, judged by their number: a single one is enough, labels need two."""
@@ -45,7 +47,11 @@ class RegionReading:
 
     def is_channel(self, header: VolumeHeader) -> bool:
         """Return whether a file with one value per voxel is the channel of a single region, and not a label map: the voxels tell."""
-        return header.num_channels == 1 and self.declares(1) and bool(np.mod(io.read_volume(header.path).data, 1).any())
+        return (
+            header.num_channels == 1
+            and self.declares(1)
+            and bool(np.mod(io.read_volume(header.path).data, 1).any())
+        )
 
     def scheme_of(self, values: Float32, path: Path) -> RegionScheme | None:
         """Return the regions of a file's channels, (channels, [z,] y, x); None means that the channels are labels."""
@@ -54,7 +60,12 @@ class RegionReading:
             return self.scheme
         # Zeros everywhere are no softmax, but regions that are nowhere.
         look = look_at(values)
-        is_softmax = len(values) > 1 and look.outside is None and not look.bad_voxels(SUM_TOLERANCE).size and values.any()
+        is_softmax = (
+            len(values) > 1
+            and look.outside is None
+            and not look.bad_voxels(SUM_TOLERANCE).size
+            and values.any()
+        )
         return None if is_softmax or len(values) != self.scheme.num_regions else self.scheme
 
     def require_number(self, num_channels: int, path: Path) -> None:
@@ -64,15 +75,25 @@ class RegionReading:
             return
         problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
         if self.problem:
-            raise InputError(f"{problem}, and whether these are regions is not clear\n  {self.problem}")
+            raise InputError(
+                f"{problem}, and whether these are regions is not clear\n  {self.problem}"
+            )
         expected = [] if self.scheme is None else [f"{self.scheme.num_regions}, one per region"]
         if self.num_labels is not None:
-            expected.append(f"{self.num_labels}, one for each label from 0 to {self.num_labels - 1}")
+            expected.append(
+                f"{self.num_labels}, one for each label from 0 to {self.num_labels - 1}"
+            )
         regions = "" if self.scheme is None else f"\n  {self.scheme.describe()}"
-        advice = "Export all channels of the network, or put its own dataset.json beside its output."
-        raise InputError(f"{problem}, expected {', or '.join(expected)} of {self.source}{regions}\n  {advice}")
+        advice = (
+            "Export all channels of the network, or put its own dataset.json beside its output."
+        )
+        raise InputError(
+            f"{problem}, expected {', or '.join(expected)} of {self.source}{regions}\n  {advice}"
+        )
 
-    def identify(self, values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
+    def identify(
+        self, values: Float32, input_type: str, kind: str | None, path: Path
+    ) -> tuple[str, str]:
         """Return "logits" or "probabilities" for a file's channels of regions, and a sentence that says why."""
         assert self.scheme is not None
         found, reason = identify_regions(values, input_type, kind=kind, name=str(path))
@@ -84,7 +105,9 @@ class RegionReading:
 NO_REGIONS = RegionReading()
 
 
-def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescription]) -> RegionReading:
+def find_regions(
+    given: RegionScheme | None, descriptions: Iterable[DatasetDescription]
+) -> RegionReading:
     """Return which channels are regions: as given by the user, or as the first `dataset.json` says."""
     # A description that contradicts itself fails only files that are no softmax over labels.
     if given is not None:
@@ -97,9 +120,15 @@ def find_regions(given: RegionScheme | None, descriptions: Iterable[DatasetDescr
         problem = "it has only one of regions of several labels and regions_class_order, the label that each region writes"
     elif order is not None:
         # nnU-Net leaves the background out, too.
-        named = {name: numbers for name, numbers in description.labels.items() if name != "ignore" and numbers != (0,)}
+        named = {
+            name: numbers
+            for name, numbers in description.labels.items()
+            if name != "ignore" and numbers != (0,)
+        }
         try:
-            scheme = RegionScheme.of({" ".join(name.split()): numbers for name, numbers in named.items()}, order)
+            scheme = RegionScheme.of(
+                {" ".join(name.split()): numbers for name, numbers in named.items()}, order
+            )
         except ConfigError as error:
             problem = str(error)
     if problem:
@@ -113,7 +142,9 @@ class DeclaredLabels:
 
     numbers: tuple[int, ...]  # ascending, background first
     source: str  # for messages: "study/dataset.json"
-    structures: Mapping[str, int] = field(default_factory=dict)  # number of each by its name, if each has its own file
+    structures: Mapping[str, int] = field(
+        default_factory=dict
+    )  # number of each by its name, if each has its own file
 
     @property
     def num_labels(self) -> int:
@@ -129,7 +160,11 @@ def declared_labels(
         return number_structures(cases)
     if description := next((each for each in descriptions if each.labels), None):
         return DeclaredLabels(tuple(sorted({0, *description.all_numbers})), str(description.path))
-    return None if num_labels is None else DeclaredLabels(tuple(range(num_labels)), "the parameters, which have values per label")
+    return (
+        None
+        if num_labels is None
+        else DeclaredLabels(tuple(range(num_labels)), "the parameters, which have values per label")
+    )
 
 
 def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
@@ -137,14 +172,20 @@ def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
     # Raise InputError if one has a reserved name, or if only some cases have a file per structure.
     other = next((case for case in cases if case.logits and not case.are_structures), None)
     if other is not None:
-        raise InputError(f"{other.logits[0]}: a label map, but other cases have one file per structure; refine the two in separate runs")
+        raise InputError(
+            f"{other.logits[0]}: a label map, but other cases have one file per structure; refine the two in separate runs"
+        )
     by_name = {stem_of(path): path for case in cases if case.are_structures for path in case.logits}
     if len(by_name) > MAX_LABEL:
-        raise InputError(f"{next(iter(by_name.values())).parent}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}")
+        raise InputError(
+            f"{next(iter(by_name.values())).parent}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}"
+        )
     for name, path in by_name.items():
         if name in RESERVED_NAMES or shorten(name, 200) != name:
             rule = f"it must be printable, have at most 200 characters, and be none of {', '.join(RESERVED_NAMES)}"
-            raise InputError(f"{shorten(path, 300)}: cannot name a structure: {rule}. Rename the file or leave it out")
+            raise InputError(
+                f"{shorten(path, 300)}: cannot name a structure: {rule}. Rename the file or leave it out"
+            )
     numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}
     return DeclaredLabels(tuple(range(len(numbers) + 1)), "the names of the structures", numbers)
 
@@ -164,7 +205,9 @@ class ReadingOptions:
     all_labels: bool = False  # whether label maps get a channel for each declared label, not only for those that occur
     # Of the network that made the label maps: mm, one number or one per axis; "auto" means that blocks in the map show it.
     network_spacing: Any = None
-    max_memory: int | None = None  # bytes that the arrays of a case may take; at most, and by default, the system's limit
+    max_memory: int | None = (
+        None  # bytes that the arrays of a case may take; at most, and by default, the system's limit
+    )
 
 
 DEFAULT_READING = ReadingOptions()

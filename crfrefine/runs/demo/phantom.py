@@ -33,8 +33,12 @@ _INTENSITIES = ((0.0, 0.42, 0.56, 0.74, 0.64, 0.28), (0.0, 0.52, 0.42, 0.36, 0.7
 class Phantom:
     """A synthetic case."""
 
-    image: Float32  # (2, *grid) float32, whole numbers up to some thousands, 0 only outside the head.
-    labels: NDArray[np.uint8]  # (*grid) uint8, the truth: 0 background, 1 a shell, 2 the core inside it, 3 a separate body.
+    image: (
+        Float32  # (2, *grid) float32, whole numbers up to some thousands, 0 only outside the head.
+    )
+    labels: NDArray[
+        np.uint8
+    ]  # (*grid) uint8, the truth: 0 background, 1 a shell, 2 the core inside it, 3 a separate body.
     logits: Float32  # (4, *grid) float32, as from a mediocre network.
     spacing: tuple[float, float, float]  # mm, one per grid axis.
 
@@ -42,24 +46,34 @@ class Phantom:
     def affine(self) -> Float64:
         """Voxel to world (RAS+, mm), the grid's center at the origin."""
         affine = np.diag([*self.spacing, 1.0])
-        affine[:3, 3] = [-(n - 1) / 2 * step for n, step in zip(self.labels.shape, self.spacing, strict=True)]
+        affine[:3, 3] = [
+            -(n - 1) / 2 * step for n, step in zip(self.labels.shape, self.spacing, strict=True)
+        ]
         return affine
 
 
 def make_phantom(
-    seed: int = 0, grid_shape: tuple[int, int, int] = (96, 84, 40), spacing: tuple[float, float, float] = (0.9, 0.9, 2.0)
+    seed: int = 0,
+    grid_shape: tuple[int, int, int] = (96, 84, 40),
+    spacing: tuple[float, float, float] = (0.9, 0.9, 2.0),
 ) -> Phantom:
     """Make a head with a lesion of two nested labels and a separate third one, and logits with typical mistakes of a network."""
     # The logits have blurred and wandering borders, false islands and missing parts. Each axis has
     # at least 8 voxels.
     if min(grid_shape) < 8 or min(spacing) <= 0:
-        raise ValueError(f"a phantom needs at least 8 voxels along each axis and positive spacing, not {grid_shape} at {spacing} mm")
+        raise ValueError(
+            f"a phantom needs at least 8 voxels along each axis and positive spacing, not {grid_shape} at {spacing} mm"
+        )
     rng = np.random.default_rng(seed)
     scale = min(n * step for n, step in zip(grid_shape, spacing, strict=True)) / _HEAD_SCALE_MM
 
     def noise(length: float) -> Float32:
         """Return noise with unit variance and a correlation length in mm."""
-        values = gaussian_filter(rng.standard_normal(grid_shape, np.float32), [length * scale / step for step in spacing], mode="wrap")
+        values = gaussian_filter(
+            rng.standard_normal(grid_shape, np.float32),
+            [length * scale / step for step in spacing],
+            mode="wrap",
+        )
         return np.asarray(values / max(float(values.std()), 1e-12), np.float32)
 
     labels, tissue = np.zeros(grid_shape, np.uint8), np.zeros(grid_shape, np.uint8)
@@ -75,7 +89,9 @@ def make_phantom(
     # Partial volume, texture, a bias field and noise.
     image = np.empty((len(_INTENSITIES), *grid_shape), np.float32)
     for modality, means in enumerate(_INTENSITIES):
-        values = gaussian_filter(np.asarray(means, np.float32)[tissue], [0.5 / step for step in spacing])
+        values = gaussian_filter(
+            np.asarray(means, np.float32)[tissue], [0.5 / step for step in spacing]
+        )
         values += 0.045 * noise(1.5)
         values *= 1 + 0.06 * noise(25)
         values += 0.05 * rng.standard_normal(grid_shape, np.float32)
@@ -84,15 +100,21 @@ def make_phantom(
     # Blurred scores with wandering borders, then islands of false labels and holes in true ones.
     logits = np.empty((NUM_LABELS, *grid_shape), np.float32)
     for label in range(NUM_LABELS):
-        blurred = gaussian_filter((labels == label).astype(np.float32), [2.2 * scale / step for step in spacing])
+        blurred = gaussian_filter(
+            (labels == label).astype(np.float32), [2.2 * scale / step for step in spacing]
+        )
         logits[label] = np.log(np.clip(blurred, 2e-3, 1))
         logits[label] += 0.9 * noise(3) + 0.5 * rng.standard_normal(grid_shape, np.float32)
     away, inside = np.argwhere((tissue > 0) & (labels == 0)), np.argwhere(labels > 0)
     for _ in range(14):
-        blob = _ball(grid_shape, spacing, away[rng.integers(len(away))], rng.uniform(1.5, 4.5) * scale)
+        blob = _ball(
+            grid_shape, spacing, away[rng.integers(len(away))], rng.uniform(1.5, 4.5) * scale
+        )
         logits[rng.integers(1, NUM_LABELS)] += rng.uniform(6.0, 8.5) * blob
     for _ in range(9):
-        blob = _ball(grid_shape, spacing, inside[rng.integers(len(inside))], rng.uniform(2.0, 5.0) * scale)
+        blob = _ball(
+            grid_shape, spacing, inside[rng.integers(len(inside))], rng.uniform(2.0, 5.0) * scale
+        )
         logits[0] += rng.uniform(5.5, 8.0) * blob
     return Phantom(image, labels, logits, spacing)
 
@@ -104,7 +126,9 @@ def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom"
         (folder / kind).mkdir(parents=True, exist_ok=True)
     like = Volume(data=phantom.labels, affine=phantom.affine, spacing=phantom.spacing)
     for modality, values in enumerate(phantom.image):  # Whole numbers, as from scanners.
-        write_label_map(folder / "images" / f"{case_id}_{modality:04d}.nii.gz", values.astype(np.uint16), like)
+        write_label_map(
+            folder / "images" / f"{case_id}_{modality:04d}.nii.gz", values.astype(np.uint16), like
+        )
     write_label_map(folder / "labels" / f"{case_id}.nii.gz", phantom.labels, like)
     write_channels(folder / "logits" / f"{case_id}.nii.gz", phantom.logits, like)
 
@@ -119,17 +143,28 @@ def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[
         yield label, dices, [label_components(mask)[1] for mask in (truth, *predictions)]
 
 
-def _ellipsoid(grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]) -> Float32:
+def _ellipsoid(
+    grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]
+) -> Float32:
     """Return the normalized squared radius of each voxel: below 1 inside; `center` and `radii` are fractions of the field of view."""
     axes = zip(grid_shape, center, radii, strict=True)
-    offsets = [((np.arange(n, dtype=np.float32) + 0.5) / n - middle) / radius for n, middle, radius in axes]
+    offsets = [
+        ((np.arange(n, dtype=np.float32) + 0.5) / n - middle) / radius for n, middle, radius in axes
+    ]
     x, y, z = np.ix_(*offsets)
     return np.asarray(x**2 + y**2 + z**2, np.float32)
 
 
-def _ball(grid_shape: tuple[int, ...], spacing: Sequence[float], center: NDArray[np.intp], radius: float) -> Float32:
+def _ball(
+    grid_shape: tuple[int, ...], spacing: Sequence[float], center: NDArray[np.intp], radius: float
+) -> Float32:
     """Return a soft ball: 1 in the middle, 0.5 at `radius` mm from the voxel `center`, 0 far away."""
-    axes = [(np.arange(n, dtype=np.float32) - c) * step for n, c, step in zip(grid_shape, center, spacing, strict=True)]
+    axes = [
+        (np.arange(n, dtype=np.float32) - c) * step
+        for n, c, step in zip(grid_shape, center, spacing, strict=True)
+    ]
     distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
     softness = 0.25 * radius
-    return np.asarray(1 / (1 + np.exp(np.clip((distance - radius) / softness, -30, 30))), np.float32)
+    return np.asarray(
+        1 / (1 + np.exp(np.clip((distance - radius) / softness, -30, 30))), np.float32
+    )

@@ -45,16 +45,22 @@ def label_levels(labels: Array) -> NDArray[np.uint8]:
 def enlarge(plane: Array, size: tuple[int, int]) -> Array:
     """Return a plane, (rows, columns), at another size, (across, down): each pixel has the value of the voxel that its middle is in."""
     pairs = zip(size, plane.shape[::-1], strict=True)
-    columns, rows = (((np.arange(pixels) + 0.5) * voxels / pixels).astype(np.intp) for pixels, voxels in pairs)
+    columns, rows = (
+        ((np.arange(pixels) + 0.5) * voxels / pixels).astype(np.intp) for pixels, voxels in pairs
+    )
     enlarged: Array = plane[:, columns].take(rows, axis=0)
     return enlarged
 
 
-def resize_gray(plane: NDArray[np.uint8], size: tuple[int, int], share: float = 1.0) -> NDArray[np.uint8]:
+def resize_gray(
+    plane: NDArray[np.uint8], size: tuple[int, int], share: float = 1.0
+) -> NDArray[np.uint8]:
     """Return the levels of a share of gray values from 0 to 255, at another size: enlarged voxels stay visible, others are averaged."""
     from PIL import Image
 
-    gray = np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX))
+    gray = np.asarray(
+        Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX)
+    )
     return (gray * (share * WHITE / 255)).astype(np.uint8)
 
 
@@ -93,17 +99,46 @@ class Canvas:
         self._picture.paste(Image.fromarray(np.ascontiguousarray(pixels)), corner)
 
     def text(
-        self, place: tuple[float, float], text: str, size: int, level: int, *, anchor: str = "la", is_bold: bool = False, edge: int = -1
+        self,
+        place: tuple[float, float],
+        text: str,
+        size: int,
+        level: int,
+        *,
+        anchor: str = "la",
+        is_bold: bool = False,
+        edge: int = -1,
     ) -> None:
         """Write a line; `anchor` is Pillow's, `edge` the level of a thin edge around the letters, if it is not negative."""
         font, width = _font(size, is_bold), int(edge >= 0)
-        self._draw.text(place, drawable(text), fill=level, font=font, anchor=anchor, stroke_width=width, stroke_fill=max(edge, 0))
+        self._draw.text(
+            place,
+            drawable(text),
+            fill=level,
+            font=font,
+            anchor=anchor,
+            stroke_width=width,
+            stroke_fill=max(edge, 0),
+        )
 
-    def sides(self, letters: str, corner: tuple[int, int], extent: tuple[int, int], size: int, level: int, edge: int) -> None:
+    def sides(
+        self,
+        letters: str,
+        corner: tuple[int, int],
+        extent: tuple[int, int],
+        size: int,
+        level: int,
+        edge: int,
+    ) -> None:
         """Write letters at the left, right, bottom and top of a panel; an empty text writes none."""
         (left, top), (across, down) = corner, extent
         middle, center = left + across / 2, top + down / 2
-        places = ((left + 5, center, "lm"), (left + across - 5, center, "rm"), (middle, top + down - 4, "md"), (middle, top + 4, "ma"))
+        places = (
+            (left + 5, center, "lm"),
+            (left + across - 5, center, "rm"),
+            (middle, top + down - 4, "md"),
+            (middle, top + 4, "ma"),
+        )
         for letter, (x, y, anchor) in zip(letters, places, strict=False):
             self.text((x, y), letter, size, level, anchor=anchor, edge=edge)
 
@@ -117,7 +152,9 @@ class Canvas:
         palette += bytes.fromhex("".join(LABEL_COLORS).replace("#", ""))
         self._picture.putpalette(palette)
         buffer = io.BytesIO()
-        self._picture.save(buffer, format="PNG", compress_level=4)  # higher levels take twice the time for a tenth less
+        self._picture.save(
+            buffer, format="PNG", compress_level=4
+        )  # higher levels take twice the time for a tenth less
         return buffer.getvalue()
 
 
@@ -148,13 +185,18 @@ def cut_off(text: str, size: int, width: float, *, is_bold: bool = False) -> str
 
 def drawable(text: str) -> str:
     """Replace characters that the font lacks with a word or a question mark; they would be drawn as boxes."""
-    return "".join(letter if _has(letter) else _SPELLED.get(letter, "?") for letter in text.replace("\u00a0", " "))
+    return "".join(
+        letter if _has(letter) else _SPELLED.get(letter, "?")
+        for letter in text.replace("\u00a0", " ")
+    )
 
 
 @lru_cache(maxsize=4096)
 def _has(letter: str) -> bool:
     font = _font(12, False)
-    return letter.isprintable() and (letter == " " or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff")))
+    return letter.isprintable() and (
+        letter == " " or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
+    )
 
 
 @lru_cache(maxsize=32)
@@ -162,7 +204,19 @@ def _font(size: int, is_bold: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageF
     """Return DejaVu Sans where matplotlib is installed, which brings it: it has many alphabets; else Pillow's own font, which has Latin."""
     from PIL import ImageFont
 
-    spec = importlib.util.find_spec("matplotlib")  # locates the package without importing it, which takes half a second
-    package = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path("nowhere")
-    path = package / "mpl-data" / "fonts" / "ttf" / ("DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf")
+    spec = importlib.util.find_spec(
+        "matplotlib"
+    )  # locates the package without importing it, which takes half a second
+    package = (
+        Path(spec.origin).parent
+        if spec is not None and spec.origin is not None
+        else Path("nowhere")
+    )
+    path = (
+        package
+        / "mpl-data"
+        / "fonts"
+        / "ttf"
+        / ("DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf")
+    )
     return ImageFont.truetype(path, size) if path.is_file() else ImageFont.load_default(size)

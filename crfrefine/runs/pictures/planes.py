@@ -31,7 +31,11 @@ _BACKGROUND_SHARE = 0.1
 
 def planes_of(grid: Sequence[int]) -> list[int]:
     """Return the numbers of the planes that are more than a line, as with a single slice; of a 2-D grid, or without one, the first."""
-    return [number for number, (_, across, up, _) in enumerate(PLANES) if len(grid) == 3 and grid[across] > 1 and grid[up] > 1] or [0]
+    return [
+        number
+        for number, (_, across, up, _) in enumerate(PLANES)
+        if len(grid) == 3 and grid[across] > 1 and grid[up] > 1
+    ] or [0]
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,9 @@ class Upright:
 
     axis_order: tuple[int, ...]  # the axis of the array that becomes each axis of the upright one
     flips: tuple[bool, ...]  # whether each of these axes is reversed
-    sides: tuple[str, ...]  # the letters of both ends of each upright axis, such as "RL"; empty if the orientation is unknown
+    sides: tuple[
+        str, ...
+    ]  # the letters of both ends of each upright axis, such as "RL"; empty if the orientation is unknown
 
     @classmethod
     def of(cls, affine: Float64 | None, num_dims: int) -> Upright:
@@ -52,12 +58,20 @@ class Upright:
             return cls(tuple(range(num_dims)), (False,) * num_dims, ())
         codes = orientation_codes(affine)
         axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in SIDES)
-        return cls(axis_order, tuple(codes[axis] == pair[0] for axis, pair in zip(axis_order, SIDES, strict=True)), SIDES)
+        return cls(
+            axis_order,
+            tuple(codes[axis] == pair[0] for axis, pair in zip(axis_order, SIDES, strict=True)),
+            SIDES,
+        )
 
     def describe(self, plane: int) -> tuple[str, str]:
         """Return the name of a plane of `PLANES`, and the letters at its left, right, bottom and top; of an unknown orientation, none."""
         name, across, up, _ = PLANES[plane]
-        return (name, self.sides[across] + self.sides[up]) if self.sides else (f"axes {across + 1}, {up + 1}", "")
+        return (
+            (name, self.sides[across] + self.sides[up])
+            if self.sides
+            else (f"axes {across + 1}, {up + 1}", "")
+        )
 
     def turn(self, array: Array) -> Array:
         """Return the array upright, a view; further axes stay in place."""
@@ -82,7 +96,9 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     box = bounding_box(votes > 0)
     if box is None:
         return peak or tuple(size // 2 for size in changed.shape), None
-    parts, _ = label(votes[box] == votes.max())  # connected over faces: fewer bridges to its surroundings
+    parts, _ = label(
+        votes[box] == votes.max()
+    )  # connected over faces: fewer bridges to its surroundings
     sizes = np.bincount(parts.ravel(order="K"))
     sizes[0] = 0
     structure = np.zeros(votes.shape, bool)
@@ -91,11 +107,20 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     if peak is None or changed.ndim != 3:
         return point, None
     shown = planes_of(changed.shape)
-    if any(abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2 for axis in [PLANES[plane][-1] for plane in shown]):
+    if any(
+        abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2
+        for axis in [PLANES[plane][-1] for plane in shown]
+    ):
         return point, None
     reach = [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
-    around = [slice(max(0, place - most), place + most + 1) for place, most in zip(peak, reach, strict=True)]
-    cuts = {plane: tuple(peak[axis] if axis == PLANES[plane][-1] else around[axis] for axis in range(3)) for plane in shown}
+    around = [
+        slice(max(0, place - most), place + most + 1)
+        for place, most in zip(peak, reach, strict=True)
+    ]
+    cuts = {
+        plane: tuple(peak[axis] if axis == PLANES[plane][-1] else around[axis] for axis in range(3))
+        for plane in shown
+    }
     return point, (peak, max(shown, key=lambda plane: np.count_nonzero(changed[cuts[plane]])))
 
 
@@ -105,7 +130,10 @@ def _largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...] | 
     if box is None:
         return None
     inside = changed[box]
-    size = [2 * min(round(CHANGE_WINDOW_MM / 2 / step), extent - 1) + 1 for step, extent in zip(steps, inside.shape, strict=True)]
+    size = [
+        2 * min(round(CHANGE_WINDOW_MM / 2 / step), extent - 1) + 1
+        for step, extent in zip(steps, inside.shape, strict=True)
+    ]
     # Only changed voxels qualify: a plane next to the change would show nothing.
     density = np.where(inside, uniform_filter(inside.astype(np.float32), size, mode="constant"), -1)
     densest = np.unravel_index(int(density.argmax()), density.shape)
@@ -132,8 +160,14 @@ class Window:
 
     def gray(self, image: Float32) -> NDArray[np.uint8]:
         """Return gray values from 0 to 255; NaN is black, as some programs write it outside of the brain."""
-        shown = np.nan_to_num(image.astype(np.float32), nan=self.low, posinf=self.high, neginf=self.low)
-        gray: NDArray[np.uint8] = np.clip((shown - self.low) * (255 / (self.high - self.low)), 0, 255).round().astype(np.uint8)
+        shown = np.nan_to_num(
+            image.astype(np.float32), nan=self.low, posinf=self.high, neginf=self.low
+        )
+        gray: NDArray[np.uint8] = (
+            np.clip((shown - self.low) * (255 / (self.high - self.low)), 0, 255)
+            .round()
+            .astype(np.uint8)
+        )
         return gray
 
     def __str__(self) -> str:
@@ -141,7 +175,11 @@ class Window:
 
 
 # Usual windows of CT, in Hounsfield units.
-SOFT_TISSUE, LUNG, BONE = Window(-160, 240, "soft tissue"), Window(-1350, 150, "lung"), Window(-450, 1050, "bone")
+SOFT_TISSUE, LUNG, BONE = (
+    Window(-160, 240, "soft tissue"),
+    Window(-1350, 150, "lung"),
+    Window(-450, 1050, "bone"),
+)
 
 
 def choose_window(image: Float32, structure: Bool) -> Window:
@@ -163,7 +201,9 @@ def choose_window(image: Float32, structure: Bool) -> Window:
     return Window(low, high) if high > low else Window(low - 0.5, low + 0.5)
 
 
-def choose_modality(modalities: Sequence[Float32], windows: Sequence[Window], labels: Array, steps: Sequence[float]) -> int:
+def choose_modality(
+    modalities: Sequence[Float32], windows: Sequence[Window], labels: Array, steps: Sequence[float]
+) -> int:
     """Return the number of the modality that shows the borders of the labels best; the first one of equals.
 
     The mean intensities of the labels explain most of its variance within 3 mm of a border (the correlation ratio). `labels` are unsigned,
@@ -173,17 +213,32 @@ def choose_modality(modalities: Sequence[Float32], windows: Sequence[Window], la
     if len(modalities) == 1 or occupied is None:
         return 0
     # A border is no wider than the grid, however close its voxels are.
-    reach = [min(max(1, round(_BORDER_MM / step)), extent - 1) for step, extent in zip(steps, labels.shape, strict=True)]
-    box = tuple(slice(max(0, part.start - most), part.stop + most) for part, most in zip(occupied, reach, strict=True))
+    reach = [
+        min(max(1, round(_BORDER_MM / step)), extent - 1)
+        for step, extent in zip(steps, labels.shape, strict=True)
+    ]
+    box = tuple(
+        slice(max(0, part.start - most), part.stop + most)
+        for part, most in zip(occupied, reach, strict=True)
+    )
     size = [2 * most + 1 for most in reach]
-    is_near = maximum_filter(labels[box], size, mode="nearest") != minimum_filter(labels[box], size, mode="nearest")
+    is_near = maximum_filter(labels[box], size, mode="nearest") != minimum_filter(
+        labels[box], size, mode="nearest"
+    )
     shares = []
     for channel, window in zip(modalities, windows, strict=True):
         counted = is_near & _is_tissue(channel[box])
-        values, groups = np.clip(channel[box][counted], window.low, window.high).astype(np.float64), labels[box][counted].astype(np.intp)
+        values, groups = (
+            np.clip(channel[box][counted], window.low, window.high).astype(np.float64),
+            labels[box][counted].astype(np.intp),
+        )
         means = np.bincount(groups, values) / np.maximum(np.bincount(groups), 1)
         # A spread of rounding errors explains nothing.
-        shares.append(means[groups].var() / max(values.var(), 1e-12 * (window.high - window.low) ** 2) if values.size else 0.0)
+        shares.append(
+            means[groups].var() / max(values.var(), 1e-12 * (window.high - window.low) ** 2)
+            if values.size
+            else 0.0
+        )
     return int(np.argmax(shares))
 
 

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import bounding_box, foreground_labels
 from crfrefine.base.array_types import Array, Float32, Float64
 from crfrefine.runs.pictures import drawing
-from crfrefine.runs.pictures.planes import CHANGE_WINDOW_MM, PLANES, Upright, choose_modality, choose_places, choose_window, planes_of
+from crfrefine.runs.pictures.planes import (
+    CHANGE_WINDOW_MM,
+    PLANES,
+    Upright,
+    choose_modality,
+    choose_places,
+    choose_window,
+    planes_of,
+)
 
 _PAPER, _INK, _FAINT_INK, _FRAME = (drawing.gray_level(share) for share in (0.065, 0.95, 0.68, 0.8))
 _DIMMED = 0.55  # below changed voxels
@@ -28,11 +36,17 @@ class Plane(NamedTuple):
     """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the top."""
 
     name: str  # such as "axial"
-    edges: str  # letters of the patient's sides at the left, right, bottom and top; empty if unknown
+    edges: (
+        str  # letters of the patient's sides at the left, right, bottom and top; empty if unknown
+    )
     size_mm: tuple[float, float]  # width and height
     image: NDArray[np.uint8]  # gray values
-    maps: dict[str, Array]  # labels of the network, "before", after refinement, "refined", and of the "reference" if it is shown
-    peak: tuple[int, int] | None  # column and row of the largest change, if the plane was chosen to show it
+    maps: dict[
+        str, Array
+    ]  # labels of the network, "before", after refinement, "refined", and of the "reference" if it is shown
+    peak: (
+        tuple[int, int] | None
+    )  # column and row of the largest change, if the plane was chosen to show it
 
 
 def draw_preview(
@@ -59,31 +73,62 @@ def draw_preview(
     """
     planes, shown = cut_planes(image, before, after, spacing, affine, modality_names, reference)
     headings = {"image": "image"} | ({} if reference is None else {"reference": "reference"})
-    headings |= {"before": before_name, "refined": after_name, "changes": "errors" if shows_errors else "changed voxels"}
+    headings |= {
+        "before": before_name,
+        "refined": after_name,
+        "changes": "errors" if shows_errors else "changed voxels",
+    }
     across = int(np.clip(max(max(plane.image.shape) for plane in planes), _PANEL_WIDTH, _MAX_PANEL))
     # Very flat and very tall planes get panels of bounded height.
-    heights = [round(across * float(np.clip(plane.size_mm[1] / plane.size_mm[0], 0.5, 1.6))) for plane in planes]
+    heights = [
+        round(across * float(np.clip(plane.size_mm[1] / plane.size_mm[0], 0.5, 1.6)))
+        for plane in planes
+    ]
     room = len(headings) * (across + _GAP) - _GAP
     lines = [*drawing.wrap(subtitle, _TEXT, room), *drawing.wrap(shown, _TEXT, room)]
-    legend = _legend_entries(planes, label_names or {}, "missed" if shows_errors else "changed to background")
+    legend = _legend_entries(
+        planes, label_names or {}, "missed" if shows_errors else "changed to background"
+    )
     columns = max(1, room // _LEGEND_WIDTH)
     top = _MARGIN + _TITLE_LINE + len(lines) * _TEXT_LINE + _HEADING_LINE
-    height = top + sum(down + _GAP for down in heights) + -(-len(legend) // columns) * _LEGEND_LINE + _MARGIN
+    height = (
+        top
+        + sum(down + _GAP for down in heights)
+        + -(-len(legend) // columns) * _LEGEND_LINE
+        + _MARGIN
+    )
     canvas = drawing.Canvas((room + 2 * _MARGIN, height), _PAPER)
-    canvas.text((_MARGIN, _MARGIN), drawing.cut_off(title, _TITLE, room, is_bold=True), _TITLE, _INK, is_bold=True)
+    canvas.text(
+        (_MARGIN, _MARGIN),
+        drawing.cut_off(title, _TITLE, room, is_bold=True),
+        _TITLE,
+        _INK,
+        is_bold=True,
+    )
     for number, line in enumerate(lines):
         canvas.text((_MARGIN, _MARGIN + _TITLE_LINE + number * _TEXT_LINE), line, _TEXT, _FAINT_INK)
     for column, heading in enumerate(headings.values()):
         middle = _MARGIN + column * (across + _GAP) + across / 2
-        canvas.text((middle, top - 9), drawing.cut_off(heading, _TEXT, across), _TEXT, _INK, anchor="md")
+        canvas.text(
+            (middle, top - 9), drawing.cut_off(heading, _TEXT, across), _TEXT, _INK, anchor="md"
+        )
     for plane, down in zip(planes, heights, strict=True):
         for column, panel in enumerate(headings):
-            _draw_panel(canvas, plane, panel, (_MARGIN + column * (across + _GAP), top), (across, down))
+            _draw_panel(
+                canvas, plane, panel, (_MARGIN + column * (across + _GAP), top), (across, down)
+            )
         top += down + _GAP
     for number, (label, text) in enumerate(legend):
-        left, middle = _MARGIN + number % columns * (room // columns), top + number // columns * _LEGEND_LINE + _LEGEND_LINE // 2
+        left, middle = (
+            _MARGIN + number % columns * (room // columns),
+            top + number // columns * _LEGEND_LINE + _LEGEND_LINE // 2,
+        )
         sample = np.full((12 if label == 0 else 3, _SAMPLE - 8), label)
-        pixels = np.where(drawing.is_dashed_on(sample, *np.indices(sample.shape)), drawing.label_levels(sample), np.uint8(_PAPER))
+        pixels = np.where(
+            drawing.is_dashed_on(sample, *np.indices(sample.shape)),
+            drawing.label_levels(sample),
+            np.uint8(_PAPER),
+        )
         canvas.paste(pixels, (left, middle - len(sample) // 2))
         text = drawing.cut_off(text, _SMALL, room // columns - _SAMPLE - _GAP)
         canvas.text((left + _SAMPLE, middle), text, _SMALL, _INK, anchor="lm")
@@ -103,7 +148,10 @@ def cut_planes(
     # They are upright if the orientation is known, and cropped. Arguments are those of `draw_preview`.
     pose = Upright.of(affine, before.ndim)
     # In the upright volume: of two equal planes, the same one must be shown whatever the stored orientation.
-    modalities = [pose.turn(channel) for channel in (np.zeros((1, *before.shape), np.float32) if image is None else image)]
+    modalities = [
+        pose.turn(channel)
+        for channel in (np.zeros((1, *before.shape), np.float32) if image is None else image)
+    ]
     given = {"before": before, "refined": after, "reference": reference}
     maps = {name: pose.turn(labels) for name, labels in given.items() if labels is not None}
     steps = [float(spacing[axis]) for axis in pose.axis_order]
@@ -121,12 +169,23 @@ def cut_planes(
 
     def cut(plane: int, point: Sequence[int], prefix: str = "") -> Plane:
         _, across, up, _ = PLANES[plane]
-        index = tuple(crop[axis] if axis in (across, up) else point[axis] for axis in range(before.ndim))
+        index = tuple(
+            crop[axis] if axis in (across, up) else point[axis] for axis in range(before.ndim)
+        )
         shown = windows[chosen].gray(modalities[chosen][index]).T[::-1]
         size_mm = (shown.shape[1] * steps[across], shown.shape[0] * steps[up])
-        peak = (point[across] - crop[across].start, crop[up].stop - 1 - point[up]) if prefix else None
+        peak = (
+            (point[across] - crop[across].start, crop[up].stop - 1 - point[up]) if prefix else None
+        )
         name, edges = pose.describe(plane)
-        return Plane(prefix + name, edges, size_mm, shown, {name: labels[index].T[::-1] for name, labels in maps.items()}, peak)
+        return Plane(
+            prefix + name,
+            edges,
+            size_mm,
+            shown,
+            {name: labels[index].T[::-1] for name, labels in maps.items()},
+            peak,
+        )
 
     planes = [cut(plane, middle) for plane in planes_of(refined.shape)]
     if change is not None:
@@ -137,14 +196,22 @@ def cut_planes(
     shown = "image" if len(image) == 1 else f"modality {chosen + 1} of {len(image)}"
     shown += f": {modality_names[chosen]}" if len(modality_names) == len(image) else ""
     shown += ", with the highest contrast at the borders of the labels" if len(image) > 1 else ""
-    return planes, f"{shown}; black to white: {window}{f' HU ({window.name})' if window.name else ''}"
+    return (
+        planes,
+        f"{shown}; black to white: {window}{f' HU ({window.name})' if window.name else ''}",
+    )
 
 
-def _draw_panel(canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[int, int], size: tuple[int, int]) -> None:
+def _draw_panel(
+    canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[int, int], size: tuple[int, int]
+) -> None:
     """Draw a plane in the middle of its panel, in true proportions."""
     scale = min(pixels / mm for pixels, mm in zip(size, plane.size_mm, strict=True))
     inner = (max(1, round(plane.size_mm[0] * scale)), max(1, round(plane.size_mm[1] * scale)))
-    left, top = (first + (outer - pixels) // 2 for first, outer, pixels in zip(corner, size, inner, strict=True))
+    left, top = (
+        first + (outer - pixels) // 2
+        for first, outer, pixels in zip(corner, size, inner, strict=True)
+    )
     pixels = drawing.resize_gray(plane.image, inner, _DIMMED if panel == "changes" else 1.0)
     if panel in plane.maps:
         labels = drawing.enlarge(plane.maps[panel], inner)
@@ -152,25 +219,51 @@ def _draw_panel(canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[
         pixels[is_line] = drawing.label_levels(labels[is_line])
     elif panel == "changes":
         before, after = (drawing.enlarge(plane.maps[name], inner) for name in ("before", "refined"))
-        pixels = np.where(before != after, drawing.label_levels(after), pixels)  # In the color of the new label; white is background.
+        pixels = np.where(
+            before != after, drawing.label_levels(after), pixels
+        )  # In the color of the new label; white is background.
     canvas.paste(pixels, (left, top))
     if plane.peak is not None and panel in ("image", "changes"):
-        x, y = (round((at + 0.5) * n / voxels) for at, n, voxels in zip(plane.peak, inner, plane.image.shape[::-1], strict=True))
+        x, y = (
+            round((at + 0.5) * n / voxels)
+            for at, n, voxels in zip(plane.peak, inner, plane.image.shape[::-1], strict=True)
+        )
         reach = round(CHANGE_WINDOW_MM * scale)
         right, bottom = min(x + reach, inner[0] - 1), min(y + reach, inner[1] - 1)
-        canvas.frame((left + max(0, x - reach), top + max(0, y - reach), left + right, top + bottom), _FRAME)
+        canvas.frame(
+            (left + max(0, x - reach), top + max(0, y - reach), left + right, top + bottom), _FRAME
+        )
     if panel == "image":
         canvas.sides(plane.edges, (left, top), inner, _SMALL, _INK, _PAPER)
-        canvas.text((corner[0] + 5, corner[1] + size[1] - 4), plane.name, _SMALL, _INK, anchor="ld", edge=_PAPER)
+        canvas.text(
+            (corner[0] + 5, corner[1] + size[1] - 4),
+            plane.name,
+            _SMALL,
+            _INK,
+            anchor="ld",
+            edge=_PAPER,
+        )
 
 
-def _legend_entries(planes: Sequence[Plane], names: Mapping[int, str], lost: str) -> list[tuple[int, str]]:
+def _legend_entries(
+    planes: Sequence[Plane], names: Mapping[int, str], lost: str
+) -> list[tuple[int, str]]:
     """Return label and text of each entry; the label is 0 for changes to background."""
-    seen = sorted({label for plane in planes for labels in plane.maps.values() for label in foreground_labels(labels)})
+    seen = sorted(
+        {
+            label
+            for plane in planes
+            for labels in plane.maps.values()
+            for label in foreground_labels(labels)
+        }
+    )
     entries = [(label, names.get(label, f"label {label}")) for label in seen[:_MAX_LEGEND_ENTRIES]]
     if len(seen) > _MAX_LEGEND_ENTRIES:
         last, text = entries[-1]
         entries[-1] = last, f"{text} … and {len(seen) - _MAX_LEGEND_ENTRIES} more"
-    if any(((plane.maps["before"] != plane.maps["refined"]) & (plane.maps["refined"] == 0)).any() for plane in planes):
+    if any(
+        ((plane.maps["before"] != plane.maps["refined"]) & (plane.maps["refined"] == 0)).any()
+        for plane in planes
+    ):
         entries.append((0, lost))
     return entries

@@ -34,7 +34,9 @@ _START = "import sys; sys.path.append(sys.argv[1]); from crfrefine.runs.tools.co
 
 
 @keeping_inputs()
-def convert_file(source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None) -> str:
+def convert_file(
+    source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None
+) -> str:
     """Convert a label map, logits or probabilities of several labels, or DICOM; return a sentence about input and output.
 
     `to` is "logits", "probabilities" (softmax), "labels" (argmax) or None; sigmoid channels of regions in a
@@ -46,7 +48,9 @@ def convert_file(source: Path, target: Path, to: str | None, like: Path | None, 
     if is_dicom(source) or target.suffix.lower() == ".dcm":
         return _convert_apart(source, target, to, like, segments)
     if segments is not None:
-        raise InputError(f"{target}: --segments describes the labels of a DICOM segmentation; name a file such as NAME.dcm")
+        raise InputError(
+            f"{target}: --segments describes the labels of a DICOM segmentation; name a file such as NAME.dcm"
+        )
     require_suffix(target)
     if to == "labels":
         require_suffix(target, io.WRITTEN_SUFFIXES)
@@ -59,9 +63,18 @@ def convert_file(source: Path, target: Path, to: str | None, like: Path | None, 
     geometry = _geometry(placed, like_header, target)
     remarks: list[str] = []
     descriptions = list(read_descriptions([source], remarks))
-    regions, segments_of_names = find_regions(None, descriptions), named_segments(descriptions[0].label_names if descriptions else {})
+    regions, segments_of_names = (
+        find_regions(None, descriptions),
+        named_segments(descriptions[0].label_names if descriptions else {}),
+    )
     if header.num_channels > 1 or regions.is_channel(header):
-        return "\n".join([*notes, *remarks, _convert_channels(header, target, to, geometry, regions, segments_of_names)])
+        return "\n".join(
+            [
+                *notes,
+                *remarks,
+                _convert_channels(header, target, to, geometry, regions, segments_of_names),
+            ]
+        )
     if to not in (None, "labels"):
         raise InputError(
             f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"
@@ -70,18 +83,33 @@ def convert_file(source: Path, target: Path, to: str | None, like: Path | None, 
     labels = io.read_labels(header.path, grid=geometry.header)
     named = header.segments or segments_of_names
     io.write_label_map(target, labels.data.reshape(geometry.grid_shape), geometry, segments=named)
-    kind = "label map" if header.dtype in ("uint8", "uint16") else "volume"  # CT has signed integers.
+    kind = (
+        "label map" if header.dtype in ("uint8", "uint16") else "volume"
+    )  # CT has signed integers.
     return "\n".join([*notes, f"{_describe(header, kind)} -> {target}: {kind}"])
 
 
-def _convert_apart(source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None) -> str:
+def _convert_apart(
+    source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None
+) -> str:
     """Convert from or to DICOM in a process with limits, which decoders of damaged files need; its errors are raised here."""
     request = json.dumps([source, target, to, like, segments, SECONDS], default=str)
-    command = [sys.executable, "-P", "-c", _START, str(Path(crfrefine.__file__).parents[1]), request]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        _START,
+        str(Path(crfrefine.__file__).parents[1]),
+        request,
+    ]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0:
         is_late = done.returncode == -signal.SIGXCPU
-        reason = "takes far longer than that of files of its size should" if is_late else f"ended with status {done.returncode}"
+        reason = (
+            "takes far longer than that of files of its size should"
+            if is_late
+            else f"ended with status {done.returncode}"
+        )
         raise UnsupportedFormatError(
             f"{source if is_dicom(source) else like}: damaged DICOM: its decoding {reason}; copy or export it again"
         )
@@ -96,26 +124,51 @@ def serve() -> None:
     source, target, to, like, segments, seconds = json.loads(sys.argv[2])
     answer = {}
     with failing_alone(lambda failure: answer.update({failure.kind: failure.message}), source):
-        answer["done"] = _convert_dicom(Path(source), Path(target), to, like and Path(like), segments and Path(segments), seconds)
+        answer["done"] = _convert_dicom(
+            Path(source),
+            Path(target),
+            to,
+            like and Path(like),
+            segments and Path(segments),
+            seconds,
+        )
     sys.stdout.write(f"\n{json.dumps(answer)}\n")
     sys.stdout.flush()
     os._exit(0)
 
 
 @keeping_inputs()
-def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None, seconds: int) -> str:
+def _convert_dicom(
+    source: Path,
+    target: Path,
+    to: str | None,
+    like: Path | None,
+    segments: Path | None,
+    seconds: int,
+) -> str:
     """Convert a series or a segmentation to another format, or a label map to a segmentation of the series `like`."""
     try:
         from crfrefine.io import dicom
     except ImportError as error:
-        raise InputError(f"{source}: DICOM needs a package that is not installed ({error}); pip install 'crfrefine[dicom]'") from None
+        raise InputError(
+            f"{source}: DICOM needs a package that is not installed ({error}); pip install 'crfrefine[dicom]'"
+        ) from None
     dicom.seconds = seconds
     is_read = is_dicom(source)
     if is_read and target.suffix.lower() == ".dcm":
-        raise InputError(f"{source} and {target}: both are DICOM; convert to a file such as NAME.nii.gz first")
+        raise InputError(
+            f"{source} and {target}: both are DICOM; convert to a file such as NAME.nii.gz first"
+        )
     if to not in (None, "labels"):
         raise InputError(f"{source}: DICOM holds images and label maps, no {to}; leave --to out")
-    add_inputs(*(file for path in (source, like, segments) if path for file in (path.iterdir() if path.is_dir() else [path])))
+    add_inputs(
+        *(
+            file
+            for path in (source, like, segments)
+            if path
+            for file in (path.iterdir() if path.is_dir() else [path])
+        )
+    )
     check_replaceable(*reversed(files_written(target)))
     if is_read:
         require_suffix(target, io.WRITTEN_SUFFIXES)
@@ -127,24 +180,40 @@ def _convert_dicom(source: Path, target: Path, to: str | None, like: Path | None
         else:
             io.write_image(target, volume.data, volume)
         kind = "label map" if is_label_map else "image"
-        return "\n".join([f"{_describe(volume.header, kind)} -> {target}: {kind}, {volume.data.dtype}", *volume.header.notes])
+        return "\n".join(
+            [
+                f"{_describe(volume.header, kind)} -> {target}: {kind}, {volume.data.dtype}",
+                *volume.header.notes,
+            ]
+        )
     if like is None or not is_dicom(like):
         found = "" if like is None else f", found {like}, which holds no DICOM files"
-        raise InputError(f"{target}: a DICOM segmentation refers to the series it was made on; name its folder with --like SERIES{found}")
+        raise InputError(
+            f"{target}: a DICOM segmentation refers to the series it was made on; name its folder with --like SERIES{found}"
+        )
     header = io.read_header(source, io.VOLUME_SUFFIXES)
     series = dicom.read_series(like)
     grid = series.header
     if not io.placed_on(header, grid).on_same_grid(grid):
-        raise GridMismatchError(f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n  Name the series that was refined.")
+        raise GridMismatchError(
+            f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n  Name the series that was refined."
+        )
     labels = io.read_labels(source, grid=grid)
     description = next(read_descriptions([source], []), None)
-    named = header.segments or named_segments({} if description is None else description.label_names)
+    named = header.segments or named_segments(
+        {} if description is None else description.label_names
+    )
     dicom.write(target, labels.data, named, series, segments)
     return f"{_describe(header, 'label map')} -> {target}: DICOM segmentation of {like}"
 
 
 def _convert_channels(
-    header: VolumeHeader, target: Path, to: str | None, like: Volume, regions: RegionReading, named: Sequence[Segment]
+    header: VolumeHeader,
+    target: Path,
+    to: str | None,
+    like: Volume,
+    regions: RegionReading,
+    named: Sequence[Segment],
 ) -> str:
     """Write channels as they are, as logits (log-odds of regions), as probabilities, or as the label map that they give."""
     fewest = 1 if regions.declares(1) else 2
@@ -165,9 +234,16 @@ def _convert_channels(
             to_probabilities = softmax if scheme is None else sigmoid
             kind, values = to, reverse_grid(logits if to == "logits" else to_probabilities(logits))
     if label_map is not None:
-        io.write_label_map(target, label_map.reshape(like.grid_shape), like, segments=named if scheme is None else ())
+        io.write_label_map(
+            target,
+            label_map.reshape(like.grid_shape),
+            like,
+            segments=named if scheme is None else (),
+        )
         return f"{source} -> {target}: label map"
-    io.write_channels(target, values.reshape(len(values), *like.grid_shape), like, kind=kind or "logits")
+    io.write_channels(
+        target, values.reshape(len(values), *like.grid_shape), like, kind=kind or "logits"
+    )
     return f"{source} -> {target}: {kind or 'the same values'}"
 
 
@@ -175,13 +251,17 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
     """Return an empty volume with the geometry of the file to write."""
     if like is not None and not header.on_same_grid(like):
         advice = "convert does not interpolate, as the other commands do with --resample. Leave --like out to keep the file's own grid."
-        raise GridMismatchError(f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n  {advice}")
+        raise GridMismatchError(
+            f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n  {advice}"
+        )
     chosen = like or header
     empty: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), chosen.grid_shape)
     if chosen.affine is not None and chosen.spacing is not None:
         return Volume(empty, chosen.affine, chosen.spacing, chosen.path, chosen)
     if not require_suffix(target).holds_scores_alone:
-        raise InputError(f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE")
+        raise InputError(
+            f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE"
+        )
     return Volume(empty, np.eye(4), (1.0,) * empty.ndim)
 
 

@@ -48,13 +48,24 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
         ("shape", TIMES.join(str(size) for size in header.grid_shape)),
         ("channels", str(header.num_channels)),
         ("type", header.dtype),
-        ("spacing", "none in this format" if header.spacing is None else TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"),
+        (
+            "spacing",
+            "none in this format"
+            if header.spacing is None
+            else TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm",
+        ),
     ]
     if header.affine is not None:
         first = ", ".join(f"{value:.6g}" for value in header.affine[:3, 3])
-        lines += [("orientation", f"{header.orientation}"), ("first voxel", f"({first}) mm in RAS+")]
+        lines += [
+            ("orientation", f"{header.orientation}"),
+            ("first voxel", f"({first}) mm in RAS+"),
+        ]
     names = {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
-    lines += [*header.details, *([("labels", listed(names.values(), _MAX_LISTED_VALUES))] if names else [])]
+    lines += [
+        *header.details,
+        *([("labels", listed(names.values(), _MAX_LISTED_VALUES))] if names else []),
+    ]
     lines += [("note", note) for note in header.notes]
     return [*lines, *(_describe_values(header, names) if values else [])]
 
@@ -65,16 +76,33 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
     lines = []
     for number, channel in enumerate(values):
         name = "values" if len(values) == 1 else f"values, channel {number}"
-        lines.append((name, f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}"))
+        lines.append(
+            (
+                name,
+                f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}",
+            )
+        )
     if len(values) > 1:
         total = look_at(values).scaled_sum
         if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
-            lines.append(("sum", f"{total:.4g} at each voxel, as of probabilities in percent or from 0 to 255: not taken for logits"))
+            lines.append(
+                (
+                    "sum",
+                    f"{total:.4g} at each voxel, as of probabilities in percent or from 0 to 255: not taken for logits",
+                )
+            )
         return lines
     numbers, counts = np.unique(values, return_counts=True)
     if (len(numbers) <= _MAX_LISTED_VALUES or names) and (numbers == np.rint(numbers)).all():
         pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
-        lines.append(("voxels", ", ".join(f"{names.get(int(number), int(number))}: {count}" for number, count in pairs)))
+        lines.append(
+            (
+                "voxels",
+                ", ".join(
+                    f"{names.get(int(number), int(number))}: {count}" for number, count in pairs
+                ),
+            )
+        )
     return lines
 
 
@@ -84,7 +112,11 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
     # `labelsTs`) in it are read too. A folder of nnU-Net's predictions, or of a trained network,
     # has the cases that `infer --nnunet` would refine.
     try:
-        of_nnunet, cases, archives = is_of_nnunet(folder), CaseList(), list_files(folder, SCORES_SUFFIXES)
+        of_nnunet, cases, archives = (
+            is_of_nnunet(folder),
+            CaseList(),
+            list_files(folder, SCORES_SUFFIXES),
+        )
         if of_nnunet:
             try:
                 cases, archives = find_cases_to_refine(folder, (), None), []
@@ -94,14 +126,20 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
                 cases = CaseList(notes=[str(error).partition("\n")[0]])
         elif list_files(folder, io.VOLUME_SUFFIXES):
             cases, archives = _discover(folder), []
-        elif (structures := case_folders(folder)) and not structures.keys() & set(_NAMED):  # nothing but folders of structures
+        elif (structures := case_folders(folder)) and not structures.keys() & set(
+            _NAMED
+        ):  # nothing but folders of structures
             return _inspect_structures(folder, structures)
         elif not archives:
             cases = _discover(folder)
     except CrfRefineError as error:
         return {}, [], [describe_failure(error)]
     notes = list(cases.notes)
-    places = [folder] if of_nnunet else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
+    places = (
+        [folder]
+        if of_nnunet
+        else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
+    )
     regions = find_regions(None, read_descriptions(places or [folder], notes))
     lines, problems, causes = dict[str, str](), list[Failure](), Causes()
     if regions.problem:
@@ -110,7 +148,11 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
     remarks: dict[str, list[str]] = {}
 
     def fail(files: CaseFiles, failure: Failure) -> None:
-        message = f"case {files.case_id!r}: {failure.message}" if failure.traceback else "; ".join([failure.message, *files.missing[1:]])
+        message = (
+            f"case {files.case_id!r}: {failure.message}"
+            if failure.traceback
+            else "; ".join([failure.message, *files.missing[1:]])
+        )
         is_new = causes.is_new(files.case_id, message)
         problems.append(replace(failure, message=message if is_new else message.partition("\n")[0]))
 
@@ -119,18 +161,28 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
             header, name = io.read_header(path), io.stem_of(path)
             regions.require_number(header.num_channels, path)
             count = num_labels[name] = header.num_channels
-            lines[name] = f"{_channels(count, regions)}, {describe_grid(header.grid_shape, header.affine)}"
+            lines[name] = (
+                f"{_channels(count, regions)}, {describe_grid(header.grid_shape, header.affine)}"
+            )
     for files in cases:
         with failing_alone(partial(fail, files), *files.images, *files.logits):
             headers = read_case_headers(files, ReadingOptions(regions=regions, resample=resample))
             image = headers.images[0]
-            parts = [f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"]
+            parts = [
+                f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"
+            ]
             parts.append(describe_grid(image.grid_shape, image.affine))
             if headers.logits is not None:
                 count = num_labels[files.case_id] = headers.logits.num_labels
                 parts.append(_channels(count, regions) if count else "label map for logits")
-            parts += [what for what, header in (("mask", headers.mask), ("reference", headers.labels)) if header is not None]
-            if elsewhere := [header.path.name for header in headers.companions if not image.on_same_grid(header)]:
+            parts += [
+                what
+                for what, header in (("mask", headers.mask), ("reference", headers.labels))
+                if header is not None
+            ]
+            if elsewhere := [
+                header.path.name for header in headers.companions if not image.on_same_grid(header)
+            ]:
                 parts.append(f"{listed(elsewhere, 3)} on another grid")
             lines[files.case_id] = ", ".join([*parts, *headers.notes])
             for modality in headers.images:
@@ -139,9 +191,16 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
     notes += [f"{listed(names, 3)}: {remark}" for remark, names in remarks.items()]
     usual = max(num_labels.values(), key=list(num_labels.values()).count, default=0)
     for case_id, number in num_labels.items():
-        own, others = (f"logits of {counted(count, 'label')}" if count else "a label map" for count in (number, usual))
+        own, others = (
+            f"logits of {counted(count, 'label')}" if count else "a label map"
+            for count in (number, usual)
+        )
         if number != usual:
-            problems.append(describe_failure(InputError(f"case {case_id!r}: has {own}, most cases have {others}")))
+            problems.append(
+                describe_failure(
+                    InputError(f"case {case_id!r}: has {own}, most cases have {others}")
+                )
+            )
     return lines, notes, problems
 
 
@@ -151,14 +210,22 @@ def _channels(number: int, regions: RegionReading) -> str:
 
 
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
-    of_images = f" and -i {folder}" if any(path != folder / case_id for case_id, path in structures.items()) else ""
-    notes = [f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"]
+    of_images = (
+        f" and -i {folder}"
+        if any(path != folder / case_id for case_id, path in structures.items())
+        else ""
+    )
+    notes = [
+        f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"
+    ]
     lines, problems = dict[str, str](), list[Failure]()
     for case_id, path in structures.items():
         files = list_files(path, io.VOLUME_SUFFIXES)
         with failing_alone(problems.append, *files):
             header = io.read_header(files[0])
-            lines[case_id] = f"{counted(len(files), 'structure')}, {describe_grid(header.grid_shape, header.affine)}"
+            lines[case_id] = (
+                f"{counted(len(files), 'structure')}, {describe_grid(header.grid_shape, header.affine)}"
+            )
     return lines, notes, problems
 
 
@@ -169,11 +236,19 @@ def _discover(folder: Path) -> CaseList:
         try:
             return discover_cases(folder, None)
         except InputError as error:
-            raise InputError(f"{error}\n  Looked for images in it, and in {listed(_NAMED[:3])}; name the folder of the images.") from None
-    labels = inside.get("labels", inside.get("labelsTs" if images.name == "imagesTs" else "labelsTr"))
-    cases = discover_cases(images, inside.get("logits"), inside.get("masks"), labels, include_imageless=True)
+            raise InputError(
+                f"{error}\n  Looked for images in it, and in {listed(_NAMED[:3])}; name the folder of the images."
+            ) from None
+    labels = inside.get(
+        "labels", inside.get("labelsTs" if images.name == "imagesTs" else "labelsTr")
+    )
+    cases = discover_cases(
+        images, inside.get("logits"), inside.get("masks"), labels, include_imageless=True
+    )
     if "logits" not in inside:
-        cases.notes.append(f"{folder}: no case has logits: there is no folder {folder / 'logits'}, which train-crf needs")
+        cases.notes.append(
+            f"{folder}: no case has logits: there is no folder {folder / 'logits'}, which train-crf needs"
+        )
     return cases
 
 
@@ -182,11 +257,15 @@ def installation() -> dict[str, str]:
     from crfrefine.engines import get_backend
     from crfrefine.engines.compiled import find_levels
 
-    shown = {"version": f"crfrefine {crfrefine.__version__}, Python {platform.python_version()}, {platform.platform()}"}
+    shown = {
+        "version": f"crfrefine {crfrefine.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    }
     try:
         cpu: Any = get_backend("cpu")
         levels = find_levels()
-        shown["engine"] = f"{cpu.level}; compiled for {', '.join(levels.built)}; this processor runs {levels.processor}"
+        shown["engine"] = (
+            f"{cpu.level}; compiled for {', '.join(levels.built)}; this processor runs {levels.processor}"
+        )
     except CrfRefineError as error:
         shown["engine"] = str(error)
     try:
@@ -201,7 +280,9 @@ def installation() -> dict[str, str]:
     except metadata.PackageNotFoundError:
         return {**shown, "extras": "not known, as crfrefine is not installed: pip install it"}
     extras: dict[str, list[str]] = {}
-    for match in filter(None, (re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", line) for line in lines)):
+    for match in filter(
+        None, (re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", line) for line in lines)
+    ):
         if match[1] != "crfrefine":
             extras.setdefault(match[2], []).append(match[1])
     for extra, packages in extras.items():

@@ -29,7 +29,14 @@ from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.label_input import LabelMap
 from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.pictures import drawing
-from crfrefine.runs.pictures.planes import PLANES, Upright, Window, choose_places, choose_window, planes_of
+from crfrefine.runs.pictures.planes import (
+    PLANES,
+    Upright,
+    Window,
+    choose_places,
+    choose_window,
+    planes_of,
+)
 
 # Logits of a box, voxels times labels: refined in about 0.1 s of processor time
 # (docs/guide/tuning.md).
@@ -48,7 +55,11 @@ class TuneCase(Case):
     @cached_property
     def network_labels(self) -> Labels:
         """(*grid), the network's own labels."""
-        return self.network.labels if isinstance(self.network, LabelMap) else decode(self.logits, self.regions)
+        return (
+            self.network.labels
+            if isinstance(self.network, LabelMap)
+            else decode(self.logits, self.regions)
+        )
 
     @cached_property
     def pose(self) -> Upright:
@@ -73,7 +84,9 @@ class TuneCase(Case):
     def has_voxel(self, place: Sequence[int]) -> bool:
         """Return whether the upright grid has this voxel."""
         grid = self.upright_grid
-        return len(place) == len(grid) and all(0 <= at < size for at, size in zip(place, grid, strict=True))
+        return len(place) == len(grid) and all(
+            0 <= at < size for at, size in zip(place, grid, strict=True)
+        )
 
     def has_plane(self, number: int, place: Sequence[int]) -> bool:
         """Return whether the page shows this plane, and the upright grid has this voxel."""
@@ -82,26 +95,40 @@ class TuneCase(Case):
     def plane(self, array: Array, number: int, place: Sequence[int]) -> Array:
         """Return the plane of an array through a voxel of the upright grid, (across, up), a view."""
         _, across, up, _ = PLANES[number]
-        plane: Array = self.pose.turn(array)[tuple(slice(None) if axis in (across, up) else at for axis, at in enumerate(place))]
+        plane: Array = self.pose.turn(array)[
+            tuple(slice(None) if axis in (across, up) else at for axis, at in enumerate(place))
+        ]
         return plane
 
     def stored_box(self, box: Box) -> Box:
         """Return the box of the arrays that a box of the upright grid is."""
         stored = list(box)
-        for part, axis, is_flipped, size in zip(box, self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True):
+        for part, axis, is_flipped, size in zip(
+            box, self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True
+        ):
             stored[axis] = slice(size - part.stop, size - part.start) if is_flipped else part
         return tuple(stored)
 
     def first_place(self) -> tuple[int, ...]:
         """Return the voxel of the upright grid to show first: in the structure."""
-        maps = [self.pose.turn(labels) for labels in (self.network_labels, self.labels) if labels is not None]
+        maps = [
+            self.pose.turn(labels)
+            for labels in (self.network_labels, self.labels)
+            if labels is not None
+        ]
         return choose_places(maps, maps[0] != maps[-1], self.upright_spacing)[0]
 
     def box_around(self, place: Sequence[int]) -> Box | None:
         """Return a box of the upright grid around a voxel, as nearly a cube in mm as the grid allows."""
         # None means that the whole grid is small enough.
-        num_channels = len(self.channel_labels) if isinstance(self.network, LabelMap) else len(self.logits)
-        grid, spacing, most = self.upright_grid, self.upright_spacing, MAX_VALUES / max(num_channels, _MIN_LABELS)
+        num_channels = (
+            len(self.channel_labels) if isinstance(self.network, LabelMap) else len(self.logits)
+        )
+        grid, spacing, most = (
+            self.upright_grid,
+            self.upright_spacing,
+            MAX_VALUES / max(num_channels, _MIN_LABELS),
+        )
         if np.prod(grid) <= most:
             return None
         # Axes that the cube does not fit into are taken whole, the shortest first, and the others share the rest.
@@ -117,19 +144,31 @@ class TuneCase(Case):
         return tuple(box)
 
 
-def open_case(files: CaseFiles, reading: ReadingOptions, threads: int | None, network_spacing: Any = None) -> TuneCase:
+def open_case(
+    files: CaseFiles, reading: ReadingOptions, threads: int | None, network_spacing: Any = None
+) -> TuneCase:
     """Read a case; raises as `infer` does, and for grids with other than two or three axes."""
     # `network_spacing` is that of a coarser network that made the label map, as `infer` takes it.
-    reading = replace(reading, mask_mode="none")  # A mask made from the image depends on parameters that the page changes.
+    reading = replace(
+        reading, mask_mode="none"
+    )  # A mask made from the image depends on parameters that the page changes.
     headers = read_case_headers(files, reading)
     num_axes = len(headers.images[0].grid_shape)
     if num_axes not in (2, 3):
-        raise InputError(f"{headers.images[0].path}: has {num_axes} axes; the page shows grids of two or three")
-    case = TuneCase(**vars(read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)))
+        raise InputError(
+            f"{headers.images[0].path}: has {num_axes} axes; the page shows grids of two or three"
+        )
+    case = TuneCase(
+        **vars(read_case(headers, reading, as_logits=False, threads=threads, with_labels=True))
+    )
     if network_spacing is None or not isinstance(case.network, LabelMap):
         return case
     # Blocks are found in the whole map; a box may have too few.
-    given = case.network.file_spacing if network_spacing == AUTO and case.network.file_spacing else network_spacing
+    given = (
+        case.network.file_spacing
+        if network_spacing == AUTO and case.network.file_spacing
+        else network_spacing
+    )
     wide, note = find_network_spacing(given, case.network.labels, case.spacing)
     return replace(case, network_spacing=wide, notes=[*case.notes, *filter(None, [note])])
 
@@ -140,12 +179,22 @@ class CaseRefiner:
     def __init__(self, case: TuneCase, threads: int | None, device: str = "cpu") -> None:
         self.case = case
         self._threads = threads
-        self._backend, self._keeping_backend = get_backend(device), get_backend(device, keeps_kernels=True)
-        self._normalized: tuple[object, Float32 | None] = None, None  # the normalized image of the whole case, and for which parameters
+        self._backend, self._keeping_backend = (
+            get_backend(device),
+            get_backend(device, keeps_kernels=True),
+        )
+        self._normalized: tuple[object, Float32 | None] = (
+            None,
+            None,
+        )  # the normalized image of the whole case, and for which parameters
         self._nonzero: Bool | None = None
 
     def refine(
-        self, parameters: CrfParameters, box: Box | None = None, progress: Progress | None = None, strokes: Strokes | None = None
+        self,
+        parameters: CrfParameters,
+        box: Box | None = None,
+        progress: Progress | None = None,
+        strokes: Strokes | None = None,
     ) -> RefinementResult:
         """Return the refined case, or a box of the arrays, refined by itself, with its strokes; raises as `infer` does."""
         # A box differs from the whole case near its faces and in volumes that are kept, and has no
@@ -153,17 +202,28 @@ class CaseRefiner:
         # refine it. `progress` may raise to stop.
         case, part, mask = self.case, () if box is None else box, self.case.mask
         if mask is None and parameters.intensity.mask == "nonzero":
-            mask = self._nonzero = nonzero_mask(case.image, case.like.path) if self._nonzero is None else self._nonzero
+            mask = self._nonzero = (
+                nonzero_mask(case.image, case.like.path) if self._nonzero is None else self._nonzero
+            )
         kept, image = self._normalized
         if image is None or kept != parameters.intensity:
             self._normalized = None, None  # Two need not fit into memory.
-            image = normalize_intensity(case.image, parameters.intensity, mask, threads=self._threads)
+            image = normalize_intensity(
+                case.image, parameters.intensity, mask, threads=self._threads
+            )
             self._normalized = parameters.intensity, image
         network: Network
         if isinstance(case.network, LabelMap):
-            network = LabelMapNetwork(case.network.labels[part], case.channel_labels, case.num_labels, case.network_spacing)
+            network = LabelMapNetwork(
+                case.network.labels[part],
+                case.channel_labels,
+                case.num_labels,
+                case.network_spacing,
+            )
         else:
-            network = ArrayNetwork(case.logits[(slice(None), *part)], "logits", case.regions, case.network_spacing)
+            network = ArrayNetwork(
+                case.logits[(slice(None), *part)], "logits", case.regions, case.network_spacing
+            )
         rules = parameters.postprocess if box is None else PostprocessParameters()
         return refine_network(
             network,
@@ -201,7 +261,9 @@ def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
     return planes
 
 
-def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: View, strokes: Array | None = None) -> bytes:
+def draw_plane(
+    case: TuneCase, refined: Array | None, box: Box | None, view: View, strokes: Array | None = None
+) -> bytes:
     """Return a picture as PNG; the refined labels cover a box of the upright grid, or all of it (None)."""
     # `strokes` are (*grid) values as in a file of strokes; None means that nothing is drawn.
     grid, place, size = case.upright_grid, view.place, (view.size[0], view.size[1])
@@ -213,7 +275,9 @@ def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: Vie
 
     def cut(array: Array, corner: Sequence[int] = (0, 0, 0)) -> Array:
         """Return the plane of an array that begins at a voxel of the upright grid."""
-        return case.plane(array, view.plane, [at - first for at, first in zip(place, corner, strict=False)]).T[::-1]
+        return case.plane(
+            array, view.plane, [at - first for at, first in zip(place, corner, strict=False)]
+        ).T[::-1]
 
     def enlarge(labels: Array) -> Array:
         return drawing.enlarge(np.where(np.isin(labels, view.hidden), 0, labels), size)
@@ -221,19 +285,33 @@ def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: Vie
     before = after = cut(case.network_labels)
     scale = size[0] / grid[across], size[1] / grid[up]  # pixels per voxel
     frame: tuple[slice, ...] = (slice(0), slice(0))  # rows and columns of the refined pixels
-    crossed = (covered[axis].start <= at < covered[axis].stop for axis, at in enumerate(place) if axis not in (across, up))
+    crossed = (
+        covered[axis].start <= at < covered[axis].stop
+        for axis, at in enumerate(place)
+        if axis not in (across, up)
+    )
     if refined is not None and all(crossed):
-        rows, columns = slice(grid[up] - covered[up].stop, grid[up] - covered[up].start), covered[across]
+        rows, columns = (
+            slice(grid[up] - covered[up].stop, grid[up] - covered[up].start),
+            covered[across],
+        )
         after = before.copy()
         after[rows, columns] = cut(refined, [part.start for part in covered])
-        frame = tuple(slice(round(part.start * step), round(part.stop * step)) for part, step in ((rows, scale[1]), (columns, scale[0])))
-    pixels = drawing.resize_gray(case.windows[view.modality].gray(cut(case.image[view.modality])), size)
+        frame = tuple(
+            slice(round(part.start * step), round(part.stop * step))
+            for part, step in ((rows, scale[1]), (columns, scale[0]))
+        )
+    pixels = drawing.resize_gray(
+        case.windows[view.modality].gray(cut(case.image[view.modality])), size
+    )
     network, labels = enlarge(before), enlarge(after)
     if "changes" in view.shown:
         pixels = np.where(network != labels, drawing.label_levels(labels), pixels)
     if "strokes" in view.shown and strokes is not None:
         drawn = drawing.enlarge(cut(strokes), size)
-        pixels = np.where(drawn > 0, drawing.label_levels(np.where(drawn == BACKGROUND, 0, drawn)), pixels)
+        pixels = np.where(
+            drawn > 0, drawing.label_levels(np.where(drawn == BACKGROUND, 0, drawn)), pixels
+        )
     if "reference" in view.shown and case.labels is not None:
         pixels[drawing.outline(enlarge(cut(case.labels)))] = drawing.WHITE
     is_refined = np.zeros(pixels.shape, bool)
@@ -242,7 +320,9 @@ def draw_plane(case: TuneCase, refined: Array | None, box: Box | None, view: Vie
         pixels[is_refined] = drawing.label_levels(labels[is_refined])
     if "network" in view.shown:
         is_network = drawing.outline(network)
-        pixels[is_refined & is_network] = _EDGE  # Else dots would not be seen on the refined contour.
+        pixels[is_refined & is_network] = (
+            _EDGE  # Else dots would not be seen on the refined contour.
+        )
         down, right = np.ogrid[: size[1], : size[0]]
         is_network &= (down // _DASH + right // _DASH) % 2 == 0
         pixels[is_network] = drawing.label_levels(network[is_network])

@@ -30,7 +30,14 @@ _HOSTS = [HOST, "localhost"]
 _LIBRARIES = ("starlette", "uvicorn")
 _PARAMETERS: dict[str, type] = {"preset": str, "changes": dict}
 _STROKE: dict[str, type] = {"plane": int, "place": list, "voxels": list, "value": int}
-_VIEW: dict[str, type] = {"plane": int, "place": list, "modality": int, "size": list, "shown": list, "hidden": list}
+_VIEW: dict[str, type] = {
+    "plane": int,
+    "place": list,
+    "modality": int,
+    "size": list,
+    "shown": list,
+    "hidden": list,
+}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -45,7 +52,9 @@ def check_libraries() -> None:
     """Raise BackendUnavailableError if the libraries that serve the page are not installed."""
     missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
     if missing:
-        raise BackendUnavailableError(f"the page of tune needs {' and '.join(missing)}: pip install 'crfrefine[tune]'")
+        raise BackendUnavailableError(
+            f"the page of tune needs {' and '.join(missing)}: pip install 'crfrefine[tune]'"
+        )
 
 
 def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
@@ -59,11 +68,15 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
 
     token = secrets.token_urlsafe(24)
     app = make_app(session, token, lambda: setattr(server, "should_exit", True))
-    server = Server(uvicorn.Config(app, log_config=None, server_header=False, timeout_graceful_shutdown=2))
+    server = Server(
+        uvicorn.Config(app, log_config=None, server_header=False, timeout_graceful_shutdown=2)
+    )
     try:
         listener = socket.create_server((HOST, port))
     except OSError as error:
-        raise InputError(f"--port {port}: {error.strerror or error}; leave it out, and any free port is taken") from error
+        raise InputError(
+            f"--port {port}: {error.strerror or error}; leave it out, and any free port is taken"
+        ) from error
     with listener:
         # Connections inherit it; else the end of an answer waits 40 ms for the browser to confirm its beginning.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -87,7 +100,10 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
 
     def plane(request: Request) -> Response:
-        return Response(session.plane(View(**_checked(unquote(request.url.query), _VIEW))), media_type="image/png")
+        return Response(
+            session.plane(View(**_checked(unquote(request.url.query), _VIEW))),
+            media_type="image/png",
+        )
 
     def post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:
         async def answer(request: Request) -> Response:
@@ -100,7 +116,9 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         end()
         return {}
 
-    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    async def guard(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
         """Refuse addresses without the token, and add the headers that every answer has."""
         is_known = secrets.compare_digest(request.url.path.split("/")[1].encode(), token.encode())
         refusal = PlainTextResponse("wrong address: take the one that crfrefine tune printed", 403)
@@ -111,7 +129,11 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
     routes = [
         Route("/describe", lambda request: as_json(session.describe())),
         Route("/plane/{version}", plane),
-        post("refine", session.refine, {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}),
+        post(
+            "refine",
+            session.refine,
+            {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool},
+        ),
         post("draw", session.draw, _STROKE),
         post("undo", session.undo, {}),
         post("save", session.save, _PARAMETERS),
@@ -119,9 +141,14 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         post("end", close, {}),
         Mount("/", StaticFiles(packages=[("crfrefine.runs.tune", "assets")], html=True)),
     ]
-    guards = [Middleware(BaseHTTPMiddleware, dispatch=guard), Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False)]
+    guards = [
+        Middleware(BaseHTTPMiddleware, dispatch=guard),
+        Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False),
+    ]
     refusals = {CrfRefineError: lambda request, error: as_json({"error": str(error)}, 400)}
-    return Starlette(routes=[Mount(f"/{token}", routes=routes)], middleware=guards, exception_handlers=refusals)
+    return Starlette(
+        routes=[Mount(f"/{token}", routes=routes)], middleware=guards, exception_handlers=refusals
+    )
 
 
 def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
@@ -131,8 +158,12 @@ def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError("expected JSON") from error
     if not isinstance(sent, dict) or {name: type(value) for name, value in sent.items()} != kinds:
-        raise InputError(f"expected {', '.join(f'{name} ({kind.__name__})' for name, kind in kinds.items()) or 'an empty table'}")
+        raise InputError(
+            f"expected {', '.join(f'{name} ({kind.__name__})' for name, kind in kinds.items()) or 'an empty table'}"
+        )
     for name, value in sent.items():
-        if isinstance(value, list) and any(type(part) is not (str if name == "shown" else int) for part in value):
+        if isinstance(value, list) and any(
+            type(part) is not (str if name == "shown" else int) for part in value
+        ):
             raise InputError(f"{name}: expected another kind of value")
     return sent
