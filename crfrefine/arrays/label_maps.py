@@ -83,14 +83,14 @@ def widen(mask: Bool, reach: Sequence[int]) -> Bool:
 
 def bounding_box(mask: Bool) -> Box | None:
     """Slices that contain all True voxels; None without any."""
-    box = []
+    box = [slice(0, extent) for extent in mask.shape]
     for axis in range(mask.ndim):
-        occupied = np.flatnonzero(
-            mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis))
-        )
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        occupied = np.flatnonzero(mask[tuple(box)].any(axis=others))
         if occupied.size == 0:
             return None
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+        # Only this part is searched along the other axes.
+        box[axis] = slice(int(occupied[0]), int(occupied[-1]) + 1)
     return tuple(box)
 
 

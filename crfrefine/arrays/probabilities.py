@@ -1,8 +1,8 @@
 """A network's outputs: padding; logits or probabilities, and how probabilities become logits.
 
-Padding are voxels where all labels have exactly the same logit, or the log-odds of all regions are
-0. Undoing a crop pads logits with a constant. To the CRF such voxels look undecided, and their
-neighbors' labels would spread over them.
+Ties are voxels where all labels have exactly the same logit, or the log-odds of all regions are 0.
+Undoing a crop pads logits with a constant. To the CRF such voxels look undecided, and their
+neighbors' labels would spread over them; `padding` tells which of the ties are padding.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.arrays.padding import padding_among
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.text import see
 from crfrefine.errors import InputError
@@ -31,13 +32,37 @@ def plane_blocks(values: Array) -> Iterator[slice]:
         yield slice(start, start + planes)
 
 
-def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
+def find_padding(
+    channels: Array, *, are_regions: bool = False, is_probability: bool = False
+) -> Bool | None:
+    """Return (*grid), True where logits (L, *grid), or probabilities, are padding; None if they are nowhere."""
+    ties = find_ties(channels, are_regions=are_regions)
+    if ties is None:
+        return None
+    return padding_of(channels, ties, are_regions=are_regions, is_probability=is_probability)
+
+
+def padding_of(
+    channels: Array, ties: Bool, *, are_regions: bool = False, is_probability: bool = False
+) -> Bool | None:
+    """Return which of the ties of logits (L, *grid), or probabilities, are padding, (*grid); None if none of them is."""
+    if are_regions:  # Any of them may be a probability of one half.
+        return padding_among(ties, None, len(channels))
+    logits = channels[0]
+    if is_probability:
+        # As in `take_logarithms`; only ties matter.
+        logits = np.zeros(ties.shape, np.float32)
+        logits[ties] = np.log(np.clip(channels[0][ties], MIN_PROBABILITY, 1.0))
+    return padding_among(ties, logits, len(channels))
+
+
+def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
     """Return (*grid), True where all labels of (L, *grid) have exactly the same value; None if they do nowhere. It is fastest in C order.
 
     For regions: where all log-odds are exactly 0, which says nothing about any region. Any other constant does, unlike in a softmax:
     probabilities that are 0 in all channels are certain background.
     """
-    padding: Bool | None = None
+    ties: Bool | None = None
     step = max(1, BLOCK_VOXELS // max(1, math.prod(channels.shape[2:])))
     for start in range(0, channels.shape[1], step):
         first, *others = channels[:, start : start + step]
@@ -49,10 +74,10 @@ def find_padding(channels: Array, *, are_regions: bool = False) -> Bool | None:
                 break
             same &= channel == first
         if same.any():
-            if padding is None:
-                padding = np.zeros(channels.shape[1:], np.bool_)
-            padding[start : start + step] = same
-    return padding
+            if ties is None:
+                ties = np.zeros(channels.shape[1:], np.bool_)
+            ties[start : start + step] = same
+    return ties
 
 
 def leave_out(
@@ -176,7 +201,7 @@ def look_at(values: Array) -> Look:
     look = Look(np.ones(values.shape[1:], np.bool_))
     step = max(1, BLOCK_VOXELS // max(1, math.prod(values.shape[2:])))
     for planes in (slice(start, start + step) for start in range(0, values.shape[1], step)):
-        equal = find_padding(values[:, planes])
+        equal = find_ties(values[:, planes])
         look.is_equal[planes] = False if equal is None else equal
         for label, channel in enumerate(values[:, planes]):
             look.add(label, channel, planes)

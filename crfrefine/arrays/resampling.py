@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from crfrefine.arrays.probabilities import find_padding
+from crfrefine.arrays.probabilities import find_padding, find_ties
 from crfrefine.base.limits import run_all
 
 if TYPE_CHECKING:
@@ -293,7 +293,8 @@ def resample_logits(
     for channel in source if padding is not None else ():
         channel[padding] = 0.0
     run_all(interpolation_jobs(grid_map, source, target, is_cubic=is_cubic), threads)
-    tied, may_overshoot = find_padding(target), is_cubic and padding is not None
+    tied = find_ties(target)
+    may_overshoot = is_cubic and padding is not None
     if tied is None and not may_overshoot:
         return
     has_scores = (

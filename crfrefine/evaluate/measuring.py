@@ -17,6 +17,7 @@ from crfrefine.arrays.probabilities import (
     SUM_TOLERANCE,
     check_share,
     find_padding,
+    find_ties,
     identify,
     softmax,
     take_logarithms,
@@ -312,10 +313,14 @@ def read_probabilities(
 
 def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:
     """Return the label map of (L, [z,] y, x) logits or probabilities, which become probabilities in place: background in padding."""
-    labels, padding = argmax_labels(stored), find_padding(stored)
-    if padding is not None:
-        if kind == "probabilities":  # Equal probabilities may be a distribution.
+    labels = argmax_labels(stored)
+    if kind == "probabilities":
+        padding = find_ties(stored)
+        if padding is not None:  # Equal probabilities may be a distribution.
             padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
+    else:
+        padding = find_padding(stored)
+    if padding is not None:
         check_share(int(np.count_nonzero(padding)), padding.size, name)
     if kind == "logits":
         flat = stored.reshape(len(stored), -1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array
 from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.padding import MAX_SCORE, padding_among
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, check_share, describe_padding, look_at
 from crfrefine.base import notices
 from crfrefine.base.array_types import Array
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import Backend, Kernels
 
 
-MAX_PADDING = 1e4  # well above any logit of a network
 _WORTH_A_WARNING = (
     0.01  # share of voxels without a preference; a few occur by chance in half precision
 )
@@ -161,17 +161,20 @@ def masks_by_item(
 def without_padding(
     logits: Tensor, mask: Mask | None, kernels: Sequence[Kernels] | None
 ) -> tuple[Tensor, Mask | None]:
-    """Return logits (B, L, *grid), and a mask without the voxels where all labels have the same logit.
+    """Return logits (B, L, *grid), and a mask without padding, as `crfrefine.refine` finds it.
 
     Padding with a huge constant becomes 0: the gradient with respect to the temperature sums such values times gradients that cancel.
     Raises InputError if almost nothing would be left of an item, or its kernels were built with these voxels.
     """
     values, grid = logits.detach(), logits.shape[2:]
-    padding = values[:, 1] == values[:, 0]
+    ties = values[:, 1] == values[:, 0]
     for label in range(
         2, values.shape[1]
     ):  # One channel at a time, to avoid (B, L, *grid) booleans.
-        padding &= values[:, label] == values[:, 0]
+        ties &= values[:, label] == values[:, 0]
+    if not ties.any():
+        return logits, mask
+    padding = _padding_among(ties, values)
     if not padding.any():
         return logits, mask
     masks = masks_by_item(mask, len(logits), grid)
@@ -193,8 +196,21 @@ def without_padding(
     most = max(counts)
     if most > _WORTH_A_WARNING * grid.numel():
         notices.warn(f"batch item {counts.index(most)}: {describe_padding(most, grid.numel())}")
-    huge = padding & (values[:, 0].abs() > MAX_PADDING)
+    huge = padding & (values[:, 0].abs() > MAX_SCORE)
     return logits.masked_fill(huge.unsqueeze(1), 0.0) if huge.any() else logits, inside
+
+
+def _padding_among(ties: Tensor, logits: Tensor) -> Tensor:
+    """Return which of the ties (B, *grid) of logits (B, L, *grid) are padding; shapes are judged on the CPU."""
+    padding = torch.zeros_like(ties)
+    for index, item in enumerate(ties):
+        if not item.any():
+            continue
+        common = logits[index, 0].to(compute_dtype(logits)).cpu().numpy()
+        found = padding_among(item.cpu().numpy(), common, logits.shape[1])
+        if found is not None:
+            padding[index] = torch.from_numpy(found)
+    return padding
 
 
 def check_logits(logits: Tensor, masks: Sequence[Tensor | None]) -> None:

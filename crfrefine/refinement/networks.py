@@ -228,9 +228,23 @@ def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = Non
             take_log_odds(channels)
         elif largest > MAX_LOG_ODDS:
             channels, largest = np.clip(channels, -MAX_LOG_ODDS, MAX_LOG_ODDS), MAX_LOG_ODDS
-    padding = (
-        probabilities.find_padding(channels, are_regions=are_regions) if labels is None else None
+    ties = None
+    if not is_label_map:
+        ties = probabilities.find_ties(channels, are_regions=are_regions)
+    # A negative value that is no tie, of which there is none, belongs to logits.
+    are_surely_logits = network.input_type == "logits" or (
+        network.input_type == "auto" and ties is None and lowest < -SUM_TOLERANCE
     )
+    is_probability = not are_regions and not are_surely_logits
+    is_probability = (
+        is_probability
+        and probabilities.identify_array(channels, network.input_type) == "probabilities"
+    )
+    padding = None
+    if ties is not None:
+        padding = probabilities.padding_of(
+            channels, ties, are_regions=are_regions, is_probability=is_probability
+        )
     num_padding, notes = 0, tuple[str, ...]()
     if padding is not None:
         mask, num_padding, notes = probabilities.leave_out(
@@ -240,15 +254,6 @@ def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = Non
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             channels = np.where(padding, np.float32(0.0), channels)
             _, largest = _finite_range(backend, channels, "logits", threads)
-    # A negative value that is no padding, of which there is none, belongs to logits.
-    are_surely_logits = network.input_type == "logits" or (
-        network.input_type == "auto" and padding is None and lowest < -SUM_TOLERANCE
-    )
-    is_probability = not are_regions and not are_surely_logits
-    is_probability = (
-        is_probability
-        and probabilities.identify_array(channels, network.input_type) == "probabilities"
-    )
     # Energies and marginals are sums of a few logits over the temperature.
     largest = -math.log(MIN_PROBABILITY) if is_probability else largest
     largest += max(

@@ -128,13 +128,13 @@ STRONG = CrfParameters().replace(
 
 
 def padded_case(constant=0.0):
-    """A case whose logits are padded on four of six sides, and at one voxel inside."""
+    """A case whose logits are padded on four of six sides, with a tie at one voxel inside."""
     case = random_case(grid_shape=(11, 9, 7))
     padding = np.zeros(case.logits.shape[1:], bool)
     padding[:3] = padding[:, -2:] = padding[:, :, :1] = True
-    padding[6, 3, 4] = True
     logits = case.logits.copy()
     logits[1, 8, 4, 5] = logits[0, 8, 4, 5]  # two equal labels of three are no padding
+    logits[:, 6, 3, 4] = 0.25  # a single tie is no padding
     logits[:, padding] = constant
     return dataclasses.replace(case, logits=logits), padding
 

@@ -51,12 +51,11 @@ EXACT = {"mean_field.filter": "exact", "mean_field.temperature": 2.0}
 
 
 def test_padding_of_a_batch_item_is_outside_its_mask():
-    """Forward and backward; a tie here and there outside of it needs no warning."""
+    """Forward and backward; a single tie outside of it takes part, and needs no warning."""
     logits, image, padding = batch()
     logits[0, :, 5, 4, 3] = 1.5
     model = layer(**EXACT)
     mask = torch.stack([torch.ones(GRID, dtype=torch.bool), ~padding])
-    mask[0, 5, 4, 3] = False
     found = []
     for given in (mask, None):
         values = logits.clone().requires_grad_()
@@ -73,7 +72,7 @@ def test_padding_of_a_batch_item_is_outside_its_mask():
         )
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
     assert not refined.argmax(dim=1)[1, padding].any()
-    torch.testing.assert_close(refined[0, :, 5, 4, 3], logits[0, :, 5, 4, 3] / 2.0, rtol=0, atol=0)
+    assert refined[0, :, 5, 4, 3].unique().numel() == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -53,9 +53,7 @@ class CoarseChannels(ChannelSource):
     floors: tuple[
         Float32, NDArray[np.float32]
     ]  # (*network's grid) and (L,): their sum is a label's logit where none is kept
-    padding: (
-        Bool | None
-    )  # (*network's grid), True where all labels are equal, and count as 0; None means nowhere
+    padding: Bool | None  # (*network's grid), True where all labels count as 0; None means nowhere
     grid: TileGrid  # the tiles of the image from `first_plane` on
     interpolation: Interpolation
     threads: int
@@ -133,9 +131,9 @@ def plan_coarse(
     survey, candidates, note = survey_stream(
         network.channels, coarse_grid, run, None, kept, context, reach
     )
-    padding = None
-    if survey.is_equal.any():
-        padding, (survey.mask, *_) = survey.is_equal, leave_out(survey.is_equal, None, "logits")
+    padding = survey.padding()
+    if padding is not None:
+        survey.mask, *_ = leave_out(padding, None, "logits")
     largest = survey.largest
     temperature = np.float32(run.temperature)
     bias = (

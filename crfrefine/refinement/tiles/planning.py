@@ -178,8 +178,9 @@ def plan_stream(
         network, grid, spec.mean_field, inside, thresholds, context
     )
     num_padding, notes = 0, tuple[str, ...]()
-    if survey.is_equal.any():
-        survey.mask, num_padding, notes = leave_out(survey.is_equal, inside, "logits")
+    padding = survey.padding()
+    if padding is not None:
+        survey.mask, num_padding, notes = leave_out(padding, inside, "logits")
     best, inside = survey.best_by_tile(), survey.mask
     labels = survey.labels.astype(np.min_scalar_type(network.num_labels - 1), copy=False).reshape(
         network.grid_shape

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from crfrefine.arrays.padding import padding_among
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -61,6 +63,10 @@ class Survey:
         found = self.log_sum, self.best, self.labels, self.is_equal, largest, self.margins[label]
         settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
         self._engine.survey(values, first_plane, label, *settings, self.mask, *found)
+
+    def padding(self) -> Bool | None:
+        """Return (*grid), True at the ties of all channels that are padding; None if they are nowhere."""
+        return padding_among(self.is_equal, self.best, self.num_labels)
 
     def release(self) -> None:
         """Give up what only the first pass needs: the largest logits, their labels, and where all logits are equal."""

@@ -1,0 +1,188 @@
+"""Which of the voxels where all labels are equal are padding, and which are ties that take part.
+
+A network's output has such voxels where it said nothing: around the field of view that a crop left,
+or where a sliding window did not look. Votes that are split, and scores in half precision that
+happen to meet, look the same voxel by voxel, but are results. Their shape tells them apart.
+
+The complement of a convex field of view, cut out of a grid, is a union of half-spaces. Each of them
+holds a corner of the grid, and is a union of blocks that may reach beyond the grid. What the network
+did not see around its field of view is thus thick everywhere, and each part of it holds a corner.
+Ties lie between labels, as sheets a voxel or two thick, or where votes on a whole organ are split.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays.label_maps import Box, bounding_box
+from crfrefine.base.array_types import Array, Bool
+
+THICK = (
+    3  # voxels along each axis of the blocks that padding consists of; sheets of ties are thinner
+)
+# Voxels along each axis of a block inside that no crop explains. It is smaller than a sliding window,
+# and larger than a single tie of a coarse grid whose voxels were repeated.
+HOLE = 8
+MAX_SCORE = 1e4  # well above any logit of a network: a fill, wherever it is
+# Largest relative error of a share 1 / L: more than in bfloat16 and 8 bits.
+SHARE_TOLERANCE = 0.05
+
+
+def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | None:
+    """Return (*grid), True at the ties that are padding; None if there are none.
+
+    Args:
+        ties: (*grid), True where all labels are equal; it may be what is returned.
+        logits: (*grid), the common value, which matters at ties only. None means that every value
+            may be a vote, as the log-odds 0 of regions.
+        num_labels: L, the number of labels that are equal.
+    """
+    decided = bounding_box(~ties)
+    if decided is None:
+        return ties
+    # What is left of a crop lies in a box. Around it, whole planes of the grid are equal.
+    if not ties[decided].any():
+        return ties if ties.any() else None
+    padding = np.ones(ties.shape, np.bool_)
+    padding[decided] = _at_corners(ties[decided])
+    if logits is not None:
+        fill = ties & ~padding
+        fill[fill] = ~_may_be_votes(logits[fill], num_labels)
+        _add_fill(padding, fill, logits)
+    return padding if padding.any() else None
+
+
+def _may_be_votes(logits: Array, num_labels: int) -> Bool:
+    """Return whether equal logits are logarithms of equal probabilities, whose sum is 1."""
+    with np.errstate(over="ignore"):
+        sums = np.exp(logits.astype(np.float32)) * num_labels
+    votes: Bool = np.abs(sums - 1.0) <= SHARE_TOLERANCE
+    return votes
+
+
+def _at_corners(ties: Bool) -> Bool:
+    """Return the thick regions of ties that hold a corner of the grid, one of THICK or fewer voxels along each axis at least."""
+    thick = _thick_parts(ties)
+    corners = np.ix_(*((0, extent - 1) for extent in ties.shape))
+    if not thick[corners].any():
+        return np.zeros(ties.shape, np.bool_)
+    regions, sizes = _regions(thick)
+    is_padding = np.zeros(len(sizes), np.bool_)
+    is_padding[regions[corners]] = True
+    # A single tie at a corner is no block that reaches beyond the grid.
+    is_padding &= sizes >= math.prod(min(THICK, extent) for extent in ties.shape)
+    is_padding[0] = False
+    found: Bool = is_padding[regions]
+    return found
+
+
+def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
+    """Add to the padding, in place, the fill that is huge, or a hole, or goes on with the value of padding beside it."""
+    voxels = _places(fill)
+    padding[voxels] = np.abs(logits[voxels]) > MAX_SCORE
+    box = bounding_box(fill)
+    if box is None:
+        return
+    padding[box] |= _blocks(fill[box], [min(HOLE, extent) for extent in fill.shape])
+    fill &= ~padding
+    voxels = _places(fill)
+    values = logits[voxels]
+    touches = _touching(voxels, values, padding, logits)
+    for value in np.unique(values[touches]):
+        same = np.zeros(fill.shape, np.bool_)
+        same[voxels] = values == value
+        regions, sizes = _regions(same)
+        is_padding = np.zeros(len(sizes), np.bool_)
+        is_padding[regions[voxels][touches & (values == value)]] = True
+        padding |= is_padding[regions]
+
+
+Places = tuple[NDArray[np.intp], ...]  # the indices of some voxels, along each axis
+
+
+def _places(mask: Bool) -> Places:
+    """Return where a mask is True: for few voxels several times faster than `np.nonzero`."""
+    return np.unravel_index(np.flatnonzero(mask), mask.shape)
+
+
+def _touching(voxels: Places, values: Array, padding: Bool, logits: Array) -> Bool:
+    """Return which of the voxels share a face with padding of their value."""
+    touches = np.zeros(len(values), np.bool_)
+    for axis, extent in enumerate(padding.shape):
+        for step in (-1, 1):
+            neighbors = list(voxels)
+            # At the border of the grid, a voxel is its own neighbor, and none of them is padding.
+            neighbors[axis] = (voxels[axis] + step).clip(0, extent - 1)
+            is_padding = padding[tuple(neighbors)]
+            touches |= is_padding & (logits[tuple(neighbors)] == values)
+    return touches
+
+
+def _regions(mask: Bool) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
+    """Return each voxel's region, connected over faces, 0 outside all regions, and the size of each."""
+    from scipy import ndimage
+
+    regions, count = ndimage.label(mask)
+    return regions, np.bincount(regions.ravel(), minlength=count + 1)
+
+
+def _thick_parts(mask: Bool) -> Bool:
+    """Return the union of the blocks of THICK voxels along each axis inside the mask, which goes on beyond the grid."""
+    margin = THICK - 1
+    wider = np.pad(mask, margin, constant_values=True)
+    inner = tuple(slice(margin, -margin) for _ in mask.shape)
+    return _blocks(wider, [THICK] * mask.ndim)[inner]
+
+
+def _blocks(mask: Bool, sides: list[int]) -> Bool:
+    """Return the union of the blocks of so many voxels along each axis inside the mask."""
+    if any(extent < side for extent, side in zip(mask.shape, sides, strict=True)):
+        return np.zeros(mask.shape, np.bool_)
+    starts = mask
+    for axis, side in enumerate(sides):
+        starts = _eroded(starts, axis, side)
+        if not starts.any():
+            return np.zeros(mask.shape, np.bool_)
+    blocks = starts
+    for axis, side in enumerate(sides):
+        blocks = _dilated(blocks, axis, side)
+    return blocks
+
+
+def _eroded(mask: Bool, axis: int, side: int) -> Bool:
+    """Return where rows of so many voxels along an axis begin, (..., extent - side + 1, ...)."""
+    length = 1
+    while length < side:
+        step = min(length, side - length)
+        before, behind = _shifted(mask.ndim, axis, step)
+        mask = mask[before] & mask[behind]
+        length += step
+    return mask
+
+
+def _dilated(starts: Bool, axis: int, side: int) -> Bool:
+    """Return the voxels of rows of so many voxels along an axis that begin where it is True."""
+    length = 1
+    while length < side:
+        step = min(length, side - length)
+        before, behind = _shifted(starts.ndim, axis, step)
+        shape = list(starts.shape)
+        shape[axis] += step
+        rows = np.zeros(shape, np.bool_)
+        rows[before] = starts
+        rows[behind] |= starts
+        starts = rows
+        length += step
+    return starts
+
+
+def _shifted(num_dims: int, axis: int, step: int) -> tuple[Box, Box]:
+    """Return all of a grid but the last, and but the first, voxels along an axis."""
+    before = [slice(None)] * num_dims
+    behind = [slice(None)] * num_dims
+    before[axis] = slice(None, -step)
+    behind[axis] = slice(step, None)
+    return tuple(before), tuple(behind)
