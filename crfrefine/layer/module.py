@@ -55,8 +55,9 @@ class CrfRnn(CrfValues):
     ) -> Tensor:
         """Refine a network's logits.
 
-        Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part, as if they were outside the mask;
-        a warning reports them if they are more than one in a hundred.
+        Regions where all labels have exactly the same logit, such as the padding of a crop, take no
+        part, as if they were outside the mask; a warning reports them if they are more than one
+        voxel in a hundred. Single ties, as of half precision, take part.
 
         Args:
             logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain tensor operations; other types in float32.

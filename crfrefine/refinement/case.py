@@ -52,8 +52,9 @@ def refine(
 ) -> RefinementResult:
     """Refine a network's logits, or a label map, with the dense CRF.
 
-    Voxels where all labels have exactly the same logit, such as the padding of a crop, take no part: they keep label 0 and neither send nor
-    receive messages. With `regions`, these are the voxels where all log-odds are exactly 0.
+    Regions where all labels have exactly the same logit, such as the padding of a crop, take no
+    part: they keep label 0 and neither send nor receive messages. Single ties and thin sheets of
+    ties inside take part. With `regions`, voxels are equal where all log-odds are exactly 0.
 
     `logits`, `image` and `mask` are arrays, or images of nibabel or SimpleITK, which bring their spacing. The axes are then those of the
     library's own arrays: (x, y, z) of `np.asarray(image.dataobj)`, (z, y, x) of `sitk.GetArrayFromImage(image)`; a fourth axis, or the

@@ -119,6 +119,22 @@ def test_training_leaves_padding_out_of_its_crops_and_forgets_its_constant():
     assert found[SCALING] == expected[SCALING] != expected[NETWORK]
 
 
+def test_training_keeps_ties_in_its_crops():
+    case = phantom(3)
+    whole = make_crop(case, IntensityParameters())
+    logits = case.logits.copy()
+    ties = (case.labels == 1) & (np.indices(case.labels.shape).sum(axis=0) % 3 == 0)
+    assert ties.sum() > 5
+    logits[:, ties] = np.log(1 / len(logits))
+    crop = make_crop(
+        as_case(type(case)(case.image, case.labels, logits, case.spacing)), IntensityParameters()
+    )
+    tied = (crop.logits == crop.logits[0]).all(axis=0)
+    assert tied.sum() == ties.sum()
+    assert crop.mask[tied].all()
+    assert crop.mask.shape == whole.mask.shape
+
+
 def test_kernels_that_were_built_without_regard_to_padding_are_refused():
     logits, image, padding = batch()
     model = layer()
