@@ -121,7 +121,7 @@ def test_training_leaves_padding_out_of_its_crops_and_forgets_its_constant():
 
 def test_training_keeps_ties_in_its_crops():
     case = phantom(3)
-    whole = make_crop(case, IntensityParameters())
+    whole = make_crop(as_case(case), IntensityParameters())
     logits = case.logits.copy()
     ties = (case.labels == 1) & (np.indices(case.labels.shape).sum(axis=0) % 3 == 0)
     assert ties.sum() > 5
