@@ -5,8 +5,9 @@ or where a sliding window did not look. Votes that are split, and scores in half
 happen to meet, look the same voxel by voxel, but are results. Their shape tells them apart.
 
 The complement of a convex field of view, cut out of a grid, is a union of half-spaces. Each of them
-holds a corner of the grid, and is a union of blocks that may reach beyond the grid. What the network
-did not see around its field of view is thus thick everywhere, and each part of it holds a corner.
+holds a corner of the grid, and is a union of blocks that may reach beyond the grid. What the
+network did not see around its field of view is thus thick everywhere, and each part of it holds a
+corner.
 Ties lie between labels, as sheets a voxel or two thick, or where votes on a whole organ are split.
 """
 
@@ -23,8 +24,8 @@ from crfrefine.base.array_types import Array, Bool
 THICK = (
     3  # voxels along each axis of the blocks that padding consists of; sheets of ties are thinner
 )
-# Voxels along each axis of a block inside that no crop explains. It is smaller than a sliding window,
-# and larger than a single tie of a coarse grid whose voxels were repeated.
+# Voxels along each axis of a block inside that no crop explains. It is smaller than a sliding
+# window, and larger than a single tie of a coarse grid whose voxels were repeated.
 HOLE = 8
 MAX_SCORE = 1e4  # well above any logit of a network: a fill, wherever it is
 # Largest relative error of a share 1 / L: more than in bfloat16 and 8 bits.
@@ -64,7 +65,7 @@ def _may_be_votes(logits: Array, num_labels: int) -> Bool:
 
 
 def _at_corners(ties: Bool) -> Bool:
-    """Return the thick regions of ties that hold a corner of the grid, one of THICK or fewer voxels along each axis at least."""
+    """Return the thick regions of ties that hold a corner of the grid, and as many voxels as a block."""
     thick = _thick_parts(ties)
     corners = np.ix_(*((0, extent - 1) for extent in ties.shape))
     if not thick[corners].any():
@@ -80,7 +81,7 @@ def _at_corners(ties: Bool) -> Bool:
 
 
 def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
-    """Add to the padding, in place, the fill that is huge, or a hole, or goes on with the value of padding beside it."""
+    """Add to the padding, in place, fill that is huge, a hole, or of the value of padding beside it."""
     voxels = _places(fill)
     padding[voxels] = np.abs(logits[voxels]) > MAX_SCORE
     box = bounding_box(fill)
@@ -122,7 +123,7 @@ def _touching(voxels: Places, values: Array, padding: Bool, logits: Array) -> Bo
 
 
 def _regions(mask: Bool) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
-    """Return each voxel's region, connected over faces, 0 outside all regions, and the size of each."""
+    """Return each voxel's region, connected over faces, or 0, and the size of each region."""
     from scipy import ndimage
 
     regions, count = ndimage.label(mask)
@@ -130,7 +131,7 @@ def _regions(mask: Bool) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
 
 
 def _thick_parts(mask: Bool) -> Bool:
-    """Return the union of the blocks of THICK voxels along each axis inside the mask, which goes on beyond the grid."""
+    """Return the union of blocks of THICK voxels in the mask, which goes on beyond the grid."""
     margin = THICK - 1
     wider = np.pad(mask, margin, constant_values=True)
     inner = tuple(slice(margin, -margin) for _ in mask.shape)

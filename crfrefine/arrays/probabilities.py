@@ -35,7 +35,7 @@ def plane_blocks(values: Array) -> Iterator[slice]:
 def find_padding(
     channels: Array, *, are_regions: bool = False, is_probability: bool = False
 ) -> Bool | None:
-    """Return (*grid), True where logits (L, *grid), or probabilities, are padding; None if they are nowhere."""
+    """Return (*grid), True where logits (L, *grid), or probabilities, are padding; None: nowhere."""
     ties = find_ties(channels, are_regions=are_regions)
     if ties is None:
         return None
@@ -45,7 +45,7 @@ def find_padding(
 def padding_of(
     channels: Array, ties: Bool, *, are_regions: bool = False, is_probability: bool = False
 ) -> Bool | None:
-    """Return which of the ties of logits (L, *grid), or probabilities, are padding, (*grid); None if none of them is."""
+    """Return which ties of logits (L, *grid), or probabilities, are padding, (*grid); None: none."""
     if are_regions:  # Any of them may be a probability of one half.
         return padding_among(ties, None, len(channels))
     logits = channels[0]

@@ -201,7 +201,7 @@ def without_padding(
 
 
 def _padding_among(ties: Tensor, logits: Tensor) -> Tensor:
-    """Return which of the ties (B, *grid) of logits (B, L, *grid) are padding; shapes are judged on the CPU."""
+    """Return which of the ties (B, *grid) are padding; the CPU judges their shapes."""
     padding = torch.zeros_like(ties)
     for index, item in enumerate(ties):
         if not item.any():

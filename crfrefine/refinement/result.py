@@ -38,7 +38,7 @@ class RefinementResult(Reported):
         timings: seconds of each stage: normalize, build, steps, labels.
         device: the device that was used.
         threads: number of CPU threads used; None: the cores this process may use.
-        num_padding_voxels: voxels in the mask that are padding, regions of equal input logits; they took no part.
+        num_padding_voxels: voxels in the mask that are padding, and took no part.
         voxels_removed: voxels of components that `postprocess` turned into background.
         voxels_filled: voxels of holes that `postprocess` filled.
         lost_to_rules: for each label that lost voxels to `postprocess`: the number of its voxels before and after.

@@ -1,4 +1,4 @@
-"""Which voxels with equal labels are padding: what lies around a field of view, and holes; no ties between labels."""
+"""Which voxels with equal labels are padding: those around a field of view, and holes; no ties."""
 
 import itertools
 import math
@@ -162,7 +162,7 @@ def test_the_corners_of_a_grid_may_be_ties():
     [(8, 0.0, True), (8, -7.0, True), (7, 0.0, False), (8, ONE_OF_THREE, False)],
 )
 def test_a_window_without_a_prediction_is_padding(side, value, is_hole):
-    """It may be of any value that is no share of votes, and has at least 8 voxels along each axis."""
+    """It has any value that is no share of votes, and at least 8 voxels along each axis."""
     logits = scores()
     hole = ~outside_of(np.s_[5 : 5 + side, 7:19, 10 : 10 + side])
     logits[:, hole] = value

@@ -1,4 +1,4 @@
-"""Ties take part, padding does not: split votes in every form, in memory, streamed, on each engine and in the layer."""
+"""Ties take part, padding does not: in memory, streamed, on each engine and in the layer."""
 
 import dataclasses
 import warnings
@@ -27,7 +27,7 @@ MODEL = {
 
 @dataclasses.dataclass(frozen=True)
 class Votes:
-    """Shares of two raters' votes on an organ that the border of the grid cuts, and what they should have seen."""
+    """Shares of two raters' votes on an organ that the border of the grid cuts, and the truth."""
 
     shares: np.ndarray
     image: np.ndarray
@@ -39,7 +39,7 @@ class Votes:
 
 
 def make_votes(shift=2):
-    """One rater draws the organ too small, the other too large: a sheet of ties around its border."""
+    """One rater draws the organ too small, the other too large: ties lie around its border."""
     places = np.moveaxis(np.indices(SHAPE), 0, -1) - np.array((9.0, 11.0, 3.0))
     radius = np.sqrt(((places * SPACING) ** 2).sum(axis=-1))
     truth = radius < RADIUS
@@ -61,7 +61,7 @@ def parameters(**changes):
 
 
 def test_split_votes_take_part(backend):
-    """As if a hair of difference had decided them, whatever holds the votes; left out, the organ loses its rim."""
+    """As if a hair of difference had decided them; left out, the organ loses its rim."""
     votes = make_votes()
     assert 500 < np.count_nonzero(votes.ties) < votes.ties.size / 4
     logits = np.log(np.maximum(votes.shares, 1e-7))
@@ -99,7 +99,7 @@ def test_votes_of_three_raters_on_three_labels_take_part():
 
 
 def test_a_crop_is_refined_as_its_grid_is():
-    """Padding around votes changes nothing inside, whatever its constant; the sheets end at the crop's border."""
+    """Padding around votes changes nothing inside, whatever its constant."""
     votes = make_votes()
     logits = np.log(np.maximum(votes.shares, 1e-7))
     box = np.s_[3:22, 1:24, 5:22]
@@ -135,7 +135,7 @@ def test_regions_that_raters_disagree_on_take_part():
 
 @pytest.mark.parametrize("kind", ["probabilities", "logits"])
 def test_streamed_votes_are_as_in_memory(kind, tmp_path, monkeypatch):
-    """Ties, a hole without a prediction, and the border of a crop, of a value that is no probability."""
+    """Ties, a hole without a prediction, and what a crop left, of a value that is no share."""
     votes = make_votes()
     shares = np.concatenate([votes.shares, 0 * votes.shares[:1]])
     # Three raters, so that all three labels may be equal.
@@ -160,7 +160,7 @@ def test_streamed_votes_are_as_in_memory(kind, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_layer_has_the_ties_of_refine(dtype):
-    """The same voxels take part, of votes with padding around them: a slice of zeros, two of equal shares."""
+    """The same voxels take part: beside votes, a slice of zeros and two of equal shares."""
     votes = make_votes()
     values = torch.from_numpy(np.log(np.maximum(votes.shares, 1e-4))).to(dtype)
     values[:, :, :, -1] = 0.0
@@ -181,7 +181,7 @@ def test_the_layer_has_the_ties_of_refine(dtype):
 
 
 def test_scores_that_meet_in_half_precision_take_part_in_the_layer():
-    """A mask that leaves them out gives another result, and no mask the same as one that is True everywhere."""
+    """No mask gives the same as one that is True everywhere."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 2, *SHAPE, generator=generator).to(torch.bfloat16)
     ties = logits[:, 0] == logits[:, 1]

@@ -65,7 +65,7 @@ class Survey:
         self._engine.survey(values, first_plane, label, *settings, self.mask, *found)
 
     def padding(self) -> Bool | None:
-        """Return (*grid), True at the ties of all channels that are padding; None if they are nowhere."""
+        """Return (*grid), True where the channels are padding; None if they are nowhere."""
         return padding_among(self.is_equal, self.best, self.num_labels)
 
     def release(self) -> None:
