@@ -65,7 +65,7 @@ def _may_be_votes(logits: Array, num_labels: int) -> Bool:
 
 
 def _at_corners(ties: Bool) -> Bool:
-    """Return the thick regions of ties that hold a corner of the grid, and as many voxels as a block."""
+    """Return the thick regions of ties that hold a corner of the grid, and a block of voxels."""
     thick = _thick_parts(ties)
     corners = np.ix_(*((0, extent - 1) for extent in ties.shape))
     if not thick[corners].any():
@@ -81,7 +81,7 @@ def _at_corners(ties: Bool) -> Bool:
 
 
 def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
-    """Add to the padding, in place, fill that is huge, a hole, or of the value of padding beside it."""
+    """Add to the padding, in place, fill that is huge, a hole, or as padding beside it."""
     voxels = _places(fill)
     padding[voxels] = np.abs(logits[voxels]) > MAX_SCORE
     box = bounding_box(fill)

@@ -35,7 +35,7 @@ def plane_blocks(values: Array) -> Iterator[slice]:
 def find_padding(
     channels: Array, *, are_regions: bool = False, is_probability: bool = False
 ) -> Bool | None:
-    """Return (*grid), True where logits (L, *grid), or probabilities, are padding; None: nowhere."""
+    """Return (*grid), True where logits or probabilities (L, *grid) are padding; or None."""
     ties = find_ties(channels, are_regions=are_regions)
     if ties is None:
         return None
@@ -45,7 +45,7 @@ def find_padding(
 def padding_of(
     channels: Array, ties: Bool, *, are_regions: bool = False, is_probability: bool = False
 ) -> Bool | None:
-    """Return which ties of logits (L, *grid), or probabilities, are padding, (*grid); None: none."""
+    """Return which ties of logits or probabilities (L, *grid) are padding, (*grid); or None."""
     if are_regions:  # Any of them may be a probability of one half.
         return padding_among(ties, None, len(channels))
     logits = channels[0]
