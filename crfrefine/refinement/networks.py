@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,8 @@ class LabelMapNetwork:
     num_labels: int  # L, background included, as values per label in the parameters have it
     # mm between voxels of the network, one number or one per axis, or "auto"; None: each label is taken as it is.
     network_spacing: ArrayLike | None = None
+    # Of the channels, those of labels that only strokes have: they take part near these alone.
+    only_drawn: Collection[int] = ()
 
 
 Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork | CoarseNetwork
@@ -145,7 +147,7 @@ def prepare_channels(
             model.kernels.network_spacing,
         )
         sigma = None if spacing is None else label_maps.share_sigma(spacing, image.spacing)
-        logits = _logits_of_labels(numbers, len(network.channels), sigma, case)
+        logits = _logits_of_labels(numbers, network, sigma, case)
         if logits is not None:
             return prepare_array(ArrayNetwork(case.order.to_user(logits)), case, labels=numbers)
         _finite_range(case.backend, image.values, "image", context.threads)
@@ -179,10 +181,13 @@ def prepare_channels(
 
 
 def _logits_of_labels(
-    numbers: Labels, num_channels: int, sigma: tuple[float, ...] | None, case: Case
+    numbers: Labels, network: LabelMapNetwork, sigma: tuple[float, ...] | None, case: Case
 ) -> Float32 | None:
     """Return the logits of a label map with few labels, or of a map that cannot be refined on tiles; None if they are made tile by tile."""
-    is_nearby = label_maps.take_part_nearby(num_channels, numbers.size)
+    num_channels = len(network.channels)
+    # A stroke of a new label does not change how the others take part.
+    num_of_network = num_channels - len(network.only_drawn)
+    is_nearby = label_maps.take_part_nearby(num_of_network, numbers.size)
     if is_nearby:
         is_for_tiles = (
             case.parameters.mean_field.label_threshold > 0 and case.parameters.volume.weight <= 0
@@ -194,7 +199,8 @@ def _logits_of_labels(
         require_memory(4 * num_channels * numbers.size, what, memory_limit())
     if sigma is not None:
         return label_maps.share_logits(numbers, num_channels, sigma)
-    logits = label_maps.one_hot_logits(numbers, range(num_channels))
+    of_network = [number for number in network.channels if number not in network.only_drawn]
+    logits = label_maps.one_hot_logits(numbers, network.channels, of_network)
     if is_nearby:
         reach = case.models[0].kernels.reach(case.image.spacing, numbers.shape)
         for channel in logits:

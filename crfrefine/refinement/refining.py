@@ -164,7 +164,10 @@ def _refine_label_map(network: LabelMapNetwork, case: networks.Case) -> Refineme
     before = Cleaned(numbers)
     if parameters.volume.match_input:  # Islands that rules remove belong to no label's volume.
         before = clean(numbers, parameters.postprocess, math.prod(spacing) / 1000.0)
-    numbered = LabelMapNetwork(before.label_map, range(len(labels)), num_labels)
+    only_drawn = [number for number, label in enumerate(labels) if label not in network.channels]
+    numbered = LabelMapNetwork(
+        before.label_map, range(len(labels)), num_labels, only_drawn=only_drawn
+    )
     if strokes is not None:
         strokes = replace(strokes, labels=np.searchsorted(labels, strokes.labels))
     result = _refine(

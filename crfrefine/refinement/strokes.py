@@ -4,8 +4,9 @@ A drawn voxel is fixed. Around it, the logit of its label rises by
 `strength * temperature * exp(-d² / 2 r² - Δ² / 2 s²)` at a voxel that is d mm away and whose
 normalized intensities differ by Δ; the largest rise counts. r is the distance from the drawn voxel
 to the nearest voxel of its label in the network's label map, so that a stroke reaches as far as the
-error that it corrects. Where the network has the label already, nothing rises. See
-docs/guide/strokes.md.
+error that it corrects. Where the network has the label already, nothing rises. A rise depends on
+the network, the image and the voxels that are drawn there alone: not on strokes elsewhere, nor on
+how groups, boxes and tiles divide the grid, which only save time. See docs/guide/strokes.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, count_labels, widen
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, RegionScheme
-from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError
@@ -38,13 +39,12 @@ BACKGROUND = 255  # value of a drawn voxel that is background; 0 means that noth
 # Rise of the logit at a drawn voxel over the temperature; labels of maps are 2, or at most 7, apart.
 STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES = 7.5, 3.0, 8.0
 MIN_RADIUS = 1.5  # smallest r in mm
-# Largest r over the edge of a cube as large as the structure, which a wrong stroke would take; half
-# of the reach is always allowed.
+# Largest r over the edge of a cube as large as all voxels of the label in the network's label map,
+# which a wrong stroke would take; half of the reach is always allowed.
 SHARE_OF_EDGE = 0.25
 NUM_RADII = 3.0  # radii after which a rise ends: it is 1 % of the strength there
 # Nats over the temperature below the largest logit from which on a rise changes nothing around.
 RULED_OUT = 20.0
-MIN_RISE = 0.1  # nats of a rise below which a label need not take part in a tile
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +199,7 @@ def _closeness(
     from scipy.ndimage import label as connect
 
     num_dims, reach = has_label.ndim, max(MIN_RADIUS, parameters.reach)
-    edge = (np.count_nonzero(has_label) * math.prod(spacing)) ** (1 / (num_dims - lead))
+    largest_radius = _largest_radius(has_label, spacing, num_dims - lead, reach)
     far = NUM_RADII * reach / np.array(spacing)
     tile = np.array(((1,) * num_dims + TILE)[-num_dims:])
     # Voxels of different groups of cells are farther apart than twice `far` along some axis.
@@ -214,8 +214,8 @@ def _closeness(
         high = -(-np.ceil(members.max(axis=1) + 1 + far).astype(np.int64) // tile) * tile
         high = np.minimum(high, has_label.shape)
         box = tuple(map(slice, low.tolist(), high.tolist()))
+        radii = _radii(members, has_label, largest_radius, spacing)
         members = members - low[:, None]
-        radii = _radii(members, has_label[box], edge, reach, spacing)
         image = normalized(box) * np.float32(1.0 / parameters.likeness)
         lowest = np.full(image.shape[1:], np.inf, np.float32)  # d² / r² + Δ² / s²
         for position, radius in zip(members.T.tolist(), radii.tolist(), strict=True):
@@ -235,27 +235,43 @@ def _closeness(
         yield box, np.exp(lowest, out=lowest)
 
 
+def _largest_radius(
+    has_label: Bool, spacing: Sequence[float], num_image_axes: int, reach: float
+) -> float:
+    """Return the largest radius of strokes of a label in mm; `has_label` is that of the whole grid."""
+    num_voxels = np.count_nonzero(has_label)
+    if num_voxels == 0:
+        return reach
+    edge = (num_voxels * math.prod(spacing)) ** (1 / num_image_axes)
+    return min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * edge))
+
+
 def _radii(
-    positions: Integers, has_label: Bool, edge: float, reach: float, spacing: Sequence[float]
-) -> Float64:
+    positions: Integers, has_label: Bool, largest_radius: float, spacing: Sequence[float]
+) -> Float32:
     """Return the distance in mm from drawn voxels to the nearest one of their label, within limits."""
-    # A cube of `edge` mm is as large as the label's voxels.
+    # No voxel beyond the largest radius matters, so that a box around the drawn ones is searched.
     from scipy.ndimage import binary_erosion
     from scipy.spatial import KDTree
 
-    if not has_label.any():
-        return np.full(positions.shape[1], reach)
-    steps = np.array(spacing)[:, None]
-    highest = min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * edge))
-    ends = np.ceil(highest / steps).astype(np.int64)
-    start = np.maximum(0, positions - ends).min(axis=1, keepdims=True)
-    near = has_label[tuple(map(slice, start.ravel(), (positions + ends).max(axis=1) + 1))]
-    surface = np.argwhere(near & ~binary_erosion(near, border_value=1))
-    distance, _ = KDTree(surface * steps.T).query(
-        ((positions - start) * steps).T, distance_upper_bound=highest
-    )
-    radii: Float64 = np.clip(distance, MIN_RADIUS, highest)
-    return radii
+    steps = np.array(spacing)
+    ends = np.ceil(largest_radius / steps).astype(np.int64)
+    start = np.maximum(0, positions.min(axis=1) - ends)
+    stop = positions.max(axis=1) + ends + 1
+    near = has_label[tuple(map(slice, start, stop))]
+    radii = np.full(positions.shape[1], largest_radius)
+    if near.any():
+        # Beyond the box counts as inside: the voxel nearest to one in the box is no face of the box.
+        surface = np.argwhere(near & ~binary_erosion(near, border_value=1))
+        drawn = positions.T - start
+        tree = KDTree(surface * steps)
+        _, nearest = tree.query(drawn * steps, distance_upper_bound=largest_radius)
+        found = nearest < len(surface)
+        offsets = (surface[nearest[found]] - drawn[found]) * steps
+        distances = np.sqrt(np.square(offsets).sum(axis=1))
+        radii[found] = distances.clip(MIN_RADIUS, largest_radius)
+    # Of two voxels at the same distance either may be found, and their sums are rounded differently.
+    return radii.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,7 +338,7 @@ class Edits:
             )
             tiles = numbers[of_box].ravel()
             rise = TileGrid(values.shape).gather(values, np.arange(len(tiles)), 1)
-            changed[channel].reshape(-1)[tiles] |= rise.max(axis=1) > MIN_RISE
+            changed[channel].reshape(-1)[tiles] |= rise.any(axis=1)
             rises.append((channel, tiles, rise))
         source = StrokedChannels(problem.source, self, rises, *drawn, grid)
         problem = replace(

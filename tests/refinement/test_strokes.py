@@ -327,3 +327,162 @@ def test_a_label_that_the_network_rules_out_is_said(ball, strokes):
     ):
         notes = refined(network, image, strokes, regions={"whole": (1, 2), "core": 2}).notes
         assert any("rules out label 2" in note for note in notes) == is_certain
+
+
+# ---- A rise depends on the network, the image and the drawn voxels there alone
+
+WIDE, STEPS = (36, 32, 64), (1.5, 1.0, 1.25)
+# Without kernels, and with the intensities as they are, the result shows what strokes alone do.
+STROKES_ALONE = {
+    "intensity.normalization": "none",
+    "bilateral.weight": 0.0,
+    "mean_field.label_threshold": 0.0,
+}
+TWO_MODALITIES = np.random.default_rng(3).normal(0.0, 0.1, (2, *WIDE)).astype(np.float32)
+
+
+def wide_labels():
+    """A structure of label 1 at one end, one voxel of label 2 in the middle, and no label 3."""
+    labels = np.zeros(WIDE, np.uint8)
+    labels[8:14, 6:12, 6:12] = 1
+    labels[20, 20, 30] = 2
+    return labels
+
+
+def logits_of(labels, num_labels=4):
+    """Logits that are 3 for the label of the voxel and -1 for others."""
+    is_own = np.arange(num_labels)[:, None, None, None] == labels
+    return np.where(is_own, 3.0, -1.0).astype(np.float32)
+
+
+def distances_mm(place):
+    """Of each voxel of the wide grid."""
+    offsets = np.indices(WIDE) - np.reshape(place, (3, 1, 1, 1))
+    return np.sqrt(np.square(offsets * np.reshape(STEPS, (3, 1, 1, 1))).sum(axis=0))
+
+
+def documented_rises(label, labels, drawn, reach=6.0, likeness=0.2):
+    """The formula of the guide, voxel by voxel on the whole grid, and where a rise ends to rounding."""
+    has_label = labels == label
+    largest, to_label = reach, np.full(WIDE, np.inf)
+    if has_label.any():
+        edge = (np.count_nonzero(has_label) * np.prod(STEPS)) ** (1 / 3)
+        largest = min(reach, max(1.5, reach / 2, edge / 4))
+        to_label = distance_transform_edt(~has_label, sampling=STEPS)
+    rises, is_end = np.zeros(WIDE), np.zeros(WIDE, bool)
+    for place in map(tuple, np.argwhere((drawn == label) & ~has_label)):
+        radius = np.clip(to_label[place], 1.5, largest)
+        to_stroke = distances_mm(place)
+        unlike = np.square(TWO_MODALITIES - TWO_MODALITIES[(slice(None), *place, None, None, None)])
+        exponent = to_stroke**2 / (2 * radius**2) + unlike.sum(axis=0) / (2 * likeness**2)
+        rise = np.where(to_stroke <= NUM_RADII * radius, STRENGTH * np.exp(-exponent), 0.0)
+        rises = np.maximum(rises, rise)
+        is_end |= abs(to_stroke - NUM_RADII * radius) < 1e-3
+    return rises, is_end
+
+
+def test_rises_are_those_of_the_documented_formula():
+    labels = wide_labels()
+    drawn = np.zeros(WIDE, np.uint8)
+    drawn[10, 8, 12:22:3] = 1  # ever farther from the structure, the last ones beyond the reach
+    drawn[5, 25, 58] = 2  # far from the only voxel of the label, which halves the radius though
+    drawn[28, 5, 40:42] = 3  # the network has no such label
+    edited, plain = (
+        refined(logits_of(labels), TWO_MODALITIES, part, STROKES_ALONE, spacing=STEPS).logits
+        for part in (drawn, None)
+    )
+    for label in (1, 2, 3):
+        expected, is_end = documented_rises(label, labels, drawn)
+        assert expected.max() > 7.0
+        counted = (drawn == 0) & ~is_end
+        # Sums of a few squares and an exponential in float32: 1e-6 of the strength each.
+        np.testing.assert_allclose(
+            (edited - plain)[label][counted], expected[counted], rtol=0, atol=5e-5
+        )
+
+
+def forms_of(labels):
+    """Networks of the same labels, and their options, by the name of the form."""
+    regions = {"any": (1, 2, 3), "core": (2, 3), "tip": 3}
+    log_odds = np.stack([np.where(labels > outside, 3.0, -1.0) for outside in range(3)])
+    many = labels.copy()
+    many[::35, ::31, ::8] = 10 + np.arange(2 * 2 * 8).reshape(2, 2, 8)
+    coarse = labels[::2, ::2, ::2].repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    as_labels = {"input_type": "labels"}
+    return {
+        "logits": (logits_of(labels), {}),
+        "regions": (log_odds.astype(np.float32), {"regions": regions}),
+        "labels": (labels, as_labels),
+        "many labels": (many, as_labels),
+        "coarse labels": (coarse, as_labels | {"network_spacing": tuple(2 * s for s in STEPS)}),
+    }
+
+
+FORMS = tuple(forms_of(wide_labels()))
+# The stroke has nothing of its label within the box around it, and has with the second one: between
+# them there are 22 mm, farther than any rise reaches, and the second one is as near to the label.
+STROKE, SECOND_STROKE = np.s_[10:12, 9, 44], np.s_[10, 9, 27]
+
+
+def result_of(form, labels, drawn, **options):
+    network, own = forms_of(labels)[form]
+    changes = STROKES_ALONE | {"mean_field.label_threshold": 1e-4}
+    parameters = CrfParameters().replace(**changes)
+    image = TWO_MODALITIES
+    return refined(network, image, drawn, spacing=STEPS, parameters=parameters, **own, **options)
+
+
+@pytest.mark.parametrize("second_label", [1, 2, 3, 255])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stroke_reaches_as_far_with_another_one_as_by_itself(form, second_label):
+    labels = wide_labels()
+    drawn = mark(1, STROKE, WIDE)
+    alone, both, none = (
+        result_of(form, labels, part)
+        for part in (drawn, drawn + mark(second_label, SECOND_STROKE, WIDE), None)
+    )
+    near = distances_mm((10, 9, 27)) > NUM_RADII * 6.0  # of the first stroke, not of the second
+    changed = (alone.label_map != none.label_map) & near
+    assert changed.sum() > (drawn > 0).sum()
+    np.testing.assert_array_equal(both.label_map[near], alone.label_map[near])
+    # A tile that a label has to itself keeps no logits of it.
+    other = near & (alone.label_map == 0)
+    np.testing.assert_array_equal(both.logits[1:3, other], alone.logits[1:3, other])
+
+
+@pytest.mark.parametrize("offset", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (3, 5, 7), (-2, -1, -3)])
+@pytest.mark.parametrize("form", ["logits", "regions", "labels", "many labels"])
+def test_strokes_move_with_the_network_and_the_image(form, offset):
+    """Cells, boxes and tiles then cut the grid in other places."""
+    drawn = mark(1, np.s_[10:12, 9, 32], WIDE) + mark(2, np.s_[22, 15:18, 33], WIDE)
+    drawn += mark(3, np.s_[27, 24, 50], WIDE) + mark(255, np.s_[9:11, 9, 10], WIDE)
+    network, own = forms_of(wide_labels())[form]
+    parameters = CrfParameters().replace(**STROKES_ALONE | {"mean_field.label_threshold": 1e-4})
+    options = {"spacing": STEPS, "parameters": parameters, **own}
+    before = refined(network, TWO_MODALITIES, drawn, **options)
+
+    def moved(array):
+        return np.roll(array, offset, axis=(-3, -2, -1))
+
+    after = refined(moved(network), moved(TWO_MODALITIES), moved(drawn), **options)
+    whole = np.s_[..., 7:-7, 7:-7, 7:-7]  # what did not go around the grid
+    np.testing.assert_array_equal(after.label_map[whole], moved(before.label_map)[whole])
+    # A tile that background has to itself keeps no logits of it.
+    logits = (moved(before.logits), after.logits)
+    np.testing.assert_array_equal(*(values[1:4][whole] for values in logits))
+
+
+@pytest.mark.parametrize("num_labels", [3, 15])
+def test_a_stroke_of_a_label_that_a_map_lacks_changes_nothing_elsewhere(num_labels):
+    """Also where the label is the one from which on labels take part near their voxels alone."""
+    rng = np.random.default_rng(8)
+    labels = np.where(rng.random(WIDE) < 0.03, 1, wide_labels()).astype(np.uint8)
+    labels[::35, ::31, ::21][: num_labels > 3] = np.arange(3, 11).reshape(1, 2, 4)
+    labels[30, 3:7, 3] = np.where(num_labels > 3, np.arange(11, 15), 0)
+    image = 100.0 * (wide_labels() == 1) + 300.0 * TWO_MODALITIES[0]
+    drawn = mark(20, np.s_[27, 24:26, 50], WIDE)
+    options = {"input_type": "labels", "spacing": STEPS, "parameters": "default"}
+    with_stroke, without = (refined(labels, image, part, **options) for part in (drawn, None))
+    assert (without.label_map != labels).sum() > 10  # The CRF decides something here.
+    far = np.indices(WIDE)[2] < 25
+    np.testing.assert_array_equal(with_stroke.label_map[far], without.label_map[far])
