@@ -109,6 +109,32 @@ def test_two_dimensions_and_cases_without_contrast_or_labels():
         ).startswith(b"\x89PNG")
 
 
+def spans_of_rows(grid_shape, spacing):
+    """The first and the last row of pixels of each plane of a gray volume that is all structure."""
+    labels = np.ones(grid_shape, np.uint8)
+    image = np.ones((1, *grid_shape), np.float32)
+    affine = np.diag([*spacing, 1.0])
+    picture = pixels(draw_preview(image, labels, labels, spacing, affine=affine))
+    beside_text = picture[100:, 254, 0]  # below the headings, in the first of four panels
+    is_image = np.abs(beside_text - 0.5) < 0.05
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_image, [False]])))
+    return edges.reshape(-1, 2)
+
+
+def test_each_row_is_as_high_as_its_plane():
+    spans = spans_of_rows((64, 80, 10), (1.5, 1.0, 4.0))
+    # Panels are 320 pixels wide; axial 96 × 80 mm, coronal 96 × 40 mm, sagittal 80 × 40 mm.
+    assert np.diff(spans).ravel().tolist() == [267, 133, 160]
+    assert (spans[1:, 0] - spans[:-1, 1]).tolist() == [8, 8]  # no more than the gap between rows
+
+
+def test_the_rows_of_a_few_slices_have_room_for_the_letters_of_the_sides():
+    spans = spans_of_rows((64, 80, 2), (1.5, 1.0, 1.0))
+    # Coronal 96 × 2 mm, sagittal 80 × 2 mm, each in the middle of 60 pixels.
+    assert np.diff(spans).ravel().tolist() == [267, 7, 8]
+    assert np.diff(spans.mean(axis=1))[1] == pytest.approx(60 + 8, abs=1)  # halves of a pixel
+
+
 def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(case):
     """Flipped and permuted together with its affine, a volume is the same patient."""
     image, before, after = case

@@ -26,6 +26,9 @@ _DIMMED = 0.55  # below changed voxels
 _MAX_LEGEND_ENTRIES = 12
 # Pixels.
 _PANEL_WIDTH, _MAX_PANEL = 320, 640
+# The letters of the sides of a plane and its name have room in a square so large.
+_MIN_HEIGHT = 60
+_MAX_HEIGHT = 1.6  # of the width
 _MARGIN, _GAP = 14, 8
 _TITLE, _TEXT, _SMALL = 21, 15, 13
 _TITLE_LINE, _TEXT_LINE, _HEADING_LINE, _LEGEND_LINE = 34, 22, 32, 26
@@ -79,11 +82,7 @@ def draw_preview(
         "changes": "errors" if shows_errors else "changed voxels",
     }
     across = int(np.clip(max(max(plane.image.shape) for plane in planes), _PANEL_WIDTH, _MAX_PANEL))
-    # Very flat and very tall planes get panels of bounded height.
-    heights = [
-        round(across * float(np.clip(plane.size_mm[1] / plane.size_mm[0], 0.5, 1.6)))
-        for plane in planes
-    ]
+    heights = [_panel_height(plane, across) for plane in planes]
     room = len(headings) * (across + _GAP) - _GAP
     lines = [*drawing.wrap(subtitle, _TEXT, room), *drawing.wrap(shown, _TEXT, room)]
     legend = _legend_entries(
@@ -133,6 +132,12 @@ def draw_preview(
         text = drawing.cut_off(text, _SMALL, room // columns - _SAMPLE - _GAP)
         canvas.text((left + _SAMPLE, middle), text, _SMALL, _INK, anchor="lm")
     return canvas.png()
+
+
+def _panel_height(plane: Plane, width: int) -> int:
+    """Return the height of a plane's row in pixels: that of the plane, unless it is very flat or very tall."""
+    width_mm, height_mm = plane.size_mm
+    return round(float(np.clip(width * height_mm / width_mm, _MIN_HEIGHT, _MAX_HEIGHT * width)))
 
 
 def cut_planes(
@@ -234,7 +239,7 @@ def _draw_panel(
             (left + max(0, x - reach), top + max(0, y - reach), left + right, top + bottom), _FRAME
         )
     if panel == "image":
-        canvas.sides(plane.edges, (left, top), inner, _SMALL, _INK, _PAPER)
+        _write_sides(canvas, plane.edges, (left, top), inner)
         canvas.text(
             (corner[0] + 5, corner[1] + size[1] - 4),
             plane.name,
@@ -243,6 +248,17 @@ def _draw_panel(
             anchor="ld",
             edge=_PAPER,
         )
+
+
+def _write_sides(
+    canvas: drawing.Canvas, letters: str, corner: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """Write the letters of a plane's sides at its edges, or beside it where it is too narrow for them."""
+    left, top = corner
+    width, height = size
+    room = (max(width, _MIN_HEIGHT), max(height, _MIN_HEIGHT))
+    start = (left - (room[0] - width) // 2, top - (room[1] - height) // 2)
+    canvas.sides(letters, start, room, _SMALL, _INK, _PAPER)
 
 
 def _legend_entries(
