@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.arguments import given_array, given_spacing
+from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.geometry import reverse_grid
@@ -134,15 +136,22 @@ def export_prediction(
         network = ArrayNetwork(
             reverse_grid(values.reshape(len(values), *stored)), "logits", scheme, wide
         )
-    values = read_as_stored(headers)
+    nan_files: list[Path] = []
+    values = read_as_stored(headers, nan_files)
+    mask, notes = None, tuple[str, ...]()
+    if nan_files:
+        mask, note = leave_out_nan(values, None, min(nan_files))
+        notes = (note,)
     result = refine_network(
         network,
         reverse_grid(values),
         spacing=first.geometry()[1],
         parameters=model,
+        mask=None if mask is None else mask.T,
         backend=get_backend("cpu"),
         context=RunContext(threads, progress, lambda: memory_left(memory_limit(max_memory))),
     )
+    result = replace(result, notes=(*notes, *result.notes))
     like = Volume(result.label_map, *first.geometry(), first.path, first)
     io.write_label_map(output, result.label_map, like, threads=threads or available_threads())
     return result

@@ -142,15 +142,13 @@ def _fit_modality(
         return IntensityMap()
     if kind == "window" and window is not None:
         return IntensityMap(window[0], 1.0 / (window[1] - window[0]), clip=True)
-    # Types with more digits than float32 keep their texture on a large offset only if it is subtracted first, in float64.
-    offset = (
-        float(source.flat[0])
-        if source.dtype.itemsize >= 4 and source.dtype.newbyteorder("=") != np.float32
-        else None
-    )
     values = source.reshape(-1)
     if mask is not None:
         values = values[mask.reshape(-1)]
+    # Types with more digits than float32 keep their texture on a large offset only if it is
+    # subtracted first, in float64. It is a voxel's inside the mask: what is outside must not matter.
+    is_wide = source.dtype.itemsize >= 4 and source.dtype.newbyteorder("=") != np.float32
+    offset = float(values[0]) if is_wide else None
     if offset is not None:
         values = (values.astype(np.float64) - offset).astype(np.float32)
     if kind == "zscore":

@@ -12,6 +12,7 @@ import numpy as np
 
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels, foreground_labels
+from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import (
     BLOCK_VOXELS,
     SUM_TOLERANCE,
@@ -345,10 +346,16 @@ def _decode_regions(stored: Float32, scheme: RegionScheme, kind: str, note: str)
 
 
 def read_image(path: Path, reference: Reference) -> Float32:
-    """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file."""
+    """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file.
+
+    Voxels that are NaN get the lowest intensity, as background has it.
+    """
     header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), reference.header)
     reference.check(header, "image")
-    values = io.read_channels(header)
+    nan_files: list[Path] = []
+    values = io.read_channels(header, nan_files=nan_files)
+    if nan_files:
+        leave_out_nan(values, None, path)
     image = reference.work.interpolated(header, values, "image", reference.notes, outside="are 0")
     return reverse_grid(image)
 

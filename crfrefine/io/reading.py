@@ -9,7 +9,7 @@ from functools import partial
 from importlib import import_module
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def _require_unchanged(header: VolumeHeader) -> None:
 
 
 @contextmanager
-def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
+def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[Decoder]:
     """Open a file at its first voxel; raise InputError if it changed since its header was read, or while the block lasted."""
     _require_unchanged(header)
     try:
@@ -117,7 +117,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
             shape = (header.num_channels, *header.grid_shape[::-1])
             if header.turned is not None:
                 own, turn = header.turned
-                stored = files.enter_context(open_voxels(own))
+                stored = files.enter_context(open_voxels(own, allows_nan=allows_nan))
                 blocks = BlockReader(_turned_blocks(stored, own, turn))
                 decoder = Decoder(blocks, VoxelSource(own.path, "raw", stored.kept_type), shape)
             elif (source := header.source) is None:
@@ -132,6 +132,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
                 )
                 skip(reader, 0 if is_raw else source.offset)
                 decoder = Decoder(reader, source, shape)
+            decoder.allows_nan = allows_nan
             yield decoder
     except CrfRefineError:
         _require_unchanged(header)  # That is the reason then.
@@ -181,37 +182,48 @@ def read_volume(path: str | Path) -> Volume:
     )
 
 
-def read_channels(*headers: VolumeHeader) -> NDArray[np.float32]:
+# The paths of files with NaN, which the reading of images adds to; None means that NaN is an error.
+NanFiles: TypeAlias = "list[Path] | None"
+
+
+def read_channels(*headers: VolumeHeader, nan_files: NanFiles = None) -> NDArray[np.float32]:
     """Read files on one grid as float32, scaled: (channels, [z,] y, x) C-contiguous; raises as `read_pieces`."""
-    values, jobs = reading_jobs(headers)
+    values, jobs = reading_jobs(headers, nan_files)
     run_all(jobs, 1)
     return values
 
 
-def _read_into(header: VolumeHeader, values: NDArray[np.float32]) -> None:
-    with reading(header.path), open_voxels(header) as decoder:
+def _read_into(header: VolumeHeader, values: NDArray[np.float32], nan_files: NanFiles) -> None:
+    allows_nan = nan_files is not None
+    with reading(header.path), open_voxels(header, allows_nan=allows_nan) as decoder:
         decoder.fill(values.reshape(-1, *header.grid_shape[::-1]))
         decoder.finish()
+    if nan_files is not None and decoder.has_nan:
+        nan_files.append(header.path)
 
 
-def read_stored(header: VolumeHeader) -> NDArray[Any]:
+def read_stored(header: VolumeHeader, nan_files: NanFiles = None) -> NDArray[Any]:
     """Read a file in the type of its pieces: (channels, [z,] y, x); raises as `read_pieces`."""
-    with reading(header.path), open_voxels(header) as decoder:
+    allows_nan = nan_files is not None
+    with reading(header.path), open_voxels(header, allows_nan=allows_nan) as decoder:
         shape = (header.num_channels, *header.grid_shape[::-1])
         values = allocate_array(shape, header.path, decoder.kept_type)
         decoder.fill(values)
         decoder.finish()
+    if nan_files is not None and decoder.has_nan:
+        nan_files.append(header.path)
     return values
 
 
 def reading_jobs(
-    headers: Sequence[VolumeHeader],
+    headers: Sequence[VolumeHeader], nan_files: NanFiles = None
 ) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
     """Return an array for the channels of files on one grid, (channels, [z,] y, x), and a job per file, which may run together."""
     shape = (sum(header.num_channels for header in headers), *headers[0].grid_shape[::-1])
     values: NDArray[np.float32] = allocate_array(shape, headers[0].path)
     parts = np.split(values, np.cumsum([header.num_channels for header in headers])[:-1])
-    return values, [partial(_read_into, *file) for file in zip(headers, parts, strict=True)]
+    files = zip(headers, parts, strict=True)
+    return values, [partial(_read_into, header, part, nan_files) for header, part in files]
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ class Decoder:
     the stored type in the machine's byte order if it has at most 16 bits or is float32, and no
     scaling; else float32. NaN and infinite values are counted in `num_bad`, and reported by
     `finish`: damage is the likelier reason for them, and the checksum at the end of compressed data tells.
+    With `allows_nan`, NaN is no error, and `has_nan` says whether there was one.
     """
 
     def __init__(self, reader: ByteReader, source: VoxelSource, shape: tuple[int, ...]) -> None:
@@ -200,6 +201,8 @@ class Decoder:
         plain = source.dtype.newbyteorder("=")
         self.kept_type = plain if plain in _KEPT and not self._is_scaled else _FLOAT32
         self._num_bytes = 0
+        self.allows_nan = False
+        self.has_nan = False
         self.num_bad = 0
         self._first_bad: tuple[tuple[int, ...], str] | None = None
 
@@ -243,6 +246,10 @@ class Decoder:
                 )
         for number, channel in enumerate(values if suspicious else (), first_channel):
             bad = ~np.isfinite(channel)
+            if self.allows_nan and bad.any():
+                is_nan = np.isnan(channel)
+                self.has_nan = self.has_nan or bool(is_nan.any())
+                bad &= ~is_nan
             if not bad.any():
                 continue
             self.num_bad += int(np.count_nonzero(bad))
@@ -265,9 +272,10 @@ class Decoder:
             + ")"
             + (f" of channel {channel}" if self._shape[0] > 1 else "")
         )
+        refused = "infinite" if self.allows_nan else "NaN or infinite"
         raise InputError(
-            f"{self._source.path}: {self.num_bad} of {math.prod(self._shape)} values are NaN or "
-            f"infinite; the first one ({kind}) is at voxel ({voxel}\n"
+            f"{self._source.path}: {self.num_bad} of {math.prod(self._shape)} values are {refused}; "
+            f"the first one ({kind}) is at voxel ({voxel}\n"
             "  Export finite values, or replace them before refining."
         )
 

@@ -64,6 +64,7 @@ def refine(
         logits: (L, *grid), higher is better, finite; L >= 2. With `regions`: (R, *grid), one log-odds per region, above 0 inside. With
             `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
         image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
+            Voxels that are NaN in any modality take no part, as if outside the mask, with a note.
         spacing: mm between neighboring voxels, from 1e-6 to 1e9, one per grid axis or one for all. None means that of the images, or 1 mm,
             with a warning if it matters.
         parameters: the model, or a preset's name or the path of a TOML file. None means `default`, with `network_spacing` `sharp`.
@@ -88,7 +89,8 @@ def refine(
         The refined case. Its arrays have the same memory order as `logits`.
 
     Raises:
-        InputError: shapes do not fit, fewer than two labels, values that are not finite, an empty mask, a label map or probabilities in
+        InputError: shapes do not fit, fewer than two labels, logits that are not finite, an image
+            with infinite values or more than 99 % of NaN, an empty mask, a label map or probabilities in
             place of logits, logits that are equal for all labels nearly everywhere, images of both libraries, another
             spacing than theirs, or a network spacing that is not above the image's or is not found.
         GridMismatchError: images on different grids.

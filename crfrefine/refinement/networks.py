@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays import label_maps, probabilities
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box
+from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE
 from crfrefine.arrays.region_scheme import (
     MAX_LOG_ODDS,
@@ -150,7 +151,6 @@ def prepare_channels(
         logits = _logits_of_labels(numbers, network, sigma, case)
         if logits is not None:
             return prepare_array(ArrayNetwork(case.order.to_user(logits)), case, labels=numbers)
-        _finite_range(case.backend, image.values, "image", context.threads)
         plan = plan_label_map(numbers, image, model, parameters, context.threads, sigma)
     assert plan.labels is not None
     nothing, gained, problem = np.zeros((0, *plan.labels.shape), np.float32), None, plan.problem
@@ -273,7 +273,6 @@ def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = Non
         )
 
     started = time.perf_counter()
-    _finite_range(backend, case.image.values, "image", threads)
     exact = None if mask is None else label_maps.bounding_box(mask)
     num_inside = math.prod(axis.stop - axis.start for axis in exact or ())
     box = exact if num_inside < WORTH_IT * channels[0].size else None
@@ -357,6 +356,31 @@ def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = Non
         timings,
         gained,
     )
+
+
+def without_nan(
+    image: GridImage, backend: Backend, threads: int | None
+) -> tuple[GridImage, tuple[str, ...]]:
+    """Return an image whose mask lacks the voxels that are NaN, and a note if there are any.
+
+    Raises InputError for infinite values, and if hardly any voxel is left.
+    """
+    if _is_finite(backend, image.values, threads):
+        return image, ()
+    values = image.values.copy(order="K")
+    numbers = np.where(np.isnan(values), values.dtype.type(0), values)
+    _finite_range(backend, numbers, "image", threads)
+    mask, note = leave_out_nan(values, image.mask, "image")
+    return replace(image, values=values, mask=mask), (note,)
+
+
+def _is_finite(backend: Backend, channels: Array, threads: int | None) -> bool:
+    """Return whether all values are finite in float32."""
+    if channels.dtype.kind != "f":
+        return True
+    with np.errstate(over="ignore"):
+        ranges = backend.channel_ranges(channels, threads=threads)
+    return all(abs(bound) <= _MAX_FLOAT for bounds in ranges for bound in bounds)
 
 
 def _finite_range(

@@ -38,6 +38,7 @@ from crfrefine.refinement import networks
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network, Prepared
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.running import RefinedTiles, solve
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
@@ -233,6 +234,10 @@ def _refine(
     image = GridImage(
         order.to_storage(image.values), mask, tuple(spacing[axis] for axis in axes), axes
     )
+    nan_notes = tuple[str, ...]()
+    if not isinstance(network, StreamedNetwork | CoarseNetwork):  # Readers check those of files.
+        image, nan_notes = networks.without_nan(image, case.backend, threads)
+        mask = image.mask
     own = None if strokes is None else replace(strokes, positions=strokes.positions[list(axes)])
     case = replace(case, image=image, strokes=own, order=order, models=models)
     prepared = (
@@ -240,7 +245,7 @@ def _refine(
         if isinstance(network, ArrayNetwork)
         else networks.prepare_channels(network, case)
     )
-    notes = prepared.notes
+    notes = nan_notes + prepared.notes
     try:
         refined, shortage = _run(prepared, case), ""
     except DeviceMemoryError as error:

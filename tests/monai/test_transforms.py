@@ -153,7 +153,7 @@ def test_a_batch_is_its_cases_each_with_its_own_spacing():
             np.testing.assert_array_equal(
                 item["pred"].affine, placed(case[0], file, spacing).affine
             )
-    batch["image"][1, 1, 2, 3, 4] = np.nan
+    batch["image"][1, 1, 2, 3, 4] = np.inf
     with pytest.raises(
         InputError,
         match=r"^case 1 of the batch, b\.nii: image: channel 1 has 1 values that are not finite",

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from crfrefine import io
 from crfrefine.arrays.blocks import AUTO, find_network_spacing
 from crfrefine.arrays.label_maps import channel_numbers, one_hot_logits, share_logits, share_sigma
+from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import decide, find_padding, look_at, take_logarithms
 from crfrefine.arrays.region_scheme import RegionScheme, take_log_odds
 from crfrefine.base.array_types import Bool, Float32, Labels
@@ -31,7 +32,7 @@ from crfrefine.base.limits import (
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.reading import LogitsHeader, read_mask, read_stored, reading_jobs
+from crfrefine.io.reading import LogitsHeader, NanFiles, read_mask, read_stored, reading_jobs
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
@@ -68,7 +69,8 @@ class Case:
     image: NDArray[Any]
     # The network's output: (L, *grid) float32 logits, higher is better, or (R, *grid) log-odds of regions; a label map; or files to stream.
     network: Float32 | LabelMap | LogitsHeader
-    mask: Bool | None  # (*grid), True where the model applies; None means everywhere
+    # (*grid), True where the model applies, which is not where the image is NaN; None: everywhere
+    mask: Bool | None
     like: Volume  # the first modality; its geometry is that of the output
     spacing: tuple[float, ...]  # mm, one per grid axis
     num_labels: int  # L of a label map, background included; the logits of a label map have channels only for the labels that occur
@@ -95,6 +97,7 @@ class Case:
         int, ...
     ] = ()  # labels that have a channel although the label map, if it is one, lacks them
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
+    has_mask_file: bool = False  # whether a file gives the mask, which no parameter then makes
 
     @property
     def logits(self) -> Float32:
@@ -150,6 +153,7 @@ def read_case(
     work, threads = WorkGrid(first), threads or available_threads()
     times: dict[str, float] = {}
     parts: dict[str, Any] = {}
+    nan_files: list[Path] = []
 
     def read_part(name: str, read: Callable[[], Any]) -> None:
         started = time.perf_counter()
@@ -165,10 +169,11 @@ def read_case(
         )
         jobs.append(partial(read_part, "labels", of_labels))
     if keeps_logits:
-        parts["image"], of_images = reading_jobs(images)
+        parts["image"], of_images = reading_jobs(images, nan_files)
         jobs += of_images
     else:
-        jobs.append(partial(read_part, "image", partial(read_as_stored, images)))
+        read_images = partial(read_as_stored, images, nan_files)
+        jobs.append(partial(read_part, "image", read_images))
     if headers.mask is not None:
         jobs.append(lambda: parts.update(mask=read_mask(headers.mask)))  # type: ignore[arg-type]
     run_all(jobs, threads)
@@ -210,8 +215,11 @@ def read_case(
             raise InputError(
                 f"{headers.mask.path}: the mask is empty on the image's grid: it has no voxel that is not zero there"
             )
-    elif options.mask_mode == "nonzero":
-        mask = nonzero_mask(parts["image"], first.path)
+    if nan_files:
+        mask, note = leave_out_nan(parts["image"], mask, min(nan_files))
+        notes.append(note)
+    if headers.mask is None and options.mask_mode == "nonzero":
+        mask = nonzero_mask(parts["image"], first.path, mask)
     if with_labels and headers.labels is not None:
         values = io.read_labels(headers.labels.path, grid=first).data.T
         labels = work.nearest(headers.labels, values, "labels", notes, outside="are background")
@@ -230,6 +238,7 @@ def read_case(
         labels=None if labels is None else labels.T,
         strokes=strokes,
         times=times,
+        has_mask_file=headers.mask is not None,
     )
 
 
@@ -304,9 +313,9 @@ def _plan_memory(
     return is_streamed
 
 
-def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
+def read_as_stored(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> NDArray[Any]:
     """Return the modalities of a case, (M, [z,] y, x), in their stored type; float32 where types differ or values are scaled."""
-    modalities = [read_stored(header) for header in images]
+    modalities = [read_stored(header, nan_files) for header in images]
     types = {modality.dtype for modality in modalities}
     dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
     return (
@@ -316,9 +325,14 @@ def read_as_stored(images: Sequence[VolumeHeader]) -> NDArray[Any]:
     )
 
 
-def nonzero_mask(image: NDArray[Any], path: Path | None) -> Bool:
-    """Return where any modality of an image is not 0; raise InputError, with the name of its file, if it is 0 everywhere."""
+def nonzero_mask(image: NDArray[Any], path: Path | None, inside: Bool | None = None) -> Bool:
+    """Return where any modality of an image is not 0; raise InputError, with the name of its file, if it is 0 everywhere.
+
+    `inside` is where voxels may be in the mask; None means everywhere.
+    """
     mask: Bool = np.logical_or.reduce(image)
+    if inside is not None:
+        mask &= inside
     if not mask.any():
         raise InputError(f"{path}: the mask `nonzero` is empty: the image is zero everywhere")
     return mask

@@ -201,10 +201,10 @@ class CaseRefiner:
         # rules for small objects. The kernels of the whole case are kept: one call at a time may
         # refine it. `progress` may raise to stop.
         case, part, mask = self.case, () if box is None else box, self.case.mask
-        if mask is None and parameters.intensity.mask == "nonzero":
-            mask = self._nonzero = (
-                nonzero_mask(case.image, case.like.path) if self._nonzero is None else self._nonzero
-            )
+        if not case.has_mask_file and parameters.intensity.mask == "nonzero":
+            if self._nonzero is None:
+                self._nonzero = nonzero_mask(case.image, case.like.path, case.mask)
+            mask = self._nonzero
         kept, image = self._normalized
         if image is None or kept != parameters.intensity:
             self._normalized = None, None  # Two need not fit into memory.

@@ -1,0 +1,50 @@
+"""Voxels whose intensity is NaN, as some tools write them outside of the body: they take no part.
+
+They are left out of the mask, so the network's label stays there. What is written in their place
+does not matter: intensities are normalized inside the mask.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from crfrefine.base.array_types import Array, Bool
+from crfrefine.errors import InputError
+
+MAX_SHARE = 0.99  # largest share of NaN in the mask
+
+
+def leave_out_nan(image: Array, mask: Bool | None, name: str | Path) -> tuple[Bool, str]:
+    """Return a mask without the voxels of an image that are NaN in any modality, and a note.
+
+    The image, (M, *grid) floats, gets its lowest finite values in their place: they look like
+    background in pictures. The mask is (*grid), or None for everywhere. Raises InputError, named
+    after the image, if hardly any voxel of the mask is left.
+    """
+    is_nan: Bool = np.isnan(image[0])
+    for modality in image[1:]:
+        is_nan |= np.isnan(modality)
+    inside = ~is_nan if mask is None else mask & ~is_nan
+
+    num_voxels = is_nan.size if mask is None else int(np.count_nonzero(mask))
+    num_inside = int(np.count_nonzero(inside))
+    if num_voxels - num_inside > MAX_SHARE * num_voxels:
+        where = "" if mask is None else " of the mask"
+        raise InputError(
+            f"{name}: {num_voxels - num_inside} of {num_voxels} voxels{where} are NaN; expected "
+            "numbers inside the body\n"
+            "  Voxels that are NaN take no part, and hardly any would be left. Export the image "
+            "with numbers."
+        )
+
+    for modality in image:
+        lowest = np.fmin.reduce(modality, axis=None)
+        np.copyto(modality, lowest, where=is_nan)
+    num_nan = int(np.count_nonzero(is_nan))
+    note = (
+        f"{num_nan} of {is_nan.size} voxels ({num_nan / is_nan.size:.1%}) of the image are NaN and "
+        "take no part, as if outside the mask"
+    )
+    return inside, note
