@@ -28,6 +28,11 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.option import INTERPOLATIONS, LINEAR
 from crfrefine.base.text import for_terminal, shorten
 from crfrefine.cli.options import GONE
+from crfrefine.cli.standard_output import (
+    CLOSED_STATUS,
+    OutputClosedError,
+    replace_standard_output,
+)
 from crfrefine.errors import CrfRefineError, InputError
 
 _FILES: dict[str, Any] = {"context_settings": {"allow_extra_args": True}}
@@ -295,8 +300,8 @@ class Group(TyperGroup):
             print_failure(describe_failure(error), verbose=is_verbose)
             raise typer.Exit(1) from error
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # Typer ends quietly if the reader has gone.
+            if error.errno == errno.EPIPE:  # of standard error
+                raise OutputClosedError from error
             with contextlib.suppress(OSError):
                 print(
                     for_terminal(
@@ -362,7 +367,11 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line and exit: 0 success, 1 something failed, 2 wrong usage, 130 interrupted, 143 terminated, 129 hung up."""
+    """Run the command line and exit.
+
+    The status is 0 for success, 1 if something failed, 2 for wrong usage, 130 interrupted, 143
+    terminated, 129 hung up, 141 if the reader of the output has gone.
+    """
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
         signal.signal(signal.SIGHUP, _raise_terminated)
@@ -374,6 +383,7 @@ def main() -> None:
             stream.reconfigure(
                 errors="backslashreplace"
             )  # Neither a file name nor a sign may cause a traceback.
+    replace_standard_output()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if sys.argv[1:2] != ["convert"]:
         # nibabel would import it for an extension of NIfTI headers that no command reads, and take 0.2 s.
@@ -386,15 +396,31 @@ def main() -> None:
 
         get_completion_inspect_parameters()  # It makes Typer know the shells.
     try:
-        app(prog_name="crfrefine")
+        _run_app()
+    except OutputClosedError:
+        os._exit(CLOSED_STATUS)  # An ordinary exit would write what is still buffered.
     except (_Stopped, KeyboardInterrupt) as error:
         stopped = error if isinstance(error, _Stopped) else _Stopped(error)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, OutputClosedError):
             sys.stdout.flush()
+        with contextlib.suppress(OSError):
             print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
         os._exit(
             stopped.status
         )  # A thread that still reads the next case would delay an ordinary exit.
+
+
+def _run_app() -> None:
+    """Run the command, and write what it printed; the interpreter could only ignore an error of that."""
+    try:
+        app(prog_name="crfrefine")
+    except SystemExit:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            print(f"crfrefine: error: standard output: {error.strerror}", file=sys.stderr)
+            os._exit(1)
+        raise
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

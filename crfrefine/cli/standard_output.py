@@ -1,0 +1,49 @@
+"""Standard output whose reader may go, as `head` does: the command ends then, without a message."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+
+# What the shell reports of a program that the closed pipe ended.
+CLOSED_STATUS = 128 + signal.SIGPIPE
+
+
+class OutputClosedError(BaseException):
+    """The reader of standard output has gone.
+
+    It is no `Exception`, since a case whose line cannot be printed has not failed.
+    """
+
+
+class StandardOutput(io.TextIOWrapper):
+    """Standard output; writing to a closed pipe raises OutputClosedError."""
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            raise OutputClosedError from None
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        try:
+            super().flush()
+        except BrokenPipeError:
+            raise OutputClosedError from None
+
+
+def replace_standard_output() -> None:
+    """Make standard output raise OutputClosedError, unless something else than a stream of text is in its place."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    settings = {
+        "encoding": stream.encoding,
+        "errors": stream.errors,
+        "line_buffering": stream.line_buffering,
+        "write_through": stream.write_through,
+    }
+    sys.stdout = StandardOutput(stream.detach(), **settings)
