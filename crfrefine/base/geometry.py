@@ -44,7 +44,8 @@ def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> No
         or np.linalg.svd(affine[:3, :num_axes] / np.array(spacing), compute_uv=False).min() <= 1e-6
     ):
         raise InputError(
-            f"{path}: the geometry in the header is not usable: its affine is [{_rows(affine)}]; expected axes in different directions, "
+            f"{path}: the geometry in the header is not usable: its affine is "
+            f"[{describe_affine(affine)}]; expected axes in different directions, "
             f"and voxels of {SPACING_RANGE[0]:g} mm or more. Repair the header, whose lengths may be in another unit"
         )
 
@@ -86,12 +87,19 @@ def same_grid(
     # Affines are (4, 4) to mm. A 2-D grid equals a 3-D one of a single slice.
     if (*shape, 1)[:3] != (*other_shape, 1)[:3] or affine is None or other_affine is None:
         return (*shape, 1)[:3] == (*other_shape, 1)[:3]
+    farthest = farthest_distance(shape, affine, other_affine)
+    return farthest <= GRID_TOLERANCE * min(spacing_of(affine, len(shape)))
+
+
+def farthest_distance(
+    shape: Sequence[int], affine: NDArray[np.float64], other_affine: NDArray[np.float64]
+) -> float:
+    """Return the largest distance in mm between places of a voxel by two affines, of all voxels of a grid."""
     # Corners, not matrix entries: the effect of a rounding error in a direction cosine grows with the length of the axis.
     last = [size - 1 for size in shape] + [0] * (3 - len(shape))
     corners = np.array([[*corner, 1.0] for corner in product(*({0, index} for index in last))])
     difference = np.asarray(affine, np.float64) - np.asarray(other_affine, np.float64)
-    farthest = np.linalg.norm((corners @ difference.T)[:, :3], axis=1).max()
-    return bool(farthest <= GRID_TOLERANCE * min(spacing_of(affine, len(shape))))
+    return float(np.linalg.norm((corners @ difference.T)[:, :3], axis=1).max())
 
 
 def reorientation(
@@ -143,7 +151,7 @@ def describe_difference(
         texts = [describe_grid(shape, affine, placed=True) for _, shape, affine in grids]
     if len({*texts}) == 1:
         texts = [
-            text if affine is None else f"{text}\n    {_rows(affine)}"
+            text if affine is None else f"{text}\n    {describe_affine(affine)}"
             for text, (_, _, affine) in zip(texts, grids, strict=True)
         ]
     width = max(len(str(name)) for name, _, _ in grids)
@@ -152,7 +160,8 @@ def describe_difference(
     )
 
 
-def _rows(affine: NDArray[np.float64]) -> str:
+def describe_affine(affine: NDArray[np.float64]) -> str:
+    """Return the first three rows of an affine, the whole of what differs between affines."""
     return "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3])
 
 

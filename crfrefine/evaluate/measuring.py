@@ -187,7 +187,7 @@ class Reference:
             return
         hint = f"Export it on the grid of the image, or resample it with nearest neighbors ({see('docs/reference/formats.md#grids')})."
         raise GridMismatchError(
-            f"{other.path}: not on the grid of the reference\n{self.header.difference_from(other)}\n  {self.work.advice(other, hint)}"
+            f"{other.path}: not on the grid of the reference\n{self.header.difference_from(other)}\n  {self.work.advice(other, what, hint)}"
         )
 
 

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from crfrefine.base.geometry import is_sheared, spacing_of
+from crfrefine.base.geometry import (
+    SPACING_RANGE,
+    describe_affine,
+    farthest_distance,
+    is_sheared,
+    same_grid,
+)
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
@@ -84,6 +91,7 @@ def read_header(path: Path) -> VolumeHeader:
             voxels = next((name for name in names if name.exists()), names[0])
             encoding = "gzip" if voxels.name.lower().endswith(".gz") else "raw"
         header = _parse(block, path, voxels, encoding, is_pair=is_pair)
+        header = replace(header, details=_describe_forms(header))
         if is_pair:
             return header
         assert header.source is not None
@@ -94,13 +102,22 @@ def read_header(path: Path) -> VolumeHeader:
         if header.num_channels == 1 and block[size : size + 1] > b"\0"
         else ()
     )
-    details = (
-        (
-            "sform, qform",
-            f"codes {int(header.template['sform_code'])}, {int(header.template['qform_code'])}",
-        ),
-    )
-    return replace(header, segments=segments, details=details)
+    return replace(header, segments=segments)
+
+
+def _describe_forms(header: VolumeHeader) -> tuple[tuple[str, str], ...]:
+    """Return the codes of sform and qform, and both in full where they differ."""
+    if "sform_code" not in header.template:  # Analyze
+        return ()
+    codes = f"codes {int(header.template['sform_code'])}, {int(header.template['qform_code'])}"
+    details = [("sform, qform", codes)]
+    if header.affine is not None and header.qform is not None:
+        distance = farthest_distance(header.grid_shape, header.affine, header.qform)
+        details += [
+            ("sform", f"{describe_affine(header.affine)} (used)"),
+            ("qform", f"{describe_affine(header.qform)} (up to {distance:.2f} mm away)"),
+        ]
+    return tuple(details)
 
 
 def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bool) -> VolumeHeader:
@@ -167,18 +184,17 @@ def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bo
     notes: tuple[str, ...] = () if is_nifti else (_ANALYZE_NOTE,)
     try:
         affine = np.array(header.get_best_affine(), np.float64)
+        qform = None
         if is_nifti:
             affine[:3] *= MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-            qform, sform = header.get_qform(coded=True)[0], header.get_sform(coded=True)[0]
-            if qform is None and sform is None:
+            qform = _other_qform(header, grid_shape, affine)
+            if not int(header["sform_code"]) and not int(header["qform_code"]):
                 notes = ("no orientation in the header (sform and qform codes are 0)",)
-            elif (
-                qform is not None
-                and sform is not None
-                and not np.allclose(qform, sform, atol=1e-3 * min(spacing_of(sform)))
-            ):
+            elif qform is not None:
+                distance = farthest_distance(grid_shape, affine, qform)
                 notes = (
-                    "sform and qform differ; the sform is used, and both are kept in output files",
+                    f"sform and qform differ by up to {distance:.2f} mm; the sform is used, and "
+                    "both are kept in output files",
                 )
         else:
             affine += 0.0  # Adding zero turns -0 into 0.
@@ -197,8 +213,31 @@ def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bo
         + (", gzip" if encoding == "gzip" else "")
     )
     return volume_header(
-        path, source, file_format, grid_shape, num_channels, affine, template=header, notes=notes
+        path,
+        source,
+        file_format,
+        grid_shape,
+        num_channels,
+        affine,
+        qform=qform,
+        template=header,
+        notes=notes,
     )
+
+
+def _other_qform(
+    header: Any, grid_shape: tuple[int, ...], affine: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
+    """Return the qform in mm if it puts voxels elsewhere than the sform, which is the affine then."""
+    qform = header.get_qform(coded=True)[0]
+    if qform is None or not int(header["sform_code"]):
+        return None
+    qform = np.array(qform, np.float64)
+    qform[:3] *= MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
+    if not is_sane or same_grid(grid_shape, affine, grid_shape, qform):
+        return None
+    return qform
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:

@@ -153,6 +153,7 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
         grid_shape=grid.grid_shape,
         affine=grid.affine,
         spacing=grid.spacing,
+        qform=None,
         turned=(header, turn),
     )
 

@@ -43,6 +43,8 @@ class VolumeHeader:
     affine: (
         NDArray[np.float64] | None
     )  # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
+    # The qform of a NIfTI file, (4, 4) as the affine, if it puts voxels elsewhere than its sform
+    qform: NDArray[np.float64] | None = field(default=None, repr=False)
     template: Any = field(
         default=None, repr=False
     )  # format-specific; lets the writer restore properties that an affine cannot express

@@ -76,16 +76,40 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
         note.startswith("voxels outside the grid of the labels are background: ")
         for note in case.notes
     )
-    far = save_nifti(
-        tmp_path / "far.nii.gz",
-        (numbers(COARSE) * 0 + np.arange(6)[:, None, None] == 0).astype(np.uint8),
-        FAR,
+    # The first of six planes, 2.3 mm apart, is beyond the image, whose half is 6.5 mm long.
+    beyond = (numbers(COARSE) * 0 + np.arange(6)[:, None, None] == 0).astype(np.uint8)
+    off = save_nifti(tmp_path / "off.nii.gz", beyond, beside(np.eye(3), shift=-6.5))
+    with pytest.raises(InputError, match=r"off\.nii\.gz: the mask is empty on the image's grid"):
+        load_case(replace(files, mask=off), RESAMPLE)
+
+
+@pytest.mark.parametrize("what", ["logits", "mask", "labels", "label map"])
+def test_files_that_cover_less_than_half_of_the_image_are_refused(what, tmp_path):
+    """A shift of 7.5 mm of 13 mm leaves 5.5 mm, and less, since the image is oblique."""
+    files = make_case(tmp_path)
+    affine = beside(np.eye(3), shift=7.5)
+    if what == "logits":
+        files = make_case(tmp_path, affine)
+    else:
+        values = (numbers(COARSE) % 2).astype(np.uint8)
+        path = save_nifti(tmp_path / "away.nii.gz", values, affine)
+        field = {"label map": "logits"}.get(what, what)
+        files = replace(files, **{field: (path,) if what == "label map" else path})
+    covers = "cover" if what in ("logits", "labels") else "covers"
+    expected = (
+        rf"the {what} {covers} [34]\d\.\d% of the voxels of the image; expected at least half"
     )
-    with pytest.raises(InputError, match=r"far\.nii\.gz: the mask is empty on the image's grid"):
-        load_case(replace(files, mask=far), RESAMPLE)
-    away = save_nifti(tmp_path / "away.nii.gz", labels, beside(np.eye(3), shift=10.0))
-    case = load_case(replace(files, labels=away), RESAMPLE, with_labels=True)
-    assert any(note.endswith("); do the files belong together?") for note in case.notes)
+    with pytest.raises(GridMismatchError, match=expected):
+        load_case(files, RESAMPLE, with_labels=True)
+
+
+def test_companions_are_the_files_beside_the_image(tmp_path):
+    labels = numbers(COARSE).astype(np.uint16) % 3
+    files = replace(
+        make_case(tmp_path),
+        mask=save_nifti(tmp_path / "mask.nii.gz", labels, beside()),
+        labels=save_nifti(tmp_path / "labels.nii.gz", labels, beside()),
+    )
     headers = read_case_headers(files, RESAMPLE)
     assert [header.path.name for header in headers.companions] == [
         "a_logits.nii.gz",

@@ -10,6 +10,7 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import require_scalar
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.grid_differences import explain_difference
 from crfrefine.runs.cases.label_input import KIND, label_map_header
 from crfrefine.runs.cases.other_grid import WorkGrid
 from crfrefine.runs.cases.reading_options import DEFAULT_READING, GIVEN, ReadingOptions
@@ -150,7 +151,9 @@ def _require_overlap(
     if hint is None:
         page = see("docs/reference/formats.md#grids")
         hint = f"Export the {what} on the image's grid, or resample label maps and masks with nearest neighbors ({page})."
-        hint = WorkGrid(image).advice(other, hint)
+        hint = WorkGrid(image).advice(other, what, hint)
+    else:
+        hint = explain_difference(image, "image", other, what) or hint
     raise GridMismatchError(
         f"case {files.case_id!r}: {what} and image are on different grids\n{image.difference_from(other)}\n  {hint}"
     )

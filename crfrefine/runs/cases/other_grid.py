@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,21 +19,18 @@ from crfrefine.base.limits import run_all
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader
+from crfrefine.runs.cases.grid_differences import LABEL_AXIS_FIRST, explain_difference, verb_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Number = TypeVar("Number", bound=np.generic)
 
-# If a smaller part of the grid of work lies on another grid, logits are refused, others get a note.
+# If a smaller part of the grid of work lies on another grid, the files hardly belong together.
 SMALL_OVERLAP = 0.5
 _NO_OVERLAP = (
     "They may be of two scans, one may lack its transform, or was written in LPS as if that were "
     "RAS: compare them with `crfrefine info`."
-)
-_OTHER_ORDER = (
-    "Its axes are in another order. Move the label axis to the end, (x, y, z, label), as np.moveaxis(array, 0, -1) does; "
-    "an .npz or .npy holds (label, z, y, x)."
 )
 HOW = ("interpolated linearly", "interpolated cubically")
 
@@ -93,18 +89,23 @@ class WorkGrid:
         return nearest(grid_map, values).reshape(shape)
 
     def require_overlap(self, other: VolumeHeader, what: str) -> GridMap:
-        """Return where the voxels of this grid lie on another; GridMismatchError: nowhere, or for logits on less than half."""
+        """Return where the voxels of this grid lie on another.
+
+        Raises GridMismatchError if fewer than half of them do, or headers or sizes show that the two
+        grids should be one.
+        """
         like, (own_affine, _) = self.header, self.header.geometry()
-        if self._has_other_order(other):
-            raise self._mismatch(
-                other, f"{what} on another grid than the {self.name}", _OTHER_ORDER
-            )
+        reason = explain_difference(like, self.name, other, what)
+        if reason is not None:
+            raise self._mismatch(other, f"{what} on another grid than the {self.name}", reason)
         affine, shape = other.affine, other.grid_shape
         if affine is None:  # A file without geometry covers the same field of view.
             own, its = ((*each, 1)[:3] for each in (like.grid_shape, shape))
             if len(like.grid_shape) != len(shape) and (own[2] > 1 or its[2] > 1):
                 raise self._mismatch(
-                    other, f"{what} of another number of axes than the {self.name}", _OTHER_ORDER
+                    other,
+                    f"{what} of another number of axes than the {self.name}",
+                    LABEL_AXIS_FIRST,
                 )
             factors, affine, shape = (
                 np.divide(own, its),
@@ -114,36 +115,43 @@ class WorkGrid:
             affine[:3, :3] *= factors
             affine[:3, 3] += own_affine[:3, :3] @ (0.5 * factors - 0.5)
         grid_map = map_grid(like.grid_shape, own_affine, shape, affine)
-        if not grid_map.num_inside:
-            raise self._mismatch(
-                other, f"the {what} and the {self.name} do not overlap in the world", _NO_OVERLAP
-            )
         share = grid_map.num_inside / grid_map.num_voxels
-        if what == "logits" and share < SMALL_OVERLAP:
-            problem = f"the logits cover {share:.1%} of the voxels of the {self.name}; expected at least half of them"
-            advice = f"Do the files belong together? Where a network has seen only a part, crop the {self.name} to that part."
-            raise self._mismatch(other, problem, advice)
-        return grid_map
+        if share >= SMALL_OVERLAP:
+            return grid_map
+        order = explain_difference(like, self.name, other, what, is_elsewhere=True)
+        if not grid_map.num_inside:
+            problem = f"the {what} and the {self.name} do not overlap in the world"
+            raise self._mismatch(other, problem, order or _NO_OVERLAP)
+        covers = verb_for(what, "covers", "cover")
+        problem = (
+            f"the {what} {covers} {share:.1%} of the voxels of the {self.name}; "
+            "expected at least half of them"
+        )
+        advice = (
+            "Do the files belong together? Where a network has seen only a part, crop the "
+            f"{self.name} to that part, or export the {what} on the {self.name}'s grid."
+        )
+        raise self._mismatch(other, problem, order or advice)
 
     def _mismatch(self, other: VolumeHeader, problem: str, advice: str) -> GridMismatchError:
         return GridMismatchError(
             f"{other.path}: {problem}\n{self.header.difference_from(other)}\n  {advice}"
         )
 
-    def _has_other_order(self, other: VolumeHeader) -> bool:
-        """Return whether the sizes of a file fit this grid with its axes in another order."""
-        own, grid = Counter(self.header.grid_shape), Counter(other.grid_shape)
-        is_reversed = other.affine is None and other.grid_shape == self.header.grid_shape[::-1]
-        return is_reversed or (own != grid and own <= grid + Counter([other.num_channels]))
-
-    def advice(self, other: VolumeHeader, hint: str) -> str:
-        """Return advice about a file on another grid: the order of its axes, or the hint and --resample."""
+    def advice(self, other: VolumeHeader, what: str, hint: str) -> str:
+        """Return advice about a file on another grid: why it is, or the hint and --resample."""
         like = self.header
-        if self._has_other_order(other):
-            return _OTHER_ORDER
+        reason = explain_difference(like, self.name, other, what)
+        if reason is not None:
+            return reason
         if like.affine is None or other.affine is None:
             return f"{hint}\n  Or give --resample, if the {self.name} and the other file cover the same field of view."
-        if not map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine).num_inside:
+        grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine)
+        if grid_map.num_inside < SMALL_OVERLAP * grid_map.num_voxels:
+            reason = explain_difference(like, self.name, other, what, is_elsewhere=True)
+            if reason is not None:
+                return reason
+        if not grid_map.num_inside:
             return f"{hint}\n  The two do not overlap in the world. {_NO_OVERLAP}"
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
@@ -163,7 +171,6 @@ class WorkGrid:
             grid_map.num_voxels - grid_map.num_inside,
         )
         if num_outside:
-            doubt = "; do the files belong together?" if share < SMALL_OVERLAP else ""
             outside = f"voxels outside the grid of the {what} {outside}: {num_outside} of {grid_map.num_voxels} voxels"
-            notes.append(f"{outside} ({1 - share:.1%}){doubt}")
+            notes.append(f"{outside} ({1 - share:.1%})")
         return notes

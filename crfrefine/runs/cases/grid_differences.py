@@ -1,0 +1,157 @@
+"""Why a file is on another grid than it should be, where its header or its sizes show it, and what to do."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.base.geometry import farthest_distance, reorientation, same_grid
+from crfrefine.base.text import TIMES
+from crfrefine.io.volume import VolumeHeader
+
+LABEL_AXIS_FIRST = (
+    "Its axes are in another order. Move the label axis to the end, (x, y, z, label), as np.moveaxis(array, 0, -1) does; "
+    "an .npz or .npy holds (label, z, y, x)."
+)
+_PLURALS = ("logits", "labels", "strokes", "structures")
+# Sets the sform of a NIfTI file from its qform, with nibabel alone.
+_NIBABEL = (
+    "import sys, nibabel; image = nibabel.load(sys.argv[1]); "
+    "image.set_sform(image.get_qform(), 1); nibabel.save(image, sys.argv[2])"
+)
+
+
+def verb_for(what: str, singular: str, plural: str) -> str:
+    """Return the form of a verb that fits the user's word for a file."""
+    return plural if what in _PLURALS else singular
+
+
+def explain_difference(
+    own: VolumeHeader, name: str, other: VolumeHeader, what: str, *, is_elsewhere: bool = False
+) -> str | None:
+    """Return why a file, `what`, is not on the grid of another one, `name`, and what to do.
+
+    None means that neither header nor sizes show it. Only if the grids have hardly a place in common
+    (`is_elsewhere`) are sizes enough to tell that axes are in another order.
+    """
+    order = _order_that_fits(own, other)
+    if order is not None and (is_elsewhere or _has_affine_of(own, other)):
+        return _explain_order(own, name, other, order)
+    if _has_label_axis_first(own, other):
+        return LABEL_AXIS_FIRST
+    return _explain_forms(own, name, other, what)
+
+
+def _order_that_fits(own: VolumeHeader, other: VolumeHeader) -> tuple[int, ...] | None:
+    """Return the axis of the other file for each own axis, by their sizes; None if they fit as they are, or not at all.
+
+    Of several orders, the reversed one comes first: arrays of other libraries are (z, y, x).
+    """
+    num_axes = len(own.grid_shape)
+    if own.grid_shape == other.grid_shape or num_axes != len(other.grid_shape):
+        return None
+    for order in permutations(reversed(range(num_axes))):
+        if tuple(other.grid_shape[axis] for axis in order) == own.grid_shape:
+            return order
+    return None
+
+
+def _has_affine_of(own: VolumeHeader, other: VolumeHeader) -> bool:
+    """Return whether a file has the affine of another one, or none: its axes cannot be turned then."""
+    return same_grid(own.grid_shape, own.affine, own.grid_shape, other.affine)
+
+
+def _has_label_axis_first(own: VolumeHeader, other: VolumeHeader) -> bool:
+    """Return whether the sizes of a file fit, but one of them is taken for its channels."""
+    sizes = Counter(own.grid_shape)
+    found = Counter(other.grid_shape)
+    return sizes != found and sizes <= found + Counter([other.num_channels])
+
+
+def _explain_order(
+    own: VolumeHeader, name: str, other: VolumeHeader, order: tuple[int, ...]
+) -> str:
+    """Return the order of the axes of a file, and how to transpose it back."""
+    own_axes = np.argsort(order)
+    letters = ", ".join("xyz"[axis] for axis in own_axes)
+    sizes = TIMES.join(map(str, other.grid_shape))
+    wanted = TIMES.join(map(str, own.grid_shape))
+    found = (
+        f"Its axes are in another order: {sizes} voxels are the {name}'s {wanted} as ({letters})."
+    )
+    if other.affine is None:
+        last = len(order) - 1
+        stored = tuple(1 + last - order[last - axis] for axis in range(len(order)))
+        return (
+            f"{found}\n  Transpose them back, np.transpose(array, {(0, *stored)}): "
+            "an .npz or .npy holds (label, z, y, x)."
+        )
+    channels = (len(order),) if other.num_channels > 1 else ()
+    return (
+        f"{found}\n  Transpose them back, np.transpose(array, {order + channels}) of the array that "
+        f"nibabel loads, and save it with the affine of the {name}."
+    )
+
+
+def _explain_forms(own: VolumeHeader, name: str, other: VolumeHeader, what: str) -> str | None:
+    """Return which sform is wrong, or which qform, if two grids are one by a qform that does not count."""
+    agree = verb_for(what, "agrees", "agree")
+    if _are_one(own, own.qform, other, other.affine):
+        subject = f"The {what} {agree} with the {name}'s qform"
+        wrong = [(name, own)]
+    elif _are_one(own, own.affine, other, other.qform):
+        subject = f"The {name} agrees with the qform of the {what}"
+        wrong = [(what, other)]
+    elif _are_one(own, own.qform, other, other.qform):
+        subject = f"The qforms of the {name} and the {what} agree"
+        wrong = [(name, own), (what, other)]
+    else:
+        return None
+    lines = [
+        f"{subject}; {_describe_sforms(wrong)}. Some programs read the qform, others the sform, "
+        "which counts here."
+    ]
+    for _, header in wrong:
+        lines += _set_sform(header)
+    if len(wrong) == 1 and wrong[0][1] is own:
+        lines.append(f"If the sform is right, save the {what} with the affine of the {name}.")
+    elif len(wrong) == 1:
+        lines.append("If the sform is right, set the qform from it, and give --resample.")
+    return "\n  ".join(lines)
+
+
+def _are_one(
+    own: VolumeHeader,
+    affine: NDArray[np.float64] | None,
+    other: VolumeHeader,
+    other_affine: NDArray[np.float64] | None,
+) -> bool:
+    """Return whether two grids are one with these affines, perhaps with turned axes."""
+    if affine is None or other_affine is None:
+        return False
+    return reorientation(own.grid_shape, affine, other.grid_shape, other_affine) is not None
+
+
+def _describe_sforms(files: list[tuple[str, VolumeHeader]]) -> str:
+    """Return how far the sform of each file is from its qform."""
+    texts = []
+    for name, header in files:
+        assert header.affine is not None
+        assert header.qform is not None
+        distance = farthest_distance(header.grid_shape, header.affine, header.qform)
+        texts.append(f"the sform of the {name} is {distance:.2f} mm off")
+    return ", ".join(texts)
+
+
+def _set_sform(header: VolumeHeader) -> list[str]:
+    """Return the commands that set the sform of a file from its qform, by FSL in place and by nibabel."""
+    path = shlex.quote(str(header.path))
+    return [
+        f"If the qform of {header.path.name} is right, set its sform from it, in place with FSL, or with nibabel:",
+        f"  fslorient -copyqform2sform {path}",
+        f'  python -c "{_NIBABEL}" {path} NEW.nii.gz',
+    ]
