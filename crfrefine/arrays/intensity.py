@@ -146,7 +146,7 @@ def _fit_modality(
     if mask is not None:
         values = values[mask.reshape(-1)]
     # Types with more digits than float32 keep their texture on a large offset only if it is
-    # subtracted first, in float64. It is a voxel's inside the mask: what is outside must not matter.
+    # subtracted first, in float64: that of a voxel inside the mask, as the outside must not matter.
     is_wide = source.dtype.itemsize >= 4 and source.dtype.newbyteorder("=") != np.float32
     offset = float(values[0]) if is_wide else None
     if offset is not None:

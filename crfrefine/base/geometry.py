@@ -94,7 +94,7 @@ def same_grid(
 def farthest_distance(
     shape: Sequence[int], affine: NDArray[np.float64], other_affine: NDArray[np.float64]
 ) -> float:
-    """Return the largest distance in mm between places of a voxel by two affines, of all voxels of a grid."""
+    """Return the largest distance in mm between the places of a grid's voxels by two affines."""
     # Corners, not matrix entries: the effect of a rounding error in a direction cosine grows with the length of the axis.
     last = [size - 1 for size in shape] + [0] * (3 - len(shape))
     corners = np.array([[*corner, 1.0] for corner in product(*({0, index} for index in last))])

@@ -411,7 +411,7 @@ def main() -> None:
 
 
 def _run_app() -> None:
-    """Run the command, and write what it printed; the interpreter could only ignore an error of that."""
+    """Run the command, and write what it printed: the interpreter would ignore an error of that."""
     try:
         app(prog_name="crfrefine")
     except SystemExit:

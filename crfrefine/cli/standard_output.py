@@ -36,14 +36,18 @@ class StandardOutput(io.TextIOWrapper):
 
 
 def replace_standard_output() -> None:
-    """Make standard output raise OutputClosedError, unless something else than a stream of text is in its place."""
+    """Make standard output raise OutputClosedError, unless it was replaced by another object."""
     stream = sys.stdout
     if not isinstance(stream, io.TextIOWrapper):
         return
-    settings = {
-        "encoding": stream.encoding,
-        "errors": stream.errors,
-        "line_buffering": stream.line_buffering,
-        "write_through": stream.write_through,
-    }
-    sys.stdout = StandardOutput(stream.detach(), **settings)
+    encoding = stream.encoding
+    errors = stream.errors
+    line_buffering = stream.line_buffering
+    write_through = stream.write_through
+    sys.stdout = StandardOutput(
+        stream.detach(),
+        encoding,
+        errors,
+        line_buffering=line_buffering,
+        write_through=write_through,
+    )

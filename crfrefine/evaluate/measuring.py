@@ -186,8 +186,10 @@ class Reference:
             self.work.require_overlap(other, what)
             return
         hint = f"Export it on the grid of the image, or resample it with nearest neighbors ({see('docs/reference/formats.md#grids')})."
+        advice = self.work.advice(other, what, hint)
         raise GridMismatchError(
-            f"{other.path}: not on the grid of the reference\n{self.header.difference_from(other)}\n  {self.work.advice(other, what, hint)}"
+            f"{other.path}: not on the grid of the reference\n"
+            f"{self.header.difference_from(other)}\n  {advice}"
         )
 
 

@@ -228,7 +228,7 @@ def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bo
 def _other_qform(
     header: Any, grid_shape: tuple[int, ...], affine: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
-    """Return the qform in mm if it puts voxels elsewhere than the sform, which is the affine then."""
+    """Return the qform in mm if it puts voxels elsewhere than the sform, which is the affine."""
     qform = header.get_qform(coded=True)[0]
     if qform is None or not int(header["sform_code"]):
         return None

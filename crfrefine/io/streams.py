@@ -274,8 +274,8 @@ class Decoder:
         )
         refused = "infinite" if self.allows_nan else "NaN or infinite"
         raise InputError(
-            f"{self._source.path}: {self.num_bad} of {math.prod(self._shape)} values are {refused}; "
-            f"the first one ({kind}) is at voxel ({voxel}\n"
+            f"{self._source.path}: {self.num_bad} of {math.prod(self._shape)} values are "
+            f"{refused}; the first one ({kind}) is at voxel ({voxel}\n"
             "  Export finite values, or replace them before refining."
         )
 

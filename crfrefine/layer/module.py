@@ -62,8 +62,8 @@ class CrfRnn(CrfValues):
         Args:
             logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain tensor operations; other types in float32.
             image: (B, M, *grid), raw intensities, finite; they are normalized as `parameters.intensity` specifies, inside the mask.
-                NaN is refused, unlike by `refine`: a mask of the values would wait for the device. Give `mask=~image.isnan().any(1)` and
-                `image.nan_to_num()`.
+                NaN is refused, unlike by `refine`: a mask made of the values would wait for the
+                device. Give `mask=~image.isnan().any(1)` and `image.nan_to_num()`.
             spacing: mm between neighboring voxels; one number, one per axis, or (B, axes). None means 1 mm, with a warning the first time.
             mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None means everywhere.
             kernels: from `build_kernels` with the same image, spacing, mask and bandwidths, which are then ignored.

@@ -90,8 +90,8 @@ def refine(
 
     Raises:
         InputError: shapes do not fit, fewer than two labels, logits that are not finite, an image
-            with infinite values or more than 99 % of NaN, an empty mask, a label map or probabilities in
-            place of logits, logits that are equal for all labels nearly everywhere, images of both libraries, another
+            with infinite values or more than 99 % of NaN, an empty mask, a label map or
+            probabilities in place of logits, logits that are equal for all labels nearly everywhere, images of both libraries, another
             spacing than theirs, or a network spacing that is not above the image's or is not found.
         GridMismatchError: images on different grids.
         ConfigError: a list in the parameters has the wrong length for this case, the preset or file does not exist, regions that do not fit

@@ -1,4 +1,4 @@
-"""Errors about grids name the cause that headers and sizes show: the other transform of a NIfTI file, or axes in another order."""
+"""Errors about grids name the cause: another transform in a header, or axes in another order."""
 
 import ast
 import shlex
@@ -135,7 +135,7 @@ def test_info_prints_both_transforms_where_they_differ(tmp_path):
 @pytest.mark.parametrize("options", [ReadingOptions(), RESAMPLE], ids=["plain", "resample"])
 @pytest.mark.parametrize("what", VALUES)
 def test_reversed_axes_with_the_affine_of_the_image(what, options, tmp_path):
-    """As libraries write that load (z, y, x): with --resample, four fifths of the image would be covered."""
+    """As libraries write that load (z, y, x): three quarters of the image would be covered."""
     image = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
     values = np.moveaxis(VALUES[what], (0, 1, 2), (2, 1, 0))
     other = save_nifti(tmp_path / "other.nii.gz", values, AFFINE)
@@ -178,7 +178,7 @@ def test_an_archive_with_reversed_axes(tmp_path):
 
 
 def test_a_proper_grid_whose_sizes_are_those_of_the_image_in_another_order(tmp_path):
-    """A grid of its own, with its own affine, may have the sizes of the image by chance: it is interpolated."""
+    """A grid with an affine of its own may have the sizes of the image by chance."""
     image = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), AFFINE)
     turned = AFFINE[:, [2, 1, 0, 3]]
     turned[:3, 3] += 0.25
@@ -198,7 +198,8 @@ def test_evaluate_says_both_of_the_reference(tmp_path):
     save_nifti(tmp_path / "after" / "a.nii.gz", LABELS, AFFINE)
     save_nifti(tmp_path / "reversed" / "a.nii.gz", np.transpose(LABELS, (2, 1, 0)), SHIFTED)
     expected = {
-        "after": "The label map agrees with the reference's qform; the sform of the reference is 2.00 mm off",
+        "after": "The label map agrees with the reference's qform; the sform of the reference is "
+        "2.00 mm off",
         "reversed": "10×12×13 voxels are the reference's 13×12×10 as (z, y, x)",
     }
     for folder, text in expected.items():

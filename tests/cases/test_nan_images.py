@@ -176,7 +176,7 @@ def test_infer_gives_the_files_of_a_mask(prepare, options, streams, tmp_path, mo
 
 
 def test_nan_is_not_nonzero_and_other_errors_stay(tmp_path):
-    """NaN counts as true in numpy; the voxel that is NaN in one modality has a number in the other."""
+    """NaN is true in numpy; the voxel that is NaN in one modality has a number in the other."""
     folders = write_folders(tmp_path, "a")
     image = with_nan(PHANTOM.image)
     image[:, :, 0] = 0.0

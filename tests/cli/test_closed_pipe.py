@@ -1,4 +1,4 @@
-"""A reader of the output that goes, as `head` does, is no error: nothing is printed, and the status is that of SIGPIPE."""
+"""A reader of the output that goes, as `head` does, is no error; the status is that of SIGPIPE."""
 
 import os
 import subprocess

@@ -326,9 +326,9 @@ def read_as_stored(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -
 
 
 def nonzero_mask(image: NDArray[Any], path: Path | None, inside: Bool | None = None) -> Bool:
-    """Return where any modality of an image is not 0; raise InputError, with the name of its file, if it is 0 everywhere.
+    """Return where any modality of an image is not 0, and no voxel that is not `inside`.
 
-    `inside` is where voxels may be in the mask; None means everywhere.
+    Raises InputError, with the name of its file, if there is none.
     """
     mask: Bool = np.logical_or.reduce(image)
     if inside is not None:

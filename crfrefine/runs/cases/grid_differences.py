@@ -1,4 +1,4 @@
-"""Why a file is on another grid than it should be, where its header or its sizes show it, and what to do."""
+"""Why a file is on another grid, where its header or its sizes show it, and what to do."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from crfrefine.base.text import TIMES
 from crfrefine.io.volume import VolumeHeader
 
 LABEL_AXIS_FIRST = (
-    "Its axes are in another order. Move the label axis to the end, (x, y, z, label), as np.moveaxis(array, 0, -1) does; "
-    "an .npz or .npy holds (label, z, y, x)."
+    "Its axes are in another order. Move the label axis to the end, (x, y, z, label), "
+    "as np.moveaxis(array, 0, -1) does; an .npz or .npy holds (label, z, y, x)."
 )
 _PLURALS = ("logits", "labels", "strokes", "structures")
 # Sets the sform of a NIfTI file from its qform, with nibabel alone.
@@ -35,8 +35,8 @@ def explain_difference(
 ) -> str | None:
     """Return why a file, `what`, is not on the grid of another one, `name`, and what to do.
 
-    None means that neither header nor sizes show it. Only if the grids have hardly a place in common
-    (`is_elsewhere`) are sizes enough to tell that axes are in another order.
+    None means that neither header nor sizes show it. Sizes alone tell that axes are in another
+    order only if the grids have hardly a place in common (`is_elsewhere`).
     """
     order = _order_that_fits(own, other)
     if order is not None and (is_elsewhere or _has_affine_of(own, other)):
@@ -47,9 +47,10 @@ def explain_difference(
 
 
 def _order_that_fits(own: VolumeHeader, other: VolumeHeader) -> tuple[int, ...] | None:
-    """Return the axis of the other file for each own axis, by their sizes; None if they fit as they are, or not at all.
+    """Return the axis of the other file for each own axis, by their sizes.
 
-    Of several orders, the reversed one comes first: arrays of other libraries are (z, y, x).
+    None means that they fit as they are, or not at all. Of several orders, the reversed one comes
+    first: arrays of other libraries are (z, y, x).
     """
     num_axes = len(own.grid_shape)
     if own.grid_shape == other.grid_shape or num_axes != len(other.grid_shape):
@@ -61,7 +62,7 @@ def _order_that_fits(own: VolumeHeader, other: VolumeHeader) -> tuple[int, ...] 
 
 
 def _has_affine_of(own: VolumeHeader, other: VolumeHeader) -> bool:
-    """Return whether a file has the affine of another one, or none: its axes cannot be turned then."""
+    """Return whether a file has the affine of another one, or none: its axes are not turned then."""
     return same_grid(own.grid_shape, own.affine, own.grid_shape, other.affine)
 
 
@@ -92,13 +93,13 @@ def _explain_order(
         )
     channels = (len(order),) if other.num_channels > 1 else ()
     return (
-        f"{found}\n  Transpose them back, np.transpose(array, {order + channels}) of the array that "
-        f"nibabel loads, and save it with the affine of the {name}."
+        f"{found}\n  Transpose them back, np.transpose(array, {order + channels}) of the array "
+        f"that nibabel loads, and save it with the affine of the {name}."
     )
 
 
 def _explain_forms(own: VolumeHeader, name: str, other: VolumeHeader, what: str) -> str | None:
-    """Return which sform is wrong, or which qform, if two grids are one by a qform that does not count."""
+    """Return which sform may be wrong, if two grids are one by a qform, which does not count."""
     agree = verb_for(what, "agrees", "agree")
     if _are_one(own, own.qform, other, other.affine):
         subject = f"The {what} {agree} with the {name}'s qform"
@@ -148,10 +149,11 @@ def _describe_sforms(files: list[tuple[str, VolumeHeader]]) -> str:
 
 
 def _set_sform(header: VolumeHeader) -> list[str]:
-    """Return the commands that set the sform of a file from its qform, by FSL in place and by nibabel."""
+    """Return the commands of FSL and nibabel that set the sform of a file from its qform."""
     path = shlex.quote(str(header.path))
     return [
-        f"If the qform of {header.path.name} is right, set its sform from it, in place with FSL, or with nibabel:",
+        f"If the qform of {header.path.name} is right, set its sform from it, in place with FSL, "
+        "or with nibabel:",
         f"  fslorient -copyqform2sform {path}",
         f'  python -c "{_NIBABEL}" {path} NEW.nii.gz',
     ]
