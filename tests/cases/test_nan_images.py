@@ -243,6 +243,17 @@ def test_turned_axes_and_integers(tmp_path):
     assert load_case(case_files(folders)).mask is None
 
 
+def test_info_counts_them(tmp_path):
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    values[1, 1:] = np.nan
+    path = save_nifti(tmp_path / "a.nii.gz", values)
+    text = run_here("info", "-v", path, status=0).stdout
+    assert "  values        0 to 15, mean 7.5\n" in text
+    assert "  NaN           8 of 24 voxels\n" in text
+    path = save_nifti(tmp_path / "b.nii.gz", np.full((2, 3, 4), np.nan, np.float32))
+    assert "  NaN           24 of 24 voxels\n" in run_here("info", "-v", path, status=0).stdout
+
+
 def test_the_export_of_nnunet_leaves_them_out(tmp_path):
     stored = GRID_SHAPE[::-1]
     logits = np.ascontiguousarray(PHANTOM.logits.transpose(0, 3, 2, 1)[:, ::2, ::2, ::2])

@@ -17,6 +17,7 @@ import numpy as np
 import crfrefine
 from crfrefine import io
 from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, look_at
+from crfrefine.base.array_types import Float32
 from crfrefine.base.failures import Causes, Failure, describe_failure, failing_alone
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import available_threads, format_size
@@ -72,16 +73,15 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 
 def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
     """Return the ranges of channels, and how often each value occurs: of a few whole numbers, or of labels with names."""
-    values = io.read_channels(header)
+    # NaN is allowed in images, of which most have one channel, and not in logits, which have more.
+    nan_files: list[Path] | None = [] if header.num_channels == 1 else None
+    values = io.read_channels(header, nan_files=nan_files)
+    if nan_files:
+        return _describe_with_nan(values)
     lines = []
     for number, channel in enumerate(values):
         name = "values" if len(values) == 1 else f"values, channel {number}"
-        lines.append(
-            (
-                name,
-                f"{float(channel.min()):.6g} to {float(channel.max()):.6g}, mean {float(channel.mean(dtype='f8')):.6g}",
-            )
-        )
+        lines.append((name, _describe_range(channel)))
     if len(values) > 1:
         total = look_at(values).scaled_sum
         if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
@@ -103,6 +103,21 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
                 ),
             )
         )
+    return lines
+
+
+def _describe_range(values: Float32) -> str:
+    mean = float(values.mean(dtype="f8"))
+    return f"{float(values.min()):.6g} to {float(values.max()):.6g}, mean {mean:.6g}"
+
+
+def _describe_with_nan(values: Float32) -> list[tuple[str, str]]:
+    """Return the range of an image's numbers, and how many of its voxels are NaN."""
+    numbers = values[~np.isnan(values)]
+    num_nan = values.size - numbers.size
+    lines = [("NaN", f"{num_nan} of {values.size} voxels")]
+    if numbers.size:
+        lines.insert(0, ("values", _describe_range(numbers)))
     return lines
 
 
