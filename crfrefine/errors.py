@@ -1,14 +1,23 @@
-"""Errors that users can cause and fix. Any other exception is a bug and keeps its traceback (`crfrefine.base.failures`)."""
+"""Errors that users can cause and fix.
+
+Any other exception is a bug and keeps its traceback (`crfrefine.base.failures`).
+"""
 
 from __future__ import annotations
 
 
 class CrfRefineError(Exception):
-    """A problem with the input or the machine: the message says what was expected, what was found, in which file, and what to do."""
+    """A problem with the input or the machine.
+
+    The message says what was expected, what was found, in which file, and what to do.
+    """
 
 
 class ConfigError(CrfRefineError):
-    """A parameter is unknown, of the wrong length, outside its range, or does not fit the case; the message names its key."""
+    """A parameter is unknown, of the wrong length, outside its range, or does not fit the case.
+
+    The message names its key.
+    """
 
 
 class InputError(CrfRefineError):
@@ -20,11 +29,14 @@ class GridMismatchError(CrfRefineError):
 
 
 class UnsupportedFormatError(CrfRefineError):
-    """A file cannot be read or written as asked: unknown kind, damaged, or a layout that would have to be guessed."""
+    """A file cannot be read or written as asked.
+
+    Its kind is unknown, it is damaged, or its layout would have to be guessed.
+    """
 
 
 class StorageError(CrfRefineError):
-    """Nothing more can be written: the disk is full, the quota is used up, or the storage is read-only."""
+    """Nothing more can be written: the disk is full, over quota, or read-only."""
 
 
 class BackendUnavailableError(CrfRefineError):
@@ -36,7 +48,7 @@ class DeviceLostError(BackendUnavailableError):
 
 
 class CapacityError(CrfRefineError):
-    """The problem is larger than the algorithm or the memory can hold; the message gives the sizes."""
+    """The problem is larger than the algorithm or the memory can hold; the message has sizes."""
 
 
 class DeviceMemoryError(CapacityError):
@@ -44,8 +56,14 @@ class DeviceMemoryError(CapacityError):
 
 
 class ExportError(CrfRefineError):
-    """The trainable layer cannot become part of an exported graph; the message says what to export instead."""
+    """The trainable layer cannot become part of an exported graph.
+
+    The message says what to export instead.
+    """
 
 
 class UnexpectedError(CrfRefineError):
-    """A file made its reader raise an unexpected exception: a bug to report; only the file's case fails."""
+    """A file made its reader raise an unexpected exception: a bug to report.
+
+    Only the file's case fails.
+    """

@@ -1,1 +1,1 @@
-"""What every room stands on: texts, notices, failures, threads, memory, the order of axes, the geometry of grids."""
+"""What every room stands on: texts, notices, failures, threads, memory, the geometry of grids."""

@@ -1,4 +1,4 @@
-"""Names of numpy's array types, for annotations: each names the type of the numbers; shapes are free."""
+"""Names of numpy's array types for annotations, by the type of the numbers; shapes are free."""
 
 from __future__ import annotations
 

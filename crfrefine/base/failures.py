@@ -1,4 +1,7 @@
-"""Why a case of a run failed: exceptions of its processing fail it alone; interrupts and others end the run."""
+"""Why a case of a run failed.
+
+Exceptions of its processing fail the case alone; interrupts and the like end the run.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import re
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crfrefine.base.text import MAX_LISTED, MAX_OF_A_REASON, counted, listed, shorten
@@ -17,78 +20,106 @@ from crfrefine.errors import CapacityError, CrfRefineError, InputError, Unexpect
 class Failure:
     """Why a case failed."""
 
-    message: (
-        str  # expected, found, in which file; for a bug, the exception and the request to report it
-    )
+    # Expected, found, in which file; for a bug, the exception and the request to report it.
+    message: str
     kind: str  # class name of the error
     traceback: str | None = None  # where an unexpected exception was raised
-    part: str | None = (
-        None  # the part of the case that failed, such as a method that `evaluate` measures; None for the whole case
-    )
+    # The part of the case that failed, such as a method that `evaluate` measures; None means all.
+    part: str | None = None
+
+
+@dataclass
+class _Cause:
+    """Failures of several cases with one cause."""
+
+    line: str  # the first line of the first case's message
+    cases: list[str] = field(default_factory=list)
 
 
 class Causes:
-    """Failures of many cases with one cause, such as logits on another grid: the first is printed in full, one line names the others."""
+    """Failures of many cases by their cause, such as logits on another grid.
+
+    The first failure of a cause is printed in full; one line names the other cases.
+    """
 
     def __init__(self) -> None:
-        self._cases: dict[
-            str, tuple[str, list[str]]
-        ] = {}  # by cause: the message of the first case, and all cases
+        self._causes: dict[str, _Cause] = {}
 
     def is_new(self, case_id: str, message: str) -> bool:
         """Record the failure of a case; return whether it is the first one with its cause."""
-        # Messages of one cause differ by names of the case and its files, by numbers, and by the lines after the first, such as grids.
-        line = message.partition("\n")[0]
-        cause = re.sub(
-            r"[0-9]+", "0", re.sub(rf"(?<!\w){re.escape(case_id)}(?=['._/\\])", "CASE", line)
-        )
-        _, cases = self._cases.setdefault(cause, (line.removeprefix(f"case {case_id!r}: "), []))
-        cases.append(case_id)
-        return len(cases) == 1
+        # Messages of one cause differ by names of the case and its files, by numbers, and by the
+        # lines after the first, such as grids.
+        line, _, _ = message.partition("\n")
+        in_file_names = rf"(?<!\w){re.escape(case_id)}(?=['._/\\])"
+        key = re.sub(r"[0-9]+", "0", re.sub(in_file_names, "CASE", line))
+
+        cause = self._causes.setdefault(key, _Cause(line.removeprefix(f"case {case_id!r}: ")))
+        cause.cases.append(case_id)
+        return len(cause.cases) == 1
 
     def others(self) -> list[str]:
-        """Return a line for each cause of several failures: how many cases failed like the first, and which."""
-        return [
-            f"{counted(len(more), 'more case')} failed like {shorten(first)!r} ({listed(more)}): {line}"
-            for line, (first, *more) in self._cases.values()
-            if more
-        ]
+        """Return a line for each cause of several failures, with the cases after the first."""
+        lines = []
+        for cause in self._causes.values():
+            first, *others = cause.cases
+            if others:
+                number = counted(len(others), "more case")
+                names = f"{shorten(first)!r} ({listed(others)})"
+                lines.append(f"{number} failed like {names}: {cause.line}")
+        return lines
 
 
 def expected_error(error: BaseException, *paths: Path | None) -> CrfRefineError:
-    """Return the error itself if its message is meant for users, else one that describes it, with these files, or asks for a bug report."""
+    """Return the error itself if its message is meant for users, else one that describes it.
+
+    The description names these files, unless the error names one, or asks for a bug report.
+    """
     if isinstance(error, CrfRefineError):
         return error
-    named = ", ".join([str(path) for path in paths if path is not None][:MAX_LISTED])
-    files = f"{named}: " if named else ""
-    reason = f" ({shorten(error, MAX_OF_A_REASON)})" if str(error) else ""
+    names = [str(path) for path in paths if path is not None]
+    files = ""
+    if names:
+        files = f"{', '.join(names[:MAX_LISTED])}: "
+    reason = ""
+    if str(error):
+        reason = f" ({shorten(error, MAX_OF_A_REASON)})"
+
     described: CrfRefineError
     if isinstance(error, MemoryError):
         described = CapacityError(f"{files}there is not enough memory{reason}")
     elif isinstance(error, OSError):
-        described = InputError(
-            f"{f'{error.filename}: ' if error.filename else files}{error.strerror or error}"
-        )
+        if error.filename:
+            files = f"{error.filename}: "
+        described = InputError(f"{files}{error.strerror or error}")
     else:
         described = UnexpectedError(
-            f"{files}unexpected {type(error).__name__}{reason}: a bug, please report it, with what -v shows"
+            f"{files}unexpected {type(error).__name__}{reason}: "
+            "a bug, please report it, with what -v shows"
         )
     described.__cause__ = error
     return described
 
 
 def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
-    """Return the failure to report for an error that ended the work on a case; it names these files if its message names none."""
-    known, kind = expected_error(error, *paths), type(error).__name__
-    is_bug, cause = isinstance(known, UnexpectedError), known.__cause__ or known
-    return Failure(
-        str(known) or kind, kind, "".join(traceback.format_exception(cause)) if is_bug else None
-    )
+    """Return the failure to report for an error that ended the work on a case.
+
+    It names these files if the error names none.
+    """
+    kind = type(error).__name__
+    described = expected_error(error, *paths)
+    shown_traceback = None
+    if isinstance(described, UnexpectedError):
+        cause = described.__cause__ or described
+        shown_traceback = "".join(traceback.format_exception(cause))
+    return Failure(str(described) or kind, kind, shown_traceback)
 
 
 @contextmanager
 def failing_alone(fail: Callable[[Failure], object], *paths: Path | None) -> Generator[None]:
-    """Surround the processing of a case: every exception is passed to `fail`, and fails only this case; interrupts propagate."""
+    """Surround the processing of a case, so that an exception fails only this case.
+
+    `fail` gets every exception as a failure, which names these files; interrupts propagate.
+    """
     try:
         yield
     except Exception as error:
@@ -97,7 +128,10 @@ def failing_alone(fail: Callable[[Failure], object], *paths: Path | None) -> Gen
 
 @contextmanager
 def reading(path: Path) -> Generator[None]:
-    """Turn exceptions of a reader into errors that name the file: a damaged file can make libraries raise anything."""
+    """Turn exceptions of a reader into errors that name the file.
+
+    A damaged file can make libraries raise anything.
+    """
     try:
         yield
     except CrfRefineError:

@@ -27,52 +27,68 @@ GRID_TOLERANCE = 0.01
 # hundred times below it.
 SHEAR_TOLERANCE = 1e-4
 
+_WORLD_AXES = ("LR", "PA", "IS")  # letters of the negative and the positive direction of x, y, z
+
 
 def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, ...]:
     """Return the voxel size in mm along each axis: the column norms of the affine."""
-    return tuple(np.linalg.norm(np.asarray(affine, np.float64)[:3, :num_axes], axis=0).tolist())
+    columns = np.asarray(affine, np.float64)[:3, :num_axes]
+    return tuple(np.linalg.norm(columns, axis=0).tolist())
 
 
 def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
-    """Raise InputError if an affine is singular, or places voxels absurdly near to each other or far away."""
-    is_sane = bool((np.abs(affine) < SPACING_RANGE[1]).all())  # Also False for NaN.
-    spacing = spacing_of(affine, num_axes) if is_sane else (0.0,)
-    # The smallest singular value of the axes' directions is 1 at right angles, 0 where an axis is in the plane of the others.
-    low, high = SPACING_RANGE
-    if (
-        not all(low <= step <= high for step in spacing)
-        or np.linalg.svd(affine[:3, :num_axes] / np.array(spacing), compute_uv=False).min() <= 1e-6
-    ):
+    """Raise InputError if an affine is singular, or places voxels absurdly near or far."""
+    if not _is_usable(affine, num_axes):
         raise InputError(
-            f"{path}: the geometry in the header is not usable: its affine is "
-            f"[{describe_affine(affine)}]; expected axes in different directions, "
-            f"and voxels of {SPACING_RANGE[0]:g} mm or more. Repair the header, whose lengths may be in another unit"
+            f"{path}: the geometry in the header is not usable: its affine is [{describe_affine(affine)}]; "
+            "expected axes in different directions, "
+            f"and voxels of {SPACING_RANGE[0]:g} mm or more. "
+            "Repair the header, whose lengths may be in another unit"
         )
+
+
+def _is_usable(affine: NDArray[np.float64], num_axes: int) -> bool:
+    smallest, largest = SPACING_RANGE
+    if not (np.abs(affine) < largest).all():  # also for NaN
+        return False
+    spacing = spacing_of(affine, num_axes)
+    if not all(smallest <= step <= largest for step in spacing):
+        return False
+    # The smallest singular value of the axes' directions is 1 at right angles, 0 where an axis is
+    # in the plane of the others.
+    directions = affine[:3, :num_axes] / np.array(spacing)
+    return bool(np.linalg.svd(directions, compute_uv=False).min() > 1e-6)
 
 
 def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the unit vectors of the voxel axes, (3, 3), a column each."""
-    directions: NDArray[np.float64] = np.asarray(affine, np.float64)[:3, :3] / np.maximum(
-        spacing_of(affine), np.finfo(np.float64).tiny
-    )
-    return directions
+    columns: NDArray[np.float64] = np.asarray(affine, np.float64)[:3, :3]
+    return columns / np.maximum(spacing_of(affine), np.finfo(np.float64).tiny)
 
 
 def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
-    """Return the world direction nearest to each voxel axis, such as "RAS" or "LPS", one letter per axis, each world axis used once."""
+    """Return the world direction nearest to each voxel axis, such as "RAS" or "LPS".
+
+    There is one letter per axis, and each world axis is used once.
+    """
     rotation = _directions(affine)
-    best = max(
-        permutations(range(3)),
-        key=lambda order: sum(abs(rotation[world, axis]) for axis, world in enumerate(order)),
-    )
-    return "".join(
-        ("LR", "PA", "IS")[world][int(rotation[world, axis] > 0)]
-        for axis, world in enumerate(best[:num_axes])
-    )
+
+    def alignment(world_axes: tuple[int, ...]) -> float:
+        return float(np.abs(rotation[world_axes, range(3)]).sum())
+
+    nearest = max(permutations(range(3)), key=alignment)
+    codes = ""
+    for axis, world in enumerate(nearest[:num_axes]):
+        is_positive = rotation[world, axis] > 0
+        codes += _WORLD_AXES[world][int(is_positive)]
+    return codes
 
 
 def is_sheared(affine: NDArray[np.float64]) -> bool:
-    """Return whether the voxel axes of the affine are not at right angles, which only the sform of NIfTI and NRRD can express."""
+    """Return whether the voxel axes are not at right angles.
+
+    Only the sform of NIfTI and NRRD can express such an affine.
+    """
     rotation = _directions(affine)
     return bool(np.abs(rotation.T @ rotation - np.eye(3)).max() > SHEAR_TOLERANCE)
 
@@ -83,10 +99,15 @@ def same_grid(
     other_shape: Sequence[int],
     other_affine: NDArray[np.float64] | None,
 ) -> bool:
-    """Return whether two grids of at most three axes put the same voxels at the same places; without an affine, by their shapes."""
-    # Affines are (4, 4) to mm. A 2-D grid equals a 3-D one of a single slice.
-    if (*shape, 1)[:3] != (*other_shape, 1)[:3] or affine is None or other_affine is None:
-        return (*shape, 1)[:3] == (*other_shape, 1)[:3]
+    """Return whether two grids of at most three axes put the same voxels at the same places.
+
+    Affines are (4, 4) to mm; where one is None, only shapes are compared. A 2-D grid equals a 3-D
+    one of a single slice.
+    """
+    if (*shape, 1)[:3] != (*other_shape, 1)[:3]:
+        return False
+    if affine is None or other_affine is None:
+        return True
     farthest = farthest_distance(shape, affine, other_affine)
     return farthest <= GRID_TOLERANCE * min(spacing_of(affine, len(shape)))
 
@@ -95,9 +116,11 @@ def farthest_distance(
     shape: Sequence[int], affine: NDArray[np.float64], other_affine: NDArray[np.float64]
 ) -> float:
     """Return the largest distance in mm between the places of a grid's voxels by two affines."""
-    # Corners, not matrix entries: the effect of a rounding error in a direction cosine grows with the length of the axis.
+    # Corners, not matrix entries: the effect of a rounding error in a direction cosine grows with
+    # the length of the axis.
     last = [size - 1 for size in shape] + [0] * (3 - len(shape))
-    corners = np.array([[*corner, 1.0] for corner in product(*({0, index} for index in last))])
+    ends = [{0, index} for index in last]
+    corners = np.array(list(product(*ends, [1.0])))
     difference = np.asarray(affine, np.float64) - np.asarray(other_affine, np.float64)
     return float(np.linalg.norm((corners @ difference.T)[:, :3], axis=1).max())
 
@@ -108,80 +131,102 @@ def reorientation(
     other_shape: Sequence[int],
     other_affine: NDArray[np.float64],
 ) -> Reorientation | None:
-    """Return how the axes of the other grid become those of the first; None if voxel centers differ. Arguments as of `same_grid`."""
-    wanted, sizes = (np.array((*extents, 1)[:3]) for extents in (shape, other_shape))
+    """Return how the axes of the other grid become those of the first.
+
+    It is None if voxel centers differ. Arguments are as of `same_grid`.
+    """
+    sizes = np.array((*shape, 1)[:3])
+    other_sizes = np.array((*other_shape, 1)[:3])
     # The identity comes first.
-    for axes in map(list, permutations(range(3))):
-        if not np.array_equal(sizes[axes], wanted):
+    for permutation in permutations(range(3)):
+        axes = list(permutation)
+        if not np.array_equal(other_sizes[axes], sizes):
             continue
         for mirrored in product((False, True), repeat=3):
             turned = np.array(other_affine, np.float64)
             turned[:, :3] = turned[:, axes] * np.where(mirrored, -1.0, 1.0)
-            turned[:, 3] -= turned[:, :3] @ np.where(mirrored, wanted - 1, 0)
+            turned[:, 3] -= turned[:, :3] @ np.where(mirrored, sizes - 1, 0)
             if same_grid(shape, affine, shape, turned):
-                return Reorientation(tuple(axes), mirrored)
+                return Reorientation(permutation, mirrored)
     return None
 
 
 def describe_grid(
     shape: Sequence[int], affine: NDArray[np.float64] | None, *, placed: bool = False
 ) -> str:
-    """Describe a grid for messages, such as "240×240×155, 1.00×1.00×1.00 mm"; with `placed` also its orientation and origin."""
+    """Describe a grid for messages, such as "240×240×155, 1.00×1.00×1.00 mm".
+
+    With `placed`, also its orientation and origin are told.
+    """
     text = TIMES.join(map(str, shape))
     if affine is None:
         return text
     text += f", {TIMES.join(map(_millimeters, spacing_of(affine, len(shape))))} mm"
     if placed:
-        text += f", {orientation_codes(affine, len(shape))}, first voxel at ({', '.join(map(_millimeters, affine[:3, 3]))})"
+        origin = ", ".join(map(_millimeters, affine[:3, 3]))
+        text += f", {orientation_codes(affine, len(shape))}, first voxel at ({origin})"
     return text
 
 
 def _millimeters(length: float) -> str:
-    """Return a length with two decimals, or with as many digits as it has, up to six: "1.00", "0.625"."""
-    short, exact = f"{length:.2f}", f"{length:.6g}"
-    return short if float(short) == float(exact) else exact
+    """Return a length with two decimals, or up to six digits if it has more: "1.00", "0.625"."""
+    rounded = f"{length:.2f}"
+    exact = f"{length:.6g}"
+    if float(rounded) == float(exact):
+        return rounded
+    return exact
 
 
 def describe_difference(
     *grids: tuple[str | Path, Sequence[int], NDArray[np.float64] | None],
 ) -> str:
-    """Describe different grids, each with its name, shape and affine, one line each, in enough detail to show the difference."""
+    """Describe different grids, one line each, in enough detail to show the difference.
+
+    Each grid is a name, a shape and an affine.
+    """
     texts = [describe_grid(shape, affine) for _, shape, affine in grids]
-    if len({*texts}) == 1:
+    if len(set(texts)) == 1:
         texts = [describe_grid(shape, affine, placed=True) for _, shape, affine in grids]
-    if len({*texts}) == 1:
-        texts = [
-            text if affine is None else f"{text}\n    {describe_affine(affine)}"
-            for text, (_, _, affine) in zip(texts, grids, strict=True)
-        ]
+    if len(set(texts)) == 1:
+        for number, (_, _, affine) in enumerate(grids):
+            if affine is not None:
+                texts[number] += f"\n    {describe_affine(affine)}"
+
     width = max(len(str(name)) for name, _, _ in grids)
-    return "\n".join(
-        f"  {name!s:<{width}}  {text}" for text, (name, _, _) in zip(texts, grids, strict=True)
-    )
+    lines = []
+    for (name, _, _), text in zip(grids, texts, strict=True):
+        lines.append(f"  {name!s:<{width}}  {text}")
+    return "\n".join(lines)
 
 
 def describe_affine(affine: NDArray[np.float64]) -> str:
     """Return the first three rows of an affine, the whole of what differs between affines."""
-    return "; ".join(" ".join(f"{value:g}" for value in row) for row in affine[:3])
+    rows = []
+    for row in affine[:3]:
+        rows.append(" ".join(f"{value:g}" for value in row))
+    return "; ".join(rows)
 
 
 @dataclass(frozen=True)
 class StorageOrder:
-    """The order in which the user's axes are stored. Arrays are transposed as views; nothing is copied."""
+    """The order in which the user's axes are stored.
+
+    Arrays are transposed as views; nothing is copied.
+    """
 
     axes: tuple[int, ...]  # for each axis in storage, slowest first, the user's number of it
 
     @classmethod
     def of_memory(cls, grid: NDArray[Any]) -> StorageOrder:
-        """Return the memory order of the axes of an array (*grid); axes of one voxel, which have no place in it, come first."""
-        return cls(
-            tuple(
-                sorted(
-                    range(grid.ndim),
-                    key=lambda axis: (grid.shape[axis] > 1, -abs(grid.strides[axis])),
-                )
-            )
-        )
+        """Return the memory order of the axes of an array (*grid).
+
+        Axes of one voxel have no place in it and come first.
+        """
+
+        def slowest_first(axis: int) -> tuple[bool, int]:
+            return grid.shape[axis] > 1, -abs(grid.strides[axis])
+
+        return cls(tuple(sorted(range(grid.ndim), key=slowest_first)))
 
     def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return a user's array (*grid) or (channels, *grid) with its axes in storage order."""
@@ -189,10 +234,8 @@ class StorageOrder:
         return array.transpose(*range(num_leading), *(axis + num_leading for axis in self.axes))
 
     def to_user(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Return an array (*grid) or (channels, *grid) in storage order with its axes in the user's order."""
-        places = sorted(
-            range(len(self.axes)), key=self.axes.__getitem__
-        )  # of each of the user's axes
+        """Return an array (*grid) or (channels, *grid) in storage order in the user's order."""
+        places = sorted(range(len(self.axes)), key=self.axes.__getitem__)
         return StorageOrder(tuple(places)).to_storage(array)
 
 
@@ -208,13 +251,12 @@ class Reorientation:
     def apply(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return a view of an array ([channels,] z, y, x) of the stored grid on the other grid."""
         num_leading = values.ndim - 3
-        order = (*range(num_leading), *(num_leading + 2 - axis for axis in reversed(self.axes)))
-        z, y, x = (
-            slice(None, None, -1 if is_mirrored else 1) for is_mirrored in reversed(self.mirrored)
-        )
-        return values.transpose(order)[..., z, y, x]
+        stored = [num_leading + 2 - axis for axis in reversed(self.axes)]
+        turned = values.transpose(*range(num_leading), *stored)
+        is_mirrored = [False] * num_leading + list(reversed(self.mirrored))
+        return np.flip(turned, tuple(np.flatnonzero(is_mirrored).tolist()))
 
 
 def reverse_grid(channels: NDArray[Any]) -> NDArray[Any]:
-    """Return (channels, *grid) with its grid reversed: from files, x last, to users, x first, or back."""
+    """Return (channels, *grid) with its grid reversed: from files, x last, to users, or back."""
     return channels.transpose(0, *range(channels.ndim - 1, 0, -1))

@@ -1,4 +1,4 @@
-"""Limits of a run: labels, cores and memory that this process may use (cgroups version 2); threads, sizes."""
+"""What a run may use: labels, and the cores and the memory of this process (cgroups version 2)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from typing import Any, TypeVar
 from crfrefine.base.text import counted, shorten_value
 from crfrefine.errors import CapacityError, ConfigError, InputError
 
-MAX_LABEL = 65535  # they are read and written as 16-bit integers at most
-MAX_THREADS = 1024  # More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
+MAX_LABEL = 65535  # labels are read and written as 16-bit integers at most
 MAX_LABELS = 4096  # different labels of a case: the model has a penalty for each pair of them
+# More than the cores of any machine; a typing error beyond it would exhaust the system's threads.
+MAX_THREADS = 1024
+
+ROOT = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
+
+T = TypeVar("T")
 
 
 def require_few_labels(num_labels: int, owner: str) -> None:
-    """Raise CapacityError, with the name of the file or array, if there are more than MAX_LABELS."""
+    """Raise CapacityError, which names the file or array, if there are more than MAX_LABELS."""
     if num_labels > MAX_LABELS:
         raise CapacityError(
             f"{owner}: {num_labels} labels; at most {MAX_LABELS} can be refined together\n"
@@ -29,51 +35,74 @@ def require_few_labels(num_labels: int, owner: str) -> None:
         )
 
 
-T = TypeVar("T")
-
-ROOT = Path("/sys/fs/cgroup")
-OWN_GROUP = Path("/proc/self/cgroup")
+# ---- Cores and threads
 
 
 def available_threads() -> int:
     """Return the number of cores that this process may use."""
+    num_threads = len(os.sched_getaffinity(0))
     # A quota of the control group, as of `docker run --cpus`, is time: all threads would be halted
     # together if they were more than it pays for. A part of a core counts as one.
-    quotas = [own[0] / own[1] for own in group_numbers("cpu.max") if len(own) == 2 and min(own) > 0]
-    return min([len(os.sched_getaffinity(0)), *map(math.ceil, quotas)])
+    for numbers in group_numbers("cpu.max"):
+        if len(numbers) == 2 and min(numbers) > 0:
+            quota, period = numbers
+            num_threads = min(num_threads, math.ceil(quota / period))
+    return num_threads
 
 
 def check_threads(threads: int | None) -> None:
     """Raise ConfigError unless an argument is a number of threads, or None."""
-    if threads is not None and (
-        isinstance(threads, bool)
-        or not hasattr(threads, "__index__")
-        or not 1 <= threads <= MAX_THREADS
-    ):
+    if threads is None:
+        return
+    is_whole_number = hasattr(threads, "__index__") and not isinstance(threads, bool)
+    if not is_whole_number or not 1 <= threads <= MAX_THREADS:
         raise ConfigError(
-            f"threads: expected a whole number from 1 to {MAX_THREADS}, or None for all available cores; got {threads!r}"
+            f"threads: expected a whole number from 1 to {MAX_THREADS}, "
+            f"or None for all available cores; got {threads!r}"
         )
 
 
 def group_numbers(name: str) -> list[list[int]]:
-    """Return the numbers in a file of this process's control group and of those above it; "max" ends the list of a group."""
-    # In a container only the mounted folder is known. Files that cannot be read or understood say nothing.
+    """Return the numbers in a file of this process's control group and of those above it.
+
+    "max" ends the list of a group. Files without numbers, or that cannot be read, are left out.
+    """
+    group = _control_group()
+    if group is None:
+        return []
+    numbers_by_group = []
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(ROOT):
+            break
+        with suppress(OSError, ValueError):
+            limited, _, _ = (folder / name).read_text(encoding="ascii").partition("max")
+            numbers = list(map(int, limited.split()))
+            if numbers:
+                numbers_by_group.append(numbers)
+    return numbers_by_group
+
+
+def _control_group() -> Path | None:
+    """Return the folder of this process's control group; None if the system does not tell."""
     try:
         lines = OWN_GROUP.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return []
-    own = next((Path(line[3:].lstrip("/")) for line in lines if line.startswith("0::")), Path())
-    group = ROOT / own if ".." not in own.parts and (ROOT / own).is_dir() else ROOT
-    numbers = []
-    for folder in (folder for folder in (group, *group.parents) if folder.is_relative_to(ROOT)):
-        with suppress(OSError, ValueError):
-            words = (folder / name).read_text(encoding="ascii").partition("max")[0].split()
-            numbers.append([int(word) for word in words])
-    return [own for own in numbers if own]
+        return None
+    for line in lines:
+        if line.startswith("0::"):
+            group = Path(line.removeprefix("0::").lstrip("/"))
+            if ".." not in group.parts and (ROOT / group).is_dir():
+                return ROOT / group
+            break
+    # In a container only the mounted folder is known.
+    return ROOT
 
 
 def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
-    """Run the jobs, started in the order given, on at most `threads` threads; raise the error of the first failed job."""
+    """Run the jobs on at most `threads` threads, started in their order.
+
+    Raises the error of the first job that failed; jobs that have not begun are left out then.
+    """
     if threads <= 1 or len(jobs) <= 1:
         for job in jobs:
             job()
@@ -81,14 +110,15 @@ def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
-        for _ in pool.map(
-            lambda job: job(), jobs
-        ):  # An error cancels the jobs that have not begun.
+        for _ in pool.map(lambda job: job(), jobs):
             pass
 
 
 def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """Yield the items of a generator that runs in a thread and is one item ahead; its error is raised at the item where it occurred."""
+    """Yield the items of a generator that runs in a thread and is one item ahead.
+
+    Its error is raised at the item where it occurred.
+    """
     # At most two items exist, a third one only while the caller asks for the next and still holds
     # the last one. The thread ends, and the generator is closed, when the items end, when one
     # raises, and when the returned generator is closed or forgotten.
@@ -107,6 +137,8 @@ def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
         pool.shutdown()
         items.close()
 
+
+# ---- Memory
 
 OPTION = "--max-memory"
 SMALL = 1 << 24  # bytes of an array for which the system is not asked
@@ -128,16 +160,21 @@ class MemoryLimit:
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes of a size such as "8GiB", "8 GB", "512M" or "1.5G", or of a plain number of bytes."""
-    # GiB and G are 2^30 bytes, as batch systems count; GB are 10^9. Raises InputError for another text.
-    match = _SIZE.fullmatch(text.strip())
+    """Return the bytes of a size such as "8GiB", "8 GB", "512M" or "1.5G", or of a number of bytes.
+
+    GiB and G are 2^30 bytes, as for batch systems; GB are 10^9. Raises InputError for other texts.
+    """
     size = 0
+    match = _SIZE.fullmatch(text.strip())
     if match is not None:
-        power = " KMGT".index((match[2] or " ").upper())
-        size = int(Decimal(match[1]) * (1000 if (match[3] or "").upper() == "B" else 1024) ** power)
+        number, letter, suffix = match.groups(default="")
+        base = 1000 if suffix.upper() == "B" else 1024
+        power = " KMGT".index(letter.upper() or " ")
+        size = int(Decimal(number) * base**power)
     if not 1 <= size < LARGEST:
         raise InputError(
-            f"{shorten_value(text)} is not a size of memory; expected one such as 8GiB, 512MiB, 8GB, or a number of bytes"
+            f"{shorten_value(text)} is not a size of memory; "
+            "expected one such as 8GiB, 512MiB, 8GB, or a number of bytes"
         )
     return size
 
@@ -146,27 +183,37 @@ def format_size(size: float) -> str:
     """Return a number of bytes as text with three digits, such as "4.66 GiB"."""
     for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         value = size / 1024**power
+        if value >= 99.95:
+            return f"{value:.0f} {unit}"
+        if value >= 9.995:
+            return f"{value:.1f} {unit}"
         if value >= 0.9995:
-            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {unit}"
+            return f"{value:.2f} {unit}"
     return counted(int(size), "byte")
 
 
-def memory_limit(given: int | None = None) -> MemoryLimit:
-    """Return the memory that this process may take: the smallest of the user's limit, its control groups' and the machine's."""
-    # The machine's is its free memory and that of this process, less a reserve for everything else:
-    # a twentieth, at most 1 GiB. Swap space does not count: a run that swaps does not end.
+def memory_limit(max_memory: int | None = None) -> MemoryLimit:
+    """Return the memory that this process may take.
+
+    It is the smallest limit of the user's, `max_memory`, of its control groups' and the machine's.
+    The machine's is its free memory and that of this process, less a reserve for everything else:
+    a twentieth, at most 1 GiB. Swap space does not count: a run that swaps does not end.
+    """
     import psutil
 
-    use, machine = psutil.Process().memory_info(), psutil.virtual_memory()
-    own = use.rss - use.shared  # Pages of files can be given back.
-    free = max(machine.available - min(machine.total // 20, 1 << 30), 0) + own
-    limits = [] if given is None else [(given, OPTION)]
-    limits += [(int(free), "the memory available on this machine")]
-    limits += [
-        (size, "the control group (cgroup) of this process")
-        for size, *_ in group_numbers("memory.max")
-    ]
-    return MemoryLimit(*min(limits, key=lambda limit: limit[0]))
+    process = psutil.Process().memory_info()
+    machine = psutil.virtual_memory()
+    reserve = min(machine.total // 20, 1 << 30)
+    held = process.rss - process.shared  # Pages of files can be given back.
+    available = max(machine.available - reserve, 0) + held
+
+    limits = []
+    if max_memory is not None:
+        limits.append(MemoryLimit(max_memory, OPTION))
+    limits.append(MemoryLimit(int(available), "the memory available on this machine"))
+    for size, *_ in group_numbers("memory.max"):
+        limits.append(MemoryLimit(size, "the control group (cgroup) of this process"))
+    return min(limits, key=lambda limit: limit.bytes)
 
 
 def memory_left(limit: MemoryLimit) -> int:
@@ -177,13 +224,23 @@ def memory_left(limit: MemoryLimit) -> int:
 
 
 def require_memory(needed: int, message: str, limit: MemoryLimit) -> None:
-    """Raise CapacityError if more memory is needed than allowed; the error starts with `message`, such as "a.nii: its voxels take"."""
+    """Raise CapacityError if more memory is needed than allowed.
+
+    The error starts with the first line of `message`, such as "a.nii: its voxels take"; the other
+    lines come before the advice.
+    """
     if needed <= limit.bytes:
         return
-    first, _, details = message.partition("\n")
-    where = "raise it" if limit.source == OPTION else "use a machine or a job with more memory"
+    subject, _, details = message.partition("\n")
+    if details:
+        details += "\n"
+    remedy = "use a machine or a job with more memory"
+    if limit.source == OPTION:
+        remedy = "raise it"
     raise CapacityError(
-        f"{first} {format_size(needed)} of memory, more than the {format_size(limit.bytes)} of {limit.source}\n"
-        + (f"{details}\n" if details else "")
-        + f"  Crop the volume, or {where}; if the volume is not that large, the header is damaged: export the file again."
+        f"{subject} {format_size(needed)} of memory, "
+        f"more than the {format_size(limit.bytes)} of {limit.source}\n"
+        f"{details}"
+        f"  Crop the volume, or {remedy}; "
+        "if the volume is not that large, the header is damaged: export the file again."
     )

@@ -1,4 +1,7 @@
-"""Warnings to callers from Python, shown at their own line rather than inside this package or PyTorch. Errors are in `errors.py`."""
+"""Warnings to callers from Python, shown at their own line rather than inside this package.
+
+Errors are in `errors.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,31 @@ import sys
 import warnings
 
 _NO_SPACING = (
-    "no spacing was given, so the CRF takes neighboring voxels to be 1 mm apart; pass spacing=... in mm, one number per axis of the grid "
-    "(spacing=1.0 if they are)"
+    "no spacing was given, so the CRF takes neighboring voxels to be 1 mm apart; "
+    "pass spacing=... in mm, one number per axis of the grid (spacing=1.0 if they are)"
 )
 
-_OWN = ("crfrefine", "torch")
+_SKIPPED_PACKAGES = ("crfrefine", "torch")
 
 
 def warn(text: str) -> None:
-    """Issue a UserWarning at the first line up the stack that is neither this package's nor PyTorch's."""
-    level, frame = 1, sys._getframe().f_back
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OWN:
-        level, frame = level + 1, frame.f_back
+    """Issue a UserWarning at the first line up the stack that is not in this package or PyTorch."""
+    level = 1
+    frame = sys._getframe().f_back
+    while frame is not None:
+        package, _, _ = frame.f_globals.get("__name__", "").partition(".")
+        if package not in _SKIPPED_PACKAGES:
+            break
+        level += 1
+        frame = frame.f_back
     warnings.warn(text, stacklevel=level + 1)
 
 
 def assumed_spacing(*, matters: bool, told: set[str] | None = None) -> float:
     """Return 1 mm, with a warning if it matters, once for all calls that share `told`."""
-    if matters and "spacing" not in (told or ()):
-        if told is not None:
-            told.add("spacing")
+    if told is None:
+        told = set()
+    if matters and "spacing" not in told:
+        told.add("spacing")
         warn(_NO_SPACING)
     return 1.0

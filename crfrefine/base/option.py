@@ -1,4 +1,4 @@
-"""The description of a command-line option, beside the field of the dataclass that holds its value."""
+"""The description of a command-line option, beside the dataclass field that holds its value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError
 
-MAX_OF_A_PATH = 4096  # Characters; the limit of Linux.
+MAX_OF_A_PATH = 4096  # characters; the limit of Linux
 MAX_PARTS = 1_000_000
 
 INTERPOLATIONS = LINEAR, CUBIC = "linear", "cubic"  # values of --resample
@@ -18,14 +18,12 @@ INTERPOLATIONS = LINEAR, CUBIC = "linear", "cubic"  # values of --resample
 
 @dataclass(frozen=True)
 class Option:
-    """A command-line option, or without names an argument; `crfrefine.cli.options` makes it Typer's."""
+    """An option of a command, or without names an argument; `cli.options` makes it Typer's."""
 
     names: str  # such as "-i --images"
     help: str
     metavar: str | None = None  # placeholder of the value
-    parse: Callable[[str], Any] | None = (
-        None  # makes the value from text; raises InputError for a wrong text
-    )
+    parse: Callable[[str], Any] | None = None  # value of a text; raises InputError for a wrong one
     choices: tuple[str, ...] = ()  # the values that it may have, if they are few
     limits: tuple[int | None, int | None] = (None, None)  # smallest and largest whole number
     show_default: bool = False
@@ -37,12 +35,16 @@ def parse_path(text: str | Path) -> Path:
 
 
 def path_text(text: str | Path) -> str:
-    """Return the text of a path; raise InputError if it is empty, which Python takes for the current folder, or cannot name a file."""
+    """Return the text of a path.
+
+    Raises InputError if it cannot name a file, or is empty: Python would take the current folder.
+    """
     text = str(text)
     if not text:
         raise InputError("the value is empty; an unset variable?")
     if "\0" in text or len(text) > MAX_OF_A_PATH:
         raise InputError(
-            f"{shorten(text)}: expected a path of at most {MAX_OF_A_PATH} characters, without NUL; found {len(text)}"
+            f"{shorten(text)}: expected a path of at most {MAX_OF_A_PATH} characters, without NUL; "
+            f"found {len(text)}"
         )
     return text

@@ -1,6 +1,7 @@
 """Frozen dataclasses as the plain values of JSON, and back by the types of their fields.
 
-A field is stored under its name, or under the `key` of its metadata. A class that has `to_dict` and `from_dict` converts itself.
+A field is stored under its name, or under the `key` of its metadata. A class that has `to_dict` and
+`from_dict` converts itself.
 """
 
 from __future__ import annotations
@@ -17,38 +18,51 @@ def to_plain(value: Any) -> Any:
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if dataclasses.is_dataclass(value):
-        return {
-            entry.metadata.get("key", entry.name): to_plain(getattr(value, entry.name))
-            for entry in dataclasses.fields(value)
-        }
+        fields = dataclasses.fields(value)
+        return {_key_of(field): to_plain(getattr(value, field.name)) for field in fields}
     if isinstance(value, Mapping):
         return {key: to_plain(entry) for key, entry in value.items()}
-    return [to_plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [to_plain(entry) for entry in value]
+    return value
 
 
 def from_plain(kind: Any, value: Any) -> Any:
-    """Return the dataclass `kind` that `to_plain` was called on; errors of several kinds for any other value."""
-    outer, inner = get_origin(kind), get_args(kind)
-    if outer in (Union, UnionType):
-        kinds = [each for each in inner if each is not NoneType]
-        # Where there are several, the class that has the field checks it.
-        return value if len(kinds) > 1 or value is None else from_plain(kinds[0], value)
-    if outer in (list, tuple):
-        return outer(from_plain(inner[0], entry) for entry in value)
-    if outer is not None:
-        return {key: from_plain(inner[1], entry) for key, entry in value.items()}
+    """Return the value of the type `kind` that `to_plain` was called on.
+
+    Raises errors of several kinds for any other value.
+    """
+    if get_origin(kind) is not None:
+        return _from_plain_generic(kind, value)
     if kind is float:
         return math.nan if value is None else float(value)
     if hasattr(kind, "from_dict"):
         return kind.from_dict(value)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints, entries = get_type_hints(kind), dataclasses.fields(kind)
-        return kind(
-            **{
-                entry.name: from_plain(
-                    hints[entry.name], value[entry.metadata.get("key", entry.name)]
-                )
-                for entry in entries
-            }
-        )
+        types = get_type_hints(kind)
+        arguments = {}
+        for field in dataclasses.fields(kind):
+            arguments[field.name] = from_plain(types[field.name], value[_key_of(field)])
+        return kind(**arguments)
     return value
+
+
+def _from_plain_generic(kind: Any, value: Any) -> Any:
+    """Do the same for a type with arguments: a union, list[X], tuple[X, ...] or dict[str, X]."""
+    outer = get_origin(kind)
+    arguments = get_args(kind)
+    if outer in (Union, UnionType):
+        members = [member for member in arguments if member is not NoneType]
+        # Where there are several, the class that has the field checks it.
+        if len(members) > 1 or value is None:
+            return value
+        return from_plain(members[0], value)
+    if outer in (list, tuple):
+        return outer(from_plain(arguments[0], entry) for entry in value)
+    return {key: from_plain(arguments[1], entry) for key, entry in value.items()}
+
+
+def _key_of(field: dataclasses.Field[Any]) -> str:
+    """Return the key of a field in JSON."""
+    key: str = field.metadata.get("key", field.name)
+    return key

@@ -10,8 +10,10 @@ def attributes_of(package: str) -> list[str]:
     """Return the names of a package's attributes, its modules with them: its `__dir__`."""
     from pkgutil import iter_modules
 
-    own = sys.modules[package]
-    return sorted({*vars(own), *(module.name for module in iter_modules(own.__path__))})
+    loaded = sys.modules[package]
+    names = set(vars(loaded))
+    names.update(module.name for module in iter_modules(loaded.__path__))
+    return sorted(names)
 
 
 def module_of(package: str, name: str) -> ModuleType:

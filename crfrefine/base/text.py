@@ -1,4 +1,7 @@
-"""Text from files and command lines for messages and tables: shortened, without characters that move the cursor or break a table."""
+"""Text from files and command lines, made fit for messages and tables.
+
+It is shortened, and has no characters that move the cursor or break a table.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ MAX_CHARACTERS = 80
 MAX_LISTED = 5
 MAX_OF_A_PATH = 300
 MAX_OF_A_REASON = 200
-MAX_OF_A_LINE = 5000  # Longer than any path; a longer line of a message can only be an attempt to flood the terminal.
+# Longer than any path; a longer line of a message can only be an attempt to flood the terminal.
+MAX_OF_A_LINE = 5000
 # Titles in the navigation of the site (`mkdocs.yml`).
 PAGE_TITLES = {
     "docs/guide/clusters.md": "Scripts and clusters",
@@ -21,20 +25,25 @@ _MAX_OF_A_VALUE = 60
 
 
 def printable(text: str) -> str:
-    r"""Return the text with `\n`, `\x1b` and the like instead of non-printing characters: line breaks, tabs, escape sequences."""
+    r"""Return the text with `\n`, `\x1b` and the like instead of characters that do not print."""
     if text.isprintable():
         return text
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
+    shown = ""
+    for letter in text:
+        if letter.isprintable():
+            shown += letter
+        else:
+            shown += letter.encode("unicode_escape").decode()
+    return shown
 
 
 def shorten(text: object, most: int = MAX_CHARACTERS) -> str:
     """Return text that prints on one line; beyond `most` characters, its end is replaced by "…"."""
     whole = str(text)
     shown = printable(whole[: most + 1])
-    return shown if len(whole) <= most and len(shown) <= most else shown[: most - 1] + "…"
+    if max(len(whole), len(shown)) > most:
+        return shown[: most - 1] + "…"
+    return shown
 
 
 def shorten_value(value: object) -> str:
@@ -43,38 +52,43 @@ def shorten_value(value: object) -> str:
         value = value[: _MAX_OF_A_VALUE + 1]
     try:
         return shorten(repr(value), _MAX_OF_A_VALUE)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # Python refuses to write integers of more than 4300 digits, and deeply nested lists.
+    # Python refuses to write integers of more than 4300 digits, and deeply nested lists.
+    except (ValueError, RecursionError):
         return f"a value of type {type(value).__name__} that is too large to show"
 
 
 def see(page: str) -> str:
-    """Return a reference to a page of the documentation, perhaps with an anchor, by its title on the site."""
+    """Return a reference to a page of the documentation, by its title on the site.
+
+    A page may end with an anchor, as in "docs/reference/formats.md#grids".
+    """
     path, _, anchor = page.partition("#")
-    return (
-        f'see "{PAGE_TITLES[path]}"'
-        + (f", {anchor}," if anchor else "")
-        + " in crfrefine's documentation"
-    )
+    place = f'"{PAGE_TITLES[path]}"'
+    if anchor:
+        place += f", {anchor},"
+    return f"see {place} in crfrefine's documentation"
 
 
 def counted(number: int, what: str) -> str:
     """Return a number with its noun: "1 region", "3 regions"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    if number == 1:
+        return f"{number} {what}"
+    return f"{number} {what}s"
 
 
 def listed(items: Collection[object], most: int = MAX_LISTED) -> str:
-    """Return the first few items, each shortened, separated by commas, and how many more there are."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(map(shorten, islice(items, most))) + more
+    """Return the first few items, each shortened, and how many more there are."""
+    text = ", ".join(map(shorten, islice(items, most)))
+    if len(items) > most:
+        text += f" and {len(items) - most} more"
+    return text
 
 
 def for_terminal(message: str, most: int = MAX_OF_A_LINE) -> str:
-    r"""Return a message without terminal control characters; line breaks stay where the next line is indented, as in our messages.
+    r"""Return a message without control characters of terminals.
 
-    A line break inside a name is therefore shown as `\n`, unless blanks follow it: an indented line cannot pass for a separate message.
+    Line breaks stay where the next line is indented, as in our messages. A line break inside a name
+    is therefore shown as `\n`, unless blanks follow it: then it cannot pass for a separate message.
     """
     lines = re.split(r"\n(?=  )", message)
     return "\n".join(shorten(line, most) for line in lines)
