@@ -8,4 +8,5 @@ from crfrefine.base.submodules import attributes_of, module_of
 if TYPE_CHECKING:
     from crfrefine.metrics import overlap as overlap
 
-__getattr__, __dir__ = partial(module_of, __name__), partial(attributes_of, __name__)
+__getattr__ = partial(module_of, __name__)
+__dir__ = partial(attributes_of, __name__)

@@ -1,4 +1,4 @@
-"""Parameters: the tables of a parameter file, their checks, TOML, presets, and their resolution for a case."""
+"""Parameters: the tables of a parameter file, their checks, presets, and the model of a case."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,4 +9,5 @@ if TYPE_CHECKING:
     from crfrefine.parameters import model as model
     from crfrefine.parameters import sections as sections
 
-__getattr__, __dir__ = partial(module_of, __name__), partial(attributes_of, __name__)
+__getattr__ = partial(module_of, __name__)
+__dir__ = partial(attributes_of, __name__)

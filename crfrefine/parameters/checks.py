@@ -1,4 +1,7 @@
-"""Checks of single values of a parameter file; errors name the dotted key. `Section.spread` checks lengths."""
+"""Checks of single values of a parameter file; errors name the dotted key.
+
+The lengths of lists depend on a case: `spread` checks them.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ GONE_KEYS = {
     "volume.keep": "the volume term keeps the voxels of each label's largest component",
     "mean_field.damping": "each step is the plain parallel update",
 }
+_PLURALS = {"label": "labels", "modality": "modalities", "axis": "axes"}
 
 
 @dataclass(frozen=True)
@@ -33,120 +37,177 @@ class Rule:
     high: float = math.inf  # largest number
     low_open: bool = False  # whether `low` itself is refused
     words: tuple[str, ...] = ()
-    # Words in a list per label: for the background, which means all foreground labels together, and for the others.
-    # None means `words`.
+    # Words in a list per label: for the background, which means all foreground labels together, and
+    # for the others. None means `words`.
     words_of_list: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-    per: str | None = (
-        None  # "label", "modality" or "axis": a list with a value for each may be given
-    )
+    # "label", "modality" or "axis": a list with a value for each may be given.
+    per: str | None = None
     shape: str = "single"  # "pair": two increasing numbers; "matrix": square, with a zero diagonal
 
     def check(self, value: Any, key: str) -> Any:
-        """Return a value in its final type, lists as tuples and numpy's types as Python's; raise ConfigError for a wrong one."""
-        value = value.tolist() if hasattr(value, "tolist") else value
+        """Return a value in its final type: lists as tuples, and numpy's types as Python's.
+
+        Raises ConfigError for a value that the key may not have.
+        """
+        if hasattr(value, "tolist"):
+            value = value.tolist()
         if self.shape == "matrix":
-            return _penalty_matrix(value, key)
-        is_list = isinstance(value, list | tuple)
-        has_lists = is_list and value and all(isinstance(entry, list | tuple) for entry in value)
-        if self.per and (has_lists if self.shape == "pair" else is_list):
-            if not value:
-                raise ConfigError(f"{key}: the list is empty")
-            first, *others = self.words_of_list or (self.words,)
-            rules = [
-                replace(self, per=None, words=words) for words in (first, *(others or (first,)))
-            ]
-            return tuple(
-                rules[min(index, 1)].check(entry, f"{key}[{index}]")
-                for index, entry in enumerate(value)
-            )
+            return _check_matrix(value, key)
+        if self.per is not None and self.is_list(value):
+            return self._check_list(value, key)
         if self.shape == "pair":
-            if not is_list or len(value) != 2:
-                raise ConfigError(
-                    f"{key}: expected two numbers [low, high], got {shorten_value(value)}"
-                )
-            number = replace(self, shape="single")
-            low, high = (
-                number.check(entry, f"{key}[{index}]") for index, entry in enumerate(value)
+            return self._check_pair(value, key)
+        expected = self._expected_instead(value)
+        if expected is not None:
+            raise ConfigError(f"{key}: {expected} got {shorten_value(value)}")
+        return self.kind(value)
+
+    def is_list(self, value: Any) -> bool:
+        """Return whether a value is a list with one value per label, modality or axis."""
+        if not isinstance(value, list | tuple):
+            return False
+        if self.shape == "pair":
+            return len(value) > 0 and all(isinstance(entry, list | tuple) for entry in value)
+        return True
+
+    def spread(self, value: Any, size: int, key: str) -> Any:
+        """Return a value for each of `size` labels, modalities or axes; a matrix stays as it is.
+
+        Raises ConfigError for a list of another length.
+        """
+        if self.is_list(value):
+            if len(value) != size:
+                raise self._wrong_length(len(value), size, key)
+            return value
+        if self.shape == "matrix":
+            return value
+        return (value,) * size
+
+    def _wrong_length(self, length: int, size: int, key: str) -> ConfigError:
+        """Return the error for a list that does not have one value per label, modality or axis."""
+        found = f"has {counted(length, 'value')}"
+        if self.shape == "matrix":
+            found = f"is {length} x {length}"
+        sizes = f"{size} {self.per}"
+        if size != 1 and self.per is not None:
+            sizes = f"{size} {_PLURALS[self.per]}"
+        return ConfigError(
+            f"{key}: it {found}, but the case has {sizes}; "
+            f"give one value for all, or one per {self.per}"
+        )
+
+    def _check_list(self, values: list[Any] | tuple[Any, ...], key: str) -> tuple[Any, ...]:
+        if not values:
+            raise ConfigError(f"{key}: the list is empty")
+        other_rule = replace(self, per=None)
+        first_rule = other_rule
+        if self.words_of_list is not None:
+            first_words, other_words = self.words_of_list
+            first_rule = replace(first_rule, words=first_words)
+            other_rule = replace(other_rule, words=other_words)
+
+        checked = [first_rule.check(values[0], f"{key}[0]")]
+        for index in range(1, len(values)):
+            checked.append(other_rule.check(values[index], f"{key}[{index}]"))
+        return tuple(checked)
+
+    def _check_pair(self, value: Any, key: str) -> tuple[float, float]:
+        if not isinstance(value, list | tuple) or len(value) != 2:
+            raise ConfigError(
+                f"{key}: expected two numbers [low, high], got {shorten_value(value)}"
             )
-            if low >= high:
-                raise ConfigError(
-                    f"{key}: the first number must be smaller than the second, got {shorten_value(value)}"
-                )
-            return low, high
+        number = replace(self, per=None, shape="single")
+        low = number.check(value[0], f"{key}[0]")
+        high = number.check(value[1], f"{key}[1]")
+        if low >= high:
+            raise ConfigError(
+                f"{key}: the first number must be smaller than the second, "
+                f"got {shorten_value(value)}"
+            )
+        return low, high
+
+    def _expected_instead(self, value: Any) -> str | None:
+        """Return what was expected instead of a single value, for messages; None if it is right."""
         if self.kind is bool:
-            if isinstance(value, bool):
-                return value
-            expected = "expected true or false,"
-        elif self.kind is str:
-            if isinstance(value, str) and value in self.words:
-                return value
-            expected = f"expected one of {', '.join(self.words)};"
-        elif isinstance(value, bool) or not isinstance(
-            value, int if self.kind is int else int | float
-        ):
-            expected = f"expected a {'whole ' if self.kind is int else ''}number,"
-        elif not abs(value) <= sys.float_info.max:  # also NaN
-            expected = "expected a finite number,"
-        elif not self.low <= value <= self.high or (self.low_open and value == self.low):
-            upper = (
-                ""
-                if self.high == math.inf
-                else f" and at most {self.high if self.kind is int else format(self.high, 'g')}"
-            )
-            expected = (
-                f"must be {'greater than' if self.low_open else 'at least'} {self.low:g}{upper},"
-            )
-        else:
-            return self.kind(value)
-        raise ConfigError(f"{key}: {expected} got {shorten_value(value)}")
+            return None if isinstance(value, bool) else "expected true or false,"
+        if self.kind is str:
+            is_word = isinstance(value, str) and value in self.words
+            return None if is_word else f"expected one of {', '.join(self.words)};"
+        return self._number_instead(value)
+
+    def _number_instead(self, value: Any) -> str | None:
+        """Return the same for numbers."""
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if self.kind is int and (not is_number or isinstance(value, float)):
+            return "expected a whole number,"
+        if not is_number:
+            return "expected a number,"
+        if not abs(value) <= sys.float_info.max:  # also NaN
+            return "expected a finite number,"
+        if not self.low <= value <= self.high or (self.low_open and value == self.low):
+            return f"must be {self._range_text()},"
+        return None
+
+    def _range_text(self) -> str:
+        """Return the range of numbers, such as "at least 1 and at most 100"."""
+        text = f"at least {self.low:g}"
+        if self.low_open:
+            text = f"greater than {self.low:g}"
+        if self.high == math.inf:
+            return text
+        highest = str(self.high) if self.kind is int else f"{self.high:g}"
+        return f"{text} and at most {highest}"
 
 
-def _penalty_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
-    rows = value if isinstance(value, list | tuple) else ()
-    if not rows or not all(isinstance(row, list | tuple) and len(row) == len(rows) for row in rows):
+def _check_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
+    """Return a square matrix with a zero diagonal, (L, L); raises ConfigError for another value."""
+    if not _is_square(value):
         raise ConfigError(
             f"{key}: expected a square matrix [[...], ...], got {shorten_value(value)}"
         )
     penalty = Rule(low=-MAX_PENALTY, high=MAX_PENALTY)
-    matrix = tuple(
-        tuple(penalty.check(entry, f"{key}[{i}][{j}]") for j, entry in enumerate(row))
-        for i, row in enumerate(rows)
-    )
+    matrix = []
+    for row_number, row in enumerate(value):
+        row_key = f"{key}[{row_number}]"
+        matrix.append(tuple(penalty.check(p, f"{row_key}[{n}]") for n, p in enumerate(row)))
     for index, row in enumerate(matrix):
         if row[index] != 0.0:
             raise ConfigError(
                 f"{key}[{index}][{index}]: the diagonal must be zero, got {row[index]:g}; "
                 "subtracting a row's diagonal entry from the whole row does not change the model"
             )
-    return matrix
+    return tuple(matrix)
 
 
-def wrong_length(length: int, key: str, what: str, size: int) -> ConfigError:
-    """Return the error for a list that does not have one value per label, modality or axis of the case."""
-    has = f"is {length} x {length}" if key.endswith("matrix") else f"has {counted(length, 'value')}"
-    sizes = (
-        what if size == 1 else {"label": "labels", "modality": "modalities", "axis": "axes"}[what]
-    )
-    return ConfigError(
-        f"{key}: it {has}, but the case has {size} {sizes}; give one value for all, or one per {what}"
-    )
+def _is_square(value: Any) -> bool:
+    """Return whether a value is a list of lists that are as long as itself."""
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return all(isinstance(row, list | tuple) and len(row) == len(value) for row in value)
 
 
 def unknown_key(key: object, known: Collection[str]) -> ConfigError:
-    """Return the error for a dotted key that does not exist: `theta_beta` is the last part of bilateral.theta_beta."""
+    """Return the error for a dotted key that does not exist, with a proposal if one is close.
+
+    `theta_beta` alone is taken for the last part of bilateral.theta_beta.
+    """
     key = str(key)
     if key in GONE_KEYS:
         return ConfigError(f"{key}: this key is gone: {GONE_KEYS[key]}; leave it out")
     table, _, entry = key.partition(".")
-    beside = [name.partition(".")[2] for name in known if name.startswith(f"{table}.")]
-    close = [name for name in known if name.endswith(f".{key}")]
-    close = close or difflib.get_close_matches(
-        (entry if beside else key)[:MAX_CHARACTERS], beside or list(known), n=1
-    )
-    tables = dict.fromkeys(name.partition(".")[0] for name in known)
-    hint = (
-        f"did you mean {' or '.join(map(repr, close))}?"
-        if close
-        else f"known: {', '.join(beside or tables)}"
-    )
+    entries = [name.partition(".")[2] for name in known if name.startswith(f"{table}.")]
+
+    proposals = [name for name in known if name.endswith(f".{key}")]
+    if not proposals and entries:
+        proposals = difflib.get_close_matches(entry[:MAX_CHARACTERS], entries, n=1)
+    elif not proposals:
+        proposals = difflib.get_close_matches(key[:MAX_CHARACTERS], list(known), n=1)
+
+    if proposals:
+        hint = f"did you mean {' or '.join(map(repr, proposals))}?"
+    elif entries:
+        hint = f"known: {', '.join(entries)}"
+    else:
+        tables = dict.fromkeys(name.partition(".")[0] for name in known)
+        hint = f"known: {', '.join(tables)}"
     return ConfigError(f"{shorten(key)}: unknown key; {hint}")

@@ -1,4 +1,7 @@
-"""The parameters of a refinement (tables in sections.py): TOML, dotted keys, and their resolution for a case."""
+"""The parameters of a refinement: their file, dotted keys, and their resolution for a case.
+
+Their tables are in `sections.py`.
+"""
 
 from __future__ import annotations
 
@@ -30,14 +33,17 @@ from crfrefine.parameters.sections import (
     StrokesParameters,
     VolumeParameters,
     section_of,
+    values_of,
 )
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, ModelSpec
 
 SCHEMA = 1
 TRAINED_ON = "trained_on"
-_MAX_BYTES = (
-    1 << 24
-)  # Largest size of a file; one with a penalty for each pair of a thousand labels has five megabytes.
+_TRAINED_ON_COMMENT = (
+    "The cases that the values were learned on, which are no evidence for new cases."
+)
+# Largest size of a file: one with a penalty for each pair of a thousand labels has five megabytes.
+_MAX_BYTES = 1 << 24
 _DOTTED_KEY = re.compile(r"(\w+)\.(?:([0-9]+)\.)?(\w+)")
 
 
@@ -46,68 +52,61 @@ class CrfParameters:
     """All parameters of a refinement; `CrfParameters()` is the `default` preset.
 
     Raises:
-        ConfigError: a value is of the wrong type or outside its range; the message names its dotted key.
+        ConfigError: a value is of the wrong type or outside its range; the message names its key.
 
     Examples:
         >>> import crfrefine
         >>> parameters = crfrefine.CrfParameters.load("brats")
-        >>> parameters = parameters.replace(**{"bilateral.theta_alpha": 2.0, "mean_field.num_iterations": 10})
+        >>> changes = {"bilateral.theta_alpha": 2.0, "mean_field.num_iterations": 10}
+        >>> parameters = parameters.replace(**changes)
         >>> parameters.bilateral[0].theta_alpha, parameters.mean_field.num_iterations
         (2.0, 10)
-        >>> parameters.replace(theta_alpha=2.0)
+        >>> parameters.replace(theta_beta=0.1)
         Traceback (most recent call last):
-        crfrefine.errors.ConfigError: theta_alpha: unknown key; did you mean 'bilateral.theta_alpha'?
+        crfrefine.errors.ConfigError: theta_beta: unknown key; did you mean 'bilateral.theta_beta'?
     """
 
-    intensity: IntensityParameters = field(
-        default_factory=IntensityParameters
-    )  # normalization of the image
-    bilateral: tuple[BilateralParameters, ...] = field(
-        default_factory=lambda: (BilateralParameters(),)
-    )  # the appearance kernels
-    spatial: SpatialParameters = field(default_factory=SpatialParameters)  # the smoothness kernel
-    compatibility: CompatibilityParameters = field(
-        default_factory=CompatibilityParameters
-    )  # the penalty matrix
-    volume: VolumeParameters = field(
-        default_factory=VolumeParameters
-    )  # the term that keeps each label's volume
-    mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)  # the iteration
-    postprocess: PostprocessParameters = field(
-        default_factory=PostprocessParameters
-    )  # the cleaning of the label map
-    strokes: StrokesParameters = field(default_factory=StrokesParameters)  # the reach of strokes
-    trained_on: tuple[
-        str, ...
-    ] = ()  # names of the cases that `train-crf` learned the values on; empty if unknown
+    # Normalization of the image.
+    intensity: IntensityParameters = field(default_factory=IntensityParameters)
+    # The appearance kernels.
+    bilateral: tuple[BilateralParameters, ...] = (BilateralParameters(),)
+    # The smoothness kernel.
+    spatial: SpatialParameters = field(default_factory=SpatialParameters)
+    # The penalty matrix.
+    compatibility: CompatibilityParameters = field(default_factory=CompatibilityParameters)
+    # The term that keeps each label's volume.
+    volume: VolumeParameters = field(default_factory=VolumeParameters)
+    # The iteration.
+    mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)
+    # The cleaning of the label map.
+    postprocess: PostprocessParameters = field(default_factory=PostprocessParameters)
+    # The reach of strokes.
+    strokes: StrokesParameters = field(default_factory=StrokesParameters)
+    # Names of the cases that `train-crf` learned the values on; empty if unknown.
+    trained_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        kernels = (
-            (self.bilateral,) if isinstance(self.bilateral, BilateralParameters) else self.bilateral
-        )
-        if (
-            not isinstance(kernels, list | tuple)
-            or not kernels
-            or not all(isinstance(k, BilateralParameters) for k in kernels)
-        ):
+        kernels = values_of(self.bilateral)
+        if not _are_all(kernels, BilateralParameters) or not kernels:
             raise ConfigError(
-                "bilateral: expected one kernel or several; to switch the term off, set bilateral.weight = 0"
+                "bilateral: expected one kernel or several; "
+                "to switch the term off, set bilateral.weight = 0"
             )
-        object.__setattr__(self, "bilateral", tuple(kernels))
+        object.__setattr__(self, "bilateral", kernels)
+
         for name, kind in SECTIONS.items():
-            if name != "bilateral" and not isinstance(getattr(self, name), kind):
-                raise ConfigError(
-                    f"{name}: expected {kind.__name__}, got {shorten_value(getattr(self, name))}"
-                )
+            section = getattr(self, name)
+            if name != "bilateral" and not isinstance(section, kind):
+                raise ConfigError(f"{name}: expected {kind.__name__}, got {shorten_value(section)}")
         if self.compatibility.kind == "potts" and self.compatibility.matrix is not None:
             raise ConfigError(
-                "compatibility.matrix: not used by compatibility.kind = 'potts'; set compatibility.kind = 'matrix' too"
+                "compatibility.matrix: not used by compatibility.kind = 'potts'; "
+                "set compatibility.kind = 'matrix' too"
             )
-        if not isinstance(self.trained_on, list | tuple) or not all(
-            isinstance(name, str) for name in self.trained_on
-        ):
+        if not _are_all(self.trained_on, str):
             raise ConfigError(
-                f"{TRAINED_ON}: expected a list of names of cases, got {shorten_value(self.trained_on)}"
+                f"{TRAINED_ON}: expected a list of names of cases, "
+                f"got {shorten_value(self.trained_on)}"
             )
         object.__setattr__(self, TRAINED_ON, tuple(self.trained_on))
 
@@ -119,18 +118,16 @@ class CrfParameters:
             name_or_path: a name that `list_presets` returns, or the path of a file.
 
         Raises:
-            ConfigError: the preset or file does not exist, is not TOML, or has a wrong key or value.
+            ConfigError: the file does not exist, is not TOML, or has a wrong key or value.
         """
         path = find_config(name_or_path)
         try:
             if path.stat().st_size > _MAX_BYTES:
-                raise ConfigError(
-                    f"too large for a parameter file; at most {_MAX_BYTES / 1e6:.0f} MB are read"
-                )
+                limit = f"{_MAX_BYTES / 1e6:.0f} MB"
+                raise ConfigError(f"too large for a parameter file; at most {limit} are read")
             add_inputs(path)
-            return cls.from_toml(
-                path.read_text(encoding="utf-8-sig")
-            )  # Some editors begin a file with a byte order mark.
+            # Some editors begin a file with a byte order mark.
+            return cls.from_toml(path.read_text(encoding="utf-8-sig"))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
         except (OSError, UnicodeDecodeError) as error:
@@ -147,7 +144,7 @@ class CrfParameters:
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> CrfParameters:
-        """Parameters from nested mappings, as `to_dict` returns and TOML gives; raises ConfigError like `load`."""
+        """Parameters from nested mappings, as of `to_dict`; raises ConfigError like `load`."""
         if not isinstance(table, Mapping):
             raise ConfigError(
                 f"expected a dictionary of sections, as to_dict returns, got {shorten_value(table)}"
@@ -155,20 +152,13 @@ class CrfParameters:
         schema = table.get("schema", SCHEMA)
         if type(schema) is not int or schema != SCHEMA:
             raise ConfigError(
-                f"schema: expected {SCHEMA}, got {shorten_value(schema)}; the file is from another version of crfrefine"
+                f"schema: expected {SCHEMA}, got {shorten_value(schema)}; "
+                "the file is from another version of crfrefine"
             )
         sections: dict[str, Any] = {}
         for name, value in table.items():
             if name == "bilateral":
-                kernels = value if isinstance(value, list | tuple) else (value,)
-                prefixes = (
-                    [name]
-                    if len(kernels) == 1
-                    else [f"{name}.{number}" for number in range(len(kernels))]
-                )
-                sections[name] = tuple(
-                    map(section_of, [BilateralParameters] * len(kernels), kernels, prefixes)
-                )
+                sections[name] = _kernels_of(value)
             elif name in SECTIONS:
                 sections[name] = section_of(SECTIONS[name], value, name)
             elif name not in ("schema", TRAINED_ON):
@@ -177,49 +167,50 @@ class CrfParameters:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain Python values with the keys of the file; unset keys are left out."""
-        table: dict[str, Any] = {"schema": SCHEMA} | (
-            {TRAINED_ON: list(self.trained_on)} if self.trained_on else {}
-        )
+        table: dict[str, Any] = {"schema": SCHEMA}
+        if self.trained_on:
+            table[TRAINED_ON] = list(self.trained_on)
         for name, _, section in self._tables():
-            values = {
-                key: to_plain(value) for key, value in vars(section).items() if value is not None
-            }
-            table[name] = [*table.get(name, ()), values] if name == "bilateral" else values
+            values = {}
+            for key, value in vars(section).items():
+                if value is not None:
+                    values[key] = to_plain(value)
+            if name == "bilateral":
+                table.setdefault(name, []).append(values)
+            else:
+                table[name] = values
         return table
 
     def to_toml(self, comment: str = "") -> str:
-        """The text of a TOML file with a comment for each key; `comment` is for its head, without the comment sign."""
-        text = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines()) + (
-            "\n" if comment else ""
-        )
+        """The text of a TOML file with a comment for each key.
+
+        `comment` is for its head, without the comment sign.
+        """
+        text = ""
+        for line in comment.splitlines():
+            text += f"# {line}".rstrip() + "\n"
+        if comment:
+            text += "\n"
         text += f"schema = {SCHEMA}\n"
         if self.trained_on:
-            names = "".join(f"  {_toml_value(name)},\n" for name in self.trained_on)
-            text += "# The cases that the values were learned on, which are no evidence for new cases.\n"
-            text += f"{TRAINED_ON} = [\n{names}]\n"
+            text += f"# {_TRAINED_ON_COMMENT}\n"
+            text += f"{TRAINED_ON} = {_toml_lines(self.trained_on)}\n"
+
         for name, prefix, section in self._tables():
-            is_first = prefix in (name, f"{name}.0")
-            text += f"\n# {(section.__doc__ or '').splitlines()[0]}\n" if is_first else "\n"
-            text += (
-                f"[[{name}]]\n"
-                if name == "bilateral" and len(self.bilateral) > 1
-                else f"[{name}]\n"
-            )
-            for key in dataclasses.fields(section):
-                value, comment = getattr(section, key.name), key.metadata["comment"]
-                # A key without a value is shown commented out, with its meaning.
-                entry = (
-                    f"# {key.name}: not set"
-                    if value is None
-                    else f"{key.name} = {_toml_value(value)}"
-                )
-                text += f"# {comment}\n{entry}\n" if "\n" in entry else f"{entry:<31} # {comment}\n"
+            text += "\n"
+            if prefix in (name, f"{name}.0"):
+                text += f"# {section.comment or section.__doc__}\n"
+            is_one_of_several = prefix != name
+            text += f"[[{name}]]\n" if is_one_of_several else f"[{name}]\n"
+            for entry in dataclasses.fields(section):
+                text += _toml_entry(section, entry)
         return text
 
     def save(self, path: str | Path, comment: str = "") -> None:
-        """Write a TOML file that `load` reads back to equal parameters; an existing file is replaced atomically.
+        """Write a TOML file that `load` reads back to equal parameters.
 
-        `comment` has lines for the head of the file, without the comment sign. Raises ConfigError if the file cannot be written.
+        An existing file is replaced atomically. `comment` has lines for the head of the file,
+        without the comment sign. Raises ConfigError if the file cannot be written.
         """
         from crfrefine.io.atomic import write_small_file
 
@@ -229,36 +220,24 @@ class CrfParameters:
             raise ConfigError(str(error)) from error
 
     def replace(self, **changes: Any) -> CrfParameters:
-        """A copy with some entries changed.
+        """A copy with some entries changed: sections first, then entries.
 
         Args:
-            changes: dotted keys as in `--set`, e.g. `**{"bilateral.theta_alpha": 2.0}`; `bilateral.1.weight` is the second kernel's.
-                A whole section is changed by its bare name, e.g. `spatial=SpatialParameters(weight=1.0)`.
+            changes: dotted keys as in `--set`, e.g. `**{"bilateral.theta_alpha": 2.0}`;
+                `bilateral.1.weight` is the second kernel's. A whole section is changed by its bare
+                name, e.g. `spatial=SpatialParameters(weight=1.0)`.
 
         Raises:
             ConfigError: a key is unknown or a value is not allowed; the message names the key.
         """
+        sections = {name: changes[name] for name in SECTIONS if name in changes}
         table = self.to_dict()
-        if sections := {name: changes[name] for name in SECTIONS if name in changes}:
-            table = self.from_dict(table | sections).to_dict()
+        if sections:
+            table.update(sections)
+            table = self.from_dict(table).to_dict()
         for key, value in changes.items():
-            if key in SECTIONS:
-                continue
-            match = _DOTTED_KEY.fullmatch(key)
-            name, number, entry = match.groups() if match else ("", None, "")
-            if f"{name}.{entry}" not in KEYS or (number and name != "bilateral"):
-                raise unknown_key(key, KEYS)
-            tables = table[name] if name == "bilateral" else [table[name]]
-            if number is None and len(tables) > 1:
-                names = listed([f"{name}.{number}.{entry}" for number in range(len(tables))])
-                raise ConfigError(
-                    f"{shorten(key)}: there are {len(tables)} kernels; say which: {names}"
-                )
-            if len(number or "") > 9 or int(number or 0) >= len(tables):
-                raise ConfigError(
-                    f"{shorten(key)}: expected the number of a kernel from 0 to {len(tables) - 1}"
-                )
-            tables[int(number or 0)][entry] = value
+            if key not in sections:
+                _set_entry(table, key, value)
         if changes.get("compatibility.kind") == "potts" and "compatibility.matrix" not in changes:
             table["compatibility"].pop("matrix", None)
         return self.from_dict(table)
@@ -266,29 +245,30 @@ class CrfParameters:
     def _tables(self) -> Iterator[tuple[str, str, Section]]:
         """Yield the tables of the file in their order: name, prefix of its keys, content."""
         for name in SECTIONS:
-            kernels = self.bilateral if name == "bilateral" else (getattr(self, name),)
-            for number, section in enumerate(kernels):
-                yield name, name if len(kernels) == 1 else f"{name}.{number}", section
+            if name == "bilateral":
+                prefixes = _kernel_prefixes(len(self.bilateral))
+                for prefix, kernel in zip(prefixes, self.bilateral, strict=True):
+                    yield name, prefix, kernel
+            else:
+                yield name, name, getattr(self, name)
 
     @property
     def num_labels(self) -> int | None:
-        """L, if a value per label or a matrix fixes it; None if all values hold for any number of labels."""
-        lists = (
-            values
-            for name, _, section in self._tables()
-            if name != "postprocess"
-            for values in section.label_lists.values()
-        )
-        return next(map(len, lists), None)
+        """L, if a value per label or a matrix fixes it; None if all values hold for any number."""
+        for name, _, section in self._tables():
+            if name == "postprocess":
+                continue
+            for values in section.label_lists.values():
+                return len(values)
+        return None
 
     @property
     def has_weight(self) -> bool:
         """Whether any term has a weight: without one, there is no CRF."""
-        weights = [kernel.weight for kernel in self.bilateral] + [
-            self.spatial.weight,
-            self.volume.weight,
-        ]
-        return any(any(weight) if isinstance(weight, tuple) else weight for weight in weights)
+        weights = [*values_of(self.spatial.weight), self.volume.weight]
+        for kernel in self.bilateral:
+            weights += values_of(kernel.weight)
+        return any(weights)
 
     @property
     def counts_network_voxels(self) -> bool:
@@ -296,28 +276,28 @@ class CrfParameters:
         return self.mean_field.positions == "network"
 
     def select_labels(self, labels: Sequence[int], num_labels: int) -> CrfParameters:
-        """Return the parameters of a case in which only some labels take part: lists with a value per label keep those.
+        """Return the parameters of a case in which only some labels take part.
 
-        `labels` are in the order of the case's channels; lists have `num_labels` values, background included. Raises ConfigError, with the
+        Lists with a value per label keep those of `labels`, which are in the order of the case's
+        channels; they have `num_labels` values, background included. Raises ConfigError, with the
         key, for a list of another length.
         """
-        sections: dict[str, Any] = {"bilateral": []}
+        sections: dict[str, Any] = {}
+        kernels: list[Any] = []
         for name, prefix, section in self._tables():
             section.spread({"label": num_labels}, prefix)  # checks the lengths
-            lists = {
-                key: tuple(values[label] for label in labels)
-                for key, values in section.label_lists.items()
-            }
-            if "matrix" in lists:
-                lists["matrix"] = tuple(
-                    tuple(row[label] for label in labels) for row in lists["matrix"]
-                )
-            chosen = dataclasses.replace(section, **lists)
-            sections[name] = [*sections[name], chosen] if name == "bilateral" else chosen
-        return dataclasses.replace(self, **sections)
+            selected = section.select_labels(labels)
+            if name == "bilateral":
+                kernels.append(selected)
+            else:
+                sections[name] = selected
+        return dataclasses.replace(self, bilateral=tuple(kernels), **sections)
 
     def resolve(self, num_labels: int, num_modalities: int, num_dims: int) -> ModelSpec:
-        """Return the model for a case: single numbers spread over its labels, modalities and axes, and terms without weight left out.
+        """Return the model for a case.
+
+        Single numbers are spread over its labels, modalities and axes; terms without weight are
+        left out.
 
         Args:
             num_labels: L, background included.
@@ -335,29 +315,24 @@ class CrfParameters:
         require_few_labels(num_labels, "the case")
         sizes = {"label": num_labels, "modality": num_modalities, "axis": num_dims}
         tables = [(name, section.spread(sizes, prefix)) for name, prefix, section in self._tables()]
-        values, run, matrix = dict(tables), self.mean_field, self.compatibility.matrix
-        terms = [
-            (table["weight"], KernelSpec(table["theta_alpha"], table["theta_beta"]))
-            for name, table in tables
-            if name == "bilateral"
-        ]
-        terms.append((values["spatial"]["weight"], KernelSpec(values["spatial"]["theta_gamma"])))
-        terms = [
-            (weights, kernel) for weights, kernel in terms if np.array(weights, np.float32).any()
-        ]
-        weights = np.array([weights for weights, _ in terms], np.float32).reshape(
-            len(terms), num_labels
-        )
-        compatibility = (
-            1 - np.eye(num_labels, dtype=np.float32)
-            if matrix is None
-            else np.asarray(matrix, np.float32)
-        )
-        bias = np.array(values["mean_field"]["bias"], np.float32)
-        shift, kernels = bias if bias.any() else None, tuple(kernel for _, kernel in terms)
+        kernels = []
+        weights = []
+        for name, values in tables:
+            if name == "bilateral":
+                kernel = KernelSpec(values["theta_alpha"], values["theta_beta"])
+            elif name == "spatial":
+                kernel = KernelSpec(values["theta_gamma"])
+            else:
+                continue
+            if np.array(values["weight"], np.float32).any():
+                kernels.append(kernel)
+                weights.append(values["weight"])
+
+        bias = np.array(dict(tables)["mean_field"]["bias"], np.float32)
+        run = self.mean_field
         return ModelSpec(
             KernelSetSpec(
-                kernels,
+                tuple(kernels),
                 run.normalization,
                 run.filter,
                 num_labels,
@@ -365,38 +340,116 @@ class CrfParameters:
                 run.positions,
             ),
             MeanFieldSpec(
-                weights,
-                compatibility,
+                np.array(weights, np.float32).reshape(len(kernels), num_labels),
+                self.compatibility.penalties(num_labels),
                 run.num_iterations,
                 run.temperature,
                 run.tolerance,
-                shift,
+                bias if bias.any() else None,
                 self.volume.weight,
             ),
         )
 
 
 def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameters:
-    """Return the parameters of an argument: themselves, a preset's name, a file's path, or None for `default`; raises like `load`."""
+    """Return the parameters of an argument, which may be a preset's name or a file's path.
+
+    None means the preset `default`. Raises like `CrfParameters.load`.
+    """
+    if parameters is None:
+        return CrfParameters()
+    if isinstance(parameters, CrfParameters):
+        return parameters
     if isinstance(parameters, str | Path):
         return CrfParameters.load(parameters)
-    if isinstance(parameters, CrfParameters | None):
-        return parameters or CrfParameters()
     raise ConfigError(
-        f"parameters: expected CrfParameters, a preset's name or a file's path, got {shorten_value(parameters)}; "
-        "CrfParameters.from_dict takes nested dictionaries"
+        "parameters: expected CrfParameters, a preset's name or a file's path, "
+        f"got {shorten_value(parameters)}; CrfParameters.from_dict takes nested dictionaries"
     )
 
 
+def _are_all(values: object, kind: type) -> bool:
+    """Return whether values are a list or a tuple, and all of a kind."""
+    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
+
+
+def _kernel_prefixes(num_kernels: int) -> list[str]:
+    """Return the prefixes of the keys of each kernel: only of several kernels they have numbers."""
+    if num_kernels == 1:
+        return ["bilateral"]
+    return [f"bilateral.{number}" for number in range(num_kernels)]
+
+
+def _kernels_of(value: Any) -> tuple[Section, ...]:
+    """Return the appearance kernels from one table or a list of tables."""
+    tables = values_of(value)
+    prefixes = _kernel_prefixes(len(tables))
+    return tuple(map(section_of, [BilateralParameters] * len(tables), tables, prefixes))
+
+
+def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
+    """Set the value of a dotted key in a table as of `to_dict`; raises ConfigError if unknown."""
+    match = _DOTTED_KEY.fullmatch(key)
+    if match is None:
+        raise unknown_key(key, KEYS)
+    name, number, entry = match.groups()
+    if f"{name}.{entry}" not in KEYS or (number is not None and name != "bilateral"):
+        raise unknown_key(key, KEYS)
+    if name != "bilateral":
+        table[name][entry] = value
+        return
+
+    kernels = table[name]
+    if number is None and len(kernels) > 1:
+        keys = [f"{prefix}.{entry}" for prefix in _kernel_prefixes(len(kernels))]
+        raise ConfigError(
+            f"{shorten(key)}: there are {len(kernels)} kernels; say which: {listed(keys)}"
+        )
+    kernel = _kernel_by_number(kernels, number or "0", key)
+    kernel[entry] = value
+
+
+def _kernel_by_number(kernels: list[dict[str, Any]], number: str, key: str) -> dict[str, Any]:
+    """Return the table of a kernel; raises ConfigError, with the key, if there is no such one."""
+    if len(number) > 9 or int(number) >= len(kernels):
+        raise ConfigError(
+            f"{shorten(key)}: expected the number of a kernel from 0 to {len(kernels) - 1}"
+        )
+    return kernels[int(number)]
+
+
 def _toml_value(value: object) -> str:
-    """TOML text of a string, number, or nested sequence of these; a matrix takes a line for each row."""
+    """TOML text of a string, number, or nested sequence; a matrix takes a line for each row."""
     if isinstance(value, Sequence) and value and isinstance(value[0], list | tuple):
-        return "[\n" + "".join(f"  {_toml_value(row)},\n" for row in value) + "]"
+        return _toml_lines(value)
     return json.dumps(value, ensure_ascii=False)
 
 
+def _toml_lines(values: Sequence[object]) -> str:
+    """TOML text of a sequence with a line for each value."""
+    text = "[\n"
+    for value in values:
+        text += f"  {_toml_value(value)},\n"
+    return text + "]"
+
+
+def _toml_entry(section: Section, key: dataclasses.Field[Any]) -> str:
+    """TOML text of a key and its comment; without a value, the key itself is a comment."""
+    comment = key.metadata["comment"]
+    value = getattr(section, key.name)
+    entry = f"{key.name} = {_toml_value(value)}"
+    if value is None:
+        entry = f"# {key.name}: not set"
+    if "\n" in entry:
+        return f"# {comment}\n{entry}\n"
+    return f"{entry:<31} # {comment}\n"
+
+
 def _toml_problem(error: ValueError | RecursionError) -> str:
-    """Return the fault of a text that `tomllib` could not read; Python's messages on other faults than syntax are not for users."""
+    """Return the fault of a text that `tomllib` could not read.
+
+    Python's messages on other faults than syntax are not for users.
+    """
     if isinstance(error, tomllib.TOMLDecodeError):
         return shorten(error, MAX_OF_A_REASON)
     return "too many digits in a number, an invalid date, or too many nested lists"
@@ -406,13 +459,13 @@ _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Split `KEY=VALUE` into a dotted key and a value for `CrfParameters.replace`; raise ConfigError if it cannot be read.
+    """Split `KEY=VALUE` into a dotted key and a value for `CrfParameters.replace`.
 
-    The value is in TOML's syntax; a single word needs no quotes.
+    The value is in TOML's syntax; a single word needs no quotes. Raises ConfigError if the text
+    cannot be read.
     """
-    key, sign, raw = text.partition("=")
-    key, raw = key.strip(), raw.strip()
-    if not sign or not key or not raw:
+    key, _, raw = map(str.strip, text.partition("="))
+    if not key or not raw:
         raise ConfigError(
             f"{shorten_value(text)}: expected KEY=VALUE, e.g. bilateral.theta_alpha=6"
         )

@@ -10,25 +10,21 @@ from crfrefine.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The folder of the presets: inside the installed package, or beside it in a source tree.
-CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+CONFIGS = _PACKAGE / "configs"
+if not CONFIGS.is_dir():
+    CONFIGS = _PACKAGE.parent / "configs"
 
 
 def list_presets() -> list[str]:
     """Names of the presets, `default` first, the others in alphabetical order."""
-    return sorted(
-        (path.stem for path in CONFIGS.glob("*.toml")), key=lambda name: (name != "default", name)
-    )
+    names = [path.stem for path in CONFIGS.glob("*.toml")]
+    return sorted(names, key=lambda name: (name != "default", name))
 
 
 def purpose_of(preset: str) -> str:
     """Return the purpose of a preset in a few words: the start of its first comment."""
-    first = (
-        (CONFIGS / f"{preset}.toml")
-        .read_text(encoding="utf-8")
-        .partition("\n")[0]
-        .removeprefix("# ")
-    )
-    return re.split(r"(?<=.{12})(?: \(|[:.](?: |$))", first)[0]
+    first_line, _, _ = (CONFIGS / f"{preset}.toml").read_text(encoding="utf-8").partition("\n")
+    return re.split(r"(?<=.{12})(?: \(|[:.](?: |$))", first_line.removeprefix("# "))[0]
 
 
 def find_config(name_or_path: str | Path) -> Path:
@@ -40,12 +36,12 @@ def find_config(name_or_path: str | Path) -> Path:
             return preset
         if path.is_file():
             return path
-        what = "is not a regular file" if path.exists() else "no such file or preset"
+        problem = "is not a regular file" if path.exists() else "no such file or preset"
     except (OSError, ValueError) as error:  # A name that is too long, or holds the character NUL.
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(
             f"{shorten(name_or_path)}: cannot be read as a parameter file: {reason}"
         ) from error
     raise ConfigError(
-        f"{shorten(name_or_path, MAX_OF_A_PATH)}: {what}; presets: {', '.join(list_presets())}"
+        f"{shorten(name_or_path, MAX_OF_A_PATH)}: {problem}; presets: {', '.join(list_presets())}"
     )

@@ -1,22 +1,27 @@
-"""The tables of a parameter file as checked dataclasses; the fields' metadata hold every key's rule, unit and meaning."""
+"""The tables of a parameter file as checked dataclasses.
+
+The metadata of each field hold its key's rule, unit and meaning.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
-from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, unknown_key, wrong_length
+from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, unknown_key
 
-MAX_TEMPERATURE = (
-    1e6  # far above any that preserves the logits; the smallest one depends on the logits
-)
-MAX_BIAS = (
-    1e3  # far above any useful difference between logits, and far below those of absent labels, 1e4
-)
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Far above any that preserves the logits; the smallest one depends on the logits.
+MAX_TEMPERATURE = 1e6
+# Far above any useful difference between logits, and far below those of absent labels, 1e4.
+MAX_BIAS = 1e3
 OUTPUT_TEMPERATURE_RANGE = (0.01, 100.0)  # refined logits divided by it stay inside float32's range
 FILTERS = ("auto", "exact", "truncated", "lattice", "grid")  # how messages are computed
 _PENALTY = Rule(low=-MAX_PENALTY, high=MAX_PENALTY, per="label")
@@ -31,9 +36,8 @@ _COMPONENTS = Rule(
 
 def _key(default: Any, rule: Rule, comment: str, needed_by: tuple[str, str] | None = None) -> Any:
     """A key of a table; `needed_by` is the word of another key that does not allow None here."""
-    return field(
-        default=default, metadata={"rule": rule, "comment": comment, "needed_by": needed_by}
-    )
+    metadata = {"rule": rule, "comment": comment, "needed_by": needed_by}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -41,51 +45,77 @@ class Section:
     """A table of the file: checks its fields on construction and turns lists into tuples."""
 
     section: ClassVar[str] = ""
+    comment: ClassVar[str] = ""  # of the table in files; empty means the docstring
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
-            key, value = f"{self.section}.{entry.name}", getattr(self, entry.name)
-            if value is not None or entry.default is not None:
-                # The dataclass is frozen for its users; this only converts values to their final type.
-                object.__setattr__(self, entry.name, entry.metadata["rule"].check(value, key))
+            value = getattr(self, entry.name)
+            if value is None and entry.default is None:
+                self._require_not_needed(entry)
                 continue
-            other, word = entry.metadata["needed_by"]
-            given = getattr(self, other)
-            if word in (given if isinstance(given, tuple) else (given,)):
-                raise ConfigError(
-                    f"{key}: needed by {self.section}.{other} = {word!r}; {entry.metadata['comment']}"
-                )
+            # The dataclass is frozen for its users; this only converts values to their final type.
+            checked = _rule_of(entry).check(value, f"{self.section}.{entry.name}")
+            object.__setattr__(self, entry.name, checked)
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        """Return the dotted keys of the table."""
+        return [f"{cls.section}.{entry.name}" for entry in dataclasses.fields(cls)]
+
+    def _require_not_needed(self, entry: dataclasses.Field[Any]) -> None:
+        """Raise ConfigError if a word of another key does not allow this key to have no value."""
+        other_key, word = entry.metadata["needed_by"]
+        if word in values_of(getattr(self, other_key)):
+            raise ConfigError(
+                f"{self.section}.{entry.name}: needed by {self.section}.{other_key} = {word!r}; "
+                f"{entry.metadata['comment']}"
+            )
 
     def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
-        """Return the values by key, with one value per "label", "modality" or "axis" for which `sizes` has a number.
+        """Return the values by key, with a value per "label", "modality" or "axis" of `sizes`.
 
-        Raises ConfigError for a list of another length; `prefix` is the key of the section in errors, its name unless given.
+        Raises ConfigError for a list of another length; `prefix` is the key of the section in
+        errors, its name unless given.
         """
         values = {}
         for entry in dataclasses.fields(self):
-            value, rule = getattr(self, entry.name), entry.metadata["rule"]
-            if rule.per in sizes:
-                if isinstance(value, tuple) and (
-                    rule.shape != "pair" or isinstance(value[0], tuple)
-                ):
-                    if len(value) != (size := sizes[rule.per]):
-                        raise wrong_length(
-                            len(value), f"{prefix or self.section}.{entry.name}", rule.per, size
-                        )
-                elif rule.shape != "matrix":
-                    value = (value,) * sizes[rule.per]
+            value = getattr(self, entry.name)
+            rule = _rule_of(entry)
+            if rule.per is not None and rule.per in sizes:
+                key = f"{prefix or self.section}.{entry.name}"
+                value = rule.spread(value, sizes[rule.per], key)
             values[entry.name] = value
         return values
 
     @property
     def label_lists(self) -> dict[str, tuple[Any, ...]]:
         """The lists with a value per label, by key."""
-        values = {
-            entry.name: getattr(self, entry.name)
-            for entry in dataclasses.fields(self)
-            if entry.metadata["rule"].per == "label"
-        }
-        return {key: value for key, value in values.items() if isinstance(value, tuple)}
+        lists = {}
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if _rule_of(entry).per == "label" and isinstance(value, tuple):
+                lists[entry.name] = value
+        return lists
+
+    def select_labels(self, labels: Sequence[int]) -> Self:
+        """Return the section with the values of these labels in its lists, in this order."""
+        lists = {}
+        for key, values in self.label_lists.items():
+            lists[key] = tuple(values[label] for label in labels)
+        return dataclasses.replace(self, **lists)
+
+
+def values_of(value: Any) -> tuple[Any, ...]:
+    """Return the entries of a list as a tuple; of a single value, a tuple with it alone."""
+    if isinstance(value, list | tuple):
+        return tuple(value)
+    return (value,)
+
+
+def _rule_of(entry: dataclasses.Field[Any]) -> Rule:
+    """Return the rule of a key."""
+    rule: Rule = entry.metadata["rule"]
+    return rule
 
 
 @dataclass(frozen=True)
@@ -121,9 +151,13 @@ NORMALIZED = IntensityParameters(normalization="none")  # for an image that has 
 
 @dataclass(frozen=True)
 class BilateralParameters(Section):
-    """One appearance kernel: exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."""
+    """One appearance kernel, of position and intensity."""
 
     section: ClassVar[str] = "bilateral"
+    comment: ClassVar[str] = (
+        "One appearance kernel: "
+        "exp(-|p_i - p_j|^2 / 2 theta_alpha^2 - sum_c |I_ic - I_jc|^2 / 2 theta_beta_c^2)."
+    )
     weight: float | tuple[float, ...] = _key(
         4.0, _PENALTY, "a number, or one per label; 0: no such term"
     )
@@ -166,23 +200,47 @@ class CompatibilityParameters(Section):
     matrix: tuple[tuple[float, ...], ...] | None = _key(
         None,
         Rule(per="label", shape="matrix"),
-        'for "matrix": labels x labels, zero diagonal; row: label of the neighbor, column: own label',
+        'for "matrix": labels x labels, zero diagonal; '
+        "row: label of the neighbor, column: own label",
         needed_by=("kind", "matrix"),
     )
+
+    def penalties(self, num_labels: int) -> NDArray[np.float32]:
+        """Return the penalty matrix, (L, L)."""
+        import numpy as np
+
+        if self.matrix is None:
+            return 1 - np.eye(num_labels, dtype=np.float32)
+        return np.asarray(self.matrix, np.float32)
+
+    def select_labels(self, labels: Sequence[int]) -> CompatibilityParameters:
+        """Return the section with the rows and columns of these labels, in this order."""
+        if self.matrix is None:
+            return self
+        matrix = []
+        for row_label in labels:
+            row = self.matrix[row_label]
+            matrix.append(tuple(row[label] for label in labels))
+        return dataclasses.replace(self, matrix=tuple(matrix))
 
 
 @dataclass(frozen=True)
 class VolumeParameters(Section):
-    """The term that keeps the number of voxels of each label's main body, which the other terms tend to shrink."""
+    """The term that keeps the number of voxels of each label's main body."""
 
     section: ClassVar[str] = "volume"
+    comment: ClassVar[str] = (
+        "The term that keeps the number of voxels of each label's main body, "
+        "which the other terms tend to shrink."
+    )
     weight: float = _key(
         0.0, Rule(low=0.0, high=1.0), "0 = no such term; 1 = each step keeps the volumes exactly"
     )
     match_input: bool = _key(
         False,
         Rule(bool),
-        "whether each label of a label map ends with as many voxels as it has there, by a bias after the iterations",
+        "whether each label of a label map ends with as many voxels as it has there, "
+        "by a bias after the iterations",
     )
 
 
@@ -195,7 +253,8 @@ class MeanFieldParameters(Section):
     tolerance: float = _key(
         1e-5,
         Rule(low=0.0),
-        "nats per voxel: mean KL between two iterations that counts as converged; 0 = always all iterations",
+        "nats per voxel: mean KL between two iterations that counts as converged; "
+        "0 = always all iterations",
     )
     temperature: float = _key(
         1.0, Rule(low=0.0, low_open=True, high=MAX_TEMPERATURE), "divides the logits"
@@ -216,7 +275,8 @@ class MeanFieldParameters(Section):
     filter: str = _key(
         "auto",
         Rule(str, words=FILTERS),
-        "auto | exact | truncated | lattice | grid (at most 2 modalities): how bilateral messages are computed",
+        "auto | exact | truncated | lattice | grid (at most 2 modalities): "
+        "how bilateral messages are computed",
     )
     positions: str = _key(
         "mm",
@@ -226,7 +286,8 @@ class MeanFieldParameters(Section):
     label_threshold: float = _key(
         1e-4,
         Rule(low=0.0, high=0.01),
-        "a label whose marginals all stay below this around a tile takes no part there; 0 = all labels everywhere",
+        "a label whose marginals all stay below this around a tile takes no part there; "
+        "0 = all labels everywhere",
     )
 
 
@@ -254,11 +315,12 @@ class PostprocessParameters(Section):
     @property
     def removing(self) -> dict[str, str | float | tuple[str, ...] | tuple[float, ...]]:
         """The rules that can remove components, by their dotted keys; empty if all are off."""
-        rules = {"keep_largest": self.keep_largest, "min_component_ml": self.min_component_ml}
-        values = {
-            key: {*rule} if isinstance(rule, tuple) else {rule} for key, rule in rules.items()
-        }
-        return {f"{self.section}.{key}": rules[key] for key in rules if values[key] - {"none", 0.0}}
+        rules = {}
+        for key in ("keep_largest", "min_component_ml"):
+            rule = getattr(self, key)
+            if set(values_of(rule)) - {"none", 0.0}:
+                rules[f"{self.section}.{key}"] = rule
+        return rules
 
 
 @dataclass(frozen=True)
@@ -282,13 +344,16 @@ class StrokesParameters(Section):
 SECTIONS: dict[str, type[Section]] = {kind.section: kind for kind in Section.__subclasses__()}
 
 # All dotted keys, in the order of the file.
-KEYS = [
-    f"{name}.{entry.name}" for name, kind in SECTIONS.items() for entry in dataclasses.fields(kind)
-]
+KEYS: list[str] = []
+for _section in SECTIONS.values():
+    KEYS += _section.keys()
 
 
 def section_of(kind: type[Section], table: Any, prefix: str) -> Section:
-    """Return a section from its table; errors name keys by `prefix`, which has the number of one of several kernels."""
+    """Return a section from its table; raises ConfigError for a wrong key or value.
+
+    Errors name keys by `prefix`, which has the number of one of several kernels.
+    """
     if isinstance(table, kind):
         return table
     if not isinstance(table, Mapping):

@@ -9,4 +9,5 @@ if TYPE_CHECKING:
     from crfrefine.statistics import comparison as comparison
     from crfrefine.statistics import verdict as verdict
 
-__getattr__, __dir__ = partial(module_of, __name__), partial(attributes_of, __name__)
+__getattr__ = partial(module_of, __name__)
+__dir__ = partial(attributes_of, __name__)

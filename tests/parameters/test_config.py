@@ -186,6 +186,10 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
             r"intensity\.percentiles: the first number must be smaller",
         ),
         (
+            "[intensity]\npercentiles = [1.0, [99.0]]",
+            r"intensity\.percentiles\[1\]: expected a number, got \[99\.0\]",
+        ),
+        (
             "[intensity]\nnormalization = 'window'",
             r"intensity\.window: needed by intensity\.normalization = 'window'",
         ),
