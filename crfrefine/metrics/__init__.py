@@ -1,4 +1,4 @@
-"""Metrics of label maps: overlap, distances, calibration, connected components; for labels and regions."""
+"""Metrics of label maps and of probabilities, for labels and regions."""
 
 from functools import partial
 from typing import TYPE_CHECKING

@@ -1,4 +1,7 @@
-"""The metrics of one case: a label map against the reference, region by region. Conventions: `docs/reference/metrics.md`."""
+"""The metrics of one case: a label map against the reference, region by region.
+
+Conventions: `docs/reference/metrics.md`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.components import label_components
 from crfrefine.arrays.label_maps import bounding_box
-from crfrefine.base.array_types import Bool, Float64
+from crfrefine.base.array_types import Array, Bool, Float64
 from crfrefine.base.text import TIMES
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.metrics.registry import MASK_METRICS, RegionValues
@@ -24,7 +27,10 @@ _ONE_VOXEL = (slice(0, 1), ...)  # the box to measure if both masks are empty
 
 @dataclass
 class OverlapCounts:
-    """Voxel counts of a predicted mask and its reference, and the metrics that follow; NaN where undefined."""
+    """Voxel counts of a predicted mask and its reference, and the metrics that follow from them.
+
+    Metrics are NaN where undefined.
+    """
 
     num_predicted: int
     num_reference: int
@@ -34,18 +40,24 @@ class OverlapCounts:
     def of_masks(prediction: Bool, reference: Bool) -> OverlapCounts:
         """Count the voxels of two masks of the same shape."""
         return OverlapCounts(
-            *(
-                int(np.count_nonzero(mask))
-                for mask in (prediction, reference, prediction & reference)
-            )
+            num_predicted=int(np.count_nonzero(prediction)),
+            num_reference=int(np.count_nonzero(reference)),
+            num_both=int(np.count_nonzero(prediction & reference)),
         )
 
     @staticmethod
     def of_confusion(confusion: NDArray[np.integer[Any]], labels: Sequence[int]) -> OverlapCounts:
-        """Count a region of some labels in an (L, L) confusion matrix with reference labels in rows and predicted ones in columns."""
+        """Count a region of some labels in an (L, L) confusion matrix.
+
+        Its rows are reference labels, and its columns predicted ones.
+        """
         members = list(labels)
-        rows, columns = confusion[members], confusion[:, members]
-        return OverlapCounts(int(columns.sum()), int(rows.sum()), int(rows[:, members].sum()))
+        reference_rows = confusion[members]
+        return OverlapCounts(
+            num_predicted=int(confusion[:, members].sum()),
+            num_reference=int(reference_rows.sum()),
+            num_both=int(reference_rows[:, members].sum()),
+        )
 
     def dice(self) -> float:
         """Return 2 |A ∩ B| / (|A| + |B|): 1 is perfect, 0 no overlap."""
@@ -65,16 +77,23 @@ class OverlapCounts:
 
 
 def _ratio(part: int, total: int) -> float:
-    return part / total if total else math.nan
+    """Return the share of a part; NaN of nothing."""
+    if total == 0:
+        return math.nan
+    return part / total
 
 
-# In floating point, three voxels of 0.1 mm are slightly more than 0.3 mm, and an oblique 1 mm from a header with float32 or six digits
-# is slightly more than 1 mm; both must still be within a tolerance of 0.3 mm or 1 mm.
+# In floating point, three voxels of 0.1 mm are slightly more than 0.3 mm, and an oblique 1 mm from
+# a header with float32 or six digits is slightly more than 1 mm; both must still be within a
+# tolerance of 0.3 mm or 1 mm.
 _ROUNDING = 1e-5
 
 
 class MaskPair(OverlapCounts):
-    """A predicted mask and its reference, (*grid), cut to a box around both: a method for each metric, by its name."""
+    """A predicted mask and its reference, (*grid), cut to a box around both.
+
+    It has a method for each metric, by its name.
+    """
 
     def __init__(
         self,
@@ -84,23 +103,28 @@ class MaskPair(OverlapCounts):
         voxel_volume: float,
         tolerance_mm: float,
     ) -> None:
-        """Count the voxels. `spacing` is in mm, one per grid axis, `voxel_volume` in mm³, `tolerance_mm` that of the surface Dice."""
+        """Count the voxels.
+
+        Args:
+            prediction: (*grid).
+            reference: (*grid).
+            spacing: mm, one per grid axis.
+            voxel_volume: mm³.
+            tolerance_mm: that of the surface Dice.
+        """
         super().__init__(*astuple(OverlapCounts.of_masks(prediction, reference)))
-        self._masks, self._spacing, self._voxel_volume, self._tolerance_mm = (
-            (prediction, reference),
-            spacing,
-            voxel_volume,
-            tolerance_mm,
-        )
+        self._prediction = prediction
+        self._reference = reference
+        self._spacing = spacing
+        self._voxel_volume = voxel_volume
+        self._tolerance_mm = tolerance_mm
 
     @cached_property
-    def _directed(self) -> tuple[Float64, Float64] | None:
+    def _distances(self) -> tuple[Float64, Float64] | None:
         """Distances in mm from each boundary to the other one; None if a mask is empty."""
-        return (
-            boundary_distances(*self._masks, self._spacing)
-            if self.num_predicted and self.num_reference
-            else None
-        )
+        if self.num_predicted == 0 or self.num_reference == 0:
+            return None
+        return boundary_distances(self._prediction, self._reference, self._spacing)
 
     def volume_ml(self) -> float:
         """Return the volume of the prediction in ml."""
@@ -111,86 +135,98 @@ class MaskPair(OverlapCounts):
         return (self.num_predicted - self.num_reference) * self._voxel_volume / 1000.0
 
     def surface_dice(self) -> float:
-        """Return the share of all boundary voxels that are within the tolerance of the other boundary."""
-        if self._directed is None:  # No voxel is near an empty boundary.
+        """Return the share of all boundary voxels within the tolerance of the other boundary."""
+        if self._distances is None:  # No voxel is near an empty boundary.
             return _ratio(0, self.num_predicted + self.num_reference)
-        distances = np.concatenate(self._directed)
-        return float(
-            np.count_nonzero(distances <= self._tolerance_mm * (1 + _ROUNDING)) / distances.size
-        )
+        distances = np.concatenate(self._distances)
+        is_near = distances <= self._tolerance_mm * (1 + _ROUNDING)
+        return float(np.count_nonzero(is_near) / distances.size)
 
     def hd_mm(self) -> float:
         """Return the largest distance from one boundary to the other, in mm."""
-        return (
-            math.nan
-            if self._directed is None
-            else max(float(one_way.max()) for one_way in self._directed)
-        )
+        if self._distances is None:
+            return math.nan
+        from_prediction, from_reference = self._distances
+        return float(max(from_prediction.max(), from_reference.max()))
 
     def hd95_mm(self) -> float:
         """Return the larger of the two 95th percentiles, in mm."""
-        return (
-            math.nan
-            if self._directed is None
-            else max(float(np.percentile(one_way, 95)) for one_way in self._directed)
-        )
+        if self._distances is None:
+            return math.nan
+        from_prediction, from_reference = self._distances
+        return float(max(np.percentile(from_prediction, 95), np.percentile(from_reference, 95)))
 
     def assd_mm(self) -> float:
         """Return the mean distance over both boundaries, in mm."""
-        return math.nan if self._directed is None else float(np.concatenate(self._directed).mean())
+        if self._distances is None:
+            return math.nan
+        return float(np.concatenate(self._distances).mean())
 
     def num_components(self) -> float:
         """Return the number of connected components of the prediction."""
-        return float(label_components(self._masks[0])[1])
+        _, number = label_components(self._prediction)
+        return float(number)
 
 
-# A search tree costs about thirty times as much per boundary voxel as a distance transform per voxel of the box. The tree
-# wins on smooth regions, where the boundary is a small part of the box; the transform bounds the time on noise.
+# A search tree costs about thirty times as much per boundary voxel as a distance transform per
+# voxel of the box. The tree wins on smooth regions, where the boundary is a small part of the box;
+# the transform bounds the time on noise.
 _VOXELS_PER_POINT = 30
 
 
 def boundary_distances(
     prediction: Bool, reference: Bool, spacing: Sequence[float]
 ) -> tuple[Float64, Float64]:
-    """Return the distances in mm from each boundary voxel of one mask to the nearest one of the other, center to center; both ways.
+    """Return the distances in mm from each boundary voxel of one mask to the other mask, both ways.
 
-    A boundary voxel shares a face with a voxel outside the mask, or with the border of the grid.
+    They are to the nearest boundary voxel, center to center. A boundary voxel shares a face with a
+    voxel outside the mask, or with the border of the grid.
     """
+    predicted_edge = _boundary(prediction)
+    reference_edge = _boundary(reference)
+    shared = predicted_edge & reference_edge
+    only_predicted = predicted_edge & ~shared
+    only_reference = reference_edge & ~shared
+
+    num_points = np.count_nonzero(only_predicted) + np.count_nonzero(only_reference)
+    nearest = _nearest_by_transform
+    if _VOXELS_PER_POINT * num_points <= shared.size:
+        nearest = _nearest_by_tree
+    zeros = np.zeros(np.count_nonzero(shared))
+    from_prediction = nearest(only_predicted, reference_edge, spacing)
+    from_reference = nearest(only_reference, predicted_edge, spacing)
+    return np.concatenate([zeros, from_prediction]), np.concatenate([zeros, from_reference])
+
+
+def _boundary(mask: Bool) -> Bool:
     from scipy import ndimage
 
-    edges = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, reference)]
-    shared = edges[0] & edges[1]
-    apart = [edge & ~shared for edge in edges]
-    is_smooth = (
-        _VOXELS_PER_POINT * (np.count_nonzero(apart[0]) + np.count_nonzero(apart[1])) <= shared.size
-    )
-    nearest = _nearest_by_tree if is_smooth else _nearest_by_transform
-    zeros = np.zeros(np.count_nonzero(shared))
-    there, back = nearest(apart[0], edges[1], spacing), nearest(apart[1], edges[0], spacing)
-    return np.concatenate([zeros, there]), np.concatenate([zeros, back])
+    boundary: Bool = mask & ~ndimage.binary_erosion(mask)
+    return boundary
 
 
 def _nearest_by_tree(points: Bool, targets: Bool, spacing: Sequence[float]) -> Float64:
     """Return the distance in mm from each point to the nearest target, in C order of the points."""
     from scipy.spatial import cKDTree
 
-    tree = cKDTree(np.argwhere(targets) * np.asarray(spacing, np.float64))
-    return np.asarray(
-        tree.query(np.argwhere(points) * np.asarray(spacing, np.float64))[0], np.float64
-    )
+    sides = np.asarray(spacing, np.float64)
+    distances, _ = cKDTree(np.argwhere(targets) * sides).query(np.argwhere(points) * sides)
+    return np.asarray(distances, np.float64)
 
 
 def _nearest_by_transform(points: Bool, targets: Bool, spacing: Sequence[float]) -> Float64:
     """Return the same in a time that depends only on the size of the grid."""
     from scipy import ndimage
 
-    return np.asarray(
-        ndimage.distance_transform_edt(~targets, sampling=tuple(spacing))[points], np.float64
-    )
+    distances = ndimage.distance_transform_edt(~targets, sampling=tuple(spacing))
+    return np.asarray(distances[points], np.float64)
 
 
 def one_voxel(spacing: Sequence[float]) -> float:
-    """Return a tolerance of one voxel in mm: its shortest side, since thick slices would forgive errors of many voxels in plane."""
+    """Return a tolerance of one voxel in mm: its shortest side.
+
+    Thick slices would forgive errors of many voxels in plane.
+    """
     return min(spacing)
 
 
@@ -220,57 +256,72 @@ def measure_case(
 
     Raises:
         GridMismatchError: the maps differ in shape.
-        InputError: a map does not hold integers, or the spacing is not one positive number per axis.
-        ConfigError: an unknown metric, a negative tolerance, or a region that does not consist of labels.
+        InputError: a map does not hold integers, or the spacing is not a positive number per axis.
+        ConfigError: an unknown metric, a negative tolerance, or a region with other than labels.
     """
-    prediction, reference = (
-        given_array(prediction, "the prediction"),
-        given_array(reference, "the reference"),
-    )
+    predicted = given_array(prediction, "the prediction")
+    wanted = given_array(reference, "the reference")
+    _check_maps(predicted, wanted)
+    sides = given_spacing(spacing, predicted.ndim)
+    voxel_volume = math.prod(sides)
+    members = {name: _members_of(name, labels) for name, labels in regions.items()}
+    if not 0 <= tolerance_mm < math.inf:
+        raise ConfigError(f"tolerance_mm: expected a number of mm, at least 0, got {tolerance_mm}")
+    for metric in metrics:
+        if metric not in MASK_METRICS:
+            raise ConfigError(f"unknown metric {metric!r}; known are {', '.join(MASK_METRICS)}")
+
+    # Along an axis with a single voxel, every voxel of a slice would be boundary. The crop may have
+    # more of these axes.
+    box = bounding_box((predicted != 0) | (wanted != 0)) or _ONE_VOXEL
+    axes = [axis for axis, size in enumerate(predicted.shape) if size > 1]
+    predicted = _keep_axes(predicted[box], axes)
+    wanted = _keep_axes(wanted[box], axes)
+    sides = tuple(sides[axis] for axis in axes) or (1.0,)
+    is_measured: Bool = np.ones(wanted.shape, bool)
+    if ignore_label is not None:
+        is_measured = wanted != ignore_label
+
+    values = {}
+    for name, labels in members.items():
+        predicted_mask = np.isin(predicted, labels) & is_measured
+        wanted_mask = np.isin(wanted, labels) & is_measured
+        around = bounding_box(predicted_mask | wanted_mask) or _ONE_VOXEL
+        pair = MaskPair(
+            predicted_mask[around], wanted_mask[around], sides, voxel_volume, tolerance_mm
+        )
+        values[name] = {metric: getattr(pair, metric)() for metric in metrics}
+    return values
+
+
+def _check_maps(prediction: Array, reference: Array) -> None:
+    """Raise InputError unless both hold integers, GridMismatchError if their shapes differ."""
     for name, labels in (("prediction", prediction), ("reference", reference)):
         if labels.dtype.kind not in "biu":
             raise InputError(
                 f"the {name} has values of type {labels.dtype}; expected a label map of integers"
             )
     if prediction.shape != reference.shape:
-        shapes = (TIMES.join(map(str, labels.shape)) for labels in (prediction, reference))
+        predicted_shape = TIMES.join(map(str, prediction.shape))
+        reference_shape = TIMES.join(map(str, reference.shape))
         raise GridMismatchError(
-            "the prediction has {} voxels, the reference {}; both must be on one grid".format(
-                *shapes
-            )
+            f"the prediction has {predicted_shape} voxels, the reference {reference_shape}; "
+            "both must be on one grid"
         )
     if prediction.size == 0:
         raise InputError(f"label maps of shape {prediction.shape} have no voxels")
-    spacing = given_spacing(spacing, prediction.ndim)
-    named = {
-        name: np.asarray(list(region) if isinstance(region, Iterable) else 0)
-        for name, region in regions.items()
-    }
-    if wrong := [
-        name
-        for name, labels in named.items()
-        if labels.size and (labels.dtype.kind not in "iu" or labels.min() < 1)
-    ]:
+
+
+def _members_of(name: str, region: Iterable[int]) -> NDArray[np.integer[Any]]:
+    """Return the labels of a region; raises ConfigError unless they are whole numbers from 1 up."""
+    labels = np.asarray(list(region) if isinstance(region, Iterable) else 0)
+    if labels.size and (labels.dtype.kind not in "iu" or labels.min() < 1):
         raise ConfigError(
-            f"region {wrong[0]!r}: expected labels from 1 up, such as (1, 3), got {regions[wrong[0]]!r}"
+            f"region {name!r}: expected labels from 1 up, such as (1, 3), got {region!r}"
         )
-    if not 0 <= tolerance_mm < math.inf:
-        raise ConfigError(f"tolerance_mm: expected a number of mm, at least 0, got {tolerance_mm}")
-    if unknown := [metric for metric in metrics if metric not in MASK_METRICS]:
-        raise ConfigError(f"unknown metric {unknown[0]!r}; known are {', '.join(MASK_METRICS)}")
-    box = bounding_box((prediction != 0) | (reference != 0)) or _ONE_VOXEL
-    # Along an axis with a single voxel, every voxel of a slice would be boundary. The crop may have more of these axes.
-    kept = [axis for axis, size in enumerate(prediction.shape) if size > 1]
-    predicted, wanted = (
-        labels[box].reshape([labels[box].shape[axis] for axis in kept] or [1])
-        for labels in (prediction, reference)
-    )
-    is_measured = True if ignore_label is None else wanted != ignore_label
-    values = {}
-    sides, voxel_volume = tuple(spacing[axis] for axis in kept) or (1.0,), math.prod(spacing)
-    for name, members in named.items():
-        masks = np.isin(predicted, members) & is_measured, np.isin(wanted, members) & is_measured
-        around = bounding_box(masks[0] | masks[1]) or _ONE_VOXEL
-        pair = MaskPair(masks[0][around], masks[1][around], sides, voxel_volume, tolerance_mm)
-        values[name] = {metric: getattr(pair, metric)() for metric in metrics}
-    return values
+    return labels
+
+
+def _keep_axes(labels: Array, axes: Sequence[int]) -> Array:
+    """Return a map without its other axes, which have one voxel; if none is left, with one axis."""
+    return labels.reshape([labels.shape[axis] for axis in axes] or [1])

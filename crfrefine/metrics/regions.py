@@ -11,7 +11,9 @@ from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 
 RESERVED = "mean"  # Reports use this name for the mean over regions.
-ALL_LABELS = "all"  # Tables use this name for the calibration of all labels together; with this row, no region may have it.
+# Tables use this name for the calibration of all labels together; with this row, no region may
+# have it.
+ALL_LABELS = "all"
 MAX_OF_A_NAME = 200  # Most characters of a region's name, which appears in tables.
 
 
@@ -23,21 +25,25 @@ class Region(NamedTuple):
 
 
 def parse_region(text: str) -> Region:
-    """Read a region from the command line, such as "core=1+3+4"; raise ConfigError for another text."""
-    name, _, labels = text.partition("=")
-    parts = labels.split("+")
-    if not all(
-        re.fullmatch(r"\s*[0-9]{1,9}\s*", part) and 1 <= int(part) <= MAX_LABEL for part in parts
-    ):
-        expected = f'NAME=LABEL+LABEL+..., such as "core=1+3+4", with labels from 1 to {MAX_LABEL}'
-        raise ConfigError(f"region {shorten_value(text)}: expected {expected}")
-    return make_region(name, map(int, parts))
+    """Read a region such as "core=1+3+4" from the command line; raises ConfigError for others."""
+    name, _, numbers = text.partition("=")
+    labels = []
+    for number in numbers.split("+"):
+        if not re.fullmatch(r"\s*[0-9]{1,9}\s*", number) or not 1 <= int(number) <= MAX_LABEL:
+            raise ConfigError(
+                f"region {shorten_value(text)}: expected NAME=LABEL+LABEL+..., "
+                f'such as "core=1+3+4", with labels from 1 to {MAX_LABEL}'
+            )
+        labels.append(int(number))
+    return make_region(name, labels)
 
 
 def make_region(name: str, labels: Iterable[int]) -> Region:
-    """Return a region of labels of at least 1; raise ConfigError for a name that it may not have."""
+    """Return a region of labels from 1 up; raises ConfigError for a name that it may not have."""
     name = " ".join(name.split())  # no tabs or line breaks in tables
     if not 1 <= len(name) <= MAX_OF_A_NAME or name == RESERVED:
-        rule = f'expected a name of 1 to {MAX_OF_A_NAME} characters that is not "{RESERVED}", the mean over regions'
-        raise ConfigError(f"region {shorten_value(name)}: {rule}")
+        raise ConfigError(
+            f"region {shorten_value(name)}: expected a name of 1 to {MAX_OF_A_NAME} characters "
+            f'that is not "{RESERVED}", the mean over regions'
+        )
     return Region(name, tuple(sorted(set(labels))))

@@ -1,6 +1,7 @@
-"""All metrics of the package: names and number formats, and which values are better; nothing else lists metrics.
+"""All metrics of the package: names, number formats, and which values are better.
 
-A metric is computed by the method of its name: of masks in `MaskPair`, of probabilities in `ReliabilitySums`.
+A metric is computed by the method of its name: of masks in `MaskPair`, of probabilities in
+`ReliabilitySums`. Nothing else lists metrics.
 """
 
 from __future__ import annotations
@@ -25,24 +26,16 @@ _ADVICE = {
 class Metric(NamedTuple):
     """A metric and its presentation."""
 
-    name: str  # In files and tables.
-    title: str  # In headings and charts.
-    better: Better | None = None  # Which values are better; None if it only describes.
-    unit: str = ""  # Unit of its values; empty without one.
-    digits: int = 2  # Decimals of a value.
-    is_ratio: bool = (
-        False  # True if its values are from 0 to 1, and their differences shown in points.
-    )
-    in_overview: bool = (
-        False  # True if the terminal shows it after `evaluate`; files and report show all metrics.
-    )
-    in_training: bool = (
-        False  # True if `train-crf` measures it too; it shows those that are in the overview.
-    )
-    noun: str = ""  # Name inside of a sentence, if the title would not do.
-    follows: str = (
-        ""  # Name of another metric that determines it: a loss in it is not reported again.
-    )
+    name: str  # in files and tables
+    title: str  # in headings and charts
+    better: Better | None = None  # which values are better; None if it only describes
+    unit: str = ""  # unit of its values; empty without one
+    digits: int = 2  # decimals of a value
+    is_ratio: bool = False  # values are from 0 to 1, and their differences are shown in points
+    in_overview: bool = False  # shown by `evaluate` in the terminal; files and report show all
+    in_training: bool = False  # measured by `train-crf` too, which shows those in the overview
+    noun: str = ""  # name inside of a sentence, if the title would not do
+    follows: str = ""  # metric that determines it: a loss in it is not reported again
 
     @property
     def in_text(self) -> str:
@@ -69,22 +62,25 @@ class Metric(NamedTuple):
         return _number(value, self.digits)
 
     def difference_text(self, difference: float, sign: str = "+") -> str:
-        """Return a difference of two values as displayed, without its unit; empty if undefined. The sign is that of positive numbers."""
-        return _number(
-            self.difference_factor * difference, 2 if self.is_ratio else self.digits, sign
-        )
+        """Return a difference of two values as displayed, without its unit; empty if undefined.
+
+        `sign` is "+" if positive differences have a sign.
+        """
+        digits = 2 if self.is_ratio else self.digits
+        return _number(self.difference_factor * difference, digits, sign)
 
     def interval_text(self, low: float, high: float, sign: str = "+") -> str:
         """Return an interval of differences as displayed; empty if undefined."""
-        return (
-            ""
-            if math.isnan(low)
-            else f"{self.difference_text(low, sign)} to {self.difference_text(high, sign)}"
-        )
+        if math.isnan(low):
+            return ""
+        return f"{self.difference_text(low, sign)} to {self.difference_text(high, sign)}"
 
 
 def _number(value: float, digits: int, sign: str = "") -> str:
-    return f"{value:{sign}.{digits}f}" if math.isfinite(value) else ""
+    """Return a number as displayed; empty if it is not finite."""
+    if not math.isfinite(value):
+        return ""
+    return f"{value:{sign}.{digits}f}"
 
 
 _ratio = partial(Metric, better="higher", digits=4, is_ratio=True)
@@ -110,15 +106,21 @@ _MASK_METRICS = (
     Metric("num_components", "Components", digits=1),
 )
 _ECE = _score("ece", "Calibration error (ECE)", noun="calibration error (ECE)", in_overview=True)
+_BRIER = _score("brier", "Brier score")
 # The metrics of masks and of probabilities, in the order of reports.
 MASK_METRICS = {metric.name: metric for metric in _MASK_METRICS}
-CALIBRATION_METRICS = {
-    metric.name: metric for metric in (_ECE, _score("brier", "Brier score"), NLL)
-}
+CALIBRATION_METRICS = {metric.name: metric for metric in (_ECE, _BRIER, NLL)}
 METRICS = MASK_METRICS | CALIBRATION_METRICS
 
 
 def metric_named(name: str) -> Metric:
-    """Return a metric. An unknown one, from a table made elsewhere, only describes, in the unit at the end of its name."""
-    unit = name.rpartition("_")[2]
-    return METRICS.get(name) or Metric(name, name, unit=unit if unit in ("mm", "ml") else "")
+    """Return a metric by its name.
+
+    An unknown one, from a table made elsewhere, only describes, in the unit that ends its name.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    _, _, unit = name.rpartition("_")
+    if unit not in ("mm", "ml"):
+        unit = ""
+    return Metric(name, name, unit=unit)
