@@ -1,11 +1,15 @@
-"""Methods × regions × metrics, one value per case; and each method against a baseline, as data for tables and files."""
+"""Measurements of methods, regions and metrics; and each method compared with a baseline.
+
+The comparisons are data for tables and files.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,14 +31,14 @@ HARM_COLUMN = "over 1 point worse (worst)"  # Title of the column with `harm_tex
 class Family(StrEnum):
     """The family of tests over which a p value is corrected, for each method by itself."""
 
-    ENDPOINT = (
-        "endpoint"  # Dice over the judged regions, which the verdict is about: a single test.
-    )
-    PROBABILITIES = "probabilities"  # The negative log likelihood: a single test.
-    OTHER_METRICS = (
-        "other metrics"  # Other metrics over the judged regions, however many labels there are.
-    )
-    SINGLE_REGIONS = "single regions"  # Every metric, Dice included, in single regions.
+    # Dice over the judged regions, which the verdict is about: a single test.
+    ENDPOINT = "endpoint"
+    # The negative log likelihood: a single test.
+    PROBABILITIES = "probabilities"
+    # Other metrics over the judged regions, however many labels there are.
+    OTHER_METRICS = "other metrics"
+    # Every metric, Dice included, in single regions.
+    SINGLE_REGIONS = "single regions"
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,11 @@ def measurements_of(
     case: str, method: str, values: Mapping[str, Mapping[str, float]]
 ) -> list[Measurement]:
     """Return the result of `measure_case` for a case as rows of a tidy table."""
-    return [
-        Measurement(case, region, metric, value, method)
-        for region, row in values.items()
-        for metric, value in row.items()
-    ]
+    measurements = []
+    for region, metrics in values.items():
+        for metric, value in metrics.items():
+            measurements.append(Measurement(case, region, metric, value, method))
+    return measurements
 
 
 class ResultTable:
@@ -69,41 +73,46 @@ class ResultTable:
     """
 
     def __init__(self, measurements: Iterable[Measurement]) -> None:
+        # By method, region, metric and case.
         self._values: dict[tuple[str, str, str, str], float] = {}
         for item in measurements:
             key = (item.method, item.region, item.metric, item.case)
             if key in self._values:
                 raise InputError(
-                    f"case {item.case!r}, region {item.region!r}: {item.metric} of {item.method!r} appears twice"
+                    f"case {item.case!r}, region {item.region!r}: "
+                    f"{item.metric} of {item.method!r} appears twice"
                 )
             self._values[key] = item.value
-        names = [tuple(dict.fromkeys(key[part] for key in self._values)) for part in range(4)]
-        self.methods, self.regions, self.metrics, self.cases = names
+        self.methods = self._names(0)
+        self.regions = self._names(1)
+        self.metrics = self._names(2)
+        self.cases = self._names(3)
         if MEAN in self.regions:
             raise InputError(
-                f'a region is called "{MEAN}", which is reserved for the mean over regions; choose another name'
+                f'a region is called "{MEAN}", which is reserved for the mean over regions; '
+                "choose another name"
             )
+
+    def _names(self, part: int) -> tuple[str, ...]:
+        """Return the different names in one part of the keys, in order of first appearance."""
+        return tuple(dict.fromkeys(key[part] for key in self._values))
 
     def __iter__(self) -> Iterator[Measurement]:
         for (method, region, metric, case), value in self._values.items():
             yield Measurement(case, region, metric, value, method)
 
     def values(self, method: str, region: str, metric: str) -> NDArray[np.float64]:
-        """Return a value for each of `cases`, NaN if undefined or missing; for the region MEAN, the mean over the defined ones."""
+        """Return a value for each of `cases`, NaN if undefined or missing.
+
+        For the region MEAN, it is the mean over the regions that have a value.
+        """
         if region == MEAN:
             return np.asarray(self.means(metric, [method])[0])
-        for kind, name, known in (
-            ("method", method, self.methods),
-            ("region", region, self.regions),
-            ("metric", metric, self.metrics),
-        ):
-            if name not in known:
-                raise InputError(
-                    f"no {kind} {name!r} in the table; there are {listed(known) or 'none'}"
-                )
-        return np.array(
-            [self._values.get((method, region, metric, case), math.nan) for case in self.cases]
-        )
+        _require_in_table("method", method, self.methods)
+        _require_in_table("region", region, self.regions)
+        _require_in_table("metric", metric, self.metrics)
+        keys = [(method, region, metric, case) for case in self.cases]
+        return np.array([self._values.get(key, math.nan) for key in keys])
 
     def means(
         self,
@@ -113,20 +122,25 @@ class ResultTable:
         *,
         unsigned: bool = False,
     ) -> NDArray[np.float64]:
-        """Return (methods, cases) means over the regions where all of the methods have a value; NaN if no region has.
+        """Return (methods, cases) means over the regions where all of the methods have a value.
 
-        The methods are thus compared on the same regions: by default, on all. `unsigned` takes means of magnitudes, so that a volume too
-        large in one region does not compensate one too small in another.
+        The methods are thus compared on the same regions: by default, on all. A mean is NaN if no
+        region has such values. `unsigned` takes means of magnitudes, so that a volume too large in
+        one region does not compensate one too small in another.
         """
-        chosen = self.regions if regions is None else regions
-        if not chosen:
+        averaged = self.regions if regions is None else regions
+        if not averaged:
             return np.full((len(methods), len(self.cases)), math.nan)
-        stack = np.array(
-            [[self.values(method, region, metric) for region in chosen] for method in methods]
-        )
-        stack = np.abs(stack) if unsigned else stack
+        stack = np.empty((len(methods), len(averaged), len(self.cases)))
+        for row, method in enumerate(methods):
+            for column, region in enumerate(averaged):
+                stack[row, column] = self.values(method, region, metric)
+        if unsigned:
+            stack = np.abs(stack)
+
         usable = ~np.isnan(stack).any(axis=0)
-        sums, counts = np.where(usable, stack, 0.0).sum(axis=1), usable.sum(axis=0)
+        sums = np.where(usable, stack, 0.0).sum(axis=1)
+        counts = usable.sum(axis=0)
         means: NDArray[np.float64] = np.full(sums.shape, math.nan)
         np.divide(sums, counts, out=means, where=counts > 0)
         return means
@@ -134,12 +148,17 @@ class ResultTable:
     def compared(
         self, methods: Sequence[str], region: str, metric: str, regions: Sequence[str] | None = None
     ) -> NDArray[np.float64]:
-        """Return (methods, cases) values as they are compared, with magnitudes where these count; MEAN is over `regions`, default all."""
+        """Return (methods, cases) values as they are compared, with magnitudes where these count.
+
+        MEAN is over `regions`, by default all.
+        """
         unsigned = metric_named(metric).better == "nearer_zero"
         if region == MEAN:
             return self.means(metric, methods, regions, unsigned=unsigned)
         values = np.array([self.values(method, region, metric) for method in methods])
-        return np.abs(values) if unsigned else values
+        if unsigned:
+            np.abs(values, out=values)
+        return values
 
     def compare(
         self,
@@ -151,7 +170,10 @@ class ResultTable:
         regions: Sequence[str] | None = None,
         seed: int = 0,
     ) -> PairedComparison:
-        """Compare two methods in a metric that has better values; for the region MEAN, in the mean over `regions`, default all."""
+        """Compare two methods in a metric that has better values; raises InputError for another.
+
+        For the region MEAN, the mean is over `regions`, by default all.
+        """
         better = metric_named(metric).better
         if better is None:
             raise InputError(f"{metric} has no better values, so methods cannot be compared in it")
@@ -164,31 +186,38 @@ class ResultTable:
         return tuple(case for case in self.cases if case not in measured)
 
 
+def _require_in_table(kind: str, name: str, names: Sequence[str]) -> None:
+    """Raise InputError unless the table has a name; `kind` is "method", "region" or "metric"."""
+    if name not in names:
+        raise InputError(f"no {kind} {name!r} in the table; there are {listed(names) or 'none'}")
+
+
 @dataclass(frozen=True)
 class SummaryRow:
     """The results of a method in a region and a metric."""
 
     method: str
-    region: str  # Its name, or MEAN.
+    region: str  # its name, or MEAN
     metric: str
-    num_values: int  # Cases with a value.
-    num_undefined: int  # Cases without a value.
-    mean: float  # Over the cases with a value, as the median.
+    num_values: int  # cases with a value
+    num_undefined: int  # cases without a value
+    mean: float  # over the cases with a value, as the median
     median: float
-    # With the baseline, over the cases where both have a value; None for the baseline itself and for metrics that only describe.
+    # With the baseline, over the cases where both have a value; None for the baseline itself and
+    # for metrics that only describe.
     comparison: PairedComparison | None = None
-    p_adjusted: float = (
-        math.nan
-    )  # The p value to show, after Holm's correction over its family. NaN without a test.
-    family: Family | None = (
-        None  # None without a test, as for a metric that is a function of another one.
-    )
-    family_size: int = 0  # Number of tests in the family.
+    # The p value to show, after Holm's correction over its family. NaN without a test.
+    p_adjusted: float = math.nan
+    # None without a test, as for a metric that is a function of another one.
+    family: Family | None = None
+    family_size: int = 0  # number of tests in the family
 
     @property
     def p_value(self) -> float:
         """The p value of the comparison before correction; NaN if no case allows one."""
-        return math.nan if self.comparison is None else self.comparison.p_value
+        if self.comparison is None:
+            return math.nan
+        return self.comparison.p_value
 
 
 def summarize(
@@ -200,105 +229,135 @@ def summarize(
     mean_regions: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[SummaryRow]:
-    """Summarize each method and compare it with a baseline: rows by metric, then method, then region.
+    """Summarize each method and compare it with a baseline: by metric, then method, then region.
 
-    `metrics` and `regions` are by default all. `mean_regions`, by default `regions`, are those of a row MEAN, which exists if there are
-    several; `seed` is that of the bootstrap. Raises InputError for a name that is not in the table.
+    Args:
+        table: the measurements.
+        baseline: the method that the others are compared with.
+        metrics: by default all.
+        regions: by default all.
+        mean_regions: regions of a row MEAN, which exists if they are several; by default `regions`.
+        seed: that of the bootstrap.
+
+    Raises:
+        InputError: a name is not in the table.
     """
-    chosen = table.regions if regions is None else tuple(regions)
-    averaged = chosen if mean_regions is None else tuple(mean_regions)
-    names = (*chosen, MEAN) if len(averaged) > 1 else chosen
+    metrics = table.metrics if metrics is None else metrics
+    regions = table.regions if regions is None else regions
+    averaged = regions if mean_regions is None else mean_regions
+    shown_regions = [*regions]
+    if len(averaged) > 1:
+        shown_regions.append(MEAN)
+
     rows = []
-    for metric in table.metrics if metrics is None else metrics:
-        for method in table.methods:
-            is_tested = metric_named(metric).better is not None and method != baseline
-            for name in names:
-                values = (
-                    table.means(metric, [method], averaged)[0]
-                    if name == MEAN
-                    else table.values(method, name, metric)
-                )
-                comparison = (
-                    table.compare(method, baseline, name, metric, regions=averaged, seed=seed)
-                    if is_tested
-                    else None
-                )
-                defined = values[~np.isnan(values)]
-                row = SummaryRow(
-                    method,
-                    name,
-                    metric,
-                    defined.size,
-                    values.size - defined.size,
-                    *center(defined),
-                    comparison,
-                )
-                rows.append(row)
+    for metric, method, region in product(metrics, table.methods, shown_regions):
+        if region == MEAN:
+            (values,) = table.means(metric, [method], averaged)
+        else:
+            values = table.values(method, region, metric)
+        comparison = None
+        if metric_named(metric).better is not None and method != baseline:
+            comparison = table.compare(
+                method, baseline, region, metric, regions=averaged, seed=seed
+            )
+        defined = values[~np.isnan(values)]
+        mean, median = center(defined)
+        num_undefined = values.size - defined.size
+        rows.append(
+            SummaryRow(
+                method, region, metric, defined.size, num_undefined, mean, median, comparison
+            )
+        )
     return correct(rows, averaged)
 
 
 def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryRow]:
-    """Return all rows that are shown together with their families, and their p values after Holm's correction over these."""
-    lead = regions[0] if len(regions) == 1 else MEAN  # The region of the verdict.
-    tested = [
-        number
-        for number, row in enumerate(rows)
-        if not math.isnan(row.p_value) and not metric_named(row.metric).follows
-    ]
-    # The number of each method's row whose negative log likelihood is tested by itself.
-    order = sorted(tested, key=lambda n: (rows[n].region != ALL_LABELS, rows[n].region != lead))
-    alone = {rows[n].method: n for n in reversed(order) if rows[n].metric == NLL.name}
+    """Return all rows that are shown together with their families and corrected p values.
+
+    The correction is Holm's, over each method's family; `regions` are the judged ones.
+    """
+    judged_region = regions[0] if len(regions) == 1 else MEAN
+    tested = [number for number, row in enumerate(rows) if _is_tested(row)]
+    of_probabilities = _tests_of_probabilities(rows, tested, judged_region)
     members: dict[tuple[str, Family], list[int]] = {}
     for number in tested:
         row = rows[number]
-        if (row.metric, row.region) == (DICE.name, lead):
+        family = Family.SINGLE_REGIONS
+        if row.metric == DICE.name and row.region == judged_region:
             family = Family.ENDPOINT
-        elif number in alone.values():
+        elif number in of_probabilities:
             family = Family.PROBABILITIES
-        else:
-            family = Family.OTHER_METRICS if row.region == lead else Family.SINGLE_REGIONS
+        elif row.region == judged_region:
+            family = Family.OTHER_METRICS
         members.setdefault((row.method, family), []).append(number)
+
     corrected = [replace(row, p_adjusted=math.nan, family=None, family_size=0) for row in rows]
     for (_, family), numbers in members.items():
-        for number, p_adjusted in zip(
-            numbers, holm([rows[number].p_value for number in numbers]), strict=True
-        ):
+        adjusted = holm([rows[number].p_value for number in numbers])
+        for number, p_adjusted in zip(numbers, adjusted, strict=True):
             corrected[number] = replace(
                 rows[number], p_adjusted=p_adjusted, family=family, family_size=len(numbers)
             )
     return corrected
 
 
+def _is_tested(row: SummaryRow) -> bool:
+    return not math.isnan(row.p_value) and not metric_named(row.metric).follows
+
+
+def _tests_of_probabilities(
+    rows: Sequence[SummaryRow], tested: Sequence[int], judged_region: str
+) -> Collection[int]:
+    """Return the number of each method's row whose negative log likelihood is tested by itself.
+
+    It is that over all labels, else that of the judged region, else the first one.
+    """
+
+    def rank(number: int) -> tuple[bool, bool]:
+        region = rows[number].region
+        return region != ALL_LABELS, region != judged_region
+
+    by_method: dict[str, int] = {}
+    for number in sorted(tested, key=rank):
+        if rows[number].metric == NLL.name:
+            by_method.setdefault(rows[number].method, number)
+    return by_method.values()
+
+
 def describe_families(rows: Iterable[SummaryRow]) -> str:
     """Say in one sentence over how many tests p values are corrected; empty without any."""
-    sizes = {row.family: row.family_size for row in sorted(rows, key=lambda row: row.family_size)}
+    sizes: dict[Family | None, int] = {}
+    for row in rows:
+        sizes[row.family] = max(row.family_size, sizes.get(row.family, 0))
     texts = [f"{family} ({counted(sizes[family], 'test')})" for family in Family if family in sizes]
+    if not texts:
+        return ""
     return (
-        f"Wilcoxon's signed-rank test, after Holm's correction within each method and family: {', '.join(texts)}"
-        if texts
-        else ""
+        "Wilcoxon's signed-rank test, after Holm's correction within each method and family: "
+        f"{', '.join(texts)}"
     )
 
 
 def summary_dicts(rows: Sequence[SummaryRow]) -> list[dict[str, Any]]:
-    """Return the summary for a JSON file: plain types, None for an undefined or infinite number."""
+    """Return the summary for a JSON file: None for an undefined or infinite number."""
     return [without_nonfinite(asdict(row)) for row in rows]
 
 
 def comparison_texts(row: SummaryRow) -> tuple[str, ...]:
-    """Return the difference, its interval, p after Holm, better/equal/worse and `harm_text` as displayed; empty without a comparison."""
-    comparison, metric = row.comparison, metric_named(row.metric)
+    """Return the texts of a comparison for a table; five empty ones without a comparison.
+
+    These are the difference, its interval, p after Holm, better/equal/worse and `harm_text`.
+    """
+    comparison = row.comparison
     if comparison is None:
         return ("",) * 5
-    counts = f"{comparison.wins}/{comparison.ties}/{comparison.losses}"
-    interval = metric.interval_text(*comparison.interval)
-    harm = harm_text(comparison, row.metric)
+    metric = metric_named(row.metric)
     return (
         metric.difference_text(comparison.mean_difference),
-        interval,
+        metric.interval_text(*comparison.interval),
         format_p(row.p_adjusted),
-        counts,
-        harm,
+        f"{comparison.wins}/{comparison.ties}/{comparison.losses}",
+        harm_text(comparison, row.metric),
     )
 
 
@@ -309,19 +368,29 @@ def harm_text(
     with_name: bool = False,
     minus: str = "-",
 ) -> str:
-    """Return the share of cases that lose more than a point, and the worst case, such as "2.5% (-1.52)"; of distances only that case."""
+    """Return the share of cases that lose more than a point, and the worst case.
+
+    It is such as "2.5% (-1.52)"; of distances only the case.
+    """
+    if comparison.num_pairs == 0:
+        return ""
     if not comparison.worst:
-        return "none" if comparison.num_pairs else ""
+        return "none"
     case, difference = comparison.worst[0]
-    worst = (f"{case} " if with_name else "") + metric_named(metric).difference_text(
-        difference
-    ).replace("-", minus)
+    worst = metric_named(metric).difference_text(difference).replace("-", minus)
+    if with_name:
+        worst = f"{case} {worst}"
+    if not metric_named(metric).is_ratio:
+        return worst
     share = f"{100 * comparison.large_losses / comparison.num_pairs:.1f}".removesuffix(".0")
-    return f"{share}% ({worst})" if metric_named(metric).is_ratio else worst
+    return f"{share}% ({worst})"
 
 
 def format_p(p_value: float) -> str:
-    """Return a p value as people write it: two digits from 0.001 on, one below, such as "3e-12"; empty if undefined."""
+    """Return a p value as people write it; empty if undefined.
+
+    It has two digits from 0.001 on, and one below, such as "3e-12".
+    """
     if math.isnan(p_value):
         return ""
     if p_value >= 0.001:

@@ -1,4 +1,7 @@
-"""Metrics that got worse, and the change of the probabilities, beside a verdict on Dice (rules: `docs/reference/metrics.md`)."""
+"""Metrics that got worse, and the change of the probabilities, beside a verdict on Dice.
+
+Rules: `docs/reference/metrics.md`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from crfrefine.metrics.regions import ALL_LABELS
-from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, NLL, metric_named
+from crfrefine.metrics.registry import CALIBRATION_METRICS, DICE, NLL, Metric, metric_named
 from crfrefine.statistics.comparison import MEAN, Family, SummaryRow, format_p
 from crfrefine.statistics.paired import ALPHA, PairedComparison, smallest_p_value
 
@@ -19,24 +22,40 @@ class Decline:
     """A metric that got worse, over the judged regions or in one region."""
 
     metric: str
-    region: str  # Name of the region, or MEAN.
-    name: str  # Both in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
-    is_overall: bool  # True if it is the mean over the judged regions, or the only judged region.
-    comparison: PairedComparison  # Method minus baseline; `losses` cases are worse, `wins` better.
-    p_adjusted: float  # Its p value in the summary, after Holm's correction over its family.
+    region: str  # name of the region, or MEAN
+    # Both in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
+    name: str
+    is_overall: bool  # whether it is the mean over the judged regions, or the only judged region
+    comparison: PairedComparison  # method minus baseline; `losses` cases are worse, `wins` better
+    p_adjusted: float  # its p value in the summary, after Holm's correction over its family
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the test says that the metric is worse."""
+        # As a test of ranks is significant, so its direction is that of the ranks; of other metrics
+        # than those where higher is better, smaller magnitudes are better.
+        effect = self.comparison.effect_size
+        if metric_named(self.metric).better != "higher":
+            effect = -effect
+        return self.p_adjusted < ALPHA and effect < 0
+
+    @property
+    def is_in_most_cases(self) -> bool:
+        """Whether more than half of the cases are worse."""
+        return self.comparison.losses > self.comparison.num_pairs / 2
 
 
 @dataclass(frozen=True)
 class Harm:
-    """The metrics that are worse than with the baseline, besides the mean Dice that decides the verdict."""
+    """The metrics that are worse than with the baseline, besides the Dice of the verdict."""
 
-    sentence: str  # For users, with the numbers.
-    significant: tuple[
-        Decline, ...
-    ]  # First metrics over the judged regions, then single regions in any metric.
-    # Worse in more than half of the cases, but not significantly: metrics over the judged regions, and Dice in single regions.
+    sentence: str  # for users, with the numbers
+    # First metrics over the judged regions, then single regions in any metric.
+    significant: tuple[Decline, ...]
+    # Worse in more than half of the cases, but not significantly: metrics over the judged regions,
+    # and Dice in single regions.
     in_most_cases: tuple[Decline, ...]
-    num_comparisons: int  # Number of comparisons that were made.
+    num_comparisons: int  # number of comparisons that were made
 
     @property
     def headline(self) -> str:
@@ -47,53 +66,53 @@ class Harm:
 def find_harm(
     summary: Sequence[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None
 ) -> Harm:
-    """Find the metrics in which a method is worse than its baseline, in the rows of `summarize`; tests are two-sided, of level ALPHA.
+    """Find the metrics in which a method is worse than its baseline.
 
-    The p values are those of the summary. Metrics that are a function of another one, and that of `judge_probabilities`, are left out.
+    Tests are two-sided, of level ALPHA. Metrics that are a function of another one, and that of
+    `judge_probabilities`, are left out.
+
+    Args:
+        summary: rows of `summarize`, whose p values count.
+        method: the method.
+        titles: names of regions for people.
     """
     significant: list[Decline] = []
     in_most_cases: list[Decline] = []
-    tested = [
-        row
-        for family in (Family.OTHER_METRICS, Family.SINGLE_REGIONS)
-        for row in summary
-        if (row.method, row.family) == (method, family)
-    ]
-    for row in tested:
-        comparison, is_overall, metric = (
-            row.comparison,
-            row.family == Family.OTHER_METRICS,
-            metric_named(row.metric),
-        )
-        assert comparison is not None
-        title = {MEAN: "the mean over regions", **(titles or {})}.get(row.region, row.region)
-        # The sentence on the probabilities has the calibration over all labels, so that a calibration always names its region.
-        name = (
-            metric.in_text
-            if is_overall and row.metric not in CALIBRATION_METRICS
-            else f"{metric.in_text} of {title}"
-        )
-        decline = Decline(row.metric, row.region, name, is_overall, comparison, row.p_adjusted)
-        # As a test of ranks is significant, so its direction is that of the ranks; smaller magnitudes are better.
-        is_worse = (
-            comparison.effect_size < 0 if metric.better == "higher" else comparison.effect_size > 0
-        )
-        if row.p_adjusted < ALPHA and is_worse:
-            significant.append(decline)
-        elif comparison.losses > comparison.num_pairs / 2 and (
-            is_overall or row.metric == DICE.name
-        ):
-            in_most_cases.append(decline)
-    sentence = (
-        f"What got worse: {_figures(significant)}."
-        if significant
-        else "No other metric got significantly worse."
-    )
-    if not tested:
+    num_comparisons = 0
+    for family in (Family.OTHER_METRICS, Family.SINGLE_REGIONS):
+        for row in summary:
+            if (row.method, row.family) != (method, family):
+                continue
+            num_comparisons += 1
+            candidate = _candidate(row, titles or {})
+            if candidate.is_significant:
+                significant.append(candidate)
+            elif candidate.is_in_most_cases and (
+                candidate.is_overall or candidate.metric == DICE.name
+            ):
+                in_most_cases.append(candidate)
+
+    sentence = "No other metric got significantly worse."
+    if num_comparisons == 0:
         sentence = "No other metric could be compared."
+    if significant:
+        sentence = f"What got worse: {_figures(significant)}."
     if in_most_cases:
         sentence += f" Worse in most cases, but not significantly: {_figures(in_most_cases)}."
-    return Harm(sentence, tuple(significant), tuple(in_most_cases), len(tested))
+    return Harm(sentence, tuple(significant), tuple(in_most_cases), num_comparisons)
+
+
+def _candidate(row: SummaryRow, titles: Mapping[str, str]) -> Decline:
+    """Return the decline that a row of the summary would be, if its metric got worse."""
+    assert row.comparison is not None
+    is_overall = row.family == Family.OTHER_METRICS
+    name = metric_named(row.metric).in_text
+    # The sentence on the probabilities has the calibration over all labels, so that a calibration
+    # always names its region.
+    if not is_overall or row.metric in CALIBRATION_METRICS:
+        default = "the mean over regions" if row.region == MEAN else row.region
+        name = f"{name} of {titles.get(row.region, default)}"
+    return Decline(row.metric, row.region, name, is_overall, row.comparison, row.p_adjusted)
 
 
 def _shown(declines: Sequence[Decline]) -> list[Decline]:
@@ -106,19 +125,24 @@ def _figures(declines: Sequence[Decline]) -> str:
     """Return the numbers of each decline that a sentence names."""
     texts = []
     for decline in _shown(declines):
-        metric, comparison = metric_named(decline.metric), decline.comparison
-        difference = f"{metric.difference_text(comparison.mean_difference)} {metric.difference_unit}".rstrip()
-        p_value = f"p {format_p(decline.p_adjusted)}"
+        metric = metric_named(decline.metric)
+        comparison = decline.comparison
+        difference = metric.difference_text(comparison.mean_difference)
+        if metric.difference_unit:
+            difference += f" {metric.difference_unit}"
         texts.append(
-            f"{decline.name} in {comparison.losses} of {comparison.num_pairs} cases ({difference} on average, {p_value})"
+            f"{decline.name} in {comparison.losses} of {comparison.num_pairs} cases "
+            f"({difference} on average, p {format_p(decline.p_adjusted)})"
         )
     return _joined(texts)
 
 
 def _joined(names: Sequence[str]) -> str:
     """Join names; of many, only the first ones."""
-    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
-    return ", ".join(names[:_MAX_NAMED]) + more
+    text = ", ".join(names[:_MAX_NAMED])
+    if len(names) > _MAX_NAMED:
+        text += f" and {len(names) - _MAX_NAMED} more"
+    return text
 
 
 class Change(StrEnum):
@@ -134,56 +158,68 @@ class Change(StrEnum):
 class ProbabilityChange:
     """The probabilities of a method, compared with those of its baseline."""
 
-    change: Change  # For programs.
-    sentence: str  # For users, with the numbers.
-    region: str  # Whose probabilities they are: ALL_LABELS, MEAN or the only region.
-    comparison: PairedComparison  # Method minus baseline, negative log likelihood.
+    change: Change  # for programs
+    sentence: str  # for users, with the numbers
+    region: str  # whose probabilities they are: ALL_LABELS, MEAN or the only region
+    comparison: PairedComparison  # method minus baseline, negative log likelihood
 
 
 def judge_probabilities(
     summary: Iterable[SummaryRow], method: str, *, titles: Mapping[str, str] | None = None
 ) -> ProbabilityChange | None:
-    """Judge whether the probabilities of a method are better than those of its baseline; None if no case has both.
+    """Judge whether the probabilities of a method are better than those of its baseline.
 
-    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean over the regions: the row of the summary
-    that is tested by itself. `titles` are names of regions for people.
+    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean
+    over the regions: the row of the summary that is tested by itself. None if no case has both.
+    `titles` are names of regions for people.
     """
     rows = [row for row in summary if row.method == method]
     region = next((row.region for row in rows if row.family == Family.PROBABILITIES), None)
     if region is None:
         return None
-    compared = {
-        row.metric: row.comparison
-        for row in rows
-        if row.region == region and row.comparison is not None
-    }
+    compared: dict[str, PairedComparison] = {}
+    for row in rows:
+        if row.region == region and row.comparison is not None:
+            compared[row.metric] = row.comparison
     deciding = compared[NLL.name]
-    texts = {
-        name: (
-            metric.value_text(compared[name].mean_baseline),
-            metric.value_text(compared[name].mean),
-        )
-        for name, metric in {NLL.name: NLL, **CALIBRATION_METRICS}.items()
-        if name in compared
-    }
-    change = Change.NO_DIFFERENCE
-    # Two programs round a softmax differently, and ranks do not know how little that is: the displayed means tell.
-    if texts[NLL.name][0] != texts[NLL.name][1]:
-        if smallest_p_value(deciding.num_pairs) > ALPHA:
-            change = Change.TOO_FEW
-        elif deciding.p_value < ALPHA:
-            change = Change.BETTER if deciding.effect_size < 0 else Change.WORSE
-    cases = f" (better in {deciding.wins} of {deciding.num_pairs} cases, p {format_p(deciding.p_value)})"
-    figures = [
-        f"{metric_named(name).in_text} {before} → {after}{cases if name == NLL.name else ''}"
-        for name, (before, after) in texts.items()
-    ]
-    title = {ALL_LABELS: "all labels", MEAN: "the regions, on average", **(titles or {})}.get(
-        region, region
-    )
-    words = {
-        Change.NO_DIFFERENCE: "neither significantly better nor worse",
-        Change.TOO_FEW: "too few cases to tell",
-    }
-    sentence = f"The probabilities of {title}: {words.get(change, change)}, {', '.join(figures)}."
+    change = _change_of(deciding)
+
+    cases = f"better in {deciding.wins} of {deciding.num_pairs} cases"
+    figures = [f"{_means_text(NLL, deciding)} ({cases}, p {format_p(deciding.p_value)})"]
+    for metric in CALIBRATION_METRICS.values():
+        if metric.name in compared and metric.name != NLL.name:
+            figures.append(_means_text(metric, compared[metric.name]))
+    known_titles = {ALL_LABELS: "all labels", MEAN: "the regions, on average"}
+    known_titles.update(titles or {})
+    title = known_titles.get(region, region)
+    conclusion = _CONCLUSIONS.get(change, change)
+    sentence = f"The probabilities of {title}: {conclusion}, {', '.join(figures)}."
     return ProbabilityChange(change, sentence, region, deciding)
+
+
+_CONCLUSIONS = {
+    Change.NO_DIFFERENCE: "neither significantly better nor worse",
+    Change.TOO_FEW: "too few cases to tell",
+}
+
+
+def _change_of(comparison: PairedComparison) -> Change:
+    """Return the change that a comparison of the negative log likelihood shows."""
+    # Two programs round a softmax differently, and ranks do not know how little that is: the
+    # displayed means tell.
+    if NLL.value_text(comparison.mean) == NLL.value_text(comparison.mean_baseline):
+        return Change.NO_DIFFERENCE
+    if smallest_p_value(comparison.num_pairs) > ALPHA:
+        return Change.TOO_FEW
+    if comparison.p_value >= ALPHA:
+        return Change.NO_DIFFERENCE
+    if comparison.effect_size < 0:
+        return Change.BETTER
+    return Change.WORSE
+
+
+def _means_text(metric: Metric, comparison: PairedComparison) -> str:
+    """Return the means of the baseline and the method, with the name of the metric."""
+    before = metric.value_text(comparison.mean_baseline)
+    after = metric.value_text(comparison.mean)
+    return f"{metric.in_text} {before} → {after}"

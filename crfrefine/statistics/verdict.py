@@ -1,4 +1,7 @@
-"""The verdict whether a method helps: numbers, and plain sentences about them. `docs/reference/metrics.md` has the rules."""
+"""The verdict whether a method helps: numbers, and plain sentences about them.
+
+Rules: `docs/reference/metrics.md`.
+"""
 
 from __future__ import annotations
 
@@ -51,39 +54,36 @@ class Rival:
     """Another method, often a simple one, that the judged one must beat to be worth using."""
 
     name: str
-    comparison: (
-        PairedComparison  # The judged method minus the rival; without pairs if no case has both.
-    )
-    gain: float  # Its mean Dice minus the baseline's; NaN without a case that both have.
-    p_adjusted: float  # After Holm's correction over the rivals; NaN without pairs.
-    is_beaten: bool  # True if the judged method is significantly better.
+    # The judged method minus the rival; without pairs if no case has both.
+    comparison: PairedComparison
+    gain: float  # its mean Dice minus the baseline's; NaN without a case that both have
+    p_adjusted: float  # after Holm's correction over the rivals; NaN without pairs
+    is_beaten: bool  # whether the judged method is significantly better
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on a method against a baseline, for programs and in a sentence, with the numbers that it rests on."""
+    """The verdict on a method against a baseline, with the numbers that it rests on."""
 
-    outcome: Outcome
-    sentence: str  # For users, the numbers first.
+    outcome: Outcome  # for programs
+    sentence: str  # for users, the numbers first
     method: str
-    baseline: str  # The method that it should improve.
-    regions: tuple[str, ...]  # The regions over which Dice was averaged.
-    comparison: PairedComparison  # Mean Dice. This one question is tested by itself, so its p value is also that of the summary.
-    rivals: tuple[Rival, ...]  # The methods that it should beat as well.
-    notes: tuple[
-        str, ...
-    ]  # Further facts that the reader must know, one sentence each, such as cases left out.
-    harm: Harm | None = None  # The metrics that got worse; None if no other metric was looked at.
-    probabilities: ProbabilityChange | None = None  # Their change; None if they were not measured.
+    baseline: str  # the method that it should improve
+    regions: tuple[str, ...]  # the regions over which Dice was averaged
+    # Mean Dice. This one question is tested by itself, so its p value is also that of the summary.
+    comparison: PairedComparison
+    rivals: tuple[Rival, ...]  # the methods that it should beat as well
+    # Further facts that the reader must know, one sentence each, such as cases left out.
+    notes: tuple[str, ...]
+    harm: Harm | None = None  # the metrics that got worse; None if no other metric was looked at
+    probabilities: ProbabilityChange | None = None  # their change; None if they were not measured
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for a JSON file: plain types, None for an undefined or infinite number."""
-        return dict(
-            without_nonfinite(
-                asdict(self)
-                | {"outcome": self.outcome.value, "p_adjusted": self.comparison.p_value}
-            )
-        )
+        values = asdict(self)
+        values["outcome"] = self.outcome.value
+        values["p_adjusted"] = self.comparison.p_value
+        return dict(without_nonfinite(values))
 
 
 def verdict(
@@ -99,72 +99,98 @@ def verdict(
 ) -> Verdict:
     """Judge whether a method improves on a baseline, and on simple rivals.
 
-    The question about the baseline is tested by itself, and only if its answer is yes are the rivals looked at, with Holm's correction
-    over these.
+    The question about the baseline is tested by itself, and only if its answer is yes are the
+    rivals looked at, with Holm's correction over these.
 
     Args:
         table: the measurements, with Dice.
         method: to be judged.
         baseline: the result without the method, such as the network.
-        rivals: methods that the judged one should beat, such as the largest component; one without any case is not beaten.
+        rivals: methods that the judged one should beat, such as the largest component; one without
+            any case is not beaten.
         regions: whose mean Dice decides; default: all.
         subject: name of the method in the sentence; default: its name.
-        summary: rows of `summarize` with the same baseline and mean, which show what got worse; default: no other metric is looked at.
+        summary: rows of `summarize` with the same baseline and mean, which show what got worse;
+            default: no other metric is looked at.
         titles: displayed name of each region; default: its name.
 
     Raises:
-        InputError: the method or the baseline is not in the table, or two of the methods are the same.
+        InputError: a method or the baseline is not in the table, or two of them are the same.
     """
     if len({method, baseline, *rivals}) < 2 + len(rivals):
         raise InputError(
-            f"the method {method!r}, the baseline {baseline!r} and the rivals {list(rivals)} must differ"
+            f"the method {method!r}, the baseline {baseline!r} and the rivals {list(rivals)} "
+            "must differ"
         )
-    subject, chosen = subject or method, table.regions if regions is None else tuple(regions)
-    primary = table.compare(method, baseline, MEAN, ENDPOINT, regions=chosen)
-    undefined = [math.nan] * len(table.cases)
-    compared = [
-        table.compare(method, rival, MEAN, ENDPOINT, regions=chosen)
-        if rival in table.methods
-        else compare_pairs(undefined, undefined)
-        for rival in rivals
-    ]
-    judged = tuple(
-        Rival(
-            name,
-            comparison,
-            _gain(table, name, baseline, chosen),
-            p_adjusted,
-            _direction(comparison, p_adjusted) == 1,
-        )
-        for name, comparison, p_adjusted in zip(
-            rivals, compared, holm([each.p_value for each in compared]), strict=True
-        )
-    )
-    harm = None if summary is None else find_harm(summary, method, titles=titles)
-    probabilities = None if summary is None else judge_probabilities(summary, method, titles=titles)
+    judged_regions = table.regions if regions is None else tuple(regions)
+    primary = table.compare(method, baseline, MEAN, ENDPOINT, regions=judged_regions)
+    judged_rivals = _judge_rivals(table, method, baseline, rivals, judged_regions)
+    harm = None
+    probabilities = None
+    if summary is not None:
+        harm = find_harm(summary, method, titles=titles)
+        probabilities = judge_probabilities(summary, method, titles=titles)
+
     outcome = _outcome(primary)
-    sentence = _sentence(outcome, subject, baseline, primary)
+    sentence = _sentence(outcome, subject or method, baseline, primary)
     if outcome == Outcome.HELPS:
-        if not all(rival.is_beaten for rival in judged):
+        if not all(rival.is_beaten for rival in judged_rivals):
             outcome = Outcome.NOT_BETTER_THAN_SIMPLE
-        sentence += _against_rivals(subject, primary, judged)
-        worse = [harm.headline] if harm is not None and harm.headline else []
-        worse += (
-            ["the probabilities"]
-            if probabilities is not None and probabilities.change == Change.WORSE
-            else []
-        )
-        sentence += (
-            f" But significantly worse than with {baseline}: {', '.join(worse)}." if worse else ""
-        )
-    notes = _notes(table, method, baseline, chosen, primary, judged)
+        sentence += _against_rivals(subject or method, primary, judged_rivals)
+        worse = _names_of_worse(harm, probabilities)
+        if worse:
+            sentence += f" But significantly worse than with {baseline}: {', '.join(worse)}."
     return Verdict(
-        outcome, sentence, method, baseline, chosen, primary, judged, notes, harm, probabilities
+        outcome,
+        sentence,
+        method,
+        baseline,
+        judged_regions,
+        primary,
+        judged_rivals,
+        _notes(table, method, baseline, judged_regions, primary, judged_rivals),
+        harm,
+        probabilities,
     )
+
+
+def _judge_rivals(
+    table: ResultTable, method: str, baseline: str, names: Sequence[str], regions: Sequence[str]
+) -> tuple[Rival, ...]:
+    """Compare a method with each rival; one without any case has no pairs."""
+    comparisons = []
+    for name in names:
+        if name in table.methods:
+            comparison = table.compare(method, name, MEAN, ENDPOINT, regions=regions)
+        else:
+            undefined = [math.nan] * len(table.cases)
+            comparison = compare_pairs(undefined, undefined)
+        comparisons.append(comparison)
+
+    adjusted = holm([comparison.p_value for comparison in comparisons])
+    rivals = []
+    for name, comparison, p_adjusted in zip(names, comparisons, adjusted, strict=True):
+        gain = _gain(table, name, baseline, regions)
+        is_beaten = _direction(comparison, p_adjusted) == 1
+        rivals.append(Rival(name, comparison, gain, p_adjusted, is_beaten))
+    return tuple(rivals)
+
+
+def _names_of_worse(harm: Harm | None, probabilities: ProbabilityChange | None) -> list[str]:
+    """Return what got significantly worse, in words."""
+    names = []
+    if harm is not None and harm.headline:
+        names.append(harm.headline)
+    if probabilities is not None and probabilities.change == Change.WORSE:
+        names.append("the probabilities")
+    return names
 
 
 def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str) -> Verdict:
-    """Return the verdict on a method that was not measured in every case; `reason` is the rest of a sentence."""
+    """Return the verdict on a method that was not measured in every case.
+
+    `reason` is the rest of a sentence.
+    """
     return Verdict(
         Outcome.NOT_TESTED,
         f"Not tested: {reason}.",
@@ -178,27 +204,39 @@ def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str) 
 
 
 def power_text(comparison: PairedComparison) -> str:
-    """Return which true difference would have been found with a power of 80 %; empty if none can be told."""
+    """Return which true difference would have been found with a power of 80 %; empty if unknown."""
     if not 0.0 < comparison.detectable_difference < math.inf:
         return ""
     difference = _quantity(comparison.detectable_difference, "")
-    return f"a true difference of {difference} would be found with probability 80 %, a smaller one less often"
+    return (
+        f"a true difference of {difference} would be found with probability 80 %, "
+        "a smaller one less often"
+    )
 
 
 def _direction(comparison: PairedComparison, p_adjusted: float) -> int | None:
-    """Return 1 for better, -1 for worse, 0 for no significant difference, None if ranks, which are tested, and mean disagree."""
+    """Return 1 for better, -1 for worse, 0 for no significant difference.
+
+    None means that ranks, which are tested, and mean disagree.
+    """
     if not p_adjusted < ALPHA:
         return 0
-    sign = 1 if comparison.effect_size > 0 else -1
-    return sign if min(sign * end for end in comparison.interval) > 0 else None
+    low, high = comparison.interval
+    if comparison.effect_size > 0 and min(low, high) > 0:
+        return 1
+    if comparison.effect_size <= 0 and max(low, high) < 0:
+        return -1
+    return None
 
 
 def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str]) -> float:
-    """Return the mean difference between a rival and the baseline, over the cases that both have."""
+    """Return the mean of rival minus baseline, over the cases that both have."""
     if rival not in table.methods:
         return math.nan
     values, others = table.means(ENDPOINT, [rival, baseline], regions)
-    return center((values - others)[~np.isnan(values - others)])[0]
+    differences = values - others
+    mean, _ = center(differences[~np.isnan(differences)])
+    return mean
 
 
 def _outcome(primary: PairedComparison) -> Outcome:
@@ -213,62 +251,82 @@ def _outcome(primary: PairedComparison) -> Outcome:
 
 def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:
     """Return the numbers, and the conclusion."""
-    needed = next(number for number in range(1, 64) if smallest_p_value(number) <= ALPHA)
-    worst = ", ".join(
-        f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst
-    )
-    follows = {
-        Outcome.HELPS: f"{subject} helps.",
-        Outcome.HURTS: f"{subject} hurts. Advice: do not use it.",
-        Outcome.NO_DIFFERENCE: f"{subject} is not shown to help. Advice: do not use it.",
-        Outcome.MIXED: f"no clear benefit, as ranks and mean disagree. Advice: look at the worst cases before using it ({worst}).",
-        Outcome.TOO_FEW: f"too few cases, at least {needed} are needed for p < {ALPHA:g}.",
-    }
+    conclusion = _conclusion(outcome, subject, primary)
     if not primary.num_pairs:
-        return f"No case allows a comparison with {baseline}: {follows[outcome]}"
-    # Intervals of few cases are too narrow.
-    interval = "" if outcome == Outcome.TOO_FEW else DICE.interval_text(*primary.interval, sign="")
-    figures = [
-        *([f"95 % CI {interval}"] if interval else []),
-        f"p {format_p(primary.p_value)}",
-        _better_cases(primary),
-    ]
-    sentence = f"Mean {DICE.title} {_quantity(primary.mean_difference)} against {baseline} ({', '.join(figures)}): {follows[outcome]}"
-    power = power_text(primary) if outcome == Outcome.NO_DIFFERENCE else ""
-    return sentence + (f" {power[0].upper()}{power[1:]}." if power else "")
+        return f"No case allows a comparison with {baseline}: {conclusion}"
+    figures = []
+    interval = DICE.interval_text(*primary.interval, sign="")
+    if interval and outcome != Outcome.TOO_FEW:  # Intervals of few cases are too narrow.
+        figures.append(f"95 % CI {interval}")
+    figures.append(f"p {format_p(primary.p_value)}")
+    figures.append(_better_cases(primary))
+
+    difference = f"Mean {DICE.title} {_quantity(primary.mean_difference)} against {baseline}"
+    sentence = f"{difference} ({', '.join(figures)}): {conclusion}"
+    power = power_text(primary)
+    if power and outcome == Outcome.NO_DIFFERENCE:
+        sentence += f" {power[0].upper()}{power[1:]}."
+    return sentence
+
+
+def _conclusion(outcome: Outcome, subject: str, primary: PairedComparison) -> str:
+    """Return the end of the sentence, which says what follows from the numbers."""
+    if outcome == Outcome.HELPS:
+        return f"{subject} helps."
+    if outcome == Outcome.HURTS:
+        return f"{subject} hurts. Advice: do not use it."
+    if outcome == Outcome.NO_DIFFERENCE:
+        return f"{subject} is not shown to help. Advice: do not use it."
+    if outcome == Outcome.TOO_FEW:
+        needed = 1
+        while smallest_p_value(needed) > ALPHA:
+            needed += 1
+        return f"too few cases, at least {needed} are needed for p < {ALPHA:g}."
+    worst = [f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst]
+    return (
+        "no clear benefit, as ranks and mean disagree. "
+        f"Advice: look at the worst cases before using it ({', '.join(worst)})."
+    )
 
 
 def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Rival]) -> str:
     """Return how a method that helps compares with its rivals, as further sentences."""
     compared = [rival for rival in rivals if rival.comparison.num_pairs]
     missing = [rival.name for rival in rivals if not rival.comparison.num_pairs]
-    sentences = f" No case allows a comparison with {' or '.join(missing)}." if missing else ""
-    if compared:
-        # The strongest of those that are not beaten, if there are any.
-        strongest = min(
-            compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference)
-        )
-        name, corrected = (
-            strongest.name,
-            f" after Holm over {len(compared)} rivals" if len(compared) > 1 else "",
-        )
-        gains = f"{subject} {DICE.difference_text(primary.mean_difference)}, {name} {_quantity(strongest.gain)}"
-        figures = f"{gains} (p {format_p(strongest.p_adjusted)}{corrected}, {_better_cases(strongest.comparison)})."
-        if strongest.is_beaten:
-            return f" It gains more than every rival, the best of which is {name}: {figures}{sentences}"
-        return f" But not shown to gain more than {name}: {figures} Advice: prefer {name} if it is simpler.{sentences}"
-    return sentences
+    sentences = ""
+    if missing:
+        sentences = f" No case allows a comparison with {' or '.join(missing)}."
+    if not compared:
+        return sentences
+
+    # The strongest of those that are not beaten, if there are any.
+    strongest = min(compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference))
+    name = strongest.name
+    p_value = f"p {format_p(strongest.p_adjusted)}"
+    if len(compared) > 1:
+        p_value += f" after Holm over {len(compared)} rivals"
+    gain = DICE.difference_text(primary.mean_difference)
+    figures = (
+        f"{subject} {gain}, {name} {_quantity(strongest.gain)} "
+        f"({p_value}, {_better_cases(strongest.comparison)})."
+    )
+    if strongest.is_beaten:
+        return f" It gains more than every rival, the best of which is {name}: {figures}{sentences}"
+    return (
+        f" But not shown to gain more than {name}: {figures} "
+        f"Advice: prefer {name} if it is simpler.{sentences}"
+    )
 
 
 def _better_cases(comparison: PairedComparison) -> str:
     """Say how many cases agree with the majority."""
-    number, word = max(
-        (comparison.wins, "better"), (comparison.losses, "worse"), key=lambda side: side[0]
-    )
-    return f"{number} of {comparison.num_pairs} cases {word}"
+    if comparison.wins >= comparison.losses:
+        return f"{comparison.wins} of {comparison.num_pairs} cases better"
+    return f"{comparison.losses} of {comparison.num_pairs} cases worse"
 
 
 def _quantity(difference: float, sign: str = "+") -> str:
+    """Return a difference of Dice with its unit."""
     return f"{DICE.difference_text(difference, sign)} {DICE.difference_unit}"
 
 
@@ -280,30 +338,46 @@ def _notes(
     primary: PairedComparison,
     rivals: Sequence[Rival],
 ) -> tuple[str, ...]:
+    """Return what else a reader must know: what is left out of the comparisons."""
     notes = []
     left_out = primary.num_only_method + primary.num_only_baseline + primary.num_neither
     if left_out:
         notes.append(
-            f"{left_out} of {len(table.cases)} cases are left out: no region has a {DICE.title} in both methods."
+            f"{left_out} of {len(table.cases)} cases are left out: "
+            f"no region has a {DICE.title} in both methods."
         )
-    missing = {name: table.missing_cases(name) for name in (method, baseline)}
-    notes += [
-        f"{name} has no measurements of {listed(cases)}."
-        for name, cases in missing.items()
-        if cases
-    ]
-    # Dice is undefined where neither the reference nor the other method has what a method finds.
-    dice = np.array([[table.values(name, own, ENDPOINT) for own in regions] for name in missing])
-    seen = np.array([[~np.isin(table.cases, cases)] for cases in missing.values()])
-    alarms = ((dice == 0) & np.isnan(dice[::-1]) & seen[::-1]).sum(axis=(1, 2))
-    if any(alarms):
+    for name in (method, baseline):
+        cases = table.missing_cases(name)
+        if cases:
+            notes.append(f"{name} has no measurements of {listed(cases)}.")
+    by_method = _count_false_regions(table, method, baseline, regions)
+    by_baseline = _count_false_regions(table, baseline, method, regions)
+    if by_method or by_baseline:
         notes.append(
-            "Regions that one of the two methods finds although the reference lacks them, which the mean leaves out: "
-            f"{alarms[0]} by {method}, {alarms[1]} by {baseline}."
+            "Regions that one of the two methods finds although the reference lacks them, "
+            f"which the mean leaves out: {by_method} by {method}, {by_baseline} by {baseline}."
         )
-    notes += [
-        f"The comparison with {rival.name} is over {counted(rival.comparison.num_pairs, 'case')}, not {primary.num_pairs}."
-        for rival in rivals
-        if rival.comparison.num_pairs != primary.num_pairs
-    ]
+    for rival in rivals:
+        if rival.comparison.num_pairs != primary.num_pairs:
+            cases_of_rival = counted(rival.comparison.num_pairs, "case")
+            notes.append(
+                f"The comparison with {rival.name} is over {cases_of_rival}, "
+                f"not {primary.num_pairs}."
+            )
     return tuple(notes)
+
+
+def _count_false_regions(
+    table: ResultTable, method: str, other: str, regions: Sequence[str]
+) -> int:
+    """Return how many regions of all cases a method finds, but neither the reference nor the other.
+
+    The Dice of the method is 0 there, and that of the other, which was measured, is undefined.
+    """
+    has_other = ~np.isin(table.cases, table.missing_cases(other))
+    count = 0
+    for region in regions:
+        is_missed = table.values(method, region, ENDPOINT) == 0
+        is_undefined = np.isnan(table.values(other, region, ENDPOINT))
+        count += int(np.count_nonzero(is_missed & is_undefined & has_other))
+    return count
