@@ -1,4 +1,4 @@
-"""Metrics against an independent brute force on random anisotropic masks, drawn cases with known answers, and SimpleITK."""
+"""Metrics against a brute force on random anisotropic masks, known answers, and SimpleITK."""
 
 import itertools
 import math
@@ -51,7 +51,7 @@ def measure_masks(prediction, reference, spacing, **options):
 
 
 def _masks(kind, grid_shape, rng):
-    """A mask of a kind that metrics tend to get wrong: of a part of the grid, or of random voxels."""
+    """A mask of a kind that metrics tend to get wrong: a part of the grid, or random voxels."""
     if kind in SHARES:
         return rng.random(grid_shape) < SHARES[kind]
     mask = np.zeros(grid_shape, dtype=bool)
@@ -64,65 +64,78 @@ def test_every_metric_equals_the_brute_force_for_all_pairs_of_kinds(num_dims):
     rng = np.random.default_rng(num_dims)
     spacing = SPACINGS[num_dims]
     for one, other in itertools.product((*SHARES, *PARTS), repeat=2):
-        prediction, reference = (
-            _masks(one, GRIDS[num_dims], rng),
-            _masks(other, GRIDS[num_dims], rng),
-        )
-        # No distance between voxels of these grids is 1.25 mm, so rounding cannot decide what is within it.
+        prediction = _masks(one, GRIDS[num_dims], rng)
+        reference = _masks(other, GRIDS[num_dims], rng)
+        # No distance between voxels of these grids is 1.25 mm, so rounding cannot decide what is
+        # within it.
         measured = measure_masks(prediction, reference, spacing, tolerance_mm=1.25)
-        assert tuple(measured) == tuple(MASK_METRICS)
         expected = expected_overlap(prediction, reference, 1.25, spacing)
+        assert tuple(measured) == tuple(MASK_METRICS)
         assert measured == pytest.approx(expected, abs=ROUNDING, rel=ROUNDING, nan_ok=True), (
             one,
             other,
         )
 
 
+def _smooth_mask(rng, share):
+    """A smooth random shape that the border of the grid cuts off."""
+    noise = ndimage.gaussian_filter(rng.normal(size=(30, 9, 17)), 1.5, mode="wrap")
+    return noise > np.quantile(noise, 1.0 - share)
+
+
+def _itk_image(mask, spacing):
+    """A mask as an image of SimpleITK, with a rim of background around it."""
+    image = SimpleITK.GetImageFromArray(np.pad(mask, 1).T.astype(np.uint8))
+    image.SetSpacing(spacing)
+    return image
+
+
+def _itk_distances(image, other):
+    """Distances from each boundary voxel of an image to the boundary of another one."""
+    contour = SimpleITK.BinaryContour(image, fullyConnected=False)
+    other_contour = SimpleITK.BinaryContour(other, fullyConnected=False)
+    distances = SimpleITK.SignedMaurerDistanceMap(
+        other_contour, squaredDistance=False, useImageSpacing=True
+    )
+    is_boundary = SimpleITK.GetArrayFromImage(contour) > 0
+    return np.abs(SimpleITK.GetArrayFromImage(distances))[is_boundary]
+
+
 def test_boundaries_distances_and_pieces_equal_those_of_simpleitk():
-    """Of smooth random shapes that the border cuts off, as images with a rim of background around them."""
-    rng, spacing = np.random.default_rng(16), (2.0, 0.5, 1.1)
-    noises = [
-        ndimage.gaussian_filter(rng.normal(size=(30, 9, 17)), 1.5, mode="wrap") for _ in range(2)
-    ]
-    masks = [noises[0] > np.quantile(noises[0], 0.8), noises[1] > np.quantile(noises[1], 0.7)]
-    images = [SimpleITK.GetImageFromArray(np.pad(mask, 1).T.astype(np.uint8)) for mask in masks]
-    for image in images:
-        image.SetSpacing(spacing)
-    contours = [SimpleITK.BinaryContour(image, fullyConnected=False) for image in images]
-    maps = [
-        SimpleITK.SignedMaurerDistanceMap(contour, squaredDistance=False, useImageSpacing=True)
-        for contour in contours
-    ]
-    edges = [SimpleITK.GetArrayFromImage(contour) > 0 for contour in contours]
-    directed = [
-        np.abs(SimpleITK.GetArrayFromImage(maps[1 - number]))[edges[number]] for number in (0, 1)
-    ]
-    everything = np.concatenate(directed).astype(np.float64)
+    rng = np.random.default_rng(16)
+    spacing = (2.0, 0.5, 1.1)
+    masks = _smooth_mask(rng, 0.2), _smooth_mask(rng, 0.3)
+    predicted = _itk_image(masks[0], spacing)
+    wanted = _itk_image(masks[1], spacing)
+    there = _itk_distances(predicted, wanted)
+    back = _itk_distances(wanted, predicted)
+    everything = np.concatenate([there, back]).astype(np.float64)
+    pieces = SimpleITK.GetArrayFromImage(SimpleITK.ConnectedComponent(predicted, True))
     expected = {
         "surface_dice": np.mean(everything <= 1.25),
         "hd_mm": everything.max(),
-        "hd95_mm": max(np.percentile(one_way, 95) for one_way in directed),
+        "hd95_mm": max(np.percentile(there, 95), np.percentile(back, 95)),
         "assd_mm": everything.mean(),
-        "num_components": SimpleITK.GetArrayFromImage(
-            SimpleITK.ConnectedComponent(images[0], True)
-        ).max(),
+        "num_components": pieces.max(),
     }
     measured = measure_masks(*masks, spacing, tolerance_mm=1.25)
     # SimpleITK keeps its distance maps in single precision.
     assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-6)
     assert measure_masks(*masks, spacing, metrics=("hd95_mm", "dice")) == {
-        name: measured[name] for name in ("hd95_mm", "dice")
+        "hd95_mm": measured["hd95_mm"],
+        "dice": measured["dice"],
     }
-    by_tree, by_transform = (
-        find(masks[0], masks[1], spacing) for find in (_nearest_by_tree, _nearest_by_transform)
-    )
+    by_tree = _nearest_by_tree(masks[0], masks[1], spacing)
+    by_transform = _nearest_by_transform(masks[0], masks[1], spacing)
     np.testing.assert_allclose(by_tree, by_transform, rtol=ROUNDING)
 
 
 def test_a_shift_by_exactly_the_tolerance_is_within_it():
-    """Three voxels of 0.1 mm are 0.30000000000000004 mm in floating point, 0.3 mm to everybody else."""
-    prediction, reference = np.zeros((30, 5), bool), np.zeros((30, 5), bool)
-    prediction[3, 2] = reference[6, 2] = True
+    """Three voxels of 0.1 mm are 0.30000000000000004 mm in floating point."""
+    prediction = np.zeros((30, 5), bool)
+    reference = np.zeros((30, 5), bool)
+    prediction[3, 2] = True
+    reference[6, 2] = True
     assert 3 * 0.1 > 0.3
     assert measure_masks(prediction, reference, (0.1, 0.4), tolerance_mm=0.3)["surface_dice"] == 1.0
     assert (
@@ -133,20 +146,23 @@ def test_a_shift_by_exactly_the_tolerance_is_within_it():
 @pytest.mark.parametrize("axis", range(3))
 def test_a_single_slice_is_measured_as_a_plane(axis):
     """Along an axis of one voxel every voxel would be boundary."""
-    masks = [_masks(kind, (11, 7), np.random.default_rng(6)) for kind in ("inside", "dense")]
+    prediction = _masks("inside", (11, 7), np.random.default_rng(6))
+    reference = _masks("dense", (11, 7), np.random.default_rng(6))
     found = measure_masks(
-        *(np.expand_dims(mask, axis) for mask in masks), np.insert((1.3, 0.7), axis, 1.0)
+        np.expand_dims(prediction, axis),
+        np.expand_dims(reference, axis),
+        np.insert((1.3, 0.7), axis, 1.0),
     )
-    assert found == pytest.approx(measure_masks(*masks, (1.3, 0.7)), rel=ROUNDING)
+    expected = measure_masks(prediction, reference, (1.3, 0.7))
+    assert found == pytest.approx(expected, rel=ROUNDING)
 
 
 def test_ignored_voxels_are_background_in_both_maps():
     labels = np.array([[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]])
     truth = np.array([[1, 1, 9, 0], [0, 9, 0, 0], [0, 0, 0, 0]])
     # Also of a region that names the ignored label.
-    for values in measure_case(
-        labels, truth, {"one": (1,), "both": (1, 9)}, (1.0, 2.0), ignore_label=9
-    ).values():
+    regions = {"one": (1,), "both": (1, 9)}
+    for values in measure_case(labels, truth, regions, (1.0, 2.0), ignore_label=9).values():
         assert (values["dice"], values["volume_ml"]) == (1.0, 0.004)
 
 
@@ -170,14 +186,12 @@ def test_counts_of_a_confusion_matrix_are_those_of_masks():
             "the prediction has 3×4 voxels, the reference 4×3",
         ),
         ({"prediction": np.ones((3, 4))}, InputError, "the prediction has values of type float64"),
-        *(
-            ({"spacing": spacing}, InputError, "expected 2 positive distances in mm")
-            for spacing in ((1.0, 0.0), None)
-        ),
-        *(
-            ({"regions": {"a": labels}}, ConfigError, "region 'a': expected labels from 1 up")
-            for labels in ((0, 1), 1, "1", (1.5,))
-        ),
+        ({"spacing": (1.0, 0.0)}, InputError, "expected 2 positive distances in mm"),
+        ({"spacing": None}, InputError, "expected 2 positive distances in mm"),
+        ({"regions": {"a": (0, 1)}}, ConfigError, "region 'a': expected labels from 1 up"),
+        ({"regions": {"a": 1}}, ConfigError, "region 'a': expected labels from 1 up"),
+        ({"regions": {"a": "1"}}, ConfigError, "region 'a': expected labels from 1 up"),
+        ({"regions": {"a": (1.5,)}}, ConfigError, "region 'a': expected labels from 1 up"),
         (
             {"tolerance_mm": -1.0},
             ConfigError,
@@ -218,18 +232,18 @@ def rows_of(head):
 
 
 def test_the_page_has_every_metric_with_its_unit_and_direction():
-    found = {
-        row[0].strip("`"): (row[2], BETTER[row[3]])
-        for row in rows_of("| metric | definition | unit |")
-    }
-    units = {
-        name: metric.unit or ("0 to 1" if metric.is_ratio else "count")
-        for name, metric in MASK_METRICS.items()
-    }
-    assert found == {name: (units[name], metric.better) for name, metric in MASK_METRICS.items()}
-    calibration = {
-        row[0].strip("`"): BETTER[row[2]] for row in rows_of("| metric | definition | better |")
-    }
+    found = {}
+    for name, _, unit, better in rows_of("| metric | definition | unit |"):
+        found[name.strip("`")] = (unit, BETTER[better])
+    expected = {}
+    for name, metric in MASK_METRICS.items():
+        default = "0 to 1" if metric.is_ratio else "count"
+        expected[name] = (metric.unit or default, metric.better)
+    assert found == expected
+
+    calibration = {}
+    for name, _, better in rows_of("| metric | definition | better |"):
+        calibration[name.strip("`")] = BETTER[better]
     assert calibration == {name: metric.better for name, metric in CALIBRATION_METRICS.items()}
 
 
@@ -243,12 +257,10 @@ def test_metrics_are_undefined_where_the_page_says(empty):
     measured = measure_masks(masks["prediction"], masks["reference"], (0.8, 1.1, 2.5))
     undefined = {name for name, value in measured.items() if math.isnan(value)}
     column = 1 + ["both", "prediction", "reference"].index(empty)
-    said = {
-        name.strip("` ")
-        for row in rows_of("| | both empty |")
-        if row[column] == "undefined"
-        for name in row[0].split(",")
-    }
+    said = set()
+    for row in rows_of("| | both empty |"):
+        if row[column] == "undefined":
+            said.update(name.strip("` ") for name in row[0].split(","))
     assert undefined == said
 
 
@@ -270,7 +282,8 @@ def test_a_region_of_the_command_line():
     ):
         with pytest.raises(
             ConfigError,
-            match=r"region 'core.*: expected NAME=LABEL\+LABEL\+\.\.\., .* with labels from 1 to 65535",
+            match=r"region 'core.*: expected NAME=LABEL\+LABEL\+\.\.\., .* "
+            "with labels from 1 to 65535",
         ):
             parse_region(text)
     for text, name in (("=1+2", ""), ("mean=1", "mean"), (f"{201 * 'a'}=1", "aaa")):
@@ -287,7 +300,8 @@ REGIONS = {"1": (1,), "2": (2,), "both": (1, 2)}
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_every_number_equals_the_brute_force(order):
     """The second grid has more voxels than two blocks, and not a whole number of them."""
-    rng, shape = np.random.default_rng(0), (2 * _BLOCK_VOXELS // 15 + 3, 5, 3)
+    rng = np.random.default_rng(0)
+    shape = (2 * _BLOCK_VOXELS // 15 + 3, 5, 3)
     small = label_map(3)
     # Sums of a thousand and of 60,000 doubles in another order.
     for reference, logits, rounding in (
@@ -324,7 +338,8 @@ def test_certain_and_right_is_zero_and_certain_and_wrong_is_bounded():
 
 
 def test_calibration_is_undefined_where_all_voxels_are_ignored():
-    even, ignored = np.full((3, *SHAPE), 1 / 3), np.full(SHAPE, 9)
+    even = np.full((3, *SHAPE), 1 / 3)
+    ignored = np.full(SHAPE, 9)
     nothing = measure_calibration(even, ignored, REGIONS, ignore_label=9)
     assert all(math.isnan(value) for row in nothing.values() for value in row.values())
 
@@ -335,7 +350,8 @@ def test_a_label_without_a_channel_has_the_probability_zero():
     measured = measure_calibration(probabilities, reference, {"5": (5,), "6": (6,)})
     assert measured["5"] == pytest.approx({"ece": 0.5, "brier": 0.5, "nll": -math.log(1e-7) / 2})
     assert measured["6"] == {"ece": 0.0, "brier": 0.0, "nll": 0.0}
-    # All labels: the truth has a label that nothing was said about, so its 1 counts in full, and so does every other probability.
+    # All labels: the truth has a label that nothing was said about, so its 1 counts in full, and so
+    # does every other probability.
     assert measured[ALL_LABELS] == pytest.approx(
         {"ece": 0.3, "brier": (1 + 0.6**2 + 0.4**2) / 2, "nll": -math.log(1e-7) / 2}
     )

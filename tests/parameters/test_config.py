@@ -1,4 +1,4 @@
-"""Parameters: defaults and presets, files that round trip, dotted keys, and errors that name the key."""
+"""Parameters: defaults and presets, files that round trip, dotted keys, errors with the key."""
 
 import dataclasses
 import re
@@ -45,7 +45,10 @@ def test_the_presets_are_there_and_the_first_is_the_default():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_says_what_it_is_for(name):
-    """It loads, begins with a comment, has every table, names the words that a key takes, and says where its values are from."""
+    """It loads, begins with a comment, has every table, and names the words that a key takes.
+
+    It also says where its values are from.
+    """
     parameters = CrfParameters.load(name)
     text = (CONFIGS / f"{name}.toml").read_text(encoding="utf-8")
     assert text.startswith("# ")
@@ -74,7 +77,8 @@ def test_a_preset_says_what_it_is_for(name):
 @settings(deadline=None, max_examples=25)
 def test_what_is_written_reads_back_equal(numbers, positive):
     """To the last bit of every number, in every form that a file can have."""
-    first, pair = numbers[0], (min(abs(numbers[0]), 40.0), 60.0)
+    first = numbers[0]
+    pair = (min(abs(first), 40.0), 60.0)
     matrix = [
         [0.0 if row == column else value for column, value in enumerate(numbers)]
         for row in range(len(numbers))
@@ -225,7 +229,8 @@ def test_a_file_that_cannot_be_read_or_written_is_named(tmp_path):
         ),
         (
             "[mean_field]\ndamping = 0.0",
-            r"mean_field\.damping: this key is gone: each step is the plain parallel update; leave it out",
+            r"mean_field\.damping: this key is gone: each step is the plain parallel update; "
+            "leave it out",
         ),
         (
             "[postprocess]\nkeep_largest = ['each', 'none']",
@@ -271,7 +276,8 @@ def test_numpy_values_are_plain_numbers_afterwards():
 
 
 def test_replace_changes_entries_and_sections_of_a_copy_and_names_one_of_several_kernels():
-    before, two = CrfParameters(), _two_kernels()
+    before = CrfParameters()
+    two = _two_kernels()
     after = before.replace(
         spatial=SpatialParameters(weight=2.0),
         **{"bilateral.theta_alpha": 2.0, "mean_field.temperature": 0.5},
@@ -293,7 +299,8 @@ def test_replace_changes_entries_and_sections_of_a_copy_and_names_one_of_several
         (
             two,
             "bilateral.weight",
-            r"bilateral\.weight: there are 2 kernels; say which: bilateral\.0\.weight, bilateral\.1\.weight",
+            r"bilateral\.weight: there are 2 kernels; "
+            r"say which: bilateral\.0\.weight, bilateral\.1\.weight",
         ),
         (
             two,

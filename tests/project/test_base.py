@@ -1,4 +1,7 @@
-"""Texts, sizes and limits: messages that steer no terminal, and how much memory and how many cores a run may take on made-up systems."""
+"""Texts, sizes and limits.
+
+Messages steer no terminal; made-up systems tell how much memory and how many cores a run may take.
+"""
 
 from types import SimpleNamespace
 
@@ -81,7 +84,7 @@ def groups(tmp_path, monkeypatch):
 
 
 def test_the_smallest_limit_counts(groups):
-    """Of the machine, what is available without a reserve, with the GiB of this process; of all groups the smallest."""
+    """The machine's is what is available without a reserve, and what this process has, 1 GiB."""
     machine = 12 * GIB - 16 * GIB // 20 + GIB
     assert memory_limit() == MemoryLimit(machine, "the memory available on this machine")
     assert memory_left(memory_limit()) == machine - GIB

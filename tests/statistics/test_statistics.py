@@ -1,4 +1,4 @@
-"""Paired statistics against published tables, enumeration, scipy and simulation; the table of methods, and its summary."""
+"""Paired statistics against published tables, enumeration, scipy and simulation; the summary."""
 
 import itertools
 import math
@@ -32,7 +32,8 @@ from crfrefine.statistics.paired import (
 # Exact distributions are sums of at most some thousand positive terms.
 ROUNDING = 1e-12
 
-# Darwin's maize, crossed minus self-fertilized, eighths of an inch (Fisher, The Design of Experiments, table 3).
+# Darwin's maize, crossed minus self-fertilized, eighths of an inch (Fisher, The Design of
+# Experiments, table 3).
 DARWIN = np.array([49.0, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48])
 
 
@@ -50,15 +51,13 @@ def test_with_ties_and_zeros_the_p_value_is_that_of_all_signs():
     nonzero = differences[differences != 0]
     ranks = stats.rankdata(np.abs(nonzero))
     seen = abs(ranks[nonzero > 0].sum() - ranks.sum() / 2)
-    extreme = [
-        abs(sum(itertools.compress(ranks, signs)) - ranks.sum() / 2) >= seen - 1e-9
-        for signs in itertools.product((0, 1), repeat=len(ranks))
-    ]
+    signs = np.array(list(itertools.product((0, 1), repeat=len(ranks))))
+    extreme = np.abs(signs @ ranks - ranks.sum() / 2) >= seen - 1e-9
     assert signed_rank(differences)[0] == pytest.approx(np.mean(extreme), rel=ROUNDING)
 
 
 def test_many_cases_take_the_normal_approximation():
-    """With ties and zeros and the continuity correction, as scipy and R have it; fewer are counted, whatever their ties."""
+    """With ties, zeros and the continuity correction, as scipy and R have it; fewer are counted."""
     differences = np.round(np.random.default_rng(8).normal(0.15, 1.0, 700), 1)
     expected = stats.wilcoxon(
         differences[differences != 0], correction=True, method="approx"
@@ -74,13 +73,8 @@ def test_many_cases_take_the_normal_approximation():
 
 
 def test_the_smallest_p_value_is_that_of_one_sign_and_nothing_to_test_gives_one():
-    for num_pairs in (
-        1,
-        2,
-        6,
-        9,
-        120,
-    ):  # a difference of cumulative probabilities, as in scipy, ends at 2e-16
+    # A difference of cumulative probabilities, as in scipy, would end at 2e-16.
+    for num_pairs in (1, 2, 6, 9, 120):
         assert signed_rank(np.arange(1.0, num_pairs + 1))[0] == pytest.approx(
             smallest_p_value(num_pairs), rel=ROUNDING
         )
@@ -94,7 +88,8 @@ def test_holm_equals_published_examples():
     for p_values, adjusted in (
         # R: p.adjust(c(0.01, 0.02, 0.03, 0.04, 0.05), "holm")
         ([0.01, 0.02, 0.03, 0.04, 0.05], [0.05, 0.08, 0.09, 0.09, 0.09]),
-        # The worked example of the method's encyclopedia article: reject at 0.05 the first and the last alone.
+        # The worked example of the method's encyclopedia article: reject at 0.05 the first and the
+        # last alone.
         ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
         ([0.9, 0.8, math.nan], [1.0, 1.0, math.nan]),
         ([], []),
@@ -103,7 +98,7 @@ def test_holm_equals_published_examples():
 
 
 def test_a_comparison_in_all_its_numbers():
-    """Darwin's maize on a baseline of 100, with one case that is equal and four that have a value missing."""
+    """Darwin's maize on a baseline of 100; one more case is equal, and four lack a value."""
     values = [*(100 + DARWIN), math.nan, 3.0, 4.0, math.nan, 100.0]
     baseline = [100.0] * 15 + [5.0, math.nan, math.nan, math.nan, 100.0]
     names = [f"case {number:02d}" for number in range(20)]
@@ -140,20 +135,10 @@ def test_a_comparison_in_all_its_numbers():
     ("values", "baseline", "better", "counts", "mean"),
     [
         ([1.0, 2.0, 9.0, 4.0], [2.0, 3.0, 5.0, 4.0], "lower", (2, 1, 1), 0.5),
-        (
-            [-1.0, 2.0, 0.0],
-            [3.0, -2.0, -4.0],
-            "nearer_zero",
-            (2, 1, 0),
-            -2.0,
-        ),  # compared by magnitude
-        (
-            [0.1 + 0.2, 0.5, 0.7, 0.9],
-            [0.3, 0.4, 0.6, 1.0],
-            "higher",
-            (2, 1, 1),
-            0.025,
-        ),  # rounding is no win
+        # Compared by magnitude.
+        ([-1.0, 2.0, 0.0], [3.0, -2.0, -4.0], "nearer_zero", (2, 1, 0), -2.0),
+        # Rounding is no win.
+        ([0.1 + 0.2, 0.5, 0.7, 0.9], [0.3, 0.4, 0.6, 1.0], "higher", (2, 1, 1), 0.025),
     ],
 )
 def test_the_direction_decides_on_wins(values, baseline, better, counts, mean):
@@ -162,9 +147,8 @@ def test_the_direction_decides_on_wins(values, baseline, better, counts, mean):
     assert comparison.mean_difference == pytest.approx(mean)
     if better == "lower":
         assert comparison.worst == (("2", pytest.approx(4.0)),)
-    if (
-        better == "higher"
-    ):  # Three equal magnitudes of which one is negative: 2 x (1 + 3) / 8; rounding is no rank.
+    if better == "higher":
+        # Three equal magnitudes of which one is negative: 2 x (1 + 3) / 8; rounding is no rank.
         assert (comparison.p_value, comparison.effect_size) == (1.0, pytest.approx(1 / 3))
 
 
@@ -186,7 +170,10 @@ def test_one_pair_and_none_and_bad_values():
 
 
 def test_the_interval_of_few_skewed_differences_is_corrected_for_bias_and_skewness():
-    """The formula of Efron 1987 on other resamples, twenty times as many; the uncorrected percentiles lie clearly lower."""
+    """The formula of Efron 1987 on other resamples, twenty times as many.
+
+    The uncorrected percentiles lie clearly lower.
+    """
     differences = np.random.default_rng(13).exponential(size=25)
     mean = differences.mean()
     resampled = np.random.default_rng(14).choice(differences, (200_000, 25)).mean(axis=1)
@@ -208,9 +195,10 @@ def test_the_interval_of_few_skewed_differences_is_corrected_for_bias_and_skewne
 
 
 def test_detectable_difference_asks_for_the_usual_numbers_of_cases(monkeypatch):
-    """Small, medium and large effects after Cohen, two-sided at 0.05 with a power of 80 %: what G*Power and pwr.t.test (paired) say.
+    """Small, medium and large effects after Cohen, two-sided at 0.05 with a power of 80 %.
 
-    The signed-rank test needs a twentieth more cases, and at least six.
+    The numbers are those of G*Power and pwr.t.test (paired). The signed-rank test needs a twentieth
+    more cases, and at least six.
     """
     signed = detectable_difference(1.0, 20)
     with monkeypatch.context() as patch:
@@ -221,7 +209,8 @@ def test_detectable_difference_asks_for_the_usual_numbers_of_cases(monkeypatch):
                 <= effect
                 < detectable_difference(1.0, num_pairs - 1)
             )
-        # Another implementation of the distribution, the other way round; both promise about eight digits far out.
+        # Another implementation of the distribution, the other way round; both promise about eight
+        # digits far out.
         noncentrality = detectable_difference(2.0, 34) / 2.0 * math.sqrt(34)
         assert stats.nct.sf(stats.t.isf(0.025, 33), 33, noncentrality) == pytest.approx(
             0.8, abs=1e-6
@@ -234,7 +223,8 @@ def test_detectable_difference_asks_for_the_usual_numbers_of_cases(monkeypatch):
 
 NAN = math.nan
 
-# Dice of four cases: of each method in two regions. The fourth case has no core; "other" finds one all the same.
+# Dice of four cases: of each method in two regions. The fourth case has no core; "other" finds one
+# all the same.
 DICE = {
     ("network", "whole"): [0.80, 0.70, 0.60, 0.90],
     ("network", "core"): [0.50, 0.40, 0.30, NAN],
@@ -246,7 +236,10 @@ DICE = {
 
 
 def test_a_table_has_names_in_order_of_first_appearance_and_means_over_the_same_defined_regions():
-    """The false alarm of "other" has no counterpart, so the fourth case counts with the other region alone in both."""
+    """The false alarm of "other" has no counterpart.
+
+    The fourth case therefore counts with the other region alone in both.
+    """
     table = table_of(DICE)
     assert table.methods == ("network", "crf", "other")
     assert (table.regions, table.metrics) == (("whole", "core"), ("dice",))
@@ -269,31 +262,25 @@ def test_a_table_has_names_in_order_of_first_appearance_and_means_over_the_same_
 
 def test_the_summary_holds_the_comparisons_with_holm_over_the_single_regions():
     rows = {(row.method, row.region): row for row in summarize(table_of(DICE), "network")}
-    assert list(rows) == [
-        (method, region)
-        for method in ("network", "crf", "other")
-        for region in ("whole", "core", MEAN)
-    ]
-    assert all(rows["network", region].comparison is None for region in ("whole", "core", MEAN))
+    assert list(rows) == list(
+        itertools.product(("network", "crf", "other"), ("whole", "core", MEAN))
+    )
+    for region in ("whole", "core", MEAN):
+        assert rows["network", region].comparison is None
     assert rows["network", "core"].num_values == 3
     assert rows["network", "core"].num_undefined == 1
     assert rows["other", "core"].mean == pytest.approx(0.3)
     assert rows["other", "core"].median == pytest.approx(0.35)
     for method in ("crf", "other"):
-        expected = {
-            region: compare_pairs(DICE[method, region], DICE["network", region])
-            for region in ("whole", "core")
-        }
-        for region, comparison in expected.items():
-            assert rows[method, region].comparison.p_value == comparison.p_value
-            assert rows[method, region].comparison.interval == comparison.interval
-        p_values = [comparison.p_value for comparison in expected.values()]
-        assert [rows[method, region].p_adjusted for region in ("whole", "core")] == list(
-            holm(p_values)
-        )
-        assert {rows[method, region].family for region in ("whole", "core")} == {
-            Family.SINGLE_REGIONS
-        }
+        p_values = []
+        for region in ("whole", "core"):
+            expected = compare_pairs(DICE[method, region], DICE["network", region])
+            assert rows[method, region].comparison.p_value == expected.p_value
+            assert rows[method, region].comparison.interval == expected.interval
+            assert rows[method, region].family == Family.SINGLE_REGIONS
+            p_values.append(expected.p_value)
+        adjusted = rows[method, "whole"].p_adjusted, rows[method, "core"].p_adjusted
+        assert adjusted == holm(p_values)
         assert rows[method, MEAN].p_adjusted == rows[method, MEAN].comparison.p_value
         assert (rows[method, MEAN].family, rows[method, MEAN].family_size) == (Family.ENDPOINT, 1)
     assert rows["other", "core"].comparison.num_only_method == 1
@@ -310,28 +297,28 @@ def test_the_summary_holds_the_comparisons_with_holm_over_the_single_regions():
 
 
 def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
-    """Dice of the only judged region and the likelihood are tested alone, what follows from Dice is not, and the rest has two families."""
+    """Dice of the only judged region and the likelihood are tested alone.
+
+    What follows from Dice is not tested, and the rest has two families.
+    """
     rng = np.random.default_rng(5)
-    masks, scores = ("dice", "iou", "precision", "assd_mm"), ("ece", "nll")
-    table = ResultTable(
-        Measurement(f"c{number}", region, metric, 1.0 + step, method)
-        for metric, region in (
-            *itertools.product(masks, "12"),
-            *((metric, "all") for metric in scores),
-        )
-        for number in range(9)
-        for method, step in (("network", 0.0), ("crf", 0.02 + 0.1 * rng.standard_normal()))
-    )
+    masks = ("dice", "iou", "precision", "assd_mm")
+    scores = ("ece", "nll")
+    measurements = []
+    for metric, region in [*itertools.product(masks, "12"), ("ece", "all"), ("nll", "all")]:
+        for number in range(9):
+            case = f"c{number}"
+            value = 1.0 + 0.02 + 0.1 * rng.standard_normal()
+            measurements.append(Measurement(case, region, metric, 1.0, "network"))
+            measurements.append(Measurement(case, region, metric, value, "crf"))
+    table = ResultTable(measurements)
     rows = summarize(table, "network", metrics=masks, regions=("1", "2"))
     rows += summarize(table, "network", metrics=scores, regions=("all",))
     found = {(row.metric, row.region): row for row in correct(rows, ["1"]) if row.method == "crf"}
     raw = {key: row.comparison.p_value for key, row in found.items()}
     assert found["dice", "1"].p_adjusted == raw["dice", "1"]
     assert found["nll", "all"].p_adjusted == raw["nll", "all"]
-    rest = ("dice", "precision", "assd_mm")
-    single = (
-        [(metric, "2") for metric in rest] + [(metric, MEAN) for metric in rest] + [("ece", "all")]
-    )
+    single = [*itertools.product(("dice", "precision", "assd_mm"), ("2", MEAN)), ("ece", "all")]
     for family, keys in (
         (Family.OTHER_METRICS, [("precision", "1"), ("assd_mm", "1")]),
         (Family.SINGLE_REGIONS, single),
@@ -346,12 +333,16 @@ def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
         assert math.isnan(found["iou", region].p_adjusted)
     told = describe_families(found.values())
     assert told.endswith(
-        "endpoint (1 test), probabilities (1 test), other metrics (2 tests), single regions (7 tests)"
+        "endpoint (1 test), probabilities (1 test), other metrics (2 tests), "
+        "single regions (7 tests)"
     )
 
 
 def test_volumes_are_described_and_their_differences_compared_by_magnitude():
-    """Too much in one region does not make up for too little in another: the mean over regions is of magnitudes as well."""
+    """Too much in one region does not make up for too little in another.
+
+    The mean over regions is of magnitudes as well.
+    """
     values = {
         ("a", "x"): [1.0, -1.0],
         ("a", "y"): [-1.0, 1.0],

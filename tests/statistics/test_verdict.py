@@ -1,5 +1,6 @@
-"""The sentence of the verdict in each of its branches, what it is decided by, and what got worse beside it."""
+"""The sentence of the verdict in each of its branches, what decides it, and what got worse."""
 
+import itertools
 import json
 import math
 
@@ -19,14 +20,24 @@ SUBJECT = "the trained CRF"
 
 def _table(gains, *, regions=("left", "right"), network=0.8):
     """Methods whose Dice is that of the network plus their gains, in points, in every region."""
-    points = {"network": np.zeros(len(next(iter(gains.values())))), **gains}
-    values = {name: network + np.asarray(own) / 100 for name, own in points.items()}
-    return table_of({(name, region): own for name, own in values.items() for region in regions})
+    num_cases = len(next(iter(gains.values())))
+    dice = {}
+    for method, points in {"network": np.zeros(num_cases), **gains}.items():
+        for region in regions:
+            dice[method, region] = network + np.asarray(points) / 100
+    return table_of(dice)
 
 
-HELPS, SIMPLE = Outcome.HELPS, Outcome.NOT_BETTER_THAN_SIMPLE
-ONE_POINT = "Mean Dice +1.00 points against network (95 % CI 0.91 to 1.09, p 2e-12, 40 of 40 cases better): the trained CRF helps."
-BEST_RIVAL = "scaling: the trained CRF +1.00, scaling +0.10 points (p 7e-10 after Holm over 2 rivals, 36 of 40 cases better)."
+HELPS = Outcome.HELPS
+SIMPLE = Outcome.NOT_BETTER_THAN_SIMPLE
+ONE_POINT = (
+    "Mean Dice +1.00 points against network "
+    "(95 % CI 0.91 to 1.09, p 2e-12, 40 of 40 cases better): the trained CRF helps."
+)
+BEST_RIVAL = (
+    "scaling: the trained CRF +1.00, scaling +0.10 points "
+    "(p 7e-10 after Holm over 2 rivals, 36 of 40 cases better)."
+)
 NONE_OF_30 = (
     "(95 % CI -0.16 to 0.26, p 0.66, 16 of 30 cases better): the trained CRF is not shown to help."
 )
@@ -38,7 +49,8 @@ GAINS = {
     "none": (0.05, 1.0),
     "worse": (-2.0, 1.0),
 }
-# With six cases and four rivals p is at least 4 x 2 / 2**6 = 0.125, however far the method is ahead.
+# With six cases and four rivals p is at least 4 x 2 / 2**6 = 0.125, however far the method is
+# ahead.
 FOUR = {"crf": (14, 3)} | {f"rival {n}": (0.1 * n, 1.0) for n in range(4)}
 
 
@@ -99,27 +111,23 @@ def some(*names):
     ],
 )
 def test_outcome_and_sentence(num_cases, gains, outcome, beaten, parts):
-    spreads = {
-        name: spread(num_cases, *values)[:: 1 if name == "crf" else -1]
-        for name, values in gains.items()
-    }
+    spreads = {name: spread(num_cases, *values)[::-1] for name, values in gains.items()}
+    spreads["crf"] = spreads["crf"][::-1]
     judged = verdict(_table(spreads), "crf", "network", rivals=list(gains)[1:], subject=SUBJECT)
     assert (judged.outcome, judged.notes) == (outcome, ())
     assert [part for part in parts if part not in judged.sentence] == []
     assert ("simpler" in judged.sentence) == (False in beaten)
     assert [rival.is_beaten for rival in judged.rivals] == beaten
     p_values = [rival.comparison.p_value for rival in judged.rivals]
-    adjusted, content = list(holm(p_values)), judged.to_dict()
-    assert (
-        [rival.p_adjusted for rival in judged.rivals]
-        == [rival["p_adjusted"] for rival in content["rivals"]]
-        == adjusted
-    )
+    content = judged.to_dict()
+    adjusted = [rival.p_adjusted for rival in judged.rivals]
+    assert adjusted == list(holm(p_values))
+    assert adjusted == [rival["p_adjusted"] for rival in content["rivals"]]
     assert content["p_adjusted"] == judged.comparison.p_value
 
 
 def test_no_difference_at_all_and_no_case_at_all():
-    """Training that ends at the identity, even with few cases; Dice that is undefined everywhere."""
+    """Training that ends at the identity, with few cases; Dice that is undefined everywhere."""
     judged = verdict(_table({"crf": np.zeros(3)}), "crf", "network", subject=SUBJECT)
     assert judged.outcome == Outcome.NO_DIFFERENCE
     start = (
@@ -128,9 +136,9 @@ def test_no_difference_at_all_and_no_case_at_all():
     assert judged.sentence == f"{start}the trained CRF is not shown to help. Advice: do not use it."
     judged = verdict(_table({"crf": [math.nan]}, network=math.nan), "crf", "network")
     assert judged.outcome == Outcome.TOO_FEW
-    assert (
-        judged.sentence
-        == "No case allows a comparison with network: too few cases, at least 6 are needed for p < 0.05."
+    assert judged.sentence == (
+        "No case allows a comparison with network: "
+        "too few cases, at least 6 are needed for p < 0.05."
     )
     judged = not_tested("crf", "network", ["left"], "the time ran out")
     assert (judged.outcome, judged.sentence) == (
@@ -163,16 +171,17 @@ def test_six_cases_are_enough_whatever_the_rivals():
 
 
 def test_ranks_and_mean_that_disagree_are_no_finding():
-    """A few large losses against many gains; then a few large gains that lift the mean, where most cases change little."""
+    """A few large losses against many gains.
+
+    Then a few large gains lift the mean, where most cases change little.
+    """
     gains = spread(50, 0.5, 0.3)
     gains[[3, 17, 40]] = -12.0, -15.0, -9.0
     for sign in (1, -1):
         judged = verdict(_table({"crf": sign * gains}), "crf", "network", subject=SUBJECT)
         assert judged.outcome == Outcome.MIXED
-        assert (
-            "no clear benefit, as ranks and mean disagree. Advice: look at the worst cases before using it ("
-            in judged.sentence
-        )
+        advice = "Advice: look at the worst cases before using it ("
+        assert f"no clear benefit, as ranks and mean disagree. {advice}" in judged.sentence
         assert ("(case_17 -15.00, case_3 -12.00, case_40 -9.00)." in judged.sentence) == (sign > 0)
     gains = np.where(np.arange(20) % 2, 0.1, -0.1) * (1 + np.arange(20) / 100)
     for sign in (1, -1):
@@ -187,11 +196,9 @@ def test_ranks_and_mean_that_disagree_are_no_finding():
 def test_the_mean_over_regions_decides_and_regions_can_be_chosen():
     """Gains in one region and equal losses in the other are no difference; the one by itself is."""
     gains = 2.0 + 0.5 * spread(20, 0.0, 1.0)
-    sides = [
-        _table({"crf": sign * gains}, regions=(region,), network=0.7)
-        for region, sign in (("left", 1), ("right", -1))
-    ]
-    table = ResultTable(line for side in sides for line in side)
+    left = _table({"crf": gains}, regions=("left",), network=0.7)
+    right = _table({"crf": -gains}, regions=("right",), network=0.7)
+    table = ResultTable([*left, *right])
     for regions, outcome in (
         (None, Outcome.NO_DIFFERENCE),
         (["left"], Outcome.HELPS),
@@ -201,7 +208,7 @@ def test_the_mean_over_regions_decides_and_regions_can_be_chosen():
 
 
 def test_what_is_left_out_is_said():
-    """A case without the region in both maps, false alarms of either method, and a case that one method does not have."""
+    """A case without the region in both maps, false alarms, and a case that one method lacks."""
     values = {
         "network": [0.7] * 8 + [math.nan, math.nan, 0.0, 0.0],
         "crf": [0.8, 0.75, 0.72, 0.74, 0.76, 0.77, 0.78, 0.79, math.nan, 0.0, math.nan],
@@ -213,7 +220,8 @@ def test_what_is_left_out_is_said():
     assert judged.notes == (
         "4 of 12 cases are left out: no region has a Dice in both methods.",
         "crf has no measurements of case_11.",
-        "Regions that one of the two methods finds although the reference lacks them, which the mean leaves out: 1 by crf, 1 by network.",
+        "Regions that one of the two methods finds although the reference lacks them, "
+        "which the mean leaves out: 1 by crf, 1 by network.",
     )
 
 
@@ -223,12 +231,14 @@ def test_a_rival_without_a_case_in_common_is_not_beaten():
     judged = verdict(_table(gains), "crf", "network", rivals=["rival", "other"])
     assert judged.outcome == Outcome.NOT_BETTER_THAN_SIMPLE
     assert judged.sentence.endswith(
-        "p 0.0039, 9 of 9 cases better): crf helps. No case allows a comparison with rival or other."
+        "p 0.0039, 9 of 9 cases better): crf helps. "
+        "No case allows a comparison with rival or other."
     )
     found = [(rival.name, rival.is_beaten, rival.comparison.num_pairs) for rival in judged.rivals]
     assert found == [("rival", False, 0), ("other", False, 0)]
-    assert judged.notes[1:] == tuple(
-        f"The comparison with {name} is over 0 cases, not 9." for name in ("rival", "other")
+    assert judged.notes[1:] == (
+        "The comparison with rival is over 0 cases, not 9.",
+        "The comparison with other is over 0 cases, not 9.",
     )
     json.dumps(judged.to_dict(), allow_nan=False)
     gains = {"crf": spread(20, 1.0, 0.5), "rival": [*spread(19, 0.1, 0.6)[::-1], math.nan]}
@@ -261,8 +271,12 @@ TITLES = {"1": "1 front", "2": "2 back"}
 
 def _changed(changes, *, base=0.5):
     """Values of a network, the same in all cases, and of a CRF; changes by metric and region."""
-    network = {("network", *key[::-1]): base + 0 * steps for key, steps in changes.items()}
-    return table_of(network | {("crf", *key[::-1]): base + own for key, own in changes.items()})
+    values = {}
+    for (metric, region), steps in changes.items():
+        values["network", region, metric] = base + 0 * steps
+    for (metric, region), steps in changes.items():
+        values["crf", region, metric] = base + steps
+    return table_of(values)
 
 
 def _harm(table, regions=("1", "2"), **options):
@@ -270,7 +284,7 @@ def _harm(table, regions=("1", "2"), **options):
 
 
 def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_significant():
-    """Sensitivity falls in 24 of 30 cases and HD95 rises in 19 of 30, one clearly and one not; precision rises."""
+    """Sensitivity falls clearly in 24 of 30 cases, HD95 rises in 19 of 30, and precision rises."""
     falls = -0.01 * spread(30, 0.6, 1.0)
     distances = np.where(np.arange(30) < 19, 0.1, -0.2) + 1e-4 * np.arange(30)
     table = _changed(
@@ -296,10 +310,12 @@ def test_worse_in_more_than_half_of_the_cases_is_named_apart_from_what_is_signif
     assert harm.significant[0].p_adjusted == holm(p_values)[0] < 0.001
     assert harm.in_most_cases[0].p_adjusted == holm(p_values)[2] > 0.05
     assert harm.num_comparisons == 3
-    figures = f"({100 * falls.mean():.2f} points on average, p {format_p(harm.significant[0].p_adjusted)})"
+    p_value = format_p(harm.significant[0].p_adjusted)
+    figures = f"({100 * falls.mean():.2f} points on average, p {p_value})"
     others = f"({distances.mean():.2f} mm on average, p {harm.in_most_cases[0].p_adjusted:.2g})"
     assert harm.sentence.startswith(
-        f"What got worse: sensitivity in 24 of 30 cases {figures}. Worse in most cases, but not significantly: "
+        f"What got worse: sensitivity in 24 of 30 cases {figures}. "
+        "Worse in most cases, but not significantly: "
     )
     assert harm.sentence.endswith(f" HD95 in 19 of 30 cases {others}.")
 
@@ -316,21 +332,24 @@ def test_a_label_whose_dice_falls_while_the_mean_rises_is_named():
     assert (decline.region, decline.name, decline.is_overall) == ("2", "Dice of 2 back", False)
     assert decline.p_adjusted == 2 * decline.comparison.p_value == 2 * 2 / 2**20
     change = 100 * changes["dice", "2"].mean()
-    assert (
-        judged.harm.sentence
-        == f"What got worse: Dice of 2 back in 20 of 20 cases ({change:.2f} points on average, p 4e-6)."
+    assert judged.harm.sentence == (
+        "What got worse: Dice of 2 back in 20 of 20 cases "
+        f"({change:.2f} points on average, p 4e-6)."
     )
 
 
 def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cut_in_the_sentence():
-    """Eight cases: 2 / 2**8 = 0.0078 would not survive Holm's correction over thirty labels; the mean is a family of its own.
+    """The mean is a family of its own.
 
-    The regions of a metric that is worse in the mean are listed, but not in the sentence.
+    Of eight cases, 2 / 2**8 = 0.0078 would not survive Holm's correction over thirty labels. The
+    regions of a metric that is worse in the mean are listed, but not in the sentence.
     """
+    rise = spread(20, 0.05, 0.01)
     changes = {
-        (metric, region): sign * spread(20, 0.05, 0.01)
-        for metric, sign in (("dice", 1), ("sensitivity", -1))
-        for region in "12"
+        ("dice", "1"): rise,
+        ("dice", "2"): rise,
+        ("sensitivity", "1"): -rise,
+        ("sensitivity", "2"): -rise,
     }
     harm = _harm(_changed(changes), titles=TITLES)
     assert [decline.name for decline in harm.significant] == [
@@ -342,18 +361,18 @@ def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cu
     assert harm.headline == "sensitivity"
     assert "1 front" not in harm.sentence
     regions = [str(number) for number in range(1, 31)]
-    changes = {
-        (metric, region): step[:8] for (metric, _), step in changes.items() for region in regions
-    }
+    changes = {}
+    for region in regions:
+        changes["dice", region] = rise[:8]
+        changes["sensitivity", region] = -rise[:8]
     harm = _harm(_changed(changes), regions)
     assert [(decline.name, decline.p_adjusted) for decline in harm.significant] == [
         ("sensitivity", 2 / 2**8)
     ]
     assert harm.num_comparisons == 1 + 2 * 30
-    changes = {
-        ("dice", region): spread(20, -0.05, 0.01) if int(region) < 10 else spread(20, 0.5, 0.01)
-        for region in regions[:12]
-    }
+    changes = {("dice", region): spread(20, -0.05, 0.01) for region in regions[:9]}
+    for region in regions[9:12]:
+        changes["dice", region] = spread(20, 0.5, 0.01)
     harm = _harm(_changed(changes), regions[:12])
     assert len(harm.significant) == 9
     assert harm.headline.endswith("Dice of 6 and 3 more")
@@ -362,18 +381,21 @@ def test_many_labels_do_not_hide_what_is_worse_in_the_mean_and_long_lists_are_cu
 
 
 def test_where_nothing_is_worse_the_sentence_says_so():
-    """IoU is a function of Dice; precision that rises in 7 of 9 cases and falls far in two is no majority, but not "no worse" either."""
-    up, few_losses = (
-        spread(9, 0.1, 0.01),
-        np.where(np.arange(9) < 7, 0.01, -0.2) + 1e-4 * np.arange(9),
-    )
+    """IoU is a function of Dice.
+
+    Precision that rises in 7 of 9 cases and falls far in two is no majority, but not "no worse"
+    either.
+    """
+    up = spread(9, 0.1, 0.01)
+    few_losses = np.where(np.arange(9) < 7, 0.01, -0.2) + 1e-4 * np.arange(9)
     assert few_losses.mean() < 0
     half = np.where(np.arange(8) < 4, 0.01, -0.02) + 1e-4 * np.arange(8)
+    all_up = dict.fromkeys(itertools.product(("dice", "precision"), "12"), up)
     for changes, regions, num_comparisons in (
         ({("dice", "1"): -up, ("iou", "1"): -up}, "1", 0),
         ({("dice", "1"): up, ("precision", "1"): few_losses}, "1", 1),
         ({("dice", "1"): up[:8], ("precision", "1"): half}, "1", 1),
-        ({(metric, region): up for metric in ("dice", "precision") for region in "12"}, "12", 5),
+        (all_up, "12", 5),
     ):
         harm = _harm(_changed(changes), list(regions))
         what = "got significantly worse" if num_comparisons else "could be compared"
@@ -388,9 +410,8 @@ FALLS = -0.01 * (1.0 + np.linspace(-1.4, 1.0, 24))  # in 20 of 24 cases
 
 
 def _change(steps):
-    table = _changed(
-        {(metric, ALL_LABELS): changes for metric, changes in steps.items()}, base=0.05
-    )
+    changes = {(metric, ALL_LABELS): values for metric, values in steps.items()}
+    table = _changed(changes, base=0.05)
     return judge_probabilities(summarize(table, "network"), "crf")
 
 
@@ -402,7 +423,10 @@ def test_better_and_worse():
         p_value = compare_pairs(0.05 + sign * FALLS, 0.05 + 0 * FALLS).p_value
         wins = int((sign * FALLS < 0).sum())
         assert found.change == change
-        nll = f"negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} (better in {wins} of 24 cases, p {format_p(p_value)})"
+        nll = (
+            f"negative log likelihood 0.05000 → {0.05 + sign * FALLS.mean():.5f} "
+            f"(better in {wins} of 24 cases, p {format_p(p_value)})"
+        )
         others = "calibration error (ECE) 0.05000 → 0.04900, Brier score 0.05000 → 0.05200."
         assert found.sentence == f"The probabilities of all labels: {word}, {nll}, {others}"
 
@@ -423,5 +447,6 @@ def test_no_difference_and_too_few():
     ):
         assert same.change == Change.NO_DIFFERENCE
         assert same.sentence.startswith(
-            "The probabilities of all labels: neither significantly better nor worse, negative log likelihood 0.05000 → 0.05000 ("
+            "The probabilities of all labels: neither significantly better nor worse, "
+            "negative log likelihood 0.05000 → 0.05000 ("
         )
