@@ -63,7 +63,4 @@ class ExportError(CrfRefineError):
 
 
 class UnexpectedError(CrfRefineError):
-    """A file made its reader raise an unexpected exception: a bug to report.
-
-    Only the file's case fails.
-    """
+    """A file made its reader raise an unexpected exception: a bug, which fails only its case."""

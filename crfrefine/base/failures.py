@@ -101,10 +101,7 @@ def expected_error(error: BaseException, *paths: Path | None) -> CrfRefineError:
 
 
 def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
-    """Return the failure to report for an error that ended the work on a case.
-
-    It names these files if the error names none.
-    """
+    """Return the failure to report for an error; it names these files if the error names none."""
     kind = type(error).__name__
     described = expected_error(error, *paths)
     shown_traceback = None
@@ -128,10 +125,7 @@ def failing_alone(fail: Callable[[Failure], object], *paths: Path | None) -> Gen
 
 @contextmanager
 def reading(path: Path) -> Generator[None]:
-    """Turn exceptions of a reader into errors that name the file.
-
-    A damaged file can make libraries raise anything.
-    """
+    """Turn a reader's exceptions, which damaged files cause, into errors that name the file."""
     try:
         yield
     except CrfRefineError:

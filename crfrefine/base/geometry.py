@@ -67,10 +67,7 @@ def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
-    """Return the world direction nearest to each voxel axis, such as "RAS" or "LPS".
-
-    There is one letter per axis, and each world axis is used once.
-    """
+    """Return the nearest world direction of each voxel axis, such as "RAS", each used once."""
     rotation = _directions(affine)
 
     def alignment(world_axes: tuple[int, ...]) -> float:
@@ -85,10 +82,7 @@ def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
 
 
 def is_sheared(affine: NDArray[np.float64]) -> bool:
-    """Return whether the voxel axes are not at right angles.
-
-    Only the sform of NIfTI and NRRD can express such an affine.
-    """
+    """Return whether voxel axes are not at right angles: only sforms and NRRD can express that."""
     rotation = _directions(affine)
     return bool(np.abs(rotation.T @ rotation - np.eye(3)).max() > SHEAR_TOLERANCE)
 
@@ -209,19 +203,13 @@ def describe_affine(affine: NDArray[np.float64]) -> str:
 
 @dataclass(frozen=True)
 class StorageOrder:
-    """The order in which the user's axes are stored.
-
-    Arrays are transposed as views; nothing is copied.
-    """
+    """The order in which the user's axes are stored; arrays are transposed as views, not copied."""
 
     axes: tuple[int, ...]  # for each axis in storage, slowest first, the user's number of it
 
     @classmethod
     def of_memory(cls, grid: NDArray[Any]) -> StorageOrder:
-        """Return the memory order of the axes of an array (*grid).
-
-        Axes of one voxel have no place in it and come first.
-        """
+        """Return the memory order of the axes of an array (*grid); axes of one voxel come first."""
 
         def slowest_first(axis: int) -> tuple[bool, int]:
             return grid.shape[axis] > 1, -abs(grid.strides[axis])

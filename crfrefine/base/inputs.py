@@ -1,7 +1,4 @@
-"""The files that a command reads and that no output may replace.
-
-`io.atomic` asks `check_no_input` before it writes.
-"""
+"""The files that a command reads and that no output may replace; `io.atomic` asks."""
 
 from __future__ import annotations
 
@@ -41,10 +38,7 @@ def add_inputs(*files: Path) -> None:
 
 
 def check_no_input(path: Path) -> None:
-    """Raise InputError if a file to write is an input, under any name.
-
-    This may be the same path, one through links, or a hard link.
-    """
+    """Raise InputError if a file to write is an input, even by another path or as a hard link."""
     output = identities(path)
     for inputs in _commands:
         for identity in output:

@@ -115,10 +115,7 @@ def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
 
 
 def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """Yield the items of a generator that runs in a thread and is one item ahead.
-
-    Its error is raised at the item where it occurred.
-    """
+    """Yield the items, and the error, of a generator that runs one item ahead in a thread."""
     # At most two items exist, a third one only while the caller asks for the next and still holds
     # the last one. The thread ends, and the generator is closed, when the items end, when one
     # raises, and when the returned generator is closed or forgotten.

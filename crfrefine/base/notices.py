@@ -1,7 +1,4 @@
-"""Warnings to callers from Python, shown at their own line rather than inside this package.
-
-Errors are in `errors.py`.
-"""
+"""Warnings to callers from Python, shown at their own line rather than inside this package."""
 
 from __future__ import annotations
 

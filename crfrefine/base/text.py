@@ -58,10 +58,7 @@ def shorten_value(value: object) -> str:
 
 
 def see(page: str) -> str:
-    """Return a reference to a page of the documentation, by its title on the site.
-
-    A page may end with an anchor, as in "docs/reference/formats.md#grids".
-    """
+    """Return a reference to a page of the documentation, perhaps with an anchor, by its title."""
     path, _, anchor = page.partition("#")
     place = f'"{PAGE_TITLES[path]}"'
     if anchor:

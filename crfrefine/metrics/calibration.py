@@ -1,7 +1,4 @@
-"""The calibration of one case: probabilities against the reference, over all voxels.
-
-Conventions: `docs/reference/metrics.md`.
-"""
+"""The calibration of one case over all voxels (conventions: `docs/reference/metrics.md`)."""
 
 from __future__ import annotations
 
@@ -67,17 +64,11 @@ class ReliabilitySums:
         return {metric: getattr(self, metric)() for metric in CALIBRATION_METRICS}
 
     def ece(self) -> float:
-        """Return the mean over voxels of the gap between confidence and accuracy in their bin.
-
-        Source: Guo et al. 2017, eq. 5.
-        """
+        """Return the mean gap of confidence and accuracy in a bin (Guo et al. 2017, eq. 5)."""
         return float(np.abs(self.gaps).sum() / self.count)
 
     def brier(self) -> float:
-        """Return the mean squared error of the probabilities.
-
-        Source: Brier 1950, Monthly Weather Review 78 (1), 1-3.
-        """
+        """Return the mean squared error (Brier 1950, Monthly Weather Review 78 (1), 1-3)."""
         return max(self.squares, 0.0) / self.count
 
     def nll(self) -> float:

@@ -1,7 +1,4 @@
-"""The metrics of one case: a label map against the reference, region by region.
-
-Conventions: `docs/reference/metrics.md`.
-"""
+"""The metrics of one case's label map (conventions: `docs/reference/metrics.md`)."""
 
 from __future__ import annotations
 
@@ -27,10 +24,7 @@ _ONE_VOXEL = (slice(0, 1), ...)  # the box to measure if both masks are empty
 
 @dataclass
 class OverlapCounts:
-    """Voxel counts of a predicted mask and its reference, and the metrics that follow from them.
-
-    Metrics are NaN where undefined.
-    """
+    """Voxel counts of a predicted mask and its reference, and their metrics; NaN if undefined."""
 
     num_predicted: int
     num_reference: int
@@ -47,10 +41,7 @@ class OverlapCounts:
 
     @staticmethod
     def of_confusion(confusion: NDArray[np.integer[Any]], labels: Sequence[int]) -> OverlapCounts:
-        """Count a region of some labels in an (L, L) confusion matrix.
-
-        Its rows are reference labels, and its columns predicted ones.
-        """
+        """Count a region in a confusion matrix, (L of the reference, L of the prediction)."""
         members = list(labels)
         reference_rows = confusion[members]
         return OverlapCounts(
@@ -90,10 +81,7 @@ _ROUNDING = 1e-5
 
 
 class MaskPair(OverlapCounts):
-    """A predicted mask and its reference, (*grid), cut to a box around both.
-
-    It has a method for each metric, by its name.
-    """
+    """A predicted mask and its reference, cut to a box around both: a method for each metric."""
 
     def __init__(
         self,

@@ -1,7 +1,4 @@
-"""The parameters of a refinement: their file, dotted keys, and their resolution for a case.
-
-Their tables are in `sections.py`.
-"""
+"""The parameters of a refinement (tables in `sections.py`): file, dotted keys, model of a case."""
 
 from __future__ import annotations
 
@@ -182,10 +179,7 @@ class CrfParameters:
         return table
 
     def to_toml(self, comment: str = "") -> str:
-        """The text of a TOML file with a comment for each key.
-
-        `comment` is for its head, without the comment sign.
-        """
+        """The text of a TOML file with a comment for each key; `comment` is for its head."""
         text = ""
         for line in comment.splitlines():
             text += f"# {line}".rstrip() + "\n"

@@ -1,7 +1,4 @@
-"""The tables of a parameter file as checked dataclasses.
-
-The metadata of each field hold its key's rule, unit and meaning.
-"""
+"""The tables of a parameter file as dataclasses; metadata have each key's rule and meaning."""
 
 from __future__ import annotations
 

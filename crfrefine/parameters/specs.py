@@ -138,10 +138,7 @@ class MeanFieldSpec:
         return (1.0 - self.volume_weight) / (VOLUME_STRENGTH * self.volume_weight)
 
     def volume_weight_gradient(self, by_slack: float) -> float | None:
-        """Return the gradient with respect to the weight of the volume term; None without it.
-
-        `by_slack` is the gradient with respect to the slack.
-        """
+        """Return the gradient by the volume weight, from that by the slack; None without the term."""
         if self.volume_weight == 0.0:
             return None
         return -by_slack / (VOLUME_STRENGTH * self.volume_weight**2)
@@ -188,10 +185,7 @@ class MeanFieldSpec:
 def own_fields(
     spec: type[KernelSetSpec] | type[MeanFieldSpec], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the settings that are fields of a spec.
-
-    Those of `[mean_field]` are for the kernels, for the run, or for both.
-    """
+    """Return the settings that are fields of a spec; some of `[mean_field]` are for both specs."""
     names = {entry.name for entry in dataclasses.fields(spec)}
     return {name: value for name, value in settings.items() if name in names}
 

@@ -1,7 +1,4 @@
-"""Measurements of methods, regions and metrics; and each method compared with a baseline.
-
-The comparisons are data for tables and files.
-"""
+"""Measurements of methods, regions and metrics, and each method compared with a baseline."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Metrics that got worse, and the change of the probabilities, beside a verdict on Dice.
-
-Rules: `docs/reference/metrics.md`.
-"""
+"""What got worse, and the change of the probabilities (rules: `docs/reference/metrics.md`)."""
 
 from __future__ import annotations
 

@@ -39,12 +39,9 @@ _EFFICIENCY = 3 / math.pi
 
 @dataclass(frozen=True, kw_only=True)
 class PairedComparison:
-    """A method against a baseline on the same cases.
+    """A method against a baseline on the same cases; differences are method minus baseline."""
 
-    Differences are method minus baseline, over the pairs where both have a value.
-    """
-
-    num_pairs: int  # number of cases that count, n
+    num_pairs: int  # cases where both have a value, n: those that count
     num_only_method: int  # cases left out because only the method has a value
     num_only_baseline: int  # cases left out because only the baseline has a value
     num_neither: int  # cases left out because neither has a value
@@ -278,10 +275,7 @@ def _p_value(doubled_ranks: NDArray[np.intp], smaller: int) -> float:
 
 
 def _normal_p_value(doubled_ranks: NDArray[np.intp], smaller: int) -> float:
-    """Return the same by the normal approximation.
-
-    It has the variance of the actual ranks and a continuity correction of one half.
-    """
+    """Return the same by the normal approximation, with a continuity correction of one half."""
     ranks = doubled_ranks / 2.0
     distance = float(ranks.sum()) / 2 - smaller / 2 - 0.5
     deviation = math.sqrt(float((ranks**2).sum()) / 4)

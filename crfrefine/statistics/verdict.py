@@ -1,7 +1,4 @@
-"""The verdict whether a method helps: numbers, and plain sentences about them.
-
-Rules: `docs/reference/metrics.md`.
-"""
+"""The verdict whether a method helps, in sentences (rules: `docs/reference/metrics.md`)."""
 
 from __future__ import annotations
 
@@ -187,10 +184,7 @@ def _names_of_worse(harm: Harm | None, probabilities: ProbabilityChange | None) 
 
 
 def not_tested(method: str, baseline: str, regions: Sequence[str], reason: str) -> Verdict:
-    """Return the verdict on a method that was not measured in every case.
-
-    `reason` is the rest of a sentence.
-    """
+    """Return the verdict on a method not measured in every case; `reason` completes a sentence."""
     return Verdict(
         Outcome.NOT_TESTED,
         f"Not tested: {reason}.",
@@ -215,10 +209,7 @@ def power_text(comparison: PairedComparison) -> str:
 
 
 def _direction(comparison: PairedComparison, p_adjusted: float) -> int | None:
-    """Return 1 for better, -1 for worse, 0 for no significant difference.
-
-    None means that ranks, which are tested, and mean disagree.
-    """
+    """Return 1 for better, -1 for worse, 0 for neither; None if ranks and mean disagree."""
     if not p_adjusted < ALPHA:
         return 0
     low, high = comparison.interval
