@@ -1,6 +1,7 @@
-"""Run a function on many items in separate processes, one item at a time each: if a process dies, only its item is lost.
+"""Run a function on many items in separate processes; if a process dies, only its item is lost.
 
-The standard library's pools lose all items when a process dies, outlive a killed parent, and run the user's script again.
+The standard library's pools lose all items when a process dies, outlive a killed parent, and run
+the user's script again.
 """
 
 from __future__ import annotations
@@ -22,25 +23,29 @@ from crfrefine.base.failures import Failure, describe_failure
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_START = "import sys; sys.path[:] = sys.argv[2:]; from crfrefine.evaluate.processes import serve; serve(int(sys.argv[1]))"
+_START = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from crfrefine.evaluate.processes import serve; serve(int(sys.argv[1]))"
+)
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 def map_in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
 ) -> Generator[tuple[Item, Result | Failure]]:
-    """Yield each item with its result or failure, as they complete; closing the generator ends the processes."""
-    # The function is importable and writes no files; one process, or one item, needs none.
+    """Yield each item with its result or failure, as they complete.
+
+    The function is importable and writes no files. Closing the generator ends the processes.
+    """
+    # One process, or one item, needs no other process.
     if min(num_processes, len(items)) <= 1:
         for item in items:
             yield item, _attempt(function, item)
         return
-    content, pending, busy, idle = (
-        pickle.dumps(function),
-        deque(items),
-        dict[_Process, Item](),
-        list[_Process](),
-    )
+    content = pickle.dumps(function)
+    pending = deque(items)
+    busy: dict[_Process, Item] = {}
+    idle: list[_Process] = []
     try:
         while pending or busy:
             while pending and len(busy) < num_processes:
@@ -48,8 +53,11 @@ def map_in_processes(
                 process.send(pickle.dumps(pending[0]))
                 busy[process] = pending.popleft()
             ready = wait([process.connection for process in busy])
-            for process in [process for process in busy if process.connection in ready]:
-                item, outcome = busy.pop(process), process.take()
+            for process in list(busy):
+                if process.connection not in ready:
+                    continue
+                item = busy.pop(process)
+                outcome = process.take()
                 if process.is_running():
                     idle.append(process)
                 else:
@@ -61,6 +69,7 @@ def map_in_processes(
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Result | Failure:
+    """Return the result of a function, or the failure that its exception is."""
     try:
         return function(item)
     except Exception as error:
@@ -109,10 +118,10 @@ class _Process:
 
 
 def serve(handle: int) -> None:
-    """Work until the pipe ends. Runs in the process; the first message is the function, the others are items."""
+    """Work, in the process, until the pipe ends: the first message is the function, then items."""
 
     def end_with_parent() -> None:
-        """End in the middle of the work when the other end of the pipe has gone: a killed parent cannot do so itself."""
+        """End, even at work, when the other end of the pipe has gone: its parent was killed."""
         waiting = select.poll()
         waiting.register(handle, 0)  # nothing but the end
         waiting.poll()
@@ -126,7 +135,6 @@ def serve(handle: int) -> None:
             try:
                 content = pickle.dumps(outcome)
             except Exception as error:
-                content = pickle.dumps(
-                    Failure(f"its result cannot be sent: {error}", type(error).__name__)
-                )
+                failure = Failure(f"its result cannot be sent: {error}", type(error).__name__)
+                content = pickle.dumps(failure)
             connection.send_bytes(content)

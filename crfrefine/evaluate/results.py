@@ -1,4 +1,4 @@
-"""All cases together: the full table of measurements, its summary, the verdict, and the smallest detectable effect."""
+"""All cases together: the table of measurements, its summary, the verdict, and notes on them."""
 
 from __future__ import annotations
 
@@ -47,38 +47,35 @@ class Evaluation:
     """The results of a run."""
 
     options: EvaluationOptions
-    settings: Settings  # The settings that the values depend on.
-    pairs: Sequence[CasePair]  # The cases, sorted by name.
-    results: Sequence[CaseResult] = ()  # Results of the processed cases, in the same order.
-    notes: Sequence[str] = ()  # Notes on assumptions and ignored files, one sentence each.
-    num_processes: int = 1  # Cases measured at a time.
+    settings: Settings  # the settings that the values depend on
+    pairs: Sequence[CasePair]  # the cases, sorted by name
+    results: Sequence[CaseResult] = ()  # results of the processed cases, in the same order
+    notes: Sequence[str] = ()  # notes on assumptions and ignored files, one sentence each
+    num_processes: int = 1  # cases measured at a time
     seconds: float = 0.0
-    has_report: bool = False  # True once `report.html` is written.
-    left_out: Incomplete = field(default_factory=dict)  # No number includes these cases.
-    learned: Mapping[str, Sequence[str]] = field(
-        default_factory=dict
-    )  # By method, the cases that its parameters were learned on.
+    has_report: bool = False  # True once `report.html` is written
+    left_out: Incomplete = field(default_factory=dict)  # no number includes these cases
+    # By method, the cases that its parameters were learned on.
+    learned: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def left_out_text(self) -> str:
         """One line: the number of cases left out, and why; empty without any."""
-        return (
-            describe_left_out(self.left_out, len(self.pairs) + len(self.left_out))
-            if self.left_out
-            else ""
-        )
+        if not self.left_out:
+            return ""
+        return describe_left_out(self.left_out, len(self.pairs) + len(self.left_out))
 
     @property
     def failures(self) -> list[tuple[str, str]]:
         """Case and message of every failure."""
-        return [
-            (
-                result.case_id,
-                failure.message if failure.part is None else f"{failure.part}: {failure.message}",
-            )
-            for result in self.results
-            for failure in result.failures
-        ]
+        failures = []
+        for result in self.results:
+            for failure in result.failures:
+                message = failure.message
+                if failure.part is not None:
+                    message = f"{failure.part}: {message}"
+                failures.append((result.case_id, message))
+        return failures
 
     @property
     def num_failed(self) -> int:
@@ -88,250 +85,272 @@ class Evaluation:
     @cached_property
     def regions(self) -> dict[str, tuple[int, ...]]:
         """Each label that occurs or is named, then the named regions."""
-        names = {
-            region for result in self.results for rows in result.values.values() for region in rows
-        }
-        return self.settings.all_regions(
-            [int(name) for name in names - {*self.settings.named, ALL_LABELS}]
-        )
+        names: set[str] = set()
+        for result in self.results:
+            for values in result.values.values():
+                names.update(values)
+        labels = names - {*self.settings.named, ALL_LABELS}
+        return self.settings.all_regions([int(label) for label in labels])
 
     @property
     def judged_regions(self) -> tuple[str, ...]:
         """The regions of the deciding mean."""
-        return self.settings.judged or tuple(
-            name for name in self.regions if name not in self.settings.named
-        )
+        labels = [name for name in self.regions if name not in self.settings.named]
+        return self.settings.judged or tuple(labels)
 
     @property
     def titles(self) -> dict[str, str]:
         """The displayed name of each region."""
-        return {
-            **{region: self.settings.titles.get(region, region) for region in self.regions},
-            ALL_LABELS: "all labels",
-        }
+        titles = {region: self.settings.titles.get(region, region) for region in self.regions}
+        titles[ALL_LABELS] = "all labels"
+        return titles
 
     @cached_property
     def full_table(self) -> ResultTable:
         """Every case, method, region and metric."""
-        return ResultTable(
-            line
-            for result in self.results
-            for method in self.options.methods
-            if method in result.values
-            for line in measurements_of(
-                result.case_id, method, self._completed(method, result.values[method])
-            )
-        )
+        measurements = []
+        for result in self.results:
+            for method in self.options.methods:
+                if method in result.values:
+                    values = self._completed(method, result.values[method])
+                    measurements += measurements_of(result.case_id, method, values)
+        return ResultTable(measurements)
 
     @cached_property
     def table(self) -> ResultTable:
-        """The cases that are summarized, judged and shown: all except those used for learning, or these if there are no others."""
+        """The cases that are summarized, judged and shown.
+
+        These are all except those used for learning, or these if there are no others.
+        """
         table = ResultTable(
             line for line in self.full_table if line.case not in self._learned_cases
         )
-        return table if table.cases else self.full_table
+        if not table.cases:
+            return self.full_table
+        return table
 
     @cached_property
     def _learned_cases(self) -> set[str]:
-        return {case for cases in self.learned.values() for case in cases}
+        return set().union(*self.learned.values())
 
     @cached_property
     def summary(self) -> list[SummaryRow]:
-        """Each method, compared with the baseline if there is one; calibration only for methods with probabilities."""
-        table, regions = self.table, tuple(self.regions)
+        """Each method, compared with the baseline if there is one.
+
+        Calibration has rows only for methods with probabilities.
+        """
+        table = self.table
         if not table.cases:
             return []
-        baseline = (
-            self.options.baseline if self.options.baseline in table.methods else self.options.name
-        )
+        baseline = self.options.name
+        if self.options.baseline is not None and self.options.baseline in table.methods:
+            baseline = self.options.baseline
         calibrated = [metric for metric in CALIBRATION_METRICS if metric in table.metrics]
         rows = summarize(
             table,
             baseline,
             metrics=(*MASK_METRICS, *calibrated),
-            regions=regions,
+            regions=tuple(self.regions),
             mean_regions=self.judged_regions,
         )
         if calibrated:  # All labels together, which no mean over regions includes.
             rows += summarize(table, baseline, metrics=calibrated, regions=(ALL_LABELS,))
-        kept = [
-            row
-            for row in rows
-            if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated
-        ]
+        kept = []
+        for row in rows:
+            if row.metric not in CALIBRATION_METRICS or row.method in self._calibrated:
+                kept.append(row)
         return correct(kept, self.judged_regions)
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """The verdict on the judged method; None without a baseline, or if one of the two has no case."""
-        # It leaves out the cases that the parameters of a method were learned on.
-        options, table = self.options, self.table
+        """The verdict on the judged method; None if it or the baseline has no case.
+
+        It leaves out the cases that the parameters of a method were learned on.
+        """
+        options = self.options
+        table = self.table
         if options.baseline is None or not {options.name, options.baseline} <= set(table.methods):
             return None
         if self._learned_cases.issuperset(table.cases):
             reason = f"{self.learned_text}; the verdict of train-crf is on cases held out"
             judged = not_tested(options.name, options.baseline, self.judged_regions, reason)
         else:
+            rivals = [name for name, _ in options.baselines[1:] if name != options.ceiling]
             judged = verdict(
                 table,
                 options.name,
                 options.baseline,
-                rivals=[name for name, _ in options.baselines[1:] if name != options.ceiling],
+                rivals=rivals,
                 regions=self.judged_regions,
                 subject=_subject(options.name),
                 summary=self.summary,
                 titles=self.titles,
             )
             if self.learned:
-                judged = replace(
-                    judged, sentence=f"{self.learned_text}. Without these: {judged.sentence}"
-                )
+                sentence = f"{self.learned_text}. Without these: {judged.sentence}"
+                judged = replace(judged, sentence=sentence)
         return replace(judged, notes=(*judged.notes, *self.empty_notes))
 
     @cached_property
     def recovered(self) -> dict[str, dict[str, float]]:
-        """Share of the ceiling's lead over the baseline that the judged method has, by metric and region, where there is a lead."""
-        name, ceiling = self.options.name, self.options.ceiling
-        rows = (
-            {(row.metric, row.region, row.method): row.comparison for row in self.summary}
-            if ceiling is not None
-            else {}
-        )
+        """Share of the ceiling's lead over the baseline that the judged method has.
+
+        It is by metric and region, where there is a lead.
+        """
+        leads = self._mean_differences(self.options.ceiling)
         shares: dict[str, dict[str, float]] = {}
-        for (metric, region, method), comparison in rows.items():
-            best = rows.get((metric, region, str(ceiling)))
-            if (
-                metric in OF_RESOLUTION
-                and method == name
-                and comparison
-                and best
-                and best.mean_difference > 0
-            ):
-                shares.setdefault(metric, {})[region] = (
-                    comparison.mean_difference / best.mean_difference
-                )
+        for (metric, region), difference in self._mean_differences(self.options.name).items():
+            lead = leads.get((metric, region), 0.0)
+            if lead > 0:
+                shares.setdefault(metric, {})[region] = difference / lead
         return shares
+
+    def _mean_differences(self, method: str | None) -> dict[tuple[str, str], float]:
+        """Return the lead of a method over the baseline, by metric of OF_RESOLUTION and region."""
+        differences = {}
+        for row in self.summary:
+            if row.method == method and row.metric in OF_RESOLUTION and row.comparison is not None:
+                differences[row.metric, row.region] = row.comparison.mean_difference
+        return differences
 
     @property
     def recovered_text(self) -> str:
-        """One line on the shares that are recovered, of the mean over regions if there are several; empty without a ceiling."""
+        """One line on the shares that are recovered; empty without a ceiling.
+
+        They are of the mean over regions if there are several.
+        """
         options = self.options
         if options.ceiling is None:
             return ""
-        # The mean is the last region.
-        shares = [
-            f"{100 * [*row.values()][-1]:.0f} % of {metric_named(metric).title}"
-            for metric, row in self.recovered.items()
-        ]
+        shares = []
+        for metric, share_by_region in self.recovered.items():
+            *_, share = share_by_region.values()  # The mean is the last region.
+            shares.append(f"{100 * share:.0f} % of {metric_named(metric).title}")
         lost = f"of what {options.baseline} loses against {options.ceiling}"
-        return f"{_subject(options.name)} recovers, {lost}: {listed(shares) or 'nothing, as there is no lead'}"
+        recovered = listed(shares) or "nothing, as there is no lead"
+        return f"{_subject(options.name)} recovers, {lost}: {recovered}"
 
     @property
     def learned_text(self) -> str:
         """How many cases were used for learning, and for which methods; empty if none is known."""
         if not self.learned:
             return ""
-        number, methods = len(self._learned_cases), listed(list(map(_subject, self.learned)))
-        return f"{number} of {counted(len(self.pairs), 'case')} used to learn the parameters of {methods}: no evidence for new cases"
+        number = f"{len(self._learned_cases)} of {counted(len(self.pairs), 'case')}"
+        methods = listed([_subject(method) for method in self.learned])
+        return f"{number} used to learn the parameters of {methods}: no evidence for new cases"
 
     @property
     def no_verdict(self) -> str | None:
         """One sentence why there is no verdict; None if there is one, or no baseline."""
         if self.options.baseline is None or self.verdict is not None:
             return None
-        missing = [
-            name
-            for name in (self.options.name, self.options.baseline)
-            if name not in self.table.methods
-        ]
-        return (
-            f"no verdict: no case has a region that could be measured for {' and '.join(missing)}"
-        )
+        names = (self.options.name, self.options.baseline)
+        missing = " and ".join(name for name in names if name not in self.table.methods)
+        return f"no verdict: no case has a region that could be measured for {missing}"
 
     @property
     def power_note(self) -> str | None:
         """The smallest difference that this many cases can detect; None if none can be told."""
-        power = "" if self.verdict is None else power_text(self.verdict.comparison)
-        return (
-            f"with {counted(self.verdict.comparison.num_pairs, 'case')}, {power}"
-            if self.verdict is not None and power
-            else None
-        )
+        if self.verdict is None:
+            return None
+        power = power_text(self.verdict.comparison)
+        if not power:
+            return None
+        return f"with {counted(self.verdict.comparison.num_pairs, 'case')}, {power}"
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, dict[str, int]]]:
-        """By region and method: cases without the region in the reference, in the prediction or in both, and measured cases."""
+        """Numbers of cases, by region and method.
+
+        They are the cases without the region in the reference, in the prediction or in both, and
+        the measured cases.
+        """
         table = self.table
         counts_of: dict[str, dict[str, dict[str, int]]] = {}
         for method in table.methods:
             measured = ~np.isin(table.cases, table.missing_cases(method))
             for region in self.regions:
                 reference, prediction = _empty(table, method, region) & measured
-                empty = {
-                    "reference": reference,
-                    "prediction": prediction,
-                    "both": reference & prediction,
-                    "num_cases": measured,
-                }
                 counts_of.setdefault(region, {})[method] = {
-                    name: int(cases.sum()) for name, cases in empty.items()
+                    "reference": int(reference.sum()),
+                    "prediction": int(prediction.sum()),
+                    "both": int((reference & prediction).sum()),
+                    "num_cases": int(measured.sum()),
                 }
         return counts_of
 
     @cached_property
     def empty_predictions(self) -> dict[str, tuple[str, ...]]:
-        """The cases whose prediction has no foreground although the reference has, by method; methods without any are left out."""
-        table, empty_cases = self.full_table, {}
+        """The cases whose prediction has no foreground although the reference has, by method.
+
+        Methods without any are left out.
+        """
+        table = self.full_table
         regions = [region for region in self.regions if region in table.regions]
-        for method in table.methods if regions else ():
-            reference, prediction = np.all(
-                [_empty(table, method, region) for region in regions], axis=0
-            )
-            if cases := tuple(np.array(table.cases)[~reference & prediction].tolist()):
-                empty_cases[method] = cases
+        empty_cases: dict[str, tuple[str, ...]] = {}
+        if not regions:
+            return empty_cases
+        for method in table.methods:
+            is_empty = np.all([_empty(table, method, region) for region in regions], axis=0)
+            reference, prediction = is_empty
+            cases = np.array(table.cases)[~reference & prediction].tolist()
+            if cases:
+                empty_cases[method] = tuple(cases)
         return empty_cases
 
     @property
     def empty_notes(self) -> tuple[str, ...]:
         """A sentence for each method with empty predictions."""
         total = counted(len(self.full_table.cases), "case")
-        return tuple(
-            f"{method} has no foreground in {len(cases)} of {total} though the reference has some: {listed(cases)}."
-            for method, cases in self.empty_predictions.items()
-        )
+        notes = []
+        for method, cases in self.empty_predictions.items():
+            notes.append(
+                f"{method} has no foreground in {len(cases)} of {total} "
+                f"though the reference has some: {listed(cases)}."
+            )
+        return tuple(notes)
 
     @cached_property
     def _calibrated(self) -> set[str]:
         """The methods that have probabilities in any case."""
-        return {
-            name
-            for result in self.results
-            for name, values in result.values.items()
-            if ALL_LABELS in values
-        }
+        methods = set()
+        for result in self.results:
+            for method, values in result.values.items():
+                if ALL_LABELS in values:
+                    methods.add(method)
+        return methods
 
     def _completed(self, method: str, values: RegionValues) -> RegionValues:
-        """Return the values of a case with one row per region: a label that neither map has is an empty mask in both."""
-        # Without a channel, a label is correctly predicted with probability 0 everywhere; undefined if the case has no probabilities.
-        absent = dict.fromkeys(
-            CALIBRATION_METRICS if method in self._calibrated else (),
-            0.0 if ALL_LABELS in values else math.nan,
-        )
-        completed = {
-            region: {**_EMPTY, **absent, **values.get(region, {})} for region in self.regions
-        }
-        return {**completed, ALL_LABELS: values.get(ALL_LABELS, absent)} if absent else completed
+        """Return the values of a case with one row per region.
+
+        A label that neither map has is an empty mask in both.
+        """
+        absent: dict[str, float] = {}
+        if method in self._calibrated:
+            # Without a channel, a label is correctly predicted with probability 0 everywhere;
+            # undefined if the case has no probabilities.
+            absent = dict.fromkeys(CALIBRATION_METRICS, 0.0 if ALL_LABELS in values else math.nan)
+        completed = {}
+        for region in self.regions:
+            completed[region] = {**_EMPTY, **absent, **values.get(region, {})}
+        if absent:
+            completed[ALL_LABELS] = values.get(ALL_LABELS, absent)
+        return completed
 
 
 def _empty(table: ResultTable, method: str, region: str) -> Bool:
-    """Return in which cases reference and prediction, (2, cases), lack a region: its sizes are the denominators of the two metrics."""
-    return np.isnan(
-        [table.values(method, region, metric) for metric in ("sensitivity", "precision")]
-    )
+    """Return in which cases reference and prediction, (2, cases), lack a region."""
+    # The sizes of the region are the denominators of these metrics.
+    sensitivity = table.values(method, region, "sensitivity")
+    precision = table.values(method, region, "precision")
+    return np.isnan([sensitivity, precision])
 
 
 def _subject(method: str) -> str:
-    return "the refinement" if method == DEFAULT_NAME else method
+    """Return the name of a method in sentences."""
+    if method == DEFAULT_NAME:
+        return "the refinement"
+    return method
 
 
 EvaluationObserver = Observer[Evaluation, CaseResult]

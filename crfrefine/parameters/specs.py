@@ -138,7 +138,7 @@ class MeanFieldSpec:
         return (1.0 - self.volume_weight) / (VOLUME_STRENGTH * self.volume_weight)
 
     def volume_weight_gradient(self, by_slack: float) -> float | None:
-        """Return the gradient by the volume weight, from that by the slack; None without the term."""
+        """Return the gradient by the volume weight from that by its slack; None without it."""
         if self.volume_weight == 0.0:
             return None
         return -by_slack / (VOLUME_STRENGTH * self.volume_weight**2)
