@@ -92,9 +92,7 @@ class Settings:
 
 def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
     """Return settings with the regions of the options and of a `dataset.json` beside the reference or above; may raise ConfigError."""
-    description = next(
-        read_descriptions([options.labels], notes), DatasetDescription(options.labels)
-    )
+    description = next(read_descriptions([options.labels]), DatasetDescription(options.labels))
     ignored = description.ignore_label if options.ignore_label is None else options.ignore_label
     titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()}
     foreground = {

@@ -144,7 +144,7 @@ def run_evaluation(
     for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
         check_replaceable(options.output / name)
     notes += pairing.notes
-    channels = {name: _channels(name, options, notes) for name in options.methods}
+    channels = {name: _channels(name, options) for name in options.methods}
     settings = replace(settings.with_structures(pairing.structures), channels=channels)
     num_processes = min(options.processes or available_threads(), len(pairing.cases))
     learned = cases_learned_on(pairing.cases, notes)
@@ -187,13 +187,11 @@ def run_evaluation(
     return evaluation
 
 
-def _channels(method: str, options: EvaluationOptions, notes: list[str]) -> RegionReading:
+def _channels(method: str, options: EvaluationOptions) -> RegionReading:
     """Return which channels of a method's files are regions: as the `dataset.json` beside them says, or that of the reference."""
-    place, own = options.methods[method], list[str]()
+    place = options.methods[method]
     places = (dict(options.probabilities).get(method, place), place, options.labels)
-    regions = find_regions(None, read_descriptions(places, own))
-    notes += [note for note in own if note not in notes]  # Once for all methods.
-    return regions
+    return find_regions(None, read_descriptions(places))
 
 
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -240,12 +239,10 @@ def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, 
     if not os.path.lexists(path):
         check_replaceable(path)
         return path, (json.dumps({"labels": labels}, indent=1) + "\n").encode()
-    with suppress(InputError):
-        description = read_dataset_description(output)
-        if description is not None and description.labels == {
-            name: (number,) for name, number in labels.items()
-        }:
-            return None
+    description = read_dataset_description(output)
+    expected = {name: (number,) for name, number in labels.items()}
+    if description is not None and description.labels == expected:
+        return None
     raise InputError(
         f"{path}: has other labels than the {len(structures)} structures of this run, whose names belong into it; choose another "
         "output folder, or remove the file"

@@ -110,9 +110,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         places += (options.images or next((files.images for files in cases if files.images), ()))[
             :1
         ]
-    problems: list[str] = []
-    descriptions = list(read_descriptions(places, problems))
-    notes += [note for note in problems if note not in notes]
+    descriptions = list(read_descriptions(places))
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
     declared = declared_labels(

@@ -230,6 +230,13 @@ def test_a_description_of_nnunet(tmp_path):
     assert (found.ignore_label, found.has_regions) == (None, False)
 
 
+def test_a_damaged_description_of_images_is_not_passed_over(tmp_path):
+    """It says how many modalities a case has: without it, a case that lacks one could pass."""
+    images = write_description(tmp_path, '{"channel_names": {"0": "T1", "0": "T2"}}')
+    with pytest.raises(InputError, match=r"dataset\.json: .* the key '0' appears twice"):
+        discover_cases(images, None)
+
+
 def test_descriptions_are_those_beside_or_above_the_places_and_bad_ones_are_told(tmp_path):
     named = {
         "channel_names": {"0": "T1", "1": "FLAIR"},

@@ -217,6 +217,26 @@ def test_options_that_cannot_be_followed(one, options, message):
     assert "metrics.csv" not in files_in(one.output) + files_in(one.after)
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"labels": {"background": 0, "core": 1, "ignore": 2,}}', "line 1 column"),
+        ('{"labels": {"ignore": 1}, "labels": {"ignore": 2}}', "the key 'labels' appears twice"),
+    ],
+    ids=["comma at the end", "key twice"],
+)
+@pytest.mark.parametrize("place", ["labels", "."], ids=["beside", "above"])
+def test_a_damaged_description_of_the_references_ends_the_run(tmp_path, text, reason, place):
+    """Without it, the label to ignore would count as foreground."""
+    study = write_study(tmp_path, 1)
+    described = study.root / place / "dataset.json"
+    described.write_text(text)
+    result = run_here(*study.arguments, status=1)
+    assert result.stderr.startswith(f"crfrefine: error: {described}: not a dataset.json")
+    assert reason in result.stderr
+    assert not study.output.exists()
+
+
 def test_a_region_that_cannot_be_called_so_does_not_bring_back_the_ignored_label(tmp_path):
     study = write_study(tmp_path, 1)
     described = {"labels": {"background": 0, "core": 1, "mean": [1, 3], "ignore": 2}}

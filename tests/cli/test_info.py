@@ -225,3 +225,12 @@ def test_bad_input(files, tmp_path):
         assert result.stderr.startswith("crfrefine: error: ")
         assert words in result.stderr, arguments
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_damaged_description_is_a_problem_and_the_cases_are_listed_all_the_same(root):
+    """`infer` stops at it; the cases are shown as far as they can be known without it."""
+    described = root / "logits" / "dataset.json"
+    described.write_text('{"labels": {"background": 0, "background": 1}}')
+    result = run_here("info", root, status=1)
+    assert f"{described}: not a dataset.json as nnU-Net writes it: " in result.stdout
+    assert result.stdout.startswith(f"{root}: 3 cases in order, 1 problem")

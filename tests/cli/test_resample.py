@@ -321,8 +321,8 @@ def test_convert_puts_the_label_map_together(tmp_path):
     )
 
 
-def test_a_description_that_cannot_be_read_is_told(tmp_path):
-    """Log-odds of regions could be taken for logits of labels. Training stops; the others go on and say so."""
+def test_every_command_stops_at_a_description_that_cannot_be_read(tmp_path):
+    """Log-odds of regions could be taken for logits of labels, and a label to ignore counted."""
     cases = write_cases(tmp_path, 2)
     written = cases / "logits" / "dataset.json"
     written.write_text("{broken")
@@ -357,7 +357,9 @@ def test_a_description_that_cannot_be_read_is_told(tmp_path):
             "labels",
         ),
     ):
-        is_training = arguments[0] == "train-crf"
-        result = run_here(*arguments, status=int(is_training))
+        result = run_here(*arguments, status=1)
         assert result.stderr.count(f"{written}: not a dataset.json as nnU-Net writes it: ") == 1
-        assert ("continuing without it" in result.stderr) != is_training
+        assert "mend it, or move it away" in result.stderr
+        assert "continuing without it" not in result.stderr
+    for name in ("refined", "p.toml", "report", "labels.nii.gz"):
+        assert not (tmp_path / name).exists()

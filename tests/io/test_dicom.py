@@ -188,6 +188,15 @@ def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
     np.testing.assert_array_equal(io.read_labels(tmp_path / "part.nii.gz").data, LABELS[:, :, 1:4])
 
 
+def test_names_that_cannot_be_read_are_not_left_out_of_a_segmentation(series, tmp_path):
+    save_nifti(tmp_path / "refined.nii.gz", LABELS, AFFINE)
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1,}}')
+    paths = (tmp_path / "refined.nii.gz", tmp_path / "out.dcm")
+    refused = run_here("convert", *paths, "--like", series, status=1).stderr
+    assert f"{tmp_path / 'dataset.json'}: not a dataset.json" in refused
+    assert not paths[1].exists()
+
+
 def test_what_describes_a_segment_is_carried_over(series, tmp_path):
     source = segmentation(series, tmp_path / "source.dcm")
     save_nifti(tmp_path / "refined.nii.gz", LABELS, AFFINE)

@@ -42,6 +42,15 @@ BAD = {
         json.dumps({"channel_names": ["x"] * 100_000}).encode(),
         "100000 channels; files of images are numbered",
     ),
+    "one name twice": (
+        b'{"labels": {"0": "background", "1": "liver", "2": "liver"}}',
+        "labels: 1 and 2 are both named 'liver'",
+    ),
+    "several labels to ignore": (
+        b'{"labels": {"background": 0, "ignore": [3, 4]}}',
+        "labels.ignore: expected one label, got [3, 4]",
+    ),
+    "no label to ignore": (b'{"labels": {"ignore": []}}', "labels.ignore: expected one label"),
     "class order": (
         b'{"regions_class_order": "1,2"}',
         "expected a list of labels, one per region, such as [1, 2, 3]; got '1,2'",

@@ -72,8 +72,11 @@ def read_dataset_description(place: Path) -> DatasetDescription | None:
 def read_descriptions(
     places: Iterable[Path], notes: list[str] | None = None
 ) -> Iterator[DatasetDescription]:
-    """Yield the `dataset.json` of each folder, or of a file's, or of its parent, each once."""
-    # A bad file becomes a sentence in `notes`; without `notes` it is an InputError.
+    """Yield the `dataset.json` of each folder, or of a file's, or of its parent, each once.
+
+    One that cannot be used is an InputError, as it may say which labels count and what the channels
+    are. Only callers that merely show names give `notes`: it becomes a sentence there.
+    """
     known: set[Path] = set()
     for folder in (place if place.is_dir() else place.parent for place in places):
         candidates = (folder / "dataset.json", folder.parent / "dataset.json")
@@ -87,7 +90,8 @@ def read_descriptions(
         except (InputError, ValueError) as error:
             text = f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}"
             if notes is None:
-                raise InputError(text) from None
+                advice = "mend it, or move it away if it describes something else"
+                raise InputError(f"{text}; {advice}") from None
             notes.append(f"{text}; continuing without it")
 
 
@@ -101,14 +105,14 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
     if labels and all(
         _is_number(number) and isinstance(name, str) for number, name in labels.items()
     ):
-        labels = {name: number for number, name in labels.items()}  # As in older files.
+        labels = _by_name(labels)
     numbers: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():  # the number of a label, or those of a region
         members = value if isinstance(value, list) else [value]
         numbers[name] = tuple(
             _label_number(number, f"labels.{shorten(name)}") for number in members
         )
-    ignore, order = numbers.get("ignore", ()), content.get("regions_class_order")
+    order = content.get("regions_class_order")
     if not isinstance(order, list | None):
         raise ValueError(
             f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}"
@@ -130,8 +134,29 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
         raise ValueError(
             f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MAX_CHANNELS - 1}"
         )
-    ignore_label = ignore[0] if len(ignore) == 1 else None
-    return DatasetDescription(path, tuple(channels), numbers, ignore_label, written)
+    return DatasetDescription(path, tuple(channels), numbers, _ignore_label(numbers), written)
+
+
+def _by_name(names: Mapping[str, str]) -> dict[str, str]:
+    """Return labels by number, as in older files, by name; ValueError if two have one name."""
+    labels: dict[str, str] = {}
+    for number, name in names.items():
+        if name in labels:
+            raise ValueError(
+                f"labels: {labels[name]} and {number} are both named {shorten_value(name)}"
+            )
+        labels[name] = number
+    return labels
+
+
+def _ignore_label(numbers: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Return the number of the label "ignore", if there is one; ValueError if it has several."""
+    if "ignore" not in numbers:
+        return None
+    members = numbers["ignore"]
+    if len(members) != 1:
+        raise ValueError(f"labels.ignore: expected one label, got {shorten_value(list(members))}")
+    return members[0]
 
 
 def _label_number(value: Any, key: str) -> int:

@@ -157,7 +157,7 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
         else []
     )
     counts = [max(numbers) + 1 for numbers in by_case.values() if max(numbers) >= 0]
-    description = next(read_descriptions([folder], notes), None) if counts else None
+    description = next(read_descriptions([folder]), None) if counts else None
     if description is not None and description.channel_names:
         expected = len(description.channel_names), f"as {description.path.name} names"
     else:  # The most frequent number; of two equally frequent ones the larger, so that missing files are found.

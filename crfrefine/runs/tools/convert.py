@@ -26,7 +26,7 @@ from crfrefine.errors import GridMismatchError, InputError, UnexpectedError, Uns
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import add_volumes, files_written, is_dicom, require_suffix
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, named_segments
-from crfrefine.runs.cases.dataset_description import read_descriptions
+from crfrefine.runs.cases.dataset_description import read_dataset_description, read_descriptions
 from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 
 SECONDS = 60  # Processor time that a conversion of DICOM may take; each million bytes of its files adds a second.
@@ -61,8 +61,7 @@ def convert_file(
     placed = header if like_header is None else io.placed_on(header, like_header)
     notes = [f"{header.path.name}: {placed.turning}"] if placed.turning else []
     geometry = _geometry(placed, like_header, target)
-    remarks: list[str] = []
-    descriptions = list(read_descriptions([source], remarks))
+    descriptions = list(read_descriptions([source]))
     regions, segments_of_names = (
         find_regions(None, descriptions),
         named_segments(descriptions[0].label_names if descriptions else {}),
@@ -71,7 +70,6 @@ def convert_file(
         return "\n".join(
             [
                 *notes,
-                *remarks,
                 _convert_channels(header, target, to, geometry, regions, segments_of_names),
             ]
         )
@@ -199,10 +197,9 @@ def _convert_dicom(
             f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n  Name the series that was refined."
         )
     labels = io.read_labels(source, grid=grid)
-    description = next(read_descriptions([source], []), None)
-    named = header.segments or named_segments(
-        {} if description is None else description.label_names
-    )
+    named = header.segments
+    if not named and (description := read_dataset_description(source)):
+        named = named_segments(description.label_names)
     dicom.write(target, labels.data, named, series, segments)
     return f"{_describe(header, 'label map')} -> {target}: DICOM segmentation of {like}"
 

@@ -30,7 +30,12 @@ from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.cases.discovery import case_folders, discover_cases, list_files
 from crfrefine.runs.cases.nnunet import find_cases_to_refine, is_of_nnunet
-from crfrefine.runs.cases.reading_options import ReadingOptions, RegionReading, find_regions
+from crfrefine.runs.cases.reading_options import (
+    NO_REGIONS,
+    ReadingOptions,
+    RegionReading,
+    find_regions,
+)
 
 _MAX_LISTED_VALUES = 32
 # Folders of a data set.
@@ -155,8 +160,10 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
         if of_nnunet
         else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
     )
-    regions = find_regions(None, read_descriptions(places or [folder], notes))
     lines, problems, causes = dict[str, str](), list[Failure](), Causes()
+    regions = NO_REGIONS
+    with failing_alone(problems.append):
+        regions = find_regions(None, list(read_descriptions(places or [folder])))
     if regions.problem:
         problems.append(describe_failure(InputError(regions.problem)))
     num_labels: dict[str, int] = {}
