@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from crfrefine.arrays.resampling import GridMap, Interpolation
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads, check_threads, memory_left, memory_limit
+from crfrefine.base.notices import warn
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
@@ -49,6 +51,7 @@ def export_prediction(
     *,
     parameters: CrfParameters | str | Path | None = None,
     transpose_forward: Sequence[int] = (0, 1, 2),
+    configuration_spacing: Sequence[float] | None = None,
     regions: GivenRegions | None = None,
     resample: str = LINEAR,
     threads: int | None = None,
@@ -59,7 +62,8 @@ def export_prediction(
 
     It takes the place of `nnunetv2.inference.export_prediction.export_prediction_from_logits`. Labels are interpolated tile by tile, and
     only where their probability is above 1e-4 nearby, so that many labels need neither the time nor the memory of their channels. Without
-    the CRF, `parameters=CrfParameters().replace(**{"bilateral.weight": 0})`, the labels are those of nnU-Net's linear export.
+    the CRF, `parameters=CrfParameters().replace(**{"bilateral.weight": 0})`, the labels are those of nnU-Net's linear export; only a
+    label below 1e-4 at all voxels around a point that is the largest between them is not found.
 
     Args:
         logits: (L, *network's grid), an array, a memory map or a tensor, as `predict_logits_from_preprocessed_data` returns them. With
@@ -70,6 +74,11 @@ def export_prediction(
         output: file of the label map, such as CASE.nii.gz; a file that exists is replaced.
         parameters: the model, or the name of a preset or the path of a TOML file; None means the preset `default`.
         transpose_forward: of the plans: `predictor.plans_manager.transpose_forward`.
+        configuration_spacing: of the configuration: `predictor.configuration_manager.spacing`, in
+            nnU-Net's order of axes after `transpose_forward`, that of the logits, and in the unit
+            of `properties["spacing"]`; two values for a 2-D configuration. It decides whether
+            nnU-Net takes the nearest slice along one axis. None means that it is guessed from the
+            shapes, which are rounded, with a warning where that leaves the axis open.
         regions: overlapping regions as in `crfrefine.refine`, in the order of nnU-Net's `regions_class_order`; None means labels.
         resample: how logits are interpolated: "linear", or "cubic", which is sharper, and close to nnU-Net's order 3.
         threads: CPU threads; None means the cores that this process may use.
@@ -109,7 +118,7 @@ def export_prediction(
             f"logits have shape {tuple(logits.shape)}; expected (labels, *grid), two labels at least, background among them"
         )
     grid_map, nearest = _grid_map(
-        tuple(logits.shape[1:]), first, properties, tuple(transpose_forward)
+        tuple(logits.shape[1:]), first, properties, tuple(transpose_forward), configuration_spacing
     )
     if resample not in INTERPOLATIONS:
         raise ConfigError(
@@ -185,6 +194,7 @@ def _grid_map(
     image: VolumeHeader,
     properties: Mapping[str, Any],
     transpose: tuple[int, ...],
+    configuration_spacing: Sequence[float] | None,
 ) -> tuple[GridMap, int | None]:
     """Return where the image's voxels lie on the network's grid, and the axis of that grid along which the nearest slice is taken."""
     names = (
@@ -233,25 +243,87 @@ def _grid_map(
     ):
         matrix[number, axis] = size / extent
         offset[number] = (0.5 - start) * size / extent - 0.5
-    # The network's spacing is known up to the rounding of its shape: in doubt it is the round one, as 3 : 1 : 1 or 1 : 4 : 4.
-    low, high = (
-        [
-            step if size == extent else step * extent / (size + half)
-            for step, extent, size in zip(wide, after, shape, strict=True)
-        ]
-        for half in (0.5, -0.5)
-    )
-    limits = [
-        steps
-        for steps in ((low, high), (wide, wide))
-        if max(steps[0]) > MAX_ANISOTROPY * min(steps[1])
-    ]
-    # nnU-Net treats two coarse axes like fine ones.
-    is_single = bool(limits) and sum(step >= max(limits[0][0]) for step in limits[0][1]) == 1
-    nearest = int(np.argmax(limits[0][0])) if is_single else None
+    extents_after = tuple(int(extent) for extent in after)
+    if configuration_spacing is None:
+        nearest = _guess_nearest_axis(wide, extents_after, shape)
+    else:
+        steps = _spacing_of_network(configuration_spacing, wide, extents_after, shape)
+        nearest = _nearest_axis(steps, wide)
     return GridMap(
         (extents[0], extents[1], extents[2]),
         (int(shape[0]), int(shape[1]), int(shape[2])),
         matrix,
         offset,
     ), nearest
+
+
+def _nearest_axis(network_spacing: Sequence[float], image_spacing: Sequence[float]) -> int | None:
+    """Return the axis along which nnU-Net takes the nearest slice: the coarse one of a spacing.
+
+    The network's spacing decides, and only if it is not anisotropic, the image's. Two axes that are
+    equally coarse are treated like fine ones.
+    """
+    for steps in (network_spacing, image_spacing):
+        coarsest = max(steps)
+        if coarsest / min(steps) > MAX_ANISOTROPY:
+            axes = [axis for axis, step in enumerate(steps) if step == coarsest]
+            return axes[0] if len(axes) == 1 else None
+    return None
+
+
+def _spacing_of_network(
+    given: Sequence[float],
+    image_spacing: Sequence[float],
+    extents: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> tuple[float, ...]:
+    """Return the spacing along the axes of the logits; GridMismatchError if their shape differs."""
+    steps = list(given)
+    if len(steps) == 2:  # A 2-D configuration leaves the slices as they are.
+        steps.insert(0, image_spacing[0])
+    steps = list(given_spacing(steps, 3))
+    sizes = [
+        extent * own / step for extent, own, step in zip(extents, image_spacing, steps, strict=True)
+    ]
+    # nnU-Net rounds the sizes; one voxel more is left to other preprocessors.
+    if any(abs(size - found) > 1.5 for size, found in zip(sizes, shape, strict=True)):
+        expected = tuple(round(size) for size in sizes)
+        raise GridMismatchError(
+            f"configuration_spacing {tuple(given)}: the logits would be on {expected}, they are on "
+            f"{shape}; expected the configuration's spacing in the axis order of the logits"
+        )
+    return tuple(steps)
+
+
+def _guess_nearest_axis(
+    image_spacing: Sequence[float], extents: tuple[int, ...], shape: tuple[int, ...]
+) -> int | None:
+    """Return `_nearest_axis` of the likeliest spacing of a network with a grid of this shape.
+
+    The shape is rounded, and so the spacing lies between limits. In doubt it is the round one, as
+    3 : 1 : 1 or 1 : 4 : 4. A warning says so where the limits leave the axis open.
+    """
+    low = []
+    high = []
+    for step, extent, size in zip(image_spacing, extents, shape, strict=True):
+        is_same = size == extent
+        low.append(step if is_same else step * extent / (size + 0.5))
+        high.append(step if is_same else step * extent / (size - 0.5))
+
+    possible = set()
+    for steps in product(*zip(low, high, strict=True)):
+        axis = _nearest_axis(steps, image_spacing)
+        # Along an axis that keeps its slices, the nearest is that between which none is taken.
+        has_same_slices = axis is not None and shape[axis] == extents[axis]
+        possible.add(None if has_same_slices else axis)
+    if len(possible) > 1:
+        warn(
+            "the shape of the logits leaves open whether nnU-Net takes the nearest slice along one "
+            "axis, as it does where the spacing is anisotropic; pass configuration_spacing="
+            "predictor.configuration_manager.spacing"
+        )
+
+    if max(low) / min(high) <= MAX_ANISOTROPY:  # The network's spacing may be isotropic enough.
+        return _nearest_axis(image_spacing, image_spacing)
+    coarse = [axis for axis, step in enumerate(high) if step >= max(low)]
+    return coarse[0] if len(coarse) == 1 else None

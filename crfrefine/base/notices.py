@@ -10,7 +10,8 @@ _NO_SPACING = (
     "pass spacing=... in mm, one number per axis of the grid (spacing=1.0 if they are)"
 )
 
-_SKIPPED_PACKAGES = ("crfrefine", "torch")
+# Decorators made with contextlib stand between, too.
+_SKIPPED_PACKAGES = ("crfrefine", "torch", "contextlib")
 
 
 def warn(text: str) -> None:

@@ -247,7 +247,10 @@ from crfrefine import CrfParameters
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 for name, weight in (("ours", 0.0), ("strong", 50.0)):
     model = CrfParameters().replace(**{"bilateral.weight": weight, "bilateral.theta_beta": 1.0})
-    export_prediction(logits, properties, files, name + ".nii.gz", parameters=model, transpose_forward=plans.transpose_forward)
+    export_prediction(
+        logits, properties, files, name + ".nii.gz", parameters=model,
+        transpose_forward=plans.transpose_forward, configuration_spacing=configuration.spacing,
+    )
 export_prediction_from_logits(logits, properties, configuration, plans, predictor.dataset_json, "theirs")
 """
     run = [sys.executable, "-c", block + own]

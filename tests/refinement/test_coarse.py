@@ -1,5 +1,7 @@
 """Logits on a network's grid: interpolated by tile, exported as nnU-Net does, refined onto the image's grid."""
 
+from contextlib import nullcontext
+
 import nibabel
 import numpy as np
 import pytest
@@ -77,25 +79,60 @@ def expected_export(logits, shape_before, box=None, transpose=(0, 1, 2), nearest
 
 
 @pytest.mark.parametrize(
-    ("transpose", "network_shape", "nearest"),
+    ("transpose", "network_shape", "nearest", "is_open"),
     [
-        ((0, 1, 2), (14, 13, 9), None),
-        ((2, 0, 1), (11, 24, 22), None),
-        ((1, 2, 0), (5, 12, 31), 0),
-        ((0, 1, 2), (28, 12, 6), None),  # of 0.8, 4 and 4 mm
-        ((0, 1, 2), (28, 20, 28), None),  # of 0.8, 2.4 and 0.8 mm
+        ((0, 1, 2), (14, 13, 9), None, False),
+        ((2, 0, 1), (11, 24, 22), None, False),
+        ((1, 2, 0), (5, 12, 31), 0, False),
+        ((0, 1, 2), (28, 12, 6), None, True),  # of 0.8, 4 and 4 mm
+        ((0, 1, 2), (28, 20, 28), None, True),  # of 0.8, 2.4 and 0.8 mm
     ],
     ids=["plain", "transposed", "anisotropic", "two coarse axes", "three times as coarse"],
 )
-def test_export_without_crf_is_linear_export(export, tmp_path, transpose, network_shape, nearest):
+def test_export_without_crf_is_linear_export(
+    export, tmp_path, transpose, network_shape, nearest, is_open
+):
+    """A warning asks for the network's spacing where its shape does not tell the axis for sure."""
     stored = (31, 38, 26)
     before = tuple(stored[axis] for axis in transpose)
     box = [(2, before[0] - 1), (0, before[1] - 3), (4, before[2])]
     logits = smooth_logits(7, network_shape, 3)
-    result = export(logits, stored, box, transpose, parameters=NO_CRF)
+    asks = pytest.warns(UserWarning, match="pass configuration_spacing=")
+    with asks if is_open else nullcontext():
+        result = export(logits, stored, box, transpose, parameters=NO_CRF)
     written = np.asarray(nibabel.load(tmp_path / "out.nii.gz").dataobj).transpose()
     assert (written == expected_export(logits, before, box, transpose, nearest)).all()
     assert (result.label_map.transpose() == written).all()
+
+
+@pytest.mark.parametrize(
+    ("network_shape", "spacing", "nearest"),
+    [
+        ((28, 20, 28), (0.8, 2.4, 0.8), None),
+        ((28, 20, 28), (0.8, 2.45, 0.8), 1),
+        ((28, 12, 6), (0.8, 4.0, 4.0), None),
+        ((28, 12, 6), (0.8, 4.05, 4.0), 1),
+        ((28, 20, 28), (2.45, 0.8), 1),
+    ],
+    ids=["three times", "more than three", "two coarse axes", "one is coarser", "2-D"],
+)
+def test_the_spacing_of_the_network_decides_where_its_shape_leaves_the_axis_open(
+    export, network_shape, spacing, nearest
+):
+    """nnU-Net takes the nearest slice along the coarsest axis beyond a ratio of three."""
+    stored = (31, 38, 26)
+    box = [(2, 30), (0, 35), (4, 26)]
+    logits = smooth_logits(7, network_shape, 3)
+    options = {"parameters": NO_CRF, "configuration_spacing": spacing}
+    labels = export(logits, stored, box, **options).label_map.transpose()
+    assert (labels == expected_export(logits, stored, box, nearest=nearest)).all()
+
+
+def test_a_spacing_in_another_order_of_axes_is_refused(export):
+    logits = smooth_logits(3, (14, 13, 9), 3)
+    words = r"would be on \(10, 33, 16\), they are on \(14, 13, 9\)"
+    with pytest.raises(GridMismatchError, match=words):
+        export(logits, (31, 38, 26), configuration_spacing=(2.5, 1.6, 1.65))
 
 
 def test_labels_far_apart_are_kept_where_they_are_near_in_any_pieces(export, monkeypatch):
