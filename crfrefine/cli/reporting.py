@@ -13,6 +13,7 @@ from crfrefine.arrays.components import REMOVED
 from crfrefine.base.failures import Causes
 from crfrefine.base.text import counted, for_terminal, listed, printable
 from crfrefine.cli.main import indented
+from crfrefine.engines import unexpected_device
 from crfrefine.runs.options import Observer
 from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary
 
@@ -123,17 +124,29 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
     _case_started = _told = 0.0
 
     def run_started(self, summary: RunSummary) -> None:
-        """Print the amount of work, and the device."""
+        """Print the amount of work, and the device unless it goes without saying."""
         self.summary = summary
         self._case_started = self._told = time.monotonic()
-        device = summary.device + (" (auto)" if summary.requested_device == "auto" else "")
         cases = counted(summary.num_cases, "case")
         if summary.num_parts > 1:
             others = counted(len(summary.all_cases) - summary.num_cases, "case")
             cases = f"part {summary.part_id} of parts 0–{summary.num_parts - 1}: {cases}; the other parts ({others}) are not run here"
-        self._say(f"{cases}; device {device}, {counted(summary.threads, 'thread')}")
+        means = [counted(summary.threads, "thread")]
+        device = self._device_words(summary)
+        if device is not None:
+            means.insert(0, device)
+        self._say(f"{cases}; {', '.join(means)}")
         if summary.num_cases:
             self._start(summary.num_cases, counts=True, detail="reading")
+
+    def _device_words(self, summary: RunSummary) -> str | None:
+        """Return what is said of the device: only what may surprise, and any under VERBOSE."""
+        words = unexpected_device(summary.requested_device, summary.device)
+        if words is not None or self.verbosity < VERBOSE:
+            return words
+        if summary.requested_device == "auto":
+            return f"device {summary.device} (auto)"
+        return f"device {summary.device}"
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Show the stage; steps are parts of a case, so that even the first one has a remaining time. Without a bar, print them seldom."""

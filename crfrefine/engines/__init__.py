@@ -48,6 +48,22 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
     return CpuBackend(keeps_kernels)
 
 
+def unexpected_device(requested: str, device: str) -> str | None:
+    """Return words about a device that "auto" chose, if a user may expect another one; else None.
+
+    The CPU is expected where no GPU is. A GPU that does not work has led to a warning before.
+    """
+    from crfrefine.engines.cuda.cupy_device import lacks_cupy
+
+    if requested != "auto":
+        return None
+    if device != "cpu":
+        return f"device {device} (auto)"
+    if lacks_cupy():
+        return "device cpu (auto: CuPy, which drives the GPU, is not installed)"
+    return None
+
+
 @cache
 def _cuda_backend(number: int) -> Backend:
     """One backend per GPU, whatever name it is asked for by: its lock admits one case at a time."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from crfrefine.arrays.region_scheme import decode, resolve_regions
 from crfrefine.base.text import counted, shorten
+from crfrefine.engines import unexpected_device
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
@@ -174,7 +175,11 @@ class Plan(NamedTuple):
             "" if cases.regions is None else f"{cases.regions.num_regions} overlapping regions, "
         )
         about = f"{len(cases.files)} cases{kind}, {channels}{cases.num_labels} labels, modalities: {cases.sizes[1]}"
-        return f"{about}; {len(self.folds)} cross-validation folds; {self.device.name}, {counted(threads, 'thread')}"
+        means = [counted(threads, "thread")]
+        device = unexpected_device(self.options.device, self.device.name)
+        if device is not None:
+            means.insert(0, device)
+        return f"{about}; {len(self.folds)} cross-validation folds; {', '.join(means)}"
 
 
 def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:

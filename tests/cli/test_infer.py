@@ -29,6 +29,7 @@ from cli_helpers import (
 )
 from oracles import softmax
 
+from crfrefine.engines.cuda import cupy_device
 from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.runs.records import RECORD_FOLDER
 
@@ -58,6 +59,17 @@ def test_the_process_writes_each_case_on_its_grid_and_results_alone_to_standard_
         for n, line in enumerate(plain.stderr.splitlines()[-4:-1], start=1)
     ] == [True] * 3
     assert "\x1b" not in plain.stdout + plain.stderr
+
+
+def test_the_device_is_told_only_where_it_does_not_go_without_saying(one, monkeypatch):
+    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: False)
+    for options, expected in (
+        ((), "1 case; 1 thread"),
+        (("-v",), "1 case; device cpu (auto), 1 thread"),
+        (("-v", "--device", "cpu"), "1 case; device cpu, 1 thread"),
+    ):
+        result = infer(one, "--threads", 1, *options, status=0)
+        assert expected in result.stderr.splitlines()
 
 
 def test_single_files(folders, tmp_path):

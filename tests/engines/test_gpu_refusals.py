@@ -191,6 +191,26 @@ def test_auto_leaves_the_driver_alone_where_something_is_missing(missing, monkey
 
 
 @pytest.mark.parametrize(
+    ("requested", "device", "missing", "words"),
+    [
+        ("auto", "cpu", "GPU", None),
+        ("auto", "cpu", "CuPy", "device cpu (auto: CuPy, which drives the GPU, is not installed)"),
+        ("auto", "cuda", None, "device cuda (auto)"),
+        ("cuda:0", "cuda", None, None),
+        ("cpu", "cpu", "CuPy", None),
+    ],
+)
+def test_a_device_is_told_only_where_another_one_may_be_expected(
+    requested, device, missing, words, monkeypatch
+):
+    monkeypatch.setattr(cupy_device, "may_have_gpu", lambda: missing != "GPU")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if missing == "CuPy" else object()
+    )
+    assert crfrefine.engines.unexpected_device(requested, device) == words
+
+
+@pytest.mark.parametrize(
     ("visible", "expected"), [(None, True), ("0,1", True), ("", False), (" ", False), ("-1", False)]
 )
 def test_gpus_that_the_environment_hides_are_not_there(visible, expected, monkeypatch):
