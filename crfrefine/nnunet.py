@@ -247,8 +247,8 @@ def _grid_map(
     if configuration_spacing is None:
         nearest = _guess_nearest_axis(wide, extents_after, shape)
     else:
-        steps = _spacing_of_network(configuration_spacing, wide, extents_after, shape)
-        nearest = _nearest_axis(steps, wide)
+        network_spacing = _spacing_of_network(configuration_spacing, wide, extents_after, shape)
+        nearest = _nearest_axis(network_spacing, wide)
     return GridMap(
         (extents[0], extents[1], extents[2]),
         (int(shape[0]), int(shape[1]), int(shape[2])),
