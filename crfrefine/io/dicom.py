@@ -387,21 +387,53 @@ def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> 
             )
 
 
+_FRACTIONS = ("OCCUPANCY", "PROBABILITY")
+
+
+def _read_segmentation(path: Path, notes: list[str]) -> Any:
+    """Return a segmentation of whole segments; fractions become whole at half of their maximum."""
+    dataset: Any = pydicom.dcmread(path)
+    for item in dataset.SegmentSequence:
+        if not item.get("SegmentAlgorithmType"):  # Old files lack it, and highdicom asks for it.
+            item.SegmentAlgorithmType = "MANUAL"
+    if dataset.get("SegmentationType") == "FRACTIONAL":
+        _require_known_fractions(path, dataset)
+        most = int(dataset.MaximumFractionalValue)
+        if dataset.file_meta.TransferSyntaxUID.is_compressed:
+            dataset.decompress()
+        fractions = np.frombuffer(dataset.PixelData, np.uint8)
+        dataset.PixelData = np.where(fractions >= most / 2, np.uint8(most), np.uint8(0)).tobytes()
+        kind = dataset.SegmentationFractionalType.lower()
+        notes.append(f"its segments are fractions ({kind}); voxels of at least half are taken")
+    return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
+
+
+def _require_known_fractions(path: Path, dataset: Any) -> None:
+    """Raise UnsupportedFormatError if half of the fractions means nothing, or their type is wrong."""
+    kind = str(dataset.get("SegmentationFractionalType") or "")
+    if kind not in _FRACTIONS:
+        raise UnsupportedFormatError(
+            f"{path}: expected fractions of the type {' or '.join(_FRACTIONS)}, "
+            f"found {shorten(kind)!r}"
+        )
+    most = int(dataset.get("MaximumFractionalValue") or 0)
+    if not 1 <= most <= 255 or dataset.BitsAllocated != 8:
+        raise UnsupportedFormatError(
+            f"{path}: damaged DICOM: expected fractions of 8 bits up to a maximum from 1 to 255, "
+            f"found {dataset.BitsAllocated} bits and the maximum {most}"
+        )
+
+
 def _label_map(
     path: Path, like: Path | None, dataset: Any, notes: list[str]
 ) -> tuple[tuple[Segment, ...], NDArray[Any], NDArray[np.float64]]:
     """Return the segments, the label map, (slices, rows, columns), and its affine."""
-    if dataset.get("SegmentationType") == "FRACTIONAL":
-        raise UnsupportedFormatError(
-            f"{path}: expected whole segments, found fractions, which are no probabilities of labels"
-        )
     described = _labels_of(path, dataset)
     num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
     _limit(path, [path], num_voxels, int(dataset.BitsAllocated))
+    segmentation = _read_segmentation(path, notes)
     try:
-        volume = (
-            highdicom.seg.segread(path).get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
-        )
+        volume = segmentation.get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
     except RuntimeError as error:
         raise InputError(
             f"{path}: its segments cannot become one label map: {shorten(error, 200)}; do they overlap?"
@@ -552,7 +584,9 @@ def _describe(number: int, label: int, name: str, item: Any) -> Any:
     if item is not None:
         item.decode()  # The file to write has another character set.
         item.SegmentNumber = number
-        if item.get("SegmentAlgorithmType") == "MANUAL":  # It was, before the refinement.
+        if not item.get("SegmentAlgorithmType"):  # Nobody knows: the type without an algorithm.
+            item.SegmentAlgorithmType = "MANUAL"
+        elif item.SegmentAlgorithmType == "MANUAL":  # It was, before the refinement.
             item.SegmentAlgorithmType, item.SegmentAlgorithmName = "SEMIAUTOMATIC", "crfrefine"
         item = highdicom.seg.SegmentDescription.from_dataset(item, copy=False)
     else:

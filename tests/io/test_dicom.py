@@ -219,6 +219,74 @@ def test_what_describes_a_segment_is_carried_over(series, tmp_path):
     np.testing.assert_array_equal(io.read_labels(tmp_path / "back.nii.gz").data, LABELS)
 
 
+def without_algorithm_type(path):
+    """The segmentation of the file as old archives have them."""
+    found = pydicom.dcmread(path)
+    for item in found.SegmentSequence:
+        del item.SegmentAlgorithmType
+    found.save_as(path)
+    return path
+
+
+def test_segments_without_an_algorithm_type_are_read_and_written_as_manual(series, tmp_path):
+    source = without_algorithm_type(segmentation(series, tmp_path / "source.dcm"))
+    labels = tmp_path / "labels.nii.gz"
+    run_here("convert", source, labels, "--like", series, status=0)
+    np.testing.assert_array_equal(io.read_labels(labels).data, LABELS % 300)
+    target = tmp_path / "out.dcm"
+    run_here("convert", labels, target, "--like", series, "--segments", source, status=0)
+    segments = hd.seg.segread(target).SegmentSequence
+    assert [item.SegmentAlgorithmType for item in segments] == ["MANUAL", "MANUAL"]
+    assert [item.SegmentLabel for item in segments] == ["name 1", "name 2"]
+
+
+def fractional(series, path, kind, most=200):
+    """A segmentation of two segments: stored 100 in the first one's left part, 99 in its right part; the second is whole."""
+    sources = sorted(
+        (pydicom.dcmread(file) for file in series.iterdir()), key=lambda one: one.InstanceNumber
+    )
+    described = [
+        hd.seg.SegmentDescription(
+            number, f"name {number}", codes.SCT.Organ, codes.SCT.Kidney, "MANUAL"
+        )
+        for number in (1, 2)
+    ]
+    pixels = np.zeros((*SHAPE, 2))
+    pixels[3:6, 4:8, 1:3, 0] = 100 / most
+    pixels[6:9, 4:8, 1:3, 0] = 99 / most
+    pixels[10:14, 2:5, 2:4, 1] = 1.0
+    found = hd.seg.Segmentation(
+        *(sources, pixels.transpose(2, 1, 0, 3), "FRACTIONAL", described),
+        *(hd.UID(), 7, hd.UID(), 1, "m", "n", "1", "0"),
+        fractional_type=kind if kind in ("OCCUPANCY", "PROBABILITY") else "OCCUPANCY",
+        max_fractional_value=most,
+    )
+    found.SegmentationFractionalType = kind
+    found.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["OCCUPANCY", "PROBABILITY"])
+def test_fractions_are_taken_from_half_of_their_maximum_on(kind, series, tmp_path):
+    source = fractional(series, tmp_path / "source.dcm", kind)
+    target = tmp_path / "labels.nii.gz"
+    result = run_here("convert", source, target, "--like", series, status=0)
+    assert f"its segments are fractions ({kind.lower()}); voxels of at least half" in result.stderr
+    expected = np.zeros(SHAPE, np.uint8)
+    expected[3:6, 4:8, 1:3], expected[10:14, 2:5, 2:4] = 1, 2
+    read = io.read_labels(target)
+    np.testing.assert_array_equal(read.data, expected)
+    np.testing.assert_allclose(read.affine, AFFINE, atol=1e-5)  # float32 in NIfTI
+
+
+def test_fractions_of_an_unknown_type_are_refused(series, tmp_path):
+    source = fractional(series, tmp_path / "source.dcm", "DENSITY")
+    result = run_here("convert", source, tmp_path / "labels.nii.gz", status=1)
+    assert "expected fractions of the type OCCUPANCY or PROBABILITY, found 'DENSITY'" in (
+        result.stderr
+    )
+
+
 def test_segmentations_of_frames_and_of_slices_without_a_class(tmp_path):
     found = list(slices(STORED, AFFINE))
     folder = save(tmp_path / "case", [enhanced([found[number] for number in (3, 0, 5, 1, 4, 2)])])
