@@ -1,4 +1,4 @@
-"""`crfrefine convert`: logits and label maps between formats, and DICOM."""
+"""`crfrefine convert`: volumes between formats, and DICOM."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,20 +14,33 @@ from crfrefine.base.text import for_terminal
 from crfrefine.cli import options as shared
 from crfrefine.cli.main import print_failure
 
+if TYPE_CHECKING:
+    from crfrefine.runs.tools.convert import ConversionOptions
+
 Kind = StrEnum("Kind", {"LOGITS": "logits", "PROBABILITIES": "probabilities", "LABELS": "labels"})
+Content = StrEnum("Content", {"IMAGE": "image", "LABELS": "labels", "LOGITS": "logits"})
 
 
 def convert(
     source: Annotated[
         Path,
         shared.path_argument(
-            metavar="IN", help="Logits, probabilities, a label map; DICOM series or segmentation."
+            metavar="IN",
+            help="An image, label map, logits, a folder of these; DICOM series or segmentation.",
         ),
     ],
     target: Annotated[
         Path,
-        shared.path_argument(metavar="OUT", help="File to write; its suffix names the format."),
+        shared.path_argument(
+            metavar="OUT", help="File to write; its suffix names the format. Or a folder."
+        ),
     ],
+    content: Annotated[
+        Content | None,
+        typer.Option(
+            "--as", help="What IN holds. Default: what its voxels look like.", show_default=False
+        ),
+    ] = None,
     to: Annotated[
         Kind | None,
         typer.Option(
@@ -50,20 +63,60 @@ def convert(
             help="DICOM segmentation whose description of each label OUT.dcm keeps.",
         ),
     ] = None,
+    output_format: Annotated[
+        str | None,
+        typer.Option(
+            "--output-format",
+            metavar="SUFFIX",
+            help="Of a folder: format of the files, such as .nii.gz or .mha.",
+        ),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")
     ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
-    """Convert logits and label maps between formats, and DICOM. Logits can become probabilities or labels."""
+    """Convert volumes between formats, and DICOM. Logits can become probabilities or labels."""
     from crfrefine.base.failures import failing_alone
-    from crfrefine.runs.tools.convert import convert_file
+    from crfrefine.errors import InputError
+    from crfrefine.io.paths import is_dicom
+    from crfrefine.runs.tools.convert import ConversionOptions, convert_file
 
+    options = ConversionOptions(to and to.value, content and content.value, like, segments)
+    if source.is_dir() and not is_dicom(source):
+        suffix = None if output_format is None else output_format.lower()
+        _convert_folder(source, target, suffix, options, verbosity=1 + verbose - quiet)
+        return
+    if output_format is not None:
+        raise InputError(
+            f"{source}: is no folder of volumes; leave --output-format out, the suffix of OUT "
+            "names the format"
+        )
     note = ""
     with failing_alone(partial(print_failure, verbose=verbose), source):
-        note = convert_file(source, target, to and to.value, like, segments)
+        note = convert_file(source, target, options)
     if not note:
         raise typer.Exit(1)
     if not quiet:
         print(for_terminal(note.replace("\n", "\n  ")), file=sys.stderr)
         print(target)
+
+
+def _convert_folder(
+    source: Path, target: Path, suffix: str | None, options: ConversionOptions, *, verbosity: int
+) -> None:
+    """Convert the files of a folder, show how far it is, and list the failures at the end."""
+    from crfrefine.cli.reporting import FolderReporter
+    from crfrefine.runs.tools.convert_folder import convert_folder, plan_folder
+
+    plan = plan_folder(source, target, suffix)
+    reporter = FolderReporter(verbosity)
+    with reporter:
+        reporter.started(len(plan))
+        for conversion in convert_folder(plan, options):
+            reporter.file_ended(conversion)
+        reporter.ended()
+    for path in reporter.written if verbosity else ():
+        print(for_terminal(str(path)))
+    if reporter.failed:
+        raise typer.Exit(1)

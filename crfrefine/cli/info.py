@@ -21,7 +21,11 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     verbose: Annotated[
         bool,
-        typer.Option("-v", "--verbose", help="Also read the voxels: ranges, or counts of labels."),
+        typer.Option(
+            "-v",
+            "--verbose",
+            help="Also read the voxels: image or label map, ranges, or counts of labels.",
+        ),
     ] = False,
 ) -> None:
     """Show what a file or folder holds; without one, the setup."""

@@ -19,8 +19,11 @@ from crfrefine.runs.records import VANISHED, CaseRecord, RunSummary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from rich.progress import Progress
+
+    from crfrefine.runs.tools.convert_folder import Conversion
 
 
 QUIET, NORMAL, VERBOSE = range(3)
@@ -226,6 +229,44 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
         if failed and summary.num_cases > 1:
             self._say(f"failed: {listed(failed, most=MAX_LISTED)}")
+
+
+class FolderReporter(RunReporter):
+    """Shows the conversion of a folder: a bar on a terminal, else a line per file, and all failures at the end."""
+
+    def started(self, num_files: int) -> None:
+        """Print the amount of work."""
+        self.num_files = num_files
+        self.written: list[Path] = []
+        self.failed: list[str] = []
+        self._say(counted(num_files, "file"))
+        self._start(num_files, counts=True, detail="converting")
+
+    def file_ended(self, conversion: Conversion) -> None:
+        """Print the outcome of a file."""
+        self._ended += 1
+        name = conversion.source.name
+        if conversion.failure is not None:
+            self.failed.append(name)
+            failure = conversion.failure
+            self._say_failure(name, failure.message, failure.traceback)
+        else:
+            self.written.append(conversion.target)
+            sentence = conversion.sentence.replace("\n", "\n  ")
+            self._say(f"[{self._ended}/{self.num_files}] {sentence}")
+        self._update(completed=self._ended, text=name)
+
+    def ended(self) -> None:
+        """Remove the bar, and list all failures again."""
+        self._stop()
+        counts = [f"{len(self.written)} done"]
+        if self.failed:
+            counts.append(f"{len(self.failed)} failed")
+        if self._ended < self.num_files:
+            counts.append(f"{self.num_files - self._ended} not started")
+        self._say(", ".join(counts))
+        if self.failed:
+            self._say(f"failed: {listed(self.failed, most=MAX_LISTED)}", at_least=QUIET)
 
 
 def print_results(summary: RunSummary) -> None:

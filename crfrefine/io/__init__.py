@@ -18,6 +18,7 @@ from crfrefine.base.geometry import reverse_grid, same_grid
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.errors import CapacityError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.paths import (
+    FORMATS,
     LOGITS_SUFFIXES,
     VOLUME_SUFFIXES,
     WRITTEN_SUFFIXES,
@@ -75,14 +76,33 @@ def write_label_map(
     _write(VoxelsToWrite(Path(path), "labels", None, dtype, piece, tuple(segments)), like, threads)
 
 
-def write_image(path: str | Path, values: NDArray[Any], like: Volume) -> None:
-    """Write an image, (*grid), atomically in its type; only NIfTI holds every type."""
-    if suffix_of(Path(path)) not in (".nii.gz", ".nii"):
+def write_image(
+    path: str | Path,
+    dtype: np.dtype[Any],
+    like: Volume,
+    piece: Planes,
+    *,
+    num_channels: int = 1,
+) -> None:
+    """Write an image atomically, in a type that its format holds; `piece` as of `write_pieces`.
+
+    NIfTI gets (x, y, z, channel), MetaImage and NRRD a vector image, MGH one frame per channel.
+    Raises UnsupportedFormatError, which names other formats, if the format does not hold the type.
+    """
+    path = Path(path)
+    known = require_suffix(path, WRITTEN_SUFFIXES)
+    if dtype.name not in known.image_types:
+        others = [
+            f"{other.name} ({other.suffixes[0]})"
+            for other in FORMATS
+            if other.suffixes[0] in WRITTEN_SUFFIXES and dtype.name in other.image_types
+        ]
         raise UnsupportedFormatError(
-            f"{path}: an image is written as NIfTI; expected .nii.gz or .nii"
+            f"{path}: {known.name} holds voxels of the types {', '.join(known.image_types)}, "
+            f"found {dtype.name}; write {', '.join(others)} instead"
         )
-    piece = _planes_of(path, values[np.newaxis], like)
-    _write(VoxelsToWrite(Path(path), "labels", None, values.dtype, piece), like, 1)
+    channels = num_channels if num_channels > 1 else None
+    _write(VoxelsToWrite(path, "image", channels, dtype, piece), like, 1)
 
 
 def write_channels(
@@ -129,7 +149,8 @@ def _planes_of(path: str | Path, channels: NDArray[Any], like: Volume) -> Planes
 
 def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     path, kind = voxels.path, voxels.kind
-    known = require_suffix(path, WRITTEN_SUFFIXES) if kind == "labels" else require_suffix(path)
+    needs_place = kind in ("labels", "image")
+    known = require_suffix(path, WRITTEN_SUFFIXES) if needs_place else require_suffix(path)
     if kind != "labels" and path.name.lower().endswith(".seg.nrrd"):
         raise UnsupportedFormatError(
             f"{path}: a segmentation holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead"

@@ -66,7 +66,18 @@ _TYPES = {
         "MET_DOUBLE": "f8",
     },
 }
-_WRITTEN_TYPES = {"uint8": "MET_UCHAR", "uint16": "MET_USHORT", "float32": "MET_FLOAT"}
+_WRITTEN_TYPES = {
+    "uint8": "MET_UCHAR",
+    "int8": "MET_CHAR",
+    "int16": "MET_SHORT",
+    "uint16": "MET_USHORT",
+    "int32": "MET_INT",
+    "uint32": "MET_UINT",
+    "int64": "MET_LONG_LONG",
+    "uint64": "MET_ULONG_LONG",
+    "float32": "MET_FLOAT",
+    "float64": "MET_DOUBLE",
+}
 
 
 def recognizes(start: bytes) -> bool:

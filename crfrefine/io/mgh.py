@@ -20,13 +20,19 @@ from crfrefine.io.streams import (
     read_start,
     write_gzip,
 )
-from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite, volume_header
+from crfrefine.io.volume import (
+    Volume,
+    VolumeHeader,
+    VoxelsToWrite,
+    require_right_angles,
+    volume_header,
+)
 
 _DATA_OFFSET = 284
 _USED_BYTES = 90  # of them; nibabel's block goes on with the part behind the voxels.
 _TYPES = {0: ">u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 # Type 10 is younger than most programs: labels above 255 are written with 32 bits.
-_WRITTEN_TYPES = {"uint8": 0, "uint16": 1, "float32": 3}
+_WRITTEN_TYPES = {"uint8": 0, "uint16": 1, "int32": 1, "float32": 3, "int16": 4}
 
 
 def recognizes(start: bytes) -> bool:
@@ -86,9 +92,9 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     template = like.header.template if like.header is not None else None
     header: Any = template.copy() if isinstance(template, MGHHeader) else MGHHeader()
     shape = (*voxels.grid_shape[::-1], 1)[:3]
-    if not isinstance(
-        template, MGHHeader
-    ):  # Directions, voxel sizes, and the world position of the grid's center.
+    if not isinstance(template, MGHHeader):
+        require_right_angles(voxels.path, like)
+        # Directions, voxel sizes, and the world position of the grid's center.
         spacing = np.array(spacing_of(like.affine))
         header["goodRASFlag"], header["delta"] = 1, spacing
         header["Mdc"] = (like.affine[:3, :3] / spacing).T

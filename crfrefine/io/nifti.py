@@ -240,6 +240,19 @@ def _other_qform(
     return qform
 
 
+_MAX_AXIS = 32767  # voxels along an axis of NIfTI-1, and channels
+
+
+def _require_short_axes(voxels: VoxelsToWrite, header: Any) -> None:
+    """Raise UnsupportedFormatError if NIfTI-1, unlike NIfTI-2, cannot hold the longest axis."""
+    longest = max(voxels.shape)
+    if longest > _MAX_AXIS and header.sizeof_hdr == 348:
+        raise UnsupportedFormatError(
+            f"{voxels.path}: NIfTI-1 holds at most {_MAX_AXIS} voxels along an axis, found "
+            f"{longest}; write MetaImage (.mha) or NRRD (.nrrd) instead"
+        )
+
+
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write voxels with the geometry of another volume, bit for bit that of a NIfTI file; a pair is not compressed."""
     # Channels get the fourth dimension, a label map a table of its segments, in the extension of
@@ -271,6 +284,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         header.set_sform(like.affine, code=1)
         header.set_xyzt_units("mm")
     grid_shape = voxels.grid_shape[::-1]
+    _require_short_axes(voxels, header)
     header.set_data_shape(
         grid_shape if voxels.num_channels is None else (*(*grid_shape, 1)[:3], voxels.num_channels)
     )

@@ -87,6 +87,8 @@ _TYPES = {
     "double": "f8",
     **{name: kind for kind, names in _INTEGERS.items() for name in names},
 }
+# Of types that have another name in NumPy.
+_WRITTEN_TYPES = {"float32": "float", "float64": "double"}
 _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
 _RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
 _MAX_DIMS = 16
@@ -232,7 +234,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         )
     header = (
         "NRRD0004",
-        f"type: {voxels.dtype.name.replace('float32', 'float')}",
+        f"type: {_WRITTEN_TYPES.get(voxels.dtype.name, voxels.dtype.name)}",
         f"dimension: {len(sizes)}",
         *lines[:1],
         "sizes: " + " ".join(map(str, sizes)),

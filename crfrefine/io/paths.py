@@ -20,6 +20,12 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.streams import read_start
 
+# Types of voxels, the smallest first; of two of one size, the one that more programs read.
+ALL_TYPES = (
+    *("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
+    *("float32", "float64"),
+)
+
 
 @dataclass(frozen=True)
 class Format:
@@ -34,6 +40,8 @@ class Format:
     # For each suffix of a header, the ending of the file with voxels that is written beside it.
     voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
     is_read_only: bool = False  # it is read through SimpleITK, and not written
+    # Types of the voxels of images that are written; label maps and logits always find one.
+    image_types: tuple[str, ...] = ALL_TYPES
     holds_scores_alone: bool = False  # the format has no geometry: it holds logits and probabilities, but no images, masks or label maps
 
 
@@ -42,7 +50,12 @@ FORMATS = (
     Format("NIfTI", (".nii.gz", ".nii", ".hdr"), "crfrefine.io.nifti", {".hdr": ".img"}),
     Format("MetaImage", (".mhd", ".mha"), "crfrefine.io.metaimage", {".mhd": ".zraw"}),
     Format("NRRD", (".nrrd", ".nhdr", ".seg.nrrd"), "crfrefine.io.nrrd", {".nhdr": ".raw.gz"}),
-    Format("FreeSurfer MGH", (".mgz", ".mgh.gz", ".mgh"), "crfrefine.io.mgh"),
+    Format(
+        "FreeSurfer MGH",
+        (".mgz", ".mgh.gz", ".mgh"),
+        "crfrefine.io.mgh",
+        image_types=("uint8", "int16", "int32", "float32"),
+    ),
     Format(ITK, (".gipl.gz", ".gipl", ".vtk", ".mrc"), "crfrefine.io.itk", is_read_only=True),
     Format("NumPy array", (".npz", ".npy"), "crfrefine.io.npz", holds_scores_alone=True),
 )

@@ -200,18 +200,25 @@ class Decoder:
         self.is_by_channel = shape[0] == 1 or self._inner == math.prod(shape[1:])
         plain = source.dtype.newbyteorder("=")
         self.kept_type = plain if plain in _KEPT and not self._is_scaled else _FLOAT32
+        self._may_be_bad = source.dtype.kind == "f" or self._is_scaled
         self._num_bytes = 0
         self.allows_nan = False
         self.has_nan = False
         self.num_bad = 0
         self._first_bad: tuple[tuple[int, ...], str] | None = None
 
+    def keep_stored_values(self) -> None:
+        """Give the values in their own type and unscaled; NaN and infinity are values like others."""
+        self.kept_type = self._source.dtype.newbyteorder("=")
+        self._is_scaled = False
+        self._may_be_bad = False
+
     def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
         """Fill an array with the next values of the file, scaled; raise UnsupportedFormatError if it ends too early."""
         # The values are (channels, planes, [y,] x) C-contiguous, float32 or `kept_type`: the whole
         # volume, or the next planes of one channel or of all, of which the first ones are given.
         dtype, size, targets = self._source.dtype, BLOCK_BYTES // 4, values.reshape(-1)
-        may_be_bad, suspicious = dtype.kind == "f" or self._is_scaled, False
+        suspicious = False
         if (
             not self.is_by_channel
         ):  # The repeating unit of the file: single values, or `inner` of each channel.
@@ -242,7 +249,7 @@ class Decoder:
                     target[...] = scaled
                 # A sum is finite only if all its terms are; that of finite terms may overflow, so each value is looked at then.
                 suspicious = suspicious or (
-                    may_be_bad and not np.isfinite(target.sum(dtype=np.float32))
+                    self._may_be_bad and not np.isfinite(target.sum(dtype=np.float32))
                 )
         for number, channel in enumerate(values if suspicious else (), first_channel):
             bad = ~np.isfinite(channel)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.geometry import is_sheared, spacing_of
+from crfrefine.base.geometry import spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.volume import RareHeaderError, Volume
+from crfrefine.io.volume import RareHeaderError, Volume, require_right_angles
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MAX_LINES = 1 << 18
@@ -195,10 +195,7 @@ def lines_to_write(
     )
     if own:
         return own
-    if is_sheared(like.affine):
-        raise UnsupportedFormatError(
-            f"{path}: this format cannot hold the sheared axes of {like.path or 'the volume'}; write NIfTI (.nii.gz) instead"
-        )
+    require_right_angles(path, like)
     num_axes = len(like.spacing)
     lps = np.diag([*LPS, 1.0]) @ like.affine + 0.0  # Adding zero turns -0 into 0.
     spacing = spacing_of(like.affine, num_axes)

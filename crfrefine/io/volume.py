@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from crfrefine.base.geometry import (
     Reorientation,
     describe_difference,
+    is_sheared,
     orientation_codes,
     require_usable,
     same_grid,
     spacing_of,
 )
 from crfrefine.base.text import shorten
-from crfrefine.errors import InputError
+from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelSource, cut_off
 
 
@@ -112,6 +113,15 @@ class Volume:
     def grid_shape(self) -> tuple[int, ...]:
         """Voxels along each grid axis."""
         return self.data.shape[self.data.ndim - len(self.spacing) :]
+
+
+def require_right_angles(path: Path, like: Volume) -> None:
+    """Raise UnsupportedFormatError if the axes of the grid to write to a file are sheared."""
+    if is_sheared(like.affine):
+        raise UnsupportedFormatError(
+            f"{path}: this format cannot hold the sheared axes of {like.path or 'the volume'}; "
+            "write NIfTI (.nii.gz) instead"
+        )
 
 
 def volume_header(
@@ -227,11 +237,11 @@ class VoxelsToWrite:
     """Voxels to write."""
 
     path: Path  # the file
-    kind: str  # "labels", "logits" or "probabilities"
-    num_channels: int | None  # of a label map: None
+    kind: str  # "labels", "image", "logits" or "probabilities"
+    num_channels: int | None  # of a label map, and of an image with one value per voxel: None
     dtype: np.dtype[
         Any
-    ]  # of the voxels in the file: uint8, uint16, float32, or those of a converted image
+    ]  # of the voxels in the file: uint8, uint16, float32, or any that the format holds of an image
     piece: Planes
     segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
     grid_shape: tuple[int, ...] = ()  # ([z,] y, x)

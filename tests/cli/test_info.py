@@ -201,7 +201,11 @@ BAD = {
     "{logits} {root}/nowhere/x.nii": "there is no folder",
     "{logits} {root}/x.nii --like {other}": "not on the grid of --like",
     "{archive} {root}/x.nii --like {other}": "not on the grid of --like",
-    "{float} {root}/x.nii": "not a label map",
+    "{float} {root}/x.nii --as labels": "not a label map",
+    "{labels} {root}/x.nii --as logits": "holds one value per voxel; logits have one per label",
+    "{logits} {root}/x.npz --as image": "hold logits alone; leave --as image out",
+    "{logits} {root}/x.nii --as image --to labels": "an image does not become labels",
+    "{logits} {root}/x.nii --output-format .nii": "leave --output-format out",
 }
 
 

@@ -287,6 +287,16 @@ def test_fractions_of_an_unknown_type_are_refused(series, tmp_path):
     )
 
 
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd", ".mgz"])
+def test_a_series_becomes_any_format(suffix, series, tmp_path):
+    target = tmp_path / f"ct{suffix}"
+    run_here("convert", series, target, status=0)
+    read = io.read_volume(target)
+    np.testing.assert_array_equal(read.data, 2.0 * STORED - 1000)
+    np.testing.assert_allclose(read.affine, AFFINE, atol=1e-5)  # directions of MGH are float32
+    assert read.header.dtype == "int16"
+
+
 def test_segmentations_of_frames_and_of_slices_without_a_class(tmp_path):
     found = list(slices(STORED, AFFINE))
     folder = save(tmp_path / "case", [enhanced([found[number] for number in (3, 0, 5, 1, 4, 2)])])
@@ -344,7 +354,7 @@ def test_wrong_calls(series, tmp_path):
         (("moved.nii.gz", "out.dcm", "--like", series), "not on the grid of --like"),
         (("a.nii.gz", first, "--like", series), "would replace an input"),
         ((series, "out.dcm"), "both are DICOM"),
-        ((series, "out.nrrd"), "an image is written as NIfTI"),
+        ((series, "out.seg.nrrd"), "a segmentation holds a label map alone, no image"),
         ((series, "out.nii.gz", "--to", "logits"), "leave --to out"),
         (
             ("a.nii.gz", "out.nii.gz", "--segments", first),

@@ -1,4 +1,4 @@
-"""Convert logits, probabilities and label maps between file formats and between kinds of values, and DICOM."""
+"""Convert images, label maps, logits and probabilities between file formats, and DICOM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,72 +21,184 @@ from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import identify, softmax, take_logarithms
 from crfrefine.arrays.region_scheme import sigmoid, take_log_odds
 from crfrefine.base.failures import failing_alone
-from crfrefine.base.geometry import reverse_grid
+from crfrefine.base.geometry import reverse_grid, spacing_of
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted
 from crfrefine.errors import GridMismatchError, InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.io.atomic import check_replaceable
-from crfrefine.io.paths import add_volumes, files_written, is_dicom, require_suffix
+from crfrefine.io.paths import (
+    FORMAT_OF_SUFFIX,
+    FORMATS,
+    LABELS_SUFFIXES,
+    SCORES_SUFFIXES,
+    add_volumes,
+    files_written,
+    is_dicom,
+    require_suffix,
+    suffix_of,
+)
+from crfrefine.io.stored import Scaling, StoredVoxels
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, named_segments
 from crfrefine.runs.cases.dataset_description import read_dataset_description, read_descriptions
 from crfrefine.runs.cases.reading_options import RegionReading, find_regions
+from crfrefine.runs.tools.content import is_label_map
 
 SECONDS = 60  # Processor time that a conversion of DICOM may take; each million bytes of its files adds a second.
 _START = "import sys; sys.path.append(sys.argv[1]); from crfrefine.runs.tools.convert import serve; serve()"
 
 
-@keeping_inputs()
-def convert_file(
-    source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None
-) -> str:
-    """Convert a label map, logits or probabilities of several labels, or DICOM; return a sentence about input and output.
+@dataclass(frozen=True)
+class ConversionOptions:
+    """What `convert` makes of a file."""
 
-    `to` is "logits", "probabilities" (softmax), "labels" (argmax) or None; sigmoid channels of regions in a
-    `dataset.json` beside the source become log-odds, probabilities, or nnU-Net's label map. `like` is an
-    image with the same voxels, whose geometry the target gets, as a source without one needs. A DICOM series
-    becomes an image, a segmentation a label map; a label map becomes a segmentation of the series `like`,
-    with the descriptions of another one, `segments`. Raises InputError, GridMismatchError or UnsupportedFormatError.
+    # "logits", "probabilities" (softmax) or "labels" (argmax); None: the values of the file.
+    to: str | None = None
+    # What the file holds: "image", "labels" or "logits"; None: what its voxels look like.
+    content: str | None = None
+    # An image with the same voxels, whose geometry the target gets, as a source without one needs;
+    # the series of a DICOM segmentation.
+    like: Path | None = None
+    segments: Path | None = None  # a DICOM segmentation that describes labels
+
+
+@keeping_inputs()
+def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
+    """Convert a volume to another format; return a sentence about input and output, and notes.
+
+    Images and channels keep their values and their type, label maps get the smallest type. With
+    `options.to`, logits become probabilities or labels; sigmoid channels of regions in a
+    `dataset.json` beside the source become log-odds, probabilities, or nnU-Net's label map. A DICOM
+    series becomes an image, a segmentation a label map; a label map becomes a segmentation.
+    Raises InputError, GridMismatchError or UnsupportedFormatError.
     """
+    if options.content == "image" and options.to is not None:
+        raise InputError(f"{source}: an image does not become {options.to}; leave --as or --to out")
     if is_dicom(source) or target.suffix.lower() == ".dcm":
-        return _convert_apart(source, target, to, like, segments)
-    if segments is not None:
+        _require_no_other_content(source, target, options)
+        return _convert_apart(source, target, options.to, options.like, options.segments)
+    if options.segments is not None:
         raise InputError(
             f"{target}: --segments describes the labels of a DICOM segmentation; name a file such as NAME.dcm"
         )
     require_suffix(target)
-    if to == "labels":
+    if options.to == "labels":
         require_suffix(target, io.WRITTEN_SUFFIXES)
-    add_volumes(source, like)
+    add_volumes(source, options.like)
     check_replaceable(*reversed(files_written(target)))
+
     header = io.read_header(source)
-    like_header = io.read_header(like, io.VOLUME_SUFFIXES) if like is not None else None
-    placed = header if like_header is None else io.placed_on(header, like_header)
-    notes = [f"{header.path.name}: {placed.turning}"] if placed.turning else []
-    geometry = _geometry(placed, like_header, target)
+    like = None if options.like is None else io.read_header(options.like, io.VOLUME_SUFFIXES)
+    placed = io.placed_on(header, like)
+    geometry = _geometry(placed, like, target)
+    remarks = [f"{header.path.name}: {placed.turning}"] if placed.turning else []
     descriptions = list(read_descriptions([source]))
-    regions, segments_of_names = (
-        find_regions(None, descriptions),
-        named_segments(descriptions[0].label_names if descriptions else {}),
-    )
-    if header.num_channels > 1 or regions.is_channel(header):
-        return "\n".join(
-            [
-                *notes,
-                _convert_channels(header, target, to, geometry, regions, segments_of_names),
-            ]
-        )
-    if to not in (None, "labels"):
+    regions = find_regions(None, descriptions)
+    label_names = descriptions[0].label_names if descriptions else {}
+    named = named_segments(label_names)
+
+    if _has_scores(header, target, options, regions):
+        sentence = _convert_channels(header, target, options.to, geometry, regions, named)
+    elif _has_labels(header, target, options):
+        sentence = _convert_labels(header, target, options, geometry, named)
+    else:
+        sentence = _convert_image(placed, target, geometry, options.content)
+    return "\n".join([*remarks, sentence])
+
+
+def _require_no_other_content(source: Path, target: Path, options: ConversionOptions) -> None:
+    """Raise InputError if --as contradicts DICOM."""
+    expected = "labels" if target.suffix.lower() == ".dcm" else None
+    if options.content not in (None, expected):
+        raise InputError(f"{source}: DICOM says itself what it holds; leave --as out")
+
+
+def _has_scores(
+    header: VolumeHeader, target: Path, options: ConversionOptions, regions: RegionReading
+) -> bool:
+    """Return whether a file is converted as logits or probabilities, and not as it is."""
+    formats = (FORMAT_OF_SUFFIX[suffix_of(target)].name, header.family)
+    is_array = any(known.name in formats for known in FORMATS if known.holds_scores_alone)
+    if is_array and options.content == "image":
         raise InputError(
-            f"{header.path}: holds one value per voxel; a label map cannot become {to}, export the network's output before the argmax"
+            f"{header.path}, {target}: .npz and .npy hold logits alone; leave --as image out"
+        )
+    is_asked_for = is_array or options.to is not None or options.content == "logits"
+    if not is_asked_for or options.content == "labels":
+        return False
+    if header.num_channels > 1 or regions.is_channel(header):
+        return True
+    if options.content == "logits":
+        raise InputError(
+            f"{header.path}: holds one value per voxel; logits have one per label at each voxel, "
+            "background included\n  Leave --as logits out to convert it as it is."
+        )
+    return False
+
+
+def _has_labels(header: VolumeHeader, target: Path, options: ConversionOptions) -> bool:
+    """Return whether a file that has no scores is converted as a label map, and not as an image."""
+    is_for_labels = suffix_of(target) in (*LABELS_SUFFIXES, *SCORES_SUFFIXES)
+    if options.content == "labels" or options.to is not None:
+        return True
+    if options.content == "image" or header.num_channels > 1:
+        return False
+    return is_for_labels or is_label_map(header)
+
+
+def _convert_labels(
+    header: VolumeHeader,
+    target: Path,
+    options: ConversionOptions,
+    like: Volume,
+    named: Sequence[Segment],
+) -> str:
+    """Write a label map in the smallest type."""
+    if options.to not in (None, "labels"):
+        raise InputError(
+            f"{header.path}: holds one value per voxel; a label map cannot become {options.to}, "
+            "export the network's output before the argmax"
         )
     require_suffix(target, io.WRITTEN_SUFFIXES)
-    labels = io.read_labels(header.path, grid=geometry.header)
-    named = header.segments or segments_of_names
-    io.write_label_map(target, labels.data.reshape(geometry.grid_shape), geometry, segments=named)
-    kind = (
-        "label map" if header.dtype in ("uint8", "uint16") else "volume"
-    )  # CT has signed integers.
-    return "\n".join([*notes, f"{_describe(header, kind)} -> {target}: {kind}"])
+    labels = io.read_labels(header.path, grid=like.header).data
+    segments = header.segments or named
+    io.write_label_map(target, labels.reshape(like.grid_shape), like, segments=segments)
+    return (
+        f"{_describe(header, f'label map, {header.dtype}')} -> {target}: label map, {labels.dtype}"
+    )
+
+
+def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: str | None) -> str:
+    """Write an image, or channels of which nobody says what they are, with the values of the file."""
+    known = require_suffix(target, io.WRITTEN_SUFFIXES)
+    stored = StoredVoxels.read(header)
+    dtype = stored.image_type(known.image_types)
+    values = stored.values.reshape(header.num_channels, *like.grid_shape[::-1])
+    planes = replace(stored, values=values).planes
+    io.write_image(target, dtype, like, planes, num_channels=header.num_channels)
+
+    kind = _image_kind(header.num_channels, dtype, content)
+    sentence = f"{_describe(header, f'{kind}, {header.dtype}')} -> {target}: {kind}, {dtype}"
+    if stored.scaling.is_none:
+        return sentence
+    return f"{sentence}\n{_describe_scaling(stored, dtype)}"
+
+
+def _image_kind(num_channels: int, dtype: np.dtype[Any], content: str | None) -> str:
+    """Return what the values are; channels of floats may be an image's or the scores of labels."""
+    if num_channels == 1:
+        return "image"
+    channels = counted(num_channels, "channel")
+    if content is None and dtype.kind == "f":
+        return channels
+    return f"image of {channels}"
+
+
+def _describe_scaling(stored: StoredVoxels, dtype: np.dtype[Any]) -> str:
+    """Return a sentence about the type of an image whose values are scaled."""
+    values = f"its values are {stored.scaling}"
+    if dtype.kind in "iu":
+        return f"{values}; {dtype} is the smallest type that holds all of them exactly"
+    return f"{values}, which no integers hold exactly; they are written as {dtype}"
 
 
 def _convert_apart(
@@ -176,7 +290,8 @@ def _convert_dicom(
         if is_label_map:
             io.write_label_map(target, volume.data, volume, segments=volume.header.segments)
         else:
-            io.write_image(target, volume.data, volume)
+            stored = StoredVoxels(volume.data.T[np.newaxis], Scaling())
+            io.write_image(target, volume.data.dtype, volume, stored.planes)
         kind = "label map" if is_label_map else "image"
         return "\n".join(
             [
@@ -254,12 +369,28 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
     chosen = like or header
     empty: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), chosen.grid_shape)
     if chosen.affine is not None and chosen.spacing is not None:
+        if _needs_third_axis(chosen, target):
+            spacing = spacing_of(chosen.affine)
+            return Volume(empty[..., np.newaxis], chosen.affine, spacing, chosen.path, chosen)
         return Volume(empty, chosen.affine, chosen.spacing, chosen.path, chosen)
     if not require_suffix(target).holds_scores_alone:
         raise InputError(
             f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE"
         )
     return Volume(empty, np.eye(4), (1.0,) * empty.ndim)
+
+
+def _needs_third_axis(header: VolumeHeader, target: Path) -> bool:
+    """Return whether a plane has a place that only a volume of one slice has in another format."""
+    if len(header.grid_shape) == 3 or header.affine is None:
+        return False
+    if FORMAT_OF_SUFFIX[suffix_of(target)].name == header.family:
+        return False
+    in_plane = np.array(header.affine)
+    in_plane[:2, :2] = np.eye(2)
+    in_plane[:2, 3] = 0.0
+    has_thickness = spacing_of(header.affine)[2] > 0
+    return has_thickness and not np.array_equal(in_plane, np.eye(4))
 
 
 def _describe(header: VolumeHeader, kind: str) -> str:

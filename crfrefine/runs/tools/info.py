@@ -24,6 +24,7 @@ from crfrefine.base.limits import available_threads, format_size
 from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import SCORES_SUFFIXES
+from crfrefine.io.stored import Scaling
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList
 from crfrefine.runs.cases.case_headers import read_case_headers
@@ -36,6 +37,7 @@ from crfrefine.runs.cases.reading_options import (
     RegionReading,
     find_regions,
 )
+from crfrefine.runs.tools.content import is_label_map
 
 _MAX_LISTED_VALUES = 32
 # Folders of a data set.
@@ -67,13 +69,21 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
             ("orientation", f"{header.orientation}"),
             ("first voxel", f"({first}) mm in RAS+"),
         ]
+    scaling = Scaling.of(header)
+    if not scaling.is_none:
+        lines.append(("scaling", f"values are {scaling}"))
     names = {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
     lines += [
         *header.details,
         *([("labels", listed(names.values(), _MAX_LISTED_VALUES))] if names else []),
     ]
     lines += [("note", note) for note in header.notes]
-    return [*lines, *(_describe_values(header, names) if values else [])]
+    if values:
+        if header.num_channels == 1:
+            content = "label map" if is_label_map(header) else "image"
+            lines.append(("content", f"{content}, as convert takes it"))
+        lines += _describe_values(header, names)
+    return lines
 
 
 def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:

@@ -1,0 +1,131 @@
+"""Voxels as a file stores them: in their own type, NaN and infinity included, with the scaling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.base.failures import reading
+from crfrefine.io.paths import ALL_TYPES
+from crfrefine.io.reading import open_voxels
+from crfrefine.io.streams import allocate_array
+from crfrefine.io.volume import VolumeHeader, iter_pieces
+
+_PIECE_BYTES = 1 << 22  # of the scaled values that are looked at, or made, at once
+# Whole numbers up to this one are exact in float64.
+_LARGEST_EXACT = 2.0**53
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How values are made of stored ones."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    @classmethod
+    def of(cls, header: VolumeHeader) -> Scaling:
+        """Return the scaling of a file."""
+        source = header.source
+        if source is None:
+            return cls()
+        return cls(source.slope, source.intercept)
+
+    @property
+    def is_none(self) -> bool:
+        """Whether the values are the stored ones."""
+        return (self.slope, self.intercept) == (1.0, 0.0)
+
+    def apply(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Return the values: float64, or the stored ones if there is no scaling."""
+        if self.is_none:
+            return stored
+        with np.errstate(over="ignore", invalid="ignore"):
+            return stored.astype(np.float64) * self.slope + self.intercept
+
+    def __str__(self) -> str:
+        """Describe it, such as "stored × 2 - 1024"."""
+        if self.intercept == 0:
+            return f"stored × {self.slope:.9g}"
+        sign = "-" if self.intercept < 0 else "+"
+        return f"stored × {self.slope:.9g} {sign} {abs(self.intercept):.9g}"
+
+
+def stored_pieces(header: VolumeHeader) -> Generator[NDArray[Any]]:
+    """Yield the stored values of a file, piece by piece in the order of the file: (channels, planes, [y,] x)."""
+    shape = (header.num_channels, *header.grid_shape[::-1])
+    with reading(header.path), open_voxels(header) as decoder:
+        decoder.keep_stored_values()
+        dtype = decoder.kept_type
+        pieces = iter_pieces(shape, dtype.itemsize, _PIECE_BYTES, by_channel=decoder.is_by_channel)
+        for channels, planes in pieces:
+            num_channels = channels.stop - channels.start
+            num_planes = planes.stop - planes.start
+            values = allocate_array((num_channels, num_planes, *shape[2:]), header.path, dtype)
+            decoder.fill(values, channels.start, planes.start)
+            yield values
+        decoder.finish()
+
+
+@dataclass(frozen=True)
+class StoredVoxels:
+    """The voxels of a file."""
+
+    values: NDArray[Any]  # (channels, [z,] y, x), as stored
+    scaling: Scaling
+
+    @classmethod
+    def read(cls, header: VolumeHeader) -> StoredVoxels:
+        """Read a file, whose axes may be turned; raises as `read_pieces`, but keeps NaN and infinity."""
+        if header.turned is not None:
+            own, turn = header.turned
+            stored = cls.read(own)
+            shape = (own.num_channels, *(*own.grid_shape, 1)[2::-1])
+            turned = turn.apply(stored.values.reshape(shape))
+            shape = (own.num_channels, *header.grid_shape[::-1])
+            return cls(turned.reshape(shape), stored.scaling)
+        shape = (header.num_channels, *header.grid_shape[::-1])
+        with reading(header.path), open_voxels(header) as decoder:
+            decoder.keep_stored_values()
+            values = allocate_array(shape, header.path, decoder.kept_type)
+            decoder.fill(values)
+            decoder.finish()
+        return cls(values, Scaling.of(header))
+
+    def image_type(self, types: tuple[str, ...]) -> np.dtype[Any]:
+        """Return the type of the image: the stored one, or of scaled values one that holds them.
+
+        Scaled integers get the smallest integer type among `types` that holds all values exactly.
+        If some are no whole numbers, or too large, they get float32, or float64 beyond its range.
+        """
+        stored = self.values.dtype
+        if self.scaling.is_none or stored == np.float64:
+            return stored
+        is_whole = stored.kind in "iu"
+        low, high = math.inf, -math.inf
+        for values in self._scaled_pieces():
+            finite = values[np.isfinite(values)]
+            low = float(finite.min(initial=low))
+            high = float(finite.max(initial=high))
+            is_whole = is_whole and bool((values == np.rint(values)).all())
+        is_whole = is_whole and max(-low, high) <= _LARGEST_EXACT
+        integers = [np.dtype(name) for name in ALL_TYPES if name in types and "int" in name]
+        for dtype in integers if is_whole else ():
+            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
+                return dtype
+        if max(-low, high) > float(np.finfo(np.float32).max):
+            return np.dtype(np.float64)
+        return np.dtype(np.float32)
+
+    def planes(self, channel: int, planes: slice) -> NDArray[Any]:
+        """Return the values of planes of a channel, (planes, [y,] x)."""
+        return self.scaling.apply(self.values[channel, planes])
+
+    def _scaled_pieces(self) -> Iterator[NDArray[Any]]:
+        for channels, planes in iter_pieces(self.values.shape, 8, _PIECE_BYTES, by_channel=True):
+            yield self.planes(channels.start, planes)

@@ -1,0 +1,82 @@
+"""Convert the volumes of a folder, file by file: one that fails does not stop the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from crfrefine import io
+from crfrefine.base.failures import Failure, failing_alone
+from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.text import shorten
+from crfrefine.errors import InputError, StorageError
+from crfrefine.io.atomic import check_writable
+from crfrefine.io.paths import SCORES_SUFFIXES, add_volumes, describe_others, suffix_of
+from crfrefine.runs.cases.discovery import list_files
+from crfrefine.runs.tools.convert import ConversionOptions, convert_file
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The outcome of a file."""
+
+    source: Path
+    target: Path
+    sentence: str = ""  # what was read and written
+    failure: Failure | None = None
+
+
+def plan_folder(source: Path, target: Path, suffix: str | None) -> list[tuple[Path, Path]]:
+    """Return the volumes of a folder and the files that they become in another one, sorted by name.
+
+    Raises InputError if there are none, or if the outputs have no folder or no suffix.
+    """
+    suffixes = io.WRITTEN_SUFFIXES + SCORES_SUFFIXES
+    if suffix_of(target) and not target.is_dir():
+        raise InputError(
+            f"{source}: expected a file, this is a folder, and {target} names a file\n"
+            "  Name a folder for the output, and its format with --output-format .nii.gz."
+        )
+    if suffix is None:
+        raise InputError(
+            f"{source}: a folder is converted file by file; name the format of the files with "
+            f"--output-format, one of {', '.join(suffixes)}"
+        )
+    if suffix not in suffixes:
+        raise InputError(
+            f"--output-format {shorten(suffix)}: expected one of {', '.join(suffixes)}"
+        )
+    files = list_files(source, io.LOGITS_SUFFIXES)
+    if not files:
+        raise InputError(f"{source}: holds no volumes{describe_others(source)}")
+    return [(file, target / f"{io.stem_of(file)}{suffix}") for file in files]
+
+
+def convert_folder(
+    plan: list[tuple[Path, Path]], options: ConversionOptions
+) -> Iterator[Conversion]:
+    """Convert the files of a plan, and yield the outcome of each; a full disk ends it."""
+    sources: dict[Path, Path] = {}
+    with keeping_inputs():
+        for file, target in plan:
+            add_volumes(file)
+            check_writable(target.parent)
+        for file, target in plan:
+            first = sources.setdefault(target, file)
+            conversion = _convert_alone(file, target, first, options)
+            yield conversion
+            failure = conversion.failure
+            if failure is not None and failure.kind == StorageError.__name__:
+                return
+
+
+def _convert_alone(file: Path, target: Path, first: Path, options: ConversionOptions) -> Conversion:
+    """Convert a file whose target is that of `first`."""
+    failures: list[Failure] = []
+    sentence = ""
+    with failing_alone(failures.append, file):
+        if first != file:
+            raise InputError(f"{file}: would become {target}, as {first.name} does; rename one")
+        sentence = convert_file(file, target, options)
+    return Conversion(file, target, sentence, failures[0] if failures else None)
