@@ -232,7 +232,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
 
 
 class FolderReporter(RunReporter):
-    """Shows the conversion of a folder: a bar on a terminal, else a line per file, and all failures at the end."""
+    """Shows the conversion of a folder: a bar or a line per file, and all failures at the end."""
 
     def started(self, num_files: int) -> None:
         """Print the amount of work."""

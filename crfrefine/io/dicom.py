@@ -409,7 +409,7 @@ def _read_segmentation(path: Path, notes: list[str]) -> Any:
 
 
 def _require_known_fractions(path: Path, dataset: Any) -> None:
-    """Raise UnsupportedFormatError if half of the fractions means nothing, or their type is wrong."""
+    """Raise UnsupportedFormatError if the half of fractions means nothing."""
     kind = str(dataset.get("SegmentationFractionalType") or "")
     if kind not in _FRACTIONS:
         raise UnsupportedFormatError(

@@ -57,7 +57,7 @@ class Scaling:
 
 
 def stored_pieces(header: VolumeHeader) -> Generator[NDArray[Any]]:
-    """Yield the stored values of a file, piece by piece in the order of the file: (channels, planes, [y,] x)."""
+    """Yield the stored values piece by piece, (channels, planes, [y,] x), in the file's order."""
     shape = (header.num_channels, *header.grid_shape[::-1])
     with reading(header.path), open_voxels(header) as decoder:
         decoder.keep_stored_values()
@@ -81,7 +81,7 @@ class StoredVoxels:
 
     @classmethod
     def read(cls, header: VolumeHeader) -> StoredVoxels:
-        """Read a file, whose axes may be turned; raises as `read_pieces`, but keeps NaN and infinity."""
+        """Read a file, whose axes may be turned; raises as `read_pieces`, but keeps NaN."""
         if header.turned is not None:
             own, turn = header.turned
             stored = cls.read(own)

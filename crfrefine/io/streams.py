@@ -208,7 +208,7 @@ class Decoder:
         self._first_bad: tuple[tuple[int, ...], str] | None = None
 
     def keep_stored_values(self) -> None:
-        """Give the values in their own type and unscaled; NaN and infinity are values like others."""
+        """Give values in their own type and unscaled, NaN and infinity like others."""
         self.kept_type = self._source.dtype.newbyteorder("=")
         self._is_scaled = False
         self._may_be_bad = False

@@ -4,6 +4,7 @@ import json
 import os
 from importlib import metadata
 
+import io_helpers
 import nibabel as nib
 import numpy as np
 import pytest
@@ -134,6 +135,18 @@ def test_an_engine_that_does_not_run_says_why():
     done = run_process("info", env={**os.environ, "CRFREFINE_CPU_LEVEL": "sse\x1b[2"}, status=0)
     assert "expected one of baseline, avx2, avx512" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_the_scaling_and_what_convert_takes_a_file_for(tmp_path):
+    numbers = io_helpers.numbers(GRID_SHAPE, dtype=np.int16)
+    scaled = io_helpers.save_nifti(tmp_path / "a.nii.gz", numbers, slope=0.5, inter=-8.0)
+    shown = fields(run_here("info", "-v", scaled, status=0).stdout)
+    assert shown["scaling"] == "values are stored × 0.5 - 8"
+    assert shown["content"] == "image, as convert takes it"
+    labels = save_nifti(tmp_path / "b.nii.gz", (numbers > 9).astype(np.int16))
+    shown = fields(run_here("info", "-v", labels, status=0).stdout)
+    assert shown["content"] == "label map, as convert takes it"
+    assert "scaling" not in shown
 
 
 LOGITS = np.random.default_rng(3).normal(0, 3, (*GRID_SHAPE, NUM_LABELS)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""`crfrefine convert` of images: all pairs of formats, compared with nibabel, SimpleITK and pynrrd."""
+"""`crfrefine convert` between all pairs of formats, by nibabel, SimpleITK and pynrrd."""
 
 import re
 

@@ -168,7 +168,7 @@ def _convert_labels(
 
 
 def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: str | None) -> str:
-    """Write an image, or channels of which nobody says what they are, with the values of the file."""
+    """Write an image, or channels of which nobody says what they are, with the file's values."""
     known = require_suffix(target, io.WRITTEN_SUFFIXES)
     stored = StoredVoxels.read(header)
     dtype = stored.image_type(known.image_types)
@@ -283,22 +283,35 @@ def _convert_dicom(
     )
     check_replaceable(*reversed(files_written(target)))
     if is_read:
-        require_suffix(target, io.WRITTEN_SUFFIXES)
-        volume = dicom.read(source, like)
-        assert volume.header is not None
-        is_label_map = volume.header.format == dicom.SEGMENTATION
-        if is_label_map:
-            io.write_label_map(target, volume.data, volume, segments=volume.header.segments)
-        else:
-            stored = StoredVoxels(volume.data.T[np.newaxis], Scaling())
-            io.write_image(target, volume.data.dtype, volume, stored.planes)
-        kind = "label map" if is_label_map else "image"
-        return "\n".join(
-            [
-                f"{_describe(volume.header, kind)} -> {target}: {kind}, {volume.data.dtype}",
-                *volume.header.notes,
-            ]
-        )
+        return _read_dicom(source, target, like)
+    return _write_segmentation(source, target, like, segments)
+
+
+def _read_dicom(source: Path, target: Path, like: Path | None) -> str:
+    """Convert a series to an image, or a segmentation to a label map on the grid of `like`."""
+    from crfrefine.io import dicom
+
+    require_suffix(target, io.WRITTEN_SUFFIXES)
+    volume = dicom.read(source, like)
+    header = volume.header
+    assert header is not None
+    if header.format == dicom.SEGMENTATION:
+        kind = "label map"
+        io.write_label_map(target, volume.data, volume, segments=header.segments)
+    else:
+        kind = "image"
+        stored = StoredVoxels(volume.data.T[np.newaxis], Scaling())
+        io.write_image(target, volume.data.dtype, volume, stored.planes)
+    sentence = f"{_describe(header, kind)} -> {target}: {kind}, {volume.data.dtype}"
+    return "\n".join([sentence, *header.notes])
+
+
+def _write_segmentation(
+    source: Path, target: Path, like: Path | None, segments: Path | None
+) -> str:
+    """Convert a label map to a segmentation of the series `like`."""
+    from crfrefine.io import dicom
+
     if like is None or not is_dicom(like):
         found = "" if like is None else f", found {like}, which holds no DICOM files"
         raise InputError(
