@@ -132,6 +132,15 @@ TOLD_SUM_TOLERANCE = 0.05
 BY_HAND = "--input-type {} (in Python: input_type)"
 
 
+# Farthest below 0 that probabilities lie after interpolation, which overshoots by less.
+MAX_OVERSHOOT = 1.0
+# Sums of values that are probabilities even if each channel has a few levels alone: 1, percent,
+# 8 bits and 16 bits. The probabilities of a network vary from voxel to voxel.
+SCALES = (1.0, 100.0, 255.0, 65535.0)
+MAX_LEVELS = 3  # of a channel: a label's, that of the other labels, and that of padding
+# Share of voxels with a sum clearly below 1 from which on the background seems to be missing.
+MISSING_SHARE = 0.1
+
 _ABOVE, _NEGATIVE = 1, 2  # bits of a voxel with a value outside [0, 1]
 
 
@@ -139,16 +148,19 @@ class Look:
     """The facts that tell logits from probabilities. Voxels where all labels are equal, such as padding, do not count.
 
     Attributes:
-        sums: (*grid) sum over labels, not complete if there are negative values.
+        sums: (*grid) sum over labels, not complete if `are_logits`.
         is_equal: (*grid), True where all labels are equal.
         is_binary: whether all values are 0 or 1.
-        are_logits: whether a value is negative: nothing else need be known.
+        are_logits: whether a value is too negative for probabilities: nothing else need be known.
     """
 
     def __init__(self, is_equal: Bool) -> None:
         self.is_equal, self.sums = is_equal, np.zeros(is_equal.shape, np.float32)
         self.is_binary, self.are_logits, self._example = True, False, ""
         self._marks = np.zeros(is_equal.shape, np.uint8)
+        # Values of each channel, while none has more than MAX_LEVELS.
+        self._levels: dict[int, set[float]] = {}
+        self._has_few_levels = True
 
     def add(self, label: int, values: Array, planes: slice) -> None:
         """Take note of planes of a channel, one label after the other; `is_equal` is that of the labels so far, or of all."""
@@ -156,13 +168,14 @@ class Look:
             return
         self.sums[planes] += values
         self.is_binary = self.is_binary and bool(((values == 0) | (values == 1)).all())
+        self._add_levels(label, values)
         low, high = float(values.min()), float(values.max())
         if low >= -SUM_TOLERANCE and high <= 1 + SUM_TOLERANCE:
             return
         is_low, counts, marks = values < -SUM_TOLERANCE, ~self.is_equal[planes], self._marks[planes]
         marks[is_low] |= _NEGATIVE
         marks[values > 1 + SUM_TOLERANCE] |= _ABOVE
-        self.are_logits = bool((is_low & counts).any())
+        self.are_logits = low < -MAX_OVERSHOOT and bool(((values < -MAX_OVERSHOOT) & counts).any())
         where = np.flatnonzero((is_low | (values > 1 + SUM_TOLERANCE)) & counts)
         if where.size and "voxel" not in self._example:
             voxel = self.voxel(where[0] + planes.start * math.prod(values.shape[1:]))
@@ -171,10 +184,32 @@ class Look:
             self._example or f"{low if low < -SUM_TOLERANCE else high:.4g} for label {label}"
         )
 
+    def _add_levels(self, label: int, values: Array) -> None:
+        """Take note of the different values of a channel, until they are many."""
+        levels = self._levels.setdefault(label, set())
+        rest = values.reshape(-1)
+        while self._has_few_levels and rest.size:
+            levels.add(float(rest[0]))
+            rest = rest[rest != rest[0]]
+            self._has_few_levels = len(levels) <= MAX_LEVELS
+
+    def end_planes(self, planes: slice) -> None:
+        """Decide whether planes, of which all labels are known, can be nothing but logits."""
+        is_negative = self._marks[planes] & _NEGATIVE != 0
+        is_other = is_negative & (np.abs(self.sums[planes] - 1) > SUM_TOLERANCE)
+        self.are_logits = self.are_logits or bool((is_other & ~self.is_equal[planes]).any())
+
     @property
     def outside(self) -> str | None:
         """A value outside [0, 1], in words."""
         return self._example if self._marks[~self.is_equal].any() else None
+
+    @property
+    def has_overshoot(self) -> bool:
+        """Whether these are probabilities that interpolation took outside [0, 1]: they sum to 1 at every voxel, as logits do not."""
+        if self.are_logits or self.outside is None:
+            return False
+        return not self.bad_voxels(SUM_TOLERANCE).size
 
     @property
     def scaled_sum(self) -> float | None:
@@ -184,7 +219,21 @@ class Look:
         if not sums.size or (self._marks[~self.is_equal] & _NEGATIVE).any():
             return None
         low, high = float(sums.min()), float(sums.max())
-        return (low + high) / 2 if high > 0 and high - low <= TOLD_SUM_TOLERANCE * high else None
+        if high <= 0 or high - low > TOLD_SUM_TOLERANCE * high:
+            return None
+        total = (low + high) / 2
+        # Few levels sum to the same whatever they are, as those of logits made of a label map do.
+        is_scale = any(abs(total - scale) <= TOLD_SUM_TOLERANCE * scale for scale in SCALES)
+        return None if self._has_few_levels and not is_scale else total
+
+    @property
+    def lacks_background(self) -> bool:
+        """Whether the sums are those of labels without a background: at most 1, and clearly less at many voxels."""
+        sums = self.sums[~self.is_equal]
+        if not sums.size or float(sums.max()) > 1 + SUM_TOLERANCE:
+            return False
+        num_low = int(np.count_nonzero(sums < 1 - TOLD_SUM_TOLERANCE))
+        return num_low > MISSING_SHARE * sums.size
 
     def bad_voxels(self, tolerance: float) -> NDArray[np.intp]:
         """Return the flat indices of the voxels whose sum is not 1."""
@@ -205,6 +254,7 @@ def look_at(values: Array) -> Look:
         look.is_equal[planes] = False if equal is None else equal
         for label, channel in enumerate(values[:, planes]):
             look.add(label, channel, planes)
+        look.end_planes(planes)
         if look.are_logits:
             break
     return look
@@ -216,28 +266,19 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
     said = kind if input_type == "auto" else input_type
     if look.outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
-        bad = look.bad_voxels(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
+        tolerance = TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE
+        bad = look.bad_voxels(tolerance)
         if bad.size:
-            sums = look.sums.reshape(-1)[bad]
-            first = int(
-                (sums <= SUM_TOLERANCE).argmin()
-            )  # The first sum above zero, if there is one.
-            raise InputError(
-                f"{name}: all values lie in [0, 1] but do not sum to 1 over the labels at {bad.size} of {look.sums.size} voxels; the first "
-                f"one is {look.voxel(bad[first])} with a sum of {sums[first]:.3g}\n"
-                f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one binary file per structure needs\n"
-                "  --input-type labels. Outside the network's field of view, background should be 1, or all labels exactly equal.\n"
-                "  Sigmoid channels, as of region-based training, are separate probabilities. Name the regions: in dataset.json as\n"
-                "  nnU-Net does (labels, regions_class_order), or with infer --regions whole=1+2 --regions core=2; in Python\n"
-                f"  regions=RegionScheme.of({{...}}) ({see('docs/reference/formats.md#regions')})."
-            )
-        return said or "probabilities", who_says(
-            input_type
-        ) if is_declared else "all values lie in [0, 1] and sum to 1 at each voxel"
+            raise InputError(_describe_bad_sums(look, bad, name))
+        if is_declared:
+            return said or "probabilities", who_says(input_type)
+        return said or "probabilities", "all values lie in [0, 1] and sum to 1 at each voxel"
+    if said != "logits" and look.has_overshoot:
+        return "probabilities", _describe_overshoot(look)
     total = None if look.are_logits or input_type == "logits" else look.scaled_sum
     if total is not None:
         raise InputError(
-            f"{name}: no value is negative, and the labels sum to {total:.4g} at each voxel, as probabilities in percent or from 0 to 255 "
+            f"{name}: no value is negative, and the labels sum to {total:.6g} at each voxel, as probabilities in percent or from 0 to 255 "
             f"do\n  Divide the values of each voxel by their sum. If these are logits nevertheless, give {BY_HAND.format('logits')}."
         )
     if said == "probabilities":
@@ -247,6 +288,41 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
     return "logits", who_says(
         input_type
     ) if said else f"it has values outside [0, 1], such as {look.outside}"
+
+
+def _describe_overshoot(look: Look) -> str:
+    return (
+        "they sum to 1 at each voxel; values outside [0, 1], as after cubic interpolation, such as "
+        f"{look.outside}, are clipped, and the sum is made 1 again"
+    )
+
+
+def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
+    """Return the error about values in [0, 1] that do not sum to 1 at the `bad` voxels."""
+    sums = look.sums.reshape(-1)[bad]
+    first = int((sums <= SUM_TOLERANCE).argmin())  # The first sum above zero, if there is one.
+    problem = (
+        f"all values lie in [0, 1] but do not sum to 1 over the labels at {bad.size} of "
+        f"{look.sums.size} voxels; the first one is {look.voxel(bad[first])} with a sum of "
+        f"{sums[first]:.6g}"
+    )
+    advice = (
+        f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one binary file per structure needs\n"
+        "  --input-type labels. Outside the network's field of view, background should be 1, or all labels exactly equal.\n"
+        "  Sigmoid channels, as of region-based training, are separate probabilities. Name the regions: in dataset.json as\n"
+        "  nnU-Net does (labels, regions_class_order), or with infer --regions whole=1+2 --regions core=2; in Python\n"
+        f"  regions=RegionScheme.of({{...}}) ({see('docs/reference/formats.md#regions')})."
+    )
+    if not look.lacks_background:
+        return f"{name}: {problem}\n{advice}"
+    return (
+        f"{name}: the background seems to be missing, since no sum over the labels is above 1: "
+        f"{problem}\n"
+        "  Give the background first, -p BACKGROUND -p LABEL_1 …, or as channel 0; or give\n"
+        "  --add-background, which takes the channels for labels 1, 2, … and computes the background\n"
+        "  as 1 minus their sum (in Python: np.concatenate([1 - p.sum(axis=0, keepdims=True), p])).\n"
+        f"{advice}"
+    )
 
 
 def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
@@ -262,17 +338,43 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
     look = look_at(values)
     decided, _ = decide(look, input_type, None, "logits" if input_type == "auto" else input_type)
     if decided == "probabilities" and input_type == "auto":
+        where = "all lie in [0, 1] and"
+        if look.outside is not None:
+            where = f"lie outside [0, 1], such as {look.outside}, but"
         raise InputError(
-            "expected logits, found values that all lie in [0, 1] and sum to 1 over the labels at each voxel, as probabilities do\n"
+            f"expected logits, found values that {where} sum to 1 over the labels at each voxel, as probabilities do\n"
             '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits"; for one-hot\n'
             '  labels, logits.argmax(axis=0) and input_type="labels".'
         )
     return decided
 
 
+def notes_on_overshoot(probabilities: NDArray[np.floating[Any]]) -> tuple[str, ...]:
+    """Return a note if values of (L, *grid) probabilities lie outside [0, 1] and are clipped."""
+    look = look_at(probabilities)
+    return (f"probabilities: {_describe_overshoot(look)}",) if look.has_overshoot else ()
+
+
 def who_says(input_type: str) -> str:
     """Return the reason for a declared kind of values: the user's word, else the file's."""
     return "its array is named so" if input_type == "auto" else "requested"
+
+
+def clip_overshoot(probabilities: Float32) -> None:
+    """Clip (L, *grid) to [0, 1] and divide by the sums, in place, if values lie outside by more than rounding.
+
+    Logits need the clipping alone, which `take_logarithms` does: the logarithm of a sum is the same
+    for all labels of a voxel. Voxels where all labels are equal, such as padding, stay as they are.
+    """
+    if probabilities.min() >= -SUM_TOLERANCE and probabilities.max() <= 1 + SUM_TOLERANCE:
+        return
+    padding = find_padding(probabilities)
+    kept = None if padding is None else probabilities[:, padding]
+    np.clip(probabilities, 0.0, 1.0, out=probabilities)
+    sums = probabilities.sum(axis=0)
+    np.divide(probabilities, sums, out=probabilities, where=sums > 0)
+    if padding is not None:
+        probabilities[:, padding] = kept
 
 
 def take_logarithms(probabilities: Float32) -> None:

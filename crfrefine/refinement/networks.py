@@ -15,7 +15,7 @@ from crfrefine.arrays import label_maps, probabilities
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box
 from crfrefine.arrays.nan_voxels import leave_out_nan
-from crfrefine.arrays.probabilities import MIN_PROBABILITY, SUM_TOLERANCE
+from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
 from crfrefine.arrays.region_scheme import (
     MAX_LOG_ODDS,
     RegionScheme,
@@ -237,9 +237,9 @@ def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = Non
     ties = None
     if not is_label_map:
         ties = probabilities.find_ties(channels, are_regions=are_regions)
-    # A negative value that is no tie, of which there is none, belongs to logits.
+    # A value far below 0 that is no tie, of which there is none, belongs to logits.
     are_surely_logits = network.input_type == "logits" or (
-        network.input_type == "auto" and ties is None and lowest < -SUM_TOLERANCE
+        network.input_type == "auto" and ties is None and lowest < -MAX_OVERSHOOT
     )
     is_probability = not are_regions and not are_surely_logits
     is_probability = (
@@ -260,6 +260,8 @@ def prepare_array(network: ArrayNetwork, case: Case, labels: Labels | None = Non
             # The constant of the padding, such as the lowest float32, is not a real logit: any other constant means the same.
             channels = np.where(padding, np.float32(0.0), channels)
             _, largest = _finite_range(backend, channels, "logits", threads)
+    if is_probability and max(-lowest, largest - 1) > SUM_TOLERANCE:
+        notes += probabilities.notes_on_overshoot(channels)
     # Energies and marginals are sums of a few logits over the temperature.
     largest = -math.log(MIN_PROBABILITY) if is_probability else largest
     largest += max(

@@ -9,7 +9,13 @@ from oracles import random_case
 
 import crfrefine
 from crfrefine import CrfParameters, refine
-from crfrefine.arrays.probabilities import identify, identify_array, take_logarithms
+from crfrefine.arrays.probabilities import (
+    clip_overshoot,
+    identify,
+    identify_array,
+    look_at,
+    take_logarithms,
+)
 from crfrefine.errors import ConfigError, InputError
 
 PATH = Path("logits/case.npz")
@@ -119,6 +125,111 @@ def test_negative_probabilities_are_refused(input_type, kind):
         match=r"expected probabilities between 0 and 1, found -0\.25 for label 1 at voxel \(1, 3, 2\)",
     ):
         identify(values, input_type, kind, PATH)
+
+
+def overshooting():
+    """(3, z, y, x) as cubic interpolation leaves it: outside [0, 1] here and there, with sums of 1."""
+    values = softmax()
+    values[0] += np.float32(0.06) * np.sign(values[0] - np.float32(0.5))
+    values[2] = 1 - values[0] - values[1]
+    values[:, 1, 1, 1] = (1.09, -0.05, -0.04)
+    return values
+
+
+@pytest.mark.parametrize(
+    ("input_type", "kind"),
+    [("auto", None), ("auto", "probabilities"), ("probabilities", None)],
+)
+def test_probabilities_with_overshoot_are_clipped(input_type, kind):
+    values = overshooting()
+    values[:, 2, 2, 2] = 0.0  # padding does not count
+    found, note = identify(values, input_type, kind, PATH)
+    assert found == "probabilities"
+    assert "sum to 1 at each voxel; values outside [0, 1], as after cubic interpolation" in note
+    expected = np.clip(values.astype(np.float64), 0, 1)
+    expected /= np.where(values.any(axis=0), expected.sum(axis=0), 1)
+    clip_overshoot(values)
+    # Divided in float32 here and in float64 there.
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+
+
+def test_the_sum_of_every_voxel_tells_overshoot_from_logits():
+    """Logits of any range do not sum to 1 everywhere; those far below 0 are logits all the same."""
+    odd = overshooting()
+    odd[1, 4, 3, 2] += 0.02
+    far = np.stack([softmax()[0] - 5, 6 - softmax()[0]])
+    for values in (odd, far):
+        assert identify(values, "auto", None, PATH)[0] == "logits"
+        assert identify_array(values, "auto") == "logits"
+    assert identify(overshooting(), "logits", None, PATH)[0] == "logits"
+    assert identify(overshooting(), "auto", "logits", PATH)[0] == "logits"
+    with pytest.raises(InputError, match="expected probabilities between 0 and 1"):
+        identify(odd, "probabilities", None, PATH)
+
+
+def test_overshoot_is_refined_as_the_distribution_that_it_was(backend):
+    values = overshooting()
+    image = np.random.default_rng(2).normal(100, 20, values.shape[1:]).astype(np.float32)
+    options = {"spacing": (1.0, 1.5, 2.25), "device": backend.name, "input_type": "probabilities"}
+    parameters = CrfParameters().replace(**{"mean_field.filter": "exact"})
+    found = refine(values, image, parameters=parameters, **options)
+    assert any("outside [0, 1]" in note for note in found.notes)
+    clipped = values.copy()
+    clip_overshoot(clipped)
+    expected = refine(clipped, image, parameters=parameters, **options)
+    assert expected.notes == ()
+    # The logarithm of a sum is added to all labels: rounding of logits up to 16.
+    np.testing.assert_allclose(found.marginals, expected.marginals, atol=1e-5)
+    with pytest.raises(InputError, match=r'lie outside \[0, 1\](?s:.*)input_type="probabilities"'):
+        refine(values, image, spacing=options["spacing"])
+
+
+@pytest.mark.parametrize("pair", [(6.0, 0.0), (0.0, 2.5), (1.5, 3.0)])
+def test_the_same_logits_at_every_voxel_are_logits(pair):
+    """Equal values have equal sums whatever they are; percent is a sum of 100."""
+    values = np.empty((2, 6, 5, 4), np.float32)
+    values[0], values[1] = pair
+    values[:, 0, 0, 0] = 0.0  # padding
+    assert identify(values, "auto", None, PATH)[0] == identify_array(values, "auto") == "logits"
+    swapped = values.copy()
+    swapped[:, 2:4] = values[::-1, 2:4]  # as of a label map
+    assert identify(swapped, "auto", None, PATH)[0] == identify_array(swapped, "auto") == "logits"
+    for total in (100, 255, 65535):
+        scaled = values * (total / sum(pair))
+        with pytest.raises(InputError, match=f"the labels sum to {total:g} at each voxel"):
+            identify(scaled.astype(np.float32), "auto", None, PATH)
+
+
+def test_scaled_probabilities_that_vary_are_refused_whatever_their_sum():
+    with pytest.raises(InputError, match="the labels sum to 6 at each voxel"):
+        identify((6 * softmax()).astype(np.float32), "auto", None, PATH)
+
+
+def test_a_missing_background_is_said_first():
+    """Sums of at most 1, clearly less at many voxels: not those of rounding, of a few odd voxels or of sigmoids."""
+    values = softmax()
+    for foreground in (values[1:], 0.2 * values):
+        with pytest.raises(InputError) as caught:
+            identify(foreground.astype(np.float32), "auto", None, PATH)
+        first, *lines = str(caught.value).split("\n")
+        assert first.startswith("logits/case.npz: the background seems to be missing")
+        assert "-p BACKGROUND" in lines[0]
+        assert "--add-background" in "".join(lines)
+    floored = np.floor(values * 255).astype(np.float32) / 255
+    few = values.copy()
+    few[:, 0, 0, :3] *= 0.5
+    sigmoids = np.random.default_rng(3).random((3, 6, 5, 4), np.float32)
+    for others in (floored, few, sigmoids):
+        assert not look_at(others).lacks_background
+        with pytest.raises(InputError, match=r"case\.npz: all values lie in \[0, 1\] but do not"):
+            identify(others, "auto", None, PATH)
+
+
+def test_a_sum_that_is_nearly_one_is_shown_with_enough_digits():
+    values = softmax()
+    values[:, 3, 2, 1] = (0.5, 0.3, 0.2012)
+    with pytest.raises(InputError, match=r"voxel \(1, 2, 3\) with a sum of 1\.0012"):
+        identify(values, "auto", None, PATH)
 
 
 # Strong enough that undecided voxels would take over from their neighbors, and wide enough to reach far into the padding.
