@@ -57,7 +57,8 @@ def given_array(value: Any, name: str) -> Array:
 # Advice where the shapes of arguments do not fit.
 LAYOUT = (
     "\n  Of a batch, give each case by itself. If channels are the last axis, move them: np.moveaxis(logits, -1, 0). A label map (*grid) "
-    'needs input_type="labels", and the one channel of a sigmoid regions={"structure": 1}.'
+    'needs input_type="labels". The one channel of a sigmoid needs input_type="probabilities", before the sigmoid "logits", or '
+    'regions={"structure": 1}.'
 )
 
 

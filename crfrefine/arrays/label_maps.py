@@ -139,9 +139,11 @@ def labels_of_one_hot(
     if not is_labeled.all():
         without = is_labeled.size - int(np.count_nonzero(is_labeled))
         raise InputError(
-            f"{path}: the channels are 1 for the label of a voxel and else 0, but {without} of {is_labeled.size} voxels have no label. "
-            "If background has no channel, put one before the others; if these voxels are padding, give them background; or give a label "
-            "map, with --input-type labels"
+            f"{path}: the background seems to be missing: the channels are 1 for the label of a "
+            f"voxel and else 0, but {without} of {is_labeled.size} voxels have no label. "
+            "If background has no channel, put one before the others, or give --add-background; "
+            "if these voxels are padding, give them background; or give a label map, with "
+            "--input-type labels"
         )
     return labels
 

@@ -60,8 +60,8 @@ _MORE = "More options"
 # Options of all commands with at least so many, by panel, in the order of the help. Typer's own
 # panels need Rich.
 PANELS = {
-    "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type --network-spacing "
-    "--regions --probabilities --resample --strokes --case",
+    "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type "
+    "--add-background --network-spacing --regions --probabilities --resample --strokes --case",
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
     "--name --report --corrections",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",

@@ -37,7 +37,7 @@ _WITH_LABELS = (
 @partial(
     shared.with_options,
     InferenceOptions,
-    names="nnunet input_type network_spacing resample device threads",
+    names="nnunet input_type add_background network_spacing resample device threads",
 )
 @partial(shared.with_options, TrainingOptions)
 def train_crf(

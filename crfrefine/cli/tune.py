@@ -15,7 +15,10 @@ import typer
 from crfrefine.cli import options as shared
 from crfrefine.runs.options import InferenceOptions
 
-_INPUTS = "images logits nnunet manifest masks input_type network_spacing resample strokes device max_memory threads"
+_INPUTS = (
+    "images logits nnunet manifest masks input_type add_background network_spacing resample strokes "
+    "device max_memory threads"
+)
 
 
 @partial(shared.with_options, InferenceOptions, names=_INPUTS)

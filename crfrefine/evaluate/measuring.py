@@ -17,6 +17,7 @@ from crfrefine.arrays.probabilities import (
     BLOCK_VOXELS,
     SUM_TOLERANCE,
     check_share,
+    clip_overshoot,
     find_padding,
     find_ties,
     identify,
@@ -31,7 +32,12 @@ from crfrefine.base.text import see, shorten
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import CasePair, MethodFiles, names_of
-from crfrefine.io.reading import require_scalar
+from crfrefine.io.reading import (
+    LABEL_TOLERANCE,
+    LogitsHeader,
+    require_scalar,
+    with_channel_axis,
+)
 from crfrefine.io.volume import Volume, VolumeHeader
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case, one_voxel
@@ -39,6 +45,7 @@ from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_reg
 from crfrefine.metrics.registry import RegionValues
 from crfrefine.runs.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.runs.cases.discovery import list_files
+from crfrefine.runs.cases.foreground import holds_one_probability, read_all_channels
 from crfrefine.runs.cases.label_input import merge_structures
 from crfrefine.runs.cases.other_grid import WorkGrid
 from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
@@ -70,6 +77,7 @@ class Settings:
         default_factory=dict
     )  # By method, which channels of its files are regions.
     structures: Mapping[str, int] = field(default_factory=dict)  # As of the `Pairing`.
+    add_background: bool = False  # True if files of several channels lack the background.
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return each label as a region, those of `labels` and the planned ones, then the named regions."""
@@ -136,6 +144,7 @@ def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
         ignored,
         options.tolerance_mm,
         options.resample,
+        add_background=options.add_background,
     )
 
 
@@ -254,9 +263,12 @@ def read_masks(
             reference, read_structures(path, structures, warnings, grid=grid), "structures"
         ), None
     if path is not None:
-        header = io.read_header(path)
-        # Logits and probabilities have several values per voxel, declare such values, or are the channel of a region.
-        if header.num_channels == 1 and header.kind is None and not regions.is_channel(header):
+        header = with_channel_axis(io.read_header(path), grid)
+        # Logits and probabilities have several values per voxel, declare such values, or are the channel of a region, or of label 1.
+        may_be_map = header.num_channels == 1 and header.kind is None
+        if may_be_map and not (
+            regions.is_channel(header) or holds_one_probability(header, LABEL_TOLERANCE)
+        ):
             return _onto(reference, io.read_labels(path, grid=grid), "label map"), None
     soft = read_probabilities(files.probabilities if path is None else (path,), reference, regions)
     return soft.label_map, soft
@@ -277,17 +289,20 @@ def read_probabilities(
 ) -> SoftLabels:
     """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
     grid = reference.header
-    header = io.logits_header(
-        [io.read_header(path) for path in paths], fewest=1 if regions.declares(1) else 2, grid=grid
-    )
+    header = _scores_header(paths, reference, regions)
     file, name = header.files[0], header.path
     reference.check(file, "logits")
-    stored = io.read_channels(*header.files)
-    scheme = regions.scheme_of(stored, name)
+    stored, notes = read_all_channels(header, "auto")
+    if header.lacks_background:
+        reference.notes.extend(notes)
+        regions.require_number(header.num_channels, name, lacks_background=True)
+    scheme = None if header.lacks_background else regions.scheme_of(stored, name)
     decide, convert = (
         (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
     )
     kind, note = decide(stored, "auto", header.kind, name)
+    if scheme is None and kind == "probabilities":
+        clip_overshoot(stored)
     is_elsewhere = not grid.on_same_grid(file)
     if is_elsewhere:
         if kind == "probabilities":
@@ -310,6 +325,19 @@ def read_probabilities(
     shape = grid.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
     return SoftLabels(labels.reshape(shape).T, probabilities, note, scheme)
+
+
+def _scores_header(
+    paths: tuple[Path, ...], reference: Reference, regions: RegionReading
+) -> LogitsHeader:
+    """Return the headers of logits or probabilities: one file, or one per label, with or without the background."""
+    grid = reference.header
+    headers = [with_channel_axis(io.read_header(path), grid) for path in paths]
+    header = io.logits_header(headers, fewest=1, grid=grid)
+    is_alone = header.num_channels == 1 and not regions.declares(1)
+    if not is_alone and not reference.settings.add_background:
+        return header
+    return replace(header, num_labels=header.num_labels + 1, lacks_background=True)
 
 
 def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:

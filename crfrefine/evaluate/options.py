@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
-from crfrefine.base.option import Option, parse_path
+from crfrefine.base.option import ADD_BACKGROUND, Option, parse_path
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
@@ -88,6 +88,7 @@ class EvaluationOptions:
             parse_method,
         ),
     ] = ()
+    add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND)] = False
     images: Annotated[
         Path | None, Option("-i --images", "Folder or file, shown in the report.", "PATH")
     ] = None

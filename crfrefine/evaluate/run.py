@@ -84,6 +84,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
             "tolerance_mm": options.tolerance_mm,
             "ignore_label": evaluation.settings.ignore_label,
             "resample": options.resample,
+            "add_background": options.add_background,
             "processes": evaluation.num_processes,
             "command_line": options.command_line,
             "working_folder": str(

@@ -50,7 +50,7 @@ def read_header(path: Path) -> VolumeHeader:
             shape, is_fortran, dtype = _read_array_header(file, path, "the array")
             source = VoxelSource(path, "raw", dtype, 1 if is_fortran else None, start=file.tell())
         header = volume_header(path, source, NAME, shape[:0:-1], shape[0], None)
-        return _turned(header) if is_fortran else header
+        return in_fortran_order(header) if is_fortran else header
     with _open_member(path) as (info, _, shape, is_fortran, dtype):
         key = info.filename.removesuffix(".npy")
     if math.prod(shape) * dtype.itemsize > min(
@@ -62,10 +62,10 @@ def read_header(path: Path) -> VolumeHeader:
     header = VolumeHeader(
         path, "nnU-Net npz", shape[:0:-1], shape[0], dtype.name, spacing=None, affine=None, kind=key
     )
-    return _turned(header) if is_fortran else header
+    return in_fortran_order(header) if is_fortran else header
 
 
-def _turned(header: VolumeHeader) -> VolumeHeader:
+def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
     """Return the header of an array in Fortran order: its axes are stored in reverse, the channels of a voxel together."""
     num_axes = len(header.grid_shape)
     axes = (*reversed(range(num_axes)), *range(num_axes, 3))

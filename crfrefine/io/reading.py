@@ -17,6 +17,7 @@ from crfrefine.base.failures import reading
 from crfrefine.base.geometry import Reorientation, reorientation, reverse_grid
 from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.io.npz import in_fortran_order
 from crfrefine.io.paths import (
     FORMAT_OF_SUFFIX,
     FORMATS,
@@ -158,6 +159,35 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
     )
 
 
+def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
+    """Return the header of a network's output with the channels that the image's grid shows; others are returned as they are.
+
+    A volume (x, y, label) over a plane has the labels on its last axis. An array (z, y, x) without
+    geometry over a volume (x, y, z) has one channel.
+    """
+    num_planes = (*grid.grid_shape, 1)[2]
+    if header.affine is None:
+        whole = (*header.grid_shape, header.num_channels)
+        if num_planes == 1 or whole != grid.grid_shape:
+            return header
+        array = replace(header, grid_shape=whole, num_channels=1, turned=None)
+        return array if header.turned is None else in_fortran_order(array)
+    is_stack = len(header.grid_shape) == 3 and header.grid_shape[2] > 1
+    if num_planes > 1 or not is_stack or header.num_channels > 1 or header.source is None:
+        return header
+    assert header.spacing is not None
+    plane = replace(
+        header,
+        grid_shape=header.grid_shape[:2],
+        num_channels=header.grid_shape[2],
+        spacing=header.spacing[:2],
+        source=replace(header.source, inner=None),
+        segments=(),
+    )
+    is_in_place = placed_on(plane, grid).on_same_grid(grid)
+    return plane if is_in_place else header
+
+
 def _turned_blocks(decoder: Decoder, own: VolumeHeader, turn: Reorientation) -> Iterator[bytes]:
     """Yield the channels of a file with turned axes."""
     # One channel is in memory, or all of them if the file interleaves them.
@@ -217,12 +247,17 @@ def read_stored(header: VolumeHeader, nan_files: NanFiles = None) -> NDArray[Any
 
 
 def reading_jobs(
-    headers: Sequence[VolumeHeader], nan_files: NanFiles = None
+    headers: Sequence[VolumeHeader], nan_files: NanFiles = None, *, num_before: int = 0
 ) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
-    """Return an array for the channels of files on one grid, (channels, [z,] y, x), and a job per file, which may run together."""
-    shape = (sum(header.num_channels for header in headers), *headers[0].grid_shape[::-1])
+    """Return an array for the channels of files on one grid, (channels, [z,] y, x), and a job per file, which may run together.
+
+    So many channels `num_before` those of the files are left for the caller to fill.
+    """
+    num_channels = num_before + sum(header.num_channels for header in headers)
+    shape = (num_channels, *headers[0].grid_shape[::-1])
     values: NDArray[np.float32] = allocate_array(shape, headers[0].path)
-    parts = np.split(values, np.cumsum([header.num_channels for header in headers])[:-1])
+    ends = np.cumsum([header.num_channels for header in headers])
+    parts = np.split(values[num_before:], ends[:-1])
     files = zip(headers, parts, strict=True)
     return values, [partial(_read_into, header, part, nan_files) for header, part in files]
 
@@ -360,11 +395,23 @@ class LogitsHeader:
     num_labels: int  # L, background included
     # "logits" or "probabilities" if the file declares it, "labels" for a label map (by `crfrefine.runs.cases.label_input`), else None.
     kind: str | None
+    # Whether the files hold the labels from 1 on alone, so that the background is to be computed.
+    lacks_background: bool = False
 
     @property
     def path(self) -> Path:
         """The file, or the first one of several."""
         return self.files[0].path
+
+    @property
+    def num_missing(self) -> int:
+        """Channels that are computed: 1 for a missing background, or 0."""
+        return int(self.lacks_background)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels in the files."""
+        return self.num_labels - self.num_missing
 
 
 def logits_header(
@@ -380,8 +427,9 @@ def logits_header(
         raise InputError(
             f"{first.path}: logits of one label only; expected one value per label at each voxel, background included\n"
             "  A label map lacks the scores; export the network's output before the argmax, or refine the label map with\n"
-            "  --input-type labels. A single foreground channel needs its background beside it: give one file per label,\n"
-            "  -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single region needs its labels: --regions NAME=1."
+            "  --input-type labels. A single foreground channel holds probabilities between 0 and 1, or is given with\n"
+            "  --input-type logits; else give one file per label, -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single\n"
+            "  region needs its labels: --regions NAME=1."
         )
     require_few_labels(num_labels, str(first.path))
     for file in files if len(files) > 1 else ():

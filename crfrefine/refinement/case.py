@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -15,9 +16,16 @@ from crfrefine.arrays.arguments import (
     given_label_map,
     open_images,
 )
+from crfrefine.arrays.foreground import (
+    decide_channel,
+    describe_channel,
+    fill_background_of_channel,
+)
 from crfrefine.arrays.label_maps import channels_of, present_labels
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
+from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import MAX_LABELS, check_threads
 from crfrefine.base.notices import assumed_spacing
 from crfrefine.engines import get_backend
@@ -61,16 +69,20 @@ def refine(
     components of a vector image, are the channels.
 
     Args:
-        logits: (L, *grid), higher is better, finite; L >= 2. With `regions`: (R, *grid), one log-odds per region, above 0 inside. With
-            `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
+        logits: (L, *grid), higher is better, finite. One channel, (1, *grid), is label 1 alone, whose background is computed:
+            its probability with `input_type="probabilities"`, its log-odds with "logits"; "auto" does not tell them apart and
+            refuses it. The result then has two labels. With `regions`: (R, *grid), one log-odds per region, above 0 inside.
+            With `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
         image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
             Voxels that are NaN in any modality take no part, as if outside the mask, with a note.
         spacing: mm between neighboring voxels, from 1e-6 to 1e9, one per grid axis or one for all. None means that of the images, or 1 mm,
             with a warning if it matters.
         parameters: the model, or a preset's name or the path of a TOML file. None means `default`, with `network_spacing` `sharp`.
         mask: (*grid), nonzero where the model applies; None means everywhere: `intensity.mask` of the parameters is for the commands.
-        input_type: "probabilities", whose logarithm is taken; "auto" for logits, where values that look like probabilities are refused;
-            "logits" even if they look like probabilities; or "labels" for a label map.
+        input_type: "probabilities", whose logarithm is taken, and which are clipped to [0, 1] where interpolation overshot, if
+            they sum to 1 at every voxel; "auto" for logits, where values that look like probabilities are refused, with or
+            without overshoot; "logits" even if they look like probabilities (except one channel in [0, 1]); or "labels" for
+            a label map.
         network_spacing: mm between the voxels of the network that made the label map, one per grid axis or one for all, if they are
             larger than the image's; "auto" means that blocks in the map show it. None means that each voxel's label is taken as it is.
         regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based training: each is refined as a problem of two
@@ -89,9 +101,9 @@ def refine(
         The refined case. Its arrays have the same memory order as `logits`.
 
     Raises:
-        InputError: shapes do not fit, fewer than two labels, logits that are not finite, an image
-            with infinite values or more than 99 % of NaN, an empty mask, a label map or
-            probabilities in place of logits, logits that are equal for all labels nearly everywhere, images of both libraries, another
+        InputError: shapes do not fit, logits that are not finite, an image with infinite values or
+            more than 99 % of NaN, an empty mask, a label map or probabilities in place of logits,
+            logits that are equal for all labels nearly everywhere, images of both libraries, another
             spacing than theirs, or a network spacing that is not above the image's or is not found.
         GridMismatchError: images on different grids.
         ConfigError: a list in the parameters has the wrong length for this case, the preset or file does not exist, regions that do not fit
@@ -142,6 +154,7 @@ def refine(
         spacing = assumed_spacing(matters=in_mm)
 
     network: Network
+    notes: list[str] = []
     if input_type == "labels":
         if regions is not None:
             raise ConfigError(
@@ -161,16 +174,22 @@ def refine(
         network = LabelMapNetwork(labels, channels, fixed or channels[-1] + 1, network_spacing)
     else:
         scheme = None if regions is None else RegionScheme.of(regions)
-        check_logits(values, image, input_type, min_channels=2 if scheme is None else 1)
-        network = ArrayNetwork(values, input_type, scheme)
-        grid, num_labels = values.shape[1:], len(values) if scheme is None else scheme.num_labels
+        needs_two = scheme is None and input_type == "auto"
+        check_logits(values, image, input_type, min_channels=2 if needs_two else 1)
+        if scheme is None and len(values) == 1:
+            network, note = _network_of_one_channel(values, input_type)
+            notes.append(note)
+        else:
+            network = ArrayNetwork(values, input_type, scheme)
+        grid = values.shape[1:]
+        num_labels = len(network.values) if scheme is None else scheme.num_labels
     drawn = None
     if strokes is not None:
         values = np.asarray(arrays["strokes"])
         drawn = Strokes.of_array(
             values, grid, num_labels, background=strokes_background, ignore=strokes_ignore
         )
-    return refine_network(
+    result = refine_network(
         network,
         image,
         spacing=spacing,
@@ -181,6 +200,22 @@ def refine(
         allow_vanishing=allow_vanishing,
         strokes=drawn,
     )
+    return replace(result, notes=(*notes, *result.notes)) if notes else result
+
+
+def _network_of_one_channel(values: Array, input_type: str) -> tuple[ArrayNetwork, str]:
+    """Return the two labels of (1, *grid) log-odds or probabilities of label 1, and a note that says which they are."""
+    if not np.isfinite(values).all():
+        raise InputError("logits hold values that are not finite (NaN or infinity)")
+    kind = decide_channel(values[0], input_type, None, "logits")
+    # The axes keep their order in memory.
+    order = StorageOrder.of_memory(values[0])
+    stored = order.to_storage(values[0])
+    channels: Float32 = np.empty((2, *stored.shape), np.float32)
+    with np.errstate(over="ignore"):
+        channels[1] = stored
+    fill_background_of_channel(channels, kind)
+    return ArrayNetwork(order.to_user(channels), kind), f"logits: {describe_channel(kind)}"
 
 
 class RunOptions(TypedDict, total=False):

@@ -32,7 +32,7 @@ from crfrefine.refinement.refining import NARROW, refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
-from crfrefine.refinement.tiles.streaming import StreamedNetwork
+from crfrefine.refinement.tiles.streaming import ReadPieces, StreamedNetwork
 from crfrefine.runs.cases import case as cases
 from crfrefine.runs.cases.case import Case
 from crfrefine.runs.cases.case_files import CaseFiles
@@ -150,7 +150,10 @@ def _refine(
     lost: Mapping[int, int] = {}
     network: Network
     if isinstance(given, LogitsHeader):
-        shape, read = given.files[0].grid_shape[::-1], partial(read_pieces, *given.files)
+        shape = given.files[0].grid_shape[::-1]
+        read: ReadPieces = partial(read_pieces, *given.files)
+        if case.background is not None:
+            read = case.background.read
         network = StreamedNetwork(
             read, given.num_labels, shape, settings.reading.input_type, given.kind, given.path
         )

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from crfrefine.base.limits import MAX_LABEL, MAX_THREADS, parse_size
-from crfrefine.base.option import INTERPOLATIONS, MAX_PARTS, Option, parse_path, path_text
+from crfrefine.base.option import (
+    ADD_BACKGROUND,
+    INTERPOLATIONS,
+    MAX_PARTS,
+    Option,
+    parse_path,
+    path_text,
+)
 from crfrefine.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,6 +120,7 @@ class InferenceOptions:
             show_default=True,
         ),
     ] = "auto"
+    add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND)] = False
     network_spacing: Annotated[
         float | tuple[float, ...] | str | None,
         Option(

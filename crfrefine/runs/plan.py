@@ -78,7 +78,11 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     else:
         try:
             cases = discover_cases(
-                options.images, options.logits, masks, input_type=options.input_type
+                options.images,
+                options.logits,
+                masks,
+                input_type=options.input_type,
+                add_background=options.add_background,
             )
             folder = options.logits[0]
             lacking = {f"no logits in {folder}", f"no label map in {folder}"}
@@ -141,6 +145,7 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         regions,
         declared,
         max_memory=options.max_memory,
+        add_background=options.add_background,
     )
     if declared is not None and declared.structures:
         names = replace(

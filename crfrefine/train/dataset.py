@@ -116,6 +116,7 @@ def find_cases(
     *,
     strict: bool = False,
     input_type: str = "auto",
+    add_background: bool = False,
     resample: str | None = None,
     num_labels: int | None = None,
 ) -> LabeledCases:
@@ -128,6 +129,7 @@ def find_cases(
             data.masks,
             data.labels,
             input_type=input_type,
+            add_background=add_background,
             include_imageless=True,
         )
     else:
@@ -155,7 +157,10 @@ def find_cases(
         raise too_few_complete(left_out, len(cases), expected, "\n  ".join(advice) or example)
     descriptions = list(read_descriptions([data.logits, data.images]))
     reading = ReadingOptions(
-        input_type, resample=resample, regions=find_regions(None, descriptions)
+        input_type,
+        resample=resample,
+        regions=find_regions(None, descriptions),
+        add_background=add_background,
     )
     headers = require_all(lambda case, _: _read_headers(case, reading), files, data.images)
     sizes = [_sizes(own) for own in headers]
@@ -166,7 +171,8 @@ def find_cases(
                 f"case {case.case_id!r}: {what} {own_sizes}, but {sizes[0]} in case {files[0].case_id!r}; all must be alike"
             )
     num_channels, regions, declared = sizes[0][0], None, None
-    if num_channels and reading.regions.declares(num_channels):
+    lacks_background = any(own.logits and own.logits.lacks_background for own in headers)
+    if num_channels and not lacks_background and reading.regions.declares(num_channels):
         # Where the number of channels does not tell whether they are regions, the values of a case do.
         is_sure = num_channels != reading.regions.num_labels
         regions = reading.regions.scheme if is_sure else load_case(files[0], reading).regions

@@ -53,6 +53,7 @@ class CommonOptions:
 
     output: Path  # the parameter file; the report goes beside it, and so do finished folds until the run has ended
     input_type: str = "auto"  # or "logits", "probabilities" or "labels"
+    add_background: bool = False  # as of `infer`
     resample: str | None = None  # as of `infer`: "linear", "cubic" or None
     strict: Annotated[
         bool,

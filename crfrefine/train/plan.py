@@ -149,6 +149,7 @@ class Plan(NamedTuple):
             cases.declared,
             True,
             options.network_spacing,
+            add_background=options.add_background,
         )
         case = read_labeled(files, cases, reading, threads=threads)
         if not self.base.counts_network_voxels:
@@ -198,6 +199,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
         options.data,
         strict=options.strict,
         input_type=options.input_type,
+        add_background=options.add_background,
         resample=options.resample,
         num_labels=base.num_labels,
     )

@@ -322,7 +322,8 @@ class Choice(NamedTuple):
 def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choice:
     """Choose parameters, write them with a report, and return the choice; raise InputError if no case can be used."""
     options.check_files()
-    reading = {name: getattr(options, name) for name in ("masks", "input_type", "resample")}
+    names = ("masks", "input_type", "add_background", "resample")
+    reading = {name: getattr(options, name) for name in names}
     inputs = find_inputs(
         InferenceOptions((options.images,), (options.logits,), options.output.parent, **reading)
     )
@@ -343,8 +344,7 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
         )
     report = {
         "options": {
-            name: str(getattr(options, name))
-            for name in ("images", "logits", "masks", "input_type", "resample", "seed")
+            name: str(getattr(options, name)) for name in ("images", "logits", *names, "seed")
         },
         "choice": choice.to_dict(),
         "parameters": choice.chosen.parameters.to_dict(),

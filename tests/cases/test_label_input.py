@@ -158,7 +158,7 @@ ODD, MAP = "structure and image are on different grids", "a.nii.gz"
 @pytest.mark.parametrize(
     ("name", "values", "options", "message"),
     [
-        (MAP, LABELS * 0.05, AUTO, r"a\.nii\.gz: not a label map: .*whole numbers.*-p BACKGROUND"),
+        (MAP, LABELS * 0.25, AUTO, r"a\.nii\.gz: not a label map: .*whole numbers.*-p BACKGROUND"),
         (MAP, LABELS * 0.995, AUTO, "expected whole numbers"),
         (MAP, LABELS * 0.995, {}, None),
         (MAP, LABELS - 1.0, {}, "expected labels from 0 to 65535, found -1 to 9"),

@@ -60,7 +60,7 @@ def images(study, case):
 
 
 CHANNELS = np.random.default_rng(0).random((*SHAPE, 3), np.float32)
-SOFT = np.linspace(0, 1, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+SOFT = np.linspace(0, 1.5, np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
 BAD = [
     (
         put("after", np.copy, grid=(-1, 1, 1)),

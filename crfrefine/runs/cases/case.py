@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,22 @@ from crfrefine.base.limits import (
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.reading import LogitsHeader, NanFiles, read_mask, read_stored, reading_jobs
+from crfrefine.io.reading import (
+    LogitsHeader,
+    NanFiles,
+    Piece,
+    read_mask,
+    read_stored,
+    reading_jobs,
+)
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
+from crfrefine.runs.cases.foreground import (
+    StreamedBackground,
+    complete,
+    find_streamed_background,
+)
 from crfrefine.runs.cases.label_input import KIND, LabelMap, read_label_map, read_one_hot
 from crfrefine.runs.cases.other_grid import HOW, WorkGrid
 from crfrefine.runs.cases.reading_options import DEFAULT_READING, ReadingOptions
@@ -91,6 +103,8 @@ class Case:
     network_spacing: tuple[float, ...] | None = (
         None  # mm between voxels of logits on another grid; None means that of the image
     )
+    # The computed background of channels that are streamed; None means that the files have it.
+    background: StreamedBackground | None = None
     # (*grid) map of a coarser network, from whose shares the logits were made; None means that they were not
     label_map: Labels | None = None
     absent_labels: tuple[
@@ -162,7 +176,10 @@ def read_case(
 
     # The longest job first: the network's output; each file inflates on one thread.
     keeps_logits = not is_streamed and (as_logits or not is_map)
-    scores, jobs = reading_jobs(network.files) if keeps_logits and not is_map else (None, [])
+    scores: Float32 | None = None
+    jobs: list[Callable[[], None]] = []
+    if keeps_logits and not is_map:
+        scores, jobs = reading_jobs(network.files, num_before=network.num_missing)
     if is_map:
         of_labels = partial(
             read_label_map, network, images, options, are_structures=headers.files.are_structures
@@ -185,26 +202,8 @@ def read_case(
         found = channels_of_scores(
             network, scores, first, options, threads, times, as_logits=as_logits
         )
-    elif (one_hot := read_one_hot(network, None, first, options)) is not None:
-        found = channels_of_labels(one_hot, options, headers.spacing, as_logits=as_logits)
-    else:  # Channels of unknown type are logits until they are streamed.
-        declared = network.kind if options.input_type == "auto" else options.input_type
-        found = {
-            "network": network,
-            "input_kind": declared or "logits",
-            "num_labels": network.num_labels,
-            "notes": [],
-        }
-        if not first.on_same_grid(network.files[0]):
-            found["grid_map"] = grid_map = work.require_overlap(network.files[0], "logits")
-            found["network_spacing"] = grid_map.source_spacing(headers.spacing)
-            found["notes"] = work.describe(
-                grid_map,
-                network.files[0],
-                "logits",
-                HOW[options.resample == CUBIC],
-                "become background",
-            )
+    else:
+        found = _streamed_channels(network, first, options, headers.spacing, as_logits=as_logits)
     notes = found.pop("notes")
     mask = labels = None
     if headers.mask is not None:
@@ -240,6 +239,50 @@ def read_case(
         times=times,
         has_mask_file=headers.mask is not None,
     )
+
+
+def _streamed_channels(
+    network: LogitsHeader,
+    like: VolumeHeader,
+    options: ReadingOptions,
+    spacing: tuple[float, ...],
+    *,
+    as_logits: bool,
+) -> dict[str, Any]:
+    """Return fields of `Case` for channels that stay in their files, or the label map of one-hot channels."""
+    background, notes = None, list[str]()
+    pieces: Callable[[], Iterable[Piece]] = partial(io.read_pieces, *network.files)
+    if network.lacks_background:
+        background, notes = find_streamed_background(network, options.input_type)
+        pieces = background.read
+    one_hot = read_one_hot(network, pieces(), like, options)
+    if one_hot is not None:
+        found = channels_of_labels(one_hot, options, spacing, as_logits=as_logits)
+        return found | {"notes": [*notes, *found["notes"]]}
+
+    # Channels of unknown type are logits until they are streamed.
+    declared = network.kind if options.input_type == "auto" else options.input_type
+    found = {
+        "network": network,
+        "background": background,
+        "input_kind": declared or "logits",
+        "num_labels": network.num_labels,
+        "notes": notes,
+    }
+    if background is not None:
+        found["input_kind"] = background.kind
+    if not like.on_same_grid(network.files[0]):
+        work = WorkGrid(like)
+        found["grid_map"] = grid_map = work.require_overlap(network.files[0], "logits")
+        found["network_spacing"] = grid_map.source_spacing(spacing)
+        found["notes"] += work.describe(
+            grid_map,
+            network.files[0],
+            "logits",
+            HOW[options.resample == CUBIC],
+            "become background",
+        )
+    return found
 
 
 def _plan_memory(
@@ -296,6 +339,8 @@ def _plan_memory(
         needed += (
             2 * _FLOAT * grid if network.files[0].turned is not None else 0
         )  # A channel whose axes are turned is in memory twice.
+        if network.lacks_background:  # the sums of the channels, and the background
+            needed += 2 * _FLOAT * voxels
     elif with_labels and headers.labels is not None:
         needed += _FLOAT * math.prod(headers.labels.grid_shape)
     files = (
@@ -351,7 +396,10 @@ def channels_of_scores(
     """Return fields of `Case`: logits, log-odds of regions, or a label map, on the grid of the image `like`."""
     # `values`, (channels, [z,] y, x), are changed; `times` gets the seconds of interpolation.
     regions = options.regions
-    scheme = None if regions.scheme is None else regions.scheme_of(values, header.path)
+    notes = complete(values, header, options.input_type)
+    scheme = None
+    if regions.scheme is not None and not header.lacks_background:
+        scheme = regions.scheme_of(values, header.path)
     if scheme is None:
         look = look_at(values)
         if look.is_binary and options.input_type == "auto":
@@ -360,10 +408,13 @@ def channels_of_scores(
                 raise InputError(
                     f"{header.path}: {len(header.files)} files of 0 and 1, all of them 0 at {num_nowhere} voxels, as for one binary file "
                     "per structure\n  For structures, give --input-type labels; for probabilities of all labels, background first, "
-                    "--input-type probabilities."
+                    "--input-type probabilities; for those of all labels but the background, --add-background."
                 )
             if (one_hot := read_one_hot(header, values, like, options)) is not None:
-                return channels_of_labels(one_hot, options, like.geometry()[1], as_logits=as_logits)
+                found = channels_of_labels(
+                    one_hot, options, like.geometry()[1], as_logits=as_logits
+                )
+                return found | {"notes": [*notes, *found["notes"]]}
         kind, reason = decide(look, options.input_type, header.kind, str(header.path))
         note = f"{header.path.name} is taken as {kind}: {reason}"
     else:
@@ -371,7 +422,8 @@ def channels_of_scores(
     if kind == "probabilities":
         convert = take_logarithms if scheme is None else take_log_odds
         run_all([partial(convert, channel) for channel in values], threads)
-    notes, network_spacing = [note], None
+    notes.append(note)
+    network_spacing = None
     if not like.on_same_grid(header.files[0]):
         network_spacing = (
             WorkGrid(like)

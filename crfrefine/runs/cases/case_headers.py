@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crfrefine import io
 from crfrefine.base.text import TIMES, listed, see
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.reading import require_scalar
+from crfrefine.io.reading import require_scalar, with_channel_axis
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.runs.cases.foreground import lacks_background
 from crfrefine.runs.cases.grid_differences import explain_difference
 from crfrefine.runs.cases.label_input import KIND, label_map_header
 from crfrefine.runs.cases.other_grid import WorkGrid
@@ -80,21 +81,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         raise InputError(f"{several.path}: expected one modality per file, {found}")
     logits, checked = None, {"modality": images[1:]}
     if files.logits:
-        headers, fewest = (
-            [io.read_header(path) for path in files.logits],
-            1 if regions.scheme and regions.declares(1) else 2,
-        )
-        # The one channel of a single region is no label map, unless the user declares it.
-        may_be_map = fewest > 1 and headers[0].num_channels == 1 and options.input_type == "auto"
-        is_together = len(headers) == 1 or files.are_structures
-        if is_together and (may_be_map or options.input_type == KIND):
-            logits = label_map_header([io.placed_on(file, image) for file in headers], options)
-        if logits is not None and regions.source == GIVEN:
-            raise InputError(
-                f"{files.logits[0]}: expected channels of the regions of {regions.source}, found one value per voxel; a label map is "
-                f"refined as it is: leave {regions.source} out"
-            )
-        logits = logits or io.logits_header(headers, fewest=fewest, grid=image)
+        logits = _read_network_header(files, image, options)
         what = (
             "structure"
             if files.are_structures
@@ -117,7 +104,9 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             _require_overlap(files, what, image, header, resample=options.resample)
     # After the grids: a file with its channels first has a wrong number of channels.
     if logits is not None and logits.kind != KIND:
-        regions.require_number(logits.num_labels, logits.path)
+        regions.require_number(
+            logits.num_channels, logits.path, lacks_background=logits.lacks_background
+        )
     mask, labels = (next(iter(checked[what]), None) for what in ("mask", "labels"))
     companions = (
         *(() if logits is None else logits.files),
@@ -135,6 +124,49 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         files.spacing or spacing,
         num_modalities,
     )
+
+
+def _read_network_header(
+    files: CaseFiles, image: VolumeHeader, options: ReadingOptions
+) -> io.LogitsHeader:
+    """Read the headers of a network's output: of logits or probabilities, with or without background, or of a label map."""
+    regions = options.regions
+    headers = [io.read_header(path) for path in files.logits]
+    if options.input_type != KIND:
+        headers = [with_channel_axis(header, image) for header in headers]
+    fewest = 1 if regions.scheme and regions.declares(1) else 2
+    if options.add_background or (fewest > 1 and lacks_background(headers, options)):
+        return _foreground_header(headers, image, options)
+
+    # The one channel of a single region is no label map, unless the user declares it.
+    may_be_map = fewest > 1 and headers[0].num_channels == 1 and options.input_type == "auto"
+    is_together = len(headers) == 1 or files.are_structures
+    logits = None
+    if is_together and (may_be_map or options.input_type == KIND):
+        logits = label_map_header([io.placed_on(file, image) for file in headers], options)
+    if logits is not None and regions.source == GIVEN:
+        raise InputError(
+            f"{files.logits[0]}: expected channels of the regions of {regions.source}, found one value per voxel; a label map is "
+            f"refined as it is: leave {regions.source} out"
+        )
+    return logits or io.logits_header(headers, fewest=fewest, grid=image)
+
+
+def _foreground_header(
+    headers: list[VolumeHeader], image: VolumeHeader, options: ReadingOptions
+) -> io.LogitsHeader:
+    """Put the headers of an output without its background together."""
+    first = headers[0]
+    if options.add_background and options.input_type in (KIND, "logits"):
+        raise InputError(
+            f"{first.path}: --add-background: the background is computed from probabilities; leave --input-type {options.input_type} out"
+        )
+    if options.add_background and options.regions.source == GIVEN:
+        raise InputError(
+            f"{first.path}: --add-background: regions have no background; leave {GIVEN} or --add-background out"
+        )
+    found = io.logits_header(headers, fewest=1, grid=image)
+    return replace(found, num_labels=found.num_labels + 1, lacks_background=True)
 
 
 def _require_overlap(

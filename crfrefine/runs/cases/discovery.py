@@ -48,12 +48,14 @@ def discover_cases(
     labels: Path | None = None,
     *,
     input_type: str = "auto",
+    add_background: bool = False,
     include_imageless: bool = False,
 ) -> CaseList:
     """Find the cases in folders, or the one case of single files, sorted by name; incomplete ones have a `problem`.
 
     The images are a folder, or the files of one case, one per modality; logits a folder, one file with all labels, or one per label in
-    order. With the input type "labels" they are label maps, or one file per structure, in a folder per case. With `include_imageless`,
+    order. With the input type "labels" they are label maps, or one file per structure, in a folder per case. With `add_background`,
+    files per label begin with label 1. With `include_imageless`,
     labels or logits without an image count as incomplete cases. Raises InputError: a path that does not exist, no case, or several where
     one is expected.
     """
@@ -88,7 +90,11 @@ def discover_cases(
             cases = _with_imageless(cases, folder, labels, logits_paths)
     if logits_paths:
         cases = with_logits(
-            cases, logits_paths, are_labels=input_type == "labels", is_single=folder is None
+            cases,
+            logits_paths,
+            are_labels=input_type == "labels",
+            is_single=folder is None,
+            first_label=int(add_background),
         )
     if masks is not None:
         cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES)
@@ -247,11 +253,17 @@ def without_ending(name: str, endings: Sequence[str]) -> str:
 
 
 def with_logits(
-    cases: CaseList, logits: Sequence[Path], *, are_labels: bool = False, is_single: bool = False
+    cases: CaseList,
+    logits: Sequence[Path],
+    *,
+    are_labels: bool = False,
+    is_single: bool = False,
+    first_label: int = 0,
 ) -> CaseList:
     """Add the logits of each case, or its `problem`; given are a folder, or the files of one case.
 
     With `are_labels`, add its label map or its structures; `is_single`: the images are files of one case.
+    Files per label begin with `first_label`, which is 1 without a background.
     """
     folder, suffixes = logits[0], VOLUME_SUFFIXES if are_labels else LOGITS_SUFFIXES
     if not folder.is_dir() or len(logits) > 1:
@@ -266,7 +278,7 @@ def with_logits(
     add = (
         partial(_with_own_labels, folders=case_folders(folder), is_single=is_single)
         if are_labels
-        else _with_own_logits
+        else partial(_with_own_logits, first_label=first_label)
     )
     added = [add(case, by_stem, folder) for case in cases]
     taken, known = (
@@ -286,7 +298,9 @@ def with_logits(
     return CaseList(added, [*cases.notes, *notes])
 
 
-def _with_own_logits(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path) -> CaseFiles:
+def _with_own_logits(
+    case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *, first_label: int
+) -> CaseFiles:
     name = case.case_id
     candidates = [path for ending in ("", *LOGITS_NAMES) for path in by_stem.get(name + ending, [])]
     # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
@@ -305,11 +319,12 @@ def _with_own_logits(case: CaseFiles, by_stem: Mapping[str, list[Path]], folder:
     if not of_labels:
         expected = f"expected {name}.nii.gz, {name}.npz or the like; label maps and structures need --input-type labels"
         return case.lacking(f"no logits in {folder}; {expected}", f"no logits in {folder}")
-    if sorted(by_label) == list(range(len(of_labels))):
+    if sorted(by_label) == list(range(first_label, first_label + len(of_labels))):
         return replace(case, logits=tuple(of_labels))
-    return case.lacking(
-        f"expected one file for each label from 0, found {file_names(of_labels)} in {folder}"
-    )
+    problem = f"expected one file for each label from {first_label}, found {file_names(of_labels)} in {folder}"
+    if min(by_label) == 1:
+        problem = f"the background seems to be missing: {problem}; --add-background computes it from the probabilities of labels 1, 2, …"
+    return case.lacking(problem)
 
 
 def _with_own_labels(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from crfrefine import io
 from crfrefine.arrays.label_maps import channels_of, count_labels, labels_of_one_hot, present_labels
 from crfrefine.arrays.probabilities import plane_blocks
-from crfrefine.base.array_types import Float32, Labels
+from crfrefine.base.array_types import Array, Float32, Labels
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import stem_of
-from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, read_whole_numbers
+from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, read_whole_numbers
 from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.runs.cases.other_grid import WorkGrid
 
@@ -117,20 +116,20 @@ def read_label_map(
 
 
 def read_one_hot(
-    header: LogitsHeader, values: Float32 | None, like: VolumeHeader, options: ReadingOptions
+    header: LogitsHeader,
+    values: Float32 | Iterable[Piece],
+    like: VolumeHeader,
+    options: ReadingOptions,
 ) -> LabelMap | None:
     """Return the label map of one-hot channels; None if they are something else, or declared as such."""
-    # `values` are the channels, (L, [z,] y, x); None if they are to be read piece by piece.
+    # `values` are the channels, (L, [z,] y, x), or their pieces.
     if options.input_type != "auto":
         return None
-    pieces = (
-        (
-            (piece.channels.start, piece.planes, piece.values)
-            for piece in io.read_pieces(*header.files)
-        )
-        if values is None
-        else ((0, planes, values[:, planes]) for planes in plane_blocks(values))
-    )
+    pieces: Iterable[tuple[int, slice, Array]]
+    if isinstance(values, np.ndarray):
+        pieces = ((0, planes, values[:, planes]) for planes in plane_blocks(values))
+    else:
+        pieces = ((piece.channels.start, piece.planes, piece.values) for piece in values)
     labels = labels_of_one_hot(
         pieces, (header.num_labels, *header.files[0].grid_shape[::-1]), header.path
     )
@@ -178,7 +177,10 @@ def _read_one(
 ) -> tuple[Labels, tuple[int, ...]]:
     """Return the labels of a label map as in its file, and those that occur."""
     is_certain = options.input_type == KIND
-    advice = "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a single region"
+    advice = (
+        "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a single region; for the log-odds of "
+        "label 1 alone, a network's output before the sigmoid, give --input-type logits"
+    )
     advice += f"\n  {EXCHANGED}" if image.num_channels > 1 else ""
     labels = read_whole_numbers(
         file, LABEL_TOLERANCE if is_certain else 0.0, advice

@@ -68,12 +68,22 @@ class RegionReading:
         )
         return None if is_softmax or len(values) != self.scheme.num_regions else self.scheme
 
-    def require_number(self, num_channels: int, path: Path) -> None:
-        """Raise InputError unless a file has a channel for each declared label or region, if any are."""
+    def require_number(
+        self, num_channels: int, path: Path, *, lacks_background: bool = False
+    ) -> None:
+        """Raise InputError unless a file has a channel for each declared label or region, if any are.
+
+        With `lacks_background`, there is one channel more, which is computed.
+        """
         is_declared = self.problem or self.scheme or self.num_labels
-        if not is_declared or num_channels == self.num_labels or self.declares(num_channels):
+        num_labels = num_channels + lacks_background
+        if not is_declared or num_labels == self.num_labels:
+            return
+        if not lacks_background and self.declares(num_channels):
             return
         problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
+        if lacks_background:
+            problem += ", without one for the background"
         if self.problem:
             raise InputError(
                 f"{problem}, and whether these are regions is not clear\n  {self.problem}"
@@ -208,6 +218,8 @@ class ReadingOptions:
     max_memory: int | None = (
         None  # bytes that the arrays of a case may take; at most, and by default, the system's limit
     )
+    # Whether the channels are those of labels 1, 2, …, and the background is 1 minus their sum.
+    add_background: bool = False
 
 
 DEFAULT_READING = ReadingOptions()

@@ -40,6 +40,7 @@ from crfrefine.runs.cases.reading_options import (
 from crfrefine.runs.tools.content import is_label_map
 
 _MAX_LISTED_VALUES = 32
+_FOREGROUND = "one channel for label 1"
 # Folders of a data set.
 _NAMED = ("images", "imagesTr", "imagesTs", "labels", "labelsTr", "labelsTs", "logits", "masks")
 
@@ -191,11 +192,11 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
     for path in archives:  # logits without geometry
         with failing_alone(problems.append, path):
             header, name = io.read_header(path), io.stem_of(path)
-            regions.require_number(header.num_channels, path)
-            count = num_labels[name] = header.num_channels
-            lines[name] = (
-                f"{_channels(count, regions)}, {describe_grid(header.grid_shape, header.affine)}"
-            )
+            is_alone = header.num_channels == 1 and not regions.declares(1)
+            regions.require_number(header.num_channels, path, lacks_background=is_alone)
+            num_labels[name] = header.num_channels + is_alone
+            what = _FOREGROUND if is_alone else _channels(header.num_channels, regions)
+            lines[name] = f"{what}, {describe_grid(header.grid_shape, header.affine)}"
     for files in cases:
         with failing_alone(partial(fail, files), *files.images, *files.logits):
             headers = read_case_headers(files, ReadingOptions(regions=regions, resample=resample))
@@ -205,8 +206,8 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
             ]
             parts.append(describe_grid(image.grid_shape, image.affine))
             if headers.logits is not None:
-                count = num_labels[files.case_id] = headers.logits.num_labels
-                parts.append(_channels(count, regions) if count else "label map for logits")
+                num_labels[files.case_id] = headers.logits.num_labels
+                parts.append(_describe_network(headers.logits, regions))
             parts += [
                 what
                 for what, header in (("mask", headers.mask), ("reference", headers.labels))
@@ -234,6 +235,14 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
                 )
             )
     return lines, notes, problems
+
+
+def _describe_network(network: io.LogitsHeader, regions: RegionReading) -> str:
+    if network.lacks_background:
+        return _FOREGROUND
+    if network.num_labels:
+        return _channels(network.num_labels, regions)
+    return "label map for logits"
 
 
 def _channels(number: int, regions: RegionReading) -> str:

@@ -371,7 +371,7 @@ def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles)
         case, replace(inputs.reading, mask_mode="none", regions=NO_REGIONS)
     ).logits
     if network is None or network.kind != LABEL_MAP:
-        return network is not None and network.num_labels == len(regions)
+        return network is not None and network.num_channels == len(regions)
     # A file with one value per voxel; which label a single region writes does not matter here.
     name, labels = regions[0].name, regions[0].labels
     return len(regions) == 1 and RegionReading(

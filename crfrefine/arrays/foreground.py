@@ -1,0 +1,151 @@
+"""A network's output without its background: one foreground channel, or several; the background is computed.
+
+The channels are (labels, *grid) with room for the background in channel 0. One channel holds the
+probabilities or the log-odds of label 1, several ones the probabilities of labels 1, 2, …
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crfrefine.arrays.probabilities import BY_HAND, SUM_TOLERANCE, plane_blocks
+from crfrefine.base.array_types import Array, Float32
+from crfrefine.base.text import counted
+from crfrefine.errors import InputError
+
+# Largest sum of the probabilities of foreground labels; larger ones are not those of one softmax.
+MAX_SUM = 1.01
+# Excess over 1 that is no more than rounding in float32 and is not worth a note.
+ROUNDING = 1e-5
+
+
+def decide_channel(values: Array, input_type: str, kind: str | None, name: str) -> str:
+    """Return what the only channel of an output holds for label 1: "probabilities", or "logits" for log-odds.
+
+    Args:
+        values: (*grid), finite.
+        input_type: the user's word: "auto", "logits" or "probabilities".
+        kind: "logits" or "probabilities" if the file declares it.
+        name: of the file or argument, for messages.
+
+    Raises:
+        InputError: the values contradict what was said, or are no probabilities, and nothing was said.
+    """
+    lowest = float(values.min())
+    highest = float(values.max())
+    is_inside = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE
+    said = kind if input_type == "auto" else input_type
+    if said == "logits":
+        _require_log_odds(values, name, is_inside=is_inside, is_requested=input_type == "logits")
+        return "logits"
+    if not is_inside:
+        raise InputError(
+            f"{name}: one channel, expected probabilities of label 1 between 0 and 1, found values "
+            f"from {lowest:.4g} to {highest:.4g}\n"
+            "  For log-odds of label 1, a network's output before the sigmoid, give\n"
+            f"  {BY_HAND.format('logits')}. Divide values in percent or from 0 to 255\n"
+            "  by 100 or 255; if interpolation overshot, clip them to [0, 1]."
+        )
+    return "probabilities"
+
+
+def _require_log_odds(values: Array, name: str, *, is_inside: bool, is_requested: bool) -> None:
+    """Raise InputError if the values of a channel are rather probabilities or labels than log-odds."""
+    if is_inside:
+        raise InputError(
+            f"{name}: one channel, expected log-odds of label 1, found values that all lie in "
+            "[0, 1], as probabilities do\n"
+            f"  For the probability of label 1, give {BY_HAND.format('probabilities')}."
+        )
+    is_whole = not np.mod(values, 1).any()
+    if values.min() >= 0 and (is_whole or not is_requested):
+        raise InputError(
+            f"{name}: logits of one label only, none of them negative, which would put every voxel "
+            "into label 1\n"
+            f"  For a label map, give {BY_HAND.format('labels')}; divide\n"
+            "  probabilities in percent or from 0 to 255 by 100 or 255."
+        )
+
+
+def describe_channel(kind: str) -> str:
+    """Return the words for the user about the only channel of an output."""
+    if kind == "logits":
+        return "one channel, taken as the log-odds of label 1 (logits of background: 0)"
+    return "one channel, taken as the probability of label 1 (background: 1 minus it)"
+
+
+def fill_background_of_channel(values: Float32, kind: str) -> None:
+    """Fill channel 0 of (2, *grid), whose channel 1 has the probabilities or log-odds of label 1."""
+    if kind == "logits":
+        values[0] = 0.0
+    else:
+        np.subtract(np.float32(1.0), values[1], out=values[0])
+
+
+def fill_background(values: Float32, sums: Float32) -> None:
+    """Fill channel 0 with 1 minus the sum of the others, (*grid); where it exceeds 1, it divides the others."""
+    np.subtract(np.float32(1.0), sums, out=values[0])
+    if not (sums > 1).any():
+        return
+    np.maximum(values[0], np.float32(0.0), out=values[0])
+    divisors = np.maximum(sums, np.float32(1.0))
+    for channel in values[1:]:
+        channel /= divisors
+
+
+class ForegroundSums:
+    """The sums over foreground channels that come one after the other, whole or in planes."""
+
+    def __init__(self, grid_shape: tuple[int, ...], name: str) -> None:
+        """Begin with 0 at each voxel; `name` is that of the file, for messages."""
+        self.sums: Float32 = np.zeros(grid_shape, np.float32)
+        self._name = name
+
+    def add(self, label: int, values: Array, planes: slice) -> None:
+        """Add planes of the channel of a label; raise InputError for values outside [0, 1]."""
+        lowest = float(values.min())
+        highest = float(values.max())
+        if lowest < -SUM_TOLERANCE or highest > 1 + SUM_TOLERANCE:
+            raise InputError(
+                f"{self._name}: --add-background needs probabilities between 0 and 1, found "
+                f"values from {lowest:.4g} to {highest:.4g} for label {label}\n"
+                "  Apply the network's softmax before its output is saved, or save the logits of all\n"
+                "  labels, background first."
+            )
+        self.sums[planes] += values
+
+    def check(self) -> list[str]:
+        """Return notes on the sums; raise InputError if they leave no room for a background, or are too large."""
+        highest = float(self.sums.max())
+        if highest > MAX_SUM:
+            voxel = np.unravel_index(int(self.sums.argmax()), self.sums.shape)
+            place = ", ".join(str(int(index)) for index in voxel[::-1])
+            raise InputError(
+                f"{self._name}: --add-background: the probabilities of the given labels sum to "
+                f"{highest:.6g} at voxel ({place}), expected at most {MAX_SUM}\n"
+                "  Overlapping sigmoid channels have no background: name them with --regions\n"
+                "  NAME=LABELS. If the background is among the channels, leave --add-background out."
+            )
+        if (np.abs(self.sums - 1) <= SUM_TOLERANCE).all():
+            raise InputError(
+                f"{self._name}: --add-background: the probabilities sum to 1 at each voxel already, "
+                "as with the background among them; leave --add-background out"
+            )
+        notes = []
+        num_above = int(np.count_nonzero(self.sums > 1 + ROUNDING))
+        if num_above:
+            notes.append(
+                "probabilities of the given labels that sum to more than 1, up to "
+                f"{highest:.6g}, are divided by their sum, and background is 0 there: "
+                f"{counted(num_above, 'voxel')}"
+            )
+        return notes
+
+
+def sum_foreground(values: Float32, name: str) -> ForegroundSums:
+    """Return the sums over all channels but the first one; raise InputError for values outside [0, 1]."""
+    found = ForegroundSums(values.shape[1:], name)
+    for planes in plane_blocks(values):
+        for label, channel in enumerate(values[1:, planes], start=1):
+            found.add(label, channel, planes)
+    return found

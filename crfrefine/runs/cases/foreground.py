@@ -1,0 +1,152 @@
+"""Files that hold a network's foreground alone: recognized, and read with the background that is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from crfrefine import io
+from crfrefine.arrays.foreground import (
+    ForegroundSums,
+    decide_channel,
+    describe_channel,
+    fill_background,
+    fill_background_of_channel,
+    sum_foreground,
+)
+from crfrefine.arrays.probabilities import SUM_TOLERANCE
+from crfrefine.base.array_types import Float32
+from crfrefine.base.limits import run_all
+from crfrefine.io.reading import LogitsHeader, Piece, decoded_pieces, reading_jobs
+from crfrefine.io.volume import VolumeHeader
+from crfrefine.runs.cases.label_input import KIND
+
+if TYPE_CHECKING:
+    from crfrefine.runs.cases.reading_options import ReadingOptions
+
+_PIECE_BYTES = 1 << 20
+
+
+def lacks_background(files: Sequence[VolumeHeader], options: ReadingOptions) -> bool:
+    """Return whether the file of an output has a single channel of scores, whose background is to be computed."""
+    first = files[0]
+    if len(files) > 1 or first.num_channels > 1 or options.input_type == KIND:
+        return False
+    if options.input_type != "auto" or first.kind is not None:
+        return True
+    return holds_one_probability(first)
+
+
+def holds_one_probability(header: VolumeHeader, tolerance: float = 0.0) -> bool:
+    """Return whether a file with one value per voxel holds probabilities: all in [0, 1], and some not whole.
+
+    Values up to `tolerance` away from a whole number count as whole. The voxels tell, so they are read.
+    """
+    is_whole = True
+    for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
+        values = piece.values
+        if values.dtype.kind != "f":
+            return False
+        if values.min() < -SUM_TOLERANCE or values.max() > 1 + SUM_TOLERANCE:
+            return False
+        if is_whole:
+            is_whole = bool((np.abs(values - np.rint(values)) <= tolerance).all())
+    return not is_whole
+
+
+def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[str]]:
+    """Read the channels of an output, (labels, [z,] y, x), with its background, and notes about it."""
+    values, jobs = reading_jobs(header.files, num_before=header.num_missing)
+    run_all(jobs, 1)
+    return values, complete(values, header, input_type)
+
+
+def complete(values: Float32, header: LogitsHeader, input_type: str) -> list[str]:
+    """Fill channel 0 of (labels, [z,] y, x) if the files lack the background; return notes."""
+    if not header.lacks_background:
+        return []
+    if header.num_channels > 1:
+        found = sum_foreground(values, str(header.path))
+        notes = [_describe_added(header), *found.check()]
+        fill_background(values, found.sums)
+        return notes
+    kind = decide_channel(values[1], input_type, header.kind, str(header.path))
+    fill_background_of_channel(values, kind)
+    return [f"{header.path.name}: {describe_channel(kind)}"]
+
+
+def _describe_added(header: LogitsHeader) -> str:
+    number = header.num_channels
+    return (
+        f"{header.path.name}: {number} channels, taken as the probabilities of labels 1 to "
+        f"{number}; background is 1 minus their sum (--add-background)"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedBackground:
+    """The background of an output that is streamed from its files."""
+
+    header: LogitsHeader
+    # Of a single channel: "probabilities" or "logits"; of several ones they are probabilities.
+    kind: str
+    sums: Float32 | None  # ([z,] y, x), over several channels; None for a single one
+
+    def read(self) -> Generator[Piece, None, None]:
+        """Yield the pieces of all channels, from the beginning at each call; channel 0 is the background."""
+        sums = self.sums
+        is_first = True
+        for piece in io.read_pieces(*self.header.files):
+            num_channels = len(piece.values)
+            if sums is None or num_channels == self.header.num_channels:
+                yield self._with_background(piece)
+                continue
+            if is_first:  # The channels come one after the other.
+                yield Piece(slice(0, 1), slice(0, len(sums)), 1 - np.minimum(sums, 1)[np.newaxis])
+                is_first = False
+            values = piece.values.astype(np.float32)
+            values /= np.maximum(sums[piece.planes], 1)
+            channels = slice(piece.channels.start + 1, piece.channels.stop + 1)
+            yield Piece(channels, piece.planes, values)
+
+    def _with_background(self, piece: Piece) -> Piece:
+        """Return a piece of all channels with the background before them."""
+        values: Float32 = np.empty((len(piece.values) + 1, *piece.values.shape[1:]), np.float32)
+        values[1:] = piece.values
+        if self.sums is None:
+            fill_background_of_channel(values, self.kind)
+        else:
+            fill_background(values, self.sums[piece.planes])
+        return Piece(slice(0, len(values)), piece.planes, values)
+
+
+def find_streamed_background(
+    header: LogitsHeader, input_type: str
+) -> tuple[StreamedBackground, list[str]]:
+    """Read the files once, and return the background with notes about it; errors are those of `complete`."""
+    name = str(header.path)
+    if header.num_channels == 1:
+        kind = _kind_of_stream(header, input_type)
+        note = f"{header.path.name}: {describe_channel(kind)}"
+        return StreamedBackground(header, kind, None), [note]
+    found = ForegroundSums(header.files[0].grid_shape[::-1], name)
+    for piece in io.read_pieces(*header.files):
+        for label, values in enumerate(piece.values, start=piece.channels.start + 1):
+            found.add(label, values, piece.planes)
+    notes = [_describe_added(header), *found.check()]
+    return StreamedBackground(header, "probabilities", found.sums), notes
+
+
+def _kind_of_stream(header: LogitsHeader, input_type: str) -> str:
+    """Return what a single channel holds, judged by its lowest and highest value, and a broken one if there is any."""
+    telling: list[float] = []
+    for piece in io.read_pieces(*header.files):
+        values = piece.values
+        telling += [float(values.min()), float(values.max())]
+        broken = values[np.mod(values, 1) != 0]
+        if broken.size:
+            telling.append(float(broken[0]))
+    return decide_channel(np.array(telling), input_type, header.kind, str(header.path))
