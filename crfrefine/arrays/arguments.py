@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -191,6 +191,7 @@ def open_images(
             opened.append(_of_simple_itk(value, name))
     if not opened:
         return given, spacing
+    opened = _with_channel_axis(opened)
     first = opened[0]
     for other in opened[1:]:
         if other.library != first.library:
@@ -212,6 +213,25 @@ def open_images(
     return given | {
         found.name: found.values for found in opened
     }, first.spacing if spacing is None else spacing
+
+
+def _with_channel_axis(opened: list[_Opened]) -> list[_Opened]:
+    """Return the images, with the logits of a plane on its grid: nibabel's (x, y, label) and (x, y, 1, label)."""
+    by_name = {each.name: each for each in opened}
+    logits = by_name.get("logits")
+    image = by_name.get("image")
+    if logits is None or image is None or {logits.library, image.library} != {"nibabel"}:
+        return opened
+    if (*image.shape, 1)[2] > 1 or logits.shape[:2] != image.shape[:2]:
+        return opened
+    values = logits.values
+    if values.ndim == 3 and values.shape[2] > 1:
+        values = np.moveaxis(values, 2, 0)
+    elif values.ndim < 4:  # a label map
+        return opened
+    values = values.reshape(len(values), *image.shape)
+    plane = replace(logits, values=values, shape=image.shape, spacing=image.spacing)
+    return [plane if each is logits else each for each in opened]
 
 
 def _of_nibabel(image: Any, name: str) -> _Opened:

@@ -368,13 +368,13 @@ def clip_overshoot(probabilities: Float32) -> None:
     """
     if probabilities.min() >= -SUM_TOLERANCE and probabilities.max() <= 1 + SUM_TOLERANCE:
         return
-    padding = find_padding(probabilities)
-    kept = None if padding is None else probabilities[:, padding]
+    ties = find_ties(probabilities)
+    kept = None if ties is None else probabilities[:, ties]
     np.clip(probabilities, 0.0, 1.0, out=probabilities)
     sums = probabilities.sum(axis=0)
     np.divide(probabilities, sums, out=probabilities, where=sums > 0)
-    if padding is not None:
-        probabilities[:, padding] = kept
+    if ties is not None:
+        probabilities[:, ties] = kept
 
 
 def take_logarithms(probabilities: Float32) -> None:

@@ -17,6 +17,10 @@ LABEL_AXIS_FIRST = (
     "Its axes are in another order. Move the label axis to the end, (x, y, z, label), "
     "as np.moveaxis(array, 0, -1) does; an .npz or .npy holds (label, z, y, x)."
 )
+PLANE_ELSEWHERE = (
+    "Its last axis is taken for the labels, (x, y, label), if its first plane is in the place of "
+    "the image: save it with the image's affine."
+)
 _PLURALS = ("logits", "labels", "strokes", "structures")
 # Sets the sform of a NIfTI file from its qform, with nibabel alone.
 _NIBABEL = (
@@ -41,6 +45,8 @@ def explain_difference(
     order = _order_that_fits(own, other)
     if order is not None and (is_elsewhere or _has_affine_of(own, other)):
         return _explain_order(own, name, other, order)
+    if _is_stack_of_planes(own, other):
+        return PLANE_ELSEWHERE
     if _has_label_axis_first(own, other):
         return LABEL_AXIS_FIRST
     return _explain_forms(own, name, other, what)
@@ -64,6 +70,13 @@ def _order_that_fits(own: VolumeHeader, other: VolumeHeader) -> tuple[int, ...] 
 def _has_affine_of(own: VolumeHeader, other: VolumeHeader) -> bool:
     """Return whether a file has the affine of another one, or none: its axes are not turned then."""
     return same_grid(own.grid_shape, own.affine, own.grid_shape, other.affine)
+
+
+def _is_stack_of_planes(own: VolumeHeader, other: VolumeHeader) -> bool:
+    """Return whether a file holds planes of the size of an image that is a single plane."""
+    is_plane = (*own.grid_shape, 1)[2] == 1
+    is_stack = len(other.grid_shape) == 3 and other.grid_shape[2] > 1 and other.num_channels == 1
+    return is_plane and is_stack and other.grid_shape[:2] == own.grid_shape[:2]
 
 
 def _has_label_axis_first(own: VolumeHeader, other: VolumeHeader) -> bool:
