@@ -29,7 +29,9 @@ def read(folder, image_shape, logits, affine=AFFINE, options=None):
 
 @pytest.mark.parametrize("image_shape", [PLANE, (*PLANE, 1)])
 @pytest.mark.parametrize(
-    "stored", [LAST, LAST[:, :, np.newaxis], LAST[:, :, np.newaxis, np.newaxis]], ids=str
+    "stored",
+    [LAST, LAST[:, :, np.newaxis], LAST[:, :, np.newaxis, np.newaxis]],
+    ids=["three axes", "four axes", "five axes"],
 )
 def test_the_labels_of_a_plane_are_on_the_last_axis(image_shape, stored, tmp_path):
     """(x, y, label), (x, y, 1, label) and ITK's (x, y, 1, 1, label)."""
