@@ -193,6 +193,21 @@ def write_world(root):
         crfrefine.CrfParameters.load("default").save(root / name)
 
 
+def write_foreground(root):
+    """The image of a case, and outputs of networks that leave the background out."""
+    case = five_labels(3)
+    probabilities = softmax(case.logits).astype(np.float32)
+    log_odds = (case.logits[1] - case.logits[0]).astype(np.float32)
+    save(root, ". ct", case.image[0])
+    for name, values in {
+        "probability": probabilities[1],
+        "before_sigmoid": log_odds,
+        "liver": probabilities[1],
+        "spleen": probabilities[2],
+    }.items():
+        save_nifti(root / f"{name}.nii.gz", values, AFFINE)
+
+
 def write_refined(root):
     for seed, case_id in enumerate(CASES):
         save(root, f"refined {case_id}", five_labels(seed).labels)
@@ -256,7 +271,8 @@ FILES = {
     **dict.fromkeys(
         ("README.md", "docs/guide/nnunet.md", "docs/guide/learning.md"), (write_world, write_nnunet)
     ),
-    **dict.fromkeys(("docs/guide/logits.md", "docs/guide/monai.md"), ()),
+    "docs/guide/logits.md": (write_foreground,),
+    "docs/guide/monai.md": (),
     "docs/for/nnunet.md": (write_nnunet,),
     "docs/guide/refining.md": (write_world, write_manifest),
     "docs/guide/evaluating.md": (write_world, write_refined),
