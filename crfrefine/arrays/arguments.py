@@ -57,8 +57,8 @@ def given_array(value: Any, name: str) -> Array:
 # Advice where the shapes of arguments do not fit.
 LAYOUT = (
     "\n  Of a batch, give each case by itself. If channels are the last axis, move them: np.moveaxis(logits, -1, 0). A label map (*grid) "
-    'needs input_type="labels". The one channel of a sigmoid needs input_type="probabilities", before the sigmoid "logits", or '
-    'regions={"structure": 1}.'
+    'needs input_type="labels". The one channel of a sigmoid needs input_type="probabilities", '
+    'before the sigmoid "logits", or regions={"structure": 1}.'
 )
 
 
@@ -216,7 +216,7 @@ def open_images(
 
 
 def _with_channel_axis(opened: list[_Opened]) -> list[_Opened]:
-    """Return the images, with the logits of a plane on its grid: nibabel's (x, y, label) and (x, y, 1, label)."""
+    """Return the images, the logits of a plane on its grid: nibabel's (x, y[, 1], label)."""
     by_name = {each.name: each for each in opened}
     logits = by_name.get("logits")
     image = by_name.get("image")

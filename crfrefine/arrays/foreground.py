@@ -1,4 +1,4 @@
-"""A network's output without its background: one foreground channel, or several; the background is computed.
+"""A network's output without its background, which is computed: one foreground channel, or several.
 
 The channels are (labels, *grid) with room for the background in channel 0. One channel holds the
 probabilities or the log-odds of label 1, several ones the probabilities of labels 1, 2, …
@@ -20,7 +20,7 @@ ROUNDING = 1e-5
 
 
 def decide_channel(values: Array, input_type: str, kind: str | None, name: str) -> str:
-    """Return what the only channel of an output holds for label 1: "probabilities", or "logits" for log-odds.
+    """Return what the only channel of an output holds: "probabilities" or "logits" of label 1.
 
     Args:
         values: (*grid), finite.
@@ -29,7 +29,7 @@ def decide_channel(values: Array, input_type: str, kind: str | None, name: str) 
         name: of the file or argument, for messages.
 
     Raises:
-        InputError: the values contradict what was said, or are no probabilities, and nothing was said.
+        InputError: the values contradict what was said, or are no probabilities.
     """
     lowest = float(values.min())
     highest = float(values.max())
@@ -50,7 +50,7 @@ def decide_channel(values: Array, input_type: str, kind: str | None, name: str) 
 
 
 def _require_log_odds(values: Array, name: str, *, is_inside: bool, is_requested: bool) -> None:
-    """Raise InputError if the values of a channel are rather probabilities or labels than log-odds."""
+    """Raise InputError if the values of a channel are probabilities or labels, not log-odds."""
     if is_inside:
         raise InputError(
             f"{name}: one channel, expected log-odds of label 1, found values that all lie in "
@@ -75,7 +75,7 @@ def describe_channel(kind: str) -> str:
 
 
 def fill_background_of_channel(values: Float32, kind: str) -> None:
-    """Fill channel 0 of (2, *grid), whose channel 1 has the probabilities or log-odds of label 1."""
+    """Fill channel 0 of (2, *grid); channel 1 has the probabilities or log-odds of label 1."""
     if kind == "logits":
         values[0] = 0.0
     else:
@@ -83,7 +83,7 @@ def fill_background_of_channel(values: Float32, kind: str) -> None:
 
 
 def fill_background(values: Float32, sums: Float32) -> None:
-    """Fill channel 0 with 1 minus the sum of the others, (*grid); where it exceeds 1, it divides the others."""
+    """Fill channel 0 with 1 minus the sum of the others; where it exceeds 1, divide them."""
     np.subtract(np.float32(1.0), sums, out=values[0])
     if not (sums > 1).any():
         return
@@ -109,13 +109,13 @@ class ForegroundSums:
             raise InputError(
                 f"{self._name}: --add-background needs probabilities between 0 and 1, found "
                 f"values from {lowest:.4g} to {highest:.4g} for label {label}\n"
-                "  Apply the network's softmax before its output is saved, or save the logits of all\n"
-                "  labels, background first."
+                "  Apply the network's softmax before its output is saved, or save the logits of\n"
+                "  all labels, background first."
             )
         self.sums[planes] += values
 
     def check(self) -> list[str]:
-        """Return notes on the sums; raise InputError if they leave no room for a background, or are too large."""
+        """Return notes on the sums; raise InputError if they are too large, or 1 everywhere."""
         highest = float(self.sums.max())
         if highest > MAX_SUM:
             voxel = np.unravel_index(int(self.sums.argmax()), self.sums.shape)
@@ -124,12 +124,13 @@ class ForegroundSums:
                 f"{self._name}: --add-background: the probabilities of the given labels sum to "
                 f"{highest:.6g} at voxel ({place}), expected at most {MAX_SUM}\n"
                 "  Overlapping sigmoid channels have no background: name them with --regions\n"
-                "  NAME=LABELS. If the background is among the channels, leave --add-background out."
+                "  NAME=LABELS. If the background is among the channels, leave --add-background\n"
+                "  out."
             )
         if (np.abs(self.sums - 1) <= SUM_TOLERANCE).all():
             raise InputError(
-                f"{self._name}: --add-background: the probabilities sum to 1 at each voxel already, "
-                "as with the background among them; leave --add-background out"
+                f"{self._name}: --add-background: the probabilities sum to 1 at each voxel "
+                "already, as with the background among them; leave --add-background out"
             )
         notes = []
         num_above = int(np.count_nonzero(self.sums > 1 + ROUNDING))
@@ -143,7 +144,7 @@ class ForegroundSums:
 
 
 def sum_foreground(values: Float32, name: str) -> ForegroundSums:
-    """Return the sums over all channels but the first one; raise InputError for values outside [0, 1]."""
+    """Return the sums over all channels but the first one; raise InputError outside [0, 1]."""
     found = ForegroundSums(values.shape[1:], name)
     for planes in plane_blocks(values):
         for label, channel in enumerate(values[1:, planes], start=1):

@@ -206,7 +206,10 @@ class Look:
 
     @property
     def has_overshoot(self) -> bool:
-        """Whether these are probabilities that interpolation took outside [0, 1]: they sum to 1 at every voxel, as logits do not."""
+        """Whether these are probabilities that interpolation took outside [0, 1].
+
+        They sum to 1 at every voxel, as logits do not.
+        """
         if self.are_logits or self.outside is None:
             return False
         return not self.bad_voxels(SUM_TOLERANCE).size
@@ -228,7 +231,7 @@ class Look:
 
     @property
     def lacks_background(self) -> bool:
-        """Whether the sums are those of labels without a background: at most 1, and clearly less at many voxels."""
+        """Whether sums are at most 1, and clearly less at many voxels, as without a background."""
         sums = self.sums[~self.is_equal]
         if not sums.size or float(sums.max()) > 1 + SUM_TOLERANCE:
             return False
@@ -278,8 +281,10 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
     total = None if look.are_logits or input_type == "logits" else look.scaled_sum
     if total is not None:
         raise InputError(
-            f"{name}: no value is negative, and the labels sum to {total:.6g} at each voxel, as probabilities in percent or from 0 to 255 "
-            f"do\n  Divide the values of each voxel by their sum. If these are logits nevertheless, give {BY_HAND.format('logits')}."
+            f"{name}: no value is negative, and the labels sum to {total:.6g} at each voxel, as "
+            "probabilities in percent or from 0 to 255 do\n"
+            "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
+            f"give {BY_HAND.format('logits')}."
         )
     if said == "probabilities":
         raise InputError(
@@ -319,8 +324,9 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
         f"{name}: the background seems to be missing, since no sum over the labels is above 1: "
         f"{problem}\n"
         "  Give the background first, -p BACKGROUND -p LABEL_1 …, or as channel 0; or give\n"
-        "  --add-background, which takes the channels for labels 1, 2, … and computes the background\n"
-        "  as 1 minus their sum (in Python: np.concatenate([1 - p.sum(axis=0, keepdims=True), p])).\n"
+        "  --add-background, which takes the channels for labels 1, 2, … and computes the\n"
+        "  background as 1 minus their sum (in Python: np.concatenate([1 - p.sum(axis=0,\n"
+        "  keepdims=True), p])).\n"
         f"{advice}"
     )
 
@@ -342,7 +348,8 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
         if look.outside is not None:
             where = f"lie outside [0, 1], such as {look.outside}, but"
         raise InputError(
-            f"expected logits, found values that {where} sum to 1 over the labels at each voxel, as probabilities do\n"
+            f"expected logits, found values that {where} sum to 1 over the labels at each voxel, "
+            "as probabilities do\n"
             '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits"; for one-hot\n'
             '  labels, logits.argmax(axis=0) and input_type="labels".'
         )
@@ -361,7 +368,7 @@ def who_says(input_type: str) -> str:
 
 
 def clip_overshoot(probabilities: Float32) -> None:
-    """Clip (L, *grid) to [0, 1] and divide by the sums, in place, if values lie outside by more than rounding.
+    """Clip (L, *grid) to [0, 1] and divide by the sums, in place, if values lie clearly outside.
 
     Logits need the clipping alone, which `take_logarithms` does: the logarithm of a sum is the same
     for all labels of a voxel. Voxels where all labels are equal, such as padding, stay as they are.

@@ -16,8 +16,8 @@ MAX_PARTS = 1_000_000
 INTERPOLATIONS = LINEAR, CUBIC = "linear", "cubic"  # values of --resample
 # What --add-background does, for the commands that read a network's output.
 ADD_BACKGROUND = (
-    "The network's output has no channel for the background: take its probabilities for labels 1, 2 ..., and 1 minus their sum for "
-    "label 0. One channel needs no option."
+    "The network's output has no channel for the background: take its probabilities for labels "
+    "1, 2 ..., and 1 minus their sum for label 0. One channel needs no option."
 )
 
 

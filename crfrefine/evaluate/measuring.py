@@ -264,7 +264,8 @@ def read_masks(
         ), None
     if path is not None:
         header = with_channel_axis(io.read_header(path), grid)
-        # Logits and probabilities have several values per voxel, declare such values, or are the channel of a region, or of label 1.
+        # Logits and probabilities have several values per voxel, declare such values, or are the
+        # channel of a region, or of label 1.
         may_be_map = header.num_channels == 1 and header.kind is None
         if may_be_map and not (
             regions.is_channel(header) or holds_one_probability(header, LABEL_TOLERANCE)
@@ -330,7 +331,7 @@ def read_probabilities(
 def _scores_header(
     paths: tuple[Path, ...], reference: Reference, regions: RegionReading
 ) -> LogitsHeader:
-    """Return the headers of logits or probabilities: one file, or one per label, with or without the background."""
+    """Return the headers of logits or probabilities, with or without the background."""
     grid = reference.header
     headers = [with_channel_axis(io.read_header(path), grid) for path in paths]
     header = io.logits_header(headers, fewest=1, grid=grid)

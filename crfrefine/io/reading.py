@@ -160,10 +160,10 @@ def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
 
 
 def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
-    """Return the header of a network's output with the channels that the image's grid shows; others are returned as they are.
+    """Return the header of a network's output with the channels that the image's grid shows.
 
     A volume (x, y, label) over a plane has the labels on its last axis. An array (z, y, x) without
-    geometry over a volume (x, y, z) has one channel.
+    geometry over a volume (x, y, z) has one channel. Any other header is returned as it is.
     """
     num_planes = (*grid.grid_shape, 1)[2]
     if header.affine is None:
@@ -249,9 +249,9 @@ def read_stored(header: VolumeHeader, nan_files: NanFiles = None) -> NDArray[Any
 def reading_jobs(
     headers: Sequence[VolumeHeader], nan_files: NanFiles = None, *, num_before: int = 0
 ) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
-    """Return an array for the channels of files on one grid, (channels, [z,] y, x), and a job per file, which may run together.
+    """Return an array for the channels of files on one grid, (channels, [z,] y, x), and a job per file.
 
-    So many channels `num_before` those of the files are left for the caller to fill.
+    The jobs may run together. `num_before` channels before those of the files are the caller's.
     """
     num_channels = num_before + sum(header.num_channels for header in headers)
     shape = (num_channels, *headers[0].grid_shape[::-1])
@@ -427,9 +427,10 @@ def logits_header(
         raise InputError(
             f"{first.path}: logits of one label only; expected one value per label at each voxel, background included\n"
             "  A label map lacks the scores; export the network's output before the argmax, or refine the label map with\n"
-            "  --input-type labels. A single foreground channel holds probabilities between 0 and 1, or is given with\n"
-            "  --input-type logits; else give one file per label, -p BACKGROUND -p FOREGROUND. The sigmoid channel of a single\n"
-            "  region needs its labels: --regions NAME=1."
+            "  --input-type labels. A single foreground channel holds probabilities between 0 and 1,\n"
+            "  or is given with --input-type logits; else give one file per label, -p BACKGROUND\n"
+            "  -p FOREGROUND. The sigmoid channel of a single region needs its labels:\n"
+            "  --regions NAME=1."
         )
     require_few_labels(num_labels, str(first.path))
     for file in files if len(files) > 1 else ():

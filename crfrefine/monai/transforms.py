@@ -41,7 +41,9 @@ class CrfRefine(Transform):
             preset `default`, with `network_spacing` the preset `sharp`.
         output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256 labels, else int32, to which alone
             `postprocess` applies. None means "labels" for label maps, else "logits".
-        input_type: "auto": logits, and what looks like probabilities is refused; "logits"; "probabilities"; "labels": label maps.
+        input_type: "auto": logits, and what looks like probabilities is refused; "logits";
+            "probabilities"; "labels": label maps. One channel, (1, *grid), of log-odds needs
+            "logits", of a sigmoid "probabilities"; the result has two labels.
         network_spacing: of label maps, as in `crfrefine.refine`.
         regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these (which
             writers of YAML sort), or a RegionScheme. Then logits are log-odds.

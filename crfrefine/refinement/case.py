@@ -69,9 +69,10 @@ def refine(
     components of a vector image, are the channels.
 
     Args:
-        logits: (L, *grid), higher is better, finite. One channel, (1, *grid), is label 1 alone, whose background is computed:
-            its probability with `input_type="probabilities"`, its log-odds with "logits"; "auto" does not tell them apart and
-            refuses it. The result then has two labels. With `regions`: (R, *grid), one log-odds per region, above 0 inside.
+        logits: (L, *grid), higher is better, finite. One channel, (1, *grid), is label 1 alone,
+            whose background is computed: its probability with `input_type="probabilities"`, its
+            log-odds with "logits"; "auto" does not tell them apart and refuses it. The result then
+            has two labels. With `regions`: (R, *grid), one log-odds per region, above 0 inside.
             With `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
         image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
             Voxels that are NaN in any modality take no part, as if outside the mask, with a note.
@@ -79,10 +80,10 @@ def refine(
             with a warning if it matters.
         parameters: the model, or a preset's name or the path of a TOML file. None means `default`, with `network_spacing` `sharp`.
         mask: (*grid), nonzero where the model applies; None means everywhere: `intensity.mask` of the parameters is for the commands.
-        input_type: "probabilities", whose logarithm is taken, and which are clipped to [0, 1] where interpolation overshot, if
-            they sum to 1 at every voxel; "auto" for logits, where values that look like probabilities are refused, with or
-            without overshoot; "logits" even if they look like probabilities (except one channel in [0, 1]); or "labels" for
-            a label map.
+        input_type: "probabilities", whose logarithm is taken, and which are clipped to [0, 1] where
+            interpolation overshot, if they sum to 1 at every voxel; "auto" for logits, where values
+            that look like probabilities are refused, with or without overshoot; "logits" even if
+            they look like probabilities (except one channel in [0, 1]); or "labels" for a label map.
         network_spacing: mm between the voxels of the network that made the label map, one per grid axis or one for all, if they are
             larger than the image's; "auto" means that blocks in the map show it. None means that each voxel's label is taken as it is.
         regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based training: each is refined as a problem of two
@@ -204,7 +205,7 @@ def refine(
 
 
 def _network_of_one_channel(values: Array, input_type: str) -> tuple[ArrayNetwork, str]:
-    """Return the two labels of (1, *grid) log-odds or probabilities of label 1, and a note that says which they are."""
+    """Return the two labels of (1, *grid) log-odds or probabilities of label 1, and a note."""
     if not np.isfinite(values).all():
         raise InputError("logits hold values that are not finite (NaN or infinity)")
     kind = decide_channel(values[0], input_type, None, "logits")

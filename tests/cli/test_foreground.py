@@ -372,6 +372,10 @@ def test_probabilities_of_one_channel_are_evaluated_as_those_of_two(tmp_path):
         run_here("evaluate", folder, labels, "-o", output, "--no-report", status=0)
         metrics[f"{name} alone"] = read_metrics(output)
     assert any(metric == "ece" for _, _, metric, _ in metrics["one"])
+    declared = {"labels": {"background": 0, "a": 1, "b": 2}}
+    (tmp_path / "one" / "dataset.json").write_text(json.dumps(declared))
+    said = run_here("evaluate", tmp_path / "one", labels, "-o", output, status=1).stderr
+    assert "1 channel, without one for the background, expected 3" in said
     assert metrics["one"] == metrics["two"]
     assert metrics["one alone"] == metrics["two alone"]
 

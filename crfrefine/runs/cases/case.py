@@ -249,7 +249,7 @@ def _streamed_channels(
     *,
     as_logits: bool,
 ) -> dict[str, Any]:
-    """Return fields of `Case` for channels that stay in their files, or the label map of one-hot channels."""
+    """Return fields of `Case` for channels that stay in files, or the label map of one-hot ones."""
     background, notes = None, list[str]()
     pieces: Callable[[], Iterable[Piece]] = partial(io.read_pieces, *network.files)
     if network.lacks_background:
@@ -408,7 +408,8 @@ def channels_of_scores(
                 raise InputError(
                     f"{header.path}: {len(header.files)} files of 0 and 1, all of them 0 at {num_nowhere} voxels, as for one binary file "
                     "per structure\n  For structures, give --input-type labels; for probabilities of all labels, background first, "
-                    "--input-type probabilities; for those of all labels but the background, --add-background."
+                    "--input-type probabilities; for those of all labels but the background, "
+                    "--add-background."
                 )
             if (one_hot := read_one_hot(header, values, like, options)) is not None:
                 found = channels_of_labels(

@@ -129,7 +129,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
 def _read_network_header(
     files: CaseFiles, image: VolumeHeader, options: ReadingOptions
 ) -> io.LogitsHeader:
-    """Read the headers of a network's output: of logits or probabilities, with or without background, or of a label map."""
+    """Read the headers of logits, probabilities, with or without background, or a label map."""
     regions = options.regions
     headers = [io.read_header(path) for path in files.logits]
     if options.input_type != KIND:
@@ -159,11 +159,13 @@ def _foreground_header(
     first = headers[0]
     if options.add_background and options.input_type in (KIND, "logits"):
         raise InputError(
-            f"{first.path}: --add-background: the background is computed from probabilities; leave --input-type {options.input_type} out"
+            f"{first.path}: --add-background: the background is computed from probabilities; leave "
+            f"--input-type {options.input_type} out"
         )
     if options.add_background and options.regions.source == GIVEN:
         raise InputError(
-            f"{first.path}: --add-background: regions have no background; leave {GIVEN} or --add-background out"
+            f"{first.path}: --add-background: regions have no background; leave {GIVEN} or "
+            "--add-background out"
         )
     found = io.logits_header(headers, fewest=1, grid=image)
     return replace(found, num_labels=found.num_labels + 1, lacks_background=True)

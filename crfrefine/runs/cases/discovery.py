@@ -54,9 +54,9 @@ def discover_cases(
     """Find the cases in folders, or the one case of single files, sorted by name; incomplete ones have a `problem`.
 
     The images are a folder, or the files of one case, one per modality; logits a folder, one file with all labels, or one per label in
-    order. With the input type "labels" they are label maps, or one file per structure, in a folder per case. With `add_background`,
-    files per label begin with label 1. With `include_imageless`,
-    labels or logits without an image count as incomplete cases. Raises InputError: a path that does not exist, no case, or several where
+    order. With the input type "labels" they are label maps, or one file per structure, in a folder per case. With `include_imageless`,
+    labels or logits without an image count as incomplete cases. With `add_background`, files per
+    label begin with label 1. Raises InputError: a path that does not exist, no case, or several where
     one is expected.
     """
     image_paths = (Path(images),) if isinstance(images, str | Path) else tuple(map(Path, images))
@@ -321,9 +321,13 @@ def _with_own_logits(
         return case.lacking(f"no logits in {folder}; {expected}", f"no logits in {folder}")
     if sorted(by_label) == list(range(first_label, first_label + len(of_labels))):
         return replace(case, logits=tuple(of_labels))
-    problem = f"expected one file for each label from {first_label}, found {file_names(of_labels)} in {folder}"
-    if min(by_label) == 1:
-        problem = f"the background seems to be missing: {problem}; --add-background computes it from the probabilities of labels 1, 2, …"
+    found = f"found {file_names(of_labels)} in {folder}"
+    problem = f"expected one file for each label from {first_label}, {found}"
+    if min(by_label) == 1 and first_label == 0:
+        problem = (
+            f"the background seems to be missing: {problem}; --add-background computes it from "
+            "the probabilities of labels 1, 2, …"
+        )
     return case.lacking(problem)
 
 

@@ -1,4 +1,4 @@
-"""Files that hold a network's foreground alone: recognized, and read with the background that is computed."""
+"""Files that hold a network's foreground alone: recognized, and read with a computed background."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PIECE_BYTES = 1 << 20
 
 
 def lacks_background(files: Sequence[VolumeHeader], options: ReadingOptions) -> bool:
-    """Return whether the file of an output has a single channel of scores, whose background is to be computed."""
+    """Return whether an output has a single channel of scores, whose background is computed."""
     first = files[0]
     if len(files) > 1 or first.num_channels > 1 or options.input_type == KIND:
         return False
@@ -41,9 +41,9 @@ def lacks_background(files: Sequence[VolumeHeader], options: ReadingOptions) -> 
 
 
 def holds_one_probability(header: VolumeHeader, tolerance: float = 0.0) -> bool:
-    """Return whether a file with one value per voxel holds probabilities: all in [0, 1], and some not whole.
+    """Return whether the values of a file with one per voxel lie in [0, 1], and some are not whole.
 
-    Values up to `tolerance` away from a whole number count as whole. The voxels tell, so they are read.
+    Values up to `tolerance` away from a whole number count as whole. The voxels are read for it.
     """
     is_whole = True
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
@@ -58,7 +58,7 @@ def holds_one_probability(header: VolumeHeader, tolerance: float = 0.0) -> bool:
 
 
 def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[str]]:
-    """Read the channels of an output, (labels, [z,] y, x), with its background, and notes about it."""
+    """Read the channels of an output, (labels, [z,] y, x), with its background; return notes, too."""
     values, jobs = reading_jobs(header.files, num_before=header.num_missing)
     run_all(jobs, 1)
     return values, complete(values, header, input_type)
@@ -96,7 +96,7 @@ class StreamedBackground:
     sums: Float32 | None  # ([z,] y, x), over several channels; None for a single one
 
     def read(self) -> Generator[Piece, None, None]:
-        """Yield the pieces of all channels, from the beginning at each call; channel 0 is the background."""
+        """Yield the pieces of all channels, the background first, from the beginning at each call."""
         sums = self.sums
         is_first = True
         for piece in io.read_pieces(*self.header.files):
@@ -126,7 +126,7 @@ class StreamedBackground:
 def find_streamed_background(
     header: LogitsHeader, input_type: str
 ) -> tuple[StreamedBackground, list[str]]:
-    """Read the files once, and return the background with notes about it; errors are those of `complete`."""
+    """Read the files once; return the background and notes about it; errors as of `complete`."""
     name = str(header.path)
     if header.num_channels == 1:
         kind = _kind_of_stream(header, input_type)
@@ -141,7 +141,7 @@ def find_streamed_background(
 
 
 def _kind_of_stream(header: LogitsHeader, input_type: str) -> str:
-    """Return what a single channel holds, judged by its lowest and highest value, and a broken one if there is any."""
+    """Return what a single channel holds, judged by its lowest, highest and not whole values."""
     telling: list[float] = []
     for piece in io.read_pieces(*header.files):
         values = piece.values

@@ -178,8 +178,9 @@ def _read_one(
     """Return the labels of a label map as in its file, and those that occur."""
     is_certain = options.input_type == KIND
     advice = (
-        "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a single region; for the log-odds of "
-        "label 1 alone, a network's output before the sigmoid, give --input-type logits"
+        "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a "
+        "single region; for the log-odds of label 1 alone, a network's output before the sigmoid, "
+        "give --input-type logits"
     )
     advice += f"\n  {EXCHANGED}" if image.num_channels > 1 else ""
     labels = read_whole_numbers(

@@ -71,7 +71,7 @@ class RegionReading:
     def require_number(
         self, num_channels: int, path: Path, *, lacks_background: bool = False
     ) -> None:
-        """Raise InputError unless a file has a channel for each declared label or region, if any are.
+        """Raise InputError unless a file has a channel for each label or region, if any are declared.
 
         With `lacks_background`, there is one channel more, which is computed.
         """
