@@ -60,29 +60,37 @@ def export_prediction(
 ) -> RefinementResult:
     """Interpolate a prediction of nnU-Net onto the image's grid, refine it, and write the label map.
 
-    It takes the place of `nnunetv2.inference.export_prediction.export_prediction_from_logits`. Labels are interpolated tile by tile, and
-    only where their probability is above 1e-4 nearby, so that many labels need neither the time nor the memory of their channels. Without
-    the CRF, `parameters=CrfParameters().replace(**{"bilateral.weight": 0})`, the labels are those of nnU-Net's linear export; only a
-    label below 1e-4 at all voxels around a point that is the largest between them is not found.
+    It takes the place of `nnunetv2.inference.export_prediction.export_prediction_from_logits`.
+    Labels are interpolated tile by tile, and only where their probability is above 1e-4 nearby, so
+    that many labels need neither the time nor the memory of their channels. Without the CRF,
+    `parameters=CrfParameters().replace(**{"bilateral.weight": 0})`, the labels are those of
+    nnU-Net's linear export; only a label below 1e-4 at all voxels around a point that is the
+    largest between them is not found.
 
     Args:
-        logits: (L, *network's grid), an array, a memory map or a tensor, as `predict_logits_from_preprocessed_data` returns them. With
-            `regions` (R, *network's grid), the log-odds of regions.
-        properties: of the case, from nnU-Net's preprocessing; it needs `spacing`, `shape_before_cropping`, `bbox_used_for_cropping` and
+        logits: (L, *network's grid), an array, a memory map or a tensor, as
+            `predict_logits_from_preprocessed_data` returns them. With `regions` (R, *network's
+            grid), the log-odds of regions.
+        properties: of the case, from nnU-Net's preprocessing; it needs `spacing`,
+            `shape_before_cropping`, `bbox_used_for_cropping` and
             `shape_after_cropping_and_before_resampling`.
         image: the file of the image, or one per channel, as nnU-Net read them.
         output: file of the label map, such as CASE.nii.gz; a file that exists is replaced.
-        parameters: the model, or the name of a preset or the path of a TOML file; None means the preset `default`.
+        parameters: the model, or the name of a preset or the path of a TOML file; None means the
+            preset `default`.
         transpose_forward: of the plans: `predictor.plans_manager.transpose_forward`.
         configuration_spacing: of the configuration: `predictor.configuration_manager.spacing`, in
             nnU-Net's order of axes after `transpose_forward`, that of the logits, and in the unit
             of `properties["spacing"]`; two values for a 2-D configuration. It decides whether
             nnU-Net takes the nearest slice along one axis. None means that it is guessed from the
             shapes, which are rounded, with a warning where that leaves the axis open.
-        regions: overlapping regions as in `crfrefine.refine`, in the order of nnU-Net's `regions_class_order`; None means labels.
-        resample: how logits are interpolated: "linear", or "cubic", which is sharper, and close to nnU-Net's order 3.
+        regions: overlapping regions as in `crfrefine.refine`, in the order of nnU-Net's
+            `regions_class_order`; None means labels.
+        resample: how logits are interpolated: "linear", or "cubic", which is sharper, and close to
+            nnU-Net's order 3.
         threads: CPU threads; None means the cores that this process may use.
-        max_memory: bytes of memory that the process may take; None means nine tenths of what the machine has.
+        max_memory: bytes of memory that the process may take; None means nine tenths of what the
+            machine has.
         progress: called as progress(stage, step, num_steps); may raise to stop.
 
     Returns:
@@ -90,7 +98,8 @@ def export_prediction(
 
     Raises:
         InputError: properties that lack a value, or logits that are not finite.
-        GridMismatchError: logits, properties and image do not belong together, or nnU-Net has turned the image's axes.
+        GridMismatchError: logits, properties and image do not belong together, or nnU-Net has
+            turned the image's axes.
         ConfigError, CapacityError: as for `crfrefine.refine`.
         UnsupportedFormatError: the image cannot be read, or the output cannot be written.
 
@@ -147,7 +156,8 @@ def export_prediction(
         )
     nan_files: list[Path] = []
     values = read_as_stored(headers, nan_files)
-    mask, notes = None, tuple[str, ...]()
+    mask = None
+    notes = tuple[str, ...]()
     if nan_files:
         mask, note = leave_out_nan(values, None, min(nan_files))
         notes = (note,)
@@ -210,17 +220,16 @@ def _grid_map(
         )
     if sorted(transpose) != [0, 1, 2]:
         raise ConfigError(f"transpose_forward: expected an order of 0, 1 and 2, got {transpose}")
-    nibabel_values, itk_values = (
-        properties.get("nibabel_stuff", {}),
-        properties.get("sitk_stuff", {}),
-    )
+    nibabel_values = properties.get("nibabel_stuff", {})
+    itk_values = properties.get("sitk_stuff", {})
     if "reoriented_affine" in nibabel_values or "original_orientation" in itk_values:
         raise GridMismatchError(
             f"{image.path}: nnU-Net has turned the image's axes (a reader with reorientation), so its arrays are not as the file's\n"
             "  Export with nnU-Net and save_probabilities, and refine with `crfrefine infer`."
         )
     spacing, before, box, after = (properties[name] for name in names)
-    spacing, own = given_spacing(spacing, 3), image.geometry()[1][::-1]
+    spacing = given_spacing(spacing, 3)
+    own = image.geometry()[1][::-1]
     extents = (*(1,) * (3 - len(own)), *image.grid_shape[::-1])
     cropped = tuple(int(stop) - int(start) for start, stop in box)
     fits = len(shape) == len(box) == 3 and min(shape) > 0 and cropped == tuple(after)
@@ -237,7 +246,8 @@ def _grid_map(
             "properties of this image, transpose_forward of its plans, and logits (labels, *grid)"
         )
     wide = [spacing[axis] for axis in transpose]
-    matrix, offset = np.zeros((3, 3)), np.zeros(3)
+    matrix = np.zeros((3, 3))
+    offset = np.zeros(3)
     for number, (axis, (start, _), extent, size) in enumerate(
         zip(transpose, box, after, shape, strict=True)
     ):
@@ -267,7 +277,9 @@ def _nearest_axis(network_spacing: Sequence[float], image_spacing: Sequence[floa
         coarsest = max(steps)
         if coarsest / min(steps) > MAX_ANISOTROPY:
             axes = [axis for axis, step in enumerate(steps) if step == coarsest]
-            return axes[0] if len(axes) == 1 else None
+            if len(axes) == 1:
+                return axes[0]
+            return None
     return None
 
 
@@ -326,4 +338,6 @@ def _guess_nearest_axis(
     if max(low) / min(high) <= MAX_ANISOTROPY:  # The network's spacing may be isotropic enough.
         return _nearest_axis(image_spacing, image_spacing)
     coarse = [axis for axis, step in enumerate(high) if step >= max(low)]
-    return coarse[0] if len(coarse) == 1 else None
+    if len(coarse) == 1:
+        return coarse[0]
+    return None

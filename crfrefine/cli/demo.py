@@ -46,11 +46,9 @@ def demo(
 
     check_writable(output)
     write_phantom(make_phantom(seed), output)
-    parameters, images, logits = (
-        CrfParameters().replace(**_PARAMETERS),
-        output / "images",
-        output / "logits",
-    )
+    parameters = CrfParameters().replace(**_PARAMETERS)
+    images = output / "images"
+    logits = output / "logits"
     run_options = InferenceOptions(
         (images,),
         (logits,),

@@ -25,8 +25,9 @@ def evaluate(
 ) -> None:
     """Measure label maps against a reference, and compare methods.
 
-    The metrics are Dice, distances and calibration. The cases are those for which LABELS and every method have a file. With --baseline, the
-    verdict says whether PREDICTIONS have a higher mean Dice.
+    The metrics are Dice, distances and calibration. The cases are those for which LABELS and every
+    method have a file. With --baseline, the verdict says whether PREDICTIONS have a higher mean
+    Dice.
     """
     verbosity = 1 + verbose - quiet
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation

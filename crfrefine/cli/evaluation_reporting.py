@@ -1,4 +1,7 @@
-"""Output of `evaluate`: progress on standard error; the comparison, separate counts and the verdict on standard output."""
+"""Output of `evaluate`: progress on standard error.
+
+The comparison, separate counts and the verdict on standard output.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,18 @@ _NUMBERS = ("cases", "pairs", "baseline", "mean", "median", "difference", "chang
 
 
 class EvaluationReporter(RunReporter, EvaluationObserver):
-    """Shows a run: a live bar on a terminal, else one plain line per case; VERBOSE adds the assumptions about each case."""
+    """Shows a run: a live bar on a terminal, else one plain line per case.
+
+    VERBOSE adds the assumptions about each case.
+    """
 
     _num_cases = 0
 
     def run_started(self, evaluation: Evaluation) -> None:
         """Print the amount of work."""
         self._rest = "nothing is written"
-        self._num_cases, processes = len(evaluation.pairs), evaluation.num_processes
+        self._num_cases = len(evaluation.pairs)
+        processes = evaluation.num_processes
         self._say(
             f"{counted(self._num_cases, 'case')}; {processes} process{'' if processes == 1 else 'es'}"
         )
@@ -66,7 +73,8 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
     """Print the comparison, the separate counts, the judgment of probabilities, the declines, and the verdict as the last line."""
     from crfrefine.statistics.comparison import describe_families
 
-    output, judged = evaluation.options.output, evaluation.verdict
+    output = evaluation.options.output
+    judged = evaluation.verdict
     if verbosity > QUIET:
         _print_means(evaluation, verbosity)
         lines = []
@@ -111,7 +119,10 @@ def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
 
 
 def _print_means(evaluation: Evaluation, verbosity: int) -> None:
-    """Print means and differences, and their units below; of many regions, such as the structures of a body, only their mean."""
+    """Print means and differences, and their units below.
+
+    Of many regions, such as the structures of a body, only their mean.
+    """
     from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import HARM_COLUMN
 
@@ -151,9 +162,8 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
     if not cells:
         return
     print_table(("metric", "region", "method", *columns), cells, numbers=_NUMBERS)
-    in_points = {
-        row.metric for row in rows if metric_named(row.metric).is_ratio
-    }  # The names of the others end with their unit.
+    # The names of the others end with their unit.
+    in_points = {row.metric for row in rows if metric_named(row.metric).is_ratio}
     if "difference" in columns and in_points:
         print(f"units: differences of {', '.join(sorted(in_points))} in points (hundredths)")
 
@@ -162,7 +172,8 @@ def _numbers(row: SummaryRow) -> tuple[str, ...]:
     from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import comparison_texts
 
-    metric, comparison = metric_named(row.metric), row.comparison
+    metric = metric_named(row.metric)
+    comparison = row.comparison
     if comparison is None:
         return str(row.num_values), metric.value_text(row.mean), metric.value_text(row.median)
     if (

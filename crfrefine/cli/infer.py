@@ -38,7 +38,8 @@ def infer(
     if summary is not None and summary.name.lower().endswith(".jsonl"):
         raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
     verbosity = 1 + verbose - quiet  # a level of `cli.reporting`
-    preset, is_auto = shared.check_inputs(ctx, options, config), config == shared.AUTO
+    preset = shared.check_inputs(ctx, options, config)
+    is_auto = config == shared.AUTO
     if spacing is not None and is_auto:
         raise typer.BadParameter(
             "auto chooses no parameters for --network-spacing; leave it out", param_hint="--config"
@@ -52,11 +53,10 @@ def infer(
         options["allow_vanishing"] |= (
             "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
         )
-    scheme = (
-        shared.parse_scheme(regions, regions_class_order)
-        if regions or regions_class_order
-        else None
-    )
+    if regions or regions_class_order:
+        scheme = shared.parse_scheme(regions, regions_class_order)
+    else:
+        scheme = None
     run_options = InferenceOptions(
         **options, parameters=parameters, regions=scheme, command=tuple(ctx.obj or ())
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any
 
@@ -74,11 +75,15 @@ def info(
                 print(printable(str(path)))
                 for name, value in lines:
                     print(f"  {name:<12}  {for_terminal(value)}")
-    content = (
-        {"is_well": not any(values["problems"] for values in shown), "paths": shown, "notes": []}
-        if paths
-        else installation()
-    )
+    content: Mapping[str, object]
+    if paths:
+        content = {
+            "is_well": not any(values["problems"] for values in shown),
+            "paths": shown,
+            "notes": [],
+        }
+    else:
+        content = installation()
     if as_json:
         import json
 

@@ -1,4 +1,7 @@
-"""The application and its entry point: user errors become one line and an exit status. Each command imports its modules when it runs."""
+"""The application and its entry point: user errors become one line and an exit status.
+
+Each command imports its modules when it runs.
+"""
 
 from __future__ import annotations
 
@@ -99,9 +102,10 @@ class Command(TyperCommand):
         titles = {flag: title for title, flags in PANELS.items() for flag in flags.split()}
         for parameter in self.get_params(ctx):
             flag = next((name for name in parameter.opts if name in titles), parameter.opts[0])
-            title = (
-                "Arguments" if parameter.param_type_name == "argument" else titles.get(flag, _MORE)
-            )
+            if parameter.param_type_name == "argument":
+                title = "Arguments"
+            else:
+                title = titles.get(flag, _MORE)
             if (record := parameter.get_help_record(ctx)) is not None:
                 panels[title][flag] = record
         for title, records in panels.items():
@@ -114,12 +118,16 @@ class Command(TyperCommand):
 
 
 def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> Any:
-    """Return the value of a parameter; `process` is Typer's own way, which has the words for errors."""
+    """Return the value of a parameter.
+
+    `process` is Typer's own way, which has the words for errors.
+    """
     is_list = parameter.multiple or parameter.nargs == -1
     try:
         # Typer before 0.29 has no descriptors, and converts without pydantic itself.
         descriptor = parameter.type_descriptor
-        annotation, option = descriptor.annotation, descriptor.parameter_info
+        annotation = descriptor.annotation
+        option = descriptor.parameter_info
         if parameter.required and not value:
             raise ValueError
         if value is None:
@@ -131,15 +139,16 @@ def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> An
             converted = _plain(value, annotation, option)
     except Exception:  # Typer meets every error again, and reports it.
         return process(context, value)
-    return (
-        converted
-        if parameter.callback is None
-        else parameter.callback(context, parameter, converted)
-    )
+    if parameter.callback is None:
+        return converted
+    return parameter.callback(context, parameter, converted)
 
 
 def _plain(value: Any, annotation: Any, option: Any) -> Any:
-    """Return a value of a common type; raise ValueError, or what its parser raises, for another value: Typer must convert or refuse it."""
+    """Return a value of a common type.
+
+    Raise ValueError, or what its parser raises, for another value: Typer must convert or refuse it.
+    """
     if option.parser is not None:
         return option.parser(value)
     if get_origin(annotation) is not None:
@@ -165,9 +174,8 @@ class _Stopped(BaseException):
     """Carries an interrupt past Typer, which would otherwise end the process itself."""
 
     def __init__(self, cause: KeyboardInterrupt) -> None:
-        self.status = 128 + next(
-            iter(cause.args), signal.SIGINT
-        )  # Our handlers give the number of a signal; Ctrl-C has none.
+        # Our handlers give the number of a signal; Ctrl-C has none.
+        self.status = 128 + next(iter(cause.args), signal.SIGINT)
         super().__init__(
             ": ".join(
                 ["terminated" if cause.args else "interrupted", *getattr(cause, "__notes__", ())]
@@ -194,7 +202,8 @@ def _usage_error(error: Any) -> Exception:
     ):  # The help that answers a call without arguments has its own.
         return cast(Exception, error)
     if (option := getattr(error, "option_name", None)) in GONE:
-        error.message, error.possibilities = GONE[option], None
+        error.message = GONE[option]
+        error.possibilities = None
     advice = ""
     if "unexpected extra argument" in error.message and re.search(
         r"\.(nii|npz|mha|mhd|nrrd|dcm)\b", error.message
@@ -213,7 +222,10 @@ def _usage_error(error: Any) -> Exception:
 
 
 def refuse_dicom(arguments: Sequence[str]) -> None:
-    """Raise InputError if an input of a command is a DICOM file, or a folder of them; it names the commands to run."""
+    """Raise InputError if an input of a command is a DICOM file, or a folder of them.
+
+    It names the commands to run.
+    """
     if not arguments or arguments[0] not in ("infer", "train-crf", "evaluate", "tune", "info"):
         return
     from crfrefine.io.paths import is_dicom
@@ -238,7 +250,11 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
 
 
 class Group(TyperGroup):
-    """The commands; user and system errors become one message on standard error, other exceptions keep their traceback."""
+    """The commands.
+
+    User and system errors become one message on standard error, other exceptions keep their
+    traceback.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -248,14 +264,18 @@ class Group(TyperGroup):
         """Build a command; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        single, function = typer.Typer(**TYPER_SETTINGS), cmd_name.replace("-", "_")
+        single = typer.Typer(**TYPER_SETTINGS)
+        function = cmd_name.replace("-", "_")
         single.command(cmd_name, cls=Command, **COMMANDS[cmd_name])(
             getattr(import_module(f"crfrefine.cli.{function}"), function)
         )
         return typer.main.get_command(single)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the options before the name of a command; a shell that one for completion names goes into the context."""
+        """Parse the options before the name of a command.
+
+        A shell that one for completion names goes into the context.
+        """
         try:
             if len(args) == 2 and args[0] in ("--install-completion", "--show-completion"):
                 if args[1] not in ("bash", "zsh", "fish"):
@@ -317,7 +337,8 @@ class Group(TyperGroup):
 def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
     """Print the help or the version, or print or install a script for a shell, and exit.
 
-    Typer's own options for shells are no plain switches, so each command would import pydantic for them.
+    Typer's own options for shells are no plain switches, so each command would import pydantic for
+    them.
     """
     if not wanted:
         return
@@ -376,7 +397,8 @@ def main() -> None:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
         signal.signal(signal.SIGHUP, _raise_terminated)
     for name in ("stdout", "stderr"):
-        # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason to fail.
+        # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason
+        # to fail.
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
         if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
@@ -386,7 +408,8 @@ def main() -> None:
     replace_standard_output()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if sys.argv[1:2] != ["convert"]:
-        # nibabel would import it for an extension of NIfTI headers that no command reads, and take 0.2 s.
+        # nibabel would import it for an extension of NIfTI headers that no command reads, and take
+        # 0.2 s.
         sys.modules["pydicom"] = None  # type: ignore[assignment]
     from crfrefine.engines.cuda import current_gpu
 

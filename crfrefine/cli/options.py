@@ -45,13 +45,18 @@ _PLAIN = {"bool": bool, "int": int, "float": float}
 def usage_checked(
     parse: Callable[[str], Any], choices: tuple[str, ...] = ()
 ) -> Callable[[Any], Any]:
-    """Return a parser whose InputError, and texts other than `choices`, are errors of usage; a default is a value already."""
+    """Return a parser whose InputError, and texts other than `choices`, are errors of usage.
+
+    A default is a value already.
+    """
 
     def parsed(text: Any) -> Any:
         if choices and text not in choices:
             raise typer.BadParameter(f"{shorten_value(text)} is not one of {', '.join(choices)}")
         try:
-            return parse(text) if isinstance(text, str) else text
+            if isinstance(text, str):
+                return parse(text)
+            return text
         except InputError as error:
             raise typer.BadParameter(str(error)) from None
 
@@ -65,7 +70,8 @@ def with_options(kind: type, command: Callable[..., None], names: str = "") -> C
     """Return a command whose parameter `options`, a dict by field, has the options of a dataclass, those of `names` or all."""
     own = inspect.signature(command, eval_str=True).parameters
     module = {**vars(sys.modules[kind.__module__]), "Annotated": Annotated}
-    parameters, lists = [], []
+    parameters = []
+    lists = []
     for field in dataclasses.fields(kind):
         text = str(field.type)  # Annotations are texts; types of other fields may not be imported.
         if (
@@ -90,17 +96,24 @@ def with_options(kind: type, command: Callable[..., None], names: str = "") -> C
     ]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    run.__doc__ = command.__doc__
+    run.__name__ = command.__name__
     return run
 
 
 def _parameter(field: dataclasses.Field[Any], value_type: str, option: Option) -> inspect.Parameter:
     """Return the parameter of a command for an option."""
-    is_list, choices, default = value_type.startswith("tuple["), option.choices, field.default
+    is_list = value_type.startswith("tuple[")
+    choices = option.choices
+    default = field.default
     plain = value_type.removeprefix("tuple[").removesuffix(", ...]").removesuffix(" | None")
-    parse = (
-        str if choices else parse_path if plain == "Path" and option.parse is None else option.parse
-    )
+    parse: Callable[[str], Any] | None
+    if choices:
+        parse = str
+    elif plain == "Path" and option.parse is None:
+        parse = parse_path
+    else:
+        parse = option.parse
     settings: dict[str, Any] = {"metavar": "|".join(choices) or option.metavar, "help": option.help}
     settings["parser"] = None if parse is None else usage_checked(parse, choices)
     if choices:
@@ -120,9 +133,12 @@ def _parameter(field: dataclasses.Field[Any], value_type: str, option: Option) -
             show_default=option.show_default,
             **settings,
         )
-    empty = (
-        None if is_list else inspect.Parameter.empty if default is dataclasses.MISSING else default
-    )
+    if is_list:
+        empty = None
+    elif default is dataclasses.MISSING:
+        empty = inspect.Parameter.empty
+    else:
+        empty = default
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,
@@ -219,7 +235,9 @@ def check_inputs(ctx: typer.Context, options: Mapping[str, Any], config: str) ->
         text = "it is that of label maps: add --input-type labels; coarser logits need --resample"
         raise typer.BadParameter(text, param_hint="--network-spacing")
     source = ctx.get_parameter_source("config")
-    return "sharp" if source is not None and source.name == "DEFAULT" else config
+    if source is not None and source.name == "DEFAULT":
+        return "sharp"
+    return config
 
 
 def parameters_of(

@@ -37,14 +37,12 @@ SILENT_SECONDS = 30.0  # seconds that a case may take without a line about it
 class RunReporter(AbstractContextManager[Any]):
     """Display of the commands that run cases: messages, and on a terminal a line that is redrawn."""
 
-    verbosity: int = (
-        NORMAL  # QUIET: no line, and only errors; VERBOSE: further details of the command
-    )
+    # QUIET: no line, and only errors; VERBOSE: further details of the command
+    verbosity: int = NORMAL
     _bar: Progress | None = None  # Its content need not be printed.
     _ended: int = 0
-    _known: set[str] = field(
-        default_factory=set
-    )  # Messages about one case that probably apply to all.
+    # Messages about one case that probably apply to all.
+    _known: set[str] = field(default_factory=set)
     _causes: Causes | None = None  # of the failures so far, if there are any
     _rest: str = ""  # after an interrupt: how much is done, and how to do the rest
 
@@ -63,7 +61,10 @@ class RunReporter(AbstractContextManager[Any]):
         self._say(f"note: {text}")
 
     def _start(self, total: float, *, counts: bool, detail: str = "") -> None:
-        """Show the bar, on a terminal and unless QUIET; it counts things up to a total, or shows percentages of it."""
+        """Show the bar, on a terminal and unless QUIET.
+
+        It counts things up to a total, or shows percentages of it.
+        """
         if self.verbosity <= QUIET or not sys.stderr.isatty():
             return
         from rich import progress
@@ -101,7 +102,10 @@ class RunReporter(AbstractContextManager[Any]):
             print(text, file=sys.stderr, flush=True)
 
     def _say_failure(self, case_id: str, text: str, traceback: str | None) -> None:
-        """Print the failure of a case; of several with one cause only the first, unless VERBOSE, which also shows tracebacks."""
+        """Print the failure of a case.
+
+        Of several with one cause only the first, unless VERBOSE, which also shows tracebacks.
+        """
         self._causes = self._causes or Causes()
         if self._causes.is_new(case_id, text) or self.verbosity >= VERBOSE:
             self._say(f"crfrefine: error: {text}", at_least=QUIET)
@@ -109,7 +113,10 @@ class RunReporter(AbstractContextManager[Any]):
             self._say(indented(traceback), at_least=VERBOSE)
 
     def _stop(self) -> None:
-        """Remove the bar, and print a line for each cause of several failures; once, at the end of a run."""
+        """Remove the bar, and print a line for each cause of several failures.
+
+        Once, at the end of a run.
+        """
         if self._bar is not None:
             self._bar.stop()
         for line in (
@@ -152,13 +159,18 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         return f"device {summary.device}"
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """Show the stage; steps are parts of a case, so that even the first one has a remaining time. Without a bar, print them seldom."""
+        """Show the stage.
+
+        Steps are parts of a case, so that even the first one has a remaining time. Without a bar,
+        print them seldom.
+        """
         detail = f"{stage} {step}/{num_steps}" if num_steps > 1 else stage
         completed = self._ended + 0.9 * step / num_steps if num_steps > 1 else None
         self._update(completed=completed, text=case_id, detail=detail)
         now = time.monotonic()
         if case_id and case_id != self._case:
-            self._case, self._case_started = case_id, now
+            self._case = case_id
+            self._case_started = now
         if (
             case_id
             and self._bar is None
@@ -168,8 +180,12 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
             self._told = now
 
     def note(self, text: str, *, case_id: str = "") -> None:
-        """Print an assumption; an assumption about many cases is printed for the first one, or for each if verbose."""
-        # A note begins with the name of a file, and the text after a colon may have the case's numbers.
+        """Print an assumption.
+
+        An assumption about many cases is printed for the first one, or for each if verbose.
+        """
+        # A note begins with the name of a file, and the text after a colon may have the case's
+        # numbers.
         gist = text.partition(" ")[2].partition(":")[0] if case_id else text
         if self.verbosity >= VERBOSE or gist not in self._known:
             self._say(f"{case_id}: {text}" if case_id else text)
@@ -183,7 +199,8 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         total = self.summary.num_cases if self.summary is not None else 0
         head = f"[{self._ended}/{total}] {record.case_id}"
         if record.status == "failed":
-            failure, name = record.failures[0], repr(record.case_id)
+            failure = record.failures[0]
+            name = repr(record.case_id)
             is_named = name in failure.message.partition("\n")[0]
             self._say_failure(
                 record.case_id,
@@ -290,9 +307,12 @@ def print_results(summary: RunSummary) -> None:
 def print_table(
     names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: tuple[str, ...] = ()
 ) -> None:
-    """Print a table on standard output, aligned on a terminal, else for programs; the columns in `numbers` are right-aligned.
+    """Print a table on standard output, aligned on a terminal, else for programs.
 
-    Tabs, line breaks and other non-printing characters are escaped as in Python strings: a row stays one line, a cell one cell.
+    The columns in `numbers` are right-aligned.
+
+    Tabs, line breaks and other non-printing characters are escaped as in Python strings: a row
+    stays one line, a cell one cell.
     """
     rows = [tuple(map(printable, row)) for row in rows]
     if not sys.stdout.isatty():

@@ -32,7 +32,8 @@ def status(
     from crfrefine.runs.records import case_states, read_records
     from crfrefine.runs.run import note_on_num_labels
 
-    is_complete, content = True, []
+    is_complete = True
+    content = []
     for folder in folders:
         recorded = read_records(folder)
         if not recorded.runs:
@@ -73,7 +74,10 @@ def status(
 
 
 def _show(folder: Path, cases: list[CaseState], notes: list[str], max_listed: int) -> None:
-    """Print the counts, and the reason of each case that is not done; at most so many cases of a kind and reason."""
+    """Print the counts, and the reason of each case that is not done.
+
+    At most so many cases of a kind and reason.
+    """
     states = [case.state for case in cases]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "failed", "missing"))
     print(f"{printable(str(folder))}: {counted(len(cases), 'case')}: {counts}")

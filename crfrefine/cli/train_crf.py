@@ -106,14 +106,11 @@ def train_crf(
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
     verbosity = 1 + verbose - quiet
-    nnunet, device, network_spacing = (
-        options.pop("nnunet"),
-        options.pop("device"),
-        options.pop("network_spacing"),
-    )
-    of_training = {
-        name: options.pop(name) for name in _OF_TRAINING
-    }  # The other options are those of both ways.
+    nnunet = options.pop("nnunet")
+    device = options.pop("device")
+    network_spacing = options.pop("network_spacing")
+    # The other options are those of both ways.
+    of_training = {name: options.pop(name) for name in _OF_TRAINING}
     if unlabeled:
         flags = {parameter.name: max(parameter.opts, key=len) for parameter in ctx.command.params}
         needless = [
@@ -152,7 +149,8 @@ def train_crf(
             {"images": images, "logits": logits, "masks": masks},
             takes_files=True,
         )
-        unread, masks = found.pop("labels", None), found.pop("masks", None)
+        unread = found.pop("labels", None)
+        masks = found.pop("masks", None)
         to_choose = UnlabeledOptions(
             images=found["images"],
             logits=found["logits"],

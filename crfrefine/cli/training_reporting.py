@@ -50,9 +50,10 @@ class TrainingReporter(RunReporter, TrainingObserver):
 
     def progressed(self, fraction: float, done: str = "") -> None:
         """Move the bar; without one, print the progress occasionally."""
-        self._left = (
-            (time.monotonic() - self._began) * (1.0 - fraction) / fraction if fraction else None
-        )
+        if fraction:
+            self._left = (time.monotonic() - self._began) * (1.0 - fraction) / fraction
+        else:
+            self._left = None
         self._update(completed=fraction)
         if done:
             self._say_if_due(f"  {done}")
@@ -83,7 +84,8 @@ def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
     from crfrefine.statistics.comparison import HARM_COLUMN, comparison_texts, describe_families
     from crfrefine.train.comparison import METHODS, METRICS
 
-    judged, summary = result.comparison.verdict, result.comparison.summary
+    judged = result.comparison.verdict
+    summary = result.comparison.summary
     if verbosity > QUIET:
         # The first metric is that of the verdict, compared with the network.
         first, *others = (metric for metric in map(metric_named, METRICS) if metric.in_overview)

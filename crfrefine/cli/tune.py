@@ -86,9 +86,10 @@ def tune(
     if output is not None:
         check_small_output(output)
     inputs = InferenceOptions(**options, output=Path(), parameters=parameters, preview=True)
-    class_order = (
-        None if regions_class_order is None else shared.parse_class_order(regions_class_order)
-    )
+    if regions_class_order is None:
+        class_order = None
+    else:
+        class_order = shared.parse_class_order(regions_class_order)
     tune_options = TuneOptions(
         inputs,
         labels,
@@ -108,7 +109,8 @@ def tune(
             file=sys.stderr,
         )
         print(address, flush=True)
-        # A server without a screen has no window, and a browser in the terminal would be in the way.
+        # A server without a screen has no window, and a browser in the terminal would be in the
+        # way.
         has_screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
         if browser and has_screen and "SSH_CONNECTION" not in os.environ:
             threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

@@ -1,6 +1,9 @@
-"""Reading and writing volumes, logits and label maps; nibabel is imported only in this package, and only when a file needs it.
+"""Reading and writing volumes, logits and label maps.
 
-Arrays keep the order of the files, x fastest; the returned arrays are transposed views, ([channel,] x, y, z).
+Nibabel is imported only in this package, and only when a file needs it.
+
+Arrays keep the order of the files, x fastest; the returned arrays are transposed views, ([channel,]
+x, y, z).
 """
 
 from __future__ import annotations
@@ -113,7 +116,10 @@ def write_channels(
     kind: str = "logits",
     threads: int = 1,
 ) -> None:
-    """Write logits or probabilities, (labels, *grid), atomically, as float32; otherwise as `write_pieces`."""
+    """Write logits or probabilities, (labels, *grid), atomically, as float32.
+
+    Otherwise as `write_pieces`.
+    """
     piece = _planes_of(path, np.asarray(channels), like)
     write_pieces(path, like, len(channels), piece, kind=kind, threads=threads)
 
@@ -129,10 +135,11 @@ def write_pieces(
 ) -> None:
     """Write logits or probabilities atomically, as float32, piece by piece: the bytes of `write_channels`.
 
-    NIfTI gets (x, y, z, label), MetaImage and NRRD a vector image, .npz (label, z, y, x) under the name
-    `kind`. `piece` returns the values of planes of a channel, (planes, [y,] x) in the order of storage;
-    each is asked for once, for MetaImage and NRRD all channels of some planes before the next planes.
-    The geometry of `like` is kept. If `piece` raises an error, nothing is left of the file.
+    NIfTI gets (x, y, z, label), MetaImage and NRRD a vector image, .npz (label, z, y, x) under the
+    name `kind`. `piece` returns the values of planes of a channel, (planes, [y,] x) in the order of
+    storage; each is asked for once, for MetaImage and NRRD all channels of some planes before the
+    next planes. The geometry of `like` is kept. If `piece` raises an error, nothing is left of the
+    file.
     """
     dtype = np.dtype(np.float32)
     _write(VoxelsToWrite(Path(path), kind, num_channels, dtype, piece), like, threads)
@@ -148,13 +155,15 @@ def _planes_of(path: str | Path, channels: NDArray[Any], like: Volume) -> Planes
 
 
 def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    path, kind = voxels.path, voxels.kind
+    path = voxels.path
+    kind = voxels.kind
     needs_place = kind in ("labels", "image")
     known = require_suffix(path, WRITTEN_SUFFIXES) if needs_place else require_suffix(path)
     if kind != "labels" and path.name.lower().endswith(".seg.nrrd"):
         raise UnsupportedFormatError(
             f"{path}: a segmentation holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead"
         )
-    files, grid_shape = files_written(path)[1:], like.grid_shape[::-1]
+    files = files_written(path)[1:]
+    grid_shape = like.grid_shape[::-1]
     voxels = replace(voxels, grid_shape=grid_shape, voxel_files=files)
     import_module(known.module).write(voxels, like, threads)

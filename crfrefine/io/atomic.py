@@ -1,7 +1,8 @@
 """Atomic files: written under a hidden name beside the target, then renamed.
 
-If the target is a link, the file behind it is written and the link stays. Inputs of the command (`base.inputs`) and anything
-but regular files are refused. A killed process leaves its hidden file, which is removed after a day.
+If the target is a link, the file behind it is written and the link stays. Inputs of the command
+(`base.inputs`) and anything but regular files are refused. A killed process leaves its hidden file,
+which is removed after a day.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from typing import BinaryIO
 from crfrefine.base.inputs import check_no_input
 from crfrefine.errors import CrfRefineError, InputError, StorageError
 
-_MAX_NAME_BYTES = (
-    100  # Bytes of the target's name in the hidden name, which must not be too long for the disk.
-)
+# Bytes of the target's name in the hidden name, which must not be too long for the disk.
+_MAX_NAME_BYTES = 100
 _LEFTOVER_SECONDS = 86_400
 
 
 @contextmanager
 def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
-    """Open files of one folder for writing; they get their names only if the block ends without an error."""
+    """Open files of one folder for writing.
+
+    They get their names only if the block ends without an error.
+    """
     # Else, also after Ctrl-C, the partial files are removed, and existing files stay unchanged. The
     # last of several files that belong together names the others, and is renamed after them.
     targets = check_replaceable(*paths)
@@ -71,24 +74,27 @@ def write_small_file(path: Path, content: bytes) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> CrfRefineError:
-    """Return the error to raise if the operating system refuses to write a file; StorageError if it will refuse all other files too."""
+    """Return the error to raise if the operating system refuses to write a file.
+
+    StorageError if it will refuse all other files too.
+    """
     folder = Path(os.path.realpath(path)).parent
-    is_full, reason = (
-        error.errno in (errno.ENOSPC, errno.EDQUOT),
-        f"{error.strerror or error}, in the folder {folder}",
-    )
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = f"{error.strerror or error}, in the folder {folder}"
     if is_full or error.errno == errno.ENOENT:
-        reason = (
-            "the disk is full; free some space and run again"
-            if is_full
-            else f"there is no folder {folder}"
-        )
+        if is_full:
+            reason = "the disk is full; free some space and run again"
+        else:
+            reason = f"there is no folder {folder}"
     kind = StorageError if is_full or error.errno == errno.EROFS else CrfRefineError
     return kind(f"{path}: cannot be written: {reason}")
 
 
 def check_replaceable(*paths: Path) -> list[Path]:
-    """Return the regular files behind paths, existing or not; raise CrfRefineError if they cannot be written."""
+    """Return the regular files behind paths, existing or not.
+
+    Raise CrfRefineError if they cannot be written.
+    """
     for path in paths:
         check_no_input(path)
         # Standard output may be a regular file, which other programs write to.
@@ -105,7 +111,8 @@ def check_replaceable(*paths: Path) -> list[Path]:
             )
     targets = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
     for path, target in zip(paths[:-1], targets[:-1], strict=True):
-        # A header finds its voxels by their name in its folder, even if it is reached through a link.
+        # A header finds its voxels by their name in its folder, even if it is reached through a
+        # link.
         if os.path.realpath(targets[-1].with_name(path.name)) != os.path.realpath(target):
             raise CrfRefineError(
                 f"{paths[-1]}: cannot be written: it is a link to {targets[-1]}, where its voxels would not be found\n"
@@ -136,7 +143,10 @@ def check_small_output(path: Path) -> None:
 
 @cache
 def remove_leftovers(folder: Path) -> None:
-    """Remove hidden files of this user in a folder not written to for a day; look into a folder once."""
+    """Remove hidden files of this user in a folder not written to for a day.
+
+    Look into a folder once.
+    """
     for path in folder.glob(".*.tmp-" + "[0-9a-f]" * 16):
         with suppress(OSError):
             status = path.lstat()

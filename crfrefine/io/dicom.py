@@ -1,6 +1,7 @@
 """Series and segmentations of DICOM, read and written by pydicom and highdicom.
 
-Decoders of damaged files need limits of time and memory: `crfrefine convert` imports this module in a process of its own.
+Decoders of damaged files need limits of time and memory: `crfrefine convert` imports this module in
+a process of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader, se
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 SEGMENTATION = "DICOM segmentation"
-# Processor time that this process may take, if it is there for a conversion alone; each million bytes of its files adds a second.
+# Processor time that this process may take, if it is there for a conversion alone; each million
+# bytes of its files adds a second.
 seconds: int | None = None
 # Bytes that it may take then; 32 for each voxel and 4 for each byte of its files are added.
 MEMORY = 1 << 30
@@ -56,7 +58,8 @@ _SMALL = 1 << 26  # Bytes of voxels that a compressed file of any size may hold.
 # End of a segment's description, where its label is not its number: numbers have no gaps.
 _LABEL = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)
 _IDENTITY = {"PatientID": "patients", "FrameOfReferenceUID": "frames of reference"}
-# Elements that the standard wants in every file, but perhaps without a value: of the patient and of the study.
+# Elements that the standard wants in every file, but perhaps without a value: of the patient and of
+# the study.
 _EXPECTED = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
@@ -70,7 +73,8 @@ _REFERENCED = (
     "FrameOfReferenceUID",
     "Modality",
 )
-# Elements of a slice, the last two of which are the thickness, and the functional groups that hold them.
+# Elements of a slice, the last two of which are the thickness, and the functional groups that hold
+# them.
 _OF_SLICE = (
     *(
         "PixelSpacing",
@@ -88,15 +92,18 @@ _GROUPS = (
     "PixelValueTransformationSequence",
 )
 # Distances of slices, and deviations from an even row, as parts of the usual step; and an angle.
-_SAME_PLACE, _UNEVEN, _MAX_TILT = 1e-3, 0.1, 2.0
+_SAME_PLACE = 1e-3
+_UNEVEN = 0.1
+_MAX_TILT = 2.0
 
 
 def read(path: Path, like: Path | None = None) -> Volume:
     """Read a series as it is measured, or a segmentation as a label map; both with a header.
 
-    The path is the folder of a series, a file of several frames, or a segmentation, which is placed on
-    the grid of the series `like`. Raises InputError if the slices are no volume, or the two are of different
-    patients or frames of reference; GridMismatchError; and UnsupportedFormatError or CapacityError if decoding fails.
+    The path is the folder of a series, a file of several frames, or a segmentation, which is placed
+    on the grid of the series `like`. Raises InputError if the slices are no volume, or the two are
+    of different patients or frames of reference; GridMismatchError; and UnsupportedFormatError or
+    CapacityError if decoding fails.
     """
     with _decoding(path):
         notes: list[str] = []
@@ -109,7 +116,9 @@ def read(path: Path, like: Path | None = None) -> Volume:
             header = _header(path, SEGMENTATION, stored.shape, affine, notes)
         else:
             series = read_series(path)
-            segments, stored, header = (), _voxels(series), series.header
+            segments = ()
+            stored = _voxels(series)
+            header = series.header
     header = replace(header, dtype=stored.dtype.name, segments=segments)
     return Volume(stored.T, *header.geometry(), path, header)
 
@@ -117,7 +126,10 @@ def read(path: Path, like: Path | None = None) -> Volume:
 def _header(
     path: Path, kind: str, shape: Sequence[int], affine: NDArray[np.float64], notes: Sequence[str]
 ) -> VolumeHeader:
-    """Return the header of voxels, (slices, rows, columns); raise InputError if their places are not usable."""
+    """Return the header of voxels, (slices, rows, columns).
+
+    Raise InputError if their places are not usable.
+    """
     require_usable(affine, 3, path)
     return VolumeHeader(
         path, kind, tuple(shape)[::-1], 1, "float32", spacing_of(affine), affine, notes=tuple(notes)
@@ -144,8 +156,12 @@ def _decoding(path: Path) -> Iterator[None]:
 
 
 def _limit(path: Path, files: Iterable[Path], num_voxels: int = 0, bits: int = 0) -> None:
-    """Limit memory and processor time from now on; raise an error if the files are too small for so many voxels."""
-    num_bytes, promised = sum(file.stat().st_size for file in files), num_voxels * bits // 8
+    """Limit memory and processor time from now on.
+
+    Raise an error if the files are too small for so many voxels.
+    """
+    num_bytes = sum(file.stat().st_size for file in files)
+    promised = num_voxels * bits // 8
     if promised > max(num_bytes * MAX_RATIO, _SMALL):
         raise cut_off(path, f"{promised} bytes of voxels", f"it holds {num_bytes}")
     if seconds is None:
@@ -167,13 +183,15 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
     """Return the headers of a series' files, or of the one file."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
-    files = (
-        sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        if path.is_dir()
-        else [path]
-    )
+    if path.is_dir():
+        files = sorted(
+            file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")
+        )
+    else:
+        files = [path]
     _limit(path, files)
-    datasets, others = dict[Path, Any](), []
+    datasets = dict[Path, Any]()
+    others = []
     for file in files:
         try:
             dataset: Any = pydicom.dcmread(file, stop_before_pixels=True)
@@ -198,8 +216,9 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
 
 def _slices(file: Path, dataset: Any) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Yield the name and the numbers of each slice of a file."""
-    # The 16 numbers are rows and columns, the mm between them, the directions along a row and along a column,
-    # the center of the first voxel, in LPS, slope and intercept of the values, and the thickness, 0 if unknown.
+    # The 16 numbers are rows and columns, the mm between them, the directions along a row and along
+    # a column, the center of the first voxel, in LPS, slope and intercept of the values, and the
+    # thickness, 0 if unknown.
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [()])[0]
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
     if len(frames) != int(dataset.get("NumberOfFrames") or 1):
@@ -256,7 +275,10 @@ class Series(NamedTuple):
 
 
 def read_series(path: Path) -> Series:
-    """Read the headers of a series; raise InputError if its slices are not one volume, and errors as `read`."""
+    """Read the headers of a series.
+
+    Raise InputError if its slices are not one volume, and errors as `read`.
+    """
     with _decoding(path):
         notes: list[str] = []
         datasets = _datasets(path, notes)
@@ -286,11 +308,9 @@ def read_series(path: Path) -> Series:
                 f"{path}: slices of different sizes, voxel sizes or orientations: {names[0]} has {numbers[0, :10].tolist()}, "
                 f"{names[other]} has {numbers[other, :10].tolist()}; a localizer? Give each volume a folder of its own"
             )
-        axes, positions, thickness = (
-            numbers[0, 4:10].reshape(2, 3),
-            numbers[:, 10:13],
-            numbers[0, 15],
-        )
+        axes = numbers[0, 4:10].reshape(2, 3)
+        positions = numbers[:, 10:13]
+        thickness = numbers[0, 15]
         axes /= np.linalg.norm(axes, axis=1, keepdims=True)
         normal = np.cross(*axes)
         places = positions @ normal
@@ -298,10 +318,8 @@ def read_series(path: Path) -> Series:
         step = normal * (thickness or 1.0)
         if len(names) > 1:
             distances = np.diff(places[order])
-            usual, step = (
-                np.median(distances),
-                (positions[order[-1]] - positions[order[0]]) / len(distances),
-            )
+            usual = np.median(distances)
+            step = (positions[order[-1]] - positions[order[0]]) / len(distances)
             row = positions[order[0]] + np.arange(len(names))[:, np.newaxis] * step
             off = np.linalg.norm(positions[order] - row, axis=1).max()
             tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1.0, 1.0)))
@@ -329,11 +347,9 @@ def read_series(path: Path) -> Series:
 
 def _voxels(series: Series) -> NDArray[Any]:
     """Return the scaled values of a series, (slices along the normal, rows, columns), as integers if they are whole."""
-    path, shape, first = (
-        series.header.path,
-        series.header.grid_shape[::-1],
-        next(iter(series.datasets.values())),
-    )
+    path = series.header.path
+    shape = series.header.grid_shape[::-1]
+    first = next(iter(series.datasets.values()))
     _limit(path, series.datasets, math.prod(shape), int(first.BitsAllocated))
     # Series with 32 bits need float64 before they are written.
     array = np.empty(shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)
@@ -351,7 +367,9 @@ def _voxels(series: Series) -> NDArray[Any]:
         )
     if not np.isfinite(array).all():
         raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
-    low, high, is_whole = array.min(), array.max(), (array == np.rint(array)).all()
+    low = array.min()
+    high = array.max()
+    is_whole = (array == np.rint(array)).all()
     dtypes = (
         dtype
         for dtype in ("<i2", "<u2", "<i4")
@@ -376,7 +394,10 @@ def _labels_of(path: Path, dataset: Any) -> dict[int, tuple[int, Any]]:
 
 
 def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> None:
-    """Raise InputError if two files are of different patients or frames of reference; a missing value is no difference."""
+    """Raise InputError if two files are of different patients or frames of reference.
+
+    A missing value is no difference.
+    """
     for keyword, name in _IDENTITY.items():
         found, expected = (str(source.get(keyword) or "").strip() for source in (dataset, other))
         if found and expected and found != expected:
@@ -451,11 +472,9 @@ def _label_map(
         series = read_series(like)
         notes += series.header.notes
         _require_same_identity(path, dataset, like, next(iter(series.datasets.values())))
-        (grid, _), shape, grid_shape = (
-            series.header.geometry(),
-            stored.shape[::-1],
-            series.header.grid_shape,
-        )
+        grid, _ = series.header.geometry()
+        shape = stored.shape[::-1]
+        grid_shape = series.header.grid_shape
         offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
         expected = grid.copy()
         expected[:3, 3] += grid[:3, :3] @ offset
@@ -465,7 +484,8 @@ def _label_map(
             raise GridMismatchError(
                 f"{path}: not on the grid of --like\n{difference}\n  Name the series that it was made on."
             )
-        stored, affine = np.pad(stored, np.column_stack([offset, after])[::-1]), grid
+        stored = np.pad(stored, np.column_stack([offset, after])[::-1])
+        affine = grid
     segments = []
     for label, item in described.values():
         lab = item.get("RecommendedDisplayCIELabValue")
@@ -484,7 +504,10 @@ def write(
     like: Series,
     segments: Path | None,
 ) -> None:
-    """Write a label map, (x, y, z) on the grid of a series, as a segmentation of binary segments; raises as `read`."""
+    """Write a label map, (x, y, z) on the grid of a series, as a segmentation of binary segments.
+
+    Raises as `read`.
+    """
     # The segments get these names, and keep what describes their labels in the file `segments`.
     with _decoding(like.header.path):
         content = _segmentation(
@@ -497,7 +520,8 @@ def _segmentation(
     labels: NDArray[Any], known: Mapping[int, str], series: Series, file: Path | None
 ) -> bytes:
     """Return the file of a segmentation."""
-    path, sources = series.header.path, list(series.datasets.values())
+    path = series.header.path
+    sources = list(series.datasets.values())
     items: dict[int, Any] = {}
     if file is not None:
         source = next(iter(_datasets(file, []).values()))
@@ -552,7 +576,10 @@ def _segmentation(
 
 
 def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
-    """Give a header what highdicom asks for; raise InputError if a segmentation cannot refer to its file."""
+    """Give a header what highdicom asks for.
+
+    Raise InputError if a segmentation cannot refer to its file.
+    """
     if not source.get("SOPClassUID"):  # De-identification may empty it.
         source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or _CLASSES.get(
             source.get("Modality"), ""
@@ -568,10 +595,8 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
     if (
         "PerFrameFunctionalGroupsSequence" in source
     ):  # highdicom looks for these only among the shared groups.
-        shared, frame = (
-            source.SharedFunctionalGroupsSequence[0],
-            source.PerFrameFunctionalGroupsSequence[0],
-        )
+        shared = source.SharedFunctionalGroupsSequence[0]
+        frame = source.PerFrameFunctionalGroupsSequence[0]
         for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
             shared.setdefault(name, frame.get(name))
     else:
@@ -587,7 +612,8 @@ def _describe(number: int, label: int, name: str, item: Any) -> Any:
         if not item.get("SegmentAlgorithmType"):  # Nobody knows: the type without an algorithm.
             item.SegmentAlgorithmType = "MANUAL"
         elif item.SegmentAlgorithmType == "MANUAL":  # It was, before the refinement.
-            item.SegmentAlgorithmType, item.SegmentAlgorithmName = "SEMIAUTOMATIC", "crfrefine"
+            item.SegmentAlgorithmType = "SEMIAUTOMATIC"
+            item.SegmentAlgorithmName = "crfrefine"
         item = highdicom.seg.SegmentDescription.from_dataset(item, copy=False)
     else:
         tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")

@@ -1,7 +1,8 @@
 """GIPL, VTK and MRC, and rare headers of MetaImage and NRRD: SimpleITK converts the file to NRRD in a separate process.
 
-ITK's readers crash on some damaged files and never return from others: the process has limits of memory and time. It ends
-with this one, and its target has no name. A file is converted for its header, and once more for its voxels.
+ITK's readers crash on some damaged files and never return from others: the process has limits of
+memory and time. It ends with this one, and its target has no name. A file is converted for its
+header, and once more for its voxels.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _GIPL_MAGIC = ((0xEFFFE9B0).to_bytes(4, "big"), (0x2AE389B8).to_bytes(4, "big"))
 _VTK_HEADER = re.compile(
     rb"\n(?:SCALARS[^\n]*\nLOOKUP_TABLE|VECTORS|COLOR_SCALARS|TENSORS)[^\n]*\n", re.IGNORECASE
 )
-# The other process compares the promise of the header with the content of the file before it asks for memory.
-# In prctl, 1 is PR_SET_PDEATHSIG, and 9 SIGKILL.
+# The other process compares the promise of the header with the content of the file before it asks
+# for memory. In prctl, 1 is PR_SET_PDEATHSIG, and 9 SIGKILL.
 _CONVERT = """
 import os, sys
 parent, memory, source, source_io, target, unit, most = sys.argv[1:]
@@ -51,7 +52,8 @@ try:
     reader.SetImageIO(source_io)
     reader.SetFileName(source)
     reader.ReadImageInformation()
-    kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())  # Such as "vector of 32-bit float".
+    # Such as "vector of 32-bit float".
+    kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
     promised = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (2 if "complex" in kind else 1)
     if unit != "numbers":
         promised = promised * int(kind.split("-bit")[0].split()[-1]) // 8
@@ -90,7 +92,10 @@ def _name(start: bytes) -> str | None:
 
 
 def read_header(path: Path, name: str | None = None) -> VolumeHeader:
-    """Read the header of a file of MetaImage or NRRD; None means GIPL, MRC or VTK, by its content."""
+    """Read the header of a file of MetaImage or NRRD.
+
+    None means GIPL, MRC or VTK, by its content.
+    """
     # Raises UnsupportedFormatError (damaged, or not readable by ITK), InputError (no SimpleITK, or
     # no usable geometry) or CapacityError.
     with _as_nrrd(path, name) as (found, header):
@@ -111,7 +116,8 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
 @contextmanager
 def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]:
     """Convert a file for the time of the block: the name of its format, and the header of the NRRD, which has no name."""
-    start, is_by_content = read_start(path), name is None
+    start = read_start(path)
+    is_by_content = name is None
     unpacked = inflated(start) if is_by_content else b""
     name = name or _name(unpacked or start)
     if name is None:
@@ -142,7 +148,8 @@ def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]
 
 def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[str, int]:
     """Return the most numbers, or bytes of voxels, that a file, which begins so, can hold: ITK would invent missing ones."""
-    size, offset = os.fstat(file.fileno()).st_size, 256
+    size = os.fstat(file.fileno()).st_size
+    offset = 256
     if name == "MRC":
         offset = 1024 + int.from_bytes(
             start[92:96], "big" if start[212:213] == b"\x11" else "little"
@@ -165,15 +172,16 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[
 def _convert(
     path: Path, source: BinaryIO | None, name: str, target: BinaryIO, start: bytes
 ) -> None:
-    """Convert the open file `source`, which begins so, in a separate process; errors are those of the file `path`."""
+    """Convert the open file `source`, which begins so, in a separate process.
+
+    Errors are those of the file `path`.
+    """
     # Without a source ITK opens the file itself, as its header may name other files.
     unit, most = (
         ("numbers", _UNLIMITED) if source is None else _content_size(source, path, name, start)
     )
-    memory, files = (
-        max(memory_left(memory_limit()), _MIN_MEMORY),
-        [file.fileno() for file in (source, target) if file is not None],
-    )
+    memory = max(memory_left(memory_limit()), _MIN_MEMORY)
+    files = [file.fileno() for file in (source, target) if file is not None]
     place = path if source is None else f"/dev/fd/{files[0]}"
     arguments = (os.getpid(), memory, place, _READERS[name], files[-1], unit, most)
     command = [sys.executable, "-P", "-c", _CONVERT, *map(str, arguments)]
@@ -204,11 +212,10 @@ def _convert(
         raise CapacityError(
             f"{path}: ITK needs more memory for this file than there is: {shorten(message)}"
         )
-    problem = (
-        f"crashed on this file (signal {-done.returncode})"
-        if done.returncode < 0
-        else "cannot convert this file"
-    )
+    if done.returncode < 0:
+        problem = f"crashed on this file (signal {-done.returncode})"
+    else:
+        problem = "cannot convert this file"
     message = shorten(re.sub(r"/dev/fd/\d+", path.name, message))
     raise UnsupportedFormatError(
         f"{path}: ITK {problem}: {message or 'it is damaged; export it again'}"

@@ -1,4 +1,7 @@
-"""JSON: files of others, with errors that name fault and place; values and lines of our own, which processes may add together."""
+"""JSON: files of others, with errors that name fault and place.
+
+Values and lines of our own, which processes may add together.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +26,20 @@ MAX_BYTES = 1 << 26
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of at most MAX_BYTES; raise InputError, with line and column where it is not JSON."""
+    """Read a JSON file of at most MAX_BYTES.
+
+    Raise InputError, with line and column where it is not JSON.
+    """
     require_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(
                 f"{path}: too much for a JSON file; at most {MAX_BYTES / 1e6:.0f} MB are read"
             )
-        text = path.read_bytes().decode(
-            "utf-8-sig"
-        )  # Some editors begin a file with a byte order mark.
-        return json.loads(
-            text, object_pairs_hook=_table
-        )  # NaN and infinity are numbers, as in Python.
+        # Some editors begin a file with a byte order mark.
+        text = path.read_bytes().decode("utf-8-sig")
+        # NaN and infinity are numbers, as in Python.
+        return json.loads(text, object_pairs_hook=_table)
     except OSError as error:
         raise expected_error(error, path) from error
     except UnicodeDecodeError as error:
@@ -59,7 +63,9 @@ def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def without_nonfinite(value: Any) -> Any:
     """Return the value with None for each NaN and infinity in it."""
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        if math.isfinite(value):
+            return value
+        return None
     if isinstance(value, dict):
         return {key: without_nonfinite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -68,7 +74,10 @@ def without_nonfinite(value: Any) -> Any:
 
 
 def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
-    """Return values as JSON with a line break at its end; None for numbers that JSON does not have."""
+    """Return values as JSON with a line break at its end.
+
+    None for numbers that JSON does not have.
+    """
     return (
         json.dumps(without_nonfinite(dict(values)), indent=indent, default=str, allow_nan=False)
         + "\n"
@@ -76,11 +85,15 @@ def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 class LineFile:
-    """A file to add lines of JSON to, each with the `common` values; several processes may do so at the same time."""
+    """A file to add lines of JSON to, each with the `common` values.
+
+    Several processes may do so at the same time.
+    """
 
     def __init__(self, path: Path, **common: Any) -> None:
         (target,) = check_replaceable(path)
-        self._path, self._common = path, common
+        self._path = path
+        self._common = common
         self._waiting = b""  # lines that the disk has not taken
         try:
             self._file = os.open(target, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -88,14 +101,18 @@ class LineFile:
             raise cannot_write(path, error) from error
 
     def append(self, *lines: Mapping[str, Any]) -> None:
-        """Add lines, after those that the disk did not take before; raise CrfRefineError if it takes none, as a full one."""
-        # Processes that do so at the same time wait for each other, except on storage without locks,
-        # where lines may be lost. A last line that a killed process left unfinished is removed. It
-        # waits until the disk has the lines. One thread at a time.
+        """Add lines, after those that the disk did not take before.
+
+        Raise CrfRefineError if it takes none, as a full one.
+        """
+        # Processes that do so at the same time wait for each other, except on storage without
+        # locks, where lines may be lost. A last line that a killed process left unfinished is
+        # removed. It waits until the disk has the lines. One thread at a time.
         self._waiting += b"".join(to_json({**self._common, **line}).encode() for line in lines)
         try:
             self._lock(fcntl.LOCK_EX)
-            size, content = os.fstat(self._file).st_size, self._waiting
+            size = os.fstat(self._file).st_size
+            content = self._waiting
             try:
                 tail = self._last_line(size)
                 if tail and not isinstance(parse_line(tail), dict):
@@ -125,7 +142,8 @@ class LineFile:
 
     def _last_line(self, size: int) -> bytes:
         """Return the part after the last line break of the file."""
-        start, tail = size, b""
+        start = size
+        tail = b""
         while start > 0 and b"\n" not in tail:
             begin = max(0, start - max(1 << 16, len(tail)))
             tail = os.pread(self._file, start - begin, begin) + tail

@@ -94,13 +94,12 @@ def read_header(path: Path) -> VolumeHeader:
     if not fields.text("ObjectType", "Image").lower().startswith("image"):
         raise fields.damaged("ObjectType", "Image")
     num_dims = fields.whole("NDims", limits=(2, 4))
-    sizes, channels = (
-        fields.sizes("DimSize", num_dims),
-        fields.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30)),
-    )
+    sizes = fields.sizes("DimSize", num_dims)
+    channels = fields.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
     _require_planes(fields, num_listed, sizes[-1])
     grid = grid_and_channels(path, sizes, channels)
-    num_axes, template = len(grid[0]), []
+    num_axes = len(grid[0])
+    template = []
     for key in _GEOMETRY_KEYS if num_dims == num_axes else ():
         if key in fields:  # Anything may follow the numbers that are used.
             words = fields.text(key).split()[: num_dims ** (2 if key == "TransformMatrix" else 1)]
@@ -113,7 +112,8 @@ def read_header(path: Path) -> VolumeHeader:
 
 def _fields(path: Path) -> tuple[Fields, int, int]:
     """Return the fields, the bytes of the header, and the number of files in the list after it."""
-    fields, problem = Fields(path, NAME, " = "), "no line `ElementDataFile = ...` in its header"
+    fields = Fields(path, NAME, " = ")
+    problem = "no line `ElementDataFile = ...` in its header"
     lines = header_lines(path)
     for number, line, end in lines:
         if not line.strip():
@@ -153,15 +153,14 @@ def _require_planes(fields: Fields, num_files: int, num_planes: int) -> None:
 
 def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     is_local = fields.text("ElementDataFile").upper() == "LOCAL"
-    is_compressed, is_binary = fields.flag("CompressedData"), fields.flag("BinaryData", "True")
-    path = (
-        fields.path
-        if is_local
-        else voxel_path(fields, "ElementDataFile", is_compressed=is_compressed)
-    )
-    skipped = fields.whole(
-        "HeaderSize", "0", limits=(-1, 1 << 60)
-    )  # -1 means that the voxels end the file.
+    is_compressed = fields.flag("CompressedData")
+    is_binary = fields.flag("BinaryData", "True")
+    if is_local:
+        path = fields.path
+    else:
+        path = voxel_path(fields, "ElementDataFile", is_compressed=is_compressed)
+    # -1 means that the voxels end the file.
+    skipped = fields.whole("HeaderSize", "0", limits=(-1, 1 << 60))
     if skipped and (is_compressed or not is_binary):
         raise fields.damaged("HeaderSize", "0 before compressed voxels or text")
     if not is_binary:
@@ -185,9 +184,10 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
         direction = (
             np.array(fields.numbers("TransformMatrix", num_dims**2)).reshape(num_dims, num_dims).T
         )
-    origin = (
-        fields.numbers("Offset", num_dims, exact=False) if "Offset" in fields else (0.0,) * num_dims
-    )
+    if "Offset" in fields:
+        origin = fields.numbers("Offset", num_dims, exact=False)
+    else:
+        origin = (0.0,) * num_dims
     key = next((key for key in ("ElementSpacing", "ElementSize") if key in fields), None)
     spacing = (1.0,) * num_dims if key is None else fields.numbers(key, num_dims, exact=False)
     if 0.0 in spacing and key is not None:
@@ -201,8 +201,10 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     """Write voxels as zlib data, which takes one thread: .mha in one file, .mhd with a .zraw beside it; a voxel's channels are together."""
-    path, lines = voxels.path, lines_to_write(voxels.path, like, NAME, _geometry_lines)
-    # The header of an .mha comes first and has the size of the voxels: they wait in a file without a name, on the same disk.
+    path = voxels.path
+    lines = lines_to_write(voxels.path, like, NAME, _geometry_lines)
+    # The header of an .mha comes first and has the size of the voxels: they wait in a file without
+    # a name, on the same disk.
     with (
         atomic_files(*voxels.voxel_files, path) as files,
         TemporaryFile(dir=Path(os.path.realpath(path)).parent) as waiting,
@@ -235,8 +237,12 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
 def _geometry_lines(
     direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]
 ) -> tuple[str, ...]:
-    """Return the lines that place a grid in LPS; the matrix lists one axis after the other, so it is the direction's transpose."""
-    center, sizes = np.zeros_like(origin), np.array(spacing)
+    """Return the lines that place a grid in LPS.
+
+    The matrix lists one axis after the other, so it is the direction's transpose.
+    """
+    center = np.zeros_like(origin)
+    sizes = np.array(spacing)
     arrays = {
         "TransformMatrix": direction.T,
         "Offset": origin,

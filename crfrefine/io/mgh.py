@@ -67,11 +67,9 @@ def read_header(path: Path) -> VolumeHeader:
         path, encoding, np.dtype(_TYPES[int(template["type"])]), offset=_DATA_OFFSET
     )
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
-    notes = (
-        ()
-        if has_place
-        else ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
-    )
+    notes: tuple[str, ...] = ()
+    if not has_place:
+        notes = ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
     file_format = "MGH" + (", gzip" if encoding == "gzip" else "")
     return volume_header(
         path,
@@ -86,7 +84,10 @@ def read_header(path: Path) -> VolumeHeader:
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write voxels with the geometry of another volume, that of an MGH file bit for bit; labels above 255 take 32 bits."""
+    """Write voxels with the geometry of another volume, that of an MGH file bit for bit.
+
+    Labels above 255 take 32 bits.
+    """
     from nibabel.freesurfer.mghformat import MGHHeader
 
     template = like.header.template if like.header is not None else None
@@ -96,7 +97,8 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         require_right_angles(voxels.path, like)
         # Directions, voxel sizes, and the world position of the grid's center.
         spacing = np.array(spacing_of(like.affine))
-        header["goodRASFlag"], header["delta"] = 1, spacing
+        header["goodRASFlag"] = 1
+        header["delta"] = spacing
         header["Mdc"] = (like.affine[:3, :3] / spacing).T
         header["Pxyz_c"] = like.affine[:3, 3] + like.affine[:3, :3] @ np.array(shape) / 2
     header["dims"] = (*shape, voxels.num_channels or 1)

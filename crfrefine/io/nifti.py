@@ -44,7 +44,8 @@ from crfrefine.io.volume import (
 )
 
 _MAX_HEADER = 540  # bytes of the longer header, that of NIfTI-2
-# Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters in practice.
+# Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters
+# in practice.
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 _ANALYZE_NOTE = "Analyze 7.5 does not say which side is left: its axes are taken as nibabel does"
 
@@ -58,7 +59,8 @@ def recognizes(start: bytes) -> bool:
     """Return whether it is a header of NIfTI or Analyze, in either byte order, compressed or not."""
     block = inflated(start) or start
     # Analyze has no magic: the length of its header, and a sane number of dimensions.
-    length, num_dims = block[:4], block[40:42]
+    length = block[:4]
+    num_dims = block[40:42]
     is_pair = any(
         length == (348).to_bytes(4, order) and 1 <= int.from_bytes(num_dims, order) <= 7
         for order in _ORDERS
@@ -72,13 +74,17 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header; the voxels of a pair have its name, with an ending in upper case where the header's is."""
+    """Read only the header.
+
+    The voxels of a pair have its name, with an ending in upper case where the header's is.
+    """
     with open_bytes(path, "raw") as reader:
         start = reader.read(START_BYTES)
     is_gzip = start.startswith(GZIP_MAGIC) or (
         path.name.lower().endswith(GZIP_SUFFIXES) and not recognizes(start)
     )
-    encoding, voxels = "gzip" if is_gzip else "raw", path
+    encoding = "gzip" if is_gzip else "raw"
+    voxels = path
     with open_bytes(path, encoding) as reader:
         block = reader.read(_MAX_HEADER)
         is_single = block[344:348] == b"n+1\0" or block[4:8] == b"n+2\0"
@@ -95,13 +101,13 @@ def read_header(path: Path) -> VolumeHeader:
         if is_pair:
             return header
         assert header.source is not None
-        size, end = int(header.template["sizeof_hdr"]), header.source.offset
+        size = int(header.template["sizeof_hdr"])
+        end = header.source.offset
         block += reader.read(max(0, min(end, size + _MAX_EXTENSION_BYTES) - len(block)))
-    segments = (
-        _labels_in(block[size:end])
-        if header.num_channels == 1 and block[size : size + 1] > b"\0"
-        else ()
-    )
+    if header.num_channels == 1 and block[size : size + 1] > b"\0":
+        segments = _labels_in(block[size:end])
+    else:
+        segments = ()
     return replace(header, segments=segments)
 
 
@@ -121,7 +127,10 @@ def _describe_forms(header: VolumeHeader) -> tuple[tuple[str, str], ...]:
 
 
 def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bool) -> VolumeHeader:
-    """Return the header of a file by its first _MAX_HEADER bytes; that of a pair may be Analyze's."""
+    """Return the header of a file by its first _MAX_HEADER bytes.
+
+    That of a pair may be Analyze's.
+    """
     import nibabel
 
     lengths = {int.from_bytes(block[:4], order) for order in _ORDERS}
@@ -174,7 +183,8 @@ def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bo
             f"{path}: its shape {shape} cannot be split into grid and channels\n"
             "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
         )
-    grid_shape, num_channels = shape[:3] if len(shape) > 1 else (*shape, 1), time_steps * channels
+    grid_shape = shape[:3] if len(shape) > 1 else (*shape, 1)
+    num_channels = time_steps * channels
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise UnsupportedFormatError(
@@ -254,7 +264,10 @@ def _require_short_axes(voxels: VoxelsToWrite, header: Any) -> None:
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write voxels with the geometry of another volume, bit for bit that of a NIfTI file; a pair is not compressed."""
+    """Write voxels with the geometry of another volume, bit for bit that of a NIfTI file.
+
+    A pair is not compressed.
+    """
     # Channels get the fourth dimension, a label map a table of its segments, in the extension of
     # the header; extensions of the other file are not copied.
     import nibabel
@@ -289,7 +302,8 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         grid_shape if voxels.num_channels is None else (*(*grid_shape, 1)[:3], voxels.num_channels)
     )
     header.set_data_dtype(voxels.dtype)
-    header["scl_slope"], header["intent_name"] = 1.0, b""
+    header["scl_slope"] = 1.0
+    header["intent_name"] = b""
     for name in (
         "scl_inter",
         "cal_min",
@@ -300,7 +314,8 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         "intent_p3",
     ):
         header[name] = 0
-    header["descrip"], header["aux_file"] = b"crfrefine", b""
+    header["descrip"] = b"crfrefine"
+    header["aux_file"] = b""
     header["magic"] = header.pair_magic if voxels.voxel_files else header.single_magic
     header["vox_offset"] = 0 if voxels.voxel_files else header.single_vox_offset + len(extension)
     block = header.binaryblock + bytes((bool(extension), 0, 0, 0)) + extension
@@ -312,7 +327,8 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
             files[0].writelines(voxels.blocks())
 
 
-# Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which TotalSegmentator writes, too.
+# Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which
+# TotalSegmentator writes, too.
 
 _MAX_EXTENSION_BYTES = 1 << 20  # of a file, that are looked at; a label takes about 100
 # Code of the extension, as TotalSegmentator writes it; nibabel's `get_content` refuses Caret's, 30.
@@ -326,17 +342,18 @@ _ATTRIBUTE = re.compile(
 
 
 def _labels_in(extensions: bytes) -> tuple[Segment, ...]:
-    """Return the labels of a table among extensions. An expression finds them: XML's entities and document types may be hostile."""
+    """Return the labels of a table among extensions.
+
+    An expression finds them: XML's entities and document types may be hostile.
+    """
     segments: dict[int, Segment] = {}
     for attributes, data, text in (
         _LABEL.findall(extensions.decode(errors="replace"))
         if b"<CaretExtension" in extensions
         else ()
     ):
-        numbers, name = (
-            dict(_ATTRIBUTE.findall(attributes)),
-            shorten((data or html.unescape(text)).strip(), MAX_OF_A_NAME),
-        )
+        numbers = dict(_ATTRIBUTE.findall(attributes))
+        name = shorten((data or html.unescape(text)).strip(), MAX_OF_A_NAME)
         key = numbers.get("Key", "")
         if (
             key.isdecimal() and 1 <= int(key) <= MAX_LABEL and name

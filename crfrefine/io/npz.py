@@ -1,4 +1,7 @@
-"""NumPy's arrays of (channel, z, y, x) without geometry: nnU-Net's .npz, and .npy; never unpickled."""
+"""NumPy's arrays of (channel, z, y, x) without geometry: nnU-Net's .npz, and .npy.
+
+Never unpickled.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +47,18 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read the header of an .npy, or of the array named probabilities or logits; raise UnsupportedFormatError for any other."""
+    """Read the header of an .npy, or of the array named probabilities or logits.
+
+    Raise UnsupportedFormatError for any other.
+    """
     if read_start(path).startswith(_NPY_MAGIC):
         with path.open("rb") as file:
             shape, is_fortran, dtype = _read_array_header(file, path, "the array")
             source = VoxelSource(path, "raw", dtype, 1 if is_fortran else None, start=file.tell())
         header = volume_header(path, source, NAME, shape[:0:-1], shape[0], None)
-        return in_fortran_order(header) if is_fortran else header
+        if is_fortran:
+            return in_fortran_order(header)
+        return header
     with _open_member(path) as (info, _, shape, is_fortran, dtype):
         key = info.filename.removesuffix(".npy")
     if math.prod(shape) * dtype.itemsize > min(
@@ -62,7 +70,9 @@ def read_header(path: Path) -> VolumeHeader:
     header = VolumeHeader(
         path, "nnU-Net npz", shape[:0:-1], shape[0], dtype.name, spacing=None, affine=None, kind=key
     )
-    return in_fortran_order(header) if is_fortran else header
+    if is_fortran:
+        return in_fortran_order(header)
+    return header
 
 
 def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
@@ -79,11 +89,10 @@ def _read_array_header(
     """Read the header of an array, (channel, [z,] y, x): its shape, whether it is in Fortran order, its type; else raise."""
     try:
         version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
+        if version == (1, 0):
+            read = np.lib.format.read_array_header_1_0
+        else:
+            read = np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read(stream, _MAX_ARRAY_HEADER)
     except CrfRefineError:
         raise
@@ -122,9 +131,8 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             file.writelines(voxels.blocks())
             return
-        entry = zipfile.ZipInfo(
-            f"{voxels.kind}.npy"
-        )  # It has a fixed time: the same data give the same bytes.
+        # It has a fixed time: the same data give the same bytes.
+        entry = zipfile.ZipInfo(f"{voxels.kind}.npy")
         entry.compress_type = zipfile.ZIP_DEFLATED
         is_large = math.prod(voxels.shape) * voxels.dtype.itemsize > 1 << 30
         with (
@@ -199,7 +207,9 @@ def _checked(reader: ByteReader, info: zipfile.ZipInfo, path: Path) -> Generator
     """Yield the bytes of a member, and compare their checksum at their end."""
     from isal import isal_zlib
 
-    remaining, checksum, size = info.file_size, 0, START_BYTES
+    remaining = info.file_size
+    checksum = 0
+    size = START_BYTES
     while data := reader.read(min(size, remaining)):
         size = BLOCK_BYTES
         remaining -= len(data)

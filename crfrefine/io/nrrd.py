@@ -111,7 +111,10 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read a header to its end and check every field that is used; segments of 3D Slicer are read only from one layer."""
+    """Read a header to its end and check every field that is used.
+
+    Segments of 3D Slicer are read only from one layer.
+    """
     fields, end = _fields(path)
     num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
     sizes = fields.sizes("sizes", num_dims)
@@ -131,8 +134,12 @@ def read_header(path: Path) -> VolumeHeader:
 
 
 def _fields(path: Path) -> tuple[Fields, int]:
-    """Return the fields, and the bytes of the header, which an empty line ends; it may be missing where the voxels are apart."""
-    fields, end = Fields(path, NAME, ": "), 0
+    """Return the fields, and the bytes of the header, which an empty line ends.
+
+    It may be missing where the voxels are apart.
+    """
+    fields = Fields(path, NAME, ": ")
+    end = 0
     for number, line, end in header_lines(path):
         if number == 1:
             if not re.fullmatch(rb"NRRD000[1-6]\s*", line):
@@ -145,11 +152,10 @@ def _fields(path: Path) -> tuple[Fields, int]:
         if line.startswith(b"#"):
             continue
         name, _, value = line.partition(b":")
-        field = (
-            _KNOWN.get(name.strip().lower().replace(b" ", b"").decode("latin-1"))
-            if len(name) < 100
-            else None
-        )
+        if len(name) < 100:
+            field = _KNOWN.get(name.strip().lower().replace(b" ", b"").decode("latin-1"))
+        else:
+            field = None
         if field is not None and not value.startswith(b"="):
             fields.add(field, value)
             if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
@@ -168,7 +174,10 @@ def _fields(path: Path) -> tuple[Fields, int]:
 
 
 def _channel_axis(fields: Fields, num_dims: int) -> int | None:
-    """Return the one axis that is not a grid axis, by its kind or because it has no direction; None if all are grid axes."""
+    """Return the one axis that is not a grid axis, by its kind or because it has no direction.
+
+    None if all are grid axes.
+    """
     kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
     if len(kinds) != num_dims or "complex" in kinds:
         raise fields.damaged(
@@ -193,7 +202,9 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
         raise UnsupportedFormatError(
             f"{fields.path}: {len(channel_axes)} axes of values cannot be split into grid and channels"
         )
-    return channel_axes[0] if channel_axes else None
+    if channel_axes:
+        return channel_axes[0]
+    return None
 
 
 def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
@@ -203,17 +214,19 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
             "type", "the name of an integer or floating-point type such as uint8, short or float"
         )
     word = fields.text("encoding").lower()
-    encoding, path, start = _ENCODINGS.get(word), fields.path, end
+    encoding = _ENCODINGS.get(word)
+    path = fields.path
+    start = end
     if "data file" in fields:
-        path, start = voxel_path(fields, "data file", is_compressed=encoding == "gzip"), 0
+        path = voxel_path(fields, "data file", is_compressed=encoding == "gzip")
+        start = 0
     # ITK takes the lowest 32 bits of a larger number.
     if fields.whole("line skip", "0", limits=(0, 1 << 30)) or word in _RARE_ENCODINGS:
         raise RareHeaderError("lines to skip, or voxels as text")
     if encoding is None:
         raise fields.damaged("encoding", "raw, gzip, ascii or hex")
-    skipped = fields.whole(
-        "byte skip", "0", limits=(-1 if encoding == "raw" else 0, 1 << 60)
-    )  # -1 means that the voxels end the file.
+    # -1 means that the voxels end the file.
+    skipped = fields.whole("byte skip", "0", limits=(-1 if encoding == "raw" else 0, 1 << 60))
     endian = fields.text("endian", "little" if kind[1] == "1" else None).lower()
     if endian not in ("little", "big"):
         raise fields.damaged("endian", "little or big")
@@ -224,11 +237,16 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it; the channels of a voxel are put together."""
+    """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it.
+
+    The channels of a voxel are put together.
+    """
     lines = lines_to_write(voxels.path, like, NAME, _geometry_lines)
-    sizes, kinds = voxels.shape[::-1], ["domain"] * len(like.spacing)
+    sizes = voxels.shape[::-1]
+    kinds = ["domain"] * len(like.spacing)
     if voxels.num_channels is not None:
-        sizes, kinds = (sizes[-1], *sizes[:-1]), ["vector", *kinds]
+        sizes = (sizes[-1], *sizes[:-1])
+        kinds = ["vector", *kinds]
         lines = tuple(
             re.sub(r"^space directions:", "space directions: none", line) for line in lines
         )
@@ -271,9 +289,8 @@ _SPACES = {
     **dict.fromkeys(("leftposteriorsuperior", "lps"), LPS),
 }
 _IN_SPACE = {"space", "space dimension", "space directions", "space origin"}
-_ENTRIES = re.compile(
-    r"none|\([^()]*\)", re.IGNORECASE
-)  # "none" for an axis of channels, else a vector
+# "none" for an axis of channels, else a vector
+_ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
 
 
 def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
@@ -289,9 +306,10 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
             )
         return affine_of(np.diag(spacings[:num_axes]), np.zeros(num_axes), LPS)
     # A space without a name counts as LPS, as in ITK.
-    signs = (
-        _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower())) if "space" in fields else LPS
-    )
+    if "space" in fields:
+        signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower()))
+    else:
+        signs = LPS
     if (
         signs is None
         or ("space" in fields) == ("space dimension" in fields)
@@ -328,14 +346,16 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
     )
     if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
         raise fields.damaged("space directions", "vectors that are as long as a voxel")
-    columns = (
-        columns * (1 / lengths) * lengths
-    )  # Rounded as by ITK, which computes length and direction.
+    # Rounded as by ITK, which computes length and direction.
+    columns = columns * (1 / lengths) * lengths
     return affine_of(columns[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
 
 
 def _vectors(text: str) -> list[tuple[float, ...] | None]:
-    """Return the vectors in a text, None for `none` or anything but numbers; an empty list for other text."""
+    """Return the vectors in a text, None for `none` or anything but numbers.
+
+    An empty list for other text.
+    """
     if _ENTRIES.sub("", text).strip():
         return []
     return [

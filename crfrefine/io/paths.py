@@ -33,16 +33,19 @@ class Format:
 
     name: str  # for people, and in `VolumeHeader.family`
     suffixes: tuple[str, ...]  # the default for writing first
-    # This module has `recognizes(start)`, whether a file with this beginning, compressed or not, has the format;
-    # `read_header(path)`, which also checks that the file can hold its voxels; `open_voxels(header)` if these are not in one
-    # place; and `write(voxels, like, threads)`, whole or not at all, which keeps the geometry of a file of the same format.
+    # This module has `recognizes(start)`, whether a file with this beginning, compressed or not,
+    # has the format; `read_header(path)`, which also checks that the file can hold its voxels;
+    # `open_voxels(header)` if these are not in one place; and `write(voxels, like, threads)`, whole
+    # or not at all, which keeps the geometry of a file of the same format.
     module: str
     # For each suffix of a header, the ending of the file with voxels that is written beside it.
     voxel_endings: Mapping[str, str] = field(default_factory=dict, hash=False)
     is_read_only: bool = False  # it is read through SimpleITK, and not written
     # Types of the voxels of images that are written; label maps and logits always find one.
     image_types: tuple[str, ...] = ALL_TYPES
-    holds_scores_alone: bool = False  # the format has no geometry: it holds logits and probabilities, but no images, masks or label maps
+    # the format has no geometry: it holds logits and probabilities, but no images, masks or label
+    # maps
+    holds_scores_alone: bool = False
 
 
 ITK = "ITK"  # name of the formats that SimpleITK reads, among them rare headers of others
@@ -84,7 +87,8 @@ _PICTURE = "it has no voxel size and no place in the world; export the volume as
 _DICOM = (
     "a DICOM file: `crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series"
 )
-# Files that are not read, and how to convert them, with the beginning of such files; the first match counts.
+# Files that are not read, and how to convert them, with the beginning of such files; the first
+# match counts.
 _FOREIGN = {
     _DICOM: rb".{128}DICM",
     "a MINC volume: convert it with mnc2nii IN.mnc OUT.nii": rb"CDF\x01",
@@ -105,7 +109,9 @@ def suffix_of(path: Path) -> str:
 def stem_of(path: Path) -> str:
     """Return the file's name without the suffix of its format, or without its last ending if that is not a known suffix."""
     suffix = suffix_of(path)
-    return path.name[: len(path.name) - len(suffix)] if suffix else path.stem
+    if suffix:
+        return path.name[: len(path.name) - len(suffix)]
+    return path.stem
 
 
 def require_suffix(
@@ -135,7 +141,9 @@ def files_written(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if the format separates them."""
     suffix = suffix_of(path)
     ending = FORMAT_OF_SUFFIX[suffix].voxel_endings.get(suffix) if suffix else None
-    return (path,) if ending is None else (path, path.with_name(stem_of(path) + ending))
+    if ending is None:
+        return (path,)
+    return (path, path.with_name(stem_of(path) + ending))
 
 
 def require_file(path: Path) -> None:
@@ -159,25 +167,25 @@ def require_file(path: Path) -> None:
 
 
 def recognize(path: Path) -> Format | str | None:
-    """Return the kind of a regular file by its first bytes, or of a folder of DICOM slices; None if it is unknown or unreadable."""
+    """Return the kind of a regular file by its first bytes, or of a folder of DICOM slices.
+
+    None if it is unknown or unreadable.
+    """
     # A text describes a kind that is not read, and the remedy.
     if path.is_dir():  # A few files without a known suffix are looked into.
         with suppress(OSError), os.scandir(path) as entries:
             files = [
                 path / entry.name for entry in islice(entries, _MAX_LOOKED_AT) if entry.is_file()
             ]
-            return (
-                _DICOM
-                if any(
-                    read_start(file)[128:132] == b"DICM" for file in files if not suffix_of(file)
-                )
-                else None
-            )
+            if any(read_start(file)[128:132] == b"DICM" for file in files if not suffix_of(file)):
+                return _DICOM
+            return None
     start = read_start(path)
     if not start:
         return None
     named = FORMAT_OF_SUFFIX.get(suffix_of(path))
-    # Most files have the format of their name; the modules of the other formats are then not needed.
+    # Most files have the format of their name; the modules of the other formats are then not
+    # needed.
     for known in sorted(FORMATS, key=lambda known: known is not named):
         if import_module(known.module).recognizes(start):
             return known
@@ -188,9 +196,14 @@ def recognize(path: Path) -> Format | str | None:
 
 
 def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tuple[Path, Format]:
-    """Return the file to read and its format, by its name or else its content; `NAME.hdr` for `NAME.img`."""
-    # Raises InputError if there is no such file, else UnsupportedFormatError with advice on how to convert it.
-    suffix, name = suffix_of(path), path.name.lower()
+    """Return the file to read and its format, by its name or else its content.
+
+    `NAME.hdr` for `NAME.img`.
+    """
+    # Raises InputError if there is no such file, else UnsupportedFormatError with advice on how to
+    # convert it.
+    suffix = suffix_of(path)
+    name = path.name.lower()
     named = FORMAT_OF_SUFFIX.get(suffix)
     if named is not None and suffix in suffixes:
         require_file(path)
@@ -217,7 +230,9 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
 def conversion_hint(kind: Format | str | None, who: str = "It") -> str:
     """Describe an unreadable file and the remedy; "" if unknown."""
     if not isinstance(kind, Format):
-        return f"{who} is {kind}." if kind else ""
+        if kind:
+            return f"{who} is {kind}."
+        return ""
     if kind.holds_scores_alone:
         return f"{who} is a file of logits or probabilities ({kind.name}), which has no geometry: no image, mask or label map."
     return f"{who} is {kind.name} by its content: name it {' or '.join(kind.suffixes)}."
@@ -247,19 +262,25 @@ def is_dicom(path: Path) -> bool:
 
 def files_read(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if its header names one."""
-    # Reading the file later reports the error with its case; this function also looks at other cases.
+    # Reading the file later reports the error with its case; this function also looks at other
+    # cases.
     suffix = suffix_of(path)
     if suffix and suffix not in FORMAT_OF_SUFFIX[suffix].voxel_endings:
         return (path,)
     with suppress(Exception), np.errstate(all="ignore"):
         path, known = file_to_read(path)
         source = import_module(known.module).read_header(path).source
-        return (path,) if source is None or source.path == path else (path, source.path)
+        if source is None or source.path == path:
+            return (path,)
+        return (path, source.path)
     return (path,)
 
 
 def add_volumes(*paths: Path | None) -> None:
-    """Protect the files of volumes that the command reads (`base.inputs`); of a folder, all volumes and `dataset.json`."""
+    """Protect the files of volumes that the command reads (`base.inputs`).
+
+    Of a folder, all volumes and `dataset.json`.
+    """
     for path in dict.fromkeys(path for path in paths if path is not None):
         if path.is_dir():
             with suppress(OSError):

@@ -47,10 +47,11 @@ if TYPE_CHECKING:
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
     """Read the header of a file in one of the formats with these suffixes."""
-    # Raises UnsupportedFormatError (unknown, damaged, cut off, ambiguous layout), InputError (missing,
-    # or cannot be opened) or UnexpectedError.
+    # Raises UnsupportedFormatError (unknown, damaged, cut off, ambiguous layout), InputError
+    # (missing, or cannot be opened) or UnexpectedError.
     path, known = file_to_read(Path(path), suffixes)
-    # The checks find numbers of a damaged header that are out of range; warnings about them are not needed.
+    # The checks find numbers of a damaged header that are out of range; warnings about them are not
+    # needed.
     with reading(path), np.errstate(all="ignore"):
         files = {path: path.stat()}
         if not files[path].st_size:
@@ -61,10 +62,8 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
         except RareHeaderError as rare:
             itk = next(each for each in FORMATS if each.name == ITK)
             header = import_module(itk.module).read_header(path, known.name)
-            header, family = (
-                replace(header, notes=(f"read through SimpleITK: its header has {rare}",)),
-                ITK,
-            )
+            header = replace(header, notes=(f"read through SimpleITK: its header has {rare}",))
+            family = ITK
         except UnsupportedFormatError as error:
             actual = recognize(path)
             if actual is None or actual is known:
@@ -72,11 +71,14 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
             hint = f"{error}\n  {conversion_hint(actual)}"
             if not isinstance(actual, Format) or not set(actual.suffixes) <= set(suffixes):
                 raise UnsupportedFormatError(hint) from None
-            known, header = actual, import_module(actual.module).read_header(path)
-            # The name of the header decides which other files hold voxels, and which files must not be replaced.
+            known = actual
+            header = import_module(actual.module).read_header(path)
+            # The name of the header decides which other files hold voxels, and which files must not
+            # be replaced.
             if header.source is not None and header.source.path != path:
                 raise UnsupportedFormatError(hint) from None
-        source, misnamed = header.source, None
+        source = header.source
+        misnamed = None
         if FORMAT_OF_SUFFIX.get(suffix_of(path)) is not known:
             misnamed = (
                 f"the file is {known.name}, although its name does not say so; it is read as such"
@@ -111,7 +113,10 @@ def _require_unchanged(header: VolumeHeader) -> None:
 
 @contextmanager
 def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[Decoder]:
-    """Open a file at its first voxel; raise InputError if it changed since its header was read, or while the block lasted."""
+    """Open a file at its first voxel.
+
+    Raise InputError if it changed since its header was read, or while the block lasted.
+    """
     _require_unchanged(header)
     try:
         with ExitStack() as files:
@@ -171,7 +176,9 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
         if num_planes == 1 or whole != grid.grid_shape:
             return header
         array = replace(header, grid_shape=whole, num_channels=1, turned=None)
-        return array if header.turned is None else in_fortran_order(array)
+        if header.turned is None:
+            return array
+        return in_fortran_order(array)
     is_stack = len(header.grid_shape) == 3 and header.grid_shape[2] > 1
     if num_planes > 1 or not is_stack or header.num_channels > 1 or header.source is None:
         return header
@@ -185,7 +192,9 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
         segments=(),
     )
     is_in_place = placed_on(plane, grid).on_same_grid(grid)
-    return plane if is_in_place else header
+    if is_in_place:
+        return plane
+    return header
 
 
 def _turned_blocks(decoder: Decoder, own: VolumeHeader, turn: Reorientation) -> Iterator[bytes]:
@@ -202,7 +211,10 @@ def _turned_blocks(decoder: Decoder, own: VolumeHeader, turn: Reorientation) -> 
 
 
 def read_volume(path: str | Path) -> Volume:
-    """Read a volume as float32, scaled: data (x, y[, z]), or (channels, ...); raises as `read_pieces`."""
+    """Read a volume as float32, scaled: data (x, y[, z]), or (channels, ...).
+
+    Raises as `read_pieces`.
+    """
     header = read_header(path, VOLUME_SUFFIXES)
     channels = reverse_grid(read_channels(header))
     return Volume(
@@ -218,7 +230,10 @@ NanFiles: TypeAlias = "list[Path] | None"
 
 
 def read_channels(*headers: VolumeHeader, nan_files: NanFiles = None) -> NDArray[np.float32]:
-    """Read files on one grid as float32, scaled: (channels, [z,] y, x) C-contiguous; raises as `read_pieces`."""
+    """Read files on one grid as float32, scaled: (channels, [z,] y, x) C-contiguous.
+
+    Raises as `read_pieces`.
+    """
     values, jobs = reading_jobs(headers, nan_files)
     run_all(jobs, 1)
     return values
@@ -267,22 +282,27 @@ class Piece:
     """Consecutive planes of one channel, or of all channels."""
 
     channels: slice  # the channels, counted from 0
-    planes: slice  # the planes of the grid: indices along its slowest axis in storage, z, or y of a 2-D grid
-    # (channels, planes, [y,] x) C-contiguous, finite; the caller's own. In the stored type (float16, float32, int8, uint8,
-    # int16, uint16) if the file has no scaling; else scaled float32. All pieces of a file have the same type.
+    # the planes of the grid: indices along its slowest axis in storage, z, or y of a 2-D grid
+    planes: slice
+    # (channels, planes, [y,] x) C-contiguous, finite; the caller's own. In the stored type
+    # (float16, float32, int8, uint8, int16, uint16) if the file has no scaling; else scaled
+    # float32. All pieces of a file have the same type.
     values: NDArray[Any]
 
 
 def read_pieces(
     *headers: VolumeHeader, most_bytes: int = MAX_BYTES
 ) -> Generator[Piece, None, None]:
-    """Read files piece by piece, while a thread reads one piece ahead; close the generator, or forget it, to stop early.
+    """Read files piece by piece, while a thread reads one piece ahead.
 
-    A piece has planes of one channel (NIfTI, .npz) or of all (vectors of MetaImage and NRRD), at most
-    `most_bytes`, but at least one plane. Two pieces are in memory, a third one while the caller gets it.
-    The files are on one grid, and channels are numbered over all of them. Raises UnsupportedFormatError
-    (damaged or cut off; the checksum is compared after the last piece), InputError (NaN or infinite
-    values, after all pieces without them), CapacityError or UnexpectedError.
+    Close the generator, or forget it, to stop early.
+
+    A piece has planes of one channel (NIfTI, .npz) or of all (vectors of MetaImage and NRRD), at
+    most `most_bytes`, but at least one plane. Two pieces are in memory, a third one while the
+    caller gets it. The files are on one grid, and channels are numbered over all of them. Raises
+    UnsupportedFormatError (damaged or cut off; the checksum is compared after the last piece),
+    InputError (NaN or infinite values, after all pieces without them), CapacityError or
+    UnexpectedError.
     """
     firsts = accumulate((header.num_channels for header in headers[:-1]), initial=0)
     files = zip(headers, firsts, strict=True)
@@ -320,13 +340,17 @@ def is_whole(path: str | Path) -> bool:
     return header.misnamed is None
 
 
-# Largest distance of a label from a whole number: some tools write a scaling that turns 1 into 0.988.
+# Largest distance of a label from a whole number: some tools write a scaling that turns 1 into
+# 0.988.
 LABEL_TOLERANCE = 0.1
 _PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
 
 
 def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume:
-    """Read a label map in the smallest unsigned type; raise InputError if it holds anything but labels."""
+    """Read a label map in the smallest unsigned type.
+
+    Raise InputError if it holds anything but labels.
+    """
     header = placed_on(read_header(path, VOLUME_SUFFIXES), grid)
     geometry = header.geometry()
     return Volume(read_whole_numbers(header).T, *geometry, header.path, header)
@@ -337,21 +361,27 @@ def read_whole_numbers(
     tolerance: float = LABEL_TOLERANCE,
     advice: str = "it may be a probability map or an image",
 ) -> NDArray[np.unsignedinteger[Any]]:
-    """Read a label map, ([z,] y, x), in the smaller of uint8 and uint16 that holds it; beyond it, that takes a few megabytes."""
+    """Read a label map, ([z,] y, x), in the smaller of uint8 and uint16 that holds it.
+
+    Beyond it, that takes a few megabytes.
+    """
     # Raises InputError, with advice, if a value is farther than `tolerance` from a whole number or
     # cannot be a label; else as `read_pieces`.
     require_scalar(header, "a label map")
     labels: NDArray[np.unsignedinteger[Any]] = allocate_array(
         header.grid_shape[::-1], header.path, np.dtype(np.uint8)
     )
-    off, low, high = 0.0, np.inf, -np.inf
+    off = 0.0
+    low = np.inf
+    high = -np.inf
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         values = piece.values[0]
         if values.dtype.kind == "f":
             rounded = np.rint(values)
             off = max(off, float(np.abs(values - rounded).max()))
             values = rounded
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        low = min(low, float(values.min()))
+        high = max(high, float(values.max()))
         if low < 0 or high > MAX_LABEL:
             continue  # The rest tells how far they are out of range.
         if high > np.iinfo(labels.dtype).max:
@@ -393,7 +423,8 @@ class LogitsHeader:
 
     files: tuple[VolumeHeader, ...]  # one with all labels, or one per label
     num_labels: int  # L, background included
-    # "logits" or "probabilities" if the file declares it, "labels" for a label map (by `crfrefine.runs.cases.label_input`), else None.
+    # "logits" or "probabilities" if the file declares it, "labels" for a label map (by
+    # `crfrefine.runs.cases.label_input`), else None.
     kind: str | None
     # Whether the files hold the labels from 1 on alone, so that the background is to be computed.
     lacks_background: bool = False
@@ -418,8 +449,9 @@ def logits_header(
     headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: VolumeHeader | None = None
 ) -> LogitsHeader:
     """Put the headers of a case's logits together: of one file with all labels, or of one file per label in label order."""
-    # There must be `fewest` channels. Axes are turned to those of the image `grid`. Raises InputError
-    # (one label, or files that do not belong together), CapacityError or GridMismatchError.
+    # There must be `fewest` channels. Axes are turned to those of the image `grid`. Raises
+    # InputError (one label, or files that do not belong together), CapacityError or
+    # GridMismatchError.
     first, *others = headers
     files = (first, *(placed_on(file, first) for file in others))
     num_labels = first.num_channels if len(files) == 1 else len(files)
@@ -448,6 +480,9 @@ def logits_header(
 def read_logits(
     paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None
 ) -> NDArray[np.float32]:
-    """Return a case's logits or probabilities, (L, *grid); arguments and errors as of `logits_header` and `read_pieces`."""
+    """Return a case's logits or probabilities, (L, *grid).
+
+    Arguments and errors as of `logits_header` and `read_pieces`.
+    """
     header = logits_header([read_header(path) for path in paths], fewest=fewest, grid=grid)
     return reverse_grid(read_channels(*header.files))

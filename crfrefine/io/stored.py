@@ -107,7 +107,8 @@ class StoredVoxels:
         if self.scaling.is_none or stored == np.float64:
             return stored
         is_whole = stored.kind in "iu"
-        low, high = math.inf, -math.inf
+        low = math.inf
+        high = -math.inf
         for values in self._scaled_pieces():
             finite = values[np.isfinite(values)]
             low = float(finite.min(initial=low))

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from crfrefine.base.limits import SMALL, memory_limit, require_memory
 from crfrefine.errors import InputError, UnsupportedFormatError
 
-# One deflated byte holds 1032 at most: a file that promises more is damaged, and must not make us allocate memory for it.
+# One deflated byte holds 1032 at most: a file that promises more is damaged, and must not make us
+# allocate memory for it.
 MAX_RATIO = 1040
 INPUT_BYTES = 1 << 18  # Read from disk at once.
 BLOCK_BYTES = 1 << 20  # Decoded at once: fits into a second-level cache.
-COMPRESSION_LEVEL = (
-    2  # From 0 to 3; makes label maps smaller than 3 does, in a tenth of the time or less.
-)
+# From 0 to 3; makes label maps smaller than 3 does, in a tenth of the time or less.
+COMPRESSION_LEVEL = 2
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_SUFFIXES = (".gz", ".mgz")
 START_BYTES = 4096  # Enough to recognize a format.
@@ -32,7 +32,10 @@ START_BYTES = 4096  # Enough to recognize a format.
 
 @dataclass
 class BlockReader:
-    """Blocks of bytes as one stream; each is made when it is needed. The last request of a block may compare a checksum."""
+    """Blocks of bytes as one stream; each is made when it is needed.
+
+    The last request of a block may compare a checksum.
+    """
 
     blocks: Iterator[bytes | memoryview]
     rest: memoryview = field(default_factory=lambda: memoryview(b""))  # of the last block
@@ -61,13 +64,15 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
     from isal import igzip_lib  # Looking at a file's name does not need it.
 
     flag = getattr(igzip_lib, f"DECOMP_{container.upper()}")
-    pending, size = file.read(INPUT_BYTES), START_BYTES
+    pending = file.read(INPUT_BYTES)
+    size = START_BYTES
     while pending:
         member = igzip_lib.IgzipDecompressor(flag=flag)
         while not member.eof:
             compressed = b""
             if member.needs_input:
-                compressed, pending = pending or file.read(INPUT_BYTES), b""
+                compressed = pending or file.read(INPUT_BYTES)
+                pending = b""
                 if not compressed:
                     raise UnsupportedFormatError(
                         f"{path}: the compressed data end too early; the file is cut off, copy or export it again"
@@ -90,7 +95,10 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
 
 @contextmanager
 def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteReader]:
-    """Open a file at an offset for reading; the container is "raw", "gzip", "zlib" (or gzip) or "deflate"."""
+    """Open a file at an offset for reading.
+
+    The container is "raw", "gzip", "zlib" (or gzip) or "deflate".
+    """
     # Raises OSError, or UnsupportedFormatError if the file is not compressed as it should be.
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
@@ -129,11 +137,9 @@ def read_start(path: Path) -> bytes:
 def inflated(start: bytes) -> bytes:
     """Return the first uncompressed bytes of a gzip file; b"" if it is not gzip."""
     try:
-        return (
-            zlib.decompressobj(31).decompress(start, START_BYTES)
-            if start.startswith(GZIP_MAGIC)
-            else b""
-        )
+        if start.startswith(GZIP_MAGIC):
+            return zlib.decompressobj(31).decompress(start, START_BYTES)
+        return b""
     except zlib.error:
         return b""
 
@@ -148,7 +154,8 @@ def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int
     """Write one gzip member without time or name: the same data give the same bytes, with any number of threads."""
     from isal import igzip_threaded
 
-    level, threads = COMPRESSION_LEVEL, max(threads, 1)
+    level = COMPRESSION_LEVEL
+    threads = max(threads, 1)
     with igzip_threaded.open(file, "wb", level, threads=threads, block_size=BLOCK_BYTES) as stream:
         stream.writelines(parts)
 
@@ -189,12 +196,14 @@ class Decoder:
     `is_by_channel` says whether one channel follows the other, or there is only one. `kept_type` is
     the stored type in the machine's byte order if it has at most 16 bits or is float32, and no
     scaling; else float32. NaN and infinite values are counted in `num_bad`, and reported by
-    `finish`: damage is the likelier reason for them, and the checksum at the end of compressed data tells.
-    With `allows_nan`, NaN is no error, and `has_nan` says whether there was one.
+    `finish`: damage is the likelier reason for them, and the checksum at the end of compressed data
+    tells. With `allows_nan`, NaN is no error, and `has_nan` says whether there was one.
     """
 
     def __init__(self, reader: ByteReader, source: VoxelSource, shape: tuple[int, ...]) -> None:
-        self._reader, self._source, self._shape = reader, source, shape
+        self._reader = reader
+        self._source = source
+        self._shape = shape
         self._is_scaled = (source.slope, source.intercept) != (1.0, 0.0)
         self._inner = source.inner or math.prod(shape[1:])
         self.is_by_channel = shape[0] == 1 or self._inner == math.prod(shape[1:])
@@ -214,20 +223,23 @@ class Decoder:
         self._may_be_bad = False
 
     def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
-        """Fill an array with the next values of the file, scaled; raise UnsupportedFormatError if it ends too early."""
+        """Fill an array with the next values of the file, scaled.
+
+        Raise UnsupportedFormatError if it ends too early.
+        """
         # The values are (channels, planes, [y,] x) C-contiguous, float32 or `kept_type`: the whole
         # volume, or the next planes of one channel or of all, of which the first ones are given.
-        dtype, size, targets = self._source.dtype, BLOCK_BYTES // 4, values.reshape(-1)
+        dtype = self._source.dtype
+        size = BLOCK_BYTES // 4
+        targets = values.reshape(-1)
         suspicious = False
         if (
             not self.is_by_channel
         ):  # The repeating unit of the file: single values, or `inner` of each channel.
             rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
             # numpy copies two axes twice as fast as three with one of length 1.
-            size, targets = (
-                max(size // rows[0].size, 1),
-                rows[:, :, 0] if self._inner == 1 else rows,
-            )
+            size = max(size // rows[0].size, 1)
+            targets = rows[:, :, 0] if self._inner == 1 else rows
         for start in range(0, len(targets), size):
             target = targets[start : start + size]
             data = self._reader.read(target.size * dtype.itemsize)
@@ -236,7 +248,8 @@ class Decoder:
                 promised = f"{math.prod(self._shape) * dtype.itemsize} bytes of voxels"
                 raise cut_off(self._source.path, promised, f"it holds {self._num_bytes}")
             stored = np.frombuffer(data, dtype).reshape(target.shape)
-            # 16-bit integers are exact in float32; wider ones are scaled in float64, else an intercept would cancel digits away.
+            # 16-bit integers are exact in float32; wider ones are scaled in float64, else an
+            # intercept would cancel digits away.
             is_wide = self._is_scaled and stored.dtype.itemsize > 2
             scaled = np.empty(stored.shape, np.float64) if is_wide else target
             with np.errstate(over="ignore", invalid="ignore"):
@@ -247,7 +260,8 @@ class Decoder:
                         scaled += scaled.dtype.type(self._source.intercept)
                 if is_wide:
                     target[...] = scaled
-                # A sum is finite only if all its terms are; that of finite terms may overflow, so each value is looked at then.
+                # A sum is finite only if all its terms are; that of finite terms may overflow, so
+                # each value is looked at then.
                 suspicious = suspicious or (
                     self._may_be_bad and not np.isfinite(target.sum(dtype=np.float32))
                 )
@@ -268,7 +282,10 @@ class Decoder:
             self._first_bad = first if self._first_bad is None else min(self._first_bad, first)
 
     def finish(self) -> None:
-        """Read compressed data to their end; raise UnsupportedFormatError for a wrong checksum, InputError for bad values."""
+        """Read compressed data to their end.
+
+        Raise UnsupportedFormatError for a wrong checksum, InputError for bad values.
+        """
         if isinstance(self._reader, BlockReader):
             skip(self._reader)
         if self._first_bad is None:
@@ -290,7 +307,10 @@ class Decoder:
 def allocate_array(
     shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32
 ) -> NDArray[Any]:
-    """Return an uninitialized array for the values of a file; raise CapacityError if it does not fit."""
+    """Return an uninitialized array for the values of a file.
+
+    Raise CapacityError if it does not fit.
+    """
     size = dtype.itemsize * math.prod(shape)
     if size > SMALL:
         require_memory(size, f"{path}: its voxels, read as {dtype.name}, take", memory_limit())

@@ -33,7 +33,8 @@ def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
     number = offset = 0
     with path.open("rb") as file:
         while line := file.readline(MAX_HEADER - offset + 1):
-            number, offset = number + 1, offset + len(line)
+            number = number + 1
+            offset = offset + len(line)
             if offset > MAX_HEADER or number > MAX_LINES:
                 limits = f"{MAX_HEADER >> 20} MiB and {MAX_LINES} lines"
                 raise UnsupportedFormatError(
@@ -51,11 +52,16 @@ def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
 
 
 class Fields(dict[str, str]):
-    """The fields of a header by name, read as text, flags and numbers; errors quote the line, whose name a separator ends."""
+    """The fields of a header by name, read as text, flags and numbers.
+
+    Errors quote the line, whose name a separator ends.
+    """
 
     def __init__(self, path: Path, format_name: str, separator: str) -> None:
         super().__init__()
-        self.path, self._format, self._separator = path, format_name, separator
+        self.path = path
+        self._format = format_name
+        self._separator = separator
 
     def add(self, name: str, value: bytes) -> None:
         """Store the header's value of a field; raise for a second, different one."""
@@ -118,7 +124,9 @@ class Fields(dict[str, str]):
 def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
     """Return words as numbers; None if one of them is not a finite number."""
     values = tuple(float(word) if _NUMBER.fullmatch(word) else math.nan for word in words)
-    return values if all(map(math.isfinite, values)) else None
+    if all(map(math.isfinite, values)):
+        return values
+    return None
 
 
 OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
@@ -132,10 +140,14 @@ GeometryLines = Callable[
 
 
 def voxel_path(fields: Fields, key: str, *, is_compressed: bool) -> Path:
-    """Return the file that a header names, relative to its folder; raise RareHeaderError for a list or a pattern of files."""
+    """Return the file that a header names, relative to its folder.
+
+    Raise RareHeaderError for a list or a pattern of files.
+    """
     # CRFREFINE_OUTSIDE_FILES may forbid files outside the folder. SimpleITK would not compare the
     # checksums of several files.
-    name, folder = fields.text(key), fields.path.parent
+    name = fields.text(key)
+    folder = fields.path.parent
     if not name:
         raise fields.damaged(key, "the name of a file")
     are_several = "%" in name or name.upper().split()[0] == "LIST"
@@ -176,7 +188,10 @@ def grid_and_channels(
 def affine_of(
     vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: tuple[float, ...]
 ) -> NDArray[np.float64]:
-    """Return the affine to RAS+ of 2 or 3 axes, whose vectors are the columns; `signs` turns their space into RAS+."""
+    """Return the affine to RAS+ of 2 or 3 axes, whose vectors are the columns.
+
+    `signs` turns their space into RAS+.
+    """
     num_axes = len(origin)
     affine = np.eye(4)
     affine[:num_axes, :num_axes] = vectors

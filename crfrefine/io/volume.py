@@ -41,17 +41,14 @@ class VolumeHeader:
     num_channels: int  # 1 for a scalar volume
     dtype: str  # the type as stored, such as "int16"
     spacing: tuple[float, ...] | None  # mm, one per grid axis; None if the file has no geometry
-    affine: (
-        NDArray[np.float64] | None
-    )  # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
+    # (4, 4) voxel to world RAS+ mm; None if the file has no geometry
+    affine: NDArray[np.float64] | None
     # The qform of a NIfTI file, (4, 4) as the affine, if it puts voxels elsewhere than its sform
     qform: NDArray[np.float64] | None = field(default=None, repr=False)
-    template: Any = field(
-        default=None, repr=False
-    )  # format-specific; lets the writer restore properties that an affine cannot express
-    notes: tuple[
-        str, ...
-    ] = ()  # facts that users should know, such as two geometries that disagree
+    # format-specific; lets the writer restore properties that an affine cannot express
+    template: Any = field(default=None, repr=False)
+    # facts that users should know, such as two geometries that disagree
+    notes: tuple[str, ...] = ()
     family: str = ""  # name of the format in the table of `crfrefine.io.paths`
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
@@ -59,22 +56,32 @@ class VolumeHeader:
     segments: tuple[Segment, ...] = ()  # names and colors of the labels, if the file has them
     # The header of the file itself, and how its axes become those of this one, if they were turned.
     turned: tuple[VolumeHeader, Reorientation] | None = field(default=None, repr=False)
-    # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have to be put together.
+    # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have
+    # to be put together.
     source: VoxelSource | None = field(default=None, repr=False)
-    # Inode, bytes and nanosecond of the last change of each file when the header was read: they change with its content.
+    # Inode, bytes and nanosecond of the last change of each file when the header was read: they
+    # change with its content.
     states: tuple[tuple[Path, int, int, int], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def turning(self) -> str:
-        """How the axes of the file are turned to another grid, for notes; empty if they are not, or have no world."""
+        """How the axes of the file are turned to another grid, for notes.
+
+        Empty if they are not, or have no world.
+        """
         if self.turned is None or self.affine is None:
             return ""
         return f"voxel axes turned from {self.turned[0].orientation} to {self.orientation}, without interpolation"
 
     @property
     def orientation(self) -> str | None:
-        """The world directions of the grid's axes, such as "LPS"; None if the file has no geometry."""
-        return None if self.affine is None else orientation_codes(self.affine, len(self.grid_shape))
+        """The world directions of the grid's axes, such as "LPS".
+
+        None if the file has no geometry.
+        """
+        if self.affine is None:
+            return None
+        return orientation_codes(self.affine, len(self.grid_shape))
 
     def geometry(self) -> tuple[NDArray[np.float64], tuple[float, ...]]:
         """Return affine and spacing; raise InputError for a file without them."""
@@ -85,7 +92,10 @@ class VolumeHeader:
         return self.affine, self.spacing
 
     def on_same_grid(self, other: VolumeHeader) -> bool:
-        """Return whether both are on the same grid; a file without geometry is compared by its shape."""
+        """Return whether both are on the same grid.
+
+        A file without geometry is compared by its shape.
+        """
         return same_grid(self.grid_shape, self.affine, other.grid_shape, other.affine)
 
     def difference_from(self, other: VolumeHeader) -> str:
@@ -100,14 +110,13 @@ class Volume:
     """Voxels on a grid."""
 
     data: NDArray[Any]  # (*grid), or (channels, *grid)
-    affine: NDArray[
-        np.float64
-    ]  # (4, 4) voxel to world RAS+ mm; for a 2-D grid, the third column and row are those of a slice 1 mm thick
+    # (4, 4) voxel to world RAS+ mm; for a 2-D grid, the third column and row are those of a slice 1
+    # mm thick
+    affine: NDArray[np.float64]
     spacing: tuple[float, ...]  # mm, one per grid axis
     path: Path | None = None  # the file it came from, if any
-    header: VolumeHeader | None = field(
-        default=None, repr=False
-    )  # the header of its file; None for a volume made in memory
+    # the header of its file; None for a volume made in memory
+    header: VolumeHeader | None = field(default=None, repr=False)
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -183,9 +192,8 @@ class Segment:
 
     label: int  # its number in the label map, from 1
     name: str  # for people
-    color: tuple[float, float, float] | None = (
-        None  # (red, green, blue) from 0 to 1; None means one of a palette
-    )
+    # (red, green, blue) from 0 to 1; None means one of a palette
+    color: tuple[float, float, float] | None = None
 
     @property
     def shown_color(self) -> tuple[float, float, float]:
@@ -193,7 +201,9 @@ class Segment:
         red, green, blue = (
             int(percent) / 100 for percent in _PALETTE[(self.label - 1) % len(_PALETTE)].split()
         )
-        return (red, green, blue) if self.color is None else self.color
+        if self.color is None:
+            return (red, green, blue)
+        return self.color
 
 
 # Percent of red, green and blue of colors that differ in hue and lightness, in the order of labels.
@@ -227,9 +237,8 @@ def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> t
 # Called for every channel (0 of a label map) and planes of the grid, in the order of the file;
 # returns (planes, [y,] x).
 Planes: TypeAlias = Callable[[int, slice], NDArray[Any]]
-MAX_BYTES = (
-    16 << 20
-)  # bytes of a piece that is read or written at once, if a plane of it is not larger
+# bytes of a piece that is read or written at once, if a plane of it is not larger
+MAX_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -239,9 +248,8 @@ class VoxelsToWrite:
     path: Path  # the file
     kind: str  # "labels", "image", "logits" or "probabilities"
     num_channels: int | None  # of a label map, and of an image with one value per voxel: None
-    dtype: np.dtype[
-        Any
-    ]  # of the voxels in the file: uint8, uint16, float32, or any that the format holds of an image
+    # of the voxels in the file: uint8, uint16, float32, or any that the format holds of an image
+    dtype: np.dtype[Any]
     piece: Planes
     segments: tuple[Segment, ...] = ()  # of a label map; formats without names ignore them
     grid_shape: tuple[int, ...] = ()  # ([z,] y, x)
@@ -250,14 +258,15 @@ class VoxelsToWrite:
     @property
     def shape(self) -> tuple[int, ...]:
         """([z,] y, x), or (channels, [z,] y, x)."""
-        return (
-            self.grid_shape if self.num_channels is None else (self.num_channels, *self.grid_shape)
-        )
+        if self.num_channels is None:
+            return self.grid_shape
+        return (self.num_channels, *self.grid_shape)
 
     def blocks(self, *, interleaved: bool = False) -> Iterator[bytes]:
         """Yield the bytes in blocks of BLOCK_BYTES, the last one shorter: compressed bytes must not depend on the pieces."""
         # Interleaved, the channels of a voxel are together; else one channel follows the other.
-        shape, waiting = (self.num_channels or 1, *self.grid_shape), bytearray()
+        shape = (self.num_channels or 1, *self.grid_shape)
+        waiting = bytearray()
         for channels, planes in iter_pieces(
             shape, self.dtype.itemsize, MAX_BYTES, by_channel=not interleaved
         ):

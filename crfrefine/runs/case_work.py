@@ -1,4 +1,7 @@
-"""The work on one case of `infer`: read, refine, write, and their entries in the record. `run.py` calls it."""
+"""The work on one case of `infer`: read, refine, write, and their entries in the record.
+
+`run.py` calls it.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,8 @@ class CaseInWork:
 
 def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
     """Read a case, unless its outputs are complete; errors are in its record."""
-    record, parameters = CaseRecord(task.files.case_id), settings.options.parameters
+    record = CaseRecord(task.files.case_id)
+    parameters = settings.options.parameters
     work = CaseInWork(task, record)
     with failing_alone(record.fail, *task.files.paths):
         if task.earlier is not None and is_complete(task.outputs, task.files):
@@ -110,13 +114,13 @@ def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
         )
         record.times["read"] = time.perf_counter() - started
         record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})
-        record.grid_shape, record.spacing = (
-            tuple(case.image.shape[1:]),
-            tuple(map(float, case.spacing)),
-        )
-        record.num_modalities, record.num_labels = len(case.image), case.num_labels
+        record.grid_shape = tuple(case.image.shape[1:])
+        record.spacing = tuple(map(float, case.spacing))
+        record.num_modalities = len(case.image)
+        record.num_labels = case.num_labels
         record.regions = None if case.regions is None else case.regions.to_dict()
-        record.input_type, record.notes = case.input_kind, list(case.notes)
+        record.input_type = case.input_kind
+        record.notes = list(case.notes)
         record.strokes = times_of_strokes(task.files) if case.strokes else {}
         work.case = case
     return work
@@ -126,7 +130,8 @@ def finish_case(
     settings: CaseSettings, work: CaseInWork, observer: Observer[RunSummary, CaseRecord]
 ) -> CaseRecord:
     """Refine and write a case that was read; return its record, which has its errors."""
-    task, record = work.task, work.record
+    task = work.task
+    record = work.record
     if work.case is None:
         return record
     for note in record.notes:
@@ -143,9 +148,14 @@ def _refine(
     record: CaseRecord,
     observer: Observer[RunSummary, CaseRecord],
 ) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
-    """Run the CRF, and record the outcome; return it with the names of labels, and their segments if the input has them."""
+    """Run the CRF, and record the outcome.
+
+    Return it with the names of labels, and their segments if the input has them.
+    """
     started = time.perf_counter()
-    options, given, names = settings.options, case.network, settings.names
+    options = settings.options
+    given = case.network
+    names = settings.names
     segments: tuple[Segment, ...] = ()
     lost: Mapping[int, int] = {}
     network: Network
@@ -162,13 +172,12 @@ def _refine(
             interpolation = Interpolation(case.grid_map, is_cubic=options.resample == CUBIC)
             network = CoarseNetwork(network, interpolation, stored, case.network_spacing)
     elif isinstance(given, LabelMap):
-        wide = (
-            given.file_spacing
-            if options.network_spacing == AUTO and given.file_spacing
-            else options.network_spacing
-        )
+        wide = options.network_spacing
+        if wide == AUTO and given.file_spacing:
+            wide = given.file_spacing
         network = LabelMapNetwork(given.labels, case.channel_labels, case.num_labels, wide)
-        lost, segments = given.lost, given.segments
+        lost = given.lost
+        segments = given.segments
         if segments:  # The input has names itself, such as in a NIfTI table.
             names = replace(names, labels={segment.label: segment.name for segment in segments})
     else:
@@ -189,7 +198,8 @@ def _refine(
         names=names.labels,
         strokes=strokes,
     )
-    changes, notes = result.changes, list(result.notes)
+    changes = result.changes
+    notes = list(result.notes)
     if case.strokes and strokes is None:
         notes.append("strokes: no voxel is drawn")
     counts = enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True))
@@ -198,9 +208,10 @@ def _refine(
     record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
     own = {name: getattr(result, name) for name in _OF_RESULT}
     vars(record).update(vars(result.report) | vars(changes) | own)
-    record.num_voxels_in_mask = (
-        result.label_map.size if case.mask is None else int(np.count_nonzero(case.mask))
-    )
+    if case.mask is None:
+        record.num_voxels_in_mask = result.label_map.size
+    else:
+        record.num_voxels_in_mask = int(np.count_nonzero(case.mask))
     vanished = dict(sorted({**lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
@@ -209,9 +220,10 @@ def _refine(
             for label, voxels in vanished.items()
         ]
         by_crf = outvoted.keys() - result.lost_to_rules.keys()
-        advice = (
-            "; a lower bilateral.weight or mean_field.temperature changes less" if by_crf else ""
-        )
+        if by_crf:
+            advice = "; a lower bilateral.weight or mean_field.temperature changes less"
+        else:
+            advice = ""
         notes.append(f"{VANISHED}: {listed(gone, MAX_VANISHED)}{advice}")
     if (
         not changes.voxels_changed
@@ -219,11 +231,10 @@ def _refine(
         and options.parameters.has_weight
     ):
         is_narrow = any(text.startswith(NARROW) for text in notes)
-        advice = (
-            ""
-            if is_narrow
-            else "; a larger bilateral.weight, bilateral.theta_alpha or mean_field.temperature changes more"
-        )
+        if is_narrow:
+            advice = ""
+        else:
+            advice = "; a larger bilateral.weight, bilateral.theta_alpha or mean_field.temperature changes more"
         notes.append(f"no voxel changed its label{advice}")
     for text in notes:
         observer.note(text, case_id=record.case_id)
@@ -261,12 +272,11 @@ def _write(
     """Write a refined case, each file whole or not at all and the label map last, and close its record; the images are freed."""
     assert work.case is not None
     started = time.perf_counter()
-    record, outputs, threads = (
-        work.record,
-        work.task.outputs,
-        settings.options.threads or available_threads(),
-    )
-    labels, like = result.label_map, replace(work.case.like, data=result.label_map)
+    record = work.record
+    outputs = work.task.outputs
+    threads = settings.options.threads or available_threads()
+    labels = result.label_map
+    like = replace(work.case.like, data=result.label_map)
     picture = None if outputs.preview is None else _draw(work.case, result, names)
     work.case = None
 
@@ -293,11 +303,12 @@ def _write(
         segments=segments or (named_segments(names.labels) if names.labels else ()),
     )
     record.times["write"] = time.perf_counter() - started
-    record.written = time_of_change(
-        outputs.label_map
-    )  # First, since it can fail: a failed case has no outputs.
-    record.output, record.preview = outputs.label_map, outputs.preview
-    record.probabilities, record.logits = outputs.probabilities, outputs.logits
+    # First, since it can fail: a failed case has no outputs.
+    record.written = time_of_change(outputs.label_map)
+    record.output = outputs.label_map
+    record.preview = outputs.preview
+    record.probabilities = outputs.probabilities
+    record.logits = outputs.logits
     record.structures = outputs.folder or next((path.parent for path in outputs.structures), None)
     record.status = "done"
 
@@ -307,7 +318,8 @@ def _channels(
 ) -> tuple[int, Callable[[int, slice], NDArray[np.float32]]]:
     """Return the number of channels to write and what returns their planes, in storage order."""
     # Labels that have no channel in the result get one; channels of regions stay as they are.
-    channels, is_logits = result.channels, kind == "logits"
+    channels = result.channels
+    is_logits = kind == "logits"
     absent = ABSENT_LOGIT if is_logits else 0.0
     if not channels.is_streamed:
         values = result.logits if is_logits else result.marginals
@@ -315,19 +327,16 @@ def _channels(
             values = expand_channels(values, result.channel_labels, result.num_labels, absent)
         stored = reverse_grid(values)
         return len(stored), lambda channel, planes: stored[channel, planes]
-    make = (
-        channels.channel
-        if is_logits
-        else partial(channels.probabilities, output_temperature=result.output_temperature)
-    )
+    if is_logits:
+        make = channels.channel
+    else:
+        make = partial(channels.probabilities, output_temperature=result.output_temperature)
     numbers = {label: number for number, label in enumerate(result.channel_labels)}
 
     def planes_of(label: int, planes: slice) -> NDArray[np.float32]:
-        return (
-            make(numbers[label], planes)
-            if label in numbers
-            else np.full_like(make(0, planes), absent)
-        )
+        if label in numbers:
+            return make(numbers[label], planes)
+        return np.full_like(make(0, planes), absent)
 
     return result.num_labels, planes_of
 
@@ -336,11 +345,9 @@ def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
     """Draw the preview of a case; its second line has the numbers."""
     from crfrefine.runs.pictures.preview import draw_preview
 
-    changes, num_voxels, voxel_ml = (
-        result.changes,
-        result.label_map.size,
-        math.prod(case.spacing) / 1000,
-    )
+    changes = result.changes
+    num_voxels = result.label_map.size
+    voxel_ml = math.prod(case.spacing) / 1000
     share = changes.voxels_changed / num_voxels
     parts = [
         f"{result.report.num_iterations} steps",

@@ -32,7 +32,10 @@ RecordT = TypeVar("RecordT", bound="Record")
 
 
 class Observer(Generic[RunT, RecordT]):
-    """Receives the events of a run. Methods may be called from any thread, one call at a time; overriding them is optional."""
+    """Receives the events of a run.
+
+    Methods may be called from any thread, one call at a time; overriding them is optional.
+    """
 
     def run_started(self, run: RunT) -> None:
         """The cases and the device are known."""
@@ -60,11 +63,15 @@ def parse_network_spacing(text: str) -> float | tuple[float, ...] | str:
         sizes = ()
     if not 1 <= len(sizes) <= 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
         raise InputError(f"expected mm, such as 3 or 1.5,1.5,3 (x, y, z), or auto; got {text!r}")
-    return sizes[0] if len(sizes) == 1 else sizes
+    if len(sizes) == 1:
+        return sizes[0]
+    return sizes
 
 
 def _path_or_nonzero(text: str) -> Path | str:
-    return text if text == "nonzero" else parse_path(text)
+    if text == "nonzero":
+        return text
+    return parse_path(text)
 
 
 def _default_parameters() -> CrfParameters:
@@ -130,9 +137,8 @@ class InferenceOptions:
             parse_network_spacing,
         ),
     ] = None
-    regions: RegionScheme | None = (
-        None  # of sigmoid channels; None means those of a `dataset.json` beside logits or images
-    )
+    # of sigmoid channels; None means those of a `dataset.json` beside logits or images
+    regions: RegionScheme | None = None
     resample: Annotated[
         str | None,
         Option(
@@ -243,9 +249,8 @@ class InferenceOptions:
             limits=(0, MAX_LABEL),
         ),
     ] = 0
-    choice: Mapping[str, Any] | None = (
-        None  # how `-c auto` chose the parameters, for the record; None means that they were given
-    )
+    # how `-c auto` chose the parameters, for the record; None means that they were given
+    choice: Mapping[str, Any] | None = None
     nnunet: Annotated[
         Path | None,
         Option(

@@ -37,21 +37,21 @@ _PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"  # the first and the
 
 @dataclass(frozen=True)
 class OutputFiles:
-    """The output files of a case; None, or no structures: not requested. Each structure's file has its name."""
+    """The output files of a case; None, or no structures: not requested.
+
+    Each structure's file has its name.
+    """
 
     label_map: Path
     probabilities: Path | None = None
     logits: Path | None = None
     preview: Path | None = None
-    structures: Mapping[Path, int] = field(
-        default_factory=dict
-    )  # the number of each structure of the input, by its file
-    folder: Path | None = (
-        None  # of one binary file per label, where the input has no structures; it holds nothing else
-    )
-    label_names: Mapping[int, str] = field(
-        default_factory=dict
-    )  # of labels that no segment describes
+    # the number of each structure of the input, by its file
+    structures: Mapping[Path, int] = field(default_factory=dict)
+    # of one binary file per label, where the input has no structures; it holds nothing else
+    folder: Path | None = None
+    # of labels that no segment describes
+    label_names: Mapping[int, str] = field(default_factory=dict)
 
     def all(self) -> tuple[Path, ...]:
         """Return the requested paths that are known from the beginning, the label map last."""
@@ -88,12 +88,18 @@ class OutputFiles:
 def plan_outputs(
     cases: Sequence[CaseFiles], options: InferenceOptions, label_names: Mapping[int, str]
 ) -> list[OutputFiles]:
-    """Choose the output files of each case; `label_names` are of labels whose input does not name them."""
-    output, output_format, writes_file = options.output, options.output_format, options.writes_file
+    """Choose the output files of each case.
+
+    `label_names` are of labels whose input does not name them.
+    """
+    output = options.output
+    output_format = options.output_format
+    writes_file = options.writes_file
     is_folder_run = (
         options.nnunet is not None or options.manifest is not None or options.images[0].is_dir()
     )
-    suffix, expected = suffix_of(output), f"one of {', '.join(WRITTEN_SUFFIXES)}"
+    suffix = suffix_of(output)
+    expected = f"one of {', '.join(WRITTEN_SUFFIXES)}"
     if output_format is not None and output_format not in WRITTEN_SUFFIXES:
         raise InputError(f"--output-format {shorten(output_format)}: expected {expected}")
     if output_format is not None and writes_file:
@@ -109,7 +115,8 @@ def plan_outputs(
         raise InputError(
             f"{output}: a label map cannot be written as {suffix or output.suffix}; expected {expected}, or a folder"
         )
-    plans, numbers = [], {name: number for number, name in label_names.items()}
+    plans = []
+    numbers = {name: number for number, name in label_names.items()}
     for files in cases:
         ending = output_format or (suffix_to_write(files.images[0]) if files.images else "")
         label_map = output if writes_file else output / (files.output or f"{files.case_id}{ending}")
@@ -172,11 +179,10 @@ def _check_paths(
             continue
         written = [path for name in outputs.all() for path in files_written(name)]
         for path in (*written, outputs.folder):
-            other = (
-                files.case_id
-                if path is None
-                else written_by.setdefault(os.path.realpath(path), files.case_id)
-            )
+            if path is None:
+                other = files.case_id
+            else:
+                other = written_by.setdefault(os.path.realpath(path), files.case_id)
             if other != files.case_id:
                 raise InputError(
                     f"{path}: an output of the case {other!r} and of {files.case_id!r}; choose another output for one of them"
@@ -217,13 +223,16 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     if not all(path.is_file() for path in outputs.all()) or not all(map(is_whole, volumes)):
         return False
     if outputs.preview is not None:
-        content, (start, end) = outputs.preview.read_bytes(), _PNG_ENDS
+        content = outputs.preview.read_bytes()
+        start, end = _PNG_ENDS
         if not (content.startswith(start) and content.endswith(end)):
             return False
     if outputs.folder is not None:
-        segments = (
-            read_header(files.logits[0]).segments if len(files.logits) == 1 else ()
-        )  # Only a label map has any.
+        # Only a label map has any.
+        if len(files.logits) == 1:
+            segments = read_header(files.logits[0]).segments
+        else:
+            segments = ()
         label_files = outputs.files_of_labels(read_labels(outputs.label_map).data, segments)
         if not all(map(is_whole, label_files)):
             return False
@@ -234,8 +243,12 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
 
 
 def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, bytes] | None:
-    """Return the file for the names of structures in the output folder, and its content; None if the same names are there."""
-    path, labels = output / "dataset.json", {"background": 0, **structures}
+    """Return the file for the names of structures in the output folder, and its content.
+
+    None if the same names are there.
+    """
+    path = output / "dataset.json"
+    labels = {"background": 0, **structures}
     if not os.path.lexists(path):
         check_replaceable(path)
         return path, (json.dumps({"labels": labels}, indent=1) + "\n").encode()

@@ -52,9 +52,8 @@ class RunPlan:
     tasks: list[Task]
     summary: RunSummary  # without its cases
     notes: tuple[str, ...]
-    names_file: (
-        tuple[Path, bytes] | None
-    )  # where the names of structures are written, and its content; None means nowhere
+    # where the names of structures are written, and its content; None means nowhere
+    names_file: tuple[Path, bytes] | None
     record: Path | None  # in the output folder; None means no record
 
 
@@ -67,7 +66,8 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         *options.logits,
     )
     add_volumes(*sources, masks, *options.strokes)
-    # A `dataset.json` describes the labels beside the manifest, or beside the network's output and beside the images.
+    # A `dataset.json` describes the labels beside the manifest, or beside the network's output and
+    # beside the images.
     places = [options.manifest or options.nnunet or options.logits[0]]
     if options.manifest is not None:
         cases = read_manifest(options.manifest, input_type=options.input_type)
@@ -121,22 +121,20 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
         cases, descriptions if may_be_labels else (), options.parameters.num_labels
     )
     # Images and their names are rather of one data set than a network's output and its.
-    names = (
-        Names(descriptions[-1].label_names, descriptions[-1].channel_names)
-        if descriptions
-        else Names()
-    )
+    if descriptions:
+        names = Names(descriptions[-1].label_names, descriptions[-1].channel_names)
+    else:
+        names = Names()
     if options.save_structures and options.writes_file:
         notes.append(
             f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}"
         )
-    mask_mode = (
-        options.parameters.intensity.mask
-        if options.masks is None
-        else "nonzero"
-        if masks is None
-        else "none"
-    )
+    if options.masks is None:
+        mask_mode = options.parameters.intensity.mask
+    elif masks is None:
+        mask_mode = "nonzero"
+    else:
+        mask_mode = "none"
     regions = find_regions(options.regions, descriptions)
     reading = ReadingOptions(
         options.input_type,
@@ -170,22 +168,26 @@ def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
 
 def plan_run(options: InferenceOptions) -> RunPlan:
     """Return the plan of a run, after all checks that can be made in advance."""
-    # The machine that gives cases to a cluster needs no GPU itself; "auto" is the same device on all workers.
-    device = (
-        options.device
-        if options.dask and options.device.startswith("cuda")
-        else get_backend(options.device).name
-    )
-    inputs, num_parts, part_id = find_inputs(options), options.num_parts, options.part_id or 0
+    # The machine that gives cases to a cluster needs no GPU itself; "auto" is the same device on
+    # all workers.
+    if options.dask and options.device.startswith("cuda"):
+        device = options.device
+    else:
+        device = get_backend(options.device).name
+    inputs = find_inputs(options)
+    num_parts = options.num_parts
+    part_id = options.part_id or 0
     # The parts are disjoint and cover all cases.
     all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
-    cases, outputs = inputs.cases[part_id::num_parts], all_outputs[part_id::num_parts]
+    cases = inputs.cases[part_id::num_parts]
+    outputs = all_outputs[part_id::num_parts]
     if options.summary is not None:
         check_summary_path(options.summary, all_outputs)
     can_record = not options.writes_file and any(not files.problem for files in cases)
     record = record_path(options.output, num_parts, part_id) if can_record else None
     structures = {} if inputs.reading.declared is None else inputs.reading.declared.structures
-    limit, all_cases = memory_limit(options.max_memory), {}
+    limit = memory_limit(options.max_memory)
+    all_cases = {}
     for files, plan in zip(
         inputs.cases, all_outputs, strict=True
     ):  # Relative names, as the output folder may be moved.
@@ -212,7 +214,8 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         resumed=options.resume,
         **{name: getattr(options, name) for name in (*READING, "choice", "num_parts", "command")},
     )
-    earlier, earlier_notes = dict[str, CaseRecord](), list[str]()
+    earlier = dict[str, CaseRecord]()
+    earlier_notes = list[str]()
     if options.resume:
         own = [
             (files, plan.label_map, plan.all()) for files, plan in zip(cases, outputs, strict=True)
@@ -224,9 +227,8 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         Task(files, plan, earlier.get(files.case_id))
         for files, plan in zip(cases, outputs, strict=True)
     ]
-    begun = [
-        task.outputs for task in tasks if not task.files.problem
-    ]  # If no case can be read, no folder is needed.
+    # If no case can be read, no folder is needed.
+    begun = [task.outputs for task in tasks if not task.files.problem]
     for folder in {path.parent for plan in begun for path in plan.all()} | {
         plan.folder for plan in begun if plan.folder is not None
     }:

@@ -50,9 +50,8 @@ class Record:
 
     case_id: str
     status: str = "failed"  # "failed", or another one of the command
-    times: dict[str, float] = field(
-        default_factory=dict
-    )  # seconds of each stage; "stage.part" is a part of a stage
+    # seconds of each stage; "stage.part" is a part of a stage
+    times: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # assumptions about its files
     failures: list[Failure] = field(default_factory=list)
 
@@ -69,7 +68,10 @@ class Record:
 
 @dataclass
 class CaseRecord(Record):
-    """The outcome of a case: "done", "skipped" (its output existed) or "failed"; fields that it did not reach keep their defaults."""
+    """The outcome of a case: "done", "skipped" (its output existed) or "failed".
+
+    Fields that it did not reach keep their defaults.
+    """
 
     output: Path | None = None  # the label map
     written: str | None = None  # time of its last change, UTC
@@ -82,18 +84,15 @@ class CaseRecord(Record):
     num_labels: int | None = None  # L, background included
     num_modalities: int | None = None  # channels of the image
     num_voxels_in_mask: int | None = None
-    num_padding_voxels: int | None = (
-        None  # in the mask, but left out: all labels had the same logit
-    )
+    # in the mask, but left out: all labels had the same logit
+    num_padding_voxels: int | None = None
     voxels_removed: int | None = None  # of components that the small-object rules removed
     voxels_filled: int | None = None  # of holes that they filled
     input_type: str | None = None  # "logits", "probabilities" or "labels"
-    regions: dict[str, Any] | None = (
-        None  # of the sigmoid channels; None means that channels are labels
-    )
-    strokes: dict[str, str | None] = field(
-        default_factory=dict
-    )  # the time of the last change of each file of strokes, by its name
+    # of the sigmoid channels; None means that channels are labels
+    regions: dict[str, Any] | None = None
+    # the time of the last change of each file of strokes, by its name
+    strokes: dict[str, str | None] = field(default_factory=dict)
     device: str | None = None
     num_iterations: int | None = None
     converged: bool | None = None
@@ -102,9 +101,8 @@ class CaseRecord(Record):
     voxels_changed: int | None = None
     voxels_before: tuple[int, ...] = ()  # per label, background first
     voxels_after: tuple[int, ...] = ()
-    vanished_labels: tuple[
-        int, ...
-    ] = ()  # in the network's result, but not in the refined label map
+    # in the network's result, but not in the refined label map
+    vanished_labels: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the JSON file."""
@@ -120,7 +118,10 @@ class CaseRecord(Record):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Restore a record from its JSON; raise TypeError or KeyError if a field has a value of another kind or is missing."""
+        """Restore a record from its JSON.
+
+        Raise TypeError or KeyError if a field has a value of another kind or is missing.
+        """
         check_kinds(cls, values, ("case_id", "status"))
         known = {
             each.name: values[each.name]
@@ -141,7 +142,8 @@ def check_kinds(cls: type, values: Mapping[str, Any], required: Sequence[str]) -
     """Raise TypeError or KeyError unless the values of a line have the kinds of a dataclass's fields, and none of these is missing."""
     kinds = {"int": int, "bool": bool, "dict": dict, "list": list, "tuple": list}
     for each in dataclasses.fields(cls):
-        value, kind = values.get(each.name), kinds.get(re.split(r"\W", str(each.type))[0], str)
+        value = values.get(each.name)
+        kind = kinds.get(re.split(r"\W", str(each.type))[0], str)
         if value is None and each.name in required:
             raise KeyError(each.name)
         if value is not None and type(value) is not kind:
@@ -162,21 +164,18 @@ class RunSummary:
     network_spacing: float | tuple[float, ...] | str | None = None
     strokes_background: int | None = None
     strokes_ignore: int = 0
-    choice: Mapping[str, Any] | None = (
-        None  # how `-c auto` chose the parameters; None means that they were given
-    )
+    # how `-c auto` chose the parameters; None means that they were given
+    choice: Mapping[str, Any] | None = None
     requested_device: str = "auto"
     max_memory: int | None = None  # bytes that the run could take at its start, if a limit is known
     max_memory_source: str = ""  # what sets this limit, a phrase
     num_parts: int = 1
     part_id: int = 0  # from 0
-    label_names: dict[int, str] = field(
-        default_factory=dict
-    )  # by number, where each structure has its own file
+    # by number, where each structure has its own file
+    label_names: dict[int, str] = field(default_factory=dict)
     num_cases: int = 0  # of this part
-    all_cases: dict[str, str] = field(
-        default_factory=dict
-    )  # label map of each case of all parts, in the output folder
+    # label map of each case of all parts, in the output folder
+    all_cases: dict[str, str] = field(default_factory=dict)
     output_folder: str = ""  # or for one case a file
     inputs: tuple[str, ...] = ()
     working_folder: str = ""  # where relative paths of this run begin
@@ -193,7 +192,10 @@ class RunSummary:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings that the results depend on, as JSON has them; parameters that an older version lacked have their defaults."""
+        """The settings that the results depend on, as JSON has them.
+
+        Parameters that an older version lacked have their defaults.
+        """
         parameters = self.parameters
         with suppress(ConfigError):  # A newer version may have more keys.
             parameters = CrfParameters.from_dict(parameters).to_dict()
@@ -244,11 +246,16 @@ class CaseState(NamedTuple):
 
 
 class RecordedRuns:
-    """All runs into a folder, in the order in which they began; `notes` are on lines that cannot be used."""
+    """All runs into a folder, in the order in which they began.
+
+    `notes` are on lines that cannot be used.
+    """
 
     def __init__(self, runs: Iterable[RunSummary] = (), notes: Sequence[str] = ()) -> None:
-        self.runs, self.notes = sorted(runs, key=lambda run: run.started), [*notes]
-        # When the last run without --continue began, and the last line that no later one has begun anew, by case.
+        self.runs = sorted(runs, key=lambda run: run.started)
+        self.notes = [*notes]
+        # When the last run without --continue began, and the last line that no later one has begun
+        # anew, by case.
         self._begun: dict[str, datetime] = {}
         self.latest: dict[str, tuple[CaseRecord, RunSummary]] = {}
         for run in self.runs:
@@ -262,7 +269,8 @@ class RecordedRuns:
     ) -> CaseState:
         """Return whether a case with these outputs is done, by the settings of a run."""
         record, run = self.latest.get(case_id, (None, None))
-        written, begun = time_of_change(label_map), self._begun.get(case_id)
+        written = time_of_change(label_map)
+        begun = self._begun.get(case_id)
         if record is None or (record.output is not None and record.output.name != label_map.name):
             record = run = None  # It describes a label map in another format.
         elif record.status == "failed":
@@ -292,7 +300,10 @@ class RecordedRuns:
 
 
 def read_records(folder: Path) -> RecordedRuns:
-    """Read the records of all runs into a folder; a line that cannot be used is left out, with a note."""
+    """Read the records of all runs into a folder.
+
+    A line that cannot be used is left out, with a note.
+    """
     runs: dict[str, RunSummary] = {}
     notes: list[str] = []
     for path in sorted((folder / RECORD_FOLDER).glob("record*.jsonl")):
@@ -325,7 +336,10 @@ _HEAD = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed"
 
 
 def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
-    """Add a line to the runs, or to the cases of its run; raise ValueError, TypeError or KeyError if it is neither."""
+    """Add a line to the runs, or to the cases of its run.
+
+    Raise ValueError, TypeError or KeyError if it is neither.
+    """
     if not isinstance(values, dict):
         raise ValueError("expected a JSON table")
     if "case_id" in values and values["run"] not in runs:
@@ -380,16 +394,22 @@ def _differing(one: Any, other: Any, key: str = "") -> list[str]:
         ]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
         return _differing(one[0], other[0], key)
-    return [] if one == other else [key]
+    if one == other:
+        return []
+    return [key]
 
 
 def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
-    """Return the state of each case of the runs into a folder; of runs on the same inputs, the last one counts."""
+    """Return the state of each case of the runs into a folder.
+
+    Of runs on the same inputs, the last one counts.
+    """
     last = {run.inputs: run for run in recorded.runs}
     states: dict[str, CaseState] = {}
     for run in sorted(last.values(), key=lambda run: run.started):
         for case_id, name in run.all_cases.items():
-            record, label_map = recorded.latest.get(case_id, (CaseRecord(""),))[0], folder / name
+            record = recorded.latest.get(case_id, (CaseRecord(""),))[0]
+            label_map = folder / name
             names = [
                 path.name
                 for path in (record.probabilities, record.logits, record.preview, record.structures)
@@ -413,7 +433,8 @@ def take_up(
     by_reason: dict[str, list[str]] = {}
     for files, label_map, outputs in cases:
         case = recorded.state_of(files.case_id, label_map, outputs, now)
-        drawn, record = times_of_strokes(files), case.record
+        drawn = times_of_strokes(files)
+        record = case.record
         # A single file has no record: only newer strokes show.
         is_older = folder is None and any(
             (time or "") > (time_of_change(label_map) or "") for time in drawn.values()

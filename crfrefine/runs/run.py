@@ -1,4 +1,7 @@
-"""The run of `crfrefine infer`: read one case ahead, refine, write and record; or send cases to a Dask cluster."""
+"""The run of `crfrefine infer`: read one case ahead, refine, write and record.
+
+Or send cases to a Dask cluster.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
 
-RETRIES = 1  # of a case whose task raises an error: another worker may have the right version of the package
+# of a case whose task raises an error: another worker may have the right version of the package
+RETRIES = 1
 
 
 @keeping_inputs()
@@ -41,7 +45,8 @@ def run_inference(
 ) -> RunSummary:
     """Refine the cases that the options name; a bad case is recorded and the others continue.
 
-    Raises CrfRefineError if the run is impossible: no case, no device, no place to write. Interrupts are passed on.
+    Raises CrfRefineError if the run is impossible: no case, no device, no place to write.
+    Interrupts are passed on.
     """
     if options.dask is not None:  # Workers run in other folders.
         paths: dict[str, Any] = {
@@ -55,7 +60,8 @@ def run_inference(
         }
         options = replace(options, **paths)
     observer = observer or Observer()
-    plan, started = plan_run(options), time.perf_counter()
+    plan = plan_run(options)
+    started = time.perf_counter()
     summary = plan.summary
     observer.run_started(summary)
     for note in plan.notes:
@@ -99,7 +105,8 @@ def run_inference(
         summary.cases.sort(key=lambda record: order[record.case_id])
         with (
             ExitStack() as ending
-        ):  # An error of one file, such as a full disk, does not keep the others from being written.
+            # An error of one file, such as a full disk, does not keep the others from being written.
+        ):
             ending.callback(observer.run_ended, summary)
             if options.summary is not None:
                 ending.callback(
@@ -119,18 +126,17 @@ def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
     groups = "; ".join(
         f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())
     )
-    return (
-        f"cases have different numbers of labels, as results of different networks have: {groups}"
-        if len(cases) > 1
-        else None
-    )
+    if len(cases) > 1:
+        return f"cases have different numbers of labels, as results of different networks have: {groups}"
+    return None
 
 
 def _refine_here(
     plan: RunPlan, observer: Observer[RunSummary, CaseRecord]
 ) -> Generator[CaseRecord]:
     """Yield the record of each case; a thread reads the next case while one is refined."""
-    settings, reader = plan.settings, ThreadPoolExecutor(1, "read")
+    settings = plan.settings
+    reader = ThreadPoolExecutor(1, "read")
     try:
         reading = [reader.submit(read_case, settings, task) for task in plan.tasks[:1]]
         for number in range(1, len(plan.tasks) + 1):
@@ -156,7 +162,10 @@ def _refine_here(
 def _refine_on_cluster(
     plan: RunPlan, address: str, observer: Observer[RunSummary, CaseRecord]
 ) -> Generator[CaseRecord]:
-    """Yield the record of each case, which a worker of a running Dask cluster has done; closing it cancels the cases not begun."""
+    """Yield the record of each case, which a worker of a running Dask cluster has done.
+
+    Closing it cancels the cases not begun.
+    """
     try:
         from distributed import Client, KilledWorker, as_completed
     except ImportError as error:
@@ -199,14 +208,12 @@ def _refine_on_cluster(
                 raise InputError(
                     f"the scheduler {address} is gone, or was restarted\n  {hint}"
                 ) from error
-            except Exception as error:
-                is_lost = isinstance(error, KilledWorker)
-                lost = (
-                    InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}")
-                    if is_lost
-                    else error
-                )
+            except KilledWorker as error:
+                reason = shorten(error, MAX_OF_A_REASON)
+                lost = InputError(f"its worker was lost each time: {reason}")
                 record.fail(describe_failure(lost, *task.files.paths))
+            except Exception as error:
+                record.fail(describe_failure(error, *task.files.paths))
             for note in record.notes if record.status != "skipped" else ():
                 observer.note(note, case_id=record.case_id)
             yield record
@@ -218,7 +225,10 @@ def _refine_on_cluster(
 
 
 def refine_on_worker(version: str, settings: CaseSettings, task: Task) -> CaseRecord:
-    """Read, refine and write a case; refuse to on a worker with another version of this package, whose results may differ."""
+    """Read, refine and write a case.
+
+    Refuse to on a worker with another version of this package, whose results may differ.
+    """
     if version != crfrefine.__version__:
         versions = (
             f"a worker has crfrefine {crfrefine.__version__}, this command is crfrefine {version}"

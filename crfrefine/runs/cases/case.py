@@ -63,53 +63,56 @@ MIN_STREAMED = 1 << 26
 # Most axes of a grid that can be streamed, as of `refinement.tiles`, which is above this room.
 MAX_DIMS = 3
 _FILTER_BYTES = 40  # per voxel and modality: the features and the lattice of a usual image
-# Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all are equal, and the label maps.
+# Per voxel, while channels are streamed: sum of exponentials, largest logit, its label, whether all
+# are equal, and the label maps.
 _SURVEY_BYTES = 4 + 4 + 2 + 1 + 2
-_STREAM_BYTES = (
-    3 * MAX_BYTES + 2 * PROCESS
-)  # pieces on their way from the file, and the process itself
+# pieces on their way from the file, and the process itself
+_STREAM_BYTES = 3 * MAX_BYTES + 2 * PROCESS
 _FLOAT = 4
 _MIN_CHANNELS = 2  # of a label map as logits; only its voxels tell how many labels it has
 
 
 @dataclass(frozen=True)
 class Case:
-    """A case in memory, or the parts of it that are read. Arrays are views with x fastest in memory, as in the files."""
+    """A case in memory, or the parts of it that are read.
+
+    Arrays are views with x fastest in memory, as in the files.
+    """
 
     case_id: str  # its name
-    # (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files if they have no scaling.
+    # (M, *grid) float32, scaled; beside a label map or streamed channels, in the type of the files
+    # if they have no scaling.
     image: NDArray[Any]
-    # The network's output: (L, *grid) float32 logits, higher is better, or (R, *grid) log-odds of regions; a label map; or files to stream.
+    # The network's output: (L, *grid) float32 logits, higher is better, or (R, *grid) log-odds of
+    # regions; a label map; or files to stream.
     network: Float32 | LabelMap | LogitsHeader
     # (*grid), True where the model applies, which is not where the image is NaN; None: everywhere
     mask: Bool | None
     like: Volume  # the first modality; its geometry is that of the output
     spacing: tuple[float, ...]  # mm, one per grid axis
-    num_labels: int  # L of a label map, background included; the logits of a label map have channels only for the labels that occur
+    # L of a label map, background included; the logits of a label map have channels only for the
+    # labels that occur
+    num_labels: int
     input_kind: str  # "logits", "probabilities" or "labels", the type of the network's output
-    notes: list[str] = field(
-        default_factory=list
-    )  # facts that the user should know, one sentence each
+    # facts that the user should know, one sentence each
+    notes: list[str] = field(default_factory=list)
     labels: Labels | None = None  # (*grid) the reference, if requested
     # The path and the (*grid) whole numbers of each file of strokes.
     strokes: tuple[tuple[Path, Labels], ...] = ()
-    regions: RegionScheme | None = (
-        None  # the regions of the channels; None means that channels are labels
-    )
+    # the regions of the channels; None means that channels are labels
+    regions: RegionScheme | None = None
     channel_labels: tuple[int, ...] = ()  # the label of each channel; empty: 0, 1, 2 …
-    grid_map: GridMap | None = (
-        None  # of channels that are streamed from another grid: where the image's voxels lie on it
-    )
-    network_spacing: tuple[float, ...] | None = (
-        None  # mm between voxels of logits on another grid; None means that of the image
-    )
+    # of channels that are streamed from another grid: where the image's voxels lie on it
+    grid_map: GridMap | None = None
+    # mm between voxels of logits on another grid; None means that of the image
+    network_spacing: tuple[float, ...] | None = None
     # The computed background of channels that are streamed; None means that the files have it.
     background: StreamedBackground | None = None
-    # (*grid) map of a coarser network, from whose shares the logits were made; None means that they were not
+    # (*grid) map of a coarser network, from whose shares the logits were made; None means that they
+    # were not
     label_map: Labels | None = None
-    absent_labels: tuple[
-        int, ...
-    ] = ()  # labels that have a channel although the label map, if it is one, lacks them
+    # labels that have a channel although the label map, if it is one, lacks them
+    absent_labels: tuple[int, ...] = ()
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
     has_mask_file: bool = False  # whether a file gives the mask, which no parameter then makes
 
@@ -120,11 +123,16 @@ class Case:
         return self.network
 
     def find_padding(self) -> Bool | None:
-        """Return (*grid), True where the logits say nothing, such as padding; None if they do everywhere."""
+        """Return (*grid), True where the logits say nothing, such as padding.
+
+        None if they do everywhere.
+        """
         if self.label_map is not None:  # Shares may be equal.
             return None
         padding = find_padding(reverse_grid(self.logits), are_regions=self.regions is not None)
-        return None if padding is None else padding.T
+        if padding is None:
+            return None
+        return padding.T
 
 
 def load_case(
@@ -151,8 +159,11 @@ def read_case(
     with_labels: bool = False,
 ) -> Case:
     """Read a case whose headers are read; arguments and errors as of `load_case`."""
-    # With `as_logits`, a label map becomes logits; with `may_stream`, large logits may stay in files.
-    images, network, first = headers.images, headers.logits, headers.images[0]
+    # With `as_logits`, a label map becomes logits; with `may_stream`, large logits may stay in
+    # files.
+    images = headers.images
+    network = headers.logits
+    first = headers.images[0]
     if network is None:
         raise InputError(f"case {headers.files.case_id!r}: no logits")
     is_map = network.kind == KIND
@@ -164,7 +175,8 @@ def read_case(
         may_stream=may_stream,
         with_labels=with_labels,
     )
-    work, threads = WorkGrid(first), threads or available_threads()
+    work = WorkGrid(first)
+    threads = threads or available_threads()
     times: dict[str, float] = {}
     parts: dict[str, Any] = {}
     nan_files: list[Path] = []
@@ -250,7 +262,8 @@ def _streamed_channels(
     as_logits: bool,
 ) -> dict[str, Any]:
     """Return fields of `Case` for channels that stay in files, or the label map of one-hot ones."""
-    background, notes = None, list[str]()
+    background = None
+    notes = list[str]()
     pieces: Callable[[], Iterable[Piece]] = partial(io.read_pieces, *network.files)
     if network.lacks_background:
         background, notes = find_streamed_background(network, options.input_type)
@@ -296,14 +309,15 @@ def _plan_memory(
 ) -> bool:
     """Return whether the logits of a case stay in their files: if they may, and take more than their share, or all would not fit."""
     # Results are not counted: CapacityError refuses only what certainly does not fit.
-    limit, first, is_map = memory_limit(options.max_memory), headers.images[0], network.kind == KIND
-    name, grid = f"case {shorten(headers.files.case_id)!r}", math.prod(first.grid_shape)
+    limit = memory_limit(options.max_memory)
+    first = headers.images[0]
+    is_map = network.kind == KIND
+    name = f"case {shorten(headers.files.case_id)!r}"
+    grid = math.prod(first.grid_shape)
     own_grid = network.files[0].grid_shape
-    voxels, num_labels, on_grid = (
-        math.prod(own_grid),
-        network.num_labels,
-        first.on_same_grid(network.files[0]),
-    )
+    voxels = math.prod(own_grid)
+    num_labels = network.num_labels
+    on_grid = first.on_same_grid(network.files[0])
     # Beside logits, images are read as float32, and normalized into a copy.
     copies = 2 if as_logits or not is_map else 1
     needed = PROCESS + copies * _FLOAT * headers.num_modalities * grid
@@ -313,7 +327,8 @@ def _plan_memory(
         needed += _FLOAT * (voxels + _MIN_CHANNELS * grid) if as_logits else voxels
     if headers.mask is not None:
         needed += _FLOAT * math.prod(headers.mask.grid_shape) + grid
-    # Only the number of channels decides about regions; a softmax of as many channels is rare, and read as a whole.
+    # Only the number of channels decides about regions; a softmax of as many channels is rare, and
+    # read as a whole.
     has_regions = options.regions.scheme is not None or bool(options.regions.problem)
     may_stream = (
         may_stream
@@ -359,15 +374,16 @@ def _plan_memory(
 
 
 def read_as_stored(images: Sequence[VolumeHeader], nan_files: NanFiles = None) -> NDArray[Any]:
-    """Return the modalities of a case, (M, [z,] y, x), in their stored type; float32 where types differ or values are scaled."""
+    """Return the modalities of a case, (M, [z,] y, x), in their stored type.
+
+    Float32 where types differ or values are scaled.
+    """
     modalities = [read_stored(header, nan_files) for header in images]
     types = {modality.dtype for modality in modalities}
     dtype = types.pop() if len(types) == 1 else np.dtype(np.float32)
-    return (
-        modalities[0]
-        if len(modalities) == 1
-        else np.concatenate(modalities, dtype=dtype, casting="unsafe")
-    )
+    if len(modalities) == 1:
+        return modalities[0]
+    return np.concatenate(modalities, dtype=dtype, casting="unsafe")
 
 
 def nonzero_mask(image: NDArray[Any], path: Path | None, inside: Bool | None = None) -> Bool:
@@ -459,7 +475,10 @@ def channels_of_scores(
 def channels_of_labels(
     found: LabelMap, options: ReadingOptions, spacing: tuple[float, ...], *, as_logits: bool
 ) -> dict[str, Any]:
-    """Return fields of `Case`: a label map, or the logits of its labels; with `options.all_labels`, of all that are declared."""
+    """Return fields of `Case`: a label map, or the logits of its labels.
+
+    With `options.all_labels`, of all that are declared.
+    """
     fields = {"input_kind": KIND, "num_labels": found.num_labels, "notes": [*found.notes]}
     present = found.channel_labels
     if not as_logits:
@@ -472,11 +491,10 @@ def channels_of_labels(
         values = one_hot_logits(found.labels, channels, present)
     else:
         # "auto" means the spacing of a file on its own grid, else that of blocks found in the map.
-        given = (
-            found.file_spacing
-            if options.network_spacing == AUTO and found.file_spacing
-            else options.network_spacing
-        )
+        if options.network_spacing == AUTO and found.file_spacing:
+            given = found.file_spacing
+        else:
+            given = options.network_spacing
         wide, note = find_network_spacing(given, found.labels.T, spacing)
         assert wide is not None
         values = share_logits(

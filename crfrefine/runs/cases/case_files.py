@@ -17,25 +17,21 @@ class CaseFiles:
 
     case_id: str  # its name
     images: tuple[Path, ...]  # one per modality, in order, or a single file with all of them
-    logits: tuple[
-        Path, ...
-    ] = ()  # one with all labels, or one per label in order; empty if no logits were requested
+    # one with all labels, or one per label in order; empty if no logits were requested
+    logits: tuple[Path, ...] = ()
     mask: Path | None = None  # where the model applies, if given
     labels: Path | None = None  # the reference, if given
     strokes: tuple[Path, ...] = ()  # files of voxels that somebody drew to correct the result
-    problem: str | None = (
-        None  # the error of the case that its names show; reading the case raises it
-    )
-    missing: tuple[
-        str, ...
-    ] = ()  # the missing files of the case, such as "no logits in study/logits"
-    are_structures: bool = False  # whether the logits are binary masks, one file per structure, which has the name of its file
-    output: Path | None = (
-        None  # where the label map goes, in the output folder or absolute; None: by the name of the case
-    )
-    spacing: tuple[float, ...] | None = (
-        None  # mm, one per grid axis, if given; None means the image's
-    )
+    # the error of the case that its names show; reading the case raises it
+    problem: str | None = None
+    # the missing files of the case, such as "no logits in study/logits"
+    missing: tuple[str, ...] = ()
+    # whether the logits are binary masks, one file per structure, which has the name of its file
+    are_structures: bool = False
+    # where the label map goes, in the output folder or absolute; None: by the name of the case
+    output: Path | None = None
+    # mm, one per grid axis, if given; None means the image's
+    spacing: tuple[float, ...] | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -56,7 +52,10 @@ class CaseFiles:
 
 
 class CaseList(list[CaseFiles]):
-    """The cases found, sorted by name; `notes` says which files were ignored and why, one sentence each."""
+    """The cases found, sorted by name.
+
+    `notes` says which files were ignored and why, one sentence each.
+    """
 
     def __init__(self, cases: Iterable[CaseFiles] = (), notes: Iterable[str] = ()) -> None:
         super().__init__(cases)
@@ -95,13 +94,15 @@ def require_all_complete(
 def too_few_complete(
     incomplete: Incomplete, num_found: int, expected: str, what_to_do: str
 ) -> InputError:
-    """Return the error for a run with too few complete cases; `expected` is a clause, `what_to_do` a sentence."""
+    """Return the error for a run with too few complete cases.
+
+    `expected` is a clause, `what_to_do` a sentence.
+    """
     num_complete = num_found - len(incomplete)
-    there = (
-        "no case is complete"
-        if num_complete == 0
-        else f"only {num_complete} of {counted(num_found, 'case')} is complete"
-    )
+    if num_complete == 0:
+        there = "no case is complete"
+    else:
+        there = f"only {num_complete} of {counted(num_found, 'case')} is complete"
     return InputError(
         "\n  ".join(
             [f"{there}; expected {expected}", *_by_reason(incomplete, _MAX_NAMED), what_to_do]

@@ -33,15 +33,16 @@ class CaseHeaders:
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
     companions: tuple[VolumeHeader, ...]  # all these headers, without those of the images
-    spacing: tuple[
-        float, ...
-    ]  # mm to compute with, one per grid axis: given for the case, or the image's
+    # mm to compute with, one per grid axis: given for the case, or the image's
+    spacing: tuple[float, ...]
     num_modalities: int  # M
 
     @property
     def notes(self) -> list[str]:
         """Facts that the user should know: another spacing than the image's, what the headers note, and turned voxel axes."""
-        first, notes, turned = self.images[0], list[str](), dict[str, list[str]]()
+        first = self.images[0]
+        notes = list[str]()
+        turned = dict[str, list[str]]()
         if first.spacing not in (None, self.spacing):
             given, own = (
                 TIMES.join(f"{size:g}" for size in spacing or ())
@@ -79,16 +80,16 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     if several is not None and len(images) > 1:
         found = f"as there are {len(images)} files; this one has {several.num_channels}"
         raise InputError(f"{several.path}: expected one modality per file, {found}")
-    logits, checked = None, {"modality": images[1:]}
+    logits = None
+    checked = {"modality": images[1:]}
     if files.logits:
         logits = _read_network_header(files, image, options)
-        what = (
-            "structure"
-            if files.are_structures
-            else "label map"
-            if logits.kind == KIND
-            else "logits"
-        )
+        if files.are_structures:
+            what = "structure"
+        elif logits.kind == KIND:
+            what = "label map"
+        else:
+            what = "logits"
         checked[what] = logits.files if files.are_structures else logits.files[:1]
     others = {"mask": (files.mask,), "labels": (files.labels,), "strokes": files.strokes}
     for what, paths in others.items():

@@ -25,12 +25,10 @@ class DatasetDescription:
 
     path: Path  # the file
     channel_names: tuple[str, ...] = ()  # names of the modalities, in order
-    labels: Mapping[str, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # name to its number, or to the numbers of a region
-    ignore_label: int | None = (
-        None  # the number of the label named "ignore": voxels without a reference
-    )
+    # name to its number, or to the numbers of a region
+    labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    # the number of the label named "ignore": voxels without a reference
+    ignore_label: int | None = None
     # The label that each region writes into the label map, in the order of the regions, if given.
     regions_class_order: tuple[int, ...] | None = None
 
@@ -60,7 +58,10 @@ class DatasetDescription:
 
     @property
     def num_labels(self) -> int | None:
-        """Channels of a softmax: one more than the largest label, "ignore" aside; None without labels."""
+        """Channels of a softmax: one more than the largest label, "ignore" aside.
+
+        None without labels.
+        """
         return max((number + 1 for number in self.all_numbers), default=None)
 
 
@@ -96,7 +97,10 @@ def read_descriptions(
 
 
 def _description_of(content: Any, path: Path) -> DatasetDescription:
-    """Return the contents of the entries used here; raise a ValueError that names the key of an unusable one."""
+    """Return the contents of the entries used here.
+
+    Raise a ValueError that names the key of an unusable one.
+    """
     labels = content.get("labels", {}) if isinstance(content, Mapping) else None
     if not isinstance(labels, Mapping):
         raise ValueError(
@@ -117,11 +121,10 @@ def _description_of(content: Any, path: Path) -> DatasetDescription:
         raise ValueError(
             f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}"
         )
-    written = (
-        None
-        if order is None
-        else tuple(_label_number(number, "regions_class_order") for number in order)
-    )
+    if order is None:
+        written = None
+    else:
+        written = tuple(_label_number(number, "regions_class_order") for number in order)
     key = "channel_names" if "channel_names" in content else "modality"
     channels = content.get(key, {})
     if isinstance(channels, Mapping) and all(map(_is_number, channels)):

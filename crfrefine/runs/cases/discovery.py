@@ -1,4 +1,7 @@
-"""Assign files to cases: the naming of nnU-Net, single files, and the file names of other tools; contents are read later."""
+"""Assign files to cases: the naming of nnU-Net, single files, and the file names of other tools.
+
+Contents are read later.
+"""
 
 from __future__ import annotations
 
@@ -51,18 +54,18 @@ def discover_cases(
     add_background: bool = False,
     include_imageless: bool = False,
 ) -> CaseList:
-    """Find the cases in folders, or the one case of single files, sorted by name; incomplete ones have a `problem`.
+    """Find the cases in folders, or the one case of single files, sorted by name.
 
-    The images are a folder, or the files of one case, one per modality; logits a folder, one file with all labels, or one per label in
-    order. With the input type "labels" they are label maps, or one file per structure, in a folder per case. With `include_imageless`,
-    labels or logits without an image count as incomplete cases. With `add_background`, files per
-    label begin with label 1. Raises InputError: a path that does not exist, no case, or several where
-    one is expected.
+    Incomplete ones have a `problem`.
+
+    The images are a folder, or the files of one case, one per modality; logits a folder, one file
+    with all labels, or one per label in order. With the input type "labels" they are label maps, or
+    one file per structure, in a folder per case. With `include_imageless`, labels or logits without
+    an image count as incomplete cases. With `add_background`, files per label begin with label 1.
+    Raises InputError: a path that does not exist, no case, or several where one is expected.
     """
-    image_paths = (Path(images),) if isinstance(images, str | Path) else tuple(map(Path, images))
-    logits_paths = (
-        (Path(logits),) if isinstance(logits, str | Path) else tuple(map(Path, logits or ()))
-    )
+    image_paths = _paths_of(images)
+    logits_paths = _paths_of(logits or ())
     if (
         absent := next((path for path in (*image_paths, *logits_paths) if not path.exists()), None)
     ) is not None:
@@ -73,7 +76,8 @@ def discover_cases(
     if folder is None:
         for path in image_paths:
             file_to_read(path, VOLUME_SUFFIXES)
-        # Without other files to compare with, only the first modality's number is certainly not part of the name.
+        # Without other files to compare with, only the first modality's number is certainly not
+        # part of the name.
         matches = [MODALITY.fullmatch(stem_of(path)) for path in image_paths]
         names = [
             match["case"] if match and int(match["number"]) == 0 else None for match in matches
@@ -98,7 +102,16 @@ def discover_cases(
         )
     if masks is not None:
         cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES)
-    return cases if labels is None else _with_companions(cases, labels, "labels", LABEL_SUFFIXES)
+    if labels is None:
+        return cases
+    return _with_companions(cases, labels, "labels", LABEL_SUFFIXES)
+
+
+def _paths_of(paths: str | Path | Sequence[Path]) -> tuple[Path, ...]:
+    """Return one path or several as a tuple."""
+    if isinstance(paths, str | Path):
+        return (Path(paths),)
+    return tuple(Path(path) for path in paths)
 
 
 def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
@@ -122,7 +135,8 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
             note = f"{folder}: a folder for each case, as in TotalSegmentator's data sets, with its image, such as {example}"
             return CaseList(nested, [note])
     stems = {stem_of(path) for path in paths}
-    # Label maps, this tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER) are not separate cases.
+    # Label maps, this tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER) are not
+    # separate cases.
     known = stems | {match["case"] for stem in stems if (match := MODALITY.fullmatch(stem))}
     beside = [path for path in paths if suffix_of(path) in LABELS_SUFFIXES]
     beside += [
@@ -135,33 +149,31 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
     logits_stems = set()
     if logits and logits[0].is_dir() and not logits[0].samefile(folder):
         logits_stems = {stem_of(path) for path in list_files(logits[0], LOGITS_SUFFIXES)}
-    by_case: dict[
-        str, dict[int, list[Path]]
-    ] = {}  # files by the number of the modality; -1 is that of a file without one
+    # files by the number of the modality; -1 is that of a file without one
+    by_case: dict[str, dict[int, list[Path]]] = {}
     for path in (path for path in paths if path not in beside):
         stem = stem_of(path)
         match = MODALITY.fullmatch(stem)
-        # Four digits at the end may also belong to the name of a case, unless something shows that modalities are numbered.
+        # Four digits at the end may also belong to the name of a case, unless something shows that
+        # modalities are numbered.
         if match and stem not in logits_stems and (is_numbered or match["case"] in logits_stems):
             by_case.setdefault(match["case"], {}).setdefault(int(match["number"]), []).append(path)
         else:
             by_case.setdefault(stem, {}).setdefault(-1, []).append(path)
     if not by_case:
-        reason = (
-            "it is empty"
-            if not any(folder.iterdir())
-            else "it has no file with one of these suffixes"
-        )
+        if not any(folder.iterdir()):
+            reason = "it is empty"
+        else:
+            reason = "it has no file with one of these suffixes"
         raise InputError(
             f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}"
         )
-    notes = (
-        [
+    if beside:
+        notes = [
             f"{folder}: not taken for images: {counted(len(beside), 'file')} beside them, such as {beside[0].name}"
         ]
-        if beside
-        else []
-    )
+    else:
+        notes = []
     counts = [max(numbers) + 1 for numbers in by_case.values() if max(numbers) >= 0]
     description = next(read_descriptions([folder]), None) if counts else None
     if description is not None and description.channel_names:
@@ -185,10 +197,8 @@ def _case_of_images(
     who_says_so: str,
 ) -> CaseFiles:
     """Return a case of one file, or of one per modality, or with a problem."""
-    numbers, together = (
-        sorted(by_number),
-        [path for _, paths in sorted(by_number.items()) for path in paths],
-    )
+    numbers = sorted(by_number)
+    together = [path for _, paths in sorted(by_number.items()) for path in paths]
     images = by_number[-1][:1] if -1 in by_number else [by_number[number][0] for number in numbers]
     case = CaseFiles(case_id, tuple(images))
     if len(together) > len(images):
@@ -215,7 +225,8 @@ def _with_imageless(
     cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]
 ) -> CaseList:
     """Add the cases that are known only from their labels or logits, each with its `problem`."""
-    known, names = {case.case_id for case in cases}, set[str]()
+    known = {case.case_id for case in cases}
+    names = set[str]()
     sources: list[tuple[Path, tuple[str, ...], tuple[str, ...]]] = [
         (path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits
     ]
@@ -237,7 +248,9 @@ def case_of(stem: str, known: Collection[str], endings: Sequence[str]) -> str:
         return match["case"]
     name = without_ending(stem, endings)
     modality = MODALITY.fullmatch(name)
-    return modality["case"] if modality and modality["case"] in known else name
+    if modality and modality["case"] in known:
+        return modality["case"]
+    return name
 
 
 def without_ending(name: str, endings: Sequence[str]) -> str:
@@ -262,29 +275,26 @@ def with_logits(
 ) -> CaseList:
     """Add the logits of each case, or its `problem`; given are a folder, or the files of one case.
 
-    With `are_labels`, add its label map or its structures; `is_single`: the images are files of one case.
-    Files per label begin with `first_label`, which is 1 without a background.
+    With `are_labels`, add its label map or its structures; `is_single`: the images are files of one
+    case. Files per label begin with `first_label`, which is 1 without a background.
     """
-    folder, suffixes = logits[0], VOLUME_SUFFIXES if are_labels else LOGITS_SUFFIXES
+    folder = logits[0]
+    suffixes = VOLUME_SUFFIXES if are_labels else LOGITS_SUFFIXES
     if not folder.is_dir() or len(logits) > 1:
         case = _only_case(cases, logits, suffixes, "labels" if are_labels else "logits")
-        case = (
-            _with_structures(case, logits)
-            if are_labels and len(logits) > 1
-            else replace(case, logits=tuple(logits))
-        )
+        if are_labels and len(logits) > 1:
+            case = _with_structures(case, logits)
+        else:
+            case = replace(case, logits=tuple(logits))
         return CaseList([case], cases.notes)
     by_stem = files_by_stem(folder, suffixes)
-    add = (
-        partial(_with_own_labels, folders=case_folders(folder), is_single=is_single)
-        if are_labels
-        else partial(_with_own_logits, first_label=first_label)
-    )
+    if are_labels:
+        add = partial(_with_own_labels, folders=case_folders(folder), is_single=is_single)
+    else:
+        add = partial(_with_own_logits, first_label=first_label)
     added = [add(case, by_stem, folder) for case in cases]
-    taken, known = (
-        {path for case in added for path in case.logits},
-        {case.case_id for case in cases},
-    )
+    taken = {path for case in added for path in case.logits}
+    known = {case.case_id for case in cases}
     stray = [
         path.name
         for stem, paths in by_stem.items()
@@ -303,7 +313,8 @@ def _with_own_logits(
 ) -> CaseFiles:
     name = case.case_id
     candidates = [path for ending in ("", *LOGITS_NAMES) for path in by_stem.get(name + ending, [])]
-    # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside CASE_logits: explicit names win.
+    # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside
+    # CASE_logits: explicit names win.
     if candidates:
         telling = [
             path
@@ -341,9 +352,10 @@ def _with_own_labels(
 ) -> CaseFiles:
     if candidates := label_maps(by_stem, case.case_id, LABEL_SUFFIXES, but=case.images):
         return _with_only(case, "logits", candidates, "one label map", folder)
-    structures = (
-        list_files(folders[case.case_id], VOLUME_SUFFIXES) if case.case_id in folders else []
-    )
+    if case.case_id in folders:
+        structures = list_files(folders[case.case_id], VOLUME_SUFFIXES)
+    else:
+        structures = []
     if not structures and is_single:
         structures = [
             path for paths in by_stem.values() for path in paths if path not in case.images
@@ -372,9 +384,9 @@ def _with_structures(case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
     case = replace(case, logits=ordered, are_structures=True)
     counts = Counter(map(stem_of, ordered))
     twice = [str(path) for path in ordered if counts[stem_of(path)] > 1]
-    return (
-        case.lacking(f"expected one file per structure, found {listed(twice)}") if twice else case
-    )
+    if twice:
+        return case.lacking(f"expected one file per structure, found {listed(twice)}")
+    return case
 
 
 def case_folders(folder: Path) -> dict[str, Path]:
@@ -429,7 +441,8 @@ def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
         (replace(case, strokes=tuple(own)) for case, own in zip(cases, strokes, strict=True)),
         cases.notes,
     )
-    names, number = [case.case_id for case in cases], sum(map(bool, strokes))
+    names = [case.case_id for case in cases]
+    number = sum(map(bool, strokes))
     if by_stem or not number:
         expected = f"expected names such as {names[0]}.nii.gz; the cases are {listed(names)}"
         raise InputError(
@@ -463,7 +476,10 @@ def labels_of(cases: Sequence[CaseFiles], labels: Path) -> dict[str, Path]:
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return the folder's files of the given formats, sorted by name; hidden ones, such as files being written, are skipped."""
+    """Return the folder's files of the given formats, sorted by name.
+
+    Hidden ones, such as files being written, are skipped.
+    """
     # A link to nothing, as to data that were not fetched, counts as a file: its case must fail.
     try:
         paths = sorted(
@@ -481,7 +497,10 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 def _only_case(
     cases: CaseList, paths: Sequence[Path], suffixes: tuple[str, ...], what: str
 ) -> CaseFiles:
-    """Return the only case; raise InputError for several, or unless its files are there and can be read by their names."""
+    """Return the only case.
+
+    Raise InputError for several, or unless its files are there and can be read by their names.
+    """
     for path in paths:
         file_to_read(path, suffixes)
     if len(cases) != 1:

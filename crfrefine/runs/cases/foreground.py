@@ -58,7 +58,10 @@ def holds_one_probability(header: VolumeHeader, tolerance: float = 0.0) -> bool:
 
 
 def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[str]]:
-    """Read the channels of an output, (labels, [z,] y, x), with its background; return notes, too."""
+    """Read the channels of an output, (labels, [z,] y, x), with its background.
+
+    Return notes, too.
+    """
     values, jobs = reading_jobs(header.files, num_before=header.num_missing)
     run_all(jobs, 1)
     return values, complete(values, header, input_type)

@@ -31,7 +31,9 @@ _NIBABEL = (
 
 def verb_for(what: str, singular: str, plural: str) -> str:
     """Return the form of a verb that fits the user's word for a file."""
-    return plural if what in _PLURALS else singular
+    if what in _PLURALS:
+        return plural
+    return singular
 
 
 def explain_difference(

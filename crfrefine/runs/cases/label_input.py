@@ -32,17 +32,17 @@ class LabelMap:
     """A label map on the image's grid."""
 
     labels: Labels  # ([z,] y, x) as it is read, (*grid) in a `Case`; uint8 or uint16
-    channel_labels: tuple[
-        int, ...
-    ]  # the labels that occur, background, and at least two; ascending
+    # the labels that occur, background, and at least two; ascending
+    channel_labels: tuple[int, ...]
     num_labels: int  # L, background included
     notes: tuple[str, ...]  # notes for the user, one sentence each
-    # Voxels of each label that the files have and this label map lacks: other structures have them, or the grid is coarser.
+    # Voxels of each label that the files have and this label map lacks: other structures have them,
+    # or the grid is coarser.
     lost: Mapping[int, int] = field(default_factory=dict)
-    segments: tuple[
-        Segment, ...
-    ] = ()  # names and colors of the labels in its file, or in those of structures
-    # mm between voxels of a file on a coarser grid along each axis of the image; None means the image's grid, or a finer one.
+    # names and colors of the labels in its file, or in those of structures
+    segments: tuple[Segment, ...] = ()
+    # mm between voxels of a file on a coarser grid along each axis of the image; None means the
+    # image's grid, or a finer one.
     file_spacing: tuple[float, ...] | None = None
 
 
@@ -58,9 +58,11 @@ def label_map_header(files: Sequence[VolumeHeader], options: ReadingOptions) -> 
             f"{other.path}: expected a label map with one value per voxel, this file has {what}; for logits or probabilities, leave "
             "--input-type labels out"
         )
-    num_labels = (
-        0 if options.declared is None else options.declared.num_labels
-    )  # Without a declaration, only the voxels tell.
+    # Without a declaration, only the voxels tell.
+    if options.declared is None:
+        num_labels = 0
+    else:
+        num_labels = options.declared.num_labels
     return LogitsHeader(tuple(files), num_labels, KIND)
 
 
@@ -73,13 +75,15 @@ def read_label_map(
 ) -> LabelMap:
     """Read a label map, or one binary file per structure into one, onto the grid of the images."""
     # Structures are read one after the other, so that only one of them is in memory.
-    first, declared = header.files[0], options.declared
+    first = header.files[0]
+    declared = options.declared
     lost: dict[int, int] = {}
     if are_structures:
         assert declared is not None
         numbers = declared.structures
         merged = merge_structures(header.files, numbers)
-        labels, present = merged.labels, present_labels(merged.labels)
+        labels = merged.labels
+        present = present_labels(merged.labels)
         taken = f"{first.path.parent.name} is taken as one file per structure"
         notes = [
             f"{taken}: {counted(len(header.files), 'file')}, {merged.num_structures} not empty"
@@ -103,11 +107,10 @@ def read_label_map(
         )
     else:
         labels, present = _read_one(first, options, images[0])
-        reason = (
-            "requested"
-            if options.input_type == KIND
-            else "it has one value per voxel, whole numbers from 0 up"
-        )
+        if options.input_type == KIND:
+            reason = "requested"
+        else:
+            reason = "it has one value per voxel, whole numbers from 0 up"
         notes = [f"{first.path.name} is taken as a label map: {reason}"]
         segments = first.segments
     num_labels = 0 if declared is None else declared.num_labels
@@ -121,7 +124,10 @@ def read_one_hot(
     like: VolumeHeader,
     options: ReadingOptions,
 ) -> LabelMap | None:
-    """Return the label map of one-hot channels; None if they are something else, or declared as such."""
+    """Return the label map of one-hot channels.
+
+    None if they are something else, or declared as such.
+    """
     # `values` are the channels, (L, [z,] y, x), or their pieces.
     if options.input_type != "auto":
         return None
@@ -144,11 +150,12 @@ def read_one_hot(
 
 def _on_grid(found: LabelMap, first: VolumeHeader, like: VolumeHeader) -> LabelMap:
     """Return the label map of a file on the image's grid; 0 labels mean an undeclared number."""
-    labels, present, lost, notes = found.labels, found.channel_labels, found.lost, [*found.notes]
-    placed, file_spacing = (
-        WorkGrid(like).nearest(first, labels, "label map", notes, outside="become background"),
-        None,
-    )
+    labels = found.labels
+    present = found.channel_labels
+    lost = found.lost
+    notes = [*found.notes]
+    placed = WorkGrid(like).nearest(first, labels, "label map", notes, outside="become background")
+    file_spacing = None
     if not np.may_share_memory(placed, labels):
         assert first.affine is not None
         assert like.affine is not None
@@ -162,7 +169,8 @@ def _on_grid(found: LabelMap, first: VolumeHeader, like: VolumeHeader) -> LabelM
                 (np.linalg.norm(like.affine[:3, :3], axis=0)[axes] / lengths).tolist()
             )
         # On another grid, small structures may be lost.
-        before, present = present, present_labels(placed)
+        before = present
+        present = present_labels(placed)
         lost = {
             label: int(np.count_nonzero(labels == label))
             for label in sorted({*before} - {0, *present})
@@ -183,9 +191,8 @@ def _read_one(
         "give --input-type logits"
     )
     advice += f"\n  {EXCHANGED}" if image.num_channels > 1 else ""
-    labels = read_whole_numbers(
-        file, LABEL_TOLERANCE if is_certain else 0.0, advice
-    )  # In doubt, only whole numbers are labels.
+    # In doubt, only whole numbers are labels.
+    labels = read_whole_numbers(file, LABEL_TOLERANCE if is_certain else 0.0, advice)
     present = present_labels(labels)
     if not is_certain and len(present) > _MAX_GRAY_VALUES:
         expected = "expected logits with one value per label, background included. For a label map, give --input-type labels"
@@ -202,7 +209,10 @@ def _read_one(
 
 
 class MergedStructures(NamedTuple):
-    """A label map of structures, of which the smallest one keeps a voxel; of equally large ones, the first by number."""
+    """A label map of structures, of which the smallest one keeps a voxel.
+
+    Of equally large ones, the first by number.
+    """
 
     labels: Labels  # ([z,] y, x)
     num_structures: int  # that are not empty
@@ -216,16 +226,15 @@ class MergedStructures(NamedTuple):
             f"{shorten(name)} keeps {left} of {size} voxels"
             for name, (left, size) in self.losers.items()
         ]
-        return (
-            f"structures that lose most of their voxels to smaller ones: {listed(losers, MAX_SHOWN)}"
-            if losers
-            else ""
-        )
+        if losers:
+            return f"structures that lose most of their voxels to smaller ones: {listed(losers, MAX_SHOWN)}"
+        return ""
 
 
 def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> MergedStructures:
     """Read one binary file per structure, one after the other, into one label map."""
-    first, largest = files[0], max(numbers.values())
+    first = files[0]
+    largest = max(numbers.values())
     for file in files:
         if not first.on_same_grid(file):
             raise GridMismatchError(
@@ -236,7 +245,8 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
     sizes = np.zeros(largest + 1, np.int64)
     for file in files:
         expected = "a file of one structure holds 0 and 1; a label map is given by itself: -p FILE, or -p FOLDER with the name of the case"
-        values, number = read_whole_numbers(file, 0.0, expected), numbers[stem_of(file.path)]
+        values = read_whole_numbers(file, 0.0, expected)
+        number = numbers[stem_of(file.path)]
         if values.max() > 1:
             raise InputError(
                 f"{file.path}: expected 0 and 1, found values up to {values.max()}: {expected}"

@@ -27,7 +27,10 @@ _MAX_OF_A_PROBLEM = 1000
 
 
 def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
-    """Return the cases of a manifest, sorted by name; raise InputError that names the problem of each row, up to a limit."""
+    """Return the cases of a manifest, sorted by name.
+
+    Raise InputError that names the problem of each row, up to a limit.
+    """
     # Relative paths begin in its folder. With "labels", several files or a folder are structures.
     require_file(path)
     if (size := path.stat().st_size) > MAX_BYTES:
@@ -62,7 +65,10 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number of each line, and its cells by the names of the columns; surplus cells have the name None, missing ones are None."""
+    """Yield the number of each line, and its cells by the names of the columns.
+
+    Surplus cells have the name None, missing ones are None.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -82,7 +88,10 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
-    """Return the files of a case; raise InputError or another CrfRefineError for a row that cannot be used."""
+    """Return the files of a case.
+
+    Raise InputError or another CrfRefineError for a row that cannot be used.
+    """
     if None in row or None in row.values():
         raise InputError(f"expected {len([*filter(None, row)])} cells, as in the line of names")
     cells = {
@@ -99,7 +108,9 @@ def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFile
             raise InputError(
                 f"{name}: expected {expected}, none of them empty or with the character NUL; found {len(parts)}"
             )
-    (case_id,), spacing, output = cells["case"], cells.get("spacing", []), None
+    (case_id,) = cells["case"]
+    spacing = cells.get("spacing", [])
+    output = None
     if (
         "/" in case_id
         or "\\" in case_id

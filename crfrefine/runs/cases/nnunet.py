@@ -72,9 +72,8 @@ class TrainedCases(NamedTuple):
     """The cases of a trained network."""
 
     cases: CaseList  # all; those without probabilities have them in `missing`
-    advice: tuple[
-        str, ...
-    ]  # one sentence per fold that lacks something, with the command that makes it
+    # one sentence per fold that lacks something, with the command that makes it
+    advice: tuple[str, ...]
 
 
 def require_trained(path: Path) -> TrainedNetwork:
@@ -84,7 +83,8 @@ def require_trained(path: Path) -> TrainedNetwork:
         raise InputError(
             f"{path}: is not the folder of a trained network of nnU-Net version 2; {_EXPECTED}"
         )
-    plans, names = _read_table(folder / PLANS), folder.name.split("__")
+    plans = _read_table(folder / PLANS)
+    names = folder.name.split("__")
     # In a renamed folder, the plans still have most names.
     trainer, plans_name, configuration = (
         names
@@ -137,8 +137,9 @@ def find_trained_cases(
 ) -> TrainedCases:
     """Find the cases that a network was trained and validated on.
 
-    Folders of `images` and `labels` are where nnU-Net has them unless they are named; labels are needed only `with_labels`.
-    Raises InputError if images or labels are not found, or the only fold was trained on all cases.
+    Folders of `images` and `labels` are where nnU-Net has them unless they are named; labels are
+    needed only `with_labels`. Raises InputError if images or labels are not found, or the only fold
+    was trained on all cases.
     """
     folds = network.folds
     if list(folds) == [ALL]:
@@ -161,18 +162,18 @@ def find_trained_cases(
         for fold, folder in validations.items()
     }
     reorients = _reorients(network.folder)
-    cases, advice = [], dict[str, str]()
+    cases = []
+    advice = dict[str, str]()
     for case in found:
         fold = held_out.get(case.case_id)
-        by_fold = (
-            [fold]
-            if fold
-            else [
+        if fold:
+            by_fold = [fold]
+        else:
+            by_fold = [
                 name
                 for name in archives
                 if name not in splits or case.case_id not in splits[name][0]
             ]
-        )
         path = next(
             (
                 archives[name][case.case_id]
@@ -208,7 +209,10 @@ def find_trained_cases(
 
 
 def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
-    """Return the folder of the images that a network was trained on; the error names the places that were searched."""
+    """Return the folder of the images that a network was trained on.
+
+    The error names the places that were searched.
+    """
     if given is not None and (given / "imagesTr").is_dir():
         return given / "imagesTr"
     return _locate(
@@ -217,7 +221,10 @@ def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
 
 
 def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> Path:
-    """Return the folder of the labels; `images` is the folder of the images. nnU-Net copies labels to its preprocessed data."""
+    """Return the folder of the labels; `images` is the folder of the images.
+
+    NnU-Net copies labels to its preprocessed data.
+    """
     raw = [*([images.parent] if images.name == "imagesTr" else []), *network.places("nnUNet_raw")]
     copies = [place / "gt_segmentations" for place in network.places("nnUNet_preprocessed")]
     return _locate(network, "labels", given, [*(place / "labelsTr" for place in raw), *copies])
@@ -237,9 +244,8 @@ def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequ
 
 def is_of_nnunet(folder: Path) -> bool:
     """Return whether nnU-Net made a folder: its volumes are label maps then, and not images."""
-    has_summary = (folder / "summary.json").is_file() and bool(
-        list_files(folder, SCORES_SUFFIXES)
-    )  # as a validation has
+    # as a validation has
+    has_summary = (folder / "summary.json").is_file() and bool(list_files(folder, SCORES_SUFFIXES))
     return has_summary or any((folder / name).is_file() for name in (PLANS, PREDICTION_ARGUMENTS))
 
 
@@ -248,7 +254,10 @@ def _is_trained(folder: Path) -> bool:
 
 
 def _splits(network: TrainedNetwork) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
-    """Return the cases that each fold was trained on and has held out, by `splits_final.json`; empty without the file."""
+    """Return the cases that each fold was trained on and has held out, by `splits_final.json`.
+
+    Empty without the file.
+    """
     paths = [place / "splits_final.json" for place in network.places("nnUNet_preprocessed")]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
@@ -271,7 +280,10 @@ def _splits(network: TrainedNetwork) -> dict[str, tuple[frozenset[str], frozense
 
 
 def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> CaseList:
-    """Return the cases of a folder of predictions; without `images`, from where `nnUNetv2_predict` read them."""
+    """Return the cases of a folder of predictions.
+
+    Without `images`, from where `nnUNetv2_predict` read them.
+    """
     if not folder.is_dir():
         raise InputError(
             f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
@@ -291,7 +303,8 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
                 f"{path}: expected the folder of the images, found {named}\n  Name the folder of the images with -i."
             )
         images = Path(source)
-    found, reorients = discover_cases(images, None, masks), _reorients(folder)
+    found = discover_cases(images, None, masks)
+    reorients = _reorients(folder)
     cases = []
     for case in found:
         lacking = f"no {case.case_id}.npz in {folder}"
@@ -303,11 +316,12 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
             else case.lacking(again, lacking)
         )
     stray = sorted(path.name for path in archives.values())
-    notes = (
-        [f"{folder}: predictions without images are ignored ({len(stray)}), such as {stray[0]}"]
-        if stray
-        else []
-    )
+    if stray:
+        notes = [
+            f"{folder}: predictions without images are ignored ({len(stray)}), such as {stray[0]}"
+        ]
+    else:
+        notes = []
     return CaseList(cases, [*found.notes, *notes])
 
 
@@ -328,7 +342,10 @@ def _read_table(path: Path) -> Mapping[str, Any]:
 
 
 def _with_archive(case: CaseFiles, path: Path, *, reorients: bool) -> CaseFiles:
-    """Return the case with its probabilities; with a `problem` if they have other voxel axes, which nnU-Net does not turn back."""
+    """Return the case with its probabilities.
+
+    With a `problem` if they have other voxel axes, which nnU-Net does not turn back.
+    """
     case = replace(case, logits=(path,))
     if not reorients or case.problem or not case.images:
         return case

@@ -56,8 +56,9 @@ class WorkGrid:
     ) -> NDArray[np.float32]:
         """Return channels, interpolated: (channels, [z,] y, x) on this grid; 0 outside their own.
 
-        `values` are the channels of the file `other`, (channels, [z,] y, x). `notes` gets sentences about `what`, and the voxels `outside`.
-        Logits of labels (`are_of_labels`) are all equal only outside their grid and in padding. Nothing but the result is allocated.
+        `values` are the channels of the file `other`, (channels, [z,] y, x). `notes` gets sentences
+        about `what`, and the voxels `outside`. Logits of labels (`are_of_labels`) are all equal
+        only outside their grid and in padding. Nothing but the result is allocated.
         """
         shape = (len(values), *self.header.grid_shape[::-1])
         if self.header.on_same_grid(other):
@@ -91,14 +92,16 @@ class WorkGrid:
     def require_overlap(self, other: VolumeHeader, what: str) -> GridMap:
         """Return where the voxels of this grid lie on another.
 
-        Raises GridMismatchError if fewer than half of them do, or headers or sizes show that the two
-        grids should be one.
+        Raises GridMismatchError if fewer than half of them do, or headers or sizes show that the
+        two grids should be one.
         """
-        like, (own_affine, _) = self.header, self.header.geometry()
+        like = self.header
+        own_affine, _ = self.header.geometry()
         reason = explain_difference(like, self.name, other, what)
         if reason is not None:
             raise self._mismatch(other, f"{what} on another grid than the {self.name}", reason)
-        affine, shape = other.affine, other.grid_shape
+        affine = other.affine
+        shape = other.grid_shape
         if affine is None:  # A file without geometry covers the same field of view.
             own, its = ((*each, 1)[:3] for each in (like.grid_shape, shape))
             if len(like.grid_shape) != len(shape) and (own[2] > 1 or its[2] > 1):
@@ -107,11 +110,9 @@ class WorkGrid:
                     f"{what} of another number of axes than the {self.name}",
                     LABEL_AXIS_FIRST,
                 )
-            factors, affine, shape = (
-                np.divide(own, its),
-                own_affine.copy(),
-                shape[: len(like.grid_shape)],
-            )
+            factors = np.divide(own, its)
+            affine = own_affine.copy()
+            shape = shape[: len(like.grid_shape)]
             affine[:3, :3] *= factors
             affine[:3, 3] += own_affine[:3, :3] @ (0.5 * factors - 0.5)
         grid_map = map_grid(like.grid_shape, own_affine, shape, affine)
@@ -166,10 +167,8 @@ class WorkGrid:
             notes.append(
                 f"{other.path.name} has no geometry: it is taken to cover the whole field of view of the {self.name}"
             )
-        share, num_outside = (
-            grid_map.num_inside / grid_map.num_voxels,
-            grid_map.num_voxels - grid_map.num_inside,
-        )
+        share = grid_map.num_inside / grid_map.num_voxels
+        num_outside = grid_map.num_voxels - grid_map.num_inside
         if num_outside:
             outside = f"voxels outside the grid of the {what} {outside}: {num_outside} of {grid_map.num_voxels} voxels"
             notes.append(f"{outside} ({1 - share:.1%})")

@@ -37,9 +37,8 @@ class RegionReading:
     source: str = ""  # the option or file that declares them; GIVEN if the user named them
     # Channels of a softmax over all labels, which is refined as such all the same; None if unknown.
     num_labels: int | None = None
-    problem: str = (
-        ""  # why the declaration cannot be used: files that need it fail with this message
-    )
+    # why the declaration cannot be used: files that need it fail with this message
+    problem: str = ""
 
     def declares(self, num_channels: int) -> bool:
         """Return whether so many channels are regions, judged by their number: a single one is enough, labels need two."""
@@ -54,7 +53,10 @@ class RegionReading:
         )
 
     def scheme_of(self, values: Float32, path: Path) -> RegionScheme | None:
-        """Return the regions of a file's channels, (channels, [z,] y, x); None means that the channels are labels."""
+        """Return the regions of a file's channels, (channels, [z,] y, x).
+
+        None means that the channels are labels.
+        """
         self.require_number(len(values), path)
         if self.scheme is None or len(values) != self.num_labels:
             return self.scheme
@@ -66,7 +68,9 @@ class RegionReading:
             and not look.bad_voxels(SUM_TOLERANCE).size
             and values.any()
         )
-        return None if is_softmax or len(values) != self.scheme.num_regions else self.scheme
+        if is_softmax or len(values) != self.scheme.num_regions:
+            return None
+        return self.scheme
 
     def require_number(
         self, num_channels: int, path: Path, *, lacks_background: bool = False
@@ -125,7 +129,9 @@ def find_regions(
     description = next(iter(descriptions), None)
     if description is None:
         return NO_REGIONS
-    order, problem, scheme = description.regions_class_order, "", None
+    order = description.regions_class_order
+    problem = ""
+    scheme = None
     if description.has_regions != (order is not None):
         problem = "it has only one of regions of several labels and regions_class_order, the label that each region writes"
     elif order is not None:
@@ -152,9 +158,8 @@ class DeclaredLabels:
 
     numbers: tuple[int, ...]  # ascending, background first
     source: str  # for messages: "study/dataset.json"
-    structures: Mapping[str, int] = field(
-        default_factory=dict
-    )  # number of each by its name, if each has its own file
+    # number of each by its name, if each has its own file
+    structures: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def num_labels(self) -> int:
@@ -170,11 +175,9 @@ def declared_labels(
         return number_structures(cases)
     if description := next((each for each in descriptions if each.labels), None):
         return DeclaredLabels(tuple(sorted({0, *description.all_numbers})), str(description.path))
-    return (
-        None
-        if num_labels is None
-        else DeclaredLabels(tuple(range(num_labels)), "the parameters, which have values per label")
-    )
+    if num_labels is None:
+        return None
+    return DeclaredLabels(tuple(range(num_labels)), "the parameters, which have values per label")
 
 
 def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
@@ -204,20 +207,22 @@ def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
 class ReadingOptions:
     """How the files of a case are read."""
 
-    # "auto", "logits", "probabilities" or "labels"; "auto" inspects the values and reports its choice in the notes.
+    # "auto", "logits", "probabilities" or "labels"; "auto" inspects the values and reports its
+    # choice in the notes.
     input_type: str = "auto"
     mask_mode: str = "none"  # "none" or "nonzero" (any modality is not 0), if there is no mask file
-    # "linear" or "cubic": how logits on another grid are interpolated onto the image's. Masks and labels get the nearest value.
-    # None means that another grid is an error.
+    # "linear" or "cubic": how logits on another grid are interpolated onto the image's. Masks and
+    # labels get the nearest value. None means that another grid is an error.
     resample: str | None = None
     regions: RegionReading = NO_REGIONS  # which channels are regions, and not labels
     declared: DeclaredLabels | None = None  # the labels that label maps may hold; None means any
-    all_labels: bool = False  # whether label maps get a channel for each declared label, not only for those that occur
-    # Of the network that made the label maps: mm, one number or one per axis; "auto" means that blocks in the map show it.
+    # whether label maps get a channel for each declared label, not only for those that occur
+    all_labels: bool = False
+    # Of the network that made the label maps: mm, one number or one per axis; "auto" means that
+    # blocks in the map show it.
     network_spacing: Any = None
-    max_memory: int | None = (
-        None  # bytes that the arrays of a case may take; at most, and by default, the system's limit
-    )
+    # bytes that the arrays of a case may take; at most, and by default, the system's limit
+    max_memory: int | None = None
     # Whether the channels are those of labels 1, 2, …, and the background is 1 minus their sum.
     add_background: bool = False
 

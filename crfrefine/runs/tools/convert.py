@@ -43,7 +43,8 @@ from crfrefine.runs.cases.dataset_description import read_dataset_description, r
 from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 from crfrefine.runs.tools.content import is_label_map
 
-SECONDS = 60  # Processor time that a conversion of DICOM may take; each million bytes of its files adds a second.
+# Processor time that a conversion of DICOM may take; each million bytes of its files adds a second.
+SECONDS = 60
 _START = "import sys; sys.path.append(sys.argv[1]); from crfrefine.runs.tools.convert import serve; serve()"
 
 
@@ -204,7 +205,10 @@ def _describe_scaling(stored: StoredVoxels, dtype: np.dtype[Any]) -> str:
 def _convert_apart(
     source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None
 ) -> str:
-    """Convert from or to DICOM in a process with limits, which decoders of damaged files need; its errors are raised here."""
+    """Convert from or to DICOM in a process with limits, which decoders of damaged files need.
+
+    Its errors are raised here.
+    """
     request = json.dumps([source, target, to, like, segments, SECONDS], default=str)
     command = [
         sys.executable,
@@ -217,11 +221,10 @@ def _convert_apart(
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0:
         is_late = done.returncode == -signal.SIGXCPU
-        reason = (
-            "takes far longer than that of files of its size should"
-            if is_late
-            else f"ended with status {done.returncode}"
-        )
+        if is_late:
+            reason = "takes far longer than that of files of its size should"
+        else:
+            reason = f"ended with status {done.returncode}"
         raise UnsupportedFormatError(
             f"{source if is_dicom(source) else like}: damaged DICOM: its decoding {reason}; copy or export it again"
         )
@@ -342,7 +345,8 @@ def _convert_channels(
 ) -> str:
     """Write channels as they are, as logits (log-odds of regions), as probabilities, or as the label map that they give."""
     fewest = 1 if regions.declares(1) else 2
-    values, kind = io.read_logits([header.path], fewest=fewest, grid=like.header), header.kind
+    values = io.read_logits([header.path], fewest=fewest, grid=like.header)
+    kind = header.kind
     needs_kind = to is not None or (kind is None and require_suffix(target).holds_scores_alone)
     scheme = regions.scheme_of(values, header.path) if needs_kind else None
     source = _describe(header, counted(len(values), "label" if scheme is None else "region"))
@@ -357,7 +361,8 @@ def _convert_channels(
             label_map = scheme.decode(reverse_grid(logits))
         elif to not in (None, kind):
             to_probabilities = softmax if scheme is None else sigmoid
-            kind, values = to, reverse_grid(logits if to == "logits" else to_probabilities(logits))
+            kind = to
+            values = reverse_grid(logits if to == "logits" else to_probabilities(logits))
     if label_map is not None:
         io.write_label_map(
             target,

@@ -51,7 +51,10 @@ FolderReport = tuple[dict[str, str], list[str], list[Failure]]
 
 
 def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
-    """Describe a volume, as pairs of name and value for display; with `values`, also ranges of channels, or counts of labels."""
+    """Describe a volume, as pairs of name and value for display.
+
+    With `values`, also ranges of channels, or counts of labels.
+    """
     lines = [
         ("format", header.format),
         ("shape", TIMES.join(str(size) for size in header.grid_shape)),
@@ -143,20 +146,20 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
     # `labelsTs`) in it are read too. A folder of nnU-Net's predictions, or of a trained network,
     # has the cases that `infer --nnunet` would refine.
     try:
-        of_nnunet, cases, archives = (
-            is_of_nnunet(folder),
-            CaseList(),
-            list_files(folder, SCORES_SUFFIXES),
-        )
+        of_nnunet = is_of_nnunet(folder)
+        cases = CaseList()
+        archives = list_files(folder, SCORES_SUFFIXES)
         if of_nnunet:
             try:
-                cases, archives = find_cases_to_refine(folder, (), None), []
+                cases = find_cases_to_refine(folder, (), None)
+                archives = []
             except InputError as error:  # There is no image for its archives.
                 if not archives:
                     raise
                 cases = CaseList(notes=[str(error).partition("\n")[0]])
         elif list_files(folder, io.VOLUME_SUFFIXES):
-            cases, archives = _discover(folder), []
+            cases = _discover(folder)
+            archives = []
         elif (structures := case_folders(folder)) and not structures.keys() & set(
             _NAMED
         ):  # nothing but folders of structures
@@ -166,12 +169,15 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
     except CrfRefineError as error:
         return {}, [], [describe_failure(error)]
     notes = list(cases.notes)
-    places = (
-        [folder]
-        if of_nnunet
-        else [path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])]
-    )
-    lines, problems, causes = dict[str, str](), list[Failure](), Causes()
+    if of_nnunet:
+        places = [folder]
+    else:
+        places = [
+            path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])
+        ]
+    lines = dict[str, str]()
+    problems = list[Failure]()
+    causes = Causes()
     regions = NO_REGIONS
     with failing_alone(problems.append):
         regions = find_regions(None, list(read_descriptions(places or [folder])))
@@ -181,17 +187,17 @@ def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport
     remarks: dict[str, list[str]] = {}
 
     def fail(files: CaseFiles, failure: Failure) -> None:
-        message = (
-            f"case {files.case_id!r}: {failure.message}"
-            if failure.traceback
-            else "; ".join([failure.message, *files.missing[1:]])
-        )
+        if failure.traceback:
+            message = f"case {files.case_id!r}: {failure.message}"
+        else:
+            message = "; ".join([failure.message, *files.missing[1:]])
         is_new = causes.is_new(files.case_id, message)
         problems.append(replace(failure, message=message if is_new else message.partition("\n")[0]))
 
     for path in archives:  # logits without geometry
         with failing_alone(problems.append, path):
-            header, name = io.read_header(path), io.stem_of(path)
+            header = io.read_header(path)
+            name = io.stem_of(path)
             is_alone = header.num_channels == 1 and not regions.declares(1)
             regions.require_number(header.num_channels, path, lacks_background=is_alone)
             num_labels[name] = header.num_channels + is_alone
@@ -251,15 +257,15 @@ def _channels(number: int, regions: RegionReading) -> str:
 
 
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
-    of_images = (
-        f" and -i {folder}"
-        if any(path != folder / case_id for case_id, path in structures.items())
-        else ""
-    )
+    if any(path != folder / case_id for case_id, path in structures.items()):
+        of_images = f" and -i {folder}"
+    else:
+        of_images = ""
     notes = [
         f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"
     ]
-    lines, problems = dict[str, str](), list[Failure]()
+    lines = dict[str, str]()
+    problems = list[Failure]()
     for case_id, path in structures.items():
         files = list_files(path, io.VOLUME_SUFFIXES)
         with failing_alone(problems.append, *files):
@@ -294,7 +300,10 @@ def _discover(folder: Path) -> CaseList:
 
 
 def installation() -> dict[str, str]:
-    """Return names and texts, in the order of display. Nothing is raised: an engine that does not run says why."""
+    """Return names and texts, in the order of display.
+
+    Nothing is raised: an engine that does not run says why.
+    """
     from crfrefine.engines import get_backend
     from crfrefine.engines.compiled import find_levels
 

@@ -44,22 +44,26 @@ MAX_VALUES = 500_000
 _MIN_LABELS = 3  # With two labels, kernels take most of the time.
 
 _CROSSHAIR, _FRAME, _EDGE = (drawing.gray_level(share) for share in (0.55, 1.0, 0.0))
-# Pixels, two of them for each one of the page: the gap between the place and the lines of the crosshair, dashes, letters.
-_GAP, _DASH, _LETTER = 18, 6, 24
+# Pixels, two of them for each one of the page: the gap between the place and the lines of the
+# crosshair, dashes, letters.
+_GAP = 18
+_DASH = 6
+_LETTER = 24
 _MAX_PIXELS = 4096
 
 
 class TuneCase(Case):
-    """A case, and the views that the page shows. Places and boxes of the page are those of the upright grid."""
+    """A case, and the views that the page shows.
+
+    Places and boxes of the page are those of the upright grid.
+    """
 
     @cached_property
     def network_labels(self) -> Labels:
         """(*grid), the network's own labels."""
-        return (
-            self.network.labels
-            if isinstance(self.network, LabelMap)
-            else decode(self.logits, self.regions)
-        )
+        if isinstance(self.network, LabelMap):
+            return self.network.labels
+        return decode(self.logits, self.regions)
 
     @cached_property
     def pose(self) -> Upright:
@@ -121,17 +125,17 @@ class TuneCase(Case):
     def box_around(self, place: Sequence[int]) -> Box | None:
         """Return a box of the upright grid around a voxel, as nearly a cube in mm as the grid allows."""
         # None means that the whole grid is small enough.
-        num_channels = (
-            len(self.channel_labels) if isinstance(self.network, LabelMap) else len(self.logits)
-        )
-        grid, spacing, most = (
-            self.upright_grid,
-            self.upright_spacing,
-            MAX_VALUES / max(num_channels, _MIN_LABELS),
-        )
+        if isinstance(self.network, LabelMap):
+            num_channels = len(self.channel_labels)
+        else:
+            num_channels = len(self.logits)
+        grid = self.upright_grid
+        spacing = self.upright_spacing
+        most = MAX_VALUES / max(num_channels, _MIN_LABELS)
         if np.prod(grid) <= most:
             return None
-        # Axes that the cube does not fit into are taken whole, the shortest first, and the others share the rest.
+        # Axes that the cube does not fit into are taken whole, the shortest first, and the others
+        # share the rest.
         order = sorted(range(len(grid)), key=lambda axis: grid[axis] * spacing[axis])
         box = [slice(0)] * len(grid)
         for done, axis in enumerate(order):
@@ -149,9 +153,8 @@ def open_case(
 ) -> TuneCase:
     """Read a case; raises as `infer` does, and for grids with other than two or three axes."""
     # `network_spacing` is that of a coarser network that made the label map, as `infer` takes it.
-    reading = replace(
-        reading, mask_mode="none"
-    )  # A mask made from the image depends on parameters that the page changes.
+    # A mask made from the image depends on parameters that the page changes.
+    reading = replace(reading, mask_mode="none")
     headers = read_case_headers(files, reading)
     num_axes = len(headers.images[0].grid_shape)
     if num_axes not in (2, 3):
@@ -164,11 +167,10 @@ def open_case(
     if network_spacing is None or not isinstance(case.network, LabelMap):
         return case
     # Blocks are found in the whole map; a box may have too few.
-    given = (
-        case.network.file_spacing
-        if network_spacing == AUTO and case.network.file_spacing
-        else network_spacing
-    )
+    if network_spacing == AUTO and case.network.file_spacing:
+        given = case.network.file_spacing
+    else:
+        given = network_spacing
     wide, note = find_network_spacing(given, case.network.labels, case.spacing)
     return replace(case, network_spacing=wide, notes=[*case.notes, *filter(None, [note])])
 
@@ -179,14 +181,10 @@ class CaseRefiner:
     def __init__(self, case: TuneCase, threads: int | None, device: str = "cpu") -> None:
         self.case = case
         self._threads = threads
-        self._backend, self._keeping_backend = (
-            get_backend(device),
-            get_backend(device, keeps_kernels=True),
-        )
-        self._normalized: tuple[object, Float32 | None] = (
-            None,
-            None,
-        )  # the normalized image of the whole case, and for which parameters
+        self._backend = get_backend(device)
+        self._keeping_backend = get_backend(device, keeps_kernels=True)
+        # the normalized image of the whole case, and for which parameters
+        self._normalized: tuple[object, Float32 | None] = None, None
         self._nonzero: Bool | None = None
 
     def refine(
@@ -196,11 +194,16 @@ class CaseRefiner:
         progress: Progress | None = None,
         strokes: Strokes | None = None,
     ) -> RefinementResult:
-        """Return the refined case, or a box of the arrays, refined by itself, with its strokes; raises as `infer` does."""
+        """Return the refined case, or a box of the arrays, refined by itself, with its strokes.
+
+        Raises as `infer` does.
+        """
         # A box differs from the whole case near its faces and in volumes that are kept, and has no
         # rules for small objects. The kernels of the whole case are kept: one call at a time may
         # refine it. `progress` may raise to stop.
-        case, part, mask = self.case, () if box is None else box, self.case.mask
+        case = self.case
+        part = () if box is None else box
+        mask = self.case.mask
         if not case.has_mask_file and parameters.intensity.mask == "nonzero":
             if self._nonzero is None:
                 self._nonzero = nonzero_mask(case.image, case.like.path, case.mask)
@@ -252,7 +255,9 @@ class View:
 
 def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
     """Return number, name, axes and size of each plane of a case that is worth showing."""
-    grid, steps, planes = case.upright_grid, case.upright_spacing, []
+    grid = case.upright_grid
+    steps = case.upright_spacing
+    planes = []
     for number in planes_of(grid):
         _, across, up, through = PLANES[number]
         axes = {"across": across, "up": up, "through": through if len(grid) == 3 else None}
@@ -264,9 +269,14 @@ def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
 def draw_plane(
     case: TuneCase, refined: Array | None, box: Box | None, view: View, strokes: Array | None = None
 ) -> bytes:
-    """Return a picture as PNG; the refined labels cover a box of the upright grid, or all of it (None)."""
+    """Return a picture as PNG.
+
+    The refined labels cover a box of the upright grid, or all of it (None).
+    """
     # `strokes` are (*grid) values as in a file of strokes; None means that nothing is drawn.
-    grid, place, size = case.upright_grid, view.place, (view.size[0], view.size[1])
+    grid = case.upright_grid
+    place = view.place
+    size = (view.size[0], view.size[1])
     is_there = case.has_plane(view.plane, place) and 0 <= view.modality < len(case.image)
     if not is_there or not all(8 <= pixels <= _MAX_PIXELS for pixels in size):
         raise InputError("no such plane")
@@ -291,10 +301,8 @@ def draw_plane(
         if axis not in (across, up)
     )
     if refined is not None and all(crossed):
-        rows, columns = (
-            slice(grid[up] - covered[up].stop, grid[up] - covered[up].start),
-            covered[across],
-        )
+        rows = slice(grid[up] - covered[up].stop, grid[up] - covered[up].start)
+        columns = covered[across]
         after = before.copy()
         after[rows, columns] = cut(refined, [part.start for part in covered])
         frame = tuple(
@@ -304,7 +312,8 @@ def draw_plane(
     pixels = drawing.resize_gray(
         case.windows[view.modality].gray(cut(case.image[view.modality])), size
     )
-    network, labels = enlarge(before), enlarge(after)
+    network = enlarge(before)
+    labels = enlarge(after)
     if "changes" in view.shown:
         pixels = np.where(network != labels, drawing.label_levels(labels), pixels)
     if "strokes" in view.shown and strokes is not None:
@@ -320,13 +329,13 @@ def draw_plane(
         pixels[is_refined] = drawing.label_levels(labels[is_refined])
     if "network" in view.shown:
         is_network = drawing.outline(network)
-        pixels[is_refined & is_network] = (
-            _EDGE  # Else dots would not be seen on the refined contour.
-        )
+        # Else dots would not be seen on the refined contour.
+        pixels[is_refined & is_network] = _EDGE
         down, right = np.ogrid[: size[1], : size[0]]
         is_network &= (down // _DASH + right // _DASH) % 2 == 0
         pixels[is_network] = drawing.label_levels(network[is_network])
-    x, y = int((place[across] + 0.5) * scale[0]), int((grid[up] - place[up] - 0.5) * scale[1])
+    x = int((place[across] + 0.5) * scale[0])
+    y = int((grid[up] - place[up] - 0.5) * scale[1])
     pixels[y, abs(np.arange(size[0]) - x) >= _GAP] = _CROSSHAIR
     pixels[abs(np.arange(size[1]) - y) >= _GAP, x] = _CROSSHAIR
     canvas = drawing.Canvas(size, _EDGE)

@@ -1,6 +1,9 @@
-"""The page over HTTP, on this machine. Its address holds a random token; only this module needs the libraries of the extra `tune`.
+"""The page over HTTP, on this machine.
 
-Requests with another host in their header are refused: no page of another site can reach it through a name that leads to 127.0.0.1.
+Its address holds a random token; only this module needs the libraries of the extra `tune`.
+
+Requests with another host in their header are refused: no page of another site can reach it through
+a name that leads to 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -58,12 +61,16 @@ def check_libraries() -> None:
 
 
 def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
-    """Serve the page on a port (0: any free one) until it ends itself or Ctrl-C; `tell` gets its address. InputError: port taken."""
+    """Serve the page on a port (0: any free one) until it ends itself or Ctrl-C.
+
+    `tell` gets its address. InputError: port taken.
+    """
     import uvicorn
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            session.end()  # A page that still waits for a result would be cut off, and its traceback printed.
+            # A page that still waits for a result would be cut off, and its traceback printed.
+            session.end()
             super().handle_exit(sig, frame)
 
     token = secrets.token_urlsafe(24)
@@ -78,14 +85,18 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
             f"--port {port}: {error.strerror or error}; leave it out, and any free port is taken"
         ) from error
     with listener:
-        # Connections inherit it; else the end of an answer waits 40 ms for the browser to confirm its beginning.
+        # Connections inherit it; else the end of an answer waits 40 ms for the browser to confirm
+        # its beginning.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tell(f"http://{HOST}:{listener.getsockname()[1]}/{token}/")
         server.run(sockets=[listener])
 
 
 def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
-    """Return the application; every address begins with the token, and `end` is called when the page asks to end."""
+    """Return the application.
+
+    Every address begins with the token, and `end` is called when the page asks to end.
+    """
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
@@ -152,7 +163,10 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
 
 
 def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
-    """Return the values that the page sent as JSON, each of its kind; lists have whole numbers, or words."""
+    """Return the values that the page sent as JSON, each of its kind.
+
+    Lists have whole numbers, or words.
+    """
     try:
         sent = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,7 @@
-"""The case of the page, and its newest result, that of the state with the highest counter; nothing here knows of HTTP."""
+"""The case of the page, and its newest result, that of the state with the highest counter.
+
+Nothing here knows of HTTP.
+"""
 
 from __future__ import annotations
 
@@ -63,23 +66,19 @@ Row = dict[str, int | float | str | None]
 class TuneOptions:
     """The case that the page shows, and the file that it saves."""
 
-    inputs: InferenceOptions  # images, logits, masks, the parameters to start from, and how to read; as for `infer`
-    labels: Path | None = (
-        None  # the references; None means those that a network of nnU-Net was trained on, if any
-    )
-    output: Path | None = (
-        None  # the TOML file to save to; None means that the page only shows the text
-    )
-    corrections: Path | None = (
-        None  # the folder where strokes are read from, and saved to with the refined case; None means nowhere
-    )
+    # images, logits, masks, the parameters to start from, and how to read; as for `infer`
+    inputs: InferenceOptions
+    # the references; None means those that a network of nnU-Net was trained on, if any
+    labels: Path | None = None
+    # the TOML file to save to; None means that the page only shows the text
+    output: Path | None = None
+    # the folder where strokes are read from, and saved to with the refined case; None means nowhere
+    corrections: Path | None = None
     first: str | None = None  # the case to show; None means the first one
-    regions: tuple[
-        Region, ...
-    ] = ()  # sigmoid channels of the network, if it has one for each; else labels that count together
-    class_order: tuple[int, ...] | None = (
-        None  # the label that each region writes, if they are channels
-    )
+    # sigmoid channels of the network, if it has one for each; else labels that count together
+    regions: tuple[Region, ...] = ()
+    # the label that each region writes, if they are channels
+    class_order: tuple[int, ...] | None = None
 
 
 class _StaleError(Exception):
@@ -87,7 +86,10 @@ class _StaleError(Exception):
 
 
 class Session:
-    """One page on one case. Its methods may be called from any thread; they raise as `infer` does."""
+    """One page on one case.
+
+    Its methods may be called from any thread; they raise as `infer` does.
+    """
 
     def __init__(self, options: TuneOptions) -> None:
         self._options = options
@@ -143,7 +145,8 @@ class Session:
 
     def describe(self) -> dict[str, Any]:
         """Return what stays the same while the page is open, and the parameters to start from."""
-        names, case = self._inputs.names.modalities, self.case
+        names = self._inputs.names.modalities
+        case = self.case
         labels = [
             {"label": label, "name": name, "color": label_color(label)}
             for label, name in enumerate(self._labels)
@@ -177,7 +180,10 @@ class Session:
         *,
         is_whole: bool,
     ) -> dict[str, Any]:
-        """Refine the whole case, or a box around a voxel of the upright grid; return result, controls and text of the file."""
+        """Refine the whole case, or a box around a voxel of the upright grid.
+
+        Return result, controls and text of the file.
+        """
         # The parameters are those of a preset with changed entries, as `CrfParameters.replace`
         # takes them. The result is None if the box has nothing to refine. A state that is not the
         # newest is not computed: the answer is `{"is_stale": True}`.
@@ -211,11 +217,10 @@ class Session:
         self, plane: int, place: Sequence[int], voxels: Sequence[int], value: int
     ) -> dict[str, Any]:
         """Draw a label, 255 for background or 0 for nothing at voxels of a plane: place across + width * place up."""
-        shape = (
-            self.case.plane(self.strokes, plane, place).shape
-            if self.case.has_plane(plane, place)
-            else (0, 0)
-        )
+        if self.case.has_plane(plane, place):
+            shape = self.case.plane(self.strokes, plane, place).shape
+        else:
+            shape = (0, 0)
         if not voxels or not all(0 <= voxel < math.prod(shape) for voxel in voxels):
             raise InputError("no such voxels")
         if value != BACKGROUND and not 0 <= value < self._num_labels:
@@ -233,13 +238,18 @@ class Session:
         return self._describe_strokes()
 
     def save_case(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the strokes, and the whole case refined with them and these parameters; return their folder."""
+        """Write the strokes, and the whole case refined with them and these parameters.
+
+        Return their folder.
+        """
         if not self._outputs:
             raise ConfigError("no folder to save to: start with --corrections FOLDER")
-        parameters, strokes = self._parameters(preset, changes), self.strokes
+        parameters = self._parameters(preset, changes)
+        strokes = self.strokes
         with self._whole_lock:
             labels = self._refiner.refine(parameters, strokes=self._strokes_of(strokes)).label_map
-        network, like = self.case.network, self.case.like
+        network = self.case.network
+        like = self.case.like
         segments = (network.segments if isinstance(network, LabelMap) else ()) or named_segments(
             self._inputs.names.labels
         )
@@ -260,7 +270,8 @@ class Session:
         """Replace strokes in a plane; return the former values."""
         strokes = self.strokes.copy(order="K")
         target = self.case.plane(strokes, plane, place)
-        former, target[where] = target[where], values
+        former = target[where]
+        target[where] = values
         self.strokes = strokes
         return former
 
@@ -273,9 +284,13 @@ class Session:
     def _result(
         self, parameters: CrfParameters, box: Box | None, check: Callable[..., None]
     ) -> dict[str, Any] | None:
-        """Return the facts of a result, and keep its labels to show; None if nothing in the box can be refined."""
+        """Return the facts of a result, and keep its labels to show.
+
+        None if nothing in the box can be refined.
+        """
         started = time.perf_counter()
-        case, part = self.case, None if box is None else self.case.stored_box(box)
+        case = self.case
+        part = None if box is None else self.case.stored_box(box)
         try:
             result = self._refiner.refine(
                 parameters, part, check, self._strokes_of(self.strokes[part or ()])
@@ -285,7 +300,8 @@ class Session:
         except Exception:
             if part is None:
                 raise
-            return None  # Only a box may have nothing to refine; the whole case reports its own errors.
+            # Only a box may have nothing to refine; the whole case reports its own errors.
+            return None
         reference = None if case.labels is None else case.labels[part or ()]
         rows, num_changed = score_labels(
             case.network_labels[part or ()],
@@ -312,9 +328,10 @@ class Session:
     def _parameters(self, preset: str, changes: Mapping[str, Any]) -> CrfParameters:
         if preset != AS_GIVEN and preset not in list_presets():
             raise ConfigError(f"{preset}: no such preset")
-        parameters = (
-            self._options.inputs.parameters if preset == AS_GIVEN else CrfParameters.load(preset)
-        )
+        if preset == AS_GIVEN:
+            parameters = self._options.inputs.parameters
+        else:
+            parameters = CrfParameters.load(preset)
         return parameters.replace(**changes)
 
     def _describe_parameters(self, parameters: CrfParameters) -> dict[str, Any]:
@@ -328,7 +345,8 @@ class Session:
 def find_case(options: TuneOptions) -> tuple[RunInputs, CaseFiles]:
     """Find the case with its reference; raise an error for options that contradict each other."""
     inputs = find_inputs(options.inputs)
-    names, regions = [case.case_id for case in inputs.cases], options.regions
+    names = [case.case_id for case in inputs.cases]
+    regions = options.regions
     if options.first is not None and options.first not in names:
         raise InputError(
             f"--case {shorten(options.first)}: no such case; there are {listed(names)}"
@@ -373,7 +391,8 @@ def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles)
     if network is None or network.kind != LABEL_MAP:
         return network is not None and network.num_channels == len(regions)
     # A file with one value per voxel; which label a single region writes does not matter here.
-    name, labels = regions[0].name, regions[0].labels
+    name = regions[0].name
+    labels = regions[0].labels
     return len(regions) == 1 and RegionReading(
         RegionScheme((name,), (labels,), labels[:1])
     ).is_channel(network.files[0])
@@ -386,7 +405,10 @@ def score_labels(
     num_labels: int,
     regions: Sequence[Region] = (),
 ) -> tuple[list[Row], int]:
-    """Return a row of each label from 1 to `num_labels` - 1 that occurs, then of each region; and the number of changed voxels."""
+    """Return a row of each label from 1 to `num_labels` - 1 that occurs, then of each region.
+
+    And the number of changed voxels.
+    """
     # A row has the label or the region, its voxels before and after, and dice_before and
     # dice_after; None means undefined, or no reference.
     # Transposed, arrays of files are read in the order of memory.
@@ -394,9 +416,8 @@ def score_labels(
     present = sorted(
         {label for labels in maps for label in foreground_labels(labels) if label < num_labels}
     )
-    somewhere = np.logical_or.reduce(
-        [labels != 0 for labels in maps]
-    )  # Nearly all voxels are background in each map.
+    # Nearly all voxels are background in each map.
+    somewhere = np.logical_or.reduce([labels != 0 for labels in maps])
     maps = [labels[somewhere] for labels in maps]
     groups: list[tuple[Row, tuple[int, ...]]] = [({"label": label}, (label,)) for label in present]
     groups += [({"region": region.name}, region.labels) for region in regions]
@@ -434,7 +455,8 @@ def describe_controls(
     controls = []
     for section, key, title, low, high, is_fine, unit in shown:
         entry = key.rpartition(".")[2]
-        value, is_list = getattr(section, entry), isinstance(getattr(section, entry), tuple)
+        value = getattr(section, entry)
+        is_list = isinstance(getattr(section, entry), tuple)
         unit = "voxels" if unit == "mm" and parameters.mean_field.positions == "voxels" else unit
         values = value if is_list else (value,)
         for place, number in enumerate(values if len(values) <= MAX_ENTRIES else ()):
