@@ -63,8 +63,8 @@ double grid_cost(const Work& work, const GridSize& size) {
 }
 
 double lattice_cost(const Work& work, double vertices) {
-    const double corners = work.voxels * (work.num_features + 1),
-                 steps = vertices * (work.num_features + 1);
+    const double corners = work.voxels * (work.num_features + 1);
+    const double steps = vertices * (work.num_features + 1);
     const double build = corners * kLatticeBuildCorner + steps * kLatticeBuildNeighbor;
     return build + work.filterings([&](int channels) {
         return corners * (kLatticeCorner + kLatticeCornerChannel * channels) +

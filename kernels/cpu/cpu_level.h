@@ -21,14 +21,20 @@ inline uint32_t saved_state() {
 }
 
 inline const char* cpu_level() {
-    constexpr uint32_t kFma = 1u << 12, kMovbe = 1u << 22, kOsSaves = 1u << 27, kAvx = 1u << 28,
-                       kF16c = 1u << 29;
+    constexpr uint32_t kFma = 1u << 12;
+    constexpr uint32_t kMovbe = 1u << 22;
+    constexpr uint32_t kOsSaves = 1u << 27;
+    constexpr uint32_t kAvx = 1u << 28;
+    constexpr uint32_t kF16c = 1u << 29;
     constexpr uint32_t kBmi1 = 1u << 3, kAvx2 = 1u << 5, kBmi2 = 1u << 8;
-    constexpr uint32_t kAvx512f = 1u << 16, kAvx512dq = 1u << 17, kAvx512cd = 1u << 28,
-                       kAvx512bw = 1u << 30, kAvx512vl = 1u << 31;
+    constexpr uint32_t kAvx512f = 1u << 16;
+    constexpr uint32_t kAvx512dq = 1u << 17;
+    constexpr uint32_t kAvx512cd = 1u << 28;
+    constexpr uint32_t kAvx512bw = 1u << 30;
+    constexpr uint32_t kAvx512vl = 1u << 31;
     constexpr uint32_t kLzcnt = 1u << 5;
-    constexpr uint32_t kBasic = kFma | kMovbe | kOsSaves | kAvx | kF16c,
-                       kThird = kBmi1 | kAvx2 | kBmi2;
+    constexpr uint32_t kBasic = kFma | kMovbe | kOsSaves | kAvx | kF16c;
+    constexpr uint32_t kThird = kBmi1 | kAvx2 | kBmi2;
     constexpr uint32_t kFourth = kAvx512f | kAvx512dq | kAvx512cd | kAvx512bw | kAvx512vl;
 
     uint32_t a, b, basic, extended, lzcnt, d;

@@ -5,10 +5,10 @@
 
 namespace crf {
 namespace {
-constexpr float kSqrtHalfLog2e =
-    0.849321800f;  // sqrt(log2(e) / 2): exp(-d^2 / 2) = 2^-(d * this)^2
-constexpr int64_t kPartial =
-    1024;  // senders that are summed in a register before the total: limits rounding
+// sqrt(log2(e) / 2): exp(-d^2 / 2) = 2^-(d * this)^2
+constexpr float kSqrtHalfLog2e = 0.849321800f;
+// senders that are summed in a register before the total: limits rounding
+constexpr int64_t kPartial = 1024;
 
 class ExactFilter final : public Filter {
    public:
@@ -49,8 +49,8 @@ class ExactFilter final : public Filter {
                 sent[(2 * n + 1) * num_channels + c] = v[c * num_voxels_ + n];
             }
         pool_.run(num_items, [&](int64_t item, int) {
-            const int64_t first = item * kLanes,
-                          count = std::min<int64_t>(kLanes, num_voxels_ - first);
+            const int64_t first = item * kLanes;
+            const int64_t count = std::min<int64_t>(kLanes, num_voxels_ - first);
             vfloat total[kMostFeatures]{}, pulled[kMostFeatures]{};
             std::vector<vfloat> own(2 * num_channels);
             for (int c = 0; c < num_channels; ++c) {
@@ -67,8 +67,8 @@ class ExactFilter final : public Filter {
                         exponent -= difference[d] * difference[d];
                     }
                     const vfloat weight = exp2_nonpositive(exponent);
-                    const float *other_u = sent.get() + 2 * m * num_channels,
-                                *other_v = other_u + num_channels;
+                    const float* other_u = sent.get() + 2 * m * num_channels;
+                    const float* other_v = other_u + num_channels;
                     vfloat forth{}, back{};
                     for (int c = 0; c < num_channels; ++c) {
                         forth += own[c] * other_v[c];

@@ -97,8 +97,8 @@ struct FeatureOrigin {
 // The bilateral kernel's inputs, not divided by bandwidths.
 struct BilateralInput {
     const Voxels* voxels = nullptr;
-    std::vector<double> theta_position;   // mm, one per box axis; empty for points, whose features
-                                          // are the intensities alone
+    // mm, one per box axis; empty for points, whose features are the intensities alone
+    std::vector<double> theta_position;
     std::vector<double> theta_beta;       // one per modality
     std::vector<const float*> intensity;  // whole grid, one array per modality
     std::vector<float> lowest, highest;   // of each modality, inside the mask
@@ -173,8 +173,8 @@ struct Kernel {
     std::unique_ptr<Filter> filter;
     Buffer<float> scale;       // (voxel) factor of the normalization, empty = ones
     bool scales_sent = false;  // whether it scales the sent values too, not only the received ones
-    Buffer<float> ones;        // (voxel) the normalized message of all ones, empty = ones once
-                               // `find_ones` has been called
+    // (voxel) the normalized message of all ones, empty = ones once `find_ones` has been called
+    Buffer<float> ones;
 };
 
 // Computes the `scale` of a kernel that has its filter, and `ones` if that takes no other

@@ -10,8 +10,8 @@
 
 namespace crf {
 namespace {
-constexpr int64_t kBatchFloats =
-    int64_t{1} << 20;  // 4 MiB of planes are splatted before they are added to the grid
+// 4 MiB of planes are splatted before they are added to the grid
+constexpr int64_t kBatchFloats = int64_t{1} << 20;
 
 class GridFilter final : public Filter {
    public:
@@ -141,8 +141,8 @@ class GridFilter final : public Filter {
             const std::vector<Stretch> before = occupied_;
             occupy(begin, count);
             for_pieces([&](int64_t band, const Stretch& piece, int) {
-                float *const grid = grid_ + band * band_size_, *const planes =
-                                                                   planes_ + band * band_size_;
+                float* const grid = grid_ + band * band_size_;
+                float* const planes = planes_ + band * band_size_;
                 for (int64_t cell = 0; cell < size_.cells[0]; ++cell) {
                     Stretch held = before[cell * num_bands_ + band].within(piece);
                     const Stretch wanted = occupied_[cell * num_bands_ + band].within(piece);
@@ -196,9 +196,9 @@ class GridFilter final : public Filter {
             rows_.splat_row(position, sent, to, scratch);
             return;
         }
-        const int64_t size = level_[axis + 1],
-                      num_parts = axis + 1 == last() ? 1 : size_.cells[axis + 1],
-                      part = size / num_parts;
+        const int64_t size = level_[axis + 1];
+        const int64_t num_parts = axis + 1 == last() ? 1 : size_.cells[axis + 1];
+        const int64_t part = size / num_parts;
         std::vector<Stretch> parts(num_parts);
         RowGroup group;
         const auto add = [&] {
@@ -294,8 +294,9 @@ class GridFilter final : public Filter {
                 receive(position, from, scratch);
             return;
         }
-        const int64_t rows_below = rows_under(axis + 1), size = level_[axis + 1],
-                      length = voxels_.box_shape[axis];
+        const int64_t rows_below = rows_under(axis + 1);
+        const int64_t size = level_[axis + 1];
+        const int64_t length = voxels_.box_shape[axis];
         const Place* const places = axis_[axis].data();
         for (int64_t i = 0, end = 0; i < length; i = end) {
             Stretch part;
@@ -371,8 +372,8 @@ class GridFilter final : public Filter {
     void blur_inside(float* cells, int64_t size, const Stretch& part, float* scratch) const {
         const int64_t row_size = level_[last()];
         // Cells that lie in the part completely; the part's other numbers are zero.
-        const int64_t first = (part.begin + cell_ - 1) / cell_,
-                      x_cells = std::min(part.end / cell_, size_.cells[last()]) - first;
+        const int64_t first = (part.begin + cell_ - 1) / cell_;
+        const int64_t x_cells = std::min(part.end / cell_, size_.cells[last()]) - first;
         for (float* row = cells + first * cell_; row < cells + size; row += row_size) {
             if (num_modalities_ == 2) {
                 for (int64_t x = 0; x < x_cells; ++x) {
@@ -399,11 +400,11 @@ class GridFilter final : public Filter {
     int width_ = 0;     // channels side by side in every cell
     int64_t cell_ = 0;  // floats of one spatial cell
     int64_t num_cells_ = 0;
-    int64_t level_[kMaxAxes]{};  // sizes in floats of one row, plane, ...: level_[a] covers axes a
-                                 // .. last and all intensities
+    // sizes in floats of one row, plane, ...: level_[a] covers axes a .. last and all intensities
+    int64_t level_[kMaxAxes]{};
     int64_t num_planes_ = 0, plane_size_ = 0, batch_ = 0;
-    int64_t num_bands_ = 1, band_size_ = 0;  // bands: the cells of a plane at one cell along the
-                                             // second axis, unless that is the last
+    // bands: the cells of a plane at one cell along the second axis, unless that is the last
+    int64_t num_bands_ = 1, band_size_ = 0;
     float *grid_ = nullptr,
           *planes_ = nullptr;      // in the workspace: the grid, and a batch of planes
     std::vector<Stretch> filled_;  // (plane of the batch, band) cells that voxels send to

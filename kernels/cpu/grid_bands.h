@@ -109,8 +109,10 @@ template <int N>
 void blend_rows(float* to, const float* from, int64_t stride, const Place* places,
                 const Stretch& part, int64_t to_stride) {
     for (int64_t i = part.begin; i < part.end; i += kLanes) {
-        const vfloat a = load(from + i), b = load(from + stride + i),
-                     c = load(from + 2 * stride + i), d = load(from + 3 * stride + i);
+        const vfloat a = load(from + i);
+        const vfloat b = load(from + stride + i);
+        const vfloat c = load(from + 2 * stride + i);
+        const vfloat d = load(from + 3 * stride + i);
         for (int n = 0; n < N; ++n) {
             const vfloat4 weight = places[n].weight;
             store(to + n * to_stride + i,

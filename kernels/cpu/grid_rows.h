@@ -18,8 +18,10 @@ template <class V>
 inline V spline_weights(V f) {
     constexpr int kPoints = sizeof(V) / 16;
     constexpr auto factor = [](int power) {
-        const float a = kSpline[0][power], b = kSpline[1][power], c = kSpline[2][power],
-                    d = kSpline[3][power];
+        const float a = kSpline[0][power];
+        const float b = kSpline[1][power];
+        const float c = kSpline[2][power];
+        const float d = kSpline[3][power];
         if constexpr (kPoints == 1) {
             return V{a, b, c, d};
         } else if constexpr (kPoints == 2) {
@@ -237,8 +239,8 @@ class NarrowRows {
         const vint first = load_lanes<vint>(bin);
         vfloat blended[4]{};
         for (int64_t c = cell_[x]; c < cell_[x + count - 1] + 4; ++c) {
-            const vfloat cells = load(from + c * kLanes),
-                         across = load(dense_.data() + c * stride_ + x);
+            const vfloat cells = load(from + c * kLanes);
+            const vfloat across = load(dense_.data() + c * stride_ + x);
             for (int k = 0; k < 4; ++k) blended[k] += look_up(cells, first + k) * across;
         }
         vfloat weight[4];

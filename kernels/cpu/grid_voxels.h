@@ -103,8 +103,8 @@ class GridVoxels {
             const RowVoxels voxels = row_voxels<1>(row, values, pre, memory);
             for_stretches(voxels, [&](int64_t n) {
                 float* cell = to + voxels.cell[n];
-                const vfloat4 across = x_weight[voxels.x[n]] * voxels.value[n],
-                              weight = spline_weights(voxels.fraction[0][n]);
+                const vfloat4 across = x_weight[voxels.x[n]] * voxels.value[n];
+                const vfloat4 weight = spline_weights(voxels.fraction[0][n]);
                 for (int j = 0; j < kSpan; ++j, cell += bins)
                     store4(cell, load4(cell) + weight * across[j]);
             });
@@ -112,8 +112,8 @@ class GridVoxels {
             const RowVoxels voxels = row_voxels<2>(row, values, pre, memory);
             for_stretches(voxels, [&](int64_t n) {
                 const vfloat4 across = x_weight[voxels.x[n]] * voxels.value[n];
-                const vfloat4 outer = spline_weights(voxels.fraction[0][n]),
-                              inner = spline_weights(voxels.fraction[1][n]);
+                const vfloat4 outer = spline_weights(voxels.fraction[0][n]);
+                const vfloat4 inner = spline_weights(voxels.fraction[1][n]);
                 for (int j = 0; j < kSpan; ++j) {
                     float* cell = to + voxels.cell[n] + j * bins;
                     const vfloat4 scaled = inner * across[j];
@@ -250,8 +250,8 @@ class GridVoxels {
                 store_lanes(batch.bin, bin);
                 vint cell = load_lanes<vint>(x_cell + batch.x) * static_cast<int32_t>(bins_) + bin;
                 if (batch.count < kLanes)
-                    cell =
-                        select(first_lanes(batch.count), cell, vint{});  // no lane leaves the row
+                    // no lane leaves the row
+                    cell = select(first_lanes(batch.count), cell, vint{});
                 store_lanes(batch.cell, cell);
                 body(batch);
             }
@@ -335,8 +335,8 @@ class GridVoxels {
             float rows[kColumns * kLanes];
             interleave<kColumns>(channel, rows);
             for (int i = 0; i < batch.count; ++i) {
-                const vfloat4 own = load4(rows + i * kColumns),
-                              weight = spline_weights(batch.fraction[M - 1][i]);
+                const vfloat4 own = load4(rows + i * kColumns);
+                const vfloat4 weight = spline_weights(batch.fraction[M - 1][i]);
                 float* const product = voxels.product + (voxels.count + i) * kLanes;
                 for (int k = 0; k < kSpan; ++k) store4(product + k * kColumns, own * weight[k]);
                 voxels.fraction[voxels.count + i] = batch.fraction[0][i];
@@ -398,17 +398,16 @@ class GridVoxels {
     const Voxels& voxels_;
     const int num_modalities_;
     const int64_t row_length_;
-    std::vector<int32_t>
-        x_cell_;  // (voxel along the last axis) the first of its four cells, and their weights
+    // (voxel along the last axis) the first of its four cells, and their weights
+    std::vector<int32_t> x_cell_;
     std::vector<vfloat4> x_weight_;
     NarrowRows narrow_;
     bool is_narrow_ = false;  // one modality whose intensity cells fit into a vector
     const float* intensity_[2]{};
     float zero_[2]{}, scale_[2]{};
     int32_t first_bin_[2]{};
-    int64_t bins_ = 0,
-            inner_bins_ =
-                0;  // intensity cells of one spatial cell, and those along the second modality
+    // Intensity cells of one spatial cell, and those along the second modality.
+    int64_t bins_ = 0, inner_bins_ = 0;
     std::vector<int32_t> first_run_;  // of each row of the box
 };
 }  // namespace crf

@@ -18,9 +18,9 @@ Buffer<float> filled(int64_t num_voxels, float value, ThreadPool& pool) {
 void normalize_kernel(Kernel& kernel, const Voxels& voxels, Normalization normalization,
                       ThreadPool& pool, Workspace& workspace) {
     const int64_t num_voxels = voxels.num_voxels;
-    const float unit = 1,
-                tiny = std::numeric_limits<float>::min();  // the smallest normal number keeps the
-                                                           // factor of a vanished row sum finite
+    const float unit = 1;
+    // The smallest normal number keeps the factor of a vanished row sum finite.
+    const float tiny = std::numeric_limits<float>::min();
     const bool symmetric = normalization == Normalization::kSymmetric;
     if (normalization == Normalization::kNone) return;
     kernel.scale = Buffer<float>(num_voxels);
@@ -112,8 +112,8 @@ BilateralInput::BilateralInput(const Voxels& voxels_in, std::vector<double> thet
       highest(intensity.size()) {
     for (size_t m = 0; m < intensity.size(); ++m) {
         const auto add = [&](int64_t block, LaneRange& range) {
-            const int64_t begin = block * kVoxelBlock,
-                          end = std::min(begin + kVoxelBlock, voxels->num_voxels);
+            const int64_t begin = block * kVoxelBlock;
+            const int64_t end = std::min(begin + kVoxelBlock, voxels->num_voxels);
             voxels->for_pieces(begin, end, [&](int64_t, int64_t grid, int64_t, int64_t length) {
                 range.add(intensity[m] + grid, length);
             });
@@ -149,8 +149,8 @@ void BilateralInput::check_span() const {
                                 " apart; use a larger bandwidth, and check the spacing");
     }
     for (size_t m = 0; m < intensity.size(); ++m) {
-        const double below = static_cast<double>(lowest[m]) - zero[m],
-                     above = static_cast<double>(highest[m]) - zero[m];
+        const double below = static_cast<double>(lowest[m]) - zero[m];
+        const double above = static_cast<double>(highest[m]) - zero[m];
         if (std::max(std::abs(below), std::abs(above)) / theta_beta[m] <= kLargestFeature) continue;
         if (theta_position.empty())
             throw CapacityError("feature " + std::to_string(m) +

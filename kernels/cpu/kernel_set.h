@@ -21,8 +21,8 @@ struct KernelSpecs {
     Normalization normalization = Normalization::kSymmetric;
     std::optional<FeatureOrigin> origin;  // none: the mask's own
     std::string filter;                   // of the bilateral kernels
-    int num_channels =
-        0;  // assumed by "auto": channels per filtering, and filterings besides the normalization
+    // assumed by "auto": channels per filtering, and filterings besides the normalization
+    int num_channels = 0;
     int num_filterings = 0;
 };
 

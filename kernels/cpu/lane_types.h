@@ -183,8 +183,8 @@ inline Register shuffle_registers(Register low, Register high, Place,
 // second one comes, because one instruction takes the lanes of two.
 template <class Pick, int First, int Source, bool kInPlace, class Register, class V>
 inline Register pick_register(Register found, V a, V b) {
-    constexpr int kCount = sizeof(Register) / sizeof(found[0]),
-                  kSources = 2 * sizeof(V) / sizeof(Register);
+    constexpr int kCount = sizeof(Register) / sizeof(found[0]);
+    constexpr int kSources = 2 * sizeof(V) / sizeof(Register);
     constexpr int kFirstSource = Pick{}(First) / kCount;
     constexpr auto used = [] {
         for (int i = 0; i < kCount; ++i)

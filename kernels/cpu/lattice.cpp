@@ -41,8 +41,8 @@ inline int64_t list_marked(const uint8_t* bits, int64_t first, int64_t end, uint
     typedef LanesOfSize<int32_t, 32> Eight;
     uint32_t* to = marked;
     for (int64_t v = first; v < end; v += 8) {
-        const uint32_t present = (1u << std::min<int64_t>(8, end - v)) - 1,
-                       set = bits_from(bits, v) & present;
+        const uint32_t present = (1u << std::min<int64_t>(8, end - v)) - 1;
+        const uint32_t set = bits_from(bits, v) & present;
         store_lanes(to, load_lanes<Eight>(kSetsOfEight.members[set]) +
                             splat<Eight>(static_cast<int32_t>(v - first)));
         to += std::popcount(set);
@@ -68,8 +68,8 @@ void blur_lists(const Lattice& lattice, const Lattice::Chains& chains, int64_t p
         if (is_first) std::fill_n(received, count, Row{});
         is_first = entry & 1;
         if (!is_first) {
-            const int64_t next_begin = first_of(chains.entries[i + 1])[0],
-                          next_end = first_of(chains.entries[i + 1])[1];
+            const int64_t next_begin = first_of(chains.entries[i + 1])[0];
+            const int64_t next_end = first_of(chains.entries[i + 1])[1];
             const Row* const after = rows + next_begin;
             const int64_t num_pairs = list_marked(chains.after.get(), begin, begin + count, own);
             list_marked(chains.before.get(), next_begin, next_end, next);

@@ -25,8 +25,8 @@ class VertexLists {
         // Calls begins(vertex, whether a column begins with it too) for the first vertex of every
         // list of a block.
         const auto for_lists = [&](int64_t b, auto&& begins) {
-            const uint32_t first = vertices.blocks[b].first_vertex,
-                           end = first + vertices.blocks[b].num_vertices;
+            const uint32_t first = vertices.blocks[b].first_vertex;
+            const uint32_t end = first + vertices.blocks[b].num_vertices;
             for (uint32_t v = first; v < end; ++v) {
                 if (v != first && order.list_of(keys_[v]) == order.list_of(keys_[v - 1])) continue;
                 begins(v, v == first || order.column_of(keys_[v]) != order.column_of(keys_[v - 1]));
@@ -73,10 +73,10 @@ class VertexLists {
 
     // The links of one direction, as they are found.
     struct Links {
-        Buffer<uint32_t> after;                       // the number of the list after each, or kNone
-        Buffer<uint8_t> has_before;                   // (list) zero at first
-        Buffer<uint8_t> marked_after, marked_before;  // (vertex) whether it has one after it or
-                                                      // before it; the latter is zero at first
+        Buffer<uint32_t> after;      // the number of the list after each, or kNone
+        Buffer<uint8_t> has_before;  // (list) zero at first
+        // (vertex) whether it has one after it or before it; the latter is zero at first
+        Buffer<uint8_t> marked_after, marked_before;
     };
     // Fills these in for the vertices and lists of a column.
     void link_column(int64_t column, int direction, const KeySpace<Key>& space,

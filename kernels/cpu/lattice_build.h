@@ -56,10 +56,10 @@ struct Lattice {
         // Chain after chain, each entry a list's number times two, plus one at the end of its
         // chain; a list without neighbors is left out.
         Buffer<uint32_t> entries;
-        std::vector<int64_t>
-            pieces;  // possible cuts for parallel work: beginnings of chains, and the end
-        Buffer<uint8_t> after, before;  // a bit per vertex: whether it has a neighbor on that side;
-                                        // padded for reading whole words
+        // possible cuts for parallel work: beginnings of chains, and the end
+        std::vector<int64_t> pieces;
+        // a bit per vertex: whether it has a neighbor on that side; padded for reading whole words
+        Buffer<uint8_t> after, before;
     };
     std::vector<Chains> directions;  // D + 1 of them
     // The first directions whose pieces are independent of one another: a piece of one has the

@@ -20,8 +20,8 @@ KeyLayout layout_keys(const BilateralInput& input, const LatticeGeometry& geomet
     const Voxels& voxels = *input.voxels;
     const int d = geometry.num_features;
     const int num_modalities = static_cast<int>(input.intensity.size());
-    const int num_positions = static_cast<int>(input.theta_position.size()),
-              padding = d - num_modalities - num_positions;
+    const int num_positions = static_cast<int>(input.theta_position.size());
+    const int padding = d - num_modalities - num_positions;
     std::vector<double> low(d, 0.0),
         high(d, 0.0);  // of the scaled features; of those that the image lacks, 0
     for (int m = 0; m < num_modalities; ++m) {

@@ -16,9 +16,9 @@ constexpr int32_t kWeightUnit = 65535;
 struct SimplexBatch {
     int32_t quotient[kMaxLatticeFeatures + 1]
                     [kLanes];  // q of the remainder-0 vertex, before the coordinates that wrap
-    int32_t order[kMaxLatticeFeatures + 1][kLanes];   // index of the coordinate at each rank
-    int32_t weight[kMaxLatticeFeatures + 1][kLanes];  // of the vertex of each remainder; they sum
-                                                      // to kWeightUnit, or to D / 2 more
+    int32_t order[kMaxLatticeFeatures + 1][kLanes];  // index of the coordinate at each rank
+    // of the vertex of each remainder; they sum to kWeightUnit, or to D / 2 more
+    int32_t weight[kMaxLatticeFeatures + 1][kLanes];
     int32_t wrapped[kLanes];  // number of coordinates that wrap, with the direction as sign
 };
 
@@ -27,8 +27,8 @@ using SimplexFunction = void (*)(const float* features, int64_t stride, const fl
                                  SimplexBatch& batch);
 
 struct LatticeGeometry {
-    int num_features;  // of the lattice; the first num_features - (those of the image) are zero for
-                       // every voxel
+    // of the lattice; the first num_features - (those of the image) are zero for every voxel
+    int num_features;
     std::vector<float> scale;  // of each feature, before elevation
     SimplexFunction find;
 };

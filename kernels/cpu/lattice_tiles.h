@@ -43,8 +43,8 @@ class KeyTable {
             for (int lane = 0; lane < kLanes; ++lane)
                 is_elsewhere[first + lane] = present[lane] != keys[first + lane];
         }
-        const uint64_t valid =
-            ((uint64_t{1} << lanes) - 1) * 0x0001000100010001ull;  // of each corner's lanes
+        // of each corner's lanes
+        const uint64_t valid = ((uint64_t{1} << lanes) - 1) * 0x0001000100010001ull;
         for (int first = 0; first < count; first += kBits) {
             uint64_t left = 0;
             for (int i = first; i < std::min(first + kBits, count); i += 8)
@@ -294,8 +294,8 @@ template <class Key>
 LatticeTiles<Key> embed_tiles(const BilateralInput& input, const LatticeGeometry& geometry,
                               const KeySpace<Key>& space, ThreadPool& pool) {
     const TileEmbedding<Key> embedding(input, geometry, space);
-    const int64_t num_tiles = embedding.voxels().num_tiles(),
-                  num_corners = geometry.num_features + 1;
+    const int64_t num_tiles = embedding.voxels().num_tiles();
+    const int64_t num_corners = geometry.num_features + 1;
     LatticeTiles<Key> result;
     const int64_t num_entries = list_pieces(embedding.voxels(), result) * num_corners;
     result.local = Buffer<uint16_t>(num_entries);
@@ -328,8 +328,8 @@ template <class Key>
 double sample_vertices_per_voxel(const BilateralInput& input, const LatticeGeometry& geometry,
                                  const KeySpace<Key>& space, int64_t num_samples) {
     const TileEmbedding<Key> embedding(input, geometry, space);
-    const int64_t num_tiles = embedding.voxels().num_tiles(),
-                  step = std::max<int64_t>(1, num_tiles / num_samples);
+    const int64_t num_tiles = embedding.voxels().num_tiles();
+    const int64_t step = std::max<int64_t>(1, num_tiles / num_samples);
     EmbeddingScratch<Key> scratch = embedding.make_scratch();
     std::vector<uint16_t> local(embedding.tile_voxels() * (geometry.num_features + 1)),
         weight(local.size());

@@ -178,8 +178,8 @@ struct LatticeVertices {
         uint32_t first_vertex = 0, first_shared = 0;
     };
     std::vector<Block> blocks;
-    Buffer<Key>
-        keys;  // of each vertex, block after block and in their order (VertexOrder) within a block
+    // of each vertex, block after block and in their order (VertexOrder) within a block
+    Buffer<Key> keys;
     Buffer<uint8_t> is_shared;  // (sorted record) whether it has the vertex of the record before it
     int64_t num_vertices = 0, num_shared = 0;
 };

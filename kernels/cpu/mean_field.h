@@ -12,15 +12,15 @@ struct MeanFieldOptions {
     int num_labels = 0;                      // L
     std::vector<std::vector<float>> weight;  // (kernel, label)
     bool is_potts = true;
-    std::vector<float> compatibility;  // (label, label), penalty, zero diagonal; row: the
-                                       // neighbor's label, column: the voxel's own; Potts: empty
+    // (label, label), penalty, zero diagonal; row: the neighbor's label, column: the voxel's own;
+    // Potts: empty
+    std::vector<float> compatibility;
     int num_iterations = 5;
     double tolerance = 0;
     float temperature = 1;
     std::vector<float> bias;  // (label), added to the logits inside the mask; empty: none
-    double volume_slack =
-        std::numeric_limits<double>::infinity();  // inverse strength of the volume term; infinity:
-                                                  // no volume term
+    // inverse strength of the volume term; infinity: no volume term
+    double volume_slack = std::numeric_limits<double>::infinity();
 
     // Calls read(name, field) for the fields of the model; the names are those of `MeanFieldSpec`
     // in crfrefine/parameters/specs.py.
@@ -37,13 +37,13 @@ struct MeanFieldOptions {
         read("volume_slack", volume_slack);
     }
 
-    std::vector<float>
-        volume_part;  // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
-    bool is_last_run =
-        false;  // free kernels and workspace before the last logits are written: both need not fit
+    // (voxel), 1 where the volume term applies and 0 elsewhere; empty: everywhere
+    std::vector<float> volume_part;
+    // free kernels and workspace before the last logits are written: both need not fit
+    bool is_last_run = false;
     bool gives_marginals = false;  // keep the marginals after the last step for the caller
-    bool has_symmetric_pairs =
-        true;  // on tiles: a pair of voxels costs the same in both directions
+    // on tiles: a pair of voxels costs the same in both directions
+    bool has_symmetric_pairs = true;
 
     // Whether filtering can skip the last label's channel: with one weight for all labels its
     // message follows from the others'.
@@ -92,8 +92,8 @@ inline constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the la
 
 // Sums of a step over a block of voxels, or a tile.
 struct StepSums {
-    double unary =
-        0;  // sum Q log Q - <a / T, Q> of the new marginals, a relative to the largest of its voxel
+    // sum Q log Q - <a / T, Q> of the new marginals, a relative to the largest of its voxel
+    double unary = 0;
     double largest = 0;     // sum of the largest a / T of each voxel
     double quadratic = 0;   // <Q, pairwise> of the old marginals
     double divergence = 0;  // sum of KL(new || old)

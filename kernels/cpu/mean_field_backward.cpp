@@ -175,8 +175,10 @@ class Backward {
     // respect to the logits.
     void softmax_back(const float* record, int64_t block, float* scratch) {
         const int rows = num_labels_ * kBlockRow;
-        float *grad = scratch, *start = scratch + rows, *q = scratch + 2 * rows,
-              *back = scratch + 3 * rows;
+        float* grad = scratch;
+        float* start = scratch + rows;
+        float* q = scratch + 2 * rows;
+        float* back = scratch + 3 * rows;
         load_rows(grad_x_.get(), num_voxels_, block, num_labels_, grad);
         load_rows(grad_start_.get(), num_voxels_, block, num_labels_, start);
         load_marginals(record, block, q);
@@ -240,8 +242,8 @@ class Backward {
 
     void add_bias(float inverse) {
         pool_.run(num_labels_, [&](int64_t label, int) {
-            const float *start = grad_start_.get() + label * num_voxels_,
-                        *x = grad_x_.get() + label * num_voxels_;
+            const float* start = grad_start_.get() + label * num_voxels_;
+            const float* x = grad_x_.get() + label * num_voxels_;
             double& sum = gradients_.bias[label];
             for (int64_t i = 0; i < num_voxels_; ++i)
                 sum += static_cast<double>((start[i] + x[i]) * inverse);
@@ -263,10 +265,10 @@ class Backward {
     MeanFieldGradients gradients_;
     MessageBackward messages_;
     std::unique_ptr<const VolumeTerm> volume_;
-    Buffer<float> grad_x_, grad_start_;  // (label, voxel): with respect to x_t; with respect to
-                                         // logits / temperature in the updates
-    Buffer<float> z_;                    // (label, voxel)
-    Buffer<float> grad_marginals_;       // (sent, voxel)
+    // (label, voxel): with respect to x_t; with respect to logits / temperature in the updates
+    Buffer<float> grad_x_, grad_start_;
+    Buffer<float> z_;               // (label, voxel)
+    Buffer<float> grad_marginals_;  // (sent, voxel)
     std::vector<Buffer<float>> scratch_;
 };
 }  // namespace

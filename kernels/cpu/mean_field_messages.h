@@ -104,10 +104,8 @@ class Messages {
 
     // Sends a kernel's messages and, as the last label's channel, its message of all ones.
     void send_ones_too(Kernel& k, float* marginals, const float* weight) {
-        float *const ones = marginals + num_channels_ * num_voxels_, *const received =
-                                                                         received_ +
-                                                                         num_channels_ *
-                                                                             num_voxels_;
+        float* const ones = marginals + num_channels_ * num_voxels_;
+        float* const received = received_ + num_channels_ * num_voxels_;
         std::vector<float> weights(weight, weight + num_channels_);
         weights.push_back(1);
         clear_rows(received, num_voxels_, 1, pool_);
@@ -130,8 +128,8 @@ class Messages {
     const int num_channels_;
     const int64_t num_voxels_;
     const bool implied_, is_recorded_;
-    bool joins_ones_ =
-        false;  // at least one kernel's message of all ones comes with its first messages
+    // at least one kernel's message of all ones comes with its first messages
+    bool joins_ones_ = false;
     Buffer<float> own_;
     float* received_ = nullptr;
     Buffer<float> weighted_ones_;  // (voxel), only when implied

@@ -17,8 +17,8 @@ inline double dot(const float* a, const float* b, int64_t count) {
 struct StepGradients {
     const float* marginals;  // (channel, voxel), from the record
     const float* grad_x;     // (label, voxel)
-    const float* z;  // (label, voxel): z_k = sum_l compatibility[k][l] grad_x_l; -weight z is the
-                     // messages' gradient
+    // (label, voxel): z_k = sum_l compatibility[k][l] grad_x_l; -weight z is the messages' gradient
+    const float* z;
     float* grad_marginals;  // (sent, voxel), added to
 };
 
@@ -119,8 +119,10 @@ class MessageBackward {
     void pass_normalization(size_t m) {
         const Kernel& kernel = kernels_[m];
         const float* const scale = kernel.scale.get();
-        float *const u = grad_message_, *const v = sent_, *const kv = filtered_,
-                     *const ktu = filtered_back_;
+        float* const u = grad_message_;
+        float* const v = sent_;
+        float* const kv = filtered_;
+        float* const ktu = filtered_back_;
         // u: gradient with respect to the message of all ones, scaled; v: its sent values; kv = K
         // v.
         for_blocks([&](int64_t block, int) {
@@ -155,8 +157,10 @@ class MessageBackward {
     void pass_degree(size_t m) {
         const Kernel& kernel = kernels_[m];
         const float* const scale = kernel.scale.get();
-        float *const u = grad_message_, *const v = sent_, *const kv = filtered_,
-                     *const ktu = filtered_back_;
+        float* const u = grad_message_;
+        float* const v = sent_;
+        float* const kv = filtered_;
+        float* const ktu = filtered_back_;
         // The gradient with respect to D. Symmetric: the scale is D^-1/2, on both sides; after:
         // D^-1, only on the receiver's side.
         for_blocks([&](int64_t block, int) {
@@ -210,8 +214,8 @@ class MessageBackward {
         const float* const scale = kernel.scale.get();
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         for (int l = 0; l < num_sent_; ++l) {
-            float *u = grad_message_ + l * num_voxels_ + begin,
-                  *v = sent_ + l * num_voxels_ + begin;
+            float* u = grad_message_ + l * num_voxels_ + begin;
+            float* v = sent_ + l * num_voxels_ + begin;
             const float* q = marginals + l * num_voxels_ + begin;
             if (scale)
                 for (int64_t i = 0; i < count; ++i) u[i] *= scale[begin + i];
@@ -227,9 +231,13 @@ class MessageBackward {
         const Kernel& kernel = kernels_[m];
         const int64_t begin = block * kVoxelBlock, count = block_end(block, num_voxels_) - begin;
         const int rows = num_labels_ * kBlockRow;
-        float *message = scratch, *back = scratch + rows, *y = scratch + 2 * rows,
-              *z = scratch + 3 * rows, *u = scratch + 4 * rows, *v = scratch + 5 * rows,
-              *scale = scratch + 6 * rows;
+        float* message = scratch;
+        float* back = scratch + rows;
+        float* y = scratch + 2 * rows;
+        float* z = scratch + 3 * rows;
+        float* u = scratch + 4 * rows;
+        float* v = scratch + 5 * rows;
+        float* scale = scratch + 6 * rows;
         load_rows(filtered_, num_voxels_, block, num_sent_, message);
         load_rows(filtered_back_, num_voxels_, block, num_sent_, back);
         load_rows(step.z, num_voxels_, block, num_labels_, z);
@@ -335,12 +343,13 @@ class MessageBackward {
     int num_modalities_ = 0;
     Buffer<float> given_,
         returned_;  // inputs and outputs of a filter; both halves adjacent, to be filtered at once
-    float *grad_message_, *sent_;             // (sent, voxel): u, and v if moments are wanted
-    float *filtered_back_, *filtered_;        // (sent, voxel): K^float u, K v
-    std::vector<Buffer<float>> grad_degree_;  // (kernel, voxel): with respect to the scale, times
-                                              // the scale, before it is turned into one for D
-    std::vector<Buffer<float>>
-        grad_ones_;  // (kernel, voxel): with respect to the message of all ones
+    float *grad_message_, *sent_;       // (sent, voxel): u, and v if moments are wanted
+    float *filtered_back_, *filtered_;  // (sent, voxel): K^float u, K v
+    // (kernel, voxel): with respect to the scale, times the scale, before it is turned into one for
+    // D
+    std::vector<Buffer<float>> grad_degree_;
+    // (kernel, voxel): with respect to the message of all ones
+    std::vector<Buffer<float>> grad_ones_;
     struct WaitingMoments {
         int room = 0;  // 0: channels do not wait
         int num_channels = 0;

@@ -9,9 +9,8 @@ namespace {
 // The kernels of one model on one image, kept between calls; one call at a time.
 class Kernels {
    public:
-    using PartOfArray =
-        nb::ndarray<const float, nb::device::cpu>;  // its rows need not follow one another, but the
-                                                    // voxels of a row do
+    // its rows need not follow one another, but the voxels of a row do
+    using PartOfArray = nb::ndarray<const float, nb::device::cpu>;
 
     Kernels(const FloatArray& image, const std::optional<MaskArray>& mask,
             const std::vector<double>& spacing, const Bandwidths& bilateral,

@@ -34,8 +34,8 @@ class FeatureColumns {
     void fill(int feature, float* column, ThreadPool& pool) const {
         const double center = this->center(feature), scale = 1 / theta(feature);
         pool.run(num_voxel_blocks(voxels_.num_voxels), [&](int64_t block, int) {
-            const int64_t begin = block * kVoxelBlock,
-                          end = std::min(begin + kVoxelBlock, voxels_.num_voxels);
+            const int64_t begin = block * kVoxelBlock;
+            const int64_t end = std::min(begin + kVoxelBlock, voxels_.num_voxels);
             voxels_.for_pieces(
                 begin, end, [&](int64_t voxel, int64_t grid, int64_t box, int64_t length) {
                     if (feature < num_modalities()) {
@@ -77,8 +77,8 @@ class FeatureColumns {
     const Voxels& voxels_;
     std::vector<double> theta_position_, theta_beta_;
     std::vector<const float*> intensity_;
-    mutable std::vector<double>
-        mean_;  // (modality), computed when first needed: most kernels have no backward pass
+    // (modality), computed when first needed: most kernels have no backward pass
+    mutable std::vector<double> mean_;
 };
 
 // Sums S of u and v, (channel, voxel), differentiated; kv = K v and ktu = transpose(K) u, not
@@ -149,8 +149,8 @@ class Moments {
             filter.cross_moments(columns, count, pair.u, pair.v, pair.num_channels, cross.data(),
                                  workspace_);
             pool_.run(num_voxel_blocks(num_voxels_), [&](int64_t block, int) {
-                const int64_t begin = block * kVoxelBlock,
-                              end = std::min(begin + kVoxelBlock, num_voxels_);
+                const int64_t begin = block * kVoxelBlock;
+                const int64_t end = std::min(begin + kVoxelBlock, num_voxels_);
                 vfloat sums[kColumns]{};
                 for (int64_t n = begin; n < end; n += kLanes) {
                     const int64_t left = end - n;
@@ -185,8 +185,9 @@ class Moments {
         if (image) resize(filtered_back_, pair.num_channels * num_voxels_);
         const std::vector<float> unit(pair.num_channels, 1.0f);
         std::vector<double> block_sums(num_voxel_blocks(num_voxels_));
-        float *const column = columns_.get(), *const filtered = filtered_.get(),
-                     *const back = filtered_back_.get();
+        float* const column = columns_.get();
+        float* const filtered = filtered_.get();
+        float* const back = filtered_back_.get();
         for (int f = 0; f < features.size(); ++f) {
             float* const gradient =
                 image && f < features.num_modalities() ? image + f * num_voxels_ : nullptr;
@@ -201,8 +202,8 @@ class Moments {
             }
             const float inverse = static_cast<float>(1 / features.theta(f));
             pool_.run(num_voxel_blocks(num_voxels_), [&](int64_t block, int) {
-                const int64_t begin = block * kVoxelBlock,
-                              end = std::min(begin + kVoxelBlock, num_voxels_);
+                const int64_t begin = block * kVoxelBlock;
+                const int64_t end = std::min(begin + kVoxelBlock, num_voxels_);
                 double total = 0;
                 for (int64_t n = begin; n < end; n += kLanes) {
                     const int64_t left = end - n;
@@ -210,10 +211,10 @@ class Moments {
                     vfloat sum{}, change{};
                     for (int c = 0; c < pair.num_channels; ++c) {
                         const int64_t at = c * num_voxels_ + n;
-                        const vfloat own_u = load_some(pair.u + at, left),
-                                     own_v = load_some(pair.v + at, left);
-                        const vfloat sent = load_some(pair.kv + at, left),
-                                     sent_back = load_some(pair.ktu + at, left);
+                        const vfloat own_u = load_some(pair.u + at, left);
+                        const vfloat own_v = load_some(pair.v + at, left);
+                        const vfloat sent = load_some(pair.kv + at, left);
+                        const vfloat sent_back = load_some(pair.ktu + at, left);
                         const vfloat moment = load_some(filtered + at, left);
                         sum += x * (x * (own_v * sent_back + own_u * sent) - own_u * moment * 2.0f);
                         if (gradient)
@@ -236,8 +237,8 @@ class Moments {
     Workspace& workspace_;
     Buffer<float> columns_, filtered_,
         filtered_back_;  // columns of features; channels that result from filtering one of them
-    const FeatureColumns* filled_ =
-        nullptr;          // of which all columns are in `columns_`; each step needs the same
+    // of which all columns are in `columns_`; each step needs the same
+    const FeatureColumns* filled_ = nullptr;
     Buffer<float> pull_;  // (modality, voxel)
 };
 
@@ -253,16 +254,16 @@ struct MeanFieldGradients {
     double temperature = 0;
     double volume_slack = 0;   // 0 without a volume term
     std::vector<double> bias;  // (label), of all labels
-    std::vector<std::vector<double>>
-        theta;  // (kernel, feature): intensities first, box axes last; zeros unless wanted
+    // (kernel, feature): intensities first, box axes last; zeros unless wanted
+    std::vector<std::vector<double>> theta;
 };
 
 struct BackwardInput {
     const float* logits;  // (label, *grid)
-    const float* record;  // (step, channel, voxel) from run_mean_field; with a volume term (steps +
-                          // 1, channel, voxel)
-    std::vector<std::vector<double>>
-        volume_bias;                 // (step, label) from run_mean_field, if there is a volume term
+    // (step, channel, voxel) from run_mean_field; with a volume term (steps + 1, channel, voxel)
+    const float* record;
+    // (step, label) from run_mean_field, if there is a volume term
+    std::vector<std::vector<double>> volume_bias;
     GridView<const float> gradient;  // (label, *grid), with respect to the result of run_mean_field
     bool wants_theta = false;
 };

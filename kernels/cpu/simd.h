@@ -127,8 +127,11 @@ inline vint first_lanes(int count) {
 // 2^f for f on [-1/2, 1/2]: least maximum relative error of its degree.
 template <class V>
 inline V exp2_of_fraction(V f) {
-    constexpr float c1 = 0.693147182f, c2 = 0.240226462f, c3 = 0.0555032725f, c4 = 0.00961842779f,
-                    c5 = 0.00133952777f;
+    constexpr float c1 = 0.693147182f;
+    constexpr float c2 = 0.240226462f;
+    constexpr float c3 = 0.0555032725f;
+    constexpr float c4 = 0.00961842779f;
+    constexpr float c5 = 0.00133952777f;
     return 1.0f + f * (c1 + f * (c2 + f * (c3 + f * (c4 + f * c5))));
 }
 
@@ -138,8 +141,8 @@ inline V exp2_nonpositive(V t) {
 #if defined(__AVX512F__)
     // The masked forms, because GCC 12 warns of the others' undefined pass-through operand.
     constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    if constexpr (sizeof(V) ==
-                  32) {  // half a register, which some processors compute in half the time
+    // half a register, which some processors compute in half the time
+    if constexpr (sizeof(V) == 32) {
         const __m256 whole = _mm256_maskz_roundscale_ps(0xff, (__m256)t, kRounding);
         return (V)_mm256_maskz_scalef_ps(0xff, (__m256)exp2_of_fraction(t - (V)whole), whole);
     } else {
@@ -149,8 +152,8 @@ inline V exp2_nonpositive(V t) {
 #else
     typedef decltype(t > t) Integers;
     t = vmax(t, splat<V>(-126.0f));
-    const float magic =
-        12582912.0f;  // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
+    // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
+    const float magic = 12582912.0f;
     const V shifted = t + magic;
     const V p = exp2_of_fraction(t - (shifted - magic));
     return (V)((Integers)p + ((Integers)shifted << 23));

@@ -112,19 +112,21 @@ class SpatialFilter final : public Filter {
     // The rows of an axis's panels that voxels inside the mask depend on. The axes before this axis
     // are filtered later, so rows within reach of their taps are needed too.
     std::vector<Stretch> find_needed(int axis) const {
-        const int64_t inner = stride_of(axis), length = voxels_.box_shape[axis],
-                      panels = num_panels(inner);
+        const int64_t inner = stride_of(axis);
+        const int64_t length = voxels_.box_shape[axis];
+        const int64_t panels = num_panels(inner);
         std::vector<Stretch> needed(voxels_.box_size / (length * inner) * panels);
         for (const Run& run : voxels_.runs) {
-            const int64_t column = run.box % inner, row = run.box / inner % length,
-                          first = run.box / (length * inner) * panels;
+            const int64_t column = run.box % inner;
+            const int64_t row = run.box / inner % length;
+            const int64_t first = run.box / (length * inner) * panels;
             for (int64_t p = column / kColumns; p <= (column + run.length - 1) / kColumns; ++p)
                 needed[first + p] = needed[first + p].with({row, row + 1});
         }
         int64_t stride = panels;
         for (int a = axis - 1; a >= 0; stride *= voxels_.box_shape[a], --a) {
-            const int64_t radius = static_cast<int64_t>(taps_[a].size()) - 1,
-                          extent = voxels_.box_shape[a];
+            const int64_t radius = static_cast<int64_t>(taps_[a].size()) - 1;
+            const int64_t extent = voxels_.box_shape[a];
             const std::vector<Stretch> own = needed;
             for (int64_t i = 0; i < static_cast<int64_t>(own.size()); ++i) {
                 const int64_t place = i / stride % extent;
@@ -142,8 +144,8 @@ class SpatialFilter final : public Filter {
 
     // Applies the one-dimensional filter of an axis to a profile along it.
     std::vector<float> filter_profile(int axis, const std::vector<float>& profile) const {
-        const int64_t length = static_cast<int64_t>(profile.size()),
-                      radius = static_cast<int64_t>(taps_[axis].size()) - 1;
+        const int64_t length = static_cast<int64_t>(profile.size());
+        const int64_t radius = static_cast<int64_t>(taps_[axis].size()) - 1;
         std::vector<float> filtered(length);
         for (int64_t i = 0; i < length; ++i) {
             double total = 0;
@@ -183,9 +185,9 @@ class SpatialFilter final : public Filter {
             const int64_t length = voxels_.box_shape[num_axes - 1];
             filter_rows_of(box, slab_size_ / length, length, taps(num_axes - 1), scratch_[thread]);
             for (int a = num_axes - 2; a > 0; --a) {
-                const int64_t inner = stride_of(a),
-                              num_of_slab =
-                                  slab_size_ / (voxels_.box_shape[a] * inner) * num_panels(inner);
+                const int64_t inner = stride_of(a);
+                const int64_t num_of_slab =
+                    slab_size_ / (voxels_.box_shape[a] * inner) * num_panels(inner);
                 filter_across(box, slab_size_, voxels_.box_shape[a], inner, taps(a),
                               &needed_[a][slab * num_of_slab], scratch_[thread]);
             }

@@ -32,10 +32,8 @@ class HalvedBox {
             (slabs_.num_rows + (slabs_.is_halved ? slabs_.length : 0)) * slab_size_);
         float* const box = slabs_.is_halved ? half + slabs_.num_rows * slab_size_ : half;
         pool.run(slabs_.num_rows, [&](int64_t slab, int thread) {
-            float *const to = half + slab * slab_size_, *const whole =
-                                                            rows_.is_halved
-                                                                ? scratch_[thread].whole.get()
-                                                                : to;
+            float* const to = half + slab * slab_size_;
+            float* const whole = rows_.is_halved ? scratch_[thread].whole.get() : to;
             fill(slab, whole, thread);
             if (rows_.is_halved) halve_rows(whole, to);
             if (!slabs_.is_halved) filter_slab(to, thread);
@@ -58,8 +56,8 @@ class HalvedBox {
                  [&](int64_t place, int thread) {
                      float* const whole = scratch_[thread].whole.get();
                      if (slabs_.is_halved) spread(box + place * slab_size_, slab_size_, whole);
-                     const int64_t first = slabs_.is_halved ? 2 * place - slabs_.shift : place,
-                                   end = first + (slabs_.is_halved ? 2 : 1);
+                     const int64_t first = slabs_.is_halved ? 2 * place - slabs_.shift : place;
+                     const int64_t end = first + (slabs_.is_halved ? 2 : 1);
                      for (int64_t slab = std::max<int64_t>(first, 0);
                           slab < std::min(end, slabs_.num_rows); ++slab)
                          add_slab(slabs_.is_halved ? whole + (slab - first) * slab_size_
@@ -155,8 +153,8 @@ class HalvedBox {
         const float* spread_from = nullptr;
         for (; run < end; ++run) {
             const Run& own = voxels_.runs[run];
-            const int64_t number = own.box / row_length_ % (num_outer_ * rows_.num_rows),
-                          row = number % rows_.num_rows + rows_.shift;
+            const int64_t number = own.box / row_length_ % (num_outer_ * rows_.num_rows);
+            const int64_t row = number % rows_.num_rows + rows_.shift;
             const float* from = slab + (number / rows_.num_rows * rows_.length +
                                         (rows_.is_halved ? row / 2 : row)) *
                                            row_length_;
@@ -196,8 +194,8 @@ constexpr double kPi = 3.14159265358979323846;
 // Range of sigma in voxels. Narrower kernels need all rows; wider kernels are wider than volumes.
 constexpr double kLeastSigma = 3.0, kLargestSigma = 1000.0;
 
-constexpr int64_t kLeastRows =
-    16;  // halved rows beyond the ends cost more than a shorter one saves
+// halved rows beyond the ends cost more than a shorter one saves
+constexpr int64_t kLeastRows = 16;
 }  // namespace
 
 HalvedBox::Axis HalvedBox::axis(int64_t num_rows, double sigma, int64_t first) {
@@ -252,11 +250,12 @@ std::vector<float> HalvedBox::halved_taps(double sigma, int64_t num_rows) {
     };
     const int64_t radius = std::min(static_cast<int64_t>(std::ceil(2 * sigma)) + 1, num_rows - 1);
     std::vector<double> taps(radius + 1);
-    const double step =
-        std::min(kPi / 2, 8 / sigma) / kFrequencies;  // beyond 8 / sigma nothing is left
+    // beyond 8 / sigma nothing is left
+    const double step = std::min(kPi / 2, 8 / sigma) / kFrequencies;
     for (int i = 0; i < kFrequencies; ++i) {
-        const double w = (i + 0.5) * step, own = squared_halving(w),
-                     image = squared_halving(kPi - w);
+        const double w = (i + 0.5) * step;
+        const double own = squared_halving(w);
+        const double image = squared_halving(kPi - w);
         const double wanted =
             2 * (gaussian(w) * own + gaussian(kPi - w) * image) / ((own + image) * (own + image));
         for (int64_t k = 0; k <= radius; ++k)

@@ -13,8 +13,8 @@ inline constexpr double kSpatialRadius = 4.0;
 // The taps along one box axis, at distance 0, 1, ... voxels.
 struct SpatialTaps {
     std::vector<double> weight;
-    std::vector<double>
-        slope;  // theta_gamma times the derivative of the weight with respect to theta_gamma
+    // theta_gamma times the derivative of the weight with respect to theta_gamma
+    std::vector<double> slope;
 };
 
 // The taps of each axis; sigma: standard deviations in voxels. Within one voxel beyond the radius
@@ -43,8 +43,8 @@ inline std::vector<SpatialTaps> spatial_taps(const std::vector<double>& sigma,
     return taps;
 }
 
-constexpr int64_t kColumns = 4 * kLanes;  // columns of a panel: four vectors, so that a panel of
-                                          // some hundred rows stays in L1 and L2
+// columns of a panel: four vectors, so that a panel of some hundred rows stays in L1 and L2
+constexpr int64_t kColumns = 4 * kLanes;
 
 // Vectors of a panel's row that are filtered together: as many as registers hold.
 #if defined(__AVX512F__)
@@ -106,8 +106,8 @@ inline void filter_row(const float* center, float* row, int64_t length,
 // Filters consecutive rows of the last axis in place; values beyond their ends are zero.
 inline void filter_rows_of(float* rows, int64_t num_rows, int64_t length,
                            const std::vector<float>& taps, Buffer<float>& scratch) {
-    const int64_t radius = static_cast<int64_t>(taps.size()) - 1,
-                  margin = std::max<int64_t>(radius, kLanes) + kLanes;
+    const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
+    const int64_t margin = std::max<int64_t>(radius, kLanes) + kLanes;
     float* const center = padded_copy(scratch, length, margin);
     for (int64_t r = 0; r < num_rows; ++r) {
         float* const row = rows + r * length;
@@ -133,8 +133,8 @@ void filter_some_rows(const float* copy, const std::vector<float>& taps, float* 
             if constexpr (kRows == 2) total[1][v] = high[v] * taps[0];
         }
         for (int64_t k = 1; k <= radius; ++k) {
-            const float *const before = row - k * kColumns, *const after =
-                                                                row + (kRows - 1 + k) * kColumns;
+            const float* const before = row - k * kColumns;
+            const float* const after = row + (kRows - 1 + k) * kColumns;
             for (int v = 0; v < kVectorsTogether; ++v) {
                 const vfloat below = load(before + v * kLanes), above = load(after + v * kLanes);
                 if constexpr (kRows == 2) {
@@ -177,8 +177,8 @@ inline void filter_panel(float* panel, int64_t length, int64_t stride, int64_t w
                          Buffer<float>& scratch) {
     if (needed.is_empty()) return;
     const int64_t radius = static_cast<int64_t>(taps.size()) - 1;
-    const int64_t first = std::max<int64_t>(0, needed.begin - radius),
-                  last = std::min(length, needed.end + radius);
+    const int64_t first = std::max<int64_t>(0, needed.begin - radius);
+    const int64_t last = std::min(length, needed.end + radius);
     float* const center = padded_copy(scratch, length * kColumns, radius * kColumns);
     for (int64_t i = first; i < last; ++i) {
         for (int64_t c = 0; c < kColumns; c += kLanes)

@@ -39,8 +39,8 @@ class SubnormalsAsZeros {
 #endif
 };
 
-constexpr int kMostThreads =
-    512;  // more than the number of items of the parallel loops; a larger request is a mistake
+// more than the number of items of the parallel loops; a larger request is a mistake
+constexpr int kMostThreads = 512;
 
 constexpr std::chrono::milliseconds kPollInterval{50};
 }  // namespace

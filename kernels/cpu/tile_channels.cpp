@@ -62,8 +62,8 @@ class ChannelTileFilter final : public TileFilter {
             std::fill_n(rest_.get(), voxels_.num_voxels, 0.0f);
         }
         for (int first = 0; first < channels_.num_channels; first += kChannelGroup) {
-            const int count = std::min(kChannelGroup, channels_.num_channels - first),
-                      filtered = std::min(count, num_filtered - first);
+            const int count = std::min(kChannelGroup, channels_.num_channels - first);
+            const int filtered = std::min(count, num_filtered - first);
             put(sent, first, filtered, false);
             expect(first, count, true);
             if (filtered > 0)
@@ -110,8 +110,9 @@ class ChannelTileFilter final : public TileFilter {
     // Writes what is sent in some channels, or zeros to the same places: elsewhere there are zeros
     // always.
     void put(const SentVoxels& sent, int first, int count, bool clear) {
-        const int64_t num_voxels = voxels_.num_voxels, tile_voxels = set_.tiling.tile_voxels(),
-                      num_rows = tile_voxels / kLanes;
+        const int64_t num_voxels = voxels_.num_voxels;
+        const int64_t tile_voxels = set_.tiling.tile_voxels();
+        const int64_t num_rows = tile_voxels / kLanes;
         for_tiles_of(first, [&](int64_t item) {
             for (int64_t e = set_.first_entry[item]; e < set_.first_entry[item + 1]; ++e) {
                 const int channel = channels_.of_entry[e] - first;
@@ -197,8 +198,8 @@ class ChannelTileFilter final : public TileFilter {
             const int64_t of_grid = row.z * set_.tiling.shape[1] + row.y;
             for (int64_t r = first_run_[of_grid]; r < first_run_[of_grid + 1]; ++r) {
                 const Run& run = voxels_.runs[r];
-                const int64_t begin = std::max(row.grid, run.grid),
-                              end = std::min(row.grid + row.length, run.grid + run.length);
+                const int64_t begin = std::max(row.grid, run.grid);
+                const int64_t end = std::min(row.grid + row.length, run.grid + run.length);
                 if (begin < end)
                     body(run.voxel + begin - run.grid, row.place + begin - row.grid, end - begin);
             }
@@ -211,16 +212,16 @@ class ChannelTileFilter final : public TileFilter {
     Kernel& kernel_;
     ThreadPool& pool_;
     const int group_;  // channels that are filtered together
-    std::vector<int64_t>
-        first_run_;           // (row of the grid + 1) the first run of the row, or of a later one
+    // (row of the grid + 1) the first run of the row, or of a later one
+    std::vector<int64_t> first_run_;
     Buffer<float> sent_;      // (channel of a group, compact voxel), zero between calls
     Buffer<float> received_;  // (channel of a group, compact voxel), anything finite between calls
     Buffer<float> rest_;      // (compact voxel) minus what the channels so far received
     Buffer<uint8_t> senders_,
         receivers_;  // (compact voxel) whether it sends, or receives, in the group at work
     std::vector<std::vector<Piece>> pieces_;  // of each active tile
-    std::vector<std::vector<int64_t>>
-        tiles_of_group_;             // active tiles that a group of channels is needed in
+    // active tiles that a group of channels is needed in
+    std::vector<std::vector<int64_t>> tiles_of_group_;
     std::vector<uint8_t> has_last_;  // (active tile) whether a label of it has the last channel
     Workspace workspace_;
 };

@@ -26,8 +26,9 @@ class DirectTileFilter final : public TileFilter {
 
     void accumulate(const SentVoxels& sent, const LaneMask* open, const float* label_weight,
                     float* message) override {
-        const int64_t voxels = set_.tiling.tile_voxels(), width = set_.tiling.tile[2],
-                      num_rows = voxels / width;
+        const int64_t voxels = set_.tiling.tile_voxels();
+        const int64_t width = set_.tiling.tile[2];
+        const int64_t num_rows = voxels / width;
         pool_.run(set_.num_active, [&](int64_t item, int thread) {
             TileScratch& scratch = scratch_[thread];
             const LaneMask* const own = open + item * num_rows;
@@ -56,16 +57,17 @@ class DirectTileFilter final : public TileFilter {
     // of rows: few rows are summed together.
     std::vector<int64_t> send(int64_t item, const SentVoxels& sent, TileScratch& scratch) const {
         const Neighborhood& around = kernel_->around;
-        const int64_t voxels = set_.tiling.tile_voxels(), width = set_.tiling.tile[2],
-                      num_rows = voxels / width;
-        const int64_t first = set_.first_entry[item],
-                      num_labels = set_.first_entry[item + 1] - first;
+        const int64_t voxels = set_.tiling.tile_voxels();
+        const int64_t width = set_.tiling.tile[2];
+        const int64_t num_rows = voxels / width;
+        const int64_t first = set_.first_entry[item];
+        const int64_t num_labels = set_.first_entry[item + 1] - first;
         scratch.sent.resize(num_labels * around.size);
         scratch.sends_label.assign(num_labels * kernel_->num_rows_around(), 0);
         int64_t last = -1, active = -1;
         std::vector<int64_t> rows_of(num_labels), labels;
-        std::vector<int64_t> entry(num_labels);  // of the tile that sends: the label's, -1: it
-                                                 // sends nothing; 0: a settled tile sends it
+        // of the tile that sends: the label's, -1: it sends nothing; 0: a settled tile sends it
+        std::vector<int64_t> entry(num_labels);
         around.for_rows(set_.tiling, set_.active[item], [&](const Neighborhood::Piece& piece) {
             if (piece.tile != last) {
                 last = piece.tile;
@@ -155,8 +157,8 @@ class DirectTileFilter final : public TileFilter {
                 const LaneMask needed_lanes = lanes[item * num_rows + row];
                 // A voxel inside the mask counts itself with weight 1; the others do not matter.
                 for (int64_t i = 0; i < kLanes; ++i) {
-                    const float total = needed_lanes >> i & 1 ? scale[i] : 0.0f,
-                                inverse = total >= 0.5f ? 1 / total : 0.0f;
+                    const float total = needed_lanes >> i & 1 ? scale[i] : 0.0f;
+                    const float inverse = total >= 0.5f ? 1 / total : 0.0f;
                     scale[i] =
                         normalization_ == Normalization::kSymmetric ? std::sqrt(inverse) : inverse;
                 }
@@ -184,14 +186,15 @@ class DirectTileFilter final : public TileFilter {
     // in a copy of the whole volume.
     void sum_rows_at_once(const RowMap& near) {
         const Tiling& tiling = set_.tiling;
-        const int64_t width = tiling.tile[2], num_rows = tiling.tile_voxels() / width,
-                      grid_size = tiling.num_voxels();
+        const int64_t width = tiling.tile[2];
+        const int64_t num_rows = tiling.tile_voxels() / width;
+        const int64_t grid_size = tiling.num_voxels();
         Buffer<uint8_t> mask(grid_size);
         pool_.run(tiling.shape[0], [&](int64_t z, int) {
             for (int64_t row = z * tiling.shape[1]; row < (z + 1) * tiling.shape[1]; ++row)
                 for (int64_t column = 0; column < tiling.count[2]; ++column) {
-                    const int64_t begin = row * tiling.shape[2] + tiling.begin(2, column),
-                                  end = row * tiling.shape[2] + tiling.end(2, column);
+                    const int64_t begin = row * tiling.shape[2] + tiling.begin(2, column);
+                    const int64_t end = row * tiling.shape[2] + tiling.end(2, column);
                     const LaneMask lanes = near.lanes(row, column);
                     for (int64_t i = begin; i < end; ++i)
                         mask[i] =
@@ -212,8 +215,9 @@ class DirectTileFilter final : public TileFilter {
         make_truncated_filter(input, pool_)
             ->accumulate(ones.get(), 1, nullptr, nullptr, &unit, sums.get(), workspace);
         for (const Run& run : voxels.runs) {
-            const int64_t row = run.grid / tiling.shape[2], z = row / tiling.shape[1],
-                          y = row % tiling.shape[1];
+            const int64_t row = run.grid / tiling.shape[2];
+            const int64_t z = row / tiling.shape[1];
+            const int64_t y = row % tiling.shape[1];
             const int64_t first =
                 (z / tiling.tile[0] * tiling.count[1] + y / tiling.tile[1]) * tiling.count[2];
             const int64_t place =
@@ -236,8 +240,8 @@ class DirectTileFilter final : public TileFilter {
     const DirectKernel* const at_once_;
     std::vector<TileScratch> scratch_;
     std::vector<int64_t> near_;  // (tile) where its voxels are in `scale_`, or -1
-    std::vector<LaneMask>
-        near_lanes_;  // (tile near, row of the tile) the voxels whose factor is known
+    // (tile near, row of the tile) the voxels whose factor is known
+    std::vector<LaneMask> near_lanes_;
     Buffer<float> scale_;
 };
 }  // namespace

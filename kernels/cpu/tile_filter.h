@@ -11,13 +11,15 @@ namespace crf {
 struct SentVoxels {
     const float*
         values;  // (entry, voxel of a tile); 0 at voxels that send nothing, of a row where some do
-    const LaneMask* voxels;  // (active tile, row of the tile) those that send; where none of a row
-                             // does, its values may be anything
-    const uint8_t* labels;   // (entry, row of the tile) whether a row that sends does so for the
-                             // label; where not, its values are 0
-    bool from_settled;       // whether the voxels of settled tiles send 1 for their label
-    bool sums_to_zero =
-        false;  // whether the values of a voxel's labels do, as changes of marginals
+    // (active tile, row of the tile) those that send; where none of a row does, its values may be
+    // anything
+    const LaneMask* voxels;
+    // (entry, row of the tile) whether a row that sends does so for the label; where not, its
+    // values are 0
+    const uint8_t* labels;
+    bool from_settled;  // whether the voxels of settled tiles send 1 for their label
+    // whether the values of a voxel's labels do, as changes of marginals
+    bool sums_to_zero = false;
 };
 
 // A normalized kernel on a set of tiles.
@@ -111,17 +113,18 @@ struct TileScratch {
     std::vector<float> intensity, scale, sent, received, pass;
     std::vector<const float*> image;  // (modality) intensity of the tile's first voxel
     int64_t image_row = 0, image_plane = 0;
-    std::vector<const float*> sent_of;  // (label) what the tile's first voxel sends; rows and
-                                        // planes around it follow at these distances
+    // (label) what the tile's first voxel sends; rows and planes around it follow at these
+    // distances
+    std::vector<const float*> sent_of;
     int64_t sent_row = 0, sent_plane = 0;
-    std::vector<SentLanes>
-        sends_label;  // (label in `sent`, row of the neighborhood) where it is not zero
+    // (label in `sent`, row of the neighborhood) where it is not zero
+    std::vector<SentLanes> sends_label;
     // (kMostTogether labels of `sent_of`, row of the neighborhood) where one of them is not zero; a
     // row of `sent` where none is may be anything.
     std::vector<SentLanes> sends;
     std::vector<SendingRow> senders;
-    std::vector<uint8_t>
-        needed;  // (row of the neighborhood) whether a row that receives is within reach
+    // (row of the neighborhood) whether a row that receives is within reach
+    std::vector<uint8_t> needed;
 };
 
 // A kernel without its normalization: sums over the neighborhood of a tile.
@@ -137,8 +140,9 @@ class TileKernel {
     // What is sent is in scratch.sent: (label, voxel of the neighborhood). labels: those to be
     // summed, in this order.
     void read_copies(const std::vector<int64_t>& labels, TileScratch& scratch) const {
-        const int64_t num_labels = static_cast<int64_t>(labels.size()),
-                      num_rows = num_rows_around(), width = around.shape[2];
+        const int64_t num_labels = static_cast<int64_t>(labels.size());
+        const int64_t num_rows = num_rows_around();
+        const int64_t width = around.shape[2];
         scratch.sent_row = width;
         scratch.sent_plane = around.shape[1] * width;
         scratch.sent_of.clear();

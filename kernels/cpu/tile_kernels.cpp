@@ -123,8 +123,8 @@ class BilateralTileKernel final : public TileKernel {
     // L: labels; M: modalities, 0 = any.
     template <int L, int M>
     void sum_labels(int first, const LaneMask* open, TileScratch& scratch) const {
-        const int64_t num_rows = tiling_.tile[0] * tiling_.tile[1],
-                      size = static_cast<int64_t>(offset_rows_.size());
+        const int64_t num_rows = tiling_.tile[0] * tiling_.tile[1];
+        const int64_t size = static_cast<int64_t>(offset_rows_.size());
         scratch.senders.resize(size);
         for (int64_t row = 0; row < num_rows; ++row) {
             if (!open[row]) continue;
@@ -317,10 +317,10 @@ class BilateralTileKernel final : public TileKernel {
     int num_modalities_;
     std::vector<Offset> offsets_;
     std::vector<OffsetRow> offset_rows_;
-    std::vector<float> tables_;  // (row of the window, kTable) exponents at each distance along it,
-                                 // kBeyond outside the window
-    std::vector<float>
-        precision_;  // (modality) turns the square of a difference into an exponent of 2
+    // (row of the window, kTable) exponents at each distance along it, kBeyond outside the window
+    std::vector<float> tables_;
+    // (modality) turns the square of a difference into an exponent of 2
+    std::vector<float> precision_;
 };
 
 // Axis by axis: along the last axis in all rows of the neighborhood, then along the second in all

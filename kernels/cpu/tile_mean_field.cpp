@@ -38,8 +38,8 @@ class TileMeanField {
         for_tiles([&](int64_t tile, Scratch&) { initialize(tile); });
 
         const StepSums start = total(sums_);
-        const bool has_settled = has_settled_voxels(),
-                   sends_settled_first = options_.num_iterations > 0 && has_settled;
+        const bool has_settled = has_settled_voxels();
+        const bool sends_settled_first = options_.num_iterations > 0 && has_settled;
         // Settled voxels do not receive: the energy of their pairs is known only if it is the same
         // in both directions.
         knows_energy_ = options_.has_symmetric_pairs || !(has_settled || has_settled_tiles());
@@ -184,8 +184,8 @@ class TileMeanField {
         const int labels = num_labels(tile);
         const float scale = 1 / options_.temperature;
         const float* const logits = entries(logits_, tile);
-        float *const marginals = entries(marginals_.get(), tile), *const x =
-                                                                      entries(change_.get(), tile);
+        float* const marginals = entries(marginals_.get(), tile);
+        float* const x = entries(change_.get(), tile);
         for (int64_t i = 0; i < labels * voxels_; ++i) x[i] = logits[i] * scale;
         std::fill(entries(out_, tile), entries(out_, tile + 1), 0.0f);
         StepSums sums;
@@ -257,10 +257,11 @@ class TileMeanField {
         const int64_t i = row * kLanes;
         const float scale = 1 / options_.temperature;
         const float* const logits = entries(logits_, tile) + i;
-        float *const q = entries(marginals_.get(), tile) + i, *const change =
-                                                                  entries(change_.get(), tile) + i;
-        float *const x = scratch.logits.data(), *const now = scratch.marginals.data(),
-                     *const pairwise = scratch.pairwise.data();
+        float* const q = entries(marginals_.get(), tile) + i;
+        float* const change = entries(change_.get(), tile) + i;
+        float* const x = scratch.logits.data();
+        float* const now = scratch.marginals.data();
+        float* const pairwise = scratch.pairwise.data();
         LaneMask& sends = sends_[tile * num_rows_ + row];
         const vint valid = lanes_of(open(tile, row));
         if (from_settled_) {
@@ -309,16 +310,14 @@ class TileMeanField {
     float row_unary(int64_t tile, int64_t row) const {
         const int labels = num_labels(tile);
         const float scale = 1 / options_.temperature;
-        const float *const q = entries(marginals_.get(), tile) + row * kLanes, *const logits =
-                                                                                   entries(logits_,
-                                                                                           tile) +
-                                                                                   row * kLanes;
+        const float* const q = entries(marginals_.get(), tile) + row * kLanes;
+        const float* const logits = entries(logits_, tile) + row * kLanes;
         vfloat largest = load(logits);
         for (int l = 1; l < labels; ++l) largest = vmax(load(logits + l * voxels_), largest);
         vfloat sum{};
         for (int l = 0; l < labels; ++l) {
-            const vfloat marginal = load(q + l * voxels_),
-                         relative = (load(logits + l * voxels_) - largest) * scale;
+            const vfloat marginal = load(q + l * voxels_);
+            const vfloat relative = (load(logits + l * voxels_) - largest) * scale;
             sum += marginal * (log_positive(vmax(marginal, splat_lanes(kTiny))) - relative);
         }
         return sum_lanes(select(lanes_of(inside_[tile * num_rows_ + row]), sum, vfloat{}));
@@ -369,17 +368,17 @@ class TileMeanField {
     const MeanFieldOptions& options_;
     const LaneMask* const open_;
     const int64_t num_voxels_;
-    const float unsent_;  // a voxel whose marginals have changed by no more since it sent them does
-                          // not send
+    // a voxel whose marginals have changed by no more since it sent them does not send
+    const float unsent_;
     const float* const logits_;
     float* const out_;  // the messages that have arrived so far, at the end the refined logits
     const BorderCheck* const check_;
     ThreadPool& pool_;
     const int64_t voxels_, num_rows_, size_;
-    Buffer<float> marginals_;     // as they were sent last
-    Buffer<float> change_;        // (entry, voxel) what voxels that send have to send
-    Buffer<float> from_settled_;  // (entry, voxel) messages of settled voxels and tiles, if active
-                                  // tiles have settled voxels
+    Buffer<float> marginals_;  // as they were sent last
+    Buffer<float> change_;     // (entry, voxel) what voxels that send have to send
+    // (entry, voxel) messages of settled voxels and tiles, if active tiles have settled voxels
+    Buffer<float> from_settled_;
     Buffer<LaneMask> inside_, sends_;   // (tile, row)
     std::vector<uint8_t> sends_label_;  // (entry, row) whether the row sends the label
     bool knows_energy_ = true;

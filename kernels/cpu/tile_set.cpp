@@ -48,11 +48,12 @@ LaneMask lanes_inside(const TileSet& set, int64_t tile, int64_t row) {
     const Tiling& tiling = set.tiling;
     int64_t at[3];
     tiling.place(tile, at);
-    const int64_t z = tiling.begin(0, at[0]) + row / tiling.tile[1],
-                  y = tiling.begin(1, at[1]) + row % tiling.tile[1];
+    const int64_t z = tiling.begin(0, at[0]) + row / tiling.tile[1];
+    const int64_t y = tiling.begin(1, at[1]) + row % tiling.tile[1];
     if (z >= tiling.shape[0] || y >= tiling.shape[1]) return 0;
-    const int64_t x = tiling.begin(2, at[2]), length = tiling.end(2, at[2]) - x,
-                  grid = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
+    const int64_t x = tiling.begin(2, at[2]);
+    const int64_t length = tiling.end(2, at[2]) - x;
+    const int64_t grid = (z * tiling.shape[1] + y) * tiling.shape[2] + x;
     if (!set.mask) return first_lanes_mask(length);
     uint32_t inside = 0;
     for (int64_t i = 0; i < length; ++i)
@@ -71,8 +72,8 @@ void find_open_voxels(const TileSet& set, const float* logits, float temperature
             open[item * num_rows + row] = 0;
             if (!inside) continue;
             const float* const of_row = logits + row * kLanes;
-            vfloat largest = load(of_row + first * voxels),
-                   second = splat_lanes(std::numeric_limits<float>::lowest());
+            vfloat largest = load(of_row + first * voxels);
+            vfloat second = splat_lanes(std::numeric_limits<float>::lowest());
             for (int64_t e = first + 1; e < end; ++e) {
                 const vfloat v = load(of_row + e * voxels);
                 second = vmax(vmin(v, largest), second);

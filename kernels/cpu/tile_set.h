@@ -151,10 +151,10 @@ struct Neighborhood {
                     piece.tile = (tile_z * tiling.count[1] + tile_y) * tiling.count[2] + tile_x;
                     piece.length = tiling.end(2, tile_x) - x;
                     piece.column = tile_x < at[2] ? -1 : tile_x > at[2];
-                    const int64_t z_begin = std::max(begin[0], tiling.begin(0, tile_z)),
-                                  z_end = std::min(end[0], tiling.end(0, tile_z));
-                    const int64_t y_begin = std::max(begin[1], tiling.begin(1, tile_y)),
-                                  y_end = std::min(end[1], tiling.end(1, tile_y));
+                    const int64_t z_begin = std::max(begin[0], tiling.begin(0, tile_z));
+                    const int64_t z_end = std::min(end[0], tiling.end(0, tile_z));
+                    const int64_t y_begin = std::max(begin[1], tiling.begin(1, tile_y));
+                    const int64_t y_end = std::min(end[1], tiling.end(1, tile_y));
                     for (int64_t z = z_begin; z < z_end; ++z)
                         for (int64_t y = y_begin; y < y_end; ++y) {
                             piece.tile_row = (z - tiling.begin(0, tile_z)) * tiling.tile[1] + y -
@@ -197,8 +197,8 @@ class RowMap {
                          [](const WindowRow& a, const WindowRow& b) { return a.reach < b.reach; });
         for (const WindowRow& part : ordered) {
             while (reach < part.reach) add_away(++reach, along);
-            const int64_t begin = std::max<int64_t>(0, -part.y),
-                          end = tiling_.shape[1] - std::max<int64_t>(0, part.y);
+            const int64_t begin = std::max<int64_t>(0, -part.y);
+            const int64_t end = tiling_.shape[1] - std::max<int64_t>(0, part.y);
             for (int64_t z = std::max<int64_t>(0, -part.z);
                  z < tiling_.shape[0] - std::max<int64_t>(0, part.z); ++z) {
                 const LaneMask* const from = along.data() + z * plane + begin * tiling_.count[2];

@@ -69,8 +69,8 @@ void survey_channel(const Tiling& tiling, const Channel<T>& channel, int64_t fir
                 for (int64_t x = 0; x < width; x += kLanes) {
                     const int64_t left = width - x, n = at + x;
                     const int64_t lanes = std::min<int64_t>(left, kLanes);
-                    const vfloat logit = decoding(load_some(row + x, left)),
-                                 biased = logit + survey.bias;
+                    const vfloat logit = decoding(load_some(row + x, left));
+                    const vfloat biased = logit + survey.bias;
                     const vfloat a = biased * survey.inverse_temperature;
                     if (survey.best_biased)
                         store_some(survey.best_biased + n,

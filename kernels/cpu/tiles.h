@@ -102,8 +102,8 @@ struct Tiling {
 
 // How stored numbers become logits.
 struct Decoding {
-    bool is_probability =
-        false;  // the logarithm is taken of probabilities, which are clipped from below
+    // the logarithm is taken of probabilities, which are clipped from below
+    bool is_probability = false;
 
     vfloat operator()(vfloat stored) const {
         constexpr float kSmallestProbability = 1e-7f;  // as in crfrefine/arrays/probabilities.py

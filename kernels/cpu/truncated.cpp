@@ -19,14 +19,16 @@ constexpr int kMomentChannelsOfManyVoxels = 4;
 
 struct WindowMoments {
     const WindowPlan& plan;
-    const float* intensity;  // (modality, padded voxel), scaled so that squared differences are
-                             // exponents of 2
+    // (modality, padded voxel), scaled so that squared differences are exponents of 2
+    const float* intensity;
     int num_modalities, num_axes, num_channels;
     const float *u, *v;  // (channel, padded voxel), zero around the voxels
-    float* pull;   // (modality, padded voxel), added to: the pull on each voxel's intensity, in the
-                   // scale of `intensity`; or nullptr
-    double* sums;  // (slab, feature), added to: the squared distances, those of intensities in the
-                   // scale of `intensity`
+    // (modality, padded voxel), added to: the pull on each voxel's intensity, in the scale of
+    // `intensity`; or nullptr
+    float* pull;
+    // (slab, feature), added to: the squared distances, those of intensities in the scale of
+    // `intensity`
+    double* sums;
 
     void add(ThreadPool& pool) const;
 };
@@ -42,8 +44,9 @@ void add_slab(const WindowMoments& moments, const std::vector<WindowChunk>& slab
     const int num_channels = C > 0 ? C : moments.num_channels;
     const int num_modalities = M < kMomentModalities ? M : moments.num_modalities;
     for (const WindowChunk& chunk : slab) {
-        const float *intensity = moments.intensity + chunk.place, *u = moments.u + chunk.place,
-                    *v = moments.v + chunk.place;
+        const float* intensity = moments.intensity + chunk.place;
+        const float* u = moments.u + chunk.place;
+        const float* v = moments.v + chunk.place;
         vfloat own_u[kRows][kRoom]{}, own_v[kRows][kRoom]{}, own_intensity[kRows][M]{},
             pulled[kRows][M]{}, by_modality[M]{}, by_axis[A]{};
         for (int r = 0; r < kRows; ++r) {
@@ -58,8 +61,8 @@ void add_slab(const WindowMoments& moments, const std::vector<WindowChunk>& slab
             const int64_t linear = plan.offsets[o].linear;
             vfloat product[kRows]{};
             for (int c = 0; c < num_channels; ++c) {
-                const vfloat other_u = load(u + c * channel_stride + linear),
-                             other_v = load(v + c * channel_stride + linear);
+                const vfloat other_u = load(u + c * channel_stride + linear);
+                const vfloat other_v = load(v + c * channel_stride + linear);
                 for (int r = 0; r < kRows; ++r)
                     product[r] += own_u[r][c] * other_v + own_v[r][c] * other_u;
             }
@@ -107,8 +110,8 @@ void add_slab(const WindowMoments& moments, const std::vector<WindowChunk>& slab
 }  // namespace
 
 void WindowMoments::add(ThreadPool& pool) const {
-    const int64_t num_slabs = static_cast<int64_t>(plan.slabs.size()),
-                  num_features = num_modalities + num_axes;
+    const int64_t num_slabs = static_cast<int64_t>(plan.slabs.size());
+    const int64_t num_features = num_modalities + num_axes;
     // A slab's pairs reach into the next slab: where both would write, every second one first.
     const int num_turns = pull ? 2 : 1;
     for (int turn = 0; turn < num_turns; ++turn)
@@ -158,8 +161,8 @@ class TruncatedFilter final : public Filter {
         const int64_t num_pulls = pull ? num_modalities_ * plan_.total_size : 0;
         std::vector<double> sums(plan_.slabs.size() * num_features);
         float* const pulls = workspace.floats(num_pulls + 2 * most * plan_.total_size);
-        float *const padded_u = pulls + num_pulls, *const padded_v =
-                                                       padded_u + most * plan_.total_size;
+        float* const padded_u = pulls + num_pulls;
+        float* const padded_v = padded_u + most * plan_.total_size;
         std::fill(pulls, pulls + num_pulls, 0.0f);
         for (int c = 0; c < num_channels; c += room) {
             const int group = std::min(room, num_channels - c);
@@ -262,8 +265,8 @@ class TruncatedFilter final : public Filter {
             for (int64_t r = block * kRunBlock; r < std::min((block + 1) * kRunBlock, num_runs);
                  ++r) {
                 const Run& run = voxels_.runs[r];
-                const int64_t place = plan_.padded_run[r],
-                              num_blocks = (place % kLanes + run.length + kLanes - 1) / kLanes;
+                const int64_t place = plan_.padded_run[r];
+                const int64_t num_blocks = (place % kLanes + run.length + kLanes - 1) / kLanes;
                 for (int c = 0; c < group; ++c) {
                     if (!occupancy.receives(c, plan_.run_block[r], num_blocks)) continue;
                     const float* row = received_ + c * plan_.total_size + place;
@@ -336,19 +339,17 @@ class TruncatedFilter final : public Filter {
     template <int C, int M>
     void filter_chunks(const WindowChunk* begin, const WindowChunk* end, const Channels& channels) {
         constexpr int64_t kPart = sizeof(vregister) / sizeof(float);
-        const int64_t modality_stride = plan_.total_size,
-                      channel_stride = channels.step * plan_.total_size,
-                      row_stride = plan_.row_stride;
+        const int64_t modality_stride = plan_.total_size;
+        const int64_t channel_stride = channels.step * plan_.total_size;
+        const int64_t row_stride = plan_.row_stride;
         const int64_t row_length = voxels_.box_shape[voxels_.num_axes - 1];
         constexpr std::integral_constant<int, 0> kFirst;
         constexpr std::integral_constant<int, 1> kSecond;
         constexpr std::integral_constant<int, kRows> kEnd;
-        const PlannedOffset *const offsets = plan_.offsets.data(), *const last =
-                                                                       offsets +
-                                                                       plan_.offsets.size();
-        const PlannedOffset *const first_only = offsets + plan_.num_of_both, *const second_only =
-                                                                                 first_only +
-                                                                                 plan_.num_of_first;
+        const PlannedOffset* const offsets = plan_.offsets.data();
+        const PlannedOffset* const last = offsets + plan_.offsets.size();
+        const PlannedOffset* const first_only = offsets + plan_.num_of_both;
+        const PlannedOffset* const second_only = first_only + plan_.num_of_first;
         for (const WindowChunk* chunk = begin; chunk < end; ++chunk) {
             const int64_t row_end =
                 chunk->place + std::min<int64_t>(kLanes, row_length - chunk->place % row_stride);
@@ -423,8 +424,8 @@ class TruncatedFilter final : public Filter {
     ThreadPool& pool_;
     int num_modalities_;
     const WindowPlan plan_;
-    Buffer<float> intensity_;  // (modality, padded voxel), scaled so that squared differences are
-                               // exponents of 2
+    // (modality, padded voxel), scaled so that squared differences are exponents of 2
+    Buffer<float> intensity_;
     float *sent_ = nullptr, *received_ = nullptr;  // (channel, padded voxel), in the workspace
 };
 }  // namespace

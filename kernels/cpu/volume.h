@@ -8,8 +8,8 @@
 #include "cpu/voxels.h"
 
 namespace crf {
-constexpr int kMostVolumePasses =
-    100;  // more than any problem needs whose labels do not have to vanish
+// more than any problem needs whose labels do not have to vanish
+constexpr int kMostVolumePasses = 100;
 
 // A Newton step of this size, in nats, is the last one: the next step would be about its square.
 inline constexpr double kLastVolumeChange = 1e-3;
@@ -81,8 +81,8 @@ inline void MassSums::add(float* rows, int64_t count) {
     }
     for (size_t a = 0; a < present_.size(); ++a)
         for (size_t b = a + 1; b < present_.size(); ++b) {
-            const float *first = rows + present_[a] * kBlockRow,
-                        *second = rows + present_[b] * kBlockRow;
+            const float* first = rows + present_[a] * kBlockRow;
+            const float* second = rows + present_[b] * kBlockRow;
             vfloat total{};
             for (int64_t i = 0; i < padded; i += kLanes)
                 total += load(first + i) * load(second + i);
@@ -201,14 +201,14 @@ class KeptVolumes {
     std::vector<double> bias_;  // (label)
     std::vector<double> block_masses_,
         block_counts_;  // (block, label), of the marginals and of the labels of the network
-    std::vector<char>
-        applies_;  // (block), whether the term applies at any of its voxels; empty: at all
+    // (block), whether the term applies at any of its voxels; empty: at all
+    std::vector<char> applies_;
 };
 
-constexpr double kPseudoVoxels =
-    1.0;  // added to all masses, so that a label whose mass vanishes has a finite energy
-constexpr double kRidge =
-    1e-9;  // relative; labels that no voxel is uncertain of would make the equations singular
+// added to all masses, so that a label whose mass vanishes has a finite energy
+constexpr double kPseudoVoxels = 1.0;
+// relative; labels that no voxel is uncertain of would make the equations singular
+constexpr double kRidge = 1e-9;
 constexpr int64_t kMostGroups = 128;    // of blocks, each with its own sums
 constexpr int64_t kMostSums = 1 << 24;  // of all groups together, where there is more than one
 

@@ -35,8 +35,8 @@ inline void store_rows(const float* rows, int64_t num_voxels, int64_t block, int
 inline void multiply_rows(const std::vector<float>& factors, int64_t block, int num_rows,
                           float* rows) {
     if (factors.empty()) return;
-    const int64_t begin = block * kVoxelBlock,
-                  count = block_end(block, static_cast<int64_t>(factors.size())) - begin;
+    const int64_t begin = block * kVoxelBlock;
+    const int64_t count = block_end(block, static_cast<int64_t>(factors.size())) - begin;
     for (int c = 0; c < num_rows; ++c)
         for (int64_t i = 0; i < count; ++i) rows[c * kBlockRow + i] *= factors[begin + i];
 }
@@ -115,8 +115,8 @@ inline void store_to_grid(const Voxels& voxels, const float* rows, int64_t block
 // to the box.
 inline void copy_outside(const Voxels& voxels, const GridView<const float>& from,
                          const GridView<float>& to, int64_t label, float scale) {
-    const int64_t size = to.is_box ? voxels.box_size : voxels.grid_size,
-                  row_length = to.shape.back();
+    const int64_t size = to.is_box ? voxels.box_size : voxels.grid_size;
+    const int64_t row_length = to.shape.back();
     const float* const source = from.data + label * from.label_stride;
     float* const target = to.data + label * to.label_stride;
     int64_t done = 0;
@@ -184,8 +184,8 @@ template <int L>
         const vfloat e =
             L == 2 ? select(shifted < 0.0f, of_lower, splat_lanes(1.0f)) : exp_nonpositive(shifted);
         total += e;
-        weighted +=
-            select(shifted >= lowest, e * shifted, vfloat{});  // 0 times minus infinity counts as 0
+        // 0 times minus infinity counts as 0
+        weighted += select(shifted >= lowest, e * shifted, vfloat{});
         store(x + l * kBlockRow, e);
     }
     const vfloat inverse = 1.0f / total;

@@ -17,14 +17,14 @@ struct Run {
 
 struct Voxels {
     int num_axes = 0;  // axes of the box that are longer than one voxel (at least one axis is kept)
-    int64_t box_shape[kMaxAxes]{};    // C order, last axis fastest
-    double spacing[kMaxAxes]{};       // mm
-    int source_axis[kMaxAxes]{};      // the grid's axis that each box axis came from
-    int64_t first[kMaxAxes]{};        // the box's first voxel along that axis, in the grid
-    int64_t grid_stride[kMaxAxes]{};  // from one voxel along that axis to the next, in linear
-                                      // indices of the grid
-    int feature[kMaxAxes]{};  // index of the axis among the positions of the features; independent
-                              // of its place in memory
+    int64_t box_shape[kMaxAxes]{};  // C order, last axis fastest
+    double spacing[kMaxAxes]{};     // mm
+    int source_axis[kMaxAxes]{};    // the grid's axis that each box axis came from
+    int64_t first[kMaxAxes]{};      // the box's first voxel along that axis, in the grid
+    // from one voxel along that axis to the next, in linear indices of the grid
+    int64_t grid_stride[kMaxAxes]{};
+    // index of the axis among the positions of the features; independent of its place in memory
+    int feature[kMaxAxes]{};
     int64_t grid_size = 0;
     int64_t grid_corner = 0;  // linear index of the box's first voxel in the grid
     int64_t box_size = 0;

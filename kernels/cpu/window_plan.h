@@ -45,14 +45,14 @@ struct WindowPlan {
     int64_t total_size = 0;   // including the places that its last voxels reach beyond it
     int64_t row_stride = 0;   // between rows that are processed together
     int64_t slab_size = 0;
-    int64_t num_pairs = 0;               // per voxel
-    std::vector<PlannedOffset> offsets;  // where both rows have a pair, then where only the first
-                                         // has one, then only the second
+    int64_t num_pairs = 0;  // per voxel
+    // where both rows have a pair, then where only the first has one, then only the second
+    std::vector<PlannedOffset> offsets;
     int64_t num_of_both = 0, num_of_first = 0;
     std::vector<OffsetDistances> distances;  // of each offset
     std::vector<int64_t> padded_run;         // place of each run in the padded box
-    std::vector<int64_t>
-        run_block;  // block of each run's first voxel; the next along the row are the next numbers
+    // block of each run's first voxel; the next along the row are the next numbers
+    std::vector<int64_t> run_block;
     std::vector<std::vector<WindowChunk>> slabs;  // the vectors to visit, slab by slab
     WindowBlocks blocks;
 };
@@ -211,8 +211,8 @@ void list_chunks(const Voxels& voxels, WindowPlan& plan) {
         int64_t c[kMaxAxes];
         voxels.coordinates(voxels.runs[r].box, c);
         const int64_t up = last > 0 ? c[last - 1] % kRows * plan.row_stride : 0;
-        const int64_t begin = plan.padded_run[r] / kLanes * kLanes - up,
-                      end = plan.padded_run[r] - up + voxels.runs[r].length;
+        const int64_t begin = plan.padded_run[r] / kLanes * kLanes - up;
+        const int64_t end = plan.padded_run[r] - up + voxels.runs[r].length;
         int64_t block = plan.run_block[r];
         for (int64_t place = begin; place < end; place += kLanes)
             plan.slabs[place / plan.slab_size].push_back({place, block++});
@@ -308,9 +308,8 @@ void WindowOccupancy::find(int channel, const Voxels& voxels, const float* padde
         std::swap(sent, wider);
     }
     // A voxel is paired with later ones along the first axis, and receives from earlier ones too.
-    uint8_t *const paired = paired_.data() + channel * blocks.total, *const receives =
-                                                                         receives_.data() +
-                                                                         channel * blocks.total;
+    uint8_t* const paired = paired_.data() + channel * blocks.total;
+    uint8_t* const receives = receives_.data() + channel * blocks.total;
     std::fill(paired, paired + blocks.total, uint8_t{0});
     std::fill(receives, receives + blocks.total, uint8_t{0});
     spread(blocks, 0, 0, blocks.reach[0], sent.data(), paired);

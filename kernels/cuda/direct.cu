@@ -6,8 +6,8 @@
 
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
-constexpr int kPartial =
-    512;  // senders that are summed separately before the total: limits rounding
+// senders that are summed separately before the total: limits rounding
+constexpr int kPartial = 512;
 
 // A voxel that gathers its sum.
 // features: (feature, voxel), scaled so that the exponent's base is 2. sent_scale, received_scale:

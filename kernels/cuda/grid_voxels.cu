@@ -211,8 +211,8 @@ CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const 
             Channels sliced = total[thread];
             CRF_ROLLED
             for (int k = 0; k < (CRF_MODALITIES == 2 ? kSpan * kSpan : kSpan); ++k) {
-                const int a = CRF_MODALITIES == 2 ? home + k / kSpan : home + k,
-                          b = inner_home + k % kSpan;
+                const int a = CRF_MODALITIES == 2 ? home + k / kSpan : home + k;
+                const int b = inner_home + k % kSpan;
                 const int64 bin = (CRF_MODALITIES == 2 ? a * inner_bins + b : a) - first_bin;
                 if (bin < 0 || bin >= count) continue;
                 Real factor = spline(u - static_cast<Real>(a - 1));

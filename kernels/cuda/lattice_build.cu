@@ -8,8 +8,8 @@
 namespace crf {
 constexpr int kFeatures = CRF_FEATURES;
 constexpr uint64 kEmpty = ~0ull;
-constexpr int kMostProbes = 512;    // a table that is at most half full has chains of a few dozen;
-                                    // longer chains mean that it is full
+// a table that is at most half full has chains of a few dozen; longer chains mean that it is full
+constexpr int kMostProbes = 512;
 constexpr int kProbesBetween = 32;  // between two looks at whether another chain was too long
 
 // Keys are stored as low words and, if they are wide, high ones. A slot of the table holds the key,

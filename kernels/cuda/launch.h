@@ -32,8 +32,8 @@ using uint8 = unsigned char;
 
 // Type of all values.
 using Real = float;
-constexpr Real kTiny = 1.17549435e-38f;  // smallest normal number: keeps divisors and arguments of
-                                         // logarithms above zero
+// smallest normal number: keeps divisors and arguments of logarithms above zero
+constexpr Real kTiny = 1.17549435e-38f;
 constexpr Real kLowest = -3.40282347e38f;  // least finite number
 constexpr Real kEpsilon = 1.1920929e-7f;   // spacing of numbers at 1
 

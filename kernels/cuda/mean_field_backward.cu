@@ -62,8 +62,8 @@ CRF_KERNEL(take_messages, int num_labels, int64 num_voxels, const Channels* marg
            Real* by_sent, Channels* by_marginals, int adds, Real* messages) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    const Real own_scale = scale ? scale[n] : Real(1.0),
-               own_back_scale = back_scale ? back_scale[n] : Real(1.0);
+    const Real own_scale = scale ? scale[n] : Real(1.0);
+    const Real own_back_scale = back_scale ? back_scale[n] : Real(1.0);
     Real rest = ones[n], received = Real(0.0), sent = Real(0.0);
     for (int first = 0; first < num_labels - 1; first += CRF_WIDTH) {
         const int64 at = first / CRF_WIDTH * num_voxels + n;

@@ -69,8 +69,8 @@ CRF_KERNEL(add_squares, const Real* squares, const Real* also_squares, const Rea
     const int64 f = i / num_threads;
     double total = 0.0;
     for (int64 n = i % num_threads; n < num_voxels; n += num_threads) {
-        const Real x = columns[f * num_voxels + n],
-                   found = x * (also_squares ? squares[n] + also_squares[n] : squares[n]);
+        const Real x = columns[f * num_voxels + n];
+        const Real found = x * (also_squares ? squares[n] + also_squares[n] : squares[n]);
         total += static_cast<double>(x * found);
         if (by_image && f < num_modalities)
             by_image[f * num_voxels + n] -= found * static_cast<Real>(inverse_theta[f]);

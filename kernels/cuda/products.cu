@@ -49,8 +49,8 @@ CRF_BLOCK_KERNEL(add_products, const Real* rows, const Real* others, const uint8
                 Real sum = Real(0.0);
                 CRF_UNROLL_BY_4
                 for (int v = item / kPairs; v < CRF_TILE; v += kSlices) {
-                    const Real one = near_rows[pair / CRF_OTHERS * kStride + v],
-                               other = near_others[pair % CRF_OTHERS * kStride + v];
+                    const Real one = near_rows[pair / CRF_OTHERS * kStride + v];
+                    const Real other = near_others[pair % CRF_OTHERS * kStride + v];
                     sum += one * other;
                 }
                 total[thread].value[j] += static_cast<double>(sum);
