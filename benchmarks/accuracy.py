@@ -1,4 +1,7 @@
-"""How far each filter's messages are from exact ones, over dimensions and bandwidths: the tables of `docs/reference/accuracy.md`."""
+"""How far each filter's messages are from exact ones, over dimensions and bandwidths.
+
+The tables of `docs/reference/accuracy.md`.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,8 @@ from workloads import accuracy_spec, store
 from crfrefine.errors import CapacityError
 
 DIMENSIONS = range(2, 10)
-SETTINGS = (
-    (1.5, 0.05),
-    (3.0, 0.05),
-    (8.0, 0.1),
-    (8.0, 0.3),
-)  # theta_alpha in mm, theta_beta on the scale 0 to 1
+# theta_alpha in mm, theta_beta on the scale 0 to 1
+SETTINGS = ((1.5, 0.05), (3.0, 0.05), (8.0, 0.1), (8.0, 0.3))
 FILTERS = ("lattice", "grid", "truncated")
 MAX_TRUNCATED_MM = 3.0  # beyond it nobody waits for the direct sum
 MAX_GRID_MODALITIES = 2
@@ -80,7 +79,10 @@ def table(results: Errors) -> str:
 
 
 def summary(results: Errors) -> str:
-    """RMS error over all dimensions, lowest to highest: a row for each filter, a column for each setting."""
+    """RMS error over all dimensions, lowest to highest.
+
+    A row for each filter, a column for each setting.
+    """
     rows = []
     for name in FILTERS:
         columns = [
@@ -102,7 +104,8 @@ def summary(results: Errors) -> str:
 
 
 def main() -> None:
-    results, head = measure(), describe()
+    results = measure()
+    head = describe()
     text = f"{table(results)}\n*{head['date']}, sources {head['source']}, {NUM_ROWS} sampled voxels per cell.*\n"
     sys.stdout.write(text)
     document = ROOT / "docs" / "reference" / "accuracy.md"

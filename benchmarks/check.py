@@ -1,4 +1,7 @@
-"""Is a result right, before its time counts: against the peers' results, and against exact rows of the kernel matrix."""
+"""Is a result right, before its time counts.
+
+Against the peers' results, and against exact rows of the kernel matrix.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,15 @@ from crfrefine.engines.base import GridImage
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
 NUM_ROWS = 100
-# A lattice errs by 1.5 % of a message at D = 4 and 3 % at D = 7 (docs/reference/accuracy.md). Twice that is a defect, not an approximation.
+# A lattice errs by 1.5 % of a message at D = 4 and 3 % at D = 7 (docs/reference/accuracy.md). Twice
+# that is a defect, not an approximation.
 MAX_ROW_ERROR = 0.06
-# Errors of messages of that size move marginals near 1/2, of which these noisy workloads have many, by about as much.
+# Errors of messages of that size move marginals near 1/2, of which these noisy workloads have many,
+# by about as much.
 MAX_MARGINAL_RMS = 0.03
-# With several vertices per voxel a lattice's result depends on where its cells happen to lie: flipping the volume alone moves marginals by
-# up to 0.067 RMS at 6 to 9 vertices per voxel. So that much between two lattices says nothing against either.
+# With several vertices per voxel a lattice's result depends on where its cells happen to lie:
+# flipping the volume alone moves marginals by up to 0.067 RMS at 6 to 9 vertices per voxel. So that
+# much between two lattices says nothing against either.
 MAX_LATTICE_RMS = 0.067
 MIN_AGREEMENT = 0.98
 ROW_REACH = 5.0  # in theta_alpha: what lies farther has a kernel below e^-12.5
@@ -28,11 +34,10 @@ ROW_REACH = 5.0  # in theta_alpha: what lies farther has a kernel below e^-12.5
 def exact_rows(workload: Workload, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Flat indices of sampled voxels, the same each time, and the message (K values) / (K 1) of the bilateral kernel there, (L, count)."""
     values = softmax(workload.logits)
-    inside = (
-        np.flatnonzero(workload.mask)
-        if workload.mask is not None
-        else np.arange(workload.image[0].size)
-    )
+    if workload.mask is not None:
+        inside = np.flatnonzero(workload.mask)
+    else:
+        inside = np.arange(workload.image[0].size)
     voxels = np.random.default_rng(20240229).choice(
         inside, size=min(count, inside.size), replace=False
     )
@@ -68,7 +73,8 @@ def message_at(
     workload: Workload, voxels: NDArray[np.int64], filter_name: str = "auto"
 ) -> NDArray[np.float32]:
     """One bilateral message of the engine at some voxels, (L, len(voxels))."""
-    meta, values = workload.meta, softmax(workload.logits)
+    meta = workload.meta
+    values = softmax(workload.logits)
     kernel = KernelSpec(
         (meta["theta_alpha"],) * len(workload.grid_shape),
         (meta["theta_beta"],) * len(workload.image),
@@ -90,20 +96,24 @@ def check_result(
 ) -> dict[str, float]:
     """Compare one message with rows of the exact one, and our (L, N) marginals over the masked voxels with the peers' results.
 
-    With far more vertices than voxels a lattice is a poor approximation, and another filter, held to exact rows, differs from it. That both
-    do the same work is then seen from the same lattice: `our_lattice` gives the marginals of ours, which is not timed.
+    With far more vertices than voxels a lattice is a poor approximation, and another filter, held
+    to exact rows, differs from it. That both do the same work is then seen from the same lattice:
+    `our_lattice` gives the marginals of ours, which is not timed.
     """
     voxels, exact = exact_rows(workload, NUM_ROWS)
     error = float(np.sqrt(np.mean((message_at(workload, voxels) - exact) ** 2) / np.mean(exact**2)))
     _require(
         error <= MAX_ROW_ERROR, f"a bilateral message is off by {error:.1%} RMS of the exact one"
     )
-    checks, ours = {"message_relative_rms": error}, results["crfrefine"]
+    checks = {"message_relative_rms": error}
+    ours = results["crfrefine"]
     if (theirs := results.get("pydensecrf2")) is not None:
-        rms, most = _rms(ours, theirs), MAX_MARGINAL_RMS
+        rms = _rms(ours, theirs)
+        most = MAX_MARGINAL_RMS
         checks["pydensecrf2_difference_rms"] = rms
         if rms > MAX_MARGINAL_RMS:
-            ours, most = our_lattice(), MAX_LATTICE_RMS
+            ours = our_lattice()
+            most = MAX_LATTICE_RMS
             rms = _rms(ours, theirs)
         _require(rms <= most, f"marginals differ from pydensecrf2's by {rms:.4f} RMS")
         checks |= {

@@ -1,15 +1,16 @@
 """Time, memory and error of the Gaussian filter on points, `crfrefine.Lattice`, beside the lattices of pydensecrf2 and MONAI.
 
-Usage: filter.py [--monai PYTHON] [--repeats N] [--large]    (PYTHON has a MONAI with compiled extensions; --large: 10 million points)
+Usage: filter.py [--monai PYTHON] [--repeats N] [--large]    (PYTHON has a MONAI with compiled
+extensions; --large: 10 million points)
 
-Points are the voxels of a synthetic image: position and D - 3 intensities. Values are probabilities,
-and a result is their mean, weighted by the Gaussian. Each system runs in a process of its own. The
-shortest of N runs counts: the processor's time with one thread, wall clock with two. Memory is the
-peak above inputs and libraries. "Build" is the lattice and the sums of weights. pydensecrf2 filters
-within a step of its mean field: "filter" is a step less a step without kernels, and the result
-follows from the marginals. MONAI's PHLFilter builds, filters and divides in a call. Both have one
-thread, and no gradients. Errors are root mean squares at sampled points relative to those of sums
-over all points in float64.
+Points are the voxels of a synthetic image: position and D - 3 intensities. Values are
+probabilities, and a result is their mean, weighted by the Gaussian. Each system runs in a process
+of its own. The shortest of N runs counts: the processor's time with one thread, wall clock with
+two. Memory is the peak above inputs and libraries. "Build" is the lattice and the sums of weights.
+pydensecrf2 filters within a step of its mean field: "filter" is a step less a step without kernels,
+and the result follows from the marginals. MONAI's PHLFilter builds, filters and divides in a call.
+Both have one thread, and no gradients. Errors are root mean squares at sampled points relative to
+those of sums over all points in float64.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "workers"))
 
 from measure import Meter, softmax
 
-THETA_ALPHA, THETA_BETA = 5.0, 0.1  # voxels; on the scale 0 to 1
+# voxels; on the scale 0 to 1
+THETA_ALPHA = 5.0
+THETA_BETA = 0.1
 NUM_SAMPLED = 200
 CASES = [
     ((100, 100, 100), num_features, num_values) for num_features in (4, 7) for num_values in (2, 5)
@@ -60,7 +63,9 @@ def run_crfrefine(features: Any, values: Any, threads: int) -> Outcome:
 def run_pydensecrf2(features: Any, values: Any, threads: int) -> Outcome:
     from pydensecrf import densecrf
 
-    clock, logarithms, seconds = CLOCKS[threads], np.log(values), []
+    clock = CLOCKS[threads]
+    logarithms = np.log(values)
+    seconds = []
     for has_kernel in (False, True):
         crf = densecrf.DenseCRF(features.shape[1], len(values))
         crf.setUnaryEnergy(-logarithms)
@@ -72,9 +77,8 @@ def run_pydensecrf2(features: Any, values: Any, threads: int) -> Outcome:
         begun = clock()
         crf.stepInference(marginals, *buffers)
         seconds.append((built - started, clock() - begun))
-    message = (
-        np.log(np.maximum(np.asarray(marginals), 1e-30)) - logarithms
-    )  # up to a number per point; messages sum to 1
+    # up to a number per point; messages sum to 1
+    message = np.log(np.maximum(np.asarray(marginals), 1e-30)) - logarithms
     result = message + (1.0 - message.sum(axis=0)) / len(values)
     return {"build": seconds[1][0], "filter": seconds[1][1] - seconds[0][1]}, result
 
@@ -83,7 +87,8 @@ def run_monai(features: Any, values: Any, threads: int) -> Outcome:
     import torch
     from monai.networks.layers import PHLFilter
 
-    clock, sent = CLOCKS[threads], [torch.from_numpy(array)[None] for array in (values, features)]
+    clock = CLOCKS[threads]
+    sent = [torch.from_numpy(array)[None] for array in (values, features)]
     started = clock()
     result = PHLFilter.apply(*sent)[0].numpy()
     return {"build": clock() - started, "filter": 0.0}, result
@@ -94,10 +99,8 @@ def run_gradients(features: Any, values: Any, threads: int) -> float:
 
     from crfrefine.layer.functional import gaussian_filter
 
-    clock, sent = (
-        CLOCKS[threads],
-        [torch.from_numpy(array)[None].requires_grad_() for array in (values, features)],
-    )
+    clock = CLOCKS[threads]
+    sent = [torch.from_numpy(array)[None].requires_grad_() for array in (values, features)]
     started = clock()
     gaussian_filter(
         *sent, method="lattice", normalization="after", threads=threads
@@ -141,10 +144,8 @@ def store(file: Path, shape: tuple[int, ...], num_features: int, num_values: int
     )
     features = np.concatenate(columns).reshape(num_features, -1)
     values = softmax(arrays.logits).reshape(num_values, -1)
-    sampled, exact = (
-        np.random.default_rng(0).choice(features.shape[1], NUM_SAMPLED, replace=False),
-        [],
-    )
+    sampled = np.random.default_rng(0).choice(features.shape[1], NUM_SAMPLED, replace=False)
+    exact = []
     for point in features[:, sampled].T.astype(np.float64):
         weights = np.exp(
             -0.5 * sum((row - own) ** 2 for row, own in zip(features, point, strict=True))

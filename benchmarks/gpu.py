@@ -1,8 +1,10 @@
-"""What `gpu_first_run.py` asks of the GPU engine, one thing per process: lines of JSON, appended to the file that -o names, or printed.
+"""What `gpu_first_run.py` asks of the GPU engine, one thing per process.
 
-gpu.py environment               versions, machine and GPU
-gpu.py time WORKLOAD [FILTER]    times, if the small case of that kind is right
-gpu.py refine WORKLOAD           crfrefine.refine from raw intensities to label maps
+Lines of JSON, appended to the file that -o names, or printed.
+
+gpu.py environment               versions, machine and GPU gpu.py time WORKLOAD [FILTER]    times,
+if the small case of that kind is right gpu.py refine WORKLOAD           crfrefine.refine from raw
+intensities to label maps
 """
 
 from __future__ import annotations
@@ -114,7 +116,9 @@ def _environment(options: argparse.Namespace, keep: Keep) -> None:
 
 
 def _time(options: argparse.Namespace, keep: Keep) -> None:
-    gpu, cpu, spec = get_backend(options.device), get_backend("cpu"), SPECS[options.workload]
+    gpu = get_backend(options.device)
+    cpu = get_backend("cpu")
+    spec = SPECS[options.workload]
     if wrong := check_small(gpu, cpu, spec, options.filter):
         raise SystemExit(f"nothing is timed, as a small case of this kind is wrong: {wrong}")
     arrays = make(spec)

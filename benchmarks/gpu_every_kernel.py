@@ -1,4 +1,7 @@
-"""Every kernel of the GPU engine on small cases, for what watches each access of memory: the tests, and `compute-sanitizer` on a GPU."""
+"""Every kernel of the GPU engine on small cases, for what watches each access of memory.
+
+The tests, and `compute-sanitizer` on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,9 @@ Launched = tuple[str, str, tuple[tuple[str, int], ...]]
 """Source, kernel, and its constants."""
 
 FILTERS = ("exact", "truncated", "lattice", "grid")
-SHAPE, SPACING = (
-    (9, 6, 37),
-    (1.0, 0.8, 1.5),
-)  # the last axis is longer than a warp, no extent is a multiple of anything
+# the last axis is longer than a warp, no extent is a multiple of anything
+SHAPE = (9, 6, 37)
+SPACING = (1.0, 0.8, 1.5)
 
 
 class Watched:
@@ -63,13 +65,12 @@ def not_run(launched: set[Launched]) -> list[str]:
 
 def run_each(device: Any) -> set[Launched]:
     """Run each kernel with few constants, on few voxels; what was launched."""
-    watched, rng = Watched(device), np.random.default_rng(5)
+    watched = Watched(device)
+    rng = np.random.default_rng(5)
     engine: Any = CudaBackend(watched)
     mask = rng.random(SHAPE) < 0.1
-    logits, image = (
-        rng.normal(size=(4, *SHAPE)).astype(np.float32),
-        rng.random((2, *SHAPE)).astype(np.float32),
-    )
+    logits = rng.normal(size=(4, *SHAPE)).astype(np.float32)
+    image = rng.random((2, *SHAPE)).astype(np.float32)
     for filter_name in FILTERS:
         _run_backward(engine, logits, image, mask, filter_name)
     wide = _kernels(engine, image, None, (KernelSpec((300.0,) * 3, (300.0,) * 2),), "lattice", 4)
@@ -80,21 +81,24 @@ def run_each(device: Any) -> set[Launched]:
 
 
 def run_all(device: Any) -> set[Launched]:
-    """Run every filter forward and backward, with narrow and wide keys, short and long lists; what was launched."""
-    watched, rng = Watched(device), np.random.default_rng(5)
+    """Run every filter forward and backward, with narrow and wide keys, short and long lists.
+
+    What was launched.
+    """
+    watched = Watched(device)
+    rng = np.random.default_rng(5)
     engine: Any = CudaBackend(watched)
     mask = rng.random(SHAPE) < 0.7
-    logits, image = (
-        rng.normal(size=(5, *SHAPE)).astype(np.float32),
-        rng.random((4, *SHAPE)).astype(np.float32),
-    )
+    logits = rng.normal(size=(5, *SHAPE)).astype(np.float32)
+    image = rng.random((4, *SHAPE)).astype(np.float32)
     common = {
         "bilateral.theta_beta": 0.4,
         "spatial.weight": 0.5,
         "spatial.theta_gamma": 1.2,
         "mean_field.num_iterations": 5,
     }
-    # A long bandwidth has all voxels on a few vertices, whose lists are cut into segments; a tiny one has keys of more than 64 bits.
+    # A long bandwidth has all voxels on a few vertices, whose lists are cut into segments; a tiny
+    # one has keys of more than 64 bits.
     for filter_name, theta_alpha, theta_beta in (
         ("exact", 1.7, 0.4),
         ("truncated", 1.2, 0.4),
@@ -182,11 +186,10 @@ def _run_grids(engine: Any, logits: Any, image: Any) -> None:
     for shape in (SHAPE, (57,), (9, 20), (3, 5, 4, 6)):
         inside = rng.random(shape) < 0.7
         for num_modalities, theta_beta in ((1, 0.4), (1, 0.0007), (2, 0.3)):
-            own = (
-                image[:num_modalities]
-                if shape == SHAPE
-                else rng.random((num_modalities, *shape), dtype=np.float32)
-            )
+            if shape == SHAPE:
+                own = image[:num_modalities]
+            else:
+                own = rng.random((num_modalities, *shape), dtype=np.float32)
             values = logits if shape == SHAPE else rng.random((5, *shape), dtype=np.float32)
             kernel = KernelSpec((1.7,) * len(shape), (theta_beta,) * num_modalities)
             for mask in (None, inside):
@@ -198,10 +201,8 @@ def _run_short_axes(engine: Any) -> None:
     rng = np.random.default_rng(7)
     for shape in ((57,), (9, 20), (5, 6, 7)):
         for inside in (None, rng.random(shape) < 0.7):
-            values, image = (
-                rng.random((4, *shape), dtype=np.float32),
-                np.zeros((0, *shape), np.float32),
-            )
+            values = rng.random((4, *shape), dtype=np.float32)
+            image = np.zeros((0, *shape), np.float32)
             _message(engine, values, image, inside, KernelSpec((1.2,) * len(shape)), "auto", "none")
 
 

@@ -1,4 +1,6 @@
-"""The first run on a GPU, in three calls of less than ten minutes each: `python benchmarks/gpu_first_run.py 1|2|3 OUT`.
+"""The first run on a GPU, in three calls of less than ten minutes each.
+
+`python benchmarks/gpu_first_run.py 1|2|3 OUT`.
 
 A step is a process that is killed at its limit and never ends the call; no call needs another.
 OUT/callN.jsonl gets lines of JSON from the steps, and one on how each step ended; what they print
@@ -28,15 +30,17 @@ ROOT = HERE.parent
 _USES_GPU = re.compile(
     r"\bmark\.gpu\b|^def test_\w+\([^)]*\b(backend|compiled_backend)\b", re.MULTILINE
 )
-"""What a file with tests of the marker `gpu` has in it: the marker, or a fixture that gives it to the parameter `cuda`."""
+"""What a file with tests of the marker `gpu` has in it.
+
+The marker, or a fixture that gives it to the parameter `cuda`.
+"""
 
 
 class Step(NamedTuple):
     name: str  # unique in its call
     seconds: int  # its limit
-    command: Sequence[
-        object
-    ]  # program and arguments; empty if the program is missing, and the step is noted as skipped
+    # program and arguments; empty if the program is missing, and the step is noted as skipped
+    command: Sequence[object]
     environment: Mapping[str, str] = {}  # variables that are set for it
 
 
@@ -132,8 +136,9 @@ def calls(lines: Path, record: Path, wheels: Sequence[Path], unpacked: Path) -> 
 
 
 def _test(path: Path) -> Step:
-    # Other people's warnings are their own business; the engine's are RuntimeWarnings. With a safe path the source tree does not hide an
-    # installed package. Many files at once: none has all of the processor.
+    # Other people's warnings are their own business; the engine's are RuntimeWarnings. With a safe
+    # path the source tree does not hide an installed package. Many files at once: none has all of
+    # the processor.
     options = [
         "-m",
         "gpu",
@@ -154,11 +159,14 @@ def _test(path: Path) -> Step:
 
 def run_call(call: Call, lines: Path) -> list[str]:
     """Run all steps, whatever becomes of each; return what went wrong."""
-    writing, wrong = threading.Lock(), []
+    writing = threading.Lock()
+    wrong = []
 
     def run(step: Step) -> None:
         started = time.monotonic()
-        outcome, status, said = "skipped", None, "it is not there"
+        outcome = "skipped"
+        status = None
+        said = "it is not there"
         if step.command:
             try:
                 status, said = run_process(
@@ -166,7 +174,8 @@ def run_call(call: Call, lines: Path) -> list[str]:
                 )
                 outcome = "ended at its limit" if status is None else "failed" if status else "done"
             except OSError as error:
-                outcome, said = "failed", str(error)
+                outcome = "failed"
+                said = str(error)
         seconds = round(time.monotonic() - started, 1)
         line = {
             "step": "run",
@@ -214,7 +223,8 @@ def main() -> None:
     started = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     lines = options.out.resolve() / f"call{options.call}.jsonl"
-    wheels, unpacked = sorted(options.wheels.resolve().glob("*.whl")), ROOT / "build" / "gpu-wheels"
+    wheels = sorted(options.wheels.resolve().glob("*.whl"))
+    unpacked = ROOT / "build" / "gpu-wheels"
     paths = [unpacked] if wheels else []
     if (
         not any(wheel.name.startswith("crfrefine-") for wheel in wheels)

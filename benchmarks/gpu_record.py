@@ -1,8 +1,12 @@
-"""Records launches of the GPU engine's kernels, which `gpu_replay.py` plays on a GPU: `python benchmarks/gpu_record.py RECORD.npz`.
+"""Records launches of the GPU engine's kernels, which `gpu_replay.py` plays on a GPU.
 
-No GPU is needed: the kernels run as C++ (`tests/helpers/cuda_shim.py`). Of each kernel, its constants and the pointers that are null, one
-launch of the small cases of `gpu_every_kernel.py` is kept: source text and options as CuPy gets them, grid and block, scalars, and every
-array before and after. Each runs twice, its threads in order and in reverse: what then differs depends on who comes first.
+`python benchmarks/gpu_record.py RECORD.npz`.
+
+No GPU is needed: the kernels run as C++ (`tests/helpers/cuda_shim.py`). Of each kernel, its
+constants and the pointers that are null, one launch of the small cases of `gpu_every_kernel.py` is
+kept: source text and options as CuPy gets them, grid and block, scalars, and every array before and
+after. Each runs twice, its threads in order and in reverse: what then differs depends on who comes
+first.
 """
 
 from __future__ import annotations
@@ -52,9 +56,8 @@ class RecordingDevice(ShimDevice):
         num_threads: int,
         *arguments: Any,
     ) -> None:
-        nulls = tuple(
-            argument is None for argument in arguments
-        )  # of these a kernel asks, and goes another way
+        # of these a kernel asks, and goes another way
+        nulls = tuple(argument is None for argument in arguments)
         key = source, kernel, tuple(sorted(constants.items())), nulls
         size = sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
         known = self._sizes.get(key, 1 << 62)
@@ -145,10 +148,15 @@ def _described(value: Any, pieces: Sequence[tuple[int, int]]) -> dict[str, Any]:
 
 
 def _order(one: NDArray[Any], other: NDArray[Any]) -> str:
-    """Whether what a kernel writes keeps its order, whoever comes first; or only its set; or neither."""
+    """Whether what a kernel writes keeps its order, whoever comes first; or only its set.
+
+    Or neither.
+    """
     if one.tobytes() == other.tobytes():
         return "kept"
-    return "set" if np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None)) else "any"
+    if np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None)):
+        return "set"
+    return "any"
 
 
 def write(path: Path, launches: Sequence[dict[str, Any]]) -> None:
@@ -185,10 +193,12 @@ def main() -> None:
     )
     parser.add_argument("record", type=Path)
     record = parser.parse_args().record
-    started, device = time.perf_counter(), RecordingDevice()
+    started = time.perf_counter()
+    device = RecordingDevice()
     run_all(device)
     write(record, list(device.found.values()))
-    size, seconds = record.stat().st_size / 2**20, time.perf_counter() - started
+    size = record.stat().st_size / 2**20
+    seconds = time.perf_counter() - started
     print(
         f"{record}: {len(device.found)} kernels with their constants, {size:.1f} MiB, {seconds:.0f} s"
     )

@@ -1,4 +1,6 @@
-"""Plays recorded launches of the GPU engine's kernels on a GPU (`gpu_record.py` makes the record): right or wrong, and how fast.
+"""Plays recorded launches of the GPU engine's kernels on a GPU (`gpu_record.py` makes the record).
+
+Right or wrong, and how fast.
 
     python benchmarks/gpu_replay.py RECORD.npz -o LINES.jsonl     # CuPy and numpy, nothing else
 
@@ -32,7 +34,9 @@ Line = dict[str, Any]
 
 TOLERANCE = 2e-5  # of a sum of hundreds of numbers in float32, 1e-6 is usual
 REPEATS = 10
-START_SECONDS, LAUNCH_SECONDS = 60, 30  # compilation takes a second
+# compilation takes a second
+START_SECONDS = 60
+LAUNCH_SECONDS = 30
 _KILL_SECONDS = 5.0
 _ENDS_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _GUARD = np.full(256, 0xA5, dtype=np.uint8)
@@ -64,7 +68,8 @@ def arguments_of(launch: dict[str, Any], memory: Sequence[Any]) -> list[Any]:
 
 def view(argument: dict[str, Any], memory: Sequence[Any]) -> Any:
     """An argument's array, or its number."""
-    dtype, begin = np.dtype(argument["dtype"]), argument.get("offset")
+    dtype = np.dtype(argument["dtype"])
+    begin = argument.get("offset")
     if "value" in argument:
         return dtype.type(argument["value"])
     piece = memory[argument["piece"]][
@@ -79,7 +84,9 @@ def view(argument: dict[str, Any], memory: Sequence[Any]) -> Any:
 def launch_one(cupy: Any, record: Record, number: int) -> Line:
     """Compile and launch a kernel, compare what it leaves, and time it."""
     launch = record.launches[number]
-    pieces, code, options = record.memory(launch), record.code(launch), tuple(launch["options"])
+    pieces = record.memory(launch)
+    code = record.code(launch)
+    options = tuple(launch["options"])
     started = time.perf_counter()
     try:
         function = cupy.RawModule(code=code, options=options, backend="nvrtc").get_function(
@@ -111,7 +118,8 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
         [cupy.asarray(piece) if is_changed else there for piece, there, is_changed in again]
         for _ in range(REPEATS)
     ]
-    begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+    begin = cupy.cuda.Event()
+    end = cupy.cuda.Event()
     begin.record()
     for copy in copies:
         run(copy)
@@ -140,7 +148,8 @@ def compare(
         if argument["order"] == "any" or not got.size:
             continue
         if argument["order"] == "set":
-            got, expected = np.sort(got, axis=None), np.sort(expected, axis=None)
+            got = np.sort(got, axis=None)
+            expected = np.sort(expected, axis=None)
         share, num_wrong = _differences(before, expected, got)
         line["difference"] = max(line["difference"], share)
         if num_wrong:
@@ -172,7 +181,10 @@ def _differences(before: Any, expected: Any, got: Any) -> tuple[float, int]:
 
 
 def _child(path: Path, numbers: Sequence[int]) -> None:
-    """Launch these numbers; print a line of JSON when CuPy works, and another for each launch. An alarm ends what hangs."""
+    """Launch these numbers; print a line of JSON when CuPy works, and another for each launch.
+
+    An alarm ends what hangs.
+    """
     ctypes.CDLL(None).prctl(_ENDS_WITH_PARENT, signal.SIGKILL)  # it is in a group of its own
     signal.alarm(START_SECONDS)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -188,15 +200,22 @@ def _child(path: Path, numbers: Sequence[int]) -> None:
 
 
 def _short(text: str) -> str:
-    return text if len(text) < 1500 else f"{text[:1000]} … {text[-400:]}"
+    if len(text) < 1500:
+        return text
+    return f"{text[:1000]} … {text[-400:]}"
 
 
 # ---- The parent, which never touches the GPU ---------------------------------------------------------------------------------------
 
 
 def play(path: Path, lines: Path | None, *, seconds: float) -> Counter[str]:
-    """Launch everything, and append a line for each launch; return how many launches had which outcome."""
-    record, end, outcomes = Record(path), time.monotonic() + seconds, Counter[str]()
+    """Launch everything, and append a line for each launch.
+
+    Return how many launches had which outcome.
+    """
+    record = Record(path)
+    end = time.monotonic() + seconds
+    outcomes = Counter[str]()
 
     def keep(number: int, line: Line) -> None:
         launch = record.launches[number]
@@ -220,16 +239,19 @@ def play(path: Path, lines: Path | None, *, seconds: float) -> Counter[str]:
             begun, answers, status, said = _run_child(path, left, end - time.monotonic())
             for answer in answers:
                 keep(left.pop(0), answer)
-            if left:  # The launch after the last answer ended the process. If it hung, so may the others of its kernel.
-                outcome = (
-                    "not run"
-                    if not begun
-                    else "hang"
-                    if status in (None, -signal.SIGALRM)
-                    else "crash"
-                )
+            # The launch after the last answer ended the process. If it hung, so may the others of
+            # its kernel.
+            if left:
+                if not begun:
+                    outcome = "not run"
+                elif status in (None, -signal.SIGALRM):
+                    outcome = "hang"
+                else:
+                    outcome = "crash"
                 keep(left[0], {"outcome": outcome, "error": _short(f"status {status}: {said}")})
-                kernel, others, left = record.launches[left[0]]["kernel"], left[1:], []
+                kernel = record.launches[left[0]]["kernel"]
+                others = left[1:]
+                left = []
                 for number in others:
                     if outcome == "crash" or (
                         begun and record.launches[number]["kernel"] != kernel
@@ -266,13 +288,16 @@ def _run_child(
 def run_process(
     command: Sequence[object], seconds: float, *, stdout: Any = None, **options: Any
 ) -> tuple[int | None, str]:
-    """Run a process in a group of its own, which is killed at the end; its exit status (None if the time was up), and what it printed."""
+    """Run a process in a group of its own, which is killed at the end.
+
+    Its exit status (None if the time was up), and what it printed.
+    """
     with tempfile.TemporaryFile() as said:
         streams: Line = {"stdin": subprocess.DEVNULL, "stdout": stdout or said, "stderr": said}
-        process, status = (
-            subprocess.Popen([*map(str, command)], start_new_session=True, **streams, **options),
-            None,
+        process = subprocess.Popen(
+            [*map(str, command)], start_new_session=True, **streams, **options
         )
+        status = None
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 status = process.wait(timeout=max(seconds, 0.0))

@@ -25,11 +25,15 @@ INSTALLS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def interpreter(system: str) -> Path:
-    """The Python that runs a system's worker, this one but for the peers; installs a peer that is not there yet."""
+    """The Python that runs a system's worker, this one but for the peers.
+
+    Installs a peer that is not there yet.
+    """
     if system not in INSTALLS:
         return Path(sys.executable)
     home = BENCH / "env" / system
-    python, complete = home / "bin" / "python", home / "complete"
+    python = home / "bin" / "python"
+    complete = home / "complete"
     if not complete.exists():
         sys.stderr.write(f"installing {system} into {home.relative_to(ROOT)}\n")
         subprocess.run([sys.executable, "-m", "venv", "--clear", home], check=True)
@@ -62,7 +66,10 @@ def run_measured(command: Sequence[str | Path]) -> dict[str, Any]:
 def run_worker(
     system: str, workload: Path, *, save: Path | None = None, **options: str
 ) -> dict[str, Any]:
-    """Run a system once on a stored workload; return seconds, peak_mib, the result's hash and the system's version."""
+    """Run a system once on a stored workload.
+
+    Return seconds, peak_mib, the result's hash and the system's version.
+    """
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     command: list[str | Path] = [
         interpreter(system),

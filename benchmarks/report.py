@@ -1,4 +1,7 @@
-"""What pages of figures share: tables in Markdown, and where figures belong to; and the tables of `docs/reference/benchmarks.md`."""
+"""What pages of figures share: tables in Markdown, and where figures belong to.
+
+And the tables of `docs/reference/benchmarks.md`.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +76,8 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def provenance(environment: dict[str, Any]) -> str:
     """What `describe` has found, in a line."""
-    machine, versions = environment["machine"], environment["versions"]
+    machine = environment["machine"]
+    versions = environment["versions"]
     torch = f", torch {versions['torch']}" if "torch" in versions else ""
     load = f" (load before: {environment['load_before']})" if "load_before" in environment else ""
     return (
@@ -84,7 +88,8 @@ def provenance(environment: dict[str, Any]) -> str:
 
 def write_between_markers(document: Path, name: str, text: str) -> None:
     """Replace what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
-    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    begin = f"<!-- {name}:begin -->\n"
+    end = f"<!-- {name}:end -->"
     before, _, rest = document.read_text().partition(begin)
     _, found, after = rest.partition(end)
     if not found:
@@ -94,7 +99,8 @@ def write_between_markers(document: Path, name: str, text: str) -> None:
 
 def tables(record: dict[str, Any]) -> str:
     """The record of `run.py` as Markdown."""
-    figures, workloads = record["figures"], record["figures"]["workloads"]
+    figures = record["figures"]
+    workloads = record["figures"]["workloads"]
     mean, worst, memory = (
         figures[key] for key in ("speedup_geometric_mean", "speedup_worst", "memory_fraction_worst")
     )
@@ -109,7 +115,9 @@ def tables(record: dict[str, Any]) -> str:
 def _speed(workloads: dict[str, Any]) -> str:
     rows = []
     for name, record in workloads.items():
-        workload, seconds, peak = record["workload"], record["seconds"], record["peak_mib"]
+        workload = record["workload"]
+        seconds = record["seconds"]
+        peak = record["peak_mib"]
         of = "×".join(map(str, workload["grid_shape"])) + (
             " (brain in it)" if workload["brain"] == "mask" else ""
         )
@@ -147,7 +155,8 @@ def _speed(workloads: dict[str, Any]) -> str:
 def _levels(workloads: dict[str, Any]) -> str:
     """A column per instruction set."""
     names = list(next(iter(workloads.values()))["levels"])
-    rows, speedups = [], {name: [] for name in names}
+    rows = []
+    speedups = {name: [] for name in names}
     for workload, record in workloads.items():
         row = [workload]
         for name in names:

@@ -1,9 +1,11 @@
-"""Time and memory against other libraries: records in `benchmarks.json`, tables in `benchmarks.md` of `docs/reference`.
+"""Time and memory against other libraries.
+
+Records in `benchmarks.json`, tables in `benchmarks.md` of `docs/reference`.
 
 Usage: run.py [--quick] [--workloads NAME ...]
 
-One thread each, runs alternating, results checked before times count. crfrefine is also timed with the lower instruction sets that it was
-compiled for and that this processor has.
+One thread each, runs alternating, results checked before times count. crfrefine is also timed with
+the lower instruction sets that it was compiled for and that this processor has.
 """
 
 from __future__ import annotations
@@ -95,7 +97,8 @@ def main() -> None:
         help="these alone; the documents stay too",
     )
     options = parser.parse_args()
-    start, head = time.perf_counter(), describe()
+    start = time.perf_counter()
+    head = describe()
     names = options.workloads or (("S", "M") if options.quick else WORKLOADS)
     measured = {
         name: _measure(WORKLOADS[name], repeats=1 if options.quick else 3) for name in names

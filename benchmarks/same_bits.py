@@ -1,11 +1,12 @@
 """Record what some two hundred runs on real cases write, to see that a change of the code changes no bit of it.
 
-    python -P benchmarks/same_bits.py record before.json
-    python -P benchmarks/same_bits.py compare before.json
+    python -P benchmarks/same_bits.py record before.json python -P benchmarks/same_bits.py compare
+    before.json
 
-`record` runs commands and functions of the installed package on the cases of CRFREFINE_DATA, and notes a hash of each voxel array, table,
-message and exit status. `compare` runs them again, and lists what is different: nothing, on the same machine with the same libraries.
-Times, places of files and versions do not count. With words after the file, only runs whose name has one of them.
+`record` runs commands and functions of the installed package on the cases of CRFREFINE_DATA, and
+notes a hash of each voxel array, table, message and exit status. `compare` runs them again, and
+lists what is different: nothing, on the same machine with the same libraries. Times, places of
+files and versions do not count. With words after the file, only runs whose name has one of them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,10 @@ from typing import Any
 import numpy as np
 
 DATA = Path(os.environ.get("CRFREFINE_DATA", "../shared/data")).absolute()
-HIPPOCAMPUS, BRATS, ATRIUM, ITK = (
-    DATA / "hippocampus",
-    DATA / "brats2015",
-    DATA / "atrium",
-    DATA / "hippocampus_mhd",
-)
+HIPPOCAMPUS = DATA / "hippocampus"
+BRATS = DATA / "brats2015"
+ATRIUM = DATA / "atrium"
+ITK = DATA / "hippocampus_mhd"
 MODEL = ["--threads", "2", "-q"]
 
 # Sets of parameters, as --set has them: each entry of a parameter file occurs.
@@ -119,7 +118,10 @@ def small_folder(folder: Path, into: Path, cases: int) -> None:
 
 
 def commands() -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield names of runs and their commands, one after the other in one folder; {} is that folder."""
+    """Yield names of runs and their commands, one after the other in one folder.
+
+    {} is that folder.
+    """
 
     def infer(case: list[str], *options: str) -> list[str]:
         return ["infer", *case, "-o", "{}/out", *options, *MODEL]
@@ -209,7 +211,8 @@ def commands() -> Iterator[tuple[str, list[list[str]]]]:
         )
     ):
         yield f"refused {text}", [infer(case_files(HIPPOCAMPUS, i), *settings(text))]
-    folder, three = "{}/in", ["link", str(HIPPOCAMPUS), "4"]
+    folder = "{}/in"
+    three = ["link", str(HIPPOCAMPUS), "4"]
     refine = infer(["-i", f"{folder}/images", "-p", f"{folder}/logits"])
     judge = ["evaluate", "{}/out", f"{folder}/labels", "-o", "{}/judged", "--threads", "1", "-q"]
     against = ["-b", f"network={folder}/logits", "-i", f"{folder}/images"]
@@ -251,10 +254,8 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
 
     names = case_files(HIPPOCAMPUS, 11)
     volume, scores = (nib.load(name) for name in (names[1], names[-1]))
-    image, spacing = (
-        np.asarray(volume.dataobj, np.float32),
-        tuple(float(x) for x in volume.header.get_zooms()),
-    )
+    image = np.asarray(volume.dataobj, np.float32)
+    spacing = tuple(float(x) for x in volume.header.get_zooms())
     logits = np.ascontiguousarray(np.moveaxis(np.asarray(scores.dataobj, np.float32), -1, 0))
 
     def call(text: str = "", **more: Any) -> Callable[[], Any]:
@@ -309,10 +310,8 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
 
         from crfrefine import CrfRnn
 
-        module, scores = (
-            CrfRnn(num_labels=len(logits), num_modalities=1),
-            torch.from_numpy(logits[None]).requires_grad_(),
-        )
+        module = CrfRnn(num_labels=len(logits), num_modalities=1)
+        scores = torch.from_numpy(logits[None]).requires_grad_()
         refined = module(scores, torch.from_numpy(image[None, None]), spacing=spacing)
         refined[:, 1].square().mean().backward()  # type: ignore[no-untyped-call]
         return [
@@ -328,11 +327,10 @@ def digest(value: Any) -> str:
     if isinstance(value, np.ndarray):
         data = str((value.dtype.str, value.shape)).encode() + np.ascontiguousarray(value).tobytes()
     else:
-        data = (
-            value
-            if isinstance(value, bytes)
-            else json.dumps(value, sort_keys=True, default=str).encode()
-        )
+        if isinstance(value, bytes):
+            data = value
+        else:
+            data = json.dumps(value, sort_keys=True, default=str).encode()
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -352,7 +350,9 @@ def without_changes(value: Any, folder: str) -> Any:
         }
     if isinstance(value, list):
         return [without_changes(each, folder) for each in value]
-    return plain(value, folder) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return plain(value, folder)
+    return value
 
 
 def plain(text: str, folder: str) -> str:
@@ -366,10 +366,14 @@ def plain(text: str, folder: str) -> str:
 
 
 def read(path: Path, folder: str) -> Any:
-    """Return what counts of a file: voxels and headers as bytes, tables, texts; None where each run writes something else."""
-    data = (
-        gzip.decompress(path.read_bytes()) if path.suffix in (".gz", ".mgz") else path.read_bytes()
-    )
+    """Return what counts of a file: voxels and headers as bytes, tables, texts.
+
+    None where each run writes something else.
+    """
+    if path.suffix in (".gz", ".mgz"):
+        data = gzip.decompress(path.read_bytes())
+    else:
+        data = path.read_bytes()
     if path.suffix == ".npz":
         with np.load(path) as opened:
             return {name: digest(opened[name]) for name in sorted(opened.files)}
@@ -472,7 +476,8 @@ def main() -> int:
         Path(file).write_text(json.dumps(results, indent=1))
         print(f"{len(results)} runs, {sum(map(len, results.values()))} hashes")
         return 0
-    before, different = json.loads(Path(file).read_text()), 0
+    before = json.loads(Path(file).read_text())
+    different = 0
     for name, found in results.items():
         old = before.get(name, {})
         for key in sorted(

@@ -39,7 +39,8 @@ IN_PLANE = "acdc"  # becomes coarse along the first two axes only
 COARSE_BY = ("majority", "sampled")
 FACTORS = (2, 3, 4)
 METRICS = {"dice": "Dice", "surface_dice": "surface Dice at one voxel"}
-NEAREST, CRF = "nearest", "crfrefine"
+NEAREST = "nearest"
+CRF = "crfrefine"
 LOSS = 0.5  # points; cases that lose more are counted
 QUICK_CASES = 2
 HALVES = {"even": slice(0, None, 2), "odd": slice(1, None, 2)}
@@ -51,8 +52,14 @@ MASKS = {  # of TotalSegmentator: a mask, its image, options
     "example_seg_mr": ("example_mr_sm.nii.gz", "-c body-mr", "-c default"),
 }
 
-SIGMA, GUIDED_RADIUS, GUIDED_EPSILON = 0.5, 0.5, 0.01  # the lengths in voxels of the network
-KAPPA, MIN_SHARE, MAX_BIAS, NUM_ROUNDS = 2.0, 1e-3, 6.0, 3
+# the lengths in voxels of the network
+SIGMA = 0.5
+GUIDED_RADIUS = 0.5
+GUIDED_EPSILON = 0.01
+KAPPA = 2.0
+MIN_SHARE = 1e-3
+MAX_BIAS = 6.0
+NUM_ROUNDS = 3
 
 Labels = NDArray[np.integer[Any]]
 Shares = NDArray[np.float32]
@@ -202,7 +209,8 @@ def measure(data: Path, name: str) -> dict[Row, Scores]:
         nibabel.load(data / file)
         for file in (f"images/{name}_0000.nii.gz", f"labels/{name}.nii.gz")
     ]
-    image, truth = np.asarray(volumes[0].dataobj), np.asarray(volumes[1].dataobj).astype(np.uint8)
+    image = np.asarray(volumes[0].dataobj)
+    truth = np.asarray(volumes[1].dataobj).astype(np.uint8)
     spacing = tuple(map(float, volumes[1].header.get_zooms()[:3]))
     result = {}
     for how in COARSE_BY:
@@ -267,7 +275,8 @@ def mask_row(folder: Path, mask: str, image: str, options: str) -> list[str]:
     """What the command does to a mask without a reference: a row of the table of masks."""
     file = folder / f"{mask}.nii.gz"
     with TemporaryDirectory() as home:
-        source, result = folder / image, Path(home, "result.nii.gz")
+        source = folder / image
+        result = Path(home, "result.nii.gz")
         command = [sys.executable, "-m", "crfrefine"]
         if source.is_dir():
             source = Path(home, "image.nii.gz")

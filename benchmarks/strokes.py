@@ -1,4 +1,6 @@
-"""A robot user corrects weak networks with strokes: Dice by the number of strokes, beside fixed voxels, grow cut and random walker.
+"""A robot user corrects weak networks with strokes.
+
+Dice by the number of strokes, beside fixed voxels, grow cut and random walker.
 
 Usage: strokes.py [--quick]    (before: pip install itk-growcut scikit-image)
 
@@ -39,8 +41,11 @@ from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.reading_options import ReadingOptions
 
 Labels = NDArray[np.uint8]
-NUM_STROKES, SHOWN = 10, (0, 1, 2, 3, 5, 10)
-LINE_MM, NUM_LARGEST, FAR_MM = 10.0, 3, 10.0
+NUM_STROKES = 10
+SHOWN = (0, 1, 2, 3, 5, 10)
+LINE_MM = 10.0
+NUM_LARGEST = 3
+FAR_MM = 10.0
 FACTOR = 2  # voxels of the image in one of the coarse label maps, along each axis
 SETTINGS = {  # folder, number of cases, form of the network's output
     "hippocampi, logits": ("hippocampus", 24, "logits"),
@@ -96,14 +101,18 @@ class Subject:
 def cases_of(folder: str) -> list[CaseFiles]:
     """Return the odd cases of a folder; none without data."""
     data = Path(os.environ.get("CRFREFINE_DATA", "")) / folder
-    return labeled_cases(data, data / "logits_weak")[1::2] if data.is_dir() else []
+    if data.is_dir():
+        return labeled_cases(data, data / "logits_weak")[1::2]
+    return []
 
 
 def read(files: CaseFiles, form: str) -> Subject:
     case = load_case(files, ReadingOptions(resample="linear"), with_labels=True)
-    network, options = np.array(case.logits), {}
+    network = np.array(case.logits)
+    options = {}
     if form != "logits":
-        network, options = network.argmax(axis=0).astype(np.uint8), {"input_type": "labels"}
+        network = network.argmax(axis=0).astype(np.uint8)
+        options = {"input_type": "labels"}
     if form == "coarse":
         factors = (FACTOR,) * 3
         network = to_grid(make_coarse(network, factors, "majority"), factors, network.shape)
@@ -126,7 +135,10 @@ def fix(subject: Subject, strokes: Labels) -> Labels:
 def _near_strokes(
     window: float, decide: Callable[[Any, Labels, Any], Any], subject: Subject, strokes: Labels
 ) -> Labels:
-    """Decide voxels near strokes; `decide` takes image and seeds (label + 1 or 0) of a box and the spacing, and returns label + 1."""
+    """Decide voxels near strokes.
+
+    `decide` takes image and seeds (label + 1 or 0) of a box and the spacing, and returns label + 1.
+    """
     free, _ = ndimage.label(
         ndimage.distance_transform_edt(strokes == 0, sampling=subject.spacing) <= window
     )
@@ -179,8 +191,10 @@ def draw(
     subject: Subject, strokes: Labels, middle: NDArray[np.int64], axis: int, value: int
 ) -> None:
     """Draw a line through a voxel along the first or second axis, where the reference has the label of that voxel."""
-    truth, line = subject.truth, [middle[axis]]
-    label, reach = truth[tuple(middle)], int(LINE_MM / 2 / subject.spacing[axis])
+    truth = subject.truth
+    line = [middle[axis]]
+    label = truth[tuple(middle)]
+    reach = int(LINE_MM / 2 / subject.spacing[axis])
     for step in (1, -1):
         for at in range(middle[axis] + step, middle[axis] + step * (reach + 1), step):
             if (
@@ -213,13 +227,17 @@ def correct(subject: Subject, labels: Labels, strokes: Labels, rng: np.random.Ge
 
 def measure(folder: str, number: int, form: str) -> dict[str, Any]:
     """Return the figures of a case; those of a method are lists over the strokes."""
-    subject, found = read(cases_of(folder)[number], form), {}
+    subject = read(cases_of(folder)[number], form)
+    found = {}
     for method, update in METHODS.items():
         rng = np.random.default_rng(sum(map(ord, subject.name)))
-        strokes, labels, drawn = np.zeros(subject.truth.shape, np.uint8), subject.refined, []
+        strokes = np.zeros(subject.truth.shape, np.uint8)
+        labels = subject.refined
+        drawn = []
         figures: dict[str, list[float]] = {"dice": [subject.dice(labels)], "adds": [], "far": []}
         for _ in range(NUM_STROKES):
-            before, old = labels != subject.truth, strokes.copy()
+            before = labels != subject.truth
+            old = strokes.copy()
             if correct(subject, labels, strokes, rng):
                 labels = update(subject, strokes)
             change = (labels != subject.truth).astype(int) - before
@@ -242,18 +260,20 @@ def harms(
     subject: Subject, strokes: Labels, drawn: list[Labels], rng: np.random.Generator
 ) -> dict[str, Any]:
     """Return points that a wrong label in a stroke costs, and the percentage of the structure that strokes change where all is right."""
-    labels, size = np.unique(subject.truth), np.count_nonzero(subject.truth)
-    right, costs, changed = subject.dice(subject.refine(strokes)), [], []
+    labels = np.unique(subject.truth)
+    size = np.count_nonzero(subject.truth)
+    right = subject.dice(subject.refine(strokes))
+    costs = []
+    changed = []
     for own in filter(np.any, drawn):
         other = rng.choice(labels[labels != own.max() % BACKGROUND]) or BACKGROUND
         costs.append(
             right - subject.dice(subject.refine(np.where(own, other, strokes).astype(np.uint8)))
         )
-    decided = (
-        subject.network
-        if subject.network.ndim == subject.truth.ndim
-        else subject.network.argmax(axis=0)
-    )
+    if subject.network.ndim == subject.truth.ndim:
+        decided = subject.network
+    else:
+        decided = subject.network.argmax(axis=0)
     is_right = (subject.refined == subject.truth) & (decided == subject.truth)
     places = np.argwhere(ndimage.binary_erosion(is_right, iterations=2) & (subject.truth > 0))
     for middle in rng.permutation(places)[:NUM_STROKES]:
@@ -269,11 +289,9 @@ def harms(
 
 def seconds(subject: Subject, threads: int) -> float:
     """Return the shortest of five updates with kept kernels and five strokes."""
-    plan, strokes, times = (
-        crfrefine.Plan(subject.image, spacing=subject.spacing, threads=threads),
-        np.zeros_like(subject.truth),
-        [],
-    )
+    plan = crfrefine.Plan(subject.image, spacing=subject.spacing, threads=threads)
+    strokes = np.zeros_like(subject.truth)
+    times = []
     rng = np.random.default_rng(0)
     for _ in range(5):
         correct(subject, subject.refined, strokes, rng)
@@ -286,7 +304,8 @@ def seconds(subject: Subject, threads: int) -> float:
 
 def tables(found: dict[str, list[dict[str, Any]]], times: dict[str, list[float]]) -> str:
     """Return Dice by strokes, a row for each method, and the harms and times of the CRF."""
-    rows, others = [], []
+    rows = []
+    others = []
     for title, cases in found.items():
         for method in METHODS:
             dice, adds, far = (
@@ -307,10 +326,8 @@ def tables(found: dict[str, list[dict[str, Any]]], times: dict[str, list[float]]
             np.concatenate([case[figure] for case in cases]) for figure in ("costs", "changed")
         )
         cost = f"{costs.mean():.2f} of {gain:.2f} points (at most {costs.max():.1f})"
-        change, milliseconds = (
-            f"{changed.mean():.2f} % (at most {changed.max():.1f} %)",
-            [f"{1000 * own:.0f} ms" for own in times[title]],
-        )
+        change = f"{changed.mean():.2f} % (at most {changed.max():.1f} %)"
+        milliseconds = [f"{1000 * own:.0f} ms" for own in times[title]]
         others.append([title, cost, change, *milliseconds])
     header = [
         "Dice, percent",
@@ -338,7 +355,8 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="two cases of each")
     options = parser.parse_args()
-    found, times = {}, {}
+    found = {}
+    times = {}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         for title, (folder, count, form) in SETTINGS.items():
             if not cases_of(folder):

@@ -1,12 +1,16 @@
-"""The chain on labeled cases, by the project's own commands: train-crf with folds, infer, evaluate; for `docs/reference/results.md`.
+"""The chain on labeled cases, by the project's own commands.
+
+Train-crf with folds, infer, evaluate; for `docs/reference/results.md`.
 
 Usage: study.py [--quick] [--threads N] [-o OUTPUT]
 
-$CRFREFINE_DATA holds the folders of DATA_SETS, each with images/ labels/, logits/ unless a network is trained for them, and maybe logits_*/
-masks/ dataset.json. Stopped at any point, the same command goes on.
+$CRFREFINE_DATA holds the folders of DATA_SETS, each with images/ labels/, logits/ unless a network
+is trained for them, and maybe logits_*/ masks/ dataset.json. Stopped at any point, the same command
+goes on.
 
-No case is refined with parameters, or recalibrated with values, that were fitted on it: the folds of the training's report say which
-cases each fold has not seen. The parameters of all cases are written too and used for nothing here.
+No case is refined with parameters, or recalibrated with values, that were fitted on it: the folds
+of the training's report say which cases each fold has not seen. The parameters of all cases are
+written too and used for nothing here.
 """
 
 from __future__ import annotations
@@ -65,7 +69,9 @@ QUICK_CASES = 6
 QUICK_TRAINING = ("--folds", "2", "--num-iterations", "6")
 DOCUMENT = ROOT / "docs" / "reference" / "results.md"
 
-FOLDERS = {  # Where the label maps of the methods are, the first four by `infer`; the network's are the argmax of its logits.
+# Where the label maps of the methods are, the first four by `infer`; the network's are the argmax
+# of its logits.
+FOLDERS = {
     DEFAULT: "refined/default",
     LARGEST: "refined/largest",
     TRAINED: "refined/trained",
@@ -89,9 +95,8 @@ class DataSet:
     name: str  # Name of the folder.
     regions: tuple[str, ...] = ()  # Each as for `--regions`; empty means each label.
     resample: bool = False  # True if the logits may be on another grid than the image.
-    label_maps: bool = (
-        False  # True if the full study has the network's label maps too, in place of its logits.
-    )
+    # True if the full study has the network's label maps too, in place of its logits.
+    label_maps: bool = False
     has_logits: bool = True  # True if the folder has logits; else a network is trained for them.
 
 
@@ -165,10 +170,8 @@ def make_studies(data: DataSet, options: argparse.Namespace, output: Path) -> li
             )
         }
     regions = tuple(word for region in data.regions for word in ("--regions", region))
-    grid, training = (
-        ("--resample",) if data.resample else (),
-        QUICK_TRAINING if options.quick else (),
-    )
+    grid = ("--resample",) if data.resample else ()
+    training = QUICK_TRAINING if options.quick else ()
     studies = [
         Study(folder, network, name, regions, grid, training, options.threads)
         for name, network in networks.items()
@@ -182,7 +185,10 @@ def make_studies(data: DataSet, options: argparse.Namespace, output: Path) -> li
 
 
 def make_label_maps(study: Study, folder: Path) -> Study:
-    """Write the network's label maps on the grid of the images; return the study that has them in place of its logits."""
+    """Write the network's label maps on the grid of the images.
+
+    Return the study that has them in place of its logits.
+    """
 
     def work(own: Path) -> None:
         NO_CRF.save(own / "network.toml", "no CRF: the network's labels")
@@ -253,7 +259,10 @@ def _train(study: Study, folder: Path) -> None:
 
 
 def _refine(study: Study, report: dict[str, Any], folder: Path) -> None:
-    """Write the label maps of the methods that `infer` can run: each case by the parameters of the fold that held it out."""
+    """Write the label maps of the methods that `infer` can run.
+
+    Each case by the parameters of the fold that held it out.
+    """
     for number, fold in enumerate(report["folds"]):
         home = folder / f"fold_{number + 1}"
         held_out = [
@@ -302,11 +311,10 @@ def _infer(
         *mask_options,
         *study.grid,
     ]
-    log = (
-        parameters.with_suffix(".txt")
-        if isinstance(parameters, Path)
-        else output.parent / f"{parameters}.txt"
-    )
+    if isinstance(parameters, Path):
+        log = parameters.with_suffix(".txt")
+    else:
+        log = output.parent / f"{parameters}.txt"
     crfrefine(
         "infer",
         *words,
@@ -338,10 +346,8 @@ def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
 
 
 def _rival_maps(case: Case, fold: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    keep, voxel_ml = (
-        PostprocessParameters(keep_largest=fold["keep_largest"]),
-        float(np.prod(case.spacing)) / 1000,
-    )
+    keep = PostprocessParameters(keep_largest=fold["keep_largest"])
+    voxel_ml = float(np.prod(case.spacing)) / 1000
     tuned = Tuned(
         from_plain(FitResult, fold["fit"]),
         from_plain(VectorScaling, fold["vector_scaling"]),
@@ -416,7 +422,8 @@ def main() -> None:
     if RANKSEG not in RIVALS:
         say("rankseg is left out, as it is not installed")
     output = (options.output or BENCH / ("study_quick" if options.quick else "study")).resolve()
-    started, findings = time.monotonic(), []
+    started = time.monotonic()
+    findings = []
     for number, data in enumerate(DATA_SETS, start=1):
         for study in make_studies(data, options, output):
             say(

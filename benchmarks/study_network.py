@@ -1,7 +1,7 @@
 """A small 2-D U-Net for stacks of thick slices, trained with folds for labeled cases that have no logits: a few minutes of one core each.
 
-Each fold predicts the cases that it held out. A training that was stopped goes on after the last complete fold; the same seed has the
-same result. `examples/scribbles.py` trains this network too.
+Each fold predicts the cases that it held out. A training that was stopped goes on after the last
+complete fold; the same seed has the same result. `examples/scribbles.py` trains this network too.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.train.plan import make_folds
 
 STRIDE = 16  # Sides of what the network sees are multiples of it.
-_ROTATION, _SCALE, _JITTER, _FOREGROUND_SHARE = math.radians(35), 1.25, 20, 0.8
+_ROTATION = math.radians(35)
+_SCALE = 1.25
+_JITTER = 20
+_FOREGROUND_SHARE = 0.8
 """Augmentation: largest rotation, largest zoom, voxels a patch is off its structure, share of the patches that are around one."""
 
 
@@ -54,9 +57,8 @@ class Stack:
     labels: NDArray[np.int64] | None = None  # (slices, y, x); None means that there are none.
     name: str = ""  # Name of the case, for messages.
     spacing: tuple[float, float] = (1.0, 1.0)  # Spacing of y and x, in mm.
-    unknown: int = (
-        0  # Label outside of a slice, such as that of unknown voxels; 0 means background.
-    )
+    # Label outside of a slice, such as that of unknown voxels; 0 means background.
+    unknown: int = 0
 
 
 class SliceUNet(nn.Module):
@@ -77,7 +79,8 @@ class SliceUNet(nn.Module):
         self.head = nn.Conv2d(width, num_labels, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        features, skipped = image, []
+        features = image
+        skipped = []
         for level, block in enumerate(self.down):
             features = block(nn.functional.max_pool2d(features, 2) if level else features)
             skipped.append(features)
@@ -89,7 +92,10 @@ class SliceUNet(nn.Module):
 
 
 class Training:
-    """A new network in training; the background counts as a label, and the seed is for weights, choice of slices, and patches."""
+    """A new network in training.
+
+    The background counts as a label, and the seed is for weights, choice of slices, and patches.
+    """
 
     def __init__(
         self, stacks: Sequence[Stack], num_labels: int, schedule: Schedule, seed: int
@@ -117,7 +123,10 @@ class Training:
         ]
 
     def update(self, loss: Tensor) -> None:
-        """Do an optimizer step; if the gradient is not finite, raise FloatingPointError and keep the weights."""
+        """Do an optimizer step.
+
+        If the gradient is not finite, raise FloatingPointError and keep the weights.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if not all(
@@ -139,7 +148,10 @@ def predict(network: SliceUNet, stack: Stack) -> NDArray[np.float32]:
 
 
 def relative_rate(step: int, num_steps: int) -> float:
-    """Return the learning rate at a step relative to the largest one: it rises for a tenth of the steps, then falls as a cosine."""
+    """Return the learning rate at a step relative to the largest one.
+
+    It rises for a tenth of the steps, then falls as a cosine.
+    """
     return min(1.0, 10 * (step + 1) / num_steps) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
 
@@ -157,7 +169,10 @@ def _block(num_inputs: int, num_outputs: int) -> nn.Sequential:
 def cut_patches(
     slices: Sequence[tuple[Stack, int]], side: int, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor, list[tuple[float, float]]]:
-    """Return squares of slices, each of a stack with its number: image (B, M, side, side), labels (B, side, side), spacing in mm."""
+    """Return squares of slices, each of a stack with its number.
+
+    Image (B, M, side, side), labels (B, side, side), spacing in mm.
+    """
     patches = [_patch(stack, number, side, generator) for stack, number in slices]
     image, labels = (torch.stack(list(parts)) for parts in list(zip(*patches, strict=True))[:2])
     spacing = [
@@ -170,8 +185,12 @@ def cut_patches(
 def _patch(
     stack: Stack, number: int, side: int, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor, float]:
-    """Return a square of a slice, turned, zoomed and with another contrast: image (M, side, side), labels (side, side), and the zoom."""
-    image, labels = torch.from_numpy(stack.image[number]), torch.from_numpy(stack.labels[number])
+    """Return a square of a slice, turned, zoomed and with another contrast.
+
+    Image (M, side, side), labels (side, side), and the zoom.
+    """
+    image = torch.from_numpy(stack.image[number])
+    labels = torch.from_numpy(stack.labels[number])
     height, width = labels.shape
     found = np.argwhere((stack.labels[number] > 0) & (stack.labels[number] != stack.unknown))
     if len(found) and generator.random() < _FOREGROUND_SHARE:
@@ -193,26 +212,32 @@ def _patch(
     truth = nn.functional.grid_sample(
         (labels - stack.unknown)[None, None].float(), grid, mode="nearest", align_corners=False
     )[0, 0].long()
-    contrast, brightness = generator.uniform(0.8, 1.25), generator.uniform(-0.15, 0.15)
+    contrast = generator.uniform(0.8, 1.25)
+    brightness = generator.uniform(-0.15, 0.15)
     return patch * contrast + brightness, truth + stack.unknown, zoom
 
 
 def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Return cross-entropy plus soft Dice over the batch, mean over the structures."""
     truth = nn.functional.one_hot(labels, logits.shape[1]).movedim(-1, 1)[:, 1:].float()
-    found, axes = logits.softmax(dim=1)[:, 1:], (0, 2, 3)
+    found = logits.softmax(dim=1)[:, 1:]
+    axes = (0, 2, 3)
     dice = (2 * (found * truth).sum(axes) + 1) / (found.sum(axes) + truth.sum(axes) + 1)
     return nn.functional.cross_entropy(logits, labels) + 1 - dice.mean()
 
 
 SEED = 0
-FULL, TASTE = Schedule(num_steps=600), Schedule(num_steps=20, batch=4, patch=64, width=6)
+FULL = Schedule(num_steps=600)
+TASTE = Schedule(num_steps=20, batch=4, patch=64, width=6)
 _QUANTUM = 1 / 32  # Logits are rounded to multiples of it, which compress well.
 _PERCENTILES = (1.0, 99.0)
 
 
 def add_logits(data: Path, folder: Path, schedule: Schedule = FULL) -> Path:
-    """Train with folds on the cases of images/ and labels/; return the new `folder / "logits"`, of what each fold held out."""
+    """Train with folds on the cases of images/ and labels/.
+
+    Return the new `folder / "logits"`, of what each fold held out.
+    """
     torch.set_num_threads(
         1
     )  # The sums of several threads are in another order, and so are the roundings.
@@ -240,7 +265,10 @@ def _run_fold(
     seed: int,
     folder: Path,
 ) -> None:
-    """Train on the cases of a fold, and write the logits of those that it holds out; what an interrupted run left is written again."""
+    """Train on the cases of a fold, and write the logits of those that it holds out.
+
+    What an interrupted run left is written again.
+    """
     started = time.process_time()
     training = Training(
         [read_stack(case, with_labels=True)[0] for case in seen], num_labels, schedule, seed
@@ -286,7 +314,9 @@ def read_stack(
 ) -> tuple[Stack, Volume]:
     """Return a case as a stack of slices along its coarsest axis, each modality from its first to its last percentile, -1 to 1."""
     volumes = [io.read_volume(path) for path in case.images]
-    axis, modalities, labels = _thick_axis(volumes[0]), [], None
+    axis = _thick_axis(volumes[0])
+    modalities = []
+    labels = None
     for volume in volumes:
         low, high = np.percentile(volume.data, _PERCENTILES)
         scaled = np.clip((volume.data - low) / max(float(high - low), 1e-6), 0.0, 1.0) * 2.0 - 1.0

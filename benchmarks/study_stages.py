@@ -1,4 +1,7 @@
-"""What a study has done already: stages that are kept while their command, their inputs and everything before them are the same."""
+"""What a study has done already.
+
+Stages that are kept while their command, their inputs and everything before them are the same.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,19 @@ def say(text: str) -> None:
 
 
 def listing(folder: Path) -> list[str]:
-    """Names and checksums of the files of a folder: a copy of the data is the same data, whatever its times."""
+    """Names and checksums of the files of a folder.
+
+    A copy of the data is the same data, whatever its times.
+    """
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     return [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
 
 
 class Stages:
-    """The stages of a study in a folder of its own, each with its own subfolder; `stages.json` says what is complete."""
+    """The stages of a study in a folder of its own, each with its own subfolder.
+
+    `stages.json` says what is complete.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
@@ -42,11 +51,13 @@ class Stages:
     def run(self, stage: str, inputs: Iterable[object], work: Callable[[Path], None]) -> Path:
         """Do a stage unless it is complete; return its folder.
 
-        What an earlier run left of it is kept if its inputs are the same (the work must then go on with it), and removed otherwise.
+        What an earlier run left of it is kept if its inputs are the same (the work must then go on
+        with it), and removed otherwise.
         """
         parts = "\0".join(map(str, [self._before, stage, *inputs]))
         self._before = hashlib.sha256(parts.encode()).hexdigest()[:16]
-        folder, known = self.folder / stage, self._known.get(stage, {})
+        folder = self.folder / stage
+        known = self._known.get(stage, {})
         if known.get("digest") == self._before and known.get("complete"):
             say(f"{self._name}: {stage} is there already")
             return folder
@@ -67,7 +78,10 @@ class Stages:
 
 
 def crfrefine(*arguments: object, log: Path) -> float:
-    """Run the command as users do: its progress is shown, its standard output goes to a file. Return the peak of its memory, MiB."""
+    """Run the command as users do: its progress is shown, its standard output goes to a file.
+
+    Return the peak of its memory, MiB.
+    """
     words = [str(argument) for argument in arguments]
     say("crfrefine " + shlex.join(words))
     with (

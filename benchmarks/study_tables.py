@@ -1,4 +1,7 @@
-"""The tables of a study, from the files that the chain wrote and nothing else: what changed, and beside which rivals."""
+"""The tables of a study, from the files that the chain wrote and nothing else.
+
+What changed, and beside which rivals.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,8 @@ from crfrefine.train.comparison import (
     TRAINED_LARGEST,
 )
 
-EVALUATION, EVALUATION_LARGEST = "evaluation", "evaluation_largest"
+EVALUATION = "evaluation"
+EVALUATION_LARGEST = "evaluation_largest"
 REPORT = Path("training") / "params.report.json"
 ENVIRONMENT = Path("training") / "environment.json"  # what the training ran on, and its memory
 LABEL_MAPS = "label_maps_of_"  # name of the study of the label maps of logits: this and the name of the logits
@@ -108,7 +112,8 @@ class Findings:
     @property
     def columns(self) -> list[str]:
         """Name, and the cells of CHANGES: what `default` and the trained CRF changed."""
-        (default, _), (trained, p_value) = self.comparisons[DEFAULT], self.comparisons[TRAINED]
+        default, _ = self.comparisons[DEFAULT]
+        trained, p_value = self.comparisons[TRAINED]
         low, high = trained.interval
         change = f"{points(trained.mean_difference)} ({points(low)} to {points(high)})"
         cells = [
@@ -127,11 +132,9 @@ class Findings:
 
     @property
     def outcome(self) -> str:
-        return (
-            f"{len(self.table.cases)} cases: an anecdote"
-            if self.is_anecdote
-            else self.summary["verdict"]["outcome"]
-        )
+        if self.is_anecdote:
+            return f"{len(self.table.cases)} cases: an anecdote"
+        return self.summary["verdict"]["outcome"]
 
 
 def read_findings(data: str, logits: str, folder: Path) -> Findings:
@@ -160,7 +163,9 @@ def read_findings(data: str, logits: str, folder: Path) -> Findings:
 
 def points(difference: float) -> str:
     """Of a ratio, in hundredths, with a real minus sign."""
-    return "–" if math.isnan(difference) else f"{100 * difference:+.2f}".replace("-", "−")
+    if math.isnan(difference):
+        return "–"
+    return f"{100 * difference:+.2f}".replace("-", "−")
 
 
 def change_cells(
@@ -182,7 +187,10 @@ def make_document(studies: Sequence[Findings]) -> dict[str, str]:
 
 
 def summary_table(studies: Sequence[Findings]) -> str:
-    """Return a row for each data set and its logits: what the trained CRF changed, the best of the simple rivals, and the verdict."""
+    """Return a row for each data set and its logits.
+
+    What the trained CRF changed, the best of the simple rivals, and the verdict.
+    """
     rows = []
     for findings in studies:
         gains = {rival: findings.comparisons[rival][0].mean_difference for rival in RIVALS}
@@ -192,7 +200,10 @@ def summary_table(studies: Sequence[Findings]) -> str:
 
 
 def label_maps_table(studies: Sequence[Findings]) -> str:
-    """Return a row for each study of label maps: what the CRF changed with them and, beside it, with the logits."""
+    """Return a row for each study of label maps.
+
+    What the CRF changed with them and, beside it, with the logits.
+    """
     with_logits = {
         findings.name: findings.comparisons[TRAINED][0]
         for findings in studies
@@ -203,15 +214,16 @@ def label_maps_table(studies: Sequence[Findings]) -> str:
         [*own.columns, own.outcome, points(with_logits[own.name].mean_difference)]
         for own in of_maps
     ]
-    return (
-        markdown_table(["label maps of", *CHANGES, "verdict", "trained on the logits"], rows)
-        if rows
-        else "None was studied.\n"
-    )
+    if rows:
+        return markdown_table(["label maps of", *CHANGES, "verdict", "trained on the logits"], rows)
+    return "None was studied.\n"
 
 
 def study_section(findings: Findings) -> str:
-    """Return the section of a data set and its logits: every method, the verdict, what was learned."""
+    """Return the section of a data set and its logits.
+
+    Every method, the verdict, what was learned.
+    """
     folds = len(findings.training["folds"])
     largest = findings.training["verdict"]["method"] == TRAINED_LARGEST
     verdicts = [
@@ -224,16 +236,16 @@ def study_section(findings: Findings) -> str:
         for text in (verdict["sentence"], verdict["harm"]["sentence"], *verdict["notes"])
     ]
     anecdote = f"**{findings.outcome}.**\n\n" if findings.is_anecdote else ""
-    quoted, notes = (
-        "\n>\n".join(f"> {text}" for text in sentences),
-        "\n".join(f"- {text}" for text in _notes(findings)),
-    )
+    quoted = "\n>\n".join(f"> {text}" for text in sentences)
+    notes = "\n".join(f"- {text}" for text in _notes(findings))
     head = f"### {findings.name}, {len(findings.table.cases)} cases, {folds} folds\n\n{anecdote}"
     return f"{head}{_methods_table(findings)}\n{quoted}\n\n{notes}\n\n{provenance(findings.environment)}"
 
 
 def _methods_table(findings: Findings) -> str:
-    table, regions, comparisons = findings.table, findings.regions, findings.comparisons
+    table = findings.table
+    regions = findings.regions
+    comparisons = findings.comparisons
     places = (*regions, MEAN) if len(regions) > 1 else regions
     rows = []
     for method in (NETWORK, *comparisons):
@@ -251,7 +263,8 @@ def _methods_table(findings: Findings) -> str:
             ]
             cells += change_cells(comparison, p_value)
         for metric, _, digits in SURFACES:
-            # Over cases and regions for which both the method and the network have a value: both means are of the same cases.
+            # Over cases and regions for which both the method and the network have a value: both
+            # means are of the same cases.
             values, _ = table.means(metric, [method, NETWORK], regions)
             cells.append(f"{np.nanmean(values):.{digits}f}" if not np.isnan(values).all() else "")
         rows.append([TITLES.get(method, method), *cells])
@@ -266,9 +279,10 @@ def _methods_table(findings: Findings) -> str:
 def _notes(findings: Findings) -> list[str]:
     folds = [fold["fit"] for fold in findings.training["folds"]]
     kernels = [fit["parameters"]["bilateral"][0] for fit in folds if not fit["is_network"]]
-    notes = (
-        [] if RANKSEG in findings.comparisons else ["`rankseg` was not installed and is left out."]
-    )
+    if RANKSEG in findings.comparisons:
+        notes = []
+    else:
+        notes = ["`rankseg` was not installed and is left out."]
     if kernels:
         alpha, beta, weight = (
             _span(kernels, key) for key in ("theta_alpha", "theta_beta", "weight")

@@ -1,7 +1,8 @@
 """The synthetic cases that speed and memory are measured on.
 
-An image is constant in each label, plus Gaussian-smoothed noise at three scales, plus white noise, stored in 8 bits because one of the
-peers takes nothing else; logits are white noise plus 2 at the true label.
+An image is constant in each label, plus Gaussian-smoothed noise at three scales, plus white noise,
+stored in 8 bits because one of the peers takes nothing else; logits are white noise plus 2 at the
+true label.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def accuracy_spec(num_features: int, theta_alpha: float, theta_beta: float) -> W
         2: ((300, 240), (1.0, 1.5)),
         3: ((56, 70, 44), (1.0, 1.0, 1.5)),
     }[num_axes]
-    name, num_modalities = f"accuracy-{num_features}", num_features - num_axes
+    name = f"accuracy-{num_features}"
+    num_modalities = num_features - num_axes
     return WorkloadSpec(
         name, grid_shape, 3, num_modalities, theta_alpha, theta_beta, 3.0, spacing=spacing, peers=()
     )
@@ -96,7 +98,8 @@ def _smooth_noise(
     shape: tuple[int, ...], sigma: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     noise = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap")
-    # On a grid no larger than the filter all that is left is nearly one constant: it must not drown the rest once the rest is scaled up.
+    # On a grid no larger than the filter all that is left is nearly one constant: it must not drown
+    # the rest once the rest is scaled up.
     noise -= noise.mean()
     noise /= noise.std()
     return noise
@@ -113,7 +116,10 @@ def _squared_radius(
 
 
 def _label_map(spec: WorkloadSpec, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Nested blobs with wavy surfaces: label 1 around label 2 around label 3 ..., off the center."""
+    """Nested blobs with wavy surfaces.
+
+    Label 1 around label 2 around label 3 ..., off the center.
+    """
     extents = spec.grid_shape if spec.brain == "no" else tuple(2 * a for a in BRAIN_SEMI_AXES)
     center = tuple(
         (n - 1) / 2 + 0.06 * e * (-1) ** axis

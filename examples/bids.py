@@ -82,7 +82,10 @@ def segmentations_of(network: Path, suffix: str) -> list[Path]:
 def row_of(
     segmentation: Path, dataset: Path, network: Path, modalities: Sequence[str]
 ) -> dict[str, str]:
-    """Return the row of the manifest: images have the name of the segmentation, without `desc` and with another suffix."""
+    """Return the row of the manifest.
+
+    Images have the name of the segmentation, without `desc` and with another suffix.
+    """
     folder = segmentation.parent.relative_to(network)
     entities = [part for part in segmentation.name.split("_")[:-1] if not part.startswith("desc-")]
     name = "_".join(entities)
@@ -97,7 +100,10 @@ def row_of(
 
 
 def write_description(output: Path, dataset: Path) -> None:
-    """Write dataset_description.json of the derived dataset, if there is none; "raw" is the link to the dataset."""
+    """Write dataset_description.json of the derived dataset, if there is none.
+
+    "raw" is the link to the dataset.
+    """
     raw = json.loads((dataset / "dataset_description.json").read_text(encoding="utf-8"))
     described = {
         "Name": f"{raw['Name']}: refined with a dense CRF",

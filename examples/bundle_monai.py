@@ -1,13 +1,16 @@
-"""A bundle of MONAI whose post-processing refines: train a small U-Net, write the bundle, run it on new cases. Seconds on one core.
+"""A bundle of MONAI whose post-processing refines.
 
-    pip install '.[monai]'
-    python examples/bundle_monai.py [--cases 4] [--epochs 20] [--output DIR]
+Train a small U-Net, write the bundle, run it on new cases. Seconds on one core.
 
-DIR gets generated images/ and labels/, and bundle/ with configs/, models/ and, in refined/, the label maps of new cases. What refines is
-one entry of `POSTPROCESSING`; any bundle's list takes it, behind the network and before what turns logits into labels. MONAI's command
-runs the bundle, too (it needs `pip install fire`):
+    pip install '.[monai]' python examples/bundle_monai.py [--cases 4] [--epochs 20] [--output DIR]
 
-    python -m monai.bundle run --config_file DIR/bundle/configs/inference.json --bundle_root DIR/bundle --images DIR/images
+DIR gets generated images/ and labels/, and bundle/ with configs/, models/ and, in refined/, the
+label maps of new cases. What refines is one entry of `POSTPROCESSING`; any bundle's list takes it,
+behind the network and before what turns logits into labels. MONAI's command runs the bundle, too
+(it needs `pip install fire`):
+
+    python -m monai.bundle run --config_file DIR/bundle/configs/inference.json --bundle_root
+    DIR/bundle --images DIR/images
 
 `end_to_end_monai.py` trains the CRF with the network.
 """
@@ -148,10 +151,8 @@ def run_bundle(config: Path, **overrides: Any) -> None:
 
 def dice(folder: Path, case: dict[str, str], postfix: str) -> float:
     """The mean Dice of the labels of a case."""
-    truth, first = (
-        np.asarray(nibabel.load(case["label"]).dataobj),
-        Path(case["image"][0]).name.removesuffix(".nii.gz"),
-    )
+    truth = np.asarray(nibabel.load(case["label"]).dataobj)
+    first = Path(case["image"][0]).name.removesuffix(".nii.gz")
     found = np.asarray(nibabel.load(folder / "refined" / f"{first}_{postfix}.nii.gz").dataobj)
     overlaps = [
         ((found == label) & (truth == label)).sum() for label in range(1, recipe.NUM_LABELS)
@@ -165,7 +166,10 @@ def dice(folder: Path, case: dict[str, str], postfix: str) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Train, write and run the bundle, say what came of it; return the mean Dice before and after."""
+    """Train, write and run the bundle, say what came of it.
+
+    Return the mean Dice before and after.
+    """
     parser = argparse.ArgumentParser(
         description="A MONAI bundle whose post-processing is refined by the dense CRF, on generated volumes."
     )

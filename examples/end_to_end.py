@@ -1,14 +1,15 @@
 """Train a small 3-D U-Net with the dense CRF as its last layer, end to end, on volumes that are generated here. One minute on two cores.
 
-    pip install '.[train]'
-    python examples/end_to_end.py [--cases 6] [--epochs 12] [--autocast [float16]] [--checkpoint training.pt] [--output trained.toml]
+    pip install '.[train]' python examples/end_to_end.py [--cases 6] [--epochs 12] [--autocast
+    [float16]] [--checkpoint training.pt] [--output trained.toml]
 
-The recipe, to copy from: train the network; freeze it and train the CRF behind it with a larger learning rate; thaw it and train both with
-a smaller one. Five mean-field steps in training, up to ten afterwards. What the CRF learned is saved as a parameter file, so that
-`crfrefine infer -c trained.toml` refines the network's logits later, without PyTorch.
+The recipe, to copy from: train the network; freeze it and train the CRF behind it with a larger
+learning rate; thaw it and train both with a smaller one. Five mean-field steps in training, up to
+ten afterwards. What the CRF learned is saved as a parameter file, so that `crfrefine infer -c
+trained.toml` refines the network's logits later, without PyTorch.
 
-Any network that returns logits (B, L, *grid) can take the U-Net's place, and any iterable of batches that of the list of volumes:
-`end_to_end_monai.py` does it with MONAI.
+Any network that returns logits (B, L, *grid) can take the U-Net's place, and any iterable of
+batches that of the list of volumes: `end_to_end_monai.py` does it with MONAI.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from crfrefine.errors import InputError
 
 SPACING = (1.0, 1.0, 1.6)  # mm
 GRID = (40, 44, 28)
-NUM_LABELS, NUM_MODALITIES = 3, 2
-TRAINING_ITERATIONS, INFERENCE_ITERATIONS = 5, 10
+NUM_LABELS = 3
+NUM_MODALITIES = 2
+TRAINING_ITERATIONS = 5
+INFERENCE_ITERATIONS = 10
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 START = CrfParameters().replace(
     **{
@@ -47,7 +50,10 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training: learning rates of network and CRF; 0 freezes one, and without a CRF rate there is no CRF."""
+    """A part of the training: learning rates of network and CRF.
+
+    0 freezes one, and without a CRF rate there is no CRF.
+    """
 
     name: str
     network_rate: float
@@ -62,7 +68,10 @@ PHASES = (
 
 
 def make_volume(seed: int) -> Batch:
-    """An image (1, 2, *GRID) with noise, and its labels (1, 1, *GRID): background, a body, and a smaller one inside it."""
+    """An image (1, 2, *GRID) with noise, and its labels (1, 1, *GRID).
+
+    Background, a body, and a smaller one inside it.
+    """
     generator = torch.Generator().manual_seed(seed)
     axes = [(torch.arange(n) - (n - 1) / 2) * step for n, step in zip(GRID, SPACING, strict=True)]
     position = torch.stack(torch.meshgrid(*axes, indexing="ij"))
@@ -113,11 +122,15 @@ class SmallUNet(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """A network with the CRF as its last layer; the CRF takes the raw image and normalizes it itself."""
+    """A network with the CRF as its last layer.
+
+    The CRF takes the raw image and normalizes it itself.
+    """
 
     def __init__(self, network: nn.Module, crf: CrfRnn) -> None:
         super().__init__()
-        self.network, self.crf = network, crf
+        self.network = network
+        self.crf = crf
         self.refines = False
 
     def forward(self, image: Tensor, spacing: Sequence[float]) -> Tensor:
@@ -127,8 +140,13 @@ class Segmenter(nn.Module):
 
 
 def check_batch(batch: Batch) -> None:
-    """Raise ValueError, naming the volumes: other grids, an image with NaN or infinity, values that are no labels."""
-    image, labels, names = batch["image"], batch["label"], ", ".join(batch["name"])
+    """Raise ValueError, naming the volumes.
+
+    Other grids, an image with NaN or infinity, values that are no labels.
+    """
+    image = batch["image"]
+    labels = batch["label"]
+    names = ", ".join(batch["name"])
     if image.shape[2:] != labels.shape[2:]:
         found = f"the image is {tuple(image.shape[2:])}, the labels are {tuple(labels.shape[2:])}"
         raise ValueError(
@@ -145,7 +163,10 @@ def check_batch(batch: Batch) -> None:
 
 
 def prepare(model: Segmenter, phase: Phase) -> torch.optim.Optimizer:
-    """Freeze or thaw network and CRF, and return the phase's optimizer. No weight decay on the CRF: its bandwidths are logarithms."""
+    """Freeze or thaw network and CRF, and return the phase's optimizer.
+
+    No weight decay on the CRF: its bandwidths are logarithms.
+    """
     model.refines = phase.crf_rate > 0
     model.zero_grad(
         set_to_none=True
@@ -163,7 +184,10 @@ def prepare(model: Segmenter, phase: Phase) -> torch.optim.Optimizer:
 
 
 def make_scaler(model: nn.Module, autocast: torch.dtype | None) -> torch.amp.GradScaler:
-    """What keeps small gradients of float16 from becoming 0; it does nothing for the other types."""
+    """What keeps small gradients of float16 from becoming 0.
+
+    It does nothing for the other types.
+    """
     return torch.amp.GradScaler(
         next(model.parameters()).device.type, enabled=autocast == torch.float16
     )
@@ -177,20 +201,22 @@ def train_epoch(
     scaler: torch.amp.GradScaler,
     autocast: torch.dtype | None = None,
 ) -> float:
-    """Take a step per batch and return the mean loss; stop, naming the volumes, if a step is not finite, before it changes anything.
+    """Take a step per batch and return the mean loss.
 
-    Under autocast the network computes in bfloat16 or float16, the CRF in float32. Where gradients overflow in float16, the scaler leaves
-    the step out and makes them smaller; only gradients that it does not scale any more end the training.
+    Stop, naming the volumes, if a step is not finite, before it changes anything.
+
+    Under autocast the network computes in bfloat16 or float16, the CRF in float32. Where gradients
+    overflow in float16, the scaler leaves the step out and makes them smaller; only gradients that
+    it does not scale any more end the training.
     """
     losses = []
     for batch in batches:
         check_batch(batch)
-        image, labels = batch["image"], batch["label"][:, 0].long()
+        image = batch["image"]
+        labels = batch["label"][:, 0].long()
         optimizer.zero_grad()
-        names, advice = (
-            ", ".join(batch["name"]),
-            "go on from the checkpoint with smaller learning rates",
-        )
+        names = ", ".join(batch["name"])
+        advice = "go on from the checkpoint with smaller learning rates"
         try:
             with torch.autocast(image.device.type, autocast, enabled=autocast is not None):
                 logits = model(image, spacing)
@@ -224,14 +250,15 @@ def train(
     *,
     autocast: torch.dtype | None = None,
 ) -> None:
-    """Train in PHASES of some epochs each; a checkpoint is written after each epoch, and training goes on from it.
+    """Train in PHASES of some epochs each.
 
-    The result is that of a training that was not interrupted, if all that is random in `batches` follows PyTorch's generator.
+    A checkpoint is written after each epoch, and training goes on from it.
+
+    The result is that of a training that was not interrupted, if all that is random in `batches`
+    follows PyTorch's generator.
     """
-    scaler, saved = (
-        make_scaler(model, autocast),
-        None if checkpoint is None else read_checkpoint(checkpoint, epochs),
-    )
+    scaler = make_scaler(model, autocast)
+    saved = None if checkpoint is None else read_checkpoint(checkpoint, epochs)
     if saved is not None:
         model.load_state_dict(saved["model"])
         scaler.load_state_dict(saved["scaler"])
@@ -244,9 +271,8 @@ def train(
             rates = [group["lr"] for group in optimizer.param_groups]
             optimizer.load_state_dict(saved["optimizer"])
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = (
-                    rate  # of the phase: the checkpoint has those of before someone lowered them
-                )
+                # of the phase: the checkpoint has those of before someone lowered them
+                group["lr"] = rate
         for epoch in range(done if number == first else 0, epochs):
             loss = train_epoch(model, batches, spacing, optimizer, scaler, autocast)
             if epoch % 4 == 3 or epoch == epochs - 1:
@@ -269,7 +295,10 @@ def train(
 
 
 def read_checkpoint(file: Path, epochs: int) -> dict[str, Any] | None:
-    """What `train` wrote, or None; raise ValueError if it cannot be read or is of phases of another length."""
+    """What `train` wrote, or None.
+
+    Raise ValueError if it cannot be read or is of phases of another length.
+    """
     if not file.exists():
         return None
     try:
@@ -286,7 +315,10 @@ def read_checkpoint(file: Path, epochs: int) -> dict[str, Any] | None:
 
 
 def learned_parameters(model: Segmenter) -> CrfParameters:
-    """What `crfrefine infer` needs of the CRF; it may take more steps than training did, and ends as soon as nothing changes."""
+    """What `crfrefine infer` needs of the CRF.
+
+    It may take more steps than training did, and ends as soon as nothing changes.
+    """
     return model.crf.to_parameters().replace(
         **{
             "mean_field.num_iterations": INFERENCE_ITERATIONS,
@@ -308,10 +340,14 @@ def dice(found: Tensor, labels: Tensor) -> Tensor:
 def evaluate(
     model: Segmenter, batches: Iterable[Batch], spacing: Sequence[float]
 ) -> dict[str, list[float]]:
-    """Mean Dice of each foreground label: of the network, and of what `infer` makes of its logits."""
+    """Mean Dice of each foreground label.
+
+    Of the network, and of what `infer` makes of its logits.
+    """
     model.eval()
     parameters = learned_parameters(model)
-    alone, refined = [], []
+    alone = []
+    refined = []
     for batch in batches:
         for image, labels, logits in zip(
             batch["image"], batch["label"][:, 0], model.network(batch["image"]), strict=True

@@ -1,10 +1,12 @@
-"""The recipe of `end_to_end.py` with MONAI: its U-Net, transforms and loader, files as input, and what `crfrefine infer` needs as output.
+"""The recipe of `end_to_end.py` with MONAI.
 
-    pip install '.[train]' monai
-    python examples/end_to_end_monai.py [--cases 4] [--epochs 8] [--autocast [float16]] [--output DIR]
+Its U-Net, transforms and loader, files as input, and what `crfrefine infer` needs as output.
 
-DIR gets generated images/ and labels/, logits/ of volumes that were held out, params.toml and training.pt, from which the same command
-goes on. Afterwards, without PyTorch:
+    pip install '.[train]' monai python examples/end_to_end_monai.py [--cases 4] [--epochs 8]
+    [--autocast [float16]] [--output DIR]
+
+DIR gets generated images/ and labels/, logits/ of volumes that were held out, params.toml and
+training.pt, from which the same command goes on. Afterwards, without PyTorch:
 
     crfrefine infer -i DIR/images -p DIR/logits -o DIR/refined -c DIR/params.toml
 """
@@ -31,7 +33,8 @@ from crfrefine import CrfRnn
 class Batches:
     """A DataLoader's batches as the recipe takes them: plain tensors, and the names of the volumes.
 
-    Random transforms follow PyTorch's generator, as shuffling does: a training that goes on from a checkpoint then sees the same batches.
+    Random transforms follow PyTorch's generator, as shuffling does: a training that goes on from a
+    checkpoint then sees the same batches.
     """
 
     def __init__(self, loader: DataLoader) -> None:
@@ -40,7 +43,8 @@ class Batches:
     def __iter__(self) -> Iterator[recipe.Batch]:
         self.loader.dataset.transform.set_random_state(int(torch.randint(2**31, ())))
         for batch in self.loader:
-            # The layer takes tensors; a MetaTensor's geometry is of no use to it but for the spacing, below.
+            # The layer takes tensors; a MetaTensor's geometry is of no use to it but for the
+            # spacing, below.
             yield {
                 "image": batch["image"].as_tensor(),
                 "label": batch["label"].as_tensor(),
@@ -55,7 +59,8 @@ def write_cases(folder: Path, seeds: Sequence[int]) -> list[dict[str, str]]:
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        volume, name = recipe.make_volume(seed), f"case{seed}"
+        volume = recipe.make_volume(seed)
+        name = f"case{seed}"
         files = [
             folder / "images" / f"{name}_{modality:04d}.nii.gz"
             for modality in range(recipe.NUM_MODALITIES)
@@ -71,18 +76,25 @@ def write_cases(folder: Path, seeds: Sequence[int]) -> list[dict[str, str]]:
 
 
 def load(cases: list[dict[str, str]], *, is_training: bool) -> Batches:
-    """Return batches of two volumes, flipped at random in training. Flips keep every voxel; interpolation would blur what the CRF sees."""
+    """Return batches of two volumes, flipped at random in training.
+
+    Flips keep every voxel; interpolation would blur what the CRF sees.
+    """
     keys = ("image", "label")
     read = [LoadImaged(keys), EnsureChannelFirstd(keys)]
-    flips = (
-        [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)] if is_training else []
-    )
+    if is_training:
+        flips = [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)]
+    else:
+        flips = []
     data = CacheDataset(cases, Compose([*read, *flips]), progress=False)
     return Batches(DataLoader(data, batch_size=2, shuffle=is_training))
 
 
 def spacing_of(batches: Batches) -> tuple[float, ...]:
-    """The voxel size that the transforms ended with, in mm; that of `Spacingd(pixdim=...)` where volumes are resampled."""
+    """The voxel size that the transforms ended with, in mm.
+
+    That of `Spacingd(pixdim=...)` where volumes are resampled.
+    """
     return tuple(affine_to_spacing(batches.loader.dataset[0]["image"].affine).tolist())
 
 
@@ -130,9 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> recipe.Segmenter:
             strides=(2, 2),
             num_res_units=1,
         )
-        normalized = torch.nn.Sequential(
-            torch.nn.InstanceNorm3d(recipe.NUM_MODALITIES), network
-        )  # raw intensities come in
+        # raw intensities come in
+        normalized = torch.nn.Sequential(torch.nn.InstanceNorm3d(recipe.NUM_MODALITIES), network)
         model = recipe.Segmenter(
             normalized,
             CrfRnn(recipe.NUM_LABELS, recipe.NUM_MODALITIES, 3, recipe.START, spatial=True),

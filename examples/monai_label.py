@@ -2,12 +2,13 @@
 
 In the app's `init_infers`:
 
-    prepare = [Orientationd(keys="input", axcodes="RAS"), Spacingd(keys="input", pixdim=(1, 1, 1)), NormalizeIntensityd(keys="input")]
-    labels = {"background": 0, "spleen": 1, "liver": 2}
-    return {"strokes": CorrectWithScribbles(model_file, network, labels, prepare, roi_size=(96, 96, 96))}
+    prepare = [Orientationd(keys="input", axcodes="RAS"), Spacingd(keys="input", pixdim=(1, 1, 1)),
+    NormalizeIntensityd(keys="input")] labels = {"background": 0, "spleen": 1, "liver": 2} return
+    {"strokes": CorrectWithScribbles(model_file, network, labels, prepare, roi_size=(96, 96, 96))}
 
-`prepare` is what the network was trained with, on the key "input". Its logits are brought back to the image's grid for the CRF. In the
-viewer, "foreground" among the task's options says which structure the foreground scribbles are.
+`prepare` is what the network was trained with, on the key "input". Its logits are brought back to
+the image's grid for the CRF. In the viewer, "foreground" among the task's options says which
+structure the foreground scribbles are.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def correct(
         image: (M, *grid).
         scribbles: (*grid) integers.
         spacing: mm along each axis.
-        values: the label of each value of `scribbles` that is a scribble; 0 is background. Other values mean that nothing is drawn.
+        values: the label of each value of `scribbles` that is a scribble; 0 is background. Other
+            values mean that nothing is drawn.
         options: others of `crfrefine.refine`.
     """
     strokes = np.zeros(scribbles.shape, np.int32)
@@ -81,7 +83,10 @@ class CorrectWithScribbles(BasicInferTask):
         self.prepare = prepare
 
     def scribble_values(self, request: Mapping[str, Any]) -> dict[int, int]:
-        """Return the label of each value of scribbles: the viewer names them in `label_info`, else they follow the labels."""
+        """Return the label of each value of scribbles.
+
+        The viewer names them in `label_info`, else they follow the labels.
+        """
         info = {entry.get("name"): entry.get("id") for entry in request.get("label_info") or []}
         chosen = request["foreground"]
         label = self.labels[chosen if isinstance(chosen, str) else chosen[0]]

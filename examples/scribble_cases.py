@@ -44,7 +44,10 @@ class ScribbleData:
     unknown: int
 
     def require_all_labels(self, indices: Sequence[int], part: str) -> None:
-        """Raise InputError if some of the cases, together, have no scribble of a label: no network could learn it."""
+        """Raise InputError if some of the cases, together, have no scribble of a label.
+
+        No network could learn it.
+        """
         seen = {
             int(label) for index in indices for label in np.unique(self.scribbled[index].labels)
         }
@@ -59,7 +62,8 @@ def read_data(folder: Path) -> ScribbleData:
     """Read images/ labels/ scribbles/ dataset.json.
 
     Raises:
-        InputError: a case without scribbles file, values that are no labels, or dataset.json does not name the value of unknown voxels.
+        InputError: a case without scribbles file, values that are no labels, or dataset.json does
+            not name the value of unknown voxels.
         GridMismatchError: labels or scribbles are on another grid than the image.
     """
     for name in ("images", "labels", "scribbles"):
@@ -135,7 +139,8 @@ def _check(stack: Stack, files: CaseFiles, num_labels: int, unknown: int | None)
 
 def generate(folder: Path, count: int, seed: int) -> Path:
     """Write hearts of a few thick slices, with labels, and one stroke through each structure on every slice; return the folder."""
-    shape, spacing = (52, 44, 3), (1.5, 1.7, 8.0)
+    shape = (52, 44, 3)
+    spacing = (1.5, 1.7, 8.0)
     structures = {"right": 1, "wall": 2, "left": 3}
     for name in ("images", "labels", "scribbles"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -149,14 +154,18 @@ def generate(folder: Path, count: int, seed: int) -> Path:
             *((np.arange(n) * step for n, step in zip(shape[:2], spacing, strict=False))),
             indexing="ij",
         )
-        labels, scribbles = np.zeros(shape, np.uint8), np.full(shape, 4, np.uint8)
+        labels = np.zeros(shape, np.uint8)
+        scribbles = np.full(shape, 4, np.uint8)
         middle = np.array([x.mean(), y.mean()]) + rng.uniform(-6, 6, 2)
         for z in range(shape[2]):
             size = 1.0 - 0.15 * z
             left = np.hypot(x - middle[0], y - middle[1])
             right = np.hypot((x - middle[0] + 22 * size) / 1.2, y - middle[1])
-            plane, strokes = labels[..., z], scribbles[..., z]
-            plane[right < 12 * size], plane[left < 17 * size], plane[left < 10 * size] = 1, 2, 3
+            plane = labels[..., z]
+            strokes = scribbles[..., z]
+            plane[right < 12 * size] = 1
+            plane[left < 17 * size] = 2
+            plane[left < 10 * size] = 3
             for label, distance, least, most in (
                 (1, right, 2, 4),
                 (3, left, 2, 4),

@@ -18,7 +18,9 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.layer import partial_cross_entropy
 
-SCRIBBLES, WITH_CRF, LABELS = "scribbles", "scribbles + crf_loss", "all labels"
+SCRIBBLES = "scribbles"
+WITH_CRF = "scribbles + crf_loss"
+LABELS = "all labels"
 NUM_CHECKPOINTS = 10
 
 
@@ -26,7 +28,8 @@ NUM_CHECKPOINTS = 10
 class Recipe:
     """What is added to the partial cross-entropy; the defaults are for the hearts.
 
-    They were chosen on the training cases of the first fold: trained on 24 of them and measured on the other 8.
+    They were chosen on the training cases of the first fold: trained on 24 of them and measured on
+    the other 8.
 
     Attributes:
         weight: of `crf_loss`, in the end.
@@ -43,7 +46,10 @@ class Recipe:
     ramp: float = 0.3
 
     def __post_init__(self) -> None:
-        """Raise ConfigError unless the weight and the shares make sense; bandwidths are checked where they are used."""
+        """Raise ConfigError unless the weight and the shares make sense.
+
+        Bandwidths are checked where they are used.
+        """
         if not (
             0.0 <= self.weight < math.inf and 0.0 <= self.warm_up <= 1.0 and 0.0 < self.ramp <= 1.0
         ):
@@ -78,7 +84,8 @@ def train(
         checkpoint: gets the network's weights every now and then, never half of them.
 
     Raises:
-        InputError: logits, loss or gradients of a step are not finite; it names the cases, and the checkpoint stays what it was.
+        InputError: logits, loss or gradients of a step are not finite; it names the cases, and the
+            checkpoint stays what it was.
     """
     training = Training(stacks, num_labels, schedule, seed)
     losses: list[float] = []
@@ -95,11 +102,10 @@ def train(
             checkpoint,
         )
         weight = recipe.weight_at((step - 1) / schedule.num_steps) if way == WITH_CRF else 0.0
-        loss = (
-            supervised_loss(logits, labels)
-            if way == LABELS
-            else scribble_loss(logits, labels, image, spacing, weight, recipe, chosen)
-        )
+        if way == LABELS:
+            loss = supervised_loss(logits, labels)
+        else:
+            loss = scribble_loss(logits, labels, image, spacing, weight, recipe, chosen)
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             _require_finite([stack.name for stack, _ in chosen], "the loss", step, checkpoint)
@@ -145,11 +151,10 @@ def scribble_loss(
 def _require_finite(names: Sequence[str], what: str, step: int, checkpoint: Path) -> None:
     """Raise InputError if there are cases with values that are not finite."""
     if names:
-        kept = (
-            f"the network of an earlier step is in {checkpoint}"
-            if checkpoint.exists()
-            else "there is no checkpoint yet"
-        )
+        if checkpoint.exists():
+            kept = f"the network of an earlier step is in {checkpoint}"
+        else:
+            kept = "there is no checkpoint yet"
         raise InputError(
             f"case {', '.join(sorted(set(names)))}: {what} of step {step} {'is' if what == 'the loss' else 'are'} not finite; {kept}. "
             "Look at the image, or train with a lower rate or weight"

@@ -1,13 +1,19 @@
-"""Learn to segment from scribbles: partial cross-entropy alone, with `crf_loss`, and with all labels, the same network and time for each.
+"""Learn to segment from scribbles.
 
-    python examples/scribbles.py [DATA] [--output DIR] [--folds K] [--fold N ...] [--steps N] [--quick]
+Partial cross-entropy alone, with `crf_loss`, and with all labels, the same network and time for
+each.
 
-DATA holds images/ labels/ scribbles/ and dataset.json, whose label "ignore" is the value of voxels where nobody drew; without it, the
-folder acdc in $CRFREFINE_DATA. Each fold's networks are measured on the hearts that the fold holds out: 3-D Dice of each structure against
-all labels. The labels of training cases are seen only by the network that is trained on all of them.
+    python examples/scribbles.py [DATA] [--output DIR] [--folds K] [--fold N ...] [--steps N]
+    [--quick]
 
-Every training leaves a file in the output; the same command goes on after the last one that is complete. Folds may be trained by several
-processes (`--fold`); tables are of the folds that a command names. --quick: a minute on generated hearts.
+DATA holds images/ labels/ scribbles/ and dataset.json, whose label "ignore" is the value of voxels
+where nobody drew; without it, the folder acdc in $CRFREFINE_DATA. Each fold's networks are measured
+on the hearts that the fold holds out: 3-D Dice of each structure against all labels. The labels of
+training cases are seen only by the network that is trained on all of them.
+
+Every training leaves a file in the output; the same command goes on after the last one that is
+complete. Folds may be trained by several processes (`--fold`); tables are of the folds that a
+command names. --quick: a minute on generated hearts.
 """
 
 from __future__ import annotations
@@ -73,7 +79,10 @@ def run(
     num_folds: int | None,
     wanted: Sequence[int] | None = None,
 ) -> dict[str, Scores]:
-    """Train the wanted folds, by default all; return the Dice of each way on the cases that these folds hold out."""
+    """Train the wanted folds, by default all.
+
+    Return the Dice of each way on the cases that these folds hold out.
+    """
     folds = make_folds(len(data.labeled), num_folds, SEED)
     wrong = sorted(set(wanted or ()) - set(range(1, len(folds) + 1)))
     if wrong:
@@ -145,7 +154,10 @@ def _training(
 
 
 def _digest(data: ScribbleData, indices: Sequence[int], *, with_scribbles: bool) -> str:
-    """Return a checksum of what a training and its measurement read: strokes that were drawn since make another result."""
+    """Return a checksum of what a training and its measurement read.
+
+    Strokes that were drawn since make another result.
+    """
     digest = hashlib.sha256()
     for index in indices:
         arrays = [
@@ -159,7 +171,10 @@ def _digest(data: ScribbleData, indices: Sequence[int], *, with_scribbles: bool)
 
 
 def _dice(network: SliceUNet, data: ScribbleData, index: int) -> dict[str, float]:
-    """Return the 3-D Dice of each structure of a case; 1 where network and truth agree that there is none."""
+    """Return the 3-D Dice of each structure of a case.
+
+    1 where network and truth agree that there is none.
+    """
     stack = data.labeled[index]
     found = argmax_labels(predict(network, stack))
     regions = {name: (label,) for name, label in data.structures.items()}
@@ -169,7 +184,10 @@ def _dice(network: SliceUNet, data: ScribbleData, index: int) -> dict[str, float
 
 
 def report(results: dict[str, Scores], structures: Sequence[str]) -> ResultTable:
-    """Print mean Dice of each way, and what `crf_loss` adds: paired Wilcoxon tests, with Holm's correction."""
+    """Print mean Dice of each way, and what `crf_loss` adds.
+
+    Paired Wilcoxon tests, with Holm's correction.
+    """
     table = ResultTable(
         Measurement(case, structure, "dice", value, way)
         for way, scores in results.items()

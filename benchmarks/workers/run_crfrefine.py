@@ -1,4 +1,6 @@
-"""One timed run of crfrefine, through its public function: checks, the build, the steps, marginals and label map.
+"""One timed run of crfrefine, through its public function.
+
+Checks, the build, the steps, marginals and label map.
 
 Marginals of masked workloads are those of the masked voxels: the other library returns no others.
 """
@@ -13,7 +15,8 @@ import crfrefine
 workload, save_to, options = arguments()
 if "level" in options:
     os.environ["CRFREFINE_CPU_LEVEL"] = options["level"]
-# A call on a few voxels before the clock runs: Python imports here what the other libraries load when they are imported.
+# A call on a few voxels before the clock runs: Python imports here what the other libraries load
+# when they are imported.
 few = np.linspace(-2, 2, 2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
 crfrefine.refine(few, few[:1], spacing=(1.0, 2.0, 3.0), device="cpu")
 

@@ -1,7 +1,7 @@
 """One timed run of pydensecrf2: lattices built, then the steps.
 
-It takes unaries and features as arrays over the voxels. The unaries are its form of the input; the features count as memory, which it
-cannot do without, but making them does not count as time.
+It takes unaries and features as arrays over the voxels. The unaries are its form of the input; the
+features count as memory, which it cannot do without, but making them does not count as time.
 """
 
 from importlib.metadata import version
@@ -12,7 +12,8 @@ from pydensecrf import densecrf
 
 workload, save_to, _ = arguments()
 meta = workload.meta
-num_axes, num_modalities = len(workload.grid_shape), workload.image.shape[0]
+num_axes = len(workload.grid_shape)
+num_modalities = workload.image.shape[0]
 num_voxels = workload.image[0].size if workload.mask is None else int(workload.mask.sum())
 unary = workload.masked_rows(workload.logits, np.float32, scale=-1.0)
 bilateral = np.empty((num_axes + num_modalities, num_voxels), np.float32)

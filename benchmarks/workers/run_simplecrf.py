@@ -1,7 +1,8 @@
 """One timed run of SimpleCRF. It takes 8-bit images and gives labels only.
 
-Its axes are exchanged when the first and last extents differ, so the arrays are handed over with those extents exchanged (a reshape, not
-a transpose): then `RStd` acts on the last axis and `ZStd` on the first.
+Its axes are exchanged when the first and last extents differ, so the arrays are handed over with
+those extents exchanged (a reshape, not a transpose): then `RStd` acts on the last axis and `ZStd`
+on the first.
 """
 
 from importlib.metadata import version

@@ -13,10 +13,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-PAPER, INK, FAINT = "#101114", "#F2F2F2", "#9AA0A6"
+PAPER = "#101114"
+INK = "#F2F2F2"
+FAINT = "#9AA0A6"
 # Okabe & Ito 2008: distinguishable with every common color vision deficiency.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
-_FINER = 5  # Contours cut corners: with finer pixels they cut off so little that the voxels remain visible.
+# Contours cut corners: with finer pixels they cut off so little that the voxels remain visible.
+_FINER = 5
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:

@@ -1,4 +1,7 @@
-"""The Gaussian filter by itself: smoothing that keeps edges, and a coarse map brought to the resolution of a guide."""
+"""The Gaussian filter by itself.
+
+Smoothing that keeps edges, and a coarse map brought to the resolution of a guide.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ from scene import PICTURES
 
 import crfrefine
 
-SHAPE, SPACING = (16, 80, 96), (2.0, 1.0, 1.0)
-NOISE, FACTOR = 0.08, 8
+SHAPE = (16, 80, 96)
+SPACING = (2.0, 1.0, 1.0)
+NOISE = 0.08
+FACTOR = 8
 Volume = NDArray[np.floating]
 
 
@@ -20,7 +25,8 @@ def phantom() -> tuple[Volume, Volume]:
         *(step * (np.arange(size) - size / 2) for size, step in zip(SHAPE, SPACING, strict=True)),
         indexing="ij",
     )
-    image, property_map = np.full(SHAPE, 0.15), np.full(SHAPE, 0.1)
+    image = np.full(SHAPE, 0.15)
+    property_map = np.full(SHAPE, 0.1)
     for center, radii, intensity, value in (
         ((0, 0), (34, 42), 0.45, 0.35),
         ((-6, -14), (16, 14), 0.75, 0.9),
@@ -30,12 +36,16 @@ def phantom() -> tuple[Volume, Volume]:
         inside = (z / 30) ** 2 + ((y - center[0]) / radii[0]) ** 2 + (
             (x - center[1]) / radii[1]
         ) ** 2 < 1
-        image[inside], property_map[inside] = intensity, value
+        image[inside] = intensity
+        property_map[inside] = value
     return image, property_map
 
 
 def draw() -> None:
-    """Two rows: a noisy volume, its Gaussian, and its bilateral filter; a coarse map, interpolated, and filtered with a guide."""
+    """Two rows: a noisy volume, its Gaussian, and its bilateral filter.
+
+    A coarse map, interpolated, and filtered with a guide.
+    """
     image, property_map = phantom()
     noisy = image + np.random.default_rng(0).normal(0.0, NOISE, SHAPE)
     positions = np.stack(

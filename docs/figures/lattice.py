@@ -1,4 +1,7 @@
-"""Splat, blur and slice on a permutohedral lattice of two dimensions: a noisy step whose features are position and intensity."""
+"""Splat, blur and slice on a permutohedral lattice of two dimensions.
+
+A noisy step whose features are position and intensity.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from scene import PICTURES
 
 from crfrefine.engines.torch.filters import Lattice, elevate, enclosing_simplex
 
-POSITION, INTENSITY = 5.0, 0.22
+POSITION = 5.0
+INTENSITY = 0.22
 """Bandwidths."""
 
 
@@ -79,8 +83,10 @@ def draw() -> None:
     features = np.stack([positions / POSITION, intensities / INTENSITY], axis=1)
     lattice = Lattice(torch.as_tensor(features))
     at_vertices = lattice.splat(torch.as_tensor(np.stack([values, np.ones_like(values)], axis=1)))
-    splatted, at_corners = at_vertices.numpy(), lattice.blur(at_vertices)
-    blurred, sliced = at_corners.numpy(), lattice.slice_(at_corners).numpy()
+    splatted = at_vertices.numpy()
+    at_corners = lattice.blur(at_vertices)
+    blurred = at_corners.numpy()
+    sliced = lattice.slice_(at_corners).numpy()
     keys = np.zeros((lattice.num_vertices, 3), np.int64)
     keys[lattice.vertices.numpy()] = corners_of(features)
     vertices = plane(keys)

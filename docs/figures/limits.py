@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scene import PICTURES, Scene
 from scipy.ndimage import gaussian_filter
 
-SHAPE, SPACING = (56, 64), (1.0, 1.0)
+SHAPE = (56, 64)
+SPACING = (1.0, 1.0)
 ROWS, COLUMNS = np.meshgrid(*map(np.arange, SHAPE), indexing="ij")
 
 
@@ -18,7 +19,10 @@ def case(
     logits: NDArray[np.floating],
     seed: int,
 ) -> Scene:
-    """A case whose image shows `visible`, 0 to 1, with noise, and whose truth is `inside`; `logits` are those of label 1."""
+    """A case whose image shows `visible`, 0 to 1, with noise, and whose truth is `inside`.
+
+    `logits` are those of label 1.
+    """
     noise = np.random.default_rng(seed).normal(0, 40, SHAPE)
     image = (300 + 400 * visible + noise).astype(np.float32)[None]
     return Scene(

@@ -11,14 +11,19 @@ STEPS = (1, 2, 5)
 
 
 def draw_kernel(scene: Scene) -> None:
-    """Beside an edge of the image: the weights of neighbors by position alone, and by position and intensity."""
+    """Beside an edge of the image.
+
+    The weights of neighbors by position alone, and by position and intensity.
+    """
     image = scene.image[0]
     low, high = np.percentile(image, (1, 99))
     values = (image - low) / (high - low)
-    row, column = 42, 48
+    row = 42
+    column = 48
     rows, columns = np.meshgrid(*map(np.arange, image.shape), indexing="ij")
     distance = ((rows - row) * scene.spacing[0]) ** 2 + ((columns - column) * scene.spacing[1]) ** 2
-    theta_alpha, theta_beta = 4.0, 0.15
+    theta_alpha = 4.0
+    theta_beta = 0.15
     near = np.exp(-distance / (2 * theta_alpha**2))
     alike = np.exp(-((values - values[row, column]) ** 2) / (2 * theta_beta**2))
     figure = new_figure(9.6, 3.6, "Whom one voxel listens to")

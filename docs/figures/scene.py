@@ -1,4 +1,7 @@
-"""The slice that most figures show: of the demo's phantom, with the logits of its imitated network, refined as a 2-D image."""
+"""The slice that most figures show.
+
+Of the demo's phantom, with the logits of its imitated network, refined as a 2-D image.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,10 @@ class Scene:
     spacing: tuple[float, float]
 
     def refine(self, **values: object) -> crfrefine.RefinementResult:
-        """Refine the slice; `values` are those of the demo but for the ones named, with `__` for the dot of a key."""
+        """Refine the slice.
+
+        `values` are those of the demo but for the ones named, with `__` for the dot of a key.
+        """
         parameters = PARAMETERS.replace(
             **{key.replace("__", "."): value for key, value in values.items()}
         )
@@ -67,13 +73,11 @@ class Scene:
 def phantom_slice() -> Scene:
     """Cut the slice."""
     phantom = make_phantom(seed=0, grid_shape=(112, 96, 40), spacing=(0.9, 0.9, 2.0))
-    rows, columns = slice(20, 92), slice(16, 80)
+    rows = slice(20, 92)
+    columns = slice(16, 80)
     flat = (slice(None), rows, columns, 19)
-    across = (
-        0,
-        2,
-        1,
-    )  # The phantom's x runs along the rows of an array, and to the right in a picture.
+    # The phantom's x runs along the rows of an array, and to the right in a picture.
+    across = 0, 2, 1
     image, logits = (
         np.ascontiguousarray(volume[flat].transpose(across))
         for volume in (phantom.image, phantom.logits)

@@ -9,7 +9,9 @@ from scipy.ndimage import distance_transform_edt, label
 
 import crfrefine
 
-NUM_STROKES, HALF_LENGTH = 3, 3  # of a stroke, voxels
+# of a stroke, voxels
+NUM_STROKES = 3
+HALF_LENGTH = 3
 
 
 def add_stroke(strokes: np.ndarray, scene: Scene, label_map: np.ndarray) -> None:

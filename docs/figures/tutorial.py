@@ -12,7 +12,8 @@ from scene import PICTURES
 
 from crfrefine.runs.demo.phantom import make_phantom, write_phantom
 
-WIDTH, COLORS = 800, 40
+WIDTH = 800
+COLORS = 40
 
 
 def draw() -> None:

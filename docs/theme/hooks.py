@@ -1,6 +1,9 @@
-"""What MkDocs does on its way from docs/ to the site: formulas as MathML, pages for linked files outside of docs/, anchors as on GitHub.
+"""What MkDocs does on its way from docs/ to the site.
 
-The pages are written for GitHub, which shows them as they are; this file makes the same text work as a site.
+Formulas as MathML, pages for linked files outside of docs/, anchors as on GitHub.
+
+The pages are written for GitHub, which shows them as they are; this file makes the same text work
+as a site.
 """
 
 from __future__ import annotations
@@ -48,7 +51,10 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
 
 
 def on_config(config: Any) -> Any:
-    """Give headings the anchors that GitHub gives them; show the selector of versions where `mike` publishes several."""
+    """Give headings the anchors that GitHub gives them.
+
+    Show the selector of versions where `mike` publishes several.
+    """
     config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
     if "MIKE_DOCS_VERSION" in os.environ:
         config.extra["version"] = {"provider": "mike"}
@@ -64,13 +70,17 @@ def shown_at(path: str) -> str:
         return path.removeprefix("docs/")
     if (ROOT / path).is_dir():
         return f"source/{path}/README.md"
-    return f"source/{path}" if path.endswith(".md") else f"source/{path}.md"
+    if path.endswith(".md"):
+        return f"source/{path}"
+    return f"source/{path}.md"
 
 
 def repository_path(page: str) -> str:
     """The file of the repository that a page of the site shows."""
     path = page.removeprefix("source/") if page.startswith("source/") else f"docs/{page}"
-    return path if (ROOT / path).exists() else path.removesuffix(".md").removesuffix("/README")
+    if (ROOT / path).exists():
+        return path
+    return path.removesuffix(".md").removesuffix("/README")
 
 
 def targets(text: str, path: str) -> list[str]:
@@ -107,7 +117,9 @@ def page_of(path: str) -> str:
 def shown_cell(cell: dict[str, Any]) -> str:
     """The Markdown of a notebook's cell, without its outputs."""
     source = "".join(cell["source"])
-    return source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```"
+    if cell["cell_type"] == "markdown":
+        return source
+    return f"```python\n{source}\n```"
 
 
 def first_sentence(module: Path) -> str:
@@ -139,7 +151,8 @@ def on_files(files: Any, config: Any) -> Any:
         )
         if path.endswith(".md") or (ROOT / path).is_dir():
             waiting += targets(text, repository_path(shown_at(path)))
-    # The style sheet names this font, so that formulas look the same whatever fonts the reader has (SIL Open Font License).
+    # The style sheet names this font, so that formulas look the same whatever fonts the reader has
+    # (SIL Open Font License).
     found = importlib.util.find_spec("ziamath")
     assert found is not None
     assert found.origin is not None
@@ -149,7 +162,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links to files outside of docs/ lead to their pages; set formulas on lines of their own apart."""
+    """Let links to files outside of docs/ lead to their pages.
+
+    Set formulas on lines of their own apart.
+    """
     here = page.file.src_uri
     path = repository_path(here)
 
@@ -163,7 +179,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     def changed(text: str) -> str:
         return _DISPLAY.sub(r"\n\1\n", _LINK.sub(relinked, text))
 
-    parts, last = [], 0
+    parts = []
+    last = 0
     for fence in _FENCE.finditer(markdown):
         parts += [changed(markdown[last : fence.start()]), fence[0]]
         last = fence.end()
@@ -171,7 +188,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def with_links(content: str, here: Any, files: Any) -> str:
-    """Make links of paths such as docs/reference/math.md in running text: docstrings and messages name pages in this way.
+    """Make links of paths such as docs/reference/math.md in running text.
+
+    Docstrings and messages name pages in this way.
 
     Args:
         content: HTML.
@@ -181,13 +200,12 @@ def with_links(content: str, here: Any, files: Any) -> str:
 
     def linked(match: re.Match[str]) -> str:
         aim = files.get_file_from_path(match[1].removeprefix("docs/"))
-        return (
-            f'<a href="{aim.url_relative_to(here)}{match[2] or ""}">{match[0]}</a>'
-            if aim
-            else match[0]
-        )
+        if aim:
+            return f'<a href="{aim.url_relative_to(here)}{match[2] or ""}">{match[0]}</a>'
+        return match[0]
 
-    parts, inside = [], 0
+    parts = []
+    inside = 0
     for part in _TAG.split(content):
         if tag := re.match(r"<(/?)(?:a|code|pre|h\d)\b", part):
             inside += -1 if tag[1] else 1
@@ -216,7 +234,10 @@ BETTER = (
 
 
 def on_page_content(content: str, page: Any, files: Any, **_: Any) -> str:
-    """Turn the formulas of a page into MathML, which browsers show by themselves; let paths of pages in its text be links."""
+    """Turn the formulas of a page into MathML, which browsers show by themselves.
+
+    Let paths of pages in its text be links.
+    """
 
     def as_mathml(match: re.Match[str]) -> str:
         formula = html.unescape(match[2])

@@ -1,4 +1,5 @@
-"""Inputs that change under a run, and small files that promise much: a message, status 1, and the other cases are done.
+"""Inputs that change under a run, and small files that promise much: a message, status 1, and the
+other cases are done.
 
 Full and read-only disks are in `tests/cli/test_bad_input.py`, limits of file sizes, links and devices that are always full in
 `tests/io/test_atomic.py`.
@@ -16,10 +17,8 @@ import crfrefine.runs.run as infer_run
 
 
 def test_inputs_that_vanish_after_they_were_found(folders, monkeypatch):
-    read, vanishing = (
-        infer_run.read_case,
-        {"a": folders.images / "a_0001.nii.gz", "b": folders.logits / "b.nii.gz"},
-    )
+    read = infer_run.read_case
+    vanishing = {"a": folders.images / "a_0001.nii.gz", "b": folders.logits / "b.nii.gz"}
 
     def read_late(settings, task, *rest):
         vanishing.get(
@@ -67,7 +66,8 @@ sys.argv[1:] = sys.argv[2:]
 try:
     main()
 finally:
-    # getrusage would also count the process that started this one, up to the moment it became another program.
+    # getrusage would also count the process that started this one, up to the moment it became
+    # another program.
     peak = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())
     print("peak", int(peak[1]) // 1024, file=sys.stderr)
 """

@@ -1,4 +1,5 @@
-"""kill -9 at random moments of every command that writes, several times on one output: the rest makes it what an undisturbed run makes.
+"""kill -9 at random moments of every command that writes, several times on one output: the rest
+makes it what an undisturbed run makes.
 
 `tests/cli/test_interrupt.py` has the polite signals and the kill while a file is written, `tests/io/test_atomic.py` whose temporary
 files are removed, `tests/cli/test_interrupt.py` killed worker processes.
@@ -35,7 +36,9 @@ def test_infer_on_a_folder(tmp_path):
 
 
 def test_infer_that_replaces_older_results(tmp_path):
-    """Every file is the old one or the new one; there is no --continue that would take the old ones for done."""
+    """Every file is the old one or the new one; there is no --continue that would take the old ones
+    for done.
+    """
     folders = write_folders(tmp_path, "a", "b")
     work = Work(
         ("infer", *folders.arguments, "--threads", 1),
@@ -61,7 +64,8 @@ paired.bootstrap_interval = lambda *_, **__: (0.0, 0.0)
 
 def test_train_crf(tmp_path):
     """Runs go on from the last fold that was finished."""
-    data, output = write_cases(tmp_path / "data", 2), tmp_path / "out"
+    data = write_cases(tmp_path / "data", 2)
+    output = tmp_path / "out"
     options = ("--folds", 2, "--num-iterations", 1, "--learn", "weights", "--threads", 1)
     early = ["p.fold1.json", "p.fold2.json"]
     work = Work(

@@ -1,4 +1,6 @@
-"""Runs the command as a process or in this one, and writes small cases with nibabel alone, not with the code under test."""
+"""Runs the command as a process or in this one, and writes small cases with nibabel alone, not with
+the code under test.
+"""
 
 import contextlib
 import io
@@ -58,10 +60,13 @@ def wait_for(condition, process=None, seconds=60):
 
 
 def run_here(*arguments, status=None):
-    """Run the command in this process: no start-up time, and exceptions that are bugs come through. `status`: how it must end."""
+    """Run the command in this process: no start-up time, and exceptions that are bugs come through.
+    `status`: how it must end.
+    """
     from crfrefine.cli.main import app
 
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     found = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

@@ -38,7 +38,8 @@ FLAGS = (
     "-Wno-unused-parameter",
     "-Werror",
 )
-# The compiler fuses multiplications and additions only where it optimizes more. Without their libraries, the sanitizers' calls are ours.
+# The compiler fuses multiplications and additions only where it optimizes more. Without their
+# libraries, the sanitizers' calls are ours.
 WATCHED_FLAGS = (*FLAGS, "-O2", "-mfma", "-DCRF_WATCHED=1", "-fsanitize=thread,bounds")
 _OWN_LIBRARIES = ("-nodefaultlibs", "-lstdc++", "-lm", "-lc", "-lgcc_s")
 
@@ -57,7 +58,9 @@ def can_watch():
 
 
 def all_are_watched():
-    """Whether the environment asks that every launch of every shim be watched (make test-gpu-emulated)."""
+    """Whether the environment asks that every launch of every shim be watched (make
+    test-gpu-emulated).
+    """
     return os.environ.get("CRFREFINE_TEST_WATCHED") == "1"
 
 
@@ -74,7 +77,8 @@ def _build(name, text, *options, libraries=()):
     path = folder / f"{stem}-{known}.{suffix}"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            source, built = Path(work) / "source.cpp", Path(work) / "built"
+            source = Path(work) / "source.cpp"
+            built = Path(work) / "built"
             source.write_text(text, encoding="utf-8")
             done = subprocess.run(
                 [compiler(), *options, source, *libraries, "-o", built],
@@ -98,7 +102,9 @@ _EMULATION = (
 
 @cache
 def _standard_headers(flags):
-    """The standard headers that all kernels need, compiled once: they take most of a compilation's time."""
+    """The standard headers that all kernels need, compiled once: they take most of a compilation's
+    time.
+    """
     text = "".join(
         line for line in _EMULATION.splitlines(keepends=True) if line.startswith("#include <")
     )
@@ -142,7 +148,9 @@ def library(name, text, options, is_watched):
 
 
 def run_kernel(source, kernel, constants, num_items, arguments, *, order=1, is_watched=False):
-    """Run a kernel's threads, or its blocks where they share memory; raise KernelFaultError for what the watch notices."""
+    """Run a kernel's threads, or its blocks where they share memory; raise KernelFaultError for
+    what the watch notices.
+    """
     packed = pack_arguments(source, kernel, constants, arguments)
     held = [
         np.array(np.uint64(value.ctypes.data) if isinstance(value, np.ndarray) else value)
@@ -177,15 +185,15 @@ def _watch_arrays(arrays):
     for name, array in sorted(
         arrays.items(), key=lambda item: (item[1].ctypes.data, -item[1].nbytes)
     ):
-        begin, end, size = array.ctypes.data, array.ctypes.data + array.nbytes, array.itemsize
+        begin = array.ctypes.data
+        end = array.ctypes.data + array.nbytes
+        size = array.itemsize
         if found and begin < found[-1][1]:
             before = found.pop()
-            begin, end, size, name = (
-                before[0],
-                max(before[1], end),
-                min(before[2], size),
-                f"{before[3]} and {name}",
-            )
+            begin = before[0]
+            end = max(before[1], end)
+            size = min(before[2], size)
+            name = f"{before[3]} and {name}"
         if end > begin:
             found.append((begin, end, size, name))
     watch_array = _watch()[1].watch_array
@@ -220,7 +228,9 @@ class FilledXp:
 
 
 class ShimDevice:
-    """A device made of numpy and a C++ compiler; see `run_kernel`. `is_watched`: where that is possible."""
+    """A device made of numpy and a C++ compiler; see `run_kernel`. `is_watched`: where that is
+    possible.
+    """
 
     xp: Any = np
 

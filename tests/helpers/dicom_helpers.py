@@ -18,30 +18,25 @@ def slices(array, affine, *, slope=1.0, intercept=0.0):
         meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["1.2.3.4", str(number)])
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         found = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-        found.SOPClassUID, found.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
-        found.PatientName, found.PatientID, found.PatientBirthDate, found.PatientSex = (
-            "Doe^Jane",
-            "id 1",
-            "",
-            "",
-        )
-        found.StudyInstanceUID, found.SeriesInstanceUID, found.FrameOfReferenceUID = (
-            "1.2.3",
-            "1.2.3.4",
-            "1.2.5",
-        )
-        found.StudyDate, found.StudyTime, found.StudyID, found.AccessionNumber = (
-            "20200102",
-            "030405",
-            "",
-            "",
-        )
-        found.ReferringPhysicianName, found.SeriesNumber, found.SeriesDescription = (
-            "",
-            3,
-            "series 1.2.3.4",
-        )
-        found.Modality, found.Manufacturer, found.PositionReferenceIndicator = "CT", "", ""
+        found.SOPClassUID = CTImageStorage
+        found.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+        found.PatientName = "Doe^Jane"
+        found.PatientID = "id 1"
+        found.PatientBirthDate = ""
+        found.PatientSex = ""
+        found.StudyInstanceUID = "1.2.3"
+        found.SeriesInstanceUID = "1.2.3.4"
+        found.FrameOfReferenceUID = "1.2.5"
+        found.StudyDate = "20200102"
+        found.StudyTime = "030405"
+        found.StudyID = ""
+        found.AccessionNumber = ""
+        found.ReferringPhysicianName = ""
+        found.SeriesNumber = 3
+        found.SeriesDescription = "series 1.2.3.4"
+        found.Modality = "CT"
+        found.Manufacturer = ""
+        found.PositionReferenceIndicator = ""
         found.InstanceNumber = number + 1
         found.Columns, found.Rows = array.shape[:2]
         found.ImageOrientationPatient = [
@@ -52,11 +47,13 @@ def slices(array, affine, *, slope=1.0, intercept=0.0):
         ]
         found.PixelSpacing = [round(float(spacing[axis]), 10) for axis in (1, 0)]
         found.SliceThickness = round(float(spacing[2]), 10)
-        found.SamplesPerPixel, found.PhotometricInterpretation = 1, "MONOCHROME2"
+        found.SamplesPerPixel = 1
+        found.PhotometricInterpretation = "MONOCHROME2"
         found.BitsAllocated = found.BitsStored = 8 * array.dtype.itemsize
         found.HighBit = found.BitsStored - 1
         found.PixelRepresentation = int(array.dtype.kind == "i")
-        found.RescaleSlope, found.RescaleIntercept = slope, intercept
+        found.RescaleSlope = slope
+        found.RescaleIntercept = intercept
         found.PixelData = np.ascontiguousarray(array[:, :, number].T).tobytes()
         yield found
 
@@ -79,7 +76,9 @@ _GROUPS = {
 
 
 def enhanced(found):
-    """One file of several frames made of slices, in their order; positions and scalings are the frames' own."""
+    """One file of several frames made of slices, in their order; positions and scalings are the
+    frames' own.
+    """
     found = list(found)
     file = copy.deepcopy(found[0])
     file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = EnhancedMRImageStorage

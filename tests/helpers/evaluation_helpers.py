@@ -1,4 +1,6 @@
-"""Small cases for the tests of `evaluate`, written without the code under test, and what must come out, by brute force."""
+"""Small cases for the tests of `evaluate`, written without the code under test, and what must come
+out, by brute force.
+"""
 
 import csv
 import json
@@ -17,7 +19,9 @@ ORIGIN = (12.5, -40.0, 7.25)
 
 def label_map(seed, labels=(1, 2)):
     """Ellipsoids with ragged borders and some stray voxels."""
-    rng, index, found = np.random.default_rng(seed), np.indices(SHAPE), np.zeros(SHAPE, np.uint8)
+    rng = np.random.default_rng(seed)
+    index = np.indices(SHAPE)
+    found = np.zeros(SHAPE, np.uint8)
     for label in labels:
         center = [rng.uniform(0.3, 0.7) * size for size in SHAPE]
         distance = sum(
@@ -71,7 +75,8 @@ class Study:
     """Folders of a reference, a prediction and a baseline, with the maps that are in them."""
 
     def __init__(self, root, maps):
-        self.root, self.maps = root, maps
+        self.root = root
+        self.maps = maps
         self.labels, self.after, self.before, self.output = (
             root / name for name in ("labels", "after", "before", "report")
         )
@@ -151,7 +156,9 @@ def assert_equal(found, case, label, method, expected):
 
 
 def expected_overlap(found, wanted, tolerance_mm=1.0, spacing=SPACING):
-    """The metrics of two masks, from all pairs of boundary voxels, as docs/reference/metrics.md defines them: no tree, no transform."""
+    """The metrics of two masks, from all pairs of boundary voxels, as docs/reference/metrics.md
+    defines them: no tree, no transform.
+    """
     volume = math.prod(spacing) / 1000
     both, either, own, others = (
         int(mask.sum()) for mask in (found & wanted, found | wanted, found, wanted)
@@ -178,7 +185,8 @@ def expected_overlap(found, wanted, tolerance_mm=1.0, spacing=SPACING):
         np.argwhere(mask & ~ndimage.binary_erosion(mask)) * spacing for mask in (found, wanted)
     )
     pairs = np.linalg.norm(one[:, None] - other[None], axis=2)
-    there, back = pairs.min(axis=1), pairs.min(axis=0)
+    there = pairs.min(axis=1)
+    back = pairs.min(axis=0)
     together = np.concatenate([there, back])
     return values | {
         "surface_dice": float((together <= tolerance_mm + 1e-6).mean()),
@@ -190,7 +198,8 @@ def expected_overlap(found, wanted, tolerance_mm=1.0, spacing=SPACING):
 
 def expected_calibration(probability, truth):
     """One region against the rest, voxel by voxel."""
-    p, y = probability.astype(np.float64).ravel(), truth.ravel().astype(np.float64)
+    p = probability.astype(np.float64).ravel()
+    y = truth.ravel().astype(np.float64)
     return {
         "ece": _ece(p, y),
         "brier": float(((p - y) ** 2).mean()),

@@ -62,7 +62,9 @@ _ENCODINGS = ("utf-16", "utf-16-be", "utf-32", "utf-8-sig", "cp1252", "utf-7")
 
 
 def mutated(content, rng):
-    """The content with one to four changes: bits, bytes, pieces cut out, repeated or put in, or the end cut off."""
+    """The content with one to four changes: bits, bytes, pieces cut out, repeated or put in, or the
+    end cut off.
+    """
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 4))):
         start = rng.randrange(len(data) + 1)
@@ -82,7 +84,9 @@ def mutated(content, rng):
 
 
 def mutated_text(content, rng):
-    """The content with one to three changes to its lines, numbers and words, or in another encoding."""
+    """The content with one to three changes to its lines, numbers and words, or in another
+    encoding.
+    """
     for _ in range(rng.choice((1, 1, 2, 3))):
         match rng.randrange(7):
             case 0:
@@ -113,7 +117,9 @@ def _replaced(content, pattern, word, rng):
 
 
 def mutated_numbers(content, rng):
-    """The content with one to three binary numbers in the place of its own, in either byte order, at a multiple of their size."""
+    """The content with one to three binary numbers in the place of its own, in either byte order,
+    at a multiple of their size.
+    """
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 2, 3))):
         dtype = np.dtype(
@@ -135,9 +141,12 @@ def mutated_numbers(content, rng):
 
 
 def damaged(files, rng):
-    """One of the files, most often the first, is damaged, before or after those that end in .gz or .mgz are compressed; or none is."""
+    """One of the files, most often the first, is damaged, before or after those that end in .gz or
+    .mgz are compressed; or none is.
+    """
     chosen = rng.choice((next(iter(files)), *files)) if rng.random() < 0.95 else None
-    before, found = rng.random() < 0.6, {}
+    before = rng.random() < 0.6
+    found = {}
     for name, content in files.items():
         is_packed = name.endswith((".gz", ".mgz"))
         if name == chosen and (before or not is_packed):
@@ -154,15 +163,25 @@ def damaged(files, rng):
 
 def damaged_part(content, rng):
     """Of a text lines, numbers and words, of a binary header numbers, of voxels anything."""
-    start, end, change = 0, 352, mutated_numbers
+    start = 0
+    end = 352
+    change = mutated_numbers
     if content.startswith(b"PK"):  # Lengths, offsets and flags of an archive.
         start, end = rng.choice(((0, 30), (content.rindex(b"PK\1\2"), len(content))))
     elif content.startswith(b"\x93NUMPY"):
-        start, end, change = 10, 128, lambda text, rng: mutated_text(text, rng).ljust(118)[:118]
+        start = 10
+        end = 128
+
+        def change(text, rng):
+            return mutated_text(text, rng).ljust(118)[:118]
+
     elif text := re.match(rb"(?s)NRRD.*?(\n\n|$)|[^\0]*?ElementDataFile = [^\0]*?\n", content):
-        end, change = text.end(), mutated_text
+        end = text.end()
+        change = mutated_text
     if rng.random() < 0.25:
-        start, end, change = rng.choice((0, min(end, len(content)))), len(content), mutated
+        start = rng.choice((0, min(end, len(content))))
+        end = len(content)
+        change = mutated
     return content[:start] + change(content[start:end], rng) + content[end:]
 
 
@@ -202,7 +221,9 @@ _WRONG = (
 
 
 def wrong_somewhere(content, rng):
-    """JSON with a value of the wrong type or size somewhere, a key removed, or damage to the text; once in a while as it is."""
+    """JSON with a value of the wrong type or size somewhere, a key removed, or damage to the text;
+    once in a while as it is.
+    """
     content = copy.deepcopy(content)
     for _ in range(rng.choice((0, 1, 1, 2))):
         place = content

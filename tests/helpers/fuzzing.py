@@ -34,18 +34,18 @@ class Target(NamedTuple):
     """A reader, and how its inputs are made."""
 
     name: str  # of the kind of file
-    make: Callable[
-        [random.Random], Mapping[str, bytes]
-    ]  # the content of files by their names; the first one is given to the reader
-    read: Callable[
-        [Path, random.Random], object
-    ]  # raises AssertionError for a result that is not valid
+    # the content of files by their names; the first one is given to the reader
+    make: Callable[[random.Random], Mapping[str, bytes]]
+    # raises AssertionError for a result that is not valid
+    read: Callable[[Path, random.Random], object]
     names_file: bool = True  # whether an error must name the file
     max_seconds: float = 5.0  # of processor time per input; a usual one takes a millisecond
 
 
 def examine(target, folder, number):
-    """Give a reader an input in this process; return whether it was taken, raise whatever breaks the rule."""
+    """Give a reader an input in this process; return whether it was taken, raise whatever breaks
+    the rule.
+    """
     rng = random.Random(f"{target.name} {number}")
     files = target.make(rng)
     for (
@@ -77,7 +77,9 @@ def examine(target, folder, number):
 
 
 def fuzz(target, folder, first, count=None, seconds=None):
-    """Give a reader the inputs from number `first` on; return how many it has refused, and how many it has taken."""
+    """Give a reader the inputs from number `first` on; return how many it has refused, and how many
+    it has taken.
+    """
     target.make(random.Random(0))  # Samples are made once, here, without limits.
     counts = np.frombuffer(mmap.mmap(-1, 16), np.int64)
     with tempfile.TemporaryFile() as log:
@@ -116,7 +118,8 @@ def _work(target, folder, numbers, seconds, counts, log):
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 26,) * 2)
     signal.signal(signal.SIGPROF, _late)
-    end, largest = time.monotonic() + (seconds or 1e9), _resident() + MAX_BYTES
+    end = time.monotonic() + (seconds or 1e9)
+    largest = _resident() + MAX_BYTES
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

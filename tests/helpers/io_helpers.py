@@ -1,4 +1,6 @@
-"""Geometries and files for the tests of reading and writing. The files are made by nibabel and SimpleITK, never by the code under test."""
+"""Geometries and files for the tests of reading and writing. The files are made by nibabel and
+SimpleITK, never by the code under test.
+"""
 
 import gzip
 import math
@@ -30,7 +32,8 @@ def rotation(axis, angle):
     first, second = [i for i in range(3) if i != axis]
     matrix = np.eye(3)
     matrix[first, first] = matrix[second, second] = math.cos(angle)
-    matrix[first, second], matrix[second, first] = -math.sin(angle), math.sin(angle)
+    matrix[first, second] = -math.sin(angle)
+    matrix[second, first] = math.sin(angle)
     return matrix
 
 
@@ -50,7 +53,9 @@ OBLIQUE = rotation(2, 0.3) @ rotation(0, -0.2) @ np.diag([-1.0, 1.0, 1.0])
 
 @st.composite
 def affines(draw):
-    """Unequal spacings, any flips and permutations of the axes, an oblique turn of up to half a radian about each."""
+    """Unequal spacings, any flips and permutations of the axes, an oblique turn of up to half a
+    radian about each.
+    """
     spacing = [draw(st.floats(0.1, 9.0)) for _ in range(3)]
     origin = [draw(st.floats(-500.0, 500.0)) for _ in range(3)]
     order = draw(st.permutations(range(3)))
@@ -77,7 +82,8 @@ def save_nifti(path, data, affine=None, *, slope=None, inter=0.0, units="mm"):
         return path
     # nibabel scales on saving; the bytes are put together here, so that what is stored is known.
     image.header.set_slope_inter(slope, inter)
-    image.header["vox_offset"], image.header["magic"] = 352, b"n+1"
+    image.header["vox_offset"] = 352
+    image.header["magic"] = b"n+1"
     payload = image.header.binaryblock + bytes(4) + np.asarray(data).tobytes(order="F")
     path.write_bytes(gzip.compress(payload) if path.suffix == ".gz" else payload)
     return path
@@ -166,7 +172,8 @@ def world_of(shape, affine):
 
 def as_itk(values, affine):
     """An image of an array (x, y[, z]) with an affine in RAS+."""
-    num_axes, lps = values.ndim, LPS_RAS @ affine
+    num_axes = values.ndim
+    lps = LPS_RAS @ affine
     image = sitk.GetImageFromArray(np.ascontiguousarray(values.transpose()))
     spacing = np.linalg.norm(lps[:num_axes, :num_axes], axis=0)
     image.SetSpacing(spacing.tolist())
@@ -177,10 +184,8 @@ def as_itk(values, affine):
 
 def itk_resampled(source, source_affine, shape, affine, interpolator=sitk.sitkLinear):
     """Values (x, y[, z]) on another grid, as its resampler finds them; 0 outside."""
-    like, identity = (
-        as_itk(np.zeros(shape, np.float32), affine),
-        sitk.Transform(len(shape), sitk.sitkIdentity),
-    )
+    like = as_itk(np.zeros(shape, np.float32), affine)
+    identity = sitk.Transform(len(shape), sitk.sitkIdentity)
     return itk_array(
         sitk.Resample(as_itk(source, source_affine), like, identity, interpolator, 0.0)
     )

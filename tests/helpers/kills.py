@@ -1,4 +1,5 @@
-"""Kills a command at random moments, again and again on the same output, and checks what it leaves and what the rest makes of it.
+"""Kills a command at random moments, again and again on the same output, and checks what it leaves
+and what the rest makes of it.
 
 The commands run in copies of a process that has imported everything, which is this file as a program: the process that forks must have
 one thread. It reads requests from standard input and answers on standard output, one JSON value per line.
@@ -71,7 +72,8 @@ def _be_command(request):
 
 def _serve():
     for line in sys.stdin:
-        request, started = json.loads(line), time.perf_counter()
+        request = json.loads(line)
+        started = time.perf_counter()
         child = os.fork()
         if not child:
             _be_command(request)
@@ -99,12 +101,10 @@ class Work(NamedTuple):
 
     arguments: Sequence[object]
     output: Path  # a folder
-    resume: Sequence[
-        object
-    ] = ()  # added to the arguments where there may be results of an earlier run
-    early: Sequence[
-        str
-    ] = ()  # names of files that say how the work went, such as a summary: only `after` looks into them
+    # added to the arguments where there may be results of an earlier run
+    resume: Sequence[object] = ()
+    # names of files that say how the work went, such as a summary: only `after` looks into them
+    early: Sequence[str] = ()
     old: Sequence[str] = ()  # names of files that are there before the first run
     after: Callable[[], object] = lambda: None  # checks more, after the last run of a succession
 
@@ -116,7 +116,9 @@ class Work(NamedTuple):
             (self.output / name).write_bytes(b"old")
 
     def files(self):
-        """Return the content of all files of the output but records of runs, without what differs between any two runs."""
+        """Return the content of all files of the output but records of runs, without what differs
+        between any two runs.
+        """
         paths = (
             path
             for path in sorted(self.output.rglob("*"))
@@ -147,12 +149,15 @@ def _without_run(path):
 
 
 def check_kills(work, folder, *, seed, setup="", num_kills=NUM_KILLS, most_in_a_row=10):
-    """Kill the command at random moments of an undisturbed run's time, several times in succession, and then let it end.
+    """Kill the command at random moments of an undisturbed run's time, several times in succession,
+    and then let it end.
 
     After each kill, every file that has its name is the one of the undisturbed run. At the end all of them
     are, and nothing else but hidden files is there.
     """
-    rng, kills, log = random.Random(seed), 0, folder / "log"
+    rng = random.Random(seed)
+    kills = 0
+    log = folder / "log"
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     options = {
         "stdin": subprocess.PIPE,
@@ -188,7 +193,9 @@ def check_kills(work, folder, *, seed, setup="", num_kills=NUM_KILLS, most_in_a_
                     *work.resume, seconds=rng.uniform(0.0, seconds), expected=(0, -9)
                 )
                 if number == 0 and status == 0:
-                    seconds = taken  # undisturbed, too: the machine is less busy than it was, and kills would come too late
+                    # undisturbed, too: the machine is less busy than it was, and kills would come
+                    # too late
+                    seconds = taken
                 kills += status == -9
                 _check_early(work.files(), undisturbed, before, work)
             run(*work.resume, seconds=120)

@@ -1,4 +1,6 @@
-"""`nnUNetv2_train`, but over in a minute: the default trainer, under its own name, with few epochs and iterations."""
+"""`nnUNetv2_train`, but over in a minute: the default trainer, under its own name, with few epochs
+and iterations.
+"""
 
 import functools
 
@@ -11,7 +13,9 @@ initialize = nnUNetTrainer.__init__
 @functools.wraps(initialize)  # the trainer reads its own signature
 def initialize_briefly(self, *arguments, **named):
     initialize(self, *arguments, **named)
-    self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 25, 1
+    self.num_epochs = 2
+    self.num_iterations_per_epoch = 25
+    self.num_val_iterations_per_epoch = 1
     self.initial_lr = 0.03
 
 

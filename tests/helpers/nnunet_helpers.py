@@ -1,4 +1,6 @@
-"""Folder trees as nnU-Net 2.8 leaves them: raw data, preprocessed data, a trained network, predictions. Written without nnU-Net."""
+"""Folder trees as nnU-Net 2.8 leaves them: raw data, preprocessed data, a trained network,
+predictions. Written without nnU-Net.
+"""
 
 import json
 import pickle
@@ -28,14 +30,16 @@ class Trap:
 
 
 class Tree:
-    """The folders of nnU-Net below one root, with one dataset and one trained network; `trap` is there once a pickle was read."""
+    """The folders of nnU-Net below one root, with one dataset and one trained network; `trap` is
+    there once a pickle was read.
+    """
 
     def __init__(self, root):
-        self.root, self.predictions, self.trap = root, root / "predictions", root / "unpickled"
-        self.raw, self.preprocessed = (
-            root / "nnUNet_raw" / DATASET,
-            root / "nnUNet_preprocessed" / DATASET,
-        )
+        self.root = root
+        self.predictions = root / "predictions"
+        self.trap = root / "unpickled"
+        self.raw = root / "nnUNet_raw" / DATASET
+        self.preprocessed = root / "nnUNet_preprocessed" / DATASET
         self.network = root / "nnUNet_results" / DATASET / NETWORK
 
     def validation(self, fold):
@@ -52,7 +56,9 @@ def write_json(path, content):
 
 
 def write_output(folder, case_id, case, trap, *, npz=True):
-    """Write what nnU-Net writes for a case: the label map; with probabilities, the .npz in (label, z, y, x) and a .pkl."""
+    """Write what nnU-Net writes for a case: the label map; with probabilities, the .npz in (label,
+    z, y, x) and a .pkl.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_nifti(folder / f"{case_id}.nii.gz", case.logits.argmax(axis=0).astype(np.uint8), AFFINE)
     if npz:
@@ -99,7 +105,9 @@ def plans(**changes):
 
 
 def write_tree(root, count=4, num_folds=2):
-    """A network that is trained on all its folds, each validated with --npz: fold k holds out the cases k, k + num_folds, ..."""
+    """A network that is trained on all its folds, each validated with --npz: fold k holds out the
+    cases k, k + num_folds, ...
+    """
     tree = Tree(root)
     write_raw(tree, count)
     cases = [f"case{number}" for number in range(count)]

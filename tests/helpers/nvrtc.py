@@ -1,4 +1,6 @@
-"""Compiling the GPU's kernels for real, without a GPU: NVRTC from its wheel or a CUDA toolkit, through its C API."""
+"""Compiling the GPU's kernels for real, without a GPU: NVRTC from its wheel or a CUDA toolkit,
+through its C API.
+"""
 
 import ctypes
 import ctypes.util

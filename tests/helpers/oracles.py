@@ -1,4 +1,5 @@
-"""Random cases and brute-force answers for the tests, straight from the formulas and without any of the package's arithmetic.
+"""Random cases and brute-force answers for the tests, straight from the formulas and without any of
+the package's arithmetic.
 
 Grids are never cubic and spacings never equal, so that an exchanged axis shows.
 """
@@ -51,7 +52,9 @@ class Case:
 
 
 def random_case(num_dims=3, num_modalities=2, num_labels=3, *, masked=False, grid_shape=None):
-    """Two smooth regions with noise, logits that mostly follow them; the same for the same arguments."""
+    """Two smooth regions with noise, logits that mostly follow them; the same for the same
+    arguments.
+    """
     rng = np.random.default_rng([num_dims, num_modalities, num_labels, masked])
     shape = tuple(grid_shape or GRIDS[num_dims])
     region = ndimage.gaussian_filter(rng.normal(size=shape), 1.5) > 0.0
@@ -64,7 +67,9 @@ def random_case(num_dims=3, num_modalities=2, num_labels=3, *, masked=False, gri
 
 
 def brute_force_kernel(image, inside, spacing, theta_position, theta_intensity, *, radius=np.inf):
-    """K over the masked voxels in C order; pairs farther apart than `radius` in units of theta_position are 0."""
+    """K over the masked voxels in C order; pairs farther apart than `radius` in units of
+    theta_position are 0.
+    """
     places = np.argwhere(inside) * (np.asarray(spacing) / np.asarray(theta_position))
     exponent = distance = cdist(places, places, "sqeuclidean")
     if theta_intensity is not None:
@@ -77,7 +82,9 @@ def brute_force_kernel(image, inside, spacing, theta_position, theta_intensity, 
 
 
 def grid_kernel(case, theta_alpha, theta_beta):
-    """The matrix S G S^T of docs/reference/math.md: cells one bandwidth wide, from the corner of the mask and the lowest intensity."""
+    """The matrix S G S^T of docs/reference/math.md: cells one bandwidth wide, from the corner of
+    the mask and the lowest intensity.
+    """
     index = np.argwhere(case.inside)
     features = [
         (column - column.min()) * step / theta_alpha
@@ -85,7 +92,8 @@ def grid_kernel(case, theta_alpha, theta_beta):
     ]
     for channel in case.image.astype(np.float64):
         features.append((channel[case.inside] - channel[case.inside].min()) / theta_beta)
-    kernel, cubic = np.ones((len(index), len(index))), BSpline.basis_element(np.arange(-2.0, 3.0))
+    kernel = np.ones((len(index), len(index)))
+    cubic = BSpline.basis_element(np.arange(-2.0, 3.0))
     for feature in features:
         points = np.arange(-3, int(feature.max()) + 5)
         places = feature[:, None] - points
@@ -115,7 +123,8 @@ def softmax(logits, axis=0):
 def kernels_of(case, model):
     """Normalized kernel matrix and weights of each term."""
     kernels = model.kernels
-    spacing, terms = case.spacing if kernels.positions == "mm" else (1.0,) * len(case.spacing), []
+    spacing = case.spacing if kernels.positions == "mm" else (1.0,) * len(case.spacing)
+    terms = []
     for term, weight in zip(kernels.kernels, model.mean_field.weights, strict=True):
         radius = (
             3.0 if kernels.filter == "truncated" and term.theta_intensity is not None else np.inf
@@ -139,17 +148,17 @@ def scores_of(case, run):
 
 
 def brute_force_mean_field(case, model, *, correct=lambda x: x, more_energy=lambda marginals: 0.0):
-    """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy that each step started from.
+    """Marginals (L, N) over the masked voxels after exactly `num_iterations` steps, and the energy
+    that each step started from.
 
     A further term corrects the logits of each step, and adds its own energy.
     """
     run = model.mean_field
-    scores, terms, penalty = (
-        scores_of(case, run),
-        kernels_of(case, model),
-        run.compatibility.astype(np.float64),
-    )
-    x, energies = scores, []
+    scores = scores_of(case, run)
+    terms = kernels_of(case, model)
+    penalty = run.compatibility.astype(np.float64)
+    x = scores
+    energies = []
     for _ in range(run.num_iterations):
         marginals = softmax(x)
         pairwise = sum(
@@ -165,7 +174,9 @@ def brute_force_mean_field(case, model, *, correct=lambda x: x, more_energy=lamb
 
 
 def main_bodies(case, run):
-    """The voxels of the largest component of each foreground label where it is at least 0.3 probable, (*grid)."""
+    """The voxels of the largest component of each foreground label where it is at least 0.3
+    probable, (*grid).
+    """
     found = np.zeros(case.inside.shape, dtype=bool)
     for own in softmax(scores_of(case, run))[1:]:
         probability = np.zeros(found.shape)
@@ -176,7 +187,9 @@ def main_bodies(case, run):
 
 
 def resolve(case, **changes):
-    """The default parameters with an exact filter, always all the steps, and `changes`, for a case; dots in keys are written as `__`."""
+    """The default parameters with an exact filter, always all the steps, and `changes`, for a case;
+    dots in keys are written as `__`.
+    """
     fixed = {
         "mean_field.filter": "exact",
         "mean_field.tolerance": 0.0,
@@ -191,7 +204,9 @@ def resolve(case, **changes):
 
 
 def one_kernel(theta_alpha, theta_beta, **settings):
-    """What `Backend.message` takes: one kernel, the spatial one where `theta_beta` is None; exact and not normalized unless told else."""
+    """What `Backend.message` takes: one kernel, the spatial one where `theta_beta` is None; exact
+    and not normalized unless told else.
+    """
     return kernel_set(
         [(theta_alpha, theta_beta)],
         None,

@@ -10,7 +10,9 @@ import pytest
 
 @contextmanager
 def importing_from(*folders):
-    """Give a function that imports a module by its name; forget all modules of the folders afterwards."""
+    """Give a function that imports a module by its name; forget all modules of the folders
+    afterwards.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for folder in folders:
             patch.syspath_prepend(str(folder))

@@ -1,4 +1,5 @@
-"""A stand-in for a GPU that holds the engine to a GPU's rules, of which the plain shim knows nothing.
+"""A stand-in for a GPU that holds the engine to a GPU's rules, of which the plain shim knows
+nothing.
 
 Its arrays do not mix with the host's, and hold no numbers when they are new. Kernels take nothing else, and rows of channels only at
 addresses that one wide load can take. What arrays take is counted as they come and go, and more than there is cannot be had.
@@ -86,7 +87,10 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     def __init__(self, limit=1 << 40, **options):
         super().__init__(**options)
-        self.limit, self.used, self._alive, self.xp = limit, 0, set(), _Module(self)
+        self.limit = limit
+        self.used = 0
+        self._alive = set()
+        self.xp = _Module(self)
         self.reset()
 
     def reset(self):
@@ -139,7 +143,8 @@ class StrictDevice(cuda_shim.ShimDevice):
         found.device = self
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
-        place, size = id(owner), owner.nbytes
+        place = id(owner)
+        size = owner.nbytes
         if place in self._alive:
             return found
         if self.used + size > self.limit:
@@ -160,7 +165,8 @@ class _Module:
     """numpy, whose arrays are the device's."""
 
     def __init__(self, device):
-        self._device, self._numpy = device, cuda_shim.FilledXp(cuda_shim.POISON)
+        self._device = device
+        self._numpy = cuda_shim.FilledXp(cuda_shim.POISON)
 
     def __getattr__(self, name):
         function = getattr(self._numpy, name)

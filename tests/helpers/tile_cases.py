@@ -1,4 +1,6 @@
-"""Cases for the tests of tiles: labels in blobs, logits whose sharpness is chosen, and runs with and without labels left out."""
+"""Cases for the tests of tiles: labels in blobs, logits whose sharpness is chosen, and runs with
+and without labels left out.
+"""
 
 from dataclasses import dataclass
 
@@ -71,7 +73,8 @@ def make_case(
 def refine(case, parameters, threshold, **options):
     """Refine a case; tiles are used wherever labels may be left out, also where that saves nothing."""
     with pytest.MonkeyPatch.context() as patch:
-        # As if tiles were always less work: direct sums where they may be, filters of the whole volume else.
+        # As if tiles were always less work: direct sums where they may be, filters of the whole
+        # volume else.
         def choose(problem, *_):
             return problem.spec.kernels.filter == "truncated"
 

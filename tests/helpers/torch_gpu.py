@@ -19,7 +19,8 @@ def gpu_tensors(engine, monkeypatch):
         return "cuda", []
     if cuda_shim.compiler() is None:
         pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    backend, shared = cuda_shim.shim_backend(), []
+    backend = cuda_shim.shim_backend()
+    shared = []
     monkeypatch.setattr(inputs, "engine_for", lambda *_: backend)
     monkeypatch.setattr(
         autograd, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous()

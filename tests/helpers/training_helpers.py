@@ -24,14 +24,16 @@ from crfrefine.train.starts import Start, no_crf, prepare
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
 SPACING = (5.4, 5.5, 7.6)  # mm, nor two spacings
+# the same anatomy, for what needs more of its details,
 FINER = {
     "shape": (14, 13, 9),
     "spacing": (4.6, 4.7, 6.7),
-}  # the same anatomy, for what needs more of its details,
+}
+# or many more: a training takes twice as long with each
 LARGER = {
     "shape": (18, 15, 11),
     "spacing": (3.6, 4.1, 5.5),
-}  # or many more: a training takes twice as long with each
+}
 SIZES = (NUM_LABELS, 2, 3)
 WORKERS = Workers(2)
 REGIONS = tuple((label,) for label in range(1, NUM_LABELS))
@@ -62,7 +64,9 @@ def phantom(seed, kind="useful", *, shape=GRID_SHAPE, spacing=SPACING):
 
 
 def shorten(patch):
-    """Have runs fit the recalibration in two steps, and train from one start, which suits the phantoms."""
+    """Have runs fit the recalibration in two steps, and train from one start, which suits the
+    phantoms.
+    """
     patch.setattr("crfrefine.train.baselines.SCALING_STEPS", 2)
     for name, values in (
         ("THETA_ALPHA_VOXELS", (2.0,)),
@@ -83,7 +87,9 @@ def write_cases(root, count, kind="useful", *, network=None, **grid):
 
 
 def table_of_gains(gains):
-    """Dice of one structure in 20 cases for each method, about as much above 0.7 as its gain; drawn in the order of the methods."""
+    """Dice of one structure in 20 cases for each method, about as much above 0.7 as its gain; drawn
+    in the order of the methods.
+    """
     random = np.random.default_rng(0)
     values = [
         (name, case, 0.7 + gain + 0.005 * random.random())
@@ -135,7 +141,8 @@ def start(theta_alpha, weight=4.0):
 
 
 def fit(cases, *, num_optimizer_steps=6, threads=2):
-    split, starts = split_training(range(len(cases)), seed=1), [start(4.0), start(8.0)]
+    split = split_training(range(len(cases)), seed=1)
+    starts = [start(4.0), start(8.0)]
     with Workers(threads) as workers:
         return Fit(
             material(cases), workers, lambda *_: None, "", split, starts, num_optimizer_steps

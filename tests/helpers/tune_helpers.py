@@ -47,7 +47,9 @@ def options_for(folders, labels=None, *, output=None, **changes):
 
 
 def write_large(root):
-    """Write a case that is larger than what is refined at once, turned so that x of the array is not x of the world."""
+    """Write a case that is larger than what is refined at once, turned so that x of the array is
+    not x of the world.
+    """
     folders = Folders(root / "images", root / "logits", root / "out")
     phantom = make_phantom(3, (76, 52, 60), SPACING)
     save_nifti(folders.images / "large_0000.nii.gz", phantom.image[0].astype(np.int16), AFFINE)

@@ -1,4 +1,5 @@
-"""Every Python and shell block of the README and of the pages in docs runs as it is printed, on made-up files of the names that it uses.
+"""Every Python and shell block of the README and of the pages in docs runs as it is printed, on
+made-up files of the names that it uses.
 
 A page's blocks run one after the other in one folder, so later ones find what earlier ones wrote. What cannot run here is in `ELSEWHERE`.
 """
@@ -101,7 +102,8 @@ def run_statement(statement, folder):
         run_shell(statement, folder)
         return
     result = run_here(*words[1:], *SHORT.get(words[1], ()))
-    # `status` leaves with 1 where something is missing: here, the parts of a run that other jobs would do.
+    # `status` leaves with 1 where something is missing: here, the parts of a run that other jobs
+    # would do.
     assert result.status <= (words[1] == "status"), f"{statement}\n{result.stdout}{result.stderr}"
 
 
@@ -115,7 +117,8 @@ STRUCTURES = ("shell", "core", "cyst", "rest")
 def five_labels(seed):
     """A phantom whose first label is two: the fifth is its further part along x."""
     case = phantom(seed)
-    logits, labels = np.concatenate([case.logits, case.logits[1:2] - 3]), case.labels.copy()
+    logits = np.concatenate([case.logits, case.logits[1:2] - 3])
+    labels = case.labels.copy()
     logits[1, 5:] -= 3
     logits[4, 5:] += 3
     labels[5:][labels[5:] == 1] = 4
@@ -123,7 +126,9 @@ def five_labels(seed):
 
 
 def save(root, names, values, affine=AFFINE):
-    """Write channels, an image, labels or a mask into folders; their names, and last that of the file, are parted by blanks."""
+    """Write channels, an image, labels or a mask into folders; their names, and last that of the
+    file, are parted by blanks.
+    """
     values = np.moveaxis(values, 0, -1) if values.ndim == 4 else values
     *folders, name = names.split()
     for folder in folders:
@@ -159,7 +164,8 @@ def write_world(root):
         save_structures(root, f"outputs/{case_id} dataset/{case_id}/segmentations", network)
         save(root, f"dataset/{case_id} ct", case.image[0])
     case = five_labels(3)
-    network, probabilities = case.logits.argmax(axis=0), softmax(case.logits)
+    network = case.logits.argmax(axis=0)
+    probabilities = softmax(case.logits)
     drawn = np.zeros(network.shape, np.uint8)
     drawn[2:5, 3, 2] = 1
     files = {"t1c": case.image[1], **dict.fromkeys(("flair", "ct", "CASE_0000"), case.image[0])}
@@ -285,7 +291,8 @@ FILES = {
 
 def case_arrays(channels=5, modalities=2):
     """Arrays as in docs/guide/python.md, and files of them."""
-    random, shape = np.random.default_rng(0), (9, 11, 6)
+    random = np.random.default_rng(0)
+    shape = (9, 11, 6)
     mask = np.zeros(shape, bool)
     mask[2:5, 3:9, 1:4] = True
     arrays = {
@@ -322,10 +329,8 @@ def tensors(channels, modalities):
     torch = pytest.importorskip("torch", reason="the layer needs PyTorch")
     torch.manual_seed(0)
     shape = (9, 11, 6)
-    image, network = (
-        torch.rand(2, modalities, *shape),
-        torch.nn.Conv3d(modalities, channels, 3, padding=1),
-    )
+    image = torch.rand(2, modalities, *shape)
+    network = torch.nn.Conv3d(modalities, channels, 3, padding=1)
     labels, scribbles = (torch.randint(count, (2, *shape)) for count in (channels, channels + 1))
     case_arrays(channels, modalities)
     batch = {
@@ -349,7 +354,8 @@ def tensors(channels, modalities):
 def measured_cases():
     """Label maps of two methods, as in docs/reference/metrics.md."""
     pairs = {f"case{seed}": five_labels(seed) for seed in range(4)}
-    labels, predictions = {name: case.labels for name, case in pairs.items()}, {}
+    labels = {name: case.labels for name, case in pairs.items()}
+    predictions = {}
     for name, case in pairs.items():
         network = case.logits.argmax(axis=0).astype(np.uint8)
         predictions[name] = {"network": network, "crf": case.labels, "largest component": network}
@@ -413,14 +419,17 @@ def parameter(page):
 @pytest.mark.parametrize("page", list(map(parameter, PAGES)))
 @pytest.mark.usefixtures("one_torch_thread")
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
-    """Without what takes much of the time and is no part of any page: intervals, and processes for cases."""
+    """Without what takes much of the time and is no part of any page: intervals, and processes for
+    cases.
+    """
     monkeypatch.setattr(
         "crfrefine.statistics.paired.bootstrap_interval", lambda *_, **__: (0.0, 0.0)
     )
     monkeypatch.setattr("crfrefine.evaluate.run.available_threads", lambda: 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
-    name, text = page.relative_to(ROOT).as_posix(), page.read_text(encoding="utf-8")
+    name = page.relative_to(ROOT).as_posix()
+    text = page.read_text(encoding="utf-8")
     blocks = [
         (text[: block.start()].count("\n") + 2, *block.groups()) for block in _BLOCK.finditer(text)
     ]

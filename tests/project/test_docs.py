@@ -1,4 +1,6 @@
-"""The documentation agrees with the tree: links, anchors and paths lead somewhere, and options, keys and examples are those of the code."""
+"""The documentation agrees with the tree: links, anchors and paths lead somewhere, and options,
+keys and examples are those of the code.
+"""
 
 import dataclasses
 import doctest
@@ -46,7 +48,9 @@ def without_code(text):
 
 
 def anchors(page):
-    """The anchors that GitHub gives to headings: lower case, without punctuation, hyphens for spaces, numbered when repeated."""
+    """The anchors that GitHub gives to headings: lower case, without punctuation, hyphens for
+    spaces, numbered when repeated.
+    """
     found = {}
     for title in re.findall(
         r"^#+ +(.+)$", without_code(page.read_text(encoding="utf-8")), re.MULTILINE
@@ -73,14 +77,18 @@ def broken_target(page, target):
 
 
 def broken_documents(text):
-    """Pages that a text names by their path from the root of the repository, and that do not exist or lack the heading."""
+    """Pages that a text names by their path from the root of the repository, and that do not exist
+    or lack the heading.
+    """
     return [
         broken_target(ROOT / "README.md", path + anchor) for path, anchor in _DOCUMENT.findall(text)
     ]
 
 
 def broken_links(page, text):
-    """Links, and paths from the root, that lead nowhere; those in capitals, such as configs/NAME.toml, are placeholders."""
+    """Links, and paths from the root, that lead nowhere; those in capitals, such as
+    configs/NAME.toml, are placeholders.
+    """
     links = [
         broken_target(page, target)
         for target in _LINK.findall(without_code(text))
@@ -91,7 +99,9 @@ def broken_links(page, text):
 
 
 def of_each(paths, problems):
-    """What is wrong with each of some files, by name: one test for all, since a test per file took longer than its check."""
+    """What is wrong with each of some files, by name: one test for all, since a test per file took
+    longer than its check.
+    """
     found = {
         str(path.relative_to(ROOT)): set(problems(path, path.read_text(encoding="utf-8"))) - {None}
         for path in paths

@@ -1,4 +1,6 @@
-"""The examples run and show what they say, in their quick form; so do the notebook, and the recipe for a network that ends in the CRF."""
+"""The examples run and show what they say, in their quick form; so do the notebook, and the recipe
+for a network that ends in the CRF.
+"""
 
 import ast
 import contextlib
@@ -51,7 +53,8 @@ def write_dataset(dataset):
 
 def test_each_segmentation_is_refined_into_a_derived_dataset(tmp_path):
     """By `examples/bids.py`, of the derivatives of a BIDS dataset."""
-    dataset, output = tmp_path / "data set", tmp_path / "data set" / "derivatives" / "crf"
+    dataset = tmp_path / "data set"
+    output = tmp_path / "data set" / "derivatives" / "crf"
     write_dataset(dataset)
     words = (
         dataset,
@@ -96,13 +99,15 @@ def test_scribbles_of_a_viewer_correct_the_network(example):
     Values 5 and 6 are background and label 2 as a viewer draws them; 1 to 3 are the segmentation around them.
     """
     phantom = make_phantom(0, GRID_SHAPE, SPACING)
-    scribbles, strokes = phantom.labels.astype(np.uint8), np.zeros(GRID_SHAPE, np.uint8)
+    scribbles = phantom.labels.astype(np.uint8)
+    strokes = np.zeros(GRID_SHAPE, np.uint8)
     for value, stroke, label in ((5, 255, 0), (6, 2, 2)):
         wrong = np.argwhere(
             (phantom.logits.argmax(axis=0) != phantom.labels) & (phantom.labels == label)
         )
         place = tuple(wrong[len(wrong) // 2])
-        scribbles[place], strokes[place] = value, stroke
+        scribbles[place] = value
+        strokes[place] = stroke
     pytest.importorskip("monai", reason="the example's transforms are MONAI's")
     found = example("monai_label").correct(
         phantom.logits, phantom.image, scribbles, SPACING, {5: 0, 6: 2}, threads=1
@@ -130,7 +135,9 @@ def torch(request):
 def test_the_quick_run_compares_three_trainings_and_goes_on_where_it_stopped(
     example, tmp_path, capsys
 ):
-    """What is there is not trained again; a fold that lost a result trains it again, to the same bit."""
+    """What is there is not trained again; a fold that lost a result trains it again, to the same
+    bit.
+    """
     module = example("scribbles")
     command = ["--quick", "--steps", "6", "--output", str(tmp_path)]
     table = module.main(command)
@@ -165,11 +172,11 @@ def make_model(recipe):
 
 @pytest.mark.long
 def test_a_stopped_training_goes_on_to_the_same_end(recipe, torch, tmp_path):
-    """In half precision, stopped after a volume of the second epoch; gradients are long enough to be cut."""
-    volumes, options = (
-        [recipe.make_volume(seed) for seed in range(2)],
-        {"autocast": recipe.PRECISIONS["float16"]},
-    )
+    """In half precision, stopped after a volume of the second epoch; gradients are long enough to
+    be cut.
+    """
+    volumes = [recipe.make_volume(seed) for seed in range(2)]
+    options = {"autocast": recipe.PRECISIONS["float16"]}
     through, stopped, again = (make_model(recipe) for _ in range(3))
     epochs = iter([volumes, [volumes[0], None]])
     stopping = type(
@@ -188,7 +195,8 @@ def test_a_stopped_training_goes_on_to_the_same_end(recipe, torch, tmp_path):
         ):  # of the volume that is None
             recipe.train(model, given, RECIPE_SPACING, 1, checkpoint, **options)
     assert epochs.__length_hint__() == 0
-    found, wanted = again.state_dict(), through.state_dict()
+    found = again.state_dict()
+    wanted = through.state_dict()
     assert [name for name, value in wanted.items() if not torch.equal(found[name], value)] == []
 
 
@@ -216,7 +224,9 @@ def test_with_monai_infer_goes_on_where_training_ended(recipe, example, tmp_path
     pytest.importorskip("monai", reason="MONAI is not installed")
     module = example("end_to_end_monai")
     module.main(["--cases", "2", "--epochs", "1", "--autocast", "--output", str(tmp_path)])
-    out, images, parameters = tmp_path / "refined", tmp_path / "images", tmp_path / "params.toml"
+    out = tmp_path / "refined"
+    images = tmp_path / "images"
+    parameters = tmp_path / "params.toml"
     run_here(
         "infer",
         "-i",

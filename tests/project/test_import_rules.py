@@ -59,7 +59,9 @@ def module_name(path):
 
 
 def imported_modules(tree):
-    """Every import of a file, also those inside functions and under TYPE_CHECKING: they are dependencies all the same."""
+    """Every import of a file, also those inside functions and under TYPE_CHECKING: they are
+    dependencies all the same.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -69,8 +71,10 @@ def imported_modules(tree):
 
 
 def broken_rules(path):
-    module, source = module_name(path), path.read_text(encoding="utf-8")
-    own, found = module.partition(".")[0], []
+    module = module_name(path)
+    source = path.read_text(encoding="utf-8")
+    own = module.partition(".")[0]
+    found = []
     for line, imported in imported_modules(ast.parse(source)):
         library, _, inner = imported.partition(".")
         if library in HOMES and not any(
@@ -111,7 +115,9 @@ def test_no_module_imports_itself_through_others():
 
 
 def test_neither_importing_the_package_nor_a_whole_run_imports_torch_or_cupy(tmp_path):
-    """Those raise here what no import guard catches, so that even a tried import is seen. The demo refines as `infer` does."""
+    """Those raise here what no import guard catches, so that even a tried import is seen. The demo
+    refines as `infer` does.
+    """
     for library in ("torch", "monai", "cupy"):
         (tmp_path / f"{library}.py").write_text(
             f"raise AssertionError('{library} was imported')\n", encoding="utf-8"

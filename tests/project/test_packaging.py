@@ -1,4 +1,6 @@
-"""The installed wheel has what it needs and nothing else; a source tree without an engine takes the installed one."""
+"""The installed wheel has what it needs and nothing else; a source tree without an engine takes the
+installed one.
+"""
 
 import importlib.metadata
 import importlib.resources
@@ -25,7 +27,9 @@ installed_only = pytest.mark.skipif(
 
 @installed_only
 def test_the_tests_and_the_processes_that_they_start_meet_the_installed_package():
-    """`python -m` and `python -c` would put the working folder, here the source tree, first; PYTHONSAFEPATH keeps it out."""
+    """`python -m` and `python -c` would put the working folder, here the source tree, first;
+    PYTHONSAFEPATH keeps it out.
+    """
     assert "site-packages" in Path(crfrefine.__file__).parts
     code = "import crfrefine; print(crfrefine.__file__)"
     found = subprocess.run(
@@ -80,7 +84,9 @@ def test_the_wheel_carries_its_data_and_the_pages_assets_and_nothing_else():
 
 
 def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
-    """Python started in a clone meets the source tree first. An engine with other arguments must not be called."""
+    """Python started in a clone meets the source tree first. An engine with other arguments must
+    not be called.
+    """
     installed, clone, libraries = (tmp_path / name for name in ("site", "clone", "libraries"))
     shutil.copytree(PACKAGE, installed / "crfrefine")
     shutil.copytree(

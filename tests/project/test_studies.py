@@ -1,4 +1,6 @@
-"""The studies in miniature: what is measured on a case comes from folds that have not seen it, and the tables are those of the files."""
+"""The studies in miniature: what is measured on a case comes from folds that have not seen it, and
+the tables are those of the files.
+"""
 
 import csv
 import json
@@ -25,7 +27,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def keep_every_other_plane(file):
-    """Bring logits onto a grid of their own, which ends where the image's does or one voxel earlier."""
+    """Bring logits onto a grid of their own, which ends where the image's does or one voxel
+    earlier.
+    """
     volume = nibabel.load(file)
     nibabel.Nifti1Image(
         np.asarray(volume.dataobj)[:, ::2], volume.affine @ np.diag([1.0, 2.0, 1.0, 1.0])
@@ -63,7 +67,8 @@ def test_each_case_is_refined_by_the_fold_that_has_not_seen_it(tmp_path, monkeyp
     ]
     differ = []
     for files in discover_cases(data / "images", data / "logits", labels=data / "labels"):
-        case, maps = load_case(files, ReadingOptions(resample="linear"), with_labels=True), []
+        case = load_case(files, ReadingOptions(resample="linear"), with_labels=True)
+        maps = []
         for fold in sorted(folds, key=lambda fold: files.case_id not in fold["held_out"]):
             assert (files.case_id in fold["held_out"]) != (
                 files.case_id in {*fold["training"], *fold["deciding"]}

@@ -1,4 +1,5 @@
-"""What works is accepted by type checkers: mypy reads this file with the package (`make lint`), and here it runs.
+"""What works is accepted by type checkers: mypy reads this file with the package (`make lint`), and
+here it runs.
 
 An expected complaint is an ignored one: mypy complains, too, if there is nothing to ignore.
 """
@@ -39,7 +40,8 @@ def test_arrays_tensors_lists_and_numbers_are_accepted_by_refine() -> None:
 
 
 def test_the_layer_is_called_with_types_and_returns_a_tensor() -> None:
-    logits, image = torch.from_numpy(LOGITS)[None], torch.from_numpy(IMAGE)[None]
+    logits = torch.from_numpy(LOGITS)[None]
+    image = torch.from_numpy(IMAGE)[None]
     crf = crfrefine.CrfRnn(3, 2, compatibility="potts", learn="weights").freeze("theta")
     refined = crf(logits, image, np.array([1.0, 1.5, 2.0]), mask=np.ones(GRID, bool))
     assert_type(refined, torch.Tensor)
