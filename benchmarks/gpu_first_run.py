@@ -231,7 +231,8 @@ def main() -> None:
         and importlib.util.find_spec("crfrefine") is None
     ):
         print(
-            "there is no wheel of crfrefine: the checkout is used, without a compiled CPU engine to compare with"
+            "there is no wheel of crfrefine: the checkout is used, without a compiled CPU engine "
+            "to compare with"
         )
         paths.append(ROOT)
     os.environ["PYTHONPATH"] = os.pathsep.join(

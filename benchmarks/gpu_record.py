@@ -200,7 +200,8 @@ def main() -> None:
     size = record.stat().st_size / 2**20
     seconds = time.perf_counter() - started
     print(
-        f"{record}: {len(device.found)} kernels with their constants, {size:.1f} MiB, {seconds:.0f} s"
+        f"{record}: {len(device.found)} kernels with their constants, {size:.1f} MiB, "
+        f"{seconds:.0f} s"
     )
 
 

@@ -81,7 +81,8 @@ def provenance(environment: dict[str, Any]) -> str:
     torch = f", torch {versions['torch']}" if "torch" in versions else ""
     load = f" (load before: {environment['load_before']})" if "load_before" in environment else ""
     return (
-        f"*{environment['date']}, sources {environment['source']}, {machine['cpu']}, {machine['cores']} cores{load}, "
+        f"*{environment['date']}, sources {environment['source']}, {machine['cpu']}, "
+        f"{machine['cores']} cores{load}, "
         f"Python {environment['python']}, numpy {versions['numpy']}{torch}.*\n"
     )
 
@@ -106,9 +107,12 @@ def tables(record: dict[str, Any]) -> str:
     )
     return (
         f"### Speed and memory, one thread\n\n{_speed(workloads)}\n"
-        f"Speed-ups: {mean:.1f}× in the geometric mean, {worst:.1f}× at worst. At most 1/{1 / memory:.1f} of pydensecrf2's memory.\n\n"
-        f"By instruction set (`CRFREFINE_CPU_LEVEL`), with the speed-up over the faster peer:\n\n{_levels(workloads)}\n"
-        f"Checks before the times counted:\n\n{_checks(workloads)}\n{provenance(record['environment'])}"
+        f"Speed-ups: {mean:.1f}× in the geometric mean, {worst:.1f}× at worst. At most "
+        f"1/{1 / memory:.1f} of pydensecrf2's memory.\n\n"
+        "By instruction set (`CRFREFINE_CPU_LEVEL`), with the speed-up over the faster "
+        f"peer:\n\n{_levels(workloads)}\n"
+        "Checks before the times "
+        f"counted:\n\n{_checks(workloads)}\n{provenance(record['environment'])}"
     )
 
 
@@ -124,8 +128,10 @@ def _speed(workloads: dict[str, Any]) -> str:
         rows.append(
             [
                 f"{name}: {of}",
-                f"{len(workload['grid_shape']) + workload['num_modalities']}, {workload['num_labels']}",
-                f"{workload['theta_alpha']:g}, {workload['theta_beta']:g}, {workload['theta_gamma']:g}",
+                f"{len(workload['grid_shape']) + workload['num_modalities']}, "
+                f"{workload['num_labels']}",
+                f"{workload['theta_alpha']:g}, {workload['theta_beta']:g}, "
+                f"{workload['theta_gamma']:g}",
                 f"**{seconds['crfrefine']:.3f} s**, {peak['crfrefine']:.0f} MiB",
                 f"{seconds['pydensecrf2']:.2f} s, {peak['pydensecrf2']:.0f} MiB",
                 f"{seconds['simplecrf']:.2f} s, {peak['simplecrf']:.0f} MiB"

@@ -63,7 +63,8 @@ SETS = [
     "intensity.percentiles=[5,90]",
     "intensity.mask=nonzero",
     "postprocess.keep_largest=each postprocess.fill_holes=each",
-    "postprocess.keep_largest=foreground postprocess.min_component_ml=0.05 postprocess.fill_holes=foreground",
+    "postprocess.keep_largest=foreground postprocess.min_component_ml=0.05 "
+    "postprocess.fill_holes=foreground",
 ]
 PRESETS = [
     "default",

@@ -216,7 +216,8 @@ def run_study(study: Study, folder: Path) -> Path:
     trained_on = json.loads((folder / ENVIRONMENT).read_text())["source"]
     if trained_on != source_hash():
         say(
-            f"{study.title}: trained by sources {trained_on}, these are {source_hash()}; to train again, remove {folder}"
+            f"{study.title}: trained by sources {trained_on}, these are {source_hash()}; to train "
+            f"again, remove {folder}"
         )
     stages.run("refined", [report["written"], source_hash()], partial(_refine, study, report))
     stages.run("rivals", RIVALS, partial(_write_rivals, study, report))
@@ -427,7 +428,8 @@ def main() -> None:
     for number, data in enumerate(DATA_SETS, start=1):
         for study in make_studies(data, options, output):
             say(
-                f"data set {number} of {len(DATA_SETS)}: {study.title}, {(time.monotonic() - started) / 60:.0f} minutes so far"
+                f"data set {number} of {len(DATA_SETS)}: {study.title}, "
+                f"{(time.monotonic() - started) / 60:.0f} minutes so far"
             )
             findings.append(
                 read_findings(

@@ -282,7 +282,8 @@ def _run_fold(
         if step % max(1, schedule.num_steps // 20) == 0:
             seconds = time.process_time() - started
             say(
-                f"{folder.name}: step {step} of {schedule.num_steps}, loss {np.mean(losses[-50:]):.3f}, {seconds:.0f} s of processor time"
+                f"{folder.name}: step {step} of {schedule.num_steps}, loss "
+                f"{np.mean(losses[-50:]):.3f}, {seconds:.0f} s of processor time"
             )
     network = training.network.eval()
     (folder / "logits").mkdir(exist_ok=True)
@@ -305,7 +306,8 @@ def _run_fold(
         ]
     means = np.nanmean(list(scores.values()), axis=0)
     say(
-        f"{folder.name}: Dice of what it held out {' '.join(f'{mean:.3f}' for mean in means)}, mean {means.mean():.3f}"
+        f"{folder.name}: Dice of what it held out {' '.join(f'{mean:.3f}' for mean in means)}, "
+        f"mean {means.mean():.3f}"
     )
 
 

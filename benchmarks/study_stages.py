@@ -94,7 +94,8 @@ def crfrefine(*arguments: object, log: Path) -> float:
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(
-            f"study: `crfrefine {words[0]}` ended with status {process.returncode}; what it said is above and in {log}"
+            f"study: `crfrefine {words[0]}` ended with status {process.returncode}; what it said "
+            f"is above and in {log}"
         )
     return usage.ru_maxrss / 1024
 

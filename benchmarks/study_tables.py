@@ -288,7 +288,8 @@ def _notes(findings: Findings) -> list[str]:
             _span(kernels, key) for key in ("theta_alpha", "theta_beta", "weight")
         )
         notes.append(
-            f"Values of the folds: `theta_alpha` {alpha} mm, `theta_beta` {beta}, `weight` {weight}."
+            f"Values of the folds: `theta_alpha` {alpha} mm, `theta_beta` {beta}, `weight` "
+            f"{weight}."
         )
     if len(kernels) < len(folds):
         notes.append(f"{len(folds) - len(kernels)} of {len(folds)} folds chose no CRF at all.")

@@ -99,7 +99,8 @@ INFERENCE = {
     "predict": "$torch.no_grad()(lambda batch: {**batch, 'pred': @inferer(batch['image'], @network_def)})",
     "initialize": ["$@network_def.load_state_dict(@weights)", "$@network_def.eval()"],
     "run": [
-        "$[@postprocessing(case) for batch in @dataloader for case in decollate_batch(@predict(batch))]"
+        "$[@postprocessing(case) for batch in @dataloader for case in "
+        "decollate_batch(@predict(batch))]"
     ],
 }
 

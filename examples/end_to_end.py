@@ -154,11 +154,13 @@ def check_batch(batch: Batch) -> None:
         )
     if not image.isfinite().all():
         raise ValueError(
-            f"{names}: the image holds values that are not finite (NaN or infinity); repair it, or leave the case out"
+            f"{names}: the image holds values that are not finite (NaN or infinity); repair it, or "
+            "leave the case out"
         )
     if labels.min() < 0 or labels.max() >= NUM_LABELS:
         raise ValueError(
-            f"{names}: the labels go from {labels.min()} to {labels.max()}; expected 0 to {NUM_LABELS - 1}"
+            f"{names}: the labels go from {labels.min()} to {labels.max()}; expected 0 to "
+            f"{NUM_LABELS - 1}"
         )
 
 
@@ -229,14 +231,16 @@ def train_epoch(
         norm = nn.utils.clip_grad_norm_(model.parameters(), 10.0)
         if not loss.isfinite() or (not norm.isfinite() and scaler.get_scale() <= 1.0):
             raise FloatingPointError(
-                f"{names}: its loss is {loss.item()}, the norm of the gradient {norm.item()}; {advice}"
+                f"{names}: its loss is {loss.item()}, the norm of the gradient {norm.item()}; "
+                f"{advice}"
             )
         scaler.step(optimizer)
         scaler.update()
         losses.append(loss.item())
     if not losses:
         raise ValueError(
-            "there are no batches; expected an iterable that each epoch can go through, such as a list or a DataLoader"
+            "there are no batches; expected an iterable that each epoch can go through, such as a "
+            "list or a DataLoader"
         )
     return math.fsum(losses) / len(losses)
 
@@ -305,11 +309,13 @@ def read_checkpoint(file: Path, epochs: int) -> dict[str, Any] | None:
         saved: dict[str, Any] = torch.load(file, weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise ValueError(
-            f"{file}: cannot be read as a checkpoint ({error}); remove it to train from the beginning"
+            f"{file}: cannot be read as a checkpoint ({error}); remove it to train from the "
+            "beginning"
         ) from error
     if saved.get("epochs") != epochs:
         raise ValueError(
-            f"{file}: from phases of {saved.get('epochs')} epochs, not of {epochs}; take as many, or remove the file"
+            f"{file}: from phases of {saved.get('epochs')} epochs, not of {epochs}; take as many, "
+            "or remove the file"
         )
     return saved
 

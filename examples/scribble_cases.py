@@ -54,7 +54,8 @@ class ScribbleData:
         for name, label in {"background": 0, **self.structures}.items():
             if label not in seen:
                 raise InputError(
-                    f"{part}: none of its {len(indices)} training cases has a scribble of label {label} ({name}); draw some"
+                    f"{part}: none of its {len(indices)} training cases has a scribble of label "
+                    f"{label} ({name}); draw some"
                 )
 
 
@@ -96,7 +97,8 @@ def read_data(folder: Path) -> ScribbleData:
     missing = sorted(kinds["labels"].keys() ^ kinds["scribbles"].keys())
     if missing:
         raise InputError(
-            f"{folder}: {len(missing)} cases have labels or scribbles, not both: {', '.join(missing[:5])}"
+            f"{folder}: {len(missing)} cases have labels or scribbles, not both: "
+            f"{', '.join(missing[:5])}"
         )
     num_labels = 1 + max(structures.values())
     stacks: dict[str, list[Stack]] = {"scribbles": [], "labels": []}
@@ -131,7 +133,8 @@ def _check(stack: Stack, files: CaseFiles, num_labels: int, unknown: int | None)
     other = sorted({int(value) for value in np.unique(stack.labels)} - allowed)
     if other:
         raise InputError(
-            f"{files.labels}: the value {other[0]} is not one of {sorted(allowed)}, which dataset.json declares"
+            f"{files.labels}: the value {other[0]} is not one of {sorted(allowed)}, which "
+            "dataset.json declares"
         )
     if unknown is not None and (stack.labels == unknown).all():
         raise InputError(f"{files.labels}: nobody drew anything; leave this case out")

@@ -54,7 +54,8 @@ class Recipe:
             0.0 <= self.weight < math.inf and 0.0 <= self.warm_up <= 1.0 and 0.0 < self.ramp <= 1.0
         ):
             raise ConfigError(
-                f"weight {self.weight}, warm-up {self.warm_up}, ramp {self.ramp}: expected a weight of 0 or more, and shares of the steps: "
+                f"weight {self.weight}, warm-up {self.warm_up}, ramp {self.ramp}: expected a "
+                "weight of 0 or more, and shares of the steps: "
                 "a warm-up from 0 to 1, a ramp above 0, up to 1"
             )
 
@@ -118,7 +119,8 @@ def train(
                 torch.save(training.network.state_dict(), file)
             seconds = time.process_time() - started
             print(
-                f"  {way}, step {step} of {schedule.num_steps}: loss {np.mean(losses[-50:]):.3f}, {seconds:.0f} s",
+                f"  {way}, step {step} of {schedule.num_steps}: loss {np.mean(losses[-50:]):.3f}, "
+                f"{seconds:.0f} s",
                 flush=True,
             )
     return training.network.eval()
@@ -156,6 +158,7 @@ def _require_finite(names: Sequence[str], what: str, step: int, checkpoint: Path
         else:
             kept = "there is no checkpoint yet"
         raise InputError(
-            f"case {', '.join(sorted(set(names)))}: {what} of step {step} {'is' if what == 'the loss' else 'are'} not finite; {kept}. "
+            f"case {', '.join(sorted(set(names)))}: {what} of step {step} "
+            f"{'is' if what == 'the loss' else 'are'} not finite; {kept}. "
             "Look at the image, or train with a lower rate or weight"
         )

@@ -226,7 +226,8 @@ def report(results: dict[str, Scores], structures: Sequence[str]) -> ResultTable
     if gap > 0:
         share = 100 * (means[WITH_CRF][-1] - means[SCRIBBLES][-1]) / gap
         print(
-            f"\nshare of the way from scribbles to all labels: {share:.0f} % of {100 * gap:.1f} points"
+            f"\nshare of the way from scribbles to all labels: {share:.0f} % of {100 * gap:.1f} "
+            "points"
         )
     return table
 

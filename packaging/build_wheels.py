@@ -98,11 +98,13 @@ def pythons_to_build_for(asked: list[Path]) -> dict[str, Path]:
             chosen.setdefault(str(kind), python)
         elif asked:
             raise BuildError(
-                f"{python}: expected CPython 3.11 or later with its own pyconfig.h, as pyenv and python.org have it"
+                f"{python}: expected CPython 3.11 or later with its own pyconfig.h, as pyenv and "
+                "python.org have it"
             )
     if not asked and (missing := {"cp311", "cp312-abi3"} - set(chosen)):
         raise BuildError(
-            f"no Python found to build {' and '.join(sorted(missing))} with; name one by WHEEL_ARGS='--python PATH PATH'"
+            f"no Python found to build {' and '.join(sorted(missing))} with; name one by "
+            "WHEEL_ARGS='--python PATH PATH'"
         )
     return chosen
 
@@ -218,7 +220,8 @@ def finish(tools: Path, raw: Path, arch: str) -> Path:
     found = re.findall(r'platform tag:\s*"(\w+)"', shown.replace("\n", " "))
     if found != [platform] and not older(found, platform):
         raise BuildError(
-            f"{wheel.name}: auditwheel calls it {', '.join(found) or shown}; expected {platform} or older"
+            f"{wheel.name}: auditwheel calls it {', '.join(found) or shown}; expected {platform} "
+            "or older"
         )
     if "abi3" in wheel.name:
         run(tools, "-m", "abi3audit", "--strict", wheel)

@@ -36,7 +36,8 @@ def backend(request, monkeypatch):
     """Every backend in turn: a test that takes this fixture is written once and must hold for all
     of them.
 
-    `cuda-shim` is the GPU engine with its kernels compiled as C++; `cuda` needs a GPU; `torch` computes in float64.
+    `cuda-shim` is the GPU engine with its kernels compiled as C++; `cuda` needs a GPU; `torch`
+    computes in float64.
     """
     return _load(request.param, monkeypatch)
 

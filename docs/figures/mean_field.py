@@ -52,7 +52,8 @@ def draw_steps(scene: Scene) -> None:
     figure = new_figure(
         11.0,
         5.6,
-        "Mean field on one slice: each step, every voxel listens to the others and changes its mind a little",
+        "Mean field on one slice: each step, every voxel listens to the others and changes its "
+        "mind a little",
     )
     panels = figure.subplots(2, 5)
     picture = gray(scene.image[0])

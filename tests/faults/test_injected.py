@@ -1,8 +1,8 @@
 """Inputs that change under a run, and small files that promise much: a message, status 1, and the
 other cases are done.
 
-Full and read-only disks are in `tests/cli/test_bad_input.py`, limits of file sizes, links and devices that are always full in
-`tests/io/test_atomic.py`.
+Full and read-only disks are in `tests/cli/test_bad_input.py`, limits of file sizes, links and
+devices that are always full in `tests/io/test_atomic.py`.
 """
 
 import gzip

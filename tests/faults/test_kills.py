@@ -1,8 +1,9 @@
 """kill -9 at random moments of every command that writes, several times on one output: the rest
 makes it what an undisturbed run makes.
 
-`tests/cli/test_interrupt.py` has the polite signals and the kill while a file is written, `tests/io/test_atomic.py` whose temporary
-files are removed, `tests/cli/test_interrupt.py` killed worker processes.
+`tests/cli/test_interrupt.py` has the polite signals and the kill while a file is written,
+`tests/io/test_atomic.py` whose temporary files are removed, `tests/cli/test_interrupt.py` killed
+worker processes.
 """
 
 import json

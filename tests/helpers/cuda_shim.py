@@ -1,9 +1,11 @@
 """The GPU engine without a GPU: its kernels compiled as C++, its arrays numpy's.
 
-Threads run one after the other (with `order` 0 in reverse), in kernels with barriers inside each phase. Watched, each access of a kernel
-to memory is looked at (kernel_watch.cpp): outside of the launch's arrays, where nobody has written, or where two threads meet with no
-barrier between, it is a fault. Arithmetic is a GPU's then, and `order` is the seed of the order of threads. Not seen are an access
-behind an array that lies within another one, numpy's reads of unwritten memory, and what threads do to each other through atomics.
+Threads run one after the other (with `order` 0 in reverse), in kernels with barriers inside each
+phase. Watched, each access of a kernel to memory is looked at (kernel_watch.cpp): outside of the
+launch's arrays, where nobody has written, or where two threads meet with no barrier between, it is
+a fault. Arithmetic is a GPU's then, and `order` is the seed of the order of threads. Not seen are
+an access behind an array that lies within another one, numpy's reads of unwritten memory, and what
+threads do to each other through atomics.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
 """Gives a reader many damaged inputs in a forked process with limits of memory and time.
 
-The rule: a reader returns a valid object or raises a CrfRefineError with a short message that a terminal can show. Another exception, a
-crash, an input that takes too long or too much memory, or text on the standard streams is a fault, named with the number of its input.
+The rule: a reader returns a valid object or raises a CrfRefineError with a short message that a
+terminal can show. Another exception, a crash, an input that takes too long or too much memory, or
+text on the standard streams is a fault, named with the number of its input.
 """
 
 import faulthandler
@@ -98,7 +99,8 @@ def fuzz(target, folder, first, count=None, seconds=None):
         said = log.read().decode(errors="replace")[-4000:]
     number = first + counts.sum()
     assert not status, (
-        f"{target.name}, input {number}, status {status}; `pytest tests/fuzz --only {number} -k NAME` repeats it\n{said}"
+        f"{target.name}, input {number}, status {status}; `pytest tests/fuzz --only {number} -k "
+        f"NAME` repeats it\n{said}"
     )
     return counts.tolist()
 

@@ -1,8 +1,9 @@
 """Kills a command at random moments, again and again on the same output, and checks what it leaves
 and what the rest makes of it.
 
-The commands run in copies of a process that has imported everything, which is this file as a program: the process that forks must have
-one thread. It reads requests from standard input and answers on standard output, one JSON value per line.
+The commands run in copies of a process that has imported everything, which is this file as a
+program: the process that forks must have one thread. It reads requests from standard input and
+answers on standard output, one JSON value per line.
 """
 
 import contextlib
@@ -152,8 +153,8 @@ def check_kills(work, folder, *, seed, setup="", num_kills=NUM_KILLS, most_in_a_
     """Kill the command at random moments of an undisturbed run's time, several times in succession,
     and then let it end.
 
-    After each kill, every file that has its name is the one of the undisturbed run. At the end all of them
-    are, and nothing else but hidden files is there.
+    After each kill, every file that has its name is the one of the undisturbed run. At the end all
+    of them are, and nothing else but hidden files is there.
     """
     rng = random.Random(seed)
     kills = 0

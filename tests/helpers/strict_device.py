@@ -1,8 +1,9 @@
 """A stand-in for a GPU that holds the engine to a GPU's rules, of which the plain shim knows
 nothing.
 
-Its arrays do not mix with the host's, and hold no numbers when they are new. Kernels take nothing else, and rows of channels only at
-addresses that one wide load can take. What arrays take is counted as they come and go, and more than there is cannot be had.
+Its arrays do not mix with the host's, and hold no numbers when they are new. Kernels take nothing
+else, and rows of channels only at addresses that one wide load can take. What arrays take is
+counted as they come and go, and more than there is cannot be had.
 """
 
 import weakref
@@ -113,7 +114,8 @@ class StrictDevice(cuda_shim.ShimDevice):
             )
             if argument.ctypes.data % alignment:
                 raise StrictError(
-                    f"{where} lies {argument.ctypes.data % 16} bytes behind a multiple of 16; its rows need {alignment}"
+                    f"{where} lies {argument.ctypes.data % 16} bytes behind a multiple of 16; its "
+                    f"rows need {alignment}"
                 )
         super().launch(source, kernel, constants, num_threads, *map(_plain, arguments))
 

@@ -39,8 +39,9 @@ def make_case(
 ):
     """A case with labels in blobs.
 
-    The logits fall over `softness` voxels from one label to the next, from `margin` far inside; `padding` planes at the end of the last
-    axis have equal logits; `half` rounds to float16; with `probabilities` the network's output is a softmax.
+    The logits fall over `softness` voxels from one label to the next, from `margin` far inside;
+    `padding` planes at the end of the last axis have equal logits; `half` rounds to float16; with
+    `probabilities` the network's output is a softmax.
     """
     rng = np.random.default_rng(seed)
     labels = np.stack(

@@ -1,7 +1,8 @@
 """Every Python and shell block of the README and of the pages in docs runs as it is printed, on
 made-up files of the names that it uses.
 
-A page's blocks run one after the other in one folder, so later ones find what earlier ones wrote. What cannot run here is in `ELSEWHERE`.
+A page's blocks run one after the other in one folder, so later ones find what earlier ones wrote.
+What cannot run here is in `ELSEWHERE`.
 """
 
 import functools

@@ -96,7 +96,8 @@ def test_each_segmentation_is_refined_into_a_derived_dataset(tmp_path):
 def test_scribbles_of_a_viewer_correct_the_network(example):
     """The part of `examples/monai_label.py` that needs no MONAI Label.
 
-    Values 5 and 6 are background and label 2 as a viewer draws them; 1 to 3 are the segmentation around them.
+    Values 5 and 6 are background and label 2 as a viewer draws them; 1 to 3 are the segmentation
+    around them.
     """
     phantom = make_phantom(0, GRID_SHAPE, SPACING)
     scribbles = phantom.labels.astype(np.uint8)

@@ -124,7 +124,8 @@ def test_neither_importing_the_package_nor_a_whole_run_imports_torch_or_cupy(tmp
         )
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import crfrefine; [getattr(crfrefine, name) for name in {*dir(crfrefine)} - {*crfrefine._NEED_TORCH}]\n"
+        "import crfrefine; [getattr(crfrefine, name) for name in {*dir(crfrefine)} - "
+        "{*crfrefine._NEED_TORCH}]\n"
         "from crfrefine import *\n"
         "from crfrefine.cli.main import main; sys.argv = ['crfrefine', *sys.argv[1:]]; main()"
     )

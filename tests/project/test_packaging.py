@@ -115,8 +115,8 @@ def test_a_source_tree_takes_the_engine_of_the_same_package_installed(tmp_path):
         adapter.write("# changed\n")
     done = subprocess.run([sys.executable, "-S", "-c", code], **options)
     assert (
-        f"missing from {clone / 'crfrefine'}, and no installed package of this version has it; install crfrefine"
-        in done.stderr
+        f"missing from {clone / 'crfrefine'}, and no installed package of this version has it; "
+        "install crfrefine" in done.stderr
     )
 
 
