@@ -106,7 +106,8 @@ def summary(results: Errors) -> str:
 def main() -> None:
     results = measure()
     head = describe()
-    text = f"{table(results)}\n*{head['date']}, sources {head['source']}, {NUM_ROWS} sampled voxels per cell.*\n"
+    origin = f"{head['date']}, sources {head['source']}"
+    text = f"{table(results)}\n*{origin}, {NUM_ROWS} sampled voxels per cell.*\n"
     sys.stdout.write(text)
     document = ROOT / "docs" / "reference" / "accuracy.md"
     write_between_markers(document, "accuracy-summary", summary(results))

@@ -32,7 +32,10 @@ ROW_REACH = 5.0  # in theta_alpha: what lies farther has a kernel below e^-12.5
 
 
 def exact_rows(workload: Workload, count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Flat indices of sampled voxels, the same each time, and the message (K values) / (K 1) of the bilateral kernel there, (L, count)."""
+    """Return the message of the bilateral kernel at sampled voxels, the same ones each time.
+
+    These are flat indices of voxels, and (K values) / (K 1) there, (L, count).
+    """
     values = softmax(workload.logits)
     if workload.mask is not None:
         inside = np.flatnonzero(workload.mask)
@@ -94,7 +97,7 @@ def _require(passed: bool, message: str) -> None:
 def check_result(
     workload: Workload, results: dict[str, NDArray[Any]], our_lattice: Callable[[], NDArray[Any]]
 ) -> dict[str, float]:
-    """Compare one message with rows of the exact one, and our (L, N) marginals over the masked voxels with the peers' results.
+    """Compare a message with exact rows, and our (L, N) marginals in the mask with the peers'.
 
     With far more vertices than voxels a lattice is a poor approximation, and another filter, held
     to exact rows, differs from it. That both do the same work is then seen from the same lattice:

@@ -1,4 +1,4 @@
-"""Time, memory and error of the Gaussian filter on points, `crfrefine.Lattice`, beside the lattices of pydensecrf2 and MONAI.
+"""Time, memory and error of the Gaussian filter on points beside pydensecrf2 and MONAI.
 
 Usage: filter.py [--monai PYTHON] [--repeats N] [--large]    (PYTHON has a MONAI with compiled
 extensions; --large: 10 million points)

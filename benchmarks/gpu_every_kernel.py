@@ -181,7 +181,10 @@ def _run_label_counts(engine: Any, image: Any, mask: Any) -> None:
 
 
 def _run_grids(engine: Any, logits: Any, image: Any) -> None:
-    """One and two modalities, boxes of one to four axes with masks and without, few intensity cells and more than fit into a block."""
+    """Return grids of one and two modalities, in boxes of one to four axes, with and without masks.
+
+    They have few intensity cells, and more than fit into a block.
+    """
     rng = np.random.default_rng(10)
     for shape in (SHAPE, (57,), (9, 20), (3, 5, 4, 6)):
         inside = rng.random(shape) < 0.7
@@ -197,7 +200,7 @@ def _run_grids(engine: Any, logits: Any, image: Any) -> None:
 
 
 def _run_short_axes(engine: Any) -> None:
-    """The spatial kernel where an axis other than the last has its neighbors nearby, or where there is only one."""
+    """Return spatial kernels where an early axis has its neighbors nearby, or is alone."""
     rng = np.random.default_rng(7)
     for shape in ((57,), (9, 20), (5, 6, 7)):
         for inside in (None, rng.random(shape) < 0.7):
@@ -253,7 +256,7 @@ def _run_backward(engine: Any, logits: Any, image: Any, mask: Any, filter_name: 
 
 
 def main() -> None:
-    """Run on the first GPU, with every array in memory of its own, so that an access beyond it is seen."""
+    """Run on the first GPU, each array in its own memory, so that an access beyond it is seen."""
     from crfrefine.engines.cuda.cupy_device import CupyDevice
 
     device = CupyDevice()

@@ -40,7 +40,7 @@ _UNWRITTEN = 0x55555555
 
 
 class RecordingDevice(ShimDevice):
-    """Remembers in `found` a launch of each kernel, its constants and the pointers that are null."""
+    """Remembers in `found` a launch of each kernel, its constants and its null pointers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -78,7 +78,7 @@ def view(argument: dict[str, Any], memory: Sequence[Any]) -> Any:
     return piece.view(dtype).reshape(argument["shape"])
 
 
-# ---- In a process of its own, with the GPU -----------------------------------------------------------------------------------------
+# ---- In a process of its own, with the GPU
 
 
 def launch_one(cupy: Any, record: Record, number: int) -> Line:
@@ -153,7 +153,8 @@ def compare(
         share, num_wrong = _differences(before, expected, got)
         line["difference"] = max(line["difference"], share)
         if num_wrong:
-            where = f"{num_wrong} of {got.size} numbers of argument {number} ({launch['names'][number]}, {argument['dtype']})"
+            name = f"{number} ({launch['names'][number]}, {argument['dtype']})"
+            where = f"{num_wrong} of {got.size} numbers of argument {name}"
             line |= {
                 "outcome": "wrong",
                 "error": line.get("error", f"{where} differ, by up to {share:.2g} of the largest"),
@@ -162,7 +163,7 @@ def compare(
 
 
 def _differences(before: Any, expected: Any, got: Any) -> tuple[float, int]:
-    """The largest difference as a share of the largest number that is written, and how many numbers differ by too much."""
+    """Return the largest difference over the largest number written, and how many are wrong."""
     if expected.dtype.kind != "f":
         wrong = got != expected
         largest = np.abs(got[wrong].astype(np.float64) - expected[wrong].astype(np.float64)).max(
@@ -205,7 +206,7 @@ def _short(text: str) -> str:
     return f"{text[:1000]} … {text[-400:]}"
 
 
-# ---- The parent, which never touches the GPU ---------------------------------------------------------------------------------------
+# ---- The parent, which never touches the GPU
 
 
 def play(path: Path, lines: Path | None, *, seconds: float) -> Counter[str]:
@@ -271,7 +272,10 @@ def play(path: Path, lines: Path | None, *, seconds: float) -> Counter[str]:
 def _run_child(
     path: Path, numbers: Sequence[int], seconds: float
 ) -> tuple[bool, list[Line], int | None, str]:
-    """Run launches in a process: whether it began, its answers, its exit status (None if the time was up), and what it printed."""
+    """Run launches in a process; return whether it began, answers, exit status and output.
+
+    The exit status is None if the time was up.
+    """
     with tempfile.NamedTemporaryFile("w+") as answers:
         status, said = run_process(
             [sys.executable, __file__, path, "--child", *numbers], seconds, stdout=answers

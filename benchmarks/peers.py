@@ -1,4 +1,4 @@
-"""The other libraries, each installed from the package index into an environment of its own, and measured in fresh processes."""
+"""The other libraries: each has an environment of its own, and is measured in fresh processes."""
 
 from __future__ import annotations
 

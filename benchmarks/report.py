@@ -42,7 +42,8 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"  # a checkout on a machine that has only what the benchmark at hand needs
+        # A checkout on a machine that has only what the benchmark needs.
+        return "not installed"
 
 
 def describe(*packages: str) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def _values(cases: Sequence[Scores], method: str, metric: str) -> NDArray[np.flo
 
 
 def gain_table(found: dict[Row, list[Scores]], metric: str) -> str:
-    """Points above nearest neighbor (cases that lose more than LOSS, worst case), share recovered."""
+    """Return points above nearest neighbor (cases that lose more than LOSS, worst), recovered."""
     rows = []
     for (folder, how, factor), cases in found.items():
         before = _values(cases, NEAREST, metric)
@@ -265,7 +265,8 @@ def test_table(found: dict[Row, list[Scores]], metric: str) -> str:
 def report(found: dict[Row, list[Scores]]) -> str:
     text = ""
     for metric, title in METRICS.items():
-        gains = f"points above nearest (cases that lose more than {LOSS:g}, worst case)\n\n{gain_table(found, metric)}"
+        title = f"points above nearest (cases that lose more than {LOSS:g}, worst case)"
+        gains = f"{title}\n\n{gain_table(found, metric)}"
         tests = f"points of {CRF} above the others (p after Holm)\n\n{test_table(found, metric)}"
         text += f"### {title}: {gains}\n### {title}: {tests}\n"
     return text + f"*sources {source_hash()}*\n"

@@ -190,7 +190,10 @@ for name, package in (("grow cut", "itk"), ("random walker", "skimage")):
 def draw(
     subject: Subject, strokes: Labels, middle: NDArray[np.int64], axis: int, value: int
 ) -> None:
-    """Draw a line through a voxel along the first or second axis, where the reference has the label of that voxel."""
+    """Draw a line through a voxel along an axis, where the reference has that voxel's label.
+
+    The axis is the first or the second one.
+    """
     truth = subject.truth
     line = [middle[axis]]
     label = truth[tuple(middle)]
@@ -259,7 +262,10 @@ def measure(folder: str, number: int, form: str) -> dict[str, Any]:
 def harms(
     subject: Subject, strokes: Labels, drawn: list[Labels], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Return points that a wrong label in a stroke costs, and the percentage of the structure that strokes change where all is right."""
+    """Return points that a wrong label in a stroke costs, and what strokes change if all is right.
+
+    The latter is a percentage of the structure.
+    """
     labels = np.unique(subject.truth)
     size = np.count_nonzero(subject.truth)
     right = subject.dice(subject.refine(strokes))

@@ -147,7 +147,7 @@ def link_cases(cases: Sequence[CaseFiles], data: Path, folder: Path, network: st
 
 
 def make_studies(data: DataSet, options: argparse.Namespace, output: Path) -> list[Study]:
-    """Return a study for each output of a network, after training the network if the data set has none."""
+    """Return a study for each output of a network, which is trained if the data set has none."""
     folder = Path(os.environ["CRFREFINE_DATA"]).resolve() / data.name
     names = sorted(path.name for path in folder.glob("logits*") if path.is_dir())
     if options.quick:
@@ -330,7 +330,7 @@ def _infer(
 
 
 def _write_rivals(study: Study, report: dict[str, Any], folder: Path) -> None:
-    """Write the label maps that no command writes, each as the fold that held a case out has tuned it."""
+    """Write the label maps that no command writes, tuned by the fold that held the case out."""
     tuned = {case: fold for fold in report["folds"] for case in fold["held_out"]}
     declared = DeclaredLabels(
         tuple(range(len(report["label_names"]))), "the report of the training"
@@ -399,7 +399,7 @@ def _evaluate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="train-crf with folds, infer on what was held out, evaluate against simple rivals."
+        description="train-crf with folds, infer on the cases held out, evaluate against rivals."
     )
     parser.add_argument(
         "--quick",

@@ -1,4 +1,6 @@
-"""A small 2-D U-Net for stacks of thick slices, trained with folds for labeled cases that have no logits: a few minutes of one core each.
+"""A small 2-D U-Net for thick slices, trained with folds on labeled cases without logits.
+
+A fold takes a few minutes of one core.
 
 Each fold predicts the cases that it held out. A training that was stopped goes on after the last
 complete fold; the same seed has the same result. `examples/scribbles.py` trains this network too.
@@ -35,7 +37,10 @@ _ROTATION = math.radians(35)
 _SCALE = 1.25
 _JITTER = 20
 _FOREGROUND_SHARE = 0.8
-"""Augmentation: largest rotation, largest zoom, voxels a patch is off its structure, share of the patches that are around one."""
+"""Augmentation: largest rotation and zoom, and where patches lie.
+
+Patches are so many voxels off a structure, and a share of them is around one.
+"""
 
 
 @dataclass(frozen=True)
@@ -314,7 +319,10 @@ def _run_fold(
 def read_stack(
     case: CaseFiles, *, with_labels: bool = False, unknown: int = 0
 ) -> tuple[Stack, Volume]:
-    """Return a case as a stack of slices along its coarsest axis, each modality from its first to its last percentile, -1 to 1."""
+    """Return a case as a stack of slices along its coarsest axis.
+
+    Each modality goes from -1 to 1 between its first and its last percentile.
+    """
     volumes = [io.read_volume(path) for path in case.images]
     axis = _thick_axis(volumes[0])
     modalities = []

@@ -101,7 +101,7 @@ def crfrefine(*arguments: object, log: Path) -> float:
 
 
 def link_files(files: Sequence[Path], folder: Path) -> None:
-    """Link files into a folder, with those that belong to them, such as the voxels of a MetaImage."""
+    """Link files into a folder, with those that belong to them, as a MetaImage's voxels do."""
     for file in files:
         folder.mkdir(parents=True, exist_ok=True)
         belonging = f"{stem_of(file)}."

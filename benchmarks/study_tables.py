@@ -43,7 +43,8 @@ EVALUATION = "evaluation"
 EVALUATION_LARGEST = "evaluation_largest"
 REPORT = Path("training") / "params.report.json"
 ENVIRONMENT = Path("training") / "environment.json"  # what the training ran on, and its memory
-LABEL_MAPS = "label_maps_of_"  # name of the study of the label maps of logits: this and the name of the logits
+# Name of the study of the label maps of logits: this and the name of the logits.
+LABEL_MAPS = "label_maps_of_"
 
 RANKSEG = "rankseg"  # the package of that name, left out where it is not installed
 RIVALS = (SCALING, GUIDED, LARGEST, DEFAULT, *([RANKSEG] if find_spec(RANKSEG) else []))
@@ -96,7 +97,7 @@ class Findings:
 
     @cached_property
     def comparisons(self) -> dict[str, tuple[PairedComparison, float]]:
-        """Each method's mean Dice against the network's, and its p after Holm's correction over the methods."""
+        """Return each method's mean Dice beside the network's, and its p after Holm."""
         methods = [
             method
             for method in (RANKSEG, *METHODS)
@@ -239,7 +240,8 @@ def study_section(findings: Findings) -> str:
     quoted = "\n>\n".join(f"> {text}" for text in sentences)
     notes = "\n".join(f"- {text}" for text in _notes(findings))
     head = f"### {findings.name}, {len(findings.table.cases)} cases, {folds} folds\n\n{anecdote}"
-    return f"{head}{_methods_table(findings)}\n{quoted}\n\n{notes}\n\n{provenance(findings.environment)}"
+    origin = provenance(findings.environment)
+    return f"{head}{_methods_table(findings)}\n{quoted}\n\n{notes}\n\n{origin}"
 
 
 def _methods_table(findings: Findings) -> str:

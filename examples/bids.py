@@ -20,7 +20,7 @@ import crfrefine
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the manifest of all cases, call `crfrefine infer`, write the JSON files, and return the exit status."""
+    """Write the manifest, call `crfrefine infer`, write the JSON files; return the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

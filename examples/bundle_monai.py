@@ -87,8 +87,13 @@ INFERENCE = {
     ],
     "bundle_root": ".",
     "images": "$@bundle_root + '/../images'",
-    "cases": "$sorted({str(file).rsplit('_', 1)[0] for file in Path(@images).glob('*_0000.nii.gz')})",
-    "files": f"$[{{'image': [f'{{case}}_{{m:04d}}.nii.gz' for m in range({recipe.NUM_MODALITIES})]}} for case in @cases]",
+    "cases": (
+        "$sorted({str(file).rsplit('_', 1)[0] for file in Path(@images).glob('*_0000.nii.gz')})"
+    ),
+    "files": (
+        f"$[{{'image': [f'{{case}}_{{m:04d}}.nii.gz' for m in range({recipe.NUM_MODALITIES})]}} "
+        "for case in @cases]"
+    ),
     "preprocessing": {"_target_": "Compose", "transforms": PREPROCESSING},
     "dataset": {"_target_": "Dataset", "data": "@files", "transform": "@preprocessing"},
     "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1},
@@ -96,7 +101,9 @@ INFERENCE = {
     "weights": "$torch.load(@bundle_root + '/models/model.pt', weights_only=True)",
     "inferer": {"_target_": "SimpleInferer"},
     "postprocessing": {"_target_": "Compose", "transforms": POSTPROCESSING},
-    "predict": "$torch.no_grad()(lambda batch: {**batch, 'pred': @inferer(batch['image'], @network_def)})",
+    "predict": (
+        "$torch.no_grad()(lambda batch: {**batch, 'pred': @inferer(batch['image'], @network_def)})"
+    ),
     "initialize": ["$@network_def.load_state_dict(@weights)", "$@network_def.eval()"],
     "run": [
         "$[@postprocessing(case) for batch in @dataloader for case in "
@@ -106,7 +113,7 @@ INFERENCE = {
 
 
 def train(cases: list[dict[str, str]], epochs: int) -> UNet:
-    """A U-Net that is weak on purpose, trained on images as the bundle's transforms prepare them."""
+    """Return a weak U-Net, trained on images as the bundle's transforms prepare them."""
     network = UNet(**{key: value for key, value in NETWORK.items() if key != "_target_"})
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     for _ in range(epochs):
@@ -172,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     Return the mean Dice before and after.
     """
     parser = argparse.ArgumentParser(
-        description="A MONAI bundle whose post-processing is refined by the dense CRF, on generated volumes."
+        description="A MONAI bundle whose result the dense CRF refines, on generated volumes."
     )
     parser.add_argument("--cases", type=int, default=4, help="volumes to train on")
     parser.add_argument("--epochs", type=int, default=20)

@@ -1,4 +1,6 @@
-"""Train a small 3-D U-Net with the dense CRF as its last layer, end to end, on volumes that are generated here. One minute on two cores.
+"""Train a small 3-D U-Net with the dense CRF as its last layer, end to end, on made-up volumes.
+
+It takes a minute on two cores.
 
     pip install '.[train]' python examples/end_to_end.py [--cases 6] [--epochs 12] [--autocast
     [float16]] [--checkpoint training.pt] [--output trained.toml]
@@ -372,7 +374,7 @@ def evaluate(
 def main(arguments: Sequence[str] | None = None) -> Segmenter:
     """Train, say what came of it, and save what the CRF learned; return the model."""
     parser = argparse.ArgumentParser(
-        description="Train a small 3-D U-Net with the dense CRF as its last layer on generated volumes."
+        description="Train a small 3-D U-Net with the dense CRF as its last layer."
     )
     parser.add_argument("--cases", type=int, default=6, help="volumes to train on")
     parser.add_argument("--epochs", type=int, default=12, help="epochs of each phase")

@@ -53,7 +53,7 @@ class Batches:
 
 
 def write_cases(folder: Path, seeds: Sequence[int]) -> list[dict[str, str]]:
-    """Write generated volumes as NIfTI files, one per modality, and return what MONAI's transforms read."""
+    """Write made-up volumes as NIfTI, a file per modality; return what MONAI's transforms read."""
     affine = np.diag([*recipe.SPACING, 1.0])
     found = []
     for kind in ("images", "labels"):

@@ -1,4 +1,4 @@
-"""A task of MONAI Label: scribbles correct the result of a network, for several labels, without graph cuts.
+"""A task of MONAI Label: scribbles correct a network's result, for several labels.
 
 In the app's `init_infers`:
 
@@ -96,7 +96,7 @@ class CorrectWithScribbles(BasicInferTask):
         return {background or len(self.labels) + 1: 0, foreground or len(self.labels) + 2: label}
 
     def pre_transforms(self, data: Any = None) -> Sequence[Callable]:
-        """Return what loads image and scribbles, and prepares a copy of the image for the network."""
+        """Return what loads image and scribbles, and prepares an image for the network."""
         keys = ["image", "label"]
         return [
             LoadImaged(keys=keys),

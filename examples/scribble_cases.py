@@ -79,7 +79,8 @@ def read_data(folder: Path) -> ScribbleData:
         isinstance(label, int) for label in declared.values()
     ):
         raise InputError(
-            f'{file}: no "labels"; expected names with a number each, such as {{"background": 0, "wall": 1, "{UNKNOWN}": 2}}'
+            f'{file}: no "labels"; expected names with a number each, such as '
+            f'{{"background": 0, "wall": 1, "{UNKNOWN}": 2}}'
         )
     if UNKNOWN not in declared:
         raise InputError(
@@ -141,7 +142,10 @@ def _check(stack: Stack, files: CaseFiles, num_labels: int, unknown: int | None)
 
 
 def generate(folder: Path, count: int, seed: int) -> Path:
-    """Write hearts of a few thick slices, with labels, and one stroke through each structure on every slice; return the folder."""
+    """Write hearts of a few thick slices with labels; return the folder.
+
+    A stroke goes through each structure on every slice.
+    """
     shape = (52, 44, 3)
     spacing = (1.5, 1.7, 8.0)
     structures = {"right": 1, "wall": 2, "left": 3}

@@ -135,7 +135,10 @@ def scribble_loss(
     recipe: Recipe,
     chosen: Sequence[tuple[Stack, int]],
 ) -> Tensor:
-    """Return the partial cross-entropy, 0 if there is no stroke on any of the patches, plus the weighted `crf_loss`."""
+    """Return the partial cross-entropy plus the weighted `crf_loss`.
+
+    The former is 0 if there is no stroke on any of the patches.
+    """
     loss = partial_cross_entropy(logits, scribbles, ignore_index=chosen[0][0].unknown)
     if weight > 0.0:
         loss = loss + weight * crf_loss(

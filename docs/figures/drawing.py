@@ -1,4 +1,4 @@
-"""How the figures are drawn: label maps as contours over an image, curves, bars, and small PNG files."""
+"""How the figures are drawn: contours over an image, curves, bars, small PNG files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def show(
     title: str,
     labels: NDArray[np.integer] | None = None,
 ) -> None:
-    """Show an image (rows, columns) or (rows, columns, 3), 0 to 1, and the borders of labels 1 and 2.
+    """Show an image (rows, columns[, 3]), 0 to 1, and the borders of labels 1 and 2.
 
     Args:
         axes: where.

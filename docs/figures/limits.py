@@ -1,4 +1,4 @@
-"""When the CRF cannot help: a thin structure, a border that the image does not show, a network that is too sure."""
+"""When the CRF cannot help: thin structures, borders without edge, networks that are too sure."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def draw_kernel(scene: Scene) -> None:
 
 
 def draw_steps(scene: Scene) -> None:
-    """Label maps and the probability of background after some steps, and the energy of all of them."""
+    """Return label maps and the background's probability after some steps, and all energies."""
     figure = new_figure(
         11.0,
         5.6,

@@ -1,4 +1,4 @@
-"""The preview of the tutorial's first case, as `crfrefine infer --preview` writes it, in fewer pixels and colors."""
+"""The preview of the tutorial's first case, with fewer pixels and colors than `infer` writes."""
 
 from __future__ import annotations
 

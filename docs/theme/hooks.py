@@ -65,7 +65,7 @@ def on_config(config: Any) -> Any:
 
 
 def shown_at(path: str) -> str:
-    """Where the site has a file or folder of the repository, as the address of a page below docs/."""
+    """Return where the site has a file or folder of the repository: a page below docs/."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if (ROOT / path).is_dir():
@@ -111,7 +111,8 @@ def page_of(path: str) -> str:
         return text
     if file.suffix == ".ipynb":
         return "\n\n".join(shown_cell(cell) for cell in json.loads(text)["cells"])
-    return f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n````{LANGUAGES.get(file.suffix, '')}\n{text}\n````\n"
+    head = f"---\nsearch: {{exclude: true}}\n---\n# {path}\n\n"
+    return f"{head}````{LANGUAGES.get(file.suffix, '')}\n{text}\n````\n"
 
 
 def shown_cell(cell: dict[str, Any]) -> str:
@@ -130,7 +131,7 @@ def first_sentence(module: Path) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add a page for each file outside of docs/ that a page links to, and for those that these link to."""
+    """Add a page for each file outside of docs/ that a page links to, and for those behind them."""
     pages = [file for file in files.documentation_pages() if file.inclusion.is_included()]
     waiting = [
         target for file in pages for target in targets(file.content_string, f"docs/{file.src_uri}")
@@ -174,7 +175,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if "://" in link or not link:
             return match[0]
         aim = shown_at(posixpath.normpath(posixpath.join(posixpath.dirname(path), link)))
-        return f"{match[1]}{posixpath.relpath(aim, posixpath.dirname(here) or '.')}{'#' + anchor if anchor else ''}{match[3]}"
+        address = posixpath.relpath(aim, posixpath.dirname(here) or ".")
+        if anchor:
+            address += f"#{anchor}"
+        return f"{match[1]}{address}{match[3]}"
 
     def changed(text: str) -> str:
         return _DISPLAY.sub(r"\n\1\n", _LINK.sub(relinked, text))
@@ -216,7 +220,7 @@ def with_links(content: str, here: Any, files: Any) -> str:
 # ---- Formulas
 
 LONG = 60
-"""Characters of a formula within a line from which it scrolls by itself where the page is narrow."""
+"""Characters of a formula in a line from which on it scrolls where the page is narrow."""
 
 PLAINER = (
     (re.compile(r"\\mathrel\{(.)\}"), r"\1"),

@@ -152,7 +152,7 @@ def write_folders(root, *case_ids):
 
 
 def files_in(folder):
-    """Return all names in a folder, hidden ones too, but not the folder with the records of runs."""
+    """Return all names in a folder, hidden ones too, but not the folder of records."""
     return (
         sorted(path.name for path in folder.iterdir() if path.name != RECORD_FOLDER)
         if folder.is_dir()

@@ -67,7 +67,7 @@ def all_are_watched():
 
 
 class KernelFaultError(AssertionError):
-    """Threads that get in each other's way, take what nobody wrote, or reach beyond their arrays."""
+    """Threads get in each other's way, take what nobody wrote, or reach beyond their arrays."""
 
 
 def _build(name, text, *options, libraries=()):

@@ -9,7 +9,7 @@ from pydicom.uid import CTImageStorage, EnhancedMRImageStorage, ExplicitVRLittle
 
 
 def slices(array, affine, *, slope=1.0, intercept=0.0):
-    """Slices of an array (x, y, z) of stored integers, from first to last; `affine` goes to RAS+."""
+    """Slices of an array (x, y, z) of stored integers, first to last; `affine` goes to RAS+."""
     lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     for number in range(array.shape[2]):

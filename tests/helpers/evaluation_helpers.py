@@ -131,7 +131,7 @@ def write_study(root, num_cases=3, suffix=".nii.gz"):
 
 
 def read_metrics(folder):
-    """The values of `metrics.csv` by case, label, metric and method; NaN where the field is empty."""
+    """The values of `metrics.csv` by case, label, metric and method; NaN for empty fields."""
     with (folder / "metrics.csv").open(newline="") as file:
         lines = list(csv.reader(file))
     assert lines[0] == ["case", "label", "metric", "value", "method"]

@@ -110,7 +110,10 @@ def save_itk(
 
 
 def meta_text(**changes):
-    """The header of a MetaImage of 2 x 3 x 4 shorts; ElementDataFile comes last, and a field that is changed to "-" is left out."""
+    """The header of a MetaImage of 2 x 3 x 4 shorts.
+
+    ElementDataFile comes last; a field that is changed to "-" is left out.
+    """
     fields = {
         "NDims": "3",
         "DimSize": "2 3 4",

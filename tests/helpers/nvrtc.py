@@ -75,7 +75,7 @@ def intermediate_code(source):
 
 
 def _compile(architecture, source):
-    """The compiler's log, and PTX for a virtual architecture; raise CompilationError with the log."""
+    """The compiler's log, and PTX for a virtual architecture; CompilationError has the log."""
     library = nvrtc_library()
     assert library is not None
     program = ctypes.c_void_p()

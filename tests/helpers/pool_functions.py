@@ -1,4 +1,4 @@
-"""What other processes run in the tests of processes: of a module that they can import by its name."""
+"""What other processes run in the tests of processes, which import this module by its name."""
 
 import os
 import signal

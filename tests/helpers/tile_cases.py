@@ -72,7 +72,7 @@ def make_case(
 
 
 def refine(case, parameters, threshold, **options):
-    """Refine a case; tiles are used wherever labels may be left out, also where that saves nothing."""
+    """Refine a case on tiles wherever labels may be left out, also where that saves nothing."""
     with pytest.MonkeyPatch.context() as patch:
         # As if tiles were always less work: direct sums where they may be, filters of the whole
         # volume else.

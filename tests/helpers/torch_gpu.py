@@ -9,7 +9,7 @@ from crfrefine.layer import autograd, inputs
 
 
 def gpu_tensors(engine, monkeypatch):
-    """Where tensors for "cuda" or "cuda-shim" are, and a list of those that the shim is given from now on.
+    """Where tensors for "cuda" or "cuda-shim" are, and a list of those that the shim is given.
 
     For the shim they are on the CPU, and go to its device as they would to a GPU.
     """

@@ -40,7 +40,10 @@ REGIONS = tuple((label,) for label in range(1, NUM_LABELS))
 
 
 def phantom(seed, kind="useful", *, shape=GRID_SHAPE, spacing=SPACING):
-    """A case whose image is "useful" or "noise" alone; whose logits are "right" already, or right on labels of "scattered" voxels."""
+    """A case whose image is "useful" or "noise" alone.
+
+    Its logits are "right" already, or right on labels of "scattered" voxels.
+    """
     case = make_phantom(seed, shape, spacing)
     random = np.random.default_rng(seed)
     if kind == "noise":

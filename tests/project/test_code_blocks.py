@@ -39,13 +39,21 @@ PAGES = [
 
 ELSEWHERE = {
     r"pip (install|download)|make |docker |export ": "installs, builds, or sets a variable",
-    r"(\.venv/bin/)?python (examples|benchmarks)/|cd benchmarks|bash benchmarks/": "the tests of examples and benchmarks run these",
+    r"(\.venv/bin/)?python (examples|benchmarks)/|cd benchmarks|bash benchmarks/": (
+        "the tests of examples and benchmarks run these"
+    ),
     r"\.venv/bin/python -c": "prepares benchmarks on the real cases",
     r"nnUNetv2_|for fold in|TotalSegmentator": "other people's programs",
-    r"crfrefine train-crf study --unlabeled ": "needs structures of thirty voxels; the tests of the command make them",
+    r"crfrefine train-crf study --unlabeled ": (
+        "needs structures of thirty voxels; the tests of the command make them"
+    ),
     r"crfrefine tune ": "waits for a person; the tests of the page drive it",
-    r".*--dask |.*--device cuda|dask (scheduler|worker) ": "needs a cluster or a GPU; the tests of both have them made",
-    r"crfrefine infer .*labels --network-spacing ": "needs blocks in maps of more and smaller voxels; the tests of the command make them",
+    r".*--dask |.*--device cuda|dask (scheduler|worker) ": (
+        "needs a cluster or a GPU; the tests of both have them made"
+    ),
+    r"crfrefine infer .*labels --network-spacing ": (
+        "needs blocks in maps of more and smaller voxels; the tests of the command make them"
+    ),
 }
 """The beginning of a statement of a shell, and why it does not run here."""
 
