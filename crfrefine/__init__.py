@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from crfrefine import statistics as statistics
     from crfrefine.arrays.region_scheme import RegionScheme as RegionScheme
     from crfrefine.engines.points import Lattice as Lattice
-    from crfrefine.engines.points import bilateral_filter as bilateral_filter
-    from crfrefine.engines.points import gaussian_filter as gaussian_filter
     from crfrefine.errors import BackendUnavailableError as BackendUnavailableError
     from crfrefine.errors import CapacityError as CapacityError
     from crfrefine.errors import ConfigError as ConfigError
@@ -56,6 +54,8 @@ if TYPE_CHECKING:
     from crfrefine.errors import GridMismatchError as GridMismatchError
     from crfrefine.errors import InputError as InputError
     from crfrefine.errors import UnsupportedFormatError as UnsupportedFormatError
+    from crfrefine.filters import bilateral_filter as bilateral_filter
+    from crfrefine.filters import gaussian_filter as gaussian_filter
     from crfrefine.layer.loss import crf_loss as crf_loss
     from crfrefine.layer.module import CrfRnn as CrfRnn
     from crfrefine.parameters.model import CrfParameters as CrfParameters
@@ -84,9 +84,9 @@ _MODULE_OF = {
     "Plan": "crfrefine.refinement.case",
     "RefinementResult": "crfrefine.refinement.result",
     "RegionScheme": "crfrefine.arrays.region_scheme",
-    "bilateral_filter": "crfrefine.engines.points",
+    "bilateral_filter": "crfrefine.filters",
     "crf_loss": "crfrefine.layer.loss",
-    "gaussian_filter": "crfrefine.engines.points",
+    "gaussian_filter": "crfrefine.filters",
     "refine": "crfrefine.refinement.case",
     **dict.fromkeys(_ERRORS, "crfrefine.errors"),
 }

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from crfrefine.arrays.arguments import given_voxels
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.points import (
-    MAX_SPAN,
+from crfrefine.engines.point_kernels import (
     MAX_VALUE,
-    NORMALIZATIONS,
     TINY,
     CompiledPoints,
     check_word,
-    choose_method,
-    require_shared,
 )
-from crfrefine.errors import BackendUnavailableError, CapacityError, InputError
+from crfrefine.engines.points import NORMALIZATIONS, choose_method
+from crfrefine.engines.torch.points import tensor_kernel
+from crfrefine.errors import InputError
 from crfrefine.layer.autograd import outside_graphs
-
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Float32
-    from crfrefine.engines.torch.filters import Filter
 
 
 @outside_graphs
@@ -144,7 +137,7 @@ def _normalized(
             filtered: Tensor = _Filter.apply(channels, features, kept, method, threads)  # type: ignore[no-untyped-call]
             return filtered
     else:
-        kernel = _tensor_kernel(features.T, method)
+        kernel = tensor_kernel(features.T, method)
 
         def apply(channels: Tensor) -> Tensor:
             return kernel(channels.T).T
@@ -157,24 +150,6 @@ def _normalized(
         return both[:-1] / both[-1:].clamp(min=TINY)
     scale = apply(ones).clamp(min=TINY).rsqrt()
     return apply(values * scale) * scale
-
-
-def _tensor_kernel(features: Tensor, method: str) -> Filter:
-    """Return the kernel of (N, D) features in operations of PyTorch."""
-    from crfrefine.engines.torch.filters import Lattice, dense_filter
-
-    features = features - features.detach().amin(
-        0
-    )  # The C++ engine's origin: the same lattice, and no digits lost to an offset.
-    if features.detach().amax() > MAX_SPAN:
-        raise CapacityError(
-            "a feature spans more than a million bandwidths; divide the features by larger ones"
-        )
-    if method == "exact":
-        return dense_filter(features)
-    lattice = Lattice(features)
-    require_shared(lattice.num_vertices, *features.shape)
-    return lattice
 
 
 class _Filter(torch.autograd.Function):
@@ -251,25 +226,3 @@ class _Gradients(torch.autograd.Function):
         raise InputError(
             "gaussian_filter has no second derivatives in float32 on the CPU; float64 has those with respect to the values"
         )
-
-
-class TorchPoints:
-    """The kernel of points in operations of PyTorch, for arrays."""
-
-    def __init__(self, points: Float32, method: str, device: str) -> None:
-        """Build the kernel of features (D, *grid); `device` is "torch" or "torch:cuda"."""
-        if device != "torch" and not torch.cuda.is_available():
-            raise BackendUnavailableError(
-                "device 'torch:cuda': PyTorch finds no GPU; use 'torch' or 'cpu'"
-            )
-        self._device = "cpu" if device == "torch" else "cuda"
-        self.description = f"{method}, in operations of PyTorch on {self._device}"
-        self._kernel = _tensor_kernel(
-            torch.from_numpy(points.reshape(len(points), -1).T.copy()).to(self._device), method
-        )
-
-    def apply(self, values: Float32, scale: Float32 | None = None) -> Float32:
-        """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""
-        filtered = self._kernel(torch.from_numpy(values.T.copy()).to(self._device)).cpu().numpy()
-        result: Float32 = np.ascontiguousarray(filtered.T)
-        return result if scale is None else result * scale

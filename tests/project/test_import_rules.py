@@ -25,7 +25,7 @@ arrays
 engines metrics
 refinement statistics
 layer monai
-runs
+filters runs
 evaluate nnunet train
 cli
 __main__
