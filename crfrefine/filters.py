@@ -1,14 +1,15 @@
-"""The CRF's filters as functions: `gaussian_filter` on points of any features, `bilateral_filter` on volumes."""
+"""The CRF's filters as functions: `gaussian_filter` on points, `bilateral_filter` on volumes."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_array, given_spacing, given_voxels
+from crfrefine.base.array_types import Float32
 from crfrefine.base.limits import check_threads
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
@@ -17,9 +18,6 @@ from crfrefine.engines.points import Lattice, finite
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import FILTERS, BilateralParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
-
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Float32
 
 
 def gaussian_filter(
@@ -32,68 +30,62 @@ def gaussian_filter(
     device: str = "cpu",
     threads: int | None = None,
 ) -> Any:
-    """Filter values with the Gaussian of any features: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j, for all pairs of points.
+    """Filter values with the Gaussian of any features.
 
-    With positions and intensities as features it is a bilateral filter. `crfrefine.Lattice` keeps the kernel for further values. Tensors
-    of PyTorch are filtered by `crfrefine.layer.functional.gaussian_filter`, which has gradients.
+    It is out_i = sum_j exp(-|f_i - f_j|² / 2) values_j, for all pairs of points. With positions
+    and intensities as features it is a bilateral filter. `crfrefine.Lattice` keeps the kernel for
+    further values. Tensors of PyTorch are filtered by `crfrefine.layer.functional.gaussian_filter`,
+    which has gradients.
 
     Args:
         values: (V, N), or (V, *grid).
         features: (N, D), or (D, *grid), each already divided by its bandwidth; finite.
-        method: "exact" sums over all pairs; "lattice" is the permutohedral lattice, an approximation in O(N D²), for up to 28 features;
-            "auto" is exact for up to 8,192 points.
-        normalization: "none"; "after" divides by the sum of the weights, so that the result is a mean; "symmetric" divides values and
-            result by the root of that sum.
-        mask: (N,) or (*grid), nonzero where points count; others neither send nor receive, and are 0. None means all.
-        device: "cpu", or in plain operations of PyTorch "torch" or "torch:cuda". Only for arrays: tensors are filtered where they are.
+        method: "exact" sums over all pairs; "lattice" is the permutohedral lattice, an
+            approximation in O(N D²), for up to 28 features; "auto" is exact for up to 8,192
+            points.
+        normalization: "none"; "after" divides by the sum of the weights, so that the result is a
+            mean; "symmetric" divides values and result by the root of that sum.
+        mask: (N,) or (*grid), nonzero where points count; others neither send nor receive, and
+            are 0. None means all.
+        device: "cpu", or in plain operations of PyTorch "torch" or "torch:cuda". Only for arrays:
+            tensors are filtered where they are.
         threads: CPU threads; None means the cores this process may use.
 
     Returns:
         float32 in the shape of the values.
 
     Raises:
-        InputError: shapes do not fit, no points or features, values that are not finite or above 1e20, or bandwidths so small that no two
-            points share a simplex of the lattice.
+        InputError: shapes do not fit, no points or features, values that are not finite or above
+            1e20, or bandwidths so small that no two points share a simplex of the lattice.
         ConfigError: a word that is not known.
-        CapacityError: more features than the lattice takes, a feature that spans more than a million bandwidths, or not enough memory.
+        CapacityError: more features than the lattice takes, a feature that spans more than a
+            million bandwidths, or not enough memory.
 
-    Source: Adams, Baek & Davis 2010; docs/reference/math.md, section 6. The guide has a table of errors.
+    Source: Adams, Baek & Davis 2010; docs/reference/math.md, section 6. The guide has a table of
+    errors.
 
     Examples:
         >>> import numpy as np
         >>> from crfrefine import gaussian_filter
-        >>> positions = np.arange(5.0)[:, None] / 2.0  # 5 points with a distance of half a bandwidth
+        >>> positions = np.arange(5.0)[:, None] / 2.0  # 5 points half a bandwidth apart
         >>> gaussian_filter([[0.0, 0.0, 1.0, 0.0, 0.0]], positions).round(3)
         array([[0.607, 0.882, 1.   , 0.882, 0.607]], dtype=float32)
     """
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(values, torch.Tensor):
-        if device != "cpu":
-            raise ConfigError(
-                f"device: tensors are filtered on the device that they are on; leave device={device!r} out"
-            )
-        options = {
-            "method": method,
-            "normalization": normalization,
-            "mask": mask,
-            "threads": threads,
-        }
-        points = features
-        if not isinstance(points, torch.Tensor):
-            array = given_array(features, "features")
-            points = torch.from_numpy(
-                np.array(array, np.float32 if array.dtype == np.float32 else np.float64, order="C")
-            )
-        points = points.to(values.device)
-        if min(values.ndim, points.ndim) < 2:
-            raise InputError(
-                f"values {tuple(values.shape)} and features {tuple(points.shape)}: expected (V, N) and (N, D), or (V, *grid) and (D, *grid)"
-            )
-        from crfrefine.layer import gaussian
+    if torch is None or not isinstance(values, torch.Tensor):
+        lattice = Lattice(features, method=method, mask=mask, device=device, threads=threads)
+        return lattice(values, normalization=normalization)
 
-        return gaussian.gaussian_filter(values[None], points[None], **options)[0]
-    lattice = Lattice(features, method=method, mask=mask, device=device, threads=threads)
-    return lattice(values, normalization=normalization)
+    from crfrefine.layer.gaussian import filter_one
+
+    if device != "cpu":
+        raise ConfigError(
+            "device: tensors are filtered on the device that they are on; leave "
+            f"device={device!r} out"
+        )
+    return filter_one(
+        values, features, method=method, normalization=normalization, mask=mask, threads=threads
+    )
 
 
 def bilateral_filter(
@@ -107,16 +99,20 @@ def bilateral_filter(
     method: str = "auto",
     threads: int | None = None,
 ) -> Float32:
-    """Smooth a volume where it is smooth, and keep its edges: the mean of the voxels that are near and alike.
+    """Smooth a volume and keep its edges: the mean of the voxels that are near and alike.
 
     Args:
         image: (*grid) or (M, *grid), finite. With M channels they are alike if all are.
-        spacing: mm between voxels, one per grid axis; one for all means that each axis of the image is a grid axis, without channels.
+        spacing: mm between voxels, one per grid axis; one for all means that each axis of the
+            image is a grid axis, without channels.
         theta_alpha: mm, how near; one, or one per axis.
-        theta_beta: how alike, in the unit of the guide's intensities; one, or one per channel of the guide.
-        guide: (*grid) or (G, *grid), the volume whose edges are kept, such as a sharp image of another modality. None means the image.
+        theta_beta: how alike, in the unit of the guide's intensities; one, or one per channel of
+            the guide.
+        guide: (*grid) or (G, *grid), the volume whose edges are kept, such as a sharp image of
+            another modality. None means the image.
         mask: (*grid), nonzero where voxels count; the others are 0 in the result. None means all.
-        method: "auto", "exact", "truncated", "grid" (one or two channels of the guide) or "lattice".
+        method: "auto", "exact", "truncated", "grid" (one or two channels of the guide) or
+            "lattice".
         threads: CPU threads; None means the cores this process may use.
 
     Returns:
@@ -131,56 +127,69 @@ def bilateral_filter(
     Examples:
         >>> import numpy as np
         >>> from crfrefine import bilateral_filter
-        >>> step = np.where(np.arange(24).reshape(2, 3, 4) < 12, 0.0, 100.0) + np.arange(24).reshape(2, 3, 4) % 2
-        >>> smooth = bilateral_filter(step, spacing=(2.0, 1.0, 1.0), theta_alpha=3.0, theta_beta=5.0)
+        >>> voxels = np.arange(24).reshape(2, 3, 4)
+        >>> step = np.where(voxels < 12, 0.0, 100.0) + voxels % 2
+        >>> smooth = bilateral_filter(
+        ...     step, spacing=(2.0, 1.0, 1.0), theta_alpha=3.0, theta_beta=5.0
+        ... )
         >>> float(abs(smooth - np.where(step > 50, 100.5, 0.5)).max().round(1))
         0.0
     """
     check_threads(threads)
     check_word("method", method, FILTERS)
     values = given_array(image, "image")
-    steps = np.size(spacing)
-    num_axes = steps if steps > 1 else values.ndim
+    num_steps = np.size(spacing)
+    num_axes = num_steps if num_steps > 1 else values.ndim
     distances = given_spacing(spacing, num_axes)
     if values.ndim not in (num_axes, num_axes + 1):
         raise InputError(
-            f"image has shape {values.shape}; expected {num_axes} axes, one per distance of the spacing, after channels if any"
+            f"image has shape {values.shape}; expected {num_axes} axes, one per distance of the "
+            "spacing, after channels if any"
         )
+
     channels = values[None] if values.ndim == num_axes else values
     guides = channels if guide is None else given_array(guide, "guide")
-    guides = guides[None] if guides.ndim == num_axes else guides
+    if guides.ndim == num_axes:
+        guides = guides[None]
     if guides.shape[1:] != channels.shape[1:] or not guides.size or not channels.size:
         raise InputError(
             f"image {values.shape} and guide {guides.shape}: expected channels on one grid"
         )
-    checked = BilateralParameters(
+
+    bandwidths = BilateralParameters(
         theta_alpha=_numbers(theta_alpha), theta_beta=_numbers(theta_beta)
-    )
-    table = checked.spread({"axis": num_axes, "modality": len(guides)})
-    kernel = KernelSpec(table["theta_alpha"], table["theta_beta"])
+    ).spread({"axis": num_axes, "modality": len(guides)})
     spec = KernelSetSpec(
-        (kernel,),
+        (KernelSpec(bandwidths["theta_alpha"], bandwidths["theta_beta"]),),
         normalization="after",
         filter=method,
         num_labels=len(channels) + 1,
         num_iterations=1,
     )
-    inside = None if mask is None else given_voxels(mask, channels.shape[1:])
-    if inside is not None:  # Voxels outside the mask may hold anything.
-        channels, guides = np.where(inside, channels, 0), np.where(inside, guides, 0)
-    sent, guided = finite(channels, "image"), finite(guides, "guide")
-    filtered = get_backend("cpu").message(
-        sent, GridImage(guided, inside, distances), spec, threads=threads
-    )
+
+    inside = None
+    if mask is not None:
+        inside = given_voxels(mask, channels.shape[1:])
+        # Voxels outside the mask may hold anything.
+        channels = np.where(inside, channels, 0)
+        guides = np.where(inside, guides, 0)
+    sent = finite(channels, "image")
+    grid = GridImage(finite(guides, "guide"), inside, distances)
+    filtered = get_backend("cpu").message(sent, grid, spec, threads=threads)
     return filtered.reshape(values.shape)
 
 
 def _numbers(value: Any) -> Any:
-    """Return one number, or a tuple of them; anything else as it is, for the check of parameters to refuse."""
+    """Return one number, or a tuple of them.
+
+    Anything else is returned as it is, for the check of parameters to refuse.
+    """
     try:
         numbers = np.asarray(value)
     except (TypeError, ValueError):
         return value
     if numbers.dtype.kind not in "iuf":
         return value
-    return float(numbers) if numbers.ndim == 0 else tuple(numbers.astype(np.float64).tolist())
+    if numbers.ndim == 0:
+        return float(numbers)
+    return tuple(numbers.astype(np.float64).tolist())

@@ -19,33 +19,43 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:N", "torch", "torch:cuda", "torch:cuda:N
 
 
 def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
-    """Return the engine for one of `DEVICES`; "auto" is the GPU if there is one and CuPy is installed, else the CPU.
+    """Return the engine for one of `DEVICES`.
 
-    With `keeps_kernels` the newest kernels of the CPU stay in memory for the next run. Raises ConfigError for an unknown device,
-    BackendUnavailableError if its engine is missing.
+    "auto" is the GPU if there is one and CuPy is installed, else the CPU. With `keeps_kernels`
+    the newest kernels of the CPU stay in memory for the next run. Raises ConfigError for an
+    unknown device, BackendUnavailableError if its engine is missing.
     """
+    name = str(device)
     for pattern, load in _TABLE:
-        if re.fullmatch(pattern, str(device)):
-            return load(device)
-    if device == "auto":
-        from crfrefine.engines.cuda.cupy_device import is_available
+        if re.fullmatch(pattern, name):
+            return load(name)
 
-        try:
-            if is_available():
-                return _cuda_backend(0)
-        except BackendUnavailableError as error:
-            warnings.warn(
-                f"--device auto takes the CPU, as the GPU cannot be used ({error})",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-    elif device != "cpu":
-        raise ConfigError(
-            f"device: expected one of {', '.join(DEVICES)}; got {shorten_value(device)}"
-        )
+    if name == "auto":
+        gpu = _working_gpu()
+        if gpu is not None:
+            return gpu
+    elif name != "cpu":
+        known = ", ".join(DEVICES)
+        raise ConfigError(f"device: expected one of {known}; got {shorten_value(device)}")
+
     from crfrefine.engines.cpu import CpuBackend
 
     return CpuBackend(keeps_kernels)
+
+
+def _working_gpu() -> Backend | None:
+    """Return the first GPU's backend; None, with a warning if there is a GPU, if it cannot run."""
+    from crfrefine.engines.cuda.cupy_device import is_available
+
+    try:
+        return _cuda_backend(0) if is_available() else None
+    except BackendUnavailableError as error:
+        warnings.warn(
+            f"--device auto takes the CPU, as the GPU cannot be used ({error})",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return None
 
 
 def unexpected_device(requested: str, device: str) -> str | None:
@@ -66,7 +76,7 @@ def unexpected_device(requested: str, device: str) -> str | None:
 
 @cache
 def _cuda_backend(number: int) -> Backend:
-    """One backend per GPU, whatever name it is asked for by: its lock admits one case at a time."""
+    """Return the one backend of a GPU, by any of its names: its lock admits one case at a time."""
     from crfrefine.engines.cuda.cupy_device import CupyDevice
     from crfrefine.engines.cuda.kernels import CudaBackend
 
@@ -77,18 +87,24 @@ def _cuda_backend(number: int) -> Backend:
 os.register_at_fork(after_in_child=_cuda_backend.cache_clear)
 
 
-def _torch(device: str) -> Backend:
+def _load_cuda(name: str) -> Backend:
+    _, _, number = name.partition(":")
+    return _cuda_backend(int(number or 0))
+
+
+def _load_torch(name: str) -> Backend:
     try:
         from crfrefine.engines.torch.engine import TorchBackend
     except ImportError as error:
         raise BackendUnavailableError(
             f"--device torch needs PyTorch ({error}): pip install 'crfrefine[train]'"
         ) from error
-    return TorchBackend(device.partition(":")[2] or "cpu")
+    _, _, device = name.partition(":")
+    return TorchBackend(device or "cpu")
 
 
-# Patterns of devices beside the CPU.
+# Patterns of devices beside the CPU, and the functions that load their backends.
 _TABLE: tuple[tuple[str, Callable[[str], Backend]], ...] = (
-    (r"cuda(:[0-9]{1,9})?", lambda device: _cuda_backend(int(device.partition(":")[2] or 0))),
-    (r"torch(:cuda(:[0-9]{1,9})?)?", _torch),
+    (r"cuda(:[0-9]{1,9})?", _load_cuda),
+    (r"torch(:cuda(:[0-9]{1,9})?)?", _load_torch),
 )

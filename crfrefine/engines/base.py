@@ -1,4 +1,7 @@
-"""The interface of every backend: kernels on one image, the mean field on them, a filtering; plain arrays in storage order."""
+"""What every backend offers: kernels on one image, the mean field on them, a filtering.
+
+Arrays are plain, their grid axes in storage order.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 class FeatureOrigin:
     """The point that the features of appearance kernels count from.
 
-    Parts of a volume that share an origin share the points of a lattice and the cells of a grid, so their messages agree away from the cut.
+    Parts of a volume that share an origin share the points of a lattice and the cells of a grid,
+    so their messages agree away from the cut.
     """
 
-    position: tuple[
-        int, ...
-    ]  # a voxel, one index per grid axis from the first voxel of the grid; it may lie outside
+    # A voxel, one index per grid axis from the first voxel of the grid; it may lie outside.
+    position: tuple[int, ...]
     intensity: tuple[float, ...]  # one normalized intensity per modality
 
 
@@ -33,36 +36,37 @@ class FeatureOrigin:
 class GridImage:
     """The image of a case, or a part of one, and where the model applies; axes in storage order."""
 
-    values: Array  # (M, *grid). Engines take normalized intensities, float32 or float64, which set the precision.
-    mask: Bool | None  # (*grid), True where the model applies; None: everywhere
+    # (M, *grid). Engines take normalized intensities, float32 or float64, which set the precision.
+    values: Array
+    mask: Bool | None  # (*grid), True where the model applies; None means everywhere
     spacing: Sequence[float]  # mm, one per grid axis
-    # The user's number of each grid axis: a lattice depends on the order of its features. None means that the axes are in the user's order.
+    # The user's number of each grid axis: a lattice depends on the order of its features. None
+    # means that the axes are in the user's order.
     axes: Sequence[int] | None = None
-    origin: FeatureOrigin | None = (
-        None  # of a part of a volume, for the C++ engine; None means `default_origin`
-    )
+    # Of a part of a volume, for the C++ engine; None means `default_origin`.
+    origin: FeatureOrigin | None = None
 
     @property
     def num_voxels(self) -> int:
         """Voxels inside the mask."""
-        return (
-            math.prod(self.values.shape[1:])
-            if self.mask is None
-            else int(np.count_nonzero(self.mask))
-        )
+        if self.mask is None:
+            return math.prod(self.values.shape[1:])
+        return int(np.count_nonzero(self.mask))
 
 
 def default_origin(image: GridImage) -> FeatureOrigin:
-    """Return the first corner of the mask's bounding box and the lowest intensities inside; InputError: an empty mask."""
-    values, mask = image.values, image.mask
+    """Return the first corner of the mask's bounding box and the lowest intensities inside.
+
+    Raises InputError if the mask is empty.
+    """
+    mask = image.mask
     if mask is None:
-        return FeatureOrigin(
-            (0,) * (values.ndim - 1), tuple(float(modality.min()) for modality in values)
-        )
-    return FeatureOrigin(
-        first_inside(mask),
-        tuple(float(modality.min(where=mask, initial=np.inf)) for modality in values),
-    )
+        position = (0,) * (image.values.ndim - 1)
+        lowest = [float(modality.min()) for modality in image.values]
+    else:
+        position = first_inside(mask)
+        lowest = [float(modality.min(where=mask, initial=np.inf)) for modality in image.values]
+    return FeatureOrigin(position, tuple(lowest))
 
 
 def first_inside(mask: Bool) -> tuple[int, ...]:
@@ -73,12 +77,16 @@ def first_inside(mask: Bool) -> tuple[int, ...]:
     return tuple(axis.start for axis in box)
 
 
-# Called as progress(stage, step, num_steps) before each step, from 0, of the stages of the computation; may raise to stop it.
+# Called as progress(stage, step, num_steps) before each step, from 0, of the stages of the
+# computation; may raise to stop it.
 Progress = Callable[[str, int, int], None]
 
 
 def of_part(progress: Progress | None, number: int, count: int, what: str = "") -> Progress | None:
-    """Return a callback for a part of the work, which counts the steps of all parts, and names the part in its stages."""
+    """Return the callback for one part of the work, numbered from 0.
+
+    It counts the steps of all parts. `what` a part is, such as "slab", is added to its stages.
+    """
     if progress is None:
         return None
     name = f", {what} {number + 1} of {count}" if what else ""
@@ -98,7 +106,8 @@ class RunContext:
 
     threads: int | None = None  # CPU threads; None means the cores this process may use
     progress: Progress | None = None  # called between stages; may raise to stop
-    # Called before a run on tiles of logits that are not in memory: returns the bytes that the run may add; None means any amount.
+    # Called before a run on tiles of logits that are not in memory: returns the bytes that the
+    # run may add; None means any amount.
     num_bytes: Callable[[], int | None] | None = None
 
 
@@ -109,9 +118,11 @@ NO_CONTEXT = RunContext()
 class MeanFieldReport:
     """Report of a mean-field run: one object from the engine to the user."""
 
-    num_iterations: int  # steps taken; 0 if the network is so certain everywhere that no step could change a label
+    # Steps taken; 0 if the network is so certain everywhere that no step could change a label.
+    num_iterations: int
     converged: bool  # whether the stopping rule was met before the last allowed step
-    # Variational free energy of the marginals at the start of each step, one value per step; without one, the network's.
+    # Variational free energy of the marginals at the start of each step, one value per step;
+    # that of the network if no step was taken.
     energy: tuple[float, ...]
     filters: tuple[str, ...] = ()  # how each kernel's messages were computed, one line per kernel
 
@@ -133,7 +144,7 @@ class Reported:
 
     @property
     def energy(self) -> tuple[float, ...]:
-        """Variational free energy of the marginals at the start of each step, one value per step."""
+        """Variational free energy of the marginals at the start of each step."""
         return self.report.energy
 
     @property
@@ -146,35 +157,38 @@ class Reported:
 class MeanFieldResult(Reported):
     """Result of a mean-field run."""
 
-    # (L, *grid) float32, x of the last step; softmax(logits) are the marginals. Outside the mask: the input divided by the temperature.
+    # (L, *grid) float32, x of the last step; softmax(logits) are the marginals. Outside the mask
+    # they are the input divided by the temperature.
     logits: Float32
     report: MeanFieldReport
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
-    marginals: Float32 | None = (
-        None  # (L, *grid), where the engine has them left over from its last step
-    )
+    # (L, *grid); None unless the engine has them left over from its last step.
+    marginals: Float32 | None = None
 
 
 @dataclass(frozen=True)
 class Tape:
     """State of a mean-field run, saved for the backward pass."""
 
-    logits: Array  # (L, *grid), x of the last step; outside the mask the input divided by the temperature
-    # (steps, channels, voxels), marginals at the start of each step; the last label's are omitted where they follow from the others. With
-    # a volume term (steps + 1, ...): those after the last step, too.
+    # (L, *grid), x of the last step; outside the mask the input divided by the temperature.
+    logits: Array
+    # (steps, channels, voxels), marginals at the start of each step; the last label's are omitted
+    # where they follow from the others. With a volume term (steps + 1, ...): those after the last
+    # step, too.
     record: Array
     spec: MeanFieldSpec  # the model of the run
-    volume_biases: Float64 | None = (
-        None  # (steps, L), biases of the volume term; None without the term
-    )
-    volume_part: Bool | None = (
-        None  # (voxels,) on which the volume term acts; None means all masked voxels, or no term
-    )
+    # (steps, L), biases of the volume term; None without the term.
+    volume_biases: Float64 | None = None
+    # (voxels,) on which the volume term acts; None means all masked voxels, or no term.
+    volume_part: Bool | None = None
 
 
 @dataclass(frozen=True)
 class MeanFieldGradients:
-    """Gradients of a loss with respect to the inputs of a mean-field run; those of bandwidths are zeros unless asked for."""
+    """Gradients of a loss with respect to the inputs of a mean-field run.
+
+    Those with respect to bandwidths are zeros unless asked for.
+    """
 
     logits: Array  # (L, *grid)
     weights: Float64  # (kernels, L), the spatial kernel last
@@ -189,9 +203,10 @@ class MeanFieldGradients:
 
 
 class Kernels(Protocol):
-    """The kernels of a model on one image, built and normalized once, for any number of runs with different weights.
+    """The kernels of a model on one image, built once, for any number of runs on them.
 
-    Arrays have the precision of the image they were built for, float32 or float64. Calls are served one at a time; others wait.
+    Weights may differ between runs. Arrays have the precision of the image that the kernels were
+    built for, float32 or float64. Calls are served one at a time; others wait.
     """
 
     filters: tuple[str, ...]  # how each kernel's messages are computed, one line per kernel
@@ -208,10 +223,13 @@ class Kernels(Protocol):
         progress: Progress | None = None,
         is_last: bool = False,
     ) -> MeanFieldResult:
-        """Run the mean field on (L, *grid) logits until its stopping rule is met; `is_last` frees the kernels before the end of the run."""
+        """Run the mean field on (L, *grid) logits until its stopping rule is met.
+
+        `is_last` frees the kernels before the end of the run.
+        """
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
-        """Run all steps of the mean field on (L, *grid) logits and save the data of the backward pass."""
+        """Run all steps on (L, *grid) logits, and save the data of the backward pass."""
 
     def backward(
         self,
@@ -222,14 +240,16 @@ class Kernels(Protocol):
         wants_theta: bool = True,
         wants_image: bool = False,
     ) -> MeanFieldGradients:
-        """Return the gradients of a loss with respect to all inputs of `forward`, and to bandwidths and image if they are wanted.
+        """Return the gradients of a loss with respect to all inputs of `forward`.
 
-        The tape is that of `forward` for these (L, *grid) logits; `gradient` is that of the loss with respect to the tape's logits.
+        Those with respect to bandwidths and image are computed if they are wanted. The tape is
+        that of `forward` for these (L, *grid) logits; `gradient` is that of the loss with respect
+        to the tape's logits.
         """
 
 
 class Backend(ABC):
-    """One way to compute the model; all backends agree to within the accuracy of their filters."""
+    """One way to compute the model; all agree to within the accuracy of their filters."""
 
     name: str
 
@@ -237,37 +257,51 @@ class Backend(ABC):
     def kernels(
         self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT
     ) -> Kernels:
-        """Build the kernels of a model on one image, which must not change while they are in use."""
+        """Build the kernels of a model on one image, which must not change while in use."""
 
     def mean_field(
         self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
         """Build the kernels of a model for one case and run the mean field on them."""
-        return self.kernels(image, spec.kernels, context).run(
-            logits, spec.mean_field, progress=context.progress
-        )
+        kernels = self.kernels(image, spec.kernels, context)
+        return kernels.run(logits, spec.mean_field, progress=context.progress)
 
     @abstractmethod
     def message(
         self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> Float32:
-        """Filter (V, *grid) values once with the only kernel of a set; outside the mask the result is 0."""
+        """Filter (V, *grid) values once with the only kernel of a set; 0 outside the mask."""
 
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
-        """Return the label of the largest of (L, *grid) logits at each voxel, the lowest label on ties, in the smallest unsigned type."""
+        """Return the label of the largest of (L, *grid) logits at each voxel.
+
+        On ties it is the lowest label. The type is the smallest unsigned one that holds L - 1.
+        """
         labels: Labels = np.argmax(logits, axis=0).astype(np.min_scalar_type(len(logits) - 1))
         return labels
 
     def softmax(
         self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None
     ) -> Float32:
-        """Return the softmax over labels of (L, *grid) logits, in `out` if it is given; it may be the logits."""
+        """Return the softmax over labels of (L, *grid) logits.
+
+        It is written to `out` if that is given, which may be the logits.
+        """
         exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=0))
         marginals = np.empty_like(logits) if out is None else out
         np.divide(exponentials, exponentials.sum(axis=0), out=marginals, casting="same_kind")
         return marginals
 
     def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
-        """Return the smallest and largest value of each channel; both are NaN for a channel with a value that is not finite."""
-        ends = [(float(channel.min()), float(channel.max())) for channel in channels]
-        return [pair if all(map(math.isfinite, pair)) else (math.nan, math.nan) for pair in ends]
+        """Return the smallest and largest value of each channel.
+
+        Both are NaN for a channel with a value that is not finite.
+        """
+        ranges = []
+        for channel in channels:
+            low = float(channel.min())
+            high = float(channel.max())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                low = high = math.nan
+            ranges.append((low, high))
+        return ranges

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,16 +32,19 @@ from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
 @dataclass(eq=False)
 class CpuBackend(Backend):
-    """The C++ engine: permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter."""
+    """The C++ engine.
+
+    Its filters are the permutohedral lattice, the bilateral grid, truncated and exact sums, and
+    the separable spatial filter.
+    """
 
     name = "cpu"
-    # Whether the kernels of the newest whole volume stay in memory for the next `mean_field`, if image, mask, spacing and bandwidths are
-    # equal. Runs then come one at a time; results have the same bits.
+    # Whether the kernels of the newest whole volume stay in memory for the next `mean_field`, if
+    # image, mask, spacing and bandwidths are equal. Runs then come one at a time; results have
+    # the same bits.
     keeps_kernels: bool = False
     _engine: Any = field(default_factory=load_engine, init=False)
-    _kept: tuple[CpuKernels, GridImage, int | None] | None = field(
-        default=None, init=False
-    )  # with their image and threads
+    _kept: _KeptKernels | None = field(default=None, init=False)
 
     @property
     def level(self) -> str:
@@ -54,106 +57,112 @@ class CpuBackend(Backend):
         """Build the kernels of a model on one image; see `Backend.kernels`."""
         return CpuKernels(self._engine, image, spec, context)
 
-    def _fits(self, image: GridImage, spec: KernelSetSpec, threads: int | None) -> bool:
-        """Whether the kept kernels are those of an image and a model."""
-        if self._kept is None:
-            return False
-        kernels, built, built_threads = self._kept
-        settings = (
-            tuple(image.spacing),
-            image.axes,
-            threads,
-            replace(spec, num_iterations=kernels.spec.num_iterations),
-        )
-        if settings != (tuple(built.spacing), built.axes, built_threads, kernels.spec):
-            return False
-        pairs: Any = (image.values, built.values), (image.mask, built.mask)
-        if not all(new is old or np.array_equal(new, old) for new, old in pairs):
-            return False
-        # For more steps, another filter may be the fastest one.
-        return spec == kernels.spec or self.plan_filters(image, spec, threads) == self.plan_filters(
-            image, kernels.spec, threads
-        )
-
     def plan_filters(
         self, image: GridImage, spec: KernelSetSpec, threads: int | None = None
     ) -> tuple[str, ...]:
-        """Return the filter of each appearance kernel on an image, without building it: "exact", "truncated", "grid" or "lattice"."""
-        values = np.ascontiguousarray(image.values, dtype=np.float32)
-        distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
-        settings = (
-            distances,
-            bilateral,
-            name,
-            spec.num_labels,
-            spec.num_iterations,
-            threads or available_threads(),
-        )
+        """Return the filter of each appearance kernel on an image, without building it.
+
+        A filter is "exact", "truncated", "grid" or "lattice".
+        """
+        values = _float32(image.values)
+        arguments = _kernel_arguments(spec, image.spacing)
         with engine_errors(self._engine, values.shape):
-            return tuple(self._engine.plan_filters(values, image.mask, *settings))
+            filters = self._engine.plan_filters(
+                values,
+                image.mask,
+                arguments.distances,
+                arguments.bilateral,
+                arguments.filter,
+                spec.num_labels,
+                spec.num_iterations,
+                threads or available_threads(),
+            )
+        return tuple(filters)
 
     def mean_field(
         self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
-        if (
-            self.keeps_kernels and image.origin is None
-        ):  # Kernels of parts of a volume are never kept.
-            if not self._fits(image, spec.kernels, context.threads) or self._kept is None:
-                self._kept = None  # Memory need not hold two of them.
-                self._kept = self.kernels(image, spec.kernels, context), image, context.threads
+        if self.keeps_kernels and image.origin is None:  # never those of a part of a volume
+            kept = self._keep_kernels(image, spec.kernels, context)
             try:
-                return self._kept[0].run(logits, spec.mean_field, progress=context.progress)
+                return kept.run(logits, spec.mean_field, progress=context.progress)
             except CapacityError:  # Kept kernels and a run may not fit into memory together.
                 self._kept = None
+                del kept
+
         kernels = self.kernels(image, spec.kernels, context)
         del image
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
+
+    def _keep_kernels(
+        self, image: GridImage, spec: KernelSetSpec, context: RunContext
+    ) -> CpuKernels:
+        """Return the kept kernels if they are those of an image and a model, else new ones."""
+        if self._kept is None or not self._fits(self._kept, image, spec, context.threads):
+            self._kept = None  # Memory need not hold two of them.
+            kernels = self.kernels(image, spec, context)
+            self._kept = _KeptKernels(kernels, image, context.threads)
+        return self._kept.kernels
+
+    def _fits(
+        self, kept: _KeptKernels, image: GridImage, spec: KernelSetSpec, threads: int | None
+    ) -> bool:
+        """Whether kept kernels are those of an image and a model."""
+        built = kept.kernels.spec
+        if replace(spec, num_iterations=built.num_iterations) != built:
+            return False
+        if not kept.was_built_for(image, threads):
+            return False
+        if spec == built:
+            return True
+        # For more steps, another filter may be the fastest one.
+        filters = self.plan_filters(image, built, threads)
+        return self.plan_filters(image, spec, threads) == filters
 
     def message(
         self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> Float32:
         """Filter values once; see `Backend.message`."""
-        values = np.ascontiguousarray(values, dtype=np.float32)
-        guide, settings = (
-            np.ascontiguousarray(image.values, dtype=np.float32),
-            _kernel_arguments(spec, image.spacing),
-        )
+        values = _float32(values)
         out = np.zeros_like(values)
         with engine_errors(self._engine, values.shape):
             self._engine.message(
-                values, guide, image.mask, *settings, threads or available_threads(), out
+                values,
+                _float32(image.values),
+                image.mask,
+                *_kernel_arguments(spec, image.spacing),
+                threads or available_threads(),
+                out,
             )
         return out
 
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
         out: Labels = np.empty(logits.shape[1:], dtype=np.min_scalar_type(len(logits) - 1))
-        self._engine.label_map(
-            np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out
-        )
+        self._engine.label_map(_float32(logits), threads or available_threads(), out)
         return out
 
     def softmax(
         self, logits: Float32, *, threads: int | None = None, out: Float32 | None = None
     ) -> Float32:
         """Return the softmax over labels; see `Backend.softmax`."""
-        out = np.empty(logits.shape, np.float32) if out is None else out
-        self._engine.softmax(
-            np.ascontiguousarray(logits, dtype=np.float32), threads or available_threads(), out
-        )
+        if out is None:
+            out = np.empty(logits.shape, np.float32)
+        self._engine.softmax(_float32(logits), threads or available_threads(), out)
         return out
 
     def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
         """Return each channel's extremes; see `Backend.channel_ranges`."""
-        ends = self._engine.channel_ranges(
-            np.ascontiguousarray(channels, dtype=np.float32), threads or available_threads()
-        )
+        ends = self._engine.channel_ranges(_float32(channels), threads or available_threads())
         return list(zip(ends[::2], ends[1::2], strict=True))
 
 
 class CpuKernels:
-    """Kernels built by the C++ engine; see `Kernels`. `built` is the engine's own object, for runs on tiles."""
+    """Kernels built by the C++ engine; see `Kernels`.
+
+    `built` is the engine's own object, for runs on tiles.
+    """
 
     dtype = "float32"
 
@@ -161,17 +170,16 @@ class CpuKernels:
         self, engine: Any, image: GridImage, spec: KernelSetSpec, context: RunContext
     ) -> None:
         """Build the kernels; see `Backend.kernels`."""
-        values, started, origin = (
-            np.ascontiguousarray(image.values, dtype=np.float32),
-            time.perf_counter(),
-            image.origin,
-        )
-        self._engine, self._mask, self.spec, self.image_shape = (
-            engine,
-            image.mask,
-            spec,
-            values.shape,
-        )
+        started = time.perf_counter()
+        values = _float32(image.values)
+        self.spec = spec
+        self.image_shape = values.shape
+        self._engine = engine
+        self._mask = image.mask
+
+        origin = None  # in the engine's form; None means `default_origin`
+        if image.origin is not None:
+            origin = (list(image.origin.position), list(image.origin.intensity))
         with engine_errors(engine, values.shape):
             self.built = engine.Kernels(
                 values,
@@ -180,14 +188,12 @@ class CpuKernels:
                 spec.num_labels,
                 spec.num_iterations,
                 list(image.axes or ()),
-                None if origin is None else (list(origin.position), list(origin.intensity)),
+                origin,
                 context.threads or available_threads(),
                 context.progress,
             )
-        self.num_voxels, self.filters = (
-            int(self.built.num_voxels()),
-            tuple(map(str, self.built.descriptions())),
-        )
+        self.num_voxels = int(self.built.num_voxels())
+        self.filters = tuple(str(line) for line in self.built.descriptions())
         self._build_seconds = time.perf_counter() - started
 
     def run(
@@ -200,33 +206,35 @@ class CpuKernels:
     ) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         if logits.dtype != np.float32 or logits.strides[-1] != logits.itemsize:
-            logits = np.ascontiguousarray(logits, dtype=np.float32)
-        started, out = time.perf_counter(), np.empty(logits.shape, np.float32)
+            logits = _float32(logits)
+        started = time.perf_counter()
+        out = np.empty(logits.shape, np.float32)
         with engine_errors(self._engine, logits.shape):
-            part = volume_part(logits, self._mask, spec) if spec.volume_weight else None
+            part = volume_part(logits, self._mask, spec)
             outcome = self.built.run(logits, spec, part, is_last, progress, out)
+
+        energy = tuple(outcome["energy"])
         report = MeanFieldReport(
-            outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), self.filters
+            outcome["num_iterations"], outcome["converged"], energy, self.filters
         )
         timings = {"build": self._build_seconds, "steps": time.perf_counter() - started}
         return MeanFieldResult(out, report, timings, outcome["marginals"])
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
-        logits, spec = np.ascontiguousarray(logits, np.float32), spec.rounded(np.float32)
-        part, num_recorded = (
-            volume_part(logits, self._mask, spec),
-            spec.num_iterations + (spec.volume_weight > 0.0),
-        )
+        logits = _float32(logits)
+        spec = spec.rounded(np.float32)
+        part = volume_part(logits, self._mask, spec)
+        num_recorded = spec.num_iterations
+        if spec.volume_weight > 0.0:
+            num_recorded += 1
+
         with engine_errors(self._engine, logits.shape):
-            out, record = (
-                np.empty_like(logits),
-                np.empty((num_recorded, spec.num_channels, self.num_voxels), np.float32),
-            )
+            out = np.empty_like(logits)
+            record = np.empty((num_recorded, spec.num_channels, self.num_voxels), np.float32)
             biases = self.built.forward(logits, spec, part, out, record)
-        return Tape(
-            out, record, spec, volume_biases=np.array(biases) if biases else None, volume_part=part
-        )
+        volume_biases = np.array(biases) if biases else None
+        return Tape(out, record, spec, volume_biases, part)
 
     def backward(
         self,
@@ -238,59 +246,105 @@ class CpuKernels:
         wants_image: bool = False,
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
-        logits, gradient = (
-            np.ascontiguousarray(logits, np.float32),
-            np.ascontiguousarray(gradient, np.float32),
-        )
-        by_logits, by_image = (
-            np.empty_like(logits),
-            np.zeros(self.image_shape, np.float32) if wants_image else None,
-        )
+        logits = _float32(logits)
+        by_logits = np.empty_like(logits)
+        by_image = np.zeros(self.image_shape, np.float32) if wants_image else None
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
         with engine_errors(self._engine, logits.shape):
             sums = self.built.backward(
                 logits,
                 tape.record,
                 biases,
-                gradient,
+                _float32(gradient),
                 tape.spec,
                 tape.volume_part,
                 wants_theta,
                 by_logits,
                 by_image,
             )
-        num_modalities, num_axes = self.image_shape[0], len(self.image_shape) - 1
-        num_bilateral, num_labels = len(self.spec.bilateral), tape.spec.num_labels
-        bilateral = np.zeros((num_bilateral, num_modalities + num_axes))
+
+        num_labels = tape.spec.num_labels
+        num_modalities = self.image_shape[0]
+        num_features = num_modalities + len(self.image_shape) - 1
+        num_bilateral = len(self.spec.bilateral)
+        by_theta = np.zeros((num_bilateral, num_features))
         if wants_theta and num_bilateral:
-            bilateral[...] = sums["theta"][:num_bilateral]
+            by_theta[...] = sums["theta"][:num_bilateral]
+        by_gamma = None if self.spec.spatial is None else np.array(sums["theta"][-1])
         return MeanFieldGradients(
             logits=by_logits,
             weights=np.array(sums["weights"]).reshape(-1, num_labels),
             compatibility=np.array(sums["compatibility"]).reshape(num_labels, num_labels),
             temperature=float(sums["temperature"]),
             bias=np.array(sums["bias"]),
-            theta_position=bilateral[:, num_modalities:],
-            theta_intensity=bilateral[:, :num_modalities],
-            theta_gamma=None if self.spec.spatial is None else np.array(sums["theta"][-1]),
+            theta_position=by_theta[:, num_modalities:],
+            theta_intensity=by_theta[:, :num_modalities],
+            theta_gamma=by_gamma,
             image=by_image,
             volume_weight=tape.spec.volume_weight_gradient(float(sums["volume_slack"])),
         )
 
 
-def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> tuple[Any, ...]:
-    """Return the settings of the kernels that the C++ engine takes: spacing, bandwidths, normalization, filter."""
-    kernels = [(list(kernel.theta_position), kernel.theta_intensity) for kernel in spec.kernels]
-    bilateral = [
-        (position, list(intensity)) for position, intensity in kernels if intensity is not None
-    ]
-    gamma = next((position for position, intensity in kernels if intensity is None), [])
-    return list(spec.distances(spacing)), bilateral, gamma, spec.normalization, spec.filter
+@dataclass(frozen=True, eq=False)
+class _KeptKernels:
+    """Kernels that stay in memory, and what they were built for."""
+
+    kernels: CpuKernels
+    image: GridImage
+    threads: int | None
+
+    def was_built_for(self, image: GridImage, threads: int | None) -> bool:
+        """Whether image, mask, spacing and threads are those of the kernels."""
+        built = self.image
+        if threads != self.threads or image.axes != built.axes:
+            return False
+        if tuple(image.spacing) != tuple(built.spacing):
+            return False
+        if not _are_equal(image.values, built.values):
+            return False
+        return _are_equal(image.mask, built.mask)
+
+
+def _are_equal(new: Array | None, old: Array | None) -> bool:
+    if new is None or old is None:
+        return new is old
+    return new is old or np.array_equal(new, old)
+
+
+def _float32(values: Array) -> Float32:
+    """Return values as the engine takes them, copied if they are of another type or order."""
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+class _KernelArguments(NamedTuple):
+    """The kernels of a model, in the order in which the C++ engine takes their settings."""
+
+    distances: list[float]  # between neighbors along each axis, in the unit of the bandwidths
+    bilateral: list[tuple[list[float], list[float]]]  # theta_alpha and theta_beta of each kernel
+    theta_gamma: list[float]  # empty without a spatial kernel
+    normalization: str
+    filter: str
+
+
+def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> _KernelArguments:
+    bilateral = []
+    theta_gamma: list[float] = []
+    for kernel in spec.kernels:
+        position = list(kernel.theta_position)
+        if kernel.theta_intensity is None:
+            theta_gamma = position
+        else:
+            bilateral.append((position, list(kernel.theta_intensity)))
+    distances = list(spec.distances(spacing))
+    return _KernelArguments(distances, bilateral, theta_gamma, spec.normalization, spec.filter)
 
 
 @contextmanager
 def engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
-    """Turn the engine's own errors into errors that a user can act on; others, such as those of a progress callback, pass unchanged."""
+    """Turn the engine's errors for (channels, *grid) values into errors a user can act on.
+
+    Others, such as those of a progress callback, pass unchanged.
+    """
     try:
         yield
     except engine.EngineCapacityError as error:
@@ -298,11 +352,11 @@ def engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
     except engine.EngineInputError as error:
         raise InputError(str(error)) from error
     except (engine.EngineMemoryError, MemoryError) as error:
-        if (
-            type(error) is MemoryError
-        ):  # of a progress callback: numpy and the engine have kinds of their own
+        # A plain one is of a progress callback: numpy and the engine have kinds of their own.
+        if type(error) is MemoryError:
             raise
         grid = "x".join(str(extent) for extent in shape[1:])
         raise CapacityError(
-            f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a mask or a smaller region"
+            f"not enough memory to filter {shape[0]} channels on a grid of {grid} voxels; use a "
+            "mask or a smaller region"
         ) from error

@@ -1,4 +1,7 @@
-"""The Gaussian kernel of points: what an engine offers of it, its form in the C++ engine, and the limits that all forms share."""
+"""The Gaussian kernel of points: what an engine offers of it, its limits, and its compiled form.
+
+The form in tensor operations is in engines/torch/points.py.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,21 @@ from crfrefine.engines.cpu import engine_errors
 from crfrefine.errors import ConfigError, InputError
 
 MAX_VALUE = 1e20
-"""Largest magnitude of a value in float32: sums over many points stay finite with the lattice's integer weights, too."""
+"""Largest magnitude of a value in float32: sums over many points stay finite with the lattice's
+integer weights, too."""
 
 MAX_SPAN = 1e6
 """Largest extent of a feature, in bandwidths, here and in the C++ engine."""
 
 MAX_AXES = 8
-"""Largest number of axes of a grid in the C++ engine; a grid with more is taken as a list of points."""
+"""Largest number of axes of a grid in the C++ engine; a grid with more is a list of points."""
 
 TINY = float(np.finfo(np.float32).tiny)
 """Smallest sum of weights that is divided by."""
 
 
 class PointKernel(Protocol):
-    """The kernel of points, built once by an engine for any number of values."""
+    """The kernel exp(-|f_i - f_j|² / 2) of N points, built once for any number of values."""
 
     description: str  # the algorithm and its size, in a line
 
@@ -35,46 +39,60 @@ class PointKernel(Protocol):
         """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""
 
     def mean(self, values: Float32) -> tuple[Float32, Float32] | None:
-        """Return the (V, N) means of values and the inverse of each point's sum of weights, (N,); None if that takes two filterings."""
+        """Return the (V, N) means of values and the inverse of each point's sum of weights, (N,).
+
+        None if that takes a filtering of the values and another one of ones.
+        """
 
 
 class CompiledPoints:
-    """The kernel of points in the C++ engine."""
+    """The kernel of points in the C++ engine; see `PointKernel`."""
 
     def __init__(self, points: Float32, method: str, threads: int | None) -> None:
-        """Build the kernel of features (D, *grid); near points share tiles; `method` is "exact" or "lattice"."""
-        rows, self._engine = points.reshape(len(points), -1), load_engine()
-        points = points if points.ndim <= MAX_AXES + 1 else rows
+        """Build the kernel of features (D, *grid); near points share tiles.
+
+        `method` is "exact" or "lattice".
+        """
+        rows = points.reshape(len(points), -1)
+        if points.ndim > MAX_AXES + 1:
+            points = rows
         self._shape = points.shape
+        self._engine = load_engine()
         with engine_errors(self._engine, points.shape):
             self._points = self._engine.Points(points, method, threads or available_threads())
         self.description = str(self._points.description())
-        if method == "lattice":
-            require_shared(int(self.description.split()[1].strip("(")), *rows.T.shape)
+
+        if method == "lattice":  # "lattice (VERTICES vertices, ...)"
+            num_vertices = int(self.description.split()[1].strip("("))
+            num_features, num_points = rows.shape
+            require_shared(num_vertices, num_points, num_features)
 
     def __reduce__(self) -> Any:
         """Refuse: the engine holds the kernel."""
         raise TypeError(
-            "a Lattice cannot be pickled or copied: pass its features to the other process, and build the Lattice there"
+            "a Lattice cannot be pickled or copied: pass its features to the other process, and "
+            "build the Lattice there"
         )
 
     def apply(
         self, values: Float32, scale: Float32 | None = None, *, transposed: bool = False
     ) -> Float32:
-        """Filter (V, N) values with the kernel or its transpose, and multiply each point's results by its `scale`, (N,)."""
+        """Filter with the kernel or its transpose; see `PointKernel.apply`."""
         with engine_errors(self._engine, values.shape):
             out = np.zeros(values.shape, np.float32)
             self._points.apply(values, scale, transposed, out)
         return out
 
     def mean(self, values: Float32) -> tuple[Float32, Float32] | None:
-        """Return the (V, N) means of values and the inverse of each point's sum of weights, (N,); None if that takes two filterings."""
+        """Return means and inverse sums; see `PointKernel.mean`."""
         with engine_errors(self._engine, values.shape):
-            out, scale = np.zeros(values.shape, np.float32), np.empty(values.shape[1], np.float32)
-            return (out, scale) if self._points.mean(values, scale, out) else None
+            out = np.zeros(values.shape, np.float32)
+            scale = np.empty(values.shape[1], np.float32)
+            was_possible = self._points.mean(values, scale, out)
+        return (out, scale) if was_possible else None
 
     def feature_gradient(self, left: Float32, right: Float32) -> Float32:
-        """Return the gradient of sum(left * kernel(right)) with respect to the features, (D, N)."""
+        """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N)."""
         with engine_errors(self._engine, self._shape):
             out = np.empty(self._shape, np.float32)
             self._points.feature_gradient(left, right, out)
@@ -88,10 +106,14 @@ def check_word(name: str, value: str, known: Sequence[str]) -> None:
 
 
 def require_shared(num_vertices: int, num_points: int, num_features: int) -> None:
-    """Raise InputError if no two points share a vertex of the lattice: none would receive anything from another one."""
+    """Raise InputError if no two points share a vertex of the lattice.
+
+    None of them would receive anything from another one.
+    """
     if num_points > 1 and num_vertices == num_points * (num_features + 1):
         raise InputError(
-            f"each of the {num_points} points has a simplex of the lattice for itself, so that none receives anything from another one: "
-            "the bandwidths are too small, or there are too many features; divide the features by larger bandwidths, or take "
+            f"each of the {num_points} points has a simplex of the lattice for itself, so that "
+            "none receives anything from another one: the bandwidths are too small, or there are "
+            "too many features; divide the features by larger bandwidths, or take "
             "method='exact'"
         )

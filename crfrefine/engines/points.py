@@ -1,14 +1,14 @@
-"""The Gaussian filter on points of any features: the kernel of the CRF as a separate operator."""
+"""`Lattice`: the kernel of the CRF as an operator on arrays of points with any features."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_array, given_voxels
+from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import check_threads
 from crfrefine.engines.compiled import load_engine
 from crfrefine.engines.point_kernels import (
@@ -19,9 +19,6 @@ from crfrefine.engines.point_kernels import (
     check_word,
 )
 from crfrefine.errors import InputError
-
-if TYPE_CHECKING:
-    from crfrefine.base.array_types import Array, Float32
 
 METHODS = ("auto", "lattice", "exact")
 NORMALIZATIONS = ("none", "after", "symmetric")
@@ -65,24 +62,17 @@ class Lattice:
         points = given_array(features, "features")
         if points.ndim < 2:
             raise InputError(f"features have shape {points.shape}; expected (N, D), or (D, *grid)")
-        points = points.T if points.ndim == 2 else points
+        if points.ndim == 2:
+            points = points.T
         self.shape = points.shape[1:]
-        self._mask = None if mask is None else given_voxels(mask, self.shape).copy()
-        points = points if self._mask is None else points[:, self._mask]
-        num_features, self.num_points = len(points), math.prod(points.shape[1:])
-        if (
-            points.dtype.itemsize > np.float32().itemsize
-        ):  # Features count from the first point: a large offset costs no precision.
-            with np.errstate(over="ignore", invalid="ignore"):
-                first = points[(slice(None), *[slice(1)] * (points.ndim - 1))]
-                points = np.subtract(
-                    points,
-                    first,
-                    out=np.empty(points.shape, np.float32),
-                    dtype=np.float64,
-                    casting="unsafe",
-                )
-        method = choose_method(method, self.num_points, num_features)
+        self._mask = None
+        if mask is not None:
+            self._mask = given_voxels(mask, self.shape).copy()
+            points = points[:, self._mask]
+        self.num_points = math.prod(points.shape[1:])
+
+        method = choose_method(method, self.num_points, num_features=len(points))
+        points = _from_first_point(points)
         self._kernel: PointKernel
         if device == "cpu":  # The engine refuses what is not finite.
             self._kernel = CompiledPoints(_as_float32(points), method, threads)
@@ -91,50 +81,55 @@ class Lattice:
 
             self._kernel = TorchPoints(finite(points, "features"), method, device)
         self.description = self._kernel.description
-        self._scale: dict[str, Float32 | None] = {"none": None}
+        self._scale_by_normalization: dict[str, Float32] = {}
 
     def __call__(self, values: ArrayLike, *, normalization: str = "none") -> Float32:
         """Filter values (V, N) or (V, *grid); see `gaussian_filter`."""
         check_word("normalization", normalization, NORMALIZATIONS)
-        given = given_array(values, "values")
-        if given.ndim < 2 or given.shape[1:] != self.shape:
-            grid = ", ".join(map(str, self.shape))
+        channels = given_array(values, "values")
+        if channels.ndim < 2 or channels.shape[1:] != self.shape:
+            grid = ", ".join(str(extent) for extent in self.shape)
             raise InputError(
-                f"values have shape {given.shape}; expected (V, {grid}), one value per point of features (N, D) or (D, *grid)"
+                f"values have shape {channels.shape}; expected (V, {grid}), one value per point "
+                "of features (N, D) or (D, *grid)"
             )
-        flat = (
-            given.reshape(len(given), self.num_points)
-            if self._mask is None
-            else given[:, self._mask]
-        )
-        sent = finite(flat, "values")
-        if not len(sent):
-            return np.zeros(given.shape, np.float32)
-        means = None
-        if normalization == "after" and normalization not in self._scale:
-            means = self._kernel.mean(sent)
-        if means is not None:
-            filtered, self._scale[normalization] = means
-        else:
-            scale = self._scale_of(normalization)
-            sent = sent if scale is None or normalization != "symmetric" else sent * scale
-            filtered = self._kernel.apply(sent, scale)
         if self._mask is None:
-            return filtered.reshape(given.shape)
-        result = np.zeros(given.shape, np.float32)
+            sent = finite(channels.reshape(len(channels), self.num_points), "values")
+        else:
+            sent = finite(channels[:, self._mask], "values")
+        if not len(sent):
+            return np.zeros(channels.shape, np.float32)
+
+        filtered = self._filter(sent, normalization)
+        if self._mask is None:
+            return filtered.reshape(channels.shape)
+        result = np.zeros(channels.shape, np.float32)
         result[:, self._mask] = filtered
         return result
 
-    def _scale_of(self, normalization: str) -> Float32 | None:
-        """Return the factor of each point: the inverse of its row's sum, or the inverse of the root of that; None means 1."""
-        if normalization not in self._scale:
-            sums = np.maximum(
-                self._kernel.apply(np.ones((1, self.num_points), np.float32))[0], np.float32(TINY)
-            )
-            self._scale[normalization] = 1.0 / (
-                np.sqrt(sums) if normalization == "symmetric" else sums
-            )
-        return self._scale[normalization]
+    def _filter(self, sent: Float32, normalization: str) -> Float32:
+        """Filter (V, N) values, and normalize."""
+        if normalization == "none":
+            return self._kernel.apply(sent)
+        if normalization == "after" and normalization not in self._scale_by_normalization:
+            means = self._kernel.mean(sent)
+            if means is not None:
+                filtered, self._scale_by_normalization["after"] = means
+                return filtered
+        scale = self._scale_of(normalization)
+        if normalization == "symmetric":
+            sent = sent * scale
+        return self._kernel.apply(sent, scale)
+
+    def _scale_of(self, normalization: str) -> Float32:
+        """Return the factor of each point: the inverse of its row's sum, or the root of that."""
+        if normalization not in self._scale_by_normalization:
+            ones = np.ones((1, self.num_points), np.float32)
+            sums = np.maximum(self._kernel.apply(ones)[0], np.float32(TINY))
+            if normalization == "symmetric":
+                sums = np.sqrt(sums)
+            self._scale_by_normalization[normalization] = 1.0 / sums
+        return self._scale_by_normalization[normalization]
 
 
 def choose_method(method: str, num_points: int, num_features: int) -> str:
@@ -146,6 +141,20 @@ def choose_method(method: str, num_points: int, num_features: int) -> str:
     if method == "auto":
         return "exact" if num_points <= MAX_EXACT else "lattice"
     return method
+
+
+def _from_first_point(points: Array) -> Array:
+    """Return features (D, *grid) as float32, counted from the first point if they have more digits.
+
+    A large offset then costs no precision.
+    """
+    if points.dtype.itemsize <= np.float32().itemsize:
+        return points
+    first = points[(slice(None), *[slice(1)] * (points.ndim - 1))]
+    moved = np.empty(points.shape, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.subtract(points, first, out=moved, dtype=np.float64, casting="unsafe")
+    return moved
 
 
 def _as_float32(values: Array) -> Float32:
@@ -160,6 +169,7 @@ def finite(values: Array, name: str) -> Float32:
     ends = load_engine().channel_ranges(result.reshape(1, -1), 1) if result.size else []
     if not all(abs(end) <= MAX_VALUE for end in ends):
         raise InputError(
-            f"{name}: expected finite numbers up to {MAX_VALUE:g}, found NaN, infinity or larger ones"
+            f"{name}: expected finite numbers up to {MAX_VALUE:g}, found NaN, infinity or larger "
+            "ones"
         )
     return result

@@ -1,4 +1,7 @@
-"""The volume term (docs/reference/math.md, section 11): where it acts, the biases that keep the labels' masses, gradients."""
+"""The volume term (docs/reference/math.md, section 11), which keeps the mass of each label.
+
+Here are the voxels where it acts, the biases that keep the masses, and its gradients.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.components import largest_component
 from crfrefine.base.array_types import Array, Bool, Float64
 from crfrefine.parameters.specs import MeanFieldSpec
 
-BODY_PROBABILITY = 0.3  # below 1/2, so that a body may grow, and not so far below that doubtful voxels connect it with islands
+# Below 1/2, so that a body may grow, and not so far below that doubtful voxels connect it with
+# islands.
+BODY_PROBABILITY = 0.3
 PSEUDO_VOXELS = 1.0  # added to all masses, so that a label whose mass vanishes has a finite energy
 MAX_PASSES = 100  # more than any problem needs whose labels do not have to vanish
 RIDGE = 1e-9  # relative; labels that no voxel is uncertain of would make the equations singular
@@ -25,10 +31,14 @@ class VolumeTerm:
     slack: float  # inverse of the term's strength; 0: masses are kept exactly
 
     def energy(self, masses: Float64) -> float:
-        """Return the term's energy, the divergence of the masses (L,) from those to keep; 0 if they are kept exactly."""
+        """Return the divergence of the masses, (L,), from those to keep, over the slack.
+
+        It is 0 if masses are kept exactly.
+        """
         if self.slack == 0.0:
             return 0.0
-        masses, target = masses + PSEUDO_VOXELS, self.target + PSEUDO_VOXELS
+        masses = masses + PSEUDO_VOXELS
+        target = self.target + PSEUDO_VOXELS
         return float((masses * np.log(masses / target)).sum()) / self.slack
 
     def search(
@@ -37,19 +47,28 @@ class VolumeTerm:
         start: Float64,
         last_change: float,
     ) -> Float64:
-        """Return the bias per label that balances the masses, (L,), with mean 0; a Newton step of `last_change` nats is the last."""
-        bias, target = start, self.target + PSEUDO_VOXELS
+        """Return the bias per label that balances the masses, (L,), with mean 0.
+
+        Args:
+            masses_of: masses (L,) and their covariance (L, L) for a bias.
+            start: the bias to begin with, (L,).
+            last_change: nats; a Newton step below this size is the last one.
+        """
+        bias = start
+        target = self.target + PSEUDO_VOXELS
         for _ in range(MAX_PASSES):
             masses, covariance = masses_of(bias)
             # Masses for which the bias would be right: proportional to (V + 1) e^(-slack bias).
             scaled = target * np.exp(-self.slack * bias)
             balanced = scaled * (target.sum() / scaled.sum())
-            change = -np.linalg.solve(
-                self.curvature(covariance, balanced), masses + PSEUDO_VOXELS - balanced
-            )
-            # Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from wherever it starts.
+            curvature = self.curvature(covariance, balanced)
+            change = -np.linalg.solve(curvature, masses + PSEUDO_VOXELS - balanced)
+
+            # Sun and Tran-Dinh 2019: with this length a Newton step never overshoots, from
+            # wherever it starts.
             size = max(1.0, self.slack) * float(np.ptp(change))
-            bias = bias + change * (np.log1p(size) / size if size > 0.0 else 1.0)
+            length = np.log1p(size) / size if size > 0.0 else 1.0
+            bias = bias + change * length
             bias = bias - bias.mean()
             if size < last_change:
                 break
@@ -58,63 +77,76 @@ class VolumeTerm:
     def pull(
         self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64
     ) -> tuple[Float64, float]:
-        """Return v of docs/reference/math.md, section 11.5, (L,), and the gradient with respect to the slack."""
+        """Return v of docs/reference/math.md, section 11.5, (L,), and the slack's gradient."""
         masses = masses + PSEUDO_VOXELS
         pull = np.linalg.solve(self.curvature(covariance, masses), gradient - gradient.mean())
         return pull, -float((pull * masses * bias).sum())
 
     def curvature(self, covariance: Float64, balanced: Float64) -> Float64:
-        """(L, L) second derivative of the dual problem with respect to the bias, made regular for a number that is added to all of it."""
+        """Return the (L, L) second derivative of the dual problem with respect to the bias.
+
+        It is made regular for a number that is added to all of the bias.
+        """
         total = np.outer(balanced, balanced) / balanced.sum()
-        return np.asarray(
-            covariance
-            + self.slack * (np.diag(balanced) - total)
-            + total
-            + RIDGE * np.diag(balanced)
-        )
+        diagonal = np.diag(balanced)
+        return np.asarray(covariance + self.slack * (diagonal - total) + total + RIDGE * diagonal)
 
 
 def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool | None:
-    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order; None without the term.
+    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order.
 
-    These are the largest component of each foreground label, of the voxels with a probability above `BODY_PROBABILITY`.
+    These are the largest component of each foreground label, of the voxels with a probability
+    above `BODY_PROBABILITY`. None means that there is no term.
     """
     if spec.volume_weight == 0.0:
         return None
-    inside = (
-        np.ones(logits.shape[1:], dtype=np.bool_)
-        if mask is None
-        else np.asarray(mask, dtype=np.bool_)
-    )
+    if mask is None:
+        inside = np.ones(logits.shape[1:], dtype=np.bool_)
+    else:
+        inside = np.asarray(mask, dtype=np.bool_)
 
-    def scores_of(channels: Array) -> Float64:
-        """Return x of the first marginals, (L, N), in float64."""
-        bias = 0.0 if spec.bias is None else np.asarray(spec.bias, np.float64)[:, None]
-        return np.asarray((channels.astype(np.float64) + bias) / spec.temperature)
-
-    # Most of a volume is certain background, where the softmax need not be computed. The margin is for rounding.
-    least = np.log(BODY_PROBABILITY) - 1e-6
-    places, columns = [], []
-    for number, in_mask in enumerate(inside):  # A plane fits into the cache.
-        plane = logits[:, number].reshape(len(logits), -1)
-        scores, far = (
-            (plane, least * spec.temperature) if spec.bias is None else (scores_of(plane), least)
-        )
-        with np.errstate(
-            invalid="ignore"
-        ):  # The difference of two infinities is not a number, and not far.
-            near = np.flatnonzero(
-                in_mask.ravel()
-                & ~np.logical_and.reduce([label - scores[0] < far for label in scores[1:]])
-            )
-        places.append(near + number * plane.shape[1])
-        columns.append(plane[:, near])
-    voxels, scores = np.concatenate(places), scores_of(np.concatenate(columns, axis=1))
+    voxels, scores = _doubtful_scores(logits, inside, spec)
     largest = scores.max(axis=0)
-    threshold = largest + np.log(np.exp(scores - largest).sum(axis=0)) + np.log(BODY_PROBABILITY)
+    log_sums = largest + np.log(np.exp(scores - largest).sum(axis=0))
+    threshold = log_sums + np.log(BODY_PROBABILITY)
+
     bodies = np.zeros(inside.shape, dtype=np.bool_)
-    for of_label in scores[1:]:
+    for label_scores in scores[1:]:
         candidates = np.zeros(inside.shape, dtype=np.bool_)
-        candidates.flat[voxels[of_label > threshold]] = True
+        candidates.flat[voxels[label_scores > threshold]] = True
         bodies |= largest_component(candidates)
     return bodies[inside]
+
+
+def _doubtful_scores(
+    logits: Array, inside: Bool, spec: MeanFieldSpec
+) -> tuple[NDArray[np.intp], Float64]:
+    """Return the voxels that are not certain background, and x of their first marginals, (L, N).
+
+    Most of a volume is certain background, where the softmax need not be computed.
+    """
+    log_probability = np.log(BODY_PROBABILITY) - 1e-6  # The margin is for rounding.
+    places = []
+    columns = []
+    for number, in_mask in enumerate(inside):  # A plane fits into the cache.
+        plane = logits[:, number].reshape(len(logits), -1)
+        # Without a bias, the logits are compared before the temperature divides them.
+        if spec.bias is None:
+            scores = plane
+            threshold = log_probability * spec.temperature
+        else:
+            scores = _first_scores(plane, spec)
+            threshold = log_probability
+        # The difference of two infinities is not a number, and not below the threshold.
+        with np.errstate(invalid="ignore"):
+            are_below = [label - scores[0] < threshold for label in scores[1:]]
+        doubtful = np.flatnonzero(in_mask.ravel() & ~np.logical_and.reduce(are_below))
+        places.append(doubtful + number * plane.shape[1])
+        columns.append(plane[:, doubtful])
+    return np.concatenate(places), _first_scores(np.concatenate(columns, axis=1), spec)
+
+
+def _first_scores(logits: Array, spec: MeanFieldSpec) -> Float64:
+    """Return x of the first marginals, (L, N), in float64."""
+    bias = 0.0 if spec.bias is None else np.asarray(spec.bias, np.float64)[:, None]
+    return np.asarray((logits.astype(np.float64) + bias) / spec.temperature)

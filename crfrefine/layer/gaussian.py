@@ -1,21 +1,20 @@
-"""The Gaussian filter on points of any features, for tensors, with gradients with respect to values and features."""
+"""The Gaussian filter on points of any features, for tensors, with gradients.
+
+They are with respect to values and features.
+"""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from crfrefine.arrays.arguments import given_voxels
+from crfrefine.arrays.arguments import given_array, given_voxels
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.point_kernels import (
-    MAX_VALUE,
-    TINY,
-    CompiledPoints,
-    check_word,
-)
+from crfrefine.engines.point_kernels import MAX_VALUE, TINY, CompiledPoints, check_word
 from crfrefine.engines.points import NORMALIZATIONS, choose_method
 from crfrefine.engines.torch.points import tensor_kernel
 from crfrefine.errors import InputError
@@ -32,13 +31,16 @@ def gaussian_filter(
     mask: Any = None,
     threads: int | None = None,
 ) -> Tensor:
-    """Filter values with the Gaussian of any features, item by item: out_i = sum_j exp(-|f_i - f_j|² / 2) values_j.
+    """Filter values, item by item, with the Gaussian of any features.
 
-    The gradient with respect to the values is the transpose of the computed filter, bit for bit. The gradient with
-    respect to the features is the derivative of the Gaussian: exact with method="exact", while with the
-    lattice its error is that of the values. float32 on the CPU runs in the C++ engine; float64, and any GPU, in plain operations
-    of PyTorch. `torch.func.grad` and `vjp` work; `vmap` and `jvp` do not. Second derivatives exist only with respect to the values, in
-    float64 or on a GPU.
+    It is out_i = sum_j exp(-|f_i - f_j|² / 2) values_j, for all pairs of points.
+
+    The gradient with respect to the values is the transpose of the computed filter, bit for bit.
+    The gradient with respect to the features is the derivative of the Gaussian: exact with
+    method="exact", while with the lattice its error is that of the values. float32 on the CPU runs
+    in the C++ engine; float64, and any GPU, in plain operations of PyTorch. `torch.func.grad` and
+    `vjp` work; `vmap` and `jvp` do not. Second derivatives exist only with respect to the values,
+    in float64 or on a GPU.
 
     Args:
         values: (B, V, N) or (B, V, *grid).
@@ -52,138 +54,210 @@ def gaussian_filter(
         The shape and type of the values; float16 and bfloat16 are computed in float32.
 
     Raises:
-        InputError: shapes, types or devices do not fit, values that are not finite, or points that share no simplex of the lattice.
+        InputError: shapes, types or devices do not fit, values that are not finite, or points that
+            share no simplex of the lattice.
         ConfigError: a word that is not known.
-        CapacityError: more features than the lattice takes, or a feature that spans more than a million bandwidths.
+        CapacityError: more features than the lattice takes, or a feature that spans more than a
+            million bandwidths.
 
     Source: Adams, Baek & Davis 2010; docs/reference/math.md, sections 6 and 9.
     """
     check_threads(threads)
     check_word("normalization", normalization, NORMALIZATIONS)
-    for name, tensor in (("values", values), ("features", features)):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.ndim < 3:
-            kind = (
-                f"{tuple(tensor.shape)} of {tensor.dtype}"
-                if isinstance(tensor, Tensor)
-                else type(tensor).__name__
-            )
-            raise InputError(
-                f"{name}: expected floating-point numbers with a batch, a channel and a grid, got {kind}"
-            )
+    _check_kind("values", values)
+    _check_kind("features", features)
     if features.ndim == 3:
         features = features.transpose(1, 2)
-    if (
-        len(values) != len(features)
-        or values.shape[2:] != features.shape[2:]
-        or values.device != features.device
-    ):
-        raise InputError(
-            f"values {tuple(values.shape)} on {values.device} and features (batch, feature, *grid) {tuple(features.shape)} on "
-            f"{features.device} do not fit each other"
-        )
+    _check_fit(values, features)
     if not len(values):
         return values.clone()
-    dtype = torch.float64 if torch.float64 in (values.dtype, features.dtype) else torch.float32
-    sent, points = (tensor.to(dtype).flatten(2) for tensor in (values, features))
+
+    is_double = torch.float64 in (values.dtype, features.dtype)
+    dtype = torch.float64 if is_double else torch.float32
+    sent = values.to(dtype).flatten(2)
+    points = features.to(dtype).flatten(2)
+    grid = tuple(values.shape[2:])
     inside = None
     if mask is not None:
-        array = mask.detach().float().cpu() if isinstance(mask, Tensor) else mask
-        inside = torch.from_numpy(given_voxels(array, tuple(values.shape[2:])).flatten()).to(
-            values.device
-        )
-        sent, points = sent[..., inside], points[..., inside]
-    most = MAX_VALUE if dtype == torch.float32 else torch.finfo(dtype).max
-    for name, tensor in (("values", sent), ("features", points)):
-        try:
-            is_finite = not tensor.numel() or bool(
-                torch.stack(tensor.detach().aminmax()).abs().max() <= most
-            )
-        except RuntimeError as error:  # Such tensors hold no numbers that Python can read.
-            raise InputError(
-                f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)"
-            ) from error
-        if not is_finite:
-            raise InputError(
-                f"{name}: expected finite numbers up to {most:.0e}, found NaN, infinity or larger; has the training diverged?"
-            )
+        if isinstance(mask, Tensor):
+            mask = mask.detach().float().cpu()
+        inside = torch.from_numpy(given_voxels(mask, grid).flatten()).to(values.device)
+        sent = sent[..., inside]
+        points = points[..., inside]
+        grid = (points.shape[2],)
+    _check_finite("values", sent)
+    _check_finite("features", points)
+
     method = choose_method(method, points.shape[2], points.shape[1])
-    grid = tuple(values.shape[2:]) if inside is None else (points.shape[2],)
-    filtered = torch.stack(
-        [
-            _normalized(sent[i], points[i], grid, method, normalization, threads)
-            for i in range(len(sent))
-        ]
-    )
+    items = []
+    for index in range(len(sent)):
+        kernel = _kernel(points[index], grid, method, threads)
+        items.append(_normalized(kernel, sent[index], normalization))
+    filtered = torch.stack(items)
     if inside is not None:
-        whole = filtered.new_zeros(*filtered.shape[:2], len(inside))
-        whole[..., inside] = filtered
-        filtered = whole
+        everywhere = filtered.new_zeros(*filtered.shape[:2], len(inside))
+        everywhere[..., inside] = filtered
+        filtered = everywhere
     return filtered.reshape(values.shape).to(values.dtype)
 
 
-def _normalized(
-    values: Tensor,
-    features: Tensor,
-    grid: tuple[int, ...],
-    method: str,
-    normalization: str,
-    threads: int | None,
-) -> Tensor:
-    """Filter (V, N) values with (D, N) features on a grid."""
-    if values.dtype == torch.float32 and values.device.type == "cpu":
-        kept = SimpleNamespace(grid=grid, kernel=None)  # None until the kernel is built
+def filter_one(values: Tensor, features: Any, **options: Any) -> Tensor:
+    """Filter (V, N) or (V, *grid) values with (N, D) or (D, *grid) features, a tensor or an array.
 
-        def apply(channels: Tensor) -> Tensor:
-            filtered: Tensor = _Filter.apply(channels, features, kept, method, threads)  # type: ignore[no-untyped-call]
-            return filtered
+    The options are those of `gaussian_filter`, which takes a batch.
+    """
+    if isinstance(features, Tensor):
+        points = features
     else:
-        kernel = tensor_kernel(features.T, method)
+        array = given_array(features, "features")
+        dtype = np.float32 if array.dtype == np.float32 else np.float64
+        points = torch.from_numpy(np.array(array, dtype, order="C"))
+    points = points.to(values.device)
+    if min(values.ndim, points.ndim) < 2:
+        raise InputError(
+            f"values {tuple(values.shape)} and features {tuple(points.shape)}: expected (V, N) "
+            "and (N, D), or (V, *grid) and (D, *grid)"
+        )
+    filtered: Tensor = gaussian_filter(values[None], points[None], **options)[0]
+    return filtered
 
-        def apply(channels: Tensor) -> Tensor:
-            return kernel(channels.T).T
 
+def _check_kind(name: str, tensor: Any) -> None:
+    """Raise InputError unless a value is a tensor of floating-point numbers with a grid."""
+    if not isinstance(tensor, Tensor):
+        found = type(tensor).__name__
+    elif not tensor.is_floating_point() or tensor.ndim < 3:
+        found = f"{tuple(tensor.shape)} of {tensor.dtype}"
+    else:
+        return
+    raise InputError(
+        f"{name}: expected floating-point numbers with a batch, a channel and a grid, got {found}"
+    )
+
+
+def _check_fit(values: Tensor, features: Tensor) -> None:
+    """Raise InputError unless batch, grid and device are the same."""
+    are_alike = len(values) == len(features) and values.shape[2:] == features.shape[2:]
+    if not are_alike or values.device != features.device:
+        raise InputError(
+            f"values {tuple(values.shape)} on {values.device} and features (batch, feature, "
+            f"*grid) {tuple(features.shape)} on {features.device} do not fit each other"
+        )
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    """Raise InputError if a number is not finite, or too large for the engine."""
+    if not tensor.numel():
+        return
+    largest = MAX_VALUE if tensor.dtype == torch.float32 else torch.finfo(tensor.dtype).max
+    try:
+        ends = torch.stack(tensor.detach().aminmax())
+        is_finite = bool(ends.abs().max() <= largest)
+    except RuntimeError as error:  # Such tensors hold no numbers that Python can read.
+        raise InputError(
+            f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)"
+        ) from error
+    if not is_finite:
+        raise InputError(
+            f"{name}: expected finite numbers up to {largest:.0e}, found NaN, infinity or larger; "
+            "has the training diverged?"
+        )
+
+
+# The product of a kernel with (V, N) values.
+PointFilter = Callable[[Tensor], Tensor]
+
+
+def _kernel(
+    features: Tensor, grid: tuple[int, ...], method: str, threads: int | None
+) -> PointFilter:
+    """Return the kernel of (D, N) features on a grid."""
+    if features.dtype == torch.float32 and features.device.type == "cpu":
+        built = _BuiltOnce(grid, method, threads)
+
+        def compiled(values: Tensor) -> Tensor:
+            filtered = _Filter.apply(values, features, built)  # type: ignore[no-untyped-call]
+            return filtered  # type: ignore[no-any-return]
+
+        return compiled
+
+    kernel = tensor_kernel(features.T, method)
+    return lambda values: kernel(values.T).T
+
+
+def _normalized(kernel: PointFilter, values: Tensor, normalization: str) -> Tensor:
+    """Filter (V, N) values, and divide by sums of weights as "none", "after" or "symmetric"."""
     if normalization == "none":
-        return apply(values)
+        return kernel(values)
     ones = values.new_ones(1, values.shape[1])
     if normalization == "after":
-        both = apply(torch.cat([values, ones]))
+        both = kernel(torch.cat([values, ones]))
         return both[:-1] / both[-1:].clamp(min=TINY)
-    scale = apply(ones).clamp(min=TINY).rsqrt()
-    return apply(values * scale) * scale
+    scale = kernel(ones).clamp(min=TINY).rsqrt()
+    return kernel(values * scale) * scale
+
+
+class _BuiltOnce:
+    """The compiled kernel of an item's points, built when `_Filter` first filters with it.
+
+    Only there do the features of a function transform have numbers.
+    """
+
+    def __init__(self, grid: tuple[int, ...], method: str, threads: int | None) -> None:
+        self._grid = grid
+        self._method = method
+        self._threads = threads
+        self._kernel: CompiledPoints | None = None
+
+    def kernel(self, features: Tensor) -> CompiledPoints:
+        """Return the kernel of (D, N) features, the same in each call."""
+        if self._kernel is None:
+            points = _to_numpy(features).reshape(-1, *self._grid)
+            threads = self._threads or torch.get_num_threads()
+            self._kernel = CompiledPoints(points, self._method, threads)
+        return self._kernel
+
+
+def _to_numpy(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().numpy()
 
 
 class _Filter(torch.autograd.Function):
     """The C++ engine's filter, without normalization."""
 
     @staticmethod
-    def forward(
-        values: Tensor, features: Tensor, kept: SimpleNamespace, method: str, threads: int | None
-    ) -> Tensor:
-        """Filter (V, N) values with (D, N) features; the kernel is built if it is not kept yet."""
-        if kept.kernel is None:
-            points = features.detach().contiguous().numpy().reshape(-1, *kept.grid)
-            kept.kernel = CompiledPoints(points, method, threads or torch.get_num_threads())
-        return torch.from_numpy(kept.kernel.apply(values.detach().contiguous().numpy()))
+    def forward(values: Tensor, features: Tensor, built: _BuiltOnce) -> Tensor:
+        """Filter (V, N) values with (D, N) features."""
+        return torch.from_numpy(built.kernel(features).apply(_to_numpy(values)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save the kernel, and for the gradient of the features both tensors, so that PyTorch notices if they have changed since."""
-        ctx.save_for_backward(*(inputs[:2] if ctx.needs_input_grad[1] else (None, None)))
-        ctx.kernel = inputs[2].kernel
+        """Save the kernel, and for the gradient of the features both tensors.
+
+        PyTorch then notices if these have changed since.
+        """
+        values, features, built = inputs
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(values, features)
+        else:
+            ctx.save_for_backward(None, None)
+        ctx.kernel = built.kernel(features)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to values and features."""
         values, _ = ctx.saved_tensors
-        of_values, of_features = ctx.needs_input_grad[:2]
-        grads = _Gradients.apply(grad, values, ctx.kernel, of_values, of_features)  # type: ignore[no-untyped-call]
-        return *grads, None, None, None
+        of_values, of_features, _ = ctx.needs_input_grad
+        wanted = (of_values, of_features)
+        grads = _Gradients.apply(grad, values, ctx.kernel, *wanted)  # type: ignore[no-untyped-call]
+        return *grads, None
 
     @staticmethod
     def vmap(*_: Any) -> None:
         """Refuse: the engine filters item by item."""
         raise InputError(
-            "gaussian_filter in float32 on the CPU does not work with torch.func.vmap, jacrev or jacfwd; float64 does with jacrev"
+            "gaussian_filter in float32 on the CPU does not work with torch.func.vmap, jacrev or "
+            "jacfwd; float64 does with jacrev"
         )
 
     @staticmethod
@@ -195,7 +269,10 @@ class _Filter(torch.autograd.Function):
 
 
 class _Gradients(torch.autograd.Function):
-    """The gradients of `_Filter` as a separate node, through which function transforms reach the engine."""
+    """The gradients of `_Filter` as a separate node.
+
+    Through it function transforms reach the engine.
+    """
 
     @staticmethod
     def forward(
@@ -206,13 +283,14 @@ class _Gradients(torch.autograd.Function):
         of_features: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients that are wanted."""
-        given = grad.detach().contiguous().numpy()
-        left = torch.from_numpy(kernel.apply(given, transposed=True)) if of_values else None
-        if values is None or not of_features:
-            return left, None
-        return left, torch.from_numpy(
-            kernel.feature_gradient(given, values.detach().contiguous().numpy())
-        )
+        by_output = _to_numpy(grad)
+        by_values = None
+        by_features = None
+        if of_values:
+            by_values = torch.from_numpy(kernel.apply(by_output, transposed=True))
+        if of_features and values is not None:
+            by_features = torch.from_numpy(kernel.feature_gradient(by_output, _to_numpy(values)))
+        return by_values, by_features
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
@@ -224,5 +302,6 @@ class _Gradients(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
         """Refuse: second derivatives need float64."""
         raise InputError(
-            "gaussian_filter has no second derivatives in float32 on the CPU; float64 has those with respect to the values"
+            "gaussian_filter has no second derivatives in float32 on the CPU; float64 has those "
+            "with respect to the values"
         )

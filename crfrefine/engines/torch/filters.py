@@ -1,10 +1,12 @@
-"""Gaussian filters in plain tensor operations: a filter returns the product of an (N, N) kernel with (N, V) values."""
+"""Gaussian filters in plain tensor operations.
+
+A filter returns the product of an (N, N) kernel with (N, V) values.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,32 +17,41 @@ Filter = Callable[[Tensor], Tensor]
 
 TRUNCATION_RADIUS = 3.0  # of the `truncated` filter, in bandwidths of position
 MAX_POINTS = 20_000  # whose matrix takes gigabytes
-# Positions are multiples of spacing / theta: whether a pair at exactly the radius counts must not depend on rounding.
+# Positions are multiples of spacing / theta: whether a pair at exactly the radius counts must not
+# depend on rounding.
 _BALL_MARGIN = 1e-6
 
 
 def dense_filter(features: Tensor, positions: Tensor | None = None) -> Filter:
     """Return the kernel exp(-|f_i - f_j|^2 / 2) of all pairs of (N, D) features over theta.
 
-    Pairs whose positions, (N, axes) over theta, are farther apart than `TRUNCATION_RADIUS` are left out.
+    Pairs whose positions, (N, axes) over theta, are farther apart than `TRUNCATION_RADIUS` are left
+    out. Raises CapacityError for more points than fit into a matrix.
     """
     if len(features) > MAX_POINTS:
         raise CapacityError(
-            f"the filters exact and truncated are matrices of all pairs here, of at most {MAX_POINTS} voxels, got {len(features)}; "
+            "the filters exact and truncated are matrices of all pairs here, of at most "
+            f"{MAX_POINTS} voxels, got {len(features)}; "
             "use the filter or method 'lattice', the CPU with float32, or a smaller mask"
         )
-    # By differences: |a|^2 + |b|^2 - 2ab loses its digits for close points far from the origin.
-    distances = partial(torch.cdist, compute_mode="donot_use_mm_for_euclid_dist")
-    kernel = torch.exp(-0.5 * distances(features, features).square())
+    kernel = torch.exp(-0.5 * _distances(features).square())
     if positions is not None:
-        kernel = kernel * (
-            distances(positions, positions) <= TRUNCATION_RADIUS * (1.0 + _BALL_MARGIN)
-        )
+        radius = TRUNCATION_RADIUS * (1.0 + _BALL_MARGIN)
+        kernel = kernel * (_distances(positions) <= radius)
     return kernel.matmul
 
 
+def _distances(points: Tensor) -> Tensor:
+    """Return the (N, N) distances between (N, D) points."""
+    # By differences: |a|^2 + |b|^2 - 2ab loses its digits for close points far from the origin.
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def spatial_filter(inside: Tensor, steps: Sequence[float], theta: Tensor) -> Filter:
-    """Return the exact Gaussian of position on the grid, axis by axis, with zeros outside; steps in the unit of theta."""
+    """Return the exact Gaussian of position on the grid, axis by axis, with zeros outside.
+
+    `steps` between voxels along each axis are in the unit of theta.
+    """
     matrices = []
     for extent, step, width in zip(inside.shape, steps, theta, strict=True):
         index = torch.arange(extent, device=theta.device, dtype=theta.dtype) * step
@@ -56,63 +67,75 @@ def spatial_filter(inside: Tensor, steps: Sequence[float], theta: Tensor) -> Fil
 
 
 def normalized(kernel: Filter, ones: Tensor, normalization: str) -> Filter:
-    """Return D^-1/2 K D^-1/2 (symmetric), D^-1 K (after) or K (none), with D = diag(K 1); `ones` is (N, 1)."""
-    row_sum = ones if normalization == "none" else kernel(ones)
-    before = row_sum.rsqrt() if normalization == "symmetric" else ones
-    after = before if normalization == "symmetric" else 1.0 / row_sum
-    return lambda values: after * kernel(before * values)
+    """Return D^-1/2 K D^-1/2 (symmetric), D^-1 K (after) or K (none), with D = diag(K 1).
+
+    `ones` is (N, 1).
+    """
+    if normalization == "none":
+        return lambda values: ones * kernel(ones * values)
+    row_sum = kernel(ones)
+    if normalization == "after":
+        inverse = 1.0 / row_sum
+        return lambda values: inverse * kernel(ones * values)
+    root = row_sum.rsqrt()
+    return lambda values: root * kernel(root * values)
 
 
 class Lattice:
-    """The permutohedral lattice of (N, D) features over theta, with K vertices: those of simplices that enclose a point.
+    """The permutohedral lattice of (N, D) features over theta.
 
-    `vertices` and `weights` are (N, D+1), those of each point's simplex; `neighbors` are the vertices before and after each vertex along
-    the D+1 directions, each (K,), where K means no vertex.
+    Its K vertices are those of simplices that enclose a point.
 
-    Source: Adams, Baek & Davis 2010, "Fast High-Dimensional Filtering Using the Permutohedral Lattice"; docs/reference/math.md, section 6.
+    Attributes:
+        vertices, weights: (N, D+1), those of each point's simplex.
+        neighbors: the vertices before and after each vertex along the D+1 directions, each (K,),
+            where K means no vertex.
+
+    Source: Adams, Baek & Davis 2010, "Fast High-Dimensional Filtering Using the Permutohedral
+    Lattice"; docs/reference/math.md, section 6.
     """
 
     def __init__(self, features: Tensor) -> None:
-        self._features, size = features, features.shape[1] + 1
+        self._features = features
+        size = features.shape[1] + 1
         remainder0, rank, self.weights = enclosing_simplex(elevate(features.detach()))
-        # A vertex is a number, the inner product of its coordinates and large random ones: two of a million vertices share none.
+        # A vertex is a number, the inner product of its coordinates and large random ones: two of
+        # a million vertices share none.
         generator = torch.Generator().manual_seed(0)
-        large = torch.randint(-(1 << 62), 1 << 62, (size,), generator=generator, device="cpu").to(
-            rank.device
-        )
-        corners = [
-            ((remainder0 + torch.where(rank < size - k, k, k - size)) * large).sum(1)
-            for k in range(size)
-        ]
+        large = torch.randint(-(1 << 62), 1 << 62, (size,), generator=generator, device="cpu")
+        large = large.to(rank.device)
+        corners = []
+        for remainder in range(size):
+            offset = torch.where(rank < size - remainder, remainder, remainder - size)
+            corners.append(((remainder0 + offset) * large).sum(1))
         keys, self.vertices = torch.unique(torch.stack(corners, dim=1), return_inverse=True)
         self.num_vertices = len(keys)
-        self.neighbors = [
-            (_find(keys, keys - step), _find(keys, keys + step))
-            for step in large.sum() - size * large
-        ]
+
+        steps = large.sum() - size * large
+        self.neighbors = [(_find(keys, keys - step), _find(keys, keys + step)) for step in steps]
 
     def __call__(self, values: Tensor) -> Tensor:
         """Approximate the sum over all points j of exp(-|f_i - f_j|^2 / 2) values_j."""
-        # The gradient with respect to features is that of the Gaussian, K_ij (f_j - f_i): terms are added that are 0 and have its slopes.
         result = self._apply(values)
         if not self._features.requires_grad:
             return result
-        fixed, places = values.detach()[:, :, None], self._features.detach()[:, None, :]
+
+        # The gradient with respect to features is that of the Gaussian, K_ij (f_j - f_i): terms
+        # are added that are 0 and have its slopes.
+        sent = values.detach()[:, :, None]
+        received = result.detach()[:, :, None]
+        places = self._features.detach()[:, None, :]
         moves = self._features[:, None, :] - places
-        arrived = (
-            self._apply((places * fixed).flatten(1)).view(*values.shape, -1)
-            - places * result.detach()[:, :, None]
-        )
-        moved = self._apply((moves * fixed).flatten(1)).view(*values.shape, -1)
-        return (
-            result
-            + (moves * arrived + places * moved).sum(2)
-            - self._apply((places * moves).sum(2) * fixed[:, :, 0])
-        )
+        shape = (*values.shape, -1)
+        arrived = self._apply((places * sent).flatten(1)).view(shape) - places * received
+        moved = self._apply((moves * sent).flatten(1)).view(shape)
+        inner = self._apply((places * moves).sum(2) * sent[:, :, 0])
+        return result + (moves * arrived + places * moved).sum(2) - inner
 
     def _apply(self, values: Tensor) -> Tensor:
         """Splat (N, V) values to (K, V), blur with [1 2 1] / 4 along each direction, and slice."""
-        corners, weights = self.vertices.flatten(), self.weights[:, :, None]
+        corners = self.vertices.flatten()
+        weights = self.weights[:, :, None]
         at_vertices = values.new_zeros((self.num_vertices, values.shape[1]))
         shares = (weights * values[:, None, :]).flatten(0, 1)
         at_vertices = at_vertices.index_add(0, corners, shares)
@@ -128,40 +151,47 @@ class Lattice:
 
 
 def elevate(features: Tensor) -> Tensor:
-    """Map (N, D) features into the hyperplane of R^(D+1) whose coordinates sum to 0, (N, D+1), where the filter has unit variance."""
+    """Map (N, D) features into the hyperplane of R^(D+1) whose coordinates sum to 0, (N, D+1).
+
+    There the filter has unit variance.
+    """
     num_dims = features.shape[1]
     index = torch.arange(num_dims, device=features.device, dtype=features.dtype)
-    scaled = features * (
-        (num_dims + 1) * math.sqrt(2.0 / 3.0) / torch.sqrt((index + 1.0) * (index + 2.0))
-    )
-    # Coordinate i gets the sum of the scaled features from i on, less i times the one before: E without forming it.
+    roots = torch.sqrt((index + 1.0) * (index + 2.0))
+    scaled = features * ((num_dims + 1) * math.sqrt(2.0 / 3.0) / roots)
+    # Coordinate i gets the sum of the scaled features from i on, less i times the one before: E
+    # without forming it.
     sums = torch.nn.functional.pad(scaled.flip(1).cumsum(1).flip(1), (0, 1))
     return sums - torch.nn.functional.pad(scaled * (index + 1.0), (1, 0))
 
 
 def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the simplex around each point, three times (N, D+1): its remainder-0 vertex, ranks of residuals, and weights.
+    """Return the simplex around each point, three times (N, D+1).
 
-    Rank 0 is that of the largest residual; equal ones are ranked by index. Column k of the weights is that of the vertex of remainder k.
+    These are its remainder-0 vertex, ranks of residuals, and weights. Rank 0 is that of the
+    largest residual; equal ones are ranked by index. Column k of the weights is that of the vertex
+    of remainder k.
     """
     size = elevated.shape[1]
     quotient = torch.floor(elevated / size + 0.5).long()
-    rank = (
-        (elevated - quotient * size)
-        .sort(dim=1, descending=True, stable=True)
-        .indices.argsort(dim=1)
-    )
-    # Rounding each coordinate by itself can leave the hyperplane; moving those of extreme rank by one multiple brings the point back.
-    rank = rank + quotient.sum(1, keepdim=True)
+    residual = elevated - quotient * size
+    order = residual.sort(dim=1, descending=True, stable=True).indices
+    # Rounding each coordinate by itself can leave the hyperplane; moving those of extreme rank by
+    # one multiple brings the point back.
+    rank = order.argsort(dim=1) + quotient.sum(1, keepdim=True)
     wrap = (rank < 0).long() - (rank >= size).long()
-    remainder0, rank = (quotient + wrap) * size, rank + wrap * size
+    remainder0 = (quotient + wrap) * size
+    rank = rank + wrap * size
+
     by_rank = torch.zeros_like(elevated).scatter(1, rank, (elevated - remainder0) / size)
-    # Remainder k is where the k lowest-ranked coordinates have wrapped: its weight is a drop between neighboring sorted residuals.
+    # Remainder k is where the k lowest-ranked coordinates have wrapped: its weight is a drop
+    # between neighboring sorted residuals.
     drops = by_rank[:, :-1].flip(1) - by_rank[:, 1:].flip(1)
-    return remainder0, rank, torch.cat([1.0 - (by_rank[:, :1] - by_rank[:, -1:]), drops], dim=1)
+    rest = 1.0 - (by_rank[:, :1] - by_rank[:, -1:])
+    return remainder0, rank, torch.cat([rest, drops], dim=1)
 
 
 def _find(keys: Tensor, wanted: Tensor) -> Tensor:
-    """Return the places of numbers among sorted ones; of those that are missing, the number of keys."""
+    """Return the places of numbers among sorted keys; if one is missing, the number of keys."""
     places = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
     return torch.where(keys[places] == wanted, places, len(keys))

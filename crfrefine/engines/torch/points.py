@@ -1,4 +1,4 @@
-"""The kernel of points in plain tensor operations: for tensors of any type and device, and for arrays."""
+"""The kernel of points in plain tensor operations: for tensors of any device, and for arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from crfrefine.errors import BackendUnavailableError, CapacityError
 
 
 class TorchPoints:
-    """The kernel of points in operations of PyTorch, for arrays."""
+    """The kernel of points, for arrays; see `PointKernel`."""
 
     def __init__(self, points: Float32, method: str, device: str) -> None:
         """Build the kernel of features (D, *grid); `device` is "torch" or "torch:cuda"."""
@@ -23,25 +23,33 @@ class TorchPoints:
             )
         self._device = "cpu" if device == "torch" else "cuda"
         self.description = f"{method}, in operations of PyTorch on {self._device}"
-        self._kernel = tensor_kernel(
-            torch.from_numpy(points.reshape(len(points), -1).T.copy()).to(self._device), method
-        )
+        rows = points.reshape(len(points), -1)
+        self._kernel = tensor_kernel(self._upload(rows), method)
 
     def apply(self, values: Float32, scale: Float32 | None = None) -> Float32:
-        """Filter (V, N) values, and multiply each point's results by its `scale`, (N,)."""
-        filtered = self._kernel(torch.from_numpy(values.T.copy()).to(self._device)).cpu().numpy()
+        """Filter values; see `PointKernel.apply`."""
+        filtered = self._kernel(self._upload(values)).cpu().numpy()
         result: Float32 = np.ascontiguousarray(filtered.T)
-        return result if scale is None else result * scale
+        if scale is not None:
+            result = result * scale
+        return result
 
     def mean(self, values: Float32) -> None:
         """Return None: the sums of weights take a filtering of their own."""
 
+    def _upload(self, rows: Float32) -> Tensor:
+        """Return (row, point) numbers as a (point, row) tensor."""
+        return torch.from_numpy(rows.T.copy()).to(self._device)
+
 
 def tensor_kernel(features: Tensor, method: str) -> Filter:
-    """Return the kernel of (N, D) features in operations of PyTorch."""
-    features = features - features.detach().amin(
-        0
-    )  # The C++ engine's origin: the same lattice, and no digits lost to an offset.
+    """Return the kernel of (N, D) features, which follows their gradients.
+
+    Raises CapacityError for a feature that spans too many bandwidths, InputError if no two points
+    share a vertex of the lattice.
+    """
+    # The C++ engine's origin: the same lattice, and no digits lost to an offset.
+    features = features - features.detach().amin(0)
     if features.detach().amax() > MAX_SPAN:
         raise CapacityError(
             "a feature spans more than a million bandwidths; divide the features by larger ones"
@@ -49,5 +57,6 @@ def tensor_kernel(features: Tensor, method: str) -> Filter:
     if method == "exact":
         return dense_filter(features)
     lattice = Lattice(features)
-    require_shared(lattice.num_vertices, *features.shape)
+    num_points, num_features = features.shape
+    require_shared(lattice.num_vertices, num_points, num_features)
     return lattice
