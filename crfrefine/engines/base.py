@@ -277,7 +277,8 @@ class Backend(ABC):
 
         On ties it is the lowest label. The type is the smallest unsigned one that holds L - 1.
         """
-        labels: Labels = np.argmax(logits, axis=0).astype(np.min_scalar_type(len(logits) - 1))
+        dtype = np.min_scalar_type(len(logits) - 1)
+        labels: Labels = np.argmax(logits, axis=0).astype(dtype)
         return labels
 
     def softmax(

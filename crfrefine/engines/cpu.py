@@ -125,21 +125,18 @@ class CpuBackend(Backend):
     ) -> Float32:
         """Filter values once; see `Backend.message`."""
         values = _float32(values)
+        guide = _float32(image.values)
+        arguments = _kernel_arguments(spec, image.spacing)
+        num_threads = threads or available_threads()
         out = np.zeros_like(values)
         with engine_errors(self._engine, values.shape):
-            self._engine.message(
-                values,
-                _float32(image.values),
-                image.mask,
-                *_kernel_arguments(spec, image.spacing),
-                threads or available_threads(),
-                out,
-            )
+            self._engine.message(values, guide, image.mask, *arguments, num_threads, out)
         return out
 
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
-        out: Labels = np.empty(logits.shape[1:], dtype=np.min_scalar_type(len(logits) - 1))
+        dtype = np.min_scalar_type(len(logits) - 1)
+        out: Labels = np.empty(logits.shape[1:], dtype)
         self._engine.label_map(_float32(logits), threads or available_threads(), out)
         return out
 
@@ -180,11 +177,12 @@ class CpuKernels:
         origin = None  # in the engine's form; None means `default_origin`
         if image.origin is not None:
             origin = (list(image.origin.position), list(image.origin.intensity))
+        arguments = _kernel_arguments(spec, image.spacing)
         with engine_errors(engine, values.shape):
             self.built = engine.Kernels(
                 values,
                 image.mask,
-                *_kernel_arguments(spec, image.spacing),
+                *arguments,
                 spec.num_labels,
                 spec.num_iterations,
                 list(image.axes or ()),
@@ -270,18 +268,23 @@ class CpuKernels:
         by_theta = np.zeros((num_bilateral, num_features))
         if wants_theta and num_bilateral:
             by_theta[...] = sums["theta"][:num_bilateral]
-        by_gamma = None if self.spec.spatial is None else np.array(sums["theta"][-1])
+        by_gamma = None
+        if self.spec.spatial is not None:
+            by_gamma = np.array(sums["theta"][-1])
+        by_weights = np.array(sums["weights"]).reshape(-1, num_labels)
+        by_compatibility = np.array(sums["compatibility"]).reshape(num_labels, num_labels)
+        by_slack = float(sums["volume_slack"])
         return MeanFieldGradients(
             logits=by_logits,
-            weights=np.array(sums["weights"]).reshape(-1, num_labels),
-            compatibility=np.array(sums["compatibility"]).reshape(num_labels, num_labels),
+            weights=by_weights,
+            compatibility=by_compatibility,
             temperature=float(sums["temperature"]),
             bias=np.array(sums["bias"]),
             theta_position=by_theta[:, num_modalities:],
             theta_intensity=by_theta[:, :num_modalities],
             theta_gamma=by_gamma,
             image=by_image,
-            volume_weight=tape.spec.volume_weight_gradient(float(sums["volume_slack"])),
+            volume_weight=tape.spec.volume_weight_gradient(by_slack),
         )
 
 

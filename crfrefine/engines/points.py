@@ -125,7 +125,8 @@ class Lattice:
         """Return the factor of each point: the inverse of its row's sum, or the root of that."""
         if normalization not in self._scale_by_normalization:
             ones = np.ones((1, self.num_points), np.float32)
-            sums = np.maximum(self._kernel.apply(ones)[0], np.float32(TINY))
+            (sums,) = self._kernel.apply(ones)
+            sums = np.maximum(sums, np.float32(TINY))
             if normalization == "symmetric":
                 sums = np.sqrt(sums)
             self._scale_by_normalization[normalization] = 1.0 / sums
@@ -150,7 +151,8 @@ def _from_first_point(points: Array) -> Array:
     """
     if points.dtype.itemsize <= np.float32().itemsize:
         return points
-    first = points[(slice(None), *[slice(1)] * (points.ndim - 1))]
+    first_place = (slice(1),) * (points.ndim - 1)
+    first = points[(slice(None), *first_place)]
     moved = np.empty(points.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         np.subtract(points, first, out=moved, dtype=np.float64, casting="unsafe")
@@ -166,7 +168,9 @@ def _as_float32(values: Array) -> Float32:
 def finite(values: Array, name: str) -> Float32:
     """Return values as float32 in C order; raise InputError if one is not finite or too large."""
     result = _as_float32(values)
-    ends = load_engine().channel_ranges(result.reshape(1, -1), 1) if result.size else []
+    ends = []
+    if result.size:
+        ends = load_engine().channel_ranges(result.reshape(1, -1), 1)
     if not all(abs(end) <= MAX_VALUE for end in ends):
         raise InputError(
             f"{name}: expected finite numbers up to {MAX_VALUE:g}, found NaN, infinity or larger "

@@ -39,7 +39,8 @@ class VolumeTerm:
             return 0.0
         masses = masses + PSEUDO_VOXELS
         target = self.target + PSEUDO_VOXELS
-        return float((masses * np.log(masses / target)).sum()) / self.slack
+        divergence = (masses * np.log(masses / target)).sum()
+        return float(divergence) / self.slack
 
     def search(
         self,
@@ -79,8 +80,10 @@ class VolumeTerm:
     ) -> tuple[Float64, float]:
         """Return v of docs/reference/math.md, section 11.5, (L,), and the slack's gradient."""
         masses = masses + PSEUDO_VOXELS
-        pull = np.linalg.solve(self.curvature(covariance, masses), gradient - gradient.mean())
-        return pull, -float((pull * masses * bias).sum())
+        centered = gradient - gradient.mean()
+        pull = np.linalg.solve(self.curvature(covariance, masses), centered)
+        by_slack = -float((pull * masses * bias).sum())
+        return pull, by_slack
 
     def curvature(self, covariance: Float64, balanced: Float64) -> Float64:
         """Return the (L, L) second derivative of the dual problem with respect to the bias.
@@ -89,7 +92,8 @@ class VolumeTerm:
         """
         total = np.outer(balanced, balanced) / balanced.sum()
         diagonal = np.diag(balanced)
-        return np.asarray(covariance + self.slack * (diagonal - total) + total + RIDGE * diagonal)
+        slack_part = self.slack * (diagonal - total)
+        return np.asarray(covariance + slack_part + total + RIDGE * diagonal)
 
 
 def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool | None:
@@ -148,5 +152,7 @@ def _doubtful_scores(
 
 def _first_scores(logits: Array, spec: MeanFieldSpec) -> Float64:
     """Return x of the first marginals, (L, N), in float64."""
-    bias = 0.0 if spec.bias is None else np.asarray(spec.bias, np.float64)[:, None]
-    return np.asarray((logits.astype(np.float64) + bias) / spec.temperature)
+    scores = logits.astype(np.float64)
+    if spec.bias is not None:
+        scores = scores + np.asarray(spec.bias, np.float64)[:, None]
+    return np.asarray(scores / spec.temperature)

@@ -1,1 +1,4 @@
-"""The GPU engine: kernels/cuda/*.cu, compiled when first needed; nothing is imported here, since every start looks for a GPU."""
+"""The GPU engine: kernels/cuda/*.cu, compiled when first needed.
+
+Nothing is imported here, since every start looks for a GPU.
+"""

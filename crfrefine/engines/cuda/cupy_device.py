@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +34,10 @@ class _Borrowed:
 
 @contextmanager
 def following(cupy: Any, array: Any) -> Iterator[None]:
-    """Launch on PyTorch's current stream, and allocate through PyTorch, while working for a tensor on a GPU.
+    """Work on PyTorch's current stream and in its memory, if an array is a tensor on a GPU.
 
-    Arrays allocated inside may outlive the context: each goes back to PyTorch, to the stream that it was allocated for.
+    Arrays allocated inside may outlive the context: each goes back to PyTorch, to the stream that
+    it was allocated for.
     """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(array, torch.Tensor) or array.device.type != "cuda":
@@ -44,24 +45,22 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
         return
     device = int(array.device.index)
     pointer = torch.cuda.current_stream(device).cuda_stream
-    stream = (
-        cupy.cuda.Stream.from_external(_Borrowed(pointer)) if pointer else cupy.cuda.Stream.null
-    )
+    stream = cupy.cuda.Stream.null
+    if pointer:
+        stream = cupy.cuda.Stream.from_external(_Borrowed(pointer))
     # PyTorch cannot use the memory that CuPy still holds from work without PyTorch.
     cupy.get_default_memory_pool().free_all_blocks()
 
     def allocate(size: int, device: int) -> int:
         try:
             return int(torch.cuda.caching_allocator_alloc(size, device, pointer))
-        except (
-            torch.cuda.OutOfMemoryError
-        ) as error:  # Callers expect a MemoryError, as CuPy's is one.
+        except torch.cuda.OutOfMemoryError as error:
+            # Callers expect a MemoryError, as CuPy's is one.
             raise MemoryError(str(error)) from error
 
     def free(address: int, _: int) -> None:
-        if (
-            not sys.is_finalizing()
-        ):  # PyTorch may be unloaded already, and the memory ends with the process.
+        # At exit PyTorch may be unloaded already, and the memory ends with the process.
+        if not sys.is_finalizing():
             torch.cuda.caching_allocator_delete(address)
 
     memory = cupy.cuda.using_allocator(cupy.cuda.PythonFunctionAllocator(allocate, free).malloc)
@@ -71,7 +70,8 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
 
 
 BLOCK = 256  # threads; no kernel depends on it
-# Uploads of at least so many bytes bypass CuPy's staging memory, which is rounded up, page-locked and kept for good.
+# Uploads of at least so many bytes bypass CuPy's staging memory, which is rounded up, page-locked
+# and kept for good.
 _LARGE = 1 << 20
 _INSTALL = (
     "install crfrefine[cuda12] or crfrefine[cuda13], whichever the driver supports "
@@ -81,22 +81,19 @@ _TOOLKIT = (
     "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
 )
 _STREAM_PER_THREAD = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"  # CuPy reads it when it is imported
-_GPU_FILES = (
-    "nvidia[0-9]*",
-    "dxg",
-    "nvhost-gpu",
-    "nvgpu",
-)  # Linux, Windows' Linux, boards with an integrated GPU
-_NO_DRIVER, _NO_DEVICE = -1, 100  # the second: CUDA_ERROR_NO_DEVICE
-_NOT_INITIALIZED = (
-    3  # CUDA_ERROR_NOT_INITIALIZED: a forked process gets it if its parent has used the driver
-)
+# Of Linux, Windows' Linux, and boards with an integrated GPU.
+_GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")
+_NO_DRIVER = -1
+# Of CUDA. A forked process gets the first if its parent has used the driver.
+_NOT_INITIALIZED = 3
+_NO_DEVICE = 100
 
 
 def _forked(name: str) -> BackendUnavailableError:
     return BackendUnavailableError(
-        f"--device {name}: the GPU cannot be used in a process that was forked from one that had used it; "
-        "start processes by 'spawn' (multiprocessing.set_start_method), or use --device cpu in them"
+        f"--device {name}: the GPU cannot be used in a process that was forked from one that had "
+        "used it; start processes by 'spawn' (multiprocessing.set_start_method), or use "
+        "--device cpu in them"
     )
 
 
@@ -107,23 +104,31 @@ def ask_driver() -> tuple[int, int]:
     except OSError:
         return 0, _NO_DRIVER
     count = ctypes.c_int(0)
-    status = int(driver.cuInit(0)) or int(driver.cuDeviceGetCount(ctypes.byref(count)))
-    return (0 if status else count.value), status
+    status = int(driver.cuInit(0))
+    if status == 0:
+        status = int(driver.cuDeviceGetCount(ctypes.byref(count)))
+    if status != 0:
+        return 0, status
+    return count.value, 0
 
 
 def may_have_gpu() -> bool:
     """Whether the system shows a GPU, and the environment does not hide all of them."""
     # The driver is not used: once it is, no process forked from this one can use a GPU.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and (not visible.strip() or visible.strip().startswith("-")):
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip()
+    if not visible or visible.startswith("-"):
         return False
-    return any(next(Path("/dev").glob(pattern), None) for pattern in _GPU_FILES) or any(
-        Path("/proc/driver/nvidia").glob("gpus/*")
-    )
+    for pattern in _GPU_FILES:
+        if any(Path("/dev").glob(pattern)):
+            return True
+    return any(Path("/proc/driver/nvidia").glob("gpus/*"))
 
 
 def is_available() -> bool:
-    """Whether there is a GPU and CuPy to drive it, which may still fail; neither CuPy nor a driver without CuPy is loaded for this."""
+    """Whether there is a GPU and CuPy to drive it, which may still fail.
+
+    Neither CuPy nor a driver without CuPy is loaded for this.
+    """
     if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
         return False
     count, status = ask_driver()
@@ -136,68 +141,86 @@ def lacks_cupy() -> bool:
 
 
 class CupyDevice:
-    """A CUDA device, on which kernels run in the order in which they are launched, on CuPy's current stream.
+    """A CUDA device, on which kernels run in the order of their launches.
 
-    Its `name` is "cuda" for the first GPU, else "cuda:N"; `xp` is the array module, CuPy.
+    They run on CuPy's current stream. Its `name` is "cuda" for the first GPU, else "cuda:N"; `xp`
+    is the array module, CuPy.
     """
 
     def __init__(self, index: int = 0) -> None:
-        """Open the GPU of that number; raise BackendUnavailableError, which says what to do, if that is not possible."""
+        """Open the GPU of that number.
+
+        Raises BackendUnavailableError, which says what to do, if that is not possible.
+        """
         self.name = f"cuda:{index}" if index else "cuda"
-        self._process, self._number = os.getpid(), index
+        self._number = index
+        self._process = os.getpid()
         self._loss: str | None = None  # why the GPU stopped working in this process
-        count, status = ask_driver()
-        if status == _NOT_INITIALIZED:
-            raise _forked(self.name)
-        if index >= count:
-            driver = "no driver" if status == _NO_DRIVER else f"status {status} of cuInit"
-            raise BackendUnavailableError(
-                f"--device {self.name}: not among the {count} NVIDIA GPUs that were found "
-                f"({driver}, CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}); see nvidia-smi, install NVIDIA's driver, "
-                "restart the machine if it was updated, or use another GPU or --device cpu"
-            )
-        if os.environ.get(_STREAM_PER_THREAD, "").strip() not in ("", "0"):
-            raise BackendUnavailableError(
-                f"--device {self.name}: expected one default stream for all threads, found {_STREAM_PER_THREAD}="
-                f"{os.environ[_STREAM_PER_THREAD]}; unset it before CuPy is imported, or use --device cpu"
-            )
-        try:
-            self.xp: Any = importlib.import_module("cupy")
-        except (
-            ImportError,
-            OSError,
-        ) as error:  # OSError if CuPy cannot create its folder for compiled kernels
-            raise BackendUnavailableError(
-                f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}"
-            ) from error
+        self._functions: dict[Hashable, Any] = {}  # compiled kernels
+        self._require_usable()
+        self.xp = self._import_cupy()
         cuda = self.xp.cuda
         self._errors = cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError
-        try:
-            with on_gpu(cuda.runtime, index):
-                int(
-                    (self.xp.arange(3) + 1).sum()
-                )  # compiled with NVRTC, so a missing part of the CUDA toolkit is found now
-        except (
+        failures = (
             cuda.compiler.CompileException,
             RuntimeError,
             ImportError,
             OSError,
             MemoryError,
-        ) as error:
+        )
+        try:
+            with on_gpu(cuda.runtime, index):
+                # Compiled with NVRTC, so a missing part of the CUDA toolkit is found now.
+                int((self.xp.arange(3) + 1).sum())
+        except failures as error:
             raise BackendUnavailableError(
-                f"--device {self.name}: CuPy cannot use the GPU ({error}); where its memory is full, end the programs that use it "
-                f"(nvidia-smi lists them); {_TOOLKIT}; {_INSTALL}"
+                f"--device {self.name}: CuPy cannot use the GPU ({error}); where its memory is "
+                "full, end the programs that use it (nvidia-smi lists them); "
+                f"{_TOOLKIT}; {_INSTALL}"
             ) from error
-        self._functions: dict[tuple[str, str, tuple[tuple[str, int], ...]], Any] = {}
+
+    def _require_usable(self) -> None:
+        """Raise BackendUnavailableError if driver or environment do not let the GPU be used."""
+        count, status = ask_driver()
+        if status == _NOT_INITIALIZED:
+            raise _forked(self.name)
+        if self._number >= count:
+            driver = "no driver" if status == _NO_DRIVER else f"status {status} of cuInit"
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            raise BackendUnavailableError(
+                f"--device {self.name}: not among the {count} NVIDIA GPUs that were found "
+                f"({driver}, CUDA_VISIBLE_DEVICES={visible}); see nvidia-smi, install NVIDIA's "
+                "driver, restart the machine if it was updated, or use another GPU or "
+                "--device cpu"
+            )
+        streams = os.environ.get(_STREAM_PER_THREAD, "")
+        if streams.strip() not in ("", "0"):
+            raise BackendUnavailableError(
+                f"--device {self.name}: expected one default stream for all threads, found "
+                f"{_STREAM_PER_THREAD}={streams}; unset it before CuPy is imported, or use "
+                "--device cpu"
+            )
+
+    def _import_cupy(self) -> Any:
+        try:
+            return importlib.import_module("cupy")
+        except (ImportError, OSError) as error:
+            # OSError if CuPy cannot create its folder for compiled kernels.
+            raise BackendUnavailableError(
+                f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}"
+            ) from error
 
     def properties(self) -> dict[str, Any]:
-        """Return name, memory in bytes, compute capability, and the versions of the driver, of CUDA's runtime and of CuPy."""
+        """Return what `crfrefine info` shows of the GPU and its software.
+
+        The memory is in bytes; `driver` and `runtime` are the versions of CUDA that they have.
+        """
         runtime = self.xp.cuda.runtime
-        properties = runtime.getDeviceProperties(self._number)
+        found = runtime.getDeviceProperties(self._number)
         return {
-            "name": properties["name"].decode(errors="replace"),
-            "memory": int(properties["totalGlobalMem"]),
-            "compute_capability": f"{properties['major']}.{properties['minor']}",
+            "name": found["name"].decode(errors="replace"),
+            "memory": int(found["totalGlobalMem"]),
+            "compute_capability": f"{found['major']}.{found['minor']}",
             "driver": int(runtime.driverGetVersion()),
             "runtime": int(runtime.runtimeGetVersion()),
             "cupy": str(self.xp.__version__),
@@ -211,7 +234,10 @@ class CupyDevice:
         num_threads: int,
         *arguments: Any,
     ) -> None:
-        """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads; None means a null pointer."""
+        """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads.
+
+        Of the arguments, None means a null pointer.
+        """
         self._launch(source, kernel, constants, -(-num_threads // BLOCK), BLOCK, arguments)
 
     def launch_blocks(
@@ -222,7 +248,10 @@ class CupyDevice:
         num_blocks: int,
         *arguments: Any,
     ) -> None:
-        """Run a kernel whose threads share memory by block: `num_blocks` blocks of constants["CRF_THREADS"] threads each."""
+        """Run a kernel whose threads share memory by block.
+
+        There are `num_blocks` blocks of constants["CRF_THREADS"] threads each.
+        """
         self._launch(source, kernel, constants, num_blocks, constants["CRF_THREADS"], arguments)
 
     def _launch(
@@ -237,27 +266,29 @@ class CupyDevice:
         if num_blocks == 0:
             return
         text = kernel_source(source, constants)
+        packed = pack_arguments(text, kernel, constants, arguments)
         key = source, kernel, tuple(sorted(constants.items()))
-        if key not in self._functions:  # CuPy caches compiled kernels on disk by their text.
-            self._functions[key] = self.xp.RawModule(
-                code=text.text, options=text.options, backend="nvrtc"
-            ).get_function(kernel)
-        self._functions[key](
-            (num_blocks,), (block,), tuple(pack_arguments(text, kernel, constants, arguments))
-        )
+        function = self._functions.get(key)
+        if function is None:  # CuPy caches compiled kernels on disk by their text.
+            module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
+            function = self._functions[key] = module.get_function(kernel)
+        function((num_blocks,), (block,), tuple(packed))
 
     def upload(self, array: Any) -> Any:
-        """Return the array on the device in C order: a numpy array is copied; an array on the device is shared by DLPack."""
-        if isinstance(array, np.ndarray) and array.nbytes >= _LARGE:
+        """Return the array on the device in C order.
+
+        A numpy array is copied; an array on the device is shared by DLPack.
+        """
+        if isinstance(array, np.ndarray):
+            if array.nbytes < _LARGE:
+                return self.xp.ascontiguousarray(self.xp.asarray(array))
             target = self.xp.empty(array.shape, dtype=array.dtype)
-            target.set(
-                np.ascontiguousarray(array)
-            )  # on the current stream; the driver has copied the host memory when this returns
+            # On the current stream; the driver has copied the host memory when this returns.
+            target.set(np.ascontiguousarray(array))
             return target
-        is_foreign = not isinstance(array, (np.ndarray, self.xp.ndarray))
-        return self.xp.ascontiguousarray(
-            self.xp.from_dlpack(array) if is_foreign else self.xp.asarray(array)
-        )
+        if not isinstance(array, self.xp.ndarray):
+            array = self.xp.from_dlpack(array)
+        return self.xp.ascontiguousarray(array)
 
     def download(self, array: Any) -> Array:
         """Return a copy on the host after all launches so far are done."""
@@ -270,31 +301,38 @@ class CupyDevice:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Return the context of all work on the device; raises MemoryError, or DeviceLostError if the GPU stopped working.
+        """Return the context of all work on the device.
 
-        Most errors of CUDA, such as a wrong address or a GPU that has left the bus, are for good: all later calls fail.
+        Raises MemoryError, or DeviceLostError if the GPU stopped working. Most errors of CUDA,
+        such as a wrong address or a GPU that has left the bus, are for good: all later calls fail.
         """
         if os.getpid() != self._process:
             raise _forked(self.name)
         if self._loss is not None:
             raise DeviceLostError(
-                f"--device {self.name}: the GPU stopped working earlier in this process ({self._loss}); "
-                "start again once nvidia-smi shows it, or use --device cpu"
+                f"--device {self.name}: the GPU stopped working earlier in this process "
+                f"({self._loss}); start again once nvidia-smi shows it, or use --device cpu"
             )
-        runtime = self.xp.cuda.runtime
         try:
-            with on_gpu(runtime, self._number):
+            with on_gpu(self.xp.cuda.runtime, self._number):
                 yield
         except self._errors as error:
             if error.status == OUT_OF_MEMORY:
                 raise MemoryError(str(error)) from error
-            try:
-                with on_gpu(runtime, self._number):
-                    runtime.deviceSynchronize()
-            except self._errors:
-                self._loss = shorten(error, MAX_OF_A_REASON)
-                raise DeviceLostError(
-                    f"--device {self.name}: the GPU stopped working in this case ({self._loss}); "
-                    "nvidia-smi and the system's log may say why; start again, or use --device cpu"
-                ) from error
-            raise
+            if self._answers():
+                raise
+            self._loss = shorten(error, MAX_OF_A_REASON)
+            raise DeviceLostError(
+                f"--device {self.name}: the GPU stopped working in this case ({self._loss}); "
+                "nvidia-smi and the system's log may say why; start again, or use --device cpu"
+            ) from error
+
+    def _answers(self) -> bool:
+        """Whether the GPU still works after an error."""
+        runtime = self.xp.cuda.runtime
+        try:
+            with on_gpu(runtime, self._number):
+                runtime.deviceSynchronize()
+        except self._errors:
+            return False
+        return True

@@ -1,6 +1,7 @@
 """The GPU of a thread while the engine works.
 
-CUDA opens a context (some 500 MB) on every GPU that a thread is set to, also where it is only set back.
+CUDA opens a context (some 500 MB) on every GPU that a thread is set to, also where it is only set
+back.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from contextlib import contextmanager
 from typing import Any
 
 OUT_OF_MEMORY = 2  # `cudaErrorMemoryAllocation` and `CUDA_ERROR_OUT_OF_MEMORY`
-_REFUSED = (
-    OUT_OF_MEMORY,
-    46,
-)  # the second, `cudaErrorDevicesUnavailable`: another process has the GPU for itself
-is_own_process = False  # threads stay on the GPU that they worked on, as nothing else in the process depends on the current GPU
+_DEVICES_UNAVAILABLE = 46  # of CUDA's runtime: another process has the GPU for itself
+# Whether threads stay on the GPU that they worked on, as nothing else in the process depends on
+# the current GPU.
+is_own_process = False
 
 
 @contextmanager
 def on_gpu(runtime: Any, number: int) -> Iterator[None]:
-    """Set this thread to a GPU by CuPy's `cuda.runtime`; at the end to its GPU before, unless `is_own_process`."""
+    """Set this thread to a GPU by CuPy's `cuda.runtime`.
+
+    At the end it is set to its GPU before, unless `is_own_process`.
+    """
     before = int(runtime.getDevice())
     if before != number:
         runtime.setDevice(number)
@@ -31,7 +34,12 @@ def on_gpu(runtime: Any, number: int) -> Iterator[None]:
             try:
                 runtime.setDevice(before)
             except runtime.CUDARuntimeError as error:
-                if getattr(error, "status", None) not in _REFUSED:
+                status = getattr(error, "status", None)
+                if status not in (OUT_OF_MEMORY, _DEVICES_UNAVAILABLE):
                     raise
-                text = f"GPU {before} cannot be made current again ({error}): this thread stays on GPU {number}"
-                warnings.warn(text, RuntimeWarning, stacklevel=3)
+                warnings.warn(
+                    f"GPU {before} cannot be made current again ({error}): this thread stays on "
+                    f"GPU {number}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )

@@ -1,4 +1,7 @@
-"""The kernels of one model on one image, normalized and ready to filter, and the choice of filter for `auto`."""
+"""The kernels of one model on one image, normalized and ready to filter.
+
+The choice of filter for `auto` is here, too.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crfrefine.engines.cuda.filters import (
-    OPERATIONS_A_BYTE,
     ExactFilter,
     Filter,
-    GridFilter,
-    GridSize,
     SpatialFilter,
     TruncatedFilter,
     window_radius,
 )
+from crfrefine.engines.cuda.grid import OPERATIONS_A_BYTE, GridFilter, GridSize
 from crfrefine.engines.cuda.lattice import Lattice, Simplices, estimated_vertices
 from crfrefine.engines.cuda.rows import num_row_groups, row_width
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
@@ -27,7 +28,8 @@ from crfrefine.errors import CapacityError
 if TYPE_CHECKING:
     from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 
-# Messages of the lattice are off by a few percent, those of direct sums by far less: the lattice must be clearly faster to be chosen.
+# Messages of the lattice are off by a few percent, those of direct sums by far less: the lattice
+# must be clearly faster to be chosen.
 _LATTICE_HANDICAP = 1.5
 # With fewer operations the time is imperceptible, and the most accurate filter is chosen.
 _UNNOTICED = 1e10
@@ -39,7 +41,8 @@ class Kernel:
 
     filter: Filter  # the plain kernel
     scale: Any  # (voxel) factor of the normalization, or None for ones
-    sent_scale: Any  # (voxel) factor of sent values: the same where the normalization is symmetric, else None
+    # (voxel) factor of sent values: the same where the normalization is symmetric, else None.
+    sent_scale: Any
     ones: Any  # (voxel) normalized message of all ones
 
     def accumulate(
@@ -56,16 +59,16 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
     if normalization == "none":
         return Kernel(plain, None, None, None)
     xp = voxels.device.xp
-    unit, ones = (
-        xp.ones((1, 1), dtype=np.float32),
-        xp.ones((1, voxels.num_voxels, 1), dtype=np.float32),
-    )
+    unit = xp.ones((1, 1), dtype=np.float32)
+    ones = xp.ones((1, voxels.num_voxels, 1), dtype=np.float32)
     row_sum = xp.zeros_like(ones)
     plain.accumulate(ones, None, None, unit, row_sum)
     sums = xp.maximum(row_sum.reshape(-1), np.finfo(np.float32).tiny)
     if normalization == "after":
         return Kernel(plain, 1.0 / sums, None, ones.reshape(-1))  # D^-1 K 1 = 1
-    scale, message = 1.0 / xp.sqrt(sums), xp.zeros_like(ones)
+
+    scale = 1.0 / xp.sqrt(sums)
+    message = xp.zeros_like(ones)
     plain.accumulate(ones, scale, scale, unit, message)
     return Kernel(plain, scale, scale, message.reshape(-1))
 
@@ -73,58 +76,62 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
 def choose_filter(
     bilateral: BilateralInput, num_channels: int, num_filterings: int
 ) -> tuple[str, float | None]:
-    """Return the filter that `auto` chooses, the direct sum or grid that is less work, or the lattice if it clearly is.
+    """Return the filter that `auto` chooses, and the estimated number of the lattice's vertices.
 
-    Also the estimated number of the lattice's vertices; None if the choice does not depend on it, or there can be no lattice.
+    The filter is the direct sum or grid that is less work, or the lattice if it clearly is. The
+    number is None if the choice does not depend on it, or there can be no lattice.
     """
-    voxels = bilateral.voxels
-    num_modalities, width = len(bilateral.theta_intensity), row_width(num_channels)
+    num_voxels = bilateral.voxels.num_voxels
+    width = row_width(num_channels)
     num_groups = num_row_groups(num_channels)
     filterings = num_filterings * num_groups + 2
-    window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
-    truncated = filterings * voxels.num_voxels * window * (6.0 + 3.0 * num_modalities + 2.0 * width)
-    exact = (
-        filterings
-        * voxels.num_voxels
-        * float(voxels.num_voxels)
-        * (6.0 + 3.0 * bilateral.num_features + 2.0 * width)
-    )
-    costs = {"exact": exact, "truncated": truncated}
+    costs = _costs_of_sums(bilateral, width, filterings)
     num_vertices = None
     if min(costs.values()) > _UNNOTICED:
         size = GridSize(bilateral)
         if size.is_possible:
-            costs["grid"] = num_filterings * num_groups * size.work(width) + 2.0 * size.work(1)
+            values = num_filterings * num_groups * size.work(width)
+            costs["grid"] = values + 2.0 * size.work(1)
         with suppress(CapacityError):
             num_vertices = estimated_vertices(bilateral, Simplices(bilateral))
-            corners = voxels.num_voxels * (bilateral.num_features + 1.0)
-            of_a_filtering = 2.0 * (6.0 + 4.0 * width) + num_vertices / voxels.num_voxels * (
-                8.0 + 16.0 * width
-            )
-            costs["lattice"] = (
-                _LATTICE_HANDICAP
-                * OPERATIONS_A_BYTE
-                * corners
-                * (400.0 + filterings * of_a_filtering)
-            )
+            per_voxel = num_vertices / num_voxels
+            corners = num_voxels * (bilateral.num_features + 1.0)
+            per_filtering = 2.0 * (6.0 + 4.0 * width) + per_voxel * (8.0 + 16.0 * width)
+            work = 400.0 + filterings * per_filtering
+            costs["lattice"] = _LATTICE_HANDICAP * OPERATIONS_A_BYTE * corners * work
     return min(costs, key=lambda name: max(costs[name], _UNNOTICED)), num_vertices
+
+
+def _costs_of_sums(bilateral: BilateralInput, width: int, filterings: int) -> dict[str, float]:
+    """Return the operations of the direct sums, the exact one first, as it is the most accurate."""
+    num_voxels = bilateral.voxels.num_voxels
+    window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
+    per_pair = 6.0 + 3.0 * bilateral.num_features + 2.0 * width
+    per_neighbor = 6.0 + 3.0 * len(bilateral.theta_intensity) + 2.0 * width
+    return {
+        "exact": filterings * num_voxels * float(num_voxels) * per_pair,
+        "truncated": filterings * num_voxels * window * per_neighbor,
+    }
 
 
 def build_kernel(voxels: Voxels, image: Any, kernel: KernelSpec, spec: KernelSetSpec) -> Kernel:
     """Build and normalize a kernel of a model for an image, (M, *grid) float32 on the device."""
     theta = voxels.of_box_axes(kernel.theta_position)
-    plain: Filter
     if kernel.theta_intensity is None:
-        plain = SpatialFilter(voxels, theta)
-    else:
-        bilateral = BilateralInput(voxels, image, theta, kernel.theta_intensity)
-        name, num_vertices = spec.filter, None
-        if name == "auto":
-            name, num_vertices = choose_filter(bilateral, spec.num_labels - 1, spec.num_iterations)
-        if name == "lattice":
-            plain = Lattice(bilateral, num_vertices)
-        elif name == "grid":
-            plain = GridFilter(bilateral)
-        else:
-            plain = ExactFilter(bilateral) if name == "exact" else TruncatedFilter(bilateral)
-    return normalized(plain, voxels, spec.normalization)
+        return normalized(SpatialFilter(voxels, theta), voxels, spec.normalization)
+    bilateral = BilateralInput(voxels, image, theta, kernel.theta_intensity)
+    return normalized(_appearance_filter(bilateral, spec), voxels, spec.normalization)
+
+
+def _appearance_filter(bilateral: BilateralInput, spec: KernelSetSpec) -> Filter:
+    name = spec.filter
+    num_vertices = None
+    if name == "auto":
+        name, num_vertices = choose_filter(bilateral, spec.num_labels - 1, spec.num_iterations)
+    if name == "lattice":
+        return Lattice(bilateral, num_vertices)
+    if name == "grid":
+        return GridFilter(bilateral)
+    if name == "exact":
+        return ExactFilter(bilateral)
+    return TruncatedFilter(bilateral)

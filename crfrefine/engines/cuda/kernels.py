@@ -34,15 +34,17 @@ from crfrefine.engines.volume import volume_part
 from crfrefine.errors import BackendUnavailableError, DeviceMemoryError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
-# Attribute of errors of a caller's progress function: its lack of memory means nothing about the GPU's.
+# Attribute of errors of a caller's progress function: its lack of memory means nothing about the
+# GPU's.
 _MARK = "_is_a_callers"
 
 
 class CudaKernels:
     """Kernels on a device; see `Kernels`.
 
-    Logits and gradients may be on the device already, as any object that shares its memory by DLPack (such as a tensor): results then
-    stay there. All work is done when a call returns: the next one may be on another stream.
+    Logits and gradients may be on the device already, as any object that shares its memory by
+    DLPack (such as a tensor): results then stay there. All work is done when a call returns: the
+    next one may be on another stream.
     """
 
     dtype = "float32"
@@ -50,38 +52,33 @@ class CudaKernels:
     def __init__(
         self,
         device: CupyDevice,
-        given: GridImage,
+        image: GridImage,
         spec: KernelSetSpec,
         progress: Progress | None = None,
     ) -> None:
         """Build the kernels; see `Backend.kernels`."""
         started = time.perf_counter()
-        assert given.origin is None, "parts of a volume run on the CPU"
-        self._device, self.spec, self.image_shape, self._mask = (
-            device,
-            spec,
-            tuple(given.values.shape),
-            given.mask,
-        )
+        assert image.origin is None, "parts of a volume run on the CPU"
+        self.spec = spec
+        self.image_shape = tuple(image.values.shape)
+        self._device = device
+        self._mask = image.mask
         self._lock = threading.Lock()
-        tell = _staged(progress, "build")
-        with self._working(given.values):
-            self._image = device.upload(given.values).astype(np.float32, copy=False)
+        with self._working(image.values):
+            self._image = self._array(image.values)
             device.synchronize()
             self._upload_seconds = time.perf_counter() - started
-            self._voxels = Voxels(
-                device, self.image_shape[1:], spec.distances(given.spacing), given.mask, given.axes
-            )
+            distances = spec.distances(image.spacing)
+            self._voxels = Voxels(device, self.image_shape[1:], distances, image.mask, image.axes)
             self._kernels = []
+            tell = _staged(progress, "build")
             for number, kernel in enumerate(spec.kernels):
                 if tell is not None:
                     tell(number, len(spec.kernels))
                 self._kernels.append(build_kernel(self._voxels, self._image, kernel, spec))
             device.synchronize()
-        self.filters = tuple(
-            f"{name}: {kernel.filter.description}"
-            for name, kernel in zip(spec.names, self._kernels, strict=True)
-        )
+        named = zip(spec.names, self._kernels, strict=True)
+        self.filters = tuple(f"{name}: {kernel.filter.description}" for name, kernel in named)
         self.num_voxels = self._voxels.num_voxels
         self._build_seconds = time.perf_counter() - started - self._upload_seconds
 
@@ -94,28 +91,27 @@ class CudaKernels:
         is_last: bool = False,
     ) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""
-        started, spec = time.perf_counter(), spec.rounded(np.float32)
+        started = time.perf_counter()
+        spec = spec.rounded(np.float32)
         with self._working(logits):
-            given = self._array(logits)
+            uploaded = self._array(logits)
             self._device.synchronize()
-            uploaded = time.perf_counter()
-            steps = MeanFieldRun(
-                self._voxels, self._kernels, spec, given, self._volume_part(given, logits, spec)
-            )
+            uploaded_at = time.perf_counter()
+            part = self._volume_part(uploaded, logits, spec)
+            steps = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part)
             outcome = steps.take_steps(_staged(progress, "mean field"))
             del steps
-            stepped = (
-                time.perf_counter()
-            )  # the steps are done, since their energies are on the host
-            report = MeanFieldReport(
-                len(outcome.energy), outcome.converged, outcome.energy, self.filters
-            )
-            refined = self._give(outcome.logits, logits)
+            # The steps are done, since their energies are on the host.
+            stepped_at = time.perf_counter()
+            refined = self._like(outcome.logits, logits)
+        report = MeanFieldReport(
+            len(outcome.energy), outcome.converged, outcome.energy, self.filters
+        )
         timings = {
-            "upload": self._upload_seconds + uploaded - started,
+            "upload": self._upload_seconds + uploaded_at - started,
             "build": self._build_seconds,
-            "steps": stepped - uploaded,
-            "download": time.perf_counter() - stepped,
+            "steps": stepped_at - uploaded_at,
+            "download": time.perf_counter() - stepped_at,
         }
         return MeanFieldResult(refined, report, timings)
 
@@ -123,15 +119,14 @@ class CudaKernels:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         spec = replace(spec, tolerance=0.0).rounded(np.float32)
         with self._working(logits):
-            given = self._array(logits)
-            part = self._volume_part(given, logits, spec)
-            outcome = MeanFieldRun(
-                self._voxels, self._kernels, spec, given, part, records=True
-            ).take_steps()
-            refined, record = self._give(outcome.logits, logits), self._give(outcome.record, logits)
-            return Tape(
-                refined, record, spec, volume_biases=outcome.volume_biases, volume_part=part
-            )
+            uploaded = self._array(logits)
+            part = self._volume_part(uploaded, logits, spec)
+            steps = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part, records=True)
+            outcome = steps.take_steps()
+            del steps
+            refined = self._like(outcome.logits, logits)
+            record = self._like(outcome.record, logits)
+        return Tape(refined, record, spec, outcome.volume_biases, part)
 
     def backward(
         self,
@@ -144,41 +139,53 @@ class CudaKernels:
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
         with self._working(logits):
-            wanted = {"wants_theta": wants_theta, "wants_image": wants_image}
             backward = Backward(
-                self._voxels, self._kernels, self._image, (self.spec, tape.spec), **wanted
+                self._voxels,
+                self._kernels,
+                self._image,
+                (self.spec, tape.spec),
+                wants_theta=wants_theta,
+                wants_image=wants_image,
             )
-            record, volume = self._device.upload(tape.record), None
+            record = self._device.upload(tape.record)
+            volume = None
             if tape.volume_biases is not None:
                 volume = VolumeBackward(
                     self._voxels, tape.spec, record, tape.volume_biases, tape.volume_part
                 )
             gradients = backward.run(record, self._array(gradient), self._array(logits), volume)
-            by_image = None if gradients.image is None else self._give(gradients.image, logits)
-            return replace(gradients, logits=self._give(gradients.logits, logits), image=by_image)
+            by_logits = self._like(gradients.logits, logits)
+            by_image = gradients.image
+            if by_image is not None:
+                by_image = self._like(by_image, logits)
+            return replace(gradients, logits=by_logits, image=by_image)
 
     def message(self, values: Float32) -> Float32:
-        """Filter (V, *grid) values of the host once with the first kernel; see `Backend.message`."""
+        """Filter (V, *grid) values of the host once with the first kernel."""
         num_channels = len(values)
-        width, xp = row_width(num_channels), self._device.xp
+        width = row_width(num_channels)
+        index = self._voxels.grid_index
+        xp = self._device.xp
         with self._working(values):
             channels = self._array(values).reshape(num_channels, -1)
-            rows = xp.zeros(
-                (num_row_groups(num_channels), self.num_voxels, width), dtype=np.float32
-            )
-            total, out = xp.zeros_like(rows), xp.zeros_like(channels)
-            for c, channel in enumerate(channels):
-                rows[c // width, :, c % width] = channel[self._voxels.grid_index]
-            self._kernels[0].accumulate(
-                rows, self._device.upload(grouped(np.ones(num_channels), width)), total
-            )
-            for c, channel in enumerate(out):
-                channel[self._voxels.grid_index] = total[c // width, :, c % width]
+            shape = (num_row_groups(num_channels), self.num_voxels, width)
+            rows = xp.zeros(shape, dtype=np.float32)
+            for number, channel in enumerate(channels):
+                rows[number // width, :, number % width] = channel[index]
+            weight = self._device.upload(grouped(np.ones(num_channels), width))
+            total = xp.zeros_like(rows)
+            self._kernels[0].accumulate(rows, weight, total)
+            out = xp.zeros_like(channels)
+            for number, channel in enumerate(out):
+                channel[index] = total[number // width, :, number % width]
             return self._device.download(out.reshape(values.shape))
 
     @contextmanager
     def _working(self, array: Any) -> Iterator[None]:
-        """Work on the device, for a tensor on PyTorch's stream and in its memory; a failed allocation is a case that does not fit."""
+        """Work on the device, for a tensor on PyTorch's stream and in its memory.
+
+        A failed allocation is a case that does not fit.
+        """
         try:
             with self._lock, self._device.active(), following(self._device.xp, array):
                 yield
@@ -187,32 +194,35 @@ class CudaKernels:
                 raise
             grid = "x".join(str(extent) for extent in self.image_shape[1:])
             raise DeviceMemoryError(
-                f"not enough memory on {self._device.name} for {self.spec.num_labels} labels on a grid of {grid} voxels ({error}); "
-                "use a mask or a smaller region, fewer labels at a time, or --device cpu"
+                f"not enough memory on {self._device.name} for {self.spec.num_labels} labels on a "
+                f"grid of {grid} voxels ({error}); use a mask or a smaller region, fewer labels "
+                "at a time, or --device cpu"
             ) from error
 
-    def _volume_part(self, given: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
-        """Return the masked voxels on which the volume term acts, from the logits as passed, or downloaded; None means all, or no term."""
+    def _volume_part(self, uploaded: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
+        """Return the masked voxels on which the volume term acts; None without the term.
+
+        They are found from the logits as passed if these are on the host.
+        """
         if spec.volume_weight == 0.0:
             return None
-        on_host = (
-            logits.astype(np.float32, copy=False)
-            if isinstance(logits, np.ndarray)
-            else self._device.download(given)
-        )
+        if isinstance(logits, np.ndarray):
+            on_host = logits.astype(np.float32, copy=False)
+        else:
+            on_host = self._device.download(uploaded)
         return volume_part(on_host, self._mask, spec)
 
     def _array(self, channels: Any) -> Any:
         """Return the array on the device in float32."""
         return self._device.upload(channels).astype(np.float32, copy=False)
 
-    def _give(self, array: Any, like: Any) -> Any:
-        """Return the array on the host or on the device, wherever `like` is."""
-        return self._device.download(array) if isinstance(like, np.ndarray) else array
+    def _like(self, array: Any, example: Any) -> Any:
+        """Return the array on the host or on the device, wherever the example is."""
+        return self._device.download(array) if isinstance(example, np.ndarray) else array
 
 
 def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:
-    """Return a caller's progress function for one stage, to be called with a step and the number of steps."""
+    """Return a caller's progress function for one stage, called as (step, num_steps)."""
     if progress is None:
         return None
 
@@ -227,15 +237,18 @@ def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None]
 
 
 class CudaBackend(Backend):
-    """Permutohedral lattice, bilateral grid, truncated and exact sums, separable spatial filter: float32, the same bits on every run."""
+    """The GPU engine: float32, with the same bits on every run.
+
+    Its filters are the permutohedral lattice, the bilateral grid, truncated and exact sums, and
+    the separable spatial filter.
+    """
 
     def __init__(self, device: CupyDevice) -> None:
         self.device = device
         self.name = device.name
         self._lock = threading.Lock()  # one case at a time: each may need all of the memory
-        with suppress(
-            BackendUnavailableError
-        ):  # Without the compiled engine numpy gives the same answers, more slowly.
+        # Without the compiled engine numpy gives the same answers, more slowly.
+        with suppress(BackendUnavailableError):
             cpu: Any = CpuBackend()
             for name in ("label_map", "softmax", "channel_ranges"):
                 setattr(self, name, getattr(cpu, name))
@@ -243,7 +256,10 @@ class CudaBackend(Backend):
     def kernels(
         self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT
     ) -> CudaKernels:
-        """Build the kernels of a model on one image, which is not copied if it is on the device already; see `Backend.kernels`."""
+        """Build the kernels of a model on one image; see `Backend.kernels`.
+
+        An image that is on the device already is not copied.
+        """
         with self._lock:
             return CudaKernels(self.device, image, spec, context.progress)
 
@@ -259,7 +275,6 @@ class CudaBackend(Backend):
         self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> Float32:
         """Filter values once; see `Backend.message`."""
-        wanted = replace(
-            spec, num_labels=len(values) + 1, num_iterations=1
-        )  # for the choice of `auto`
-        return self.kernels(image, wanted).message(values)
+        # Labels and iterations are for the choice of `auto`.
+        for_choice = replace(spec, num_labels=len(values) + 1, num_iterations=1)
+        return self.kernels(image, for_choice).message(values)

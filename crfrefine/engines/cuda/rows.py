@@ -1,4 +1,7 @@
-"""Rows of channels, memory that filterings share, and sums over the voxels that stay on the device until they are asked for."""
+"""Rows of channels, memory that filterings share, and sums over the voxels.
+
+Sums stay on the device until they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,20 @@ WIDEST_ROW = 8
 
 def row_width(num_channels: int) -> int:
     """Channels that lie side by side and are filtered together: 1, 2, 4 or 8."""
-    return next((width for width in (1, 2, 4) if num_channels <= width), WIDEST_ROW)
+    for width in (1, 2, 4):
+        if num_channels <= width:
+            return width
+    return WIDEST_ROW
 
 
 def num_row_groups(num_channels: int) -> int:
     """Rows needed for so many channels; the last one may be filled in part."""
-    return -(-num_channels // row_width(num_channels))
+    return ceil_divide(num_channels, row_width(num_channels))
+
+
+def ceil_divide(count: int, size: int) -> int:
+    """Groups of at most `size` that hold `count` things."""
+    return -(-count // size)
 
 
 def row_constants(rows: Any) -> dict[str, int]:
@@ -29,18 +40,25 @@ def row_constants(rows: Any) -> dict[str, int]:
     return {"CRF_WIDTH": rows.shape[-1]}
 
 
+def upload_float32(device: CupyDevice, values: Any) -> Any:
+    """Return numbers of the host on the device, in single precision."""
+    return device.upload(np.asarray(values, dtype=np.float32))
+
+
 def grouped(per_channel: NDArray[np.floating[Any]], width: int) -> NDArray[np.float32]:
     """(channel) numbers as (group, width) float32, padded with zeros."""
-    padded = np.zeros((-(-len(per_channel) // width), width), dtype=np.float32)
+    num_groups = ceil_divide(len(per_channel), width)
+    padded = np.zeros((num_groups, width), dtype=np.float32)
     padded.flat[: len(per_channel)] = per_channel
     return padded
 
 
 class Room:
-    """Memory that all filterings of a filter use in turn: as much as the largest array so far has needed."""
+    """Memory that all filterings of a filter use in turn: as much as the largest array needs."""
 
     def __init__(self, xp: Any) -> None:
-        self._xp, self._values = xp, xp.empty(0, dtype=np.float32)
+        self._xp = xp
+        self._values = xp.empty(0, dtype=np.float32)
 
     def array(self, *shape: int) -> Any:
         """Return a float32 array with any values in it, until the next call."""
@@ -51,32 +69,39 @@ class Room:
         return self._values[:size].reshape(shape)
 
 
-MAX_THREADS = (
-    1 << 16
-)  # of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly added up
-_THREADS, _PAIR_THREADS = (
-    512,
-    128,
-)  # of blocks that add up, and of blocks that sum products of pairs of rows
+# Of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly
+# added up.
+MAX_THREADS = 1 << 16
+_THREADS = 512  # of blocks that add up
+_PAIR_THREADS = 128  # of blocks that sum products of pairs of rows
 _SHARED_VALUES = 12 * 1024  # of a block
 _PAIR_SUMS = 1 << 19
-_MIN_PAIR_BLOCKS, _MAX_PAIR_BLOCKS = 256, 2048
+_MIN_PAIR_BLOCKS = 256
+_MAX_PAIR_BLOCKS = 2048
 
 
 def sum_threads(num_voxels: int) -> int:
-    """Return the number of threads that sum over the voxels: each takes a few, so that their sums take less memory than the voxels."""
-    return min(-(-num_voxels // 4), MAX_THREADS)
+    """Return the number of threads that sum over the voxels.
+
+    Each takes a few, so that their sums take less memory than the voxels.
+    """
+    return min(ceil_divide(num_voxels, 4), MAX_THREADS)
 
 
 def pair_blocks(num_sums: int, tile: int, num_voxels: int) -> int:
-    """Return the number of blocks of `add_products`: enough to fill a GPU, few enough that their sums take little memory."""
-    return min(
-        -(-num_voxels // tile), max(_MIN_PAIR_BLOCKS, min(_PAIR_SUMS // num_sums, _MAX_PAIR_BLOCKS))
-    )
+    """Return the number of blocks of `add_products`.
+
+    They are enough to fill a GPU, and so few that their sums take little memory.
+    """
+    num_blocks = min(_PAIR_SUMS // num_sums, _MAX_PAIR_BLOCKS)
+    return min(ceil_divide(num_voxels, tile), max(_MIN_PAIR_BLOCKS, num_blocks))
 
 
 class Sums:
-    """Numbers in float64 that kernels add to, one of each thread or block for each sum; they are added up in a fixed order."""
+    """Numbers in float64 that kernels add to, one of each thread or block for each sum.
+
+    They are added up in a fixed order.
+    """
 
     def __init__(self, device: CupyDevice) -> None:
         self.device = device
@@ -84,11 +109,15 @@ class Sums:
 
     def reserve(self, num_sums: int, count: int) -> Any:
         """Return (num_sums, count) zeros on the device, for kernels to add to."""
-        self._parts.append(self.device.xp.zeros((num_sums, count), dtype=np.float64))
-        return self._parts[-1]
+        part = self.device.xp.zeros((num_sums, count), dtype=np.float64)
+        self._parts.append(part)
+        return part
 
     def totals(self) -> list[Float64]:
-        """Wait until all launches so far are done; return (num_sums) totals on the host, in the order in which they were reserved."""
+        """Return (num_sums) totals on the host, in the order in which they were reserved.
+
+        It waits until all launches so far are done.
+        """
         ends = np.cumsum([len(part) for part in self._parts])
         totals = self.device.xp.empty(int(ends[-1]), dtype=np.float64)
         for part, end in zip(self._parts, ends.tolist(), strict=True):
@@ -97,27 +126,33 @@ class Sums:
 
 
 class Products:
-    """Sums over the voxels of the products of each row of one array with each row of another; `parts` has their terms."""
+    """Sums over the voxels of the products of each row of one array with each row of another.
+
+    `parts` has their terms.
+    """
 
     def __init__(self, sums: Sums, num_rows: int, num_others: int, num_voxels: int) -> None:
-        self._device, self._num_voxels = sums.device, num_voxels
+        self._device = sums.device
+        self._num_voxels = num_voxels
+        num_pairs = num_rows * num_others
         tile = _PAIR_THREADS  # voxels whose rows a block shares at a time
         while tile > 1 and (num_rows + num_others) * (tile + 1) > _SHARED_VALUES:
             tile //= 2
-        num_slices = max(
-            1, min(tile, _PAIR_THREADS // (num_rows * num_others))
-        )  # threads per pair of rows
-        self._num_blocks = pair_blocks(num_rows * num_others * num_slices, tile, num_voxels)
+        num_slices = max(1, min(tile, _PAIR_THREADS // num_pairs))  # threads per pair of rows
+        self._num_blocks = pair_blocks(num_pairs * num_slices, tile, num_voxels)
         self._constants = {
             "CRF_ROWS": num_rows,
             "CRF_OTHERS": num_others,
             "CRF_THREADS": _PAIR_THREADS,
             "CRF_TILE": tile,
         }
-        self.parts = sums.reserve(num_rows * num_others, self._num_blocks * num_slices)
+        self.parts = sums.reserve(num_pairs, self._num_blocks * num_slices)
 
     def add(self, rows: Any, others: Any, part: Any = None) -> None:
-        """Add the products of (row, voxel) numbers, of `others` or of ones, where `part`, (voxel) uint8, is 1, or everywhere."""
+        """Add the products of (row, voxel) numbers, of `others` or, for None, of ones.
+
+        They are those where `part`, (voxel) uint8, is 1; None means everywhere.
+        """
         arguments = (rows, others, part, self._num_voxels, self._num_blocks, self.parts)
         self._device.launch_blocks(
             "products", "add_products", self._constants, self._num_blocks, *arguments
@@ -127,6 +162,5 @@ class Products:
 def add_up(device: CupyDevice, parts: Any, totals: Any) -> None:
     """Add up (num_sums, count) numbers in float64, in a fixed order, into (num_sums) totals."""
     num_sums, count = parts.shape
-    device.launch_blocks(
-        "sums", "add_up", {"CRF_THREADS": _THREADS}, num_sums, parts, count, totals
-    )
+    constants = {"CRF_THREADS": _THREADS}
+    device.launch_blocks("sums", "add_up", constants, num_sums, parts, count, totals)

@@ -1,4 +1,7 @@
-"""The kernels' source text: headers inlined, as modules are cached by their text, and each kernel's arguments."""
+"""The kernels' source text: headers inlined, as modules are cached by their text.
+
+Each kernel's arguments are found in its text, and checked at each launch.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,23 @@ import numpy as np
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"^CRF_(?:BLOCK_)?KERNEL\((\w+),([^)]*)\)\s*\{", re.MULTILINE)
+_QUALIFIER = re.compile(r"\b(?:const|__restrict__) ")
 
 _TYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(name) for name in ("int64", "uint8", "uint16", "uint32", "uint64")
+    "int": np.dtype("int32"),
+    "int64": np.dtype("int64"),
+    "uint8": np.dtype("uint8"),
+    "uint16": np.dtype("uint16"),
+    "uint32": np.dtype("uint32"),
+    "uint64": np.dtype("uint64"),
+    "double": np.dtype("float64"),
+    "float": np.dtype("float32"),
+    "Real": np.dtype("float32"),
+    "Channels": np.dtype("float32"),
 }
-_TYPES |= {"int": np.dtype("int32"), "double": np.dtype("float64")}
-_TYPES |= dict.fromkeys(("float", "Real", "Channels"), np.dtype("float32"))
 
-# Sources whose multiplications and additions must not be fused: integers that all engines share depend on them.
+# Sources whose multiplications and additions must not be fused: integers that all engines share
+# depend on them.
 UNCONTRACTED = frozenset({"lattice_build"})
 
 
@@ -66,44 +78,51 @@ def _inlined(name: str) -> str:
             done.add(header)
             return read(header)
 
-        return _INCLUDE.sub(include, path.read_text(encoding="utf-8").replace("#pragma once\n", ""))
+        text = path.read_text(encoding="utf-8").replace("#pragma once\n", "")
+        return _INCLUDE.sub(include, text)
 
     return read(kernels_dir() / "cuda" / f"{name}.cu")
 
 
 def kernel_source(name: str, constants: Mapping[str, int]) -> KernelSource:
-    """Return the text of kernels/cuda/<name>.cu for values of the CRF_* constants that its first lines require."""
+    """Return the text of kernels/cuda/<name>.cu for values of the constants that it requires.
+
+    These are named CRF_*, in its first lines.
+    """
     return _with_constants(name, tuple(sorted(constants.items())))
 
 
 @cache
 def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> KernelSource:
-    text, kernels = _inlined(name), {}
+    text = _inlined(name)
+    kernels = {}
     for match in _KERNEL.finditer(text):
-        parameters = []
-        for declaration in match[2].split(","):
-            kind, _, label = (
-                declaration.replace("const ", "")
-                .replace("__restrict__ ", "")
-                .strip()
-                .rpartition(" ")
-            )
-            base = kind.rstrip("*")
-            parameters.append(
-                Parameter(label, _TYPES[base], kind.endswith("*"), base == "Channels")
-            )
-        kernels[match[1]] = tuple(parameters)
+        declarations = match[2].split(",")
+        kernels[match[1]] = tuple(_parameter(declaration) for declaration in declarations)
+
     options = ["-std=c++17"]
-    options += ["--fmad=false"] if name in UNCONTRACTED else []
-    options += ["--device-int128"] if dict(constants).get("CRF_WIDE_KEYS") else []
+    if name in UNCONTRACTED:
+        options.append("--fmad=false")
+    if dict(constants).get("CRF_WIDE_KEYS"):
+        options.append("--device-int128")
     defines = "".join(f"#define {key} {value}\n" for key, value in constants)
     return KernelSource(name, defines + text, kernels, tuple(options))
+
+
+def _parameter(declaration: str) -> Parameter:
+    """Read a declaration such as "const Real* scale"."""
+    kind, _, name = _QUALIFIER.sub("", declaration).strip().rpartition(" ")
+    base = kind.rstrip("*")
+    return Parameter(name, _TYPES[base], kind.endswith("*"), base == "Channels")
 
 
 def pack_arguments(
     source: KernelSource, kernel: str, constants: Mapping[str, int], arguments: Sequence[Any]
 ) -> list[Any]:
-    """Return the arguments of a launch in the driver's form; raise TypeError if one does not fit, which a GPU would not notice."""
+    """Return the arguments of a launch in the driver's form.
+
+    Raises TypeError if one does not fit, which a GPU would not notice.
+    """
     parameters = source.kernels[kernel]
     if len(arguments) != len(parameters):
         raise TypeError(
@@ -111,19 +130,23 @@ def pack_arguments(
         )
     packed = []
     for parameter, value in zip(parameters, arguments, strict=True):
-        where = f"{source.name}.{kernel}: {parameter.name}"
         if not parameter.is_array:
             packed.append(parameter.dtype.type(value))
         elif value is None:
             packed.append(np.uint64(0))
         else:
-            if value.dtype != parameter.dtype or not value.flags.c_contiguous:
-                raise TypeError(
-                    f"{where} is a {value.dtype} array (contiguous: {value.flags.c_contiguous}); expected {parameter.dtype}"
-                )
-            if parameter.is_rows and value.shape[-1] != constants["CRF_WIDTH"]:
-                raise TypeError(
-                    f"{where} has rows of {value.shape[-1]}; expected {constants['CRF_WIDTH']}"
-                )
+            problem = _misfit(parameter, value, constants)
+            if problem:
+                raise TypeError(f"{source.name}.{kernel}: {parameter.name} {problem}")
             packed.append(value)
     return packed
+
+
+def _misfit(parameter: Parameter, array: Any, constants: Mapping[str, int]) -> str:
+    """Return why an array does not fit a parameter; "" if it does."""
+    is_contiguous = array.flags.c_contiguous
+    if array.dtype != parameter.dtype or not is_contiguous:
+        return f"is a {array.dtype} array (contiguous: {is_contiguous}); expected {parameter.dtype}"
+    if parameter.is_rows and array.shape[-1] != constants["CRF_WIDTH"]:
+        return f"has rows of {array.shape[-1]}; expected {constants['CRF_WIDTH']}"
+    return ""

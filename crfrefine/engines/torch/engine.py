@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,7 +92,8 @@ def mean_field(
         for kernel, weight in zip(kernels, inputs.weights, strict=True):
             messages = messages + kernel(marginals) * weight
         pairwise = messages @ inputs.compatibility
-        energy = (marginals * (log_marginals - scores + 0.5 * pairwise)).sum().item()
+        potential = log_marginals - scores + 0.5 * pairwise
+        energy = (marginals * potential).sum().item()
 
         x = scores - pairwise
         if volume is not None:
@@ -109,9 +111,10 @@ def mean_field(
 
 def _are_close(log_marginals: Tensor, before: Tensor, tolerance: float) -> bool:
     """Whether a step has changed (N, L) marginals and their labels too little for another."""
-    divergence = (log_marginals.exp() * (log_marginals - before)).sum(1).mean().item()
-    flipped = (log_marginals.argmax(1) != before.argmax(1)).double().mean().item()
-    return divergence < tolerance and flipped < FLIPPED_SHARE
+    divergence = (log_marginals.exp() * (log_marginals - before)).sum(1)
+    is_flipped = log_marginals.argmax(1) != before.argmax(1)
+    share = is_flipped.double().mean().item()
+    return divergence.mean().item() < tolerance and share < FLIPPED_SHARE
 
 
 def divided(scores: Tensor, temperature: Tensor) -> Tensor:
@@ -120,7 +123,8 @@ def divided(scores: Tensor, temperature: Tensor) -> Tensor:
     Nor does it get one from NaN outside the mask: 0 times these is NaN.
     """
     usable = scores.isfinite()
-    return torch.where(usable, scores.masked_fill(~usable, 0.0) / temperature, scores.detach())
+    quotient = scores.masked_fill(~usable, 0.0) / temperature
+    return torch.where(usable, quotient, scores.detach())
 
 
 class _Volume:
@@ -149,26 +153,29 @@ class _Volume:
         # gradient of its solution.
         scores = x[self._part].double()
         fixed = scores.detach()
-        self.bias = self._term.search(
-            lambda bias: _masses(fixed, bias), self.bias, _LAST_CHANGE[x.dtype]
-        )
+        masses_of = partial(_masses, fixed)
+        self.bias = self._term.search(masses_of, self.bias, _LAST_CHANGE[x.dtype])
 
         bias = torch.as_tensor(self.bias, device=x.device)
         masses, covariance = _masses(fixed, self.bias)
         curvature = self._term.curvature(covariance, masses + PSEUDO_VOXELS)
+        matrix = torch.as_tensor(curvature, device=x.device)
         target = self._target + PSEUDO_VOXELS
         scaled = target * torch.exp(-self._slack * bias)
         balanced = scaled * (target.sum() / scaled.sum())
-        excess = torch.softmax(scores + bias, 1).sum(0) + PSEUDO_VOXELS - balanced
-        change = -torch.linalg.solve(torch.as_tensor(curvature, device=x.device), excess)
-        shift = (bias + change - change.mean()) * self._part[:, None]
+        biased_masses = torch.softmax(scores + bias, 1).sum(0)
+        excess = biased_masses + PSEUDO_VOXELS - balanced
+        change = -torch.linalg.solve(matrix, excess)
+        biases = bias + change - change.mean()
+        shift = biases * self._part[:, None]
         balanced_x: Tensor = x + shift.to(x.dtype)
         return balanced_x
 
 
 def _masses(scores: Tensor, bias: Float64) -> tuple[Float64, Float64]:
     """Return masses (L,) and covariance (L, L) of softmax(scores + bias)."""
-    marginals = torch.softmax(scores + torch.as_tensor(bias, device=scores.device), 1)
+    biases = torch.as_tensor(bias, device=scores.device)
+    marginals = torch.softmax(scores + biases, 1)
     masses = marginals.sum(0)
     covariance = torch.diag(masses) - marginals.T @ marginals
     return masses.cpu().numpy(), covariance.cpu().numpy()
@@ -185,12 +192,15 @@ class TorchBackend(Backend):
     """
 
     def __init__(self, device: str = "cpu") -> None:
-        if device != "cpu" and (torch.device(device).index or 0) >= torch.cuda.device_count():
-            raise BackendUnavailableError(
-                f"--device torch:{device}: PyTorch finds no such NVIDIA GPU; use --device torch"
-            )
-        self.name = "torch" if device == "cpu" else f"torch:{device}"
+        self.name = "torch"
         self._device = device
+        if device != "cpu":
+            self.name = f"torch:{device}"
+            number = torch.device(device).index or 0
+            if number >= torch.cuda.device_count():
+                raise BackendUnavailableError(
+                    f"--device {self.name}: PyTorch finds no such NVIDIA GPU; use --device torch"
+                )
 
     def kernels(
         self, image: GridImage, spec: KernelSetSpec, context: RunContext = NO_CONTEXT
@@ -260,7 +270,8 @@ class TorchKernels:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         started = time.perf_counter()
         with _limits(self._threads), torch.no_grad():
-            refined, trace = self._refine(self._inputs(logits, spec), self.built, spec, progress)
+            inputs = self._inputs(logits, spec)
+            refined, trace = self._refine(inputs, self.built, spec, progress)
         energy = tuple(trace.energy)
         report = MeanFieldReport(len(energy), trace.converged, energy, self.filters)
         timings = {"build": self._seconds, "steps": time.perf_counter() - started}
@@ -301,17 +312,23 @@ class TorchKernels:
         by_theta = [_slope(theta) for theta in thetas]
         bilateral = np.array(by_theta[:num_bilateral])
         bilateral = bilateral.reshape(num_bilateral, num_modalities + self.mask.ndim)
+        by_gamma = None if self.spec.spatial is None else by_theta[-1]
+        by_logits = _slope(inputs.logits).astype(self.dtype)
+        by_temperature = float(_slope(inputs.temperature))
         by_slack = float(_slope(inputs.slack))
+        by_image = None
+        if wants_image:
+            by_image = _slope(image).astype(self.dtype)
         return MeanFieldGradients(
-            logits=_slope(inputs.logits).astype(self.dtype),
+            logits=by_logits,
             weights=_slope(inputs.weights),
             compatibility=_slope(inputs.compatibility),
-            temperature=float(_slope(inputs.temperature)),
+            temperature=by_temperature,
             bias=_slope(inputs.bias),
             theta_position=bilateral[:, num_modalities:],
             theta_intensity=bilateral[:, :num_modalities],
-            theta_gamma=None if self.spec.spatial is None else by_theta[-1],
-            image=_slope(image).astype(self.dtype) if wants_image else None,
+            theta_gamma=by_gamma,
+            image=by_image,
             volume_weight=tape.spec.volume_weight_gradient(by_slack),
         )
 
@@ -328,14 +345,16 @@ class TorchKernels:
         """
         logits = inputs.logits
         inside = self.inside
-        part = volume_part(logits.detach().cpu().numpy(), self.mask, spec)
+        on_host = logits.detach().cpu().numpy()
+        part = volume_part(on_host, self.mask, spec)
         where = None if part is None else torch.as_tensor(part, device=inside.device)
         of_voxels = inputs._replace(logits=logits[:, inside].T)
         trace = mean_field(of_voxels, kernels, spec, where, progress)
 
         refined = torch.empty_like(logits)
         refined[:, inside] = trace.logits.T
-        refined[:, ~inside] = divided(logits[:, ~inside], inputs.temperature)
+        outside = ~inside
+        refined[:, outside] = divided(logits[:, outside], inputs.temperature)
         return refined, trace
 
     def _build(
@@ -384,16 +403,17 @@ class TorchKernels:
         """
         # From the mask's first voxel: a wider grid around it does not move the lattice's cells.
         places = np.argwhere(self.mask)
-        distances = np.asarray(self.spec.distances(self._grid.spacing))
-        positions = self.tensor((places - places.min(axis=0)) * distances)
+        distances = self.spec.distances(self._grid.spacing)
+        steps = places - places.min(axis=0)
+        positions = self.tensor(steps * np.asarray(distances))
         lowest = intensities.detach().amin(0)
         features = torch.cat([intensities - lowest, positions], dim=1) / theta
 
         num_axes = self.mask.ndim
         first_position = features.shape[1] - num_axes
-        order = range(num_axes) if self._grid.axes is None else np.argsort(self._grid.axes)
+        users_axes = range(num_axes) if self._grid.axes is None else self._grid.axes
         columns = list(range(first_position))
-        for axis in order:
+        for axis in np.argsort(users_axes):
             if axis == num_axes - 1 or np.ptp(places[:, axis]):
                 columns.append(first_position + int(axis))
         return features[:, columns], first_position

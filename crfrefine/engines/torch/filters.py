@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from crfrefine.errors import CapacityError
 
@@ -34,7 +35,8 @@ def dense_filter(features: Tensor, positions: Tensor | None = None) -> Filter:
             f"{MAX_POINTS} voxels, got {len(features)}; "
             "use the filter or method 'lattice', the CPU with float32, or a smaller mask"
         )
-    kernel = torch.exp(-0.5 * _distances(features).square())
+    squares = _distances(features).square()
+    kernel = torch.exp(-0.5 * squares)
     if positions is not None:
         radius = TRUNCATION_RADIUS * (1.0 + _BALL_MARGIN)
         kernel = kernel * (_distances(positions) <= radius)
@@ -54,13 +56,16 @@ def spatial_filter(inside: Tensor, steps: Sequence[float], theta: Tensor) -> Fil
     """
     matrices = []
     for extent, step, width in zip(inside.shape, steps, theta, strict=True):
-        index = torch.arange(extent, device=theta.device, dtype=theta.dtype) * step
-        matrices.append(torch.exp(-0.5 * ((index[:, None] - index[None, :]) / width) ** 2))
+        position = torch.arange(extent, device=theta.device, dtype=theta.dtype) * step
+        distance = (position[:, None] - position[None, :]) / width
+        matrices.append(torch.exp(-0.5 * distance**2))
 
     def apply(values: Tensor) -> Tensor:
-        grid = values.new_zeros((*inside.shape, values.shape[1])).index_put((inside,), values)
+        empty = values.new_zeros((*inside.shape, values.shape[1]))
+        grid = empty.index_put((inside,), values)
         for axis, matrix in enumerate(matrices):
-            grid = torch.tensordot(matrix, grid, dims=([1], [axis])).movedim(0, axis)
+            product = torch.tensordot(matrix, grid, dims=([1], [axis]))
+            grid = product.movedim(0, axis)
         return grid[inside]
 
     return apply
@@ -98,7 +103,8 @@ class Lattice:
     def __init__(self, features: Tensor) -> None:
         self._features = features
         size = features.shape[1] + 1
-        remainder0, rank, self.weights = enclosing_simplex(elevate(features.detach()))
+        elevated = elevate(features.detach())
+        remainder0, rank, self.weights = enclosing_simplex(elevated)
         # A vertex is a number, the inner product of its coordinates and large random ones: two of
         # a million vertices share none.
         generator = torch.Generator().manual_seed(0)
@@ -106,13 +112,18 @@ class Lattice:
         large = large.to(rank.device)
         corners = []
         for remainder in range(size):
-            offset = torch.where(rank < size - remainder, remainder, remainder - size)
-            corners.append(((remainder0 + offset) * large).sum(1))
-        keys, self.vertices = torch.unique(torch.stack(corners, dim=1), return_inverse=True)
+            wraps = rank >= size - remainder
+            vertex = remainder0 + remainder - size * wraps
+            corners.append((vertex * large).sum(1))
+        numbers = torch.stack(corners, dim=1)
+        keys, self.vertices = torch.unique(numbers, return_inverse=True)
         self.num_vertices = len(keys)
 
-        steps = large.sum() - size * large
-        self.neighbors = [(_find(keys, keys - step), _find(keys, keys + step)) for step in steps]
+        self.neighbors = []
+        for step in large.sum() - size * large:
+            before = _find(keys, keys - step)
+            after = _find(keys, keys + step)
+            self.neighbors.append((before, after))
 
     def __call__(self, values: Tensor) -> Tensor:
         """Approximate the sum over all points j of exp(-|f_i - f_j|^2 / 2) values_j."""
@@ -124,13 +135,16 @@ class Lattice:
         # are added that are 0 and have its slopes.
         sent = values.detach()[:, :, None]
         received = result.detach()[:, :, None]
-        places = self._features.detach()[:, None, :]
-        moves = self._features[:, None, :] - places
+        features = self._features[:, None, :]
+        places = features.detach()
+        moves = features - places
         shape = (*values.shape, -1)
-        arrived = self._apply((places * sent).flatten(1)).view(shape) - places * received
+        arrived = self._apply((places * sent).flatten(1)).view(shape)
         moved = self._apply((moves * sent).flatten(1)).view(shape)
-        inner = self._apply((places * moves).sum(2) * sent[:, :, 0])
-        return result + (moves * arrived + places * moved).sum(2) - inner
+        products = (places * moves).sum(2)
+        inner = self._apply(products * sent[:, :, 0])
+        outer = moves * (arrived - places * received) + places * moved
+        return result + outer.sum(2) - inner
 
     def _apply(self, values: Tensor) -> Tensor:
         """Splat (N, V) values to (K, V), blur with [1 2 1] / 4 along each direction, and slice."""
@@ -140,13 +154,14 @@ class Lattice:
         shares = (weights * values[:, None, :]).flatten(0, 1)
         at_vertices = at_vertices.index_add(0, corners, shares)
         for before, after in self.neighbors:
-            padded = torch.nn.functional.pad(at_vertices, (0, 0, 0, 1))
+            padded = pad(at_vertices, (0, 0, 0, 1))
             sides = padded.index_select(0, before) + padded.index_select(0, after)
             at_vertices = 0.5 * at_vertices + 0.25 * sides
         at_corners = at_vertices.index_select(0, corners).view(*self.vertices.shape, -1)
         # The mass of exp(-d^2 / 2) per vertex; each vertex has a volume of (D+1)^(D-1/2).
         num_dims = self._features.shape[1]
-        amplitude = math.sqrt(num_dims + 1.0) * math.pow(4.0 * math.pi / 3.0, num_dims / 2.0)
+        mass = math.pow(4.0 * math.pi / 3.0, num_dims / 2.0)
+        amplitude = math.sqrt(num_dims + 1.0) * mass
         return amplitude * (weights * at_corners).sum(1)
 
 
@@ -158,11 +173,13 @@ def elevate(features: Tensor) -> Tensor:
     num_dims = features.shape[1]
     index = torch.arange(num_dims, device=features.device, dtype=features.dtype)
     roots = torch.sqrt((index + 1.0) * (index + 2.0))
-    scaled = features * ((num_dims + 1) * math.sqrt(2.0 / 3.0) / roots)
+    scale = (num_dims + 1) * math.sqrt(2.0 / 3.0) / roots
+    scaled = features * scale
     # Coordinate i gets the sum of the scaled features from i on, less i times the one before: E
     # without forming it.
-    sums = torch.nn.functional.pad(scaled.flip(1).cumsum(1).flip(1), (0, 1))
-    return sums - torch.nn.functional.pad(scaled * (index + 1.0), (1, 0))
+    sums = scaled.flip(1).cumsum(1).flip(1)
+    before = scaled * (index + 1.0)
+    return pad(sums, (0, 1)) - pad(before, (1, 0))
 
 
 def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,10 +200,11 @@ def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     remainder0 = (quotient + wrap) * size
     rank = rank + wrap * size
 
-    by_rank = torch.zeros_like(elevated).scatter(1, rank, (elevated - remainder0) / size)
+    wrapped = (elevated - remainder0) / size
+    by_rank = torch.zeros_like(elevated).scatter(1, rank, wrapped)
     # Remainder k is where the k lowest-ranked coordinates have wrapped: its weight is a drop
     # between neighboring sorted residuals.
-    drops = by_rank[:, :-1].flip(1) - by_rank[:, 1:].flip(1)
+    drops = (by_rank[:, :-1] - by_rank[:, 1:]).flip(1)
     rest = 1.0 - (by_rank[:, :1] - by_rank[:, -1:])
     return remainder0, rank, torch.cat([rest, drops], dim=1)
 
