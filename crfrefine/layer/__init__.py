@@ -1,4 +1,7 @@
-"""The CRF in PyTorch: the module, the function, autograd, the parameters in learnable form, and the loss. Needs PyTorch."""
+"""The CRF in PyTorch: the module `CrfRnn`, the functions behind it, and the loss.
+
+It needs PyTorch.
+"""
 
 from crfrefine.errors import BackendUnavailableError
 

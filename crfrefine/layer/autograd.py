@@ -1,11 +1,14 @@
-"""The mean field of one batch item as a node of the autograd graph, and its place beside the graphs of `torch.compile` and exporters."""
+"""The mean field of one batch item as a node of the autograd graph.
+
+`torch.compile` leaves it out of its graphs, and exporters are refused.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -39,22 +42,25 @@ GRADIENTS = (
 
 
 class MeanField(torch.autograd.Function):
-    """Runs an engine's kernels forward and backward; its tensors have the precision of the kernels."""
+    """Runs an engine's kernels forward and backward, on tensors of their precision."""
 
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, spec: MeanFieldSpec, *given: Tensor | None) -> Tensor:
-        """Take all steps; `given` are the tensors of GRADIENTS, of which those from `weights` on may be on the CPU."""
-        logits, image, weights, _, _, _, compatibility, temperature, bias, _ = given
+    def forward(ctx: Any, kernels: Kernels, spec: MeanFieldSpec, *tensors: Tensor | None) -> Tensor:
+        """Take all steps.
+
+        The tensors are those of GRADIENTS, of which those from `weights` on may be on the CPU.
+        """
+        logits, image, weights, _, _, _, compatibility, temperature, bias, _ = tensors
         assert logits is not None
         tape = kernels.forward(to_array(logits), spec)
         ctx.kernels = kernels
-        ctx.kinds = [None if tensor is None else (tensor.dtype, tensor.device) for tensor in given]
-        # PyTorch frees saved tensors after the backward pass and detects changes in place, of the image and the parameters, too.
-        ctx.save_for_backward(
-            logits, to_tensor(tape.record), weights, compatibility, temperature, bias, image
-        )
+        ctx.kinds = [_kind(tensor) for tensor in tensors]
+        # PyTorch frees saved tensors after the backward pass and detects changes in place, of the
+        # image and the parameters, too.
+        record = to_tensor(tape.record)
+        ctx.save_for_backward(logits, record, weights, compatibility, temperature, bias, image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
-        refined: Tensor = _own(to_tensor(tape.logits)).to(logits.device)
+        refined: Tensor = _in_pytorchs_memory(to_tensor(tape.logits)).to(logits.device)
         return refined
 
     @staticmethod
@@ -63,37 +69,62 @@ class MeanField(torch.autograd.Function):
         """Return the gradients with respect to the arguments, in their order."""
         logits, record, *_ = ctx.saved_tensors
         wants = dict(zip(GRADIENTS, ctx.needs_input_grad[2:], strict=True))
-        tape = dataclasses.replace(ctx.tape, record=to_array(record))
-        wanted = {
-            "wants_theta": any(wants[name] for name in _THETAS),
-            "wants_image": wants["image"],
-        }
-        grads = ctx.kernels.backward(tape, to_array(logits), to_array(grad), **wanted)
-        tensors = (
-            torch.as_tensor(_own(to_tensor(getattr(grads, name))), dtype=kind[0], device=kind[1])
-            if wanted and kind is not None
-            else None
-            for (name, wanted), kind in zip(wants.items(), ctx.kinds, strict=True)
+        gradients = ctx.kernels.backward(
+            dataclasses.replace(ctx.tape, record=to_array(record)),
+            to_array(logits),
+            to_array(grad),
+            wants_theta=any(wants[name] for name in _THETAS),
+            wants_image=wants["image"],
         )
+        tensors: list[Tensor | None] = []
+        for name, kind in zip(GRADIENTS, ctx.kinds, strict=True):
+            if wants[name] and kind is not None:
+                gradient = _in_pytorchs_memory(to_tensor(getattr(gradients, name)))
+                tensors.append(torch.as_tensor(gradient, dtype=kind.dtype, device=kind.device))
+            else:
+                tensors.append(None)
         return None, None, *tensors
 
 
+class _Kind(NamedTuple):
+    """What a gradient has in common with its tensor."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _kind(tensor: Tensor | None) -> _Kind | None:
+    return None if tensor is None else _Kind(tensor.dtype, tensor.device)
+
+
 def to_array(tensor: Tensor) -> Any:
-    """Return the input of an engine: a numpy array in C order, or on a GPU the tensor itself; copied only if the order differs."""
+    """Return the input of an engine: a numpy array in C order, or on a GPU the tensor itself.
+
+    It is copied only if the order differs.
+    """
     values = tensor.detach().contiguous()
-    return values.numpy() if values.device.type == "cpu" else values
+    if values.device.type == "cpu":
+        return values.numpy()
+    return values
 
 
 def to_tensor(array: Any) -> Any:
-    """Return an engine's result as a tensor, from a numpy array or, on a GPU, by DLPack; numbers stay numbers."""
+    """Return an engine's result as a tensor, on a GPU by DLPack; numbers stay numbers."""
     if isinstance(array, np.ndarray):
         return torch.from_numpy(array)
-    return torch.utils.dlpack.from_dlpack(array) if hasattr(array, "__dlpack__") else array
+    if hasattr(array, "__dlpack__"):
+        return torch.utils.dlpack.from_dlpack(array)
+    return array
 
 
-def _own(value: Any) -> Any:
-    """Return a copy in PyTorch's own memory of a shared GPU array: only there PyTorch tracks the other streams that still read it."""
-    return value.clone() if isinstance(value, Tensor) and value.device.type != "cpu" else value
+def _in_pytorchs_memory(value: Any) -> Any:
+    """Return a copy of a GPU array that an engine shares, in PyTorch's own memory.
+
+    Only there PyTorch tracks the other streams that still read it.
+    """
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        return value.clone()
+    return value
 
 
 # PyTorch has this since 2.7; older exporters raise their errors.
@@ -101,15 +132,16 @@ _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool
 
 
 def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Make `torch.compile` call a function unchanged, between the graphs before and after it; refuse exporters."""
+    """Make `torch.compile` call a function unchanged, between graphs; refuse exporters."""
 
     @functools.wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if _is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-            exporter = "torch.export.export" if _is_exporting() else "torch.jit.trace"
-            raise cannot_export("torch.onnx.export" if torch.onnx.is_in_onnx_export() else exporter)
+        exporter = _exporter()
+        if exporter is not None:
+            raise cannot_export(exporter)
         if torch.compiler.is_compiling():
-            # Not a decorator: that would import the compiler, which takes longer than importing PyTorch itself.
+            # Not a decorator: that would import the compiler, which takes longer than importing
+            # PyTorch itself.
             result: _R = torch.compiler.disable(function)(*args, **kwargs)
             return result
         return function(*args, **kwargs)
@@ -117,10 +149,22 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
+def _exporter() -> str | None:
+    """Return the exporter that makes a graph of what runs now; None without one."""
+    is_exporting = _is_exporting()
+    is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if not is_exporting and not is_tracing:
+        return None
+    if torch.onnx.is_in_onnx_export():
+        return "torch.onnx.export"
+    return "torch.export.export" if is_exporting else "torch.jit.trace"
+
+
 def cannot_export(exporter: str) -> ExportError:
-    """Return the error for an exporter such as "torch.export.export", which needs the whole computation as one graph."""
+    """Return the error for an exporter, which needs the whole computation as one graph."""
     return ExportError(
-        f"{exporter} cannot take the CRF (crfrefine.CrfRnn, crfrefine.crf_loss): it is computed outside of PyTorch, so no graph can "
-        "contain it; export the network without it, and refine the network's logits afterwards, with the layer or with crfrefine.refine "
-        "(to keep what the layer learned: state_dict() or to_parameters().save(path))"
+        f"{exporter} cannot take the CRF (crfrefine.CrfRnn, crfrefine.crf_loss): it is computed "
+        "outside of PyTorch, so no graph can contain it; export the network without it, and refine "
+        "the network's logits afterwards, with the layer or with crfrefine.refine (to keep what "
+        "the layer learned: state_dict() or to_parameters().save(path))"
     )

@@ -1,4 +1,4 @@
-"""The numbers that the layer's tensors hold: unconstrained ones become values in a stated range, and back.
+"""The numbers that the layer's tensors hold: they become values in a stated range, and back.
 
 A value at the end of its range stays there until the gradient points inward.
 """
@@ -19,12 +19,12 @@ from crfrefine.parameters.sections import MAX_BIAS
 
 TEMPERATURE_RANGE = (0.05, 20.0)
 
-# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle near 0, and exactly 0 at raw = 0,
-# where the slope is still 0.12. A plain softplus approaches 0 only where its slope vanishes too, and would get stuck there.
+# Weights are softplus(raw + _BEND) - softplus(_BEND) with raw >= 0: nearly linear above 1, gentle
+# near 0, and exactly 0 at raw = 0, where the slope is still 0.12. A plain softplus approaches 0
+# only where its slope vanishes too, and would get stuck there.
 _BEND = -2.0
-WEIGHT_FLOOR = math.log1p(
-    math.exp(_BEND)
-)  # weights are differences from it, which limits the digits of small weights
+# Weights are differences from it, which limits the digits of small weights.
+WEIGHT_FLOOR = math.log1p(math.exp(_BEND))
 
 
 @dataclass(frozen=True)
@@ -39,31 +39,38 @@ class Form:
         return value
 
     def from_raw(self, raw: Tensor) -> Tensor:
-        """Return the values of held numbers within the range; gradients that lead outside stop there."""
-        inside: Tensor = _ClampInward.apply(raw, self.to_raw(self.low), self.to_raw(self.high))  # type: ignore[no-untyped-call]
+        """Return the values of held numbers within the range, where outward gradients stop."""
+        low = self.to_raw(self.low)
+        high = self.to_raw(self.high)
+        inside: Tensor = _ClampInward.apply(raw, low, high)  # type: ignore[no-untyped-call]
         return inside
 
     def hold(self, value: float | Sequence[float], size: int, key: str) -> list[float]:
-        """Return the held numbers of values, or of one value for all; raise ConfigError, naming the key, if one is out of range."""
+        """Return the held numbers of values, or of one value for all.
+
+        Raises ConfigError, naming the key, if one is out of range.
+        """
         values = value if isinstance(value, Sequence) else (value,) * size
-        for each in values:
-            if not self.low <= each <= self.high:
+        for number in values:
+            if not self.low <= number <= self.high:
                 raise ConfigError(
-                    f"{key}: {each:g} is outside the range of the trainable layer, {self.low:g} to {self.high:g}"
+                    f"{key}: {number:g} is outside the range of the trainable layer, {self.low:g} "
+                    f"to {self.high:g}"
                 )
-        return [self.to_raw(each) for each in values]
+        return [self.to_raw(number) for number in values]
 
 
 class _Weight(Form):
     def to_raw(self, value: float) -> float:
+        if value == 0.0:
+            return 0.0
         shifted = value + WEIGHT_FLOOR
-        return 0.0 if value == 0.0 else shifted + math.log(-math.expm1(-shifted)) - _BEND
+        return shifted + math.log(-math.expm1(-shifted)) - _BEND
 
     def from_raw(self, raw: Tensor) -> Tensor:
         inside = super().from_raw(raw)
-        return functional.softplus(inside + _BEND) - functional.softplus(
-            torch.full_like(inside, _BEND)
-        )
+        floor = functional.softplus(torch.full_like(inside, _BEND))
+        return functional.softplus(inside + _BEND) - floor
 
 
 class _Logarithm(Form):
@@ -75,7 +82,7 @@ class _Logarithm(Form):
 
 
 class _ClampInward(torch.autograd.Function):
-    """Clamp to a range; at and beyond its ends, keep only gradients whose descent leads back inside."""
+    """Clamp to a range; at and beyond its ends, keep only gradients that lead back inside."""
 
     @staticmethod
     def forward(ctx: Any, raw: Tensor, low: float, high: float) -> Tensor:
@@ -94,9 +101,8 @@ class _ClampInward(torch.autograd.Function):
 
 
 WEIGHT = _Weight(0.0, 1e3)
-POSITION = _Logarithm(
-    0.1, 1e3
-)  # bandwidths along the axes, in mm, or in voxels if `positions` is "voxels"
+# Bandwidths along the axes, in mm, or in voxels if `positions` is "voxels".
+POSITION = _Logarithm(0.1, 1e3)
 INTENSITY = _Logarithm(1e-3, 1e5)  # theta_beta, normalized intensity
 TEMPERATURE = _Logarithm(*TEMPERATURE_RANGE)
 BIAS = Form(-MAX_BIAS, MAX_BIAS)  # in the unit of the logits
@@ -104,10 +110,15 @@ VOLUME = Form(0.0, 1.0)
 
 
 def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
-    """Return the (L, L) matrix with zero diagonal from its other entries, row by row; only the upper triangle if it is symmetric."""
+    """Return the (L, L) matrix with zero diagonal from its other entries, row by row.
+
+    They are those of the upper triangle alone if the matrix is symmetric.
+    """
     places = entry_places(num_labels, symmetric=symmetric).to(entries.device)
     matrix = entries.new_zeros(num_labels, num_labels).masked_scatter(places, entries)
-    return matrix + matrix.T if symmetric else matrix
+    if symmetric:
+        matrix = matrix + matrix.T
+    return matrix
 
 
 def entry_places(num_labels: int, *, symmetric: bool) -> Tensor:
@@ -123,26 +134,37 @@ _ROUNDINGS = 8.0
 def plain_numbers(
     tensor: Tensor, *, floor: float = 0.0, precision: torch.dtype = torch.float32
 ) -> tuple[float, ...]:
-    """Return the numbers of a tensor as a person would write them: the shortest decimals that are equal in a given precision.
+    """Return the numbers of a tensor as a person would write them.
 
-    Numbers below `floor` get its absolute precision. Engines use values in float32, but bandwidths in float64.
+    They are the shortest decimals that are equal in a given precision. Numbers below `floor` get
+    its absolute precision. Engines use values in float32, but bandwidths in float64.
     """
+    precise = tensor.detach().double().flatten().tolist()
+    relative = _ROUNDINGS * torch.finfo(precision).eps
+    return tuple(_shortest(value, relative * max(abs(value), floor)) for value in precise)
 
-    def shortest(value: float) -> float:
-        tolerance = _ROUNDINGS * torch.finfo(precision).eps * max(abs(value), floor)
-        candidates = (float(f"{value:.{digits}g}") for digits in range(1, 18))
-        return next((rounded for rounded in candidates if abs(rounded - value) <= tolerance), value)
 
-    return tuple(map(shortest, tensor.detach().double().flatten().tolist()))
+def _shortest(value: float, tolerance: float) -> float:
+    """Return the number with the fewest digits that differs from a value by at most a tolerance."""
+    for digits in range(1, 18):
+        rounded = float(f"{value:.{digits}g}")
+        if abs(rounded - value) <= tolerance:
+            return rounded
+    return value
 
 
 def decide(
     asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str
 ) -> bool:
-    """Return whether to hold values as lists: as requested, else as they are; ConfigError: a list cannot be one number."""
+    """Return whether to hold values as lists: as requested, else as they are.
+
+    Raises ConfigError if they are lists, but shall be one number.
+    """
     are_lists = any(isinstance(value, tuple) for value in values)
     if asked is False and are_lists:
         raise ConfigError(
             f"{argument} is False, but the parameters have a list as {key}; give one number"
         )
-    return are_lists if asked is None else asked
+    if asked is None:
+        return are_lists
+    return asked

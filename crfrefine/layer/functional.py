@@ -1,10 +1,13 @@
-"""The mean field of the dense CRF as a differentiable function of tensors, whose image is normalized."""
+"""The mean field of the dense CRF as a differentiable function of tensors.
+
+Its image is normalized already; `CrfRnn` normalizes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +35,8 @@ from crfrefine.refinement.tiles.survey import find_thresholds
 # One number for all labels, axes or modalities, or one each.
 Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
 _HOST = torch.device("cpu")
-# Weight of the volume term instead of 0 where it is learned: it changes marginals by rounding, and its slope is that at 0.
+# Weight of the volume term instead of 0 where it is learned: it changes marginals by rounding, and
+# its slope is that at 0.
 _MIN_LEARNED = 1e-6
 
 
@@ -54,16 +58,21 @@ def mean_field(
     kernels: Sequence[Kernels] | None = None,
     **settings: Any,
 ) -> Tensor:
-    """Refine logits with the dense CRF, differentiable in logits, image and every parameter that is a tensor.
+    """Refine logits with the dense CRF.
 
-    Logits, spacing, mask, kernels, result and errors are as of `CrfRnn.forward`, `threads` and `label_threshold` as of `CrfRnn`.
+    The result has gradients with respect to logits, image and every parameter that is a tensor.
+    Logits, spacing, mask, kernels, result and errors are as of `CrfRnn.forward`, `threads` and
+    `label_threshold` as of `CrfRnn`.
 
     Args:
         logits: (B, L, *grid), higher is better.
         image: (B, M, *grid), intensities on the scale of theta_beta, finite.
-        bilateral: weight (one, or L), theta_alpha (one, or one per axis; mm) and theta_beta (one, or M) of each appearance kernel.
-        spatial: weight and theta_gamma (one, or one per axis; mm) of the smoothness kernel; None means no smoothness kernel.
-        compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero diagonal. None means Potts.
+        bilateral: weight (one, or L), theta_alpha (one, or one per axis; mm) and theta_beta (one,
+            or M) of each appearance kernel.
+        spatial: weight and theta_gamma (one, or one per axis; mm) of the smoothness kernel; None
+            means no smoothness kernel.
+        compatibility: (L, L) penalty; row: label of the neighbor, column: own label; zero
+            diagonal. None means Potts.
         temperature: divides the logits, positive.
         bias: added to the logits inside the mask before the temperature divides them; one, or L.
         volume: weight (0 to 1) of the volume term; None means no volume term.
@@ -71,9 +80,10 @@ def mean_field(
         mask: nonzero where the model applies.
         threads: CPU threads.
         label_threshold: below which a label takes no part around a tile.
-        kernels: one for each batch item, from `build_kernels`; image, bandwidths, spacing and mask are then ignored.
-        settings: other keys of `[mean_field]` (docs/reference/parameters.md): `num_iterations`, `normalization`, `filter` and
-            `positions`. All steps are taken.
+        kernels: one for each batch item, from `build_kernels`; image, bandwidths, spacing and mask
+            are then ignored.
+        settings: other keys of `[mean_field]` (docs/reference/parameters.md): `num_iterations`,
+            `normalization`, `filter` and `positions`. All steps are taken.
 
     Raises:
         ConfigError: a setting is out of range; for other errors see `CrfRnn.forward`.
@@ -82,121 +92,217 @@ def mean_field(
     """
     inputs.check_pair(logits, image)
     check_threads(threads)
-    checked = vars(MeanFieldParameters(label_threshold=label_threshold, **settings))
-    num_labels, dtype = logits.shape[1], inputs.compute_dtype(logits)
-    out_dtype = dtype if torch.is_autocast_enabled(logits.device.type) else logits.dtype
-    terms, bandwidths = _bandwidths(
-        [kernel[1:] for kernel in bilateral], None if spatial is None else spatial[1], image
-    )
+    checked = MeanFieldParameters(label_threshold=label_threshold, **settings)
+    num_labels = logits.shape[1]
+    dtype = inputs.compute_dtype(logits)
+    thetas = [(alpha, beta) for _, alpha, beta in bilateral]
+    _, gamma = spatial or (None, None)
+    bandwidths = _bandwidths(thetas, gamma, image)
     image_shape = tuple(image.shape[1:])
     # Given kernels were built from the image: it matters now only if its gradient is needed.
-    image = (
-        image.to(dtype)
-        if kernels is None or image.requires_grad
-        else logits.new_empty(len(logits), 0)
-    )
-    # The host reads these few numbers: from a GPU, each look at one would wait for it.
-    weights = [
-        _spread(weight, num_labels, f"bilateral.{m}.weight", dtype)
-        for m, (weight, _, _) in enumerate(bilateral)
-    ]
-    weights += [] if spatial is None else [_spread(spatial[0], num_labels, "spatial.weight", dtype)]
-    weight = _stack(weights, num_labels, dtype)
-    divisor, shift = (
-        _spread(temperature, 1, "temperature", dtype, is_positive=True),
-        _spread(bias, num_labels, "bias", dtype),
-    )
-    matrix = (
-        1.0 - torch.eye(num_labels, dtype=dtype, device=_HOST)
-        if compatibility is None
-        else compatibility.to(_HOST, dtype)
-    )
-    if matrix.shape != (num_labels, num_labels) or not torch.isfinite(matrix.detach()).all():
-        raise InputError(
-            f"compatibility: expected ({num_labels}, {num_labels}) finite penalties, got a tensor {tuple(matrix.shape)}"
-        )
-    kept, volume_weight = None, 0.0
-    if volume is not None:
-        kept = torch.as_tensor(volume, dtype=torch.float64, device=_HOST).reshape(())
-        volume_weight = VolumeParameters(weight=float(kept.detach())).weight  # checked
-        volume_weight = max(volume_weight, _MIN_LEARNED) if kept.requires_grad else volume_weight
-    values = {
-        "temperature": float(divisor[0].detach()),
-        "bias": _double(shift) if shift.detach().any() else None,
-        "tolerance": 0.0,
-    }
-    own = own_fields(MeanFieldSpec, checked | values)
-    run = MeanFieldSpec(_double(weight), _double(matrix), volume_weight=volume_weight, **own)
-    parameters = (weight, *bandwidths, matrix, divisor[0], shift, kept)
+    if kernels is None or image.requires_grad:
+        image = image.to(dtype)
+    else:
+        image = logits.new_empty(len(logits), 0)
+
+    named_weights = [(f"bilateral.{m}", weight) for m, (weight, _, _) in enumerate(bilateral)]
+    if spatial is not None:
+        named_weights.append(("spatial", spatial[0]))
+    weights = _weights(named_weights, num_labels, dtype)
+    divisor = _spread(temperature, 1, "temperature", dtype, is_positive=True)
+    shift = _spread(bias, num_labels, "bias", dtype)
+    penalties = _compatibility(compatibility, num_labels, dtype)
+    volume_weight = None if volume is None else _volume_weight(volume)
+    model = ModelTensors(weights, *bandwidths, penalties, divisor[0], shift, volume_weight)
+    run = _run_of(model, checked.num_iterations)
+
     masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
     labels: list[Tensor | None] = [None] * len(logits)
     if kernels is None:
-        wanted = KernelSetSpec(terms, num_labels=num_labels, **own_fields(KernelSetSpec, checked))
-        if label_threshold > 0.0 and run.volume_weight == 0.0:
-            thresholds = find_thresholds(label_threshold, ModelSpec(wanted, run))
-            if not thresholds.leave_out_nothing:
-                labels = [
-                    _present(item, inside, run, thresholds.present)
-                    for item, inside in zip(logits, masks, strict=True)
-                ]
-        specs = [
-            wanted if of_item is None else replace(wanted, num_labels=len(of_item))
-            for of_item in labels
-        ]
+        wanted = _kernel_set(bandwidths, num_labels, checked)
+        labels = _labels_taking_part(logits, masks, ModelSpec(wanted, run), label_threshold)
+        specs = []
+        for item_labels in labels:
+            if item_labels is None:
+                specs.append(wanted)
+            else:
+                specs.append(replace(wanted, num_labels=len(item_labels)))
         kernels = _build(image, specs, spacing, masks, threads, copy=False)
     else:
-        if len(kernels) != len(logits):
-            raise InputError(
-                f"got kernels for {len(kernels)} batch items; the batch has {len(logits)}"
-            )
-        wanted_for = len(weights), image_shape, str(dtype).removeprefix("torch."), num_labels
-        for item in kernels:
-            built_for = len(item.spec.kernels), item.image_shape, item.dtype, item.spec.num_labels
-            if built_for != wanted_for:
-                raise InputError(
-                    "the kernels were built for {} terms, an image of shape {} in {}, and {} labels; the call has {} terms, {} in {}, and "
-                    "{} labels; build them anew (`dtype=torch.float64` for float64 logits)".format(
-                        *built_for, *wanted_for
-                    )
-                )
-    if mask is not None or all(
-        item.num_voxels == logits[0, 0].numel() for item in kernels
-    ):  # else only the kernels know their mask
+        precision = str(dtype).removeprefix("torch.")
+        call = _BuiltFor(len(named_weights), image_shape, precision, num_labels)
+        _check_kernels(kernels, len(logits), call)
+    # Of kernels that were given without their mask, only they know it.
+    num_voxels = logits[0, 0].numel()
+    if mask is not None or all(item.num_voxels == num_voxels for item in kernels):
         inputs.check_logits(logits, masks)
-    items = [
-        _refine_item(item, run, item_logits.to(dtype), item_image, parameters, of_item, inside)
-        for item, item_logits, item_image, of_item, inside in zip(
-            kernels, logits, image, labels, masks, strict=True
+
+    items = []
+    for item, item_logits, item_image, *parts in zip(
+        kernels, logits, image, labels, masks, strict=True
+    ):
+        items.append(_refine_item(item, run, item_logits.to(dtype), item_image, model, *parts))
+    refined = inputs.stack_items(items)
+    if torch.is_autocast_enabled(logits.device.type):
+        return refined.to(dtype)
+    return refined.to(logits.dtype)
+
+
+class Bandwidths(NamedTuple):
+    """Bandwidths in float64, on the CPU: rounded ones would give a lattice other vertices."""
+
+    position: Tensor  # (bilateral kernels, axes)
+    intensity: Tensor  # (bilateral kernels, M)
+    spatial: Tensor | None  # (axes,); None without a spatial kernel
+
+
+class ModelTensors(NamedTuple):
+    """What the CRF learns, on the CPU; named as in `GRADIENTS`, and in that order.
+
+    The host reads these few numbers: from a GPU, each look at one would wait for it.
+    """
+
+    weights: Tensor  # (kernels, L)
+    theta_position: Tensor
+    theta_intensity: Tensor
+    theta_gamma: Tensor | None
+    compatibility: Tensor  # (L, L)
+    temperature: Tensor  # ()
+    bias: Tensor  # (L,)
+    volume_weight: Tensor | None  # (), float64; None without a volume term
+
+    def among(self, labels: Tensor) -> ModelTensors:
+        """Return the model of some labels alone."""
+        return self._replace(
+            weights=self.weights[:, labels],
+            compatibility=self.compatibility[labels][:, labels],
+            bias=self.bias[labels],
         )
-    ]
-    refined = (
-        items[0].unsqueeze(0) if len(items) == 1 else torch.stack(items)
-    )  # A stack of one would be a copy.
-    return refined.to(out_dtype)
+
+
+def _weights(named: Sequence[tuple[str, Values]], num_labels: int, dtype: torch.dtype) -> Tensor:
+    """Return the (kernels, L) weights."""
+    rows = [_spread(weight, num_labels, f"{name}.weight", dtype) for name, weight in named]
+    return _stack(rows, num_labels, dtype)
+
+
+def _compatibility(matrix: Tensor | None, num_labels: int, dtype: torch.dtype) -> Tensor:
+    """Return the penalties (L, L), Potts for None; raise InputError if they cannot be used."""
+    if matrix is None:
+        return 1.0 - torch.eye(num_labels, dtype=dtype, device=_HOST)
+    penalties = matrix.to(_HOST, dtype)
+    shape = (num_labels, num_labels)
+    if penalties.shape != shape or not torch.isfinite(penalties.detach()).all():
+        raise InputError(
+            f"compatibility: expected ({num_labels}, {num_labels}) finite penalties, got a tensor "
+            f"{tuple(penalties.shape)}"
+        )
+    return penalties
+
+
+def _volume_weight(volume: Tensor | float) -> Tensor:
+    """Return the weight of the volume term; raise ConfigError if it is out of range."""
+    weight = torch.as_tensor(volume, dtype=torch.float64, device=_HOST).reshape(())
+    VolumeParameters(weight=float(weight.detach()))  # for its check
+    return weight
+
+
+def _run_of(model: ModelTensors, num_iterations: int) -> MeanFieldSpec:
+    """Return the run of all steps of a model."""
+    volume_weight = 0.0
+    if model.volume_weight is not None:
+        volume_weight = float(model.volume_weight.detach())
+        if model.volume_weight.requires_grad:
+            volume_weight = max(volume_weight, _MIN_LEARNED)
+    bias = None
+    if model.bias.detach().any():
+        bias = _double(model.bias)
+    return MeanFieldSpec(
+        _double(model.weights),
+        _double(model.compatibility),
+        num_iterations,
+        temperature=float(model.temperature.detach()),
+        bias=bias,
+        volume_weight=volume_weight,
+    )
+
+
+def _labels_taking_part(
+    logits: Tensor, masks: Sequence[Tensor | None], model: ModelSpec, label_threshold: float
+) -> list[Tensor | None]:
+    """Return the labels of each batch item that take part; None means all."""
+    everything: list[Tensor | None] = [None] * len(logits)
+    if label_threshold == 0.0 or model.mean_field.volume_weight > 0.0:
+        return everything
+    thresholds = find_thresholds(label_threshold, model)
+    if thresholds.leave_out_nothing:
+        return everything
+    labels = []
+    for item, inside in zip(logits, masks, strict=True):
+        labels.append(_present(item, inside, model.mean_field, thresholds.present))
+    return labels
+
+
+class _BuiltFor(NamedTuple):
+    """What kernels are built for, as far as a call can tell."""
+
+    num_terms: int
+    image_shape: tuple[int, ...]
+    precision: str  # "float32" or "float64"
+    num_labels: int
+
+
+def _check_kernels(kernels: Sequence[Kernels], num_items: int, call: _BuiltFor) -> None:
+    """Raise InputError if kernels were built for another batch, model or image."""
+    if len(kernels) != num_items:
+        raise InputError(f"got kernels for {len(kernels)} batch items; the batch has {num_items}")
+    for item in kernels:
+        built = _BuiltFor(
+            len(item.spec.kernels), item.image_shape, item.dtype, item.spec.num_labels
+        )
+        if built != call:
+            raise InputError(
+                f"the kernels were built for {built.num_terms} terms, an image of shape "
+                f"{built.image_shape} in {built.precision}, and {built.num_labels} labels; the "
+                f"call has {call.num_terms} terms, {call.image_shape} in {call.precision}, and "
+                f"{call.num_labels} labels; build them anew (`dtype=torch.float64` for float64 "
+                "logits)"
+            )
 
 
 def _present(
     logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, thresholds: NDArray[np.float64]
 ) -> Tensor | None:
-    """Return the labels whose log-probability exceeds their threshold (L,) somewhere inside the mask; None means all take part."""
+    """Return the labels whose log-probability exceeds their threshold somewhere inside the mask.
+
+    The thresholds are (L,). At least two labels are returned; None means that all take part.
+    """
     values = logits.detach().float()
     if run.bias is not None:
-        values = values + torch.as_tensor(
-            run.bias, dtype=values.dtype, device=values.device
-        ).reshape(-1, *[1] * (values.ndim - 1))
+        bias = torch.as_tensor(run.bias, dtype=values.dtype, device=values.device)
+        values = values + _per_label(bias, values.ndim)
     values = values / run.temperature
     log_sums = values.logsumexp(0)
     # One label at a time, to avoid another array of all labels.
-    largest = torch.stack(
-        [
-            (channel - log_sums if inside is None else (channel - log_sums)[inside]).amax()
-            for channel in values
-        ]
-    )
+    maxima = []
+    for channel in values:
+        log_probability = channel - log_sums
+        if inside is not None:
+            log_probability = log_probability[inside]
+        maxima.append(log_probability.amax())
+    largest = torch.stack(maxima)
+
     is_there = ~(largest.cpu() <= torch.from_numpy(thresholds))  # True for NaN
     if int(is_there.sum()) < 2:
         is_there[largest.topk(2).indices.cpu()] = True
-    return None if is_there.all() else is_there.nonzero().squeeze(1)
+    if is_there.all():
+        return None
+    return is_there.nonzero().squeeze(1)
+
+
+def _per_label(values: Tensor, num_dims: int) -> Tensor:
+    """Return (L,) values in the shape (L, 1, ...), for arrays (L, *grid)."""
+    return values.reshape(-1, *[1] * (num_dims - 1))
 
 
 def _refine_item(
@@ -204,41 +310,36 @@ def _refine_item(
     run: MeanFieldSpec,
     logits: Tensor,
     image: Tensor,
-    parameters: Sequence[Any],
+    model: ModelTensors,
     labels: Tensor | None,
     inside: Tensor | None,
 ) -> Tensor:
-    """Return the refined logits (L, *grid) of a batch item in which only some labels take part; None means all.
+    """Return the refined logits (L, *grid) of a batch item in which only some labels take part.
 
-    The other labels get the largest penalty of those that take part, since theirs cannot be smaller.
+    `labels` None means all. The other labels get the largest penalty of those that take part,
+    since theirs cannot be smaller.
     """
     refined: Tensor
     if labels is None:
-        refined = MeanField.apply(kernels, run, logits, image, *parameters)  # type: ignore[no-untyped-call]
+        tensors = (logits, image, *model)
+        refined = MeanField.apply(kernels, run, *tensors)  # type: ignore[no-untyped-call]
         return refined
-    weight, position, intensity, spatial, matrix, temperature, bias, volume = parameters
-    numbers, own = labels.numpy(), labels.to(logits.device)
-    penalties, biases = (
-        run.compatibility[np.ix_(numbers, numbers)],
-        None if run.bias is None else run.bias[numbers],
-    )
-    spec = replace(run, weights=run.weights[:, numbers], compatibility=penalties, bias=biases)
-    changed = (
-        weight[:, labels],
-        position,
-        intensity,
-        spatial,
-        matrix[labels][:, labels],
-        temperature,
-        bias[labels],
-        volume,
-    )
-    refined = MeanField.apply(kernels, spec, logits[own], image, *changed)  # type: ignore[no-untyped-call]
-    shift = bias.to(logits).reshape(-1, *[1] * (logits.ndim - 1))
-    alone = (logits + (shift if inside is None else shift * inside)) / temperature.to(logits)
-    penalty = (refined - alone[own]).detach().amin(0)
-    refined = (alone + penalty).index_copy(0, own, refined)
-    return refined
+
+    numbers = labels.numpy()
+    weights = run.weights[:, numbers]
+    penalties = run.compatibility[np.ix_(numbers, numbers)]
+    bias = None if run.bias is None else run.bias[numbers]
+    part_of_run = replace(run, weights=weights, compatibility=penalties, bias=bias)
+    places = labels.to(logits.device)
+    tensors = (logits[places], image, *model.among(labels))
+    refined = MeanField.apply(kernels, part_of_run, *tensors)  # type: ignore[no-untyped-call]
+
+    shift = _per_label(model.bias.to(logits), logits.ndim)
+    if inside is not None:
+        shift = shift * inside
+    alone = (logits + shift) / model.temperature.to(logits)
+    penalty = (refined - alone[places]).detach().amin(0)
+    return (alone + penalty).index_copy(0, places, refined)
 
 
 def build_kernels(
@@ -253,51 +354,54 @@ def build_kernels(
     copy: bool = True,
     **settings: Any,
 ) -> list[Kernels]:
-    """Build everything that depends only on images and bandwidths, an object per batch item, for `mean_field`.
+    """Build everything that depends only on images and bandwidths, for `mean_field`.
 
-    Arguments and errors are those of `mean_field`, with `bilateral` without weights; the image's type sets the precision. Each object
-    serves one call at a time. Without `copy` the image must never be overwritten.
+    It is an object per batch item, each of which serves one call at a time. Arguments and errors
+    are those of `mean_field`, with `bilateral` without weights; the image's type sets the
+    precision. Without `copy` the image must never be overwritten.
     """
     inputs.check_image(image)
     check_threads(threads)
-    own = own_fields(KernelSetSpec, vars(MeanFieldParameters(**settings)))
-    wanted = KernelSetSpec(
-        _bandwidths(bilateral, theta_gamma, image)[0], num_labels=num_labels, **own
-    )
+    checked = MeanFieldParameters(**settings)
+    wanted = _kernel_set(_bandwidths(bilateral, theta_gamma, image), num_labels, checked)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     return _build(image, [wanted] * len(image), spacing, masks, threads, copy=copy)
 
 
 def _bandwidths(
     bilateral: Sequence[tuple[Values, Values]], gamma: Values | None, image: Tensor
-) -> tuple[tuple[KernelSpec, ...], tuple[Tensor, Tensor, Tensor | None]]:
-    """Return the kernels for images (B, M, *grid), and their bandwidths (kernels, axes), (kernels, M) and of the spatial kernel (axes,)."""
-    # The bandwidths are float64: rounded ones would give a lattice with different vertices.
-    num_modalities, num_axes, dtype = image.shape[1], image.ndim - 2, torch.float64
-    named = [(f"bilateral.{m}", *thetas) for m, thetas in enumerate(bilateral)]
-    positions = [
-        _spread(alpha, num_axes, f"{name}.theta_alpha", dtype, is_positive=True)
-        for name, alpha, _ in named
-    ]
-    intensities = [
-        _spread(beta, num_modalities, f"{name}.theta_beta", dtype, is_positive=True)
-        for name, _, beta in named
-    ]
-    spatial = (
-        None
-        if gamma is None
-        else _spread(gamma, num_axes, "spatial.theta_gamma", dtype, is_positive=True)
-    )
-    terms = [
-        KernelSpec(tuple(alpha.tolist()), tuple(beta.tolist()))
-        for alpha, beta in zip(positions, intensities, strict=True)
-    ]
-    terms += [] if spatial is None else [KernelSpec(tuple(spatial.tolist()))]
-    return tuple(terms), (
-        _stack(positions, num_axes, dtype),
-        _stack(intensities, num_modalities, dtype),
-        spatial,
-    )
+) -> Bandwidths:
+    """Return the bandwidths of kernels for images (B, M, *grid)."""
+    dtype = torch.float64
+    num_modalities = image.shape[1]
+    num_axes = image.ndim - 2
+    positions = []
+    for m, (alpha, _) in enumerate(bilateral):
+        name = f"bilateral.{m}.theta_alpha"
+        positions.append(_spread(alpha, num_axes, name, dtype, is_positive=True))
+    intensities = []
+    for m, (_, beta) in enumerate(bilateral):
+        name = f"bilateral.{m}.theta_beta"
+        intensities.append(_spread(beta, num_modalities, name, dtype, is_positive=True))
+    spatial = None
+    if gamma is not None:
+        spatial = _spread(gamma, num_axes, "spatial.theta_gamma", dtype, is_positive=True)
+    position = _stack(positions, num_axes, dtype)
+    intensity = _stack(intensities, num_modalities, dtype)
+    return Bandwidths(position, intensity, spatial)
+
+
+def _kernel_set(
+    bandwidths: Bandwidths, num_labels: int, settings: MeanFieldParameters
+) -> KernelSetSpec:
+    """Return the kernels as engines take them."""
+    kernels = []
+    for alpha, beta in zip(bandwidths.position, bandwidths.intensity, strict=True):
+        kernels.append(KernelSpec(tuple(alpha.tolist()), tuple(beta.tolist())))
+    if bandwidths.spatial is not None:
+        kernels.append(KernelSpec(tuple(bandwidths.spatial.tolist())))
+    fields = own_fields(KernelSetSpec, vars(settings))
+    return KernelSetSpec(tuple(kernels), num_labels=num_labels, **fields)
 
 
 def _build(
@@ -312,57 +416,78 @@ def _build(
     """Return the kernels of each batch item."""
     dtype = inputs.compute_dtype(image)
     engine = inputs.engine_for(image.device, dtype)
-    matters = specs[0].positions != "voxels" and len(specs[0].kernels) > 0
-    known = notices.assumed_spacing(matters=matters) if spacing is None else spacing
-    plain: Any = known.detach().cpu().numpy() if isinstance(known, Tensor) else known
-    rows = (
-        plain if np.ndim(plain) == 2 and len(plain) == len(image) else [plain] * len(image)
-    )  # one per item of the batch
-    steps = [given_spacing(row, image.ndim - 2) for row in rows]
+    if spacing is None:
+        matters = specs[0].positions != "voxels" and len(specs[0].kernels) > 0
+        spacing = notices.assumed_spacing(matters=matters)
+    distances = _spacing_by_item(spacing, image)
     context = RunContext(threads or torch.get_num_threads())
-    where = _HOST if engine.name.startswith("torch") else image.device
+    device = image.device
+    if engine.name.startswith("torch"):
+        device = _HOST
     result: list[Kernels] = []
-    for index, (item, inside) in enumerate(zip(image.detach(), masks, strict=True)):
+    for index, item in enumerate(image.detach()):
         inputs.check_finite(item, index)
-        grid = GridImage(
-            to_array(item.to(where, dtype, copy=copy)),
-            None if inside is None else inside.cpu().numpy(),
-            steps[index],
-        )
+        values = to_array(item.to(device, dtype, copy=copy))
+        inside = masks[index]
+        mask = None if inside is None else inside.cpu().numpy()
+        grid = GridImage(values, mask, distances[index])
         result.append(engine.kernels(grid, specs[index], context))
     return result
+
+
+def _spacing_by_item(spacing: inputs.Spacing, image: Tensor) -> list[tuple[float, ...]]:
+    """Return the spacing of each item of images (B, M, *grid); InputError if it does not fit."""
+    steps: Any = spacing
+    if isinstance(spacing, Tensor):
+        steps = spacing.detach().cpu().numpy()
+    rows = [steps] * len(image)
+    if np.ndim(steps) == 2 and len(steps) == len(image):
+        rows = steps
+    return [given_spacing(row, image.ndim - 2) for row in rows]
 
 
 def _spread(
     value: Values, size: int, name: str, dtype: torch.dtype, *, is_positive: bool = False
 ) -> Tensor:
-    """Return a tensor of `size` values on the CPU from one value for all, or from one each."""
-    expected = f"expected one {'positive' if is_positive else 'finite'} value{f' or {size}' if size > 1 else ''}"
+    """Return a tensor of `size` values on the CPU, from one value for all, or from one each.
+
+    Raises InputError, naming the argument, for other numbers of values, and for values that are
+    not finite, or not positive.
+    """
+    kind = "positive" if is_positive else "finite"
+    expected = f"expected one {kind} value"
+    if size > 1:
+        expected += f" or {size}"
     if isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
         raise InputError(
-            f"{name} is a list of tensors, whose gradients would be lost; pass one tensor (torch.stack)"
+            f"{name} is a list of tensors, whose gradients would be lost; pass one tensor "
+            "(torch.stack)"
         )
     try:
-        # A plain number must not pass through PyTorch's default type, which has fewer digits.
-        tensor = (
-            value.to(_HOST, dtype)
-            if isinstance(value, Tensor)
-            else torch.as_tensor(value, dtype=dtype, device=_HOST)
-        )
+        tensor = _on_host(value, dtype)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is {value!r}; {expected}") from error
+
     values = tensor.detach()
-    are_usable = torch.isfinite(values) & (values > 0.0) if is_positive else torch.isfinite(values)
+    are_usable = torch.isfinite(values)
+    if is_positive:
+        are_usable = are_usable & (values > 0.0)
     if tensor.numel() not in (1, size) or tensor.ndim > 1 or not are_usable.all():
         raise InputError(f"{name} is {values.tolist()}; {expected}")
     return tensor.reshape(-1).expand(size)
 
 
+def _on_host(value: Values, dtype: torch.dtype) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(_HOST, dtype)
+    # A plain number must not pass through PyTorch's default type, which has fewer digits.
+    return torch.as_tensor(value, dtype=dtype, device=_HOST)
+
+
 def _stack(rows: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
-    """Return the matrix of any number of rows."""
-    return torch.cat(
-        [torch.zeros(0, size, dtype=dtype, device=_HOST), *(row[None] for row in rows)]
-    )
+    """Return the (row, size) matrix of any number of rows."""
+    empty = torch.zeros(0, size, dtype=dtype, device=_HOST)
+    return torch.cat([empty, *[row[None] for row in rows]])
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:

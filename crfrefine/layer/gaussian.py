@@ -72,8 +72,9 @@ def gaussian_filter(
     if not len(values):
         return values.clone()
 
-    is_double = torch.float64 in (values.dtype, features.dtype)
-    dtype = torch.float64 if is_double else torch.float32
+    dtype = torch.float32
+    if torch.float64 in (values.dtype, features.dtype):
+        dtype = torch.float64
     sent = values.to(dtype).flatten(2)
     points = features.to(dtype).flatten(2)
     grid = tuple(values.shape[2:])
@@ -149,7 +150,9 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     """Raise InputError if a number is not finite, or too large for the engine."""
     if not tensor.numel():
         return
-    largest = MAX_VALUE if tensor.dtype == torch.float32 else torch.finfo(tensor.dtype).max
+    largest = torch.finfo(tensor.dtype).max
+    if tensor.dtype == torch.float32:
+        largest = MAX_VALUE
     try:
         ends = torch.stack(tensor.detach().aminmax())
         is_finite = bool(ends.abs().max() <= largest)

@@ -1,4 +1,7 @@
-"""Losses for networks that learn from a few labeled voxels: `crf_loss`, the dense CRF as a term, and `partial_cross_entropy`."""
+"""Losses for networks that learn from a few labeled voxels.
+
+`crf_loss` is the dense CRF as a term of a loss, `partial_cross_entropy` the one on the labels.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,8 @@ if TYPE_CHECKING:
 
     from crfrefine.engines.base import Kernels
 
-_LEAST = (
-    -80.0
-)  # smallest logarithm of a probability, 1e-35: the engine takes logits that are finite
+# Smallest logarithm of a probability, 1e-35: the engine takes logits that are finite.
+_LEAST = -80.0
 _TOLD: set[str] = set()  # warnings that this process has issued
 
 
@@ -38,29 +40,34 @@ def crf_loss(
     theta_beta: Values,
     mask: inputs.Mask | None = None,
     intensity: IntensityParameters | Literal["percentile", "zscore", "none"] = "percentile",
-    filter: Literal["auto", "exact", "truncated", "lattice", "grid"] = "auto",  # noqa: A002 - the parameter's name in the configuration
+    filter: Literal["auto", "exact", "truncated", "lattice", "grid"] = "auto",  # noqa: A002
     threads: int | None = None,
 ) -> Tensor:
-    """Return how much similar neighbors disagree about their labels: the Potts energy of a network's probabilities.
+    """Return how much similar neighbors disagree about their labels.
 
-    With Q = softmax(logits) and the appearance kernel K, normalized as K~ = R^-1/2 K R^-1/2, it is the mean over voxels of
-    sum_l Q_l (K~ (1 - Q_l)). Add it, times a weight, to the cross-entropy on the labeled voxels: by itself it is lowest, 0, where all
-    voxels have the same label. The gradient reaches the logits only.
+    It is the Potts energy of a network's probabilities. With Q = softmax(logits) and the
+    appearance kernel K, normalized as K~ = R^-1/2 K R^-1/2, it is the mean over voxels of
+    sum_l Q_l (K~ (1 - Q_l)). Add it, times a weight, to the cross-entropy on the labeled voxels:
+    by itself it is lowest, 0, where all voxels have the same label. The gradient reaches the
+    logits only.
 
     Args:
-        logits: (B, L, *grid), higher is better; -inf forbids a label. float64 is computed in float64, every other type in float32.
+        logits: (B, L, *grid), higher is better; -inf forbids a label. float64 is computed in
+            float64, every other type in float32.
         image: (B, M, *grid), raw intensities, finite, any real type.
         spacing: mm between neighboring voxels; one number, one per axis, or (B, axes).
         theta_alpha: bandwidth of position in mm, positive; one number, or one per axis.
         theta_beta: bandwidth of normalized intensity, positive; one number, or one per modality.
-        mask: nonzero where voxels count; (*grid), (B, *grid) or (B, 1, *grid). None means everywhere. The others neither send nor receive.
-        intensity: normalization of each item, with statistics taken inside the mask: "percentile" (percentiles 1 and 99 become 0 and 1),
-            "zscore", "none", or the `[intensity]` section of parameters.
+        mask: nonzero where voxels count; (*grid), (B, *grid) or (B, 1, *grid). None means
+            everywhere. The others neither send nor receive.
+        intensity: normalization of each item, with statistics taken inside the mask: "percentile"
+            (percentiles 1 and 99 become 0 and 1), "zscore", "none", or the `[intensity]` section
+            of parameters.
         filter: "auto", "exact", "truncated", "lattice" or "grid" (one or two modalities, float32).
         threads: CPU threads; None means as many as `torch.get_num_threads()`.
 
     Returns:
-        () float32, or float64 for float64 logits. From 0 to 1 - 1 / L, up to the error of the filter.
+        () float32, or float64 for float64 logits. From 0 to 1 - 1 / L, up to the filter's error.
 
     Raises:
         InputError: as `CrfRnn.forward`; also an image or bandwidth that requires a gradient.
@@ -70,33 +77,35 @@ def crf_loss(
     Examples:
         >>> import torch
         >>> import crfrefine
-        >>> logits, image = torch.randn(1, 3, 5, 6, 7, requires_grad=True), torch.randn(1, 2, 5, 6, 7)
-        >>> crfrefine.crf_loss(logits, image, spacing=(1, 1, 2), theta_alpha=4.0, theta_beta=0.2).backward()
+        >>> logits = torch.randn(1, 3, 5, 6, 7, requires_grad=True)
+        >>> image = torch.randn(1, 2, 5, 6, 7)
+        >>> bandwidths = {"theta_alpha": 4.0, "theta_beta": 0.2}
+        >>> crfrefine.crf_loss(logits, image, spacing=(1, 1, 2), **bandwidths).backward()
         >>> logits.grad.shape
         torch.Size([1, 3, 5, 6, 7])
 
-    Source: the dense CRF loss of Tang et al. 2018 (arXiv:1803.09569), with a normalized kernel; docs/reference/math.md.
+    Source: the dense CRF loss of Tang et al. 2018 (arXiv:1803.09569), with a normalized kernel;
+    docs/reference/math.md.
     """
     inputs.check_pair(logits, image)
     check_threads(threads)
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
-        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
-            raise InputError(
-                f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()"
-            )
+        _refuse_gradient(name, value)
     if not isinstance(intensity, IntensityParameters):
         intensity = IntensityParameters(normalization=intensity)
     inputs.warn_of_probabilities(logits, _TOLD)
     dtype = inputs.compute_dtype(logits)
     log_q = logits.detach().to(dtype).log_softmax(1)
     for index, item in enumerate(log_q):
-        if count := int(torch.isnan(item).any(0).sum()):
+        count = int(torch.isnan(item).any(0).sum())
+        if count:
             raise InputError(
-                f"the logits of batch item {index} define no probabilities at {count} voxels (NaN, infinity, or -infinity for all "
-                "labels); has the training diverged?"
+                f"the logits of batch item {index} define no probabilities at {count} voxels (NaN, "
+                "infinity, or -infinity for all labels); has the training diverged?"
             )
+    num_threads = threads or torch.get_num_threads()
     kernels = build_kernels(
-        normalize_batch(image, intensity, mask, dtype, threads=threads or torch.get_num_threads()),
+        normalize_batch(image, intensity, mask, dtype, threads=num_threads),
         bilateral=[(theta_alpha, theta_beta)],
         spacing=spacing,
         mask=mask,
@@ -106,31 +115,48 @@ def crf_loss(
         threads=threads,
         copy=False,
     )
-    loss: Tensor = _Energy.apply(logits, log_q.clamp(min=_LEAST), kernels)  # type: ignore[no-untyped-call]
+    log_q = log_q.clamp(min=_LEAST)
+    loss: Tensor = _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
     return loss
 
 
+def _refuse_gradient(name: str, value: Values) -> None:
+    """Raise InputError if a gradient with respect to an argument is expected."""
+    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+        raise InputError(
+            f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()"
+        )
+
+
 class _Energy(torch.autograd.Function):
-    """The mean of sum_l Q_l (K~ (1 - Q_l)), whose gradient is computed with it: it takes the messages that the value takes."""
+    """The mean of sum_l Q_l (K~ (1 - Q_l)).
+
+    Its gradient is computed with it, as it takes the messages that the value takes.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, log_q: Tensor, kernels: Sequence[Kernels]) -> Tensor:
-        """Return the loss of `log_q`, the finite logarithms of the probabilities; the logits are here for their gradient."""
+        """Return the loss of `log_q`, the finite logarithms of the probabilities.
+
+        The logits are here for their gradient.
+        """
         num_labels = log_q.shape[1]
-        spec = MeanFieldSpec(np.ones((1, num_labels)), 1.0 - np.eye(num_labels), num_iterations=1)
+        potts = 1.0 - np.eye(num_labels)
+        spec = MeanFieldSpec(np.ones((1, num_labels)), potts, num_iterations=1)
         num_voxels = sum(item.num_voxels for item in kernels)
         gradient = torch.empty_like(log_q) if ctx.needs_input_grad[0] else None
         total = 0.0
         for index, (item, item_log_q) in enumerate(zip(kernels, log_q, strict=True)):
             tape = item.forward(autograd.to_array(item_log_q), spec)
-            # One step of the mean field subtracts K~ (1 - Q_l) from the logits inside the mask, and nothing outside.
+            # One step of the mean field subtracts K~ (1 - Q_l) from the logits inside the mask,
+            # and nothing outside.
             others = item_log_q - autograd.to_tensor(tape.logits)
             q = item_log_q.exp()
-            total += float((q * others).sum(dtype=torch.float64))
+            disagreement = q * others
+            total += float(disagreement.sum(dtype=torch.float64))
             if gradient is not None:
-                gradient[index] = (
-                    (2.0 / num_voxels) * q * (others - (q * others).sum(0, keepdim=True))
-                )
+                centered = others - disagreement.sum(0, keepdim=True)
+                gradient[index] = (2.0 / num_voxels) * q * centered
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
@@ -150,57 +176,63 @@ _UNLABELED = -100
 def partial_cross_entropy(
     logits: Tensor, scribbles: Tensor, *, ignore_index: int, background: int = 0
 ) -> Tensor:
-    """Return the mean cross-entropy over the labeled voxels of a batch; 0, with a gradient of 0, without labeled voxels.
+    """Return the mean cross-entropy over the labeled voxels of a batch.
 
-    `torch.nn.functional.cross_entropy(..., ignore_index=...)` is the same where there is a labeled voxel, and NaN without labeled voxels.
+    Without labeled voxels it is 0, with a gradient of 0. There
+    `torch.nn.functional.cross_entropy(..., ignore_index=...)` is NaN; else it is the same.
 
     Args:
         logits: (B, L, *grid), higher is better.
-        scribbles: (B, *grid) integers: 1 to L - 1 or `background` where someone labeled a voxel, `ignore_index` elsewhere.
+        scribbles: (B, *grid) integers: 1 to L - 1 or `background` where someone labeled a voxel,
+            `ignore_index` elsewhere.
         ignore_index: the value of voxels without a label; no label, and not `background`.
-        background: the value of voxels labeled as background, label 0; 255 in files of `crfrefine infer --strokes`, with
-            `ignore_index=0`.
+        background: the value of voxels labeled as background, label 0; 255 in files of
+            `crfrefine infer --strokes`, with `ignore_index=0`.
 
     Returns:
         () in the type of the logits; under `torch.autocast` at least float32, as PyTorch's.
 
     Raises:
-        InputError: shapes do not fit, logits that are no floating-point numbers, scribbles that are no integers or hold another value.
+        InputError: shapes do not fit, logits that are no floating-point numbers, scribbles that
+            are no integers or hold another value.
     """
     inputs.check_tensor(logits, "logits", 2, "(batch, labels, *grid)")
     inputs.check_tensor(scribbles, "scribbles", 1, "(batch, *grid)", is_floating=False)
-    num_labels, expected = logits.shape[1], (logits.shape[0], *logits.shape[2:])
-    if tuple(scribbles.shape) != expected or scribbles.is_floating_point():
+    num_labels = logits.shape[1]
+    grid = (logits.shape[0], *logits.shape[2:])
+    if tuple(scribbles.shape) != grid or scribbles.is_floating_point():
         raise InputError(
-            f"scribbles have shape {tuple(scribbles.shape)} and type {scribbles.dtype}; the logits {tuple(logits.shape)} need integers of "
-            f"shape {expected}: no label axis (scribbles.long())"
+            f"scribbles have shape {tuple(scribbles.shape)} and type {scribbles.dtype}; the logits "
+            f"{tuple(logits.shape)} need integers of shape {grid}: no label axis (scribbles.long())"
         )
     if ignore_index == background or 0 < ignore_index < num_labels or 0 < background < num_labels:
         raise InputError(
-            f"ignore_index is {ignore_index} and background is {background}; expected two numbers, neither of them one of the labels "
-            f"1 to {num_labels - 1}"
+            f"ignore_index is {ignore_index} and background is {background}; expected two numbers, "
+            f"neither of them one of the labels 1 to {num_labels - 1}"
         )
-    labels = (
-        scribbles.long()
-    )  # In a narrow type, the values that they are compared with would wrap around.
-    is_labeled, is_background = labels != ignore_index, labels == background
-    other = is_labeled & ~is_background & ((labels < 1) | (labels >= num_labels))
-    if other.any():
-        expected_values = (
-            f"0 to {num_labels - 1}"
-            if background == 0
-            else f"1 to {num_labels - 1}, {background} for background"
-        )
+
+    # In a narrow type, the values that they are compared with would wrap around.
+    labels = scribbles.long()
+    is_labeled = labels != ignore_index
+    is_background = labels == background
+    is_unknown = is_labeled & ~is_background & ((labels < 1) | (labels >= num_labels))
+    if is_unknown.any():
+        expected = f"1 to {num_labels - 1}, {background} for background"
+        if background == 0:
+            expected = f"0 to {num_labels - 1}"
         raise InputError(
-            f"scribbles hold the value {int(labels[other][0])}; expected {expected_values}, or {ignore_index} without a label"
+            f"scribbles hold the value {int(labels[is_unknown][0])}; expected {expected}, or "
+            f"{ignore_index} without a label"
         )
+
     labels = labels.masked_fill(is_background, 0).masked_fill(~is_labeled, _UNLABELED)
-    values = logits.to(
-        torch.promote_types(logits.dtype, torch.float32)
-    )  # float16 cannot hold the sum of many voxels
+    # float16 cannot hold the sum of many voxels.
+    values = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total: Tensor = torch.nn.functional.cross_entropy(
         values, labels, ignore_index=_UNLABELED, reduction="sum"
     )
     mean = total / is_labeled.sum().clamp(min=1)
     # A loss in float16 could not take the gradient that a GradScaler starts with, 65536.
-    return mean if torch.is_autocast_enabled(logits.device.type) else mean.to(logits.dtype)
+    if torch.is_autocast_enabled(logits.device.type):
+        return mean
+    return mean.to(logits.dtype)

@@ -1,4 +1,7 @@
-"""`CrfRnn`, the dense CRF as a trainable PyTorch module: logits in, logits out; it holds parameters, and normalizes."""
+"""`CrfRnn`, the dense CRF as a trainable PyTorch module: logits in, logits out.
+
+It holds parameters, and normalizes images.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,25 @@ if TYPE_CHECKING:
 class CrfRnn(CrfValues):
     """Dense CRF with unrolled mean-field steps, whose parameters are learned by gradient descent.
 
-    Every `[[bilateral]]` table of the parameters is a term of the layer, even with weight 0, from which training can move it.
+    Every `[[bilateral]]` table of the parameters is a term of the layer, even with weight 0, from
+    which training can move it.
 
     Attributes:
         num_labels, num_modalities, spatial_dims: L, M, and axes of the grid.
-        per_label_weights, anisotropic: whether each label has its own weight, and each axis its own bandwidth.
+        per_label_weights, anisotropic: whether each label has its own weight, and each axis its
+            own bandwidth.
         num_iterations: number of mean-field steps; all are taken.
         threads: CPU threads; None means as many as `torch.get_num_threads()`.
-        label_threshold: labels whose marginals all stay below it around a tile take no part there, if this saves work; on the CPU, in
-            float32, and without `kernels`. 0 means all labels everywhere. docs/guide/layer.md says what gradients leave out.
+        label_threshold: labels whose marginals all stay below it around a tile take no part there,
+            if this saves work; on the CPU, in float32, and without `kernels`. 0 means all labels
+            everywhere. docs/guide/layer.md says what gradients leave out.
 
     Examples:
         >>> import torch
         >>> import crfrefine
         >>> layer = crfrefine.CrfRnn(num_labels=3, num_modalities=2, spatial_dims=3)
-        >>> logits, image = torch.randn(1, 3, 5, 6, 7), torch.randn(1, 2, 5, 6, 7)
+        >>> logits = torch.randn(1, 3, 5, 6, 7)
+        >>> image = torch.randn(1, 2, 5, 6, 7)
         >>> layer(logits, image, spacing=(1.0, 1.0, 2.5)).square().sum().backward()
         >>> layer.to_parameters().bilateral[0].theta_beta
         0.05
@@ -60,21 +67,28 @@ class CrfRnn(CrfValues):
         voxel in a hundred. Single ties, as of half precision, take part.
 
         Args:
-            logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain tensor operations; other types in float32.
-            image: (B, M, *grid), raw intensities, finite; they are normalized as `parameters.intensity` specifies, inside the mask.
-                NaN is refused, unlike by `refine`: a mask made of the values would wait for the
-                device. Give `mask=~image.isnan().any(1)` and `image.nan_to_num()`.
-            spacing: mm between neighboring voxels; one number, one per axis, or (B, axes). None means 1 mm, with a warning the first time.
-            mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None means everywhere.
-            kernels: from `build_kernels` with the same image, spacing, mask and bandwidths, which are then ignored.
+            logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain
+                tensor operations; other types in float32.
+            image: (B, M, *grid), raw intensities, finite; they are normalized as
+                `parameters.intensity` specifies, inside the mask. NaN is refused, unlike by
+                `refine`: a mask made of the values would wait for the device. Give
+                `mask=~image.isnan().any(1)` and `image.nan_to_num()`.
+            spacing: mm between neighboring voxels; one number, one per axis, or (B, axes). None
+                means 1 mm, with a warning the first time.
+            mask: nonzero where the model applies; (*grid), (B, *grid) or (B, 1, *grid). None means
+                everywhere.
+            kernels: from `build_kernels` with the same image, spacing, mask and bandwidths, which
+                are then ignored.
 
         Returns:
-            (B, L, *grid) refined logits in the type of `logits` (under `torch.autocast` at least float32); their softmax over labels are
-            the marginals. Outside the mask: logits / temperature.
+            (B, L, *grid) refined logits in the type of `logits` (under `torch.autocast` at least
+            float32); their softmax over labels are the marginals. Outside the mask: logits /
+            temperature.
 
         Raises:
-            InputError: shapes do not fit, an empty mask, values that are not finite inside the mask (but for logits of -infinity), or a
-                batch item whose logits are equal for all labels nearly everywhere.
+            InputError: shapes do not fit, an empty mask, values that are not finite inside the
+                mask (but for logits of -infinity), or a batch item whose logits are equal for all
+                labels nearly everywhere.
             BackendUnavailableError: there is no engine for the tensors' device.
             CapacityError: not enough memory, or bandwidths too small for the lattice.
             ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.
@@ -83,7 +97,8 @@ class CrfRnn(CrfValues):
         self._check_image(image)
         if logits.shape[1] != self.num_labels:
             raise InputError(
-                f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made for {self.num_labels}"
+                f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made "
+                f"for {self.num_labels}"
             )
         inputs.warn_of_probabilities(logits, self._told)
         # Given kernels were built from the image: it matters now only if its gradient is needed.
@@ -109,24 +124,34 @@ class CrfRnn(CrfValues):
         threads: int | None = None,
         kernels: Sequence[Kernels] | None = None,
     ) -> Tensor:
-        """Refine logits with an image that is on the scale of theta_beta already, such as a crop of a normalized case.
+        """Refine logits with an image that is on the scale of theta_beta already.
 
-        Arguments, results and errors are those of `forward`, except that padding of the logits is not detected.
+        An example is a crop of a normalized case. Arguments, results and errors are those of
+        `forward`, except that padding of the logits is not detected.
         """
-        spatial_weight, gamma = self.spatial_weight, self.theta_gamma
+        bilateral = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
+        spatial = None
+        weight = self.spatial_weight
+        gamma = self.theta_gamma
+        if weight is not None and gamma is not None:
+            spatial = (weight, gamma)
+        settings = self.settings(threads)
+        settings |= {"temperature": self.temperature, "bias": self.bias}
+        if kernels is None:
+            spacing = self._known_spacing(spacing)
+        else:
+            spacing = 1.0
         return functional.mean_field(
             logits,
             image,
-            bilateral=list(
-                zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
-            ),
-            spatial=None if spatial_weight is None or gamma is None else (spatial_weight, gamma),
+            bilateral=list(bilateral),
+            spatial=spatial,
             compatibility=self.compatibility,
             volume=self.volume_weight,
-            spacing=1.0 if kernels is not None else self._known_spacing(spacing),
+            spacing=spacing,
             mask=mask,
             kernels=kernels,
-            **self.settings(threads) | {"temperature": self.temperature, "bias": self.bias},
+            **settings,
         )
 
     def build_kernels(
@@ -137,9 +162,10 @@ class CrfRnn(CrfValues):
         *,
         dtype: torch.dtype = torch.float32,
     ) -> list[Kernels]:
-        """Build everything that depends only on images and bandwidths, for many calls while these stay the same, as with frozen theta.
+        """Build everything that depends only on images and bandwidths.
 
-        Arguments and errors are those of `forward`; `dtype` is float32, or float64 for float64 logits.
+        It serves many calls while these stay the same, as with frozen theta. Arguments and errors
+        are those of `forward`; `dtype` is float32, or float64 for float64 logits.
 
         Returns:
             One object for each batch item; each may be used in one call at a time.
@@ -147,9 +173,10 @@ class CrfRnn(CrfValues):
         self._check_image(image)
         inputs.engine_for(image.device, dtype)
         with torch.no_grad():
+            bandwidths = zip(self.theta_alpha, self.theta_beta, strict=True)
             return functional.build_kernels(
                 self._normalized(image, mask, dtype),
-                bilateral=list(zip(self.theta_alpha, self.theta_beta, strict=True)),
+                bilateral=list(bandwidths),
                 theta_gamma=self.theta_gamma,
                 spacing=self._known_spacing(spacing),
                 mask=mask,
@@ -158,35 +185,33 @@ class CrfRnn(CrfValues):
             )
 
     def settings(self, threads: int | None) -> dict[str, Any]:
-        """Return the keys of `[mean_field]`, and the number of threads: for building kernels, and for running on them."""
-        own = {"num_iterations": self.num_iterations, "label_threshold": self.label_threshold}
-        return (
-            vars(self._start.mean_field)
-            | own
-            | {"threads": self.threads if threads is None else threads}
-        )
+        """Return the keys of `[mean_field]`, and the number of threads.
+
+        They are for building kernels, and for running on them.
+        """
+        settings = dict(vars(self._start.mean_field))
+        settings["num_iterations"] = self.num_iterations
+        settings["label_threshold"] = self.label_threshold
+        settings["threads"] = self.threads
+        if threads is not None:
+            settings["threads"] = threads
+        return settings
 
     def _known_spacing(self, spacing: inputs.Spacing | None) -> inputs.Spacing:
         """Return the spacing, or 1 mm with a warning, once per layer."""
         if spacing is not None:
             return spacing
-        return notices.assumed_spacing(
-            matters=self._start.mean_field.positions != "voxels", told=self._told
-        )
+        matters = self._start.mean_field.positions != "voxels"
+        return notices.assumed_spacing(matters=matters, told=self._told)
 
     def _check_image(self, image: Tensor) -> None:
         inputs.check_image(image)
         if image.ndim != self.spatial_dims + 2 or image.shape[1] != self.num_modalities:
             raise InputError(
-                f"image has shape {tuple(image.shape)}; the layer was made for (batch, {self.num_modalities} modalities, *grid), "
-                f"the grid of {self.spatial_dims} axes"
+                f"image has shape {tuple(image.shape)}; the layer was made for (batch, "
+                f"{self.num_modalities} modalities, *grid), the grid of {self.spatial_dims} axes"
             )
 
     def _normalized(self, image: Tensor, mask: inputs.Mask | None, dtype: torch.dtype) -> Tensor:
-        return normalize_batch(
-            image,
-            self._start.intensity,
-            mask,
-            dtype,
-            threads=self.threads or torch.get_num_threads(),
-        )
+        threads = self.threads or torch.get_num_threads()
+        return normalize_batch(image, self._start.intensity, mask, dtype, threads=threads)

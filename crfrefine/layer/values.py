@@ -1,8 +1,11 @@
-"""The layer's parameters, created from `CrfParameters`, learned or frozen in groups, and exported; held without bounds."""
+"""The layer's parameters: created from `CrfParameters`, learned or frozen in groups, exported.
+
+Tensors hold them without bounds; forms.py has the ranges.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -31,6 +34,7 @@ from crfrefine.parameters.sections import (
     BilateralParameters,
     CompatibilityParameters,
     MeanFieldParameters,
+    SpatialParameters,
 )
 
 # A group of parameters that can be learned or frozen.
@@ -79,141 +83,152 @@ class CrfValues(nn.Module):
             num_labels: L, background included, at least 2.
             num_modalities: M, channels of the image.
             spatial_dims: axes of the grid.
-            parameters: start of training, and all settings that are not learned: parameters, the name of a preset or the path of a file;
-                None means the `default` preset. `mean_field.tolerance` is ignored: a layer always takes all steps.
-            per_label_weights: one weight per label instead of one for all; None means as in the parameters.
-            compatibility: "full": the penalty of each pair of labels is a parameter; "potts": it is 1 for any two labels.
-            symmetric_compatibility: one penalty for both directions of a pair; None means as in the parameters.
-            anisotropic: theta_alpha and theta_gamma have one value per axis instead of one for all; None means as in the parameters.
+            parameters: start of training, and all settings that are not learned: parameters, the
+                name of a preset or the path of a file; None means the `default` preset.
+                `mean_field.tolerance` is ignored: a layer always takes all steps.
+            per_label_weights: one weight per label instead of one for all; None means as in the
+                parameters.
+            compatibility: "full": the penalty of each pair of labels is a parameter; "potts": it
+                is 1 for any two labels.
+            symmetric_compatibility: one penalty for both directions of a pair; None means as in
+                the parameters.
+            anisotropic: theta_alpha and theta_gamma have one value per axis instead of one for
+                all; None means as in the parameters.
             spatial: whether there is a spatial term; None means if its weight is not 0.
             volume: whether there is a volume term; None means if its weight is not 0.
-            learn: groups to learn, any of "weights", "compatibility", "theta", "temperature", "bias", "volume"; the others are frozen.
+            learn: groups to learn, any of "weights", "compatibility", "theta", "temperature",
+                "bias", "volume"; the others are frozen.
             num_iterations: number of steps; None means `mean_field.num_iterations`.
             threads: CPU threads; None means as many as `torch.get_num_threads()`.
             label_threshold: from 0 to 0.01; None means `mean_field.label_threshold`.
 
         Raises:
             CapacityError: more than 4,096 labels.
-            ConfigError: a number is too small, the parameters do not fit the labels, modalities or axes, or a value is outside the range
-                of the layer (docs/guide/layer.md).
+            ConfigError: a number is too small, the parameters do not fit the labels, modalities or
+                axes, or a value is outside the range of the layer (docs/guide/layer.md).
         """
         super().__init__()
         self._start = parameters = as_parameters(parameters)
-        bilateral, smoothness, settings = (
-            parameters.bilateral,
-            parameters.spatial,
-            parameters.mean_field,
-        )
-        self.num_labels, self.num_modalities, self.spatial_dims = (
-            num_labels,
-            num_modalities,
-            spatial_dims,
-        )
-        self.num_iterations = settings.num_iterations if num_iterations is None else num_iterations
-        for name, least in (
-            ("num_labels", 2),
-            ("num_modalities", 1),
-            ("spatial_dims", 1),
-            ("num_iterations", 1),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(
-                    f"{name}: expected a whole number (int), at least {least}; got {value!r}"
-                )
+        settings = parameters.mean_field
+        if num_iterations is None:
+            num_iterations = settings.num_iterations
+        _check_count("num_labels", num_labels, 2)
+        _check_count("num_modalities", num_modalities, 1)
+        _check_count("spatial_dims", spatial_dims, 1)
+        _check_count("num_iterations", num_iterations, 1)
         parameters.resolve(num_labels, num_modalities, spatial_dims)  # checks the lengths
         check_threads(threads)
+        if label_threshold is None:
+            label_threshold = settings.label_threshold
+        MeanFieldParameters(label_threshold=label_threshold)  # for its check
+        self.num_labels = num_labels
+        self.num_modalities = num_modalities
+        self.spatial_dims = spatial_dims
+        self.num_iterations = num_iterations
         self.threads = threads
-        self.label_threshold = (
-            settings.label_threshold if label_threshold is None else label_threshold
-        )
-        MeanFieldParameters(label_threshold=self.label_threshold)  # for its check
-        self._told: set[str] = (
-            set()
-        )  # warnings issued so far; the replicas of DataParallel share it
-        self._has_spatial = bool(np.any(smoothness.weight)) if spatial is None else spatial
-        weights, bandwidths = (
-            [kernel.weight for kernel in bilateral],
-            [kernel.theta_alpha for kernel in bilateral],
-        )
-        if self._has_spatial:  # Lists of a term that the layer does not have are ignored.
-            weights.append(smoothness.weight)
-            bandwidths.append(smoothness.theta_gamma)
-        self.per_label_weights = decide(per_label_weights, weights, "per_label_weights", "weight")
-        self.anisotropic = decide(
-            anisotropic, bandwidths, "anisotropic", "theta_alpha or theta_gamma"
-        )
-        num_weights, num_bandwidths = (
-            num_labels if self.per_label_weights else 1,
-            spatial_dims if self.anisotropic else 1,
-        )
+        self.label_threshold = label_threshold
+        # Warnings issued so far; the replicas of DataParallel share it.
+        self._told: set[str] = set()
 
-        keys = (
-            ["bilateral"]
-            if len(bilateral) == 1
-            else [f"bilateral.{index}" for index in range(len(bilateral))]
-        )
-        named = list(zip(bilateral, keys, strict=True))
-        self.raw_bilateral_weight = _parameter(
-            [WEIGHT.hold(kernel.weight, num_weights, f"{key}.weight") for kernel, key in named]
-        )
-        alphas = [
-            POSITION.hold(kernel.theta_alpha, num_bandwidths, f"{key}.theta_alpha")
-            for kernel, key in named
-        ]
-        betas = [
-            INTENSITY.hold(kernel.theta_beta, num_modalities, f"{key}.theta_beta")
-            for kernel, key in named
-        ]
-        self.log_theta_alpha, self.log_theta_beta = (
-            _parameter(alphas, torch.float64),
-            _parameter(betas, torch.float64),
-        )
-        raw_weight = log_gamma = None
-        if self._has_spatial:
-            raw_weight = _parameter(WEIGHT.hold(smoothness.weight, num_weights, "spatial.weight"))
-            log_gamma = _parameter(
-                POSITION.hold(smoothness.theta_gamma, num_bandwidths, "spatial.theta_gamma"),
-                torch.float64,
-            )
-        self.register_parameter("raw_spatial_weight", raw_weight)
-        self.register_parameter("log_theta_gamma", log_gamma)
-        self.log_temperature = _parameter(
-            TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")[0]
-        )
+        if spatial is None:
+            spatial = bool(np.any(parameters.spatial.weight))
+        self._has_spatial = spatial
+        self._decide_lists(per_label_weights, anisotropic)
+        self._make_bilateral(parameters.bilateral)
+        self._make_spatial(parameters.spatial)
+        temperature = TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")
+        self.log_temperature = _parameter(temperature[0])
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
         self.raw_bias = _parameter(BIAS.hold(settings.bias, num_labels, "mean_field.bias"))
-        has_volume = parameters.volume.weight > 0.0 if volume is None else volume
-        self.register_parameter(
-            "raw_volume_weight", _parameter(parameters.volume.weight) if has_volume else None
-        )
+        if volume is None:
+            volume = parameters.volume.weight > 0.0
+        raw_volume_weight = _parameter(parameters.volume.weight) if volume else None
+        self.register_parameter("raw_volume_weight", raw_volume_weight)
+
         self.freeze()
-        if tuple(learn):
-            self.unfreeze(*((learn,) if isinstance(learn, str) else learn))  # type: ignore[arg-type]
+        if isinstance(learn, str):
+            learn = (learn,)
+        groups = tuple(learn)
+        if groups:  # Without a name, all groups would learn.
+            self.unfreeze(*groups)  # type: ignore[arg-type]
+
+    def _decide_lists(self, per_label_weights: bool | None, anisotropic: bool | None) -> None:
+        """Decide whether weights are held per label, and bandwidths per axis."""
+        weights = [kernel.weight for kernel in self._start.bilateral]
+        bandwidths = [kernel.theta_alpha for kernel in self._start.bilateral]
+        if self._has_spatial:  # Lists of a term that the layer does not have are ignored.
+            weights.append(self._start.spatial.weight)
+            bandwidths.append(self._start.spatial.theta_gamma)
+        bandwidth_keys = "theta_alpha or theta_gamma"
+        self.per_label_weights = decide(per_label_weights, weights, "per_label_weights", "weight")
+        self.anisotropic = decide(anisotropic, bandwidths, "anisotropic", bandwidth_keys)
+
+    def _hold_weight(
+        self, kernel: BilateralParameters | SpatialParameters, key: str
+    ) -> list[float]:
+        """Return the held weights of a kernel: one for each label, or one for all."""
+        size = self.num_labels if self.per_label_weights else 1
+        return WEIGHT.hold(kernel.weight, size, f"{key}.weight")
+
+    def _hold_bandwidth(self, theta: float | tuple[float, ...], key: str) -> list[float]:
+        """Return the held bandwidths of position: one for each axis, or one for all."""
+        size = self.spatial_dims if self.anisotropic else 1
+        return POSITION.hold(theta, size, key)
+
+    def _make_bilateral(self, kernels: Sequence[BilateralParameters]) -> None:
+        keys = [f"bilateral.{number}" for number in range(len(kernels))]
+        if len(kernels) == 1:
+            keys = ["bilateral"]
+        weights = []
+        alphas = []
+        betas = []
+        for kernel, key in zip(kernels, keys, strict=True):
+            weights.append(self._hold_weight(kernel, key))
+            alphas.append(self._hold_bandwidth(kernel.theta_alpha, f"{key}.theta_alpha"))
+            beta_key = f"{key}.theta_beta"
+            betas.append(INTENSITY.hold(kernel.theta_beta, self.num_modalities, beta_key))
+        self.raw_bilateral_weight = _parameter(weights)
+        self.log_theta_alpha = _parameter(alphas, torch.float64)
+        self.log_theta_beta = _parameter(betas, torch.float64)
+
+    def _make_spatial(self, kernel: SpatialParameters) -> None:
+        if not self._has_spatial:
+            self.register_parameter("raw_spatial_weight", None)
+            self.register_parameter("log_theta_gamma", None)
+            return
+        weight = self._hold_weight(kernel, "spatial")
+        gamma = self._hold_bandwidth(kernel.theta_gamma, "spatial.theta_gamma")
+        self.register_parameter("raw_spatial_weight", _parameter(weight))
+        self.register_parameter("log_theta_gamma", _parameter(gamma, torch.float64))
 
     def _make_compatibility(
         self, start: CompatibilityParameters, kind: str, symmetric: bool | None
     ) -> None:
-        matrix = 1.0 - torch.eye(self.num_labels, dtype=torch.float64)
-        if start.matrix is not None:
+        if start.matrix is None:
+            matrix = 1.0 - torch.eye(self.num_labels, dtype=torch.float64)
+            known = ["full", "potts"]
+        else:
             matrix = torch.tensor(start.matrix, dtype=torch.float64)
+            known = ["full"]  # Potts has no place for a matrix.
         is_symmetric = torch.equal(matrix, matrix.T)
         if symmetric and not is_symmetric:
             raise ConfigError(
-                "compatibility.matrix: it is not symmetric, but symmetric_compatibility asks for that"
+                "compatibility.matrix: it is not symmetric, but symmetric_compatibility asks for "
+                "that"
             )
-        known = (
-            ("full", "potts") if start.matrix is None else ("full",)
-        )  # Potts has no place for a matrix.
         if kind not in known:
+            expected = " or ".join(repr(word) for word in known)
             raise ConfigError(
-                f"compatibility: for these parameters expected {' or '.join(map(repr, known))}, got {kind!r}"
+                f"compatibility: for these parameters expected {expected}, got {kind!r}"
             )
-        self._symmetric = is_symmetric if symmetric is None else symmetric
-        entries = matrix[entry_places(self.num_labels, symmetric=self._symmetric)]
-        self.register_parameter(
-            "raw_compatibility", _parameter(entries.tolist()) if kind == "full" else None
-        )
+        if symmetric is None:
+            symmetric = is_symmetric
+        self._symmetric = symmetric
+        raw = None
+        if kind == "full":
+            places = entry_places(self.num_labels, symmetric=self._symmetric)
+            raw = _parameter(matrix[places].tolist())
+        self.register_parameter("raw_compatibility", raw)
 
     @property
     def bilateral_weight(self) -> Tensor:
@@ -233,12 +248,19 @@ class CrfValues(nn.Module):
     @property
     def spatial_weight(self) -> Tensor | None:
         """Weight of the smoothness kernel, (1 or L,), in [0, 1000]; None without this kernel."""
-        return None if self.raw_spatial_weight is None else WEIGHT.from_raw(self.raw_spatial_weight)
+        if self.raw_spatial_weight is None:
+            return None
+        return WEIGHT.from_raw(self.raw_spatial_weight)
 
     @property
     def theta_gamma(self) -> Tensor | None:
-        """Bandwidth of the smoothness kernel, mm (or voxels), (1 or axes,), in [0.1, 1000]; None without this kernel."""
-        return None if self.log_theta_gamma is None else POSITION.from_raw(self.log_theta_gamma)
+        """Bandwidth of the smoothness kernel, mm (or voxels), (1 or axes,), in [0.1, 1000].
+
+        None without this kernel.
+        """
+        if self.log_theta_gamma is None:
+            return None
+        return POSITION.from_raw(self.log_theta_gamma)
 
     @property
     def compatibility(self) -> Tensor:
@@ -255,18 +277,23 @@ class CrfValues(nn.Module):
 
     @property
     def output_temperature(self) -> float:
-        """What `crfrefine infer` divides refined logits by where they become probabilities; the layer does not, and does not learn it."""
+        """What `crfrefine infer` divides refined logits by where they become probabilities.
+
+        The layer does not divide by it, nor learn it.
+        """
         return self._start.mean_field.output_temperature
 
     @property
     def bias(self) -> Tensor:
-        """Added to the logits inside the mask before the temperature divides them; (L,), in [-1000, 1000]."""
+        """Added to the logits inside the mask, before the temperature; (L,), in [-1000, 1000]."""
         return BIAS.from_raw(self.raw_bias)
 
     @property
     def volume_weight(self) -> Tensor | None:
         """Weight of the volume term; a tensor without axes, in [0, 1]; None without this term."""
-        return None if self.raw_volume_weight is None else VOLUME.from_raw(self.raw_volume_weight)
+        if self.raw_volume_weight is None:
+            return None
+        return VOLUME.from_raw(self.raw_volume_weight)
 
     def freeze(self, *groups: Group) -> Self:
         """Freeze groups, without names all; raises ConfigError if a group does not exist."""
@@ -277,88 +304,123 @@ class CrfValues(nn.Module):
         return self._set_learning(groups, learns=True)
 
     def _set_learning(self, groups: tuple[str, ...], *, learns: bool) -> Self:
-        for parameter in [parameter for name in groups or GROUPS for parameter in self.group(name)]:
+        members: list[nn.Parameter] = []
+        for name in groups or GROUPS:
+            members += self.group(name)
+        for parameter in members:
             parameter.requires_grad_(learns)
         return self
 
     def group(self, name: str) -> list[nn.Parameter]:
-        """Return the parameters of a group, e.g. for an optimizer with several learning rates; raises ConfigError if it does not exist."""
+        """Return the parameters of a group, e.g. for an optimizer with several learning rates.
+
+        Raises ConfigError if the group does not exist.
+        """
         if name not in _MEMBERS:
             raise ConfigError(f"there is no group {name!r}; expected any of {', '.join(GROUPS)}")
-        return [
-            getattr(self, member) for member in _MEMBERS[name] if getattr(self, member) is not None
-        ]
+        members = [getattr(self, member) for member in _MEMBERS[name]]
+        return [member for member in members if member is not None]
 
     def to_parameters(self) -> CrfParameters:
-        """Return the parameters with which `crfrefine.refine` and `crfrefine infer` compute the same as the layer.
+        """Return the parameters with which `crfrefine infer` computes the same as the layer.
 
-        The tolerance is 0, so that all steps are taken; settings that the layer does not learn are those that it was created from.
+        `crfrefine.refine` does, too. The tolerance is 0, so that all steps are taken; settings
+        that the layer does not learn are those that it was created from.
         """
-
-        def numbers(
-            values: Tensor, *, are_listed: bool = False, **options: Any
-        ) -> float | tuple[float, ...]:
-            """Return one number if all agree: the file then fits any number of modalities or labels."""
-            plain = plain_numbers(values, **options)
-            return plain if are_listed or len(set(plain)) > 1 else plain[0]
-
-        weights = partial(numbers, are_listed=self.per_label_weights, floor=WEIGHT_FLOOR)
+        weight = partial(_numbers, is_list=self.per_label_weights, floor=WEIGHT_FLOOR)
         precision = self.log_theta_alpha.dtype
-        bandwidths = partial(numbers, are_listed=self.anisotropic, precision=precision)
-        rows = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
-        bilateral = [
-            BilateralParameters(
-                weights(weight), bandwidths(alpha), numbers(beta, precision=precision)
-            )
-            for weight, alpha, beta in rows
-        ]
-        matrix = tuple(plain_numbers(row) for row in self.compatibility)
-        is_potts = np.array_equal(matrix, 1.0 - np.eye(self.num_labels))
-        volume_weight, spatial_weight, gamma = (
-            self.volume_weight,
-            self.spatial_weight,
-            self.theta_gamma,
-        )
+        bandwidth = partial(_numbers, is_list=self.anisotropic, precision=precision)
+        bilateral = []
+        kernels = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
+        for row, alpha, beta in kernels:
+            beta_numbers = _numbers(beta, precision=precision)
+            bilateral.append(BilateralParameters(weight(row), bandwidth(alpha), beta_numbers))
+
+        changes: dict[str, Any] = {
+            "mean_field.temperature": plain_numbers(self.temperature)[0],
+            "mean_field.bias": _numbers(self.bias),
+            "mean_field.num_iterations": self.num_iterations,
+            "mean_field.tolerance": 0.0,
+            "mean_field.label_threshold": self.label_threshold,
+            "volume.weight": 0.0,
+            "spatial.weight": 0.0,
+        }
+        volume_weight = self.volume_weight
+        if volume_weight is not None:
+            changes["volume.weight"] = plain_numbers(volume_weight)[0]
+        spatial_weight = self.spatial_weight
+        gamma = self.theta_gamma
+        if spatial_weight is not None and gamma is not None:
+            changes["spatial.weight"] = weight(spatial_weight)
+            changes["spatial.theta_gamma"] = bandwidth(gamma)
         return self._start.replace(
-            bilateral=tuple(bilateral),
-            compatibility=CompatibilityParameters()
-            if is_potts
-            else CompatibilityParameters("matrix", matrix),
-            **{
-                "mean_field.temperature": plain_numbers(self.temperature)[0],
-                "mean_field.bias": numbers(self.bias),
-                "mean_field.num_iterations": self.num_iterations,
-                "mean_field.tolerance": 0.0,
-                "mean_field.label_threshold": self.label_threshold,
-                "volume.weight": 0.0 if volume_weight is None else plain_numbers(volume_weight)[0],
-                "spatial.weight": 0.0 if spatial_weight is None else weights(spatial_weight),
-                **({} if gamma is None else {"spatial.theta_gamma": bandwidths(gamma)}),
-            },
+            bilateral=tuple(bilateral), compatibility=self._compatibility_parameters(), **changes
         )
+
+    def _compatibility_parameters(self) -> CompatibilityParameters:
+        matrix = tuple(plain_numbers(row) for row in self.compatibility)
+        if np.array_equal(matrix, 1.0 - np.eye(self.num_labels)):
+            return CompatibilityParameters()
+        return CompatibilityParameters("matrix", matrix)
 
     def extra_repr(self) -> str:
         """Return the settings, for `print(layer)`."""
-        settings = self._start.mean_field
-        kind = (
-            "potts"
-            if self.raw_compatibility is None
-            else "symmetric"
-            if self._symmetric
-            else "full"
-        )
-        learned = [
-            name
-            for name in GROUPS
-            if any(parameter.requires_grad for parameter in self.group(name))
+        kernels = f"{len(self.raw_bilateral_weight)} bilateral"
+        if self._has_spatial:
+            kernels += " + spatial"
+        parts = [
+            f"num_labels={self.num_labels}",
+            f"num_modalities={self.num_modalities}",
+            f"spatial_dims={self.spatial_dims}",
+            f"kernels={kernels}",
         ]
-        return (
-            f"num_labels={self.num_labels}, num_modalities={self.num_modalities}, spatial_dims={self.spatial_dims}, "
-            f"kernels={len(self.raw_bilateral_weight)} bilateral{' + spatial' if self._has_spatial else ''}, "
-            f"{'' if self.raw_volume_weight is None else 'volume, '}"
-            f"per_label_weights={self.per_label_weights}, anisotropic={self.anisotropic}, compatibility={kind}, "
-            f"num_iterations={self.num_iterations}, normalization={settings.normalization}, filter={settings.filter}, "
-            f"learn={'+'.join(learned) or 'nothing'}"
+        if self.raw_volume_weight is not None:
+            parts.append("volume")
+        settings = self._start.mean_field
+        parts += [
+            f"per_label_weights={self.per_label_weights}",
+            f"anisotropic={self.anisotropic}",
+            f"compatibility={self._compatibility_kind()}",
+            f"num_iterations={self.num_iterations}",
+            f"normalization={settings.normalization}",
+            f"filter={settings.filter}",
+            f"learn={'+'.join(self._learned_groups()) or 'nothing'}",
+        ]
+        return ", ".join(parts)
+
+    def _compatibility_kind(self) -> str:
+        if self.raw_compatibility is None:
+            return "potts"
+        if self._symmetric:
+            return "symmetric"
+        return "full"
+
+    def _learned_groups(self) -> list[str]:
+        learned: list[str] = []
+        for name in GROUPS:
+            if any(parameter.requires_grad for parameter in self.group(name)):
+                learned.append(name)
+        return learned
+
+
+def _check_count(name: str, value: Any, minimum: int) -> None:
+    """Raise ConfigError unless a value is a whole number, and at least a minimum."""
+    if not isinstance(value, int) or value < minimum:
+        raise ConfigError(
+            f"{name}: expected a whole number (int), at least {minimum}; got {value!r}"
         )
+
+
+def _numbers(values: Tensor, *, is_list: bool = False, **options: Any) -> float | tuple[float, ...]:
+    """Return the numbers of a tensor for a file of parameters; options are of `plain_numbers`.
+
+    Unless they shall be a list, they are one number if all agree: the file then fits any number of
+    modalities or labels.
+    """
+    numbers = plain_numbers(values, **options)
+    if is_list or len(set(numbers)) > 1:
+        return numbers
+    return numbers[0]
 
 
 def _parameter(values: Any, dtype: torch.dtype | None = None) -> nn.Parameter:
