@@ -1,4 +1,6 @@
-"""The CRF as transforms of MONAI, for `Compose` and the configurations of bundles. Needs MONAI, which brings PyTorch.
+"""The CRF as transforms of MONAI, for `Compose` and the configurations of bundles.
+
+It needs MONAI, which brings PyTorch.
 
     CrfRefine     refines logits by an image: one case, channels first, or a batch
     CrfRefined    the same on dictionaries

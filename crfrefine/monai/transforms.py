@@ -1,10 +1,13 @@
-"""`CrfRefine` and `CrfRefined`: the transform on arrays and tensors, and on dictionaries; grids come from metadata."""
+"""`CrfRefine` and `CrfRefined`: the transform on arrays and tensors, and on dictionaries.
+
+Grids come from metadata.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from crfrefine.base.text import MAX_OF_A_PATH, shorten, shorten_value
 from crfrefine.errors import ConfigError, CrfRefineError, GridMismatchError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.refinement.case import refine
+from crfrefine.refinement.result import RefinementResult
 
 Output = Literal["logits", "probabilities", "labels"]
 Spacing = float | Sequence[float] | None
@@ -32,26 +36,33 @@ MAX_AXES = 3  # that an affine places in the world
 class CrfRefine(Transform):
     """Refine a network's logits by the image with the dense CRF.
 
-    It takes one case, channels first, or a batch. The result has the device, the type (except for labels) and the metadata of the logits,
-    `applied_operations` included, so that `Invertd` works on it. Distances are those of the affine of the image, else of the logits.
-    Threads may share an object, and it can be pickled.
+    It takes one case, channels first, or a batch. The result has the device, the type (except for
+    labels) and the metadata of the logits, `applied_operations` included, so that `Invertd` works
+    on it. Distances are those of the affine of the image, else of the logits. Threads may share an
+    object, and it can be pickled.
 
     Args:
-        parameters: the model, the name of a preset, the path of a TOML file, or nested dictionaries with its keys. None means the
-            preset `default`, with `network_spacing` the preset `sharp`.
-        output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256 labels, else int32, to which alone
-            `postprocess` applies. None means "labels" for label maps, else "logits".
+        parameters: the model, the name of a preset, the path of a TOML file, or nested
+            dictionaries with its keys. None means the preset `default`, with `network_spacing` the
+            preset `sharp`.
+        output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256
+            labels, else int32, to which alone `postprocess` applies. None means "labels" for label
+            maps, else "logits".
         input_type: "auto": logits, and what looks like probabilities is refused; "logits";
             "probabilities"; "labels": label maps. One channel, (1, *grid), of log-odds needs
             "logits", of a sigmoid "probabilities"; the result has two labels.
         network_spacing: of label maps, as in `crfrefine.refine`.
-        regions: of the channels of a network with sigmoids, in their order: pairs of a name and its labels, a dictionary of these (which
-            writers of YAML sort), or a RegionScheme. Then logits are log-odds.
-        spacing: mm, one per axis of the grid, for tensors without metadata; or, also one for all axes, instead of that of the metadata.
-            None means that of the metadata.
-        device: where to compute, as in `crfrefine.refine`; None means the CPU, wherever the tensors are.
-        threads: CPU threads; None means the cores that this process may use. In the workers of a DataLoader, 1.
-        allow_vanishing: as in `crfrefine.refine`, for labels; logits and probabilities have no rules.
+        regions: of the channels of a network with sigmoids, in their order: pairs of a name and
+            its labels, a dictionary of these (which writers of YAML sort), or a RegionScheme. Then
+            logits are log-odds.
+        spacing: mm, one per axis of the grid, for tensors without metadata; or, also one for all
+            axes, instead of that of the metadata. None means that of the metadata.
+        device: where to compute, as in `crfrefine.refine`; None means the CPU, wherever the
+            tensors are.
+        threads: CPU threads; None means the cores that this process may use. In the workers of a
+            DataLoader, 1.
+        allow_vanishing: as in `crfrefine.refine`, for labels; logits and probabilities have no
+            rules.
 
     Raises:
         ConfigError, InputError: an argument has another value.
@@ -73,30 +84,23 @@ class CrfRefine(Transform):
         allow_vanishing: bool = False,
     ) -> None:
         super().__init__()
-        self.output: Output = output or ("labels" if input_type == "labels" else "logits")
-        known = (
-            ("labels",) if input_type == "labels" else get_args(Output)
-        )  # A label map becomes a label map.
-        if self.output not in known:
-            raise ConfigError(
-                f"output: with input_type={input_type!r} expected one of {', '.join(known)}; got {shorten_value(output)}"
-            )
+        self.input_type: InputType = input_type
+        self.output = _checked_output(output, input_type)
         if parameters is None and network_spacing is not None:
             parameters = "sharp"
-        self.parameters = (
-            CrfParameters.from_dict(parameters)
-            if isinstance(parameters, Mapping)
-            else as_parameters(parameters)
-        )
-        self.input_type: InputType = input_type
-        self.spacing: Spacing = None
-        if spacing is not None:
-            distances = given_spacing(spacing, np.size(spacing))
-            self.spacing = distances[0] if np.ndim(spacing) == 0 else distances
+        if isinstance(parameters, Mapping):
+            self.parameters = CrfParameters.from_dict(parameters)
+        else:
+            self.parameters = as_parameters(parameters)
+        self.spacing = _checked_spacing(spacing)
         check_threads(threads)
+        if regions is not None:
+            regions = RegionScheme.of(regions)
         self._options: dict[str, Any] = {
+            "parameters": self.parameters,
+            "input_type": input_type,
             "network_spacing": network_spacing,
-            "regions": None if regions is None else RegionScheme.of(regions),
+            "regions": regions,
             "device": device or "cpu",
             "threads": threads,
             "allow_vanishing": allow_vanishing or self.output != "labels",
@@ -106,70 +110,90 @@ class CrfRefine(Transform):
         """Return the refined logits, probabilities or labels, as the settings say.
 
         Args:
-            logits: (L, *grid) or a batch (B, L, *grid): MetaTensor, tensor or array. With regions: (R, *grid). Label maps: (1, *grid).
-            image: (M, *grid) or (B, M, *grid), on the grid of the logits; intensities as the parameters expect them.
-            mask: (1, *grid) or (B, 1, *grid), nonzero where the model applies; None means everywhere.
+            logits: (L, *grid) or a batch (B, L, *grid): MetaTensor, tensor or array. With regions:
+                (R, *grid). Label maps: (1, *grid).
+            image: (M, *grid) or (B, M, *grid), on the grid of the logits; intensities as the
+                parameters expect them.
+            mask: (1, *grid) or (B, 1, *grid), nonzero where the model applies; None means
+                everywhere.
 
         Raises:
             GridMismatchError: the grids differ, in shape or in place.
-            InputError, ConfigError, CrfRefineError: as in `crfrefine.refine`; the message names the file if the metadata do.
+            InputError, ConfigError, CrfRefineError: as in `crfrefine.refine`; the message names
+                the file if the metadata do.
         """
-        given = (logits, image) if mask is None else (logits, image, mask)
-        for value in given:
-            if not isinstance(value, torch.Tensor | np.ndarray):
-                raise InputError(
-                    f"expected tensors or arrays, got {shorten_value(value)}; LoadImage reads files"
-                )
+        values = [logits, image]
+        if mask is not None:
+            values.append(mask)
+        for value in values:
+            _require_array(value)
         if _is_batch(logits, image, self.spacing):
-            sizes = list(map(len, given))
-            if len(set(sizes)) > 1:
-                raise InputError(
-                    f"batches of {' and '.join(map(str, sizes))} cases; logits, image and mask must have the same cases"
-                )
-            # Each case of a MetaTensor has its own metadata.
-            items: Any = (decollate_batch(x) if isinstance(x, MetaTensor) else x for x in given)
-            cases = enumerate(zip(*items, strict=True))
-            refined = np.stack([self._refined(*case, number=number) for number, case in cases])
+            refined = self._refine_batch(values)
         else:
-            refined = self._refined(*given)
-        return convert_to_dst_type(
-            refined, logits, dtype=refined.dtype if self.output == "labels" else logits.dtype
-        )[0]
+            refined = self._refine_case(*values)
+        dtype = logits.dtype
+        if self.output == "labels":
+            dtype = refined.dtype
+        converted, *_ = convert_to_dst_type(refined, logits, dtype=dtype)
+        return converted
 
-    def _refined(
-        self, logits: Any, image: Any, mask: Any = None, *, number: int | None = None
+    def _refine_batch(self, values: list[Any]) -> NDArray[Any]:
+        """Return the results of a batch of logits, images and, maybe, masks."""
+        sizes = [len(value) for value in values]
+        if len(set(sizes)) > 1:
+            counts = " and ".join(str(size) for size in sizes)
+            raise InputError(
+                f"batches of {counts} cases; logits, image and mask must have the same cases"
+            )
+        batches = [_cases_of(value) for value in values]
+        results = []
+        for number, case in enumerate(zip(*batches, strict=True)):
+            results.append(self._refine_case(*case, place=f"case {number} of the batch"))
+        return np.stack(results)
+
+    def _refine_case(
+        self, logits: Any, image: Any, mask: Any = None, *, place: str = ""
     ) -> NDArray[Any]:
-        """Return the result of one case as an array."""
+        """Return the result of one case as an array.
+
+        Errors begin with its place in the batch, if any, and the name of its file.
+        """
         try:
             spacing = _spacing_of_case(logits, image, mask, self.spacing)
-            values = _to_numpy(logits)
-            if self.input_type == "labels":
-                if len(values) != 1:
-                    raise InputError(
-                        f"the label map has shape {values.shape}; expected one channel, (1, *grid)"
-                    )
-                values = values[0]
-            mask = (
-                None if mask is None else _to_numpy(mask).reshape(logits.shape[1:])
-            )  # of one channel
-            options = {
-                "spacing": spacing,
-                "parameters": self.parameters,
-                "input_type": self.input_type,
-                **self._options,
-            }
-            result = refine(values, _to_numpy(image), mask=mask, **options)
+            channels = self._channels(logits)
+            if mask is not None:
+                mask = _to_numpy(mask).reshape(logits.shape[1:])  # of one channel
+            image_array = _to_numpy(image)
+            result = refine(channels, image_array, mask=mask, spacing=spacing, **self._options)
         except CrfRefineError as error:
-            place = [f"case {number} of the batch"] if number is not None else []
-            name = ", ".join(filter(None, [*place, _file_of(image, logits)]))
-            if not name:
+            names = [name for name in (place, _file_of(image, logits)) if name]
+            if not names:
                 raise
-            raise type(error)(f"{name}: {error}") from error
-        if self.output == "labels":
-            # PyTorch hardly supports uint16.
-            labels: NDArray[Any] = result.label_map[np.newaxis]
-            return labels if labels.dtype == np.uint8 else labels.astype(np.int32)
-        return result.logits if self.output == "logits" else result.marginals
+            raise type(error)(f"{', '.join(names)}: {error}") from error
+        return self._output_of(result)
+
+    def _channels(self, logits: Any) -> NDArray[Any]:
+        """Return logits (L, *grid), or a label map (*grid), of one case."""
+        channels = _to_numpy(logits)
+        if self.input_type != "labels":
+            return channels
+        if len(channels) != 1:
+            raise InputError(
+                f"the label map has shape {channels.shape}; expected one channel, (1, *grid)"
+            )
+        label_map: NDArray[Any] = channels[0]
+        return label_map
+
+    def _output_of(self, result: RefinementResult) -> NDArray[Any]:
+        """Return what the settings ask for, channels first."""
+        if self.output == "logits":
+            return result.logits
+        if self.output == "probabilities":
+            return result.marginals
+        labels: NDArray[Any] = result.label_map[np.newaxis]
+        if labels.dtype != np.uint8:
+            labels = labels.astype(np.int32)  # PyTorch hardly supports uint16.
+        return labels
 
 
 class CrfRefined(MapTransform):
@@ -183,7 +207,8 @@ class CrfRefined(MapTransform):
         parameters: as in `CrfRefine`.
         mask_key: of the mask, likewise; None means everywhere.
         device: as in `CrfRefine`.
-        allow_missing_keys: whether keys of logits may be missing. An image or a mask may not be missing where there are logits.
+        allow_missing_keys: whether keys of logits may be missing. An image or a mask may not be
+            missing where there are logits.
         settings: all other arguments of `CrfRefine`, by their names.
 
     Raises:
@@ -224,120 +249,222 @@ class CrfRefined(MapTransform):
             for other in (image_key, mask_key):
                 if other is not None and other not in result:
                     raise KeyError(
-                        f"Key `{other}` of transform `{type(self).__name__}` was missing in the data, which has logits in `{key}`."
+                        f"Key `{other}` of transform `{type(self).__name__}` was missing in the "
+                        f"data, which has logits in `{key}`."
                     )
             # From `data`: of several keys, none sees what another one has become.
-            result[key] = self.refine(
-                data[key], data[image_key], None if mask_key is None else data[mask_key]
-            )
+            mask = None if mask_key is None else data[mask_key]
+            result[key] = self.refine(data[key], data[image_key], mask)
         return result
 
 
+def _checked_output(output: Output | None, input_type: InputType) -> Output:
+    """Return the kind of output; raise ConfigError for a word that is not one, or does not fit."""
+    known: tuple[Output, ...] = get_args(Output)
+    default: Output = "logits"
+    if input_type == "labels":  # A label map becomes a label map.
+        known = ("labels",)
+        default = "labels"
+    if not output:
+        return default
+    if output not in known:
+        raise ConfigError(
+            f"output: with input_type={input_type!r} expected one of {', '.join(known)}; got "
+            f"{shorten_value(output)}"
+        )
+    return output
+
+
+def _checked_spacing(spacing: ArrayLike | None) -> Spacing:
+    """Return one distance, or one per axis; raise InputError if they cannot be used."""
+    if spacing is None:
+        return None
+    distances = given_spacing(spacing, np.size(spacing))
+    if np.ndim(spacing) == 0:
+        return distances[0]
+    return distances
+
+
+def _require_array(value: Any) -> None:
+    """Raise InputError unless a value is a tensor or an array."""
+    if not isinstance(value, torch.Tensor | np.ndarray):
+        raise InputError(
+            f"expected tensors or arrays, got {shorten_value(value)}; LoadImage reads files"
+        )
+
+
+def _cases_of(batch: Any) -> Any:
+    """Return the cases of a batch; each case of a MetaTensor has its own metadata."""
+    if isinstance(batch, MetaTensor):
+        return decollate_batch(batch)
+    return batch
+
+
 def _file_of(*values: Any) -> str | None:
-    """Return the file that the first MetaTensor with such an entry was read from; None if unknown."""
-    names = (value.meta.get("filename_or_obj") for value in values if isinstance(value, MetaTensor))
-    return next(
-        (shorten(name, MAX_OF_A_PATH) for name in names if isinstance(name, str) and name), None
-    )
+    """Return the file that the first MetaTensor with such an entry was read from."""
+    for value in values:
+        if isinstance(value, MetaTensor):
+            name = value.meta.get("filename_or_obj")
+            if isinstance(name, str) and name:
+                return shorten(name, MAX_OF_A_PATH)
+    return None
 
 
 def _is_batch(logits: Any, image: Any, spacing: Spacing) -> bool:
-    """Return whether logits are a batch (B, L, *grid) and not one case (L, *grid), by the number of distances, else by the metadata."""
+    """Return whether logits are a batch (B, L, *grid) and not one case (L, *grid).
+
+    The number of distances tells, else the metadata. Raises InputError if neither does.
+    """
     if isinstance(spacing, Sequence):
         num_further = logits.ndim - len(spacing)
         if num_further not in (1, 2):
             raise InputError(
-                f"logits have shape {tuple(logits.shape)}, but spacing has {len(spacing)} distances; expected one per axis of the grid, "
-                "and logits (labels, *grid), or (batch, labels, *grid)"
+                f"logits have shape {tuple(logits.shape)}, but spacing has {len(spacing)} "
+                "distances; expected one per axis of the grid, and logits (labels, *grid), or "
+                "(batch, labels, *grid)"
             )
         return bool(num_further == 2)
-    tagged = next((value for value in (logits, image) if isinstance(value, MetaTensor)), None)
-    if tagged is None:
-        raise InputError(_NO_PLACE)
-    return bool(tagged.is_batch)
+    for value in (logits, image):
+        if isinstance(value, MetaTensor):
+            return bool(value.is_batch)
+    raise InputError(_NO_PLACE)
+
+
+class _Input(NamedTuple):
+    """A tensor or array of a case, and where its voxels are."""
+
+    name: str
+    value: Any
+    grid: tuple[int, ...]
+    affine: NDArray[np.float64] | None = None  # (4, 4); None if unknown
+
+    @property
+    def label(self) -> str:
+        """The name for messages, with the file if that is known."""
+        file = _file_of(self.value)
+        return self.name if file is None else f"{self.name} ({file})"
 
 
 def _spacing_of_case(
     logits: Any, image: Any, mask: Any | None, spacing: Spacing
 ) -> tuple[float, ...]:
-    """Return the distance between neighboring voxels of one case in mm, one per axis, after checking that all are on one grid."""
-    grid = tuple(logits.shape[1:])
-    tensors = [("logits", logits, grid), ("image", image, tuple(image.shape[1:]))]
-    if mask is not None:
-        if mask.ndim > len(grid) and len(mask) != 1:
-            raise InputError(
-                f"the mask has shape {tuple(mask.shape)}; expected one channel, {(1, *grid)}"
-            )
-        tensors.append(("mask", mask, tuple(mask.shape[mask.ndim > len(grid) :])))
-    for name, value, _ in tensors:
-        if isinstance(value, MetaTensor) and value.has_pending_operations:
-            raise InputError(
-                f"{_label(name, value)}: lazy operations are pending; apply them first, with ApplyPending or Compose"
-            )
-    affines = [_affine_of(value) for _, value, _ in tensors]
-    first = affines[0]
-    for (name, value, shape), affine in zip(tensors[1:], affines[1:], strict=True):
-        are_apart = (
-            first is not None
-            and affine is not None
-            and len(grid) <= MAX_AXES
-            and not same_grid(grid, first, shape, affine)
-        )
-        if shape != grid or are_apart:
-            lines = describe_difference(
-                (_label("logits", logits), grid, first), (_label(name, value), shape, affine)
-            )
-            raise GridMismatchError(
-                f"logits and {name} are on different grids\n{lines}\n"
-                "  Invert the spatial transforms of both (Invertd), or refine before they are inverted."
-            )
+    """Return the distance between neighboring voxels of one case in mm, one per axis.
+
+    Raises InputError or GridMismatchError unless logits, image and mask are on one grid.
+    """
+    first, *others = _located_inputs(logits, image, mask)
+    for other in others:
+        _check_same_grid(first, other)
+    if isinstance(spacing, Sequence):
+        return tuple(spacing)
     if spacing is not None:
-        return tuple(spacing) if isinstance(spacing, Sequence) else (spacing,) * len(grid)
-    affine = first if affines[1] is None else affines[1]
+        return (spacing,) * len(first.grid)
+    return _spacing_of_affines(first, others[0])
+
+
+def _spacing_of_affines(logits: _Input, image: _Input) -> tuple[float, ...]:
+    """Return the spacing of the image's affine, else of that of the logits."""
+    affine = logits.affine if image.affine is None else image.affine
     if affine is None:
         raise InputError(_NO_PLACE)
-    if not 1 <= len(grid) <= MAX_AXES:
+    num_axes = len(logits.grid)
+    if not 1 <= num_axes <= MAX_AXES:
         raise InputError(
-            f"{_label('logits', logits)}: shape {tuple(logits.shape)} on {len(grid)} axes; an affine has at most {MAX_AXES}"
+            f"{logits.label}: shape {tuple(logits.value.shape)} on {num_axes} axes; an affine has "
+            f"at most {MAX_AXES}"
         )
-    return spacing_of(affine, len(grid))
+    return spacing_of(affine, num_axes)
 
 
 _NO_PLACE = (
-    "the spacing is unknown: neither logits nor image have metadata with an affine of their own; give spacing=(...), in mm, one per axis "
-    "of the grid, or read files with LoadImage"
+    "the spacing is unknown: neither logits nor image have metadata with an affine of their own; "
+    "give spacing=(...), in mm, one per axis of the grid, or read files with LoadImage"
 )
 
 
+def _located_inputs(logits: Any, image: Any, mask: Any | None) -> list[_Input]:
+    """Return logits, image and, if there is one, the mask of a case."""
+    grid = tuple(logits.shape[1:])
+    inputs = [_Input("logits", logits, grid), _Input("image", image, tuple(image.shape[1:]))]
+    if mask is not None:
+        inputs.append(_Input("mask", mask, _grid_of_mask(mask, grid)))
+    for found in inputs:
+        _refuse_pending(found)
+    return [found._replace(affine=_affine_of(found.value)) for found in inputs]
+
+
+def _refuse_pending(found: _Input) -> None:
+    """Raise InputError if lazy operations are pending, since voxels and affine may change."""
+    if isinstance(found.value, MetaTensor) and found.value.has_pending_operations:
+        raise InputError(
+            f"{found.label}: lazy operations are pending; apply them first, with ApplyPending or "
+            "Compose"
+        )
+
+
+def _grid_of_mask(mask: Any, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a mask without its channel; InputError if it has several channels."""
+    shape = tuple(mask.shape)
+    if len(shape) <= len(grid):
+        return shape
+    if len(mask) != 1:
+        raise InputError(f"the mask has shape {shape}; expected one channel, {(1, *grid)}")
+    return shape[1:]
+
+
+def _check_same_grid(logits: _Input, other: _Input) -> None:
+    """Raise GridMismatchError if logits and another input differ in shape or in place."""
+    if logits.grid == other.grid:
+        if logits.affine is None or other.affine is None or len(logits.grid) > MAX_AXES:
+            return
+        if same_grid(logits.grid, logits.affine, other.grid, other.affine):
+            return
+    lines = describe_difference(
+        (logits.label, logits.grid, logits.affine), (other.label, other.grid, other.affine)
+    )
+    raise GridMismatchError(
+        f"logits and {other.name} are on different grids\n{lines}\n"
+        "  Invert the spatial transforms of both (Invertd), or refine before they are inverted."
+    )
+
+
 def _affine_of(value: Any) -> NDArray[np.float64] | None:
-    """Return the (4, 4) affine of a MetaTensor; None without one, and for the unit matrix that MONAI gives to tensors without a file."""
+    """Return the (4, 4) affine of a MetaTensor; None without one.
+
+    None is returned, too, for the unit matrix that MONAI gives to tensors without a file.
+    """
     if not isinstance(value, MetaTensor) or MetaKeys.AFFINE not in value.meta:
         return None
-    stored = np.asarray(torch.as_tensor(value.meta[MetaKeys.AFFINE]).cpu(), np.float64)
-    if stored.ndim != 2 or stored.shape[0] != stored.shape[1] or not 2 <= len(stored) <= 4:
-        raise InputError(
-            f"{_file_of(value) or 'a MetaTensor'}: an affine of shape {stored.shape}; expected (4, 4)"
-        )
-    if (
-        np.array_equal(stored, np.eye(len(stored)))
-        and _file_of(value) is None
-        and MetaKeys.ORIGINAL_AFFINE not in value.meta
-    ):
+    on_host = torch.as_tensor(value.meta[MetaKeys.AFFINE]).cpu()
+    stored = np.asarray(on_host, np.float64)
+    if stored.shape not in ((2, 2), (3, 3), (4, 4)):
+        name = _file_of(value) or "a MetaTensor"
+        raise InputError(f"{name}: an affine of shape {stored.shape}; expected (4, 4)")
+    if np.array_equal(stored, np.eye(len(stored))) and not _has_place(value):
         return None
-    affine, axes = np.eye(4), len(stored) - 1
-    affine[:axes, :axes], affine[:axes, 3] = stored[:axes, :axes], stored[:axes, axes]
+    num_axes = len(stored) - 1
+    affine = np.eye(4)
+    affine[:num_axes, :num_axes] = stored[:num_axes, :num_axes]
+    affine[:num_axes, 3] = stored[:num_axes, num_axes]
     return affine
 
 
+def _has_place(value: MetaTensor) -> bool:
+    """Whether a MetaTensor is known to come from somewhere in the world."""
+    return _file_of(value) is not None or MetaKeys.ORIGINAL_AFFINE in value.meta
+
+
 def _to_numpy(value: Any) -> NDArray[Any]:
-    """Return the values of a tensor on any device, or of an array; bfloat16, which numpy lacks, becomes float32."""
+    """Return the values of a tensor on any device, or of an array.
+
+    bfloat16, which numpy lacks, becomes float32.
+    """
     if not isinstance(value, torch.Tensor):
         return value  # type: ignore[no-any-return] # `refine` refuses masked arrays
-    plain = (value.as_tensor() if isinstance(value, MetaTensor) else value).detach().cpu()
-    array: NDArray[Any] = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    if isinstance(value, MetaTensor):
+        value = value.as_tensor()
+    tensor = value.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    array: NDArray[Any] = tensor.numpy()
     return array
-
-
-def _label(name: str, value: Any) -> str:
-    file = _file_of(value)
-    return name if file is None else f"{name} ({file})"
