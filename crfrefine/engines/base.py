@@ -92,7 +92,8 @@ def of_part(progress: Progress | None, number: int, count: int, what: str = "") 
     name = f", {what} {number + 1} of {count}" if what else ""
 
     def tell(stage: str, step: int, num_steps: int) -> None:
-        progress(stage + name, number * num_steps + step, count * num_steps)
+        steps_before = number * num_steps
+        progress(stage + name, steps_before + step, count * num_steps)
 
     return tell
 
@@ -288,7 +289,8 @@ class Backend(ABC):
 
         It is written to `out` if that is given, which may be the logits.
         """
-        exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+        largest = logits.max(axis=0)
+        exponentials = np.exp(logits.astype(np.float64) - largest)
         marginals = np.empty_like(logits) if out is None else out
         np.divide(exponentials, exponentials.sum(axis=0), out=marginals, casting="same_kind")
         return marginals

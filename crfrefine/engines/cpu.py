@@ -65,19 +65,12 @@ class CpuBackend(Backend):
         A filter is "exact", "truncated", "grid" or "lattice".
         """
         values = _float32(image.values)
-        arguments = _kernel_arguments(spec, image.spacing)
+        distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
+        size = (spec.num_labels, spec.num_iterations, threads or available_threads())
         with engine_errors(self._engine, values.shape):
-            filters = self._engine.plan_filters(
-                values,
-                image.mask,
-                arguments.distances,
-                arguments.bilateral,
-                arguments.filter,
-                spec.num_labels,
-                spec.num_iterations,
-                threads or available_threads(),
+            return tuple(
+                self._engine.plan_filters(values, image.mask, distances, bilateral, name, *size)
             )
-        return tuple(filters)
 
     def mean_field(
         self, logits: Float32, image: GridImage, spec: ModelSpec, context: RunContext = NO_CONTEXT
@@ -152,7 +145,9 @@ class CpuBackend(Backend):
     def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
         """Return each channel's extremes; see `Backend.channel_ranges`."""
         ends = self._engine.channel_ranges(_float32(channels), threads or available_threads())
-        return list(zip(ends[::2], ends[1::2], strict=True))
+        lows = ends[::2]
+        highs = ends[1::2]
+        return list(zip(lows, highs, strict=True))
 
 
 class CpuKernels:

@@ -111,8 +111,8 @@ def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool |
 
     voxels, scores = _doubtful_scores(logits, inside, spec)
     largest = scores.max(axis=0)
-    log_sums = largest + np.log(np.exp(scores - largest).sum(axis=0))
-    threshold = log_sums + np.log(BODY_PROBABILITY)
+    sums = np.exp(scores - largest).sum(axis=0)
+    threshold = largest + np.log(sums) + np.log(BODY_PROBABILITY)
 
     bodies = np.zeros(inside.shape, dtype=np.bool_)
     for label_scores in scores[1:]:
@@ -144,7 +144,8 @@ def _doubtful_scores(
         # The difference of two infinities is not a number, and not below the threshold.
         with np.errstate(invalid="ignore"):
             are_below = [label - scores[0] < threshold for label in scores[1:]]
-        doubtful = np.flatnonzero(in_mask.ravel() & ~np.logical_and.reduce(are_below))
+        is_certain = np.logical_and.reduce(are_below)
+        doubtful = np.flatnonzero(in_mask.ravel() & ~is_certain)
         places.append(doubtful + number * plane.shape[1])
         columns.append(plane[:, doubtful])
     return np.concatenate(places), _first_scores(np.concatenate(columns, axis=1), spec)
@@ -154,5 +155,6 @@ def _first_scores(logits: Array, spec: MeanFieldSpec) -> Float64:
     """Return x of the first marginals, (L, N), in float64."""
     scores = logits.astype(np.float64)
     if spec.bias is not None:
-        scores = scores + np.asarray(spec.bias, np.float64)[:, None]
+        bias = np.asarray(spec.bias, np.float64)
+        scores = scores + bias[:, None]
     return np.asarray(scores / spec.temperature)

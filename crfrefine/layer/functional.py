@@ -105,10 +105,7 @@ def mean_field(
     else:
         image = logits.new_empty(len(logits), 0)
 
-    named_weights = [(f"bilateral.{m}", weight) for m, (weight, _, _) in enumerate(bilateral)]
-    if spatial is not None:
-        named_weights.append(("spatial", spatial[0]))
-    weights = _weights(named_weights, num_labels, dtype)
+    weights = _weights(bilateral, spatial, num_labels, dtype)
     divisor = _spread(temperature, 1, "temperature", dtype, is_positive=True)
     shift = _spread(bias, num_labels, "bias", dtype)
     penalties = _compatibility(compatibility, num_labels, dtype)
@@ -121,17 +118,13 @@ def mean_field(
     if kernels is None:
         wanted = _kernel_set(bandwidths, num_labels, checked)
         labels = _labels_taking_part(logits, masks, ModelSpec(wanted, run), label_threshold)
-        specs = []
-        for item_labels in labels:
-            if item_labels is None:
-                specs.append(wanted)
-            else:
-                specs.append(replace(wanted, num_labels=len(item_labels)))
+        specs = _specs_by_item(wanted, labels)
         kernels = _build(image, specs, spacing, masks, threads, copy=False)
     else:
         precision = str(dtype).removeprefix("torch.")
-        call = _BuiltFor(len(named_weights), image_shape, precision, num_labels)
+        call = _BuiltFor(len(weights), image_shape, precision, num_labels)
         _check_kernels(kernels, len(logits), call)
+
     # Of kernels that were given without their mask, only they know it.
     num_voxels = logits[0, 0].numel()
     if mask is not None or all(item.num_voxels == num_voxels for item in kernels):
@@ -180,9 +173,18 @@ class ModelTensors(NamedTuple):
         )
 
 
-def _weights(named: Sequence[tuple[str, Values]], num_labels: int, dtype: torch.dtype) -> Tensor:
-    """Return the (kernels, L) weights."""
-    rows = [_spread(weight, num_labels, f"{name}.weight", dtype) for name, weight in named]
+def _weights(
+    bilateral: Sequence[tuple[Values, Values, Values]],
+    spatial: tuple[Values, Values] | None,
+    num_labels: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the (kernels, L) weights, the spatial kernel last."""
+    rows = []
+    for number, (weight, _, _) in enumerate(bilateral):
+        rows.append(_spread(weight, num_labels, f"bilateral.{number}.weight", dtype))
+    if spatial is not None:
+        rows.append(_spread(spatial[0], num_labels, "spatial.weight", dtype))
     return _stack(rows, num_labels, dtype)
 
 
@@ -241,6 +243,17 @@ def _labels_taking_part(
     for item, inside in zip(logits, masks, strict=True):
         labels.append(_present(item, inside, model.mean_field, thresholds.present))
     return labels
+
+
+def _specs_by_item(wanted: KernelSetSpec, labels: Sequence[Tensor | None]) -> list[KernelSetSpec]:
+    """Return the kernels of each batch item, for the number of its labels that take part."""
+    specs = []
+    for item_labels in labels:
+        if item_labels is None:
+            specs.append(wanted)
+        else:
+            specs.append(replace(wanted, num_labels=len(item_labels)))
+    return specs
 
 
 class _BuiltFor(NamedTuple):

@@ -146,10 +146,8 @@ class CrfValues(nn.Module):
         self.register_parameter("raw_volume_weight", raw_volume_weight)
 
         self.freeze()
-        if isinstance(learn, str):
-            learn = (learn,)
-        groups = tuple(learn)
-        if groups:  # Without a name, all groups would learn.
+        groups = (learn,) if isinstance(learn, str) else tuple(learn)
+        if learn and groups:  # Without a name, all groups would learn.
             self.unfreeze(*groups)  # type: ignore[arg-type]
 
     def _decide_lists(self, per_label_weights: bool | None, anisotropic: bool | None) -> None:

@@ -6,7 +6,6 @@ kernels/cuda/mean_field_backward.cu and moments.cu have the names and the formul
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,7 +74,8 @@ class Moments:
             by_image: (modality, voxel), the gradient that is added to; None if it is not wanted.
         """
         intensity = spec.theta_intensity or ()
-        self.thetas = np.array([*intensity, *voxels.of_box_axes(spec.theta_position)])
+        position = voxels.of_box_axes(spec.theta_position)
+        self.thetas = np.array([*intensity, *position])
         self._kernel = kernel
         self._voxels = voxels
         self._num_voxels = voxels.num_voxels
@@ -165,9 +165,10 @@ class Moments:
 
     def add_pair(self, pair: Pair) -> None:
         """Add a pair: one filtering for each feature, and another one for the image's gradient."""
-        rows = self._rows[: pair.values.size].reshape(pair.values.shape)
+        values = pair.values
+        rows = self._rows[: values.size].reshape(values.shape)
         for axis, slope in enumerate(self._slopes):
-            self._filter(slope, pair.values, pair.sent, rows)
+            self._filter(slope, values, pair.sent, rows)
             target = (1.0, self._num_threads, self._partial[axis], 0.0, None)
             self._add(rows, pair.other, pair.received, None, target)
         if self._columns is not None:
@@ -208,7 +209,8 @@ class Moments:
         `target` has the last arguments of `add_moments` in kernels/cuda/moments.cu: the column's
         coefficient, the number of threads and their sums, 1 / theta, and the image's gradient.
         """
-        arguments = (rows, other, len(rows), factor, column, self._num_voxels, *target)
+        num_groups = len(rows)
+        arguments = (rows, other, num_groups, factor, column, self._num_voxels, *target)
         constants = row_constants(rows)
         self._device.launch("moments", "add_moments", constants, self._num_threads, *arguments)
 
@@ -273,9 +275,10 @@ class Backward:
             self._moments.append(self._moments_of(kernel, kernel_spec, image))
 
         # (label, voxel) gradients with respect to x and to the first x, and messages.
-        self._by_x = xp.empty((num_labels, num_voxels), dtype=np.float32)
-        self._by_start = xp.empty((num_labels, num_voxels), dtype=np.float32)
-        self._messages = xp.empty((num_labels, num_voxels), dtype=np.float32)
+        of_labels = (num_labels, num_voxels)
+        self._by_x = xp.empty(of_labels, dtype=np.float32)
+        self._by_start = xp.empty(of_labels, dtype=np.float32)
+        self._messages = xp.empty(of_labels, dtype=np.float32)
 
     def _moments_of(self, kernel: Kernel, spec: KernelSpec, image: Any) -> Moments | None:
         """Return the sums for the gradients of a kernel; None if none of them is wanted."""
@@ -348,9 +351,8 @@ class Backward:
         self._launch("send_back", *penalty, *sent)
         if moments is not None:
             # First: it computes in the memory of the filter below.
-            moments.add_pair(
-                Pair(self._marginals, kernel.sent_scale, self._by_message, kernel.scale)
-            )
+            pair = Pair(self._marginals, kernel.sent_scale, self._by_message, kernel.scale)
+            moments.add_pair(pair)
         kernel.filter.accumulate(
             self._marginals, kernel.sent_scale, None, unit, self._filtered, adds=False
         )
@@ -369,7 +371,8 @@ class Backward:
         factors = (None, None)
         if moments is not None:
             factors = (moments.by_received, moments.by_sent)
-        results = (*factors, self._by_marginals, int(number > 0), self._messages)
+        adds = int(number > 0)
+        results = (*factors, self._by_marginals, adds, self._messages)
         counts = (self._num_labels, self._num_voxels)
         self._launch("take_messages", *counts, *values, *normalization, *results)
         self._products[number].add(self._messages, self._by_x)
@@ -388,15 +391,16 @@ class Backward:
         inverse = np.float32(1.0) / np.float32(self._spec.temperature)
         self._by_start += self._by_x
         self._by_start *= inverse
-        by_bias = Products(self._sums, self._num_labels, 1, self._num_voxels)
-        by_bias.add(self._by_start, None)
+        bias_sums = Products(self._sums, self._num_labels, 1, self._num_voxels)
+        bias_sums.add(self._by_start, None)
         by_logits = by_out * inverse
         self._voxels.scatter(self._by_start, by_logits)
         # A logit of minus infinity has no gradient except for rounding, and is left out.
         xp = self._device.xp
         finite = xp.where(xp.isfinite(logits), logits, np.float32(0.0))
-        by_temperature = Products(self._sums, 1, 1, by_out.size)
-        by_temperature.add(by_logits.reshape(1, -1), finite.reshape(1, -1))
+        row = by_logits.reshape(1, -1)
+        temperature_sums = Products(self._sums, 1, 1, by_out.size)
+        temperature_sums.add(row, finite.reshape(1, -1))
         return by_logits
 
     def _gradients(
@@ -425,7 +429,9 @@ class Backward:
         by_volume = None
         if volume is not None:
             by_volume = spec.volume_weight_gradient(volume.by_slack)
-        by_gamma = by_position[-1] if num_kernels > num_bilateral else None
+        by_gamma = None
+        if num_kernels > num_bilateral:
+            by_gamma = by_position[-1]
         by_weights = -(products * compatibility).sum(axis=2)
         by_compatibility = -(products * weights[:, :, None]).sum(axis=0)
         return MeanFieldGradients(
@@ -466,5 +472,6 @@ class Backward:
 
     def _launch(self, kernel: str, *arguments: Any) -> None:
         """Run a kernel with a thread for each voxel."""
-        launch = partial(self._device.launch, "mean_field_backward")
-        launch(kernel, self._constants, self._num_voxels, *arguments)
+        self._device.launch(
+            "mean_field_backward", kernel, self._constants, self._num_voxels, *arguments
+        )

@@ -114,8 +114,8 @@ class TruncatedFilter(Filter):
             )
         # Padding as wide as the window's radius follows each row, plane, ...: it also precedes the
         # next one.
-        padded = [extent + steps for extent, steps in zip(voxels.box_shape, radius, strict=True)]
-        strides = [math.prod(padded[axis + 1 :]) for axis in range(len(padded))]
+        padded = np.add(voxels.box_shape, radius).tolist()
+        strides = [math.prod(padded[axis:]) for axis in range(1, len(padded) + 1)]
         padding_before = int(np.dot(radius, strides))
 
         self._device = voxels.device
@@ -153,7 +153,8 @@ def _window(
     thetas = zip(bilateral.theta_position, bilateral.voxels.spacing, strict=True)
     for (theta, step), reach, stride in zip(thetas, radius, strides, strict=True):
         distance = np.arange(-reach, reach + 1)
-        squared = squared[..., None] + (distance * (step / theta)) ** 2
+        in_bandwidths = distance * (step / theta)
+        squared = squared[..., None] + in_bandwidths**2
         linear = linear[..., None] + distance * stride
     inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + ROUNDING)
     return linear[inside], squared[inside]
@@ -233,7 +234,9 @@ class SpatialFilter(Filter):
         for place, axis in enumerate(reversed(self._axes)):
             # The first axis reads the voxels, the last one writes them; between them are boxes.
             source = (group, sent, None) if place == 0 else (None, None, box)
-            target = (other, None, None, None, 0) if place < last else (None, *output)
+            target = (None, *output)
+            if place < last:
+                target = (other, None, None, None, 0)
             arguments = (voxels.number, voxels.box_size, *source, *axis, *target)
             self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
             box, other = other, box

@@ -55,15 +55,17 @@ class GridSize:
         self.cells: list[int] = []
         for position in positions:
             first_cell = math.floor(position[0])
-            self.cells.append(math.floor(position[-1]) - first_cell + _SPAN)
+            last_cell = math.floor(position[-1])
+            self.cells.append(last_cell - first_cell + _SPAN)
         self.lowest: list[int] = []
         self.bins: list[int] = []
         modalities = bilateral.features[: len(bilateral.theta_intensity)]
         for low, high in extremes(voxels.device, modalities):
-            lowest = math.floor(low)
-            self.lowest.append(lowest)
+            first_bin = math.floor(low)
+            last_bin = math.floor(high)
+            self.lowest.append(first_bin)
             # One more: a difference of intensities may be rounded up into the next cell.
-            self.bins.append(math.floor(high) - lowest + _SPAN + 1)
+            self.bins.append(last_bin - first_bin + _SPAN + 1)
 
         self.num_bins = math.prod(self.bins)
         self.num_cells = math.prod(self.cells) * self.num_bins
@@ -219,8 +221,7 @@ class GridFilter(Filter):
             )
         self._device = voxels.device
         self._size = size
-        self._num_bins = size.num_bins
-        self._inner_bins = math.prod(size.bins[1:])  # of the second modality
+        self._bins = (size.num_bins, math.prod(size.bins[1:]))  # the latter of the second modality
         lowest = self._device.upload(np.array(size.lowest, dtype=np.float32))
         modalities = bilateral.features[:num_modalities]
         self._places = (modalities, lowest, voxels.number, voxels.num_voxels)
@@ -230,7 +231,7 @@ class GridFilter(Filter):
         self._outer = [_Axis(bilateral, axis) for axis in range(num_outer)]
         self._rows = _Axis(bilateral, num_axes - 2 if num_axes > 1 else None)
         self._last = _Axis(bilateral, num_axes - 1)
-        self._plane_cells = self._rows.num_cells * self._last.num_cells * self._num_bins
+        self._plane_cells = self._rows.num_cells * self._last.num_cells * size.num_bins
         # Cells of the grid, then of the rest to be added up along one more axis, up to the planes.
         self._counts = []
         for level in range(num_outer + 1):
@@ -246,11 +247,13 @@ class GridFilter(Filter):
     def _splat_groups(self) -> _SplatGroups:
         """Return the fewest groups."""
         num_cells = self._last.num_cells
+        num_bins = self._size.num_bins
+        most_bins = min(num_bins, _THREADS // (2 * _SPAN))
         best = None
-        for bins in range(min(self._num_bins, _THREADS // (2 * _SPAN)), 0, -1):
+        for bins in range(most_bins, 0, -1):
             homes = _THREADS // bins
-            num_further = max(0, ceil_divide(num_cells - homes, homes - _SPAN + 1))
-            num_groups = ceil_divide(self._num_bins, bins) * (1 + num_further)
+            num_further = ceil_divide(num_cells - homes, homes - _SPAN + 1)
+            num_groups = ceil_divide(num_bins, bins) * (1 + max(0, num_further))
             if best is None or num_groups < best.num_groups:
                 best = _SplatGroups(homes, bins, num_groups)
         assert best is not None
@@ -261,23 +264,23 @@ class GridFilter(Filter):
         self._splat_planes(group, sent, levels[-1])
         inner_cells = self._plane_cells
         for level, axis in reversed(list(enumerate(self._outer))):
+            geometry = (axis.num_places, axis.num_cells, inner_cells)
             lists = (axis.first_cell, axis.begin, axis.reach)
-            self._launch_axis(
-                "splat_axis", levels[level + 1], axis, inner_cells, lists, levels[level]
-            )
+            to = levels[level]
+            self._launch("splat_axis", levels[level + 1], len(to), *geometry, *lists, to)
             inner_cells *= axis.num_cells
 
-        bins = (self._last.num_cells, self._num_bins, self._inner_bins)
-        self._launch("blur_cells", levels[0], len(levels[0]), *bins, blurred)
+        num_cells = self._last.num_cells
+        self._launch("blur_cells", levels[0], len(blurred), num_cells, *self._bins, blurred)
         levels[0] = blurred  # Where the grid is the planes, they are sliced from where it is now.
 
         inner_cells = len(blurred)
         for level, axis in enumerate(self._outer):
             inner_cells //= axis.num_cells
+            geometry = (axis.num_places, axis.num_cells, inner_cells)
             weights = (axis.first_cell, axis.weight)
-            self._launch_axis(
-                "slice_axis", levels[level], axis, inner_cells, weights, levels[level + 1]
-            )
+            to = levels[level + 1]
+            self._launch("slice_axis", levels[level], len(to), *geometry, *weights, to)
         self._slice_tiles(levels[-1], output)
 
     def _arrays(self, width: int) -> tuple[list[Any], Any]:
@@ -295,7 +298,7 @@ class GridFilter(Filter):
         rows = self._rows
         last = self._last
         geometry = (rows.num_places, last.num_places, rows.begin, rows.weight, rows.num_cells)
-        along = (last.begin, last.weight, last.num_cells, self._num_bins, self._inner_bins)
+        along = (last.begin, last.weight, last.num_cells, *self._bins)
         blocks = (self._groups.homes, self._groups.bins)
         num_planes = math.prod(axis.num_places for axis in self._outer)
         num_parts = max(1, group.shape[1] // _MAX_PART)
@@ -307,16 +310,9 @@ class GridFilter(Filter):
         rows = self._rows
         last = self._last
         across = (rows.num_places, last.num_places, rows.first_cell, rows.reach, rows.num_cells)
-        along = (last.first_cell, last.weight, last.num_cells, self._num_bins, self._inner_bins)
+        along = (last.first_cell, last.weight, last.num_cells, *self._bins)
         arguments = (planes, self._tiles, *self._places, *across, *along, *output)
         self._launch_blocks("slice_tiles", planes, int(self._tiles.size), *arguments)
-
-    def _launch_axis(
-        self, kernel: str, rows: Any, axis: _Axis, inner_cells: int, lists: tuple[Any, ...], to: Any
-    ) -> None:
-        """Add up or spread rows along an outer axis, with so many cells inside each of its own."""
-        num_along = (axis.num_places, axis.num_cells, inner_cells)
-        self._launch(kernel, rows, len(to), *num_along, *lists, to)
 
     def _launch(self, kernel: str, rows: Any, num_rows: int, *arguments: Any) -> None:
         constants = {**row_constants(rows), "CRF_MODALITIES": len(self._size.bins)}

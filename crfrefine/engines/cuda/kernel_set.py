@@ -63,7 +63,8 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
     ones = xp.ones((1, voxels.num_voxels, 1), dtype=np.float32)
     row_sum = xp.zeros_like(ones)
     plain.accumulate(ones, None, None, unit, row_sum)
-    sums = xp.maximum(row_sum.reshape(-1), np.finfo(np.float32).tiny)
+    tiny = np.finfo(np.float32).tiny
+    sums = xp.maximum(row_sum.reshape(-1), tiny)
     if normalization == "after":
         return Kernel(plain, 1.0 / sums, None, ones.reshape(-1))  # D^-1 K 1 = 1
 
@@ -96,7 +97,9 @@ def choose_filter(
             num_vertices = estimated_vertices(bilateral, Simplices(bilateral))
             per_voxel = num_vertices / num_voxels
             corners = num_voxels * (bilateral.num_features + 1.0)
-            per_filtering = 2.0 * (6.0 + 4.0 * width) + per_voxel * (8.0 + 16.0 * width)
+            per_corner = 6.0 + 4.0 * width
+            per_vertex = 8.0 + 16.0 * width
+            per_filtering = 2.0 * per_corner + per_voxel * per_vertex
             work = 400.0 + filterings * per_filtering
             costs["lattice"] = _LATTICE_HANDICAP * OPERATIONS_A_BYTE * corners * work
     return min(costs, key=lambda name: max(costs[name], _UNNOTICED)), num_vertices

@@ -153,7 +153,8 @@ class CudaKernels:
                 volume = VolumeBackward(
                     self._voxels, tape.spec, record, tape.volume_biases, tape.volume_part
                 )
-            gradients = backward.run(record, self._array(gradient), self._array(logits), volume)
+            by_out = self._array(gradient)
+            gradients = backward.run(record, by_out, self._array(logits), volume)
             by_logits = self._like(gradients.logits, logits)
             by_image = gradients.image
             if by_image is not None:
@@ -171,13 +172,15 @@ class CudaKernels:
             shape = (num_row_groups(num_channels), self.num_voxels, width)
             rows = xp.zeros(shape, dtype=np.float32)
             for number, channel in enumerate(channels):
-                rows[number // width, :, number % width] = channel[index]
+                group, place = divmod(number, width)
+                rows[group, :, place] = channel[index]
             weight = self._device.upload(grouped(np.ones(num_channels), width))
             total = xp.zeros_like(rows)
             self._kernels[0].accumulate(rows, weight, total)
             out = xp.zeros_like(channels)
             for number, channel in enumerate(out):
-                channel[index] = total[number // width, :, number % width]
+                group, place = divmod(number, width)
+                channel[index] = total[group, :, place]
             return self._device.download(out.reshape(values.shape))
 
     @contextmanager

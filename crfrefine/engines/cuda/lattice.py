@@ -135,8 +135,9 @@ def _field_ranges(
     sum_low = 0.0
     sum_high = 0.0
     for i in range(size, 0, -1):
-        low = ranges[i - 1][0] * scale[i - 1]
-        high = ranges[i - 1][1] * scale[i - 1]
+        low, high = ranges[i - 1]
+        low *= scale[i - 1]
+        high *= scale[i - 1]
         # elevated_i = sum over j >= i of scaled_j - i scaled_(i-1). Margins of 4: rounding, the
         # wrap, a vertex below, a step either way.
         smallest = sum_low - i * high
@@ -165,8 +166,9 @@ def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float
     number = xp.arange(voxels.num_voxels // every, dtype=np.uint64)
     # One of `every` neighbors, as if by chance: a fixed stride would meet neighboring rows at the
     # same places.
-    offset = (number * _GOLDEN_RATIO >> np.uint64(40)) % np.uint64(every)
-    place = (number * np.uint64(every) + offset).astype(np.int64)
+    step = np.uint64(every)
+    offset = (number * _GOLDEN_RATIO >> np.uint64(40)) % step
+    place = (number * step + offset).astype(np.int64)
     features = xp.ascontiguousarray(bilateral.features[:, place])
     keys, _ = simplices.find(features)
     single = keys.low
@@ -310,8 +312,9 @@ class Lattice(Filter):
         slot_vertex = self._number(self._read_vertices(keys, table), table)
 
         num_directions = self.num_features + 1
-        self.after = xp.empty((num_directions, self.num_vertices), dtype=np.int32)
-        self.before = xp.full((num_directions, self.num_vertices), -1, dtype=np.int32)
+        shape = (num_directions, self.num_vertices)
+        self.after = xp.empty(shape, dtype=np.int32)
+        self.before = xp.full(shape, -1, dtype=np.int32)
         vertices = (self.vertex_low, self.vertex_high, self.num_vertices)
         lookup = (keys.low, keys.high, table.slots, table.bits, slot_vertex)
         layout = (simplices.shift, simplices.remainder_bits)
@@ -423,4 +426,5 @@ def _amplitude(num_features: int) -> float:
     """
     mass = math.pow(4.0 * math.pi / 3.0, num_features / 2.0)
     halves = math.pow(0.5, num_features + 1)
-    return math.sqrt(num_features + 1.0) * mass * halves / 65535.0**2
+    unit = 65535.0**2
+    return math.sqrt(num_features + 1.0) * mass * halves / unit

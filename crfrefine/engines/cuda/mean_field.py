@@ -174,7 +174,8 @@ class VolumeBackward:
             marginals = xp.concatenate([marginals, rest[None]])
         masses, covariance = self._sums.of_marginals(marginals)
         by_masses = self._sums.total(by_x)
-        pull, by_slack = self._term.pull(by_masses, masses, covariance, self._biases[step])
+        bias = self._biases[step]
+        pull, by_slack = self._term.pull(by_masses, masses, covariance, bias)
         self.by_slack += by_slack
 
         num_voxels = self._voxels.num_voxels
@@ -264,31 +265,8 @@ class MeanFieldRun:
             "CRF_WIDTH": width,
         }
 
-        # The model, on the device.
-        self._kernels = []
-        for kernel, weight in zip(kernels, spec.weights, strict=True):
-            uploaded = device.upload(grouped(weight[:num_channels], width))
-            self._kernels.append((kernel, uploaded))
-        self._weighted_ones = None
-        if num_channels < num_labels:
-            self._weighted_ones = xp.zeros(num_voxels, dtype=np.float32)
-            for kernel, weight in zip(kernels, spec.weights, strict=True):
-                self._weighted_ones += kernel.ones * float(weight[0])
-        self._compatibility = upload_float32(device, spec.compatibility)
-        self._inverse_temperature = np.float32(1.0) / np.float32(spec.temperature)
-        self._bias = None
-        if spec.bias is not None:
-            self._bias = upload_float32(device, spec.bias)
-
-        # Memory of the steps. To messages, the first kernel does not add: it replaces them.
-        shape = (num_row_groups(num_channels), num_voxels, width)
-        self._marginals = xp.empty(shape, dtype=np.float32)
-        self._messages = (xp.empty if kernels else xp.zeros)(shape, dtype=np.float32)
-        self._num_threads = min(num_voxels, MAX_THREADS)
-        self._partial = xp.zeros((_NUM_SUMS, self._num_threads), dtype=np.float64)
-        self._totals = xp.empty(_NUM_SUMS, dtype=np.float64)
-        num_states = _NUM_STATES + max(spec.num_iterations, 1)
-        self._state = xp.zeros(num_states, dtype=np.float64)
+        self._upload_model(kernels, width)
+        self._allocate(num_channels, width, has_kernels=bool(kernels))
         self._out = logits * self._inverse_temperature  # the result outside the mask
         self._record = None
         if records:
@@ -304,6 +282,41 @@ class MeanFieldRun:
             self._volume = VolumeSteps(voxels, spec, self._out, part)
             if spec.tolerance > 0.0:
                 self._old = xp.empty_like(self._marginals)
+
+    def _upload_model(self, kernels: Sequence[Kernel], width: int) -> None:
+        """Upload the parameters, the weights in rows of so many channels."""
+        spec = self._spec
+        device = self._voxels.device
+        num_channels = spec.num_channels
+        self._kernels = []
+        for kernel, weight in zip(kernels, spec.weights, strict=True):
+            uploaded = device.upload(grouped(weight[:num_channels], width))
+            self._kernels.append((kernel, uploaded))
+        self._weighted_ones = None
+        if num_channels < spec.num_labels:
+            self._weighted_ones = device.xp.zeros(self._voxels.num_voxels, dtype=np.float32)
+            for kernel, weight in zip(kernels, spec.weights, strict=True):
+                self._weighted_ones += kernel.ones * float(weight[0])
+        self._compatibility = upload_float32(device, spec.compatibility)
+        self._inverse_temperature = np.float32(1.0) / np.float32(spec.temperature)
+        self._bias = None
+        if spec.bias is not None:
+            self._bias = upload_float32(device, spec.bias)
+
+    def _allocate(self, num_channels: int, width: int, *, has_kernels: bool) -> None:
+        """Allocate the memory of the steps."""
+        xp = self._voxels.device.xp
+        num_voxels = self._voxels.num_voxels
+        shape = (num_row_groups(num_channels), num_voxels, width)
+        self._marginals = xp.empty(shape, dtype=np.float32)
+        # The first kernel does not add its message: it replaces what is there.
+        empty = xp.empty if has_kernels else xp.zeros
+        self._messages = empty(shape, dtype=np.float32)
+        self._num_threads = min(num_voxels, MAX_THREADS)
+        self._partial = xp.zeros((_NUM_SUMS, self._num_threads), dtype=np.float64)
+        self._totals = xp.empty(_NUM_SUMS, dtype=np.float64)
+        num_states = _NUM_STATES + max(self._spec.num_iterations, 1)
+        self._state = xp.zeros(num_states, dtype=np.float64)
 
     def take_steps(self, progress: Callable[[int, int], None] | None = None) -> MeanFieldOutcome:
         """Take all steps, or until no further one is needed; once per object."""
@@ -321,7 +334,8 @@ class MeanFieldRun:
         biases = None
         if self._volume is not None:
             self._store_marginals()  # before the host's wait, or this would return too early
-            biases = np.array(self._volume.biases).reshape(-1, self._spec.num_labels)
+            biases = np.array(self._volume.biases)
+            biases = biases.reshape(-1, self._spec.num_labels)
         state = device.download(self._state)
         energy = state[_NUM_STATES : _NUM_STATES + int(state[_NUM_STEPS])]
         converged = bool(state[_CONVERGED])

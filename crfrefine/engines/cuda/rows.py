@@ -119,9 +119,11 @@ class Sums:
         It waits until all launches so far are done.
         """
         ends = np.cumsum([len(part) for part in self._parts])
-        totals = self.device.xp.empty(int(ends[-1]), dtype=np.float64)
+        num_sums = int(ends[-1])
+        totals = self.device.xp.empty(num_sums, dtype=np.float64)
         for part, end in zip(self._parts, ends.tolist(), strict=True):
-            add_up(self.device, part, totals[end - len(part) : end])
+            begin = end - len(part)
+            add_up(self.device, part, totals[begin:end])
         return np.split(self.device.download(totals), ends[:-1])
 
 

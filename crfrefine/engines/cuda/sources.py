@@ -17,17 +17,18 @@ _INCLUDE = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
 _KERNEL = re.compile(r"^CRF_(?:BLOCK_)?KERNEL\((\w+),([^)]*)\)\s*\{", re.MULTILINE)
 _QUALIFIER = re.compile(r"\b(?:const|__restrict__) ")
 
-_TYPES: dict[str, np.dtype[Any]] = {
-    "int": np.dtype("int32"),
-    "int64": np.dtype("int64"),
-    "uint8": np.dtype("uint8"),
-    "uint16": np.dtype("uint16"),
-    "uint32": np.dtype("uint32"),
-    "uint64": np.dtype("uint64"),
-    "double": np.dtype("float64"),
-    "float": np.dtype("float32"),
-    "Real": np.dtype("float32"),
-    "Channels": np.dtype("float32"),
+# Names of numpy's types, by those of the kernels.
+_TYPES = {
+    "int": "int32",
+    "int64": "int64",
+    "uint8": "uint8",
+    "uint16": "uint16",
+    "uint32": "uint32",
+    "uint64": "uint64",
+    "double": "float64",
+    "float": "float32",
+    "Real": "float32",
+    "Channels": "float32",
 }
 
 # Sources whose multiplications and additions must not be fused: integers that all engines share
@@ -105,15 +106,16 @@ def _with_constants(name: str, constants: tuple[tuple[str, int], ...]) -> Kernel
         options.append("--fmad=false")
     if dict(constants).get("CRF_WIDE_KEYS"):
         options.append("--device-int128")
-    defines = "".join(f"#define {key} {value}\n" for key, value in constants)
-    return KernelSource(name, defines + text, kernels, tuple(options))
+    lines = [f"#define {key} {value}\n" for key, value in constants]
+    return KernelSource(name, "".join(lines) + text, kernels, tuple(options))
 
 
 def _parameter(declaration: str) -> Parameter:
     """Read a declaration such as "const Real* scale"."""
     kind, _, name = _QUALIFIER.sub("", declaration).strip().rpartition(" ")
     base = kind.rstrip("*")
-    return Parameter(name, _TYPES[base], kind.endswith("*"), base == "Channels")
+    dtype = np.dtype(_TYPES[base])
+    return Parameter(name, dtype, is_array=kind.endswith("*"), is_rows=base == "Channels")
 
 
 def pack_arguments(
@@ -124,10 +126,10 @@ def pack_arguments(
     Raises TypeError if one does not fit, which a GPU would not notice.
     """
     parameters = source.kernels[kernel]
-    if len(arguments) != len(parameters):
-        raise TypeError(
-            f"{source.name}.{kernel}: {len(arguments)} arguments for {len(parameters)} parameters"
-        )
+    found = len(arguments)
+    expected = len(parameters)
+    if found != expected:
+        raise TypeError(f"{source.name}.{kernel}: {found} arguments for {expected} parameters")
     packed = []
     for parameter, value in zip(parameters, arguments, strict=True):
         if not parameter.is_array:

@@ -54,7 +54,8 @@ class Voxels:
         if mask is None:
             self.grid_index = device.xp.arange(self.grid_size, dtype=np.int64)
         else:
-            self.grid_index = device.xp.flatnonzero(device.upload(mask)).astype(np.int64)
+            inside = device.upload(mask)
+            self.grid_index = device.xp.flatnonzero(inside).astype(np.int64)
         self.num_voxels = int(self.grid_index.size)
         if self.num_voxels == 0:
             raise InputError("the mask is empty")
@@ -77,7 +78,9 @@ class Voxels:
         self.box_index = self.linear_index(self.box_shape)
         self.spacing = self.of_box_axes(spacing)
 
-        users_axes = [axis if axes is None else axes[axis] for axis in self.source_axis]
+        users_axes = self.source_axis
+        if axes is not None:
+            users_axes = [axes[axis] for axis in self.source_axis]
         self.feature = [sorted(users_axes).index(axis) for axis in users_axes]
 
     @cached_property
@@ -88,8 +91,9 @@ class Voxels:
         """
         if self.num_voxels == self.box_size:
             return None
-        number = self.device.xp.full(self.box_size, -1, dtype=np.int32)
-        number[self.box_index] = self.device.xp.arange(self.num_voxels, dtype=np.int32)
+        xp = self.device.xp
+        number = xp.full(self.box_size, -1, dtype=np.int32)
+        number[self.box_index] = xp.arange(self.num_voxels, dtype=np.int32)
         return number
 
     def linear_index(self, shape: Sequence[int]) -> Any:
@@ -178,7 +182,8 @@ class BilateralInput:
             scale = voxels.spacing[axis] / self.theta_position[axis]
             feature = voxels.feature[axis]
             self.features[num_modalities + feature] = coordinate * scale
-            position_ranges[feature] = (0.0, (voxels.box_shape[axis] - 1) * scale)
+            last = voxels.box_shape[axis] - 1
+            position_ranges[feature] = (0.0, last * scale)
         self.ranges = intensity_ranges + position_ranges
         self.num_features = len(self.ranges)
 

@@ -154,7 +154,8 @@ class _Volume:
         scores = x[self._part].double()
         fixed = scores.detach()
         masses_of = partial(_masses, fixed)
-        self.bias = self._term.search(masses_of, self.bias, _LAST_CHANGE[x.dtype])
+        last_change = _LAST_CHANGE[x.dtype]
+        self.bias = self._term.search(masses_of, self.bias, last_change)
 
         bias = torch.as_tensor(self.bias, device=x.device)
         masses, covariance = _masses(fixed, self.bias)
@@ -281,7 +282,8 @@ class TorchKernels:
         """Run the mean field for a later `backward`; see `Kernels.forward`."""
         spec = replace(spec, tolerance=0.0)
         with _limits(self._threads), torch.no_grad():
-            refined, trace = self._refine(self._inputs(logits, spec), self.built, spec)
+            inputs = self._inputs(logits, spec)
+            refined, trace = self._refine(inputs, self.built, spec)
         # No record: `backward` takes the steps again.
         record = np.empty((0, spec.num_labels, self.num_voxels))
         biases = np.stack(trace.biases) if trace.biases else None
@@ -354,7 +356,8 @@ class TorchKernels:
         refined = torch.empty_like(logits)
         refined[:, inside] = trace.logits.T
         outside = ~inside
-        refined[:, outside] = divided(logits[:, outside], inputs.temperature)
+        unrefined = logits[:, outside]
+        refined[:, outside] = divided(unrefined, inputs.temperature)
         return refined, trace
 
     def _build(
@@ -421,14 +424,8 @@ class TorchKernels:
     def _inputs(self, logits: Array, spec: MeanFieldSpec) -> Inputs:
         """Return the inputs of `mean_field`, the logits on the grid."""
         bias = np.zeros(spec.num_labels) if spec.bias is None else spec.bias
-        return Inputs(
-            self.tensor(logits),
-            self.tensor(spec.weights),
-            self.tensor(spec.compatibility),
-            self.tensor(spec.temperature),
-            self.tensor(bias),
-            self.tensor(spec.volume_slack),
-        )
+        model = (spec.weights, spec.compatibility, spec.temperature, bias, spec.volume_slack)
+        return Inputs(self.tensor(logits), *[self.tensor(values) for values in model])
 
     def tensor(self, values: Any) -> Tensor:
         """Return a copy in the type and on the device of the computation."""

@@ -56,8 +56,9 @@ def spatial_filter(inside: Tensor, steps: Sequence[float], theta: Tensor) -> Fil
     """
     matrices = []
     for extent, step, width in zip(inside.shape, steps, theta, strict=True):
-        position = torch.arange(extent, device=theta.device, dtype=theta.dtype) * step
-        distance = (position[:, None] - position[None, :]) / width
+        index = torch.arange(extent, device=theta.device, dtype=theta.dtype)
+        position = index * step
+        distance = (position[:, None] - position) / width
         matrices.append(torch.exp(-0.5 * distance**2))
 
     def apply(values: Tensor) -> Tensor:
@@ -108,7 +109,8 @@ class Lattice:
         # A vertex is a number, the inner product of its coordinates and large random ones: two of
         # a million vertices share none.
         generator = torch.Generator().manual_seed(0)
-        large = torch.randint(-(1 << 62), 1 << 62, (size,), generator=generator, device="cpu")
+        limit = 1 << 62
+        large = torch.randint(-limit, limit, (size,), generator=generator, device="cpu")
         large = large.to(rank.device)
         corners = []
         for remainder in range(size):
@@ -157,7 +159,8 @@ class Lattice:
             padded = pad(at_vertices, (0, 0, 0, 1))
             sides = padded.index_select(0, before) + padded.index_select(0, after)
             at_vertices = 0.5 * at_vertices + 0.25 * sides
-        at_corners = at_vertices.index_select(0, corners).view(*self.vertices.shape, -1)
+        at_corners = at_vertices.index_select(0, corners)
+        at_corners = at_corners.view(*self.vertices.shape, -1)
         # The mass of exp(-d^2 / 2) per vertex; each vertex has a volume of (D+1)^(D-1/2).
         num_dims = self._features.shape[1]
         mass = math.pow(4.0 * math.pi / 3.0, num_dims / 2.0)
@@ -204,9 +207,11 @@ def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     by_rank = torch.zeros_like(elevated).scatter(1, rank, wrapped)
     # Remainder k is where the k lowest-ranked coordinates have wrapped: its weight is a drop
     # between neighboring sorted residuals.
-    drops = (by_rank[:, :-1] - by_rank[:, 1:]).flip(1)
-    rest = 1.0 - (by_rank[:, :1] - by_rank[:, -1:])
-    return remainder0, rank, torch.cat([rest, drops], dim=1)
+    largest = by_rank[:, :1]
+    smallest = by_rank[:, -1:]
+    drops = by_rank[:, :-1] - by_rank[:, 1:]
+    rest = 1.0 - (largest - smallest)
+    return remainder0, rank, torch.cat([rest, drops.flip(1)], dim=1)
 
 
 def _find(keys: Tensor, wanted: Tensor) -> Tensor:
