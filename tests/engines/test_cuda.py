@@ -1,4 +1,6 @@
-"""What is the GPU engine's own: its lattice's integers, its hash table, the order of its sums, its limits. The kernels run as C++."""
+"""What is the GPU engine's own: its lattice's integers, its hash table, the order of its sums,
+its limits. The kernels run as C++.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -67,16 +69,20 @@ def test_the_lattice_is_the_cpus(num_dims, num_modalities, theta_alpha, theta_be
     ids=["table", "lists"],
 )
 def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch):
-    """From sixteen slots the table is found full and made larger: the same bits. Sums of sums are rounded otherwise."""
+    """From sixteen slots the table is found full and made larger: the same bits.
+
+    Sums of sums are rounded otherwise.
+    """
     case = random_case(3, num_modalities=2, masked=True, grid_shape=(11, 8, 14))
     changes = {"bilateral__theta_alpha": 4.0, "bilateral__theta_beta": 0.7}
     plain = _refined(watched_backend(), case, **changes)
     monkeypatch.setattr(*setting)
     found = _refined(watched_backend(), case, **changes)
     assert found.filters == plain.filters
-    np.testing.assert_allclose(
-        found.logits, plain.logits, rtol=0.0, atol=1e-5 if setting[1] == "MAX_TOGETHER" else 0.0
-    )
+    tolerance = 0.0
+    if setting[1] == "MAX_TOGETHER":
+        tolerance = 1e-5
+    np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=tolerance)
 
 
 def _grid_message(engine, case, theta_alpha, theta_beta):
@@ -93,7 +99,9 @@ def _grid_message(engine, case, theta_alpha, theta_beta):
             (3, 5, 334),
             0.9,
             0.2,
-        ),  # more cells along the last axis than a block has threads, the last block with few of its own
+            # More cells along the last axis than a block has threads, the last block with few of
+            # its own.
+        ),
         (
             (5, 9, 70),
             9.1,
@@ -103,7 +111,10 @@ def _grid_message(engine, case, theta_alpha, theta_beta):
     ],
 )
 def test_any_grouping_of_cells_has_the_sums_of_the_cpu(grid_shape, theta_alpha, theta_beta):
-    """To rounding. Wide rows need the most shared memory for the cells under the voxels of a tile."""
+    """To rounding.
+
+    Wide rows need the most shared memory for the cells under the voxels of a tile.
+    """
     case = random_case(3, 1, masked=True, grid_shape=grid_shape)
     found, expected = (
         _grid_message(engine, case, theta_alpha, theta_beta)
@@ -126,7 +137,10 @@ def _input(case, theta_alpha, theta_beta, device=None):
 
 
 def test_the_automatic_choice_follows_the_work():
-    """Few voxels: all pairs. Many, with a fine kernel: the window; with a coarse one: the lattice, where the grid cannot be."""
+    """Few voxels: all pairs.
+
+    Many, with a fine kernel: the window; with a coarse one: the lattice, where the grid cannot be.
+    """
     assert choose_filter(_input(random_case(3), 4.0, 0.1), 2, 5)[0] == "exact"
     one, three = (
         random_case(3, num_modalities, grid_shape=(61, 70, 57)) for num_modalities in (1, 3)
@@ -145,7 +159,9 @@ def test_the_automatic_choice_follows_the_work():
 
 
 def test_a_single_voxel_keeps_to_the_rules():
-    """Channels are rows as they lie, but not where a wide load may begin: a weight per label leaves records of an odd number of them."""
+    """Channels are rows as they lie, but not where a wide load may begin: a weight per label leaves
+    records of an odd number of them.
+    """
     case = random_case(3, num_modalities=2)
     mask = np.zeros(case.inside.shape, dtype=bool)
     mask[1, 2, 3] = True
@@ -221,17 +237,19 @@ def test_every_kernel_keeps_to_the_rules(runs):
 
 
 def _options():
-    """Source, kernel, constant and value: what the engine can ask for, whatever the number of labels and features."""
+    """Source, kernel, constant and value: what the engine can ask for, whatever the number of
+    labels and features.
+    """
     found = set()
     for source in source_names():
         for kernel, parameters in kernel_source(source, {}).kernels.items():
-            values = {
-                "CRF_WIDTH": sorted({row_width(number) for number in range(1, 20)})
-                if any(one.is_rows for one in parameters)
-                else [],
-                "CRF_MODALITIES": [1, 2] if source.startswith("grid") else [],
-                "CRF_WIDE_KEYS": [0, 1] if source == "lattice_build" else [],
-            }
+            values = {}
+            if any(one.is_rows for one in parameters):
+                values["CRF_WIDTH"] = sorted({row_width(number) for number in range(1, 20)})
+            if source.startswith("grid"):
+                values["CRF_MODALITIES"] = [1, 2]
+            if source == "lattice_build":
+                values["CRF_WIDE_KEYS"] = [0, 1]
             found |= {(source, kernel, name, value) for name in values for value in values[name]}
     return found
 
@@ -242,23 +260,27 @@ def _options():
     reason="compiles each kernel several times: make test-gpu-emulated",
 )
 def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
-    """Forward and backward with rows of each width, one modality and two, keys of more than 64 bits, and volumes."""
-    watched, rng, shape = (
-        runs.Watched(ShimDevice(is_watched=True)),
-        np.random.default_rng(5),
-        (3, 4, 9),
-    )
-    engine, mask = CudaBackend(watched), rng.random(shape) < 0.6
+    """Forward and backward with rows of each width, one modality and two, keys of more than 64
+    bits, and volumes.
+    """
+    watched = runs.Watched(ShimDevice(is_watched=True))
+    rng = np.random.default_rng(5)
+    shape = (3, 4, 9)
+    engine = CudaBackend(watched)
+    mask = rng.random(shape) < 0.6
     for number, num_labels in enumerate((2, 3, 4, 9)):
         logits = rng.random((num_labels, *shape)).astype(np.float32)
-        # Many voxels on a few vertices, whose lists are cut; once many vertices of many features, whose keys are long.
-        few = [
+        # Many voxels on a few vertices, whose lists are cut; once many vertices of many features,
+        # whose keys are long.
+        filters = [
             ("exact", 2, 1.0),
             ("truncated", 2, 1.0),
             ("lattice", 2, 300.0),
             ("grid", 1 + number % 2, 4.0),
         ]
-        for filter_name, num_modalities, scale in few if number else [*few, ("lattice", 4, 0.01)]:
+        if number == 0:
+            filters.append(("lattice", 4, 0.01))
+        for filter_name, num_modalities, scale in filters:
             image = rng.random((num_modalities, *shape)).astype(np.float32)
             theta = [((1.2 * scale, 1.7 * scale, 1.4 * scale), (0.4 * scale,) * len(image))]
             spec = kernel_set(
@@ -269,8 +291,12 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
                 num_labels=num_labels,
             )
             kernels = engine.kernels(GridImage(image, mask, (1.0, 0.8, 1.5)), spec)
-            for volume in (0.0, 0.8) if filter_name == "exact" else (0.0,):
-                weights, penalties = np.full((2, num_labels), 0.5), 1.0 - np.eye(num_labels)
+            volumes = [0.0]
+            if filter_name == "exact":
+                volumes.append(0.8)
+            for volume in volumes:
+                weights = np.full((2, num_labels), 0.5)
+                penalties = 1.0 - np.eye(num_labels)
                 model = MeanFieldSpec(weights, penalties, 2, volume_weight=volume)
                 tape = kernels.forward(logits, model)
                 kernels.backward(
@@ -303,7 +329,9 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
     ],
 )
 def test_a_gpus_arithmetic_keeps_to_the_tolerance(filter_name, num_dims, num_labels, masked):
-    """The CPU's choices, and its logits to rounding; the same bits whoever comes first, and whatever new memory holds."""
+    """The CPU's choices, and its logits to rounding; the same bits whoever comes first, and
+    whatever new memory holds.
+    """
     case = random_case(num_dims, num_modalities=2, num_labels=num_labels, masked=masked)
     weights = np.linspace(3.0, 4.0, num_labels).tolist()
     settings = {

@@ -1,6 +1,8 @@
-"""The GPU's kernels compiled to machine code for the architectures that are supported; no GPU is needed.
+"""The GPU's kernels compiled to machine code for the architectures that are supported; no GPU is
+needed.
 
-A kernel of the inner loop must keep its voxel's numbers in registers: what spills goes to memory and back in each step.
+A kernel of the inner loop must keep its voxel's numbers in registers: what spills goes to memory
+and back in each step.
 """
 
 import re
@@ -75,7 +77,9 @@ def test_every_source_is_listed():
     ],
 )
 def test_hot_kernels_spill_nothing(name, architecture):
-    """Neither spills nor a stack frame, and at most 128 registers: half of a multiprocessor's threads or more are resident."""
+    """Neither spills nor a stack frame, and at most 128 registers: half of a multiprocessor's
+    threads or more are resident.
+    """
     for constants in HOT[name][:1] if architecture == "sm_80" else HOT[name]:
         source = kernel_source(name, constants)
         usage = nvrtc.compile_for(architecture, source)
@@ -97,7 +101,9 @@ NUMBERED = sorted(HOT.keys() - {"grid_voxels", "products", "sums"})
     [pytest.param(name, marks=() if name == "spatial" else pytest.mark.long) for name in NUMBERED],
 )
 def test_threads_are_numbered_in_64_bits(name):
-    """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a wide product."""
+    """A volume of 512 x 512 x 800 has more numbers than 32 bits: a block's times its threads is a
+    wide product.
+    """
     for kernel, code in nvrtc.intermediate_code(kernel_source(name, HOT[name][0])).items():
         block = re.search(r"mov\.u32\s+(%r\d+), %ctaid\.x;", code)
         if block is not None:  # absent where a single thread does the work
@@ -131,8 +137,10 @@ def gpu_engine(request):
 
 SHAPE = (9, 11, 8)
 SCATTERED = np.random.default_rng(0).random(SHAPE) < 0.8
-BOX, SLICE = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
-BOX[2:7, 1:9, 3:6], SLICE[2:8, :, 5] = SCATTERED[2:7, 1:9, 3:6], True
+BOX = np.zeros(SHAPE, bool)
+SLICE = np.zeros(SHAPE, bool)
+BOX[2:7, 1:9, 3:6] = SCATTERED[2:7, 1:9, 3:6]
+SLICE[2:8, :, 5] = True
 FEW = {"bilateral.weight": 0.1, "spatial.weight": 0.0}
 
 

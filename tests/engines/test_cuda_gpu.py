@@ -1,4 +1,7 @@
-"""What only a real GPU can show: PyTorch's streams and memory, other GPUs than the first. Skipped where there is none."""
+"""What only a real GPU can show: PyTorch's streams and memory, other GPUs than the first.
+
+Skipped where there is none.
+"""
 
 import gc
 import threading
@@ -110,11 +113,14 @@ def _layer_run(torch, device, *, on_side_stream=False, keeps=None):
 
 
 def test_memory_is_pytorchs_and_goes_back_from_any_thread(torch):
-    """Runs on side streams, whose records and kernels are dropped by another thread, or by its collector of cycles."""
+    """Runs on side streams, whose records and kernels are dropped by another thread, or by its
+    collector of cycles.
+    """
     cupy = pytest.importorskip("cupy")
     expected = _layer_run(torch, "cuda:0")
     gc.collect()
-    used, pooled = torch.cuda.memory_allocated(0), cupy.get_default_memory_pool().used_bytes()
+    used = torch.cuda.memory_allocated(0)
+    pooled = cupy.get_default_memory_pool().used_bytes()
     torch.cuda.reset_peak_memory_stats(0)
     for number in range(20):
         kept = [None]

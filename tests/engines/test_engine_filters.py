@@ -1,6 +1,8 @@
-"""The compiled engines' lattice and grid against plain transcriptions of the same approximations: closer than the approximations are good.
+"""The compiled engines' lattice and grid against plain transcriptions of the same
+approximations: closer than the approximations are good.
 
-Bandwidths are no multiples of the spacing: on the face of a simplex, float32 and float64 may choose different sides.
+Bandwidths are no multiples of the spacing: on the face of a simplex, float32 and float64 may
+choose different sides.
 """
 
 import os
@@ -50,12 +52,12 @@ def _values(case):
 def test_the_grid_is_the_documented_one(
     compiled_backend, num_dims, num_modalities, masked, theta_alpha
 ):
-    """Against the dense matrix of its formula: float32 sums of up to a thousand terms, 3e-6 of the result's size."""
+    """Against the dense matrix of its formula: float32 sums of up to a thousand terms, 3e-6 of the
+    result's size.
+    """
     case = random_case(num_dims, num_modalities, masked=masked)
-    values, spec = (
-        _values(case),
-        one_kernel((theta_alpha,) * num_dims, (0.13,) * num_modalities, filter="grid"),
-    )
+    values = _values(case)
+    spec = one_kernel((theta_alpha,) * num_dims, (0.13,) * num_modalities, filter="grid")
     result = compiled_backend.message(values, GridImage(case.image, case.mask, case.spacing), spec)
     expected = values[:, case.inside].astype(np.float64) @ grid_kernel(case, theta_alpha, 0.13)
     assert np.abs(result[:, case.inside] - expected).max() < 3e-6 * np.abs(expected).max()
@@ -74,9 +76,13 @@ def test_the_grid_is_the_documented_one(
 def test_the_lattice_is_the_transcribed_one(
     compiled_backend, num_dims, num_modalities, masked, theta_alpha
 ):
-    """The same sums up to the engine's 16-bit weights: 1.5e-5 a corner, twice, random over voxels."""
+    """The same sums up to the engine's 16-bit weights: 1.5e-5 a corner, twice, random over
+    voxels.
+    """
     # Of more voxels than a tile has, whose vertices several tiles share.
-    shape = (23, 11, 37) if (num_dims, num_modalities) == (3, 1) else GRIDS[num_dims]
+    shape = GRIDS[num_dims]
+    if (num_dims, num_modalities) == (3, 1):
+        shape = (23, 11, 37)
     case = random_case(num_dims, num_modalities, masked=masked, grid_shape=shape)
     spec = one_kernel((theta_alpha,) * num_dims, (0.19,) * num_modalities, filter="lattice")
     arguments = (_values(case), GridImage(case.image, case.mask, case.spacing), spec)
@@ -113,7 +119,9 @@ def test_the_lattice_is_the_transcribed_one(
     ],
 )
 def test_what_an_engine_refuses_has_a_kind(compiled_backend, kind, match, changes):
-    """Too large for the algorithm, or not usable at all; the C++ engine's own class is the cause."""
+    """Too large for the algorithm, or not usable at all; the C++ engine's own class is the
+    cause.
+    """
     asked = {
         "mask": None,
         "theta_alpha": (2.0,) * 3,
@@ -145,10 +153,8 @@ def test_the_filter_is_known_before_it_is_built(name, theta):
         num_iterations=5,
     )
     arguments = GridImage(image, None, (2.0, 1.0, 1.5)), spec
-    planned, built = (
-        get_backend("cpu").plan_filters(*arguments, 2),
-        get_backend("cpu").kernels(*arguments).filters,
-    )
+    planned = get_backend("cpu").plan_filters(*arguments, 2)
+    built = get_backend("cpu").kernels(*arguments).filters
     assert len(planned) == 1
     assert built[0].startswith(f"bilateral.0: {planned[0]} ")
     assert name in ("auto", planned[0])
@@ -164,9 +170,12 @@ def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity():
         "from crfrefine.engines import get_backend\n"
         "from crfrefine.engines.base import GridImage\n"
         "from crfrefine.parameters.specs import KernelSetSpec, KernelSpec\n"
-        "kernels = KernelSetSpec((KernelSpec((2.0,) * 3, (0.2,)),), 'none', 'truncated', num_labels=6, num_iterations=1)\n"
+        "kernel = KernelSpec((2.0,) * 3, (0.2,))\n"
+        "size = {'num_labels': 6, 'num_iterations': 1}\n"
+        "kernels = KernelSetSpec((kernel,), 'none', 'truncated', **size)\n"
         "engine = get_backend('cpu')\n"
-        "values, image = np.ones((6, 100, 90, 80), np.float32), np.ones((1, 100, 90, 80), np.float32)\n"
+        "values = np.ones((6, 100, 90, 80), np.float32)\n"
+        "image = np.ones((1, 100, 90, 80), np.float32)\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20),) * 2)\n"
         "engine.message(values, GridImage(image, None, (1.0, 1.3, 2.0)), kernels, threads=1)\n"
@@ -181,11 +190,14 @@ def test_memory_that_the_engine_does_not_get_is_a_lack_of_capacity():
 
 
 def test_an_interrupt_is_noticed_while_the_engine_works():
-    """The exact sum of this volume takes the better part of a minute and is one step; waiting for it would run into the time limit."""
+    """The exact sum of this volume takes the better part of a minute and is one step; waiting for
+    it would run into the time limit.
+    """
     script = (
         "import numpy as np, crfrefine\n"
         "rng = np.random.default_rng(0)\n"
-        "logits, image = rng.standard_normal((2, 70, 60, 65), np.float32), rng.random((70, 60, 65), np.float32)\n"
+        "logits = rng.standard_normal((2, 70, 60, 65), np.float32)\n"
+        "image = rng.random((70, 60, 65), np.float32)\n"
         "parameters = crfrefine.CrfParameters().replace(**{'mean_field.filter': 'exact'})\n"
         "print('ready', flush=True)\n"
         "crfrefine.refine(logits, image, parameters=parameters, threads=1)\n"
@@ -203,7 +215,10 @@ def test_an_interrupt_is_noticed_while_the_engine_works():
 
 @pytest.mark.parametrize("device", ["cpu", "torch"])
 def test_the_order_of_axes_in_memory_does_not_move_the_lattice(device):
-    """A file's arrays have x fastest, a tensor's z. Sums in another order differ by rounding; a vertex gained or lost shows as 1e-2."""
+    """A file's arrays have x fastest, a tensor's z.
+
+    Sums in another order differ by rounding; a vertex gained or lost shows as 1e-2.
+    """
     case = random_case(3, masked=True, grid_shape=(7, 9, 6))
     changes = {
         "mean_field.filter": "lattice",
@@ -230,7 +245,9 @@ def test_the_order_of_axes_in_memory_does_not_move_the_lattice(device):
 @pytest.mark.parametrize("device", ["cpu", "torch"])
 @pytest.mark.parametrize("shape", [(9, 7, 1), (9, 1, 7), (1, 9, 7)])
 def test_a_slice_in_three_dimensions_has_the_lattice_of_two(device, shape):
-    """Whichever axis has one voxel, on either engine, and in any order of memory: another feature would move all cells."""
+    """Whichever axis has one voxel, on either engine, and in any order of memory: another feature
+    would move all cells.
+    """
     case = random_case(2, grid_shape=(9, 7))
     parameters = crfrefine.CrfParameters().replace(
         **{"mean_field.filter": "lattice", "bilateral.theta_alpha": 2.3}
@@ -251,7 +268,8 @@ def test_a_slice_in_three_dimensions_has_the_lattice_of_two(device, shape):
         np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-4)
 
 
-GRID, SPACING = (11, 4, 13), (1.3, 2.1, 0.7)
+GRID = (11, 4, 13)
+SPACING = (1.3, 2.1, 0.7)
 
 
 def _faded_gaussian(distance, sigma, radius=4.0):
@@ -263,7 +281,9 @@ def _faded_gaussian(distance, sigma, radius=4.0):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("sigma", [0.3, 0.74, 2.5])
 def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend, sigma, masked):
-    """A single voxel comes out as the product of its axes' weights: in full up to four sigmas, nothing a voxel beyond."""
+    """A single voxel comes out as the product of its axes' weights: in full up to four sigmas,
+    nothing a voxel beyond.
+    """
     values = np.zeros((1, *GRID), np.float32)
     values[0, 5, 1, 7] = 1.0
     theta = [sigma * step for step in SPACING]
@@ -282,8 +302,11 @@ def test_weights_fade_within_a_voxel_beyond_four_sigmas(compiled_backend, sigma,
 
 
 def test_the_derivative_is_that_of_what_is_computed(compiled_backend):
-    """While voxels fade in: against differences of the formula, of a linear loss of the messages of one step."""
-    rng, theta = np.random.default_rng(8), 1.03 * np.array([2.0 * 1.3, 3.0, 2.5 * 0.7])
+    """While voxels fade in: against differences of the formula, of a linear loss of the messages of
+    one step.
+    """
+    rng = np.random.default_rng(8)
+    theta = 1.03 * np.array([2.0 * 1.3, 3.0, 2.5 * 0.7])
     logits, direction = rng.normal(size=(2, 2, *GRID)).astype(np.float32)
     spec = kernel_set([], theta.tolist(), normalization="symmetric", filter="exact")
     run = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
@@ -342,7 +365,9 @@ def _matrix_message(values, mask, sigma):
 def test_wide_kernels_are_filtered_on_half_as_many_rows_but_not_along_short_axes(
     grid, sigma, is_halved, masked
 ):
-    """From 3 voxels on, for even and odd lengths: closer to the Gaussian than the filter on all rows, whose tails fade; and symmetric."""
+    """From 3 voxels on, for even and odd lengths: closer to the Gaussian than the filter on all
+    rows, whose tails fade; and symmetric.
+    """
     rng = np.random.default_rng(len(grid) + grid[0])
     spacing = tuple(np.linspace(0.7, 1.9, len(grid)))
     mask = rng.uniform(size=grid) < 0.4 if masked else np.ones(grid, bool)
@@ -357,7 +382,8 @@ def test_wide_kernels_are_filtered_on_half_as_many_rows_but_not_along_short_axes
     truth = _matrix_message(v[0], mask, sigma)
     largest = _matrix_message(np.ones(grid), mask, sigma).max()
     assert np.abs(exact - truth).max() < 1e-4 * largest
-    assert np.abs(found - truth).max() < (5e-5 if is_halved else 1e-4) * largest
+    tolerance = 5e-5 if is_halved else 1e-4
+    assert np.abs(found - truth).max() < tolerance * largest
     assert np.array_equal(found, exact) != is_halved
     back = engine.message(u, image, one_kernel(theta, None, filter="auto"))[0]
     assert float((u[0] * found).sum(dtype=np.float64)) == pytest.approx(
@@ -373,8 +399,12 @@ def _pairwise(logits, grid, model):
 
 @pytest.mark.parametrize("begin", [(3, 8, 0), (7, 1, 2), (4, 6, 5)])
 def test_a_part_of_a_volume_halves_the_rows_of_the_whole(begin):
-    """Of a part that shares the feature origin, far enough from the cut, messages are those of the whole, to rounding."""
-    grid, spacing, reach = (51, 58, 19), (1.0, 0.9, 1.7), (24, 24, 7)
+    """Of a part that shares the feature origin, far enough from the cut, messages are those of the
+    whole, to rounding.
+    """
+    grid = (51, 58, 19)
+    spacing = (1.0, 0.9, 1.7)
+    reach = (24, 24, 7)
     logits = np.random.default_rng(5).normal(size=(2, *grid)).astype(np.float32)
     step = MeanFieldSpec(np.ones((1, 2)), np.array([[0.0, 1.0], [1.0, 0.0]]), num_iterations=1)
     model = ModelSpec(kernel_set([], (3.0, 2.8, 2.0), normalization="after", filter="auto"), step)
@@ -399,17 +429,24 @@ def test_a_part_of_a_volume_halves_the_rows_of_the_whole(begin):
     [((40, 5, 3), 0, 2), ((3, 4, 20), 2, 3), ((6, 25), 1, 1)],
 )
 def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(grid_shape, axis, num_modalities):
-    """To rounding of some hundred terms, five theta_alpha from the cut, if both share the feature origin (math.md, section 5.5).
+    """To rounding of some hundred terms, five theta_alpha from the cut, if both share the feature
+    origin (math.md, section 5.5).
 
-    Without the origin, messages of the lattice and of the grid are off by 0.1 to 20 % of the largest there.
+    Without the origin, messages of the lattice and of the grid are off by 0.1 to 20 % of the
+    largest there.
     """
-    alpha, spacing = [1.5, 2.0, 1.7][: len(grid_shape)], (0.7, 1.2, 1.9)[: len(grid_shape)]
+    alpha = [1.5, 2.0, 1.7][: len(grid_shape)]
+    spacing = (0.7, 1.2, 1.9)[: len(grid_shape)]
     case = replace(
         random_case(len(grid_shape), num_modalities, masked=True, grid_shape=grid_shape),
         spacing=spacing,
     )
-    reach, (begin, end) = int(np.ceil(5.0 * alpha[axis] / spacing[axis])), (3, grid_shape[axis] - 2)
-    part = tuple(slice(begin, end) if at == axis else slice(None) for at in range(len(grid_shape)))
+    reach = int(np.ceil(5.0 * alpha[axis] / spacing[axis]))
+    begin = 3
+    end = grid_shape[axis] - 2
+    slices = [slice(None)] * len(grid_shape)
+    slices[axis] = slice(begin, end)
+    part = tuple(slices)
     left = Case(case.logits[:, *part], case.image[:, *part], case.inside[part], spacing)
     inner = np.zeros_like(left.inside)
     np.moveaxis(inner, axis, 0)[reach:-reach] = np.moveaxis(left.inside, axis, 0)[reach:-reach]
@@ -422,7 +459,10 @@ def test_a_part_agrees_with_the_whole_out_of_reach_of_the_cut(grid_shape, axis, 
     beta = [0.15, 0.2, 0.25][:num_modalities]
     settings = {"bilateral__theta_alpha": alpha, "bilateral__theta_beta": beta}
     settings |= {"bilateral__weight": 0.5, "mean_field__num_iterations": 1}
-    for name in ("exact", "truncated", "lattice", "grid")[: 4 if num_modalities <= 2 else 3]:
+    names = ["exact", "truncated", "lattice"]
+    if num_modalities <= 2:
+        names.append("grid")
+    for name in names:
         run = {"mean_field__filter": name, "mean_field__normalization": "after"}
         model = resolve(case, **settings, **run)
         expected = _pairwise(case.logits, case.grid, model)[:, *part][:, inner]

@@ -1,6 +1,7 @@
 """One filtering, on every backend: brute force first, then the approximations' accuracy.
 
-Values are float32: one rounding is 6e-8 relative, and sums of up to a thousand terms stay within 1e-5 unless a test says otherwise.
+Values are float32: one rounding is 6e-8 relative, and sums of up to a thousand terms stay within
+1e-5 unless a test says otherwise.
 """
 
 import functools
@@ -37,9 +38,13 @@ def _values(case, num_channels=3):
 
 
 def _message(backend, case, values, theta_alpha, theta_beta, **settings):
-    """Of one kernel, exact and not normalized unless told else; one number stands for all axes or modalities."""
+    """Of one kernel, exact and not normalized unless told else; one number stands for all axes or
+    modalities.
+    """
     alpha = np.broadcast_to(theta_alpha, len(case.spacing)).tolist()
-    beta = None if theta_beta is None else np.broadcast_to(theta_beta, len(case.image)).tolist()
+    beta = None
+    if theta_beta is not None:
+        beta = np.broadcast_to(theta_beta, len(case.image)).tolist()
     return backend.message(
         values.astype(np.float32),
         GridImage(case.image, case.mask, case.spacing),
@@ -50,9 +55,12 @@ def _message(backend, case, values, theta_alpha, theta_beta, **settings):
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("filter_name", ["exact", "truncated"])
 def test_bandwidths_may_vanish_or_be_endless(backend, filter_name, normalization):
-    """At a tenth of the smallest spacing the nearest neighbor weighs exp(-50); from 1e4 on all pairs weigh 1 - 1e-6."""
+    """At a tenth of the smallest spacing the nearest neighbor weighs exp(-50); from 1e4 on all
+    pairs weigh 1 - 1e-6.
+    """
     case = random_case(2, masked=True)
-    values, inside = _values(case), case.inside
+    values = _values(case)
+    inside = case.inside
     settings = {"normalization": normalization, "filter": filter_name}
     np.testing.assert_allclose(
         _message(backend, case, values, 0.07, 0.1, **settings),
@@ -60,7 +68,9 @@ def test_bandwidths_may_vanish_or_be_endless(backend, filter_name, normalization
         rtol=FLOAT32,
     )
     total = values[:, inside].sum(axis=1, keepdims=True, dtype=np.float64)
-    expected = total if normalization == "none" else total / inside.sum()
+    expected = total
+    if normalization != "none":
+        expected = total / inside.sum()
     for theta_alpha, theta_beta in ((1e4, 1e3), (1e30, 1e3), (1e30, None)):
         found = _message(backend, case, values, theta_alpha, theta_beta, **settings)[:, inside]
         np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=FLOAT32)
@@ -94,7 +104,10 @@ def _check_direct_sums(
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 @pytest.mark.parametrize(("num_dims", "num_modalities"), [(1, 4), (2, 8), (3, 1), (3, 3), (4, 2)])
 def test_direct_sums_match_brute_force(backend, filter_name, num_dims, num_modalities, masked):
-    """Truncated, pairs up to three theta_alpha apart count, at exactly three too; no others. Normalization sees the truncated kernel."""
+    """Truncated, pairs up to three theta_alpha apart count, at exactly three too; no others.
+
+    Normalization sees the truncated kernel.
+    """
     case = random_case(
         num_dims, num_modalities, masked=masked, grid_shape=(11, *GRIDS[num_dims][1:])
     )
@@ -116,7 +129,9 @@ def test_direct_sums_match_brute_force(backend, filter_name, num_dims, num_modal
 def test_direct_sums_match_brute_force_on_any_grid(
     backend, grid_shape, theta_alpha, num_modalities, num_channels
 ):
-    """Several tiles along two axes, with an overhang; a radius beyond the box; more channels than a row; modalities that fill no load."""
+    """Several tiles along two axes, with an overhang; a radius beyond the box; more channels than a
+    row; modalities that fill no load.
+    """
     case = random_case(len(grid_shape), num_modalities, masked=True, grid_shape=grid_shape)
     for filter_name in ("truncated", "exact"):
         _check_direct_sums(
@@ -138,7 +153,9 @@ def test_voxels_far_from_each_other_send_to_themselves(backend, filter_name):
 
 @functools.cache
 def _noisy(num_modalities):
-    """Two regions with smooth noise of two scales and white noise; and the probability of the brighter one, (1, *grid), with noise."""
+    """Two regions with smooth noise of two scales and white noise; and the probability of the
+    brighter one, (1, *grid), with noise.
+    """
     shape = (11, 16, 14)
     rng = np.random.default_rng(num_modalities)
     region = gaussian_filter(rng.normal(size=shape), 2.0) > 0.0
@@ -166,9 +183,11 @@ def _noisy_kernel(num_modalities, theta_alpha, theta_beta):
 def test_lattice_messages_are_as_accurate_as_documented(
     backend, num_modalities, bound, normalization
 ):
-    """RMSE against the exact Gaussian within the table of docs/reference/math.md, whose volumes are fifteen theta_alpha wide.
+    """RMSE against the exact Gaussian within the table of docs/reference/math.md, whose volumes are
+    fifteen theta_alpha wide.
 
-    Row sums are off most where the lattice's vertices end, here everywhere: symmetric normalization has 1.75 times the table's figures.
+    Row sums are off most where the lattice's vertices end, here everywhere: symmetric normalization
+    has 1.75 times the table's figures.
     """
     case, values = _noisy(num_modalities)
     kernel = normalize_kernel(_noisy_kernel(num_modalities, 8.0, 0.1), normalization)
@@ -177,13 +196,16 @@ def test_lattice_messages_are_as_accurate_as_documented(
         _message(backend, case, values, 8.0, 0.1, normalization=normalization, filter="lattice")[0]
         - expected
     )
-    assert rms(error) < (1.75 * bound if normalization == "symmetric" else bound)
+    factor = 1.75 if normalization == "symmetric" else 1.0
+    assert rms(error) < factor * bound
     # The table's largest single error, of normalized sums that cannot leave [0, 1].
     assert normalization == "symmetric" or np.abs(error).max() < 0.06
 
 
 def test_the_automatic_choice_is_accurate_at_any_bandwidth(compiled_backend):
-    """From fine to coarse, `auto` stays within the lattice's table and the truncation's tail, whatever it takes."""
+    """From fine to coarse, `auto` stays within the lattice's table and the truncation's tail,
+    whatever it takes.
+    """
     case, values = _noisy(2)
     for theta_alpha, theta_beta in ((0.7, 0.1), (1.5, 0.05), (4.0, 0.1), (12.0, 0.2)):
         expected = (
@@ -208,7 +230,9 @@ SHAPE = (13, 17, 11)
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice", "auto"])
 @pytest.mark.parametrize("changes", [{}, {"volume__weight": 0.7}])
 def test_single_precision_agrees_with_the_compiled_engine(filter_name, changes):
-    """Marginals to 1e-5 where all pairs are summed; the lattice of the compiled engine keeps its weights in 16 bits."""
+    """Marginals to 1e-5 where all pairs are summed; the lattice of the compiled engine keeps its
+    weights in 16 bits.
+    """
     case = random_case(grid_shape=SHAPE, masked=True)
     settings = {
         "bilateral__theta_alpha": 3.0,
@@ -216,7 +240,9 @@ def test_single_precision_agrees_with_the_compiled_engine(filter_name, changes):
         "spatial__weight": 1.0,
         "spatial__theta_gamma": 1.2,
     }
-    name = "exact" if filter_name == "auto" else filter_name  # What `auto` takes of so few voxels.
+    name = filter_name
+    if name == "auto":
+        name = "exact"  # What `auto` takes of so few voxels.
     expected = get_backend("cpu").mean_field(
         case.logits, case.grid, resolve(case, mean_field__filter=name, **settings, **changes)
     )
@@ -241,7 +267,8 @@ def test_what_it_cannot_do_is_refused_with_a_way_out(monkeypatch):
     for name in ("exact", "truncated"):
         with pytest.raises(
             CapacityError,
-            match=rf"filters .*{name}.* at most 100 voxels, got 2431; use the filter or method 'lattice'",
+            match=rf"filters .*{name}.* at most 100 voxels, got 2431; "
+            "use the filter or method 'lattice'",
         ):
             torch64().mean_field(case.logits, case.grid, resolve(case, mean_field__filter=name))
     with pytest.raises(

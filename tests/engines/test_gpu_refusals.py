@@ -1,4 +1,6 @@
-"""Engines by device, and the errors for a GPU that is hidden, missing, not usable here, or lost while it works."""
+"""Engines by device, and the errors for a GPU that is hidden, missing, not usable here, or lost
+while it works.
+"""
 
 import contextlib
 import ctypes
@@ -91,7 +93,8 @@ OLD_DRIVER = (
     [
         (
             CudaError(35, OLD_DRIVER),
-            rf"CuPy cannot use the GPU \({OLD_DRIVER}\).*crfrefine\[cuda12\] or crfrefine\[cuda13\]",
+            rf"CuPy cannot use the GPU \({OLD_DRIVER}\)"
+            r".*crfrefine\[cuda12\] or crfrefine\[cuda13\]",
         ),
         (
             ImportError("libnvrtc.so.12"),
@@ -119,7 +122,9 @@ def test_a_gpu_that_cannot_compute_is_refused_and_auto_says_why(error, message, 
 
 
 def test_a_gpu_without_cupy_is_refused_with_what_to_install(machine, tmp_path):
-    """As where only the extra is missing, or CuPy is for another version of CUDA: one that cannot be imported stands for none."""
+    """As where only the extra is missing, or CuPy is for another version of CUDA: one that cannot
+    be imported stands for none.
+    """
     (tmp_path / "cupy.py").write_text("raise ImportError('no such library')\n", encoding="utf-8")
     machine.syspath_prepend(tmp_path)
     machine.delitem(sys.modules, "cupy", raising=False)
@@ -127,14 +132,18 @@ def test_a_gpu_without_cupy_is_refused_with_what_to_install(machine, tmp_path):
 
 
 def test_forked_processes_and_default_streams_per_thread_are_refused(machine):
-    """The parent of a forked process has used the driver. Copies in one thread rely on the order of launches in another."""
+    """The parent of a forked process has used the driver.
+
+    Copies in one thread rely on the order of launches in another.
+    """
     with_cupy(machine, ValueError("opened"))
     machine.setattr(cupy_device, "ask_driver", lambda: (0, 3))
     check_refused(r".*forked.*'spawn'")
     machine.setattr(cupy_device, "ask_driver", lambda: (1, 0))
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "1")
     check_refused(
-        r"expected one default stream for all threads, found CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1; unset it"
+        r"expected one default stream for all threads, found "
+        r"CUPY_CUDA_PER_THREAD_DEFAULT_STREAM=1; unset it"
     )
     machine.setenv("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0")
     with pytest.raises(ValueError, match="opened"):
@@ -146,7 +155,8 @@ def test_forked_processes_and_default_streams_per_thread_are_refused(machine):
     [
         (
             803,
-            r"status 803 of cuInit, CUDA_VISIBLE_DEVICES=7\); see nvidia-smi.*restart the machine if it was updated",
+            r"status 803 of cuInit, CUDA_VISIBLE_DEVICES=7\); see nvidia-smi"
+            r".*restart the machine if it was updated",
             True,
         ),
         (100, r"status 100 of cuInit, CUDA_VISIBLE_DEVICES=7\)", False),
@@ -225,17 +235,21 @@ def test_gpus_that_the_environment_hides_are_not_there(visible, expected, monkey
 
 
 def test_a_gpu_that_does_not_answer_is_lost_for_good(machine):
-    """The first error says why, the others that it is so; later work does not touch the GPU. A lack of memory is no loss."""
+    """The first error says why, the others that it is so; later work does not touch the GPU.
+
+    A lack of memory is no loss.
+    """
     with_cupy(machine, None)
     device = get_backend("cuda").device
     kernels = object.__new__(CudaKernels)
-    kernels._device, kernels._lock, kernels.image_shape, kernels.spec = (
-        device,
-        threading.Lock(),
-        (1, 9, 8),
-        SimpleNamespace(num_labels=3),
+    kernels._device = device
+    kernels._lock = threading.Lock()
+    kernels.image_shape = (1, 9, 8)
+    kernels.spec = SimpleNamespace(num_labels=3)
+    message = (
+        r"not enough memory on cuda for 3 labels on a grid of 9x8 voxels \(error 2\); "
+        r"use a mask.*--device cpu"
     )
-    message = r"not enough memory on cuda for 3 labels on a grid of 9x8 voxels \(error 2\); use a mask.*--device cpu"
     with pytest.raises(CapacityError, match=message), kernels._working(None):
         raise CudaError(2, "error 2")
     with pytest.raises(CudaError, match="error 1"), kernels._working(None):  # The GPU answers.

@@ -34,7 +34,9 @@ def _run(backend, case, parameters):
 
 
 def _check_plain_iteration(backend, case, parameters):
-    """Marginals to an RMS of 1e-5 and the same labels but for near ties; energies are sums over all voxels and labels of float32 values."""
+    """Marginals to an RMS of 1e-5 and the same labels but for near ties; energies are sums over all
+    voxels and labels of float32 values.
+    """
     expected, energies = brute_force_mean_field(case, parameters)
     result = _run(backend, case, parameters)
     marginals = softmax(result.logits)[:, case.inside]
@@ -45,9 +47,11 @@ def _check_plain_iteration(backend, case, parameters):
 
 
 def test_two_voxels_by_hand(backend):
-    """One step from logits (1, -2), distance 2 mm at theta_alpha 2: k = e^-1/2, each row sums to 1 + k.
+    """One step from logits (1, -2), distance 2 mm at theta_alpha 2: k = e^-1/2, each row sums to 1
+    + k.
 
-    With Potts and weight 3 the margin of voxel i moves by 3 (m_0 - m_1) = 3 (2 m_0 - 1), where m_0 is the weighted mean of q_0.
+    With Potts and weight 3 the margin of voxel i moves by 3 (m_0 - m_1) = 3 (2 m_0 - 1), where m_0
+    is the weighted mean of q_0.
     """
     logits = np.zeros((2, 1, 2), dtype=np.float32)
     logits[0, 0] = 1.0, -2.0
@@ -66,13 +70,16 @@ def test_two_voxels_by_hand(backend):
     # float32 logits of size 3.
     np.testing.assert_allclose((result.logits[0] - result.logits[1]).ravel(), margin, atol=2e-6)
     assert result.num_iterations == len(result.energy) == 1
-    assert result.logits.dtype == (np.float64 if backend.name == "torch" else np.float32)
+    dtype = np.float64 if backend.name == "torch" else np.float32
+    assert result.logits.dtype == dtype
     assert [line.split(":")[0] for line in result.filters] == ["bilateral.0"]
 
 
 @pytest.mark.parametrize("filter_name", ["exact", "truncated", "lattice"])
 def test_outside_the_mask_the_logits_pass_through(backend, filter_name):
-    """Divided by the temperature, to the last bits; and nothing inside depends on what stands outside."""
+    """Divided by the temperature, to the last bits; and nothing inside depends on what stands
+    outside.
+    """
     case = random_case(3, masked=True)
     changes = {
         "mean_field__temperature": 2.0,
@@ -107,13 +114,16 @@ def test_outside_the_mask_the_logits_pass_through(backend, filter_name):
 def test_marginals_match_brute_force(
     backend, num_dims, num_modalities, masked, normalization, filter_name
 ):
-    """Five steps with two appearance kernels and a spatial one against float64 brute force: RMS below 1e-5."""
+    """Five steps with two appearance kernels and a spatial one against float64 brute force: RMS
+    below 1e-5.
+    """
     case = random_case(num_dims, num_modalities, masked=masked)
     theta_beta = [0.15 + 0.05 * modality for modality in range(num_modalities)]
     fine = {"weight": 2.0, "theta_alpha": [1.1, 2.3, 0.9, 1.6][:num_dims], "theta_beta": theta_beta}
     changes = {
         "bilateral": [fine, {"weight": 1.0, "theta_alpha": 2.1, "theta_beta": 0.3}],
-        # The separable filter leaves out what lies beyond four theta_gamma; on these grids a small theta_gamma makes that 1e-6.
+        # The separable filter leaves out what lies beyond four theta_gamma; on these grids a small
+        # theta_gamma makes that 1e-6.
         "spatial": {"theta_gamma": 0.9, "weight": 0.05},
         "mean_field": {
             "normalization": normalization,
@@ -130,7 +140,9 @@ def test_marginals_match_brute_force(
 
 @pytest.mark.parametrize("num_labels", [2, 5, 17, 64])
 def test_any_number_of_labels(backend, num_labels):
-    """From two to sixty-four labels, with a weight for each and an asymmetric, partly repulsive matrix, for which the energy may rise."""
+    """From two to sixty-four labels, with a weight for each and an asymmetric, partly repulsive
+    matrix, for which the energy may rise.
+    """
     rng = np.random.default_rng(num_labels)
     case = random_case(3, num_modalities=2, num_labels=num_labels, masked=True)
     matrix = rng.uniform(-0.6, 1.5, size=(num_labels, num_labels)) * (1.0 - np.eye(num_labels))
@@ -148,7 +160,9 @@ def test_any_number_of_labels(backend, num_labels):
 
 
 def test_the_divergence_decides_when_to_stop(backend):
-    """The first step without flips whose mean KL, new against old marginals (brute force), is below the tolerance: no earlier or later."""
+    """The first step without flips whose mean KL, new against old marginals (brute force), is below
+    the tolerance: no earlier or later.
+    """
     case = random_case(3, masked=True)
     history = [softmax(case.logits[:, case.inside])]
     history += [
@@ -177,11 +191,14 @@ def test_the_divergence_decides_when_to_stop(backend):
 
 
 def test_convergence_needs_labels_at_rest(backend):
-    """A voxel of 117 that flips is more than 1e-4 of them: not converged, however small the change that made it flip."""
+    """A voxel of 117 that flips is more than 1e-4 of them: not converged, however small the change
+    that made it flip.
+    """
     case = random_case(3, num_modalities=1, num_labels=2)
     logits = np.zeros_like(case.logits)
     logits[0] = 8.0
-    # One voxel is so close to a tie that a step, pulled by its neighbors, flips it at a divergence far below the tolerance.
+    # One voxel is so close to a tie that a step, pulled by its neighbors, flips it at a divergence
+    # far below the tolerance.
     logits[:, 2, 3, 4] = 0.0, 1e-3
     case = Case(logits, case.image, None, case.spacing)
     parameters = resolve(
@@ -199,7 +216,8 @@ def test_convergence_needs_labels_at_rest(backend):
 )
 def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend, kind, stage):
     """It is not taken for bad input, nor for the engine's own lack of memory."""
-    case, raised = random_case(3), kind("capacity: the user's own")
+    case = random_case(3)
+    raised = kind("capacity: the user's own")
 
     def fail(at, step, num_steps):
         if at == stage:
@@ -213,7 +231,8 @@ def test_an_error_of_a_progress_callback_comes_out_as_it_is(backend, kind, stage
 
 
 def test_progress_counts_the_steps_that_begin(backend):
-    case, seen = random_case(3), []
+    case = random_case(3)
+    seen = []
     crfrefine.refine(
         case.logits,
         case.image,
@@ -227,7 +246,8 @@ def test_progress_counts_the_steps_that_begin(backend):
     assert steps
 
 
-# Axes, steps, normalization, (weight, theta_alpha, theta_beta) of the appearance kernel, (weight, theta_gamma) of the other.
+# Axes, steps, normalization, (weight, theta_alpha, theta_beta) of the appearance kernel, (weight,
+# theta_gamma) of the other.
 PRESETS = {
     "monai": (3, 5, "after", (3.0, 5.0, 0.5), (3.0, 5.0)),
     "krahenbuhl": (2, 5, "symmetric", (10.0, 80.0, 13.0), (3.0, 3.0)),
@@ -237,10 +257,12 @@ PRESETS = {
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_are_their_formulas(backend, preset):
-    """a + w_b bilateral + w_s spatial, as the codes that they are named after compute it: positions in voxels; 8-bit intensities in 2-D.
+    """a + w_b bilateral + w_s spatial, as the codes that they are named after compute it: positions
+    in voxels; 8-bit intensities in 2-D.
 
-    Logits are compared, less their mean over labels: with such weights the marginals are nearly 0 and 1. The spatial filter's tails beyond
-    four theta_gamma are up to 2e-4 of its message, whose weight is 3.
+    Logits are compared, less their mean over labels: with such weights the marginals are nearly 0
+    and 1. The spatial filter's tails beyond four theta_gamma are up to 2e-4 of its message, whose
+    weight is 3.
     """
     num_dims, num_iterations, normalization, bilateral, spatial = PRESETS[preset]
     case = random_case(num_dims, num_modalities=3)
@@ -248,7 +270,8 @@ def test_presets_are_their_formulas(backend, preset):
         case = Case(
             case.logits, np.round(case.image * 255.0).astype(np.float32), None, case.spacing
         )
-    ones, (weight, theta_alpha, theta_beta) = (1,) * num_dims, bilateral
+    ones = (1,) * num_dims
+    weight, theta_alpha, theta_beta = bilateral
     appearance = normalize_kernel(
         brute_force_kernel(case.image, case.inside, ones, theta_alpha, theta_beta), normalization
     )
@@ -281,12 +304,13 @@ def mean_field_by_multipliers(case, model):
     part = oracles.main_bodies(case, run)[case.inside]
     assert 0 < part.sum() < part.size
     volumes = volumes_of(oracles.scores_of(case, run)[:, part])
-    strength = (
-        STRENGTH * run.volume_weight / (1.0 - run.volume_weight) if run.volume_weight < 1.0 else 0.0
-    )
+    strength = 0.0
+    if run.volume_weight < 1.0:
+        strength = STRENGTH * run.volume_weight / (1.0 - run.volume_weight)
 
     def divergence(marginals):
-        masses, wanted = marginals[:, part].sum(axis=1) + 1.0, volumes + 1.0
+        masses = marginals[:, part].sum(axis=1) + 1.0
+        wanted = volumes + 1.0
         return strength * float(np.sum(masses * np.log(masses / wanted) - masses + wanted))
 
     def correct(x):
@@ -315,7 +339,10 @@ def mean_field_by_multipliers(case, model):
 def test_marginals_and_energy_match_a_solver_of_the_multipliers(
     backend, num_dims, weight, masked, normalization
 ):
-    """Float32 logits of size 5; the energy is a sum over 300 voxels. Bodies connect at corners, the mask cuts them."""
+    """Float32 logits of size 5; the energy is a sum over 300 voxels.
+
+    Bodies connect at corners, the mask cuts them.
+    """
     case = random_case(num_dims, masked=masked)
     case.logits[1:] -= 1.0
     settings = {"volume__weight": weight, "bilateral__weight": [1.0, 1.5, 1.2]}
@@ -332,7 +359,9 @@ def test_marginals_and_energy_match_a_solver_of_the_multipliers(
 
 @pytest.mark.parametrize("weight", [0.5, 1.0])
 def test_labels_that_occur_nowhere_stay_away(backend, weight):
-    """Neither a label without mass nor one that no voxel has as its most probable label makes the equations singular."""
+    """Neither a label without mass nor one that no voxel has as its most probable label makes the
+    equations singular.
+    """
     case = random_case(2, num_labels=5)
     case.logits[2:4] = -1e4
     case.logits[4] = case.logits[:2].min(axis=0) - 3.0
@@ -348,7 +377,9 @@ def test_labels_that_occur_nowhere_stay_away(backend, weight):
 
 @pytest.mark.parametrize(("weight", "num_labels"), [(0.9, 3), (1.0, 11)])
 def test_the_rule_for_stopping_counts_the_biases(compiled_backend, weight, num_labels):
-    """Strong weights per label, with which the energy of some steps rises, until the tolerance is met."""
+    """Strong weights per label, with which the energy of some steps rises, until the tolerance is
+    met.
+    """
     case = random_case(3, num_labels=num_labels, masked=True)
     weights = list(np.random.default_rng(5).uniform(1.0, 10.0, num_labels))
     settings = {
@@ -366,8 +397,12 @@ def test_the_rule_for_stopping_counts_the_biases(compiled_backend, weight, num_l
 
 
 def test_a_body_in_a_corner_keeps_its_volume():
-    """To rounding, as in the plain model in float64; doubts elsewhere, in most of the blocks, are refined without the term."""
-    shape, labels = (9, 13, 29), 6  # 3.3 blocks of 1024 voxels
+    """To rounding, as in the plain model in float64; doubts elsewhere, in most of the blocks, are
+    refined without the term.
+    """
+    # 3.3 blocks of 1024 voxels
+    shape = (9, 13, 29)
+    labels = 6
     rng = np.random.default_rng([labels, True])
     logits = rng.normal(size=(labels, *shape))
     logits[0] += 5.0

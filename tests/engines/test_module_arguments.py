@@ -1,4 +1,6 @@
-"""The compiled module refuses arguments that do not fit each other, by a ValueError, before it reads what is not there."""
+"""The compiled module refuses arguments that do not fit each other, by a ValueError, before it
+reads what is not there.
+"""
 
 import math
 import os
@@ -21,7 +23,8 @@ from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 from crfrefine.refinement.tiles.grid import TILE
 
 SHAPE = (8, 9, 10)
-SPACING, BILATERAL = [1.0, 1.5, 2.0], [([2.0, 2.0, 3.0], [0.1])]
+SPACING = [1.0, 1.5, 2.0]
+BILATERAL = [([2.0, 2.0, 3.0], [0.1])]
 
 
 def values(*shape, dtype=np.float32):
@@ -167,11 +170,16 @@ def test_the_level_is_what_the_system_says_of_the_processor():
     reason="needs an engine above the baseline, and a processor that runs it",
 )
 def test_without_the_best_engine_the_next_one_runs_and_it_cannot_be_asked_for(tmp_path):
-    """In a copy of the package from which it is taken away; the message names the option that compiles it."""
+    """In a copy of the package from which it is taken away; the message names the option that
+    compiles it.
+    """
     best = find_levels().best
     ignored = shutil.ignore_patterns(f"_engine_{best}.*", "__pycache__")
     shutil.copytree(Path(crfrefine.__file__).parent, tmp_path / "crfrefine", ignore=ignored)
-    code = "from crfrefine.engines import compiled; print(compiled.load_engine().__name__, *compiled.find_levels().built)"
+    code = (
+        "from crfrefine.engines import compiled; "
+        "print(compiled.load_engine().__name__, *compiled.find_levels().built)"
+    )
     plain = {name: value for name, value in os.environ.items() if name != ASKED_LEVEL} | {
         "PYTHONPATH": str(tmp_path)
     }
@@ -189,7 +197,10 @@ def test_without_the_best_engine_the_next_one_runs_and_it_cannot_be_asked_for(tm
     rest = [level for level in find_levels().built if level != best]
     lower = [level for level in rest if LEVELS.index(level) < LEVELS.index(best)]
     assert done.stdout.split() == [f"crfrefine._engine_{lower[-1]}", *rest], done.stderr
-    expected = f"{ASKED_LEVEL} asks for {best}; this processor runs {best}, and the engine was compiled for {' and '.join(rest)}; unset it"
+    expected = (
+        f"{ASKED_LEVEL} asks for {best}; this processor runs {best}, and the engine was compiled "
+        f"for {' and '.join(rest)}; unset it"
+    )
     assert expected in asked.stderr
     assert "--config-settings=cmake.define.CRFREFINE_LEVELS=all" in asked.stderr
 
@@ -205,7 +216,8 @@ def test_the_engine_of_a_lower_level_passes_its_tests(level):
         )
     if level not in find_levels().built:
         pytest.skip(
-            f"the engine was not compiled for {level}: CRFREFINE_LEVELS=all of CMakeLists.txt, as `make test-long` has it"
+            f"the engine was not compiled for {level}: CRFREFINE_LEVELS=all of CMakeLists.txt, as "
+            "`make test-long` has it"
         )
     if os.environ.get(ASKED_LEVEL) == level:
         pytest.skip(f"{ASKED_LEVEL} has all tests run on {level}")

@@ -1,4 +1,6 @@
-"""The Gaussian filter on points of any features: values against all pairs in float64, its transpose, gradients, and errors."""
+"""The Gaussian filter on points of any features: values against all pairs in float64, its
+transpose, gradients, and errors.
+"""
 
 import pickle
 
@@ -13,11 +15,15 @@ from crfrefine.engines.point_kernels import CompiledPoints
 from crfrefine.errors import CapacityError, ConfigError, InputError
 
 MAX_ERROR = {1: 0.03, 2: 0.05, 3: 0.06, 4: 0.08, 6: 0.2}
-"""Root mean square error of the lattice over that of the result, for points as dense as those of an image."""
+"""Root mean square error of the lattice over that of the result, for points as dense as those of an
+image.
+"""
 
 
 def make(num_features, num_points=1501, num_channels=3, seed=0):
-    """Points of a normal distribution whose width of a bandwidth shrinks with the dimension, as neighbors in an image do."""
+    """Points of a normal distribution whose width of a bandwidth shrinks with the dimension, as
+    neighbors in an image do.
+    """
     rng = np.random.default_rng(seed)
     features = rng.normal(0.0, 1.0, (num_points, num_features)).astype(np.float32)
     return rng.random((num_channels, num_points)).astype(np.float32), features
@@ -204,9 +210,14 @@ def test_a_large_offset_of_the_features_changes_nothing(method, dtype):
 @pytest.mark.parametrize("num_guides", [0, 1, 3])
 def test_the_bilateral_filter_is_the_mean_of_like_neighbors(num_guides):
     rng = np.random.default_rng(4)
-    shape, spacing = (6, 9, 7), (2.0, 1.0, 1.25)
+    shape = (6, 9, 7)
+    spacing = (2.0, 1.0, 1.25)
     image = np.where(np.indices(shape)[1] < 4, 10.0, 60.0) + rng.normal(0.0, 2.0, shape)
-    guide = None if num_guides == 0 else np.stack([image + number for number in range(num_guides)])
+    guide = None
+    intensities = [image / 8.0]
+    if num_guides > 0:
+        guide = np.stack([image + number for number in range(num_guides)])
+        intensities = guide / 8.0
     mask = rng.random(shape) > 0.1
     found = bilateral_filter(
         image,
@@ -221,7 +232,7 @@ def test_the_bilateral_filter_is_the_mean_of_like_neighbors(num_guides):
         axis * step / theta
         for axis, step, theta in zip(np.indices(shape), spacing, (3.0, 2.0, 2.5), strict=True)
     ]
-    features = np.stack([*positions, *([image / 8.0] if guide is None else guide / 8.0)])
+    features = np.stack([*positions, *intensities])
     expected = gaussian_filter(
         image[None], features, mask=mask, normalization="after", method="exact"
     )[0]

@@ -19,7 +19,8 @@ from crfrefine.engines.cpu import CpuKernels
 from crfrefine.errors import CapacityError
 from crfrefine.runs.demo.phantom import make_phantom
 
-SHAPE, SPACING = (19, 22, 17), (1.0, 1.4, 2.2)
+SHAPE = (19, 22, 17)
+SPACING = (1.0, 1.4, 2.2)
 USUAL = CrfParameters().replace(
     **{"bilateral.theta_beta": 0.2, "mean_field.filter": "exact", "mean_field.temperature": 0.7}
 )
@@ -62,7 +63,8 @@ def test_the_networks_labels_are_those_of_its_largest_logits_and_changes_are_cou
         USUAL,
         device=backend.name,
     )
-    before, after = case.logits.argmax(0), result.label_map
+    before = case.logits.argmax(0)
+    after = result.label_map
     np.testing.assert_array_equal(result.network_label_map, before)
     assert result.network_label_map.dtype == after.dtype == np.uint8
     assert result.changes.voxels_changed == (before != after).sum() > 0
@@ -142,7 +144,9 @@ def masks():
     [pytest.param(make, "CF"[n % 2], id=make.__name__) for n, make in enumerate(KINDS)],
 )
 def test_values_at_voxels_are_those_of_the_whole_arrays_with_any_output_temperature(make, order):
-    """In every kind of result, whether the logits were asked for before or not; logits and labels stay."""
+    """In every kind of result, whether the logits were asked for before or not; logits and labels
+    stay.
+    """
     usual = make(order)
     channels = usual.channels
     assert (channels.is_array, channels.tiles is not None, channels.is_streamed) == KINDS[make]
@@ -183,7 +187,9 @@ def test_values_at_voxels_are_those_of_the_whole_arrays_with_any_output_temperat
 def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(
     input_type, normalization, dtype, order
 ):
-    """Outside of it the network's logits; statistics of the intensities come from the mask, which is not the box."""
+    """Outside of it the network's logits; statistics of the intensities come from the mask, which
+    is not the box.
+    """
     case = case_in_a_corner((9, 13, 11))
     changes = {
         "mean_field.temperature": 0.7,
@@ -193,11 +199,13 @@ def test_a_run_in_the_box_gives_what_one_on_the_whole_grid_does(
     parameters = CrfParameters().replace(
         **changes, **{"volume.weight": 0.5 * (input_type == "logits")}
     )
-    values = (
-        softmax(case.logits).astype(np.float32) if input_type == "probabilities" else case.logits
-    )
+    values = case.logits
+    if input_type == "probabilities":
+        values = softmax(case.logits).astype(np.float32)
     case = replace(case, logits=values, image=np.asarray(100 * case.image, dtype, order=order))
-    options = {"regions": REGIONS} if input_type == "regions" else {"input_type": input_type}
+    options = {"input_type": input_type}
+    if input_type == "regions":
+        options = {"regions": REGIONS}
     result = refine(case, parameters, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("crfrefine.refinement.networks.WORTH_IT", 0.0)
@@ -219,9 +227,11 @@ OF_REGIONS = CrfParameters().replace(
 )
 # Labels 10 and 52, with some wrong voxels.
 LABELS = np.zeros((9, 7, 6), int)
-LABELS[2:7, 1:6, 1:5], LABELS[2:5, 1:4, 1:3] = 10, 52
+LABELS[2:7, 1:6, 1:5] = 10
+LABELS[2:5, 1:4, 1:3] = 52
 IMAGE = 4.0 * LABELS + np.random.default_rng(0).normal(0, 2, LABELS.shape)
-LABELS[4, 2, 2], LABELS[0, 0, 0] = 0, 52
+LABELS[4, 2, 2] = 0
+LABELS[0, 0, 0] = 52
 
 
 def refined(labels, image, **options):
@@ -254,9 +264,12 @@ def test_a_label_map_is_one_hot_logits(dtype, order):
     [("cpu", {}), ("cpu", {"mean_field.label_threshold": 0.0}), ("torch", {})],
 )
 def test_a_kernel_may_be_far_wider_than_the_grid(changes, device):
-    """From a thousand times the grid on all its weights are 1 to single precision: nothing depends on its width, nor does the memory."""
+    """From a thousand times the grid on all its weights are 1 to single precision: nothing depends
+    on its width, nor does the memory.
+    """
     rng = np.random.default_rng(0)
-    labels, image = rng.integers(0, 20, (3, 17, 2)), rng.normal(size=(3, 17, 2))
+    labels = rng.integers(0, 20, (3, 17, 2))
+    image = rng.normal(size=(3, 17, 2))
 
     def marginals(theta):
         wide = {"spatial.theta_gamma": theta, "spatial.weight": 1.0, **changes}
@@ -266,14 +279,18 @@ def test_a_kernel_may_be_far_wider_than_the_grid(changes, device):
 
 
 def case_of(scheme):
-    """A random case whose logits serve as log-odds; negative on the whole, so that all regions have borders."""
+    """A random case whose logits serve as log-odds; negative on the whole, so that all regions have
+    borders.
+    """
     case = random_case(3, num_labels=max(2, scheme.num_regions), masked=True)
     return replace(case, logits=case.logits[: scheme.num_regions] - np.float32(0.4))
 
 
 @pytest.mark.parametrize(("scheme", "order"), [(REGIONS, "C"), (CROSSING, "F"), (ONE, "C")])
 def test_each_region_is_a_binary_refinement_of_its_own(backend, scheme, order):
-    """The same kernels and the same arithmetic: equal to the last bit, also with a weight and a bias per region."""
+    """The same kernels and the same arithmetic: equal to the last bit, also with a weight and a
+    bias per region.
+    """
     case = case_of(scheme)
     case = replace(case, logits=np.asarray(case.logits, order=order))
     weights = (3.0, 0.0, 5.0)[: scheme.num_regions]
@@ -309,7 +326,9 @@ def test_each_region_is_a_binary_refinement_of_its_own(backend, scheme, order):
 
 
 def test_probabilities_of_zero_are_background_and_not_padding():
-    """A network's certain background takes part; zero log-odds, as undoing a crop pads them, say nothing and are left out."""
+    """A network's certain background takes part; zero log-odds, as undoing a crop pads them, say
+    nothing and are left out.
+    """
     case = replace(case_of(REGIONS), mask=None)
     log_odds = case.logits.copy()
     log_odds[:, :, :3] = 0.0
@@ -334,7 +353,8 @@ def test_probabilities_of_zero_are_background_and_not_padding():
         (
             lambda x: x[:2],
             {},
-            "the log-odds have shape (2, 5, 8, 7); expected (3, *grid), one channel per region: whole = 1+2+3",
+            "the log-odds have shape (2, 5, 8, 7); expected (3, *grid), one channel per region: "
+            "whole = 1+2+3",
         ),
         (expit, {}, "expected log-odds of regions, found values that all lie in [0, 1]"),
         (
@@ -350,7 +370,8 @@ def test_probabilities_of_zero_are_background_and_not_padding():
     ],
 )
 def test_regions_that_do_not_fit_are_refused(change, changes, message):
-    case, parameters = case_of(REGIONS), OF_REGIONS.replace(**changes)
+    case = case_of(REGIONS)
+    parameters = OF_REGIONS.replace(**changes)
     with pytest.raises((ConfigError, InputError), match=re.escape(message)):
         refine(replace(case, logits=change(case.logits)), parameters, regions=REGIONS)
 
@@ -404,7 +425,9 @@ def test_results_have_the_same_bits_and_only_bandwidths_build_anew(mask, filter_
         ({"spatial.weight": 1.0}, 1),
         ({"postprocess.keep_largest": "foreground"}, 0),
     ]
-    parameters, num_changed, plan = start, 0, plan_of(arrays["image"], mask)
+    parameters = start
+    num_changed = 0
+    plan = plan_of(arrays["image"], mask)
     for change, builds in changes:
         parameters = parameters.replace(**change)
         found, built = run(parameters, plan, arrays["logits"])
@@ -436,7 +459,8 @@ def test_where_kept_kernels_do_not_fit_none_are_kept(monkeypatch):
     plan = plan_of()
     run(DENSE, plan)
 
-    run_kernels, is_kept = CpuKernels.run, iter([True])
+    run_kernels = CpuKernels.run
+    is_kept = iter([True])
 
     def refuse(kernels, *arguments, **more):
         if next(is_kept, False):  # The kept kernels come first.

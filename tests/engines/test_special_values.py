@@ -1,4 +1,6 @@
-"""Values that the engines treat in a way of their own: zeros, subnormal numbers, the largest ones, and those that are not finite."""
+"""Values that the engines treat in a way of their own: zeros, subnormal numbers, the largest
+ones, and those that are not finite.
+"""
 
 import platform
 
@@ -17,16 +19,18 @@ NEGLIGIBLE = 1e-20
 
 
 def _sparse_channels(grid_shape, num_channels, rng):
-    """Boxes of random values and size in a background of zeros, at the border too; every fourth channel is zero, the next one full."""
+    """Boxes of random values and size in a background of zeros, at the border too; every fourth
+    channel is zero, the next one full.
+    """
     values = np.zeros((num_channels, *grid_shape), dtype=np.float32)
     for number, channel in enumerate(values):
         if number % 4 == 3:
             continue
-        begin = [0 if number % 4 == 0 else int(rng.integers(0, extent)) for extent in grid_shape]
-        size = [
-            extent if number % 4 == 0 else int(rng.integers(1, max(2, extent // 3)))
-            for extent in grid_shape
-        ]
+        begin = [0] * len(grid_shape)
+        size = grid_shape
+        if number % 4 != 0:
+            begin = [int(rng.integers(0, extent)) for extent in grid_shape]
+            size = [int(rng.integers(1, max(2, extent // 3))) for extent in grid_shape]
         box = tuple(slice(first, first + length) for first, length in zip(begin, size, strict=True))
         channel[box] = rng.uniform(0.1, 1.0, size=channel[box].shape)
     return values
@@ -54,12 +58,16 @@ def _kernel(filter_name, num_dims, num_modalities):
     ],
 )
 def test_skipping_zeros_changes_no_bit(filter_name, num_dims, num_channels, masked):
-    """Tiny numbers stand for the zeros, so that nothing is skipped; they decide roundings where weights have few bits (lattice, grid)."""
+    """Tiny numbers stand for the zeros, so that nothing is skipped; they decide roundings where
+    weights have few bits (lattice, grid).
+    """
     rng = np.random.default_rng([num_dims, num_channels, masked])
-    shape, num_modalities = GRIDS[num_dims], 1 + num_channels % 2
+    shape = GRIDS[num_dims]
+    num_modalities = 1 + num_channels % 2
     image = rng.random((num_modalities, *shape)).astype(np.float32)
     grid = GridImage(image, rng.random(shape) < 0.8 if masked else None, SPACINGS[num_dims])
-    cpu, spec = get_backend("cpu"), _kernel(filter_name, num_dims, num_modalities)
+    cpu = get_backend("cpu")
+    spec = _kernel(filter_name, num_dims, num_modalities)
     for _ in range(2):
         values = _sparse_channels(shape, num_channels, rng)
         full = cpu.message(np.where(values == 0.0, TINY, values), grid, spec, threads=1)
@@ -74,11 +82,15 @@ def test_skipping_zeros_changes_no_bit(filter_name, num_dims, num_channels, mask
 
 
 def test_the_end_of_a_run_receives():
-    """Of runs that begin anywhere in a vector, from a voxel beyond a gap, which is in the next vector but one."""
-    shape, spec = (3, 4, 70), _kernel("truncated", 3, 1)
+    """Of runs that begin anywhere in a vector, from a voxel beyond a gap, which is in the next
+    vector but one.
+    """
+    shape = (3, 4, 70)
+    spec = _kernel("truncated", 3, 1)
     image = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
     for begin in range(20, 36):
-        mask, values = np.zeros(shape, bool), np.zeros((2, *shape), np.float32)
+        mask = np.zeros(shape, bool)
+        values = np.zeros((2, *shape), np.float32)
         mask[..., 0] = mask[..., begin : begin + 16] = mask[..., begin + 19] = True
         values[..., begin + 19] = 1.0
         found, expected = (
@@ -89,7 +101,8 @@ def test_the_end_of_a_run_receives():
 
 
 SHAPE = (3, 21, 20)
-# First and last of sixteen lanes, of what is looked at together, and of the rest that fills no lanes.
+# First and last of sixteen lanes, of what is looked at together, and of the rest that fills no
+# lanes.
 PLACES = (0, 7, 15, 16, 1023, 1024, 1259)
 
 
@@ -106,10 +119,8 @@ def test_the_first_of_equal_labels_is_taken(name, num_labels):
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_ranges_tell_of_any_value_that_is_not_finite(value):
-    cpu, channels = (
-        get_backend("cpu"),
-        np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32),
-    )
+    cpu = get_backend("cpu")
+    channels = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
     for place in PLACES:
         spoiled = channels.copy()
         spoiled[1].flat[place] = value
@@ -138,10 +149,8 @@ def test_marginals_and_gradients_have_no_subnormal_numbers(filter_name, threads)
     shape = (9, 24, 33)
     logits = rng.normal(size=(4, *shape)).astype(np.float32)
     logits[1] -= 87.0  # exp of it is normal, and its share of the four not always
-    image, by_logits = (
-        rng.normal(size=(1, *shape)).astype(np.float32),
-        rng.normal(size=logits.shape).astype(np.float32),
-    )
+    image = rng.normal(size=(1, *shape)).astype(np.float32)
+    by_logits = rng.normal(size=logits.shape).astype(np.float32)
     spec = kernel_set(
         [((1.0, 1.2, 0.9), (0.5,))],
         None,

@@ -1,4 +1,6 @@
-"""`crf_loss`: values and gradients against dense matrices, on every engine; bad input of it and of `partial_cross_entropy`."""
+"""`crf_loss`: values and gradients against dense matrices, on every engine; bad input of it and
+of `partial_cross_entropy`.
+"""
 
 from dataclasses import replace
 
@@ -13,7 +15,8 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.layer import partial_cross_entropy
 from crfrefine.parameters.sections import IntensityParameters
 
-THETA_ALPHA, THETA_BETA = 2.1, 0.2
+THETA_ALPHA = 2.1
+THETA_BETA = 0.2
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -43,7 +46,9 @@ def loss_of(case, dtype=torch.float32, device="cpu", **changes):
 
 
 def dense(case, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA, radius=np.inf):
-    """The same from the whole matrix: the definition for the value, and the chain rule through the softmax for the gradient."""
+    """The same from the whole matrix: the definition for the value, and the chain rule through the
+    softmax for the gradient.
+    """
     plain = brute_force_kernel(
         case.image, case.inside, case.spacing, theta_alpha, theta_beta, radius=radius
     )
@@ -63,10 +68,14 @@ def dense(case, theta_alpha=THETA_ALPHA, theta_beta=THETA_BETA, radius=np.inf):
 def test_value_and_gradient_are_those_of_the_dense_matrix(
     num_dims, num_labels, masked, filter_name
 ):
-    """Float64 to its rounding; float32 to 1e-5 of the largest, some tens of roundings. Each axis and modality has its own bandwidth."""
+    """Float64 to its rounding; float32 to 1e-5 of the largest, some tens of roundings.
+
+    Each axis and modality has its own bandwidth.
+    """
     case = random_case(num_dims, 2, num_labels, masked=masked)
     case.logits[1, 2] = -200.0  # as minus infinity, which forbids a label
-    alpha, beta = (3.0, 1.1, 1.9, 2.3)[:num_dims], (0.2, 0.5)
+    alpha = (3.0, 1.1, 1.9, 2.3)[:num_dims]
+    beta = (0.2, 0.5)
     value, gradient = dense(case, alpha, beta, radius=3.0 if filter_name == "truncated" else np.inf)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
         forbidden = replace(case, logits=np.where(case.logits == -200.0, -np.inf, case.logits))
@@ -100,7 +109,9 @@ def test_a_batch_counts_each_voxel_once():
         torch.tensor(np.stack([getattr(case, name) for case in cases]))
         for name in ("logits", "image", "inside")
     )
-    logits, image, mask = logits.double().requires_grad_(), image.double(), mask[:, None]
+    logits = logits.double().requires_grad_()
+    image = image.double()
+    mask = mask[:, None]
     bandwidths = {"theta_alpha": THETA_ALPHA, "theta_beta": THETA_BETA}
     loss = crf_loss(
         logits, image, spacing, **bandwidths, mask=mask, intensity="none", filter="exact"
@@ -170,7 +181,8 @@ def with_value(value, *where):
     return logits
 
 
-ZEROS, EVERYWHERE = torch.zeros(2, 3, *SMALL), slice(None)
+ZEROS = torch.zeros(2, 3, *SMALL)
+EVERYWHERE = slice(None)
 BAD = {
     "NaN": (
         {"logits": with_value(float("nan"), 1, 2, 0, 1, 1)},
@@ -245,7 +257,9 @@ def test_what_does_not_fit_is_refused(changes, kind, message):
 
 
 def test_the_labeled_voxels_count_as_in_pytorch():
-    """In types that cannot hold the number of labels, too; without any scribble, PyTorch's mean over no voxel would be NaN."""
+    """In types that cannot hold the number of labels, too; without any scribble, PyTorch's mean
+    over no voxel would be NaN.
+    """
     torch.manual_seed(1)
     logits = torch.randn(2, 200, *SMALL, requires_grad=True)
     scribbles = torch.randint(-3, 100, (2, *SMALL)).clamp(min=-1)
@@ -260,17 +274,17 @@ def test_the_labeled_voxels_count_as_in_pytorch():
 
 
 def test_a_sum_over_many_voxels_may_be_more_than_half_precision_holds():
-    half, scribbles = (
-        torch.zeros(1, 3, 290, 310, dtype=torch.float16),
-        torch.ones(1, 290, 310, dtype=torch.uint16),
-    )
+    half = torch.zeros(1, 3, 290, 310, dtype=torch.float16)
+    scribbles = torch.ones(1, 290, 310, dtype=torch.uint16)
     found = partial_cross_entropy(half, scribbles, ignore_index=NONE)
     assert found.dtype == torch.float16
     assert float(found) == pytest.approx(np.log(3.0), rel=1e-3)  # 11 bits
 
 
 def test_under_autocast_the_loss_takes_the_gradient_of_a_scaler():
-    """65536, with which a GradScaler starts, is infinite in float16; PyTorch's cross-entropy returns float32 there, too."""
+    """65536, with which a GradScaler starts, is infinite in float16; PyTorch's cross-entropy
+    returns float32 there, too.
+    """
     logits = (
         torch.randn(2, 3, *SMALL, generator=torch.Generator().manual_seed(4))
         .half()

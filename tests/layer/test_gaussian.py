@@ -1,4 +1,6 @@
-"""The Gaussian filter on tensors: gradients with respect to values and features, batches, types, transforms."""
+"""The Gaussian filter on tensors: gradients with respect to values and features, batches, types,
+transforms.
+"""
 
 import numpy as np
 import pytest
@@ -43,7 +45,8 @@ def filtered(values, features, **options):
 def test_gradients_of_the_engine_are_those_of_the_sum_over_all_pairs(
     method, tolerance, normalization
 ):
-    double, options = make(300, 3, dtype=torch.float64), {"normalization": normalization}
+    double = make(300, 3, dtype=torch.float64)
+    options = {"normalization": normalization}
     expected = filtered(*double, method="exact", **options)[1:]
     found = filtered(*make(300, 3), method=method, **options)[1:]
     for wanted, own in zip(expected, found, strict=True):
@@ -52,7 +55,9 @@ def test_gradients_of_the_engine_are_those_of_the_sum_over_all_pairs(
 
 @pytest.mark.parametrize(("method", "tolerance"), [("exact", 1e-5), ("lattice", 1e-4)])
 def test_operations_of_pytorch_give_the_values_and_gradients_of_the_engine(method, tolerance):
-    """float64 takes the operations that a GPU takes: the same lattice, also of features with a large offset."""
+    """float64 takes the operations that a GPU takes: the same lattice, also of features with a
+    large offset.
+    """
     results = []
     for dtype in (torch.float64, torch.float32):
         values, features = make(300, 4, dtype=dtype)
@@ -83,7 +88,8 @@ def test_tensors_and_arrays_give_the_same_values():
 
 def test_grids_masks_and_types():
     shape = (4, 5, 7)
-    values, features = torch.rand(2, 3, *shape), torch.randn(2, 4, *shape)
+    values = torch.rand(2, 3, *shape)
+    features = torch.randn(2, 4, *shape)
     mask = torch.rand(shape) > 0.3
     found = gaussian_filter(values, features, mask=mask)
     inside = gaussian_filter(values[:, :, mask], features[:, :, mask].transpose(1, 2))
@@ -149,7 +155,8 @@ def test_values_may_change_before_the_backward_pass_unless_features_have_a_gradi
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_default_device_of_pytorch_does_not_matter(dtype):
     values, features = make(dtype=dtype)
-    logits, image = 9 * torch.randn(1, 4, 5, 6, dtype=dtype), torch.rand(1, 1, 5, 6, dtype=dtype)
+    logits = 9 * torch.randn(1, 4, 5, 6, dtype=dtype)
+    image = torch.rand(1, 1, 5, 6, dtype=dtype)
 
     def results():
         refined = mean_field(
@@ -177,7 +184,8 @@ def test_tensors_take_features_that_are_arrays():
     torch.testing.assert_close(found, crfrefine.gaussian_filter(values[0], whole_numbers.double()))
 
 
-NANS, PLAIN = torch.full((60,), torch.nan), "values: expected a plain tensor"
+NANS = torch.full((60,), torch.nan)
+PLAIN = "values: expected a plain tensor"
 of_one = crfrefine.gaussian_filter
 
 
@@ -236,7 +244,8 @@ def test_bad_input_is_refused(call, error, message):
 
 
 def test_gradients_on_a_grid_are_those_of_a_list_of_points():
-    shape, options = (5, 6, 7), {"method": "lattice", "normalization": "after"}
+    shape = (5, 6, 7)
+    options = {"method": "lattice", "normalization": "after"}
     values, points = make(5 * 6 * 7, 3)
     features = points.transpose(1, 2).reshape(2, 3, *shape)
     of_grid = filtered(values.reshape(2, 2, *shape), features, **options)

@@ -93,7 +93,10 @@ def perturb(layer):
     [(2, True, "truncated", False), (3, True, "grid", False), (3, False, "lattice", True)],
 )
 def test_the_layer_computes_what_refine_does(num_dims, masked, filter_, kept):
-    """With every parameter moved away from where it started. float32: five steps of roundings of 6e-8 in logits up to 10."""
+    """With every parameter moved away from where it started.
+
+    float32: five steps of roundings of 6e-8 in logits up to 10.
+    """
     case = random_case(num_dims, 2, 3, masked=masked)
     changes = MATRIX | ({"volume__weight": 0.6} if kept else {})
     parameters = parameters_with(
@@ -132,7 +135,9 @@ def test_presets_come_back_as_they_went_in_and_give_what_refine_does(preset, tmp
 
 @pytest.mark.parametrize("intensity", ["zscore", "percentile", "window"])
 def test_both_ways_to_normalize_intensities_agree(intensity):
-    """Where the image's gradient is wanted it is normalized by PyTorch, elsewhere by `features`: to a rounding of either."""
+    """Where the image's gradient is wanted it is normalized by PyTorch, elsewhere by `features`: to
+    a rounding of either.
+    """
     logits, image = batch(1)
     image[:, 1] += 5000.0
     layer = small_layer(
@@ -141,12 +146,15 @@ def test_both_ways_to_normalize_intensities_agree(intensity):
     mask = torch.rand(GRID, generator=torch.Generator().manual_seed(0)) < 0.7
     plain = layer(logits, image, SPACING, mask)
     followed = layer(logits, image.clone().requires_grad_(), SPACING, mask)
-    # An offset of 5000 leaves 5e-4 of float32 to the second modality, whose deviation is 1: rounding is amplified by theta_beta's inverse.
+    # An offset of 5000 leaves 5e-4 of float32 to the second modality, whose deviation is 1:
+    # rounding is amplified by theta_beta's inverse.
     torch.testing.assert_close(followed, plain, rtol=0.0, atol=1e-3)
 
 
 def test_prebuilt_kernels_give_the_same_and_are_not_built_again():
-    """Nor is what is written over their image later seen: the backward pass reads the intensities again."""
+    """Nor is what is written over their image later seen: the backward pass reads the intensities
+    again.
+    """
     logits, image = batch()
     layer = small_layer()
     mask = image[:, 0] > 250.0
@@ -162,7 +170,8 @@ def test_prebuilt_kernels_give_the_same_and_are_not_built_again():
     )
     layer = small_layer(intensity__normalization="none", mean_field__filter="truncated")
     buffer = image / image.std()
-    kernels, gradients = layer.build_kernels(buffer, SPACING), []
+    kernels = layer.build_kernels(buffer, SPACING)
+    gradients = []
     for _ in range(2):
         gradients.append(
             torch.autograd.grad(
@@ -244,6 +253,14 @@ def test_learned_groups_can_be_chosen():
     assert whole.group("volume")[0] is whole.raw_volume_weight
 
 
+def test_groups_to_learn_may_come_from_any_iterable():
+    """One that can be read only once, too: read twice, it would name none, which means all."""
+    layer = CrfRnn(3, 2, learn=(group for group in ("weights", "bias")))
+    assert "learn=weights+bias" in repr(layer)
+    assert "learn=bias" in repr(CrfRnn(3, 2, learn="bias"))
+    assert "learn=nothing" in repr(CrfRnn(3, 2, learn=()))
+
+
 @pytest.mark.parametrize(
     ("changes", "arguments", "text"),
     [
@@ -303,7 +320,9 @@ def test_kernels_and_record_are_let_go_with_the_graph():
 
 
 def test_half_precision_is_computed_in_float32():
-    """Given, or handed over by a network under autocast, of which the layer's own arithmetic must not be a part."""
+    """Given, or handed over by a network under autocast, of which the layer's own arithmetic must
+    not be a part.
+    """
     dtype = torch.bfloat16
     logits, image = batch(1)
     half = logits.to(dtype).requires_grad_()
@@ -330,7 +349,8 @@ def test_memory_formats_and_masks_in_all_forms_give_the_same():
     mask = image[:, 0] > 250.0
     expected = layer(logits, image, SPACING, mask)
     last = (tensor.to(memory_format=torch.channels_last_3d) for tensor in (logits, image))
-    rows, array = torch.tensor([SPACING, SPACING], dtype=torch.float64), mask.numpy()
+    rows = torch.tensor([SPACING, SPACING], dtype=torch.float64)
+    array = mask.numpy()
     read_only = array.copy()
     read_only.setflags(write=False)
     assert torch.equal(layer(*last, rows[0], mask[:, None].float()), expected)
@@ -376,7 +396,9 @@ def test_tensors_that_do_not_fit_are_refused(changes, text):
 
 
 def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
-    """It is refused inside the mask, with kernels or without; outside of it, it stays where it is."""
+    """It is refused inside the mask, with kernels or without; outside of it, it stays where it
+    is.
+    """
     logits, image = batch()
     broken = image.clone()
     broken[1, 0, 2, 3, 4] = torch.inf
@@ -384,10 +406,14 @@ def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
         InputError, match="modality 0 of batch item 1 has 1 values that are not finite"
     ):
         small_layer(intensity__normalization="zscore")(logits, broken, SPACING)
-    layer, mask = small_layer(), torch.ones(2, *GRID, dtype=torch.bool)
+    layer = small_layer()
+    mask = torch.ones(2, *GRID, dtype=torch.bool)
     mask[1, 2, 3, 4] = False
     expected = layer(logits, image, SPACING, mask)
-    message = r"logits of batch item 1 hold NaN or \+infinity at 1 voxels inside the mask, which would spread to all others"
+    message = (
+        r"logits of batch item 1 hold NaN or \+infinity at 1 voxels inside the mask, "
+        "which would spread to all others"
+    )
     for value, options in (
         (torch.inf, {}),
         (torch.nan, {"kernels": layer.build_kernels(image, SPACING)}),
@@ -407,7 +433,9 @@ def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_minus_infinity_forbids_a_label_and_leaves_gradients_finite(dtype):
-    """As good as a logit 200 below (a marginal of 1e-87), for the output and every gradient, and NaN outside the mask as a number there."""
+    """As good as a logit 200 below (a marginal of 1e-87), for the output and every gradient, and
+    NaN outside the mask as a number there.
+    """
     case = random_case(3, 2, 3, masked=True, grid_shape=GRID)
     logits, image = (tensor.to(dtype) for tensor in tensors(case))
     mask = torch.tensor(case.mask)

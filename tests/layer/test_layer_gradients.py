@@ -1,4 +1,6 @@
-"""Gradients of the trainable layer: finite differences in float64, and what must hold for any case."""
+"""Gradients of the trainable layer: finite differences in float64, and what must hold for any
+case.
+"""
 
 from itertools import product
 
@@ -21,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def problem(num_dims=3, *, masked=False):
-    """Two appearance kernels and a smoothness kernel on a small case in float64; and its spacing and mask."""
+    """Two appearance kernels and a smoothness kernel on a small case in float64; and its spacing
+    and mask.
+    """
     case = random_case(num_dims, 2, 3, masked=masked, grid_shape=GRIDS[num_dims])
 
     def ramp(low, high, *shape):
@@ -60,7 +64,9 @@ def refined(
 
 
 def check(function, values, names):
-    """Finite differences in float64 with PyTorch's default tolerances (rtol 1e-3, atol 1e-5 at a step of 1e-6), by the named values."""
+    """Finite differences in float64 with PyTorch's default tolerances (rtol 1e-3, atol 1e-5 at a
+    step of 1e-6), by the named values.
+    """
     leaves = tuple(values[name].detach().clone().requires_grad_() for name in names)
     assert torch.autograd.gradcheck(
         lambda *given: function(**(values | dict(zip(names, given, strict=True)))), leaves
@@ -90,12 +96,12 @@ def test_gradients_by_everything_that_the_function_takes(
 
 
 def test_gradients_of_the_lattice_with_its_simplices_fixed():
-    """The lattice is slightly asymmetric: forgetting to reverse the blurs in the backward pass is 3 % off."""
+    """The lattice is slightly asymmetric: forgetting to reverse the blurs in the backward pass is 3
+    % off.
+    """
     values, options = problem(masked=True)
-    bandwidths, settings = (
-        list(zip(values["theta_alpha"], values["theta_beta"], strict=True)),
-        {"filter": "lattice", "num_iterations": 3},
-    )
+    bandwidths = list(zip(values["theta_alpha"], values["theta_beta"], strict=True))
+    settings = {"filter": "lattice", "num_iterations": 3}
     given = {"bilateral": bandwidths, "theta_gamma": values["theta_gamma"], "num_labels": 3}
     kernels = build_kernels(values["image"][None], **given, **options, **settings)
     options |= {"kernels": kernels, "num_iterations": 3}
@@ -117,10 +123,8 @@ def test_gradients_by_everything_that_a_layer_holds(compatibility):
         changes["compatibility"] = {"kind": "matrix", "matrix": ASYMMETRIC}
     settings = {"per_label_weights": True, "anisotropic": True, "num_iterations": 2}
     layer = CrfRnn(3, 2, 2, CrfParameters().replace(**changes), **settings).double()
-    held, given = (
-        dict(layer.named_parameters()),
-        (values["logits"][None], values["image"][None], options["spacing"]),
-    )
+    held = dict(layer.named_parameters())
+    given = (values["logits"][None], values["image"][None], options["spacing"])
     check(lambda **changed: torch.func.functional_call(layer, changed, given), held, list(held))
 
 
@@ -187,9 +191,12 @@ def test_items_of_a_batch_are_independent_and_parameters_gather_their_gradients(
 
 
 def test_at_weight_zero_the_layer_is_the_identity_and_can_leave_it():
-    """No saddle: where neighbors agree with the truth, the gradient with respect to a weight of 0 says that it should grow."""
+    """No saddle: where neighbors agree with the truth, the gradient with respect to a weight of 0
+    says that it should grow.
+    """
     case = random_case(3, 2, 3, grid_shape=(6, 5, 7))
-    logits, image = torch.tensor(case.logits)[None], torch.tensor(case.image)[None]
+    logits = torch.tensor(case.logits)[None]
+    image = torch.tensor(case.image)[None]
     layer = CrfRnn(
         3,
         2,
@@ -209,7 +216,9 @@ def test_at_weight_zero_the_layer_is_the_identity_and_can_leave_it():
 
 
 def test_a_value_at_the_end_of_its_range_leaves_it_only_inward():
-    """Descent along a positive gradient lowers a value: inward from the upper end, outward from the lower one."""
+    """Descent along a positive gradient lowers a value: inward from the upper end, outward from the
+    lower one.
+    """
     ends = {
         "theta_alpha": (-9.0, 0.1, 9.0, 1000.0),
         "theta_beta": (-9.0, 0.001, 13.0, 1e5),
@@ -263,7 +272,9 @@ def test_a_change_in_place_and_second_derivatives_are_refused():
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_the_weight_of_the_volume_term_has_a_slope_from_end_to_end(weight):
-    """A difference over 1e-5 within the range, in float64: its error is some thousandth of the slope at the ends."""
+    """A difference over 1e-5 within the range, in float64: its error is some thousandth of the
+    slope at the ends.
+    """
     case = random_case(3, grid_shape=(5, 6, 9))
     logits, image = (torch.tensor(values)[None].double() for values in (case.logits, case.image))
     parameters = CrfParameters().replace(**{"volume.weight": weight, "bilateral.theta_beta": 0.2})
@@ -277,7 +288,8 @@ def test_the_weight_of_the_volume_term_has_a_slope_from_end_to_end(weight):
             layer.raw_volume_weight.fill_(value)
         return (torch.softmax(layer(logits, image, spacing=case.spacing), dim=1) * probe).sum()
 
-    low, high = max(weight - 1e-5, 0.0), min(weight + 1e-5, 1.0)
+    low = max(weight - 1e-5, 0.0)
+    high = min(weight + 1e-5, 1.0)
     with torch.no_grad():
         expected = float(loss(high) - loss(low)) / (high - low)
     for sign in (1.0, -1.0):  # a weight at an end of its range has no slope that leads out of it
@@ -288,11 +300,14 @@ def test_the_weight_of_the_volume_term_has_a_slope_from_end_to_end(weight):
         assert float(found) == (0.0 if is_outward else pytest.approx(sign * expected, rel=5e-3))
 
 
-# ---- On the GPU engine: tensors are shared through DLPack, in both passes. Without a GPU the shim stands for one.
+# ---- On the GPU engine: tensors are shared through DLPack, in both passes. Without a GPU the shim
+# stands for one.
 
 
 def _gradients(filter_name, changes, device, parameters_on=""):
-    """Refined logits, and the gradients of a linear loss with respect to logits, image and all parameters."""
+    """Refined logits, and the gradients of a linear loss with respect to logits, image and all
+    parameters.
+    """
     fixed = {
         "bilateral.weight": 2.0,
         "bilateral.theta_alpha": 1.7,
@@ -303,7 +318,8 @@ def _gradients(filter_name, changes, device, parameters_on=""):
         **fixed, **{"spatial.weight": 0.5, "spatial.theta_gamma": 1.3}, **changes
     )
     layer = CrfRnn(3, 2, parameters=parameters, num_iterations=3).to(parameters_on or device)
-    rng, shape = np.random.default_rng(4), (5, 8, 7)
+    rng = np.random.default_rng(4)
+    shape = (5, 8, 7)
     logits, image, factor = (
         torch.tensor(rng.normal(size=(1, channels, *shape)), dtype=torch.float32)
         for channels in (3, 2, 3)
@@ -333,7 +349,8 @@ def _gradients(filter_name, changes, device, parameters_on=""):
 def test_the_layer_learns_the_same_on_a_gpu(
     engine, filter_name, parameters_on, changes, monkeypatch
 ):
-    """Logits and every gradient are the CPU engine's, wherever the parameters are; bodies are found on the host, wherever the logits are.
+    """Logits and every gradient are the CPU engine's, wherever the parameters are; bodies are found
+    on the host, wherever the logits are.
 
     float32: 1e-4 of the largest; bandwidths lose digits to squares that all but cancel, hence 2e-3.
     """

@@ -1,4 +1,6 @@
-"""What the layer says to exporters, which it refuses in plain words, and to callers that leave values out; `torch.compile` of it."""
+"""What the layer says to exporters, which it refuses in plain words, and to callers that leave
+values out; `torch.compile` of it.
+"""
 
 import copy
 import io
@@ -17,7 +19,10 @@ GRID = (6, 5, 7)
 SPACING = SPACINGS[3]
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-WHY = "cannot take the CRF .* no graph can contain it; export the network without it, and refine the network's logits afterwards"
+WHY = (
+    "cannot take the CRF .* no graph can contain it; export the network without it, and refine the "
+    "network's logits afterwards"
+)
 
 
 class Segmenter(nn.Module):
@@ -106,7 +111,9 @@ def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line(dtype):
         * torch.randn(2, 3, *GRID, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     ).softmax(1)
     probabilities[..., -1] = 0.0
-    layer, given, image = CrfRnn(3, 2), probabilities.to(dtype), torch.rand(2, 2, *GRID)
+    layer = CrfRnn(3, 2)
+    given = probabilities.to(dtype)
+    image = torch.rand(2, 2, *GRID)
     seen = [warning for _ in range(3) for warning in shout_of(lambda: layer(given, image, SPACING))]
     (told,) = (warning for warning in seen if "look like probabilities" in str(warning.message))
     assert (told.category, told.filename) == (UserWarning, __file__)
@@ -114,9 +121,12 @@ def test_probabilities_are_said_once_for_each_layer_at_the_caller_s_line(dtype):
 
 
 def test_the_layer_keeps_an_output_temperature_that_it_does_not_use(given):
-    """Its logits are those before that temperature, so that a loss is not scaled; the file that `infer` reads has it."""
+    """Its logits are those before that temperature, so that a loss is not scaled; the file that
+    `infer` reads has it.
+    """
     warm = CrfParameters().replace(**{"mean_field.output_temperature": 2.5})
-    layer, plain = CrfRnn(3, 2, parameters=warm), CrfRnn(3, 2)
+    layer = CrfRnn(3, 2, parameters=warm)
+    plain = CrfRnn(3, 2)
     assert layer.output_temperature == layer.to_parameters().mean_field.output_temperature == 2.5
     assert torch.equal(layer(*given, SPACING), plain(*given, SPACING))
 
@@ -124,9 +134,14 @@ def test_the_layer_keeps_an_output_temperature_that_it_does_not_use(given):
 # The compiler's own code reads `.grad` of tensors that are not leaves.
 @pytest.mark.filterwarnings("default")
 def test_compiling_gives_the_same_bits(given):
-    """Of the output and of every gradient. The layer is not part of a graph, so its options do not matter."""
-    image, mask = given[1], given[0][:, :1] > 0.2
-    results, owner = [], Segmenter()
+    """Of the output and of every gradient.
+
+    The layer is not part of a graph, so its options do not matter.
+    """
+    image = given[1]
+    mask = given[0][:, :1] > 0.2
+    results = []
+    owner = Segmenter()
     torch._dynamo.reset()
     for model in (owner, torch.compile(owner, backend="aot_eager")):
         leaves = [image.clone().requires_grad_(), *owner.parameters()]

@@ -1,4 +1,6 @@
-"""The layer where voxels or labels take no part: padding of logits, in training too, and labels that are nowhere in a crop."""
+"""The layer where voxels or labels take no part: padding of logits, in training too, and labels
+that are nowhere in a crop.
+"""
 
 import contextlib
 import dataclasses
@@ -77,7 +79,9 @@ def test_padding_of_a_batch_item_is_outside_its_mask():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_huge_padding_does_not_drown_the_gradient_of_the_temperature(dtype):
-    """What is left of gradients that cancel is rounding, and nothing but that after a product with the lowest number of the type."""
+    """What is left of gradients that cancel is rounding, and nothing but that after a product with
+    the lowest number of the type.
+    """
     logits, image, padding = batch()
     labels = torch.arange(logits[:, 0].numel()).reshape(logits[:, 0].shape) % 3
     gradients = []
@@ -96,7 +100,9 @@ def test_huge_padding_does_not_drown_the_gradient_of_the_temperature(dtype):
 
 
 def test_training_leaves_padding_out_of_its_crops_and_forgets_its_constant():
-    """Rivals of the CRF label none of it either, whatever its constant: a bias would win in every padded voxel."""
+    """Rivals of the CRF label none of it either, whatever its constant: a bias would win in every
+    padded voxel.
+    """
     case = phantom(3)
     for constant in (-7.0, -1000.0, np.finfo(np.float32).min):
         crop = make_crop(padded(case, constant), IntensityParameters())
@@ -109,7 +115,8 @@ def test_training_leaves_padding_out_of_its_crops_and_forgets_its_constant():
         assert (crop.logits[:, (crop.logits == crop.logits[0]).all(axis=0)] == 0).all()
     unmasked = np.ones(case.labels.shape, bool)
     unmasked[:, :4] = False
-    regions, favors_labels = {"1": (1,), "2": (2,)}, (0.0, *[2.0] * (len(case.logits) - 1))
+    regions = {"1": (1,), "2": (2,)}
+    favors_labels = (0.0, *[2.0] * (len(case.logits) - 1))
     result = FitResult("start", CrfParameters(), 0.0, 0.0, (), 0)
     tuned = Tuned(result, VectorScaling(0.5, favors_labels), "foreground")
     zeros = padded(case, 0.0)
@@ -151,13 +158,16 @@ def test_kernels_that_were_built_without_regard_to_padding_are_refused():
 
 # ---- Labels that are nowhere in a crop
 
-SHAPE, NUM_LABELS, ABSENT = (5, 7, 9), 6, (1, 4)
+SHAPE = (5, 7, 9)
+NUM_LABELS = 6
+ABSENT = (1, 4)
 
 
 @pytest.fixture(name="counts")
 def _counts(monkeypatch):
     """How many labels took part in each batch item."""
-    counts, original = [], functional._refine_item
+    counts = []
+    original = functional._refine_item
 
     def counted(*arguments):
         counts.append(NUM_LABELS if arguments[5] is None else len(arguments[5]))

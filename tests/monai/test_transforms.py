@@ -1,4 +1,6 @@
-"""The transforms of MONAI: the results of `refine`, with the metadata, devices and types of MONAI's pipelines."""
+"""The transforms of MONAI: the results of `refine`, with the metadata, devices and types of
+MONAI's pipelines.
+"""
 
 import json
 import pickle
@@ -35,7 +37,9 @@ def make_case(seed=0, labels=3, modalities=2):
 
 
 def placed(values, file="sub/case7_0000.nii.gz", spacing=SPACING):
-    """A MetaTensor as LoadImage and EnsureChannelFirst leave it: LPS, so that the affine has negative entries."""
+    """A MetaTensor as LoadImage and EnsureChannelFirst leave it: LPS, so that the affine has
+    negative entries.
+    """
     affine = torch.diag(
         torch.tensor([-spacing[0], -spacing[1], spacing[2], 1.0], dtype=torch.float64)
     )
@@ -91,7 +95,8 @@ def test_plain_arrays_and_tensors_need_a_spacing_and_keep_their_kind():
         for spacing in (None, 1.5):  # One distance does not tell a batch from a case.
             with pytest.raises(
                 InputError,
-                match=r"the spacing is unknown: neither.*; give spacing=\(\.\.\.\), in mm, one per axis",
+                match=r"the spacing is unknown: neither.*; "
+                r"give spacing=\(\.\.\.\), in mm, one per axis",
             ):
                 CrfRefine(PARAMETERS, spacing=spacing)(kind(logits), kind(image))
         plain = CrfRefine(PARAMETERS)(kind(logits), placed(image))
@@ -123,7 +128,8 @@ def test_a_batch_of_plain_tensors_is_known_by_the_number_of_distances():
     """With a mask each."""
     cases = [make_case(5), make_case(6)]
     mask = np.zeros((2, 1, *GRID), np.uint8)
-    mask[0, 0, 2:7], mask[1, 0, :, 1:5] = 1, 1
+    mask[0, 0, 2:7] = 1
+    mask[1, 0, :, 1:5] = 1
     given = (torch.as_tensor(np.stack(arrays)) for arrays in (*zip(*cases, strict=True), mask))
     found = CrfRefine(PARAMETERS, spacing=SPACING)(*given)
     for one, case, where in zip(found, cases, mask, strict=True):
@@ -133,10 +139,10 @@ def test_a_batch_of_plain_tensors_is_known_by_the_number_of_distances():
 def test_a_batch_is_its_cases_each_with_its_own_spacing():
     other = (2.0, 0.7, 1.1)
     cases = [(make_case(3), SPACING, "a.nii"), (make_case(4), other, "b.nii")]
-    items = [
-        {"pred": placed(case[0], file, spacing), "image": placed(case[1], file, spacing)}
-        for case, spacing, file in cases
-    ]
+    items = []
+    for (logits, image), spacing, file in cases:
+        pred = placed(logits, file, spacing)
+        items.append({"pred": pred, "image": placed(image, file, spacing)})
     batch = list_data_collate(items)
     assert batch["pred"].is_batch
     for output in ("logits", "labels"):
@@ -163,7 +169,8 @@ def test_a_batch_is_its_cases_each_with_its_own_spacing():
 
 def test_several_keys_and_missing_ones():
     logits, image = make_case(11)
-    other, mask = make_case(12)[0], np.zeros((1, *GRID), bool)
+    other = make_case(12)[0]
+    mask = np.zeros((1, *GRID), bool)
     mask[:, 1:8, 2:] = True
     data = {"a": placed(logits), "b": placed(other), "image": placed(image), "head": placed(mask)}
     done = CrfRefined(("a", "b"), parameters=PARAMETERS, mask_key=(None, "head"))(data)
@@ -183,10 +190,10 @@ def test_several_keys_and_missing_ones():
 
 
 def test_threads_and_workers_of_a_loader_share_one_transform():
-    items = [
-        {"pred": placed(logits), "image": placed(image)}
-        for logits, image in (make_case(seed) for seed in range(20, 24))
-    ]
+    items = []
+    for seed in range(20, 24):
+        logits, image = make_case(seed)
+        items.append({"pred": placed(logits), "image": placed(image)})
     expected = [wanted(item["pred"].numpy(), item["image"].numpy()).logits for item in items]
     transform = CrfRefined("pred", parameters=PARAMETERS, threads=1)
     with ThreadPoolExecutor(4) as pool:
@@ -214,7 +221,8 @@ def test_a_metatensor_that_nobody_placed_has_no_spacing():
     logits, image = (MetaTensor(torch.as_tensor(array)) for array in make_case(24))
     with pytest.raises(
         InputError,
-        match="the spacing is unknown: neither logits nor image have metadata with an affine of their own",
+        match="the spacing is unknown: neither logits nor image have metadata with an affine of "
+        "their own",
     ):
         CrfRefine(PARAMETERS)(logits, image)
     named = placed(make_case(24)[1])
@@ -235,7 +243,8 @@ def test_input_that_does_not_fit():
     pending = placed(image)
     pending.push_pending_operation({"lazy_affine": torch.eye(4), "lazy_shape": GRID})
     given = placed(logits), placed(image)
-    wider, short = placed(image, spacing=(0.9, 1.4, 2.6)), placed(np.ones((1, 9, 7, 5)))
+    wider = placed(image, spacing=(0.9, 1.4, 2.6))
+    short = placed(np.ones((1, 9, 7, 5)))
     for kind, options, tensors, message in (
         (
             InputError,
@@ -311,7 +320,9 @@ def test_input_that_does_not_fit():
 
 
 def test_a_label_map_is_refined_as_its_error_advises():
-    """With a channel, as LoadImaged and EnsureChannelFirstd leave it, of floats; the result is a label map, too."""
+    """With a channel, as LoadImaged and EnsureChannelFirstd leave it, of floats; the result is a
+    label map, too.
+    """
     logits, image = make_case(30)
     labels = logits.argmax(0)
     given = placed(labels[None].astype(np.float32))
@@ -349,10 +360,8 @@ def test_a_configuration_names_the_transform(tmp_path):
         **{"bilateral.theta_alpha": 3.0, "mean_field.num_iterations": 2}
     )
     rng = np.random.default_rng(0)
-    logits, image = (
-        rng.normal(size=(2, 5, 6, 4)).astype(np.float32),
-        rng.normal(size=(1, 5, 6, 4)).astype(np.float32),
-    )
+    logits = rng.normal(size=(2, 5, 6, 4)).astype(np.float32)
+    image = rng.normal(size=(1, 5, 6, 4)).astype(np.float32)
     found = transform({"pred": torch.as_tensor(logits), "t1": torch.as_tensor(image)})["pred"]
     scheme = crfrefine.RegionScheme.of({"whole": [1, 2], "core": 2})
     wanted = crfrefine.refine(
