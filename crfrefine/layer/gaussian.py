@@ -1,7 +1,4 @@
-"""The Gaussian filter on points of any features, for tensors, with gradients.
-
-They are with respect to values and features.
-"""
+"""The Gaussian filter on points for tensors, with gradients for values and features."""
 
 from __future__ import annotations
 

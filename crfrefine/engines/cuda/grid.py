@@ -245,7 +245,7 @@ class GridFilter(Filter):
         self.description = f"grid ({size.num_cells} cells)"
 
     def _splat_groups(self) -> _SplatGroups:
-        """Return the fewest groups."""
+        """Return the division into the fewest groups."""
         num_cells = self._last.num_cells
         num_bins = self._size.num_bins
         most_bins = min(num_bins, _THREADS // (2 * _SPAN))

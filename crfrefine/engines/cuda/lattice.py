@@ -152,7 +152,8 @@ def _field_ranges(
     return lowest, widths
 
 
-_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)  # times 2^64: multiples of it are spread evenly
+# The fraction of the golden ratio in 64 bits: its multiples are spread evenly.
+_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 
 
 def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float:

@@ -33,7 +33,7 @@ LAST_CHANGE = 1e-3  # nats; a Newton step of this size is the last one
 class MassSums:
     """Masses and covariances of the marginals of all labels.
 
-    They are those in `part`, (voxel) on the host; None means everywhere.
+    Only voxels in `part` count, (voxel) on the host; None means that all do.
     """
 
     def __init__(self, voxels: Voxels, num_labels: int, part: Bool | None) -> None:
@@ -163,9 +163,9 @@ class VolumeBackward:
         self.by_slack = 0.0
 
     def step_back(self, step: int, by_x: Any) -> None:
-        """Complete the gradient (label, voxel) for the logits after a step, in place.
+        """Add the gradient through a step's biases to that for the logits after the step.
 
-        Given is that with constant biases.
+        Before, `by_x`, (label, voxel), is the gradient as if the biases were constant.
         """
         xp = self._voxels.device.xp
         marginals = self._record[step + 1]

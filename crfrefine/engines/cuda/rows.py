@@ -130,7 +130,7 @@ class Sums:
 class Products:
     """Sums over the voxels of the products of each row of one array with each row of another.
 
-    `parts` has their terms.
+    `parts`, of `Sums`, has what each thread has added so far.
     """
 
     def __init__(self, sums: Sums, num_rows: int, num_others: int, num_voxels: int) -> None:

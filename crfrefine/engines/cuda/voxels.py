@@ -97,7 +97,7 @@ class Voxels:
         return number
 
     def linear_index(self, shape: Sequence[int]) -> Any:
-        """Return the linear index in a box of that shape, whose corner is that of the voxels."""
+        """Return each voxel's linear index in a box of that shape that begins where theirs does."""
         index = self.coordinates[0].astype(np.int64)
         for coordinate, extent in zip(self.coordinates[1:], shape[1:], strict=True):
             index = index * extent + coordinate

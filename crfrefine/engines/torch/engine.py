@@ -110,7 +110,10 @@ def mean_field(
 
 
 def _are_close(log_marginals: Tensor, before: Tensor, tolerance: float) -> bool:
-    """Whether a step has changed (N, L) marginals and their labels too little for another."""
+    """Whether a step has changed marginals so little that the run has converged.
+
+    Both logarithms are (N, L).
+    """
     divergence = (log_marginals.exp() * (log_marginals - before)).sum(1)
     is_flipped = log_marginals.argmax(1) != before.argmax(1)
     share = is_flipped.double().mean().item()
@@ -118,9 +121,9 @@ def _are_close(log_marginals: Tensor, before: Tensor, tolerance: float) -> bool:
 
 
 def divided(scores: Tensor, temperature: Tensor) -> Tensor:
-    """Return scores over a temperature, which gets no gradient from -infinity.
+    """Return scores over a temperature, whose gradient is that of the finite scores.
 
-    Nor does it get one from NaN outside the mask: 0 times these is NaN.
+    A gradient of 0 times a score of -infinity, or of NaN outside the mask, would be NaN.
     """
     usable = scores.isfinite()
     quotient = scores.masked_fill(~usable, 0.0) / temperature
