@@ -205,6 +205,32 @@ def test_without_the_best_engine_the_next_one_runs_and_it_cannot_be_asked_for(tm
     assert "--config-settings=cmake.define.CRFREFINE_LEVELS=all" in asked.stderr
 
 
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_source_tree_takes_the_engine_of_an_installed_package_of_its_version(tmp_path, is_same):
+    """One without compiled modules comes first on the path, as where Python starts in a clone."""
+    package = Path(crfrefine.__file__).parent
+    for name, left_out in (("tree", "_engine_*"), ("installed", "__pycache__")):
+        ignored = shutil.ignore_patterns(left_out, "__pycache__")
+        shutil.copytree(package, tmp_path / name / "crfrefine", ignore=ignored)
+    installed = tmp_path / "installed" / "crfrefine"
+    if not is_same:
+        adapter = installed / "engines" / "cpu.py"
+        adapter.write_text(adapter.read_text(encoding="utf-8") + "# other\n", encoding="utf-8")
+    code = "from crfrefine.engines import compiled; print(compiled.load_engine().__file__)"
+    path = os.pathsep.join([str(tmp_path / "tree"), str(installed.parent)])
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if is_same:
+        assert Path(done.stdout.strip()).parent == installed, done.stderr
+    else:
+        assert "no installed package of this version has it" in done.stderr
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("level", LEVELS[:-1])
 def test_the_engine_of_a_lower_level_passes_its_tests(level):
