@@ -263,25 +263,25 @@ def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_pa
             0,
             2,
             "done",
-            "part 0 of parts 0–1: 4 cases; the other parts (3 cases) are not run here; device cpu",
+            "part 0 of parts 0–1: 4 cases; the other parts (3 cases) are not run here;",
         ),
         (
             1,
             2,
             "done",
-            "part 1 of parts 0–1: 3 cases; the other parts (4 cases) are not run here; device cpu",
+            "part 1 of parts 0–1: 3 cases; the other parts (4 cases) are not run here;",
         ),
         (
             1,
             4,
             "skipped",
-            "part 1 of parts 0–3: 2 cases; the other parts (5 cases) are not run here; device cpu",
+            "part 1 of parts 0–3: 2 cases; the other parts (5 cases) are not run here;",
         ),
         (
             8,
             9,
             "",
-            "part 8 of parts 0–8: 0 cases; the other parts (7 cases) are not run here; device cpu",
+            "part 8 of parts 0–8: 0 cases; the other parts (7 cases) are not run here;",
         ),
     ):
         result = infer(
