@@ -1,1 +1,4 @@
-"""Operations on plain arrays: checks, padding, intensities, probabilities, label maps, components. No files, no engine."""
+"""Operations on plain arrays: checks, padding, intensities, probabilities, label maps, components.
+
+No files, no engine.
+"""

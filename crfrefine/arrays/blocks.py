@@ -25,9 +25,12 @@ _MIN_UNPREDICTED = 4  # planes
 
 def find_blocks(label_map: Labels) -> tuple[float, ...] | None:
     """Return the mean size of blocks of equal labels in voxels per axis, 1 along an axis without blocks; None if no axis has them."""
-    # Along an axis from a coarser grid labels change only between blocks. (*grid) has up to three axes.
+    # Along an axis from a coarser grid labels change only between blocks. (*grid) has up to three
+    # axes.
     pitch = tuple(_pitch(changes) for changes in _count_changes(label_map))
-    return pitch if any(size > 1 for size in pitch) else None
+    if any(size > 1 for size in pitch):
+        return pitch
+    return None
 
 
 def _count_changes(label_map: Labels) -> list[Integers]:
@@ -79,7 +82,8 @@ def _pitch(changes: Integers) -> float:
     num_pitches = math.ceil(2 * length * math.log(max_pitch / _MIN_PITCH)) + 1
     pitches = np.geomspace(_MIN_PITCH, max_pitch, num_pitches)
     coarse = max((_fit(planes, weights, x) for x in pitches), key=lambda fit: fit.divergence)
-    # Now planes count: else pitches that leave out tips would win. Fewer changes, as by hand, do not count.
+    # Now planes count: else pitches that leave out tips would win. Fewer changes, as by hand, do
+    # not count.
     others = np.delete(weights, coarse.predicted)
     is_changed = weights > 3 * (np.median(others) if others.size else 1.0)
     if np.count_nonzero(is_changed) < _MIN_PREDICTED:
@@ -91,8 +95,10 @@ def _pitch(changes: Integers) -> float:
     best = max(fine, key=lambda fit: fit.divergence)
     if weights[best.predicted].sum() < _MIN_SHARE:
         return 1.0
-    # Chance does not explain that changes lie on the predicted planes: pitches and phases give about length³ sets of planes.
-    inside, outside = is_changed[best.predicted], np.delete(is_changed, best.predicted)
+    # Chance does not explain that changes lie on the predicted planes: pitches and phases give
+    # about length³ sets of planes.
+    inside = is_changed[best.predicted]
+    outside = np.delete(is_changed, best.predicted)
     mean = float(is_changed.mean())
     evidence = sum(
         part.size * _divergence(part.mean(), mean) for part in (inside, outside) if part.size
@@ -112,10 +118,12 @@ def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
     # A block begins where the position modulo the pitch falls into a window of one voxel.
     remainders = planes % pitch
     order = np.argsort(remainders)
-    remainders, starts = remainders[order], np.arange(planes.size)
+    remainders = remainders[order]
+    starts = np.arange(planes.size)
     ends = np.searchsorted(np.concatenate([remainders, remainders + pitch]), remainders + 1 - 1e-9)
     sums = np.cumsum(np.concatenate([[0.0], weights[order], weights[order]]))
-    shares, expected = sums[ends] - sums[starts], (ends - starts) / planes.size
+    shares = sums[ends] - sums[starts]
+    expected = (ends - starts) / planes.size
     best = np.argmax(shares - expected)
     predicted = order[np.arange(best, ends[best]) % planes.size]
     return _Fit(pitch, _divergence(float(shares[best]), float(expected[best])), predicted)
@@ -135,8 +143,8 @@ def find_network_spacing(
     given: Any, labels: Labels, spacing: Sequence[float]
 ) -> tuple[tuple[float, ...] | None, str | None]:
     """Return mm between voxels of the network along each axis, or None, and a note for the user."""
-    # `given` is one number, one per axis, or "auto". Raises InputError if the voxels are not larger, or
-    # no blocks are found.
+    # `given` is one number, one per axis, or "auto". Raises InputError if the voxels are not
+    # larger, or no blocks are found.
     if given is not None and not (isinstance(given, str) and given == AUTO):
         try:
             network = given_spacing(given, labels.ndim)

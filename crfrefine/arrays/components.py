@@ -21,10 +21,10 @@ class Cleaned:
 
     label_map: Labels  # (*grid), of the type and memory order of the one passed in
     voxels_removed: int = 0  # voxels of components that became background
-    voxels_filled: int = (
-        0  # voxels of holes that got a label, including voxels that had just been removed
-    )
-    # Voxels of each label before the rules, and how many of these voxels still have it, for labels that lost voxels.
+    # voxels of holes that got a label, including voxels that had just been removed
+    voxels_filled: int = 0
+    # Voxels of each label before the rules, and how many of these voxels still have it, for labels
+    # that lost voxels.
     lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -43,11 +43,10 @@ def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml:
     fills = _by_label(parameters.fill_holes, num_labels)
     sizes = parameters.min_component_ml
     if not isinstance(sizes, tuple):
-        sizes = (
-            (0.0, *(sizes,) * (num_labels - 1))
-            if any(keeps[1:])
-            else (sizes, *(0.0,) * (num_labels - 1))
-        )
+        if any(keeps[1:]):
+            sizes = (0.0, *(sizes,) * (num_labels - 1))
+        else:
+            sizes = (sizes, *(0.0,) * (num_labels - 1))
     removes = {label for label in range(num_labels) if keeps[label] or sizes[label] > 0.0}
     if not removes and not any(fills):
         return Cleaned(label_map)
@@ -103,13 +102,18 @@ def largest_component(mask: Bool) -> Bool:
 
 
 def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) -> int:
-    """Set the unwanted components of `group` to 0 in `part`, in place; return the number of their voxels."""
+    """Set the unwanted components of `group` to 0 in `part`, in place.
+
+    Return the number of their voxels.
+    """
     components, count = label_components(group)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
-    # A component of exactly the smallest size stays, whatever the rounding of the division by the voxel's volume.
+    # A component of exactly the smallest size stays, whatever the rounding of the division by the
+    # voxel's volume.
     keep = sizes >= min_voxels * (1.0 - 1e-9)
     if keeps_largest and count:
-        # Components are numbered by their first voxel in C order, so the first of equally large ones is taken.
+        # Components are numbered by their first voxel in C order, so the first of equally large
+        # ones is taken.
         keep &= np.arange(len(sizes)) == 1 + int(sizes[1:].argmax())
     keep[0] = True  # Number 0 is not a component.
     if not keep.all():
@@ -119,9 +123,9 @@ def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) ->
 
 def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = False) -> int:
     """Fill holes of (*grid) labels in place, and return the number of voxels filled."""
-    # A hole is a region of background, connected over faces, that touches no border of axes of several
-    # voxels. It gets the label that it touches with the most faces, the lowest of a tie. Unless `any_hole`,
-    # it must touch a single label, which is in `labels`.
+    # A hole is a region of background, connected over faces, that touches no border of axes of
+    # several voxels. It gets the label that it touches with the most faces, the lowest of a tie.
+    # Unless `any_hole`, it must touch a single label, which is in `labels`.
     from scipy import ndimage
 
     box = bounding_box(label_map != 0)
@@ -132,13 +136,15 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     regions, count = ndimage.label(part == 0)
     is_hole = np.arange(int(count) + 1) > 0
     for axis in axes:
-        # A region that reaches the end of the box is at the grid's border, or continues outside the box, where all is background.
+        # A region that reaches the end of the box is at the grid's border, or continues outside the
+        # box, where all is background.
         for end in (0, -1):
             is_hole[regions.take(end, axis=axis)] = False
     voxels = np.flatnonzero(is_hole[regions])
     if not voxels.size:
         return 0
-    flat, base = part.ravel(), int(part.max()) + 1
+    flat = part.ravel()
+    base = int(part.max()) + 1
     numbers = regions.ravel()[voxels].astype(np.int64)
     faces = []  # the hole times base plus the label, of each face between a hole and a label
     for axis in axes:
@@ -151,11 +157,10 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     order = np.lexsort((label, -num_faces, hole))
     holes, first = np.unique(hole[order], return_index=True)
     best = label[order][first]
-    is_filled = (
-        np.full(best.shape, True)
-        if any_hole
-        else (np.bincount(hole)[holes] == 1) & np.isin(best, list(labels))
-    )
+    if any_hole:
+        is_filled = np.full(best.shape, True)
+    else:
+        is_filled = (np.bincount(hole)[holes] == 1) & np.isin(best, list(labels))
     filling = np.zeros(len(is_hole), part.dtype)
     filling[holes[is_filled]] = best[is_filled]
     values = filling[numbers]
@@ -176,25 +181,25 @@ def describe_losses(
     *,
     allowed: bool,
 ) -> tuple[str, ...]:
-    """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules; raise ConfigError if that is not allowed."""
+    """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules.
+
+    Raise ConfigError if that is not allowed.
+    """
     # `lost` is that of `Cleaned`; `voxel_ml` is None on grids that do not have three axes.
     texts = []
     for label, (before, after) in sorted(lost.items()):
         if before - after > MAX_LOSS * before:
-            volumes = (
-                ""
-                if voxel_ml is None
-                else f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
-            )
+            if voxel_ml is None:
+                volumes = ""
+            else:
+                volumes = f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
             texts.append(
                 f"{names.get(label, f'label {label}')} {before:,} → {after:,} voxels{volumes}"
             )
     if not texts:
         return ()
-    rule, structures = (
-        " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items()),
-        listed(texts, _MAX_NAMED),
-    )
+    rule = " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items())
+    structures = listed(texts, _MAX_NAMED)
     if allowed:
         return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {structures}",)
     off = " and ".join(

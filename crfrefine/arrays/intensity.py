@@ -18,14 +18,14 @@ from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.sections import IntensityParameters
 
 _BLOCK = 1 << 16  # elements processed at a time: later passes find them in the second-level cache
-MAX_CLIPPED = (
-    0.95  # share of voxels outside of a window from which on the window does not fit the image
-)
-RIPPLE = 0.1  # largest negative value beside 0 that filters leave in an image that is not CT, in shares of its largest value
+# share of voxels outside of a window from which on the window does not fit the image
+MAX_CLIPPED = 0.95
+# largest negative value beside 0 that filters leave in an image that is not CT, in shares of its
+# largest value
+RIPPLE = 0.1
 MIN_NEGATIVE = 0.001  # smallest share of voxels below 0, beyond ripples, in CT
-_CONSTANT = float(
-    np.finfo(np.float32).tiny
-)  # a spread whose inverse does not fit into float32 counts as zero
+# a spread whose inverse does not fit into float32 counts as zero
+_CONSTANT = float(np.finfo(np.float32).tiny)
 
 
 def normalize_intensity(
@@ -37,7 +37,8 @@ def normalize_intensity(
     threads: int | None = None,
 ) -> Float32:
     """Map raw intensities to the scale that theta_beta is measured in, as float32 in the order of memory."""
-    # The image is (M, *grid); statistics are those inside the (*grid) mask, and only the box is mapped.
+    # The image is (M, *grid); statistics are those inside the (*grid) mask, and only the box is
+    # mapped.
     image = np.asarray(image)
     settings = parameters.spread({"modality": len(image)})
     part = image if box is None else image[(slice(None), *box)]
@@ -64,15 +65,16 @@ class IntensityMap:
     shift: float = 0.0  # subtracted in float32
     scale: float = 1.0  # multiplied; 0 for a constant modality
     clip: bool = False  # whether the result is clipped to [0, 1]
-    offset: float | None = (
-        None  # subtracted in float64 beforehand, where the type has more digits than float32; None: nothing is
-    )
+    # subtracted in float64 beforehand, where the type has more digits than float32; None: nothing
+    # is
+    offset: float | None = None
 
     def apply(self, source: NDArray[np.generic], target: Float32) -> None:
         """Write the mapped intensities of an array to another one of the same shape, in one pass over memory."""
         rows = max(1, _BLOCK * source.shape[0] // max(1, source.size)) if source.ndim else 1
         for start in range(0, source.shape[0], rows):
-            part, values = target[start : start + rows], source[start : start + rows]
+            part = target[start : start + rows]
+            values = source[start : start + rows]
             if self.offset is not None:
                 values = (values.astype(np.float64) - self.offset).astype(np.float32)
             if self.shift == 0.0 and self.scale == 1.0:
@@ -102,15 +104,18 @@ def window_notes(
     mask: Bool | None = None,
 ) -> tuple[str, ...]:
     """Return a note for each modality of (M, *grid) whose window does not fit, such as a window of Hounsfield units for MRI."""
-    # A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask, or begins
-    # below 0 where hardly any value is: CT has air and fat, and MRI has at most ripples around 0.
-    notes, settings = [], parameters.spread({"modality": len(image)})
+    # A window does not fit if it clips at least MAX_CLIPPED of the voxels inside the mask, or
+    # begins below 0 where hardly any value is: CT has air and fat, and MRI has at most ripples
+    # around 0.
+    notes = []
+    settings = parameters.spread({"modality": len(image)})
     for modality, (values, kind, window) in enumerate(
         zip(image, settings["normalization"], settings["window"], strict=True)
     ):
         if kind != "window" or window is None:
             continue
-        low, high = float(values.min()), float(values.max())
+        low = float(values.min())
+        high = float(values.max())
         inside = values if mask is None else values[mask]
         clipped = (
             np.count_nonzero(inside < window[0]) + np.count_nonzero(inside > window[1])
@@ -134,7 +139,10 @@ def window_notes(
 def _fit_modality(
     source: Array, settings: Mapping[str, Any], modality: int, mask: Bool | None
 ) -> IntensityMap:
-    """Return the map of one modality, (*grid) in storage order, with statistics inside the mask; settings have a value per modality."""
+    """Return the map of one modality, (*grid) in storage order, with statistics inside the mask.
+
+    Settings have a value per modality.
+    """
     kind, percentiles, window = (
         settings[key][modality] for key in ("normalization", "percentiles", "window")
     )
@@ -152,27 +160,34 @@ def _fit_modality(
     if offset is not None:
         values = (values.astype(np.float64) - offset).astype(np.float32)
     if kind == "zscore":
-        # Mean and (population) standard deviation, summed in blocks: float32 within one, float64 over all; relative to the first
-        # value, so that a small spread on a large offset keeps its digits.
+        # Mean and (population) standard deviation, summed in blocks: float32 within one, float64
+        # over all; relative to the first value, so that a small spread on a large offset keeps its
+        # digits.
         values = values.astype(np.float32, copy=False)
-        pivot, total, squares = values[0], 0.0, 0.0
+        pivot = values[0]
+        total = 0.0
+        squares = 0.0
         for first in range(0, values.size, _BLOCK):
             part = values[first : first + _BLOCK] - pivot
             total += float(part.sum(dtype=np.float64))
             squares += float(np.dot(part, part))
         mean = total / values.size
-        shift, width = float(pivot) + mean, math.sqrt(max(0.0, squares / values.size - mean * mean))
+        shift = float(pivot) + mean
+        width = math.sqrt(max(0.0, squares / values.size - mean * mean))
     else:
-        # As numpy's percentiles, which import numpy.ma: that takes as long as all else for a small case.
+        # As numpy's percentiles, which import numpy.ma: that takes as long as all else for a small
+        # case.
         places = (values.size - 1) * (np.array(percentiles) / 100.0)
         below = np.floor(places).astype(np.intp)
         above = np.minimum(below + 1, values.size - 1)
         ordered = np.partition(values, [*below, *above])
-        start, end = ordered[below].astype(np.float64), ordered[above].astype(np.float64)
+        start = ordered[below].astype(np.float64)
+        end = ordered[above].astype(np.float64)
         low, high = (start + (end - start) * (places - below)).tolist()
         if high <= low:
-            low, high = float(values.min()), float(values.max())
-        shift, width = low, high - low
-    return IntensityMap(
-        shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset
-    )  # A constant modality becomes 0.
+            low = float(values.min())
+            high = float(values.max())
+        shift = low
+        width = high - low
+    # A constant modality becomes 0.
+    return IntensityMap(shift, 1.0 / width if width > _CONSTANT else 0.0, offset=offset)

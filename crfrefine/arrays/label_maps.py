@@ -1,7 +1,7 @@
 """Label maps as plain arrays, and as logits.
 
-Logits are a fixed value for the label of each voxel, or shares of the labels of a coarser network: see
-docs/reference/math.md#7-before-and-after, and #label-maps-of-a-coarser-network there.
+Logits are a fixed value for the label of each voxel, or shares of the labels of a coarser network:
+see docs/reference/math.md#7-before-and-after, and #label-maps-of-a-coarser-network there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from crfrefine.base.limits import MAX_LABELS
 from crfrefine.errors import InputError
 
 Box = tuple[slice, ...]  # A part of a grid: one slice per axis, with a start and a stop
-# A comparison with one label takes a twentieth of the time of a histogram, which widens each voxel to 64 bits.
+# A comparison with one label takes a twentieth of the time of a histogram, which widens each voxel
+# to 64 bits.
 _MAX_PASSES = 16
 
 _BLOCK = 1 << 18
@@ -26,7 +27,8 @@ _BLOCK = 1 << 18
 
 def argmax_labels(scores: Array) -> Array:
     """Return the label with the highest score at each voxel (the lowest one of equals), in the smallest unsigned type."""
-    # In the layout of the scores: one pass per label, several times faster than numpy's strided argmax.
+    # In the layout of the scores: one pass per label, several times faster than numpy's strided
+    # argmax.
     dtype = np.min_scalar_type(max(len(scores) - 1, 0))
     best = scores[0].copy(order="K")
     labels = np.zeros_like(best, dtype=dtype)
@@ -41,7 +43,8 @@ def count_labels(labels: Array, num_labels: int) -> tuple[int, ...]:
     """Return the number of voxels of each label 0 … num_labels - 1."""
     if num_labels <= _MAX_PASSES:
         return tuple(int(np.count_nonzero(labels == label)) for label in range(num_labels))
-    flat, counts = labels.ravel(order="K"), np.zeros(num_labels, np.int64)
+    flat = labels.ravel(order="K")
+    counts = np.zeros(num_labels, np.int64)
     for start in range(0, flat.size, _BLOCK):  # Counting widens each voxel to 64 bits.
         counts += np.bincount(flat[start : start + _BLOCK], minlength=num_labels)[:num_labels]
     return tuple(counts.tolist())
@@ -70,7 +73,8 @@ def widen(mask: Bool, reach: Sequence[int]) -> Bool:
     """Return where a True voxel is within reach, to both sides of each axis: in a box around each voxel, cut off by the grid."""
     near = mask.copy()
     for axis, most in enumerate(reach):
-        lines, done = np.moveaxis(near, axis, 0), 0
+        lines = np.moveaxis(near, axis, 0)
+        done = 0
         last = min(most, len(lines) - 1)
         while done < last:  # Twice as far with each step, whatever the reach.
             step = min(done + 1, last - done)
@@ -106,7 +110,10 @@ MAX_IN_MEMORY = 1 << 29
 
 
 def present_labels(label_map: Array) -> tuple[int, ...]:
-    """Return the labels that occur in unsigned labels, ascending; raise InputError if they are more than MAX_LABELS."""
+    """Return the labels that occur in unsigned labels, ascending.
+
+    Raise InputError if they are more than MAX_LABELS.
+    """
     present = _occurring(label_map)
     if len(present) > MAX_LABELS:
         raise InputError(
@@ -117,14 +124,20 @@ def present_labels(label_map: Array) -> tuple[int, ...]:
 
 def channels_of(present: Sequence[int]) -> tuple[int, ...]:
     """Return the labels that get a channel: those that occur, the background, and at least two."""
-    return tuple(sorted({0, *present})) if {*present} - {0} else (0, 1)
+    if {*present} - {0}:
+        return tuple(sorted({0, *present}))
+    return (0, 1)
 
 
 def labels_of_one_hot(
     pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...], path: Path
 ) -> Labels | None:
-    """Return the label map, (*grid), of one-hot channels of a file that come in pieces; None for other values."""
-    # A piece: its first channel, planes, (channels, planes, …) values. InputError: no label, or several.
+    """Return the label map, (*grid), of one-hot channels of a file that come in pieces.
+
+    None for other values.
+    """
+    # A piece: its first channel, planes, (channels, planes, …) values. InputError: no label, or
+    # several.
     labels = np.zeros(shape[1:], np.min_scalar_type(shape[0] - 1))
     is_labeled = np.zeros(shape[1:], np.bool_)
     for first, planes, values in pieces:
@@ -165,7 +178,10 @@ def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
 
 
 def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
-    """Return the number of the channel of each label, in the smallest unsigned type; channels ascend, and have every label."""
+    """Return the number of the channel of each label, in the smallest unsigned type.
+
+    Channels ascend, and have every label.
+    """
     table = np.zeros(channels[-1] + 1, np.min_scalar_type(len(channels) - 1))
     table[list(channels)] = np.arange(len(channels))
     return _look_up(table, labels)
@@ -177,7 +193,10 @@ def renumber(indices: Array, channels: Sequence[int]) -> Labels:
 
 
 def _look_up(table: Array, indices: Array) -> Array:
-    """Return (*grid) entries of a table in the memory layout of the indices; numpy widens indices to 64 bits, so a plane at a time."""
+    """Return (*grid) entries of a table in the memory layout of the indices.
+
+    Numpy widens indices to 64 bits, so a plane at a time.
+    """
     if table[-1] == len(table) - 1:  # Ascending numbers without a gap are their own entries.
         return indices.astype(table.dtype, copy=False)
     entries = np.empty_like(indices, dtype=table.dtype)
@@ -212,7 +231,10 @@ _TRUNCATE = 4.0  # standard deviations at which the Gaussian ends
 
 
 def share_sigma(network_spacing: Sequence[float], spacing: Sequence[float]) -> tuple[float, ...]:
-    """Return the standard deviation along each axis in voxels of the grid, whose spacing is in mm; 0 along an axis that is not coarser."""
+    """Return the standard deviation along each axis in voxels of the grid, whose spacing is in mm.
+
+    0 along an axis that is not coarser.
+    """
     return tuple(
         SIGMA * wide / step if wide > step else 0.0
         for wide, step in zip(network_spacing, spacing, strict=True)
@@ -225,7 +247,10 @@ def share_reach(sigma: Sequence[float]) -> tuple[int, ...]:
 
 
 def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> Float32:
-    """Return the logarithm of a label's share at the voxels of a box, at least that of MIN_SHARE; `sigma` is that of `share_sigma`."""
+    """Return the logarithm of a label's share at the voxels of a box, at least that of MIN_SHARE.
+
+    `sigma` is that of `share_sigma`.
+    """
     from scipy.ndimage import gaussian_filter
 
     ends = [int(_TRUNCATE * width + 0.5) for width in sigma]
@@ -247,7 +272,10 @@ def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> 
 
 
 def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Float32:
-    """Return (num_labels, *grid) logarithms of the shares of labels 0 to num_labels - 1; `sigma` is that of `share_sigma`."""
+    """Return (num_labels, *grid) logarithms of the shares of labels 0 to num_labels - 1.
+
+    `sigma` is that of `share_sigma`.
+    """
     from scipy.ndimage import find_objects
 
     logits = np.full((num_labels, *labels.shape), np.log(np.float32(MIN_SHARE)), np.float32)

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.base.array_types import Array, Bool
 
-THICK = (
-    3  # voxels along each axis of the blocks that padding consists of; sheets of ties are thinner
-)
+# voxels along each axis of the blocks that padding consists of; sheets of ties are thinner
+THICK = 3
 # Voxels along each axis of a block inside that no crop explains. It is smaller than a sliding
 # window, and larger than a single tie of a coarse grid whose voxels were repeated.
 HOLE = 8
@@ -46,14 +45,18 @@ def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | N
         return ties
     # What is left of a crop lies in a box. Around it, whole planes of the grid are equal.
     if not ties[decided].any():
-        return ties if ties.any() else None
+        if ties.any():
+            return ties
+        return None
     padding = np.ones(ties.shape, np.bool_)
     padding[decided] = _at_corners(ties[decided])
     if logits is not None:
         fill = ties & ~padding
         fill[fill] = ~_may_be_votes(logits[fill], num_labels)
         _add_fill(padding, fill, logits)
-    return padding if padding.any() else None
+    if padding.any():
+        return padding
+    return None
 
 
 def _may_be_votes(logits: Array, num_labels: int) -> Bool:

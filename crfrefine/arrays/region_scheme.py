@@ -48,7 +48,8 @@ class RegionScheme:
 
     names: tuple[str, ...]
     labels: tuple[tuple[int, ...], ...]  # of each region, ascending; regions may overlap
-    # The label that each region writes into the label map, `regions_class_order` of nnU-Net: later regions overwrite earlier ones.
+    # The label that each region writes into the label map, `regions_class_order` of nnU-Net: later
+    # regions overwrite earlier ones.
     class_order: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -65,7 +66,8 @@ class RegionScheme:
         for number, (name, labels, written) in enumerate(
             zip(self.names, self.labels, self.class_order, strict=True)
         ):
-            region, largest = f"region {shorten_value(name)}", max(labels, default=0)
+            region = f"region {shorten_value(name)}"
+            largest = max(labels, default=0)
             if name in self.names[:number]:
                 raise ConfigError(f"{region} appears twice")
             if not labels or min(labels) < 1:
@@ -86,19 +88,20 @@ class RegionScheme:
         """Return the scheme of some regions.
 
         Args:
-            regions: names and their label or labels, a dictionary or pairs, in the order of the channels; or a scheme, which is returned.
-            class_order: the label that each region writes; None means the only label that belongs to the region and to no later one.
+            regions: names and their label or labels, a dictionary or pairs, in the order of the
+                channels; or a scheme, which is returned.
+            class_order: the label that each region writes; None means the only label that belongs
+                to the region and to no later one.
 
         Raises:
-            ConfigError: the arguments do not fit each other, or a region does not have exactly one label that no later region has.
+            ConfigError: the arguments do not fit each other, or a region does not have exactly one
+                label that no later region has.
         """
         if isinstance(regions, RegionScheme):
             return regions
-        pairs = (
-            list(regions.items() if isinstance(regions, Mapping) else regions)
-            if isinstance(regions, Iterable)
-            else None
-        )
+        pairs: list[Any] | None = None
+        if isinstance(regions, Iterable):
+            pairs = list(regions.items() if isinstance(regions, Mapping) else regions)
         if pairs is None or not all(
             isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
             for pair in pairs
@@ -107,7 +110,8 @@ class RegionScheme:
                 "regions: expected a dictionary of names and their labels, pairs of these, or a RegionScheme, such as "
                 f'RegionScheme.of({{"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}}); got {shorten_value(regions)}'
             )
-        names, labels = tuple(name for name, _ in pairs), tuple(_labels(*pair) for pair in pairs)
+        names = tuple(name for name, _ in pairs)
+        labels = tuple(_labels(*pair) for pair in pairs)
         if class_order is not None:
             return cls(names, labels, tuple(int(label) for label in class_order))
         order = []
@@ -135,7 +139,8 @@ class RegionScheme:
     def decode(self, log_odds: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
         """Return the label map: background, over which each region in turn writes its label where its probability is above one half.
 
-        The log-odds are (R, *grid), above 0 where the probability is above 0.5; the map has their memory layout.
+        The log-odds are (R, *grid), above 0 where the probability is above 0.5; the map has their
+        memory layout.
 
         Source: nnU-Net version 2, `convert_probabilities_to_segmentation`.
         """
@@ -195,8 +200,10 @@ def identify_regions(
     Other arguments, the result and errors are those of `crfrefine.arrays.probabilities.decide`.
     """
     said = kind if input_type == "auto" else input_type
-    lowest, highest = float(values.min()), float(values.max())
-    is_inside, problem = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE, ""
+    lowest = float(values.min())
+    highest = float(values.max())
+    is_inside = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE
+    problem = ""
     if said == "probabilities" and not is_inside:
         problem = (
             f"expected probabilities between 0 and 1, found values from {lowest:.4g} to {highest:.4g}; for log-odds, the network's output "
@@ -223,7 +230,10 @@ def identify_regions(
 
 
 def take_log_odds(probabilities: Float32) -> None:
-    """Replace C-contiguous probabilities with log(p / (1 - p)), in place, block by block; p and 1 - p are at least 1e-7."""
+    """Replace C-contiguous probabilities with log(p / (1 - p)), in place, block by block.
+
+    P and 1 - p are at least 1e-7.
+    """
     flat = probabilities.reshape(-1)
     for start in range(0, flat.size, BLOCK_VOXELS):
         block = flat[start : start + BLOCK_VOXELS]
@@ -242,12 +252,16 @@ def sigmoid(log_odds: Array) -> Float32:
 
 def decode(channels: Array, regions: RegionScheme | None) -> Labels:
     """Return the label map, (*grid), of (L, *grid) logits, or of (R, *grid) log-odds of regions, in the smallest unsigned type."""
-    return argmax_labels(channels) if regions is None else regions.decode(channels)
+    if regions is None:
+        return argmax_labels(channels)
+    return regions.decode(channels)
 
 
 def probabilities_of(channels: Float32, regions: RegionScheme | None) -> Float32:
     """Return the softmax of (L, *grid) logits, or the sigmoid of (R, *grid) log-odds of regions."""
-    return softmax(channels) if regions is None else sigmoid(channels)
+    if regions is None:
+        return softmax(channels)
+    return sigmoid(channels)
 
 
 def resolve_regions(
@@ -270,11 +284,10 @@ def resolve_regions(
     run = together.mean_field
     models = []
     for region in range(num_regions):
-        bias = (
-            None
-            if run.bias is None or run.bias[region] == 0.0
-            else np.array([0.0, run.bias[region]], np.float32)
-        )
+        if run.bias is None or run.bias[region] == 0.0:
+            bias = None
+        else:
+            bias = np.array([0.0, run.bias[region]], np.float32)
         own = dataclasses.replace(
             run, weights=run.weights[:, [region, region]], compatibility=potts, bias=bias
         )

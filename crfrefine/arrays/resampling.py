@@ -1,7 +1,7 @@
 """Where the voxels of a grid lie on another grid of the same world, and its values there: linear, cubic or of the nearest neighbor.
 
-Along parallel axes, interpolating one axis after the other takes a tenth of the time of scipy's general transformation, which does
-oblique grids.
+Along parallel axes, interpolating one axis after the other takes a tenth of the time of scipy's
+general transformation, which does oblique grids.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
 
     Number = TypeVar("Number", bound=np.generic)
-    Taps = tuple[
-        NDArray[np.intp], Float32
-    ]  # (taps, n) ascending samples of n voxels, and their weights
+    # (taps, n) ascending samples of n voxels, and their weights
+    Taps = tuple[NDArray[np.intp], Float32]
 
 
 # In voxels, as headers keep float32: a position this close below a tie or beyond an edge is on it.
@@ -51,13 +50,19 @@ class AxisMap:
         return _is_inside(self.positions, self.size)
 
     def nearest(self) -> NDArray[np.intp]:
-        """Return the index of the nearest sample, (n,); halfway between two, the one with the larger index."""
+        """Return the index of the nearest sample, (n,).
+
+        Halfway between two, the one with the larger index.
+        """
         return np.clip(
             np.floor(self.positions + (0.5 + POSITION_TOLERANCE)), 0, self.size - 1
         ).astype(np.intp)
 
     def taps(self, *, is_cubic: bool = False) -> Taps:
-        """Return the samples that a value is interpolated from; the outermost samples go on beyond them."""
+        """Return the samples that a value is interpolated from.
+
+        The outermost samples go on beyond them.
+        """
         clipped = np.clip(self.positions, 0, self.size - 1)
         below = np.minimum(np.floor(clipped), max(self.size - 2, 0)).astype(np.intp)
         upper = (clipped - below).astype(np.float32)
@@ -73,7 +78,10 @@ class AxisMap:
 
 @dataclass(frozen=True, eq=False)
 class GridMap:
-    """Where the voxels of a grid lie on another one, the source. Axes are in storage order, (z, y, x); planes have one slice."""
+    """Where the voxels of a grid lie on another one, the source.
+
+    Axes are in storage order, (z, y, x); planes have one slice.
+    """
 
     shape: tuple[int, int, int]  # voxels of the grid to fill, (z, y, x)
     source_shape: tuple[int, int, int]  # voxels of the source, (z, y, x)
@@ -82,7 +90,10 @@ class GridMap:
 
     @cached_property
     def source_axes(self) -> tuple[int, ...] | None:
-        """For each axis, the number of the parallel axis of the source; None if axes are oblique."""
+        """For each axis, the number of the parallel axis of the source.
+
+        None if axes are oblique.
+        """
         # A direct sum over six orders; the largest entries could name one axis twice.
         order = max(
             permutations(range(3)),
@@ -93,7 +104,9 @@ class GridMap:
         drift = np.abs(self.matrix) * (np.array(self.shape) - 1)
         for axis, source in enumerate(order):
             drift[source, axis] = 0.0
-        return order if drift.sum(axis=1).max() <= TILT_TOLERANCE else None
+        if drift.sum(axis=1).max() <= TILT_TOLERANCE:
+            return order
+        return None
 
     def axis_maps(self, axes: Sequence[int]) -> tuple[AxisMap, ...]:
         """Return the map of each axis of a grid whose `source_axes` are `axes`."""
@@ -139,22 +152,29 @@ class GridMap:
 class Interpolation:
     """Interpolation between grids with parallel axes, one axis after the other.
 
-    Cubic is Catmull and Rom's: a value comes from four samples along each axis. The B-spline of order 3, which nnU-Net's export takes,
-    depends on all samples of a line, and so does not go by tile. Both pass through the samples and are exact for quadratic functions.
+    Cubic is Catmull and Rom's: a value comes from four samples along each axis. The B-spline of
+    order 3, which nnU-Net's export takes, depends on all samples of a line, and so does not go by
+    tile. Both pass through the samples and are exact for quadratic functions.
     """
 
     def __init__(
         self, grid_map: GridMap, nearest: int | None = None, *, is_cubic: bool = False
     ) -> None:
-        """Prepare to interpolate boxes along the axes of a grid map; linearly or with cubic splines."""
+        """Prepare to interpolate boxes along the axes of a grid map.
+
+        Linearly or with cubic splines.
+        """
         axes = grid_map.source_axes
         assert axes is not None
-        self.grid_map, self.nearest = grid_map, nearest
+        self.grid_map = grid_map
+        self.nearest = nearest
         self.axes = axes  # the axis of the source that is parallel to each axis of the grid to fill
         self.maps: tuple[AxisMap, ...] = grid_map.axis_maps(axes)
-        self.reach = (
-            2 if is_cubic else 1
-        )  # samples on either side of a voxel that its value comes from
+        # samples on either side of a voxel that its value comes from
+        if is_cubic:
+            self.reach = 2
+        else:
+            self.reach = 1
         self.taps = [axis.taps(is_cubic=is_cubic) for axis in self.maps]
         if nearest is not None:
             number = axes.index(nearest)
@@ -162,7 +182,10 @@ class Interpolation:
             self.taps[number] = slices, np.ones(slices.shape, np.float32)
 
     def fill(self, source: Float32, target: Float32, planes: slice = slice(None)) -> None:
-        """Write planes of a channel on the grid to fill, (z, y, x); voxels outside of the source become 0."""
+        """Write planes of a channel on the grid to fill, (z, y, x).
+
+        Voxels outside of the source become 0.
+        """
         inside = [
             np.flatnonzero(axis.inside[part])
             for axis, part in zip(self.maps, (planes, slice(None), slice(None)), strict=True)
@@ -175,14 +198,18 @@ class Interpolation:
             target[box] = self.of_box(lambda source_box: source[source_box], box)
 
     def of_box(self, read: Callable[[Box], Float32], box: Box) -> Float32:
-        """Return the values of a box of the grid to fill; `read` returns those of a box of the source, in the source's order of axes."""
+        """Return the values of a box of the grid to fill.
+
+        `read` returns those of a box of the source, in the source's order of axes.
+        """
         source_box = [slice(0, 0)] * len(box)
         for axis, part, (samples, _) in zip(self.axes, box, self.taps, strict=True):
             source_box[axis] = slice(int(samples[0, part].min()), int(samples[-1, part].max()) + 1)
         values = read(tuple(source_box)).transpose(self.axes)
         for number in (2, 1, 0):
             samples, weights = self.taps[number]
-            part, first = box[number], source_box[self.axes[number]].start
+            part = box[number]
+            first = source_box[self.axes[number]].start
             total = None
             for sample, weight in zip(samples[:, part] - first, weights[:, part], strict=True):
                 if (
@@ -200,7 +227,10 @@ class Interpolation:
 def map_grid(
     shape: Sequence[int], affine: Float64, source_shape: Sequence[int], source_affine: Float64
 ) -> GridMap:
-    """Return where the voxels of a grid lie on another one; shapes are voxels along x, y(, z), affines lead from voxels to world mm."""
+    """Return where the voxels of a grid lie on another one.
+
+    Shapes are voxels along x, y(, z), affines lead from voxels to world mm.
+    """
     to_source = np.linalg.solve(
         _in_space(source_shape, source_affine), _in_space(shape, affine)
     ).astype(np.float64, copy=False)
@@ -220,7 +250,11 @@ def _is_inside(positions: Float64, size: int) -> Bool:
 
 
 def _in_space(shape: Sequence[int], affine: Array) -> Float64:
-    """Return the affine; that of a plane with a slice 1 mm thick at right angles, whatever the file says about an axis it lacks."""
+    """Return the affine.
+
+    That of a plane with a slice 1 mm thick at right angles, whatever the file says about an axis it
+    lacks.
+    """
     full = np.array(affine, np.float64)
     if len(shape) < 3:
         normal = np.cross(full[:3, 0], full[:3, 1])
@@ -241,8 +275,12 @@ _TIE_STEP = np.float32(1e-6)
 def interpolation_jobs(
     grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False
 ) -> list[Callable[[], None]]:
-    """Return the jobs that interpolate channels; they may run at the same time, in any order, with the same result."""
-    # The target, (channels, [z,] y, x), gets the value at the edge up to half a voxel beyond it, then 0.
+    """Return the jobs that interpolate channels.
+
+    They may run at the same time, in any order, with the same result.
+    """
+    # The target, (channels, [z,] y, x), gets the value at the edge up to half a voxel beyond it,
+    # then 0.
     sources = source.reshape(-1, *grid_map.source_shape)
     targets = target.reshape(-1, *grid_map.shape)
     step = max(1, JOB_VOXELS // (grid_map.shape[1] * grid_map.shape[2]))
@@ -251,9 +289,8 @@ def interpolation_jobs(
         for start in range(0, grid_map.shape[0], step)
     ]
     if grid_map.source_axes is None:
-        fill: Callable[..., None] = partial(
-            _fill_oblique, grid_map, 3 if is_cubic else 1
-        )  # Cubic is the B-spline here.
+        # Cubic is the B-spline here.
+        fill: Callable[..., None] = partial(_fill_oblique, grid_map, 3 if is_cubic else 1)
     else:
         fill = Interpolation(grid_map, is_cubic=is_cubic).fill
     return [
@@ -262,8 +299,12 @@ def interpolation_jobs(
 
 
 def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
-    """Return the value of the nearest sample at each voxel, ([z,] y, x) of the source's type; 0 outside the source."""
-    # Halfway between two samples, the larger index counts; outside is half a voxel beyond the outermost.
+    """Return the value of the nearest sample at each voxel, ([z,] y, x) of the source's type.
+
+    0 outside the source.
+    """
+    # Halfway between two samples, the larger index counts; outside is half a voxel beyond the
+    # outermost.
     stored = source.reshape(grid_map.source_shape)
     target = np.zeros(grid_map.shape, source.dtype)
     axes = grid_map.source_axes
@@ -288,7 +329,8 @@ def resample_logits(
     grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False, threads: int = 1
 ) -> None:
     """Interpolate logits, so that all labels are equal only outside the source and where only its padding contributes."""
-    # Padding, whatever its constant, becomes 0 in the source: the scores fade out over one voxel of it.
+    # Padding, whatever its constant, becomes 0 in the source: the scores fade out over one voxel of
+    # it.
     padding = find_padding(source)
     for channel in source if padding is not None else ():
         channel[padding] = 0.0
@@ -297,11 +339,10 @@ def resample_logits(
     may_overshoot = is_cubic and padding is not None
     if tied is None and not may_overshoot:
         return
-    has_scores = (
-        np.ones((1, *source.shape[1:]), np.float32)
-        if padding is None
-        else (~padding)[np.newaxis].astype(np.float32)
-    )
+    if padding is None:
+        has_scores = np.ones((1, *source.shape[1:]), np.float32)
+    else:
+        has_scores = (~padding)[np.newaxis].astype(np.float32)
     share_of_scores = np.empty((1, *target.shape[1:]), np.float32)
     run_all(interpolation_jobs(grid_map, has_scores, share_of_scores), threads)
     if may_overshoot:  # Cubic values reach one voxel further into padding than linear ones.

@@ -85,7 +85,9 @@ CROSSING = RegionScheme.of(
 
 
 def nnunet_segmentation(probabilities, regions_class_order):
-    """The rule of nnU-Net 2, written out: a region is where its probability is above one half, and later regions overwrite earlier ones."""
+    """The rule of nnU-Net 2, written out: a region is where its probability is above one half, and
+    later regions overwrite earlier ones.
+    """
     segmentation = np.zeros(probabilities.shape[1:], dtype=int)
     for index in np.ndindex(*probabilities.shape[1:]):
         for channel, label in enumerate(regions_class_order):

@@ -1,4 +1,6 @@
-"""Intensity normalization: against numpy's own statistics, on odd layouts, and on images that have no spread."""
+"""Intensity normalization: against numpy's own statistics, on odd layouts, and on images that have
+no spread.
+"""
 
 import numpy as np
 import pytest
@@ -26,13 +28,12 @@ def _mask():
 @pytest.mark.parametrize("kind", ["percentile", "zscore"])
 def test_statistics_are_taken_inside_the_mask(kind):
     """What stands outside changes nothing inside, and is mapped like the rest."""
-    image, mask = _image(), _mask()
+    image = _image()
+    mask = _mask()
     soiled = np.where(mask, image, np.float32(1e7))
     parameters = IntensityParameters(normalization=kind)
-    clean, dirty = (
-        normalize_intensity(image, parameters, mask),
-        normalize_intensity(soiled, parameters, mask),
-    )
+    clean = normalize_intensity(image, parameters, mask)
+    dirty = normalize_intensity(soiled, parameters, mask)
     np.testing.assert_array_equal(dirty[:, mask], clean[:, mask])
     inside = clean[:, mask].astype(np.float64)
     if kind == "zscore":  # by the population's standard deviation
@@ -61,7 +62,9 @@ def test_each_modality_may_have_its_own_normalization():
 
 
 def test_a_window_that_does_not_fit_is_noted():
-    """It clips nearly all voxels inside the mask, or it begins below 0 and the image does not: but for ripples, as in MRI."""
+    """It clips nearly all voxels inside the mask, or it begins below 0 and the image does not: but
+    for ripples, as in MRI.
+    """
     ct = np.linspace(-1000.0, 1000.0, 7 * 5 * 9, dtype=np.float32).reshape(1, *SHAPE)
     inside = ct[0] > 900.0
     soft, wide, positive = (
@@ -84,7 +87,9 @@ def test_a_window_that_does_not_fit_is_noted():
 @pytest.mark.parametrize("kind", ["percentile", "zscore"])
 @pytest.mark.parametrize("value", [0.0, 0.1, 3e38])
 def test_a_constant_image_becomes_zero(kind, value):
-    """A constant image is valid: no edges anywhere. No warning either. The spread outside of a mask is not the spread inside."""
+    """A constant image is valid: no edges anywhere. No warning either. The spread outside of a mask
+    is not the spread inside.
+    """
     image = np.full((2, *SHAPE), value, dtype=np.float32)
     image[1] = _image(1)
     for mask in (None, _mask()):
@@ -131,7 +136,9 @@ def test_percentiles_are_numpys_for_any_values(values, low, high):
 
 @pytest.mark.parametrize("dtype", [np.float64, np.uint32])
 def test_texture_on_a_large_offset_survives(dtype):
-    """Types with more digits than float32 are not cut before the offset is off; float32's rounding of a range of 1, hence 1e-6."""
+    """Types with more digits than float32 are not cut before the offset is off; float32's rounding
+    of a range of 1, hence 1e-6.
+    """
     rng = np.random.default_rng(2)
     texture = rng.integers(0, 3000, (1, 6, 9, 7))
     offset = 4_000_000_000

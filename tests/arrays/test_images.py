@@ -1,4 +1,6 @@
-"""`refine` takes images of nibabel and SimpleITK, with their spacing; the result has the axes of the library's own arrays."""
+"""`refine` takes images of nibabel and SimpleITK, with their spacing; the result has the axes of
+the library's own arrays.
+"""
 
 import warnings
 
@@ -20,7 +22,8 @@ def nibabel_image(values, spacing=SPACING, origin=(3.0, -2.0, 5.0)):
     """Of (x, y, z) or (channel, x, y, z), turned by 30 degrees about z."""
     turn = np.array([[0.75**0.5, -0.5, 0.0], [0.5, 0.75**0.5, 0.0], [0.0, 0.0, 1.0]])
     affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = turn * spacing, origin
+    affine[:3, :3] = turn * spacing
+    affine[:3, 3] = origin
     return nib.Nifti1Image(np.moveaxis(values, 0, -1) if values.ndim == 4 else values, affine)
 
 

@@ -1,4 +1,6 @@
-"""Cleaning of label maps, on drawn examples, with voxels of 0.002 ml; holes against a flood fill in loops, too."""
+"""Cleaning of label maps, on drawn examples, with voxels of 0.002 ml; holes against a flood fill in
+loops, too.
+"""
 
 import itertools
 from collections import Counter
@@ -34,7 +36,8 @@ CASES = {
         {"keep_largest": ("none", "each", "none", "none")},
         ("11..2...", "12.....3", ".2...2..", "........"),
     ),
-    # 2 voxels of 0.002 ml are 0.004 ml and stay at that threshold: the corner-connected pair 2-1; single voxels go.
+    # 2 voxels of 0.002 ml are 0.004 ml and stay at that threshold: the corner-connected pair 2-1;
+    # single voxels go.
     "small ones": (
         ISLANDS,
         {"min_component_ml": 0.004},
@@ -56,7 +59,8 @@ CASES = {
         {"min_component_ml": (0.004, 0.0, 0.006, 0.0)},
         ("11......", "1.......", "........", "....1..."),
     ),
-    # As nnU-Net's postprocessing does it: the largest island of all labels, and then the largest component of label 2 in it.
+    # As nnU-Net's postprocessing does it: the largest island of all labels, and then the largest
+    # component of label 2 in it.
     "all labels before each": (
         NESTED,
         {"keep_largest": ("foreground", "none", "each")},
@@ -114,7 +118,9 @@ def test_labels_are_cleaned(name):
 
 
 def test_sizes_do_not_suffer_from_rounding():
-    """0.3 ml is 3 voxels of 0.1 ml, although 0.3 / 0.1 is 2.9999999999999996 and 3 * 0.1 is 0.30000000000000004."""
+    """0.3 ml is 3 voxels of 0.1 ml, although 0.3 / 0.1 is 2.9999999999999996 and 3 * 0.1 is
+    0.30000000000000004.
+    """
     result = clean(drawing("111.11"), PostprocessParameters(min_component_ml=0.3), 0.1).label_map
     np.testing.assert_array_equal(result, drawing("111..."))
 
@@ -133,7 +139,9 @@ def test_corners_connect_in_any_dimension_and_any_order_of_memory(num_dims):
 
 
 def test_a_tunnel_to_the_border_is_no_hole():
-    """In 3-D, what a slice encloses can be open to the next; two-dimensional grids have only their own plane."""
+    """In 3-D, what a slice encloses can be open to the next; two-dimensional grids have only their
+    own plane.
+    """
     volume = np.ones((4, 5, 6), dtype=np.uint16)
     volume[1:3, 2, 3] = 0
     assert fill_holes(volume.copy(), (1,)) == 2
@@ -143,11 +151,15 @@ def test_a_tunnel_to_the_border_is_no_hole():
 
 
 def _filled_by_loops(label_map, labels, any_hole):
-    result, seen = label_map.copy(), np.zeros(label_map.shape, dtype=bool)
+    result = label_map.copy()
+    seen = np.zeros(label_map.shape, dtype=bool)
     for start in itertools.product(*map(range, label_map.shape)):
         if label_map[start] or seen[start]:
             continue
-        region, queue, is_open, faces = [], [start], False, Counter()
+        region = []
+        queue = [start]
+        is_open = False
+        faces = Counter()
         seen[start] = True
         while queue:
             voxel = queue.pop()

@@ -1,4 +1,6 @@
-"""Interpolation onto another grid of the same world, against SimpleITK's resampler and against fields with known values."""
+"""Interpolation onto another grid of the same world, against SimpleITK's resampler and against
+fields with known values.
+"""
 
 import math
 
@@ -42,7 +44,9 @@ def distance_to(values, where):
 
 @st.composite
 def pairs_of_grids(draw):
-    """Two grids of two or three axes around one center: parallel, flipped and permuted, or oblique; other spacings, another origin."""
+    """Two grids of two or three axes around one center: parallel, flipped and permuted, or oblique;
+    other spacings, another origin.
+    """
     num_axes = draw(st.sampled_from([2, 3, 3]))
     shapes = [
         tuple(draw(st.lists(st.integers(1, 9), min_size=num_axes, max_size=num_axes)))
@@ -60,7 +64,8 @@ def pairs_of_grids(draw):
         )
         directions.append(np.eye(3)[:, order] @ flips)
     if draw(st.booleans()):
-        # Not between: axes that drift apart by less than 1e-4 voxels count as parallel, as rounded headers make them.
+        # Not between: axes that drift apart by less than 1e-4 voxels count as parallel, as rounded
+        # headers make them.
         angles = [
             draw(st.sampled_from([-1.0, 0.0, 1.0])) * draw(st.floats(1e-3, 0.6)) for _ in range(3)
         ]
@@ -87,14 +92,16 @@ def test_volumes_are_resampled_as_by_simpleitk(grids):
     source = numbers(source_shape)
     positions = positions_of(grid_map)[..., : len(shape)].reshape(*shape, len(shape))
     sizes = np.array(source_shape)
-    # A voxel exactly at the edge of the field of view is inside here; rounding decides in SimpleITK.
+    # A voxel exactly at the edge of the field of view is inside here; rounding decides in
+    # SimpleITK.
     clear = (np.minimum(np.abs(positions + 0.5), np.abs(positions - (sizes - 0.5))) > 2e-3).all(
         axis=-1
     )
     inside = ((positions > -0.5) & (positions < sizes - 0.5)).all(axis=-1)
     found = linear(grid_map, source[np.newaxis], shape)[0]
     expected = itk_resampled(source, source_affine, shape, affine)
-    # float32 values after three steps with float32 weights: a few roundings of 6e-8 each; a direction's noise in SimpleITK is less.
+    # float32 values after three steps with float32 weights: a few roundings of 6e-8 each; a
+    # direction's noise in SimpleITK is less.
     assert np.abs(found - expected)[clear].max(initial=0.0) <= 1e-5 * np.ptp(source) + 1e-6
     assert not found[clear & ~inside].any()
     found_labels = (
@@ -116,8 +123,11 @@ def test_volumes_are_resampled_as_by_simpleitk(grids):
     ("direction", "is_parallel"), [(PERMUTED, True), (SHEARED, False)], ids=["permuted", "sheared"]
 )
 def test_a_linear_function_of_the_world_is_reproduced(direction, is_parallel):
-    """Linear interpolation is exact for it, up to rounding in float32; beyond the outermost samples it continues as a constant."""
-    shape, source_shape = (9, 16, 8), (5, 6, 8)
+    """Linear interpolation is exact for it, up to rounding in float32; beyond the outermost samples
+    it continues as a constant.
+    """
+    shape = (9, 16, 8)
+    source_shape = (5, 6, 8)
     affine = affine_of((1.1, 0.7, 2.0), (1.0, -3.0, 2.0))
     source_affine = affine_of((2.0, 1.5, 1.3), direction=direction)
     source_affine[:3, 3] = (
@@ -141,7 +151,9 @@ def test_a_linear_function_of_the_world_is_reproduced(direction, is_parallel):
 
 
 def test_labels_that_meet_by_chance_do_not_become_padding():
-    """A voxel in the middle of 1 against 3 and 3 against 1 is undecided; one outside, or in the padding of the file, has no scores."""
+    """A voxel in the middle of 1 against 3 and 3 against 1 is undecided; one outside, or in the
+    padding of the file, has no scores.
+    """
     source = np.zeros((2, 1, 1, 4), np.float32)
     source[:, 0, 0, :2] = [[1.0, 3.0], [3.0, 1.0]]  # the two others are padding
     source[
@@ -177,12 +189,13 @@ def test_labels_that_meet_by_chance_do_not_become_padding():
 
 
 def test_cubic_is_a_spline_with_central_differences_along_each_axis():
-    """Another grid of other extent, flipped, with unequal spacings: one axis after the other, outermost samples go on."""
-    shape, affine = (
-        (19, 13, 23),
-        affine_of((0.7, 1.1, 0.9), (-2.5, -2.0, 0.3), direction=np.diag([1.0, -1.0, 1.0])),
-    )
-    source_shape, source_affine = (9, 11, 7), affine_of((1.9, 1.4, 3.1), (0.0, -15.0, 0.0))
+    """Another grid of other extent, flipped, with unequal spacings: one axis after the other,
+    outermost samples go on.
+    """
+    shape = (19, 13, 23)
+    affine = affine_of((0.7, 1.1, 0.9), (-2.5, -2.0, 0.3), direction=np.diag([1.0, -1.0, 1.0]))
+    source_shape = (9, 11, 7)
+    source_affine = affine_of((1.9, 1.4, 3.1), (0.0, -15.0, 0.0))
     grid_map = map_grid(shape, affine, source_shape, source_affine)
     source = np.random.default_rng(4).normal(size=(2, *source_shape)).astype(np.float32)
     found = linear(grid_map, source, shape, is_cubic=True)

@@ -1,4 +1,6 @@
-"""Pictures of a case: where it is cut, gray values, outlines and names, and the planes that `infer --preview` shows."""
+"""Pictures of a case: where it is cut, gray values, outlines and names, and the planes that `infer
+--preview` shows.
+"""
 
 import io
 
@@ -98,10 +100,8 @@ def test_contours_have_the_colors_of_their_labels_and_names_change_the_legend_al
 
 
 def test_two_dimensions_and_cases_without_contrast_or_labels():
-    nothing, many = (
-        np.zeros(GRID_SHAPE, np.uint8),
-        (np.indices(GRID_SHAPE)[0] // 2).astype(np.uint8),
-    )
+    nothing = np.zeros(GRID_SHAPE, np.uint8)
+    many = (np.indices(GRID_SHAPE)[0] // 2).astype(np.uint8)
     for before, after in ((nothing, nothing), (nothing, many), (many[..., 0], nothing[..., 0])):
         shape = before.shape
         assert draw_preview(
@@ -149,7 +149,8 @@ def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(c
         rows, columns = np.nonzero(plane.maps["refined"] == 1)
         assert row == rows.min(), "the first row is at the top"
         assert column == (columns.min() if is_left else columns.max())
-    order, flips = (2, 0, 1), (slice(None, None, -1), slice(None), slice(None, None, -1))
+    order = (2, 0, 1)
+    flips = (slice(None, None, -1), slice(None), slice(None, None, -1))
     moved = np.zeros((4, 4))
     moved[3, 3] = 1
     for axis, (old, flip) in enumerate(zip(order, flips, strict=True)):

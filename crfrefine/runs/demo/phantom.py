@@ -19,7 +19,8 @@ from crfrefine.metrics.overlap import OverlapCounts
 
 NUM_LABELS = 4
 
-_HEAD_SCALE_MM = 80.0  # the lengths below fit a field of view of about this size; smaller phantoms scale them down
+# the lengths below fit a field of view of about this size; smaller phantoms scale them down
+_HEAD_SCALE_MM = 80.0
 # center and radii as fractions of the field of view
 _HEAD = ((0.50, 0.50, 0.50), (0.44, 0.46, 0.47))
 _SHELL = ((0.40, 0.57, 0.52), (0.20, 0.17, 0.24))
@@ -33,12 +34,10 @@ _INTENSITIES = ((0.0, 0.42, 0.56, 0.74, 0.64, 0.28), (0.0, 0.52, 0.42, 0.36, 0.7
 class Phantom:
     """A synthetic case."""
 
-    image: (
-        Float32  # (2, *grid) float32, whole numbers up to some thousands, 0 only outside the head.
-    )
-    labels: NDArray[
-        np.uint8
-    ]  # (*grid) uint8, the truth: 0 background, 1 a shell, 2 the core inside it, 3 a separate body.
+    # (2, *grid) float32, whole numbers up to some thousands, 0 only outside the head.
+    image: Float32
+    # (*grid) uint8, the truth: 0 background, 1 a shell, 2 the core inside it, 3 a separate body.
+    labels: NDArray[np.uint8]
     logits: Float32  # (4, *grid) float32, as from a mediocre network.
     spacing: tuple[float, float, float]  # mm, one per grid axis.
 
@@ -76,7 +75,8 @@ def make_phantom(
         )
         return np.asarray(values / max(float(values.std()), 1e-12), np.float32)
 
-    labels, tissue = np.zeros(grid_shape, np.uint8), np.zeros(grid_shape, np.uint8)
+    labels = np.zeros(grid_shape, np.uint8)
+    tissue = np.zeros(grid_shape, np.uint8)
     wobble = 0.2 * noise(6)
     head = _ellipsoid(grid_shape, *_HEAD) + 0.2 * wobble < 1
     labels[(_ellipsoid(grid_shape, *_SHELL) + 2 * wobble < 1) & head] = 1
@@ -105,7 +105,8 @@ def make_phantom(
         )
         logits[label] = np.log(np.clip(blurred, 2e-3, 1))
         logits[label] += 0.9 * noise(3) + 0.5 * rng.standard_normal(grid_shape, np.float32)
-    away, inside = np.argwhere((tissue > 0) & (labels == 0)), np.argwhere(labels > 0)
+    away = np.argwhere((tissue > 0) & (labels == 0))
+    inside = np.argwhere(labels > 0)
     for _ in range(14):
         blob = _ball(
             grid_shape, spacing, away[rng.integers(len(away))], rng.uniform(1.5, 4.5) * scale
@@ -146,7 +147,10 @@ def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[
 def _ellipsoid(
     grid_shape: tuple[int, ...], center: Sequence[float], radii: Sequence[float]
 ) -> Float32:
-    """Return the normalized squared radius of each voxel: below 1 inside; `center` and `radii` are fractions of the field of view."""
+    """Return the normalized squared radius of each voxel: below 1 inside.
+
+    `center` and `radii` are fractions of the field of view.
+    """
     axes = zip(grid_shape, center, radii, strict=True)
     offsets = [
         ((np.arange(n, dtype=np.float32) + 0.5) / n - middle) / radius for n, middle, radius in axes

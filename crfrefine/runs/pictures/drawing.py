@@ -65,8 +65,12 @@ def resize_gray(
 
 
 def outline(labels: Array) -> Bool:
-    """Return the pixels of the outlines of labels above 0, along the edges of their voxels; (rows, columns) in and out."""
-    (rows, columns), padded = labels.shape, np.pad(labels, LINE_WIDTH)
+    """Return the pixels of the outlines of labels above 0, along the edges of their voxels.
+
+    (rows, columns) in and out.
+    """
+    rows, columns = labels.shape
+    padded = np.pad(labels, LINE_WIDTH)
     border = np.zeros(labels.shape, bool)
     for down, right in np.ndindex(2 * LINE_WIDTH + 1, 2 * LINE_WIDTH + 1):
         border |= padded[down : down + rows, right : right + columns] != labels
@@ -77,7 +81,8 @@ def outline(labels: Array) -> Bool:
 
 def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Bool:
     """Return whether the dashes of each pixel's label are drawn at its row and column."""
-    # Lines of the labels 1 to 7 have no gaps; those of 8 to 14 are drawn to one half, of 15 to 21 to one third.
+    # Lines of the labels 1 to 7 have no gaps; those of 8 to 14 are drawn to one half, of 15 to 21
+    # to one third.
     period = 1 + np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS) % 3
     is_drawn: Bool = (rows + columns) // 4 % period == 0
     return is_drawn
@@ -109,8 +114,13 @@ class Canvas:
         is_bold: bool = False,
         edge: int = -1,
     ) -> None:
-        """Write a line; `anchor` is Pillow's, `edge` the level of a thin edge around the letters, if it is not negative."""
-        font, width = _font(size, is_bold), int(edge >= 0)
+        """Write a line.
+
+        `anchor` is Pillow's, `edge` the level of a thin edge around the letters, if it is not
+        negative.
+        """
+        font = _font(size, is_bold)
+        width = int(edge >= 0)
         self._draw.text(
             place,
             drawable(text),
@@ -130,9 +140,14 @@ class Canvas:
         level: int,
         edge: int,
     ) -> None:
-        """Write letters at the left, right, bottom and top of a panel; an empty text writes none."""
-        (left, top), (across, down) = corner, extent
-        middle, center = left + across / 2, top + down / 2
+        """Write letters at the left, right, bottom and top of a panel.
+
+        An empty text writes none.
+        """
+        left, top = corner
+        across, down = extent
+        middle = left + across / 2
+        center = top + down / 2
         places = (
             (left + 5, center, "lm"),
             (left + across - 5, center, "rm"),
@@ -159,7 +174,10 @@ class Canvas:
 
 
 def wrap(text: str, size: int, width: float) -> list[str]:
-    """Break a text into lines of at most a width in pixels, at spaces; longer words are cut off, with an ellipsis."""
+    """Break a text into lines of at most a width in pixels, at spaces.
+
+    Longer words are cut off, with an ellipsis.
+    """
     lines: list[str] = []
     for part in text.split(" ") if text else ():
         longer = f"{lines[-1]} {part}" if lines else part
@@ -184,7 +202,10 @@ def cut_off(text: str, size: int, width: float, *, is_bold: bool = False) -> str
 
 
 def drawable(text: str) -> str:
-    """Replace characters that the font lacks with a word or a question mark; they would be drawn as boxes."""
+    """Replace characters that the font lacks with a word or a question mark.
+
+    They would be drawn as boxes.
+    """
     return "".join(
         letter if _has(letter) else _SPELLED.get(letter, "?")
         for letter in text.replace("\u00a0", " ")
@@ -201,17 +222,18 @@ def _has(letter: str) -> bool:
 
 @lru_cache(maxsize=32)
 def _font(size: int, is_bold: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return DejaVu Sans where matplotlib is installed, which brings it: it has many alphabets; else Pillow's own font, which has Latin."""
+    """Return DejaVu Sans where matplotlib is installed, which brings it: it has many alphabets.
+
+    Else Pillow's own font, which has Latin.
+    """
     from PIL import ImageFont
 
-    spec = importlib.util.find_spec(
-        "matplotlib"
-    )  # locates the package without importing it, which takes half a second
-    package = (
-        Path(spec.origin).parent
-        if spec is not None and spec.origin is not None
-        else Path("nowhere")
-    )
+    # locates the package without importing it, which takes half a second
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is not None and spec.origin is not None:
+        package = Path(spec.origin).parent
+    else:
+        package = Path("nowhere")
     path = (
         package
         / "mpl-data"
@@ -219,4 +241,6 @@ def _font(size: int, is_bold: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageF
         / "ttf"
         / ("DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf")
     )
-    return ImageFont.truetype(path, size) if path.is_file() else ImageFont.load_default(size)
+    if path.is_file():
+        return ImageFont.truetype(path, size)
+    return ImageFont.load_default(size)

@@ -30,7 +30,10 @@ _BACKGROUND_SHARE = 0.1
 
 
 def planes_of(grid: Sequence[int]) -> list[int]:
-    """Return the numbers of the planes that are more than a line, as with a single slice; of a 2-D grid, or without one, the first."""
+    """Return the numbers of the planes that are more than a line, as with a single slice.
+
+    Of a 2-D grid, or without one, the first.
+    """
     return [
         number
         for number, (_, across, up, _) in enumerate(PLANES)
@@ -47,13 +50,16 @@ class Upright:
 
     axis_order: tuple[int, ...]  # the axis of the array that becomes each axis of the upright one
     flips: tuple[bool, ...]  # whether each of these axes is reversed
-    sides: tuple[
-        str, ...
-    ]  # the letters of both ends of each upright axis, such as "RL"; empty if the orientation is unknown
+    # the letters of both ends of each upright axis, such as "RL"; empty if the orientation is
+    # unknown
+    sides: tuple[str, ...]
 
     @classmethod
     def of(cls, affine: Float64 | None, num_dims: int) -> Upright:
-        """Return how to turn an array on a grid; grids without an affine and grids that are not 3-D are not turned."""
+        """Return how to turn an array on a grid.
+
+        Grids without an affine and grids that are not 3-D are not turned.
+        """
         if affine is None or num_dims != 3:
             return cls(tuple(range(num_dims)), (False,) * num_dims, ())
         codes = orientation_codes(affine)
@@ -67,11 +73,9 @@ class Upright:
     def describe(self, plane: int) -> tuple[str, str]:
         """Return the name of a plane of `PLANES`, and the letters at its left, right, bottom and top; of an unknown orientation, none."""
         name, across, up, _ = PLANES[plane]
-        return (
-            (name, self.sides[across] + self.sides[up])
-            if self.sides
-            else (f"axes {across + 1}, {up + 1}", "")
-        )
+        if self.sides:
+            return (name, self.sides[across] + self.sides[up])
+        return (f"axes {across + 1}, {up + 1}", "")
 
     def turn(self, array: Array) -> Array:
         """Return the array upright, a view; further axes stay in place."""
@@ -88,17 +92,17 @@ Places = tuple[tuple[int, ...], tuple[tuple[int, ...], int] | None]
 def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Places:
     """Choose the planes that show a case: label maps (0 is background), where they changed, and mm per grid axis.
 
-    The structure is the largest connected part of what most maps have in common. Along each axis, of the planes with a large cross-section
-    of it, the one with the most changed voxels is taken. Without foreground the planes go through the largest change, or the middle.
+    The structure is the largest connected part of what most maps have in common. Along each axis,
+    of the planes with a large cross-section of it, the one with the most changed voxels is taken.
+    Without foreground the planes go through the largest change, or the middle.
     """
     peak = _largest_change(changed, steps)
     votes = np.add.reduce([labels > 0 for labels in maps], dtype=np.uint8)
     box = bounding_box(votes > 0)
     if box is None:
         return peak or tuple(size // 2 for size in changed.shape), None
-    parts, _ = label(
-        votes[box] == votes.max()
-    )  # connected over faces: fewer bridges to its surroundings
+    # connected over faces: fewer bridges to its surroundings
+    parts, _ = label(votes[box] == votes.max())
     sizes = np.bincount(parts.ravel(order="K"))
     sizes[0] = 0
     structure = np.zeros(votes.shape, bool)
@@ -143,7 +147,8 @@ def _largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...] | 
 def _best_plane(structure: Bool, changed: Bool, axis: int) -> int:
     """Return the place along an axis: of those with a large cross-section the one with the most changes, of equal ones the middle one."""
     others = tuple(other for other in range(structure.ndim) if other != axis)
-    sections, changes = structure.sum(axis=others), changed.sum(axis=others)
+    sections = structure.sum(axis=others)
+    changes = changed.sum(axis=others)
     changes = np.where(sections >= _LARGE_SECTION * sections.max(), changes, -1)
     candidates = np.flatnonzero(changes == changes.max())
     largest = candidates[sections[candidates] == sections[candidates].max()]
@@ -159,7 +164,10 @@ class Window:
     name: str = ""  # such as "lung"; empty if it comes from the image's percentiles
 
     def gray(self, image: Float32) -> NDArray[np.uint8]:
-        """Return gray values from 0 to 255; NaN is black, as some programs write it outside of the brain."""
+        """Return gray values from 0 to 255.
+
+        NaN is black, as some programs write it outside of the brain.
+        """
         shown = np.nan_to_num(
             image.astype(np.float32), nan=self.low, posinf=self.high, neginf=self.low
         )
@@ -175,11 +183,9 @@ class Window:
 
 
 # Usual windows of CT, in Hounsfield units.
-SOFT_TISSUE, LUNG, BONE = (
-    Window(-160, 240, "soft tissue"),
-    Window(-1350, 150, "lung"),
-    Window(-450, 1050, "bone"),
-)
+SOFT_TISSUE = Window(-160, 240, "soft tissue")
+LUNG = Window(-1350, 150, "lung")
+BONE = Window(-450, 1050, "bone")
 
 
 def choose_window(image: Float32, structure: Bool) -> Window:
@@ -190,24 +196,33 @@ def choose_window(image: Float32, structure: Bool) -> Window:
     sample = image[(slice(None, None, step),) * image.ndim]
     if np.any((sample < LOWEST_WITHOUT_AIR) & (sample > -np.inf)):
         median = float(np.median(inside)) if inside.size else 0.0
-        return LUNG if median < -400 else BONE if median > 200 else SOFT_TISSUE
+        if median < -400:
+            return LUNG
+        if median > 200:
+            return BONE
+        return SOFT_TISSUE
     sample = sample[_is_tissue(sample)]
     if sample.size < 2:
         return Window(0.0, 1.0)
     low, high = map(float, np.percentile(sample, (0.5, 99.5)))
     if inside.size:
         least, most = map(float, np.percentile(inside, (2, 98)))
-        low, high = min(low, least), max(high, most)
-    return Window(low, high) if high > low else Window(low - 0.5, low + 0.5)
+        low = min(low, least)
+        high = max(high, most)
+    if high > low:
+        return Window(low, high)
+    return Window(low - 0.5, low + 0.5)
 
 
 def choose_modality(
     modalities: Sequence[Float32], windows: Sequence[Window], labels: Array, steps: Sequence[float]
 ) -> int:
-    """Return the number of the modality that shows the borders of the labels best; the first one of equals.
+    """Return the number of the modality that shows the borders of the labels best.
 
-    The mean intensities of the labels explain most of its variance within 3 mm of a border (the correlation ratio). `labels` are unsigned,
-    `steps` are mm per grid axis.
+    The first one of equals.
+
+    The mean intensities of the labels explain most of its variance within 3 mm of a border (the
+    correlation ratio). `labels` are unsigned, `steps` are mm per grid axis.
     """
     occupied = bounding_box(labels != 0)
     if len(modalities) == 1 or occupied is None:
@@ -228,10 +243,8 @@ def choose_modality(
     shares = []
     for channel, window in zip(modalities, windows, strict=True):
         counted = is_near & _is_tissue(channel[box])
-        values, groups = (
-            np.clip(channel[box][counted], window.low, window.high).astype(np.float64),
-            labels[box][counted].astype(np.intp),
-        )
+        values = np.clip(channel[box][counted], window.low, window.high).astype(np.float64)
+        groups = labels[box][counted].astype(np.intp)
         means = np.bincount(groups, values) / np.maximum(np.bincount(groups), 1)
         # A spread of rounding errors explains nothing.
         shares.append(

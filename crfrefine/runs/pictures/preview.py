@@ -25,31 +25,38 @@ _PAPER, _INK, _FAINT_INK, _FRAME = (drawing.gray_level(share) for share in (0.06
 _DIMMED = 0.55  # below changed voxels
 _MAX_LEGEND_ENTRIES = 12
 # Pixels.
-_PANEL_WIDTH, _MAX_PANEL = 320, 640
+_PANEL_WIDTH = 320
+_MAX_PANEL = 640
 # The letters of the sides of a plane and its name have room in a square so large.
 _MIN_HEIGHT = 60
 _MAX_HEIGHT = 1.6  # of the width
-_MARGIN, _GAP = 14, 8
-_TITLE, _TEXT, _SMALL = 21, 15, 13
-_TITLE_LINE, _TEXT_LINE, _HEADING_LINE, _LEGEND_LINE = 34, 22, 32, 26
-_LEGEND_WIDTH, _SAMPLE = 300, 34  # at least of an entry, and of its sample with the gap
+_MARGIN = 14
+_GAP = 8
+_TITLE = 21
+_TEXT = 15
+_SMALL = 13
+_TITLE_LINE = 34
+_TEXT_LINE = 22
+_HEADING_LINE = 32
+_LEGEND_LINE = 26
+# at least of an entry, and of its sample with the gap
+_LEGEND_WIDTH = 300
+_SAMPLE = 34
 
 
 class Plane(NamedTuple):
     """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the top."""
 
     name: str  # such as "axial"
-    edges: (
-        str  # letters of the patient's sides at the left, right, bottom and top; empty if unknown
-    )
+    # letters of the patient's sides at the left, right, bottom and top; empty if unknown
+    edges: str
     size_mm: tuple[float, float]  # width and height
     image: NDArray[np.uint8]  # gray values
-    maps: dict[
-        str, Array
-    ]  # labels of the network, "before", after refinement, "refined", and of the "reference" if it is shown
-    peak: (
-        tuple[int, int] | None
-    )  # column and row of the largest change, if the plane was chosen to show it
+    # labels of the network, "before", after refinement, "refined", and of the "reference" if it is
+    # shown
+    maps: dict[str, Array]
+    # column and row of the largest change, if the plane was chosen to show it
+    peak: tuple[int, int] | None
 
 
 def draw_preview(
@@ -70,9 +77,9 @@ def draw_preview(
 ) -> bytes:
     """Draw the effect of the refinement on one case and return the picture as PNG.
 
-    The image is (M, *grid), of which the modality with the highest contrast at the borders of labels is shown; None means black. Label
-    maps are (*grid) integers; a reference has its own panel. With an affine the planes are upright. With `shows_errors`, `before` is the
-    reference.
+    The image is (M, *grid), of which the modality with the highest contrast at the borders of
+    labels is shown; None means black. Label maps are (*grid) integers; a reference has its own
+    panel. With an affine the planes are upright. With `shows_errors`, `before` is the reference.
     """
     planes, shown = cut_planes(image, before, after, spacing, affine, modality_names, reference)
     headings = {"image": "image"} | ({} if reference is None else {"reference": "reference"})
@@ -118,10 +125,8 @@ def draw_preview(
             )
         top += down + _GAP
     for number, (label, text) in enumerate(legend):
-        left, middle = (
-            _MARGIN + number % columns * (room // columns),
-            top + number // columns * _LEGEND_LINE + _LEGEND_LINE // 2,
-        )
+        left = _MARGIN + number % columns * (room // columns)
+        middle = top + number // columns * _LEGEND_LINE + _LEGEND_LINE // 2
         sample = np.full((12 if label == 0 else 3, _SAMPLE - 8), label)
         pixels = np.where(
             drawing.is_dashed_on(sample, *np.indices(sample.shape)),
@@ -150,9 +155,11 @@ def cut_planes(
     reference: Array | None = None,
 ) -> tuple[list[Plane], str]:
     """Return the planes through the structure, and through the largest change if those do not show it; and a line about the image."""
-    # They are upright if the orientation is known, and cropped. Arguments are those of `draw_preview`.
+    # They are upright if the orientation is known, and cropped. Arguments are those of
+    # `draw_preview`.
     pose = Upright.of(affine, before.ndim)
-    # In the upright volume: of two equal planes, the same one must be shown whatever the stored orientation.
+    # In the upright volume: of two equal planes, the same one must be shown whatever the stored
+    # orientation.
     modalities = [
         pose.turn(channel)
         for channel in (np.zeros((1, *before.shape), np.float32) if image is None else image)
@@ -160,7 +167,8 @@ def cut_planes(
     given = {"before": before, "refined": after, "reference": reference}
     maps = {name: pose.turn(labels) for name, labels in given.items() if labels is not None}
     steps = [float(spacing[axis]) for axis in pose.axis_order]
-    network, refined = maps["before"], maps["refined"]
+    network = maps["before"]
+    refined = maps["refined"]
     structure = np.logical_or.reduce([labels > 0 for labels in maps.values()])
     middle, change = choose_places([*maps.values()], network != refined, steps)
     windows = [choose_window(channel, structure) for channel in modalities]
@@ -179,9 +187,10 @@ def cut_planes(
         )
         shown = windows[chosen].gray(modalities[chosen][index]).T[::-1]
         size_mm = (shown.shape[1] * steps[across], shown.shape[0] * steps[up])
-        peak = (
-            (point[across] - crop[across].start, crop[up].stop - 1 - point[up]) if prefix else None
-        )
+        if prefix:
+            peak = (point[across] - crop[across].start, crop[up].stop - 1 - point[up])
+        else:
+            peak = None
         name, edges = pose.describe(plane)
         return Plane(
             prefix + name,
@@ -224,9 +233,8 @@ def _draw_panel(
         pixels[is_line] = drawing.label_levels(labels[is_line])
     elif panel == "changes":
         before, after = (drawing.enlarge(plane.maps[name], inner) for name in ("before", "refined"))
-        pixels = np.where(
-            before != after, drawing.label_levels(after), pixels
-        )  # In the color of the new label; white is background.
+        # In the color of the new label; white is background.
+        pixels = np.where(before != after, drawing.label_levels(after), pixels)
     canvas.paste(pixels, (left, top))
     if plane.peak is not None and panel in ("image", "changes"):
         x, y = (
@@ -234,7 +242,8 @@ def _draw_panel(
             for at, n, voxels in zip(plane.peak, inner, plane.image.shape[::-1], strict=True)
         )
         reach = round(CHANGE_WINDOW_MM * scale)
-        right, bottom = min(x + reach, inner[0] - 1), min(y + reach, inner[1] - 1)
+        right = min(x + reach, inner[0] - 1)
+        bottom = min(y + reach, inner[1] - 1)
         canvas.frame(
             (left + max(0, x - reach), top + max(0, y - reach), left + right, top + bottom), _FRAME
         )
