@@ -1,7 +1,11 @@
-"""Connected components (26 neighbors in 3-D), the small-object rules (`[postprocess]`), what these took away."""
+"""Connected components (26 neighbors in 3-D), the small-object rules (`[postprocess]`), their note.
+
+The note tells which structures the rules took away, in whole or in large part.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +18,8 @@ from crfrefine.base.text import counted, listed, shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.sections import PostprocessParameters
 
+Integers = NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Cleaned:
@@ -21,70 +27,111 @@ class Cleaned:
 
     label_map: Labels  # (*grid), of the type and memory order of the one passed in
     voxels_removed: int = 0  # voxels of components that became background
-    # voxels of holes that got a label, including voxels that had just been removed
-    voxels_filled: int = 0
+    voxels_filled: int = 0  # voxels of holes that got a label; some may just have been removed
     # Voxels of each label before the rules, and how many of these voxels still have it, for labels
     # that lost voxels.
     lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """The rules of each label; entry 0 is about all foreground labels together."""
+
+    keeps_largest: tuple[bool, ...]  # whether only the largest component stays
+    min_component_ml: tuple[float, ...]  # smaller components become background
+    fills_holes: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, parameters: PostprocessParameters, num_labels: int) -> _Rules:
+        keeps_largest = _by_label(parameters.keep_largest, num_labels)
+        sizes = parameters.min_component_ml
+        if not isinstance(sizes, tuple):
+            others = num_labels - 1
+            if any(keeps_largest[1:]):
+                sizes = (0.0, *(sizes,) * others)
+            else:
+                sizes = (sizes, *(0.0,) * others)
+        return cls(keeps_largest, sizes, _by_label(parameters.fill_holes, num_labels))
+
+    def may_remove(self, label: int) -> bool:
+        """Return whether components of the label may become background."""
+        return self.keeps_largest[label] or self.min_component_ml[label] > 0.0
+
+
 def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned:
-    """Apply the rules for small objects to an integer label map, (*grid), and return the result."""
-    # Components of all foreground together, then of each label, below a volume become background;
-    # then holes are filled.
+    """Apply the rules for small objects to an integer label map, (*grid), and return the result.
+
+    Components of all foreground together become background first, then those of each label. Holes
+    are filled afterwards. Raises ConfigError if a list of values has another number of labels.
+    """
     if parameters == PostprocessParameters():
         return Cleaned(label_map)
-    num_labels = max(
-        [int(label_map.max(initial=0)) + 1, *map(len, parameters.label_lists.values())]
-    )
+    lengths = [len(values) for values in parameters.label_lists.values()]
+    num_labels = max([int(label_map.max(initial=0)) + 1, *lengths])
     parameters.spread({"label": num_labels})  # checks the lengths
-    # The first rule is that of all foreground labels together.
-    keeps = _by_label(parameters.keep_largest, num_labels)
-    fills = _by_label(parameters.fill_holes, num_labels)
-    sizes = parameters.min_component_ml
-    if not isinstance(sizes, tuple):
-        if any(keeps[1:]):
-            sizes = (0.0, *(sizes,) * (num_labels - 1))
-        else:
-            sizes = (sizes, *(0.0,) * (num_labels - 1))
-    removes = {label for label in range(num_labels) if keeps[label] or sizes[label] > 0.0}
-    if not removes and not any(fills):
+    rules = _Rules.of(parameters, num_labels)
+    removes_any = any(rules.may_remove(label) for label in range(num_labels))
+    if not removes_any and not any(rules.fills_holes):
         return Cleaned(label_map)
-    result = label_map.copy(order="K")
-    removed = filled = 0
-    if 0 in removes and (box := bounding_box(result != 0)) is not None:
-        removed += _remove(result[box], result[box] != 0, keeps[0], sizes[0] / voxel_volume_ml)
-    if removes - {0}:
-        from scipy import ndimage
 
-        for label, box in enumerate(ndimage.find_objects(result), start=1):
-            if label in removes and box is not None:
-                removed += _remove(
-                    result[box], result[box] == label, keeps[label], sizes[label] / voxel_volume_ml
-                )
-    if any(fills):
-        filled = fill_holes(
-            result, [label for label in range(1, num_labels) if fills[label]], any_hole=fills[0]
-        )
+    result = label_map.copy(order="K")
+    removed = 0
+    if removes_any:
+        removed = _remove_components(result, rules, voxel_volume_ml)
+    filled = 0
+    if any(rules.fills_holes):
+        labels = [label for label in range(1, num_labels) if rules.fills_holes[label]]
+        filled = fill_holes(result, labels, any_hole=rules.fills_holes[0])
     lost = {}
-    for label, fewer in enumerate(
-        np.bincount(label_map[label_map != result]).tolist() if removed else ()
-    ):
-        if label and fewer:
-            total = int(np.count_nonzero(label_map == label))
-            lost[label] = total, total - fewer
+    if removed:
+        lost = _count_losses(label_map, result)
     return Cleaned(result, removed, filled, lost)
 
 
 def _by_label(words: str | tuple[str, ...], num_labels: int) -> tuple[bool, ...]:
-    """Return whether the rule is on, for all foreground labels together and for each label from 1 on."""
+    """Return whether the rule is on for all foreground together, and for each label from 1 on."""
     if isinstance(words, str):
         return (words == "foreground", *(words == "each",) * (num_labels - 1))
     return tuple(word != "none" for word in words)
 
 
+def _remove_components(label_map: Labels, rules: _Rules, voxel_volume_ml: float) -> int:
+    """Remove the components that the rules name, in place; return the number of their voxels."""
+    removed = 0
+    if rules.may_remove(0):
+        box = bounding_box(label_map != 0)
+        if box is not None:
+            part = label_map[box]
+            min_voxels = rules.min_component_ml[0] / voxel_volume_ml
+            removed += _remove(part, part != 0, rules.keeps_largest[0], min_voxels)
+
+    labels = [label for label in range(1, len(rules.fills_holes)) if rules.may_remove(label)]
+    if labels:
+        from scipy import ndimage
+
+        boxes = ndimage.find_objects(label_map, max_label=max(labels))
+        for label in labels:
+            box = boxes[label - 1]
+            if box is not None:
+                part = label_map[box]
+                min_voxels = rules.min_component_ml[label] / voxel_volume_ml
+                removed += _remove(part, part == label, rules.keeps_largest[label], min_voxels)
+    return removed
+
+
+def _count_losses(before: Labels, after: Labels) -> dict[int, tuple[int, int]]:
+    """Return the voxels of each label before, and how many of these still have it, if fewer."""
+    losses = np.bincount(before[before != after])
+    losses[0:1] = 0  # Background that became a label is no loss.
+    lost = {}
+    for label in np.flatnonzero(losses).tolist():
+        total = int(np.count_nonzero(before == label))
+        lost[label] = (total, total - int(losses[label]))
+    return lost
+
+
 def label_components(mask: Bool) -> tuple[NDArray[np.int32], int]:
-    """Return each voxel's component number, 0 outside all components, and the number of components."""
+    """Return each voxel's component number, 0 outside all components, and their number."""
     from scipy import ndimage
 
     components, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim, dtype=bool))
@@ -102,10 +149,7 @@ def largest_component(mask: Bool) -> Bool:
 
 
 def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) -> int:
-    """Set the unwanted components of `group` to 0 in `part`, in place.
-
-    Return the number of their voxels.
-    """
+    """Set unwanted components of `group` to 0 in `part`, in place; return their voxels' number."""
     components, count = label_components(group)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     # A component of exactly the smallest size stays, whatever the rounding of the division by the
@@ -122,17 +166,44 @@ def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) ->
 
 
 def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = False) -> int:
-    """Fill holes of (*grid) labels in place, and return the number of voxels filled."""
-    # A hole is a region of background, connected over faces, that touches no border of axes of
-    # several voxels. It gets the label that it touches with the most faces, the lowest of a tie.
-    # Unless `any_hole`, it must touch a single label, which is in `labels`.
-    from scipy import ndimage
+    """Fill holes of (*grid) labels in place, and return the number of voxels filled.
 
+    A hole is a region of background, connected over faces, that touches no border of axes of
+    several voxels. It gets the label that it touches with the most faces, the lowest of a tie.
+
+    Args:
+        label_map: (*grid) labels.
+        labels: a hole that touches a single label is filled if that is one of these.
+        any_hole: every hole is filled, whatever labels it touches.
+    """
     box = bounding_box(label_map != 0)
     axes = [axis for axis, extent in enumerate(label_map.shape) if extent > 1]
     if box is None or not axes:
         return 0
     part = label_map[box]
+    voxels, numbers = _find_holes(part, axes)
+    if not voxels.size:
+        return 0
+
+    holes, main_labels, num_labels = _labels_around(part, axes, voxels, numbers)
+    if not any_hole:
+        is_filled = (num_labels == 1) & np.isin(main_labels, list(labels))
+        holes = holes[is_filled]
+        main_labels = main_labels[is_filled]
+    label_of_hole = np.zeros(int(numbers.max()) + 1, part.dtype)
+    label_of_hole[holes] = main_labels
+    values = label_of_hole[numbers]
+    part[np.unravel_index(voxels[values != 0], part.shape)] = values[values != 0]
+    return int(np.count_nonzero(values))
+
+
+def _find_holes(part: Array, axes: Collection[int]) -> tuple[Integers, Integers]:
+    """Return the flat indices of the voxels in holes of a part, and the number of each one's hole.
+
+    The part is the bounding box of the foreground, and `axes` are those of several voxels.
+    """
+    from scipy import ndimage
+
     regions, count = ndimage.label(part == 0)
     is_hole = np.arange(int(count) + 1) > 0
     for axis in axes:
@@ -141,31 +212,31 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
         for end in (0, -1):
             is_hole[regions.take(end, axis=axis)] = False
     voxels = np.flatnonzero(is_hole[regions])
-    if not voxels.size:
-        return 0
+    return voxels, regions.ravel()[voxels].astype(np.int64)
+
+
+def _labels_around(
+    part: Array, axes: Collection[int], voxels: Integers, numbers: Integers
+) -> tuple[Integers, Integers, Integers]:
+    """Return the numbers of the holes, the main label and the number of labels around each.
+
+    The main label is the one that the hole touches with the most faces, the lowest of a tie.
+    `voxels` and `numbers` are those of `_find_holes`.
+    """
     flat = part.ravel()
     base = int(part.max()) + 1
-    numbers = regions.ravel()[voxels].astype(np.int64)
     faces = []  # the hole times base plus the label, of each face between a hole and a label
     for axis in axes:
-        stride = int(np.prod(part.shape[axis + 1 :], dtype=np.int64))
+        stride = math.prod(part.shape[axis + 1 :])
         for step in (-stride, stride):
             touched = flat[voxels + step]
-            faces.append(numbers[touched != 0] * base + touched[touched != 0])
+            is_face = touched != 0
+            faces.append(numbers[is_face] * base + touched[is_face])
     pairs, num_faces = np.unique(np.concatenate(faces), return_counts=True)
     hole, label = np.divmod(pairs, base)
     order = np.lexsort((label, -num_faces, hole))
     holes, first = np.unique(hole[order], return_index=True)
-    best = label[order][first]
-    if any_hole:
-        is_filled = np.full(best.shape, True)
-    else:
-        is_filled = (np.bincount(hole)[holes] == 1) & np.isin(best, list(labels))
-    filling = np.zeros(len(is_hole), part.dtype)
-    filling[holes[is_filled]] = best[is_filled]
-    values = filling[numbers]
-    part[np.unravel_index(voxels[values != 0], part.shape)] = values[values != 0]
-    return int(np.count_nonzero(values))
+    return holes, label[order][first], np.bincount(hole)[holes]
 
 
 MAX_LOSS = 0.1  # share of a structure's voxels that rules may remove without permission
@@ -183,29 +254,46 @@ def describe_losses(
 ) -> tuple[str, ...]:
     """Return a note on the structures that lost more than MAX_LOSS of their voxels to rules.
 
-    Raise ConfigError if that is not allowed.
+    Args:
+        lost: that of `Cleaned`.
+        rules: the rules that removed them.
+        names: names of labels; others are called by their number.
+        voxel_ml: the volume of a voxel; None on grids that do not have three axes.
+        allowed: whether rules may remove so much.
+
+    Raises:
+        ConfigError: rules removed so much, and that is not allowed.
     """
-    # `lost` is that of `Cleaned`; `voxel_ml` is None on grids that do not have three axes.
     texts = []
     for label, (before, after) in sorted(lost.items()):
         if before - after > MAX_LOSS * before:
-            if voxel_ml is None:
-                volumes = ""
-            else:
-                volumes = f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
-            texts.append(
-                f"{names.get(label, f'label {label}')} {before:,} → {after:,} voxels{volumes}"
-            )
+            name = names.get(label, f"label {label}")
+            volumes = _describe_volumes(before, after, voxel_ml)
+            texts.append(f"{name} {before:,} → {after:,} voxels{volumes}")
     if not texts:
         return ()
+
     rule = " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items())
     structures = listed(texts, _MAX_NAMED)
     if allowed:
         return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {structures}",)
-    off = " and ".join(
-        f"{key} = {'0' if key.endswith('_ml') else 'none'}" for key in rules.removing
-    )
+    switched_off = " and ".join(f"{key} = {_value_when_off(key)}" for key in rules.removing)
+    count = counted(len(texts), "structure")
     raise ConfigError(
-        f"{rule} would remove more than {MAX_LOSS:.0%} of {counted(len(texts), 'structure')}: {structures}\n"
-        f"  Switch it off ({off}), or allow it: --allow-vanishing, in Python allow_vanishing=True."
+        f"{rule} would remove more than {MAX_LOSS:.0%} of {count}: {structures}\n"
+        f"  Switch it off ({switched_off}), or allow it: --allow-vanishing, in Python "
+        "allow_vanishing=True."
     )
+
+
+def _describe_volumes(before: int, after: int, voxel_ml: float | None) -> str:
+    if voxel_ml is None:
+        return ""
+    return f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
+
+
+def _value_when_off(key: str) -> str:
+    """Return the value that switches off a rule that removes components."""
+    if key.endswith("_ml"):
+        return "0"
+    return "none"

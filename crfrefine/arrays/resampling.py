@@ -1,7 +1,8 @@
-"""Where the voxels of a grid lie on another grid of the same world, and its values there: linear, cubic or of the nearest neighbor.
+"""Where the voxels of a grid lie on another grid of the same world, and its values there.
 
-Along parallel axes, interpolating one axis after the other takes a tenth of the time of scipy's
-general transformation, which does oblique grids.
+Values are those of the nearest neighbor, or linear or cubic interpolation. Along parallel axes,
+interpolating one axis after the other takes a tenth of the time of scipy's general transformation,
+which does oblique grids.
 """
 
 from __future__ import annotations
@@ -50,30 +51,22 @@ class AxisMap:
         return _is_inside(self.positions, self.size)
 
     def nearest(self) -> NDArray[np.intp]:
-        """Return the index of the nearest sample, (n,).
-
-        Halfway between two, the one with the larger index.
-        """
-        return np.clip(
-            np.floor(self.positions + (0.5 + POSITION_TOLERANCE)), 0, self.size - 1
-        ).astype(np.intp)
+        """Return the index of the nearest sample, (n,); of two equally near ones, the larger."""
+        return _nearest_sample(self.positions, self.size - 1)
 
     def taps(self, *, is_cubic: bool = False) -> Taps:
-        """Return the samples that a value is interpolated from.
-
-        The outermost samples go on beyond them.
-        """
+        """Return the samples that a value is interpolated from; the outermost go on beyond them."""
         clipped = np.clip(self.positions, 0, self.size - 1)
         below = np.minimum(np.floor(clipped), max(self.size - 2, 0)).astype(np.intp)
-        upper = (clipped - below).astype(np.float32)
-        if not is_cubic:
-            return np.stack([below, np.minimum(below + 1, self.size - 1)]), np.stack(
-                [np.float32(1) - upper, upper]
-            )
-        samples = np.clip(below + np.arange(-1, 3)[:, None], 0, self.size - 1)
-        t = clipped - below
-        powers = np.stack([np.ones_like(t), t, t**2, t**3])
-        return samples, (CATMULL_ROM @ powers).astype(np.float32)
+        fraction = clipped - below
+        if is_cubic:
+            samples = np.clip(below + np.arange(-1, 3)[:, None], 0, self.size - 1)
+            powers = np.stack([np.ones_like(fraction), fraction, fraction**2, fraction**3])
+            return samples, (CATMULL_ROM @ powers).astype(np.float32)
+
+        samples = np.stack([below, np.minimum(below + 1, self.size - 1)])
+        upper = fraction.astype(np.float32)
+        return samples, np.stack([np.float32(1) - upper, upper])
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,18 +83,15 @@ class GridMap:
 
     @cached_property
     def source_axes(self) -> tuple[int, ...] | None:
-        """For each axis, the number of the parallel axis of the source.
+        """The axis of the source that is parallel to each axis; None if axes are oblique."""
+        sizes = np.abs(self.matrix)
 
-        None if axes are oblique.
-        """
-        # A direct sum over six orders; the largest entries could name one axis twice.
-        order = max(
-            permutations(range(3)),
-            key=lambda axes: sum(
-                abs(self.matrix[source, axis]) for axis, source in enumerate(axes)
-            ),
-        )
-        drift = np.abs(self.matrix) * (np.array(self.shape) - 1)
+        def alignment(source_axes: tuple[int, ...]) -> float:
+            return float(sum(sizes[source, axis] for axis, source in enumerate(source_axes)))
+
+        # The best of the six orders: the largest entry of each column could name one axis twice.
+        order = max(permutations(range(3)), key=alignment)
+        drift = sizes * (np.array(self.shape) - 1)
         for axis, source in enumerate(order):
             drift[source, axis] = 0.0
         if drift.sum(axis=1).max() <= TILT_TOLERANCE:
@@ -110,22 +100,21 @@ class GridMap:
 
     def axis_maps(self, axes: Sequence[int]) -> tuple[AxisMap, ...]:
         """Return the map of each axis of a grid whose `source_axes` are `axes`."""
-        return tuple(
-            AxisMap(
-                self.matrix[source, axis] * np.arange(self.shape[axis]) + self.offset[source],
-                self.source_shape[source],
-            )
-            for axis, source in enumerate(axes)
-        )
+        maps = []
+        for axis, source in enumerate(axes):
+            indices = np.arange(self.shape[axis])
+            positions = self.matrix[source, axis] * indices + self.offset[source]
+            maps.append(AxisMap(positions, self.source_shape[source]))
+        return tuple(maps)
 
     def inside(self, plane: int) -> Bool:
-        """Return where a plane of the grid lies on the source, within half a voxel of its samples: (y, x), True there."""
+        """Return (y, x), True where a plane of the grid is within half a voxel of the source."""
         y, x = np.ogrid[: self.shape[1], : self.shape[2]]
         inside: Bool = np.ones(self.shape[1:], np.bool_)
-        for (along_z, along_y, along_x), start, size in zip(
-            self.matrix, self.offset, self.source_shape, strict=True
-        ):
-            inside &= _is_inside(along_y * y + along_x * x + (along_z * plane + start), size)
+        for axis, size in enumerate(self.source_shape):
+            along_z, along_y, along_x = self.matrix[axis]
+            of_plane = along_z * plane + self.offset[axis]
+            inside &= _is_inside(along_y * y + along_x * x + of_plane, size)
         return inside
 
     @cached_property
@@ -134,14 +123,17 @@ class GridMap:
         axes = self.source_axes
         if axes is None:
             return sum(int(np.count_nonzero(self.inside(plane))) for plane in range(self.shape[0]))
-        return int(np.prod([np.count_nonzero(axis.inside) for axis in self.axis_maps(axes)]))
+        return math.prod(int(np.count_nonzero(axis.inside)) for axis in self.axis_maps(axes))
 
     def source_spacing(self, spacing: Sequence[float]) -> tuple[float, ...]:
-        """Return mm between samples of the source along each axis of the grid, at least those of the grid; both in the order x, y, z."""
+        """Return mm between samples of the source along each axis of the grid, in order x, y, z.
+
+        Args:
+            spacing: mm between voxels of the grid, x, y, z; the result is at least that.
+        """
         lengths = np.linalg.norm(self.matrix, axis=0)[::-1]
-        return tuple(
-            float(step / min(1.0, length)) for step, length in zip(spacing, lengths, strict=False)
-        )
+        steps = zip(spacing, lengths, strict=False)  # A plane has no spacing along z.
+        return tuple(float(step / min(1.0, length)) for step, length in steps)
 
     @property
     def num_voxels(self) -> int:
@@ -160,9 +152,12 @@ class Interpolation:
     def __init__(
         self, grid_map: GridMap, nearest: int | None = None, *, is_cubic: bool = False
     ) -> None:
-        """Prepare to interpolate boxes along the axes of a grid map.
+        """Prepare to interpolate boxes along the axes of a grid map, linearly or with cubics.
 
-        Linearly or with cubic splines.
+        Args:
+            grid_map: the grid to fill and the source.
+            nearest: the axis of the source along which values are those of the nearest sample.
+            is_cubic: along the other axes, Catmull and Rom's cubics take the place of lines.
         """
         axes = grid_map.source_axes
         assert axes is not None
@@ -171,57 +166,64 @@ class Interpolation:
         self.axes = axes  # the axis of the source that is parallel to each axis of the grid to fill
         self.maps: tuple[AxisMap, ...] = grid_map.axis_maps(axes)
         # samples on either side of a voxel that its value comes from
-        if is_cubic:
-            self.reach = 2
-        else:
-            self.reach = 1
+        self.reach = 2 if is_cubic else 1
         self.taps = [axis.taps(is_cubic=is_cubic) for axis in self.maps]
         if nearest is not None:
             number = axes.index(nearest)
-            slices = self.maps[number].nearest()[None]
-            self.taps[number] = slices, np.ones(slices.shape, np.float32)
+            samples = self.maps[number].nearest()[None]
+            self.taps[number] = samples, np.ones(samples.shape, np.float32)
 
     def fill(self, source: Float32, target: Float32, planes: slice = slice(None)) -> None:
-        """Write planes of a channel on the grid to fill, (z, y, x).
-
-        Voxels outside of the source become 0.
-        """
-        inside = [
-            np.flatnonzero(axis.inside[part])
-            for axis, part in zip(self.maps, (planes, slice(None), slice(None)), strict=True)
-        ]
+        """Write planes of a channel on the grid to fill, (z, y, x); 0 outside of the source."""
         target[planes] = 0.0
-        if all(part.size for part in inside):
-            first = planes.start or 0
-            depth, *plane = (slice(int(part[0]), int(part[-1]) + 1) for part in inside)
-            box = (slice(depth.start + first, depth.stop + first), *plane)
-            target[box] = self.of_box(lambda source_box: source[source_box], box)
+        first = planes.start or 0
+        along_z, along_y, along_x = (axis.inside for axis in self.maps)
+        inside = [np.flatnonzero(part) for part in (along_z[planes], along_y, along_x)]
+        if not all(part.size for part in inside):
+            return
+
+        inside[0] += first
+        box = tuple(slice(int(part[0]), int(part[-1]) + 1) for part in inside)
+        target[box] = self.of_box(source.__getitem__, box)
 
     def of_box(self, read: Callable[[Box], Float32], box: Box) -> Float32:
-        """Return the values of a box of the grid to fill.
+        """Return the values of a box of the grid to fill, (z, y, x).
 
-        `read` returns those of a box of the source, in the source's order of axes.
+        Args:
+            read: returns the values of a box of the source, in the source's order of axes.
+            box: the voxels to fill, within those inside the source.
         """
         source_box = [slice(0, 0)] * len(box)
         for axis, part, (samples, _) in zip(self.axes, box, self.taps, strict=True):
             source_box[axis] = slice(int(samples[0, part].min()), int(samples[-1, part].max()) + 1)
         values = read(tuple(source_box)).transpose(self.axes)
+
         for number in (2, 1, 0):
             samples, weights = self.taps[number]
             part = box[number]
             first = source_box[self.axes[number]].start
-            total = None
-            for sample, weight in zip(samples[:, part] - first, weights[:, part], strict=True):
-                if (
-                    weight.any()
-                ):  # Weighted values and no differences, which may overflow for two finite values.
-                    term = values.take(sample, axis=number)
-                    if (weight != 1).any():
-                        term *= weight.reshape(-1, *(1,) * (2 - number))
-                    total = term if total is None else np.add(total, term, out=total)
-            assert total is not None
-            values = total
+            values = _weighted_sum(values, number, samples[:, part] - first, weights[:, part])
         return values
+
+
+def _weighted_sum(
+    values: Float32, axis: int, samples: NDArray[np.intp], weights: Float32
+) -> Float32:
+    """Return sums of samples along an axis, (taps, n), times their weights, (taps, n)."""
+    # Weighted values are added and not differences, which may overflow for two finite values.
+    total: Float32 | None = None
+    for sample, weight in zip(samples, weights, strict=True):
+        if not weight.any():
+            continue
+        term = values.take(sample, axis=axis)
+        if (weight != 1).any():
+            term *= weight.reshape(-1, *(1,) * (2 - axis))
+        if total is None:
+            total = term
+        else:
+            total += term
+    assert total is not None
+    return total
 
 
 def map_grid(
@@ -231,29 +233,31 @@ def map_grid(
 
     Shapes are voxels along x, y(, z), affines lead from voxels to world mm.
     """
-    to_source = np.linalg.solve(
-        _in_space(source_shape, source_affine), _in_space(shape, affine)
-    ).astype(np.float64, copy=False)
-    return GridMap(
-        _stored(shape),
-        _stored(source_shape),
-        to_source[2::-1, 2::-1].copy(),
-        to_source[2::-1, 3].copy(),
-    )
+    from_source = _in_space(source_shape, source_affine)
+    to_source = np.linalg.solve(from_source, _in_space(shape, affine))
+    matrix = to_source[2::-1, 2::-1].astype(np.float64)
+    offset = to_source[2::-1, 3].astype(np.float64)
+    return GridMap(_stored(shape), _stored(source_shape), matrix, offset)
 
 
 def _is_inside(positions: Float64, size: int) -> Bool:
-    inside: Bool = (positions >= -0.5 - POSITION_TOLERANCE) & (
-        positions <= size - 0.5 + POSITION_TOLERANCE
-    )
+    """Return which positions are within half a voxel of the samples of an axis."""
+    is_above = positions >= -0.5 - POSITION_TOLERANCE
+    is_below = positions <= size - 0.5 + POSITION_TOLERANCE
+    inside: Bool = is_above & is_below
     return inside
 
 
-def _in_space(shape: Sequence[int], affine: Array) -> Float64:
-    """Return the affine.
+def _nearest_sample(positions: Float64, last: int | NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the index of the sample nearest to each position, at most the last."""
+    rounded = np.floor(positions + (0.5 + POSITION_TOLERANCE))
+    return np.clip(rounded, 0, last).astype(np.intp)
 
-    That of a plane with a slice 1 mm thick at right angles, whatever the file says about an axis it
-    lacks.
+
+def _in_space(shape: Sequence[int], affine: Array) -> Float64:
+    """Return the affine, in which a plane has a slice 1 mm thick at right angles to it.
+
+    Files may say anything about the axis that a plane lacks.
     """
     full = np.array(affine, np.float64)
     if len(shape) < 3:
@@ -263,78 +267,82 @@ def _in_space(shape: Sequence[int], affine: Array) -> Float64:
 
 
 def _stored(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return voxels along z, y, x from those along x, y(, z); a plane has one slice."""
     x, y, z = [*shape, 1][:3]
     return int(z), int(y), int(x)
 
 
 JOB_VOXELS = 1 << 22  # voxels of one job: several threads may share a single channel
-# Of a score: a few roundings in float32, far below anything that counts.
+# Part of a score: a few roundings in float32, far below anything that counts.
 _TIE_STEP = np.float32(1e-6)
 
 
 def interpolation_jobs(
     grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False
 ) -> list[Callable[[], None]]:
-    """Return the jobs that interpolate channels.
+    """Return the jobs that interpolate channels, each from some planes of one of them.
 
-    They may run at the same time, in any order, with the same result.
+    The jobs may run at the same time, in any order, with the same result. The target,
+    (channels, [z,] y, x), gets the value at the edge up to half a voxel beyond it, then 0.
+    Oblique grids take the B-spline of order 3 as the cubic interpolation.
     """
-    # The target, (channels, [z,] y, x), gets the value at the edge up to half a voxel beyond it,
-    # then 0.
-    sources = source.reshape(-1, *grid_map.source_shape)
-    targets = target.reshape(-1, *grid_map.shape)
-    step = max(1, JOB_VOXELS // (grid_map.shape[1] * grid_map.shape[2]))
-    parts = [
-        slice(start, min(start + step, grid_map.shape[0]))
-        for start in range(0, grid_map.shape[0], step)
-    ]
     if grid_map.source_axes is None:
-        # Cubic is the B-spline here.
         fill: Callable[..., None] = partial(_fill_oblique, grid_map, 3 if is_cubic else 1)
     else:
         fill = Interpolation(grid_map, is_cubic=is_cubic).fill
-    return [
-        partial(fill, *pair, part) for pair in zip(sources, targets, strict=True) for part in parts
-    ]
+
+    sources = source.reshape(-1, *grid_map.source_shape)
+    targets = target.reshape(-1, *grid_map.shape)
+    depth, height, width = grid_map.shape
+    step = max(1, JOB_VOXELS // (height * width))
+    jobs: list[Callable[[], None]] = []
+    for channel, filled in zip(sources, targets, strict=True):
+        for start in range(0, depth, step):
+            planes = slice(start, min(start + step, depth))
+            jobs.append(partial(fill, channel, filled, planes))
+    return jobs
 
 
 def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
     """Return the value of the nearest sample at each voxel, ([z,] y, x) of the source's type.
 
-    0 outside the source.
+    Halfway between two samples, the one with the larger index counts. More than half a voxel
+    beyond the outermost samples, the value is 0.
     """
-    # Halfway between two samples, the larger index counts; outside is half a voxel beyond the
-    # outermost.
     stored = source.reshape(grid_map.source_shape)
     target = np.zeros(grid_map.shape, source.dtype)
     axes = grid_map.source_axes
     if axes is not None:
         maps = grid_map.axis_maps(axes)
-        inside = [np.flatnonzero(axis.inside) for axis in maps]
-        found = [axis.nearest()[indices] for axis, indices in zip(maps, inside, strict=True)]
-        target[np.ix_(*inside)] = stored.transpose(axes)[np.ix_(*found)]
+        inside = np.ix_(*(axis.inside for axis in maps))
+        samples = np.ix_(*(axis.nearest()[axis.inside] for axis in maps))
+        target[inside] = stored.transpose(axes)[samples]
         return target
+
     last = np.array(grid_map.source_shape) - 1
     for plane in range(grid_map.shape[0]):
         y, x = np.nonzero(grid_map.inside(plane))
-        at = np.stack([np.full_like(y, plane), y, x], axis=1) @ grid_map.matrix.T + grid_map.offset
-        z_found, y_found, x_found = (
-            np.clip(np.floor(at + (0.5 + POSITION_TOLERANCE)), 0, last).astype(np.intp).T
-        )
-        target[plane, y, x] = stored[z_found, y_found, x_found]
+        voxels = np.stack([np.full_like(y, plane), y, x], axis=1)
+        positions = voxels @ grid_map.matrix.T + grid_map.offset
+        samples = tuple(_nearest_sample(positions, last).T)
+        target[plane, y, x] = stored[samples]
     return target
 
 
 def resample_logits(
     grid_map: GridMap, source: Float32, target: Float32, *, is_cubic: bool = False, threads: int = 1
 ) -> None:
-    """Interpolate logits, so that all labels are equal only outside the source and where only its padding contributes."""
-    # Padding, whatever its constant, becomes 0 in the source: the scores fade out over one voxel of
-    # it.
+    """Interpolate logits, (L, [z,] y, x), whose padding becomes 0 in the source.
+
+    All labels are equal in the target only outside of the source, and where nothing but its
+    padding contributes; the scores fade out over one voxel of padding.
+    """
     padding = find_padding(source)
-    for channel in source if padding is not None else ():
-        channel[padding] = 0.0
+    if padding is not None:
+        for channel in source:
+            channel[padding] = 0.0
     run_all(interpolation_jobs(grid_map, source, target, is_cubic=is_cubic), threads)
+
     tied = find_ties(target)
     may_overshoot = is_cubic and padding is not None
     if tied is None and not may_overshoot:
@@ -345,27 +353,29 @@ def resample_logits(
         has_scores = (~padding)[np.newaxis].astype(np.float32)
     share_of_scores = np.empty((1, *target.shape[1:]), np.float32)
     run_all(interpolation_jobs(grid_map, has_scores, share_of_scores), threads)
+
     if may_overshoot:  # Cubic values reach one voxel further into padding than linear ones.
+        without_scores = share_of_scores[0] == 0
         for channel in target:
-            channel[share_of_scores[0] == 0] = 0.0
-    if tied is None:
-        return
-    # Scores of 8 or 16 bits meet by chance in a few of a million voxels, which are not padding.
-    tied &= share_of_scores[0] > 0
-    equal = target[0][tied]
-    target[0][tied] = equal + _TIE_STEP * np.maximum(np.abs(equal), np.float32(1))
+            channel[without_scores] = 0.0
+    if tied is not None:
+        # Scores of 8 or 16 bits meet by chance in a few of a million voxels, which are no padding.
+        tied &= share_of_scores[0] > 0
+        equal = target[0][tied]
+        target[0][tied] = equal + _TIE_STEP * np.maximum(np.abs(equal), np.float32(1))
 
 
 def _fill_oblique(
-    grid_map: GridMap, order: int, source: Float32, target: Float32, part: slice
+    grid_map: GridMap, order: int, source: Float32, target: Float32, planes: slice
 ) -> None:
-    """Fill some planes."""
+    """Write some planes of a channel, (z, y, x), with splines of an order; 0 outside the source."""
     from scipy.ndimage import affine_transform
 
-    filled = target[part]
-    offset = grid_map.offset + grid_map.matrix[:, 0] * part.start
+    filled = target[planes]
+    matrix = grid_map.matrix
+    offset = grid_map.offset + matrix[:, 0] * planes.start
     affine_transform(
-        source, grid_map.matrix, offset, filled.shape, output=filled, order=order, mode="nearest"
+        source, matrix, offset, filled.shape, output=filled, order=order, mode="nearest"
     )
-    for z in range(part.start, part.stop):
+    for z in range(planes.start, planes.stop):
         target[z][~grid_map.inside(z)] = 0.0
