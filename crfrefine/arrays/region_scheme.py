@@ -1,4 +1,4 @@
-"""The overlapping regions of a network's sigmoid channels: log-odds, and the label map made of them."""
+"""The overlapping regions of a network's sigmoid channels: log-odds, and the label map of them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class RegionScheme:
         >>> scheme = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
         >>> scheme.class_order
         (1, 2, 3)
-        >>> scheme.decode(np.array([[4.0, 4.0, 4.0, -4.0], [-4.0, 4.0, 4.0, -4.0], [-4.0, -4.0, 4.0, -4.0]]))
+        >>> log_odds = [[4.0, 4.0, 4.0, -4.0], [-4.0, 4.0, 4.0, -4.0], [-4.0, -4.0, 4.0, -4.0]]
+        >>> scheme.decode(np.array(log_odds))
         array([1, 2, 3, 0], dtype=uint8)
     """
 
@@ -56,32 +57,19 @@ class RegionScheme:
         """Check that names, labels and order fit each other."""
         if not self.names or len(self.names) != len(self.labels):
             raise ConfigError(
-                f"regions: expected a name and labels for each region, got {len(self.names)} names, {len(self.labels)} sets"
+                "regions: expected a name and labels for each region, "
+                f"got {len(self.names)} names, {len(self.labels)} sets"
             )
         if len(self.class_order) != len(self.names):
-            counts = f"{len(self.class_order)} labels for {len(self.names)} regions ({listed(self.names)})"
             raise ConfigError(
-                f"the class order has {counts}; expected the label that each region writes into the label map"
+                f"the class order has {len(self.class_order)} labels for {len(self.names)} regions "
+                f"({listed(self.names)}); expected the label that each region writes into the "
+                "label map"
             )
-        for number, (name, labels, written) in enumerate(
-            zip(self.names, self.labels, self.class_order, strict=True)
-        ):
-            region = f"region {shorten_value(name)}"
-            largest = max(labels, default=0)
+        for number, name in enumerate(self.names):
             if name in self.names[:number]:
-                raise ConfigError(f"{region} appears twice")
-            if not labels or min(labels) < 1:
-                raise ConfigError(
-                    f"{region}: it has {'no labels' if not labels else 'label 0, the background'}; expected labels from 1 on"
-                )
-            if largest > MAX_LABEL:
-                raise ConfigError(
-                    f"{region}: label {shorten(largest, 20)}: label maps hold labels up to {MAX_LABEL}"
-                )
-            if written not in labels:
-                raise ConfigError(
-                    f"the class order has label {written} for {region}, which has {_joined(labels)}; expected one of these"
-                )
+                raise ConfigError(f"{_region(name)} appears twice")
+            _check_labels(name, self.labels[number], self.class_order[number])
 
     @classmethod
     def of(cls, regions: GivenRegions, class_order: Sequence[int] | None = None) -> RegionScheme:
@@ -99,32 +87,12 @@ class RegionScheme:
         """
         if isinstance(regions, RegionScheme):
             return regions
-        pairs: list[Any] | None = None
-        if isinstance(regions, Iterable):
-            pairs = list(regions.items() if isinstance(regions, Mapping) else regions)
-        if pairs is None or not all(
-            isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
-            for pair in pairs
-        ):
-            raise ConfigError(
-                "regions: expected a dictionary of names and their labels, pairs of these, or a RegionScheme, such as "
-                f'RegionScheme.of({{"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}}); got {shorten_value(regions)}'
-            )
+        pairs = _pairs_of(regions)
         names = tuple(name for name, _ in pairs)
-        labels = tuple(_labels(*pair) for pair in pairs)
-        if class_order is not None:
-            return cls(names, labels, tuple(int(label) for label in class_order))
-        order = []
-        for number, (name, members) in enumerate(zip(names, labels, strict=True)):
-            own = sorted(set(members).difference(*labels[number + 1 :]))
-            if len(own) != 1:
-                raise ConfigError(
-                    f"region {shorten_value(name)} = {_joined(members)}: the label that it writes is not clear: expected exactly one label "
-                    f"that belongs to no later region, it has {_joined(own) if own else 'none'}\n"
-                    "  Give the label of each region, in the order of the regions: --regions-class-order 1,2,3, or class_order=(1, 2, 3)."
-                )
-            order.append(own[0])
-        return cls(names, labels, tuple(order))
+        labels = tuple(_labels(name, value) for name, value in pairs)
+        if class_order is None:
+            class_order = _find_class_order(names, labels)
+        return cls(names, labels, tuple(int(label) for label in class_order))
 
     @property
     def num_regions(self) -> int:
@@ -137,10 +105,10 @@ class RegionScheme:
         return 1 + max(max(labels) for labels in self.labels)
 
     def decode(self, log_odds: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
-        """Return the label map: background, over which each region in turn writes its label where its probability is above one half.
+        """Return the label map of log-odds, (R, *grid), in their memory layout.
 
-        The log-odds are (R, *grid), above 0 where the probability is above 0.5; the map has their
-        memory layout.
+        Each region in turn writes its label over the background and earlier regions, where its
+        probability is above one half, and so its log-odds above 0.
 
         Source: nnU-Net version 2, `convert_probabilities_to_segmentation`.
         """
@@ -153,20 +121,17 @@ class RegionScheme:
 
     def describe(self) -> str:
         """Return the regions in one line, such as "whole = 1+2+3, core = 2+3; written as 1, 2"."""
-        regions = [
-            f"{name} = {_joined(labels)}"
-            for name, labels in zip(self.names, self.labels, strict=True)
-        ]
+        regions = []
+        for name, labels in zip(self.names, self.labels, strict=True):
+            regions.append(f"{name} = {_joined(labels)}")
         return f"{listed(regions, 8)}; written as {listed(self.class_order, 8)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as in a `dataset.json`."""
-        return {
-            "labels": {
-                name: list(labels) for name, labels in zip(self.names, self.labels, strict=True)
-            },
-            "regions_class_order": list(self.class_order),
-        }
+        labels = {}
+        for name, members in zip(self.names, self.labels, strict=True):
+            labels[name] = list(members)
+        return {"labels": labels, "regions_class_order": list(self.class_order)}
 
 
 # Regions as callers may give them.
@@ -175,18 +140,81 @@ GivenRegions = (
 )
 
 
-def _labels(name: str, value: Any) -> tuple[int, ...]:
-    values = value if isinstance(value, list | tuple) else [value]
-    for label in values:
-        if isinstance(label, bool) or not isinstance(label, int | np.integer):
-            raise ConfigError(
-                f"region {shorten_value(name)}: {shorten_value(label)} is not the number of a label"
-            )
-    return tuple(sorted({int(label) for label in values}))
+def _region(name: str) -> str:
+    return f"region {shorten_value(name)}"
 
 
 def _joined(labels: Sequence[int]) -> str:
     return "+".join(map(str, labels))
+
+
+def _check_labels(name: str, labels: tuple[int, ...], written: int) -> None:
+    """Raise ConfigError unless a region has labels of a label map, and writes one of them."""
+    region = _region(name)
+    if not labels:
+        raise ConfigError(f"{region}: it has no labels; expected labels from 1 on")
+    if min(labels) < 1:
+        raise ConfigError(f"{region}: it has label 0, the background; expected labels from 1 on")
+    largest = max(labels)
+    if largest > MAX_LABEL:
+        raise ConfigError(
+            f"{region}: label {shorten(largest, 20)}: label maps hold labels up to {MAX_LABEL}"
+        )
+    if written not in labels:
+        raise ConfigError(
+            f"the class order has label {written} for {region}, which has {_joined(labels)}; "
+            "expected one of these"
+        )
+
+
+def _pairs_of(regions: Any) -> list[tuple[str, Any]]:
+    """Return names and labels of regions as a caller gives them; raise ConfigError otherwise."""
+    if isinstance(regions, Mapping):
+        pairs = list(regions.items())
+    elif isinstance(regions, Iterable):
+        pairs = list(regions)
+    else:
+        pairs = [regions]
+    for pair in pairs:
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+        if not is_pair or not isinstance(pair[0], str):
+            raise ConfigError(
+                "regions: expected a dictionary of names and their labels, pairs of these, or a "
+                'RegionScheme, such as RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], '
+                f'"enhancing": 3}}); got {shorten_value(regions)}'
+            )
+    return pairs
+
+
+def _labels(name: str, value: Any) -> tuple[int, ...]:
+    """Return the labels of a region, ascending; raise ConfigError for other values than labels."""
+    values = value if isinstance(value, list | tuple) else [value]
+    for label in values:
+        if isinstance(label, bool) or not isinstance(label, int | np.integer):
+            raise ConfigError(
+                f"{_region(name)}: {shorten_value(label)} is not the number of a label"
+            )
+    return tuple(sorted({int(label) for label in values}))
+
+
+def _find_class_order(names: Sequence[str], labels: Sequence[tuple[int, ...]]) -> list[int]:
+    """Return the label that belongs to each region and to no later one.
+
+    Raises ConfigError unless each region has exactly one.
+    """
+    class_order = []
+    for number, (name, members) in enumerate(zip(names, labels, strict=True)):
+        remaining = sorted(set(members).difference(*labels[number + 1 :]))
+        if len(remaining) != 1:
+            raise ConfigError(
+                f"{_region(name)} = {_joined(members)}: the label that it writes is not clear: "
+                "expected exactly one label that belongs to no later region, it has "
+                f"{_joined(remaining) or 'none'}\n"
+                "  Give the label of each region, in the order of the regions: "
+                "--regions-class-order 1,2,3, or class_order=(1, 2, 3)."
+            )
+        class_order.append(remaining[0])
+    return class_order
 
 
 MAX_LOG_ODDS = 1e4  # far beyond those of any probability; larger ones, as in padding, mean the same
@@ -195,44 +223,52 @@ MAX_LOG_ODDS = 1e4  # far beyond those of any probability; larger ones, as in pa
 def identify_regions(
     values: Array, input_type: str, *, kind: str | None = None, name: str = "regions"
 ) -> tuple[str, str]:
-    """Decide whether the channels of regions, (R, *grid) finite, are log-odds ("logits") or sigmoid probabilities.
+    """Decide whether channels of regions are log-odds ("logits") or sigmoid probabilities.
 
-    Other arguments, the result and errors are those of `crfrefine.arrays.probabilities.decide`.
+    The values, (R, *grid), are finite. Other arguments, the result and errors are those of
+    `crfrefine.arrays.probabilities.decide`.
     """
     said = kind if input_type == "auto" else input_type
     lowest = float(values.min())
     highest = float(values.max())
-    is_inside = lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE
-    problem = ""
-    if said == "probabilities" and not is_inside:
-        problem = (
-            f"expected probabilities between 0 and 1, found values from {lowest:.4g} to {highest:.4g}; for log-odds, the network's output "
-            f"before the sigmoid, give {BY_HAND.format('logits')}"
-        )
-    elif said == "logits" and is_inside:
-        problem = (
-            "expected log-odds of regions, found values that all lie in [0, 1], as sigmoid probabilities do; "
-            f"for probabilities, give {BY_HAND.format('probabilities')}"
-        )
-    elif not is_inside and lowest >= 0 and (input_type != "logits" or not np.mod(values, 1).any()):
-        problem = (
-            f"no value is negative, and the largest is {highest:.4g}, as in a label map, in percent or from 0 to 255; log-odds without\n"
-            "  negative values would put every voxel into every region. For a label map, give --input-type labels; divide probabilities\n"
-            f"  by their largest possible value; for log-odds nevertheless, give {BY_HAND.format('logits')}."
-        )
-    if problem:
-        raise InputError(f"{name}: {problem}")
+    if lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE:
+        if said == "logits":
+            raise InputError(
+                f"{name}: expected log-odds of regions, found values that all lie in [0, 1], as "
+                "sigmoid probabilities do; for probabilities, give "
+                f"{BY_HAND.format('probabilities')}"
+            )
+        decided = "probabilities"
+        reason = "all values lie in [0, 1]"
+    else:
+        if said == "probabilities":
+            raise InputError(
+                f"{name}: expected probabilities between 0 and 1, found values from {lowest:.4g} "
+                f"to {highest:.4g}; for log-odds, the network's output before the sigmoid, give "
+                f"{BY_HAND.format('logits')}"
+            )
+        # The user's word is enough for log-odds that are no whole numbers, as of label maps.
+        is_certain = input_type == "logits" and bool(np.mod(values, 1).any())
+        if lowest >= 0 and not is_certain:
+            raise InputError(
+                f"{name}: no value is negative, and the largest is {highest:.4g}, as in a label "
+                "map, in percent or from 0 to 255; log-odds without\n"
+                "  negative values would put every voxel into every region. For a label map, give "
+                "--input-type labels; divide probabilities\n"
+                "  by their largest possible value; for log-odds nevertheless, give "
+                f"{BY_HAND.format('logits')}."
+            )
+        decided = "logits"
+        reason = f"it has values outside [0, 1], from {lowest:.4g} to {highest:.4g}"
     if said is not None:
-        return said, who_says(input_type)
-    if is_inside:
-        return "probabilities", "all values lie in [0, 1]"
-    return "logits", f"it has values outside [0, 1], from {lowest:.4g} to {highest:.4g}"
+        reason = who_says(input_type)
+    return decided, reason
 
 
 def take_log_odds(probabilities: Float32) -> None:
-    """Replace C-contiguous probabilities with log(p / (1 - p)), in place, block by block.
+    """Replace C-contiguous probabilities p with log(p / (1 - p)), in place, block by block.
 
-    P and 1 - p are at least 1e-7.
+    Both p and 1 - p count as at least 1e-7.
     """
     flat = probabilities.reshape(-1)
     for start in range(0, flat.size, BLOCK_VOXELS):
@@ -251,7 +287,10 @@ def sigmoid(log_odds: Array) -> Float32:
 
 
 def decode(channels: Array, regions: RegionScheme | None) -> Labels:
-    """Return the label map, (*grid), of (L, *grid) logits, or of (R, *grid) log-odds of regions, in the smallest unsigned type."""
+    """Return the label map, (*grid), in the smallest unsigned type.
+
+    The channels are (L, *grid) logits, or the (R, *grid) log-odds of regions.
+    """
     if regions is None:
         return argmax_labels(channels)
     return regions.decode(channels)
@@ -267,11 +306,14 @@ def probabilities_of(channels: Float32, regions: RegionScheme | None) -> Float32
 def resolve_regions(
     parameters: CrfParameters, num_regions: int, num_modalities: int, num_dims: int
 ) -> tuple[ModelSpec, ...]:
-    """Return the model of each region, a problem of two labels, with the weights and biases of its channel; ConfigError: wrong lengths."""
+    """Return the model of each region: two labels, with the weights and bias of its channel.
+
+    Raises ConfigError if values are not as many as regions or modalities, or if there is a matrix.
+    """
     if parameters.compatibility.matrix is not None:
         raise ConfigError(
-            "compatibility.matrix: it cannot be used with overlapping regions, each of which is a problem of two labels; "
-            'set compatibility.kind = "potts" and leave the matrix out'
+            "compatibility.matrix: it cannot be used with overlapping regions, each of which is a "
+            'problem of two labels; set compatibility.kind = "potts" and leave the matrix out'
         )
     # The small-object rules are about the labels of the map, not about regions.
     without_rules = dataclasses.replace(parameters, postprocess=PostprocessParameters())
@@ -279,17 +321,22 @@ def resolve_regions(
         together = without_rules.resolve(num_regions, num_modalities, num_dims)
     except ConfigError as error:
         raise ConfigError(str(error).replace("label", "region")) from None
-    shared = dataclasses.replace(together.kernels, num_labels=2)
+
+    kernels = dataclasses.replace(together.kernels, num_labels=2)
     potts = (1.0 - np.eye(2)).astype(np.float32)
-    run = together.mean_field
     models = []
     for region in range(num_regions):
-        if run.bias is None or run.bias[region] == 0.0:
-            bias = None
-        else:
-            bias = np.array([0.0, run.bias[region]], np.float32)
-        own = dataclasses.replace(
-            run, weights=run.weights[:, [region, region]], compatibility=potts, bias=bias
+        weights = together.mean_field.weights[:, [region, region]]
+        bias = _bias_of_region(together.mean_field.bias, region)
+        mean_field = dataclasses.replace(
+            together.mean_field, weights=weights, compatibility=potts, bias=bias
         )
-        models.append(ModelSpec(shared, own))
+        models.append(ModelSpec(kernels, mean_field))
     return tuple(models)
+
+
+def _bias_of_region(bias: Float32 | None, region: int) -> Float32 | None:
+    """Return the bias of background and region; None means no bias."""
+    if bias is None or bias[region] == 0.0:
+        return None
+    return np.array([0.0, bias[region]], np.float32)
