@@ -1,16 +1,19 @@
-"""Blocks in a label map, which nearest neighbor leaves when it brings labels from a coarser grid: the network's spacing."""
+"""Blocks in a label map, and the network's spacing that they tell.
+
+Nearest neighbor leaves blocks of equal labels when it brings labels from a coarser grid.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.arguments import given_spacing
-from crfrefine.base.array_types import Array, Float64, Labels
+from crfrefine.base.array_types import Array, Bool, Float64, Labels
 from crfrefine.errors import InputError
 
 Integers = NDArray[np.int64]
@@ -24,33 +27,36 @@ _MIN_UNPREDICTED = 4  # planes
 
 
 def find_blocks(label_map: Labels) -> tuple[float, ...] | None:
-    """Return the mean size of blocks of equal labels in voxels per axis, 1 along an axis without blocks; None if no axis has them."""
-    # Along an axis from a coarser grid labels change only between blocks. (*grid) has up to three
-    # axes.
+    """Return the mean size of blocks of equal labels in voxels along each axis.
+
+    It is 1 along an axis without blocks, and None if no axis has them. Along an axis from a coarser
+    grid labels change only between blocks. (*grid) has up to three axes.
+    """
     pitch = tuple(_pitch(changes) for changes in _count_changes(label_map))
-    if any(size > 1 for size in pitch):
+    if max(pitch) > 1:
         return pitch
     return None
 
 
 def _count_changes(label_map: Labels) -> list[Integers]:
     """Return per axis how many voxels change their label between neighboring planes."""
-    order = sorted(range(label_map.ndim), key=lambda axis: -abs(label_map.strides[axis]))
-    volume = label_map.transpose(order)[(np.newaxis,) * (3 - label_map.ndim)]
-    counts = [np.zeros(max(size - 1, 0), np.int64) for size in volume.shape]
+    num_dims = label_map.ndim
+    order = sorted(range(num_dims), key=lambda axis: -abs(label_map.strides[axis]))
+    volume = label_map.transpose(order)[(np.newaxis,) * (3 - num_dims)]
+    along_z, along_y, along_x = (np.zeros(max(size - 1, 0), np.int64) for size in volume.shape)
     for start in range(0, len(volume), 255):  # 255 planes: a byte holds the number of changes.
-        rows: Array = np.zeros((counts[1].size, volume.shape[2]), np.uint8)
-        columns: Array = np.zeros((volume.shape[1], counts[2].size), np.uint8)
+        rows: Array = np.zeros((along_y.size, volume.shape[2]), np.uint8)
+        columns: Array = np.zeros((volume.shape[1], along_x.size), np.uint8)
         for index in range(start, min(start + 255, len(volume))):
             plane = volume[index]
             rows += (plane[1:] != plane[:-1]).view(np.uint8)
             columns += (plane[:, 1:] != plane[:, :-1]).view(np.uint8)
             if index:
-                counts[0][index - 1] = np.count_nonzero(plane != volume[index - 1])
-        counts[1] += rows.sum(axis=1, dtype=np.int64)
-        counts[2] += columns.sum(axis=0, dtype=np.int64)
-    last = counts[3 - label_map.ndim :]
-    return [last[order.index(axis)] for axis in range(label_map.ndim)]
+                along_z[index - 1] = np.count_nonzero(plane != volume[index - 1])
+        along_y += rows.sum(axis=1, dtype=np.int64)
+        along_x += columns.sum(axis=0, dtype=np.int64)
+    in_memory_order = [along_z, along_y, along_x][3 - num_dims :]
+    return [in_memory_order[order.index(axis)] for axis in range(num_dims)]
 
 
 class _Fit(NamedTuple):
@@ -66,51 +72,76 @@ def _pitch(changes: Integers) -> float:
     changed = np.flatnonzero(changes)
     if changed.size < _MIN_PREDICTED:
         return 1.0
-    planes = np.arange(changed[0], changed[-1] + 1)
-    length = planes.size
-    # Longer runs of planes without a change say nothing.
-    after = changed[np.searchsorted(changed, planes)]
-    before = changed[np.searchsorted(changed, planes, "right") - 1]
-    planes = planes[after - before <= _MAX_PITCH]
-    weights = changes[planes] / changes.sum()
+    length = int(changed[-1] - changed[0]) + 1
     max_pitch = min(_MAX_PITCH, (length - 1) / (_MIN_PREDICTED - 1))
-    largest = np.sort(weights)[-math.ceil(planes.size / _MIN_PITCH) :]
+    planes = _planes_near(changed)
+    weights = changes[planes] / changes.sum()
+    num_predicted = math.ceil(planes.size / _MIN_PITCH)  # at most
+    largest = np.sort(weights)[-num_predicted:]
     if max_pitch < _MIN_PITCH or largest.sum() < _MIN_SHARE:
         return 1.0
 
     # At both ends of the planes, neighboring pitches differ by a quarter voxel.
     num_pitches = math.ceil(2 * length * math.log(max_pitch / _MIN_PITCH)) + 1
     pitches = np.geomspace(_MIN_PITCH, max_pitch, num_pitches)
-    coarse = max((_fit(planes, weights, x) for x in pitches), key=lambda fit: fit.divergence)
-    # Now planes count: else pitches that leave out tips would win. Fewer changes, as by hand, do
-    # not count.
-    others = np.delete(weights, coarse.predicted)
-    is_changed = weights > 3 * (np.median(others) if others.size else 1.0)
-    if np.count_nonzero(is_changed) < _MIN_PREDICTED:
+    coarse = _best(_fits(planes, weights, pitches))
+
+    # Now planes count: else pitches that leave out tips would win.
+    is_changed = _clear_changes(weights, coarse)
+    num_changed = np.count_nonzero(is_changed)
+    if num_changed < _MIN_PREDICTED:
         return 1.0
-    weights_of_planes = is_changed / np.count_nonzero(is_changed)
     span = 2 * coarse.pitch / length  # two blocks more or less
     pitches = np.clip(coarse.pitch * np.linspace(1 - span, 1 + span, 513), _MIN_PITCH, _MAX_PITCH)
-    fine = [_fit(planes, weights_of_planes, x) for x in pitches]
-    best = max(fine, key=lambda fit: fit.divergence)
-    if weights[best.predicted].sum() < _MIN_SHARE:
+    fits = _fits(planes, is_changed / num_changed, pitches)
+    best = _best(fits)
+    is_found = weights[best.predicted].sum() >= _MIN_SHARE
+    if not is_found or _is_chance(is_changed, best, length):
         return 1.0
-    # Chance does not explain that changes lie on the predicted planes: pitches and phases give
-    # about length³ sets of planes.
-    inside = is_changed[best.predicted]
-    outside = np.delete(is_changed, best.predicted)
-    mean = float(is_changed.mean())
-    evidence = sum(
-        part.size * _divergence(part.mean(), mean) for part in (inside, outside) if part.size
-    )
-    if (
-        np.count_nonzero(inside) < _MIN_PREDICTED
-        or outside.size < _MIN_UNPREDICTED
-        or evidence <= 3 * math.log(length)
-    ):
-        return 1.0
-    equal = [fit.pitch for fit in fine if fit.divergence > best.divergence - 1e-9]
+    equal = [fit.pitch for fit in fits if fit.divergence > best.divergence - 1e-9]
     return float(min(equal) + max(equal)) / 2
+
+
+def _planes_near(changed: Integers) -> Integers:
+    """Return the planes from the first to the last change, without long runs of no change.
+
+    Runs longer than the largest pitch say nothing.
+    """
+    planes = np.arange(changed[0], changed[-1] + 1)
+    after = changed[np.searchsorted(changed, planes)]
+    before = changed[np.searchsorted(changed, planes, "right") - 1]
+    return planes[after - before <= _MAX_PITCH]
+
+
+def _clear_changes(weights: Float64, fit: _Fit) -> Bool:
+    """Return which planes change by more than planes that are not predicted, as by hand, do."""
+    others = np.delete(weights, fit.predicted)
+    usual = np.median(others) if others.size else 1.0
+    is_changed: Bool = weights > 3 * usual
+    return is_changed
+
+
+def _is_chance(is_changed: Bool, fit: _Fit, length: int) -> bool:
+    """Return whether chance explains that changes lie on the predicted planes."""
+    inside = is_changed[fit.predicted]
+    outside = np.delete(is_changed, fit.predicted)
+    if np.count_nonzero(inside) < _MIN_PREDICTED or outside.size < _MIN_UNPREDICTED:
+        return True
+    mean = float(is_changed.mean())
+    evidence = 0.0
+    for part in (inside, outside):
+        evidence += part.size * _divergence(float(part.mean()), mean)
+    # Pitches and phases give about length³ sets of planes.
+    return evidence <= 3 * math.log(length)
+
+
+def _fits(planes: Integers, weights: Float64, pitches: Float64) -> list[_Fit]:
+    return [_fit(planes, weights, pitch) for pitch in pitches]
+
+
+def _best(fits: list[_Fit]) -> _Fit:
+    """Return the first of the fits with the largest divergence."""
+    return max(fits, key=lambda fit: fit.divergence)
 
 
 def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
@@ -120,10 +151,12 @@ def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
     order = np.argsort(remainders)
     remainders = remainders[order]
     starts = np.arange(planes.size)
-    ends = np.searchsorted(np.concatenate([remainders, remainders + pitch]), remainders + 1 - 1e-9)
+    two_rounds = np.concatenate([remainders, remainders + pitch])
+    ends = np.searchsorted(two_rounds, remainders + 1 - 1e-9)
     sums = np.cumsum(np.concatenate([[0.0], weights[order], weights[order]]))
     shares = sums[ends] - sums[starts]
     expected = (ends - starts) / planes.size
+
     best = np.argmax(shares - expected)
     predicted = order[np.arange(best, ends[best]) % planes.size]
     return _Fit(pitch, _divergence(float(shares[best]), float(expected[best])), predicted)
@@ -131,8 +164,11 @@ def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
 
 def _divergence(share: float, expected: float) -> float:
     """Return the Kullback-Leibler divergence of two Bernoulli distributions, in nats."""
-    pairs = ((share, expected), (1 - share, 1 - expected))
-    return sum(p * math.log(p / q) for p, q in pairs if p > 1e-12 and q > 1e-12)
+    total = 0.0
+    for p, q in ((share, expected), (1 - share, 1 - expected)):
+        if p > 1e-12 and q > 1e-12:
+            total += p * math.log(p / q)
+    return total
 
 
 AUTO = "auto"  # network spacing that is found in the label map
@@ -140,50 +176,78 @@ _MAX_DIMS = 3
 
 
 def find_network_spacing(
-    given: Any, labels: Labels, spacing: Sequence[float]
+    given: ArrayLike | None, labels: Labels, spacing: Sequence[float]
 ) -> tuple[tuple[float, ...] | None, str | None]:
-    """Return mm between voxels of the network along each axis, or None, and a note for the user."""
-    # `given` is one number, one per axis, or "auto". Raises InputError if the voxels are not
-    # larger, or no blocks are found.
-    if given is not None and not (isinstance(given, str) and given == AUTO):
-        try:
-            network = given_spacing(given, labels.ndim)
-        except InputError as error:
-            raise InputError(f"network {error}") from None
-        if all(wide <= step for wide, step in zip(network, spacing, strict=True)):
-            raise InputError(
-                f"network spacing is {_by(network)} mm; expected more than the image's {_by(spacing)} mm along an axis at least. If the "
-                "network worked on the image's grid, leave it out"
-            )
+    """Return mm between voxels of the network along each axis, or None, and a note for the user.
+
+    Args:
+        given: mm between voxels of the network, one number or one per axis; "auto" finds them in
+            the label map. None means that the network worked on the image's grid; the note tells if
+            the label map does not look like that.
+        labels: (*grid), the network's label map.
+        spacing: mm between voxels of the image along each axis.
+
+    Raises:
+        InputError: the network's voxels are not larger than the image's, or no blocks are found.
+    """
+    is_auto = isinstance(given, str) and given == AUTO
+    if given is not None and not is_auto:
+        network = _check_network_spacing(given, labels.shape, spacing)
         sizes = [wide / step for wide, step in zip(network, spacing, strict=True)]
-        if max(sizes) > max(labels.shape):
-            raise InputError(
-                f"network spacing is {_by(network)} mm, more than the image of {_by(labels.shape)} voxels of {_by(spacing)} mm; expected mm"
-            )
         note = (
             f"the label map is taken as that of a coarser network: {_by(sizes)} voxels of the image"
         )
         return tuple(map(max, network, spacing)), note
+
     blocks = find_blocks(labels) if labels.ndim <= _MAX_DIMS else None
     if blocks is None:
-        if given is None:
+        if not is_auto:
             return None, None
         if (labels == labels.flat[0]).all():
-            return tuple(
-                spacing
-            ), "the label map has a single label: there are no borders to refine"
+            note = "the label map has a single label: there are no borders to refine"
+            return tuple(spacing), note
         raise InputError(
-            "network spacing 'auto': the label map has no blocks of a coarser grid, as maps have that nearest neighbor brought to the "
-            "image's grid; give the spacing of the network: --network-spacing MM, in Python network_spacing=..."
+            "network spacing 'auto': the label map has no blocks of a coarser grid, as maps have "
+            "that nearest neighbor brought to the image's grid; give the spacing of the network: "
+            "--network-spacing MM, in Python network_spacing=..."
         )
-    network = tuple(step * max(1.0, pitch) for step, pitch in zip(spacing, blocks, strict=True))
+    network = tuple(step * pitch for step, pitch in zip(spacing, blocks, strict=True))
     text = f"blocks of {_by(blocks)} voxels: {_by(network)} mm"
-    if given is None:
-        return None, (
-            "the label map looks like that of a coarser network, whose stairs stay; for a border at the image's resolution add "
-            f"--network-spacing auto, in Python network_spacing='auto': {text}"
+    if is_auto:
+        note = f"the label map is taken as that of a coarser network, found in it: {text}"
+        return network, note
+    note = (
+        "the label map looks like that of a coarser network, whose stairs stay; for a border at "
+        "the image's resolution add --network-spacing auto, in Python network_spacing='auto': "
+        f"{text}"
+    )
+    return None, note
+
+
+def _check_network_spacing(
+    given: ArrayLike, shape: tuple[int, ...], spacing: Sequence[float]
+) -> tuple[float, ...]:
+    """Return the network's spacing as one number per axis.
+
+    Raises InputError unless it is larger than the image's along an axis, and smaller than the
+    image.
+    """
+    try:
+        network = given_spacing(given, len(shape))
+    except InputError as error:
+        raise InputError(f"network {error}") from None
+    sizes = [wide / step for wide, step in zip(network, spacing, strict=True)]
+    if max(sizes) > max(shape):
+        raise InputError(
+            f"network spacing is {_by(network)} mm, more than the image of {_by(shape)} voxels of "
+            f"{_by(spacing)} mm; expected mm"
         )
-    return network, f"the label map is taken as that of a coarser network, found in it: {text}"
+    if all(wide <= step for wide, step in zip(network, spacing, strict=True)):
+        raise InputError(
+            f"network spacing is {_by(network)} mm; expected more than the image's {_by(spacing)} "
+            "mm along an axis at least. If the network worked on the image's grid, leave it out"
+        )
+    return network
 
 
 def _by(values: Sequence[float]) -> str:

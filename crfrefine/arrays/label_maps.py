@@ -26,9 +26,11 @@ _BLOCK = 1 << 18
 
 
 def argmax_labels(scores: Array) -> Array:
-    """Return the label with the highest score at each voxel (the lowest one of equals), in the smallest unsigned type."""
-    # In the layout of the scores: one pass per label, several times faster than numpy's strided
-    # argmax.
+    """Return the label with the highest score at each voxel, in the smallest unsigned type.
+
+    The lowest one of equals counts. The memory layout is that of the scores.
+    """
+    # One pass per label is several times faster than numpy's strided argmax.
     dtype = np.min_scalar_type(max(len(scores) - 1, 0))
     best = scores[0].copy(order="K")
     labels = np.zeros_like(best, dtype=dtype)
@@ -56,6 +58,7 @@ def foreground_labels(labels: Array) -> list[int]:
 
 
 def _occurring(labels: Array) -> tuple[int, ...]:
+    """Return the labels that occur in (*grid) unsigned labels, ascending."""
     counts = count_labels(labels, int(labels.max(initial=0)) + 1)
     return tuple(label for label, count in enumerate(counts) if count)
 
@@ -70,19 +73,19 @@ class LabelChanges:
 
 
 def widen(mask: Bool, reach: Sequence[int]) -> Bool:
-    """Return where a True voxel is within reach, to both sides of each axis: in a box around each voxel, cut off by the grid."""
-    near = mask.copy()
-    for axis, most in enumerate(reach):
-        lines = np.moveaxis(near, axis, 0)
-        done = 0
-        last = min(most, len(lines) - 1)
-        while done < last:  # Twice as far with each step, whatever the reach.
-            step = min(done + 1, last - done)
-            before = lines.copy(order="K")
-            lines[step:] |= before[:-step]
-            lines[:-step] |= before[step:]
-            done += step
-    return near
+    """Return where a True voxel is within reach, in voxels to both sides of each axis."""
+    widened = mask.copy()
+    for axis, distance in enumerate(reach):
+        planes = np.moveaxis(widened, axis, 0)
+        covered = 0
+        last = min(distance, len(planes) - 1)
+        while covered < last:  # Twice as far with each step, whatever the distance.
+            step = min(covered + 1, last - covered)
+            before = planes.copy(order="K")
+            planes[step:] |= before[:-step]
+            planes[:-step] |= before[step:]
+            covered += step
+    return widened
 
 
 def bounding_box(mask: Bool) -> Box | None:
@@ -117,7 +120,8 @@ def present_labels(label_map: Array) -> tuple[int, ...]:
     present = _occurring(label_map)
     if len(present) > MAX_LABELS:
         raise InputError(
-            f"a label map with {len(present)} different labels; expected at most {MAX_LABELS}. Is it an image?"
+            f"a label map with {len(present)} different labels; expected at most {MAX_LABELS}. "
+            "Is it an image?"
         )
     return present
 
@@ -132,18 +136,23 @@ def channels_of(present: Sequence[int]) -> tuple[int, ...]:
 def labels_of_one_hot(
     pieces: Iterable[tuple[int, slice, Array]], shape: tuple[int, ...], path: Path
 ) -> Labels | None:
-    """Return the label map, (*grid), of one-hot channels of a file that come in pieces.
+    """Return the label map, (*grid), of one-hot channels; None for values other than one-hot.
 
-    None for other values.
+    Args:
+        pieces: first channel, planes, and (channels, planes, …) values of each piece of a file.
+        shape: (L, *grid), of all pieces together.
+        path: the file, for errors.
+
+    Raises:
+        InputError: a voxel has no label.
     """
-    # A piece: its first channel, planes, (channels, planes, …) values. InputError: no label, or
-    # several.
     labels = np.zeros(shape[1:], np.min_scalar_type(shape[0] - 1))
     is_labeled = np.zeros(shape[1:], np.bool_)
     for first, planes, values in pieces:
         for label, channel in enumerate(values, first):
             inside = channel == 1
-            if (is_labeled[planes] & inside).any() or not (inside | (channel == 0)).all():
+            has_several_labels = (is_labeled[planes] & inside).any()
+            if has_several_labels or not (inside | (channel == 0)).all():
                 return None
             is_labeled[planes] |= inside
             labels[planes][inside] = label
@@ -164,7 +173,10 @@ def labels_of_one_hot(
 def one_hot_logits(
     label_map: Array, channels: Sequence[int], present: Sequence[int] | None = None
 ) -> Float32:
-    """Return (channels, *grid) logits of a label map: CONFIDENCE for a voxel's label, 0 for others, ABSENT_LOGIT for labels not present."""
+    """Return (channels, *grid) logits: CONFIDENCE for a voxel's label, and 0 for other labels.
+
+    Labels that are not present have ABSENT_LOGIT everywhere; None means that all are present.
+    """
     logits = np.full((len(channels), *label_map.shape), ABSENT_LOGIT, np.float32)
     for label, channel in zip(channels, logits, strict=True):
         if present is None or label in present:
@@ -173,8 +185,9 @@ def one_hot_logits(
 
 
 def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
-    """Return whether the labels of a label map take part only within the kernels' reach of where they occur."""
-    return num_channels >= MANY_LABELS or 4 * num_channels * num_voxels > MAX_IN_MEMORY
+    """Return whether labels take part only within the kernels' reach of where they occur."""
+    num_bytes = 4 * num_channels * num_voxels
+    return num_channels >= MANY_LABELS or num_bytes > MAX_IN_MEMORY
 
 
 def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
@@ -188,36 +201,37 @@ def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
 
 
 def renumber(indices: Array, channels: Sequence[int]) -> Labels:
-    """Return a label map from (*grid) channel numbers, in the smallest unsigned type and the same memory layout."""
-    return _look_up(np.asarray(channels).astype(np.min_scalar_type(max(channels))), indices)
+    """Return the label map of (*grid) channel numbers, in the smallest unsigned type.
+
+    The memory layout is that of the numbers.
+    """
+    table = np.asarray(channels).astype(np.min_scalar_type(max(channels)))
+    return _look_up(table, indices)
 
 
 def _look_up(table: Array, indices: Array) -> Array:
-    """Return (*grid) entries of a table in the memory layout of the indices.
-
-    Numpy widens indices to 64 bits, so a plane at a time.
-    """
+    """Return (*grid) entries of an ascending table, in the memory layout of the indices."""
     if table[-1] == len(table) - 1:  # Ascending numbers without a gap are their own entries.
         return indices.astype(table.dtype, copy=False)
     entries = np.empty_like(indices, dtype=table.dtype)
     order = StorageOrder.of_memory(indices)
-    for plane, target in zip(
-        np.atleast_2d(order.to_storage(indices)),
-        np.atleast_2d(order.to_storage(entries)),
-        strict=True,
-    ):
-        target[...] = table[plane]
+    index_planes = np.atleast_2d(order.to_storage(indices))
+    entry_planes = np.atleast_2d(order.to_storage(entries))
+    for plane, target in zip(index_planes, entry_planes, strict=True):
+        target[...] = table[plane]  # Numpy widens indices to 64 bits, so a plane at a time.
     return entries
 
 
 def expand_channels(
     values: Float32, channels: Sequence[int], num_labels: int, absent: float
 ) -> Float32:
-    """Return (num_labels, *grid) values from those of some labels, in the same order of the grid's axes in memory; others are `absent`."""
+    """Return (num_labels, *grid) values from those of some labels, `channels`; others are `absent`.
+
+    The grid's axes have the same order in memory as those of the values.
+    """
     order = StorageOrder.of_memory(values[0])
-    expanded = order.to_user(
-        np.full((num_labels, *order.to_storage(values[0]).shape), absent, np.float32)
-    )
+    stored_shape = order.to_storage(values[0]).shape
+    expanded = order.to_user(np.full((num_labels, *stored_shape), absent, np.float32))
     for channel, label in zip(values, channels, strict=True):
         expanded[label] = channel
     return expanded
@@ -233,12 +247,13 @@ _TRUNCATE = 4.0  # standard deviations at which the Gaussian ends
 def share_sigma(network_spacing: Sequence[float], spacing: Sequence[float]) -> tuple[float, ...]:
     """Return the standard deviation along each axis in voxels of the grid, whose spacing is in mm.
 
-    0 along an axis that is not coarser.
+    It is 0 along an axis on which the network is not coarser.
     """
-    return tuple(
-        SIGMA * wide / step if wide > step else 0.0
-        for wide, step in zip(network_spacing, spacing, strict=True)
-    )
+    sigma = []
+    for network_step, step in zip(network_spacing, spacing, strict=True):
+        is_coarser = network_step > step
+        sigma.append(SIGMA * network_step / step if is_coarser else 0.0)
+    return tuple(sigma)
 
 
 def share_reach(sigma: Sequence[float]) -> tuple[int, ...]:
@@ -253,20 +268,12 @@ def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> 
     """
     from scipy.ndimage import gaussian_filter
 
-    ends = [int(_TRUNCATE * width + 0.5) for width in sigma]
-    wide = tuple(
-        slice(max(0, axis.start - end), axis.stop + end)
-        for axis, end in zip(box, ends, strict=True)
-    )
+    margin = [int(_TRUNCATE * width + 0.5) for width in sigma]
+    around = _grown(box, margin, labels.shape)
     share = gaussian_filter(
-        labels[wide] == label, sigma, output=np.float32, mode="nearest", truncate=_TRUNCATE
+        labels[around] == label, sigma, output=np.float32, mode="nearest", truncate=_TRUNCATE
     )
-    inner = share[
-        tuple(
-            slice(axis.start - out.start, axis.stop - out.start)
-            for axis, out in zip(box, wide, strict=True)
-        )
-    ]
+    inner = share[_relative(box, around)]
     logits: Float32 = np.log(np.maximum(inner, np.float32(MIN_SHARE)))
     return logits
 
@@ -279,14 +286,28 @@ def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Flo
     from scipy.ndimage import find_objects
 
     logits = np.full((num_labels, *labels.shape), np.log(np.float32(MIN_SHARE)), np.float32)
-    whole = tuple(slice(0, extent) for extent in labels.shape)
     reach = share_reach(sigma)
-    for label, box in enumerate([whole, *find_objects(labels, num_labels - 1)][:num_labels]):
+    background = tuple(slice(0, extent) for extent in labels.shape)
+    boxes = [background, *find_objects(labels, num_labels - 1)][:num_labels]
+    for label, box in enumerate(boxes):
         if box is not None:
-            sides = zip(box, reach, labels.shape, strict=True)
-            near = tuple(
-                slice(max(0, axis.start - extent), min(size, axis.stop + extent))
-                for axis, extent, size in sides
-            )
+            near = _grown(box, reach, labels.shape)
             logits[label][near] = log_shares(labels, label, sigma, near)
     return logits
+
+
+def _grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
+    """Return a box with a margin of voxels on both sides of each axis, cut off by the grid."""
+    grown = []
+    for part, extent, size in zip(box, margin, shape, strict=True):
+        start = max(0, part.start - extent)
+        grown.append(slice(start, min(size, part.stop + extent)))
+    return tuple(grown)
+
+
+def _relative(box: Box, around: Box) -> Box:
+    """Return a box as slices of the part of the grid around it."""
+    relative = []
+    for part, outer in zip(box, around, strict=True):
+        relative.append(slice(part.start - outer.start, part.stop - outer.start))
+    return tuple(relative)
