@@ -26,14 +26,18 @@ def leave_out_nan(image: Array, mask: Bool | None, name: str | Path) -> tuple[Bo
     is_nan: Bool = np.isnan(image[0])
     for modality in image[1:]:
         is_nan |= np.isnan(modality)
-    inside = ~is_nan if mask is None else mask & ~is_nan
+    inside = ~is_nan
+    num_voxels = is_nan.size
+    where = ""
+    if mask is not None:
+        inside &= mask
+        num_voxels = int(np.count_nonzero(mask))
+        where = " of the mask"
 
-    num_voxels = is_nan.size if mask is None else int(np.count_nonzero(mask))
-    num_inside = int(np.count_nonzero(inside))
-    if num_voxels - num_inside > MAX_SHARE * num_voxels:
-        where = "" if mask is None else " of the mask"
+    num_left_out = num_voxels - int(np.count_nonzero(inside))
+    if num_left_out > MAX_SHARE * num_voxels:
         raise InputError(
-            f"{name}: {num_voxels - num_inside} of {num_voxels} voxels{where} are NaN; expected "
+            f"{name}: {num_left_out} of {num_voxels} voxels{where} are NaN; expected "
             "numbers inside the body\n"
             "  Voxels that are NaN take no part, and hardly any would be left. Export the image "
             "with numbers."

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.base.array_types import Array, Bool
 
-# voxels along each axis of the blocks that padding consists of; sheets of ties are thinner
+# Voxels along each axis of the blocks that padding consists of; sheets of ties are thinner.
 THICK = 3
 # Voxels along each axis of a block inside that no crop explains. It is smaller than a sliding
 # window, and larger than a single tie of a coarse grid whose voxels were repeated.
@@ -100,7 +100,8 @@ def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
         same[voxels] = values == value
         regions, sizes = _regions(same)
         is_padding = np.zeros(len(sizes), np.bool_)
-        is_padding[regions[voxels][touches & (values == value)]] = True
+        is_beside_padding = touches & (values == value)
+        is_padding[regions[voxels][is_beside_padding]] = True
         padding |= is_padding[regions]
 
 
@@ -143,7 +144,7 @@ def _thick_parts(mask: Bool) -> Bool:
 
 def _blocks(mask: Bool, sides: list[int]) -> Bool:
     """Return the union of the blocks of so many voxels along each axis inside the mask."""
-    if any(extent < side for extent, side in zip(mask.shape, sides, strict=True)):
+    if (np.array(mask.shape) < sides).any():
         return np.zeros(mask.shape, np.bool_)
     starts = mask
     for axis, side in enumerate(sides):
