@@ -1,4 +1,7 @@
-"""Convert arrays, and images of nibabel and SimpleITK, passed to `refine` to numpy; errors name the argument."""
+"""Arrays, and images of nibabel and SimpleITK, that a caller passes to `refine`: numpy's arrays.
+
+Errors name the argument.
+"""
 
 from __future__ import annotations
 
@@ -17,35 +20,33 @@ from crfrefine.errors import GridMismatchError, InputError
 
 
 def given_array(value: Any, name: str) -> Array:
-    """Return a real numeric array without copying it; raise InputError for anything else, named for the message."""
-    library = type(value).__module__.partition(".")[0]
+    """Return a real numeric array without copying it; raise InputError for anything else.
+
+    `name` is that of the argument, for the message.
+    """
+    kind = type(value).__name__
+    library = _library_of(value)
     if isinstance(value, str | os.PathLike):
         raise InputError(
-            f"{name} is a path ({str(value)[:200]!r}); expected an array. `crfrefine infer` reads files"
+            f"{name} is a path ({str(value)[:200]!r}); expected an array. `crfrefine infer` reads "
+            "files"
         )
     if library in ("nibabel", "SimpleITK"):
         raise InputError(
-            f"{name} is a {library} {type(value).__name__}; expected an array with the axes of the other arrays"
+            f"{name} is a {library} {kind}; expected an array with the axes of the other arrays"
         )
-    # numpy imports numpy.ma when it is asked for; the time of that is a twentieth of a small case's.
-    if (
-        type(value) is not np.ndarray
-        and isinstance(value, np.ma.MaskedArray)
-        and np.ma.is_masked(value)
-    ):
-        own = f"mask=~np.ma.getmaskarray({name}), (*grid)"
+    # numpy imports numpy.ma when it is asked for, which takes a twentieth of a small case's time.
+    if type(value) is not np.ndarray and _has_masked_values(value):
         raise InputError(
-            f"{name} is a masked array, whose mask would be lost; give {name}.filled(0), and where the model applies as {own}"
+            f"{name} is a masked array, whose mask would be lost; give {name}.filled(0), and where "
+            f"the model applies as mask=~np.ma.getmaskarray({name}), (*grid)"
         )
     try:
         array = np.asarray(value)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # Of PyTorch, too, which says what to do.
+    except (TypeError, ValueError, RuntimeError) as error:
+        # PyTorch's errors are among these, and say what to do.
         raise InputError(
-            f"{name} is a {type(value).__name__} that numpy cannot take as an array: {error}"
+            f"{name} is a {kind} that numpy cannot take as an array: {error}"
         ) from error
     if array.dtype.kind not in "biuf":
         raise InputError(
@@ -54,24 +55,39 @@ def given_array(value: Any, name: str) -> Array:
     return array
 
 
+def _library_of(value: Any) -> str:
+    """Return the name of the package that a value's type comes from."""
+    return type(value).__module__.partition(".")[0]
+
+
+def _has_masked_values(value: Any) -> bool:
+    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.is_masked(value))
+
+
 # Advice where the shapes of arguments do not fit.
 LAYOUT = (
-    "\n  Of a batch, give each case by itself. If channels are the last axis, move them: np.moveaxis(logits, -1, 0). A label map (*grid) "
+    "\n  Of a batch, give each case by itself. If channels are the last axis, move them: "
+    "np.moveaxis(logits, -1, 0). A label map (*grid) "
     'needs input_type="labels". The one channel of a sigmoid needs input_type="probabilities", '
     'before the sigmoid "logits", or regions={"structure": 1}.'
 )
 
 
 def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: int) -> None:
-    """Raise InputError if logits (L, *grid) are rather a label map, or do not fit an image, (M, *grid) or (*grid)."""
-    are_surely_scores = input_type == "logits" or (
-        input_type == "probabilities" and logits.max(initial=0) <= 1
-    )
-    is_map = logits.shape == image.shape and not are_surely_scores and _holds_whole_numbers(logits)
-    if logits.dtype.kind != "f" or is_map:
+    """Raise InputError if logits are rather a label map, or do not fit the image.
+
+    Args:
+        logits: (L, *grid).
+        image: (M, *grid) or (*grid).
+        input_type: the caller's word: "auto", "logits" or "probabilities".
+        min_channels: the smallest L.
+    """
+    if logits.dtype.kind != "f" or _is_label_map(logits, image, input_type):
         raise InputError(
-            f"logits have type {logits.dtype} and shape {logits.shape}, as a label map or a mask has; expected (labels, *grid), one "
-            'channel per label, of floating-point numbers: convert scores with astype; for a label map (*grid), give input_type="labels"'
+            f"logits have type {logits.dtype} and shape {logits.shape}, as a label map or a mask "
+            "has; expected (labels, *grid), one channel per label, of floating-point numbers: "
+            "convert scores with astype; for a label map (*grid), give "
+            'input_type="labels"'
         )
     if logits.ndim < 2 or not logits.size:
         raise InputError(
@@ -81,71 +97,104 @@ def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: 
         raise InputError(
             f"logits have 1 label; at least two are needed, the background among them{LAYOUT}"
         )
-    if image.shape != logits.shape[1:] and (image.shape[1:] != logits.shape[1:] or not len(image)):
+    grid = logits.shape[1:]
+    has_modalities = image.shape[1:] == grid and len(image) > 0
+    if image.shape != grid and not has_modalities:
         raise InputError(
-            f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the logits' grid {logits.shape[1:]}{LAYOUT}"
+            f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the "
+            f"logits' grid {grid}{LAYOUT}"
         )
 
 
+def _is_label_map(logits: Array, image: Array, input_type: str) -> bool:
+    """Return whether logits have the shape of the image and hold whole numbers from 0 up."""
+    if logits.shape != image.shape or input_type == "logits":
+        return False
+    if input_type == "probabilities" and logits.max(initial=0) <= 1:
+        return False
+    return _holds_whole_numbers(logits)
+
+
 def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
-    """Return where a caller's mask is not zero, (*grid) for a grid of that shape; raise InputError for other shapes and infinite values."""
+    """Return where a caller's mask is not zero, (*grid), for a grid of that shape.
+
+    Raises InputError for other shapes and values that are not finite.
+    """
     values = given_array(mask, "mask")
     if values.shape != grid:
         raise InputError(f"mask has shape {values.shape}; expected the grid {grid}")
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
+    if not _is_finite(values):
         raise InputError(
-            "the mask holds values that are not finite (NaN or infinity); expected zero outside and anything else inside"
+            "the mask holds values that are not finite (NaN or infinity); expected zero outside "
+            "and anything else inside"
         )
     return values.astype(np.bool_, copy=False)
 
 
 def given_label_map(labels: Array, image: Array) -> Labels:
-    """Return a caller's label map, (*grid), unsigned, in its memory order; raise InputError if it is not a label map."""
-    if (
-        labels.ndim < 1
-        or labels.shape not in (image.shape, image.shape[1:])
-        or (labels.size and not image.size)
-    ):
+    """Return a caller's label map, (*grid), unsigned, in its memory order.
+
+    Raises InputError if it is not a label map, or does not fit the image.
+    """
+    fits_image = labels.shape in (image.shape, image.shape[1:])
+    is_image_empty = labels.size > 0 and not image.size
+    if labels.ndim < 1 or not fits_image or is_image_empty:
         raise InputError(
-            f"the label map has shape {labels.shape} and the image {image.shape}; expected a label map (*grid), one label per voxel, and "
-            "an image (modalities, *grid) or (*grid)"
+            f"the label map has shape {labels.shape} and the image {image.shape}; expected a label "
+            "map (*grid), one label per voxel, and an image (modalities, *grid) or (*grid)"
         )
     if labels.size == 0:
         raise InputError(f"the grid {labels.shape} has no voxels")
-    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+    if not _is_finite(labels):
         raise InputError(
-            "the label map holds values that are not finite (NaN or infinity); expected whole numbers from 0 up"
+            "the label map holds values that are not finite (NaN or infinity); expected whole "
+            "numbers from 0 up"
         )
-    low, high = labels.min(), labels.max()
+    low = labels.min()
+    high = labels.max()
     if low < 0 or high > MAX_LABEL:
         raise InputError(
-            f"the label map holds values from {low:g} to {high:g}; expected labels from 0 to {MAX_LABEL}"
+            f"the label map holds values from {low:g} to {high:g}; expected labels from 0 to "
+            f"{MAX_LABEL}"
         )
     if labels.dtype.kind == "f" and not _holds_whole_numbers(labels):
         raise InputError(
-            'the label map holds values that are not whole numbers; for logits or probabilities, leave input_type="labels" out'
+            "the label map holds values that are not whole numbers; for logits or probabilities, "
+            'leave input_type="labels" out'
         )
     return labels.astype(np.min_scalar_type(int(high)), order="K")
 
 
+def _is_finite(values: Array) -> bool:
+    return values.dtype.kind != "f" or bool(np.isfinite(values).all())
+
+
 def _holds_whole_numbers(values: Array) -> bool:
+    """Return whether all values are whole numbers from 0 up."""
     # The first plane nearly always tells logits from labels.
-    return all(bool((plane >= 0).all() and (plane == np.floor(plane)).all()) for plane in values)
+    return all(_is_whole(plane) for plane in values)
+
+
+def _is_whole(values: Array) -> bool:
+    return bool((values >= 0).all() and (values == np.floor(values)).all())
 
 
 def given_spacing(spacing: ArrayLike, num_dims: int) -> tuple[float, ...]:
-    """Return the spacing as one number per axis; raise InputError for anything but plausible distances."""
+    """Return the spacing as one number per axis.
+
+    Raises InputError for anything but plausible distances.
+    """
     try:
         steps = np.asarray(spacing, dtype=np.float64)
     except (TypeError, ValueError):
         steps = np.empty(0)
     low, high = SPACING_RANGE
-    if (
-        steps.shape not in ((), (num_dims,)) or not ((steps >= low) & (steps <= high)).all()
-    ):  # Also False for NaN.
+    is_plausible = ((steps >= low) & (steps <= high)).all()  # False for NaN.
+    if steps.shape not in ((), (num_dims,)) or not is_plausible:
         raise InputError(
-            f"spacing is {spacing!s}; expected {num_dims} positive distances in mm (from {low:g} to {high:g}; convert other units), one "
-            "per grid axis, which is not that of a batch or of channels"
+            f"spacing is {spacing!s}; expected {num_dims} positive distances in mm (from {low:g} "
+            f"to {high:g}; convert other units), one per grid axis, which is not that of a batch "
+            "or of channels"
         )
     return tuple(np.broadcast_to(steps, (num_dims,)).tolist())
 
@@ -160,7 +209,9 @@ class _Opened:
 
     name: str  # of the argument
     library: str  # "nibabel" or "SimpleITK"
-    values: Array  # (*grid), or (C, *grid) of several channels; axes as the library's own arrays have them, (x, y, z) or (z, y, x)
+    # (*grid), or (C, *grid) of several channels; axes as the library's own arrays have them,
+    # (x, y, z) or (z, y, x)
+    values: Array
     affine: Float64  # (4, 4) from indices (x, y, z) to mm, in the library's own world
     shape: tuple[int, ...]  # voxels along x, y, z
     spacing: tuple[float, ...]  # mm, one per axis of the array's grid
@@ -168,56 +219,66 @@ class _Opened:
     @property
     def grid(self) -> str:
         """The grid for messages, in the order of the array's axes."""
-        return f"{self.values.shape[-len(self.spacing) :]} voxels {' x '.join(f'{step:g}' for step in self.spacing)} mm apart"
+        shape = self.values.shape[-len(self.spacing) :]
+        steps = " x ".join(f"{step:g}" for step in self.spacing)
+        return f"{shape} voxels {steps} mm apart"
 
 
 def open_images(
     given: dict[str, Any], spacing: ArrayLike | None
 ) -> tuple[dict[str, Any], ArrayLike | None]:
-    """Return arrays for all images among the arguments, by name, and the caller's spacing or theirs; anything else unchanged.
+    """Return the arguments with arrays for images, by name, and the caller's spacing or theirs.
 
     Raises:
-        InputError: images of both libraries, whose arrays have opposite axes, or another spacing than the images have.
+        InputError: images of both libraries, whose arrays have opposite axes, or another spacing
+            than the images have.
         GridMismatchError: images on different grids.
     """
     opened = []
     for name, value in given.items():
         if all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine")):
             opened.append(_of_nibabel(value, name))
-        elif (
-            type(value).__module__.partition(".")[0] == "SimpleITK"
-            and type(value).__name__ == "Image"
-        ):
+        elif _library_of(value) == "SimpleITK" and type(value).__name__ == "Image":
             opened.append(_of_simple_itk(value, name))
     if not opened:
         return given, spacing
+
     opened = _with_channel_axis(opened)
     first = opened[0]
     for other in opened[1:]:
-        if other.library != first.library:
-            raise InputError(
-                f"{first.name} is an image of {first.library} and {other.name} one of {other.library}; the axes of their arrays are in "
-                "opposite order: give images of one library"
-            )
-        if not same_grid(first.shape, first.affine, other.shape, other.affine):
-            raise GridMismatchError(
-                f"{first.name} and {other.name} are on different grids: {first.grid} and {other.grid}, or elsewhere in the world; resample "
-                "one of them, as `crfrefine infer --resample` does"
-            )
-    if spacing is not None and not np.allclose(
-        given_spacing(spacing, len(first.spacing)), first.spacing, rtol=_SAME_SPACING, atol=0.0
-    ):
+        _require_same_grid(first, other)
+    arrays = dict(given)
+    for image in opened:
+        arrays[image.name] = image.values
+    if spacing is None:
+        return arrays, first.spacing
+
+    steps = given_spacing(spacing, len(first.spacing))
+    if not np.allclose(steps, first.spacing, rtol=_SAME_SPACING, atol=0.0):
         raise InputError(
-            f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing out, or give arrays"
+            f"spacing is {spacing!s}, but {first.name} has {first.grid}; leave spacing out, or "
+            "give arrays"
         )
-    return given | {
-        found.name: found.values for found in opened
-    }, first.spacing if spacing is None else spacing
+    return arrays, spacing
+
+
+def _require_same_grid(first: _Opened, other: _Opened) -> None:
+    """Raise an error unless two images are of one library and on one grid."""
+    if other.library != first.library:
+        raise InputError(
+            f"{first.name} is an image of {first.library} and {other.name} one of {other.library}; "
+            "the axes of their arrays are in opposite order: give images of one library"
+        )
+    if not same_grid(first.shape, first.affine, other.shape, other.affine):
+        raise GridMismatchError(
+            f"{first.name} and {other.name} are on different grids: {first.grid} and {other.grid}, "
+            "or elsewhere in the world; resample one of them, as `crfrefine infer --resample` does"
+        )
 
 
 def _with_channel_axis(opened: list[_Opened]) -> list[_Opened]:
     """Return the images, the logits of a plane on its grid: nibabel's (x, y[, 1], label)."""
-    by_name = {each.name: each for each in opened}
+    by_name = {found.name: found for found in opened}
     logits = by_name.get("logits")
     image = by_name.get("image")
     if logits is None or image is None or {logits.library, image.library} != {"nibabel"}:
@@ -231,55 +292,55 @@ def _with_channel_axis(opened: list[_Opened]) -> list[_Opened]:
         return opened
     values = values.reshape(len(values), *image.shape)
     plane = replace(logits, values=values, shape=image.shape, spacing=image.spacing)
-    return [plane if each is logits else each for each in opened]
+    by_name["logits"] = plane
+    return list(by_name.values())
 
 
 def _of_nibabel(image: Any, name: str) -> _Opened:
+    """Return an image of nibabel; raise InputError unless it is a volume, of channels or not."""
     values = np.asanyarray(image.dataobj)
     if values.ndim == 5 and values.shape[3] == 1:
         values = values[:, :, :, 0]
-    num_axes = min(values.ndim, 3)
     if values.ndim > 4 or image.affine is None:
         kind = type(image).__name__
         raise InputError(
-            f"{name} is a nibabel {kind} of shape {values.shape}; expected a volume (x, y, z) or (x, y, z, channel)"
+            f"{name} is a nibabel {kind} of shape {values.shape}; expected a volume (x, y, z) or "
+            "(x, y, z, channel)"
         )
+    shape = values.shape[:3]
+    if values.ndim == 4:
+        values = np.moveaxis(values, 3, 0)
     affine = np.array(image.affine, np.float64)
     if hasattr(image.header, "get_xyzt_units"):
         from crfrefine.io.nifti import MM_PER_UNIT
 
         affine[:3] *= MM_PER_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)
-    spacing = spacing_of(affine, num_axes)  # As the commands do: pixdim may say something else.
-    shape = values.shape[:num_axes]
-    return _Opened(
-        name,
-        "nibabel",
-        np.moveaxis(values, 3, 0) if values.ndim == 4 else values,
-        affine,
-        shape,
-        spacing,
-    )
+    # The commands take the spacing from the affine, too: pixdim may say something else.
+    spacing = spacing_of(affine, len(shape))
+    return _Opened(name, "nibabel", values, affine, shape, spacing)
 
 
 def _of_simple_itk(image: Any, name: str) -> _Opened:
+    """Return an image of SimpleITK; raise InputError unless it is a volume, of channels or not."""
     if image.GetPixelIDTypeAsString().startswith("label"):  # SimpleITK ends the process.
         raise InputError(
-            f"{name} is a label map object of SimpleITK; give SimpleITK.Cast({name}, SimpleITK.sitkUInt8)"
+            f"{name} is a label map object of SimpleITK; give SimpleITK.Cast({name}, "
+            "SimpleITK.sitkUInt8)"
         )
     values = sys.modules["SimpleITK"].GetArrayFromImage(image)
-    num_axes, dimension = min(image.GetDimension(), 3), image.GetDimension()
+    dimension = image.GetDimension()
+    num_axes = min(dimension, 3)
     if image.GetNumberOfComponentsPerPixel() > 1:
         values = np.moveaxis(values, -1, 0)
     if values.ndim > num_axes + 1:
         raise InputError(
-            f"{name} is a SimpleITK image of {dimension} axes with several components; expected a volume with or without them"
+            f"{name} is a SimpleITK image of {dimension} axes with several components; expected a "
+            "volume with or without them"
         )
     spacing = image.GetSpacing()[:num_axes]
+    direction = np.reshape(image.GetDirection(), (dimension, dimension))
     affine = np.eye(4)
-    affine[:num_axes, :num_axes] = (
-        np.reshape(image.GetDirection(), (dimension, dimension))[:num_axes, :num_axes] * spacing
-    )
+    affine[:num_axes, :num_axes] = direction[:num_axes, :num_axes] * spacing
     affine[:num_axes, 3] = image.GetOrigin()[:num_axes]
-    return _Opened(
-        name, "SimpleITK", values, affine, tuple(image.GetSize()[:num_axes]), tuple(spacing[::-1])
-    )
+    shape = tuple(image.GetSize()[:num_axes])
+    return _Opened(name, "SimpleITK", values, affine, shape, tuple(spacing[::-1]))

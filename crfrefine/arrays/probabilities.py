@@ -26,10 +26,10 @@ BLOCK_VOXELS = 1 << 16
 
 
 def plane_blocks(values: Array) -> Iterator[slice]:
-    """Yield slices of the first grid axis of (L, *grid) values, a few planes each, about BLOCK_VOXELS voxels."""
-    planes = max(1, BLOCK_VOXELS // max(1, math.prod(values.shape[2:])))
-    for start in range(0, values.shape[1], planes):
-        yield slice(start, start + planes)
+    """Yield slices of the first grid axis of (L, *grid) values, of about BLOCK_VOXELS voxels."""
+    num_planes = max(1, BLOCK_VOXELS // max(1, math.prod(values.shape[2:])))
+    for start in range(0, values.shape[1], num_planes):
+        yield slice(start, start + num_planes)
 
 
 def find_padding(
@@ -57,17 +57,20 @@ def padding_of(
 
 
 def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
-    """Return (*grid), True where all labels of (L, *grid) have exactly the same value; None if they do nowhere. It is fastest in C order.
+    """Return (*grid), True where all labels of (L, *grid) have exactly the same value.
 
-    For regions: where all log-odds are exactly 0, which says nothing about any region. Any other constant does, unlike in a softmax:
-    probabilities that are 0 in all channels are certain background.
+    None means that they have nowhere. It is fastest in C order.
+
+    Ties of regions are where all log-odds are exactly 0, which says nothing about any region. Any
+    other constant does, unlike in a softmax: probabilities that are 0 in all channels are certain
+    background.
     """
     ties: Bool | None = None
-    step = max(1, BLOCK_VOXELS // max(1, math.prod(channels.shape[2:])))
-    for start in range(0, channels.shape[1], step):
-        first, *others = channels[:, start : start + step]
+    for planes in plane_blocks(channels):
+        first, *others = channels[:, planes]
         if are_regions:
-            first, others = np.float32(0.0), [first, *others]
+            others.insert(0, first)
+            first = np.float32(0.0)
         same = others[0] == first
         for channel in others[1:]:  # Later channels are read if the first ones agree.
             if not same.any():
@@ -76,42 +79,53 @@ def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
         if same.any():
             if ties is None:
                 ties = np.zeros(channels.shape[1:], np.bool_)
-            ties[start : start + step] = same
+            ties[planes] = same
     return ties
 
 
 def leave_out(
     padding: Bool, mask: Bool | None, what: str, *, are_regions: bool = False
 ) -> tuple[Bool, int, tuple[str, ...]]:
-    """Return a mask, (*grid), without the padding, the number of voxels removed from it, and notes; errors of `check_share` name `what`."""
-    inside = ~padding if mask is None else mask & ~padding
-    num_voxels = padding.size if mask is None else int(np.count_nonzero(mask))
+    """Return a mask without the padding, the number of voxels removed from it, and notes.
+
+    Args:
+        padding: (*grid), True at padding.
+        mask: (*grid); None means everywhere.
+        what: what has the padding, for errors, which are those of `check_share`.
+        are_regions: whether the padding is that of regions.
+    """
+    inside = ~padding
+    num_voxels = padding.size
+    if mask is not None:
+        inside &= mask
+        num_voxels = int(np.count_nonzero(mask))
     num_padded = num_voxels - int(np.count_nonzero(inside))
+    if not num_padded:
+        return inside, 0, ()
     check_share(num_padded, num_voxels, what)
-    notes = (
-        (describe_padding(num_padded, padding.size, are_regions=are_regions),) if num_padded else ()
-    )
-    return inside, num_padded, notes
+    note = describe_padding(num_padded, padding.size, are_regions=are_regions)
+    return inside, num_padded, (note,)
 
 
 def check_share(num_padded: int, num_voxels: int, what: str) -> None:
     """Raise InputError if almost all voxels are padding and fewer than ENOUGH_VOXELS are not."""
-    if (
-        num_padded
-        and num_padded > MAX_SHARE * num_voxels
-        and num_voxels - num_padded < ENOUGH_VOXELS
-    ):
+    is_most = num_padded > 0 and num_padded > MAX_SHARE * num_voxels
+    if is_most and num_voxels - num_padded < ENOUGH_VOXELS:
         raise InputError(
-            f"{what}: all labels have the same value at {num_padded} of {num_voxels} voxels, so the labels there are unknown\n"
-            "  Expected the network's output on this image. Is this a cropped output with mostly padding, or a placeholder file?"
+            f"{what}: all labels have the same value at {num_padded} of {num_voxels} voxels, so "
+            "the labels there are unknown\n"
+            "  Expected the network's output on this image. Is this a cropped output with mostly "
+            "padding, or a placeholder file?"
         )
 
 
 def describe_padding(num_padded: int, num_voxels: int, *, are_regions: bool = False) -> str:
     """Return a note about padding for the user: the subject first, the numbers after a colon."""
-    said = "log-odds are 0 for all regions" if are_regions else "logits are equal for all labels"
+    subject = "voxels whose logits are equal for all labels"
+    if are_regions:
+        subject = "voxels whose log-odds are 0 for all regions"
     return (
-        f"voxels whose {said}, such as padding around a cropped output, are excluded and become background: "
+        f"{subject}, such as padding around a cropped output, are excluded and become background: "
         f"{num_padded} of {num_voxels} voxels ({num_padded / num_voxels:.1%})"
     )
 
@@ -130,8 +144,6 @@ SUM_TOLERANCE = 1e-3
 TOLD_SUM_TOLERANCE = 0.05
 # The advice for values that look like something else.
 BY_HAND = "--input-type {} (in Python: input_type)"
-
-
 # Farthest below 0 that probabilities lie after interpolation, which overshoots by less.
 MAX_OVERSHOOT = 1.0
 # Sums of values that are probabilities even if each channel has a few levels alone: 1, percent,
@@ -141,11 +153,15 @@ MAX_LEVELS = 3  # of a channel: a label's, that of the other labels, and that of
 # Share of voxels with a sum clearly below 1 from which on the background seems to be missing.
 MISSING_SHARE = 0.1
 
-_ABOVE, _NEGATIVE = 1, 2  # bits of a voxel with a value outside [0, 1]
+# Bits of a voxel with a value outside [0, 1].
+_ABOVE = 1
+_NEGATIVE = 2
 
 
 class Look:
-    """The facts that tell logits from probabilities. Voxels where all labels are equal, such as padding, do not count.
+    """The facts that tell logits from probabilities.
+
+    Voxels where all labels are equal, such as padding, do not count.
 
     Attributes:
         sums: (*grid) sum over labels, not complete if `are_logits`.
@@ -155,34 +171,62 @@ class Look:
     """
 
     def __init__(self, is_equal: Bool) -> None:
-        self.is_equal, self.sums = is_equal, np.zeros(is_equal.shape, np.float32)
-        self.is_binary, self.are_logits, self._example = True, False, ""
-        self._marks = np.zeros(is_equal.shape, np.uint8)
+        """Begin before the first channel.
+
+        Args:
+            is_equal: (*grid), True where all labels are equal; the caller may fill it while
+                channels come.
+        """
+        self.is_equal = is_equal
+        self.sums: Float32 = np.zeros(is_equal.shape, np.float32)
+        self.is_binary = True
+        self.are_logits = False
+        self._marks = np.zeros(is_equal.shape, np.uint8)  # _ABOVE and _NEGATIVE of any channel
+        self._example = ""  # a value outside [0, 1], in words
+        self._has_example_that_counts = False
         # Values of each channel, while none has more than MAX_LEVELS.
         self._levels: dict[int, set[float]] = {}
         self._has_few_levels = True
 
     def add(self, label: int, values: Array, planes: slice) -> None:
-        """Take note of planes of a channel, one label after the other; `is_equal` is that of the labels so far, or of all."""
+        """Take note of planes of a channel, one label after the other.
+
+        `is_equal` is that of the labels so far, or of all.
+        """
         if self.are_logits:
             return
         self.sums[planes] += values
         self.is_binary = self.is_binary and bool(((values == 0) | (values == 1)).all())
         self._add_levels(label, values)
-        low, high = float(values.min()), float(values.max())
-        if low >= -SUM_TOLERANCE and high <= 1 + SUM_TOLERANCE:
+        lowest = float(values.min())
+        highest = float(values.max())
+        if lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE:
             return
-        is_low, counts, marks = values < -SUM_TOLERANCE, ~self.is_equal[planes], self._marks[planes]
+
+        is_low = values < -SUM_TOLERANCE
+        is_high = values > 1 + SUM_TOLERANCE
+        marks = self._marks[planes]
         marks[is_low] |= _NEGATIVE
-        marks[values > 1 + SUM_TOLERANCE] |= _ABOVE
-        self.are_logits = low < -MAX_OVERSHOOT and bool(((values < -MAX_OVERSHOOT) & counts).any())
-        where = np.flatnonzero((is_low | (values > 1 + SUM_TOLERANCE)) & counts)
-        if where.size and "voxel" not in self._example:
+        marks[is_high] |= _ABOVE
+        counts = ~self.is_equal[planes]
+        if lowest < -MAX_OVERSHOOT:
+            self.are_logits = bool(((values < -MAX_OVERSHOOT) & counts).any())
+        self._take_example(label, values, (is_low | is_high) & counts, planes)
+
+    def _take_example(self, label: int, values: Array, is_outside: Bool, planes: slice) -> None:
+        """Keep a value outside [0, 1] for messages: the first one that counts, if there is one."""
+        if self._has_example_that_counts:
+            return
+        where = np.flatnonzero(is_outside)
+        if where.size:
             voxel = self.voxel(where[0] + planes.start * math.prod(values.shape[1:]))
             self._example = f"{values.flat[where[0]]:.4g} for label {label} at {voxel}"
-        self._example = (
-            self._example or f"{low if low < -SUM_TOLERANCE else high:.4g} for label {label}"
-        )
+            self._has_example_that_counts = True
+        elif not self._example:
+            extreme = float(values.min())
+            if extreme >= -SUM_TOLERANCE:
+                extreme = float(values.max())
+            self._example = f"{extreme:.4g} for label {label}"
 
     def _add_levels(self, label: int, values: Array) -> None:
         """Take note of the different values of a channel, until they are many."""
@@ -201,8 +245,10 @@ class Look:
 
     @property
     def outside(self) -> str | None:
-        """A value outside [0, 1], in words."""
-        return self._example if self._marks[~self.is_equal].any() else None
+        """A value outside [0, 1], in words; None if there is none that counts."""
+        if self._marks[~self.is_equal].any():
+            return self._example
+        return None
 
     @property
     def has_overshoot(self) -> bool:
@@ -216,18 +262,24 @@ class Look:
 
     @property
     def scaled_sum(self) -> float | None:
-        """The sum over labels of scaled probabilities, such as percent; None for other values, and if all labels are equal everywhere."""
+        """The sum over labels of scaled probabilities, such as percent.
+
+        None for other values, and if all labels are equal everywhere.
+        """
         # All sums agree within TOLD_SUM_TOLERANCE of themselves, as those of rounded values do.
         sums = self.sums[~self.is_equal]
         if not sums.size or (self._marks[~self.is_equal] & _NEGATIVE).any():
             return None
-        low, high = float(sums.min()), float(sums.max())
+        low = float(sums.min())
+        high = float(sums.max())
         if high <= 0 or high - low > TOLD_SUM_TOLERANCE * high:
             return None
         total = (low + high) / 2
         # Few levels sum to the same whatever they are, as those of logits made of a label map do.
         is_scale = any(abs(total - scale) <= TOLD_SUM_TOLERANCE * scale for scale in SCALES)
-        return None if self._has_few_levels and not is_scale else total
+        if self._has_few_levels and not is_scale:
+            return None
+        return total
 
     @property
     def lacks_background(self) -> bool:
@@ -249,10 +301,12 @@ class Look:
 
 
 def look_at(values: Array) -> Look:
-    """Return what one pass over scores (L, *grid) shows; it ends where they can be nothing but logits."""
+    """Return what one pass over scores (L, *grid) shows.
+
+    The pass ends where they can be nothing but logits.
+    """
     look = Look(np.ones(values.shape[1:], np.bool_))
-    step = max(1, BLOCK_VOXELS // max(1, math.prod(values.shape[2:])))
-    for planes in (slice(start, start + step) for start in range(0, values.shape[1], step)):
+    for planes in plane_blocks(values):
         equal = find_ties(values[:, planes])
         look.is_equal[planes] = False if equal is None else equal
         for label, channel in enumerate(values[:, planes]):
@@ -264,21 +318,45 @@ def look_at(values: Array) -> Look:
 
 
 def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[str, str]:
-    """Return "logits" or "probabilities", and the reason; raise InputError if the values are neither, or contradict the user."""
-    # `input_type` comes from the user, `kind` is declared by the file, `name` is for errors.
+    """Return "logits" or "probabilities", and the reason.
+
+    Args:
+        look: what the values show.
+        input_type: the user's word: "auto", "logits" or "probabilities".
+        kind: "logits" or "probabilities" if the file declares it.
+        name: of the file or argument, for errors.
+
+    Raises:
+        InputError: the values are neither, or contradict what was said.
+    """
     said = kind if input_type == "auto" else input_type
     if look.outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
-        tolerance = TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE
-        bad = look.bad_voxels(tolerance)
+        bad = look.bad_voxels(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
         if bad.size:
             raise InputError(_describe_bad_sums(look, bad, name))
+        reason = "all values lie in [0, 1] and sum to 1 at each voxel"
         if is_declared:
-            return said or "probabilities", who_says(input_type)
-        return said or "probabilities", "all values lie in [0, 1] and sum to 1 at each voxel"
+            reason = who_says(input_type)
+        return said or "probabilities", reason
+
     if said != "logits" and look.has_overshoot:
         return "probabilities", _describe_overshoot(look)
-    total = None if look.are_logits or input_type == "logits" else look.scaled_sum
+    if input_type != "logits" and not look.are_logits:
+        _require_unscaled(look, name)
+    if said == "probabilities":
+        raise InputError(
+            f"{name}: expected probabilities between 0 and 1, found {look.outside}; for logits, "
+            f"give {BY_HAND.format('logits')}"
+        )
+    if said is None:
+        return "logits", f"it has values outside [0, 1], such as {look.outside}"
+    return "logits", who_says(input_type)
+
+
+def _require_unscaled(look: Look, name: str) -> None:
+    """Raise InputError if the values are probabilities in percent or of another scale."""
+    total = look.scaled_sum
     if total is not None:
         raise InputError(
             f"{name}: no value is negative, and the labels sum to {total:.6g} at each voxel, as "
@@ -286,13 +364,6 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
             "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
             f"give {BY_HAND.format('logits')}."
         )
-    if said == "probabilities":
-        raise InputError(
-            f"{name}: expected probabilities between 0 and 1, found {look.outside}; for logits, give {BY_HAND.format('logits')}"
-        )
-    return "logits", who_says(
-        input_type
-    ) if said else f"it has values outside [0, 1], such as {look.outside}"
 
 
 def _describe_overshoot(look: Look) -> str:
@@ -312,10 +383,14 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
         f"{sums[first]:.6g}"
     )
     advice = (
-        f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one binary file per structure needs\n"
-        "  --input-type labels. Outside the network's field of view, background should be 1, or all labels exactly equal.\n"
-        "  Sigmoid channels, as of region-based training, are separate probabilities. Name the regions: in dataset.json as\n"
-        "  nnU-Net does (labels, regions_class_order), or with infer --regions whole=1+2 --regions core=2; in Python\n"
+        f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one "
+        "binary file per structure needs\n"
+        "  --input-type labels. Outside the network's field of view, background should be 1, or "
+        "all labels exactly equal.\n"
+        "  Sigmoid channels, as of region-based training, are separate probabilities. Name the "
+        "regions: in dataset.json as\n"
+        "  nnU-Net does (labels, regions_class_order), or with infer --regions whole=1+2 "
+        "--regions core=2; in Python\n"
         f"  regions=RegionScheme.of({{...}}) ({see('docs/reference/formats.md#regions')})."
     )
     if not look.lacks_background:
@@ -332,17 +407,23 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
 
 
 def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> tuple[str, str]:
-    """Decide on the values of a file, (L, [z,] y, x) finite: ("logits" or "probabilities", a sentence that says which and why)."""
-    # Arguments and errors are those of `decide`.
+    """Return "logits" or "probabilities", and a sentence that says which and why.
+
+    The values of a file, (L, [z,] y, x), are finite. Other arguments and errors are those of
+    `decide`.
+    """
     decided, reason = decide(look_at(values), input_type, kind, str(path))
     return decided, f"{path.name} is taken as {decided}: {reason}"
 
 
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
-    """Decide on (L, *grid) of a caller, who does not say "logits", as `decide` does."""
-    # Under "auto" probabilities are an InputError, too.
+    """Decide on (L, *grid) of a caller, who does not say "logits", as `decide` does.
+
+    Under "auto" probabilities are an InputError, too.
+    """
     look = look_at(values)
-    decided, _ = decide(look, input_type, None, "logits" if input_type == "auto" else input_type)
+    name = "logits" if input_type == "auto" else input_type
+    decided, _ = decide(look, input_type, None, name)
     if decided == "probabilities" and input_type == "auto":
         where = "all lie in [0, 1] and"
         if look.outside is not None:
@@ -350,7 +431,8 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
         raise InputError(
             f"expected logits, found values that {where} sum to 1 over the labels at each voxel, "
             "as probabilities do\n"
-            '  For probabilities, give input_type="probabilities"; if these are logits nevertheless, input_type="logits"; for one-hot\n'
+            '  For probabilities, give input_type="probabilities"; if these are logits '
+            'nevertheless, input_type="logits"; for one-hot\n'
             '  labels, logits.argmax(axis=0) and input_type="labels".'
         )
     return decided
@@ -359,12 +441,16 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
 def notes_on_overshoot(probabilities: NDArray[np.floating[Any]]) -> tuple[str, ...]:
     """Return a note if values of (L, *grid) probabilities lie outside [0, 1] and are clipped."""
     look = look_at(probabilities)
-    return (f"probabilities: {_describe_overshoot(look)}",) if look.has_overshoot else ()
+    if not look.has_overshoot:
+        return ()
+    return (f"probabilities: {_describe_overshoot(look)}",)
 
 
 def who_says(input_type: str) -> str:
     """Return the reason for a declared kind of values: the user's word, else the file's."""
-    return "its array is named so" if input_type == "auto" else "requested"
+    if input_type == "auto":
+        return "its array is named so"
+    return "requested"
 
 
 def clip_overshoot(probabilities: Float32) -> None:
@@ -394,12 +480,17 @@ def take_logarithms(probabilities: Float32) -> None:
 
 
 def over_output_temperature(logits: Float32, temperature: float) -> Float32:
-    """Return refined logits, or log-odds of regions, whose softmax or sigmoid are calibrated probabilities; no copy with 1.
+    """Return refined logits, or log-odds of regions, divided by a temperature; no copy with 1.
+
+    Their softmax or sigmoid are calibrated probabilities.
 
     Source:
-        Guo et al. 2017, On calibration of modern neural networks, section 4.2; docs/reference/math.md, section 7.
+        Guo et al. 2017, On calibration of modern neural networks, section 4.2;
+        docs/reference/math.md, section 7.
     """
-    return logits if temperature == 1.0 else logits * np.float32(1.0 / temperature)
+    if temperature == 1.0:
+        return logits
+    return logits * np.float32(1.0 / temperature)
 
 
 def softmax(logits: Float32) -> Float32:
