@@ -338,9 +338,10 @@ def _of_simple_itk(image: Any, name: str) -> _Opened:
             "volume with or without them"
         )
     spacing = image.GetSpacing()[:num_axes]
-    direction = np.reshape(image.GetDirection(), (dimension, dimension))
+    directions = np.reshape(image.GetDirection(), (dimension, dimension))
+    directions = directions[:num_axes, :num_axes]
     affine = np.eye(4)
-    affine[:num_axes, :num_axes] = direction[:num_axes, :num_axes] * spacing
+    affine[:num_axes, :num_axes] = directions * spacing
     affine[:num_axes, 3] = image.GetOrigin()[:num_axes]
     shape = tuple(image.GetSize()[:num_axes])
     return _Opened(name, "SimpleITK", values, affine, shape, tuple(spacing[::-1]))

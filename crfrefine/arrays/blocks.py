@@ -43,11 +43,14 @@ def _count_changes(label_map: Labels) -> list[Integers]:
     num_dims = label_map.ndim
     order = sorted(range(num_dims), key=lambda axis: -abs(label_map.strides[axis]))
     volume = label_map.transpose(order)[(np.newaxis,) * (3 - num_dims)]
-    along_z, along_y, along_x = (np.zeros(max(size - 1, 0), np.int64) for size in volume.shape)
-    for start in range(0, len(volume), 255):  # 255 planes: a byte holds the number of changes.
-        rows: Array = np.zeros((along_y.size, volume.shape[2]), np.uint8)
-        columns: Array = np.zeros((volume.shape[1], along_x.size), np.uint8)
-        for index in range(start, min(start + 255, len(volume))):
+    depth, height, width = volume.shape
+    along_z = np.zeros(max(depth - 1, 0), np.int64)
+    along_y = np.zeros(max(height - 1, 0), np.int64)
+    along_x = np.zeros(max(width - 1, 0), np.int64)
+    for start in range(0, depth, 255):  # 255 planes: a byte holds the number of changes.
+        rows: Array = np.zeros((along_y.size, width), np.uint8)
+        columns: Array = np.zeros((height, along_x.size), np.uint8)
+        for index in range(start, min(start + 255, depth)):
             plane = volume[index]
             rows += (plane[1:] != plane[:-1]).view(np.uint8)
             columns += (plane[:, 1:] != plane[:, :-1]).view(np.uint8)
@@ -82,8 +85,8 @@ def _pitch(changes: Integers) -> float:
         return 1.0
 
     # At both ends of the planes, neighboring pitches differ by a quarter voxel.
-    num_pitches = math.ceil(2 * length * math.log(max_pitch / _MIN_PITCH)) + 1
-    pitches = np.geomspace(_MIN_PITCH, max_pitch, num_pitches)
+    num_steps = math.ceil(2 * length * math.log(max_pitch / _MIN_PITCH))
+    pitches = np.geomspace(_MIN_PITCH, max_pitch, num_steps + 1)
     coarse = _best(_fits(planes, weights, pitches))
 
     # Now planes count: else pitches that leave out tips would win.
@@ -92,7 +95,8 @@ def _pitch(changes: Integers) -> float:
     if num_changed < _MIN_PREDICTED:
         return 1.0
     span = 2 * coarse.pitch / length  # two blocks more or less
-    pitches = np.clip(coarse.pitch * np.linspace(1 - span, 1 + span, 513), _MIN_PITCH, _MAX_PITCH)
+    pitches = coarse.pitch * np.linspace(1 - span, 1 + span, 513)
+    pitches = np.clip(pitches, _MIN_PITCH, _MAX_PITCH)
     fits = _fits(planes, is_changed / num_changed, pitches)
     best = _best(fits)
     is_found = weights[best.predicted].sum() >= _MIN_SHARE
@@ -153,13 +157,15 @@ def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
     starts = np.arange(planes.size)
     two_rounds = np.concatenate([remainders, remainders + pitch])
     ends = np.searchsorted(two_rounds, remainders + 1 - 1e-9)
-    sums = np.cumsum(np.concatenate([[0.0], weights[order], weights[order]]))
+    ordered = weights[order]
+    sums = np.cumsum(np.concatenate([[0.0], ordered, ordered]))
     shares = sums[ends] - sums[starts]
     expected = (ends - starts) / planes.size
 
     best = np.argmax(shares - expected)
     predicted = order[np.arange(best, ends[best]) % planes.size]
-    return _Fit(pitch, _divergence(float(shares[best]), float(expected[best])), predicted)
+    divergence = _divergence(float(shares[best]), float(expected[best]))
+    return _Fit(pitch, divergence, predicted)
 
 
 def _divergence(share: float, expected: float) -> float:
@@ -193,10 +199,8 @@ def find_network_spacing(
     is_auto = isinstance(given, str) and given == AUTO
     if given is not None and not is_auto:
         network = _check_network_spacing(given, labels.shape, spacing)
-        sizes = [wide / step for wide, step in zip(network, spacing, strict=True)]
-        note = (
-            f"the label map is taken as that of a coarser network: {_by(sizes)} voxels of the image"
-        )
+        sizes = _by(_in_voxels(network, spacing))
+        note = f"the label map is taken as that of a coarser network: {sizes} voxels of the image"
         return tuple(map(max, network, spacing)), note
 
     blocks = find_blocks(labels) if labels.ndim <= _MAX_DIMS else None
@@ -236,18 +240,23 @@ def _check_network_spacing(
         network = given_spacing(given, len(shape))
     except InputError as error:
         raise InputError(f"network {error}") from None
-    sizes = [wide / step for wide, step in zip(network, spacing, strict=True)]
+    sizes = _in_voxels(network, spacing)
     if max(sizes) > max(shape):
         raise InputError(
             f"network spacing is {_by(network)} mm, more than the image of {_by(shape)} voxels of "
             f"{_by(spacing)} mm; expected mm"
         )
-    if all(wide <= step for wide, step in zip(network, spacing, strict=True)):
+    if max(sizes) <= 1:
         raise InputError(
             f"network spacing is {_by(network)} mm; expected more than the image's {_by(spacing)} "
             "mm along an axis at least. If the network worked on the image's grid, leave it out"
         )
     return network
+
+
+def _in_voxels(network: Sequence[float], spacing: Sequence[float]) -> list[float]:
+    """Return the size of the network's voxels in voxels of the image, along each axis."""
+    return [wide / step for wide, step in zip(network, spacing, strict=True)]
 
 
 def _by(values: Sequence[float]) -> str:

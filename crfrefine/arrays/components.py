@@ -134,7 +134,8 @@ def label_components(mask: Bool) -> tuple[NDArray[np.int32], int]:
     """Return each voxel's component number, 0 outside all components, and their number."""
     from scipy import ndimage
 
-    components, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim, dtype=bool))
+    neighbors = np.ones((3,) * mask.ndim, dtype=bool)
+    components, count = ndimage.label(mask, structure=neighbors)
     return components, int(count)
 
 
@@ -144,8 +145,17 @@ def largest_component(mask: Bool) -> Bool:
     box = bounding_box(mask)
     if box is not None:
         components, _ = label_components(mask[box])
-        largest[box] = components == 1 + np.bincount(components.ravel())[1:].argmax()
+        sizes = np.bincount(components.ravel())
+        largest[box] = components == _number_of_largest(sizes)
     return largest
+
+
+def _number_of_largest(sizes: Integers) -> int:
+    """Return the number of the largest component; `sizes` begins with that of number 0, outside.
+
+    Components are numbered by their first voxel in C order: of equally large ones the first counts.
+    """
+    return 1 + int(sizes[1:].argmax())
 
 
 def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) -> int:
@@ -156,9 +166,7 @@ def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) ->
     # voxel's volume.
     keep = sizes >= min_voxels * (1.0 - 1e-9)
     if keeps_largest and count:
-        # Components are numbered by their first voxel in C order, so the first of equally large
-        # ones is taken.
-        keep &= np.arange(len(sizes)) == 1 + int(sizes[1:].argmax())
+        keep &= np.arange(len(sizes)) == _number_of_largest(sizes)
     keep[0] = True  # Number 0 is not a component.
     if not keep.all():
         part[~keep[components]] = 0
@@ -187,14 +195,16 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
 
     holes, main_labels, num_labels = _labels_around(part, axes, voxels, numbers)
     if not any_hole:
-        is_filled = (num_labels == 1) & np.isin(main_labels, list(labels))
-        holes = holes[is_filled]
-        main_labels = main_labels[is_filled]
+        may_fill = (num_labels == 1) & np.isin(main_labels, list(labels))
+        holes = holes[may_fill]
+        main_labels = main_labels[may_fill]
     label_of_hole = np.zeros(int(numbers.max()) + 1, part.dtype)
     label_of_hole[holes] = main_labels
     values = label_of_hole[numbers]
-    part[np.unravel_index(voxels[values != 0], part.shape)] = values[values != 0]
-    return int(np.count_nonzero(values))
+    is_filled = values != 0
+    places = np.unravel_index(voxels[is_filled], part.shape)
+    part[places] = values[is_filled]
+    return int(np.count_nonzero(is_filled))
 
 
 def _find_holes(part: Array, axes: Collection[int]) -> tuple[Integers, Integers]:
@@ -273,11 +283,12 @@ def describe_losses(
     if not texts:
         return ()
 
-    rule = " and ".join(f"{key} = {shorten_value(value)}" for key, value in rules.removing.items())
+    removing = rules.removing
+    rule = " and ".join(f"{key} = {shorten_value(removing[key])}" for key in removing)
     structures = listed(texts, _MAX_NAMED)
     if allowed:
         return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {structures}",)
-    switched_off = " and ".join(f"{key} = {_value_when_off(key)}" for key in rules.removing)
+    switched_off = " and ".join(f"{key} = {_value_when_off(key)}" for key in removing)
     count = counted(len(texts), "structure")
     raise ConfigError(
         f"{rule} would remove more than {MAX_LOSS:.0%} of {count}: {structures}\n"

@@ -106,7 +106,8 @@ def fit_intensity(
     The image, (M, *grid), and the mask are in storage order.
     """
     settings = _settings_of(parameters, len(image))
-    return tuple(_fit_modality(image[i], settings[i], mask) for i in range(len(image)))
+    pairs = zip(image, settings, strict=True)
+    return tuple(_fit_modality(values, modality, mask) for values, modality in pairs)
 
 
 def window_notes(
@@ -126,11 +127,12 @@ def window_notes(
         problem = _find_misfit(values, settings.window, mask)
         if problem is not None:
             low, high = settings.window
+            lowest = float(values.min())
+            highest = float(values.max())
             notes.append(
                 f"intensity.window does not seem to fit modality {modality}: it is [{low:g}, "
-                f"{high:g}], and the image has values from {float(values.min()):g} to "
-                f"{float(values.max()):g}: {problem}. For images other than CT, "
-                "intensity.normalization = percentile is usual"
+                f"{high:g}], and the image has values from {lowest:g} to {highest:g}: {problem}. "
+                "For images other than CT, intensity.normalization = percentile is usual"
             )
     return tuple(notes)
 

@@ -35,9 +35,9 @@ def argmax_labels(scores: Array) -> Array:
     best = scores[0].copy(order="K")
     labels = np.zeros_like(best, dtype=dtype)
     for label in range(1, len(scores)):
-        better = scores[label] > best
-        np.copyto(labels, dtype.type(label), where=better)
-        np.maximum(best, scores[label], out=best)
+        channel = scores[label]
+        np.copyto(labels, dtype.type(label), where=channel > best)
+        np.maximum(best, channel, out=best)
     return labels
 
 
@@ -48,7 +48,8 @@ def count_labels(labels: Array, num_labels: int) -> tuple[int, ...]:
     flat = labels.ravel(order="K")
     counts = np.zeros(num_labels, np.int64)
     for start in range(0, flat.size, _BLOCK):  # Counting widens each voxel to 64 bits.
-        counts += np.bincount(flat[start : start + _BLOCK], minlength=num_labels)[:num_labels]
+        block = flat[start : start + _BLOCK]
+        counts += np.bincount(block, minlength=num_labels)[:num_labels]
     return tuple(counts.tolist())
 
 
@@ -195,7 +196,8 @@ def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
 
     Channels ascend, and have every label.
     """
-    table = np.zeros(channels[-1] + 1, np.min_scalar_type(len(channels) - 1))
+    num_labels = channels[-1] + 1
+    table = np.zeros(num_labels, np.min_scalar_type(len(channels) - 1))
     table[list(channels)] = np.arange(len(channels))
     return _look_up(table, labels)
 
@@ -285,7 +287,8 @@ def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Flo
     """
     from scipy.ndimage import find_objects
 
-    logits = np.full((num_labels, *labels.shape), np.log(np.float32(MIN_SHARE)), np.float32)
+    lowest = np.log(np.float32(MIN_SHARE))
+    logits = np.full((num_labels, *labels.shape), lowest, np.float32)
     reach = share_reach(sigma)
     background = tuple(slice(0, extent) for extent in labels.shape)
     boxes = [background, *find_objects(labels, num_labels - 1)][:num_labels]
@@ -301,7 +304,8 @@ def _grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
     grown = []
     for part, extent, size in zip(box, margin, shape, strict=True):
         start = max(0, part.start - extent)
-        grown.append(slice(start, min(size, part.stop + extent)))
+        stop = min(size, part.stop + extent)
+        grown.append(slice(start, stop))
     return tuple(grown)
 
 
@@ -309,5 +313,6 @@ def _relative(box: Box, around: Box) -> Box:
     """Return a box as slices of the part of the grid around it."""
     relative = []
     for part, outer in zip(box, around, strict=True):
-        relative.append(slice(part.start - outer.start, part.stop - outer.start))
+        first = outer.start
+        relative.append(slice(part.start - first, part.stop - first))
     return tuple(relative)

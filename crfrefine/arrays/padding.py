@@ -90,7 +90,8 @@ def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
     box = bounding_box(fill)
     if box is None:
         return
-    padding[box] |= _blocks(fill[box], [min(HOLE, extent) for extent in fill.shape])
+    sides = [min(HOLE, extent) for extent in fill.shape]
+    padding[box] |= _blocks(fill[box], sides)
     fill &= ~padding
     voxels = _places(fill)
     values = logits[voxels]

@@ -52,7 +52,8 @@ def padding_of(
     if is_probability:
         # As in `take_logarithms`; only ties matter.
         logits = np.zeros(ties.shape, np.float32)
-        logits[ties] = np.log(np.clip(channels[0][ties], MIN_PROBABILITY, 1.0))
+        probabilities = np.clip(channels[0][ties], MIN_PROBABILITY, 1.0)
+        logits[ties] = np.log(probabilities)
     return padding_among(ties, logits, len(channels))
 
 
@@ -196,7 +197,8 @@ class Look:
         if self.are_logits:
             return
         self.sums[planes] += values
-        self.is_binary = self.is_binary and bool(((values == 0) | (values == 1)).all())
+        if self.is_binary:
+            self.is_binary = bool(((values == 0) | (values == 1)).all())
         self._add_levels(label, values)
         lowest = float(values.min())
         highest = float(values.max())
@@ -219,8 +221,10 @@ class Look:
             return
         where = np.flatnonzero(is_outside)
         if where.size:
-            voxel = self.voxel(where[0] + planes.start * math.prod(values.shape[1:]))
-            self._example = f"{values.flat[where[0]]:.4g} for label {label} at {voxel}"
+            first = where[0]
+            plane_size = math.prod(values.shape[1:])
+            voxel = self.voxel(first + planes.start * plane_size)
+            self._example = f"{values.flat[first]:.4g} for label {label} at {voxel}"
             self._has_example_that_counts = True
         elif not self._example:
             extreme = float(values.min())
@@ -241,7 +245,8 @@ class Look:
         """Decide whether planes, of which all labels are known, can be nothing but logits."""
         is_negative = self._marks[planes] & _NEGATIVE != 0
         is_other = is_negative & (np.abs(self.sums[planes] - 1) > SUM_TOLERANCE)
-        self.are_logits = self.are_logits or bool((is_other & ~self.is_equal[planes]).any())
+        if (is_other & ~self.is_equal[planes]).any():
+            self.are_logits = True
 
     @property
     def outside(self) -> str | None:
@@ -292,12 +297,14 @@ class Look:
 
     def bad_voxels(self, tolerance: float) -> NDArray[np.intp]:
         """Return the flat indices of the voxels whose sum is not 1."""
-        return np.flatnonzero((np.abs(self.sums - 1) > tolerance) & ~self.is_equal)
+        is_bad = np.abs(self.sums - 1) > tolerance
+        return np.flatnonzero(is_bad & ~self.is_equal)
 
     def voxel(self, flat_index: int | np.integer[Any]) -> str:
         """Return a voxel in words, (x, y, z)."""
         index = np.unravel_index(flat_index, self.sums.shape)
-        return f"voxel ({', '.join(str(int(i)) for i in index[::-1])})"
+        place = ", ".join(str(int(i)) for i in index[::-1])
+        return f"voxel ({place})"
 
 
 def look_at(values: Array) -> Look:
@@ -377,10 +384,11 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
     """Return the error about values in [0, 1] that do not sum to 1 at the `bad` voxels."""
     sums = look.sums.reshape(-1)[bad]
     first = int((sums <= SUM_TOLERANCE).argmin())  # The first sum above zero, if there is one.
+    voxel = look.voxel(bad[first])
+    num_voxels = look.sums.size
     problem = (
         f"all values lie in [0, 1] but do not sum to 1 over the labels at {bad.size} of "
-        f"{look.sums.size} voxels; the first one is {look.voxel(bad[first])} with a sum of "
-        f"{sums[first]:.6g}"
+        f"{num_voxels} voxels; the first one is {voxel} with a sum of {sums[first]:.6g}"
     )
     advice = (
         f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one "

@@ -25,8 +25,6 @@ from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.parameters.specs import ModelSpec
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.base.array_types import Array, Float32, Labels
     from crfrefine.parameters.model import CrfParameters
 
@@ -55,14 +53,17 @@ class RegionScheme:
 
     def __post_init__(self) -> None:
         """Check that names, labels and order fit each other."""
-        if not self.names or len(self.names) != len(self.labels):
+        num_regions = len(self.names)
+        num_sets = len(self.labels)
+        if num_regions == 0 or num_regions != num_sets:
             raise ConfigError(
                 "regions: expected a name and labels for each region, "
-                f"got {len(self.names)} names, {len(self.labels)} sets"
+                f"got {num_regions} names, {num_sets} sets"
             )
-        if len(self.class_order) != len(self.names):
+        num_written = len(self.class_order)
+        if num_written != num_regions:
             raise ConfigError(
-                f"the class order has {len(self.class_order)} labels for {len(self.names)} regions "
+                f"the class order has {num_written} labels for {num_regions} regions "
                 f"({listed(self.names)}); expected the label that each region writes into the "
                 "label map"
             )
@@ -104,7 +105,7 @@ class RegionScheme:
         """Labels of a label map, background included: one more than the largest."""
         return 1 + max(max(labels) for labels in self.labels)
 
-    def decode(self, log_odds: NDArray[Any]) -> NDArray[np.unsignedinteger[Any]]:
+    def decode(self, log_odds: Array) -> Labels:
         """Return the label map of log-odds, (R, *grid), in their memory layout.
 
         Each region in turn writes its label over the background and earlier regions, where its
@@ -112,11 +113,10 @@ class RegionScheme:
 
         Source: nnU-Net version 2, `convert_probabilities_to_segmentation`.
         """
-        label_map: NDArray[np.unsignedinteger[Any]] = np.zeros_like(
-            log_odds[0], dtype=np.min_scalar_type(self.num_labels - 1)
-        )
+        dtype = np.min_scalar_type(self.num_labels - 1)
+        label_map: Labels = np.zeros_like(log_odds[0], dtype=dtype)
         for channel, label in zip(log_odds, self.class_order, strict=True):
-            np.copyto(label_map, label_map.dtype.type(label), where=channel > 0)
+            np.copyto(label_map, dtype.type(label), where=channel > 0)
         return label_map
 
     def describe(self) -> str:
@@ -134,10 +134,9 @@ class RegionScheme:
         return {"labels": labels, "regions_class_order": list(self.class_order)}
 
 
-# Regions as callers may give them.
-GivenRegions = (
-    RegionScheme | Mapping[str, int | Sequence[int]] | Sequence[tuple[str, int | Sequence[int]]]
-)
+# Regions as callers may give them, and the labels of one of them.
+GivenLabels = int | Sequence[int]
+GivenRegions = RegionScheme | Mapping[str, GivenLabels] | Sequence[tuple[str, GivenLabels]]
 
 
 def _region(name: str) -> str:

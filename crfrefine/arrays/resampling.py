@@ -56,15 +56,18 @@ class AxisMap:
 
     def taps(self, *, is_cubic: bool = False) -> Taps:
         """Return the samples that a value is interpolated from; the outermost go on beyond them."""
-        clipped = np.clip(self.positions, 0, self.size - 1)
-        below = np.minimum(np.floor(clipped), max(self.size - 2, 0)).astype(np.intp)
+        last = self.size - 1
+        clipped = np.clip(self.positions, 0, last)
+        below = np.floor(clipped).astype(np.intp)
+        below = np.minimum(below, max(last - 1, 0))
         fraction = clipped - below
         if is_cubic:
-            samples = np.clip(below + np.arange(-1, 3)[:, None], 0, self.size - 1)
+            neighbors = below + np.arange(-1, 3)[:, None]
             powers = np.stack([np.ones_like(fraction), fraction, fraction**2, fraction**3])
-            return samples, (CATMULL_ROM @ powers).astype(np.float32)
+            weights = (CATMULL_ROM @ powers).astype(np.float32)
+            return np.clip(neighbors, 0, last), weights
 
-        samples = np.stack([below, np.minimum(below + 1, self.size - 1)])
+        samples = np.stack([below, np.minimum(below + 1, last)])
         upper = fraction.astype(np.float32)
         return samples, np.stack([np.float32(1) - upper, upper])
 
@@ -102,15 +105,16 @@ class GridMap:
         """Return the map of each axis of a grid whose `source_axes` are `axes`."""
         maps = []
         for axis, source in enumerate(axes):
-            indices = np.arange(self.shape[axis])
-            positions = self.matrix[source, axis] * indices + self.offset[source]
+            step = self.matrix[source, axis]
+            positions = step * np.arange(self.shape[axis]) + self.offset[source]
             maps.append(AxisMap(positions, self.source_shape[source]))
         return tuple(maps)
 
     def inside(self, plane: int) -> Bool:
         """Return (y, x), True where a plane of the grid is within half a voxel of the source."""
-        y, x = np.ogrid[: self.shape[1], : self.shape[2]]
-        inside: Bool = np.ones(self.shape[1:], np.bool_)
+        _, height, width = self.shape
+        y, x = np.ogrid[:height, :width]
+        inside: Bool = np.ones((height, width), np.bool_)
         for axis, size in enumerate(self.source_shape):
             along_z, along_y, along_x = self.matrix[axis]
             of_plane = along_z * plane + self.offset[axis]
@@ -122,8 +126,10 @@ class GridMap:
         """Number of voxels that lie on the source."""
         axes = self.source_axes
         if axes is None:
-            return sum(int(np.count_nonzero(self.inside(plane))) for plane in range(self.shape[0]))
-        return math.prod(int(np.count_nonzero(axis.inside)) for axis in self.axis_maps(axes))
+            planes = (self.inside(plane) for plane in range(self.shape[0]))
+            return sum(int(np.count_nonzero(plane)) for plane in planes)
+        lines = (axis.inside for axis in self.axis_maps(axes))
+        return math.prod(int(np.count_nonzero(line)) for line in lines)
 
     def source_spacing(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """Return mm between samples of the source along each axis of the grid, in order x, y, z.
@@ -183,7 +189,7 @@ class Interpolation:
             return
 
         inside[0] += first
-        box = tuple(slice(int(part[0]), int(part[-1]) + 1) for part in inside)
+        box = tuple(_span(part[0], part[-1]) for part in inside)
         target[box] = self.of_box(source.__getitem__, box)
 
     def of_box(self, read: Callable[[Box], Float32], box: Box) -> Float32:
@@ -195,15 +201,20 @@ class Interpolation:
         """
         source_box = [slice(0, 0)] * len(box)
         for axis, part, (samples, _) in zip(self.axes, box, self.taps, strict=True):
-            source_box[axis] = slice(int(samples[0, part].min()), int(samples[-1, part].max()) + 1)
+            source_box[axis] = _span(samples[0, part].min(), samples[-1, part].max())
         values = read(tuple(source_box)).transpose(self.axes)
 
         for number in (2, 1, 0):
             samples, weights = self.taps[number]
             part = box[number]
             first = source_box[self.axes[number]].start
-            values = _weighted_sum(values, number, samples[:, part] - first, weights[:, part])
+            near = samples[:, part] - first
+            values = _weighted_sum(values, number, near, weights[:, part])
         return values
+
+
+def _span(first: np.intp, last: np.intp) -> slice:
+    return slice(int(first), int(last) + 1)
 
 
 def _weighted_sum(
@@ -347,22 +358,23 @@ def resample_logits(
     may_overshoot = is_cubic and padding is not None
     if tied is None and not may_overshoot:
         return
-    if padding is None:
-        has_scores = np.ones((1, *source.shape[1:]), np.float32)
-    else:
-        has_scores = (~padding)[np.newaxis].astype(np.float32)
-    share_of_scores = np.empty((1, *target.shape[1:]), np.float32)
+    has_scores = np.ones(source.shape[1:], np.float32)
+    if padding is not None:
+        has_scores[padding] = 0.0
+    share_of_scores = np.empty(target.shape[1:], np.float32)
     run_all(interpolation_jobs(grid_map, has_scores, share_of_scores), threads)
 
     if may_overshoot:  # Cubic values reach one voxel further into padding than linear ones.
-        without_scores = share_of_scores[0] == 0
+        without_scores = share_of_scores == 0
         for channel in target:
             channel[without_scores] = 0.0
     if tied is not None:
         # Scores of 8 or 16 bits meet by chance in a few of a million voxels, which are no padding.
-        tied &= share_of_scores[0] > 0
-        equal = target[0][tied]
-        target[0][tied] = equal + _TIE_STEP * np.maximum(np.abs(equal), np.float32(1))
+        tied &= share_of_scores > 0
+        background = target[0]
+        equal = background[tied]
+        size = np.maximum(np.abs(equal), np.float32(1))
+        background[tied] = equal + _TIE_STEP * size
 
 
 def _fill_oblique(
