@@ -60,7 +60,8 @@ WRONG = [
     ({"logits": CASE.logits.astype(object)}, "logits has type object"),
     (
         {"logits": HIDDEN},
-        r"logits is a masked array, whose mask would be lost; give logits\.filled\(0\), .*mask=~np\.ma\.getmaskarray\(logits\)",
+        r"logits is a masked array, whose mask would be lost; give logits\.filled\(0\), "
+        r".*mask=~np\.ma\.getmaskarray\(logits\)",
     ),
     ({"mask": HIDDEN[0]}, "mask is a masked array, whose mask would be lost"),
     *(
@@ -106,7 +107,8 @@ WRONG = [
     ),
     (
         {"logits": BATCH[:1]},
-        r"logits have 1 label; .*\n.*Of a batch, give each case by itself.*regions=\{\"structure\": 1\}",
+        r"logits have 1 label; .*\n.*Of a batch, give each case by itself.*"
+        r"regions=\{\"structure\": 1\}",
     ),
     (
         {"logits": BATCH, "image": np.stack([CASE.image] * 2)},

@@ -73,10 +73,11 @@ def test_a_window_that_does_not_fit_is_noted():
     )
     assert window_notes(ct, soft) == window_notes(ct, wide) == window_notes(ct, wide, inside) == ()
     (note,) = window_notes(ct, soft, inside)
-    assert (
-        "modality 0: it is [-160, 240], and the image has values from -1000 to 1000: 100% of the voxels are outside"
-        in note
+    found = (
+        "modality 0: it is [-160, 240], and the image has values from -1000 to 1000: "
+        "100% of the voxels are outside"
     )
+    assert found in note
     for mri in (np.abs(ct), np.where(ct < 0, ct / 20, ct)):
         (note,) = window_notes(np.concatenate([ct, mri]), wide)
         assert "modality 1: it is [-1000, 1000]" in note

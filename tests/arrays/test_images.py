@@ -110,7 +110,8 @@ def test_label_maps_and_units():
                 "spacing": SPACING,
             },  # SimpleITK's arrays are (z, y, x)
             InputError,
-            rf"image has \({', '.join(map(str, CASE.image.shape[:0:-1]))}\) voxels 2.5 x 1.5 x 0.7 mm apart",
+            rf"image has \({', '.join(map(str, CASE.image.shape[:0:-1]))}\) voxels "
+            "2.5 x 1.5 x 0.7 mm apart",
         ),
         ({"spacing": (1.0, 2.0)}, InputError, "expected 3 positive distances"),
         (

@@ -1,4 +1,6 @@
-"""Are they logits or probabilities: what is taken, what is refused, and the way from one to the other."""
+"""Are they logits or probabilities: what is taken, what is refused, and the way from one to the
+other.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -60,7 +62,10 @@ def test_exact_zeros_do_not_become_hard_constraints():
 def test_eight_bit_probabilities_are_taken_on_the_users_word():
     values = np.rint(softmax() * 255).astype(np.float32) / 255
     values[:, 0, 0, 0] = (0.5, 0.3, 0.196)
-    message = r"do not sum to 1 over the labels at \d+ of 120 voxels; the first .* a sum of (0\.99|1).*\n.* need --input-type probabilities"
+    message = (
+        r"do not sum to 1 over the labels at \d+ of 120 voxels; the first .* a sum of "
+        r"(0\.99|1).*\n.* need --input-type probabilities"
+    )
     with pytest.raises(InputError, match=message):
         identify(values, "auto", None, PATH)
     assert identify(values, "probabilities", None, PATH) == (
@@ -75,9 +80,12 @@ def test_eight_bit_probabilities_are_taken_on_the_users_word():
 )
 @pytest.mark.parametrize("total", [100.0, 255.0, 1.01])
 def test_probabilities_with_another_sum_are_refused(total, input_type, kind):
-    """Padding does not count; one voxel with another sum, or one negative value, makes logits of them."""
+    """Padding does not count; one voxel with another sum, or one negative value, makes logits of
+    them.
+    """
     values = (total * softmax()).astype(np.float32)
-    values[:, 1, 1, 1], values[:, 2, 2, 2] = 0.0, (total, 0.0, 0.0)
+    values[:, 1, 1, 1] = 0.0
+    values[:, 2, 2, 2] = (total, 0.0, 0.0)
     values[:, 3, 3, 3] = -7.0
     with pytest.raises(
         InputError,
@@ -120,15 +128,13 @@ def test_voxels_with_next_to_no_probability_are_counted_and_located():
 def test_negative_probabilities_are_refused(input_type, kind):
     values = softmax()
     values[1, 2, 3, 1] = -0.25
-    with pytest.raises(
-        InputError,
-        match=r"expected probabilities between 0 and 1, found -0\.25 for label 1 at voxel \(1, 3, 2\)",
-    ):
+    message = r"between 0 and 1, found -0\.25 for label 1 at voxel \(1, 3, 2\)"
+    with pytest.raises(InputError, match=f"expected probabilities {message}"):
         identify(values, input_type, kind, PATH)
 
 
 def overshooting():
-    """(3, z, y, x) as cubic interpolation leaves it: outside [0, 1] here and there, with sums of 1."""
+    """(3, z, y, x) as cubic interpolation leaves it: here and there outside [0, 1], sums of 1."""
     values = softmax()
     values[0] += np.float32(0.06) * np.sign(values[0] - np.float32(0.5))
     values[2] = 1 - values[0] - values[1]
@@ -206,7 +212,9 @@ def test_scaled_probabilities_that_vary_are_refused_whatever_their_sum():
 
 
 def test_a_missing_background_is_said_first():
-    """Sums of at most 1, clearly less at many voxels: not those of rounding, of a few odd voxels or of sigmoids."""
+    """Sums of at most 1, clearly less at many voxels: not those of rounding, of a few odd voxels or
+    of sigmoids.
+    """
     values = softmax()
     for foreground in (values[1:], 0.2 * values):
         with pytest.raises(InputError) as caught:
@@ -232,7 +240,8 @@ def test_a_sum_that_is_nearly_one_is_shown_with_enough_digits():
         identify(values, "auto", None, PATH)
 
 
-# Strong enough that undecided voxels would take over from their neighbors, and wide enough to reach far into the padding.
+# Strong enough that undecided voxels would take over from their neighbors, and wide enough to reach
+# far into the padding.
 STRONG = CrfParameters().replace(
     **{"bilateral.weight": 8.0, "bilateral.theta_alpha": 4.0, "bilateral.theta_beta": 0.5}
 )
@@ -254,7 +263,9 @@ def padded_case(constant=0.0):
     ("constant", "filter_name"), [(0.0, "exact"), (-1000.0, "lattice"), (3.5, "truncated")]
 )
 def test_padding_neither_sends_nor_receives(backend, constant, filter_name):
-    """The same bits as with a mask that leaves it out, and background in the padding, whatever its constant is."""
+    """The same bits as with a mask that leaves it out, and background in the padding, whatever its
+    constant is.
+    """
     case, padding = padded_case(constant)
     parameters = STRONG.replace(**{"mean_field.filter": filter_name, "spatial.weight": 1.0})
     arguments = {
@@ -280,7 +291,9 @@ def test_padding_neither_sends_nor_receives(backend, constant, filter_name):
 
 
 def test_padding_may_be_larger_than_any_logit(backend):
-    """The lowest number of float32 stands for minus infinity in many programs; it is no logit that a temperature could make too large."""
+    """The lowest number of float32 stands for minus infinity in many programs; it is no logit that
+    a temperature could make too large.
+    """
     constant = np.finfo(np.float32).min
     case, padding = padded_case(constant)
     parameters = STRONG.replace(**{"mean_field.filter": "exact", "mean_field.temperature": 0.5})
