@@ -61,9 +61,11 @@ def test_the_modality_with_the_clearest_border_is_shown(case):
     )
     alone, shown_alone = cut_planes(image, before, after, SPACING, AFFINE)
     np.testing.assert_array_equal(planes[0].image, alone[0].image)
-    assert shown.startswith(
-        "modality 2 of 2: FLAIR, with the highest contrast at the borders of the labels; black to white: 8"
+    expected = (
+        "modality 2 of 2: FLAIR, with the highest contrast at the borders of the labels; "
+        "black to white: 8"
     )
+    assert shown.startswith(expected)
     assert shown_alone.startswith("image; black to white: 8")
     _, shown = cut_planes(np.where(image > 150, 60, -1000), before, after, SPACING, AFFINE)
     assert shown == "image; black to white: −160 to 240 HU (soft tissue)"

@@ -1,4 +1,7 @@
-"""A synthetic volume with labels and imperfect logits, reproducible from a seed: for the demo and tests, no evidence on real images."""
+"""A synthetic volume with labels and imperfect logits, reproducible from a seed.
+
+It serves the demo and tests, and is no evidence on real images.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ from crfrefine.metrics.overlap import OverlapCounts
 
 NUM_LABELS = 4
 
-# the lengths below fit a field of view of about this size; smaller phantoms scale them down
+# The lengths below fit a field of view of about this size; smaller phantoms scale them down.
 _HEAD_SCALE_MM = 80.0
-# center and radii as fractions of the field of view
+# Center and radii as fractions of the field of view.
 _HEAD = ((0.50, 0.50, 0.50), (0.44, 0.46, 0.47))
 _SHELL = ((0.40, 0.57, 0.52), (0.20, 0.17, 0.24))
 _CORE = ((0.41, 0.56, 0.53), (0.10, 0.09, 0.13))
 _CYST = ((0.66, 0.36, 0.45), (0.10, 0.14, 0.20))
-# mean intensity of: air, tissue, other tissue, label 1, label 2, label 3
+# Mean intensity of: air, tissue, other tissue, label 1, label 2, label 3; a row per modality.
 _INTENSITIES = ((0.0, 0.42, 0.56, 0.74, 0.64, 0.28), (0.0, 0.52, 0.42, 0.36, 0.78, 0.30))
 
 
@@ -45,9 +48,8 @@ class Phantom:
     def affine(self) -> Float64:
         """Voxel to world (RAS+, mm), the grid's center at the origin."""
         affine = np.diag([*self.spacing, 1.0])
-        affine[:3, 3] = [
-            -(n - 1) / 2 * step for n, step in zip(self.labels.shape, self.spacing, strict=True)
-        ]
+        middle = (np.array(self.labels.shape) - 1) / 2
+        affine[:3, 3] = -middle * self.spacing
         return affine
 
 
@@ -56,92 +58,132 @@ def make_phantom(
     grid_shape: tuple[int, int, int] = (96, 84, 40),
     spacing: tuple[float, float, float] = (0.9, 0.9, 2.0),
 ) -> Phantom:
-    """Make a head with a lesion of two nested labels and a separate third one, and logits with typical mistakes of a network."""
-    # The logits have blurred and wandering borders, false islands and missing parts. Each axis has
-    # at least 8 voxels.
+    """Make a head with a lesion of two nested labels and a separate third one.
+
+    The logits have typical mistakes of a network: blurred and wandering borders, false islands and
+    missing parts. Raises ValueError for fewer than 8 voxels along an axis, or a spacing that is not
+    positive.
+    """
     if min(grid_shape) < 8 or min(spacing) <= 0:
         raise ValueError(
-            f"a phantom needs at least 8 voxels along each axis and positive spacing, not {grid_shape} at {spacing} mm"
+            "a phantom needs at least 8 voxels along each axis and positive spacing, not "
+            f"{grid_shape} at {spacing} mm"
         )
-    rng = np.random.default_rng(seed)
-    scale = min(n * step for n, step in zip(grid_shape, spacing, strict=True)) / _HEAD_SCALE_MM
-
-    def noise(length: float) -> Float32:
-        """Return noise with unit variance and a correlation length in mm."""
-        values = gaussian_filter(
-            rng.standard_normal(grid_shape, np.float32),
-            [length * scale / step for step in spacing],
-            mode="wrap",
-        )
-        return np.asarray(values / max(float(values.std()), 1e-12), np.float32)
-
-    labels = np.zeros(grid_shape, np.uint8)
-    tissue = np.zeros(grid_shape, np.uint8)
-    wobble = 0.2 * noise(6)
-    head = _ellipsoid(grid_shape, *_HEAD) + 0.2 * wobble < 1
-    labels[(_ellipsoid(grid_shape, *_SHELL) + 2 * wobble < 1) & head] = 1
-    labels[(_ellipsoid(grid_shape, *_CORE) + 1.5 * wobble < 1) & (labels == 1)] = 2
-    labels[(_ellipsoid(grid_shape, *_CYST) + 2 * wobble < 1) & head & (labels == 0)] = 3
-    tissue[head] = 1
-    tissue[head & (noise(5) > 0.25)] = 2
-    tissue[labels > 0] = labels[labels > 0] + 2
-
-    # Partial volume, texture, a bias field and noise.
-    image = np.empty((len(_INTENSITIES), *grid_shape), np.float32)
-    for modality, means in enumerate(_INTENSITIES):
-        values = gaussian_filter(
-            np.asarray(means, np.float32)[tissue], [0.5 / step for step in spacing]
-        )
-        values += 0.045 * noise(1.5)
-        values *= 1 + 0.06 * noise(25)
-        values += 0.05 * rng.standard_normal(grid_shape, np.float32)
-        image[modality] = np.where(tissue > 0, np.maximum(np.rint(1000 * values), 1), 0)
-
-    # Blurred scores with wandering borders, then islands of false labels and holes in true ones.
-    logits = np.empty((NUM_LABELS, *grid_shape), np.float32)
-    for label in range(NUM_LABELS):
-        blurred = gaussian_filter(
-            (labels == label).astype(np.float32), [2.2 * scale / step for step in spacing]
-        )
-        logits[label] = np.log(np.clip(blurred, 2e-3, 1))
-        logits[label] += 0.9 * noise(3) + 0.5 * rng.standard_normal(grid_shape, np.float32)
-    away = np.argwhere((tissue > 0) & (labels == 0))
-    inside = np.argwhere(labels > 0)
-    for _ in range(14):
-        blob = _ball(
-            grid_shape, spacing, away[rng.integers(len(away))], rng.uniform(1.5, 4.5) * scale
-        )
-        logits[rng.integers(1, NUM_LABELS)] += rng.uniform(6.0, 8.5) * blob
-    for _ in range(9):
-        blob = _ball(
-            grid_shape, spacing, inside[rng.integers(len(inside))], rng.uniform(2.0, 5.0) * scale
-        )
-        logits[0] += rng.uniform(5.5, 8.0) * blob
+    maker = _Maker(seed, grid_shape, spacing)
+    labels, tissue = maker.draw_anatomy()
+    image = maker.draw_image(tissue)
+    logits = maker.draw_logits(labels, tissue)
     return Phantom(image, labels, logits, spacing)
 
 
+class _Maker:
+    """The steps that make a phantom, which share one sequence of random numbers."""
+
+    def __init__(
+        self,
+        seed: int,
+        grid_shape: tuple[int, int, int],
+        spacing: tuple[float, float, float],
+    ) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._grid_shape = grid_shape
+        self._spacing = np.array(spacing)
+        field_of_view = np.array(grid_shape) * self._spacing
+        self._scale = float(field_of_view.min()) / _HEAD_SCALE_MM
+
+    def draw_anatomy(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return the labels, and the kind of tissue of each voxel, an entry of `_INTENSITIES`."""
+        shape = self._grid_shape
+        labels = np.zeros(shape, np.uint8)
+        tissue = np.zeros(shape, np.uint8)
+        wobble = 0.2 * self._noise(6)
+        head = _ellipsoid(shape, *_HEAD) + 0.2 * wobble < 1
+        labels[(_ellipsoid(shape, *_SHELL) + 2 * wobble < 1) & head] = 1
+        labels[(_ellipsoid(shape, *_CORE) + 1.5 * wobble < 1) & (labels == 1)] = 2
+        labels[(_ellipsoid(shape, *_CYST) + 2 * wobble < 1) & head & (labels == 0)] = 3
+        tissue[head] = 1
+        tissue[head & (self._noise(5) > 0.25)] = 2
+        tissue[labels > 0] = labels[labels > 0] + 2
+        return labels, tissue
+
+    def draw_image(self, tissue: NDArray[np.uint8]) -> Float32:
+        """Return the modalities, with partial volume, texture, a bias field and noise."""
+        image = np.empty((len(_INTENSITIES), *self._grid_shape), np.float32)
+        for modality, means in enumerate(_INTENSITIES):
+            values = np.asarray(means, np.float32)[tissue]
+            values = gaussian_filter(values, 0.5 / self._spacing)
+            values += 0.045 * self._noise(1.5)
+            values *= 1 + 0.06 * self._noise(25)
+            values += 0.05 * self._white_noise()
+            image[modality] = np.where(tissue > 0, np.maximum(np.rint(1000 * values), 1), 0)
+        return image
+
+    def draw_logits(self, labels: NDArray[np.uint8], tissue: NDArray[np.uint8]) -> Float32:
+        """Return blurred scores with wandering borders, false islands, and holes in true labels."""
+        logits = np.empty((NUM_LABELS, *self._grid_shape), np.float32)
+        for label in range(NUM_LABELS):
+            occurs = (labels == label).astype(np.float32)
+            blurred = gaussian_filter(occurs, 2.2 * self._scale / self._spacing)
+            logits[label] = np.log(np.clip(blurred, 2e-3, 1))
+            logits[label] += 0.9 * self._noise(3) + 0.5 * self._white_noise()
+
+        rng = self._rng
+        away = np.argwhere((tissue > 0) & (labels == 0))
+        for _ in range(14):
+            blob = self._ball_among(away, 1.5, 4.5)
+            logits[rng.integers(1, NUM_LABELS)] += rng.uniform(6.0, 8.5) * blob
+        inside = np.argwhere(labels > 0)
+        for _ in range(9):
+            blob = self._ball_among(inside, 2.0, 5.0)
+            logits[0] += rng.uniform(5.5, 8.0) * blob
+        return logits
+
+    def _white_noise(self) -> Float32:
+        return self._rng.standard_normal(self._grid_shape, np.float32)
+
+    def _noise(self, length: float) -> Float32:
+        """Return noise with unit variance and a correlation length in mm."""
+        sigma = length * self._scale / self._spacing
+        values = gaussian_filter(self._white_noise(), sigma, mode="wrap")
+        deviation = max(float(values.std()), 1e-12)
+        return np.asarray(values / deviation, np.float32)
+
+    def _ball_among(self, voxels: NDArray[np.intp], smallest: float, largest: float) -> Float32:
+        """Return a soft ball around one of some voxels, with a random radius in mm."""
+        center = voxels[self._rng.integers(len(voxels))]
+        radius = self._rng.uniform(smallest, largest) * self._scale
+        return _ball(self._grid_shape, self._spacing, center, radius)
+
+
 def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom") -> None:
-    """Write a phantom as NIfTI files below `folder`: `images/CASE_0000.nii.gz` and `_0001`, `labels/CASE.nii.gz`, `logits/CASE.nii.gz`."""
+    """Write a phantom as NIfTI files below `folder`.
+
+    They are `images/CASE_0000.nii.gz` and `_0001`, `labels/CASE.nii.gz`, `logits/CASE.nii.gz`.
+    """
     folder = Path(folder)
     for kind in ("images", "labels", "logits"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     like = Volume(data=phantom.labels, affine=phantom.affine, spacing=phantom.spacing)
     for modality, values in enumerate(phantom.image):  # Whole numbers, as from scanners.
-        write_label_map(
-            folder / "images" / f"{case_id}_{modality:04d}.nii.gz", values.astype(np.uint16), like
-        )
+        path = folder / "images" / f"{case_id}_{modality:04d}.nii.gz"
+        write_label_map(path, values.astype(np.uint16), like)
     write_label_map(folder / "labels" / f"{case_id}.nii.gz", phantom.labels, like)
     write_channels(folder / "logits" / f"{case_id}.nii.gz", phantom.logits, like)
 
 
 def compare_with_truth(folder: Path, refined: Path) -> Iterator[tuple[int, list[float], list[int]]]:
-    """Yield each label with its Dice before and after, and its connected components in the truth, before and after."""
-    network = argmax_labels(read_logits([folder / "logits" / refined.name]))
-    maps = [read_volume(folder / "labels" / refined.name).data, network, read_volume(refined).data]
+    """Yield each label with its Dice before and after, and its numbers of connected components.
+
+    These are those in the truth, before and after.
+    """
+    truth = read_volume(folder / "labels" / refined.name).data
+    before = argmax_labels(read_logits([folder / "logits" / refined.name]))
+    after = read_volume(refined).data
     for label in range(1, NUM_LABELS):
-        truth, *predictions = (labels == label for labels in maps)
-        dices = [OverlapCounts.of_masks(prediction, truth).dice() for prediction in predictions]
-        yield label, dices, [label_components(mask)[1] for mask in (truth, *predictions)]
+        masks = [labels == label for labels in (truth, before, after)]
+        dices = [OverlapCounts.of_masks(mask, masks[0]).dice() for mask in masks[1:]]
+        numbers = [label_components(mask)[1] for mask in masks]
+        yield label, dices, numbers
 
 
 def _ellipsoid(
@@ -151,24 +193,23 @@ def _ellipsoid(
 
     `center` and `radii` are fractions of the field of view.
     """
-    axes = zip(grid_shape, center, radii, strict=True)
-    offsets = [
-        ((np.arange(n, dtype=np.float32) + 0.5) / n - middle) / radius for n, middle, radius in axes
-    ]
+    offsets = []
+    for size, middle, radius in zip(grid_shape, center, radii, strict=True):
+        places = (np.arange(size, dtype=np.float32) + 0.5) / size
+        offsets.append((places - middle) / radius)
     x, y, z = np.ix_(*offsets)
     return np.asarray(x**2 + y**2 + z**2, np.float32)
 
 
 def _ball(
-    grid_shape: tuple[int, ...], spacing: Sequence[float], center: NDArray[np.intp], radius: float
+    grid_shape: tuple[int, ...], spacing: Float64, center: NDArray[np.intp], radius: float
 ) -> Float32:
-    """Return a soft ball: 1 in the middle, 0.5 at `radius` mm from the voxel `center`, 0 far away."""
-    axes = [
-        (np.arange(n, dtype=np.float32) - c) * step
-        for n, c, step in zip(grid_shape, center, spacing, strict=True)
-    ]
-    distance = np.sqrt(axes[0][:, None, None] ** 2 + axes[1][:, None] ** 2 + axes[2] ** 2)
+    """Return a soft ball: 1 in the middle, 0.5 at `radius` mm from the voxel `center`, 0 beyond."""
+    offsets = []
+    for size, place, step in zip(grid_shape, center, spacing, strict=True):
+        offsets.append((np.arange(size) - place) * step)
+    x, y, z = np.ix_(*offsets)
+    distance = np.sqrt(x**2 + y**2 + z**2)
     softness = 0.25 * radius
-    return np.asarray(
-        1 / (1 + np.exp(np.clip((distance - radius) / softness, -30, 30))), np.float32
-    )
+    exponent = np.clip((distance - radius) / softness, -30, 30)
+    return np.asarray(1 / (1 + np.exp(exponent)), np.float32)

@@ -1,4 +1,7 @@
-"""Draw on pixels of one byte, a gray level or a label's color, with Pillow: text, voxels and outlines of a plane."""
+"""Text, voxels and outlines of a plane, drawn with Pillow.
+
+A pixel has one byte: a gray level or a label's color.
+"""
 
 from __future__ import annotations
 
@@ -43,37 +46,48 @@ def label_levels(labels: Array) -> NDArray[np.uint8]:
 
 
 def enlarge(plane: Array, size: tuple[int, int]) -> Array:
-    """Return a plane, (rows, columns), at another size, (across, down): each pixel has the value of the voxel that its middle is in."""
-    pairs = zip(size, plane.shape[::-1], strict=True)
-    columns, rows = (
-        ((np.arange(pixels) + 0.5) * voxels / pixels).astype(np.intp) for pixels, voxels in pairs
-    )
+    """Return a plane, (rows, columns), at another size, (across, down).
+
+    Each pixel has the value of the voxel that its middle is in.
+    """
+    num_rows, num_columns = plane.shape
+    columns = _voxels_of_pixels(size[0], num_columns)
+    rows = _voxels_of_pixels(size[1], num_rows)
     enlarged: Array = plane[:, columns].take(rows, axis=0)
     return enlarged
+
+
+def _voxels_of_pixels(num_pixels: int, num_voxels: int) -> NDArray[np.intp]:
+    """Return the voxel of a line that the middle of each pixel is in."""
+    middles = np.arange(num_pixels) + 0.5
+    return (middles * num_voxels / num_pixels).astype(np.intp)
 
 
 def resize_gray(
     plane: NDArray[np.uint8], size: tuple[int, int], share: float = 1.0
 ) -> NDArray[np.uint8]:
-    """Return the levels of a share of gray values from 0 to 255, at another size: enlarged voxels stay visible, others are averaged."""
+    """Return the levels of a share of gray values from 0 to 255, at another size.
+
+    Enlarged voxels stay visible, others are averaged.
+    """
     from PIL import Image
 
-    gray = np.asarray(
-        Image.fromarray(np.ascontiguousarray(plane)).resize(size, Image.Resampling.BOX)
-    )
+    picture = Image.fromarray(np.ascontiguousarray(plane))
+    gray = np.asarray(picture.resize(size, Image.Resampling.BOX))
     return (gray * (share * WHITE / 255)).astype(np.uint8)
 
 
 def outline(labels: Array) -> Bool:
-    """Return the pixels of the outlines of labels above 0, along the edges of their voxels.
+    """Return the pixels of the outlines of labels above 0, (rows, columns) as the labels.
 
-    (rows, columns) in and out.
+    They lie along the edges of the voxels.
     """
     rows, columns = labels.shape
     padded = np.pad(labels, LINE_WIDTH)
     border = np.zeros(labels.shape, bool)
     for down, right in np.ndindex(2 * LINE_WIDTH + 1, 2 * LINE_WIDTH + 1):
-        border |= padded[down : down + rows, right : right + columns] != labels
+        neighbors = padded[down : down + rows, right : right + columns]
+        border |= neighbors != labels
     border &= labels > 0
     border[border] = is_dashed_on(labels[border], *np.nonzero(border))
     return border
@@ -83,7 +97,8 @@ def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int
     """Return whether the dashes of each pixel's label are drawn at its row and column."""
     # Lines of the labels 1 to 7 have no gaps; those of 8 to 14 are drawn to one half, of 15 to 21
     # to one third.
-    period = 1 + np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS) % 3
+    round_of_colors = np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS)
+    period = 1 + round_of_colors % 3
     is_drawn: Bool = (rows + columns) // 4 % period == 0
     return is_drawn
 
@@ -116,18 +131,22 @@ class Canvas:
     ) -> None:
         """Write a line.
 
-        `anchor` is Pillow's, `edge` the level of a thin edge around the letters, if it is not
-        negative.
+        Args:
+            place: x and y, in pixels.
+            text: characters that the font lacks are replaced.
+            size: of the letters, in pixels.
+            level: their gray level.
+            anchor: that of Pillow, the point of the line that lies at the place.
+            is_bold: whether the letters are bold.
+            edge: the level of a thin edge around the letters; negative means none.
         """
-        font = _font(size, is_bold)
-        width = int(edge >= 0)
         self._draw.text(
             place,
             drawable(text),
             fill=level,
-            font=font,
+            font=_font(size, is_bold),
             anchor=anchor,
-            stroke_width=width,
+            stroke_width=int(edge >= 0),
             stroke_fill=max(edge, 0),
         )
 
@@ -140,18 +159,25 @@ class Canvas:
         level: int,
         edge: int,
     ) -> None:
-        """Write letters at the left, right, bottom and top of a panel.
+        """Write letters at the left, right, bottom and top of a panel; an empty text writes none.
 
-        An empty text writes none.
+        Args:
+            letters: one for each side.
+            corner: the left upper one of the panel.
+            extent: of the panel, to the right and down.
+            size: of the letters, in pixels.
+            level: their gray level.
+            edge: the level of the edge around them.
         """
         left, top = corner
-        across, down = extent
-        middle = left + across / 2
-        center = top + down / 2
+        right = left + extent[0] - 5
+        bottom = top + extent[1] - 4
+        middle = left + extent[0] / 2
+        center = top + extent[1] / 2
         places = (
             (left + 5, center, "lm"),
-            (left + across - 5, center, "rm"),
-            (middle, top + down - 4, "md"),
+            (right, center, "rm"),
+            (middle, bottom, "md"),
             (middle, top + 4, "ma"),
         )
         for letter, (x, y, anchor) in zip(letters, places, strict=False):
@@ -163,13 +189,14 @@ class Canvas:
 
     def png(self) -> bytes:
         """Return the picture as PNG; the same picture gives the same bytes."""
-        palette = [round(level * 255 / WHITE) for level in range(WHITE + 1) for _ in "RGB"]
-        palette += bytes.fromhex("".join(LABEL_COLORS).replace("#", ""))
+        grays = bytes(round(level * 255 / WHITE) for level in range(WHITE + 1))
+        palette = bytearray(np.repeat(np.frombuffer(grays, np.uint8), 3))
+        for color in LABEL_COLORS:
+            palette += bytes.fromhex(color.removeprefix("#"))
         self._picture.putpalette(palette)
         buffer = io.BytesIO()
-        self._picture.save(
-            buffer, format="PNG", compress_level=4
-        )  # higher levels take twice the time for a tenth less
+        # Higher levels of compression take twice the time for a tenth less.
+        self._picture.save(buffer, format="PNG", compress_level=4)
         return buffer.getvalue()
 
 
@@ -179,12 +206,14 @@ def wrap(text: str, size: int, width: float) -> list[str]:
     Longer words are cut off, with an ellipsis.
     """
     lines: list[str] = []
-    for part in text.split(" ") if text else ():
-        longer = f"{lines[-1]} {part}" if lines else part
+    if not text:
+        return lines
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
         if lines and cut_off(longer, size, width) == longer:
             lines[-1] = longer
         else:
-            lines.append(cut_off(part, size, width))
+            lines.append(cut_off(word, size, width))
     return lines
 
 
@@ -206,41 +235,38 @@ def drawable(text: str) -> str:
 
     They would be drawn as boxes.
     """
-    return "".join(
-        letter if _has(letter) else _SPELLED.get(letter, "?")
-        for letter in text.replace("\u00a0", " ")
-    )
+    letters = []
+    for letter in text.replace("\u00a0", " "):
+        if _has(letter):
+            letters.append(letter)
+        else:
+            letters.append(_SPELLED.get(letter, "?"))
+    return "".join(letters)
 
 
 @lru_cache(maxsize=4096)
 def _has(letter: str) -> bool:
+    """Return whether the font has a character."""
+    if letter == " ":
+        return True
     font = _font(12, False)
-    return letter.isprintable() and (
-        letter == " " or bytes(font.getmask(letter)) != bytes(font.getmask("\uffff"))
-    )
+    box = font.getmask("\uffff")  # drawn for characters that the font lacks
+    return letter.isprintable() and bytes(font.getmask(letter)) != bytes(box)
 
 
 @lru_cache(maxsize=32)
 def _font(size: int, is_bold: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return DejaVu Sans where matplotlib is installed, which brings it: it has many alphabets.
+    """Return DejaVu Sans, which has many alphabets, else Pillow's own font, which has Latin.
 
-    Else Pillow's own font, which has Latin.
+    DejaVu Sans comes with matplotlib.
     """
     from PIL import ImageFont
 
-    # locates the package without importing it, which takes half a second
+    name = "DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf"
+    # This locates the package without importing it, which takes half a second.
     spec = importlib.util.find_spec("matplotlib")
     if spec is not None and spec.origin is not None:
-        package = Path(spec.origin).parent
-    else:
-        package = Path("nowhere")
-    path = (
-        package
-        / "mpl-data"
-        / "fonts"
-        / "ttf"
-        / ("DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf")
-    )
-    if path.is_file():
-        return ImageFont.truetype(path, size)
+        path = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / name
+        if path.is_file():
+            return ImageFont.truetype(path, size)
     return ImageFont.load_default(size)

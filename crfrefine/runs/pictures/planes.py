@@ -1,4 +1,7 @@
-"""What to show of a case, upright: planes through the structure and the largest change, its modality, and the gray values."""
+"""What to show of a case, upright: its planes, its modality, and the gray values.
+
+Planes go through the structure and the largest change.
+"""
 
 from __future__ import annotations
 
@@ -32,26 +35,29 @@ _BACKGROUND_SHARE = 0.1
 def planes_of(grid: Sequence[int]) -> list[int]:
     """Return the numbers of the planes that are more than a line, as with a single slice.
 
-    Of a 2-D grid, or without one, the first.
+    On a 2-D grid, and where there is none, that is the first.
     """
-    return [
-        number
-        for number, (_, across, up, _) in enumerate(PLANES)
-        if len(grid) == 3 and grid[across] > 1 and grid[up] > 1
-    ] or [0]
+    if len(grid) != 3:
+        return [0]
+    planes = []
+    for number, (_, across, up, _) in enumerate(PLANES):
+        if grid[across] > 1 and grid[up] > 1:
+            planes.append(number)
+    return planes or [0]
 
 
 @dataclass(frozen=True)
 class Upright:
-    """How to turn an array to (right to left, posterior to anterior, inferior to superior), as nearly as its axes allow.
+    """How to turn an array upright, as nearly as its axes allow.
 
-    The patient's right is shown at the left, as in radiology.
+    Its axes then go from right to left, posterior to anterior, inferior to superior. The patient's
+    right is shown at the left, as in radiology.
     """
 
     axis_order: tuple[int, ...]  # the axis of the array that becomes each axis of the upright one
     flips: tuple[bool, ...]  # whether each of these axes is reversed
-    # the letters of both ends of each upright axis, such as "RL"; empty if the orientation is
-    # unknown
+    # The letters of both ends of each upright axis, such as "RL"; empty if the orientation is
+    # unknown.
     sides: tuple[str, ...]
 
     @classmethod
@@ -63,15 +69,19 @@ class Upright:
         if affine is None or num_dims != 3:
             return cls(tuple(range(num_dims)), (False,) * num_dims, ())
         codes = orientation_codes(affine)
-        axis_order = tuple(next(axis for axis in range(3) if codes[axis] in pair) for pair in SIDES)
-        return cls(
-            axis_order,
-            tuple(codes[axis] == pair[0] for axis, pair in zip(axis_order, SIDES, strict=True)),
-            SIDES,
-        )
+        axis_order = []
+        flips = []
+        for letters in SIDES:
+            axis = next(axis for axis in range(3) if codes[axis] in letters)
+            axis_order.append(axis)
+            flips.append(codes[axis] == letters[0])
+        return cls(tuple(axis_order), tuple(flips), SIDES)
 
     def describe(self, plane: int) -> tuple[str, str]:
-        """Return the name of a plane of `PLANES`, and the letters at its left, right, bottom and top; of an unknown orientation, none."""
+        """Return the name of a plane of `PLANES`, and the letters of its sides.
+
+        These are at its left, right, bottom and top; none if the orientation is unknown.
+        """
         name, across, up, _ = PLANES[plane]
         if self.sides:
             return (name, self.sides[across] + self.sides[up])
@@ -79,8 +89,10 @@ class Upright:
 
     def turn(self, array: Array) -> Array:
         """Return the array upright, a view; further axes stay in place."""
-        array = array.transpose(*self.axis_order, *range(len(self.axis_order), array.ndim))
-        return array[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
+        further = range(len(self.axis_order), array.ndim)
+        turned = array.transpose(*self.axis_order, *further)
+        reverse = {True: slice(None, None, -1), False: slice(None)}
+        return turned[tuple(reverse[flip] for flip in self.flips)]
 
 
 # Where to cut a volume. One index per axis: the planes through the structure, which need not meet
@@ -90,42 +102,64 @@ Places = tuple[tuple[int, ...], tuple[tuple[int, ...], int] | None]
 
 
 def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Places:
-    """Choose the planes that show a case: label maps (0 is background), where they changed, and mm per grid axis.
+    """Choose the planes that show a case.
 
     The structure is the largest connected part of what most maps have in common. Along each axis,
     of the planes with a large cross-section of it, the one with the most changed voxels is taken.
     Without foreground the planes go through the largest change, or the middle.
+
+    Args:
+        maps: label maps, (*grid), where 0 is background.
+        changed: (*grid), where they changed.
+        steps: mm between voxels along each axis.
     """
     peak = _largest_change(changed, steps)
-    votes = np.add.reduce([labels > 0 for labels in maps], dtype=np.uint8)
-    box = bounding_box(votes > 0)
-    if box is None:
+    structure = _find_structure(maps)
+    if structure is None:
         return peak or tuple(size // 2 for size in changed.shape), None
-    # connected over faces: fewer bridges to its surroundings
-    parts, _ = label(votes[box] == votes.max())
-    sizes = np.bincount(parts.ravel(order="K"))
-    sizes[0] = 0
-    structure = np.zeros(votes.shape, bool)
-    structure[box] = parts == sizes.argmax()
     point = tuple(_best_plane(structure, changed, axis) for axis in range(changed.ndim))
     if peak is None or changed.ndim != 3:
         return point, None
-    shown = planes_of(changed.shape)
-    if any(
-        abs(peak[axis] - point[axis]) * steps[axis] <= CHANGE_WINDOW_MM / 2
-        for axis in [PLANES[plane][-1] for plane in shown]
-    ):
-        return point, None
-    reach = [round(CHANGE_WINDOW_MM / 2 / step) for step in steps]
-    around = [
-        slice(max(0, place - most), place + most + 1)
-        for place, most in zip(peak, reach, strict=True)
-    ]
-    cuts = {
-        plane: tuple(peak[axis] if axis == PLANES[plane][-1] else around[axis] for axis in range(3))
-        for plane in shown
-    }
-    return point, (peak, max(shown, key=lambda plane: np.count_nonzero(changed[cuts[plane]])))
+
+    planes = planes_of(changed.shape)
+    for plane in planes:
+        through = PLANES[plane][-1]
+        if abs(peak[through] - point[through]) * steps[through] <= CHANGE_WINDOW_MM / 2:
+            return point, None
+    return point, (peak, _best_view(changed, peak, planes, steps))
+
+
+def _find_structure(maps: Sequence[Array]) -> Bool | None:
+    """Return the largest connected part of what most label maps have in common, (*grid)."""
+    votes = np.add.reduce([labels > 0 for labels in maps], dtype=np.uint8)
+    box = bounding_box(votes > 0)
+    if box is None:
+        return None
+    # Parts are connected over faces, which are fewer bridges to the surroundings.
+    parts, _ = label(votes[box] == votes.max())
+    sizes = np.bincount(parts.ravel(order="K"))
+    sizes[0] = 0
+    structure: Bool = np.zeros(votes.shape, bool)
+    structure[box] = parts == sizes.argmax()
+    return structure
+
+
+def _best_view(
+    changed: Bool, peak: tuple[int, ...], planes: Sequence[int], steps: Sequence[float]
+) -> int:
+    """Return the plane through the largest change that shows most changed voxels around it."""
+    around = []
+    for place, step in zip(peak, steps, strict=True):
+        reach = round(CHANGE_WINDOW_MM / 2 / step)
+        around.append(slice(max(0, place - reach), place + reach + 1))
+
+    def num_changed(plane: int) -> int:
+        through = PLANES[plane][-1]
+        cut: list[int | slice] = [*around]
+        cut[through] = peak[through]
+        return int(np.count_nonzero(changed[tuple(cut)]))
+
+    return max(planes, key=num_changed)
 
 
 def _largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...] | None:
@@ -134,24 +168,30 @@ def _largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...] | 
     if box is None:
         return None
     inside = changed[box]
-    size = [
-        2 * min(round(CHANGE_WINDOW_MM / 2 / step), extent - 1) + 1
-        for step, extent in zip(steps, inside.shape, strict=True)
-    ]
+    size = []
+    for step, extent in zip(steps, inside.shape, strict=True):
+        reach = min(round(CHANGE_WINDOW_MM / 2 / step), extent - 1)
+        size.append(2 * reach + 1)
     # Only changed voxels qualify: a plane next to the change would show nothing.
-    density = np.where(inside, uniform_filter(inside.astype(np.float32), size, mode="constant"), -1)
+    density = uniform_filter(inside.astype(np.float32), size, mode="constant")
+    density[~inside] = -1
     densest = np.unravel_index(int(density.argmax()), density.shape)
     return tuple(int(index) + part.start for index, part in zip(densest, box, strict=True))
 
 
 def _best_plane(structure: Bool, changed: Bool, axis: int) -> int:
-    """Return the place along an axis: of those with a large cross-section the one with the most changes, of equal ones the middle one."""
+    """Return the place along an axis of the plane that shows most.
+
+    Of planes with a large cross-section, it is the one with the most changes; of several, that with
+    the largest section, and the middle one of equals.
+    """
     others = tuple(other for other in range(structure.ndim) if other != axis)
     sections = structure.sum(axis=others)
     changes = changed.sum(axis=others)
-    changes = np.where(sections >= _LARGE_SECTION * sections.max(), changes, -1)
+    changes[sections < _LARGE_SECTION * sections.max()] = -1
     candidates = np.flatnonzero(changes == changes.max())
-    largest = candidates[sections[candidates] == sections[candidates].max()]
+    sections_of_candidates = sections[candidates]
+    largest = candidates[sections_of_candidates == sections_of_candidates.max()]
     return int(largest[len(largest) // 2])
 
 
@@ -168,14 +208,10 @@ class Window:
 
         NaN is black, as some programs write it outside of the brain.
         """
-        shown = np.nan_to_num(
-            image.astype(np.float32), nan=self.low, posinf=self.high, neginf=self.low
-        )
-        gray: NDArray[np.uint8] = (
-            np.clip((shown - self.low) * (255 / (self.high - self.low)), 0, 255)
-            .round()
-            .astype(np.uint8)
-        )
+        values = image.astype(np.float32)
+        values = np.nan_to_num(values, nan=self.low, posinf=self.high, neginf=self.low)
+        levels = (values - self.low) * (255 / (self.high - self.low))
+        gray: NDArray[np.uint8] = np.clip(levels, 0, 255).round().astype(np.uint8)
         return gray
 
     def __str__(self) -> str:
@@ -189,29 +225,39 @@ BONE = Window(-450, 1050, "bone")
 
 
 def choose_window(image: Float32, structure: Bool) -> Window:
-    """Return the window of a modality: for CT a usual one, by the median of the structure, else percentiles of image and structure."""
+    """Return the window of a modality.
+
+    CT has a usual one, by the median of the structure. Other modalities have one by the percentiles
+    of image and structure.
+    """
     inside = image[structure]
     inside = inside[np.isfinite(inside)]
     step = max(1, int((image.size / _MAX_SAMPLES) ** (1 / image.ndim)))
     sample = image[(slice(None, None, step),) * image.ndim]
     if np.any((sample < LOWEST_WITHOUT_AIR) & (sample > -np.inf)):
-        median = float(np.median(inside)) if inside.size else 0.0
-        if median < -400:
-            return LUNG
-        if median > 200:
-            return BONE
-        return SOFT_TISSUE
+        return _window_of_ct(inside)
+
     sample = sample[_is_tissue(sample)]
     if sample.size < 2:
         return Window(0.0, 1.0)
-    low, high = map(float, np.percentile(sample, (0.5, 99.5)))
+    low, high = np.percentile(sample, (0.5, 99.5)).tolist()
     if inside.size:
-        least, most = map(float, np.percentile(inside, (2, 98)))
-        low = min(low, least)
-        high = max(high, most)
+        low_inside, high_inside = np.percentile(inside, (2, 98)).tolist()
+        low = min(low, low_inside)
+        high = max(high, high_inside)
     if high > low:
         return Window(low, high)
     return Window(low - 0.5, low + 0.5)
+
+
+def _window_of_ct(structure: Float32) -> Window:
+    """Return the usual window for the Hounsfield units of a structure, which may have none."""
+    median = float(np.median(structure)) if structure.size else 0.0
+    if median < -400:
+        return LUNG
+    if median > 200:
+        return BONE
+    return SOFT_TISSUE
 
 
 def choose_modality(
@@ -219,47 +265,58 @@ def choose_modality(
 ) -> int:
     """Return the number of the modality that shows the borders of the labels best.
 
-    The first one of equals.
-
     The mean intensities of the labels explain most of its variance within 3 mm of a border (the
-    correlation ratio). `labels` are unsigned, `steps` are mm per grid axis.
+    correlation ratio); the first one of equals counts.
+
+    Args:
+        modalities: (*grid) each.
+        windows: the window of each modality.
+        labels: (*grid), unsigned.
+        steps: mm between voxels along each axis.
     """
     occupied = bounding_box(labels != 0)
     if len(modalities) == 1 or occupied is None:
         return 0
-    # A border is no wider than the grid, however close its voxels are.
-    reach = [
-        min(max(1, round(_BORDER_MM / step)), extent - 1)
-        for step, extent in zip(steps, labels.shape, strict=True)
-    ]
-    box = tuple(
-        slice(max(0, part.start - most), part.stop + most)
-        for part, most in zip(occupied, reach, strict=True)
-    )
-    size = [2 * most + 1 for most in reach]
-    is_near = maximum_filter(labels[box], size, mode="nearest") != minimum_filter(
-        labels[box], size, mode="nearest"
-    )
+    box = []
+    size = []
+    for part, step, extent in zip(occupied, steps, labels.shape, strict=True):
+        # A border is no wider than the grid, however close its voxels are.
+        reach = min(max(1, round(_BORDER_MM / step)), extent - 1)
+        box.append(slice(max(0, part.start - reach), part.stop + reach))
+        size.append(2 * reach + 1)
+    labels = labels[tuple(box)]
+    highest = maximum_filter(labels, size, mode="nearest")
+    is_near = highest != minimum_filter(labels, size, mode="nearest")
+
     shares = []
-    for channel, window in zip(modalities, windows, strict=True):
-        counted = is_near & _is_tissue(channel[box])
-        values = np.clip(channel[box][counted], window.low, window.high).astype(np.float64)
-        groups = labels[box][counted].astype(np.intp)
-        means = np.bincount(groups, values) / np.maximum(np.bincount(groups), 1)
-        # A spread of rounding errors explains nothing.
-        shares.append(
-            means[groups].var() / max(values.var(), 1e-12 * (window.high - window.low) ** 2)
-            if values.size
-            else 0.0
-        )
+    for modality, window in zip(modalities, windows, strict=True):
+        values = modality[tuple(box)]
+        counted = is_near & _is_tissue(values)
+        shares.append(_explained_share(values[counted], labels[counted], window))
     return int(np.argmax(shares))
 
 
+def _explained_share(values: Float32, labels: Array, window: Window) -> float:
+    """Return the share of the variance of values in a window that the means of labels explain."""
+    if not values.size:
+        return 0.0
+    clipped = np.clip(values, window.low, window.high).astype(np.float64)
+    groups = labels.astype(np.intp)
+    means = np.bincount(groups, clipped) / np.maximum(np.bincount(groups), 1)
+    # A spread of rounding errors explains nothing.
+    smallest = 1e-12 * (window.high - window.low) ** 2
+    return float(means[groups].var() / max(clipped.var(), smallest))
+
+
 def _is_tissue(image: Float32) -> Bool:
-    """Return where an image is finite, not exactly zero, and not its smallest value if a tenth of the voxels have that one."""
+    """Return where an image shows tissue: it is finite and no background.
+
+    Background is exactly zero, or the smallest value if a tenth of the voxels have it.
+    """
     counted: Bool = np.isfinite(image) & (image != 0)
     if counted.any():
         lowest = image == image[counted].min()
-        if _BACKGROUND_SHARE * image.size <= np.count_nonzero(lowest) < np.count_nonzero(counted):
+        num_lowest = np.count_nonzero(lowest)
+        if _BACKGROUND_SHARE * image.size <= num_lowest < np.count_nonzero(counted):
             counted &= ~lowest
     return counted

@@ -1,27 +1,36 @@
-"""The preview of a case: image, network contour, refined contour and changed voxels, in planes through structure and largest change."""
+"""The preview of a case: a picture of image, contours before and after, and changed voxels.
+
+It shows planes through the structure and the largest change, a row each.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import bounding_box, foreground_labels
-from crfrefine.base.array_types import Array, Float32, Float64
+from crfrefine.base.array_types import Array, Bool, Float32, Float64
 from crfrefine.runs.pictures import drawing
 from crfrefine.runs.pictures.planes import (
     CHANGE_WINDOW_MM,
     PLANES,
     Upright,
+    Window,
     choose_modality,
     choose_places,
     choose_window,
     planes_of,
 )
 
-_PAPER, _INK, _FAINT_INK, _FRAME = (drawing.gray_level(share) for share in (0.065, 0.95, 0.68, 0.8))
+_PAPER = drawing.gray_level(0.065)
+_INK = drawing.gray_level(0.95)
+_FAINT_INK = drawing.gray_level(0.68)
+_FRAME = drawing.gray_level(0.8)
 _DIMMED = 0.55  # below changed voxels
 _MAX_LEGEND_ENTRIES = 12
 # Pixels.
@@ -39,24 +48,30 @@ _TITLE_LINE = 34
 _TEXT_LINE = 22
 _HEADING_LINE = 32
 _LEGEND_LINE = 26
-# at least of an entry, and of its sample with the gap
-_LEGEND_WIDTH = 300
-_SAMPLE = 34
+_LEGEND_WIDTH = 300  # of an entry, at least
+_SAMPLE = 34  # of an entry, with the gap
 
 
 class Plane(NamedTuple):
-    """One cut through the volume, ready to show: arrays are (rows, columns) with the first row at the top."""
+    """One cut through the volume, ready to show.
+
+    Arrays are (rows, columns) with the first row at the top.
+    """
 
     name: str  # such as "axial"
-    # letters of the patient's sides at the left, right, bottom and top; empty if unknown
+    # Letters of the patient's sides at the left, right, bottom and top; empty if unknown.
     edges: str
     size_mm: tuple[float, float]  # width and height
     image: NDArray[np.uint8]  # gray values
-    # labels of the network, "before", after refinement, "refined", and of the "reference" if it is
-    # shown
+    # Labels of the network, "before", after refinement, "refined", and of the "reference" if it is
+    # shown.
     maps: dict[str, Array]
-    # column and row of the largest change, if the plane was chosen to show it
+    # Column and row of the largest change, if the plane was chosen to show it.
     peak: tuple[int, int] | None
+
+
+Size = tuple[int, int]  # pixels to the right and down
+LegendEntry = tuple[int, str]  # label and text; the label is 0 for changes to background
 
 
 def draw_preview(
@@ -82,67 +97,72 @@ def draw_preview(
     panel. With an affine the planes are upright. With `shows_errors`, `before` is the reference.
     """
     planes, shown = cut_planes(image, before, after, spacing, affine, modality_names, reference)
-    headings = {"image": "image"} | ({} if reference is None else {"reference": "reference"})
-    headings |= {
-        "before": before_name,
-        "refined": after_name,
-        "changes": "errors" if shows_errors else "changed voxels",
-    }
-    across = int(np.clip(max(max(plane.image.shape) for plane in planes), _PANEL_WIDTH, _MAX_PANEL))
-    heights = [_panel_height(plane, across) for plane in planes]
-    room = len(headings) * (across + _GAP) - _GAP
+    headings = {"image": "image"}
+    if reference is not None:
+        headings["reference"] = "reference"
+    headings["before"] = before_name
+    headings["refined"] = after_name
+    headings["changes"] = "errors" if shows_errors else "changed voxels"
+    legend = _legend_entries(planes, label_names or {}, shows_errors=shows_errors)
+
+    largest = max(max(plane.image.shape) for plane in planes)
+    panel_width = int(np.clip(largest, _PANEL_WIDTH, _MAX_PANEL))
+    sizes = [(panel_width, _panel_height(plane, panel_width)) for plane in planes]
+    room = len(headings) * (panel_width + _GAP) - _GAP
     lines = [*drawing.wrap(subtitle, _TEXT, room), *drawing.wrap(shown, _TEXT, room)]
-    legend = _legend_entries(
-        planes, label_names or {}, "missed" if shows_errors else "changed to background"
-    )
-    columns = max(1, room // _LEGEND_WIDTH)
     top = _MARGIN + _TITLE_LINE + len(lines) * _TEXT_LINE + _HEADING_LINE
-    height = (
-        top
-        + sum(down + _GAP for down in heights)
-        + -(-len(legend) // columns) * _LEGEND_LINE
-        + _MARGIN
-    )
+    bottom = top + sum(height + _GAP for _, height in sizes)
+    columns = max(1, room // _LEGEND_WIDTH)
+    legend_lines = math.ceil(len(legend) / columns)
+    height = bottom + legend_lines * _LEGEND_LINE + _MARGIN
+
     canvas = drawing.Canvas((room + 2 * _MARGIN, height), _PAPER)
-    canvas.text(
-        (_MARGIN, _MARGIN),
-        drawing.cut_off(title, _TITLE, room, is_bold=True),
-        _TITLE,
-        _INK,
-        is_bold=True,
-    )
-    for number, line in enumerate(lines):
-        canvas.text((_MARGIN, _MARGIN + _TITLE_LINE + number * _TEXT_LINE), line, _TEXT, _FAINT_INK)
+    _write_title(canvas, title, lines, room)
     for column, heading in enumerate(headings.values()):
-        middle = _MARGIN + column * (across + _GAP) + across / 2
-        canvas.text(
-            (middle, top - 9), drawing.cut_off(heading, _TEXT, across), _TEXT, _INK, anchor="md"
-        )
-    for plane, down in zip(planes, heights, strict=True):
+        middle = _MARGIN + column * (panel_width + _GAP) + panel_width / 2
+        text = drawing.cut_off(heading, _TEXT, panel_width)
+        canvas.text((middle, top - 9), text, _TEXT, _INK, anchor="md")
+    for plane, size in zip(planes, sizes, strict=True):
         for column, panel in enumerate(headings):
-            _draw_panel(
-                canvas, plane, panel, (_MARGIN + column * (across + _GAP), top), (across, down)
-            )
-        top += down + _GAP
-    for number, (label, text) in enumerate(legend):
+            left = _MARGIN + column * (panel_width + _GAP)
+            _draw_panel(canvas, plane, panel, (left, top), size)
+        top += size[1] + _GAP
+    for number, entry in enumerate(legend):
         left = _MARGIN + number % columns * (room // columns)
-        middle = top + number // columns * _LEGEND_LINE + _LEGEND_LINE // 2
-        sample = np.full((12 if label == 0 else 3, _SAMPLE - 8), label)
-        pixels = np.where(
-            drawing.is_dashed_on(sample, *np.indices(sample.shape)),
-            drawing.label_levels(sample),
-            np.uint8(_PAPER),
-        )
-        canvas.paste(pixels, (left, middle - len(sample) // 2))
-        text = drawing.cut_off(text, _SMALL, room // columns - _SAMPLE - _GAP)
-        canvas.text((left + _SAMPLE, middle), text, _SMALL, _INK, anchor="lm")
+        middle_of_line = bottom + number // columns * _LEGEND_LINE + _LEGEND_LINE // 2
+        _draw_legend_entry(canvas, entry, (left, middle_of_line), room // columns)
     return canvas.png()
 
 
 def _panel_height(plane: Plane, width: int) -> int:
-    """Return the height of a plane's row in pixels: that of the plane, unless it is very flat or very tall."""
+    """Return the height of a plane's row in pixels: that of the plane, within limits."""
     width_mm, height_mm = plane.size_mm
-    return round(float(np.clip(width * height_mm / width_mm, _MIN_HEIGHT, _MAX_HEIGHT * width)))
+    height = float(np.clip(width * height_mm / width_mm, _MIN_HEIGHT, _MAX_HEIGHT * width))
+    return round(height)
+
+
+def _write_title(canvas: drawing.Canvas, title: str, lines: Sequence[str], room: int) -> None:
+    """Write the title and the lines below it."""
+    title = drawing.cut_off(title, _TITLE, room, is_bold=True)
+    canvas.text((_MARGIN, _MARGIN), title, _TITLE, _INK, is_bold=True)
+    for number, line in enumerate(lines):
+        top = _MARGIN + _TITLE_LINE + number * _TEXT_LINE
+        canvas.text((_MARGIN, top), line, _TEXT, _FAINT_INK)
+
+
+def _draw_legend_entry(
+    canvas: drawing.Canvas, entry: LegendEntry, place: tuple[int, int], width: int
+) -> None:
+    """Draw an entry of the legend, whose left end in the middle is at the place."""
+    label, text = entry
+    left, middle = place
+    height = 12 if label == 0 else 3
+    sample = np.full((height, _SAMPLE - 8), label)
+    is_drawn = drawing.is_dashed_on(sample, *np.indices(sample.shape))
+    pixels = np.where(is_drawn, drawing.label_levels(sample), np.uint8(_PAPER))
+    canvas.paste(pixels, (left, middle - height // 2))
+    text = drawing.cut_off(text, _SMALL, width - _SAMPLE - _GAP)
+    canvas.text((left + _SAMPLE, middle), text, _SMALL, _INK, anchor="lm")
 
 
 def cut_planes(
@@ -154,115 +174,166 @@ def cut_planes(
     modality_names: Sequence[str] = (),
     reference: Array | None = None,
 ) -> tuple[list[Plane], str]:
-    """Return the planes through the structure, and through the largest change if those do not show it; and a line about the image."""
-    # They are upright if the orientation is known, and cropped. Arguments are those of
-    # `draw_preview`.
+    """Return the planes to show, upright if the orientation is known, and cropped.
+
+    They go through the structure, and through the largest change if those do not show it. With
+    them comes a line about the image. Arguments are those of `draw_preview`.
+    """
+    # Planes are chosen in the upright volume: of two equal planes, the same one must be shown
+    # whatever the stored orientation.
     pose = Upright.of(affine, before.ndim)
-    # In the upright volume: of two equal planes, the same one must be shown whatever the stored
-    # orientation.
-    modalities = [
-        pose.turn(channel)
-        for channel in (np.zeros((1, *before.shape), np.float32) if image is None else image)
-    ]
-    given = {"before": before, "refined": after, "reference": reference}
-    maps = {name: pose.turn(labels) for name, labels in given.items() if labels is not None}
+    channels = np.zeros((1, *before.shape), np.float32) if image is None else image
+    modalities = [pose.turn(channel) for channel in channels]
+    maps = {"before": pose.turn(before), "refined": pose.turn(after)}
+    if reference is not None:
+        maps["reference"] = pose.turn(reference)
     steps = [float(spacing[axis]) for axis in pose.axis_order]
-    network = maps["before"]
-    refined = maps["refined"]
     structure = np.logical_or.reduce([labels > 0 for labels in maps.values()])
-    middle, change = choose_places([*maps.values()], network != refined, steps)
-    windows = [choose_window(channel, structure) for channel in modalities]
-    chosen = choose_modality(modalities, windows, refined if refined.any() else network, steps)
-    # A margin around the labels: small structures become visible.
-    margin_mm = 0.12 * max(size * step for size, step in zip(structure.shape, steps, strict=True))
-    crop = [slice(0, size) for size in structure.shape]
-    for axis, part in enumerate(bounding_box(structure) or ()):
-        margin = int(np.ceil(margin_mm / steps[axis]))
-        crop[axis] = slice(max(0, part.start - margin), min(crop[axis].stop, part.stop + margin))
+    refined = maps["refined"]
+    changed = maps["before"] != refined
+    middle, change = choose_places([*maps.values()], changed, steps)
+    windows = [choose_window(modality, structure) for modality in modalities]
+    contours = refined if refined.any() else maps["before"]
+    chosen = choose_modality(modalities, windows, contours, steps)
 
-    def cut(plane: int, point: Sequence[int], prefix: str = "") -> Plane:
-        _, across, up, _ = PLANES[plane]
-        index = tuple(
-            crop[axis] if axis in (across, up) else point[axis] for axis in range(before.ndim)
-        )
-        shown = windows[chosen].gray(modalities[chosen][index]).T[::-1]
-        size_mm = (shown.shape[1] * steps[across], shown.shape[0] * steps[up])
-        if prefix:
-            peak = (point[across] - crop[across].start, crop[up].stop - 1 - point[up])
-        else:
-            peak = None
-        name, edges = pose.describe(plane)
-        return Plane(
-            prefix + name,
-            edges,
-            size_mm,
-            shown,
-            {name: labels[index].T[::-1] for name, labels in maps.items()},
-            peak,
-        )
-
-    planes = [cut(plane, middle) for plane in planes_of(refined.shape)]
+    volume = _Volume(
+        pose, modalities[chosen], windows[chosen], maps, steps, _crop(structure, steps)
+    )
+    planes = [volume.cut(plane, middle) for plane in planes_of(refined.shape)]
     if change is not None:
-        planes.append(cut(change[1], change[0], "change, "))
+        peak, plane = change
+        planes.append(volume.cut_through_change(plane, peak))
     if image is None:
         return planes, "no image"
-    window = windows[chosen]
-    shown = "image" if len(image) == 1 else f"modality {chosen + 1} of {len(image)}"
-    shown += f": {modality_names[chosen]}" if len(modality_names) == len(image) else ""
-    shown += ", with the highest contrast at the borders of the labels" if len(image) > 1 else ""
-    return (
-        planes,
-        f"{shown}; black to white: {window}{f' HU ({window.name})' if window.name else ''}",
-    )
+    return planes, _describe_image(len(image), chosen, modality_names, windows[chosen])
+
+
+def _crop(structure: Bool, steps: Sequence[float]) -> list[slice]:
+    """Return the box of a structure with a margin, in which small structures are visible."""
+    lengths = [size * step for size, step in zip(structure.shape, steps, strict=True)]
+    margin_mm = 0.12 * max(lengths)
+    crop = [slice(0, size) for size in structure.shape]
+    for axis, part in enumerate(bounding_box(structure) or ()):
+        margin = math.ceil(margin_mm / steps[axis])
+        stop = min(crop[axis].stop, part.stop + margin)
+        crop[axis] = slice(max(0, part.start - margin), stop)
+    return crop
+
+
+@dataclass(frozen=True)
+class _Volume:
+    """What is cut: a modality and label maps, upright."""
+
+    pose: Upright
+    image: Float32
+    window: Window
+    maps: Mapping[str, Array]
+    steps: Sequence[float]  # mm between voxels along each axis
+    crop: Sequence[slice]  # the part that is shown
+
+    def cut(self, plane: int, point: Sequence[int]) -> Plane:
+        """Return a plane, by its number in `PLANES`, through a voxel."""
+        _, across, up, _ = PLANES[plane]
+        index: list[int | slice] = [*point]
+        index[across] = self.crop[across]
+        index[up] = self.crop[up]
+        shown = self.window.gray(_upwards(self.image[tuple(index)]))
+        rows, columns = shown.shape
+        size_mm = (columns * self.steps[across], rows * self.steps[up])
+        maps = {name: _upwards(labels[tuple(index)]) for name, labels in self.maps.items()}
+        name, edges = self.pose.describe(plane)
+        return Plane(name, edges, size_mm, shown, maps, None)
+
+    def cut_through_change(self, plane: int, peak: Sequence[int]) -> Plane:
+        """Return a plane through the largest change, which is marked in it."""
+        _, across, up, _ = PLANES[plane]
+        column = peak[across] - self.crop[across].start
+        row = self.crop[up].stop - 1 - peak[up]
+        cut = self.cut(plane, peak)
+        return cut._replace(name=f"change, {cut.name}", peak=(column, row))
+
+
+def _upwards(plane: Array) -> Array:
+    """Return (rows, columns), the last row at the top, of a plane (across, up)."""
+    return plane.T[::-1]
+
+
+def _describe_image(
+    num_modalities: int, chosen: int, modality_names: Sequence[str], window: Window
+) -> str:
+    """Return a line about the modality that is shown."""
+    shown = "image"
+    if num_modalities > 1:
+        shown = f"modality {chosen + 1} of {num_modalities}"
+    if len(modality_names) == num_modalities:
+        shown += f": {modality_names[chosen]}"
+    if num_modalities > 1:
+        shown += ", with the highest contrast at the borders of the labels"
+    shown += f"; black to white: {window}"
+    if window.name:
+        shown += f" HU ({window.name})"
+    return shown
 
 
 def _draw_panel(
-    canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[int, int], size: tuple[int, int]
+    canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[int, int], size: Size
 ) -> None:
     """Draw a plane in the middle of its panel, in true proportions."""
-    scale = min(pixels / mm for pixels, mm in zip(size, plane.size_mm, strict=True))
-    inner = (max(1, round(plane.size_mm[0] * scale)), max(1, round(plane.size_mm[1] * scale)))
-    left, top = (
-        first + (outer - pixels) // 2
-        for first, outer, pixels in zip(corner, size, inner, strict=True)
-    )
-    pixels = drawing.resize_gray(plane.image, inner, _DIMMED if panel == "changes" else 1.0)
+    width_mm, height_mm = plane.size_mm
+    scale = min(size[0] / width_mm, size[1] / height_mm)
+    width = max(1, round(width_mm * scale))
+    height = max(1, round(height_mm * scale))
+    left = corner[0] + (size[0] - width) // 2
+    top = corner[1] + (size[1] - height) // 2
+    canvas.paste(_pixels_of(plane, panel, (width, height)), (left, top))
+    if plane.peak is not None and panel in ("image", "changes"):
+        reach = round(CHANGE_WINDOW_MM * scale)
+        _frame_peak(canvas, plane, (left, top), (width, height), reach)
+    if panel == "image":
+        _write_sides(canvas, plane.edges, (left, top), (width, height))
+        place = (corner[0] + 5, corner[1] + size[1] - 4)
+        canvas.text(place, plane.name, _SMALL, _INK, anchor="ld", edge=_PAPER)
+
+
+def _pixels_of(plane: Plane, panel: str, size: Size) -> NDArray[np.uint8]:
+    """Return the levels of a panel: the image, and contours or changes in the labels' colors."""
+    if panel == "changes":
+        before = drawing.enlarge(plane.maps["before"], size)
+        after = drawing.enlarge(plane.maps["refined"], size)
+        pixels = drawing.resize_gray(plane.image, size, _DIMMED)
+        # Changed voxels have the color of the new label; white is background.
+        return np.where(before != after, drawing.label_levels(after), pixels)
+
+    pixels = drawing.resize_gray(plane.image, size)
     if panel in plane.maps:
-        labels = drawing.enlarge(plane.maps[panel], inner)
+        labels = drawing.enlarge(plane.maps[panel], size)
         is_line = drawing.outline(labels)
         pixels[is_line] = drawing.label_levels(labels[is_line])
-    elif panel == "changes":
-        before, after = (drawing.enlarge(plane.maps[name], inner) for name in ("before", "refined"))
-        # In the color of the new label; white is background.
-        pixels = np.where(before != after, drawing.label_levels(after), pixels)
-    canvas.paste(pixels, (left, top))
-    if plane.peak is not None and panel in ("image", "changes"):
-        x, y = (
-            round((at + 0.5) * n / voxels)
-            for at, n, voxels in zip(plane.peak, inner, plane.image.shape[::-1], strict=True)
-        )
-        reach = round(CHANGE_WINDOW_MM * scale)
-        right = min(x + reach, inner[0] - 1)
-        bottom = min(y + reach, inner[1] - 1)
-        canvas.frame(
-            (left + max(0, x - reach), top + max(0, y - reach), left + right, top + bottom), _FRAME
-        )
-    if panel == "image":
-        _write_sides(canvas, plane.edges, (left, top), inner)
-        canvas.text(
-            (corner[0] + 5, corner[1] + size[1] - 4),
-            plane.name,
-            _SMALL,
-            _INK,
-            anchor="ld",
-            edge=_PAPER,
-        )
+    return pixels
 
 
-def _write_sides(
-    canvas: drawing.Canvas, letters: str, corner: tuple[int, int], size: tuple[int, int]
+def _frame_peak(
+    canvas: drawing.Canvas, plane: Plane, corner: tuple[int, int], size: Size, reach: int
 ) -> None:
-    """Write the letters of a plane's sides at its edges, or beside it where it is too narrow for them."""
+    """Draw a frame around the largest change of a plane, as far from it as `reach` in pixels."""
+    assert plane.peak is not None
+    column, row = plane.peak
+    rows, columns = plane.image.shape
+    left, top = corner
+    width, height = size
+    x = round((column + 0.5) * width / columns)
+    y = round((row + 0.5) * height / rows)
+    box = (
+        left + max(0, x - reach),
+        top + max(0, y - reach),
+        left + min(x + reach, width - 1),
+        top + min(y + reach, height - 1),
+    )
+    canvas.frame(box, _FRAME)
+
+
+def _write_sides(canvas: drawing.Canvas, letters: str, corner: tuple[int, int], size: Size) -> None:
+    """Write the letters of a plane's sides at its edges, or beside it where it is too narrow."""
     left, top = corner
     width, height = size
     room = (max(width, _MIN_HEIGHT), max(height, _MIN_HEIGHT))
@@ -271,24 +342,25 @@ def _write_sides(
 
 
 def _legend_entries(
-    planes: Sequence[Plane], names: Mapping[int, str], lost: str
-) -> list[tuple[int, str]]:
-    """Return label and text of each entry; the label is 0 for changes to background."""
-    seen = sorted(
-        {
-            label
-            for plane in planes
-            for labels in plane.maps.values()
-            for label in foreground_labels(labels)
-        }
-    )
-    entries = [(label, names.get(label, f"label {label}")) for label in seen[:_MAX_LEGEND_ENTRIES]]
-    if len(seen) > _MAX_LEGEND_ENTRIES:
+    planes: Sequence[Plane], names: Mapping[int, str], *, shows_errors: bool
+) -> list[LegendEntry]:
+    """Return an entry for each label, and for changes to background where there are some."""
+    seen: set[int] = set()
+    has_lost = False
+    for plane in planes:
+        for labels in plane.maps.values():
+            seen.update(foreground_labels(labels))
+        before = plane.maps["before"]
+        refined = plane.maps["refined"]
+        if ((before != refined) & (refined == 0)).any():
+            has_lost = True
+
+    shown = sorted(seen)[:_MAX_LEGEND_ENTRIES]
+    entries = [(label, names.get(label, f"label {label}")) for label in shown]
+    num_left_out = len(seen) - len(shown)
+    if num_left_out:
         last, text = entries[-1]
-        entries[-1] = last, f"{text} … and {len(seen) - _MAX_LEGEND_ENTRIES} more"
-    if any(
-        ((plane.maps["before"] != plane.maps["refined"]) & (plane.maps["refined"] == 0)).any()
-        for plane in planes
-    ):
-        entries.append((0, lost))
+        entries[-1] = (last, f"{text} … and {num_left_out} more")
+    if has_lost:
+        entries.append((0, "missed" if shows_errors else "changed to background"))
     return entries
