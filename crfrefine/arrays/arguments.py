@@ -270,8 +270,9 @@ def _require_same_grid(first: _Opened, other: _Opened) -> None:
             "the axes of their arrays are in opposite order: give images of one library"
         )
     if not same_grid(first.shape, first.affine, other.shape, other.affine):
+        grids = f"{first.grid} and {other.grid}"
         raise GridMismatchError(
-            f"{first.name} and {other.name} are on different grids: {first.grid} and {other.grid}, "
+            f"{first.name} and {other.name} are on different grids: {grids}, "
             "or elsewhere in the world; resample one of them, as `crfrefine infer --resample` does"
         )
 

@@ -168,8 +168,9 @@ def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) ->
     if keeps_largest and count:
         keep &= np.arange(len(sizes)) == _number_of_largest(sizes)
     keep[0] = True  # Number 0 is not a component.
-    if not keep.all():
-        part[~keep[components]] = 0
+    if keep.all():
+        return 0
+    part[~keep[components]] = 0
     return int(sizes[~keep].sum())
 
 

@@ -98,7 +98,8 @@ def bounding_box(mask: Bool) -> Box | None:
         if occupied.size == 0:
             return None
         # Only this part is searched along the other axes.
-        box[axis] = slice(int(occupied[0]), int(occupied[-1]) + 1)
+        last = int(occupied[-1])
+        box[axis] = slice(int(occupied[0]), last + 1)
     return tuple(box)
 
 

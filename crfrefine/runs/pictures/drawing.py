@@ -41,8 +41,9 @@ def gray_level(share: float) -> int:
 
 def label_levels(labels: Array) -> NDArray[np.uint8]:
     """Return the level of the color of each label above 0; background is white."""
-    colors = WHITE + 1 + (labels.astype(np.int64) - 1) % len(LABEL_COLORS)
-    return np.where(labels == 0, WHITE, colors).astype(np.uint8)
+    numbers = (labels.astype(np.int64) - 1) % len(LABEL_COLORS)
+    levels = np.where(labels == 0, WHITE, WHITE + 1 + numbers)
+    return levels.astype(np.uint8)
 
 
 def enlarge(plane: Array, size: tuple[int, int]) -> Array:
@@ -189,8 +190,10 @@ class Canvas:
 
     def png(self) -> bytes:
         """Return the picture as PNG; the same picture gives the same bytes."""
-        grays = bytes(round(level * 255 / WHITE) for level in range(WHITE + 1))
-        palette = bytearray(np.repeat(np.frombuffer(grays, np.uint8), 3))
+        palette: list[int] = []
+        for level in range(WHITE + 1):
+            gray = round(level * 255 / WHITE)
+            palette += (gray, gray, gray)
         for color in LABEL_COLORS:
             palette += bytes.fromhex(color.removeprefix("#"))
         self._picture.putpalette(palette)

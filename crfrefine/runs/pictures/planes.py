@@ -95,10 +95,11 @@ class Upright:
         return turned[tuple(reverse[flip] for flip in self.flips)]
 
 
+Voxel = tuple[int, ...]  # an index per axis
 # Where to cut a volume. One index per axis: the planes through the structure, which need not meet
 # inside it. The voxel of the largest change, and the number of the plane of `PLANES` that shows
 # most of it; None means that a plane through the structure passes by it.
-Places = tuple[tuple[int, ...], tuple[tuple[int, ...], int] | None]
+Places = tuple[Voxel, tuple[Voxel, int] | None]
 
 
 def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Places:
@@ -144,14 +145,13 @@ def _find_structure(maps: Sequence[Array]) -> Bool | None:
     return structure
 
 
-def _best_view(
-    changed: Bool, peak: tuple[int, ...], planes: Sequence[int], steps: Sequence[float]
-) -> int:
+def _best_view(changed: Bool, peak: Voxel, planes: Sequence[int], steps: Sequence[float]) -> int:
     """Return the plane through the largest change that shows most changed voxels around it."""
     around = []
     for place, step in zip(peak, steps, strict=True):
         reach = round(CHANGE_WINDOW_MM / 2 / step)
-        around.append(slice(max(0, place - reach), place + reach + 1))
+        start = max(0, place - reach)
+        around.append(slice(start, place + reach + 1))
 
     def num_changed(plane: int) -> int:
         through = PLANES[plane][-1]
@@ -162,7 +162,7 @@ def _best_view(
     return max(planes, key=num_changed)
 
 
-def _largest_change(changed: Bool, steps: Sequence[float]) -> tuple[int, ...] | None:
+def _largest_change(changed: Bool, steps: Sequence[float]) -> Voxel | None:
     """Return the changed voxel with the most changed voxels around it; None without changes."""
     box = bounding_box(changed)
     if box is None:
@@ -211,7 +211,8 @@ class Window:
         values = image.astype(np.float32)
         values = np.nan_to_num(values, nan=self.low, posinf=self.high, neginf=self.low)
         levels = (values - self.low) * (255 / (self.high - self.low))
-        gray: NDArray[np.uint8] = np.clip(levels, 0, 255).round().astype(np.uint8)
+        whole = np.clip(levels, 0, 255).round()
+        gray: NDArray[np.uint8] = whole.astype(np.uint8)
         return gray
 
     def __str__(self) -> str:
@@ -302,7 +303,8 @@ def _explained_share(values: Float32, labels: Array, window: Window) -> float:
         return 0.0
     clipped = np.clip(values, window.low, window.high).astype(np.float64)
     groups = labels.astype(np.intp)
-    means = np.bincount(groups, clipped) / np.maximum(np.bincount(groups), 1)
+    counts = np.bincount(groups)
+    means = np.bincount(groups, clipped) / np.maximum(counts, 1)
     # A spread of rounding errors explains nothing.
     smallest = 1e-12 * (window.high - window.low) ** 2
     return float(means[groups].var() / max(clipped.var(), smallest))

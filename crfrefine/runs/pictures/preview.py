@@ -109,7 +109,8 @@ def draw_preview(
     panel_width = int(np.clip(largest, _PANEL_WIDTH, _MAX_PANEL))
     sizes = [(panel_width, _panel_height(plane, panel_width)) for plane in planes]
     room = len(headings) * (panel_width + _GAP) - _GAP
-    lines = [*drawing.wrap(subtitle, _TEXT, room), *drawing.wrap(shown, _TEXT, room)]
+    lines = drawing.wrap(subtitle, _TEXT, room)
+    lines += drawing.wrap(shown, _TEXT, room)
     top = _MARGIN + _TITLE_LINE + len(lines) * _TEXT_LINE + _HEADING_LINE
     bottom = top + sum(height + _GAP for _, height in sizes)
     columns = max(1, room // _LEGEND_WIDTH)
@@ -137,8 +138,8 @@ def draw_preview(
 def _panel_height(plane: Plane, width: int) -> int:
     """Return the height of a plane's row in pixels: that of the plane, within limits."""
     width_mm, height_mm = plane.size_mm
-    height = float(np.clip(width * height_mm / width_mm, _MIN_HEIGHT, _MAX_HEIGHT * width))
-    return round(height)
+    height = width * height_mm / width_mm
+    return round(min(max(height, _MIN_HEIGHT), _MAX_HEIGHT * width))
 
 
 def _write_title(canvas: drawing.Canvas, title: str, lines: Sequence[str], room: int) -> None:
@@ -196,9 +197,8 @@ def cut_planes(
     contours = refined if refined.any() else maps["before"]
     chosen = choose_modality(modalities, windows, contours, steps)
 
-    volume = _Volume(
-        pose, modalities[chosen], windows[chosen], maps, steps, _crop(structure, steps)
-    )
+    crop = _crop(structure, steps)
+    volume = _Volume(pose, modalities[chosen], windows[chosen], maps, steps, crop)
     planes = [volume.cut(plane, middle) for plane in planes_of(refined.shape)]
     if change is not None:
         peak, plane = change
@@ -240,7 +240,9 @@ class _Volume:
         shown = self.window.gray(_upwards(self.image[tuple(index)]))
         rows, columns = shown.shape
         size_mm = (columns * self.steps[across], rows * self.steps[up])
-        maps = {name: _upwards(labels[tuple(index)]) for name, labels in self.maps.items()}
+        maps = {}
+        for kind, labels in self.maps.items():
+            maps[kind] = _upwards(labels[tuple(index)])
         name, edges = self.pose.describe(plane)
         return Plane(name, edges, size_mm, shown, maps, None)
 
@@ -323,22 +325,22 @@ def _frame_peak(
     width, height = size
     x = round((column + 0.5) * width / columns)
     y = round((row + 0.5) * height / rows)
-    box = (
-        left + max(0, x - reach),
-        top + max(0, y - reach),
-        left + min(x + reach, width - 1),
-        top + min(y + reach, height - 1),
-    )
-    canvas.frame(box, _FRAME)
+    first_x = left + max(0, x - reach)
+    first_y = top + max(0, y - reach)
+    last_x = left + min(x + reach, width - 1)
+    last_y = top + min(y + reach, height - 1)
+    canvas.frame((first_x, first_y, last_x, last_y), _FRAME)
 
 
 def _write_sides(canvas: drawing.Canvas, letters: str, corner: tuple[int, int], size: Size) -> None:
     """Write the letters of a plane's sides at its edges, or beside it where it is too narrow."""
     left, top = corner
     width, height = size
-    room = (max(width, _MIN_HEIGHT), max(height, _MIN_HEIGHT))
-    start = (left - (room[0] - width) // 2, top - (room[1] - height) // 2)
-    canvas.sides(letters, start, room, _SMALL, _INK, _PAPER)
+    room_across = max(width, _MIN_HEIGHT)
+    room_down = max(height, _MIN_HEIGHT)
+    left -= (room_across - width) // 2
+    top -= (room_down - height) // 2
+    canvas.sides(letters, (left, top), (room_across, room_down), _SMALL, _INK, _PAPER)
 
 
 def _legend_entries(
