@@ -260,4 +260,5 @@ def _in_voxels(network: Sequence[float], spacing: Sequence[float]) -> list[float
 
 
 def _by(values: Sequence[float]) -> str:
+    """Return values along the axes in words, such as "2 x 3"."""
     return " x ".join(f"{value:.3g}" for value in values)

@@ -315,7 +315,10 @@ def look_at(values: Array) -> Look:
     look = Look(np.ones(values.shape[1:], np.bool_))
     for planes in plane_blocks(values):
         equal = find_ties(values[:, planes])
-        look.is_equal[planes] = False if equal is None else equal
+        if equal is None:
+            look.is_equal[planes] = False
+        else:
+            look.is_equal[planes] = equal
         for label, channel in enumerate(values[:, planes]):
             look.add(label, channel, planes)
         look.end_planes(planes)
@@ -339,7 +342,8 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
     said = kind if input_type == "auto" else input_type
     if look.outside is None:
         is_declared = said == "logits" or input_type == "probabilities"
-        bad = look.bad_voxels(TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE)
+        tolerance = TOLD_SUM_TOLERANCE if is_declared else SUM_TOLERANCE
+        bad = look.bad_voxels(tolerance)
         if bad.size:
             raise InputError(_describe_bad_sums(look, bad, name))
         reason = "all values lie in [0, 1] and sum to 1 at each voxel"

@@ -67,7 +67,8 @@ class AxisMap:
             weights = (CATMULL_ROM @ powers).astype(np.float32)
             return np.clip(neighbors, 0, last), weights
 
-        samples = np.stack([below, np.minimum(below + 1, last)])
+        above = np.minimum(below + 1, last)
+        samples = np.stack([below, above])
         upper = fraction.astype(np.float32)
         return samples, np.stack([np.float32(1) - upper, upper])
 
@@ -228,7 +229,8 @@ def _weighted_sum(
             continue
         term = values.take(sample, axis=axis)
         if (weight != 1).any():
-            term *= weight.reshape(-1, *(1,) * (2 - axis))
+            later_axes = (1,) * (2 - axis)
+            term *= weight.reshape(-1, *later_axes)
         if total is None:
             total = term
         else:

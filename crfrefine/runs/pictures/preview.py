@@ -102,8 +102,12 @@ def draw_preview(
         headings["reference"] = "reference"
     headings["before"] = before_name
     headings["refined"] = after_name
-    headings["changes"] = "errors" if shows_errors else "changed voxels"
-    legend = _legend_entries(planes, label_names or {}, shows_errors=shows_errors)
+    headings["changes"] = "changed voxels"
+    lost = "changed to background"
+    if shows_errors:
+        headings["changes"] = "errors"
+        lost = "missed"
+    legend = _legend_entries(planes, label_names or {}, lost)
 
     largest = max(max(plane.image.shape) for plane in planes)
     panel_width = int(np.clip(largest, _PANEL_WIDTH, _MAX_PANEL))
@@ -183,7 +187,9 @@ def cut_planes(
     # Planes are chosen in the upright volume: of two equal planes, the same one must be shown
     # whatever the stored orientation.
     pose = Upright.of(affine, before.ndim)
-    channels = np.zeros((1, *before.shape), np.float32) if image is None else image
+    channels = image
+    if channels is None:
+        channels = np.zeros((1, *before.shape), np.float32)
     modalities = [pose.turn(channel) for channel in channels]
     maps = {"before": pose.turn(before), "refined": pose.turn(after)}
     if reference is not None:
@@ -210,8 +216,8 @@ def cut_planes(
 
 def _crop(structure: Bool, steps: Sequence[float]) -> list[slice]:
     """Return the box of a structure with a margin, in which small structures are visible."""
-    lengths = [size * step for size, step in zip(structure.shape, steps, strict=True)]
-    margin_mm = 0.12 * max(lengths)
+    extent_mm = np.array(structure.shape) * steps
+    margin_mm = 0.12 * float(extent_mm.max())
     crop = [slice(0, size) for size in structure.shape]
     for axis, part in enumerate(bounding_box(structure) or ()):
         margin = math.ceil(margin_mm / steps[axis])
@@ -344,9 +350,12 @@ def _write_sides(canvas: drawing.Canvas, letters: str, corner: tuple[int, int], 
 
 
 def _legend_entries(
-    planes: Sequence[Plane], names: Mapping[int, str], *, shows_errors: bool
+    planes: Sequence[Plane], names: Mapping[int, str], lost: str
 ) -> list[LegendEntry]:
-    """Return an entry for each label, and for changes to background where there are some."""
+    """Return an entry for each label, and one for changes to background where there are some.
+
+    `lost` is the text of the latter.
+    """
     seen: set[int] = set()
     has_lost = False
     for plane in planes:
@@ -364,5 +373,5 @@ def _legend_entries(
         last, text = entries[-1]
         entries[-1] = (last, f"{text} … and {num_left_out} more")
     if has_lost:
-        entries.append((0, "missed" if shows_errors else "changed to background"))
+        entries.append((0, lost))
     return entries
