@@ -48,7 +48,8 @@ class ShownCase(NamedTuple):
     """A case with a picture on the page."""
 
     case: str
-    place: str  # "lowest", "median" or "highest", by the difference in Dice, or by Dice without a baseline.
+    # "lowest", "median" or "highest", by the difference in Dice, or by Dice without a baseline.
+    place: str
     values: Float64  # Its Dice with the baseline, if there is one, and with the judged method.
 
 
@@ -59,8 +60,13 @@ class Report(NamedTuple):
 
     @property
     def baseline(self) -> str | None:
-        """The method that the judged one is compared with; None if the page shows only the judged one."""
-        return None if self.evaluation.verdict is None else self.evaluation.options.baseline
+        """The method that the judged one is compared with.
+
+        None if the page shows only the judged one.
+        """
+        if self.evaluation.verdict is None:
+            return None
+        return self.evaluation.options.baseline
 
     @property
     def compared(self) -> list[str]:
@@ -69,11 +75,14 @@ class Report(NamedTuple):
 
     def region_title(self, region: str) -> str:
         """Return the displayed name of a region."""
-        return "mean over regions" if region == MEAN else self.evaluation.titles.get(region, region)
+        if region == MEAN:
+            return "mean over regions"
+        return self.evaluation.titles.get(region, region)
 
     def regions_of(self, metric: str) -> tuple[str, ...]:
         """Return the regions with a value of a metric: first the mean over regions, or the only judged region."""
-        table, means = self.evaluation.table, self.evaluation.judged_regions
+        table = self.evaluation.table
+        means = self.evaluation.judged_regions
         if metric not in table.metrics:
             return ()
         measured = [
@@ -130,7 +139,9 @@ class Report(NamedTuple):
         for row in sorted(
             rows, key=lambda row: (metrics.index(row.metric), (row.region,) != leads[row.metric])
         ):
-            before, after, count = math.nan, row.mean, row.num_values
+            before = math.nan
+            after = row.mean
+            count = row.num_values
             if self.baseline is not None:
                 values = self.evaluation.table.compared(
                     [self.baseline, method], row.region, row.metric, self.evaluation.judged_regions
@@ -157,7 +168,10 @@ _ZERO: dict[str, Any] = {"color": "#8a939c", "linestyle": ":", "linewidth": 1}
 
 
 def draw_charts(report: Report) -> list[tuple[str, bytes]]:
-    """Return title and PNG of each chart, without a baseline only that of the values; BackendUnavailableError without matplotlib."""
+    """Return title and PNG of each chart, without a baseline only that of the values.
+
+    BackendUnavailableError without matplotlib.
+    """
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
@@ -168,11 +182,10 @@ def draw_charts(report: Report) -> list[tuple[str, bytes]]:
     if not regions:
         return []
     values = report.pairs(regions[0])[1]
-    last = (
-        "Each region"
-        if len(regions) <= MAX_REGIONS
-        else f"The first {MAX_REGIONS} of {len(regions)} regions"
-    )
+    if len(regions) <= MAX_REGIONS:
+        last = "Each region"
+    else:
+        last = f"The first {MAX_REGIONS} of {len(regions)} regions"
     plots = {last: partial(_draw_regions, report=report, regions=regions[:MAX_REGIONS])}
     if report.baseline is not None:
         paired = partial(_draw_pairs, values=values, methods=report.compared)
@@ -241,9 +254,8 @@ def _draw_regions(axes: Axes, report: Report, regions: list[str]) -> None:
     for row, region in enumerate(regions):
         values = report.pairs(region)[1]
         shown = values[1] - values[0] if is_paired else values[0]
-        spread = 0.55 * (
-            np.arange(len(shown)) * 0.618 % 1 - 0.5
-        )  # The golden section puts neighbors far apart.
+        # The golden section puts neighbors far apart.
+        spread = 0.55 * (np.arange(len(shown)) * 0.618 % 1 - 0.5)
         _add_cases(
             axes,
             factor * shown,
@@ -301,27 +313,32 @@ def write_report(
     num_shown: int = 3,
     progress: Progress = lambda *_: None,
 ) -> None:
-    """Write the report atomically; `note` is called with a sentence about each missing part, such as charts without matplotlib.
+    """Write the report atomically.
 
-    At most `num_shown` cases each are shown with the lowest, median and highest difference; before each is drawn, `progress` is called with
-    its name, the number of cases done, and of those to draw. A case whose volumes cannot be read is named on the page.
+    `note` is called with a sentence about each missing part, such as charts without matplotlib.
+
+    At most `num_shown` cases each are shown with the lowest, median and highest difference; before
+    each is drawn, `progress` is called with its name, the number of cases done, and of those to
+    draw. A case whose volumes cannot be read is named on the page.
     """
-    report, options = Report(evaluation), evaluation.options
+    report = Report(evaluation)
+    options = evaluation.options
     texts: list[str] = []
-    description = (
-        None
-        if options.images is None
-        else next(read_descriptions([options.images, options.labels], texts), None)
-    )
+    if options.images is None:
+        description = None
+    else:
+        description = next(read_descriptions([options.images, options.labels], texts), None)
     for text in texts:
         if text not in evaluation.notes:
             note(text)
-    charts, problem = [], ""
+    charts = []
+    problem = ""
     try:
         charts = draw_charts(report)
     except BackendUnavailableError as error:
         problem = str(error)
-    pictures, chosen = [], report.shown_cases(num_shown)
+    pictures = []
+    chosen = report.shown_cases(num_shown)
     for number, shown in enumerate(chosen):
         progress(shown.case, number, len(chosen))
         try:
@@ -349,8 +366,12 @@ def write_report(
 def draw_case(
     report: Report, shown: ShownCase, modalities: Sequence[str], note: Callable[[str], None]
 ) -> bytes:
-    """Read and draw a case; without a baseline, its errors. An image that cannot be read is noted, and left out."""
-    evaluation, settings = report.evaluation, report.evaluation.settings
+    """Read and draw a case; without a baseline, its errors.
+
+    An image that cannot be read is noted, and left out.
+    """
+    evaluation = report.evaluation
+    settings = report.evaluation.settings
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
     reference = read_reference(pair, settings, [])
     channels: list[Float32] = []
@@ -369,7 +390,8 @@ def draw_case(
             for place in range(first, first + len(image))
         ]
         channels += [np.atleast_3d(channel) for channel in image]
-    affine, truth = reference.volume.affine, np.atleast_3d(reference.volume.data)
+    affine = reference.volume.affine
+    truth = np.atleast_3d(reference.volume.data)
     maps = [
         np.atleast_3d(read_masks(pair.methods[name], reference, settings.channels[name], [])[0])
         for name in report.compared
@@ -413,7 +435,10 @@ def _render(
     problem: str,
     pictures: Sequence[tuple[ShownCase, bytes, str]],
 ) -> str:
-    """Fill the page template, which escapes everything; `problem` is why there are no charts, a case has a PNG or the reason why not."""
+    """Fill the page template, which escapes everything.
+
+    `problem` is why there are no charts, a case has a PNG or the reason why not.
+    """
     import jinja2
 
     environment = jinja2.Environment(
@@ -429,7 +454,8 @@ def _render(
         ),
     )
     environment.filters["typeset"] = _typeset
-    evaluation, method = report.evaluation, report.compared[-1]
+    evaluation = report.evaluation
+    method = report.compared[-1]
     methods = [method, *(name for name in evaluation.table.methods if name not in report.compared)]
     return environment.get_template("page.html").render(
         report=report,
