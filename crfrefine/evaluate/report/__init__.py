@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,8 +18,9 @@ import crfrefine
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.text import printable
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
-from crfrefine.evaluate.measuring import read_image, read_masks, read_reference
-from crfrefine.evaluate.report.charts import draw_charts
+from crfrefine.evaluate.measuring import Reference, read_image, read_masks, read_reference
+from crfrefine.evaluate.pairing import CasePair
+from crfrefine.evaluate.report.charts import Chart, draw_charts
 from crfrefine.evaluate.report.numbers import Report, ShownCase
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
@@ -27,148 +28,209 @@ from crfrefine.metrics.registry import DICE, metric_named
 from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.pictures.preview import draw_preview
 from crfrefine.statistics.comparison import HARM_COLUMN, describe_families, format_p, harm_text
-from crfrefine.statistics.verdict import ENDPOINT
 
 if TYPE_CHECKING:
-    from crfrefine.base.array_types import Float32
+    import jinja2
 
+    from crfrefine.base.array_types import Array, Float32
+
+Note = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
+
+
+class Picture(NamedTuple):
+    """The picture of a case, or why there is none."""
+
+    shown: ShownCase
+    png: bytes = b""
+    problem: str = ""
 
 
 def write_report(
     path: Path,
     evaluation: Evaluation,
-    note: Callable[[str], None],
+    note: Note,
     *,
     num_shown: int = 3,
     progress: Progress = lambda *_: None,
 ) -> None:
-    """Write the report atomically.
+    """Write the page whole or not at all; a case whose volumes cannot be read is named on it.
 
     `note` is called with a sentence about each missing part, such as charts without matplotlib.
-
     At most `num_shown` cases each are shown with the lowest, median and highest difference; before
     each is drawn, `progress` is called with its name, the number of cases done, and of those to
-    draw. A case whose volumes cannot be read is named on the page.
+    draw.
     """
     report = Report(evaluation)
-    options = evaluation.options
-    texts: list[str] = []
-    if options.images is None:
-        description = None
-    else:
-        description = next(read_descriptions([options.images, options.labels], texts), None)
-    for text in texts:
-        if text not in evaluation.notes:
-            note(text)
-    charts = []
+    modalities = _modality_names(evaluation, note)
+
+    charts: list[Chart] = []
     problem = ""
     try:
         charts = draw_charts(report)
     except BackendUnavailableError as error:
         problem = str(error)
+
     pictures = []
-    chosen = report.shown_cases(num_shown)
-    for number, shown in enumerate(chosen):
-        progress(shown.case, number, len(chosen))
+    shown_cases = report.shown_cases(num_shown)
+    for number, shown in enumerate(shown_cases):
+        progress(shown.case, number, len(shown_cases))
         try:
-            pictures.append(
-                (
-                    shown,
-                    draw_case(
-                        report,
-                        shown,
-                        () if description is None else description.channel_names,
-                        note,
-                    ),
-                    "",
-                )
-            )
+            picture = Picture(shown, draw_case(report, shown, modalities, note))
         except CrfRefineError as error:
-            pictures.append((shown, b"", str(error)))
-    write_small_file(
-        path, _render(report, charts, problem, pictures).encode("utf-8", "backslashreplace")
-    )
+            picture = Picture(shown, problem=str(error))
+        pictures.append(picture)
+
+    page = _render(report, charts, problem, pictures)
+    write_small_file(path, page.encode("utf-8", "backslashreplace"))
     if problem:
         note(problem)
 
 
-def draw_case(
-    report: Report, shown: ShownCase, modalities: Sequence[str], note: Callable[[str], None]
-) -> bytes:
-    """Read and draw a case; without a baseline, its errors.
+# The pictures.
+
+
+def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note: Note) -> bytes:
+    """Read a case and draw what the judged method changed, or its errors without a baseline.
 
     An image that cannot be read is noted, and left out.
     """
     evaluation = report.evaluation
-    settings = report.evaluation.settings
     pair = next(pair for pair in evaluation.pairs if pair.case_id == shown.case)
-    reference = read_reference(pair, settings, [])
+    reference = read_reference(pair, evaluation.settings, [])
+    channels, names = _read_images(pair, reference, modalities, note)
+    image = np.stack(channels) if channels else None
+    maps = [_read_map(pair, method, reference) for method in report.compared]
+
+    truth = np.atleast_3d(reference.volume.data)
+    before = truth
+    before_name = "reference"
+    panel: Array | None = None
+    if report.baseline is not None:
+        before = maps[0]
+        before_name = report.baseline
+        panel = truth
+
+    return draw_preview(
+        image,
+        before,
+        maps[-1],
+        spacing_of(reference.volume.affine),
+        affine=reference.volume.affine,
+        title=printable(shown.case),
+        subtitle=f"{DICE.title} {_typeset(_dice_text(shown))}",
+        label_names=_label_names(report),
+        modality_names=tuple(names),
+        before_name=before_name,
+        after_name=report.compared[-1],
+        reference=panel,
+        shows_errors=report.baseline is None,
+    )
+
+
+def _modality_names(evaluation: Evaluation, note: Note) -> tuple[str, ...]:
+    """Return the names of the modalities in a `dataset.json` beside the images or the reference."""
+    options = evaluation.options
+    if options.images is None:
+        return ()
+    problems: list[str] = []
+    description = next(read_descriptions([options.images, options.labels], problems), None)
+    for problem in problems:
+        if problem not in evaluation.notes:
+            note(problem)
+    if description is None:
+        return ()
+    return description.channel_names
+
+
+def _read_images(
+    pair: CasePair, reference: Reference, modalities: Sequence[str], note: Note
+) -> tuple[list[Float32], list[str]]:
+    """Return the modalities of a case, each (x, y, z), and their names."""
     channels: list[Float32] = []
     names: list[str] = []
     for number, path in enumerate(pair.images):
         try:
             image = read_image(path, reference)
         except (CrfRefineError, OSError) as error:
-            note(
-                f"case {shown.case!r}: shown without {'its image' if len(pair.images) == 1 else path.name}: {error}"
-            )
+            missing = "its image" if len(pair.images) == 1 else path.name
+            note(f"case {pair.case_id!r}: shown without {missing}: {error}")
             continue
-        first = len(channels) if len(pair.images) == 1 else number
-        names += [
-            modalities[place] if place < len(modalities) else f"modality {place + 1}"
-            for place in range(first, first + len(image))
-        ]
-        channels += [np.atleast_3d(channel) for channel in image]
-    affine = reference.volume.affine
-    truth = np.atleast_3d(reference.volume.data)
-    maps = [
-        np.atleast_3d(read_masks(pair.methods[name], reference, settings.channels[name], [])[0])
-        for name in report.compared
-    ]
-    text = " to ".join(map(DICE.value_text, shown.values.tolist()))
-    if report.baseline is not None:
-        text += (
-            f" ({DICE.difference_text(shown.values[1] - shown.values[0])} {DICE.difference_unit})"
-        )
-    return draw_preview(
-        np.stack(channels) if channels else None,
-        truth if report.baseline is None else maps[0],
-        maps[-1],
-        spacing_of(affine),
-        affine=affine,
-        title=printable(shown.case),
-        subtitle=f"{DICE.title} {_typeset(text)}",
-        label_names={
-            labels[0]: report.region_title(region)
-            for region, labels in evaluation.regions.items()
-            if len(labels) == 1
-        },
-        modality_names=tuple(names),
-        before_name=report.baseline or "reference",
-        after_name=report.compared[-1],
-        reference=None if report.baseline is None else truth,
-        shows_errors=report.baseline is None,
-    )
+        # A single file may hold all modalities.
+        for modality, channel in enumerate(image, start=number):
+            channels.append(np.atleast_3d(channel))
+            names.append(_modality_name(modalities, modality))
+    return channels, names
 
+
+def _modality_name(names: Sequence[str], modality: int) -> str:
+    if modality < len(names):
+        return names[modality]
+    return f"modality {modality + 1}"
+
+
+def _read_map(pair: CasePair, method: str, reference: Reference) -> Array:
+    """Return the label map of a method, (x, y, z)."""
+    regions = reference.settings.channels[method]
+    label_map, _ = read_masks(pair.methods[method], reference, regions, [])
+    return np.atleast_3d(label_map)
+
+
+def _dice_text(shown: ShownCase) -> str:
+    """Return the Dice of a case, such as "0.8123", or "0.8123 to 0.8311 (+1.88 points)"."""
+    text = " to ".join(map(DICE.value_text, shown.values.tolist()))
+    if len(shown.values) == 1:
+        return text
+    difference = DICE.difference_text(shown.values[1] - shown.values[0])
+    return f"{text} ({difference} {DICE.difference_unit})"
+
+
+def _label_names(report: Report) -> dict[int, str]:
+    """Return the displayed names of single labels."""
+    names = {}
+    for region, labels in report.evaluation.regions.items():
+        if len(labels) == 1:
+            names[labels[0]] = report.region_title(region)
+    return names
+
+
+# The page.
 
 # Letters that reverse the following text of a line: "gpj.exe" looks like "exe.jpg".
-_DIRECTIONS = {
-    letter: f"\\u{letter:04x}"
-    for letter in (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-}
+_DIRECTIONS = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_SPELLED = {letter: f"\\u{letter:04x}" for letter in _DIRECTIONS}
 
 
 def _render(
-    report: Report,
-    charts: Sequence[tuple[str, bytes]],
-    problem: str,
-    pictures: Sequence[tuple[ShownCase, bytes, str]],
+    report: Report, charts: Sequence[Chart], problem: str, pictures: Sequence[Picture]
 ) -> str:
-    """Fill the page template, which escapes everything.
+    """Fill the page template; `problem` says why there are no charts."""
+    evaluation = report.evaluation
+    method = report.compared[-1]
+    others = [name for name in evaluation.table.methods if name not in report.compared]
+    lead = report.lead_region
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            report=report,
+            evaluation=evaluation,
+            options=evaluation.options,
+            method=method,
+            written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            families=describe_families(evaluation.summary),
+            unsigned=_unsigned_metrics(evaluation),
+            lines={name: report.summary_lines(name) for name in (method, *others)},
+            charts=charts,
+            problem=problem,
+            pictures=pictures,
+            lead="" if lead is None else report.region_title(lead),
+        )
+    )
 
-    `problem` is why there are no charts, a case has a PNG or the reason why not.
-    """
+
+def _environment() -> jinja2.Environment:
+    """Return the environment of the template, which escapes everything."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -176,44 +238,44 @@ def _render(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: value.translate(_DIRECTIONS) if type(value) is str else value,
-        loader=jinja2.FunctionLoader(
-            lambda name: (files("crfrefine.evaluate.report") / "assets" / name).read_text(
-                encoding="utf-8"
-            )
-        ),
+        finalize=_spell_directions,
+        loader=jinja2.FunctionLoader(_read_asset),
     )
     environment.filters["typeset"] = _typeset
-    evaluation = report.evaluation
-    method = report.compared[-1]
-    methods = [method, *(name for name in evaluation.table.methods if name not in report.compared)]
-    return environment.get_template("page.html").render(
-        report=report,
-        evaluation=evaluation,
-        options=evaluation.options,
-        method=method,
+    environment.globals.update(
         version=crfrefine.__version__,
-        written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        families=describe_families(evaluation.summary),
-        unsigned=[
-            metric.title
-            for metric in map(metric_named, evaluation.table.metrics)
-            if metric.better == "nearer_zero"
-        ],
-        lines={name: list(report.summary_lines(name)) for name in methods},
-        charts=charts,
-        problem=problem,
-        pictures=pictures,
-        lead="".join(map(report.region_title, report.regions_of(ENDPOINT)[:1])),
         dice=DICE,
         metric_named=metric_named,
         format_p=format_p,
         harm_text=harm_text,
         harm_column=HARM_COLUMN.capitalize(),
-        url=lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii"),
+        url=_data_url,
     )
+    return environment
+
+
+def _read_asset(name: str) -> str:
+    path = files("crfrefine.evaluate.report") / "assets" / name
+    return path.read_text(encoding="utf-8")
+
+
+def _unsigned_metrics(evaluation: Evaluation) -> list[str]:
+    """Return the titles of the metrics that are compared by size, without their sign."""
+    metrics = [metric_named(name) for name in evaluation.table.metrics]
+    return [metric.title for metric in metrics if metric.better == "nearer_zero"]
+
+
+def _spell_directions(value: object) -> object:
+    """Return a text with its letters of direction spelled out, and any other value as it is."""
+    if type(value) is str:  # Finished markup is a subclass.
+        return value.translate(_SPELLED)
+    return value
 
 
 def _typeset(text: str) -> str:
     """Return a number with a true minus, and a dash for an undefined one."""
     return text.replace("-", "\u2212") or "–"
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

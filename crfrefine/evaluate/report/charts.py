@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,137 +21,164 @@ if TYPE_CHECKING:
 
     from crfrefine.base.array_types import Float64
 
-MAX_REGIONS = 20  # In the chart of differences.
-# Color, mark and line of better, equal and worse cases.
-_STYLES = {1: ("#00649c", "^", "-"), 0: ("#5c656e", "o", ":"), -1: ("#a84300", "v", "--")}
-_ZERO: dict[str, Any] = {"color": "#8a939c", "linestyle": ":", "linewidth": 1}
+MAX_REGIONS = 20  # In the chart of regions.
+MAX_LETTERS = 24  # Of a name beside an axis.
+_HEIGHT = 3.4  # Inches.
 
 
-def draw_charts(report: Report) -> list[tuple[str, bytes]]:
-    """Return title and PNG of each chart, without a baseline only that of the values.
+class Chart(NamedTuple):
+    """A chart of the page."""
 
-    BackendUnavailableError without matplotlib.
+    title: str
+    png: bytes
+
+
+class _Style(NamedTuple):
+    """How the cases of one kind are drawn."""
+
+    color: str
+    marker: str
+    line: str
+
+
+_STYLE_OF_GAIN = {
+    1: _Style("#00649c", "^", "-"),
+    0: _Style("#5c656e", "o", ":"),
+    -1: _Style("#a84300", "v", "--"),
+}
+_ZERO_LINE: dict[str, Any] = {"color": "#8a939c", "linestyle": ":", "linewidth": 1}
+_MEAN_MARK: dict[str, Any] = {"color": "black", "marker": "D", "markersize": 6}
+
+
+def draw_charts(report: Report) -> list[Chart]:
+    """Return the charts: of both methods, of their agreement and of each region.
+
+    Without a baseline, the last one alone. Raises BackendUnavailableError without matplotlib.
     """
     try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
+        import matplotlib.figure
     except ImportError as error:
-        message = f"the report has no charts, which need matplotlib ({error}): pip install 'crfrefine[report]'"
-        raise BackendUnavailableError(message) from error
+        raise BackendUnavailableError(
+            f"the report has no charts, which need matplotlib ({error}): "
+            "pip install 'crfrefine[report]'"
+        ) from error
     regions = [region for region in report.regions_of(ENDPOINT) if report.pairs(region)[0]]
     if not regions:
         return []
-    values = report.pairs(regions[0])[1]
-    if len(regions) <= MAX_REGIONS:
-        last = "Each region"
-    else:
-        last = f"The first {MAX_REGIONS} of {len(regions)} regions"
-    plots = {last: partial(_draw_regions, report=report, regions=regions[:MAX_REGIONS])}
-    if report.baseline is not None:
-        paired = partial(_draw_pairs, values=values, methods=report.compared)
-        plots = {
-            "Before and after": paired,
-            "Agreement (Bland-Altman)": partial(_draw_agreement, values=values),
-        } | plots
+
     charts = []
-    with mpl.rc_context({"text.parse_math": False, "font.size": 9}):
-        for title, plot in plots.items():
-            height = max(3.4, 0.8 + 0.4 * min(len(regions), MAX_REGIONS)) if title == last else 3.4
-            figure = Figure(figsize=(4.6, height), dpi=150, layout="constrained")
-            axes = figure.add_subplot()
-            axes.spines[["top", "right"]].set_visible(False)
-            plot(axes)
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png")
-            charts.append((title, buffer.getvalue()))
+    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
+        if report.baseline is not None:
+            _, values = report.pairs(regions[0])
+            paired = partial(_draw_pairs, values=values, methods=report.compared)
+            charts.append(_draw_chart("Before and after", paired))
+            agreement = partial(_draw_agreement, values=values)
+            charts.append(_draw_chart("Agreement (Bland-Altman)", agreement))
+        shown = regions[:MAX_REGIONS]
+        title = "Each region"
+        if len(shown) < len(regions):
+            title = f"The first {MAX_REGIONS} of {len(regions)} regions"
+        rows = partial(_draw_regions, report=report, regions=shown)
+        charts.append(_draw_chart(title, rows, max(_HEIGHT, 0.8 + 0.4 * len(shown))))
     return charts
 
 
+def _draw_chart(title: str, draw: Callable[[Axes], None], height: float = _HEIGHT) -> Chart:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, height), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Chart(title, buffer.getvalue())
+
+
 def _draw_pairs(axes: Axes, values: Float64, methods: list[str]) -> None:
-    _add_cases(
-        axes,
-        np.repeat([[0.0], [1.0]], values.shape[1], axis=1),
-        values,
-        values[1] - values[0],
-        has_lines=True,
-    )
-    axes.plot(
-        [-0.06, 1.06], values.mean(axis=1), color="black", linestyle="", marker="D", markersize=6
-    )
+    """Draw a line from the baseline's value of each case to that of the judged method."""
+    x = np.repeat([[0.0], [1.0]], values.shape[1], axis=1)
+    _add_cases(axes, x, values, values[1] - values[0], has_lines=True)
+    axes.plot([-0.06, 1.06], values.mean(axis=1), linestyle="", **_MEAN_MARK)
     axes.set_xticks([0, 1], [_short(method) for method in methods])
     axes.set_xlim(-0.3, 1.3)
     axes.set_ylabel(DICE.title)
 
 
 def _draw_agreement(axes: Axes, values: Float64) -> None:
-    """Draw each case's difference over the mean of its two values (Bland & Altman 1986, Lancet 327 (8476), 307-310)."""
+    """Draw the difference of each case over the mean of its two values.
+
+    Source: Bland & Altman 1986, Lancet 327 (8476), 307-310.
+    """
     differences = DICE.difference_factor * (values[1] - values[0])
     _add_cases(axes, values.mean(axis=0), differences, values[1] - values[0])
-    axes.axhline(differences.mean(), color="black", linewidth=1)
+    mean = differences.mean()
+    axes.axhline(mean, color="black", linewidth=1)
     if len(differences) > 1:
-        for limit in (-1.96, 1.96):
-            axes.axhline(
-                differences.mean() + limit * differences.std(ddof=1),
-                color="black",
-                linestyle="--",
-                linewidth=1,
-            )
-    axes.axhline(0, **_ZERO)
+        reach = 1.96 * differences.std(ddof=1)
+        axes.axhline(mean - reach, color="black", linestyle="--", linewidth=1)
+        axes.axhline(mean + reach, color="black", linestyle="--", linewidth=1)
+    axes.axhline(0, **_ZERO_LINE)
     axes.set_xlabel(f"mean {DICE.title} of both")
     axes.set_ylabel(f"difference ({DICE.difference_unit})")
 
 
 def _draw_regions(axes: Axes, report: Report, regions: list[str]) -> None:
-    """Draw a row of marks per region, with the mean and its interval as in the summary."""
-    judged = (report.compared[-1], ENDPOINT)
-    comparisons = {
-        row.region: row.comparison
-        for row in report.evaluation.summary
-        if (row.method, row.metric) == judged
-    }
+    """Draw a row per region: the difference of each case, or its value without a baseline.
+
+    Each row has the mean and its interval, as in the summary.
+    """
     is_paired = report.baseline is not None
     factor = DICE.difference_factor if is_paired else 1.0
     for row, region in enumerate(regions):
-        values = report.pairs(region)[1]
-        shown = values[1] - values[0] if is_paired else values[0]
-        # The golden section puts neighbors far apart.
-        spread = 0.55 * (np.arange(len(shown)) * 0.618 % 1 - 0.5)
-        _add_cases(
-            axes,
-            factor * shown,
-            np.asarray(row + spread, np.float64),
-            shown if is_paired else 0 * shown,
-        )
-        comparison = comparisons.get(region)
-        interval = bootstrap_interval(shown) if comparison is None else comparison.interval
-        axes.plot(factor * np.array(interval), [row, row], color="black", linewidth=2)
-        axes.plot([factor * shown.mean()], [row], color="black", marker="D", markersize=6)
+        _, dice = report.pairs(region)
+        if is_paired:
+            values = dice[1] - dice[0]
+            gains = values
+        else:
+            values = dice[0]
+            gains = np.zeros_like(values)
+        _add_cases(axes, factor * values, row + _spread(len(values)), gains)
+        interval = factor * np.array(_interval_of(report, region, values))
+        axes.plot(interval, [row, row], color="black", linewidth=2)
+        axes.plot([factor * values.mean()], [row], **_MEAN_MARK)
+
+    axes.set_xlabel(DICE.title)
     if is_paired:
-        axes.axvline(0, **_ZERO)
-    axes.set_yticks(
-        range(len(regions)), [_short(report.region_title(region)) for region in regions]
-    )
+        axes.axvline(0, **_ZERO_LINE)
+        axes.set_xlabel(f"difference in {DICE.title} ({DICE.difference_unit})")
+    titles = [_short(report.region_title(region)) for region in regions]
+    axes.set_yticks(range(len(regions)), titles)
     axes.set_ylim(len(regions) - 0.5, -0.5)
-    axes.set_xlabel(
-        f"difference in {DICE.title} ({DICE.difference_unit})" if is_paired else DICE.title
-    )
+
+
+def _spread(num_cases: int) -> Float64:
+    """Return the heights of marks in a row; the golden section puts neighbors far apart."""
+    return 0.55 * (np.arange(num_cases, dtype=np.float64) * 0.618 % 1 - 0.5)
+
+
+def _interval_of(report: Report, region: str, values: Float64) -> tuple[float, float]:
+    """Return the interval of a region's mean: the summary's, or that of the values without one."""
+    judged = report.compared[-1]
+    for row in report.evaluation.summary:
+        if (row.method, row.metric, row.region) == (judged, ENDPOINT, region) and row.comparison:
+            return row.comparison.interval
+    return bootstrap_interval(values)
 
 
 def _add_cases(
-    axes: Axes, x: Float64, y: Float64, differences: Float64, *, has_lines: bool = False
+    axes: Axes, x: Float64, y: Float64, gains: Float64, *, has_lines: bool = False
 ) -> None:
-    """Draw a mark, or a line between two marks, per case, in the style of better, equal or worse."""
-    gains = np.sign(np.round(differences, 12))  # Smaller differences are rounding errors.
-    for gain, (color, mark, line) in _STYLES.items():
-        style: dict[str, Any] = {
-            "color": color,
-            "marker": mark,
-            "linestyle": line if has_lines else "",
-        }
+    """Draw each case as a mark, or as a line between two marks: better, equal or worse."""
+    signs = np.sign(np.round(gains, 12))  # Smaller differences are rounding errors.
+    for sign, style in _STYLE_OF_GAIN.items():
+        chosen = signs == sign
         axes.plot(
-            x[..., gains == gain],
-            y[..., gains == gain],
-            **style,
+            x[..., chosen],
+            y[..., chosen],
+            color=style.color,
+            marker=style.marker,
+            linestyle=style.line if has_lines else "",
             linewidth=0.8,
             markersize=3.5,
             alpha=0.7,
@@ -158,4 +186,7 @@ def _add_cases(
 
 
 def _short(name: str) -> str:
-    return drawable(name if len(name) <= 24 else f"{name[:23]}…")
+    """Return a name that has room beside an axis."""
+    if len(name) > MAX_LETTERS:
+        name = f"{name[: MAX_LETTERS - 1]}…"
+    return drawable(name)

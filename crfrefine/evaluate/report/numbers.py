@@ -1,9 +1,8 @@
-"""The numbers of an evaluation as the page shows them: rows of tables, regions, shown cases."""
+"""The numbers of an evaluation as the page shows them: regions, rows and shown cases."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,6 +25,17 @@ class ShownCase(NamedTuple):
     values: Float64  # Its Dice with the baseline, if there is one, and with the judged method.
 
 
+class SummaryLine(NamedTuple):
+    """A row of a summary table."""
+
+    row: SummaryRow
+    metric: Metric
+    is_lead: bool  # Whether its region stands for the metric in the short table.
+    mean_before: float  # Mean of the baseline; NaN without a baseline.
+    mean_after: float
+    num_cases: int  # Number of cases in the means.
+
+
 class Report(NamedTuple):
     """The numbers of an evaluation as the page shows them."""
 
@@ -44,7 +54,10 @@ class Report(NamedTuple):
     @property
     def compared(self) -> list[str]:
         """The baseline, if there is one, and the judged method."""
-        return [*([] if self.baseline is None else [self.baseline]), self.evaluation.options.name]
+        judged = self.evaluation.options.name
+        if self.baseline is None:
+            return [judged]
+        return [self.baseline, judged]
 
     def region_title(self, region: str) -> str:
         """Return the displayed name of a region."""
@@ -53,80 +66,96 @@ class Report(NamedTuple):
         return self.evaluation.titles.get(region, region)
 
     def regions_of(self, metric: str) -> tuple[str, ...]:
-        """Return the regions with a value of a metric: first the mean over regions, or the only judged region."""
-        table = self.evaluation.table
-        means = self.evaluation.judged_regions
-        if metric not in table.metrics:
-            return ()
+        """Return the regions with a value of a metric.
+
+        The first is the mean over regions, or the only judged region.
+        """
+        judged = self.evaluation.judged_regions
         measured = [
-            r
-            for r in table.regions
-            if any(not np.isnan(table.values(method, r, metric)).all() for method in self.compared)
+            region for region in self.evaluation.table.regions if self._is_measured(region, metric)
         ]
-        if len(means) == 1:
-            return tuple(sorted(measured, key=lambda region: region not in means))
-        return (*((MEAN,) if set(means) & set(measured) else ()), *measured)
+        if len(judged) == 1:
+            return tuple(sorted(measured, key=lambda region: region not in judged))
+        if set(judged) & set(measured):
+            return (MEAN, *measured)
+        return tuple(measured)
+
+    def _is_measured(self, region: str, metric: str) -> bool:
+        """Return whether any case of a compared method has a value."""
+        table = self.evaluation.table
+        if metric not in table.metrics:
+            return False
+        values = [table.values(method, region, metric) for method in self.compared]
+        return not np.isnan(values).all()
+
+    @property
+    def lead_region(self) -> str | None:
+        """The region by which cases are drawn and ordered; None if Dice has no value."""
+        regions = self.regions_of(ENDPOINT)
+        if not regions:
+            return None
+        return regions[0]
 
     def pairs(self, region: str) -> tuple[tuple[str, ...], Float64]:
         """Return (n) cases and (methods, n) Dice of the compared methods: cases that all have."""
-        values = self.evaluation.table.compared(
-            self.compared, region, ENDPOINT, self.evaluation.judged_regions
-        )
+        table = self.evaluation.table
+        values = table.compared(self.compared, region, ENDPOINT, self.evaluation.judged_regions)
         kept = np.flatnonzero(~np.isnan(values).any(axis=0))
-        return tuple(self.evaluation.table.cases[index] for index in kept), values[:, kept]
+        return tuple(table.cases[index] for index in kept), values[:, kept]
 
     def shown_cases(self, num_each: int) -> list[ShownCase]:
-        """Return the cases with the lowest, median and highest difference in Dice, or Dice without a baseline; each once."""
-        regions = self.regions_of(ENDPOINT)
-        if not regions:
-            return []
-        cases, values = self.pairs(regions[0])
-        order = np.argsort(
-            values[-1] if self.baseline is None else values[-1] - values[0], kind="stable"
-        ).tolist()
-        each = min(num_each, -(-len(order) // 3))
-        middle = order[each:-each]
-        first = max(0, (len(middle) - each) // 2)
-        groups = {
-            "lowest": order[:each],
-            "median": middle[first : first + each],
-            "highest": order[each:][: -each - 1 : -1],
-        }
-        return [
-            ShownCase(cases[index], place, values[:, index])
-            for place, indices in groups.items()
-            for index in indices
-        ]
+        """Return at most `num_each` cases from the low end, the middle and the high end.
 
-    def summary_lines(
-        self, method: str
-    ) -> Iterator[tuple[SummaryRow, Metric, bool, float, float, int]]:
-        """Yield row, metric, whether the region represents the metric, both means and the number of cases that both methods have."""
-        rows = [
-            row
-            for row in self.evaluation.summary
-            if row.method == method and (row.num_values or row.comparison is not None)
-        ]
-        metrics = list(dict.fromkeys(row.metric for row in rows))
-        leads = {metric: self.regions_of(metric)[:1] for metric in metrics}
-        for row in sorted(
-            rows, key=lambda row: (metrics.index(row.metric), (row.region,) != leads[row.metric])
-        ):
-            before = math.nan
-            after = row.mean
-            count = row.num_values
-            if self.baseline is not None:
-                values = self.evaluation.table.compared(
-                    [self.baseline, method], row.region, row.metric, self.evaluation.judged_regions
-                )
-                values = values[:, ~np.isnan(values).any(axis=0)]
-                count = values.shape[1]
-                before, after = values.mean(axis=1).tolist() if count else (math.nan, row.mean)
-            yield (
-                row,
-                metric_named(row.metric),
-                (row.region,) == leads[row.metric],
-                before,
-                after,
-                count,
-            )
+        They are ordered by the difference in Dice, or by Dice without a baseline. No case is shown
+        twice.
+        """
+        if self.lead_region is None:
+            return []
+        cases, values = self.pairs(self.lead_region)
+
+        order_by = values[-1]
+        if self.baseline is not None:
+            order_by = values[-1] - values[0]
+        order = np.argsort(order_by, kind="stable").tolist()
+
+        num_each = min(num_each, math.ceil(len(order) / 3))
+        lowest = order[:num_each]
+        middle = order[num_each:-num_each]
+        first = max(0, (len(middle) - num_each) // 2)
+        median = middle[first : first + num_each]
+        highest = order[num_each:][::-1][:num_each]
+
+        shown = []
+        for place, indices in (("lowest", lowest), ("median", median), ("highest", highest)):
+            for index in indices:
+                shown.append(ShownCase(cases[index], place, values[:, index]))
+        return shown
+
+    def summary_lines(self, method: str) -> list[SummaryLine]:
+        """Return the lines of a method, by metric; the region that stands for it comes first."""
+        rows_by_metric: dict[str, list[SummaryRow]] = {}
+        for row in self.evaluation.summary:
+            if row.method == method and (row.num_values or row.comparison is not None):
+                rows_by_metric.setdefault(row.metric, []).append(row)
+        lines = []
+        for metric, rows in rows_by_metric.items():
+            lead = self.regions_of(metric)[:1]
+            of_metric = [self._line_of(row, is_lead=(row.region,) == lead) for row in rows]
+            lines += sorted(of_metric, key=lambda line: not line.is_lead)
+        return lines
+
+    def _line_of(self, row: SummaryRow, *, is_lead: bool) -> SummaryLine:
+        """Return the line of a row; both means are over the cases that both methods have."""
+        metric = metric_named(row.metric)
+        if self.baseline is None:
+            return SummaryLine(row, metric, is_lead, math.nan, row.mean, row.num_values)
+
+        values = self.evaluation.table.compared(
+            [self.baseline, row.method], row.region, row.metric, self.evaluation.judged_regions
+        )
+        values = values[:, ~np.isnan(values).any(axis=0)]
+        num_cases = values.shape[1]
+        if num_cases == 0:
+            return SummaryLine(row, metric, is_lead, math.nan, row.mean, num_cases)
+        before, after = values.mean(axis=1).tolist()
+        return SummaryLine(row, metric, is_lead, before, after, num_cases)
