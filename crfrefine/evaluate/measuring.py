@@ -1,4 +1,7 @@
-"""One case: read its label maps and measure every method. Runs in a separate process, so inputs and outputs can be pickled."""
+"""One case: read its label maps and measure every method.
+
+Runs in a separate process, so inputs and outputs can be pickled.
+"""
 
 from __future__ import annotations
 
@@ -54,28 +57,25 @@ from crfrefine.runs.records import Record
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that the values of a case depend on, besides its files; the regions are as known before any label map is read."""
+    """The settings that the values of a case depend on, besides its files.
 
-    labels: tuple[
-        int, ...
-    ] = ()  # Foreground labels in `dataset.json`; those found in label maps are added.
-    named: Mapping[str, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # Sets of labels by their name.
-    judged: tuple[
-        str, ...
-    ] = ()  # Names of the regions whose mean Dice decides the verdict; empty: each label.
-    titles: Mapping[str, str] = field(
-        default_factory=dict
-    )  # Displayed name of a region, by its name.
+    The regions are as known before any label map is read.
+    """
+
+    # Foreground labels in `dataset.json`; those found in label maps are added.
+    labels: tuple[int, ...] = ()
+    # Sets of labels by their name.
+    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    # Names of the regions whose mean Dice decides the verdict; empty: each label.
+    judged: tuple[str, ...] = ()
+    # Displayed name of a region, by its name.
+    titles: Mapping[str, str] = field(default_factory=dict)
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
     tolerance_mm: float | str = 1.0  # Tolerance of the surface Dice, as of the options.
-    resample: bool = (
-        False  # True if predictions on another grid are interpolated onto that of the reference.
-    )
-    channels: Mapping[str, RegionReading] = field(
-        default_factory=dict
-    )  # By method, which channels of its files are regions.
+    # True if predictions on another grid are interpolated onto that of the reference.
+    resample: bool = False
+    # By method, which channels of its files are regions.
+    channels: Mapping[str, RegionReading] = field(default_factory=dict)
     structures: Mapping[str, int] = field(default_factory=dict)  # As of the `Pairing`.
     add_background: bool = False  # True if files of several channels lack the background.
 
@@ -110,11 +110,10 @@ def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
     }
     described: list[Region] = []
     try:
-        described = (
-            [_as_label(make_region(*entry), titles) for entry in foreground.items()]
-            if description.has_regions
-            else []
-        )
+        if description.has_regions:
+            described = [_as_label(make_region(*entry), titles) for entry in foreground.items()]
+        else:
+            described = []
     except ConfigError as error:  # Its labels, and the one to ignore, are still valid.
         notes.append(f"{description.path}: {error}; continuing without its regions")
     named: dict[str, tuple[int, ...]] = {}
@@ -149,10 +148,15 @@ def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
 
 
 def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
-    """Return the label that has the name of the region, since it has its own row; else the region."""
+    """Return the label that has the name of the region, since it has its own row.
+
+    Else the region.
+    """
     number = str(region.labels[0])
     is_label = len(region.labels) == 1 and titles.get(number) == f"{number} {shorten(region.name)}"
-    return Region(number, region.labels) if is_label else region
+    if is_label:
+        return Region(number, region.labels)
+    return region
 
 
 class SoftLabels(NamedTuple):
@@ -161,22 +165,23 @@ class SoftLabels(NamedTuple):
     label_map: Labels  # (*grid) the most probable label; of regions as nnU-Net combines them.
     probabilities: Float32  # (L, *grid) float32; of regions: (R, *grid).
     note: str  # Says whether they were taken as logits or as probabilities, and why.
-    regions: RegionScheme | None = (
-        None  # The regions of the channels; None means that the channels are labels.
-    )
+    # The regions of the channels; None means that the channels are labels.
+    regions: RegionScheme | None = None
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The label map that the methods of a case are measured against; files on another grid are interpolated onto its own on request."""
+    """The label map that the methods of a case are measured against.
+
+    Files on another grid are interpolated onto its own on request.
+    """
 
     volume: Volume  # As read.
     header: VolumeHeader  # The header of the volume.
     settings: Settings  # The settings of the run.
     ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
-    notes: list[str] = field(
-        default_factory=list
-    )  # Gets a sentence about each file that was interpolated.
+    # Gets a sentence about each file that was interpolated.
+    notes: list[str] = field(default_factory=list)
 
     @property
     def work(self) -> WorkGrid:
@@ -202,12 +207,12 @@ class Reference:
 
 def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> Reference:
     """Read the reference of a case: a label map, or structures, with sentences about them in `warnings`."""
-    path, ignore_label = pair.reference, settings.ignore_label
-    volume = (
-        read_structures(path, settings.structures, warnings)
-        if settings.structures
-        else io.read_labels(path)
-    )
+    path = pair.reference
+    ignore_label = settings.ignore_label
+    if settings.structures:
+        volume = read_structures(path, settings.structures, warnings)
+    else:
+        volume = io.read_labels(path)
     assert volume.header is not None
     ignored = volume.data == ignore_label if ignore_label is not None else None
     if ignored is not None and ignored.all():
@@ -257,7 +262,9 @@ def read_masks(
     """Read the label map of a method, (*grid), with its probabilities if the file holds them."""
     if files.problem:
         raise InputError(files.problem)
-    path, grid, structures = files.label_map, reference.header, reference.settings.structures
+    path = files.label_map
+    grid = reference.header
+    structures = reference.settings.structures
     if path is not None and structures:
         return _onto(
             reference, read_structures(path, structures, warnings, grid=grid), "structures"
@@ -288,10 +295,14 @@ def _onto(reference: Reference, volume: Volume, what: str) -> Labels:
 def read_probabilities(
     paths: tuple[Path, ...], reference: Reference, regions: RegionReading = NO_REGIONS
 ) -> SoftLabels:
-    """Read logits or probabilities, one file or one per label, on the grid of the reference; on another, logits are interpolated."""
+    """Read logits or probabilities, one file or one per label, on the grid of the reference.
+
+    On another, logits are interpolated.
+    """
     grid = reference.header
     header = _scores_header(paths, reference, regions)
-    file, name = header.files[0], header.path
+    file = header.files[0]
+    name = header.path
     reference.check(file, "logits")
     stored, notes = read_all_channels(header, "auto")
     if header.lacks_background:
@@ -318,11 +329,10 @@ def read_probabilities(
             outside="are background",
             are_of_labels=of_labels,
         )
-    labels = (
-        _decode(stored, kind, str(name), is_elsewhere)
-        if scheme is None
-        else _decode_regions(stored, scheme, kind, note)
-    )
+    if scheme is None:
+        labels = _decode(stored, kind, str(name), is_elsewhere)
+    else:
+        labels = _decode_regions(stored, scheme, kind, note)
     shape = grid.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
     return SoftLabels(labels.reshape(shape).T, probabilities, note, scheme)
@@ -394,10 +404,10 @@ class CaseResult(Record):
     """The measurements of a case: `status` is "measured" or "failed"."""
 
     status: str = "measured"
-    values: dict[str, RegionValues] = field(
-        default_factory=dict
-    )  # By method; methods that could not be measured are missing.
-    # Optional results that are missing and structures that others cover, each after the name of the method, or "reference".
+    # By method; methods that could not be measured are missing.
+    values: dict[str, RegionValues] = field(default_factory=dict)
+    # Optional results that are missing and structures that others cover, each after the name of the
+    # method, or "reference".
     warnings: list[str] = field(default_factory=list)
 
 
@@ -406,7 +416,10 @@ MAX_MEASURED = 2000
 
 
 def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
-    """Measure every method in a case; a method that cannot be measured is recorded, and the others continue."""
+    """Measure every method in a case.
+
+    A method that cannot be measured is recorded, and the others continue.
+    """
     started = time.perf_counter()
     result = CaseResult(pair.case_id)
     with failing_alone(result.fail, pair.reference):
@@ -434,17 +447,16 @@ def _measure_method(
     result: CaseResult,
     fail: Callable[[Failure], None],
 ) -> None:
-    settings, warnings = reference.settings, list[str]()
+    settings = reference.settings
+    warnings = list[str]()
     channels = settings.channels.get(name, NO_REGIONS)
     label_map, soft = read_masks(files, reference, channels, warnings)
     result.warnings += [f"{name}: {text}" for text in warnings]
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
-    wanted, spacing, tolerance = (
-        reference.volume.data,
-        reference.volume.spacing,
-        settings.tolerance_mm,
-    )
+    wanted = reference.volume.data
+    spacing = reference.volume.spacing
+    tolerance = settings.tolerance_mm
     labels = sorted({*foreground_labels(label_map), *foreground_labels(wanted)})
     if len(labels) > MAX_MEASURED:
         many = f"the label map and the reference have {len(labels)} different labels"
@@ -476,7 +488,9 @@ def _measure_method(
 
 
 def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:
-    settings, wanted, scheme = reference.settings, reference.volume.data, soft.regions
+    settings = reference.settings
+    wanted = reference.volume.data
+    scheme = soft.regions
     num_labels = len(soft.probabilities) if scheme is None else scheme.num_labels
     regions = settings.all_regions(
         [*(int(name) for name in values if name.isdigit()), *range(1, num_labels)]

@@ -14,7 +14,9 @@ from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
 # Names in the output folder.
-METRICS_NAME, SUMMARY_NAME, REPORT_NAME = "metrics.csv", "summary.json", "report.html"
+METRICS_NAME = "metrics.csv"
+SUMMARY_NAME = "summary.json"
+REPORT_NAME = "report.html"
 DEFAULT_NAME = "prediction"
 VOXEL = "voxel"  # as a tolerance: one voxel of the reference
 
@@ -33,7 +35,10 @@ def parse_method(text: str) -> tuple[str, Path]:
 
 
 def parse_name(text: str) -> str:
-    """Return the name of a method, without tabs and line breaks; raise InputError if it is too long for a table."""
+    """Return the name of a method, without tabs and line breaks.
+
+    Raise InputError if it is too long for a table.
+    """
     if len(text) > MAX_OF_A_NAME:
         raise InputError(
             f"{shorten(text)}: a name of {len(text)} characters; at most {MAX_OF_A_NAME}"
@@ -44,7 +49,9 @@ def parse_name(text: str) -> str:
 def parse_tolerance(text: str) -> float | str:
     """Return a number of mm, or VOXEL; raise InputError for another text."""
     try:
-        return text if text == VOXEL else float(text)
+        if text == VOXEL:
+            return text
+        return float(text)
     except ValueError:
         raise InputError(f"{shorten_value(text)}: expected mm, or {VOXEL}") from None
 
@@ -188,7 +195,9 @@ class EvaluationOptions:
     @property
     def baseline(self) -> str | None:
         """Name of the method to compare the judged one with."""
-        return self.baselines[0][0] if self.baselines else None
+        if self.baselines:
+            return self.baselines[0][0]
+        return None
 
 
 def check_options(options: EvaluationOptions) -> None:

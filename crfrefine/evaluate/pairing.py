@@ -1,6 +1,7 @@
 """Assign the label maps of each method to cases, without reading any, and find incomplete cases, which no number includes.
 
-A folder with one binary file per structure is a case, too, whose labels have the names of the files.
+A folder with one binary file per structure is a case, too, whose labels have the names of the
+files.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from crfrefine.runs.cases.case_files import (
 from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.runs.cases.reading_options import number_structures
 
-# A case may have several files of probabilities with the same content, from `infer` and nnU-Net; the first kind in this order counts.
-# The probabilities of `infer` belong to its label map; an .npz of the same name may be its input.
+# A case may have several files of probabilities with the same content, from `infer` and nnU-Net;
+# the first kind in this order counts. The probabilities of `infer` belong to its label map; an .npz
+# of the same name may be its input.
 _SCORES = ("_probabilities", "", "_probseg", "_softmax", "_logits")
 _ONLY = ""  # The case of a path that does not name its case.
 
@@ -33,27 +35,24 @@ _ONLY = ""  # The case of a path that does not name its case.
 class MethodFiles(NamedTuple):
     """The files of a method for a case."""
 
-    # One value per voxel, or probabilities of all labels (only the header tells). None means that they come from `probabilities`.
+    # One value per voxel, or probabilities of all labels (only the header tells). None means that
+    # they come from `probabilities`.
     label_map: Path | None = None
-    probabilities: tuple[
-        Path, ...
-    ] = ()  # Logits or probabilities of all labels: one file, or one per label; empty without any.
-    asked_for_probabilities: bool = (
-        False  # True if the user named them; otherwise they were found beside the label map.
-    )
-    problem: str | None = (
-        None  # Why the method cannot be measured in this case, judged by file names.
-    )
-    probabilities_problem: str | None = (
-        None  # Why there is no calibration, although probabilities were requested.
-    )
+    # Logits or probabilities of all labels: one file, or one per label; empty without any.
+    probabilities: tuple[Path, ...] = ()
+    # True if the user named them; otherwise they were found beside the label map.
+    asked_for_probabilities: bool = False
+    # Why the method cannot be measured in this case, judged by file names.
+    problem: str | None = None
+    # Why there is no calibration, although probabilities were requested.
+    probabilities_problem: str | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files."""
-        return (
-            self.probabilities if self.label_map is None else (self.label_map, *self.probabilities)
-        )
+        if self.label_map is None:
+            return self.probabilities
+        return (self.label_map, *self.probabilities)
 
 
 class CasePair(NamedTuple):
@@ -62,9 +61,8 @@ class CasePair(NamedTuple):
     case_id: str
     reference: Path  # Label map.
     methods: Mapping[str, MethodFiles]
-    images: tuple[
-        Path, ...
-    ] = ()  # The files of its modalities, in order; empty if no images were given, or none of this case.
+    # The files of its modalities, in order; empty if no images were given, or none of this case.
+    images: tuple[Path, ...] = ()
     problem: str | None = None  # Why the case cannot be measured at all.
 
     @property
@@ -83,12 +81,16 @@ class Pairing(NamedTuple):
     cases: tuple[CasePair, ...]  # Those with a file in the reference and in every method.
     notes: tuple[str, ...]  # Notes on ignored files, one sentence each.
     left_out: Incomplete
-    # Number of each structure by its name: label maps are folders of structures, or their labels have these names. Empty without any.
+    # Number of each structure by its name: label maps are folders of structures, or their labels
+    # have these names. Empty without any.
     structures: Mapping[str, int]
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:
-    """Find the files of each method for each case; duplicates become a `problem` of the case or of its method."""
+    """Find the files of each method for each case.
+
+    Duplicates become a `problem` of the case or of its method.
+    """
     # Raises InputError without any complete case, or with `strict` for an incomplete one.
     notes: list[str] = []
     structures: Mapping[str, int] = {}
@@ -118,7 +120,8 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         if (reasons := [reason for reason, there in places.items() if name not in there])
     }
     complete = [case_id for case_id in names if case_id not in lacking]
-    # What was asked for but is not needed to measure masks: why it is missing, the cases without it, and what that means.
+    # What was asked for but is not needed to measure masks: why it is missing, the cases without
+    # it, and what that means.
     optional: list[tuple[str, list[str], str]] = []
     for name, path in options.probabilities:
         files_of = by_method[name] = _with_probabilities(by_method[name], complete, path, notes)
@@ -170,15 +173,14 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         )
     cases = []
     for case_id in complete:
-        paths, methods = (
-            references[case_id],
-            {name: files[case_id] for name, files in by_method.items()},
-        )
-        problem = (
-            f"expected one label map, found {discovery.file_names(paths)} in {options.labels}"
-            if len(paths) > 1
-            else None
-        )
+        paths = references[case_id]
+        methods = {name: files[case_id] for name, files in by_method.items()}
+        if len(paths) > 1:
+            problem = (
+                f"expected one label map, found {discovery.file_names(paths)} in {options.labels}"
+            )
+        else:
+            problem = None
         cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem))
     return Pairing(tuple(cases), tuple(notes), lacking, structures)
 
@@ -236,10 +238,8 @@ def _of_method(
             if holds_scores
             else MethodFiles(source)
         }
-    maps, scores = (
-        discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES),
-        discovery.files_by_stem(source, io_paths.SCORES_SUFFIXES),
-    )
+    maps = discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES)
+    scores = discovery.files_by_stem(source, io_paths.SCORES_SUFFIXES)
     stems = {discovery.without_ending(stem, discovery.LABEL_SUFFIXES) for stem in (*maps, *scores)}
     names = sorted({discovery.case_of(stem, references, discovery.LOGITS_NAMES) for stem in stems})
     extra = [name for name in names if name not in references]
@@ -298,22 +298,22 @@ def _with_probabilities(
     replaced = {}
     for case in cases:
         own = files_of[case.case_id]
-        problem = (
-            None
-            if case.problem is None or case.missing
-            else case.problem.removeprefix(f"case {case.case_id!r}: ")
-        )
+        if case.problem is None or case.missing:
+            problem = None
+        else:
+            problem = case.problem.removeprefix(f"case {case.case_id!r}: ")
         # The masks still come from the method's own file, even if that holds probabilities.
-        label_map = (
-            own.probabilities[0] if own.label_map is None and own.probabilities else own.label_map
-        )
+        label_map = own.label_map
+        if label_map is None and own.probabilities:
+            label_map = own.probabilities[0]
         replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem)
     return replaced
 
 
 def has_structures(options: EvaluationOptions) -> bool:
     """Return whether the folders hold one binary file per structure: on request, or where it is clear."""
-    # It is clear if a folder holds only folders of volumes, or if many files are measured for one image.
+    # It is clear if a folder holds only folders of volumes, or if many files are measured for one
+    # image.
     if options.structures is not None:
         return options.structures
     places = [options.labels, *options.methods.values()]
@@ -359,18 +359,16 @@ def find_structures(options: EvaluationOptions) -> tuple[dict[str, int], list[di
         raise InputError(
             f"{taken}; give a folder with a folder per case, or label maps beside a dataset.json that names their labels"
         )
-    single = (
-        options.images
-        if options.images is not None and options.images.is_file()
-        else options.labels
-    )
-    only = (
-        known[0]
-        if known
-        else io_paths.stem_of(single)
-        if single.is_file()
-        else single.resolve().name
-    )
+    if options.images is not None and options.images.is_file():
+        single = options.images
+    else:
+        single = options.labels
+    if known:
+        only = known[0]
+    elif single.is_file():
+        only = io_paths.stem_of(single)
+    else:
+        only = single.resolve().name
     numbers = {name: number for number, name in enumerate(names, start=1)}
     return numbers, [{case_id or only: path for case_id, path in cases.items()} for cases in places]
 
@@ -393,7 +391,10 @@ def _cases_of(path: Path) -> dict[str, Path]:
 
 
 def names_of(path: Path) -> dict[str, int]:
-    """Return the number of each label of a label map by its name, background aside; raise InputError if no `dataset.json` has any."""
+    """Return the number of each label of a label map by its name, background aside.
+
+    Raise InputError if no `dataset.json` has any.
+    """
     description = read_dataset_description(path) or DatasetDescription(path)
     names = {
         name: numbers[0]

@@ -134,7 +134,10 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
 def run_evaluation(
     options: EvaluationOptions, observer: EvaluationObserver | None = None
 ) -> Evaluation:
-    """Measure all cases, compare the methods, and write the results; raise CrfRefineError if that is impossible."""
+    """Measure all cases, compare the methods, and write the results.
+
+    Raise CrfRefineError if that is impossible.
+    """
     started = time.perf_counter()
     observer = observer or EvaluationObserver()
     check_options(options)
