@@ -12,8 +12,9 @@ import numpy as np
 
 from crfrefine.base.array_types import Bool
 from crfrefine.base.text import counted, listed
-from crfrefine.evaluate.measuring import CaseResult, Settings
+from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
+from crfrefine.evaluate.settings import Settings
 from crfrefine.metrics.overlap import measure_case
 from crfrefine.metrics.regions import ALL_LABELS
 from crfrefine.metrics.registry import (

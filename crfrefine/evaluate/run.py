@@ -20,7 +20,7 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.text import printable
 from crfrefine.errors import InputError
-from crfrefine.evaluate.measuring import CaseResult, make_settings, measure_pair
+from crfrefine.evaluate.measuring import CaseResult, measure_pair
 from crfrefine.evaluate.options import (
     METRICS_NAME,
     REPORT_NAME,
@@ -32,6 +32,7 @@ from crfrefine.evaluate.pairing import CasePair, pair_cases
 from crfrefine.evaluate.processes import map_in_processes
 from crfrefine.evaluate.report import write_report
 from crfrefine.evaluate.results import Evaluation, EvaluationObserver
+from crfrefine.evaluate.settings import make_settings
 from crfrefine.io.atomic import check_replaceable, check_writable, write_small_file
 from crfrefine.io.json import to_json
 from crfrefine.io.paths import add_volumes, stem_of

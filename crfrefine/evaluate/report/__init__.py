@@ -18,8 +18,8 @@ import crfrefine
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.text import printable
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
-from crfrefine.evaluate.measuring import Reference, read_image, read_masks, read_reference
 from crfrefine.evaluate.pairing import CasePair
+from crfrefine.evaluate.reading import Reference, read_image, read_masks, read_reference
 from crfrefine.evaluate.report.charts import Chart, draw_charts
 from crfrefine.evaluate.report.numbers import Report, ShownCase
 from crfrefine.evaluate.results import Evaluation
