@@ -1,7 +1,6 @@
-"""Assign the label maps of each method to cases, without reading any, and find incomplete cases, which no number includes.
+"""Assign the label maps of each method to cases by their names, without reading any.
 
-A folder with one binary file per structure is a case, too, whose labels have the names of the
-files.
+Cases that lack a file are found here, too; no number includes them.
 """
 
 from __future__ import annotations
@@ -66,11 +65,10 @@ class CasePair(NamedTuple):
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files."""
-        return (
-            self.reference,
-            *(path for files in self.methods.values() for path in files.paths),
-            *self.images,
-        )
+        paths = [self.reference]
+        for files in self.methods.values():
+            paths += files.paths
+        return (*paths, *self.images)
 
 
 class Pairing(NamedTuple):
@@ -84,225 +82,298 @@ class Pairing(NamedTuple):
     structures: Mapping[str, int]
 
 
+class _Candidates(NamedTuple):
+    """The files of complete and incomplete cases."""
+
+    # Label maps by case: one, unless several may be the reference.
+    references: Mapping[str, Sequence[Path]]
+    methods: dict[str, Mapping[str, MethodFiles]]  # By method and case.
+    structures: Mapping[str, int]  # As of the `Pairing`.
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all cases, sorted."""
+        return sorted({*self.references}.union(*self.methods.values()))
+
+    def missing(self, options: EvaluationOptions) -> dict[str, list[str]]:
+        """Return the cases without a reference or a file of a method, with what is missing."""
+        missing: dict[str, list[str]] = {}
+        for case_id in self.names:
+            reasons = []
+            if case_id not in self.references:
+                reasons.append(f"no label map in {options.labels}")
+            for method, path in options.methods.items():
+                if case_id not in self.methods[method]:
+                    reasons.append(f"no prediction in {path}")
+            if reasons:
+                missing[case_id] = list(dict.fromkeys(reasons))  # Methods may share a folder.
+        return missing
+
+
+class _Gap(NamedTuple):
+    """Complete cases that lack files which were asked for, but which masks do not need."""
+
+    reason: str
+    case_ids: Sequence[str]  # Without any, the gap is none.
+    meaning: str
+
+
 def pair_cases(options: EvaluationOptions) -> Pairing:
     """Find the files of each method for each case.
 
     Duplicates become a `problem` of the case or of its method.
+    Raises InputError: no complete case, or an incomplete one with `strict`.
     """
-    # Raises InputError without any complete case, or with `strict` for an incomplete one.
     notes: list[str] = []
-    structures: Mapping[str, int] = {}
     if has_structures(options):
-        structures, (reference, *predictions) = find_structures(options)
-        references: dict[str, Sequence[Path]] = {
-            case_id: [path] for case_id, path in reference.items()
-        }
-        by_method = {
-            name: {case_id: MethodFiles(path) for case_id, path in paths.items()}
-            for name, paths in zip(options.methods, predictions, strict=True)
-        }
+        candidates = _find_structures(options)
     else:
-        references = _references(options.labels, notes)
-        by_method = {
-            name: _of_method(path, references, options.labels, notes)
-            for name, path in options.methods.items()
-        }
-    places: dict[str, Mapping[str, object]] = {f"no label map in {options.labels}": references}
-    places |= {
-        f"no prediction in {path}": by_method[name] for name, path in options.methods.items()
-    }
-    names = sorted({*references}.union(*by_method.values()))
-    lacking = {
-        name: reasons
-        for name in names
-        if (reasons := [reason for reason, there in places.items() if name not in there])
-    }
-    complete = [case_id for case_id in names if case_id not in lacking]
-    # What was asked for but is not needed to measure masks: why it is missing, the cases without
-    # it, and what that means.
-    optional: list[tuple[str, list[str], str]] = []
-    for name, path in options.probabilities:
-        files_of = by_method[name] = _with_probabilities(by_method[name], complete, path, notes)
-        without = [
-            case_id
-            for case_id, files in files_of.items()
-            if not files.probabilities and files.probabilities_problem is None
-        ]
-        optional.append(
-            (f"no probabilities in {path}", without, f"the calibration of {name} covers the others")
-        )
-        if complete and len(without) == len(complete):
-            expected = f"expected names such as {complete[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
-            raise InputError(f"{path}: has no logits or probabilities of any case; {expected}")
-    images: dict[str, tuple[Path, ...]] = {}
+        candidates = _find_label_maps(options, notes)
+    names = candidates.names
+    left_out = candidates.missing(options)
+    complete = [case_id for case_id in names if case_id not in left_out]
+
+    gaps = []
+    for method, path in options.probabilities:
+        files = _with_probabilities(candidates.methods[method], complete, path, notes)
+        candidates.methods[method] = files
+        gaps.append(_missing_probabilities(method, path, files))
+    images: Mapping[str, tuple[Path, ...]] = {}
     if options.images is not None:
-        if options.images.is_dir():
-            found = discovery.discover_cases(options.images, None)
-            images = {case.case_id: case.images for case in found}
-        else:
-            _suffix_of_only_case(options.images, references, io_paths.VOLUME_SUFFIXES)
-            images = dict.fromkeys(complete, (options.images,))
-        without = [case_id for case_id in complete if case_id not in images]
-        optional.append((f"no image in {options.images}", without, "the report shows them without"))
-    if options.strict:
-        needed = {
-            name: [
-                *lacking.get(name, ()),
-                *(reason for reason, without, _ in optional if name in without),
-            ]
-            for name in names
-        }
-        require_all_complete(
-            {name: reasons for name, reasons in needed.items() if reasons}, len(names)
+        images = _find_images(options.images, candidates.references)
+        imageless = [case_id for case_id in complete if case_id not in images]
+        gaps.append(
+            _Gap(f"no image in {options.images}", imageless, "the report shows them without")
         )
+
+    if options.strict:
+        require_all_complete(_incomplete(names, left_out, gaps), len(names))
     if not complete:
         expected = "cases with one name in the labels and in every method"
         advice = "Name other folders, or leave out a method that has no file yet."
-        raise too_few_complete(lacking, len(names), expected, advice)
-    for reason, without, meaning in optional:
-        if without:
+        raise too_few_complete(left_out, len(names), expected, advice)
+
+    for gap in gaps:
+        if gap.case_ids:
             notes.append(
-                f"{reason} for {len(without)} of {len(complete)} cases, such as {without[0]}; {meaning}"
+                f"{gap.reason} for {len(gap.case_ids)} of {len(complete)} cases, "
+                f"such as {gap.case_ids[0]}; {gap.meaning}"
             )
-    if structures:
-        about = f"{counted(len(structures), 'structure')} in {counted(len(complete), 'case')}"
+    if candidates.structures:
         notes.append(
-            f"{about}: one binary file per structure, numbered in the order of names; --no-structures takes each file for a case"
+            f"{counted(len(candidates.structures), 'structure')} in "
+            f"{counted(len(complete), 'case')}: one binary file per structure, "
+            "numbered in the order of names; --no-structures takes each file for a case"
         )
-    cases = []
-    for case_id in complete:
-        paths = references[case_id]
-        methods = {name: files[case_id] for name, files in by_method.items()}
-        if len(paths) > 1:
-            problem = (
-                f"expected one label map, found {discovery.file_names(paths)} in {options.labels}"
-            )
-        else:
-            problem = None
-        cases.append(CasePair(case_id, paths[0], methods, images.get(case_id, ()), problem))
-    return Pairing(tuple(cases), tuple(notes), lacking, structures)
+    cases = [_pair(case_id, candidates, images, options.labels) for case_id in complete]
+    return Pairing(tuple(cases), tuple(notes), left_out, candidates.structures)
+
+
+def _pair(
+    case_id: str,
+    candidates: _Candidates,
+    images: Mapping[str, tuple[Path, ...]],
+    labels: Path,
+) -> CasePair:
+    """Return a complete case."""
+    references = candidates.references[case_id]
+    methods = {name: files[case_id] for name, files in candidates.methods.items()}
+    problem = None
+    if len(references) > 1:
+        problem = f"expected one label map, found {discovery.file_names(references)} in {labels}"
+    return CasePair(case_id, references[0], methods, images.get(case_id, ()), problem)
+
+
+def _incomplete(
+    names: Sequence[str], left_out: Incomplete, gaps: Sequence[_Gap]
+) -> dict[str, list[str]]:
+    """Return the cases that lack any file, needed or only asked for, with what is missing."""
+    incomplete = {}
+    for case_id in names:
+        reasons = list(left_out.get(case_id, ()))
+        reasons += [gap.reason for gap in gaps if case_id in gap.case_ids]
+        if reasons:
+            incomplete[case_id] = reasons
+    return incomplete
+
+
+def _find_structures(options: EvaluationOptions) -> _Candidates:
+    """Return the folders of structures, or label maps with their names."""
+    structures = find_structures(options)
+    references = {case_id: [path] for case_id, path in structures.references.items()}
+    methods: dict[str, Mapping[str, MethodFiles]] = {}
+    for name, paths in structures.methods.items():
+        methods[name] = {case_id: MethodFiles(path) for case_id, path in paths.items()}
+    return _Candidates(references, methods, structures.numbers)
+
+
+def _find_label_maps(options: EvaluationOptions, notes: list[str]) -> _Candidates:
+    """Return label maps, with probabilities beside those of methods."""
+    references = _references(options.labels, notes)
+    methods: dict[str, Mapping[str, MethodFiles]] = {}
+    for name, path in options.methods.items():
+        methods[name] = _files_of_method(path, references, options.labels, notes)
+    return _Candidates(references, methods, {})
 
 
 def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
     """Return the label maps of each case: one, unless there are several candidates."""
     if not source.is_dir():
         io_paths.file_to_read(source, io_paths.VOLUME_SUFFIXES)
-        return {
-            discovery.without_ending(io_paths.stem_of(source), discovery.LABEL_SUFFIXES): [source]
-        }
+        stem = io_paths.stem_of(source)
+        return {discovery.without_ending(stem, discovery.LABEL_SUFFIXES): [source]}
     by_stem = discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES)
     if not by_stem:
         raise InputError(
-            f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}{io_paths.describe_others(source)}"
+            f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}"
+            f"{io_paths.describe_others(source)}"
         )
     names = {discovery.without_ending(stem, discovery.LABEL_SUFFIXES) for stem in by_stem}
-    case_ids = [
-        name
-        for name in sorted(names)
-        if discovery.case_of(name, names - {name}, discovery.LOGITS_NAMES) not in names - {name}
-    ]
     references: dict[str, Sequence[Path]] = {}
-    for case_id in case_ids:  # A name and a format that tell of a segmentation are two candidates.
-        segmentations = [
-            path
-            for path in by_stem.get(case_id, [])
-            if io_paths.suffix_of(path) in io_paths.LABELS_SUFFIXES
-        ]
-        references[case_id] = list(
-            dict.fromkeys(
-                [*discovery.label_maps(by_stem, case_id, discovery.LABEL_SUFFIXES), *segmentations]
-            )
-        )
+    for name in sorted(names):
+        others = names - {name}
+        # An image or probabilities beside the label map of another case are no case.
+        if discovery.case_of(name, others, discovery.LOGITS_NAMES) not in others:
+            references[name] = _reference_candidates(name, by_stem)
+
     taken = {path for paths in references.values() for path in paths}
     beside = [path for paths in by_stem.values() for path in paths if path not in taken]
     if beside:
         notes.append(
-            f"{source}: not taken for references: {counted(len(beside), 'file')} beside label maps, such as {beside[0].name}"
+            f"{source}: not taken for references: {counted(len(beside), 'file')} "
+            f"beside label maps, such as {beside[0].name}"
         )
     return references
 
 
-def _of_method(
+def _reference_candidates(case_id: str, by_stem: Mapping[str, list[Path]]) -> list[Path]:
+    """Return the files that may be the reference of a case.
+
+    A name and a format that tell of a segmentation are two candidates.
+    """
+    candidates = dict.fromkeys(discovery.label_maps(by_stem, case_id, discovery.LABEL_SUFFIXES))
+    for path in by_stem.get(case_id, []):
+        if io_paths.suffix_of(path) in io_paths.LABELS_SUFFIXES:
+            candidates[path] = None
+    return list(candidates)
+
+
+def _files_of_method(
     source: Path, references: Mapping[str, object], labels: Path, notes: list[str]
 ) -> dict[str, MethodFiles]:
     """Return a method's files of each case, also of cases without a reference."""
     if not source.is_dir():
-        holds_scores = (
-            _suffix_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
-            in io_paths.SCORES_SUFFIXES
-        )
-        return {
-            next(iter(references)): MethodFiles(probabilities=(source,))
-            if holds_scores
-            else MethodFiles(source)
-        }
+        path = _file_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
+        (case_id,) = references
+        if io_paths.suffix_of(path) in io_paths.SCORES_SUFFIXES:
+            return {case_id: MethodFiles(probabilities=(source,))}
+        return {case_id: MethodFiles(source)}
+
     maps = discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES)
     scores = discovery.files_by_stem(source, io_paths.SCORES_SUFFIXES)
     stems = {discovery.without_ending(stem, discovery.LABEL_SUFFIXES) for stem in (*maps, *scores)}
     names = sorted({discovery.case_of(stem, references, discovery.LOGITS_NAMES) for stem in stems})
     extra = [name for name in names if name not in references]
-    if (
-        extra and not labels.is_dir()
-    ):  # The reference is a single file: other cases are not expected.
+    # If the reference is a single file, other cases are not expected.
+    if extra and not labels.is_dir():
         notes.append(
-            f"{source}: not measured: {counted(len(extra), 'case')} without a reference, such as {extra[0]}"
+            f"{source}: not measured: {counted(len(extra), 'case')} without a reference, "
+            f"such as {extra[0]}"
         )
         names = [name for name in names if name in references]
-    chosen = {name: _choose(name, maps, scores, source) for name in names}
-    return {name: files for name, files in chosen.items() if files.paths or files.problem}
+    chosen = {}
+    for name in names:
+        files = _choose(name, maps, scores, source)
+        if files.paths or files.problem:
+            chosen[name] = files
+    return chosen
 
 
-def _suffix_of_only_case(
+def _file_of_only_case(
     source: Path, references: Mapping[str, object], suffixes: tuple[str, ...]
-) -> str:
-    """Return the suffix of a single file; raise InputError for several cases."""
+) -> Path:
+    """Return the file to read for a single file; raise InputError for several cases."""
     path, _ = io_paths.file_to_read(source, suffixes)
     if len(references) != 1:
-        advice = (
-            "give a folder, one case's reference, or --structures for one binary file per structure"
-        )
         raise InputError(
-            f"{source}: a file for the {len(references)} cases of the reference; {advice}"
+            f"{source}: a file for the {len(references)} cases of the reference; give a folder, "
+            "one case's reference, or --structures for one binary file per structure"
         )
-    return io_paths.suffix_of(path)
+    return path
 
 
 def _choose(
     case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]], folder: Path
 ) -> MethodFiles:
     """Return the files of a folder for a case."""
-    candidates = discovery.label_maps(maps, case_id, discovery.LABEL_SUFFIXES)
-    kinds = (
-        [*(maps.get(case_id + ending, []) if ending else []), *scores.get(case_id + ending, [])]
-        for ending in _SCORES
-    )
-    probabilities = next((paths for paths in kinds if paths), [])
-    for what, paths in (("label map", candidates), ("file of probabilities", probabilities)):
+    label_maps = discovery.label_maps(maps, case_id, discovery.LABEL_SUFFIXES)
+    probabilities = _probabilities_beside(case_id, maps, scores)
+    for what, paths in (("label map", label_maps), ("file of probabilities", probabilities)):
         if len(paths) > 1:
-            return MethodFiles(
-                problem=f"expected one {what}, found {discovery.file_names(paths)} in {folder}"
-            )
-    return MethodFiles(candidates[0] if candidates else None, tuple(probabilities))
+            names = discovery.file_names(paths)
+            return MethodFiles(problem=f"expected one {what}, found {names} in {folder}")
+    return MethodFiles(label_maps[0] if label_maps else None, tuple(probabilities))
+
+
+def _probabilities_beside(
+    case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]]
+) -> list[Path]:
+    """Return the files of probabilities of a case that are beside its label map."""
+    for ending in _SCORES:
+        paths = scores.get(case_id + ending, [])
+        if ending:  # A volume without an ending is the label map.
+            paths = [*maps.get(case_id + ending, []), *paths]
+        if paths:
+            return paths
+    return []
 
 
 def _with_probabilities(
     files_of: Mapping[str, MethodFiles], case_ids: Sequence[str], source: Path, notes: list[str]
 ) -> dict[str, MethodFiles]:
     """Replace the probabilities of a method with those of another folder."""
-    cases = discovery.with_logits(
-        CaseList([CaseFiles(case_id, ()) for case_id in case_ids]), [source]
-    )
+    bare = CaseList([CaseFiles(case_id, ()) for case_id in case_ids])
+    cases = discovery.with_logits(bare, [source])
     notes += cases.notes
     replaced = {}
     for case in cases:
-        own = files_of[case.case_id]
-        if case.problem is None or case.missing:
-            problem = None
-        else:
-            problem = case.problem.removeprefix(f"case {case.case_id!r}: ")
+        files = files_of[case.case_id]
         # The masks still come from the method's own file, even if that holds probabilities.
-        label_map = own.label_map
-        if label_map is None and own.probabilities:
-            label_map = own.probabilities[0]
-        replaced[case.case_id] = MethodFiles(label_map, case.logits, True, own.problem, problem)
+        label_map = files.label_map
+        if label_map is None and files.probabilities:
+            label_map = files.probabilities[0]
+        problem = None
+        if case.problem is not None and not case.missing:
+            problem = case.problem.removeprefix(f"case {case.case_id!r}: ")
+        replaced[case.case_id] = MethodFiles(
+            label_map,
+            case.logits,
+            asked_for_probabilities=True,
+            problem=files.problem,
+            probabilities_problem=problem,
+        )
     return replaced
+
+
+def _missing_probabilities(method: str, source: Path, files_of: Mapping[str, MethodFiles]) -> _Gap:
+    """Return the cases without probabilities; raise InputError if no case has any."""
+    missing = []
+    for case_id, files in files_of.items():
+        if not files.probabilities and files.probabilities_problem is None:
+            missing.append(case_id)
+    if files_of and len(missing) == len(files_of):
+        raise InputError(
+            f"{source}: has no logits or probabilities of any case; expected names such as "
+            f"{missing[0]} with one of {', '.join(io_paths.LOGITS_SUFFIXES)}"
+        )
+    return _Gap(
+        f"no probabilities in {source}", missing, f"the calibration of {method} covers the others"
+    )
+
+
+def _find_images(source: Path, references: Mapping[str, object]) -> Mapping[str, tuple[Path, ...]]:
+    """Return the files of each case's image: those of a folder, or one file for the only case."""
+    if source.is_dir():
+        return {case.case_id: case.images for case in discovery.discover_cases(source, None)}
+    _file_of_only_case(source, references, io_paths.VOLUME_SUFFIXES)
+    return dict.fromkeys(references, (source,))

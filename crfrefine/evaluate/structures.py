@@ -5,7 +5,9 @@ Such a folder is a case, whose labels have the names of the files.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
@@ -18,67 +20,54 @@ from crfrefine.runs.cases.reading_options import number_structures
 _ONLY = ""  # The case of a path that does not name its case.
 
 
+class Structures(NamedTuple):
+    """The structures of all cases.
+
+    A case is a folder of binary files, or a label map whose labels have the structures' names.
+    """
+
+    numbers: Mapping[str, int]  # Number of each structure by its name.
+    references: Mapping[str, Path]  # Folder or label map by case.
+    methods: Mapping[str, Mapping[str, Path]]  # The same by method.
+
+
 def has_structures(options: EvaluationOptions) -> bool:
-    """Return whether the folders hold one binary file per structure: on request, or where it is clear."""
-    # It is clear if a folder holds only folders of volumes, or if many files are measured for one
-    # image.
+    """Return whether the folders hold one binary file per structure: if asked for, or if clear.
+
+    It is clear if a folder holds only folders of volumes, or if many files are measured for one
+    image.
+    """
     if options.structures is not None:
         return options.structures
-    places = [options.labels, *options.methods.values()]
-    files = {
-        place: discovery.list_files(place, io_paths.VOLUME_SUFFIXES)
-        for place in places
-        if place.is_dir()
-    }
-    if any(not own and discovery.case_folders(folder) for folder, own in files.items()):
-        return True
-    is_single = options.images is not None and options.images.is_file()
-    return (
-        is_single and len(files) == len(set(places)) and all(len(own) > 1 for own in files.values())
-    )
+    places = dict.fromkeys([options.labels, *options.methods.values()])
+    num_files = {}
+    for place in places:
+        if place.is_dir():
+            num_files[place] = len(discovery.list_files(place, io_paths.VOLUME_SUFFIXES))
+    for folder, number in num_files.items():
+        if number == 0 and discovery.case_folders(folder):
+            return True
+    if options.images is None or not options.images.is_file():
+        return False
+    return len(num_files) == len(places) and min(num_files.values()) > 1
 
 
-def find_structures(options: EvaluationOptions) -> tuple[dict[str, int], list[dict[str, Path]]]:
-    """Return the number of each structure by its name, and by case the folder or label map of the reference and of each method."""
+def find_structures(options: EvaluationOptions) -> Structures:
+    """Return the folder of structures, or the label map, of each case.
+
+    Raises InputError: there are none, labels without names, or a path that names no case although
+    there are several.
+    """
     if options.probabilities:
-        raise InputError(
-            f"{options.probabilities[0][1]}: structures have no probabilities; leave --probabilities out"
-        )
-    places = [_cases_of(path) for path in (options.labels, *options.methods.values())]
-    paths = {path for cases in places for path in cases.values()}
-    folders = [
-        CaseFiles(
-            path.name,
-            (),
-            tuple(discovery.list_files(path, io_paths.VOLUME_SUFFIXES)),
-            are_structures=True,
-        )
-        for path in paths
-        if path.is_dir()
-    ]
-    maps = {path.parent for path in paths if not path.is_dir()}
-    names = sorted({*number_structures(folders).structures}.union(*map(names_of, maps)))
-    known = sorted({case_id for cases in places for case_id in cases} - {_ONLY})
-    nameless = [cases[_ONLY] for cases in places if _ONLY in cases]
-    if nameless and len(known) > 1:
-        taken = (
-            f"{nameless[0]}: taken for the structures of one case, but there are {len(known)} cases"
-        )
-        raise InputError(
-            f"{taken}; give a folder with a folder per case, or label maps beside a dataset.json that names their labels"
-        )
-    if options.images is not None and options.images.is_file():
-        single = options.images
-    else:
-        single = options.labels
-    if known:
-        only = known[0]
-    elif single.is_file():
-        only = io_paths.stem_of(single)
-    else:
-        only = single.resolve().name
-    numbers = {name: number for number, name in enumerate(names, start=1)}
-    return numbers, [{case_id or only: path for case_id, path in cases.items()} for cases in places]
+        _, path = options.probabilities[0]
+        raise InputError(f"{path}: structures have no probabilities; leave --probabilities out")
+    sources = [_cases_of(path) for path in (options.labels, *options.methods.values())]
+    numbers = _number_structures(sources)
+    only = _name_of_only_case(options, sources)
+    references, *methods = (
+        {case_id or only: path for case_id, path in cases.items()} for cases in sources
+    )
+    return Structures(numbers, references, dict(zip(options.methods, methods, strict=True)))
 
 
 def _cases_of(path: Path) -> dict[str, Path]:
@@ -87,31 +76,76 @@ def _cases_of(path: Path) -> dict[str, Path]:
         io_paths.require_file(path)
         return {_ONLY: path}
     files = discovery.list_files(path, io_paths.VOLUME_SUFFIXES)
-    if (path / "dataset.json").exists() and files:
-        beside = discovery.probabilities_beside(files, {io_paths.stem_of(file) for file in files})
-        return {io_paths.stem_of(file): file for file in files if file not in beside}
-    cases = {_ONLY: path} if files else discovery.case_folders(path)
+    if files and (path / "dataset.json").exists():
+        by_name = {io_paths.stem_of(file): file for file in files}
+        for file in discovery.probabilities_beside(files, by_name):
+            by_name.pop(io_paths.stem_of(file), None)
+        return by_name
+    if files:
+        return {_ONLY: path}
+    cases = discovery.case_folders(path)
     if not cases:
         raise InputError(
-            f"{path}: no structures found; expected one binary file per structure, or a folder of such files per case"
+            f"{path}: no structures found; expected one binary file per structure, "
+            "or a folder of such files per case"
         )
     return cases
+
+
+def _number_structures(sources: Sequence[Mapping[str, Path]]) -> dict[str, int]:
+    """Return the number of each structure, from 1, in the order of their names."""
+    folders = []
+    described: dict[Path, None] = {}  # Folders of label maps.
+    for cases in sources:
+        for path in cases.values():
+            if path.is_dir():
+                files = discovery.list_files(path, io_paths.VOLUME_SUFFIXES)
+                folders.append(CaseFiles(path.name, (), tuple(files), are_structures=True))
+            else:
+                described[path.parent] = None
+    names = set(number_structures(folders).structures)
+    for folder in described:
+        names.update(names_of(folder))
+    return {name: number for number, name in enumerate(sorted(names), start=1)}
+
+
+def _name_of_only_case(options: EvaluationOptions, sources: Sequence[Mapping[str, Path]]) -> str:
+    """Return the name of the only case: that in another source, or else that of image or labels.
+
+    Raise InputError if a source names no case although others name several.
+    """
+    names = sorted(set().union(*sources) - {_ONLY})
+    nameless = [cases[_ONLY] for cases in sources if _ONLY in cases]
+    if nameless and len(names) > 1:
+        raise InputError(
+            f"{nameless[0]}: taken for the structures of one case, "
+            f"but there are {len(names)} cases; give a folder with a folder per case, "
+            "or label maps beside a dataset.json that names their labels"
+        )
+    if names:
+        return names[0]
+    path = options.labels
+    if options.images is not None and options.images.is_file():
+        path = options.images
+    if path.is_file():
+        return io_paths.stem_of(path)
+    return path.resolve().name
 
 
 def names_of(path: Path) -> dict[str, int]:
     """Return the number of each label of a label map by its name, background aside.
 
-    Raise InputError if no `dataset.json` has any.
+    Raise InputError if no `dataset.json` names any.
     """
     description = read_dataset_description(path) or DatasetDescription(path)
-    names = {
-        name: numbers[0]
-        for name, numbers in description.labels.items()
-        if len(numbers) == 1 and numbers != (0,)
-    }
+    names = {}
+    for name, numbers in description.labels.items():
+        if len(numbers) == 1 and numbers != (0,):
+            names[name] = numbers[0]
     if not names:
-        expected = 'a dataset.json with {"labels": {"background": 0, "liver": 1}} beside it, as `crfrefine infer` writes it'
         raise InputError(
-            f"{path}: a label map is compared with structures by the names of its labels; expected {expected}"
+            f"{path}: a label map is compared with structures by the names of its labels; "
+            'expected a dataset.json with {"labels": {"background": 0, "liver": 1}} beside it, '
+            "as `crfrefine infer` writes it"
         )
     return names
