@@ -18,8 +18,7 @@ METRICS_NAME = "metrics.csv"
 SUMMARY_NAME = "summary.json"
 REPORT_NAME = "report.html"
 DEFAULT_NAME = "prediction"
-VOXEL = "voxel"  # as a tolerance: one voxel of the reference
-
+VOXEL = "voxel"  # As a tolerance: one voxel of the reference.
 
 MAX_OF_A_NAME = 200  # Most characters of a method's name, which appears in tables.
 
@@ -48,9 +47,9 @@ def parse_name(text: str) -> str:
 
 def parse_tolerance(text: str) -> float | str:
     """Return a number of mm, or VOXEL; raise InputError for another text."""
+    if text == VOXEL:
+        return text
     try:
-        if text == VOXEL:
-            return text
         return float(text)
     except ValueError:
         raise InputError(f"{shorten_value(text)}: expected mm, or {VOXEL}") from None
@@ -64,7 +63,8 @@ class EvaluationOptions:
         Path,
         Option(
             "",
-            "Folder or file: label maps, or logits or probabilities of all labels. This is the judged method.",
+            "Folder or file: label maps, or logits or probabilities of all labels. "
+            "This is the judged method.",
             "PREDICTIONS",
         ),
     ]
@@ -81,7 +81,8 @@ class EvaluationOptions:
         tuple[tuple[str, Path], ...],
         Option(
             "-b --baseline",
-            "Method to compare PREDICTIONS with; repeatable: the verdict says whether they beat the others too.",
+            "Method to compare PREDICTIONS with; repeatable: "
+            "the verdict says whether they beat the others too.",
             "NAME=FOLDER",
             parse_method,
         ),
@@ -90,7 +91,8 @@ class EvaluationOptions:
         tuple[tuple[str, Path], ...],
         Option(
             "--probabilities",
-            "Logits or probabilities of a method, for its calibration, if they are not beside its label maps; repeatable.",
+            "Logits or probabilities of a method, for its calibration, "
+            "if they are not beside its label maps; repeatable.",
             "NAME=FOLDER",
             parse_method,
         ),
@@ -103,7 +105,8 @@ class EvaluationOptions:
         tuple[str, ...],
         Option(
             "-r --regions",
-            "Labels that count together, such as core=1+3+4; repeatable. The verdict is then about these.",
+            "Labels that count together, such as core=1+3+4; repeatable. "
+            "The verdict is then about these.",
             "NAME=1+3+4",
         ),
     ] = ()
@@ -111,8 +114,9 @@ class EvaluationOptions:
         str | None,
         Option(
             "--ceiling",
-            "The baseline that is the best possible, such as the network at the image's resolution. It is no rival: the share of "
-            "its lead over the first baseline that PREDICTIONS recover is reported.",
+            "The baseline that is the best possible, such as the network at the image's resolution. "
+            "It is no rival: the share of its lead over the first baseline that PREDICTIONS "
+            "recover is reported.",
             "NAME",
             parse_name,
         ),
@@ -148,14 +152,16 @@ class EvaluationOptions:
         bool | None,
         Option(
             "--structures/--no-structures",
-            "Folders hold one binary file per structure of a case, or a folder per case of such files. Default: where it is clear.",
+            "Folders hold one binary file per structure of a case, or a folder per case of such "
+            "files. Default: where it is clear.",
         ),
     ] = None
     resample: Annotated[
         bool,
         Option(
             "--resample",
-            "Interpolate predictions and images that are on another grid of the same world; otherwise they are an error.",
+            "Interpolate predictions and images that are on another grid of the same world; "
+            "otherwise they are an error.",
         ),
     ] = False
     report: Annotated[
@@ -174,7 +180,7 @@ class EvaluationOptions:
             "--strict", "Refuse incomplete cases; otherwise leave them out, and say which and why."
         ),
     ] = False
-    command_line: str = ""  # as typed, for the report
+    command_line: str = ""  # As typed, for the report.
 
     @property
     def methods(self) -> dict[str, Path]:
@@ -184,58 +190,85 @@ class EvaluationOptions:
     @property
     def inputs(self) -> tuple[Path, ...]:
         """The folders and files in which cases are found."""
-        paths = (
-            self.labels,
-            *self.methods.values(),
-            *(path for _, path in self.probabilities),
-            self.images,
-        )
-        return tuple(path for path in paths if path is not None)
+        paths = [self.labels, *self.methods.values()]
+        paths += [path for _, path in self.probabilities]
+        if self.images is not None:
+            paths.append(self.images)
+        return tuple(paths)
 
     @property
     def baseline(self) -> str | None:
         """Name of the method to compare the judged one with."""
-        if self.baselines:
-            return self.baselines[0][0]
-        return None
+        if not self.baselines:
+            return None
+        name, _ = self.baselines[0]
+        return name
 
 
 def check_options(options: EvaluationOptions) -> None:
     """Raise ConfigError or InputError for invalid options, before anything is read."""
-    names = [options.name, *(name for name, _ in options.baselines)]
+    _check_names(options)
+    _check_numbers(options)
+    _check_paths(options)
+
+
+def _check_names(options: EvaluationOptions) -> None:
+    """Raise ConfigError for names that do not tell methods apart, or that no method has."""
+    baselines = [name for name, _ in options.baselines]
+    names = [options.name, *baselines]
     if not all(names):
         raise ConfigError("a method has an empty name; expected NAME=FOLDER")
-    for option, named in (
-        ("--baseline", names),
-        ("--probabilities", [name for name, _ in options.probabilities]),
-    ):
-        if twice := [name for name, count in Counter(named).items() if count > 1]:
-            raise ConfigError(
-                f"{option} {shorten(twice[0])}: two methods have this name; give each a different one"
-            )
-    for name, _ in options.probabilities:
+    _require_once("--baseline", names)
+    with_probabilities = [name for name, _ in options.probabilities]
+    _require_once("--probabilities", with_probabilities)
+    for name in with_probabilities:
         if name not in names:
             raise ConfigError(
                 f"--probabilities {shorten(name)}: no such method; there are {listed(names)}"
             )
-    if options.ceiling is not None and options.ceiling not in names[2:]:
-        others = f"; there are {listed(names[2:])}" if names[2:] else ""
-        raise ConfigError(
-            f"--ceiling {shorten(options.ceiling)}: expected the name of a --baseline after the first{others}"
+
+    ceilings = baselines[1:]
+    if options.ceiling is not None and options.ceiling not in ceilings:
+        problem = (
+            f"--ceiling {shorten(options.ceiling)}: "
+            "expected the name of a --baseline after the first"
         )
-    if not isinstance(options.tolerance_mm, str) and not 0 <= options.tolerance_mm < math.inf:
+        if ceilings:
+            problem += f"; there are {listed(ceilings)}"
+        raise ConfigError(problem)
+
+
+def _require_once(option: str, names: list[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ConfigError(
+                f"{option} {shorten(name)}: two methods have this name; give each a different one"
+            )
+
+
+def _check_numbers(options: EvaluationOptions) -> None:
+    """Raise ConfigError for a number out of its range."""
+    tolerance_mm = options.tolerance_mm
+    if not isinstance(tolerance_mm, str) and not 0 <= tolerance_mm < math.inf:
+        raise ConfigError(f"--tolerance: expected a number of mm, at least 0, got {tolerance_mm:g}")
+    ignore_label = options.ignore_label
+    if ignore_label is not None and not 1 <= ignore_label <= MAX_LABEL:
         raise ConfigError(
-            f"--tolerance: expected a number of mm, at least 0, got {options.tolerance_mm:g}"
+            f"--ignore-label: expected a label from 1 to {MAX_LABEL}, "
+            f"got {shorten_value(ignore_label)}"
         )
-    if options.ignore_label is not None and not 1 <= options.ignore_label <= MAX_LABEL:
-        raise ConfigError(
-            f"--ignore-label: expected a label from 1 to {MAX_LABEL}, got {shorten_value(options.ignore_label)}"
-        )
+
+
+def _check_paths(options: EvaluationOptions) -> None:
+    """Raise InputError unless all inputs exist and the output is another folder."""
+    output = options.output
     for path in options.inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
-        if path.is_dir() and options.output.is_dir() and path.samefile(options.output):
-            reason = "is an input of this run, whose files could be replaced"
-            raise InputError(f"{options.output}: {reason}; choose another folder for the results")
-    if options.output.exists() and not options.output.is_dir():
-        raise InputError(f"{options.output}: is a file; name a folder for the results")
+        if path.is_dir() and output.is_dir() and path.samefile(output):
+            raise InputError(
+                f"{output}: is an input of this run, whose files could be replaced; "
+                "choose another folder for the results"
+            )
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file; name a folder for the results")

@@ -38,80 +38,120 @@ class Settings:
     add_background: bool = False  # True if files of several channels lack the background.
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """Return each label as a region, those of `labels` and the planned ones, then the named regions."""
-        numbers = sorted({*labels, *self.labels} - {0, self.ignore_label})
-        return {**{str(label): (label,) for label in numbers}, **self.named}
+        """Return the labels, those of `labels` and the planned ones, then the named regions."""
+        regions: dict[str, tuple[int, ...]] = {}
+        for label in sorted({*labels, *self.labels} - {0, self.ignore_label}):
+            regions[str(label)] = (label,)
+        regions.update(self.named)
+        return regions
 
     def with_structures(self, structures: Mapping[str, int]) -> Settings:
-        """Return the settings for label maps of structures (number by name), which do not have the labels of a `dataset.json`."""
+        """Return the settings for label maps of structures, with the number of each by its name.
+
+        These do not have the labels of a `dataset.json`.
+        """
         if not structures:
             return self
-        named = {name: self.named[name] for name in self.judged}
-        titles = {
-            str(number): f"{number} {shorten(' '.join(name.split()))}"
-            for name, number in structures.items()
-        }
+        titles = {}
+        for name, number in structures.items():
+            titles[str(number)] = f"{number} {shorten(' '.join(name.split()))}"
         return replace(
-            self, labels=(), named=named, titles=titles, ignore_label=None, structures=structures
+            self,
+            labels=(),
+            named={name: self.named[name] for name in self.judged},
+            titles=titles,
+            ignore_label=None,
+            structures=structures,
         )
 
 
 def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
-    """Return settings with the regions of the options and of a `dataset.json` beside the reference or above; may raise ConfigError."""
+    """Return settings with the regions of the options and of a `dataset.json`.
+
+    That is beside the reference or above. Raises ConfigError for regions that cannot be measured.
+    """
     description = next(read_descriptions([options.labels]), DatasetDescription(options.labels))
-    ignored = description.ignore_label if options.ignore_label is None else options.ignore_label
     titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()}
-    foreground = {
-        name: members
-        for name, members in description.labels.items()
-        if name != "ignore" and 0 not in members
-    }
-    described: list[Region] = []
-    try:
-        if description.has_regions:
-            described = [_as_label(make_region(*entry), titles) for entry in foreground.items()]
-        else:
-            described = []
-    except ConfigError as error:  # Its labels, and the one to ignore, are still valid.
-        notes.append(f"{description.path}: {error}; continuing without its regions")
-    named: dict[str, tuple[int, ...]] = {}
-    for region in (_as_label(parse_region(text), titles) for text in options.regions):
-        if named.setdefault(region.name, region.labels) != region.labels:
-            raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
-    judged = tuple(named) or tuple(dict.fromkeys(region.name for region in described))
-    named |= {region.name: region.labels for region in described if region.name not in named}
-    for name, members in named.items():
-        if name == ALL_LABELS or (name.isdigit() and name != "+".join(map(str, members))):
-            raise ConfigError(
-                f"region {name!r}: is the name of a label, or of all labels together; choose another one"
-            )
-        if ignored in members:
-            raise ConfigError(
-                f"region {name!r}: label {ignored} marks voxels that are ignored, it cannot belong to a region"
-            )
+    ignored = options.ignore_label
+    if ignored is None:
+        ignored = description.ignore_label
+
+    described = _described_regions(description, titles, notes)
+    asked = _asked_regions(options.regions, titles)
+    regions = dict(asked)
+    for region in described:
+        if region.name not in asked:
+            regions[region.name] = region.labels
+    _check_regions(regions, ignored)
+    judged = asked or dict.fromkeys(region.name for region in described)
+
     # A region that equals a label, such as "2=2", would appear twice.
-    plain = {members[0] for name, members in named.items() if name == str(members[0])}
-    named = {name: members for name, members in named.items() if name != str(members[0])}
-    numbers = plain.union(*description.labels.values()) - {0, ignored}
+    numbers = set().union(*description.labels.values())
+    named = {}
+    for name, labels in regions.items():
+        if name == str(labels[0]):
+            numbers.add(labels[0])
+        else:
+            named[name] = labels
     return Settings(
-        tuple(sorted(numbers)),
-        named,
-        judged,
-        titles,
-        ignored,
-        options.tolerance_mm,
-        options.resample,
+        labels=tuple(sorted(numbers - {0, ignored})),
+        named=named,
+        judged=tuple(judged),
+        titles=titles,
+        ignore_label=ignored,
+        tolerance_mm=options.tolerance_mm,
+        resample=options.resample,
         add_background=options.add_background,
     )
 
 
-def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
-    """Return the label that has the name of the region, since it has its own row.
+def _described_regions(
+    description: DatasetDescription, titles: Mapping[str, str], notes: list[str]
+) -> list[Region]:
+    """Return the regions of a `dataset.json`; none if they cannot be measured, with a note."""
+    if not description.has_regions:
+        return []
+    regions = []
+    try:
+        for name, labels in description.labels.items():
+            if name != "ignore" and 0 not in labels:
+                regions.append(_as_label(make_region(name, labels), titles))
+    except ConfigError as error:  # Its labels, and the one to ignore, are still valid.
+        notes.append(f"{description.path}: {error}; continuing without its regions")
+        return []
+    return regions
 
-    Else the region.
-    """
+
+def _asked_regions(texts: Sequence[str], titles: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Return the labels of the regions of `--regions`, by name."""
+    regions: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        region = _as_label(parse_region(text), titles)
+        if regions.setdefault(region.name, region.labels) != region.labels:
+            raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
+    return regions
+
+
+def _check_regions(regions: Mapping[str, tuple[int, ...]], ignored: int | None) -> None:
+    """Raise ConfigError for a region that has the name of a label, or an ignored label."""
+    for name, labels in regions.items():
+        is_other_label = name.isdigit() and name != "+".join(map(str, labels))
+        if name == ALL_LABELS or is_other_label:
+            raise ConfigError(
+                f"region {name!r}: is the name of a label, or of all labels together; "
+                "choose another one"
+            )
+        if ignored in labels:
+            raise ConfigError(
+                f"region {name!r}: label {ignored} marks voxels that are ignored, "
+                "it cannot belong to a region"
+            )
+
+
+def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
+    """Return the label that has the name of a region, since it has its own row, or the region."""
     number = str(region.labels[0])
-    is_label = len(region.labels) == 1 and titles.get(number) == f"{number} {shorten(region.name)}"
-    if is_label:
+    is_label = len(region.labels) == 1
+    if is_label and titles.get(number) == f"{number} {shorten(region.name)}":
         return Region(number, region.labels)
     return region
