@@ -1,18 +1,18 @@
-"""One case: read its label maps and measure every method.
+"""One case: the values of every method.
 
-Runs in a separate process, so inputs and outputs can be pickled.
+They are measured in a separate process, so inputs and outputs can be pickled.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 
 from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
@@ -27,7 +27,7 @@ from crfrefine.evaluate.settings import Settings
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case, one_voxel
 from crfrefine.metrics.registry import RegionValues
-from crfrefine.runs.cases.reading_options import NO_REGIONS
+from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.runs.records import Record
 
 
@@ -38,8 +38,8 @@ class CaseResult(Record):
     status: str = "measured"
     # By method; methods that could not be measured are missing.
     values: dict[str, RegionValues] = field(default_factory=dict)
-    # Optional results that are missing and structures that others cover, each after the name of the
-    # method, or "reference".
+    # Sentences about optional results that are missing and about structures that others cover, each
+    # after the name of the method, or "reference".
     warnings: list[str] = field(default_factory=list)
 
 
@@ -61,75 +61,103 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
         reference = read_reference(pair, settings, warnings)
         result.warnings += [f"reference: {text}" for text in warnings]
         result.notes += [f"reference: {note}" for note in reference.header.notes]
-        for name, files in pair.methods.items():
-
-            def fail(failure: Failure, name: str = name) -> None:
-                result.fail(replace(failure, part=name))
-
-            with failing_alone(fail, *files.paths):
-                _measure_method(name, files, replace(reference, notes=[]), result, fail)
+        for method, files in pair.methods.items():
+            with failing_alone(partial(_fail_method, result, method), *files.paths):
+                _measure_method(method, files, replace(reference, notes=[]), result)
     result.times["measure"] = time.perf_counter() - started
     return result
 
 
+def _fail_method(result: CaseResult, method: str, failure: Failure) -> None:
+    result.fail(replace(failure, part=method))
+
+
+def _skip_calibration(result: CaseResult, method: str, failure: Failure) -> None:
+    """Record that a method has no calibration, which nobody asked for; a bug is a failure."""
+    if failure.traceback is not None:
+        _fail_method(result, method, failure)
+    else:
+        result.warnings.append(f"{method}: no calibration: {failure.message}")
+
+
 def _measure_method(
-    name: str,
-    files: MethodFiles,
-    reference: Reference,
-    result: CaseResult,
-    fail: Callable[[Failure], None],
+    method: str, files: MethodFiles, reference: Reference, result: CaseResult
 ) -> None:
-    settings = reference.settings
-    warnings = list[str]()
-    channels = settings.channels.get(name, NO_REGIONS)
+    """Add the values of a method to the result, with its warnings and notes."""
+    channels = reference.settings.channels.get(method, NO_REGIONS)
+    warnings: list[str] = []
     label_map, soft = read_masks(files, reference, channels, warnings)
-    result.warnings += [f"{name}: {text}" for text in warnings]
+    result.warnings += [f"{method}: {text}" for text in warnings]
+    values = _measure_masks(label_map, reference)
+    result.values[method] = values
+    del label_map  # The probabilities need the memory.
+
+    fail = partial(_fail_method, result, method)
+    if files.asked_for_probabilities:  # The calibration uses other files than the masks.
+        with failing_alone(fail, *files.probabilities):
+            soft = _read_scores(files, reference, channels)
+    elif soft is None:
+        with failing_alone(partial(_skip_calibration, result, method), *files.probabilities):
+            soft = _read_scores(files, reference, channels)
+    if soft is not None:
+        with failing_alone(fail, *files.probabilities):
+            _add_calibration(values, soft, reference)
+            result.notes.append(f"{method}: {soft.note}")
+    result.notes += [f"{method}: {note}" for note in dict.fromkeys(reference.notes)]
+
+
+def _measure_masks(label_map: Labels, reference: Reference) -> RegionValues:
+    """Return the metrics of every region; raise InputError for far too many labels."""
+    settings = reference.settings
+    truth = reference.volume.data
+    spacing = reference.volume.spacing
     if reference.ignored is not None:
         label_map = np.where(reference.ignored, 0, label_map)
-    wanted = reference.volume.data
-    spacing = reference.volume.spacing
-    tolerance = settings.tolerance_mm
-    labels = sorted({*foreground_labels(label_map), *foreground_labels(wanted)})
+    labels = sorted({*foreground_labels(label_map), *foreground_labels(truth)})
     if len(labels) > MAX_MEASURED:
-        many = f"the label map and the reference have {len(labels)} different labels"
-        raise InputError(f"{many}; expected at most {MAX_MEASURED}: is one of them an image?")
-    tolerance_mm = one_voxel(spacing) if isinstance(tolerance, str) else tolerance
-    how: dict[str, Any] = {"tolerance_mm": tolerance_mm, "ignore_label": settings.ignore_label}
-    values = result.values[name] = measure_case(
-        label_map, wanted, settings.all_regions(labels), spacing, **how
+        raise InputError(
+            f"the label map and the reference have {len(labels)} different labels; "
+            f"expected at most {MAX_MEASURED}: is one of them an image?"
+        )
+    tolerance_mm = settings.tolerance_mm
+    if isinstance(tolerance_mm, str):
+        tolerance_mm = one_voxel(spacing)
+    return measure_case(
+        label_map,
+        truth,
+        settings.all_regions(labels),
+        spacing,
+        tolerance_mm=tolerance_mm,
+        ignore_label=settings.ignore_label,
     )
-    del label_map
-    if files.asked_for_probabilities:  # The calibration uses other files.
-        soft = None
 
-    def fail_calibration(failure: Failure) -> None:
-        if files.asked_for_probabilities or soft is not None or failure.traceback is not None:
-            fail(failure)
-        else:
-            result.warnings.append(f"{name}: no calibration: {failure.message}")
 
-    with failing_alone(fail_calibration, *files.probabilities):
-        if files.probabilities_problem:
-            raise InputError(files.probabilities_problem)
-        if soft is None and files.probabilities:
-            soft = read_probabilities(files.probabilities, reference, channels)
-        if soft is not None:
-            _add_calibration(values, soft, reference)
-            result.notes.append(f"{name}: {soft.note}")
-    result.notes += [f"{name}: {note}" for note in dict.fromkeys(reference.notes)]
+def _read_scores(
+    files: MethodFiles, reference: Reference, channels: RegionReading
+) -> SoftLabels | None:
+    """Read the logits or probabilities of a method that are not in its label map's file."""
+    if files.probabilities_problem:
+        raise InputError(files.probabilities_problem)
+    if not files.probabilities:
+        return None
+    return read_probabilities(files.probabilities, reference, channels)
 
 
 def _add_calibration(values: RegionValues, soft: SoftLabels, reference: Reference) -> None:
+    """Add the metrics of probabilities to the values of regions, and those of all labels."""
     settings = reference.settings
-    wanted = reference.volume.data
-    scheme = soft.regions
-    num_labels = len(soft.probabilities) if scheme is None else scheme.num_labels
-    regions = settings.all_regions(
-        [*(int(name) for name in values if name.isdigit()), *range(1, num_labels)]
-    )
-    channels = None if scheme is None else scheme.labels
+    num_labels = len(soft.probabilities)
+    channels = None
+    if soft.regions is not None:
+        num_labels = soft.regions.num_labels
+        channels = soft.regions.labels
+    measured_labels = [int(name) for name in values if name.isdigit()]
     measured = measure_calibration(
-        soft.probabilities, wanted, regions, channels=channels, ignore_label=settings.ignore_label
+        soft.probabilities,
+        reference.volume.data,
+        settings.all_regions([*measured_labels, *range(1, num_labels)]),
+        channels=channels,
+        ignore_label=settings.ignore_label,
     )
     for region, row in measured.items():
         values.setdefault(region, {}).update(row)

@@ -83,7 +83,10 @@ class Reference:
         if self.settings.resample:
             self.work.require_overlap(other, what)
             return
-        hint = f"Export it on the grid of the image, or resample it with nearest neighbors ({see('docs/reference/formats.md#grids')})."
+        hint = (
+            "Export it on the grid of the image, or resample it with nearest neighbors "
+            f"({see('docs/reference/formats.md#grids')})."
+        )
         advice = self.work.advice(other, what, hint)
         raise GridMismatchError(
             f"{other.path}: not on the grid of the reference\n"
@@ -92,53 +95,65 @@ class Reference:
 
 
 def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> Reference:
-    """Read the reference of a case: a label map, or structures, with sentences about them in `warnings`."""
+    """Read the reference of a case: a label map, or structures.
+
+    `warnings` gets a sentence about covered structures.
+    """
     path = pair.reference
-    ignore_label = settings.ignore_label
     if settings.structures:
         volume = read_structures(path, settings.structures, warnings)
     else:
         volume = io.read_labels(path)
     assert volume.header is not None
-    ignored = volume.data == ignore_label if ignore_label is not None else None
-    if ignored is not None and ignored.all():
-        raise InputError(f"{path}: every voxel has the label {ignore_label}, to be ignored")
-    return Reference(
-        volume, volume.header, settings, ignored if ignored is not None and ignored.any() else None
-    )
+    if settings.ignore_label is None:
+        return Reference(volume, volume.header, settings)
+
+    ignored = volume.data == settings.ignore_label
+    if ignored.all():
+        raise InputError(
+            f"{path}: every voxel has the label {settings.ignore_label}, to be ignored"
+        )
+    if not ignored.any():
+        return Reference(volume, volume.header, settings)
+    return Reference(volume, volume.header, settings, ignored)
 
 
 def read_structures(
     path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None
 ) -> Volume:
-    """Read a folder of structures, or a label map whose labels have names in a `dataset.json`, with the numbers of a run."""
-    # `warnings` gets a sentence about covered structures; axes are turned to those of `grid`.
+    """Read a folder of structures, or a label map with their names, with the numbers of a run.
+
+    `warnings` gets a sentence about covered structures; axes are turned to those of `grid`.
+    """
     if not path.is_dir():
         return _renumbered(io.read_labels(path, grid=grid), path, numbers)
-    headers = [
-        io.read_header(file, io.VOLUME_SUFFIXES) for file in list_files(path, io.VOLUME_SUFFIXES)
-    ]
+    files = list_files(path, io.VOLUME_SUFFIXES)
+    headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in files]
     headers = [io.placed_on(header, grid or headers[0]) for header in headers]
     for header in headers:
         require_scalar(header, "a binary file of one structure")
     merged = merge_structures(headers, numbers)
     if merged.lost:
         warnings.append(
-            f"{merged.lost}; to measure a union of others, leave its file out and give its parts with --regions"
+            f"{merged.lost}; to measure a union of others, leave its file out and give its parts "
+            "with --regions"
         )
     return Volume(merged.labels.T, *headers[0].geometry(), headers[0].path, headers[0])
 
 
 def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volume:
     """Return a label map whose labels have the numbers of the run."""
-    known = {0: 0} | {own: numbers[name] for name, own in names_of(path).items()}
-    nameless = [label for label in foreground_labels(volume.data) if label not in known]
-    if nameless:
-        raise InputError(
-            f"{path}: label {nameless[0]} has no name in dataset.json; labels are compared with structures by their names"
-        )
-    table = np.zeros(max(known) + 1, np.min_scalar_type(max(numbers.values())))
-    table[list(known)] = list(known.values())
+    number_of = {0: 0}
+    for name, label in names_of(path).items():
+        number_of[label] = numbers[name]
+    for label in foreground_labels(volume.data):
+        if label not in number_of:
+            raise InputError(
+                f"{path}: label {label} has no name in dataset.json; "
+                "labels are compared with structures by their names"
+            )
+    table = np.zeros(max(number_of) + 1, np.min_scalar_type(max(numbers.values())))
+    table[list(number_of)] = list(number_of.values())
     return replace(volume, data=table[volume.data])
 
 
@@ -151,21 +166,28 @@ def read_masks(
     path = files.label_map
     grid = reference.header
     structures = reference.settings.structures
-    if path is not None and structures:
-        return _onto(
-            reference, read_structures(path, structures, warnings, grid=grid), "structures"
-        ), None
-    if path is not None:
-        header = with_channel_axis(io.read_header(path), grid)
-        # Logits and probabilities have several values per voxel, declare such values, or are the
-        # channel of a region, or of label 1.
-        may_be_map = header.num_channels == 1 and header.kind is None
-        if may_be_map and not (
-            regions.is_channel(header) or holds_one_probability(header, LABEL_TOLERANCE)
-        ):
-            return _onto(reference, io.read_labels(path, grid=grid), "label map"), None
-    soft = read_probabilities(files.probabilities if path is None else (path,), reference, regions)
+    if path is None:
+        soft = read_probabilities(files.probabilities, reference, regions)
+        return soft.label_map, soft
+    if structures:
+        volume = read_structures(path, structures, warnings, grid=grid)
+        return _onto(reference, volume, "structures"), None
+    if _is_label_map(path, grid, regions):
+        return _onto(reference, io.read_labels(path, grid=grid), "label map"), None
+    soft = read_probabilities((path,), reference, regions)
     return soft.label_map, soft
+
+
+def _is_label_map(path: Path, grid: VolumeHeader, regions: RegionReading) -> bool:
+    """Return whether a file has one label per voxel.
+
+    Logits and probabilities have several values per voxel, declare such values, or are the channel
+    of a region, or of label 1.
+    """
+    header = with_channel_axis(io.read_header(path), grid)
+    if header.num_channels != 1 or header.kind is not None:
+        return False
+    return not regions.is_channel(header) and not holds_one_probability(header, LABEL_TOLERANCE)
 
 
 def _onto(reference: Reference, volume: Volume, what: str) -> Labels:
@@ -183,43 +205,36 @@ def read_probabilities(
 ) -> SoftLabels:
     """Read logits or probabilities, one file or one per label, on the grid of the reference.
 
-    On another, logits are interpolated.
+    From another grid, logits are interpolated.
     """
-    grid = reference.header
     header = _scores_header(paths, reference, regions)
     file = header.files[0]
-    name = header.path
     reference.check(file, "logits")
     stored, notes = read_all_channels(header, "auto")
+    scheme: RegionScheme | None = None
     if header.lacks_background:
         reference.notes.extend(notes)
-        regions.require_number(header.num_channels, name, lacks_background=True)
-    scheme = None if header.lacks_background else regions.scheme_of(stored, name)
-    decide, convert = (
-        (identify, take_logarithms) if scheme is None else (regions.identify, take_log_odds)
-    )
-    kind, note = decide(stored, "auto", header.kind, name)
-    if scheme is None and kind == "probabilities":
-        clip_overshoot(stored)
-    is_elsewhere = not grid.on_same_grid(file)
-    if is_elsewhere:
-        if kind == "probabilities":
-            convert(stored)
-            kind = "logits"
-        of_labels = scheme is None
-        stored = reference.work.interpolated(
-            file,
-            stored,
-            "logits",
-            reference.notes,
-            outside="are background",
-            are_of_labels=of_labels,
-        )
+        regions.require_number(header.num_channels, header.path, lacks_background=True)
+    else:
+        scheme = regions.scheme_of(stored, header.path)
+
     if scheme is None:
-        labels = _decode(stored, kind, str(name), is_elsewhere)
+        kind, note = identify(stored, "auto", header.kind, header.path)
+        if kind == "probabilities":
+            clip_overshoot(stored)
+    else:
+        kind, note = regions.identify(stored, "auto", header.kind, header.path)
+
+    is_elsewhere = not reference.header.on_same_grid(file)
+    if is_elsewhere:
+        stored = _interpolated(stored, kind, file, reference, are_of_labels=scheme is None)
+        kind = "logits"
+    if scheme is None:
+        labels = _decode(stored, kind, str(header.path), is_elsewhere)
     else:
         labels = _decode_regions(stored, scheme, kind, note)
-    shape = grid.grid_shape[::-1]
+
+    shape = reference.header.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
     return SoftLabels(labels.reshape(shape).T, probabilities, note, scheme)
 
@@ -237,8 +252,33 @@ def _scores_header(
     return replace(header, num_labels=header.num_labels + 1, lacks_background=True)
 
 
+def _interpolated(
+    stored: Float32, kind: str, file: VolumeHeader, reference: Reference, *, are_of_labels: bool
+) -> Float32:
+    """Return the logits, or log-odds of regions, on the grid of the reference.
+
+    Probabilities become logits in place first.
+    """
+    if kind == "probabilities" and are_of_labels:
+        take_logarithms(stored)
+    elif kind == "probabilities":
+        take_log_odds(stored)
+    return reference.work.interpolated(
+        file,
+        stored,
+        "logits",
+        reference.notes,
+        outside="are background",
+        are_of_labels=are_of_labels,
+    )
+
+
 def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:
-    """Return the label map of (L, [z,] y, x) logits or probabilities, which become probabilities in place: background in padding."""
+    """Return the label map of (L, [z,] y, x) logits or probabilities, with background in padding.
+
+    Logits become probabilities in place. With `is_elsewhere`, voxels outside the file's own grid
+    are padding, too.
+    """
     labels = argmax_labels(stored)
     if kind == "probabilities":
         padding = find_ties(stored)
@@ -248,18 +288,23 @@ def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:
         padding = find_padding(stored)
     if padding is not None:
         check_share(int(np.count_nonzero(padding)), padding.size, name)
+
     if kind == "logits":
         flat = stored.reshape(len(stored), -1)
         for start in range(0, flat.shape[1], BLOCK_VOXELS):
-            flat[:, start : start + BLOCK_VOXELS] = softmax(flat[:, start : start + BLOCK_VOXELS])
+            block = flat[:, start : start + BLOCK_VOXELS]
+            block[:] = softmax(block)
     if padding is not None and (kind == "probabilities" or is_elsewhere):
-        for label, channel in enumerate(stored):
-            channel[padding] = float(label == 0)
+        stored[:, padding] = 0.0
+        stored[0, padding] = 1.0
     return labels
 
 
 def _decode_regions(stored: Float32, scheme: RegionScheme, kind: str, note: str) -> Array:
-    """Return the label map of (R, [z,] y, x) log-odds or probabilities of regions, which become sigmoid probabilities in place."""
+    """Return the label map of (R, [z,] y, x) log-odds or probabilities of regions.
+
+    Log-odds become probabilities in place.
+    """
     if kind == "logits":
         for channel in stored:
             channel[:] = sigmoid(channel)
