@@ -1,1 +1,1 @@
-"""Evaluation of folders of label maps against a reference: from files to measurements, a verdict, and output files."""
+"""Evaluation of label maps against a reference: from files to measurements and a verdict."""

@@ -6,6 +6,7 @@ They are measured in a separate process, so inputs and outputs can be pickled.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -59,13 +60,18 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
             raise InputError(pair.problem)
         warnings: list[str] = []
         reference = read_reference(pair, settings, warnings)
-        result.warnings += [f"reference: {text}" for text in warnings]
-        result.notes += [f"reference: {note}" for note in reference.header.notes]
+        result.warnings += _named("reference", warnings)
+        result.notes += _named("reference", reference.header.notes)
         for method, files in pair.methods.items():
             with failing_alone(partial(_fail_method, result, method), *files.paths):
                 _measure_method(method, files, replace(reference, notes=[]), result)
     result.times["measure"] = time.perf_counter() - started
     return result
+
+
+def _named(part: str, sentences: Iterable[str]) -> list[str]:
+    """Return sentences after the name of the method, or "reference", that they are about."""
+    return [f"{part}: {sentence}" for sentence in sentences]
 
 
 def _fail_method(result: CaseResult, method: str, failure: Failure) -> None:
@@ -87,7 +93,7 @@ def _measure_method(
     channels = reference.settings.channels.get(method, NO_REGIONS)
     warnings: list[str] = []
     label_map, soft = read_masks(files, reference, channels, warnings)
-    result.warnings += [f"{method}: {text}" for text in warnings]
+    result.warnings += _named(method, warnings)
     values = _measure_masks(label_map, reference)
     result.values[method] = values
     del label_map  # The probabilities need the memory.
@@ -103,7 +109,7 @@ def _measure_method(
         with failing_alone(fail, *files.probabilities):
             _add_calibration(values, soft, reference)
             result.notes.append(f"{method}: {soft.note}")
-    result.notes += [f"{method}: {note}" for note in dict.fromkeys(reference.notes)]
+    result.notes += _named(method, dict.fromkeys(reference.notes))
 
 
 def _measure_masks(label_map: Labels, reference: Reference) -> RegionValues:

@@ -114,9 +114,9 @@ class EvaluationOptions:
         str | None,
         Option(
             "--ceiling",
-            "The baseline that is the best possible, such as the network at the image's resolution. "
-            "It is no rival: the share of its lead over the first baseline that PREDICTIONS "
-            "recover is reported.",
+            "The baseline that is the best possible, such as the network at the image's "
+            "resolution. It is no rival: the share of its lead over the first baseline that "
+            "PREDICTIONS recover is reported.",
             "NAME",
             parse_name,
         ),

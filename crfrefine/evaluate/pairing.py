@@ -6,6 +6,7 @@ Cases that lack a file are found here, too; no number includes them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -236,12 +237,14 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
         if discovery.case_of(name, others, discovery.LOGITS_NAMES) not in others:
             references[name] = _reference_candidates(name, by_stem)
 
-    taken = {path for paths in references.values() for path in paths}
-    beside = [path for paths in by_stem.values() for path in paths if path not in taken]
+    beside = dict.fromkeys(chain(*by_stem.values()))
+    for path in chain(*references.values()):
+        beside.pop(path, None)
     if beside:
+        example = next(iter(beside))
         notes.append(
             f"{source}: not taken for references: {counted(len(beside), 'file')} "
-            f"beside label maps, such as {beside[0].name}"
+            f"beside label maps, such as {example.name}"
         )
     return references
 

@@ -1,4 +1,4 @@
-"""The arrays of a case: its reference, and label maps, probabilities and images on the same grid."""
+"""The arrays of a case: its reference, and label maps, probabilities and images on its grid."""
 
 from __future__ import annotations
 

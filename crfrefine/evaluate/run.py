@@ -40,7 +40,7 @@ from crfrefine.parameters.model import TRAINED_ON
 from crfrefine.runs.cases.case_files import left_out_entries
 from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.cases.reading_options import RegionReading, find_regions
-from crfrefine.runs.records import CaseRecord, RunSummary, read_records
+from crfrefine.runs.records import read_records
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 
 SCHEMA = 1
@@ -48,7 +48,7 @@ COLUMNS = ("case", "label", "metric", "value", "method")
 
 
 def metrics_csv(table: ResultTable) -> str:
-    """Return the tidy table: one line per value, in full precision, with an empty field for undefined ones."""
+    """Return the tidy table: one line per value, in full precision; undefined ones are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -61,41 +61,29 @@ def metrics_csv(table: ResultTable) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name without control characters, and with an apostrophe before it where a spreadsheet would see a formula."""
-    return ("'" if name.startswith(("=", "+", "-", "@")) else "") + printable(name)
+    """Return a name without control characters.
+
+    An apostrophe precedes it where a spreadsheet would see a formula.
+    """
+    name_shown = printable(name)
+    if name.startswith(("=", "+", "-", "@")):
+        return f"'{name_shown}"
+    return name_shown
 
 
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of `summary.json`."""
-    options = evaluation.options
+    verdict = evaluation.verdict
     return {
         "schema": SCHEMA,
         "version": crfrefine.__version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": evaluation.seconds,
-        "settings": {
-            "predictions": options.predictions,
-            "labels": options.labels,
-            "method": options.name,
-            "baseline": options.baseline,
-            "baselines": dict(options.baselines),
-            "probabilities": dict(options.probabilities),
-            "images": options.images,
-            "ceiling": options.ceiling,
-            "tolerance_mm": options.tolerance_mm,
-            "ignore_label": evaluation.settings.ignore_label,
-            "resample": options.resample,
-            "add_background": options.add_background,
-            "processes": evaluation.num_processes,
-            "command_line": options.command_line,
-            "working_folder": str(
-                Path("/proc/self/cwd").readlink()
-            ),  # readable even if the folder was removed
-        },
+        "settings": _settings_entry(evaluation),
         "regions": evaluation.regions,
         "titles": evaluation.titles,
         "judged_regions": evaluation.judged_regions,
-        "verdict": None if evaluation.verdict is None else evaluation.verdict.to_dict(),
+        "verdict": None if verdict is None else verdict.to_dict(),
         "recovered": evaluation.recovered,
         "power_note": evaluation.power_note,
         "empty_masks": evaluation.empty_masks,
@@ -105,30 +93,58 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
         "num_failed": evaluation.num_failed,
         "num_left_out": len(evaluation.left_out),
         "left_out": left_out_entries(evaluation.left_out),
-        "cases": [
-            {
-                "case": result.case_id,
-                "status": result.status,
-                "methods": list(result.values),
-                "seconds": result.seconds,
-                "notes": [*result.warnings, *result.notes],
-            }
-            for result in evaluation.results
-        ],
-        "failures": [
-            {
+        "cases": [_case_entry(result) for result in evaluation.results],
+        "failures": _failure_entries(evaluation.results),
+        "notes": evaluation.notes,
+        "summary": summary_dicts(evaluation.summary),
+    }
+
+
+def _settings_entry(evaluation: Evaluation) -> dict[str, Any]:
+    options = evaluation.options
+    return {
+        "predictions": options.predictions,
+        "labels": options.labels,
+        "method": options.name,
+        "baseline": options.baseline,
+        "baselines": dict(options.baselines),
+        "probabilities": dict(options.probabilities),
+        "images": options.images,
+        "ceiling": options.ceiling,
+        "tolerance_mm": options.tolerance_mm,
+        "ignore_label": evaluation.settings.ignore_label,
+        "resample": options.resample,
+        "add_background": options.add_background,
+        "processes": evaluation.num_processes,
+        "command_line": options.command_line,
+        # The link is readable even if the folder was removed.
+        "working_folder": str(Path("/proc/self/cwd").readlink()),
+    }
+
+
+def _case_entry(result: CaseResult) -> dict[str, Any]:
+    return {
+        "case": result.case_id,
+        "status": result.status,
+        "methods": list(result.values),
+        "seconds": result.seconds,
+        "notes": [*result.warnings, *result.notes],
+    }
+
+
+def _failure_entries(results: Sequence[CaseResult]) -> list[dict[str, Any]]:
+    entries = []
+    for result in results:
+        for failure in result.failures:
+            entry = {
                 "case": result.case_id,
                 "method": failure.part,
                 "error": failure.message,
                 "error_kind": failure.kind,
                 "error_traceback": failure.traceback,
             }
-            for result in evaluation.results
-            for failure in result.failures
-        ],
-        "notes": evaluation.notes,
-        "summary": summary_dicts(evaluation.summary),
-    }
+            entries.append(entry)
+    return entries
 
 
 @keeping_inputs()
@@ -142,40 +158,100 @@ def run_evaluation(
     started = time.perf_counter()
     observer = observer or EvaluationObserver()
     check_options(options)
+    evaluation = _plan(options)
+    _measure(evaluation, observer)
+
+    observer.stage_changed("", "comparing")
+    if evaluation.table.cases:
+        _ = evaluation.summary
+        _ = evaluation.verdict
+    evaluation.seconds = time.perf_counter() - started
+    _write_results(evaluation, observer)
+    observer.run_ended(evaluation)
+    return evaluation
+
+
+def _plan(options: EvaluationOptions) -> Evaluation:
+    """Return the evaluation before any case is measured, with its cases, settings and notes."""
     notes: list[str] = []
     settings = make_settings(options, notes)
     pairing = pair_cases(options)
-    add_volumes(*options.inputs, *(path for pair in pairing.cases for path in pair.paths))
-    for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if options.report else [])):
-        check_replaceable(options.output / name)
+    add_volumes(*options.inputs)
+    for pair in pairing.cases:
+        add_volumes(*pair.paths)
+    check_replaceable(options.output / METRICS_NAME)
+    check_replaceable(options.output / SUMMARY_NAME)
+    if options.report:
+        check_replaceable(options.output / REPORT_NAME)
     notes += pairing.notes
-    channels = {name: _channels(name, options) for name in options.methods}
-    settings = replace(settings.with_structures(pairing.structures), channels=channels)
-    num_processes = min(options.processes or available_threads(), len(pairing.cases))
-    learned = cases_learned_on(pairing.cases, notes)
+
+    settings = replace(
+        settings.with_structures(pairing.structures),
+        channels={method: _channels(method, options) for method in options.methods},
+    )
     evaluation = Evaluation(
         options,
         settings,
         pairing.cases,
-        (),
-        notes,
-        num_processes,
+        notes=notes,
+        num_processes=min(options.processes or available_threads(), len(pairing.cases)),
         left_out=pairing.left_out,
-        learned=learned,
+        learned=cases_learned_on(pairing.cases, notes),
     )
-    if learned:
+    if evaluation.learned:
         notes.append(
             f"{evaluation.learned_text}; means and charts leave them out, if there are others"
         )
-    _measure(evaluation, observer)
-    observer.stage_changed("", "comparing")
-    if evaluation.table.cases:
-        _ = evaluation.summary, evaluation.verdict
-    evaluation.seconds = time.perf_counter() - started
-    write_small_file(options.output / METRICS_NAME, metrics_csv(evaluation.full_table).encode())
-    write_small_file(
-        options.output / SUMMARY_NAME, to_json(make_summary(evaluation), indent=2).encode()
-    )
+    return evaluation
+
+
+def _channels(method: str, options: EvaluationOptions) -> RegionReading:
+    """Return which channels of a method's files are regions.
+
+    The `dataset.json` beside its probabilities or label maps says so, or that of the reference.
+    """
+    folder = options.methods[method]
+    probabilities = dict(options.probabilities).get(method, folder)
+    return find_regions(None, read_descriptions((probabilities, folder, options.labels)))
+
+
+def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
+    """Fill in the results of the evaluation, in the order of the cases."""
+    check_writable(evaluation.options.output)
+    observer.run_started(evaluation)
+    if evaluation.left_out_text:
+        observer.note(evaluation.left_out_text)
+    for note in evaluation.notes:
+        observer.note(note)
+
+    results = {}
+    measure = partial(measure_pair, evaluation.settings)
+    outcomes = map_in_processes(measure, evaluation.pairs, evaluation.num_processes)
+    with closing(outcomes):
+        for pair, outcome in outcomes:
+            if isinstance(outcome, Failure):
+                result = CaseResult(pair.case_id)
+                result.fail(outcome)
+            else:
+                result = outcome
+            results[pair.case_id] = result
+            observer.case_ended(result)
+            if result.failures and evaluation.options.fail_fast:
+                raise InputError(
+                    f"stopped at case {result.case_id!r} (--fail-fast): "
+                    f"{result.failures[0].message}"
+                )
+    evaluation.results = [results[pair.case_id] for pair in evaluation.pairs]
+
+
+def _write_results(evaluation: Evaluation, observer: EvaluationObserver) -> None:
+    """Write the table, the summary, and the report if it is wanted and a case was measured."""
+    options = evaluation.options
+    table = metrics_csv(evaluation.full_table)
+    write_small_file(options.output / METRICS_NAME, table.encode())
+    summary = to_json(make_summary(evaluation), indent=2)
+    write_small_file(options.output / SUMMARY_NAME, summary.encode())
+
     path = options.output / REPORT_NAME
     if options.report and evaluation.table.cases:
         observer.stage_changed("", "writing the report")
@@ -188,70 +264,42 @@ def run_evaluation(
         evaluation.has_report = True
     elif path.exists():
         observer.note(f"{path} is from an earlier run")
-    observer.run_ended(evaluation)
-    return evaluation
-
-
-def _channels(method: str, options: EvaluationOptions) -> RegionReading:
-    """Return which channels of a method's files are regions: as the `dataset.json` beside them says, or that of the reference."""
-    place = options.methods[method]
-    places = (dict(options.probabilities).get(method, place), place, options.labels)
-    return find_regions(None, read_descriptions(places))
-
-
-def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
-    """Fill in the results of the evaluation, in the order of the cases."""
-    check_writable(evaluation.options.output)
-    observer.run_started(evaluation)
-    for note in filter(None, (evaluation.left_out_text, *evaluation.notes)):
-        observer.note(note)
-    results = {}
-    with closing(
-        map_in_processes(
-            partial(measure_pair, evaluation.settings), evaluation.pairs, evaluation.num_processes
-        )
-    ) as outcomes:
-        for pair, outcome in outcomes:
-            result = results[pair.case_id] = (
-                outcome if isinstance(outcome, CaseResult) else CaseResult(pair.case_id)
-            )
-            if isinstance(outcome, Failure):
-                result.fail(outcome)
-            observer.case_ended(result)
-            if result.failures and evaluation.options.fail_fast:
-                raise InputError(
-                    f"stopped at case {result.case_id!r} (--fail-fast): {result.failures[0].message}"
-                )
-    evaluation.results = [results[pair.case_id] for pair in evaluation.pairs]
 
 
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, list[str]]:
-    """Return the cases of each method that its parameters were learned on, by the records that `infer` leaves beside its label maps."""
-    # A method without a record, or without such cases, is left out.
-    records: dict[Path, dict[str, tuple[CaseRecord, RunSummary]]] = {}
+    """Return the cases of each method that its parameters were learned on.
+
+    The records that `infer` leaves beside its label maps say which. A method without a record, or
+    without such cases, is left out.
+    """
+    learned_maps: dict[Path, set[str]] = {}
     learned: dict[str, list[str]] = {}
     for pair in pairs:
         for method, files in pair.methods.items():
             if files.label_map is None:
                 continue
             path = files.label_map.resolve()
-            if path.parent not in records:
-                recorded = read_records(path.parent)
-                notes += [
-                    f"{note}; its parameters may have been learned on more cases than are known"
-                    for note in recorded.notes
-                ]
-                lines = ((record, run) for run in recorded.runs for record in run.cases)
-                records[path.parent] = {
-                    stem_of(record.output): (record, run) for record, run in lines if record.output
-                }
-            record, run = records[path.parent].get(
-                path.name if path.is_dir() else stem_of(path), (None, None)
-            )
-            if (
-                record is not None
-                and run is not None
-                and printable(record.case_id) in (run.settings.get(TRAINED_ON) or ())
-            ):
+            if path.parent not in learned_maps:
+                learned_maps[path.parent] = _maps_learned_on(path.parent, notes)
+            name = path.name if path.is_dir() else stem_of(path)
+            if name in learned_maps[path.parent]:
                 learned.setdefault(method, []).append(pair.case_id)
     return learned
+
+
+def _maps_learned_on(folder: Path, notes: list[str]) -> set[str]:
+    """Return the names of the label maps whose latest parameters were learned on their cases."""
+    recorded = read_records(folder)
+    for note in recorded.notes:
+        notes.append(f"{note}; its parameters may have been learned on more cases than are known")
+    names = set()
+    for run in recorded.runs:
+        trained_on = run.settings.get(TRAINED_ON) or ()
+        for record in run.cases:
+            if record.output is None:
+                continue
+            if printable(record.case_id) in trained_on:
+                names.add(stem_of(record.output))
+            else:  # A later run has made the label map anew.
+                names.discard(stem_of(record.output))
+    return names

@@ -64,9 +64,10 @@ def find_structures(options: EvaluationOptions) -> Structures:
     sources = [_cases_of(path) for path in (options.labels, *options.methods.values())]
     numbers = _number_structures(sources)
     only = _name_of_only_case(options, sources)
-    references, *methods = (
-        {case_id or only: path for case_id, path in cases.items()} for cases in sources
-    )
+    for cases in sources:
+        if _ONLY in cases:
+            cases[only] = cases.pop(_ONLY)
+    references, *methods = sources
     return Structures(numbers, references, dict(zip(options.methods, methods, strict=True)))
 
 

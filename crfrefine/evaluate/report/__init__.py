@@ -261,8 +261,11 @@ def _read_asset(name: str) -> str:
 
 def _unsigned_metrics(evaluation: Evaluation) -> list[str]:
     """Return the titles of the metrics that are compared by size, without their sign."""
-    metrics = [metric_named(name) for name in evaluation.table.metrics]
-    return [metric.title for metric in metrics if metric.better == "nearer_zero"]
+    titles = []
+    for metric in map(metric_named, evaluation.table.metrics):
+        if metric.better == "nearer_zero":
+            titles.append(metric.title)
+    return titles
 
 
 def _spell_directions(value: object) -> object:
