@@ -1,4 +1,6 @@
-"""`crfrefine evaluate` from files to files: every number against the brute force, every format, what is counted apart."""
+"""`crfrefine evaluate` from files to files: every number against the brute force, every format,
+what is counted apart.
+"""
 
 import dataclasses
 import json
@@ -47,7 +49,9 @@ def describe(study, labels, **more):
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory):
-    """A study and its run: probabilities, those of the baseline a hundred times too sharp, a rival that is the same, and a report."""
+    """A study and its run: probabilities, those of the baseline a hundred times too sharp, a rival
+    that is the same, and a report.
+    """
     study = write_study(tmp_path_factory.mktemp("judged"), NUM_CASES)
     for case, reference in study.maps["labels"].items():
         for folder, factor in ((study.after, 1), (study.before, 100)):
@@ -94,7 +98,8 @@ def test_every_value_of_the_table_equals_the_brute_force(judged):
 
 def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     study, result = judged
-    told, lines = study.summary()["verdict"], result.stdout.splitlines()
+    told = study.summary()["verdict"]
+    lines = result.stdout.splitlines()
     after, before = (
         np.array([study.overlap(f"case{n}", (1, 2), name)["dice"] for n in range(NUM_CASES)])
         for name in ("after", "before")
@@ -121,11 +126,14 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
 
 
 def test_the_share_of_what_the_ceiling_leads_by(tmp_path):
-    """Against labels as the ceiling Dice goes to 1; the ceiling is no rival, and the tolerance is the shortest side of a voxel."""
+    """Against labels as the ceiling Dice goes to 1; the ceiling is no rival, and the tolerance is
+    the shortest side of a voxel.
+    """
     study = write_study(tmp_path, 6)
     options = ("-b", f"full={study.root / 'labels'}", "--ceiling", "full", "--tolerance", "voxel")
     result = run_here(*study.with_report, *options, status=0)
-    told, side = study.summary(), min(SPACING)
+    told = study.summary()
+    side = min(SPACING)
     for metric in ("dice", "surface_dice"):
         means = []
         for folder in ("before", "after"):
@@ -157,7 +165,8 @@ def test_the_share_of_what_the_ceiling_leads_by(tmp_path):
 
 def test_better_probabilities_are_told_in_the_files_and_on_the_page(judged):
     study, result = judged
-    told, found = study.summary()["verdict"]["probabilities"], read_metrics(study.output)
+    told = study.summary()["verdict"]["probabilities"]
+    found = read_metrics(study.output)
     assert (told["change"], told["region"]) == ("better", "all")
     means = [
         np.mean([found[f"case{n}", "all", "nll", method] for n in range(NUM_CASES)])
@@ -174,7 +183,8 @@ def test_better_probabilities_are_told_in_the_files_and_on_the_page(judged):
 def test_the_fields_of_the_summary_are_documented(judged):
     study, _ = judged
     summary = study.summary()
-    verdict, row = summary["verdict"], next(row for row in summary["summary"] if row["comparison"])
+    verdict = summary["verdict"]
+    row = next(row for row in summary["summary"] if row["comparison"])
     text = (Path(__file__).parents[2] / "docs" / "reference" / "summary.md").read_text()
     parts = (
         summary,
@@ -191,9 +201,12 @@ def test_the_fields_of_the_summary_are_documented(judged):
 
 
 def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tmp_path):
-    """Each case has them in another way; in the last one, the fourth label is never the likeliest. Those of the baseline are named."""
+    """Each case has them in another way; in the last one, the fourth label is never the likeliest.
+    Those of the baseline are named.
+    """
     kinds = ("npz", "npz beside", "4-D", "4-D probabilities", "beside", "four labels")
-    study, expected = write_study(tmp_path, len(kinds)), []
+    study = write_study(tmp_path, len(kinds))
+    expected = []
     for number, (kind, (case, reference)) in enumerate(
         zip(kinds, study.maps["labels"].items(), strict=True)
     ):
@@ -201,11 +214,10 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
         logits = logits_of(reference, number + 90, num_labels=4 if kind == "four labels" else 3)
         if kind == "four labels":
             logits[3] -= 20
-        stored = (
-            softmax(logits).astype(np.float32)
-            if kind in ("4-D probabilities", "beside")
-            else logits
-        )
+        if kind in ("4-D probabilities", "beside"):
+            stored = softmax(logits).astype(np.float32)
+        else:
+            stored = logits
         if kind in ("npz", "4-D", "4-D probabilities"):
             path.unlink()
             study.maps["after"][case] = logits.argmax(axis=0)
@@ -271,7 +283,9 @@ def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tm
 
 
 def test_empty_masks_are_counted_apart_and_never_dropped(tmp_path):
-    """Of label 2, case0 has it in neither map, case1 only in the reference, case2 only in the prediction; label 7 in one reference."""
+    """Of label 2, case0 has it in neither map, case1 only in the reference, case2 only in the
+    prediction; label 7 in one reference.
+    """
     study = write_study(tmp_path, 3)
     for case, name in (
         ("case0", "labels"),
@@ -356,16 +370,20 @@ def test_predictions_without_foreground_are_named(tmp_path, has_baseline):
 
 
 def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
-    """The prediction has a label under the ignored voxels that occurs nowhere else: no region of its own."""
+    """The prediction has a label under the ignored voxels that occurs nowhere else: no region of
+    its own.
+    """
     study = write_study(tmp_path, 1)
     describe(study, {"background": 0, "core": 1, "rim": 2, "rare": 3, "ignore": 4})
-    marked, found = study.maps["labels"]["case0"], study.maps["after"]["case0"]
+    marked = study.maps["labels"]["case0"]
+    found = study.maps["after"]["case0"]
     logits = logits_of(marked, 8, 4)
     for folder, values, ignored in ((study.labels, marked, 4), (study.after, found, 5)):
         values[3:9, 2:6, 1:4] = ignored
         save_map(folder / "case0.nii.gz", values)
     save_npz(study.after / "case0.npz", logits)
-    measured, counts = evaluated(study, "-r", "whole=1+2"), marked != 4
+    measured = evaluated(study, "-r", "whole=1+2")
+    counts = marked != 4
     assert {label for _, label, *_ in measured} == {"1", "2", "3", "whole", "all"}
     for label, members in (("2", (2,)), ("3", (3,)), ("whole", (1, 2))):
         masks = (
@@ -418,8 +436,11 @@ def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
 
 
 def test_a_slice_is_measured_as_a_plane(tmp_path):
-    """Without a baseline. Were the third axis one, each voxel would be boundary and lie on the other map's or next to it."""
-    study, full = Study(tmp_path, {}), np.ones((*SHAPE[:2], 1), np.uint8)
+    """Without a baseline. Were the third axis one, each voxel would be boundary and lie on the
+    other map's or next to it.
+    """
+    study = Study(tmp_path, {})
+    full = np.ones((*SHAPE[:2], 1), np.uint8)
     for folder, values in (
         (study.labels, full),
         (study.after, full * (np.arange(SHAPE[0]) < 9)[:, None, None]),
@@ -446,7 +467,8 @@ def test_a_slice_is_measured_as_a_plane(tmp_path):
 
 def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch):
     """The names are those of `dataset.json`."""
-    study, images = write_study(tmp_path), tmp_path / "images"
+    study = write_study(tmp_path)
+    images = tmp_path / "images"
     spy = Mock(wraps=report_page.draw_preview)
     monkeypatch.setattr(report_page, "draw_preview", spy)
     for seed, (case, reference) in enumerate(study.maps["labels"].items()):

@@ -1,4 +1,6 @@
-"""What is wrong with files and options of `evaluate`: one message each, the other cases go on, nothing is dropped unsaid."""
+"""What is wrong with files and options of `evaluate`: one message each, the other cases go on,
+nothing is dropped unsaid.
+"""
 
 import dataclasses
 import json
@@ -102,7 +104,9 @@ BAD = [
     (images, None, ["2002 different labels; expected at most 2000: is one of them an image?"]),
     (not_fetched, None, ["case15.nii.gz: is a link to a file that is not there"]),
 ]
-"""What spoils a case, from case1 on; the method that it fails (None: all), and what the message says."""
+"""What spoils a case, from case1 on; the method that it fails (None: all), and what the message
+says.
+"""
 
 
 def test_a_bad_case_is_reported_and_the_others_are_measured(tmp_path):
@@ -135,7 +139,9 @@ def test_a_bad_case_is_reported_and_the_others_are_measured(tmp_path):
 
 
 def test_scores_beside_that_cannot_be_used_are_a_note_and_named_ones_a_failure(tmp_path):
-    """nnU-Net's regions have sigmoid channels: its label maps can be measured, its probabilities are no distribution over labels."""
+    """nnU-Net's regions have sigmoid channels: its label maps can be measured, its probabilities
+    are no distribution over labels.
+    """
     study = write_study(tmp_path, 2)
     for case in ("case0", "case1"):
         save_npz(
@@ -261,7 +267,9 @@ def study(tmp_path_factory):
 
 
 def refined(study, output, trained_on, *options):
-    """Refine all cases with parameters, as if these had been learned on some of the cases; return what the run says."""
+    """Refine all cases with parameters, as if these had been learned on some of the cases; return
+    what the run says.
+    """
     file = output.with_suffix(".toml")
     wide = CrfParameters().replace(**{"bilateral.theta_alpha": 8.0})
     dataclasses.replace(wide, trained_on=trained_on).save(file)
@@ -359,10 +367,8 @@ def test_there_is_no_verdict_if_all_cases_were_used_for_learning(study, tmp_path
         9
     ] * 8
     assert result.stdout.splitlines()[-1].startswith("verdict: Not tested: 9 of 9 cases")
-    output, files = (
-        tmp_path / "single",
-        (tmp_path / "refined" / "case3.nii.gz", study / "labels" / "case3.nii.gz"),
-    )
+    output = tmp_path / "single"
+    files = (tmp_path / "refined" / "case3.nii.gz", study / "labels" / "case3.nii.gz")
     result = run_here("evaluate", *files, "--no-report", "-o", output, status=0)
     assert (
         "1 of 1 case used to learn the parameters of the refinement: no evidence for new cases"

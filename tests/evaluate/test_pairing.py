@@ -1,4 +1,6 @@
-"""Which files are a case, with empty files where names decide; channels of regions; folders of structures."""
+"""Which files are a case, with empty files where names decide; channels of regions; folders of
+structures.
+"""
 
 import json
 
@@ -91,7 +93,9 @@ def test_a_name_and_a_format_that_tell_of_a_reference_are_ambiguous(tmp_path):
 
 
 def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
-    """Of one reference they are a note, as whoever names one file asks for that case; and so is an image beside its label map."""
+    """Of one reference they are a note, as whoever names one file asks for that case; and so is an
+    image beside its label map.
+    """
 
     pairing = pair(
         tmp_path,
@@ -184,7 +188,9 @@ DESCRIPTION = {
 
 
 def sigmoids(study, case):
-    """Channels that mostly say what a label map says; exactly zero in a corner, as nnU-Net pads its crop."""
+    """Channels that mostly say what a label map says; exactly zero in a corner, as nnU-Net pads its
+    crop.
+    """
     inside = np.stack([np.isin(study.maps["after"][case], members) for members in SCHEME.labels])
     noise = np.random.default_rng(3).uniform(0.02, 0.65, (2, *SHAPE))
     values = np.where(inside, 1 - noise, noise).astype(np.float32)
@@ -193,7 +199,8 @@ def sigmoids(study, case):
 
 
 def dice(found, reference, members=1):
-    a, b = np.isin(found, members), np.isin(reference, members)
+    a = np.isin(found, members)
+    b = np.isin(reference, members)
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
@@ -202,12 +209,15 @@ def brier(probabilities, truth):
 
 
 def test_channels_become_a_label_map_and_are_calibrated(tmp_path):
-    """Of an archive, of NIfTI, and as log-odds; another description of the channels means another measurement."""
+    """Of an archive, of NIfTI, and as log-odds; another description of the channels means another
+    measurement.
+    """
     study = write_study(tmp_path, 3)
     for folder in (study.labels, study.after):
         (folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
     for case in study.maps["after"]:
-        values, path = sigmoids(study, case), study.after / f"{case}.nii.gz"
+        values = sigmoids(study, case)
+        path = study.after / f"{case}.nii.gz"
         if case == "case0":
             path.unlink()
             save_npz(study.after / f"{case}.npz", values, "probabilities")
@@ -245,7 +255,9 @@ def test_channels_become_a_label_map_and_are_calibrated(tmp_path):
 
 
 def test_probabilities_beside_label_maps_are_calibrated(tmp_path):
-    """nnU-Net's label maps with its .npz; the description is that of the reference. Voxels of an ignored label do not count."""
+    """nnU-Net's label maps with its .npz; the description is that of the reference. Voxels of an
+    ignored label do not count.
+    """
     study = write_study(tmp_path, 1)
     (study.root / "dataset.json").write_text(json.dumps(DESCRIPTION))
     values = sigmoids(study, "case0")
@@ -254,16 +266,15 @@ def test_probabilities_beside_label_maps_are_calibrated(tmp_path):
     reference[:, :, 5:] = 3
     save_map(study.labels / "case0.nii.gz", reference)
     run_here(*study.with_report, "--ignore-label", 3, status=0)
-    found, counted = read_metrics(study.output), np.s_[:, :, :5]
+    found = read_metrics(study.output)
+    counted = np.s_[:, :, :5]
     expected = dice(study.maps["after"]["case0"][counted], reference[counted], (1, 2))
     assert found["case0", "whole", "dice", "prediction"] == pytest.approx(expected)
     assert found["case0", "whole", "brier", "prediction"] == brier(
         values[0][counted], np.isin(reference, (1, 2))[counted]
     )
-    inside, both = (
-        np.where(reference < 3, reference > 0, 3).astype(np.uint8),
-        np.stack([1 - values[0], values[0]]),
-    )
+    inside = np.where(reference < 3, reference > 0, 3).astype(np.uint8)
+    both = np.stack([1 - values[0], values[0]])
     for metric, value in measure_calibration(both, inside, {"1": (1,)}, ignore_label=3)[
         "1"
     ].items():
@@ -274,12 +285,15 @@ def test_probabilities_beside_label_maps_are_calibrated(tmp_path):
 
 
 def test_the_channel_of_a_single_region_is_no_label_map(tmp_path):
-    """A file has one value per voxel then; the other method's label maps stay label maps, also as floating-point numbers."""
+    """A file has one value per voxel then; the other method's label maps stay label maps, also as
+    floating-point numbers.
+    """
     study = write_study(tmp_path, 1)
     (study.root / "dataset.json").write_text(
         json.dumps({"labels": {"background": 0, "whole": [1, 2]}, "regions_class_order": [1]})
     )
-    values, reference = sigmoids(study, "case0")[0], study.maps["labels"]["case0"]
+    values = sigmoids(study, "case0")[0]
+    reference = study.maps["labels"]["case0"]
     save_map(study.after / "case0.nii.gz", values)
     save_map(study.before / "case0.nii.gz", study.maps["before"]["case0"].astype(np.float32))
     run_here(*study.arguments, status=0)
@@ -407,7 +421,9 @@ def test_incomplete_cases_are_left_out(study):
 
 
 def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
-    """Its parts keep all of its voxels in reference and prediction alike, so that it has no value in any case."""
+    """Its parts keep all of its voxels in reference and prediction alike, so that it has no value
+    in any case.
+    """
     for what in ("ref", "pred"):
         for case_id in ("p1", "p2"):
             parts = [

@@ -1,4 +1,6 @@
-"""Items in separate processes: each has its outcome, an error or a lost process costs its item alone, and nothing is left behind."""
+"""Items in separate processes: each has its outcome, an error or a lost process costs its item
+alone, and nothing is left behind.
+"""
 
 import contextlib
 import functools
@@ -19,7 +21,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_every_item_has_its_result(num_processes):
-    """Also of a single item, which needs no process, and results that are larger than a pipe takes at once."""
+    """Also of a single item, which needs no process, and results that are larger than a pipe takes
+    at once.
+    """
     found = list(map_in_processes(pool_functions.square, [*range(5), 3], num_processes))
     assert sorted((item, square) for item, (square, _) in found) == [
         (0, 0),
@@ -80,7 +84,9 @@ def test_whoever_stops_early_leaves_no_process_behind():
 
 
 def test_a_script_is_not_run_again_in_each_process(tmp_path):
-    """Python's own pools import the main script in each process, which then starts processes of its own."""
+    """Python's own pools import the main script in each process, which then starts processes of its
+    own.
+    """
     script = tmp_path / "script.py"
     script.write_text(
         "import math\nfrom crfrefine.evaluate.processes import map_in_processes\n"

@@ -1,4 +1,6 @@
-"""The page as text: one file that asks for nothing, in which what users name stays text, and whose numbers are those of the table."""
+"""The page as text: one file that asks for nothing, in which what users name stays text, and whose
+numbers are those of the table.
+"""
 
 import base64
 import html.parser
@@ -36,11 +38,15 @@ DRAW_CASE = page.draw_case
 
 
 class Page(html.parser.HTMLParser):
-    """The elements of a page, and its text with single spaces; an element that is closed wrongly is an error."""
+    """The elements of a page, and its text with single spaces; an element that is closed wrongly is
+    an error.
+    """
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.open, self.elements, self.texts = [], [], []
+        self.open = []
+        self.elements = []
+        self.texts = []
         self.feed(text)
         self.close()
         assert self.open == [], "elements that are never closed"
@@ -74,7 +80,9 @@ def drawn():
 
 
 def make_table(num_cases=13, *, methods=("network", "crf", "smoothing")):
-    """Dice of two labels, HD95 and volume, with a case that both methods leave undefined and one that only one of them does."""
+    """Dice of two labels, HD95 and volume, with a case that both methods leave undefined and one
+    that only one of them does.
+    """
     rng = np.random.default_rng(3)
     names = [
         "case 0",
@@ -123,7 +131,8 @@ def make_evaluation(table, method="crf", *, compared=True, titles=(("1", "1 fron
         failures=[Failure("labels/\udcff.nii.gz: cut off </dl></script>", "InputError")],
     )
     evaluation = Evaluation(options, Settings(titles=dict(titles)), (), [failed])
-    evaluation.table, evaluation.regions = table, {name: (int(name),) for name in table.regions}
+    evaluation.table = table
+    evaluation.regions = {name: (int(name),) for name in table.regions}
     evaluation.summary = summarize(table, "network" if compared else method)
     rivals = [name for name, _ in baselines[1:]]
     judged = {"rivals": rivals, "summary": evaluation.summary, "titles": evaluation.titles}
@@ -146,7 +155,9 @@ def text(tmp_path_factory):
 
 
 def test_what_users_name_stays_text(text):
-    """Markup, and a mark of direction, which would turn around the rest of its sentence, so that it is written out."""
+    """Markup, and a mark of direction, which would turn around the rest of its sentence, so that it
+    is written out.
+    """
     found = Page(text)
     for name in (
         NASTY,
@@ -232,7 +243,8 @@ def test_there_are_three_charts_and_a_picture_of_each_shown_case(tmp_path, monke
     ):
         run_here(*words, status=0)
         text = (study.output / "report.html").read_text(encoding="utf-8")
-        charts, cases = pictures(text, "charts"), pictures(text, "cases")
+        charts = pictures(text, "charts")
+        cases = pictures(text, "cases")
         assert [alt.partition(":")[0] for alt in charts] == expected
         assert all(picture.width == 690 and picture.height >= 500 for picture in charts.values())
         assert len(cases) == 4
@@ -242,7 +254,9 @@ def test_there_are_three_charts_and_a_picture_of_each_shown_case(tmp_path, monke
 
 
 def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
-    """Better cases are blue, worse ones orange, equal ones gray; names that look like formulas are text."""
+    """Better cases are blue, worse ones orange, equal ones gray; names that look like formulas are
+    text.
+    """
     from matplotlib.axes import Axes
 
     drawn = []
@@ -294,7 +308,8 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
 def test_what_cannot_be_shown_is_named_on_the_page_and_a_bug_leaves_the_old_page(
     tmp_path, monkeypatch
 ):
-    seen, problems = [], {NASTY: InputError(f"images/{NASTY}.nii.gz: cut off")}
+    seen = []
+    problems = {NASTY: InputError(f"images/{NASTY}.nii.gz: cut off")}
 
     def draw(report, shown, *_):
         raise problems.get(shown.case) or RuntimeError("a bug")
@@ -316,9 +331,11 @@ def test_without_matplotlib_the_page_has_all_but_the_charts_and_says_what_to_ins
     tmp_path, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    path, notes = tmp_path / "report.html", []
+    path = tmp_path / "report.html"
+    notes = []
     write_report(path, EVALUATION, notes.append, num_shown=1)
-    (problem,), text = notes, path.read_text(encoding="utf-8")
+    (problem,) = notes
+    text = path.read_text(encoding="utf-8")
     assert "pip install 'crfrefine[report]'" in problem
     assert all(told in Page(text).text for told in (problem, EVALUATION.verdict.sentence))
     assert (len(pictures(text, "cases")), pictures(text, "charts")) == (3, {})
