@@ -71,7 +71,10 @@ def taken(pairing, method="prediction"):
         (
             "brats_0001.nii.gz brats_0002.nii.gz",
             "brats_0001.nii.gz brats_0002.nii.gz",
-            {f"brats_000{n}": (f"brats_000{n}.nii.gz", "") for n in (1, 2)},
+            {
+                "brats_0001": ("brats_0001.nii.gz", ""),
+                "brats_0002": ("brats_0002.nii.gz", ""),
+            },
         ),
         ("a.nii.gz a_0000.nii.gz a_0001.nii.gz", "a.nii.gz", {"a": ("a.nii.gz", "")}),
         ("a.nii.gz a_probabilities.nii.gz .b.nii.gz.tmp-7", "a.nii.gz", {"a": ("a.nii.gz", "")}),
@@ -80,8 +83,11 @@ def taken(pairing, method="prediction"):
 def test_names_that_belong_together(tmp_path, labels, predictions, expected):
     pairing = pair(tmp_path, labels, predictions)
     assert taken(pairing) == expected
-    assert not any(case.problem or case.methods["prediction"].problem for case in pairing.cases)
-    assert not any("without a reference" in note for note in pairing.notes)
+    for case in pairing.cases:
+        assert not case.problem
+        assert not case.methods["prediction"].problem
+    for note in pairing.notes:
+        assert "without a reference" not in note
 
 
 def test_a_name_and_a_format_that_tell_of_a_reference_are_ambiguous(tmp_path):
@@ -102,9 +108,8 @@ def test_extra_predictions_are_cases_without_a_reference_each_once(tmp_path):
         "a.nii d_0001.nii",
         "a.nii b.nii b_probabilities.nii.gz c_softmax.npz d_0001.nii d_0002.nii",
     )
-    assert pairing.left_out == {
-        case: [f"no label map in {tmp_path / 'labels'}"] for case in ("b", "c", "d_0002")
-    }
+    reasons = [f"no label map in {tmp_path / 'labels'}"]
+    assert pairing.left_out == {"b": reasons, "c": reasons, "d_0002": reasons}
     assert (list(taken(pairing)), pairing.notes) == (["a", "d_0001"], ())
     of_one = pair_cases(
         EvaluationOptions(
@@ -167,17 +172,19 @@ def test_named_probabilities_replace_those_beside(tmp_path):
             "a.nii b.nii",
             "c.nii",
             {},
-            r"(?s)no case is complete; expected .*no prediction in \S+pred \(2\): a, b.*no label map in \S+labels \(1\): c",
+            r"(?s)no case is complete; expected .*no prediction in \S+pred \(2\): a, b"
+            r".*no label map in \S+labels \(1\): c",
         ),
     ],
 )
 def test_what_cannot_be_paired_at_all(tmp_path, labels, predictions, options, message):
-    options = {
-        key: tmp_path / name if key == "images" else (("base", tmp_path / name),)
-        for key, name in options.items()
-    }
+    values = {}
+    if "images" in options:
+        values["images"] = tmp_path / options["images"]
+    if "baselines" in options:
+        values["baselines"] = (("base", tmp_path / options["baselines"]),)
     with pytest.raises(InputError, match=message):
-        pair(tmp_path, labels, predictions, **options)
+        pair(tmp_path, labels, predictions, **values)
 
 
 SCHEME = RegionScheme.of({"whole": [1, 2], "core": 2})
@@ -222,10 +229,9 @@ def test_channels_become_a_label_map_and_are_calibrated(tmp_path):
             path.unlink()
             save_npz(study.after / f"{case}.npz", values, "probabilities")
         else:
-            log_odds = np.log(np.maximum(values, 1e-6)) - np.log1p(-values)
-            save_map(
-                path, np.moveaxis(log_odds if case == "case2" else values, 0, -1).astype(np.float32)
-            )
+            if case == "case2":
+                values = np.log(np.maximum(values, 1e-6)) - np.log1p(-values)
+            save_map(path, np.moveaxis(values, 0, -1).astype(np.float32))
     result = run_here(*study.arguments, status=0)
     found = read_metrics(study.output)
     for case, reference in study.maps["labels"].items():
@@ -239,9 +245,9 @@ def test_channels_become_a_label_map_and_are_calibrated(tmp_path):
             assert found[case, name, "brier", "prediction"] == brier(
                 values[channel], np.isin(reference, members)
             )
-        assert np.isnan(
-            [found[case, name, "brier", "prediction"] for name in ("1", "all")]
-        ).all(), "no channel is label 1 alone"
+        for name in ("1", "all"):
+            is_undefined = np.isnan(found[case, name, "brier", "prediction"])
+            assert is_undefined, "no channel is label 1 alone"
     assert result.stdout.count("whole") > 0
     (study.after / "dataset.json").write_text(
         json.dumps({**DESCRIPTION, "regions_class_order": [2, 2]})
@@ -340,9 +346,13 @@ def evaluate(study, predictions, labels, *options, status=0):
 
 
 def dice_of_files(study, case_id, name):
-    return dice(
-        *(load_nifti(study / what / case_id / f"{name}.nii.gz") for what in ("pred", "ref"))
-    )
+    found = load_nifti(study / "pred" / case_id / f"{name}.nii.gz")
+    reference = load_nifti(study / "ref" / case_id / f"{name}.nii.gz")
+    return dice(found, reference)
+
+
+def case_ids(summary):
+    return [case["case"] for case in summary["cases"]]
 
 
 def mean_dice(summary):
@@ -353,7 +363,7 @@ def test_a_folder_per_case_has_named_labels(study):
     """A structure that is nowhere has no row."""
     result, summary = evaluate(study, study / "pred", study / "ref")
     assert "4 structures in 2 cases" in result.stderr
-    assert [case["case"] for case in summary["cases"]] == ["p1", "p2"]
+    assert case_ids(summary) == ["p1", "p2"]
     assert (list(summary["regions"]), summary["titles"]["2"]) == (["1", "2", "3"], "2 kidney_left")
     for name, number in list(NAMES.items())[:3]:
         expected = np.mean([dice_of_files(study, case_id, name) for case_id in ("p1", "p2")])
@@ -362,16 +372,11 @@ def test_a_folder_per_case_has_named_labels(study):
 
 def test_two_flat_folders_are_one_case_on_request(study):
     _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--structures")
-    assert [case["case"] for case in summary["cases"]] == ["p1"]
+    assert case_ids(summary) == ["p1"]
     assert mean_dice(summary)["1"] == pytest.approx(dice_of_files(study, "p1", "aorta"), rel=1e-12)
     assert len((study / "report" / "report.html").read_bytes()) < 2_000_000
     _, summary = evaluate(study, study / "pred" / "p1", study / "ref" / "p1", "--no-report")
-    assert [case["case"] for case in summary["cases"]] == [
-        "aorta",
-        "kidney_left",
-        "kidney_right",
-        "nothing",
-    ]
+    assert case_ids(summary) == ["aorta", "kidney_left", "kidney_right", "nothing"]
 
 
 def test_a_label_map_with_names_is_compared_by_name(study):
@@ -384,10 +389,8 @@ def test_a_label_map_with_names_is_compared_by_name(study):
     (study / "maps" / "dataset.json").write_text(
         json.dumps({"labels": {"background": 0, **numbers}})
     )
-    by_name, plain = (
-        evaluate(study, study / folder, study / "ref", "--no-report")[1]
-        for folder in ("maps", "pred")
-    )
+    _, by_name = evaluate(study, study / "maps", study / "ref", "--no-report")
+    _, plain = evaluate(study, study / "pred", study / "ref", "--no-report")
     assert mean_dice(by_name) == mean_dice(plain)
     (study / "maps" / "dataset.json").write_text(
         json.dumps({"labels": {"background": 0, "aorta": 2}})
@@ -426,19 +429,16 @@ def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
     """
     for what in ("ref", "pred"):
         for case_id in ("p1", "p2"):
-            parts = [
-                load_nifti(study / what / case_id / f"kidney_{side}.nii.gz")
-                for side in ("left", "right")
-            ]
-            save_nifti(study / what / case_id / "kidneys.nii.gz", np.maximum(*parts), affine())
+            folder = study / what / case_id
+            left = load_nifti(folder / "kidney_left.nii.gz")
+            right = load_nifti(folder / "kidney_right.nii.gz")
+            save_nifti(folder / "kidneys.nii.gz", np.maximum(left, right), affine())
     result, summary = evaluate(study, study / "pred", study / "ref", "--structures", "--no-report")
     told = "structures that lose most of their voxels to smaller ones: kidneys keeps 0 of "
     for part in ("reference", "prediction"):
         assert result.stderr.count(f"note: case 'p1': {part}: {told}") == 1
-        assert all(
-            any(note.startswith(f"{part}: {told}") for note in case["notes"])
-            for case in summary["cases"]
-        )
+        for case in summary["cases"]:
+            assert any(note.startswith(f"{part}: {told}") for note in case["notes"])
     assert "case 'p2'" not in result.stderr, "once per side"
 
 
@@ -452,13 +452,6 @@ def test_of_many_structures_the_terminal_shows_means(tmp_path):
     assert "24 regions: the table has their means" in result.stderr
     assert [line.split("\t")[1] for line in result.stdout.splitlines()[1:]] == ["mean"] * 4
     assert len(summary["regions"]) == 24
-    assert (
-        len(
-            [
-                line
-                for line in evaluate(*arguments, "-v")[0].stdout.splitlines()
-                if line.startswith("dice")
-            ]
-        )
-        == 25
-    )
+    verbose, _ = evaluate(*arguments, "-v")
+    rows = [line for line in verbose.stdout.splitlines() if line.startswith("dice")]
+    assert len(rows) == 25

@@ -58,7 +58,8 @@ class Page(html.parser.HTMLParser):
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, f"</{tag}>, line {self.getpos()[0]}"
-        self.texts += [" "] if tag in {"td", "th"} else []
+        if tag in {"td", "th"}:
+            self.texts.append(" ")
 
     def handle_data(self, data):
         if self.open and self.open[-1] != "style":
@@ -168,25 +169,34 @@ def test_what_users_name_stays_text(text):
     ):
         assert name in found.text
     assert not set(found.text) & set("\u200e\u202e\u2066\u2069")
-    assert not any("onerror" in attributes for _, attributes in found.elements)
-    assert {tag for tag, _ in found.elements}.isdisjoint({"b", "part"})
+    for tag, attributes in found.elements:
+        assert "onerror" not in attributes
+        assert tag not in {"b", "part"}
 
 
 def test_the_page_is_well_formed_asks_for_nothing_outside_of_itself_and_runs_no_script(text):
     """The policy allows pictures and styles in the page, and nothing else."""
     elements = Page(text).elements
-    names = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    names = []
+    links = []
+    for tag, attributes in elements:
+        if "id" in attributes:
+            names.append(attributes["id"])
+        if "href" in attributes:
+            links.append(attributes["href"])
+        if tag == "img":
+            assert "alt" in attributes
     assert len(names) == len(set(names))
-    assert {attributes["href"] for _, attributes in elements if "href" in attributes} <= {
-        f"#{name}" for name in names
-    }
-    assert all("alt" in attributes for tag, attributes in elements if tag == "img")
+    assert set(links) <= {f"#{name}" for name in names}
     assert re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z]", re.sub(r'"data:[^"]*"', "", text)) == []
     for tag, attributes in elements:
         assert tag not in {"link", "iframe", "object", "embed", "script"}
         for key in ("src", "href", "data", "action", "poster", "srcset"):
             assert (attributes.get(key) or "#").startswith(("#", "data:image/png;base64,"))
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
     assert (
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         in text.partition("<title>")[0]
@@ -198,38 +208,36 @@ def test_the_verdict_comes_first_and_the_numbers_are_those_of_the_comparison(tex
     shown = Page(text).text
     assert shown.partition("Verdict ")[2].startswith(EVALUATION.verdict.sentence)
     assert "1 case could not be evaluated" in shown
-    assert all(
-        f"2: Dice is undefined for {method} of 13 cases" in shown
-        for method in ("network in 2", "crf in 1")
-    )
+    for method in ("network in 2", "crf in 1"):
+        assert f"2: Dice is undefined for {method} of 13 cases" in shown
     row = next(
         row
         for row in EVALUATION.summary
         if (row.method, row.metric, row.region) == ("crf", "dice", "1")
     )
     comparison = row.comparison
-    expected = f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} {100 * comparison.mean_difference:+.2f} "
-    expected += (
-        " to ".join(f"{100 * end:+.2f}" for end in comparison.interval)
-        + f" {format_p(row.p_adjusted)} "
+    low, high = comparison.interval
+    worst_case, worst_difference = comparison.worst[0]
+    expected = (
+        f"1 front <part> {comparison.mean_baseline:.4f} {comparison.mean:.4f} "
+        f"{100 * comparison.mean_difference:+.2f} {100 * low:+.2f} to {100 * high:+.2f} "
+        f"{format_p(row.p_adjusted)} {comparison.effect_size:+.2f} "
+        f"{comparison.wins} / {comparison.ties} / {comparison.losses} "
+        f"{100 * comparison.large_losses / 13:.3g}% ({worst_case} {100 * worst_difference:.2f}) "
+        "13 0 "
     )
-    expected += f"{comparison.effect_size:+.2f} {comparison.wins} / {comparison.ties} / {comparison.losses} "
-    expected += f"{100 * comparison.large_losses / 13:.3g}% ({comparison.worst[0][0]} {100 * comparison.worst[0][1]:.2f}) 13 0 "
     assert expected.replace("-", "\u2212") in shown
 
 
 def pictures(text, kind):
     """The pictures in the page by their alternative text: charts, or those of cases."""
-    shown = [attributes for tag, attributes in Page(text).elements if tag == "img"]
-    chosen = [
-        attributes
-        for attributes in shown
-        if (attributes.get("class") == "picture") == (kind == "cases")
-    ]
-    return {
-        one["alt"]: Image.open(io.BytesIO(base64.b64decode(one["src"].partition(",")[2])))
-        for one in chosen
-    }
+    found = {}
+    for tag, attributes in Page(text).elements:
+        is_of_case = attributes.get("class") == "picture"
+        if tag == "img" and is_of_case == (kind == "cases"):
+            _, _, content = attributes["src"].partition(",")
+            found[attributes["alt"]] = Image.open(io.BytesIO(base64.b64decode(content)))
+    return found
 
 
 def test_there_are_three_charts_and_a_picture_of_each_shown_case(tmp_path, monkeypatch):
@@ -246,11 +254,12 @@ def test_there_are_three_charts_and_a_picture_of_each_shown_case(tmp_path, monke
         charts = pictures(text, "charts")
         cases = pictures(text, "cases")
         assert [alt.partition(":")[0] for alt in charts] == expected
-        assert all(picture.width == 690 and picture.height >= 500 for picture in charts.values())
+        for picture in charts.values():
+            assert picture.width == 690
+            assert picture.height >= 500
         assert len(cases) == 4
-        assert {picture.width for picture in cases.values()} == {
-            panels * 320 + (panels - 1) * 8 + 2 * 14
-        }
+        for picture in cases.values():
+            assert picture.width == panels * 320 + (panels - 1) * 8 + 2 * 14
 
 
 def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
@@ -269,11 +278,10 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
         ),
     )
     values = {"network": (0.3, 0.3, 0.5), "$x_$": (0.1 + 0.2, 0.4, 0.1)}
-    lines = [
-        Measurement(f"c{place}", "1", "dice", row[place], method)
-        for method, row in values.items()
-        for place in range(3)
-    ]
+    lines = []
+    for method, row in values.items():
+        for place, dice in enumerate(row):
+            lines.append(Measurement(f"c{place}", "1", "dice", dice, method))
     evaluation = make_evaluation(ResultTable(lines), "$x_$", titles=[("1", "$\\alpha")])
     assert [title for title, _ in draw_charts(Report(evaluation))] == [
         "Before and after",
@@ -297,12 +305,8 @@ def test_marks_of_the_charts_lie_at_the_values_of_their_cases(monkeypatch):
         )
         np.testing.assert_allclose(region[0], [100 * (after - before)], atol=1e-9)
     interval = next(x for x, _, style in drawn if style.get("linewidth") == 2)
-    np.testing.assert_allclose(
-        interval,
-        np.multiply(
-            100, next(row.comparison.interval for row in evaluation.summary if row.method == "$x_$")
-        ),
-    )
+    judged = next(row for row in evaluation.summary if row.method == "$x_$")
+    np.testing.assert_allclose(interval, 100 * np.array(judged.comparison.interval))
 
 
 def test_what_cannot_be_shown_is_named_on_the_page_and_a_bug_leaves_the_old_page(
@@ -337,5 +341,6 @@ def test_without_matplotlib_the_page_has_all_but_the_charts_and_says_what_to_ins
     (problem,) = notes
     text = path.read_text(encoding="utf-8")
     assert "pip install 'crfrefine[report]'" in problem
-    assert all(told in Page(text).text for told in (problem, EVALUATION.verdict.sentence))
+    assert problem in Page(text).text
+    assert EVALUATION.verdict.sentence in Page(text).text
     assert (len(pictures(text, "cases")), pictures(text, "charts")) == (3, {})

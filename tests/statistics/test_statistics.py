@@ -116,8 +116,9 @@ def test_a_comparison_in_all_its_numbers():
     ranks = comparison.p_value, comparison.effect_size
     assert ranks == pytest.approx((0.041259765625, (96 - 24) / 120), rel=ROUNDING)
     assert (comparison.wins, comparison.ties, comparison.losses) == (13, 1, 2)
-    assert [name for name, _ in comparison.worst] == ["case 01", "case 14"]
-    assert [difference for _, difference in comparison.worst] == pytest.approx([-67, -48])
+    worst_cases, worst_differences = zip(*comparison.worst, strict=True)
+    assert worst_cases == ("case 01", "case 14")
+    assert worst_differences == pytest.approx((-67, -48))
     assert comparison.large_losses == 2
     assert harm_text(comparison, with_name=True, minus="−") == "12.5% (case 01 −6700.00)"
     assert harm_text(comparison, "volume_difference_ml") == "-67.00"
@@ -324,10 +325,10 @@ def test_a_comparison_has_one_p_value_in_the_family_that_its_row_names():
         (Family.SINGLE_REGIONS, single),
     ):
         assert {key for key, row in found.items() if row.family == family} == set(keys)
-        assert {found[key].family_size for key in keys} == {len(keys)}
-        assert [found[key].p_adjusted for key in keys] == pytest.approx(
-            holm([raw[key] for key in keys])
-        )
+        adjusted = holm([raw[key] for key in keys])
+        for key, p_value in zip(keys, adjusted, strict=True):
+            assert found[key].family_size == len(keys)
+            assert found[key].p_adjusted == pytest.approx(p_value)
     for region in ("1", "2", MEAN):
         assert found["iou", region].family is None
         assert math.isnan(found["iou", region].p_adjusted)
@@ -360,7 +361,8 @@ def test_volumes_are_described_and_their_differences_compared_by_magnitude():
     )
     described = summarize(table_of(values, "volume_ml"), "a")
     assert [row.region for row in described] == ["x", "y", MEAN] * 2
-    assert all(row.comparison is None for row in described)
+    for row in described:
+        assert row.comparison is None
     assert described[-1].mean == (0.5 + 0.25 + 0.5 + 0.0) / 4
     with pytest.raises(InputError, match="volume_ml has no better values"):
         table_of(values, "volume_ml").compare("b", "a", "x", "volume_ml")
