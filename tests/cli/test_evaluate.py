@@ -3,6 +3,7 @@ what is counted apart.
 """
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from unittest.mock import Mock
@@ -41,6 +42,11 @@ def evaluated(study, *options):
     return read_metrics(study.output)
 
 
+def lines_of(result, start):
+    """The lines of the output that begin so."""
+    return [line for line in result.stdout.splitlines() if line.startswith(start)]
+
+
 def describe(study, labels, **more):
     path = study.root / "dataset.json"
     path.write_text(json.dumps({"labels": labels, **more}), encoding="utf-8")
@@ -72,18 +78,12 @@ def judged(tmp_path_factory):
 def test_every_value_of_the_table_equals_the_brute_force(judged):
     study, _ = judged
     found = read_metrics(study.output)
-    keys = {
-        (f"case{n}", label, metric)
-        for n in range(NUM_CASES)
-        for label in REGIONS
-        for metric in (*MASK_METRICS, *CALIBRATION_METRICS)
-    }
-    keys |= {
-        (f"case{n}", "all", metric) for n in range(NUM_CASES) for metric in CALIBRATION_METRICS
-    }
-    assert set(found) == {
-        (*key, method) for key in keys for method in ("prediction", "before", "twin")
-    }
+    cases = [f"case{n}" for n in range(NUM_CASES)]
+    methods = ("prediction", "before", "twin")
+    all_metrics = (*MASK_METRICS, *CALIBRATION_METRICS)
+    keys = {*itertools.product(cases, REGIONS, all_metrics, methods)}
+    keys |= {*itertools.product(cases, ["all"], CALIBRATION_METRICS, methods)}
+    assert set(found) == keys
     for case in ("case0", "case1"):
         for label, members in REGIONS.items():
             for method, folder in {"prediction": "after", "before": "before"}.items():
@@ -100,10 +100,11 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     study, result = judged
     told = study.summary()["verdict"]
     lines = result.stdout.splitlines()
-    after, before = (
-        np.array([study.overlap(f"case{n}", (1, 2), name)["dice"] for n in range(NUM_CASES)])
-        for name in ("after", "before")
-    )
+    after = np.zeros(NUM_CASES)
+    before = np.zeros(NUM_CASES)
+    for n in range(NUM_CASES):
+        after[n] = study.overlap(f"case{n}", (1, 2), "after")["dice"]
+        before[n] = study.overlap(f"case{n}", (1, 2), "before")["dice"]
     assert (after > before).all()
     assert (told["regions"], told["outcome"]) == (["whole"], "not better than simple")
     assert told["comparison"]["mean_difference"] == pytest.approx((after - before).mean())
@@ -114,11 +115,14 @@ def test_the_verdict_is_on_the_named_regions_and_asks_about_the_rivals(judged):
     seen = 100 * detectable_difference((after - before).std(ddof=1), NUM_CASES)
     assert lines[-2] == told["harm"]["sentence"]
     assert lines[-4].startswith(
-        "p (Holm): Wilcoxon's signed-rank test, after Holm's correction within each method and family: endpoint "
+        "p (Holm): Wilcoxon's signed-rank test, after Holm's correction within each method and "
+        "family: endpoint "
     )
     assert lines[-5].startswith("power: with 9 cases")
-    found = f", a true difference of {seen:.2f} points would be found with probability 80 %, a smaller one less often"
-    assert lines[-5].endswith(found)
+    assert lines[-5].endswith(
+        f", a true difference of {seen:.2f} points would be found with probability 80 %, "
+        "a smaller one less often"
+    )
     assert sum("Holm's correction" in line for line in lines) == 1, (
         "families of tests are explained once"
     )
@@ -137,21 +141,15 @@ def test_the_share_of_what_the_ceiling_leads_by(tmp_path):
     for metric in ("dice", "surface_dice"):
         means = []
         for folder in ("before", "after"):
-            rows = [
-                [
-                    study.overlap(f"case{n}", (label,), folder, tolerance_mm=side)[metric]
-                    for label in (1, 2)
-                ]
-                for n in range(6)
-            ]
-            means.append(np.nanmean(rows, axis=1).mean())
+            values = np.zeros((6, 2))
+            for n, label in np.ndindex(6, 2):
+                overlap = study.overlap(f"case{n}", (label + 1,), folder, tolerance_mm=side)
+                values[n, label] = overlap[metric]
+            means.append(np.nanmean(values, axis=1).mean())
         share = (means[1] - means[0]) / (1 - means[0])
         assert told["recovered"][metric]["mean"] == pytest.approx(share)
-        assert f"{100 * share:.0f} % of " in next(
-            line
-            for line in result.stdout.splitlines()
-            if line.startswith("the refinement recovers")
-        )
+        (line,) = lines_of(result, "the refinement recovers")
+        assert f"{100 * share:.0f} % of " in line
     assert told["recovered"]["dice"].keys() == {"1", "2", "mean"}
     assert (
         told["verdict"]["outcome"],
@@ -168,13 +166,12 @@ def test_better_probabilities_are_told_in_the_files_and_on_the_page(judged):
     told = study.summary()["verdict"]["probabilities"]
     found = read_metrics(study.output)
     assert (told["change"], told["region"]) == ("better", "all")
-    means = [
-        np.mean([found[f"case{n}", "all", "nll", method] for n in range(NUM_CASES)])
-        for method in ("before", "prediction")
-    ]
-    start = f"The probabilities of all labels: better, negative log likelihood {means[0]:.5f} → {means[1]:.5f} "
+    before = np.mean([found[f"case{n}", "all", "nll", "before"] for n in range(NUM_CASES)])
+    after = np.mean([found[f"case{n}", "all", "nll", "prediction"] for n in range(NUM_CASES)])
     assert told["sentence"].startswith(
-        start + "(better in 9 of 9 cases, p 0.0039), calibration error (ECE) "
+        "The probabilities of all labels: better, negative log likelihood "
+        f"{before:.5f} → {after:.5f} "
+        "(better in 9 of 9 cases, p 0.0039), calibration error (ECE) "
     )
     assert result.stdout.splitlines()[-3] == told["sentence"]
     assert told["sentence"] in (study.output / "report.html").read_text(encoding="utf-8")
@@ -197,7 +194,8 @@ def test_the_fields_of_the_summary_are_documented(judged):
         verdict["harm"],
     )
     for part in (*parts, [field.name for field in dataclasses.fields(Decline)]):
-        assert [name for name in part if f"`{name}`" not in text] == []
+        for name in part:
+            assert f"`{name}`" in text
 
 
 def test_probabilities_are_found_and_their_calibration_equals_the_brute_force(tmp_path):
@@ -352,21 +350,21 @@ def test_predictions_without_foreground_are_named(tmp_path, has_baseline):
         values = study.maps[name][f"case{case}"]
         values[np.isin(values, labels)] = 0
         save_map(tmp_path / name / f"case{case}.nii.gz", values)
-    result = run_here(
-        *(
-            word
-            for word in study.arguments
-            if has_baseline or not str(word).startswith(("-b", "before="))
-        ),
-        status=0,
-    )
+    arguments = list(study.arguments)
+    if not has_baseline:
+        arguments.remove("-b")
+        arguments.remove(f"before={study.before}")
+    result = run_here(*arguments, status=0)
     note = (
         "prediction has no foreground in 2 of 4 cases though the reference has some: case1, case3."
     )
     assert f"note: {note}\n" in result.stdout
     summary = study.summary()
     assert summary["empty_predictions"] == {"prediction": ["case1", "case3"]}
-    assert (note in summary["verdict"]["notes"]) if has_baseline else summary["verdict"] is None
+    if has_baseline:
+        assert note in summary["verdict"]["notes"]
+    else:
+        assert summary["verdict"] is None
 
 
 def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
@@ -386,10 +384,10 @@ def test_dataset_json_names_labels_regions_and_what_to_ignore(tmp_path):
     counts = marked != 4
     assert {label for _, label, *_ in measured} == {"1", "2", "3", "whole", "all"}
     for label, members in (("2", (2,)), ("3", (3,)), ("whole", (1, 2))):
-        masks = (
-            np.isin(study.maps[name]["case0"], members) & counts for name in ("after", "labels")
-        )
-        assert_equal(measured, "case0", label, "prediction", expected_overlap(*masks))
+        mask = np.isin(found, members) & counts
+        reference = np.isin(marked, members) & counts
+        expected = expected_overlap(mask, reference)
+        assert_equal(measured, "case0", label, "prediction", expected)
     probabilities = softmax(logits)[:, counts]
     assert_equal(
         measured,
@@ -429,9 +427,7 @@ def test_a_label_among_the_regions_of_dataset_json_is_there_once(tmp_path):
     summary = study.summary()
     assert summary["regions"] == {"1": [1], "2": [2], "whole": [1, 2], "back": [2]}
     assert summary["judged_regions"] == ["2", "whole", "back"]
-    shown = [
-        line.split("\t")[1] for line in result.stdout.splitlines() if line.startswith("dice\t")
-    ]
+    shown = [line.split("\t")[1] for line in lines_of(result, "dice\t")]
     assert shown == ["1 core", "2 rim", "whole", "back", "mean"]
 
 
@@ -455,10 +451,8 @@ def test_a_slice_is_measured_as_a_plane(tmp_path):
         found["a", "1", "dice", "prediction"],
     ) == pytest.approx((4 * 0.8, 18 / 22))
     assert "verdict" not in result.stdout
-    dice = next(
-        line.split("\t") for line in result.stdout.splitlines() if line.startswith("dice\t1\t")
-    )
-    assert dice[4:] == ["0.8182", "0.8182"], "mean and median"
+    (dice,) = lines_of(result, "dice\t1\t")
+    assert dice.split("\t")[4:] == ["0.8182", "0.8182"], "mean and median"
     summary = study.summary()
     assert (summary["verdict"], summary["settings"]["baseline"]) == (None, None)
     assert "<!DOCTYPE html>" in (study.output / "report.html").read_text(encoding="utf-8")
@@ -476,8 +470,9 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch)
         noise[1] += 40 * (reference > 0)
         if case == "case0":
             save_map(images / f"{case}.nii.gz", np.moveaxis(noise, 0, -1))
-        for modality, values in enumerate(noise if case == "case1" else ()):
-            save_map(images / f"{case}_{modality:04d}.nii.gz", values)
+        if case == "case1":
+            for modality, values in enumerate(noise):
+                save_map(images / f"{case}_{modality:04d}.nii.gz", values)
     save_map(images / "case1_0000.nii.gz", np.zeros((5, *SHAPE[1:]), np.float32))
     description = {
         "channel_names": {"0": "T1", "1": "<FLAIR>", "2": "T2"},
@@ -490,16 +485,18 @@ def test_the_report_shows_cases_with_and_without_an_image(tmp_path, monkeypatch)
     assert "images for 1 of 3 cases, such as case2" in result.stderr
     assert files_in(study.output) == ["metrics.csv", "report.html", "summary.json"]
     page = (study.output / "report.html").read_text(encoding="utf-8")
-    assert all(text in page for text in ("too few cases, at least 6", "whole", str(images)))
+    for text in ("too few cases, at least 6", "whole", str(images)):
+        assert text in page
     assert page.count('class="picture"') == 3
-    drawn = [(call.args[0], call.kwargs) for call in spy.call_args_list]
-    shown = {
-        call["title"]: (None if image is None else len(image), call["modality_names"])
-        for image, call in drawn
-    }
+    shown = {}
+    for call in spy.call_args_list:
+        image = call.args[0]
+        num_modalities = None if image is None else len(image)
+        shown[call.kwargs["title"]] = (num_modalities, call.kwargs["modality_names"])
     assert shown == {
         "case0": (3, ("T1", "<FLAIR>", "T2")),
         "case1": (2, ("<FLAIR>", "T2")),
         "case2": (None, ()),
     }
-    assert drawn[0][1]["label_names"] == {1: "1 edema", 2: "2 core"}
+    label_names = spy.call_args_list[0].kwargs["label_names"]
+    assert label_names == {1: "1 edema", 2: "2 core"}

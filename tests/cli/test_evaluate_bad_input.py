@@ -3,6 +3,7 @@ nothing is dropped unsaid.
 """
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -112,24 +113,25 @@ says.
 def test_a_bad_case_is_reported_and_the_others_are_measured(tmp_path):
     study = write_study(tmp_path, len(BAD) + 2)
     whole = ["case0", f"case{len(BAD) + 1}"]
-    expected = {(case, name) for case in whole for name in ("prediction", "before")}
+    expected = {*itertools.product(whole, ("prediction", "before"))}
     for number, (spoil, method, _) in enumerate(BAD, 1):
         spoil(study, f"case{number}")
-        expected |= (
-            {(f"case{number}", {"prediction": "before", "before": "prediction"}[method])}
-            if method
-            else set()
-        )
+        if method == "prediction":
+            expected.add((f"case{number}", "before"))
+        if method == "before":
+            expected.add((f"case{number}", "prediction"))
     result = run_here(*study.arguments, "-v", "--ignore-label", 60000, status=1)
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].endswith(f"({len(BAD)} of {len(BAD) + 2} cases)")
     summary = study.summary()
     for number, (_, method, fragments) in enumerate(BAD, 1):
-        failures = [
-            failure for failure in summary["failures"] if failure["case"] == f"case{number}"
-        ]
-        assert method is None or [failure["method"] for failure in failures] == [method]
-        assert all(fragment in failures[0]["error"] for fragment in fragments), failures
+        case = f"case{number}"
+        failures = [failure for failure in summary["failures"] if failure["case"] == case]
+        if method is not None:
+            (failure,) = failures
+            assert failure["method"] == method
+        for fragment in fragments:
+            assert fragment in failures[0]["error"], failures
         assert f"crfrefine: error: case 'case{number}': " in result.stderr
     assert {(case, name) for case, _, _, name in read_metrics(study.output)} == expected
     assert (summary["num_cases"], summary["num_failed"]) == (len(BAD) + 2, len(BAD))
@@ -322,15 +324,14 @@ def test_the_verdict_is_over_the_cases_that_were_not_used_for_learning(study, tm
     judged = summary["verdict"]
     assert judged["comparison"]["num_pairs"] == 7
     assert [rival["comparison"]["num_pairs"] for rival in judged["rivals"]] == [7]
-    assert all(
-        decline["comparison"]["num_pairs"] <= 7
-        for decline in judged["harm"]["significant"] + judged["harm"]["in_most_cases"]
+    for decline in judged["harm"]["significant"] + judged["harm"]["in_most_cases"]:
+        assert decline["comparison"]["num_pairs"] <= 7
+    lines = (tmp_path / "evaluation" / "metrics.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in lines} == {"case", *NAMES}
+    start = (
+        "2 of 9 cases used to learn the parameters of the refinement: "
+        "no evidence for new cases. Without these: "
     )
-    assert {
-        line.split(",")[0]
-        for line in (tmp_path / "evaluation" / "metrics.csv").read_text().splitlines()
-    } == {"case", *NAMES}
-    start = "2 of 9 cases used to learn the parameters of the refinement: no evidence for new cases. Without these: "
     assert judged["sentence"].startswith(start)
     assert "of 7 cases better" in judged["sentence"]
     assert result.stdout.splitlines()[-1] == f"verdict: {judged['sentence']}"
@@ -359,8 +360,8 @@ def test_there_is_no_verdict_if_all_cases_were_used_for_learning(study, tmp_path
     summary, result = evaluated(study, links, "-b", f"network={study / 'logits'}", "--name", "crf")
     assert summary["verdict"]["outcome"] == "not tested"
     assert summary["verdict"]["sentence"] == (
-        "Not tested: 9 of 9 cases used to learn the parameters of crf: no evidence for new cases; the verdict of train-crf is on cases "
-        "held out."
+        "Not tested: 9 of 9 cases used to learn the parameters of crf: "
+        "no evidence for new cases; the verdict of train-crf is on cases held out."
     )
     assert summary["power_note"] is None
     assert [row["num_values"] for row in summary["summary"] if row["metric"] == "volume_ml"] == [
@@ -385,8 +386,10 @@ def test_the_newest_record_of_a_label_map_counts_and_a_damaged_record_is_noted(s
     refined(study, folder, ("case2",), "--continue")
     summary, _ = evaluated(study, folder, "--no-report")
     assert summary["cases_learned_on"] == {"prediction": ["case2"]}
-    start = "1 of 9 cases used to learn the parameters of the refinement: no evidence for new cases; means and "
-    assert summary["notes"][-1] == f"{start}charts leave them out, if there are others"
+    assert summary["notes"][-1] == (
+        "1 of 9 cases used to learn the parameters of the refinement: no evidence for new cases; "
+        "means and charts leave them out, if there are others"
+    )
     assert {row["num_values"] for row in summary["summary"] if row["metric"] == "volume_ml"} == {8}
     (record,) = (folder / ".crfrefine").iterdir()
     for damaged, learned_on in (
