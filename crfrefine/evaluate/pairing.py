@@ -112,10 +112,10 @@ class _Candidates(NamedTuple):
 
 
 class _Gap(NamedTuple):
-    """Complete cases that lack files which were asked for, but which masks do not need."""
+    """Complete cases without a file that was asked for, but that measuring masks does not need."""
 
     reason: str
-    case_ids: Sequence[str]  # Without any, the gap is none.
+    case_ids: Sequence[str]  # Empty if no case lacks a file.
     meaning: str
 
 

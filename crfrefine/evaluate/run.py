@@ -65,10 +65,9 @@ def _plain(name: str) -> str:
 
     An apostrophe precedes it where a spreadsheet would see a formula.
     """
-    name_shown = printable(name)
     if name.startswith(("=", "+", "-", "@")):
-        return f"'{name_shown}"
-    return name_shown
+        return f"'{printable(name)}"
+    return printable(name)
 
 
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:
@@ -185,10 +184,9 @@ def _plan(options: EvaluationOptions) -> Evaluation:
         check_replaceable(options.output / REPORT_NAME)
     notes += pairing.notes
 
-    settings = replace(
-        settings.with_structures(pairing.structures),
-        channels={method: _channels(method, options) for method in options.methods},
-    )
+    channels = {method: _channels(method, options) for method in options.methods}
+    settings = replace(settings.with_structures(pairing.structures), channels=channels)
+    learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(
         options,
         settings,
@@ -196,9 +194,9 @@ def _plan(options: EvaluationOptions) -> Evaluation:
         notes=notes,
         num_processes=min(options.processes or available_threads(), len(pairing.cases)),
         left_out=pairing.left_out,
-        learned=cases_learned_on(pairing.cases, notes),
+        learned=learned,
     )
-    if evaluation.learned:
+    if learned:
         notes.append(
             f"{evaluation.learned_text}; means and charts leave them out, if there are others"
         )
@@ -288,7 +286,7 @@ def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, l
 
 
 def _maps_learned_on(folder: Path, notes: list[str]) -> set[str]:
-    """Return the names of the label maps whose latest parameters were learned on their cases."""
+    """Return the names of a folder's label maps whose parameters were learned on their case."""
     recorded = read_records(folder)
     for note in recorded.notes:
         notes.append(f"{note}; its parameters may have been learned on more cases than are known")

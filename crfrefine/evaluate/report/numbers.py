@@ -30,7 +30,7 @@ class SummaryLine(NamedTuple):
 
     row: SummaryRow
     metric: Metric
-    is_lead: bool  # Whether its region stands for the metric in the short table.
+    is_lead: bool  # True if its region stands for the metric in the short table.
     mean_before: float  # Mean of the baseline; NaN without a baseline.
     mean_after: float
     num_cases: int  # Number of cases in the means.
@@ -132,7 +132,7 @@ class Report(NamedTuple):
         return shown
 
     def summary_lines(self, method: str) -> list[SummaryLine]:
-        """Return the lines of a method, by metric; the region that stands for it comes first."""
+        """Return the lines of a method, metric by metric, with the leading region first."""
         rows_by_metric: dict[str, list[SummaryRow]] = {}
         for row in self.evaluation.summary:
             if row.method == method and (row.num_values or row.comparison is not None):
