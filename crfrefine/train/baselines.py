@@ -26,28 +26,26 @@ from crfrefine.train.model import Refine, mean_defined, mean_dice, refiner_of
 from crfrefine.train.observer import Workers
 from crfrefine.train.starts import BATCH_SIZE, FitResult, Start, rounded, voxel_length, without_crf
 
-MAX_KINDS = (
-    "foreground",
-    "each",
-)  # which largest component is kept: that of all labels together, or that of each label
+# which largest component is kept: that of all labels together, or that of each label
+MAX_KINDS = ("foreground", "each")
 SCALED = ("temperature", "bias")
 SCALING_STEPS = 60
-SCALING_STEP_LENGTH = (
-    0.1  # length of the first optimizer steps of vector scaling; it falls to zero at the end
-)
+# length of the first optimizer steps of vector scaling; it falls to zero at the end
+SCALING_STEP_LENGTH = 0.1
 RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
-EPSILONS = (
-    0.001,
-    0.01,
-    0.1,
-)  # variances of the normalized intensity that are tried: contrasts below their root are smoothed over
+# variances of the normalized intensity that are tried: contrasts below their root are smoothed over
+EPSILONS = (0.001, 0.01, 0.1)
 _MIN_FILTERED = 1e-6  # filtered probabilities may be below 0
-# Cases that a training must have to start on the recalibrated network, too: on fewer, temperature and biases follow single cases.
+# Cases that a training must have to start on the recalibrated network, too: on fewer, temperature
+# and biases follow single cases.
 MIN_CALIBRATED = 8
-# Range of the output temperature, which makes the marginals of a fitted CRF likeliest: cases without a single wrong voxel would ask for 0.
+# Range of the output temperature, which makes the marginals of a fitted CRF likeliest: cases
+# without a single wrong voxel would ask for 0.
 RANGE = (0.25, 20.0)
 MAX_CASES = 48
-MAX_VALUES = 400_000  # cases, and refined logits of each, that the temperature is fitted to: a single number needs no more
+# cases, and refined logits of each, that the temperature is fitted to: a single number needs no
+# more
+MAX_VALUES = 400_000
 
 
 @dataclass(frozen=True)
@@ -71,17 +69,22 @@ def fit_scaling(
     learned: Sequence[str] = SCALED,
     fixed: VectorScaling | None = None,
 ) -> VectorScaling:
-    """Fit temperature, biases or both on some cases with the loss of the CRF; `fixed` has those that are not learned."""
+    """Fit temperature, biases or both on some cases with the loss of the CRF.
+
+    `fixed` has those that are not learned.
+    """
     fixed = fixed or VectorScaling(1.0, (0.0,) * material.sizes[0])
-    learns_temperature, learns_bias = "temperature" in learned, "bias" in learned
+    learns_temperature = "temperature" in learned
+    learns_bias = "bias" in learned
     log_temperature = torch.tensor(
         0.0 if learns_temperature else math.log(fixed.temperature), requires_grad=learns_temperature
     )
     bias = torch.zeros(material.sizes[0], requires_grad=learns_bias)
     # Biases that are not learned are those of the logits, before any temperature divides them.
-    shift = (
-        torch.zeros(1, 1) if learns_bias else torch.tensor(fixed.bias)[:, None] * fixed.temperature
-    )
+    if learns_bias:
+        shift = torch.zeros(1, 1)
+    else:
+        shift = torch.tensor(fixed.bias)[:, None] * fixed.temperature
     values = [value for value in (log_temperature, bias) if value.requires_grad]
     optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
 
@@ -89,7 +92,8 @@ def fit_scaling(
         voxels: tuple[torch.Tensor, torch.Tensor], threads: int
     ) -> tuple[torch.Tensor, ...]:
         logits, labels = voxels
-        scale, offset = log_temperature.exp().to(logits.device), bias.to(logits.device)[:, None]
+        scale = log_temperature.exp().to(logits.device)
+        offset = bias.to(logits.device)[:, None]
         loss = material.loss((logits + shift.to(logits.device)) / scale + offset, labels)
         return torch.autograd.grad(loss, values)
 
@@ -174,7 +178,8 @@ UNGUIDED = Guidance()  # no filter
 class Guide:
     """The windows of a normalized image (M, *grid) float32, of half-widths rounded to voxels, and the filter that they guide.
 
-    Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16; 5, 6 and 8 for one modality.
+    Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16; 5, 6 and 8
+    for one modality.
     """
 
     def __init__(
@@ -248,7 +253,10 @@ class Guide:
         regions: RegionScheme | None,
         volumes_of: NDArray[np.unsignedinteger[Any]] | None = None,
     ) -> list[NDArray[np.unsignedinteger[Any]]]:
-        """Return the labels of filtered probabilities (L, *grid) with each epsilon; a bias keeps the volumes of a label map."""
+        """Return the labels of filtered probabilities (L, *grid) with each epsilon.
+
+        A bias keeps the volumes of a label map.
+        """
         if regions is not None:
             filtered = [self.filter(channel, epsilons) for channel in probabilities]
             return [
@@ -270,14 +278,15 @@ class Guide:
 
 
 def score_guided(material: Material, spacing: Sequence[float], workers: Workers) -> Scores:
-    """Measure every setting on every case, first the network without a filter; `spacing` is that of a typical case."""
+    """Measure every setting on every case, first the network without a filter.
+
+    `spacing` is that of a typical case.
+    """
     radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
-        network, probabilities = (
-            network_labels(crop),
-            probabilities_of(crop.logits.astype(np.float32), crop.regions),
-        )
+        network = network_labels(crop)
+        probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
         yield network
         for radius in radii:
             guide = Guide(crop.image, radius, crop.spacing)
@@ -305,19 +314,24 @@ class Tuned:
 def calibrate(
     material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers
 ) -> CrfParameters | None:
-    """Return the network recalibrated as a CRF without weights, fitted with the training's loss; None if not learned."""
+    """Return the network recalibrated as a CRF without weights, fitted with the training's loss.
+
+    None if not learned.
+    """
     learned = tuple(group for group in SCALED if group in material.learn)
     if not learned:
         return None
     settings = base.mean_field
-    biases = (
-        settings.bias if isinstance(settings.bias, tuple) else (settings.bias,) * material.sizes[0]
-    )
+    if isinstance(settings.bias, tuple):
+        biases = settings.bias
+    else:
+        biases = (settings.bias,) * material.sizes[0]
     fixed = VectorScaling(
         settings.temperature, tuple(bias / settings.temperature for bias in biases)
     )
     scaling = fit_scaling(material, cases, workers, learned=learned, fixed=fixed)
-    # logits / temperature + bias is (logits + bias) / temperature, in the ranges that these may have.
+    # logits / temperature + bias is (logits + bias) / temperature, in the ranges that these may
+    # have.
     low, high = TEMPERATURE_RANGE
     temperature = min(max(scaling.temperature, low), high)
     bias = tuple(min(max(value * temperature, -MAX_BIAS), MAX_BIAS) for value in scaling.bias)
@@ -337,7 +351,8 @@ def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
     return Start(f"{start.name}, recalibrated", start.parameters.replace(**changes))
 
 
-# Refined logits (L, N) and labels (N,) of voxels, or log-odds (R, N) of regions and (R, N) 1 inside and -1 outside.
+# Refined logits (L, N) and labels (N,) of voxels, or log-odds (R, N) of regions and (R, N) 1 inside
+# and -1 outside.
 Refined = tuple[NDArray[np.float32], NDArray[Any]]
 
 
@@ -345,7 +360,8 @@ def calibrate_output(
     fit: FitResult, cases: Sequence[int], material: Material, workers: Workers
 ) -> FitResult:
     """Return the result of a training with the output temperature that makes its marginals likeliest on the cases it was fitted to."""
-    temperature, parameters = 1.0, fit.parameters
+    temperature = 1.0
+    parameters = fit.parameters
     if not fit.is_network:  # Without a CRF, the network's probabilities stay as they are.
         refine = refiner_of(fit.kind, parameters, material)
         chosen = list(cases)[:: max(1, math.ceil(len(cases) / MAX_CASES))]
@@ -375,13 +391,18 @@ def fit_output_temperature(cases: Sequence[Refined]) -> float:
     best = minimize_scalar(
         loss, bounds=tuple(map(math.log, RANGE)), method="bounded", options={"xatol": 1e-4}
     )
-    return math.exp(best.x) if best.fun < loss(0.0) else 1.0
+    if best.fun < loss(0.0):
+        return math.exp(best.x)
+    return 1.0
 
 
 def negative_log_likelihood(
     logits: NDArray[np.float32], truth: NDArray[Any], temperature: float
 ) -> float:
-    """Return the mean over voxels of -log of the probability of the truth; of regions, their mean."""
+    """Return the mean over voxels of -log of the probability of the truth.
+
+    Of regions, their mean.
+    """
     scaled = logits * np.float32(1.0 / temperature)
     if truth.ndim > 1:
         return float(np.logaddexp(0.0, -truth * scaled).mean(dtype=np.float64))
@@ -403,8 +424,10 @@ def _refine_some(refine: Refine, material: Material, case: int, threads: int) ->
             )
         )
         index = torch.from_numpy(chosen).to(labels.device)
-        refined, labels = refined.index_select(1, index), labels.index_select(0, index)
-    logits, truth = refined.float().cpu().numpy(), labels.cpu().numpy()
+        refined = refined.index_select(1, index)
+        labels = labels.index_select(0, index)
+    logits = refined.float().cpu().numpy()
+    truth = labels.cpu().numpy()
     if regions is not None:
         truth = np.where(
             [np.isin(truth, members) for members in regions.labels],

@@ -1,4 +1,7 @@
-"""The methods on cases that none was fitted to, measured with the code that `infer` runs; their table, its summary, and the verdict."""
+"""The methods on cases that none was fitted to, measured with the code that `infer` runs.
+
+Their table, its summary, and the verdict.
+"""
 
 from __future__ import annotations
 
@@ -44,32 +47,30 @@ NETWORK = "network"
 SCALING = "vector scaling"
 GUIDED = "guided filter"
 DEFAULT = "default preset"
-# Simpler methods than a trained CRF. They are tuned on the same cases, except for the preset, which needs no cases.
+# Simpler methods than a trained CRF. They are tuned on the same cases, except for the preset, which
+# needs no cases.
 RIVALS = (SCALING, GUIDED, DEFAULT)
-SOFTENED, GUIDED_VOLUMES, SHARP = "softened + volumes", "guided filter + volumes", "sharp preset"
-# Those for a coarser network: its shares or interpolated logits without a CRF, a filter, and the preset; all keep volumes.
+SOFTENED = "softened + volumes"
+GUIDED_VOLUMES = "guided filter + volumes"
+SHARP = "sharp preset"
+# Those for a coarser network: its shares or interpolated logits without a CRF, a filter, and the
+# preset; all keep volumes.
 COARSE_RIVALS = (SOFTENED, GUIDED_VOLUMES, SHARP)
 LARGEST = "largest component"
 TRAINED = "trained CRF"
 TRAINED_LARGEST = with_largest(TRAINED)
-METHODS = (
-    NETWORK,
-    *RIVALS,
-    *COARSE_RIVALS,
-    LARGEST,
-    TRAINED,
-    TRAINED_LARGEST,
-)  # the methods that are shown, in this order
-# The methods that are measured: those that are shown, and the rivals of the CRF with the largest component.
+# the methods that are shown, in this order
+METHODS = (NETWORK, *RIVALS, *COARSE_RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)
+# The methods that are measured: those that are shown, and the rivals of the CRF with the largest
+# component.
 MEASURED = (*METHODS, *map(with_largest, RIVALS), *map(with_largest, COARSE_RIVALS))
 # The probabilities of two methods, which are measured by themselves.
 PROBABILITIES = {
     NETWORK: "probabilities of the network",
     TRAINED: "probabilities of the trained CRF",
 }
-METRICS = tuple(
-    name for name, metric in MASK_METRICS.items() if metric.in_training
-)  # the surface Dice within one voxel
+# the surface Dice within one voxel
+METRICS = tuple(name for name, metric in MASK_METRICS.items() if metric.in_training)
 
 # Of one case, by method.
 MethodValues = dict[str, RegionValues]
@@ -90,12 +91,10 @@ class Comparison(NamedTuple):
 
     table: ResultTable  # every method on every case, each measured in the fold that held it out
     summary: list[SummaryRow]  # each method against the network
-    summary_of_largest: list[
-        SummaryRow
-    ]  # the trained CRF with the largest component kept, against that component
-    summary_of_probabilities: list[
-        SummaryRow
-    ]  # of the trained CRF against the network's, over all labels or as a mean over regions
+    # the trained CRF with the largest component kept, against that component
+    summary_of_largest: list[SummaryRow]
+    # of the trained CRF against the network's, over all labels or as a mean over regions
+    summary_of_probabilities: list[SummaryRow]
     verdict: Verdict  # the main verdict
     verdict_alone: Verdict  # the verdict on the CRF without postprocessing
 
@@ -159,10 +158,12 @@ def judge(
     summary: Sequence[SummaryRow] | None = None,
     summary_of_largest: Sequence[SummaryRow] | None = None,
 ) -> tuple[Verdict, Verdict]:
-    """Return the main verdict, and that on the trained CRF without postprocessing; harm is looked up in the summaries.
+    """Return the main verdict, and that on the trained CRF without postprocessing.
 
-    They differ if the largest component is the only rival that the CRF does not beat: the main verdict is then on the gain of both together
-    over this component, and the rivals keep it too.
+    Harm is looked up in the summaries.
+
+    They differ if the largest component is the only rival that the CRF does not beat: the main
+    verdict is then on the gain of both together over this component, and the rivals keep it too.
     """
     measured = {line.method for line in table}
     own = tuple(rival for rival in (*RIVALS, *COARSE_RIVALS) if rival in measured)
@@ -174,43 +175,42 @@ def judge(
         LARGEST
     ]:
         return alone, alone
-    subject, rivals = "the trained CRF with the largest component", tuple(map(with_largest, own))
+    subject = "the trained CRF with the largest component"
+    rivals = tuple(map(with_largest, own))
     return verdict(
         table, TRAINED_LARGEST, LARGEST, rivals=rivals, subject=subject, summary=summary_of_largest
     ), alone
 
 
 def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
-    """Return the labels of the network, and of its rivals without a CRF; outside the mask and in padding, they are the network's."""
+    """Return the labels of the network, and of its rivals without a CRF.
+
+    Outside the mask and in padding, they are the network's.
+    """
     network = decode(case.logits, case.regions) if case.label_map is None else case.label_map
-    logits, inside, padding, intensity = (
-        case.logits,
-        case.mask,
-        case.find_padding(),
-        tuned.fit.parameters.intensity,
-    )
+    logits = case.logits
+    inside = case.mask
+    padding = case.find_padding()
+    intensity = tuned.fit.parameters.intensity
     if padding is not None:
         inside, *_ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
-        logits = np.where(
-            padding, np.float32(0.0), logits
-        )  # any constant means the same, and a large one would dominate its neighbors
-    is_coarse, guided = tuned.fit.parameters.counts_network_voxels, network
+        # any constant means the same, and a large one would dominate its neighbors
+        logits = np.where(padding, np.float32(0.0), logits)
+    is_coarse = tuned.fit.parameters.counts_network_voxels
+    guided = network
     if tuned.guidance.radius_mm > 0:
         guide = Guide(
             normalize_intensity(case.image, intensity, case.mask),
             tuned.guidance.radius_mm,
             case.spacing,
         )
-        probabilities, volumes_of = (
-            probabilities_of(logits, case.regions),
-            network if is_coarse else None,
-        )
+        probabilities = probabilities_of(logits, case.regions)
+        volumes_of = network if is_coarse else None
         (guided,) = guide.labels(probabilities, [tuned.guidance.epsilon], case.regions, volumes_of)
-    maps = (
-        {GUIDED_VOLUMES: guided}
-        if is_coarse
-        else {SCALING: decode(tuned.scaling.apply(logits), case.regions), GUIDED: guided}
-    )
+    if is_coarse:
+        maps = {GUIDED_VOLUMES: guided}
+    else:
+        maps = {SCALING: decode(tuned.scaling.apply(logits), case.regions), GUIDED: guided}
     return {NETWORK: network} | {
         name: labels if inside is None else np.where(inside, labels, network)
         for name, labels in maps.items()
@@ -222,7 +222,8 @@ def measure_methods(
 ) -> MethodValues:
     """Return METRICS of every method on a case with labels (L: no reference), by region, and CALIBRATION_METRICS of PROBABILITIES."""
     assert case.labels is not None
-    fit, maps = tuned.fit, simple_maps(case, tuned)
+    fit = tuned.fit
+    maps = simple_maps(case, tuned)
     network: Network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)
     if case.label_map is not None:
         channels = channels_of(present_labels(case.label_map))
@@ -255,10 +256,8 @@ def measure_methods(
         maps[SHARP] = crf(parameters=sharp).label_map
     else:
         maps[DEFAULT] = crf(parameters=CrfParameters()).label_map
-    keep, voxel_ml = (
-        PostprocessParameters(keep_largest=tuned.keep_largest),
-        float(np.prod(case.spacing)) / 1000.0,
-    )
+    keep = PostprocessParameters(keep_largest=tuned.keep_largest)
+    voxel_ml = float(np.prod(case.spacing)) / 1000.0
     for name, labels in list(maps.items()):
         maps[LARGEST if name == NETWORK else with_largest(name)] = clean(
             labels, keep, voxel_ml
@@ -279,7 +278,10 @@ def measure_methods(
 
 
 def measure_probabilities(case: Case, probabilities: NDArray[np.floating[Any]]) -> RegionValues:
-    """Return CALIBRATION_METRICS over all labels, as the region ALL_LABELS; of overlapping regions, their means over the regions."""
+    """Return CALIBRATION_METRICS over all labels, as the region ALL_LABELS.
+
+    Of overlapping regions, their means over the regions.
+    """
     assert case.labels is not None
     if case.regions is None:
         return measure_calibration(probabilities, case.labels, {}, ignore_label=case.num_labels)

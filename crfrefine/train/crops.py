@@ -20,65 +20,67 @@ from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.runs.cases.case import Case
 from crfrefine.runs.cases.label_input import KIND
 
-# Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to exclude most of a head.
+# Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to
+# exclude most of a head.
 MARGIN_MM = 10.0
-FOREGROUND_RATIO = 0.01  # a voxel is possible foreground if a label has at least this share of the background's probability
-TILE_VOXELS = 100_000  # masked voxels per gradient, at most: larger crops are cut into tiles; a tile is drawn each time
+# a voxel is possible foreground if a label has at least this share of the background's probability
+FOREGROUND_RATIO = 0.01
+# masked voxels per gradient, at most: larger crops are cut into tiles; a tile is drawn each time
+TILE_VOXELS = 100_000
 
-MEMORY_BYTES = (
-    1024**3
-)  # crops beyond this many bytes go to the temporary folder and are mapped from there
+# crops beyond this many bytes go to the temporary folder and are mapped from there
+MEMORY_BYTES = 1024**3
 _ARRAYS = ("image", "logits", "labels", "mask")
 
 
 @dataclass(frozen=True)
 class Crop:
-    """The part of a case that training uses. Arrays are C-ordered in the axis order of the files' grid."""
+    """The part of a case that training uses.
+
+    Arrays are C-ordered in the axis order of the files' grid.
+    """
 
     image: NDArray[np.float32]  # (M, *box), normalized on the whole case as `refine` does
-    logits: NDArray[
-        np.float16
-    ]  # (L, *box), of regions (R, *box) log-odds; three digits are enough for a gradient
-    labels: NDArray[
-        np.unsignedinteger[Any]
-    ]  # (*box) the reference; L where it is missing or says a label that cannot be reached
+    # (L, *box), of regions (R, *box) log-odds; three digits are enough for a gradient
+    logits: NDArray[np.float16]
+    # (*box) the reference; L where it is missing or says a label that cannot be reached
+    labels: NDArray[np.unsignedinteger[Any]]
     mask: NDArray[np.bool_]  # (*box), near possible foreground, inside the case's mask
     spacing: tuple[float, ...]  # mm, one per grid axis
-    outside: NDArray[
-        np.int64
-    ]  # (L, L) voxels of the case beyond `mask`, by reference (row) and the network's label (column)
+    # (L, L) voxels of the case beyond `mask`, by reference (row) and the network's label (column)
+    outside: NDArray[np.int64]
     tiles: tuple[Box, ...]  # boxes that share out the masked voxels, at most about TILE_VOXELS each
     tile_weights: tuple[float, ...]  # probability of drawing each tile; sums to 1
-    regions: RegionScheme | None = (
-        None  # the regions of the channels; None means that the channels are labels
-    )
-    network_spacing: tuple[float, ...] | None = (
-        None  # mm, one per grid axis, of a coarser network; None means that of the grid
-    )
-    label_map: NDArray[np.unsignedinteger[Any]] | None = (
-        None  # (*box) of a coarser network; None means that of the logits
-    )
+    # the regions of the channels; None means that the channels are labels
+    regions: RegionScheme | None = None
+    # mm, one per grid axis, of a coarser network; None means that of the grid
+    network_spacing: tuple[float, ...] | None = None
+    # (*box) of a coarser network; None means that of the logits
+    label_map: NDArray[np.unsignedinteger[Any]] | None = None
 
     @property
     def num_labels(self) -> int:
         """L of a label map, background included."""
-        return len(self.logits) if self.regions is None else self.regions.num_labels
+        if self.regions is None:
+            return len(self.logits)
+        return self.regions.num_labels
 
     @property
     def network(self) -> NDArray[np.unsignedinteger[Any]]:
         """The network's labels (*box)."""
-        return (
-            decode(self.logits.astype(np.float32), self.regions)
-            if self.label_map is None
-            else self.label_map
-        )
+        if self.label_map is None:
+            return decode(self.logits.astype(np.float32), self.regions)
+        return self.label_map
 
     def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return the (L, L) voxels inside the mask by reference and label (*box)."""
         return count_confusion(self.labels[self.mask], labels[self.mask], self.num_labels)
 
     def confusion(self, labels: NDArray[Any]) -> NDArray[np.int64]:
-        """Return the (L, L) voxels of the whole case by reference and label (*box); outside the mask, the network's count."""
+        """Return the (L, L) voxels of the whole case by reference and label (*box).
+
+        Outside the mask, the network's count.
+        """
         return self.count(labels) + self.outside
 
     def tile(self, number: int) -> Crop:
@@ -91,13 +93,19 @@ class Crop:
 
 
 def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
-    """Cut out the part of a case, read with its labels, that training uses; the image is normalized on the whole case."""
+    """Cut out the part of a case, read with its labels, that training uses.
+
+    The image is normalized on the whole case.
+    """
     assert case.labels is not None
-    labels, logits, padding = case.labels, case.logits, case.find_padding()
+    labels = case.labels
+    logits = case.logits
+    padding = case.find_padding()
     inside = np.ones(labels.shape, np.bool_) if case.mask is None else case.mask
     if padding is not None:
         inside, *_ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
-    # The log-odds of the likeliest label or region. The confidence of a label map says nothing about where else a label is possible.
+    # The log-odds of the likeliest label or region. The confidence of a label map says nothing
+    # about where else a label is possible.
     log_odds = logits[1:].max(axis=0) - logits[0] if case.regions is None else logits.max(axis=0)
     threshold = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
     near = ((log_odds > threshold) | ((labels > 0) & (labels < case.num_labels))) & inside
@@ -119,7 +127,8 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     tiles = tuple(_split(mask, case.spacing, tuple(slice(0, extent) for extent in mask.shape)))
     shares = np.array([np.count_nonzero(near[box][tile]) + 1 for tile in tiles], dtype=float)
     if case.absent_labels:
-        # No parameters can give a voxel a label that takes no part, so its loss would be a large constant that hides the others.
+        # No parameters can give a voxel a label that takes no part, so its loss would be a large
+        # constant that hides the others.
         labels = np.where(np.isin(labels, case.absent_labels), case.num_labels, labels).astype(
             np.min_scalar_type(case.num_labels)
         )
@@ -130,7 +139,8 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     limit = float(np.finfo(np.float16).max)
     half_logits = np.clip(cut(logits), -limit, limit).astype(np.float16)
     if padding is not None:
-        # Any constant means the same; a large one would leave the range of float16 when divided by a temperature.
+        # Any constant means the same; a large one would leave the range of float16 when divided by
+        # a temperature.
         half_logits[:, padding[box]] = 0.0
     weights = tuple((shares / shares.sum()).tolist())
     label_map = None if case.label_map is None else cut(case.label_map)
@@ -170,7 +180,11 @@ def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Itera
 
 
 def map_from_disk(crop: Crop, max_bytes: int = 0) -> Crop:
-    """Return an equal crop; arrays of more bytes are mapped from files without names, which are gone with it or with the process."""
+    """Return an equal crop.
+
+    Arrays of more bytes are mapped from files without names, which are gone with it or with the
+    process.
+    """
     if sum(getattr(crop, name).nbytes for name in _ARRAYS) <= max_bytes:
         return crop
 

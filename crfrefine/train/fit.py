@@ -41,15 +41,20 @@ from crfrefine.train.starts import (
     variants,
 )
 
-# Length of the last optimizer steps, as a share of that of the first ones; between them half a cosine.
+# Length of the last optimizer steps, as a share of that of the first ones; between them half a
+# cosine.
 LAST_STEP_LENGTH = 0.05
-# Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of any size.
+# Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of
+# any size.
 MAX_GRADIENT = 10.0
 MAX_DECIDING = 48  # more deciding cases take longer without improving the decision
 
 
 class Trajectory:
-    """The training of one start: the model, Adam, the history, and the best values so far; `prior` pulls it back to its start."""
+    """The training of one start: the model, Adam, the history, and the best values so far.
+
+    `prior` pulls it back to its start.
+    """
 
     def __init__(
         self,
@@ -62,16 +67,14 @@ class Trajectory:
         self.start = start
         self.optimizer_step = 0
         self.history: list[dict[str, Any]] = []
-        self.best_score, self.best_optimizer_step = -math.inf, 0
-        self.best_parameters: CrfParameters | None = (
-            None  # as a file holds them; None until the first evaluation
-        )
+        self.best_score = -math.inf
+        self.best_optimizer_step = 0
+        # as a file holds them; None until the first evaluation
+        self.best_parameters: CrfParameters | None = None
         self.model = Model(start.parameters, material.learn, material.sizes, material.device)
-        self._origin, self._prior, self._num_optimizer_steps = (
-            self.model.positions(),
-            prior,
-            num_optimizer_steps,
-        )
+        self._origin = self.model.positions()
+        self._prior = prior
+        self._num_optimizer_steps = num_optimizer_steps
         self._step_lengths = [
             step_length * setup.STEP_LENGTHS[group] for group in self.model.groups
         ]
@@ -109,7 +112,8 @@ class Trajectory:
             self.history.append({"iteration": 0, "thetas": self.thetas()})
         self.history[-1].update(score=score, deciding_loss=loss)
         if score > self.best_score:
-            self.best_score, self.best_optimizer_step = score, self.optimizer_step
+            self.best_score = score
+            self.best_optimizer_step = self.optimizer_step
             self.best_parameters = rounded(self.model.to_parameters())
 
     def is_over(self) -> bool:
@@ -134,7 +138,10 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Fit:
-    """A training on some cases, and the choice of a candidate by others; `stepped` is called after each step of the optimizer."""
+    """A training on some cases, and the choice of a candidate by others.
+
+    `stepped` is called after each step of the optimizer.
+    """
 
     material: Material
     workers: Workers
@@ -145,20 +152,17 @@ class Fit:
     num_optimizer_steps: int  # of each start
     step_length: float = 1.0  # factor on the lengths of the steps
     trains_best: bool = False  # whether the starts are only tried, and the best one is trained
-    calibrated: CrfParameters | None = (
-        None  # the network recalibrated, without weights; None means that it is not a candidate
-    )
+    # the network recalibrated, without weights; None means that it is not a candidate
+    calibrated: CrfParameters | None = None
     rivals: Rivals = setup.NO_RIVALS  # further candidates
-    kind: str | None = (
-        None  # kind of the only candidate, where it is chosen already; None means that the deciding cases choose
-    )
+    # kind of the only candidate, where it is chosen already; None means that the deciding cases
+    # choose
+    kind: str | None = None
 
     def run(self) -> FitResult:
         """Train, and return the candidate that the cases choose, among the recalibrated network, the best CRF and its rivals."""
-        network, prior = (
-            self._score(network_refiner(self.material.device), self.material.crops)[0],
-            setup.PRIOR / len(self.split.training),
-        )
+        network = self._score(network_refiner(self.material.device), self.material.crops)[0]
+        prior = setup.PRIOR / len(self.split.training)
         trajectories = [
             Trajectory(start, self.material, self.num_optimizer_steps, self.step_length, prior)
             for start in self.starts
@@ -192,14 +196,16 @@ class Fit:
 
     def _train(self, trajectory: Trajectory) -> None:
         """Train a start to its end, or until it stops improving."""
-        material, last = self.material, self.num_optimizer_steps
+        material = self.material
+        last = self.num_optimizer_steps
         while not trajectory.is_over():
             batch = material.batch(trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE)
             results = self.workers.run_on_device(
                 lambda crop, threads: trajectory.model.gradient(crop, material.loss, threads), batch
             )
             losses, gradients = zip(*results, strict=True)
-            loss, dice = sum(losses) / len(batch), ""
+            loss = sum(losses) / len(batch)
+            dice = ""
             trajectory.step(
                 [sum(parts[1:], parts[0]) / len(batch) for parts in zip(*gradients, strict=True)],
                 loss,
@@ -231,7 +237,10 @@ class Fit:
         return score_cases(refine, chosen, self.material, self.workers)
 
     def _candidates(self, best: Trajectory, network: NDArray[np.float64]) -> list[Candidate]:
-        """Return the candidates to choose from, simpler models first; `network` is the Dice of the network on each deciding case."""
+        """Return the candidates to choose from, simpler models first.
+
+        `network` is the Dice of the network on each deciding case.
+        """
         tried = [] if self.calibrated is None else [(setup.CALIBRATION, self.calibrated)]
         tried += [] if best.best_parameters is None else variants(best.best_parameters, self.rivals)
         candidates = []

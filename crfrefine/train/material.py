@@ -18,11 +18,15 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.train.crops import Crop
 
-MAX_VOXELS = 65_536  # voxels of a case, at most: with ten cases and a few values to fit, more change the third digit
-# Tiles of a crop that models are compared on, at most: on atria of 16 to 32 tiles, eight tell gains of 0.2 to 0.6 points to 0.2 to 0.4.
+# voxels of a case, at most: with ten cases and a few values to fit, more change the third digit
+MAX_VOXELS = 65_536
+# Tiles of a crop that models are compared on, at most: on atria of 16 to 32 tiles, eight tell gains
+# of 0.2 to 0.6 points to 0.2 to 0.4.
 NUM_SAMPLED = 8
-_EVEN_SHARE = 0.1  # share of the weights with which tiles are drawn for training, so that none is drawn almost never
-_GOLDEN = 0.6180339887498949  # its multiples, without their whole part, fill the unit interval evenly, however many there are
+# share of the weights with which tiles are drawn for training, so that none is drawn almost never
+_EVEN_SHARE = 0.1
+# its multiples, without their whole part, fill the unit interval evenly, however many there are
+_GOLDEN = 0.6180339887498949
 
 
 class CropTensors(NamedTuple):
@@ -52,7 +56,10 @@ class TrainingDevice(NamedTuple):
         return self.tensors.startswith("cuda")
 
     def crop(self, crop: Crop) -> CropTensors:
-        """Return a crop on the device; the backward pass reads it, so it must not be overwritten."""
+        """Return a crop on the device.
+
+        The backward pass reads it, so it must not be overwritten.
+        """
         counted = crop.mask & (crop.labels < crop.num_labels)
         own = np.array(crop.logits, order="C"), np.array(crop.image, dtype=np.float32, order="C")
         arrays = (*own, np.flatnonzero(counted), crop.labels[counted].astype(np.int64))
@@ -66,7 +73,10 @@ CPU = TrainingDevice()
 
 
 def choose_device(requested: str) -> TrainingDevice:
-    """Return the engine's device for a request, if PyTorch has it too; raise BackendUnavailableError for a named device that is missing."""
+    """Return the engine's device for a request, if PyTorch has it too.
+
+    Raise BackendUnavailableError for a named device that is missing.
+    """
     engine = get_backend(requested).name
     gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
     if gpu is None:
@@ -80,14 +90,16 @@ def choose_device(requested: str) -> TrainingDevice:
 
 
 class Sample(NamedTuple):
-    """Tiles drawn from a crop by the network's expected errors; a model's changes in them are extrapolated to the crop."""
+    """Tiles drawn from a crop by the network's expected errors.
+
+    A model's changes in them are extrapolated to the crop.
+    """
 
     parts: tuple[Crop, ...]  # views
     shares: tuple[float, ...]  # weight of each part in the mean of the losses; they sum to 1
     factors: tuple[float, ...]  # how many times the change in a part counts for the case
-    before: NDArray[
-        np.int64
-    ]  # (L, L) voxels of the case, by reference (row) and the network's label (column)
+    # (L, L) voxels of the case, by reference (row) and the network's label (column)
+    before: NDArray[np.int64]
     of_parts: tuple[NDArray[np.int64], ...]  # the same of each part
 
     @classmethod
@@ -101,7 +113,8 @@ def make_sample(crop: Crop, number: int) -> Sample:
     if len(crop.tiles) <= NUM_SAMPLED:
         return Sample.of_crop(crop)
     logits = crop.logits.astype(np.float32)
-    labels, weights = decode(logits, crop.regions), _tile_weights(crop, logits)
+    labels = decode(logits, crop.regions)
+    weights = _tile_weights(crop, logits)
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
     tiles, times = np.unique(
         np.minimum(np.searchsorted(np.cumsum(weights), points), len(weights) - 1),
@@ -118,20 +131,19 @@ def make_sample(crop: Crop, number: int) -> Sample:
 
 def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the share of each tile in the voxels that are likely to be wrong: there, models change labels and gain."""
-    even, probabilities, certain = (
-        np.array(crop.tile_weights),
-        probabilities_of(logits, crop.regions),
-        np.float32(1.0),
-    )
-    doubt = (
-        certain - probabilities.max(axis=0)
-        if crop.regions is None
-        else np.minimum(probabilities, certain - probabilities).sum(axis=0)
-    )
+    even = np.array(crop.tile_weights)
+    probabilities = probabilities_of(logits, crop.regions)
+    certain = np.float32(1.0)
+    if crop.regions is None:
+        doubt = certain - probabilities.max(axis=0)
+    else:
+        doubt = np.minimum(probabilities, certain - probabilities).sum(axis=0)
     doubt *= crop.mask
     by_tile = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
     total = float(by_tile.sum())
-    return even if total == 0.0 else _EVEN_SHARE * even + (1.0 - _EVEN_SHARE) * by_tile / total
+    if total == 0.0:
+        return even
+    return _EVEN_SHARE * even + (1.0 - _EVEN_SHARE) * by_tile / total
 
 
 # Takes refined logits (L, N) and reference labels (N,), returns a number.
@@ -162,14 +174,19 @@ class Material:
 
     def _draw_voxels(self, crop: Crop) -> tuple[Tensor, Tensor]:
         values = self.device.crop(crop)
-        logits, labels = values.with_reference(values.logits), values.labels
+        logits = values.with_reference(values.logits)
+        labels = values.labels
         if labels.numel() > MAX_VOXELS:
             chosen = torch.arange(MAX_VOXELS, device=labels.device) * labels.numel() // MAX_VOXELS
-            logits, labels = logits[:, chosen], labels[chosen]
+            logits = logits[:, chosen]
+            labels = labels[chosen]
         return logits.float(), labels
 
     def batch(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[Crop]:
-        """Return a tile of each of some cases, drawn at random; all starts get the same tiles at the same step."""
+        """Return a tile of each of some cases, drawn at random.
+
+        All starts get the same tiles at the same step.
+        """
         chosen, random = self.draw(optimizer_step, cases, count)
         crops = [self.crops[case] for case in chosen]
         return [

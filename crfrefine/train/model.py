@@ -21,13 +21,12 @@ from crfrefine.train.crops import Crop
 from crfrefine.train.material import CPU, CropTensors, Loss, Material, Sample, TrainingDevice
 from crfrefine.train.starts import CALIBRATION
 
-CROSS_ENTROPY_SHARE = (
-    0.1  # weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice
-)
-DICE_SMOOTHING = 1.0  # voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient
-_SMALLEST = (
-    0.01  # added to values before their logarithm: to the prior, smaller weights are like none
-)
+# weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice
+CROSS_ENTROPY_SHARE = 0.1
+# voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient
+DICE_SMOOTHING = 1.0
+# added to values before their logarithm: to the prior, smaller weights are like none
+_SMALLEST = 0.01
 
 
 def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
@@ -40,26 +39,29 @@ def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
             expected = torch.stack([labels == label for label in region]).any(0).to(predicted)
             num_expected = expected.sum()
             if not bool(num_expected):
-                continue  # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would outweigh everything.
+                # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would
+                # outweigh everything.
+                continue
             overlap = (predicted * expected).sum()
             losses.append(
                 1.0
                 - (2.0 * overlap + DICE_SMOOTHING)
                 / (predicted.sum() + num_expected + DICE_SMOOTHING)
             )
-        return torch.stack(losses).mean() if losses else marginals.sum() * 0.0
+        if losses:
+            return torch.stack(losses).mean()
+        return marginals.sum() * 0.0
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         log_marginals = logits.log_softmax(0)
         if name == "dice":
             return soft_dice(log_marginals.exp(), labels)
-        # As an image whose second axis are the labels: PyTorch would transpose (N, L) first, which takes several times as long.
+        # As an image whose second axis are the labels: PyTorch would transpose (N, L) first, which
+        # takes several times as long.
         cross_entropy = torch.nn.functional.nll_loss(log_marginals[None], labels[None])
-        return (
-            cross_entropy
-            if name == "ce"
-            else CROSS_ENTROPY_SHARE * cross_entropy + soft_dice(log_marginals.exp(), labels)
-        )
+        if name == "ce":
+            return cross_entropy
+        return CROSS_ENTROPY_SHARE * cross_entropy + soft_dice(log_marginals.exp(), labels)
 
     return loss
 
@@ -78,7 +80,8 @@ def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
     return loss
 
 
-# Returns refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels of a crop that have a reference.
+# Returns refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels of a crop
+# that have a reference.
 Refine = Callable[[Crop, int], tuple[Tensor, Tensor]]
 
 
@@ -87,7 +90,8 @@ def score(
 ) -> tuple[float, NDArray[np.int64]]:
     """Return the loss of a crop or its sample, without a gradient, and the (L, L) voxels of the case by reference and refined label."""
     sample = crop if isinstance(crop, Sample) else Sample.of_crop(crop)
-    mean, counts = 0.0, []
+    mean = 0.0
+    counts = []
     with torch.no_grad():
         for part, share in zip(sample.parts, sample.shares, strict=True):
             refined, labels = refine(part, threads)
@@ -96,7 +100,8 @@ def score(
                 labels * part.num_labels + _decode(refined, part), minlength=part.num_labels**2
             )
             counts.append(pairs.cpu().numpy().reshape(part.num_labels, part.num_labels))
-    # The voxels of the case are estimated from those of the parts; exact where the parts are the crop.
+    # The voxels of the case are estimated from those of the parts; exact where the parts are the
+    # crop.
     change = sum(
         factor * (count - own)
         for factor, count, own in zip(sample.factors, counts, sample.of_parts, strict=True)
@@ -125,7 +130,10 @@ def network_refiner(
 
 
 class Model:
-    """A layer for normalized crops whose learned parameters may move; `sizes` are channels (labels or regions), modalities and axes."""
+    """A layer for normalized crops whose learned parameters may move.
+
+    `sizes` are channels (labels or regions), modalities and axes.
+    """
 
     def __init__(
         self,
@@ -134,14 +142,17 @@ class Model:
         sizes: tuple[int, int, int],
         device: TrainingDevice = CPU,
     ) -> None:
-        self._device, self._base = device, parameters
+        self._device = device
+        self._base = parameters
         has_matrix = parameters.compatibility.matrix is not None
         has_volume = True if "volume" in learn else None
-        # Bandwidths in voxels of a coarser network are lengths where the spacing counts those voxels.
+        # Bandwidths in voxels of a coarser network are lengths where the spacing counts those
+        # voxels.
         self._is_coarse = parameters.counts_network_voxels
-        in_mm = (
-            parameters.replace(**{"mean_field.positions": "mm"}) if self._is_coarse else parameters
-        )
+        if self._is_coarse:
+            in_mm = parameters.replace(**{"mean_field.positions": "mm"})
+        else:
+            in_mm = parameters
         self.layer = CrfRnn(
             *sizes,
             in_mm,
@@ -150,7 +161,8 @@ class Model:
             learn=tuple(learn),
         )
         if not learn:
-            # A layer that does not move has the values of a file to the last digit, so that it labels as `infer` does.
+            # A layer that does not move has the values of a file to the last digit, so that it
+            # labels as `infer` does.
             self.layer.double()
         if self._is_coarse:
             self.layer.log_theta_alpha.requires_grad_(False)
@@ -217,7 +229,10 @@ class Model:
         return gradients
 
     def gradient(self, crop: Crop, loss: Loss, threads: int) -> tuple[float, tuple[Tensor, ...]]:
-        """Return the loss of a crop and its gradient, one per learned parameter; several threads may call it at a time."""
+        """Return the loss of a crop and its gradient, one per learned parameter.
+
+        Several threads may call it at a time.
+        """
         value = loss(*self.refine(crop, threads))
         return float(value.detach()), torch.autograd.grad(
             value, [parameter for _, parameter in self.learned]
@@ -226,7 +241,9 @@ class Model:
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
         """Refine a crop, as of `Refine`."""
         values = self._device.crop(crop)
-        image, logits, spacing = values.image[None], values.logits.float(), crop.spacing
+        image = values.image[None]
+        logits = values.logits.float()
+        spacing = crop.spacing
         if self._is_coarse and crop.network_spacing is not None:
             spacing = tuple(
                 step / wide for step, wide in zip(spacing, crop.network_spacing, strict=True)
@@ -286,14 +303,16 @@ def _refine_regions(
     layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[Kernels]
 ) -> Tensor:
     """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the parameters."""
-    spatial_weight, gamma = layer.spatial_weight, layer.theta_gamma
+    spatial_weight = layer.spatial_weight
+    gamma = layer.theta_gamma
     refined = []
     for region, channel in enumerate(log_odds):
 
         def own(weights: Tensor, region: int = region) -> Tensor:
             return weights[region % len(weights)]  # One weight is that of all regions.
 
-        bias, none = layer.bias[region], torch.zeros_like(channel)
+        bias = layer.bias[region]
+        none = torch.zeros_like(channel)
         outside, inside = functional.mean_field(
             torch.stack([none, channel])[None],
             image,
@@ -319,7 +338,10 @@ def _refine_regions(
 
 
 def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """Return the Dice of each region from counts (L, L) by reference and label; NaN where neither has the region."""
+    """Return the Dice of each region from counts (L, L) by reference and label.
+
+    NaN where neither has the region.
+    """
     return np.array([OverlapCounts.of_confusion(confusion, region).dice() for region in regions])
 
 
@@ -327,7 +349,9 @@ def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
     """Return the mean of the values that are not NaN; NaN without such values."""
     array = np.asarray(values, dtype=np.float64)
     defined = array[~np.isnan(array)]
-    return float(defined.mean()) if defined.size else float("nan")
+    if defined.size:
+        return float(defined.mean())
+    return float("nan")
 
 
 def mean_dice(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> float:

@@ -9,21 +9,31 @@ from typing import TypeVar
 from crfrefine.runs.options import Observer
 from crfrefine.runs.records import Record
 
-# Share of the shown progress for reading and for trying the starts; the trainings share the rest equally.
+# Share of the shown progress for reading and for trying the starts; the trainings share the rest
+# equally.
 SCREENING_SHARE = 0.1
 
 
 class TrainingObserver(Observer[str, Record]):
-    """Receives the events of a run; the run is described by a text with the number of cases and the plan."""
+    """Receives the events of a run.
+
+    The run is described by a text with the number of cases and the plan.
+    """
 
     def stage_started(self, stage: str) -> None:
         """A part of the run begins."""
 
     def stepped(self, stage: str, start: str, state: str) -> None:
-        """The optimizer made a step of a start in a part of the run; `state` has its number, the loss and the bandwidths."""
+        """The optimizer made a step of a start in a part of the run.
+
+        `state` has its number, the loss and the bandwidths.
+        """
 
     def progressed(self, fraction: float, done: str = "") -> None:
-        """About so much of the whole run is done; `done` says it in words, where steps of an optimizer do not."""
+        """About so much of the whole run is done.
+
+        `done` says it in words, where steps of an optimizer do not.
+        """
 
     def stage_ended(self, text: str) -> None:
         """A part of the run is over; `text` is its outcome in a line."""
@@ -34,11 +44,11 @@ class Progress:
 
     def __init__(self, observer: TrainingObserver, num_parts: int, num_steps: int) -> None:
         self.observer = observer
-        self._num_parts, self._num_steps = num_parts, num_steps
-        self._parts, self._steps = (
-            0,
-            0,
-        )  # finished trainings, and optimizer steps of the present one
+        self._num_parts = num_parts
+        self._num_steps = num_steps
+        # finished trainings, and optimizer steps of the present one
+        self._parts = 0
+        self._steps = 0
 
     def stepped(self, stage: str, start: str, state: str) -> None:
         """Show one more optimizer step."""
@@ -49,7 +59,8 @@ class Progress:
 
     def part_ended(self) -> None:
         """A training of the run is over."""
-        self._parts, self._steps = self._parts + 1, 0
+        self._parts = self._parts + 1
+        self._steps = 0
 
 
 Item = TypeVar("Item")
@@ -57,11 +68,15 @@ Result = TypeVar("Result")
 
 
 class Workers(ThreadPoolExecutor):
-    """Divides threads between items and the computation of each; with `one_by_one`, models run one at a time."""
+    """Divides threads between items and the computation of each.
+
+    With `one_by_one`, models run one at a time.
+    """
 
     def __init__(self, threads: int, *, one_by_one: bool = False) -> None:
         super().__init__(threads, "case")
-        self.threads, self._one_by_one = threads, one_by_one
+        self.threads = threads
+        self._one_by_one = one_by_one
 
     def run_on_device(
         self, function: Callable[[Item, int], Result], items: Sequence[Item]
@@ -76,7 +91,10 @@ class Workers(ThreadPoolExecutor):
         *,
         one_by_one: bool = False,
     ) -> list[Result]:
-        """Return `function(item, number of threads)` of each item, in order; the first item's error is raised."""
+        """Return `function(item, number of threads)` of each item, in order.
+
+        The first item's error is raised.
+        """
         return list(self.iterate(function, items, one_by_one=one_by_one))
 
     def iterate(
@@ -88,8 +106,6 @@ class Workers(ThreadPoolExecutor):
     ) -> Iterator[Result]:
         """Like `run`, for results that are looked at one after the other."""
         is_alone = one_by_one or len(items) < self.threads or self.threads == 1
-        return (
-            (function(item, self.threads) for item in items)
-            if is_alone
-            else self.map(lambda item: function(item, 1), items)
-        )
+        if is_alone:
+            return (function(item, self.threads) for item in items)
+        return self.map(lambda item: function(item, 1), items)

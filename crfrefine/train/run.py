@@ -1,6 +1,7 @@
 """The whole of `crfrefine train-crf`, stage after stage: prepare, cross-validate, train on all cases, compare, write.
 
-The starts are tried first, untrained: at a bandwidth ten times too large there is nothing to learn from the gradient.
+The starts are tried first, untrained: at a bandwidth ten times too large there is nothing to learn
+from the gradient.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ from crfrefine.train.starts import (
 )
 
 MAX_SCREENED = 40  # cases that the starts are tried on, at most
-# Step length in the training on all cases, which starts where the folds ended, relative to that in the folds.
+# Step length in the training on all cases, which starts where the folds ended, relative to that in
+# the folds.
 STEP_LENGTH = 0.3
 SCHEMA = 1
 DEFAULT_NAME = "crfrefine.toml"  # the parameter file in the folder of a trained network of nnU-Net
@@ -77,7 +79,10 @@ DEFAULT_NAME = "crfrefine.toml"  # the parameter file in the folder of a trained
 def run_training(
     options: TrainingOptions, observer: TrainingObserver | None = None
 ) -> TrainingResult:
-    """Fit the CRF to labeled cases, write the results, and return them; finished folds stay if the run is stopped."""
+    """Fit the CRF to labeled cases, write the results, and return them.
+
+    Finished folds stay if the run is stopped.
+    """
     started = time.monotonic()
     add_inputs(*filter(None, [options.config]))
     if not options.learn or not set(options.learn) <= set(DEFAULT_LEARN):
@@ -91,10 +96,12 @@ def run_training(
     for path in options.files:
         check_no_input(path)
     finished = read_folds(plan.fold_files, fingerprint(plan)) if options.resume else {}
-    observer, torch_threads = observer or TrainingObserver(), torch.get_num_threads()
+    observer = observer or TrainingObserver()
+    torch_threads = torch.get_num_threads()
     torch.set_num_threads(
         1
-    )  # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
+        # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
+    )
     try:
         with Workers(
             options.threads or available_threads(), one_by_one=plan.device.is_gpu
@@ -149,12 +156,10 @@ def _train(
 
 def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequence[Start]]:
     """Return the starts for each of some folds: those of different bandwidths that are best, untrained, on the cases of the fold."""
-    plan, starts, material, progress = (
-        prepared.plan,
-        prepared.starts,
-        prepared.material,
-        prepared.progress,
-    )
+    plan = prepared.plan
+    starts = prepared.starts
+    material = prepared.material
+    progress = prepared.progress
     if not folds or len(starts) <= setup.NUM_TRAINED:
         return dict.fromkeys(folds, starts)
     progress.observer.stage_started(f"trying {len(starts)} starts")
@@ -166,7 +171,8 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
             ).round()
         }
     )
-    samples, columns = [material.samples[case] for case in cases], []
+    samples = [material.samples[case] for case in cases]
+    columns = []
     for start in starts:
         refine = Model(start.parameters, (), material.sizes, material.device).refine
         columns.append(score_cases(refine, samples, material, prepared.workers)[0])
@@ -190,8 +196,10 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
 
 def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldResult:
     """Return the result of a fold, and write it into its file."""
-    plan, observer = prepared.plan, prepared.progress.observer
-    split, name = plan.folds[number], f"cross-validation fold {number + 1} of {len(plan.folds)}"
+    plan = prepared.plan
+    observer = prepared.progress.observer
+    split = plan.folds[number]
+    name = f"cross-validation fold {number + 1} of {len(plan.folds)}"
     observer.stage_started(name)
     fit = calibrate_output(
         _fit(name, split, starts, prepared), split.seen, prepared.material, prepared.workers
@@ -223,26 +231,33 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
 
 
 def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -> FitResult:
-    """Train on the cases of a fold that supply gradients; its deciding cases choose the candidate."""
-    plan, material, workers, first = prepared.plan, prepared.material, prepared.workers, starts[0]
+    """Train on the cases of a fold that supply gradients.
+
+    Its deciding cases choose the candidate.
+    """
+    plan = prepared.plan
+    material = prepared.material
+    workers = prepared.workers
+    first = starts[0]
     calibrated = calibrate(material, split.training, first.parameters, workers)
     if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
         starts = [first, with_calibrated(first, calibrated)]
-    num_steps, rivals = (
-        plan.num_optimizer_steps,
-        plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS,
-    )
+    num_steps = plan.num_optimizer_steps
+    rivals = plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS
     training = Fit(
         *prepared.tools, name, split, starts, num_steps, calibrated=calibrated, rivals=rivals
     )
     fit = training.run()
     if fit.kind in (setup.NO_CRF, UNTRAINED):
         return fit
-    # The choice is fitted to all cases of the fold, those that decided too, as the rivals are: nothing is left to be decided.
+    # The choice is fitted to all cases of the fold, those that decided too, as the rivals are:
+    # nothing is left to be decided.
     seen = tuple(split.seen)
     calibrated = calibrate(material, seen, first.parameters, workers)
     if fit.kind == CALIBRATION:
-        return fit if calibrated is None else replace(fit, parameters=calibrated)
+        if calibrated is None:
+            return fit
+        return replace(fit, parameters=calibrated)
     recalibrated = [] if calibrated is None else [with_calibrated(first, calibrated)]
     named = {start.name: start for start in (*starts, *recalibrated)}
     again = Split(seen, seen, ())
@@ -253,16 +268,15 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
         num_optimizer_steps=fit.best_optimizer_step,
         kind=fit.kind,
     ).run()
-    return (
-        fit
-        if fitted.is_network
-        else replace(fit, parameters=fitted.parameters, trained=fitted.trained)
-    )
+    if fitted.is_network:
+        return fit
+    return replace(fit, parameters=fitted.parameters, trained=fitted.trained)
 
 
 def fingerprint(plan: Plan) -> str:
     """Return a digest of everything that the result depends on: settings, and names, sizes and dates of the files."""
-    cases, options = plan.cases, replace(plan.options, output=Path(), threads=None, resume=False)
+    cases = plan.cases
+    options = replace(plan.options, output=Path(), threads=None, resume=False)
     entries: list[Any] = [
         crfrefine.__version__,
         options,
@@ -283,7 +297,10 @@ def fingerprint(plan: Plan) -> str:
 
 
 def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
-    """Return the folds that a stopped run has finished, by their numbers; raise InputError for a file of another run, or of no fold."""
+    """Return the folds that a stopped run has finished, by their numbers.
+
+    Raise InputError for a file of another run, or of no fold.
+    """
     finished = {}
     for number, path in ((number, path) for number, path in enumerate(paths) if path.exists()):
         try:
@@ -309,8 +326,13 @@ def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
 
 
 def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
-    """Return the result of the training on all cases; no CRF if the CRFs of the folds do not help the cases held out."""
-    plan, fits, gains = prepared.plan, [fold.tuned.fit for fold in folds], gains_held_out(folds)
+    """Return the result of the training on all cases.
+
+    No CRF if the CRFs of the folds do not help the cases held out.
+    """
+    plan = prepared.plan
+    fits = [fold.tuned.fit for fold in folds]
+    gains = gains_held_out(folds)
     everything = tuple(range(len(plan.cases.files)))
     helping = [fit for fit in fits if not fit.is_network]
     network_mean = mean_defined([fit.network_score for fit in fits])
@@ -321,7 +343,8 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
     calibrated = calibrate(
         prepared.material, everything, prepared.starts[0].parameters, prepared.workers
     )
-    # The deciding cases of all folds choose the kind; it is mostly the kind that was measured on the cases held out.
+    # The deciding cases of all folds choose the kind; it is mostly the kind that was measured on
+    # the cases held out.
     chosen = choose(pooled([fit.candidates for fit in fits]))
     kind = helping[0].kind if chosen is None else chosen.kind
     unmoved = {CALIBRATION: calibrated, UNTRAINED: plan.rivals.untrained}.get(kind)
@@ -370,12 +393,10 @@ def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
 
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
-    plan, comparison, options, cases = (
-        result.plan,
-        result.comparison,
-        result.plan.options,
-        result.plan.cases,
-    )
+    plan = result.plan
+    comparison = result.comparison
+    options = result.plan.options
+    cases = result.plan.cases
     return {
         "seconds": result.seconds,
         "device": plan.device.name,
@@ -432,8 +453,12 @@ def _tuned_dict(name: str, tuned: Tuned) -> dict[str, Any]:
 
 
 def default_output(folder: Path) -> Path:
-    """Return the parameter file to write in a folder; raise InputError if it holds a file of that name that `train-crf` has not written."""
-    path, start = folder / DEFAULT_NAME, f"# {WRITTEN_BY}".encode()
+    """Return the parameter file to write in a folder.
+
+    Raise InputError if it holds a file of that name that `train-crf` has not written.
+    """
+    path = folder / DEFAULT_NAME
+    start = f"# {WRITTEN_BY}".encode()
     if os.path.lexists(path) and not (path.is_file() and path.read_bytes().startswith(start)):
         raise InputError(
             f"{path}: was not written by train-crf, so it is not replaced; name another file with --output"

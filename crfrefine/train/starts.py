@@ -1,6 +1,7 @@
 """The models that training starts from, the lengths and number of its steps, its candidates, and the choice among them.
 
-The best bandwidths differ tenfold between data sets, so several are tried; lengths are in voxels, intensities as normalized.
+The best bandwidths differ tenfold between data sets, so several are tried; lengths are in voxels,
+intensities as normalized.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
 THETA_BETAS = (0.06, 0.15)
 WEIGHTS = (2.5, 8.0)
 TEMPERATURE = 0.7  # below 1: soft Dice comes near the Dice of labels where marginals are sharp
-NUM_ITERATIONS = 5  # mean-field steps, in training and afterwards: a model that was trained with five must run with five
-# Of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for theta and temperature.
+# mean-field steps, in training and afterwards: a model that was trained with five must run with
+# five
+NUM_ITERATIONS = 5
+# Of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for theta
+# and temperature.
 STEP_LENGTHS = {
     "weights": 0.2,
     "compatibility": 0.05,
@@ -36,7 +40,8 @@ STEP_LENGTHS = {
     "bias": 0.05,
     "volume": 0.05,
 }
-# Gaussian prior around the start: the loss grows by `PRIOR / cases * Σ log²(value / start)`; for a bias, by its squared difference.
+# Gaussian prior around the start: the loss grows by `PRIOR / cases * Σ log²(value / start)`; for a
+# bias, by its squared difference.
 PRIOR = 0.15
 NUM_TRAINED = 2  # number of starts that are trained to their ends; the others are only tried
 NUM_OPTIMIZER_STEPS = 40
@@ -48,14 +53,22 @@ NO_CRF = "no CRF"  # kind of a result that leaves the network's labels as they a
 CALIBRATION = "recalibration alone"  # kind of the candidate with a temperature and biases, but no weights; also the name of its start
 UNTRAINED = "preset default, untrained"  # kind of the preset as it is; also the name of its start
 CRF = "CRF"  # kind of the best trained model, with the volume term of its start
-# Beginning of kinds with one weight for all labels, no biases, and a volume term, which does per case what these do on average.
+# Beginning of kinds with one weight for all labels, no biases, and a volume term, which does per
+# case what these do on average.
 ONE_WEIGHT = f"{CRF} with one weight"
-# Volume terms that are tried once the rest is trained. The first protects at little cost: with it, a model is the gentler one.
+# Volume terms that are tried once the rest is trained. The first protects at little cost: with it,
+# a model is the gentler one.
 VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
 HARM = 2.0  # losses weigh twice as much as gains
-KEPT_GAIN = 0.95  # share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be taken instead
-MIN_DECIDING = 8  # fewer deciding cases, which say little of cases unlike them, never prefer the trained model to a gentler one
-MIN_CASES = 3  # fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model are candidates
+# share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be
+# taken instead
+KEPT_GAIN = 0.95
+# fewer deciding cases, which say little of cases unlike them, never prefer the trained model to a
+# gentler one
+MIN_DECIDING = 8
+# fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model
+# are candidates
+MIN_CASES = 3
 
 
 class Start(NamedTuple):
@@ -73,16 +86,20 @@ def make_starts(
     spacing: Sequence[float],
 ) -> list[Start]:
     """Return the models to start from: the built-in models, or the user's model and its variants with built-in bandwidths."""
-    model = (
-        CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE}) if base is None else base
-    )
+    if base is None:
+        model = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
+    else:
+        model = base
     model = prepare(model, learn, num_labels, num_modalities)
     starts = [] if base is None else [Start("given", model)]
     if base is not None and "theta" not in learn:
         return starts
-    first, alphas = model.bilateral[0], list(THETA_ALPHA_VOXELS)
+    first = model.bilateral[0]
+    alphas = list(THETA_ALPHA_VOXELS)
     if model.counts_network_voxels:
-        alphas, voxel, unit = [1.0], float(np.max(first.theta_alpha)), "voxels of the network"
+        alphas = [1.0]
+        voxel = float(np.max(first.theta_alpha))
+        unit = "voxels of the network"
     else:
         voxel, unit = (
             (1.0, "voxels")
@@ -98,10 +115,8 @@ def make_starts(
         )
         name = f"theta_alpha {alpha * voxel:.3g} {unit}, theta_beta {beta:g}"
         if "weights" in learn:
-            kernel, name = (
-                replace(kernel, weight=_like(first.weight, weight)),
-                f"{name}, weight {weight:g}",
-            )
+            kernel = replace(kernel, weight=_like(first.weight, weight))
+            name = f"{name}, weight {weight:g}"
         starts.append(Start(name, replace(model, bilateral=(kernel, *model.bilateral[1:]))))
     return starts
 
@@ -112,7 +127,9 @@ def voxel_length(spacing: Sequence[float]) -> float:
 
 
 def _like(value: float | tuple[float, ...], number: float) -> float | tuple[float, ...]:
-    return (number,) * len(value) if isinstance(value, tuple) else number
+    if isinstance(value, tuple):
+        return (number,) * len(value)
+    return number
 
 
 def prepare(
@@ -121,7 +138,9 @@ def prepare(
     """Return the model with as many parameters as are to be learned: a weight per label, a bandwidth per modality, a full matrix."""
 
     def spread(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
-        return value if isinstance(value, tuple) else (value,) * count
+        if isinstance(value, tuple):
+            return value
+        return (value,) * count
 
     kernels = list(parameters.bilateral)
     if "weights" in learn and not parameters.counts_network_voxels:
@@ -176,9 +195,8 @@ def rounded(parameters: CrfParameters) -> CrfParameters:
 class Rivals(NamedTuple):
     """Candidates beside the recalibrated network and the trained model."""
 
-    volumes: tuple[
-        VolumeParameters, ...
-    ] = ()  # a model with the first one goes before that without, if this has a weight
+    # a model with the first one goes before that without, if this has a weight
+    volumes: tuple[VolumeParameters, ...] = ()
     untrained: CrfParameters | None = None  # the preset, where it is comparable
 
 
@@ -206,7 +224,9 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
     """Return kind and parameters of a trained model and of its rivals, gentler ones first."""
     volumes = [volume for volume in rivals.volumes if volume != trained.volume]
     num_gentle = 1 if volumes and volumes[0].weight > 0.0 else 0
-    kind, model, gentlest = CRF, trained, []
+    kind = CRF
+    model = trained
+    gentlest = []
     if rivals.untrained is not None:
         gentlest = [(UNTRAINED, rivals.untrained)]
         # One appearance kernel with the mean of its weights for all labels, and without biases.
@@ -214,7 +234,8 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
         model = rounded(
             replace(trained, bilateral=(kernel,), mean_field=replace(trained.mean_field, bias=0.0))
         )
-        kind, volumes = ONE_WEIGHT, volumes if num_gentle else []
+        kind = ONE_WEIGHT
+        volumes = volumes if num_gentle else []
     with_volumes = [
         (
             f"{kind}, volume {volume.weight:g}"
@@ -228,7 +249,10 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
 
 
 def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
-    """Return the candidates that all trainings have in common, with all gains; the rest is the best one's."""
+    """Return the candidates that all trainings have in common, with all gains.
+
+    The rest is the best one's.
+    """
     common = []
     for kind in (candidate.kind for candidate in trainings[0]):
         same = [
@@ -245,10 +269,11 @@ def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     """Return the candidate to take, None for the network as it is.
 
-    Losses count HARM-fold. Among those whose gain exceeds chance (`is_gain`), that with the best mean is taken, or the first one, since
-    gentler ones come first, that keeps KEPT_GAIN of this mean and whose distance from it chance explains. Where there are models with one
-    weight, these and the gentler ones are compared first; the trained model, with its many weights and biases, must then be better than
-    what they choose by more than chance, on MIN_DECIDING cases or more.
+    Losses count HARM-fold. Among those whose gain exceeds chance (`is_gain`), that with the best
+    mean is taken, or the first one, since gentler ones come first, that keeps KEPT_GAIN of this
+    mean and whose distance from it chance explains. Where there are models with one weight, these
+    and the gentler ones are compared first; the trained model, with its many weights and biases,
+    must then be better than what they choose by more than chance, on MIN_DECIDING cases or more.
     """
     useful = [
         candidate
@@ -275,7 +300,9 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
         and len(full.gains) >= MIN_DECIDING
         and is_gain(full.values - kept[0].values)
     )
-    return full if is_better else kept[0]
+    if is_better:
+        return full
+    return kept[0]
 
 
 def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
@@ -293,17 +320,15 @@ class FitResult:
     parameters: CrfParameters  # all weights are 0 if no CRF was better
     score: float  # mean Dice of the deciding cases with them
     network_score: float  # mean Dice of the deciding cases without a CRF
-    gains: tuple[
-        float, ...
-    ]  # Dice minus the network's, per deciding case, of what won or else of the best CRF; empty if unknown
+    # Dice minus the network's, per deciding case, of what won or else of the best CRF; empty if
+    # unknown
+    gains: tuple[float, ...]
     best_optimizer_step: int = field(metadata={"key": "best_iteration"})  # of the start that won
-    histories: dict[str, list[dict[str, Any]]] = field(
-        default_factory=dict
-    )  # loss, Dice and bandwidths of each start over its steps
+    # loss, Dice and bandwidths of each start over its steps
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     kind: str = NO_CRF  # of the candidate that was chosen
-    trained: CrfParameters | None = (
-        None  # the best trained model, chosen or not; None means that nothing was trained
-    )
+    # the best trained model, chosen or not; None means that nothing was trained
+    trained: CrfParameters | None = None
     candidates: tuple[Candidate, ...] = ()  # simpler models first
 
     @property
@@ -313,11 +338,10 @@ class FitResult:
 
     def describe(self) -> str:
         """Return a one-line description."""
-        volume = (
-            f", volume.weight {self.parameters.volume.weight:g}"
-            if self.parameters.volume.weight > 0.0
-            else ""
-        )
+        if self.parameters.volume.weight > 0.0:
+            volume = f", volume.weight {self.parameters.volume.weight:g}"
+        else:
+            volume = ""
         dice = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases that decide"
         return f"{self.start}{volume}: {dice}, at iteration {self.best_optimizer_step}"
 
@@ -325,15 +349,22 @@ class FitResult:
 def no_crf(
     parameters: CrfParameters, network_score: float, gains: Sequence[float] = (), **more: Any
 ) -> FitResult:
-    """Return the result of a training in which no CRF was better than the network; `more` are further attributes."""
+    """Return the result of a training in which no CRF was better than the network.
+
+    `more` are further attributes.
+    """
     return FitResult(
         NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, **more
     )
 
 
 def taken(chosen: Candidate, network_score: float, **more: Any) -> FitResult:
-    """Return the result of a training in which a candidate was chosen; `more` are further attributes."""
-    score, step = network_score + float(np.mean(chosen.gains)), chosen.optimizer_step
+    """Return the result of a training in which a candidate was chosen.
+
+    `more` are further attributes.
+    """
+    score = network_score + float(np.mean(chosen.gains))
+    step = chosen.optimizer_step
     return FitResult(
         chosen.start,
         chosen.parameters,

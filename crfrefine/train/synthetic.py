@@ -1,8 +1,10 @@
 """Synthetic cases like a given one, but with a known truth: a parametric bootstrap of the network's errors.
 
-A label map is the truth; logits that agree with it are disturbed by noise until they are as wrong as the network expects itself to be.
+A label map is the truth; logits that agree with it are disturbed by noise until they are as wrong
+as the network expects itself to be.
 
-Source: Efron & Tibshirani 1993, chapter 6. Arrays are (channels, *grid) or (*grid), in any number of dimensions.
+Source: Efron & Tibshirani 1993, chapter 6. Arrays are (channels, *grid) or (*grid), in any number
+of dimensions.
 """
 
 from __future__ import annotations
@@ -19,14 +21,13 @@ from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_o
 from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.train.crops import count_confusion
 
-# Widths of the noise in voxels of the network, in equal parts: errors of a voxel, and errors that look like structures.
+# Widths of the noise in voxels of the network, in equal parts: errors of a voxel, and errors that
+# look like structures.
 NOISE_SIGMAS = (1.0, 2.0)
-MIN_VOXELS = (
-    30  # a label with fewer voxels has no part in a mean Dice: a few voxels would decide it
-)
-DICE_TOLERANCE = (
-    0.002  # of the noise: a fifth of the smallest gain at which parameters are considered
-)
+# a label with fewer voxels has no part in a mean Dice: a few voxels would decide it
+MIN_VOXELS = 30
+# of the noise: a fifth of the smallest gain at which parameters are considered
+DICE_TOLERANCE = 0.002
 _MAX_HALVINGS = 16
 _MAX_SCALE = 1024.0
 _MIN_PROBABILITY = 1e-12
@@ -34,7 +35,9 @@ _MIN_PROBABILITY = 1e-12
 
 def groups_of(num_channels: int, regions: RegionScheme | None) -> Sequence[tuple[int, ...]]:
     """Return the labels that count together: each foreground label, or those of each region."""
-    return [(label,) for label in range(1, num_channels)] if regions is None else regions.labels
+    if regions is None:
+        return [(label,) for label in range(1, num_channels)]
+    return regions.labels
 
 
 def logits_of(
@@ -42,11 +45,10 @@ def logits_of(
 ) -> NDArray[np.float32]:
     """Return the inverse of `probabilities_of`, up to a constant over labels."""
     logarithms: NDArray[np.float32] = np.log(np.maximum(probabilities, _MIN_PROBABILITY))
-    return (
-        logarithms
-        if regions is None
-        else logarithms - np.log(np.maximum(1.0 - probabilities, _MIN_PROBABILITY))
-    )
+    if regions is None:
+        return logarithms
+    logarithms -= np.log(np.maximum(1.0 - probabilities, _MIN_PROBABILITY))
+    return logarithms
 
 
 def agreeing(
@@ -58,13 +60,14 @@ def agreeing(
         return np.where(
             inside, np.maximum(np.abs(logits), np.finfo(np.float32).tiny), -np.abs(logits)
         )
-    changed, labels = logits.copy(), argmax_labels(logits)
+    changed = logits.copy()
+    labels = argmax_labels(logits)
     wrong = np.nonzero(labels != truth)
-    highest, own = (labels[wrong], *wrong), (truth[wrong], *wrong)
+    highest = (labels[wrong], *wrong)
+    own = (truth[wrong], *wrong)
     changed[highest] = logits[own]
-    changed[own] = np.nextafter(
-        logits[highest], np.float32(np.inf)
-    )  # Of equal logits, the lower label would win.
+    # Of equal logits, the lower label would win.
+    changed[own] = np.nextafter(logits[highest], np.float32(np.inf))
     return changed
 
 
@@ -74,14 +77,17 @@ def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence
     confusion = count_confusion(truth, labels, num_labels)
     overlaps = [OverlapCounts.of_confusion(confusion, group) for group in groups]
     values = [overlap.dice() for overlap in overlaps if overlap.num_reference >= MIN_VOXELS]
-    return float(np.mean(values)) if values else float("nan")
+    if values:
+        return float(np.mean(values))
+    return float("nan")
 
 
 def expected_dice(
     logits: NDArray[np.float32], mask: NDArray[np.bool_], regions: RegionScheme | None
 ) -> float:
     """Return the mean Dice that a network expects of itself: 2 sum(p inside) / (voxels inside + sum(p)); or NaN."""
-    labels, probabilities = decode(logits, regions), probabilities_of(logits, regions)
+    labels = decode(logits, regions)
+    probabilities = probabilities_of(logits, regions)
     values = []
     for number, group in enumerate(groups_of(len(logits), regions), start=regions is None):
         inside = np.isin(labels, group) & mask
@@ -90,7 +96,9 @@ def expected_dice(
             values.append(
                 2.0 * within / (size + float(probabilities[number][mask].sum(dtype=np.float64)))
             )
-    return float(np.mean(values)) if values else float("nan")
+    if values:
+        return float(np.mean(values))
+    return float("nan")
 
 
 def make_noise(
@@ -120,9 +128,11 @@ def noise_scale(
         labels = decode(logits + np.float32(scale) * noise, regions)
         return dice_of(np.where(mask, labels, 0), truth, groups_of(len(logits), regions))
 
-    low, high = 0.0, 1.0
+    low = 0.0
+    high = 1.0
     while reached(high) > dice and high < _MAX_SCALE:
-        low, high = high, 2.0 * high
+        low = high
+        high = 2.0 * high
     for _ in range(_MAX_HALVINGS):
         middle = (low + high) / 2.0
         if abs((present := reached(middle)) - dice) <= DICE_TOLERANCE:
@@ -141,7 +151,10 @@ def halving(shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
 
 
 def block_means(values: NDArray[Any], factors: Sequence[int]) -> NDArray[np.float32]:
-    """Return the means of blocks of (channels, *grid) values, of `factors` voxels along each axis; what fills no block is left out."""
+    """Return the means of blocks of (channels, *grid) values, of `factors` voxels along each axis.
+
+    What fills no block is left out.
+    """
     num_blocks = [size // factor for size, factor in zip(values.shape[1:], factors, strict=True)]
     filled = values[
         (

@@ -120,7 +120,8 @@ def test_ignored_voxels_count_nowhere(tmp_path):
 
 
 def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
-    header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
+    header = tmp_path / "a.mhd"
+    voxels = tmp_path / "a.raw"
     header.write_text(
         "ObjectType = Image\nNDims = 2\nDimSize = 2 2\nElementType = MET_UCHAR\nElementDataFile = a.raw\n"
     )
@@ -141,7 +142,9 @@ def test_the_fingerprint_knows_of_voxels_in_a_file_of_their_own(tmp_path):
 
 
 def test_a_crop_and_what_is_outside_of_it_make_up_the_case(monkeypatch):
-    """Dice from the crop must be that of the whole case, so that what decides in training is what is measured afterwards."""
+    """Dice from the crop must be that of the whole case, so that what decides in training is what
+    is measured afterwards.
+    """
     monkeypatch.setattr(cropping, "MARGIN_MM", 3.0)
     case = as_case(phantom(4))
     # A sure network far away from the labels, with a mistake outside of the mask.
@@ -176,7 +179,9 @@ def test_tiles_share_out_the_voxels_of_the_mask(monkeypatch, tmp_path):
 
 
 def test_each_case_is_held_out_once_and_decides_nothing_there():
-    """Few cases decide all together, as docs/guide/learning.md says; else those that decide are not trained on."""
+    """Few cases decide all together, as docs/guide/learning.md says; else those that decide are not
+    trained on.
+    """
     for num_cases, num_folds in ((23, 5), (4, 4)):
         splits = make_folds(num_cases, num_folds, seed=0)
         assert sorted(case for split in splits for case in split.held_out) == list(range(num_cases))
@@ -194,7 +199,9 @@ def test_each_case_is_held_out_once_and_decides_nothing_there():
 
 
 def test_all_cases_have_the_same_labels(tmp_path):
-    """Those of the largest label map or reference, if nothing else says. All are label maps, or none."""
+    """Those of the largest label map or reference, if nothing else says. All are label maps, or
+    none.
+    """
     write_cases(tmp_path, 2)
     for seed, most in ((0, 2), (1, 3)):  # Case 0 lacks the label 3.
         labels = np.minimum(phantom(seed).logits.argmax(axis=0), most).astype(np.uint8)
@@ -205,7 +212,8 @@ def test_all_cases_have_the_same_labels(tmp_path):
         reading = ReadingOptions("labels", declared=cases.declared, all_labels=True)
         case = read_labeled(cases.files[0], cases, reading, threads=1)
         assert (len(case.logits), case.absent_labels) == (4, (3,))
-    # A reference that no parameters can give is not trained on: its loss would be a constant of ten thousand per voxel.
+    # A reference that no parameters can give is not trained on: its loss would be a constant of ten
+    # thousand per voxel.
     crop = make_crop(case, IntensityParameters())
     inside = tuple(slice(0, size) for size in crop.labels.shape)
     assert not (crop.labels == 3).any()
@@ -224,9 +232,11 @@ def test_all_cases_have_the_same_labels(tmp_path):
 
 
 def test_what_is_estimated_is_right_on_average(monkeypatch):
-    """A recalibration changes each voxel by itself, so that tiles together change what the whole changes.
+    """A recalibration changes each voxel by itself, so that tiles together change what the whole
+    changes.
 
-    The counts of the network need no estimate: what is extrapolated is the change that a model makes. The tiles of cases differ.
+    The counts of the network need no estimate: what is extrapolated is the change that a model
+    makes. The tiles of cases differ.
     """
     monkeypatch.setattr(cropping, "TILE_VOXELS", 60)
     (tiled,) = crops(1, **FINER)

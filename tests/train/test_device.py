@@ -1,4 +1,5 @@
-"""Training on a GPU: the device is the one asked for, crops move there once, and what is computed is what the CPU computes.
+"""Training on a GPU: the device is the one asked for, crops move there once, and what is computed
+is what the CPU computes.
 
 Without a GPU the engine's shim stands for one, and tensors stay on the CPU.
 """
@@ -36,15 +37,20 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 @pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
-    """A GPU, or what stands for it: the engine's shim, and tensors on the CPU that go to it as those of a GPU would."""
+    """A GPU, or what stands for it: the engine's shim, and tensors on the CPU that go to it as
+    those of a GPU would.
+    """
     where, _ = gpu_tensors(request.param, monkeypatch)
-    return choose_device("cuda") if where == "cuda" else TrainingDevice("cuda-shim")
+    if where == "cuda":
+        return choose_device("cuda")
+    return TrainingDevice("cuda-shim")
 
 
 def test_a_gpu_computes_what_the_cpu_computes(device):
     """Losses, gradients and labels of a case, with learned and with fixed bandwidths.
 
-    float32 sums in another order: 1e-4 of the largest; bandwidths lose digits to squares that all but cancel, hence 2e-3.
+    float32 sums in another order: 1e-4 of the largest; bandwidths lose digits to squares that all
+    but cancel, hence 2e-3.
     """
     (crop,) = crops(1)
     shared = material([crop])
@@ -56,10 +62,8 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
         found_loss, found = score(model.refine, crop, shared.loss, 1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inputs, "engine_for", lambda *_: crfrefine.engines.get_backend("cpu"))
-            theirs, (expected_loss, wanted_counts) = (
-                expected.gradient(crop, shared.loss, 1),
-                score(expected.refine, crop, shared.loss, 1),
-            )
+            theirs = expected.gradient(crop, shared.loss, 1)
+            expected_loss, wanted_counts = score(expected.refine, crop, shared.loss, 1)
         assert loss == pytest.approx(theirs[0], rel=1e-5)
         for (name, _), gradient, wanted in zip(model.learned, gradients, theirs[1], strict=True):
             assert gradient.device.type == "cpu"
@@ -80,7 +84,9 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
 @needs_compiler
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this PyTorch has a GPU")
 def test_a_pytorch_without_gpus_is_said(monkeypatch):
-    """Asked for by name: an error with what to do. By `auto`: the CPU, and why; without a word where there is no GPU, and by name."""
+    """Asked for by name: an error with what to do. By `auto`: the CPU, and why; without a word
+    where there is no GPU, and by name.
+    """
     for requested in ("cpu", "auto"):
         if requested == "cpu" or not is_available():
             chosen = choose_device(requested)

@@ -1,4 +1,6 @@
-"""The losses; training on overlapping regions, and on label maps of a network whose voxels are larger than the image's."""
+"""The losses; training on overlapping regions, and on label maps of a network whose voxels are
+larger than the image's.
+"""
 
 import json
 import math
@@ -33,7 +35,8 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 @pytest.mark.parametrize("name", ["ce", "dice", "ce+dice"])
 def test_the_truth_costs_nothing_and_gradients_agree_with_differences(name):
-    loss, labels = make_loss(name, [(1,), (1, 2)]), torch.tensor([0, 0, 0, 1, 1, 2])
+    loss = make_loss(name, [(1,), (1, 2)])
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
     sure = 40.0 * torch.nn.functional.one_hot(labels, 3).t().double()
     assert float(loss(sure, labels)) == pytest.approx(0.0, abs=1e-12)  # e^-40 is the rest
     logits = torch.randn(
@@ -81,10 +84,8 @@ def region_case(**grid):
 
 
 def test_the_loss_is_the_mean_of_the_binary_losses():
-    log_odds, labels = (
-        torch.randn(3, 50, generator=torch.Generator().manual_seed(1)).double(),
-        torch.arange(50) % 4,
-    )
+    log_odds = torch.randn(3, 50, generator=torch.Generator().manual_seed(1)).double()
+    labels = torch.arange(50) % 4
     for name in ("ce", "dice", "ce+dice"):
         expected = []
         for channel, members in zip(log_odds, SCHEME.labels, strict=True):
@@ -102,7 +103,9 @@ def test_the_loss_is_the_mean_of_the_binary_losses():
 
 
 def test_a_crop_holds_what_may_be_in_a_region(monkeypatch):
-    """Everything with a region at least as likely as FOREGROUND_RATIO; outside, voxels are counted by the decoded label."""
+    """Everything with a region at least as likely as FOREGROUND_RATIO; outside, voxels are counted
+    by the decoded label.
+    """
     monkeypatch.setattr(crops, "MARGIN_MM", 0.0)
     case = region_case(**FINER)
     crop = make_crop(case, IntensityParameters())
@@ -118,7 +121,9 @@ def test_a_crop_holds_what_may_be_in_a_region(monkeypatch):
     ids=["fixed", "learned"],
 )
 def test_the_model_labels_as_refine_does(weight, learn):
-    """On a crop that is the whole case: the same label map to a few voxels, as logits are kept in half precision."""
+    """On a crop that is the whole case: the same label map to a few voxels, as logits are kept in
+    half precision.
+    """
     case = region_case(**FINER)
     case.labels[:] = 1  # so that every voxel is in the crop
     crop = make_crop(case, IntensityParameters())
@@ -142,7 +147,9 @@ def test_the_model_labels_as_refine_does(weight, learn):
 
 
 def test_gradients_are_those_of_differences():
-    """With a weight per region and shared bandwidths; the sums are exact, since a truncated kernel's reach jumps with its bandwidth."""
+    """With a weight per region and shared bandwidths; the sums are exact, since a truncated
+    kernel's reach jumps with its bandwidth.
+    """
     crop = make_crop(region_case(shape=(9, 8, 10), spacing=(7.2, 7.6, 6.1)), IntensityParameters())
     loss = make_region_loss("ce+dice", SCHEME)
     exact = PARAMETERS.replace(
@@ -159,7 +166,8 @@ def test_gradients_are_those_of_differences():
     assert tuple(found["raw_bilateral_weight"].shape) == (1, 3)
     for name, parameter in model.learned:
         for index in np.ndindex(*parameter.shape):
-            step, values = 0.02, []
+            step = 0.02
+            values = []
             for sign in (1, -1):
                 with torch.no_grad():
                     parameter[index] += sign * step
@@ -218,10 +226,8 @@ def test_the_command_compares_regions_and_infer_runs_what_was_trained(trained, t
         output,
         status=0,
     )
-    refined, truth = (
-        load_nifti(tmp_path / "case1.nii.gz"),
-        load_nifti(data / "labels" / "case1.nii.gz"),
-    )
+    refined = load_nifti(tmp_path / "case1.nii.gz")
+    truth = load_nifti(data / "labels" / "case1.nii.gz")
     network = SCHEME.decode(np.moveaxis(load_nifti(data / "logits" / "case1.nii.gz"), -1, 0) - 0.5)
     assert (refined == truth).mean() > (network == truth).mean()
 

@@ -1,4 +1,6 @@
-"""A training, which learns only where the image helps; the methods that the CRF must beat, the choice, the verdict."""
+"""A training, which learns only where the image helps; the methods that the CRF must beat, the
+choice, the verdict.
+"""
 
 import json
 import warnings
@@ -77,10 +79,13 @@ def mean_gain(parameters, cases):
 
 
 def test_training_improves_cases_that_it_has_not_seen(useful, whole):
-    """What decides is the gain of the parameters as a file holds them: `infer` reproduces what was measured."""
+    """What decides is the gain of the parameters as a file holds them: `infer` reproduces what was
+    measured.
+    """
     result = whole
     assert not result.is_network
-    # The phantom's labels differ in intensity, so that a CRF gains many points; a tenth of that would be a doubtful success.
+    # The phantom's labels differ in intensity, so that a CRF gains many points; a tenth of that
+    # would be a doubtful success.
     assert mean_gain(result.parameters, useful[3:]) > max(
         0.05, mean_gain(start(8.0).parameters, useful[3:])
     )
@@ -102,7 +107,8 @@ def test_no_crf_is_the_outcome_where_logits_are_right_or_without_foreground_and_
     )
     cases = crops(3, "right")
     for crop in cases:
-        crop.labels[:], crop.outside[:] = 0, 0
+        crop.labels[:] = 0
+        crop.outside[:] = 0
         crop.logits[0] += 100.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -117,7 +123,9 @@ def test_a_training_has_the_same_bits_on_another_number_of_threads(useful, whole
 
 
 def test_the_prior_pulls_values_back_to_where_they_began(useful):
-    """Its gradient is that of squared logarithms: zero at the start, and along a value's logarithm twice the distance."""
+    """Its gradient is that of squared logarithms: zero at the start, and along a value's logarithm
+    twice the distance.
+    """
     model = Model(start(8.0).parameters, LEARNABLE, SIZES)
     origin = model.positions()
     assert all(not gradient.any() for gradient in model.pull(origin))
@@ -131,7 +139,8 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
     # The small number added before the logarithm takes off a hundredth of it.
     assert float(gradients.pop(id(raw))) == pytest.approx(0.6, rel=0.05)
     assert all(not gradient.any() for gradient in gradients.values())
-    shared, moved = material(useful), []
+    shared = material(useful)
+    moved = []
     for prior in (0.0, 10.0):
         trajectory = Trajectory(start(8.0), shared, 4, prior=prior)
         for _ in range(4):
@@ -151,7 +160,9 @@ INSIDE = tuple(slice(2 * width, -2 * width) for width in WINDOW)
 
 
 def by_definition(channel, image, epsilon):
-    """Equations 14 to 16 of He, Sun & Tang, where windows of windows lie in the grid: averages of a linear function per window."""
+    """Equations 14 to 16 of He, Sun & Tang, where windows of windows lie in the grid: averages of a
+    linear function per window.
+    """
     sizes = tuple(2 * width + 1 for width in WINDOW)
     windows = sliding_window_view(np.concatenate([image, channel[None]]), sizes, axis=(1, 2, 3))
     windows = windows.reshape(*windows.shape[:4], -1).astype(float)
@@ -170,20 +181,24 @@ def by_definition(channel, image, epsilon):
 
 
 def test_windows_are_those_of_the_definition():
-    """Inside, where windows of windows lie in the grid: at its border each filter repeats the outermost values by itself."""
+    """Inside, where windows of windows lie in the grid: at its border each filter repeats the
+    outermost values by itself.
+    """
     random = np.random.default_rng(0)
     image = random.random((3, *SHAPE)).astype(np.float32)
     channel = random.random(SHAPE).astype(np.float32)
     epsilons = baselines.EPSILONS[:: len(baselines.EPSILONS) - 1]
     filtered = baselines.Guide(image, 2.0, (1.0, 2.1, 1.4)).filter(channel, epsilons)
     for epsilon, own in zip(epsilons, filtered, strict=True):
-        # Covariances in float32 are differences of numbers near 0.3, so that they are known to 1e-7; divided by epsilon that is 1e-4.
+        # Covariances in float32 are differences of numbers near 0.3, so that they are known to
+        # 1e-7; divided by epsilon that is 1e-4.
         np.testing.assert_allclose(own[INSIDE], by_definition(channel, image, epsilon), atol=1e-3)
 
 
 def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     """The scores are of the labels that are measured."""
-    cases, right = crops(2, **LARGER), crops(2, "right", **LARGER)
+    cases = crops(2, **LARGER)
+    right = crops(2, "right", **LARGER)
     useful, unguided = (
         baselines.score_guided(material(given), LARGER["spacing"], WORKERS)
         for given in (cases, right)
@@ -195,7 +210,8 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     # The phantom's labels differ in intensity: a filter that sees the image gains points.
     assert gain.min() > 0.02
     assert unguided.best([0, 1]) == baselines.UNGUIDED
-    case, setting = cases[0], useful.choices[5]
+    case = cases[0]
+    setting = useful.choices[5]
     probabilities = probabilities_of(case.logits.astype(np.float32), None)
     (labels,) = baselines.Guide(case.image, setting.radius_mm, case.spacing).labels(
         probabilities, [setting.epsilon], None
@@ -203,7 +219,8 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     assert useful.dice[0, 5] == mean_dice(case.confusion(labels), REGIONS)
 
 
-SHIFT, CALIBRATION = 8.0, ("temperature", "bias")
+SHIFT = 8.0
+CALIBRATION = ("temperature", "bias")
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +254,9 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
 
 
 def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
-    """With weights that do harm and stay as they are, each case held out has the values of vector scaling, and the file says what it is."""
+    """With weights that do harm and stay as they are, each case held out has the values of vector
+    scaling, and the file says what it is.
+    """
     monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 20)
     for seed in range(4):
         case = phantom(seed, "right")
@@ -312,7 +331,8 @@ def test_log_odds_of_regions_share_one():
 def test_a_fit_gets_one_and_labels_stay(monkeypatch):
     """The likeliest one of its own marginals; few voxels of many are enough."""
     cases = crops(3)
-    trained, shared = fit(cases, num_optimizer_steps=2), material(cases)
+    trained = fit(cases, num_optimizer_steps=2)
+    shared = material(cases)
     assert not trained.is_network
     found = baselines.calibrate_output(trained, range(3), shared, WORKERS)
     monkeypatch.setattr("crfrefine.train.baselines.MAX_VALUES", 4 * 900)
@@ -377,10 +397,10 @@ def chosen_kind(*found):
 
 
 GAINS = np.array([0.010, 0.014, 0.012, 0.016, 0.013, 0.011, 0.015, 0.012])
-ROUGH = GAINS + np.array(
-    [0.030, -0.010, 0.012, 0.002, -0.012, 0.002, -0.012, 0.006]
-)  # better on average, not beyond chance
-EVEN, ONE = GAINS[:5], f"{ONE_WEIGHT}, volume 0.5"
+# better on average, not beyond chance
+ROUGH = GAINS + np.array([0.030, -0.010, 0.012, 0.002, -0.012, 0.002, -0.012, 0.006])
+EVEN = GAINS[:5]
+ONE = f"{ONE_WEIGHT}, volume 0.5"
 
 
 @pytest.mark.parametrize(
@@ -391,7 +411,8 @@ EVEN, ONE = GAINS[:5], f"{ONE_WEIGHT}, volume 0.5"
         ([(CRF, [0.03, 0.02, 0.01])], CRF),
         ([(CRF, [])], None),
         ([("rough", [0.020] * 9 + [-0.05]), (CRF, [0.010] * 10)], CRF),
-        # A gentler model, which comes first, is taken where it keeps most of the gain and chance explains the rest.
+        # A gentler model, which comes first, is taken where it keeps most of the gain and chance
+        # explains the rest.
         (
             [(UNTRAINED, EVEN), (CRF, EVEN + np.array([0.004, -0.003, 0.002, -0.001, 0.0]))],
             UNTRAINED,
@@ -405,7 +426,8 @@ EVEN, ONE = GAINS[:5], f"{ONE_WEIGHT}, volume 0.5"
             CRF,
         ),  # too much to give up
         ([(CRF, EVEN), (UNTRAINED, EVEN)], CRF),  # of equal ones the first
-        # Many weights must be better than one by more than chance, on eight cases or more: three tumors say nothing of a hippocampus.
+        # Many weights must be better than one by more than chance, on eight cases or more: three
+        # tumors say nothing of a hippocampus.
         ([(ONE, GAINS), (CRF, ROUGH)], ONE),
         ([("another", GAINS), (CRF, ROUGH)], CRF),
         ([(ONE, GAINS), (CRF, GAINS + 0.001)], CRF),
@@ -420,7 +442,10 @@ def test_the_choice_among_gains(found, expected):
 
 
 def test_trainings_on_other_cases_add_their_cases():
-    """Alone, each would take something else; what only one of them tried is no candidate of both."""
+    """Alone, each would take something else.
+
+    What only one of them tried is no candidate of both.
+    """
     first = [
         candidate(CALIBRATED, 0.010, 0.011),
         candidate(CRF, 0.004, 0.005),
@@ -437,9 +462,12 @@ def test_trainings_on_other_cases_add_their_cases():
 
 
 def test_the_kind_that_is_chosen_is_written(tmp_path, monkeypatch):
-    """A volume term that is chosen is in the folds' parameters, in the file, and in the labels that were measured."""
+    """A volume term that is chosen is in the folds' parameters, in the file, and in the labels that
+    were measured.
+    """
     training_helpers.shorten(monkeypatch)
-    data, kind = locate_folders(write_cases(tmp_path / "data", 6)), f"{ONE_WEIGHT}, volume 0.75"
+    data = locate_folders(write_cases(tmp_path / "data", 6))
+    kind = f"{ONE_WEIGHT}, volume 0.75"
     for module in ("fit", "run"):
         monkeypatch.setattr(
             f"crfrefine.train.{module}.choose",
@@ -477,7 +505,9 @@ def check(measured, gains, method, baseline, rivals, unbeaten):
 
 
 def test_the_crf_with_the_largest_component_has_rivals_with_it():
-    """The CRF is no better than the largest component: they are combined, and so are the other rivals, but for nnU-Net's own rules."""
+    """The CRF is no better than the largest component: they are combined, and so are the other
+    rivals, but for nnU-Net's own rules.
+    """
     gains = {
         methods.TRAINED: 0.02,
         methods.LARGEST: 0.02,
@@ -498,7 +528,9 @@ def test_the_crf_with_the_largest_component_has_rivals_with_it():
 
 
 def test_the_untrained_preset_is_a_rival():
-    """A training that ends at the preset gains nothing over it; one that is clearly better than all rivals names the best of them."""
+    """A training that ends at the preset gains nothing over it; one that is clearly better than all
+    rivals names the best of them.
+    """
     for gain, unbeaten in ((0.05, {methods.DEFAULT}), (0.09, set())):
         gains = {methods.TRAINED: gain, methods.DEFAULT: 0.05}
         told = check(methods.MEASURED, gains, methods.TRAINED, methods.NETWORK, set(), unbeaten)

@@ -1,4 +1,6 @@
-"""Parameters chosen without labels: synthetic cases as asked for, the choice, `train-crf --unlabeled` and `infer -c auto`."""
+"""Parameters chosen without labels: synthetic cases as asked for, the choice, `train-crf
+--unlabeled` and `infer -c auto`.
+"""
 
 import json
 import threading
@@ -161,11 +163,9 @@ def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_defaul
         chosen.bilateral[0].weight,
         chosen.mean_field.num_iterations,
     ) == (4.39, 8.0, 5)
-    truth, image, logits = (
-        anatomy(0),
-        load_nifti(tmp_path / "noisy/images/case0_0000.nii.gz"),
-        network(anatomy(0), "noisy", 0),
-    )
+    truth = anatomy(0)
+    image = load_nifti(tmp_path / "noisy/images/case0_0000.nii.gz")
+    logits = network(anatomy(0), "noisy", 0)
     labels = [
         crfrefine.refine(logits, image, spacing=SPACING, parameters=each).label_map
         for each in (chosen, CrfParameters())
@@ -189,7 +189,10 @@ def test_the_choice_depends_on_the_seed_and_not_on_the_threads(tmp_path):
 
 
 def test_one_case_and_what_cannot_be_used(tmp_path):
-    """Files of one case; a folder of three, of which one has background alone and one is damaged."""
+    """Files of one case.
+
+    A folder of three, of which one has background alone and one is damaged.
+    """
     write_data(tmp_path, "noisy", 3)
     files = (
         "-i",
@@ -226,7 +229,8 @@ def test_one_case_and_what_cannot_be_used(tmp_path):
 @pytest.mark.parametrize("kind", ["regions", "masks", "another grid", "two axes"])
 def test_other_inputs(tmp_path, kind):
     write_data(tmp_path, "noisy", 1, channels=as_regions if kind == "regions" else network)
-    logits, options = tmp_path / "logits" / "case0.nii.gz", ()
+    logits = tmp_path / "logits" / "case0.nii.gz"
+    options = ()
     if kind == "regions":
         content = {
             "labels": {"background": 0, "whole": [1, 2], "core": [2]},
@@ -236,7 +240,8 @@ def test_other_inputs(tmp_path, kind):
     elif kind == "masks":
         save_nifti(tmp_path / "masks" / "case0.nii.gz", (anatomy(0) > 0).astype(np.uint8), AFFINE)
     elif kind == "another grid":
-        affine, options = AFFINE @ np.diag([1.0, 1.0, 0.5, 1.0]), ("--resample",)
+        affine = AFFINE @ np.diag([1.0, 1.0, 0.5, 1.0])
+        options = ("--resample",)
         affine[2, 3] -= SPACING[2] / 4
         save_nifti(
             logits,
@@ -256,9 +261,13 @@ def test_other_inputs(tmp_path, kind):
 
 
 def table_of(gains, spread=0.002):
-    """Dice of network, `default` and candidates with these gains, which differ a little between six cases and their kinds."""
+    """Dice of network, `default` and candidates with these gains, which differ a little between six
+    cases and their kinds.
+    """
     table = np.zeros((6, 2, 2 + len(gains)))
-    table[..., 0], table[..., 1], table[..., 2:] = 0.7, 0.8, 0.8 + np.array(gains)
+    table[..., 0] = 0.7
+    table[..., 1] = 0.8
+    table[..., 2:] = 0.8 + np.array(gains)
     table[..., 2:] += np.random.default_rng(0).normal(0.0, spread, table[..., 2:].shape)
     return table
 
@@ -284,7 +293,8 @@ def test_the_rule_takes_what_surely_gains_a_point_in_every_kind_of_case():
 
 def test_an_interrupt_ends_all_threads_at_once(tmp_path, monkeypatch):
     """Another thread may be in the midst of minutes of work."""
-    second_runs, stopped = threading.Event(), []
+    second_runs = threading.Event()
+    stopped = []
 
     def score(source, candidates, seed, threads, check):
         if not seed[2]:
@@ -333,10 +343,8 @@ def test_infer_chooses_records_and_continues_with_what_it_chose(tmp_path, monkey
     used = CrfParameters.from_dict(head["parameters"])
     assert (used.bilateral[0].theta_alpha, used.postprocess.fill_holes) == (4.39, "each")
     assert head["choice"]["cases"] == ["case0", "case1"]
-    image, logits = (
-        load_nifti(tmp_path / "images" / "case1_0000.nii.gz"),
-        network(anatomy(1), "noisy", 1),
-    )
+    image = load_nifti(tmp_path / "images" / "case1_0000.nii.gz")
+    logits = network(anatomy(1), "noisy", 1)
     expected = crfrefine.refine(logits, image, spacing=SPACING, parameters=used).label_map
     np.testing.assert_array_equal(load_nifti(tmp_path / "out" / "case1.nii.gz"), expected)
     assert run_here("status", tmp_path / "out").status == 0
