@@ -98,9 +98,7 @@ def fit_scaling(
         return torch.autograd.grad(loss, values)
 
     for optimizer_step in range(SCALING_STEPS):
-        batch = [
-            material.voxels[case] for case in material.draw(optimizer_step, cases, BATCH_SIZE)[0]
-        ]
+        batch = [material.voxels[case] for case in material.draw(optimizer_step, cases, BATCH_SIZE)]
         for value, parts in zip(
             values, zip(*workers.run_on_device(gradient, batch), strict=True), strict=True
         ):

@@ -1,4 +1,7 @@
-"""The part of a case that training uses: the surroundings of foreground in the network's labels or the reference."""
+"""The part of a case that training uses: the surroundings of foreground.
+
+The foreground is that of the network's labels or of the reference.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,13 @@ from crfrefine.runs.cases.label_input import KIND
 # Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to
 # exclude most of a head.
 MARGIN_MM = 10.0
-# a voxel is possible foreground if a label has at least this share of the background's probability
+# A voxel is possible foreground if a label has at least this share of the background's probability.
 FOREGROUND_RATIO = 0.01
-# masked voxels per gradient, at most: larger crops are cut into tiles; a tile is drawn each time
+# Most masked voxels per gradient: larger crops are cut into tiles; a tile is drawn each time.
 TILE_VOXELS = 100_000
 
-# crops beyond this many bytes go to the temporary folder and are mapped from there
+# Crops of more bytes go to the temporary folder and are mapped from there.
 MEMORY_BYTES = 1024**3
-_ARRAYS = ("image", "logits", "labels", "mask")
 
 
 @dataclass(frozen=True)
@@ -41,21 +43,21 @@ class Crop:
     """
 
     image: NDArray[np.float32]  # (M, *box), normalized on the whole case as `refine` does
-    # (L, *box), of regions (R, *box) log-odds; three digits are enough for a gradient
+    # (L, *box), of regions (R, *box) log-odds; three digits are enough for a gradient.
     logits: NDArray[np.float16]
-    # (*box) the reference; L where it is missing or says a label that cannot be reached
+    # (*box), the reference; L where it is missing or says a label that cannot be reached.
     labels: NDArray[np.unsignedinteger[Any]]
     mask: NDArray[np.bool_]  # (*box), near possible foreground, inside the case's mask
     spacing: tuple[float, ...]  # mm, one per grid axis
-    # (L, L) voxels of the case beyond `mask`, by reference (row) and the network's label (column)
+    # (L, L) voxels of the case beyond `mask`, by reference (row) and the network's label (column).
     outside: NDArray[np.int64]
     tiles: tuple[Box, ...]  # boxes that share out the masked voxels, at most about TILE_VOXELS each
     tile_weights: tuple[float, ...]  # probability of drawing each tile; sums to 1
-    # the regions of the channels; None means that the channels are labels
+    # The regions of the channels; None means that the channels are labels.
     regions: RegionScheme | None = None
-    # mm, one per grid axis, of a coarser network; None means that of the grid
+    # The spacing of a coarser network in mm, one per grid axis; None means that of the grid.
     network_spacing: tuple[float, ...] | None = None
-    # (*box) of a coarser network; None means that of the logits
+    # The labels (*box) of a coarser network; None means those of the logits.
     label_map: NDArray[np.unsignedinteger[Any]] | None = None
 
     @property
@@ -79,7 +81,7 @@ class Crop:
     def confusion(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return the (L, L) voxels of the whole case by reference and label (*box).
 
-        Outside the mask, the network's count.
+        Outside the mask, the labels are the network's.
         """
         return self.count(labels) + self.outside
 
@@ -87,9 +89,19 @@ class Crop:
         """Return the part of the crop in one of its tiles; views."""
         if len(self.tiles) == 1:
             return self
-        arrays = {name: getattr(self, name) for name in (*_ARRAYS, "label_map")}
-        box: Any = (..., *self.tiles[number])
-        return replace(self, **{name: own[box] for name, own in arrays.items() if own is not None})
+        box = self.tiles[number]
+        in_channels = (slice(None), *box)
+        label_map = self.label_map
+        if label_map is not None:
+            label_map = label_map[box]
+        return replace(
+            self,
+            image=self.image[in_channels],
+            logits=self.logits[in_channels],
+            labels=self.labels[box],
+            mask=self.mask[box],
+            label_map=label_map,
+        )
 
 
 def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
@@ -98,100 +110,161 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     The image is normalized on the whole case.
     """
     assert case.labels is not None
-    labels = case.labels
-    logits = case.logits
     padding = case.find_padding()
-    inside = np.ones(labels.shape, np.bool_) if case.mask is None else case.mask
-    if padding is not None:
-        inside, *_ = leave_out(padding, inside, f"the logits of case {case.case_id!r}")
-    # The log-odds of the likeliest label or region. The confidence of a label map says nothing
-    # about where else a label is possible.
-    log_odds = logits[1:].max(axis=0) - logits[0] if case.regions is None else logits.max(axis=0)
-    threshold = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
-    near = ((log_odds > threshold) | ((labels > 0) & (labels < case.num_labels))) & inside
-    near = near if near.any() else inside.copy()
-    box = bounding_box(near) or tuple(slice(0, extent) for extent in near.shape)
-    margins = [math.ceil(MARGIN_MM / distance) for distance in case.spacing]
-    box = tuple(
-        slice(max(0, part.start - margin), part.stop + margin)
-        for part, margin in zip(box, margins, strict=True)
-    )
-    mask: NDArray[np.bool_] = (
-        distance_transform_edt(~near[box], sampling=case.spacing) <= MARGIN_MM
-    ) & inside[box]
-    image = normalize_intensity(case.image, intensity, case.mask)
-    network = decode(logits, case.regions) if case.label_map is None else case.label_map
-    outside = count_confusion(labels, network, case.num_labels) - count_confusion(
-        labels[box][mask], network[box][mask], case.num_labels
-    )
+    inside = find_inside(case, padding)
+    if inside is None:
+        inside = np.ones(case.labels.shape, np.bool_)
+    foreground = _find_foreground(case, case.labels) & inside
+    if not foreground.any():
+        foreground = inside.copy()
+
+    box = _surroundings(foreground, case.spacing)
+    foreground = foreground[box]
+    distances = distance_transform_edt(~foreground, sampling=case.spacing)
+    mask: NDArray[np.bool_] = (distances <= MARGIN_MM) & inside[box]
     tiles = tuple(_split(mask, case.spacing, tuple(slice(0, extent) for extent in mask.shape)))
-    shares = np.array([np.count_nonzero(near[box][tile]) + 1 for tile in tiles], dtype=float)
-    if case.absent_labels:
-        # No parameters can give a voxel a label that takes no part, so its loss would be a large
-        # constant that hides the others.
-        labels = np.where(np.isin(labels, case.absent_labels), case.num_labels, labels).astype(
-            np.min_scalar_type(case.num_labels)
-        )
+    shares = np.array([np.count_nonzero(foreground[tile]) + 1 for tile in tiles], dtype=float)
 
-    def cut(array: Any) -> NDArray[Any]:
-        return np.ascontiguousarray(array[..., *box])
+    network = labels_of_network(case)
+    outside = count_confusion(case.labels, network, case.num_labels)
+    outside -= count_confusion(case.labels[box][mask], network[box][mask], case.num_labels)
 
+    in_channels = (slice(None), *box)
+    image = normalize_intensity(case.image, intensity, case.mask)
+    label_map = case.label_map
+    if label_map is not None:
+        label_map = np.ascontiguousarray(label_map[box])
+    return Crop(
+        np.ascontiguousarray(image[in_channels]),
+        _half_logits(case.logits[in_channels], None if padding is None else padding[box]),
+        np.ascontiguousarray(_reachable_reference(case, case.labels[box])),
+        np.ascontiguousarray(mask),
+        case.spacing,
+        outside,
+        tiles,
+        tuple((shares / shares.sum()).tolist()),
+        case.regions,
+        case.network_spacing,
+        label_map,
+    )
+
+
+def find_inside(case: Case, padding: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return the voxels (*grid) in the mask of a case and not in padding; None means all."""
+    if padding is None:
+        return case.mask
+    inside, *_ = leave_out(padding, case.mask, f"the logits of case {case.case_id!r}")
+    return inside
+
+
+def labels_of_network(case: Case) -> NDArray[np.unsignedinteger[Any]]:
+    """Return the network's labels (*grid) of a case."""
+    if case.label_map is None:
+        return decode(case.logits, case.regions)
+    return case.label_map
+
+
+def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the voxels (*grid) that may be foreground, by the network or the reference."""
+    # The log-odds of the likeliest label or region.
+    if case.regions is None:
+        log_odds = case.logits[1:].max(axis=0) - case.logits[0]
+    else:
+        log_odds = case.logits.max(axis=0)
+    # The confidence of a label map says nothing about where else a label is possible.
+    threshold = 0.0 if case.input_kind == KIND else math.log(FOREGROUND_RATIO)
+    in_reference = (labels > 0) & (labels < case.num_labels)
+    foreground: NDArray[np.bool_] = (log_odds > threshold) | in_reference
+    return foreground
+
+
+def _surroundings(foreground: NDArray[np.bool_], spacing: Sequence[float]) -> Box:
+    """Return the box of the foreground with a margin, or that of the grid without foreground."""
+    box = bounding_box(foreground) or tuple(slice(0, extent) for extent in foreground.shape)
+    parts = []
+    for part, distance in zip(box, spacing, strict=True):
+        margin = math.ceil(MARGIN_MM / distance)
+        parts.append(slice(max(0, part.start - margin), part.stop + margin))
+    return tuple(parts)
+
+
+def _half_logits(
+    logits: NDArray[np.floating[Any]], padding: NDArray[np.bool_] | None
+) -> NDArray[np.float16]:
+    """Return logits (L, *box) in the range of float16."""
     limit = float(np.finfo(np.float16).max)
-    half_logits = np.clip(cut(logits), -limit, limit).astype(np.float16)
+    half = np.clip(np.ascontiguousarray(logits), -limit, limit).astype(np.float16)
     if padding is not None:
         # Any constant means the same; a large one would leave the range of float16 when divided by
         # a temperature.
-        half_logits[:, padding[box]] = 0.0
-    weights = tuple((shares / shares.sum()).tolist())
-    label_map = None if case.label_map is None else cut(case.label_map)
-    arrays = cut(image), half_logits, cut(labels), np.ascontiguousarray(mask)
-    kind = case.regions, case.network_spacing, label_map
-    return Crop(*arrays, case.spacing, outside, tiles, weights, *kind)
+        half[:, padding] = 0.0
+    return half
+
+
+def _reachable_reference(case: Case, labels: NDArray[Any]) -> NDArray[Any]:
+    """Return the reference (*box) with L, for no reference, where its label takes no part."""
+    if not case.absent_labels:
+        return labels
+    # No parameters can give a voxel such a label, so its loss would be a large constant that hides
+    # the others.
+    is_absent = np.isin(labels, case.absent_labels)
+    return np.where(is_absent, case.num_labels, labels).astype(np.min_scalar_type(case.num_labels))
 
 
 def count_confusion(
     labels: NDArray[Any], predicted: NDArray[Any], num_labels: int
 ) -> NDArray[np.int64]:
-    """Return (L, L) counts of voxels by reference (row) and predicted label (column), without those of reference L."""
+    """Return (L, L) counts of voxels by reference (row) and predicted label (column).
+
+    Voxels of reference L are not counted.
+    """
     pairs = labels.astype(np.int32).ravel() * num_labels + predicted.ravel()
-    return (
-        np.bincount(pairs, minlength=num_labels**2)[: num_labels**2]
-        .reshape(num_labels, num_labels)
-        .astype(np.int64)
-    )
+    counts = np.bincount(pairs, minlength=num_labels**2)[: num_labels**2]
+    return counts.reshape(num_labels, num_labels).astype(np.int64)
 
 
 def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Iterator[Box]:
-    """Halve a box along its longest side, with as many masked voxels on both sides, until the parts are small enough."""
+    """Halve a box along its longest side until the parts are small enough.
+
+    Both halves have as many masked voxels; parts without any are left out.
+    """
     part = mask[box]
     count = int(np.count_nonzero(part))
     if count == 0:
         return
     axis = max(range(mask.ndim), key=lambda a: part.shape[a] * spacing[a])
-    if count <= TILE_VOXELS or part.shape[axis] < 2:
+    num_planes = part.shape[axis]
+    if count <= TILE_VOXELS or num_planes < 2:
         yield box
         return
-    planes = np.cumsum(part.sum(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-    cut = box[axis].start + min(
-        max(1, int(np.searchsorted(planes, count / 2)) + 1), part.shape[axis] - 1
-    )
-    for half in (slice(box[axis].start, cut), slice(cut, box[axis].stop)):
-        yield from _split(mask, spacing, (*box[:axis], half, *box[axis + 1 :]))
+    others = tuple(other for other in range(mask.ndim) if other != axis)
+    counted = np.cumsum(part.sum(axis=others))
+    half = int(np.searchsorted(counted, count / 2)) + 1
+    start = box[axis].start
+    middle = start + min(max(1, half), num_planes - 1)
+    for side in (slice(start, middle), slice(middle, box[axis].stop)):
+        yield from _split(mask, spacing, (*box[:axis], side, *box[axis + 1 :]))
 
 
 def map_from_disk(crop: Crop, max_bytes: int = 0) -> Crop:
-    """Return an equal crop.
+    """Return an equal crop, whose arrays are mapped from files if they have more bytes.
 
-    Arrays of more bytes are mapped from files without names, which are gone with it or with the
-    process.
+    The files have no names, and are gone with the crop or with the process.
     """
-    if sum(getattr(crop, name).nbytes for name in _ARRAYS) <= max_bytes:
+    arrays = (crop.image, crop.logits, crop.labels, crop.mask)
+    if sum(array.nbytes for array in arrays) <= max_bytes:
         return crop
+    return replace(
+        crop,
+        image=_map_array(crop.image),
+        logits=_map_array(crop.logits),
+        labels=_map_array(crop.labels),
+        mask=_map_array(crop.mask),
+    )
 
-    def mapped(array: NDArray[Any]) -> NDArray[Any]:
-        with tempfile.TemporaryFile() as file:
-            np.ascontiguousarray(array).tofile(file)
-            file.flush()
-            return np.memmap(file, array.dtype, "r", shape=array.shape)
 
-    return replace(crop, **{name: mapped(getattr(crop, name)) for name in _ARRAYS})  # type: ignore[arg-type]
+def _map_array(array: NDArray[Any]) -> NDArray[Any]:
+    with tempfile.TemporaryFile() as file:
+        np.ascontiguousarray(array).tofile(file)
+        file.flush()
+        return np.memmap(file, array.dtype, "r", shape=array.shape)

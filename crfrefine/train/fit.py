@@ -1,11 +1,11 @@
-"""A training: starts that move along the gradients of some cases, and the candidate that other cases choose."""
+"""A training: starts move along the gradients of some cases, other cases choose a candidate."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from crfrefine.train.model import (
     Refine,
     mean_defined,
     mean_dice,
+    mean_tensor,
     network_refiner,
     refiner_of,
     score,
@@ -53,7 +54,7 @@ MAX_DECIDING = 48  # more deciding cases take longer without improving the decis
 class Trajectory:
     """The training of one start: the model, Adam, the history, and the best values so far.
 
-    `prior` pulls it back to its start.
+    `prior` is the strength that pulls the model back to its start.
     """
 
     def __init__(
@@ -69,45 +70,49 @@ class Trajectory:
         self.history: list[dict[str, Any]] = []
         self.best_score = -math.inf
         self.best_optimizer_step = 0
-        # as a file holds them; None until the first evaluation
+        # The best parameters as a file holds them; None until the first evaluation.
         self.best_parameters: CrfParameters | None = None
+
         self.model = Model(start.parameters, material.learn, material.sizes, material.device)
         self._origin = self.model.positions()
         self._prior = prior
         self._num_optimizer_steps = num_optimizer_steps
-        self._step_lengths = [
-            step_length * setup.STEP_LENGTHS[group] for group in self.model.groups
-        ]
+        groups = self.model.groups
+        self._step_lengths = [step_length * setup.STEP_LENGTHS[group] for group in groups]
         self._optimizer = torch.optim.Adam(
-            [{"params": values} for values in self.model.groups.values()], betas=(0.8, 0.95)
+            [{"params": values} for values in groups.values()], betas=(0.8, 0.95)
         )
 
     def step(self, gradients: Sequence[Tensor], loss: float) -> None:
         """Move along the gradients, one per learned parameter, and that of the prior."""
-        parameters = [parameter for _, parameter in self.model.learned]
-        for parameter, gradient, pull in zip(
-            parameters, gradients, self.model.pull(self._origin), strict=True
-        ):
-            parameter.grad = (
-                torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0) + self._prior * pull
-            )
+        parameters = self.model.moving
+        pulls = self.model.pull(self._origin)
+        for parameter, gradient, pull in zip(parameters, gradients, pulls, strict=True):
+            finite = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+            parameter.grad = finite + self._prior * pull
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT)
-        share = min(1.0, self.optimizer_step / self._num_optimizer_steps)
-        factor = LAST_STEP_LENGTH + (1.0 - LAST_STEP_LENGTH) * 0.5 * (
-            1.0 + math.cos(math.pi * share)
-        )
-        for group, step_length in zip(
-            self._optimizer.param_groups, self._step_lengths, strict=True
-        ):
-            group["lr"] = step_length * factor
+
+        factor = self._step_length_factor()
+        adam_groups = self._optimizer.param_groups
+        for adam_group, step_length in zip(adam_groups, self._step_lengths, strict=True):
+            adam_group["lr"] = step_length * factor
         self._optimizer.step()
         self.optimizer_step += 1
         self.history.append(
             {"iteration": self.optimizer_step, "loss": loss, "thetas": self.thetas()}
         )
 
+    def _step_length_factor(self) -> float:
+        """Return the length of the next step as a share of that of the first one."""
+        share = min(1.0, self.optimizer_step / self._num_optimizer_steps)
+        half_cosine = 0.5 * (1.0 + math.cos(math.pi * share))
+        return LAST_STEP_LENGTH + (1.0 - LAST_STEP_LENGTH) * half_cosine
+
     def scored(self, score: float, loss: float) -> None:
-        """Note how good the present values are on the deciding cases, and keep them if they are the best."""
+        """Note how good the present values are on the deciding cases.
+
+        They are kept if they are the best so far.
+        """
         if not self.history:
             self.history.append({"iteration": 0, "thetas": self.thetas()})
         self.history[-1].update(score=score, deciding_loss=loss)
@@ -117,12 +122,15 @@ class Trajectory:
             self.best_parameters = rounded(self.model.to_parameters())
 
     def is_over(self) -> bool:
-        """Return whether the last optimizer step is made, or PATIENCE evaluations brought no improvement."""
-        since_best = sum(
-            "score" in record and record["iteration"] > self.best_optimizer_step
-            for record in self.history
-        )
-        return self.optimizer_step >= self._num_optimizer_steps or since_best >= setup.PATIENCE
+        """Return whether training ends.
+
+        It does after the last optimizer step, and after PATIENCE evaluations without improvement.
+        """
+        if self.optimizer_step >= self._num_optimizer_steps:
+            return True
+        evaluated = [record["iteration"] for record in self.history if "score" in record]
+        since_best = [step for step in evaluated if step > self.best_optimizer_step]
+        return len(since_best) >= setup.PATIENCE
 
     def thetas(self) -> dict[str, Any]:
         """Return the present bandwidths, as plain numbers."""
@@ -130,10 +138,20 @@ class Trajectory:
         values: dict[str, Any] = {}
         for number, kernel in enumerate(parameters.bilateral):
             prefix = f"bilateral.{number}." if len(parameters.bilateral) > 1 else "bilateral."
-            values |= {prefix + name: to_plain(getattr(kernel, name)) for name in BANDWIDTHS}
+            for name in BANDWIDTHS:
+                values[prefix + name] = to_plain(getattr(kernel, name))
         if parameters.spatial.weight:
             values["spatial.theta_gamma"] = to_plain(parameters.spatial.theta_gamma)
         return values
+
+    def describe_thetas(self) -> str:
+        """Return the bandwidths after the last step, as people read them."""
+        thetas = self.history[-1]["thetas"]
+        return ", ".join(f"{name} {_numbers(value)}" for name, value in thetas.items())
+
+
+def _numbers(value: float | list[float]) -> str:
+    return "/".join(f"{number:.3g}" for number in np.atleast_1d(value))
 
 
 @dataclass(frozen=True)
@@ -152,86 +170,94 @@ class Fit:
     num_optimizer_steps: int  # of each start
     step_length: float = 1.0  # factor on the lengths of the steps
     trains_best: bool = False  # whether the starts are only tried, and the best one is trained
-    # the network recalibrated, without weights; None means that it is not a candidate
+    # The network recalibrated, without weights; None means that it is not a candidate.
     calibrated: CrfParameters | None = None
     rivals: Rivals = setup.NO_RIVALS  # further candidates
-    # kind of the only candidate, where it is chosen already; None means that the deciding cases
-    # choose
+    # Kind of the only candidate, where it is chosen already; None means that the deciding cases
+    # choose.
     kind: str | None = None
 
     def run(self) -> FitResult:
-        """Train, and return the candidate that the cases choose, among the recalibrated network, the best CRF and its rivals."""
-        network = self._score(network_refiner(self.material.device), self.material.crops)[0]
+        """Train, and return the candidate that the deciding cases choose.
+
+        They choose among the recalibrated network, the best CRF and its rivals.
+        """
+        network = self._score(network_refiner(self.material.device), self.material.crops).dice
+        trajectories = self._train_starts()
+        best = _best_of(trajectories)
+        candidates = self._candidates(best, network)
+        chosen = choose(candidates)
+        if chosen is None:
+            of_crf = (candidate.gains for candidate in candidates if candidate.kind == setup.CRF)
+            result = no_crf(best.start.parameters, mean_defined(network), next(of_crf, ()))
+        else:
+            result = taken(chosen, mean_defined(network))
+
+        begun = [trajectory for trajectory in trajectories if trajectory.history]
+        return replace(
+            result,
+            histories={trajectory.start.name: trajectory.history for trajectory in begun},
+            candidates=tuple(candidates),
+            trained=best.best_parameters,
+        )
+
+    def _train_starts(self) -> list[Trajectory]:
+        """Return the trajectory of each start: trained, or only tried if the best one is trained."""
         prior = setup.PRIOR / len(self.split.training)
-        trajectories = [
-            Trajectory(start, self.material, self.num_optimizer_steps, self.step_length, prior)
-            for start in self.starts
-        ]
+        trajectories = []
+        for start in self.starts:
+            trajectory = Trajectory(
+                start, self.material, self.num_optimizer_steps, self.step_length, prior
+            )
+            trajectories.append(trajectory)
+
         trained = trajectories
         if self.trains_best:
             for trajectory in trajectories:
-                trajectory.scored(*self._evaluate(trajectory))
-            trained = [max(trajectories, key=lambda trajectory: trajectory.best_score)]
+                self._evaluate(trajectory)
+            trained = [_best_of(trajectories)]
         for trajectory in trained:
             self._train(trajectory)
-        best = max(trajectories, key=lambda trajectory: trajectory.best_score)
-        candidates = self._candidates(best, network)
-        histories = {
-            trajectory.start.name: trajectory.history
-            for trajectory in trajectories
-            if trajectory.history
-        }
-        more = {
-            "histories": histories,
-            "candidates": tuple(candidates),
-            "trained": best.best_parameters,
-        }
-        chosen = choose(candidates)
-        if chosen is None:
-            gains = next(
-                (candidate.gains for candidate in candidates if candidate.kind == setup.CRF), ()
-            )
-            return no_crf(best.start.parameters, mean_defined(network), gains, **more)
-        return taken(chosen, mean_defined(network), **more)
+        return trajectories
 
     def _train(self, trajectory: Trajectory) -> None:
         """Train a start to its end, or until it stops improving."""
-        material = self.material
         last = self.num_optimizer_steps
         while not trajectory.is_over():
-            batch = material.batch(trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE)
-            results = self.workers.run_on_device(
-                lambda crop, threads: trajectory.model.gradient(crop, material.loss, threads), batch
-            )
-            losses, gradients = zip(*results, strict=True)
-            loss = sum(losses) / len(batch)
-            dice = ""
-            trajectory.step(
-                [sum(parts[1:], parts[0]) / len(batch) for parts in zip(*gradients, strict=True)],
-                loss,
-            )
+            loss = self._step(trajectory)
             step = trajectory.optimizer_step
+            dice = ""
             if step % setup.EVALUATE_EVERY == 0 or step == last:
-                mean, deciding_loss = self._evaluate(trajectory)
-                trajectory.scored(mean, deciding_loss)
-                dice = "" if math.isnan(mean) else f", Dice {mean:.4f}"
-            thetas = ", ".join(
-                f"{name} {_numbers(value)}"
-                for name, value in trajectory.history[-1]["thetas"].items()
-            )
-            self.stepped(
-                self.name, trajectory.start.name, f"{step}/{last}: loss {loss:.4f}{dice}, {thetas}"
-            )
+                mean = self._evaluate(trajectory)
+                if not math.isnan(mean):
+                    dice = f", Dice {mean:.4f}"
+            thetas = trajectory.describe_thetas()
+            state = f"{step}/{last}: loss {loss:.4f}{dice}, {thetas}"
+            self.stepped(self.name, trajectory.start.name, state)
 
-    def _evaluate(self, trajectory: Trajectory) -> tuple[float, float]:
-        """Return mean Dice and loss of the deciding cases, estimated from their samples."""
-        dice, losses = self._score(trajectory.model.refine, self.material.samples)
-        return mean_defined(dice), float(np.mean(losses))
+    def _step(self, trajectory: Trajectory) -> float:
+        """Make a step along the mean gradient of some cases; return their mean loss before it."""
+        material = self.material
 
-    def _score(
-        self, refine: Refine, sources: Sequence[Crop | Sample]
-    ) -> tuple[NDArray[np.float64], list[float]]:
-        """Return mean Dice and loss of the deciding cases, evenly thinned out to MAX_DECIDING."""
+        def gradient(crop: Crop, threads: int) -> tuple[float, tuple[Tensor, ...]]:
+            return trajectory.model.gradient(crop, material.loss, threads)
+
+        batch = material.batch(trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE)
+        results = self.workers.run_on_device(gradient, batch)
+        losses, gradients = zip(*results, strict=True)
+        loss: float = sum(losses) / len(batch)
+        trajectory.step([mean_tensor(parts) for parts in zip(*gradients, strict=True)], loss)
+        return loss
+
+    def _evaluate(self, trajectory: Trajectory) -> float:
+        """Return the mean Dice of the deciding cases, estimated from their samples, and note it."""
+        scores = self._score(trajectory.model.refine, self.material.samples)
+        mean = mean_defined(scores.dice)
+        trajectory.scored(mean, float(np.mean(scores.losses)))
+        return mean
+
+    def _score(self, refine: Refine, sources: Sequence[Crop | Sample]) -> CaseScores:
+        """Return the scores of the deciding cases, evenly thinned out to MAX_DECIDING."""
         step = max(1, math.ceil(len(self.split.deciding) / MAX_DECIDING))
         chosen = [sources[case] for case in self.split.deciding[::step]]
         return score_cases(refine, chosen, self.material, self.workers)
@@ -241,36 +267,47 @@ class Fit:
 
         `network` is the Dice of the network on each deciding case.
         """
-        tried = [] if self.calibrated is None else [(setup.CALIBRATION, self.calibrated)]
-        tried += [] if best.best_parameters is None else variants(best.best_parameters, self.rivals)
+        models = []
+        if self.calibrated is not None:
+            models.append((setup.CALIBRATION, self.calibrated))
+        if best.best_parameters is not None:
+            models += variants(best.best_parameters, self.rivals)
+
         candidates = []
-        for kind, parameters in tried:
-            if self.kind in (None, kind):
-                gains = (
-                    self._score(refiner_of(kind, parameters, self.material), self.material.crops)[0]
-                    - network
-                )
-                unmoved = kind in (setup.CALIBRATION, setup.UNTRAINED)
-                start, step = (kind, 0) if unmoved else (best.start.name, best.best_optimizer_step)
-                candidates.append(
-                    Candidate(
-                        kind, start, parameters, step, tuple(gains[~np.isnan(gains)].tolist())
-                    )
-                )
+        for kind, parameters in models:
+            if self.kind not in (None, kind):
+                continue
+            refine = refiner_of(kind, parameters, self.material)
+            gains = self._score(refine, self.material.crops).dice - network
+            defined = tuple(gains[~np.isnan(gains)].tolist())
+            start = best.start.name
+            step = best.best_optimizer_step
+            if kind in (setup.CALIBRATION, setup.UNTRAINED):  # It has not moved from a start.
+                start = kind
+                step = 0
+            candidates.append(Candidate(kind, start, parameters, step, defined))
         return candidates
 
 
-def _numbers(value: float | list[float]) -> str:
-    return "/".join(f"{number:.3g}" for number in np.atleast_1d(value))
+def _best_of(trajectories: Sequence[Trajectory]) -> Trajectory:
+    return max(trajectories, key=lambda trajectory: trajectory.best_score)
+
+
+class CaseScores(NamedTuple):
+    """How good a refiner is on some cases."""
+
+    dice: NDArray[np.float64]  # mean Dice of each case
+    losses: list[float]
 
 
 def score_cases(
     refine: Refine, samples: Sequence[Crop | Sample], material: Material, workers: Workers
-) -> tuple[NDArray[np.float64], list[float]]:
+) -> CaseScores:
     """Return mean Dice and loss of each sample or crop."""
-    scores = workers.run_on_device(
-        lambda sample, threads: score(refine, sample, material.loss, threads), samples
-    )
-    return np.array([mean_dice(confusion, material.regions) for _, confusion in scores]), [
-        loss for loss, _ in scores
-    ]
+
+    def score_case(sample: Crop | Sample, threads: int) -> tuple[float, NDArray[np.int64]]:
+        return score(refine, sample, material.loss, threads)
+
+    scores = workers.run_on_device(score_case, samples)
+    dice = [mean_dice(confusion, material.regions) for _, confusion in scores]
+    return CaseScores(np.array(dice), [loss for loss, _ in scores])

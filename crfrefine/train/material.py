@@ -1,4 +1,7 @@
-"""Data, settings and the device that all trainings of a run share, and the cases that each optimizer step draws."""
+"""What all trainings of a run share: cases, settings and device.
+
+It also draws the cases of each optimizer step.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +22,14 @@ from crfrefine.errors import BackendUnavailableError
 from crfrefine.train.crops import Crop
 
 # voxels of a case, at most: with ten cases and a few values to fit, more change the third digit
+# Most voxels of a case: with ten cases and a few values to fit, more change the third digit.
 MAX_VOXELS = 65_536
-# Tiles of a crop that models are compared on, at most: on atria of 16 to 32 tiles, eight tell gains
-# of 0.2 to 0.6 points to 0.2 to 0.4.
+# Most tiles of a crop that models are compared on: on atria of 16 to 32 tiles, eight tell gains of
+# 0.2 to 0.6 points to 0.2 to 0.4.
 NUM_SAMPLED = 8
-# share of the weights with which tiles are drawn for training, so that none is drawn almost never
+# Share of the weights that all tiles have alike, so that none is drawn almost never.
 _EVEN_SHARE = 0.1
-# its multiples, without their whole part, fill the unit interval evenly, however many there are
+# Its multiples, without their whole part, fill the unit interval evenly, however many there are.
 _GOLDEN = 0.6180339887498949
 
 
@@ -58,15 +62,21 @@ class TrainingDevice(NamedTuple):
     def crop(self, crop: Crop) -> CropTensors:
         """Return a crop on the device.
 
-        The backward pass reads it, so it must not be overwritten.
+        The backward pass reads the tensors, so they must not be overwritten.
         """
-        counted = crop.mask & (crop.labels < crop.num_labels)
-        own = np.array(crop.logits, order="C"), np.array(crop.image, dtype=np.float32, order="C")
-        arrays = (*own, np.flatnonzero(counted), crop.labels[counted].astype(np.int64))
-        logits, image, index, labels = (
-            torch.from_numpy(array).to(self.tensors) for array in arrays
+        has_reference = crop.mask & (crop.labels < crop.num_labels)
+        labels = crop.labels[has_reference].astype(np.int64)
+        image = np.array(crop.image, dtype=np.float32, order="C")
+        return CropTensors(
+            self._tensor(np.array(crop.logits, order="C")),
+            self._tensor(image),
+            torch.from_numpy(np.array(crop.mask)),
+            self._tensor(np.flatnonzero(has_reference)),
+            self._tensor(labels),
         )
-        return CropTensors(logits, image, torch.from_numpy(np.array(crop.mask)), index, labels)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.tensors)
 
 
 CPU = TrainingDevice()
@@ -81,31 +91,43 @@ def choose_device(requested: str) -> TrainingDevice:
     gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
     if gpu is None:
         return TrainingDevice(engine)
-    if torch.cuda.is_available() and int(gpu[1] or 0) < torch.cuda.device_count():
-        return TrainingDevice(engine, f"cuda:{gpu[1] or 0}")
-    missing = f"this PyTorch ({torch.__version__}) cannot use the GPU {engine}: install one for CUDA (pytorch.org)"
+    number = int(gpu[1] or 0)
+    if torch.cuda.is_available() and number < torch.cuda.device_count():
+        return TrainingDevice(engine, f"cuda:{number}")
+
+    missing = (
+        f"this PyTorch ({torch.__version__}) cannot use the GPU {engine}: "
+        "install one for CUDA (pytorch.org)"
+    )
     if requested == "auto":
         return TrainingDevice(note=f"training on the CPU: {missing}")
     raise BackendUnavailableError(f"--device {requested}: {missing}, or use --device cpu")
 
 
+class SamplePart(NamedTuple):
+    """A tile of a sample, or all of a crop."""
+
+    crop: Crop  # a view
+    share: float  # weight in the mean of the losses; those of a sample sum to 1
+    factor: float  # how many times the change in the part counts for the case
+    counts: NDArray[np.int64]  # (L, L) voxels by reference (row) and the network's label (column)
+
+
 class Sample(NamedTuple):
     """Tiles drawn from a crop by the network's expected errors.
 
-    A model's changes in them are extrapolated to the crop.
+    A model's changes in them are extrapolated to the case.
     """
 
-    parts: tuple[Crop, ...]  # views
-    shares: tuple[float, ...]  # weight of each part in the mean of the losses; they sum to 1
-    factors: tuple[float, ...]  # how many times the change in a part counts for the case
-    # (L, L) voxels of the case, by reference (row) and the network's label (column)
-    before: NDArray[np.int64]
-    of_parts: tuple[NDArray[np.int64], ...]  # the same of each part
+    parts: tuple[SamplePart, ...]
+    case_counts: NDArray[np.int64]  # as the counts of a part, of the whole case
 
     @classmethod
     def of_crop(cls, crop: Crop) -> Sample:
         """Return the sample that is all of a crop, and counts exactly."""
-        return cls((crop,), (1.0,), (1.0,), crop.outside, (np.zeros_like(crop.outside),))
+        # Voxels inside the crop's mask change from none to all, so that only the others are counted.
+        part = SamplePart(crop, 1.0, 1.0, np.zeros_like(crop.outside))
+        return cls((part,), crop.outside)
 
 
 def make_sample(crop: Crop, number: int) -> Sample:
@@ -115,22 +137,25 @@ def make_sample(crop: Crop, number: int) -> Sample:
     logits = crop.logits.astype(np.float32)
     labels = decode(logits, crop.regions)
     weights = _tile_weights(crop, logits)
+
+    # Points at equal distances in the cumulated weights draw a tile as often as its weight says.
     points = ((number + 1) * _GOLDEN % 1.0 + np.arange(NUM_SAMPLED)) / NUM_SAMPLED
-    tiles, times = np.unique(
-        np.minimum(np.searchsorted(np.cumsum(weights), points), len(weights) - 1),
-        return_counts=True,
-    )
-    parts = tuple(crop.tile(int(tile)) for tile in tiles)
-    shares = tuple(float(count) / NUM_SAMPLED for count in times)
-    factors = tuple(share / float(weights[tile]) for share, tile in zip(shares, tiles, strict=True))
-    of_parts = tuple(
-        part.count(labels[crop.tiles[tile]]) for part, tile in zip(parts, tiles, strict=True)
-    )
-    return Sample(parts, shares, factors, crop.confusion(labels), of_parts)
+    places = np.searchsorted(np.cumsum(weights), points)
+    drawn = np.minimum(places, len(weights) - 1)
+    parts = []
+    for tile, times in zip(*np.unique(drawn, return_counts=True), strict=True):
+        part = crop.tile(int(tile))
+        share = float(times) / NUM_SAMPLED
+        counts = part.count(labels[crop.tiles[tile]])
+        parts.append(SamplePart(part, share, share / float(weights[tile]), counts))
+    return Sample(tuple(parts), crop.confusion(labels))
 
 
 def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the share of each tile in the voxels that are likely to be wrong: there, models change labels and gain."""
+    """Return the share of each tile in the voxels that are likely to be wrong.
+
+    There, models change labels and gain.
+    """
     even = np.array(crop.tile_weights)
     probabilities = probabilities_of(logits, crop.regions)
     certain = np.float32(1.0)
@@ -169,13 +194,16 @@ class Material:
 
     @cached_property
     def voxels(self) -> tuple[tuple[Tensor, Tensor], ...]:
-        """The data that a recalibration is fitted to: logits (L, N) and labels (N,) of all voxels of each crop, or of MAX_VOXELS."""
+        """The data that a recalibration is fitted to: logits (L, N) and labels (N,) of each crop.
+
+        These are all voxels that have a reference, or MAX_VOXELS of them.
+        """
         return tuple(self._draw_voxels(crop) for crop in self.crops)
 
     def _draw_voxels(self, crop: Crop) -> tuple[Tensor, Tensor]:
-        values = self.device.crop(crop)
-        logits = values.with_reference(values.logits)
-        labels = values.labels
+        tensors = self.device.crop(crop)
+        logits = tensors.with_reference(tensors.logits)
+        labels = tensors.labels
         if labels.numel() > MAX_VOXELS:
             chosen = torch.arange(MAX_VOXELS, device=labels.device) * labels.numel() // MAX_VOXELS
             logits = logits[:, chosen]
@@ -187,17 +215,25 @@ class Material:
 
         All starts get the same tiles at the same step.
         """
-        chosen, random = self.draw(optimizer_step, cases, count)
-        crops = [self.crops[case] for case in chosen]
-        return [
-            crop.tile(int(random.choice(len(crop.tiles), p=crop.tile_weights))) for crop in crops
-        ]
+        random = self._generator(optimizer_step)
+        tiles = []
+        for case in _draw(cases, count, random):
+            crop = self.crops[case]
+            number = random.choice(len(crop.tiles), p=crop.tile_weights)
+            tiles.append(crop.tile(int(number)))
+        return tiles
 
-    def draw(
-        self, optimizer_step: int, cases: Sequence[int], count: int
-    ) -> tuple[list[int], np.random.Generator]:
-        """Return some cases in order, drawn without repetition, and the generator: at the same step the same for all starts."""
-        random = np.random.default_rng([self.seed, optimizer_step])
-        return sorted(
-            int(number) for number in random.permutation(np.asarray(cases))[:count]
-        ), random
+    def draw(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[int]:
+        """Return some cases in order, drawn without repetition.
+
+        They are those whose tiles are in the `batch` of the step.
+        """
+        return _draw(cases, count, self._generator(optimizer_step))
+
+    def _generator(self, optimizer_step: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, optimizer_step])
+
+
+def _draw(cases: Sequence[int], count: int, random: np.random.Generator) -> list[int]:
+    drawn = random.permutation(np.asarray(cases))[:count]
+    return sorted(drawn.tolist())

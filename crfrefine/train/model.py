@@ -1,4 +1,7 @@
-"""The losses, and the trainable layer on a crop: loss and gradient of one case, its Dice, the layer made from parameters and back."""
+"""The losses, and the trainable layer on a crop.
+
+The layer is made from parameters and back, and gives loss and gradient of a crop, and its Dice.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.engines.base import Kernels
 from crfrefine.layer import functional
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.overlap import OverlapCounts
@@ -21,63 +23,71 @@ from crfrefine.train.crops import Crop
 from crfrefine.train.material import CPU, CropTensors, Loss, Material, Sample, TrainingDevice
 from crfrefine.train.starts import CALIBRATION
 
-# weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice
+# Weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice.
 CROSS_ENTROPY_SHARE = 0.1
-# voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient
+# Voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient.
 DICE_SMOOTHING = 1.0
-# added to values before their logarithm: to the prior, smaller weights are like none
+# Added to values before their logarithm: to the prior, smaller weights are like none.
 _SMALLEST = 0.01
 
 
 def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
     """Return the loss of a case: one of LOSSES, by the regions whose Dice counts."""
 
-    def soft_dice(marginals: Tensor, labels: Tensor) -> Tensor:
-        losses = []
-        for region in regions:
-            predicted = torch.stack([marginals[label] for label in region]).sum(0)
-            expected = torch.stack([labels == label for label in region]).any(0).to(predicted)
-            num_expected = expected.sum()
-            if not bool(num_expected):
-                # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would
-                # outweigh everything.
-                continue
-            overlap = (predicted * expected).sum()
-            losses.append(
-                1.0
-                - (2.0 * overlap + DICE_SMOOTHING)
-                / (predicted.sum() + num_expected + DICE_SMOOTHING)
-            )
-        if losses:
-            return torch.stack(losses).mean()
-        return marginals.sum() * 0.0
-
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         log_marginals = logits.log_softmax(0)
         if name == "dice":
-            return soft_dice(log_marginals.exp(), labels)
-        # As an image whose second axis are the labels: PyTorch would transpose (N, L) first, which
-        # takes several times as long.
+            return _soft_dice_loss(log_marginals.exp(), labels, regions)
+        # The labels are the second axis, as of an image: PyTorch would transpose (N, L) first,
+        # which takes several times as long.
         cross_entropy = torch.nn.functional.nll_loss(log_marginals[None], labels[None])
         if name == "ce":
             return cross_entropy
-        return CROSS_ENTROPY_SHARE * cross_entropy + soft_dice(log_marginals.exp(), labels)
+        dice_loss = _soft_dice_loss(log_marginals.exp(), labels, regions)
+        return CROSS_ENTROPY_SHARE * cross_entropy + dice_loss
 
     return loss
+
+
+def _soft_dice_loss(marginals: Tensor, labels: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
+    """Return 1 minus the mean soft Dice of the regions that the reference has."""
+    losses = []
+    for region in regions:
+        predicted = torch.stack([marginals[label] for label in region]).sum(0)
+        expected = torch.stack([labels == label for label in region]).any(0).to(predicted)
+        num_expected = expected.sum()
+        if not bool(num_expected):
+            # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would
+            # outweigh everything.
+            continue
+        overlap = (predicted * expected).sum()
+        total = predicted.sum() + num_expected + DICE_SMOOTHING
+        losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / total)
+    if losses:
+        return torch.stack(losses).mean()
+    return marginals.sum() * 0.0  # a loss without a gradient, on which autograd can still be called
 
 
 def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
-    """Return the loss of refined log-odds (R, N): the mean over overlapping regions, each a problem of two labels."""
+    """Return the loss of refined log-odds (R, N).
+
+    It is the mean over overlapping regions, each a problem of two labels.
+    """
     binary_loss = make_loss(name, [(1,)])
 
     def loss(log_odds: Tensor, labels: Tensor) -> Tensor:
-        values = []
+        losses = []
         for channel, members in zip(log_odds, scheme.labels, strict=True):
             inside = torch.isin(labels, torch.tensor(members, device=labels.device)).long()
-            values.append(binary_loss(torch.stack([torch.zeros_like(channel), channel]), inside))
-        return torch.stack(values).mean()
+            losses.append(binary_loss(_with_background(channel), inside))
+        return torch.stack(losses).mean()
 
     return loss
+
+
+def _with_background(log_odds: Tensor) -> Tensor:
+    """Return the logits of two labels, outside (0) and inside, from the log-odds of a region."""
+    return torch.stack([torch.zeros_like(log_odds), log_odds])
 
 
 # Returns refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels of a crop
@@ -88,43 +98,51 @@ Refine = Callable[[Crop, int], tuple[Tensor, Tensor]]
 def score(
     refine: Refine, crop: Crop | Sample, loss: Loss, threads: int
 ) -> tuple[float, NDArray[np.int64]]:
-    """Return the loss of a crop or its sample, without a gradient, and the (L, L) voxels of the case by reference and refined label."""
-    sample = crop if isinstance(crop, Sample) else Sample.of_crop(crop)
-    mean = 0.0
-    counts = []
+    """Return the loss of a crop or its sample, without a gradient, and the counts of the case.
+
+    These are the (L, L) voxels of the case by reference and refined label.
+    """
+    sample = crop
+    if isinstance(sample, Crop):
+        sample = Sample.of_crop(sample)
+    mean_loss = 0.0
+    change = np.zeros_like(sample.case_counts, dtype=float)
     with torch.no_grad():
-        for part, share in zip(sample.parts, sample.shares, strict=True):
-            refined, labels = refine(part, threads)
-            mean += share * float(loss(refined, labels))
-            pairs = torch.bincount(
-                labels * part.num_labels + _decode(refined, part), minlength=part.num_labels**2
-            )
-            counts.append(pairs.cpu().numpy().reshape(part.num_labels, part.num_labels))
-    # The voxels of the case are estimated from those of the parts; exact where the parts are the
-    # crop.
-    change = sum(
-        factor * (count - own)
-        for factor, count, own in zip(sample.factors, counts, sample.of_parts, strict=True)
-    )
-    return mean, np.maximum(sample.before + np.rint(change).astype(np.int64), 0)
+        for part in sample.parts:
+            refined, labels = refine(part.crop, threads)
+            mean_loss += part.share * float(loss(refined, labels))
+            counts = _count(labels, _decode(refined, part.crop), part.crop.num_labels)
+            change += part.factor * (counts - part.counts)
+    # The change in the case is estimated from its parts; it is exact where the part is the crop.
+    estimate = sample.case_counts + np.rint(change).astype(np.int64)
+    return mean_loss, np.maximum(estimate, 0)
+
+
+def _count(labels: Tensor, refined: Tensor, num_labels: int) -> NDArray[np.int64]:
+    """Return the (L, L) voxels by reference and refined label."""
+    pairs = torch.bincount(labels * num_labels + refined, minlength=num_labels**2)
+    counts: NDArray[np.int64] = pairs.cpu().numpy()
+    return counts.reshape(num_labels, num_labels)
 
 
 def network_refiner(
     device: TrainingDevice = CPU, calibrated: CrfParameters | None = None
 ) -> Refine:
-    """Return what leaves the network's logits, up to the temperature and the biases of parameters whose weights are 0."""
+    """Return what leaves the network's logits as they are.
+
+    They are changed by the temperature and the biases of `calibrated`, whose weights are 0.
+    """
 
     def refine(crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
-        values = device.crop(crop)
-        logits = values.with_reference(values.logits).float()
+        tensors = device.crop(crop)
+        logits = tensors.with_reference(tensors.logits).float()
         if crop.network_spacing is not None:
-            logits = _with_volumes(logits, crop, values)
+            logits = _with_volumes(logits, crop, tensors)
         if calibrated is not None:
-            bias = torch.tensor(
-                calibrated.mean_field.bias, dtype=logits.dtype, device=logits.device
-            )
-            logits = (logits + bias.reshape(-1, 1)) / calibrated.mean_field.temperature
-        return logits, values.labels
+            settings = calibrated.mean_field
+            bias = torch.tensor(settings.bias, dtype=logits.dtype, device=logits.device)
+            logits = (logits + bias.reshape(-1, 1)) / settings.temperature
+        return logits, tensors.labels
 
     return refine
 
@@ -144,20 +162,17 @@ class Model:
     ) -> None:
         self._device = device
         self._base = parameters
-        has_matrix = parameters.compatibility.matrix is not None
-        has_volume = True if "volume" in learn else None
         # Bandwidths in voxels of a coarser network are lengths where the spacing counts those
         # voxels.
         self._is_coarse = parameters.counts_network_voxels
         if self._is_coarse:
-            in_mm = parameters.replace(**{"mean_field.positions": "mm"})
-        else:
-            in_mm = parameters
+            parameters = parameters.replace(**{"mean_field.positions": "mm"})
+        has_matrix = parameters.compatibility.matrix is not None
         self.layer = CrfRnn(
             *sizes,
-            in_mm,
+            parameters,
             compatibility="full" if has_matrix else "potts",
-            volume=has_volume,
+            volume=True if "volume" in learn else None,
             learn=tuple(learn),
         )
         if not learn:
@@ -166,67 +181,67 @@ class Model:
             self.layer.double()
         if self._is_coarse:
             self.layer.log_theta_alpha.requires_grad_(False)
-        groups = {name: [p for p in self.layer.group(name) if p.requires_grad] for name in learn}
-        self.groups = {name: parameters for name, parameters in groups.items() if parameters}
+
+        self.groups: dict[str, list[torch.nn.Parameter]] = {}
+        for name in learn:
+            moving = [value for value in self.layer.group(name) if value.requires_grad]
+            if moving:
+                self.groups[name] = moving
 
     @property
     def learned(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """The parameters that may move, by name."""
-        return [
-            (name, parameter)
-            for name, parameter in self.layer.named_parameters()
-            if parameter.requires_grad
-        ]
+        """The parameters that may move, each with its name."""
+        named = self.layer.named_parameters()
+        return [(name, parameter) for name, parameter in named if parameter.requires_grad]
+
+    @property
+    def moving(self) -> list[torch.nn.Parameter]:
+        """The parameters that may move."""
+        return [parameter for parameter in self.layer.parameters() if parameter.requires_grad]
 
     def to_parameters(self) -> CrfParameters:
         """Return the present parameters."""
         present = replace(self.layer.to_parameters(), postprocess=self._base.postprocess)
         if not self._is_coarse:
             return present
-        return replace(
-            present,
-            volume=self._base.volume,
-            mean_field=replace(present.mean_field, positions="network"),
-        )
+        mean_field = replace(present.mean_field, positions="network")
+        return replace(present, volume=self._base.volume, mean_field=mean_field)
 
     def positions(self) -> list[Tensor]:
-        """Return where the learned values are: logarithms, except for penalties, biases and the volume's weight."""
+        """Return where the learned values are.
+
+        They are logarithms, except for penalties, biases and the volume's weight.
+        """
         layer = self.layer
-        values: dict[str, list[Tensor | None]] = {
+        as_logarithms: dict[str, list[Tensor | None]] = {
             "weights": [layer.bilateral_weight, layer.spatial_weight],
             "theta": [layer.theta_alpha, layer.theta_beta, layer.theta_gamma],
             "temperature": [layer.temperature],
         }
-        logs = [
-            torch.log(value + _SMALLEST)
-            for group in self.groups
-            for value in values.get(group, [])
-            if value is not None
-        ]
-        plain = {
+        as_they_are = {
             "compatibility": layer.compatibility,
             "bias": layer.bias,
             "volume": layer.volume_weight,
         }
-        return [
-            *logs,
-            *(
-                value
-                for group, value in plain.items()
-                if group in self.groups and value is not None
-            ),
-        ]
+        positions = []
+        for group in self.groups:
+            for value in as_logarithms.get(group, []):
+                if value is not None:
+                    positions.append(torch.log(value + _SMALLEST))
+        for group, value in as_they_are.items():
+            if group in self.groups and value is not None:
+                positions.append(value)
+        return positions
 
     def pull(self, origin: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the gradient of the sum of squared distances from where the learned values were, one per learned parameter."""
-        distances = [
-            ((now - then.detach()) ** 2).sum()
-            for now, then in zip(self.positions(), origin, strict=True)
-        ]
-        gradients: tuple[Tensor, ...] = torch.autograd.grad(
-            torch.stack(distances).sum(), [parameter for _, parameter in self.learned]
-        )
-        return gradients
+        """Return the gradient of the sum of squared distances from where the values were.
+
+        It has a tensor per learned parameter.
+        """
+        distances = []
+        for now, then in zip(self.positions(), origin, strict=True):
+            distances.append(((now - then.detach()) ** 2).sum())
+        return self._gradient(torch.stack(distances).sum())
 
     def gradient(self, crop: Crop, loss: Loss, threads: int) -> tuple[float, tuple[Tensor, ...]]:
         """Return the loss of a crop and its gradient, one per learned parameter.
@@ -234,39 +249,34 @@ class Model:
         Several threads may call it at a time.
         """
         value = loss(*self.refine(crop, threads))
-        return float(value.detach()), torch.autograd.grad(
-            value, [parameter for _, parameter in self.learned]
-        )
+        return float(value.detach()), self._gradient(value)
+
+    def _gradient(self, value: Tensor) -> tuple[Tensor, ...]:
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(value, self.moving)
+        return gradients
 
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
         """Refine a crop, as of `Refine`."""
-        values = self._device.crop(crop)
-        image = values.image[None]
-        logits = values.logits.float()
-        spacing = crop.spacing
-        if self._is_coarse and crop.network_spacing is not None:
-            spacing = tuple(
-                step / wide for step, wide in zip(spacing, crop.network_spacing, strict=True)
+        tensors = self._device.crop(crop)
+        spacing = self._spacing_of(crop)
+        if crop.regions is None:
+            logits = tensors.logits.float()[None]
+            (refined,) = self.layer.refine_normalized(
+                logits, tensors.image[None], spacing, tensors.mask, threads=threads
             )
-        if crop.regions is not None:
-            layer = self.layer
-            with torch.no_grad():
-                kernels = functional.build_kernels(
-                    image,
-                    bilateral=list(zip(layer.theta_alpha, layer.theta_beta, strict=True)),
-                    theta_gamma=layer.theta_gamma,
-                    spacing=spacing,
-                    mask=values.mask,
-                    num_labels=2,
-                    **layer.settings(threads),
-                )
-            refined = _refine_regions(self.layer, logits, image, threads, kernels)
         else:
-            refined = self.layer.refine_normalized(
-                logits[None], image, spacing, values.mask, threads=threads
-            )[0]
-        refined = values.with_reference(refined)
-        return (_with_volumes(refined, crop, values) if self._is_coarse else refined), values.labels
+            refined = _refine_regions(self.layer, tensors, spacing, threads)
+        refined = tensors.with_reference(refined)
+        if self._is_coarse:
+            refined = _with_volumes(refined, crop, tensors)
+        return refined, tensors.labels
+
+    def _spacing_of(self, crop: Crop) -> tuple[float, ...]:
+        """Return the spacing in the unit of the bandwidths: mm, or voxels of a coarser network."""
+        if not self._is_coarse or crop.network_spacing is None:
+            return crop.spacing
+        lengths = zip(crop.spacing, crop.network_spacing, strict=True)
+        return tuple(step / network_step for step, network_step in lengths)
 
 
 def refiner_of(kind: str, parameters: CrfParameters, material: Material) -> Refine:
@@ -276,10 +286,13 @@ def refiner_of(kind: str, parameters: CrfParameters, material: Material) -> Refi
     return Model(parameters, (), material.sizes, material.device).refine
 
 
-def _with_volumes(refined: Tensor, crop: Crop, values: CropTensors) -> Tensor:
-    """Return (L, N) logits, biased so that each label has the volume that the coarser network gives it, as after `infer`."""
+def _with_volumes(refined: Tensor, crop: Crop, tensors: CropTensors) -> Tensor:
+    """Return (L, N) logits with biases that keep the volumes of a coarser network, as `infer` does.
+
+    Each label gets the volume that it has in the network's labels.
+    """
     # The bias is a constant to the gradient.
-    labels = crop.network.ravel()[values.places.cpu().numpy()]
+    labels = crop.network.ravel()[tensors.places.cpu().numpy()]
     bias = volume_bias(refined.detach().float().cpu().numpy(), labels)
     return refined + torch.from_numpy(bias).to(refined)[:, None]
 
@@ -300,41 +313,54 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
 
 
 def _refine_regions(
-    layer: CrfRnn, log_odds: Tensor, image: Tensor, threads: int, kernels: Sequence[Kernels]
+    layer: CrfRnn, tensors: CropTensors, spacing: tuple[float, ...], threads: int
 ) -> Tensor:
-    """Return refined log-odds (R, *grid): each region is a problem of two labels, differentiable in the parameters."""
-    spatial_weight = layer.spatial_weight
+    """Return refined log-odds (R, *grid), differentiable in the parameters.
+
+    Each region is a problem of two labels.
+    """
+    image = tensors.image[None]
+    settings = layer.settings(threads)
+    with torch.no_grad():
+        kernels = functional.build_kernels(
+            image,
+            bilateral=list(zip(layer.theta_alpha, layer.theta_beta, strict=True)),
+            theta_gamma=layer.theta_gamma,
+            spacing=spacing,
+            mask=tensors.mask,
+            num_labels=2,
+            **settings,
+        )
+
+    spatial_weights = layer.spatial_weight
     gamma = layer.theta_gamma
     refined = []
-    for region, channel in enumerate(log_odds):
-
-        def own(weights: Tensor, region: int = region) -> Tensor:
-            return weights[region % len(weights)]  # One weight is that of all regions.
-
-        bias = layer.bias[region]
-        none = torch.zeros_like(channel)
+    for region, log_odds in enumerate(tensors.logits.float()):
+        bandwidths = zip(layer.theta_alpha, layer.theta_beta, strict=True)
+        bilateral = []
+        for weights, (alpha, beta) in zip(layer.bilateral_weight, bandwidths, strict=True):
+            bilateral.append((_weight_of(weights, region), alpha, beta))
+        spatial = None
+        if spatial_weights is not None and gamma is not None:
+            spatial = (_weight_of(spatial_weights, region), gamma)
+        settings["temperature"] = layer.temperature
+        settings["bias"] = _with_background(layer.bias[region])
         outside, inside = functional.mean_field(
-            torch.stack([none, channel])[None],
+            _with_background(log_odds)[None],
             image,
-            bilateral=[
-                (own(weight), alpha, beta)
-                for weight, alpha, beta in zip(
-                    layer.bilateral_weight, layer.theta_alpha, layer.theta_beta, strict=True
-                )
-            ],
-            spatial=None
-            if spatial_weight is None or gamma is None
-            else (own(spatial_weight), gamma),
+            bilateral=bilateral,
+            spatial=spatial,
             volume=layer.volume_weight,
             kernels=kernels,
-            **layer.settings(threads)
-            | {
-                "temperature": layer.temperature,
-                "bias": torch.stack([torch.zeros_like(bias), bias]),
-            },
+            **settings,
         )[0]
         refined.append(inside - outside)
     return torch.stack(refined)
+
+
+def _weight_of(weights: Tensor, region: int) -> Tensor:
+    """Return the weight of a region; a single weight is that of all regions."""
+    return weights[region % len(weights)]
 
 
 def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:
@@ -357,3 +383,11 @@ def mean_defined(values: NDArray[np.float64] | Sequence[float]) -> float:
 def mean_dice(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> float:
     """Return the mean Dice over the regions that the case has; NaN for a case without regions."""
     return mean_defined(dice_of(confusion, regions))
+
+
+def mean_tensor(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the mean of tensors, added in their order."""
+    total = tensors[0]
+    for tensor in tensors[1:]:
+        total = total + tensor
+    return total / len(tensors)

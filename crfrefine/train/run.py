@@ -1,7 +1,7 @@
-"""The whole of `crfrefine train-crf`, stage after stage: prepare, cross-validate, train on all cases, compare, write.
+"""The whole of `crfrefine train-crf`, stage after stage.
 
-The starts are tried first, untrained: at a bandwidth ten times too large there is nothing to learn
-from the gradient.
+The stages are: prepare, cross-validate, train on all cases, compare, write. The starts are tried
+first, untrained: at a bandwidth ten times too large there is nothing to learn from the gradient.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from crfrefine.base.text import MAX_OF_A_REASON, listed, shorten
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_read
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.cases.case_files import CaseFiles, left_out_entries
 from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train import starts as setup
@@ -72,6 +73,7 @@ MAX_SCREENED = 40  # cases that the starts are tried on, at most
 # the folds.
 STEP_LENGTH = 0.3
 SCHEMA = 1
+ALL_CASES = "all cases"  # name of the part of the run after the folds
 DEFAULT_NAME = "crfrefine.toml"  # the parameter file in the folder of a trained network of nnU-Net
 
 
@@ -84,29 +86,25 @@ def run_training(
     Finished folds stay if the run is stopped.
     """
     started = time.monotonic()
-    add_inputs(*filter(None, [options.config]))
-    if not options.learn or not set(options.learn) <= set(DEFAULT_LEARN):
-        groups = listed(options.learn) or "nothing"
-        raise ConfigError(
-            f"--learn: expected some of {', '.join(DEFAULT_LEARN)}, separated by commas; got {groups}"
-        )
+    if options.config is not None:
+        add_inputs(options.config)
+    _check_learned(options.learn)
     options.check_files()
     plan = make_plan(options, choose_device(options.device))
     check_replaceable(*plan.fold_files)
     for path in options.files:
         check_no_input(path)
-    finished = read_folds(plan.fold_files, fingerprint(plan)) if options.resume else {}
-    observer = observer or TrainingObserver()
+    finished: dict[int, FoldResult] = {}
+    if options.resume:
+        finished = read_folds(plan.fold_files, fingerprint(plan))
+
+    num_threads = options.threads or available_threads()
     torch_threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-        # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
-    )
+    # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
+    torch.set_num_threads(1)
     try:
-        with Workers(
-            options.threads or available_threads(), one_by_one=plan.device.is_gpu
-        ) as workers:
-            result = _train(plan, finished, observer, workers, started)
+        with Workers(num_threads, one_by_one=plan.device.is_gpu) as workers:
+            result = _train(plan, finished, observer or TrainingObserver(), workers, started)
     except KeyboardInterrupt as interrupt:
         if any(path.exists() for path in plan.fold_files):
             interrupt.add_note(
@@ -115,11 +113,25 @@ def run_training(
         raise
     finally:
         torch.set_num_threads(torch_threads)
-    origin = f" train-crf on {datetime.now(UTC):%Y-%m-%d} from {len(plan.cases.files)} cases: {options.report.name} has the verdict."
+
+    origin = (
+        f" train-crf on {datetime.now(UTC):%Y-%m-%d} from {len(plan.cases.files)} cases: "
+        f"{options.report.name} has the verdict."
+    )
     options.write(SCHEMA, make_report(result), result.parameters, origin)
     for path in plan.fold_files:
         path.unlink(missing_ok=True)
     return result
+
+
+def _check_learned(learn: Sequence[str]) -> None:
+    """Raise ConfigError unless the groups to learn are some of those that can be learned."""
+    if learn and set(learn) <= set(DEFAULT_LEARN):
+        return
+    groups = listed(learn) or "nothing"
+    raise ConfigError(
+        f"--learn: expected some of {', '.join(DEFAULT_LEARN)}, separated by commas; got {groups}"
+    )
 
 
 def _train(
@@ -131,80 +143,83 @@ def _train(
 ) -> TrainingResult:
     """Prepare, cross-validate, train on all cases, and compare."""
     observer.run_started(plan.describe(workers.threads))
-    for note in filter(None, (plan.device.note, *plan.cases.notes)):
+    if plan.device.note:
+        observer.note(plan.device.note)
+    for note in plan.cases.notes:
         observer.note(note)
-    progress = Progress(
-        observer, 1 + len(plan.folds) - len(finished), setup.NUM_TRAINED * plan.num_optimizer_steps
-    )
+
+    num_parts = 1 + len(plan.folds) - len(finished)
+    progress = Progress(observer, num_parts, setup.NUM_TRAINED * plan.num_optimizer_steps)
     prepared = prepare(plan, workers, progress)
-    starts = choose_starts(
-        prepared, [number for number in range(len(plan.folds)) if number not in finished]
-    )
-    folds = tuple(
-        finished.get(number) or _run_fold(number, starts[number], prepared)
-        for number in range(len(plan.folds))
-    )
+
+    unfinished = [number for number in range(len(plan.folds)) if number not in finished]
+    results = dict(finished)
+    for number, starts in choose_starts(prepared, unfinished).items():
+        results[number] = _run_fold(number, starts, prepared)
+    folds = tuple(results[number] for number in range(len(plan.folds)))
+
     everything = range(len(plan.cases.files))
-    fit = calibrate_output(
-        train_on_all_cases(prepared, folds), everything, prepared.material, workers
-    )
+    trained = train_on_all_cases(prepared, folds)
+    fit = calibrate_output(trained, everything, prepared.material, workers)
     final = prepared.tune_rivals(fit, everything)
-    return TrainingResult(
-        plan, folds, final, compare(folds, plan), time.monotonic() - started, workers.threads
-    )
+    comparison = compare(folds, plan)
+    seconds = time.monotonic() - started
+    return TrainingResult(plan, folds, final, comparison, seconds, workers.threads)
 
 
 def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequence[Start]]:
-    """Return the starts for each of some folds: those of different bandwidths that are best, untrained, on the cases of the fold."""
-    plan = prepared.plan
+    """Return the starts for each of some folds.
+
+    They are those of different bandwidths that are best, untrained, on the cases of the fold.
+    """
     starts = prepared.starts
-    material = prepared.material
-    progress = prepared.progress
     if not folds or len(starts) <= setup.NUM_TRAINED:
         return dict.fromkeys(folds, starts)
-    progress.observer.stage_started(f"trying {len(starts)} starts")
-    cases = sorted(
-        {
-            int(number)
-            for number in np.linspace(
-                0, len(material.crops) - 1, min(len(material.crops), MAX_SCREENED)
-            ).round()
-        }
-    )
+
+    observer = prepared.progress.observer
+    observer.stage_started(f"trying {len(starts)} starts")
+    material = prepared.material
+    num_cases = len(material.crops)
+    places = np.linspace(0, num_cases - 1, min(num_cases, MAX_SCREENED)).round()
+    cases = np.unique(places.astype(int)).tolist()
     samples = [material.samples[case] for case in cases]
     columns = []
     for start in starts:
         refine = Model(start.parameters, (), material.sizes, material.device).refine
-        columns.append(score_cases(refine, samples, material, prepared.workers)[0])
-        progress.observer.progressed(SCREENING_SHARE * len(columns) / len(starts))
+        columns.append(score_cases(refine, samples, material, prepared.workers).dice)
+        observer.progressed(SCREENING_SHARE * len(columns) / len(starts))
+
     scores = Scores(starts, np.array(columns).T)
     chosen: dict[int, Sequence[Start]] = {}
     for fold in folds:
-        means = scores.means(
-            [row for row, case in enumerate(cases) if case in plan.folds[fold].seen]
-        )
-        best: dict[str, Start] = {}
-        for number in np.argsort(-means, kind="stable"):
-            thetas = repr(
-                [replace(kernel, weight=0.0) for kernel in starts[number].parameters.bilateral]
-            )
-            if len(best) < setup.NUM_TRAINED:
-                best.setdefault(thetas, starts[number])
-        chosen[fold] = list(best.values())
+        seen = prepared.plan.folds[fold].seen
+        means = scores.means([row for row, case in enumerate(cases) if case in seen])
+        order = np.argsort(-means, kind="stable")
+        chosen[fold] = _first_bandwidths([starts[number] for number in order])
     return chosen
+
+
+def _first_bandwidths(starts: Sequence[Start]) -> list[Start]:
+    """Return the first NUM_TRAINED starts that differ by more than their weights."""
+    first: dict[str, Start] = {}
+    for start in starts:
+        kernels = [replace(kernel, weight=0.0) for kernel in start.parameters.bilateral]
+        first.setdefault(repr(kernels), start)
+    return list(first.values())[: setup.NUM_TRAINED]
 
 
 def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldResult:
     """Return the result of a fold, and write it into its file."""
     plan = prepared.plan
+    workers = prepared.workers
     observer = prepared.progress.observer
     split = plan.folds[number]
     name = f"cross-validation fold {number + 1} of {len(plan.folds)}"
     observer.stage_started(name)
-    fit = calibrate_output(
-        _fit(name, split, starts, prepared), split.seen, prepared.material, prepared.workers
-    )
+    trained = _fit(name, split, starts, prepared)
+    fit = calibrate_output(trained, split.seen, prepared.material, workers)
     tuned = prepared.tune_rivals(fit, split.seen)
+
     observer.stage_started(f"{name}: measuring the cases held out")
     regions = {region.name: region.labels for region in plan.regions}
     if plan.device.is_gpu:
@@ -214,17 +229,11 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
         return measure_methods(plan.read(files, threads), regions, tuned, plan.device.name, threads)
 
     held_out = [plan.cases.files[case] for case in split.held_out]
-    values = prepared.workers.run(measure, held_out, one_by_one=plan.cases.are_large)
-    result = FoldResult(
-        name,
-        split,
-        tuned,
-        {files.case_id: own for files, own in zip(held_out, values, strict=True)},
-    )
-    write_small_file(
-        plan.fold_files[number],
-        json.dumps({"fingerprint": fingerprint(plan), "fold": to_plain(result)}).encode(),
-    )
+    values = workers.run(measure, held_out, one_by_one=plan.cases.are_large)
+    case_ids = [files.case_id for files in held_out]
+    result = FoldResult(name, split, tuned, dict(zip(case_ids, values, strict=True)))
+    content = {"fingerprint": fingerprint(plan), "fold": to_plain(result)}
+    write_small_file(plan.fold_files[number], json.dumps(content).encode())
     prepared.progress.part_ended()
     observer.stage_ended(f"{name}: {fit.describe()}")
     return result
@@ -233,38 +242,54 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
 def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -> FitResult:
     """Train on the cases of a fold that supply gradients.
 
-    Its deciding cases choose the candidate.
+    Its deciding cases choose the candidate, which is then fitted to all cases of the fold, as the
+    rivals are.
     """
     plan = prepared.plan
     material = prepared.material
-    workers = prepared.workers
     first = starts[0]
-    calibrated = calibrate(material, split.training, first.parameters, workers)
+    calibrated = calibrate(material, split.training, first.parameters, prepared.workers)
     if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
         starts = [first, with_calibrated(first, calibrated)]
-    num_steps = plan.num_optimizer_steps
-    rivals = plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS
     training = Fit(
-        *prepared.tools, name, split, starts, num_steps, calibrated=calibrated, rivals=rivals
+        material,
+        prepared.workers,
+        prepared.progress.stepped,
+        name,
+        split,
+        starts,
+        plan.num_optimizer_steps,
+        calibrated=calibrated,
+        rivals=plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS,
     )
     fit = training.run()
     if fit.kind in (setup.NO_CRF, UNTRAINED):
         return fit
-    # The choice is fitted to all cases of the fold, those that decided too, as the rivals are:
-    # nothing is left to be decided.
-    seen = tuple(split.seen)
-    calibrated = calibrate(material, seen, first.parameters, workers)
+
+    calibrated = calibrate(material, split.seen, first.parameters, prepared.workers)
     if fit.kind == CALIBRATION:
         if calibrated is None:
             return fit
         return replace(fit, parameters=calibrated)
-    recalibrated = [] if calibrated is None else [with_calibrated(first, calibrated)]
-    named = {start.name: start for start in (*starts, *recalibrated)}
-    again = Split(seen, seen, ())
+    return _fit_to_all(fit, training, calibrated)
+
+
+def _fit_to_all(fit: FitResult, training: Fit, calibrated: CrfParameters | None) -> FitResult:
+    """Train the start that won on all cases of its fold, those that decided too.
+
+    `calibrated` is the network recalibrated on these cases, which the start may build on.
+    """
+    starts = {start.name: start for start in training.starts}
+    if calibrated is not None:
+        first = training.starts[0]
+        recalibrated = with_calibrated(first, calibrated)
+        starts[recalibrated.name] = recalibrated
+    # With a kind, nothing is left to be decided.
+    seen = tuple(training.split.seen)
     fitted = replace(
         training,
-        split=again,
-        starts=[named[fit.start]],
+        split=Split(seen, seen, ()),
+        starts=[starts[fit.start]],
         num_optimizer_steps=fit.best_optimizer_step,
         kind=fit.kind,
     ).run()
@@ -274,12 +299,14 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
 
 
 def fingerprint(plan: Plan) -> str:
-    """Return a digest of everything that the result depends on: settings, and names, sizes and dates of the files."""
+    """Return a digest of everything that the result depends on.
+
+    These are settings, and names, sizes and dates of the files.
+    """
     cases = plan.cases
-    options = replace(plan.options, output=Path(), threads=None, resume=False)
-    entries: list[Any] = [
+    entries: list[object] = [
         crfrefine.__version__,
-        options,
+        replace(plan.options, output=Path(), threads=None, resume=False),
         plan.device.is_gpu,
         plan.folds,
         plan.regions,
@@ -287,12 +314,14 @@ def fingerprint(plan: Plan) -> str:
         cases.regions,
     ]
     for case in cases.files:
-        for file in (file for path in case.paths for file in files_read(path)):
-            # If a separate file of voxels is missing, reading reports it.
-            status = file.stat() if file in case.paths or file.exists() else None
-            entries.append(
-                (case.case_id, file.name, status and (status.st_size, status.st_mtime_ns))
-            )
+        for path in case.paths:
+            for file in files_read(path):
+                state = None
+                # If a separate file of voxels is missing, reading reports it.
+                if file in case.paths or file.exists():
+                    status = file.stat()
+                    state = (status.st_size, status.st_mtime_ns)
+                entries.append((case.case_id, file.name, state))
     return hashlib.sha256(repr(entries).encode()).hexdigest()
 
 
@@ -302,7 +331,9 @@ def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
     Raise InputError for a file of another run, or of no fold.
     """
     finished = {}
-    for number, path in ((number, path) for number, path in enumerate(paths) if path.exists()):
+    for number, path in enumerate(paths):
+        if not path.exists():
+            continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if content["fingerprint"] != digest:
@@ -320,7 +351,8 @@ def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
         ) as error:
             reason = shorten(error, MAX_OF_A_REASON)
             raise InputError(
-                f"{path}: not a fold of this run: {reason}; repeat its options exactly, or leave --resume out"
+                f"{path}: not a fold of this run: {reason}; "
+                "repeat its options exactly, or leave --resume out"
             ) from None
     return finished
 
@@ -328,109 +360,103 @@ def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
 def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
     """Return the result of the training on all cases.
 
-    No CRF if the CRFs of the folds do not help the cases held out.
+    It is no CRF if the CRFs of the folds do not help the cases held out.
     """
-    plan = prepared.plan
     fits = [fold.tuned.fit for fold in folds]
     gains = gains_held_out(folds)
-    everything = tuple(range(len(plan.cases.files)))
-    helping = [fit for fit in fits if not fit.is_network]
     network_mean = mean_defined([fit.network_score for fit in fits])
+    helping = [fit for fit in fits if not fit.is_network]
     if not helping or not is_gain(gains):
         return no_crf(fits[0].parameters, network_mean, gains)
-    name = "all cases"
-    prepared.progress.observer.stage_started(name)
-    calibrated = calibrate(
-        prepared.material, everything, prepared.starts[0].parameters, prepared.workers
-    )
+
+    observer = prepared.progress.observer
+    observer.stage_started(ALL_CASES)
+    material = prepared.material
+    everything = range(len(material.crops))
+    base = prepared.starts[0].parameters
+    calibrated = calibrate(material, everything, base, prepared.workers)
     # The deciding cases of all folds choose the kind; it is mostly the kind that was measured on
     # the cases held out.
     chosen = choose(pooled([fit.candidates for fit in fits]))
     kind = helping[0].kind if chosen is None else chosen.kind
-    unmoved = {CALIBRATION: calibrated, UNTRAINED: plan.rivals.untrained}.get(kind)
+    unmoved = {CALIBRATION: calibrated, UNTRAINED: prepared.plan.rivals.untrained}.get(kind)
     if unmoved is not None:
         fit = taken(Candidate(kind, kind, unmoved, 0, gains), network_mean)
     else:
-        trained = [
-            (fold.name, fit)
-            for fold, fit in zip(folds, fits, strict=True)
-            if not fit.is_network and fit.trained is not None
-        ]
-        half = int(np.median([fit.best_optimizer_step for _, fit in trained])) // 2
-        starts = [
-            Start(f"{fold}: {fit.start}", fit.trained)
-            for fold, fit in trained
-            if fit.trained is not None
-        ]
-        num_steps = min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps)
-        shared = (
-            *prepared.tools,
-            name,
-            Split(everything, everything, ()),
-            starts,
-            num_steps,
-            STEP_LENGTH,
-        )
-        fit = Fit(
-            *shared, trains_best=True, calibrated=calibrated, rivals=plan.rivals, kind=kind
-        ).run()
-    prepared.progress.observer.stage_ended(f"{name}: {fit.describe()}")
+        fit = _continue_folds(prepared, folds, calibrated, kind)
+    observer.stage_ended(f"{ALL_CASES}: {fit.describe()}")
     return fit
 
 
+def _continue_folds(
+    prepared: Prepared, folds: Sequence[FoldResult], calibrated: CrfParameters | None, kind: str
+) -> FitResult:
+    """Train the best of the folds' models on all cases, and return the candidate of a kind."""
+    plan = prepared.plan
+    starts = []
+    steps = []
+    for fold in folds:
+        fit = fold.tuned.fit
+        if not fit.is_network and fit.trained is not None:
+            starts.append(Start(f"{fold.name}: {fit.start}", fit.trained))
+            steps.append(fit.best_optimizer_step)
+    half = int(np.median(steps)) // 2
+    everything = tuple(range(len(plan.cases.files)))
+    training = Fit(
+        prepared.material,
+        prepared.workers,
+        prepared.progress.stepped,
+        ALL_CASES,
+        Split(everything, everything, ()),
+        starts,
+        num_optimizer_steps=min(max(setup.EVALUATE_EVERY, half), plan.num_optimizer_steps),
+        step_length=STEP_LENGTH,
+        trains_best=True,
+        calibrated=calibrated,
+        rivals=plan.rivals,
+        kind=kind,
+    )
+    return training.run()
+
+
 def gains_held_out(folds: Sequence[FoldResult]) -> tuple[float, ...]:
-    """Return how much the folds' CRFs added to the mean Dice of each case that they had not seen."""
+    """Return how much the CRFs of the folds added to the mean Dice of the cases held out.
+
+    There is a gain for each case that has a Dice.
+    """
     gains = []
-    for values in (values for fold in folds for values in fold.measured.values()):
-        changes = [
-            values[TRAINED][region]["dice"] - values[NETWORK][region]["dice"]
-            for region in values[TRAINED]
-        ]
-        defined = [change for change in changes if not math.isnan(change)]
-        gains += [sum(defined) / len(defined)] if defined else []
+    for fold in folds:
+        for values in fold.measured.values():
+            changes = []
+            for region, trained in values[TRAINED].items():
+                change = trained["dice"] - values[NETWORK][region]["dice"]
+                if not math.isnan(change):
+                    changes.append(change)
+            if changes:
+                gains.append(sum(changes) / len(changes))
     return tuple(gains)
 
 
 def make_report(result: TrainingResult) -> dict[str, Any]:
     """Return the content of the report, as JSON has it."""
-    plan = result.plan
-    comparison = result.comparison
-    options = result.plan.options
     cases = result.plan.cases
+    comparison = result.comparison
     return {
         "seconds": result.seconds,
-        "device": plan.device.name,
+        "device": result.plan.device.name,
         "threads": result.threads,
-        "options": {
-            **vars(options.data),
-            "input_type": "labels" if cases.declared is not None else options.input_type,
-            "num_folds": len(plan.folds),
-            "num_iterations": options.num_optimizer_steps,
-            **{
-                name: getattr(options, name)
-                for name in ("learn", "loss", "seed", "resample", "config")
-            },
-        },
+        "options": _options_entry(result.plan),
         "cases": cases.case_ids,
         "left_out": left_out_entries(cases.left_out),
         "label_names": cases.label_names,
         "channels": to_plain(cases.regions),
-        "regions": {region.name: region.labels for region in plan.regions},
+        "regions": {region.name: region.labels for region in result.plan.regions},
         "verdict": comparison.verdict.to_dict(),
         "verdict_without_postprocessing": comparison.verdict_alone.to_dict(),
         "parameters": result.parameters.to_dict(),
-        **_tuned_dict("final", result.final),
-        "folds": [
-            {
-                "name": fold.name,
-                **{
-                    name: [cases.case_ids[case] for case in chosen]
-                    for name, chosen in vars(fold.split).items()
-                },
-                **_tuned_dict("fit", fold.tuned),
-            }
-            for fold in result.folds
-        ],
+        "final": _fit_entry(result.final.fit),
+        **_rivals_entries(result.final),
+        "folds": [_fold_entry(fold, cases.case_ids) for fold in result.folds],
         "comparison": summary_dicts(comparison.summary),
         "comparison_with_largest_component": summary_dicts(comparison.summary_of_largest),
         "comparison_of_probabilities": summary_dicts(comparison.summary_of_probabilities),
@@ -438,14 +464,46 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
     }
 
 
-def _tuned_dict(name: str, tuned: Tuned) -> dict[str, Any]:
-    fit = tuned.fit
+def _options_entry(plan: Plan) -> dict[str, Any]:
+    """Return what the report says of the options of a run."""
+    options = plan.options
+    input_type = options.input_type
+    if plan.cases.declared is not None:
+        input_type = "labels"
     return {
-        name: {
-            **to_plain(fit),
-            "is_network": fit.is_network,
-            "is_calibration": fit.kind == CALIBRATION,
-        },
+        **vars(options.data),
+        "input_type": input_type,
+        "num_folds": len(plan.folds),
+        "num_iterations": options.num_optimizer_steps,
+        "learn": options.learn,
+        "loss": options.loss,
+        "seed": options.seed,
+        "resample": options.resample,
+        "config": options.config,
+    }
+
+
+def _fold_entry(fold: FoldResult, case_ids: Sequence[str]) -> dict[str, Any]:
+    """Return what the report says of a fold."""
+    entry: dict[str, Any] = {"name": fold.name}
+    for role, numbers in vars(fold.split).items():
+        entry[role] = [case_ids[number] for number in numbers]
+    entry["fit"] = _fit_entry(fold.tuned.fit)
+    entry.update(_rivals_entries(fold.tuned))
+    return entry
+
+
+def _fit_entry(fit: FitResult) -> dict[str, Any]:
+    """Return what the report says of a training."""
+    entry: dict[str, Any] = to_plain(fit)
+    entry["is_network"] = fit.is_network
+    entry["is_calibration"] = fit.kind == CALIBRATION
+    return entry
+
+
+def _rivals_entries(tuned: Tuned) -> dict[str, Any]:
+    """Return what the report says of the rivals of a CRF, tuned on the same cases."""
+    return {
         "vector_scaling": to_plain(tuned.scaling),
         "guided_filter": to_plain(tuned.guidance),
         "keep_largest": tuned.keep_largest,
@@ -458,9 +516,12 @@ def default_output(folder: Path) -> Path:
     Raise InputError if it holds a file of that name that `train-crf` has not written.
     """
     path = folder / DEFAULT_NAME
+    if not os.path.lexists(path):
+        return path
     start = f"# {WRITTEN_BY}".encode()
-    if os.path.lexists(path) and not (path.is_file() and path.read_bytes().startswith(start)):
-        raise InputError(
-            f"{path}: was not written by train-crf, so it is not replaced; name another file with --output"
-        )
-    return path
+    if path.is_file() and path.read_bytes().startswith(start):
+        return path
+    raise InputError(
+        f"{path}: was not written by train-crf, so it is not replaced; "
+        "name another file with --output"
+    )

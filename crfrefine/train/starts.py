@@ -1,6 +1,6 @@
-"""The models that training starts from, the lengths and number of its steps, its candidates, and the choice among them.
+"""The models that training starts from, the candidates that it ends with, and the choice of one.
 
-The best bandwidths differ tenfold between data sets, so several are tried; lengths are in voxels,
+The best bandwidths differ tenfold between data sets, so several are tried. Lengths are in voxels,
 intensities as normalized.
 """
 
@@ -26,12 +26,12 @@ from crfrefine.parameters.sections import (
 THETA_ALPHA_VOXELS = (1.0, 3.0, 6.0, 12.0)
 THETA_BETAS = (0.06, 0.15)
 WEIGHTS = (2.5, 8.0)
-TEMPERATURE = 0.7  # below 1: soft Dice comes near the Dice of labels where marginals are sharp
-# mean-field steps, in training and afterwards: a model that was trained with five must run with
-# five
+# Below 1, since soft Dice comes near the Dice of labels where marginals are sharp.
+TEMPERATURE = 0.7
+# Mean-field steps of a trained model: it must run with as many as it was trained with.
 NUM_ITERATIONS = 5
-# Of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for theta
-# and temperature.
+# Lengths of Adam's first steps (its learning rates), in the layer's own parameters: logarithms for
+# theta and temperature.
 STEP_LENGTHS = {
     "weights": 0.2,
     "compatibility": 0.05,
@@ -49,25 +49,28 @@ BATCH_SIZE = 8
 EVALUATE_EVERY = 8
 PATIENCE = 3  # evaluations without a better Dice after which training stops
 DIGITS = 6  # digits of a trained number; the folds differ in the second or third
-NO_CRF = "no CRF"  # kind of a result that leaves the network's labels as they are; also the name of its start
-CALIBRATION = "recalibration alone"  # kind of the candidate with a temperature and biases, but no weights; also the name of its start
-UNTRAINED = "preset default, untrained"  # kind of the preset as it is; also the name of its start
-CRF = "CRF"  # kind of the best trained model, with the volume term of its start
+
+# Kinds of results and candidates. The first three are also the names of their starts.
+NO_CRF = "no CRF"  # the network's labels as they are
+CALIBRATION = "recalibration alone"  # a temperature and biases, but no weights
+UNTRAINED = "preset default, untrained"  # the preset as it is
+CRF = "CRF"  # the best trained model, with the volume term of its start
 # Beginning of kinds with one weight for all labels, no biases, and a volume term, which does per
 # case what these do on average.
 ONE_WEIGHT = f"{CRF} with one weight"
+
 # Volume terms that are tried once the rest is trained. The first protects at little cost: with it,
 # a model is the gentler one.
 VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
 HARM = 2.0  # losses weigh twice as much as gains
-# share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be
-# taken instead
+# Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be
+# taken instead.
 KEPT_GAIN = 0.95
-# fewer deciding cases, which say little of cases unlike them, never prefer the trained model to a
-# gentler one
+# With fewer deciding cases, which say little of cases unlike them, the trained model is never
+# preferred to a gentler one.
 MIN_DECIDING = 8
-# fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model
-# are candidates
+# Fewer cases cannot tell many candidates apart: only the recalibrated network and the trained model
+# are candidates.
 MIN_CASES = 3
 
 
@@ -85,40 +88,43 @@ def make_starts(
     num_modalities: int,
     spacing: Sequence[float],
 ) -> list[Start]:
-    """Return the models to start from: the built-in models, or the user's model and its variants with built-in bandwidths."""
+    """Return the models to start from.
+
+    These are the built-in models, or the user's model `base` and its variants with built-in
+    bandwidths.
+    """
+    starts = []
     if base is None:
-        model = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
+        sharpened = CrfParameters().replace(**{"mean_field.temperature": TEMPERATURE})
+        model = prepare(sharpened, learn, num_labels, num_modalities)
     else:
-        model = base
-    model = prepare(model, learn, num_labels, num_modalities)
-    starts = [] if base is None else [Start("given", model)]
-    if base is not None and "theta" not in learn:
-        return starts
+        model = prepare(base, learn, num_labels, num_modalities)
+        starts.append(Start("given", model))
+        if "theta" not in learn:
+            return starts
+
     first = model.bilateral[0]
-    alphas = list(THETA_ALPHA_VOXELS)
-    if model.counts_network_voxels:
-        alphas = [1.0]
-        voxel = float(np.max(first.theta_alpha))
-        unit = "voxels of the network"
-    else:
-        voxel, unit = (
-            (1.0, "voxels")
-            if model.mean_field.positions == "voxels"
-            else (voxel_length(spacing), "mm")
-        )
+    lengths, unit = _lengths_to_try(model, spacing)
     weights = WEIGHTS if "weights" in learn else WEIGHTS[:1]
-    for alpha, beta, weight in itertools.product(alphas, THETA_BETAS, weights):
-        kernel = replace(
-            first,
-            theta_alpha=_like(first.theta_alpha, alpha * voxel),
-            theta_beta=_like(first.theta_beta, beta),
-        )
-        name = f"theta_alpha {alpha * voxel:.3g} {unit}, theta_beta {beta:g}"
+    for length, beta, weight in itertools.product(lengths, THETA_BETAS, weights):
+        alphas = _like(first.theta_alpha, length)
+        kernel = replace(first, theta_alpha=alphas, theta_beta=_like(first.theta_beta, beta))
+        name = f"theta_alpha {length:.3g} {unit}, theta_beta {beta:g}"
         if "weights" in learn:
             kernel = replace(kernel, weight=_like(first.weight, weight))
-            name = f"{name}, weight {weight:g}"
+            name += f", weight {weight:g}"
         starts.append(Start(name, replace(model, bilateral=(kernel, *model.bilateral[1:]))))
     return starts
+
+
+def _lengths_to_try(model: CrfParameters, spacing: Sequence[float]) -> tuple[list[float], str]:
+    """Return the bandwidths of position to try, and their unit."""
+    if model.counts_network_voxels:
+        return [float(np.max(model.bilateral[0].theta_alpha))], "voxels of the network"
+    if model.mean_field.positions == "voxels":
+        return list(THETA_ALPHA_VOXELS), "voxels"
+    voxel = voxel_length(spacing)
+    return [alpha * voxel for alpha in THETA_ALPHA_VOXELS], "mm"
 
 
 def voxel_length(spacing: Sequence[float]) -> float:
@@ -127,35 +133,40 @@ def voxel_length(spacing: Sequence[float]) -> float:
 
 
 def _like(value: float | tuple[float, ...], number: float) -> float | tuple[float, ...]:
+    """Return the number as often as `value` has entries."""
     if isinstance(value, tuple):
         return (number,) * len(value)
     return number
 
 
+def _spread(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
+    """Return an entry for each of some labels or modalities."""
+    if isinstance(value, tuple):
+        return value
+    return (value,) * count
+
+
 def prepare(
     parameters: CrfParameters, learn: Sequence[str], num_labels: int, num_modalities: int
 ) -> CrfParameters:
-    """Return the model with as many parameters as are to be learned: a weight per label, a bandwidth per modality, a full matrix."""
+    """Return the model with as many parameters as are to be learned.
 
-    def spread(value: float | tuple[float, ...], count: int) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        return (value,) * count
+    These are a weight per label, a bandwidth of intensity per modality, or a full matrix.
+    """
+    kernels = []
+    for kernel in parameters.bilateral:
+        if "weights" in learn and not parameters.counts_network_voxels:
+            kernel = replace(kernel, weight=_spread(kernel.weight, num_labels))
+        if "theta" in learn:
+            kernel = replace(kernel, theta_beta=_spread(kernel.theta_beta, num_modalities))
+        kernels.append(kernel)
 
-    kernels = list(parameters.bilateral)
-    if "weights" in learn and not parameters.counts_network_voxels:
-        kernels = [replace(kernel, weight=spread(kernel.weight, num_labels)) for kernel in kernels]
-    if "theta" in learn:
-        kernels = [
-            replace(kernel, theta_beta=spread(kernel.theta_beta, num_modalities))
-            for kernel in kernels
-        ]
     compatibility = parameters.compatibility
     if "compatibility" in learn and "weights" not in learn and compatibility.matrix is None:
-        matrix = tuple(
-            tuple(float(row != column) for column in range(num_labels)) for row in range(num_labels)
-        )
+        potts = 1.0 - np.eye(num_labels)
+        matrix = tuple(tuple(row) for row in potts.tolist())
         compatibility = CompatibilityParameters(kind="matrix", matrix=matrix)
+
     mean_field = replace(parameters.mean_field, num_iterations=NUM_ITERATIONS, tolerance=0.0)
     return replace(
         parameters, bilateral=tuple(kernels), compatibility=compatibility, mean_field=mean_field
@@ -163,7 +174,10 @@ def prepare(
 
 
 def without_crf(parameters: CrfParameters) -> CrfParameters:
-    """Return the model that leaves the network's labels as they are: all weights 0, and no postprocessing."""
+    """Return the model that leaves the network's labels as they are.
+
+    All of its weights are 0, and it has no postprocessing.
+    """
     first = replace(parameters.bilateral[0], weight=0.0)
     plain = replace(
         parameters,
@@ -184,18 +198,21 @@ def without_crf(parameters: CrfParameters) -> CrfParameters:
 def rounded(parameters: CrfParameters) -> CrfParameters:
     """Return the parameters with numbers of a few digits."""
     table = parameters.to_dict()
-    numbers = json.dumps(
-        {name: table[name] for name in ("bilateral", "spatial", "compatibility", "mean_field")}
-    )
-    return CrfParameters.from_dict(
-        table | json.loads(numbers, parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"))
-    )
+    trained = {
+        name: table[name] for name in ("bilateral", "spatial", "compatibility", "mean_field")
+    }
+    table.update(json.loads(json.dumps(trained), parse_float=_rounded_number))
+    return CrfParameters.from_dict(table)
+
+
+def _rounded_number(text: str) -> float:
+    return float(f"{float(text):.{DIGITS}g}")
 
 
 class Rivals(NamedTuple):
     """Candidates beside the recalibrated network and the trained model."""
 
-    # a model with the first one goes before that without, if this has a weight
+    # A model with the first one goes before that without, if this has a weight.
     volumes: tuple[VolumeParameters, ...] = ()
     untrained: CrfParameters | None = None  # the preset, where it is comparable
 
@@ -219,50 +236,70 @@ class Candidate:
         gains = np.asarray(self.gains, dtype=float)
         return np.where(gains < 0.0, HARM * gains, gains)
 
+    @property
+    def is_useful(self) -> bool:
+        """Whether its gain exceeds chance, also where losses count HARM-fold."""
+        return is_gain(self.gains) and bool(self.values.mean() > 0.0)
+
+    def is_about_as_good_as(self, best: Candidate) -> bool:
+        """Return whether it keeps KEPT_GAIN of the best gain, and chance explains the rest."""
+        keeps_gain = self.values.mean() >= KEPT_GAIN * float(best.values.mean())
+        return bool(keeps_gain) and not is_gain(best.values - self.values)
+
+    def is_surely_better_than(self, gentler: Candidate) -> bool:
+        """Return whether it is better by more than chance, on MIN_DECIDING cases or more."""
+        return len(self.gains) >= MIN_DECIDING and is_gain(self.values - gentler.values)
+
 
 def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParameters]]:
     """Return kind and parameters of a trained model and of its rivals, gentler ones first."""
     volumes = [volume for volume in rivals.volumes if volume != trained.volume]
-    num_gentle = 1 if volumes and volumes[0].weight > 0.0 else 0
+    num_gentler = 1 if volumes and volumes[0].weight > 0.0 else 0
+    gentlest = []
     kind = CRF
     model = trained
-    gentlest = []
     if rivals.untrained is not None:
-        gentlest = [(UNTRAINED, rivals.untrained)]
-        # One appearance kernel with the mean of its weights for all labels, and without biases.
-        kernel = replace(trained.bilateral[0], weight=float(np.mean(trained.bilateral[0].weight)))
-        model = rounded(
-            replace(trained, bilateral=(kernel,), mean_field=replace(trained.mean_field, bias=0.0))
-        )
+        gentlest.append((UNTRAINED, rivals.untrained))
         kind = ONE_WEIGHT
-        volumes = volumes if num_gentle else []
-    with_volumes = [
-        (
-            f"{kind}, volume {volume.weight:g}"
-            if volume.weight > 0.0
-            else f"{kind}, no volume term",
-            model.replace(volume=volume),
-        )
-        for volume in volumes
-    ]
-    return [*gentlest, *with_volumes[:num_gentle], (CRF, trained), *with_volumes[num_gentle:]]
+        model = _with_one_weight(trained)
+        if num_gentler == 0:
+            volumes = []
+
+    with_volumes = [_with_volume(kind, model, volume) for volume in volumes]
+    return [*gentlest, *with_volumes[:num_gentler], (CRF, trained), *with_volumes[num_gentler:]]
+
+
+def _with_one_weight(trained: CrfParameters) -> CrfParameters:
+    """Return a model with one kernel, the mean of its weights for all labels, and no biases."""
+    first = trained.bilateral[0]
+    kernel = replace(first, weight=float(np.mean(first.weight)))
+    mean_field = replace(trained.mean_field, bias=0.0)
+    return rounded(replace(trained, bilateral=(kernel,), mean_field=mean_field))
+
+
+def _with_volume(
+    kind: str, model: CrfParameters, volume: VolumeParameters
+) -> tuple[str, CrfParameters]:
+    """Return kind and parameters of a model with another volume term."""
+    term = "no volume term"
+    if volume.weight > 0.0:
+        term = f"volume {volume.weight:g}"
+    return f"{kind}, {term}", model.replace(volume=volume)
 
 
 def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
-    """Return the candidates that all trainings have in common, with all gains.
+    """Return the candidates that all trainings have in common.
 
-    The rest is the best one's.
+    Each has the gains of all trainings; the rest is that of the training with the best one.
     """
+    by_kind = [{candidate.kind: candidate for candidate in training} for training in trainings]
     common = []
-    for kind in (candidate.kind for candidate in trainings[0]):
-        same = [
-            candidate for training in trainings for candidate in training if candidate.kind == kind
-        ]
+    for kind in by_kind[0]:
+        same = [candidates[kind] for candidates in by_kind if kind in candidates]
         if len(same) == len(trainings):
             best = max(same, key=lambda candidate: float(np.sum(candidate.gains)))
-            common.append(
-                replace(best, gains=tuple(gain for candidate in same for gain in candidate.gains))
-            )
+            gains = itertools.chain.from_iterable(candidate.gains for candidate in same)
+            common.append(replace(best, gains=tuple(gains)))
     return common
 
 
@@ -275,41 +312,39 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     and the gentler ones are compared first; the trained model, with its many weights and biases,
     must then be better than what they choose by more than chance, on MIN_DECIDING cases or more.
     """
-    useful = [
-        candidate
-        for candidate in candidates
-        if is_gain(candidate.gains) and candidate.values.mean() > 0.0
-    ]
-    have_one_weight = any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates)
-    compared = [candidate for candidate in useful if not have_one_weight or candidate.kind != CRF]
-    full = next(
-        (candidate for candidate in useful if have_one_weight and candidate.kind == CRF), None
-    )
-    if not compared:
-        return full
-    best = max(
-        (candidate.values for candidate in compared), key=lambda values: float(values.mean())
-    )
-    kept = [
-        each
-        for each in compared
-        if each.values.mean() >= KEPT_GAIN * float(best.mean()) and not is_gain(best - each.values)
-    ]
-    is_better = (
-        full is not None
-        and len(full.gains) >= MIN_DECIDING
-        and is_gain(full.values - kept[0].values)
-    )
-    if is_better:
-        return full
-    return kept[0]
+    useful = [candidate for candidate in candidates if candidate.is_useful]
+    if not any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates):
+        return _gentlest_of_best(useful)
+
+    trained = next((candidate for candidate in useful if candidate.kind == CRF), None)
+    gentler = _gentlest_of_best([candidate for candidate in useful if candidate.kind != CRF])
+    if trained is None:
+        return gentler
+    if gentler is None or trained.is_surely_better_than(gentler):
+        return trained
+    return gentler
+
+
+def _gentlest_of_best(candidates: Sequence[Candidate]) -> Candidate | None:
+    """Return the first candidate that is about as good as the best one; None without candidates."""
+    if not candidates:
+        return None
+    best = max(candidates, key=lambda candidate: float(candidate.values.mean()))
+    return next(candidate for candidate in candidates if candidate.is_about_as_good_as(best))
 
 
 def is_gain(gains: Sequence[float] | NDArray[np.float64]) -> bool:
-    """Return whether gains of cases exceed chance: their mean is more than its standard error above 0."""
+    """Return whether gains of cases exceed chance.
+
+    They do if their mean is more than its standard error above 0.
+    """
     values = np.asarray(gains, dtype=float)
-    error = float(values.std(ddof=1)) / math.sqrt(values.size) if values.size > 1 else 0.0
-    return bool(values.size) and float(values.mean()) > error
+    if values.size == 0:
+        return False
+    error = 0.0
+    if values.size > 1:
+        error = float(values.std(ddof=1)) / math.sqrt(values.size)
+    return float(values.mean()) > error
 
 
 @dataclass(frozen=True)
@@ -320,14 +355,14 @@ class FitResult:
     parameters: CrfParameters  # all weights are 0 if no CRF was better
     score: float  # mean Dice of the deciding cases with them
     network_score: float  # mean Dice of the deciding cases without a CRF
-    # Dice minus the network's, per deciding case, of what won or else of the best CRF; empty if
-    # unknown
+    # Dice minus the network's, per deciding case, of what won or else of the best CRF; empty if it
+    # is not known.
     gains: tuple[float, ...]
     best_optimizer_step: int = field(metadata={"key": "best_iteration"})  # of the start that won
-    # loss, Dice and bandwidths of each start over its steps
+    # Loss, Dice and bandwidths of each start over its steps.
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     kind: str = NO_CRF  # of the candidate that was chosen
-    # the best trained model, chosen or not; None means that nothing was trained
+    # The best trained model, chosen or not; None means that nothing was trained.
     trained: CrfParameters | None = None
     candidates: tuple[Candidate, ...] = ()  # simpler models first
 
@@ -338,40 +373,29 @@ class FitResult:
 
     def describe(self) -> str:
         """Return a one-line description."""
+        volume = ""
         if self.parameters.volume.weight > 0.0:
             volume = f", volume.weight {self.parameters.volume.weight:g}"
-        else:
-            volume = ""
         dice = f"Dice {self.network_score:.4f} -> {self.score:.4f} on the cases that decide"
         return f"{self.start}{volume}: {dice}, at iteration {self.best_optimizer_step}"
 
 
 def no_crf(
-    parameters: CrfParameters, network_score: float, gains: Sequence[float] = (), **more: Any
+    parameters: CrfParameters, network_score: float, gains: Sequence[float] = ()
 ) -> FitResult:
-    """Return the result of a training in which no CRF was better than the network.
-
-    `more` are further attributes.
-    """
-    return FitResult(
-        NO_CRF, without_crf(parameters), network_score, network_score, tuple(gains), 0, **more
-    )
+    """Return the result of a training in which no CRF was better than the network."""
+    network = without_crf(parameters)
+    return FitResult(NO_CRF, network, network_score, network_score, tuple(gains), 0)
 
 
-def taken(chosen: Candidate, network_score: float, **more: Any) -> FitResult:
-    """Return the result of a training in which a candidate was chosen.
-
-    `more` are further attributes.
-    """
-    score = network_score + float(np.mean(chosen.gains))
-    step = chosen.optimizer_step
+def taken(chosen: Candidate, network_score: float) -> FitResult:
+    """Return the result of a training in which a candidate was chosen."""
     return FitResult(
         chosen.start,
         chosen.parameters,
-        score,
+        network_score + float(np.mean(chosen.gains)),
         network_score,
         chosen.gains,
-        step,
+        chosen.optimizer_step,
         kind=chosen.kind,
-        **more,
     )

@@ -154,8 +154,9 @@ def fit(cases, *, num_optimizer_steps=6, threads=2):
 
 def finished_fold():
     """A fold that is finished."""
-    fit = no_crf(
-        CrfParameters(), 0.7, (0.25, -0.5), histories={"a": [{"iteration": 0, "score": 0.1}]}
+    fit = replace(
+        no_crf(CrfParameters(), 0.7, (0.25, -0.5)),
+        histories={"a": [{"iteration": 0, "score": 0.1}]},
     )
     measured = {"case1": {"network": {"core": {"dice": 0.1 + 0.2, "hd95_mm": 3.0}}}}
     return FoldResult(

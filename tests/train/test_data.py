@@ -247,7 +247,12 @@ def test_what_is_estimated_is_right_on_average(monkeypatch):
     network, whole = (score(refine, tiled, loss, 1)[1] for refine in (network_refiner(), biased))
     samples = [make_sample(tiled, number) for number in range(200)]
     assert (
-        len({frozenset(part.image.tobytes() for part in sample.parts) for sample in samples[:8]})
+        len(
+            {
+                frozenset(part.crop.image.tobytes() for part in sample.parts)
+                for sample in samples[:8]
+            }
+        )
         == 8
     )
     np.testing.assert_array_equal(score(network_refiner(), samples[3], loss, 1)[1], network)
