@@ -1,4 +1,8 @@
-"""The baselines that a trained CRF must beat: vector scaling, which is a start and a candidate, too, and filters."""
+"""The baselines that a trained CRF must beat: vector scaling, the guided filter, and components.
+
+Vector scaling is also a start and a candidate of its own. The temperature of the output
+probabilities is fitted here, too.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
+from torch import Tensor
 
 from crfrefine.arrays.components import clean
 from crfrefine.arrays.label_maps import argmax_labels
@@ -22,18 +27,19 @@ from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
 from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
-from crfrefine.train.model import Refine, mean_defined, mean_dice, refiner_of
+from crfrefine.train.model import Refine, mean_defined, mean_dice, mean_tensor, refiner_of
 from crfrefine.train.observer import Workers
 from crfrefine.train.starts import BATCH_SIZE, FitResult, Start, rounded, voxel_length, without_crf
 
-# which largest component is kept: that of all labels together, or that of each label
-MAX_KINDS = ("foreground", "each")
+# The rules for keeping the largest component: that of all labels together, or that of each label.
+LARGEST_KINDS = ("foreground", "each")
 SCALED = ("temperature", "bias")
 SCALING_STEPS = 60
-# length of the first optimizer steps of vector scaling; it falls to zero at the end
+# Length of the first optimizer steps of vector scaling; it falls to zero at the end.
 SCALING_STEP_LENGTH = 0.1
 RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
-# variances of the normalized intensity that are tried: contrasts below their root are smoothed over
+# Variances of the normalized intensity that are tried: contrasts below their root are smoothed
+# over.
 EPSILONS = (0.001, 0.01, 0.1)
 _MIN_FILTERED = 1e-6  # filtered probabilities may be below 0
 # Cases that a training must have to start on the recalibrated network, too: on fewer, temperature
@@ -42,9 +48,9 @@ MIN_CALIBRATED = 8
 # Range of the output temperature, which makes the marginals of a fitted CRF likeliest: cases
 # without a single wrong voxel would ask for 0.
 RANGE = (0.25, 20.0)
+# Most cases, and most refined logits of each, that the temperature is fitted to: a single number
+# needs no more.
 MAX_CASES = 48
-# cases, and refined logits of each, that the temperature is fitted to: a single number needs no
-# more
 MAX_VALUES = 400_000
 
 
@@ -57,9 +63,59 @@ class VectorScaling:
 
     def apply(self, logits: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         """Return recalibrated (L, *grid) logits."""
-        shift = np.asarray(self.bias, dtype=logits.dtype).reshape(-1, *(1,) * (logits.ndim - 1))
-        result: NDArray[np.floating[Any]] = logits / logits.dtype.type(self.temperature) + shift
+        bias = np.asarray(self.bias, dtype=logits.dtype)
+        temperature = logits.dtype.type(self.temperature)
+        result: NDArray[np.floating[Any]] = logits / temperature + _as_channels(bias, logits.ndim)
         return result
+
+
+def _as_channels(values: NDArray[Any], num_axes: int) -> NDArray[Any]:
+    """Return values (L,) as (L, 1, ...), to be added to (L, *grid) of so many axes."""
+    return values.reshape(-1, *(1,) * (num_axes - 1))
+
+
+class _ScalingModel:
+    """Vector scaling whose temperature, biases or both are learned; the others are fixed."""
+
+    def __init__(self, fixed: VectorScaling, learned: Sequence[str]) -> None:
+        self._fixed = fixed
+        self._learns_temperature = "temperature" in learned
+        self._learns_bias = "bias" in learned
+        log_temperature = 0.0 if self._learns_temperature else math.log(fixed.temperature)
+        self._log_temperature = torch.tensor(
+            log_temperature, requires_grad=self._learns_temperature
+        )
+        self._bias = torch.zeros(len(fixed.bias), requires_grad=self._learns_bias)
+        # Biases that are not learned are those of the logits, before any temperature divides them.
+        self._shift = torch.zeros(1, 1)
+        if not self._learns_bias:
+            self._shift = torch.tensor(fixed.bias)[:, None] * fixed.temperature
+
+    @property
+    def values(self) -> list[Tensor]:
+        """The tensors that are learned."""
+        return [value for value in (self._log_temperature, self._bias) if value.requires_grad]
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Return recalibrated (L, N) logits."""
+        temperature = self._log_temperature.exp().to(logits.device)
+        bias = self._bias.to(logits.device)[:, None]
+        return (logits + self._shift.to(logits.device)) / temperature + bias
+
+    def result(self, *, are_labels: bool) -> VectorScaling:
+        """Return the present values; biases of labels, which a softmax follows, have the mean 0."""
+        temperature = self._fixed.temperature
+        if self._learns_temperature:
+            temperature = float(self._log_temperature.detach().exp())
+        if not self._learns_bias:
+            fixed = self._fixed
+            bias = tuple(value * fixed.temperature / temperature for value in fixed.bias)
+            return VectorScaling(temperature, bias)
+        learned = self._bias.detach()
+        if are_labels:
+            # A constant in all biases changes no softmax; in log-odds of regions it does matter.
+            learned = learned - learned.mean()
+        return VectorScaling(temperature, tuple(learned.tolist()))
 
 
 def fit_scaling(
@@ -73,71 +129,51 @@ def fit_scaling(
 
     `fixed` has those that are not learned.
     """
-    fixed = fixed or VectorScaling(1.0, (0.0,) * material.sizes[0])
-    learns_temperature = "temperature" in learned
-    learns_bias = "bias" in learned
-    log_temperature = torch.tensor(
-        0.0 if learns_temperature else math.log(fixed.temperature), requires_grad=learns_temperature
-    )
-    bias = torch.zeros(material.sizes[0], requires_grad=learns_bias)
-    # Biases that are not learned are those of the logits, before any temperature divides them.
-    if learns_bias:
-        shift = torch.zeros(1, 1)
-    else:
-        shift = torch.tensor(fixed.bias)[:, None] * fixed.temperature
-    values = [value for value in (log_temperature, bias) if value.requires_grad]
+    if fixed is None:
+        fixed = VectorScaling(1.0, (0.0,) * material.sizes[0])
+    model = _ScalingModel(fixed, learned)
+    values = model.values
     optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
 
-    def gradient(
-        voxels: tuple[torch.Tensor, torch.Tensor], threads: int
-    ) -> tuple[torch.Tensor, ...]:
+    def gradient(voxels: tuple[Tensor, Tensor], threads: int) -> tuple[Tensor, ...]:
         logits, labels = voxels
-        scale = log_temperature.exp().to(logits.device)
-        offset = bias.to(logits.device)[:, None]
-        loss = material.loss((logits + shift.to(logits.device)) / scale + offset, labels)
-        return torch.autograd.grad(loss, values)
+        return torch.autograd.grad(material.loss(model.apply(logits), labels), values)
 
-    for optimizer_step in range(SCALING_STEPS):
-        batch = [material.voxels[case] for case in material.draw(optimizer_step, cases, BATCH_SIZE)]
-        for value, parts in zip(
-            values, zip(*workers.run_on_device(gradient, batch), strict=True), strict=True
-        ):
-            value.grad = sum(parts[1:], parts[0]) / len(batch)
-        optimizer.param_groups[0]["lr"] = (
-            SCALING_STEP_LENGTH * 0.5 * (1.0 + math.cos(math.pi * optimizer_step / SCALING_STEPS))
-        )
+    for step in range(SCALING_STEPS):
+        drawn = material.draw(step, cases, BATCH_SIZE)
+        gradients = workers.run_on_device(gradient, [material.voxels[case] for case in drawn])
+        for value, parts in zip(values, zip(*gradients, strict=True), strict=True):
+            value.grad = mean_tensor(parts)
+        half_cosine = 0.5 * (1.0 + math.cos(math.pi * step / SCALING_STEPS))
+        optimizer.param_groups[0]["lr"] = SCALING_STEP_LENGTH * half_cosine
         optimizer.step()
-    temperature = float(log_temperature.detach().exp()) if learns_temperature else fixed.temperature
-    if not learns_bias:
-        return VectorScaling(
-            temperature, tuple(value * fixed.temperature / temperature for value in fixed.bias)
-        )
-    # A constant in all biases changes no softmax; a constant in log-odds of regions does matter.
-    shared = bias.mean() if material.crops[0].regions is None else 0.0
-    return VectorScaling(temperature, tuple((bias - shared).detach().tolist()))
+    return model.result(are_labels=material.crops[0].regions is None)
 
 
-class Scores(NamedTuple):
+Choice = TypeVar("Choice")
+
+
+class Scores(NamedTuple, Generic[Choice]):
     """How good a rival that needs no training is: every choice on every case."""
 
-    choices: Sequence[Any]  # the first is the network itself, if it is among them
+    choices: Sequence[Choice]  # the first is the network itself, if it is among them
     dice: NDArray[np.float64]  # (cases, choices) mean Dice
 
     def means(self, rows: Sequence[int]) -> NDArray[np.float64]:
         """Return the mean Dice of each choice on some cases; 0 where none has a Dice."""
         return np.nan_to_num([mean_defined(column) for column in self.dice[list(rows)].T])
 
-    def best(self, cases: Sequence[int]) -> Any:
+    def best(self, cases: Sequence[int]) -> Choice:
         """Return the choice with the best mean Dice on some cases, the first among equals."""
         return self.choices[int(self.means(cases).argmax())]
 
 
 def score_choices(
-    choices: Sequence[Any],
+    choices: Sequence[Choice],
     material: Material,
     workers: Workers,
     label_maps: Callable[[Crop], Iterable[NDArray[Any]]],
-) -> Scores:
+) -> Scores[Choice]:
     """Return how good each choice is; `label_maps` yields the labels (*box) of a crop for each."""
 
     def scores(crop: Crop, threads: int) -> list[float]:
@@ -147,19 +183,22 @@ def score_choices(
 
 
 def network_labels(crop: Crop) -> NDArray[np.unsignedinteger[Any]]:
-    """Return the network's labels (*box) of a crop, background outside its mask: far from any possible foreground."""
+    """Return the network's labels (*box) of a crop.
+
+    They are background outside its mask: far from any possible foreground.
+    """
     return np.where(crop.mask, crop.network, 0).astype(np.min_scalar_type(crop.num_labels - 1))
 
 
-def largest_scores(material: Material, workers: Workers) -> Scores:
+def largest_scores(material: Material, workers: Workers) -> Scores[str]:
     """Return how good it is to keep the largest component of each kind."""
-    rules = [PostprocessParameters(keep_largest=kind) for kind in MAX_KINDS]
-    return score_choices(
-        MAX_KINDS,
-        material,
-        workers,
-        lambda crop: (clean(network_labels(crop), rule, 1.0).label_map for rule in rules),
-    )
+
+    def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
+        labels = network_labels(crop)
+        for kind in LARGEST_KINDS:
+            yield clean(labels, PostprocessParameters(keep_largest=kind), 1.0).label_map
+
+    return score_choices(LARGEST_KINDS, material, workers, label_maps)
 
 
 @dataclass(frozen=True)
@@ -174,7 +213,9 @@ UNGUIDED = Guidance()  # no filter
 
 
 class Guide:
-    """The windows of a normalized image (M, *grid) float32, of half-widths rounded to voxels, and the filter that they guide.
+    """The windows of a normalized image (M, *grid) float32, and the filter that they guide.
+
+    Half-widths of windows are rounded to voxels.
 
     Source: He, Sun & Tang, Guided image filtering (TPAMI 35, 2013), equations 14 to 16; 5, 6 and 8
     for one modality.
@@ -184,50 +225,59 @@ class Guide:
         self, image: NDArray[np.float32], radius_mm: float, spacing: Sequence[float]
     ) -> None:
         self._image = image
-        # Larger windows see nothing but the edges anyway, and would fill the memory.
-        radii = [
-            min(round(radius_mm / distance), 16 * extent)
-            for distance, extent in zip(spacing, image.shape[1:], strict=True)
-        ]
-        self._sizes = [2 * radius + 1 for radius in radii]
+        self._sizes = []
+        for distance, extent in zip(spacing, image.shape[1:], strict=True):
+            # Larger windows see nothing but the edges anyway, and would fill the memory.
+            radius = min(round(radius_mm / distance), 16 * extent)
+            self._sizes.append(2 * radius + 1)
         self._means = [self._box(modality) for modality in image]
-        self._covariances = [  # a lower triangle
-            [
-                self._box(image[row] * image[column]) - self._means[row] * self._means[column]
-                for column in range(row + 1)
-            ]
-            for row in range(len(image))
-        ]
+        # The covariances of modalities, as the rows of a lower triangle.
+        self._covariances = []
+        for row in range(len(image)):
+            covariances = [self._covariance(row, column) for column in range(row + 1)]
+            self._covariances.append(covariances)
+
+    def _covariance(self, row: int, column: int) -> NDArray[np.float32]:
+        mean_product = self._box(self._image[row] * self._image[column])
+        return mean_product - self._means[row] * self._means[column]
+
+    def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the mean (*grid) of the window around each voxel."""
+        result: NDArray[np.float32] = uniform_filter(values, self._sizes, mode="nearest")
+        return result
 
     def filter(
         self, channel: NDArray[np.float32], epsilons: Sequence[float]
     ) -> list[NDArray[np.float32]]:
-        """Return a channel (*grid) as an average of linear functions of the image, one per window: with each epsilon."""
+        """Return a channel (*grid), filtered with each epsilon.
+
+        It is an average of linear functions of the image, one per window.
+        """
         mean = self._box(channel)
-        cross = [
-            self._box(modality * channel) - own * mean
-            for modality, own in zip(self._image, self._means, strict=True)
-        ]
+        cross = []
+        for modality, modality_mean in zip(self._image, self._means, strict=True):
+            cross.append(self._box(modality * channel) - modality_mean * mean)
+
         filtered = []
         for epsilon in epsilons:
             slopes = self._slopes(epsilon, cross)
-            result = self._box(
-                mean - sum(slope * own for slope, own in zip(slopes, self._means, strict=True))
-            )
+            products = [slope * own for slope, own in zip(slopes, self._means, strict=True)]
+            result = self._box(mean - sum(products))
             for slope, modality in zip(slopes, self._image, strict=True):
                 result += self._box(slope) * modality
             filtered.append(result)
         return filtered
 
-    def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        result: NDArray[np.float32] = uniform_filter(values, self._sizes, mode="nearest")
-        return result
-
     def _slopes(
         self, epsilon: float, cross: Sequence[NDArray[np.float32]]
     ) -> list[NDArray[np.float32]]:
-        """Return the solution of (covariance + epsilon) x = cross in every voxel, by elimination: the matrix is positive definite."""
-        rows = [[*own[:-1], own[-1] + np.float32(epsilon)] for own in self._covariances]
+        """Return the solution of (covariance + epsilon) x = cross in every voxel, by elimination.
+
+        The matrix is positive definite.
+        """
+        rows: list[list[NDArray[Any]]] = []
+        for covariances in self._covariances:
+            rows.append([*covariances[:-1], covariances[-1] + np.float32(epsilon)])
         right: list[NDArray[Any]] = list(cross)
         for pivot in range(len(rows)):
             for row in range(pivot + 1, len(rows)):
@@ -236,6 +286,7 @@ class Guide:
                 for column in range(pivot + 1, row + 1):
                     rows[row][column] = rows[row][column] - factor * rows[column][pivot]
                 right[row] = right[row] - factor * right[pivot]
+
         solution: list[NDArray[Any]] = []
         for row in reversed(range(len(rows))):
             value = right[row]
@@ -253,49 +304,48 @@ class Guide:
     ) -> list[NDArray[np.unsignedinteger[Any]]]:
         """Return the labels of filtered probabilities (L, *grid) with each epsilon.
 
-        A bias keeps the volumes of a label map.
+        A bias keeps the volumes of the label map `volumes_of`.
         """
+        label_maps = []
         if regions is not None:
-            filtered = [self.filter(channel, epsilons) for channel in probabilities]
-            return [
-                regions.decode(np.stack(own) - np.float32(0.5))
-                for own in zip(*filtered, strict=True)
-            ]
+            by_region = [self.filter(channel, epsilons) for channel in probabilities]
+            for channels in zip(*by_region, strict=True):
+                label_maps.append(regions.decode(np.stack(channels) - np.float32(0.5)))
+            return label_maps
+
         # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
-        filtered = [self.filter(channel, epsilons) for channel in probabilities[1:]]
-        maps = [np.stack([np.float32(1.0) - sum(own), *own]) for own in zip(*filtered, strict=True)]
-        if volumes_of is not None:
-            for own in maps:
-                np.log(np.maximum(own, np.float32(_MIN_FILTERED)), out=own)
-                own += (
-                    volume_bias(own, volumes_of)
-                    .astype(np.float32)
-                    .reshape(-1, *(1,) * volumes_of.ndim)
-                )
-        return [argmax_labels(own) for own in maps]
+        by_label = [self.filter(channel, epsilons) for channel in probabilities[1:]]
+        for channels in zip(*by_label, strict=True):
+            scores = np.stack([np.float32(1.0) - sum(channels), *channels])
+            if volumes_of is not None:
+                np.log(np.maximum(scores, np.float32(_MIN_FILTERED)), out=scores)
+                bias = volume_bias(scores, volumes_of).astype(np.float32)
+                scores += _as_channels(bias, scores.ndim)
+            label_maps.append(argmax_labels(scores))
+        return label_maps
 
 
-def score_guided(material: Material, spacing: Sequence[float], workers: Workers) -> Scores:
+def score_guided(
+    material: Material, spacing: Sequence[float], workers: Workers
+) -> Scores[Guidance]:
     """Measure every setting on every case, first the network without a filter.
 
     `spacing` is that of a typical case.
     """
     radii = [radius * voxel_length(spacing) for radius in RADII_VOXELS]
+    choices = [UNGUIDED]
+    for radius, epsilon in itertools.product(radii, EPSILONS):
+        choices.append(Guidance(radius, epsilon))
 
     def label_maps(crop: Crop) -> Iterator[NDArray[Any]]:
         network = network_labels(crop)
+        volumes_of = network if crop.network_spacing else None
         probabilities = probabilities_of(crop.logits.astype(np.float32), crop.regions)
         yield network
         for radius in radii:
             guide = Guide(crop.image, radius, crop.spacing)
-            yield from guide.labels(
-                probabilities, EPSILONS, crop.regions, network if crop.network_spacing else None
-            )
+            yield from guide.labels(probabilities, EPSILONS, crop.regions, volumes_of)
 
-    choices = (
-        UNGUIDED,
-        *(Guidance(radius, epsilon) for radius, epsilon in itertools.product(radii, EPSILONS)),
-    )
     return score_choices(choices, material, workers, label_maps)
 
 
@@ -314,30 +364,28 @@ def calibrate(
 ) -> CrfParameters | None:
     """Return the network recalibrated as a CRF without weights, fitted with the training's loss.
 
-    None if not learned.
+    None means that neither temperature nor biases are learned.
     """
-    learned = tuple(group for group in SCALED if group in material.learn)
+    learned = [group for group in SCALED if group in material.learn]
     if not learned:
         return None
-    settings = base.mean_field
-    if isinstance(settings.bias, tuple):
-        biases = settings.bias
-    else:
-        biases = (settings.bias,) * material.sizes[0]
-    fixed = VectorScaling(
-        settings.temperature, tuple(bias / settings.temperature for bias in biases)
-    )
+    initial = base.mean_field.temperature
+    biases = base.mean_field.bias
+    if not isinstance(biases, tuple):
+        biases = (biases,) * material.sizes[0]
+    fixed = VectorScaling(initial, tuple(bias / initial for bias in biases))
     scaling = fit_scaling(material, cases, workers, learned=learned, fixed=fixed)
-    # logits / temperature + bias is (logits + bias) / temperature, in the ranges that these may
-    # have.
-    low, high = TEMPERATURE_RANGE
-    temperature = min(max(scaling.temperature, low), high)
-    bias = tuple(min(max(value * temperature, -MAX_BIAS), MAX_BIAS) for value in scaling.bias)
-    return rounded(
-        without_crf(base).replace(
-            **{"mean_field.temperature": temperature, "mean_field.bias": bias}
-        )
-    )
+
+    # logits / temperature + bias is (logits + bias * temperature) / temperature, with both in the
+    # ranges that these may have.
+    temperature = _clamp(scaling.temperature, *TEMPERATURE_RANGE)
+    bias = tuple(_clamp(value * temperature, -MAX_BIAS, MAX_BIAS) for value in scaling.bias)
+    changes = {"mean_field.temperature": temperature, "mean_field.bias": bias}
+    return rounded(without_crf(base).replace(**changes))
+
+
+def _clamp(value: float, low: float, high: float) -> float:
+    return min(max(value, low), high)
 
 
 def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
@@ -357,38 +405,39 @@ Refined = tuple[NDArray[np.float32], NDArray[Any]]
 def calibrate_output(
     fit: FitResult, cases: Sequence[int], material: Material, workers: Workers
 ) -> FitResult:
-    """Return the result of a training with the output temperature that makes its marginals likeliest on the cases it was fitted to."""
+    """Return the result of a training with the output temperature that suits it.
+
+    It makes the marginals likeliest on the cases that the model was fitted to.
+    """
     temperature = 1.0
-    parameters = fit.parameters
     if not fit.is_network:  # Without a CRF, the network's probabilities stay as they are.
-        refine = refiner_of(fit.kind, parameters, material)
-        chosen = list(cases)[:: max(1, math.ceil(len(cases) / MAX_CASES))]
-        refined = workers.run_on_device(
-            lambda case, threads: _refine_some(refine, material, case, threads), chosen
-        )
+        refine = refiner_of(fit.kind, fit.parameters, material)
+
+        def refine_some(case: int, threads: int) -> Refined:
+            return _refine_some(refine, material, case, threads)
+
+        step = max(1, math.ceil(len(cases) / MAX_CASES))
+        refined = workers.run_on_device(refine_some, cases[::step])
         temperature = fit_output_temperature([voxels for voxels in refined if voxels[1].size])
-    return replace(
-        fit,
-        parameters=rounded(parameters.replace(**{"mean_field.output_temperature": temperature})),
-    )
+    changes = {"mean_field.output_temperature": temperature}
+    return replace(fit, parameters=rounded(fit.parameters.replace(**changes)))
 
 
 def fit_output_temperature(cases: Sequence[Refined]) -> float:
-    """Return the temperature in RANGE with the largest mean log likelihood over cases, which has one maximum; else 1."""
+    """Return the temperature in RANGE with the largest mean log likelihood over cases; else 1.
+
+    The likelihood has one maximum.
+    """
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return float(
-            np.mean(
-                [negative_log_likelihood(*voxels, math.exp(log_temperature)) for voxels in cases]
-            )
-        )
+        temperature = math.exp(log_temperature)
+        return float(np.mean([negative_log_likelihood(*case, temperature) for case in cases]))
 
     if not cases:
         return 1.0
-    best = minimize_scalar(
-        loss, bounds=tuple(map(math.log, RANGE)), method="bounded", options={"xatol": 1e-4}
-    )
+    bounds = (math.log(RANGE[0]), math.log(RANGE[1]))
+    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
     if best.fun < loss(0.0):
         return math.exp(best.x)
     return 1.0
@@ -399,37 +448,32 @@ def negative_log_likelihood(
 ) -> float:
     """Return the mean over voxels of -log of the probability of the truth.
 
-    Of regions, their mean.
+    For regions, it is the mean over them, too.
     """
     scaled = logits * np.float32(1.0 / temperature)
     if truth.ndim > 1:
         return float(np.logaddexp(0.0, -truth * scaled).mean(dtype=np.float64))
     scaled -= scaled.max(axis=0)
-    own = np.take_along_axis(scaled, truth[None], axis=0)[0]
-    return float((np.log(np.exp(scaled).sum(axis=0)) - own).mean(dtype=np.float64))
+    of_truth = np.take_along_axis(scaled, truth[None], axis=0)[0]
+    log_sums = np.log(np.exp(scaled).sum(axis=0))
+    return float((log_sums - of_truth).mean(dtype=np.float64))
 
 
 def _refine_some(refine: Refine, material: Material, case: int, threads: int) -> Refined:
     """Return refined voxels of a crop that have a reference, at most MAX_VALUES logits."""
-    regions = material.crops[case].regions
+    crop = material.crops[case]
     with torch.no_grad():
-        refined, labels = refine(material.crops[case], threads)
+        refined, labels = refine(crop, threads)
     max_voxels = max(1, MAX_VALUES // len(refined))
     if labels.numel() > max_voxels:
-        chosen = np.sort(
-            np.random.default_rng([material.seed, case]).choice(
-                labels.numel(), max_voxels, replace=False
-            )
-        )
+        random = np.random.default_rng([material.seed, case])
+        chosen = np.sort(random.choice(labels.numel(), max_voxels, replace=False))
         index = torch.from_numpy(chosen).to(labels.device)
         refined = refined.index_select(1, index)
         labels = labels.index_select(0, index)
     logits = refined.float().cpu().numpy()
     truth = labels.cpu().numpy()
-    if regions is not None:
-        truth = np.where(
-            [np.isin(truth, members) for members in regions.labels],
-            np.float32(1.0),
-            np.float32(-1.0),
-        )
+    if crop.regions is not None:
+        inside = [np.isin(truth, members) for members in crop.regions.labels]
+        truth = np.where(inside, np.float32(1.0), np.float32(-1.0))
     return logits, truth

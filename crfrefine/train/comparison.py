@@ -318,7 +318,7 @@ def _filter_labels(
     tuned: Tuned,
     volumes_of: NDArray[Any] | None,
 ) -> NDArray[Any]:
-    """Return the labels of the guided filter; they keep the volumes of another label map, if any."""
+    """Return the labels of the guided filter; they keep the volumes of a label map, if any."""
     guidance = tuned.guidance
     image = normalize_intensity(case.image, tuned.fit.parameters.intensity, case.mask)
     guide = Guide(image, guidance.radius_mm, case.spacing)

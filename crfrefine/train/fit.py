@@ -202,7 +202,7 @@ class Fit:
         )
 
     def _train_starts(self) -> list[Trajectory]:
-        """Return the trajectory of each start: trained, or only tried if the best one is trained."""
+        """Return the trajectory of each start, trained; with `trains_best`, only the best one is."""
         prior = setup.PRIOR / len(self.split.training)
         trajectories = []
         for start in self.starts:

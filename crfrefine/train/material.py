@@ -125,7 +125,7 @@ class Sample(NamedTuple):
     @classmethod
     def of_crop(cls, crop: Crop) -> Sample:
         """Return the sample that is all of a crop, and counts exactly."""
-        # Voxels inside the crop's mask change from none to all, so that only the others are counted.
+        # The case is counted without the crop, which is then all change.
         part = SamplePart(crop, 1.0, 1.0, np.zeros_like(crop.outside))
         return cls((part,), crop.outside)
 
@@ -189,7 +189,7 @@ class Material:
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
-        """The data that models are compared on: of each case, its crop if it is small, or else some tiles."""
+        """The data that models are compared on: the crop of each case, or tiles of a large one."""
         return tuple(make_sample(crop, number) for number, crop in enumerate(self.crops))
 
     @cached_property

@@ -40,27 +40,30 @@ class TrainingObserver(Observer[str, Record]):
 
 
 class Progress:
-    """Tells an observer how much of a run is done, which has `num_parts` trainings of at most `num_steps` optimizer steps."""
+    """Tells an observer how much of a run is done.
+
+    The run has `num_parts` trainings of at most `num_steps` optimizer steps.
+    """
 
     def __init__(self, observer: TrainingObserver, num_parts: int, num_steps: int) -> None:
         self.observer = observer
         self._num_parts = num_parts
         self._num_steps = num_steps
-        # finished trainings, and optimizer steps of the present one
-        self._parts = 0
-        self._steps = 0
+        self._num_ended = 0  # trainings that are over
+        self._step = 0  # optimizer steps of the present training
 
     def stepped(self, stage: str, start: str, state: str) -> None:
         """Show one more optimizer step."""
-        self._steps += 1
+        self._step += 1
         self.observer.stepped(stage, start, state)
-        share = (self._parts + min(1.0, self._steps / self._num_steps)) / self._num_parts
+        share_of_part = min(1.0, self._step / self._num_steps)
+        share = (self._num_ended + share_of_part) / self._num_parts
         self.observer.progressed(SCREENING_SHARE + (1.0 - SCREENING_SHARE) * share)
 
     def part_ended(self) -> None:
         """A training of the run is over."""
-        self._parts = self._parts + 1
-        self._steps = 0
+        self._num_ended += 1
+        self._step = 0
 
 
 Item = TypeVar("Item")

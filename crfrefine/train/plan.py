@@ -21,7 +21,14 @@ from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.train import crops as cropping
 from crfrefine.train import starts as setup
-from crfrefine.train.baselines import Scores, Tuned, fit_scaling, largest_scores, score_guided
+from crfrefine.train.baselines import (
+    Guidance,
+    Scores,
+    Tuned,
+    fit_scaling,
+    largest_scores,
+    score_guided,
+)
 from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled, require_all
 from crfrefine.train.material import Material, TrainingDevice
@@ -259,8 +266,8 @@ class Prepared(NamedTuple):
     progress: Progress
     material: Material
     starts: Sequence[Start]
-    largest: Scores
-    guided: Scores
+    largest: Scores[str]
+    guided: Scores[Guidance]
 
     @property
     def tools(self) -> tuple[Material, Workers, Callable[[str, str, str], object]]:

@@ -1,7 +1,7 @@
-"""Synthetic cases like a given one, but with a known truth: a parametric bootstrap of the network's errors.
+"""Synthetic cases like a given one, but with a known truth.
 
-A label map is the truth; logits that agree with it are disturbed by noise until they are as wrong
-as the network expects itself to be.
+They are a parametric bootstrap of the network's errors: a label map is the truth; logits that agree
+with it are disturbed by noise until they are as wrong as the network expects itself to be.
 
 Source: Efron & Tibshirani 1993, chapter 6. Arrays are (channels, *grid) or (*grid), in any number
 of dimensions.
@@ -24,9 +24,9 @@ from crfrefine.train.crops import count_confusion
 # Widths of the noise in voxels of the network, in equal parts: errors of a voxel, and errors that
 # look like structures.
 NOISE_SIGMAS = (1.0, 2.0)
-# a label with fewer voxels has no part in a mean Dice: a few voxels would decide it
+# A label with fewer voxels has no part in a mean Dice: a few voxels would decide it.
 MIN_VOXELS = 30
-# of the noise: a fifth of the smallest gain at which parameters are considered
+# Tolerance of the noise: a fifth of the smallest gain at which parameters are considered.
 DICE_TOLERANCE = 0.002
 _MAX_HALVINGS = 16
 _MAX_SCALE = 1024.0
@@ -54,48 +54,63 @@ def logits_of(
 def agreeing(
     logits: NDArray[np.float32], truth: NDArray[Any], regions: RegionScheme | None
 ) -> NDArray[np.float32]:
-    """Return (channels, *grid) logits, as doubtful as they were, that decode to the truth: those of wrong labels change places or sign."""
+    """Return (channels, *grid) logits, as doubtful as they were, that decode to the truth.
+
+    Logits of wrong labels change places, those of wrong regions change sign.
+    """
     if regions is not None:
         inside = np.stack([np.isin(truth, labels) for labels in regions.labels])
-        return np.where(
-            inside, np.maximum(np.abs(logits), np.finfo(np.float32).tiny), -np.abs(logits)
-        )
-    changed = logits.copy()
+        sizes = np.abs(logits)
+        return np.where(inside, np.maximum(sizes, np.finfo(np.float32).tiny), -sizes)
     labels = argmax_labels(logits)
     wrong = np.nonzero(labels != truth)
     highest = (labels[wrong], *wrong)
-    own = (truth[wrong], *wrong)
-    changed[highest] = logits[own]
+    of_truth = (truth[wrong], *wrong)
+    changed = logits.copy()
+    changed[highest] = logits[of_truth]
     # Of equal logits, the lower label would win.
-    changed[own] = np.nextafter(logits[highest], np.float32(np.inf))
+    changed[of_truth] = np.nextafter(logits[highest], np.float32(np.inf))
     return changed
 
 
 def dice_of(labels: NDArray[Any], truth: NDArray[Any], groups: Sequence[Sequence[int]]) -> float:
-    """Return the mean Dice of two (*grid) label maps over the groups of labels with MIN_VOXELS in the truth; NaN if none has."""
-    num_labels = 1 + max(int(labels.max()), int(truth.max()), *(max(group) for group in groups))
+    """Return the mean Dice of two (*grid) label maps over groups of labels.
+
+    Groups with fewer than MIN_VOXELS in the truth do not count; NaN if none is left.
+    """
+    largest = max(max(group) for group in groups)
+    num_labels = 1 + max(int(labels.max()), int(truth.max()), largest)
     confusion = count_confusion(truth, labels, num_labels)
-    overlaps = [OverlapCounts.of_confusion(confusion, group) for group in groups]
-    values = [overlap.dice() for overlap in overlaps if overlap.num_reference >= MIN_VOXELS]
-    if values:
-        return float(np.mean(values))
-    return float("nan")
+    values = []
+    for group in groups:
+        overlap = OverlapCounts.of_confusion(confusion, group)
+        if overlap.num_reference >= MIN_VOXELS:
+            values.append(overlap.dice())
+    return _mean_or_nan(values)
 
 
 def expected_dice(
     logits: NDArray[np.float32], mask: NDArray[np.bool_], regions: RegionScheme | None
 ) -> float:
-    """Return the mean Dice that a network expects of itself: 2 sum(p inside) / (voxels inside + sum(p)); or NaN."""
+    """Return the mean Dice that a network expects of itself, or NaN.
+
+    It is 2 sum(p inside) / (voxels inside + sum(p)), with the probabilities p of a label or region.
+    """
     labels = decode(logits, regions)
     probabilities = probabilities_of(logits, regions)
+    foreground = probabilities[1:] if regions is None else probabilities
     values = []
-    for number, group in enumerate(groups_of(len(logits), regions), start=regions is None):
+    for channel, group in zip(foreground, groups_of(len(logits), regions), strict=True):
         inside = np.isin(labels, group) & mask
-        if (size := int(inside.sum())) >= MIN_VOXELS:
-            within = float(probabilities[number][inside].sum(dtype=np.float64))
-            values.append(
-                2.0 * within / (size + float(probabilities[number][mask].sum(dtype=np.float64)))
-            )
+        num_inside = int(inside.sum())
+        if num_inside >= MIN_VOXELS:
+            sum_inside = float(channel[inside].sum(dtype=np.float64))
+            sum_all = float(channel[mask].sum(dtype=np.float64))
+            values.append(2.0 * sum_inside / (num_inside + sum_all))
+    return _mean_or_nan(values)
+
+
+def _mean_or_nan(values: Sequence[float]) -> float:
     if values:
         return float(np.mean(values))
     return float("nan")
@@ -104,12 +119,14 @@ def expected_dice(
 def make_noise(
     shape: Sequence[int], voxel: float, random: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return (channels, *grid) Gaussian noise of NOISE_SIGMAS, in equal parts, with a standard deviation of 1; `voxel` is their unit."""
+    """Return (channels, *grid) Gaussian noise of NOISE_SIGMAS, in equal parts.
+
+    Its standard deviation is 1; `voxel` is the unit of the widths.
+    """
     total = np.zeros(shape, np.float32)
-    for sigma in (width * voxel for width in NOISE_SIGMAS):
-        part = gaussian_filter(
-            random.standard_normal(shape, dtype=np.float32), (0.0, *(sigma,) * (len(shape) - 1))
-        )
+    for width in NOISE_SIGMAS:
+        sigmas = (0.0, *(width * voxel,) * (len(shape) - 1))
+        part = gaussian_filter(random.standard_normal(shape, dtype=np.float32), sigmas)
         total += part / part.std()
     return np.asarray(total / total.std(), np.float32)
 
@@ -122,11 +139,15 @@ def noise_scale(
     dice: float,
     regions: RegionScheme | None,
 ) -> float:
-    """Return the factor on (channels, *grid) noise that brings logits, which decode to the truth, to a Dice within the (*grid) mask."""
+    """Return the factor on noise that brings logits, which decode to the truth, to a Dice.
+
+    Noise is (channels, *grid); the Dice is that within the (*grid) mask.
+    """
+    groups = groups_of(len(logits), regions)
 
     def reached(scale: float) -> float:
         labels = decode(logits + np.float32(scale) * noise, regions)
-        return dice_of(np.where(mask, labels, 0), truth, groups_of(len(logits), regions))
+        return dice_of(np.where(mask, labels, 0), truth, groups)
 
     low = 0.0
     high = 1.0
@@ -135,35 +156,39 @@ def noise_scale(
         high = 2.0 * high
     for _ in range(_MAX_HALVINGS):
         middle = (low + high) / 2.0
-        if abs((present := reached(middle)) - dice) <= DICE_TOLERANCE:
+        present = reached(middle)
+        if abs(present - dice) <= DICE_TOLERANCE:
             return middle
-        low, high = (middle, high) if present > dice else (low, middle)
+        if present > dice:
+            low = middle
+        else:
+            high = middle
     return high
 
 
 def halving(shape: Sequence[int], spacing: Sequence[float]) -> list[int]:
-    """Return by how much each axis is coarsened next: 2 for the finest one of more than a voxel (the longest of equals), else 1."""
-    finest = min(
-        (axis for axis, size in enumerate(shape) if size > 1),
-        key=lambda axis: (spacing[axis], -shape[axis]),
-    )
-    return [2 if axis == finest else 1 for axis in range(len(shape))]
+    """Return by how much each axis is coarsened next.
+
+    It is 2 for the finest axis of more than a voxel (the longest of equals), and 1 for the others.
+    """
+    axes = [axis for axis, size in enumerate(shape) if size > 1]
+    finest = min(axes, key=lambda axis: (spacing[axis], -shape[axis]))
+    factors = [1] * len(shape)
+    factors[finest] = 2
+    return factors
 
 
 def block_means(values: NDArray[Any], factors: Sequence[int]) -> NDArray[np.float32]:
     """Return the means of blocks of (channels, *grid) values, of `factors` voxels along each axis.
 
-    What fills no block is left out.
+    Voxels that fill no block are left out.
     """
-    num_blocks = [size // factor for size, factor in zip(values.shape[1:], factors, strict=True)]
-    filled = values[
-        (
-            slice(None),
-            *(slice(count * factor) for count, factor in zip(num_blocks, factors, strict=True)),
-        )
-    ]
-    shape = [length for pair in zip(num_blocks, factors, strict=True) for length in pair]
-    return np.asarray(
-        filled.reshape(len(values), *shape).mean(axis=tuple(range(2, 2 * len(factors) + 1, 2))),
-        np.float32,
-    )
+    filled = [slice(None)]
+    block_shape = [len(values)]  # each axis as two: the blocks, and the voxels of a block
+    for size, factor in zip(values.shape[1:], factors, strict=True):
+        num_blocks = size // factor
+        filled.append(slice(num_blocks * factor))
+        block_shape += [num_blocks, factor]
+    within_blocks = tuple(range(2, len(block_shape), 2))
+    blocks = values[tuple(filled)].reshape(block_shape)
+    return np.asarray(blocks.mean(axis=within_blocks), np.float32)
