@@ -40,7 +40,9 @@ from crfrefine.train.observer import Result, Workers
 from crfrefine.train.options import DataFolders
 
 _MAX_NAMED = 3
-LARGE_CASE_VOXELS = 4_000_000  # cases of more voxels are read and measured one at a time: several of them in memory would be too much
+# cases of more voxels are read and measured one at a time: several of them in memory would be too
+# much
+LARGE_CASE_VOXELS = 4_000_000
 
 
 def require_all(
@@ -51,7 +53,10 @@ def require_all(
     *,
     one_by_one: bool = False,
 ) -> list[Result]:
-    """Return `work(case, threads)` of all cases; raise the error of a single bad case, or an error that names the first few."""
+    """Return `work(case, threads)` of all cases.
+
+    Raise the error of a single bad case, or an error that names the first few.
+    """
     # A training without the bad cases would have to be repeated once they are fixed.
     errors: dict[str, CrfRefineError] = {}
 
@@ -86,17 +91,15 @@ class LabeledCases(NamedTuple):
     """The cases of a run, all with the same labels, modalities and axes."""
 
     files: tuple[CaseFiles, ...]  # of each case, sorted by name
-    sizes: tuple[
-        int, int, int
-    ]  # channels of the logits (one per label or region), modalities and axes
+    # channels of the logits (one per label or region), modalities and axes
+    sizes: tuple[int, int, int]
     label_names: tuple[str, ...]  # one per label, background first
     ignore_label: int | None  # marks voxels without a reference
     notes: tuple[str, ...]  # ignored files, and why
     left_out: Incomplete  # the cases that lack a file, sorted by name
     reading: RegionReading  # which channels are regions, and not labels
-    regions: (
-        RegionScheme | None
-    )  # the regions of the channels; None means that the channels are labels
+    # the regions of the channels; None means that the channels are labels
+    regions: RegionScheme | None
     declared: DeclaredLabels | None  # the labels of label maps; None for logits
     are_large: bool  # whether any case has more than LARGE_CASE_VOXELS
 
@@ -120,7 +123,11 @@ def find_cases(
     resample: str | None = None,
     num_labels: int | None = None,
 ) -> LabeledCases:
-    """Find the complete cases; raise InputError for fewer than two, unusable files, unlike sizes, or, with `strict`, incomplete cases."""
+    """Find the complete cases.
+
+    Raise InputError for fewer than two, unusable files, unlike sizes, or, with `strict`, incomplete
+    cases.
+    """
     advice: tuple[str, ...] = ()
     if data.nnunet is None:
         cases = discover_cases(
@@ -170,10 +177,13 @@ def find_cases(
             raise InputError(
                 f"case {case.case_id!r}: {what} {own_sizes}, but {sizes[0]} in case {files[0].case_id!r}; all must be alike"
             )
-    num_channels, regions, declared = sizes[0][0], None, None
+    num_channels = sizes[0][0]
+    regions = None
+    declared = None
     lacks_background = any(own.logits and own.logits.lacks_background for own in headers)
     if num_channels and not lacks_background and reading.regions.declares(num_channels):
-        # Where the number of channels does not tell whether they are regions, the values of a case do.
+        # Where the number of channels does not tell whether they are regions, the values of a case
+        # do.
         is_sure = num_channels != reading.regions.num_labels
         regions = reading.regions.scheme if is_sure else load_case(files[0], reading).regions
     notes = [
@@ -243,7 +253,10 @@ def _largest_label(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLab
 def read_labeled(
     files: CaseFiles, cases: LabeledCases, reading: ReadingOptions, *, threads: int
 ) -> Case:
-    """Read one case with its reference, in which the label L marks voxels to ignore; raise InputError if they do not fit each other."""
+    """Read one case with its reference, in which the label L marks voxels to ignore.
+
+    Raise InputError if they do not fit each other.
+    """
     case = load_case(files, reading, threads=threads, with_labels=True)
     assert case.labels is not None
     if case.regions != cases.regions:
@@ -251,20 +264,18 @@ def read_labeled(
         raise InputError(
             f"case {files.case_id!r}: its channels are {has}, unlike those of other cases\n  {files.logits[0]}"
         )
-    ignored = (
-        np.zeros_like(case.labels, bool)
-        if cases.ignore_label is None
-        else case.labels == cases.ignore_label
-    )
+    if cases.ignore_label is None:
+        ignored = np.zeros_like(case.labels, bool)
+    else:
+        ignored = case.labels == cases.ignore_label
     largest = int(case.labels.max(initial=0, where=~ignored))
     if largest >= case.num_labels:
-        source = (
-            case.regions.describe()
-            if case.regions
-            else cases.declared.source
-            if cases.declared
-            else "the channels of the logits"
-        )
+        if case.regions:
+            source = case.regions.describe()
+        elif cases.declared:
+            source = cases.declared.source
+        else:
+            source = "the channels of the logits"
         raise InputError(
             f"case {files.case_id!r}: the reference has a label {largest}, but there are {case.num_labels} labels (0 to "
             f"{case.num_labels - 1}) according to {source}\n  {files.labels}\n  {files.logits[0]}\n  Merge the labels of the reference."

@@ -16,19 +16,12 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
 
-LEARNABLE = (
-    "weights",
-    "compatibility",
-    "theta",
-    "temperature",
-    "bias",
-)  # groups of parameters that gradients move
-COARSE_LEARN = (
-    "weights",
-    "theta",
-    "temperature",
-)  # of those, for a coarser network; theta_alpha stays in its voxels
-# The volume term: chosen once the rest is trained; where the model begins with one, gradients move its weight.
+# groups of parameters that gradients move
+LEARNABLE = "weights", "compatibility", "theta", "temperature", "bias"
+# of those, for a coarser network; theta_alpha stays in its voxels
+COARSE_LEARN = "weights", "theta", "temperature"
+# The volume term: chosen once the rest is trained; where the model begins with one, gradients move
+# its weight.
 VOLUME_GROUP = "volume"
 DEFAULT_LEARN = (*LEARNABLE, VOLUME_GROUP)
 LOSSES = ("ce+dice", "ce", "dice")
@@ -51,7 +44,9 @@ class DataFolders:
 class CommonOptions:
     """The options for finding parameters, whether they are trained or chosen."""
 
-    output: Path  # the parameter file; the report goes beside it, and so do finished folds until the run has ended
+    # the parameter file; the report goes beside it, and so do finished folds until the run has
+    # ended
+    output: Path
     input_type: str = "auto"  # or "logits", "probabilities" or "labels"
     add_background: bool = False  # as of `infer`
     resample: str | None = None  # as of `infer`: "linear", "cubic" or None
@@ -71,9 +66,8 @@ class CommonOptions:
             show_default=True,
         ),
     ] = 0
-    threads: int | None = (
-        None  # None means the cores this process may use; the result does not depend on it
-    )
+    # None means the cores this process may use; the result does not depend on it
+    threads: int | None = None
 
     def beside(self, ending: str) -> Path:
         """Return a file beside the parameter file, of its name with another ending."""
@@ -121,16 +115,13 @@ class TrainingOptions(CommonOptions):
     """The options of a training, beside those of CommonOptions."""
 
     data: DataFolders
-    parameters: CrfParameters | None = (
-        None  # the model to start from; None means the built-in starts
-    )
+    # the model to start from; None means the built-in starts
+    parameters: CrfParameters | None = None
     config: Path | None = None  # the file that the parameters came from
-    learn: tuple[str, ...] = (
-        DEFAULT_LEARN  # the groups that are learned; the others stay as they start
-    )
-    network_spacing: float | tuple[float, ...] | str | None = (
-        None  # of the network that made the label maps, as `infer` takes it
-    )
+    # the groups that are learned; the others stay as they start
+    learn: tuple[str, ...] = DEFAULT_LEARN
+    # of the network that made the label maps, as `infer` takes it
+    network_spacing: float | tuple[float, ...] | str | None = None
     num_folds: Annotated[
         int | None,
         Option(
@@ -187,7 +178,10 @@ _NAMES = {
 
 
 def locate_folders(folder: Path | None, **named: Path | None) -> DataFolders:
-    """Return the folders of images, labels, logits and masks: those in `folder`, unless named; raise InputError if one is missing."""
+    """Return the folders of images, labels, logits and masks: those in `folder`, unless named.
+
+    Raise InputError if one is missing.
+    """
     return DataFolders(**locate(folder, ("images", "labels", "logits"), named))
 
 
@@ -198,7 +192,10 @@ def locate(
     *,
     takes_files: bool = False,
 ) -> dict[str, Path]:
-    """Return where images, labels, logits and masks are: in `folder`, unless they are named; raise InputError if one is missing."""
+    """Return where images, labels, logits and masks are: in `folder`, unless they are named.
+
+    Raise InputError if one is missing.
+    """
     places: dict[str, Path] = {}
     for what, names in _NAMES.items():
         path = named.get(what)

@@ -39,10 +39,10 @@ from crfrefine.train.starts import VOLUMES, FitResult, Rivals, Start, make_start
 
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
-MIN_DECIDING = 16  # number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide
-LOW_DICE = (
-    0.05  # a mean Dice below this most likely means that the logits do not belong to the reference
-)
+# number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide
+MIN_DECIDING = 16
+# a mean Dice below this most likely means that the logits do not belong to the reference
+LOW_DICE = 0.05
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,19 @@ class Split:
 
 
 def make_folds(num_cases: int, num_folds: int | None, seed: int) -> list[Split]:
-    """Divide the cases at random, each held out once, in 2 folds or more; with as many folds as cases, keep their order."""
+    """Divide the cases at random, each held out once, in 2 folds or more.
+
+    With as many folds as cases, keep their order.
+    """
     num_folds = min(DEFAULT_NUM_FOLDS, num_cases) if num_folds is None else num_folds
     if not 2 <= num_folds <= num_cases:
         raise ConfigError(
             f"--folds: expected 2 to {num_cases} (the number of cases: leave one out), got {num_folds}"
         )
-    order = (
-        np.arange(num_cases)
-        if num_folds == num_cases
-        else np.random.default_rng([seed, num_cases]).permutation(num_cases)
-    )
+    if num_folds == num_cases:
+        order = np.arange(num_cases)
+    else:
+        order = np.random.default_rng([seed, num_cases]).permutation(num_cases)
     splits = []
     for fold in range(num_folds):
         held_out = sorted(int(case) for case in order[fold::num_folds])
@@ -108,7 +110,10 @@ class Plan(NamedTuple):
 
     @property
     def fold_files(self) -> tuple[Path, ...]:
-        """The file of each finished fold, from which a stopped run goes on; they are removed when the run has ended."""
+        """The file of each finished fold, from which a stopped run goes on.
+
+        They are removed when the run has ended.
+        """
         return tuple(
             self.options.beside(f".fold{fold + 1}.json") for fold in range(len(self.folds))
         )
@@ -116,17 +121,17 @@ class Plan(NamedTuple):
     @property
     def learn(self) -> tuple[str, ...]:
         """The groups that gradients move, in the order of LEARNABLE."""
-        asked, fixed = (
-            self.options.learn,
-            ("compatibility",) if self.cases.regions is not None else (),
-        )
+        asked = self.options.learn
+        fixed = ("compatibility",) if self.cases.regions is not None else ()
         if self.base.counts_network_voxels:
             # Volumes are kept afterwards, which leaves no bias to learn.
             return tuple(group for group in COARSE_LEARN if group in asked)
         moved = tuple(group for group in LEARNABLE if group in asked and group not in fixed)
         # The volume term moves if the model begins with it, or if no other group moves.
         has_volume = VOLUME_GROUP in asked and (self.base.volume.weight > 0.0 or not moved)
-        return (*moved, VOLUME_GROUP) if has_volume else moved
+        if has_volume:
+            return (*moved, VOLUME_GROUP)
+        return moved
 
     @property
     def rivals(self) -> Rivals:
@@ -138,15 +143,17 @@ class Plan(NamedTuple):
             and set(LEARNABLE) <= set(self.options.learn)
             and self.cases.declared is None
         )
-        volumes = (
-            (replace(self.base.volume, weight=0.0),) if self.base.volume.weight > 0.0 else VOLUMES
-        )
+        if self.base.volume.weight > 0.0:
+            volumes = (replace(self.base.volume, weight=0.0),)
+        else:
+            volumes = VOLUMES
         untrained = setup.prepare(CrfParameters(), (), *self.cases.sizes[:2]) if is_free else None
         return Rivals(volumes if VOLUME_GROUP in self.options.learn else (), untrained)
 
     def read(self, files: CaseFiles, threads: int) -> Case:
         """Read one case with its reference."""
-        options, cases = self.options, self.cases
+        options = self.options
+        cases = self.cases
         mask = self.base.intensity.mask if options.data.masks is None else "none"
         reading = ReadingOptions(
             options.input_type,
@@ -179,9 +186,10 @@ class Plan(NamedTuple):
         """Return the first line that a run reports."""
         cases = self.cases
         kind = "" if cases.declared is None else " with label maps"
-        channels = (
-            "" if cases.regions is None else f"{cases.regions.num_regions} overlapping regions, "
-        )
+        if cases.regions is None:
+            channels = ""
+        else:
+            channels = f"{cases.regions.num_regions} overlapping regions, "
         about = f"{len(cases.files)} cases{kind}, {channels}{cases.num_labels} labels, modalities: {cases.sizes[1]}"
         means = [counted(threads, "thread")]
         device = unexpected_device(self.options.device, self.device.name)
@@ -191,13 +199,15 @@ class Plan(NamedTuple):
 
 
 def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
-    """Find the cases, and plan the run; raise a CrfRefineError if cases, regions, folds or parameters do not fit each other."""
+    """Find the cases, and plan the run.
+
+    Raise a CrfRefineError if cases, regions, folds or parameters do not fit each other.
+    """
     is_coarse = options.network_spacing is not None
-    base = (
-        as_parameters("sharp" if is_coarse else "default")
-        if options.parameters is None
-        else options.parameters
-    )
+    if options.parameters is None:
+        base = as_parameters("sharp" if is_coarse else "default")
+    else:
+        base = options.parameters
     if is_coarse and not base.counts_network_voxels:
         raise ConfigError(
             "--network-spacing: expected parameters with mean_field.positions = 'network', such as -c sharp"
@@ -226,7 +236,10 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
 
 
 def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:
-    """Return the requested regions, or those of the channels, or each foreground label; raise ConfigError for unusable regions."""
+    """Return the requested regions, or those of the channels, or each foreground label.
+
+    Raise ConfigError for unusable regions.
+    """
     if not texts and cases.regions is not None:
         names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
         return tuple(
@@ -285,13 +298,14 @@ class Prepared(NamedTuple):
 
 
 def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
-    """Read the cases and set up what all parts share; raise a CrfRefineError if cases cannot be trained on."""
+    """Read the cases and set up what all parts share.
+
+    Raise a CrfRefineError if cases cannot be trained on.
+    """
     progress.observer.stage_started("reading")
-    cases, options, groups = (
-        plan.cases,
-        plan.options,
-        tuple(region.labels for region in plan.regions),
-    )
+    cases = plan.cases
+    options = plan.options
+    groups = tuple(region.labels for region in plan.regions)
     max_bytes = cropping.MEMORY_BYTES // len(cases.files)
 
     def read(files: CaseFiles, threads: int) -> Crop:
@@ -310,11 +324,10 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
         raise InputError(
             f"{options.data.labels}: no case has a foreground label; there is nothing to learn from"
         )
-    loss = (
-        make_loss(options.loss, groups)
-        if cases.regions is None
-        else make_region_loss(options.loss, cases.regions)
-    )
+    if cases.regions is None:
+        loss = make_loss(options.loss, groups)
+    else:
+        loss = make_region_loss(options.loss, cases.regions)
     dice = mean_defined(
         np.ravel(
             [dice_of(crop.confusion(decode(crop.logits, crop.regions)), groups) for crop in crops]

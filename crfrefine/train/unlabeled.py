@@ -1,6 +1,7 @@
 """Choose the parameters of a CRF without labels, for `train-crf --unlabeled` and `infer -c auto`: those that best restore synthetic cases.
 
-The numbers at the beginning, and those of the noise in `synthetic.py`, were settled by measuring. No part of it needs PyTorch.
+The numbers at the beginning, and those of the noise in `synthetic.py`, were settled by measuring.
+No part of it needs PyTorch.
 """
 
 from __future__ import annotations
@@ -39,47 +40,43 @@ from crfrefine.train.options import UnlabeledOptions
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_length
 from crfrefine.train.synthetic import MIN_VOXELS, dice_of, groups_of
 
-THETA_ALPHA_VOXELS = (
-    1.0,
-    1.5,
-    2.0,
-    3.0,
-    6.0,
-    12.0,
-)  # bandwidths of position: those that fit differ tenfold between data sets
-# This bandwidth is not chosen: synthetic cases, whose edges lie where the network put them, look at the image less than is good.
+# bandwidths of position: those that fit differ tenfold between data sets
+THETA_ALPHA_VOXELS = 1.0, 1.5, 2.0, 3.0, 6.0, 12.0
+# This bandwidth is not chosen: synthetic cases, whose edges lie where the network put them, look at
+# the image less than is good.
 THETA_BETA = 0.06
 WEIGHTS = (2.5, 8.0)  # as in `starts.py`: little is gained in between
-VOLUME_WEIGHTS = (
-    0.0,
-    0.75,
-)  # without the volume term, and with a weight that keeps much of each label's main body
-MAX_CASES = (
-    20  # evenly spread: the parameters are a handful of numbers, which more cases hardly change
-)
+# without the volume term, and with a weight that keeps much of each label's main body
+VOLUME_WEIGHTS = 0.0, 0.75
+# evenly spread: the parameters are a handful of numbers, which more cases hardly change
+MAX_CASES = 20
 MAX_CASES_OF_A_RUN = 10  # the same for `infer`, whose user waits for results
 FEW_CASES = 4  # with fewer, the noise seeds of each case count by themselves where chance is judged
 NUM_SEEDS = 2  # of the noise for each case; of few cases as many as give MIN_DRAWS
 MIN_DRAWS = 8
 MIN_UNITS = 4  # cases, or draws of few cases: with fewer nothing is sure; two for each half
-MAX_VOXELS = 400_000  # of a synthetic case, which is coarsened to this: all candidates on it take half a minute at most
-MARGIN = (
-    16  # voxels around the foreground that belong to a synthetic case: more than most kernels reach
-)
-NOISE_LEVELS = (
-    1.0,
-    1.5,
-)  # factors on the noise that the network expects of itself: networks expect too much of themselves
-# Dice above `default` that a choice must gain in every kind of synthetic case: smaller ones were worth nothing on real cases.
+# of a synthetic case, which is coarsened to this: all candidates on it take half a minute at most
+MAX_VOXELS = 400_000
+# voxels around the foreground that belong to a synthetic case: more than most kernels reach
+MARGIN = 16
+# factors on the noise that the network expects of itself: networks expect too much of themselves
+NOISE_LEVELS = 1.0, 1.5
+# Dice above `default` that a choice must gain in every kind of synthetic case: smaller ones were
+# worth nothing on real cases.
 MIN_GAIN = 0.01
-# Dice between the two truths below which it stays with `default`, since neither is like the case; on real cases it is 0.92 to 0.98.
+# Dice between the two truths below which it stays with `default`, since neither is like the case;
+# on real cases it is 0.92 to 0.98.
 MIN_AGREEMENT = 0.85
-MIN_UNIT = 0.001  # smallest gain over the network that gains are measured in: a kind without errors does not decide
+# smallest gain over the network that gains are measured in: a kind without errors does not decide
+MIN_UNIT = 0.001
 DEFAULT = "default"
 
 
 def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
-    """Return `default` and the built-in sets, by kernels, for typical voxels of this side in mm; all have the overriding entries."""
+    """Return `default` and the built-in sets, by kernels, for typical voxels of this side in mm.
+
+    All have the overriding entries.
+    """
     candidates = [Start(DEFAULT, CrfParameters().replace(**overrides))]
     for alpha, weight, volume in itertools.product(THETA_ALPHA_VOXELS, WEIGHTS, VOLUME_WEIGHTS):
         changes = {
@@ -114,24 +111,29 @@ class Source(NamedTuple):
     image: NDArray[np.float32]  # (M, *box), normalized on the whole case
     mask: NDArray[np.bool_]  # (*box)
     spacing: tuple[float, ...]
-    truths: tuple[
-        tuple[NDArray[Any], NDArray[np.float32]], ...
-    ]  # refined, network's own: (*box) labels, logits that decode to them
+    # refined, network's own: (*box) labels, logits that decode to them
+    truths: tuple[tuple[NDArray[Any], NDArray[np.float32]], ...]
     dice: float  # that the network expects of itself
     agreement: float  # Dice of the network's own labels to the refined ones
-    noise_voxels: float  # how many voxels of the synthetic case, coarsened or not, a voxel of the noise is long: see `docs/decisions`
+    # how many voxels of the synthetic case, coarsened or not, a voxel of the noise is long: see
+    # `docs/decisions`
+    noise_voxels: float
 
 
 def make_source(
     case: Case, default: CrfParameters, threads: int, noise_voxels: float = 1.0
 ) -> Source:
-    """Return the source of a case's synthetic ones; raise InputError for a label map, and for a case without a label of MIN_VOXELS."""
+    """Return the source of a case's synthetic ones.
+
+    Raise InputError for a label map, and for a case without a label of MIN_VOXELS.
+    """
     if case.input_kind == "labels":
         needed = "without labels, give logits or probabilities, or use the preset `default`"
         raise InputError(
             f"case {case.case_id!r}: a label map does not say how sure the network is: {needed}"
         )
-    regions, groups = case.regions, groups_of(len(case.logits), case.regions)
+    regions = case.regions
+    groups = groups_of(len(case.logits), case.regions)
     image = normalize_intensity(case.image, default.intensity, case.mask, threads=threads)
     options: dict[str, Any] = {
         "spacing": case.spacing,
@@ -158,11 +160,9 @@ def make_source(
         slice(max(0, part.start - MARGIN), part.stop + MARGIN)
         for part in bounding_box(foreground) or ()
     )
-    image, mask, spacing = (
-        image[(slice(None), *box)],
-        mask[box],
-        np.array(case.spacing, dtype=float),
-    )
+    image = image[(slice(None), *box)]
+    mask = mask[box]
+    spacing = np.array(case.spacing, dtype=float)
     # Values outside the mask are cleared: padding may be a constant as low as the lowest float32.
     logits, refined = (
         np.where(mask, values[(slice(None), *box)], np.float32(0.0))
@@ -174,7 +174,8 @@ def make_source(
             synthetic.block_means(values, factors)
             for values in (probabilities_of(refined, regions), logits, image, mask[None])
         )
-        refined, mask = synthetic.logits_of(shares, regions), inside[0] >= 0.5
+        refined = synthetic.logits_of(shares, regions)
+        mask = inside[0] >= 0.5
         spacing *= factors
     truths = [np.where(mask, decode(values, regions), 0) for values in (refined, logits)]
     if np.isnan([expected, *(dice_of(truth, truth, groups) for truth in truths)]).any():
@@ -183,7 +184,8 @@ def make_source(
         )
     agreement = dice_of(truths[1], truths[0], groups)
     with_logits = tuple((truth, synthetic.agreeing(logits, truth, regions)) for truth in truths)
-    image, sides = np.ascontiguousarray(image), tuple(spacing.tolist())
+    image = np.ascontiguousarray(image)
+    sides = tuple(spacing.tolist())
     return Source(
         case.case_id,
         voxel_length(case.spacing),
@@ -262,7 +264,10 @@ def pick(table: NDArray[np.float64]) -> int:
 
 
 def decide(units: NDArray[np.float64], agreements: Sequence[float]) -> tuple[int, str]:
-    """Return the number of the set that is taken, and why it is `default`; empty for another set."""
+    """Return the number of the set that is taken, and why it is `default`.
+
+    Empty for another set.
+    """
     if len(units) < MIN_UNITS:
         return 0, "no case could be used"
     if float(np.median(agreements)) < MIN_AGREEMENT:
@@ -270,7 +275,8 @@ def decide(units: NDArray[np.float64], agreements: Sequence[float]) -> tuple[int
             0,
             "`default` changes so many of the network's labels that synthetic cases would not be like the real ones",
         )
-    best, scores = pick(units), gains_of(units)[1]
+    best = pick(units)
+    scores = gains_of(units)[1]
     if best == 0:
         return (
             0,
@@ -320,7 +326,10 @@ class Choice(NamedTuple):
 
 @keeping_inputs()
 def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choice:
-    """Choose parameters, write them with a report, and return the choice; raise InputError if no case can be used."""
+    """Choose parameters, write them with a report, and return the choice.
+
+    Raise InputError if no case can be used.
+    """
     options.check_files()
     names = ("masks", "input_type", "add_background", "resample")
     reading = {name: getattr(options, name) for name in names}
@@ -366,7 +375,10 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
 def choose_for(
     options: InferenceOptions, overrides: Mapping[str, Any], observer: TrainingObserver
 ) -> InferenceOptions:
-    """Return the options of a run with parameters chosen for its cases, with the overrides; with `resume`, as an earlier run chose."""
+    """Return the options of a run with parameters chosen for its cases, with the overrides.
+
+    With `resume`, as an earlier run chose.
+    """
     plan = plan_run(options)
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError(
@@ -405,8 +417,12 @@ def choose(
     seed: int = 0,
     threads: int | None = None,
 ) -> Choice:
-    """Try all candidates on synthetic cases made from some of the cases, evenly spread; those that cannot be used are left out."""
-    overrides, threads = overrides or {}, threads or available_threads()
+    """Try all candidates on synthetic cases made from some of the cases, evenly spread.
+
+    Those that cannot be used are left out.
+    """
+    overrides = overrides or {}
+    threads = threads or available_threads()
     default = CrfParameters().replace(**overrides)
     complete = [case for case in inputs.cases if not case.problem]
     places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases))
