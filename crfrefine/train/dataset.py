@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from crfrefine.io.paths import add_volumes
 from crfrefine.runs.cases.case import Case, load_case
 from crfrefine.runs.cases.case_files import (
     CaseFiles,
+    CaseList,
     Incomplete,
     describe_left_out,
     require_all_complete,
@@ -40,8 +42,8 @@ from crfrefine.train.observer import Result, Workers
 from crfrefine.train.options import DataFolders
 
 _MAX_NAMED = 3
-# cases of more voxels are read and measured one at a time: several of them in memory would be too
-# much
+# Cases of more voxels are read and measured one at a time: several of them in memory would be too
+# much.
 LARGE_CASE_VOXELS = 4_000_000
 
 
@@ -55,50 +57,61 @@ def require_all(
 ) -> list[Result]:
     """Return `work(case, threads)` of all cases.
 
-    Raise the error of a single bad case, or an error that names the first few.
+    Raise the error of a single bad case, or an error that names the first few. A training without
+    the bad cases would have to be repeated once they are fixed.
     """
-    # A training without the bad cases would have to be repeated once they are fixed.
     errors: dict[str, CrfRefineError] = {}
 
     def attempt(case: CaseFiles, threads: int) -> Result | None:
         try:
             return work(case, threads)
         except Exception as error:
-            named = errors[case.case_id] = expected_error(
-                error, *case.images, *case.logits, case.labels, case.mask
-            )
-            if repr(case.case_id) not in str(named):
-                named.args = (f"case {case.case_id!r}: {named}",)
+            errors[case.case_id] = _named_error(error, case)
             return None
 
     results = (workers or Workers(1)).run(attempt, files, one_by_one=one_by_one)
-    failed = [errors[case.case_id] for case in files if case.case_id in errors]
-    if not failed:
-        return [result for result in results if result is not None]
+    if errors:
+        failed = [errors[case.case_id] for case in files if case.case_id in errors]
+        _raise_errors(failed, len(files), folder)
+    return [result for result in results if result is not None]
+
+
+def _named_error(error: Exception, case: CaseFiles) -> CrfRefineError:
+    """Return an error that names the case."""
+    paths = (*case.images, *case.logits, case.labels, case.mask)
+    named = expected_error(error, *paths)
+    if repr(case.case_id) not in str(named):
+        named.args = (f"case {case.case_id!r}: {named}",)
+    return named
+
+
+def _raise_errors(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) -> NoReturn:
+    """Raise the only error, or one that tells the first few."""
     if len(failed) == 1:
         raise failed[0]
-    more = [f"and {len(failed) - _MAX_NAMED} more"] if len(failed) > _MAX_NAMED else []
-    lines = [
-        f"{folder}: {len(failed)} of {len(files)} cases cannot be trained on:",
-        *map(str, failed[:_MAX_NAMED]),
-        *more,
-    ]
-    unexpected = next((error for error in failed if isinstance(error, UnexpectedError)), None)
-    raise (UnexpectedError if unexpected else InputError)("\n  ".join(lines)) from unexpected
+    lines = [f"{folder}: {len(failed)} of {num_cases} cases cannot be trained on:"]
+    lines += [str(error) for error in failed[:_MAX_NAMED]]
+    if len(failed) > _MAX_NAMED:
+        lines.append(f"and {len(failed) - _MAX_NAMED} more")
+    message = "\n  ".join(lines)
+    for error in failed:
+        if isinstance(error, UnexpectedError):
+            raise UnexpectedError(message) from error
+    raise InputError(message)
 
 
 class LabeledCases(NamedTuple):
     """The cases of a run, all with the same labels, modalities and axes."""
 
-    files: tuple[CaseFiles, ...]  # of each case, sorted by name
-    # channels of the logits (one per label or region), modalities and axes
+    files: tuple[CaseFiles, ...]  # those of each case, sorted by name
+    # The numbers of channels of the logits (one per label or region), modalities and axes.
     sizes: tuple[int, int, int]
     label_names: tuple[str, ...]  # one per label, background first
     ignore_label: int | None  # marks voxels without a reference
     notes: tuple[str, ...]  # ignored files, and why
     left_out: Incomplete  # the cases that lack a file, sorted by name
     reading: RegionReading  # which channels are regions, and not labels
-    # the regions of the channels; None means that the channels are labels
+    # The regions of the channels; None means that the channels are labels.
     regions: RegionScheme | None
     declared: DeclaredLabels | None  # the labels of label maps; None for logits
     are_large: bool  # whether any case has more than LARGE_CASE_VOXELS
@@ -110,7 +123,7 @@ class LabeledCases(NamedTuple):
 
     @property
     def num_labels(self) -> int:
-        """L of a label map, background included: channels of the logits unless these are regions, or the declared labels."""
+        """L of a label map, background included."""
         return len(self.label_names)
 
 
@@ -128,8 +141,74 @@ def find_cases(
     Raise InputError for fewer than two, unusable files, unlike sizes, or, with `strict`, incomplete
     cases.
     """
+    cases, advice = _discover(data, input_type, add_background=add_background)
+    description = _description_of_labels(data)
+    left_out = {case.case_id: case.missing for case in cases if case.missing}
+    if strict:
+        require_all_complete(left_out, len(cases), advice)
+    files = [case for case in cases if not case.missing]
+    if len(files) < 2:
+        raise _too_few(left_out, len(cases), advice)
+
+    descriptions = list(read_descriptions([data.logits, data.images]))
+    reading = ReadingOptions(
+        input_type,
+        resample=resample,
+        regions=find_regions(None, descriptions),
+        add_background=add_background,
+    )
+    headers = require_all(lambda case, _: _read_headers(case, reading), files, data.images)
+    num_channels, num_modalities, num_axes = _common_sizes(headers)
+    regions = None
+    declared = None
+    if num_channels == 0:
+        declared = declared_labels(files, descriptions, num_labels) or _largest_label(files, data)
+        num_channels = declared.num_labels
+    else:
+        regions = _regions_of_channels(headers, reading, num_channels)
+
+    notes = [*advice, *cases.notes]
+    if left_out:
+        notes.insert(0, describe_left_out(left_out, len(cases)))
+    if regions is not None:
+        source = reading.regions.source
+        notes.append(f"the logits have one channel per region of {source}: {regions.describe()}")
+    turned = [own.files.case_id for own in headers if _is_turned(own)]
+    if turned:
+        notes.append(
+            "other voxel axes than those of the image are turned, without interpolation: "
+            f"cases {listed(turned)}"
+        )
+
+    if regions is None:
+        num_labels = num_channels
+    else:
+        num_labels = regions.num_labels
+    sizes_of_grids = [math.prod(own.images[0].grid_shape) for own in headers]
+    return LabeledCases(
+        tuple(files),
+        (num_channels, num_modalities, num_axes),
+        label_names=_label_names(description, num_labels),
+        ignore_label=description.ignore_label,
+        notes=tuple(notes),
+        left_out=left_out,
+        reading=reading.regions,
+        regions=regions,
+        declared=declared,
+        are_large=max(sizes_of_grids) > LARGE_CASE_VOXELS,
+    )
+
+
+def _discover(
+    data: DataFolders, input_type: str, *, add_background: bool
+) -> tuple[CaseList, tuple[str, ...]]:
+    """Return the cases in the folders, also incomplete ones, and advice on what is missing."""
     advice: tuple[str, ...] = ()
-    if data.nnunet is None:
+    if data.nnunet is not None:
+        cases, advice = find_trained_cases(
+            require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks
+        )
+    else:
         cases = discover_cases(
             data.images,
             data.logits,
@@ -139,85 +218,23 @@ def find_cases(
             add_background=add_background,
             include_imageless=True,
         )
-    else:
-        cases, advice = find_trained_cases(
-            require_trained(data.nnunet), images=data.images, labels=data.labels, masks=data.masks
+    files = itertools.chain.from_iterable(case.paths for case in cases)
+    add_volumes(data.images, data.labels, data.logits, data.masks, *files)
+    return cases, advice
+
+
+def _too_few(left_out: Incomplete, num_cases: int, advice: Sequence[str]) -> InputError:
+    """Return the error for fewer than two complete cases."""
+    expected = (
+        "at least two cases with image, labels and logits: training holds cases out to measure on"
+    )
+    help_text = "\n  ".join(advice)
+    if not advice:
+        help_text = (
+            "Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz "
+            f"({see('docs/reference/formats.md')})."
         )
-    description = next(
-        read_descriptions([data.nnunet or data.images, data.images]),
-        DatasetDescription(data.images),
-    )
-    add_volumes(
-        data.images,
-        data.labels,
-        data.logits,
-        data.masks,
-        *(path for case in cases for path in case.paths),
-    )
-    left_out = {case.case_id: case.missing for case in cases if case.missing}
-    if strict:
-        require_all_complete(left_out, len(cases), advice)
-    files = [case for case in cases if not case.missing]
-    if len(files) < 2:
-        expected = "at least two cases with image, labels and logits: training holds cases out to measure on"
-        example = f"Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz ({see('docs/reference/formats.md')})."
-        raise too_few_complete(left_out, len(cases), expected, "\n  ".join(advice) or example)
-    descriptions = list(read_descriptions([data.logits, data.images]))
-    reading = ReadingOptions(
-        input_type,
-        resample=resample,
-        regions=find_regions(None, descriptions),
-        add_background=add_background,
-    )
-    headers = require_all(lambda case, _: _read_headers(case, reading), files, data.images)
-    sizes = [_sizes(own) for own in headers]
-    for case, own_sizes in zip(files, sizes, strict=True):
-        if own_sizes != sizes[0]:
-            what = "(channels, modalities, axes), with 0 channels for a label map, are"
-            raise InputError(
-                f"case {case.case_id!r}: {what} {own_sizes}, but {sizes[0]} in case {files[0].case_id!r}; all must be alike"
-            )
-    num_channels = sizes[0][0]
-    regions = None
-    declared = None
-    lacks_background = any(own.logits and own.logits.lacks_background for own in headers)
-    if num_channels and not lacks_background and reading.regions.declares(num_channels):
-        # Where the number of channels does not tell whether they are regions, the values of a case
-        # do.
-        is_sure = num_channels != reading.regions.num_labels
-        regions = reading.regions.scheme if is_sure else load_case(files[0], reading).regions
-    notes = [
-        *([describe_left_out(left_out, len(cases))] if left_out else []),
-        *advice,
-        *cases.notes,
-    ]
-    if regions is not None:
-        notes.append(
-            f"the logits have one channel per region of {reading.regions.source}: {regions.describe()}"
-        )
-    if turned := [
-        own.files.case_id for own in headers if any(header.turning for header in own.companions)
-    ]:
-        notes.append(
-            f"other voxel axes than those of the image are turned, without interpolation: cases {listed(turned)}"
-        )
-    if num_channels == 0:
-        declared = declared_labels(files, descriptions, num_labels) or _largest_label(files, data)
-        num_channels = declared.num_labels
-    names = {0: "background"} | description.label_names
-    num_labels = num_channels if regions is None else regions.num_labels
-    return LabeledCases(
-        tuple(files),
-        (num_channels, *sizes[0][1:]),
-        label_names=tuple(names.get(label) or f"label {label}" for label in range(num_labels)),
-        ignore_label=description.ignore_label,
-        notes=tuple(notes),
-        left_out=left_out,
-        reading=reading.regions,
-        regions=regions,
-        declared=declared,
-        are_large=any(math.prod(own.images[0].grid_shape) > LARGE_CASE_VOXELS for own in headers),
-    )
+    return too_few_complete(left_out, num_cases, expected, help_text)
 
 
 def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:
@@ -229,22 +246,74 @@ def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:
     return read_case_headers(case, reading)
 
 
+def _common_sizes(headers: Sequence[CaseHeaders]) -> tuple[int, int, int]:
+    """Return the numbers of channels (0 for a label map), modalities and axes.
+
+    Raise InputError if a case has others than the first one.
+    """
+    first = _sizes(headers[0])
+    for case in headers[1:]:
+        sizes = _sizes(case)
+        if sizes != first:
+            raise InputError(
+                f"case {case.files.case_id!r}: (channels, modalities, axes), with 0 channels for a "
+                f"label map, are {sizes}, but {first} in case {headers[0].files.case_id!r}; "
+                "all must be alike"
+            )
+    return first
+
+
 def _sizes(headers: CaseHeaders) -> tuple[int, int, int]:
     """Return the numbers of channels (0 for a label map), modalities and axes."""
     logits = headers.logits
-    num_channels = 0 if logits is None or logits.kind == KIND else logits.num_labels
+    num_channels = 0
+    if logits is not None and logits.kind != KIND:
+        num_channels = logits.num_labels
     return num_channels, headers.num_modalities, len(headers.images[0].grid_shape)
 
 
+def _regions_of_channels(
+    headers: Sequence[CaseHeaders], reading: ReadingOptions, num_channels: int
+) -> RegionScheme | None:
+    """Return the regions of the channels; None means that the channels are labels."""
+    lacks_background = any(own.logits and own.logits.lacks_background for own in headers)
+    if lacks_background or not reading.regions.declares(num_channels):
+        return None
+    if num_channels != reading.regions.num_labels:
+        return reading.regions.scheme
+    # The number of channels does not tell whether they are regions; the values of a case do.
+    return load_case(headers[0].files, reading).regions
+
+
+def _is_turned(headers: CaseHeaders) -> bool:
+    """Return whether a file has other voxel axes than the image."""
+    return any(companion.turning for companion in headers.companions)
+
+
+def _description_of_labels(data: DataFolders) -> DatasetDescription:
+    """Return the dataset.json that names the labels, or an empty description."""
+    folders = [data.nnunet or data.images, data.images]
+    return next(read_descriptions(folders), DatasetDescription(data.images))
+
+
+def _label_names(description: DatasetDescription, num_labels: int) -> tuple[str, ...]:
+    """Return the name of each label, background first."""
+    names = {0: "background", **description.label_names}
+    return tuple(names.get(label) or f"label {label}" for label in range(num_labels))
+
+
 def _largest_label(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLabels:
-    """Return the labels up to the largest one of all label maps and references, if nothing else says how many there are."""
+    """Return the labels up to the largest one of all label maps and references.
+
+    They are those of the cases if nothing else says how many there are.
+    """
 
     def largest_of(case: CaseFiles, _: int) -> int:
-        return max(
-            int(io.read_labels(path).data.max(initial=1))
-            for path in (*case.logits, case.labels)
-            if path is not None
-        )
+        largest = 1
+        for path in (*case.logits, case.labels):
+            if path is not None:
+                largest = max(largest, int(io.read_labels(path).data.max(initial=1)))
+        return largest
 
     largest = max(require_all(largest_of, files, data.images))
     return DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
@@ -262,33 +331,38 @@ def read_labeled(
     if case.regions != cases.regions:
         has = "labels" if case.regions is None else "regions"
         raise InputError(
-            f"case {files.case_id!r}: its channels are {has}, unlike those of other cases\n  {files.logits[0]}"
+            f"case {files.case_id!r}: its channels are {has}, unlike those of other cases\n"
+            f"  {files.logits[0]}"
         )
     if cases.ignore_label is None:
-        ignored = np.zeros_like(case.labels, bool)
-    else:
-        ignored = case.labels == cases.ignore_label
-    largest = int(case.labels.max(initial=0, where=~ignored))
-    if largest >= case.num_labels:
-        if case.regions:
-            source = case.regions.describe()
-        elif cases.declared:
-            source = cases.declared.source
-        else:
-            source = "the channels of the logits"
-        raise InputError(
-            f"case {files.case_id!r}: the reference has a label {largest}, but there are {case.num_labels} labels (0 to "
-            f"{case.num_labels - 1}) according to {source}\n  {files.labels}\n  {files.logits[0]}\n  Merge the labels of the reference."
-        )
-    if not ignored.any():
+        _check_largest(int(case.labels.max(initial=0)), case, files, cases)
         return case
-    if ignored.all():
+
+    is_ignored = case.labels == cases.ignore_label
+    _check_largest(int(case.labels.max(initial=0, where=~is_ignored)), case, files, cases)
+    if is_ignored.all():
         raise InputError(
             f"{files.labels}: every voxel has the label {cases.ignore_label}, to be ignored"
         )
-    return replace(
-        case,
-        labels=np.where(ignored, case.num_labels, case.labels).astype(
-            np.min_scalar_type(case.num_labels)
-        ),
+    if not is_ignored.any():
+        return case
+    label_type = np.min_scalar_type(case.num_labels)
+    labels = np.where(is_ignored, case.num_labels, case.labels).astype(label_type)
+    return replace(case, labels=labels)
+
+
+def _check_largest(largest: int, case: Case, files: CaseFiles, cases: LabeledCases) -> None:
+    """Raise InputError if the largest label of the reference is not one of the labels."""
+    if largest < case.num_labels:
+        return
+    if case.regions is not None:
+        source = case.regions.describe()
+    elif cases.declared is not None:
+        source = cases.declared.source
+    else:
+        source = "the channels of the logits"
+    raise InputError(
+        f"case {files.case_id!r}: the reference has a label {largest}, but there are "
+        f"{case.num_labels} labels (0 to {case.num_labels - 1}) according to {source}\n"
+        f"  {files.labels}\n  {files.logits[0]}\n  Merge the labels of the reference."
     )

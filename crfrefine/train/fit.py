@@ -202,7 +202,7 @@ class Fit:
         )
 
     def _train_starts(self) -> list[Trajectory]:
-        """Return the trajectory of each start, trained; with `trains_best`, only the best one is."""
+        """Train the starts, or with `trains_best` only the best one; return their trajectories."""
         prior = setup.PRIOR / len(self.split.training)
         trajectories = []
         for start in self.starts:

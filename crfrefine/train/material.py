@@ -21,7 +21,6 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.train.crops import Crop
 
-# voxels of a case, at most: with ten cases and a few values to fit, more change the third digit
 # Most voxels of a case: with ten cases and a few values to fit, more change the third digit.
 MAX_VOXELS = 65_536
 # Most tiles of a crop that models are compared on: on atria of 16 to 32 tiles, eight tell gains of

@@ -16,10 +16,10 @@ from crfrefine.errors import InputError
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
 
-# groups of parameters that gradients move
-LEARNABLE = "weights", "compatibility", "theta", "temperature", "bias"
-# of those, for a coarser network; theta_alpha stays in its voxels
-COARSE_LEARN = "weights", "theta", "temperature"
+# The groups of parameters that gradients move.
+LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
+# Those that they move for a coarser network; theta_alpha stays in its voxels.
+COARSE_LEARN = ("weights", "theta", "temperature")
 # The volume term: chosen once the rest is trained; where the model begins with one, gradients move
 # its weight.
 VOLUME_GROUP = "volume"
@@ -44,8 +44,8 @@ class DataFolders:
 class CommonOptions:
     """The options for finding parameters, whether they are trained or chosen."""
 
-    # the parameter file; the report goes beside it, and so do finished folds until the run has
-    # ended
+    # The parameter file; the report goes beside it, and so do finished folds until the run has
+    # ended.
     output: Path
     input_type: str = "auto"  # or "logits", "probabilities" or "labels"
     add_background: bool = False  # as of `infer`
@@ -95,7 +95,10 @@ class CommonOptions:
     def write(
         self, schema: int, report: Mapping[str, Any], parameters: CrfParameters, origin: str
     ) -> None:
-        """Write the report and, last, the parameters with a sentence on their origin: each whole or not at all."""
+        """Write the report and, last, the parameters with a sentence on their origin.
+
+        Each is written whole or not at all.
+        """
         from crfrefine.io.atomic import write_small_file
         from crfrefine.io.json import to_json
 
@@ -115,12 +118,12 @@ class TrainingOptions(CommonOptions):
     """The options of a training, beside those of CommonOptions."""
 
     data: DataFolders
-    # the model to start from; None means the built-in starts
+    # The model to start from; None means the built-in starts.
     parameters: CrfParameters | None = None
     config: Path | None = None  # the file that the parameters came from
-    # the groups that are learned; the others stay as they start
+    # The groups that are learned; the others stay as they start.
     learn: tuple[str, ...] = DEFAULT_LEARN
-    # of the network that made the label maps, as `infer` takes it
+    # The spacing of the network that made the label maps, as `infer` takes it.
     network_spacing: float | tuple[float, ...] | str | None = None
     num_folds: Annotated[
         int | None,
@@ -161,7 +164,10 @@ class TrainingOptions(CommonOptions):
 
 @dataclass(frozen=True)
 class UnlabeledOptions(CommonOptions):
-    """The options for choosing parameters without labels (`train-crf --unlabeled`), beside those of CommonOptions."""
+    """The options for choosing parameters without labels, beside those of CommonOptions.
+
+    These are the options of `train-crf --unlabeled`.
+    """
 
     images: Path  # a folder, or the file of one case; so are the following
     logits: Path  # the network's logits or probabilities
@@ -199,18 +205,33 @@ def locate(
     places: dict[str, Path] = {}
     for what, names in _NAMES.items():
         path = named.get(what)
-        if path is None and folder is not None:
-            path = next((folder / name for name in names if (folder / name).is_dir()), None)
-        if path is not None and not path.is_dir() and not (takes_files and path.exists()):
+        if path is None:
+            path = _first_folder(folder, names)
+        if path is None:
+            continue
+        if not path.is_dir() and not (takes_files and path.exists()):
             raise InputError(f"{path}: no such folder; --{what} names the folder of {what}")
-        if path is not None:
-            places[what] = path
-    if missing := [what for what in needed if what not in places]:
+        places[what] = path
+
+    missing = [what for what in needed if what not in places]
+    if missing:
         options = " and ".join(f"--{what}" for what in missing)
         raise InputError(
-            f"{folder or 'the data'}: no folder of {' and '.join(missing)}; name the folder that holds all, or {options}"
+            f"{folder or 'the data'}: no folder of {' and '.join(missing)}; "
+            f"name the folder that holds all, or {options}"
         )
     return places
+
+
+def _first_folder(folder: Path | None, names: Sequence[str]) -> Path | None:
+    """Return the first of some folders in a folder that is there."""
+    if folder is None:
+        return None
+    for name in names:
+        path = folder / name
+        if path.is_dir():
+            return path
+    return None
 
 
 def locate_nnunet(
@@ -220,7 +241,10 @@ def locate_nnunet(
     labels: Path | None = None,
     masks: Path | None = None,
 ) -> DataFolders:
-    """Return where nnU-Net has images, labels and probabilities of a trained network, unless they are named."""
+    """Return where nnU-Net has the images, labels and probabilities of a trained network.
+
+    Folders that are named are taken instead.
+    """
     from crfrefine.runs.cases.nnunet import locate_images, locate_labels, require_trained
 
     network = require_trained(folder)

@@ -1,21 +1,24 @@
-"""The first stages: the plan, made before any case is read, and the cases, read and prepared for all parts of the run."""
+"""The first stages of a training run: the plan, and the cases, prepared for all parts of the run.
+
+The plan is made before any case is read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.region_scheme import decode, resolve_regions
+from crfrefine.arrays.region_scheme import RegionScheme, decode, resolve_regions
 from crfrefine.base.text import counted, shorten
 from crfrefine.engines import unexpected_device
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
+from crfrefine.parameters.sections import VolumeParameters
 from crfrefine.runs.cases.case import Case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.reading_options import ReadingOptions
@@ -39,15 +42,18 @@ from crfrefine.train.starts import VOLUMES, FitResult, Rivals, Start, make_start
 
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
-# number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide
+# Number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide.
 MIN_DECIDING = 16
-# a mean Dice below this most likely means that the logits do not belong to the reference
+# A mean Dice below this most likely means that the logits do not belong to the reference.
 LOW_DICE = 0.05
 
 
 @dataclass(frozen=True)
 class Split:
-    """The cases of one training, by their numbers: those that supply gradients, those that decide, and those for measuring."""
+    """The cases of one training, by their numbers.
+
+    Some supply gradients, some decide on what was trained, and some are for measuring it.
+    """
 
     training: tuple[int, ...]
     deciding: tuple[int, ...]
@@ -62,25 +68,22 @@ class Split:
 def make_folds(num_cases: int, num_folds: int | None, seed: int) -> list[Split]:
     """Divide the cases at random, each held out once, in 2 folds or more.
 
-    With as many folds as cases, keep their order.
+    With as many folds as cases, they keep their order.
     """
-    num_folds = min(DEFAULT_NUM_FOLDS, num_cases) if num_folds is None else num_folds
+    if num_folds is None:
+        num_folds = min(DEFAULT_NUM_FOLDS, num_cases)
     if not 2 <= num_folds <= num_cases:
-        raise ConfigError(
-            f"--folds: expected 2 to {num_cases} (the number of cases: leave one out), got {num_folds}"
-        )
-    if num_folds == num_cases:
-        order = np.arange(num_cases)
-    else:
-        order = np.random.default_rng([seed, num_cases]).permutation(num_cases)
+        expected = f"2 to {num_cases} (the number of cases: leave one out)"
+        raise ConfigError(f"--folds: expected {expected}, got {num_folds}")
+
+    order = list(range(num_cases))
+    if num_folds < num_cases:
+        order = np.random.default_rng([seed, num_cases]).permutation(num_cases).tolist()
     splits = []
     for fold in range(num_folds):
-        held_out = sorted(int(case) for case in order[fold::num_folds])
-        splits.append(
-            split_training(
-                [int(case) for case in order if int(case) not in held_out], seed + fold, held_out
-            )
-        )
+        held_out = sorted(order[fold::num_folds])
+        others = [case for case in order if case not in held_out]
+        splits.append(split_training(others, seed + fold, held_out))
     return splits
 
 
@@ -89,13 +92,11 @@ def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()
     num_deciding = max(round(DECIDING_SHARE * len(cases)), min(MIN_DECIDING, len(cases) // 2))
     if num_deciding == 0:
         return Split(tuple(cases), tuple(cases), tuple(held_out))
-    chosen = np.random.default_rng([seed, len(cases), 1]).permutation(np.asarray(sorted(cases)))
-    deciding = sorted(int(case) for case in chosen[:num_deciding])
-    return Split(
-        tuple(case for case in sorted(cases) if case not in deciding),
-        tuple(deciding),
-        tuple(held_out),
-    )
+    in_order = sorted(cases)
+    shuffled = np.random.default_rng([seed, len(cases), 1]).permutation(np.asarray(in_order))
+    deciding = sorted(shuffled[:num_deciding].tolist())
+    training = [case for case in in_order if case not in deciding]
+    return Split(tuple(training), tuple(deciding), tuple(held_out))
 
 
 class Plan(NamedTuple):
@@ -114,66 +115,62 @@ class Plan(NamedTuple):
 
         They are removed when the run has ended.
         """
-        return tuple(
-            self.options.beside(f".fold{fold + 1}.json") for fold in range(len(self.folds))
-        )
+        numbers = range(1, 1 + len(self.folds))
+        return tuple(self.options.beside(f".fold{number}.json") for number in numbers)
 
     @property
     def learn(self) -> tuple[str, ...]:
         """The groups that gradients move, in the order of LEARNABLE."""
         asked = self.options.learn
-        fixed = ("compatibility",) if self.cases.regions is not None else ()
         if self.base.counts_network_voxels:
             # Volumes are kept afterwards, which leaves no bias to learn.
             return tuple(group for group in COARSE_LEARN if group in asked)
-        moved = tuple(group for group in LEARNABLE if group in asked and group not in fixed)
+        moved = [group for group in LEARNABLE if group in asked]
+        if self.cases.regions is not None and "compatibility" in moved:
+            moved.remove("compatibility")
         # The volume term moves if the model begins with it, or if no other group moves.
-        has_volume = VOLUME_GROUP in asked and (self.base.volume.weight > 0.0 or not moved)
-        if has_volume:
-            return (*moved, VOLUME_GROUP)
-        return moved
+        if VOLUME_GROUP in asked and (self.base.volume.weight > 0.0 or not moved):
+            moved.append(VOLUME_GROUP)
+        return tuple(moved)
 
     @property
     def rivals(self) -> Rivals:
         """Candidates beside the recalibrated network and the trained model."""
         if self.base.counts_network_voxels:
             return Rivals(untrained=self.base)
-        is_free = (
-            self.options.parameters is None
-            and set(LEARNABLE) <= set(self.options.learn)
-            and self.cases.declared is None
-        )
-        if self.base.volume.weight > 0.0:
-            volumes = (replace(self.base.volume, weight=0.0),)
-        else:
+        volumes: tuple[VolumeParameters, ...] = ()
+        if VOLUME_GROUP in self.options.learn:
             volumes = VOLUMES
-        untrained = setup.prepare(CrfParameters(), (), *self.cases.sizes[:2]) if is_free else None
-        return Rivals(volumes if VOLUME_GROUP in self.options.learn else (), untrained)
+            if self.base.volume.weight > 0.0:
+                volumes = (replace(self.base.volume, weight=0.0),)
+        is_free = self.options.parameters is None and set(LEARNABLE) <= set(self.options.learn)
+        if not is_free or self.cases.declared is not None:
+            return Rivals(volumes)
+        num_channels, num_modalities, _ = self.cases.sizes
+        return Rivals(volumes, setup.prepare(CrfParameters(), (), num_channels, num_modalities))
 
     def read(self, files: CaseFiles, threads: int) -> Case:
         """Read one case with its reference."""
         options = self.options
-        cases = self.cases
-        mask = self.base.intensity.mask if options.data.masks is None else "none"
         reading = ReadingOptions(
             options.input_type,
-            mask,
+            self.base.intensity.mask if options.data.masks is None else "none",
             options.resample,
-            cases.reading,
-            cases.declared,
+            self.cases.reading,
+            self.cases.declared,
             True,
             options.network_spacing,
             add_background=options.add_background,
         )
-        case = read_labeled(files, cases, reading, threads=threads)
+        case = read_labeled(files, self.cases, reading, threads=threads)
         if not self.base.counts_network_voxels:
             return replace(case, network_spacing=None)
-        if case.network_spacing is None or (
-            options.network_spacing is not None and case.label_map is None
-        ):
-            needed = "give --network-spacing MM for label maps, and --resample alone for logits on the network's grid"
+        is_for_logits = options.network_spacing is not None and case.label_map is None
+        if case.network_spacing is None or is_for_logits:
             raise InputError(
-                f"case {case.case_id!r}: bandwidths in voxels of the network need their size: {needed}"
+                f"case {case.case_id!r}: bandwidths in voxels of the network need their size: "
+                "give --network-spacing MM for label maps, and --resample alone for logits on the "
+                "network's grid"
             )
         return case
 
@@ -185,12 +182,12 @@ class Plan(NamedTuple):
     def describe(self, threads: int) -> str:
         """Return the first line that a run reports."""
         cases = self.cases
-        kind = "" if cases.declared is None else " with label maps"
-        if cases.regions is None:
-            channels = ""
-        else:
-            channels = f"{cases.regions.num_regions} overlapping regions, "
-        about = f"{len(cases.files)} cases{kind}, {channels}{cases.num_labels} labels, modalities: {cases.sizes[1]}"
+        about = f"{len(cases.files)} cases"
+        if cases.declared is not None:
+            about += " with label maps"
+        if cases.regions is not None:
+            about += f", {cases.regions.num_regions} overlapping regions"
+        about += f", {cases.num_labels} labels, modalities: {cases.sizes[1]}"
         means = [counted(threads, "thread")]
         device = unexpected_device(self.options.device, self.device.name)
         if device is not None:
@@ -203,15 +200,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
 
     Raise a CrfRefineError if cases, regions, folds or parameters do not fit each other.
     """
-    is_coarse = options.network_spacing is not None
-    if options.parameters is None:
-        base = as_parameters("sharp" if is_coarse else "default")
-    else:
-        base = options.parameters
-    if is_coarse and not base.counts_network_voxels:
-        raise ConfigError(
-            "--network-spacing: expected parameters with mean_field.positions = 'network', such as -c sharp"
-        )
+    base = _base_parameters(options)
     cases = find_cases(
         options.data,
         strict=options.strict,
@@ -222,17 +211,36 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     )
     regions = choose_regions(options.regions, cases)
     folds = make_folds(len(cases.files), options.num_folds, options.seed)
-    if cases.regions is not None and cases.regions.num_regions < 2:
+    if cases.regions is None:
+        base.resolve(*cases.sizes)  # Its lengths fit, or it says which do not.
+        return Plan(options, device, cases, regions, tuple(folds), base)
+
+    if cases.regions.num_regions < 2:
         raise InputError(
-            f"{options.data.logits}: the logits have one region only; give two channels, zeros and the log-odds of the region"
+            f"{options.data.logits}: the logits have one region only; give two channels, zeros and "
+            "the log-odds of the region"
         )
-    resolve = base.resolve if cases.regions is None else partial(resolve_regions, base)
-    resolve(*cases.sizes)  # lengths fit, or it says which do not
-    if cases.regions is not None and options.learn == ("compatibility",):
+    resolve_regions(base, *cases.sizes)
+    if options.learn == ("compatibility",):
         raise ConfigError(
-            "--learn compatibility: overlapping regions, each a problem of two labels, have no compatibility to learn"
+            "--learn compatibility: overlapping regions, each a problem of two labels, have no "
+            "compatibility to learn"
         )
     return Plan(options, device, cases, regions, tuple(folds), base)
+
+
+def _base_parameters(options: TrainingOptions) -> CrfParameters:
+    """Return the model to start from; raise ConfigError if it cannot use a network's spacing."""
+    is_coarse = options.network_spacing is not None
+    base = options.parameters
+    if base is None:
+        base = as_parameters("sharp" if is_coarse else "default")
+    if is_coarse and not base.counts_network_voxels:
+        raise ConfigError(
+            "--network-spacing: expected parameters with mean_field.positions = 'network', such as "
+            "-c sharp"
+        )
+    return base
 
 
 def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, ...]:
@@ -240,39 +248,56 @@ def choose_regions(texts: Sequence[str], cases: LabeledCases) -> tuple[Region, .
 
     Raise ConfigError for unusable regions.
     """
-    if not texts and cases.regions is not None:
-        names = [f"region {name}" if name == RESERVED else name for name in cases.regions.names]
-        return tuple(
-            Region(name, labels) for name, labels in zip(names, cases.regions.labels, strict=True)
-        )
-    if (
-        not texts
-    ):  # each foreground label by its name if that is usable, except the one without a reference
-        by_label = cases.label_names
-        usable = {name for name in by_label if name != RESERVED and by_label[1:].count(name) == 1}
-        named = [
-            (name if name in usable else f"label {label}", (label,))
-            for label, name in enumerate(by_label)
-        ]
-        return tuple(
-            Region(*named[label])
-            for label in range(1, cases.num_labels)
-            if label != cases.ignore_label
-        )
-    regions = tuple(map(parse_region, texts))
+    if texts:
+        return _parse_regions(texts, cases.num_labels)
+    if cases.regions is not None:
+        return _regions_of_channels(cases.regions)
+    return _region_of_each_label(cases)
+
+
+def _parse_regions(texts: Sequence[str], num_labels: int) -> tuple[Region, ...]:
+    regions = tuple(parse_region(text) for text in texts)
     for region in regions:
-        if max(region.labels) >= cases.num_labels:
-            reason = (
-                f"label {max(region.labels)} is not among the logits' 0 to {cases.num_labels - 1}"
-            )
+        largest = max(region.labels)
+        if largest >= num_labels:
+            reason = f"label {largest} is not among the logits' 0 to {num_labels - 1}"
             raise ConfigError(f"--regions {shorten(region.name)}: {reason}")
     if len({region.name for region in regions}) < len(regions):
         raise ConfigError(f"--regions: a name is there twice in {', '.join(texts)}")
     return regions
 
 
+def _regions_of_channels(scheme: RegionScheme) -> tuple[Region, ...]:
+    regions = []
+    for name, labels in zip(scheme.names, scheme.labels, strict=True):
+        if name == RESERVED:
+            name = f"region {name}"
+        regions.append(Region(name, labels))
+    return tuple(regions)
+
+
+def _region_of_each_label(cases: LabeledCases) -> tuple[Region, ...]:
+    """Return a region for each foreground label that has a reference.
+
+    It has the label's name, unless that is reserved or another label has it, too.
+    """
+    foreground = cases.label_names[1:]
+    regions = []
+    for label, name in enumerate(foreground, start=1):
+        if label == cases.ignore_label:
+            continue
+        if name == RESERVED or foreground.count(name) > 1:
+            name = f"label {label}"
+        regions.append(Region(name, (label,)))
+    return tuple(regions)
+
+
 class Prepared(NamedTuple):
-    """What all parts of a run share: the material, the models that training may start from, and how good the simple rivals are."""
+    """What all parts of a run share.
+
+    This is the material, the models that training may start from, and how good the simple rivals
+    are.
+    """
 
     plan: Plan
     workers: Workers
@@ -282,19 +307,10 @@ class Prepared(NamedTuple):
     largest: Scores[str]
     guided: Scores[Guidance]
 
-    @property
-    def tools(self) -> tuple[Material, Workers, Callable[[str, str, str], object]]:
-        """The first arguments of every `Fit`."""
-        return self.material, self.workers, self.progress.stepped
-
     def tune_rivals(self, fit: FitResult, cases: Sequence[int]) -> Tuned:
         """Tune the rivals of a trained CRF on the cases that it may have seen."""
-        return Tuned(
-            fit,
-            fit_scaling(self.material, cases, self.workers),
-            self.largest.best(cases),
-            self.guided.best(cases),
-        )
+        scaling = fit_scaling(self.material, cases, self.workers)
+        return Tuned(fit, scaling, self.largest.best(cases), self.guided.best(cases))
 
 
 def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
@@ -305,48 +321,63 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
     progress.observer.stage_started("reading")
     cases = plan.cases
     options = plan.options
+    crops = _read_crops(plan, workers)
     groups = tuple(region.labels for region in plan.regions)
-    max_bytes = cropping.MEMORY_BYTES // len(cases.files)
+    warning = _low_dice_warning(crops, groups)
+    if warning is not None:
+        progress.observer.note(warning)
 
-    def read(files: CaseFiles, threads: int) -> Crop:
-        return cropping.map_from_disk(
-            make_crop(plan.read(files, threads), plan.base.intensity), max_bytes
-        )
-
-    crops = require_all(read, cases.files, options.data.images, workers, one_by_one=cases.are_large)
-    spacing = tuple(
-        float(distance)
-        for distance in np.median(np.array([crop.spacing for crop in crops]), axis=0)
-    )
-    if not any(
-        (crop.labels[crop.mask] % cases.num_labels).any() for crop in crops
-    ):  # The label L has no reference.
-        raise InputError(
-            f"{options.data.labels}: no case has a foreground label; there is nothing to learn from"
-        )
     if cases.regions is None:
         loss = make_loss(options.loss, groups)
     else:
         loss = make_region_loss(options.loss, cases.regions)
-    dice = mean_defined(
-        np.ravel(
-            [dice_of(crop.confusion(decode(crop.logits, crop.regions)), groups) for crop in crops]
-        )
-    )
-    if dice < LOW_DICE:
-        progress.observer.note(
-            f"the network agrees with the reference to a mean Dice of {dice:.3f}: are the logits' channels in the order of the labels or "
-            "regions, and do logits and labels belong together?"
-        )
-    base = plan.base if plan.base.counts_network_voxels else options.parameters
-    starts = make_starts(base, plan.learn, *cases.sizes[:2], spacing)
     material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, plan.device)
+
+    spacings = np.array([crop.spacing for crop in crops])
+    spacing = np.median(spacings, axis=0).tolist()
+    base = plan.base if plan.base.counts_network_voxels else options.parameters
+    num_channels, num_modalities, _ = cases.sizes
     return Prepared(
         plan,
         workers,
         progress,
         material,
-        starts,
+        make_starts(base, plan.learn, num_channels, num_modalities, spacing),
         largest_scores(material, workers),
         score_guided(material, spacing, workers),
+    )
+
+
+def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
+    """Read the cases; raise InputError if no case has a foreground label."""
+    cases = plan.cases
+    data = plan.options.data
+    max_bytes = cropping.MEMORY_BYTES // len(cases.files)
+
+    def read(files: CaseFiles, threads: int) -> Crop:
+        crop = make_crop(plan.read(files, threads), plan.base.intensity)
+        return cropping.map_from_disk(crop, max_bytes)
+
+    crops = require_all(read, cases.files, data.images, workers, one_by_one=cases.are_large)
+    for crop in crops:
+        if (crop.labels[crop.mask] % cases.num_labels).any():  # The label L has no reference.
+            return crops
+    raise InputError(
+        f"{data.labels}: no case has a foreground label; there is nothing to learn from"
+    )
+
+
+def _low_dice_warning(crops: Sequence[Crop], groups: Sequence[tuple[int, ...]]) -> str | None:
+    """Return a warning if the network hardly agrees with the reference."""
+    values = []
+    for crop in crops:
+        network = decode(crop.logits, crop.regions)
+        values.append(dice_of(crop.confusion(network), groups))
+    dice = mean_defined(np.ravel(values))
+    if not dice < LOW_DICE:
+        return None
+    return (
+        f"the network agrees with the reference to a mean Dice of {dice:.3f}: "
+        "are the logits' channels in the order of the labels or regions, and do logits and labels "
+        "belong together?"
     )

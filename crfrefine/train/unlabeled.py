@@ -1,7 +1,7 @@
-"""Choose the parameters of a CRF without labels, for `train-crf --unlabeled` and `infer -c auto`: those that best restore synthetic cases.
+"""The parameters of a CRF, chosen without labels: those that best restore synthetic cases.
 
-The numbers at the beginning, and those of the noise in `synthetic.py`, were settled by measuring.
-No part of it needs PyTorch.
+This is `train-crf --unlabeled` and `infer -c auto`. The numbers at the beginning, and those of the
+noise in `synthetic.py`, were settled by measuring. No part of it needs PyTorch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import bounding_box
+from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
 from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.inputs import check_no_input, keeping_inputs
@@ -30,6 +30,7 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import NORMALIZED
 from crfrefine.refinement.case import Plan, refine
 from crfrefine.runs.cases.case import Case, read_case
+from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
@@ -40,44 +41,57 @@ from crfrefine.train.options import UnlabeledOptions
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_length
 from crfrefine.train.synthetic import MIN_VOXELS, dice_of, groups_of
 
-# bandwidths of position: those that fit differ tenfold between data sets
-THETA_ALPHA_VOXELS = 1.0, 1.5, 2.0, 3.0, 6.0, 12.0
+# Bandwidths of position: those that fit differ tenfold between data sets.
+THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)
 # This bandwidth is not chosen: synthetic cases, whose edges lie where the network put them, look at
 # the image less than is good.
 THETA_BETA = 0.06
 WEIGHTS = (2.5, 8.0)  # as in `starts.py`: little is gained in between
-# without the volume term, and with a weight that keeps much of each label's main body
-VOLUME_WEIGHTS = 0.0, 0.75
-# evenly spread: the parameters are a handful of numbers, which more cases hardly change
+# No volume term, and one with a weight that keeps much of each label's main body.
+VOLUME_WEIGHTS = (0.0, 0.75)
+# Most cases, evenly spread: the parameters are a handful of numbers, which more cases hardly
+# change. The user of `infer` waits for results.
 MAX_CASES = 20
-MAX_CASES_OF_A_RUN = 10  # the same for `infer`, whose user waits for results
+MAX_CASES_OF_A_RUN = 10
 FEW_CASES = 4  # with fewer, the noise seeds of each case count by themselves where chance is judged
 NUM_SEEDS = 2  # of the noise for each case; of few cases as many as give MIN_DRAWS
 MIN_DRAWS = 8
 MIN_UNITS = 4  # cases, or draws of few cases: with fewer nothing is sure; two for each half
-# of a synthetic case, which is coarsened to this: all candidates on it take half a minute at most
+# Most voxels of a synthetic case, which is coarsened to this: all candidates on it take half a
+# minute at most.
 MAX_VOXELS = 400_000
-# voxels around the foreground that belong to a synthetic case: more than most kernels reach
+# Voxels around the foreground that belong to a synthetic case: more than most kernels reach.
 MARGIN = 16
-# factors on the noise that the network expects of itself: networks expect too much of themselves
-NOISE_LEVELS = 1.0, 1.5
+# Factors on the noise that the network expects of itself: networks expect too much of themselves.
+NOISE_LEVELS = (1.0, 1.5)
 # Dice above `default` that a choice must gain in every kind of synthetic case: smaller ones were
 # worth nothing on real cases.
 MIN_GAIN = 0.01
 # Dice between the two truths below which it stays with `default`, since neither is like the case;
 # on real cases it is 0.92 to 0.98.
 MIN_AGREEMENT = 0.85
-# smallest gain over the network that gains are measured in: a kind without errors does not decide
+# Smallest gain over the network that gains are measured in: a kind without errors does not decide.
 MIN_UNIT = 0.001
 DEFAULT = "default"
+SCHEMA = 2  # of the report
+REPORTED_OPTIONS = (
+    "images",
+    "logits",
+    "masks",
+    "input_type",
+    "add_background",
+    "resample",
+    "seed",
+)
 
 
 def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
-    """Return `default` and the built-in sets, by kernels, for typical voxels of this side in mm.
+    """Return `default` and the built-in sets, by kernels, for typical voxels of a side in mm.
 
     All have the overriding entries.
     """
     candidates = [Start(DEFAULT, CrfParameters().replace(**overrides))]
+    tried = [candidates[0].parameters]
     for alpha, weight, volume in itertools.product(THETA_ALPHA_VOXELS, WEIGHTS, VOLUME_WEIGHTS):
         changes = {
             "bilateral.theta_alpha": float(f"{alpha * voxel:.3g}"),
@@ -89,21 +103,32 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
             "volume.weight": volume,
         }
         parameters = CrfParameters().replace(**{**changes, **overrides})
-        if parameters not in [
-            candidate.parameters for candidate in candidates
-        ]:  # Overrides may make some equal.
-            kernel = parameters.bilateral[0]
-            length, strength = (
-                " ".join(f"{number:g}" for number in np.atleast_1d(own))
-                for own in (kernel.theta_alpha, kernel.weight)
-            )
-            name = f"theta_alpha {length} mm, weight {strength}, volume.weight {parameters.volume.weight:g}"
-            candidates.append(Start(name, parameters))
+        if parameters not in tried:  # Overrides may make some equal.
+            tried.append(parameters)
+            candidates.append(Start(_name_of(parameters), parameters))
     return candidates
 
 
+def _name_of(parameters: CrfParameters) -> str:
+    kernel = parameters.bilateral[0]
+    alphas = " ".join(f"{alpha:g}" for alpha in np.atleast_1d(kernel.theta_alpha))
+    weights = " ".join(f"{weight:g}" for weight in np.atleast_1d(kernel.weight))
+    volume = parameters.volume.weight
+    return f"theta_alpha {alphas} mm, weight {weights}, volume.weight {volume:g}"
+
+
+class Truth(NamedTuple):
+    """A label map that is right in synthetic cases, and logits that decode to it."""
+
+    labels: NDArray[Any]  # (*box)
+    logits: NDArray[np.float32]  # (channels, *box)
+
+
 class Source(NamedTuple):
-    """The part of a case around its foreground, coarsened to MAX_VOXELS, that its synthetic cases are made from."""
+    """The part of a case that its synthetic cases are made from.
+
+    It is that around its foreground, coarsened to MAX_VOXELS.
+    """
 
     case_id: str
     voxel: float  # side in mm of a voxel of the case
@@ -111,13 +136,36 @@ class Source(NamedTuple):
     image: NDArray[np.float32]  # (M, *box), normalized on the whole case
     mask: NDArray[np.bool_]  # (*box)
     spacing: tuple[float, ...]
-    # refined, network's own: (*box) labels, logits that decode to them
-    truths: tuple[tuple[NDArray[Any], NDArray[np.float32]], ...]
+    truths: tuple[Truth, Truth]  # the refined labels, and the network's own
     dice: float  # that the network expects of itself
     agreement: float  # Dice of the network's own labels to the refined ones
-    # how many voxels of the synthetic case, coarsened or not, a voxel of the noise is long: see
-    # `docs/decisions`
+    # How many voxels of the synthetic case, coarsened or not, a voxel of the noise is long: see
+    # `docs/decisions`.
     noise_voxels: float
+
+
+class _Part(NamedTuple):
+    """A part of a case: its image, mask and spacing, the network's logits, and refined ones."""
+
+    image: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+    spacing: tuple[float, ...]
+    logits: NDArray[np.float32]
+    refined: NDArray[np.float32]
+
+    def coarsened(self, regions: RegionScheme | None) -> _Part:
+        """Return the part with voxels that are twice as long along one axis."""
+        factors = synthetic.halving(self.mask.shape, self.spacing)
+        shares = synthetic.block_means(probabilities_of(self.refined, regions), factors)
+        inside = synthetic.block_means(self.mask[None], factors)[0]
+        lengths = zip(self.spacing, factors, strict=True)
+        return _Part(
+            synthetic.block_means(self.image, factors),
+            inside >= 0.5,
+            tuple(step * factor for step, factor in lengths),
+            synthetic.block_means(self.logits, factors),
+            synthetic.logits_of(shares, regions),
+        )
 
 
 def make_source(
@@ -128,75 +176,91 @@ def make_source(
     Raise InputError for a label map, and for a case without a label of MIN_VOXELS.
     """
     if case.input_kind == "labels":
-        needed = "without labels, give logits or probabilities, or use the preset `default`"
         raise InputError(
-            f"case {case.case_id!r}: a label map does not say how sure the network is: {needed}"
+            f"case {case.case_id!r}: a label map does not say how sure the network is: without "
+            "labels, give logits or probabilities, or use the preset `default`"
         )
     regions = case.regions
-    groups = groups_of(len(case.logits), case.regions)
     image = normalize_intensity(case.image, default.intensity, case.mask, threads=threads)
-    options: dict[str, Any] = {
-        "spacing": case.spacing,
-        "mask": case.mask,
-        "regions": regions,
-        "threads": threads,
-    }
-    normalized = replace(default, intensity=NORMALIZED)
-    # Rules that remove much are those that were set by hand.
     result = refine(
         case.logits,
         image,
-        parameters=normalized,
+        parameters=replace(default, intensity=NORMALIZED),
         input_type="logits",
-        allow_vanishing=True,
-        **options,
+        allow_vanishing=True,  # Rules that remove much are those that were set by hand.
+        spacing=case.spacing,
+        mask=case.mask,
+        regions=regions,
+        threads=threads,
     )
-    padding = case.find_padding()
-    mask = np.ones(case.logits.shape[1:], np.bool_) if case.mask is None else case.mask
-    mask = mask if padding is None else mask & ~padding
+    mask = _find_voxels(case)
     expected = synthetic.expected_dice(case.logits, mask, regions)
-    foreground = ((result.label_map != 0) | (decode(case.logits, regions) != 0)) & mask
-    box = tuple(
-        slice(max(0, part.start - MARGIN), part.stop + MARGIN)
-        for part in bounding_box(foreground) or ()
-    )
-    image = image[(slice(None), *box)]
-    mask = mask[box]
-    spacing = np.array(case.spacing, dtype=float)
-    # Values outside the mask are cleared: padding may be a constant as low as the lowest float32.
-    logits, refined = (
-        np.where(mask, values[(slice(None), *box)], np.float32(0.0))
-        for values in (case.logits, result.logits)
-    )
-    while mask.size > MAX_VOXELS:
-        factors = synthetic.halving(mask.shape, spacing.tolist())
-        shares, logits, image, inside = (
-            synthetic.block_means(values, factors)
-            for values in (probabilities_of(refined, regions), logits, image, mask[None])
-        )
-        refined = synthetic.logits_of(shares, regions)
-        mask = inside[0] >= 0.5
-        spacing *= factors
-    truths = [np.where(mask, decode(values, regions), 0) for values in (refined, logits)]
-    if np.isnan([expected, *(dice_of(truth, truth, groups) for truth in truths)]).any():
+    is_foreground = (result.label_map != 0) | (decode(case.logits, regions) != 0)
+    box = _box_around(is_foreground & mask)
+    part = _cut_part(case, box, image, mask, result.logits)
+    while part.mask.size > MAX_VOXELS:
+        part = part.coarsened(regions)
+
+    refined = np.where(part.mask, decode(part.refined, regions), 0)
+    network = np.where(part.mask, decode(part.logits, regions), 0)
+    groups = groups_of(len(case.logits), regions)
+    # Labels agree with themselves, unless they have too few voxels to count.
+    defined = (expected, dice_of(refined, refined, groups), dice_of(network, network, groups))
+    if np.isnan(defined).any():
         raise InputError(
             f"case {case.case_id!r}: no label has {MIN_VOXELS} voxels, which a comparison needs"
         )
-    agreement = dice_of(truths[1], truths[0], groups)
-    with_logits = tuple((truth, synthetic.agreeing(logits, truth, regions)) for truth in truths)
-    image = np.ascontiguousarray(image)
-    sides = tuple(spacing.tolist())
     return Source(
         case.case_id,
         voxel_length(case.spacing),
         regions,
-        image,
-        mask,
-        sides,
-        with_logits,
+        np.ascontiguousarray(part.image),
+        part.mask,
+        part.spacing,
+        (
+            Truth(refined, synthetic.agreeing(part.logits, refined, regions)),
+            Truth(network, synthetic.agreeing(part.logits, network, regions)),
+        ),
         expected,
-        agreement,
+        dice_of(network, refined, groups),
         noise_voxels,
+    )
+
+
+def _find_voxels(case: Case) -> NDArray[np.bool_]:
+    """Return the voxels (*grid) in the mask of a case and not in padding."""
+    mask = np.ones(case.logits.shape[1:], np.bool_) if case.mask is None else case.mask
+    padding = case.find_padding()
+    if padding is None:
+        return mask
+    return mask & ~padding
+
+
+def _box_around(foreground: NDArray[np.bool_]) -> Box:
+    """Return the box of the foreground with a margin; without foreground, that of the grid."""
+    parts = []
+    for part in bounding_box(foreground) or ():
+        parts.append(slice(max(0, part.start - MARGIN), part.stop + MARGIN))
+    return tuple(parts)
+
+
+def _cut_part(
+    case: Case,
+    box: Box,
+    image: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    refined: NDArray[np.float32],
+) -> _Part:
+    """Return the part of a case in a box; logits outside the mask are 0."""
+    in_channels = (slice(None), *box)
+    # Padding may be a constant as low as the lowest float32.
+    nothing = np.float32(0.0)
+    return _Part(
+        image[in_channels],
+        mask[box],
+        tuple(float(step) for step in case.spacing),
+        np.where(mask[box], case.logits[in_channels], nothing),
+        np.where(mask[box], refined[in_channels], nothing),
     )
 
 
@@ -207,58 +271,73 @@ def score_candidates(
     threads: int,
     check: Callable[[], None],
 ) -> NDArray[np.float64]:
-    """Return the (kinds, 1 + candidates) Dice to the truths of a case after noise, of the network first; `check` may raise to stop."""
-    draws = []
-    for number, (truth, logits) in enumerate(source.truths):
-        noise = (
-            synthetic.make_noise(
-                logits.shape, source.noise_voxels, np.random.default_rng((*seed, number))
-            )
-            * source.mask
-        )
-        scale = synthetic.noise_scale(
-            logits, noise, truth, source.mask, source.dice, source.regions
-        )
-        draws += [(truth, logits + np.float32(level * scale) * noise) for level in NOISE_LEVELS]
+    """Return the (kinds, 1 + candidates) Dice to the truths of a case after noise.
+
+    The first is that of the network; `check` may raise to stop.
+    """
+    draws = _draw_synthetic_cases(source, seed)
+    groups = groups_of(len(draws[0].logits), source.regions)
 
     def dice(label_maps: Iterable[NDArray[Any]]) -> list[float]:
-        masked = (np.where(source.mask, labels, 0) for labels in label_maps)
-        groups = groups_of(len(draws[0][1]), source.regions)
-        return [
-            dice_of(labels, truth, groups) for labels, (truth, _) in zip(masked, draws, strict=True)
-        ]
+        values = []
+        for labels, drawn in zip(label_maps, draws, strict=True):
+            values.append(dice_of(np.where(source.mask, labels, 0), drawn.labels, groups))
+        return values
 
     plan = Plan(source.image, spacing=source.spacing, mask=source.mask, threads=threads)
-    columns = [dice(decode(noisy, source.regions) for _, noisy in draws)]
-    for (
-        candidate
-    ) in candidates:  # Those with the same kernels follow each other, so that these are built once.
+    columns = [dice(decode(drawn.logits, source.regions) for drawn in draws)]
+    # Candidates with the same kernels follow each other, so that these are built once.
+    for candidate in candidates:
         check()
         parameters = replace(candidate.parameters, intensity=NORMALIZED)
-        columns.append(
-            dice(
-                plan.run(noisy, parameters, input_type="logits", regions=source.regions).label_map
-                for _, noisy in draws
+        label_maps = []
+        for drawn in draws:
+            refined = plan.run(
+                drawn.logits, parameters, input_type="logits", regions=source.regions
             )
-        )
+            label_maps.append(refined.label_map)
+        columns.append(dice(label_maps))
     return np.array(columns).T
 
 
-def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return gains over `default`, (units, kinds, candidates), and scores, (units, candidates), of Dice.
+def _draw_synthetic_cases(source: Source, seed: Sequence[int]) -> list[Truth]:
+    """Return the truths with logits that are as wrong as each of NOISE_LEVELS says."""
+    draws = []
+    for number, (labels, logits) in enumerate(source.truths):
+        random = np.random.default_rng((*seed, number))
+        noise = synthetic.make_noise(logits.shape, source.noise_voxels, random) * source.mask
+        scale = synthetic.noise_scale(
+            logits, noise, labels, source.mask, source.dice, source.regions
+        )
+        for level in NOISE_LEVELS:
+            draws.append(Truth(labels, logits + np.float32(level * scale) * noise))
+    return draws
 
-    A score is the mean over kinds of the gain in units of the best candidate's over the network.
+
+def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return gains of Dice over `default`, (units, kinds, candidates), and scores.
+
+    A score, (units, candidates), is the mean over kinds of the gain in units of the gain of the
+    best candidate over the network.
     """
-    best = np.maximum((table[:, :, 1:] - table[:, :, :1]).mean(axis=0).max(axis=-1), MIN_UNIT)
-    gains = table[:, :, 1:] - table[:, :, 1:2]
-    return gains, (gains / best[:, None]).mean(axis=1)
+    of_network = table[:, :, :1]
+    of_default = table[:, :, 1:2]
+    of_candidates = table[:, :, 1:]
+    best = (of_candidates - of_network).mean(axis=0).max(axis=-1)
+    gains = of_candidates - of_default
+    units = np.maximum(best, MIN_UNIT)[:, None]
+    return gains, (gains / units).mean(axis=1)
 
 
 def pick(table: NDArray[np.float64]) -> int:
-    """Return the candidate with the highest mean score less its standard error, if that is above 0; else 0, for `default`."""
+    """Return the candidate with the highest mean score less its standard error.
+
+    If that is not above 0, return 0, for `default`.
+    """
     gains, scores = gains_of(table)
     lower = scores.mean(axis=0) - scores.std(axis=0, ddof=1) / np.sqrt(len(table))
-    lower[(gains.mean(axis=0) < MIN_GAIN).any(axis=0)] = -np.inf
+    gains_too_little = (gains.mean(axis=0) < MIN_GAIN).any(axis=0)
+    lower[gains_too_little] = -np.inf
     lower[0] = 0.0
     return int(lower.argmax())
 
@@ -266,29 +345,37 @@ def pick(table: NDArray[np.float64]) -> int:
 def decide(units: NDArray[np.float64], agreements: Sequence[float]) -> tuple[int, str]:
     """Return the number of the set that is taken, and why it is `default`.
 
-    Empty for another set.
+    The reason is empty for another set.
     """
     if len(units) < MIN_UNITS:
         return 0, "no case could be used"
     if float(np.median(agreements)) < MIN_AGREEMENT:
-        return (
-            0,
-            "`default` changes so many of the network's labels that synthetic cases would not be like the real ones",
+        reason = (
+            "`default` changes so many of the network's labels that synthetic cases would not be "
+            "like the real ones"
         )
+        return 0, reason
     best = pick(units)
-    scores = gains_of(units)[1]
     if best == 0:
-        return (
-            0,
-            f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four kinds of synthetic case",
+        reason = (
+            f"no other set gains {100 * MIN_GAIN:g} point of Dice over `{DEFAULT}` in all four "
+            "kinds of synthetic case"
         )
-    if sum(scores[1 - start :: 2, pick(units[start::2])].mean() for start in (0, 1)) <= 0.0:
+        return 0, reason
+    # Each half of the cases chooses a set for the other half.
+    scores = gains_of(units)[1]
+    for_odd = scores[1::2, pick(units[::2])].mean()
+    for_even = scores[::2, pick(units[1::2])].mean()
+    if for_odd + for_even <= 0.0:
         return 0, "what one half of the synthetic cases would choose does not help the other half"
     return best, ""
 
 
 class Choice(NamedTuple):
-    """The chosen parameters, and why: `default` whenever nothing else is sure to be better on the synthetic cases."""
+    """The chosen parameters, and why.
+
+    It is `default` whenever nothing else is sure to be better on the synthetic cases.
+    """
 
     candidates: tuple[Start, ...]  # `default` first
     table: NDArray[np.float64]  # (cases, seeds, kinds, 1 + candidates) Dice, of the network first
@@ -306,10 +393,13 @@ class Choice(NamedTuple):
         """Return the verdict in plain English."""
         number, doubt = self.decision
         on = f"on synthetic cases made from {counted(len(self.case_ids), 'case')}"
-        if doubt:
-            return f"it stays with `{DEFAULT}`: {doubt}" + (f", {on}" if self.case_ids else "")
-        gain = f"{100 * self.gains[number]:+.2f} points of Dice against `{DEFAULT}`"
-        return f"chosen: {self.chosen.name}: {gain} {on}. That is no proof: look at the results, or measure with labels"
+        if not doubt:
+            gain = f"{100 * self.gains[number]:+.2f} points of Dice against `{DEFAULT}`"
+            caution = "That is no proof: look at the results, or measure with labels"
+            return f"chosen: {self.chosen.name}: {gain} {on}. {caution}"
+        if not self.case_ids:
+            return f"it stays with `{DEFAULT}`: {doubt}"
+        return f"it stays with `{DEFAULT}`: {doubt}, {on}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry in the record of a run."""
@@ -331,10 +421,34 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
     Raise InputError if no case can be used.
     """
     options.check_files()
-    names = ("masks", "input_type", "add_background", "resample")
-    reading = {name: getattr(options, name) for name in names}
+    inputs = _find_unlabeled(options, observer)
+    choice = choose(inputs, observer, seed=options.seed, threads=options.threads)
+    if not choice.case_ids:
+        reason = next(iter(choice.left_out.values()), "there is none")
+        raise InputError(
+            f"{options.logits}: no case can be used to choose parameters, such as\n  {reason}"
+        )
+    parameters = choice.chosen.parameters
+    origin = (
+        f": chosen without labels on synthetic cases made from "
+        f"{counted(len(choice.case_ids), 'case')}; {options.report.name} has the reasons."
+    )
+    options.write(SCHEMA, _make_report(options, choice), parameters, origin)
+    return choice
+
+
+def _find_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> RunInputs:
+    """Return the cases; raise InputError if an output would replace one, or some are bad."""
     inputs = find_inputs(
-        InferenceOptions((options.images,), (options.logits,), options.output.parent, **reading)
+        InferenceOptions(
+            (options.images,),
+            (options.logits,),
+            options.output.parent,
+            masks=options.masks,
+            input_type=options.input_type,
+            add_background=options.add_background,
+            resample=options.resample,
+        )
     )
     add_volumes(options.unread)
     for path in options.files:
@@ -343,33 +457,26 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
         observer.note(note)
     if options.unread is not None:
         observer.note(f"{options.unread} is not read: --unlabeled chooses without labels")
-    if (problems := [files.problem for files in inputs.cases if files.problem]) and options.strict:
+    problems = [files.problem for files in inputs.cases if files.problem]
+    if problems and options.strict:
         raise InputError("\n  ".join(["--strict: cases that cannot be used:", *problems]))
-    choice = choose(inputs, observer, seed=options.seed, threads=options.threads)
-    if not choice.case_ids:
-        reason = next(iter(choice.left_out.values()), "there is none")
-        raise InputError(
-            f"{options.logits}: no case can be used to choose parameters, such as\n  {reason}"
-        )
-    report = {
-        "options": {
-            name: str(getattr(options, name)) for name in ("images", "logits", *names, "seed")
-        },
+    return inputs
+
+
+def _make_report(options: UnlabeledOptions, choice: Choice) -> dict[str, Any]:
+    """Return the content of the report, as JSON has it."""
+    return {
+        "options": {name: str(getattr(options, name)) for name in REPORTED_OPTIONS},
         "choice": choice.to_dict(),
         "parameters": choice.chosen.parameters.to_dict(),
         "candidates": [
-            {"name": each.name, "parameters": each.parameters.to_dict()}
-            for each in choice.candidates
+            {"name": candidate.name, "parameters": candidate.parameters.to_dict()}
+            for candidate in choice.candidates
         ],
         "gains": choice.gains,
         # Cases, seeds, kinds (truth and level of noise), the network and the candidates.
         "dice": choice.table.tolist(),
     }
-    origin = f": chosen without labels on synthetic cases made from {counted(len(choice.case_ids), 'case')}; "
-    options.write(
-        2, report, choice.chosen.parameters, f"{origin}{options.report.name} has the reasons."
-    )
-    return choice
 
 
 def choose_for(
@@ -377,26 +484,22 @@ def choose_for(
 ) -> InferenceOptions:
     """Return the options of a run with parameters chosen for its cases, with the overrides.
 
-    With `resume`, as an earlier run chose.
+    With `resume`, they are those that an earlier run has chosen.
     """
     plan = plan_run(options)
     if options.parameters.mean_field.positions != "mm":
         raise ConfigError(
-            "mean_field.positions: built-in parameters to choose from are in mm; leave it out, or name parameters"
+            "mean_field.positions: built-in parameters to choose from are in mm; leave it out, or "
+            "name parameters"
         )
-    runs = read_records(options.output).runs if options.resume and not options.writes_file else []
-    choices = [
-        (run, run.choice)
-        for run in runs
-        if isinstance(run.choice, dict) and run.inputs == plan.summary.inputs
-    ]
-    if choices and (chosen := CrfParameters.from_dict(choices[-1][0].parameters)) == chosen.replace(
-        **overrides
-    ):
-        observer.note(
-            f"parameters as an earlier run into this folder has chosen them: {choices[-1][1].get('chosen')}"
-        )
-        return replace(options, parameters=chosen, choice=choices[-1][1])
+    earlier = None
+    if options.resume and not options.writes_file:
+        earlier = _earlier_choice(options, plan.summary.inputs)
+    if earlier is not None and earlier.parameters == earlier.parameters.replace(**overrides):
+        name = earlier.choice.get("chosen")
+        observer.note(f"parameters as an earlier run into this folder has chosen them: {name}")
+        return replace(options, parameters=earlier.parameters, choice=earlier.choice)
+
     choice = choose(
         plan.inputs,
         observer,
@@ -406,6 +509,21 @@ def choose_for(
     )
     observer.stage_ended(choice.describe())
     return replace(options, parameters=choice.chosen.parameters, choice=choice.to_dict())
+
+
+class EarlierChoice(NamedTuple):
+    """Parameters that an earlier run has chosen, and what its record says of the choice."""
+
+    parameters: CrfParameters
+    choice: Mapping[str, Any]
+
+
+def _earlier_choice(options: InferenceOptions, inputs: object) -> EarlierChoice | None:
+    """Return the last choice of a run into the same folder for the same inputs, if any."""
+    for run in reversed(read_records(options.output).runs):
+        if isinstance(run.choice, dict) and run.inputs == inputs:
+            return EarlierChoice(CrfParameters.from_dict(run.parameters), run.choice)
+    return None
 
 
 def choose(
@@ -419,51 +537,85 @@ def choose(
 ) -> Choice:
     """Try all candidates on synthetic cases made from some of the cases, evenly spread.
 
-    Those that cannot be used are left out.
+    Cases that cannot be used are left out.
     """
     overrides = overrides or {}
     threads = threads or available_threads()
-    default = CrfParameters().replace(**overrides)
     complete = [case for case in inputs.cases if not case.problem]
+    left_out = {case.case_id: case.problem for case in inputs.cases if case.problem}
     places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases))
     files = [complete[number] for number in sorted({round(place) for place in places})]
+
     observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
     observer.stage_started("reading cases")
-    left_out = {case.case_id: case.problem for case in inputs.cases if case.problem}
+    default = CrfParameters().replace(**overrides)
     sources: list[Source] = []
     for case in files:
         try:
-            headers = read_case_headers(case, inputs.reading)
-            # How many of the image's voxels a voxel of the network is long.
-            of_network = headers.logits.files[0].spacing if headers.logits is not None else None
-            coarseness = max(
-                1.0, voxel_length(of_network or headers.spacing) / voxel_length(headers.spacing)
-            )
-            sources.append(
-                make_source(
-                    read_case(headers, inputs.reading, threads=threads),
-                    default,
-                    threads,
-                    coarseness,
-                )
-            )
+            sources.append(_read_source(case, inputs, default, threads))
         except Exception as error:
-            left_out[case.case_id] = str(
-                expected_error(error, *case.images, *case.logits, case.mask)
-            )
+            paths = (*case.images, *case.logits, case.mask)
+            left_out[case.case_id] = str(expected_error(error, *paths))
         observer.progressed(0.0, f"{len(sources)} of {counted(len(files), 'case')} read")
     if left_out:
-        causes = Causes()
-        reasons = [reason for case_id, reason in left_out.items() if causes.is_new(case_id, reason)]
-        observer.note(
-            "\n  ".join([f"{counted(len(left_out), 'case')} not used:", *reasons, *causes.others()])
-        )
-    candidates = make_candidates(
-        float(np.median([source.voxel for source in sources])) if sources else 1.0, overrides
-    )
+        observer.note(_describe_left_out(left_out))
+
+    voxel = 1.0
+    if sources:
+        voxel = float(np.median([source.voxel for source in sources]))
+    candidates = make_candidates(voxel, overrides)
+    observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
+    table = _try_candidates(sources, candidates, seed, threads, observer)
+    if len(sources) >= FEW_CASES:
+        units = table.mean(axis=1)
+    else:
+        units = table.reshape(-1, *table.shape[2:])  # Each draw of few cases counts by itself.
+    gains: list[float] = []
+    if sources:
+        gains = gains_of(units)[0].mean(axis=(0, 1)).tolist()
+    decision = decide(units, [source.agreement for source in sources])
+    case_ids = tuple(source.case_id for source in sources)
+    return Choice(tuple(candidates), table, gains, decision, case_ids, left_out)
+
+
+def _read_source(
+    case: CaseFiles, inputs: RunInputs, default: CrfParameters, threads: int
+) -> Source:
+    """Read a case and return the source of its synthetic ones."""
+    headers = read_case_headers(case, inputs.reading)
+    of_network = None
+    if headers.logits is not None:
+        of_network = headers.logits.files[0].spacing
+    # How many of the image's voxels a voxel of the network is long.
+    voxel = voxel_length(headers.spacing)
+    coarseness = max(1.0, voxel_length(of_network or headers.spacing) / voxel)
+    read = read_case(headers, inputs.reading, threads=threads)
+    return make_source(read, default, threads, coarseness)
+
+
+def _describe_left_out(left_out: Mapping[str, str]) -> str:
+    """Return a note on the cases that are left out, with each reason once."""
+    causes = Causes()
+    lines = [f"{counted(len(left_out), 'case')} not used:"]
+    for case_id, reason in left_out.items():
+        if causes.is_new(case_id, reason):
+            lines.append(reason)
+    return "\n  ".join([*lines, *causes.others()])
+
+
+def _try_candidates(
+    sources: Sequence[Source],
+    candidates: Sequence[Start],
+    seed: int,
+    threads: int,
+    observer: TrainingObserver,
+) -> NDArray[np.float64]:
+    """Return the (cases, seeds, kinds, 1 + candidates) Dice, of the network first."""
     num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
     table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
-    cells = [(case, own_seed) for own_seed in range(num_seeds) for case in range(len(sources))]
+    cells = [
+        (case, draw) for draw, case in itertools.product(range(num_seeds), range(len(sources)))
+    ]
     is_over = threading.Event()
 
     def check() -> None:
@@ -472,30 +624,16 @@ def choose(
             raise CancelledError
 
     def score(cell: tuple[int, int], threads: int) -> NDArray[np.float64]:
-        case, own_seed = cell
-        return score_candidates(sources[case], candidates, (seed, own_seed, case), threads, check)
+        case, draw = cell
+        return score_candidates(sources[case], candidates, (seed, draw, case), threads, check)
 
-    observer.stage_started(f"trying {counted(len(candidates), 'set')} of parameters")
     with Workers(threads) as workers:
         try:
-            for number, (cell, dice) in enumerate(
-                zip(cells, workers.iterate(score, cells), strict=True), start=1
-            ):
-                table[cell] = dice
-                observer.progressed(
-                    number / len(cells), f"{number} of {len(cells)} synthetic cases tried"
-                )
+            for number, dice in enumerate(workers.iterate(score, cells)):
+                table[cells[number]] = dice
+                tried = number + 1
+                state = f"{tried} of {len(cells)} synthetic cases tried"
+                observer.progressed(tried / len(cells), state)
         finally:
             is_over.set()
-    # The mean over the seeds of each case counts, or each draw of few cases.
-    units = table.mean(axis=1) if len(table) >= FEW_CASES else table.reshape(-1, *table.shape[2:])
-    gains = gains_of(units)[0].mean(axis=(0, 1)).tolist() if sources else []
-    decision = decide(units, [source.agreement for source in sources])
-    return Choice(
-        tuple(candidates),
-        table,
-        gains,
-        decision,
-        tuple(source.case_id for source in sources),
-        left_out,
-    )
+    return table
