@@ -306,16 +306,15 @@ class Guide:
 
         A bias keeps the volumes of the label map `volumes_of`.
         """
+        if regions is None:
+            # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
+            probabilities = probabilities[1:]
+        filtered = [self.filter(channel, epsilons) for channel in probabilities]
         label_maps = []
-        if regions is not None:
-            by_region = [self.filter(channel, epsilons) for channel in probabilities]
-            for channels in zip(*by_region, strict=True):
+        for channels in zip(*filtered, strict=True):
+            if regions is not None:
                 label_maps.append(regions.decode(np.stack(channels) - np.float32(0.5)))
-            return label_maps
-
-        # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
-        by_label = [self.filter(channel, epsilons) for channel in probabilities[1:]]
-        for channels in zip(*by_label, strict=True):
+                continue
             scores = np.stack([np.float32(1.0) - sum(channels), *channels])
             if volumes_of is not None:
                 np.log(np.maximum(scores, np.float32(_MIN_FILTERED)), out=scores)

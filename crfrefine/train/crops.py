@@ -122,7 +122,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     foreground = foreground[box]
     distances = distance_transform_edt(~foreground, sampling=case.spacing)
     mask: NDArray[np.bool_] = (distances <= MARGIN_MM) & inside[box]
-    tiles = tuple(_split(mask, case.spacing, tuple(slice(0, extent) for extent in mask.shape)))
+    tiles = tuple(_split(mask, case.spacing, _whole_box(mask.shape)))
     shares = np.array([np.count_nonzero(foreground[tile]) + 1 for tile in tiles], dtype=float)
 
     network = labels_of_network(case)
@@ -180,12 +180,16 @@ def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
 
 def _surroundings(foreground: NDArray[np.bool_], spacing: Sequence[float]) -> Box:
     """Return the box of the foreground with a margin, or that of the grid without foreground."""
-    box = bounding_box(foreground) or tuple(slice(0, extent) for extent in foreground.shape)
+    box = bounding_box(foreground) or _whole_box(foreground.shape)
     parts = []
     for part, distance in zip(box, spacing, strict=True):
         margin = math.ceil(MARGIN_MM / distance)
         parts.append(slice(max(0, part.start - margin), part.stop + margin))
     return tuple(parts)
+
+
+def _whole_box(shape: Sequence[int]) -> Box:
+    return tuple(slice(0, extent) for extent in shape)
 
 
 def _half_logits(
@@ -251,8 +255,8 @@ def map_from_disk(crop: Crop, max_bytes: int = 0) -> Crop:
 
     The files have no names, and are gone with the crop or with the process.
     """
-    arrays = (crop.image, crop.logits, crop.labels, crop.mask)
-    if sum(array.nbytes for array in arrays) <= max_bytes:
+    num_bytes = crop.image.nbytes + crop.logits.nbytes + crop.labels.nbytes + crop.mask.nbytes
+    if num_bytes <= max_bytes:
         return crop
     return replace(
         crop,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -90,7 +89,8 @@ def _raise_errors(failed: Sequence[CrfRefineError], num_cases: int, folder: Path
     if len(failed) == 1:
         raise failed[0]
     lines = [f"{folder}: {len(failed)} of {num_cases} cases cannot be trained on:"]
-    lines += [str(error) for error in failed[:_MAX_NAMED]]
+    for error in failed[:_MAX_NAMED]:
+        lines.append(str(error))
     if len(failed) > _MAX_NAMED:
         lines.append(f"and {len(failed) - _MAX_NAMED} more")
     message = "\n  ".join(lines)
@@ -143,10 +143,15 @@ def find_cases(
     """
     cases, advice = _discover(data, input_type, add_background=add_background)
     description = _description_of_labels(data)
-    left_out = {case.case_id: case.missing for case in cases if case.missing}
+    files = []
+    left_out = {}
+    for case in cases:
+        if case.missing:
+            left_out[case.case_id] = case.missing
+        else:
+            files.append(case)
     if strict:
         require_all_complete(left_out, len(cases), advice)
-    files = [case for case in cases if not case.missing]
     if len(files) < 2:
         raise _too_few(left_out, len(cases), advice)
 
@@ -218,8 +223,10 @@ def _discover(
             add_background=add_background,
             include_imageless=True,
         )
-    files = itertools.chain.from_iterable(case.paths for case in cases)
-    add_volumes(data.images, data.labels, data.logits, data.masks, *files)
+    paths = [data.images, data.labels, data.logits, data.masks]
+    for case in cases:
+        paths += case.paths
+    add_volumes(*paths)
     return cases, advice
 
 

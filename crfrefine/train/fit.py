@@ -77,11 +77,12 @@ class Trajectory:
         self._origin = self.model.positions()
         self._prior = prior
         self._num_optimizer_steps = num_optimizer_steps
-        groups = self.model.groups
-        self._step_lengths = [step_length * setup.STEP_LENGTHS[group] for group in groups]
-        self._optimizer = torch.optim.Adam(
-            [{"params": values} for values in groups.values()], betas=(0.8, 0.95)
-        )
+        self._step_lengths = []
+        adam_groups = []
+        for group, values in self.model.groups.items():
+            self._step_lengths.append(step_length * setup.STEP_LENGTHS[group])
+            adam_groups.append({"params": values})
+        self._optimizer = torch.optim.Adam(adam_groups, betas=(0.8, 0.95))
 
     def step(self, gradients: Sequence[Tensor], loss: float) -> None:
         """Move along the gradients, one per learned parameter, and that of the prior."""
@@ -128,9 +129,11 @@ class Trajectory:
         """
         if self.optimizer_step >= self._num_optimizer_steps:
             return True
-        evaluated = [record["iteration"] for record in self.history if "score" in record]
-        since_best = [step for step in evaluated if step > self.best_optimizer_step]
-        return len(since_best) >= setup.PATIENCE
+        num_since_best = 0
+        for record in self.history:
+            if "score" in record and record["iteration"] > self.best_optimizer_step:
+                num_since_best += 1
+        return num_since_best >= setup.PATIENCE
 
     def thetas(self) -> dict[str, Any]:
         """Return the present bandwidths, as plain numbers."""
@@ -188,15 +191,21 @@ class Fit:
         candidates = self._candidates(best, network)
         chosen = choose(candidates)
         if chosen is None:
-            of_crf = (candidate.gains for candidate in candidates if candidate.kind == setup.CRF)
-            result = no_crf(best.start.parameters, mean_defined(network), next(of_crf, ()))
+            gains: tuple[float, ...] = ()
+            for candidate in candidates:
+                if candidate.kind == setup.CRF:
+                    gains = candidate.gains
+            result = no_crf(best.start.parameters, mean_defined(network), gains)
         else:
             result = taken(chosen, mean_defined(network))
 
-        begun = [trajectory for trajectory in trajectories if trajectory.history]
+        histories = {}
+        for trajectory in trajectories:
+            if trajectory.history:
+                histories[trajectory.start.name] = trajectory.history
         return replace(
             result,
-            histories={trajectory.start.name: trajectory.history for trajectory in begun},
+            histories=histories,
             candidates=tuple(candidates),
             trained=best.best_parameters,
         )
@@ -308,6 +317,9 @@ def score_cases(
     def score_case(sample: Crop | Sample, threads: int) -> tuple[float, NDArray[np.int64]]:
         return score(refine, sample, material.loss, threads)
 
-    scores = workers.run_on_device(score_case, samples)
-    dice = [mean_dice(confusion, material.regions) for _, confusion in scores]
-    return CaseScores(np.array(dice), [loss for loss, _ in scores])
+    dice = []
+    losses = []
+    for loss, confusion in workers.run_on_device(score_case, samples):
+        dice.append(mean_dice(confusion, material.regions))
+        losses.append(loss)
+    return CaseScores(np.array(dice), losses)

@@ -275,8 +275,7 @@ class Model:
         """Return the spacing in the unit of the bandwidths: mm, or voxels of a coarser network."""
         if not self._is_coarse or crop.network_spacing is None:
             return crop.spacing
-        lengths = zip(crop.spacing, crop.network_spacing, strict=True)
-        return tuple(step / network_step for step, network_step in lengths)
+        return tuple(np.divide(crop.spacing, crop.network_spacing).tolist())
 
 
 def refiner_of(kind: str, parameters: CrfParameters, material: Material) -> Refine:

@@ -110,6 +110,11 @@ class Plan(NamedTuple):
     base: CrfParameters
 
     @property
+    def labels_of_regions(self) -> dict[str, tuple[int, ...]]:
+        """The labels of each region, by its name."""
+        return {region.name: region.labels for region in self.regions}
+
+    @property
     def fold_files(self) -> tuple[Path, ...]:
         """The file of each finished fold, from which a stopped run goes on.
 
@@ -122,10 +127,11 @@ class Plan(NamedTuple):
     def learn(self) -> tuple[str, ...]:
         """The groups that gradients move, in the order of LEARNABLE."""
         asked = self.options.learn
-        if self.base.counts_network_voxels:
-            # Volumes are kept afterwards, which leaves no bias to learn.
-            return tuple(group for group in COARSE_LEARN if group in asked)
-        moved = [group for group in LEARNABLE if group in asked]
+        is_coarse = self.base.counts_network_voxels
+        learnable = COARSE_LEARN if is_coarse else LEARNABLE
+        moved = [group for group in learnable if group in asked]
+        if is_coarse:  # Volumes are kept afterwards, which leaves no bias to learn.
+            return tuple(moved)
         if self.cases.regions is not None and "compatibility" in moved:
             moved.remove("compatibility")
         # The volume term moves if the model begins with it, or if no other group moves.
@@ -322,7 +328,7 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
     cases = plan.cases
     options = plan.options
     crops = _read_crops(plan, workers)
-    groups = tuple(region.labels for region in plan.regions)
+    groups = tuple(plan.labels_of_regions.values())
     warning = _low_dice_warning(crops, groups)
     if warning is not None:
         progress.observer.note(warning)

@@ -153,10 +153,13 @@ def _train(
     prepared = prepare(plan, workers, progress)
 
     unfinished = [number for number in range(len(plan.folds)) if number not in finished]
-    results = dict(finished)
-    for number, starts in choose_starts(prepared, unfinished).items():
-        results[number] = _run_fold(number, starts, prepared)
-    folds = tuple(results[number] for number in range(len(plan.folds)))
+    starts = choose_starts(prepared, unfinished)
+    folds = []
+    for number in range(len(plan.folds)):
+        if number in finished:
+            folds.append(finished[number])
+        else:
+            folds.append(_run_fold(number, starts[number], prepared))
 
     everything = range(len(plan.cases.files))
     trained = train_on_all_cases(prepared, folds)
@@ -164,7 +167,7 @@ def _train(
     final = prepared.tune_rivals(fit, everything)
     comparison = compare(folds, plan)
     seconds = time.monotonic() - started
-    return TrainingResult(plan, folds, final, comparison, seconds, workers.threads)
+    return TrainingResult(plan, tuple(folds), final, comparison, seconds, workers.threads)
 
 
 def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequence[Start]]:
@@ -221,17 +224,19 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
     tuned = prepared.tune_rivals(fit, split.seen)
 
     observer.stage_started(f"{name}: measuring the cases held out")
-    regions = {region.name: region.labels for region in plan.regions}
     if plan.device.is_gpu:
         torch.cuda.empty_cache()  # The engine allocates without PyTorch.
 
     def measure(files: CaseFiles, threads: int) -> MethodValues:
-        return measure_methods(plan.read(files, threads), regions, tuned, plan.device.name, threads)
+        case = plan.read(files, threads)
+        return measure_methods(case, plan.labels_of_regions, tuned, plan.device.name, threads)
 
     held_out = [plan.cases.files[case] for case in split.held_out]
     values = workers.run(measure, held_out, one_by_one=plan.cases.are_large)
-    case_ids = [files.case_id for files in held_out]
-    result = FoldResult(name, split, tuned, dict(zip(case_ids, values, strict=True)))
+    measured = {}
+    for files, values_of_case in zip(held_out, values, strict=True):
+        measured[files.case_id] = values_of_case
+    result = FoldResult(name, split, tuned, measured)
     content = {"fingerprint": fingerprint(plan), "fold": to_plain(result)}
     write_small_file(plan.fold_files[number], json.dumps(content).encode())
     prepared.progress.part_ended()
@@ -450,7 +455,7 @@ def make_report(result: TrainingResult) -> dict[str, Any]:
         "left_out": left_out_entries(cases.left_out),
         "label_names": cases.label_names,
         "channels": to_plain(cases.regions),
-        "regions": {region.name: region.labels for region in result.plan.regions},
+        "regions": result.plan.labels_of_regions,
         "verdict": comparison.verdict.to_dict(),
         "verdict_without_postprocessing": comparison.verdict_alone.to_dict(),
         "parameters": result.parameters.to_dict(),

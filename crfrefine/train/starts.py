@@ -292,10 +292,11 @@ def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
 
     Each has the gains of all trainings; the rest is that of the training with the best one.
     """
-    by_kind = [{candidate.kind: candidate for candidate in training} for training in trainings]
+    by_kind: dict[str, list[Candidate]] = {}
+    for candidate in itertools.chain.from_iterable(trainings):
+        by_kind.setdefault(candidate.kind, []).append(candidate)
     common = []
-    for kind in by_kind[0]:
-        same = [candidates[kind] for candidates in by_kind if kind in candidates]
+    for same in by_kind.values():
         if len(same) == len(trainings):
             best = max(same, key=lambda candidate: float(np.sum(candidate.gains)))
             gains = itertools.chain.from_iterable(candidate.gains for candidate in same)
@@ -316,8 +317,14 @@ def choose(candidates: Sequence[Candidate]) -> Candidate | None:
     if not any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates):
         return _gentlest_of_best(useful)
 
-    trained = next((candidate for candidate in useful if candidate.kind == CRF), None)
-    gentler = _gentlest_of_best([candidate for candidate in useful if candidate.kind != CRF])
+    trained = None
+    gentler_ones = []
+    for candidate in useful:
+        if candidate.kind == CRF:
+            trained = candidate
+        else:
+            gentler_ones.append(candidate)
+    gentler = _gentlest_of_best(gentler_ones)
     if trained is None:
         return gentler
     if gentler is None or trained.is_surely_better_than(gentler):

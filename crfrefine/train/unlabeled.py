@@ -111,10 +111,15 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
 
 def _name_of(parameters: CrfParameters) -> str:
     kernel = parameters.bilateral[0]
-    alphas = " ".join(f"{alpha:g}" for alpha in np.atleast_1d(kernel.theta_alpha))
-    weights = " ".join(f"{weight:g}" for weight in np.atleast_1d(kernel.weight))
     volume = parameters.volume.weight
-    return f"theta_alpha {alphas} mm, weight {weights}, volume.weight {volume:g}"
+    return (
+        f"theta_alpha {_joined(kernel.theta_alpha)} mm, weight {_joined(kernel.weight)}, "
+        f"volume.weight {volume:g}"
+    )
+
+
+def _joined(value: float | tuple[float, ...]) -> str:
+    return " ".join(f"{number:g}" for number in np.atleast_1d(value))
 
 
 class Truth(NamedTuple):
@@ -158,11 +163,10 @@ class _Part(NamedTuple):
         factors = synthetic.halving(self.mask.shape, self.spacing)
         shares = synthetic.block_means(probabilities_of(self.refined, regions), factors)
         inside = synthetic.block_means(self.mask[None], factors)[0]
-        lengths = zip(self.spacing, factors, strict=True)
         return _Part(
             synthetic.block_means(self.image, factors),
             inside >= 0.5,
-            tuple(step * factor for step, factor in lengths),
+            tuple(np.multiply(self.spacing, factors).tolist()),
             synthetic.block_means(self.logits, factors),
             synthetic.logits_of(shares, regions),
         )
@@ -258,7 +262,7 @@ def _cut_part(
     return _Part(
         image[in_channels],
         mask[box],
-        tuple(float(step) for step in case.spacing),
+        tuple(np.array(case.spacing, dtype=float).tolist()),
         np.where(mask[box], case.logits[in_channels], nothing),
         np.where(mask[box], refined[in_channels], nothing),
     )
@@ -541,10 +545,15 @@ def choose(
     """
     overrides = overrides or {}
     threads = threads or available_threads()
-    complete = [case for case in inputs.cases if not case.problem]
-    left_out = {case.case_id: case.problem for case in inputs.cases if case.problem}
-    places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases))
-    files = [complete[number] for number in sorted({round(place) for place in places})]
+    complete = []
+    left_out = {}
+    for case in inputs.cases:
+        if case.problem:
+            left_out[case.case_id] = case.problem
+        else:
+            complete.append(case)
+    places = np.linspace(0, len(complete) - 1, min(len(complete), max_cases)).round()
+    files = [complete[number] for number in np.unique(places.astype(int))]
 
     observer.run_started(f"choosing parameters without labels: {counted(len(files), 'case')}")
     observer.stage_started("reading cases")
@@ -613,9 +622,7 @@ def _try_candidates(
     """Return the (cases, seeds, kinds, 1 + candidates) Dice, of the network first."""
     num_seeds = max(NUM_SEEDS, math.ceil(MIN_DRAWS / max(1, len(sources))))
     table = np.full((len(sources), num_seeds, 2 * len(NOISE_LEVELS), 1 + len(candidates)), np.nan)
-    cells = [
-        (case, draw) for draw, case in itertools.product(range(num_seeds), range(len(sources)))
-    ]
+    cells = list(itertools.product(range(num_seeds), range(len(sources))))
     is_over = threading.Event()
 
     def check() -> None:
@@ -624,14 +631,14 @@ def _try_candidates(
             raise CancelledError
 
     def score(cell: tuple[int, int], threads: int) -> NDArray[np.float64]:
-        case, draw = cell
+        draw, case = cell
         return score_candidates(sources[case], candidates, (seed, draw, case), threads, check)
 
     with Workers(threads) as workers:
         try:
-            for number, dice in enumerate(workers.iterate(score, cells)):
-                table[cells[number]] = dice
-                tried = number + 1
+            for tried, dice in enumerate(workers.iterate(score, cells), start=1):
+                draw, case = cells[tried - 1]
+                table[case, draw] = dice
                 state = f"{tried} of {len(cells)} synthetic cases tried"
                 observer.progressed(tried / len(cells), state)
         finally:

@@ -57,7 +57,8 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
     # Both engines would choose filters of their own; lattices are the same ones on both.
     parameters = start(4.0).parameters.replace(**{"mean_field.filter": "lattice"})
     for learn in (LEARNABLE, ("weights",)):
-        model, expected = (Model(parameters, learn, SIZES, where) for where in (device, CPU))
+        model = Model(parameters, learn, SIZES, device)
+        expected = Model(parameters, learn, SIZES, CPU)
         loss, gradients = model.gradient(crop, shared.loss, 1)
         found_loss, found = score(model.refine, crop, shared.loss, 1)
         with pytest.MonkeyPatch.context() as patch:
@@ -72,12 +73,10 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
                 gradient, wanted, rtol=0, atol=tolerance * float(wanted.abs().max()), err_msg=name
             )
         assert found_loss == pytest.approx(expected_loss, rel=1e-5)
-        assert (
-            np.abs(found - wanted_counts).sum() <= 2
-        )  # a voxel between two labels may fall either way
-        of_network, on_cpu = (
-            score(network_refiner(where), crop, shared.loss, 1)[1] for where in (device, CPU)
-        )
+        # A voxel between two labels may fall either way.
+        assert np.abs(found - wanted_counts).sum() <= 2
+        of_network = score(network_refiner(device), crop, shared.loss, 1)[1]
+        on_cpu = score(network_refiner(CPU), crop, shared.loss, 1)[1]
         np.testing.assert_array_equal(of_network, on_cpu)
 
 

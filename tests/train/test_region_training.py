@@ -372,10 +372,8 @@ def test_only_parameters_in_voxels_of_the_network_keep_volumes(tmp_path):
     options = TrainingOptions(
         locate_folders(tmp_path), output=tmp_path / "t.toml", resample="linear"
     )
-    plain, sharp = (
-        make_plan(replace(options, parameters=as_parameters(name)), CPU)
-        for name in ("default", "sharp")
-    )
+    plain = make_plan(replace(options, parameters=as_parameters("default")), CPU)
+    sharp = make_plan(replace(options, parameters=as_parameters("sharp")), CPU)
     assert plain.read(plain.cases.files[0], 1).network_spacing is None
     assert sharp.read(sharp.cases.files[0], 1).network_spacing == pytest.approx(
         [2 * step for step in LARGER["spacing"]]

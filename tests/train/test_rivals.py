@@ -70,12 +70,14 @@ def whole(useful):
 
 def mean_gain(parameters, cases):
     """Dice above the network's, on cases."""
-    shared = material(cases)
     model = Model(parameters, (), SIZES)
-    found = [mean_dice(score(model.refine, crop, shared.loss, 1)[1], REGIONS) for crop in cases]
-    return np.mean(found) - np.mean(
-        [mean_dice(score(network_refiner(), crop, shared.loss, 1)[1], REGIONS) for crop in cases]
-    )
+    return mean_dice_of(model.refine, cases) - mean_dice_of(network_refiner(), cases)
+
+
+def mean_dice_of(refine, cases):
+    loss = material(cases).loss
+    counts = [score(refine, crop, loss, 1)[1] for crop in cases]
+    return np.mean([mean_dice(count, REGIONS) for count in counts])
 
 
 def test_training_improves_cases_that_it_has_not_seen(useful, whole):
@@ -132,10 +134,9 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
     (raw,) = model.layer.group("temperature")
     with torch.no_grad():
         raw += 0.3
-    gradients = {
-        id(parameter): gradient
-        for (_, parameter), gradient in zip(model.learned, model.pull(origin), strict=True)
-    }
+    gradients = {}
+    for parameter, gradient in zip(model.moving, model.pull(origin), strict=True):
+        gradients[id(parameter)] = gradient
     # The small number added before the logarithm takes off a hundredth of it.
     assert float(gradients.pop(id(raw))) == pytest.approx(0.6, rel=0.05)
     assert all(not gradient.any() for gradient in gradients.values())
@@ -145,12 +146,10 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
         trajectory = Trajectory(start(8.0), shared, 4, prior=prior)
         for _ in range(4):
             trajectory.step(trajectory.model.gradient(useful[0], shared.loss, 1)[1], 0.0)
-        moved.append(
-            sum(
-                float(((now - then) ** 2).sum().detach())
-                for now, then in zip(trajectory.model.positions(), origin, strict=True)
-            )
-        )
+        distance = 0.0
+        for now, then in zip(trajectory.model.positions(), origin, strict=True):
+            distance += float(((now - then) ** 2).sum().detach())
+        moved.append(distance)
     assert moved[1] < 0.5 * moved[0]
 
 
@@ -199,10 +198,8 @@ def test_it_is_chosen_where_the_image_helps_and_not_where_logits_are_right():
     """The scores are of the labels that are measured."""
     cases = crops(2, **LARGER)
     right = crops(2, "right", **LARGER)
-    useful, unguided = (
-        baselines.score_guided(material(given), LARGER["spacing"], WORKERS)
-        for given in (cases, right)
-    )
+    useful = baselines.score_guided(material(cases), LARGER["spacing"], WORKERS)
+    unguided = baselines.score_guided(material(right), LARGER["spacing"], WORKERS)
     assert useful.dice.shape == (2, 1 + len(baselines.RADII_VOXELS) * len(baselines.EPSILONS))
     chosen = useful.best([0, 1])
     assert chosen.radius_mm > 0
@@ -247,10 +244,10 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
         found.mean_field.bias, np.array(scaling.bias) * scaling.temperature, rtol=1e-4, atol=1e-5
     )
     assert found == CrfParameters.from_toml(found.to_toml())
-    refiners = network_refiner(calibrated=found), Model(found, (), SIZES).refine
-    losses, counts = zip(*(score(own, shifted[0], shared.loss, 1) for own in refiners), strict=True)
-    np.testing.assert_array_equal(*counts)
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    as_network = score(network_refiner(calibrated=found), shifted[0], shared.loss, 1)
+    as_crf = score(Model(found, (), SIZES).refine, shifted[0], shared.loss, 1)
+    np.testing.assert_array_equal(as_network[1], as_crf[1])
+    assert as_network[0] == pytest.approx(as_crf[0], rel=1e-5)
 
 
 def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
@@ -269,19 +266,18 @@ def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
             locate_folders(tmp_path / "data"), parameters, output=tmp_path / "params.toml", **steps
         )
     )
-    measured = [values for fold in result.folds for values in fold.measured.values()]
+    measured = []
+    kinds = set()
+    for fold in result.folds:
+        measured += fold.measured.values()
+        kinds.update(one.kind for one in fold.tuned.fit.candidates)
     assert len(measured) == 4
     for values in measured:
         assert values["trained CRF"] == values["vector scaling"]
-        trained, network = (
-            np.mean([row["dice"] for row in values[name].values()])
-            for name in ("trained CRF", "network")
-        )
+        trained = np.mean([row["dice"] for row in values["trained CRF"].values()])
+        network = np.mean([row["dice"] for row in values["network"].values()])
         assert trained > network
-    assert {one.kind for fold in result.folds for one in fold.tuned.fit.candidates} == {
-        CALIBRATED,
-        CRF,
-    }
+    assert kinds == {CALIBRATED, CRF}
     final = result.final.fit
     assert final.describe().startswith("recalibration alone: Dice 0.")
     assert from_plain(FitResult, json.loads(json.dumps(to_plain(final)))) == final
@@ -372,9 +368,9 @@ def test_a_run_measures_probabilities_and_says_what_became_of_them(tmp_path):
     assert written == result.parameters
     assert written.mean_field.output_temperature != 1.0
     report = json.loads((tmp_path / "params.report.json").read_text())
-    rows = {
-        (row["method"], row["metric"]): row["mean"] for row in report["comparison_of_probabilities"]
-    }
+    rows = {}
+    for row in report["comparison_of_probabilities"]:
+        rows[row["method"], row["metric"]] = row["mean"]
     assert {metric for _, metric in rows} == {"ece", "brier", "nll"}
     assert report["verdict"]["probabilities"]["change"] == "too few cases"
     losses = []

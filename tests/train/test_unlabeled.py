@@ -41,7 +41,10 @@ def anatomy(seed, shape=GRID_SHAPE):
 
 
 def network(labels, kind, seed):
-    """Logits (3, *grid) float32 that are "clean", or "noisy" and unsure, with blobs of a voxel or two of wrong labels, or a "wreck"."""
+    """Logits (3, *grid) float32 that are "clean", "noisy" or a "wreck".
+
+    Noisy ones are unsure, with blobs of a voxel or two of wrong labels.
+    """
     strength, size = {"clean": (9.0, 0.3), "noisy": (3.0, 0.8), "wreck": (3.0, 1.5)}[kind]
     random = np.random.default_rng(seed + 100)
     noise = np.stack([gaussian_filter(random.normal(size=labels.shape), 1.0) for _ in range(3)])
@@ -129,32 +132,34 @@ def test_the_noise_reaches_the_dice_that_is_asked_for(shape, scheme, dice):
 
 
 def test_the_dice_that_a_network_expects_is_its_mean_over_maps_drawn_from_it():
-    """Of one label, independent voxels: 2 E(both) / (E(found) + E(true)), up to the ratio of means."""
+    """With independent voxels of one label it is 2 E(both) / (E(found) + E(true)).
+
+    The mean of ratios is the ratio of means but for a few thousandths.
+    """
     random = np.random.default_rng(0)
     p = np.where(
         anatomy(1) > 0, random.uniform(0.6, 1.0, GRID_SHAPE), random.uniform(0.0, 0.1, GRID_SHAPE)
     )
     logits = np.log(np.stack([1.0 - p, p])).astype(np.float32)
-    drawn = [
-        2
-        * ((own := random.random(GRID_SHAPE) < p) & (p > 0.5)).sum()
-        / (own.sum() + (p > 0.5).sum())
-        for _ in range(20)
-    ]
+    found = p > 0.5
+    drawn = []
+    for _ in range(20):
+        true = random.random(GRID_SHAPE) < p
+        drawn.append(2 * (true & found).sum() / (true.sum() + found.sum()))
     assert expected_dice(logits, p >= 0, None) == pytest.approx(np.mean(drawn), abs=0.003)
 
 
 def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_default(tmp_path):
-    verdicts = {
-        kind: choose(write_data(tmp_path / kind, kind)).stdout.splitlines()[-1]
-        for kind in ("noisy", "clean", "wreck")
-    }
+    verdicts = {}
+    for kind in ("noisy", "clean", "wreck"):
+        data = write_data(tmp_path / kind, kind)
+        verdicts[kind] = choose(data).stdout.splitlines()[-1]
     assert verdicts["noisy"].startswith("verdict: chosen: theta_alpha 4.39 mm, ")
     assert "made from 2 cases. That is no proof" in verdicts["noisy"]
     assert verdicts["clean"].startswith("verdict: it stays with `default`: ")
     assert (
-        "`default` changes so many of the network's labels that synthetic cases would not be like the real ones"
-        in verdicts["wreck"]
+        "`default` changes so many of the network's labels that synthetic cases would not be like "
+        "the real ones" in verdicts["wreck"]
     )
     assert CrfParameters.load(tmp_path / "clean" / "out" / "params.toml") == CrfParameters()
     chosen = CrfParameters.load(tmp_path / "noisy" / "out" / "params.toml")
@@ -166,11 +171,10 @@ def test_a_noisy_network_gets_a_stronger_model_and_a_clean_one_stays_with_defaul
     truth = anatomy(0)
     image = load_nifti(tmp_path / "noisy/images/case0_0000.nii.gz")
     logits = network(anatomy(0), "noisy", 0)
-    labels = [
-        crfrefine.refine(logits, image, spacing=SPACING, parameters=each).label_map
-        for each in (chosen, CrfParameters())
-    ]
-    assert dice_of(labels[0], truth, ((1,), (2,))) > dice_of(labels[1], truth, ((1,), (2,)))
+    refined = crfrefine.refine(logits, image, spacing=SPACING, parameters=chosen)
+    by_default = crfrefine.refine(logits, image, spacing=SPACING, parameters=CrfParameters())
+    groups = ((1,), (2,))
+    assert dice_of(refined.label_map, truth, groups) > dice_of(by_default.label_map, truth, groups)
     report = report_of(tmp_path / "noisy")
     best = max(range(9), key=lambda number: report["gains"][number])
     assert report["choice"]["chosen"] == report["candidates"][best]["name"]
@@ -209,8 +213,8 @@ def test_one_case_and_what_cannot_be_used(tmp_path):
     (tmp_path / "labels").mkdir()
     three = choose(tmp_path)
     assert (
-        "note: 2 cases not used:\n  case 'case1': no label has 30 voxels, which a comparison needs\n"
-        in three.stderr
+        "note: 2 cases not used:\n"
+        "  case 'case1': no label has 30 voxels, which a comparison needs\n" in three.stderr
     )
     assert "/labels is not read: --unlabeled chooses without labels" in three.stderr
     assert report_of(tmp_path)["choice"]["cases"] == ["case0"]
