@@ -313,10 +313,7 @@ def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
 
 
 def _filter_labels(
-    case: Case,
-    logits: NDArray[np.floating[Any]],
-    tuned: Tuned,
-    volumes_of: NDArray[Any] | None,
+    case: Case, logits: NDArray[np.floating[Any]], tuned: Tuned, volumes_of: NDArray[Any] | None
 ) -> NDArray[Any]:
     """Return the labels of the guided filter; they keep the volumes of a label map, if any."""
     guidance = tuned.guidance

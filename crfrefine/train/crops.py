@@ -130,13 +130,15 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     outside -= count_confusion(case.labels[box][mask], network[box][mask], case.num_labels)
 
     in_channels = (slice(None), *box)
+    if padding is not None:
+        padding = padding[box]
     image = normalize_intensity(case.image, intensity, case.mask)
     label_map = case.label_map
     if label_map is not None:
         label_map = np.ascontiguousarray(label_map[box])
     return Crop(
         np.ascontiguousarray(image[in_channels]),
-        _half_logits(case.logits[in_channels], None if padding is None else padding[box]),
+        _half_logits(case.logits[in_channels], padding),
         np.ascontiguousarray(_reachable_reference(case, case.labels[box])),
         np.ascontiguousarray(mask),
         case.spacing,

@@ -178,18 +178,10 @@ def find_cases(
     if regions is not None:
         source = reading.regions.source
         notes.append(f"the logits have one channel per region of {source}: {regions.describe()}")
-    turned = [own.files.case_id for own in headers if _is_turned(own)]
-    if turned:
-        notes.append(
-            "other voxel axes than those of the image are turned, without interpolation: "
-            f"cases {listed(turned)}"
-        )
+    notes += _notes_on_turned(headers)
 
-    if regions is None:
-        num_labels = num_channels
-    else:
-        num_labels = regions.num_labels
-    sizes_of_grids = [math.prod(own.images[0].grid_shape) for own in headers]
+    num_labels = num_channels if regions is None else regions.num_labels
+    grid_sizes = [math.prod(header.images[0].grid_shape) for header in headers]
     return LabeledCases(
         tuple(files),
         (num_channels, num_modalities, num_axes),
@@ -200,7 +192,7 @@ def find_cases(
         reading=reading.regions,
         regions=regions,
         declared=declared,
-        are_large=max(sizes_of_grids) > LARGE_CASE_VOXELS,
+        are_large=max(grid_sizes) > LARGE_CASE_VOXELS,
     )
 
 
@@ -283,7 +275,7 @@ def _regions_of_channels(
     headers: Sequence[CaseHeaders], reading: ReadingOptions, num_channels: int
 ) -> RegionScheme | None:
     """Return the regions of the channels; None means that the channels are labels."""
-    lacks_background = any(own.logits and own.logits.lacks_background for own in headers)
+    lacks_background = any(header.logits and header.logits.lacks_background for header in headers)
     if lacks_background or not reading.regions.declares(num_channels):
         return None
     if num_channels != reading.regions.num_labels:
@@ -292,9 +284,16 @@ def _regions_of_channels(
     return load_case(headers[0].files, reading).regions
 
 
-def _is_turned(headers: CaseHeaders) -> bool:
-    """Return whether a file has other voxel axes than the image."""
-    return any(companion.turning for companion in headers.companions)
+def _notes_on_turned(headers: Sequence[CaseHeaders]) -> list[str]:
+    """Return a note on cases with a file of other voxel axes than the image, if there are any."""
+    turned = []
+    for header in headers:
+        if any(companion.turning for companion in header.companions):
+            turned.append(header.files.case_id)
+    if not turned:
+        return []
+    turning = "other voxel axes than those of the image are turned, without interpolation"
+    return [f"{turning}: cases {listed(turned)}"]
 
 
 def _description_of_labels(data: DataFolders) -> DatasetDescription:

@@ -204,10 +204,7 @@ class Fit:
             if trajectory.history:
                 histories[trajectory.start.name] = trajectory.history
         return replace(
-            result,
-            histories=histories,
-            candidates=tuple(candidates),
-            trained=best.best_parameters,
+            result, histories=histories, candidates=tuple(candidates), trained=best.best_parameters
         )
 
     def _train_starts(self) -> list[Trajectory]:

@@ -124,7 +124,7 @@ class Sample(NamedTuple):
     @classmethod
     def of_crop(cls, crop: Crop) -> Sample:
         """Return the sample that is all of a crop, and counts exactly."""
-        # The case is counted without the crop, which is then all change.
+        # The counts of the case leave out the crop, in which a model's are then added whole.
         part = SamplePart(crop, 1.0, 1.0, np.zeros_like(crop.outside))
         return cls((part,), crop.outside)
 

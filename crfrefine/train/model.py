@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -128,9 +129,9 @@ def _count(labels: Tensor, refined: Tensor, num_labels: int) -> NDArray[np.int64
 def network_refiner(
     device: TrainingDevice = CPU, calibrated: CrfParameters | None = None
 ) -> Refine:
-    """Return what leaves the network's logits as they are.
+    """Return the refiner without a CRF: the logits of the network, as they are or recalibrated.
 
-    They are changed by the temperature and the biases of `calibrated`, whose weights are 0.
+    `calibrated` has the temperature and the biases; its weights are 0.
     """
 
     def refine(crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
@@ -168,12 +169,11 @@ class Model:
         if self._is_coarse:
             parameters = parameters.replace(**{"mean_field.positions": "mm"})
         has_matrix = parameters.compatibility.matrix is not None
+        compatibility: Literal["full", "potts"] = "full" if has_matrix else "potts"
+        # None means that the layer has a volume term if the parameters have one.
+        volume = True if "volume" in learn else None
         self.layer = CrfRnn(
-            *sizes,
-            parameters,
-            compatibility="full" if has_matrix else "potts",
-            volume=True if "volume" in learn else None,
-            learn=tuple(learn),
+            *sizes, parameters, compatibility=compatibility, volume=volume, learn=tuple(learn)
         )
         if not learn:
             # A layer that does not move has the values of a file to the last digit, so that it

@@ -158,9 +158,10 @@ class Plan(NamedTuple):
     def read(self, files: CaseFiles, threads: int) -> Case:
         """Read one case with its reference."""
         options = self.options
+        mask_rule = self.base.intensity.mask if options.data.masks is None else "none"
         reading = ReadingOptions(
             options.input_type,
-            self.base.intensity.mask if options.data.masks is None else "none",
+            mask_rule,
             options.resample,
             self.cases.reading,
             self.cases.declared,
@@ -240,7 +241,8 @@ def _base_parameters(options: TrainingOptions) -> CrfParameters:
     is_coarse = options.network_spacing is not None
     base = options.parameters
     if base is None:
-        base = as_parameters("sharp" if is_coarse else "default")
+        preset = "sharp" if is_coarse else "default"
+        base = as_parameters(preset)
     if is_coarse and not base.counts_network_voxels:
         raise ConfigError(
             "--network-spacing: expected parameters with mean_field.positions = 'network', such as "

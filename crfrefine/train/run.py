@@ -256,6 +256,7 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
     calibrated = calibrate(material, split.training, first.parameters, prepared.workers)
     if calibrated is not None and len(split.training) >= MIN_CALIBRATED:
         starts = [first, with_calibrated(first, calibrated)]
+    rivals = plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS
     training = Fit(
         material,
         prepared.workers,
@@ -265,7 +266,7 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
         starts,
         plan.num_optimizer_steps,
         calibrated=calibrated,
-        rivals=plan.rivals if len(split.seen) >= setup.MIN_CASES else setup.NO_RIVALS,
+        rivals=rivals,
     )
     fit = training.run()
     if fit.kind in (setup.NO_CRF, UNTRAINED):

@@ -74,15 +74,7 @@ MIN_AGREEMENT = 0.85
 MIN_UNIT = 0.001
 DEFAULT = "default"
 SCHEMA = 2  # of the report
-REPORTED_OPTIONS = (
-    "images",
-    "logits",
-    "masks",
-    "input_type",
-    "add_background",
-    "resample",
-    "seed",
-)
+REPORTED_OPTIONS = ("images", "logits", "masks", "input_type", "add_background", "resample", "seed")
 
 
 def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
@@ -208,7 +200,7 @@ def make_source(
     refined = np.where(part.mask, decode(part.refined, regions), 0)
     network = np.where(part.mask, decode(part.logits, regions), 0)
     groups = groups_of(len(case.logits), regions)
-    # Labels agree with themselves, unless they have too few voxels to count.
+    # The Dice of labels with themselves is NaN if all have too few voxels to count.
     defined = (expected, dice_of(refined, refined, groups), dice_of(network, network, groups))
     if np.isnan(defined).any():
         raise InputError(
