@@ -143,18 +143,7 @@ def find_cases(
     """
     cases, advice = _discover(data, input_type, add_background=add_background)
     description = _description_of_labels(data)
-    files = []
-    left_out = {}
-    for case in cases:
-        if case.missing:
-            left_out[case.case_id] = case.missing
-        else:
-            files.append(case)
-    if strict:
-        require_all_complete(left_out, len(cases), advice)
-    if len(files) < 2:
-        raise _too_few(left_out, len(cases), advice)
-
+    files, left_out = _require_complete(cases, advice, strict=strict)
     descriptions = list(read_descriptions([data.logits, data.images]))
     reading = ReadingOptions(
         input_type,
@@ -180,12 +169,12 @@ def find_cases(
         notes.append(f"the logits have one channel per region of {source}: {regions.describe()}")
     notes += _notes_on_turned(headers)
 
-    num_labels = num_channels if regions is None else regions.num_labels
+    num_map_labels = num_channels if regions is None else regions.num_labels
     grid_sizes = [math.prod(header.images[0].grid_shape) for header in headers]
     return LabeledCases(
         tuple(files),
         (num_channels, num_modalities, num_axes),
-        label_names=_label_names(description, num_labels),
+        label_names=_label_names(description, num_map_labels),
         ignore_label=description.ignore_label,
         notes=tuple(notes),
         left_out=left_out,
@@ -220,6 +209,24 @@ def _discover(
         paths += case.paths
     add_volumes(*paths)
     return cases, advice
+
+
+def _require_complete(
+    cases: CaseList, advice: Sequence[str], *, strict: bool
+) -> tuple[list[CaseFiles], Incomplete]:
+    """Return the complete cases, and what the others lack; raise InputError for fewer than two."""
+    files = []
+    left_out = {}
+    for case in cases:
+        if case.missing:
+            left_out[case.case_id] = case.missing
+        else:
+            files.append(case)
+    if strict:
+        require_all_complete(left_out, len(cases), advice)
+    if len(files) < 2:
+        raise _too_few(left_out, len(cases), advice)
+    return files, left_out
 
 
 def _too_few(left_out: Incomplete, num_cases: int, advice: Sequence[str]) -> InputError:

@@ -177,23 +177,9 @@ def make_source(
             "labels, give logits or probabilities, or use the preset `default`"
         )
     regions = case.regions
-    image = normalize_intensity(case.image, default.intensity, case.mask, threads=threads)
-    result = refine(
-        case.logits,
-        image,
-        parameters=replace(default, intensity=NORMALIZED),
-        input_type="logits",
-        allow_vanishing=True,  # Rules that remove much are those that were set by hand.
-        spacing=case.spacing,
-        mask=case.mask,
-        regions=regions,
-        threads=threads,
-    )
     mask = _find_voxels(case)
     expected = synthetic.expected_dice(case.logits, mask, regions)
-    is_foreground = (result.label_map != 0) | (decode(case.logits, regions) != 0)
-    box = _box_around(is_foreground & mask)
-    part = _cut_part(case, box, image, mask, result.logits)
+    part = _part_around_foreground(case, mask, default, threads)
     while part.mask.size > MAX_VOXELS:
         part = part.coarsened(regions)
 
@@ -232,32 +218,46 @@ def _find_voxels(case: Case) -> NDArray[np.bool_]:
     return mask & ~padding
 
 
+def _part_around_foreground(
+    case: Case, mask: NDArray[np.bool_], default: CrfParameters, threads: int
+) -> _Part:
+    """Return the part of a case around its foreground, with logits refined by `default`.
+
+    Logits outside the mask are 0.
+    """
+    image = normalize_intensity(case.image, default.intensity, case.mask, threads=threads)
+    result = refine(
+        case.logits,
+        image,
+        parameters=replace(default, intensity=NORMALIZED),
+        input_type="logits",
+        allow_vanishing=True,  # Rules that remove much are those that were set by hand.
+        spacing=case.spacing,
+        mask=case.mask,
+        regions=case.regions,
+        threads=threads,
+    )
+    is_foreground = (result.label_map != 0) | (decode(case.logits, case.regions) != 0)
+    box = _box_around(is_foreground & mask)
+    in_channels = (slice(None), *box)
+    mask = mask[box]
+    # Padding, outside the mask, may be a constant as low as the lowest float32.
+    nothing = np.float32(0.0)
+    return _Part(
+        image[in_channels],
+        mask,
+        tuple(np.array(case.spacing, dtype=float).tolist()),
+        np.where(mask, case.logits[in_channels], nothing),
+        np.where(mask, result.logits[in_channels], nothing),
+    )
+
+
 def _box_around(foreground: NDArray[np.bool_]) -> Box:
     """Return the box of the foreground with a margin; without foreground, that of the grid."""
     parts = []
     for part in bounding_box(foreground) or ():
         parts.append(slice(max(0, part.start - MARGIN), part.stop + MARGIN))
     return tuple(parts)
-
-
-def _cut_part(
-    case: Case,
-    box: Box,
-    image: NDArray[np.float32],
-    mask: NDArray[np.bool_],
-    refined: NDArray[np.float32],
-) -> _Part:
-    """Return the part of a case in a box; logits outside the mask are 0."""
-    in_channels = (slice(None), *box)
-    # Padding may be a constant as low as the lowest float32.
-    nothing = np.float32(0.0)
-    return _Part(
-        image[in_channels],
-        mask[box],
-        tuple(np.array(case.spacing, dtype=float).tolist()),
-        np.where(mask[box], case.logits[in_channels], nothing),
-        np.where(mask[box], refined[in_channels], nothing),
-    )
 
 
 def score_candidates(
