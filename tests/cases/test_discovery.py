@@ -179,6 +179,15 @@ def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
     assert any("c_logits.nii.gz" in note for note in cases.notes)
 
 
+def test_a_segmentation_with_the_name_of_a_label_map_counts_once(tmp_path):
+    images = folder(tmp_path, "images", "a.nii.gz", "a_seg.seg.nrrd")
+    cases = discover_cases(images, None)
+    assert [case.case_id for case in cases] == ["a"]
+    assert cases.notes == [
+        f"{images}: not taken for images: 1 file beside them, such as a_seg.seg.nrrd"
+    ]
+
+
 def test_single_files(tmp_path):
     images = folder(tmp_path, "images", "a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz")
     logits = folder(tmp_path, "logits", "other.npz", "a.npz", "l0.nii", "l1.nii", "mask.nii")

@@ -8,11 +8,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import multimode
-from typing import Any
 
 from crfrefine.base.text import counted, listed
 from crfrefine.errors import InputError
@@ -66,32 +64,18 @@ def discover_cases(
     """
     image_paths = _paths_of(images)
     logits_paths = _paths_of(logits or ())
-    if (
-        absent := next((path for path in (*image_paths, *logits_paths) if not path.exists()), None)
-    ) is not None:
-        raise InputError(f"{absent}: no such file or folder")
-    folder = next((path for path in image_paths if path.is_dir()), None)
-    if folder is not None and len(image_paths) > 1:
-        raise InputError(f"{folder}: give one folder of images, or the files of one case")
+    for path in (*image_paths, *logits_paths):
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+
+    folder = _folder_of_images(image_paths)
     if folder is None:
-        for path in image_paths:
-            file_to_read(path, VOLUME_SUFFIXES)
-        # Without other files to compare with, only the first modality's number is certainly not
-        # part of the name.
-        matches = [MODALITY.fullmatch(stem_of(path)) for path in image_paths]
-        names = [
-            match["case"] if match and int(match["number"]) == 0 else None for match in matches
-        ]
-        case_ids = sorted({name for name in names if name is not None})
-        if len(case_ids) > 1:
-            raise InputError(
-                f"{image_paths[0]}: files of {len(case_ids)} cases, {listed(case_ids)}; give the folder of the images"
-            )
-        cases = CaseList([CaseFiles(names[0] or stem_of(image_paths[0]), image_paths)])
+        cases = CaseList([_case_of_files(image_paths)])
     else:
         cases = _cases_of_folder(folder, logits_paths)
         if include_imageless:
             cases = _with_imageless(cases, folder, labels, logits_paths)
+
     if logits_paths:
         cases = with_logits(
             cases,
@@ -102,9 +86,9 @@ def discover_cases(
         )
     if masks is not None:
         cases = _with_companions(cases, masks, "mask", MASK_SUFFIXES)
-    if labels is None:
-        return cases
-    return _with_companions(cases, labels, "labels", LABEL_SUFFIXES)
+    if labels is not None:
+        cases = _with_companions(cases, labels, "labels", LABEL_SUFFIXES)
+    return cases
 
 
 def _paths_of(paths: str | Path | Sequence[Path]) -> tuple[Path, ...]:
@@ -114,155 +98,256 @@ def _paths_of(paths: str | Path | Sequence[Path]) -> tuple[Path, ...]:
     return tuple(Path(path) for path in paths)
 
 
-def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
-    paths = list_files(folder, VOLUME_SUFFIXES)
-    if not paths:  # TotalSegmentator's data sets have a folder for each case: `s0001/ct.nii.gz`.
-        inner = sorted(
-            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+def _folder_of_images(paths: Sequence[Path]) -> Path | None:
+    """Return the folder among the paths of images; None if all of them are files.
+
+    Raises InputError for a folder beside other paths.
+    """
+    for path in paths:
+        if path.is_dir():
+            if len(paths) > 1:
+                raise InputError(f"{path}: give one folder of images, or the files of one case")
+            return path
+    return None
+
+
+def _case_of_files(paths: tuple[Path, ...]) -> CaseFiles:
+    """Return the case of single files, one per modality.
+
+    Raises InputError if their names are those of several cases.
+    """
+    # Without other files to compare with, only the number of the first modality, 0000, is certainly
+    # not part of the name.
+    case_of_path: dict[Path, str] = {}
+    for path in paths:
+        file_to_read(path, VOLUME_SUFFIXES)
+        match = MODALITY.fullmatch(stem_of(path))
+        if match and int(match["number"]) == 0:
+            case_of_path[path] = match["case"]
+
+    case_ids = sorted(set(case_of_path.values()))
+    if len(case_ids) > 1:
+        raise InputError(
+            f"{paths[0]}: files of {len(case_ids)} cases, {listed(case_ids)}; "
+            "give the folder of the images"
         )
-        own = [
-            [
-                path
-                for path in list_files(place, VOLUME_SUFFIXES)
-                if stem_of(path) in _IMAGES_OF_CASE_FOLDERS
-            ]
-            for place in inner
-        ]
-        if nested := [
-            CaseFiles(images[0].parent.name, tuple(images)) for images in own if len(images) == 1
-        ]:
+    return CaseFiles(case_of_path.get(paths[0], stem_of(paths[0])), paths)
+
+
+def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
+    """Return the cases of a folder of images; InputError if there is none."""
+    paths = list_files(folder, VOLUME_SUFFIXES)
+    if not paths:
+        nested = _cases_of_case_folders(folder)
+        if nested:
             example = nested[0].images[0].relative_to(folder)
-            note = f"{folder}: a folder for each case, as in TotalSegmentator's data sets, with its image, such as {example}"
+            note = (
+                f"{folder}: a folder for each case, as in TotalSegmentator's data sets, "
+                f"with its image, such as {example}"
+            )
             return CaseList(nested, [note])
+
+    beside = _files_beside_images(paths)
+    images = [path for path in paths if path not in beside]
+    by_case = _group_modalities(images, _is_numbered(paths), _stems_of_logits(logits, folder))
+    if not by_case:
+        raise _no_case(folder)
+
+    notes = []
+    if beside:
+        notes.append(
+            f"{folder}: not taken for images: {counted(len(beside), 'file')} beside them, "
+            f"such as {beside[0].name}"
+        )
+    num_expected, reason = _expected_modalities(by_case, folder)
+    cases = []
+    for case_id in sorted(by_case):
+        cases.append(by_case[case_id].as_case(case_id, folder, num_expected, reason))
+    return CaseList(cases, notes)
+
+
+def _cases_of_case_folders(folder: Path) -> list[CaseFiles]:
+    """Return the cases of TotalSegmentator's data sets, a folder for each: `s0001/ct.nii.gz`."""
+    cases = []
+    for place in _visible_folders(folder):
+        files = list_files(place, VOLUME_SUFFIXES)
+        images = [path for path in files if stem_of(path) in _IMAGES_OF_CASE_FOLDERS]
+        if len(images) == 1:
+            cases.append(CaseFiles(place.name, tuple(images)))
+    return cases
+
+
+def _files_beside_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the label maps, outputs of this tool and logits beside images: they are not cases."""
+    # Such as with -i FOLDER -p FOLDER.
     stems = {stem_of(path) for path in paths}
-    # Label maps, this tool's own outputs, or logits beside the images (-i FOLDER -p FOLDER) are not
-    # separate cases.
-    known = stems | {match["case"] for stem in stems if (match := MODALITY.fullmatch(stem))}
-    beside = [path for path in paths if suffix_of(path) in LABELS_SUFFIXES]
-    beside += [
-        path
-        for path in paths
-        if without_ending(stem_of(path), LABEL_SUFFIXES) in stems - {stem_of(path)}
-    ]
-    beside += probabilities_beside(paths, known)
-    is_numbered = any(stem.endswith("_0000") for stem in stems)
-    logits_stems = set()
-    if logits and logits[0].is_dir() and not logits[0].samefile(folder):
-        logits_stems = {stem_of(path) for path in list_files(logits[0], LOGITS_SUFFIXES)}
-    # files by the number of the modality; -1 is that of a file without one
-    by_case: dict[str, dict[int, list[Path]]] = {}
-    for path in (path for path in paths if path not in beside):
+    names = set(stems)
+    for stem in stems:
+        match = MODALITY.fullmatch(stem)
+        if match:
+            names.add(match["case"])
+
+    segmentations = [path for path in paths if suffix_of(path) in LABELS_SUFFIXES]
+    labels = []
+    for path in paths:
+        stem = stem_of(path)
+        name = without_ending(stem, LABEL_SUFFIXES)
+        if name != stem and name in stems:
+            labels.append(path)
+    beside = [*segmentations, *labels, *probabilities_beside(paths, names)]
+    return [*dict.fromkeys(beside)]  # A segmentation may have the name of a label map, too.
+
+
+def _is_numbered(paths: Sequence[Path]) -> bool:
+    """Return whether a file has the number of the first modality."""
+    return any(stem_of(path).endswith("_0000") for path in paths)
+
+
+def _stems_of_logits(logits: Sequence[Path], images: Path) -> set[str]:
+    """Return the names without suffix in a folder of logits; none if it is that of the images."""
+    if not logits or not logits[0].is_dir() or logits[0].samefile(images):
+        return set()
+    return {stem_of(path) for path in list_files(logits[0], LOGITS_SUFFIXES)}
+
+
+@dataclass
+class _ImagesOfCase:
+    """The images in a folder whose names give the same case."""
+
+    unnumbered: list[Path] = field(default_factory=list)
+    by_number: dict[int, list[Path]] = field(default_factory=dict)  # by the number of the modality
+
+    @property
+    def num_modalities(self) -> int:
+        """One more than the largest number; 0 without numbers."""
+        return max(self.by_number, default=-1) + 1
+
+    def as_case(self, case_id: str, folder: Path, num_expected: int, who_says_so: str) -> CaseFiles:
+        """Return a case of one file, or of one per modality, or with a problem."""
+        numbers = sorted(self.by_number)
+        paths = [*self.unnumbered]
+        for number in numbers:
+            paths += self.by_number[number]
+        images = self.unnumbered[:1] or [self.by_number[number][0] for number in numbers]
+        case = CaseFiles(case_id, tuple(images))
+        if len(paths) > len(images):
+            return case.lacking(
+                "expected one image, or one file per numbered modality, "
+                f"found {file_names(paths)} in {folder}"
+            )
+        expected = range(num_expected)
+        if self.unnumbered or numbers == [*expected]:
+            return case
+
+        problem = (
+            f"expected the modalities {_list_numbers(expected)}, {who_says_so}; "
+            f"found {_list_numbers(numbers)} in {folder}"
+        )
+        absent = [number for number in expected if number not in self.by_number]
+        missing = [f"no modality {number:04d} in {folder}" for number in absent]
+        return case.lacking(problem, *missing)
+
+
+def _group_modalities(
+    paths: Iterable[Path], is_numbered: bool, logits_stems: Collection[str]
+) -> dict[str, _ImagesOfCase]:
+    """Return the images by their cases.
+
+    Four digits at the end may also belong to the name of a case, unless something shows that
+    modalities are numbered (`is_numbered`, or logits of the name without digits).
+    """
+    by_case: dict[str, _ImagesOfCase] = {}
+    for path in paths:
         stem = stem_of(path)
         match = MODALITY.fullmatch(stem)
-        # Four digits at the end may also belong to the name of a case, unless something shows that
-        # modalities are numbered.
-        if match and stem not in logits_stems and (is_numbered or match["case"] in logits_stems):
-            by_case.setdefault(match["case"], {}).setdefault(int(match["number"]), []).append(path)
+        is_modality = match is not None and (is_numbered or match["case"] in logits_stems)
+        if match and is_modality and stem not in logits_stems:
+            images = by_case.setdefault(match["case"], _ImagesOfCase())
+            images.by_number.setdefault(int(match["number"]), []).append(path)
         else:
-            by_case.setdefault(stem, {}).setdefault(-1, []).append(path)
-    if not by_case:
-        if not any(folder.iterdir()):
-            reason = "it is empty"
-        else:
-            reason = "it has no file with one of these suffixes"
-        raise InputError(
-            f"{folder}: no case found: {reason} ({', '.join(VOLUME_SUFFIXES)}){describe_others(folder)}"
-        )
-    if beside:
-        notes = [
-            f"{folder}: not taken for images: {counted(len(beside), 'file')} beside them, such as {beside[0].name}"
-        ]
-    else:
-        notes = []
-    counts = [max(numbers) + 1 for numbers in by_case.values() if max(numbers) >= 0]
-    description = next(read_descriptions([folder]), None) if counts else None
+            by_case.setdefault(stem, _ImagesOfCase()).unnumbered.append(path)
+    return by_case
+
+
+def _no_case(folder: Path) -> InputError:
+    reason = "it is empty"
+    if any(folder.iterdir()):
+        reason = "it has no file with one of these suffixes"
+    suffixes = ", ".join(VOLUME_SUFFIXES)
+    return InputError(f"{folder}: no case found: {reason} ({suffixes}){describe_others(folder)}")
+
+
+def _expected_modalities(by_case: Mapping[str, _ImagesOfCase], folder: Path) -> tuple[int, str]:
+    """Return how many modalities each case has to have, and who says so."""
+    counts = [images.num_modalities for images in by_case.values() if images.by_number]
+    if not counts:
+        return 0, ""
+    description = next(read_descriptions([folder]), None)
     if description is not None and description.channel_names:
-        expected = len(description.channel_names), f"as {description.path.name} names"
-    else:  # The most frequent number; of two equally frequent ones the larger, so that missing files are found.
-        expected = max(multimode(counts), default=0), "as in the other cases"
-    return CaseList(
-        [
-            _case_of_images(case_id, by_case[case_id], folder, *expected)
-            for case_id in sorted(by_case)
-        ],
-        notes,
-    )
+        return len(description.channel_names), f"as {description.path.name} names"
+    # The most frequent number; of two equally frequent ones the larger, so that missing files are
+    # found.
+    return max(multimode(counts)), "as in the other cases"
 
 
-def _case_of_images(
-    case_id: str,
-    by_number: Mapping[int, list[Path]],
-    folder: Path,
-    num_expected: int,
-    who_says_so: str,
-) -> CaseFiles:
-    """Return a case of one file, or of one per modality, or with a problem."""
-    numbers = sorted(by_number)
-    together = [path for _, paths in sorted(by_number.items()) for path in paths]
-    images = by_number[-1][:1] if -1 in by_number else [by_number[number][0] for number in numbers]
-    case = CaseFiles(case_id, tuple(images))
-    if len(together) > len(images):
-        return case.lacking(
-            f"expected one image, or one file per numbered modality, found {file_names(together)} in {folder}"
-        )
-    if numbers in ([-1], list(range(num_expected))):
-        return case
-    there, wanted = (
-        listed([f"{each:04d}" for each in several], _MAX_MODALITIES)
-        for several in (numbers, range(num_expected))
-    )
-    missing = [
-        f"no modality {number:04d} in {folder}"
-        for number in range(num_expected)
-        if number not in by_number
-    ]
-    return case.lacking(
-        f"expected the modalities {wanted}, {who_says_so}; found {there} in {folder}", *missing
-    )
+def _list_numbers(numbers: Iterable[int]) -> str:
+    return listed([f"{number:04d}" for number in numbers], _MAX_MODALITIES)
 
 
 def _with_imageless(
     cases: CaseList, images: Path, labels: Path | None, logits: Sequence[Path]
 ) -> CaseList:
     """Add the cases that are known only from their labels or logits, each with its `problem`."""
-    known = {case.case_id for case in cases}
+    case_ids = {case.case_id for case in cases}
     names = set[str]()
-    sources: list[tuple[Path, tuple[str, ...], tuple[str, ...]]] = [
-        (path, LOGITS_SUFFIXES, LOGITS_NAMES) for path in logits
-    ]
-    sources += [(labels, VOLUME_SUFFIXES, LABEL_SUFFIXES)] if labels is not None else []
-    for source, suffixes, endings in sources:
-        if source.is_dir() and not source.samefile(images):
-            names.update(case_of(stem, known, endings) for stem in files_by_stem(source, suffixes))
+    for source in logits:
+        names |= _cases_beside(source, images, LOGITS_SUFFIXES, case_ids, LOGITS_NAMES)
+    if labels is not None:
+        names |= _cases_beside(labels, images, VOLUME_SUFFIXES, case_ids, LABEL_SUFFIXES)
+
     lacking = f"no image in {images}"
     problem = f"{lacking}; expected CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}"
-    added = [CaseFiles(name, ()).lacking(problem, lacking) for name in names - known]
+    added = [CaseFiles(name, ()).lacking(problem, lacking) for name in names - case_ids]
     return CaseList(sorted([*cases, *added], key=lambda case: case.case_id), cases.notes)
 
 
-def case_of(stem: str, known: Collection[str], endings: Sequence[str]) -> str:
-    """Return the case of a file name: without an ending, the number of a label, or that of a modality of a known case."""
-    if stem in known:
+def _cases_beside(
+    source: Path,
+    images: Path,
+    suffixes: Sequence[str],
+    case_ids: Collection[str],
+    endings: Sequence[str],
+) -> set[str]:
+    """Return the cases that a folder has files of; none for a file, or the folder of the images."""
+    if not source.is_dir() or source.samefile(images):
+        return set()
+    return {case_of(stem, case_ids, endings) for stem in files_by_stem(source, suffixes)}
+
+
+def case_of(stem: str, case_ids: Collection[str], endings: Sequence[str]) -> str:
+    """Return the case of a file name.
+
+    It is the name without an ending, the number of a label, or that of a modality if the case is
+    one of `case_ids`.
+    """
+    if stem in case_ids:
         return stem
-    if match := _LABEL_FILE.fullmatch(stem):
-        return match["case"]
+    of_label = _LABEL_FILE.fullmatch(stem)
+    if of_label:
+        return of_label["case"]
     name = without_ending(stem, endings)
     modality = MODALITY.fullmatch(name)
-    if modality and modality["case"] in known:
+    if modality and modality["case"] in case_ids:
         return modality["case"]
     return name
 
 
 def without_ending(name: str, endings: Sequence[str]) -> str:
     """Return a name without the first of the endings that it has."""
-    return next(
-        (
-            name.removesuffix(ending)
-            for ending in endings
-            if name.endswith(ending) and name != ending
-        ),
-        name,
-    )
+    for ending in endings:
+        if name.endswith(ending) and name != ending:
+            return name.removesuffix(ending)
+    return name
 
 
 def with_logits(
@@ -273,68 +358,101 @@ def with_logits(
     is_single: bool = False,
     first_label: int = 0,
 ) -> CaseList:
-    """Add the logits of each case, or its `problem`; given are a folder, or the files of one case.
+    """Add the logits of each case, or its `problem`.
 
-    With `are_labels`, add its label map or its structures; `is_single`: the images are files of one
-    case. Files per label begin with `first_label`, which is 1 without a background.
+    Args:
+        cases: the cases.
+        logits: a folder, or the files of the only case.
+        are_labels: add the label map or the structures of each case instead.
+        is_single: the images are files of one case, and not a folder.
+        first_label: the label of the first of several files; 1 without a background.
     """
     folder = logits[0]
-    suffixes = VOLUME_SUFFIXES if are_labels else LOGITS_SUFFIXES
     if not folder.is_dir() or len(logits) > 1:
-        case = _only_case(cases, logits, suffixes, "labels" if are_labels else "logits")
-        if are_labels and len(logits) > 1:
-            case = _with_structures(case, logits)
-        else:
-            case = replace(case, logits=tuple(logits))
-        return CaseList([case], cases.notes)
+        return CaseList([_with_logits_files(cases, logits, are_labels)], cases.notes)
+
+    suffixes = VOLUME_SUFFIXES if are_labels else LOGITS_SUFFIXES
     by_stem = files_by_stem(folder, suffixes)
+    added = []
     if are_labels:
-        add = partial(_with_own_labels, folders=case_folders(folder), is_single=is_single)
+        folders = case_folders(folder)
+        for case in cases:
+            structures = folders.get(case.case_id)
+            added.append(_with_labels_of(case, by_stem, folder, structures, is_single))
     else:
-        add = partial(_with_own_logits, first_label=first_label)
-    added = [add(case, by_stem, folder) for case in cases]
-    taken = {path for case in added for path in case.logits}
-    known = {case.case_id for case in cases}
-    stray = [
-        path.name
-        for stem, paths in by_stem.items()
-        for path in paths
-        if path not in taken and case_of(stem, known, (*LOGITS_NAMES, *LABEL_SUFFIXES)) not in known
-    ]
-    what = counted(len(stray), "label map" if are_labels else "file") + (
-        "" if are_labels else " of logits"
-    )
-    notes = [f"{folder}: ignored {what} without images, such as {min(stray)}"] if stray else []
-    return CaseList(added, [*cases.notes, *notes])
+        for case in cases:
+            added.append(_with_logits_of(case, by_stem, folder, first_label))
+
+    notes = [*cases.notes]
+    stray = _stray_files(by_stem, added)
+    if stray and are_labels:
+        what = counted(len(stray), "label map")
+        notes.append(f"{folder}: ignored {what} without images, such as {stray[0]}")
+    elif stray:
+        what = counted(len(stray), "file")
+        notes.append(f"{folder}: ignored {what} of logits without images, such as {stray[0]}")
+    return CaseList(added, notes)
 
 
-def _with_own_logits(
-    case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, *, first_label: int
+def _with_logits_files(cases: CaseList, paths: Sequence[Path], are_labels: bool) -> CaseFiles:
+    """Return the only case with the files of its logits, its label map or its structures."""
+    if not are_labels:
+        case = _only_case(cases, paths, LOGITS_SUFFIXES, "logits")
+        return replace(case, logits=tuple(paths))
+    case = _only_case(cases, paths, VOLUME_SUFFIXES, "labels")
+    if len(paths) > 1:
+        return _with_structures(case, paths)
+    return replace(case, logits=tuple(paths))
+
+
+def _stray_files(by_stem: Mapping[str, Sequence[Path]], cases: Sequence[CaseFiles]) -> list[str]:
+    """Return the sorted names of the files in a folder of logits that belong to no case."""
+    case_ids = {case.case_id for case in cases}
+    taken: set[Path] = set()
+    for case in cases:
+        taken.update(case.logits)
+    stray = []
+    for stem, paths in by_stem.items():
+        if case_of(stem, case_ids, (*LOGITS_NAMES, *LABEL_SUFFIXES)) not in case_ids:
+            stray += [path.name for path in paths if path not in taken]
+    return sorted(stray)
+
+
+def _with_logits_of(
+    case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, first_label: int
 ) -> CaseFiles:
+    """Return a case with its logits in a folder: one file, or one for each label."""
     name = case.case_id
-    candidates = [path for ending in ("", *LOGITS_NAMES) for path in by_stem.get(name + ending, [])]
+    candidates = _files_with_endings(by_stem, name, ("", *LOGITS_NAMES))
     # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside
     # CASE_logits: explicit names win.
+    explicit = []
+    for path in candidates:
+        if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name:
+            explicit.append(path)
     if candidates:
-        telling = [
-            path
-            for path in candidates
-            if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name
-        ]
-        return _with_only(case, "logits", telling or candidates, "one file of logits", folder)
-    by_label: dict[int, list[Path]] = {}
-    for stem, paths in by_stem.items():
-        if (match := _LABEL_FILE.fullmatch(stem)) and match["case"] == name:
-            by_label.setdefault(int(match["number"]), []).extend(paths)
-    of_labels = [path for _, paths in sorted(by_label.items()) for path in paths]
-    if not of_labels:
-        expected = f"expected {name}.nii.gz, {name}.npz or the like; label maps and structures need --input-type labels"
-        return case.lacking(f"no logits in {folder}; {expected}", f"no logits in {folder}")
-    if sorted(by_label) == list(range(first_label, first_label + len(of_labels))):
-        return replace(case, logits=tuple(of_labels))
-    found = f"found {file_names(of_labels)} in {folder}"
-    problem = f"expected one file for each label from {first_label}, {found}"
-    if min(by_label) == 1 and first_label == 0:
+        return _with_only(case, "logits", explicit or candidates, "one file of logits", folder)
+
+    by_label = _files_by_label(by_stem, name)
+    labels = sorted(by_label)
+    paths: list[Path] = []
+    for label in labels:
+        paths += by_label[label]
+    if not paths:
+        lacking = f"no logits in {folder}"
+        return case.lacking(
+            f"{lacking}; expected {name}.nii.gz, {name}.npz or the like; "
+            "label maps and structures need --input-type labels",
+            lacking,
+        )
+    if labels == [*range(first_label, first_label + len(paths))]:
+        return replace(case, logits=tuple(paths))
+
+    problem = (
+        f"expected one file for each label from {first_label}, "
+        f"found {file_names(paths)} in {folder}"
+    )
+    if labels[0] == 1 and first_label == 0:
         problem = (
             f"the background seems to be missing: {problem}; --add-background computes it from "
             "the probabilities of labels 1, 2, …"
@@ -342,28 +460,55 @@ def _with_own_logits(
     return case.lacking(problem)
 
 
-def _with_own_labels(
+def _files_with_endings(
+    by_stem: Mapping[str, list[Path]], name: str, endings: Sequence[str]
+) -> list[Path]:
+    """Return the files of a name with one of the endings, in the order of the endings."""
+    paths: list[Path] = []
+    for ending in endings:
+        paths += by_stem.get(name + ending, [])
+    return paths
+
+
+def _files_by_label(by_stem: Mapping[str, list[Path]], case_id: str) -> dict[int, list[Path]]:
+    """Return the files of single labels of a case by the label."""
+    by_label: dict[int, list[Path]] = {}
+    for stem, paths in by_stem.items():
+        match = _LABEL_FILE.fullmatch(stem)
+        if match and match["case"] == case_id:
+            by_label.setdefault(int(match["number"]), []).extend(paths)
+    return by_label
+
+
+def _with_labels_of(
     case: CaseFiles,
     by_stem: Mapping[str, list[Path]],
     folder: Path,
-    *,
-    folders: Mapping[str, Path],
+    structures: Path | None,
     is_single: bool,
 ) -> CaseFiles:
-    if candidates := label_maps(by_stem, case.case_id, LABEL_SUFFIXES, but=case.images):
+    """Return a case with its label map in a folder, or with its folder of structures.
+
+    The structures of a single case (`is_single`) may also lie in the folder itself.
+    """
+    candidates = label_maps(by_stem, case.case_id, LABEL_SUFFIXES, but=case.images)
+    if candidates:
         return _with_only(case, "logits", candidates, "one label map", folder)
-    if case.case_id in folders:
-        structures = list_files(folders[case.case_id], VOLUME_SUFFIXES)
-    else:
-        structures = []
-    if not structures and is_single:
-        structures = [
-            path for paths in by_stem.values() for path in paths if path not in case.images
-        ]
-    if structures:
-        return _with_structures(case, structures)
-    expected = f"expected {case.case_id}.nii.gz or the like, or a folder {case.case_id} with one file per structure"
-    return case.lacking(f"no label map in {folder}; {expected}", f"no label map in {folder}")
+
+    files: list[Path] = []
+    if structures is not None:
+        files = list_files(structures, VOLUME_SUFFIXES)
+    elif is_single:
+        for paths in by_stem.values():
+            files += [path for path in paths if path not in case.images]
+    if files:
+        return _with_structures(case, files)
+    lacking = f"no label map in {folder}"
+    return case.lacking(
+        f"{lacking}; expected {case.case_id}.nii.gz or the like, "
+        f"or a folder {case.case_id} with one file per structure",
+        lacking,
+    )
 
 
 def label_maps(
@@ -372,10 +517,16 @@ def label_maps(
     endings: Sequence[str],
     but: Sequence[Path] = (),
 ) -> Sequence[Path]:
-    """Return the files that may be the label map of a case: names that tell come first, then formats of segmentations."""
-    telling = [path for ending in endings for path in by_stem.get(case_id + ending, [])]
+    """Return the files that may be the label map of a case, without those in `but`.
+
+    Names with an ending come first, then formats of segmentations.
+    """
+    with_ending = _files_with_endings(by_stem, case_id, endings)
+    if with_ending:
+        return with_ending
     plain = [path for path in by_stem.get(case_id, []) if path not in but]
-    return telling or [path for path in plain if suffix_of(path) in LABELS_SUFFIXES] or plain
+    segmentations = [path for path in plain if suffix_of(path) in LABELS_SUFFIXES]
+    return segmentations or plain
 
 
 def _with_structures(case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
@@ -390,67 +541,79 @@ def _with_structures(case: CaseFiles, paths: Sequence[Path]) -> CaseFiles:
 
 
 def case_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders of volumes in a folder by the name of the case, such as those of structures, or `segmentations` in them."""
-    # TotalSegmentator's data sets have the latter.
-    names = sorted(
-        path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-    inner = {name: folder / name / "segmentations" for name in names}
-    folders = {name: path if path.is_dir() else folder / name for name, path in inner.items()}
-    return {name: path for name, path in folders.items() if list_files(path, VOLUME_SUFFIXES)}
+    """Return the folders with volumes in a folder by the name of their case.
+
+    The volumes, such as structures, lie in the folder of the case, or in `segmentations` in it, as
+    in TotalSegmentator's data sets.
+    """
+    folders = {}
+    for place in _visible_folders(folder):
+        inner = place / "segmentations"
+        volumes = inner if inner.is_dir() else place
+        if list_files(volumes, VOLUME_SUFFIXES):
+            folders[place.name] = volumes
+    return folders
+
+
+def _visible_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted by name, without hidden ones."""
+    folders = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            folders.append(path)
+    return folders
 
 
 def _with_companions(cases: CaseList, source: Path, what: str, endings: Sequence[str]) -> CaseList:
     """Add the mask or the labels of each case; `what` is "mask" or "labels"."""
     if not source.is_dir():
         case = _only_case(cases, [source], VOLUME_SUFFIXES, what)
-        return CaseList([_with_only(case, what, [source], "", source)], cases.notes)
+        return CaseList([_with_file(case, what, source)], cases.notes)
+
     by_stem = files_by_stem(source, VOLUME_SUFFIXES)
-    found = []
+    expected = f"one file of {what}"
+    added = []
     for case in cases:
         candidates = label_maps(by_stem, case.case_id, endings)
-        none = case.lacking(
-            f"expected one file of {what} in {source}, found none", f"no {what} in {source}"
-        )
-        found.append(
-            _with_only(case, what, candidates, f"one file of {what}", source)
-            if candidates
-            else none
-        )
-    return CaseList(found, cases.notes)
+        if candidates:
+            added.append(_with_only(case, what, candidates, expected, source))
+        else:
+            problem = f"expected {expected} in {source}, found none"
+            added.append(case.lacking(problem, f"no {what} in {source}"))
+    return CaseList(added, cases.notes)
 
 
 def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
-    """Add the strokes of each case that has some: of a folder by its name, or the files of the only case; may raise InputError."""
+    """Add the strokes of each case that has some: a folder's by their names, or single files.
+
+    Raises InputError: no strokes, strokes of no case, or single files for several cases.
+    """
     folder = sources[0]
     if not folder.is_dir():
         case = _only_case(cases, sources, VOLUME_SUFFIXES, "strokes")
         return CaseList([replace(case, strokes=tuple(sources))], cases.notes)
     if len(sources) > 1:
         raise InputError(f"{folder}: give one folder of strokes, or the files of one case")
+
     by_stem = files_by_stem(folder, VOLUME_SUFFIXES)
-    strokes = [
-        [
-            path
-            for ending in ("", *STROKES_SUFFIXES)
-            for path in by_stem.pop(case.case_id + ending, ())
-        ]
-        for case in cases
-    ]
-    added = CaseList(
-        (replace(case, strokes=tuple(own)) for case, own in zip(cases, strokes, strict=True)),
-        cases.notes,
-    )
-    names = [case.case_id for case in cases]
-    number = sum(map(bool, strokes))
-    if by_stem or not number:
+    added = CaseList(notes=cases.notes)
+    num_with_strokes = 0
+    for case in cases:
+        strokes: list[Path] = []
+        for ending in ("", *STROKES_SUFFIXES):
+            strokes += by_stem.pop(case.case_id + ending, [])
+        added.append(replace(case, strokes=tuple(strokes)))
+        num_with_strokes += bool(strokes)
+
+    if by_stem or not num_with_strokes:
+        names = [case.case_id for case in cases]
+        problem = f"{listed(sorted(by_stem)) or 'no file'}: strokes of no case"
         expected = f"expected names such as {names[0]}.nii.gz; the cases are {listed(names)}"
-        raise InputError(
-            f"{folder}: {listed(sorted(by_stem)) or 'no file'}: strokes of no case; {expected}"
-        )
-    if number < len(added):
+        raise InputError(f"{folder}: {problem}; {expected}")
+    if num_with_strokes < len(added):
         added.notes.append(
-            f"{folder}: strokes of {number} of {counted(len(added), 'case')}; the others are refined without"
+            f"{folder}: strokes of {num_with_strokes} of {counted(len(added), 'case')}; "
+            "the others are refined without"
         )
     return added
 
@@ -458,21 +621,29 @@ def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
 def _with_only(
     case: CaseFiles, what: str, paths: Sequence[Path], expected: str, folder: Path
 ) -> CaseFiles:
-    """Return the case with its "logits", "mask" or "labels", or with a problem if several files may be that."""
+    """Return the case with a file, like `_with_file`, or with a problem if there are several."""
     if len(paths) > 1:
         return case.lacking(f"expected {expected}, found {file_names(paths)} in {folder}")
-    chosen: dict[str, Any] = {what: tuple(paths) if what == "logits" else paths[0]}
-    return replace(case, **chosen)
+    return _with_file(case, what, paths[0])
+
+
+def _with_file(case: CaseFiles, what: str, path: Path) -> CaseFiles:
+    """Return the case with its "logits", "mask" or "labels"."""
+    if what == "logits":
+        return replace(case, logits=(path,))
+    if what == "mask":
+        return replace(case, mask=path)
+    return replace(case, labels=path)
 
 
 def labels_of(cases: Sequence[CaseFiles], labels: Path) -> dict[str, Path]:
     """Return the label map of each case that has one."""
     plain = CaseList(replace(case, labels=None, problem=None) for case in cases)
-    return {
-        case.case_id: case.labels
-        for case in _with_companions(plain, labels, "labels", LABEL_SUFFIXES)
-        if case.labels is not None
-    }
+    found = {}
+    for case in _with_companions(plain, labels, "labels", LABEL_SUFFIXES):
+        if case.labels is not None:
+            found[case.case_id] = case.labels
+    return found
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -480,18 +651,19 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
     Hidden ones, such as files being written, are skipped.
     """
-    # A link to nothing, as to data that were not fetched, counts as a file: its case must fail.
+    paths = []
     try:
-        paths = sorted(
-            path
-            for path in folder.iterdir()
-            if suffix_of(path) in suffixes and not path.name.startswith(".")
-        )
-        return [
-            path for path in paths if path.is_file() or (path.is_symlink() and not path.exists())
-        ]
+        for path in sorted(folder.iterdir()):
+            if suffix_of(path) not in suffixes or path.name.startswith("."):
+                continue
+            # A link to nothing, as to data that were not fetched, counts as a file: its case must
+            # fail.
+            is_broken_link = path.is_symlink() and not path.exists()
+            if path.is_file() or is_broken_link:
+                paths.append(path)
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+    return paths
 
 
 def _only_case(
@@ -505,7 +677,8 @@ def _only_case(
         file_to_read(path, suffixes)
     if len(cases) != 1:
         raise InputError(
-            f"{paths[0]}: a file of {what} for {len(cases)} cases; give a folder, or the images of one case"
+            f"{paths[0]}: a file of {what} for {len(cases)} cases; "
+            "give a folder, or the images of one case"
         )
     return cases[0]
 
@@ -519,9 +692,14 @@ def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]
 
 
 def probabilities_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
-    """Return the files of probabilities, such as `CASE_probabilities`, of cases with one of the names: they are not separate cases."""
-    of_probabilities = {name + ending for name in names for ending in LOGITS_NAMES}
-    return [path for path in paths if stem_of(path) in of_probabilities]
+    """Return the files of probabilities of cases with one of the names.
+
+    Such as `CASE_probabilities`: they are not separate cases.
+    """
+    stems = set[str]()
+    for ending in LOGITS_NAMES:
+        stems.update(name + ending for name in names)
+    return [path for path in paths if stem_of(path) in stems]
 
 
 def file_names(paths: Sequence[Path]) -> str:

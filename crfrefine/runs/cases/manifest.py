@@ -1,10 +1,13 @@
-"""The cases of a manifest: a CSV table that names the files of each case, for archives whose names follow no rule."""
+"""The cases of a manifest, a CSV table that names the files of each case.
+
+It is for archives whose names follow no rule.
+"""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")
 SEPARATOR = ";"
 COLUMNS = (*REQUIRED, *OPTIONAL)
+_WITH_ONE_NAME = ("case", "mask", "output")
 
 MAX_BYTES = 1 << 28  # largest manifest that is read: a million cases with long paths
 _MAX_NAMED = 20
@@ -29,39 +33,50 @@ _MAX_OF_A_PROBLEM = 1000
 def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     """Return the cases of a manifest, sorted by name.
 
-    Raise InputError that names the problem of each row, up to a limit.
+    Relative paths begin in its folder. With the input type "labels", several files or a folder are
+    structures. Raises InputError that names the problem of each row, up to a limit.
     """
-    # Relative paths begin in its folder. With "labels", several files or a folder are structures.
     require_file(path)
-    if (size := path.stat().st_size) > MAX_BYTES:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
         raise InputError(
-            f"{path}: {size / 1e6:.0f} MB are too much for a manifest; at most {MAX_BYTES / 1e6:.0f} MB are read"
+            f"{path}: {size / 1e6:.0f} MB are too much for a manifest; "
+            f"at most {MAX_BYTES / 1e6:.0f} MB are read"
         )
+
     problems: list[str] = []
-    cases: dict[str, tuple[int, CaseFiles]] = {}
+    cases: dict[str, CaseFiles] = {}
+    line_of_case: dict[str, int] = {}
     for line, row in _rows(path):
         try:
             files = _read_row(row, path.parent, input_type)
-            if files.case_id in cases:
-                raise InputError(
-                    f"case {files.case_id!r} is also on line {cases[files.case_id][0]}"
-                )
-            cases[files.case_id] = line, files
+            case_id = files.case_id
+            if case_id in cases:
+                raise InputError(f"case {case_id!r} is also on line {line_of_case[case_id]}")
+            cases[case_id] = files
+            line_of_case[case_id] = line
         except CrfRefineError as error:
             problems.append(f"line {line}: {error}")
+
     if problems:
-        more = f"\n  and {len(problems) - _MAX_NAMED} more" if len(problems) > _MAX_NAMED else ""
-        lines = "".join(
-            "\n  " + shorten(part, _MAX_OF_A_PROBLEM)
-            for text in problems[:_MAX_NAMED]
-            for part in text.split("\n")
-        )
         raise InputError(
-            f"{path}: {counted(len(problems), 'problem')}; no case is refined{lines}{more}"
+            f"{path}: {counted(len(problems), 'problem')}; "
+            f"no case is refined{_list_problems(problems)}"
         )
     if not cases:
         raise InputError(f"{path}: has no cases, only names of columns")
-    return CaseList(cases[name][1] for name in sorted(cases))
+    return CaseList(cases[case_id] for case_id in sorted(cases))
+
+
+def _list_problems(problems: Sequence[str]) -> str:
+    """Return the first problems, each on lines of its own, and the number of the others."""
+    text = ""
+    for problem in problems[:_MAX_NAMED]:
+        for line in problem.split("\n"):
+            text += f"\n  {shorten(line, _MAX_OF_A_PROBLEM)}"
+    if len(problems) > _MAX_NAMED:
+        text += f"\n  and {len(problems) - _MAX_NAMED} more"
+    return text
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -72,90 +87,141 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
-            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            if not set(REQUIRED) <= {*names} <= set(COLUMNS) or len({*names}) < len(names):
-                raise InputError(
-                    f"{path}: expected a line of names: {', '.join(REQUIRED)}, and optionally {', '.join(OPTIONAL)}, each once, separated "
-                    f"by commas; found {listed([*map(shorten_value, names)], 10) or 'an empty file'}"
-                )
-            yield from ((reader.line_num, row) for row in reader if any(row.values()))
+            names = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = names
+            _require_columns(path, names)
+            for row in reader:
+                if any(row.values()):
+                    yield reader.line_num, row
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"{path}: cannot be read as CSV in UTF-8 after line {reader.line_num}: {error}; save it in this format"
+            f"{path}: cannot be read as CSV in UTF-8 after line {reader.line_num}: {error}; "
+            "save it in this format"
         ) from None
 
 
-def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
-    """Return the files of a case.
+def _require_columns(path: Path, names: Sequence[str]) -> None:
+    """Raise InputError unless a manifest has the required columns, each once, and no others."""
+    distinct = set(names)
+    has_required = distinct.issuperset(REQUIRED)
+    if has_required and distinct.issubset(COLUMNS) and len(distinct) == len(names):
+        return
+    found = listed([shorten_value(name) for name in names], 10) or "an empty file"
+    raise InputError(
+        f"{path}: expected a line of names: {', '.join(REQUIRED)}, and optionally "
+        f"{', '.join(OPTIONAL)}, each once, separated by commas; found {found}"
+    )
 
-    Raise InputError or another CrfRefineError for a row that cannot be used.
+
+def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFiles:
+    """Return the files of a case; their paths begin in the folder of the manifest.
+
+    Raises InputError or another CrfRefineError for a row that cannot be used.
+    """
+    cells = _split_cells(row)
+    case_id = cells["case"][0]
+    _require_name_of_file(case_id)
+    spacing = _parse_spacing(cells.get("spacing", []))
+    output = None
+    if "output" in cells:
+        output = _parse_output(cells["output"][0])
+
+    images = [folder / part for part in cells["images"]]
+    logits = [folder / part for part in cells["logits"]]
+    mask = None
+    _require_files("images", images)
+    # os.path.isdir raises no exception for odd names.
+    is_folder = len(logits) == 1 and os.path.isdir(logits[0])  # noqa: PTH112
+    if not (is_folder and input_type == "labels"):
+        _require_files("logits", logits)
+    if "mask" in cells:
+        mask = folder / cells["mask"][0]
+        _require_files("mask", [mask])
+
+    (files,) = discover_cases(images, logits, mask, input_type=input_type)
+    if files.problem is not None:
+        raise InputError(files.problem)
+    return replace(files, case_id=case_id, output=output, spacing=spacing)
+
+
+def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the names in each cell that is not empty, by its column.
+
+    Raises InputError for a cell too many or too few, an empty one that is required, or a name that
+    no file can have.
     """
     if None in row or None in row.values():
-        raise InputError(f"expected {len([*filter(None, row)])} cells, as in the line of names")
-    cells = {
-        name: [part.strip() for part in cell.split(SEPARATOR)]
-        for name, cell in row.items()
-        if cell.strip()
-    }
-    if absent := [name for name in REQUIRED if name not in cells]:
-        raise InputError(f"no {absent[0]}")
-    for name, parts in cells.items():
-        is_single = name in ("case", "mask", "output")
+        num_columns = len(row) - (None in row)
+        raise InputError(f"expected {num_columns} cells, as in the line of names")
+    cells = {}
+    for column, cell in row.items():
+        if cell.strip():
+            cells[column] = [part.strip() for part in cell.split(SEPARATOR)]
+    for column in REQUIRED:
+        if column not in cells:
+            raise InputError(f"no {column}")
+
+    for column, parts in cells.items():
+        expected = f"names separated by {SEPARATOR!r}"
+        is_single = column in _WITH_ONE_NAME
+        if is_single:
+            expected = "one name"
         if "" in parts or "\0" in "".join(parts) or (is_single and len(parts) > 1):
-            expected = "one name" if is_single else f"names separated by {SEPARATOR!r}"
             raise InputError(
-                f"{name}: expected {expected}, none of them empty or with the character NUL; found {len(parts)}"
+                f"{column}: expected {expected}, none of them empty or with the character NUL; "
+                f"found {len(parts)}"
             )
-    (case_id,) = cells["case"]
-    spacing = cells.get("spacing", [])
-    output = None
-    if (
-        "/" in case_id
-        or "\\" in case_id
-        or case_id.startswith(".")
-        or shorten(case_id, _MAX_OF_A_NAME) != case_id
-    ):
-        rule = f"it must be printable, without '/', '\\' and a dot in front, and have at most {_MAX_OF_A_NAME} characters"
-        raise InputError(f"case: {shorten_value(case_id)} cannot name a file: {rule}")
+    return cells
+
+
+def _require_name_of_file(case_id: str) -> None:
+    """Raise InputError unless a case's name can be that of its files."""
+    is_inside = not case_id.startswith(".") and "/" not in case_id and "\\" not in case_id
+    if is_inside and shorten(case_id, _MAX_OF_A_NAME) == case_id:
+        return
+    raise InputError(
+        f"case: {shorten_value(case_id)} cannot name a file: it must be printable, without '/', "
+        f"'\\' and a dot in front, and have at most {_MAX_OF_A_NAME} characters"
+    )
+
+
+def _parse_spacing(parts: Sequence[str]) -> tuple[float, ...] | None:
+    """Return the mm along each axis; None without any. Raises InputError if they are unusable."""
+    if not parts:
+        return None
+    low, high = SPACING_RANGE
     try:
-        steps = tuple(map(float, spacing))
+        spacing = tuple(map(float, parts))
     except ValueError:
-        steps = (0.0,)
-    if steps and not (
-        len(steps) in (2, 3) and all(SPACING_RANGE[0] <= step <= SPACING_RANGE[1] for step in steps)
-    ):
-        raise InputError(
-            f"spacing: expected mm along each axis, such as 1;1;2.5; got {shorten_value(SEPARATOR.join(spacing))}"
-        )
-    if "output" in cells:
-        output = Path(os.path.normpath(cells["output"][0]))
-        leaves = not output.is_absolute() and output.parts[:1] == (os.pardir,)
-        if suffix_of(output) not in WRITTEN_SUFFIXES or output.name.startswith(".") or leaves:
-            rule = f"it must end in one of {', '.join(WRITTEN_SUFFIXES)}, without a dot in front, and stay in the output folder"
-            raise InputError(
-                f"output: {shorten(cells['output'][0])} cannot be written: {rule} unless it is absolute"
-            )
-    paths = {
-        name: [folder / part for part in cells.get(name, ())]
-        for name in ("images", "logits", "mask")
-    }
-    for name, path in ((name, path) for name, several in paths.items() for path in several):
-        if (
-            name == "logits"
-            and input_type == "labels"
-            and len(paths[name]) == 1
-            and os.path.isdir(path)  # noqa: PTH112 - no exception for odd names
-        ):
-            continue  # the folder of structures
+        spacing = ()
+    if len(spacing) in (2, 3) and all(low <= step <= high for step in spacing):
+        return spacing
+    raise InputError(
+        "spacing: expected mm along each axis, such as 1;1;2.5; "
+        f"got {shorten_value(SEPARATOR.join(parts))}"
+    )
+
+
+def _parse_output(name: str) -> Path:
+    """Return the path of the output; InputError if it cannot be written, or leaves the folder."""
+    output = Path(os.path.normpath(name))
+    leaves_folder = not output.is_absolute() and output.parts[:1] == (os.pardir,)
+    has_format = suffix_of(output) in WRITTEN_SUFFIXES and not output.name.startswith(".")
+    if has_format and not leaves_folder:
+        return output
+    raise InputError(
+        f"output: {shorten(name)} cannot be written: it must end in one of "
+        f"{', '.join(WRITTEN_SUFFIXES)}, without a dot in front, and stay in the output folder "
+        "unless it is absolute"
+    )
+
+
+def _require_files(column: str, paths: Sequence[Path]) -> None:
+    """Raise InputError, with the column, unless all paths are files."""
+    for path in paths:
         try:
             require_file(path)
         except InputError as error:
-            raise InputError(f"{name}: {error}") from None
-    (found,) = discover_cases(
-        paths["images"], paths["logits"], *paths["mask"], input_type=input_type
-    )
-    if found.problem is not None:
-        raise InputError(found.problem)
-    return replace(found, case_id=case_id, output=output, spacing=steps or None)
+            raise InputError(f"{column}: {error}") from None
