@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from crfrefine import io
 from crfrefine.base.text import TIMES, listed, see
@@ -32,99 +34,145 @@ class CaseHeaders:
     mask: VolumeHeader | None  # the mask's header, if there is one
     labels: VolumeHeader | None  # the reference's header, if there is one
     strokes: tuple[VolumeHeader, ...]  # the headers of the strokes
-    companions: tuple[VolumeHeader, ...]  # all these headers, without those of the images
     # mm to compute with, one per grid axis: given for the case, or the image's
     spacing: tuple[float, ...]
-    num_modalities: int  # M
+
+    @property
+    def num_modalities(self) -> int:
+        """M, the number of channels of the images."""
+        return sum(header.num_channels for header in self.images)
+
+    @property
+    def companions(self) -> tuple[VolumeHeader, ...]:
+        """All headers, without those of the images."""
+        headers: list[VolumeHeader] = []
+        if self.logits is not None:
+            headers += self.logits.files
+        for header in (self.mask, self.labels, *self.strokes):
+            if header is not None:
+                headers.append(header)
+        return tuple(headers)
 
     @property
     def notes(self) -> list[str]:
-        """Facts that the user should know: another spacing than the image's, what the headers note, and turned voxel axes."""
+        """Facts that the user should know, one sentence each.
+
+        Another spacing than the image's, what the headers note, and turned voxel axes.
+        """
         first = self.images[0]
         notes = list[str]()
-        turned = dict[str, list[str]]()
-        if first.spacing not in (None, self.spacing):
-            given, own = (
-                TIMES.join(f"{size:g}" for size in spacing or ())
-                for spacing in (self.spacing, first.spacing)
+        if first.spacing is not None and first.spacing != self.spacing:
+            notes.append(
+                f"{first.path.name}: spacing {_list_mm(self.spacing)} mm as given, "
+                f"in place of {_list_mm(first.spacing)} mm"
             )
-            notes.append(f"{first.path.name}: spacing {given} mm as given, in place of {own} mm")
+
+        names_of_turned: dict[str, list[str]] = {}
         for header in (*self.images, *self.companions):
-            # The case, named before a note, may be called as its file.
-            name = "" if header.path.name == self.files.case_id else f"{header.path.name}: "
-            known = () if header is first else first.notes
-            notes += [
-                f"{name}{text}"
-                for text in header.notes
-                if text not in known or text == header.misnamed
-            ]
+            for text in header.notes:
+                # The first image has said what concerns all files, but for the name of a file.
+                is_repeated = text in first.notes and text != header.misnamed
+                if header is first or not is_repeated:
+                    notes.append(self._note_of(header, text))
             if header.turned is not None and header.turning:
-                turned.setdefault(header.turning, []).append(header.path.name)
-        return [*notes, *(f"{listed(names, 3)}: {turning}" for turning, names in turned.items())]
+                names_of_turned.setdefault(header.turning, []).append(header.path.name)
+        for turning, names in names_of_turned.items():
+            notes.append(f"{listed(names, 3)}: {turning}")
+        return notes
+
+    def _note_of(self, header: VolumeHeader, text: str) -> str:
+        """Return a note with the name of its file, unless the case, named before it, has that."""
+        if header.path.name == self.files.case_id:
+            return text
+        return f"{header.path.name}: {text}"
+
+
+def _list_mm(spacing: tuple[float, ...]) -> str:
+    return TIMES.join(f"{size:g}" for size in spacing)
 
 
 def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READING) -> CaseHeaders:
-    """Read the headers of a case's files and check their grids, without reading voxels."""
-    # Raises InputError, UnsupportedFormatError, or GridMismatchError.
+    """Read the headers of a case's files and check their grids, without reading voxels.
+
+    Raises InputError, UnsupportedFormatError, or GridMismatchError.
+    """
     if files.problem:
         raise InputError(files.problem)
-    regions = options.regions
-    image, *more = (io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images)
-    images = (image, *(io.placed_on(header, image) for header in more))
-    spacing = image.geometry()[1]
-    if files.spacing is not None and len(files.spacing) != len(spacing):
-        raise InputError(
-            f"{image.path}: has {len(spacing)} axes; the spacing given for case {files.case_id!r} has {len(files.spacing)}"
-        )
-    several = next((header for header in images if header.num_channels > 1), None)
-    if several is not None and len(images) > 1:
-        found = f"as there are {len(images)} files; this one has {several.num_channels}"
-        raise InputError(f"{several.path}: expected one modality per file, {found}")
+    image, *others = [io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images]
+    images = (image, *(io.placed_on(header, image) for header in others))
+    spacing = _spacing_of(files, image)
+    _require_one_modality_per_file(images)
+
     logits = None
-    checked = {"modality": images[1:]}
     if files.logits:
         logits = _read_network_header(files, image, options)
-        if files.are_structures:
-            what = "structure"
-        elif logits.kind == KIND:
-            what = "label map"
-        else:
-            what = "logits"
-        checked[what] = logits.files if files.are_structures else logits.files[:1]
-    others = {"mask": (files.mask,), "labels": (files.labels,), "strokes": files.strokes}
-    for what, paths in others.items():
-        checked[what] = tuple(
-            io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image)
-            for path in paths
-            if path is not None
-        )
-        for header in checked[what]:
-            require_scalar(header, what)
-    for what, header in ((what, header) for what, headers in checked.items() for header in headers):
+    mask = None
+    if files.mask is not None:
+        mask = _read_companion(files.mask, "mask", image)
+    labels = None
+    if files.labels is not None:
+        labels = _read_companion(files.labels, "labels", image)
+    strokes = tuple(_read_companion(path, "strokes", image) for path in files.strokes)
+    headers = CaseHeaders(files, images, logits, mask, labels, strokes, spacing)
+
+    for what, header in _headers_to_compare(headers):
         if not image.on_same_grid(header):
             _require_overlap(files, what, image, header, resample=options.resample)
     # After the grids: a file with its channels first has a wrong number of channels.
     if logits is not None and logits.kind != KIND:
-        regions.require_number(
+        options.regions.require_number(
             logits.num_channels, logits.path, lacks_background=logits.lacks_background
         )
-    mask, labels = (next(iter(checked[what]), None) for what in ("mask", "labels"))
-    companions = (
-        *(() if logits is None else logits.files),
-        *(header for what in others for header in checked[what]),
-    )
-    num_modalities = sum(header.num_channels for header in images)
-    return CaseHeaders(
-        files,
-        images,
-        logits,
-        mask,
-        labels,
-        checked["strokes"],
-        companions,
-        files.spacing or spacing,
-        num_modalities,
-    )
+    return headers
+
+
+def _spacing_of(files: CaseFiles, image: VolumeHeader) -> tuple[float, ...]:
+    """Return the spacing of a case; InputError if it is given for another number of axes."""
+    spacing = image.geometry()[1]
+    if files.spacing is None:
+        return spacing
+    if len(files.spacing) != len(spacing):
+        raise InputError(
+            f"{image.path}: has {len(spacing)} axes; "
+            f"the spacing given for case {files.case_id!r} has {len(files.spacing)}"
+        )
+    return files.spacing
+
+
+def _require_one_modality_per_file(images: Sequence[VolumeHeader]) -> None:
+    """Raise InputError if one of several images has several channels."""
+    if len(images) == 1:
+        return
+    for header in images:
+        if header.num_channels > 1:
+            raise InputError(
+                f"{header.path}: expected one modality per file, as there are {len(images)} files; "
+                f"this one has {header.num_channels}"
+            )
+
+
+def _read_companion(path: Path, what: str, image: VolumeHeader) -> VolumeHeader:
+    """Read the header of a file with one value per voxel, with its axes turned to the image's."""
+    header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image)
+    require_scalar(header, what)
+    return header
+
+
+def _headers_to_compare(headers: CaseHeaders) -> list[tuple[str, VolumeHeader]]:
+    """Return the headers whose grid has to be the first image's, each with the user's word."""
+    named = [("modality", header) for header in headers.images[1:]]
+    logits = headers.logits
+    if logits is not None and headers.files.are_structures:
+        named += [("structure", header) for header in logits.files]
+    elif logits is not None and logits.kind == KIND:
+        named.append(("label map", logits.files[0]))
+    elif logits is not None:  # The files of single labels are on one grid.
+        named.append(("logits", logits.files[0]))
+    if headers.mask is not None:
+        named.append(("mask", headers.mask))
+    if headers.labels is not None:
+        named.append(("labels", headers.labels))
+    return named + [("strokes", header) for header in headers.strokes]
 
 
 def _read_network_header(
@@ -135,22 +183,33 @@ def _read_network_header(
     headers = [io.read_header(path) for path in files.logits]
     if options.input_type != KIND:
         headers = [with_channel_axis(header, image) for header in headers]
-    fewest = 1 if regions.scheme and regions.declares(1) else 2
-    if options.add_background or (fewest > 1 and lacks_background(headers, options)):
+    is_single_region = regions.declares(1)
+    if options.add_background or (not is_single_region and lacks_background(headers, options)):
         return _foreground_header(headers, image, options)
 
-    # The one channel of a single region is no label map, unless the user declares it.
-    may_be_map = fewest > 1 and headers[0].num_channels == 1 and options.input_type == "auto"
-    is_together = len(headers) == 1 or files.are_structures
-    logits = None
-    if is_together and (may_be_map or options.input_type == KIND):
-        logits = label_map_header([io.placed_on(file, image) for file in headers], options)
-    if logits is not None and regions.source == GIVEN:
+    label_map = None
+    if _may_be_label_map(files, headers[0], options):
+        label_map = label_map_header([io.placed_on(file, image) for file in headers], options)
+    if label_map is None:
+        fewest = 1 if is_single_region else 2
+        return io.logits_header(headers, fewest=fewest, grid=image)
+    if regions.source == GIVEN:
         raise InputError(
-            f"{files.logits[0]}: expected channels of the regions of {regions.source}, found one value per voxel; a label map is "
-            f"refined as it is: leave {regions.source} out"
+            f"{files.logits[0]}: expected channels of the regions of {GIVEN}, found one value "
+            f"per voxel; a label map is refined as it is: leave {GIVEN} out"
         )
-    return logits or io.logits_header(headers, fewest=fewest, grid=image)
+    return label_map
+
+
+def _may_be_label_map(files: CaseFiles, first: VolumeHeader, options: ReadingOptions) -> bool:
+    """Return whether a network's output may be a label map, or one file per structure."""
+    if len(files.logits) > 1 and not files.are_structures:
+        return False
+    if options.input_type == KIND:
+        return True
+    # The one channel of a single region is no label map, unless the user declares it.
+    has_one_value = first.num_channels == 1 and not options.regions.declares(1)
+    return has_one_value and options.input_type == "auto"
 
 
 def _foreground_header(
@@ -168,14 +227,14 @@ def _foreground_header(
             f"{first.path}: --add-background: regions have no background; leave {GIVEN} or "
             "--add-background out"
         )
-    found = io.logits_header(headers, fewest=1, grid=image)
-    return replace(found, num_labels=found.num_labels + 1, lacks_background=True)
+    foreground = io.logits_header(headers, fewest=1, grid=image)
+    return replace(foreground, num_labels=foreground.num_labels + 1, lacks_background=True)
 
 
 def _require_overlap(
     files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None
 ) -> None:
-    """Raise GridMismatchError unless a file on another grid than the image's may be interpolated, and covers the image."""
+    """Raise GridMismatchError unless a file on another grid may be interpolated and overlaps."""
     hint = _NEVER_RESAMPLED.get(what)
     if hint is None and resample:
         try:
@@ -185,10 +244,14 @@ def _require_overlap(
         return
     if hint is None:
         page = see("docs/reference/formats.md#grids")
-        hint = f"Export the {what} on the image's grid, or resample label maps and masks with nearest neighbors ({page})."
+        hint = (
+            f"Export the {what} on the image's grid, or resample label maps and masks with "
+            f"nearest neighbors ({page})."
+        )
         hint = WorkGrid(image).advice(other, what, hint)
     else:
         hint = explain_difference(image, "image", other, what) or hint
     raise GridMismatchError(
-        f"case {files.case_id!r}: {what} and image are on different grids\n{image.difference_from(other)}\n  {hint}"
+        f"case {files.case_id!r}: {what} and image are on different grids\n"
+        f"{image.difference_from(other)}\n  {hint}"
     )

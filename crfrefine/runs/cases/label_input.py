@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from crfrefine.arrays.label_maps import channels_of, count_labels, labels_of_one_hot, present_labels
 from crfrefine.arrays.probabilities import plane_blocks
-from crfrefine.base.array_types import Array, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import stem_of
@@ -19,7 +19,7 @@ from crfrefine.io.volume import Segment, VolumeHeader
 from crfrefine.runs.cases.other_grid import WorkGrid
 
 if TYPE_CHECKING:
-    from crfrefine.runs.cases.reading_options import ReadingOptions
+    from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
 
 KIND = "labels"  # `LogitsHeader.kind` of a label map
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."
@@ -47,21 +47,26 @@ class LabelMap:
 
 
 def label_map_header(files: Sequence[VolumeHeader], options: ReadingOptions) -> LogitsHeader | None:
-    """Put the headers of a label map or structures together."""
-    # None means that the files are to be read as logits or probabilities.
-    other = next((file for file in files if file.num_channels > 1 or file.affine is None), None)
-    if other is not None:
+    """Put the headers of a label map or structures together.
+
+    None means that the files are to be read as logits or probabilities.
+    """
+    for file in files:
+        if file.num_channels == 1 and file.affine is not None:
+            continue
         if options.input_type == "auto":
             return None
-        what = "no geometry" if other.affine is None else str(other.num_channels)
+        if file.affine is None:
+            found = "no geometry"
+        else:
+            found = str(file.num_channels)
         raise InputError(
-            f"{other.path}: expected a label map with one value per voxel, this file has {what}; for logits or probabilities, leave "
-            "--input-type labels out"
+            f"{file.path}: expected a label map with one value per voxel, this file has {found}; "
+            "for logits or probabilities, leave --input-type labels out"
         )
-    # Without a declaration, only the voxels tell.
-    if options.declared is None:
-        num_labels = 0
-    else:
+    # Without a declaration, only the voxels tell how many labels there are.
+    num_labels = 0
+    if options.declared is not None:
         num_labels = options.declared.num_labels
     return LogitsHeader(tuple(files), num_labels, KIND)
 
@@ -74,48 +79,54 @@ def read_label_map(
     are_structures: bool,
 ) -> LabelMap:
     """Read a label map, or one binary file per structure into one, onto the grid of the images."""
-    # Structures are read one after the other, so that only one of them is in memory.
     first = header.files[0]
-    declared = options.declared
-    lost: dict[int, int] = {}
     if are_structures:
-        assert declared is not None
-        numbers = declared.structures
-        merged = merge_structures(header.files, numbers)
-        labels = merged.labels
-        present = present_labels(merged.labels)
-        taken = f"{first.path.parent.name} is taken as one file per structure"
-        notes = [
-            f"{taken}: {counted(len(header.files), 'file')}, {merged.num_structures} not empty"
-        ]
-        if merged.num_shared:
-            notes.append(
-                f"structures overlap, and the smaller one keeps the voxel: {merged.num_shared} voxels"
-            )
-        if merged.lost:
-            notes.append(
-                f"{merged.lost}; if it is a union of others, leave its file out and unite its refined parts"
-            )
-        lost = {numbers[name]: size for name, (left, size) in merged.losers.items() if not left}
-        # The segment of a structure is that of its file, if the file has a single one.
-        own = {
-            stem_of(file.path): file.segments[0] for file in header.files if len(file.segments) == 1
-        }
-        segments = tuple(
-            replace(own.get(name, Segment(number, name)), label=number)
-            for name, number in numbers.items()
-        )
+        assert options.declared is not None
+        label_map = _read_structures(header.files, options.declared)
     else:
-        labels, present = _read_one(first, options, images[0])
-        if options.input_type == KIND:
-            reason = "requested"
-        else:
-            reason = "it has one value per voxel, whole numbers from 0 up"
-        notes = [f"{first.path.name} is taken as a label map: {reason}"]
-        segments = first.segments
-    num_labels = 0 if declared is None else declared.num_labels
-    found = LabelMap(labels, present, num_labels, tuple(notes), lost, segments)
-    return _on_grid(found, first, images[0])
+        label_map = _read_one(first, options, images[0])
+    return _on_grid(label_map, first, images[0])
+
+
+def _read_structures(files: Sequence[VolumeHeader], declared: DeclaredLabels) -> LabelMap:
+    """Read one binary file per structure; only one of them is in memory at a time."""
+    numbers = declared.structures
+    merged = merge_structures(files, numbers)
+    notes = [
+        f"{files[0].path.parent.name} is taken as one file per structure: "
+        f"{counted(len(files), 'file')}, {merged.num_structures} not empty"
+    ]
+    if merged.num_shared:
+        notes.append(
+            f"structures overlap, and the smaller one keeps the voxel: {merged.num_shared} voxels"
+        )
+    if merged.lost:
+        notes.append(
+            f"{merged.lost}; if it is a union of others, leave its file out and unite its "
+            "refined parts"
+        )
+    lost: dict[int, int] = {}
+    for name, (num_left, size) in merged.losers.items():
+        if not num_left:
+            lost[numbers[name]] = size
+    return LabelMap(
+        merged.labels,
+        present_labels(merged.labels),
+        declared.num_labels,
+        tuple(notes),
+        lost,
+        _segments_of(files, numbers),
+    )
+
+
+def _segments_of(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> tuple[Segment, ...]:
+    """Return the segment of each structure: that of its file, if the file has a single one."""
+    segments = {name: Segment(number, name) for name, number in numbers.items()}
+    for file in files:
+        if len(file.segments) == 1:
+            name = stem_of(file.path)
+            segments[name] = replace(file.segments[0], label=numbers[name])
+    return tuple(segments.values())
 
 
 def read_one_hot(
@@ -124,88 +135,116 @@ def read_one_hot(
     like: VolumeHeader,
     options: ReadingOptions,
 ) -> LabelMap | None:
-    """Return the label map of one-hot channels.
+    """Return the label map of one-hot channels, (L, [z,] y, x) or their pieces.
 
     None if they are something else, or declared as such.
     """
-    # `values` are the channels, (L, [z,] y, x), or their pieces.
     if options.input_type != "auto":
         return None
-    pieces: Iterable[tuple[int, slice, Array]]
-    if isinstance(values, np.ndarray):
-        pieces = ((0, planes, values[:, planes]) for planes in plane_blocks(values))
-    else:
-        pieces = ((piece.channels.start, piece.planes, piece.values) for piece in values)
-    labels = labels_of_one_hot(
-        pieces, (header.num_labels, *header.files[0].grid_shape[::-1]), header.path
-    )
+    shape = (header.num_labels, *header.files[0].grid_shape[::-1])
+    labels = labels_of_one_hot(_parts_of(values), shape, header.path)
     if labels is None:
         return None
-    notes = [
-        f"{header.path.name} is taken as a label map: each voxel has 1 in one channel and 0 in the others"
-    ]
-    found = LabelMap(labels, present_labels(labels), header.num_labels, tuple(notes))
-    return _on_grid(found, header.files[0], like)
+    note = (
+        f"{header.path.name} is taken as a label map: each voxel has 1 in one channel and 0 in "
+        "the others"
+    )
+    label_map = LabelMap(labels, present_labels(labels), header.num_labels, (note,))
+    return _on_grid(label_map, header.files[0], like)
 
 
-def _on_grid(found: LabelMap, first: VolumeHeader, like: VolumeHeader) -> LabelMap:
+def _parts_of(values: Float32 | Iterable[Piece]) -> Iterator[tuple[int, slice, Array]]:
+    """Yield parts of channels: the first channel, the planes, (channels, planes, …) values."""
+    if isinstance(values, np.ndarray):
+        for planes in plane_blocks(values):
+            yield 0, planes, values[:, planes]
+        return
+    for piece in values:
+        yield piece.channels.start, piece.planes, piece.values
+
+
+def _on_grid(label_map: LabelMap, file: VolumeHeader, like: VolumeHeader) -> LabelMap:
     """Return the label map of a file on the image's grid; 0 labels mean an undeclared number."""
-    labels = found.labels
-    present = found.channel_labels
-    lost = found.lost
-    notes = [*found.notes]
-    placed = WorkGrid(like).nearest(first, labels, "label map", notes, outside="become background")
+    labels = label_map.labels
+    present = label_map.channel_labels
+    lost = dict(label_map.lost)
+    notes = [*label_map.notes]
+    placed = WorkGrid(like).nearest(file, labels, "label map", notes, outside="become background")
     file_spacing = None
     if not np.may_share_memory(placed, labels):
-        assert first.affine is not None
-        assert like.affine is not None
-        axes = slice(len(like.grid_shape))
-        # Voxels of the file that one voxel of the image is long, along each axis.
-        lengths = np.linalg.norm(
-            np.linalg.solve(first.affine[:3, :3], like.affine[:3, :3]), axis=0
-        )[axes]
-        if (lengths < 1.0 - 1e-6).any():
-            file_spacing = tuple(
-                (np.linalg.norm(like.affine[:3, :3], axis=0)[axes] / lengths).tolist()
-            )
         # On another grid, small structures may be lost.
-        before = present
+        file_spacing = _coarse_spacing(file, like)
+        before = set(present)
         present = present_labels(placed)
-        lost = {
-            label: int(np.count_nonzero(labels == label))
-            for label in sorted({*before} - {0, *present})
-        } | dict(lost)
+        gone = before - {0, *present}
+        for label in sorted(gone - lost.keys()):
+            lost[label] = int(np.count_nonzero(labels == label))
     channels = channels_of(present)
-    size = found.num_labels or channels[-1] + 1
-    return LabelMap(placed, channels, size, tuple(notes), lost, found.segments, file_spacing)
+    num_labels = label_map.num_labels or channels[-1] + 1
+    return LabelMap(
+        placed, channels, num_labels, tuple(notes), lost, label_map.segments, file_spacing
+    )
 
 
-def _read_one(
-    file: VolumeHeader, options: ReadingOptions, image: VolumeHeader
-) -> tuple[Labels, tuple[int, ...]]:
-    """Return the labels of a label map as in its file, and those that occur."""
-    is_certain = options.input_type == KIND
+def _coarse_spacing(file: VolumeHeader, like: VolumeHeader) -> tuple[float, ...] | None:
+    """Return the mm between voxels of a file on a coarser grid along each axis of the image.
+
+    None means that the grid is not coarser along any of them.
+    """
+    assert file.affine is not None
+    assert like.affine is not None
+    num_axes = len(like.grid_shape)
+    image_axes = like.affine[:3, :3]
+    # Voxels of the file that one voxel of the image is long, along each axis.
+    lengths = np.linalg.norm(np.linalg.solve(file.affine[:3, :3], image_axes), axis=0)[:num_axes]
+    if (lengths >= 1.0 - 1e-6).all():
+        return None
+    spacing = np.linalg.norm(image_axes, axis=0)[:num_axes]
+    return tuple((spacing / lengths).tolist())
+
+
+def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) -> LabelMap:
+    """Read a label map as it is in its file; InputError if it cannot be one."""
+    is_requested = options.input_type == KIND
     advice = (
         "logits need one value per label (-p BACKGROUND -p FOREGROUND), or --regions NAME=1 for a "
         "single region; for the log-odds of label 1 alone, a network's output before the sigmoid, "
         "give --input-type logits"
     )
-    advice += f"\n  {EXCHANGED}" if image.num_channels > 1 else ""
+    if image.num_channels > 1:
+        advice += f"\n  {EXCHANGED}"
     # In doubt, only whole numbers are labels.
-    labels = read_whole_numbers(file, LABEL_TOLERANCE if is_certain else 0.0, advice)
+    tolerance = LABEL_TOLERANCE if is_requested else 0.0
+    labels = read_whole_numbers(file, tolerance, advice)
+
     present = present_labels(labels)
-    if not is_certain and len(present) > _MAX_GRAY_VALUES:
-        expected = "expected logits with one value per label, background included. For a label map, give --input-type labels"
+    if not is_requested and len(present) > _MAX_GRAY_VALUES:
         raise InputError(
-            f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; {expected}"
+            f"{file.path}: one value per voxel, {len(present)} different ones, as in an image; "
+            "expected logits with one value per label, background included. For a label map, give "
+            "--input-type labels"
         )
-    declared = options.declared
-    if declared is not None and (unknown := sorted(set(present) - set(declared.numbers))):
+    num_labels = 0
+    if options.declared is not None:
+        num_labels = options.declared.num_labels
+        _require_declared(present, options.declared, file)
+
+    reason = "it has one value per voxel, whole numbers from 0 up"
+    if is_requested:
+        reason = "requested"
+    note = f"{file.path.name} is taken as a label map: {reason}"
+    return LabelMap(labels, present, num_labels, (note,), segments=file.segments)
+
+
+def _require_declared(present: Sequence[int], declared: DeclaredLabels, file: VolumeHeader) -> None:
+    """Raise InputError if a label map has labels that are not declared."""
+    unknown = sorted(set(present) - set(declared.numbers))
+    if unknown:
         raise InputError(
             f"{file.path}: has labels that are not declared: {listed(unknown, MAX_SHOWN)}\n"
-            f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of {declared.source}: add them, or merge them in the label map."
+            f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of {declared.source}: "
+            "add them, or merge them in the label map."
         )
-    return labels, present
 
 
 class MergedStructures(NamedTuple):
@@ -222,52 +261,66 @@ class MergedStructures(NamedTuple):
     @property
     def lost(self) -> str:
         """The losers in words; empty without any."""
-        losers = [
-            f"{shorten(name)} keeps {left} of {size} voxels"
-            for name, (left, size) in self.losers.items()
-        ]
-        if losers:
-            return f"structures that lose most of their voxels to smaller ones: {listed(losers, MAX_SHOWN)}"
-        return ""
+        losers = []
+        for name, (num_left, size) in self.losers.items():
+            losers.append(f"{shorten(name)} keeps {num_left} of {size} voxels")
+        if not losers:
+            return ""
+        return (
+            "structures that lose most of their voxels to smaller ones: "
+            f"{listed(losers, MAX_SHOWN)}"
+        )
 
 
 def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> MergedStructures:
-    """Read one binary file per structure, one after the other, into one label map."""
+    """Read one binary file per structure, one after the other, into one label map.
+
+    `numbers` are those of the structures by the names of their files. Raises InputError for other
+    values than 0 and 1, and GridMismatchError.
+    """
     first = files[0]
-    largest = max(numbers.values())
     for file in files:
         if not first.on_same_grid(file):
             raise GridMismatchError(
-                f"{file.path}: not on the grid of the other structures\n{first.difference_from(file)}"
+                f"{file.path}: not on the grid of the other structures\n"
+                f"{first.difference_from(file)}"
             )
+
+    largest = max(numbers.values())
     labels: Labels = np.zeros(first.grid_shape[::-1], np.min_scalar_type(largest))
-    shared = np.zeros(labels.shape, np.bool_)
+    is_shared = np.zeros(labels.shape, np.bool_)
     sizes = np.zeros(largest + 1, np.int64)
     for file in files:
-        expected = "a file of one structure holds 0 and 1; a label map is given by itself: -p FILE, or -p FOLDER with the name of the case"
-        values = read_whole_numbers(file, 0.0, expected)
         number = numbers[stem_of(file.path)]
-        if values.max() > 1:
-            raise InputError(
-                f"{file.path}: expected 0 and 1, found values up to {values.max()}: {expected}"
-            )
-        inside = values.reshape(labels.shape) == 1
+        inside = _read_structure(file).reshape(labels.shape)
         sizes[number] = np.count_nonzero(inside)
         others = labels[inside]
-        taken = others != 0
-        shared[inside] |= taken
-        wins = (
-            ~taken
-            | (sizes[number] < sizes[others])
-            | ((sizes[number] == sizes[others]) & (number < others))
-        )
+        is_taken = others != 0
+        is_shared[inside] |= is_taken
+        is_smaller = sizes[number] < sizes[others]
+        is_as_large = sizes[number] == sizes[others]
+        wins = ~is_taken | is_smaller | (is_as_large & (number < others))
         labels[inside] = np.where(wins, labels.dtype.type(number), others)
-    left = count_labels(labels, largest + 1)
-    losers = {
-        name: (left[number], int(sizes[number]))
-        for name, number in numbers.items()
-        if 2 * left[number] < sizes[number]
-    }
-    return MergedStructures(
-        labels, int(np.count_nonzero(sizes)), int(np.count_nonzero(shared)), losers
+
+    num_left = count_labels(labels, largest + 1)
+    losers = {}
+    for name, number in numbers.items():
+        if 2 * num_left[number] < sizes[number]:
+            losers[name] = (num_left[number], int(sizes[number]))
+    num_structures = int(np.count_nonzero(sizes))
+    return MergedStructures(labels, num_structures, int(np.count_nonzero(is_shared)), losers)
+
+
+def _read_structure(file: VolumeHeader) -> Bool:
+    """Return where a binary file is 1; InputError for other values than 0 and 1."""
+    expected = (
+        "a file of one structure holds 0 and 1; a label map is given by itself: -p FILE, or "
+        "-p FOLDER with the name of the case"
     )
+    values = read_whole_numbers(file, 0.0, expected)
+    if values.max() > 1:
+        raise InputError(
+            f"{file.path}: expected 0 and 1, found values up to {values.max()}: {expected}"
+        )
+    is_inside: Bool = values == 1
+    return is_inside
