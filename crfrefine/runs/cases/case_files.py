@@ -36,14 +36,11 @@ class CaseFiles:
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files of the case."""
-        return tuple(
-            path
-            for path in (*self.images, *self.logits, self.mask, self.labels, *self.strokes)
-            if path is not None
-        )
+        paths = (*self.images, *self.logits, self.mask, self.labels, *self.strokes)
+        return tuple(path for path in paths if path is not None)
 
     def lacking(self, problem: str, *missing: str) -> CaseFiles:
-        """Return the case with a problem, unless it has one already, and with more missing files."""
+        """Return the case with more missing files, and a problem unless it has one already."""
         return replace(
             self,
             problem=self.problem or f"case {self.case_id!r}: {problem}",
@@ -64,7 +61,6 @@ class CaseList(list[CaseFiles]):
 
 _MAX_NAMED = 3
 
-
 # The missing files of each case that lacks one, by its name. It is left out and is no failure.
 Incomplete: TypeAlias = Mapping[str, Sequence[str]]
 
@@ -75,20 +71,21 @@ def left_out_entries(incomplete: Incomplete) -> list[dict[str, Any]]:
 
 
 def describe_left_out(incomplete: Incomplete, num_found: int) -> str:
-    """Return one line: the number of cases left out, and for each reason the number and the first few names."""
-    return f"{_some_are(incomplete, num_found)} left out: {'; '.join(_by_reason(incomplete, _MAX_NAMED))}"
+    """Return one line: how many cases are left out, and how many and which for each reason."""
+    reasons = "; ".join(_by_reason(incomplete, _MAX_NAMED))
+    return f"{_some_are(incomplete, num_found)} left out: {reasons}"
 
 
 def require_all_complete(
     incomplete: Incomplete, num_found: int, advice: Sequence[str] = ()
 ) -> None:
-    """Raise InputError with the name of every incomplete case, if there is one, as `--strict` requires."""
-    if incomplete:
-        first = f"{_some_are(incomplete, num_found)} incomplete, which --strict refuses:"
-        last = "Add the missing files, or run without --strict to continue with the other cases."
-        raise InputError(
-            "\n  ".join([first, *_by_reason(incomplete, len(incomplete)), *advice, last])
-        )
+    """Raise InputError that names every incomplete case, if there is one: `--strict`."""
+    if not incomplete:
+        return
+    first = f"{_some_are(incomplete, num_found)} incomplete, which --strict refuses:"
+    last = "Add the missing files, or run without --strict to continue with the other cases."
+    reasons = _by_reason(incomplete, len(incomplete))
+    raise InputError("\n  ".join([first, *reasons, *advice, last]))
 
 
 def too_few_complete(
@@ -99,19 +96,16 @@ def too_few_complete(
     `expected` is a clause, `what_to_do` a sentence.
     """
     num_complete = num_found - len(incomplete)
+    there = f"only {num_complete} of {counted(num_found, 'case')} is complete"
     if num_complete == 0:
         there = "no case is complete"
-    else:
-        there = f"only {num_complete} of {counted(num_found, 'case')} is complete"
-    return InputError(
-        "\n  ".join(
-            [f"{there}; expected {expected}", *_by_reason(incomplete, _MAX_NAMED), what_to_do]
-        )
-    )
+    reasons = _by_reason(incomplete, _MAX_NAMED)
+    return InputError("\n  ".join([f"{there}; expected {expected}", *reasons, what_to_do]))
 
 
 def _some_are(incomplete: Incomplete, num_found: int) -> str:
-    return f"{len(incomplete)} of {counted(num_found, 'case')} {'is' if len(incomplete) == 1 else 'are'}"
+    verb = "is" if len(incomplete) == 1 else "are"
+    return f"{len(incomplete)} of {counted(num_found, 'case')} {verb}"
 
 
 def _by_reason(incomplete: Incomplete, max_named: int) -> list[str]:

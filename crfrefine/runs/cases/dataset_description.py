@@ -1,4 +1,4 @@
-"""The contents of nnU-Net's `dataset.json`, and the names that it gives to labels and modalities."""
+"""The contents of nnU-Net's `dataset.json`: labels, regions, and names of labels and modalities."""
 
 from __future__ import annotations
 
@@ -35,26 +35,28 @@ class DatasetDescription:
     @property
     def label_names(self) -> dict[int, str]:
         """Names to show for the labels that have one, by number."""
-        return {
-            numbers[0]: shorten(" ".join(name.split()))
-            for name, numbers in self.labels.items()
-            if len(numbers) == 1
-        }
+        names = {}
+        for name, numbers in self.labels.items():
+            if len(numbers) == 1:
+                names[numbers[0]] = shorten(" ".join(name.split()))
+        return names
 
     @property
     def has_regions(self) -> bool:
-        """Whether labels are trained as overlapping regions, whose outputs are not a distribution over labels."""
+        """Whether labels are trained as overlapping regions.
+
+        The outputs of these are not a distribution over labels.
+        """
         return any(len(numbers) > 1 for numbers in self.labels.values())
 
     @property
     def all_numbers(self) -> frozenset[int]:
         """The numbers of all labels, "ignore" aside."""
-        return frozenset(
-            number
-            for name, numbers in self.labels.items()
-            if name != "ignore"
-            for number in numbers
-        )
+        all_numbers = set[int]()
+        for name, numbers in self.labels.items():
+            if name != "ignore":
+                all_numbers.update(numbers)
+        return frozenset(all_numbers)
 
     @property
     def num_labels(self) -> int | None:
@@ -78,66 +80,87 @@ def read_descriptions(
     One that cannot be used is an InputError, as it may say which labels count and what the channels
     are. Only callers that merely show names give `notes`: it becomes a sentence there.
     """
-    known: set[Path] = set()
-    for folder in (place if place.is_dir() else place.parent for place in places):
-        candidates = (folder / "dataset.json", folder.parent / "dataset.json")
-        path = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
-        if path is None or path in known:
+    done: set[Path] = set()
+    for place in places:
+        folder = place if place.is_dir() else place.parent
+        path = folder / "dataset.json"
+        if not os.path.lexists(path):
+            path = folder.parent / "dataset.json"
+        if path in done or not os.path.lexists(path):
             continue
-        known.add(path)
+        done.add(path)
         try:
             add_inputs(path)
             yield _description_of(read_json(path), path)
         except (InputError, ValueError) as error:
-            text = f"{path}: not a dataset.json as nnU-Net writes it: {str(error).removeprefix(f'{path}: ')}"
+            reason = str(error).removeprefix(f"{path}: ")
+            problem = f"{path}: not a dataset.json as nnU-Net writes it: {reason}"
             if notes is None:
                 advice = "mend it, or move it away if it describes something else"
-                raise InputError(f"{text}; {advice}") from None
-            notes.append(f"{text}; continuing without it")
+                raise InputError(f"{problem}; {advice}") from None
+            notes.append(f"{problem}; continuing without it")
 
 
 def _description_of(content: Any, path: Path) -> DatasetDescription:
     """Return the contents of the entries used here.
 
-    Raise a ValueError that names the key of an unusable one.
+    Raises ValueError that names the key of an unusable one.
     """
+    labels = _labels_of(content)
+    order = _region_order_of(content)
+    channel_names = _channel_names_of(content)
+    return DatasetDescription(path, channel_names, labels, _ignore_label(labels), order)
+
+
+def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:
+    """Return the number of each label, or the numbers of each region, by its name."""
     labels = content.get("labels", {}) if isinstance(content, Mapping) else None
     if not isinstance(labels, Mapping):
         raise ValueError(
-            f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; got {shorten_value(labels)}"
+            f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; "
+            f"got {shorten_value(labels)}"
         )
-    if labels and all(
-        _is_number(number) and isinstance(name, str) for number, name in labels.items()
-    ):
+    is_by_number = all(map(_is_number, labels))
+    if is_by_number and all(isinstance(name, str) for name in labels.values()):
         labels = _by_name(labels)
-    numbers: dict[str, tuple[int, ...]] = {}
-    for name, value in labels.items():  # the number of a label, or those of a region
+    numbers = {}
+    for name, value in labels.items():
         members = value if isinstance(value, list) else [value]
-        numbers[name] = tuple(
-            _label_number(number, f"labels.{shorten(name)}") for number in members
-        )
+        key = f"labels.{shorten(name)}"
+        numbers[name] = tuple(_label_number(member, key) for member in members)
+    return numbers
+
+
+def _region_order_of(content: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return the label that each region writes; None if the file does not say."""
     order = content.get("regions_class_order")
-    if not isinstance(order, list | None):
-        raise ValueError(
-            f"regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; got {shorten_value(order)}"
-        )
     if order is None:
-        written = None
-    else:
-        written = tuple(_label_number(number, "regions_class_order") for number in order)
+        return None
+    if not isinstance(order, list):
+        raise ValueError(
+            "regions_class_order: expected a list of labels, one per region, such as [1, 2, 3]; "
+            f"got {shorten_value(order)}"
+        )
+    return tuple(_label_number(number, "regions_class_order") for number in order)
+
+
+def _channel_names_of(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the modalities in order."""
     key = "channel_names" if "channel_names" in content else "modality"
-    channels = content.get(key, {})
-    if isinstance(channels, Mapping) and all(map(_is_number, channels)):
-        channels = [channels[number] for number in sorted(channels, key=int)]
-    if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
+    names = content.get(key, {})
+    if isinstance(names, Mapping) and all(map(_is_number, names)):
+        names = [names[number] for number in sorted(names, key=int)]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(
-            f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; got {shorten_value(channels)}'
+            f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; '
+            f"got {shorten_value(names)}"
         )
-    if len(channels) > _MAX_CHANNELS:
+    if len(names) > _MAX_CHANNELS:
         raise ValueError(
-            f"{key}: {len(channels)} channels; files of images are numbered from 0000 to {_MAX_CHANNELS - 1}"
+            f"{key}: {len(names)} channels; files of images are numbered from 0000 to "
+            f"{_MAX_CHANNELS - 1}"
         )
-    return DatasetDescription(path, tuple(channels), numbers, _ignore_label(numbers), written)
+    return tuple(names)
 
 
 def _by_name(names: Mapping[str, str]) -> dict[str, str]:
@@ -163,7 +186,9 @@ def _ignore_label(numbers: Mapping[str, tuple[int, ...]]) -> int | None:
 
 
 def _label_number(value: Any, key: str) -> int:
-    number = int(value) if isinstance(value, str) and _is_number(value) else value
+    number = value
+    if isinstance(value, str) and _is_number(value):
+        number = int(value)
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= MAX_LABEL:
         raise ValueError(
             f"{key}: expected a whole number from 0 to {MAX_LABEL}, got {shorten_value(value)}"
@@ -184,5 +209,5 @@ class Names:
 
     @property
     def titles(self) -> dict[int, str]:
-        """Names of the labels with their numbers, as pictures show them: "1 anterior" for label 1."""
+        """Names of the labels with their numbers: "1 anterior" for label 1, as in pictures."""
         return {label: f"{label} {name}" for label, name in self.labels.items()}

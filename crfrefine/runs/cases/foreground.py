@@ -58,10 +58,7 @@ def holds_one_probability(header: VolumeHeader, tolerance: float = 0.0) -> bool:
 
 
 def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[str]]:
-    """Read the channels of an output, (labels, [z,] y, x), with its background.
-
-    Return notes, too.
-    """
+    """Return the channels of an output with its background, (labels, [z,] y, x), and notes."""
     values, jobs = reading_jobs(header.files, num_before=header.num_missing)
     run_all(jobs, 1)
     return values, complete(values, header, input_type)
@@ -72,9 +69,9 @@ def complete(values: Float32, header: LogitsHeader, input_type: str) -> list[str
     if not header.lacks_background:
         return []
     if header.num_channels > 1:
-        found = sum_foreground(values, str(header.path))
-        notes = [_describe_added(header), *found.check()]
-        fill_background(values, found.sums)
+        foreground = sum_foreground(values, str(header.path))
+        notes = [_describe_added(header), *foreground.check()]
+        fill_background(values, foreground.sums)
         return notes
     kind = decide_channel(values[1], input_type, header.kind, str(header.path))
     fill_background_of_channel(values, kind)
@@ -99,7 +96,7 @@ class StreamedBackground:
     sums: Float32 | None  # ([z,] y, x), over several channels; None for a single one
 
     def read(self) -> Generator[Piece, None, None]:
-        """Yield the pieces of all channels, the background first, from the beginning at each call."""
+        """Yield the pieces of all channels, the background first; each call starts anew."""
         sums = self.sums
         is_first = True
         for piece in io.read_pieces(*self.header.files):
@@ -135,12 +132,12 @@ def find_streamed_background(
         kind = _kind_of_stream(header, input_type)
         note = f"{header.path.name}: {describe_channel(kind)}"
         return StreamedBackground(header, kind, None), [note]
-    found = ForegroundSums(header.files[0].grid_shape[::-1], name)
+    foreground = ForegroundSums(header.files[0].grid_shape[::-1], name)
     for piece in io.read_pieces(*header.files):
         for label, values in enumerate(piece.values, start=piece.channels.start + 1):
-            found.add(label, values, piece.planes)
-    notes = [_describe_added(header), *found.check()]
-    return StreamedBackground(header, "probabilities", found.sums), notes
+            foreground.add(label, values, piece.planes)
+    notes = [_describe_added(header), *foreground.check()]
+    return StreamedBackground(header, "probabilities", foreground.sums), notes
 
 
 def _kind_of_stream(header: LogitsHeader, input_type: str) -> str:

@@ -37,65 +37,70 @@ def verb_for(what: str, singular: str, plural: str) -> str:
 
 
 def explain_difference(
-    own: VolumeHeader, name: str, other: VolumeHeader, what: str, *, is_elsewhere: bool = False
+    reference: VolumeHeader,
+    name: str,
+    other: VolumeHeader,
+    what: str,
+    *,
+    is_elsewhere: bool = False,
 ) -> str | None:
     """Return why a file, `what`, is not on the grid of another one, `name`, and what to do.
 
     None means that neither header nor sizes show it. Sizes alone tell that axes are in another
     order only if the grids have hardly a place in common (`is_elsewhere`).
     """
-    order = _order_that_fits(own, other)
-    if order is not None and (is_elsewhere or _has_affine_of(own, other)):
-        return _explain_order(own, name, other, order)
-    if _is_stack_of_planes(own, other):
+    order = _order_that_fits(reference, other)
+    if order is not None and (is_elsewhere or _has_affine_of(reference, other)):
+        return _explain_order(reference, name, other, order)
+    if _is_stack_of_planes(reference, other):
         return PLANE_ELSEWHERE
-    if _has_label_axis_first(own, other):
+    if _has_label_axis_first(reference, other):
         return LABEL_AXIS_FIRST
-    return _explain_forms(own, name, other, what)
+    return _explain_forms(reference, name, other, what)
 
 
-def _order_that_fits(own: VolumeHeader, other: VolumeHeader) -> tuple[int, ...] | None:
-    """Return the axis of the other file for each own axis, by their sizes.
+def _order_that_fits(reference: VolumeHeader, other: VolumeHeader) -> tuple[int, ...] | None:
+    """Return the axis of the other file for each reference axis, by their sizes.
 
     None means that they fit as they are, or not at all. Of several orders, the reversed one comes
     first: arrays of other libraries are (z, y, x).
     """
-    num_axes = len(own.grid_shape)
-    if own.grid_shape == other.grid_shape or num_axes != len(other.grid_shape):
+    num_axes = len(reference.grid_shape)
+    if reference.grid_shape == other.grid_shape or num_axes != len(other.grid_shape):
         return None
     for order in permutations(reversed(range(num_axes))):
-        if tuple(other.grid_shape[axis] for axis in order) == own.grid_shape:
+        if tuple(other.grid_shape[axis] for axis in order) == reference.grid_shape:
             return order
     return None
 
 
-def _has_affine_of(own: VolumeHeader, other: VolumeHeader) -> bool:
-    """Return whether a file has the affine of another one, or none: its axes are not turned then."""
-    return same_grid(own.grid_shape, own.affine, own.grid_shape, other.affine)
+def _has_affine_of(reference: VolumeHeader, other: VolumeHeader) -> bool:
+    """Return whether a file has the affine of another one, or none: its axes are not turned."""
+    return same_grid(reference.grid_shape, reference.affine, reference.grid_shape, other.affine)
 
 
-def _is_stack_of_planes(own: VolumeHeader, other: VolumeHeader) -> bool:
+def _is_stack_of_planes(reference: VolumeHeader, other: VolumeHeader) -> bool:
     """Return whether a file holds planes of the size of an image that is a single plane."""
-    is_plane = (*own.grid_shape, 1)[2] == 1
+    is_plane = (*reference.grid_shape, 1)[2] == 1
     is_stack = len(other.grid_shape) == 3 and other.grid_shape[2] > 1 and other.num_channels == 1
-    return is_plane and is_stack and other.grid_shape[:2] == own.grid_shape[:2]
+    return is_plane and is_stack and other.grid_shape[:2] == reference.grid_shape[:2]
 
 
-def _has_label_axis_first(own: VolumeHeader, other: VolumeHeader) -> bool:
+def _has_label_axis_first(reference: VolumeHeader, other: VolumeHeader) -> bool:
     """Return whether the sizes of a file fit, but one of them is taken for its channels."""
-    sizes = Counter(own.grid_shape)
+    sizes = Counter(reference.grid_shape)
     found = Counter(other.grid_shape)
     return sizes != found and sizes <= found + Counter([other.num_channels])
 
 
 def _explain_order(
-    own: VolumeHeader, name: str, other: VolumeHeader, order: tuple[int, ...]
+    reference: VolumeHeader, name: str, other: VolumeHeader, order: tuple[int, ...]
 ) -> str:
     """Return the order of the axes of a file, and how to transpose it back."""
-    own_axes = np.argsort(order)
-    letters = ", ".join("xyz"[axis] for axis in own_axes)
+    axes_of_other = np.argsort(order)
+    letters = ", ".join("xyz"[axis] for axis in axes_of_other)
     sizes = TIMES.join(map(str, other.grid_shape))
-    wanted = TIMES.join(map(str, own.grid_shape))
+    wanted = TIMES.join(map(str, reference.grid_shape))
     found = (
         f"Its axes are in another order: {sizes} voxels are the {name}'s {wanted} as ({letters})."
     )
@@ -113,18 +118,20 @@ def _explain_order(
     )
 
 
-def _explain_forms(own: VolumeHeader, name: str, other: VolumeHeader, what: str) -> str | None:
+def _explain_forms(
+    reference: VolumeHeader, name: str, other: VolumeHeader, what: str
+) -> str | None:
     """Return which sform may be wrong, if two grids are one by a qform, which does not count."""
     agree = verb_for(what, "agrees", "agree")
-    if _are_one(own, own.qform, other, other.affine):
+    if _are_one(reference, reference.qform, other, other.affine):
         subject = f"The {what} {agree} with the {name}'s qform"
-        wrong = [(name, own)]
-    elif _are_one(own, own.affine, other, other.qform):
+        wrong = [(name, reference)]
+    elif _are_one(reference, reference.affine, other, other.qform):
         subject = f"The {name} agrees with the qform of the {what}"
         wrong = [(what, other)]
-    elif _are_one(own, own.qform, other, other.qform):
+    elif _are_one(reference, reference.qform, other, other.qform):
         subject = f"The qforms of the {name} and the {what} agree"
-        wrong = [(name, own), (what, other)]
+        wrong = [(name, reference), (what, other)]
     else:
         return None
     lines = [
@@ -133,7 +140,7 @@ def _explain_forms(own: VolumeHeader, name: str, other: VolumeHeader, what: str)
     ]
     for _, header in wrong:
         lines += _set_sform(header)
-    if len(wrong) == 1 and wrong[0][1] is own:
+    if len(wrong) == 1 and wrong[0][1] is reference:
         lines.append(f"If the sform is right, save the {what} with the affine of the {name}.")
     elif len(wrong) == 1:
         lines.append("If the sform is right, set the qform from it, and give --resample.")
@@ -141,7 +148,7 @@ def _explain_forms(own: VolumeHeader, name: str, other: VolumeHeader, what: str)
 
 
 def _are_one(
-    own: VolumeHeader,
+    reference: VolumeHeader,
     affine: NDArray[np.float64] | None,
     other: VolumeHeader,
     other_affine: NDArray[np.float64] | None,
@@ -149,7 +156,7 @@ def _are_one(
     """Return whether two grids are one with these affines, perhaps with turned axes."""
     if affine is None or other_affine is None:
         return False
-    return reorientation(own.grid_shape, affine, other.grid_shape, other_affine) is not None
+    return reorientation(reference.grid_shape, affine, other.grid_shape, other_affine) is not None
 
 
 def _describe_sforms(files: list[tuple[str, VolumeHeader]]) -> str:

@@ -1,4 +1,7 @@
-"""Folders of nnU-Net version 2: the cases of a trained network, each of the fold that held it out, and predictions."""
+"""Folders of nnU-Net version 2: predictions, and trained networks.
+
+Each case of a trained network comes from the fold that held it out.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,20 @@ PLANS = "plans.json"
 # Written by `nnUNetv2_predict` beside its results.
 PREDICTION_ARGUMENTS = "predict_from_raw_data_args.json"
 ALL = "all"  # the fold whose network is trained on all cases
-_EXPECTED = f"expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION with {PLANS} and fold_0, fold_1, ..."
+_EXPECTED = (
+    "expected a folder DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION "
+    f"with {PLANS} and fold_0, fold_1, ..."
+)
 # The one reader of nnU-Net whose probabilities are not on the image's voxel axes.
 _REORIENTING = "NibabelIOWithReorient"
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """The folder of a trained configuration, `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`."""
+    """The folder of a trained configuration.
+
+    It is `nnUNet_results/DatasetXXX_NAME/TRAINER__PLANS__CONFIGURATION`.
+    """
 
     folder: Path  # absolute
     dataset: str  # such as "Dataset004_Hippocampus"
@@ -40,31 +49,25 @@ class TrainedNetwork:
     @property
     def folds(self) -> dict[str, Path]:
         """The folder of each fold by its name: "0", "1", ..., "all"."""
-        return {
-            path.name.removeprefix("fold_"): path
-            for path in sorted(self.folder.glob("fold_*"))
-            if path.is_dir()
-        }
+        folds = [path for path in sorted(self.folder.glob("fold_*")) if path.is_dir()]
+        return {path.name.removeprefix("fold_"): path for path in folds}
 
     def places(self, variable: str) -> list[Path]:
-        """Return where a folder of nnU-Net has the dataset: by the environment variable, then beside the results."""
-        roots = (os.environ.get(variable), self.folder.parents[2] / variable)
-        return list(dict.fromkeys(Path(root) / self.dataset for root in roots if root))
+        """Return where a folder of nnU-Net, named by an environment variable, has the dataset.
+
+        The variable comes first, then the folder beside the results.
+        """
+        beside = self.folder.parents[2] / variable / self.dataset
+        root = os.environ.get(variable)
+        if not root:
+            return [beside]
+        return list(dict.fromkeys([Path(root) / self.dataset, beside]))
 
     def training_command(self, fold: str, *flags: str) -> str:
         """Return the command that trains or validates a fold, to be pasted into a shell."""
+        names = ["-tr", self.trainer, "-p", self.plans]
         return shlex.join(
-            [
-                "nnUNetv2_train",
-                self.dataset,
-                self.configuration,
-                fold,
-                *flags,
-                "-tr",
-                self.trainer,
-                "-p",
-                self.plans,
-            ]
+            ["nnUNetv2_train", self.dataset, self.configuration, fold, *flags, *names]
         )
 
 
@@ -78,26 +81,18 @@ class TrainedCases(NamedTuple):
 
 def require_trained(path: Path) -> TrainedNetwork:
     """Return the trained network of a folder; raise InputError for another folder."""
-    folder = Path(os.path.abspath(path))  # noqa: PTH100 - the names as the user wrote them: links are not followed
+    # The names are as the user wrote them: links are not followed.
+    folder = Path(os.path.abspath(path))  # noqa: PTH100
     if not _is_trained(folder):
         raise InputError(
             f"{path}: is not the folder of a trained network of nnU-Net version 2; {_EXPECTED}"
         )
     plans = _read_table(folder / PLANS)
     names = folder.name.split("__")
-    # In a renamed folder, the plans still have most names.
-    trainer, plans_name, configuration = (
-        names
-        if len(names) == 3
-        else ("TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION")
-    )
-    return TrainedNetwork(
-        folder,
-        str(plans.get("dataset_name", folder.parent.name)),
-        trainer,
-        plans_name,
-        configuration,
-    )
+    if len(names) != 3:  # In a renamed folder, the plans still have most names.
+        names = ["TRAINER", str(plans.get("plans_name", "PLANS")), "CONFIGURATION"]
+    dataset = str(plans.get("dataset_name", folder.parent.name))
+    return TrainedNetwork(folder, dataset, *names)
 
 
 def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | None) -> CaseList:
@@ -108,23 +103,23 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
     """
     if len(images) > 1:
         raise InputError(f"{images[1]}: with --nnunet, give one folder of images")
-    given = images[0] if images else None
+    image_folder = images[0] if images else None
     if not _is_trained(folder):
-        return _predicted_cases(folder, given, masks)
-    found = find_trained_cases(
-        require_trained(folder), images=given, masks=masks, with_labels=False
-    )
+        return _predicted_cases(folder, image_folder, masks)
+
+    network = require_trained(folder)
+    found = find_trained_cases(network, images=image_folder, masks=masks, with_labels=False)
+    complete = [case for case in found.cases if case.logits]
     left_out = {case.case_id: case.missing for case in found.cases if not case.logits}
-    if len(left_out) == len(found.cases):
-        what_to_do = (
-            "\n  ".join(found.advice)
-            or "Name the folder of the images of this network with --images."
-        )
+    if not complete:
+        what_to_do = "\n  ".join(found.advice)
+        if not what_to_do:
+            what_to_do = "Name the folder of the images of this network with --images."
         raise too_few_complete(left_out, len(found.cases), "cases with probabilities", what_to_do)
-    notes = [describe_left_out(left_out, len(found.cases))] if left_out else []
-    return CaseList(
-        [case for case in found.cases if case.logits], [*notes, *found.advice, *found.cases.notes]
-    )
+    notes = [*found.advice, *found.cases.notes]
+    if left_out:
+        notes.insert(0, describe_left_out(left_out, len(found.cases)))
+    return CaseList(complete, notes)
 
 
 def find_trained_cases(
@@ -144,68 +139,103 @@ def find_trained_cases(
     folds = network.folds
     if list(folds) == [ALL]:
         raise InputError(
-            f"{folds[ALL]}: this network was trained on all cases, including those of its validation: it is overconfident on them\n"
-            f"  Train folds that hold cases out, for all of the folds 0 to 4: {network.training_command('0', '--npz')}"
+            f"{folds[ALL]}: this network was trained on all cases, including those of its "
+            "validation: it is overconfident on them\n"
+            "  Train folds that hold cases out, for all of the folds 0 to 4: "
+            f"{network.training_command('0', '--npz')}"
         )
     image_folder = locate_images(network, images)
-    label_folder = locate_labels(network, image_folder, labels) if with_labels else None
+    label_folder = None
+    if with_labels:
+        label_folder = locate_labels(network, image_folder, labels)
     found = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
-    splits = _splits(network)
-    held_out = {name: fold for fold, (_, validated) in splits.items() for name in validated}
-    validations = {
-        fold: folder / "validation"
-        for fold, folder in folds.items()
-        if fold != ALL and (folder / "validation").is_dir()
-    }
-    archives = {
-        fold: {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
-        for fold, folder in validations.items()
-    }
+
+    validation = _Validation(_splits(network), _archives_of_folds(folds))
     reorients = _reorients(network.folder)
     cases = []
-    advice = dict[str, str]()
+    advice: dict[str, str] = {}  # by the fold
     for case in found:
-        fold = held_out.get(case.case_id)
-        if fold:
-            by_fold = [fold]
-        else:
-            by_fold = [
-                name
-                for name in archives
-                if name not in splits or case.case_id not in splits[name][0]
-            ]
-        path = next(
-            (
-                archives[name][case.case_id]
-                for name in by_fold
-                if case.case_id in archives.get(name, ())
-            ),
-            None,
-        )
+        path = validation.archive_of(case.case_id)
         if path is not None:
             cases.append(_with_archive(case, path, reorients=reorients))
             continue
-        reason = "no fold that held it out has validated it"
-        if fold is not None and fold in folds:
+        fold = validation.fold_of(case.case_id)
+        if fold is None:
+            reason = "no fold that held it out has validated it"
+        elif fold in folds:
             reason = f"no probabilities in fold_{fold}/validation"
-            advice[fold] = (
-                f"fold {fold} was not validated with --npz: {network.training_command(fold, '--val', '--npz')}"
-            )
-        elif fold is not None:
+            command = network.training_command(fold, "--val", "--npz")
+            advice[fold] = f"fold {fold} was not validated with --npz: {command}"
+        else:
             reason = f"fold {fold} is not trained"
             advice[fold] = f"{reason}: {network.training_command(fold, '--npz')}"
         cases.append(case.lacking(f"no probabilities in {network.folder}: {reason}", reason))
+
     notes = list(found.notes)
     if ALL in folds:
         notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
-    stray = sorted(
-        {name for names in archives.values() for name in names} - {case.case_id for case in found}
-    )
+    stray = sorted(validation.all_cases() - {case.case_id for case in found})
     if stray:
         notes.append(
-            f"{network.folder}: validated cases without an image in {image_folder} are ignored ({len(stray)}), such as {stray[0]}"
+            f"{network.folder}: validated cases without an image in {image_folder} are ignored "
+            f"({len(stray)}), such as {stray[0]}"
         )
     return TrainedCases(CaseList(cases, notes), tuple(advice[fold] for fold in sorted(advice)))
+
+
+class _Split(NamedTuple):
+    """The cases of a fold by their names."""
+
+    trained: frozenset[str]
+    held_out: frozenset[str]
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """The probabilities that the folds of a network have of cases they held out."""
+
+    splits: dict[str, _Split]  # by the fold; empty if no file tells
+    archives: Mapping[str, Mapping[str, Path]]  # of the validated cases of each fold
+
+    def fold_of(self, case_id: str) -> str | None:
+        """Return the fold that held a case out, by the splits."""
+        for fold in reversed(self.splits):
+            if case_id in self.splits[fold].held_out:
+                return fold
+        return None
+
+    def archive_of(self, case_id: str) -> Path | None:
+        """Return the probabilities of a case by the fold that held it out.
+
+        If no split says which fold that was: by the first one that was not trained on the case.
+        """
+        fold = self.fold_of(case_id)
+        if fold is not None:
+            return self.archives.get(fold, {}).get(case_id)
+        for name, archives in self.archives.items():
+            is_trained = name in self.splits and case_id in self.splits[name].trained
+            if case_id in archives and not is_trained:
+                return archives[case_id]
+        return None
+
+    def all_cases(self) -> set[str]:
+        """Return the names of all cases with probabilities."""
+        return set[str]().union(*self.archives.values())
+
+
+def _archives_of_folds(folds: Mapping[str, Path]) -> dict[str, dict[str, Path]]:
+    """Return the probabilities of the validated cases of each fold, without that of all cases."""
+    archives = {}
+    for fold, folder in folds.items():
+        validation = folder / "validation"
+        if fold != ALL and validation.is_dir():
+            archives[fold] = _archives_in(validation)
+    return archives
+
+
+def _archives_in(folder: Path) -> dict[str, Path]:
+    """Return the probabilities in a folder by their case."""
+    return {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
 
 
 def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
@@ -215,9 +245,8 @@ def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
     """
     if given is not None and (given / "imagesTr").is_dir():
         return given / "imagesTr"
-    return _locate(
-        network, "images", given, [place / "imagesTr" for place in network.places("nnUNet_raw")]
-    )
+    places = [place / "imagesTr" for place in network.places("nnUNet_raw")]
+    return _locate(network, "images", given, places)
 
 
 def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> Path:
@@ -225,17 +254,23 @@ def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> 
 
     NnU-Net copies labels to its preprocessed data.
     """
-    raw = [*([images.parent] if images.name == "imagesTr" else []), *network.places("nnUNet_raw")]
-    copies = [place / "gt_segmentations" for place in network.places("nnUNet_preprocessed")]
-    return _locate(network, "labels", given, [*(place / "labelsTr" for place in raw), *copies])
+    datasets = network.places("nnUNet_raw")
+    if images.name == "imagesTr":
+        datasets = [images.parent, *datasets]
+    places = [dataset / "labelsTr" for dataset in datasets]
+    places += [place / "gt_segmentations" for place in network.places("nnUNet_preprocessed")]
+    return _locate(network, "labels", given, places)
 
 
 def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequence[Path]) -> Path:
-    """Return the given folder, or the first that exists."""
-    tried = list(dict.fromkeys(places)) if given is None else [given]
-    if (found := next((place for place in tried if place.is_dir()), None)) is not None:
-        return found
-    looked_for = "".join(f"    {place}\n" for place in tried)
+    """Return the given folder, or the first of the places that exists; InputError without one."""
+    if given is not None:
+        places = [given]
+    looked_for = ""
+    for place in dict.fromkeys(places):
+        if place.is_dir():
+            return place
+        looked_for += f"    {place}\n"
     raise InputError(
         f"{network.folder}: cannot find the {what} of {network.dataset}; looked in\n{looked_for}"
         f"  Set the environment variable nnUNet_raw, or name the folder with --{what}."
@@ -244,39 +279,50 @@ def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequ
 
 def is_of_nnunet(folder: Path) -> bool:
     """Return whether nnU-Net made a folder: its volumes are label maps then, and not images."""
-    # as a validation has
-    has_summary = (folder / "summary.json").is_file() and bool(list_files(folder, SCORES_SUFFIXES))
-    return has_summary or any((folder / name).is_file() for name in (PLANS, PREDICTION_ARGUMENTS))
+    if (folder / PLANS).is_file() or (folder / PREDICTION_ARGUMENTS).is_file():
+        return True
+    # The folder of a validation has a summary.
+    return (folder / "summary.json").is_file() and bool(list_files(folder, SCORES_SUFFIXES))
 
 
 def _is_trained(folder: Path) -> bool:
     return (folder / PLANS).is_file() and any(path.is_dir() for path in folder.glob("fold_*"))
 
 
-def _splits(network: TrainedNetwork) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
-    """Return the cases that each fold was trained on and has held out, by `splits_final.json`.
+def _splits(network: TrainedNetwork) -> dict[str, _Split]:
+    """Return the cases of each fold by `splits_final.json`; none without the file."""
+    for place in network.places("nnUNet_preprocessed"):
+        path = place / "splits_final.json"
+        if path.is_file():
+            return _read_splits(path)
+    return {}
 
-    Empty without the file.
-    """
-    paths = [place / "splits_final.json" for place in network.places("nnUNet_preprocessed")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        return {}
+
+def _read_splits(path: Path) -> dict[str, _Split]:
+    """Read the splits; InputError for a file that is not as nnU-Net writes it."""
     add_inputs(path)
+    entries = read_json(path)
     try:
-        splits = [
-            (frozenset[str](fold["train"]), frozenset[str](fold["val"])) for fold in read_json(path)
-        ]
-    except (TypeError, KeyError):
-        splits = []
-    if not splits or not all(
-        train and held_out and all(isinstance(name, str) for name in train | held_out)
-        for train, held_out in splits
-    ):
+        splits = {str(fold): _split_of(entry) for fold, entry in enumerate(entries)}
+    except (TypeError, KeyError, ValueError):
+        splits = {}
+    if not splits:
         raise InputError(
-            f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as nnU-Net writes it'
+            f'{path}: expected a list with {{"train": [...], "val": [...]}} for each fold, as '
+            "nnU-Net writes it"
         )
-    return {str(fold): (train, validated - train) for fold, (train, validated) in enumerate(splits)}
+    return splits
+
+
+def _split_of(entry: Any) -> _Split:
+    """Return the split of an entry; TypeError, KeyError or ValueError if it is not one."""
+    trained = frozenset[str](entry["train"])
+    validated = frozenset[str](entry["val"])
+    if not trained or not validated:
+        raise ValueError("no case")
+    if not all(isinstance(name, str) for name in trained | validated):
+        raise TypeError("a name that is no text")
+    return _Split(trained, validated - trained)
 
 
 def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> CaseList:
@@ -288,48 +334,57 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
         raise InputError(
             f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
         )
-    archives = {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
+    archives = _archives_in(folder)
     if not archives:
         raise InputError(
-            f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or {_EXPECTED}\n"
-            f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} --input-type labels -o OUTPUT"
+            f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or "
+            f"{_EXPECTED}\n"
+            f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} "
+            "--input-type labels -o OUTPUT"
         )
-    if images is None:
-        path = folder / PREDICTION_ARGUMENTS
-        source = _read_table(path).get("list_of_lists_or_source_folder") if path.is_file() else None
-        if not isinstance(source, str) or not os.path.isdir(source):  # noqa: PTH112 - no exception for odd names
-            named = shorten(source, MAX_OF_A_PATH) if isinstance(source, str) else "no folder"
-            raise InputError(
-                f"{path}: expected the folder of the images, found {named}\n  Name the folder of the images with -i."
-            )
-        images = Path(source)
-    found = discover_cases(images, None, masks)
+    found = discover_cases(images or _images_of_prediction(folder), None, masks)
     reorients = _reorients(folder)
     cases = []
     for case in found:
+        path = archives.pop(case.case_id, None)
+        if path is not None:
+            cases.append(_with_archive(case, path, reorients=reorients))
+            continue
         lacking = f"no {case.case_id}.npz in {folder}"
-        again = f"{lacking}\n  Predict again with nnUNetv2_predict ... --save_probabilities."
-        has_archive = case.case_id in archives
-        cases.append(
-            _with_archive(case, archives.pop(case.case_id), reorients=reorients)
-            if has_archive
-            else case.lacking(again, lacking)
-        )
+        advice = "Predict again with nnUNetv2_predict ... --save_probabilities."
+        cases.append(case.lacking(f"{lacking}\n  {advice}", lacking))
+
+    notes = list(found.notes)
     stray = sorted(path.name for path in archives.values())
     if stray:
-        notes = [
+        notes.append(
             f"{folder}: predictions without images are ignored ({len(stray)}), such as {stray[0]}"
-        ]
-    else:
-        notes = []
-    return CaseList(cases, [*found.notes, *notes])
+        )
+    return CaseList(cases, notes)
+
+
+def _images_of_prediction(folder: Path) -> Path:
+    """Return the folder of the images of predictions; InputError if it is not there, or unknown."""
+    path = folder / PREDICTION_ARGUMENTS
+    source = None
+    if path.is_file():
+        source = _read_table(path).get("list_of_lists_or_source_folder")
+    named = "no folder"
+    if isinstance(source, str):
+        # os.path.isdir raises no exception for odd names.
+        if os.path.isdir(source):  # noqa: PTH112
+            return Path(source)
+        named = shorten(source, MAX_OF_A_PATH)
+    raise InputError(
+        f"{path}: expected the folder of the images, found {named}\n"
+        "  Name the folder of the images with -i."
+    )
 
 
 def _reorients(folder: Path) -> bool:
     """Return whether nnU-Net turned the axes of images to RAS+, by the plans in a folder."""
-    return (folder / PLANS).is_file() and _read_table(folder / PLANS).get(
-        "image_reader_writer"
-    ) == _REORIENTING
+    path = folder / PLANS
+    return path.is_file() and _read_table(path).get("image_reader_writer") == _REORIENTING
 
 
 def _read_table(path: Path) -> Mapping[str, Any]:
@@ -356,7 +411,7 @@ def _with_archive(case: CaseFiles, path: Path, *, reorients: bool) -> CaseFiles:
     if orientation == "RAS":
         return case
     return case.lacking(
-        f"{path} has voxel axes toward RAS, but {case.images[0]} toward {orientation}: the plans use "
-        f"{_REORIENTING}, which turns images and does not turn probabilities back\n"
+        f"{path} has voxel axes toward RAS, but {case.images[0]} toward {orientation}: the plans "
+        f"use {_REORIENTING}, which turns images and does not turn probabilities back\n"
         "  Give images turned to RAS with -i, such as those of nibabel.as_closest_canonical."
     )

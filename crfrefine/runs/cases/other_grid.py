@@ -1,4 +1,4 @@
-"""Files on another grid of the same world: take their values at the voxels of the grid of work, with a note."""
+"""Files on another grid of the same world: their values on the grid of work, with a note."""
 
 from __future__ import annotations
 
@@ -81,7 +81,10 @@ class WorkGrid:
         *,
         outside: str,
     ) -> NDArray[Number]:
-        """Return a label map or mask, of the nearest voxel: ([z,] y, x) on this grid, like `linear`; 0 outside its own."""
+        """Return a label map or mask, of the nearest voxel: ([z,] y, x) on this grid.
+
+        It is 0 outside its own grid. Arguments are as of `interpolated`.
+        """
         shape = self.header.grid_shape[::-1]
         if self.header.on_same_grid(other):
             return values.reshape(shape)
@@ -95,31 +98,15 @@ class WorkGrid:
         Raises GridMismatchError if fewer than half of them do, or headers or sizes show that the
         two grids should be one.
         """
-        like = self.header
-        own_affine, _ = self.header.geometry()
-        reason = explain_difference(like, self.name, other, what)
+        reason = explain_difference(self.header, self.name, other, what)
         if reason is not None:
             raise self._mismatch(other, f"{what} on another grid than the {self.name}", reason)
-        affine = other.affine
-        shape = other.grid_shape
-        if affine is None:  # A file without geometry covers the same field of view.
-            own, its = ((*each, 1)[:3] for each in (like.grid_shape, shape))
-            if len(like.grid_shape) != len(shape) and (own[2] > 1 or its[2] > 1):
-                raise self._mismatch(
-                    other,
-                    f"{what} of another number of axes than the {self.name}",
-                    LABEL_AXIS_FIRST,
-                )
-            factors = np.divide(own, its)
-            affine = own_affine.copy()
-            shape = shape[: len(like.grid_shape)]
-            affine[:3, :3] *= factors
-            affine[:3, 3] += own_affine[:3, :3] @ (0.5 * factors - 0.5)
-        grid_map = map_grid(like.grid_shape, own_affine, shape, affine)
+        grid_map = self._map_to(other, what)
         share = grid_map.num_inside / grid_map.num_voxels
         if share >= SMALL_OVERLAP:
             return grid_map
-        order = explain_difference(like, self.name, other, what, is_elsewhere=True)
+
+        order = explain_difference(self.header, self.name, other, what, is_elsewhere=True)
         if not grid_map.num_inside:
             problem = f"the {what} and the {self.name} do not overlap in the world"
             raise self._mismatch(other, problem, order or _NO_OVERLAP)
@@ -134,6 +121,29 @@ class WorkGrid:
         )
         raise self._mismatch(other, problem, order or advice)
 
+    def _map_to(self, other: VolumeHeader, what: str) -> GridMap:
+        """Return where the voxels of this grid lie on another.
+
+        A file without geometry covers the same field of view. Raises GridMismatchError if it has
+        another number of axes.
+        """
+        shape = self.header.grid_shape
+        affine, _ = self.header.geometry()
+        if other.affine is not None:
+            return map_grid(shape, affine, other.grid_shape, other.affine)
+
+        extents = (*shape, 1)[:3]
+        other_extents = (*other.grid_shape, 1)[:3]
+        is_plane = extents[2] == 1 and other_extents[2] == 1
+        if len(shape) != len(other.grid_shape) and not is_plane:
+            problem = f"{what} of another number of axes than the {self.name}"
+            raise self._mismatch(other, problem, LABEL_AXIS_FIRST)
+        factors = np.divide(extents, other_extents)
+        other_affine = affine.copy()
+        other_affine[:3, :3] *= factors
+        other_affine[:3, 3] += affine[:3, :3] @ (0.5 * factors - 0.5)
+        return map_grid(shape, affine, other.grid_shape[: len(shape)], other_affine)
+
     def _mismatch(self, other: VolumeHeader, problem: str, advice: str) -> GridMismatchError:
         return GridMismatchError(
             f"{other.path}: {problem}\n{self.header.difference_from(other)}\n  {advice}"
@@ -146,7 +156,10 @@ class WorkGrid:
         if reason is not None:
             return reason
         if like.affine is None or other.affine is None:
-            return f"{hint}\n  Or give --resample, if the {self.name} and the other file cover the same field of view."
+            return (
+                f"{hint}\n  Or give --resample, if the {self.name} and the other file cover the "
+                "same field of view."
+            )
         grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine)
         if grid_map.num_inside < SMALL_OVERLAP * grid_map.num_voxels:
             reason = explain_difference(like, self.name, other, what, is_elsewhere=True)
@@ -160,16 +173,19 @@ class WorkGrid:
         self, grid_map: GridMap, other: VolumeHeader, what: str, how: str, outside: str
     ) -> list[str]:
         """Return the note for the user about a file on another grid."""
-        notes = [
-            f"{what} {how} from {describe_grid(other.grid_shape, other.affine)} onto the grid of the {self.name}"
-        ]
+        source = describe_grid(other.grid_shape, other.affine)
+        notes = [f"{what} {how} from {source} onto the grid of the {self.name}"]
         if other.affine is None:
             notes.append(
-                f"{other.path.name} has no geometry: it is taken to cover the whole field of view of the {self.name}"
+                f"{other.path.name} has no geometry: it is taken to cover the whole field of view "
+                f"of the {self.name}"
             )
-        share = grid_map.num_inside / grid_map.num_voxels
-        num_outside = grid_map.num_voxels - grid_map.num_inside
+        num_voxels = grid_map.num_voxels
+        num_outside = num_voxels - grid_map.num_inside
         if num_outside:
-            outside = f"voxels outside the grid of the {what} {outside}: {num_outside} of {grid_map.num_voxels} voxels"
-            notes.append(f"{outside} ({1 - share:.1%})")
+            share = 1 - grid_map.num_inside / num_voxels
+            notes.append(
+                f"voxels outside the grid of the {what} {outside}: {num_outside} of {num_voxels} "
+                f"voxels ({share:.1%})"
+            )
         return notes

@@ -1,4 +1,7 @@
-"""How the files of a case are read: the options, and the labels or regions that are declared, and checked against files."""
+"""How the files of a case are read: options, and declared labels and regions.
+
+Files are checked against what is declared.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,11 @@ if TYPE_CHECKING:
 # Names with a meaning in `dataset.json`: no structure may have them.
 RESERVED_NAMES = ("background", "ignore")
 GIVEN = "--regions"
-_WRITTEN_BY_NNUNET = '{"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, "regions_class_order": [1, 2, 3]}'
+_WRITTEN_BY_NNUNET = (
+    '{"labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, '
+    '"regions_class_order": [1, 2, 3]}'
+)
+_MAX_OF_A_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -41,16 +48,17 @@ class RegionReading:
     problem: str = ""
 
     def declares(self, num_channels: int) -> bool:
-        """Return whether so many channels are regions, judged by their number: a single one is enough, labels need two."""
+        """Return whether so many channels are regions: labels need two, a region needs one."""
         return self.scheme is not None and num_channels == self.scheme.num_regions
 
     def is_channel(self, header: VolumeHeader) -> bool:
-        """Return whether a file with one value per voxel is the channel of a single region, and not a label map: the voxels tell."""
-        return (
-            header.num_channels == 1
-            and self.declares(1)
-            and bool(np.mod(io.read_volume(header.path).data, 1).any())
-        )
+        """Return whether a file is the channel of a single region, and not a label map.
+
+        The voxels tell: those of a label map are whole numbers.
+        """
+        if header.num_channels > 1 or not self.declares(1):
+            return False
+        return bool(np.mod(io.read_volume(header.path).data, 1).any())
 
     def scheme_of(self, values: Float32, path: Path) -> RegionScheme | None:
         """Return the regions of a file's channels, (channels, [z,] y, x).
@@ -60,28 +68,19 @@ class RegionReading:
         self.require_number(len(values), path)
         if self.scheme is None or len(values) != self.num_labels:
             return self.scheme
-        # Zeros everywhere are no softmax, but regions that are nowhere.
-        look = look_at(values)
-        is_softmax = (
-            len(values) > 1
-            and look.outside is None
-            and not look.bad_voxels(SUM_TOLERANCE).size
-            and values.any()
-        )
-        if is_softmax or len(values) != self.scheme.num_regions:
+        if len(values) != self.scheme.num_regions or _is_softmax(values):
             return None
         return self.scheme
 
     def require_number(
         self, num_channels: int, path: Path, *, lacks_background: bool = False
     ) -> None:
-        """Raise InputError unless a file has a channel for each label or region, if any are declared.
+        """Raise InputError unless a file has a channel for each declared label or region.
 
         With `lacks_background`, there is one channel more, which is computed.
         """
         is_declared = self.problem or self.scheme or self.num_labels
-        num_labels = num_channels + lacks_background
-        if not is_declared or num_labels == self.num_labels:
+        if not is_declared or num_channels + lacks_background == self.num_labels:
             return
         if not lacks_background and self.declares(num_channels):
             return
@@ -92,64 +91,85 @@ class RegionReading:
             raise InputError(
                 f"{problem}, and whether these are regions is not clear\n  {self.problem}"
             )
-        expected = [] if self.scheme is None else [f"{self.scheme.num_regions}, one per region"]
-        if self.num_labels is not None:
-            expected.append(
-                f"{self.num_labels}, one for each label from 0 to {self.num_labels - 1}"
-            )
-        regions = "" if self.scheme is None else f"\n  {self.scheme.describe()}"
-        advice = (
-            "Export all channels of the network, or put its own dataset.json beside its output."
-        )
         raise InputError(
-            f"{problem}, expected {', or '.join(expected)} of {self.source}{regions}\n  {advice}"
+            f"{problem}, expected {self._describe_expected()}\n"
+            "  Export all channels of the network, or put its own dataset.json beside its output."
         )
+
+    def _describe_expected(self) -> str:
+        """Return the numbers of channels that are declared, by whom, and the regions."""
+        numbers = []
+        regions = ""
+        if self.scheme is not None:
+            numbers.append(f"{self.scheme.num_regions}, one per region")
+            regions = f"\n  {self.scheme.describe()}"
+        if self.num_labels is not None:
+            numbers.append(f"{self.num_labels}, one for each label from 0 to {self.num_labels - 1}")
+        return f"{', or '.join(numbers)} of {self.source}{regions}"
 
     def identify(
         self, values: Float32, input_type: str, kind: str | None, path: Path
     ) -> tuple[str, str]:
-        """Return "logits" or "probabilities" for a file's channels of regions, and a sentence that says why."""
+        """Return "logits" or "probabilities" for a file's channels of regions, and why."""
         assert self.scheme is not None
         found, reason = identify_regions(values, input_type, kind=kind, name=str(path))
-        what = "sigmoid probabilities" if found == "probabilities" else "log-odds"
-        regions = f"{counted(self.scheme.num_regions, 'region')} ({listed(self.scheme.names)}; {self.source})"
-        return found, f"{path.name} is taken as {what} of {regions}: {reason}"
+        what = "log-odds"
+        if found == "probabilities":
+            what = "sigmoid probabilities"
+        regions = counted(self.scheme.num_regions, "region")
+        names = f"{listed(self.scheme.names)}; {self.source}"
+        return found, f"{path.name} is taken as {what} of {regions} ({names}): {reason}"
+
+
+def _is_softmax(values: Float32) -> bool:
+    """Return whether channels are the probabilities of labels, which sum to 1."""
+    look = look_at(values)
+    sums_to_one = look.outside is None and not look.bad_voxels(SUM_TOLERANCE).size
+    # Zeros everywhere are no softmax, but regions that are nowhere.
+    return len(values) > 1 and sums_to_one and bool(values.any())
 
 
 NO_REGIONS = RegionReading()
 
 
 def find_regions(
-    given: RegionScheme | None, descriptions: Iterable[DatasetDescription]
+    requested: RegionScheme | None, descriptions: Iterable[DatasetDescription]
 ) -> RegionReading:
-    """Return which channels are regions: as given by the user, or as the first `dataset.json` says."""
-    # A description that contradicts itself fails only files that are no softmax over labels.
-    if given is not None:
-        return RegionReading(given, GIVEN)
+    """Return which channels are regions: as the user says, or the first `dataset.json`."""
+    if requested is not None:
+        return RegionReading(requested, GIVEN)
     description = next(iter(descriptions), None)
     if description is None:
         return NO_REGIONS
+
+    source = str(description.path)
+    try:
+        scheme = _described_scheme(description)
+    except ConfigError as error:  # It fails only files that are no softmax over labels.
+        problem = (
+            f"{source}: {error}\n"
+            f"  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}"
+        )
+        return RegionReading(None, source, description.num_labels, problem)
+    return RegionReading(scheme, source, description.num_labels)
+
+
+def _described_scheme(description: DatasetDescription) -> RegionScheme | None:
+    """Return the regions of a description, if it has any; ConfigError if it contradicts itself."""
     order = description.regions_class_order
-    problem = ""
-    scheme = None
     if description.has_regions != (order is not None):
-        problem = "it has only one of regions of several labels and regions_class_order, the label that each region writes"
-    elif order is not None:
+        raise ConfigError(
+            "it has only one of regions of several labels and regions_class_order, the label that "
+            "each region writes"
+        )
+    if order is None:
+        return None
+    regions = {}
+    for name, numbers in description.labels.items():
         # nnU-Net leaves the background out, too.
-        named = {
-            name: numbers
-            for name, numbers in description.labels.items()
-            if name != "ignore" and numbers != (0,)
-        }
-        try:
-            scheme = RegionScheme.of(
-                {" ".join(name.split()): numbers for name, numbers in named.items()}, order
-            )
-        except ConfigError as error:
-            problem = str(error)
-    if problem:
-        problem = f"{description.path}: {problem}\n  Region-based training of nnU-Net is described like this: {_WRITTEN_BY_NNUNET}"
-    return RegionReading(scheme, str(description.path), description.num_labels, problem)
+        if name != "ignore" and numbers != (0,):
+            regions[" ".join(name.split())] = numbers
+    return RegionScheme.of(regions, order)
 
 
 @dataclass(frozen=True)
@@ -170,34 +190,46 @@ class DeclaredLabels:
 def declared_labels(
     cases: Sequence[CaseFiles], descriptions: Sequence[DatasetDescription], num_labels: int | None
 ) -> DeclaredLabels | None:
-    """Return the labels of the label maps of a run, by structures, the first `dataset.json` with labels, or the parameters."""
+    """Return the labels that the label maps of a run may hold; None means any.
+
+    Structures declare them, else the first `dataset.json` with labels, else the parameters.
+    """
     if any(case.are_structures for case in cases):
         return number_structures(cases)
-    if description := next((each for each in descriptions if each.labels), None):
-        return DeclaredLabels(tuple(sorted({0, *description.all_numbers})), str(description.path))
+    for description in descriptions:
+        if description.labels:
+            numbers = {0, *description.all_numbers}
+            return DeclaredLabels(tuple(sorted(numbers)), str(description.path))
     if num_labels is None:
         return None
     return DeclaredLabels(tuple(range(num_labels)), "the parameters, which have values per label")
 
 
 def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
-    """Return the numbers of the structures of all cases: from 1, in the order of their names."""
-    # Raise InputError if one has a reserved name, or if only some cases have a file per structure.
-    other = next((case for case in cases if case.logits and not case.are_structures), None)
-    if other is not None:
-        raise InputError(
-            f"{other.logits[0]}: a label map, but other cases have one file per structure; refine the two in separate runs"
-        )
-    by_name = {stem_of(path): path for case in cases if case.are_structures for path in case.logits}
+    """Return the numbers of the structures of all cases: from 1, in the order of their names.
+
+    Raises InputError if one has a reserved name, or if only some cases have a file per structure.
+    """
+    by_name: dict[str, Path] = {}
+    for case in cases:
+        if case.logits and not case.are_structures:
+            raise InputError(
+                f"{case.logits[0]}: a label map, but other cases have one file per structure; "
+                "refine the two in separate runs"
+            )
+        by_name.update((stem_of(path), path) for path in case.logits)
+
     if len(by_name) > MAX_LABEL:
+        folder = next(iter(by_name.values())).parent
         raise InputError(
-            f"{next(iter(by_name.values())).parent}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}"
+            f"{folder}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}"
         )
     for name, path in by_name.items():
-        if name in RESERVED_NAMES or shorten(name, 200) != name:
-            rule = f"it must be printable, have at most 200 characters, and be none of {', '.join(RESERVED_NAMES)}"
+        if name in RESERVED_NAMES or shorten(name, _MAX_OF_A_NAME) != name:
             raise InputError(
-                f"{shorten(path, 300)}: cannot name a structure: {rule}. Rename the file or leave it out"
+                f"{shorten(path, 300)}: cannot name a structure: it must be printable, have at "
+                f"most {_MAX_OF_A_NAME} characters, and be none of {', '.join(RESERVED_NAMES)}. "
+                "Rename the file or leave it out"
             )
     numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}
     return DeclaredLabels(tuple(range(len(numbers) + 1)), "the names of the structures", numbers)
