@@ -1,4 +1,4 @@
-"""Reading a case: its files checked against each other, and refused by their headers if they cannot fit into memory."""
+"""Reading a case: its files are checked against each other, and against the memory."""
 
 import math
 from dataclasses import replace
@@ -27,46 +27,45 @@ def make_case(folder, kind):
     """Return the files of a case, how they are read, and the bytes that this takes."""
     image = save_nifti(folder / "a.nii.gz", numbers(SHAPE), AFFINE)
     labels = save_nifti(folder / "a_labels.nii.gz", (numbers(SHAPE) % 3).astype(np.uint8), AFFINE)
-    files, how, bytes_per_voxel, more = (
-        CaseFiles("a", (image,), (save_logits(folder / "a_logits.nii.gz", SHAPE, AFFINE),)),
-        {},
-        8 + 12,
-        0,
-    )
+    files = CaseFiles("a", (image,), (save_logits(folder / "a_logits.nii.gz", SHAPE, AFFINE),))
+    how = {}
+    bytes_per_voxel = 8 + 12
+    more = 0
     if kind == "modalities":  # An image is there as float32, and normalized.
         second = save_nifti(folder / "a_0001.nii.gz", numbers(SHAPE, seed=1), AFFINE)
-        files, bytes_per_voxel = replace(files, images=(image, second)), 2 * 8 + 12
+        files = replace(files, images=(image, second))
+        bytes_per_voxel = 2 * 8 + 12
     elif kind == "channels of one file":
         both = save_logits(folder / "a_both.nii.gz", SHAPE, AFFINE, num_labels=2)
-        files, bytes_per_voxel = replace(files, images=(both,)), 2 * 8 + 12
+        files = replace(files, images=(both,))
+        bytes_per_voxel = 2 * 8 + 12
     elif kind == "one file per label":
         logits = tuple(
             save_nifti(folder / f"a_{k}.nii.gz", numbers(SHAPE, seed=k) - 100.0, AFFINE)
             for k in range(4)
         )
-        files, bytes_per_voxel = replace(files, logits=logits), 8 + 16
+        files = replace(files, logits=logits)
+        bytes_per_voxel = 8 + 16
     elif kind == "mask":  # as float32, and as booleans
         files = replace(
             files, mask=save_nifti(folder / "a_mask.nii.gz", np.ones(SHAPE, np.uint8), AFFINE)
         )
         bytes_per_voxel += 4 + 1
     elif kind == "reference":
-        files, how, bytes_per_voxel = (
-            replace(files, labels=labels),
-            {"with_labels": True},
-            8 + 12 + 4,
-        )
+        files = replace(files, labels=labels)
+        how = {"with_labels": True}
+        bytes_per_voxel = 8 + 12 + 4
     elif (
         kind == "another grid"
     ):  # Logits are there twice: as they are in the file, and interpolated.
         coarse = save_logits(folder / "a_coarse.nii.gz", (3, 4, 4), affine_of((2.0, 2.5, 4.5)))
-        files, how, more = replace(files, logits=(coarse,)), {"resample": "linear"}, 3 * 4 * 4 * 12
+        files = replace(files, logits=(coarse,))
+        how = {"resample": "linear"}
+        more = 3 * 4 * 4 * 12
     else:  # its values, and two channels or more
-        files, how, bytes_per_voxel = (
-            replace(files, logits=(labels,)),
-            {"input_type": "labels"},
-            8 + 4 * (1 + 2),
-        )
+        files = replace(files, logits=(labels,))
+        how = {"input_type": "labels"}
+        bytes_per_voxel = 8 + 4 * (1 + 2)
     return files, how, PROCESS + math.prod(SHAPE) * bytes_per_voxel + more
 
 
@@ -96,9 +95,8 @@ def test_a_case_is_read_if_it_just_fits_and_refused_one_byte_earlier(kind, tmp_p
     first, *lines = str(caught.value).splitlines()
     assert first.startswith("case 'a': the program and its files, read as float32, take ")
     assert first.endswith("of --max-memory")
-    assert all(
-        any(str(path) in line for line in lines) for path in (files.images[0], files.logits[0])
-    )
+    for path in (files.images[0], files.logits[0]):
+        assert any(str(path) in line for line in lines)
     assert "raise it" in lines[-1]
 
 

@@ -25,6 +25,14 @@ def names(paths):
     return [path.name for path in paths]
 
 
+def case_ids(cases):
+    return [case.case_id for case in cases]
+
+
+def have_problem(cases):
+    return [bool(case.problem) for case in cases]
+
+
 A = "a_0000.nii.gz"
 
 
@@ -45,10 +53,11 @@ A = "a_0000.nii.gz"
     ],
 )
 def test_the_files_of_a_case_by_their_names(image, case_id, taken, beside, tmp_path):
-    """Four digits at the end are a modality where files are numbered from 0000, unless the logits have them too."""
+    """Four digits at the end are a modality where files are numbered, unless logits have them."""
     logits = folder(tmp_path, "logits", *taken, *beside)
     cases = discover_cases(folder(tmp_path, "images", image), logits)
-    assert [(case.case_id, names(case.images)) for case in cases] == [(case_id, [image])]
+    assert case_ids(cases) == [case_id]
+    assert names(cases[0].images) == [image]
     assert (names(cases[0].logits), cases[0].problem, cases.notes) == (taken, None, [])
 
 
@@ -68,7 +77,7 @@ def test_hidden_unfinished_and_other_files_are_passed_over(tmp_path):
     folder(images, "c.nii.gz")
     logits = folder(tmp_path, "logits", "a.nii.gz", "a.pkl", "dataset.json", ".a.nii.gz.tmp-3")
     cases = discover_cases(images, logits)
-    assert [case.case_id for case in cases] == ["a"]
+    assert case_ids(cases) == ["a"]
     assert cases.notes == []
 
 
@@ -78,15 +87,15 @@ def test_a_case_that_lacks_a_modality_is_told_from_the_others(tmp_path):
     )
     (images / "b_0000.nii.gz").unlink()
     cases = discover_cases(images, folder(tmp_path, "logits", "a.npz", "b.npz", "c.npz"))
-    assert [bool(case.problem) for case in cases] == [False, True, False]
-    assert (
-        cases[1].problem
-        == f"case 'b': expected the modalities 0000, 0001, as in the other cases; found 0001 in {images}"
+    assert have_problem(cases) == [False, True, False]
+    assert cases[1].problem == (
+        "case 'b': expected the modalities 0000, 0001, as in the other cases; "
+        f"found 0001 in {images}"
     )
     cases = discover_cases(
         folder(tmp_path, "more", "a_0000.nii", "b_0000.nii", "c_0000.nii", "c_0001.nii"), None
     )
-    assert [bool(case.problem) for case in cases] == [False, False, True], (
+    assert have_problem(cases) == [False, False, True], (
         "nor does one with a modality too many spoil the others"
     )
     (tmp_path / "dataset.json").write_text(
@@ -125,8 +134,8 @@ def test_two_files_for_one_thing_or_none_are_not_guessed_at(tmp_path):
         == f"case 'd': expected one file of logits, found d.npz, d_logits.nii in {logits}"
     )
     assert (
-        "case 'e': expected one file for each label from 0, found e_ProbMapClass0.nii, e_ProbMapClass2.nii"
-        in problems["e"]
+        "case 'e': expected one file for each label from 0, "
+        "found e_ProbMapClass0.nii, e_ProbMapClass2.nii" in problems["e"]
     )
     assert f"case 'f': no logits in {logits}; expected f.nii.gz, f.npz or the like" in problems["f"]
     assert cases.notes == [f"{logits}: ignored 2 files of logits without images, such as x.npz"]
@@ -155,8 +164,10 @@ def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
         "Case01_segmentation.mhd",
     )
     cases = discover_cases(images, None, labels=images)
-    assert [(case.case_id, case.labels.name) for case in cases] == [
-        (name, f"{name}_segmentation.mhd") for name in ("Case00", "Case01")
+    assert case_ids(cases) == ["Case00", "Case01"]
+    assert names(case.labels for case in cases) == [
+        "Case00_segmentation.mhd",
+        "Case01_segmentation.mhd",
     ]
     assert cases.notes == [
         f"{images}: not taken for images: 2 files beside them, such as Case00_segmentation.mhd"
@@ -172,17 +183,17 @@ def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):
         "c_logits.nii.gz",
     )
     cases = discover_cases(data, data)
-    assert [(case.case_id, *names((*case.images, *case.logits))) for case in cases] == [
-        (case, f"{case}_0000.nii.gz", f"{case}_0001.nii.gz", logits)
-        for case, logits in (("a", "a.npz"), ("c", "c_logits.nii.gz"))
-    ]
+    assert case_ids(cases) == ["a", "c"]
+    for case, logits in zip(cases, ("a.npz", "c_logits.nii.gz"), strict=True):
+        images = [f"{case.case_id}_0000.nii.gz", f"{case.case_id}_0001.nii.gz"]
+        assert (names(case.images), names(case.logits)) == (images, [logits])
     assert any("c_logits.nii.gz" in note for note in cases.notes)
 
 
 def test_a_segmentation_with_the_name_of_a_label_map_counts_once(tmp_path):
     images = folder(tmp_path, "images", "a.nii.gz", "a_seg.seg.nrrd")
     cases = discover_cases(images, None)
-    assert [case.case_id for case in cases] == ["a"]
+    assert case_ids(cases) == ["a"]
     assert cases.notes == [
         f"{images}: not taken for images: 1 file beside them, such as a_seg.seg.nrrd"
     ]

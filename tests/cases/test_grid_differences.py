@@ -73,8 +73,8 @@ def test_an_image_that_agrees_with_the_qform_of_the_file(options, tmp_path):
     other = save_both(tmp_path / "map.nii.gz", LABELS, SHIFTED @ flip, AFFINE @ flip)
     text = error_of(files_of(tmp_path, image, "label map", other), options)
     assert (
-        "The image agrees with the qform of the label map; the sform of the label map is 2.00 mm off"
-        in text
+        "The image agrees with the qform of the label map; "
+        "the sform of the label map is 2.00 mm off" in text
     )
     assert f"fslorient -copyqform2sform {other}" in text
 

@@ -1,4 +1,4 @@
-"""Label maps, and one binary file per structure, in place of a network's logits: which files, which labels, and what is refused."""
+"""Label maps and structures in place of logits: which files, which labels, what is refused."""
 
 import json
 
@@ -92,7 +92,10 @@ def test_who_declares_labels(folder, content, num_labels, numbers_, source):
 
 
 def test_beside_logits_the_input_type_decides(folder):
-    """nnU-Net's CASE.nii.gz beside CASE.npz: logits win unless label maps are asked for, among which names that tell win."""
+    """nnU-Net's CASE.nii.gz beside CASE.npz: logits win unless label maps are asked for.
+
+    Among label maps, names with an ending win.
+    """
     np.savez(
         folder / "maps" / "a.npz",
         logits=np.stack([LABELS, LABELS + 0.5]).transpose(0, 3, 2, 1).astype(np.float32),
@@ -151,8 +154,11 @@ def test_where_structures_overlap_the_smallest_one_keeps_the_voxel(folder):
     )
 
 
-LIVER, AUTO, TWO = MASKS["liver"], {"input_type": "auto"}, np.stack([LABELS, LABELS], -1)
-ODD, MAP = "structure and image are on different grids", "a.nii.gz"
+LIVER = MASKS["liver"]
+AUTO = {"input_type": "auto"}
+TWO = np.stack([LABELS, LABELS], -1)
+ODD = "structure and image are on different grids"
+MAP = "a.nii.gz"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +202,8 @@ def test_structures_are_not_taken_for_labels_in_order(folder):
     num_nowhere = int((MASKS["liver"] == 0).sum())
     with pytest.raises(
         InputError,
-        match=rf"2 files of 0 and 1, all of them 0 at {num_nowhere} voxels(?s:.*)give --input-type labels",
+        match=rf"2 files of 0 and 1, all of them 0 at {num_nowhere} voxels"
+        r"(?s:.*)give --input-type labels",
     ):
         load_case(case)
     background = save_nifti(folder / "background.nii.gz", 1 - MASKS["liver"], AFFINE)

@@ -1,4 +1,4 @@
-"""Manifests: every problem of the table and of the names in it is told, with its line, before any case is read."""
+"""Manifests: every problem of a table is told, with its line, before any case is read."""
 
 import csv
 
@@ -40,9 +40,10 @@ TWO = ["two", "p2/x.nii.gz", "net_of_p2.nii.gz"]
 
 
 def test_what_spreadsheets_write_is_read(archive):
-    """A byte order mark, other line ends, blanks, empty lines, columns in another order and some left out."""
+    """A byte order mark, other line ends, blanks, empty lines, columns in another order."""
     (archive / "cases.csv").write_bytes(
-        b"\xef\xbb\xbflogits , case,images\r\n\r\np1/net.nii.gz,one, p1/scan.nii.gz ; p1/other scan.nii.gz\r\n,,\r\n"
+        b"\xef\xbb\xbflogits , case,images\r\n\r\n"
+        b"p1/net.nii.gz,one, p1/scan.nii.gz ; p1/other scan.nii.gz\r\n,,\r\n"
         b'"net_of_p2.nii.gz",two,p2/x.nii.gz'
     )
     assert [len(files.images) for files in read_manifest(archive / "cases.csv")] == [2, 1]
@@ -53,7 +54,8 @@ def test_what_spreadsheets_write_is_read(archive):
     [
         (
             "case,images,logit\n",
-            "expected a line of names: case, images, logits, and optionally mask, output, spacing, each once",
+            "expected a line of names: case, images, logits, "
+            "and optionally mask, output, spacing, each once",
         ),
         (
             "case,case,images,logits\n",

@@ -1,4 +1,4 @@
-"""Finding cases in the folders of nnU-Net: the source of each case's probabilities, and the messages about missing files."""
+"""Cases in the folders of nnU-Net: where probabilities come from, and which are missing."""
 
 import json
 import shutil
@@ -31,11 +31,31 @@ def trained_cases(tree, **options):
     return find_trained_cases(require_trained(tree.network), **options)
 
 
+def case_ids(cases):
+    return [case.case_id for case in cases]
+
+
+def logits_of(cases):
+    return [case.logits for case in cases]
+
+
+def missing_of(cases):
+    return [case.missing for case in cases]
+
+
+def have_problem(cases):
+    return [bool(case.problem) for case in cases]
+
+
+def of_both_folds(tree):
+    """The probabilities of the four cases, which two folds held out in turn."""
+    return [(tree.archive(number % 2, number),) for number in range(4)]
+
+
 def test_each_case_comes_from_the_fold_that_held_it_out(tree):
     found = trained_cases(tree)
-    assert [(case.case_id, case.logits) for case in found.cases] == [
-        (f"case{number}", (tree.archive(number % 2, number),)) for number in range(4)
-    ]
+    assert case_ids(found.cases) == ["case0", "case1", "case2", "case3"]
+    assert logits_of(found.cases) == of_both_folds(tree)
     assert found.cases[0].images == tuple(
         tree.raw / "imagesTr" / f"case0_000{modality}.nii.gz" for modality in range(2)
     )
@@ -66,14 +86,12 @@ def test_a_fold_that_is_not_done_is_named_with_the_command(tree):
     for path in tree.validation(1).glob("*.npz"):
         path.unlink()
     found = trained_cases(tree)
-    assert [case.missing for case in found.cases] == [
-        (),
-        ("no probabilities in fold_1/validation",),
-    ] * 2
+    missing = [(), ("no probabilities in fold_1/validation",)] * 2
+    assert missing_of(found.cases) == missing
     assert found.advice == (f"fold 1 was not validated with --npz: {TRAIN} 1 --val --npz {NAMES}",)
     shutil.rmtree(tree.validation(1).parent)
     found = trained_cases(tree)
-    assert [case.missing for case in found.cases] == [(), ("fold 1 is not trained",)] * 2
+    assert missing_of(found.cases) == [(), ("fold 1 is not trained",)] * 2
     assert found.advice == (f"fold 1 is not trained: {TRAIN} 1 --npz {NAMES}",)
     (tree.preprocessed / "splits_final.json").unlink()
     assert trained_cases(tree).cases[1].missing == ("no fold that held it out has validated it",)
@@ -82,14 +100,12 @@ def test_a_fold_that_is_not_done_is_named_with_the_command(tree):
 def test_the_fold_of_all_cases_is_not_used_beside_others_and_refused_alone(tree):
     write_fold(tree, "all", range(4))
     found = trained_cases(tree)
-    assert [case.logits for case in found.cases] == [
-        (tree.archive(number % 2, number),) for number in range(4)
-    ]
+    assert logits_of(found.cases) == of_both_folds(tree)
     assert any("fold_all" in note for note in found.cases.notes)
     # Also where nothing else is known about a case.
     (tree.preprocessed / "splits_final.json").unlink()
     shutil.rmtree(tree.network / "fold_1")
-    assert [case.logits for case in trained_cases(tree).cases] == [
+    assert logits_of(trained_cases(tree).cases) == [
         (tree.archive(0, 0),),
         (),
         (tree.archive(0, 2),),
@@ -105,7 +121,7 @@ def test_what_a_fold_says_about_its_own_training_cases_is_not_used(tree):
     write_fold(tree, 0, [1])
     shutil.rmtree(tree.network / "fold_1")
     found = trained_cases(tree)
-    assert [case.logits for case in found.cases] == [
+    assert logits_of(found.cases) == [
         (tree.archive(0, 0),),
         (),
         (tree.archive(0, 2),),
@@ -125,7 +141,7 @@ def test_probabilities_that_were_not_turned_back_are_refused(tree):
     assert all("toward RAS" in case.problem and "toward LPS" in case.problem for case in cases)
     for path in (tree.raw / "imagesTr").glob("case0_*"):
         nib.save(nib.as_closest_canonical(nib.load(path)), path)
-    assert [bool(case.problem) for case in trained_cases(tree).cases] == [False, True, True, True]
+    assert have_problem(trained_cases(tree).cases) == [False, True, True, True]
 
 
 def test_any_other_folder_says_what_was_looked_for(tmp_path, tree):
@@ -174,7 +190,8 @@ def test_predictions_know_their_images(tree, monkeypatch):
     )
     with pytest.raises(
         InputError,
-        match=r"(?s)expected the folder of the images, found nnUNet_raw.*Name the folder of the images with -i",
+        match=r"(?s)expected the folder of the images, found nnUNet_raw"
+        r".*Name the folder of the images with -i",
     ):
         find_cases_to_refine(folder, (), None)
     monkeypatch.chdir(tree.root)  # A relative path begins where nnU-Net was started.
@@ -187,7 +204,7 @@ def test_a_case_without_prediction_is_a_problem_and_one_without_image_a_note(tre
     (folder / "case2.npz").rename(folder / "stray.npz")
     (folder / "case2.nii.gz").unlink()
     found = find_cases_to_refine(folder, (), None)
-    assert [bool(case.problem) for case in found] == [False, True, True]
+    assert have_problem(found) == [False, True, True]
     assert "--save_probabilities" in found[1].problem
     assert any(
         "predictions without images are ignored (1), such as stray.npz" in note
@@ -199,7 +216,7 @@ def test_the_validated_cases_of_a_network_are_refined_and_the_others_left_out(tr
     shutil.rmtree(tree.network / "fold_1")
     shutil.rmtree(tree.raw / "labelsTr")  # which refining does not need
     found = find_cases_to_refine(tree.network, (), None)
-    assert [case.case_id for case in found] == ["case0", "case2"]
+    assert case_ids(found) == ["case0", "case2"]
     assert found.notes[0] == "2 of 4 cases are left out: fold 1 is not trained (2): case1, case3"
     assert found.notes[1].startswith("fold 1 is not trained: nnUNetv2_train")
     for path in tree.network.rglob("*.npz"):

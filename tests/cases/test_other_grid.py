@@ -1,4 +1,4 @@
-"""Files of a case on another grid of the same world: interpolated onto the image's if that is requested, and only then."""
+"""Files on another grid of the same world are interpolated if that is requested, and only then."""
 
 from dataclasses import replace
 
@@ -14,7 +14,8 @@ from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.reading_options import ReadingOptions
 
-SHAPE, COARSE = (13, 12, 10), (6, 9, 7)
+SHAPE = (13, 12, 10)
+COARSE = (6, 9, 7)
 AFFINE = affine_of((1.0, 1.5, 2.0), (3.0, -4.0, 5.0), OBLIQUE)
 RESAMPLE = ReadingOptions(resample="linear")
 
@@ -71,7 +72,8 @@ def test_masks_and_labels_are_those_of_the_nearest_voxel(tmp_path):
     )
     assert case.mask is not None
     assert case.mask.any()
-    assert any(note.startswith("mask taken by nearest neighbor from 6×9×7") for note in case.notes)
+    taken = "mask taken by nearest neighbor from 6×9×7"
+    assert any(note.startswith(taken) for note in case.notes)
     assert any(
         note.startswith("voxels outside the grid of the labels are background: ")
         for note in case.notes
@@ -123,7 +125,7 @@ def test_companions_are_the_files_beside_the_image(tmp_path):
     [((13, 12), (1, 5, 6)), ((13, 12, 1), (5, 6)), ((13, 12), (3, 5, 6)), ((13, 12, 10), (5, 6))],
 )
 def test_planes_and_volumes_without_geometry(image_shape, stored, tmp_path):
-    """A plane fits a volume of one slice; (z, y, x) without the label axis is (channel, y, x), and no volume."""
+    """A plane fits a volume of one slice; (z, y, x) without labels is (channel, y, x)."""
     values = np.random.default_rng(5).normal(0, 3, (4, *stored)).astype(np.float32)
     np.save(tmp_path / "a.npy", values)
     files = CaseFiles(

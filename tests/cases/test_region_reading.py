@@ -1,4 +1,4 @@
-"""Channels of regions in files: what `dataset.json` or the user declares against what a file holds."""
+"""Channels of regions in files: what is declared against what a file holds."""
 
 import json
 
@@ -127,12 +127,12 @@ def refusal(folder, *arguments, **options):
     ],
 )
 def test_a_description_that_contradicts_itself(tmp_path, description, told):
-    """It fails the cases that need it, with the file's name and what nnU-Net writes; a softmax over all labels goes on."""
+    """It fails the cases that need it, with what nnU-Net writes; a softmax goes on."""
     channels = sigmoids(5)
     message = refusal(tmp_path, channels, description)
     assert (
-        f"{tmp_path}/images/a_logits.nii.gz: the network's output has 5 channels, and whether these are regions is not clear"
-        in message
+        f"{tmp_path}/images/a_logits.nii.gz: the network's output has 5 channels, "
+        "and whether these are regions is not clear" in message
     )
     assert f"{tmp_path / 'dataset.json'}: {told}" in message
     assert '"regions_class_order": [1, 2, 3]}' in message
