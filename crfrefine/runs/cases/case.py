@@ -39,6 +39,7 @@ from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.runs.cases.foreground import StreamedBackground
 from crfrefine.runs.cases.label_input import KIND, LabelMap, read_label_map
 from crfrefine.runs.cases.network_output import (
+    NetworkOutput,
     StreamedLogits,
     output_of_labels,
     output_of_scores,
@@ -201,16 +202,9 @@ def read_case(
     keeps_logits = not is_streamed and (as_logits or network.kind != KIND)
     arrays = _read_files(headers, network, options, threads, keeps_logits=keeps_logits)
 
-    first = headers.images[0]
-    if arrays.label_map is not None:
-        output = output_of_labels(arrays.label_map, options, headers.spacing, as_logits=as_logits)
-    elif arrays.scores is not None:
-        output = output_of_scores(
-            network, arrays.scores, first, options, threads, arrays.times, as_logits=as_logits
-        )
-    else:
-        output = output_of_stream(network, first, options, headers.spacing, as_logits=as_logits)
+    output = _find_output(headers, network, arrays, options, threads, as_logits=as_logits)
 
+    first = headers.images[0]
     notes = output.notes
     mask = _find_mask(headers, arrays, options, notes)
     labels = None
@@ -302,6 +296,26 @@ def _read_files(
         jobs.append(partial(arrays.read_mask, headers.mask))
     run_all(jobs, threads)
     return arrays
+
+
+def _find_output(
+    headers: CaseHeaders,
+    network: LogitsHeader,
+    arrays: _FileArrays,
+    options: ReadingOptions,
+    threads: int,
+    *,
+    as_logits: bool,
+) -> NetworkOutput:
+    """Return the network's output as it is refined, on the image's grid or streamed."""
+    first = headers.images[0]
+    if arrays.label_map is not None:
+        return output_of_labels(arrays.label_map, options, headers.spacing, as_logits=as_logits)
+    if arrays.scores is not None:
+        return output_of_scores(
+            network, arrays.scores, first, options, threads, arrays.times, as_logits=as_logits
+        )
+    return output_of_stream(network, first, options, headers.spacing, as_logits=as_logits)
 
 
 def _find_mask(

@@ -66,25 +66,29 @@ class CaseHeaders:
                 f"{first.path.name}: spacing {_list_mm(self.spacing)} mm as given, "
                 f"in place of {_list_mm(first.spacing)} mm"
             )
-
-        names_of_turned: dict[str, list[str]] = {}
-        for header in (*self.images, *self.companions):
+        headers = (*self.images, *self.companions)
+        for header in headers:
             for text in header.notes:
                 # The first image has said what concerns all files, but for the name of a file.
                 is_repeated = text in first.notes and text != header.misnamed
                 if header is first or not is_repeated:
                     notes.append(self._note_of(header, text))
-            if header.turned is not None and header.turning:
-                names_of_turned.setdefault(header.turning, []).append(header.path.name)
-        for turning, names in names_of_turned.items():
-            notes.append(f"{listed(names, 3)}: {turning}")
-        return notes
+        return notes + _notes_of_turned(headers)
 
     def _note_of(self, header: VolumeHeader, text: str) -> str:
         """Return a note with the name of its file, unless the case, named before it, has that."""
         if header.path.name == self.files.case_id:
             return text
         return f"{header.path.name}: {text}"
+
+
+def _notes_of_turned(headers: Sequence[VolumeHeader]) -> list[str]:
+    """Return how voxel axes were turned, each time with the files that it concerns."""
+    names_of: dict[str, list[str]] = {}
+    for header in headers:
+        if header.turned is not None and header.turning:
+            names_of.setdefault(header.turning, []).append(header.path.name)
+    return [f"{listed(names, 3)}: {turning}" for turning, names in names_of.items()]
 
 
 def _list_mm(spacing: tuple[float, ...]) -> str:
@@ -106,13 +110,9 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     logits = None
     if files.logits:
         logits = _read_network_header(files, image, options)
-    mask = None
-    if files.mask is not None:
-        mask = _read_companion(files.mask, "mask", image)
-    labels = None
-    if files.labels is not None:
-        labels = _read_companion(files.labels, "labels", image)
-    strokes = tuple(_read_companion(path, "strokes", image) for path in files.strokes)
+    mask = _read_companion(files.mask, "mask", image)
+    labels = _read_companion(files.labels, "labels", image)
+    strokes = tuple(_read_scalar(path, "strokes", image) for path in files.strokes)
     headers = CaseHeaders(files, images, logits, mask, labels, strokes, spacing)
 
     for what, header in _headers_to_compare(headers):
@@ -151,7 +151,14 @@ def _require_one_modality_per_file(images: Sequence[VolumeHeader]) -> None:
             )
 
 
-def _read_companion(path: Path, what: str, image: VolumeHeader) -> VolumeHeader:
+def _read_companion(path: Path | None, what: str, image: VolumeHeader) -> VolumeHeader | None:
+    """Read the header of a mask or of labels like `_read_scalar`, if there is a file."""
+    if path is None:
+        return None
+    return _read_scalar(path, what, image)
+
+
+def _read_scalar(path: Path, what: str, image: VolumeHeader) -> VolumeHeader:
     """Read the header of a file with one value per voxel, with its axes turned to the image's."""
     header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image)
     require_scalar(header, what)
@@ -161,18 +168,22 @@ def _read_companion(path: Path, what: str, image: VolumeHeader) -> VolumeHeader:
 def _headers_to_compare(headers: CaseHeaders) -> list[tuple[str, VolumeHeader]]:
     """Return the headers whose grid has to be the first image's, each with the user's word."""
     named = [("modality", header) for header in headers.images[1:]]
-    logits = headers.logits
-    if logits is not None and headers.files.are_structures:
-        named += [("structure", header) for header in logits.files]
-    elif logits is not None and logits.kind == KIND:
-        named.append(("label map", logits.files[0]))
-    elif logits is not None:  # The files of single labels are on one grid.
-        named.append(("logits", logits.files[0]))
-    if headers.mask is not None:
-        named.append(("mask", headers.mask))
-    if headers.labels is not None:
-        named.append(("labels", headers.labels))
+    if headers.logits is not None:
+        named += _network_to_compare(headers.logits, are_structures=headers.files.are_structures)
+    for what, companion in (("mask", headers.mask), ("labels", headers.labels)):
+        if companion is not None:
+            named.append((what, companion))
     return named + [("strokes", header) for header in headers.strokes]
+
+
+def _network_to_compare(
+    logits: io.LogitsHeader, *, are_structures: bool
+) -> list[tuple[str, VolumeHeader]]:
+    if are_structures:
+        return [("structure", header) for header in logits.files]
+    if logits.kind == KIND:
+        return [("label map", logits.files[0])]
+    return [("logits", logits.files[0])]  # The files of single labels are on one grid.
 
 
 def _read_network_header(

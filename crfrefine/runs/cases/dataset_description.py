@@ -82,11 +82,8 @@ def read_descriptions(
     """
     done: set[Path] = set()
     for place in places:
-        folder = place if place.is_dir() else place.parent
-        path = folder / "dataset.json"
-        if not os.path.lexists(path):
-            path = folder.parent / "dataset.json"
-        if path in done or not os.path.lexists(path):
+        path = _description_near(place)
+        if path is None or path in done:
             continue
         done.add(path)
         try:
@@ -99,6 +96,15 @@ def read_descriptions(
                 advice = "mend it, or move it away if it describes something else"
                 raise InputError(f"{problem}; {advice}") from None
             notes.append(f"{problem}; continuing without it")
+
+
+def _description_near(place: Path) -> Path | None:
+    """Return the `dataset.json` of a folder, or of a file's, or of its parent."""
+    folder = place if place.is_dir() else place.parent
+    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
+        if os.path.lexists(path):
+            return path
+    return None
 
 
 def _description_of(content: Any, path: Path) -> DatasetDescription:

@@ -149,7 +149,11 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
 
     beside = _files_beside_images(paths)
     images = [path for path in paths if path not in beside]
-    by_case = _group_modalities(images, _is_numbered(paths), _stems_of_logits(logits, folder))
+    logits_stems = set[str]()
+    if logits:
+        logits_stems = _stems_elsewhere(logits[0], folder, LOGITS_SUFFIXES)
+    is_numbered = any(stem_of(path).endswith("_0000") for path in paths)
+    by_case = _group_modalities(images, is_numbered, logits_stems)
     if not by_case:
         raise _no_case(folder)
 
@@ -181,12 +185,6 @@ def _files_beside_images(paths: Sequence[Path]) -> list[Path]:
     """Return the label maps, outputs of this tool and logits beside images: they are not cases."""
     # Such as with -i FOLDER -p FOLDER.
     stems = {stem_of(path) for path in paths}
-    names = set(stems)
-    for stem in stems:
-        match = MODALITY.fullmatch(stem)
-        if match:
-            names.add(match["case"])
-
     segmentations = [path for path in paths if suffix_of(path) in LABELS_SUFFIXES]
     labels = []
     for path in paths:
@@ -194,20 +192,26 @@ def _files_beside_images(paths: Sequence[Path]) -> list[Path]:
         name = without_ending(stem, LABEL_SUFFIXES)
         if name != stem and name in stems:
             labels.append(path)
-    beside = [*segmentations, *labels, *probabilities_beside(paths, names)]
-    return [*dict.fromkeys(beside)]  # A segmentation may have the name of a label map, too.
+    probabilities = probabilities_beside(paths, stems | _without_modality(stems))
+    # A segmentation may have the name of a label map, too.
+    return [*dict.fromkeys([*segmentations, *labels, *probabilities])]
 
 
-def _is_numbered(paths: Sequence[Path]) -> bool:
-    """Return whether a file has the number of the first modality."""
-    return any(stem_of(path).endswith("_0000") for path in paths)
+def _without_modality(stems: Iterable[str]) -> set[str]:
+    """Return the names of cases in names that end in the number of a modality."""
+    names = set[str]()
+    for stem in stems:
+        match = MODALITY.fullmatch(stem)
+        if match:
+            names.add(match["case"])
+    return names
 
 
-def _stems_of_logits(logits: Sequence[Path], images: Path) -> set[str]:
-    """Return the names without suffix in a folder of logits; none if it is that of the images."""
-    if not logits or not logits[0].is_dir() or logits[0].samefile(images):
+def _stems_elsewhere(source: Path, images: Path, suffixes: Sequence[str]) -> set[str]:
+    """Return the names without suffix in a folder; none for a file, or the folder of the images."""
+    if not source.is_dir() or source.samefile(images):
         return set()
-    return {stem_of(path) for path in list_files(logits[0], LOGITS_SUFFIXES)}
+    return set(files_by_stem(source, suffixes))
 
 
 @dataclass
@@ -238,14 +242,14 @@ class _ImagesOfCase:
         expected = range(num_expected)
         if self.unnumbered or numbers == [*expected]:
             return case
-
         problem = (
             f"expected the modalities {_list_numbers(expected)}, {who_says_so}; "
             f"found {_list_numbers(numbers)} in {folder}"
         )
-        absent = [number for number in expected if number not in self.by_number]
-        missing = [f"no modality {number:04d} in {folder}" for number in absent]
-        return case.lacking(problem, *missing)
+        absent = sorted(set(expected).difference(numbers))
+        return case.lacking(
+            problem, *(f"no modality {number:04d} in {folder}" for number in absent)
+        )
 
 
 def _group_modalities(
@@ -301,27 +305,16 @@ def _with_imageless(
     case_ids = {case.case_id for case in cases}
     names = set[str]()
     for source in logits:
-        names |= _cases_beside(source, images, LOGITS_SUFFIXES, case_ids, LOGITS_NAMES)
+        for stem in _stems_elsewhere(source, images, LOGITS_SUFFIXES):
+            names.add(case_of(stem, case_ids, LOGITS_NAMES))
     if labels is not None:
-        names |= _cases_beside(labels, images, VOLUME_SUFFIXES, case_ids, LABEL_SUFFIXES)
+        for stem in _stems_elsewhere(labels, images, VOLUME_SUFFIXES):
+            names.add(case_of(stem, case_ids, LABEL_SUFFIXES))
 
     lacking = f"no image in {images}"
     problem = f"{lacking}; expected CASE or CASE_0000 with one of {', '.join(VOLUME_SUFFIXES)}"
     added = [CaseFiles(name, ()).lacking(problem, lacking) for name in names - case_ids]
     return CaseList(sorted([*cases, *added], key=lambda case: case.case_id), cases.notes)
-
-
-def _cases_beside(
-    source: Path,
-    images: Path,
-    suffixes: Sequence[str],
-    case_ids: Collection[str],
-    endings: Sequence[str],
-) -> set[str]:
-    """Return the cases that a folder has files of; none for a file, or the folder of the images."""
-    if not source.is_dir() or source.samefile(images):
-        return set()
-    return {case_of(stem, case_ids, endings) for stem in files_by_stem(source, suffixes)}
 
 
 def case_of(stem: str, case_ids: Collection[str], endings: Sequence[str]) -> str:
@@ -385,12 +378,11 @@ def with_logits(
 
     notes = [*cases.notes]
     stray = _stray_files(by_stem, added)
-    if stray and are_labels:
-        what = counted(len(stray), "label map")
+    if stray:
+        what = f"{counted(len(stray), 'file')} of logits"
+        if are_labels:
+            what = counted(len(stray), "label map")
         notes.append(f"{folder}: ignored {what} without images, such as {stray[0]}")
-    elif stray:
-        what = counted(len(stray), "file")
-        notes.append(f"{folder}: ignored {what} of logits without images, such as {stray[0]}")
     return CaseList(added, notes)
 
 
@@ -422,29 +414,38 @@ def _with_logits_of(
     case: CaseFiles, by_stem: Mapping[str, list[Path]], folder: Path, first_label: int
 ) -> CaseFiles:
     """Return a case with its logits in a folder: one file, or one for each label."""
-    name = case.case_id
-    candidates = _files_with_endings(by_stem, name, ("", *LOGITS_NAMES))
-    # nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside
-    # CASE_logits: explicit names win.
-    explicit = []
-    for path in candidates:
-        if suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != name:
-            explicit.append(path)
+    candidates = _files_with_endings(by_stem, case.case_id, ("", *LOGITS_NAMES))
     if candidates:
+        explicit = [path for path in candidates if _names_logits(path, case.case_id)]
         return _with_only(case, "logits", explicit or candidates, "one file of logits", folder)
+    by_label = _files_by_label(by_stem, case.case_id)
+    if by_label:
+        return _with_file_per_label(case, by_label, folder, first_label)
+    lacking = f"no logits in {folder}"
+    return case.lacking(
+        f"{lacking}; expected {case.case_id}.nii.gz, {case.case_id}.npz or the like; "
+        "label maps and structures need --input-type labels",
+        lacking,
+    )
 
-    by_label = _files_by_label(by_stem, name)
+
+def _names_logits(path: Path, case_id: str) -> bool:
+    """Return whether the name of a file says that it holds logits, and not a label map.
+
+    nnU-Net puts its label map CASE.nii.gz beside CASE.npz, and so does this tool beside
+    CASE_logits.
+    """
+    return suffix_of(path) in SCORES_SUFFIXES or stem_of(path) != case_id
+
+
+def _with_file_per_label(
+    case: CaseFiles, by_label: Mapping[int, list[Path]], folder: Path, first_label: int
+) -> CaseFiles:
+    """Return a case with a file for each label, or with a problem if one is missing or double."""
     labels = sorted(by_label)
     paths: list[Path] = []
     for label in labels:
         paths += by_label[label]
-    if not paths:
-        lacking = f"no logits in {folder}"
-        return case.lacking(
-            f"{lacking}; expected {name}.nii.gz, {name}.npz or the like; "
-            "label maps and structures need --input-type labels",
-            lacking,
-        )
     if labels == [*range(first_label, first_label + len(paths))]:
         return replace(case, logits=tuple(paths))
 
@@ -654,16 +655,20 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     paths = []
     try:
         for path in sorted(folder.iterdir()):
-            if suffix_of(path) not in suffixes or path.name.startswith("."):
-                continue
-            # A link to nothing, as to data that were not fetched, counts as a file: its case must
-            # fail.
-            is_broken_link = path.is_symlink() and not path.exists()
-            if path.is_file() or is_broken_link:
+            is_visible = not path.name.startswith(".")
+            if is_visible and suffix_of(path) in suffixes and _is_file(path):
                 paths.append(path)
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
     return paths
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path is a file, or a link to nothing, as to data that were not fetched.
+
+    The case of such a link must fail.
+    """
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _only_case(

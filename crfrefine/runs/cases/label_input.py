@@ -64,11 +64,7 @@ def label_map_header(files: Sequence[VolumeHeader], options: ReadingOptions) -> 
             f"{file.path}: expected a label map with one value per voxel, this file has {found}; "
             "for logits or probabilities, leave --input-type labels out"
         )
-    # Without a declaration, only the voxels tell how many labels there are.
-    num_labels = 0
-    if options.declared is not None:
-        num_labels = options.declared.num_labels
-    return LogitsHeader(tuple(files), num_labels, KIND)
+    return LogitsHeader(tuple(files), options.num_declared, KIND)
 
 
 def read_label_map(
@@ -224,16 +220,13 @@ def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) 
             "expected logits with one value per label, background included. For a label map, give "
             "--input-type labels"
         )
-    num_labels = 0
     if options.declared is not None:
-        num_labels = options.declared.num_labels
         _require_declared(present, options.declared, file)
-
     reason = "it has one value per voxel, whole numbers from 0 up"
     if is_requested:
         reason = "requested"
     note = f"{file.path.name} is taken as a label map: {reason}"
-    return LabelMap(labels, present, num_labels, (note,), segments=file.segments)
+    return LabelMap(labels, present, options.num_declared, (note,), segments=file.segments)
 
 
 def _require_declared(present: Sequence[int], declared: DeclaredLabels, file: VolumeHeader) -> None:
@@ -278,16 +271,9 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
     `numbers` are those of the structures by the names of their files. Raises InputError for other
     values than 0 and 1, and GridMismatchError.
     """
-    first = files[0]
-    for file in files:
-        if not first.on_same_grid(file):
-            raise GridMismatchError(
-                f"{file.path}: not on the grid of the other structures\n"
-                f"{first.difference_from(file)}"
-            )
-
+    _require_one_grid(files)
     largest = max(numbers.values())
-    labels: Labels = np.zeros(first.grid_shape[::-1], np.min_scalar_type(largest))
+    labels: Labels = np.zeros(files[0].grid_shape[::-1], np.min_scalar_type(largest))
     is_shared = np.zeros(labels.shape, np.bool_)
     sizes = np.zeros(largest + 1, np.int64)
     for file in files:
@@ -309,6 +295,17 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
             losers[name] = (num_left[number], int(sizes[number]))
     num_structures = int(np.count_nonzero(sizes))
     return MergedStructures(labels, num_structures, int(np.count_nonzero(is_shared)), losers)
+
+
+def _require_one_grid(files: Sequence[VolumeHeader]) -> None:
+    """Raise GridMismatchError if a structure is not on the grid of the first one."""
+    first = files[0]
+    for file in files:
+        if not first.on_same_grid(file):
+            raise GridMismatchError(
+                f"{file.path}: not on the grid of the other structures\n"
+                f"{first.difference_from(file)}"
+            )
 
 
 def _read_structure(file: VolumeHeader) -> Bool:

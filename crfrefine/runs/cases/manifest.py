@@ -24,6 +24,8 @@ SEPARATOR = ";"
 COLUMNS = (*REQUIRED, *OPTIONAL)
 _WITH_ONE_NAME = ("case", "mask", "output")
 
+_SEPARATORS = frozenset("/\\")  # of folders in a path
+
 MAX_BYTES = 1 << 28  # largest manifest that is read: a million cases with long paths
 _MAX_NAMED = 20
 _MAX_OF_A_NAME = 200
@@ -132,9 +134,7 @@ def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFile
     logits = [folder / part for part in cells["logits"]]
     mask = None
     _require_files("images", images)
-    # os.path.isdir raises no exception for odd names.
-    is_folder = len(logits) == 1 and os.path.isdir(logits[0])  # noqa: PTH112
-    if not (is_folder and input_type == "labels"):
+    if input_type != "labels" or not _is_folder(logits):
         _require_files("logits", logits)
     if "mask" in cells:
         mask = folder / cells["mask"][0]
@@ -144,6 +144,12 @@ def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFile
     if files.problem is not None:
         raise InputError(files.problem)
     return replace(files, case_id=case_id, output=output, spacing=spacing)
+
+
+def _is_folder(paths: Sequence[Path]) -> bool:
+    """Return whether a cell names a single folder, such as that of structures."""
+    # os.path.isdir raises no exception for odd names.
+    return len(paths) == 1 and os.path.isdir(paths[0])  # noqa: PTH112
 
 
 def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
@@ -162,24 +168,27 @@ def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
     for column in REQUIRED:
         if column not in cells:
             raise InputError(f"no {column}")
-
-    for column, parts in cells.items():
-        expected = f"names separated by {SEPARATOR!r}"
-        is_single = column in _WITH_ONE_NAME
-        if is_single:
-            expected = "one name"
-        if "" in parts or "\0" in "".join(parts) or (is_single and len(parts) > 1):
-            raise InputError(
-                f"{column}: expected {expected}, none of them empty or with the character NUL; "
-                f"found {len(parts)}"
-            )
+    for column in cells:
+        _require_names(column, cells[column])
     return cells
+
+
+def _require_names(column: str, parts: Sequence[str]) -> None:
+    """Raise InputError for parts of a cell that cannot be names, or for several in place of one."""
+    is_single = column in _WITH_ONE_NAME
+    if "" not in parts and "\0" not in "".join(parts) and not (is_single and len(parts) > 1):
+        return
+    expected = "one name" if is_single else f"names separated by {SEPARATOR!r}"
+    raise InputError(
+        f"{column}: expected {expected}, none of them empty or with the character NUL; "
+        f"found {len(parts)}"
+    )
 
 
 def _require_name_of_file(case_id: str) -> None:
     """Raise InputError unless a case's name can be that of its files."""
-    is_inside = not case_id.startswith(".") and "/" not in case_id and "\\" not in case_id
-    if is_inside and shorten(case_id, _MAX_OF_A_NAME) == case_id:
+    is_single_name = not case_id.startswith(".") and _SEPARATORS.isdisjoint(case_id)
+    if is_single_name and shorten(case_id, _MAX_OF_A_NAME) == case_id:
         return
     raise InputError(
         f"case: {shorten_value(case_id)} cannot name a file: it must be printable, without '/', "

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -101,13 +101,7 @@ def _logits_of_labels(
         values = one_hot_logits(label_map.labels, channels, present)
         return replace(output, channels=reverse_grid(values))
 
-    # "auto" means the spacing of a file on its own grid, else that of blocks in the map.
-    requested = options.network_spacing
-    if requested == AUTO and label_map.file_spacing:
-        requested = label_map.file_spacing
-    network_spacing, note = find_network_spacing(requested, label_map.labels.T, spacing)
-    assert network_spacing is not None
-    assert note is not None
+    network_spacing, note = _spacing_of_network(label_map, options.network_spacing, spacing)
     sigma = share_sigma(network_spacing[::-1], spacing[::-1])
     values = share_logits(channel_numbers(label_map.labels, channels), len(channels), sigma)
     return replace(
@@ -117,6 +111,21 @@ def _logits_of_labels(
         network_spacing=network_spacing,
         label_map=label_map.labels.T,
     )
+
+
+def _spacing_of_network(
+    label_map: LabelMap, requested: Any, spacing: tuple[float, ...]
+) -> tuple[tuple[float, ...], str]:
+    """Return mm between voxels of the network that made a label map, and a note.
+
+    "auto" means the spacing of a file on its own grid, else that of blocks in the map.
+    """
+    if requested == AUTO and label_map.file_spacing:
+        requested = label_map.file_spacing
+    network_spacing, note = find_network_spacing(requested, label_map.labels.T, spacing)
+    assert network_spacing is not None
+    assert note is not None
+    return network_spacing, note
 
 
 def output_of_scores(
@@ -164,15 +173,13 @@ def output_of_scores(
     if kind == "probabilities":
         convert = take_logarithms if scheme is None else take_log_odds
         run_all([partial(convert, channel) for channel in values], threads)
-    num_labels = len(values) if scheme is None else scheme.num_labels
     network_spacing = None
     if not like.on_same_grid(header.files[0]):
-        work = WorkGrid(like)
-        grid_map = work.require_overlap(header.files[0], "logits")
+        grid_map = WorkGrid(like).require_overlap(header.files[0], "logits")
         network_spacing = grid_map.source_spacing(like.geometry()[1])
         started = time.perf_counter()
         # Logarithms are interpolated, so that logits and probabilities give the same result.
-        values = work.interpolated(
+        values = WorkGrid(like).interpolated(
             header.files[0],
             values,
             "logits",
@@ -185,7 +192,7 @@ def output_of_scores(
         times["resample"] = time.perf_counter() - started
     return NetworkOutput(
         kind,
-        num_labels,
+        len(values) if scheme is None else scheme.num_labels,
         notes,
         channels=reverse_grid(values.reshape(len(values), *like.grid_shape[::-1])),
         regions=scheme,

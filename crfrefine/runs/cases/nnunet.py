@@ -107,8 +107,12 @@ def find_cases_to_refine(folder: Path, images: Sequence[Path], masks: Path | Non
     if not _is_trained(folder):
         return _predicted_cases(folder, image_folder, masks)
 
-    network = require_trained(folder)
-    found = find_trained_cases(network, images=image_folder, masks=masks, with_labels=False)
+    return _validated_cases(require_trained(folder), image_folder, masks)
+
+
+def _validated_cases(network: TrainedNetwork, images: Path | None, masks: Path | None) -> CaseList:
+    """Return the cases of a trained network with probabilities; InputError without one."""
+    found = find_trained_cases(network, images=images, masks=masks, with_labels=False)
     complete = [case for case in found.cases if case.logits]
     left_out = {case.case_id: case.missing for case in found.cases if not case.logits}
     if not complete:
@@ -159,16 +163,10 @@ def find_trained_cases(
         if path is not None:
             cases.append(_with_archive(case, path, reorients=reorients))
             continue
+        reason = "no fold that held it out has validated it"
         fold = validation.fold_of(case.case_id)
-        if fold is None:
-            reason = "no fold that held it out has validated it"
-        elif fold in folds:
-            reason = f"no probabilities in fold_{fold}/validation"
-            command = network.training_command(fold, "--val", "--npz")
-            advice[fold] = f"fold {fold} was not validated with --npz: {command}"
-        else:
-            reason = f"fold {fold} is not trained"
-            advice[fold] = f"{reason}: {network.training_command(fold, '--npz')}"
+        if fold is not None:
+            reason, advice[fold] = _explain_lack(network, fold)
         cases.append(case.lacking(f"no probabilities in {network.folder}: {reason}", reason))
 
     notes = list(found.notes)
@@ -181,6 +179,16 @@ def find_trained_cases(
             f"({len(stray)}), such as {stray[0]}"
         )
     return TrainedCases(CaseList(cases, notes), tuple(advice[fold] for fold in sorted(advice)))
+
+
+def _explain_lack(network: TrainedNetwork, fold: str) -> tuple[str, str]:
+    """Return why a fold has no probabilities, and the command that makes them, each in words."""
+    if fold in network.folds:
+        command = network.training_command(fold, "--val", "--npz")
+        reason = f"no probabilities in fold_{fold}/validation"
+        return reason, f"fold {fold} was not validated with --npz: {command}"
+    reason = f"fold {fold} is not trained"
+    return reason, f"{reason}: {network.training_command(fold, '--npz')}"
 
 
 class _Split(NamedTuple):

@@ -79,10 +79,7 @@ class RegionReading:
 
         With `lacks_background`, there is one channel more, which is computed.
         """
-        is_declared = self.problem or self.scheme or self.num_labels
-        if not is_declared or num_channels + lacks_background == self.num_labels:
-            return
-        if not lacks_background and self.declares(num_channels):
+        if self._allows(num_channels, lacks_background=lacks_background):
             return
         problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
         if lacks_background:
@@ -95,6 +92,14 @@ class RegionReading:
             f"{problem}, expected {self._describe_expected()}\n"
             "  Export all channels of the network, or put its own dataset.json beside its output."
         )
+
+    def _allows(self, num_channels: int, *, lacks_background: bool) -> bool:
+        """Return whether so many channels are as declared; any are if nothing is declared."""
+        if num_channels + lacks_background == self.num_labels:
+            return True
+        if self.declares(num_channels):
+            return not lacks_background
+        return not self.problem and self.scheme is None and self.num_labels is None
 
     def _describe_expected(self) -> str:
         """Return the numbers of channels that are declared, by whom, and the regions."""
@@ -225,14 +230,19 @@ def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
             f"{folder}: {len(by_name)} structures; label maps hold at most {MAX_LABEL}"
         )
     for name, path in by_name.items():
-        if name in RESERVED_NAMES or shorten(name, _MAX_OF_A_NAME) != name:
-            raise InputError(
-                f"{shorten(path, 300)}: cannot name a structure: it must be printable, have at "
-                f"most {_MAX_OF_A_NAME} characters, and be none of {', '.join(RESERVED_NAMES)}. "
-                "Rename the file or leave it out"
-            )
+        _require_name_of_structure(name, path)
     numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}
     return DeclaredLabels(tuple(range(len(numbers) + 1)), "the names of the structures", numbers)
+
+
+def _require_name_of_structure(name: str, path: Path) -> None:
+    """Raise InputError if a file has a name that no structure may have."""
+    if name in RESERVED_NAMES or shorten(name, _MAX_OF_A_NAME) != name:
+        raise InputError(
+            f"{shorten(path, 300)}: cannot name a structure: it must be printable, have at most "
+            f"{_MAX_OF_A_NAME} characters, and be none of {', '.join(RESERVED_NAMES)}. "
+            "Rename the file or leave it out"
+        )
 
 
 @dataclass(frozen=True)
@@ -257,6 +267,13 @@ class ReadingOptions:
     max_memory: int | None = None
     # Whether the channels are those of labels 1, 2, …, and the background is 1 minus their sum.
     add_background: bool = False
+
+    @property
+    def num_declared(self) -> int:
+        """L by the declared labels; 0 if none are declared, so that only voxels tell."""
+        if self.declared is None:
+            return 0
+        return self.declared.num_labels
 
 
 DEFAULT_READING = ReadingOptions()
