@@ -210,9 +210,6 @@ def read_case(
     labels = None
     if with_labels and headers.labels is not None:
         labels = _read_reference(headers.labels, first, notes)
-    strokes = []
-    for header in headers.strokes:
-        strokes.append((header.path, io.read_labels(header.path, grid=first).data))
     image = reverse_grid(arrays.image)
     return Case(
         case_id=headers.files.case_id,
@@ -227,7 +224,7 @@ def read_case(
         label_input=output.label_input,
         streamed=output.streamed,
         labels=labels,
-        strokes=tuple(strokes),
+        strokes=_read_strokes(headers),
         regions=output.regions,
         channel_labels=output.channel_labels,
         network_spacing=output.network_spacing,
@@ -351,6 +348,14 @@ def _read_reference(header: VolumeHeader, image: VolumeHeader, notes: list[str])
     return labels.T
 
 
+def _read_strokes(headers: CaseHeaders) -> tuple[tuple[Path, Labels], ...]:
+    """Return the path and the (*grid) whole numbers of each file of strokes."""
+    strokes = []
+    for header in headers.strokes:
+        strokes.append((header.path, io.read_labels(header.path, grid=headers.images[0]).data))
+    return tuple(strokes)
+
+
 def _plan_memory(
     headers: CaseHeaders,
     network: LogitsHeader,
@@ -373,22 +378,28 @@ def _plan_memory(
         needed_to_run = needed + _bytes_of_run(headers, network)
         is_streamed = _bytes_of_logits(headers, network) >= largest or needed_to_run > limit.bytes
 
-    how = "read as float32"
     if is_streamed:
         needed = _bytes_beside_stream(headers, network)
-        how = "without the logits, which are streamed"
     elif with_labels and headers.labels is not None:
         needed += _FLOAT * math.prod(headers.labels.grid_shape)
-
-    first = headers.images[0]
-    labels = "a label map" if network.kind == KIND else f"{network.num_labels} labels"
-    lines = [
-        f"case {shorten(headers.files.case_id)!r}: the program and its files, {how}, take",
-        f"  {_describe_size(first)}, {headers.num_modalities} modalities",
-        f"  {_describe_size(network.files[0])}, {labels}",
-    ]
-    require_memory(needed, "\n".join(lines), limit)
+    message = _describe_files(headers, network, is_streamed=is_streamed)
+    require_memory(needed, message, limit)
     return is_streamed
+
+
+def _describe_files(headers: CaseHeaders, network: LogitsHeader, *, is_streamed: bool) -> str:
+    """Return what takes memory: a line for the case, and one each for image and output."""
+    how = "read as float32"
+    if is_streamed:
+        how = "without the logits, which are streamed"
+    labels = f"{network.num_labels} labels"
+    if network.kind == KIND:
+        labels = "a label map"
+    return (
+        f"case {shorten(headers.files.case_id)!r}: the program and its files, {how}, take\n"
+        f"  {_describe_size(headers.images[0])}, {headers.num_modalities} modalities\n"
+        f"  {_describe_size(network.files[0])}, {labels}"
+    )
 
 
 def _describe_size(header: VolumeHeader) -> str:

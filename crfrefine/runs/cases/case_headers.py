@@ -102,11 +102,10 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     """
     if files.problem:
         raise InputError(files.problem)
-    image, *others = [io.read_header(path, io.VOLUME_SUFFIXES) for path in files.images]
-    images = (image, *(io.placed_on(header, image) for header in others))
+    images = _read_image_headers(files.images)
+    image = images[0]
     spacing = _spacing_of(files, image)
     _require_one_modality_per_file(images)
-
     logits = None
     if files.logits:
         logits = _read_network_header(files, image, options)
@@ -124,6 +123,15 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             logits.num_channels, logits.path, lacks_background=logits.lacks_background
         )
     return headers
+
+
+def _read_image_headers(paths: Sequence[Path]) -> tuple[VolumeHeader, ...]:
+    """Read the headers of the modalities, with the axes of the others turned to the first one's."""
+    first = io.read_header(paths[0], io.VOLUME_SUFFIXES)
+    headers = [first]
+    for path in paths[1:]:
+        headers.append(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), first))
+    return tuple(headers)
 
 
 def _spacing_of(files: CaseFiles, image: VolumeHeader) -> tuple[float, ...]:
@@ -194,15 +202,14 @@ def _read_network_header(
     headers = [io.read_header(path) for path in files.logits]
     if options.input_type != KIND:
         headers = [with_channel_axis(header, image) for header in headers]
-    is_single_region = regions.declares(1)
-    if options.add_background or (not is_single_region and lacks_background(headers, options)):
+    if lacks_background(headers, options):
         return _foreground_header(headers, image, options)
 
     label_map = None
     if _may_be_label_map(files, headers[0], options):
         label_map = label_map_header([io.placed_on(file, image) for file in headers], options)
     if label_map is None:
-        fewest = 1 if is_single_region else 2
+        fewest = 1 if regions.declares(1) else 2
         return io.logits_header(headers, fewest=fewest, grid=image)
     if regions.source == GIVEN:
         raise InputError(

@@ -126,8 +126,7 @@ def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:
             f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; "
             f"got {shorten_value(labels)}"
         )
-    is_by_number = all(map(_is_number, labels))
-    if is_by_number and all(isinstance(name, str) for name in labels.values()):
+    if all(map(_is_number, labels)) and _are_texts(labels.values()):
         labels = _by_name(labels)
     numbers = {}
     for name, value in labels.items():
@@ -156,7 +155,7 @@ def _channel_names_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     names = content.get(key, {})
     if isinstance(names, Mapping) and all(map(_is_number, names)):
         names = [names[number] for number in sorted(names, key=int)]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not _are_texts(names):
         raise ValueError(
             f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; '
             f"got {shorten_value(names)}"
@@ -200,6 +199,10 @@ def _label_number(value: Any, key: str) -> int:
             f"{key}: expected a whole number from 0 to {MAX_LABEL}, got {shorten_value(value)}"
         )
     return number
+
+
+def _are_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _is_number(text: str) -> bool:

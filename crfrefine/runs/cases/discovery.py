@@ -95,7 +95,7 @@ def _paths_of(paths: str | Path | Sequence[Path]) -> tuple[Path, ...]:
     """Return one path or several as a tuple."""
     if isinstance(paths, str | Path):
         return (Path(paths),)
-    return tuple(Path(path) for path in paths)
+    return tuple(map(Path, paths))
 
 
 def _folder_of_images(paths: Sequence[Path]) -> Path | None:
@@ -360,30 +360,11 @@ def with_logits(
         is_single: the images are files of one case, and not a folder.
         first_label: the label of the first of several files; 1 without a background.
     """
-    folder = logits[0]
-    if not folder.is_dir() or len(logits) > 1:
+    if not logits[0].is_dir() or len(logits) > 1:
         return CaseList([_with_logits_files(cases, logits, are_labels)], cases.notes)
-
-    suffixes = VOLUME_SUFFIXES if are_labels else LOGITS_SUFFIXES
-    by_stem = files_by_stem(folder, suffixes)
-    added = []
     if are_labels:
-        folders = case_folders(folder)
-        for case in cases:
-            structures = folders.get(case.case_id)
-            added.append(_with_labels_of(case, by_stem, folder, structures, is_single))
-    else:
-        for case in cases:
-            added.append(_with_logits_of(case, by_stem, folder, first_label))
-
-    notes = [*cases.notes]
-    stray = _stray_files(by_stem, added)
-    if stray:
-        what = f"{counted(len(stray), 'file')} of logits"
-        if are_labels:
-            what = counted(len(stray), "label map")
-        notes.append(f"{folder}: ignored {what} without images, such as {stray[0]}")
-    return CaseList(added, notes)
+        return _with_labels_in(logits[0], cases, is_single)
+    return _with_logits_in(logits[0], cases, first_label)
 
 
 def _with_logits_files(cases: CaseList, paths: Sequence[Path], are_labels: bool) -> CaseFiles:
@@ -395,6 +376,34 @@ def _with_logits_files(cases: CaseList, paths: Sequence[Path], are_labels: bool)
     if len(paths) > 1:
         return _with_structures(case, paths)
     return replace(case, logits=tuple(paths))
+
+
+def _with_logits_in(folder: Path, cases: CaseList, first_label: int) -> CaseList:
+    """Add the logits of each case in a folder, or its `problem`."""
+    by_stem = files_by_stem(folder, LOGITS_SUFFIXES)
+    added = [_with_logits_of(case, by_stem, folder, first_label) for case in cases]
+    stray = _stray_files(by_stem, added)
+    if not stray:
+        return CaseList(added, cases.notes)
+    what = counted(len(stray), "file")
+    note = f"{folder}: ignored {what} of logits without images, such as {stray[0]}"
+    return CaseList(added, [*cases.notes, note])
+
+
+def _with_labels_in(folder: Path, cases: CaseList, is_single: bool) -> CaseList:
+    """Add the label map or the structures of each case in a folder, or its `problem`."""
+    by_stem = files_by_stem(folder, VOLUME_SUFFIXES)
+    folders = case_folders(folder)
+    added = []
+    for case in cases:
+        structures = folders.get(case.case_id)
+        added.append(_with_labels_of(case, by_stem, folder, structures, is_single))
+    stray = _stray_files(by_stem, added)
+    if not stray:
+        return CaseList(added, cases.notes)
+    what = counted(len(stray), "label map")
+    note = f"{folder}: ignored {what} without images, such as {stray[0]}"
+    return CaseList(added, [*cases.notes, note])
 
 
 def _stray_files(by_stem: Mapping[str, Sequence[Path]], cases: Sequence[CaseFiles]) -> list[str]:

@@ -31,8 +31,15 @@ _PIECE_BYTES = 1 << 20
 
 
 def lacks_background(files: Sequence[VolumeHeader], options: ReadingOptions) -> bool:
-    """Return whether an output has a single channel of scores, whose background is computed."""
+    """Return whether the background of an output is computed.
+
+    It is on request, and for a single channel of scores, unless that is a declared region.
+    """
+    if options.add_background:
+        return True
     first = files[0]
+    if options.regions.declares(1):
+        return False
     if len(files) > 1 or first.num_channels > 1 or options.input_type == KIND:
         return False
     if options.input_type != "auto" or first.kind is not None:

@@ -140,9 +140,9 @@ def _explain_forms(
     ]
     for _, header in wrong:
         lines += _set_sform(header)
-    if len(wrong) == 1 and wrong[0][1] is reference:
+    if wrong == [(name, reference)]:
         lines.append(f"If the sform is right, save the {what} with the affine of the {name}.")
-    elif len(wrong) == 1:
+    if wrong == [(what, other)]:
         lines.append("If the sform is right, set the qform from it, and give --resample.")
     return "\n  ".join(lines)
 

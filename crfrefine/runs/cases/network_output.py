@@ -159,13 +159,11 @@ def output_of_scores(
         kind, note = options.regions.identify(values, options.input_type, header.kind, header.path)
     else:
         look = look_at(values)
-        if look.is_binary and options.input_type == "auto":
-            _refuse_binary_structures(header, look)
-            one_hot = read_one_hot(header, values, like, options)
-            if one_hot is not None:
-                spacing = like.geometry()[1]
-                output = output_of_labels(one_hot, options, spacing, as_logits=as_logits)
-                return replace(output, notes=notes + output.notes)
+        one_hot = _find_one_hot(header, values, look, like, options)
+        if one_hot is not None:
+            spacing = like.geometry()[1]
+            output = output_of_labels(one_hot, options, spacing, as_logits=as_logits)
+            return replace(output, notes=notes + output.notes)
         kind, reason = decide(look, options.input_type, header.kind, str(header.path))
         note = f"{header.path.name} is taken as {kind}: {reason}"
     notes.append(note)
@@ -200,23 +198,32 @@ def output_of_scores(
     )
 
 
-def _refuse_binary_structures(header: LogitsHeader, look: Look) -> None:
-    """Raise InputError if files of 0 and 1 are rather one binary file per structure.
+def _find_one_hot(
+    header: LogitsHeader,
+    values: Float32,
+    look: Look,
+    like: VolumeHeader,
+    options: ReadingOptions,
+) -> LabelMap | None:
+    """Return the label map of one-hot channels, or None for others.
 
-    The first structure would be taken for background, and the background for padding.
+    Raises InputError for files of 0 and 1 that are rather one binary file per structure: the first
+    structure would be taken for background, and the background for padding.
     """
-    if len(header.files) == 1:
-        return
-    num_nowhere = int(np.count_nonzero(look.sums == 0))
-    if not num_nowhere:
-        return
-    raise InputError(
-        f"{header.path}: {len(header.files)} files of 0 and 1, all of them 0 at {num_nowhere} "
-        "voxels, as for one binary file per structure\n"
-        "  For structures, give --input-type labels; for probabilities of all labels, background "
-        "first, --input-type probabilities; for those of all labels but the background, "
-        "--add-background."
-    )
+    if not look.is_binary or options.input_type != "auto":
+        return None
+    num_nowhere = 0
+    if len(header.files) > 1:
+        num_nowhere = int(np.count_nonzero(look.sums == 0))
+    if num_nowhere:
+        raise InputError(
+            f"{header.path}: {len(header.files)} files of 0 and 1, all of them 0 at {num_nowhere} "
+            "voxels, as for one binary file per structure\n"
+            "  For structures, give --input-type labels; for probabilities of all labels, "
+            "background first, --input-type probabilities; for those of all labels but the "
+            "background, --add-background."
+        )
+    return read_one_hot(header, values, like, options)
 
 
 def output_of_stream(
