@@ -321,16 +321,8 @@ def _find_mask(
     """Return where the model applies, (*grid), or None for everywhere; `notes` gets sentences."""
     first = headers.images[0]
     mask = None
-    if headers.mask is not None:
-        assert arrays.mask is not None
-        mask = WorkGrid(first).nearest(
-            headers.mask, arrays.mask, "mask", notes, outside="are outside the mask"
-        )
-        if not mask.any():
-            raise InputError(
-                f"{headers.mask.path}: the mask is empty on the image's grid: it has no voxel that "
-                "is not zero there"
-            )
+    if headers.mask is not None and arrays.mask is not None:
+        mask = _place_mask(headers.mask, arrays.mask, first, notes)
     if arrays.nan_files:
         mask, note = leave_out_nan(arrays.image, mask, min(arrays.nan_files))
         notes.append(note)
@@ -339,6 +331,17 @@ def _find_mask(
     if mask is None:
         return None
     return mask.T
+
+
+def _place_mask(header: VolumeHeader, values: Bool, image: VolumeHeader, notes: list[str]) -> Bool:
+    """Return a mask file's values on the image's grid; InputError if the mask is empty there."""
+    mask = WorkGrid(image).nearest(header, values, "mask", notes, outside="are outside the mask")
+    if not mask.any():
+        raise InputError(
+            f"{header.path}: the mask is empty on the image's grid: it has no voxel that is not "
+            "zero there"
+        )
+    return mask
 
 
 def _read_reference(header: VolumeHeader, image: VolumeHeader, notes: list[str]) -> Labels:

@@ -146,7 +146,11 @@ def _cases_of_folder(folder: Path, logits: Sequence[Path]) -> CaseList:
                 f"with its image, such as {example}"
             )
             return CaseList(nested, [note])
+    return _cases_of_volumes(paths, folder, logits)
 
+
+def _cases_of_volumes(paths: Sequence[Path], folder: Path, logits: Sequence[Path]) -> CaseList:
+    """Return the cases of the volumes in a folder; InputError if none is an image."""
     beside = _files_beside_images(paths)
     images = [path for path in paths if path not in beside]
     logits_stems = set[str]()
@@ -226,12 +230,18 @@ class _ImagesOfCase:
         """One more than the largest number; 0 without numbers."""
         return max(self.by_number, default=-1) + 1
 
+    @property
+    def paths(self) -> list[Path]:
+        """All files, sorted by the number of the modality."""
+        paths = [*self.unnumbered]
+        for number in sorted(self.by_number):
+            paths += self.by_number[number]
+        return paths
+
     def as_case(self, case_id: str, folder: Path, num_expected: int, who_says_so: str) -> CaseFiles:
         """Return a case of one file, or of one per modality, or with a problem."""
+        paths = self.paths
         numbers = sorted(self.by_number)
-        paths = [*self.unnumbered]
-        for number in numbers:
-            paths += self.by_number[number]
         images = self.unnumbered[:1] or [self.by_number[number][0] for number in numbers]
         case = CaseFiles(case_id, tuple(images))
         if len(paths) > len(images):
@@ -509,8 +519,7 @@ def _with_labels_of(
     if structures is not None:
         files = list_files(structures, VOLUME_SUFFIXES)
     elif is_single:
-        for paths in by_stem.values():
-            files += [path for path in paths if path not in case.images]
+        files = [path for path in list_files(folder, VOLUME_SUFFIXES) if path not in case.images]
     if files:
         return _with_structures(case, files)
     lacking = f"no label map in {folder}"
@@ -616,16 +625,25 @@ def with_strokes(cases: CaseList, sources: Sequence[Path]) -> CaseList:
         num_with_strokes += bool(strokes)
 
     if by_stem or not num_with_strokes:
-        names = [case.case_id for case in cases]
-        problem = f"{listed(sorted(by_stem)) or 'no file'}: strokes of no case"
-        expected = f"expected names such as {names[0]}.nii.gz; the cases are {listed(names)}"
-        raise InputError(f"{folder}: {problem}; {expected}")
+        raise _strokes_of_no_case(by_stem, cases, folder)
     if num_with_strokes < len(added):
         added.notes.append(
             f"{folder}: strokes of {num_with_strokes} of {counted(len(added), 'case')}; "
             "the others are refined without"
         )
     return added
+
+
+def _strokes_of_no_case(
+    stems: Collection[str], cases: Sequence[CaseFiles], folder: Path
+) -> InputError:
+    """Return the error for a folder with strokes of no case, or without any."""
+    strokes = listed(sorted(stems)) or "no file"
+    names = [case.case_id for case in cases]
+    return InputError(
+        f"{folder}: {strokes}: strokes of no case; "
+        f"expected names such as {names[0]}.nii.gz; the cases are {listed(names)}"
+    )
 
 
 def _with_only(

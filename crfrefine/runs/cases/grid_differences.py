@@ -123,12 +123,15 @@ def _explain_forms(
 ) -> str | None:
     """Return which sform may be wrong, if two grids are one by a qform, which does not count."""
     agree = verb_for(what, "agrees", "agree")
+    advice = ""
     if _are_one(reference, reference.qform, other, other.affine):
         subject = f"The {what} {agree} with the {name}'s qform"
         wrong = [(name, reference)]
+        advice = f"If the sform is right, save the {what} with the affine of the {name}."
     elif _are_one(reference, reference.affine, other, other.qform):
         subject = f"The {name} agrees with the qform of the {what}"
         wrong = [(what, other)]
+        advice = "If the sform is right, set the qform from it, and give --resample."
     elif _are_one(reference, reference.qform, other, other.qform):
         subject = f"The qforms of the {name} and the {what} agree"
         wrong = [(name, reference), (what, other)]
@@ -140,10 +143,8 @@ def _explain_forms(
     ]
     for _, header in wrong:
         lines += _set_sform(header)
-    if wrong == [(name, reference)]:
-        lines.append(f"If the sform is right, save the {what} with the affine of the {name}.")
-    if wrong == [(what, other)]:
-        lines.append("If the sform is right, set the qform from it, and give --resample.")
+    if advice:
+        lines.append(advice)
     return "\n  ".join(lines)
 
 

@@ -169,8 +169,7 @@ def output_of_scores(
     notes.append(note)
 
     if kind == "probabilities":
-        convert = take_logarithms if scheme is None else take_log_odds
-        run_all([partial(convert, channel) for channel in values], threads)
+        _turn_into_logits(values, threads, are_of_labels=scheme is None)
     network_spacing = None
     if not like.on_same_grid(header.files[0]):
         grid_map = WorkGrid(like).require_overlap(header.files[0], "logits")
@@ -196,6 +195,12 @@ def output_of_scores(
         regions=scheme,
         network_spacing=network_spacing,
     )
+
+
+def _turn_into_logits(values: Float32, threads: int, *, are_of_labels: bool) -> None:
+    """Turn the probabilities of labels or of regions into logits or log-odds, in place."""
+    convert = take_logarithms if are_of_labels else take_log_odds
+    run_all([partial(convert, channel) for channel in values], threads)
 
 
 def _find_one_hot(
