@@ -28,7 +28,6 @@ from crfrefine.engines.base import RunContext
 from crfrefine.io import read_pieces, write_label_map, write_pieces
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_written
-from crfrefine.io.reading import LogitsHeader
 from crfrefine.io.volume import Segment, named_segments
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import NARROW, refine_network
@@ -41,7 +40,6 @@ from crfrefine.runs.cases.case import Case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.dataset_description import Names
-from crfrefine.runs.cases.label_input import LabelMap
 from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete
@@ -154,34 +152,36 @@ def _refine(
     """
     started = time.perf_counter()
     options = settings.options
-    given = case.network
+    streamed = case.streamed
+    label_map = case.label_input
     names = settings.names
     segments: tuple[Segment, ...] = ()
     lost: Mapping[int, int] = {}
     network: Network
-    if isinstance(given, LogitsHeader):
-        shape = given.files[0].grid_shape[::-1]
-        read: ReadPieces = partial(read_pieces, *given.files)
-        if case.background is not None:
-            read = case.background.read
+    if streamed is not None:
+        header = streamed.header
+        shape = header.files[0].grid_shape[::-1]
+        read: ReadPieces = partial(read_pieces, *header.files)
+        if streamed.background is not None:
+            read = streamed.background.read
         network = StreamedNetwork(
-            read, given.num_labels, shape, settings.reading.input_type, given.kind, given.path
+            read, header.num_labels, shape, settings.reading.input_type, header.kind, header.path
         )
-        if case.grid_map is not None:
+        if streamed.grid_map is not None:
             stored = tuple(reversed(case.like.grid_shape))
-            interpolation = Interpolation(case.grid_map, is_cubic=options.resample == CUBIC)
+            interpolation = Interpolation(streamed.grid_map, is_cubic=options.resample == CUBIC)
             network = CoarseNetwork(network, interpolation, stored, case.network_spacing)
-    elif isinstance(given, LabelMap):
+    elif label_map is not None:
         wide = options.network_spacing
-        if wide == AUTO and given.file_spacing:
-            wide = given.file_spacing
-        network = LabelMapNetwork(given.labels, case.channel_labels, case.num_labels, wide)
-        lost = given.lost
-        segments = given.segments
+        if wide == AUTO and label_map.file_spacing:
+            wide = label_map.file_spacing
+        network = LabelMapNetwork(label_map.labels, case.channel_labels, case.num_labels, wide)
+        lost = label_map.lost
+        segments = label_map.segments
         if segments:  # The input has names itself, such as in a NIfTI table.
             names = replace(names, labels={segment.label: segment.name for segment in segments})
     else:
-        network = ArrayNetwork(given, "logits", case.regions, case.network_spacing)
+        network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)
     strokes = read_strokes(options, case, settings.reading.declared) if case.strokes else None
     progress = partial(observer.stage_changed, record.case_id)
     result = refine_network(
@@ -247,7 +247,7 @@ def read_strokes(
 ) -> Strokes | None:
     """Return the voxels that the files of a case's strokes have; None means nothing is drawn."""
     num_labels = case.num_labels
-    if isinstance(case.network, LabelMap):  # The network may never have predicted the label.
+    if case.label_input is not None:  # The network may never have predicted the label.
         fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)
         num_labels = fixed or MAX_LABELS
     of_array = partial(

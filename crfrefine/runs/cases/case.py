@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,6 @@ from crfrefine.io.reading import LogitsHeader, NanFiles, read_mask, read_stored,
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.runs.cases.foreground import StreamedBackground
 from crfrefine.runs.cases.label_input import KIND, LabelMap, read_label_map
 from crfrefine.runs.cases.network_output import (
     NetworkOutput,
@@ -47,9 +46,6 @@ from crfrefine.runs.cases.network_output import (
 )
 from crfrefine.runs.cases.other_grid import WorkGrid
 from crfrefine.runs.cases.reading_options import DEFAULT_READING, ReadingOptions
-
-if TYPE_CHECKING:
-    from crfrefine.arrays.resampling import GridMap
 
 MAX_IN_MEMORY = 1 << 29  # bytes of logits in float32 from which on they are streamed
 # Logits that take more than this part of the allowed memory are streamed, too.
@@ -115,29 +111,6 @@ class Case:
         """The channels of a case that was read with them in memory, as `load_case` does."""
         assert self.channels is not None
         return self.channels
-
-    @property
-    def network(self) -> Float32 | LabelMap | LogitsHeader:
-        """The network's output."""
-        if self.streamed is not None:
-            return self.streamed.header
-        if self.label_input is not None:
-            return self.label_input
-        return self.logits
-
-    @property
-    def background(self) -> StreamedBackground | None:
-        """The computed background of streamed channels; None means that the files have it."""
-        if self.streamed is None:
-            return None
-        return self.streamed.background
-
-    @property
-    def grid_map(self) -> GridMap | None:
-        """Where the image's voxels lie on another grid of streamed channels."""
-        if self.streamed is None:
-            return None
-        return self.streamed.grid_map
 
     def find_padding(self) -> Bool | None:
         """Return (*grid), True where the logits say nothing, such as padding.

@@ -26,7 +26,6 @@ from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.cases.case import Case, nonzero_mask, read_case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import read_case_headers
-from crfrefine.runs.cases.label_input import LabelMap
 from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.pictures import drawing
 from crfrefine.runs.pictures.planes import (
@@ -61,8 +60,8 @@ class TuneCase(Case):
     @cached_property
     def network_labels(self) -> Labels:
         """(*grid), the network's own labels."""
-        if isinstance(self.network, LabelMap):
-            return self.network.labels
+        if self.label_input is not None:
+            return self.label_input.labels
         return decode(self.logits, self.regions)
 
     @cached_property
@@ -125,7 +124,7 @@ class TuneCase(Case):
     def box_around(self, place: Sequence[int]) -> Box | None:
         """Return a box of the upright grid around a voxel, as nearly a cube in mm as the grid allows."""
         # None means that the whole grid is small enough.
-        if isinstance(self.network, LabelMap):
+        if self.label_input is not None:
             num_channels = len(self.channel_labels)
         else:
             num_channels = len(self.logits)
@@ -164,14 +163,14 @@ def open_case(
     case = TuneCase(
         **vars(read_case(headers, reading, as_logits=False, threads=threads, with_labels=True))
     )
-    if network_spacing is None or not isinstance(case.network, LabelMap):
+    if network_spacing is None or case.label_input is None:
         return case
     # Blocks are found in the whole map; a box may have too few.
-    if network_spacing == AUTO and case.network.file_spacing:
-        given = case.network.file_spacing
+    if network_spacing == AUTO and case.label_input.file_spacing:
+        given = case.label_input.file_spacing
     else:
         given = network_spacing
-    wide, note = find_network_spacing(given, case.network.labels, case.spacing)
+    wide, note = find_network_spacing(given, case.label_input.labels, case.spacing)
     return replace(case, network_spacing=wide, notes=[*case.notes, *filter(None, [note])])
 
 
@@ -216,9 +215,9 @@ class CaseRefiner:
             )
             self._normalized = parameters.intensity, image
         network: Network
-        if isinstance(case.network, LabelMap):
+        if case.label_input is not None:
             network = LabelMapNetwork(
-                case.network.labels[part],
+                case.label_input.labels[part],
                 case.channel_labels,
                 case.num_labels,
                 case.network_spacing,

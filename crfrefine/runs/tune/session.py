@@ -35,7 +35,6 @@ from crfrefine.runs.cases.case_files import CaseFiles, CaseList
 from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.discovery import labels_of
 from crfrefine.runs.cases.label_input import KIND as LABEL_MAP
-from crfrefine.runs.cases.label_input import LabelMap
 from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.pictures.drawing import label_color
@@ -248,11 +247,11 @@ class Session:
         strokes = self.strokes
         with self._whole_lock:
             labels = self._refiner.refine(parameters, strokes=self._strokes_of(strokes)).label_map
-        network = self.case.network
+        label_map = self.case.label_input
         like = self.case.like
-        segments = (network.segments if isinstance(network, LabelMap) else ()) or named_segments(
-            self._inputs.names.labels
-        )
+        segments = named_segments(self._inputs.names.labels)
+        if label_map is not None and label_map.segments:
+            segments = label_map.segments
         write_label_map(self._outputs[0], strokes, replace(like, data=strokes))
         write_label_map(self._outputs[1], labels, replace(like, data=labels), segments=segments)
         return {
