@@ -32,7 +32,7 @@ from crfrefine.base.limits import (
 )
 from crfrefine.base.text import TIMES, shorten
 from crfrefine.errors import InputError
-from crfrefine.io.reading import LogitsHeader, NanFiles, read_mask, read_stored, reading_jobs
+from crfrefine.io.reading import NanFiles, read_mask, read_stored, reading_jobs
 from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
@@ -160,22 +160,13 @@ def read_case(
         with_labels: read the reference, if there is one.
 
     """
-    network = headers.logits
-    if network is None:
-        raise InputError(f"case {headers.files.case_id!r}: no logits")
     is_streamed = _plan_memory(
-        headers,
-        network,
-        options,
-        as_logits=as_logits,
-        may_stream=may_stream,
-        with_labels=with_labels,
+        headers, options, as_logits=as_logits, may_stream=may_stream, with_labels=with_labels
     )
     threads = threads or available_threads()
-    keeps_logits = not is_streamed and (as_logits or network.kind != KIND)
-    arrays = _read_files(headers, network, options, threads, keeps_logits=keeps_logits)
-
-    output = _find_output(headers, network, arrays, options, threads, as_logits=as_logits)
+    keeps_logits = not is_streamed and (as_logits or headers.network.kind != KIND)
+    arrays = _read_files(headers, options, threads, keeps_logits=keeps_logits)
+    output = _find_output(headers, arrays, options, threads, as_logits=as_logits)
 
     first = headers.images[0]
     notes = output.notes
@@ -224,13 +215,11 @@ class _FileArrays:
         self.image = read_as_stored(headers.images, self.nan_files)
         self.times["image"] = time.perf_counter() - started
 
-    def read_label_map(
-        self, headers: CaseHeaders, network: LogitsHeader, options: ReadingOptions
-    ) -> None:
+    def read_label_map(self, headers: CaseHeaders, options: ReadingOptions) -> None:
         started = time.perf_counter()
         are_structures = headers.files.are_structures
         self.label_map = read_label_map(
-            network, headers.images, options, are_structures=are_structures
+            headers.network, headers.images, options, are_structures=are_structures
         )
         self.times["labels"] = time.perf_counter() - started
 
@@ -239,22 +228,18 @@ class _FileArrays:
 
 
 def _read_files(
-    headers: CaseHeaders,
-    network: LogitsHeader,
-    options: ReadingOptions,
-    threads: int,
-    *,
-    keeps_logits: bool,
+    headers: CaseHeaders, options: ReadingOptions, threads: int, *, keeps_logits: bool
 ) -> _FileArrays:
     """Read the files of a case, each on one thread, without channels that stay in their files.
 
     Beside logits in memory (`keeps_logits`), images are float32.
     """
+    network = headers.network
     arrays = _FileArrays()
     jobs: list[Callable[[], None]] = []
     # The job that takes longest comes first: the network's output.
     if network.kind == KIND:
-        jobs.append(partial(arrays.read_label_map, headers, network, options))
+        jobs.append(partial(arrays.read_label_map, headers, options))
     elif keeps_logits:
         arrays.scores, jobs = reading_jobs(network.files, num_before=network.num_missing)
     if keeps_logits:
@@ -270,7 +255,6 @@ def _read_files(
 
 def _find_output(
     headers: CaseHeaders,
-    network: LogitsHeader,
     arrays: _FileArrays,
     options: ReadingOptions,
     threads: int,
@@ -279,13 +263,15 @@ def _find_output(
 ) -> NetworkOutput:
     """Return the network's output as it is refined, on the image's grid or streamed."""
     first = headers.images[0]
+    spacing = headers.spacing
     if arrays.label_map is not None:
-        return output_of_labels(arrays.label_map, options, headers.spacing, as_logits=as_logits)
-    if arrays.scores is not None:
-        return output_of_scores(
-            network, arrays.scores, first, options, threads, arrays.times, as_logits=as_logits
-        )
-    return output_of_stream(network, first, options, headers.spacing, as_logits=as_logits)
+        return output_of_labels(arrays.label_map, options, spacing, as_logits=as_logits)
+    network = headers.network
+    if arrays.scores is None:
+        return output_of_stream(network, first, options, spacing, as_logits=as_logits)
+    return output_of_scores(
+        network, arrays.scores, first, options, threads, arrays.times, as_logits=as_logits
+    )
 
 
 def _find_mask(
@@ -334,7 +320,6 @@ def _read_strokes(headers: CaseHeaders) -> tuple[tuple[Path, Labels], ...]:
 
 def _plan_memory(
     headers: CaseHeaders,
-    network: LogitsHeader,
     options: ReadingOptions,
     *,
     as_logits: bool,
@@ -347,24 +332,24 @@ def _plan_memory(
     CapacityError only for what certainly does not fit: results are not counted.
     """
     limit = memory_limit(options.max_memory)
-    needed = _bytes_in_memory(headers, network, as_logits=as_logits)
+    needed = _bytes_in_memory(headers, as_logits=as_logits)
     is_streamed = False
-    if may_stream and _can_be_streamed(headers, network, options):
+    if may_stream and _can_be_streamed(headers, options):
         largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
-        needed_to_run = needed + _bytes_of_run(headers, network)
-        is_streamed = _bytes_of_logits(headers, network) >= largest or needed_to_run > limit.bytes
+        needed_to_run = needed + _bytes_of_run(headers)
+        is_streamed = _bytes_of_logits(headers) >= largest or needed_to_run > limit.bytes
 
     if is_streamed:
-        needed = _bytes_beside_stream(headers, network)
+        needed = _bytes_beside_stream(headers)
     elif with_labels and headers.labels is not None:
         needed += _FLOAT * math.prod(headers.labels.grid_shape)
-    message = _describe_files(headers, network, is_streamed=is_streamed)
-    require_memory(needed, message, limit)
+    require_memory(needed, _describe_files(headers, is_streamed=is_streamed), limit)
     return is_streamed
 
 
-def _describe_files(headers: CaseHeaders, network: LogitsHeader, *, is_streamed: bool) -> str:
+def _describe_files(headers: CaseHeaders, *, is_streamed: bool) -> str:
     """Return what takes memory: a line for the case, and one each for image and output."""
+    network = headers.network
     how = "read as float32"
     if is_streamed:
         how = "without the logits, which are streamed"
@@ -382,8 +367,9 @@ def _describe_size(header: VolumeHeader) -> str:
     return f"{shorten(header.path, 200)}  {TIMES.join(map(str, header.grid_shape))}"
 
 
-def _can_be_streamed(headers: CaseHeaders, network: LogitsHeader, options: ReadingOptions) -> bool:
+def _can_be_streamed(headers: CaseHeaders, options: ReadingOptions) -> bool:
     """Return whether a network's output is channels of labels that can be read piece by piece."""
+    network = headers.network
     # Only the number of channels decides about regions; a softmax of as many channels is rare, and
     # read as a whole.
     has_regions = options.regions.scheme is not None or bool(options.regions.problem)
@@ -400,8 +386,9 @@ def _can_be_streamed(headers: CaseHeaders, network: LogitsHeader, options: Readi
     return WorkGrid(first).require_overlap(file, "logits").source_axes is not None
 
 
-def _bytes_in_memory(headers: CaseHeaders, network: LogitsHeader, *, as_logits: bool) -> int:
+def _bytes_in_memory(headers: CaseHeaders, *, as_logits: bool) -> int:
     """Return the bytes of a case whose arrays are read as a whole."""
+    network = headers.network
     first = headers.images[0]
     num_voxels = math.prod(first.grid_shape)
     num_network_voxels = math.prod(network.files[0].grid_shape)
@@ -422,29 +409,29 @@ def _bytes_in_memory(headers: CaseHeaders, network: LogitsHeader, *, as_logits: 
     return needed
 
 
-def _bytes_of_logits(headers: CaseHeaders, network: LogitsHeader) -> int:
+def _bytes_of_logits(headers: CaseHeaders) -> int:
     """Return the bytes of the logits on their own grid or the image's, whichever is larger."""
-    grids = (headers.images[0].grid_shape, network.files[0].grid_shape)
-    return _FLOAT * network.num_labels * max(map(math.prod, grids))
+    grids = (headers.images[0].grid_shape, headers.network.files[0].grid_shape)
+    return _FLOAT * headers.network.num_labels * max(map(math.prod, grids))
 
 
-def _bytes_of_run(headers: CaseHeaders, network: LogitsHeader) -> int:
+def _bytes_of_run(headers: CaseHeaders) -> int:
     """Return the bytes that refining logits in memory takes beside its input."""
     num_voxels = math.prod(headers.images[0].grid_shape)
-    per_voxel = RUN_BYTES * network.num_labels + _FILTER_BYTES * headers.num_modalities
+    per_voxel = RUN_BYTES * headers.network.num_labels + _FILTER_BYTES * headers.num_modalities
     return num_voxels * per_voxel
 
 
-def _bytes_beside_stream(headers: CaseHeaders, network: LogitsHeader) -> int:
+def _bytes_beside_stream(headers: CaseHeaders) -> int:
     """Return the bytes of a case whose logits are streamed."""
     per_voxel = _SURVEY_BYTES + (headers.mask is not None)
     for header in headers.images:
         per_voxel += np.dtype(header.dtype).itemsize * header.num_channels
-    file = network.files[0]
+    file = headers.network.files[0]
     if file.turned is not None:  # A channel whose axes are turned is in memory twice.
         per_voxel += 2 * _FLOAT
     needed = _STREAM_BYTES + math.prod(headers.images[0].grid_shape) * per_voxel
-    if network.lacks_background:  # the sums of the channels, and the background
+    if headers.network.lacks_background:  # the sums of the channels, and the background
         needed += 2 * _FLOAT * math.prod(file.grid_shape)
     return needed
 

@@ -38,6 +38,13 @@ class CaseHeaders:
     spacing: tuple[float, ...]
 
     @property
+    def network(self) -> io.LogitsHeader:
+        """The headers of the network's output; InputError if no logits were requested."""
+        if self.logits is None:
+            raise InputError(f"case {self.files.case_id!r}: no logits")
+        return self.logits
+
+    @property
     def num_modalities(self) -> int:
         """M, the number of channels of the images."""
         return sum(header.num_channels for header in self.images)
