@@ -667,11 +667,11 @@ def _with_file(case: CaseFiles, what: str, path: Path) -> CaseFiles:
 def labels_of(cases: Sequence[CaseFiles], labels: Path) -> dict[str, Path]:
     """Return the label map of each case that has one."""
     plain = CaseList(replace(case, labels=None, problem=None) for case in cases)
-    found = {}
+    by_case = {}
     for case in _with_companions(plain, labels, "labels", LABEL_SUFFIXES):
         if case.labels is not None:
-            found[case.case_id] = case.labels
-    return found
+            by_case[case.case_id] = case.labels
+    return by_case
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -717,10 +717,10 @@ def _only_case(
 
 def files_by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     """Return the folder's files of the given formats by their names without suffix."""
-    found: dict[str, list[Path]] = {}
+    by_stem: dict[str, list[Path]] = {}
     for path in list_files(folder, suffixes):
-        found.setdefault(stem_of(path), []).append(path)
-    return found
+        by_stem.setdefault(stem_of(path), []).append(path)
+    return by_stem
 
 
 def probabilities_beside(paths: Iterable[Path], names: Collection[str]) -> list[Path]:

@@ -89,8 +89,8 @@ def _is_stack_of_planes(reference: VolumeHeader, other: VolumeHeader) -> bool:
 def _has_label_axis_first(reference: VolumeHeader, other: VolumeHeader) -> bool:
     """Return whether the sizes of a file fit, but one of them is taken for its channels."""
     sizes = Counter(reference.grid_shape)
-    found = Counter(other.grid_shape)
-    return sizes != found and sizes <= found + Counter([other.num_channels])
+    other_sizes = Counter(other.grid_shape)
+    return sizes != other_sizes and sizes <= other_sizes + Counter([other.num_channels])
 
 
 def _explain_order(
@@ -101,19 +101,19 @@ def _explain_order(
     letters = ", ".join("xyz"[axis] for axis in axes_of_other)
     sizes = TIMES.join(map(str, other.grid_shape))
     wanted = TIMES.join(map(str, reference.grid_shape))
-    found = (
+    problem = (
         f"Its axes are in another order: {sizes} voxels are the {name}'s {wanted} as ({letters})."
     )
     if other.affine is None:
         last = len(order) - 1
         stored = tuple(1 + last - order[last - axis] for axis in range(len(order)))
         return (
-            f"{found}\n  Transpose them back, np.transpose(array, {(0, *stored)}): "
+            f"{problem}\n  Transpose them back, np.transpose(array, {(0, *stored)}): "
             "an .npz or .npy holds (label, z, y, x)."
         )
     channels = (len(order),) if other.num_channels > 1 else ()
     return (
-        f"{found}\n  Transpose them back, np.transpose(array, {order + channels}) of the array "
+        f"{problem}\n  Transpose them back, np.transpose(array, {order + channels}) of the array "
         f"that nibabel loads, and save it with the affine of the {name}."
     )
 

@@ -152,13 +152,15 @@ def find_trained_cases(
     label_folder = None
     if with_labels:
         label_folder = locate_labels(network, image_folder, labels)
-    found = discover_cases(image_folder, None, masks, label_folder, include_imageless=with_labels)
+    all_cases = discover_cases(
+        image_folder, None, masks, label_folder, include_imageless=with_labels
+    )
 
     validation = _Validation(_splits(network), _archives_of_folds(folds))
     reorients = _reorients(network.folder)
     cases = []
     advice: dict[str, str] = {}  # by the fold
-    for case in found:
+    for case in all_cases:
         path = validation.archive_of(case.case_id)
         if path is not None:
             cases.append(_with_archive(case, path, reorients=reorients))
@@ -169,10 +171,10 @@ def find_trained_cases(
             reason, advice[fold] = _explain_lack(network, fold)
         cases.append(case.lacking(f"no probabilities in {network.folder}: {reason}", reason))
 
-    notes = list(found.notes)
+    notes = list(all_cases.notes)
     if ALL in folds:
         notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
-    stray = sorted(validation.all_cases() - {case.case_id for case in found})
+    stray = sorted(validation.all_cases() - {case.case_id for case in all_cases})
     if stray:
         notes.append(
             f"{network.folder}: validated cases without an image in {image_folder} are ignored "
@@ -246,18 +248,18 @@ def _archives_in(folder: Path) -> dict[str, Path]:
     return {stem_of(path): path for path in list_files(folder, SCORES_SUFFIXES)}
 
 
-def locate_images(network: TrainedNetwork, given: Path | None) -> Path:
+def locate_images(network: TrainedNetwork, requested: Path | None) -> Path:
     """Return the folder of the images that a network was trained on.
 
     The error names the places that were searched.
     """
-    if given is not None and (given / "imagesTr").is_dir():
-        return given / "imagesTr"
+    if requested is not None and (requested / "imagesTr").is_dir():
+        return requested / "imagesTr"
     places = [place / "imagesTr" for place in network.places("nnUNet_raw")]
-    return _locate(network, "images", given, places)
+    return _locate(network, "images", requested, places)
 
 
-def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> Path:
+def locate_labels(network: TrainedNetwork, images: Path, requested: Path | None) -> Path:
     """Return the folder of the labels; `images` is the folder of the images.
 
     NnU-Net copies labels to its preprocessed data.
@@ -267,13 +269,15 @@ def locate_labels(network: TrainedNetwork, images: Path, given: Path | None) -> 
         datasets = [images.parent, *datasets]
     places = [dataset / "labelsTr" for dataset in datasets]
     places += [place / "gt_segmentations" for place in network.places("nnUNet_preprocessed")]
-    return _locate(network, "labels", given, places)
+    return _locate(network, "labels", requested, places)
 
 
-def _locate(network: TrainedNetwork, what: str, given: Path | None, places: Sequence[Path]) -> Path:
-    """Return the given folder, or the first of the places that exists; InputError without one."""
-    if given is not None:
-        places = [given]
+def _locate(
+    network: TrainedNetwork, what: str, requested: Path | None, places: Sequence[Path]
+) -> Path:
+    """Return the folder on request, or the first place that exists; InputError without one."""
+    if requested is not None:
+        places = [requested]
     looked_for = ""
     for place in dict.fromkeys(places):
         if place.is_dir():

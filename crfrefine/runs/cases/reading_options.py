@@ -117,13 +117,13 @@ class RegionReading:
     ) -> tuple[str, str]:
         """Return "logits" or "probabilities" for a file's channels of regions, and why."""
         assert self.scheme is not None
-        found, reason = identify_regions(values, input_type, kind=kind, name=str(path))
+        input_kind, reason = identify_regions(values, input_type, kind=kind, name=str(path))
         what = "log-odds"
-        if found == "probabilities":
+        if input_kind == "probabilities":
             what = "sigmoid probabilities"
         regions = counted(self.scheme.num_regions, "region")
         names = f"{listed(self.scheme.names)}; {self.source}"
-        return found, f"{path.name} is taken as {what} of {regions} ({names}): {reason}"
+        return input_kind, f"{path.name} is taken as {what} of {regions} ({names}): {reason}"
 
 
 def _is_softmax(values: Float32) -> bool:
