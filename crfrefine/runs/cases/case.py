@@ -336,8 +336,10 @@ def _plan_memory(
     is_streamed = False
     if may_stream and _can_be_streamed(headers, options):
         largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
+        grids = (headers.images[0].grid_shape, headers.network.files[0].grid_shape)
+        of_logits = _FLOAT * headers.network.num_labels * max(map(math.prod, grids))
         needed_to_run = needed + _bytes_of_run(headers)
-        is_streamed = _bytes_of_logits(headers) >= largest or needed_to_run > limit.bytes
+        is_streamed = of_logits >= largest or needed_to_run > limit.bytes
 
     if is_streamed:
         needed = _bytes_beside_stream(headers)
@@ -407,12 +409,6 @@ def _bytes_in_memory(headers: CaseHeaders, *, as_logits: bool) -> int:
     if headers.mask is not None:
         needed += _FLOAT * math.prod(headers.mask.grid_shape) + num_voxels
     return needed
-
-
-def _bytes_of_logits(headers: CaseHeaders) -> int:
-    """Return the bytes of the logits on their own grid or the image's, whichever is larger."""
-    grids = (headers.images[0].grid_shape, headers.network.files[0].grid_shape)
-    return _FLOAT * headers.network.num_labels * max(map(math.prod, grids))
 
 
 def _bytes_of_run(headers: CaseHeaders) -> int:

@@ -183,22 +183,16 @@ def _read_scalar(path: Path, what: str, image: VolumeHeader) -> VolumeHeader:
 def _headers_to_compare(headers: CaseHeaders) -> list[tuple[str, VolumeHeader]]:
     """Return the headers whose grid has to be the first image's, each with the user's word."""
     named = [("modality", header) for header in headers.images[1:]]
-    if headers.logits is not None:
-        named += _network_to_compare(headers.logits, are_structures=headers.files.are_structures)
+    logits = headers.logits
+    if logits is not None and headers.files.are_structures:
+        named += [("structure", header) for header in logits.files]
+    elif logits is not None:  # The files of single labels are on one grid.
+        what = "label map" if logits.kind == KIND else "logits"
+        named.append((what, logits.files[0]))
     for what, companion in (("mask", headers.mask), ("labels", headers.labels)):
         if companion is not None:
             named.append((what, companion))
     return named + [("strokes", header) for header in headers.strokes]
-
-
-def _network_to_compare(
-    logits: io.LogitsHeader, *, are_structures: bool
-) -> list[tuple[str, VolumeHeader]]:
-    if are_structures:
-        return [("structure", header) for header in logits.files]
-    if logits.kind == KIND:
-        return [("label map", logits.files[0])]
-    return [("logits", logits.files[0])]  # The files of single labels are on one grid.
 
 
 def _read_network_header(

@@ -230,18 +230,12 @@ class _ImagesOfCase:
         """One more than the largest number; 0 without numbers."""
         return max(self.by_number, default=-1) + 1
 
-    @property
-    def paths(self) -> list[Path]:
-        """All files, sorted by the number of the modality."""
-        paths = [*self.unnumbered]
-        for number in sorted(self.by_number):
-            paths += self.by_number[number]
-        return paths
-
     def as_case(self, case_id: str, folder: Path, num_expected: int, who_says_so: str) -> CaseFiles:
         """Return a case of one file, or of one per modality, or with a problem."""
-        paths = self.paths
         numbers = sorted(self.by_number)
+        paths = [*self.unnumbered]
+        for number in numbers:
+            paths += self.by_number[number]
         images = self.unnumbered[:1] or [self.by_number[number][0] for number in numbers]
         case = CaseFiles(case_id, tuple(images))
         if len(paths) > len(images):
@@ -682,20 +676,15 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     paths = []
     try:
         for path in sorted(folder.iterdir()):
-            is_visible = not path.name.startswith(".")
-            if is_visible and suffix_of(path) in suffixes and _is_file(path):
+            if path.name.startswith(".") or suffix_of(path) not in suffixes:
+                continue
+            # A link to nothing, as to data that were not fetched, counts as a file: its case must
+            # fail.
+            if path.is_file() or (path.is_symlink() and not path.exists()):
                 paths.append(path)
     except OSError as error:
         raise InputError(f"{folder}: cannot be listed: {error.strerror or error}") from error
     return paths
-
-
-def _is_file(path: Path) -> bool:
-    """Return whether a path is a file, or a link to nothing, as to data that were not fetched.
-
-    The case of such a link must fail.
-    """
-    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _only_case(

@@ -101,16 +101,12 @@ def _read_structures(files: Sequence[VolumeHeader], declared: DeclaredLabels) ->
             f"{merged.lost}; if it is a union of others, leave its file out and unite its "
             "refined parts"
         )
-    lost: dict[int, int] = {}
-    for name, (num_left, size) in merged.losers.items():
-        if not num_left:
-            lost[numbers[name]] = size
     return LabelMap(
         merged.labels,
         present_labels(merged.labels),
         declared.num_labels,
         tuple(notes),
-        lost,
+        merged.gone(numbers),
         _segments_of(files, numbers),
     )
 
@@ -263,6 +259,14 @@ class MergedStructures(NamedTuple):
             "structures that lose most of their voxels to smaller ones: "
             f"{listed(losers, MAX_SHOWN)}"
         )
+
+    def gone(self, numbers: Mapping[str, int]) -> dict[int, int]:
+        """Return the voxels of each structure that keeps none of them, by its number."""
+        gone = {}
+        for name, (num_left, size) in self.losers.items():
+            if not num_left:
+                gone[numbers[name]] = size
+        return gone
 
 
 def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> MergedStructures:

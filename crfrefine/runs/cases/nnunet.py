@@ -346,14 +346,7 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
         raise InputError(
             f"{folder}: no such folder; expected predictions of nnU-Net, or a trained network"
         )
-    archives = _archives_in(folder)
-    if not archives:
-        raise InputError(
-            f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or "
-            f"{_EXPECTED}\n"
-            f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} "
-            "--input-type labels -o OUTPUT"
-        )
+    archives = _require_archives(folder)
     found = discover_cases(images or _images_of_prediction(folder), None, masks)
     reorients = _reorients(folder)
     cases = []
@@ -373,6 +366,19 @@ def _predicted_cases(folder: Path, images: Path | None, masks: Path | None) -> C
             f"{folder}: predictions without images are ignored ({len(stray)}), such as {stray[0]}"
         )
     return CaseList(cases, notes)
+
+
+def _require_archives(folder: Path) -> dict[str, Path]:
+    """Return the probabilities of predictions by their case; InputError if there are none."""
+    archives = _archives_in(folder)
+    if not archives:
+        raise InputError(
+            f"{folder}: no CASE.npz; predict with nnUNetv2_predict ... --save_probabilities, or "
+            f"{_EXPECTED}\n"
+            f"  For label maps: crfrefine infer -i IMAGES -p {shlex.quote(str(folder))} "
+            "--input-type labels -o OUTPUT"
+        )
+    return archives
 
 
 def _images_of_prediction(folder: Path) -> Path:

@@ -215,15 +215,7 @@ def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
 
     Raises InputError if one has a reserved name, or if only some cases have a file per structure.
     """
-    by_name: dict[str, Path] = {}
-    for case in cases:
-        if case.logits and not case.are_structures:
-            raise InputError(
-                f"{case.logits[0]}: a label map, but other cases have one file per structure; "
-                "refine the two in separate runs"
-            )
-        by_name.update((stem_of(path), path) for path in case.logits)
-
+    by_name = _files_of_structures(cases)
     if len(by_name) > MAX_LABEL:
         folder = next(iter(by_name.values())).parent
         raise InputError(
@@ -233,6 +225,20 @@ def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
         _require_name_of_structure(name, path)
     numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}
     return DeclaredLabels(tuple(range(len(numbers) + 1)), "the names of the structures", numbers)
+
+
+def _files_of_structures(cases: Sequence[CaseFiles]) -> dict[str, Path]:
+    """Return a file of each structure by its name; InputError for a case with a label map."""
+    by_name: dict[str, Path] = {}
+    for case in cases:
+        if case.logits and not case.are_structures:
+            raise InputError(
+                f"{case.logits[0]}: a label map, but other cases have one file per structure; "
+                "refine the two in separate runs"
+            )
+        for path in case.logits:
+            by_name[stem_of(path)] = path
+    return by_name
 
 
 def _require_name_of_structure(name: str, path: Path) -> None:
