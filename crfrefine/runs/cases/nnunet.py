@@ -140,14 +140,7 @@ def find_trained_cases(
     needed only `with_labels`. Raises InputError if images or labels are not found, or the only fold
     was trained on all cases.
     """
-    folds = network.folds
-    if list(folds) == [ALL]:
-        raise InputError(
-            f"{folds[ALL]}: this network was trained on all cases, including those of its "
-            "validation: it is overconfident on them\n"
-            "  Train folds that hold cases out, for all of the folds 0 to 4: "
-            f"{network.training_command('0', '--npz')}"
-        )
+    folds = _require_held_out(network)
     image_folder = locate_images(network, images)
     label_folder = None
     if with_labels:
@@ -171,16 +164,30 @@ def find_trained_cases(
             reason, advice[fold] = _explain_lack(network, fold)
         cases.append(case.lacking(f"no probabilities in {network.folder}: {reason}", reason))
 
-    notes = list(all_cases.notes)
+    notes = [*all_cases.notes]
     if ALL in folds:
         notes.append(f"{network.folder}: fold_all was trained on all cases and is not used")
-    stray = sorted(validation.all_cases() - {case.case_id for case in all_cases})
+    stray = validation.all_cases().difference(case.case_id for case in all_cases)
     if stray:
         notes.append(
             f"{network.folder}: validated cases without an image in {image_folder} are ignored "
-            f"({len(stray)}), such as {stray[0]}"
+            f"({len(stray)}), such as {min(stray)}"
         )
-    return TrainedCases(CaseList(cases, notes), tuple(advice[fold] for fold in sorted(advice)))
+    ordered = [advice[fold] for fold in sorted(advice)]
+    return TrainedCases(CaseList(cases, notes), tuple(ordered))
+
+
+def _require_held_out(network: TrainedNetwork) -> dict[str, Path]:
+    """Return the folders of the folds; InputError if the only one was trained on all cases."""
+    folds = network.folds
+    if list(folds) == [ALL]:
+        raise InputError(
+            f"{folds[ALL]}: this network was trained on all cases, including those of its "
+            "validation: it is overconfident on them\n"
+            "  Train folds that hold cases out, for all of the folds 0 to 4: "
+            f"{network.training_command('0', '--npz')}"
+        )
+    return folds
 
 
 def _explain_lack(network: TrainedNetwork, fold: str) -> tuple[str, str]:
