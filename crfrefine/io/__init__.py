@@ -80,12 +80,7 @@ def write_label_map(
 
 
 def write_image(
-    path: str | Path,
-    dtype: np.dtype[Any],
-    like: Volume,
-    piece: Planes,
-    *,
-    num_channels: int = 1,
+    path: str | Path, dtype: np.dtype[Any], like: Volume, piece: Planes, *, num_channels: int = 1
 ) -> None:
     """Write an image atomically, in a type that its format holds; `piece` as of `write_pieces`.
 

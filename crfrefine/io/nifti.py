@@ -1,4 +1,7 @@
-"""NIfTI-1 and NIfTI-2, single files or pairs, and Analyze 7.5, which is only read: nibabel has the header, voxels are decoded here."""
+"""NIfTI-1 and NIfTI-2, as single files or pairs, and Analyze 7.5, which is only read.
+
+nibabel interprets the header; the voxels are decoded here.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,11 @@ import html
 import logging
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +47,27 @@ from crfrefine.io.volume import (
     volume_header,
 )
 
-_MAX_HEADER = 540  # bytes of the longer header, that of NIfTI-2
+
+class _Form(NamedTuple):
+    """A form of the header."""
+
+    name: str  # for people
+    length: int  # bytes, and the number that the header begins with
+    is_pair: bool  # the voxels are in another file
+    magic_place: int  # of the magic in the header
+    magic: bytes  # b"" means any
+    image_class: str  # in nibabel, which has its header's class
+
+
+# The first form that fits is taken. A pair without the magic of NIfTI-1 is Analyze's.
+_FORMS = (
+    _Form("NIfTI-1", 348, False, 344, b"n+1\0", "Nifti1Image"),
+    _Form("NIfTI-2", 540, False, 4, b"n+2\0", "Nifti2Image"),
+    _Form("NIfTI-1 pair", 348, True, 344, b"ni1", "Nifti1Pair"),
+    _Form("Analyze 7.5", 348, True, 344, b"", "Spm2AnalyzeImage"),
+    _Form("NIfTI-2 pair", 540, True, 4, b"", "Nifti2Pair"),
+)
+_MAX_HEADER = 540  # bytes of the longest header
 # Codes of the header's xyzt_units: meters, millimeters, micrometers; unknown ones are millimeters
 # in practice.
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
@@ -56,21 +80,26 @@ _quiet = logging.Logger("crfrefine.io.nifti", logging.CRITICAL + 1)
 
 
 def recognizes(start: bytes) -> bool:
-    """Return whether it is a header of NIfTI or Analyze, in either byte order, compressed or not."""
+    """Return whether a file with this beginning, compressed or not, is NIfTI or Analyze."""
     block = inflated(start) or start
-    # Analyze has no magic: the length of its header, and a sane number of dimensions.
-    length = block[:4]
-    num_dims = block[40:42]
-    is_pair = any(
-        length == (348).to_bytes(4, order) and 1 <= int.from_bytes(num_dims, order) <= 7
-        for order in _ORDERS
-    )
-    return (
-        block[344:348] == b"n+1\0"
-        or block[4:8] == b"n+2\0"
-        or block[4:7] == b"ni2"
-        or (is_pair and block[344:347] != b"n+1")
-    )
+    if _is_single(block) or block[4:7] == b"ni2":
+        return True
+    return block[344:347] != b"n+1" and _may_be_analyze(block)
+
+
+def _is_single(block: bytes) -> bool:
+    """Return whether a header has the magic of a file that holds its voxels, too."""
+    return block[344:348] == b"n+1\0" or block[4:8] == b"n+2\0"
+
+
+def _may_be_analyze(block: bytes) -> bool:
+    """Return whether the header's length and number of dimensions are Analyze's: it has no magic."""
+    for order in _ORDERS:
+        length = int.from_bytes(block[:4], order)
+        num_dims = int.from_bytes(block[40:42], order)
+        if length == 348 and 1 <= num_dims <= 7:
+            return True
+    return False
 
 
 def read_header(path: Path) -> VolumeHeader:
@@ -78,161 +107,193 @@ def read_header(path: Path) -> VolumeHeader:
 
     The voxels of a pair have its name, with an ending in upper case where the header's is.
     """
-    with open_bytes(path, "raw") as reader:
-        start = reader.read(START_BYTES)
-    is_gzip = start.startswith(GZIP_MAGIC) or (
-        path.name.lower().endswith(GZIP_SUFFIXES) and not recognizes(start)
-    )
-    encoding = "gzip" if is_gzip else "raw"
-    voxels = path
+    encoding = _encoding_of(path)
     with open_bytes(path, encoding) as reader:
         block = reader.read(_MAX_HEADER)
-        is_single = block[344:348] == b"n+1\0" or block[4:8] == b"n+2\0"
-        is_pair = not is_single and not path.name.lower().endswith((".nii", ".nii.gz"))
-        if is_pair:
-            names = [
-                path.with_name(path.name[:-4] + ending)
-                for ending in (".img", ".IMG", ".img.gz", ".IMG.GZ")
-            ]
-            voxels = next((name for name in names if name.exists()), names[0])
-            encoding = "gzip" if voxels.name.lower().endswith(".gz") else "raw"
-        header = _parse(block, path, voxels, encoding, is_pair=is_pair)
-        header = replace(header, details=_describe_forms(header))
-        if is_pair:
-            return header
+        if not _is_single(block) and not path.name.lower().endswith((".nii", ".nii.gz")):
+            return _parse_pair(block, path)
+
+        form = _form_of(block, path, is_pair=False)
+        header = _parse(block, path, form, path, encoding)
         assert header.source is not None
-        size = int(header.template["sizeof_hdr"])
         end = header.source.offset
-        block += reader.read(max(0, min(end, size + _MAX_EXTENSION_BYTES) - len(block)))
-    if header.num_channels == 1 and block[size : size + 1] > b"\0":
-        segments = _labels_in(block[size:end])
-    else:
-        segments = ()
-    return replace(header, segments=segments)
+        num_bytes = min(end, form.length + _MAX_EXTENSION_BYTES)
+        block += reader.read(max(0, num_bytes - len(block)))
+
+    has_extensions = block[form.length : form.length + 1] > b"\0"
+    if has_extensions and header.num_channels == 1:
+        return replace(header, segments=_labels_in(block[form.length : end]))
+    return header
 
 
-def _describe_forms(header: VolumeHeader) -> tuple[tuple[str, str], ...]:
-    """Return the codes of sform and qform, and both in full where they differ."""
-    if "sform_code" not in header.template:  # Analyze
-        return ()
-    codes = f"codes {int(header.template['sform_code'])}, {int(header.template['qform_code'])}"
-    details = [("sform, qform", codes)]
-    if header.affine is not None and header.qform is not None:
-        distance = farthest_distance(header.grid_shape, header.affine, header.qform)
-        details += [
-            ("sform", f"{describe_affine(header.affine)} (used)"),
-            ("qform", f"{describe_affine(header.qform)} (up to {distance:.2f} mm away)"),
-        ]
-    return tuple(details)
+def _encoding_of(path: Path) -> str:
+    """Return "gzip" if a file is compressed by its content, or by its name if that tells nothing."""
+    with open_bytes(path, "raw") as reader:
+        start = reader.read(START_BYTES)
+    if start.startswith(GZIP_MAGIC):
+        return "gzip"
+    if path.name.lower().endswith(GZIP_SUFFIXES) and not recognizes(start):
+        return "gzip"
+    return "raw"
 
 
-def _parse(block: bytes, path: Path, voxels: Path, encoding: str, *, is_pair: bool) -> VolumeHeader:
-    """Return the header of a file by its first _MAX_HEADER bytes.
+def _parse_pair(block: bytes, path: Path) -> VolumeHeader:
+    """Return the header of a pair, whose voxels are in a file beside it."""
+    endings = (".img", ".IMG", ".img.gz", ".IMG.GZ")
+    candidates = [path.with_name(path.name[:-4] + ending) for ending in endings]
+    voxels = candidates[0]
+    for candidate in reversed(candidates):
+        if candidate.exists():
+            voxels = candidate
+    encoding = "gzip" if voxels.name.lower().endswith(".gz") else "raw"
+    return _parse(block, path, _form_of(block, path, is_pair=True), voxels, encoding)
 
-    That of a pair may be Analyze's.
+
+def _form_of(block: bytes, path: Path, *, is_pair: bool) -> _Form:
+    """Return the form of a header by its length and magic.
+
+    Raise UnsupportedFormatError if it has none of them, or is that of a pair where a single file is
+    expected.
+    """
+    lengths = {int.from_bytes(block[:4], order) for order in _ORDERS}
+    forms = [form for form in _FORMS if form.length in lengths and len(block) >= form.length]
+    if not forms:
+        raise UnsupportedFormatError(
+            f"{path}: not a NIfTI file, although its name says so, or cut off: "
+            f"it begins with {block[:12]!r}, and its header has {len(block)} bytes"
+        )
+    for form in forms:
+        if form.is_pair == is_pair and block.startswith(form.magic, form.magic_place):
+            return form
+    raise UnsupportedFormatError(
+        f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); "
+        "convert it to .nii.gz first"
+    )
+
+
+def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -> VolumeHeader:
+    """Return the header in the first bytes of a file, whose voxels may be in another one."""
+    header = _repaired_header(block, path, form)
+    grid_shape, num_channels = _grid_and_channels(header, path)
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise UnsupportedFormatError(
+            f"{path}: voxels of type {shorten(dtype)} are not supported: "
+            "expected integers or floats of at most 64 bits\n"
+            "  Split colors into channels, export the magnitude of complex numbers, "
+            "or convert the voxels to float32."
+        )
+    try:
+        geometry = _geometry_of(header, grid_shape)
+    except ValueError as error:
+        raise InputError(
+            f"{path}: the geometry in the header is not usable: {error}; repair the header"
+        ) from None
+
+    slope, intercept = header.get_slope_inter()  # None, and not 0, means that there is no slope.
+    offset = int(header["vox_offset"])
+    if offset == 0 and not form.is_pair:
+        offset = int(header.single_vox_offset)
+    source = VoxelSource(
+        voxels,
+        encoding,
+        dtype,
+        offset=offset,
+        slope=float(slope or 1.0),
+        intercept=float(intercept or 0.0),
+    )
+    return volume_header(
+        path,
+        source,
+        form.name + (", gzip" if encoding == "gzip" else ""),
+        grid_shape,
+        num_channels,
+        geometry.affine,
+        qform=geometry.qform,
+        template=header,
+        notes=geometry.notes,
+        details=geometry.details,
+    )
+
+
+def _repaired_header(block: bytes, path: Path, form: _Form) -> Any:
+    """Return nibabel's header, in which it has repaired what does no harm.
+
+    Raise UnsupportedFormatError for other damage.
     """
     import nibabel
 
-    lengths = {int.from_bytes(block[:4], order) for order in _ORDERS}
-    length = 348 if 348 in lengths else 540
-    if length not in lengths or len(block) < length:
-        begins = f"it begins with {block[:12]!r}, and its header has {len(block)} bytes"
-        raise UnsupportedFormatError(
-            f"{path}: not a NIfTI file, although its name says so, or cut off: {begins}"
-        )
-    single, pair = (
-        (nibabel.Nifti1Image, nibabel.Nifti1Pair)
-        if length == 348
-        else (nibabel.Nifti2Image, nibabel.Nifti2Pair)
-    )
-    kind: Any = (pair if is_pair else single).header_class
-    if is_pair and length == 348 and block[344:347] != kind.pair_magic:
-        kind = nibabel.Spm2AnalyzeImage.header_class
     try:
-        header = kind(block[:length], check=False)
-        if not is_pair and header["magic"].item() != kind.single_magic:
-            raise UnsupportedFormatError(
-                f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); convert it to .nii.gz first"
-            )
+        header = getattr(nibabel, form.image_class).header_class(block[: form.length], check=False)
         header.check_fix(logger=_quiet, error_level=40)
         header.get_data_dtype()
         header.get_slope_inter()
     except (nibabel.spatialimages.HeaderDataError, OverflowError) as error:
         raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {error}") from None
+
     # nibabel would leave the voxels unscaled, as it rightly does for a slope of 0 and NaN.
-    if (
-        np.isinf(header["scl_slope"])
-        or not np.isfinite(header["vox_offset"])
-        or header["vox_offset"] < 0
-    ):
-        found = f"scl_slope {header['scl_slope']}, vox_offset {header['vox_offset']}"
+    slope = header["scl_slope"]
+    offset = header["vox_offset"]
+    if np.isinf(slope) or not 0 <= offset < np.inf:
         raise UnsupportedFormatError(
-            f"{path}: damaged NIfTI header: {found}; expected a finite slope, and an offset of 0 or more bytes"
+            f"{path}: damaged NIfTI header: scl_slope {slope}, vox_offset {offset}; "
+            "expected a finite slope, and an offset of 0 or more bytes"
         )
-    is_nifti = "magic" in header
-    # (x, y), (x, y, z), (x, y, z, channel), or ITK's (x, y, z, 1, channel).
+    return header
+
+
+def _grid_and_channels(header: Any, path: Path) -> tuple[tuple[int, ...], int]:
+    """Return the grid and the number of channels: (x, y, z, channel), or ITK's fifth axis."""
     shape = tuple(int(size) for size in header.get_data_shape())
     time_steps, channels = (*shape, 1, 1, 1, 1)[3:5]
-    if (
-        not shape
-        or min(shape) < 1
-        or (time_steps > 1 and channels > 1)
-        or max(shape[5:], default=1) > 1
-    ):
+    is_split = time_steps == 1 or channels == 1
+    if not shape or min(shape) < 1 or not is_split or max(shape[5:], default=1) > 1:
         raise UnsupportedFormatError(
             f"{path}: its shape {shape} cannot be split into grid and channels\n"
             "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
         )
-    grid_shape = shape[:3] if len(shape) > 1 else (*shape, 1)
-    num_channels = time_steps * channels
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise UnsupportedFormatError(
-            f"{path}: voxels of type {shorten(dtype)} are not supported: expected integers or floats of at most 64 bits\n"
-            "  Split colors into channels, export the magnitude of complex numbers, or convert the voxels to float32."
+    if len(shape) == 1:
+        shape = (*shape, 1)
+    return shape[:3], time_steps * channels
+
+
+class _Geometry(NamedTuple):
+    """What a header says about the place of its grid."""
+
+    affine: NDArray[np.float64]
+    qform: NDArray[np.float64] | None  # if it puts voxels elsewhere than the affine
+    notes: tuple[str, ...]
+    details: tuple[tuple[str, str], ...]
+
+
+def _geometry_of(header: Any, grid_shape: tuple[int, ...]) -> _Geometry:
+    """Return the geometry of a header; raise ValueError if nibabel cannot compute it."""
+    affine = np.array(header.get_best_affine(), np.float64)
+    if "magic" not in header:
+        return _Geometry(affine + 0.0, None, (_ANALYZE_NOTE,), ())  # Adding zero turns -0 into 0.
+
+    affine[:3] *= _mm_per_unit(header)
+    qform = _other_qform(header, grid_shape, affine)
+    sform_code = int(header["sform_code"])
+    qform_code = int(header["qform_code"])
+    codes = ("sform, qform", f"codes {sform_code}, {qform_code}")
+    if qform is not None:
+        distance = f"{farthest_distance(grid_shape, affine, qform):.2f} mm"
+        note = (
+            f"sform and qform differ by up to {distance}; the sform is used, and both are kept in "
+            "output files"
         )
-    notes: tuple[str, ...] = () if is_nifti else (_ANALYZE_NOTE,)
-    try:
-        affine = np.array(header.get_best_affine(), np.float64)
-        qform = None
-        if is_nifti:
-            affine[:3] *= MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-            qform = _other_qform(header, grid_shape, affine)
-            if not int(header["sform_code"]) and not int(header["qform_code"]):
-                notes = ("no orientation in the header (sform and qform codes are 0)",)
-            elif qform is not None:
-                distance = farthest_distance(grid_shape, affine, qform)
-                notes = (
-                    f"sform and qform differ by up to {distance:.2f} mm; the sform is used, and "
-                    "both are kept in output files",
-                )
-        else:
-            affine += 0.0  # Adding zero turns -0 into 0.
-    except ValueError as error:
-        raise InputError(
-            f"{path}: the geometry in the header is not usable: {error}; repair the header"
-        ) from None
-    slope, intercept = header.get_slope_inter()  # None, and not 0, means that there is no slope.
-    scaling = float(slope or 1.0), float(intercept or 0.0)
-    offset = int(header["vox_offset"]) or (0 if is_pair else int(header.single_vox_offset))
-    source = VoxelSource(voxels, encoding, dtype, None, 0, offset, *scaling)
-    version = "Analyze 7.5" if not is_nifti else "NIfTI-2" if length == 540 else "NIfTI-1"
-    file_format = (
-        version
-        + (" pair" if is_nifti and is_pair else "")
-        + (", gzip" if encoding == "gzip" else "")
-    )
-    return volume_header(
-        path,
-        source,
-        file_format,
-        grid_shape,
-        num_channels,
-        affine,
-        qform=qform,
-        template=header,
-        notes=notes,
-    )
+        used = ("sform", f"{describe_affine(affine)} (used)")
+        unused = ("qform", f"{describe_affine(qform)} (up to {distance} away)")
+        return _Geometry(affine, qform, (note,), (codes, used, unused))
+    if sform_code == 0 and qform_code == 0:
+        note = "no orientation in the header (sform and qform codes are 0)"
+        return _Geometry(affine, None, (note,), (codes,))
+    return _Geometry(affine, None, (), (codes,))
+
+
+def _mm_per_unit(header: Any) -> float:
+    return MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def _other_qform(
@@ -243,7 +304,7 @@ def _other_qform(
     if qform is None or not int(header["sform_code"]):
         return None
     qform = np.array(qform, np.float64)
-    qform[:3] *= MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    qform[:3] *= _mm_per_unit(header)
     is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
     if not is_sane or same_grid(grid_shape, affine, grid_shape, qform):
         return None
@@ -253,72 +314,36 @@ def _other_qform(
 _MAX_AXIS = 32767  # voxels along an axis of NIfTI-1, and channels
 
 
-def _require_short_axes(voxels: VoxelsToWrite, header: Any) -> None:
-    """Raise UnsupportedFormatError if NIfTI-1, unlike NIfTI-2, cannot hold the longest axis."""
+def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
+    """Write voxels with the geometry of another volume, bit for bit that of a NIfTI file.
+
+    Channels get the fourth dimension, and a single file gets a table of its segments. The other
+    file's extensions are not copied. A pair is not compressed.
+    """
+    header = _geometry_to_write(like)
     longest = max(voxels.shape)
     if longest > _MAX_AXIS and header.sizeof_hdr == 348:
         raise UnsupportedFormatError(
             f"{voxels.path}: NIfTI-1 holds at most {_MAX_AXIS} voxels along an axis, found "
             f"{longest}; write MetaImage (.mha) or NRRD (.nrrd) instead"
         )
-
-
-def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write voxels with the geometry of another volume, bit for bit that of a NIfTI file.
-
-    A pair is not compressed.
-    """
-    # Channels get the fourth dimension, a label map a table of its segments, in the extension of
-    # the header; extensions of the other file are not copied.
-    import nibabel
+    shape = voxels.grid_shape[::-1]
+    if voxels.num_channels is not None:
+        shape = (*(*shape, 1)[:3], voxels.num_channels)
+    header.set_data_shape(shape)
+    header.set_data_dtype(voxels.dtype)
+    _forget_content(header)
 
     extension = b""
-    if voxels.segments and not voxels.voxel_files:
-        entries = []
-        for segment in voxels.segments:
-            red, green, blue = map(float, segment.shown_color)
-            attributes = (
-                f'Key="{segment.label}" Red="{red}" Green="{green}" Blue="{blue}" Alpha="1"'
-            )
-            entries.append(f"<Label {attributes}>{html.escape(segment.name, quote=False)}</Label>")
-        text = "\n".join([_TABLE_HEAD, *entries, _TABLE_TAIL]).encode()
-        size = -(-(8 + len(text)) // 16) * 16
-        extension = struct.pack("<ii", size, _ANY_CODE) + text.ljust(size - 8)
-    template: Any = like.header.template if like.header is not None else None
-    nifti1: Any = nibabel.Nifti1Header
-    if isinstance(template, nifti1):
-        header = template.as_byteswapped("<")
+    if voxels.voxel_files:
+        header["magic"] = header.pair_magic
+        header["vox_offset"] = 0
     else:
-        header = nifti1()
-        if not is_sheared(
-            like.affine
-        ):  # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
-            header.set_qform(like.affine, code=1)
-        header.set_sform(like.affine, code=1)
-        header.set_xyzt_units("mm")
-    grid_shape = voxels.grid_shape[::-1]
-    _require_short_axes(voxels, header)
-    header.set_data_shape(
-        grid_shape if voxels.num_channels is None else (*(*grid_shape, 1)[:3], voxels.num_channels)
-    )
-    header.set_data_dtype(voxels.dtype)
-    header["scl_slope"] = 1.0
-    header["intent_name"] = b""
-    for name in (
-        "scl_inter",
-        "cal_min",
-        "cal_max",
-        "intent_code",
-        "intent_p1",
-        "intent_p2",
-        "intent_p3",
-    ):
-        header[name] = 0
-    header["descrip"] = b"crfrefine"
-    header["aux_file"] = b""
-    header["magic"] = header.pair_magic if voxels.voxel_files else header.single_magic
-    header["vox_offset"] = 0 if voxels.voxel_files else header.single_vox_offset + len(extension)
+        extension = _extension_with(voxels.segments)
+        header["magic"] = header.single_magic
+        header["vox_offset"] = header.single_vox_offset + len(extension)
     block = header.binaryblock + bytes((bool(extension), 0, 0, 0)) + extension
+
     with atomic_files(*voxels.voxel_files, voxels.path) as files:
         if voxels.path.name.lower().endswith(GZIP_SUFFIXES):
             write_gzip(files[0], chain([block], voxels.blocks()), threads)
@@ -327,13 +352,49 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
             files[0].writelines(voxels.blocks())
 
 
+def _geometry_to_write(like: Volume) -> Any:
+    """Return a header of nibabel with the geometry of a volume: a copy of its own if it has one."""
+    import nibabel
+
+    template: Any = like.header.template if like.header is not None else None
+    nifti1: Any = nibabel.Nifti1Header
+    if isinstance(template, nifti1):  # NIfTI-2 is derived from it.
+        return template.as_byteswapped("<")
+
+    header = nifti1()
+    # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
+    if not is_sheared(like.affine):
+        header.set_qform(like.affine, code=1)
+    header.set_sform(like.affine, code=1)
+    header.set_xyzt_units("mm")
+    return header
+
+
+def _forget_content(header: Any) -> None:
+    """Remove from a header what it says of the values of the file that it came from."""
+    header["scl_slope"] = 1.0
+    header["scl_inter"] = 0
+    header["cal_min"] = 0
+    header["cal_max"] = 0
+    header["intent_code"] = 0
+    header["intent_p1"] = 0
+    header["intent_p2"] = 0
+    header["intent_p3"] = 0
+    header["intent_name"] = b""
+    header["descrip"] = b"crfrefine"
+    header["aux_file"] = b""
+
+
 # Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which
 # TotalSegmentator writes, too.
 
 _MAX_EXTENSION_BYTES = 1 << 20  # of a file, that are looked at; a label takes about 100
 # Code of the extension, as TotalSegmentator writes it; nibabel's `get_content` refuses Caret's, 30.
 _ANY_CODE = 0
-_TABLE_HEAD = '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension><VolumeInformation Index="0"><LabelTable>'
+_TABLE_HEAD = (
+    '<?xml version="1.0" encoding="UTF-8"?> '
+    '<CaretExtension><VolumeInformation Index="0"><LabelTable>'
+)
 _TABLE_TAIL = "</LabelTable><VolumeType>Label</VolumeType></VolumeInformation></CaretExtension>"
 _LABEL = re.compile(r"<Label\s([^<>]*)>(?:<!\[CDATA\[([^\]]*)\]\]>|([^<>]*))</Label>")
 _ATTRIBUTE = re.compile(
@@ -341,26 +402,41 @@ _ATTRIBUTE = re.compile(
 )
 
 
+def _extension_with(segments: Sequence[Segment]) -> bytes:
+    """Return the extension of a header with a table of segments; b"" without segments."""
+    if not segments:
+        return b""
+    lines = [_TABLE_HEAD]
+    for segment in segments:
+        red, green, blue = map(float, segment.shown_color)
+        attributes = f'Key="{segment.label}" Red="{red}" Green="{green}" Blue="{blue}" Alpha="1"'
+        lines.append(f"<Label {attributes}>{html.escape(segment.name, quote=False)}</Label>")
+    lines.append(_TABLE_TAIL)
+    text = "\n".join(lines).encode()
+
+    size = -(-(8 + len(text)) // 16) * 16  # Extensions are multiples of 16 bytes.
+    return struct.pack("<ii", size, _ANY_CODE) + text.ljust(size - 8)
+
+
 def _labels_in(extensions: bytes) -> tuple[Segment, ...]:
-    """Return the labels of a table among extensions.
+    """Return the labels of a table among extensions; wrong entries are left out, as names alone.
 
     An expression finds them: XML's entities and document types may be hostile.
     """
+    if b"<CaretExtension" not in extensions:
+        return ()
     segments: dict[int, Segment] = {}
-    for attributes, data, text in (
-        _LABEL.findall(extensions.decode(errors="replace"))
-        if b"<CaretExtension" in extensions
-        else ()
-    ):
+    for attributes, data, text in _LABEL.findall(extensions.decode(errors="replace")):
         numbers = dict(_ATTRIBUTE.findall(attributes))
         name = shorten((data or html.unescape(text)).strip(), MAX_OF_A_NAME)
         key = numbers.get("Key", "")
-        if (
-            key.isdecimal() and 1 <= int(key) <= MAX_LABEL and name
-        ):  # Names change no result: the others are used.
-            red, green, blue = (float(numbers.get(part, 2)) for part in ("Red", "Green", "Blue"))
-            segments.setdefault(
-                int(key),
-                Segment(int(key), name, (red, green, blue) if max(red, green, blue) <= 1 else None),
-            )
+        if not key.isdecimal() or not 1 <= int(key) <= MAX_LABEL or not name:
+            continue
+        color = (
+            float(numbers.get("Red", 2)),
+            float(numbers.get("Green", 2)),
+            float(numbers.get("Blue", 2)),
+        )
+        segment = Segment(int(key), name, color if max(color) <= 1 else None)
+        segments.setdefault(segment.label, segment)
     return tuple(segments[label] for label in sorted(segments))

@@ -1,10 +1,14 @@
-"""NRRD, `.nrrd` and `.nhdr`: a text header of `field: value`, which an empty line ends, then the voxels; written as gzip data."""
+"""NRRD, `.nrrd` and `.nhdr`: a header of `field: value`, which an empty line ends, then the voxels.
+
+It is written with voxels as gzip data.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,79 +33,42 @@ NAME = "NRRD"
 
 # All fields of the format: any other name is damage, and its value would be missed.
 _FIELDS = (
-    *(
-        "type",
-        "dimension",
-        "sizes",
-        "encoding",
-        "endian",
-        "data file",
-        "line skip",
-        "byte skip",
-        "content",
-        "number",
-        "block size",
-    ),
-    *(
-        "space",
-        "space dimension",
-        "space directions",
-        "space origin",
-        "space units",
-        "measurement frame",
-    ),
-    *(
-        "spacings",
-        "thicknesses",
-        "axis mins",
-        "axis maxs",
-        "centers",
-        "centerings",
-        "labels",
-        "units",
-        "kinds",
-    ),
-    *("min", "max", "old min", "old max", "sample units"),
+    *("type", "dimension", "sizes", "encoding", "endian", "data file", "line skip", "byte skip"),
+    *("content", "number", "block size", "min", "max", "old min", "old max", "sample units"),
+    *("space", "space dimension", "space directions", "space origin", "space units"),
+    *("measurement frame", "spacings", "thicknesses", "axis mins", "axis maxs"),
+    *("centers", "centerings", "labels", "units", "kinds"),
 )
-_KNOWN = {name.replace(" ", ""): "centers" if name == "centerings" else name for name in _FIELDS}
-_INTEGERS = {
-    "i1": ("signed char", "int8", "int8_t"),
-    "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
-    "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
-    "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
-    "i4": ("int", "signed int", "int32", "int32_t"),
-    "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
-    "i8": (
-        "longlong",
-        "long long",
-        "long long int",
-        "signed long long",
-        "signed long long int",
-        "int64",
-        "int64_t",
-    ),
-    "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
-}
+_FIELD_OF_NAME = {name.replace(" ", ""): name for name in _FIELDS}
+_FIELD_OF_NAME["centerings"] = "centers"
+# NumPy's types by their names in a header.
 _TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int"), "i2"),
+    **dict.fromkeys(("int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int"), "u2"),
+    **dict.fromkeys(("uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long"), "i8"),
+    **dict.fromkeys(("signed long long int", "int64", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int"), "u8"),
+    **dict.fromkeys(("uint64", "uint64_t"), "u8"),
     "float": "f4",
     "double": "f8",
-    **{name: kind for kind, names in _INTEGERS.items() for name in names},
 }
 # Of types that have another name in NumPy.
 _WRITTEN_TYPES = {"float32": "float", "float64": "double"}
 _ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
 _RARE_ENCODINGS = ("hex", "ascii", "text", "txt")
 _MAX_DIMS = 16
-_GRID_KINDS = ("domain", "space", "time", "none", "???")
+_GRID_KINDS = ("domain", "space")
+# An axis of these kinds is one of the grid, unless it is the only one without a direction.
+_VAGUE_KINDS = ("time", "none", "???")
 _CHANNEL_KINDS = (
-    "list",
-    "point",
-    "vector",
-    "covariant-vector",
-    "normal",
-    "scalar",
-    "rgb-color",
-    "rgba-color",
+    *("list", "point", "vector", "covariant-vector", "normal"),
+    *("scalar", "rgb-color", "rgba-color"),
 )
 
 
@@ -119,18 +86,28 @@ def read_header(path: Path) -> VolumeHeader:
     num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
     sizes = fields.sizes("sizes", num_dims)
     channel_axis = _channel_axis(fields, num_dims)
-    axes = [axis for axis in range(num_dims) if axis != channel_axis]
-    channels = 1 if channel_axis is None else sizes[channel_axis]
+    axes = list(range(num_dims))
+    channels = 1
+    if channel_axis is not None:
+        axes.remove(channel_axis)
+        channels = sizes[channel_axis]
     if channels > 1 and path.name.lower().endswith(".seg.nrrd"):
         raise UnsupportedFormatError(
-            f"{path}: the segments are in {channels} layers, as where they overlap; expected one layer\n"
-            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, or export the segments to a labelmap."
+            f"{path}: the segments are in {channels} layers, as where they overlap; "
+            "expected one layer\n"
+            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, "
+            "or export the segments to a labelmap."
         )
-    grid = grid_and_channels(path, tuple(sizes[axis] for axis in axes), channels)
-    source = _source(fields, end, inner=math.prod(sizes[:channel_axis]) if channels > 1 else None)
-    affine = _affine(fields, num_dims, axes, len(grid[0]))
-    template = _geometry_of(fields) if "space" in fields and len(axes) == len(grid[0]) == 3 else ()
-    return volume_header(path, source, NAME, *grid, affine, template=template)
+
+    grid_sizes = tuple(sizes[axis] for axis in axes)
+    grid_shape, num_channels = grid_and_channels(path, grid_sizes, channels)
+    inner = math.prod(sizes[:channel_axis]) if channels > 1 else None
+    source = _source(fields, end, inner=inner)
+    affine = _affine(fields, num_dims, axes, len(grid_shape))
+    template: tuple[str, ...] = ()
+    if "space" in fields and len(axes) == len(grid_shape) == 3:
+        template = _geometry_of(fields)
+    return volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
 
 
 def _fields(path: Path) -> tuple[Fields, int]:
@@ -142,35 +119,46 @@ def _fields(path: Path) -> tuple[Fields, int]:
     end = 0
     for number, line, end in header_lines(path):
         if number == 1:
-            if not re.fullmatch(rb"NRRD000[1-6]\s*", line):
-                raise UnsupportedFormatError(
-                    f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}"
-                )
-            continue
-        if not line.strip():
+            _require_magic(path, line)
+        elif not line.strip():
             return fields, end
-        if line.startswith(b"#"):
-            continue
-        name, _, value = line.partition(b":")
-        if len(name) < 100:
-            field = _KNOWN.get(name.strip().lower().replace(b" ", b"").decode("latin-1"))
-        else:
-            field = None
-        if field is not None and not value.startswith(b"="):
-            fields.add(field, value)
+        elif not line.startswith(b"#"):
+            field = _add_line(fields, number, line)
             if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
                 return fields, end  # The names of the files follow.
-        elif b":=" not in line:
-            shown = shorten(line.decode(errors="backslashreplace"), 60)
-            problem = f"line {number} is not a `field: value` of the format: {shown!r}"
-            raise UnsupportedFormatError(
-                f"{path}: damaged NRRD header, or the file is cut off: {problem}"
-            )
     if "data file" not in fields:
         raise UnsupportedFormatError(
             f"{path}: the file is cut off: no empty line ends its header; copy or export it again"
         )
     return fields, end
+
+
+def _require_magic(path: Path, line: bytes) -> None:
+    if not re.fullmatch(rb"NRRD000[1-6]\s*", line):
+        raise UnsupportedFormatError(
+            f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}"
+        )
+
+
+def _add_line(fields: Fields, number: int, line: bytes) -> str | None:
+    """Add the field of a line, and return its name; None for a pair of key and value (`:=`).
+
+    Raise UnsupportedFormatError for any other line.
+    """
+    name, _, value = line.partition(b":")
+    field = None
+    if len(name) < 100:
+        field = _FIELD_OF_NAME.get(name.strip().lower().replace(b" ", b"").decode("latin-1"))
+    if field is not None and not value.startswith(b"="):
+        fields.add(field, value)
+        return field
+    if b":=" not in line:
+        shown = shorten(line.decode(errors="backslashreplace"), 60)
+        raise UnsupportedFormatError(
+            f"{fields.path}: damaged NRRD header, or the file is cut off: "
+            f"line {number} is not a `field: value` of the format: {shown!r}"
+        )
+    return None
 
 
 def _channel_axis(fields: Fields, num_dims: int) -> int | None:
@@ -182,32 +170,37 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
     if len(kinds) != num_dims or "complex" in kinds:
         raise fields.damaged(
             "kinds",
-            f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, of real numbers",
+            f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, "
+            "of real numbers",
         )
-    unusual = set(kinds).difference(_GRID_KINDS, _CHANNEL_KINDS)
+    unusual = set(kinds).difference(_GRID_KINDS, _VAGUE_KINDS, _CHANNEL_KINDS)
     if unusual:
         raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
-    without = [
-        word == "none"
-        for word in re.findall(r"none|\([^()]*\)", fields.text("space directions", "").lower())
-    ]
-    if len(without) != num_dims or all(without):
-        without = [False] * num_dims
-    channel_axes = [
-        axis
-        for axis, kind in enumerate(kinds)
-        if kind in _CHANNEL_KINDS or (kind in _GRID_KINDS[2:] and without[axis])
-    ]
+
+    undirected = _axes_without_direction(fields, num_dims)
+    channel_axes = []
+    for axis, kind in enumerate(kinds):
+        if kind in _CHANNEL_KINDS or (kind in _VAGUE_KINDS and axis in undirected):
+            channel_axes.append(axis)
     if len(channel_axes) > 1:
         raise UnsupportedFormatError(
-            f"{fields.path}: {len(channel_axes)} axes of values cannot be split into grid and channels"
+            f"{fields.path}: {len(channel_axes)} axes of values cannot be split into "
+            "grid and channels"
         )
-    if channel_axes:
-        return channel_axes[0]
-    return None
+    return next(iter(channel_axes), None)
+
+
+def _axes_without_direction(fields: Fields, num_dims: int) -> set[int]:
+    """Return the axes with `none` instead of a direction; no axis if that holds for all."""
+    entries = _ENTRIES.findall(fields.text("space directions", "").lower())
+    undirected = {axis for axis, entry in enumerate(entries) if entry == "none"}
+    if len(entries) != num_dims or len(undirected) == num_dims:
+        return set()
+    return undirected
 
 
 def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
+    """Return the place of the voxels, which follow the header, or are in another file."""
     kind = _TYPES.get(" ".join(fields.text("type").lower().split()))
     if kind is None:
         raise fields.damaged(
@@ -225,15 +218,25 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
         raise RareHeaderError("lines to skip, or voxels as text")
     if encoding is None:
         raise fields.damaged("encoding", "raw, gzip, ascii or hex")
+
     # -1 means that the voxels end the file.
-    skipped = fields.whole("byte skip", "0", limits=(-1 if encoding == "raw" else 0, 1 << 60))
-    endian = fields.text("endian", "little" if kind[1] == "1" else None).lower()
-    if endian not in ("little", "big"):
-        raise fields.damaged("endian", "little or big")
-    dtype = np.dtype(kind).newbyteorder(">" if endian == "big" else "<")
-    return VoxelSource(
-        path, encoding, dtype, inner, start=-1 if skipped < 0 else start, offset=max(skipped, 0)
-    )
+    fewest = -1 if encoding == "raw" else 0
+    skipped = fields.whole("byte skip", "0", limits=(fewest, 1 << 60))
+    dtype = np.dtype(kind).newbyteorder(_byte_order(fields, np.dtype(kind)))
+    if skipped < 0:
+        return VoxelSource(path, encoding, dtype, inner, start=-1)
+    return VoxelSource(path, encoding, dtype, inner, start=start, offset=skipped)
+
+
+def _byte_order(fields: Fields, dtype: np.dtype[np.generic]) -> Literal["<", ">"]:
+    """Return NumPy's sign of the byte order, which single bytes do without."""
+    default = "little" if dtype.itemsize == 1 else None
+    endian = fields.text("endian", default).lower()
+    if endian == "little":
+        return "<"
+    if endian == "big":
+        return ">"
+    raise fields.damaged("endian", "little or big")
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -241,31 +244,39 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
 
     The channels of a voxel are put together.
     """
-    lines = lines_to_write(voxels.path, like, NAME, _geometry_lines)
+    header = "\n".join(_lines_to_write(voxels, like))
+    with atomic_files(*voxels.voxel_files, voxels.path) as files:
+        files[-1].write(header.encode())
+        write_gzip(files[0], voxels.blocks(interleaved=True), threads)
+
+
+def _lines_to_write(voxels: VoxelsToWrite, like: Volume) -> list[str]:
+    """Return the lines of a header, and what the text ends with: an empty line before voxels."""
+    space, *geometry = lines_to_write(voxels.path, like, NAME, _geometry_lines)
     sizes = voxels.shape[::-1]
     kinds = ["domain"] * len(like.spacing)
     if voxels.num_channels is not None:
         sizes = (sizes[-1], *sizes[:-1])
-        kinds = ["vector", *kinds]
-        lines = tuple(
-            re.sub(r"^space directions:", "space directions: none", line) for line in lines
-        )
-    header = (
+        kinds.insert(0, "vector")
+        prefix = "space directions:"
+        geometry = [line.replace(prefix, f"{prefix} none", 1) for line in geometry]
+
+    lines = [
         "NRRD0004",
         f"type: {_WRITTEN_TYPES.get(voxels.dtype.name, voxels.dtype.name)}",
         f"dimension: {len(sizes)}",
-        *lines[:1],
+        space,
         "sizes: " + " ".join(map(str, sizes)),
-        *lines[1:],
+        *geometry,
         "kinds: " + " ".join(kinds),
-        *(["endian: little"] if voxels.dtype.itemsize > 1 else []),
-        "encoding: gzip",
-        *(f"data file: {file.name}" for file in voxels.voxel_files),
-        "" if voxels.voxel_files else "\n",
-    )
-    with atomic_files(*voxels.voxel_files, voxels.path) as files:
-        files[-1].write("\n".join(header).encode())
-        write_gzip(files[0], voxels.blocks(interleaved=True), threads)
+    ]
+    if voxels.dtype.itemsize > 1:
+        lines.append("endian: little")
+    lines.append("encoding: gzip")
+    for file in voxels.voxel_files:
+        lines.append(f"data file: {file.name}")
+    lines.append("" if voxels.voxel_files else "\n")
+    return lines
 
 
 def _geometry_lines(
@@ -279,7 +290,7 @@ def _geometry_lines(
 
 
 def _vector(values: NDArray[np.float64]) -> str:
-    return "(" + ",".join(repr(float(value)) for value in values) + ")"
+    return "(" + ",".join(map(repr, values.tolist())) + ")"
 
 
 # Name of a world without hyphens and spaces -> the signs that lead to RAS+.
@@ -294,61 +305,88 @@ _ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
 
 
 def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
-    """Return the affine to RAS+ mm of the grid, which has the first `num_axes` of the axes that are not channels."""
+    """Return the affine to RAS+ mm of the grid.
+
+    The grid has the first `num_axes` of `axes`, which are those without channels.
+    """
     if "axis mins" in fields:
         raise RareHeaderError("axis mins")
     if not _IN_SPACE & set(fields):
-        words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
-        spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
-        if spacings is None or len(words) != num_dims or 0.0 in spacings:
-            raise fields.damaged(
-                "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
-            )
+        spacings = _spacings(fields, num_dims, axes)
         return affine_of(np.diag(spacings[:num_axes]), np.zeros(num_axes), LPS)
-    # A space without a name counts as LPS, as in ITK.
-    if "space" in fields:
-        signs = _SPACES.get(re.sub(r"[- ]", "", fields.text("space").lower()))
-    else:
-        signs = LPS
-    if (
-        signs is None
-        or ("space" in fields) == ("space dimension" in fields)
-        or "spacings" in fields
-    ):
-        raise RareHeaderError(
-            f"the space {shorten(fields.text('space', ''), 60)!r}, or spacings in it"
-        )
+
+    signs = _signs(fields)
     space_dims = 3 if "space" in fields else fields.whole("space dimension", limits=(1, _MAX_DIMS))
     if space_dims != len(axes):
         raise UnsupportedFormatError(
-            f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; expected as many axes as dimensions"
+            f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; "
+            "expected as many axes as dimensions"
         )
-    if "nan" in fields.text("space origin", "").lower():
+    origin = np.array(_origin(fields, space_dims))
+    columns = _directions(fields, num_dims, axes)
+    return affine_of(columns[:num_axes, :num_axes], origin[:num_axes], signs)
+
+
+def _spacings(fields: Fields, num_dims: int, axes: list[int]) -> tuple[float, ...]:
+    """Return the voxel sizes along the axes of a grid without a place in the world."""
+    words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
+    spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
+    if spacings is None or len(words) != num_dims or 0.0 in spacings:
+        raise fields.damaged(
+            "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
+        )
+    return spacings
+
+
+def _signs(fields: Fields) -> tuple[float, ...]:
+    """Return the signs that turn the space into RAS+; raise RareHeaderError for a rare space."""
+    name = fields.text("space", "")
+    signs = LPS  # A space without a name counts as LPS, as in ITK.
+    is_rare = "spacings" in fields or ("space" in fields) == ("space dimension" in fields)
+    if "space" in fields:
+        key = re.sub(r"[- ]", "", name.lower())
+        is_rare = is_rare or key not in _SPACES
+        signs = _SPACES.get(key, LPS)
+    if is_rare:
+        raise RareHeaderError(f"the space {shorten(name, 60)!r}, or spacings in it")
+    return signs
+
+
+def _origin(fields: Fields, space_dims: int) -> tuple[float, ...]:
+    """Return the place of the first voxel, which is 0 if the header does not have it."""
+    text = fields.text("space origin", "")
+    if "nan" in text.lower():
         raise RareHeaderError("a space origin that is no place")
-    origin, *others = _vectors(fields.text("space origin", "")) or [(0.0,) * space_dims]
-    if origin is None or others or len(origin) != space_dims:
+    vectors = _vectors(text) or [(0.0,) * space_dims]
+    origin = vectors[0]
+    if origin is None or len(vectors) > 1 or len(origin) != space_dims:
         raise fields.damaged(
             "space origin", f"one vector of {space_dims} finite numbers such as (0,0,0)"
         )
+    return origin
+
+
+def _directions(fields: Fields, num_dims: int, axes: list[int]) -> NDArray[np.float64]:
+    """Return the steps from voxel to voxel along the axes of the grid, as columns."""
     if "space directions" not in fields:
         raise RareHeaderError("no space directions")
+    space_dims = len(axes)
     entries = _vectors(fields.text("space directions"))
-    vectors = [entries[axis] for axis in axes if axis < len(entries)]
-    vectors = [vector for vector in vectors if vector is not None and len(vector) == space_dims]
-    if len(entries) != num_dims or len(vectors) != len(axes):
+    vectors = []
+    for axis, vector in enumerate(entries):
+        if axis in axes and vector is not None and len(vector) == space_dims:
+            vectors.append(vector)
+    if len(entries) != num_dims or len(vectors) != space_dims:
         raise fields.damaged(
             "space directions",
             f"{num_dims} vectors of {space_dims} finite numbers, none for channels",
         )
-    columns = np.array(vectors, np.float64).T
-    lengths = np.array(
-        [math.sqrt(sum(value * value for value in vector)) for vector in columns.T.tolist()]
-    )
+
+    lengths = np.array([math.sqrt(sum(part * part for part in vector)) for vector in vectors])
     if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
         raise fields.damaged("space directions", "vectors that are as long as a voxel")
     # Rounded as by ITK, which computes length and direction.
-    columns = columns * (1 / lengths) * lengths
-    return affine_of(columns[:num_axes, :num_axes], np.array(origin[:num_axes]), signs)
+    return np.array(vectors, np.float64).T * (1 / lengths) * lengths
 
 
 def _vectors(text: str) -> list[tuple[float, ...] | None]:
@@ -358,20 +396,21 @@ def _vectors(text: str) -> list[tuple[float, ...] | None]:
     """
     if _ENTRIES.sub("", text).strip():
         return []
-    return [
-        finite_numbers([word.strip() for word in entry[1:-1].split(",")])
-        for entry in _ENTRIES.findall(text)
-    ]
+    vectors = []
+    for entry in _ENTRIES.findall(text):
+        words = entry[1:-1].split(",")
+        vectors.append(finite_numbers([word.strip() for word in words]))
+    return vectors
 
 
 def _geometry_of(fields: Fields) -> tuple[str, ...]:
     """Return the header's lines that place its grid, without the entry of a channel axis."""
-    directions = [
-        entry for entry in _ENTRIES.findall(fields.text("space directions", "")) if entry[0] == "("
-    ]
+    entries = _ENTRIES.findall(fields.text("space directions", ""))
+    directions = [entry for entry in entries if entry.startswith("(")]
     lines = [f"space: {fields.text('space')}", "space directions: " + " ".join(directions)]
-    if fields.text("space origin", ""):
-        lines.append(f"space origin: {fields.text('space origin')}")
+    origin = fields.text("space origin", "")
+    if origin:
+        lines.append(f"space origin: {origin}")
     units = fields.text("space units", "")
     if len(units) <= 100 and re.fullmatch(r'\s*"[\w ]*"(?:\s+"[\w ]*"){2}\s*', units, re.ASCII):
         lines.append(f"space units: {units}")
