@@ -116,7 +116,7 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
     """Open an .npz at its first voxel."""
     with _open_member(header.path) as (_, reader, _, is_fortran, dtype):
         source = VoxelSource(header.path, "raw", dtype, 1 if is_fortran else None)
-        yield Decoder(reader, source, (header.num_channels, *header.grid_shape[::-1]))
+        yield Decoder(reader, source, header.stored_shape)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:

@@ -386,7 +386,8 @@ def _directions(fields: Fields, num_dims: int, axes: list[int]) -> NDArray[np.fl
     if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
         raise fields.damaged("space directions", "vectors that are as long as a voxel")
     # Rounded as by ITK, which computes length and direction.
-    return np.array(vectors, np.float64).T * (1 / lengths) * lengths
+    columns: NDArray[np.float64] = np.array(vectors).T * (1 / lengths) * lengths
+    return columns
 
 
 def _vectors(text: str) -> list[tuple[float, ...] | None]:

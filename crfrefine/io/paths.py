@@ -62,6 +62,7 @@ FORMATS = (
     Format(ITK, (".gipl.gz", ".gipl", ".vtk", ".mrc"), "crfrefine.io.itk", is_read_only=True),
     Format("NumPy array", (".npz", ".npy"), "crfrefine.io.npz", holds_scores_alone=True),
 )
+FORMAT_OF_NAME = {known.name: known for known in FORMATS}
 FORMAT_OF_SUFFIX = {suffix: known for known in FORMATS for suffix in known.suffixes}
 VOLUME_SUFFIXES = tuple(
     suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes

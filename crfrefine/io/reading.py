@@ -1,13 +1,15 @@
-"""Read a file of any supported format, or the files of a network's output: header, then voxels, at once or piece by piece."""
+"""Read a file of any supported format, or the files of a network's output.
+
+The header comes first, then the voxels, at once or piece by piece.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,8 +21,8 @@ from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead, run_
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
 from crfrefine.io.npz import in_fortran_order
 from crfrefine.io.paths import (
+    FORMAT_OF_NAME,
     FORMAT_OF_SUFFIX,
-    FORMATS,
     ITK,
     LOGITS_SUFFIXES,
     VOLUME_SUFFIXES,
@@ -39,75 +41,103 @@ from crfrefine.io.streams import (
     open_bytes,
     skip,
 )
-from crfrefine.io.volume import MAX_BYTES, RareHeaderError, Volume, VolumeHeader, iter_pieces
+from crfrefine.io.volume import (
+    MAX_BYTES,
+    FileState,
+    RareHeaderError,
+    Volume,
+    VolumeHeader,
+    iter_pieces,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
 def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> VolumeHeader:
-    """Read the header of a file in one of the formats with these suffixes."""
-    # Raises UnsupportedFormatError (unknown, damaged, cut off, ambiguous layout), InputError
-    # (missing, or cannot be opened) or UnexpectedError.
-    path, known = file_to_read(Path(path), suffixes)
+    """Read the header of a file in one of the formats with these suffixes.
+
+    Raise UnsupportedFormatError (unknown, damaged, cut off, ambiguous layout), InputError (missing,
+    or cannot be opened) or UnexpectedError.
+    """
+    path, expected = file_to_read(Path(path), suffixes)
     # The checks find numbers of a damaged header that are out of range; warnings about them are not
     # needed.
     with reading(path), np.errstate(all="ignore"):
-        files = {path: path.stat()}
-        if not files[path].st_size:
+        states = [_state_of(path)]
+        if not path.stat().st_size:
             raise UnsupportedFormatError(f"{path}: the file is empty")
-        family = ""
-        try:
-            header: VolumeHeader = import_module(known.module).read_header(path)
-        except RareHeaderError as rare:
-            itk = next(each for each in FORMATS if each.name == ITK)
-            header = import_module(itk.module).read_header(path, known.name)
-            header = replace(header, notes=(f"read through SimpleITK: its header has {rare}",))
-            family = ITK
-        except UnsupportedFormatError as error:
-            actual = recognize(path)
-            if actual is None or actual is known:
-                raise
-            hint = f"{error}\n  {conversion_hint(actual)}"
-            if not isinstance(actual, Format) or not set(actual.suffixes) <= set(suffixes):
-                raise UnsupportedFormatError(hint) from None
-            known = actual
-            header = import_module(actual.module).read_header(path)
-            # The name of the header decides which other files hold voxels, and which files must not
-            # be replaced.
-            if header.source is not None and header.source.path != path:
-                raise UnsupportedFormatError(hint) from None
-        source = header.source
-        misnamed = None
-        if FORMAT_OF_SUFFIX.get(suffix_of(path)) is not known:
-            misnamed = (
-                f"the file is {known.name}, although its name does not say so; it is read as such"
-            )
-        elif source is not None and (source.path, source.start) == (
-            path,
-            0,
-        ):  # Compressed as a whole, or not at all.
-            is_gzip = source.encoding == "gzip"
-            if is_gzip != path.name.lower().endswith(GZIP_SUFFIXES):
-                misnamed = f"the file is {'' if is_gzip else 'not '}compressed, although its name says otherwise"
-        if source is not None and source.path != path:
-            files[source.path] = source.path.stat()
-    states = tuple(
-        (file, status.st_ino, status.st_size, status.st_mtime_ns) for file, status in files.items()
-    )
-    notes = header.notes if misnamed is None else (misnamed, *header.notes)
-    return replace(
-        header, family=family or known.name, misnamed=misnamed, notes=notes, states=states
-    )
+        header, actual = _read_header_of_any(path, expected, suffixes)
+        if header.source is not None and header.source.path != path:
+            states.append(_state_of(header.source.path))
+
+    notes = header.notes
+    misnamed = _wrong_name_of(header, actual)
+    if misnamed is not None:
+        notes = (misnamed, *notes)
+    return replace(header, misnamed=misnamed, notes=notes, states=tuple(states))
+
+
+def _read_header_of_any(
+    path: Path, expected: Format, suffixes: tuple[str, ...]
+) -> tuple[VolumeHeader, Format]:
+    """Read a header in the expected format, or else in that of the content; return both."""
+    try:
+        header: VolumeHeader = import_module(expected.module).read_header(path)
+    except RareHeaderError as rare:
+        header = import_module(FORMAT_OF_NAME[ITK].module).read_header(path, expected.name)
+        note = f"read through SimpleITK: its header has {rare}"
+        return replace(header, family=ITK, notes=(note,)), expected
+    except UnsupportedFormatError as error:
+        actual = recognize(path)
+        if actual is None or actual is expected:
+            raise
+        hint = f"{error}\n  {conversion_hint(actual)}"
+        if not isinstance(actual, Format) or not set(actual.suffixes) <= set(suffixes):
+            raise UnsupportedFormatError(hint) from None
+        header = import_module(actual.module).read_header(path)
+        # The name of the header decides which other files hold voxels, and which files must not be
+        # replaced.
+        if header.source is not None and header.source.path != path:
+            raise UnsupportedFormatError(hint) from None
+        return replace(header, family=actual.name), actual
+    return replace(header, family=expected.name), expected
+
+
+def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
+    """Describe what a file is if its name says something else."""
+    path = header.path
+    source = header.source
+    if FORMAT_OF_SUFFIX.get(suffix_of(path)) is not actual:
+        return f"the file is {actual.name}, although its name does not say so; it is read as such"
+    if source is None or source.path != path or source.start != 0:
+        return None
+    # The file is compressed as a whole, or not at all.
+    is_gzip = source.encoding == "gzip"
+    if is_gzip == path.name.lower().endswith(GZIP_SUFFIXES):
+        return None
+    if is_gzip:
+        return "the file is compressed, although its name says otherwise"
+    return "the file is not compressed, although its name says otherwise"
+
+
+def _state_of(path: Path) -> FileState:
+    """Return what changes with the content of a file."""
+    status = path.stat()
+    return path, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _require_unchanged(header: VolumeHeader) -> None:
-    """Raise InputError if a file changed: the header of one and voxels of another would make one case."""
-    for path, *state in header.states:
-        status = path.stat()
-        if [status.st_ino, status.st_size, status.st_mtime_ns] != state:
+    """Raise InputError if a file changed since its header was read.
+
+    The header of one file and the voxels of another would make one case.
+    """
+    for state in header.states:
+        path = state[0]
+        if _state_of(path) != state:
             raise InputError(
-                f"{path}: was changed while it was read; run again when nothing writes to it any more"
+                f"{path}: was changed while it was read; "
+                "run again when nothing writes to it any more"
             )
 
 
@@ -119,25 +149,7 @@ def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[D
     """
     _require_unchanged(header)
     try:
-        with ExitStack() as files:
-            shape = (header.num_channels, *header.grid_shape[::-1])
-            if header.turned is not None:
-                own, turn = header.turned
-                stored = files.enter_context(open_voxels(own, allows_nan=allows_nan))
-                blocks = BlockReader(_turned_blocks(stored, own, turn))
-                decoder = Decoder(blocks, VoxelSource(own.path, "raw", stored.kept_type), shape)
-            elif (source := header.source) is None:
-                code = import_module(
-                    next(known.module for known in FORMATS if known.name == header.family)
-                )
-                decoder = files.enter_context(code.open_voxels(header))
-            else:
-                is_raw = source.encoding == "raw"
-                reader = files.enter_context(
-                    open_bytes(source.path, source.encoding, source.start + is_raw * source.offset)
-                )
-                skip(reader, 0 if is_raw else source.offset)
-                decoder = Decoder(reader, source, shape)
+        with _open_decoder(header, allows_nan) as decoder:
             decoder.allows_nan = allows_nan
             yield decoder
     except CrfRefineError:
@@ -146,9 +158,34 @@ def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[D
     _require_unchanged(header)
 
 
+@contextmanager
+def _open_decoder(header: VolumeHeader, allows_nan: bool) -> Iterator[Decoder]:
+    """Open a file at its first voxel: one with turned axes, of many parts, or of one."""
+    source = header.source
+    if header.turned is not None:
+        stored, turn = header.turned
+        with open_voxels(stored, allows_nan=allows_nan) as decoder:
+            blocks = BlockReader(_turned_blocks(decoder, stored, turn))
+            in_memory = VoxelSource(stored.path, "raw", decoder.kept_type)
+            yield Decoder(blocks, in_memory, header.stored_shape)
+    elif source is None:
+        code = import_module(FORMAT_OF_NAME[header.family].module)
+        with code.open_voxels(header) as decoder:
+            yield decoder
+    elif source.encoding == "raw":
+        with open_bytes(source.path, "raw", source.start + source.offset) as reader:
+            yield Decoder(reader, source, header.stored_shape)
+    else:
+        with open_bytes(source.path, source.encoding, source.start) as reader:
+            skip(reader, source.offset)
+            yield Decoder(reader, source, header.stored_shape)
+
+
 def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
-    """Return a header with its axes turned to those of a grid, if the file's voxels are on it."""
-    # Else, and without a grid, the header is returned as it is.
+    """Return a header with its axes turned to those of a grid, if the file's voxels are on it.
+
+    Otherwise, and without a grid, the header is returned as it is.
+    """
     if grid is None or header.affine is None or grid.affine is None or header.on_same_grid(grid):
         return header
     turn = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)
@@ -170,17 +207,29 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     A volume (x, y, label) over a plane has the labels on its last axis. An array (z, y, x) without
     geometry over a volume (x, y, z) has one channel. Any other header is returned as it is.
     """
-    num_planes = (*grid.grid_shape, 1)[2]
-    if header.affine is None:
-        whole = (*header.grid_shape, header.num_channels)
-        if num_planes == 1 or whole != grid.grid_shape:
-            return header
-        array = replace(header, grid_shape=whole, num_channels=1, turned=None)
-        if header.turned is None:
-            return array
-        return in_fortran_order(array)
+    is_plane = (*grid.grid_shape, 1)[2] == 1
+    if header.affine is None and not is_plane:
+        return _array_on(header, grid)
+    if header.affine is not None and is_plane:
+        return _plane_on(header, grid)
+    return header
+
+
+def _array_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
+    """Return the header of an array, which has no channel axis if its shape is the grid's."""
+    whole = (*header.grid_shape, header.num_channels)
+    if whole != grid.grid_shape:
+        return header
+    array = replace(header, grid_shape=whole, num_channels=1, turned=None)
+    if header.turned is None:
+        return array
+    return in_fortran_order(array)
+
+
+def _plane_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
+    """Return the header of a plane with channels, if a volume is one over the grid of a plane."""
     is_stack = len(header.grid_shape) == 3 and header.grid_shape[2] > 1
-    if num_planes > 1 or not is_stack or header.num_channels > 1 or header.source is None:
+    if not is_stack or header.num_channels > 1 or header.source is None:
         return header
     assert header.spacing is not None
     plane = replace(
@@ -191,19 +240,20 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
         source=replace(header.source, inner=None),
         segments=(),
     )
-    is_in_place = placed_on(plane, grid).on_same_grid(grid)
-    if is_in_place:
+    if placed_on(plane, grid).on_same_grid(grid):
         return plane
     return header
 
 
-def _turned_blocks(decoder: Decoder, own: VolumeHeader, turn: Reorientation) -> Iterator[bytes]:
-    """Yield the channels of a file with turned axes."""
-    # One channel is in memory, or all of them if the file interleaves them.
-    at_once = 1 if decoder.is_by_channel else own.num_channels
-    for first in range(0, own.num_channels, at_once):
-        shape = (at_once, *(*own.grid_shape, 1)[2::-1])
-        values = allocate_array(shape, own.path, decoder.kept_type)
+def _turned_blocks(decoder: Decoder, stored: VolumeHeader, turn: Reorientation) -> Iterator[bytes]:
+    """Yield the channels of a file with turned axes.
+
+    One channel is in memory, or all of them if the file interleaves them.
+    """
+    at_once = 1 if decoder.is_by_channel else stored.num_channels
+    for first in range(0, stored.num_channels, at_once):
+        shape = (at_once, *(*stored.grid_shape, 1)[2::-1])
+        values = allocate_array(shape, stored.path, decoder.kept_type)
         decoder.fill(values, first)
         for channel in values:
             yield np.ascontiguousarray(turn.apply(channel)).tobytes()
@@ -216,13 +266,10 @@ def read_volume(path: str | Path) -> Volume:
     Raises as `read_pieces`.
     """
     header = read_header(path, VOLUME_SUFFIXES)
-    channels = reverse_grid(read_channels(header))
-    return Volume(
-        channels if header.num_channels > 1 else channels[0],
-        *header.geometry(),
-        header.path,
-        header,
-    )
+    data = reverse_grid(read_channels(header))
+    if header.num_channels == 1:
+        data = data[0]
+    return Volume(data, *header.geometry(), header.path, header)
 
 
 # The paths of files with NaN, which the reading of images adds to; None means that NaN is an error.
@@ -252,8 +299,7 @@ def read_stored(header: VolumeHeader, nan_files: NanFiles = None) -> NDArray[Any
     """Read a file in the type of its pieces: (channels, [z,] y, x); raises as `read_pieces`."""
     allows_nan = nan_files is not None
     with reading(header.path), open_voxels(header, allows_nan=allows_nan) as decoder:
-        shape = (header.num_channels, *header.grid_shape[::-1])
-        values = allocate_array(shape, header.path, decoder.kept_type)
+        values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
         decoder.fill(values)
         decoder.finish()
     if nan_files is not None and decoder.has_nan:
@@ -268,13 +314,17 @@ def reading_jobs(
 
     The jobs may run together. `num_before` channels before those of the files are the caller's.
     """
+    first = headers[0]
     num_channels = num_before + sum(header.num_channels for header in headers)
-    shape = (num_channels, *headers[0].grid_shape[::-1])
-    values: NDArray[np.float32] = allocate_array(shape, headers[0].path)
-    ends = np.cumsum([header.num_channels for header in headers])
-    parts = np.split(values[num_before:], ends[:-1])
-    files = zip(headers, parts, strict=True)
-    return values, [partial(_read_into, header, part, nan_files) for header, part in files]
+    shape = (num_channels, *first.stored_shape[1:])
+    values: NDArray[np.float32] = allocate_array(shape, first.path)
+    jobs: list[Callable[[], None]] = []
+    start = num_before
+    for header in headers:
+        stop = start + header.num_channels
+        jobs.append(partial(_read_into, header, values[start:stop], nan_files))
+        start = stop
+    return values, jobs
 
 
 @dataclass(frozen=True)
@@ -304,29 +354,44 @@ def read_pieces(
     InputError (NaN or infinite values, after all pieces without them), CapacityError or
     UnexpectedError.
     """
-    firsts = accumulate((header.num_channels for header in headers[:-1]), initial=0)
-    files = zip(headers, firsts, strict=True)
-    pieces = (decoded_pieces(*file, most_bytes=most_bytes) for file in files)
-    return run_ahead(piece for of_file in pieces for piece in of_file)
+    return run_ahead(_pieces_of_files(headers, most_bytes))
+
+
+def _pieces_of_files(headers: Sequence[VolumeHeader], most_bytes: int) -> Generator[Piece]:
+    first = 0
+    for header in headers:
+        yield from decoded_pieces(header, first, most_bytes=most_bytes)
+        first += header.num_channels
 
 
 def decoded_pieces(header: VolumeHeader, first: int = 0, *, most_bytes: int) -> Generator[Piece]:
     """Read a file piece by piece in the calling thread; otherwise as `read_pieces`."""
-    shape = (header.num_channels, *header.grid_shape[::-1])
     with reading(header.path), open_voxels(header) as decoder:
-        dtype = decoder.kept_type
-        for channels, planes in iter_pieces(
-            shape, dtype.itemsize, most_bytes, by_channel=decoder.is_by_channel
-        ):
-            values = allocate_array(
-                (channels.stop - channels.start, planes.stop - planes.start, *shape[2:]),
-                header.path,
-                dtype,
-            )
-            decoder.fill(values, channels.start, planes.start)
+        for channels, planes in pieces_of(decoder, header, most_bytes):
+            values = decode_piece(decoder, header, channels, planes)
             if not decoder.num_bad:
                 yield Piece(slice(first + channels.start, first + channels.stop), planes, values)
         decoder.finish()
+
+
+def pieces_of(
+    decoder: Decoder, header: VolumeHeader, most_bytes: int
+) -> Iterator[tuple[slice, slice]]:
+    """Yield the channels and planes of the pieces in which an open file is decoded."""
+    itemsize = decoder.kept_type.itemsize
+    return iter_pieces(header.stored_shape, itemsize, most_bytes, by_channel=decoder.is_by_channel)
+
+
+def decode_piece(
+    decoder: Decoder, header: VolumeHeader, channels: slice, planes: slice
+) -> NDArray[Any]:
+    """Return the values of the next piece of an open file."""
+    num_channels = channels.stop - channels.start
+    num_planes = planes.stop - planes.start
+    shape = (num_channels, num_planes, *header.stored_shape[2:])
+    values = allocate_array(shape, header.path, decoder.kept_type)
+    decoder.fill(values, channels.start, planes.start)
+    return values
 
 
 def is_whole(path: str | Path) -> bool:
@@ -363,22 +428,20 @@ def read_whole_numbers(
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Read a label map, ([z,] y, x), in the smaller of uint8 and uint16 that holds it.
 
-    Beyond it, that takes a few megabytes.
+    Beyond it, that takes a few megabytes. Raise InputError, with advice, if a value is farther than
+    `tolerance` from a whole number or cannot be a label; else as `read_pieces`.
     """
-    # Raises InputError, with advice, if a value is farther than `tolerance` from a whole number or
-    # cannot be a label; else as `read_pieces`.
     require_scalar(header, "a label map")
-    labels: NDArray[np.unsignedinteger[Any]] = allocate_array(
-        header.grid_shape[::-1], header.path, np.dtype(np.uint8)
-    )
-    off = 0.0
+    shape = header.stored_shape[1:]
+    labels = allocate_array(shape, header.path, np.dtype(np.uint8))
+    largest_error = 0.0
     low = np.inf
     high = -np.inf
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         values = piece.values[0]
         if values.dtype.kind == "f":
             rounded = np.rint(values)
-            off = max(off, float(np.abs(values - rounded).max()))
+            largest_error = max(largest_error, float(np.abs(values - rounded).max()))
             values = rounded
         low = min(low, float(values.min()))
         high = max(high, float(values.max()))
@@ -387,13 +450,16 @@ def read_whole_numbers(
         if high > np.iinfo(labels.dtype).max:
             labels = labels.astype(np.uint16)
         labels[piece.planes] = values
-    if off > tolerance:
+
+    if largest_error > tolerance:
         raise InputError(
-            f"{header.path}: not a label map: expected whole numbers, found values off by up to {off:.2g}; {advice}"
+            f"{header.path}: not a label map: expected whole numbers, "
+            f"found values off by up to {largest_error:.2g}; {advice}"
         )
     if low < 0 or high > MAX_LABEL:
         raise InputError(
-            f"{header.path}: not a label map: expected labels from 0 to {MAX_LABEL}, found {low:.0f} to {high:.0f}"
+            f"{header.path}: not a label map: expected labels from 0 to {MAX_LABEL}, "
+            f"found {low:.0f} to {high:.0f}"
         )
     return labels
 
@@ -401,9 +467,8 @@ def read_whole_numbers(
 def read_mask(header: VolumeHeader) -> NDArray[np.bool_]:
     """Return where a file with one value per voxel is not zero, ([z,] y, x)."""
     require_scalar(header, "a mask")
-    mask: NDArray[np.bool_] = allocate_array(
-        header.grid_shape[::-1], header.path, np.dtype(np.bool_)
-    )
+    shape = header.stored_shape[1:]
+    mask = allocate_array(shape, header.path, np.dtype(np.bool_))
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         mask[piece.planes] = piece.values[0]
     return mask
@@ -413,7 +478,8 @@ def require_scalar(header: VolumeHeader, what: str) -> None:
     """Raise InputError if a file has several values per voxel."""
     if header.num_channels > 1:
         raise InputError(
-            f"{header.path}: expected {what} with one value per voxel, this file has {header.num_channels}"
+            f"{header.path}: expected {what} with one value per voxel, "
+            f"this file has {header.num_channels}"
         )
 
 
@@ -448,33 +514,49 @@ class LogitsHeader:
 def logits_header(
     headers: Sequence[VolumeHeader], *, fewest: int = 2, grid: VolumeHeader | None = None
 ) -> LogitsHeader:
-    """Put the headers of a case's logits together: of one file with all labels, or of one file per label in label order."""
-    # There must be `fewest` channels. Axes are turned to those of the image `grid`. Raises
-    # InputError (one label, or files that do not belong together), CapacityError or
-    # GridMismatchError.
-    first, *others = headers
-    files = (first, *(placed_on(file, first) for file in others))
-    num_labels = first.num_channels if len(files) == 1 else len(files)
+    """Put the headers of a case's logits together: one file with all labels, or one per label.
+
+    Files are in the order of labels, and have `fewest` channels or more. Axes are turned to those
+    of the image `grid`. Raise InputError (one label, or files that do not belong together),
+    CapacityError or GridMismatchError.
+    """
+    first = headers[0]
+    are_several = len(headers) > 1
+    num_labels = len(headers) if are_several else first.num_channels
     if num_labels < fewest:
         raise InputError(
-            f"{first.path}: logits of one label only; expected one value per label at each voxel, background included\n"
-            "  A label map lacks the scores; export the network's output before the argmax, or refine the label map with\n"
+            f"{first.path}: logits of one label only; "
+            "expected one value per label at each voxel, background included\n"
+            "  A label map lacks the scores; export the network's output before the argmax, "
+            "or refine the label map with\n"
             "  --input-type labels. A single foreground channel holds probabilities between 0 and 1,\n"
             "  or is given with --input-type logits; else give one file per label, -p BACKGROUND\n"
             "  -p FOREGROUND. The sigmoid channel of a single region needs its labels:\n"
             "  --regions NAME=1."
         )
     require_few_labels(num_labels, str(first.path))
-    for file in files if len(files) > 1 else ():
-        if file.num_channels > 1 or file.affine is None:
-            raise InputError(
-                f"{file.path}: expected one label, as in each of the {len(files)} files, this one has {file.num_channels}"
-            )
-        if file.grid_shape != first.grid_shape or not file.on_same_grid(first):
-            raise GridMismatchError(
-                f"{file.path}: the logits of two labels are on different grids\n{first.difference_from(file)}"
-            )
-    return LogitsHeader(tuple(placed_on(file, grid) for file in files), num_labels, first.kind)
+    files = [first]
+    for header in headers[1:]:
+        files.append(placed_on(header, first))
+    if are_several:
+        for file in files:
+            _require_one_label(file, first, num_labels)
+    placed = tuple(placed_on(file, grid) for file in files)
+    return LogitsHeader(placed, num_labels, first.kind)
+
+
+def _require_one_label(file: VolumeHeader, first: VolumeHeader, num_files: int) -> None:
+    """Raise InputError or GridMismatchError if a file is not that of one label on the first grid."""
+    if file.num_channels > 1 or file.affine is None:
+        raise InputError(
+            f"{file.path}: expected one label, as in each of the {num_files} files, "
+            f"this one has {file.num_channels}"
+        )
+    if file.grid_shape != first.grid_shape or not file.on_same_grid(first):
+        raise GridMismatchError(
+            f"{file.path}: the logits of two labels are on different grids\n"
+            f"{first.difference_from(file)}"
+        )
 
 
 def read_logits(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from crfrefine.base.failures import reading
 from crfrefine.io.paths import ALL_TYPES
-from crfrefine.io.reading import open_voxels
+from crfrefine.io.reading import decode_piece, open_voxels, pieces_of
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader, iter_pieces
 
@@ -58,17 +58,10 @@ class Scaling:
 
 def stored_pieces(header: VolumeHeader) -> Generator[NDArray[Any]]:
     """Yield the stored values piece by piece, (channels, planes, [y,] x), in the file's order."""
-    shape = (header.num_channels, *header.grid_shape[::-1])
     with reading(header.path), open_voxels(header) as decoder:
         decoder.keep_stored_values()
-        dtype = decoder.kept_type
-        pieces = iter_pieces(shape, dtype.itemsize, _PIECE_BYTES, by_channel=decoder.is_by_channel)
-        for channels, planes in pieces:
-            num_channels = channels.stop - channels.start
-            num_planes = planes.stop - planes.start
-            values = allocate_array((num_channels, num_planes, *shape[2:]), header.path, dtype)
-            decoder.fill(values, channels.start, planes.start)
-            yield values
+        for channels, planes in pieces_of(decoder, header, _PIECE_BYTES):
+            yield decode_piece(decoder, header, channels, planes)
         decoder.finish()
 
 
@@ -83,16 +76,14 @@ class StoredVoxels:
     def read(cls, header: VolumeHeader) -> StoredVoxels:
         """Read a file, whose axes may be turned; raises as `read_pieces`, but keeps NaN."""
         if header.turned is not None:
-            own, turn = header.turned
-            stored = cls.read(own)
-            shape = (own.num_channels, *(*own.grid_shape, 1)[2::-1])
+            stored_header, turn = header.turned
+            stored = cls.read(stored_header)
+            shape = (header.num_channels, *(*stored_header.grid_shape, 1)[2::-1])
             turned = turn.apply(stored.values.reshape(shape))
-            shape = (own.num_channels, *header.grid_shape[::-1])
-            return cls(turned.reshape(shape), stored.scaling)
-        shape = (header.num_channels, *header.grid_shape[::-1])
+            return cls(turned.reshape(header.stored_shape), stored.scaling)
         with reading(header.path), open_voxels(header) as decoder:
             decoder.keep_stored_values()
-            values = allocate_array(shape, header.path, decoder.kept_type)
+            values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
             decoder.fill(values)
             decoder.finish()
         return cls(values, Scaling.of(header))
@@ -106,27 +97,35 @@ class StoredVoxels:
         stored = self.values.dtype
         if self.scaling.is_none or stored == np.float64:
             return stored
-        is_whole = stored.kind in "iu"
+        low, high, is_whole = self._range_of_values()
+        largest = max(-low, high)
+        if stored.kind in "iu" and is_whole and largest <= _LARGEST_EXACT:
+            for name in ALL_TYPES:
+                if name in types and "int" in name and _holds(np.dtype(name), low, high):
+                    return np.dtype(name)
+        if largest > float(np.finfo(np.float32).max):
+            return np.dtype(np.float64)
+        return np.dtype(np.float32)
+
+    def _range_of_values(self) -> tuple[float, float, bool]:
+        """Return the least and the largest finite value, and whether all are whole numbers."""
         low = math.inf
         high = -math.inf
-        for values in self._scaled_pieces():
+        is_whole = True
+        for channels, planes in iter_pieces(self.values.shape, 8, _PIECE_BYTES, by_channel=True):
+            values = self.planes(channels.start, planes)
             finite = values[np.isfinite(values)]
             low = float(finite.min(initial=low))
             high = float(finite.max(initial=high))
             is_whole = is_whole and bool((values == np.rint(values)).all())
-        is_whole = is_whole and max(-low, high) <= _LARGEST_EXACT
-        integers = [np.dtype(name) for name in ALL_TYPES if name in types and "int" in name]
-        for dtype in integers if is_whole else ():
-            if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
-                return dtype
-        if max(-low, high) > float(np.finfo(np.float32).max):
-            return np.dtype(np.float64)
-        return np.dtype(np.float32)
+        return low, high, is_whole
 
     def planes(self, channel: int, planes: slice) -> NDArray[Any]:
         """Return the values of planes of a channel, (planes, [y,] x)."""
         return self.scaling.apply(self.values[channel, planes])
 
-    def _scaled_pieces(self) -> Iterator[NDArray[Any]]:
-        for channels, planes in iter_pieces(self.values.shape, 8, _PIECE_BYTES, by_channel=True):
-            yield self.planes(channels.start, planes)
+
+def _holds(dtype: np.dtype[Any], low: float, high: float) -> bool:
+    """Return whether an integer type holds these two numbers."""
+    limits = np.iinfo(dtype)
+    return limits.min <= low and high <= limits.max

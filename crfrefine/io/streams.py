@@ -60,22 +60,24 @@ ByteReader: TypeAlias = FileIO | BlockReader
 
 
 def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None, None]:
-    """Inflate "gzip" (one or several members), "zlib" or "deflate" from a file's position on, checking length and checksum."""
+    """Inflate "gzip" (one or several members), "zlib" or "deflate" from a file's position on.
+
+    Raise UnsupportedFormatError for a wrong length or checksum, or other damage.
+    """
     from isal import igzip_lib  # Looking at a file's name does not need it.
 
     flag = getattr(igzip_lib, f"DECOMP_{container.upper()}")
-    pending = file.read(INPUT_BYTES)
+    compressed = file.read(INPUT_BYTES)
     size = START_BYTES
-    while pending:
+    while compressed:
         member = igzip_lib.IgzipDecompressor(flag=flag)
         while not member.eof:
-            compressed = b""
-            if member.needs_input:
-                compressed = pending or file.read(INPUT_BYTES)
-                pending = b""
+            if member.needs_input and not compressed:
+                compressed = file.read(INPUT_BYTES)
                 if not compressed:
                     raise UnsupportedFormatError(
-                        f"{path}: the compressed data end too early; the file is cut off, copy or export it again"
+                        f"{path}: the compressed data end too early; the file is cut off, "
+                        "copy or export it again"
                     )
             try:
                 block = member.decompress(compressed, size)
@@ -83,14 +85,26 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
                 raise UnsupportedFormatError(
                     f"{path}: damaged compressed data ({error}); copy or export the file again"
                 ) from None
+            compressed = b""
             size = BLOCK_BYTES
             yield block
         if container != "gzip":
             return
-        # Another member may follow; zeros are padding that some tools write.
-        pending = member.unused_data.lstrip(b"\0")
-        while not pending and (rest := file.read(INPUT_BYTES)):
-            pending = rest.lstrip(b"\0")
+        compressed = _next_member(member.unused_data, file)
+
+
+def _next_member(data: bytes, file: BinaryIO) -> bytes:
+    """Return the first bytes of another member of gzip, b"" at the end of the file.
+
+    Some tools write zeros between members and behind the last one.
+    """
+    data = data.lstrip(b"\0")
+    while not data:
+        read = file.read(INPUT_BYTES)
+        if not read:
+            break
+        data = read.lstrip(b"\0")
+    return data
 
 
 @contextmanager
@@ -225,61 +239,80 @@ class Decoder:
     def fill(self, values: NDArray[Any], first_channel: int = 0, first_plane: int = 0) -> None:
         """Fill an array with the next values of the file, scaled.
 
-        Raise UnsupportedFormatError if it ends too early.
+        The values are (channels, planes, [y,] x) C-contiguous, float32 or `kept_type`: the whole
+        volume, or planes of one channel or of all, from the numbers given on. Raise
+        UnsupportedFormatError if the file ends too early.
         """
-        # The values are (channels, planes, [y,] x) C-contiguous, float32 or `kept_type`: the whole
-        # volume, or the next planes of one channel or of all, of which the first ones are given.
-        dtype = self._source.dtype
-        size = BLOCK_BYTES // 4
-        targets = values.reshape(-1)
-        suspicious = False
-        if (
-            not self.is_by_channel
-        ):  # The repeating unit of the file: single values, or `inner` of each channel.
-            rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
-            # numpy copies two axes twice as fast as three with one of length 1.
-            size = max(size // rows[0].size, 1)
-            targets = rows[:, :, 0] if self._inner == 1 else rows
+        targets, size = self._targets_in(values)
+        may_be_bad = False
         for start in range(0, len(targets), size):
             target = targets[start : start + size]
-            data = self._reader.read(target.size * dtype.itemsize)
-            self._num_bytes += len(data)
-            if len(data) < target.size * dtype.itemsize:
-                promised = f"{math.prod(self._shape) * dtype.itemsize} bytes of voxels"
-                raise cut_off(self._source.path, promised, f"it holds {self._num_bytes}")
-            stored = np.frombuffer(data, dtype).reshape(target.shape)
-            # 16-bit integers are exact in float32; wider ones are scaled in float64, else an
-            # intercept would cancel digits away.
-            is_wide = self._is_scaled and stored.dtype.itemsize > 2
-            scaled = np.empty(stored.shape, np.float64) if is_wide else target
-            with np.errstate(over="ignore", invalid="ignore"):
-                scaled[...] = stored
-                if self._is_scaled:
-                    scaled *= scaled.dtype.type(self._source.slope)
-                    if self._source.intercept != 0.0:
-                        scaled += scaled.dtype.type(self._source.intercept)
-                if is_wide:
-                    target[...] = scaled
-                # A sum is finite only if all its terms are; that of finite terms may overflow, so
-                # each value is looked at then.
-                suspicious = suspicious or (
-                    self._may_be_bad and not np.isfinite(target.sum(dtype=np.float32))
-                )
-        for number, channel in enumerate(values if suspicious else (), first_channel):
-            bad = ~np.isfinite(channel)
-            if self.allows_nan and bad.any():
-                is_nan = np.isnan(channel)
-                self.has_nan = self.has_nan or bool(is_nan.any())
-                bad &= ~is_nan
-            if not bad.any():
-                continue
-            self.num_bad += int(np.count_nonzero(bad))
-            plane, *rest = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
-            first = (
-                (number, first_plane + plane, *rest),
-                "NaN" if np.isnan(channel[(plane, *rest)]) else "infinite",
-            )
-            self._first_bad = first if self._first_bad is None else min(self._first_bad, first)
+            self._fill_next(target)
+            # A sum is finite only if all its terms are; that of finite terms may overflow, so each
+            # value is looked at then.
+            if self._may_be_bad and not may_be_bad:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    may_be_bad = not np.isfinite(target.sum(dtype=np.float32))
+        if may_be_bad:
+            for number, channel in enumerate(values, first_channel):
+                self._count_bad(channel, number, first_plane)
+
+    def _targets_in(self, values: NDArray[Any]) -> tuple[NDArray[Any], int]:
+        """Return an array in the order of the file, and how many of its rows to decode at once."""
+        size = BLOCK_BYTES // 4
+        if self.is_by_channel:
+            return values.reshape(-1), size
+        # A row is the repeating unit of the file: single values, or `inner` of each channel.
+        rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
+        size = max(size // rows[0].size, 1)
+        if self._inner == 1:
+            # numpy copies two axes twice as fast as three with one of length 1.
+            return rows[:, :, 0], size
+        return rows, size
+
+    def _fill_next(self, target: NDArray[Any]) -> None:
+        """Fill part of an array with the next values of the file, scaled."""
+        dtype = self._source.dtype
+        num_bytes = target.size * dtype.itemsize
+        data = self._reader.read(num_bytes)
+        self._num_bytes += len(data)
+        if len(data) < num_bytes:
+            promised = f"{math.prod(self._shape) * dtype.itemsize} bytes of voxels"
+            raise cut_off(self._source.path, promised, f"it holds {self._num_bytes}")
+        stored = np.frombuffer(data, dtype).reshape(target.shape)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not self._is_scaled:
+                target[...] = stored
+            elif dtype.itemsize <= 2:  # 16-bit integers are exact in float32.
+                target[...] = stored
+                self._scale(target)
+            else:  # In float32, an intercept would cancel digits away.
+                exact = stored.astype(np.float64)
+                self._scale(exact)
+                target[...] = exact
+
+    def _scale(self, values: NDArray[np.floating[Any]]) -> None:
+        """Make values of stored ones, in place and in their own precision."""
+        values *= values.dtype.type(self._source.slope)
+        if self._source.intercept != 0.0:
+            values += values.dtype.type(self._source.intercept)
+
+    def _count_bad(self, values: NDArray[Any], channel: int, first_plane: int) -> None:
+        """Count the values of planes of a channel that are refused, and keep the first place."""
+        bad = ~np.isfinite(values)
+        if self.allows_nan and bad.any():
+            is_nan = np.isnan(values)
+            self.has_nan = self.has_nan or bool(is_nan.any())
+            bad &= ~is_nan
+        if not bad.any():
+            return
+        self.num_bad += int(np.count_nonzero(bad))
+        place = np.unravel_index(int(bad.argmax()), bad.shape)
+        plane, *others = (int(index) for index in place)
+        kind = "NaN" if np.isnan(values[place]) else "infinite"
+        first = ((channel, first_plane + plane, *others), kind)
+        if self._first_bad is None or first < self._first_bad:
+            self._first_bad = first
 
     def finish(self) -> None:
         """Read compressed data to their end.
@@ -291,15 +324,13 @@ class Decoder:
         if self._first_bad is None:
             return
         (channel, *place), kind = self._first_bad
-        voxel = (
-            ", ".join(str(i) for i in reversed(place))
-            + ")"
-            + (f" of channel {channel}" if self._shape[0] > 1 else "")
-        )
+        voxel = f"({', '.join(str(index) for index in reversed(place))})"
+        if self._shape[0] > 1:
+            voxel += f" of channel {channel}"
         refused = "infinite" if self.allows_nan else "NaN or infinite"
         raise InputError(
             f"{self._source.path}: {self.num_bad} of {math.prod(self._shape)} values are "
-            f"{refused}; the first one ({kind}) is at voxel ({voxel}\n"
+            f"{refused}; the first one ({kind}) is at voxel {voxel}\n"
             "  Export finite values, or replace them before refining."
         )
 

@@ -26,6 +26,10 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelSource, cut_off
 
+# A file with its inode, its bytes and the nanosecond of its last change, which change with its
+# content.
+FileState: TypeAlias = tuple[Path, int, int, int]
+
 
 class RareHeaderError(Exception):
     """A valid header that only SimpleITK reads; the message says what it has."""
@@ -59,9 +63,13 @@ class VolumeHeader:
     # The place of the voxels, if they are stored as they are, perhaps compressed; None if they have
     # to be put together.
     source: VoxelSource | None = field(default=None, repr=False)
-    # Inode, bytes and nanosecond of the last change of each file when the header was read: they
-    # change with its content.
-    states: tuple[tuple[Path, int, int, int], ...] = field(default=(), repr=False, compare=False)
+    # the states of its files when the header was read
+    states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """(channels, [z,] y, x)."""
+        return (self.num_channels, *self.grid_shape[::-1])
 
     @property
     def turning(self) -> str:
