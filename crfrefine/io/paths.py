@@ -1,4 +1,8 @@
-"""The supported formats, and the kind of a file: by its name, or by its first bytes if the name is unknown or wrong."""
+"""The supported formats, and the kind of a file.
+
+A file is of the kind that its name says, or of that of its first bytes if the name is unknown or
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +51,27 @@ class Format:
     # maps
     holds_scores_alone: bool = False
 
+    def hint(self, who: str) -> str:
+        """Describe a file of this format, which is not read under its name, and the remedy."""
+        if self.holds_scores_alone:
+            return (
+                f"{who} is a file of logits or probabilities ({self.name}), which has no geometry: "
+                "no image, mask or label map."
+            )
+        return f"{who} is {self.name} by its content: name it {' or '.join(self.suffixes)}."
+
+
+@dataclass(frozen=True)
+class ForeignKind:
+    """A kind of file that is not read."""
+
+    description: str  # with the remedy
+    beginning: bytes  # an expression for the first bytes of such files
+
+    def hint(self, who: str) -> str:
+        """Describe a file of this kind, and the remedy."""
+        return f"{who} is {self.description}."
+
 
 ITK = "ITK"  # name of the formats that SimpleITK reads, among them rare headers of others
 FORMATS = (
@@ -64,51 +89,58 @@ FORMATS = (
 )
 FORMAT_OF_NAME = {known.name: known for known in FORMATS}
 FORMAT_OF_SUFFIX = {suffix: known for known in FORMATS for suffix in known.suffixes}
-VOLUME_SUFFIXES = tuple(
-    suffix for known in FORMATS if not known.holds_scores_alone for suffix in known.suffixes
-)
-SCORES_SUFFIXES = tuple(
-    suffix for known in FORMATS if known.holds_scores_alone for suffix in known.suffixes
-)
+SCORES_SUFFIXES = FORMAT_OF_NAME["NumPy array"].suffixes
+VOLUME_SUFFIXES = tuple(suffix for suffix in FORMAT_OF_SUFFIX if suffix not in SCORES_SUFFIXES)
 LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
 # Suffixes of volumes that are written.
 WRITTEN_SUFFIXES = tuple(
-    suffix
-    for known in FORMATS
-    if not (known.holds_scores_alone or known.is_read_only)
-    for suffix in known.suffixes
+    suffix for suffix in VOLUME_SUFFIXES if not FORMAT_OF_SUFFIX[suffix].is_read_only
 )
 # Suffixes of label maps that stand beside an image of the same name, as 3D Slicer saves them.
 LABELS_SUFFIXES = (".seg.nrrd",)
 
 
-_ARRAY = "save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x), or its image as NIfTI"
-_HALF = "half of an Analyze or NIfTI pair: put the header, NAME.hdr, beside the voxels, NAME.img; a compressed header has to be unpacked"
-_PICTURE = "it has no voxel size and no place in the world; export the volume as NIfTI"
-_DICOM = (
-    "a DICOM file: `crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series"
+_ARRAY = (
+    "save its array with numpy.savez_compressed('CASE.npz', logits=array), (label, z, y, x), "
+    "or its image as NIfTI"
 )
-# Files that are not read, and how to convert them, with the beginning of such files; the first
-# match counts.
-_FOREIGN = {
-    _DICOM: rb".{128}DICM",
-    "a MINC volume: convert it with mnc2nii IN.mnc OUT.nii": rb"CDF\x01",
-    f"an HDF5 file (MINC?): {_ARRAY}": rb"\x89HDF\r\n\x1a\n",
-    f"a file of PyTorch or a pickle: {_ARRAY}": rb".{0,247}/data\.pkl",
-    f"a picture: {_PICTURE}": rb"\x89PNG\r|\xff\xd8\xff|II\*\0|MM\0\*|GIF8",
-    "an archive: unpack it": rb"PK\x03\x04|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf",
-}
+_DICOM = ForeignKind(
+    "a DICOM file: `crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series",
+    rb".{128}DICM",
+)
+# The first kind whose beginning matches counts.
+_FOREIGN_KINDS = (
+    _DICOM,
+    ForeignKind("a MINC volume: convert it with mnc2nii IN.mnc OUT.nii", rb"CDF\x01"),
+    ForeignKind(f"an HDF5 file (MINC?): {_ARRAY}", rb"\x89HDF\r\n\x1a\n"),
+    ForeignKind(f"a file of PyTorch or a pickle: {_ARRAY}", rb".{0,247}/data\.pkl"),
+    ForeignKind(
+        "a picture: it has no voxel size and no place in the world; export the volume as NIfTI",
+        rb"\x89PNG\r|\xff\xd8\xff|II\*\0|MM\0\*|GIF8",
+    ),
+    ForeignKind(
+        "an archive: unpack it",
+        rb"PK\x03\x04|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf",
+    ),
+)
+# It has no header, or a compressed one, and is known by its name.
+_HALF = ForeignKind(
+    "half of an Analyze or NIfTI pair: put the header, NAME.hdr, beside the voxels, NAME.img; "
+    "a compressed header has to be unpacked",
+    b"",
+)
 _MAX_LOOKED_AT = 32
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix that names the format, such as ".nii.gz", or "" for a name without a known suffix."""
+    """Return the suffix that names the format, such as ".nii.gz"; "" if it is not known."""
     name = path.name.lower()
-    return max((suffix for suffix in LOGITS_SUFFIXES if name.endswith(suffix)), key=len, default="")
+    suffixes = [suffix for suffix in LOGITS_SUFFIXES if name.endswith(suffix)]
+    return max(suffixes, key=len, default="")
 
 
 def stem_of(path: Path) -> str:
-    """Return the file's name without the suffix of its format, or without its last ending if that is not a known suffix."""
+    """Return the file's name without the suffix of its format, or else without its last ending."""
     suffix = suffix_of(path)
     if suffix:
         return path.name[: len(path.name) - len(suffix)]
@@ -118,7 +150,10 @@ def stem_of(path: Path) -> str:
 def require_suffix(
     path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SCORES_SUFFIXES
 ) -> Format:
-    """Return the format of a file to write, or raise UnsupportedFormatError if its suffix is not one of `suffixes`."""
+    """Return the format of a file to write.
+
+    Raise UnsupportedFormatError if its suffix is not one of `suffixes`.
+    """
     suffix = suffix_of(path)
     if suffix not in suffixes:
         raise UnsupportedFormatError(
@@ -128,23 +163,28 @@ def require_suffix(
 
 
 def suffix_to_write(path: Path) -> str:
-    """Return the suffix for files written like an image: its own, or its format's first, or NIfTI's if that is only read."""
+    """Return the suffix for files written like an image.
+
+    It is the image's own, or the first one of its format, or NIfTI's if that is only read.
+    """
     known = FORMAT_OF_SUFFIX.get(suffix_of(path))
     with suppress(CrfRefineError):
         path, known = file_to_read(path)
     suffix = suffix_of(path)
     if known is None or suffix in WRITTEN_SUFFIXES:
         return suffix
-    return (FORMATS[0] if known.is_read_only else known).suffixes[0]
+    if known.is_read_only:
+        return FORMATS[0].suffixes[0]
+    return known.suffixes[0]
 
 
 def files_written(path: Path) -> tuple[Path, ...]:
     """Return the file, and the file with its voxels if the format separates them."""
     suffix = suffix_of(path)
-    ending = FORMAT_OF_SUFFIX[suffix].voxel_endings.get(suffix) if suffix else None
-    if ending is None:
+    known = FORMAT_OF_SUFFIX.get(suffix)
+    if known is None or suffix not in known.voxel_endings:
         return (path,)
-    return (path, path.with_name(stem_of(path) + ending))
+    return (path, path.with_name(stem_of(path) + known.voxel_endings[suffix]))
 
 
 def require_file(path: Path) -> None:
@@ -152,10 +192,9 @@ def require_file(path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise InputError(
-            f"{path}: "
-            + ("is a link to a file that is not there" if path.is_symlink() else "no such file")
-        ) from None
+        if path.is_symlink():
+            raise InputError(f"{path}: is a link to a file that is not there") from None
+        raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise expected_error(error, path) from error
     if S_ISDIR(mode):
@@ -163,24 +202,18 @@ def require_file(path: Path) -> None:
     if not S_ISREG(mode):
         # A pipe would keep the reader waiting for ever, a device may have no end.
         raise InputError(
-            f"{path}: expected a regular file, this is a pipe, a device or a socket; save what it gives as a file"
+            f"{path}: expected a regular file, this is a pipe, a device or a socket; "
+            "save what it gives as a file"
         )
 
 
-def recognize(path: Path) -> Format | str | None:
+def recognize(path: Path) -> Format | ForeignKind | None:
     """Return the kind of a regular file by its first bytes, or of a folder of DICOM slices.
 
     None if it is unknown or unreadable.
     """
-    # A text describes a kind that is not read, and the remedy.
-    if path.is_dir():  # A few files without a known suffix are looked into.
-        with suppress(OSError), os.scandir(path) as entries:
-            files = [
-                path / entry.name for entry in islice(entries, _MAX_LOOKED_AT) if entry.is_file()
-            ]
-            if any(read_start(file)[128:132] == b"DICM" for file in files if not suffix_of(file)):
-                return _DICOM
-            return None
+    if path.is_dir():
+        return _DICOM if _holds_dicom(path) else None
     start = read_start(path)
     if not start:
         return None
@@ -190,72 +223,88 @@ def recognize(path: Path) -> Format | str | None:
     for known in sorted(FORMATS, key=lambda known: known is not named):
         if import_module(known.module).recognizes(start):
             return known
-    return next(
-        (kind for kind, beginning in _FOREIGN.items() if re.match(beginning, start, re.DOTALL)),
-        None,
-    )
+    for kind in _FOREIGN_KINDS:
+        if re.match(kind.beginning, start, re.DOTALL):
+            return kind
+    return None
+
+
+def _holds_dicom(folder: Path) -> bool:
+    """Look for DICOM among the first files of a folder that have no known suffix."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in islice(entries, _MAX_LOOKED_AT):
+            if not entry.is_file() or suffix_of(Path(entry.name)):
+                continue
+            if read_start(folder / entry.name)[128:132] == b"DICM":
+                return True
+    return False
 
 
 def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tuple[Path, Format]:
     """Return the file to read and its format, by its name or else its content.
 
-    `NAME.hdr` for `NAME.img`.
+    `NAME.hdr` for `NAME.img`. Raise InputError if there is no such file, else
+    UnsupportedFormatError with advice on how to convert it.
     """
-    # Raises InputError if there is no such file, else UnsupportedFormatError with advice on how to
-    # convert it.
     suffix = suffix_of(path)
-    name = path.name.lower()
     named = FORMAT_OF_SUFFIX.get(suffix)
     if named is not None and suffix in suffixes:
         require_file(path)
         return path, named
+
     kind = recognize(path)
     if isinstance(kind, Format) and set(kind.suffixes) <= set(suffixes):
         return path, kind
-    headers = [
-        path.with_name(path.name[: name.rindex(".img")] + ending)
-        for ending in (".hdr", ".HDR")
-        if ".img" in name
-    ]
-    header = next((header for header in headers if header.is_file()), None)
-    if kind is None and header is not None and name.endswith((".img", ".img.gz")):
-        return file_to_read(header, suffixes)
     if kind is None:
+        header = _header_of_pair(path)
+        if header is not None:
+            return file_to_read(header, suffixes)
         require_file(path)
-    is_half = kind is None and name.endswith((".img", ".img.gz", ".hdr.gz"))
-    hint = conversion_hint(_HALF if is_half else kind or named)
+        is_half = path.name.lower().endswith((".img", ".img.gz", ".hdr.gz"))
+        kind = _HALF if is_half else named
     message = f"{path}: unknown file type; expected one of {', '.join(suffixes)}"
-    raise UnsupportedFormatError(f"{message}\n  {hint}" if hint else message)
+    if kind is not None:
+        message += f"\n  {kind.hint('It')}"
+    raise UnsupportedFormatError(message)
 
 
-def conversion_hint(kind: Format | str | None, who: str = "It") -> str:
-    """Describe an unreadable file and the remedy; "" if unknown."""
-    if not isinstance(kind, Format):
-        if kind:
-            return f"{who} is {kind}."
-        return ""
-    if kind.holds_scores_alone:
-        return f"{who} is a file of logits or probabilities ({kind.name}), which has no geometry: no image, mask or label map."
-    return f"{who} is {kind.name} by its content: name it {' or '.join(kind.suffixes)}."
+def _header_of_pair(voxels: Path) -> Path | None:
+    """Return the header beside the voxels of a pair of NIfTI or Analyze."""
+    name = voxels.name.lower()
+    if not name.endswith((".img", ".img.gz")):
+        return None
+    for ending in (".hdr", ".HDR"):
+        header = voxels.with_name(voxels.name[: name.rindex(".img")] + ending)
+        if header.is_file():
+            return header
+    return None
 
 
 def describe_others(folder: Path) -> str:
-    """Describe, on a separate line, the first file of a folder whose kind is known, if none has a known suffix; "" if unknown."""
-    others = [
-        path
-        for path in sorted(folder.iterdir())
-        if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith(".")
-    ]
+    """Describe the first file of a folder whose kind is known, if none has a known suffix.
+
+    The description is a separate line; "" if no kind is known.
+    """
+    others = []
+    for path in sorted(folder.iterdir()):
+        if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith("."):
+            others.append(path)
     for path in others[:_MAX_LOOKED_AT]:
-        if path.is_dir() and recognize(path) == _DICOM:
-            return f"\n  {shorten(path.name)} holds DICOM files: crfrefine convert {path} {path}.nii.gz"
-        if path.is_file() and (kind := recognize(path)):
-            return f"\n  {conversion_hint(kind, f'There is {shorten(path.name)}, which')}"
+        kind = recognize(path)
+        if kind is None:
+            continue
+        name = shorten(path.name)
+        if path.is_dir():
+            return f"\n  {name} holds DICOM files: crfrefine convert {path} {path}.nii.gz"
+        return f"\n  {kind.hint(f'There is {name}, which')}"
     return ""
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a path is a DICOM file, or a folder of them, by content, or by its name if it does not exist."""
+    """Return whether a path is a DICOM file, or a folder of them.
+
+    The content tells, or the name if there is no such file.
+    """
     if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
         return path.name.lower().endswith((".dcm", ".dicom", ".ima"))
     return (path.is_dir() or not suffix_of(path)) and recognize(path) == _DICOM
@@ -271,9 +320,8 @@ def files_read(path: Path) -> tuple[Path, ...]:
     with suppress(Exception), np.errstate(all="ignore"):
         path, known = file_to_read(path)
         source = import_module(known.module).read_header(path).source
-        if source is None or source.path == path:
-            return (path,)
-        return (path, source.path)
+        if source is not None and source.path != path:
+            return (path, source.path)
     return (path,)
 
 
@@ -282,15 +330,20 @@ def add_volumes(*paths: Path | None) -> None:
 
     Of a folder, all volumes and `dataset.json`.
     """
-    for path in dict.fromkeys(path for path in paths if path is not None):
+    for path in dict.fromkeys(paths):
+        if path is None:
+            continue
         if path.is_dir():
-            with suppress(OSError):
-                add_inputs(
-                    *(
-                        entry
-                        for entry in path.iterdir()
-                        if suffix_of(entry) or entry.name == "dataset.json"
-                    )
-                )
+            add_inputs(*_volumes_in(path))
         else:
             add_inputs(*files_read(path))
+
+
+def _volumes_in(folder: Path) -> list[Path]:
+    """Return the files of a folder that a command may read; none if it cannot be listed."""
+    files = []
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if suffix_of(path) or path.name == "dataset.json":
+                files.append(path)
+    return files

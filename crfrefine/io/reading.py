@@ -27,7 +27,6 @@ from crfrefine.io.paths import (
     LOGITS_SUFFIXES,
     VOLUME_SUFFIXES,
     Format,
-    conversion_hint,
     file_to_read,
     recognize,
     suffix_of,
@@ -92,16 +91,27 @@ def _read_header_of_any(
         actual = recognize(path)
         if actual is None or actual is expected:
             raise
-        hint = f"{error}\n  {conversion_hint(actual)}"
+        hint = f"{error}\n  {actual.hint('It')}"
         if not isinstance(actual, Format) or not set(actual.suffixes) <= set(suffixes):
             raise UnsupportedFormatError(hint) from None
-        header = import_module(actual.module).read_header(path)
-        # The name of the header decides which other files hold voxels, and which files must not be
-        # replaced.
-        if header.source is not None and header.source.path != path:
-            raise UnsupportedFormatError(hint) from None
-        return replace(header, family=actual.name), actual
+        return _read_misnamed_header(path, actual, hint), actual
     return replace(header, family=expected.name), expected
+
+
+def _read_misnamed_header(path: Path, actual: Format, hint: str) -> VolumeHeader:
+    """Read a header in the format of its content.
+
+    Raise UnsupportedFormatError, with the hint, if SimpleITK has to read it, or if its voxels are
+    in another file: the name of a header decides which other files hold voxels, and which files
+    must not be replaced.
+    """
+    try:
+        header: VolumeHeader = import_module(actual.module).read_header(path)
+    except RareHeaderError:
+        raise UnsupportedFormatError(hint) from None
+    if header.source is not None and header.source.path != path:
+        raise UnsupportedFormatError(hint) from None
+    return replace(header, family=actual.name)
 
 
 def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:

@@ -104,6 +104,16 @@ def test_content_wins_over_the_name_and_a_note_says_so(content, tmp_path):
             io.read_volume(path)
 
 
+def test_a_header_that_itk_reads_is_told_the_suffix_that_it_lacks(tmp_path):
+    """SimpleITK reads it under its own name alone; that is no bug of the program."""
+    path = tmp_path / "a.nii"
+    path.write_bytes(nrrd_text("axis mins: 0 0 0") + bytes(48))
+    with pytest.raises(
+        UnsupportedFormatError, match=r"a\.nii: .*\n  It is NRRD by its content: name it \.nrrd"
+    ):
+        io.read_header(path)
+
+
 @pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
 def test_a_header_without_its_suffix_brings_its_voxels_along(suffix, tmp_path):
     """They must not be replaced."""
