@@ -12,7 +12,7 @@ import resource
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,30 +66,13 @@ _EXPECTED = (
 )
 # Elements of an image that a segmentation repeats.
 _REFERENCED = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "StudyInstanceUID",
-    "FrameOfReferenceUID",
-    "Modality",
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"),
+    *("FrameOfReferenceUID", "Modality"),
 )
-# Elements of a slice, the last two of which are the thickness, and the functional groups that hold
-# them.
-_OF_SLICE = (
-    *(
-        "PixelSpacing",
-        "ImageOrientationPatient",
-        "ImagePositionPatient",
-        "RescaleSlope",
-        "RescaleIntercept",
-    ),
-    *("SpacingBetweenSlices", "SliceThickness"),
-)
+# Functional groups that hold the elements of a slice.
 _GROUPS = (
-    "PixelMeasuresSequence",
-    "PlaneOrientationSequence",
-    "PlanePositionSequence",
-    "PixelValueTransformationSequence",
+    *("PixelMeasuresSequence", "PlaneOrientationSequence"),
+    *("PlanePositionSequence", "PixelValueTransformationSequence"),
 )
 # Distances of slices, and deviations from an even row, as parts of the usual step; and an angle.
 _SAME_PLACE = 1e-3
@@ -107,11 +90,10 @@ def read(path: Path, like: Path | None = None) -> Volume:
     """
     with _decoding(path):
         notes: list[str] = []
-        if (
-            path.is_file()
-            and (dataset := next(iter(_datasets(path, notes).values()))).get("SOPClassUID")
-            in _SEGMENTATIONS
-        ):
+        dataset = None
+        if path.is_file():
+            dataset = _datasets(path, notes)[path]
+        if dataset is not None and dataset.get("SOPClassUID") in _SEGMENTATIONS:
             segments, stored, affine = _label_map(path, like, dataset, notes)
             header = _header(path, SEGMENTATION, stored.shape, affine, notes)
         else:
@@ -146,7 +128,8 @@ def _decoding(path: Path) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise CapacityError(
-            f"{path}: its decoding takes more memory than that of files of its size should; damaged?"
+            f"{path}: its decoding takes more memory than that of files of its size should; "
+            "damaged?"
         ) from error
     except Exception as error:
         reason = shorten(f"{type(error).__name__}: {error}", 300)
@@ -166,46 +149,41 @@ def _limit(path: Path, files: Iterable[Path], num_voxels: int = 0, bits: int = 0
         raise cut_off(path, f"{promised} bytes of voxels", f"it holds {num_bytes}")
     if seconds is None:
         return
-    present = (
-        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        * resource.getpagesize()
-    )
-    most_memory = present + MEMORY + 32 * num_voxels + 4 * num_bytes
-    for kind, most in (
-        (resource.RLIMIT_CPU, seconds + num_bytes // 1_000_000),
-        (resource.RLIMIT_AS, most_memory),
-    ):
-        hard = resource.getrlimit(kind)[1]  # RLIM_INFINITY is -1.
-        resource.setrlimit(kind, (most if hard < 0 else min(most, hard), hard))
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    present = pages * resource.getpagesize()
+    _lower_limit(resource.RLIMIT_CPU, seconds + num_bytes // 1_000_000)
+    _lower_limit(resource.RLIMIT_AS, present + MEMORY + 32 * num_voxels + 4 * num_bytes)
+
+
+def _lower_limit(kind: int, most: int) -> None:
+    """Set a limit of this process, as far as the limit of the system allows."""
+    hard = resource.getrlimit(kind)[1]
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(kind, (most, hard))
 
 
 def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
     """Return the headers of a series' files, or of the one file."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
+    files = [path]
     if path.is_dir():
-        files = sorted(
-            file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")
-        )
-    else:
-        files = [path]
+        files = sorted(entry for entry in path.iterdir() if _is_visible_file(entry))
     _limit(path, files)
-    datasets = dict[Path, Any]()
+    datasets: dict[Path, Any] = {}
     others = []
     for file in files:
-        try:
-            dataset: Any = pydicom.dcmread(file, stop_before_pixels=True)
-        except pydicom.errors.InvalidDicomError:
-            if file.suffix.lower() == ".dcm" or file == path:
-                raise UnsupportedFormatError(f"{file}: not a DICOM file") from None
-            dataset = {}
-        if "Rows" in dataset and (file == path or dataset.get("SOPClassUID") not in _SEGMENTATIONS):
+        dataset = _dataset(file, is_expected=file == path or file.suffix.lower() == ".dcm")
+        is_segmentation = dataset.get("SOPClassUID") in _SEGMENTATIONS
+        if "Rows" in dataset and (file == path or not is_segmentation):
             datasets[file] = dataset
         else:
             others.append(file.name)
     if not datasets:
         raise InputError(
-            f"{path}: expected the slices of a DICOM series or a segmentation, found none; name the folder of the series"
+            f"{path}: expected the slices of a DICOM series or a segmentation, found none; "
+            "name the folder of the series"
         )
     if others:
         notes.append(
@@ -214,11 +192,40 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
     return datasets
 
 
-def _slices(file: Path, dataset: Any) -> Iterator[tuple[str, NDArray[np.float64]]]:
-    """Yield the name and the numbers of each slice of a file."""
-    # The 16 numbers are rows and columns, the mm between them, the directions along a row and along
-    # a column, the center of the first voxel, in LPS, slope and intercept of the values, and the
-    # thickness, 0 if unknown.
+def _is_visible_file(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
+
+
+def _dataset(file: Path, *, is_expected: bool) -> Any:
+    """Return the header of a file; if it is not DICOM, an empty one, unless it is expected to be."""
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True)
+    except pydicom.errors.InvalidDicomError:
+        if is_expected:
+            raise UnsupportedFormatError(f"{file}: not a DICOM file") from None
+        return pydicom.Dataset()
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """What the header of a slice says."""
+
+    name: str  # for people
+    size: tuple[int, int]  # rows, columns
+    spacing: tuple[float, float]  # mm between rows, and between columns
+    axes: NDArray[np.float64]  # the directions along a row and along a column, as rows, in LPS
+    position: NDArray[np.float64]  # the center of the first voxel, in LPS
+    scaling: tuple[float, float]  # slope and intercept of the values
+    thickness: float  # mm; 0 if unknown
+
+    @property
+    def plane(self) -> list[float]:
+        """What the slices of a volume have in common: sizes, voxel sizes and directions."""
+        return [*map(float, self.size), *self.spacing, *self.axes.reshape(-1).tolist()]
+
+
+def _slices(file: Path, dataset: Any) -> list[_Slice]:
+    """Return the slices of a file."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [()])[0]
     frames = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
     if len(frames) != int(dataset.get("NumberOfFrames") or 1):
@@ -227,41 +234,56 @@ def _slices(file: Path, dataset: Any) -> Iterator[tuple[str, NDArray[np.float64]
         )
     if dataset.get("SamplesPerPixel", 1) != 1:
         raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
+
+    slices = []
     for number, frame in enumerate(frames, 1):
         name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
-        groups = [
-            group[name].value[0]
-            for group in (frame, shared)
-            for name in _GROUPS
-            if name in group and group[name].value
-        ]
-        spacing, axes, position, slope, intercept, *thicknesses = (
-            next((group[keyword].value for group in (*groups, dataset) if keyword in group), None)
-            or ()
-            for keyword in _OF_SLICE
-        )
-        thickness = next((abs(float(mm)) for mm in thicknesses if mm), 0.0)
-        scaling = [float(slope or 1), float(intercept or 0)]
-        numbers = np.array(
-            [dataset.Rows, dataset.Columns, *spacing, *axes, *position, *scaling, thickness], float
-        )
-        is_whole = (
-            (len(spacing), len(axes), len(position)) == (2, 6, 3)
-            and np.isfinite(numbers[:13]).all()
-            and min(spacing) > 0
-        )
-        if (
-            not is_whole
-            or np.abs(
-                np.inner(numbers[4:10].reshape(2, 3), numbers[4:10].reshape(2, 3)) - np.eye(2)
-            ).max()
-            > 0.02
-        ):
+        sources = [*_groups_in(frame), *_groups_in(shared), dataset]
+        part = _slice(name, dataset, sources)
+        if part is None:
             raise UnsupportedFormatError(
-                f"{file}: {name} has no place in the world, or it is damaged: its orientation, position or spacing is no geometry; "
+                f"{file}: {name} has no place in the world, or it is damaged: "
+                "its orientation, position or spacing is no geometry; "
                 "expected slices such as of CT, MR or PET"
             )
-        yield name, numbers
+        slices.append(part)
+    return slices
+
+
+def _groups_in(frame: Any) -> list[Any]:
+    """Return the functional groups of a frame that hold the elements of a slice."""
+    sequences = [frame[name].value for name in _GROUPS if name in frame]
+    return [sequence[0] for sequence in sequences if sequence]
+
+
+def _element(sources: Sequence[Any], keyword: str) -> Any:
+    """Return the value of the first source that has an element; () for none, or an empty one."""
+    for source in sources:
+        if keyword in source:
+            return source[keyword].value or ()
+    return ()
+
+
+def _slice(name: str, dataset: Any, sources: Sequence[Any]) -> _Slice | None:
+    """Return a slice, whose elements are in the first of several sources; None for no geometry."""
+    spacing = np.array([*_element(sources, "PixelSpacing")], float)
+    axes = np.array([*_element(sources, "ImageOrientationPatient")], float)
+    position = np.array([*_element(sources, "ImagePositionPatient")], float)
+    slope = float(_element(sources, "RescaleSlope") or 1)
+    intercept = float(_element(sources, "RescaleIntercept") or 0)
+    distance = _element(sources, "SpacingBetweenSlices")
+    thickness = abs(float(distance or _element(sources, "SliceThickness") or 0))
+    size = (int(dataset.Rows), int(dataset.Columns))
+
+    if (len(spacing), len(axes), len(position)) != (2, 6, 3):
+        return None
+    if not np.isfinite([*spacing, *axes, *position]).all() or spacing.min() <= 0:
+        return None
+    axes = axes.reshape(2, 3)
+    if np.abs(np.inner(axes, axes) - np.eye(2)).max() > 0.02:
+        return None
+    down, right = spacing.tolist()
+    return _Slice(name, size, (down, right), axes, position, (slope, intercept), thickness)
 
 
 class Series(NamedTuple):
@@ -282,113 +304,157 @@ def read_series(path: Path) -> Series:
     with _decoding(path):
         notes: list[str] = []
         datasets = _datasets(path, notes)
-        names_by_series = {
-            str(dataset.get("SeriesInstanceUID") or ""): file.name
-            for file, dataset in datasets.items()
-        }
-        if len(names_by_series) > 1:
-            examples = listed(names_by_series.values())
+        _require_one_series(path, datasets)
+        slices = []
+        for file, dataset in datasets.items():
+            slices += _slices(file, dataset)
+        if len(slices) > len(datasets) > 1:
             raise InputError(
-                f"{path}: expected one series, found {len(names_by_series)}: {examples}; give each a folder of its own"
+                f"{path}: expected one file of several frames, found {len(datasets)}; "
+                "convert each by itself"
             )
-        names, rows_of_numbers = zip(
-            *(part for file, dataset in datasets.items() for part in _slices(file, dataset)),
-            strict=True,
-        )
-        if len(names) > len(datasets) > 1:
-            raise InputError(
-                f"{path}: expected one file of several frames, found {len(datasets)}; convert each by itself"
-            )
-        numbers = np.array(rows_of_numbers)
-        tolerances = np.repeat([0.0, 1e-3 * numbers[0, 2:4].min(), 1e-3], [2, 2, 6])
-        differs = (np.abs(numbers - numbers[0])[:, :10] > tolerances).any(axis=1)
-        if differs.any():
-            other = int(differs.argmax())
-            raise InputError(
-                f"{path}: slices of different sizes, voxel sizes or orientations: {names[0]} has {numbers[0, :10].tolist()}, "
-                f"{names[other]} has {numbers[other, :10].tolist()}; a localizer? Give each volume a folder of its own"
-            )
-        axes = numbers[0, 4:10].reshape(2, 3)
-        positions = numbers[:, 10:13]
-        thickness = numbers[0, 15]
-        axes /= np.linalg.norm(axes, axis=1, keepdims=True)
-        normal = np.cross(*axes)
-        places = positions @ normal
-        order = np.argsort(places, kind="stable")
-        step = normal * (thickness or 1.0)
-        if len(names) > 1:
-            distances = np.diff(places[order])
-            usual = np.median(distances)
-            step = (positions[order[-1]] - positions[order[0]]) / len(distances)
-            row = positions[order[0]] + np.arange(len(names))[:, np.newaxis] * step
-            off = np.linalg.norm(positions[order] - row, axis=1).max()
-            tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1.0, 1.0)))
-            if (
-                distances.min() <= max(_SAME_PLACE * usual, 1e-6)
-                or off > _UNEVEN * usual
-                or tilt > _MAX_TILT
-            ):
-                worst = int(np.abs(distances - usual).argmax())
-                raise InputError(
-                    f"{path}: expected slices straight above each other, evenly spaced; found most of them {usual:.4g} mm apart, "
-                    f"{names[order[worst]]} and {names[order[worst + 1]]} {distances[worst]:.4g} mm, and a tilt of {tilt:.1f} degrees\n"
-                    "  Is there a gap, or a second echo, time or reconstruction? Give each volume a folder of its own.\n"
-                    "  dcm2niix resamples uneven slices, and straightens those of a tilted gantry."
-                )
-        elif not thickness:
+        _require_same_planes(path, slices)
+
+        first = slices[0]
+        if len(slices) == 1 and not first.thickness:
             notes.append("a single slice without thickness; 1 mm is assumed")
-        rows, columns, down, right = numbers[0, :4]
-        affine = affine_of(
-            np.column_stack([axes[0] * right, axes[1] * down, step]), positions[order[0]], LPS
+        axes = first.axes / np.linalg.norm(first.axes, axis=1, keepdims=True)
+        order, step = _stack(path, slices, normal=np.cross(*axes))
+        down, right = first.spacing
+        vectors = np.column_stack([axes[0] * right, axes[1] * down, step])
+        affine = affine_of(vectors, slices[order[0]].position, LPS)
+        header = _header(path, "DICOM series", (len(slices), *first.size), affine, notes)
+        scalings = np.array([part.scaling for part in slices])
+        return Series(header, datasets, order, scalings, first.thickness)
+
+
+def _require_one_series(path: Path, datasets: Mapping[Path, Any]) -> None:
+    """Raise InputError if the files are of several series."""
+    file_of_series = {}
+    for file, dataset in datasets.items():
+        file_of_series[str(dataset.get("SeriesInstanceUID") or "")] = file.name
+    if len(file_of_series) > 1:
+        raise InputError(
+            f"{path}: expected one series, found {len(file_of_series)}: "
+            f"{listed(file_of_series.values())}; give each a folder of its own"
         )
-        header = _header(path, "DICOM series", (len(names), int(rows), int(columns)), affine, notes)
-        return Series(header, datasets, order, numbers[:, 13:15], thickness)
+
+
+def _require_same_planes(path: Path, slices: Sequence[_Slice]) -> None:
+    """Raise InputError if slices have different sizes, voxel sizes or orientations."""
+    planes = np.array([part.plane for part in slices])
+    tolerances = np.repeat([0.0, 1e-3 * min(slices[0].spacing), 1e-3], [2, 2, 6])
+    differs = (np.abs(planes - planes[0]) > tolerances).any(axis=1)
+    if differs.any():
+        first = slices[0]
+        other = slices[int(differs.argmax())]
+        raise InputError(
+            f"{path}: slices of different sizes, voxel sizes or orientations: "
+            f"{first.name} has {first.plane}, {other.name} has {other.plane}; "
+            "a localizer? Give each volume a folder of its own"
+        )
+
+
+def _stack(
+    path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64]
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return the order of slices along their normal, and the step from one to the next.
+
+    Raise InputError if they are not evenly spaced, and straight above each other.
+    """
+    positions = np.array([part.position for part in slices])
+    places = positions @ normal
+    order = np.argsort(places, kind="stable")
+    if len(slices) == 1:
+        return order, normal * (slices[0].thickness or 1.0)
+
+    positions = positions[order]
+    distances = np.diff(places[order])
+    usual = np.median(distances)
+    step = (positions[-1] - positions[0]) / len(distances)
+    row = positions[0] + np.arange(len(slices))[:, np.newaxis] * step
+    deviation = np.linalg.norm(positions - row, axis=1).max()
+    tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1.0, 1.0)))
+    are_apart = distances.min() > max(_SAME_PLACE * usual, 1e-6)
+    if not are_apart or deviation > _UNEVEN * usual or tilt > _MAX_TILT:
+        worst = int(np.abs(distances - usual).argmax())
+        below = slices[order[worst]].name
+        above = slices[order[worst + 1]].name
+        raise InputError(
+            f"{path}: expected slices straight above each other, evenly spaced; "
+            f"found most of them {usual:.4g} mm apart, "
+            f"{below} and {above} {distances[worst]:.4g} mm, and a tilt of {tilt:.1f} degrees\n"
+            "  Is there a gap, or a second echo, time or reconstruction? "
+            "Give each volume a folder of its own.\n"
+            "  dcm2niix resamples uneven slices, and straightens those of a tilted gantry."
+        )
+    return order, step
 
 
 def _voxels(series: Series) -> NDArray[Any]:
-    """Return the scaled values of a series, (slices along the normal, rows, columns), as integers if they are whole."""
+    """Return the scaled values of a series, (slices along the normal, rows, columns).
+
+    They are integers if they are whole.
+    """
     path = series.header.path
     shape = series.header.grid_shape[::-1]
     first = next(iter(series.datasets.values()))
     _limit(path, series.datasets, math.prod(shape), int(first.BitsAllocated))
     # Series with 32 bits need float64 before they are written.
     array = np.empty(shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)
-    frames = (
-        (dataset, frame)
-        for file, dataset in series.datasets.items()
-        for frame in iter_pixels(pydicom.dcmread(file))
-    )
-    for place, scaling, (dataset, frame) in zip(
-        np.argsort(series.order), series.scalings.astype(array.dtype), frames, strict=True
-    ):
-        has_table = "ModalityLUTSequence" in dataset
-        array[place] = (
-            apply_modality_lut(frame, dataset) if has_table else frame * scaling[0] + scaling[1]
-        )
+    scalings = series.scalings.astype(array.dtype)
+    places = np.argsort(series.order)
+    frames = _frames(series)
+    for place, (slope, intercept), (dataset, frame) in zip(places, scalings, frames, strict=True):
+        if "ModalityLUTSequence" in dataset:
+            array[place] = apply_modality_lut(frame, dataset)
+        else:
+            array[place] = frame * slope + intercept
     if not np.isfinite(array).all():
         raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
-    low = array.min()
-    high = array.max()
-    is_whole = (array == np.rint(array)).all()
-    dtypes = (
-        dtype
-        for dtype in ("<i2", "<u2", "<i4")
-        if is_whole and np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max
-    )
-    return array.astype(next(dtypes, "<f4"), copy=False)
+    return array.astype(_type_for(array), copy=False)
 
 
-def _labels_of(path: Path, dataset: Any) -> dict[int, tuple[int, Any]]:
+def _frames(series: Series) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """Yield the stored values of each slice, with the header of its file."""
+    for file, dataset in series.datasets.items():
+        for frame in iter_pixels(pydicom.dcmread(file)):
+            yield dataset, frame
+
+
+def _type_for(values: NDArray[Any]) -> str:
+    """Return the first integer type that holds whole values, float32 for others."""
+    if not (values == np.rint(values)).all():
+        return "<f4"
+    for dtype in ("<i2", "<u2", "<i4"):
+        limits = np.iinfo(dtype)
+        if limits.min <= values.min() and values.max() <= limits.max:
+            return dtype
+    return "<f4"
+
+
+class _Described(NamedTuple):
+    """The label of a segment, and the element that describes it."""
+
+    label: int
+    item: Any
+
+
+def _labels_of(path: Path, dataset: Any) -> dict[int, _Described]:
     """Return the label of each segment by its number, and what describes it."""
     segments = {}
     for item in dataset.SegmentSequence:
-        if number := int(item.SegmentNumber):  # The segment 0 of a label map is the background.
-            written = _LABEL.search(str(item.get("SegmentDescription") or ""))
-            segments[number] = (int(written[1]) if written else number, item)
+        number = int(item.SegmentNumber)
+        if number == 0:  # It is the background of a label map.
+            continue
+        written = _LABEL.search(str(item.get("SegmentDescription") or ""))
+        segments[number] = _Described(int(written[1]) if written else number, item)
     labels = [label for label, _ in segments.values()]
-    if not labels or len(set(labels)) < len(labels) or not 0 < min(labels) <= max(labels) < 1 << 16:
+    are_different = len(set(labels)) == len(labels)
+    if not labels or not are_different or not 0 < min(labels) <= max(labels) < 1 << 16:
         raise UnsupportedFormatError(
-            f"{path}: expected segments with different labels from 1 to 65535, found {listed(labels)}"
+            f"{path}: expected segments with different labels from 1 to 65535, "
+            f"found {listed(labels)}"
         )
     return segments
 
@@ -399,11 +465,13 @@ def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> 
     A missing value is no difference.
     """
     for keyword, name in _IDENTITY.items():
-        found, expected = (str(source.get(keyword) or "").strip() for source in (dataset, other))
+        found = str(dataset.get(keyword) or "").strip()
+        expected = str(other.get(keyword) or "").strip()
         if found and expected and found != expected:
             raise InputError(
                 f"{path} and {like} are of different {name}\n"
-                f"  {keyword}: expected {shorten(expected)!r} as in {like}, found {shorten(found)!r} in {path}\n"
+                f"  {keyword}: expected {shorten(expected)!r} as in {like}, "
+                f"found {shorten(found)!r} in {path}\n"
                 "  Name the files of one patient, whose segmentation was made on this series."
             )
 
@@ -419,11 +487,12 @@ def _read_segmentation(path: Path, notes: list[str]) -> Any:
             item.SegmentAlgorithmType = "MANUAL"
     if dataset.get("SegmentationType") == "FRACTIONAL":
         _require_known_fractions(path, dataset)
-        most = int(dataset.MaximumFractionalValue)
+        maximum = int(dataset.MaximumFractionalValue)
         if dataset.file_meta.TransferSyntaxUID.is_compressed:
             dataset.decompress()
         fractions = np.frombuffer(dataset.PixelData, np.uint8)
-        dataset.PixelData = np.where(fractions >= most / 2, np.uint8(most), np.uint8(0)).tobytes()
+        is_inside = fractions >= maximum / 2
+        dataset.PixelData = np.where(is_inside, np.uint8(maximum), np.uint8(0)).tobytes()
         kind = dataset.SegmentationFractionalType.lower()
         notes.append(f"its segments are fractions ({kind}); voxels of at least half are taken")
     return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
@@ -437,11 +506,11 @@ def _require_known_fractions(path: Path, dataset: Any) -> None:
             f"{path}: expected fractions of the type {' or '.join(_FRACTIONS)}, "
             f"found {shorten(kind)!r}"
         )
-    most = int(dataset.get("MaximumFractionalValue") or 0)
-    if not 1 <= most <= 255 or dataset.BitsAllocated != 8:
+    maximum = int(dataset.get("MaximumFractionalValue") or 0)
+    if not 1 <= maximum <= 255 or dataset.BitsAllocated != 8:
         raise UnsupportedFormatError(
             f"{path}: damaged DICOM: expected fractions of 8 bits up to a maximum from 1 to 255, "
-            f"found {dataset.BitsAllocated} bits and the maximum {most}"
+            f"found {dataset.BitsAllocated} bits and the maximum {maximum}"
         )
 
 
@@ -457,7 +526,8 @@ def _label_map(
         volume = segmentation.get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
     except RuntimeError as error:
         raise InputError(
-            f"{path}: its segments cannot become one label map: {shorten(error, 200)}; do they overlap?"
+            f"{path}: its segments cannot become one label map: {shorten(error, 200)}; "
+            "do they overlap?"
         ) from None
     labels = [label for label, _ in described.values()]
     table = np.zeros(max(described) + 1, np.uint8 if max(labels) < 256 else np.uint16)
@@ -466,35 +536,51 @@ def _label_map(
     affine = volume.get_affine("RAS")[:, [2, 1, 0, 3]] + 0.0  # Its axes are slice, row, column.
     if like is None:
         notes.append(
-            "it holds only the slices that its segments reach; --like SERIES gives it the grid of its series"
+            "it holds only the slices that its segments reach; "
+            "--like SERIES gives it the grid of its series"
         )
     else:
         series = read_series(like)
         notes += series.header.notes
         _require_same_identity(path, dataset, like, next(iter(series.datasets.values())))
-        grid, _ = series.header.geometry()
-        shape = stored.shape[::-1]
-        grid_shape = series.header.grid_shape
-        offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
-        expected = grid.copy()
-        expected[:3, 3] += grid[:3, :3] @ offset
-        after = grid_shape - offset - shape
-        if min(*offset, *after) < 0 or not same_grid(shape, affine, shape, expected):
-            difference = describe_difference((path, shape, affine), (like, grid_shape, grid))
-            raise GridMismatchError(
-                f"{path}: not on the grid of --like\n{difference}\n  Name the series that it was made on."
-            )
-        stored = np.pad(stored, np.column_stack([offset, after])[::-1])
-        affine = grid
-    segments = []
-    for label, item in described.values():
-        lab = item.get("RecommendedDisplayCIELabValue")
-        red, green, blue = (
-            highdicom.color.CIELabColor.from_dicom_value(list(lab)).to_rgb() if lab else (0, 0, 0)
+        stored = _padded(path, stored, affine, series.header)
+        affine, _ = series.header.geometry()
+    segments = tuple(_segment(label, item) for label, item in described.values())
+    return segments, stored, affine
+
+
+def _padded(
+    path: Path, stored: NDArray[Any], affine: NDArray[np.float64], series: VolumeHeader
+) -> NDArray[Any]:
+    """Return a label map, (slices, rows, columns), on the grid of a series, of which it is a part.
+
+    Raise GridMismatchError if it is no part of it.
+    """
+    grid, _ = series.geometry()
+    shape = stored.shape[::-1]
+    offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
+    expected = grid.copy()
+    expected[:3, 3] += grid[:3, :3] @ offset
+    after = series.grid_shape - offset - shape
+    if min(*offset, *after) < 0 or not same_grid(shape, affine, shape, expected):
+        difference = describe_difference(
+            (path, shape, affine), (series.path, series.grid_shape, grid)
         )
-        name = shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME)
-        segments.append(Segment(label, name, (red / 255, green / 255, blue / 255) if lab else None))
-    return tuple(segments), stored, affine
+        raise GridMismatchError(
+            f"{path}: not on the grid of --like\n{difference}\n"
+            "  Name the series that it was made on."
+        )
+    return np.pad(stored, np.column_stack([offset, after])[::-1])
+
+
+def _segment(label: int, item: Any) -> Segment:
+    """Return a segment by the element that describes it."""
+    name = shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME)
+    lab = item.get("RecommendedDisplayCIELabValue")
+    if not lab:
+        return Segment(label, name)
+    red, green, blue = highdicom.color.CIELabColor.from_dicom_value(list(lab)).to_rgb()
+    return Segment(label, name, (red / 255, green / 255, blue / 255))
 
 
 def write(
@@ -509,10 +595,9 @@ def write(
     Raises as `read`.
     """
     # The segments get these names, and keep what describes their labels in the file `segments`.
+    names = {segment.label: segment.name for segment in named}
     with _decoding(like.header.path):
-        content = _segmentation(
-            labels.T, {segment.label: segment.name for segment in named}, like, segments
-        )
+        content = _segmentation(labels.T, names, like, segments)
     write_small_file(target, content)
 
 
@@ -522,28 +607,21 @@ def _segmentation(
     """Return the file of a segmentation."""
     path = series.header.path
     sources = list(series.datasets.values())
-    items: dict[int, Any] = {}
-    if file is not None:
-        source = next(iter(_datasets(file, []).values()))
-        if "SegmentSequence" not in source:
-            raise InputError(
-                f"{file}: expected a DICOM segmentation whose segments describe labels"
-            )
-        _require_same_identity(file, source, path, sources[0])
-        items = dict(_labels_of(file, source).values())
+    items = {} if file is None else _items_of(file, path, sources[0])
     _limit(path, series.datasets, labels.size)
-    occurring = {
-        segment.label: known.get(segment.label, segment.name) for segment in segments_of(labels, ())
-    }
-    names = {**dict.fromkeys(items, ""), **occurring} or {1: "Label 1"}
+    names = dict.fromkeys(items, "")
+    for segment in segments_of(labels, ()):
+        names[segment.label] = known.get(segment.label, segment.name)
+    if not names:
+        names[1] = "Label 1"
     table = np.zeros(max(names) + 1, np.uint16)
-    table[sorted(names)] = np.arange(1, len(names) + 1)
-    described = [
-        _describe(number, label, names[label], items.get(label))
-        for number, label in enumerate(sorted(names), 1)
-    ]
+    described = []
+    for number, label in enumerate(sorted(names), 1):
+        table[label] = number
+        described.append(_describe(number, label, names[label], items.get(label)))
     for image, source in series.datasets.items():
         _complete(image, source, sources[0], series.thickness)
+
     pixels = table[labels]
     if len(sources) > 1:
         sources = [sources[number] for number in series.order]
@@ -556,7 +634,7 @@ def _segmentation(
             segmentation_type="BINARY",
             segment_descriptions=described,
             series_instance_uid=highdicom.UID(),
-            series_number=min(100 * int(sources[0].get("SeriesNumber") or 0) + 1, (1 << 31) - 1),
+            series_number=_series_number(sources[0]),
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer="crfrefine",
@@ -568,11 +646,26 @@ def _segmentation(
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
-            f"{path}: highdicom refuses to write a segmentation of this series: {shorten(error, 200)}"
+            f"{path}: highdicom refuses to write a segmentation of this series: "
+            f"{shorten(error, 200)}"
         ) from None
     buffer = BytesIO()
     segmentation.save_as(buffer)
     return buffer.getvalue()
+
+
+def _items_of(file: Path, series: Path, first: Any) -> dict[int, Any]:
+    """Return what describes the labels in another segmentation of a series with this first file."""
+    dataset = next(iter(_datasets(file, []).values()))
+    if "SegmentSequence" not in dataset:
+        raise InputError(f"{file}: expected a DICOM segmentation whose segments describe labels")
+    _require_same_identity(file, dataset, series, first)
+    return dict(_labels_of(file, dataset).values())
+
+
+def _series_number(source: Any) -> int:
+    """Return a number that sorts a segmentation behind the series with this file."""
+    return min(100 * int(source.get("SeriesNumber") or 0) + 1, (1 << 31) - 1)
 
 
 def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
@@ -581,20 +674,20 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
     Raise InputError if a segmentation cannot refer to its file.
     """
     if not source.get("SOPClassUID"):  # De-identification may empty it.
-        source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or _CLASSES.get(
-            source.get("Modality"), ""
-        )
+        class_of_modality = _CLASSES.get(source.get("Modality"), "")
+        source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or class_of_modality
     lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
     if lacking:
         raise InputError(
-            f"{file}: a DICOM segmentation refers to its series, and this file has no {' and no '.join(lacking)}\n"
-            "  De-identification may replace these values, but not empty them: set them in the files, or keep the NIfTI file."
+            f"{file}: a DICOM segmentation refers to its series, "
+            f"and this file has no {' and no '.join(lacking)}\n"
+            "  De-identification may replace these values, but not empty them: "
+            "set them in the files, or keep the NIfTI file."
         )
     for keyword in _EXPECTED:
         source.setdefault(keyword, None)
-    if (
-        "PerFrameFunctionalGroupsSequence" in source
-    ):  # highdicom looks for these only among the shared groups.
+    if "PerFrameFunctionalGroupsSequence" in source:
+        # highdicom looks for these only among the shared groups.
         shared = source.SharedFunctionalGroupsSequence[0]
         frame = source.PerFrameFunctionalGroupsSequence[0]
         for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
@@ -605,34 +698,46 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
 
 
 def _describe(number: int, label: int, name: str, item: Any) -> Any:
-    """Return the description of a segment: the given one with another number, or a new one of a tissue."""
-    if item is not None:
-        item.decode()  # The file to write has another character set.
-        item.SegmentNumber = number
-        if not item.get("SegmentAlgorithmType"):  # Nobody knows: the type without an algorithm.
-            item.SegmentAlgorithmType = "MANUAL"
-        elif item.SegmentAlgorithmType == "MANUAL":  # It was, before the refinement.
-            item.SegmentAlgorithmType = "SEMIAUTOMATIC"
-            item.SegmentAlgorithmName = "crfrefine"
-        item = highdicom.seg.SegmentDescription.from_dataset(item, copy=False)
+    """Return the description of a segment: the item with this number, or else that of a tissue."""
+    if item is None:
+        description = _describe_tissue(number, label, name)
     else:
-        tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
-        artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
-        algorithm = highdicom.AlgorithmIdentificationSequence(
-            name="unknown", version="unknown", family=artificial
-        )
-        color = highdicom.color.CIELabColor.from_rgb(
-            *(round(255 * part) for part in Segment(label, name).shown_color)
-        )
-        text = name[:MAX_OF_A_NAME].replace("\\", "/")
-        item = highdicom.seg.SegmentDescription(
-            number, text, tissue, tissue, "AUTOMATIC", algorithm, display_color=color
-        )
-    before = _LABEL.sub("", str(item.get("SegmentDescription") or ""))
+        description = _renumbered(item, number)
     ending = f"label value {label}" if label != number else ""
-    text = "; ".join(part for part in (before[: 1022 - len(ending)], ending) if part)
+    text = _LABEL.sub("", str(description.get("SegmentDescription") or ""))
+    text = text[: 1022 - len(ending)]
+    if text and ending:
+        text += "; "
+    text += ending
     if text:
-        item.SegmentDescription = text
-    elif "SegmentDescription" in item:
-        del item.SegmentDescription
-    return item
+        description.SegmentDescription = text
+    elif "SegmentDescription" in description:
+        del description.SegmentDescription
+    return description
+
+
+def _renumbered(item: Any, number: int) -> Any:
+    """Return the description of a segment of another file, which is changed, with a new number."""
+    item.decode()  # The file to write has another character set.
+    item.SegmentNumber = number
+    if not item.get("SegmentAlgorithmType"):  # Nobody knows: the type without an algorithm.
+        item.SegmentAlgorithmType = "MANUAL"
+    elif item.SegmentAlgorithmType == "MANUAL":  # It was, before the refinement.
+        item.SegmentAlgorithmType = "SEMIAUTOMATIC"
+        item.SegmentAlgorithmName = "crfrefine"
+    return highdicom.seg.SegmentDescription.from_dataset(item, copy=False)
+
+
+def _describe_tissue(number: int, label: int, name: str) -> Any:
+    """Return the description of a segment of which only label and name are known."""
+    tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
+    artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="unknown", version="unknown", family=artificial
+    )
+    rgb = [round(255 * part) for part in Segment(label, name).shown_color]
+    color = highdicom.color.CIELabColor.from_rgb(*rgb)
+    text = name[:MAX_OF_A_NAME].replace("\\", "/")
+    return highdicom.seg.SegmentDescription(
+        number, text, tissue, tissue, "AUTOMATIC", algorithm, display_color=color
+    )

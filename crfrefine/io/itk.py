@@ -1,8 +1,8 @@
-"""GIPL, VTK and MRC, and rare headers of MetaImage and NRRD: SimpleITK converts the file to NRRD in a separate process.
+"""GIPL, VTK and MRC, and rare headers of MetaImage and NRRD: SimpleITK converts them to NRRD.
 
-ITK's readers crash on some damaged files and never return from others: the process has limits of
-memory and time. It ends with this one, and its target has no name. A file is converted for its
-header, and once more for its voxels.
+ITK's readers crash on some damaged files and never return from others: a separate process converts
+the file, with limits of memory and time. It ends with this one, and its target has no name. A file
+is converted for its header, and once more for its voxels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, NamedTuple, cast
 
 from crfrefine.base.limits import memory_left, memory_limit
 from crfrefine.base.text import shorten
@@ -48,13 +48,15 @@ resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 import math
 import SimpleITK
 try:
-    reader, writer = SimpleITK.ImageFileReader(), SimpleITK.ImageFileWriter()
+    reader = SimpleITK.ImageFileReader()
     reader.SetImageIO(source_io)
     reader.SetFileName(source)
     reader.ReadImageInformation()
     # Such as "vector of 32-bit float".
     kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
-    promised = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (2 if "complex" in kind else 1)
+    promised = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+    if "complex" in kind:
+        promised *= 2
     if unit != "numbers":
         promised = promised * int(kind.split("-bit")[0].split()[-1]) // 8
     if promised > int(most):
@@ -62,6 +64,7 @@ try:
     image = reader.Execute()
     for key in image.GetMetaDataKeys():
         image.EraseMetaData(key)  # Such as the name of a space, which the writer would repeat.
+    writer = SimpleITK.ImageFileWriter()
     writer.SetImageIO("NrrdImageIO")
     writer.SetFileName("/dev/fd/" + target)
     writer.Execute(image)
@@ -75,34 +78,36 @@ _READERS = {
     "MetaImage": "MetaImageIO",
     "NRRD": "NrrdImageIO",
 }
-_UNLIMITED = 1 << 62
 
 
 def recognizes(start: bytes) -> bool:
     """Return whether a file with this beginning, compressed or not, is GIPL, MRC or VTK."""
-    return _name(inflated(start) or start) is not None
+    return _format_of(inflated(start) or start) is not None
 
 
-def _name(start: bytes) -> str | None:
+def _format_of(start: bytes) -> str | None:
+    """Return the name of the format of an uncompressed file with this beginning."""
     if start[252:256] in _GIPL_MAGIC:
         return "GIPL"
     if start[208:212] == b"MAP ":
         return "MRC"
-    return "VTK" if start.startswith(b"# vtk DataFile") else None
+    if start.startswith(b"# vtk DataFile"):
+        return "VTK"
+    return None
 
 
 def read_header(path: Path, name: str | None = None) -> VolumeHeader:
     """Read the header of a file of MetaImage or NRRD.
 
-    None means GIPL, MRC or VTK, by its content.
+    None means GIPL, MRC or VTK, by its content. Raise UnsupportedFormatError (damaged, or not
+    readable by ITK), InputError (no SimpleITK, or no usable geometry) or CapacityError.
     """
-    # Raises UnsupportedFormatError (damaged, or not readable by ITK), InputError (no SimpleITK, or
-    # no usable geometry) or CapacityError.
     with _as_nrrd(path, name) as (found, header):
-        shown = f"{found}, through ITK" if name is None else name
-        return replace(
-            header, path=path, format=shown, template=None if name is None else (), source=None
-        )
+        # The voxels are not in one place, but come from another conversion.
+        header = replace(header, path=path, source=None)
+        if name is None:
+            return replace(header, format=f"{found}, through ITK", template=None)
+        return replace(header, format=name, template=())
 
 
 @contextmanager
@@ -115,26 +120,14 @@ def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
 
 @contextmanager
 def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]:
-    """Convert a file for the time of the block: the name of its format, and the header of the NRRD, which has no name."""
-    start = read_start(path)
-    is_by_content = name is None
-    unpacked = inflated(start) if is_by_content else b""
-    name = name or _name(unpacked or start)
-    if name is None:
-        raise UnsupportedFormatError(
-            f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged"
-        )
+    """Convert a file for the time of the block: the name of its format, and the NRRD's header."""
     folder = tempfile.gettempdir()
     try:
-        with (
-            tempfile.TemporaryFile(dir=folder) as target,
-            tempfile.TemporaryFile(dir=folder) if unpacked else path.open("rb") as source,
-        ):
-            if unpacked:
-                with open_bytes(path, "gzip") as reader:
-                    shutil.copyfileobj(cast("BinaryIO", reader), source, BLOCK_BYTES)
-                source.flush()
-            _convert(path, source if is_by_content else None, name, target, unpacked or start)
+        with tempfile.TemporaryFile(dir=folder) as target:
+            if name is None:
+                name = _convert_by_content(path, target, folder)
+            else:
+                _convert(path, None, name, target, _NO_LIMIT)
             place = f"/dev/fd/{target.fileno()}"
             try:
                 yield name, nrrd.read_header(Path(place))
@@ -142,18 +135,49 @@ def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]
                 raise type(error)(str(error).replace(place, str(path))) from error
     except OSError as error:
         raise CapacityError(
-            f"{path}: cannot be converted in {folder}: {error.strerror or error}; set TMPDIR to another folder"
+            f"{path}: cannot be converted in {folder}: {error.strerror or error}; "
+            "set TMPDIR to another folder"
         ) from error
 
 
-def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[str, int]:
-    """Return the most numbers, or bytes of voxels, that a file, which begins so, can hold: ITK would invent missing ones."""
+def _convert_by_content(path: Path, target: BinaryIO, folder: str) -> str:
+    """Convert a file of GIPL, MRC or VTK, unpacked if it is compressed; return the format's name."""
+    start = read_start(path)
+    unpacked = inflated(start)
+    name = _format_of(unpacked or start)
+    if name is None:
+        raise UnsupportedFormatError(
+            f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged"
+        )
+    if not unpacked:
+        with path.open("rb") as source:
+            _convert(path, source, name, target, _content_size(source, path, name, start))
+        return name
+    with tempfile.TemporaryFile(dir=folder) as source:
+        with open_bytes(path, "gzip") as reader:
+            shutil.copyfileobj(cast("BinaryIO", reader), source, BLOCK_BYTES)
+        source.flush()
+        _convert(path, source, name, target, _content_size(source, path, name, unpacked))
+    return name
+
+
+class _Size(NamedTuple):
+    """What a file can hold at most."""
+
+    number: int
+    unit: str  # "numbers" or "bytes of voxels"
+
+
+_NO_LIMIT = _Size(1 << 62, "numbers")
+
+
+def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> _Size:
+    """Return what a file, which begins so, can hold at most: ITK would invent missing voxels."""
     size = os.fstat(file.fileno()).st_size
     offset = 256
     if name == "MRC":
-        offset = 1024 + int.from_bytes(
-            start[92:96], "big" if start[212:213] == b"\x11" else "little"
-        )
+        order: Literal["little", "big"] = "big" if start[212:213] == b"\x11" else "little"
+        offset = 1024 + int.from_bytes(start[92:96], order)
     elif name == "VTK":
         end = _VTK_HEADER.search(start)
         if end is None:
@@ -163,28 +187,28 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> tuple[
         offset = end.end()
         if b"\nASCII" in start[:offset]:
             file.seek(offset)
-            return "numbers", sum(len(line.split()) for line in file)
+            return _Size(sum(len(line.split()) for line in file), "numbers")
     if size < offset:
         raise cut_off(path, f"a header of {offset} bytes", f"it holds {size}")
-    return "bytes of voxels", size - offset
+    return _Size(size - offset, "bytes of voxels")
 
 
-def _convert(
-    path: Path, source: BinaryIO | None, name: str, target: BinaryIO, start: bytes
-) -> None:
-    """Convert the open file `source`, which begins so, in a separate process.
+def _convert(path: Path, source: BinaryIO | None, name: str, target: BinaryIO, most: _Size) -> None:
+    """Convert a file in a separate process, which refuses one that promises more than `most`.
 
-    Errors are those of the file `path`.
+    `source` is the open file; None means that ITK opens the path itself, as its header may name
+    other files. Errors are those of the file `path`.
     """
-    # Without a source ITK opens the file itself, as its header may name other files.
-    unit, most = (
-        ("numbers", _UNLIMITED) if source is None else _content_size(source, path, name, start)
-    )
+    files = [target.fileno()]
+    place = str(path)
+    if source is not None:
+        files.append(source.fileno())
+        place = f"/dev/fd/{source.fileno()}"
     memory = max(memory_left(memory_limit()), _MIN_MEMORY)
-    files = [file.fileno() for file in (source, target) if file is not None]
-    place = path if source is None else f"/dev/fd/{files[0]}"
-    arguments = (os.getpid(), memory, place, _READERS[name], files[-1], unit, most)
-    command = [sys.executable, "-P", "-c", _CONVERT, *map(str, arguments)]
+    limits = [str(os.getpid()), str(memory)]
+    conversion = [place, _READERS[name], str(target.fileno())]
+    command = [sys.executable, "-P", "-c", _CONVERT, *limits, *conversion]
+    command += [most.unit, str(most.number)]
     try:
         # `errors` makes the output text.
         done = subprocess.run(
@@ -199,24 +223,29 @@ def _convert(
         raise UnsupportedFormatError(
             f"{path}: ITK did not end within {MAX_SECONDS:g} s: the file is damaged, or too large"
         ) from None
-    message = (done.stderr.strip().splitlines() or [""])[-1]
-    if done.returncode == 0:
-        return
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [""]
+        raise _conversion_error(path, done.returncode, lines[-1], most)
+
+
+def _conversion_error(path: Path, status: int, message: str, most: _Size) -> CrfRefineError:
+    """Return the error for a conversion that ended with this status and this last line."""
     if message.startswith("cut off: "):
-        raise cut_off(path, message.removeprefix("cut off: "), f"it holds {most}")
+        promised = message.removeprefix("cut off: ")
+        return cut_off(path, promised, f"it holds {most.number}")
     if message == "ModuleNotFoundError: No module named 'SimpleITK'":
-        raise InputError(
-            f"{path}: such files need SimpleITK, which is not installed: pip install 'crfrefine[itk]'"
+        return InputError(
+            f"{path}: such files need SimpleITK, which is not installed: "
+            "pip install 'crfrefine[itk]'"
         )
     if any(word in message for word in ("MemoryError", "bad_alloc", "Failed to allocate memory")):
-        raise CapacityError(
+        return CapacityError(
             f"{path}: ITK needs more memory for this file than there is: {shorten(message)}"
         )
-    if done.returncode < 0:
-        problem = f"crashed on this file (signal {-done.returncode})"
-    else:
-        problem = "cannot convert this file"
-    message = shorten(re.sub(r"/dev/fd/\d+", path.name, message))
-    raise UnsupportedFormatError(
-        f"{path}: ITK {problem}: {message or 'it is damaged; export it again'}"
+    problem = "cannot convert this file"
+    if status < 0:
+        problem = f"crashed on this file (signal {-status})"
+    reason = shorten(re.sub(r"/dev/fd/\d+", path.name, message))
+    return UnsupportedFormatError(
+        f"{path}: ITK {problem}: {reason or 'it is damaged; export it again'}"
     )

@@ -1,4 +1,7 @@
-"""MetaImage, `.mhd` and `.mha`: a text header of `Key = Value`, ElementDataFile the last one, then the voxels; written as zlib data."""
+"""MetaImage, `.mhd` and `.mha`: a text header of `Key = Value`, then the voxels.
+
+ElementDataFile is the last key. It is written with voxels as zlib data.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +34,8 @@ NAME = "MetaImage"
 
 _GEOMETRY_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
 _KEYS = (
-    *(
-        "ObjectType",
-        "NDims",
-        "DimSize",
-        "ElementType",
-        "ElementNumberOfChannels",
-        "HeaderSize",
-        "ElementDataFile",
-    ),
-    *("BinaryData", "CompressedData", "BinaryDataByteOrderMSB"),
+    *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize"),
+    *("ElementDataFile", "BinaryData", "CompressedData", "BinaryDataByteOrderMSB"),
     *_GEOMETRY_KEYS,
 )
 _KNOWN = {
@@ -49,22 +45,18 @@ _KNOWN = {
     "elementbyteordermsb": "BinaryDataByteOrderMSB",
 }
 _TYPES = {
-    **{
-        "MET_CHAR": "i1",
-        "MET_UCHAR": "u1",
-        "MET_SHORT": "i2",
-        "MET_USHORT": "u2",
-        "MET_INT": "i4",
-        "MET_UINT": "u4",
-    },
-    **{
-        "MET_LONG": "i4",
-        "MET_ULONG": "u4",
-        "MET_LONG_LONG": "i8",
-        "MET_ULONG_LONG": "u8",
-        "MET_FLOAT": "f4",
-        "MET_DOUBLE": "f8",
-    },
+    "MET_CHAR": "i1",
+    "MET_UCHAR": "u1",
+    "MET_SHORT": "i2",
+    "MET_USHORT": "u2",
+    "MET_INT": "i4",
+    "MET_UINT": "u4",
+    "MET_LONG": "i4",
+    "MET_ULONG": "u4",
+    "MET_LONG_LONG": "i8",
+    "MET_ULONG_LONG": "u8",
+    "MET_FLOAT": "f4",
+    "MET_DOUBLE": "f8",
 }
 _WRITTEN_TYPES = {
     "uint8": "MET_UCHAR",
@@ -81,11 +73,9 @@ _WRITTEN_TYPES = {
 
 
 def recognizes(start: bytes) -> bool:
-    """Return whether it begins with a key that the format's writers put first, and gives the number of dimensions."""
-    return (
-        re.match(rb"\s*(ObjectType|NDims|Comment)\s*[=:]", start) is not None
-        and re.search(rb"\bNDims\s*[=:]", start) is not None
-    )
+    """Return whether it begins with a key that writers put first, and has that of dimensions."""
+    begins = re.match(rb"\s*(ObjectType|NDims|Comment)\s*[=:]", start)
+    return begins is not None and re.search(rb"\bNDims\s*[=:]", start) is not None
 
 
 def read_header(path: Path) -> VolumeHeader:
@@ -97,17 +87,23 @@ def read_header(path: Path) -> VolumeHeader:
     sizes = fields.sizes("DimSize", num_dims)
     channels = fields.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
     _require_planes(fields, num_listed, sizes[-1])
-    grid = grid_and_channels(path, sizes, channels)
-    num_axes = len(grid[0])
-    template = []
-    for key in _GEOMETRY_KEYS if num_dims == num_axes else ():
-        if key in fields:  # Anything may follow the numbers that are used.
-            words = fields.text(key).split()[: num_dims ** (2 if key == "TransformMatrix" else 1)]
-            template.append(f"{key} = {' '.join(words)}")
+    grid_shape, num_channels = grid_and_channels(path, sizes, channels)
+    num_axes = len(grid_shape)
+    template = _geometry_of(fields, num_dims) if num_dims == num_axes else ()
     source = _source(fields, end, inner=1 if channels > 1 else None)
-    return volume_header(
-        path, source, NAME, *grid, _affine(fields, num_dims, num_axes), template=tuple(template)
-    )
+    affine = _affine(fields, num_dims, num_axes)
+    return volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
+
+
+def _geometry_of(fields: Fields, num_dims: int) -> tuple[str, ...]:
+    """Return the header's lines that place its grid, without what follows their numbers."""
+    lines = []
+    for key in _GEOMETRY_KEYS:
+        if key in fields:
+            count = num_dims**2 if key == "TransformMatrix" else num_dims
+            words = fields.text(key).split()[:count]
+            lines.append(f"{key} = {' '.join(words)}")
+    return tuple(lines)
 
 
 def _fields(path: Path) -> tuple[Fields, int, int]:
@@ -120,45 +116,61 @@ def _fields(path: Path) -> tuple[Fields, int, int]:
             continue
         name, *values = re.split(rb"[=:]", line, maxsplit=1)  # MetaIO accepts a colon as well.
         if not values:
-            problem = f"line {number} is not `Key = Value`: {shorten(line.decode(errors='backslashreplace'), 60)!r}"
+            shown = shorten(line.decode(errors="backslashreplace"), 60)
+            problem = f"line {number} is not `Key = Value`: {shown!r}"
             break
         key = _KNOWN.get(name.strip().lower().decode("latin-1")) if len(name) < 100 else None
         if key is not None:
             fields.add(key, values[0])
         if key == "ElementDataFile":
-            is_list = re.fullmatch("LIST( 2D?)?", fields.text(key), re.IGNORECASE)
-            return fields, end, sum(bool(line.strip()) for _, line, _ in lines) if is_list else 0
+            num_listed = 0
+            if re.fullmatch("LIST( 2D?)?", fields.text(key), re.IGNORECASE):
+                num_listed = sum(bool(line.strip()) for _, line, _ in lines)
+            return fields, end, num_listed
     raise UnsupportedFormatError(
         f"{path}: not a MetaImage file, although its name says so: {problem}"
     )
 
 
-def _require_planes(fields: Fields, num_files: int, num_planes: int) -> None:
-    """Raise UnsupportedFormatError if a list or a pattern of files does not name one for each plane: ITK would invent the others."""
+def _require_planes(fields: Fields, num_listed: int, num_planes: int) -> None:
+    """Raise UnsupportedFormatError if several files are not one for each plane.
+
+    The header lists them, or has a pattern of their names. ITK would invent missing ones.
+    """
     name = fields.text("ElementDataFile")
-    if not num_files and ("%" in name or name.upper().startswith("LIST ")):
-        pattern = re.fullmatch(
-            r"[^%\s]*%0?\d{0,2}d[^%\s]* (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})", name
-        )
-        first, last, step = map(int, pattern.groups()) if pattern else (0, -1, 1)
-        num_files = (last - first) // step + 1
-    elif not num_files and name.upper() != "LIST":
+    num_files = num_listed
+    if not num_listed and ("%" in name or name.upper().startswith("LIST ")):
+        num_files = _num_in_pattern(name)
+    elif not num_listed and name.upper() != "LIST":
         return
     if num_files != num_planes:
-        form = "a list, or a name with a running number such as %03d, its first value, last value and step"
         raise fields.damaged(
-            "ElementDataFile", f"names of {num_planes} files, as {form}; found {num_files}"
+            "ElementDataFile",
+            f"names of {num_planes} files, as a list, or a name with a running number such as "
+            f"%03d, its first value, last value and step; found {num_files}",
         )
+
+
+def _num_in_pattern(name: str) -> int:
+    """Return the number of files that a pattern names; 0 if it is none."""
+    pattern = r"[^%\s]*%0?\d{0,2}d[^%\s]* (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})"
+    match = re.fullmatch(pattern, name)
+    if match is None:
+        return 0
+    first, last, step = map(int, match.groups())
+    return (last - first) // step + 1
 
 
 def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
+    """Return the place of the voxels, which follow the header, or are in another file."""
     is_local = fields.text("ElementDataFile").upper() == "LOCAL"
     is_compressed = fields.flag("CompressedData")
     is_binary = fields.flag("BinaryData", "True")
-    if is_local:
-        path = fields.path
-    else:
+    path = fields.path
+    start = end
+    if not is_local:
         path = voxel_path(fields, "ElementDataFile", is_compressed=is_compressed)
+        start = 0
     # -1 means that the voxels end the file.
     skipped = fields.whole("HeaderSize", "0", limits=(-1, 1 << 60))
     if skipped and (is_compressed or not is_binary):
@@ -168,70 +180,79 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
-    dtype = np.dtype(kind).newbyteorder(">" if fields.flag("BinaryDataByteOrderMSB") else "<")
-    return VoxelSource(
-        path,
-        "zlib" if is_compressed else "raw",
-        dtype,
-        inner,
-        start=skipped or (end if is_local else 0),
-    )
+    order: Literal["<", ">"] = ">" if fields.flag("BinaryDataByteOrderMSB") else "<"
+    dtype = np.dtype(kind).newbyteorder(order)
+    encoding = "zlib" if is_compressed else "raw"
+    return VoxelSource(path, encoding, dtype, inner, start=skipped or start)
 
 
 def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:
+    """Return the affine to RAS+ mm of a grid with the first axes of those in the header."""
     direction = np.eye(num_dims)
     if "TransformMatrix" in fields:  # It lists one axis after the other.
-        direction = (
-            np.array(fields.numbers("TransformMatrix", num_dims**2)).reshape(num_dims, num_dims).T
-        )
+        matrix = fields.numbers("TransformMatrix", num_dims**2)
+        direction = np.array(matrix).reshape(num_dims, num_dims).T
+    origin = np.zeros(num_dims)
     if "Offset" in fields:
-        origin = fields.numbers("Offset", num_dims, exact=False)
-    else:
-        origin = (0.0,) * num_dims
-    key = next((key for key in ("ElementSpacing", "ElementSize") if key in fields), None)
-    spacing = (1.0,) * num_dims if key is None else fields.numbers(key, num_dims, exact=False)
-    if 0.0 in spacing and key is not None:
+        origin = np.array(fields.numbers("Offset", num_dims, exact=False))
+    spacing = np.ones(num_dims)
+    if "ElementSpacing" in fields:
+        spacing = _spacing(fields, "ElementSpacing", num_dims)
+    elif "ElementSize" in fields:
+        spacing = _spacing(fields, "ElementSize", num_dims)
+    vectors = direction[:num_axes, :num_axes] * spacing[:num_axes]
+    return affine_of(vectors, origin[:num_axes], LPS)
+
+
+def _spacing(fields: Fields, key: str, num_dims: int) -> NDArray[np.float64]:
+    """Return the voxel sizes that a field holds."""
+    spacing = fields.numbers(key, num_dims, exact=False)
+    if 0.0 in spacing:
         raise fields.damaged(key, "voxels that are larger than 0")
-    return affine_of(
-        direction[:num_axes, :num_axes] * np.array(spacing[:num_axes]),
-        np.array(origin[:num_axes]),
-        LPS,
-    )
+    return np.array(spacing)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write voxels as zlib data, which takes one thread: .mha in one file, .mhd with a .zraw beside it; a voxel's channels are together."""
+    """Write voxels as zlib data, which takes one thread; a voxel's channels are together.
+
+    An .mha is one file, an .mhd has a .zraw beside it.
+    """
     path = voxels.path
-    lines = lines_to_write(voxels.path, like, NAME, _geometry_lines)
-    # The header of an .mha comes first and has the size of the voxels: they wait in a file without
-    # a name, on the same disk.
-    with (
-        atomic_files(*voxels.voxel_files, path) as files,
-        TemporaryFile(dir=Path(os.path.realpath(path)).parent) as waiting,
-    ):
-        data_file = files[0] if voxels.voxel_files else waiting
-        num_bytes = write_zlib(data_file, voxels.blocks(interleaved=True))
-        header = (
-            "ObjectType = Image",
-            f"NDims = {len(voxels.grid_shape)}",
-            "BinaryData = True",
-            "BinaryDataByteOrderMSB = False",
-            "CompressedData = True",
-            f"CompressedDataSize = {num_bytes}",
-            *lines,
-            "DimSize = " + " ".join(str(size) for size in voxels.grid_shape[::-1]),
-            *(
-                []
-                if voxels.num_channels is None
-                else [f"ElementNumberOfChannels = {voxels.num_channels}"]
-            ),
-            f"ElementType = {_WRITTEN_TYPES[voxels.dtype.name]}",
-            f"ElementDataFile = {voxels.voxel_files[0].name if voxels.voxel_files else 'LOCAL'}\n",
-        )
-        files[-1].write("\n".join(header).encode())
-        if data_file is waiting:
-            waiting.seek(0)
-            shutil.copyfileobj(waiting, files[0], BLOCK_BYTES)
+    geometry = lines_to_write(path, like, NAME, _geometry_lines)
+    blocks = voxels.blocks(interleaved=True)
+    if voxels.voxel_files:
+        with atomic_files(*voxels.voxel_files, path) as (voxel_file, file):
+            num_bytes = write_zlib(voxel_file, blocks)
+            file.write(_header_to_write(voxels, geometry, num_bytes))
+        return
+    # The header comes first and has the size of the voxels: they wait in a file without a name, on
+    # the same disk.
+    folder = Path(os.path.realpath(path)).parent
+    with atomic_files(path) as (file,), TemporaryFile(dir=folder) as waiting:
+        num_bytes = write_zlib(waiting, blocks)
+        file.write(_header_to_write(voxels, geometry, num_bytes))
+        waiting.seek(0)
+        shutil.copyfileobj(waiting, file, BLOCK_BYTES)
+
+
+def _header_to_write(voxels: VoxelsToWrite, geometry: tuple[str, ...], num_bytes: int) -> bytes:
+    """Return the header of compressed voxels that take this many bytes."""
+    data_file = voxels.voxel_files[0].name if voxels.voxel_files else "LOCAL"
+    lines = [
+        "ObjectType = Image",
+        f"NDims = {len(voxels.grid_shape)}",
+        "BinaryData = True",
+        "BinaryDataByteOrderMSB = False",
+        "CompressedData = True",
+        f"CompressedDataSize = {num_bytes}",
+        *geometry,
+        "DimSize = " + " ".join(map(str, reversed(voxels.grid_shape))),
+    ]
+    if voxels.num_channels is not None:
+        lines.append(f"ElementNumberOfChannels = {voxels.num_channels}")
+    lines.append(f"ElementType = {_WRITTEN_TYPES[voxels.dtype.name]}")
+    lines.append(f"ElementDataFile = {data_file}\n")
+    return "\n".join(lines).encode()
 
 
 def _geometry_lines(
@@ -241,15 +262,14 @@ def _geometry_lines(
 
     The matrix lists one axis after the other, so it is the direction's transpose.
     """
-    center = np.zeros_like(origin)
-    sizes = np.array(spacing)
     arrays = {
         "TransformMatrix": direction.T,
         "Offset": origin,
-        "CenterOfRotation": center,
-        "ElementSpacing": sizes,
+        "CenterOfRotation": np.zeros_like(origin),
+        "ElementSpacing": np.array(spacing),
     }
-    return tuple(
-        f"{key} = {' '.join(map(repr, array.reshape(-1).tolist()))}"
-        for key, array in arrays.items()
-    )
+    lines = []
+    for key, array in arrays.items():
+        words = map(repr, array.reshape(-1).tolist())
+        lines.append(f"{key} = {' '.join(words)}")
+    return tuple(lines)
