@@ -60,9 +60,11 @@ def write_label_map(
     threads: int = 1,
     segments: Sequence[Segment] = (),
 ) -> None:
-    """Write a label map, (*grid) from 0 to 65535, atomically, as small unsigned integers without scaling."""
-    # The suffix of `path` names the format. The geometry of `like`, a volume on the same grid, is
-    # kept: bit for bit if it came from a file of this format. NIfTI gets a table of `segments`.
+    """Write a label map, (*grid) from 0 to 65535, atomically, as unscaled unsigned integers.
+
+    The suffix of `path` names the format. The geometry of `like`, a volume on the same grid, is
+    kept: bit for bit if it came from a file of this format. NIfTI gets a table of `segments`.
+    """
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iub":
         raise InputError(f"{path}: a label map holds integers, not {labels.dtype}")
@@ -70,7 +72,8 @@ def write_label_map(
         raise InputError(
             f"{path}: a label map holds no negative labels, this one has {labels.min()}"
         )
-    if (largest := int(labels.max(initial=0))) > MAX_LABEL:
+    largest = int(labels.max(initial=0))
+    if largest > MAX_LABEL:
         raise CapacityError(
             f"label {largest} does not fit: label maps hold labels up to {MAX_LABEL}"
         )
@@ -90,17 +93,21 @@ def write_image(
     path = Path(path)
     known = require_suffix(path, WRITTEN_SUFFIXES)
     if dtype.name not in known.image_types:
-        others = [
-            f"{other.name} ({other.suffixes[0]})"
-            for other in FORMATS
-            if other.suffixes[0] in WRITTEN_SUFFIXES and dtype.name in other.image_types
-        ]
         raise UnsupportedFormatError(
             f"{path}: {known.name} holds voxels of the types {', '.join(known.image_types)}, "
-            f"found {dtype.name}; write {', '.join(others)} instead"
+            f"found {dtype.name}; write {_formats_with(dtype)} instead"
         )
     channels = num_channels if num_channels > 1 else None
     _write(VoxelsToWrite(path, "image", channels, dtype, piece), like, 1)
+
+
+def _formats_with(dtype: np.dtype[Any]) -> str:
+    """Return the names of the formats whose images may have a type."""
+    names = []
+    for known in FORMATS:
+        if known.suffixes[0] in WRITTEN_SUFFIXES and dtype.name in known.image_types:
+            names.append(f"{known.name} ({known.suffixes[0]})")
+    return ", ".join(names)
 
 
 def write_channels(
@@ -128,8 +135,9 @@ def write_pieces(
     kind: str = "logits",
     threads: int = 1,
 ) -> None:
-    """Write logits or probabilities atomically, as float32, piece by piece: the bytes of `write_channels`.
+    """Write logits or probabilities atomically, as float32, piece by piece.
 
+    The bytes are those of `write_channels`.
     NIfTI gets (x, y, z, label), MetaImage and NRRD a vector image, .npz (label, z, y, x) under the
     name `kind`. `piece` returns the values of planes of a channel, (planes, [y,] x) in the order of
     storage; each is asked for once, for MetaImage and NRRD all channels of some planes before the
@@ -143,22 +151,25 @@ def write_pieces(
 def _planes_of(path: str | Path, channels: NDArray[Any], like: Volume) -> Planes:
     """Return what gives the planes of an array, (channels, *grid) on the grid of `like`."""
     if not same_grid(channels.shape[1:], None, like.grid_shape, None):
-        found = f"an array of shape {channels.shape[1:]} on the grid {like.grid_shape} of {like.path or 'the volume'}"
-        raise GridMismatchError(f"{path}: cannot write {found}")
+        raise GridMismatchError(
+            f"{path}: cannot write an array of shape {channels.shape[1:]} on the grid "
+            f"{like.grid_shape} of {like.path or 'the volume'}"
+        )
     stored = reverse_grid(channels).reshape(len(channels), *like.grid_shape[::-1])
     return lambda channel, planes: stored[channel, planes]
 
 
 def _write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
+    """Write voxels in the format that the suffix of their file names."""
     path = voxels.path
-    kind = voxels.kind
-    needs_place = kind in ("labels", "image")
-    known = require_suffix(path, WRITTEN_SUFFIXES) if needs_place else require_suffix(path)
-    if kind != "labels" and path.name.lower().endswith(".seg.nrrd"):
+    if voxels.kind in ("labels", "image"):  # They need a place in the world.
+        known = require_suffix(path, WRITTEN_SUFFIXES)
+    else:
+        known = require_suffix(path)
+    if voxels.kind != "labels" and path.name.lower().endswith(".seg.nrrd"):
         raise UnsupportedFormatError(
-            f"{path}: a segmentation holds a label map alone, no {kind}; write NIfTI (.nii.gz) instead"
+            f"{path}: a segmentation holds a label map alone, no {voxels.kind}; "
+            "write NIfTI (.nii.gz) instead"
         )
-    files = files_written(path)[1:]
-    grid_shape = like.grid_shape[::-1]
-    voxels = replace(voxels, grid_shape=grid_shape, voxel_files=files)
+    voxels = replace(voxels, grid_shape=like.grid_shape[::-1], voxel_files=files_written(path)[1:])
     import_module(known.module).write(voxels, like, threads)

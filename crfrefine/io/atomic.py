@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from stat import S_IFREG, S_ISREG
+from stat import S_ISREG
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
@@ -28,24 +28,18 @@ _LEFTOVER_SECONDS = 86_400
 
 @contextmanager
 def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
-    """Open files of one folder for writing.
+    """Open files of one folder for writing, which get their names if the block ends without error.
 
-    They get their names only if the block ends without an error.
+    Otherwise, also after Ctrl-C, the partial files are removed, and existing files stay unchanged.
+    The last of several files that belong together names the others, and is renamed after them.
     """
-    # Else, also after Ctrl-C, the partial files are removed, and existing files stay unchanged. The
-    # last of several files that belong together names the others, and is renamed after them.
     targets = check_replaceable(*paths)
-    names = [
-        os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore") for target in targets
-    ]
-    hidden = [
-        target.with_name(f".{name}.tmp-{os.urandom(8).hex()}")
-        for name, target in zip(names, targets, strict=True)
-    ]
+    hidden_paths = [_hidden_name(target) for target in targets]
     files: list[BinaryIO] = []
     try:
         remove_leftovers(targets[-1].parent)
-        files.extend(path.open("xb") for path in hidden)
+        for hidden in hidden_paths:
+            files.append(hidden.open("xb"))
         yield tuple(files)
         for file in files:
             file.flush()
@@ -54,17 +48,23 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
         if len(targets) > 1:
             # An old header must not exist beside new voxels, not even for an instant.
             targets[-1].unlink(missing_ok=True)
-        for path, target in zip(hidden, targets, strict=True):
-            path.replace(target)
+        for hidden, target in zip(hidden_paths, targets, strict=True):
+            hidden.replace(target)
     except OSError as error:
         raise cannot_write(paths[-1], error) from error
     finally:
         for file in files:
             with suppress(OSError):  # On a full disk, closing fails again.
                 file.close()
-        for path in hidden:  # Those that have their names are not there.
+        for hidden in hidden_paths:  # Those that have their names are not there.
             with suppress(OSError):
-                path.unlink(missing_ok=True)
+                hidden.unlink(missing_ok=True)
+
+
+def _hidden_name(target: Path) -> Path:
+    """Return the name of a file until it is whole."""
+    name = os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
+    return target.with_name(f".{name}.tmp-{os.urandom(8).hex()}")
 
 
 def write_small_file(path: Path, content: bytes) -> None:
@@ -78,16 +78,15 @@ def cannot_write(path: Path, error: OSError) -> CrfRefineError:
 
     StorageError if it will refuse all other files too.
     """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"{path}: cannot be written: the disk is full; free some space and run again"
+        )
     folder = Path(os.path.realpath(path)).parent
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    reason = f"{error.strerror or error}, in the folder {folder}"
-    if is_full or error.errno == errno.ENOENT:
-        if is_full:
-            reason = "the disk is full; free some space and run again"
-        else:
-            reason = f"there is no folder {folder}"
-    kind = StorageError if is_full or error.errno == errno.EROFS else CrfRefineError
-    return kind(f"{path}: cannot be written: {reason}")
+    if error.errno == errno.ENOENT:
+        return CrfRefineError(f"{path}: cannot be written: there is no folder {folder}")
+    kind = StorageError if error.errno == errno.EROFS else CrfRefineError
+    return kind(f"{path}: cannot be written: {error.strerror or error}, in the folder {folder}")
 
 
 def check_replaceable(*paths: Path) -> list[Path]:
@@ -97,32 +96,44 @@ def check_replaceable(*paths: Path) -> list[Path]:
     """
     for path in paths:
         check_no_input(path)
-        # Standard output may be a regular file, which other programs write to.
-        is_stream = os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))  # noqa: PTH100 - links are not followed
-        try:
-            mode = path.stat().st_mode
-        except FileNotFoundError:
-            mode = S_IFREG
-        except OSError as error:
-            raise cannot_write(path, error) from error
-        if is_stream or not S_ISREG(mode):
-            raise CrfRefineError(
-                f"{path}: cannot be written: it exists and is no regular file, which is not replaced; choose another name"
-            )
+        _require_regular(path)
     targets = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
     for path, target in zip(paths[:-1], targets[:-1], strict=True):
         # A header finds its voxels by their name in its folder, even if it is reached through a
         # link.
         if os.path.realpath(targets[-1].with_name(path.name)) != os.path.realpath(target):
             raise CrfRefineError(
-                f"{paths[-1]}: cannot be written: it is a link to {targets[-1]}, where its voxels would not be found\n"
-                f"  Name that file itself, link {path.name} there too, or choose a format of one file."
+                f"{paths[-1]}: cannot be written: it is a link to {targets[-1]}, "
+                "where its voxels would not be found\n"
+                f"  Name that file itself, link {path.name} there too, "
+                "or choose a format of one file."
             )
     return targets
 
 
+def _require_regular(path: Path) -> None:
+    """Raise CrfRefineError if a path exists and is anything but a regular file."""
+    # Standard output may be a regular file, which other programs write to. Links are not followed.
+    shown = os.path.abspath(path)  # noqa: PTH100
+    is_stream = shown.startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    try:
+        is_regular = S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        is_regular = True
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if is_stream or not is_regular:
+        raise CrfRefineError(
+            f"{path}: cannot be written: it exists and is no regular file, which is not replaced; "
+            "choose another name"
+        )
+
+
 def check_writable(folder: Path) -> None:
-    """Create a folder and a file in it, so that a run does not fail only at the end of its first case; raise InputError if it would."""
+    """Create a folder and a file in it; raise InputError if that fails.
+
+    A run would fail only at the end of its first case.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)

@@ -93,7 +93,7 @@ def read(path: Path, like: Path | None = None) -> Volume:
         dataset = None
         if path.is_file():
             dataset = _datasets(path, notes)[path]
-        if dataset is not None and dataset.get("SOPClassUID") in _SEGMENTATIONS:
+        if dataset is not None and _is_segmentation(dataset):
             segments, stored, affine = _label_map(path, like, dataset, notes)
             header = _header(path, SEGMENTATION, stored.shape, affine, notes)
         else:
@@ -175,8 +175,7 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
     others = []
     for file in files:
         dataset = _dataset(file, is_expected=file == path or file.suffix.lower() == ".dcm")
-        is_segmentation = dataset.get("SOPClassUID") in _SEGMENTATIONS
-        if "Rows" in dataset and (file == path or not is_segmentation):
+        if "Rows" in dataset and (file == path or not _is_segmentation(dataset)):
             datasets[file] = dataset
         else:
             others.append(file.name)
@@ -192,12 +191,19 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
     return datasets
 
 
+def _is_segmentation(dataset: Any) -> bool:
+    return dataset.get("SOPClassUID") in _SEGMENTATIONS
+
+
 def _is_visible_file(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
 
 
 def _dataset(file: Path, *, is_expected: bool) -> Any:
-    """Return the header of a file; if it is not DICOM, an empty one, unless it is expected to be."""
+    """Return the header of a file, an empty one if it is not DICOM.
+
+    Raise UnsupportedFormatError if it is expected to be.
+    """
     try:
         return pydicom.dcmread(file, stop_before_pixels=True)
     except pydicom.errors.InvalidDicomError:
@@ -227,14 +233,7 @@ class _Slice:
 def _slices(file: Path, dataset: Any) -> list[_Slice]:
     """Return the slices of a file."""
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [()])[0]
-    frames = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
-    if len(frames) != int(dataset.get("NumberOfFrames") or 1):
-        raise UnsupportedFormatError(
-            f"{file}: several frames that do not say where they are; convert the file with dcm2niix"
-        )
-    if dataset.get("SamplesPerPixel", 1) != 1:
-        raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
-
+    frames = _frames_of(file, dataset)
     slices = []
     for number, frame in enumerate(frames, 1):
         name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
@@ -248,6 +247,18 @@ def _slices(file: Path, dataset: Any) -> list[_Slice]:
             )
         slices.append(part)
     return slices
+
+
+def _frames_of(file: Path, dataset: Any) -> Sequence[Any]:
+    """Return what the header says of each frame, which is () for a file of one slice."""
+    frames: Sequence[Any] = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
+    if len(frames) != int(dataset.get("NumberOfFrames") or 1):
+        raise UnsupportedFormatError(
+            f"{file}: several frames that do not say where they are; convert the file with dcm2niix"
+        )
+    if dataset.get("SamplesPerPixel", 1) != 1:
+        raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
+    return frames
 
 
 def _groups_in(frame: Any) -> list[Any]:
@@ -609,11 +620,7 @@ def _segmentation(
     sources = list(series.datasets.values())
     items = {} if file is None else _items_of(file, path, sources[0])
     _limit(path, series.datasets, labels.size)
-    names = dict.fromkeys(items, "")
-    for segment in segments_of(labels, ()):
-        names[segment.label] = known.get(segment.label, segment.name)
-    if not names:
-        names[1] = "Label 1"
+    names = _names_of_labels(labels, known, items)
     table = np.zeros(max(names) + 1, np.uint16)
     described = []
     for number, label in enumerate(sorted(names), 1):
@@ -654,6 +661,16 @@ def _segmentation(
     return buffer.getvalue()
 
 
+def _names_of_labels(
+    labels: NDArray[Any], known: Mapping[int, str], described: Iterable[int]
+) -> dict[int, str]:
+    """Return the names of the labels that occur or are described; at least one."""
+    names = dict.fromkeys(described, "")
+    for segment in segments_of(labels, ()):
+        names[segment.label] = known.get(segment.label, segment.name)
+    return names or {1: "Label 1"}
+
+
 def _items_of(file: Path, series: Path, first: Any) -> dict[int, Any]:
     """Return what describes the labels in another segmentation of a series with this first file."""
     dataset = next(iter(_datasets(file, []).values()))
@@ -676,14 +693,7 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
     if not source.get("SOPClassUID"):  # De-identification may empty it.
         class_of_modality = _CLASSES.get(source.get("Modality"), "")
         source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or class_of_modality
-    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
-    if lacking:
-        raise InputError(
-            f"{file}: a DICOM segmentation refers to its series, "
-            f"and this file has no {' and no '.join(lacking)}\n"
-            "  De-identification may replace these values, but not empty them: "
-            "set them in the files, or keep the NIfTI file."
-        )
+    _require_references(file, source)
     for keyword in _EXPECTED:
         source.setdefault(keyword, None)
     if "PerFrameFunctionalGroupsSequence" in source:
@@ -695,6 +705,18 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
     else:
         source.ImageOrientationPatient = first.ImageOrientationPatient  # Equal up to rounding.
         source.SliceThickness = source.get("SliceThickness") or f"{thickness or 1.0:.10g}"
+
+
+def _require_references(file: Path, source: Any) -> None:
+    """Raise InputError if a header lacks what a segmentation refers to."""
+    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
+    if lacking:
+        raise InputError(
+            f"{file}: a DICOM segmentation refers to its series, "
+            f"and this file has no {' and no '.join(lacking)}\n"
+            "  De-identification may replace these values, but not empty them: "
+            "set them in the files, or keep the NIfTI file."
+        )
 
 
 def _describe(number: int, label: int, name: str, item: Any) -> Any:

@@ -141,7 +141,7 @@ def _as_nrrd(path: Path, name: str | None) -> Iterator[tuple[str, VolumeHeader]]
 
 
 def _convert_by_content(path: Path, target: BinaryIO, folder: str) -> str:
-    """Convert a file of GIPL, MRC or VTK, unpacked if it is compressed; return the format's name."""
+    """Convert a file of GIPL, MRC or VTK, compressed or not; return the format's name."""
     start = read_start(path)
     unpacked = inflated(start)
     name = _format_of(unpacked or start)

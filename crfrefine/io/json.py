@@ -78,10 +78,8 @@ def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
 
     None for numbers that JSON does not have.
     """
-    return (
-        json.dumps(without_nonfinite(dict(values)), indent=indent, default=str, allow_nan=False)
-        + "\n"
-    )
+    shown = without_nonfinite(dict(values))
+    return json.dumps(shown, indent=indent, default=str, allow_nan=False) + "\n"
 
 
 class LineFile:
@@ -108,29 +106,35 @@ class LineFile:
         # Processes that do so at the same time wait for each other, except on storage without
         # locks, where lines may be lost. A last line that a killed process left unfinished is
         # removed. It waits until the disk has the lines. One thread at a time.
-        self._waiting += b"".join(to_json({**self._common, **line}).encode() for line in lines)
+        added = [to_json({**self._common, **line}) for line in lines]
+        self._waiting += "".join(added).encode()
         try:
             self._lock(fcntl.LOCK_EX)
-            size = os.fstat(self._file).st_size
-            content = self._waiting
             try:
-                tail = self._last_line(size)
-                if tail and not isinstance(parse_line(tail), dict):
-                    size -= len(tail)
-                    os.ftruncate(self._file, size)
-                elif tail:  # An editor may leave out the last line break.
-                    content = b"\n" + content
-                while content:
-                    content = content[os.write(self._file, content) :]
-                os.fsync(self._file)
-            except BaseException:
-                os.ftruncate(self._file, size)
-                raise
+                self._write_waiting()
             finally:
                 self._lock(fcntl.LOCK_UN)
         except OSError as error:
             raise cannot_write(self._path, error) from error
         self._waiting = b""
+
+    def _write_waiting(self) -> None:
+        """Write the waiting lines behind the last whole one, or leave the whole ones alone."""
+        size = os.fstat(self._file).st_size
+        content = self._waiting
+        try:
+            tail = self._last_line(size)
+            if tail and not isinstance(parse_line(tail), dict):
+                size -= len(tail)
+                os.ftruncate(self._file, size)
+            elif tail:  # An editor may leave out the last line break.
+                content = b"\n" + content
+            while content:
+                content = content[os.write(self._file, content) :]
+            os.fsync(self._file)
+        except BaseException:
+            os.ftruncate(self._file, size)
+            raise
 
     def close(self) -> None:
         """Write the waiting lines, and close the file."""

@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,13 +177,18 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
         raise fields.damaged("HeaderSize", "0 before compressed voxels or text")
     if not is_binary:
         raise RareHeaderError("voxels as text")
+    dtype = _dtype(fields)
+    encoding = "zlib" if is_compressed else "raw"
+    return VoxelSource(path, encoding, dtype, inner, start=skipped or start)
+
+
+def _dtype(fields: Fields) -> np.dtype[Any]:
+    """Return the type of the voxels, with its byte order."""
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
     order: Literal["<", ">"] = ">" if fields.flag("BinaryDataByteOrderMSB") else "<"
-    dtype = np.dtype(kind).newbyteorder(order)
-    encoding = "zlib" if is_compressed else "raw"
-    return VoxelSource(path, encoding, dtype, inner, start=skipped or start)
+    return np.dtype(kind).newbyteorder(order)
 
 
 def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:

@@ -1,7 +1,11 @@
-"""FreeSurfer's MGH, `.mgh` and `.mgz`: a header of 284 bytes, big-endian voxels, one frame after the other; geometry through nibabel."""
+"""FreeSurfer's MGH, `.mgh` and `.mgz`: a header of 284 bytes, then one frame after the other.
+
+Voxels are big-endian. nibabel interprets the geometry.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -38,15 +42,11 @@ _WRITTEN_TYPES = {"uint8": 0, "uint16": 1, "int32": 1, "float32": 3, "int16": 4}
 def recognizes(start: bytes) -> bool:
     """Return whether it is a header of version 1 with four sizes and a type, compressed or not."""
     block = inflated(start) or start
-    version, *sizes, kind = (
-        int.from_bytes(block[at : at + 4], "big", signed=True) for at in range(0, 24, 4)
-    )
-    return (
-        len(block) >= 24
-        and version == 1
-        and all(1 <= size <= 1 << 20 for size in sizes)
-        and kind in _TYPES
-    )
+    if len(block) < 24:
+        return False
+    numbers = [int.from_bytes(block[at : at + 4], "big", signed=True) for at in range(0, 24, 4)]
+    version, *sizes, kind = numbers
+    return version == 1 and min(sizes) >= 1 and max(sizes) <= 1 << 20 and kind in _TYPES
 
 
 def read_header(path: Path) -> VolumeHeader:
@@ -63,9 +63,8 @@ def read_header(path: Path) -> VolumeHeader:
     template: Any = MGHHeader(block[:_USED_BYTES])
     *grid_shape, num_frames = (int(size) for size in template["dims"])
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
-    source = VoxelSource(
-        path, encoding, np.dtype(_TYPES[int(template["type"])]), offset=_DATA_OFFSET
-    )
+    dtype = np.dtype(_TYPES[int(template["type"])])
+    source = VoxelSource(path, encoding, dtype, offset=_DATA_OFFSET)
     has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
     notes: tuple[str, ...] = ()
     if not has_place:
@@ -88,30 +87,46 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
 
     Labels above 255 take 32 bits.
     """
-    from nibabel.freesurfer.mghformat import MGHHeader
-
-    template = like.header.template if like.header is not None else None
-    header: Any = template.copy() if isinstance(template, MGHHeader) else MGHHeader()
     shape = (*voxels.grid_shape[::-1], 1)[:3]
-    if not isinstance(template, MGHHeader):
-        require_right_angles(voxels.path, like)
-        # Directions, voxel sizes, and the world position of the grid's center.
-        spacing = np.array(spacing_of(like.affine))
-        header["goodRASFlag"] = 1
-        header["delta"] = spacing
-        header["Mdc"] = (like.affine[:3, :3] / spacing).T
-        header["Pxyz_c"] = like.affine[:3, 3] + like.affine[:3, :3] @ np.array(shape) / 2
+    header = _geometry_to_write(voxels.path, like, shape)
     header["dims"] = (*shape, voxels.num_channels or 1)
     header["type"] = _WRITTEN_TYPES[voxels.dtype.name]
     stored = np.dtype(_TYPES[int(header["type"])])
 
-    parts = (
-        np.frombuffer(block, voxels.dtype.newbyteorder("<")).astype(stored).tobytes()
-        for block in voxels.blocks()
+    content = chain(
+        [header.binaryblock[:_USED_BYTES].ljust(_DATA_OFFSET, b"\0")],
+        _converted(voxels.blocks(), voxels.dtype.newbyteorder("<"), stored),
     )
-    content = chain([header.binaryblock[:_USED_BYTES].ljust(_DATA_OFFSET, b"\0")], parts)
     with atomic_files(voxels.path) as (file,):
         if voxels.path.name.lower().endswith(GZIP_SUFFIXES):
             write_gzip(file, content, threads)
         else:
             file.writelines(content)
+
+
+def _geometry_to_write(path: Path, like: Volume, shape: tuple[int, ...]) -> Any:
+    """Return a header of nibabel with the geometry of a volume: a copy of its own if it has one."""
+    from nibabel.freesurfer.mghformat import MGHHeader
+
+    template: Any = like.header.template if like.header is not None else None
+    if isinstance(template, MGHHeader):
+        return template.copy()
+
+    require_right_angles(path, like)
+    # Directions, voxel sizes, and the world position of the grid's center.
+    axes = like.affine[:3, :3]
+    spacing = np.array(spacing_of(like.affine))
+    header: Any = MGHHeader()
+    header["goodRASFlag"] = 1
+    header["delta"] = spacing
+    header["Mdc"] = (axes / spacing).T
+    header["Pxyz_c"] = like.affine[:3, 3] + axes @ np.array(shape) / 2
+    return header
+
+
+def _converted(
+    blocks: Iterable[bytes], dtype: np.dtype[Any], stored: np.dtype[Any]
+) -> Iterator[bytes]:
+    """Yield blocks of values of a type in another one."""
+    for block in blocks:
+        yield np.frombuffer(block, dtype).astype(stored).tobytes()

@@ -93,7 +93,7 @@ def _is_single(block: bytes) -> bool:
 
 
 def _may_be_analyze(block: bytes) -> bool:
-    """Return whether the header's length and number of dimensions are Analyze's: it has no magic."""
+    """Return whether the length and the number of dimensions are those of Analyze, without magic."""
     for order in _ORDERS:
         length = int.from_bytes(block[:4], order)
         num_dims = int.from_bytes(block[40:42], order)
@@ -127,7 +127,7 @@ def read_header(path: Path) -> VolumeHeader:
 
 
 def _encoding_of(path: Path) -> str:
-    """Return "gzip" if a file is compressed by its content, or by its name if that tells nothing."""
+    """Return "gzip" if the content, or else the name, says that a file is compressed."""
     with open_bytes(path, "raw") as reader:
         start = reader.read(START_BYTES)
     if start.startswith(GZIP_MAGIC):
@@ -176,13 +176,7 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
     header = _repaired_header(block, path, form)
     grid_shape, num_channels = _grid_and_channels(header, path)
     dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise UnsupportedFormatError(
-            f"{path}: voxels of type {shorten(dtype)} are not supported: "
-            "expected integers or floats of at most 64 bits\n"
-            "  Split colors into channels, export the magnitude of complex numbers, "
-            "or convert the voxels to float32."
-        )
+    _require_real_numbers(dtype, path)
     try:
         geometry = _geometry_of(header, grid_shape)
     except ValueError as error:
@@ -214,6 +208,16 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
         notes=geometry.notes,
         details=geometry.details,
     )
+
+
+def _require_real_numbers(dtype: np.dtype[Any], path: Path) -> None:
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise UnsupportedFormatError(
+            f"{path}: voxels of type {shorten(dtype)} are not supported: "
+            "expected integers or floats of at most 64 bits\n"
+            "  Split colors into channels, export the magnitude of complex numbers, "
+            "or convert the voxels to float32."
+        )
 
 
 def _repaired_header(block: bytes, path: Path, form: _Form) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,15 +35,20 @@ from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite, volume_head
 _MAX_ARRAY_HEADER = 1 << 16
 _NPY_MAGIC = b"\x93NUMPY"
 NAME = "NumPy array"  # of the format, in the table of `crfrefine.io.paths`
+_CONTAINERS = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}
 KINDS = ("probabilities", "logits")
 
 
 def recognizes(start: bytes) -> bool:
-    """Return whether it is an array, or an archive whose first member is one or has the name of the expected one."""
-    member = start[30 : 30 + int.from_bytes(start[26:28], "little")].decode("latin-1")
-    return start.startswith(_NPY_MAGIC) or (
-        start.startswith(b"PK\3\4") and (member.endswith(".npy") or member in KINDS)
-    )
+    """Return whether it is an array, or an archive whose first member is one.
+
+    A member is one by its ending, or by the name of an array of scores.
+    """
+    if start.startswith(_NPY_MAGIC):
+        return True
+    length = int.from_bytes(start[26:28], "little")
+    member = start[30 : 30 + length].decode("latin-1")
+    return start.startswith(b"PK\3\4") and (member.endswith(".npy") or member in KINDS)
 
 
 def read_header(path: Path) -> VolumeHeader:
@@ -52,41 +57,69 @@ def read_header(path: Path) -> VolumeHeader:
     Raise UnsupportedFormatError for any other.
     """
     if read_start(path).startswith(_NPY_MAGIC):
-        with path.open("rb") as file:
-            shape, is_fortran, dtype = _read_array_header(file, path, "the array")
-            source = VoxelSource(path, "raw", dtype, 1 if is_fortran else None, start=file.tell())
-        header = volume_header(path, source, NAME, shape[:0:-1], shape[0], None)
-        if is_fortran:
-            return in_fortran_order(header)
-        return header
-    with _open_member(path) as (info, _, shape, is_fortran, dtype):
-        key = info.filename.removesuffix(".npy")
-    if math.prod(shape) * dtype.itemsize > min(
-        info.file_size, MAX_RATIO * min(info.compress_size, path.stat().st_size)
-    ):
-        raise UnsupportedFormatError(
-            f"{path}: damaged: the array {key!r} has shape {shape}, but not as many values"
-        )
+        return _npy_header(path)
+    with _open_member(path) as member:
+        key = member.key
+        array = member.array
+        promised = math.prod(array.shape) * array.dtype.itemsize
+        if promised > member.most_bytes:
+            raise UnsupportedFormatError(
+                f"{path}: damaged: the array {key!r} has shape {array.shape}, "
+                "but not as many values"
+            )
+    num_channels, *grid_shape = array.shape
     header = VolumeHeader(
-        path, "nnU-Net npz", shape[:0:-1], shape[0], dtype.name, spacing=None, affine=None, kind=key
+        path,
+        "nnU-Net npz",
+        tuple(reversed(grid_shape)),
+        num_channels,
+        array.dtype.name,
+        spacing=None,
+        affine=None,
+        kind=key,
     )
-    if is_fortran:
+    if array.is_fortran:
+        return in_fortran_order(header)
+    return header
+
+
+def _npy_header(path: Path) -> VolumeHeader:
+    with path.open("rb") as file:
+        array = _read_array_header(file, path, "the array")
+        start = file.tell()
+    source = VoxelSource(path, "raw", array.dtype, array.inner, start=start)
+    header = volume_header(path, source, NAME, array.shape[:0:-1], array.shape[0], None)
+    if array.is_fortran:
         return in_fortran_order(header)
     return header
 
 
 def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
-    """Return the header of an array in Fortran order: its axes are stored in reverse, the channels of a voxel together."""
+    """Return the header of an array in Fortran order.
+
+    Its axes are stored in reverse, the channels of a voxel together.
+    """
     num_axes = len(header.grid_shape)
     axes = (*reversed(range(num_axes)), *range(num_axes, 3))
     stored = replace(header, grid_shape=header.grid_shape[::-1], family=NAME)
     return replace(header, turned=(stored, Reorientation(axes, (False, False, False))))
 
 
-def _read_array_header(
-    stream: Any, path: Path, what: str
-) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read the header of an array, (channel, [z,] y, x): its shape, whether it is in Fortran order, its type; else raise."""
+class _Array(NamedTuple):
+    """What the header of an array says."""
+
+    shape: tuple[int, ...]  # (channel, [z,] y, x)
+    is_fortran: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def inner(self) -> int | None:
+        """The values of one channel that are side by side, as in `VoxelSource`."""
+        return 1 if self.is_fortran else None
+
+
+def _read_array_header(stream: Any, path: Path, what: str) -> _Array:
+    """Read the header of an array; raise UnsupportedFormatError if it holds no channels."""
     try:
         version = np.lib.format.read_magic(stream)
         if version == (1, 0):
@@ -98,29 +131,38 @@ def _read_array_header(
         raise
     except Exception as error:  # numpy's parser raises errors of many kinds.
         raise UnsupportedFormatError(f"{path}: {what} is damaged ({shorten(error)})") from None
+    _require_channels(shape, dtype, path, what)
+    return _Array(shape, is_fortran, dtype)
+
+
+def _require_channels(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, what: str) -> None:
+    """Raise UnsupportedFormatError if an array does not hold channels of real numbers."""
     if dtype.hasobject:
         raise UnsupportedFormatError(
             f"{path}: {what} is a pickle, which may run code and is never read; save it as float32"
         )
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise UnsupportedFormatError(
-            f"{path}: {what} has shape {shorten_value(shape)}; expected (channel, z, y, x) or (channel, y, x)"
+            f"{path}: {what} has shape {shorten_value(shape)}; "
+            "expected (channel, z, y, x) or (channel, y, x)"
         )
     if dtype.kind not in "iuf":
         raise UnsupportedFormatError(f"{path}: {what} holds {dtype}; expected real numbers")
-    return shape, is_fortran, dtype
 
 
 @contextmanager
 def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
     """Open an .npz at its first voxel."""
-    with _open_member(header.path) as (_, reader, _, is_fortran, dtype):
-        source = VoxelSource(header.path, "raw", dtype, 1 if is_fortran else None)
-        yield Decoder(reader, source, header.stored_shape)
+    with _open_member(header.path) as member:
+        source = VoxelSource(header.path, "raw", member.array.dtype, member.array.inner)
+        yield Decoder(member.reader, source, header.stored_shape)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write an array of (channels, [z,] y, x), in an .npz under the name "probabilities" or "logits"; it takes one thread."""
+    """Write an array of (channels, [z,] y, x), which takes one thread.
+
+    Its name in an .npz is "probabilities" or "logits".
+    """
     header = {
         "descr": np.lib.format.dtype_to_descr(voxels.dtype),
         "fortran_order": False,
@@ -151,8 +193,10 @@ def _choose(path: Path, members: list[str]) -> str:
         return present[0]
     if "softmax" in keys:
         raise UnsupportedFormatError(
-            f"{path}: the array `softmax` is that of nnU-Net version 1, on the network's cropped grid without its place in the image\n"
-            "  Export it with nnU-Net version 2, or resample it to the image's grid and store it as 4-D NIfTI "
+            f"{path}: the array `softmax` is that of nnU-Net version 1, "
+            "on the network's cropped grid without its place in the image\n"
+            "  Export it with nnU-Net version 2, "
+            "or resample it to the image's grid and store it as 4-D NIfTI "
             f"({see('docs/reference/formats.md#grids')})."
         )
     raise UnsupportedFormatError(
@@ -160,47 +204,58 @@ def _choose(path: Path, members: list[str]) -> str:
     )
 
 
+class _Member(NamedTuple):
+    """An open array of an archive, at its first value."""
+
+    key: str  # its name
+    array: _Array
+    reader: BlockReader
+    most_bytes: int  # that it can hold
+
+
 @contextmanager
-def _open_member(
-    path: Path,
-) -> Iterator[tuple[zipfile.ZipInfo, BlockReader, tuple[int, ...], bool, np.dtype[Any]]]:
-    """Open the array of an archive at its first value, with its entry and what `_read_array_header` returns."""
+def _open_member(path: Path) -> Iterator[_Member]:
+    """Open the array of scores in an archive."""
     try:
         archive = zipfile.ZipFile(path)
-    except (
-        zipfile.BadZipFile,
-        RuntimeError,
-        ValueError,
-    ) as error:  # The last two: invalid versions and names.
+    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:
+        # The last two are for invalid versions and names.
         raise UnsupportedFormatError(
             f"{path}: not an .npz file, or cut off ({error}); pickles are never read"
         ) from None
     with archive:
         key = _choose(path, archive.namelist())
         info = archive.getinfo(f"{key}.npy")
-        container = {zipfile.ZIP_STORED: "raw", zipfile.ZIP_DEFLATED: "deflate"}.get(
-            info.compress_type
-        )
-        if container is None or info.flag_bits & 1:
+        container = _CONTAINERS.get(info.compress_type)
+        is_encrypted = info.flag_bits & 1
+        if container is None or is_encrypted:
             raise UnsupportedFormatError(
                 f"{path}: compressed or encrypted in a way that numpy does not write"
             )
-        if info.header_offset < 0:
-            raise UnsupportedFormatError(
-                f"{path}: damaged zip directory: {key!r} begins before the file; copy or export it again"
-            )
-        try:
-            archive.open(info).close()  # Goes to the first byte of the member.
-        except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
-            raise UnsupportedFormatError(
-                f"{path}: damaged zip directory ({error}); copy or export it again"
-            ) from None
-        assert archive.fp is not None
-        with open_bytes(
-            path, container, archive.fp.tell()
-        ) as reader:  # It inflates faster than the zipfile module.
+        start = _start_of(path, key, archive, info)
+        # This inflates faster than the zipfile module.
+        with open_bytes(path, container, start) as reader:
             member = BlockReader(_checked(reader, info, path))
-            yield info, member, *_read_array_header(member, path, f"the array {key!r}")
+            array = _read_array_header(member, path, f"the array {key!r}")
+            most_packed = min(info.compress_size, path.stat().st_size)
+            yield _Member(key, array, member, min(info.file_size, MAX_RATIO * most_packed))
+
+
+def _start_of(path: Path, key: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
+    """Return the place of a member's first byte in an archive."""
+    if info.header_offset < 0:
+        raise UnsupportedFormatError(
+            f"{path}: damaged zip directory: {key!r} begins before the file; "
+            "copy or export it again"
+        )
+    try:
+        archive.open(info).close()  # Goes to the first byte of the member.
+    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
+        raise UnsupportedFormatError(
+            f"{path}: damaged zip directory ({error}); copy or export it again"
+        ) from None
+    assert archive.fp is not None
+    return archive.fp.tell()
 
 
 def _checked(reader: ByteReader, info: zipfile.ZipInfo, path: Path) -> Generator[bytes, None, None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -91,13 +92,7 @@ def read_header(path: Path) -> VolumeHeader:
     if channel_axis is not None:
         axes.remove(channel_axis)
         channels = sizes[channel_axis]
-    if channels > 1 and path.name.lower().endswith(".seg.nrrd"):
-        raise UnsupportedFormatError(
-            f"{path}: the segments are in {channels} layers, as where they overlap; "
-            "expected one layer\n"
-            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, "
-            "or export the segments to a labelmap."
-        )
+    _require_one_layer(path, channels)
 
     grid_sizes = tuple(sizes[axis] for axis in axes)
     grid_shape, num_channels = grid_and_channels(path, grid_sizes, channels)
@@ -108,6 +103,17 @@ def read_header(path: Path) -> VolumeHeader:
     if "space" in fields and len(axes) == len(grid_shape) == 3:
         template = _geometry_of(fields)
     return volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
+
+
+def _require_one_layer(path: Path, num_layers: int) -> None:
+    """Raise UnsupportedFormatError for segments of 3D Slicer in several layers."""
+    if num_layers > 1 and path.name.lower().endswith(".seg.nrrd"):
+        raise UnsupportedFormatError(
+            f"{path}: the segments are in {num_layers} layers, as where they overlap; "
+            "expected one layer\n"
+            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, "
+            "or export the segments to a labelmap."
+        )
 
 
 def _fields(path: Path) -> tuple[Fields, int]:
@@ -166,17 +172,7 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
 
     None if all are grid axes.
     """
-    kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
-    if len(kinds) != num_dims or "complex" in kinds:
-        raise fields.damaged(
-            "kinds",
-            f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, "
-            "of real numbers",
-        )
-    unusual = set(kinds).difference(_GRID_KINDS, _VAGUE_KINDS, _CHANNEL_KINDS)
-    if unusual:
-        raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
-
+    kinds = _kinds(fields, num_dims)
     undirected = _axes_without_direction(fields, num_dims)
     channel_axes = []
     for axis, kind in enumerate(kinds):
@@ -188,6 +184,21 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
             "grid and channels"
         )
     return next(iter(channel_axes), None)
+
+
+def _kinds(fields: Fields, num_dims: int) -> list[str]:
+    """Return the kind of each axis; raise RareHeaderError for one that is not known here."""
+    kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
+    if len(kinds) != num_dims or "complex" in kinds:
+        raise fields.damaged(
+            "kinds",
+            f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, "
+            "of real numbers",
+        )
+    unusual = set(kinds).difference(_GRID_KINDS, _VAGUE_KINDS, _CHANNEL_KINDS)
+    if unusual:
+        raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
+    return kinds
 
 
 def _axes_without_direction(fields: Fields, num_dims: int) -> set[int]:
@@ -316,15 +327,22 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
         return affine_of(np.diag(spacings[:num_axes]), np.zeros(num_axes), LPS)
 
     signs = _signs(fields)
-    space_dims = 3 if "space" in fields else fields.whole("space dimension", limits=(1, _MAX_DIMS))
-    if space_dims != len(axes):
-        raise UnsupportedFormatError(
-            f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; "
-            "expected as many axes as dimensions"
-        )
-    origin = np.array(_origin(fields, space_dims))
+    _require_space(fields, len(axes))
+    origin = np.array(_origin(fields, len(axes)))
     columns = _directions(fields, num_dims, axes)
     return affine_of(columns[:num_axes, :num_axes], origin[:num_axes], signs)
+
+
+def _require_space(fields: Fields, num_axes: int) -> None:
+    """Raise UnsupportedFormatError if the space has another number of dimensions than the grid."""
+    space_dims = 3
+    if "space" not in fields:
+        space_dims = fields.whole("space dimension", limits=(1, _MAX_DIMS))
+    if space_dims != num_axes:
+        raise UnsupportedFormatError(
+            f"{fields.path}: a grid of {num_axes} axes in a space of {space_dims} dimensions; "
+            "expected as many axes as dimensions"
+        )
 
 
 def _spacings(fields: Fields, num_dims: int, axes: list[int]) -> tuple[float, ...]:
@@ -382,10 +400,14 @@ def _directions(fields: Fields, num_dims: int, axes: list[int]) -> NDArray[np.fl
             f"{num_dims} vectors of {space_dims} finite numbers, none for channels",
         )
 
+    return _as_itk_rounds(fields, vectors)
+
+
+def _as_itk_rounds(fields: Fields, vectors: Sequence[tuple[float, ...]]) -> NDArray[np.float64]:
+    """Return vectors as columns, with the rounding of ITK, which computes length and direction."""
     lengths = np.array([math.sqrt(sum(part * part for part in vector)) for vector in vectors])
     if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
         raise fields.damaged("space directions", "vectors that are as long as a voxel")
-    # Rounded as by ITK, which computes length and direction.
     columns: NDArray[np.float64] = np.array(vectors).T * (1 / lengths) * lengths
     return columns
 

@@ -320,9 +320,9 @@ def read_stored(header: VolumeHeader, nan_files: NanFiles = None) -> NDArray[Any
 def reading_jobs(
     headers: Sequence[VolumeHeader], nan_files: NanFiles = None, *, num_before: int = 0
 ) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
-    """Return an array for the channels of files on one grid, (channels, [z,] y, x), and a job per file.
+    """Return an array for the channels of files, (channels, [z,] y, x), and a job per file.
 
-    The jobs may run together. `num_before` channels before those of the files are the caller's.
+    The files are on one grid. The jobs may run together. `num_before` channels before those of the files are the caller's.
     """
     first = headers[0]
     num_channels = num_before + sum(header.num_channels for header in headers)
@@ -405,7 +405,10 @@ def decode_piece(
 
 
 def is_whole(path: str | Path) -> bool:
-    """Return whether a file exists, has the format of its name, and can be read to its end, with the right checksum."""
+    """Return whether a file exists, has the format of its name, and can be read to its end.
+
+    That includes the checksum.
+    """
     try:
         header = read_header(path)
         for _ in decoded_pieces(header, most_bytes=1 << 22):
@@ -539,7 +542,8 @@ def logits_header(
             "expected one value per label at each voxel, background included\n"
             "  A label map lacks the scores; export the network's output before the argmax, "
             "or refine the label map with\n"
-            "  --input-type labels. A single foreground channel holds probabilities between 0 and 1,\n"
+            "  --input-type labels. "
+            "A single foreground channel holds probabilities between 0 and 1,\n"
             "  or is given with --input-type logits; else give one file per label, -p BACKGROUND\n"
             "  -p FOREGROUND. The sigmoid channel of a single region needs its labels:\n"
             "  --regions NAME=1."
@@ -556,7 +560,7 @@ def logits_header(
 
 
 def _require_one_label(file: VolumeHeader, first: VolumeHeader, num_files: int) -> None:
-    """Raise InputError or GridMismatchError if a file is not that of one label on the first grid."""
+    """Raise an error if a file is not that of one label, on the first file's grid."""
     if file.num_channels > 1 or file.affine is None:
         raise InputError(
             f"{file.path}: expected one label, as in each of the {num_files} files, "

@@ -1,4 +1,7 @@
-"""Bytes read and written block by block, deflated or not, and voxels decoded and checked from them, never a file at once."""
+"""Bytes read and written block by block, deflated or not, and voxels decoded from them.
+
+A file is never in memory at once.
+"""
 
 from __future__ import annotations
 
@@ -131,14 +134,21 @@ def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteRead
 
 
 def cut_off(path: Path, promised: str, found: str) -> UnsupportedFormatError:
-    """Return the error of a file that is shorter than its header promises, such as "12 bytes" where "it holds 9"."""
+    """Return the error of a file that is shorter than its header promises.
+
+    It promises, for example, "12 bytes" where "it holds 9".
+    """
     return UnsupportedFormatError(
-        f"{path}: the file is cut off: its header promises {promised}, {found}; copy or export it again"
+        f"{path}: the file is cut off: its header promises {promised}, {found}; "
+        "copy or export it again"
     )
 
 
 def read_start(path: Path) -> bytes:
-    """Return the first bytes of a regular file, b"" for anything else: bytes taken from a pipe would be missing later."""
+    """Return the first bytes of a regular file.
+
+    b"" for anything else: bytes taken from a pipe would be missing later.
+    """
     try:
         if not path.is_file():
             return b""
@@ -165,7 +175,10 @@ def skip(reader: ByteReader, num_bytes: int = sys.maxsize) -> None:
 
 
 def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int) -> None:
-    """Write one gzip member without time or name: the same data give the same bytes, with any number of threads."""
+    """Write one gzip member without time or name.
+
+    The same data give the same bytes, with any number of threads.
+    """
     from isal import igzip_threaded
 
     level = COMPRESSION_LEVEL
@@ -323,12 +336,16 @@ class Decoder:
             skip(self._reader)
         if self._first_bad is None:
             return
-        (channel, *place), kind = self._first_bad
+        raise self._refusal(*self._first_bad)
+
+    def _refusal(self, first: tuple[int, ...], kind: str) -> InputError:
+        """Return the error for bad values, the first of which is of a kind."""
+        channel, *place = first
         voxel = f"({', '.join(str(index) for index in reversed(place))})"
         if self._shape[0] > 1:
             voxel += f" of channel {channel}"
         refused = "infinite" if self.allows_nan else "NaN or infinite"
-        raise InputError(
+        return InputError(
             f"{self._source.path}: {self.num_bad} of {math.prod(self._shape)} values are "
             f"{refused}; the first one ({kind}) is at voxel {voxel}\n"
             "  Export finite values, or replace them before refining."

@@ -1,4 +1,7 @@
-"""The common part of MetaImage and NRRD: a header, read line by line, in bounded time and memory: it may be hostile."""
+"""The common part of MetaImage and NRRD: a text header, and the fields in it.
+
+It is read line by line, in bounded time and memory: it may be hostile.
+"""
 
 from __future__ import annotations
 
@@ -29,26 +32,34 @@ _FLAGS = {
 
 
 def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
-    """Yield the number of each line of a file, the line without its line break, and the bytes up to its end."""
-    number = offset = 0
+    """Yield each line of a file: its number, its text, and the bytes up to its end."""
+    number = 0
+    offset = 0
     with path.open("rb") as file:
         while line := file.readline(MAX_HEADER - offset + 1):
-            number = number + 1
-            offset = offset + len(line)
+            number += 1
+            offset += len(line)
             if offset > MAX_HEADER or number > MAX_LINES:
-                limits = f"{MAX_HEADER >> 20} MiB and {MAX_LINES} lines"
                 raise UnsupportedFormatError(
-                    f"{path}: its header does not end within {limits}; damaged, or another format"
+                    f"{path}: its header does not end within {MAX_HEADER >> 20} MiB and "
+                    f"{MAX_LINES} lines; damaged, or another format"
                 )
             line = line.rstrip(b"\r\n")
-            if (
-                b"\0" in line or b"\r" in line
-            ):  # Some readers treat a carriage return as a line break, others as white space.
-                wrong = "zero byte" if b"\0" in line else "carriage return before its end"
-                raise UnsupportedFormatError(
-                    f"{path}: damaged header: line {number} holds a {wrong}; expected text"
-                )
+            _require_text(path, number, line)
             yield number, line, offset
+
+
+def _require_text(path: Path, number: int, line: bytes) -> None:
+    """Raise UnsupportedFormatError for characters that readers interpret in different ways."""
+    if b"\0" in line:
+        wrong = "zero byte"
+    elif b"\r" in line:  # Some readers treat it as a line break, others as white space.
+        wrong = "carriage return before its end"
+    else:
+        return
+    raise UnsupportedFormatError(
+        f"{path}: damaged header: line {number} holds a {wrong}; expected text"
+    )
 
 
 class Fields(dict[str, str]):
@@ -123,10 +134,13 @@ class Fields(dict[str, str]):
 
 def finite_numbers(words: list[str]) -> tuple[float, ...] | None:
     """Return words as numbers; None if one of them is not a finite number."""
-    values = tuple(float(word) if _NUMBER.fullmatch(word) else math.nan for word in words)
-    if all(map(math.isfinite, values)):
-        return values
-    return None
+    values = []
+    for word in words:
+        value = float(word) if _NUMBER.fullmatch(word) else math.nan
+        if not math.isfinite(value):
+            return None
+        values.append(value)
+    return tuple(values)
 
 
 OUTSIDE_FILES = "CRFREFINE_OUTSIDE_FILES"
@@ -142,45 +156,56 @@ GeometryLines = Callable[
 def voxel_path(fields: Fields, key: str, *, is_compressed: bool) -> Path:
     """Return the file that a header names, relative to its folder.
 
-    Raise RareHeaderError for a list or a pattern of files.
+    Raise RareHeaderError for a list or a pattern of files, as SimpleITK would not compare the
+    checksums of several files.
     """
-    # CRFREFINE_OUTSIDE_FILES may forbid files outside the folder. SimpleITK would not compare the
-    # checksums of several files.
     name = fields.text(key)
-    folder = fields.path.parent
     if not name:
         raise fields.damaged(key, "the name of a file")
     are_several = "%" in name or name.upper().split()[0] == "LIST"
     if are_several and is_compressed:
         raise fields.damaged(key, "one file, as the voxels are compressed")
-    rule = os.environ.get(OUTSIDE_FILES, "allow")
-    if rule not in ("allow", "refuse"):
-        raise InputError(
-            f"environment variable {OUTSIDE_FILES}: expected allow or refuse, found {shorten(rule)!r}"
-        )
-    path = folder / name
-    if rule == "refuse" and (
-        are_several
-        or not {folder.resolve(), fields.path.resolve().parent} & {*path.resolve().parents}
-    ):
-        where = "several files" if are_several else f"{shorten(path, 200)}, outside its folder"
-        raise InputError(
-            f"{fields.path}: its voxels are in {where}, and {OUTSIDE_FILES} is set to refuse"
-        )
+    path = fields.path.parent / name
+    if _may_not_leave_folder():
+        if are_several:
+            raise _outside(fields.path, "several files")
+        folders = {fields.path.parent.resolve(), fields.path.resolve().parent}
+        if folders.isdisjoint(path.resolve().parents):
+            raise _outside(fields.path, f"{shorten(path, 200)}, outside its folder")
     if are_several:
         raise RareHeaderError("voxels in several files")
     return path
 
 
+def _may_not_leave_folder() -> bool:
+    """Return whether the user forbids voxels outside the folder of their header."""
+    rule = os.environ.get(OUTSIDE_FILES, "allow")
+    if rule not in ("allow", "refuse"):
+        raise InputError(
+            f"environment variable {OUTSIDE_FILES}: expected allow or refuse, "
+            f"found {shorten(rule)!r}"
+        )
+    return rule == "refuse"
+
+
+def _outside(header: Path, where: str) -> InputError:
+    return InputError(f"{header}: its voxels are in {where}, and {OUTSIDE_FILES} is set to refuse")
+
+
 def grid_and_channels(
     path: Path, sizes: tuple[int, ...], num_channels: int
 ) -> tuple[tuple[int, ...], int]:
-    """Split dimensions into grid and channels: a fourth dimension means channels if a voxel has one value; raise if ambiguous."""
+    """Split dimensions into grid and channels.
+
+    A fourth dimension means channels if a voxel has one value. Raise UnsupportedFormatError if that
+    is ambiguous.
+    """
     if 2 <= len(sizes) <= 3:
         return sizes, num_channels
     if len(sizes) != 4 or num_channels > 1:
         raise UnsupportedFormatError(
-            f"{path}: {len(sizes)} dimensions with {num_channels} values per voxel cannot be split into grid and channels"
+            f"{path}: {len(sizes)} dimensions with {num_channels} values per voxel "
+            "cannot be split into grid and channels"
         )
     return sizes[:3], sizes[3]
 
@@ -202,16 +227,18 @@ def affine_of(
 def lines_to_write(
     path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines
 ) -> tuple[str, ...]:
-    """Return the lines that place a grid: those of its header if it has the same format, else new ones, if it can hold the grid."""
-    own: tuple[str, ...] = (
-        like.header.template
-        if like.header is not None and like.header.format == format_name
-        else ()
-    )
-    if own:
-        return own
+    """Return the lines that place a grid.
+
+    They are those of its header if it has the same format, else new ones, if the format can hold
+    the grid.
+    """
+    header = like.header
+    if header is not None and header.format == format_name and header.template:
+        lines: tuple[str, ...] = header.template
+        return lines
     require_right_angles(path, like)
     num_axes = len(like.spacing)
     lps = np.diag([*LPS, 1.0]) @ like.affine + 0.0  # Adding zero turns -0 into 0.
+    axes = lps[:num_axes, :num_axes]
     spacing = spacing_of(like.affine, num_axes)
-    return geometry_lines(lps[:num_axes, :num_axes] / np.array(spacing), lps[:num_axes, 3], spacing)
+    return geometry_lines(axes / np.array(spacing), lps[:num_axes, 3], spacing)

@@ -1,4 +1,4 @@
-"""Volumes, their headers, their segments, the place of their voxels in a file, and voxels to be written."""
+"""Volumes, their headers, their segments, and voxels to be written."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ class VolumeHeader:
         """
         if self.turned is None or self.affine is None:
             return ""
-        return f"voxel axes turned from {self.turned[0].orientation} to {self.orientation}, without interpolation"
+        before = self.turned[0].orientation
+        return f"voxel axes turned from {before} to {self.orientation}, without interpolation"
 
     @property
     def orientation(self) -> str | None:
@@ -109,7 +110,7 @@ class VolumeHeader:
     def difference_from(self, other: VolumeHeader) -> str:
         """Describe how the grids of both differ, a line each."""
         return describe_difference(
-            *((header.path, header.grid_shape, header.affine) for header in (self, other))
+            (self.path, self.grid_shape, self.affine), (other.path, other.grid_shape, other.affine)
         )
 
 
@@ -150,34 +151,17 @@ def volume_header(
     affine: NDArray[np.float64] | None,
     **others: Any,
 ) -> VolumeHeader:
-    """Return the header of a file; `others` are further fields of `VolumeHeader`."""
-    # Raises InputError or UnsupportedFormatError if the affine is not usable, or the file with the
-    # voxels is missing, or shorter than the header promises.
+    """Return the header of a file; `others` are further fields of `VolumeHeader`.
+
+    Raise InputError or UnsupportedFormatError if the affine is not usable, or the file with the
+    voxels is missing, or shorter than the header promises.
+    """
+    spacing = None
     if affine is not None:
         require_usable(affine, len(grid_shape), path)
-    name = shorten(source.path, 400)
-    try:
-        status = source.path.stat()
-    except (OSError, ValueError):
-        raise InputError(
-            f"{path}: its voxels are missing; expected them in {name}, put both files into one folder"
-        ) from None
-    if not stat.S_ISREG(
-        status.st_mode
-    ):  # Reading a pipe could block forever; a device may have no end.
-        raise InputError(f"{path}: expected its voxels in {name}, which is not a regular file")
-    promised = math.prod(grid_shape) * num_channels * source.dtype.itemsize + source.offset
-    if source.start < 0:
-        source = replace(source, start=max(status.st_size - promised, 0))
-    num_bytes = max(status.st_size - source.start, 0)
-    if promised > num_bytes * (1 if source.encoding == "raw" else MAX_RATIO):
-        compressed = "" if source.encoding == "raw" else "compressed "
-        raise cut_off(
-            source.path,
-            f"{promised} bytes of voxels",
-            f"more than the {num_bytes} {compressed}bytes in it can hold",
-        )
-    spacing = None if affine is None else spacing_of(affine, len(grid_shape))
+        spacing = spacing_of(affine, len(grid_shape))
+    num_bytes = math.prod(grid_shape) * num_channels * source.dtype.itemsize
+    source = _checked_source(path, source, num_bytes)
     return VolumeHeader(
         path,
         file_format,
@@ -189,6 +173,34 @@ def volume_header(
         source=source,
         **others,
     )
+
+
+def _checked_source(path: Path, source: VoxelSource, num_bytes: int) -> VoxelSource:
+    """Return the place of voxels with its start, if the file can hold this many bytes of them."""
+    name = shorten(source.path, 400)
+    try:
+        status = source.path.stat()
+    except (OSError, ValueError):
+        raise InputError(
+            f"{path}: its voxels are missing; expected them in {name}, "
+            "put both files into one folder"
+        ) from None
+    # Reading a pipe could block forever; a device may have no end.
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: expected its voxels in {name}, which is not a regular file")
+
+    promised = num_bytes + source.offset
+    if source.start < 0:
+        source = replace(source, start=max(status.st_size - promised, 0))
+    present = max(status.st_size - source.start, 0)
+    most = present
+    found = f"more than the {present} bytes in it can hold"
+    if source.encoding != "raw":
+        most = present * MAX_RATIO
+        found = f"more than the {present} compressed bytes in it can hold"
+    if promised > most:
+        raise cut_off(source.path, f"{promised} bytes of voxels", found)
+    return source
 
 
 MAX_OF_A_NAME = 64  # Characters of a segment's name: DICOM holds no more.
@@ -206,26 +218,23 @@ class Segment:
     @property
     def shown_color(self) -> tuple[float, float, float]:
         """The color, or the palette's."""
-        red, green, blue = (
-            int(percent) / 100 for percent in _PALETTE[(self.label - 1) % len(_PALETTE)].split()
-        )
-        if self.color is None:
-            return (red, green, blue)
-        return self.color
+        if self.color is not None:
+            return self.color
+        return _PALETTE[(self.label - 1) % len(_PALETTE)]
 
 
-# Percent of red, green and blue of colors that differ in hue and lightness, in the order of labels.
+# Red, green and blue of colors that differ in hue and lightness, in the order of labels.
 _PALETTE = [
-    "50 68 50",
-    "95 84 57",
-    "69 48 40",
-    "44 72 82",
-    "85 40 31",
-    "87 51 40",
-    "56 93 56",
-    "75 40 34",
-    "86 96 8",
-    "31 25 75",
+    (0.50, 0.68, 0.50),
+    (0.95, 0.84, 0.57),
+    (0.69, 0.48, 0.40),
+    (0.44, 0.72, 0.82),
+    (0.85, 0.40, 0.31),
+    (0.87, 0.51, 0.40),
+    (0.56, 0.93, 0.56),
+    (0.75, 0.40, 0.34),
+    (0.86, 0.96, 0.08),
+    (0.31, 0.25, 0.75),
 ]
 
 
@@ -236,9 +245,11 @@ def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
 
 def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> tuple[Segment, ...]:
     """Return the known segments, and one for each further label that occurs, sorted by label."""
-    occurring = {label for plane in labels for label in np.unique(plane).tolist() if label > 0}
-    by_label = {label: Segment(label, f"Label {label}") for label in occurring}
-    by_label.update({segment.label: segment for segment in known if segment.label > 0})
+    by_label = {segment.label: segment for segment in known if segment.label > 0}
+    for plane in labels:
+        for label in np.unique(plane).tolist():
+            if label > 0 and label not in by_label:
+                by_label[label] = Segment(label, f"Label {label}")
     return tuple(by_label[label] for label in sorted(by_label))
 
 
@@ -271,17 +282,20 @@ class VoxelsToWrite:
         return (self.num_channels, *self.grid_shape)
 
     def blocks(self, *, interleaved: bool = False) -> Iterator[bytes]:
-        """Yield the bytes in blocks of BLOCK_BYTES, the last one shorter: compressed bytes must not depend on the pieces."""
-        # Interleaved, the channels of a voxel are together; else one channel follows the other.
+        """Yield the bytes in blocks of BLOCK_BYTES, the last one shorter.
+
+        Compressed bytes must not depend on the pieces. Interleaved, the channels of a voxel are
+        together; else one channel follows the other.
+        """
         shape = (self.num_channels or 1, *self.grid_shape)
         waiting = bytearray()
-        for channels, planes in iter_pieces(
-            shape, self.dtype.itemsize, MAX_BYTES, by_channel=not interleaved
-        ):
+        stored = self.dtype.newbyteorder("<")
+        pieces = iter_pieces(shape, stored.itemsize, MAX_BYTES, by_channel=not interleaved)
+        for channels, planes in pieces:
             numbers = range(channels.start, channels.stop)
             values = [self.piece(number, planes) for number in numbers]
             part = values[0] if len(values) == 1 else np.stack(values, axis=-1)
-            waiting += np.ascontiguousarray(part, self.dtype.newbyteorder("<")).data
+            waiting += np.ascontiguousarray(part, stored).data
             while len(waiting) >= BLOCK_BYTES:
                 yield bytes(waiting[:BLOCK_BYTES])
                 del waiting[:BLOCK_BYTES]
@@ -292,13 +306,16 @@ class VoxelsToWrite:
 def iter_pieces(
     shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool
 ) -> Iterator[tuple[slice, slice]]:
-    """Yield channels and planes of pieces of a (channels, [z,] y, x) array: of one channel each, or of all; at least one plane."""
+    """Yield channels and planes of the pieces of a (channels, [z,] y, x) array.
+
+    A piece has planes of one channel, or of all; at least one plane.
+    """
     num_channels, num_planes = shape[:2]
     at_once = 1 if by_channel else num_channels
-    most_planes = max(most_bytes // (math.prod(shape[2:]) * itemsize * at_once), 1)
+    plane_bytes = math.prod(shape[2:]) * itemsize * at_once
+    most_planes = max(most_bytes // plane_bytes, 1)
     num_pieces = -(-num_planes // most_planes)
     edges = [num_planes * piece // num_pieces for piece in range(num_pieces + 1)]
     for first in range(0, num_channels, at_once):
-        yield from (
-            (slice(first, first + at_once), slice(start, stop)) for start, stop in pairwise(edges)
-        )
+        for start, stop in pairwise(edges):
+            yield slice(first, first + at_once), slice(start, stop)
