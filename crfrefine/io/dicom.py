@@ -165,11 +165,7 @@ def _lower_limit(kind: int, most: int) -> None:
 
 def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
     """Return the headers of a series' files, or of the one file."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    files = [path]
-    if path.is_dir():
-        files = sorted(entry for entry in path.iterdir() if _is_visible_file(entry))
+    files = _files_of(path)
     _limit(path, files)
     datasets: dict[Path, Any] = {}
     others = []
@@ -195,8 +191,14 @@ def _is_segmentation(dataset: Any) -> bool:
     return dataset.get("SOPClassUID") in _SEGMENTATIONS
 
 
-def _is_visible_file(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".")
+def _files_of(path: Path) -> list[Path]:
+    """Return the files of a folder but hidden ones, or the one file."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return [path]
+    files = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    return sorted(filter(Path.is_file, files))
 
 
 def _dataset(file: Path, *, is_expected: bool) -> Any:
@@ -460,14 +462,18 @@ def _labels_of(path: Path, dataset: Any) -> dict[int, _Described]:
             continue
         written = _LABEL.search(str(item.get("SegmentDescription") or ""))
         segments[number] = _Described(int(written[1]) if written else number, item)
-    labels = [label for label, _ in segments.values()]
+    _require_different(path, [label for label, _ in segments.values()])
+    return segments
+
+
+def _require_different(path: Path, labels: Sequence[int]) -> None:
+    """Raise UnsupportedFormatError if segments do not have different labels."""
     are_different = len(set(labels)) == len(labels)
     if not labels or not are_different or not 0 < min(labels) <= max(labels) < 1 << 16:
         raise UnsupportedFormatError(
             f"{path}: expected segments with different labels from 1 to 65535, "
             f"found {listed(labels)}"
         )
-    return segments
 
 
 def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> None:
@@ -476,8 +482,8 @@ def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> 
     A missing value is no difference.
     """
     for keyword, name in _IDENTITY.items():
-        found = str(dataset.get(keyword) or "").strip()
-        expected = str(other.get(keyword) or "").strip()
+        found = _text_of(dataset, keyword)
+        expected = _text_of(other, keyword)
         if found and expected and found != expected:
             raise InputError(
                 f"{path} and {like} are of different {name}\n"
@@ -485,6 +491,11 @@ def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> 
                 f"found {shorten(found)!r} in {path}\n"
                 "  Name the files of one patient, whose segmentation was made on this series."
             )
+
+
+def _text_of(dataset: Any, keyword: str) -> str:
+    """Return the text of an element; "" for none, or an empty one."""
+    return str(dataset.get(keyword) or "").strip()
 
 
 _FRACTIONS = ("OCCUPANCY", "PROBABILITY")
@@ -696,6 +707,11 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
     _require_references(file, source)
     for keyword in _EXPECTED:
         source.setdefault(keyword, None)
+    _complete_geometry(source, first, thickness)
+
+
+def _complete_geometry(source: Any, first: Any, thickness: float) -> None:
+    """Put the geometry of a header where highdicom looks for it."""
     if "PerFrameFunctionalGroupsSequence" in source:
         # highdicom looks for these only among the shared groups.
         shared = source.SharedFunctionalGroupsSequence[0]

@@ -179,18 +179,23 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> _Size:
         order: Literal["little", "big"] = "big" if start[212:213] == b"\x11" else "little"
         offset = 1024 + int.from_bytes(start[92:96], order)
     elif name == "VTK":
-        end = _VTK_HEADER.search(start)
-        if end is None:
-            raise UnsupportedFormatError(
-                f"{path}: not an image of VTK: no line SCALARS or VECTORS in its header"
-            )
-        offset = end.end()
+        offset = _end_of_vtk_header(path, start)
         if b"\nASCII" in start[:offset]:
             file.seek(offset)
             return _Size(sum(len(line.split()) for line in file), "numbers")
     if size < offset:
         raise cut_off(path, f"a header of {offset} bytes", f"it holds {size}")
     return _Size(size - offset, "bytes of voxels")
+
+
+def _end_of_vtk_header(path: Path, start: bytes) -> int:
+    """Return the number of bytes before the voxels of VTK."""
+    end = _VTK_HEADER.search(start)
+    if end is None:
+        raise UnsupportedFormatError(
+            f"{path}: not an image of VTK: no line SCALARS or VECTORS in its header"
+        )
+    return end.end()
 
 
 def _convert(path: Path, source: BinaryIO | None, name: str, target: BinaryIO, most: _Size) -> None:

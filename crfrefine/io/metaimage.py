@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Literal
@@ -123,13 +124,17 @@ def _fields(path: Path) -> tuple[Fields, int, int]:
         if key is not None:
             fields.add(key, values[0])
         if key == "ElementDataFile":
-            num_listed = 0
-            if re.fullmatch("LIST( 2D?)?", fields.text(key), re.IGNORECASE):
-                num_listed = sum(bool(line.strip()) for _, line, _ in lines)
-            return fields, end, num_listed
+            return fields, end, _num_listed(fields.text(key), lines)
     raise UnsupportedFormatError(
         f"{path}: not a MetaImage file, although its name says so: {problem}"
     )
+
+
+def _num_listed(name: str, lines: Iterator[tuple[int, bytes, int]]) -> int:
+    """Return how many of the lines after the header list a file; 0 if it announces no list."""
+    if not re.fullmatch("LIST( 2D?)?", name, re.IGNORECASE):
+        return 0
+    return sum(bool(line.strip()) for _, line, _ in lines)
 
 
 def _require_planes(fields: Fields, num_listed: int, num_planes: int) -> None:

@@ -65,10 +65,6 @@ def read_header(path: Path) -> VolumeHeader:
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
     dtype = np.dtype(_TYPES[int(template["type"])])
     source = VoxelSource(path, encoding, dtype, offset=_DATA_OFFSET)
-    has_place = int.from_bytes(block[28:30], "big") > 0  # Else nibabel has filled it in.
-    notes: tuple[str, ...] = ()
-    if not has_place:
-        notes = ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
     file_format = "MGH" + (", gzip" if encoding == "gzip" else "")
     return volume_header(
         path,
@@ -78,8 +74,16 @@ def read_header(path: Path) -> VolumeHeader:
         num_frames,
         affine,
         template=template,
-        notes=notes,
+        notes=_notes_on(block),
     )
+
+
+def _notes_on(block: bytes) -> tuple[str, ...]:
+    """Return what users should know of a header: nibabel fills in a place that it lacks."""
+    has_place = int.from_bytes(block[28:30], "big") > 0
+    if has_place:
+        return ()
+    return ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:

@@ -93,7 +93,7 @@ def _is_single(block: bytes) -> bool:
 
 
 def _may_be_analyze(block: bytes) -> bool:
-    """Return whether the length and the number of dimensions are those of Analyze, without magic."""
+    """Return whether a header without magic has Analyze's length, and a number of dimensions."""
     for order in _ORDERS:
         length = int.from_bytes(block[:4], order)
         num_dims = int.from_bytes(block[40:42], order)

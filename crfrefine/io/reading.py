@@ -322,7 +322,8 @@ def reading_jobs(
 ) -> tuple[NDArray[np.float32], list[Callable[[], None]]]:
     """Return an array for the channels of files, (channels, [z,] y, x), and a job per file.
 
-    The files are on one grid. The jobs may run together. `num_before` channels before those of the files are the caller's.
+    The files are on one grid. The jobs may run together. `num_before` channels before those of the
+    files are the caller's.
     """
     first = headers[0]
     num_channels = num_before + sum(header.num_channels for header in headers)

@@ -100,9 +100,9 @@ class StoredVoxels:
         low, high, is_whole = self._range_of_values()
         largest = max(-low, high)
         if stored.kind in "iu" and is_whole and largest <= _LARGEST_EXACT:
-            for name in ALL_TYPES:
-                if name in types and "int" in name and _holds(np.dtype(name), low, high):
-                    return np.dtype(name)
+            integer = _smallest_integer(types, low, high)
+            if integer is not None:
+                return integer
         if largest > float(np.finfo(np.float32).max):
             return np.dtype(np.float64)
         return np.dtype(np.float32)
@@ -125,7 +125,11 @@ class StoredVoxels:
         return self.scaling.apply(self.values[channel, planes])
 
 
-def _holds(dtype: np.dtype[Any], low: float, high: float) -> bool:
-    """Return whether an integer type holds these two numbers."""
-    limits = np.iinfo(dtype)
-    return limits.min <= low and high <= limits.max
+def _smallest_integer(types: tuple[str, ...], low: float, high: float) -> np.dtype[Any] | None:
+    """Return the smallest integer type among `types` that holds two numbers, None for none."""
+    for name in ALL_TYPES:
+        if name in types and "int" in name:
+            limits = np.iinfo(name)
+            if limits.min <= low and high <= limits.max:
+                return np.dtype(name)
+    return None

@@ -313,9 +313,9 @@ class Decoder:
     def _count_bad(self, values: NDArray[Any], channel: int, first_plane: int) -> None:
         """Count the values of planes of a channel that are refused, and keep the first place."""
         bad = ~np.isfinite(values)
-        if self.allows_nan and bad.any():
+        if self.allows_nan:
             is_nan = np.isnan(values)
-            self.has_nan = self.has_nan or bool(is_nan.any())
+            self.has_nan |= bool(is_nan.any())
             bad &= ~is_nan
         if not bad.any():
             return
