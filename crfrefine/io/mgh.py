@@ -17,9 +17,9 @@ from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import (
     GZIP_MAGIC,
-    GZIP_SUFFIXES,
     VoxelSource,
     inflated,
+    is_named_gzip,
     open_bytes,
     read_start,
     write_gzip,
@@ -102,7 +102,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         _converted(voxels.blocks(), voxels.dtype.newbyteorder("<"), stored),
     )
     with atomic_files(voxels.path) as (file,):
-        if voxels.path.name.lower().endswith(GZIP_SUFFIXES):
+        if is_named_gzip(voxels.path):
             write_gzip(file, content, threads)
         else:
             file.writelines(content)

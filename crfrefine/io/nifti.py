@@ -31,10 +31,10 @@ from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import (
     GZIP_MAGIC,
-    GZIP_SUFFIXES,
     START_BYTES,
     VoxelSource,
     inflated,
+    is_named_gzip,
     open_bytes,
     write_gzip,
 )
@@ -132,7 +132,7 @@ def _encoding_of(path: Path) -> str:
         start = reader.read(START_BYTES)
     if start.startswith(GZIP_MAGIC):
         return "gzip"
-    if path.name.lower().endswith(GZIP_SUFFIXES) and not recognizes(start):
+    if is_named_gzip(path) and not recognizes(start):
         return "gzip"
     return "raw"
 
@@ -349,7 +349,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     block = header.binaryblock + bytes((bool(extension), 0, 0, 0)) + extension
 
     with atomic_files(*voxels.voxel_files, voxels.path) as files:
-        if voxels.path.name.lower().endswith(GZIP_SUFFIXES):
+        if is_named_gzip(voxels.path):
             write_gzip(files[0], chain([block], voxels.blocks()), threads)
         else:
             files[-1].write(block)

@@ -32,11 +32,11 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.io.streams import (
-    GZIP_SUFFIXES,
     BlockReader,
     Decoder,
     VoxelSource,
     allocate_array,
+    is_named_gzip,
     open_bytes,
     skip,
 )
@@ -124,7 +124,7 @@ def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
         return None
     # The file is compressed as a whole, or not at all.
     is_gzip = source.encoding == "gzip"
-    if is_gzip == path.name.lower().endswith(GZIP_SUFFIXES):
+    if is_gzip == is_named_gzip(path):
         return None
     if is_gzip:
         return "the file is compressed, although its name says otherwise"

@@ -19,7 +19,9 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def fuzzed(tmp_path, request):
-    """Fuzz a target: some inputs must come as far as the voxels or values, and some must be damaged."""
+    """Fuzz a target: some inputs must come as far as the voxels or values, and some must be
+    damaged.
+    """
 
     def run(target, count):
         inputs, minutes, seed, only = (

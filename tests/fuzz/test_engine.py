@@ -1,7 +1,9 @@
-"""The C++ engine on made-up grids, features and masks, whose lattice is the plain one; and on wrong calls, which are errors of ours.
+"""The C++ engine on made-up grids, features and masks, whose lattice is the plain one; and on wrong
+calls, which are errors of ours.
 
-`tests/engines/test_engine_filters.py` compares the engines' messages; `tests/refinement/test_agreement.py` makes up cases for the sets of
-labels. A wrong call is a file with what a run of the package has called, some of its arguments changed.
+`tests/engines/test_engine_filters.py` compares the engines' messages;
+`tests/refinement/test_agreement.py` makes up cases for the sets of labels. A wrong call is a file
+with what a run of the package has called, some of its arguments changed.
 """
 
 import contextlib
@@ -30,31 +32,34 @@ from crfrefine.refinement.tiles.grid import TILE, TileGrid
 
 NUM_EXAMPLES = int(os.environ.get("CRFREFINE_TEST_EXAMPLES", "0"))
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+# the engine leaves axes of one voxel out of the features
 EXTENTS = {
     1: (2, 5000),
     2: (2, 70),
     3: (2, 17),
     4: (2, 7),
-}  # the engine leaves axes of one voxel out of the features
+}
 
 
 @st.composite
 def cases(draw):
-    """A grid, its image and mask, and bandwidths from a hundredth of a voxel or of the intensities to far more than all of it."""
+    """A grid, its image and mask, and bandwidths from a hundredth of a voxel or of the intensities
+    to far more than all of it.
+    """
     num_axes = draw(st.integers(1, 4))
     shape = tuple(draw(st.integers(*EXTENTS[num_axes])) for _ in range(num_axes))
-    # A lattice of 13 to 15 features is one of 16 dimensions in the engine, and gives other messages than the plain one.
+    # A lattice of 13 to 15 features is one of 16 dimensions in the engine, and gives other messages
+    # than the plain one.
     num_modalities = draw(st.sampled_from([*range(1, 13 - num_axes), 16 - num_axes]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     image = rng.normal(draw(st.sampled_from([0.0, -3.0, 1e4])), 1.0, (num_modalities, *shape))
     kind = draw(st.sampled_from(["noise", "steps", "constant"]))
-    image = (
-        np.round(image)
-        if kind == "steps"
-        else np.full_like(image, 0.25)
-        if kind == "constant"
-        else image
-    )
+    if kind == "steps":
+        image = np.round(image)
+    elif kind == "constant":
+        image = np.full_like(image, 0.25)
+    else:
+        image = image
     share = draw(st.sampled_from([None, 0.02, 0.6]))
     mask = None if share is None else rng.random(shape) < share
     if mask is not None:
@@ -81,7 +86,9 @@ def cases(draw):
 )
 @given(cases(), st.sampled_from([1, 3]))
 def test_any_lattice_is_the_plain_one(case, threads):
-    """In messages of most voxels: single precision puts a few points into another simplex, whose vertices may be others."""
+    """In messages of most voxels: single precision puts a few points into another simplex, whose
+    vertices may be others.
+    """
     image = GridImage(case["image"], case["mask"], case["spacing"])
     spec = one_kernel(case["theta_alpha"], case["theta_beta"], filter="lattice")
     inside = slice(None) if case["mask"] is None else case["mask"]
@@ -122,10 +129,14 @@ PENALTIES = {
 
 
 class _Recorder:
-    """Stands for the compiled module, or an object of its classes, and notes calls: the first ones of each function."""
+    """Stands for the compiled module, or an object of its classes, and notes calls: the first ones
+    of each function.
+    """
 
     def __init__(self, of, noted, before):
-        self.of, self._noted, self.before = of, noted, before
+        self.of = of
+        self._noted = noted
+        self.before = before
 
     def __getattr__(self, name):
         member = getattr(self.of, name)
@@ -140,27 +151,31 @@ class _Recorder:
             found = member(
                 *(value.of if isinstance(value, _Recorder) else value for value in arguments)
             )
-            return (
-                _Recorder(found, self._noted, calls)
-                if "_engine_" in type(found).__module__
-                else found
-            )
+            if "_engine_" in type(found).__module__:
+                return _Recorder(found, self._noted, calls)
+            return found
 
         return call
 
 
 def _plain(value):
-    """Return a copy of an argument: of an object of the engine the calls that make it, of a function that is told of progress None."""
+    """Return a copy of an argument: of an object of the engine the calls that make it, of a
+    function that is told of progress None.
+    """
     if isinstance(value, _Recorder):
         return {"made": value.before}
     if isinstance(value, list | tuple):
         return list(map(_plain, value))
-    return None if callable(value) else copy.copy(value)
+    if callable(value):
+        return None
+    return copy.copy(value)
 
 
 @cache
 def _usual_calls():
-    """What small cases call: of one to three axes, with each filter and model, with label sets, from label maps, of a backward pass."""
+    """What small cases call: of one to three axes, with each filter and model, with label sets,
+    from label maps, of a backward pass.
+    """
     noted = {}
     load = compiled._import_level
     with (
@@ -264,7 +279,8 @@ def _damage(rng, arguments):
 
 def _damaged_array(rng, array):
     """Another type, one value throughout, an index out of range, or another shape."""
-    how, shape = rng.random(), list(array.shape)
+    how = rng.random()
+    shape = list(array.shape)
     if how < 0.2:
         with np.errstate(all="ignore"):
             return array.astype(rng.choice(TYPES))
@@ -308,7 +324,9 @@ def _read_call(path, rng):
             return rng.choice(
                 (np.asfortranarray(value), value[..., ::-1], np.repeat(value, 2, axis=-1)[..., ::2])
             )
-        return list(map(given, value)) if isinstance(value, list) else value
+        if isinstance(value, list):
+            return list(map(given, value))
+        return value
 
     engine = compiled.load_engine()
     try:

@@ -159,7 +159,10 @@ def _require_lines(notes):
 
 @cache
 def _fold():
-    """A finished fold of a training; what trains imports torch, which the other targets do without."""
+    """A finished fold of a training.
+
+    What trains imports torch, which the other targets do without.
+    """
     from training_helpers import finished_fold
 
     from crfrefine.base.plain import to_plain
@@ -174,11 +177,9 @@ def _read_fold(path, rng):
 
 
 def _damaged_text(content, rng):
-    return (
-        rng.choice((mutated, mutated_text, mutated_text))(content, rng)
-        if rng.random() < 0.85
-        else content
-    )
+    if rng.random() < 0.85:
+        return rng.choice((mutated, mutated_text, mutated_text))(content, rng)
+    return content
 
 
 _TOML = CrfParameters().to_toml().encode()
@@ -206,7 +207,9 @@ def _read_option(path, rng):
 
 
 def _record(rng):
-    """The record of a run, of which a line is damaged; now and then the end is missing, as after a kill."""
+    """The record of a run, of which a line is damaged; now and then the end is missing, as after a
+    kill.
+    """
     lines = [json.dumps(line).encode() for line in _LINES]
     place = rng.randrange(len(lines))
     lines[place] = wrong_somewhere(_LINES[place], rng).replace(b"\n", b"")

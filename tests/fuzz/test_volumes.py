@@ -1,4 +1,6 @@
-"""Readers of volumes on small files of every kind, damaged before or after they are compressed; and files of any name."""
+"""Readers of volumes on small files of every kind, damaged before or after they are compressed; and
+files of any name.
+"""
 
 import contextlib
 import io as streams
@@ -70,7 +72,9 @@ def _require_header(header):
 
 
 def _nifti(name):
-    """NIfTI-1 and NIfTI-2 in either byte order, with channels, scaling, only one transform, and a plane."""
+    """NIfTI-1 and NIfTI-2 in either byte order, with channels, scaling, only one transform, and a
+    plane.
+    """
     for kind, order, dtype, shape in (
         (nib.Nifti1Image, "<", np.int16, SHAPE),
         (nib.Nifti1Image, ">", np.float32, SHAPE),
@@ -91,7 +95,9 @@ def _nifti(name):
 
 
 def _mgh():
-    """FreeSurfer's volumes of every type, one of two frames, one without a place in the world; and compressed."""
+    """FreeSurfer's volumes of every type, one of two frames, one without a place in the world; and
+    compressed.
+    """
     for dtype, shape in (
         (np.uint8, SHAPE),
         (np.int16, SHAPE),
@@ -128,7 +134,8 @@ _GEOMETRY = {
     "CenterOfRotation": "0 0 0",
     "ElementSpacing": "0.5 1 2",
 }
-_ZLIB, _GZIP = zlib.compress(VOXELS), zlib.compress(VOXELS, wbits=31)
+_ZLIB = zlib.compress(VOXELS)
+_GZIP = zlib.compress(VOXELS, wbits=31)
 _META = (
     (
         meta_text(
@@ -205,7 +212,8 @@ _COMPRESSIONS = (
 
 def _npz(rng):
     """Of a damaged array, of one that has another name, or with damage to the archive."""
-    sample, kind = rng.choice(_samples("npy")), rng.randrange(3)
+    sample = rng.choice(_samples("npy"))
+    kind = rng.randrange(3)
     (array,) = (damaged(sample, rng) if kind == 0 else sample).values()
     name = rng.choice(_NAMES if kind == 1 else ("logits.npy", "probabilities.npy"))
     buffer = streams.BytesIO()
@@ -218,7 +226,9 @@ def _npz(rng):
                 zipfile.ZipInfo(member), content, rng.choice(_COMPRESSIONS)
             )  # no time of day in it
     files = {"a.npz": buffer.getvalue()}
-    return damaged(files, rng) if kind == 2 else files
+    if kind == 2:
+        return damaged(files, rng)
+    return files
 
 
 def _misnamed(rng):

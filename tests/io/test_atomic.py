@@ -1,4 +1,6 @@
-"""A file is there whole or not at all, whatever happens while it is written; only regular files are replaced."""
+"""A file is there whole or not at all, whatever happens while it is written; only regular files are
+replaced.
+"""
 
 import os
 import subprocess
@@ -56,10 +58,13 @@ def test_a_pair_is_not_begun_where_it_cannot_be_finished(folder, other, tmp_path
 
 
 def test_a_header_comes_after_its_voxels(tmp_path, monkeypatch):
-    """Nor is the old header there while the voxels change: a reader would take new voxels for old ones."""
+    """Nor is the old header there while the voxels change: a reader would take new voxels for old
+    ones.
+    """
     for name in ("a.zraw", "a.mhd"):
         (tmp_path / name).write_bytes(b"old")
-    replace, seen = Path.replace, []
+    replace = Path.replace
+    seen = []
 
     def see(self, target):
         seen.append((target.name, (tmp_path / "a.mhd").exists()))
@@ -79,7 +84,9 @@ def test_a_header_comes_after_its_voxels(tmp_path, monkeypatch):
     [(".nii.gz", ".nii.gz"), (".mhd", ".zraw"), (".nhdr", ".raw.gz"), (".npz", ".npz")],
 )
 def test_the_longest_names_can_be_written(suffix, voxels, tmp_path):
-    """A name may have 255 bytes. The voxels of .mhd and .nhdr have a longer ending than their header."""
+    """A name may have 255 bytes. The voxels of .mhd and .nhdr have a longer ending than their
+    header.
+    """
     values = numbers((3, 4, 5, 6)).astype(np.float32)
     for letter in "n\u00e9\u6f22":
         stem = letter * ((255 - len(voxels)) // len(letter.encode()))
@@ -115,7 +122,9 @@ def test_a_link_stays_and_the_file_behind_it_is_written(old, linked):
 
 
 def test_links_that_cannot_be_followed_are_named_and_stay(linked):
-    """A header is not separated from its voxels: whoever reads it where it really is would look for them there."""
+    """A header is not separated from its voxels: whoever reads it where it really is would look for
+    them there.
+    """
     here, scratch = linked
     refused = "here/{}: cannot be written: {}"
     for target, names, message in (
@@ -149,7 +158,9 @@ for suffix in suffixes:
 
 
 def test_a_file_that_finds_no_room_is_not_there(tmp_path):
-    """The system refuses bytes beyond a limit, in the middle of the file, as a full disk does; old files stay."""
+    """The system refuses bytes beyond a limit, in the middle of the file, as a full disk does; old
+    files stay.
+    """
     suffixes = (".nii.gz", ".nii", ".mhd", ".mha", ".nrrd", ".nhdr", ".npz")
     old = {name: f"old {name}" for name in ("case.nii", "case.mhd", "case.zraw", "case.npz")}
     for name, text in old.items():

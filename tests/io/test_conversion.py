@@ -134,7 +134,8 @@ def test_voxels_type_and_places_survive_in_every_pair_of_formats(source, target,
     for number in range(max(len(types), len(names))):
         name = names[number % len(names)]
         values = image_of(types[number % len(types)])
-        original, converted = tmp_path / f"a{source}", tmp_path / f"b{target}"
+        original = tmp_path / f"a{source}"
+        converted = tmp_path / f"b{target}"
         SAVE[source](original, values, AFFINES[name])
         convert(original, converted)
         for read in READ[target]:
@@ -149,7 +150,8 @@ def test_voxels_type_and_places_survive_in_every_pair_of_formats(source, target,
 def test_channels_stay_channels(source, target, tmp_path):
     for dtype in ("int16", "float32"):
         values = image_of(dtype, (3, *SHAPE))
-        path, out = tmp_path / f"a{source}", tmp_path / f"b{target}"
+        path = tmp_path / f"a{source}"
+        out = tmp_path / f"b{target}"
         if source == ".nii.gz":
             save_nifti(path, np.moveaxis(values, 0, -1), AFFINES["oblique"])
         else:
@@ -345,7 +347,8 @@ def write_folder(folder):
 
 
 def test_a_folder_is_converted_file_by_file_and_one_bad_file_stops_no_other(tmp_path):
-    folder, out = write_folder(tmp_path / "in"), tmp_path / "out" / "deep"
+    folder = write_folder(tmp_path / "in")
+    out = tmp_path / "out" / "deep"
     result = run_here("convert", folder, out, "--output-format", ".MHA", status=1)
     assert files_in(out) == ["ct.mha", "labels.mha", "mr.mha"]
     assert result.stdout.splitlines() == [str(out / name) for name in files_in(out)]

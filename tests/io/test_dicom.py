@@ -27,7 +27,9 @@ AFFINE = affine_of(
 )
 STORED = numbers(SHAPE, dtype=np.int16)
 LABELS = np.zeros(SHAPE, np.uint16)
-LABELS[3:9, 4:8, 1:3], LABELS[10:14, 2:5, 2:4], LABELS[1, 1, 3] = 1, 2, 300
+LABELS[3:9, 4:8, 1:3] = 1
+LABELS[10:14, 2:5, 2:4] = 2
+LABELS[1, 1, 3] = 300
 
 
 @pytest.fixture
@@ -36,7 +38,9 @@ def series(tmp_path):
 
 
 def segmentation(series, path, labels=LABELS % 300):
-    """A segmentation of two segments by highdicom, of which the first says all that a segment can say."""
+    """A segmentation of two segments by highdicom, of which the first says all that a segment can
+    say.
+    """
     sources = sorted(
         (pydicom.dcmread(file) for file in series.iterdir()), key=lambda one: one.InstanceNumber
     )
@@ -156,7 +160,9 @@ def test_files_that_are_no_slices(series, tmp_path):
 
 
 def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
-    """On axes in another order, with labels that have gaps; read by highdicom, with the planes that have segments alone."""
+    """On axes in another order, with labels that have gaps; read by highdicom, with the planes that
+    have segments alone.
+    """
     mirrored = np.diag([-1.0, 1.0, 1.0, 1.0])
     mirrored[0, 3] = SHAPE[0] - 1
     save_nifti(tmp_path / "refined.nii.gz", LABELS[::-1].copy(), AFFINE @ mirrored)
@@ -241,7 +247,9 @@ def test_segments_without_an_algorithm_type_are_read_and_written_as_manual(serie
 
 
 def fractional(series, path, kind, most=200):
-    """A segmentation of two segments: stored 100 in the first one's left part, 99 in its right part; the second is whole."""
+    """A segmentation of two segments: stored 100 in the first one's left part, 99 in its right
+    part; the second is whole.
+    """
     sources = sorted(
         (pydicom.dcmread(file) for file in series.iterdir()), key=lambda one: one.InstanceNumber
     )
@@ -273,7 +281,8 @@ def test_fractions_are_taken_from_half_of_their_maximum_on(kind, series, tmp_pat
     result = run_here("convert", source, target, "--like", series, status=0)
     assert f"its segments are fractions ({kind.lower()}); voxels of at least half" in result.stderr
     expected = np.zeros(SHAPE, np.uint8)
-    expected[3:6, 4:8, 1:3], expected[10:14, 2:5, 2:4] = 1, 2
+    expected[3:6, 4:8, 1:3] = 1
+    expected[10:14, 2:5, 2:4] = 2
     read = io.read_labels(target)
     np.testing.assert_array_equal(read.data, expected)
     np.testing.assert_allclose(read.affine, AFFINE, atol=1e-5)  # float32 in NIfTI
@@ -416,9 +425,11 @@ def compressed(change):
             Image.fromarray(np.frombuffer(one.PixelData, np.uint16).reshape(SHAPE[1::-1])).save(
                 buffer, "JPEG2000", no_jp2=False
             )
-            code, one.file_meta.TransferSyntaxUID = buffer.getvalue(), JPEG2000Lossless
+            code = buffer.getvalue()
+            one.file_meta.TransferSyntaxUID = JPEG2000Lossless
         one.PixelData = encapsulate([code if number else change(code)])
-        one["PixelData"].VR, one["PixelData"].is_undefined_length = "OB", True
+        one["PixelData"].VR = "OB"
+        one["PixelData"].is_undefined_length = True
     return found
 
 

@@ -1,4 +1,6 @@
-"""The table of formats, and files that are not what their names say: read as what they are, with a note, or told with a way out."""
+"""The table of formats, and files that are not what their names say: read as what they are, with a
+note, or told with a way out.
+"""
 
 import os
 import random
@@ -90,11 +92,10 @@ def test_content_wins_over_the_name_and_a_note_says_so(content, tmp_path):
             read.affine, AFFINE if by_suffix else np.diag([-1.0, -1.5, 2.25, 1.0]), atol=1e-6
         )
         assert read.header.family == FORMAT_OF_SUFFIX[content].name
-        is_right = (
-            name.endswith(content)
-            if by_suffix
-            else FORMAT_OF_SUFFIX.get(suffix_of(path)) is FORMAT_OF_SUFFIX[content]
-        )
+        if by_suffix:
+            is_right = name.endswith(content)
+        else:
+            is_right = FORMAT_OF_SUFFIX.get(suffix_of(path)) is FORMAT_OF_SUFFIX[content]
         assert (read.header.misnamed is None) == is_right
         assert io.is_whole(path) == is_right, (
             "an output that is not what its name says is written anew"
@@ -118,10 +119,8 @@ def test_a_header_that_itk_reads_is_told_the_suffix_that_it_lacks(tmp_path):
 def test_a_header_without_its_suffix_brings_its_voxels_along(suffix, tmp_path):
     """They must not be replaced."""
     save_itk(tmp_path / f"right{suffix}", numbers(SHAPE), compress=False)
-    header, voxels = (
-        (tmp_path / f"right{suffix}").rename(tmp_path / "a.txt"),
-        (tmp_path / "right.raw").rename(tmp_path / "a.zraw"),
-    )
+    header = (tmp_path / f"right{suffix}").rename(tmp_path / "a.txt")
+    voxels = (tmp_path / "right.raw").rename(tmp_path / "a.zraw")
     header.write_text(header.read_text().replace("right.raw", "a.zraw"))
     np.testing.assert_array_equal(io.read_volume(header).data, numbers(SHAPE))
     assert files_read(header) == (header, voxels)

@@ -1,4 +1,6 @@
-"""Formats that ITK reads and we do not, through SimpleITK in a process of its own: its crash, or hang, is the error of one file."""
+"""Formats that ITK reads and we do not, through SimpleITK in a process of its own: its crash, or
+hang, is the error of one file.
+"""
 
 import gzip
 import locale
@@ -21,13 +23,17 @@ from crfrefine import io
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io import itk
 
-SHAPE, SPACING, ORIGIN = (7, 5, 6), (0.75, 1.5, 2.25), (3.0, -4.0, 5.5)
+SHAPE = (7, 5, 6)
+SPACING = (0.75, 1.5, 2.25)
+ORIGIN = (3.0, -4.0, 5.5)
 SUFFIXES = (".gipl", ".gipl.gz", ".vtk", ".mrc")
 
 
 @pytest.fixture(autouse=True)
 def _locale_is_kept():
-    """ITK's VTK files set the C locale, in which Python takes texts for ASCII: that of other tests in this process, too."""
+    """ITK's VTK files set the C locale, in which Python takes texts for ASCII: that of other tests
+    in this process, too.
+    """
     before = locale.setlocale(locale.LC_ALL)
     yield
     locale.setlocale(locale.LC_ALL, before)
@@ -129,13 +135,13 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_file_takes_little_memory_and_writes_nothing(name, tmp_path):
-    """No file may become larger, here or in a process that begins meanwhile; SIGXFSZ would end that process."""
+    """No file may become larger, here or in a process that begins meanwhile; SIGXFSZ would end that
+    process.
+    """
     content, said = SMALL[name]
     (tmp_path / name).write_bytes(content)
-    before, limits = (
-        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
-        resource.getrlimit(resource.RLIMIT_FSIZE),
-    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
     try:
         with pytest.raises(UnsupportedFormatError, match=said):

@@ -92,7 +92,8 @@ def test_a_file_of_any_size_is_not_read(tmp_path):
         read_json(tmp_path / "a.json")
 
 
-# As runs with --continue do: each opens the file, adds its lines, and closes it; lines are longer than a buffer.
+# As runs with --continue do: each opens the file, adds its lines, and closes it; lines are longer
+# than a buffer.
 WRITER = """
 import pathlib, sys
 from crfrefine.io.json import LineFile

@@ -67,11 +67,14 @@ WRITTEN = ["hdr pair", "hdr nifti", "mgz mgz", "mgh mgz", "mgh.gz nifti", "mgz p
 @pytest.mark.parametrize("largest", [3, 300])
 def test_label_maps_and_channels_are_read_by_others(written, largest, tmp_path):
     ending, kind = written.split()
-    like, read = io.read_volume(MAKERS[kind](tmp_path)), nib.load if ending == "hdr" else read_mgh
-    path, scores = tmp_path / f"a.{ending}", tmp_path / f"scores.{ending}"
+    like = io.read_volume(MAKERS[kind](tmp_path))
+    read = nib.load if ending == "hdr" else read_mgh
+    path = tmp_path / f"a.{ending}"
+    scores = tmp_path / f"scores.{ending}"
     labels = numbers(like.grid_shape, dtype=np.int32) % 4 * (largest // 3)
     io.write_label_map(path, labels, like)
-    image, channels = read(path), numbers((3, *like.grid_shape))
+    image = read(path)
+    channels = numbers((3, *like.grid_shape))
     np.testing.assert_array_equal(np.asarray(image.dataobj).reshape(labels.shape), labels)
     np.testing.assert_allclose(image.affine, like.affine, atol=1e-5)
     np.testing.assert_array_equal(io.read_labels(path).data.reshape(labels.shape), labels)
@@ -91,7 +94,9 @@ def test_label_maps_and_channels_are_read_by_others(written, largest, tmp_path):
 
 
 def test_a_missing_half_is_told(tmp_path):
-    header, voxels, other = save(tmp_path), tmp_path / "a.img", tmp_path / "b.img"
+    header = save(tmp_path)
+    voxels = tmp_path / "a.img"
+    other = tmp_path / "b.img"
     voxels.rename(other)
     with pytest.raises(
         InputError,

@@ -1,4 +1,6 @@
-"""NIfTI, against nibabel and SimpleITK: what one writes the other reads; and label maps written as MetaImage and NRRD."""
+"""NIfTI, against nibabel and SimpleITK: what one writes the other reads; and label maps written as
+MetaImage and NRRD.
+"""
 
 import gzip
 import struct
@@ -32,7 +34,8 @@ from crfrefine.errors import CapacityError, CrfRefineError, GridMismatchError, I
 FLOAT32_MM = 1e-4
 # ITK goes through the quaternion of the qform, which costs a few more roundings of float32.
 QUATERNION_MM = 1e-3
-# Text headers keep all digits; direction times spacing and back costs two roundings of float64, at positions up to 1000 mm.
+# Text headers keep all digits; direction times spacing and back costs two roundings of float64, at
+# positions up to 1000 mm.
 FLOAT64_MM = 1e-12
 
 
@@ -52,7 +55,8 @@ def test_nibabel_and_simpleitk_read_the_label_maps_written(shape, affine, suffix
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "case" + suffix)
         io.write_label_map(path, labels, volume(labels, affine))
-        itks, ours = sitk.ReadImage(str(path)), io.read_labels(path)
+        itks = sitk.ReadImage(str(path))
+        ours = io.read_labels(path)
         assert itks.GetPixelID() == (sitk.sitkUInt8 if largest <= 255 else sitk.sitkUInt16)
         np.testing.assert_array_equal(itk_array(itks), labels)
         np.testing.assert_allclose(
@@ -70,8 +74,11 @@ def test_nibabel_and_simpleitk_read_the_label_maps_written(shape, affine, suffix
 
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image], ids=["nifti1", "nifti2"])
 def test_both_transforms_are_kept_bit_for_bit_and_nothing_of_the_intensities(kind, tmp_path):
-    """The sform (code 4, oblique) and the qform (code 2, straight) differ. A copied slope would make 1 come back as 3.5."""
-    path, out = tmp_path / "image.nii.gz", tmp_path / "labels.nii"
+    """The sform (code 4, oblique) and the qform (code 2, straight) differ. A copied slope would
+    make 1 come back as 3.5.
+    """
+    path = tmp_path / "image.nii.gz"
+    out = tmp_path / "labels.nii"
     image = kind(numbers((4, 5, 6), dtype=np.int16), None)
     image.set_sform(affine_of((1.1, 0.9, 3.0), (-7.0, 11.0, 13.0), OBLIQUE), code=4)
     image.set_qform(affine_of((1.1, 0.9, 3.0), (1.0, 2.0, 3.0)), code=2)
@@ -92,7 +99,8 @@ def test_both_transforms_are_kept_bit_for_bit_and_nothing_of_the_intensities(kin
         "in output files",
     )
     io.write_label_map(out, np.ones((4, 5, 6), np.uint8), read)
-    before, after = nib.load(path).header, nib.load(out).header
+    before = nib.load(path).header
+    after = nib.load(out).header
     np.testing.assert_array_equal(read.affine, before.get_sform())
     names = ["sform_code", "qform_code", "xyzt_units", "srow_x", "srow_y", "srow_z", "sizeof_hdr"]
     for name in [
@@ -200,11 +208,9 @@ def test_vector_images_of_itk_and_4d_files_are_the_same_channels(tmp_path):
 
 def test_bytes_do_not_depend_on_time_threads_or_memory_order(tmp_path):
     """2 MB: several blocks of compression."""
-    labels, path, written = (
-        np.asarray(numbers((110, 100, 90), dtype=np.uint16) % 999, order="F"),
-        tmp_path / "a.nii.gz",
-        set(),
-    )
+    labels = np.asarray(numbers((110, 100, 90), dtype=np.uint16) % 999, order="F")
+    path = tmp_path / "a.nii.gz"
+    written = set()
     for values, threads in ((labels, 1), (labels, 3), (np.ascontiguousarray(labels), 1)):
         io.write_label_map(path, values, volume(labels, affine_of((1, 2, 3))), threads=threads)
         written.add(path.read_bytes())
@@ -305,7 +311,8 @@ def test_fields_that_say_nothing(offset, value, tmp_path):
 
 COLORS = np.zeros((3, 4, 5), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
 CHANNELS = np.zeros((3, 4, 5, 2, 3), np.float32)
-NOTHING, LARGE = [1] + [0.0] * 12, [30000] * 3
+NOTHING = [1] + [0.0] * 12
+LARGE = [30000] * 3
 
 
 @pytest.mark.parametrize(
@@ -323,7 +330,8 @@ NOTHING, LARGE = [1] + [0.0] * 12, [30000] * 3
 )
 def test_headers_that_cannot_be(write, message, tmp_path):
     """An error before any voxel is read or given memory."""
-    path, packed = write(tmp_path / "a.nii"), tmp_path / "b.nii.gz"
+    path = write(tmp_path / "a.nii")
+    packed = tmp_path / "b.nii.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     for one in (path, packed):
         with pytest.raises(CrfRefineError, match=rf"{one.name}: .*{message}"):
@@ -332,11 +340,9 @@ def test_headers_that_cannot_be(write, message, tmp_path):
 
 def test_values_near_the_largest_float32_are_finite_and_scalings_beyond_it_are_not(tmp_path):
     """The sum of the former overflows, which is how infinity is looked for first."""
-    path, large, data = (
-        tmp_path / "a.nii.gz",
-        np.full((30, 40, 50), 3e38, np.float32),
-        np.zeros((5, 6, 7), np.int16),
-    )
+    path = tmp_path / "a.nii.gz"
+    large = np.full((30, 40, 50), 3e38, np.float32)
+    data = np.zeros((5, 6, 7), np.int16)
     np.testing.assert_array_equal(io.read_volume(save_nifti(path, large)).data, large)
     data[2, 3, 4] = 30_000
     assert io.read_volume(save_nifti(path, data, slope=1e34)).data.max() == pytest.approx(3e38)

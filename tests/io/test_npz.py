@@ -46,7 +46,8 @@ def test_label_z_y_x_becomes_label_x_y_z(name, key, save, dtype, tmp_path):
     ("suffix", "kind"), [(".npz", "logits"), (".npz", "probabilities"), (".npy", None)]
 )
 def test_numpy_reads_what_is_written(suffix, kind, tmp_path):
-    values, path = numbers((3, 4, 5, 6)) / 7, tmp_path / f"a{suffix}"
+    values = numbers((3, 4, 5, 6)) / 7
+    path = tmp_path / f"a{suffix}"
     io.write_channels(path, values, volume(values[0], affine_of((1, 2, 3))), kind=kind or "logits")
     loaded = np.load(path, allow_pickle=False)
     assert kind is None or loaded.files == [kind]

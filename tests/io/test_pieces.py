@@ -1,4 +1,6 @@
-"""Reading and writing piece by piece, against the dense reader and writer: every format, layout and type."""
+"""Reading and writing piece by piece, against the dense reader and writer: every format, layout and
+type.
+"""
 
 import gzip
 import threading
@@ -32,7 +34,9 @@ def values_of(dtype, shape=SHAPE):
 
 
 def nrrd(path, values, *, channel_axis, encoding="raw", encode=bytes):
-    """Write a file whose axes, slowest first, have the channels at `channel_axis` of (z, y, x) with the channels put in."""
+    """Write a file whose axes, slowest first, have the channels at `channel_axis` of (z, y, x) with
+    the channels put in.
+    """
     stored = np.ascontiguousarray(np.moveaxis(values, 0, channel_axis))
     directions = [f"({','.join(map(str, row))})" for row in np.diag(range(1, values.ndim))]
     directions.insert(stored.ndim - 1 - channel_axis, "none")
@@ -99,7 +103,8 @@ WRITERS = {
 }
 TYPES = ["float32", "uint8", "int8", "int16", "uint16", "int32", "float64"]
 SIZES = [1, 150, 1 << 26]  # Pieces of one plane, of some, of all channels.
-# Every writer with three types, of which .npz alone has float16, grids of several channels and of one, and three sizes of pieces.
+# Every writer with three types, of which .npz alone has float16, grids of several channels and of
+# one, and three sizes of pieces.
 CASES = [
     (
         writer,
@@ -115,9 +120,12 @@ CASES.append(("nrrd, channels second", "float32", (5, 3, 300, 200), 1 << 21))
 
 
 def put_together(header, **options):
-    """The whole from its pieces: every voxel must come once, in the stored type, in contiguous memory."""
+    """The whole from its pieces: every voxel must come once, in the stored type, in contiguous
+    memory.
+    """
     shape = (header.num_channels, *header.grid_shape[::-1])
-    seen, whole = np.zeros(shape, int), None
+    seen = np.zeros(shape, int)
+    whole = None
     for piece in io.read_pieces(header, **options):
         whole = np.zeros(shape, piece.values.dtype) if whole is None else whole
         assert piece.values.flags.c_contiguous
@@ -142,7 +150,8 @@ def test_pieces_are_the_dense_array_in_the_stored_type(writer, dtype, shape, mos
 @pytest.mark.parametrize("writer", [writer for writer in WRITERS if "Fortran" not in writer])
 def test_values_that_are_not_finite_are_named_as_by_the_dense_reader(writer, tmp_path):
     values = values_of("float16" if writer == "npz" else "float32")
-    values[2, 3, 1, 2], values[1, 4, 3, 2] = np.nan, -np.inf
+    values[2, 3, 1, 2] = np.nan
+    values[1, 4, 3, 2] = -np.inf
     header = io.read_header(WRITERS[writer](tmp_path, values))
     with pytest.raises(
         InputError,
@@ -162,9 +171,10 @@ def test_a_wrong_checksum_is_an_error_after_the_last_piece(writer, tmp_path):
     path = WRITERS[writer](tmp_path, values)
     content = bytearray(path.read_bytes())
     in_directory = content.find(b"PK\1\2") + 16
-    place = (
-        in_directory if writer == "npz" else len(content) - (2 if writer.startswith("mha") else 6)
-    )
+    if writer == "npz":
+        place = in_directory
+    else:
+        place = len(content) - (2 if writer.startswith("mha") else 6)
     content[place] ^= 0xFF
     path.write_bytes(content)
     for read in (put_together, io.read_channels):
@@ -174,8 +184,12 @@ def test_a_wrong_checksum_is_an_error_after_the_last_piece(writer, tmp_path):
 
 @pytest.mark.parametrize(("writer", "lets_go", "num_pieces"), [("nii", True, 2), ("npz", False, 3)])
 def test_many_channels_take_the_memory_of_two_or_three(writer, lets_go, num_pieces, tmp_path):
-    """With a piece of the memory of a channel; a loop `for piece in pieces` holds a piece until it has the next."""
-    channel, blocks = 64 * 256 * 256, 3 << 20  # The decoder has a few blocks of the file at a time.
+    """With a piece of the memory of a channel; a loop `for piece in pieces` holds a piece until it
+    has the next.
+    """
+    # The decoder has a few blocks of the file at a time.
+    channel = 64 * 256 * 256
+    blocks = 3 << 20
     values = np.broadcast_to(np.arange(10, dtype="u1")[:, None, None, None], (10, 64, 256, 256))
     header = io.read_header(WRITERS[writer](tmp_path, values))
 
@@ -235,7 +249,8 @@ def test_the_bytes_do_not_depend_on_the_pieces(
     values = np.round(np.random.default_rng(0).standard_normal((3, *shape[::-1])), 1).astype(
         np.float32
     )
-    channels, asked = values.transpose(0, *range(values.ndim - 1, 0, -1)), []
+    channels = values.transpose(0, *range(values.ndim - 1, 0, -1))
+    asked = []
     for folder in ("dense", "pieces"):
         (tmp_path / folder).mkdir()
     io.write_channels(tmp_path / "dense" / name, channels, like_of(shape))
@@ -247,9 +262,8 @@ def test_the_bytes_do_not_depend_on_the_pieces(
     monkeypatch.setattr(io.volume, "MAX_BYTES", most_bytes)
     io.write_pieces(tmp_path / "pieces" / name, like_of(shape), 3, piece, threads=threads)
     assert files_in(tmp_path / "pieces") == files_in(tmp_path / "dense")
-    read = io.read_logits([tmp_path / "pieces" / name]).reshape(
-        3, *shape
-    )  # NIfTI gives a 2-D grid a third axis.
+    # NIfTI gives a 2-D grid a third axis.
+    read = io.read_logits([tmp_path / "pieces" / name]).reshape(3, *shape)
     np.testing.assert_array_equal(read, channels)
     assert sorted(asked) == [(channel, plane) for channel in range(3) for plane in range(shape[-1])]
 
@@ -264,7 +278,8 @@ def test_an_error_leaves_the_old_file_and_nothing_else(name, error, tmp_path, mo
         return np.ones((planes.stop - planes.start, 40, 30))
 
     io.write_pieces(tmp_path / name, like_of((30, 40, 4)), 2, ones)
-    before, running = files_in(tmp_path), threading.active_count()
+    before = files_in(tmp_path)
+    running = threading.active_count()
     monkeypatch.setattr(io.volume, "MAX_BYTES", 1)
     with pytest.raises(error, match="of the caller"):
         io.write_pieces(tmp_path / name, like_of((30, 40, 6)), 2, ones, threads=2)

@@ -1,4 +1,6 @@
-"""Files that promise more than memory holds, files that change while they are read, and label maps and masks."""
+"""Files that promise more than memory holds, files that change while they are read, and label maps
+and masks.
+"""
 
 import gzip
 import os
@@ -26,7 +28,9 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_skipping_to_far_voxels_takes_no_memory(suffix, tmp_path):
-    """32 MiB before the voxels; blocks of 1 MiB are read. Ten of them allow for copies, and a third of what is skipped."""
+    """32 MiB before the voxels; blocks of 1 MiB are read. Ten of them allow for copies, and a third
+    of what is skipped.
+    """
     path = save_nifti(tmp_path / "near.nii", numbers(SHAPE), affine_of((1, 2, 3)))
     data = bytearray(path.read_bytes())
     data[108:112] = struct.pack("<f", 32 * MIB)
@@ -41,7 +45,8 @@ def test_skipping_to_far_voxels_takes_no_memory(suffix, tmp_path):
 
 def test_an_npz_of_zeros_is_read(tmp_path):
     """The best that deflate can do, more than 1010 bytes in one, is not taken for damage."""
-    path, zeros = tmp_path / "zeros.npz", np.zeros((3, 200, 210, 220), np.uint8)
+    path = tmp_path / "zeros.npz"
+    zeros = np.zeros((3, 200, 210, 220), np.uint8)
     np.savez_compressed(path, logits=zeros)
     assert zeros.size > 1010 * path.stat().st_size
     assert io.read_header(path).num_channels == 3
@@ -72,9 +77,8 @@ def test_every_cut_is_noticed(name, is_packed, tmp_path, capfd):
     save_nifti(path, numbers(SHAPE)) if ".nii" in name else save_itk(
         path, numbers(SHAPE), compress=is_packed
     )
-    cut = next(
-        (file for file in tmp_path.iterdir() if file != path), path
-    )  # The voxels, if they are apart.
+    # The voxels, if they are apart.
+    cut = next((file for file in tmp_path.iterdir() if file != path), path)
     assert io.is_whole(path)
     content = cut.read_bytes()
     for length in [
@@ -110,7 +114,9 @@ def write(path, factor=1.0):
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".mhd", ".nhdr", ".npz"])
 def test_a_file_replaced_after_its_header_was_read(suffix, tmp_path):
-    """By one of the same size and shape, as a further run of a network would; voxels beside a header count."""
+    """By one of the same size and shape, as a further run of a network would; voxels beside a
+    header count.
+    """
     path = write(tmp_path / f"a{suffix}")
     header = io.read_header(path)
     io.read_channels(header)
@@ -174,7 +180,9 @@ def test_a_byte_per_voxel_and_a_few_megabytes(dtype, read, tmp_path):
 
 @given(affines())
 def test_spacing_orientation_and_right_angles_of_any_affine(affine):
-    """The distance between neighboring voxels, to the rounding of float64: points are up to 500 mm away."""
+    """The distance between neighboring voxels, to the rounding of float64: points are up to 500 mm
+    away.
+    """
     for axis in range(3):
         step = affine @ np.eye(4)[axis] - affine @ np.zeros(4)
         assert spacing_of(affine)[axis] == pytest.approx(np.linalg.norm(step[:3]), rel=1e-12)
@@ -193,7 +201,8 @@ def test_a_grid_equals_itself_in_float32_and_none_that_is_a_tenth_of_a_voxel_awa
     shifted = affine.copy()
     shifted[:3, 3] += sign * 0.1 * affine[:3, axis]
     flip = np.eye(4)  # The same box in the world, the voxels in reverse order.
-    flip[axis, axis], flip[axis, 3] = -1, (5, 6, 7)[axis] - 1
+    flip[axis, axis] = -1
+    flip[axis, 3] = (5, 6, 7)[axis] - 1
     assert not same_grid((5, 6, 7), affine, (5, 6, 7), shifted)
     assert not same_grid((5, 6, 7), affine, (5, 6, 7), affine @ flip)
     assert same_grid(

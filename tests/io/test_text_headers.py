@@ -1,4 +1,6 @@
-"""MetaImage and NRRD against SimpleITK: one volume, told in many ways, and what one program writes the other reads."""
+"""MetaImage and NRRD against SimpleITK: one volume, told in many ways, and what one program writes
+the other reads.
+"""
 
 import gzip
 import zlib
@@ -59,7 +61,8 @@ def nrrd(folder, *lines, data=VOXELS, name="a.nrrd", end="\n", first=NRRD):
 
 
 def assert_as_simpleitk(path, stored=None):
-    ours, itks = io.read_volume(path), sitk.ReadImage(str(path))
+    ours = io.read_volume(path)
+    itks = sitk.ReadImage(str(path))
     data = itk_array(itks).astype(np.float32)
     np.testing.assert_array_equal(
         ours.data, np.moveaxis(data, -1, 0) if itks.GetDimension() == 4 else data
@@ -213,7 +216,9 @@ def test_voxels_in_rare_places_are_read_through_simpleitk(lines, data, planes):
 
 
 def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
-    """Segmentations of many segments have long headers; the text beyond 64 KiB was once read as voxels."""
+    """Segmentations of many segments have long headers; the text beyond 64 KiB was once read as
+    voxels.
+    """
     lines = [
         f"Segment{number}_Name:=a name of a segment that makes the header long {'x' * 50}"
         for number in range(700)
@@ -226,7 +231,8 @@ def test_a_header_of_any_length_is_read_to_its_end(tmp_path):
 
 @pytest.mark.parametrize("name", ["../other/a.raw", "{absolute}"])
 def test_voxels_outside_of_the_folder_may_be_forbidden(name, tmp_path, monkeypatch):
-    here, voxels = tmp_path / "here", tmp_path / "other" / "a.raw"
+    here = tmp_path / "here"
+    voxels = tmp_path / "other" / "a.raw"
     here.mkdir()
     voxels.parent.mkdir()
     for path in (voxels, here / "a.raw"):
@@ -258,7 +264,8 @@ def test_geometry_is_kept_to_the_last_bit(suffix, tmp_path):
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / f"image{suffix}"
     io.write_label_map(out, np.ones(SHAPE, np.uint8), io.read_volume(image))
-    before, after = sitk.ReadImage(str(image)), sitk.ReadImage(str(out))
+    before = sitk.ReadImage(str(image))
+    after = sitk.ReadImage(str(out))
     for get in (sitk.Image.GetOrigin, sitk.Image.GetSpacing, sitk.Image.GetDirection):
         assert get(before) == get(after)
     names = {".mhd": {"image.mhd", "image.zraw"}, ".nhdr": {"image.nhdr", "image.raw.gz"}}
@@ -287,7 +294,9 @@ def test_channels_written_are_read_by_simpleitk(suffix, shape, tmp_path):
 
 
 def test_a_wrong_promise_of_compressed_bytes(tmp_path):
-    """Too few bytes promised are not believed: SimpleITK leaves the last voxels at zero without a word."""
+    """Too few bytes promised are not believed: SimpleITK leaves the last voxels at zero without a
+    word.
+    """
     for voxels in (VOXELS, VOXELS[:120]):
         packed = zlib.compress(voxels)
         (tmp_path / "a.zraw").write_bytes(packed)

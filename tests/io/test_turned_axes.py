@@ -48,7 +48,8 @@ def test_every_order_of_axes_is_found_as_the_world_coordinates_tell(shape):
         on_grid = np.stack([found.apply(stored[..., axis].T).T for axis in range(3)], axis=-1)
         np.testing.assert_allclose(on_grid, places, atol=1e-4)
         for axis, extent in enumerate(other.shape):
-            moved, wider = other.affine.copy(), other.affine.copy()
+            moved = other.affine.copy()
+            wider = other.affine.copy()
             moved[:3, 3] += moved[:3, axis] / 2
             wider[:3, axis] *= 1.1
             assert reorientation(shape, AFFINE, other.shape, moved) is None
@@ -105,7 +106,8 @@ def study(folder, turn):
     for number, name in enumerate(("a", "b")):
         rng = np.random.default_rng(number)
         reference = np.zeros((14, 12, 9), np.uint8)
-        reference[3:9, 4:9, 2:6], reference[6:11, 4:7, 3:8] = 1, 2
+        reference[3:9, 4:9, 2:6] = 1
+        reference[6:11, 4:7, 3:8] = 2
         logits = 2.0 * (reference[..., None] == np.arange(3)) + rng.normal(
             0, 1.5, (*reference.shape, 3)
         )
@@ -130,7 +132,8 @@ def study(folder, turn):
 
 
 def test_commands_write_the_bytes_of_files_reoriented_by_nibabel(tmp_path):
-    plain, other = study(tmp_path / "plain", turn=False), study(tmp_path / "turned", turn=True)
+    plain = study(tmp_path / "plain", turn=False)
+    other = study(tmp_path / "turned", turn=True)
     for folder in (plain, other):
         common = ("-i", folder / "images", "--masks", folder / "masks", *FAST)
         done = run_here(
@@ -200,7 +203,8 @@ def test_commands_write_the_bytes_of_files_reoriented_by_nibabel(tmp_path):
 
 
 def test_references_and_methods_on_turned_axes_are_measured_as_on_one_grid(tmp_path):
-    plain, other = study(tmp_path / "plain", turn=False), study(tmp_path / "turned", turn=True)
+    plain = study(tmp_path / "plain", turn=False)
+    other = study(tmp_path / "turned", turn=True)
     for kind in ("maps", "logits"):
         tables = []
         for number, (labels, methods) in enumerate(
