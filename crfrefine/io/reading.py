@@ -63,12 +63,12 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     # The checks find numbers of a damaged header that are out of range; warnings about them are not
     # needed.
     with reading(path), np.errstate(all="ignore"):
-        states = [_state_of(path)]
-        if not path.stat().st_size:
+        states = [FileState.of(path)]
+        if states[0].num_bytes == 0:
             raise UnsupportedFormatError(f"{path}: the file is empty")
         header, actual = _read_header_of_any(path, expected, suffixes)
         if header.source is not None and header.source.path != path:
-            states.append(_state_of(header.source.path))
+            states.append(FileState.of(header.source.path))
 
     notes = header.notes
     misnamed = _wrong_name_of(header, actual)
@@ -131,22 +131,15 @@ def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
     return "the file is not compressed, although its name says otherwise"
 
 
-def _state_of(path: Path) -> FileState:
-    """Return what changes with the content of a file."""
-    status = path.stat()
-    return path, status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def _require_unchanged(header: VolumeHeader) -> None:
     """Raise InputError if a file changed since its header was read.
 
     The header of one file and the voxels of another would make one case.
     """
     for state in header.states:
-        path = state[0]
-        if _state_of(path) != state:
+        if FileState.of(state.path) != state:
             raise InputError(
-                f"{path}: was changed while it was read; "
+                f"{state.path}: was changed while it was read; "
                 "run again when nothing writes to it any more"
             )
 

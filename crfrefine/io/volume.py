@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,20 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.streams import BLOCK_BYTES, MAX_RATIO, VoxelSource, cut_off
 
-# A file with its inode, its bytes and the nanosecond of its last change, which change with its
-# content.
-FileState: TypeAlias = tuple[Path, int, int, int]
+
+class FileState(NamedTuple):
+    """What changes with the content of a file."""
+
+    path: Path
+    inode: int
+    num_bytes: int
+    changed_ns: int  # time of the last change
+
+    @classmethod
+    def of(cls, path: Path) -> FileState:
+        """Return the state of a file now."""
+        status = path.stat()
+        return cls(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class RareHeaderError(Exception):

@@ -272,9 +272,10 @@ def _damage(rng, arguments):
     elif isinstance(value, np.ndarray) and rng.random() < 0.9:
         arguments[place] = _damaged_array(rng, value)
     else:
-        arguments[place] = (
-            rng.choice(NUMBERS) if rng.random() < 0.8 else copy.deepcopy(rng.choice(OTHERS))
-        )
+        if rng.random() < 0.8:
+            arguments[place] = rng.choice(NUMBERS)
+        else:
+            arguments[place] = copy.deepcopy(rng.choice(OTHERS))
 
 
 def _damaged_array(rng, array):
@@ -285,9 +286,10 @@ def _damaged_array(rng, array):
         with np.errstate(all="ignore"):
             return array.astype(rng.choice(TYPES))
     if how < 0.4:
-        return np.full_like(
-            array, rng.choice((0, 1, math.nan, 3e38) if array.dtype.kind == "f" else (0, 1))
-        )
+        values = (0, 1)
+        if array.dtype.kind == "f":
+            values = (0, 1, math.nan, 3e38)
+        return np.full_like(array, rng.choice(values))
     if how < 0.6 and array.size and array.dtype.kind in "iu":
         array.flat[rng.randrange(array.size)] = np.int64(
             rng.choice((-2, -1, 0, 1, 5, 100, 2**31 - 1))

@@ -186,7 +186,10 @@ _NRRD_DETACHED = (
 def _texts(name, contents):
     """Texts with their voxels behind them, or in other files."""
     for text, voxels in contents:
-        yield {name: text + voxels} if isinstance(voxels, bytes) else {name: text, **voxels}
+        if isinstance(voxels, bytes):
+            yield {name: text + voxels}
+        else:
+            yield {name: text, **voxels}
 
 
 def _arrays():
@@ -214,8 +217,13 @@ def _npz(rng):
     """Of a damaged array, of one that has another name, or with damage to the archive."""
     sample = rng.choice(_samples("npy"))
     kind = rng.randrange(3)
-    (array,) = (damaged(sample, rng) if kind == 0 else sample).values()
-    name = rng.choice(_NAMES if kind == 1 else ("logits.npy", "probabilities.npy"))
+    names = ("logits.npy", "probabilities.npy")
+    if kind == 0:
+        sample = damaged(sample, rng)
+    elif kind == 1:
+        names = _NAMES
+    (array,) = sample.values()
+    name = rng.choice(names)
     buffer = streams.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
         for member, content in (

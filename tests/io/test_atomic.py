@@ -148,10 +148,11 @@ from crfrefine.io.volume import Volume
 
 folder, *suffixes = sys.argv[1:]
 values = np.random.default_rng(0).standard_normal((3, 60, 55, 50)).astype(np.float32)
+like = Volume(values[0], np.eye(4), (1.0, 1.0, 1.0))
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 for suffix in suffixes:
     try:
-        io.write_channels(f"{folder}/case{suffix}", values, Volume(values[0], np.eye(4), (1.0, 1.0, 1.0)), threads=2)
+        io.write_channels(f"{folder}/case{suffix}", values, like, threads=2)
     except CrfRefineError as error:
         print(error)
 """

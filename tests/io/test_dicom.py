@@ -1,4 +1,4 @@
-"""`crfrefine convert` and DICOM: series and segmentations, compared with SimpleITK and highdicom."""
+"""`crfrefine convert` and DICOM, compared with SimpleITK and highdicom."""
 
 import struct
 from io import BytesIO
@@ -107,7 +107,8 @@ TILT[0, 2] = 0.4
 WRONG = {
     "gap": (
         lambda: [one for number, one in enumerate(changed()) if number != 3],
-        r"evenly spaced; found most of them 2\.5 mm apart, .*\.dcm and .*\.dcm 5 mm, (?s:.*)Is there a gap",
+        r"evenly spaced; found most of them 2\.5 mm apart, .*\.dcm and .*\.dcm 5 mm, "
+        r"(?s:.*)Is there a gap",
     ),
     "series": (
         lambda: changed(SeriesInstanceUID="1.9"),
@@ -374,10 +375,10 @@ def test_wrong_calls(series, tmp_path):
             "expected a DICOM segmentation",
         ),
     ):
-        names = [
-            tmp_path / name if str(name).endswith((".gz", "out.dcm", ".nrrd")) else name
-            for name in arguments
-        ]
+        names = []
+        for name in arguments:
+            is_file = str(name).endswith((".gz", "out.dcm", ".nrrd"))
+            names.append(tmp_path / name if is_file else name)
         assert expected in run_here("convert", *names, status=1).stderr
 
 

@@ -104,7 +104,8 @@ def gipl_header(*sizes):
 
 VTK = (
     "# vtk DataFile Version 3.0\nnumbers\n{}\nDATASET STRUCTURED_POINTS\nDIMENSIONS 900 900 450\n"
-    "SPACING 1 1.5 2\nORIGIN 0 0 0\nPOINT_DATA 364500000\nSCALARS scalars {} 1\nLOOKUP_TABLE default\n"
+    "SPACING 1 1.5 2\nORIGIN 0 0 0\nPOINT_DATA 364500000\n"
+    "SCALARS scalars {} 1\nLOOKUP_TABLE default\n"
 )
 MRC_EXTENDED = struct.pack("<10i", 900, 900, 450, 1, 0, 0, 0, 900, 900, 450).ljust(
     92, b"\0"

@@ -20,9 +20,9 @@ AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE)
 
 def save(folder, kind=nib.Nifti1Pair, data=None, affine=AFFINE):
     folder.mkdir(exist_ok=True)
-    nib.save(
-        kind(numbers(SHAPE, dtype=np.int16) if data is None else data, affine), folder / "a.img"
-    )
+    if data is None:
+        data = numbers(SHAPE, dtype=np.int16)
+    nib.save(kind(data, affine), folder / "a.img")
     return folder / "a.hdr"
 
 
@@ -136,7 +136,9 @@ def test_pairs_are_cases_and_outputs(tmp_path):
 
 def save_mgh(path, data, affine=AFFINE):
     content = nib.MGHImage(data, affine).to_bytes()
-    path.write_bytes(gzip.compress(content) if path.name.endswith("z") else content)
+    if path.name.endswith("z"):
+        content = gzip.compress(content)
+    path.write_bytes(content)
     return path
 
 
@@ -166,4 +168,6 @@ def test_a_header_without_place_is_said(tmp_path):
 
 def read_mgh(path):
     content = path.read_bytes()
-    return nib.MGHImage.from_bytes(gzip.decompress(content) if path.name.endswith("z") else content)
+    if path.name.endswith("z"):
+        content = gzip.decompress(content)
+    return nib.MGHImage.from_bytes(content)

@@ -52,18 +52,22 @@ def test_nibabel_and_simpleitk_read_the_label_maps_written(shape, affine, suffix
     labels = numbers(shape, dtype=np.int64) % (largest + 1)
     labels.flat[0] = largest
     is_nifti = suffix.startswith(".nii")
+    itk_tolerance = FLOAT64_MM
+    our_tolerance = FLOAT64_MM
+    if is_nifti:
+        itk_tolerance = QUATERNION_MM
+        our_tolerance = FLOAT32_MM
+    itk_type = sitk.sitkUInt8 if largest <= 255 else sitk.sitkUInt16
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "case" + suffix)
         io.write_label_map(path, labels, volume(labels, affine))
         itks = sitk.ReadImage(str(path))
         ours = io.read_labels(path)
-        assert itks.GetPixelID() == (sitk.sitkUInt8 if largest <= 255 else sitk.sitkUInt16)
+        assert itks.GetPixelID() == itk_type
         np.testing.assert_array_equal(itk_array(itks), labels)
-        np.testing.assert_allclose(
-            itk_affine(itks), affine, atol=QUATERNION_MM if is_nifti else FLOAT64_MM
-        )
+        np.testing.assert_allclose(itk_affine(itks), affine, atol=itk_tolerance)
         np.testing.assert_array_equal(ours.data, labels)
-        np.testing.assert_allclose(ours.affine, affine, atol=FLOAT32_MM if is_nifti else FLOAT64_MM)
+        np.testing.assert_allclose(ours.affine, affine, atol=our_tolerance)
         if is_nifti:
             nibabels = nib.load(path)
             np.testing.assert_array_equal(np.asanyarray(nibabels.dataobj), labels)
@@ -348,7 +352,8 @@ def test_values_near_the_largest_float32_are_finite_and_scalings_beyond_it_are_n
     assert io.read_volume(save_nifti(path, data, slope=1e34)).data.max() == pytest.approx(3e38)
     with pytest.raises(
         InputError,
-        match=r"1 of 210 values are NaN or infinite; the first one \(infinite\) is at voxel \(2, 3, 4\)",
+        match=r"1 of 210 values are NaN or infinite; "
+        r"the first one \(infinite\) is at voxel \(2, 3, 4\)",
     ):
         io.read_volume(save_nifti(path, data, slope=1e35))
 
@@ -381,7 +386,10 @@ def test_one_file_a_label(tmp_path):
             io.read_logits([paths[0], *wrong])
 
 
-TABLE = '<CaretExtension><LabelTable><Label Key="3" Red="1" Green="0.5" Blue="0">liver &amp; gut</Label></LabelTable></CaretExtension>'
+TABLE = (
+    '<CaretExtension><LabelTable><Label Key="3" Red="1" Green="0.5" Blue="0">'
+    "liver &amp; gut</Label></LabelTable></CaretExtension>"
+)
 NESTED = (
     '<!ENTITY a0 "'
     + "ab\n" * 1000
@@ -390,7 +398,10 @@ NESTED = (
 )
 ATTRIBUTES = " ".join(f'a{i}=""' for i in range(80_000))
 NAMELESS = {
-    "nested entities": f'<?xml version="1.0"?><!DOCTYPE r [{NESTED}]><CaretExtension><Label Key="3"><b/>&a4;</Label>'.encode(),
+    "nested entities": (
+        f'<?xml version="1.0"?><!DOCTYPE r [{NESTED}]>'
+        '<CaretExtension><Label Key="3"><b/>&a4;</Label>'
+    ).encode(),
     "UTF-16": TABLE.encode("utf-16"),
     "a million nested elements": b"<CaretExtension>" + b"<a>" * 300_000,
     "too long": b"<CaretExtension>" + b"<Label/>" * 200_000 + TABLE.encode(),
@@ -419,4 +430,7 @@ def test_a_table_of_names_changes_no_voxel_and_takes_little_memory(table, tmp_pa
     assert peak_memory(lambda: read.append(io.read_volume(tmp_path / "a.nii.gz"))) < 16 << 20
     np.testing.assert_array_equal(read[0].data, labels)
     segments = [(segment.label, segment.name, segment.color) for segment in read[0].header.segments]
-    assert segments == ([(3, "liver & gut", (1.0, 0.5, 0.0))] if table in NAMED.values() else [])
+    expected = []
+    if table in NAMED.values():
+        expected = [(3, "liver & gut", (1.0, 0.5, 0.0))]
+    assert segments == expected

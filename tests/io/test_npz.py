@@ -27,12 +27,12 @@ SAVED = {
 def test_label_z_y_x_becomes_label_x_y_z(name, key, save, dtype, tmp_path):
     """float16 keeps whole numbers up to 2048: all that are here."""
     stored = numbers((3, 6, 5, 4)).astype(dtype)
-    stored = np.asfortranarray(stored) if dtype == "f8" else stored
-    save(
-        tmp_path / name,
-        *([stored] if key is None else []),
-        **({} if key is None else {"spacing": np.ones(3), key: stored}),
-    )
+    if dtype == "f8":
+        stored = np.asfortranarray(stored)
+    if key is None:
+        save(tmp_path / name, stored)
+    else:
+        save(tmp_path / name, **{"spacing": np.ones(3), key: stored})
     logits = io.read_logits([tmp_path / name])
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits, stored.transpose(0, 3, 2, 1))
@@ -51,9 +51,9 @@ def test_numpy_reads_what_is_written(suffix, kind, tmp_path):
     io.write_channels(path, values, volume(values[0], affine_of((1, 2, 3))), kind=kind or "logits")
     loaded = np.load(path, allow_pickle=False)
     assert kind is None or loaded.files == [kind]
-    np.testing.assert_array_equal(
-        loaded if kind is None else loaded[kind], values.transpose(0, 3, 2, 1)
-    )
+    if kind is not None:
+        loaded = loaded[kind]
+    np.testing.assert_array_equal(loaded, values.transpose(0, 3, 2, 1))
     assert io.read_header(path).kind == kind
     assert io.is_whole(path)
 

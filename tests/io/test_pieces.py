@@ -30,7 +30,9 @@ TYPE_NAMES = {
 def values_of(dtype, shape=SHAPE):
     """Different numbers where the type has room for them, negative ones where it has a sign."""
     count = np.arange(np.prod(shape)) % 251
-    return (count - (0 if np.dtype(dtype).kind == "u" else 120)).reshape(shape).astype(dtype)
+    if np.dtype(dtype).kind != "u":
+        count -= 120
+    return count.reshape(shape).astype(dtype)
 
 
 def nrrd(path, values, *, channel_axis, encoding="raw", encode=bytes):
@@ -39,12 +41,13 @@ def nrrd(path, values, *, channel_axis, encoding="raw", encode=bytes):
     """
     stored = np.ascontiguousarray(np.moveaxis(values, 0, channel_axis))
     directions = [f"({','.join(map(str, row))})" for row in np.diag(range(1, values.ndim))]
+    kinds = ["domain"] * len(directions)
     directions.insert(stored.ndim - 1 - channel_axis, "none")
-    kinds = " ".join("vector" if direction == "none" else "domain" for direction in directions)
+    kinds.insert(stored.ndim - 1 - channel_axis, "vector")
     lines = (
         f"space dimension: {values.ndim - 1}",
         f"space directions: {' '.join(directions)}",
-        f"kinds: {kinds}",
+        f"kinds: {' '.join(kinds)}",
     )
     fields = {
         "type": TYPE_NAMES[stored.dtype.str[1:]][0],
@@ -58,8 +61,13 @@ def nrrd(path, values, *, channel_axis, encoding="raw", encode=bytes):
 
 
 def metaimage(path, values, *, vectors):
-    stored = np.ascontiguousarray(np.moveaxis(values, 0, -1) if vectors else values)
-    sizes = stored.shape[:3] if vectors else stored.shape
+    stored = values
+    sizes = values.shape
+    num_channels = "-"
+    if vectors:
+        stored = np.ascontiguousarray(np.moveaxis(values, 0, -1))
+        sizes = stored.shape[:3]
+        num_channels = str(len(values))
     fields = {
         "NDims": str(len(sizes)),
         "DimSize": " ".join(map(str, sizes[::-1])),
@@ -67,7 +75,7 @@ def metaimage(path, values, *, vectors):
     }
     fields |= {
         "CompressedData": "True",
-        "ElementNumberOfChannels": str(len(values)) if vectors else "-",
+        "ElementNumberOfChannels": num_channels,
     }
     path.write_bytes(meta_text(**fields) + zlib.compress(stored.tobytes()))
     return path
@@ -127,7 +135,8 @@ def put_together(header, **options):
     seen = np.zeros(shape, int)
     whole = None
     for piece in io.read_pieces(header, **options):
-        whole = np.zeros(shape, piece.values.dtype) if whole is None else whole
+        if whole is None:
+            whole = np.zeros(shape, piece.values.dtype)
         assert piece.values.flags.c_contiguous
         assert piece.values.dtype == whole.dtype
         assert piece.values.dtype.isnative

@@ -36,7 +36,9 @@ def test_skipping_to_far_voxels_takes_no_memory(suffix, tmp_path):
     data[108:112] = struct.pack("<f", 32 * MIB)
     data[352:352] = bytes(32 * MIB - 352)
     far = tmp_path / f"far{suffix}"
-    far.write_bytes(gzip.compress(data, 1) if suffix == ".nii.gz" else data)
+    if suffix == ".nii.gz":
+        data = gzip.compress(data, 1)
+    far.write_bytes(data)
     del data
     read = []
     assert peak_memory(lambda: read.append(io.read_volume(far).data)) < 10 * MIB
@@ -55,7 +57,10 @@ def test_an_npz_of_zeros_is_read(tmp_path):
 def test_an_array_that_cannot_fit_is_refused_by_name_and_size(monkeypatch, tmp_path):
     monkeypatch.setattr(streams, "memory_limit", lambda: MemoryLimit(SMALL, "the batch system (X)"))
     streams.allocate_array((SMALL // 4,), tmp_path / "fits.nii.gz")
-    expected = "large.nii.gz: its voxels, read as float32, take 16.0 MiB of memory, more than the 16.0 MiB of the batch system (X)"
+    expected = (
+        "large.nii.gz: its voxels, read as float32, take 16.0 MiB of memory, "
+        "more than the 16.0 MiB of the batch system (X)"
+    )
     with pytest.raises(CapacityError, match=re.escape(expected)):
         streams.allocate_array((SMALL // 4 + 256,), tmp_path / "large.nii.gz")
 
@@ -74,9 +79,10 @@ PACKED = {
 def test_every_cut_is_noticed(name, is_packed, tmp_path, capfd):
     """In a file that is not compressed, from the header alone, before any voxel is read."""
     path = tmp_path / name
-    save_nifti(path, numbers(SHAPE)) if ".nii" in name else save_itk(
-        path, numbers(SHAPE), compress=is_packed
-    )
+    if ".nii" in name:
+        save_nifti(path, numbers(SHAPE))
+    else:
+        save_itk(path, numbers(SHAPE), compress=is_packed)
     # The voxels, if they are apart.
     cut = next((file for file in tmp_path.iterdir() if file != path), path)
     assert io.is_whole(path)
@@ -143,9 +149,9 @@ LARGE = (70, 190, 180)  # Several pieces, whatever the type.
 
 def saved(path, data):
     if ".nii" in path.name:
-        return save_nifti(
-            path, data.astype("int32") if data.dtype == "int64" else data, affine_of((1, 2, 3))
-        )
+        if data.dtype == "int64":
+            data = data.astype("int32")
+        return save_nifti(path, data, affine_of((1, 2, 3)))
     return save_itk(path, data, compress=False)
 
 

@@ -55,8 +55,9 @@ def mha(folder, *lines, data=VOXELS, name="a.mha", end="\n"):
 
 
 def nrrd(folder, *lines, data=VOXELS, name="a.nrrd", end="\n", first=NRRD):
-    encoding = [] if any(line.startswith("encoding") for line in lines) else ["encoding: raw"]
-    (folder / name).write_bytes(end.join([*first, *encoding, *lines, "", ""]).encode() + data)
+    if not any(line.startswith("encoding") for line in lines):
+        lines = ("encoding: raw", *lines)
+    (folder / name).write_bytes(end.join([*first, *lines, "", ""]).encode() + data)
     return folder / name
 
 
@@ -64,9 +65,9 @@ def assert_as_simpleitk(path, stored=None):
     ours = io.read_volume(path)
     itks = sitk.ReadImage(str(path))
     data = itk_array(itks).astype(np.float32)
-    np.testing.assert_array_equal(
-        ours.data, np.moveaxis(data, -1, 0) if itks.GetDimension() == 4 else data
-    )
+    if itks.GetDimension() == 4:
+        data = np.moveaxis(data, -1, 0)
+    np.testing.assert_array_equal(ours.data, data)
     np.testing.assert_array_equal(ours.affine, itk_affine(itks))
     if stored is not None:
         np.testing.assert_array_equal(ours.data, stored.transpose())
@@ -83,9 +84,8 @@ def assert_data(path):
 def test_all_pixel_types_that_simpleitk_writes(suffix, compress, channels, shape, tmp_path):
     direction = OBLIQUE if len(shape) == 3 else np.array([[0.8, -0.6], [0.6, 0.8]])
     for dtype in TYPES:
-        data = (numbers((channels, *shape) if channels else shape, dtype=np.int64) % 100).astype(
-            dtype
-        )
+        values = numbers((channels, *shape) if channels else shape, dtype=np.int64)
+        data = (values % 100).astype(dtype)
         path = save_itk(
             tmp_path / f"a{suffix}",
             data,
@@ -171,8 +171,10 @@ APART = {
 @pytest.mark.parametrize(("lines", "data"), APART.items(), ids=APART)
 def test_voxels_in_another_file(lines, data, tmp_path):
     (tmp_path / "ä.raw").write_bytes(data)
-    make, name = (mha, "a.mhd") if "Element" in lines else (nrrd, "a.nhdr")
-    path = make(tmp_path, *lines.split("\n"), data=b"", name=name)
+    if "Element" in lines:
+        path = mha(tmp_path, *lines.split("\n"), data=b"", name="a.mhd")
+    else:
+        path = nrrd(tmp_path, *lines.split("\n"), data=b"", name="a.nhdr")
     assert files_read(path) == (path, tmp_path / "ä.raw")
     assert_as_simpleitk(path, DATA)
 
@@ -205,10 +207,15 @@ def planes(tmp_path):
 @pytest.mark.parametrize(("lines", "data"), RARE.items(), ids=RARE)
 def test_voxels_in_rare_places_are_read_through_simpleitk(lines, data, planes):
     is_meta = " = " in lines
-    name = ("a.mha" if "Binary" in lines else "a.mhd") if is_meta else "a.nhdr"
-    path = (mha if is_meta else nrrd)(planes, *lines.split("\n"), data=b"", name=name)
+    if is_meta:
+        name = "a.mha" if "Binary" in lines else "a.mhd"
+        path = mha(planes, *lines.split("\n"), data=b"", name=name)
+    else:
+        path = nrrd(planes, *lines.split("\n"), data=b"", name="a.nhdr")
     start = path.read_bytes()
-    path.write_bytes((start.rstrip(b"\n") + b"\n" if "LIST" in lines else start) + data)
+    if "LIST" in lines:
+        start = start.rstrip(b"\n") + b"\n"
+    path.write_bytes(start + data)
     assert_data(path)
     assert io.read_header(path).notes[0].startswith("read through SimpleITK: its header has ")
     if not is_meta:

@@ -224,11 +224,10 @@ def test_files_of_one_label_each_may_have_different_axes(tmp_path):
     paths = []
     for label in range(3):
         image = nib.Nifti1Image(scores()[..., label], AFFINE)
+        if label > 0:
+            image = turned(image, np.array([[label, 1], [0, -1], [3 - label, 1]]))
         paths.append(tmp_path / f"label{label}.nii.gz")
-        nib.save(
-            image if label == 0 else turned(image, np.array([[label, 1], [0, -1], [3 - label, 1]])),
-            paths[-1],
-        )
+        nib.save(image, paths[-1])
     np.testing.assert_array_equal(
         load_case(CaseFiles("a", (grid,), tuple(paths))).logits, np.moveaxis(scores(), -1, 0)
     )
