@@ -48,7 +48,7 @@ class DeviceLostError(BackendUnavailableError):
 
 
 class CapacityError(CrfRefineError):
-    """The problem is larger than the algorithm or the memory can hold; the message has sizes."""
+    """The problem is larger than the algorithm or the memory can hold; the message names sizes."""
 
 
 class DeviceMemoryError(CapacityError):

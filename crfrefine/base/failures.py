@@ -1,6 +1,6 @@
-"""Why a case of a run failed.
+"""The failures of single cases in a run.
 
-Exceptions of its processing fail the case alone; interrupts and the like end the run.
+An exception in the processing of a case fails only this case; an interrupt ends the run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Cause:
 
 
 class Causes:
-    """Failures of many cases by their cause, such as logits on another grid.
+    """The failures of many cases, grouped by their cause, such as logits on another grid.
 
     The first failure of a cause is printed in full; one line names the other cases.
     """
@@ -47,11 +47,11 @@ class Causes:
 
     def is_new(self, case_id: str, message: str) -> bool:
         """Record the failure of a case; return whether it is the first one with its cause."""
-        # Messages of one cause differ by names of the case and its files, by numbers, and by the
-        # lines after the first, such as grids.
+        # Messages of one cause differ only in the names of the case and its files, in numbers, and
+        # in the lines after the first, such as grids.
         line, _, _ = message.partition("\n")
-        in_file_names = rf"(?<!\w){re.escape(case_id)}(?=['._/\\])"
-        key = re.sub(r"[0-9]+", "0", re.sub(in_file_names, "CASE", line))
+        name_in_file_names = rf"(?<!\w){re.escape(case_id)}(?=['._/\\])"
+        key = re.sub(r"[0-9]+", "0", re.sub(name_in_file_names, "CASE", line))
 
         cause = self._causes.setdefault(key, _Cause(line.removeprefix(f"case {case_id!r}: ")))
         cause.cases.append(case_id)
@@ -72,7 +72,7 @@ class Causes:
 def expected_error(error: BaseException, *paths: Path | None) -> CrfRefineError:
     """Return the error itself if its message is meant for users, else one that describes it.
 
-    The description names these files, unless the error names one, or asks for a bug report.
+    The new error names these files, unless the old one names its own; a bug asks for a report.
     """
     if isinstance(error, CrfRefineError):
         return error
@@ -115,7 +115,7 @@ def describe_failure(error: BaseException, *paths: Path | None) -> Failure:
 def failing_alone(fail: Callable[[Failure], object], *paths: Path | None) -> Generator[None]:
     """Surround the processing of a case, so that an exception fails only this case.
 
-    `fail` gets every exception as a failure, which names these files; interrupts propagate.
+    An exception is passed to `fail` as a failure that names these files; interrupts propagate.
     """
     try:
         yield

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from crfrefine.base.text import TIMES
 from crfrefine.errors import InputError
 
-# mm between neighboring voxels: from an electron microscope's to the limit of positions in float32.
+# Allowed voxel spacing in mm: from that of electron microscopes to the limit of float32 positions.
 SPACING_RANGE = (1e-6, 1e9)
-# Largest distance, in smallest spacings, between corners of grids that count as equal: headers keep
+# The corners of equal grids are at most this fraction of the smallest spacing apart: headers keep
 # float32 or six printed digits.
 GRID_TOLERANCE = 0.01
 # Cosine between two voxel axes above which an affine counts as sheared: float32 quaternions stay a
@@ -67,7 +67,7 @@ def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def orientation_codes(affine: NDArray[np.float64], num_axes: int = 3) -> str:
-    """Return the nearest world direction of each voxel axis, such as "RAS", each used once."""
+    """Return the nearest world direction of each voxel axis, such as "RAS"; no two share one."""
     rotation = _directions(affine)
 
     def alignment(world_axes: tuple[int, ...]) -> float:
@@ -109,8 +109,8 @@ def same_grid(
 def farthest_distance(
     shape: Sequence[int], affine: NDArray[np.float64], other_affine: NDArray[np.float64]
 ) -> float:
-    """Return the largest distance in mm between the places of a grid's voxels by two affines."""
-    # Corners, not matrix entries: the effect of a rounding error in a direction cosine grows with
+    """Return the largest distance in mm between the places where two affines put a voxel."""
+    # Corners are compared, not matrix entries: the effect of a rounding error in a direction cosine grows with
     # the length of the axis.
     last = [size - 1 for size in shape] + [0] * (3 - len(shape))
     ends = [{0, index} for index in last]
@@ -127,11 +127,11 @@ def reorientation(
 ) -> Reorientation | None:
     """Return how the axes of the other grid become those of the first.
 
-    It is None if voxel centers differ. Arguments are as of `same_grid`.
+    The result is None if voxel centers differ. The arguments are those of `same_grid`.
     """
     sizes = np.array((*shape, 1)[:3])
     other_sizes = np.array((*other_shape, 1)[:3])
-    # The identity comes first.
+    # The first permutation is the identity, so that equal grids are not turned.
     for permutation in permutations(range(3)):
         axes = list(permutation)
         if not np.array_equal(other_sizes[axes], sizes):
@@ -150,7 +150,7 @@ def describe_grid(
 ) -> str:
     """Describe a grid for messages, such as "240×240×155, 1.00×1.00×1.00 mm".
 
-    With `placed`, also its orientation and origin are told.
+    With `placed`, the text has its orientation and origin too.
     """
     text = TIMES.join(map(str, shape))
     if affine is None:
@@ -194,7 +194,7 @@ def describe_difference(
 
 
 def describe_affine(affine: NDArray[np.float64]) -> str:
-    """Return the first three rows of an affine, the whole of what differs between affines."""
+    """Return the first three rows of an affine as text; the last row is always the same."""
     rows = []
     for row in affine[:3]:
         rows.append(" ".join(f"{value:g}" for value in row))
@@ -205,7 +205,7 @@ def describe_affine(affine: NDArray[np.float64]) -> str:
 class StorageOrder:
     """The order in which the user's axes are stored; arrays are transposed as views, not copied."""
 
-    axes: tuple[int, ...]  # for each axis in storage, slowest first, the user's number of it
+    axes: tuple[int, ...]  # the user's number of each stored axis, slowest first
 
     @classmethod
     def of_memory(cls, grid: NDArray[Any]) -> StorageOrder:
@@ -231,10 +231,9 @@ class StorageOrder:
 class Reorientation:
     """How the axes of a stored grid become those of another one: exchanged, mirrored, or both."""
 
-    axes: tuple[
-        int, ...
-    ]  # for each axis (x, y, z) of the other grid, the number of the stored axis
-    mirrored: tuple[bool, ...]  # for each of them, whether the stored axis runs the other way
+    # The number of the stored axis that becomes each axis (x, y, z) of the other grid.
+    axes: tuple[int, ...]
+    mirrored: tuple[bool, ...]  # whether each of these stored axes runs the other way
 
     def apply(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return a view of an array ([channels,] z, y, x) of the stored grid on the other grid."""
@@ -246,5 +245,5 @@ class Reorientation:
 
 
 def reverse_grid(channels: NDArray[Any]) -> NDArray[Any]:
-    """Return (channels, *grid) with its grid reversed: from files, x last, to users, or back."""
+    """Return (channels, *grid) with reversed grid axes: from files' order, x last, or to it."""
     return channels.transpose(0, *range(channels.ndim - 1, 0, -1))

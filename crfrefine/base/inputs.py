@@ -1,4 +1,4 @@
-"""The files that a command reads and that no output may replace; `io.atomic` asks."""
+"""The files that a command reads and that no output may replace; `io.atomic` checks."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def add_inputs(*files: Path) -> None:
 
 def check_no_input(path: Path) -> None:
     """Raise InputError if a file to write is an input, even by another path or as a hard link."""
-    output = identities(path)
+    output_identities = identities(path)
     for inputs in _commands:
-        for identity in output:
+        for identity in output_identities:
             file = inputs.get(identity)
-            # The number of a file that was removed may be that of a new file now.
-            if file is None or not identities(file) & output:
+            # A new file may have the inode number of an input that was removed.
+            if file is None or not identities(file) & output_identities:
                 continue
             other_name = "" if file == path else f", {file}"
             raise InputError(

@@ -1,4 +1,4 @@
-"""What a run may use: labels, and the cores and the memory of this process (cgroups version 2)."""
+"""The limits of a run: its labels, and the cores and memory of its process (cgroups version 2)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def require_few_labels(num_labels: int, owner: str) -> None:
 def available_threads() -> int:
     """Return the number of cores that this process may use."""
     num_threads = len(os.sched_getaffinity(0))
-    # A quota of the control group, as of `docker run --cpus`, is time: all threads would be halted
-    # together if they were more than it pays for. A part of a core counts as one.
+    # A control group's quota, as of `docker run --cpus`, is time: more threads than it pays for are
+    # all halted together. A part of a core counts as a core.
     for numbers in group_numbers("cpu.max"):
         if len(numbers) == 2 and min(numbers) > 0:
             quota, period = numbers
@@ -65,7 +65,7 @@ def check_threads(threads: int | None) -> None:
 def group_numbers(name: str) -> list[list[int]]:
     """Return the numbers in a file of this process's control group and of those above it.
 
-    "max" ends the list of a group. Files without numbers, or that cannot be read, are left out.
+    A list ends before "max", which means no limit. Files without numbers, or that cannot be read, are left out.
     """
     group = _control_group()
     if group is None:
@@ -101,7 +101,7 @@ def _control_group() -> Path | None:
 def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
     """Run the jobs on at most `threads` threads, started in their order.
 
-    Raises the error of the first job that failed; jobs that have not begun are left out then.
+    Raises the error of the first job that failed; jobs that have not begun by then do not run.
     """
     if threads <= 1 or len(jobs) <= 1:
         for job in jobs:
@@ -115,7 +115,7 @@ def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:
 
 
 def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
-    """Yield the items, and the error, of a generator that runs one item ahead in a thread."""
+    """Yield the items of a generator that runs one item ahead in a thread, and raise its error."""
     # At most two items exist, a third one only while the caller asks for the next and still holds
     # the last one. The thread ends, and the generator is closed, when the items end, when one
     # raises, and when the returned generator is closed or forgotten.
@@ -123,14 +123,14 @@ def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
 
     end: Any = object()
     pool = ThreadPoolExecutor(1, "crfrefine-ahead")
-    coming: Any = None
+    next_item: Any = None
     try:
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
+        next_item = pool.submit(next, items, end)
+        while (item := next_item.result()) is not end:
+            next_item = pool.submit(next, items, end)
             yield item
     finally:
-        coming = None  # Else the traceback of an error, which it has, would keep an item alive.
+        next_item = None  # The traceback of an error in it would keep an item alive.
         pool.shutdown()
         items.close()
 
@@ -192,16 +192,16 @@ def format_size(size: float) -> str:
 def memory_limit(max_memory: int | None = None) -> MemoryLimit:
     """Return the memory that this process may take.
 
-    It is the smallest limit of the user's, `max_memory`, of its control groups' and the machine's.
-    The machine's is its free memory and that of this process, less a reserve for everything else:
-    a twentieth, at most 1 GiB. Swap space does not count: a run that swaps does not end.
+    It is the smallest of the user's limit, `max_memory`, its control groups' and the machine's. The
+    machine's is its free memory plus that of this process, less a reserve for everything else: a
+    twentieth of all memory, at most 1 GiB. Swap space does not count: a run that swaps never ends.
     """
     import psutil
 
     process = psutil.Process().memory_info()
     machine = psutil.virtual_memory()
     reserve = min(machine.total // 20, 1 << 30)
-    held = process.rss - process.shared  # Pages of files can be given back.
+    held = process.rss - process.shared  # The system can take pages of files back.
     available = max(machine.available - reserve, 0) + held
 
     limits = []

@@ -10,7 +10,7 @@ _NO_SPACING = (
     "pass spacing=... in mm, one number per axis of the grid (spacing=1.0 if they are)"
 )
 
-# Decorators made with contextlib stand between, too.
+# The frames of decorators made with contextlib are skipped, too.
 _SKIPPED_PACKAGES = ("crfrefine", "torch", "contextlib")
 
 
@@ -28,7 +28,7 @@ def warn(text: str) -> None:
 
 
 def assumed_spacing(*, matters: bool, told: set[str] | None = None) -> float:
-    """Return 1 mm, with a warning if it matters, once for all calls that share `told`."""
+    """Return 1 mm; warn if it matters, but only once in all calls that share `told`."""
     if told is None:
         told = set()
     if matters and "spacing" not in told:

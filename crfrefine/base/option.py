@@ -14,7 +14,7 @@ MAX_OF_A_PATH = 4096  # characters; the limit of Linux
 MAX_PARTS = 1_000_000
 
 INTERPOLATIONS = LINEAR, CUBIC = "linear", "cubic"  # values of --resample
-# What --add-background does, for the commands that read a network's output.
+# The help of --add-background, for the commands that read a network's output.
 ADD_BACKGROUND = (
     "The network's output has no channel for the background: take its probabilities for labels "
     "1, 2 ..., and 1 minus their sum for label 0. One channel needs no option."
@@ -23,12 +23,12 @@ ADD_BACKGROUND = (
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a command, or without names an argument; `cli.options` makes it Typer's."""
+    """A command's option, or its argument if it has no names; `cli.options` gives it to Typer."""
 
     names: str  # such as "-i --images"
     help: str
     metavar: str | None = None  # placeholder of the value
-    parse: Callable[[str], Any] | None = None  # value of a text; raises InputError for a wrong one
+    parse: Callable[[str], Any] | None = None  # converts the text; raises InputError
     choices: tuple[str, ...] = ()  # the values that it may have, if they are few
     limits: tuple[int | None, int | None] = (None, None)  # smallest and largest whole number
     show_default: bool = False
@@ -42,7 +42,7 @@ def parse_path(text: str | Path) -> Path:
 def path_text(text: str | Path) -> str:
     """Return the text of a path.
 
-    Raises InputError if it cannot name a file, or is empty: Python would take the current folder.
+    Raises InputError if it cannot name a file. Empty text cannot: Python takes it for ".".
     """
     text = str(text)
     if not text:

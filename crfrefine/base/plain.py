@@ -1,4 +1,4 @@
-"""Frozen dataclasses as the plain values of JSON, and back by the types of their fields.
+"""Conversion of frozen dataclasses to plain values for JSON, and back by their fields' types.
 
 A field is stored under its name, or under the `key` of its metadata. A class that has `to_dict` and
 `from_dict` converts itself.
@@ -48,12 +48,12 @@ def from_plain(kind: Any, value: Any) -> Any:
 
 
 def _from_plain_generic(kind: Any, value: Any) -> Any:
-    """Do the same for a type with arguments: a union, list[X], tuple[X, ...] or dict[str, X]."""
+    """Return the value of a type with arguments: a union, list[X], tuple[X, ...] or dict[str, X]."""
     outer = get_origin(kind)
     arguments = get_args(kind)
     if outer in (Union, UnionType):
         members = [member for member in arguments if member is not NoneType]
-        # Where there are several, the class that has the field checks it.
+        # A value that may have several types is checked by the class that has the field.
         if len(members) > 1 or value is None:
             return value
         return from_plain(members[0], value)

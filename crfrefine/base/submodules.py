@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 def attributes_of(package: str) -> list[str]:
-    """Return the names of a package's attributes, its modules with them: its `__dir__`."""
+    """Return the names of a package's attributes, its modules included: its `__dir__`."""
     from pkgutil import iter_modules
 
     loaded = sys.modules[package]

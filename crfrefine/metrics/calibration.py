@@ -22,7 +22,7 @@ MIN_PROBABILITY = 1e-7
 
 
 class ReliabilitySums:
-    """Sums over voxels, block by block, and the metrics that follow: a method for each, by name."""
+    """Sums over voxels, added block by block; each metric is the method of its name."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -31,7 +31,7 @@ class ReliabilitySums:
         self.logarithms = 0.0
 
     def add_binary(self, probability: Float64, truth: Bool) -> None:
-        """Add the probabilities of a region, and where it is."""
+        """Add the probabilities of a region, and the voxels where it is in the reference."""
         of_truth = np.where(truth, probability, 1.0 - probability)
         self._add(probability, truth, of_truth, float(((1.0 - of_truth) ** 2).sum()))
 
@@ -44,8 +44,8 @@ class ReliabilitySums:
         has_channel = truth < len(probabilities)
         channels = np.where(has_channel, truth, 0)
         of_truth = np.where(has_channel, probabilities[channels, voxels], 0.0)
-        # The sum of (p - y)² over labels is that of p², except for the label of the reference:
-        # (p - 1)² - p² = 1 - 2 p.
+        # The sum of (p - y)² over labels is that of p², plus (p - 1)² - p² = 1 - 2 p for the label
+        # of the reference.
         squares = float((probabilities**2).sum()) + float((1.0 - 2.0 * of_truth).sum())
         best = probabilities.argmax(axis=0)
         self._add(probabilities[best, voxels], best == truth, of_truth, squares)
@@ -64,7 +64,7 @@ class ReliabilitySums:
         return {metric: getattr(self, metric)() for metric in CALIBRATION_METRICS}
 
     def ece(self) -> float:
-        """Return the mean gap of confidence and accuracy in a bin (Guo et al. 2017, eq. 5)."""
+        """Return the mean gap between confidence and accuracy of bins (Guo et al. 2017, eq. 5)."""
         return float(np.abs(self.gaps).sum() / self.count)
 
     def brier(self) -> float:
@@ -105,8 +105,8 @@ def measure_calibration(
     region_channels = _channels_of_regions(members, len(probabilities), channels)
     sums = {name: ReliabilitySums() for name in (*regions, ALL_LABELS)}
     for block, truth in _blocks(probabilities, reference, ignore_label):
-        for name, numbers in region_channels.items():
-            probability = _probability_of_region(block, numbers)
+        for name, channel_numbers in region_channels.items():
+            probability = _probability_of_region(block, channel_numbers)
             sums[name].add_binary(probability, np.isin(truth, members[name]))
         if channels is None:
             sums[ALL_LABELS].add_labels(block, truth)
@@ -120,8 +120,8 @@ def _channels_of_regions(
 ) -> dict[str, list[int]]:
     """Return the numbers of the channels that make up each region.
 
-    Of overlapping regions, whose labels are `channels`, it is the channel with the same labels; a
-    region without one is left out.
+    An overlapping region has one channel: that with the same labels in `channels`. A region without
+    such a channel is left out.
     """
     found = {}
     if channels is None:
@@ -158,7 +158,7 @@ def _blocks(
         raise InputError(
             f"the reference has values of type {reference.dtype}; expected a label map of integers"
         )
-    # In the order of files, whose values are not copied then.
+    # Values from files are in this order, and thus not copied.
     values = reverse_grid(probabilities).reshape(len(probabilities), -1)
     labels = reference.T.reshape(-1)
     for start in range(0, labels.size, _BLOCK_VOXELS):

@@ -68,7 +68,7 @@ class OverlapCounts:
 
 
 def _ratio(part: int, total: int) -> float:
-    """Return the share of a part; NaN of nothing."""
+    """Return the share that a part has of a total; NaN if the total is 0."""
     if total == 0:
         return math.nan
     return part / total
@@ -203,7 +203,7 @@ def _nearest_by_tree(points: Bool, targets: Bool, spacing: Sequence[float]) -> F
 
 
 def _nearest_by_transform(points: Bool, targets: Bool, spacing: Sequence[float]) -> Float64:
-    """Return the same in a time that depends only on the size of the grid."""
+    """Return what `_nearest_by_tree` does, in a time that depends only on the size of the grid."""
     from scipy import ndimage
 
     distances = ndimage.distance_transform_edt(~targets, sampling=tuple(spacing))
@@ -245,7 +245,7 @@ def measure_case(
     Raises:
         GridMismatchError: the maps differ in shape.
         InputError: a map does not hold integers, or the spacing is not a positive number per axis.
-        ConfigError: an unknown metric, a negative tolerance, or a region with other than labels.
+        ConfigError: an unknown metric, a negative tolerance, or a region without proper labels.
     """
     predicted = given_array(prediction, "the prediction")
     wanted = given_array(reference, "the reference")
@@ -259,8 +259,8 @@ def measure_case(
         if metric not in MASK_METRICS:
             raise ConfigError(f"unknown metric {metric!r}; known are {', '.join(MASK_METRICS)}")
 
-    # Along an axis with a single voxel, every voxel of a slice would be boundary. The crop may have
-    # more of these axes.
+    # Axes of a single voxel are dropped: along them, every voxel would be boundary. Axes stay that
+    # have a single voxel only in the crop.
     box = bounding_box((predicted != 0) | (wanted != 0)) or _ONE_VOXEL
     axes = [axis for axis, size in enumerate(predicted.shape) if size > 1]
     predicted = _keep_axes(predicted[box], axes)
@@ -311,5 +311,5 @@ def _members_of(name: str, region: Iterable[int]) -> NDArray[np.integer[Any]]:
 
 
 def _keep_axes(labels: Array, axes: Sequence[int]) -> Array:
-    """Return a map without its other axes, which have one voxel; if none is left, with one axis."""
+    """Return a map with these axes alone, or with one if there are none; others have one voxel."""
     return labels.reshape([labels.shape[axis] for axis in axes] or [1])

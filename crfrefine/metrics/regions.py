@@ -11,8 +11,8 @@ from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 
 RESERVED = "mean"  # Reports use this name for the mean over regions.
-# Tables use this name for the calibration of all labels together; with this row, no region may
-# have it.
+# Tables use this name for the calibration of all labels together. In a table with this row, no
+# region may have it.
 ALL_LABELS = "all"
 MAX_OF_A_NAME = 200  # Most characters of a region's name, which appears in tables.
 

@@ -34,17 +34,17 @@ class Metric(NamedTuple):
     is_ratio: bool = False  # values are from 0 to 1, and their differences are shown in points
     in_overview: bool = False  # shown by `evaluate` in the terminal; files and report show all
     in_training: bool = False  # measured by `train-crf` too, which shows those in the overview
-    noun: str = ""  # name inside of a sentence, if the title would not do
+    noun: str = ""  # name inside a sentence; empty: the title
     follows: str = ""  # metric that determines it: a loss in it is not reported again
 
     @property
     def in_text(self) -> str:
-        """Its name inside of a sentence."""
+        """The name inside a sentence."""
         return self.noun or self.title
 
     @property
     def advice(self) -> str:
-        """Which values are better, in words."""
+        """A phrase that says which values are better."""
         return _ADVICE[self.better]
 
     @property
@@ -116,7 +116,7 @@ METRICS = MASK_METRICS | CALIBRATION_METRICS
 def metric_named(name: str) -> Metric:
     """Return a metric by its name.
 
-    An unknown one, from a table made elsewhere, only describes, in the unit that ends its name.
+    An unknown one, from a table made elsewhere, only describes; its name ends with its unit.
     """
     if name in METRICS:
         return METRICS[name]

@@ -37,8 +37,8 @@ class Rule:
     high: float = math.inf  # largest number
     low_open: bool = False  # whether `low` itself is refused
     words: tuple[str, ...] = ()
-    # Words in a list per label: for the background, which means all foreground labels together, and
-    # for the others. None means `words`.
+    # Words in a list per label: those of its first entry, the background's, which is for all
+    # foreground labels together, and those of the other entries. None means `words`.
     words_of_list: tuple[tuple[str, ...], tuple[str, ...]] | None = None
     # "label", "modality" or "axis": a list with a value for each may be given.
     per: str | None = None
@@ -136,7 +136,7 @@ class Rule:
         return self._number_instead(value)
 
     def _number_instead(self, value: Any) -> str | None:
-        """Return the same for numbers."""
+        """Return what was expected instead of a number, for messages; None if it is right."""
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if self.kind is int and (not is_number or isinstance(value, float)):
             return "expected a whole number,"

@@ -1,4 +1,4 @@
-"""The parameters of a refinement (tables in `sections.py`): file, dotted keys, model of a case."""
+"""The parameters of a refinement: their file, dotted keys, and the model of a case."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _MAX_BYTES = 1 << 24
 _DOTTED_KEY = re.compile(r"(\w+)\.(?:([0-9]+)\.)?(\w+)")
 
 
-@dataclass(frozen=True, match_args=False)  # Fields have names, no promised order.
+@dataclass(frozen=True, match_args=False)  # The order of the fields may change.
 class CrfParameters:
     """All parameters of a refinement; `CrfParameters()` is the `default` preset.
 
@@ -248,7 +248,7 @@ class CrfParameters:
 
     @property
     def num_labels(self) -> int | None:
-        """L, if a value per label or a matrix fixes it; None if all values hold for any number."""
+        """The number of labels that lists or a matrix fix; None if all values hold for any number."""
         for name, _, section in self._tables():
             if name == "postprocess":
                 continue
@@ -258,7 +258,7 @@ class CrfParameters:
 
     @property
     def has_weight(self) -> bool:
-        """Whether any term has a weight: without one, there is no CRF."""
+        """True if any term has a weight; without one, there is no CRF."""
         weights = [*values_of(self.spatial.weight), self.volume.weight]
         for kernel in self.bilateral:
             weights += values_of(kernel.weight)
@@ -266,15 +266,15 @@ class CrfParameters:
 
     @property
     def counts_network_voxels(self) -> bool:
-        """Whether bandwidths count voxels of a network that is coarser than the image."""
+        """True if bandwidths count voxels of a network that is coarser than the image."""
         return self.mean_field.positions == "network"
 
     def select_labels(self, labels: Sequence[int], num_labels: int) -> CrfParameters:
         """Return the parameters of a case in which only some labels take part.
 
-        Lists with a value per label keep those of `labels`, which are in the order of the case's
-        channels; they have `num_labels` values, background included. Raises ConfigError, with the
-        key, for a list of another length.
+        Lists with a value per label, `num_labels` with the background, keep the values of `labels`,
+        in the order of the case's channels. Raises ConfigError, with the key, for a list of another
+        length.
         """
         sections: dict[str, Any] = {}
         kernels: list[Any] = []
@@ -323,22 +323,22 @@ class CrfParameters:
                 weights.append(values["weight"])
 
         bias = np.array(dict(tables)["mean_field"]["bias"], np.float32)
-        run = self.mean_field
+        mean_field = self.mean_field
         return ModelSpec(
             KernelSetSpec(
                 tuple(kernels),
-                run.normalization,
-                run.filter,
+                mean_field.normalization,
+                mean_field.filter,
                 num_labels,
-                run.num_iterations,
-                run.positions,
+                mean_field.num_iterations,
+                mean_field.positions,
             ),
             MeanFieldSpec(
                 np.array(weights, np.float32).reshape(len(kernels), num_labels),
                 self.compatibility.penalties(num_labels),
-                run.num_iterations,
-                run.temperature,
-                run.tolerance,
+                mean_field.num_iterations,
+                mean_field.temperature,
+                mean_field.tolerance,
                 bias if bias.any() else None,
                 self.volume.weight,
             ),
@@ -368,7 +368,7 @@ def _are_all(values: object, kind: type) -> bool:
 
 
 def _kernel_prefixes(num_kernels: int) -> list[str]:
-    """Return the prefixes of the keys of each kernel: only of several kernels they have numbers."""
+    """Return the prefix of each kernel's keys; it has a number if there are several kernels."""
     if num_kernels == 1:
         return ["bilateral"]
     return [f"bilateral.{number}" for number in range(num_kernels)]
@@ -442,7 +442,7 @@ def _toml_entry(section: Section, key: dataclasses.Field[Any]) -> str:
 def _toml_problem(error: ValueError | RecursionError) -> str:
     """Return the fault of a text that `tomllib` could not read.
 
-    Python's messages on other faults than syntax are not for users.
+    Python's messages are fit for users only if the fault is one of syntax.
     """
     if isinstance(error, tomllib.TOMLDecodeError):
         return shorten(error, MAX_OF_A_REASON)

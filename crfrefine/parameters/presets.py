@@ -1,4 +1,4 @@
-"""The presets, and the file that a name or a path means."""
+"""The presets, and the parameter file that belongs to a name or a path."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def list_presets() -> list[str]:
 def purpose_of(preset: str) -> str:
     """Return the purpose of a preset in a few words: the start of its first comment."""
     first_line, _, _ = (CONFIGS / f"{preset}.toml").read_text(encoding="utf-8").partition("\n")
+    # It ends before a parenthesis, or at a colon or period, after twelve characters or more.
     return re.split(r"(?<=.{12})(?: \(|[:.](?: |$))", first_line.removeprefix("# "))[0]
 
 

@@ -1,4 +1,4 @@
-"""The tables of a parameter file as dataclasses; metadata have each key's rule and meaning."""
+"""The tables of a parameter file as dataclasses; the metadata of fields have each key's rule and meaning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Far above any that preserves the logits; the smallest one depends on the logits.
+# Far above any temperature that preserves the logits; the smallest usable one depends on these.
 MAX_TEMPERATURE = 1e6
 # Far above any useful difference between logits, and far below those of absent labels, 1e4.
 MAX_BIAS = 1e3
@@ -32,7 +32,7 @@ _COMPONENTS = Rule(
 
 
 def _key(default: Any, rule: Rule, comment: str, needed_by: tuple[str, str] | None = None) -> Any:
-    """A key of a table; `needed_by` is the word of another key that does not allow None here."""
+    """A key of a table; `needed_by` is another key, and its word that does not allow None here."""
     metadata = {"rule": rule, "comment": comment, "needed_by": needed_by}
     return field(default=default, metadata=metadata)
 
@@ -42,7 +42,7 @@ class Section:
     """A table of the file: checks its fields on construction and turns lists into tuples."""
 
     section: ClassVar[str] = ""
-    comment: ClassVar[str] = ""  # of the table in files; empty means the docstring
+    comment: ClassVar[str] = ""  # above the table in files; if it is empty, the docstring is there
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -71,8 +71,8 @@ class Section:
     def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
         """Return the values by key, with a value per "label", "modality" or "axis" of `sizes`.
 
-        Raises ConfigError for a list of another length; `prefix` is the key of the section in
-        errors, its name unless given.
+        Raises ConfigError for a list of another length. Errors name the section by `prefix`, or
+        without one by its name.
         """
         values = {}
         for entry in dataclasses.fields(self):
@@ -103,7 +103,7 @@ class Section:
 
 
 def values_of(value: Any) -> tuple[Any, ...]:
-    """Return the entries of a list as a tuple; of a single value, a tuple with it alone."""
+    """Return the entries of a list as a tuple, and a single value as a tuple of one."""
     if isinstance(value, list | tuple):
         return tuple(value)
     return (value,)
@@ -349,7 +349,7 @@ for _section in SECTIONS.values():
 def section_of(kind: type[Section], table: Any, prefix: str) -> Section:
     """Return a section from its table; raises ConfigError for a wrong key or value.
 
-    Errors name keys by `prefix`, which has the number of one of several kernels.
+    Errors name keys by `prefix`, which has a kernel's number if there are several.
     """
     if isinstance(table, kind):
         return table

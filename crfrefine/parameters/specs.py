@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Bandwidths at which appearance and spatial kernels end, as in the C++ engine.
+# Appearance and spatial kernels end at so many bandwidths, as in the C++ engine.
 REACH = 3.0
 SPATIAL_REACH = 4.0
-# Strength of the volume term at the weight 1/2: most voxels are certain, so masses answer weakly.
+# Strength of the volume term at the weight 1/2. Masses react weakly, as most voxels are certain.
 VOLUME_STRENGTH = 10.0
 
 
@@ -36,7 +36,7 @@ class KernelSpec:
 
     @property
     def reach(self) -> float:
-        """Bandwidths at which the kernel ends."""
+        """The number of bandwidths at which the kernel ends."""
         if self.theta_intensity is None:
             return SPATIAL_REACH
         return REACH
@@ -127,7 +127,7 @@ class MeanFieldSpec:
 
     @property
     def num_labels(self) -> int:
-        """L."""
+        """The number of labels, L."""
         return len(self.compatibility)
 
     @property
@@ -138,25 +138,25 @@ class MeanFieldSpec:
         return (1.0 - self.volume_weight) / (VOLUME_STRENGTH * self.volume_weight)
 
     def volume_weight_gradient(self, by_slack: float) -> float | None:
-        """Return the gradient by the volume weight from that by its slack; None without it."""
+        """Return the gradient by the volume weight from that by `volume_slack`; None without it."""
         if self.volume_weight == 0.0:
             return None
         return -by_slack / (VOLUME_STRENGTH * self.volume_weight**2)
 
     @cached_property
     def is_potts(self) -> bool:
-        """Whether the penalty of any two different labels is 1."""
+        """True if the penalty of any two different labels is 1."""
         import numpy as np
 
         if np.diagonal(self.compatibility).any():
             return False
-        # Counted, as a second matrix to compare with would be large for thousands of labels.
+        # Ones are counted: a matrix to compare with would be large for thousands of labels.
         num_pairs = self.num_labels * (self.num_labels - 1)
         return int(np.count_nonzero(self.compatibility == 1.0)) == num_pairs
 
     @cached_property
     def num_channels(self) -> int:
-        """Channels that are filtered.
+        """The number of channels that are filtered.
 
         If each kernel has one weight for all labels, the last label's message follows from the
         others', and is not filtered.
@@ -169,7 +169,7 @@ class MeanFieldSpec:
     def require_known(self, known: Collection[str], device: str) -> None:
         """Raise ConfigError if a field has another value than its default, unless it is `known`.
 
-        `known` are the names of the fields that the engine of the device can do.
+        `known` are the names of the fields that the engine of the device supports.
         """
         for entry in dataclasses.fields(self):
             if entry.name not in known and getattr(self, entry.name) != entry.default:
@@ -178,7 +178,7 @@ class MeanFieldSpec:
                 )
 
     def rounded(self, dtype: Any) -> MeanFieldSpec:
-        """Return the spec with weights in the precision of a run, for `num_channels`."""
+        """Return the spec with weights rounded as in a run: `num_channels` compares them."""
         return dataclasses.replace(self, weights=self.weights.astype(dtype))
 
 

@@ -145,7 +145,7 @@ class ResultTable:
     def compared(
         self, methods: Sequence[str], region: str, metric: str, regions: Sequence[str] | None = None
     ) -> NDArray[np.float64]:
-        """Return (methods, cases) values as they are compared, with magnitudes where these count.
+        """Return (methods, cases) values as they are compared: magnitudes, if these count.
 
         MEAN is over `regions`, by default all.
         """
@@ -198,14 +198,14 @@ class SummaryRow:
     metric: str
     num_values: int  # cases with a value
     num_undefined: int  # cases without a value
-    mean: float  # over the cases with a value, as the median
+    mean: float  # over the cases with a value, like the median
     median: float
-    # With the baseline, over the cases where both have a value; None for the baseline itself and
-    # for metrics that only describe.
+    # The comparison with the baseline, over the cases where both have a value. None means the
+    # baseline itself, or a metric that only describes.
     comparison: PairedComparison | None = None
     # The p value to show, after Holm's correction over its family. NaN without a test.
     p_adjusted: float = math.nan
-    # None without a test, as for a metric that is a function of another one.
+    # None means that there is no test, as for a metric that follows from another one.
     family: Family | None = None
     family_size: int = 0  # number of tests in the family
 
@@ -233,7 +233,7 @@ def summarize(
         baseline: the method that the others are compared with.
         metrics: by default all.
         regions: by default all.
-        mean_regions: regions of a row MEAN, which exists if they are several; by default `regions`.
+        mean_regions: regions of the row MEAN, added if there are several; by default `regions`.
         seed: that of the bootstrap.
 
     Raises:
@@ -269,7 +269,7 @@ def summarize(
 
 
 def correct(rows: Sequence[SummaryRow], regions: Sequence[str]) -> list[SummaryRow]:
-    """Return all rows that are shown together with their families and corrected p values.
+    """Return rows with their families and corrected p values; pass all that are shown together.
 
     The correction is Holm's, over each method's family; `regions` are the judged ones.
     """
@@ -367,7 +367,7 @@ def harm_text(
 ) -> str:
     """Return the share of cases that lose more than a point, and the worst case.
 
-    It is such as "2.5% (-1.52)"; of distances only the case.
+    For a ratio it is such as "2.5% (-1.52)"; for other metrics, the worst difference alone.
     """
     if comparison.num_pairs == 0:
         return ""

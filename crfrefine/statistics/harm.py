@@ -1,4 +1,4 @@
-"""What got worse, and the change of the probabilities (rules: `docs/reference/metrics.md`)."""
+"""The metrics that got worse, and the change of the probabilities (rules: `docs/reference/metrics.md`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Decline:
 
     metric: str
     region: str  # name of the region, or MEAN
-    # Both in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
+    # Metric and region in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
     name: str
     is_overall: bool  # whether it is the mean over the judged regions, or the only judged region
     comparison: PairedComparison  # method minus baseline; `losses` cases are worse, `wins` better
@@ -28,9 +28,9 @@ class Decline:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the test says that the metric is worse."""
-        # As a test of ranks is significant, so its direction is that of the ranks; of other metrics
-        # than those where higher is better, smaller magnitudes are better.
+        """True if the test says that the metric is worse."""
+        # A test of ranks is significant, so the ranks tell its direction. Where higher values are
+        # not better, smaller magnitudes are.
         effect = self.comparison.effect_size
         if metric_named(self.metric).better != "higher":
             effect = -effect
@@ -38,7 +38,7 @@ class Decline:
 
     @property
     def is_in_most_cases(self) -> bool:
-        """Whether more than half of the cases are worse."""
+        """True if more than half of the cases are worse."""
         return self.comparison.losses > self.comparison.num_pairs / 2
 
 
@@ -65,8 +65,8 @@ def find_harm(
 ) -> Harm:
     """Find the metrics in which a method is worse than its baseline.
 
-    Tests are two-sided, of level ALPHA. Metrics that are a function of another one, and that of
-    `judge_probabilities`, are left out.
+    Tests are two-sided, of level ALPHA. Metrics that follow from another one are left out, and so
+    is the one that `judge_probabilities` tests.
 
     Args:
         summary: rows of `summarize`, whose p values count.
@@ -104,8 +104,7 @@ def _candidate(row: SummaryRow, titles: Mapping[str, str]) -> Decline:
     assert row.comparison is not None
     is_overall = row.family == Family.OTHER_METRICS
     name = metric_named(row.metric).in_text
-    # The sentence on the probabilities has the calibration over all labels, so that a calibration
-    # always names its region.
+    # A calibration always names its region: another sentence has the one over all labels.
     if not is_overall or row.metric in CALIBRATION_METRICS:
         default = "the mean over regions" if row.region == MEAN else row.region
         name = f"{name} of {titles.get(row.region, default)}"
@@ -166,8 +165,8 @@ def judge_probabilities(
 ) -> ProbabilityChange | None:
     """Judge whether the probabilities of a method are better than those of its baseline.
 
-    The test is on the negative log likelihood over all labels; of overlapping regions, on its mean
-    over the regions: the row of the summary that is tested by itself. None if no case has both.
+    The test is on the negative log likelihood over all labels, or on its mean over overlapping
+    regions; this row of the summary is tested by itself. The result is None if no case has both.
     `titles` are names of regions for people.
     """
     rows = [row for row in summary if row.method == method]
@@ -202,8 +201,8 @@ _CONCLUSIONS = {
 
 def _change_of(comparison: PairedComparison) -> Change:
     """Return the change that a comparison of the negative log likelihood shows."""
-    # Two programs round a softmax differently, and ranks do not know how little that is: the
-    # displayed means tell.
+    # Programs round a softmax differently, and ranks ignore how small such differences are. Equal
+    # displayed means therefore count as no difference.
     if NLL.value_text(comparison.mean) == NLL.value_text(comparison.mean_baseline):
         return Change.NO_DIFFERENCE
     if smallest_p_value(comparison.num_pairs) > ALPHA:

@@ -25,8 +25,8 @@ NUM_RESAMPLES = 9999
 NUM_WORST = 3  # Worst cases that are listed.
 LARGE_LOSS = 0.01  # A point of a ratio, such as Dice; cases that lose more are counted.
 
-# Differences below this, relative to the values, are rounding: the same counts in another order of
-# summation.
+# Differences below this, relative to the values, come from rounding, as when the same counts are
+# summed in another order.
 _ROUNDING = 1e-12
 # Up to this many differences, the exact distribution takes some hundredths of a second. Beyond, the
 # normal approximation is good to a few percent near p = 1e-3; farther out it errs toward a larger
@@ -91,6 +91,7 @@ def compare_pairs(
     other = np.asarray(baseline, np.float64)
     names = list(map(str, range(len(method)))) if cases is None else list(cases)
     _check_values(method, other, len(names))
+
     has_method = ~np.isnan(method)
     has_other = ~np.isnan(other)
     pairs = np.flatnonzero(has_method & has_other)
@@ -99,6 +100,7 @@ def compare_pairs(
     if better == "nearer_zero":
         method = np.abs(method)
         other = np.abs(other)
+
     differences = _rounded_differences(method, other)
     gains = differences if better == "higher" else -differences
     worst = np.argsort(gains, kind="stable")[:NUM_WORST]
@@ -236,7 +238,8 @@ def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
 
     Returns:
         The two-sided p value, and the matched-pairs rank-biserial correlation
-        (W+ - W-) / (W+ + W-), from -1 to 1: 1 and 0 if all differences are zero, NaN without any.
+        (W+ - W-) / (W+ + W-), from -1 to 1. They are 1 and 0 if all differences are zero, and NaN
+        without any.
 
     Source: Wilcoxon 1945, Biometrics Bulletin 1 (6), 80-83; Kerby 2014, Comprehensive Psychology 3.
     """
@@ -254,30 +257,30 @@ def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
     doubled_ranks = first_ranks + last_ranks
 
     total = int(doubled_ranks.sum())
-    positive = int(doubled_ranks[nonzero > 0].sum())
-    smaller = min(positive, total - positive)
-    p_value = _p_value(doubled_ranks, smaller)
-    return min(1.0, p_value), (2 * positive - total) / total
+    positive_sum = int(doubled_ranks[nonzero > 0].sum())
+    smaller_sum = min(positive_sum, total - positive_sum)
+    p_value = _p_value(doubled_ranks, smaller_sum)
+    return min(1.0, p_value), (2 * positive_sum - total) / total
 
 
-def _p_value(doubled_ranks: NDArray[np.intp], smaller: int) -> float:
-    """Return 2 P(W <= smaller) over all assignments of signs, where W is the doubled rank sum."""
+def _p_value(doubled_ranks: NDArray[np.intp], smaller_sum: int) -> float:
+    """Return 2 P(W <= smaller_sum) over all assignments of signs, where W is the doubled rank sum."""
     if len(doubled_ranks) > _MAX_EXACT:
-        return _normal_p_value(doubled_ranks, smaller)
+        return _normal_p_value(doubled_ranks, smaller_sum)
     # The distribution is built up one rank at a time.
-    probability = np.zeros(smaller + 1)
+    probability = np.zeros(smaller_sum + 1)
     probability[0] = 1.0
     for rank in doubled_ranks:
         shifted = np.zeros_like(probability)
-        shifted[rank:] = probability[: max(smaller + 1 - rank, 0)]
+        shifted[rank:] = probability[: max(smaller_sum + 1 - rank, 0)]
         probability = 0.5 * (probability + shifted)
     return 2.0 * float(probability.sum())
 
 
-def _normal_p_value(doubled_ranks: NDArray[np.intp], smaller: int) -> float:
-    """Return the same by the normal approximation, with a continuity correction of one half."""
+def _normal_p_value(doubled_ranks: NDArray[np.intp], smaller_sum: int) -> float:
+    """Return its normal approximation, with a continuity correction of one half."""
     ranks = doubled_ranks / 2.0
-    distance = float(ranks.sum()) / 2 - smaller / 2 - 0.5
+    distance = float(ranks.sum()) / 2 - smaller_sum / 2 - 0.5
     deviation = math.sqrt(float((ranks**2).sum()) / 4)
     return math.erfc(max(distance, 0.0) / deviation / math.sqrt(2))
 

@@ -290,7 +290,7 @@ def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Ri
     if not compared:
         return sentences
 
-    # The strongest of those that are not beaten, if there are any.
+    # Rivals that are not beaten come first, and then those that the method exceeds least.
     strongest = min(compared, key=lambda rival: (rival.is_beaten, rival.comparison.mean_difference))
     name = strongest.name
     p_value = f"p {format_p(strongest.p_adjusted)}"
@@ -310,7 +310,7 @@ def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Ri
 
 
 def _better_cases(comparison: PairedComparison) -> str:
-    """Say how many cases agree with the majority."""
+    """Say in how many cases the method is better; or worse, if these are more."""
     if comparison.wins >= comparison.losses:
         return f"{comparison.wins} of {comparison.num_pairs} cases better"
     return f"{comparison.losses} of {comparison.num_pairs} cases worse"
@@ -329,7 +329,7 @@ def _notes(
     primary: PairedComparison,
     rivals: Sequence[Rival],
 ) -> tuple[str, ...]:
-    """Return what else a reader must know: what is left out of the comparisons."""
+    """Return a sentence for each thing that is left out of the comparisons."""
     notes = []
     left_out = primary.num_only_method + primary.num_only_baseline + primary.num_neither
     if left_out:
@@ -368,7 +368,7 @@ def _count_false_regions(
     has_other = ~np.isin(table.cases, table.missing_cases(other))
     count = 0
     for region in regions:
-        is_missed = table.values(method, region, ENDPOINT) == 0
+        has_no_overlap = table.values(method, region, ENDPOINT) == 0
         is_undefined = np.isnan(table.values(other, region, ENDPOINT))
-        count += int(np.count_nonzero(is_missed & is_undefined & has_other))
+        count += int(np.count_nonzero(has_no_overlap & is_undefined & has_other))
     return count
