@@ -1,4 +1,4 @@
-"""Arrays, and images of nibabel and SimpleITK, that a caller passes to `refine`: numpy's arrays.
+"""The arrays, and images of nibabel and SimpleITK, that a caller passes to `refine`, as numpy's.
 
 Errors name the argument.
 """
@@ -35,7 +35,7 @@ def given_array(value: Any, name: str) -> Array:
         raise InputError(
             f"{name} is a {library} {kind}; expected an array with the axes of the other arrays"
         )
-    # numpy imports numpy.ma when it is asked for, which takes a twentieth of a small case's time.
+    # The first use of np.ma imports it, which takes a twentieth of a small case's time.
     if type(value) is not np.ndarray and _has_masked_values(value):
         raise InputError(
             f"{name} is a masked array, whose mask would be lost; give {name}.filled(0), and where "
@@ -205,7 +205,7 @@ _SAME_SPACING = 1e-3
 
 @dataclass(frozen=True)
 class _Opened:
-    """An image, opened."""
+    """An image of a library, with its array and its grid."""
 
     name: str  # of the argument
     library: str  # "nibabel" or "SimpleITK"
@@ -227,7 +227,7 @@ class _Opened:
 def open_images(
     given: dict[str, Any], spacing: ArrayLike | None
 ) -> tuple[dict[str, Any], ArrayLike | None]:
-    """Return the arguments with arrays for images, by name, and the caller's spacing or theirs.
+    """Return the arguments, with arrays instead of images, and the spacing: the caller's or theirs.
 
     Raises:
         InputError: images of both libraries, whose arrays have opposite axes, or another spacing
@@ -278,7 +278,7 @@ def _require_same_grid(first: _Opened, other: _Opened) -> None:
 
 
 def _with_channel_axis(opened: list[_Opened]) -> list[_Opened]:
-    """Return the images, the logits of a plane on its grid: nibabel's (x, y[, 1], label)."""
+    """Return the images; logits (x, y[, 1], label) of a plane get its grid, and channels first."""
     by_name = {found.name: found for found in opened}
     logits = by_name.get("logits")
     image = by_name.get("image")
@@ -323,7 +323,7 @@ def _of_nibabel(image: Any, name: str) -> _Opened:
 
 def _of_simple_itk(image: Any, name: str) -> _Opened:
     """Return an image of SimpleITK; raise InputError unless it is a volume, of channels or not."""
-    if image.GetPixelIDTypeAsString().startswith("label"):  # SimpleITK ends the process.
+    if image.GetPixelIDTypeAsString().startswith("label"):  # SimpleITK would end the process.
         raise InputError(
             f"{name} is a label map object of SimpleITK; give SimpleITK.Cast({name}, "
             "SimpleITK.sitkUInt8)"

@@ -18,7 +18,7 @@ from crfrefine.errors import InputError
 
 Integers = NDArray[np.int64]
 
-# A grid is believed if it has a pitch within these, in voxels, and predicts enough.
+# A grid is believed if its pitch in voxels is within these limits and it predicts enough changes.
 _MIN_PITCH = 1.3
 _MAX_PITCH = 12.0
 _MIN_SHARE = 0.9  # of all changes
@@ -63,10 +63,10 @@ def _count_changes(label_map: Labels) -> list[Integers]:
 
 
 class _Fit(NamedTuple):
-    """The phase at which a pitch fits best."""
+    """A pitch, at the phase at which it fits best."""
 
     pitch: float
-    divergence: float
+    divergence: float  # from chance, in nats
     predicted: Integers  # indices into the planes
 
 
@@ -79,8 +79,8 @@ def _pitch(changes: Integers) -> float:
     max_pitch = min(_MAX_PITCH, (length - 1) / (_MIN_PREDICTED - 1))
     planes = _planes_near(changed)
     weights = changes[planes] / changes.sum()
-    num_predicted = math.ceil(planes.size / _MIN_PITCH)  # at most
-    largest = np.sort(weights)[-num_predicted:]
+    max_predicted = math.ceil(planes.size / _MIN_PITCH)
+    largest = np.sort(weights)[-max_predicted:]
     if max_pitch < _MIN_PITCH or largest.sum() < _MIN_SHARE:
         return 1.0
 
@@ -89,7 +89,7 @@ def _pitch(changes: Integers) -> float:
     pitches = np.geomspace(_MIN_PITCH, max_pitch, num_steps + 1)
     coarse = _best(_fits(planes, weights, pitches))
 
-    # Now planes count: else pitches that leave out tips would win.
+    # Now planes count, and not their voxels: else pitches that miss small tips would win.
     is_changed = _clear_changes(weights, coarse)
     num_changed = np.count_nonzero(is_changed)
     if num_changed < _MIN_PREDICTED:
@@ -102,8 +102,8 @@ def _pitch(changes: Integers) -> float:
     is_found = weights[best.predicted].sum() >= _MIN_SHARE
     if not is_found or _is_chance(is_changed, best, length):
         return 1.0
-    equal = [fit.pitch for fit in fits if fit.divergence > best.divergence - 1e-9]
-    return float(min(equal) + max(equal)) / 2
+    equal_pitches = [fit.pitch for fit in fits if fit.divergence > best.divergence - 1e-9]
+    return float(min(equal_pitches) + max(equal_pitches)) / 2
 
 
 def _planes_near(changed: Integers) -> Integers:
@@ -118,7 +118,7 @@ def _planes_near(changed: Integers) -> Integers:
 
 
 def _clear_changes(weights: Float64, fit: _Fit) -> Bool:
-    """Return which planes change by more than planes that are not predicted, as by hand, do."""
+    """Return which planes change by more than unpredicted ones, where labels were edited, do."""
     others = np.delete(weights, fit.predicted)
     usual = np.median(others) if others.size else 1.0
     is_changed: Bool = weights > 3 * usual
@@ -135,7 +135,7 @@ def _is_chance(is_changed: Bool, fit: _Fit, length: int) -> bool:
     evidence = 0.0
     for part in (inside, outside):
         evidence += part.size * _divergence(float(part.mean()), mean)
-    # Pitches and phases give about length³ sets of planes.
+    # Pitches and phases give about length³ sets of planes, one of which may fit by chance.
     return evidence <= 3 * math.log(length)
 
 
@@ -149,7 +149,7 @@ def _best(fits: list[_Fit]) -> _Fit:
 
 
 def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
-    """Return the phase at which a pitch predicts many changes on few planes."""
+    """Return the fit of a pitch, at the phase that predicts many changes on few planes."""
     # A block begins where the position modulo the pitch falls into a window of one voxel.
     remainders = planes % pitch
     order = np.argsort(remainders)
@@ -256,7 +256,7 @@ def _check_network_spacing(
 
 def _in_voxels(network: Sequence[float], spacing: Sequence[float]) -> list[float]:
     """Return the size of the network's voxels in voxels of the image, along each axis."""
-    return [wide / step for wide, step in zip(network, spacing, strict=True)]
+    return [of_network / step for of_network, step in zip(network, spacing, strict=True)]
 
 
 def _by(values: Sequence[float]) -> str:

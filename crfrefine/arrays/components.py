@@ -28,8 +28,8 @@ class Cleaned:
     label_map: Labels  # (*grid), of the type and memory order of the one passed in
     voxels_removed: int = 0  # voxels of components that became background
     voxels_filled: int = 0  # voxels of holes that got a label; some may just have been removed
-    # Voxels of each label before the rules, and how many of these voxels still have it, for labels
-    # that lost voxels.
+    # For each label that lost voxels: their number before the rules, and how many of these voxels
+    # still have the label.
     lost: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -45,12 +45,13 @@ class _Rules:
     def of(cls, parameters: PostprocessParameters, num_labels: int) -> _Rules:
         keeps_largest = _by_label(parameters.keep_largest, num_labels)
         sizes = parameters.min_component_ml
+        # A single size is about the components that keep_largest is about.
         if not isinstance(sizes, tuple):
-            others = num_labels - 1
+            num_others = num_labels - 1
             if any(keeps_largest[1:]):
-                sizes = (0.0, *(sizes,) * others)
+                sizes = (0.0, *(sizes,) * num_others)
             else:
-                sizes = (sizes, *(0.0,) * others)
+                sizes = (sizes, *(0.0,) * num_others)
         return cls(keeps_largest, sizes, _by_label(parameters.fill_holes, num_labels))
 
     def may_remove(self, label: int) -> bool:
@@ -61,8 +62,8 @@ class _Rules:
 def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml: float) -> Cleaned:
     """Apply the rules for small objects to an integer label map, (*grid), and return the result.
 
-    Components of all foreground together become background first, then those of each label. Holes
-    are filled afterwards. Raises ConfigError if a list of values has another number of labels.
+    The rules for all foreground together come first, then those for each label. Holes are filled
+    afterwards. Raises ConfigError if a list of values has another number of labels.
     """
     if parameters == PostprocessParameters():
         return Cleaned(label_map)
@@ -131,7 +132,7 @@ def _count_losses(before: Labels, after: Labels) -> dict[int, tuple[int, int]]:
 
 
 def label_components(mask: Bool) -> tuple[NDArray[np.int32], int]:
-    """Return each voxel's component number, 0 outside all components, and their number."""
+    """Return each voxel's component number, 0 outside, and the number of components."""
     from scipy import ndimage
 
     neighbors = np.ones((3,) * mask.ndim, dtype=bool)
@@ -162,8 +163,7 @@ def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) ->
     """Set unwanted components of `group` to 0 in `part`, in place; return their voxels' number."""
     components, count = label_components(group)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
-    # A component of exactly the smallest size stays, whatever the rounding of the division by the
-    # voxel's volume.
+    # A component of exactly the smallest size stays, however the division was rounded.
     keep = sizes >= min_voxels * (1.0 - 1e-9)
     if keeps_largest and count:
         keep &= np.arange(len(sizes)) == _number_of_largest(sizes)
@@ -177,8 +177,9 @@ def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) ->
 def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = False) -> int:
     """Fill holes of (*grid) labels in place, and return the number of voxels filled.
 
-    A hole is a region of background, connected over faces, that touches no border of axes of
-    several voxels. It gets the label that it touches with the most faces, the lowest of a tie.
+    A hole is a region of background, connected over faces, that touches no border of the grid; axes
+    of one voxel have none. It gets the label that it touches with the most faces, the lowest of a
+    tie.
 
     Args:
         label_map: (*grid) labels.
@@ -190,18 +191,18 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     if box is None or not axes:
         return 0
     part = label_map[box]
-    voxels, numbers = _find_holes(part, axes)
+    voxels, hole_numbers = _find_holes(part, axes)
     if not voxels.size:
         return 0
 
-    holes, main_labels, num_labels = _labels_around(part, axes, voxels, numbers)
+    holes, main_labels, num_labels = _labels_around(part, axes, voxels, hole_numbers)
     if not any_hole:
         may_fill = (num_labels == 1) & np.isin(main_labels, list(labels))
         holes = holes[may_fill]
         main_labels = main_labels[may_fill]
-    label_of_hole = np.zeros(int(numbers.max()) + 1, part.dtype)
+    label_of_hole = np.zeros(int(hole_numbers.max()) + 1, part.dtype)
     label_of_hole[holes] = main_labels
-    values = label_of_hole[numbers]
+    values = label_of_hole[hole_numbers]
     is_filled = values != 0
     places = np.unravel_index(voxels[is_filled], part.shape)
     part[places] = values[is_filled]
@@ -227,22 +228,22 @@ def _find_holes(part: Array, axes: Collection[int]) -> tuple[Integers, Integers]
 
 
 def _labels_around(
-    part: Array, axes: Collection[int], voxels: Integers, numbers: Integers
+    part: Array, axes: Collection[int], voxels: Integers, hole_numbers: Integers
 ) -> tuple[Integers, Integers, Integers]:
     """Return the numbers of the holes, the main label and the number of labels around each.
 
     The main label is the one that the hole touches with the most faces, the lowest of a tie.
-    `voxels` and `numbers` are those of `_find_holes`.
+    `voxels` and `hole_numbers` are those of `_find_holes`.
     """
     flat = part.ravel()
     base = int(part.max()) + 1
-    faces = []  # the hole times base plus the label, of each face between a hole and a label
+    faces = []  # hole * base + label, for each face that a hole shares with a label
     for axis in axes:
         stride = math.prod(part.shape[axis + 1 :])
         for step in (-stride, stride):
             touched = flat[voxels + step]
             is_face = touched != 0
-            faces.append(numbers[is_face] * base + touched[is_face])
+            faces.append(hole_numbers[is_face] * base + touched[is_face])
     pairs, num_faces = np.unique(np.concatenate(faces), return_counts=True)
     hole, label = np.divmod(pairs, base)
     order = np.lexsort((label, -num_faces, hole))

@@ -68,7 +68,7 @@ def _require_log_odds(values: Array, name: str, *, is_inside: bool, is_requested
 
 
 def describe_channel(kind: str) -> str:
-    """Return the words for the user about the only channel of an output."""
+    """Return a phrase for the user that says how the only channel of an output is taken."""
     if kind == "logits":
         return "one channel, taken as the log-odds of label 1 (logits of background: 0)"
     return "one channel, taken as the probability of label 1 (background: 1 minus it)"
@@ -83,7 +83,7 @@ def fill_background_of_channel(values: Float32, kind: str) -> None:
 
 
 def fill_background(values: Float32, sums: Float32) -> None:
-    """Fill channel 0 with 1 minus the sum of the others; where it exceeds 1, divide them."""
+    """Fill channel 0 with 1 minus the sum of the others; where that exceeds 1, divide by it."""
     np.subtract(np.float32(1.0), sums, out=values[0])
     if not (sums > 1).any():
         return
@@ -144,9 +144,9 @@ class ForegroundSums:
 
 
 def sum_foreground(values: Float32, name: str) -> ForegroundSums:
-    """Return the sums over all channels but the first one; raise InputError outside [0, 1]."""
-    found = ForegroundSums(values.shape[1:], name)
+    """Return the sums over all channels but the first; raise InputError for wrong values."""
+    foreground_sums = ForegroundSums(values.shape[1:], name)
     for planes in plane_blocks(values):
         for label, channel in enumerate(values[1:, planes], start=1):
-            found.add(label, channel, planes)
-    return found
+            foreground_sums.add(label, channel, planes)
+    return foreground_sums

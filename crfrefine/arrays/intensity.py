@@ -19,8 +19,8 @@ from crfrefine.parameters.sections import IntensityParameters
 _BLOCK = 1 << 16  # elements processed at a time: later passes find them in the second-level cache
 # Share of voxels outside of a window from which on the window does not fit the image.
 MAX_CLIPPED = 0.95
-# Filters leave ripples around 0 in images other than CT: the largest negative value, in shares of
-# the largest value.
+# The lowest value of an image other than CT, as a share of its largest one: filters leave ripples
+# around 0.
 RIPPLE = 0.1
 MIN_NEGATIVE = 0.001  # smallest share of voxels below 0, beyond ripples, in CT
 # A spread whose inverse does not fit into float32 counts as zero.
@@ -35,7 +35,7 @@ def normalize_intensity(
     box: Box | None = None,
     threads: int | None = None,
 ) -> Float32:
-    """Map raw intensities to the scale that theta_beta is measured in, float32 in memory's order.
+    """Map raw intensities to the scale of theta_beta, in float32 and the image's memory order.
 
     Args:
         image: (M, *grid).
@@ -74,8 +74,8 @@ class IntensityMap:
     shift: float = 0.0  # subtracted in float32
     scale: float = 1.0  # multiplied; 0 for a constant modality
     clip: bool = False  # whether the result is clipped to [0, 1]
-    # Subtracted in float64 beforehand, where the type has more digits than float32; None means that
-    # nothing is.
+    # Subtracted in float64 beforehand, from a type that has more digits than float32. None means
+    # that nothing is subtracted.
     offset: float | None = None
 
     def apply(self, source: NDArray[np.generic], target: Float32) -> None:
@@ -227,8 +227,8 @@ def _mean_and_deviation(values: Float32) -> tuple[float, float]:
 
 def _find_range(values: Array, percentiles: tuple[float, float]) -> tuple[float, float]:
     """Return the values at two percentiles, or the smallest and the largest if these are equal."""
-    # As numpy's percentiles, which import numpy.ma: that takes as long as all else for a small
-    # case.
+    # These are numpy's percentiles. Its function imports numpy.ma, which takes as long as all else
+    # for a small case.
     places = (values.size - 1) * (np.array(percentiles) / 100.0)
     below = np.floor(places).astype(np.intp)
     above = np.minimum(below + 1, values.size - 1)

@@ -18,8 +18,8 @@ from crfrefine.base.limits import MAX_LABELS
 from crfrefine.errors import InputError
 
 Box = tuple[slice, ...]  # A part of a grid: one slice per axis, with a start and a stop
-# A comparison with one label takes a twentieth of the time of a histogram, which widens each voxel
-# to 64 bits.
+# Up to so many labels are counted one by one: a pass takes a twentieth of the time of a histogram,
+# which widens each voxel to 64 bits.
 _MAX_PASSES = 16
 
 _BLOCK = 1 << 18
@@ -28,7 +28,7 @@ _BLOCK = 1 << 18
 def argmax_labels(scores: Array) -> Array:
     """Return the label with the highest score at each voxel, in the smallest unsigned type.
 
-    The lowest one of equals counts. The memory layout is that of the scores.
+    If several are equally high, the lowest counts. The memory layout is that of the scores.
     """
     # One pass per label is several times faster than numpy's strided argmax.
     dtype = np.min_scalar_type(max(len(scores) - 1, 0))
@@ -80,7 +80,7 @@ def widen(mask: Bool, reach: Sequence[int]) -> Bool:
         planes = np.moveaxis(widened, axis, 0)
         covered = 0
         last = min(distance, len(planes) - 1)
-        while covered < last:  # Twice as far with each step, whatever the distance.
+        while covered < last:  # Each step about doubles the distance.
             step = min(covered + 1, last - covered)
             before = planes.copy(order="K")
             planes[step:] |= before[:-step]
@@ -108,7 +108,7 @@ def bounding_box(mask: Bool) -> Box | None:
 
 CONFIDENCE = 2.0  # logit of a voxel's label; that of the other labels is 0
 ABSENT_LOGIT = -1e4  # logit of a label that does not occur: its marginal is 0, and float16 holds it
-# Channels, and bytes of logits, from which on a label takes part only near where it occurs: e^0 for
+# From so many channels or bytes of logits on, a label takes part only near where it occurs: e^0 for
 # each of many others would outweigh a voxel's own label.
 MANY_LABELS = 16
 MAX_IN_MEMORY = 1 << 29
@@ -161,10 +161,10 @@ def labels_of_one_hot(
     if not is_labeled.any():
         return None
     if not is_labeled.all():
-        without = is_labeled.size - int(np.count_nonzero(is_labeled))
+        num_unlabeled = is_labeled.size - int(np.count_nonzero(is_labeled))
         raise InputError(
             f"{path}: the background seems to be missing: the channels are 1 for the label of a "
-            f"voxel and else 0, but {without} of {is_labeled.size} voxels have no label. "
+            f"voxel and else 0, but {num_unlabeled} of {is_labeled.size} voxels have no label. "
             "If background has no channel, put one before the others, or give --add-background; "
             "if these voxels are padding, give them background; or give a label map, with "
             "--input-type labels"
@@ -195,7 +195,7 @@ def take_part_nearby(num_channels: int, num_voxels: int) -> bool:
 def channel_numbers(labels: Labels, channels: Sequence[int]) -> Labels:
     """Return the number of the channel of each label, in the smallest unsigned type.
 
-    Channels ascend, and have every label.
+    The channels are ascending labels, and every label has one.
     """
     num_labels = channels[-1] + 1
     table = np.zeros(num_labels, np.min_scalar_type(len(channels) - 1))
@@ -228,7 +228,7 @@ def _look_up(table: Array, indices: Array) -> Array:
 def expand_channels(
     values: Float32, channels: Sequence[int], num_labels: int, absent: float
 ) -> Float32:
-    """Return (num_labels, *grid) values from those of some labels, `channels`; others are `absent`.
+    """Return (num_labels, *grid) values from those of some labels, `channels`; others get `absent`.
 
     The grid's axes have the same order in memory as those of the values.
     """
@@ -291,8 +291,8 @@ def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Flo
     lowest = np.log(np.float32(MIN_SHARE))
     logits = np.full((num_labels, *labels.shape), lowest, np.float32)
     reach = share_reach(sigma)
-    background = tuple(slice(0, extent) for extent in labels.shape)
-    boxes = [background, *find_objects(labels, num_labels - 1)][:num_labels]
+    whole_grid = tuple(slice(0, extent) for extent in labels.shape)
+    boxes = [whole_grid, *find_objects(labels, num_labels - 1)][:num_labels]
     for label, box in enumerate(boxes):
         if box is not None:
             near = _grown(box, reach, labels.shape)
@@ -311,7 +311,7 @@ def _grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
 
 
 def _relative(box: Box, around: Box) -> Box:
-    """Return a box as slices of the part of the grid around it."""
+    """Return a box in the indices of a larger box around it."""
     relative = []
     for part, outer in zip(box, around, strict=True):
         first = outer.start

@@ -1,7 +1,7 @@
 """Voxels whose intensity is NaN, as some tools write them outside of the body: they take no part.
 
-They are left out of the mask, so the network's label stays there. What is written in their place
-does not matter: intensities are normalized inside the mask.
+They are left out of the mask, so the network's label stays there. The value in their place does not
+matter: intensities are normalized inside the mask.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""Which of the voxels where all labels are equal are padding, and which are ties that take part.
+"""The padding among ties, voxels where all labels are equal; other ties take part.
 
 A network's output has such voxels where it said nothing: around the field of view that a crop left,
 or where a sliding window did not look. Votes that are split, and scores in half precision that
 happen to meet, look the same voxel by voxel, but are results. Their shape tells them apart.
 
 The complement of a convex field of view, cut out of a grid, is a union of half-spaces. Each of them
-holds a corner of the grid, and is a union of blocks that may reach beyond the grid. What the
-network did not see around its field of view is thus thick everywhere, and each part of it holds a
-corner.
+holds a corner of the grid, and is a union of blocks that may reach beyond the grid. So the part
+that the network did not see is thick everywhere, and each piece of it holds a corner.
 Ties lie between labels, as sheets a voxel or two thick, or where votes on a whole organ are split.
 """
 
@@ -23,11 +22,11 @@ from crfrefine.base.array_types import Array, Bool
 
 # Voxels along each axis of the blocks that padding consists of; sheets of ties are thinner.
 THICK = 3
-# Voxels along each axis of a block inside that no crop explains. It is smaller than a sliding
-# window, and larger than a single tie of a coarse grid whose voxels were repeated.
+# Voxels along each axis of a block of fill that counts as padding even inside the field of view. It
+# is smaller than a sliding window, and larger than one tie of a coarse grid with repeated voxels.
 HOLE = 8
-MAX_SCORE = 1e4  # well above any logit of a network: a fill, wherever it is
-# Largest relative error of a share 1 / L: more than in bfloat16 and 8 bits.
+MAX_SCORE = 1e4  # well above any logit of a network; larger ties are padding anywhere
+# Largest relative error of a share 1 / L: more than that of bfloat16 or 8 bits.
 SHARE_TOLERANCE = 0.05
 
 
@@ -43,7 +42,7 @@ def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | N
     decided = bounding_box(~ties)
     if decided is None:
         return ties
-    # What is left of a crop lies in a box. Around it, whole planes of the grid are equal.
+    # A cropped output lies in a box. Around it, whole planes of the grid are ties.
     if not ties[decided].any():
         if ties.any():
             return ties
@@ -68,7 +67,7 @@ def _may_be_votes(logits: Array, num_labels: int) -> Bool:
 
 
 def _at_corners(ties: Bool) -> Bool:
-    """Return the thick regions of ties that hold a corner of the grid, and a block of voxels."""
+    """Return the thick regions of ties that hold a corner of the grid and at least a block."""
     thick = _thick_parts(ties)
     corners = np.ix_(*((0, extent - 1) for extent in ties.shape))
     if not thick[corners].any():
@@ -84,7 +83,7 @@ def _at_corners(ties: Bool) -> Bool:
 
 
 def _add_fill(padding: Bool, fill: Bool, logits: Array) -> None:
-    """Add to the padding, in place, fill that is huge, a hole, or as padding beside it."""
+    """Add fill to the padding, in place: if huge, a large block, or equal to padding beside it."""
     voxels = _places(fill)
     padding[voxels] = np.abs(logits[voxels]) > MAX_SCORE
     box = bounding_box(fill)
@@ -120,7 +119,7 @@ def _touching(voxels: Places, values: Array, padding: Bool, logits: Array) -> Bo
     for axis, extent in enumerate(padding.shape):
         for step in (-1, 1):
             neighbors = list(voxels)
-            # At the border of the grid, a voxel is its own neighbor, and none of them is padding.
+            # A voxel at the border of the grid is its own neighbor, and thus no padding.
             neighbors[axis] = (voxels[axis] + step).clip(0, extent - 1)
             is_padding = padding[tuple(neighbors)]
             touches |= is_padding & (logits[tuple(neighbors)] == values)
@@ -136,7 +135,7 @@ def _regions(mask: Bool) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
 
 
 def _thick_parts(mask: Bool) -> Bool:
-    """Return the union of blocks of THICK voxels in the mask, which goes on beyond the grid."""
+    """Return the union of blocks of THICK voxels in a mask that is True beyond the grid."""
     margin = THICK - 1
     wider = np.pad(mask, margin, constant_values=True)
     inner = tuple(slice(margin, -margin) for _ in mask.shape)
@@ -144,7 +143,7 @@ def _thick_parts(mask: Bool) -> Bool:
 
 
 def _blocks(mask: Bool, sides: list[int]) -> Bool:
-    """Return the union of the blocks of so many voxels along each axis inside the mask."""
+    """Return the union of all blocks in the mask that have `sides` voxels along the axes."""
     if (np.array(mask.shape) < sides).any():
         return np.zeros(mask.shape, np.bool_)
     starts = mask
@@ -159,7 +158,7 @@ def _blocks(mask: Bool, sides: list[int]) -> Bool:
 
 
 def _eroded(mask: Bool, axis: int, side: int) -> Bool:
-    """Return where rows of so many voxels along an axis begin, (..., extent - side + 1, ...)."""
+    """Return where rows of `side` voxels along an axis begin, (..., extent - side + 1, ...)."""
     length = 1
     while length < side:
         step = min(length, side - length)
@@ -170,7 +169,7 @@ def _eroded(mask: Bool, axis: int, side: int) -> Bool:
 
 
 def _dilated(starts: Bool, axis: int, side: int) -> Bool:
-    """Return the voxels of rows of so many voxels along an axis that begin where it is True."""
+    """Return the voxels of the rows of `side` voxels along an axis that begin at `starts`."""
     length = 1
     while length < side:
         step = min(length, side - length)
@@ -186,7 +185,7 @@ def _dilated(starts: Bool, axis: int, side: int) -> Bool:
 
 
 def _shifted(num_dims: int, axis: int, step: int) -> tuple[Box, Box]:
-    """Return all of a grid but the last, and but the first, voxels along an axis."""
+    """Return a grid without its last `step` voxels along an axis, and without its first."""
     before = [slice(None)] * num_dims
     behind = [slice(None)] * num_dims
     before[axis] = slice(None, -step)

@@ -46,7 +46,7 @@ def padding_of(
     channels: Array, ties: Bool, *, are_regions: bool = False, is_probability: bool = False
 ) -> Bool | None:
     """Return which ties of logits or probabilities (L, *grid) are padding, (*grid); or None."""
-    if are_regions:  # Any of them may be a probability of one half.
+    if are_regions:  # Any tie may be a probability of one half.
         return padding_among(ties, None, len(channels))
     logits = channels[0]
     if is_probability:
@@ -60,11 +60,11 @@ def padding_of(
 def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
     """Return (*grid), True where all labels of (L, *grid) have exactly the same value.
 
-    None means that they have nowhere. It is fastest in C order.
+    None means that there are no ties. The search is fastest in C order.
 
     Ties of regions are where all log-odds are exactly 0, which says nothing about any region. Any
-    other constant does, unlike in a softmax: probabilities that are 0 in all channels are certain
-    background.
+    other constant says something, unlike in a softmax: probabilities of 0 in all channels are
+    certain background.
     """
     ties: Bool | None = None
     for planes in plane_blocks(channels):
@@ -92,7 +92,7 @@ def leave_out(
     Args:
         padding: (*grid), True at padding.
         mask: (*grid); None means everywhere.
-        what: what has the padding, for errors, which are those of `check_share`.
+        what: a name for what has the padding, in the errors of `check_share`.
         are_regions: whether the padding is that of regions.
     """
     inside = ~padding
@@ -145,12 +145,12 @@ SUM_TOLERANCE = 1e-3
 TOLD_SUM_TOLERANCE = 0.05
 # The advice for values that look like something else.
 BY_HAND = "--input-type {} (in Python: input_type)"
-# Farthest below 0 that probabilities lie after interpolation, which overshoots by less.
+# Values that lie farther below 0 are no probabilities: interpolation overshoots by less.
 MAX_OVERSHOOT = 1.0
-# Sums of values that are probabilities even if each channel has a few levels alone: 1, percent,
-# 8 bits and 16 bits. The probabilities of a network vary from voxel to voxel.
+# Sums at which even values of a few levels are probabilities: 1, percent, 8 bits and 16 bits. With
+# other sums they are not, as the probabilities of a network vary from voxel to voxel.
 SCALES = (1.0, 100.0, 255.0, 65535.0)
-MAX_LEVELS = 3  # of a channel: a label's, that of the other labels, and that of padding
+MAX_LEVELS = 3  # levels of a channel: of its label, of other labels, and of padding
 # Share of voxels with a sum clearly below 1 from which on the background seems to be missing.
 MISSING_SHARE = 0.1
 
@@ -244,8 +244,8 @@ class Look:
     def end_planes(self, planes: slice) -> None:
         """Decide whether planes, of which all labels are known, can be nothing but logits."""
         is_negative = self._marks[planes] & _NEGATIVE != 0
-        is_other = is_negative & (np.abs(self.sums[planes] - 1) > SUM_TOLERANCE)
-        if (is_other & ~self.is_equal[planes]).any():
+        is_logit = is_negative & (np.abs(self.sums[planes] - 1) > SUM_TOLERANCE)
+        if (is_logit & ~self.is_equal[planes]).any():
             self.are_logits = True
 
     @property
@@ -257,7 +257,7 @@ class Look:
 
     @property
     def has_overshoot(self) -> bool:
-        """Whether these are probabilities that interpolation took outside [0, 1].
+        """True if these are probabilities that interpolation took outside [0, 1].
 
         They sum to 1 at every voxel, as logits do not.
         """
@@ -271,7 +271,7 @@ class Look:
 
         None for other values, and if all labels are equal everywhere.
         """
-        # All sums agree within TOLD_SUM_TOLERANCE of themselves, as those of rounded values do.
+        # The sums of rounded probabilities differ by at most this share of their size.
         sums = self.sums[~self.is_equal]
         if not sums.size or (self._marks[~self.is_equal] & _NEGATIVE).any():
             return None
@@ -280,7 +280,7 @@ class Look:
         if high <= 0 or high - low > TOLD_SUM_TOLERANCE * high:
             return None
         total = (low + high) / 2
-        # Few levels sum to the same whatever they are, as those of logits made of a label map do.
+        # Values of few levels sum to the same on any scale, as in logits made of a label map.
         is_scale = any(abs(total - scale) <= TOLD_SUM_TOLERANCE * scale for scale in SCALES)
         if self._has_few_levels and not is_scale:
             return None
@@ -288,7 +288,7 @@ class Look:
 
     @property
     def lacks_background(self) -> bool:
-        """Whether sums are at most 1, and clearly less at many voxels, as without a background."""
+        """True if sums are at most 1, and clearly less at many voxels, as without a background."""
         sums = self.sums[~self.is_equal]
         if not sums.size or float(sums.max()) > 1 + SUM_TOLERANCE:
             return False
@@ -429,9 +429,9 @@ def identify(values: Float32, input_type: str, kind: str | None, path: Path) -> 
 
 
 def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
-    """Decide on (L, *grid) of a caller, who does not say "logits", as `decide` does.
+    """Return what `decide` says about (L, *grid) of a caller, who does not say "logits".
 
-    Under "auto" probabilities are an InputError, too.
+    Raises InputError like `decide`, and under "auto" for probabilities, too.
     """
     look = look_at(values)
     name = "logits" if input_type == "auto" else input_type

@@ -1,4 +1,4 @@
-"""The overlapping regions of a network's sigmoid channels: log-odds, and the label map of them."""
+"""The overlapping regions of a network's sigmoid channels: their log-odds and label map."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RegionScheme:
     """The regions of a network with one sigmoid channel per region, in the order of its channels.
 
     Raises:
-        ConfigError: the three do not fit each other.
+        ConfigError: the names, labels and class order do not fit each other.
 
     Examples:
         >>> scheme = RegionScheme.of({"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3})
@@ -90,7 +90,7 @@ class RegionScheme:
             return regions
         pairs = _pairs_of(regions)
         names = tuple(name for name, _ in pairs)
-        labels = tuple(_labels(name, value) for name, value in pairs)
+        labels = tuple(_labels_of_region(name, value) for name, value in pairs)
         if class_order is None:
             class_order = _find_class_order(names, labels)
         return cls(names, labels, tuple(int(label) for label in class_order))
@@ -185,7 +185,7 @@ def _pairs_of(regions: Any) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _labels(name: str, value: Any) -> tuple[int, ...]:
+def _labels_of_region(name: str, value: Any) -> tuple[int, ...]:
     """Return the labels of a region, ascending; raise ConfigError for other values than labels."""
     values = value if isinstance(value, list | tuple) else [value]
     for label in values:
@@ -246,7 +246,7 @@ def identify_regions(
                 f"to {highest:.4g}; for log-odds, the network's output before the sigmoid, give "
                 f"{BY_HAND.format('logits')}"
             )
-        # The user's word is enough for log-odds that are no whole numbers, as of label maps.
+        # The user's word is enough, unless all values are whole numbers, as in label maps.
         is_certain = input_type == "logits" and bool(np.mod(values, 1).any())
         if lowest >= 0 and not is_certain:
             raise InputError(

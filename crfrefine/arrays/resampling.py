@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     Taps = tuple[NDArray[np.intp], Float32]
 
 
-# In voxels, as headers keep float32: a position this close below a tie or beyond an edge is on it.
+# A position so few voxels below a tie or beyond an edge counts as on it: headers keep float32.
 POSITION_TOLERANCE = 1e-4
-# In voxels: axes that drift apart by no more than this over the whole volume count as parallel.
+# Axes that drift apart by at most so many voxels over the whole volume count as parallel.
 TILT_TOLERANCE = 1e-4
 # Weights of the samples at -1, 0, 1 and 2, a row each, as polynomials of the position from 0 to 1.
 CATMULL_ROM = np.array([[0, -1, 2, -1], [2, 0, -5, 3], [0, 1, 4, -3], [0, 0, -1, 1]]) / 2
@@ -42,7 +42,7 @@ CATMULL_ROM = np.array([[0, -1, 2, -1], [2, 0, -5, 3], [0, 1, 4, -3], [0, 0, -1,
 class AxisMap:
     """Where the indices of one axis lie on the parallel axis of the other grid."""
 
-    positions: Float64  # (n,) float64 index on the other grid, not limited to its samples
+    positions: Float64  # (n,) index on the other grid, perhaps beyond its samples
     size: int  # samples of the other grid along the axis
 
     @cached_property
@@ -55,7 +55,7 @@ class AxisMap:
         return _nearest_sample(self.positions, self.size - 1)
 
     def taps(self, *, is_cubic: bool = False) -> Taps:
-        """Return the samples that a value is interpolated from; the outermost go on beyond them."""
+        """Return the samples and weights of each value; beyond the edge, the outermost count."""
         last = self.size - 1
         clipped = np.clip(self.positions, 0, last)
         below = np.floor(clipped).astype(np.intp)
@@ -93,7 +93,7 @@ class GridMap:
         def alignment(source_axes: tuple[int, ...]) -> float:
             return float(sum(sizes[source, axis] for axis, source in enumerate(source_axes)))
 
-        # The best of the six orders: the largest entry of each column could name one axis twice.
+        # All six orders are compared: the largest entries of two columns could be in one row.
         order = max(permutations(range(3)), key=alignment)
         drift = sizes * (np.array(self.shape) - 1)
         for axis, source in enumerate(order):
@@ -152,8 +152,8 @@ class Interpolation:
     """Interpolation between grids with parallel axes, one axis after the other.
 
     Cubic is Catmull and Rom's: a value comes from four samples along each axis. The B-spline of
-    order 3, which nnU-Net's export takes, depends on all samples of a line, and so does not go by
-    tile. Both pass through the samples and are exact for quadratic functions.
+    order 3, which nnU-Net's export takes, depends on all samples of a line, and thus does not work
+    tile by tile. Both pass through the samples and are exact for quadratic functions.
     """
 
     def __init__(
@@ -209,8 +209,8 @@ class Interpolation:
             samples, weights = self.taps[number]
             part = box[number]
             first = source_box[self.axes[number]].start
-            near = samples[:, part] - first
-            values = _weighted_sum(values, number, near, weights[:, part])
+            samples_in_box = samples[:, part] - first
+            values = _weighted_sum(values, number, samples_in_box, weights[:, part])
         return values
 
 
@@ -286,7 +286,7 @@ def _stored(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 JOB_VOXELS = 1 << 22  # voxels of one job: several threads may share a single channel
-# Part of a score: a few roundings in float32, far below anything that counts.
+# Relative step that breaks a tie: a few roundings in float32, far below anything that counts.
 _TIE_STEP = np.float32(1e-6)
 
 
@@ -372,12 +372,12 @@ def resample_logits(
         for channel in target:
             channel[without_scores] = 0.0
     if tied is not None:
-        # Scores of 8 or 16 bits meet by chance in a few of a million voxels, which are no padding.
+        # Scores of 8 or 16 bits that are equal by chance, in a few voxels of a million, stay apart.
         tied &= share_of_scores > 0
         background = target[0]
-        equal = background[tied]
-        size = np.maximum(np.abs(equal), np.float32(1))
-        background[tied] = equal + _TIE_STEP * size
+        scores = background[tied]
+        magnitudes = np.maximum(np.abs(scores), np.float32(1))
+        background[tied] = scores + _TIE_STEP * magnitudes
 
 
 def _fill_oblique(

@@ -1,1 +1,1 @@
-"""What every room stands on: texts, notices, failures, threads, memory, the geometry of grids."""
+"""The base of every room: texts, notices, failures, threads, memory, the geometry of grids."""

@@ -110,8 +110,8 @@ def farthest_distance(
     shape: Sequence[int], affine: NDArray[np.float64], other_affine: NDArray[np.float64]
 ) -> float:
     """Return the largest distance in mm between the places where two affines put a voxel."""
-    # Corners are compared, not matrix entries: the effect of a rounding error in a direction cosine grows with
-    # the length of the axis.
+    # Corners are compared, not matrix entries: the effect of a rounding error in a direction
+    # cosine grows with the length of the axis.
     last = [size - 1 for size in shape] + [0] * (3 - len(shape))
     ends = [{0, index} for index in last]
     corners = np.array(list(product(*ends, [1.0])))

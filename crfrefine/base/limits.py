@@ -65,7 +65,8 @@ def check_threads(threads: int | None) -> None:
 def group_numbers(name: str) -> list[list[int]]:
     """Return the numbers in a file of this process's control group and of those above it.
 
-    A list ends before "max", which means no limit. Files without numbers, or that cannot be read, are left out.
+    A list ends before "max", which means no limit. Files that have no numbers, or cannot be read,
+    are left out.
     """
     group = _control_group()
     if group is None:

@@ -48,7 +48,7 @@ def from_plain(kind: Any, value: Any) -> Any:
 
 
 def _from_plain_generic(kind: Any, value: Any) -> Any:
-    """Return the value of a type with arguments: a union, list[X], tuple[X, ...] or dict[str, X]."""
+    """Return that of a type with arguments: a union, list[X], tuple[X, ...] or dict[str, X]."""
     outer = get_origin(kind)
     arguments = get_args(kind)
     if outer in (Union, UnionType):

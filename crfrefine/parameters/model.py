@@ -248,7 +248,7 @@ class CrfParameters:
 
     @property
     def num_labels(self) -> int | None:
-        """The number of labels that lists or a matrix fix; None if all values hold for any number."""
+        """The number of labels that a list or matrix fixes; None if all values fit any number."""
         for name, _, section in self._tables():
             if name == "postprocess":
                 continue

@@ -1,4 +1,4 @@
-"""The tables of a parameter file as dataclasses; the metadata of fields have each key's rule and meaning."""
+"""The tables of a parameter file as dataclasses; each field's metadata have the key's rule."""
 
 from __future__ import annotations
 

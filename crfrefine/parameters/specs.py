@@ -70,7 +70,7 @@ class KernelSetSpec:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What reports call the kernels."""
+        """The names of the kernels in reports."""
         names = [f"bilateral.{number}" for number in range(len(self.bilateral))]
         if self.spatial is not None:
             names.append("spatial")

@@ -1,4 +1,4 @@
-"""The metrics that got worse, and the change of the probabilities (rules: `docs/reference/metrics.md`)."""
+"""The metrics that got worse, and how probabilities changed (`docs/reference/metrics.md`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Decline:
 
     metric: str
     region: str  # name of the region, or MEAN
-    # Metric and region in words, such as "sensitivity" for the mean over regions or "Dice of 2 posterior".
+    # Both in words, such as "sensitivity" for the mean over regions, or "Dice of 2 posterior".
     name: str
     is_overall: bool  # whether it is the mean over the judged regions, or the only judged region
     comparison: PairedComparison  # method minus baseline; `losses` cases are worse, `wins` better

@@ -238,8 +238,7 @@ def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
 
     Returns:
         The two-sided p value, and the matched-pairs rank-biserial correlation
-        (W+ - W-) / (W+ + W-), from -1 to 1. They are 1 and 0 if all differences are zero, and NaN
-        without any.
+        (W+ - W-) / (W+ + W-), from -1 to 1; (1, 0) if all differences are zero, NaN without any.
 
     Source: Wilcoxon 1945, Biometrics Bulletin 1 (6), 80-83; Kerby 2014, Comprehensive Psychology 3.
     """
@@ -264,7 +263,7 @@ def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _p_value(doubled_ranks: NDArray[np.intp], smaller_sum: int) -> float:
-    """Return 2 P(W <= smaller_sum) over all assignments of signs, where W is the doubled rank sum."""
+    """Return 2 P(W <= smaller_sum) over all assignments of signs; W is the doubled rank sum."""
     if len(doubled_ranks) > _MAX_EXACT:
         return _normal_p_value(doubled_ranks, smaller_sum)
     # The distribution is built up one rank at a time.
@@ -278,7 +277,7 @@ def _p_value(doubled_ranks: NDArray[np.intp], smaller_sum: int) -> float:
 
 
 def _normal_p_value(doubled_ranks: NDArray[np.intp], smaller_sum: int) -> float:
-    """Return its normal approximation, with a continuity correction of one half."""
+    """Return the normal approximation of `_p_value`, with a continuity correction of one half."""
     ranks = doubled_ranks / 2.0
     distance = float(ranks.sum()) / 2 - smaller_sum / 2 - 0.5
     deviation = math.sqrt(float((ranks**2).sum()) / 4)

@@ -26,7 +26,7 @@ LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7"
 LINE_WIDTH = 2
 # Brightest gray level; the levels above it are the colors of labels.
 WHITE = 255 - len(LABEL_COLORS) - 1
-_SPELLED = {"→": "to", "\u2212": "-"}  # signs in our texts, for a font that lacks them
+_SPELLED = {"→": "to", "\u2212": "-"}  # for signs in our texts that a font lacks
 
 
 def label_color(label: int) -> str:
@@ -67,9 +67,9 @@ def _voxels_of_pixels(num_pixels: int, num_voxels: int) -> NDArray[np.intp]:
 def resize_gray(
     plane: NDArray[np.uint8], size: tuple[int, int], share: float = 1.0
 ) -> NDArray[np.uint8]:
-    """Return the levels of a share of gray values from 0 to 255, at another size.
+    """Return gray values from 0 to 255, darkened to a share, as levels at another size.
 
-    Enlarged voxels stay visible, others are averaged.
+    Enlarged voxels keep their edges, others are averaged.
     """
     from PIL import Image
 
@@ -96,8 +96,8 @@ def outline(labels: Array) -> Bool:
 
 def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Bool:
     """Return whether the dashes of each pixel's label are drawn at its row and column."""
-    # Lines of the labels 1 to 7 have no gaps; those of 8 to 14 are drawn to one half, of 15 to 21
-    # to one third.
+    # Lines of the labels 1 to 7 have no gaps; one half of those of 8 to 14 is drawn, and one third
+    # of those of 15 to 21.
     round_of_colors = np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS)
     period = 1 + round_of_colors % 3
     is_drawn: Bool = (rows + columns) // 4 % period == 0
@@ -105,7 +105,7 @@ def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int
 
 
 class Canvas:
-    """A picture of one gray to draw on; `level` is a gray level, or the color of a label."""
+    """A picture to draw on; a `level` is a gray level, or the color of a label."""
 
     def __init__(self, size: tuple[int, int], background: int) -> None:
         from PIL import Image, ImageDraw
@@ -240,7 +240,7 @@ def drawable(text: str) -> str:
     """
     letters = []
     for letter in text.replace("\u00a0", " "):
-        if _has(letter):
+        if _is_in_font(letter):
             letters.append(letter)
         else:
             letters.append(_SPELLED.get(letter, "?"))
@@ -248,7 +248,7 @@ def drawable(text: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _has(letter: str) -> bool:
+def _is_in_font(letter: str) -> bool:
     """Return whether the font has a character."""
     if letter == " ":
         return True
@@ -259,10 +259,7 @@ def _has(letter: str) -> bool:
 
 @lru_cache(maxsize=32)
 def _font(size: int, is_bold: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return DejaVu Sans, which has many alphabets, else Pillow's own font, which has Latin.
-
-    DejaVu Sans comes with matplotlib.
-    """
+    """Return matplotlib's DejaVu Sans, of many alphabets, else Pillow's own font, of Latin."""
     from PIL import ImageFont
 
     name = "DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf"

@@ -1,4 +1,4 @@
-"""What to show of a case, upright: its planes, its modality, and the gray values.
+"""The choice of what a picture of a case shows, upright: planes, modality, and gray values.
 
 Planes go through the structure and the largest change.
 """
@@ -33,9 +33,9 @@ _BACKGROUND_SHARE = 0.1
 
 
 def planes_of(grid: Sequence[int]) -> list[int]:
-    """Return the numbers of the planes that are more than a line, as with a single slice.
+    """Return the numbers of the planes that are more than a line, unlike those across one slice.
 
-    On a 2-D grid, and where there is none, that is the first.
+    A 2-D grid, and one without such planes, has the first plane only.
     """
     if len(grid) != 3:
         return [0]
@@ -96,9 +96,9 @@ class Upright:
 
 
 Voxel = tuple[int, ...]  # an index per axis
-# Where to cut a volume. One index per axis: the planes through the structure, which need not meet
-# inside it. The voxel of the largest change, and the number of the plane of `PLANES` that shows
-# most of it; None means that a plane through the structure passes by it.
+# The places where a volume is cut. First, one index per axis: the planes through the structure,
+# which need not meet inside it. Second, the voxel of the largest change, and the number in `PLANES`
+# of the plane that shows most of it; None means that a plane through the structure is near enough.
 Places = tuple[Voxel, tuple[Voxel, int] | None]
 
 
@@ -106,7 +106,7 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     """Choose the planes that show a case.
 
     The structure is the largest connected part of what most maps have in common. Along each axis,
-    of the planes with a large cross-section of it, the one with the most changed voxels is taken.
+    planes with a large cross-section of it qualify, and the one with the most changes is taken.
     Without foreground the planes go through the largest change, or the middle.
 
     Args:
@@ -136,7 +136,7 @@ def _find_structure(maps: Sequence[Array]) -> Bool | None:
     box = bounding_box(votes > 0)
     if box is None:
         return None
-    # Parts are connected over faces, which are fewer bridges to the surroundings.
+    # Parts are connected over faces alone, so that fewer bridges lead to the surroundings.
     parts, _ = label(votes[box] == votes.max())
     sizes = np.bincount(parts.ravel(order="K"))
     sizes[0] = 0
@@ -182,8 +182,8 @@ def _largest_change(changed: Bool, steps: Sequence[float]) -> Voxel | None:
 def _best_plane(structure: Bool, changed: Bool, axis: int) -> int:
     """Return the place along an axis of the plane that shows most.
 
-    Of planes with a large cross-section, it is the one with the most changes; of several, that with
-    the largest section, and the middle one of equals.
+    Planes with a large cross-section qualify. The one with the most changes is taken; if several
+    have as many, that with the largest section, and the middle one of equals.
     """
     others = tuple(other for other in range(structure.ndim) if other != axis)
     sections = structure.sum(axis=others)
@@ -252,7 +252,7 @@ def choose_window(image: Float32, structure: Bool) -> Window:
 
 
 def _window_of_ct(structure: Float32) -> Window:
-    """Return the usual window for the Hounsfield units of a structure, which may have none."""
+    """Return the usual window for the Hounsfield units of a structure, which may be empty."""
     median = float(np.median(structure)) if structure.size else 0.0
     if median < -400:
         return LUNG
@@ -315,10 +315,10 @@ def _is_tissue(image: Float32) -> Bool:
 
     Background is exactly zero, or the smallest value if a tenth of the voxels have it.
     """
-    counted: Bool = np.isfinite(image) & (image != 0)
-    if counted.any():
-        lowest = image == image[counted].min()
-        num_lowest = np.count_nonzero(lowest)
-        if _BACKGROUND_SHARE * image.size <= num_lowest < np.count_nonzero(counted):
-            counted &= ~lowest
-    return counted
+    is_tissue: Bool = np.isfinite(image) & (image != 0)
+    if is_tissue.any():
+        is_lowest = image == image[is_tissue].min()
+        num_lowest = np.count_nonzero(is_lowest)
+        if _BACKGROUND_SHARE * image.size <= num_lowest < np.count_nonzero(is_tissue):
+            is_tissue &= ~is_lowest
+    return is_tissue

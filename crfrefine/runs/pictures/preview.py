@@ -31,14 +31,14 @@ _PAPER = drawing.gray_level(0.065)
 _INK = drawing.gray_level(0.95)
 _FAINT_INK = drawing.gray_level(0.68)
 _FRAME = drawing.gray_level(0.8)
-_DIMMED = 0.55  # below changed voxels
+_DIMMED = 0.55  # share of the image's brightness below changed voxels
 _MAX_LEGEND_ENTRIES = 12
 # Pixels.
 _PANEL_WIDTH = 320
 _MAX_PANEL = 640
 # The letters of the sides of a plane and its name have room in a square so large.
 _MIN_HEIGHT = 60
-_MAX_HEIGHT = 1.6  # of the width
+_MAX_HEIGHT = 1.6  # as a multiple of the width
 _MARGIN = 14
 _GAP = 8
 _TITLE = 21
@@ -49,7 +49,7 @@ _TEXT_LINE = 22
 _HEADING_LINE = 32
 _LEGEND_LINE = 26
 _LEGEND_WIDTH = 300  # of an entry, at least
-_SAMPLE = 34  # of an entry, with the gap
+_SAMPLE = 34  # width of an entry's line or bar, with the gap
 
 
 class Plane(NamedTuple):
@@ -103,11 +103,11 @@ def draw_preview(
     headings["before"] = before_name
     headings["refined"] = after_name
     headings["changes"] = "changed voxels"
-    lost = "changed to background"
+    lost_text = "changed to background"
     if shows_errors:
         headings["changes"] = "errors"
-        lost = "missed"
-    legend = _legend_entries(planes, label_names or {}, lost)
+        lost_text = "missed"
+    legend = _legend_entries(planes, label_names or {}, lost_text)
 
     largest = max(max(plane.image.shape) for plane in planes)
     panel_width = int(np.clip(largest, _PANEL_WIDTH, _MAX_PANEL))
@@ -215,7 +215,7 @@ def cut_planes(
 
 
 def _crop(structure: Bool, steps: Sequence[float]) -> list[slice]:
-    """Return the box of a structure with a margin, in which small structures are visible."""
+    """Return the box of a structure with a margin, so that small structures are visible."""
     extent_mm = np.array(structure.shape) * steps
     margin_mm = 0.12 * float(extent_mm.max())
     crop = [slice(0, size) for size in structure.shape]
@@ -228,7 +228,7 @@ def _crop(structure: Bool, steps: Sequence[float]) -> list[slice]:
 
 @dataclass(frozen=True)
 class _Volume:
-    """What is cut: a modality and label maps, upright."""
+    """The upright volume to cut: a modality and label maps."""
 
     pose: Upright
     image: Float32
@@ -350,11 +350,11 @@ def _write_sides(canvas: drawing.Canvas, letters: str, corner: tuple[int, int], 
 
 
 def _legend_entries(
-    planes: Sequence[Plane], names: Mapping[int, str], lost: str
+    planes: Sequence[Plane], names: Mapping[int, str], lost_text: str
 ) -> list[LegendEntry]:
     """Return an entry for each label, and one for changes to background where there are some.
 
-    `lost` is the text of the latter.
+    `lost_text` is the text of the latter.
     """
     seen: set[int] = set()
     has_lost = False
@@ -373,5 +373,5 @@ def _legend_entries(
         last, text = entries[-1]
         entries[-1] = (last, f"{text} … and {num_left_out} more")
     if has_lost:
-        entries.append((0, lost))
+        entries.append((0, lost_text))
     return entries
