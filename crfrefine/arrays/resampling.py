@@ -372,7 +372,7 @@ def resample_logits(
         for channel in target:
             channel[without_scores] = 0.0
     if tied is not None:
-        # Scores of 8 or 16 bits that are equal by chance, in a few voxels of a million, stay apart.
+        # Chance ties of 8- or 16-bit scores, in a few voxels of a million, are no padding: break them.
         tied &= share_of_scores > 0
         background = target[0]
         scores = background[tied]

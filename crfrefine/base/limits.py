@@ -202,7 +202,7 @@ def memory_limit(max_memory: int | None = None) -> MemoryLimit:
     process = psutil.Process().memory_info()
     machine = psutil.virtual_memory()
     reserve = min(machine.total // 20, 1 << 30)
-    held = process.rss - process.shared  # The system can take pages of files back.
+    held = process.rss - process.shared  # The system can take back pages of files.
     available = max(machine.available - reserve, 0) + held
 
     limits = []
