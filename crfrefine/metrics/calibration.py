@@ -32,10 +32,8 @@ class ReliabilitySums:
 
     def add_binary(self, probability: Float64, truth: Bool) -> None:
         """Add the probabilities of a region, and the voxels where it is in the reference."""
-        truth_probability = np.where(truth, probability, 1.0 - probability)
-        self._add(
-            probability, truth, truth_probability, float(((1.0 - truth_probability) ** 2).sum())
-        )
+        p_truth = np.where(truth, probability, 1.0 - probability)
+        self._add(probability, truth, p_truth, float(((1.0 - p_truth) ** 2).sum()))
 
     def add_labels(self, probabilities: Float64, truth: Array) -> None:
         """Add the probability of the most probable label, and where it is right.
@@ -45,21 +43,19 @@ class ReliabilitySums:
         voxels = np.arange(truth.size)
         has_channel = truth < len(probabilities)
         channels = np.where(has_channel, truth, 0)
-        truth_probability = np.where(has_channel, probabilities[channels, voxels], 0.0)
+        p_truth = np.where(has_channel, probabilities[channels, voxels], 0.0)
         # The sum of (p - y)² over labels is that of p², plus (p - 1)² - p² = 1 - 2 p for the label
         # of the reference.
-        squares = float((probabilities**2).sum()) + float((1.0 - 2.0 * truth_probability).sum())
+        squares = float((probabilities**2).sum()) + float((1.0 - 2.0 * p_truth).sum())
         best = probabilities.argmax(axis=0)
-        self._add(probabilities[best, voxels], best == truth, truth_probability, squares)
+        self._add(probabilities[best, voxels], best == truth, p_truth, squares)
 
-    def _add(
-        self, confidence: Float64, is_hit: Bool, truth_probability: Float64, squares: float
-    ) -> None:
+    def _add(self, confidence: Float64, is_hit: Bool, p_truth: Float64, squares: float) -> None:
         bins = np.minimum((confidence * NUM_BINS).astype(np.intp), NUM_BINS - 1)
         self.count += confidence.size
         self.gaps += np.bincount(bins, confidence - is_hit, NUM_BINS)
         self.squares += squares
-        self.logarithms += float(np.log(np.maximum(truth_probability, MIN_PROBABILITY)).sum())
+        self.logarithms += float(np.log(np.maximum(p_truth, MIN_PROBABILITY)).sum())
 
     def values(self) -> dict[str, float]:
         """Return the value of each of CALIBRATION_METRICS; NaN without a voxel."""
