@@ -33,7 +33,7 @@ from crfrefine.train.starts import BATCH_SIZE, FitResult, Start, rounded, voxel_
 
 # The rules for keeping the largest component: that of all labels together, or that of each label.
 LARGEST_KINDS = ("foreground", "each")
-SCALED = ("temperature", "bias")
+SCALED = ("temperature", "bias")  # the groups that vector scaling fits
 SCALING_STEPS = 60
 # Length of the first optimizer steps of vector scaling; it falls to zero at the end.
 SCALING_STEP_LENGTH = 0.1
@@ -42,7 +42,7 @@ RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried
 # over.
 EPSILONS = (0.001, 0.01, 0.1)
 _MIN_FILTERED = 1e-6  # filtered probabilities may be below 0
-# Cases that a training must have to start on the recalibrated network, too: on fewer, temperature
+# Fewest cases of a training that also starts on the recalibrated network: with fewer, temperature
 # and biases follow single cases.
 MIN_CALIBRATED = 8
 # Range of the output temperature, which makes the marginals of a fitted CRF likeliest: cases
@@ -70,12 +70,12 @@ class VectorScaling:
 
 
 def _as_channels(values: NDArray[Any], num_axes: int) -> NDArray[Any]:
-    """Return values (L,) as (L, 1, ...), to be added to (L, *grid) of so many axes."""
+    """Return values (L,) as (L, 1, ...) with so many axes, to be added to (L, *grid)."""
     return values.reshape(-1, *(1,) * (num_axes - 1))
 
 
 class _ScalingModel:
-    """Vector scaling whose temperature, biases or both are learned; the others are fixed."""
+    """Vector scaling whose temperature, biases or both are learned; the other values are fixed."""
 
     def __init__(self, fixed: VectorScaling, learned: Sequence[str]) -> None:
         self._fixed = fixed
@@ -127,7 +127,7 @@ def fit_scaling(
 ) -> VectorScaling:
     """Fit temperature, biases or both on some cases with the loss of the CRF.
 
-    `fixed` has those that are not learned.
+    `fixed` has the values that are not learned.
     """
     if fixed is None:
         fixed = VectorScaling(1.0, (0.0,) * material.sizes[0])
@@ -154,7 +154,7 @@ Choice = TypeVar("Choice")
 
 
 class Scores(NamedTuple, Generic[Choice]):
-    """How good a rival that needs no training is: every choice on every case."""
+    """The Dice of a rival that needs no training: of every choice on every case."""
 
     choices: Sequence[Choice]  # the first is the network itself, if it is among them
     dice: NDArray[np.float64]  # (cases, choices) mean Dice
@@ -254,14 +254,16 @@ class Guide:
         It is an average of linear functions of the image, one per window.
         """
         mean = self._box(channel)
-        cross = []
+        cross_covariances = []
         for modality, modality_mean in zip(self._image, self._means, strict=True):
-            cross.append(self._box(modality * channel) - modality_mean * mean)
+            product_mean = self._box(modality * channel)
+            cross_covariances.append(product_mean - modality_mean * mean)
 
         filtered = []
         for epsilon in epsilons:
-            slopes = self._slopes(epsilon, cross)
-            products = [slope * own for slope, own in zip(slopes, self._means, strict=True)]
+            slopes = self._slopes(epsilon, cross_covariances)
+            pairs = zip(slopes, self._means, strict=True)
+            products = [slope * modality_mean for slope, modality_mean in pairs]
             result = self._box(mean - sum(products))
             for slope, modality in zip(slopes, self._image, strict=True):
                 result += self._box(slope) * modality
@@ -269,16 +271,16 @@ class Guide:
         return filtered
 
     def _slopes(
-        self, epsilon: float, cross: Sequence[NDArray[np.float32]]
+        self, epsilon: float, cross_covariances: Sequence[NDArray[np.float32]]
     ) -> list[NDArray[np.float32]]:
-        """Return the solution of (covariance + epsilon) x = cross in every voxel, by elimination.
+        """Return the slopes x of (covariances + epsilon) x = cross-covariances in every voxel.
 
-        The matrix is positive definite.
+        The matrix is positive definite, so that elimination needs no exchange of rows.
         """
         rows: list[list[NDArray[Any]]] = []
         for covariances in self._covariances:
             rows.append([*covariances[:-1], covariances[-1] + np.float32(epsilon)])
-        right: list[NDArray[Any]] = list(cross)
+        right: list[NDArray[Any]] = list(cross_covariances)
         for pivot in range(len(rows)):
             for row in range(pivot + 1, len(rows)):
                 factor = rows[row][pivot] / rows[pivot][pivot]
@@ -304,7 +306,7 @@ class Guide:
     ) -> list[NDArray[np.unsignedinteger[Any]]]:
         """Return the labels of filtered probabilities (L, *grid) with each epsilon.
 
-        A bias keeps the volumes of the label map `volumes_of`.
+        A bias keeps the volumes of the label map `volumes_of`, if there is one.
         """
         if regions is None:
             # Filtered probabilities sum to 1 as the unfiltered do, so background needs no filter.
@@ -361,7 +363,7 @@ class Tuned:
 def calibrate(
     material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers
 ) -> CrfParameters | None:
-    """Return the network recalibrated as a CRF without weights, fitted with the training's loss.
+    """Return the recalibrated network: a CRF without weights, fitted with the loss of training.
 
     None means that neither temperature nor biases are learned.
     """
@@ -396,8 +398,8 @@ def with_calibrated(start: Start, calibrated: CrfParameters) -> Start:
     return Start(f"{start.name}, recalibrated", start.parameters.replace(**changes))
 
 
-# Refined logits (L, N) and labels (N,) of voxels, or log-odds (R, N) of regions and (R, N) 1 inside
-# and -1 outside.
+# Refined logits (L, N) and labels (N,) of voxels; for regions, log-odds (R, N), and a truth (R, N)
+# that is 1 inside and -1 outside.
 Refined = tuple[NDArray[np.float32], NDArray[Any]]
 
 
@@ -406,7 +408,7 @@ def calibrate_output(
 ) -> FitResult:
     """Return the result of a training with the output temperature that suits it.
 
-    It makes the marginals likeliest on the cases that the model was fitted to.
+    This temperature makes the marginals likeliest on the cases that the model was fitted to.
     """
     temperature = 1.0
     if not fit.is_network:  # Without a CRF, the network's probabilities stay as they are.
@@ -423,9 +425,9 @@ def calibrate_output(
 
 
 def fit_output_temperature(cases: Sequence[Refined]) -> float:
-    """Return the temperature in RANGE with the largest mean log likelihood over cases; else 1.
+    """Return the temperature in RANGE with the largest mean log likelihood over cases.
 
-    The likelihood has one maximum.
+    It is 1 without cases, or if none is better than 1. The likelihood has one maximum.
     """
     from scipy.optimize import minimize_scalar
 

@@ -1,4 +1,4 @@
-"""The methods on cases that none was fitted to, measured with the code that `infer` runs.
+"""The methods on cases that no method was fitted to, measured with the code that `infer` runs.
 
 Here are also their table, its summary, and the verdict.
 """
@@ -59,8 +59,8 @@ RIVALS = (SCALING, GUIDED, DEFAULT)
 SOFTENED = "softened + volumes"
 GUIDED_VOLUMES = "guided filter + volumes"
 SHARP = "sharp preset"
-# Those for a coarser network: its shares or interpolated logits without a CRF, a filter, and the
-# preset; all keep volumes.
+# The rivals for a coarser network: its shares or interpolated logits without a CRF, a filter, and
+# the preset; all keep volumes.
 COARSE_RIVALS = (SOFTENED, GUIDED_VOLUMES, SHARP)
 LARGEST = "largest component"
 TRAINED = "trained CRF"
@@ -71,7 +71,7 @@ METHODS = (NETWORK, *RIVALS, *COARSE_RIVALS, LARGEST, TRAINED, TRAINED_LARGEST)
 # component.
 RIVALS_LARGEST = tuple(with_largest(rival) for rival in (*RIVALS, *COARSE_RIVALS))
 MEASURED = (*METHODS, *RIVALS_LARGEST)
-# The probabilities of two methods, which are measured by themselves.
+# The names under which the probabilities of two methods are measured.
 PROBABILITIES = {
     NETWORK: "probabilities of the network",
     TRAINED: "probabilities of the trained CRF",
@@ -121,7 +121,7 @@ class TrainingResult(NamedTuple):
     def parameters(self) -> CrfParameters:
         """The parameters to write: trained on all cases, and rounded.
 
-        They have the rules of the verdict and the names of all cases.
+        They keep the largest component if the verdict is on that, and name the cases of training.
         """
         names = [*self.plan.base.trained_on]
         for case_id in self.plan.cases.case_ids:
@@ -166,7 +166,7 @@ def compare(folds: Sequence[FoldResult], plan: Plan) -> Comparison:
 
 
 def _table_of(measured: Mapping[str, MethodValues], names: Mapping[str, str]) -> ResultTable:
-    """Return the table of methods, by case; `names` has what the values of a method are called."""
+    """Return the table of methods, by case; `names` has the key of each method's values."""
     lines: list[Measurement] = []
     for case_id in sorted(measured):
         values = measured[case_id]
@@ -183,10 +183,9 @@ def judge(
 ) -> tuple[Verdict, Verdict]:
     """Return the main verdict, and that on the trained CRF without postprocessing.
 
-    Harm is looked up in the summaries.
-
-    They differ if the largest component is the only rival that the CRF does not beat: the main
+    The two differ if the largest component is the only rival that the CRF does not beat: the main
     verdict is then on the gain of both together over this component, and the rivals keep it too.
+    Harm is looked up in the summaries.
     """
     measured = {line.method for line in table}
     rivals = [rival for rival in (*RIVALS, *COARSE_RIVALS) if rival in measured]
@@ -217,7 +216,7 @@ def judge(
 def measure_methods(
     case: Case, regions: Mapping[str, Sequence[int]], tuned: Tuned, device: str, threads: int
 ) -> MethodValues:
-    """Return the values of every method on a case with labels (L: no reference).
+    """Return the values of every method on a case with a reference (L: voxels without one).
 
     These are METRICS by region, and CALIBRATION_METRICS of PROBABILITIES.
     """
@@ -226,10 +225,10 @@ def measure_methods(
     plain = replace(tuned.fit.parameters, postprocess=PostprocessParameters())
     refined = crf.refine(plain)
 
-    of_network = measure_probabilities(case, probabilities_of(case.logits, case.regions))
-    of_trained = of_network
+    network_calibration = measure_probabilities(case, probabilities_of(case.logits, case.regions))
+    trained_calibration = network_calibration
     if not tuned.fit.is_network:
-        of_trained = measure_probabilities(case, _all_marginals(refined))
+        trained_calibration = measure_probabilities(case, _all_marginals(refined))
 
     maps[TRAINED] = refined.label_map
     del refined  # Its marginals need not be in memory while presets run.
@@ -242,8 +241,8 @@ def measure_methods(
         maps[DEFAULT] = crf.refine(CrfParameters()).label_map
 
     values = _measure_maps(case, regions, _with_largest_kept(maps, tuned.keep_largest, case))
-    values[PROBABILITIES[NETWORK]] = of_network
-    values[PROBABILITIES[TRAINED]] = of_trained
+    values[PROBABILITIES[NETWORK]] = network_calibration
+    values[PROBABILITIES[TRAINED]] = trained_calibration
     return values
 
 
@@ -276,7 +275,7 @@ class CrfOfCase:
 
 
 def _all_marginals(refined: RefinementResult) -> NDArray[np.floating[Any]]:
-    """Return the marginals of all labels: one that a label map lacks has no channel."""
+    """Return the marginals of all labels; a label without a channel, which no voxel has, gets 0."""
     marginals = refined.marginals
     if refined.regions is None and len(marginals) < refined.num_labels:
         return expand_channels(marginals, refined.channel_labels, refined.num_labels, 0.0)
@@ -293,7 +292,7 @@ def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
     padding = case.find_padding()
     inside = find_inside(case, padding)
     if padding is not None:
-        # Any constant means the same, and a large one would dominate its neighbors.
+        # Any constant gives the same labels, but a large one would dominate its neighbors.
         logits = np.where(padding, np.float32(0.0), logits)
 
     is_coarse = tuned.fit.parameters.counts_network_voxels
@@ -327,7 +326,7 @@ def _filter_labels(
 def _with_largest_kept(
     maps: Mapping[str, NDArray[Any]], kind: str, case: Case
 ) -> dict[str, NDArray[Any]]:
-    """Return label maps by method, and those with the largest component alone."""
+    """Return label maps by method, and each of them with its largest component alone."""
     rule = PostprocessParameters(keep_largest=kind)
     voxel_ml = float(np.prod(case.spacing)) / 1000.0
     kept = dict(maps)

@@ -1,7 +1,4 @@
-"""The part of a case that training uses: the surroundings of foreground.
-
-The foreground is that of the network's labels or of the reference.
-"""
+"""The part of a case that training uses: around the foreground of the network or the reference."""
 
 from __future__ import annotations
 
@@ -43,9 +40,9 @@ class Crop:
     """
 
     image: NDArray[np.float32]  # (M, *box), normalized on the whole case as `refine` does
-    # (L, *box), of regions (R, *box) log-odds; three digits are enough for a gradient.
+    # (L, *box), or log-odds of regions (R, *box); three digits are enough for a gradient.
     logits: NDArray[np.float16]
-    # (*box), the reference; L where it is missing or says a label that cannot be reached.
+    # (*box), the reference; L where it is missing or has a label that no model can give.
     labels: NDArray[np.unsignedinteger[Any]]
     mask: NDArray[np.bool_]  # (*box), near possible foreground, inside the case's mask
     spacing: tuple[float, ...]  # mm, one per grid axis
@@ -86,7 +83,7 @@ class Crop:
         return self.count(labels) + self.outside
 
     def tile(self, number: int) -> Crop:
-        """Return the part of the crop in one of its tiles; views."""
+        """Return the part of the crop in one of its tiles, as views."""
         if len(self.tiles) == 1:
             return self
         box = self.tiles[number]
@@ -168,7 +165,7 @@ def labels_of_network(case: Case) -> NDArray[np.unsignedinteger[Any]]:
 
 def _find_foreground(case: Case, labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Return the voxels (*grid) that may be foreground, by the network or the reference."""
-    # The log-odds of the likeliest label or region.
+    # These are the log-odds of the likeliest label or region.
     if case.regions is None:
         log_odds = case.logits[1:].max(axis=0) - case.logits[0]
     else:
@@ -201,18 +198,18 @@ def _half_logits(
     limit = float(np.finfo(np.float16).max)
     half = np.clip(np.ascontiguousarray(logits), -limit, limit).astype(np.float16)
     if padding is not None:
-        # Any constant means the same; a large one would leave the range of float16 when divided by
-        # a temperature.
+        # Any constant gives the same marginals; a large one, divided by a temperature, would leave
+        # the range of float16.
         half[:, padding] = 0.0
     return half
 
 
 def _reachable_reference(case: Case, labels: NDArray[Any]) -> NDArray[Any]:
-    """Return the reference (*box) with L, for no reference, where its label takes no part."""
+    """Return the reference (*box), with L (no reference) in place of the absent labels."""
     if not case.absent_labels:
         return labels
-    # No parameters can give a voxel such a label, so its loss would be a large constant that hides
-    # the others.
+    # No parameters give a voxel such a label, so its loss would be a large constant that hides the
+    # others.
     is_absent = np.isin(labels, case.absent_labels)
     return np.where(is_absent, case.num_labels, labels).astype(np.min_scalar_type(case.num_labels))
 
@@ -232,20 +229,20 @@ def count_confusion(
 def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Iterator[Box]:
     """Halve a box along its longest side until the parts are small enough.
 
-    Both halves have as many masked voxels; parts without any are left out.
+    Both halves have about as many masked voxels; parts without any are left out.
     """
     part = mask[box]
     count = int(np.count_nonzero(part))
     if count == 0:
         return
-    axis = max(range(mask.ndim), key=lambda a: part.shape[a] * spacing[a])
+    axis = max(range(mask.ndim), key=lambda number: part.shape[number] * spacing[number])
     num_planes = part.shape[axis]
     if count <= TILE_VOXELS or num_planes < 2:
         yield box
         return
     others = tuple(other for other in range(mask.ndim) if other != axis)
-    counted = np.cumsum(part.sum(axis=others))
-    half = int(np.searchsorted(counted, count / 2)) + 1
+    cumulated = np.cumsum(part.sum(axis=others))
+    half = int(np.searchsorted(cumulated, count / 2)) + 1
     start = box[axis].start
     middle = start + min(max(1, half), num_planes - 1)
     for side in (slice(start, middle), slice(middle, box[axis].stop)):
@@ -253,9 +250,9 @@ def _split(mask: NDArray[np.bool_], spacing: Sequence[float], box: Box) -> Itera
 
 
 def map_from_disk(crop: Crop, max_bytes: int = 0) -> Crop:
-    """Return an equal crop, whose arrays are mapped from files if they have more bytes.
+    """Return an equal crop, whose arrays are mapped from files if they have more than `max_bytes`.
 
-    The files have no names, and are gone with the crop or with the process.
+    The files have no names, and vanish with the crop or with the process.
     """
     num_bytes = crop.image.nbytes + crop.logits.nbytes + crop.labels.nbytes + crop.mask.nbytes
     if num_bytes <= max_bytes:

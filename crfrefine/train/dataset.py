@@ -85,7 +85,7 @@ def _named_error(error: Exception, case: CaseFiles) -> CrfRefineError:
 
 
 def _raise_errors(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) -> NoReturn:
-    """Raise the only error, or one that tells the first few."""
+    """Raise the only error, or one that lists the first few."""
     if len(failed) == 1:
         raise failed[0]
     lines = [f"{folder}: {len(failed)} of {num_cases} cases cannot be trained on:"]
@@ -299,8 +299,8 @@ def _notes_on_turned(headers: Sequence[CaseHeaders]) -> list[str]:
             turned.append(header.files.case_id)
     if not turned:
         return []
-    turning = "other voxel axes than those of the image are turned, without interpolation"
-    return [f"{turning}: cases {listed(turned)}"]
+    note = "other voxel axes than those of the image are turned, without interpolation"
+    return [f"{note}: cases {listed(turned)}"]
 
 
 def _description_of_labels(data: DataFolders) -> DatasetDescription:
@@ -318,7 +318,7 @@ def _label_names(description: DatasetDescription, num_labels: int) -> tuple[str,
 def _largest_label(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLabels:
     """Return the labels up to the largest one of all label maps and references.
 
-    They are those of the cases if nothing else says how many there are.
+    Call this if nothing else says how many labels there are: it reads every file.
     """
 
     def largest_of(case: CaseFiles, _: int) -> int:
@@ -342,9 +342,9 @@ def read_labeled(
     case = load_case(files, reading, threads=threads, with_labels=True)
     assert case.labels is not None
     if case.regions != cases.regions:
-        has = "labels" if case.regions is None else "regions"
+        kind = "labels" if case.regions is None else "regions"
         raise InputError(
-            f"case {files.case_id!r}: its channels are {has}, unlike those of other cases\n"
+            f"case {files.case_id!r}: its channels are {kind}, unlike those of other cases\n"
             f"  {files.logits[0]}"
         )
     if cases.ignore_label is None:

@@ -42,8 +42,7 @@ from crfrefine.train.starts import (
     variants,
 )
 
-# Length of the last optimizer steps, as a share of that of the first ones; between them half a
-# cosine.
+# Length of the last optimizer steps, as a share of the first ones'; between, it follows a cosine.
 LAST_STEP_LENGTH = 0.05
 # Longer gradients are shortened: near a temperature or bandwidth that makes no sense they can be of
 # any size.
@@ -54,7 +53,7 @@ MAX_DECIDING = 48  # more deciding cases take longer without improving the decis
 class Trajectory:
     """The training of one start: the model, Adam, the history, and the best values so far.
 
-    `prior` is the strength that pulls the model back to its start.
+    `prior` is the strength of the pull that draws the model back to its start.
     """
 
     def __init__(
@@ -125,7 +124,7 @@ class Trajectory:
     def is_over(self) -> bool:
         """Return whether training ends.
 
-        It does after the last optimizer step, and after PATIENCE evaluations without improvement.
+        It ends after the last optimizer step, or after PATIENCE evaluations without improvement.
         """
         if self.optimizer_step >= self._num_optimizer_steps:
             return True
@@ -167,17 +166,16 @@ class Fit:
     material: Material
     workers: Workers
     stepped: Callable[[str, str, str], object]
-    name: str  # of the part of the run
+    name: str  # name of the part of the run
     split: Split  # the cases that are trained on and those that decide
     starts: Sequence[Start]  # at least one
     num_optimizer_steps: int  # of each start
     step_length: float = 1.0  # factor on the lengths of the steps
-    trains_best: bool = False  # whether the starts are only tried, and the best one is trained
-    # The network recalibrated, without weights; None means that it is not a candidate.
+    trains_best: bool = False  # True if all starts are tried, but only the best is trained
+    # The recalibrated network, without weights; None means that it is not a candidate.
     calibrated: CrfParameters | None = None
     rivals: Rivals = setup.NO_RIVALS  # further candidates
-    # Kind of the only candidate, where it is chosen already; None means that the deciding cases
-    # choose.
+    # Kind of the only candidate, if it is known; None means that the deciding cases choose it.
     kind: str | None = None
 
     def run(self) -> FitResult:
@@ -288,7 +286,7 @@ class Fit:
             defined = tuple(gains[~np.isnan(gains)].tolist())
             start = best.start.name
             step = best.best_optimizer_step
-            if kind in (setup.CALIBRATION, setup.UNTRAINED):  # It has not moved from a start.
+            if kind in (setup.CALIBRATION, setup.UNTRAINED):  # These were not trained.
                 start = kind
                 step = 0
             candidates.append(Candidate(kind, start, parameters, step, defined))

@@ -1,4 +1,4 @@
-"""What all trainings of a run share: cases, settings and device.
+"""The material that all trainings of a run share: cases, settings and device.
 
 It also draws the cases of each optimizer step.
 """
@@ -21,14 +21,14 @@ from crfrefine.engines import get_backend
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.train.crops import Crop
 
-# Most voxels of a case: with ten cases and a few values to fit, more change the third digit.
+# Most voxels of a case for a recalibration: with ten cases, more change only the third digit.
 MAX_VOXELS = 65_536
-# Most tiles of a crop that models are compared on: on atria of 16 to 32 tiles, eight tell gains of
-# 0.2 to 0.6 points to 0.2 to 0.4.
+# Most tiles of a crop that models are compared on. On atria of 16 to 32 tiles, eight tell gains of
+# 0.2 to 0.6 points with errors of 0.2 to 0.4.
 NUM_SAMPLED = 8
-# Share of the weights that all tiles have alike, so that none is drawn almost never.
-_EVEN_SHARE = 0.1
-# Its multiples, without their whole part, fill the unit interval evenly, however many there are.
+# Share of the weights that follows the foreground, not the errors, so that each tile has a chance.
+_FOREGROUND_SHARE = 0.1
+# The fractional parts of its multiples fill the unit interval evenly, however many there are.
 _GOLDEN = 0.6180339887498949
 
 
@@ -55,7 +55,7 @@ class TrainingDevice(NamedTuple):
 
     @property
     def is_gpu(self) -> bool:
-        """Whether one case at a time keeps the device busy."""
+        """True for a GPU, which a single case at a time keeps busy."""
         return self.tensors.startswith("cuda")
 
     def crop(self, crop: Crop) -> CropTensors:
@@ -107,7 +107,7 @@ class SamplePart(NamedTuple):
     """A tile of a sample, or all of a crop."""
 
     crop: Crop  # a view
-    share: float  # weight in the mean of the losses; those of a sample sum to 1
+    share: float  # weight in the mean loss; the shares of a sample sum to 1
     factor: float  # how many times the change in the part counts for the case
     counts: NDArray[np.int64]  # (L, L) voxels by reference (row) and the network's label (column)
 
@@ -119,12 +119,12 @@ class Sample(NamedTuple):
     """
 
     parts: tuple[SamplePart, ...]
-    case_counts: NDArray[np.int64]  # as the counts of a part, of the whole case
+    case_counts: NDArray[np.int64]  # like the counts of a part, but of the whole case
 
     @classmethod
     def of_crop(cls, crop: Crop) -> Sample:
         """Return the sample that is all of a crop, and counts exactly."""
-        # The counts of the case leave out the crop, in which a model's are then added whole.
+        # The counts of the case leave out the crop: a model's counts of the crop are added to them.
         part = SamplePart(crop, 1.0, 1.0, np.zeros_like(crop.outside))
         return cls((part,), crop.outside)
 
@@ -151,11 +151,11 @@ def make_sample(crop: Crop, number: int) -> Sample:
 
 
 def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the share of each tile in the voxels that are likely to be wrong.
+    """Return the probability of each tile: mostly its share of the voxels likely to be wrong.
 
-    There, models change labels and gain.
+    In these voxels, models change labels and gain.
     """
-    even = np.array(crop.tile_weights)
+    by_foreground = np.array(crop.tile_weights)
     probabilities = probabilities_of(logits, crop.regions)
     certain = np.float32(1.0)
     if crop.regions is None:
@@ -163,14 +163,15 @@ def _tile_weights(crop: Crop, logits: NDArray[np.float32]) -> NDArray[np.float64
     else:
         doubt = np.minimum(probabilities, certain - probabilities).sum(axis=0)
     doubt *= crop.mask
-    by_tile = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
-    total = float(by_tile.sum())
+    doubt_of_tiles = np.array([doubt[tile].sum(dtype=np.float64) for tile in crop.tiles])
+    total = float(doubt_of_tiles.sum())
     if total == 0.0:
-        return even
-    return _EVEN_SHARE * even + (1.0 - _EVEN_SHARE) * by_tile / total
+        return by_foreground
+    by_errors = (1.0 - _FOREGROUND_SHARE) * doubt_of_tiles / total
+    return _FOREGROUND_SHARE * by_foreground + by_errors
 
 
-# Takes refined logits (L, N) and reference labels (N,), returns a number.
+# A loss takes refined logits (L, N) and reference labels (N,), and returns a number.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -210,7 +211,7 @@ class Material:
         return logits.float(), labels
 
     def batch(self, optimizer_step: int, cases: Sequence[int], count: int) -> list[Crop]:
-        """Return a tile of each of some cases, drawn at random.
+        """Draw some of the cases at random, and a tile of each.
 
         All starts get the same tiles at the same step.
         """

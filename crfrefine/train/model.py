@@ -1,6 +1,6 @@
 """The losses, and the trainable layer on a crop.
 
-The layer is made from parameters and back, and gives loss and gradient of a crop, and its Dice.
+The layer is made from parameters and turned back into them. It gives a crop's loss and gradient.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from crfrefine.train.starts import CALIBRATION
 CROSS_ENTROPY_SHARE = 0.1
 # Voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient.
 DICE_SMOOTHING = 1.0
-# Added to values before their logarithm: to the prior, smaller weights are like none.
+# Added to values before their logarithm, so that to the prior, smaller weights are like none.
 _SMALLEST = 0.01
 
 
@@ -91,8 +91,8 @@ def _with_background(log_odds: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(log_odds), log_odds])
 
 
-# Returns refined logits (L, N), of regions log-odds (R, N), and labels (N,) of the voxels of a crop
-# that have a reference.
+# A refiner returns, for the voxels of a crop that have a reference, refined logits (L, N), or
+# log-odds (R, N) of regions, and labels (N,).
 Refine = Callable[[Crop, int], tuple[Tensor, Tensor]]
 
 
@@ -121,8 +121,8 @@ def score(
 
 def _count(labels: Tensor, refined: Tensor, num_labels: int) -> NDArray[np.int64]:
     """Return the (L, L) voxels by reference and refined label."""
-    pairs = torch.bincount(labels * num_labels + refined, minlength=num_labels**2)
-    counts: NDArray[np.int64] = pairs.cpu().numpy()
+    pairs = labels * num_labels + refined
+    counts: NDArray[np.int64] = torch.bincount(pairs, minlength=num_labels**2).cpu().numpy()
     return counts.reshape(num_labels, num_labels)
 
 
@@ -163,8 +163,8 @@ class Model:
     ) -> None:
         self._device = device
         self._base = parameters
-        # Bandwidths in voxels of a coarser network are lengths where the spacing counts those
-        # voxels.
+        # Bandwidths in voxels of a coarser network are handled like mm, since `_spacing_of` returns
+        # the spacing in these voxels.
         self._is_coarse = parameters.counts_network_voxels
         if self._is_coarse:
             parameters = parameters.replace(**{"mean_field.positions": "mm"})
@@ -176,13 +176,13 @@ class Model:
             *sizes, parameters, compatibility=compatibility, volume=volume, learn=tuple(learn)
         )
         if not learn:
-            # A layer that does not move has the values of a file to the last digit, so that it
+            # A layer that does not learn keeps the values of a file to the last digit, so that it
             # labels as `infer` does.
             self.layer.double()
         if self._is_coarse:
             self.layer.log_theta_alpha.requires_grad_(False)
 
-        self.groups: dict[str, list[torch.nn.Parameter]] = {}
+        self.groups: dict[str, list[torch.nn.Parameter]] = {}  # those that move, by group
         for name in learn:
             moving = [value for value in self.layer.group(name) if value.requires_grad]
             if moving:
@@ -365,7 +365,7 @@ def _weight_of(weights: Tensor, region: int) -> Tensor:
 def dice_of(confusion: NDArray[np.int64], regions: Sequence[Sequence[int]]) -> NDArray[np.float64]:
     """Return the Dice of each region from counts (L, L) by reference and label.
 
-    NaN where neither has the region.
+    It is NaN for a region that neither has.
     """
     return np.array([OverlapCounts.of_confusion(confusion, region).dice() for region in regions])
 

@@ -108,7 +108,7 @@ class Workers(ThreadPoolExecutor):
         one_by_one: bool = False,
     ) -> Iterator[Result]:
         """Like `run`, for results that are looked at one after the other."""
-        is_alone = one_by_one or len(items) < self.threads or self.threads == 1
-        if is_alone:
+        runs_in_turn = one_by_one or len(items) < self.threads or self.threads == 1
+        if runs_in_turn:  # Each item gets all threads.
             return (function(item, self.threads) for item in items)
         return self.map(lambda item: function(item, 1), items)

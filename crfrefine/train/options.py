@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 # The groups of parameters that gradients move.
 LEARNABLE = ("weights", "compatibility", "theta", "temperature", "bias")
-# Those that they move for a coarser network; theta_alpha stays in its voxels.
+# The groups that gradients move for a coarser network, except for theta_alpha.
 COARSE_LEARN = ("weights", "theta", "temperature")
-# The volume term: chosen once the rest is trained; where the model begins with one, gradients move
+# The volume term is chosen once the rest is trained; if the model begins with one, gradients move
 # its weight.
 VOLUME_GROUP = "volume"
 DEFAULT_LEARN = (*LEARNABLE, VOLUME_GROUP)
@@ -36,8 +36,8 @@ class DataFolders:
     images: Path
     labels: Path  # reference label maps
     logits: Path  # the network's logits or label maps, of cases that it was not trained on
-    masks: Path | None = None  # None means as the parameters' `intensity.mask` says
-    nnunet: Path | None = None  # a trained network of nnU-Net, in whose folds the logits are
+    masks: Path | None = None  # None means that `intensity.mask` decides
+    nnunet: Path | None = None  # the folder of a trained nnU-Net, whose folds hold the logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,8 @@ class CommonOptions:
     # ended.
     output: Path
     input_type: str = "auto"  # or "logits", "probabilities" or "labels"
-    add_background: bool = False  # as of `infer`
-    resample: str | None = None  # as of `infer`: "linear", "cubic" or None
+    add_background: bool = False  # as in `infer`
+    resample: str | None = None  # as in `infer`: "linear", "cubic" or None
     strict: Annotated[
         bool,
         Option(
@@ -70,7 +70,7 @@ class CommonOptions:
     threads: int | None = None
 
     def beside(self, ending: str) -> Path:
-        """Return a file beside the parameter file, of its name with another ending."""
+        """Return a path beside the parameter file, with its name but another ending."""
         return self.output.with_name(self.output.name.removesuffix(".toml") + ending)
 
     @property
@@ -171,11 +171,11 @@ class UnlabeledOptions(CommonOptions):
 
     images: Path  # a folder, or the file of one case; so are the following
     logits: Path  # the network's logits or probabilities
-    masks: Path | None = None  # None means as the preset's `intensity.mask` says
+    masks: Path | None = None  # None means that `intensity.mask` of the preset decides
     unread: Path | None = None  # a folder of labels, which are not read
 
 
-_NAMES = {
+_FOLDER_NAMES = {
     "images": ("images", "imagesTr"),
     "labels": ("labels", "labelsTr"),
     "logits": ("logits",),
@@ -203,19 +203,19 @@ def locate(
     Raise InputError if one is missing.
     """
     places: dict[str, Path] = {}
-    for what, names in _NAMES.items():
-        path = named.get(what)
+    for kind, names in _FOLDER_NAMES.items():
+        path = named.get(kind)
         if path is None:
             path = _first_folder(folder, names)
         if path is None:
             continue
         if not path.is_dir() and not (takes_files and path.exists()):
-            raise InputError(f"{path}: no such folder; --{what} names the folder of {what}")
-        places[what] = path
+            raise InputError(f"{path}: no such folder; --{kind} names the folder of {kind}")
+        places[kind] = path
 
-    missing = [what for what in needed if what not in places]
+    missing = [kind for kind in needed if kind not in places]
     if missing:
-        options = " and ".join(f"--{what}" for what in missing)
+        options = " and ".join(f"--{kind}" for kind in missing)
         raise InputError(
             f"{folder or 'the data'}: no folder of {' and '.join(missing)}; "
             f"name the folder that holds all, or {options}"
@@ -224,7 +224,7 @@ def locate(
 
 
 def _first_folder(folder: Path | None, names: Sequence[str]) -> Path | None:
-    """Return the first of some folders in a folder that is there."""
+    """Return the first existing folder of some names in a folder."""
     if folder is None:
         return None
     for name in names:
@@ -243,12 +243,12 @@ def locate_nnunet(
 ) -> DataFolders:
     """Return where nnU-Net has the images, labels and probabilities of a trained network.
 
-    Folders that are named are taken instead.
+    A folder that is named takes the place of nnU-Net's.
     """
     from crfrefine.runs.cases.nnunet import locate_images, locate_labels, require_trained
 
     network = require_trained(folder)
-    locate(None, (), {"masks": masks})
+    locate(None, (), {"masks": masks})  # Raises InputError if the folder is missing.
     images = locate_images(network, images)
     return DataFolders(
         images, locate_labels(network, images, labels), network.folder, masks, network.folder

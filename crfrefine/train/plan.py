@@ -42,7 +42,7 @@ from crfrefine.train.starts import VOLUMES, FitResult, Rivals, Start, make_start
 
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
-# Number of deciding cases, if a fifth of the cases is less; of few cases, half of them decide.
+# Fewest deciding cases where a fifth is less; of fewer than twice as many cases, half decide.
 MIN_DECIDING = 16
 # A mean Dice below this most likely means that the logits do not belong to the reference.
 LOW_DICE = 0.05
@@ -68,7 +68,7 @@ class Split:
 def make_folds(num_cases: int, num_folds: int | None, seed: int) -> list[Split]:
     """Divide the cases at random, each held out once, in 2 folds or more.
 
-    With as many folds as cases, they keep their order.
+    With as many folds as cases, the cases keep their order.
     """
     if num_folds is None:
         num_folds = min(DEFAULT_NUM_FOLDS, num_cases)
@@ -90,7 +90,7 @@ def make_folds(num_cases: int, num_folds: int | None, seed: int) -> list[Split]:
 def split_training(cases: Sequence[int], seed: int, held_out: Sequence[int] = ()) -> Split:
     """Set aside the deciding cases among those that may be trained on."""
     num_deciding = max(round(DECIDING_SHARE * len(cases)), min(MIN_DECIDING, len(cases) // 2))
-    if num_deciding == 0:
+    if num_deciding == 0:  # A single case supplies the gradients and decides, too.
         return Split(tuple(cases), tuple(cases), tuple(held_out))
     in_order = sorted(cases)
     shuffled = np.random.default_rng([seed, len(cases), 1]).permutation(np.asarray(in_order))
@@ -130,7 +130,7 @@ class Plan(NamedTuple):
         is_coarse = self.base.counts_network_voxels
         learnable = COARSE_LEARN if is_coarse else LEARNABLE
         moved = [group for group in learnable if group in asked]
-        if is_coarse:  # Volumes are kept afterwards, which leaves no bias to learn.
+        if is_coarse:  # Volumes are restored afterwards, so no bias is learned.
             return tuple(moved)
         if self.cases.regions is not None and "compatibility" in moved:
             moved.remove("compatibility")
@@ -189,17 +189,17 @@ class Plan(NamedTuple):
     def describe(self, threads: int) -> str:
         """Return the first line that a run reports."""
         cases = self.cases
-        about = f"{len(cases.files)} cases"
+        data = f"{len(cases.files)} cases"
         if cases.declared is not None:
-            about += " with label maps"
+            data += " with label maps"
         if cases.regions is not None:
-            about += f", {cases.regions.num_regions} overlapping regions"
-        about += f", {cases.num_labels} labels, modalities: {cases.sizes[1]}"
-        means = [counted(threads, "thread")]
+            data += f", {cases.regions.num_regions} overlapping regions"
+        data += f", {cases.num_labels} labels, modalities: {cases.sizes[1]}"
+        hardware = [counted(threads, "thread")]
         device = unexpected_device(self.options.device, self.device.name)
         if device is not None:
-            means.insert(0, device)
-        return f"{about}; {len(self.folds)} cross-validation folds; {', '.join(means)}"
+            hardware.insert(0, device)
+        return f"{data}; {len(self.folds)} cross-validation folds; {', '.join(hardware)}"
 
 
 def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
@@ -219,7 +219,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
     regions = choose_regions(options.regions, cases)
     folds = make_folds(len(cases.files), options.num_folds, options.seed)
     if cases.regions is None:
-        base.resolve(*cases.sizes)  # Its lengths fit, or it says which do not.
+        base.resolve(*cases.sizes)  # Raises ConfigError if the model does not fit them.
         return Plan(options, device, cases, regions, tuple(folds), base)
 
     if cases.regions.num_regions < 2:
@@ -301,11 +301,7 @@ def _region_of_each_label(cases: LabeledCases) -> tuple[Region, ...]:
 
 
 class Prepared(NamedTuple):
-    """What all parts of a run share.
-
-    This is the material, the models that training may start from, and how good the simple rivals
-    are.
-    """
+    """The data that all parts of a run share: the material, the starts and the rivals' scores."""
 
     plan: Plan
     workers: Workers
@@ -368,7 +364,7 @@ def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
 
     crops = require_all(read, cases.files, data.images, workers, one_by_one=cases.are_large)
     for crop in crops:
-        if (crop.labels[crop.mask] % cases.num_labels).any():  # The label L has no reference.
+        if (crop.labels[crop.mask] % cases.num_labels).any():  # L, no reference, becomes 0.
             return crops
     raise InputError(
         f"{data.labels}: no case has a foreground label; there is nothing to learn from"

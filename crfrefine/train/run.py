@@ -1,7 +1,8 @@
 """The whole of `crfrefine train-crf`, stage after stage.
 
-The stages are: prepare, cross-validate, train on all cases, compare, write. The starts are tried
-first, untrained: at a bandwidth ten times too large there is nothing to learn from the gradient.
+The stages are: plan, prepare, cross-validate, train on all cases, compare, write. The
+starts are first tried without training: at a bandwidth ten times too large, the gradient says
+nothing.
 """
 
 from __future__ import annotations
@@ -69,8 +70,7 @@ from crfrefine.train.starts import (
 )
 
 MAX_SCREENED = 40  # cases that the starts are tried on, at most
-# Step length in the training on all cases, which starts where the folds ended, relative to that in
-# the folds.
+# Factor on the step length in the training on all cases, which starts where the folds ended.
 STEP_LENGTH = 0.3
 SCHEMA = 1
 ALL_CASES = "all cases"  # name of the part of the run after the folds
@@ -100,7 +100,7 @@ def run_training(
 
     num_threads = options.threads or available_threads()
     torch_threads = torch.get_num_threads()
-    # Sums of several threads depend on how many there are; the time is spent in the engine anyway.
+    # PyTorch's sums depend on its number of threads; the engine takes most of the time anyway.
     torch.set_num_threads(1)
     try:
         with Workers(num_threads, one_by_one=plan.device.is_gpu) as workers:
@@ -171,9 +171,9 @@ def _train(
 
 
 def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequence[Start]]:
-    """Return the starts for each of some folds.
+    """Return the starts to train in each of some folds.
 
-    They are those of different bandwidths that are best, untrained, on the cases of the fold.
+    They have different bandwidths, and are the best without training on the cases of the fold.
     """
     starts = prepared.starts
     if not folds or len(starts) <= setup.NUM_TRAINED:
@@ -186,13 +186,13 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
     places = np.linspace(0, num_cases - 1, min(num_cases, MAX_SCREENED)).round()
     cases = np.unique(places.astype(int)).tolist()
     samples = [material.samples[case] for case in cases]
-    columns = []
+    dice_of_starts = []
     for start in starts:
         refine = Model(start.parameters, (), material.sizes, material.device).refine
-        columns.append(score_cases(refine, samples, material, prepared.workers).dice)
-        observer.progressed(SCREENING_SHARE * len(columns) / len(starts))
+        dice_of_starts.append(score_cases(refine, samples, material, prepared.workers).dice)
+        observer.progressed(SCREENING_SHARE * len(dice_of_starts) / len(starts))
 
-    scores = Scores(starts, np.array(columns).T)
+    scores = Scores(starts, np.array(dice_of_starts).T)
     chosen: dict[int, Sequence[Start]] = {}
     for fold in folds:
         seen = prepared.plan.folds[fold].seen
@@ -204,11 +204,11 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
 
 def _first_bandwidths(starts: Sequence[Start]) -> list[Start]:
     """Return the first NUM_TRAINED starts that differ by more than their weights."""
-    first: dict[str, Start] = {}
+    start_of_bandwidths: dict[str, Start] = {}
     for start in starts:
         kernels = [replace(kernel, weight=0.0) for kernel in start.parameters.bilateral]
-        first.setdefault(repr(kernels), start)
-    return list(first.values())[: setup.NUM_TRAINED]
+        start_of_bandwidths.setdefault(repr(kernels), start)
+    return list(start_of_bandwidths.values())[: setup.NUM_TRAINED]
 
 
 def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldResult:
@@ -247,7 +247,7 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
 def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -> FitResult:
     """Train on the cases of a fold that supply gradients.
 
-    Its deciding cases choose the candidate, which is then fitted to all cases of the fold, as the
+    The deciding cases choose a candidate, which is then fitted to all cases of the fold, as the
     rivals are.
     """
     plan = prepared.plan
@@ -281,7 +281,7 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
 
 
 def _fit_to_all(fit: FitResult, training: Fit, calibrated: CrfParameters | None) -> FitResult:
-    """Train the start that won on all cases of its fold, those that decided too.
+    """Train the winning start on all cases of its fold, also on those that decided.
 
     `calibrated` is the network recalibrated on these cases, which the start may build on.
     """
@@ -290,7 +290,7 @@ def _fit_to_all(fit: FitResult, training: Fit, calibrated: CrfParameters | None)
         first = training.starts[0]
         recalibrated = with_calibrated(first, calibrated)
         starts[recalibrated.name] = recalibrated
-    # With a kind, nothing is left to be decided.
+    # The kind is known, so these cases have nothing to decide.
     seen = tuple(training.split.seen)
     fitted = replace(
         training,
@@ -366,7 +366,7 @@ def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
 def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
     """Return the result of the training on all cases.
 
-    It is no CRF if the CRFs of the folds do not help the cases held out.
+    The result is the network alone if the CRFs of the folds do not help the cases held out.
     """
     fits = [fold.tuned.fit for fold in folds]
     gains = gains_held_out(folds)

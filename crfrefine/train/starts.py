@@ -55,12 +55,12 @@ NO_CRF = "no CRF"  # the network's labels as they are
 CALIBRATION = "recalibration alone"  # a temperature and biases, but no weights
 UNTRAINED = "preset default, untrained"  # the preset as it is
 CRF = "CRF"  # the best trained model, with the volume term of its start
-# Beginning of kinds with one weight for all labels, no biases, and a volume term, which does per
-# case what these do on average.
+# Beginning of the kinds with one weight for all labels and no biases. Their volume term does per
+# case what weights per label and biases do on average.
 ONE_WEIGHT = f"{CRF} with one weight"
 
-# Volume terms that are tried once the rest is trained. The first protects at little cost: with it,
-# a model is the gentler one.
+# Volume terms that are tried once the rest is trained. The first one protects at little cost, so a
+# model with it counts as gentler.
 VOLUMES = (VolumeParameters(0.5), VolumeParameters(0.75))
 HARM = 2.0  # losses weigh twice as much as gains
 # Share of the best candidate's gain, losses counted HARM-fold, that a gentler one must keep to be
@@ -107,11 +107,11 @@ def make_starts(
     lengths, unit = _lengths_to_try(model, spacing)
     weights = WEIGHTS if "weights" in learn else WEIGHTS[:1]
     for length, beta, weight in itertools.product(lengths, THETA_BETAS, weights):
-        alphas = _like(first.theta_alpha, length)
-        kernel = replace(first, theta_alpha=alphas, theta_beta=_like(first.theta_beta, beta))
+        alphas = _full_like(first.theta_alpha, length)
+        kernel = replace(first, theta_alpha=alphas, theta_beta=_full_like(first.theta_beta, beta))
         name = f"theta_alpha {length:.3g} {unit}, theta_beta {beta:g}"
         if "weights" in learn:
-            kernel = replace(kernel, weight=_like(first.weight, weight))
+            kernel = replace(kernel, weight=_full_like(first.weight, weight))
             name += f", weight {weight:g}"
         starts.append(Start(name, replace(model, bilateral=(kernel, *model.bilateral[1:]))))
     return starts
@@ -132,7 +132,7 @@ def voxel_length(spacing: Sequence[float]) -> float:
     return math.prod(spacing) ** (1.0 / len(spacing))
 
 
-def _like(value: float | tuple[float, ...], number: float) -> float | tuple[float, ...]:
+def _full_like(value: float | tuple[float, ...], number: float) -> float | tuple[float, ...]:
     """Return the number as often as `value` has entries."""
     if isinstance(value, tuple):
         return (number,) * len(value)
@@ -212,7 +212,7 @@ def _rounded_number(text: str) -> float:
 class Rivals(NamedTuple):
     """Candidates beside the recalibrated network and the trained model."""
 
-    # A model with the first one goes before that without, if this has a weight.
+    # If the first one has a weight, a model with it comes before the model without.
     volumes: tuple[VolumeParameters, ...] = ()
     untrained: CrfParameters | None = None  # the preset, where it is comparable
 
@@ -238,7 +238,7 @@ class Candidate:
 
     @property
     def is_useful(self) -> bool:
-        """Whether its gain exceeds chance, also where losses count HARM-fold."""
+        """True if its gain exceeds chance, and is above 0 with losses counted HARM-fold."""
         return is_gain(self.gains) and bool(self.values.mean() > 0.0)
 
     def is_about_as_good_as(self, best: Candidate) -> bool:
@@ -290,7 +290,7 @@ def _with_volume(
 def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
     """Return the candidates that all trainings have in common.
 
-    Each has the gains of all trainings; the rest is that of the training with the best one.
+    Each has the gains of all trainings; its other values are those of its best training.
     """
     by_kind: dict[str, list[Candidate]] = {}
     for candidate in itertools.chain.from_iterable(trainings):
@@ -305,13 +305,12 @@ def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate | None:
-    """Return the candidate to take, None for the network as it is.
+    """Return the candidate to take; None means the network as it is.
 
-    Losses count HARM-fold. Among those whose gain exceeds chance (`is_gain`), that with the best
-    mean is taken, or the first one, since gentler ones come first, that keeps KEPT_GAIN of this
-    mean and whose distance from it chance explains. Where there are models with one weight, these
-    and the gentler ones are compared first; the trained model, with its many weights and biases,
-    must then be better than what they choose by more than chance, on MIN_DECIDING cases or more.
+    Only useful candidates are compared, gentler ones first. The first one that is about as good as
+    the best one is taken. Where there are models with one weight, the trained model, with its many
+    weights and biases, is left out of this comparison. It is taken if no other candidate is useful,
+    or if it is surely better than the one that the comparison takes.
     """
     useful = [candidate for candidate in candidates if candidate.is_useful]
     if not any(candidate.kind.startswith(ONE_WEIGHT) for candidate in candidates):
@@ -360,10 +359,10 @@ class FitResult:
 
     start: str  # name of the start that won; NO_CRF or CALIBRATION if no CRF was better
     parameters: CrfParameters  # all weights are 0 if no CRF was better
-    score: float  # mean Dice of the deciding cases with them
+    score: float  # mean Dice of the deciding cases with these parameters
     network_score: float  # mean Dice of the deciding cases without a CRF
-    # Dice minus the network's, per deciding case, of what won or else of the best CRF; empty if it
-    # is not known.
+    # Dice minus the network's of each deciding case, for the candidate that won, or else for the
+    # best CRF; empty if it is not known.
     gains: tuple[float, ...]
     best_optimizer_step: int = field(metadata={"key": "best_iteration"})  # of the start that won
     # Loss, Dice and bandwidths of each start over its steps.
@@ -375,7 +374,7 @@ class FitResult:
 
     @property
     def is_network(self) -> bool:
-        """Whether no CRF was better than the network."""
+        """True if no CRF was better than the network."""
         return self.start == NO_CRF
 
     def describe(self) -> str:

@@ -26,7 +26,7 @@ from crfrefine.train.crops import count_confusion
 NOISE_SIGMAS = (1.0, 2.0)
 # A label with fewer voxels has no part in a mean Dice: a few voxels would decide it.
 MIN_VOXELS = 30
-# Tolerance of the noise: a fifth of the smallest gain at which parameters are considered.
+# Tolerance of the Dice that noise leaves: a fifth of the smallest gain that counts.
 DICE_TOLERANCE = 0.002
 _MAX_HALVINGS = 16
 _MAX_SCALE = 1024.0
@@ -56,7 +56,8 @@ def agreeing(
 ) -> NDArray[np.float32]:
     """Return (channels, *grid) logits, as doubtful as they were, that decode to the truth.
 
-    Logits of wrong labels change places, those of wrong regions change sign.
+    The logits of a wrong label and of the true one change places; those of wrong regions change
+    sign.
     """
     if regions is not None:
         inside = np.stack([np.isin(truth, labels) for labels in regions.labels])

@@ -54,7 +54,7 @@ VOLUME_WEIGHTS = (0.0, 0.75)
 MAX_CASES = 20
 MAX_CASES_OF_A_RUN = 10
 FEW_CASES = 4  # with fewer, the noise seeds of each case count by themselves where chance is judged
-NUM_SEEDS = 2  # of the noise for each case; of few cases as many as give MIN_DRAWS
+NUM_SEEDS = 2  # noise seeds of each case; few cases get as many as MIN_DRAWS needs
 MIN_DRAWS = 8
 MIN_UNITS = 4  # cases, or draws of few cases: with fewer nothing is sure; two for each half
 # Most voxels of a synthetic case, which is coarsened to this: all candidates on it take half a
@@ -64,13 +64,13 @@ MAX_VOXELS = 400_000
 MARGIN = 16
 # Factors on the noise that the network expects of itself: networks expect too much of themselves.
 NOISE_LEVELS = (1.0, 1.5)
-# Dice above `default` that a choice must gain in every kind of synthetic case: smaller ones were
+# Dice above `default` that a choice must gain in every kind of synthetic case: smaller gains were
 # worth nothing on real cases.
 MIN_GAIN = 0.01
-# Dice between the two truths below which it stays with `default`, since neither is like the case;
-# on real cases it is 0.92 to 0.98.
+# Dice between the two truths below which `default` is kept, since neither truth is like the case;
+# on real cases, this Dice is 0.92 to 0.98.
 MIN_AGREEMENT = 0.85
-# Smallest gain over the network that gains are measured in: a kind without errors does not decide.
+# Smallest divisor of gains in a score, so that a kind of case without errors does not decide.
 MIN_UNIT = 0.001
 DEFAULT = "default"
 SCHEMA = 2  # of the report
@@ -78,9 +78,9 @@ REPORTED_OPTIONS = ("images", "logits", "masks", "input_type", "add_background",
 
 
 def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
-    """Return `default` and the built-in sets, by kernels, for typical voxels of a side in mm.
+    """Return `default` and the built-in sets, in the order of kernels, all with the overrides.
 
-    All have the overriding entries.
+    `voxel` is the side of a typical voxel in mm.
     """
     candidates = [Start(DEFAULT, CrfParameters().replace(**overrides))]
     tried = [candidates[0].parameters]
@@ -178,7 +178,7 @@ def make_source(
         )
     regions = case.regions
     mask = _find_voxels(case)
-    expected = synthetic.expected_dice(case.logits, mask, regions)
+    expected_dice = synthetic.expected_dice(case.logits, mask, regions)
     part = _part_around_foreground(case, mask, default, threads)
     while part.mask.size > MAX_VOXELS:
         part = part.coarsened(regions)
@@ -187,7 +187,7 @@ def make_source(
     network = np.where(part.mask, decode(part.logits, regions), 0)
     groups = groups_of(len(case.logits), regions)
     # The Dice of labels with themselves is NaN if all have too few voxels to count.
-    defined = (expected, dice_of(refined, refined, groups), dice_of(network, network, groups))
+    defined = (expected_dice, dice_of(refined, refined, groups), dice_of(network, network, groups))
     if np.isnan(defined).any():
         raise InputError(
             f"case {case.case_id!r}: no label has {MIN_VOXELS} voxels, which a comparison needs"
@@ -203,7 +203,7 @@ def make_source(
             Truth(refined, synthetic.agreeing(part.logits, refined, regions)),
             Truth(network, synthetic.agreeing(part.logits, network, regions)),
         ),
-        expected,
+        expected_dice,
         dice_of(network, refined, groups),
         noise_voxels,
     )
@@ -231,7 +231,7 @@ def _part_around_foreground(
         image,
         parameters=replace(default, intensity=NORMALIZED),
         input_type="logits",
-        allow_vanishing=True,  # Rules that remove much are those that were set by hand.
+        allow_vanishing=True,  # Only rules that the user set remove much.
         spacing=case.spacing,
         mask=case.mask,
         regions=case.regions,
@@ -313,16 +313,16 @@ def _draw_synthetic_cases(source: Source, seed: Sequence[int]) -> list[Truth]:
 def gains_of(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return gains of Dice over `default`, (units, kinds, candidates), and scores.
 
-    A score, (units, candidates), is the mean over kinds of the gain in units of the gain of the
+    A score, (units, candidates), is the mean over kinds of the gain, divided by the gain of the
     best candidate over the network.
     """
-    of_network = table[:, :, :1]
-    of_default = table[:, :, 1:2]
-    of_candidates = table[:, :, 1:]
-    best = (of_candidates - of_network).mean(axis=0).max(axis=-1)
-    gains = of_candidates - of_default
-    units = np.maximum(best, MIN_UNIT)[:, None]
-    return gains, (gains / units).mean(axis=1)
+    network = table[:, :, :1]
+    default = table[:, :, 1:2]
+    candidates = table[:, :, 1:]
+    best_gains = (candidates - network).mean(axis=0).max(axis=-1)
+    gains = candidates - default
+    divisors = np.maximum(best_gains, MIN_UNIT)[:, None]
+    return gains, (gains / divisors).mean(axis=1)
 
 
 def pick(table: NDArray[np.float64]) -> int:
@@ -388,14 +388,14 @@ class Choice(NamedTuple):
     def describe(self) -> str:
         """Return the verdict in plain English."""
         number, doubt = self.decision
-        on = f"on synthetic cases made from {counted(len(self.case_ids), 'case')}"
+        basis = f"on synthetic cases made from {counted(len(self.case_ids), 'case')}"
         if not doubt:
             gain = f"{100 * self.gains[number]:+.2f} points of Dice against `{DEFAULT}`"
             caution = "That is no proof: look at the results, or measure with labels"
-            return f"chosen: {self.chosen.name}: {gain} {on}. {caution}"
+            return f"chosen: {self.chosen.name}: {gain} {basis}. {caution}"
         if not self.case_ids:
             return f"it stays with `{DEFAULT}`: {doubt}"
-        return f"it stays with `{DEFAULT}`: {doubt}, {on}"
+        return f"it stays with `{DEFAULT}`: {doubt}, {basis}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry in the record of a run."""
@@ -434,7 +434,7 @@ def run_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> Choi
 
 
 def _find_unlabeled(options: UnlabeledOptions, observer: TrainingObserver) -> RunInputs:
-    """Return the cases; raise InputError if an output would replace one, or some are bad."""
+    """Return the cases; raise InputError if an output would replace one, or for bad ones."""
     inputs = find_inputs(
         InferenceOptions(
             (options.images,),
@@ -584,14 +584,14 @@ def _read_source(
 ) -> Source:
     """Read a case and return the source of its synthetic ones."""
     headers = read_case_headers(case, inputs.reading)
-    of_network = None
+    network_spacing = None
     if headers.logits is not None:
-        of_network = headers.logits.files[0].spacing
+        network_spacing = headers.logits.files[0].spacing
     # How many of the image's voxels a voxel of the network is long.
     voxel = voxel_length(headers.spacing)
-    coarseness = max(1.0, voxel_length(of_network or headers.spacing) / voxel)
-    read = read_case(headers, inputs.reading, threads=threads)
-    return make_source(read, default, threads, coarseness)
+    coarseness = max(1.0, voxel_length(network_spacing or headers.spacing) / voxel)
+    loaded = read_case(headers, inputs.reading, threads=threads)
+    return make_source(loaded, default, threads, coarseness)
 
 
 def _describe_left_out(left_out: Mapping[str, str]) -> str:
