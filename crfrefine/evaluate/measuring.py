@@ -1,4 +1,4 @@
-"""One case: the values of every method.
+"""The values of every method in one case.
 
 They are measured in a separate process, so inputs and outputs can be pickled.
 """
@@ -39,12 +39,12 @@ class CaseResult(Record):
     status: str = "measured"
     # By method; methods that could not be measured are missing.
     values: dict[str, RegionValues] = field(default_factory=dict)
-    # Sentences about optional results that are missing and about structures that others cover, each
-    # after the name of the method, or "reference".
+    # Sentences about missing optional results and about structures that others cover, each after
+    # the name of the method or "reference".
     warnings: list[str] = field(default_factory=list)
 
 
-# The finest atlases have half as many; a gray image taken for a label map has thousands.
+# Most labels of a case: the finest atlases have half as many, a gray image has thousands.
 MAX_MEASURED = 2000
 
 
@@ -70,7 +70,7 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
 
 
 def _named(part: str, sentences: Iterable[str]) -> list[str]:
-    """Return sentences after the name of the method, or "reference", that they are about."""
+    """Return the sentences, each after the part that it is about: a method, or "reference"."""
     return [f"{part}: {sentence}" for sentence in sentences]
 
 
@@ -79,7 +79,7 @@ def _fail_method(result: CaseResult, method: str, failure: Failure) -> None:
 
 
 def _skip_calibration(result: CaseResult, method: str, failure: Failure) -> None:
-    """Record that a method has no calibration, which nobody asked for; a bug is a failure."""
+    """Record a missing calibration that nobody asked for as a warning, but a bug as a failure."""
     if failure.traceback is not None:
         _fail_method(result, method, failure)
     else:
@@ -96,7 +96,7 @@ def _measure_method(
     result.warnings += _named(method, warnings)
     values = _measure_masks(label_map, reference)
     result.values[method] = values
-    del label_map  # The probabilities need the memory.
+    del label_map  # The probabilities need its memory.
 
     fail = partial(_fail_method, result, method)
     if files.asked_for_probabilities:  # The calibration uses other files than the masks.

@@ -18,7 +18,7 @@ METRICS_NAME = "metrics.csv"
 SUMMARY_NAME = "summary.json"
 REPORT_NAME = "report.html"
 DEFAULT_NAME = "prediction"
-VOXEL = "voxel"  # As a tolerance: one voxel of the reference.
+VOXEL = "voxel"  # The tolerance that is one voxel of the reference.
 
 MAX_OF_A_NAME = 200  # Most characters of a method's name, which appears in tables.
 
@@ -184,7 +184,7 @@ class EvaluationOptions:
 
     @property
     def methods(self) -> dict[str, Path]:
-        """Folder or file of each method by its name, the judged one first."""
+        """Folder or file of each method by its name, the judged method first."""
         return {self.name: self.predictions, **dict(self.baselines)}
 
     @property
@@ -198,7 +198,7 @@ class EvaluationOptions:
 
     @property
     def baseline(self) -> str | None:
-        """Name of the method to compare the judged one with."""
+        """Name of the method that the judged one is compared with; None without any."""
         if not self.baselines:
             return None
         name, _ = self.baselines[0]

@@ -1,6 +1,6 @@
 """Assign the label maps of each method to cases by their names, without reading any.
 
-Cases that lack a file are found here, too; no number includes them.
+Cases that lack a file are found here, too, and left out of all results.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from crfrefine.runs.cases.case_files import (
 # A case may have several files of probabilities with the same content, from `infer` and nnU-Net;
 # the first kind in this order counts. The probabilities of `infer` belong to its label map; an .npz
 # of the same name may be its input.
-_SCORES = ("_probabilities", "", "_probseg", "_softmax", "_logits")
+_PROBABILITY_ENDINGS = ("_probabilities", "", "_probseg", "_softmax", "_logits")
 
 
 class MethodFiles(NamedTuple):
     """The files of a method for a case."""
 
-    # One value per voxel, or probabilities of all labels (only the header tells). None means that
-    # they come from `probabilities`.
+    # A label map, or probabilities of all labels: only the header tells which. None means that the
+    # labels come from `probabilities`.
     label_map: Path | None = None
     # Logits or probabilities of all labels: one file, or one per label; empty without any.
     probabilities: tuple[Path, ...] = ()
@@ -42,12 +42,12 @@ class MethodFiles(NamedTuple):
     asked_for_probabilities: bool = False
     # Why the method cannot be measured in this case, judged by file names.
     problem: str | None = None
-    # Why there is no calibration, although probabilities were requested.
+    # Why the calibration is missing, although probabilities were requested.
     probabilities_problem: str | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files."""
+        """All files of the method."""
         if self.label_map is None:
             return self.probabilities
         return (self.label_map, *self.probabilities)
@@ -65,7 +65,7 @@ class CasePair(NamedTuple):
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files."""
+        """All files of the method."""
         paths = [self.reference]
         for files in self.methods.values():
             paths += files.paths
@@ -78,8 +78,8 @@ class Pairing(NamedTuple):
     cases: tuple[CasePair, ...]  # Those with a file in the reference and in every method.
     notes: tuple[str, ...]  # Notes on ignored files, one sentence each.
     left_out: Incomplete
-    # Number of each structure by its name: label maps are folders of structures, or their labels
-    # have these names. Empty without any.
+    # Number of each structure by its name; empty without structures. Label maps are then folders of
+    # structures, or their labels have these names.
     structures: Mapping[str, int]
 
 
@@ -89,7 +89,7 @@ class _Candidates(NamedTuple):
     # Label maps by case: one, unless several may be the reference.
     references: Mapping[str, Sequence[Path]]
     methods: dict[str, Mapping[str, MethodFiles]]  # By method and case.
-    structures: Mapping[str, int]  # As of the `Pairing`.
+    structures: Mapping[str, int]  # As in the `Pairing`.
 
     @property
     def names(self) -> list[str]:
@@ -112,18 +112,18 @@ class _Candidates(NamedTuple):
 
 
 class _Gap(NamedTuple):
-    """Complete cases without a file that was asked for, but that measuring masks does not need."""
+    """The complete cases that lack an optional file, one that measuring masks does not need."""
 
     reason: str
     case_ids: Sequence[str]  # Empty if no case lacks a file.
-    meaning: str
+    consequence: str
 
 
 def pair_cases(options: EvaluationOptions) -> Pairing:
     """Find the files of each method for each case.
 
     Duplicates become a `problem` of the case or of its method.
-    Raises InputError: no complete case, or an incomplete one with `strict`.
+    Raise InputError without a complete case, or, with `strict`, for an incomplete one.
     """
     notes: list[str] = []
     if has_structures(options):
@@ -158,7 +158,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
         if gap.case_ids:
             notes.append(
                 f"{gap.reason} for {len(gap.case_ids)} of {len(complete)} cases, "
-                f"such as {gap.case_ids[0]}; {gap.meaning}"
+                f"such as {gap.case_ids[0]}; {gap.consequence}"
             )
     if candidates.structures:
         notes.append(
@@ -188,7 +188,7 @@ def _pair(
 def _incomplete(
     names: Sequence[str], left_out: Incomplete, gaps: Sequence[_Gap]
 ) -> dict[str, list[str]]:
-    """Return the cases that lack any file, needed or only asked for, with what is missing."""
+    """Return the cases that lack a file, even an optional one, with what is missing."""
     incomplete = {}
     for case_id in names:
         reasons = list(left_out.get(case_id, ()))
@@ -252,7 +252,7 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
 def _reference_candidates(case_id: str, by_stem: Mapping[str, list[Path]]) -> list[Path]:
     """Return the files that may be the reference of a case.
 
-    A name and a format that tell of a segmentation are two candidates.
+    A file with the name of a label map and one in a format for label maps are two candidates.
     """
     candidates = dict.fromkeys(discovery.label_maps(by_stem, case_id, discovery.LABEL_SUFFIXES))
     for path in by_stem.get(case_id, []):
@@ -264,7 +264,7 @@ def _reference_candidates(case_id: str, by_stem: Mapping[str, list[Path]]) -> li
 def _files_of_method(
     source: Path, references: Mapping[str, object], labels: Path, notes: list[str]
 ) -> dict[str, MethodFiles]:
-    """Return a method's files of each case, also of cases without a reference."""
+    """Return the files of a method for each case, also for cases without a reference."""
     if not source.is_dir():
         path = _file_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
         (case_id,) = references
@@ -311,10 +311,10 @@ def _choose(
     """Return the files of a folder for a case."""
     label_maps = discovery.label_maps(maps, case_id, discovery.LABEL_SUFFIXES)
     probabilities = _probabilities_beside(case_id, maps, scores)
-    for what, paths in (("label map", label_maps), ("file of probabilities", probabilities)):
+    for kind, paths in (("label map", label_maps), ("file of probabilities", probabilities)):
         if len(paths) > 1:
             names = discovery.file_names(paths)
-            return MethodFiles(problem=f"expected one {what}, found {names} in {folder}")
+            return MethodFiles(problem=f"expected one {kind}, found {names} in {folder}")
     return MethodFiles(label_maps[0] if label_maps else None, tuple(probabilities))
 
 
@@ -322,7 +322,7 @@ def _probabilities_beside(
     case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]]
 ) -> list[Path]:
     """Return the files of probabilities of a case that are beside its label map."""
-    for ending in _SCORES:
+    for ending in _PROBABILITY_ENDINGS:
         paths = scores.get(case_id + ending, [])
         if ending:  # A volume without an ending is the label map.
             paths = [*maps.get(case_id + ending, []), *paths]
@@ -335,8 +335,8 @@ def _with_probabilities(
     files_of: Mapping[str, MethodFiles], case_ids: Sequence[str], source: Path, notes: list[str]
 ) -> dict[str, MethodFiles]:
     """Replace the probabilities of a method with those of another folder."""
-    bare = CaseList([CaseFiles(case_id, ()) for case_id in case_ids])
-    cases = discovery.with_logits(bare, [source])
+    empty_cases = CaseList([CaseFiles(case_id, ()) for case_id in case_ids])
+    cases = discovery.with_logits(empty_cases, [source])
     notes += cases.notes
     replaced = {}
     for case in cases:

@@ -23,7 +23,7 @@ from crfrefine.base.failures import Failure, describe_failure
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_START = (
+_WORKER_PROGRAM = (
     "import sys; sys.path[:] = sys.argv[2:]; "
     "from crfrefine.evaluate.processes import serve; serve(int(sys.argv[1]))"
 )
@@ -35,21 +35,21 @@ def map_in_processes(
 ) -> Generator[tuple[Item, Result | Failure]]:
     """Yield each item with its result or failure, as they complete.
 
-    The function is importable and writes no files. Closing the generator ends the processes.
+    The function must be importable and write no files. Closing the generator ends the processes.
     """
-    # One process, or one item, needs no other process.
+    # One process or one item needs no worker process.
     if min(num_processes, len(items)) <= 1:
         for item in items:
             yield item, _attempt(function, item)
         return
-    content = pickle.dumps(function)
+    pickled_function = pickle.dumps(function)
     pending = deque(items)
     busy: dict[_Process, Item] = {}
     idle: list[_Process] = []
     try:
         while pending or busy:
             while pending and len(busy) < num_processes:
-                process = idle.pop() if idle else _Process(content)
+                process = idle.pop() if idle else _Process(pickled_function)
                 process.send(pickle.dumps(pending[0]))
                 busy[process] = pending.popleft()
             ready = wait([process.connection for process in busy])
@@ -69,7 +69,7 @@ def map_in_processes(
 
 
 def _attempt(function: Callable[[Item], Result], item: Item) -> Result | Failure:
-    """Return the result of a function, or the failure that its exception is."""
+    """Return the result of a function, or its exception as a failure."""
     try:
         return function(item)
     except Exception as error:
@@ -77,28 +77,28 @@ def _attempt(function: Callable[[Item], Result], item: Item) -> Result | Failure
 
 
 class _Process:
-    """A process, and this end of the pipe to it. It ends when this process does."""
+    """A worker process, and our end of the pipe to it. The worker ends when this process does."""
 
-    def __init__(self, function: bytes) -> None:
-        self.connection, other = Pipe()
-        with other:  # Closed here, so that the pipe ends when the process does.
+    def __init__(self, pickled_function: bytes) -> None:
+        self.connection, worker_end = Pipe()
+        with worker_end:  # Closed here, so that the pipe ends when the worker does.
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(other.fileno()), *sys.path],
+                [sys.executable, "-c", _WORKER_PROGRAM, str(worker_end.fileno()), *sys.path],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={**os.environ, **_ONE_THREAD},
-                pass_fds=[other.fileno()],
-                process_group=0,  # A Ctrl-C in the terminal does not reach it.
+                pass_fds=[worker_end.fileno()],
+                process_group=0,  # A Ctrl-C in the terminal does not reach the worker.
             )
-        self.send(function)
+        self.send(pickled_function)
 
     def send(self, message: bytes) -> None:
         """Hand over the function, or an item."""
-        with contextlib.suppress(OSError):  # It died while idle: `take` will notice.
+        with contextlib.suppress(OSError):  # The worker died while idle: `take` will notice.
             self.connection.send_bytes(message)
 
     def take(self) -> Any:
-        """Return the result or the failure of its item."""
+        """Return the result of the worker's item, or its failure."""
         try:
             return pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
@@ -118,12 +118,12 @@ class _Process:
 
 
 def serve(handle: int) -> None:
-    """Work, in the process, until the pipe ends: the first message is the function, then items."""
+    """Work as a worker until the pipe ends; the first message is the function, others are items."""
 
     def end_with_parent() -> None:
-        """End, even at work, when the other end of the pipe has gone: its parent was killed."""
+        """End the worker, even at work, once the parent has closed its end of the pipe or died."""
         waiting = select.poll()
-        waiting.register(handle, 0)  # nothing but the end
+        waiting.register(handle, 0)  # 0: only the end of the pipe is waited for
         waiting.poll()
         os._exit(0)
 

@@ -48,9 +48,9 @@ from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 class SoftLabels(NamedTuple):
     """The contents of a file of logits or probabilities."""
 
-    label_map: Labels  # (*grid) the most probable label; of regions as nnU-Net combines them.
+    label_map: Labels  # (*grid) the most probable label; regions are combined as nnU-Net does.
     probabilities: Float32  # (L, *grid) float32; of regions: (R, *grid).
-    note: str  # Says whether they were taken as logits or as probabilities, and why.
+    note: str  # Tells if they were taken as logits or as probabilities, and why.
     # The regions of the channels; None means that the channels are labels.
     regions: RegionScheme | None = None
 
@@ -59,19 +59,19 @@ class SoftLabels(NamedTuple):
 class Reference:
     """The label map that the methods of a case are measured against.
 
-    Files on another grid are interpolated onto its own on request.
+    Files on another grid are interpolated onto the grid of the reference on request.
     """
 
     volume: Volume  # As read.
     header: VolumeHeader  # The header of the volume.
     settings: Settings  # The settings of the run.
     ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
-    # Gets a sentence about each file that was interpolated.
+    # It gets a sentence about each file that was turned or interpolated.
     notes: list[str] = field(default_factory=list)
 
     @property
     def work(self) -> WorkGrid:
-        """The same grid, to interpolate onto."""
+        """The grid of the reference, to interpolate onto."""
         return WorkGrid(self.header, "reference")
 
     def check(self, other: VolumeHeader, what: str) -> None:
@@ -171,9 +171,9 @@ def read_masks(
         return soft.label_map, soft
     if structures:
         volume = read_structures(path, structures, warnings, grid=grid)
-        return _onto(reference, volume, "structures"), None
+        return _labels_on_grid(reference, volume, "structures"), None
     if _is_label_map(path, grid, regions):
-        return _onto(reference, io.read_labels(path, grid=grid), "label map"), None
+        return _labels_on_grid(reference, io.read_labels(path, grid=grid), "label map"), None
     soft = read_probabilities((path,), reference, regions)
     return soft.label_map, soft
 
@@ -181,8 +181,8 @@ def read_masks(
 def _is_label_map(path: Path, grid: VolumeHeader, regions: RegionReading) -> bool:
     """Return whether a file has one label per voxel.
 
-    Logits and probabilities have several values per voxel, declare such values, or are the channel
-    of a region, or of label 1.
+    Logits and probabilities have several values per voxel or declare such values, or they are the
+    single channel of a region or of label 1.
     """
     header = with_channel_axis(io.read_header(path), grid)
     if header.num_channels != 1 or header.kind is not None:
@@ -190,7 +190,7 @@ def _is_label_map(path: Path, grid: VolumeHeader, regions: RegionReading) -> boo
     return not regions.is_channel(header) and not holds_one_probability(header, LABEL_TOLERANCE)
 
 
-def _onto(reference: Reference, volume: Volume, what: str) -> Labels:
+def _labels_on_grid(reference: Reference, volume: Volume, what: str) -> Labels:
     """Return labels on the grid of the reference, (*grid)."""
     assert volume.header is not None
     reference.check(volume.header, what)
@@ -205,7 +205,7 @@ def read_probabilities(
 ) -> SoftLabels:
     """Read logits or probabilities, one file or one per label, on the grid of the reference.
 
-    From another grid, logits are interpolated.
+    Logits on another grid are interpolated.
     """
     header = _scores_header(paths, reference, regions)
     file = header.files[0]
@@ -282,7 +282,7 @@ def _decode(stored: Float32, kind: str, name: str, is_elsewhere: bool) -> Array:
     labels = argmax_labels(stored)
     if kind == "probabilities":
         padding = find_ties(stored)
-        if padding is not None:  # Equal probabilities may be a distribution.
+        if padding is not None:  # Equal probabilities that sum to 1 are no padding.
             padding &= abs(stored[0] * len(stored) - 1) > SUM_TOLERANCE
     else:
         padding = find_padding(stored)
@@ -318,7 +318,7 @@ def _decode_regions(stored: Float32, scheme: RegionScheme, kind: str, note: str)
 def read_image(path: Path, reference: Reference) -> Float32:
     """Read an image on the grid of the reference, (C, *grid): one channel, or those of a 4-D file.
 
-    Voxels that are NaN get the lowest intensity, as background has it.
+    Voxels that are NaN get the lowest intensity, like background.
     """
     header = io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), reference.header)
     reference.check(header, "image")

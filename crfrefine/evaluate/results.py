@@ -55,7 +55,7 @@ class Evaluation:
     num_processes: int = 1  # cases measured at a time
     seconds: float = 0.0
     has_report: bool = False  # True once `report.html` is written
-    left_out: Incomplete = field(default_factory=dict)  # no number includes these cases
+    left_out: Incomplete = field(default_factory=dict)  # cases that no number includes
     # By method, the cases that its parameters were learned on.
     learned: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -95,7 +95,7 @@ class Evaluation:
 
     @property
     def judged_regions(self) -> tuple[str, ...]:
-        """The regions of the deciding mean."""
+        """The regions whose mean decides the verdict."""
         labels = [name for name in self.regions if name not in self.settings.named]
         return self.settings.judged or tuple(labels)
 
@@ -121,7 +121,7 @@ class Evaluation:
     def table(self) -> ResultTable:
         """The cases that are summarized, judged and shown.
 
-        These are all except those used for learning, or these if there are no others.
+        These are all but those that parameters were learned on, or all if there are no others.
         """
         table = ResultTable(
             line for line in self.full_table if line.case not in self._learned_cases
@@ -194,9 +194,9 @@ class Evaluation:
 
     @cached_property
     def recovered(self) -> dict[str, dict[str, float]]:
-        """Share of the ceiling's lead over the baseline that the judged method has.
+        """Share of the ceiling's lead over the baseline that the judged method recovers.
 
-        It is by metric and region, where there is a lead.
+        It is by metric and region, for those with a lead.
         """
         leads = self._mean_differences(self.options.ceiling)
         shares: dict[str, dict[str, float]] = {}
@@ -218,7 +218,7 @@ class Evaluation:
     def recovered_text(self) -> str:
         """One line on the shares that are recovered; empty without a ceiling.
 
-        They are of the mean over regions if there are several.
+        With several regions, the shares are those of the mean over regions.
         """
         options = self.options
         if options.ceiling is None:
@@ -233,7 +233,7 @@ class Evaluation:
 
     @property
     def learned_text(self) -> str:
-        """How many cases were used for learning, and for which methods; empty if none is known."""
+        """One line: how many cases the parameters of which methods were learned on; or empty."""
         if not self.learned:
             return ""
         number = f"{len(self._learned_cases)} of {counted(len(self.pairs), 'case')}"
@@ -261,30 +261,30 @@ class Evaluation:
 
     @cached_property
     def empty_masks(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Numbers of cases, by region and method.
+        """Numbers of cases by region and method.
 
-        They are the cases without the region in the reference, in the prediction or in both, and
+        They count the cases without the region in the reference, in the prediction or in both, and
         the measured cases.
         """
         table = self.table
-        counts_of: dict[str, dict[str, dict[str, int]]] = {}
+        counts: dict[str, dict[str, dict[str, int]]] = {}
         for method in table.methods:
             measured = ~np.isin(table.cases, table.missing_cases(method))
             for region in self.regions:
                 reference, prediction = _empty(table, method, region) & measured
-                counts_of.setdefault(region, {})[method] = {
+                counts.setdefault(region, {})[method] = {
                     "reference": int(reference.sum()),
                     "prediction": int(prediction.sum()),
                     "both": int((reference & prediction).sum()),
                     "num_cases": int(measured.sum()),
                 }
-        return counts_of
+        return counts
 
     @cached_property
     def empty_predictions(self) -> dict[str, tuple[str, ...]]:
         """The cases whose prediction has no foreground although the reference has, by method.
 
-        Methods without any are left out.
+        Methods without such cases are left out.
         """
         table = self.full_table
         regions = [region for region in self.regions if region in table.regions]
@@ -328,12 +328,12 @@ class Evaluation:
         """
         absent: dict[str, float] = {}
         if method in self._calibrated:
-            # Without a channel, a label is correctly predicted with probability 0 everywhere;
-            # undefined if the case has no probabilities.
+            # A label without a channel is correctly predicted with probability 0 everywhere; its
+            # values are undefined if the case has no probabilities.
             absent = dict.fromkeys(CALIBRATION_METRICS, 0.0 if ALL_LABELS in values else math.nan)
         completed = {}
         for region in self.regions:
-            completed[region] = {**_EMPTY, **absent, **values.get(region, {})}
+            completed[region] = {**_VALUES_OF_EMPTY, **absent, **values.get(region, {})}
         if absent:
             completed[ALL_LABELS] = values.get(ALL_LABELS, absent)
         return completed
@@ -357,4 +357,4 @@ def _subject(method: str) -> str:
 EvaluationObserver = Observer[Evaluation, CaseResult]
 
 # The values of two empty masks by convention.
-_EMPTY = measure_case(np.zeros(1, bool), np.zeros(1, bool), {"": (1,)}, (1.0,))[""]
+_VALUES_OF_EMPTY = measure_case(np.zeros(1, bool), np.zeros(1, bool), {"": (1,)}, (1.0,))[""]

@@ -48,7 +48,7 @@ COLUMNS = ("case", "label", "metric", "value", "method")
 
 
 def metrics_csv(table: ResultTable) -> str:
-    """Return the tidy table: one line per value, in full precision; undefined ones are empty."""
+    """Return the tidy table: one line per value, in full precision; an undefined value is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -152,7 +152,7 @@ def run_evaluation(
 ) -> Evaluation:
     """Measure all cases, compare the methods, and write the results.
 
-    Raise CrfRefineError if that is impossible.
+    Raise CrfRefineError if the cases cannot be measured or the results cannot be written.
     """
     started = time.perf_counter()
     observer = observer or EvaluationObserver()
@@ -162,7 +162,7 @@ def run_evaluation(
 
     observer.stage_changed("", "comparing")
     if evaluation.table.cases:
-        _ = evaluation.summary
+        _ = evaluation.summary  # It is computed now, so that the seconds include it.
         _ = evaluation.verdict
     evaluation.seconds = time.perf_counter() - started
     _write_results(evaluation, observer)
@@ -267,7 +267,7 @@ def _write_results(evaluation: Evaluation, observer: EvaluationObserver) -> None
 def cases_learned_on(pairs: Sequence[CasePair], notes: list[str]) -> dict[str, list[str]]:
     """Return the cases of each method that its parameters were learned on.
 
-    The records that `infer` leaves beside its label maps say which. A method without a record, or
+    The records that `infer` leaves beside its label maps name them. A method without a record, or
     without such cases, is left out.
     """
     learned_maps: dict[Path, set[str]] = {}
@@ -298,6 +298,6 @@ def _maps_learned_on(folder: Path, notes: list[str]) -> set[str]:
                 continue
             if printable(record.case_id) in trained_on:
                 names.add(stem_of(record.output))
-            else:  # A later run has made the label map anew.
+            else:  # This later run has replaced the label map.
                 names.discard(stem_of(record.output))
     return names

@@ -24,21 +24,21 @@ class Settings:
     labels: tuple[int, ...] = ()
     # Sets of labels by their name.
     named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    # Names of the regions whose mean Dice decides the verdict; empty: each label.
+    # Names of the regions whose mean Dice decides the verdict; empty means each label.
     judged: tuple[str, ...] = ()
     # Displayed name of a region, by its name.
     titles: Mapping[str, str] = field(default_factory=dict)
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
-    tolerance_mm: float | str = 1.0  # Tolerance of the surface Dice, as of the options.
+    tolerance_mm: float | str = 1.0  # Tolerance of the surface Dice, as in the options.
     # True if predictions on another grid are interpolated onto that of the reference.
     resample: bool = False
     # By method, which channels of its files are regions.
     channels: Mapping[str, RegionReading] = field(default_factory=dict)
-    structures: Mapping[str, int] = field(default_factory=dict)  # As of the `Pairing`.
+    structures: Mapping[str, int] = field(default_factory=dict)  # As in the `Pairing`.
     add_background: bool = False  # True if files of several channels lack the background.
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """Return the labels, those of `labels` and the planned ones, then the named regions."""
+        """Return each label of `labels` and of the settings as a region, then the named regions."""
         regions: dict[str, tuple[int, ...]] = {}
         for label in sorted({*labels, *self.labels} - {0, self.ignore_label}):
             regions[str(label)] = (label,)
@@ -48,7 +48,7 @@ class Settings:
     def with_structures(self, structures: Mapping[str, int]) -> Settings:
         """Return the settings for label maps of structures, with the number of each by its name.
 
-        These do not have the labels of a `dataset.json`.
+        The labels of a `dataset.json` do not apply to them.
         """
         if not structures:
             return self
@@ -68,7 +68,7 @@ class Settings:
 def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
     """Return settings with the regions of the options and of a `dataset.json`.
 
-    That is beside the reference or above. Raises ConfigError for regions that cannot be measured.
+    The file is beside the reference or above it. Raise ConfigError for unusable regions.
     """
     description = next(read_descriptions([options.labels]), DatasetDescription(options.labels))
     titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()}
@@ -116,7 +116,7 @@ def _described_regions(
         for name, labels in description.labels.items():
             if name != "ignore" and 0 not in labels:
                 regions.append(_as_label(make_region(name, labels), titles))
-    except ConfigError as error:  # Its labels, and the one to ignore, are still valid.
+    except ConfigError as error:  # The file's labels, and the one to ignore, are still valid.
         notes.append(f"{description.path}: {error}; continuing without its regions")
         return []
     return regions
@@ -149,7 +149,7 @@ def _check_regions(regions: Mapping[str, tuple[int, ...]], ignored: int | None) 
 
 
 def _as_label(region: Region, titles: Mapping[str, str]) -> Region:
-    """Return the label that has the name of a region, since it has its own row, or the region."""
+    """Return a region as its label if it has the label's name: the label already has a row."""
     number = str(region.labels[0])
     is_label = len(region.labels) == 1
     if is_label and titles.get(number) == f"{number} {shorten(region.name)}":

@@ -1,4 +1,4 @@
-"""Folders with one binary file per structure: which there are, and the numbers of the structures.
+"""Folders with one binary file per structure: find them, and number the structures.
 
 Such a folder is a case, whose labels have the names of the files.
 """
@@ -17,7 +17,7 @@ from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
 from crfrefine.runs.cases.reading_options import number_structures
 
-_ONLY = ""  # The case of a path that does not name its case.
+_UNNAMED = ""  # The name of a case whose path does not tell it.
 
 
 class Structures(NamedTuple):
@@ -28,7 +28,7 @@ class Structures(NamedTuple):
 
     numbers: Mapping[str, int]  # Number of each structure by its name.
     references: Mapping[str, Path]  # Folder or label map by case.
-    methods: Mapping[str, Mapping[str, Path]]  # The same by method.
+    methods: Mapping[str, Mapping[str, Path]]  # Folder or label map by method and case.
 
 
 def has_structures(options: EvaluationOptions) -> bool:
@@ -55,18 +55,18 @@ def has_structures(options: EvaluationOptions) -> bool:
 def find_structures(options: EvaluationOptions) -> Structures:
     """Return the folder of structures, or the label map, of each case.
 
-    Raises InputError: there are none, labels without names, or a path that names no case although
-    there are several.
+    Raise InputError if there are none, for labels without names, and for a path that names no case
+    although there are several.
     """
     if options.probabilities:
         _, path = options.probabilities[0]
         raise InputError(f"{path}: structures have no probabilities; leave --probabilities out")
     sources = [_cases_of(path) for path in (options.labels, *options.methods.values())]
     numbers = _number_structures(sources)
-    only = _name_of_only_case(options, sources)
+    only_case = _name_of_only_case(options, sources)
     for cases in sources:
-        if _ONLY in cases:
-            cases[only] = cases.pop(_ONLY)
+        if _UNNAMED in cases:
+            cases[only_case] = cases.pop(_UNNAMED)
     references, *methods = sources
     return Structures(numbers, references, dict(zip(options.methods, methods, strict=True)))
 
@@ -75,7 +75,7 @@ def _cases_of(path: Path) -> dict[str, Path]:
     """Return the folder of structures, or the label map, of each case."""
     if not path.is_dir():
         io_paths.require_file(path)
-        return {_ONLY: path}
+        return {_UNNAMED: path}
     files = discovery.list_files(path, io_paths.VOLUME_SUFFIXES)
     if files and (path / "dataset.json").exists():
         by_name = {io_paths.stem_of(file): file for file in files}
@@ -83,7 +83,7 @@ def _cases_of(path: Path) -> dict[str, Path]:
             by_name.pop(io_paths.stem_of(file), None)
         return by_name
     if files:
-        return {_ONLY: path}
+        return {_UNNAMED: path}
     cases = discovery.case_folders(path)
     if not cases:
         raise InputError(
@@ -115,8 +115,8 @@ def _name_of_only_case(options: EvaluationOptions, sources: Sequence[Mapping[str
 
     Raise InputError if a source names no case although others name several.
     """
-    names = sorted(set().union(*sources) - {_ONLY})
-    nameless = [cases[_ONLY] for cases in sources if _ONLY in cases]
+    names = sorted(set().union(*sources) - {_UNNAMED})
+    nameless = [cases[_UNNAMED] for cases in sources if _UNNAMED in cases]
     if nameless and len(names) > 1:
         raise InputError(
             f"{nameless[0]}: taken for the structures of one case, "

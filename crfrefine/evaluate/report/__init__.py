@@ -56,10 +56,9 @@ def write_report(
 ) -> None:
     """Write the page whole or not at all; a case whose volumes cannot be read is named on it.
 
-    `note` is called with a sentence about each missing part, such as charts without matplotlib.
-    At most `num_shown` cases each are shown with the lowest, median and highest difference; before
-    each is drawn, `progress` is called with its name, the number of cases done, and of those to
-    draw.
+    `note` is called with a sentence about each missing part, such as charts without matplotlib. At
+    most `num_shown` cases each are shown with the lowest, median and highest difference. Before a
+    case is drawn, `progress` gets its name and the numbers of cases done and to draw.
     """
     report = Report(evaluation)
     modalities = _modality_names(evaluation, note)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from crfrefine.base.array_types import Float64
 
-MAX_REGIONS = 20  # In the chart of regions.
-MAX_LETTERS = 24  # Of a name beside an axis.
-_HEIGHT = 3.4  # Inches.
+MAX_REGIONS = 20  # Most regions in a chart.
+MAX_LETTERS = 24  # Most letters of a name beside an axis.
+_HEIGHT = 3.4  # Height of a chart in inches.
 
 
 class Chart(NamedTuple):
@@ -53,7 +53,7 @@ _MEAN_MARK: dict[str, Any] = {"color": "black", "marker": "D", "markersize": 6}
 def draw_charts(report: Report) -> list[Chart]:
     """Return the charts: of both methods, of their agreement and of each region.
 
-    Without a baseline, the last one alone. Raises BackendUnavailableError without matplotlib.
+    Without a baseline, only the last is drawn. Raise BackendUnavailableError without matplotlib.
     """
     try:
         import matplotlib.figure

@@ -81,7 +81,7 @@ class Report(NamedTuple):
         return tuple(measured)
 
     def _is_measured(self, region: str, metric: str) -> bool:
-        """Return whether any case of a compared method has a value."""
+        """Return whether a compared method has a value of the metric in any case."""
         table = self.evaluation.table
         if metric not in table.metrics:
             return False
@@ -97,7 +97,7 @@ class Report(NamedTuple):
         return regions[0]
 
     def pairs(self, region: str) -> tuple[tuple[str, ...], Float64]:
-        """Return (n) cases and (methods, n) Dice of the compared methods: cases that all have."""
+        """Return the (n) cases that all compared methods have, and their (methods, n) Dice."""
         table = self.evaluation.table
         values = table.compared(self.compared, region, ENDPOINT, self.evaluation.judged_regions)
         kept = np.flatnonzero(~np.isnan(values).any(axis=0))
