@@ -25,7 +25,8 @@ from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.pictures.drawing import LABEL_COLORS
 from crfrefine.runs.tune import server
-from crfrefine.runs.tune.case import CaseRefiner, View, draw_plane
+from crfrefine.runs.tune.case import CaseRefiner
+from crfrefine.runs.tune.view import View, draw_plane
 
 PLACE = [4, 5, 6]
 VIEW = View(0, PLACE, 0, [150, 180], [], [])

@@ -1,9 +1,9 @@
-"""A case in memory, read once: its planes, drawn as PNG, and how it is refined again, a box of it or all of it."""
+"""A case in memory, read once: its planes, and how it, or a box of it, is refined again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -22,12 +22,11 @@ from crfrefine.parameters.sections import NORMALIZED, PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.refinement.strokes import BACKGROUND, Strokes
+from crfrefine.refinement.strokes import Strokes
 from crfrefine.runs.cases.case import Case, nonzero_mask, read_case
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.cases.reading_options import ReadingOptions
-from crfrefine.runs.pictures import drawing
 from crfrefine.runs.pictures.planes import (
     PLANES,
     Upright,
@@ -41,14 +40,6 @@ from crfrefine.runs.pictures.planes import (
 # (docs/guide/tuning.md).
 MAX_VALUES = 500_000
 _MIN_LABELS = 3  # With two labels, kernels take most of the time.
-
-_CROSSHAIR, _FRAME, _EDGE = (drawing.gray_level(share) for share in (0.55, 1.0, 0.0))
-# Pixels, two of them for each one of the page: the gap between the place and the lines of the
-# crosshair, dashes, letters.
-_GAP = 18
-_DASH = 6
-_LETTER = 24
-_MAX_PIXELS = 4096
 
 
 class TuneCase(Case):
@@ -87,20 +78,21 @@ class TuneCase(Case):
     def has_voxel(self, place: Sequence[int]) -> bool:
         """Return whether the upright grid has this voxel."""
         grid = self.upright_grid
-        return len(place) == len(grid) and all(
-            0 <= at < size for at, size in zip(place, grid, strict=True)
-        )
+        if len(place) != len(grid):
+            return False
+        return all(0 <= at < size for at, size in zip(place, grid, strict=True))
 
     def has_plane(self, number: int, place: Sequence[int]) -> bool:
         """Return whether the page shows this plane, and the upright grid has this voxel."""
         return self.has_voxel(place) and number in planes_of(self.upright_grid)
 
     def plane(self, array: Array, number: int, place: Sequence[int]) -> Array:
-        """Return the plane of an array through a voxel of the upright grid, (across, up), a view."""
+        """Return the plane through a voxel of the upright grid, (across, up); a view."""
         _, across, up, _ = PLANES[number]
-        plane: Array = self.pose.turn(array)[
-            tuple(slice(None) if axis in (across, up) else at for axis, at in enumerate(place))
-        ]
+        index: list[int | slice] = list(place)
+        index[across] = slice(None)
+        index[up] = slice(None)
+        plane: Array = self.pose.turn(array)[tuple(index)]
         return plane
 
     def stored_box(self, box: Box) -> Box:
@@ -109,69 +101,75 @@ class TuneCase(Case):
         for part, axis, is_flipped, size in zip(
             box, self.pose.axis_order, self.pose.flips, self.upright_grid, strict=True
         ):
-            stored[axis] = slice(size - part.stop, size - part.start) if is_flipped else part
+            stored[axis] = part
+            if is_flipped:
+                stored[axis] = slice(size - part.stop, size - part.start)
         return tuple(stored)
 
     def first_place(self) -> tuple[int, ...]:
         """Return the voxel of the upright grid to show first: in the structure."""
-        maps = [
-            self.pose.turn(labels)
-            for labels in (self.network_labels, self.labels)
-            if labels is not None
-        ]
-        return choose_places(maps, maps[0] != maps[-1], self.upright_spacing)[0]
+        network = self.pose.turn(self.network_labels)
+        maps = [network]
+        if self.labels is not None:
+            maps.append(self.pose.turn(self.labels))
+        return choose_places(maps, network != maps[-1], self.upright_spacing)[0]
 
     def box_around(self, place: Sequence[int]) -> Box | None:
-        """Return a box of the upright grid around a voxel, as nearly a cube in mm as the grid allows."""
-        # None means that the whole grid is small enough.
+        """Return a box of the upright grid around a voxel; None if the whole grid is small enough.
+
+        It is as nearly a cube in mm as the grid allows.
+        """
         if self.label_input is not None:
             num_channels = len(self.channel_labels)
         else:
             num_channels = len(self.logits)
         grid = self.upright_grid
         spacing = self.upright_spacing
-        most = MAX_VALUES / max(num_channels, _MIN_LABELS)
-        if np.prod(grid) <= most:
+        max_voxels = MAX_VALUES / max(num_channels, _MIN_LABELS)
+        if np.prod(grid) <= max_voxels:
             return None
+
         # Axes that the cube does not fit into are taken whole, the shortest first, and the others
         # share the rest.
         order = sorted(range(len(grid)), key=lambda axis: grid[axis] * spacing[axis])
         box = [slice(0)] * len(grid)
-        for done, axis in enumerate(order):
-            rest = order[done:]
-            edge_mm = (most * float(np.prod([spacing[other] for other in rest]))) ** (1 / len(rest))
+        for position, axis in enumerate(order):
+            remaining = order[position:]
+            voxel_mm = float(np.prod([spacing[other] for other in remaining]))
+            edge_mm = (max_voxels * voxel_mm) ** (1 / len(remaining))
             extent = min(grid[axis], max(1, round(edge_mm / spacing[axis])))
             start = min(max(0, place[axis] - extent // 2), grid[axis] - extent)
             box[axis] = slice(start, start + extent)
-            most /= extent
+            max_voxels /= extent
         return tuple(box)
 
 
 def open_case(
     files: CaseFiles, reading: ReadingOptions, threads: int | None, network_spacing: Any = None
 ) -> TuneCase:
-    """Read a case; raises as `infer` does, and for grids with other than two or three axes."""
-    # `network_spacing` is that of a coarser network that made the label map, as `infer` takes it.
+    """Read a case; raises as `infer` does, and for grids with other than two or three axes.
+
+    `network_spacing` is that of a coarser network that made the label map, as `infer` takes it.
+    """
     # A mask made from the image depends on parameters that the page changes.
     reading = replace(reading, mask_mode="none")
     headers = read_case_headers(files, reading)
-    num_axes = len(headers.images[0].grid_shape)
+    image = headers.images[0]
+    num_axes = len(image.grid_shape)
     if num_axes not in (2, 3):
-        raise InputError(
-            f"{headers.images[0].path}: has {num_axes} axes; the page shows grids of two or three"
-        )
-    case = TuneCase(
-        **vars(read_case(headers, reading, as_logits=False, threads=threads, with_labels=True))
-    )
+        raise InputError(f"{image.path}: has {num_axes} axes; the page shows grids of two or three")
+    case = read_case(headers, reading, as_logits=False, threads=threads, with_labels=True)
+    case = TuneCase(**vars(case))
     if network_spacing is None or case.label_input is None:
         return case
     # Blocks are found in the whole map; a box may have too few.
     if network_spacing == AUTO and case.label_input.file_spacing:
-        given = case.label_input.file_spacing
-    else:
-        given = network_spacing
-    wide, note = find_network_spacing(given, case.label_input.labels, case.spacing)
-    return replace(case, network_spacing=wide, notes=[*case.notes, *filter(None, [note])])
+        network_spacing = case.label_input.file_spacing
+    spacing, note = find_network_spacing(network_spacing, case.label_input.labels, case.spacing)
+    notes = list(case.notes)
+    if note:
+        notes.append(note)
+    return replace(case, network_spacing=spacing, notes=notes)
 
 
 class CaseRefiner:
@@ -182,8 +180,9 @@ class CaseRefiner:
         self._threads = threads
         self._backend = get_backend(device)
         self._keeping_backend = get_backend(device, keeps_kernels=True)
-        # the normalized image of the whole case, and for which parameters
-        self._normalized: tuple[object, Float32 | None] = None, None
+        # The normalized image of the whole case, and for which parameters it is.
+        self._image: Float32 | None = None
+        self._intensity: object = None
         self._nonzero: Bool | None = None
 
     def refine(
@@ -202,18 +201,8 @@ class CaseRefiner:
         # refine it. `progress` may raise to stop.
         case = self.case
         part = () if box is None else box
-        mask = self.case.mask
-        if not case.has_mask_file and parameters.intensity.mask == "nonzero":
-            if self._nonzero is None:
-                self._nonzero = nonzero_mask(case.image, case.like.path, case.mask)
-            mask = self._nonzero
-        kept, image = self._normalized
-        if image is None or kept != parameters.intensity:
-            self._normalized = None, None  # Two need not fit into memory.
-            image = normalize_intensity(
-                case.image, parameters.intensity, mask, threads=self._threads
-            )
-            self._normalized = parameters.intensity, image
+        mask = self._mask(parameters)
+        image = self._normalized_image(parameters, mask)
         network: Network
         if case.label_input is not None:
             network = LabelMapNetwork(
@@ -226,120 +215,38 @@ class CaseRefiner:
             network = ArrayNetwork(
                 case.logits[(slice(None), *part)], "logits", case.regions, case.network_spacing
             )
-        rules = parameters.postprocess if box is None else PostprocessParameters()
+        backend = self._keeping_backend
+        parameters = replace(parameters, intensity=NORMALIZED)
+        if box is not None:
+            backend = self._backend
+            parameters = replace(parameters, postprocess=PostprocessParameters())
         return refine_network(
             network,
             image[(slice(None), *part)],  # on the scale of the whole case
             spacing=case.spacing,
-            parameters=replace(parameters, intensity=NORMALIZED, postprocess=rules),
+            parameters=parameters,
             mask=None if mask is None else mask[part],
-            backend=self._keeping_backend if box is None else self._backend,
+            backend=backend,
             context=RunContext(self._threads, progress),
             allow_vanishing=True,
             strokes=strokes,
         )
 
+    def _mask(self, parameters: CrfParameters) -> Bool | None:
+        """Return the mask of the whole case: that of a file, or as the parameters say."""
+        case = self.case
+        if case.has_mask_file or parameters.intensity.mask != "nonzero":
+            return case.mask
+        if self._nonzero is None:
+            self._nonzero = nonzero_mask(case.image, case.like.path, case.mask)
+        return self._nonzero
 
-@dataclass(frozen=True)
-class View:
-    """A picture that the page asks for."""
-
-    plane: int  # number in `PLANES`
-    place: Sequence[int]  # the voxel of the upright grid under the crosshair
-    modality: int  # number of the image
-    size: Sequence[int]  # pixels across and down
-    shown: Sequence[str]  # of "network", "refined", "reference", "changes" and "strokes"
-    hidden: Sequence[int]  # labels without contours and changes
-
-
-def describe_planes(case: TuneCase) -> list[dict[str, Any]]:
-    """Return number, name, axes and size of each plane of a case that is worth showing."""
-    grid = case.upright_grid
-    steps = case.upright_spacing
-    planes = []
-    for number in planes_of(grid):
-        _, across, up, through = PLANES[number]
-        axes = {"across": across, "up": up, "through": through if len(grid) == 3 else None}
-        size = [grid[across] * steps[across], grid[up] * steps[up]]
-        planes.append({"number": number, "name": case.pose.describe(number)[0], **axes, "mm": size})
-    return planes
-
-
-def draw_plane(
-    case: TuneCase, refined: Array | None, box: Box | None, view: View, strokes: Array | None = None
-) -> bytes:
-    """Return a picture as PNG.
-
-    The refined labels cover a box of the upright grid, or all of it (None).
-    """
-    # `strokes` are (*grid) values as in a file of strokes; None means that nothing is drawn.
-    grid = case.upright_grid
-    place = view.place
-    size = (view.size[0], view.size[1])
-    is_there = case.has_plane(view.plane, place) and 0 <= view.modality < len(case.image)
-    if not is_there or not all(8 <= pixels <= _MAX_PIXELS for pixels in size):
-        raise InputError("no such plane")
-    _, across, up, _ = PLANES[view.plane]
-    covered = box or tuple(slice(0, extent) for extent in grid)
-
-    def cut(array: Array, corner: Sequence[int] = (0, 0, 0)) -> Array:
-        """Return the plane of an array that begins at a voxel of the upright grid."""
-        return case.plane(
-            array, view.plane, [at - first for at, first in zip(place, corner, strict=False)]
-        ).T[::-1]
-
-    def enlarge(labels: Array) -> Array:
-        return drawing.enlarge(np.where(np.isin(labels, view.hidden), 0, labels), size)
-
-    before = after = cut(case.network_labels)
-    scale = size[0] / grid[across], size[1] / grid[up]  # pixels per voxel
-    frame: tuple[slice, ...] = (slice(0), slice(0))  # rows and columns of the refined pixels
-    crossed = (
-        covered[axis].start <= at < covered[axis].stop
-        for axis, at in enumerate(place)
-        if axis not in (across, up)
-    )
-    if refined is not None and all(crossed):
-        rows = slice(grid[up] - covered[up].stop, grid[up] - covered[up].start)
-        columns = covered[across]
-        after = before.copy()
-        after[rows, columns] = cut(refined, [part.start for part in covered])
-        frame = tuple(
-            slice(round(part.start * step), round(part.stop * step))
-            for part, step in ((rows, scale[1]), (columns, scale[0]))
-        )
-    pixels = drawing.resize_gray(
-        case.windows[view.modality].gray(cut(case.image[view.modality])), size
-    )
-    network = enlarge(before)
-    labels = enlarge(after)
-    if "changes" in view.shown:
-        pixels = np.where(network != labels, drawing.label_levels(labels), pixels)
-    if "strokes" in view.shown and strokes is not None:
-        drawn = drawing.enlarge(cut(strokes), size)
-        pixels = np.where(
-            drawn > 0, drawing.label_levels(np.where(drawn == BACKGROUND, 0, drawn)), pixels
-        )
-    if "reference" in view.shown and case.labels is not None:
-        pixels[drawing.outline(enlarge(cut(case.labels)))] = drawing.WHITE
-    is_refined = np.zeros(pixels.shape, bool)
-    if "refined" in view.shown:
-        is_refined[frame] = drawing.outline(labels)[frame]
-        pixels[is_refined] = drawing.label_levels(labels[is_refined])
-    if "network" in view.shown:
-        is_network = drawing.outline(network)
-        # Else dots would not be seen on the refined contour.
-        pixels[is_refined & is_network] = _EDGE
-        down, right = np.ogrid[: size[1], : size[0]]
-        is_network &= (down // _DASH + right // _DASH) % 2 == 0
-        pixels[is_network] = drawing.label_levels(network[is_network])
-    x = int((place[across] + 0.5) * scale[0])
-    y = int((grid[up] - place[up] - 0.5) * scale[1])
-    pixels[y, abs(np.arange(size[0]) - x) >= _GAP] = _CROSSHAIR
-    pixels[abs(np.arange(size[1]) - y) >= _GAP, x] = _CROSSHAIR
-    canvas = drawing.Canvas(size, _EDGE)
-    canvas.paste(pixels, (0, 0))
-    if box is not None and frame[0].stop:
-        canvas.frame((frame[1].start, frame[0].start, frame[1].stop - 1, frame[0].stop - 1), _FRAME)
-    canvas.sides(case.pose.describe(view.plane)[1], (0, 0), size, _LETTER, _FRAME, _EDGE)
-    return canvas.png()
+    def _normalized_image(self, parameters: CrfParameters, mask: Bool | None) -> Float32:
+        """Return the normalized image of the whole case; the last one is kept."""
+        if self._image is None or self._intensity != parameters.intensity:
+            self._image = None  # Two need not fit into memory.
+            self._image = normalize_intensity(
+                self.case.image, parameters.intensity, mask, threads=self._threads
+            )
+            self._intensity = parameters.intensity
+        return self._image

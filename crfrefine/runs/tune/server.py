@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
-from crfrefine.runs.tune.case import View
+from crfrefine.runs.tune.view import View
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -42,7 +42,8 @@ _VIEW: dict[str, type] = {
     "hidden": list,
 }
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -111,14 +112,13 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
 
     def plane(request: Request) -> Response:
-        return Response(
-            session.plane(View(**_checked(unquote(request.url.query), _VIEW))),
-            media_type="image/png",
-        )
+        view = View(**_checked(unquote(request.url.query), _VIEW))
+        return Response(session.plane(view), media_type="image/png")
 
     def post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:
         async def answer(request: Request) -> Response:
-            return as_json(await run_in_threadpool(action, **_checked(await request.body(), kinds)))
+            values = _checked(await request.body(), kinds)
+            return as_json(await run_in_threadpool(action, **values))
 
         return Route(f"/{name}", answer, methods=["POST"])
 
@@ -131,26 +131,29 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
         request: Request, call_next: Callable[[Request], Awaitable[Response]]
     ) -> Response:
         """Refuse addresses without the token, and add the headers that every answer has."""
-        is_known = secrets.compare_digest(request.url.path.split("/")[1].encode(), token.encode())
-        refusal = PlainTextResponse("wrong address: take the one that crfrefine tune printed", 403)
-        response = await call_next(request) if is_known else refusal
+        sent_token = request.url.path.split("/")[1]
+        response: Response
+        if secrets.compare_digest(sent_token.encode(), token.encode()):
+            response = await call_next(request)
+        else:
+            response = PlainTextResponse(
+                "wrong address: take the one that crfrefine tune printed", 403
+            )
         response.headers.update(_HEADERS)
         return response
 
+    state = {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}
+    assets = StaticFiles(packages=[("crfrefine.runs.tune", "assets")], html=True)
     routes = [
         Route("/describe", lambda request: as_json(session.describe())),
         Route("/plane/{version}", plane),
-        post(
-            "refine",
-            session.refine,
-            {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool},
-        ),
+        post("refine", session.refine, state),
         post("draw", session.draw, _STROKE),
         post("undo", session.undo, {}),
         post("save", session.save, _PARAMETERS),
         post("save-case", session.save_case, _PARAMETERS),
         post("end", close, {}),
-        Mount("/", StaticFiles(packages=[("crfrefine.runs.tune", "assets")], html=True)),
+        Mount("/", assets),
     ]
     guards = [
         Middleware(BaseHTTPMiddleware, dispatch=guard),
@@ -172,12 +175,11 @@ def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError("expected JSON") from error
     if not isinstance(sent, dict) or {name: type(value) for name, value in sent.items()} != kinds:
-        raise InputError(
-            f"expected {', '.join(f'{name} ({kind.__name__})' for name, kind in kinds.items()) or 'an empty table'}"
-        )
+        expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
+        raise InputError(f"expected {expected or 'an empty table'}")
     for name, value in sent.items():
-        if isinstance(value, list) and any(
-            type(part) is not (str if name == "shown" else int) for part in value
-        ):
-            raise InputError(f"{name}: expected another kind of value")
+        if isinstance(value, list):
+            entry_type = str if name == "shown" else int
+            if any(type(entry) is not entry_type for entry in value):
+                raise InputError(f"{name}: expected another kind of value")
     return sent
