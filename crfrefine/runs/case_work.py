@@ -28,7 +28,7 @@ from crfrefine.engines.base import RunContext
 from crfrefine.io import read_pieces, write_label_map, write_pieces
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_written
-from crfrefine.io.volume import Segment, named_segments
+from crfrefine.io.volume import Segment, Volume, named_segments
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import NARROW, refine_network
 from crfrefine.refinement.result import RefinementResult
@@ -51,6 +51,7 @@ from crfrefine.runs.records import (
     times_of_strokes,
 )
 
+_MAX_VOLUMES = 6  # most labels whose volumes a picture has
 MAX_VANISHED = 50  # most labels that a note names; the record has all of them
 # Fields of a record that are copied from the result.
 _OF_RESULT = ("device", "num_padding_voxels", "voxels_removed", "voxels_filled")
@@ -88,19 +89,16 @@ class CaseInWork:
 def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
     """Read a case, unless its outputs are complete; errors are in its record."""
     record = CaseRecord(task.files.case_id)
-    parameters = settings.options.parameters
     work = CaseInWork(task, record)
     with failing_alone(record.fail, *task.files.paths):
         if task.earlier is not None and is_complete(task.outputs, task.files):
             work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
             return work
-        for path in task.outputs.all():
-            check_replaceable(
-                *(reversed(files_written(path)) if path != task.outputs.preview else (path,))
-            )
+        _check_outputs(task.outputs)
         started = time.perf_counter()
         headers = read_case_headers(task.files, settings.reading)
         # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
+        parameters = settings.options.parameters
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
         case = cases.read_case(
@@ -111,17 +109,34 @@ def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
             threads=settings.options.threads,
         )
         record.times["read"] = time.perf_counter() - started
-        record.times.update({f"read.{part}": seconds for part, seconds in case.times.items()})
-        record.grid_shape = tuple(case.image.shape[1:])
-        record.spacing = tuple(map(float, case.spacing))
-        record.num_modalities = len(case.image)
-        record.num_labels = case.num_labels
-        record.regions = None if case.regions is None else case.regions.to_dict()
-        record.input_type = case.input_kind
-        record.notes = list(case.notes)
-        record.strokes = times_of_strokes(task.files) if case.strokes else {}
+        _record_case(record, case)
+        if case.strokes:
+            record.strokes = times_of_strokes(task.files)
         work.case = case
     return work
+
+
+def _check_outputs(outputs: OutputFiles) -> None:
+    """Raise InputError for an output that cannot be replaced."""
+    for path in outputs.all():
+        if path == outputs.preview:
+            check_replaceable(path)
+        else:
+            check_replaceable(*reversed(files_written(path)))
+
+
+def _record_case(record: CaseRecord, case: Case) -> None:
+    """Record what a case that was read holds."""
+    for part, seconds in case.times.items():
+        record.times[f"read.{part}"] = seconds
+    record.grid_shape = tuple(case.image.shape[1:])
+    record.spacing = tuple(map(float, case.spacing))
+    record.num_modalities = len(case.image)
+    record.num_labels = case.num_labels
+    if case.regions is not None:
+        record.regions = case.regions.to_dict()
+    record.input_type = case.input_kind
+    record.notes = list(case.notes)
 
 
 def finish_case(
@@ -140,17 +155,18 @@ def finish_case(
     return record
 
 
-def _refine(
-    settings: CaseSettings,
-    case: Case,
-    record: CaseRecord,
-    observer: Observer[RunSummary, CaseRecord],
-) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
-    """Run the CRF, and record the outcome.
+@dataclass(frozen=True)
+class _RefinerInput:
+    """The network's output of a case, as the CRF takes it, and what belongs to its labels."""
 
-    Return it with the names of labels, and their segments if the input has them.
-    """
-    started = time.perf_counter()
+    network: Network
+    names: Names
+    segments: tuple[Segment, ...]  # of a label map that has them
+    lost: Mapping[int, int]  # labels that resampling has removed, with their voxels
+
+
+def _input_of(settings: CaseSettings, case: Case) -> _RefinerInput:
+    """Return the network's output of a case that was read."""
     options = settings.options
     streamed = case.streamed
     label_map = case.label_input
@@ -182,10 +198,27 @@ def _refine(
             names = replace(names, labels={segment.label: segment.name for segment in segments})
     else:
         network = ArrayNetwork(case.logits, "logits", case.regions, case.network_spacing)
+    return _RefinerInput(network, names, segments, lost)
+
+
+def _refine(
+    settings: CaseSettings,
+    case: Case,
+    record: CaseRecord,
+    observer: Observer[RunSummary, CaseRecord],
+) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
+    """Run the CRF, and record the outcome.
+
+    Return it with the names of labels, and their segments if the input has them.
+    """
+    started = time.perf_counter()
+    options = settings.options
+    source = _input_of(settings, case)
+    names = source.names.labels
     strokes = read_strokes(options, case, settings.reading.declared) if case.strokes else None
     progress = partial(observer.stage_changed, record.case_id)
     result = refine_network(
-        network,
+        source.network,
         case.image,
         spacing=case.spacing,
         parameters=options.parameters,
@@ -195,51 +228,74 @@ def _refine(
             options.threads, progress, lambda: memory_left(memory_limit(options.max_memory))
         ),
         allow_vanishing=options.allow_vanishing,
-        names=names.labels,
+        names=names,
         strokes=strokes,
     )
-    changes = result.changes
     notes = list(result.notes)
     if case.strokes and strokes is None:
         notes.append("strokes: no voxel is drawn")
-    counts = enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True))
-    outvoted = {label: before for label, (before, after) in counts if before and not after}
     record.times["refine"] = time.perf_counter() - started
-    record.times.update({f"refine.{stage}": seconds for stage, seconds in result.timings.items()})
-    own = {name: getattr(result, name) for name in _OF_RESULT}
-    vars(record).update(vars(result.report) | vars(changes) | own)
-    if case.mask is None:
-        record.num_voxels_in_mask = result.label_map.size
-    else:
-        record.num_voxels_in_mask = int(np.count_nonzero(case.mask))
-    vanished = dict(sorted({**lost, **outvoted}.items()))
+    _record_result(record, result, case)
+    outvoted = _outvoted_labels(result)
+    vanished = dict(sorted({**source.lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
-        gone = [
-            f"{names.labels.get(label, label)} ({counted(voxels, 'voxel')})"
-            for label, voxels in vanished.items()
-        ]
         by_crf = outvoted.keys() - result.lost_to_rules.keys()
-        if by_crf:
-            advice = "; a lower bilateral.weight or mean_field.temperature changes less"
-        else:
-            advice = ""
-        notes.append(f"{VANISHED}: {listed(gone, MAX_VANISHED)}{advice}")
-    if (
-        not changes.voxels_changed
-        and any(changes.voxels_before[1:])
-        and options.parameters.has_weight
-    ):
+        notes.append(_note_on_vanished(vanished, names, has_advice=bool(by_crf)))
+    has_foreground = any(result.changes.voxels_before[1:])
+    if has_foreground and not result.changes.voxels_changed and options.parameters.has_weight:
         is_narrow = any(text.startswith(NARROW) for text in notes)
-        if is_narrow:
-            advice = ""
-        else:
-            advice = "; a larger bilateral.weight, bilateral.theta_alpha or mean_field.temperature changes more"
-        notes.append(f"no voxel changed its label{advice}")
+        notes.append(_note_on_no_change(has_advice=not is_narrow))
     for text in notes:
         observer.note(text, case_id=record.case_id)
     record.notes += notes
-    return result, names, segments
+    return result, source.names, source.segments
+
+
+def _record_result(record: CaseRecord, result: RefinementResult, case: Case) -> None:
+    """Record the outcome of the CRF."""
+    for stage, seconds in result.timings.items():
+        record.times[f"refine.{stage}"] = seconds
+    vars(record).update(vars(result.report) | vars(result.changes))
+    for name in _OF_RESULT:
+        setattr(record, name, getattr(result, name))
+    record.num_voxels_in_mask = result.label_map.size
+    if case.mask is not None:
+        record.num_voxels_in_mask = int(np.count_nonzero(case.mask))
+
+
+def _outvoted_labels(result: RefinementResult) -> dict[int, int]:
+    """Return the labels of the network that the refined label map lacks, with their voxels."""
+    changes = result.changes
+    counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
+    outvoted = {}
+    for label, (before, after) in enumerate(counts):
+        if before and not after:
+            outvoted[label] = before
+    return outvoted
+
+
+def _note_on_vanished(
+    vanished: Mapping[int, int], names: Mapping[int, str], *, has_advice: bool
+) -> str:
+    """Return the note on labels that a case has lost, with their voxels."""
+    labels = []
+    for label, voxels in vanished.items():
+        labels.append(f"{names.get(label, label)} ({counted(voxels, 'voxel')})")
+    note = f"{VANISHED}: {listed(labels, MAX_VANISHED)}"
+    if has_advice:
+        note += "; a lower bilateral.weight or mean_field.temperature changes less"
+    return note
+
+
+def _note_on_no_change(*, has_advice: bool) -> str:
+    note = "no voxel changed its label"
+    if has_advice:
+        note += (
+            "; a larger bilateral.weight, bilateral.theta_alpha or mean_field.temperature "
+            "changes more"
+        )
+    return note
 
 
 def read_strokes(
@@ -250,16 +306,21 @@ def read_strokes(
     if case.label_input is not None:  # The network may never have predicted the label.
         fixed = options.parameters.num_labels or (None if declared is None else declared.num_labels)
         num_labels = fixed or MAX_LABELS
-    of_array = partial(
-        Strokes.of_array, background=options.strokes_background, ignore=options.strokes_ignore
-    )
-    drawn = [
-        of_array(values, values.shape, num_labels, name=str(path)) for path, values in case.strokes
-    ]
-    return combine(
-        [strokes for strokes in drawn if strokes is not None],
-        [str(path) for path, _ in case.strokes],
-    )
+    drawn = []
+    names = []
+    for path, values in case.strokes:
+        names.append(str(path))
+        strokes = Strokes.of_array(
+            values,
+            values.shape,
+            num_labels,
+            name=str(path),
+            background=options.strokes_background,
+            ignore=options.strokes_ignore,
+        )
+        if strokes is not None:
+            drawn.append(strokes)
+    return combine(drawn, names)
 
 
 def _write(
@@ -269,47 +330,63 @@ def _write(
     names: Names,
     segments: tuple[Segment, ...],
 ) -> None:
-    """Write a refined case, each file whole or not at all and the label map last, and close its record; the images are freed."""
+    """Write a refined case, and close its record; the images are freed.
+
+    Each file is written whole or not at all, and the label map last.
+    """
     assert work.case is not None
     started = time.perf_counter()
     record = work.record
     outputs = work.task.outputs
     threads = settings.options.threads or available_threads()
-    labels = result.label_map
     like = replace(work.case.like, data=result.label_map)
-    picture = None if outputs.preview is None else _draw(work.case, result, names)
+    picture = None
+    if outputs.preview is not None:
+        picture = _draw(work.case, result, names)
     work.case = None
-
-    def write_structure(path: Path, number: int) -> None:
-        own = [replace(segment, label=1) for segment in segments if segment.label == number]
-        write_label_map(path, (labels == number).view("u1"), like, segments=own)
 
     for path, kind in ((outputs.probabilities, "probabilities"), (outputs.logits, "logits")):
         if path is not None:
             write_pieces(path, like, *_channels(result, kind), kind=kind, threads=threads)
     if outputs.preview is not None and picture is not None:
         write_small_file(outputs.preview, picture)
-    written = dict(outputs.structures)
-    if outputs.folder is not None:
-        written = {
-            path: segment.label
-            for path, segment in outputs.files_of_labels(labels, segments).items()
-        }
-    run_all([partial(write_structure, path, number) for path, number in written.items()], threads)
-    write_label_map(
-        outputs.label_map,
-        labels,
-        like,
-        segments=segments or (named_segments(names.labels) if names.labels else ()),
-    )
+    if outputs.structures or outputs.folder is not None:
+        _write_structures(outputs, like, segments, threads)
+    if not segments:
+        segments = named_segments(names.labels)
+    write_label_map(outputs.label_map, result.label_map, like, segments=segments)
     record.times["write"] = time.perf_counter() - started
+    _record_outputs(record, outputs)
+
+
+def _write_structures(
+    outputs: OutputFiles, like: Volume, segments: tuple[Segment, ...], threads: int
+) -> None:
+    """Write one binary file per structure or label, as requested; `like` has the labels."""
+    labels = like.data
+    number_of_file = dict(outputs.structures)
+    if outputs.folder is not None:
+        for path, segment in outputs.files_of_labels(labels, segments).items():
+            number_of_file[path] = segment.label
+
+    def write(path: Path, number: int) -> None:
+        described = [replace(segment, label=1) for segment in segments if segment.label == number]
+        write_label_map(path, (labels == number).view("u1"), like, segments=described)
+
+    run_all([partial(write, path, number) for path, number in number_of_file.items()], threads)
+
+
+def _record_outputs(record: CaseRecord, outputs: OutputFiles) -> None:
+    """Record the files of a case that is done."""
     # First, since it can fail: a failed case has no outputs.
     record.written = time_of_change(outputs.label_map)
     record.output = outputs.label_map
     record.preview = outputs.preview
     record.probabilities = outputs.probabilities
     record.logits = outputs.logits
-    record.structures = outputs.folder or next((path.parent for path in outputs.structures), None)
+    record.structures = outputs.folder
+    if outputs.structures:
+        record.structures = next(iter(outputs.structures)).parent
     record.status = "done"
 
 
@@ -318,19 +395,23 @@ def _channels(
 ) -> tuple[int, Callable[[int, slice], NDArray[np.float32]]]:
     """Return the number of channels to write and what returns their planes, in storage order."""
     # Labels that have no channel in the result get one; channels of regions stay as they are.
-    channels = result.channels
-    is_logits = kind == "logits"
-    absent = ABSENT_LOGIT if is_logits else 0.0
-    if not channels.is_streamed:
-        values = result.logits if is_logits else result.marginals
-        if result.regions is None and len(values) < result.num_labels:
-            values = expand_channels(values, result.channel_labels, result.num_labels, absent)
-        stored = reverse_grid(values)
-        return len(stored), lambda channel, planes: stored[channel, planes]
-    if is_logits:
-        make = channels.channel
-    else:
-        make = partial(channels.probabilities, output_temperature=result.output_temperature)
+    absent = ABSENT_LOGIT if kind == "logits" else 0.0
+    if result.channels.is_streamed:
+        return result.num_labels, _streamed_planes(result, kind, absent)
+    values = result.logits if kind == "logits" else result.marginals
+    if result.regions is None and len(values) < result.num_labels:
+        values = expand_channels(values, result.channel_labels, result.num_labels, absent)
+    stored = reverse_grid(values)
+    return len(stored), lambda channel, planes: stored[channel, planes]
+
+
+def _streamed_planes(
+    result: RefinementResult, kind: str, absent: float
+) -> Callable[[int, slice], NDArray[np.float32]]:
+    """Return what computes planes of a label again; one without channel is `absent` everywhere."""
+    make = result.channels.channel
+    if kind == "probabilities":
+        make = partial(result.channels.probabilities, output_temperature=result.output_temperature)
     numbers = {label: number for number, label in enumerate(result.channel_labels)}
 
     def planes_of(label: int, planes: slice) -> NDArray[np.float32]:
@@ -338,31 +419,25 @@ def _channels(
             return make(numbers[label], planes)
         return np.full_like(make(0, planes), absent)
 
-    return result.num_labels, planes_of
+    return planes_of
 
 
 def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
     """Draw the preview of a case; its second line has the numbers."""
     from crfrefine.runs.pictures.preview import draw_preview
 
-    changes = result.changes
+    num_changed = result.changes.voxels_changed
     num_voxels = result.label_map.size
-    voxel_ml = math.prod(case.spacing) / 1000
-    share = changes.voxels_changed / num_voxels
+    share = f"{num_changed / num_voxels:.2%}"
     parts = [
         f"{result.report.num_iterations} steps",
-        f"{changes.voxels_changed:,} of {num_voxels:,} voxels changed ({share:.2%})",
+        f"{num_changed:,} of {num_voxels:,} voxels changed ({share})",
     ]
-    pairs = list(enumerate(zip(changes.voxels_before, changes.voxels_after, strict=True)))[1:]
-    volumes = [
-        f"{names.titles.get(label, f'label {label}')}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}"
-        for label, (before, after) in pairs
-        if before or after
-    ]
-    if volumes and len(volumes) <= 6:
-        parts.append(
-            "ml of " + ", ".join(volume.replace(" ", "\u00a0") for volume in volumes)
-        )  # a line is not broken inside
+    volumes = _volumes(case, result, names)
+    if 0 < len(volumes) <= _MAX_VOLUMES:
+        # A line is not broken inside a part.
+        unbroken = [volume.replace(" ", "\u00a0") for volume in volumes]
+        parts.append("ml of " + ", ".join(unbroken))
     return draw_preview(
         case.image,
         result.network_label_map,
@@ -375,3 +450,17 @@ def _draw(case: Case, result: RefinementResult, names: Names) -> bytes:
         modality_names=names.modalities,
         before_name="input" if case.input_kind == "labels" else "network",
     )
+
+
+def _volumes(case: Case, result: RefinementResult, names: Names) -> list[str]:
+    """Return the volume in ml of each label before and after, if it has any."""
+    changes = result.changes
+    voxel_ml = math.prod(case.spacing) / 1000
+    volumes = []
+    for label in range(1, len(changes.voxels_before)):
+        before = changes.voxels_before[label]
+        after = changes.voxels_after[label]
+        if before or after:
+            title = names.titles.get(label, f"label {label}")
+            volumes.append(f"{title}: {before * voxel_ml:.3g} → {after * voxel_ml:.3g}")
+    return volumes

@@ -44,7 +44,7 @@ class Observer(Generic[RunT, RecordT]):
         """A case, or with an empty `case_id` the run, entered a stage, or the next step of it."""
 
     def note(self, text: str, *, case_id: str = "") -> None:
-        """Something was assumed or ignored for a case, or with an empty `case_id`, for all cases."""
+        """Something was assumed or ignored for a case, or without `case_id` for all cases."""
 
     def case_ended(self, record: RecordT) -> None:
         """A case is done, was done earlier, or failed."""
@@ -61,7 +61,8 @@ def parse_network_spacing(text: str) -> float | tuple[float, ...] | str:
         sizes = tuple(float(part) for part in text.split(","))
     except ValueError:
         sizes = ()
-    if not 1 <= len(sizes) <= 3 or not all(math.isfinite(size) and size > 0 for size in sizes):
+    are_positive = all(0 < size < math.inf for size in sizes)
+    if not 1 <= len(sizes) <= 3 or not are_positive:
         raise InputError(f"expected mm, such as 3 or 1.5,1.5,3 (x, y, z), or auto; got {text!r}")
     if len(sizes) == 1:
         return sizes[0]
@@ -96,7 +97,8 @@ class InferenceOptions:
         tuple[Path, ...],
         Option(
             "-p --logits",
-            "Folder or file: 4-D or vector volume, .npz, label map; repeat the option for one file per label.",
+            "Folder or file: 4-D or vector volume, .npz, label map; repeat the option for one file "
+            "per label.",
             "PATH",
         ),
     ]
@@ -112,7 +114,8 @@ class InferenceOptions:
         Path | str | None,
         Option(
             "-m --masks",
-            "Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. Outside the mask: the plain argmax.",
+            "Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. "
+            "Outside the mask: the plain argmax.",
             "PATH|nonzero",
             _path_or_nonzero,
         ),
@@ -132,7 +135,8 @@ class InferenceOptions:
         float | tuple[float, ...] | str | None,
         Option(
             "--network-spacing",
-            "Voxel size of the network that made the label maps, if larger than the image's; auto: found from blocks in the map.",
+            "Voxel size of the network that made the label maps, if larger than the image's; auto: "
+            "found from blocks in the map.",
             "MM|X,Y,Z|auto",
             parse_network_spacing,
         ),
@@ -143,8 +147,8 @@ class InferenceOptions:
         str | None,
         Option(
             "--resample",
-            "Interpolate logits, masks and label maps on another grid, which is an error otherwise. "
-            "A bare --resample is linear; cubic is sharper, for logits alone.",
+            "Interpolate logits, masks and label maps on another grid, which is an error "
+            "otherwise. A bare --resample is linear; cubic is sharper, for logits alone.",
             choices=INTERPOLATIONS,
         ),
     ] = None
@@ -167,8 +171,8 @@ class InferenceOptions:
         int | None,
         Option(
             "--max-memory",
-            "Most memory to take, such as 8GiB or 512M; a case that needs more fails before it is read. "
-            "Default, and at most: what the system allows.",
+            "Most memory to take, such as 8GiB or 512M; a case that needs more fails before it is "
+            "read. Default, and at most: what the system allows.",
             "SIZE",
             parse_size,
         ),
@@ -189,7 +193,8 @@ class InferenceOptions:
         bool,
         Option(
             "--continue --resume",
-            "Skip cases whose output exists and is complete; refine those of other parameters again.",
+            "Skip cases whose output exists and is complete; refine those of other parameters "
+            "again.",
         ),
     ] = False
     num_parts: Annotated[
@@ -227,7 +232,8 @@ class InferenceOptions:
         tuple[Path, ...],
         Option(
             "--strokes",
-            "Folder or file of voxels that somebody drew to correct the result: 0 nothing, a label, or 255 background.",
+            "Folder or file of voxels that somebody drew to correct the result: 0 nothing, a "
+            "label, or 255 background.",
             "PATH",
         ),
     ] = ()
@@ -244,7 +250,8 @@ class InferenceOptions:
         int,
         Option(
             "--strokes-ignore",
-            "Value of voxels where nothing is drawn. Default: 0; with another value, 0 is drawn background.",
+            "Value of voxels where nothing is drawn. Default: 0; with another value, 0 is drawn "
+            "background.",
             "VALUE",
             limits=(0, MAX_LABEL),
         ),
@@ -281,7 +288,8 @@ class InferenceOptions:
         bool,
         Option(
             "--allow-vanishing",
-            "Let rules of [postprocess] remove more than a tenth of a structure: an error unless they are set on the command line.",
+            "Let rules of [postprocess] remove more than a tenth of a structure: an error unless "
+            "they are set on the command line.",
         ),
     ] = False
     output_format: Annotated[

@@ -1,11 +1,14 @@
-"""The output files of `infer`: their names, what they must not replace, and whether they are there and whole."""
+"""The output files of `infer`.
+
+Their names, what they must not replace, and whether they are there and whole.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,8 +34,11 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import RECORD_FOLDER
 
 _MAX_OF_A_STEM = 100
+_ONE_OF_SUFFIXES = f"one of {', '.join(WRITTEN_SUFFIXES)}"
 
-_PNG_ENDS = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"  # the first and the last bytes
+# The first and the last bytes of a PNG file.
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 @dataclass(frozen=True)
@@ -55,34 +61,35 @@ class OutputFiles:
 
     def all(self) -> tuple[Path, ...]:
         """Return the requested paths that are known from the beginning, the label map last."""
-        return tuple(
-            path
-            for path in (
-                self.probabilities,
-                self.logits,
-                self.preview,
-                *self.structures,
-                self.label_map,
-            )
-            if path is not None
-        )
+        optional = (self.probabilities, self.logits, self.preview)
+        requested = [path for path in optional if path is not None]
+        return (*requested, *self.structures, self.label_map)
 
     def files_of_labels(self, labels: Labels, segments: Sequence[Segment]) -> dict[Path, Segment]:
-        """Return the segment of each file in the folder: of all labels that occur, and of all that have a name."""
+        """Return the segment of each file in the folder.
+
+        It is of a label that occurs, or of one that has a name.
+        """
         assert self.folder is not None
-        named = {
-            label: name for label, name in self.label_names.items() if name not in RESERVED_NAMES
-        }
-        found: dict[str, tuple[Path, Segment]] = {}
-        for segment in segments_of(labels, segments or named_segments(named)):
-            # Such as `Niere__linke` for `Niere, linke`.
-            stem = (
-                re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM] or f"Label_{segment.label}"
-            )
-            while stem.casefold() in found:
+        if not segments:
+            names = self.label_names.items()
+            segments = named_segments({n: name for n, name in names if name not in RESERVED_NAMES})
+        suffix = suffix_of(self.label_map)
+        files: dict[Path, Segment] = {}
+        stems: set[str] = set()
+        for segment in segments_of(labels, segments):
+            stem = _stem_of_label(segment)
+            while stem.casefold() in stems:
                 stem = f"{stem}_{segment.label}"
-            found[stem.casefold()] = self.folder / f"{stem}{suffix_of(self.label_map)}", segment
-        return dict(found.values())
+            stems.add(stem.casefold())
+            files[self.folder / f"{stem}{suffix}"] = segment
+        return files
+
+
+def _stem_of_label(segment: Segment) -> str:
+    """Return the name of a label's file, such as `Niere__linke` for `Niere, linke`."""
+    stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM]
+    return stem or f"Label_{segment.label}"
 
 
 def plan_outputs(
@@ -90,149 +97,194 @@ def plan_outputs(
 ) -> list[OutputFiles]:
     """Choose the output files of each case.
 
-    `label_names` are of labels whose input does not name them.
+    `label_names` are of labels whose input does not name them. Raise InputError for an output with
+    a wrong format, or which would replace an input or another output.
     """
-    output = options.output
-    output_format = options.output_format
-    writes_file = options.writes_file
     is_folder_run = (
         options.nnunet is not None or options.manifest is not None or options.images[0].is_dir()
     )
-    suffix = suffix_of(output)
-    expected = f"one of {', '.join(WRITTEN_SUFFIXES)}"
-    if output_format is not None and output_format not in WRITTEN_SUFFIXES:
-        raise InputError(f"--output-format {shorten(output_format)}: expected {expected}")
-    if output_format is not None and writes_file:
+    if options.output_format is not None:
+        _check_format(options.output_format, options)
+    _check_output(options, is_folder_run=is_folder_run)
+    plans = [_outputs_of(files, options, label_names) for files in cases]
+    occupied: set[Path] = set()
+    if options.save_structures:
+        occupied = _folders_with_files(cases, plans)
+    _check_paths(cases, plans, occupied)
+    # The next run would take results there as images or logits.
+    if is_folder_run and options.output.resolve() in _input_folders(cases):
         raise InputError(
-            f"{output}: names a file, whose suffix is its format; leave --output-format out, or give a folder"
-        )
-    if writes_file and is_folder_run:
-        raise InputError(
-            f"{output}: the images are a folder, so the output must be a folder too, not a file name"
-        )
-    names_file = bool(output.suffix) and not output.is_dir() and not is_folder_run
-    if (writes_file or names_file) and suffix not in WRITTEN_SUFFIXES:
-        raise InputError(
-            f"{output}: a label map cannot be written as {suffix or output.suffix}; expected {expected}, or a folder"
-        )
-    plans = []
-    numbers = {name: number for number, name in label_names.items()}
-    for files in cases:
-        ending = output_format or (suffix_to_write(files.images[0]) if files.images else "")
-        label_map = output if writes_file else output / (files.output or f"{files.case_id}{ending}")
-        own = label_map.with_name(stem_of(label_map))
-        outputs = OutputFiles(
-            label_map,
-            own.with_name(f"{own.name}_probabilities.nii.gz")
-            if options.save_probabilities
-            else None,
-            own.with_name(f"{own.name}_logits.nii.gz") if options.save_logits else None,
-            own.with_name(f"{own.name}_preview.png") if options.preview else None,
-        )
-        if options.save_structures and files.are_structures:
-            structures = {
-                own / f"{stem_of(path)}{suffix_to_write(path)}": numbers[stem_of(path)]
-                for path in files.logits
-            }
-            outputs = replace(outputs, structures=structures)
-        elif options.save_structures:
-            outputs = replace(outputs, folder=own, label_names=label_names)
-        plans.append(outputs)
-    _check_paths(cases, plans, save_structures=options.save_structures)
-    places = {path.parent.resolve() for files in cases for path in (*files.images, *files.logits)}
-    # Structures are in a folder per case.
-    of_structures = {
-        (files.case_id, path.parent)
-        for files in cases
-        if files.are_structures
-        for path in files.logits
-    }
-    places |= {
-        folder.parent.resolve() for case_id, folder in of_structures if folder.name == case_id
-    }
-    if (
-        is_folder_run and output.resolve() in places
-    ):  # The next run would take results there as images or logits.
-        raise InputError(
-            f"{output}: holds the images or logits of this run; choose another folder for the results"
+            f"{options.output}: holds the images or logits of this run; "
+            "choose another folder for the results"
         )
     return plans
 
 
+def _check_format(output_format: str, options: InferenceOptions) -> None:
+    """Raise InputError if --output-format is no format, or if the output's name has one already."""
+    if output_format not in WRITTEN_SUFFIXES:
+        raise InputError(f"--output-format {shorten(output_format)}: expected {_ONE_OF_SUFFIXES}")
+    if options.writes_file:
+        raise InputError(
+            f"{options.output}: names a file, whose suffix is its format; "
+            "leave --output-format out, or give a folder"
+        )
+
+
+def _check_output(options: InferenceOptions, *, is_folder_run: bool) -> None:
+    """Raise InputError if the output is a file and should be a folder, or has a wrong suffix."""
+    output = options.output
+    if options.writes_file and is_folder_run:
+        raise InputError(
+            f"{output}: the images are a folder, so the output must be a folder too, "
+            "not a file name"
+        )
+    seems_file = bool(output.suffix) and not output.is_dir() and not is_folder_run
+    suffix = suffix_of(output)
+    if (options.writes_file or seems_file) and suffix not in WRITTEN_SUFFIXES:
+        raise InputError(
+            f"{output}: a label map cannot be written as {suffix or output.suffix}; "
+            f"expected {_ONE_OF_SUFFIXES}, or a folder"
+        )
+
+
+def _outputs_of(
+    files: CaseFiles, options: InferenceOptions, label_names: Mapping[int, str]
+) -> OutputFiles:
+    """Return the output files of a case."""
+    label_map = options.output
+    if not options.writes_file:
+        label_map = options.output / _name_of_label_map(files, options.output_format)
+    stem = stem_of(label_map)
+    probabilities = None
+    logits = None
+    preview = None
+    if options.save_probabilities:
+        probabilities = label_map.with_name(f"{stem}_probabilities.nii.gz")
+    if options.save_logits:
+        logits = label_map.with_name(f"{stem}_logits.nii.gz")
+    if options.preview:
+        preview = label_map.with_name(f"{stem}_preview.png")
+    outputs = OutputFiles(label_map, probabilities, logits, preview)
+    if not options.save_structures:
+        return outputs
+
+    folder = label_map.with_name(stem)
+    if not files.are_structures:
+        return replace(outputs, folder=folder, label_names=label_names)
+    numbers = {name: number for number, name in label_names.items()}
+    structures = {}
+    for path in files.logits:
+        name = stem_of(path)
+        structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
+    return replace(outputs, structures=structures)
+
+
+def _name_of_label_map(files: CaseFiles, output_format: str | None) -> str | Path:
+    """Return the name of a case's label map: as its manifest says, or in the image's format."""
+    if files.output is not None:
+        return files.output
+    suffix = ""
+    if output_format is not None:
+        suffix = output_format
+    elif files.images:
+        suffix = suffix_to_write(files.images[0])
+    return f"{files.case_id}{suffix}"
+
+
+def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
+    """Return the folders of images and logits; of structures, that with the cases' folders."""
+    folders = set()
+    for files in cases:
+        for path in (*files.images, *files.logits):
+            folders.add(path.parent.resolve())
+        for path in files.logits:
+            if files.are_structures and path.parent.name == files.case_id:
+                folders.add(path.parent.parent.resolve())
+    return folders
+
+
+def _folders_with_files(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> set[Path]:
+    """Return the folders of all inputs and of all label maps."""
+    folders = {outputs.label_map.parent.resolve() for outputs in plans}
+    for files in cases:
+        for name in (*files.images, *files.logits, files.mask):
+            if name is not None:
+                folders.update(path.resolve().parent for path in files_read(name))
+    return folders
+
+
 def _check_paths(
-    cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], *, save_structures: bool
+    cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], occupied: Collection[Path]
 ) -> None:
-    """Raise InputError if two cases have one output, or if an output would replace an input."""
+    """Raise InputError if two cases have one output, or if an output would replace an input.
+
+    No structures go into an `occupied` folder.
+    """
     written_by: dict[str, str] = {}
-    used: set[Path] = set()
-    if save_structures:
-        inputs = [
-            path
-            for files in cases
-            for path in (*files.images, *files.logits, files.mask)
-            if path is not None
-        ]
-        used = {path.resolve().parent for name in inputs for path in files_read(name)}
-        used |= {outputs.label_map.parent.resolve() for outputs in plans}
     for files, outputs in zip(cases, plans, strict=True):
         if files.problem:
             continue
-        written = [path for name in outputs.all() for path in files_written(name)]
-        for path in (*written, outputs.folder):
-            if path is None:
-                other = files.case_id
-            else:
-                other = written_by.setdefault(os.path.realpath(path), files.case_id)
+        written = _files_written(outputs)
+        places = [*written]
+        if outputs.folder is not None:
+            places.append(outputs.folder)
+        for path in places:
+            other = written_by.setdefault(os.path.realpath(path), files.case_id)
             if other != files.case_id:
                 raise InputError(
-                    f"{path}: an output of the case {other!r} and of {files.case_id!r}; choose another output for one of them"
+                    f"{path}: an output of the case {other!r} and of {files.case_id!r}; "
+                    "choose another output for one of them"
                 )
         if outputs.folder is not None:
-            if outputs.folder.resolve() in used:
+            if outputs.folder.resolve() in occupied:
                 where = f"{outputs.folder}, which holds other files; choose another output"
                 raise InputError(f"case {files.case_id!r}: --save-structures writes into {where}")
-            written += outputs.folder.glob(
-                "*"
-            )  # The names of the labels that a case has are not known yet.
+            # The names of the labels that a case has are not known yet.
+            written += outputs.folder.glob("*")
         for path in written:
             check_no_input(path)
 
 
+def _files_written(outputs: OutputFiles) -> list[Path]:
+    """Return the files that are known from the beginning; a format may have two for a volume."""
+    return [path for name in outputs.all() for path in files_written(name)]
+
+
 def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
-    """Raise InputError if the summary would be among the records of runs, would replace an output, or has the suffix of a volume."""
+    """Raise InputError for a summary that would replace something else.
+
+    It must not be among the records of runs, replace an output, or have the suffix of a volume.
+    """
     if path.parent.name == RECORD_FOLDER:
         raise InputError(
-            f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; choose another folder"
+            f"{path}: the folder {RECORD_FOLDER} is for the records that runs keep themselves; "
+            "choose another folder"
         )
     check_replaceable(path)
-    outputs = {
-        os.path.realpath(written)
-        for plan in plans
-        for name in plan.all()
-        for written in files_written(name)
-    }
+    outputs: set[str] = set()
+    for plan in plans:
+        outputs.update(map(os.path.realpath, _files_written(plan)))
     if suffix_of(path) or os.path.realpath(path) in outputs:
         raise InputError(
-            f"{path}: the summary would replace an output of this run, or has a volume's suffix; choose another name in .json"
+            f"{path}: the summary would replace an output of this run, or has a volume's suffix; "
+            "choose another name in .json"
         )
 
 
 def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
-    """Return whether every output of a case exists, can be read to its end, and is on the grid of the case."""
-    volumes = [path for path in outputs.all() if path != outputs.preview]
-    if not all(path.is_file() for path in outputs.all()) or not all(map(is_whole, volumes)):
+    """Return whether every output of a case is there and whole, and on the grid of the case."""
+    if not all(path.is_file() for path in outputs.all()):
         return False
-    if outputs.preview is not None:
-        content = outputs.preview.read_bytes()
-        start, end = _PNG_ENDS
-        if not (content.startswith(start) and content.endswith(end)):
-            return False
+    volumes = [path for path in outputs.all() if path != outputs.preview]
+    if not all(map(is_whole, volumes)):
+        return False
+    if outputs.preview is not None and not _is_whole_picture(outputs.preview):
+        return False
     if outputs.folder is not None:
-        # Only a label map has any.
-        if len(files.logits) == 1:
+        segments: Sequence[Segment] = ()
+        if len(files.logits) == 1:  # Only a label map has any.
             segments = read_header(files.logits[0]).segments
-        else:
-            segments = ()
         label_files = outputs.files_of_labels(read_labels(outputs.label_map).data, segments)
         if not all(map(is_whole, label_files)):
             return False
@@ -240,6 +292,11 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     image = read_header(files.images[0])
     headers = [placed_on(read_header(path), image) for path in volumes]
     return all(image.on_same_grid(header) and header.turned is None for header in headers)
+
+
+def _is_whole_picture(path: Path) -> bool:
+    content = path.read_bytes()
+    return content.startswith(_PNG_START) and content.endswith(_PNG_END)
 
 
 def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, bytes] | None:
@@ -257,6 +314,6 @@ def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, 
     if description is not None and description.labels == expected:
         return None
     raise InputError(
-        f"{path}: has other labels than the {len(structures)} structures of this run, whose names belong into it; choose another "
-        "output folder, or remove the file"
+        f"{path}: has other labels than the {len(structures)} structures of this run, whose names "
+        "belong into it; choose another output folder, or remove the file"
     )

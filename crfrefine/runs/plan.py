@@ -1,9 +1,12 @@
-"""The plan of a run of `crfrefine infer`, made before any case is read: its device, cases, outputs and summary."""
+"""The plan of a run of `crfrefine infer`, made before any case is read.
+
+It has the device, the cases, their outputs and the summary.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,15 +24,29 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.runs.case_work import CaseSettings, Task
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.dataset_description import Names, read_descriptions
+from crfrefine.runs.cases.case_files import CaseFiles, CaseList
+from crfrefine.runs.cases.dataset_description import (
+    DatasetDescription,
+    Names,
+    read_descriptions,
+)
 from crfrefine.runs.cases.discovery import discover_cases, list_files, with_strokes
 from crfrefine.runs.cases.label_input import EXCHANGED
 from crfrefine.runs.cases.manifest import read_manifest
-from crfrefine.runs.cases.reading_options import ReadingOptions, declared_labels, find_regions
+from crfrefine.runs.cases.reading_options import (
+    DeclaredLabels,
+    ReadingOptions,
+    declared_labels,
+    find_regions,
+)
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.outputs import check_summary_path, plan_names_file, plan_outputs
-from crfrefine.runs.records import READING, CaseRecord, RunSummary, record_path, take_up
+from crfrefine.runs.outputs import (
+    OutputFiles,
+    check_summary_path,
+    plan_names_file,
+    plan_outputs,
+)
+from crfrefine.runs.records import READING, RunSummary, record_path, take_up
 
 
 @dataclass(frozen=True)
@@ -41,6 +58,13 @@ class RunInputs:
     names: Names  # of labels whose input does not name them
     notes: tuple[str, ...]  # notes on ignored files
     sources: tuple[Path, ...]  # the folders and files in which the cases are found
+
+    @property
+    def structures(self) -> Mapping[str, int]:
+        """The number of each structure by its name, if each has its own file."""
+        if self.reading.declared is None:
+            return {}
+        return self.reading.declared.structures
 
 
 @dataclass(frozen=True)
@@ -59,194 +83,267 @@ class RunPlan:
 
 def find_inputs(options: InferenceOptions) -> RunInputs:
     """Find the cases of a run and what describes them. No voxels are read."""
-    masks = options.masks if isinstance(options.masks, Path) else None
-    sources = (
-        *(path for path in (options.nnunet, options.manifest) if path is not None),
-        *options.images,
-        *options.logits,
-    )
-    add_volumes(*sources, masks, *options.strokes)
-    # A `dataset.json` describes the labels beside the manifest, or beside the network's output and
-    # beside the images.
-    places = [options.manifest or options.nnunet or options.logits[0]]
-    if options.manifest is not None:
-        cases = read_manifest(options.manifest, input_type=options.input_type)
-    elif options.nnunet is not None:
-        from crfrefine.runs.cases.nnunet import find_cases_to_refine
-
-        cases = find_cases_to_refine(options.nnunet, options.images, masks)
-    else:
-        try:
-            cases = discover_cases(
-                options.images,
-                options.logits,
-                masks,
-                input_type=options.input_type,
-                add_background=options.add_background,
-            )
-            folder = options.logits[0]
-            lacking = {f"no logits in {folder}", f"no label map in {folder}"}
-            if cases and all(lacking & {*files.missing} for files in cases):
-                others = [path.name for path in list_files(folder, LOGITS_SUFFIXES)]
-                hint = f"\n  There are {listed(others)}." if others else describe_others(folder)
-                number = f"none of the {len(cases)} cases has its file: " if len(cases) > 1 else ""
-                raise InputError(f"{folder}: {number}{cases[0].problem}{hint}")
-        except CrfRefineError as error:
-            if (
-                options.images
-                and options.logits
-                and _seem_exchanged(options.images, options.logits)
-            ):
-                raise InputError(f"{error}\n  {EXCHANGED}") from None
-            raise
+    named = [path for path in (options.nnunet, options.manifest) if path is not None]
+    sources = (*named, *options.images, *options.logits)
+    mask = options.masks if isinstance(options.masks, Path) else None
+    add_volumes(*sources, mask, *options.strokes)
+    cases = _find_cases(options, mask)
     if options.strokes:
         cases = with_strokes(cases, options.strokes)
-    add_volumes(*(path for files in cases for path in files.paths))
-    notes = list(cases.notes)
-    if (
-        not options.parameters.has_weight
-    ):  # As after a training that found no CRF better than the network.
-        notes.insert(
-            0,
-            "all weights of the parameters are 0, so there is no CRF: only mean_field.bias and [postprocess] can change labels",
-        )
-    if options.manifest is None:
-        places += (options.images or next((files.images for files in cases if files.images), ()))[
-            :1
-        ]
-    descriptions = list(read_descriptions(places))
+    for files in cases:
+        add_volumes(*files.paths)
+
+    descriptions = list(read_descriptions(_places_of_descriptions(options, cases)))
     # Label maps are compared with the declared labels; channels of logits, with the regions.
     may_be_labels = options.input_type in ("auto", "labels")
     declared = declared_labels(
         cases, descriptions if may_be_labels else (), options.parameters.num_labels
     )
-    # Images and their names are rather of one data set than a network's output and its.
-    if descriptions:
-        names = Names(descriptions[-1].label_names, descriptions[-1].channel_names)
-    else:
-        names = Names()
-    if options.save_structures and options.writes_file:
-        notes.append(
-            f"--save-structures: one file per label goes into the folder {options.output.with_name(stem_of(options.output))}"
-        )
-    if options.masks is None:
-        mask_mode = options.parameters.intensity.mask
-    elif masks is None:
-        mask_mode = "nonzero"
-    else:
-        mask_mode = "none"
-    regions = find_regions(options.regions, descriptions)
     reading = ReadingOptions(
         options.input_type,
-        mask_mode,
+        _mask_mode(options),
         options.resample,
-        regions,
+        find_regions(options.regions, descriptions),
         declared,
         max_memory=options.max_memory,
         add_background=options.add_background,
     )
-    if declared is not None and declared.structures:
-        names = replace(
-            names, labels={number: name for name, number in declared.structures.items()}
-        )
     return RunInputs(
-        tuple(sorted(cases, key=lambda files: files.case_id)), reading, names, tuple(notes), sources
+        cases=tuple(sorted(cases, key=lambda files: files.case_id)),
+        reading=reading,
+        names=_names_of(descriptions, declared),
+        notes=tuple(_notes_on(options, cases)),
+        sources=sources,
     )
+
+
+def _mask_mode(options: InferenceOptions) -> str:
+    """Return how a mask is made from the image of a case that has no file of it."""
+    if options.masks is None:
+        return options.parameters.intensity.mask
+    if isinstance(options.masks, Path):
+        return "none"
+    return "nonzero"
+
+
+def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
+    """Find the cases: those of a manifest, of nnU-Net's folder, or of images and logits."""
+    if options.manifest is not None:
+        return read_manifest(options.manifest, input_type=options.input_type)
+    if options.nnunet is not None:
+        from crfrefine.runs.cases.nnunet import find_cases_to_refine
+
+        return find_cases_to_refine(options.nnunet, options.images, mask)
+    try:
+        cases = discover_cases(
+            options.images,
+            options.logits,
+            mask,
+            input_type=options.input_type,
+            add_background=options.add_background,
+        )
+        _require_logits(cases, options.logits[0])
+    except CrfRefineError as error:
+        is_complete = options.images and options.logits
+        if is_complete and _seem_exchanged(options.images, options.logits):
+            raise InputError(f"{error}\n  {EXCHANGED}") from None
+        raise
+    return cases
+
+
+def _require_logits(cases: CaseList, place: Path) -> None:
+    """Raise InputError if no case has logits or a label map in the folder `place`."""
+    lacking = {f"no logits in {place}", f"no label map in {place}"}
+    if not cases or any(lacking.isdisjoint(files.missing) for files in cases):
+        return
+    number = ""
+    if len(cases) > 1:
+        number = f"none of the {len(cases)} cases has its file: "
+    others = [path.name for path in list_files(place, LOGITS_SUFFIXES)]
+    hint = f"\n  There are {listed(others)}." if others else describe_others(place)
+    raise InputError(f"{place}: {number}{cases[0].problem}{hint}")
+
+
+def _places_of_descriptions(options: InferenceOptions, cases: CaseList) -> list[Path]:
+    """Return the places beside which a `dataset.json` may describe the labels.
+
+    The manifest is such a place, or else the network's output and the images, in this order.
+    """
+    if options.manifest is not None:
+        return [options.manifest]
+    places = [options.nnunet or options.logits[0]]
+    if options.images:
+        places.append(options.images[0])
+        return places
+    for files in cases:
+        if files.images:
+            places.append(files.images[0])
+            break
+    return places
+
+
+def _names_of(descriptions: list[DatasetDescription], declared: DeclaredLabels | None) -> Names:
+    """Return the names of labels and modalities.
+
+    The last description is rather of one data set with the images than that beside the output.
+    """
+    names = Names()
+    if descriptions:
+        names = Names(descriptions[-1].label_names, descriptions[-1].channel_names)
+    if declared is not None and declared.structures:
+        labels = {number: name for name, number in declared.structures.items()}
+        names = replace(names, labels=labels)
+    return names
+
+
+def _notes_on(options: InferenceOptions, cases: CaseList) -> list[str]:
+    """Return the notes on the parameters, on ignored files, and on the folder of structures."""
+    notes = []
+    # A training that found no CRF better than the network writes such parameters.
+    if not options.parameters.has_weight:
+        notes.append(
+            "all weights of the parameters are 0, so there is no CRF: "
+            "only mean_field.bias and [postprocess] can change labels"
+        )
+    notes += cases.notes
+    if options.save_structures and options.writes_file:
+        folder = options.output.with_name(stem_of(options.output))
+        notes.append(f"--save-structures: one file per label goes into the folder {folder}")
+    return notes
 
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
     """Return whether the cases of the two options are complete the other way round."""
-    if not (images[0].is_dir() and logits[0].is_dir()):
-        return (
-            suffix_of(images[0]) in SCORES_SUFFIXES and suffix_of(logits[0]) not in SCORES_SUFFIXES
-        )
-    try:
-        return any(case.logits for case in discover_cases(logits, images))
-    except CrfRefineError:
-        return False
+    if images[0].is_dir() and logits[0].is_dir():
+        try:
+            return any(case.logits for case in discover_cases(logits, images))
+        except CrfRefineError:
+            return False
+    images_are_scores = suffix_of(images[0]) in SCORES_SUFFIXES
+    logits_are_scores = suffix_of(logits[0]) in SCORES_SUFFIXES
+    return images_are_scores and not logits_are_scores
 
 
 def plan_run(options: InferenceOptions) -> RunPlan:
     """Return the plan of a run, after all checks that can be made in advance."""
+    device = _device_of(options)
+    inputs = find_inputs(options)
+    all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
+    if options.summary is not None:
+        check_summary_path(options.summary, all_outputs)
+    # The parts are disjoint and cover all cases.
+    part = slice(options.part_id or 0, None, options.num_parts)
+    cases = inputs.cases[part]
+
+    record = _record_path(options, cases)
+    summary = _summary_of(options, device, inputs, all_outputs)
+    summary.num_cases = len(cases)
+
+    tasks = [Task(files, outputs) for files, outputs in zip(cases, all_outputs[part], strict=True)]
+    notes = list(inputs.notes)
+    if options.resume:
+        tasks, notes_on_earlier = _with_earlier_records(tasks, options, summary)
+        notes += notes_on_earlier
+    _check_folders(tasks)
+    names_file = None
+    if inputs.structures and record is not None:
+        names_file = plan_names_file(inputs.structures, options.output)
+    for path in (options.summary, record):
+        if path is not None:
+            check_small_output(path)
+    settings = CaseSettings(
+        options, inputs.reading, inputs.names, device if options.dask else options.device
+    )
+    if options.parameters.trained_on:
+        notes += _notes_on_training(cases, options.parameters.trained_on)
+    return RunPlan(inputs, settings, tasks, summary, tuple(notes), names_file, record)
+
+
+def _record_path(options: InferenceOptions, cases: Sequence[CaseFiles]) -> Path | None:
+    """Return the record in the output folder; None without such a folder, or if all cases fail."""
+    if options.writes_file or all(files.problem for files in cases):
+        return None
+    return record_path(options.output, options.num_parts, options.part_id or 0)
+
+
+def _device_of(options: InferenceOptions) -> str:
+    """Return the name of the device; raise BackendUnavailableError if it is not there."""
     # The machine that gives cases to a cluster needs no GPU itself; "auto" is the same device on
     # all workers.
     if options.dask and options.device.startswith("cuda"):
-        device = options.device
-    else:
-        device = get_backend(options.device).name
-    inputs = find_inputs(options)
-    num_parts = options.num_parts
-    part_id = options.part_id or 0
-    # The parts are disjoint and cover all cases.
-    all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
-    cases = inputs.cases[part_id::num_parts]
-    outputs = all_outputs[part_id::num_parts]
-    if options.summary is not None:
-        check_summary_path(options.summary, all_outputs)
-    can_record = not options.writes_file and any(not files.problem for files in cases)
-    record = record_path(options.output, num_parts, part_id) if can_record else None
-    structures = {} if inputs.reading.declared is None else inputs.reading.declared.structures
+        return options.device
+    return get_backend(options.device).name
+
+
+def _summary_of(
+    options: InferenceOptions, device: str, inputs: RunInputs, all_outputs: Sequence[OutputFiles]
+) -> RunSummary:
+    """Return the summary of a run, without its cases and their number."""
     limit = memory_limit(options.max_memory)
     all_cases = {}
-    for files, plan in zip(
-        inputs.cases, all_outputs, strict=True
-    ):  # Relative names, as the output folder may be moved.
-        is_inside = not options.writes_file and plan.label_map.is_relative_to(options.output)
-        all_cases[files.case_id] = str(
-            plan.label_map.relative_to(options.output) if is_inside else plan.label_map
-        )
-    summary = RunSummary(
+    for files, outputs in zip(inputs.cases, all_outputs, strict=True):
+        label_map = outputs.label_map
+        # The output folder may be moved, and so the names are relative.
+        if not options.writes_file and label_map.is_relative_to(options.output):
+            label_map = label_map.relative_to(options.output)
+        all_cases[files.case_id] = str(label_map)
+    reading = {name: getattr(options, name) for name in READING}
+    return RunSummary(
         device=device,
         threads=options.threads or available_threads(),
         max_memory=limit.bytes,
         max_memory_source=limit.source,
         parameters=options.parameters.to_dict(),
         requested_device=options.device,
-        part_id=part_id,
-        label_names={number: name for name, number in structures.items()},
-        num_cases=len(cases),
+        choice=options.choice,
+        num_parts=options.num_parts,
+        part_id=options.part_id or 0,
+        label_names={number: name for name, number in inputs.structures.items()},
         all_cases=all_cases,
         output_folder=os.path.realpath(options.output),
         inputs=tuple(map(os.path.realpath, inputs.sources)),
-        working_folder=str(
-            Path("/proc/self/cwd").readlink()
-        ),  # readable even if the folder was removed
+        # This is readable even if the folder was removed.
+        working_folder=str(Path("/proc/self/cwd").readlink()),
+        command=options.command,
         resumed=options.resume,
-        **{name: getattr(options, name) for name in (*READING, "choice", "num_parts", "command")},
+        **reading,
     )
-    earlier = dict[str, CaseRecord]()
-    earlier_notes = list[str]()
-    if options.resume:
-        own = [
-            (files, plan.label_map, plan.all()) for files, plan in zip(cases, outputs, strict=True)
-        ]
-        earlier, earlier_notes = take_up(
-            None if options.writes_file else options.output, own, summary
-        )
-    tasks = [
-        Task(files, plan, earlier.get(files.case_id))
-        for files, plan in zip(cases, outputs, strict=True)
-    ]
-    # If no case can be read, no folder is needed.
-    begun = [task.outputs for task in tasks if not task.files.problem]
-    for folder in {path.parent for plan in begun for path in plan.all()} | {
-        plan.folder for plan in begun if plan.folder is not None
-    }:
+
+
+def _with_earlier_records(
+    tasks: Sequence[Task], options: InferenceOptions, summary: RunSummary
+) -> tuple[list[Task], list[str]]:
+    """Return the tasks with the records of cases that earlier runs have done, and notes."""
+    folder = None if options.writes_file else options.output
+    outputs_of_cases = []
+    for task in tasks:
+        outputs_of_cases.append((task.files, task.outputs.label_map, task.outputs.all()))
+    earlier, notes = take_up(folder, outputs_of_cases, summary)
+    taken_up = [replace(task, earlier=earlier.get(task.files.case_id)) for task in tasks]
+    return taken_up, notes
+
+
+def _check_folders(tasks: Sequence[Task]) -> None:
+    """Raise InputError unless the folders of all outputs can be written to."""
+    folders: set[Path] = set()
+    for task in tasks:
+        if task.files.problem:  # If no case can be read, no folder is needed.
+            continue
+        folders.update(path.parent for path in task.outputs.all())
+        if task.outputs.folder is not None:
+            folders.add(task.outputs.folder)
+    for folder in folders:
         check_writable(folder)
-    names_file = plan_names_file(structures, options.output) if structures and can_record else None
-    for path in filter(None, (options.summary, record)):
-        check_small_output(path)
-    settings = CaseSettings(
-        options, inputs.reading, inputs.names, device if options.dask else options.device
-    )
-    notes = [*inputs.notes, *earlier_notes]
-    if number := len(
-        {printable(files.case_id) for files in cases} & set(options.parameters.trained_on)
-    ):
-        learned = (
-            "among those that the parameters were learned on, and so no evidence for new cases"
-        )
-        notes.append(
-            f"{number} of {counted(len(cases), 'case')} {'is' if number == 1 else 'are'} {learned}"
-        )
-    return RunPlan(inputs, settings, tasks, summary, tuple(notes), names_file, record)
+
+
+def _notes_on_training(cases: Sequence[CaseFiles], trained_on: Sequence[str]) -> list[str]:
+    """Return a note if the parameters were learned on some of the cases."""
+    names = {printable(files.case_id) for files in cases}
+    number = len(names.intersection(trained_on))
+    if not number:
+        return []
+    verb = "is" if number == 1 else "are"
+    return [
+        f"{number} of {counted(len(cases), 'case')} {verb} among those that the parameters were "
+        "learned on, and so no evidence for new cases"
+    ]

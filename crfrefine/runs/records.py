@@ -1,4 +1,7 @@
-"""The records of a run and of its cases (docs/reference/summary.md), lines of a file per part in the output folder."""
+"""The records of a run and of its cases, lines of a file per part in the output folder.
+
+docs/reference/summary.md describes them.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ RECORD_FOLDER = ".crfrefine"
 READING = ("network_spacing", "strokes_background", "strokes_ignore")
 
 OTHER_VALUES = "refined with other values of"
+OTHER_STROKES = "refined with other strokes"
 NO_RECORD = "no record of its label map, as after a kill"
 CHANGED = "its label map was changed since it was recorded"
 OTHER_INPUTS = "refined from other inputs"
@@ -106,15 +110,17 @@ class CaseRecord(Record):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the JSON file."""
-        fields = {**vars(self)}
-        last = {name: fields.pop(name) for name in ("times", "notes")}
-        failure = next(iter(fields.pop("failures")), Failure("", ""))
-        errors = {
-            "error": failure.message or None,
-            "error_kind": failure.kind or None,
-            "error_traceback": failure.traceback,
-        }
-        return {**fields, **last, **errors}
+        fields = dict(vars(self))
+        for name in ("times", "notes"):  # They go to the end.
+            fields[name] = fields.pop(name)
+        failure = Failure("", "")
+        if self.failures:
+            failure = self.failures[0]
+        del fields["failures"]
+        fields["error"] = failure.message or None
+        fields["error_kind"] = failure.kind or None
+        fields["error_traceback"] = failure.traceback
+        return fields
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -123,34 +129,44 @@ class CaseRecord(Record):
         Raise TypeError or KeyError if a field has a value of another kind or is missing.
         """
         check_kinds(cls, values, ("case_id", "status"))
-        known = {
-            each.name: values[each.name]
-            for each in dataclasses.fields(cls)
-            if values.get(each.name) is not None
-        }
-        known |= {
-            name: Path(known[name])
-            for name in ("output", "probabilities", "logits", "preview", "structures")
-            if name in known
-        }
+        fields: dict[str, Any] = {}
+        for each in dataclasses.fields(cls):
+            value = values.get(each.name)
+            if value is not None:
+                fields[each.name] = value
+        for name in _PATHS:
+            if name in fields:
+                fields[name] = Path(fields[name])
+        fields["failures"] = []
         error = values.get("error")
-        failures = [Failure(error, str(values.get("error_kind")))] if isinstance(error, str) else []
-        return cls(**known | {"failures": failures})
+        if isinstance(error, str):
+            fields["failures"].append(Failure(error, str(values.get("error_kind"))))
+        return cls(**fields)
+
+
+# Fields of a record that are paths.
+_PATHS = ("output", "probabilities", "logits", "preview", "structures")
+
+# Types of fields, to those of JSON; all others are texts.
+_KINDS: dict[str, type] = {"int": int, "bool": bool, "dict": dict, "list": list, "tuple": list}
 
 
 def check_kinds(cls: type, values: Mapping[str, Any], required: Sequence[str]) -> None:
-    """Raise TypeError or KeyError unless the values of a line have the kinds of a dataclass's fields, and none of these is missing."""
-    kinds = {"int": int, "bool": bool, "dict": dict, "list": list, "tuple": list}
+    """Raise TypeError or KeyError unless the values of a line fit the fields of a dataclass.
+
+    Each has the kind of its field, and none of `required` is missing.
+    """
     for each in dataclasses.fields(cls):
         value = values.get(each.name)
-        kind = kinds.get(re.split(r"\W", str(each.type))[0], str)
-        if value is None and each.name in required:
-            raise KeyError(each.name)
-        if value is not None and type(value) is not kind:
+        if value is None:
+            if each.name in required:
+                raise KeyError(each.name)
+            continue
+        kind = _KINDS.get(re.split(r"\W", str(each.type))[0], str)
+        if type(value) is not kind:
             raise TypeError(f"{each.name}: expected {kind.__name__}, got {shorten_value(value)}")
-    if not all(
-        isinstance(seconds, int | float) for seconds in (values.get("times") or {}).values()
-    ):
+    times = values.get("times") or {}
+    if not all(isinstance(seconds, int | float) for seconds in times.values()):
         raise TypeError("times: expected numbers")
 
 
@@ -199,40 +215,33 @@ class RunSummary:
         parameters = self.parameters
         with suppress(ConfigError):  # A newer version may have more keys.
             parameters = CrfParameters.from_dict(parameters).to_dict()
-        return dict(
-            json.loads(to_json({**parameters, **{name: getattr(self, name) for name in READING}}))
-        )
+        reading = {name: getattr(self, name) for name in READING}
+        return dict(json.loads(to_json({**parameters, **reading})))
 
     def head(self) -> dict[str, Any]:
         """Return plain values for a file, without the cases."""
-        fields = {
-            each.name: getattr(self, each.name)
-            for each in dataclasses.fields(self)
-            if each.name != "cases"
-        }
-        return {
-            "schema": SCHEMA,
-            "version": crfrefine.__version__,
-            **fields,
-            "started": self.started.isoformat(),
-        }
+        head: dict[str, Any] = {"schema": SCHEMA, "version": crfrefine.__version__}
+        for each in dataclasses.fields(self):
+            if each.name != "cases":
+                head[each.name] = getattr(self, each.name)
+        head["started"] = self.started.isoformat()
+        return head
 
     def to_json(self) -> str:
         """Return the text of the file of `--summary`."""
-        counts = {f"num_{status}": self.count(status) for status in ("done", "skipped", "failed")}
-        return to_json(
-            {**self.head(), **counts, "cases": [record.to_dict() for record in self.cases]},
-            indent=2,
-        )
+        content = self.head()
+        for status in ("done", "skipped", "failed"):
+            content[f"num_{status}"] = self.count(status)
+        content["cases"] = [record.to_dict() for record in self.cases]
+        return to_json(content, indent=2)
 
 
 def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
     """Return the record of a part in its output folder."""
-    return (
-        output
-        / RECORD_FOLDER
-        / (f"record-{part_id}-of-{num_parts}.jsonl" if num_parts > 1 else "record.jsonl")
-    )
+    name = "record.jsonl"
+    if num_parts > 1:
+        name = f"record-{part_id}-of-{num_parts}.jsonl"
+    return output / RECORD_FOLDER / name
 
 
 class CaseState(NamedTuple):
@@ -253,50 +262,81 @@ class RecordedRuns:
 
     def __init__(self, runs: Iterable[RunSummary] = (), notes: Sequence[str] = ()) -> None:
         self.runs = sorted(runs, key=lambda run: run.started)
-        self.notes = [*notes]
-        # When the last run without --continue began, and the last line that no later one has begun
-        # anew, by case.
+        self.notes = list(notes)
+        # By case: when the last run without --continue began, and the last line that no later run
+        # has begun anew.
         self._begun: dict[str, datetime] = {}
-        self.latest: dict[str, tuple[CaseRecord, RunSummary]] = {}
+        self.latest: dict[str, RecordedCase] = {}
         for run in self.runs:
-            for case_id in [] if run.resumed else list(run.all_cases)[run.part_id :: run.num_parts]:
+            self._add(run)
+
+    def _add(self, run: RunSummary) -> None:
+        """Add a run that began after those before."""
+        if not run.resumed:
+            for case_id in list(run.all_cases)[run.part_id :: run.num_parts]:
                 self._begun[case_id] = run.started
                 self.latest.pop(case_id, None)
-            self.latest.update({record.case_id: (record, run) for record in run.cases})
+        for record in run.cases:
+            self.latest[record.case_id] = RecordedCase(record, run)
 
     def state_of(
         self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
     ) -> CaseState:
         """Return whether a case with these outputs is done, by the settings of a run."""
-        record, run = self.latest.get(case_id, (None, None))
+        recorded = self.latest.get(case_id)
+        if recorded is not None and not recorded.describes(label_map):
+            recorded = None
+        if recorded is None:
+            return self._unrecorded_state(case_id, label_map, others)
+        record = recorded.record
+        if record.status == "failed":
+            reason = record.failures[0].message if record.failures else "no reason is recorded"
+            return CaseState(case_id, "failed", label_map, reason)
+
         written = time_of_change(label_map)
-        begun = self._begun.get(case_id)
-        if record is None or (record.output is not None and record.output.name != label_map.name):
-            record = run = None  # It describes a label map in another format.
-        elif record.status == "failed":
-            return CaseState(
-                case_id,
-                "failed",
-                label_map,
-                record.failures[0].message if record.failures else "no reason is recorded",
-            )
-        gone = next((path for path in (label_map, *others) if not os.path.exists(path)), None)  # noqa: PTH110 - no exception for odd names
-        # Files of an earlier run are not results of the run that is continued.
-        is_older = (
-            record is None
-            and written is not None
-            and begun is not None
-            and datetime.fromisoformat(written) < begun
-        )
-        if is_older or (record is None and gone == label_map):
-            return CaseState(case_id, "missing", label_map, "not reached")
-        if written is None or gone is not None:
-            return CaseState(case_id, "missing", label_map, f"{gone} is gone")
-        if record is None or run is None or record.written != written:
-            return CaseState(case_id, "done", label_map, NO_RECORD if record is None else CHANGED)
-        if keys := _differing(run.settings, now.settings):
+        missing = _first_missing((label_map, *others))
+        if written is None or missing is not None:
+            return CaseState(case_id, "missing", label_map, f"{missing} is gone")
+        if record.written != written:
+            return CaseState(case_id, "done", label_map, CHANGED)
+        keys = _differing(recorded.run.settings, now.settings)
+        if keys:
             return CaseState(case_id, "missing", label_map, f"{OTHER_VALUES} {listed(keys)}")
         return CaseState(case_id, "done", label_map, "", record)
+
+    def _unrecorded_state(self, case_id: str, label_map: Path, others: Sequence[Path]) -> CaseState:
+        """Return the state of a case whose label map no record describes."""
+        written = time_of_change(label_map)
+        missing = _first_missing((label_map, *others))
+        begun = self._begun.get(case_id)
+        # Files of an earlier run are not results of the run that is continued.
+        is_older = (
+            written is not None and begun is not None and datetime.fromisoformat(written) < begun
+        )
+        if is_older or missing == label_map:
+            return CaseState(case_id, "missing", label_map, "not reached")
+        if written is None or missing is not None:
+            return CaseState(case_id, "missing", label_map, f"{missing} is gone")
+        return CaseState(case_id, "done", label_map, NO_RECORD)
+
+
+class RecordedCase(NamedTuple):
+    """The record of a case, and the run that wrote it."""
+
+    record: CaseRecord
+    run: RunSummary
+
+    def describes(self, label_map: Path) -> bool:
+        """Return whether the record is not of a label map in another format."""
+        return self.record.output is None or self.record.output.name == label_map.name
+
+
+def _first_missing(paths: Iterable[Path]) -> Path | None:
+    """Return the first path that does not exist; None if all do."""
+    for path in paths:
+        if not os.path.exists(path):  # noqa: PTH110 - no exception for odd names
+            return path
+    return None
 
 
 def read_records(folder: Path) -> RecordedRuns:
@@ -307,27 +347,23 @@ def read_records(folder: Path) -> RecordedRuns:
     runs: dict[str, RunSummary] = {}
     notes: list[str] = []
     for path in sorted((folder / RECORD_FOLDER).glob("record*.jsonl")):
-        bad: list[str] = []
         try:
             require_file(path)
             lines = path.read_bytes().splitlines(keepends=True)
         except (OSError, InputError) as error:
             notes.append(str(error))
             continue
+        problems = []
         for number, line in enumerate(lines, start=1):
             try:
                 _read_line(parse_line(line), runs)
             except (ValueError, TypeError, KeyError) as error:
                 # A kill leaves a line without its end, which the next run removes.
-                bad += (
-                    [f"line {number}: {shorten(error, MAX_OF_A_REASON)}"]
-                    if line.endswith(b"\n")
-                    else []
-                )
-        if bad:
-            notes.append(
-                f"{path}: {counted(len(bad), 'line')} of the record cannot be used: {bad[0]}"
-            )
+                if line.endswith(b"\n"):
+                    problems.append(f"line {number}: {shorten(error, MAX_OF_A_REASON)}")
+        if problems:
+            number_of_lines = counted(len(problems), "line")
+            notes.append(f"{path}: {number_of_lines} of the record cannot be used: {problems[0]}")
     return RecordedRuns(runs.values(), notes)
 
 
@@ -342,29 +378,33 @@ def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
     """
     if not isinstance(values, dict):
         raise ValueError("expected a JSON table")
-    if "case_id" in values and values["run"] not in runs:
-        raise ValueError("its run has no line")
     if "case_id" in values:
+        if values["run"] not in runs:
+            raise ValueError("its run has no line")
         runs[values["run"]].cases.append(CaseRecord.from_dict(values))
-        return
+    else:
+        runs[values["run"]] = _read_head(values)
+
+
+def _read_head(values: dict[str, Any]) -> RunSummary:
+    """Return the run of a line, without its cases; raises like `_read_line`."""
     if values["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
     check_kinds(RunSummary, {name: values[name] for name in _HEAD}, _HEAD)
-    if not all(
-        isinstance(text, str) for text in (*values["inputs"], *values["all_cases"].values())
-    ):
+    texts = (*values["inputs"], *values["all_cases"].values())
+    if not all(isinstance(text, str) for text in texts):
         raise TypeError("inputs and all_cases: expected texts")
-    if not 0 <= values["part_id"] < values["num_parts"]:
-        raise ValueError(
-            f"part {values['part_id']} of {values['num_parts']}: parts are numbered from 0"
-        )
+    part_id = values["part_id"]
+    if not 0 <= part_id < values["num_parts"]:
+        raise ValueError(f"part {part_id} of {values['num_parts']}: parts are numbered from 0")
     started = datetime.fromisoformat(values["started"])
     if started.tzinfo is None:
         raise ValueError("started: expected a time zone")
-    known = {name: values[name] for name in (*_HEAD, *READING, "choice") if name in values}
-    runs[values["run"]] = RunSummary(
-        "", 0, **known | {"started": started, "inputs": tuple(values["inputs"])}
-    )
+
+    fields = {name: values[name] for name in (*_HEAD, *READING, "choice") if name in values}
+    fields["started"] = started
+    fields["inputs"] = tuple(values["inputs"])
+    return RunSummary("", 0, **fields)
 
 
 def time_of_change(path: Path) -> str | None:
@@ -384,14 +424,11 @@ def times_of_strokes(files: CaseFiles) -> dict[str, str | None]:
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:
     """Return the dotted keys whose values differ."""
     if isinstance(one, dict) and isinstance(other, dict):
-        names = dict.fromkeys((*one, *other))
-        return [
-            name
-            for inner in names
-            for name in _differing(
-                one.get(inner), other.get(inner), f"{key}.{inner}" if key else inner
-            )
-        ]
+        keys = []
+        for name in dict.fromkeys((*one, *other)):
+            inner_key = f"{key}.{name}" if key else name
+            keys += _differing(one.get(name), other.get(name), inner_key)
+        return keys
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
         return _differing(one[0], other[0], key)
     if one == other:
@@ -404,52 +441,64 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
 
     Of runs on the same inputs, the last one counts.
     """
-    last = {run.inputs: run for run in recorded.runs}
+    last_runs = {run.inputs: run for run in recorded.runs}
     states: dict[str, CaseState] = {}
-    for run in sorted(last.values(), key=lambda run: run.started):
+    for run in sorted(last_runs.values(), key=lambda run: run.started):
         for case_id, name in run.all_cases.items():
-            record = recorded.latest.get(case_id, (CaseRecord(""),))[0]
             label_map = folder / name
-            names = [
-                path.name
-                for path in (record.probabilities, record.logits, record.preview, record.structures)
-                if path is not None
-            ]
-            states[case_id] = recorded.state_of(
-                case_id, label_map, [label_map.parent / name for name in names], run
-            )
+            others = []
+            if case_id in recorded.latest:
+                others = _other_outputs(recorded.latest[case_id].record, label_map.parent)
+            states[case_id] = recorded.state_of(case_id, label_map, others, run)
     return list(states.values())
+
+
+def _other_outputs(record: CaseRecord, folder: Path) -> list[Path]:
+    """Return the outputs of a case beside its label map, which is in a folder."""
+    paths = (record.probabilities, record.logits, record.preview, record.structures)
+    return [folder / path.name for path in paths if path is not None]
 
 
 def take_up(
     folder: Path | None, cases: Iterable[tuple[CaseFiles, Path, Sequence[Path]]], now: RunSummary
 ) -> tuple[dict[str, CaseRecord], list[str]]:
-    """Return the records of the cases that earlier runs into a folder have done, and notes on them, for --continue.
+    """Return the records of the cases that earlier runs into a folder have done, for --continue.
 
-    Each case has its label map and all outputs. Without a folder, files count alone.
+    And notes on them. Each case has its label map and all outputs. Without a folder, files count
+    alone.
     """
     recorded = RecordedRuns() if folder is None else read_records(folder)
     done: dict[str, CaseRecord] = {}
-    by_reason: dict[str, list[str]] = {}
+    cases_of_reason: dict[str, list[str]] = {}
     for files, label_map, outputs in cases:
-        case = recorded.state_of(files.case_id, label_map, outputs, now)
-        drawn = times_of_strokes(files)
-        record = case.record
-        # A single file has no record: only newer strokes show.
-        is_older = folder is None and any(
-            (time or "") > (time_of_change(label_map) or "") for time in drawn.values()
-        )
-        if case.state == "done" and (is_older or (record is not None and record.strokes != drawn)):
-            by_reason.setdefault("refined with other strokes", []).append(files.case_id)
+        case_id = files.case_id
+        case = recorded.state_of(case_id, label_map, outputs, now)
+        reasons = [case.reason]
+        if case.record is not None and recorded.latest[case_id].run.inputs != now.inputs:
+            reasons = [OTHER_INPUTS]
+        if case.state == "done" and _has_other_strokes(files, case, has_record=folder is not None):
+            reasons.insert(0, OTHER_STROKES)
         elif case.state == "done":
-            done[files.case_id] = record or CaseRecord(files.case_id)
-        other_inputs = record is not None and recorded.latest[files.case_id][1].inputs != now.inputs
-        reason = OTHER_INPUTS if other_inputs else case.reason
-        if reason in ADVICE or reason.startswith(OTHER_VALUES):
-            by_reason.setdefault(reason, []).append(files.case_id)
-    for reason, names in by_reason.items():
+            done[case_id] = case.record or CaseRecord(case_id)
+        for reason in reasons:
+            if reason in ADVICE or reason.startswith((OTHER_VALUES, OTHER_STROKES)):
+                cases_of_reason.setdefault(reason, []).append(case_id)
+    if folder is None:
+        return done, []
+    notes = list(recorded.notes)
+    for reason, names in cases_of_reason.items():
         advice = ADVICE.get(reason, "refined again")
-        recorded.notes.append(
-            f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {advice}"
-        )
-    return done, [] if folder is None else recorded.notes
+        notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {advice}")
+    return done, notes
+
+
+def _has_other_strokes(files: CaseFiles, case: CaseState, *, has_record: bool) -> bool:
+    """Return whether the strokes of a case that is done are not those it was refined with."""
+    drawn = times_of_strokes(files)
+    if case.record is not None:
+        return case.record.strokes != drawn
+    if has_record:
+        return False
+    # A single file has no record: only newer strokes show.
+    written = time_of_change(case.label_map) or ""
+    return any((time or "") > written for time in drawn.values())

@@ -9,8 +9,9 @@ import logging
 import time
 import uuid
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterable
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,7 @@ from crfrefine.errors import (
 )
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
-from crfrefine.runs.case_work import CaseSettings, Task, finish_case, read_case
+from crfrefine.runs.case_work import CaseInWork, CaseSettings, Task, finish_case, read_case
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
@@ -49,16 +50,7 @@ def run_inference(
     Interrupts are passed on.
     """
     if options.dask is not None:  # Workers run in other folders.
-        paths: dict[str, Any] = {
-            name: value.absolute()
-            for name, value in vars(options).items()
-            if isinstance(value, Path)
-        }
-        paths |= {
-            name: tuple(path.absolute() for path in getattr(options, name))
-            for name in ("images", "logits", "strokes")
-        }
-        options = replace(options, **paths)
+        options = _with_absolute_paths(options)
     observer = observer or Observer()
     plan = plan_run(options)
     started = time.perf_counter()
@@ -68,34 +60,15 @@ def run_inference(
         observer.note(note)
     if plan.names_file is not None:
         write_small_file(*plan.names_file)
-    file = None if plan.record is None else LineFile(plan.record, run=uuid.uuid4().hex[:12])
-    if file is not None:
+    file = None
+    if plan.record is not None:
+        file = LineFile(plan.record, run=uuid.uuid4().hex[:12])
         file.append(summary.head())
-    is_full = False
     try:
-        with closing(
-            _refine_here(plan, observer)
-            if options.dask is None
-            else _refine_on_cluster(plan, options.dask, observer)
-        ) as records:
-            for record in records:
-                summary.cases.append(record)
-                if file is not None and record.status != "skipped":
-                    with suppress(
-                        CrfRefineError
-                    ):  # The line is written with the next one; `close` reports it.
-                        file.append(record.to_dict())
-                observer.case_ended(record)
-                is_full = StorageError.__name__ in {failure.kind for failure in record.failures}
-                if is_full or (options.fail_fast and record.failures):
-                    break
-        left = summary.num_cases - len(summary.cases)
-        if left and is_full:
-            observer.note(
-                f"{counted(left, 'case')} not begun, since nothing more can be written; run again with --continue when it can"
-            )
-        if len(summary.cases) > 1 and (text := note_on_num_labels(summary.cases)) is not None:
-            observer.note(text)
+        _run_cases(plan, observer, file)
+        note_on_labels = note_on_num_labels(summary.cases)
+        if note_on_labels is not None:
+            observer.note(note_on_labels)
     except (KeyboardInterrupt, CrfRefineError):
         summary.interrupted = True
         raise
@@ -103,32 +76,84 @@ def run_inference(
         summary.seconds = time.perf_counter() - started
         order = {task.files.case_id: number for number, task in enumerate(plan.tasks)}
         summary.cases.sort(key=lambda record: order[record.case_id])
-        with (
-            ExitStack() as ending
-            # An error of one file, such as a full disk, does not keep the others from being written.
-        ):
+        # An error of one file, such as a full disk, does not keep the others from being written.
+        with ExitStack() as ending:
             ending.callback(observer.run_ended, summary)
             if options.summary is not None:
-                ending.callback(
-                    lambda path: write_small_file(path, summary.to_json().encode()), options.summary
-                )
+                ending.callback(_write_summary, options.summary, summary)
             if file is not None:
                 ending.callback(file.close)
     return summary
 
 
+def _with_absolute_paths(options: InferenceOptions) -> InferenceOptions:
+    """Return the options with paths that do not depend on the current folder."""
+    paths: dict[str, Any] = {}
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            paths[name] = value.absolute()
+    for name in ("images", "logits", "strokes"):
+        paths[name] = tuple(path.absolute() for path in getattr(options, name))
+    return replace(options, **paths)
+
+
+def _run_cases(
+    plan: RunPlan, observer: Observer[RunSummary, CaseRecord], file: LineFile | None
+) -> None:
+    """Refine the cases, and record each one when it ends.
+
+    A full disk ends the run, and with --fail-fast any failure.
+    """
+    options = plan.settings.options
+    summary = plan.summary
+    if options.dask is None:
+        records = _refine_here(plan, observer)
+    else:
+        records = _refine_on_cluster(plan, options.dask, observer)
+    is_full = False
+    with closing(records):
+        for record in records:
+            summary.cases.append(record)
+            if file is not None and record.status != "skipped":
+                # The line is written with the next one; `close` reports the error.
+                with suppress(CrfRefineError):
+                    file.append(record.to_dict())
+            observer.case_ended(record)
+            is_full = _has_failed_by(StorageError, record)
+            if is_full or (options.fail_fast and record.failures):
+                break
+    num_left = summary.num_cases - len(summary.cases)
+    if is_full and num_left:
+        observer.note(
+            f"{counted(num_left, 'case')} not begun, since nothing more can be written; "
+            "run again with --continue when it can"
+        )
+
+
+def _has_failed_by(kind: type[CrfRefineError], record: CaseRecord) -> bool:
+    """Return whether one of the failures of a case is of this kind."""
+    return any(failure.kind == kind.__name__ for failure in record.failures)
+
+
+def _write_summary(path: Path, summary: RunSummary) -> None:
+    write_small_file(path, summary.to_json().encode())
+
+
 def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
     """Return a note if the cases of a run have different numbers of labels, else None."""
     cases: dict[int, list[str]] = {}
-    for record in records:  # Undeclared label maps have as many labels as their largest one says.
-        if record.input_type in ("logits", "probabilities") and record.num_labels is not None:
+    for record in records:
+        # Undeclared label maps have as many labels as their largest one says.
+        has_channels = record.input_type in ("logits", "probabilities")
+        if has_channels and record.num_labels is not None:
             cases.setdefault(record.num_labels, []).append(record.case_id)
-    groups = "; ".join(
-        f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())
+    if len(cases) < 2:
+        return None
+    groups = [f"{number} of {listed(case_ids)}" for number, case_ids in sorted(cases.items())]
+    return (
+        "cases have different numbers of labels, as results of different networks have: "
+        + "; ".join(groups)
     )
-    if len(cases) > 1:
-        return f"cases have different numbers of labels, as results of different networks have: {groups}"
-    return None
 
 
 def _refine_here(
@@ -137,22 +162,28 @@ def _refine_here(
     """Yield the record of each case; a thread reads the next case while one is refined."""
     settings = plan.settings
     reader = ThreadPoolExecutor(1, "read")
+    waiting = deque(plan.tasks)
+
+    def begin_reading() -> Future[CaseInWork] | None:
+        if not waiting:
+            return None
+        return reader.submit(read_case, settings, waiting.popleft())
+
     try:
-        reading = [reader.submit(read_case, settings, task) for task in plan.tasks[:1]]
-        for number in range(1, len(plan.tasks) + 1):
-            if not reading[0].done():
+        reading = begin_reading()
+        while reading is not None:
+            if not reading.done():
                 observer.stage_changed("", "reading")
-            work = reading.pop().result()
-            reading += [
-                reader.submit(read_case, settings, task) for task in plan.tasks[number : number + 1]
-            ]
+            work = reading.result()
+            reading = begin_reading()
             record = finish_case(settings, work, observer)
             del work  # Its arrays are freed before the next case is awaited.
-            is_lost = DeviceLostError.__name__ in {failure.kind for failure in record.failures}
-            if is_lost and settings.options.device == "auto" and settings.device != "cpu":
+            may_move = settings.options.device == "auto" and settings.device != "cpu"
+            if may_move and _has_failed_by(DeviceLostError, record):
                 settings = replace(settings, device="cpu")
                 observer.note(
-                    "the GPU stopped working: the other cases are computed on the CPU, as --device auto allows"
+                    "the GPU stopped working: the other cases are computed on the CPU, "
+                    "as --device auto allows"
                 )
             yield record
     finally:
@@ -166,27 +197,9 @@ def _refine_on_cluster(
 
     Closing it cancels the cases not begun.
     """
-    try:
-        from distributed import Client, KilledWorker, as_completed
-    except ImportError as error:
-        reason = f"--dask needs Dask's package `distributed`: pip install 'crfrefine[distributed]' ({error})"
-        raise BackendUnavailableError(reason) from error
-    # Dask's own log would be on standard error: what matters becomes a message of the run.
-    for name in (
-        "distributed",
-        *(name for name in logging.root.manager.loggerDict if name.startswith("distributed.")),
-    ):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        if "://" not in address and not Path(address).is_file():  # Dask would wait for the file.
-            raise FileNotFoundError("no such file")
-        client = Client(address) if "://" in address else Client(scheduler_file=address)
-    except Exception as error:  # Dask raises many kinds of them for a wrong address, no answer, or missing certificates.
-        expected = "expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file"
-        reason = shorten(str(error) or type(error).__name__, MAX_OF_A_REASON)
-        raise InputError(
-            f"--dask {address}: {expected}: {reason} ({see('docs/guide/clusters.md#dask')})"
-        ) from error
+    client = _connect(address)
+    from distributed import as_completed
+
     tasks: dict[Any, Task] = {}
     try:
         if not client.nthreads():
@@ -199,23 +212,10 @@ def _refine_on_cluster(
         futures = client.map(work, plan.tasks, key="crfrefine", pure=False, retries=RETRIES)
         tasks = dict(zip(futures, plan.tasks, strict=True))
         for future in as_completed(futures):
-            task = tasks[future]
-            record = CaseRecord(task.files.case_id)
-            try:
-                record = future.result()
-            except CancelledError as error:
-                hint = "What is finished is kept; run again with --continue for the rest."
-                raise InputError(
-                    f"the scheduler {address} is gone, or was restarted\n  {hint}"
-                ) from error
-            except KilledWorker as error:
-                reason = shorten(error, MAX_OF_A_REASON)
-                lost = InputError(f"its worker was lost each time: {reason}")
-                record.fail(describe_failure(lost, *task.files.paths))
-            except Exception as error:
-                record.fail(describe_failure(error, *task.files.paths))
-            for note in record.notes if record.status != "skipped" else ():
-                observer.note(note, case_id=record.case_id)
+            record = _record_from(future, tasks[future], address)
+            if record.status != "skipped":
+                for note in record.notes:
+                    observer.note(note, case_id=record.case_id)
             yield record
     finally:
         with suppress(Exception):  # The scheduler may be gone.
@@ -224,14 +224,69 @@ def _refine_on_cluster(
             client.close(timeout=5)
 
 
+def _connect(address: str) -> Any:
+    """Return a client of a Dask scheduler, which has an address or a file.
+
+    Raise BackendUnavailableError without Dask, InputError if the scheduler cannot be reached.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "--dask needs Dask's package `distributed`: "
+            f"pip install 'crfrefine[distributed]' ({error})"
+        ) from error
+    # Dask's own log would be on standard error: what matters becomes a message of the run.
+    for name in ("distributed", *logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        if "://" in address:
+            return Client(address)
+        if not Path(address).is_file():  # Dask would wait for the file.
+            raise FileNotFoundError("no such file")
+        return Client(scheduler_file=address)
+    # Dask raises many kinds for a wrong address, no answer, or missing certificates.
+    except Exception as error:
+        expected = "expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file"
+        reason = shorten(str(error) or type(error).__name__, MAX_OF_A_REASON)
+        raise InputError(
+            f"--dask {address}: {expected}: {reason} ({see('docs/guide/clusters.md#dask')})"
+        ) from error
+
+
+def _record_from(future: Any, task: Task, address: str) -> CaseRecord:
+    """Return the record of a case that a worker has ended, or one with the reason why it has none.
+
+    Raise InputError if the scheduler is gone.
+    """
+    from distributed import KilledWorker
+
+    failure: Exception
+    try:
+        record: CaseRecord = future.result()
+    except CancelledError as error:
+        hint = "What is finished is kept; run again with --continue for the rest."
+        raise InputError(f"the scheduler {address} is gone, or was restarted\n  {hint}") from error
+    except KilledWorker as error:
+        failure = InputError(f"its worker was lost each time: {shorten(error, MAX_OF_A_REASON)}")
+    except Exception as error:
+        failure = error
+    else:
+        return record
+    record = CaseRecord(task.files.case_id)
+    record.fail(describe_failure(failure, *task.files.paths))
+    return record
+
+
 def refine_on_worker(version: str, settings: CaseSettings, task: Task) -> CaseRecord:
     """Read, refine and write a case.
 
     Refuse to on a worker with another version of this package, whose results may differ.
     """
     if version != crfrefine.__version__:
-        versions = (
-            f"a worker has crfrefine {crfrefine.__version__}, this command is crfrefine {version}"
+        raise InputError(
+            f"a worker has crfrefine {crfrefine.__version__}, this command is crfrefine {version}; "
+            "install the same version on all machines"
         )
-        raise InputError(f"{versions}; install the same version on all machines")
     return finish_case(settings, read_case(settings, task), Observer())
