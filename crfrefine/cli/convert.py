@@ -82,7 +82,7 @@ def convert(
     from crfrefine.io.paths import is_dicom
     from crfrefine.runs.tools.convert import ConversionOptions, convert_file
 
-    options = ConversionOptions(to and to.value, content and content.value, like, segments)
+    options = ConversionOptions(to, content, like, segments)
     if source.is_dir() and not is_dicom(source):
         suffix = None if output_format is None else output_format.lower()
         _convert_folder(source, target, suffix, options, verbosity=1 + verbose - quiet)
@@ -106,7 +106,7 @@ def _convert_folder(
     source: Path, target: Path, suffix: str | None, options: ConversionOptions, *, verbosity: int
 ) -> None:
     """Convert the files of a folder, show how far it is, and list the failures at the end."""
-    from crfrefine.cli.reporting import FolderReporter
+    from crfrefine.cli.reporting import QUIET, FolderReporter
     from crfrefine.runs.tools.convert_folder import convert_folder, plan_folder
 
     plan = plan_folder(source, target, suffix)
@@ -116,7 +116,8 @@ def _convert_folder(
         for conversion in convert_folder(plan, options):
             reporter.file_ended(conversion)
         reporter.ended()
-    for path in reporter.written if verbosity else ():
-        print(for_terminal(str(path)))
+    if verbosity > QUIET:
+        for path in reporter.written:
+            print(for_terminal(str(path)))
     if reporter.failed:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`crfrefine demo`: a phantom with simulated network logits, refined by the same code as `infer`, with a picture."""
+"""`crfrefine demo`: a phantom with simulated network logits, refined as `infer` does, and drawn."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ from crfrefine.runs.options import InferenceOptions
 
 # Chosen on phantoms with other seeds than the demo's; they say nothing about real images.
 _PARAMETERS = {"bilateral.weight": 5.0, "bilateral.theta_alpha": 2.5, "bilateral.theta_beta": 0.1}
+_COLUMNS = (
+    "label",
+    "Dice before",
+    "Dice after",
+    "components in truth",
+    "components before",
+    "components after",
+)
 
 
 @partial(shared.with_options, InferenceOptions, names="threads")
@@ -59,30 +67,19 @@ def demo(
         preview=True,
         **options,
     )
-    print(
-        f"a phantom with {NUM_LABELS - 1} labels, and logits with typical mistakes, are in {output}",
-        file=sys.stderr,
-    )
+    phantom = f"a phantom with {NUM_LABELS - 1} labels"
+    print(f"{phantom}, and logits with typical mistakes, are in {output}", file=sys.stderr)
     with Reporter(verbosity=1 + verbose) as reporter:
         record = run_inference(run_options, reporter).cases[0]
     if record.output is None or record.preview is None:
         raise CrfRefineError(f"the demo's case could not be refined: {record.failures[0].message}")
-    names = (
-        "label",
-        "Dice before",
-        "Dice after",
-        "components in truth",
-        "components before",
-        "components after",
-    )
-    compared = compare_with_truth(output, record.output)
-    rows = [
-        (str(label), *map(DICE.value_text, dices), *map(str, components))
-        for label, dices, components in compared
-    ]
-    print_table(names, rows, numbers=names)
+    rows = []
+    for label, dices, components in compare_with_truth(output, record.output):
+        rows.append((str(label), *map(DICE.value_text, dices), *map(str, components)))
+    print_table(_COLUMNS, rows, numbers=_COLUMNS)
     print(f"mask:    {record.output}")
     print(f"picture: {record.preview}")
     print(
-        "This is a synthetic phantom: it shows what the tool does, and is not evidence about your data."
+        "This is a synthetic phantom: it shows what the tool does, "
+        "and is not evidence about your data."
     )

@@ -1,4 +1,4 @@
-"""`crfrefine evaluate`: measure label maps against a reference, compare methods, and say whether one helps."""
+"""`crfrefine evaluate`: measure label maps against a reference, and compare methods."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def evaluate(
     method have a file. With --baseline, the verdict says whether PREDICTIONS have a higher mean
     Dice.
     """
-    verbosity = 1 + verbose - quiet
     from crfrefine.cli.evaluation_reporting import EvaluationReporter, print_evaluation
     from crfrefine.evaluate.run import run_evaluation
 
+    verbosity = 1 + verbose - quiet
+    command_line = shlex.join(["crfrefine", *ctx.obj])
+    evaluation_options = EvaluationOptions(**options, command_line=command_line)
     with EvaluationReporter(verbosity) as reporter:
-        evaluation = run_evaluation(
-            EvaluationOptions(**options, command_line=shlex.join(["crfrefine", *ctx.obj])), reporter
-        )
+        evaluation = run_evaluation(evaluation_options, reporter)
     print_evaluation(evaluation, verbosity)
     if evaluation.num_failed:
         raise typer.Exit(1)

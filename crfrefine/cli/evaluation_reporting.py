@@ -9,11 +9,20 @@ import sys
 from typing import TYPE_CHECKING
 
 from crfrefine.base.text import counted, for_terminal, listed, printable
-from crfrefine.cli.reporting import MAX_LISTED, QUIET, VERBOSE, RunReporter, print_table
+from crfrefine.cli.reporting import (
+    MAX_LISTED,
+    QUIET,
+    VERBOSE,
+    RunReporter,
+    print_table,
+    sentences_of,
+)
 from crfrefine.evaluate.options import METRICS_NAME, REPORT_NAME, SUMMARY_NAME
 from crfrefine.evaluate.results import EvaluationObserver
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from crfrefine.evaluate.measuring import CaseResult
     from crfrefine.evaluate.results import Evaluation
     from crfrefine.statistics.comparison import SummaryRow
@@ -23,6 +32,17 @@ _MAX_REGIONS = 20
 
 _NUMBERS = ("cases", "pairs", "baseline", "mean", "median", "difference", "change")
 """Columns that are aligned at the right."""
+
+_COLUMNS: tuple[str, ...] = ("cases", "mean", "median")
+_COLUMNS_OF_COMPARISON = (
+    "pairs",
+    "baseline",
+    "mean",
+    "difference",
+    "95 % CI",
+    "p (Holm)",
+    "better/equal/worse",
+)
 
 
 class EvaluationReporter(RunReporter, EvaluationObserver):
@@ -37,85 +57,124 @@ class EvaluationReporter(RunReporter, EvaluationObserver):
         """Print the amount of work."""
         self._rest = "nothing is written"
         self._num_cases = len(evaluation.pairs)
-        processes = evaluation.num_processes
-        self._say(
-            f"{counted(self._num_cases, 'case')}; {processes} process{'' if processes == 1 else 'es'}"
-        )
+        processes = f"{evaluation.num_processes} processes"
+        if evaluation.num_processes == 1:
+            processes = "1 process"
+        self._say(f"{counted(self._num_cases, 'case')}; {processes}")
         self._start(self._num_cases, counts=True)
 
     def case_ended(self, result: CaseResult) -> None:
         """Print the outcome of a case."""
         self._ended += 1
         for failure in result.failures:
-            who = "" if failure.part is None else f"{failure.part}: "
-            self._say_failure(
-                result.case_id,
-                f"case {result.case_id!r}: {who}{failure.message}",
-                failure.traceback,
-            )
+            message = failure.message
+            if failure.part is not None:
+                message = f"{failure.part}: {message}"
+            text = f"case {result.case_id!r}: {message}"
+            self._say_failure(result.case_id, text, failure.traceback)
         if self._bar is None and not result.failures:
             self._say(f"[{self._ended}/{self._num_cases}] {result.case_id}: {result.seconds:.2f} s")
         for warning in result.warnings:
-            method = warning.partition(":")[0]
-            if self.verbosity >= VERBOSE or method not in self._known:
-                self._say(f"note: case {result.case_id!r}: {warning}")
-            self._known.add(method)
+            self._say_warning(result.case_id, warning)
         for note in result.notes:
             self._say(f"    {note}", at_least=VERBOSE)
         self._update(completed=self._ended, text=result.case_id)
 
+    def _say_warning(self, case_id: str, warning: str) -> None:
+        """Print a warning: that of the first case of each method, or all if VERBOSE."""
+        method = warning.partition(":")[0]
+        if self.verbosity >= VERBOSE or method not in self._known:
+            self._say(f"note: case {case_id!r}: {warning}")
+        self._known.add(method)
+
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Show the stage after the cases, and the case being drawn."""
-        self._update(text=f"{stage}: {case_id} {step}/{num_steps}" if case_id else stage)
+        text = stage
+        if case_id:
+            text = f"{stage}: {case_id} {step}/{num_steps}"
+        self._update(text=text)
 
 
 def print_evaluation(evaluation: Evaluation, verbosity: int) -> None:
-    """Print the comparison, the separate counts, the judgment of probabilities, the declines, and the verdict as the last line."""
-    from crfrefine.statistics.comparison import describe_families
+    """Print the results; the verdict is the last line.
 
-    output = evaluation.options.output
-    judged = evaluation.verdict
+    Before it come the comparison, the separate counts, the judgment of probabilities, and the
+    declines.
+    """
+    verdict = evaluation.verdict
     if verbosity > QUIET:
         _print_means(evaluation, verbosity)
-        lines = []
-        for region, by_method in evaluation.empty_masks.items():
-            parts = [
-                f"{method} of {counts['num_cases']} cases: {counts['both']} without it in both maps, "
-                f"{counts['prediction'] - counts['both']} missed, {counts['reference'] - counts['both']} false alarms"
-                for method, counts in by_method.items()
-            ]
-            if any(counts["reference"] or counts["prediction"] for counts in by_method.values()):
-                lines.append(f"{evaluation.titles.get(region, region)}: {'; '.join(parts)}")
-        shown = lines if verbosity >= VERBOSE else lines[:_MAX_REGIONS]
-        if len(shown) < len(lines):
-            shown = [
-                *shown,
-                f"{len(lines) - len(shown)} more regions in {output / SUMMARY_NAME}; -v prints them",
-            ]
-        texts = [f"empty masks: {line}" for line in shown]
-        texts += [
-            f"note: {note}"
-            for note in (judged.notes if judged is not None else evaluation.empty_notes)
-        ]
-        texts += [evaluation.recovered_text] if evaluation.recovered_text else []
-        texts += [f"power: {evaluation.power_note}"] if evaluation.power_note else []
-        texts += (
-            [f"p (Holm): {families}"] if (families := describe_families(evaluation.summary)) else []
-        )
-        for part in (judged.probabilities, judged.harm) if judged is not None else ():
-            texts += [] if part is None else [part.sentence]
-        for text in texts:
+        for text in (*_lines_on_empty_masks(evaluation, verbosity), *_remarks(evaluation)):
             print(for_terminal(text))
-        for name in (METRICS_NAME, SUMMARY_NAME, *([REPORT_NAME] if evaluation.has_report else [])):
-            print(for_terminal(f"written: {output / name}"), file=sys.stderr)
-        if cases := list(dict.fromkeys(case for case, _ in evaluation.failures)):
-            print(
-                f"failed: {listed(cases, most=MAX_LISTED)} ({len(cases)} of {len(evaluation.pairs)} cases)",
-                file=sys.stderr,
-            )
-    last = evaluation.no_verdict if judged is None else f"verdict: {judged.sentence}"
+        _print_written(evaluation)
+        _print_failed(evaluation)
+    last = evaluation.no_verdict
+    if verdict is not None:
+        last = f"verdict: {verdict.sentence}"
     if last:
         print(for_terminal(last))
+
+
+def _lines_on_empty_masks(evaluation: Evaluation, verbosity: int) -> list[str]:
+    """Return a line about each region that a map lacks in some case; unless VERBOSE, of a few."""
+    lines = []
+    for region, by_method in evaluation.empty_masks.items():
+        if any(counts["reference"] or counts["prediction"] for counts in by_method.values()):
+            title = evaluation.titles.get(region, region)
+            methods = [_empty_masks_of(method, counts) for method, counts in by_method.items()]
+            lines.append(f"empty masks: {title}: {'; '.join(methods)}")
+
+    num_more = len(lines) - _MAX_REGIONS
+    if verbosity >= VERBOSE or num_more <= 0:
+        return lines
+    table = evaluation.options.output / SUMMARY_NAME
+    more = f"empty masks: {num_more} more regions in {table}; -v prints them"
+    return [*lines[:_MAX_REGIONS], more]
+
+
+def _empty_masks_of(method: str, counts: Mapping[str, int]) -> str:
+    """Return how many maps of a method, and of the reference, lack a region."""
+    both = counts["both"]
+    return (
+        f"{method} of {counts['num_cases']} cases: {both} without it in both maps, "
+        f"{counts['prediction'] - both} missed, {counts['reference'] - both} false alarms"
+    )
+
+
+def _remarks(evaluation: Evaluation) -> list[str]:
+    """Return what a reader of the comparison has to know."""
+    from crfrefine.statistics.comparison import describe_families
+
+    verdict = evaluation.verdict
+    notes = evaluation.empty_notes if verdict is None else verdict.notes
+    remarks = [f"note: {note}" for note in notes]
+    if evaluation.recovered_text:
+        remarks.append(evaluation.recovered_text)
+    if evaluation.power_note:
+        remarks.append(f"power: {evaluation.power_note}")
+    families = describe_families(evaluation.summary)
+    if families:
+        remarks.append(f"p (Holm): {families}")
+    if verdict is not None:
+        remarks += sentences_of(verdict)
+    return remarks
+
+
+def _print_written(evaluation: Evaluation) -> None:
+    """Name the files on standard error."""
+    names = [METRICS_NAME, SUMMARY_NAME]
+    if evaluation.has_report:
+        names.append(REPORT_NAME)
+    for name in names:
+        print(for_terminal(f"written: {evaluation.options.output / name}"), file=sys.stderr)
+
+
+def _print_failed(evaluation: Evaluation) -> None:
+    """Name the cases with failures, if there are any, on standard error."""
+    cases = list(dict.fromkeys(case_id for case_id, _ in evaluation.failures))
+    if cases:
+        count = f"{len(cases)} of {len(evaluation.pairs)} cases"
+        print(f"failed: {listed(cases, most=MAX_LISTED)} ({count})", file=sys.stderr)
 
 
 def _print_means(evaluation: Evaluation, verbosity: int) -> None:
@@ -123,52 +182,48 @@ def _print_means(evaluation: Evaluation, verbosity: int) -> None:
 
     Of many regions, such as the structures of a body, only their mean.
     """
-    from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import HARM_COLUMN
+
+    rows = _rows_to_print(evaluation, verbosity)
+    columns = _COLUMNS
+    compared = [row for row in rows if row.comparison is not None]
+    if compared:
+        rows = compared
+        columns = (*_COLUMNS_OF_COMPARISON, HARM_COLUMN)
+    cells = []
+    for row in rows:
+        region = printable(evaluation.titles.get(row.region, row.region))
+        cells.append((row.metric, region, printable(row.method), *_numbers(row)))
+    if cells:
+        print_table(("metric", "region", "method", *columns), cells, numbers=_NUMBERS)
+        _print_units(compared)
+
+
+def _rows_to_print(evaluation: Evaluation, verbosity: int) -> list[SummaryRow]:
+    """Return the rows of the main metrics: of each region, or of many regions their mean."""
+    from crfrefine.metrics.registry import metric_named
 
     rows = [row for row in evaluation.summary if metric_named(row.metric).in_overview]
     num_regions = len(evaluation.regions)
-    if num_regions > _MAX_REGIONS and verbosity < VERBOSE:
-        rows = [row for row in rows if row.region not in evaluation.regions]
-        table = evaluation.options.output / METRICS_NAME
-        print(
-            for_terminal(
-                f"{num_regions} regions: the table has their means; {table} has each, and -v prints them"
-            ),
-            file=sys.stderr,
-        )
-    columns: tuple[str, ...] = ("cases", "mean", "median")
-    if any(row.comparison for row in rows):
-        rows = [row for row in rows if row.comparison is not None]
-        columns = (
-            "pairs",
-            "baseline",
-            "mean",
-            "difference",
-            "95 % CI",
-            "p (Holm)",
-            "better/equal/worse",
-            HARM_COLUMN,
-        )
-    cells = [
-        (
-            row.metric,
-            printable(evaluation.titles.get(row.region, row.region)),
-            printable(row.method),
-            *_numbers(row),
-        )
-        for row in rows
-    ]
-    if not cells:
-        return
-    print_table(("metric", "region", "method", *columns), cells, numbers=_NUMBERS)
-    # The names of the others end with their unit.
-    in_points = {row.metric for row in rows if metric_named(row.metric).is_ratio}
-    if "difference" in columns and in_points:
+    if num_regions <= _MAX_REGIONS or verbosity >= VERBOSE:
+        return rows
+    table = evaluation.options.output / METRICS_NAME
+    places = f"the table has their means; {table} has each, and -v prints them"
+    print(for_terminal(f"{num_regions} regions: {places}"), file=sys.stderr)
+    return [row for row in rows if row.region not in evaluation.regions]
+
+
+def _print_units(compared: list[SummaryRow]) -> None:
+    """Name the metrics whose differences are in points; the names of the others have their unit."""
+    from crfrefine.metrics.registry import metric_named
+
+    in_points = {row.metric for row in compared if metric_named(row.metric).is_ratio}
+    if in_points:
         print(f"units: differences of {', '.join(sorted(in_points))} in points (hundredths)")
 
 
 def _numbers(row: SummaryRow) -> tuple[str, ...]:
+    """Return the texts of the columns with numbers."""
     from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import comparison_texts
 
@@ -176,9 +231,8 @@ def _numbers(row: SummaryRow) -> tuple[str, ...]:
     comparison = row.comparison
     if comparison is None:
         return str(row.num_values), metric.value_text(row.mean), metric.value_text(row.median)
-    if (
-        not comparison.num_pairs
-    ):  # For example, the calibration of a method whose baseline has no probabilities.
+    # For example, the calibration of a method whose baseline has no probabilities.
+    if not comparison.num_pairs:
         return "0", "", metric.value_text(row.mean), *[""] * 5
     means = metric.value_text(comparison.mean_baseline), metric.value_text(comparison.mean)
     return str(comparison.num_pairs), *means, *comparison_texts(row)

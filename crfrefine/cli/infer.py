@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crfrefine.cli import options as shared
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.options import InferenceOptions
+
+if TYPE_CHECKING:
+    from crfrefine.parameters.model import CrfParameters
 
 
 @partial(shared.with_options, InferenceOptions)
@@ -29,56 +32,91 @@ def infer(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
     """Refine one case or a folder of cases."""
-    part_id, num_parts, summary, spacing = (
-        options[name] for name in ("part_id", "num_parts", "summary", "network_spacing")
-    )
-    if (part_id is None and num_parts > 1) or (part_id or 0) >= num_parts:
-        text = f"--num-parts {num_parts} needs a --part-id from 0 to {num_parts - 1}: the part for this process"
-        raise typer.BadParameter(text, param_hint="--part-id")
-    if summary is not None and summary.name.lower().endswith(".jsonl"):
-        raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
-    verbosity = 1 + verbose - quiet  # a level of `cli.reporting`
+    _check_part(options)
+    _check_summary(options)
     preset = shared.check_inputs(ctx, options, config)
     is_auto = config == shared.AUTO
-    if spacing is not None and is_auto:
+    if is_auto and options["network_spacing"] is not None:
         raise typer.BadParameter(
             "auto chooses no parameters for --network-spacing; leave it out", param_hint="--config"
         )
-    from crfrefine.cli.reporting import Reporter, print_results
+
+    start = "default" if is_auto else preset
+    parameters, entries = shared.parameters_of(start, overrides)
+    if _sets_all_removing_rules(parameters, entries):
+        options["allow_vanishing"] = True
+    run_options = InferenceOptions(
+        **options,
+        parameters=parameters,
+        regions=shared.parse_scheme(regions, regions_class_order),
+        command=tuple(ctx.obj or ()),
+    )
+
+    verbosity = 1 + verbose - quiet  # a level of `cli.reporting`
+    if is_auto:
+        run_options = _choose_parameters(run_options, entries, verbosity)
+    note = ""
+    if preset != config:
+        note = (
+            "parameters are those of the preset sharp, since --network-spacing is given without -c"
+        )
+    _run(run_options, verbosity, note)
+
+
+def _check_part(options: dict[str, Any]) -> None:
+    """Raise BadParameter unless --part-id names one of the parts; several parts need it."""
+    num_parts = options["num_parts"]
+    part_id = options["part_id"]
+    is_missing = part_id is None and num_parts > 1
+    if is_missing or (part_id or 0) >= num_parts:
+        raise typer.BadParameter(
+            f"--num-parts {num_parts} needs a --part-id from 0 to {num_parts - 1}: "
+            "the part for this process",
+            param_hint="--part-id",
+        )
+
+
+def _check_summary(options: dict[str, Any]) -> None:
+    """Raise BadParameter for a summary of JSON lines."""
+    summary = options["summary"]
+    if summary is not None and summary.name.lower().endswith(".jsonl"):
+        raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
+
+
+def _sets_all_removing_rules(parameters: CrfParameters, entries: dict[str, Any]) -> bool:
+    """Return whether --set sets all rules that remove components: then their effect is wanted."""
+    if not entries:
+        return False
+    return "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
+
+
+def _choose_parameters(
+    options: InferenceOptions, entries: dict[str, Any], verbosity: int
+) -> InferenceOptions:
+    """Return the options with the parameters that `-c auto` chooses for these cases."""
+    from crfrefine.cli.training_reporting import TrainingReporter
+    from crfrefine.train.unlabeled import choose_for
+
+    with TrainingReporter(verbosity) as reporter:
+        return choose_for(options, entries, reporter)
+
+
+def _run(options: InferenceOptions, verbosity: int, note: str) -> None:
+    """Refine the cases and print their results; raise Exit if one failed."""
+    from crfrefine.cli.reporting import QUIET, Reporter, print_results
     from crfrefine.runs.run import run_inference
 
-    parameters, entries = shared.parameters_of("default" if is_auto else preset, overrides)
-    # A user who sets all rules that remove components by hand wants them.
-    if entries:
-        options["allow_vanishing"] |= (
-            "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
-        )
-    if regions or regions_class_order:
-        scheme = shared.parse_scheme(regions, regions_class_order)
-    else:
-        scheme = None
-    run_options = InferenceOptions(
-        **options, parameters=parameters, regions=scheme, command=tuple(ctx.obj or ())
-    )
-    if is_auto:
-        from crfrefine.cli.training_reporting import TrainingReporter
-        from crfrefine.train.unlabeled import choose_for
-
-        with TrainingReporter(verbosity) as choosing:
-            run_options = choose_for(run_options, entries, choosing)
     reporter = Reporter(verbosity)
     try:
         with reporter:
-            if preset != config:
-                reporter.note(
-                    "parameters are those of the preset sharp, since --network-spacing is given without -c"
-                )
-            result = run_inference(run_options, reporter)
+            if note:
+                reporter.note(note)
+            result = run_inference(options, reporter)
     except CrfRefineError:  # A full disk takes no record; the results are known all the same.
-        if reporter.summary is not None and not quiet:
+        if reporter.summary is not None and verbosity > QUIET:
             print_results(reporter.summary)
         raise
-    if not quiet:
+    if verbosity > QUIET:
         print_results(result)
     if result.count("failed"):
         raise typer.Exit(1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,10 @@ from crfrefine.base.text import counted, for_terminal, printable
 from crfrefine.cli import options as shared
 from crfrefine.cli.main import indented, print_failure
 from crfrefine.runs.options import InferenceOptions
+
+if TYPE_CHECKING:
+    from crfrefine.base.failures import Failure
+    from crfrefine.runs.tools.info import FolderReport
 
 
 @partial(shared.with_options, InferenceOptions, names="resample")
@@ -31,65 +36,116 @@ def info(
 ) -> None:
     """Show what a file or folder holds; without one, the setup."""
     paths = [shared.usage_path(text) for text in ctx.args]
-    from crfrefine.base.failures import Failure, failing_alone
-    from crfrefine.io import read_header
-    from crfrefine.runs.tools.info import describe_header, inspect_folder, installation
-
-    def fail(failure: Failure) -> None:
-        values["problems"] = [failure.message]
-        print_failure(failure, verbose=verbose)
-
-    shown: list[dict[str, Any]] = []
+    if not paths:
+        _show_installation(as_json=as_json)
+        return
+    reports: list[dict[str, Any]] = []
     for number, path in enumerate(paths):
-        values: dict[str, Any] = {"path": str(path)}
-        shown.append(values)
         if number and not as_json:
             print()
-        if path.is_dir():
-            cases, notes, problems = inspect_folder(path, **options)
-            messages = [problem.message for problem in problems]
-            values |= {"cases": cases, "notes": notes, "problems": messages}
-            if as_json:
-                continue
-            counts = f"{counted(len(cases), 'case')} in order, {counted(len(problems), 'problem')}"
-            print(f"{printable(str(path))}: {counts}")
-            rows = {printable(case_id): line for case_id, line in cases.items()}
-            width = max(map(len, rows), default=0)
-            for name, line in rows.items():
-                print(f"  {name:<{width}}  {line}")
-            remarks = [f"note: {note}" for note in notes]
-            for remark in remarks + [f"wrong: {message}" for message in messages]:
-                print(for_terminal(f"  {remark}"))
-            for trace in [each.traceback for each in problems if verbose and each.traceback]:
-                print(for_terminal(indented(trace)), file=sys.stderr)
-            continue
-        with failing_alone(fail, path):
-            lines = describe_header(read_header(path), values=verbose)
-            properties = {name: value for name, value in lines if name != "note"}
-            values |= {
-                "properties": properties,
-                "notes": [value for name, value in lines if name == "note"],
-                "problems": [],
-            }
-            if not as_json:
-                print(printable(str(path)))
-                for name, value in lines:
-                    print(f"  {name:<12}  {for_terminal(value)}")
-    content: Mapping[str, object]
-    if paths:
-        content = {
-            "is_well": not any(values["problems"] for values in shown),
-            "paths": shown,
-            "notes": [],
-        }
-    else:
-        content = installation()
-    if as_json:
-        import json
+        values = _inspect(path, options, is_verbose=verbose, is_printed=not as_json)
+        reports.append({"path": str(path), **values})
 
-        print(json.dumps({"schema": 1, **content}, indent=2))
-    elif not paths:
-        for name, text in content.items():
-            print(for_terminal(f"{name:<12}  {text}"))
-    if paths and not content["is_well"]:
+    is_well = not any(report["problems"] for report in reports)
+    if as_json:
+        _print_json({"is_well": is_well, "paths": reports, "notes": []})
+    if not is_well:
         raise typer.Exit(1)
+
+
+def _inspect(
+    path: Path, options: dict[str, Any], *, is_verbose: bool, is_printed: bool
+) -> dict[str, Any]:
+    """Return what a file or folder holds for programs, and print it if wanted."""
+    if path.is_dir():
+        return _inspect_folder(path, options, is_verbose=is_verbose, is_printed=is_printed)
+    return _inspect_file(path, is_verbose=is_verbose, is_printed=is_printed)
+
+
+def _inspect_folder(
+    folder: Path, options: dict[str, Any], *, is_verbose: bool, is_printed: bool
+) -> dict[str, Any]:
+    """Return the cases of a folder for programs, and print them if wanted."""
+    from crfrefine.runs.tools.info import inspect_folder
+
+    report = inspect_folder(folder, **options)
+    messages = [problem.message for problem in report.problems]
+    if is_printed:
+        _print_report(folder, report)
+        if is_verbose:
+            _print_tracebacks(report.problems)
+    return {"cases": report.cases, "notes": report.notes, "problems": messages}
+
+
+def _print_report(folder: Path, report: FolderReport) -> None:
+    """Print a line about each case, and the notes and problems."""
+    num_cases = counted(len(report.cases), "case")
+    num_problems = counted(len(report.problems), "problem")
+    print(f"{printable(str(folder))}: {num_cases} in order, {num_problems}")
+    names = list(map(printable, report.cases))
+    width = max(map(len, names), default=0)
+    for name, line in zip(names, report.cases.values(), strict=True):
+        print(f"  {name:<{width}}  {line}")
+    for note in report.notes:
+        print(for_terminal(f"  note: {note}"))
+    for problem in report.problems:
+        print(for_terminal(f"  wrong: {problem.message}"))
+
+
+def _print_tracebacks(problems: Sequence[Failure]) -> None:
+    for problem in problems:
+        if problem.traceback is not None:
+            print(for_terminal(indented(problem.traceback)), file=sys.stderr)
+
+
+def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str, Any]:
+    """Return the properties of a file for programs, and print them if wanted.
+
+    A file that cannot be read has an error on standard error instead.
+    """
+    from crfrefine.base.failures import failing_alone
+    from crfrefine.io import read_header
+    from crfrefine.runs.tools.info import describe_header
+
+    failures: list[Failure] = []
+    lines: list[tuple[str, str]] = []
+    with failing_alone(failures.append, path):
+        lines = describe_header(read_header(path), values=is_verbose)
+    if failures:
+        print_failure(failures[0], verbose=is_verbose)
+        return {"problems": [failures[0].message]}
+    if is_printed:
+        print(printable(str(path)))
+        for name, value in lines:
+            print(f"  {name:<12}  {for_terminal(value)}")
+    return _file_values(lines)
+
+
+def _file_values(lines: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return the lines about a file for programs, its notes apart."""
+    properties: dict[str, str] = {}
+    notes: list[str] = []
+    for name, value in lines:
+        if name == "note":
+            notes.append(value)
+        else:
+            properties[name] = value
+    return {"properties": properties, "notes": notes, "problems": []}
+
+
+def _show_installation(*, as_json: bool) -> None:
+    """Print what is installed."""
+    from crfrefine.runs.tools.info import installation
+
+    shown = installation()
+    if as_json:
+        _print_json(shown)
+        return
+    for name, text in shown.items():
+        print(for_terminal(f"{name:<12}  {text}"))
+
+
+def _print_json(content: Mapping[str, object]) -> None:
+    import json
+
+    print(json.dumps({"schema": 1, **content}, indent=2))

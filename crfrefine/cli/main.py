@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from enum import Enum
 from functools import partial
 from importlib import import_module
@@ -65,8 +65,8 @@ _MORE = "More options"
 PANELS = {
     "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type "
     "--add-background --network-spacing --regions --probabilities --resample --strokes --case",
-    "Output": "--output --continue --resume --preview --save-probabilities --save-logits --save-structures --output-format --summary "
-    "--name --report --corrections",
+    "Output": "--output --continue --resume --preview --save-probabilities --save-logits "
+    "--save-structures --output-format --summary --name --report --corrections",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
     "Resources": "--device --threads --processes --max-memory",
     "Cluster": "--dask",
@@ -79,7 +79,10 @@ PANELS = {
 
 
 class Command(TyperCommand):
-    """A command whose values are converted without pydantic, if they are right and of common types, and whose help has panels."""
+    """A command that starts faster than Typer's, and whose help has panels.
+
+    Values of common types, if they are right, are converted without pydantic.
+    """
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, that of --help with them."""
@@ -96,25 +99,38 @@ class Command(TyperCommand):
         if len(self.params) < _MIN_OF_PANELS:
             super().format_options(ctx, formatter)
             return
-        panels: dict[str, dict[str, tuple[str, str]]] = {
-            title: {} for title in ("Arguments", *PANELS)
-        }
-        titles = {flag: title for title, flags in PANELS.items() for flag in flags.split()}
-        for parameter in self.get_params(ctx):
-            flag = next((name for name in parameter.opts if name in titles), parameter.opts[0])
-            if parameter.param_type_name == "argument":
-                title = "Arguments"
-            else:
-                title = titles.get(flag, _MORE)
-            if (record := parameter.get_help_record(ctx)) is not None:
-                panels[title][flag] = record
-        for title, records in panels.items():
-            order = [flag for flag in PANELS.get(title, "").split() if flag in records] or list(
-                records
-            )
-            if records:
+        rows_of_panel = self._rows_of_panels(ctx)
+        for title in ("Arguments", *PANELS):
+            if title in rows_of_panel:
                 with formatter.section(title):
-                    formatter.write_dl([records[flag] for flag in order])
+                    formatter.write_dl(_in_order(title, rows_of_panel[title]))
+
+    def _rows_of_panels(self, ctx: Any) -> dict[str, dict[str, tuple[str, str]]]:
+        """Return the lines of the help by panel, and by the name that has its place there."""
+        rows_of_panel: dict[str, dict[str, tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None:
+                title, flag = _panel_and_flag(parameter)
+                rows_of_panel.setdefault(title, {})[flag] = row
+        return rows_of_panel
+
+
+def _in_order(title: str, rows: dict[str, tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the lines of a panel in its order; other panels have that of the command."""
+    order = PANELS.get(title, "").split() or rows
+    return [rows[flag] for flag in order if flag in rows]
+
+
+_PANEL_OF_FLAG = {flag: title for title, flags in PANELS.items() for flag in flags.split()}
+
+
+def _panel_and_flag(parameter: Any) -> tuple[str, str]:
+    """Return the title of a parameter's panel, and the name that has its place there."""
+    flag = next((name for name in parameter.opts if name in _PANEL_OF_FLAG), parameter.opts[0])
+    if parameter.param_type_name == "argument":
+        return "Arguments", flag
+    return _PANEL_OF_FLAG.get(flag, _MORE), flag
 
 
 def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> Any:
@@ -122,26 +138,30 @@ def _process_value(parameter: Any, process: Any, context: Any, value: Any) -> An
 
     `process` is Typer's own way, which has the words for errors.
     """
-    is_list = parameter.multiple or parameter.nargs == -1
     try:
-        # Typer before 0.29 has no descriptors, and converts without pydantic itself.
-        descriptor = parameter.type_descriptor
-        annotation = descriptor.annotation
-        option = descriptor.parameter_info
-        if parameter.required and not value:
-            raise ValueError
-        if value is None:
-            converted: Any = () if is_list else None
-        elif is_list:
-            (annotation,) = get_args(annotation)
-            converted = [_plain(item, annotation, option) for item in value]
-        else:
-            converted = _plain(value, annotation, option)
+        converted = _converted(parameter, value)
     except Exception:  # Typer meets every error again, and reports it.
         return process(context, value)
     if parameter.callback is None:
         return converted
     return parameter.callback(context, parameter, converted)
+
+
+def _converted(parameter: Any, value: Any) -> Any:
+    """Return the value of a parameter of a common type; raise any exception for other values."""
+    # Typer before 0.29 has no descriptors, and converts without pydantic itself.
+    descriptor = parameter.type_descriptor
+    annotation = descriptor.annotation
+    option = descriptor.parameter_info
+    if parameter.required and not value:
+        raise ValueError
+    is_list = parameter.multiple or parameter.nargs == -1
+    if not is_list:
+        return None if value is None else _plain(value, annotation, option)
+    if value is None:
+        return ()
+    (item_type,) = get_args(annotation)
+    return [_plain(item, item_type, option) for item in value]
 
 
 def _plain(value: Any, annotation: Any, option: Any) -> Any:
@@ -155,19 +175,34 @@ def _plain(value: Any, annotation: Any, option: Any) -> Any:
         raise ValueError
     if issubclass(annotation, Enum):
         return annotation(value)
-    if annotation is int and isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    is_in_range = annotation is not int or (
-        (option.min is None or option.min <= value) and (option.max is None or value <= option.max)
-    )
-    if annotation in (bool, int, str) and type(value) is annotation and is_in_range:
+    if annotation is int:
+        return _whole_number(value, option.min, option.max)
+    if annotation in (bool, str) and type(value) is annotation:
         return value
     raise ValueError
+
+
+def _whole_number(value: Any, minimum: int | None, maximum: int | None) -> int:
+    """Return a number, or that of a text of digits; raise ValueError for any other value."""
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if type(value) is not int or not _is_within(value, minimum, maximum):
+        raise ValueError
+    return value
+
+
+def _is_within(number: int, minimum: int | None, maximum: int | None) -> bool:
+    if minimum is not None and number < minimum:
+        return False
+    return maximum is None or number <= maximum
 
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
 _MAX_OF_A_USAGE_ERROR = 500
 _SHELL = "crfrefine.shell"  # key of the context: the shell that an option for completion names
+_SHELLS = ("bash", "zsh", "fish")
+# Commands that read volumes, and not DICOM.
+_READERS = ("infer", "train-crf", "evaluate", "tune", "info")
 
 
 class _Stopped(BaseException):
@@ -175,16 +210,19 @@ class _Stopped(BaseException):
 
     def __init__(self, cause: KeyboardInterrupt) -> None:
         # Our handlers give the number of a signal; Ctrl-C has none.
-        self.status = 128 + next(iter(cause.args), signal.SIGINT)
-        super().__init__(
-            ": ".join(
-                ["terminated" if cause.args else "interrupted", *getattr(cause, "__notes__", ())]
-            )
-        )
+        word = "interrupted"
+        self.status = 128 + signal.SIGINT
+        if cause.args:
+            word = "terminated"
+            self.status = 128 + cause.args[0]
+        super().__init__(": ".join([word, *getattr(cause, "__notes__", ())]))
 
 
 def print_failure(failure: Failure, *, verbose: bool) -> None:
-    """Print a failure on standard error, with the traceback if it was unexpected and the traceback is wanted."""
+    """Print a failure on standard error.
+
+    If it was unexpected, and the traceback is wanted, the traceback follows.
+    """
     print(for_terminal(f"crfrefine: error: {failure.message}"), file=sys.stderr)
     if verbose and failure.traceback is not None:
         print(for_terminal(indented(failure.traceback)), file=sys.stderr)
@@ -196,29 +234,38 @@ def indented(text: str) -> str:
 
 
 def _usage_error(error: Any) -> Exception:
-    """Print Typer's error about the command line in the form of all other errors, and shorten its quotes; return the exception to raise."""
-    if (
-        type(error).show is not _UsageError.show
-    ):  # The help that answers a call without arguments has its own.
+    """Print Typer's error about the command line in the form of all other errors.
+
+    Its quotes are shortened. Return the exception to raise.
+    """
+    # The help that answers a call without arguments has a form of its own.
+    if type(error).show is not _UsageError.show:
         return cast(Exception, error)
-    if (option := getattr(error, "option_name", None)) in GONE:
+    option = getattr(error, "option_name", None)
+    if option in GONE:
         error.message = GONE[option]
         error.possibilities = None
-    advice = ""
-    if "unexpected extra argument" in error.message and re.search(
-        r"\.(nii|npz|mha|mhd|nrrd|dcm)\b", error.message
-    ):
-        advice = "\n  An option takes one path: give the folder of many cases, or repeat the option for the files of one case."
-    error.message = for_terminal(error.message, _MAX_OF_A_USAGE_ERROR) + advice
+    error.message = for_terminal(error.message, _MAX_OF_A_USAGE_ERROR) + _advice_on(error.message)
+
     text = io.StringIO()
     _UsageError.show(error, text)
+    message = re.sub(
+        r"^Error: ", "crfrefine: error: ", text.getvalue(), count=1, flags=re.MULTILINE
+    )
     with contextlib.suppress(OSError):
-        print(
-            re.sub(r"^Error: ", "crfrefine: error: ", text.getvalue(), count=1, flags=re.MULTILINE),
-            end="",
-            file=sys.stderr,
-        )
+        print(message, end="", file=sys.stderr)
     return typer.Exit(error.exit_code)
+
+
+def _advice_on(message: str) -> str:
+    """Return the line that follows Typer's message; empty if there is nothing to advise."""
+    is_extra = "unexpected extra argument" in message
+    if is_extra and re.search(r"\.(nii|npz|mha|mhd|nrrd|dcm)\b", message):
+        return (
+            "\n  An option takes one path: give the folder of many cases, "
+            "or repeat the option for the files of one case."
+        )
+    return ""
 
 
 def refuse_dicom(arguments: Sequence[str]) -> None:
@@ -226,27 +273,37 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
 
     It names the commands to run.
     """
-    if not arguments or arguments[0] not in ("infer", "train-crf", "evaluate", "tune", "info"):
+    if not arguments or arguments[0] not in _READERS:
         return
     from crfrefine.io.paths import is_dicom
 
-    for option, text in pairwise(arguments):
-        option, _, value = text.partition("=") if text.startswith("--") else (option, "", text)
-        if (
-            value
-            and option not in ("-o", "--output")
-            and not value.startswith("-")
-            and is_dicom(Path(value))
-        ):
-            name = re.sub(
-                r"(\.dcm|\.dicom|\.ima)?/*$", ".nii.gz", value, count=1, flags=re.IGNORECASE
-            )
-            like = [] if Path(value).is_dir() else ["--like", "SERIES"]
-            command = shlex.join(["crfrefine", "convert", value, name, *like])
-            raise InputError(
-                f"{value}: is DICOM; only `convert` reads and writes DICOM. Run\n  {command}\n"
-                "  and name its output here. `crfrefine convert REFINED.nii.gz REFINED.dcm --like SERIES` makes DICOM of a result."
-            )
+    for option, value in _option_values(arguments):
+        if option not in ("-o", "--output") and is_dicom(Path(value)):
+            raise _refusal_of_dicom(value)
+
+
+def _option_values(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each text that may be a path, after the option, or the other text, before it."""
+    for before, text in pairwise(arguments):
+        option = before
+        value = text
+        if text.startswith("--"):
+            option, _, value = text.partition("=")
+        if value and not value.startswith("-"):
+            yield option, value
+
+
+def _refusal_of_dicom(path: str) -> InputError:
+    """Return the error that an input is DICOM, with the command that converts it."""
+    volume = re.sub(r"(\.dcm|\.dicom|\.ima)?/*$", ".nii.gz", path, count=1, flags=re.IGNORECASE)
+    command = ["crfrefine", "convert", path, volume]
+    if not Path(path).is_dir():
+        command += ["--like", "SERIES"]
+    return InputError(
+        f"{path}: is DICOM; only `convert` reads and writes DICOM. Run\n  {shlex.join(command)}\n"
+        "  and name its output here. `crfrefine convert REFINED.nii.gz REFINED.dcm "
+        "--like SERIES` makes DICOM of a result."
+    )
 
 
 class Group(TyperGroup):
@@ -264,11 +321,10 @@ class Group(TyperGroup):
         """Build a command; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
+        name = cmd_name.replace("-", "_")
+        function = getattr(import_module(f"crfrefine.cli.{name}"), name)
         single = typer.Typer(**TYPER_SETTINGS)
-        function = cmd_name.replace("-", "_")
-        single.command(cmd_name, cls=Command, **COMMANDS[cmd_name])(
-            getattr(import_module(f"crfrefine.cli.{function}"), function)
-        )
+        single.command(cmd_name, cls=Command, **COMMANDS[cmd_name])(function)
         return typer.main.get_command(single)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -278,60 +334,77 @@ class Group(TyperGroup):
         """
         try:
             if len(args) == 2 and args[0] in ("--install-completion", "--show-completion"):
-                if args[1] not in ("bash", "zsh", "fish"):
-                    raise typer.BadParameter(
-                        f"{shorten(args[1])}: expected one of bash, zsh, fish",
-                        ctx=ctx,
-                        param_hint=args[0],
-                    )
-                ctx.meta[_SHELL] = args.pop()
-            if (
-                "--resample" in args and args[0] != "evaluate"
-            ):  # That command has a switch of this name; Typer's options take a value.
-                is_bare = [
-                    text == "--resample" and value not in INTERPOLATIONS
-                    for text, value in pairwise([*args, ""])
-                ]
-                args = [
-                    f"--resample={LINEAR}" if bare else text
-                    for text, bare in zip(args, is_bare, strict=True)
-                ]
+                ctx.meta[_SHELL] = _checked_shell(ctx, args[0], args.pop())
+            # That of evaluate is a switch; of the other commands it takes a value.
+            if "--resample" in args and args[0] != "evaluate":
+                args = _with_value_of_resample(args)
             return super().parse_args(ctx, args)
         except _UsageError as error:
             raise _usage_error(error) from error
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named in the arguments."""
-        arguments = ctx.obj = [*ctx._protected_args, *ctx.args]  # `obj` is what commands see.
-        is_verbose, is_quiet = (
-            not {f"-{name[0]}", f"--{name}"}.isdisjoint(arguments) for name in ("verbose", "quiet")
+        arguments = [*ctx._protected_args, *ctx.args]
+        ctx.obj = arguments  # Commands see it.
+        is_verbose = "-v" in arguments or "--verbose" in arguments
+        is_quiet = "-q" in arguments or "--quiet" in arguments
+        with _printing_errors(is_verbose=is_verbose), keeping_inputs():
+            if is_verbose and is_quiet:
+                ctx.fail("--verbose and --quiet exclude each other")
+            _refuse_gone_command(ctx, arguments)
+            refuse_dicom(arguments)
+            return super().invoke(ctx)
+
+
+def _refuse_gone_command(ctx: Any, arguments: Sequence[str]) -> None:
+    """Raise Typer's error if the command is one that older versions had."""
+    if arguments and arguments[0] in GONE:
+        ctx.fail(GONE[arguments[0]])
+
+
+@contextlib.contextmanager
+def _printing_errors(*, is_verbose: bool) -> Generator[None]:
+    """Print errors of users and of the system, and turn them and interrupts into an exit."""
+    try:
+        yield
+    except _UsageError as error:
+        raise _usage_error(error) from error
+    except CrfRefineError as error:
+        print_failure(describe_failure(error), verbose=is_verbose)
+        raise typer.Exit(1) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # of standard error
+            raise OutputClosedError from error
+        _print_os_error(error)
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as interrupt:
+        raise _Stopped(interrupt) from interrupt
+
+
+def _checked_shell(ctx: Any, option: str, name: str) -> str:
+    """Return the name of a shell that has completion; raise BadParameter for another name."""
+    if name not in _SHELLS:
+        raise typer.BadParameter(
+            f"{shorten(name)}: expected one of {', '.join(_SHELLS)}", ctx=ctx, param_hint=option
         )
-        try:
-            with keeping_inputs():
-                if is_verbose and is_quiet:
-                    ctx.fail("--verbose and --quiet exclude each other")
-                if arguments and arguments[0] in GONE:
-                    ctx.fail(GONE[arguments[0]])
-                refuse_dicom(arguments)
-                return super().invoke(ctx)
-        except _UsageError as error:
-            raise _usage_error(error) from error
-        except CrfRefineError as error:
-            print_failure(describe_failure(error), verbose=is_verbose)
-            raise typer.Exit(1) from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # of standard error
-                raise OutputClosedError from error
-            with contextlib.suppress(OSError):
-                print(
-                    for_terminal(
-                        f"crfrefine: error: {error.filename or 'standard output'}: {error.strerror}"
-                    ),
-                    file=sys.stderr,
-                )
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as interrupt:
-            raise _Stopped(interrupt) from interrupt
+    return name
+
+
+def _with_value_of_resample(args: list[str]) -> list[str]:
+    """Return the arguments with a value for a bare --resample: Typer's options take a value."""
+    completed = []
+    for text, following in pairwise([*args, ""]):
+        if text == "--resample" and following not in INTERPOLATIONS:
+            text = f"--resample={LINEAR}"
+        completed.append(text)
+    return completed
+
+
+def _print_os_error(error: OSError) -> None:
+    """Print an error of a file, or else of standard output, as one line."""
+    place = error.filename or "standard output"
+    with contextlib.suppress(OSError):
+        print(for_terminal(f"crfrefine: error: {place}: {error.strerror}"), file=sys.stderr)
 
 
 def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
@@ -343,17 +416,25 @@ def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) ->
     if not wanted:
         return
     if parameter.name in ("install_completion", "show_completion"):
-        from typer.completion import install_callback, show_callback
+        _complete_shell(ctx, parameter)
+        return
+    import crfrefine
 
-        answer: Any = install_callback if parameter.name == "install_completion" else show_callback
-        answer(ctx, parameter, ctx.meta.get(_SHELL, True))  # True means the shell that starts this.
+    if parameter.name == "version":
+        print(f"crfrefine {crfrefine.__version__}")
     else:
-        import crfrefine
+        print(ctx.get_help())
+    raise typer.Exit
 
-        print(
-            f"crfrefine {crfrefine.__version__}" if parameter.name == "version" else ctx.get_help()
-        )
-        raise typer.Exit
+
+def _complete_shell(ctx: typer.Context, parameter: typer.CallbackParam) -> None:
+    """Print or install a script for the shell that the context names, else for the one in use."""
+    from typer.completion import install_callback, show_callback
+
+    callback: Any = show_callback
+    if parameter.name == "install_completion":
+        callback = install_callback
+    callback(ctx, parameter, ctx.meta.get(_SHELL, True))  # True means the shell that starts this.
 
 
 app = typer.Typer(
@@ -396,16 +477,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
         signal.signal(signal.SIGHUP, _raise_terminated)
-    for name in ("stdout", "stderr"):
-        # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason
-        # to fail.
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # Neither a file name nor a sign may cause a traceback.
-    replace_standard_output()
+    _prepare_streams()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if sys.argv[1:2] != ["convert"]:
         # nibabel would import it for an extension of NIfTI headers that no command reads, and take
@@ -418,19 +490,38 @@ def main() -> None:
         from typer.completion import get_completion_inspect_parameters
 
         get_completion_inspect_parameters()  # It makes Typer know the shells.
+    # A thread that still reads the next case would delay an ordinary exit, which would also write
+    # what is still buffered.
     try:
         _run_app()
     except OutputClosedError:
-        os._exit(CLOSED_STATUS)  # An ordinary exit would write what is still buffered.
-    except (_Stopped, KeyboardInterrupt) as error:
-        stopped = error if isinstance(error, _Stopped) else _Stopped(error)
-        with contextlib.suppress(OSError, OutputClosedError):
-            sys.stdout.flush()
-        with contextlib.suppress(OSError):
-            print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
-        os._exit(
-            stopped.status
-        )  # A thread that still reads the next case would delay an ordinary exit.
+        os._exit(CLOSED_STATUS)
+    except _Stopped as stopped:
+        _exit_stopped(stopped)
+    except KeyboardInterrupt as interrupt:
+        _exit_stopped(_Stopped(interrupt))
+
+
+def _prepare_streams() -> None:
+    """Make sure that neither a closed stream nor an odd character causes a traceback."""
+    for name in ("stdout", "stderr"):
+        # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason
+        # to fail.
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    replace_standard_output()
+
+
+def _exit_stopped(stopped: _Stopped) -> None:
+    """Write what was printed, say that the command was stopped, and end the process at once."""
+    with contextlib.suppress(OSError, OutputClosedError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
+    os._exit(stopped.status)
 
 
 def _run_app() -> None:
@@ -453,5 +544,8 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM, which job schedulers send before they kill, and SIGHUP, when the terminal closes, like Ctrl-C."""
+    """Handle a signal like Ctrl-C.
+
+    Job schedulers send SIGTERM before they kill; SIGHUP comes when the terminal closes.
+    """
     raise KeyboardInterrupt(signum)

@@ -1,4 +1,8 @@
-"""Typer's options from the fields of an options dataclass, the options that several commands share, and their common checks."""
+"""The options of the commands.
+
+They come from the fields of an options dataclass, or are shared by several commands, with their
+common checks.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -27,17 +32,36 @@ NNUNET_HAS_PROBABILITIES = (
 
 # Name of a command or option that is gone, to the sentence that its user gets.
 GONE = {
-    "--allow-mismatched-dicom": "`--allow-mismatched-dicom` is gone: `crfrefine convert` reads DICOM, and no other command does",
-    "describe": "`describe` is gone: `crfrefine COMMAND --help` lists the options of a command",
-    "bids": "`bids` is gone: the script examples/bids.py refines a BIDS dataset with `crfrefine infer --manifest`",
+    "--allow-mismatched-dicom": (
+        "`--allow-mismatched-dicom` is gone: `crfrefine convert` reads DICOM, "
+        "and no other command does"
+    ),
+    "describe": ("`describe` is gone: `crfrefine COMMAND --help` lists the options of a command"),
+    "bids": (
+        "`bids` is gone: the script examples/bids.py refines a BIDS dataset with "
+        "`crfrefine infer --manifest`"
+    ),
     "doctor": "`doctor` is gone: `crfrefine info` without a file shows what is installed",
     "--continue": "`--continue` is gone from evaluate, which measures all cases again",
     "--resume": "`--resume` is gone from evaluate, which measures all cases again",
-    "--max-minutes": "`--max-minutes` is gone: a training takes minutes; stop it with Ctrl-C, and --resume takes the finished folds",
-    "--case-timeout": "`--case-timeout` is gone: a batch system, or `timeout`, limits the time of a run, and --continue does the rest",
-    "--dask": "`--dask` is gone from this command, which runs on this machine; only infer takes it",
-    "--workers": "`--workers` is gone: start a Dask scheduler and workers and give its address with --dask",
-    "--summary FILE.jsonl": "a summary of JSON lines is gone: OUTPUT/.crfrefine/record.jsonl gets a line as each case ends",
+    "--max-minutes": (
+        "`--max-minutes` is gone: a training takes minutes; stop it with Ctrl-C, "
+        "and --resume takes the finished folds"
+    ),
+    "--case-timeout": (
+        "`--case-timeout` is gone: a batch system, or `timeout`, limits the time of a run, "
+        "and --continue does the rest"
+    ),
+    "--dask": (
+        "`--dask` is gone from this command, which runs on this machine; only infer takes it"
+    ),
+    "--workers": (
+        "`--workers` is gone: start a Dask scheduler and workers and give its address with --dask"
+    ),
+    "--summary FILE.jsonl": (
+        "a summary of JSON lines is gone: "
+        "OUTPUT/.crfrefine/record.jsonl gets a line as each case ends"
+    ),
 }
 _PLAIN = {"bool": bool, "int": int, "float": float}
 
@@ -66,34 +90,131 @@ def usage_checked(
 usage_path = usage_checked(parse_path)
 
 
-def with_options(kind: type, command: Callable[..., None], names: str = "") -> Callable[..., None]:
-    """Return a command whose parameter `options`, a dict by field, has the options of a dataclass, those of `names` or all."""
-    own = inspect.signature(command, eval_str=True).parameters
+@dataclass(frozen=True)
+class OptionField:
+    """A field of an options dataclass that is an option, or an argument, of commands."""
+
+    name: str
+    value_type: str  # the text of its type, such as "int | None" or "tuple[Path, ...]"
+    default: Any  # `dataclasses.MISSING` if it has none
+    option: Option
+
+    @property
+    def is_list(self) -> bool:
+        """True if the option can be repeated."""
+        return self.value_type.startswith("tuple[")
+
+    @property
+    def item_type(self) -> str:
+        """The text of the type of one value, such as "int" or "Path"."""
+        return self.value_type.removeprefix("tuple[").removesuffix(", ...]").removesuffix(" | None")
+
+    def value_of(self, value: Any) -> Any:
+        """Return the value of the field for that of the parameter."""
+        if self.is_list:
+            return tuple(value or ())
+        return value
+
+    def parser(self) -> Callable[[str], Any] | None:
+        """Return what makes a value of a text; None means that Typer does."""
+        if self.option.choices:
+            return str
+        if self.item_type == "Path" and self.option.parse is None:
+            return parse_path
+        return self.option.parse
+
+    def annotation(self) -> Any:
+        """Return the type of the parameter, as Typer takes it."""
+        item: Any = str
+        if self.parser() is None:
+            item = _PLAIN.get(self.item_type, str)
+        if self.is_list:
+            return list[item] | None
+        if self.default is None:
+            return item | None
+        return item
+
+    def parameter_default(self) -> Any:
+        """Return the default of the parameter; repeated options have None instead of ()."""
+        if self.is_list:
+            return None
+        if self.default is dataclasses.MISSING:
+            return inspect.Parameter.empty
+        return self.default
+
+    def typer_settings(self) -> Any:
+        """Return Typer's description of the option or argument."""
+        option = self.option
+        parser = self.parser()
+        settings: dict[str, Any] = {"metavar": option.metavar, "help": option.help}
+        if parser is not None:
+            settings["parser"] = usage_checked(parser, option.choices)
+        if option.choices:
+            settings["metavar"] = "|".join(option.choices)
+            settings["autocompletion"] = _completing(option.choices)
+
+        if not option.names:
+            return typer.Argument(show_default=False, **settings)
+        minimum, maximum = option.limits
+        return typer.Option(
+            *option.names.split(),
+            min=minimum,
+            max=maximum,
+            show_default=option.show_default,
+            **settings,
+        )
+
+    def parameter(self) -> inspect.Parameter:
+        """Return the parameter of a command."""
+        return inspect.Parameter(
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=self.parameter_default(),
+            annotation=Annotated[self.annotation(), self.typer_settings()],
+        )
+
+
+def _completing(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return a function of the beginning of a word that returns the choices that begin with it."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return complete
+
+
+def option_fields(kind: type, names: str = "") -> list[OptionField]:
+    """Return the fields of an options dataclass that are options, those of `names` or all."""
+    wanted = names.split() or [field.name for field in dataclasses.fields(kind)]
     module = {**vars(sys.modules[kind.__module__]), "Annotated": Annotated}
-    parameters = []
-    lists = []
+    fields = []
     for field in dataclasses.fields(kind):
         text = str(field.type)  # Annotations are texts; types of other fields may not be imported.
-        if (
-            text.startswith("Annotated[")
-            and field.name not in own
-            and field.name in (names.split() or (field.name,))
-        ):
+        if text.startswith("Annotated[") and field.name in wanted:
             value_type = text.removeprefix("Annotated[").partition(", Option(")[0]
-            lists += [field.name] if value_type.startswith("tuple[") else []
-            parameters.append(_parameter(field, value_type, get_args(eval(text, module))[1]))
-    fields = [parameter.name for parameter in parameters]
+            option = get_args(eval(text, module))[1]
+            fields.append(OptionField(field.name, value_type, field.default, option))
+    return fields
+
+
+def with_options(kind: type, command: Callable[..., None], names: str = "") -> Callable[..., None]:
+    """Return a command with the options of a dataclass, those of `names` or all.
+
+    The command gets their values as its parameter `options`, a dict by field. A field for which it
+    has a parameter of the same name is left out.
+    """
+    command_parameters = inspect.signature(command, eval_str=True).parameters
+    fields = option_fields(kind, names)
+    fields = [field for field in fields if field.name not in command_parameters]
 
     def run(options: Mapping[str, Any] | None = None, **values: Any) -> None:
-        own_options = {name: values.pop(name) for name in fields}
-        own_options |= {name: tuple(own_options[name] or ()) for name in lists}
-        command(options={**(options or {}), **own_options}, **values)
+        taken = {field.name: field.value_of(values.pop(field.name)) for field in fields}
+        command(options={**(options or {}), **taken}, **values)
 
-    parameters += [
-        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, parameter in own.items()
-        if name != "options"
-    ]
+    parameters = [field.parameter() for field in fields]
+    for name, parameter in command_parameters.items():
+        if name != "options":
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = command.__doc__
@@ -101,59 +222,16 @@ def with_options(kind: type, command: Callable[..., None], names: str = "") -> C
     return run
 
 
-def _parameter(field: dataclasses.Field[Any], value_type: str, option: Option) -> inspect.Parameter:
-    """Return the parameter of a command for an option."""
-    is_list = value_type.startswith("tuple[")
-    choices = option.choices
-    default = field.default
-    plain = value_type.removeprefix("tuple[").removesuffix(", ...]").removesuffix(" | None")
-    parse: Callable[[str], Any] | None
-    if choices:
-        parse = str
-    elif plain == "Path" and option.parse is None:
-        parse = parse_path
-    else:
-        parse = option.parse
-    settings: dict[str, Any] = {"metavar": "|".join(choices) or option.metavar, "help": option.help}
-    settings["parser"] = None if parse is None else usage_checked(parse, choices)
-    if choices:
-        settings["autocompletion"] = lambda incomplete: [
-            choice for choice in choices if choice.startswith(incomplete)
-        ]
-    annotation: Any = _PLAIN.get(plain, str) if parse is None else str
-    if is_list or default is None:
-        annotation = (list[annotation] if is_list else annotation) | None
-    info = typer.Argument(show_default=False, **settings)
-    if option.names:
-        minimum, maximum = option.limits
-        info = typer.Option(
-            *option.names.split(),
-            min=minimum,
-            max=maximum,
-            show_default=option.show_default,
-            **settings,
-        )
-    if is_list:
-        empty = None
-    elif default is dataclasses.MISSING:
-        empty = inspect.Parameter.empty
-    else:
-        empty = default
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=empty,
-        annotation=Annotated[annotation, info],
-    )
-
-
 def complete_config(incomplete: str) -> list[tuple[str, str]]:
-    """Return the presets, and the TOML files in the current folder, that begin with `incomplete`, each with a few words."""
+    """Return the presets and the TOML files in the current folder that begin with `incomplete`.
+
+    Each has a few words that describe it.
+    """
     from crfrefine.parameters.presets import list_presets, purpose_of
 
     presets = [(name, purpose_of(name)) for name in list_presets()]
     files = [(path.name, "file of parameters") for path in sorted(Path().glob("*.toml"))]
-    return [found for found in presets + files if found[0].startswith(incomplete)]
+    return [entry for entry in presets + files if entry[0].startswith(incomplete)]
 
 
 # Makers of options, and the options that several commands share.
@@ -185,7 +263,8 @@ RegionsOption = Annotated[
     option(
         "--regions",
         metavar="NAME=1+2+3",
-        help="A region; if the network has a sigmoid channel for each, in their order. Repeatable. Default: as in dataset.json.",
+        help="A region; if the network has a sigmoid channel for each, in their order. Repeatable. "
+        "Default: as in dataset.json.",
     ),
 ]
 ClassOrderOption = Annotated[
@@ -193,80 +272,119 @@ ClassOrderOption = Annotated[
     option(
         "--regions-class-order",
         metavar="1,2,3",
-        help="The label that each of --regions writes; later ones overwrite earlier ones. Default: the one that no later region has.",
+        help="The label that each of --regions writes; later ones overwrite earlier ones. "
+        "Default: the one that no later region has.",
     ),
 ]
 
 
 def check_inputs(ctx: typer.Context, options: Mapping[str, Any], config: str) -> str:
-    """Raise BadParameter unless the cases to refine are named in exactly one way: files, a folder of nnU-Net, or a manifest.
+    """Return `config`, or `sharp` if label maps of a coarser network come without -c.
 
-    Return `config`, or `sharp` if label maps of a coarser network come without -c.
+    Raise BadParameter unless the cases to refine are named in exactly one way: files, a folder of
+    nnU-Net, or a manifest.
     """
-    images, logits, nnunet, manifest, masks = (
-        options[name] for name in ("images", "logits", "nnunet", "manifest", "masks")
-    )
-    if nnunet is not None and logits:
+    if options["nnunet"] is not None:
+        _check_nnunet(options)
+    if options["manifest"] is not None:
+        _check_manifest(options)
+    elif options["nnunet"] is None:
+        _require_images_and_logits(options)
+    if options["network_spacing"] is None:
+        return config
+
+    if options["input_type"] != "labels":
+        raise typer.BadParameter(
+            "it is that of label maps: add --input-type labels; coarser logits need --resample",
+            param_hint="--network-spacing",
+        )
+    if is_on_command_line(ctx, "config"):
+        return config
+    return "sharp"
+
+
+def is_on_command_line(ctx: typer.Context, parameter: str) -> bool:
+    """Return whether the command line has a parameter, and not its default alone."""
+    source = ctx.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check_nnunet(options: Mapping[str, Any]) -> None:
+    """Raise BadParameter if another option contradicts --nnunet."""
+    if options["logits"]:
         raise typer.BadParameter(
             "--nnunet finds the probabilities; leave --logits out", param_hint="--logits"
         )
-    if nnunet is not None and options["input_type"] == "labels":
+    if options["input_type"] == "labels":
         raise typer.BadParameter(NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
-    if manifest is not None:
-        others = {
-            "--images": images,
-            "--logits": logits,
-            "--nnunet": nnunet,
-            "--masks": masks != "nonzero" and masks,
-        }
-        for name in (name for name, value in others.items() if value):
+
+
+def _check_manifest(options: Mapping[str, Any]) -> None:
+    """Raise BadParameter if another option names files, as the manifest does."""
+    for name in ("images", "logits", "nnunet", "masks"):
+        is_rule = name == "masks" and options[name] == "nonzero"
+        if options[name] and not is_rule:
             raise typer.BadParameter(
-                f"--manifest names the files of each case; leave {name} out", param_hint=name
+                f"--manifest names the files of each case; leave --{name} out",
+                param_hint=f"--{name}",
             )
-    elif nnunet is None and not (images and logits):
-        missing = [
-            name for name, value in (("--images", images), ("--logits", logits)) if not value
-        ]
-        text = f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, or a --manifest"
-        raise typer.BadParameter(text, param_hint=missing[0])
-    if options["network_spacing"] is None:
-        return config
-    if options["input_type"] != "labels":
-        text = "it is that of label maps: add --input-type labels; coarser logits need --resample"
-        raise typer.BadParameter(text, param_hint="--network-spacing")
-    source = ctx.get_parameter_source("config")
-    if source is not None and source.name == "DEFAULT":
-        return "sharp"
-    return config
+
+
+def _require_images_and_logits(options: Mapping[str, Any]) -> None:
+    """Raise BadParameter if --images or --logits is missing."""
+    missing = [f"--{name}" for name in ("images", "logits") if not options[name]]
+    if missing:
+        names = " and ".join(missing)
+        raise typer.BadParameter(
+            f"expected {names}, or a folder of nnU-Net with --nnunet, or a --manifest",
+            param_hint=missing[0],
+        )
 
 
 def parameters_of(
     config: str, overrides: Sequence[str] | None
 ) -> tuple[CrfParameters, dict[str, Any]]:
-    """Return the parameters of a preset or file with the entries of `--set`, and these entries by their dotted keys."""
+    """Return the parameters of a preset or file with the entries of `--set`, and these entries.
+
+    The entries are by their dotted keys.
+    """
     from crfrefine.parameters.model import CrfParameters, parse_override
 
     entries = dict(parse_override(text) for text in overrides or ())
     parameters = CrfParameters.load(config)
-    return parameters.replace(**entries) if entries else parameters, entries
+    if entries:
+        parameters = parameters.replace(**entries)
+    return parameters, entries
 
 
-def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> RegionScheme:
-    """Return the regions that the options name, in the order of the network's channels."""
+def parse_scheme(regions: Sequence[str] | None, class_order: str | None) -> RegionScheme | None:
+    """Return the regions that the options name, in the order of the network's channels.
+
+    None means that they name none; raise ConfigError for an order of none.
+    """
+    if not regions and not class_order:
+        return None
     from crfrefine.arrays.region_scheme import RegionScheme
     from crfrefine.metrics.regions import parse_region
 
     if not regions:
         raise ConfigError("--regions-class-order: needs --regions, which is not given")
     pairs = [(region.name, region.labels) for region in map(parse_region, regions)]
-    return RegionScheme.of(pairs, None if class_order is None else parse_class_order(class_order))
+    return RegionScheme.of(pairs, parse_class_order(class_order))
 
 
-def parse_class_order(text: str) -> tuple[int, ...]:
+def parse_class_order(text: str | None) -> tuple[int, ...] | None:
     """Return the labels of a text such as "1,2,3"; raise ConfigError for another text."""
+    if text is None:
+        return None
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
+    if not all(_is_label(part) for part in parts):
         raise ConfigError(
-            f"--regions-class-order {shorten_value(text)}: expected one label per region, separated by commas, such as 1,2,3"
+            f"--regions-class-order {shorten_value(text)}: expected one label per region, "
+            "separated by commas, such as 1,2,3"
         )
     return tuple(map(int, parts))
+
+
+def _is_label(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9

@@ -1,4 +1,7 @@
-"""Output of the commands that run cases: a live bar or plain lines on standard error, results on standard output."""
+"""Output of the commands that run cases.
+
+A live bar or plain lines go to standard error, results to standard output.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,21 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from crfrefine.runs.tools.convert_folder import Conversion
+    from crfrefine.statistics.verdict import Verdict
 
 
-QUIET, NORMAL, VERBOSE = range(3)
+# Levels of verbosity.
+QUIET = 0
+NORMAL = 1
+VERBOSE = 2
 
 MAX_LISTED = 20
-
 SILENT_SECONDS = 30.0  # seconds that a case may take without a line about it
 
 
 @dataclass(eq=False)
 class RunReporter(AbstractContextManager[Any]):
-    """Display of the commands that run cases: messages, and on a terminal a line that is redrawn."""
+    """Display of a command that runs cases: messages, and on a terminal a line that is redrawn."""
 
     # QUIET: no line, and only errors; VERBOSE: further details of the command
     verbosity: int = NORMAL
@@ -70,8 +76,11 @@ class RunReporter(AbstractContextManager[Any]):
         from rich import progress
         from rich.console import Console
 
+        amount: progress.ProgressColumn = progress.TaskProgressColumn()
+        if counts:
+            amount = progress.MofNCompleteColumn()
         self._bar = progress.Progress(
-            progress.MofNCompleteColumn() if counts else progress.TaskProgressColumn(),
+            amount,
             progress.BarColumn(bar_width=24),
             progress.TextColumn("{task.fields[text]}", markup=False),
             progress.TextColumn("{task.fields[detail]}", style="dim", markup=False),
@@ -86,10 +95,14 @@ class RunReporter(AbstractContextManager[Any]):
 
     def _update(self, *, completed: float | None = None, text: str = "", detail: str = "") -> None:
         """Change the content of the bar; None, and an empty text, leave a value unchanged."""
-        if self._bar is not None:
-            texts = (("text", text), ("detail", detail))
-            fields: dict[str, Any] = {name: printable(value) for name, value in texts if value}
-            self._bar.update(self._bar.task_ids[0], completed=completed, **fields)
+        if self._bar is None:
+            return
+        fields: dict[str, Any] = {}
+        if text:
+            fields["text"] = printable(text)
+        if detail:
+            fields["detail"] = printable(detail)
+        self._bar.update(self._bar.task_ids[0], completed=completed, **fields)
 
     def _say(self, text: str, at_least: int = NORMAL) -> None:
         """Print a message if the verbosity is high enough."""
@@ -119,28 +132,36 @@ class RunReporter(AbstractContextManager[Any]):
         """
         if self._bar is not None:
             self._bar.stop()
-        for line in (
-            self._causes.others() if self._causes is not None and self.verbosity < VERBOSE else ()
-        ):
-            self._say(f"crfrefine: error: {line}", at_least=QUIET)
+        if self._causes is not None and self.verbosity < VERBOSE:
+            for line in self._causes.others():
+                self._say(f"crfrefine: error: {line}", at_least=QUIET)
         self._causes = None
 
 
 class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
-    """Shows a run: a live bar with case, stage and remaining time on a terminal, else one plain line per case; VERBOSE: filters, times."""
+    """Shows a run of `infer`.
+
+    On a terminal, a live bar has case, stage and remaining time; else there is one plain line per
+    case. VERBOSE adds filters and times.
+    """
 
     summary: RunSummary | None = None  # of the run that is shown
     _case = ""  # the last one that entered a stage
-    _case_started = _told = 0.0
+    _case_started = 0.0
+    _told = 0.0  # when the last line about a stage was printed
 
     def run_started(self, summary: RunSummary) -> None:
         """Print the amount of work, and the device unless it goes without saying."""
         self.summary = summary
-        self._case_started = self._told = time.monotonic()
+        self._case_started = time.monotonic()
+        self._told = self._case_started
         cases = counted(summary.num_cases, "case")
         if summary.num_parts > 1:
             others = counted(len(summary.all_cases) - summary.num_cases, "case")
-            cases = f"part {summary.part_id} of parts 0–{summary.num_parts - 1}: {cases}; the other parts ({others}) are not run here"
+            cases = (
+                f"part {summary.part_id} of parts 0–{summary.num_parts - 1}: {cases}; "
+                f"the other parts ({others}) are not run here"
+            )
         means = [counted(summary.threads, "thread")]
         device = self._device_words(summary)
         if device is not None:
@@ -164,18 +185,21 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         Steps are parts of a case, so that even the first one has a remaining time. Without a bar,
         print them seldom.
         """
-        detail = f"{stage} {step}/{num_steps}" if num_steps > 1 else stage
-        completed = self._ended + 0.9 * step / num_steps if num_steps > 1 else None
+        detail = stage
+        completed = None
+        if num_steps > 1:
+            detail = f"{stage} {step}/{num_steps}"
+            completed = self._ended + 0.9 * step / num_steps
         self._update(completed=completed, text=case_id, detail=detail)
+        if not case_id:
+            return
+
         now = time.monotonic()
-        if case_id and case_id != self._case:
+        if case_id != self._case:
             self._case = case_id
             self._case_started = now
-        if (
-            case_id
-            and self._bar is None
-            and now - max(self._told, self._case_started) >= SILENT_SECONDS
-        ):
+        silent_seconds = now - max(self._told, self._case_started)
+        if self._bar is None and silent_seconds >= SILENT_SECONDS:
             self._say(f"{case_id}: {detail}, {now - self._case_started:.0f} s so far")
             self._told = now
 
@@ -184,13 +208,17 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
 
         An assumption about many cases is printed for the first one, or for each if verbose.
         """
-        # A note begins with the name of a file, and the text after a colon may have the case's
-        # numbers.
-        gist = text.partition(" ")[2].partition(":")[0] if case_id else text
+        gist = text
+        head = ""
+        if case_id:
+            # A note begins with the name of a file, and the text after a colon may have the case's
+            # numbers.
+            gist = text.partition(" ")[2].partition(":")[0]
+            head = f"{case_id}: "
         if self.verbosity >= VERBOSE or gist not in self._known:
-            self._say(f"{case_id}: {text}" if case_id else text)
+            self._say(f"{head}{text}")
         elif text.startswith((VANISHED, REMOVED)):  # Every case names its losses.
-            self._say(f"{case_id}: {text.partition(';')[0]}")
+            self._say(f"{head}{text.partition(';')[0]}")
         self._known.add(gist)
 
     def case_ended(self, record: CaseRecord) -> None:
@@ -199,53 +227,77 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         total = self.summary.num_cases if self.summary is not None else 0
         head = f"[{self._ended}/{total}] {record.case_id}"
         if record.status == "failed":
-            failure = record.failures[0]
-            name = repr(record.case_id)
-            is_named = name in failure.message.partition("\n")[0]
-            self._say_failure(
-                record.case_id,
-                failure.message if is_named else f"case {name}: {failure.message}",
-                failure.traceback,
-            )
+            self._say_case_failed(record)
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self.verbosity >= VERBOSE:
-            steps = counted(record.num_iterations or 0, "step") + (
-                " (converged)" if record.converged else ""
-            )
-            changed = f"{record.voxels_changed or 0:,} voxel{'' if record.voxels_changed == 1 else 's'} changed"
-            self._say(f"{head}: {steps}, {changed}, {record.seconds:.2f} s -> {record.output}")
-        if record.status == "done":
-            for line in (
-                *record.filters,
-                ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()),
-            ):
-                self._say(f"    {line}", at_least=VERBOSE)
+            self._say(f"{head}: {_outcome(record)}, {record.seconds:.2f} s -> {record.output}")
+        if record.status == "done" and self.verbosity >= VERBOSE:
+            self._say_details(record)
         self._update(completed=self._ended, text=record.case_id)
+
+    def _say_case_failed(self, record: CaseRecord) -> None:
+        """Print the failure of a case, with its name unless the message names it."""
+        failure = record.failures[0]
+        text = failure.message
+        if repr(record.case_id) not in text.partition("\n")[0]:
+            text = f"case {record.case_id!r}: {text}"
+        self._say_failure(record.case_id, text, failure.traceback)
+
+    def _say_details(self, record: CaseRecord) -> None:
+        """Print the filters and times of a case."""
+        times = [f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()]
+        for line in (*record.filters, ", ".join(times)):
+            self._say(f"    {line}")
 
     def run_ended(self, summary: RunSummary) -> None:
         """Remove the bar and list all failures of a long run again."""
         self._stop()
         if summary.interrupted:
             done = summary.count("done") + summary.count("skipped")
-            self._rest = f"{done} of {summary.num_cases} cases are written; run again with --continue for the rest"
-        else:
-            left = summary.num_cases - len(summary.cases)
-            counts = [
-                f"{summary.count(status)} {status}"
-                for status in ("done", "skipped", "failed")
-                if summary.count(status)
-            ]
-            counts += [f"{left} not started"] if left else []
-            self._say(f"{', '.join(counts) or 'no case in this part'} in {summary.seconds:.1f} s")
-        vanished = [record.case_id for record in summary.cases if record.vanished_labels]
-        if vanished and summary.num_cases > 1:
-            self._say(
-                f"{VANISHED} in {counted(len(vanished), 'case')}: {listed(vanished, most=MAX_LISTED)}"
+            self._rest = (
+                f"{done} of {summary.num_cases} cases are written; "
+                "run again with --continue for the rest"
             )
+        else:
+            self._say(f"{_counts(summary)} in {summary.seconds:.1f} s")
+        if summary.num_cases > 1:
+            self._say_lists(summary)
+
+    def _say_lists(self, summary: RunSummary) -> None:
+        """Name the cases that have lost labels, and those that failed."""
+        vanished = [record.case_id for record in summary.cases if record.vanished_labels]
+        self._say_cases(f"{VANISHED} in {counted(len(vanished), 'case')}", vanished)
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
-        if failed and summary.num_cases > 1:
-            self._say(f"failed: {listed(failed, most=MAX_LISTED)}")
+        self._say_cases("failed", failed)
+
+    def _say_cases(self, title: str, case_ids: list[str]) -> None:
+        """Print the names of cases, if there are any."""
+        if case_ids:
+            self._say(f"{title}: {listed(case_ids, most=MAX_LISTED)}")
+
+
+def _outcome(record: CaseRecord) -> str:
+    """Return the numbers of steps and of changed voxels of a case."""
+    steps = counted(record.num_iterations or 0, "step")
+    if record.converged:
+        steps += " (converged)"
+    num_changed = record.voxels_changed or 0
+    voxels = "voxel" if num_changed == 1 else "voxels"
+    return f"{steps}, {num_changed:,} {voxels} changed"
+
+
+def _counts(summary: RunSummary) -> str:
+    """Return how many cases of a run are done, skipped, failed and not started."""
+    counts = []
+    for status in ("done", "skipped", "failed"):
+        count = summary.count(status)
+        if count:
+            counts.append(f"{count} {status}")
+    num_left = summary.num_cases - len(summary.cases)
+    if num_left:
+        counts.append(f"{num_left} not started")
+    return ", ".join(counts) or "no case in this part"
 
 
 class FolderReporter(RunReporter):
@@ -287,21 +339,25 @@ class FolderReporter(RunReporter):
 
 
 def print_results(summary: RunSummary) -> None:
-    """Print one row per case on standard output: a table on a terminal, else values separated by tabs under a line of names."""
+    """Print one row per case on standard output.
+
+    It is a table on a terminal, else values separated by tabs under a line of names.
+    """
     names = ("case", "status", "steps", "changed", "seconds", "output")
     rows = []
     for record in summary.cases:
-        facts = (
-            record.num_iterations,
-            record.voxels_changed,
-            f"{record.seconds:.2f}" if record.times else None,
-            record.output,
-        )
-        rows.append(
-            (record.case_id, record.status, *("" if fact is None else str(fact) for fact in facts))
-        )
+        seconds = f"{record.seconds:.2f}" if record.times else None
+        facts = (record.num_iterations, record.voxels_changed, seconds, record.output)
+        texts = ["" if fact is None else str(fact) for fact in facts]
+        rows.append((record.case_id, record.status, *texts))
     if rows:
         print_table(names, rows, numbers=("steps", "changed", "seconds"))
+
+
+def sentences_of(verdict: Verdict) -> list[str]:
+    """Return what a verdict says of the probabilities and of what got worse, if anything."""
+    parts = (verdict.probabilities, verdict.harm)
+    return [part.sentence for part in parts if part is not None]
 
 
 def print_table(
@@ -315,10 +371,17 @@ def print_table(
     stays one line, a cell one cell.
     """
     rows = [tuple(map(printable, row)) for row in rows]
-    if not sys.stdout.isatty():
+    if sys.stdout.isatty():
+        _print_aligned(names, rows, numbers)
+    else:
         for row in (names, *rows):
             print("\t".join(row))
-        return
+
+
+def _print_aligned(
+    names: tuple[str, ...], rows: Sequence[tuple[str, ...]], numbers: tuple[str, ...]
+) -> None:
+    """Print a table on a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -326,7 +389,8 @@ def print_table(
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+        is_number = name in numbers
+        table.add_column(name, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*map(Text, row))
     Console(highlight=False).print(table)

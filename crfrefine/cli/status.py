@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,9 @@ from crfrefine.base.text import counted, for_terminal, listed, printable, shorte
 from crfrefine.cli.options import usage_path
 
 if TYPE_CHECKING:
-    from crfrefine.runs.records import CaseState
+    from collections.abc import Sequence
+
+    from crfrefine.runs.records import CaseRecord, CaseState
 
 _MAX_LISTED = 20
 _MAX_REASON = 300
@@ -28,43 +32,15 @@ def status(
     folders = [usage_path(text) for text in ctx.args]
     if not folders:
         raise typer.BadParameter("name output folders of runs", param_hint="FOLDER...")
-    from crfrefine.errors import InputError
-    from crfrefine.runs.records import case_states, read_records
-    from crfrefine.runs.run import note_on_num_labels
-
     is_complete = True
     content = []
     for folder in folders:
-        recorded = read_records(folder)
-        if not recorded.runs:
-            raise InputError(
-                "\n  ".join(
-                    [
-                        f"{folder}: holds no record of `infer`; name the output folder of a run",
-                        *recorded.notes,
-                    ]
-                )
-            )
-        cases = case_states(folder, recorded)
-        done = [case.record for case in cases if case.record is not None]
-        is_complete = (
-            is_complete and not recorded.notes and all(case.state == "done" for case in cases)
-        )
-        notes = [*recorded.notes, *filter(None, [note_on_num_labels(done)])]
-        if vanished := [record.case_id for record in done if record.vanished_labels]:
-            notes.append(f"labels vanished in {counted(len(vanished), 'case')}: {listed(vanished)}")
-        if not as_json:
-            _show(folder, cases, notes, len(cases) if verbose else _MAX_LISTED)
-        values = [
-            {
-                "case_id": case.case_id,
-                "state": case.state,
-                "label_map": str(case.label_map),
-                "reason": case.reason,
-            }
-            for case in cases
-        ]
-        content.append({"output_folder": str(folder.resolve()), "cases": values, "notes": notes})
+        runs = _read_runs(folder)
+        is_complete = is_complete and runs.is_complete
+        if as_json:
+            content.append(_values(folder, runs))
+        else:
+            _show(folder, runs, max_listed=len(runs.cases) if verbose else _MAX_LISTED)
     if as_json:
         import json
 
@@ -73,25 +49,83 @@ def status(
         raise typer.Exit(1)
 
 
-def _show(folder: Path, cases: list[CaseState], notes: list[str], max_listed: int) -> None:
+@dataclass
+class _Runs:
+    """The runs into a folder."""
+
+    cases: list[CaseState]
+    notes: list[str]
+    is_complete: bool
+
+
+def _read_runs(folder: Path) -> _Runs:
+    """Read the records of the runs into a folder; raise InputError if there are none."""
+    from crfrefine.errors import InputError
+    from crfrefine.runs.records import case_states, read_records
+
+    recorded = read_records(folder)
+    if not recorded.runs:
+        problem = f"{folder}: holds no record of `infer`; name the output folder of a run"
+        raise InputError("\n  ".join([problem, *recorded.notes]))
+    cases = case_states(folder, recorded)
+    done = [case.record for case in cases if case.record is not None]
+    are_done = all(case.state == "done" for case in cases)
+    notes = [*recorded.notes, *_notes_on(done)]
+    return _Runs(cases, notes, is_complete=are_done and not recorded.notes)
+
+
+def _notes_on(done: Sequence[CaseRecord]) -> list[str]:
+    """Return notes on the numbers of labels of cases that are done, and on labels that vanished."""
+    from crfrefine.runs.run import note_on_num_labels
+
+    notes = []
+    note = note_on_num_labels(done)
+    if note is not None:
+        notes.append(note)
+    vanished = [record.case_id for record in done if record.vanished_labels]
+    if vanished:
+        notes.append(f"labels vanished in {counted(len(vanished), 'case')}: {listed(vanished)}")
+    return notes
+
+
+def _values(folder: Path, runs: _Runs) -> dict[str, object]:
+    """Return the state of each case for programs."""
+    cases = [
+        {
+            "case_id": case.case_id,
+            "state": case.state,
+            "label_map": str(case.label_map),
+            "reason": case.reason,
+        }
+        for case in runs.cases
+    ]
+    return {"output_folder": str(folder.resolve()), "cases": cases, "notes": runs.notes}
+
+
+def _show(folder: Path, runs: _Runs, max_listed: int) -> None:
     """Print the counts, and the reason of each case that is not done.
 
-    At most so many cases of a kind and reason.
+    At most `max_listed` cases of a kind and reason are named, and so many reasons.
     """
-    states = [case.state for case in cases]
+    states = [case.state for case in runs.cases]
     counts = ", ".join(f"{states.count(state)} {state}" for state in ("done", "failed", "missing"))
-    print(f"{printable(str(folder))}: {counted(len(cases), 'case')}: {counts}")
-    by_reason: dict[tuple[str, str], list[str]] = {}
-    for case in sorted(cases, key=lambda case: case.state, reverse=True):
-        if case.reason:
-            by_reason.setdefault((case.state, case.reason.partition("\n")[0]), []).append(
-                case.case_id
-            )
-    for (state, reason), names in list(by_reason.items())[:max_listed]:
-        print(f"  {state}: {listed(names, most=max_listed)}: {shorten(reason, _MAX_REASON)}")
-    if (more := len(by_reason) - max_listed) > 0:
-        print(f"  {more} more reasons, which -v names")
-    for note in notes:
+    print(f"{printable(str(folder))}: {counted(len(states), 'case')}: {counts}")
+    _print_reasons(runs.cases, max_listed)
+    for note in runs.notes:
         print(for_terminal(f"  note: {note}"))
-    if {"failed", "missing"} & set(states):
+    if "failed" in states or "missing" in states:
         print("  run the same command with --continue for the rest")
+
+
+def _print_reasons(cases: Sequence[CaseState], max_listed: int) -> None:
+    """Print each reason with its cases."""
+    names_of_reason: dict[tuple[str, str], list[str]] = {}
+    for case in sorted(cases, key=lambda case: case.state, reverse=True):
+        reason = case.reason.partition("\n")[0]
+        if reason:
+            names_of_reason.setdefault((case.state, reason), []).append(case.case_id)
+    for (state, reason), names in islice(names_of_reason.items(), max_listed):
+        print(f"  {state}: {listed(names, most=max_listed)}: {shorten(reason, _MAX_REASON)}")
+    num_more = len(names_of_reason) - max_listed
+    if num_more > 0:
+        print(f"  {num_more} more reasons, which -v names")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from crfrefine.cli import options as shared
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.train.options import (
     DEFAULT_LEARN,
+    DataFolders,
     TrainingOptions,
     UnlabeledOptions,
     locate,
@@ -19,14 +21,16 @@ from crfrefine.train.options import (
     locate_nnunet,
 )
 
-_OF_TRAINING = ("num_folds", "loss", "num_optimizer_steps", "regions", "resume")
 # Parameters that mean nothing where nothing is trained.
 _WITH_LABELS = (
     "labels",
     "network_spacing",
     "nnunet",
     "learn",
-    *_OF_TRAINING[:-1],
+    "num_folds",
+    "loss",
+    "num_optimizer_steps",
+    "regions",
     "config",
     "overrides",
     "device",
@@ -105,64 +109,122 @@ def train_crf(
     ] = False,
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
-    verbosity = 1 + verbose - quiet
     nnunet = options.pop("nnunet")
-    device = options.pop("device")
-    network_spacing = options.pop("network_spacing")
-    # The other options are those of both ways.
-    of_training = {name: options.pop(name) for name in _OF_TRAINING}
+    data = _Data(nnunet, folder, images, labels, logits, masks)
     if unlabeled:
-        flags = {parameter.name: max(parameter.opts, key=len) for parameter in ctx.command.params}
-        needless = [
-            flags[name]
-            for name in _WITH_LABELS
-            if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
-        ]
-        if needless:
-            text = f"it chooses among built-in parameters, on the CPU, without labels or training; leave out {', '.join(needless)}"
-            raise typer.BadParameter(text, param_hint="--unlabeled")
-    if not any((nnunet, folder, images, labels, logits)):
+        _refuse_options_of_training(ctx)
+    _check_data(data, options["input_type"])
+    _check_output(output, data)
+
+    verbosity = 1 + verbose - quiet
+    if unlabeled and output is not None:
+        common = {name: value for name, value in options.items() if name not in _WITH_LABELS}
+        _choose(data, output, common, verbosity)
+        return
+    options["learn"] = _names_in(learn)
+    _train(data, output, config, overrides, options, verbosity)
+
+
+def _names_in(text: str) -> tuple[str, ...]:
+    """Return the names in a list such as "weights, theta"."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Where the command line says that the cases are."""
+
+    nnunet: Path | None
+    folder: Path | None  # with a folder for each of the following that is not named
+    images: Path | None
+    labels: Path | None
+    logits: Path | None
+    masks: Path | None
+
+    def locate(self) -> DataFolders:
+        """Return the folders of the cases; raise InputError if one is missing."""
+        if self.nnunet is not None:
+            return locate_nnunet(
+                self.nnunet, images=self.images, labels=self.labels, masks=self.masks
+            )
+        return locate_folders(
+            self.folder,
+            images=self.images,
+            labels=self.labels,
+            logits=self.logits,
+            masks=self.masks,
+        )
+
+
+def _refuse_options_of_training(ctx: typer.Context) -> None:
+    """Raise BadParameter if the command line has options that mean nothing with --unlabeled."""
+    flags = {parameter.name: max(parameter.opts, key=len) for parameter in ctx.command.params}
+    needless = [flags[name] for name in _WITH_LABELS if shared.is_on_command_line(ctx, name)]
+    if needless:
+        raise typer.BadParameter(
+            "it chooses among built-in parameters, on the CPU, without labels or training; "
+            f"leave out {', '.join(needless)}",
+            param_hint="--unlabeled",
+        )
+
+
+def _check_data(data: _Data, input_type: str) -> None:
+    """Raise BadParameter unless the command line names cases, and in one way."""
+    if not any((data.nnunet, data.folder, data.images, data.labels, data.logits)):
         raise typer.BadParameter(
             "name the folder of the data, or --images, --labels and --logits, or --nnunet",
             param_hint="DATA_DIR",
         )
-    if nnunet is not None and (folder is not None or logits is not None):
-        surplus = "DATA_DIR" if folder is not None else "--logits"
-        raise typer.BadParameter(
-            f"--nnunet finds the cases and their probabilities; leave {surplus} out",
-            param_hint=surplus,
-        )
-    if nnunet is not None and options["input_type"] == "labels":
+    if data.nnunet is None:
+        return
+    for path, name in ((data.folder, "DATA_DIR"), (data.logits, "--logits")):
+        if path is not None:
+            raise typer.BadParameter(
+                f"--nnunet finds the cases and their probabilities; leave {name} out",
+                param_hint=name,
+            )
+    if input_type == "labels":
         raise typer.BadParameter(shared.NNUNET_HAS_PROBABILITIES, param_hint="--input-type")
-    if nnunet is None and output is None:
+
+
+def _check_output(output: Path | None, data: _Data) -> None:
+    """Raise BadParameter if the command line names no output, and the data give none."""
+    if output is None and data.nnunet is None:
         raise typer.BadParameter(
             "name the file to write, such as -o params.toml", param_hint="--output"
         )
-    from crfrefine.cli.training_reporting import TrainingReporter, print_choice, print_training
 
-    if unlabeled and output is not None:
-        from crfrefine.train.unlabeled import run_unlabeled
 
-        found = locate(
-            folder,
-            ("images", "logits"),
-            {"images": images, "logits": logits, "masks": masks},
-            takes_files=True,
-        )
-        unread = found.pop("labels", None)
-        masks = found.pop("masks", None)
-        to_choose = UnlabeledOptions(
-            images=found["images"],
-            logits=found["logits"],
-            output=output,
-            masks=masks,
-            unread=unread,
-            **options,
-        )
-        with TrainingReporter(verbosity) as choosing:
-            choice = run_unlabeled(to_choose, choosing)
-        print_choice(choice, to_choose, verbosity)
-        return
+def _choose(data: _Data, output: Path, options: dict[str, Any], verbosity: int) -> None:
+    """Choose parameters without labels, and print the choice."""
+    from crfrefine.cli.training_reporting import TrainingReporter, print_choice
+    from crfrefine.train.unlabeled import run_unlabeled
+
+    named = {"images": data.images, "logits": data.logits, "masks": data.masks}
+    places = locate(data.folder, ("images", "logits"), named, takes_files=True)
+    unlabeled_options = UnlabeledOptions(
+        images=places["images"],
+        logits=places["logits"],
+        output=output,
+        masks=places.get("masks"),
+        unread=places.get("labels"),
+        **options,
+    )
+    with TrainingReporter(verbosity) as reporter:
+        choice = run_unlabeled(unlabeled_options, reporter)
+    print_choice(choice, unlabeled_options, verbosity)
+
+
+def _train(
+    data: _Data,
+    output: Path | None,
+    config: str | None,
+    overrides: list[str] | None,
+    options: dict[str, Any],
+    verbosity: int,
+) -> None:
+    """Train parameters, and print the comparison and the verdict."""
+    from crfrefine.cli.training_reporting import TrainingReporter, print_training
     from crfrefine.errors import BackendUnavailableError
     from crfrefine.parameters.presets import find_config
 
@@ -175,23 +237,14 @@ def train_crf(
             "train-crf needs PyTorch, which is not installed: pip install 'crfrefine[train]'"
         ) from error
 
-    if nnunet is None:
-        data = locate_folders(folder, images=images, labels=labels, logits=logits, masks=masks)
-    else:
-        data = locate_nnunet(nnunet, images=images, labels=labels, masks=masks)
-    training_options = TrainingOptions(
-        data=data,
-        output=default_output(data.logits) if output is None else output,
-        parameters=shared.parameters_of(config or "default", overrides)[0]
-        if config is not None or overrides
-        else None,
-        config=None if config is None else find_config(config),
-        learn=tuple(name.strip() for name in learn.split(",") if name.strip()),
-        device=device,
-        network_spacing=network_spacing,
-        **of_training,
-        **options,
-    )
+    folders = data.locate()
+    if output is None:
+        output = default_output(folders.logits)
+    if config is not None or overrides:
+        options["parameters"], _ = shared.parameters_of(config or "default", overrides)
+    if config is not None:
+        options["config"] = find_config(config)
+    training_options = TrainingOptions(data=folders, output=output, **options)
     with TrainingReporter(verbosity) as reporter:
         result = run_training(training_options, reporter)
     print_training(result, verbosity)

@@ -1,17 +1,25 @@
-"""Output of a training run: progress on standard error, the comparison and the verdict on standard output."""
+"""Output of a training run.
+
+Progress goes to standard error, the comparison and the verdict to standard output.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from datetime import timedelta
+from itertools import product
 from typing import TYPE_CHECKING, Self
 
 from crfrefine.base.text import for_terminal
-from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, RunReporter, print_table
+from crfrefine.cli.reporting import NORMAL, QUIET, VERBOSE, RunReporter, print_table, sentences_of
 from crfrefine.train.observer import TrainingObserver
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from crfrefine.statistics.comparison import SummaryRow
     from crfrefine.train.comparison import TrainingResult
     from crfrefine.train.options import UnlabeledOptions
     from crfrefine.train.unlabeled import Choice
@@ -21,7 +29,10 @@ _MAX_SETS = 5
 
 
 class TrainingReporter(RunReporter, TrainingObserver):
-    """Shows a run: a live bar on a terminal, else an occasional plain line; VERBOSE: every step."""
+    """Shows a run: a live bar on a terminal, else an occasional plain line.
+
+    VERBOSE shows every step.
+    """
 
     _shown = 0.0
     _left: float | None = None  # seconds
@@ -64,88 +75,81 @@ class TrainingReporter(RunReporter, TrainingObserver):
 
     def _say_if_due(self, text: str, *, is_wanted: bool = False) -> None:
         """Print a line with the time that is left, without a bar now and then."""
-        if is_wanted or (
-            self._bar is None and time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES
-        ):
-            self._say(
-                text
-                + (
-                    ""
-                    if self._left is None
-                    else f"; about {timedelta(seconds=round(self._left))} left"
-                )
-            )
-            self._shown = time.monotonic()
+        seconds = time.monotonic() - self._shown
+        is_due = self._bar is None and seconds >= _SECONDS_BETWEEN_LINES
+        if not is_wanted and not is_due:
+            return
+        if self._left is not None:
+            text += f"; about {timedelta(seconds=round(self._left))} left"
+        self._say(text)
+        self._shown = time.monotonic()
 
 
 def print_training(result: TrainingResult, verbosity: int = NORMAL) -> None:
-    """Print the comparison of the methods, the written files, the probabilities, what got worse, and the verdict as the last line."""
+    """Print the results; the verdict is the last line.
+
+    Before it come the comparison of the methods, the written files, the probabilities, and what
+    got worse.
+    """
+    verdict = result.comparison.verdict
+    if verbosity > QUIET:
+        _print_comparison(result.comparison.summary)
+        _print_written(result.plan.options.files)
+        for note in verdict.notes:
+            print(for_terminal(f"note: {note}"), file=sys.stderr)
+        for sentence in sentences_of(verdict):
+            print(for_terminal(sentence))
+    print(for_terminal(f"verdict: {verdict.sentence}"))
+
+
+def _print_comparison(summary: Sequence[SummaryRow]) -> None:
+    """Print a table with a row for each region and method."""
     from crfrefine.metrics.registry import metric_named
     from crfrefine.statistics.comparison import HARM_COLUMN, comparison_texts, describe_families
     from crfrefine.train.comparison import METHODS, METRICS
 
-    judged = result.comparison.verdict
-    summary = result.comparison.summary
-    if verbosity > QUIET:
-        # The first metric is that of the verdict, compared with the network.
-        first, *others = (metric for metric in map(metric_named, METRICS) if metric.in_overview)
-        found = {(row.metric, row.region, row.method): row for row in summary}
-        rows = []
-        for region, method in [
-            (region, method)
-            for region in dict.fromkeys(row.region for row in summary)
-            for method in METHODS
-        ]:
-            if (
-                first.name,
-                region,
-                method,
-            ) not in found:  # Rivals for the output of a coarser network, or those for any other.
-                continue
-            row = found[first.name, region, method]
-            means = [
-                metric.value_text(found[metric.name, region, method].mean) for metric in others
-            ]
-            rows.append(
-                (region, method, first.value_text(row.mean), *comparison_texts(row), *means)
-            )
-        head, *tail = (f"{metric.title} {metric.unit}".rstrip() for metric in (first, *others))
-        change = f"change, {first.difference_unit}"
-        if rows:
-            names = (
-                "region",
-                "method",
-                head,
-                change,
-                "95 % CI",
-                "p (Holm)",
-                "better/equal/worse",
-                HARM_COLUMN,
-                *tail,
-            )
-            print_table(names, rows, numbers=(head, change, *tail))
-            print(f"p (Holm): {describe_families(summary)}")
-        for path in result.plan.options.files[::-1]:
-            print(for_terminal(f"written: {path}"), file=sys.stderr)
-        for note in judged.notes:
-            print(for_terminal(f"note: {note}"), file=sys.stderr)
-        for part in (judged.probabilities, judged.harm):
-            if part is not None:
-                print(for_terminal(part.sentence))
-    print(for_terminal(f"verdict: {judged.sentence}"))
+    metrics = [metric for metric in map(metric_named, METRICS) if metric.in_overview]
+    first = metrics[0]  # that of the verdict, compared with the network
+    row_of = {(row.metric, row.region, row.method): row for row in summary}
+    regions = dict.fromkeys(row.region for row in summary)
+    cells = []
+    for region, method in product(regions, METHODS):
+        # There are rivals for the output of a coarser network, and others for any other network.
+        if (first.name, region, method) in row_of:
+            row = row_of[first.name, region, method]
+            texts = [first.value_text(row.mean), *comparison_texts(row)]
+            for metric in metrics[1:]:
+                texts.append(metric.value_text(row_of[metric.name, region, method].mean))
+            cells.append((region, method, *texts))
+    if not cells:
+        return
+
+    titles = [f"{metric.title} {metric.unit}".rstrip() for metric in metrics]
+    change = f"change, {first.difference_unit}"
+    compared = (change, "95 % CI", "p (Holm)", "better/equal/worse", HARM_COLUMN)
+    names = ("region", "method", titles[0], *compared, *titles[1:])
+    print_table(names, cells, numbers=(change, *titles))
+    print(f"p (Holm): {describe_families(summary)}")
+
+
+def _print_written(files: Sequence[Path]) -> None:
+    """Name the files on standard error, the main one first."""
+    for path in reversed(files):
+        print(for_terminal(f"written: {path}"), file=sys.stderr)
 
 
 def print_choice(choice: Choice, options: UnlabeledOptions, verbosity: int = NORMAL) -> None:
-    """Print the sets of parameters that gain most, the written files, and the verdict as the last line."""
+    """Print the sets of parameters that gain most, and the written files.
+
+    The verdict is the last line.
+    """
     if verbosity > QUIET:
-        order = sorted(enumerate(choice.gains), key=lambda pair: -pair[1])[:_MAX_SETS]
-        gain = "points against default, synthetic cases"
-        if order:
-            print_table(
-                ("parameters", gain),
-                [(choice.candidates[number].name, f"{100 * own:+.2f}") for number, own in order],
-                (gain,),
-            )
-        for path in options.files[::-1]:
-            print(for_terminal(f"written: {path}"), file=sys.stderr)
+        column = "points against default, synthetic cases"
+        # There are no gains if nothing was measured.
+        candidates = zip(choice.candidates, choice.gains, strict=False)
+        best = sorted(candidates, key=lambda candidate: -candidate[1])[:_MAX_SETS]
+        rows = [(candidate.name, f"{100 * gain:+.2f}") for candidate, gain in best]
+        if rows:
+            print_table(("parameters", column), rows, numbers=(column,))
+        _print_written(options.files)
     print(for_terminal(f"verdict: {choice.describe()}"))

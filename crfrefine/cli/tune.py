@@ -1,4 +1,4 @@
-"""`crfrefine tune`: a local page with sliders for the parameters, which shows at once what they do to a case."""
+"""`crfrefine tune`: a local page with sliders for the parameters, which shows what they do."""
 
 from __future__ import annotations
 
@@ -86,36 +86,31 @@ def tune(
     if output is not None:
         check_small_output(output)
     inputs = InferenceOptions(**options, output=Path(), parameters=parameters, preview=True)
-    if regions_class_order is None:
-        class_order = None
-    else:
-        class_order = shared.parse_class_order(regions_class_order)
     tune_options = TuneOptions(
         inputs,
-        labels,
-        output,
-        corrections,
-        case,
-        tuple(map(parse_region, regions or ())),
-        class_order,
+        labels=labels,
+        output=output,
+        corrections=corrections,
+        first=case,
+        regions=tuple(map(parse_region, regions or ())),
+        class_order=shared.parse_class_order(regions_class_order),
     )
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     print("crfrefine: reading the case", file=sys.stderr)
     session = Session(tune_options)
-
-    def tell(address: str) -> None:
-        print(
-            "crfrefine: open this address in a browser of this machine; the page's button or Ctrl-C ends it",
-            file=sys.stderr,
-        )
-        print(address, flush=True)
-        # A server without a screen has no window, and a browser in the terminal would be in the
-        # way.
-        has_screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-        if browser and has_screen and "SSH_CONNECTION" not in os.environ:
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-
     try:
-        serve(session, port, tell)
+        serve(session, port, partial(_tell_address, opens_browser=browser))
     finally:
         session.end()
+
+
+def _tell_address(address: str, *, opens_browser: bool) -> None:
+    """Print the address of the page, and open it in a browser if wanted."""
+    ending = "the page's button or Ctrl-C ends it"
+    print(f"crfrefine: open this address in a browser of this machine; {ending}", file=sys.stderr)
+    print(address, flush=True)
+    # A server without a screen has no window, and a browser in the terminal would be in the way.
+    has_screen = "SSH_CONNECTION" not in os.environ
+    has_screen = has_screen and bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if opens_browser and has_screen:
+        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()

@@ -6,11 +6,11 @@ import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from crfrefine.io.paths import SCORES_SUFFIXES
 from crfrefine.io.stored import Scaling
 from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.cases.case_files import CaseFiles, CaseList
-from crfrefine.runs.cases.case_headers import read_case_headers
+from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.cases.discovery import case_folders, discover_cases, list_files
 from crfrefine.runs.cases.nnunet import find_cases_to_refine, is_of_nnunet
@@ -42,12 +42,17 @@ from crfrefine.runs.tools.content import is_label_map
 _MAX_LISTED_VALUES = 32
 _FOREGROUND = "one channel for label 1"
 # Folders of a data set.
-_NAMED = ("images", "imagesTr", "imagesTs", "labels", "labelsTr", "labelsTs", "logits", "masks")
+_IMAGES = ("images", "imagesTr", "imagesTs")
+_NAMED = (*_IMAGES, "labels", "labelsTr", "labelsTs", "logits", "masks")
 
 
-# The cases of a folder: name and a line about it, with modalities, grid, labels and other files;
-# notes on ignored files; and problems, of which only the first of each cause is in full.
-FolderReport = tuple[dict[str, str], list[str], list[Failure]]
+class FolderReport(NamedTuple):
+    """What `info` says of a folder."""
+
+    # a line about each case, by its name: modalities, grid, labels and other files
+    cases: dict[str, str]
+    notes: list[str]  # on ignored files
+    problems: list[Failure]  # only the first one of each cause is in full
 
 
 def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple[str, str]]:
@@ -55,74 +60,70 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 
     With `values`, also ranges of channels, or counts of labels.
     """
+    spacing = "none in this format"
+    if header.spacing is not None:
+        spacing = TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"
     lines = [
         ("format", header.format),
-        ("shape", TIMES.join(str(size) for size in header.grid_shape)),
+        ("shape", TIMES.join(map(str, header.grid_shape))),
         ("channels", str(header.num_channels)),
         ("type", header.dtype),
-        (
-            "spacing",
-            "none in this format"
-            if header.spacing is None
-            else TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm",
-        ),
+        ("spacing", spacing),
     ]
     if header.affine is not None:
         first = ", ".join(f"{value:.6g}" for value in header.affine[:3, 3])
-        lines += [
-            ("orientation", f"{header.orientation}"),
-            ("first voxel", f"({first}) mm in RAS+"),
-        ]
+        lines.append(("orientation", f"{header.orientation}"))
+        lines.append(("first voxel", f"({first}) mm in RAS+"))
     scaling = Scaling.of(header)
     if not scaling.is_none:
         lines.append(("scaling", f"values are {scaling}"))
+    lines += header.details
+
     names = {segment.label: f"{segment.label} {segment.name}" for segment in header.segments}
-    lines += [
-        *header.details,
-        *([("labels", listed(names.values(), _MAX_LISTED_VALUES))] if names else []),
-    ]
+    if names:
+        lines.append(("labels", listed(names.values(), _MAX_LISTED_VALUES)))
     lines += [("note", note) for note in header.notes]
     if values:
-        if header.num_channels == 1:
-            content = "label map" if is_label_map(header) else "image"
-            lines.append(("content", f"{content}, as convert takes it"))
         lines += _describe_values(header, names)
     return lines
 
 
 def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
-    """Return the ranges of channels, and how often each value occurs: of a few whole numbers, or of labels with names."""
-    # NaN is allowed in images, of which most have one channel, and not in logits, which have more.
-    nan_files: list[Path] | None = [] if header.num_channels == 1 else None
+    """Return the content that `convert` takes a volume for, and the ranges and counts of values."""
+    if header.num_channels > 1:  # Logits, which may not have NaN.
+        return _describe_channels(io.read_channels(header))
+    content = "label map" if is_label_map(header) else "image"
+    lines = [("content", f"{content}, as convert takes it")]
+    nan_files: list[Path] = []
     values = io.read_channels(header, nan_files=nan_files)
     if nan_files:
-        return _describe_with_nan(values)
+        return [*lines, *_describe_with_nan(values)]
+    lines.append(("values", _describe_range(values)))
+    return [*lines, *_count_labels(values, names)]
+
+
+def _describe_channels(values: Float32) -> list[tuple[str, str]]:
+    """Return the range of each channel, and the sum at each voxel if it shows a scale."""
     lines = []
     for number, channel in enumerate(values):
-        name = "values" if len(values) == 1 else f"values, channel {number}"
-        lines.append((name, _describe_range(channel)))
-    if len(values) > 1:
-        total = look_at(values).scaled_sum
-        if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
-            lines.append(
-                (
-                    "sum",
-                    f"{total:.4g} at each voxel, as of probabilities in percent or from 0 to 255: not taken for logits",
-                )
-            )
-        return lines
-    numbers, counts = np.unique(values, return_counts=True)
-    if (len(numbers) <= _MAX_LISTED_VALUES or names) and (numbers == np.rint(numbers)).all():
-        pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
-        lines.append(
-            (
-                "voxels",
-                ", ".join(
-                    f"{names.get(int(number), int(number))}: {count}" for number, count in pairs
-                ),
-            )
-        )
+        lines.append((f"values, channel {number}", _describe_range(channel)))
+    total = look_at(values).scaled_sum
+    if total is not None and total > 1 + TOLD_SUM_TOLERANCE:
+        scale = "as of probabilities in percent or from 0 to 255: not taken for logits"
+        lines.append(("sum", f"{total:.4g} at each voxel, {scale}"))
     return lines
+
+
+def _count_labels(values: Float32, names: Mapping[int, str]) -> list[tuple[str, str]]:
+    """Return how often each value occurs, if they are a few whole numbers, or labels with names."""
+    numbers, counts = np.unique(values, return_counts=True)
+    are_few = len(numbers) <= _MAX_LISTED_VALUES or bool(names)
+    if not are_few or not (numbers == np.rint(numbers)).all():
+        return []
+    parts = []
+    for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+        parts.append(f"{names.get(int(number), int(number))}: {count}")
+    return [("voxels", ", ".join(parts))]
 
 
 def _describe_range(values: Float32) -> str:
@@ -141,106 +142,164 @@ def _describe_with_nan(values: Float32) -> list[tuple[str, str]]:
 
 
 def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport:
-    """Describe the cases of a folder: images in nnU-Net's naming, with logits or labels, or a folder with `images` and more."""
-    # Beside `images` (or `imagesTr`, `imagesTs`), `logits`, `masks` and `labels` (or `labelsTr`,
-    # `labelsTs`) in it are read too. A folder of nnU-Net's predictions, or of a trained network,
-    # has the cases that `infer --nnunet` would refine.
-    try:
-        of_nnunet = is_of_nnunet(folder)
-        cases = CaseList()
-        archives = list_files(folder, SCORES_SUFFIXES)
-        if of_nnunet:
-            try:
-                cases = find_cases_to_refine(folder, (), None)
-                archives = []
-            except InputError as error:  # There is no image for its archives.
-                if not archives:
-                    raise
-                cases = CaseList(notes=[str(error).partition("\n")[0]])
-        elif list_files(folder, io.VOLUME_SUFFIXES):
-            cases = _discover(folder)
-            archives = []
-        elif (structures := case_folders(folder)) and not structures.keys() & set(
-            _NAMED
-        ):  # nothing but folders of structures
-            return _inspect_structures(folder, structures)
-        elif not archives:
-            cases = _discover(folder)
-    except CrfRefineError as error:
-        return {}, [], [describe_failure(error)]
-    notes = list(cases.notes)
-    if of_nnunet:
-        places = [folder]
-    else:
-        places = [
-            path.parent for files in cases[:1] for path in (*files.logits[:1], *files.images[:1])
-        ]
-    lines = dict[str, str]()
-    problems = list[Failure]()
-    causes = Causes()
-    regions = NO_REGIONS
-    with failing_alone(problems.append):
-        regions = find_regions(None, list(read_descriptions(places or [folder])))
-    if regions.problem:
-        problems.append(describe_failure(InputError(regions.problem)))
-    num_labels: dict[str, int] = {}
-    remarks: dict[str, list[str]] = {}
+    """Describe the cases of a folder.
 
-    def fail(files: CaseFiles, failure: Failure) -> None:
+    It has images in nnU-Net's naming, with logits or labels; or folders `images` (`imagesTr`,
+    `imagesTs`), and beside them `logits`, `masks` and `labels` (`labelsTr`, `labelsTs`). A folder
+    of nnU-Net's predictions, or of a trained network, has the cases that `infer --nnunet` would
+    refine. A folder may also hold nothing but logits without geometry, or folders of structures.
+    """
+    try:
+        content = _find_content(folder)
+        if content.structures:
+            return _inspect_structures(folder, content.structures)
+    except CrfRefineError as error:
+        return FolderReport({}, [], [describe_failure(error)])
+
+    inspection = _Inspection(content.cases, resample)
+    inspection.find_regions(content.places_of_descriptions(folder))
+    for path in content.archives:
+        inspection.add_archive(path)
+    for files in content.cases:
+        inspection.add_case(files)
+    return inspection.report()
+
+
+@dataclass
+class _Content:
+    """What a folder holds: cases, archives of logits without geometry, or structures."""
+
+    cases: CaseList = field(default_factory=CaseList)
+    archives: list[Path] = field(default_factory=list)
+    structures: dict[str, Path] = field(default_factory=dict)  # the folder of each case
+    is_of_nnunet: bool = False
+
+    def places_of_descriptions(self, folder: Path) -> list[Path]:
+        """Return the folders in which a `dataset.json` may describe the cases."""
+        if self.is_of_nnunet or not self.cases:
+            return [folder]
+        first = self.cases[0]
+        return [path.parent for path in (*first.logits[:1], *first.images[:1])] or [folder]
+
+
+def _find_content(folder: Path) -> _Content:
+    """Return what a folder holds; raise CrfRefineError if it cannot be told."""
+    archives = list_files(folder, SCORES_SUFFIXES)
+    if is_of_nnunet(folder):
+        return _find_nnunet_content(folder, archives)
+    if list_files(folder, io.VOLUME_SUFFIXES):
+        return _Content(_discover(folder))
+    structures = case_folders(folder)
+    if structures and not structures.keys() & set(_NAMED):
+        return _Content(structures=structures)
+    if archives:
+        return _Content(archives=archives)
+    return _Content(_discover(folder))
+
+
+def _find_nnunet_content(folder: Path, archives: list[Path]) -> _Content:
+    """Return the cases that `infer --nnunet` would refine, or archives without images."""
+    try:
+        return _Content(find_cases_to_refine(folder, (), None), is_of_nnunet=True)
+    except InputError as error:
+        if not archives:
+            raise
+        note = str(error).partition("\n")[0]
+        return _Content(CaseList(notes=[note]), archives, is_of_nnunet=True)
+
+
+class _Inspection:
+    """Describes the cases of a folder one by one, and compares their numbers of labels."""
+
+    def __init__(self, cases: CaseList, resample: str | None) -> None:
+        self._notes = list(cases.notes)
+        self._resample = resample
+        self._lines: dict[str, str] = {}
+        self._problems: list[Failure] = []
+        self._causes = Causes()
+        self._regions = NO_REGIONS
+        self._num_labels: dict[str, int] = {}  # of each case; 0 means a label map
+        self._files_of_remark: dict[str, list[str]] = {}
+
+    def find_regions(self, places: list[Path]) -> None:
+        """Find the regions that a `dataset.json` declares."""
+        with failing_alone(self._problems.append):
+            self._regions = find_regions(None, list(read_descriptions(places)))
+        if self._regions.problem:
+            self._problems.append(describe_failure(InputError(self._regions.problem)))
+
+    def add_archive(self, path: Path) -> None:
+        """Describe logits without geometry."""
+        with failing_alone(self._problems.append, path):
+            header = io.read_header(path)
+            num_channels = header.num_channels
+            is_alone = num_channels == 1 and not self._regions.declares(1)
+            self._regions.require_number(num_channels, path, lacks_background=is_alone)
+            channels = _FOREGROUND if is_alone else _channels(num_channels, self._regions)
+            name = io.stem_of(path)
+            self._num_labels[name] = num_channels + is_alone
+            self._lines[name] = f"{channels}, {describe_grid(header.grid_shape, header.affine)}"
+
+    def add_case(self, files: CaseFiles) -> None:
+        """Describe a case."""
+        with failing_alone(partial(self._fail, files), *files.images, *files.logits):
+            reading = ReadingOptions(regions=self._regions, resample=self._resample)
+            headers = read_case_headers(files, reading)
+            self._lines[files.case_id] = self._describe(headers)
+            if headers.logits is not None:
+                self._num_labels[files.case_id] = headers.logits.num_labels
+            for image in headers.images:
+                for remark in image.notes:
+                    self._files_of_remark.setdefault(remark, []).append(image.path.name)
+
+    def _describe(self, headers: CaseHeaders) -> str:
+        """Return the line about a case."""
+        image = headers.images[0]
+        modalities = "modality" if headers.num_modalities == 1 else "modalities"
+        parts = [f"{headers.num_modalities} {modalities}"]
+        parts.append(describe_grid(image.grid_shape, image.affine))
+        if headers.logits is not None:
+            parts.append(_describe_network(headers.logits, self._regions))
+        if headers.mask is not None:
+            parts.append("mask")
+        if headers.labels is not None:
+            parts.append("reference")
+        companions = headers.companions
+        elsewhere = [other.path.name for other in companions if not image.on_same_grid(other)]
+        if elsewhere:
+            parts.append(f"{listed(elsewhere, 3)} on another grid")
+        return ", ".join([*parts, *headers.notes])
+
+    def _fail(self, files: CaseFiles, failure: Failure) -> None:
+        """Record the problem of a case, in full if it is the first one with its cause."""
         if failure.traceback:
             message = f"case {files.case_id!r}: {failure.message}"
         else:
             message = "; ".join([failure.message, *files.missing[1:]])
-        is_new = causes.is_new(files.case_id, message)
-        problems.append(replace(failure, message=message if is_new else message.partition("\n")[0]))
+        if not self._causes.is_new(files.case_id, message):
+            message = message.partition("\n")[0]
+        self._problems.append(replace(failure, message=message))
 
-    for path in archives:  # logits without geometry
-        with failing_alone(problems.append, path):
-            header = io.read_header(path)
-            name = io.stem_of(path)
-            is_alone = header.num_channels == 1 and not regions.declares(1)
-            regions.require_number(header.num_channels, path, lacks_background=is_alone)
-            num_labels[name] = header.num_channels + is_alone
-            what = _FOREGROUND if is_alone else _channels(header.num_channels, regions)
-            lines[name] = f"{what}, {describe_grid(header.grid_shape, header.affine)}"
-    for files in cases:
-        with failing_alone(partial(fail, files), *files.images, *files.logits):
-            headers = read_case_headers(files, ReadingOptions(regions=regions, resample=resample))
-            image = headers.images[0]
-            parts = [
-                f"{headers.num_modalities} modalit{'y' if headers.num_modalities == 1 else 'ies'}"
-            ]
-            parts.append(describe_grid(image.grid_shape, image.affine))
-            if headers.logits is not None:
-                num_labels[files.case_id] = headers.logits.num_labels
-                parts.append(_describe_network(headers.logits, regions))
-            parts += [
-                what
-                for what, header in (("mask", headers.mask), ("reference", headers.labels))
-                if header is not None
-            ]
-            if elsewhere := [
-                header.path.name for header in headers.companions if not image.on_same_grid(header)
-            ]:
-                parts.append(f"{listed(elsewhere, 3)} on another grid")
-            lines[files.case_id] = ", ".join([*parts, *headers.notes])
-            for modality in headers.images:
-                for remark in modality.notes:
-                    remarks.setdefault(remark, []).append(modality.path.name)
-    notes += [f"{listed(names, 3)}: {remark}" for remark, names in remarks.items()]
-    usual = max(num_labels.values(), key=list(num_labels.values()).count, default=0)
-    for case_id, number in num_labels.items():
-        own, others = (
-            f"logits of {counted(count, 'label')}" if count else "a label map"
-            for count in (number, usual)
-        )
-        if number != usual:
-            problems.append(
-                describe_failure(
-                    InputError(f"case {case_id!r}: has {own}, most cases have {others}")
+    def report(self) -> FolderReport:
+        """Return the report on all cases."""
+        for remark, names in self._files_of_remark.items():
+            self._notes.append(f"{listed(names, 3)}: {remark}")
+        numbers = list(self._num_labels.values())
+        usual = max(numbers, key=numbers.count, default=0)
+        for case_id, number in self._num_labels.items():
+            if number != usual:
+                error = InputError(
+                    f"case {case_id!r}: has {_logits_words(number)}, "
+                    f"most cases have {_logits_words(usual)}"
                 )
-            )
-    return lines, notes, problems
+                self._problems.append(describe_failure(error))
+        return FolderReport(self._lines, self._notes, self._problems)
+
+
+def _logits_words(num_labels: int) -> str:
+    if num_labels:
+        return f"logits of {counted(num_labels, 'label')}"
+    return "a label map"
 
 
 def _describe_network(network: io.LogitsHeader, regions: RegionReading) -> str:
@@ -257,44 +316,49 @@ def _channels(number: int, regions: RegionReading) -> str:
 
 
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
+    """Describe cases that have a folder with one binary file per structure."""
+    images = ""
     if any(path != folder / case_id for case_id, path in structures.items()):
-        of_images = f" and -i {folder}"
-    else:
-        of_images = ""
-    notes = [
-        f"{folder}: one binary file per structure; refine them with -p {folder}{of_images} and --input-type labels"
-    ]
-    lines = dict[str, str]()
-    problems = list[Failure]()
+        images = f" and -i {folder}"
+    report = FolderReport({}, [], [])
+    report.notes.append(
+        f"{folder}: one binary file per structure; "
+        f"refine them with -p {folder}{images} and --input-type labels"
+    )
     for case_id, path in structures.items():
         files = list_files(path, io.VOLUME_SUFFIXES)
-        with failing_alone(problems.append, *files):
+        with failing_alone(report.problems.append, *files):
             header = io.read_header(files[0])
-            lines[case_id] = (
-                f"{counted(len(files), 'structure')}, {describe_grid(header.grid_shape, header.affine)}"
-            )
-    return lines, notes, problems
+            grid = describe_grid(header.grid_shape, header.affine)
+            report.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
+    return report
 
 
 def _discover(folder: Path) -> CaseList:
+    """Return the cases of a folder of images, or of one that has such a folder."""
     inside = {name: folder / name for name in _NAMED if (folder / name).is_dir()}
-    images = next((inside[name] for name in _NAMED[:3] if name in inside), None)
+    images = next((inside[name] for name in _IMAGES if name in inside), None)
     if images is None:
         try:
             return discover_cases(folder, None)
         except InputError as error:
             raise InputError(
-                f"{error}\n  Looked for images in it, and in {listed(_NAMED[:3])}; name the folder of the images."
+                f"{error}\n  Looked for images in it, and in {listed(_IMAGES)}; "
+                "name the folder of the images."
             ) from None
-    labels = inside.get(
-        "labels", inside.get("labelsTs" if images.name == "imagesTs" else "labelsTr")
-    )
+
+    labels = "labelsTs" if images.name == "imagesTs" else "labelsTr"
     cases = discover_cases(
-        images, inside.get("logits"), inside.get("masks"), labels, include_imageless=True
+        images,
+        inside.get("logits"),
+        inside.get("masks"),
+        inside.get("labels", inside.get(labels)),
+        include_imageless=True,
     )
     if "logits" not in inside:
         cases.notes.append(
-            f"{folder}: no case has logits: there is no folder {folder / 'logits'}, which train-crf needs"
+            f"{folder}: no case has logits: there is no folder {folder / 'logits'}, "
+            "which train-crf needs"
         )
     return cases
 
@@ -304,38 +368,54 @@ def installation() -> dict[str, str]:
 
     Nothing is raised: an engine that does not run says why.
     """
+    python = f"Python {platform.python_version()}"
+    return {
+        "version": f"crfrefine {crfrefine.__version__}, {python}, {platform.platform()}",
+        "engine": _describe_engine(),
+        "GPU": _describe_gpu(),
+        "threads": f"{available_threads()}: the machine has {os.cpu_count()} cores",
+        **_describe_extras(),
+    }
+
+
+def _describe_engine() -> str:
     from crfrefine.engines import get_backend
     from crfrefine.engines.compiled import find_levels
 
-    shown = {
-        "version": f"crfrefine {crfrefine.__version__}, Python {platform.python_version()}, {platform.platform()}"
-    }
     try:
         cpu: Any = get_backend("cpu")
         levels = find_levels()
-        shown["engine"] = (
-            f"{cpu.level}; compiled for {', '.join(levels.built)}; this processor runs {levels.processor}"
-        )
     except CrfRefineError as error:
-        shown["engine"] = str(error)
+        return str(error)
+    built = ", ".join(levels.built)
+    return f"{cpu.level}; compiled for {built}; this processor runs {levels.processor}"
+
+
+def _describe_gpu() -> str:
+    from crfrefine.engines import get_backend
+
     try:
         gpu: Any = get_backend("cuda")
         properties = gpu.device.properties()
-        shown["GPU"] = f"{properties['name']}, {format_size(properties['memory'])}"
     except CrfRefineError as error:
-        shown["GPU"] = str(error)
-    shown["threads"] = f"{available_threads()}: the machine has {os.cpu_count()} cores"
+        return str(error)
+    return f"{properties['name']}, {format_size(properties['memory'])}"
+
+
+def _describe_extras() -> dict[str, str]:
+    """Return the versions of the packages of each extra, or how to install them."""
     try:
-        lines = metadata.requires("crfrefine") or []
+        requirements = metadata.requires("crfrefine") or []
     except metadata.PackageNotFoundError:
-        return {**shown, "extras": "not known, as crfrefine is not installed: pip install it"}
-    extras: dict[str, list[str]] = {}
-    for match in filter(
-        None, (re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", line) for line in lines)
-    ):
-        if match[1] != "crfrefine":
-            extras.setdefault(match[2], []).append(match[1])
-    for extra, packages in extras.items():
+        return {"extras": "not known, as crfrefine is not installed: pip install it"}
+    packages_of_extra: dict[str, list[str]] = {}
+    for requirement in requirements:
+        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
+        if match is not None and match[1] != "crfrefine":
+            packages_of_extra.setdefault(match[2], []).append(match[1])
+
+    shown = {}
+    for extra, packages in packages_of_extra.items():
         try:
             shown[extra] = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
         except metadata.PackageNotFoundError as error:
