@@ -19,8 +19,9 @@ import crfrefine
 from crfrefine import errors, io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import identify, softmax, take_logarithms
-from crfrefine.arrays.region_scheme import sigmoid, take_log_odds
-from crfrefine.base.failures import failing_alone
+from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
+from crfrefine.base.array_types import Float32, Labels
+from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.geometry import reverse_grid, spacing_of
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted
@@ -45,7 +46,10 @@ from crfrefine.runs.tools.content import is_label_map
 
 # Processor time that a conversion of DICOM may take; each million bytes of its files adds a second.
 SECONDS = 60
-_START = "import sys; sys.path.append(sys.argv[1]); from crfrefine.runs.tools.convert import serve; serve()"
+_START = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from crfrefine.runs.tools.convert import serve; serve()"
+)
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,11 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
         raise InputError(f"{source}: an image does not become {options.to}; leave --as or --to out")
     if is_dicom(source) or target.suffix.lower() == ".dcm":
         _require_no_other_content(source, target, options)
-        return _convert_apart(source, target, options.to, options.like, options.segments)
+        return _convert_apart(source, target, options)
     if options.segments is not None:
         raise InputError(
-            f"{target}: --segments describes the labels of a DICOM segmentation; name a file such as NAME.dcm"
+            f"{target}: --segments describes the labels of a DICOM segmentation; name a file such "
+            "as NAME.dcm"
         )
     require_suffix(target)
     if options.to == "labels":
@@ -88,22 +93,27 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     check_replaceable(*reversed(files_written(target)))
 
     header = io.read_header(source)
-    like = None if options.like is None else io.read_header(options.like, io.VOLUME_SUFFIXES)
+    like = None
+    if options.like is not None:
+        like = io.read_header(options.like, io.VOLUME_SUFFIXES)
     placed = io.placed_on(header, like)
     geometry = _geometry(placed, like, target)
-    remarks = [f"{header.path.name}: {placed.turning}"] if placed.turning else []
     descriptions = list(read_descriptions([source]))
     regions = find_regions(None, descriptions)
-    label_names = descriptions[0].label_names if descriptions else {}
-    named = named_segments(label_names)
+    named: Sequence[Segment] = ()
+    if descriptions:
+        named = named_segments(descriptions[0].label_names)
 
     if _has_scores(header, target, options, regions):
-        sentence = _convert_channels(header, target, options.to, geometry, regions, named)
+        conversion = _ScoresConversion(header, target, options.to, geometry)
+        sentence = _convert_channels(conversion, regions, named)
     elif _has_labels(header, target, options):
         sentence = _convert_labels(header, target, options, geometry, named)
     else:
         sentence = _convert_image(placed, target, geometry, options.content)
-    return "\n".join([*remarks, sentence])
+    if placed.turning:
+        return f"{header.path.name}: {placed.turning}\n{sentence}"
+    return sentence
 
 
 def _require_no_other_content(source: Path, target: Path, options: ConversionOptions) -> None:
@@ -118,7 +128,7 @@ def _has_scores(
 ) -> bool:
     """Return whether a file is converted as logits or probabilities, and not as it is."""
     formats = (FORMAT_OF_SUFFIX[suffix_of(target)].name, header.family)
-    is_array = any(known.name in formats for known in FORMATS if known.holds_scores_alone)
+    is_array = any(each.name in formats for each in FORMATS if each.holds_scores_alone)
     if is_array and options.content == "image":
         raise InputError(
             f"{header.path}, {target}: .npz and .npy hold logits alone; leave --as image out"
@@ -163,22 +173,22 @@ def _convert_labels(
     labels = io.read_labels(header.path, grid=like.header).data
     segments = header.segments or named
     io.write_label_map(target, labels.reshape(like.grid_shape), like, segments=segments)
-    return (
-        f"{_describe(header, f'label map, {header.dtype}')} -> {target}: label map, {labels.dtype}"
-    )
+    described = _describe(header, f"label map, {header.dtype}")
+    return f"{described} -> {target}: label map, {labels.dtype}"
 
 
 def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: str | None) -> str:
     """Write an image, or channels of which nobody says what they are, with the file's values."""
-    known = require_suffix(target, io.WRITTEN_SUFFIXES)
+    target_format = require_suffix(target, io.WRITTEN_SUFFIXES)
     stored = StoredVoxels.read(header)
-    dtype = stored.image_type(known.image_types)
+    dtype = stored.image_type(target_format.image_types)
     values = stored.values.reshape(header.num_channels, *like.grid_shape[::-1])
     planes = replace(stored, values=values).planes
     io.write_image(target, dtype, like, planes, num_channels=header.num_channels)
 
     kind = _image_kind(header.num_channels, dtype, content)
-    sentence = f"{_describe(header, f'{kind}, {header.dtype}')} -> {target}: {kind}, {dtype}"
+    described = _describe(header, f"{kind}, {header.dtype}")
+    sentence = f"{described} -> {target}: {kind}, {dtype}"
     if stored.scaling.is_none:
         return sentence
     return f"{sentence}\n{_describe_scaling(stored, dtype)}"
@@ -202,31 +212,22 @@ def _describe_scaling(stored: StoredVoxels, dtype: np.dtype[Any]) -> str:
     return f"{values}, which no integers hold exactly; they are written as {dtype}"
 
 
-def _convert_apart(
-    source: Path, target: Path, to: str | None, like: Path | None, segments: Path | None
-) -> str:
+def _convert_apart(source: Path, target: Path, options: ConversionOptions) -> str:
     """Convert from or to DICOM in a process with limits, which decoders of damaged files need.
 
     Its errors are raised here.
     """
-    request = json.dumps([source, target, to, like, segments, SECONDS], default=str)
-    command = [
-        sys.executable,
-        "-P",
-        "-c",
-        _START,
-        str(Path(crfrefine.__file__).parents[1]),
-        request,
-    ]
+    request = (source, target, options.to, options.like, options.segments, SECONDS)
+    package_folder = str(Path(crfrefine.__file__).parents[1])
+    command = [sys.executable, "-P", "-c", _START, package_folder, json.dumps(request, default=str)]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0:
-        is_late = done.returncode == -signal.SIGXCPU
-        if is_late:
+        reason = f"ended with status {done.returncode}"
+        if done.returncode == -signal.SIGXCPU:
             reason = "takes far longer than that of files of its size should"
-        else:
-            reason = f"ended with status {done.returncode}"
+        damaged = source if is_dicom(source) else options.like
         raise UnsupportedFormatError(
-            f"{source if is_dicom(source) else like}: damaged DICOM: its decoding {reason}; copy or export it again"
+            f"{damaged}: damaged DICOM: its decoding {reason}; copy or export it again"
         )
     answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])  # Decoders may print.
     for kind in answer.keys() - {"done"}:
@@ -235,38 +236,39 @@ def _convert_apart(
 
 
 def serve() -> None:
-    """Convert as the argument says, and print the sentence, or the message and the kind of the error."""
+    """Convert as the argument says, and print the sentence, or the message and kind of the error.
+
+    `_convert_apart` starts a process with it.
+    """
     source, target, to, like, segments, seconds = json.loads(sys.argv[2])
+    options = ConversionOptions(
+        to=to,
+        like=None if like is None else Path(like),
+        segments=None if segments is None else Path(segments),
+    )
+    failures: list[Failure] = []
     answer = {}
-    with failing_alone(lambda failure: answer.update({failure.kind: failure.message}), source):
-        answer["done"] = _convert_dicom(
-            Path(source),
-            Path(target),
-            to,
-            like and Path(like),
-            segments and Path(segments),
-            seconds,
-        )
+    with failing_alone(failures.append, source):
+        answer["done"] = _convert_dicom(Path(source), Path(target), options, seconds)
+    for failure in failures:
+        answer[failure.kind] = failure.message
     sys.stdout.write(f"\n{json.dumps(answer)}\n")
     sys.stdout.flush()
     os._exit(0)
 
 
 @keeping_inputs()
-def _convert_dicom(
-    source: Path,
-    target: Path,
-    to: str | None,
-    like: Path | None,
-    segments: Path | None,
-    seconds: int,
-) -> str:
-    """Convert a series or a segmentation to another format, or a label map to a segmentation of the series `like`."""
+def _convert_dicom(source: Path, target: Path, options: ConversionOptions, seconds: int) -> str:
+    """Convert a series or a segmentation to another format, or a label map to a segmentation.
+
+    The segmentation is of the series `options.like`.
+    """
     try:
         from crfrefine.io import dicom
     except ImportError as error:
         raise InputError(
-            f"{source}: DICOM needs a package that is not installed ({error}); pip install 'crfrefine[dicom]'"
+            f"{source}: DICOM needs a package that is not installed ({error}); "
+            "pip install 'crfrefine[dicom]'"
         ) from None
     dicom.seconds = seconds
     is_read = is_dicom(source)
@@ -274,20 +276,19 @@ def _convert_dicom(
         raise InputError(
             f"{source} and {target}: both are DICOM; convert to a file such as NAME.nii.gz first"
         )
-    if to not in (None, "labels"):
-        raise InputError(f"{source}: DICOM holds images and label maps, no {to}; leave --to out")
-    add_inputs(
-        *(
-            file
-            for path in (source, like, segments)
-            if path
-            for file in (path.iterdir() if path.is_dir() else [path])
+    if options.to not in (None, "labels"):
+        raise InputError(
+            f"{source}: DICOM holds images and label maps, no {options.to}; leave --to out"
         )
-    )
+    for path in (source, options.like, options.segments):
+        if path is not None and path.is_dir():
+            add_inputs(*path.iterdir())
+        elif path is not None:
+            add_inputs(path)
     check_replaceable(*reversed(files_written(target)))
     if is_read:
-        return _read_dicom(source, target, like)
-    return _write_segmentation(source, target, like, segments)
+        return _read_dicom(source, target, options.like)
+    return _write_segmentation(source, target, options.like, options.segments)
 
 
 def _read_dicom(source: Path, target: Path, like: Path | None) -> str:
@@ -316,73 +317,125 @@ def _write_segmentation(
     from crfrefine.io import dicom
 
     if like is None or not is_dicom(like):
-        found = "" if like is None else f", found {like}, which holds no DICOM files"
+        held = ""
+        if like is not None:
+            held = f", found {like}, which holds no DICOM files"
         raise InputError(
-            f"{target}: a DICOM segmentation refers to the series it was made on; name its folder with --like SERIES{found}"
+            f"{target}: a DICOM segmentation refers to the series it was made on; "
+            f"name its folder with --like SERIES{held}"
         )
     header = io.read_header(source, io.VOLUME_SUFFIXES)
     series = dicom.read_series(like)
     grid = series.header
     if not io.placed_on(header, grid).on_same_grid(grid):
         raise GridMismatchError(
-            f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n  Name the series that was refined."
+            f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n"
+            "  Name the series that was refined."
         )
     labels = io.read_labels(source, grid=grid)
     named = header.segments
-    if not named and (description := read_dataset_description(source)):
-        named = named_segments(description.label_names)
+    if not named:
+        description = read_dataset_description(source)
+        if description is not None:
+            named = named_segments(description.label_names)
     dicom.write(target, labels.data, named, series, segments)
     return f"{_describe(header, 'label map')} -> {target}: DICOM segmentation of {like}"
 
 
 def _convert_channels(
-    header: VolumeHeader,
-    target: Path,
-    to: str | None,
-    like: Volume,
-    regions: RegionReading,
-    named: Sequence[Segment],
+    conversion: _ScoresConversion, regions: RegionReading, named: Sequence[Segment]
 ) -> str:
-    """Write channels as they are, as logits (log-odds of regions), as probabilities, or as the label map that they give."""
+    """Write channels as they are, as logits, as probabilities, or as the label map they give.
+
+    Logits of regions are log-odds.
+    """
+    header = conversion.header
     fewest = 1 if regions.declares(1) else 2
-    values = io.read_logits([header.path], fewest=fewest, grid=like.header)
-    kind = header.kind
-    needs_kind = to is not None or (kind is None and require_suffix(target).holds_scores_alone)
-    scheme = regions.scheme_of(values, header.path) if needs_kind else None
-    source = _describe(header, counted(len(values), "label" if scheme is None else "region"))
-    label_map = argmax_labels(values) if to == "labels" and scheme is None else None
-    if needs_kind and label_map is None:
-        logits = reverse_grid(values).copy()  # contiguous
-        decide = identify if scheme is None else regions.identify
-        kind, _ = decide(logits, "auto", kind, header.path)
-        if kind == "probabilities":
-            (take_logarithms if scheme is None else take_log_odds)(logits)
-        if scheme is not None and to == "labels":
-            label_map = scheme.decode(reverse_grid(logits))
-        elif to not in (None, kind):
-            to_probabilities = softmax if scheme is None else sigmoid
-            kind = to
-            values = reverse_grid(logits if to == "logits" else to_probabilities(logits))
-    if label_map is not None:
-        io.write_label_map(
-            target,
-            label_map.reshape(like.grid_shape),
-            like,
-            segments=named if scheme is None else (),
-        )
-        return f"{source} -> {target}: label map"
-    io.write_channels(
-        target, values.reshape(len(values), *like.grid_shape), like, kind=kind or "logits"
-    )
-    return f"{source} -> {target}: {kind or 'the same values'}"
+    values = io.read_logits([header.path], fewest=fewest, grid=conversion.like.header)
+    if not conversion.needs_kind:
+        source = _describe(header, counted(len(values), "label"))
+        return conversion.write_channels(values, header.kind, source)
+    scheme = regions.scheme_of(values, header.path)
+    if scheme is None:
+        return _convert_scores_of_labels(conversion, values, named)
+    return _convert_scores_of_regions(conversion, values, regions, scheme)
+
+
+@dataclass(frozen=True)
+class _ScoresConversion:
+    """The conversion of a file with logits or probabilities."""
+
+    header: VolumeHeader
+    target: Path
+    to: str | None
+    like: Volume  # without values, with the geometry of the target
+
+    @property
+    def needs_kind(self) -> bool:
+        """True if it matters whether the values are logits or probabilities."""
+        if self.to is not None:
+            return True
+        return self.header.kind is None and require_suffix(self.target).holds_scores_alone
+
+    def write_labels(self, label_map: Labels, segments: Sequence[Segment], source: str) -> str:
+        """Write a label map; return the sentence, which begins with the source."""
+        labels = label_map.reshape(self.like.grid_shape)
+        io.write_label_map(self.target, labels, self.like, segments=segments)
+        return f"{source} -> {self.target}: label map"
+
+    def write_channels(self, values: Float32, kind: str | None, source: str) -> str:
+        """Write channels, whose kind may be unknown; return the sentence."""
+        channels = values.reshape(len(values), *self.like.grid_shape)
+        io.write_channels(self.target, channels, self.like, kind=kind or "logits")
+        return f"{source} -> {self.target}: {kind or 'the same values'}"
+
+
+def _convert_scores_of_labels(
+    conversion: _ScoresConversion, values: Float32, named: Sequence[Segment]
+) -> str:
+    """Write logits or probabilities of labels."""
+    header = conversion.header
+    to = conversion.to
+    source = _describe(header, counted(len(values), "label"))
+    if to == "labels":
+        return conversion.write_labels(argmax_labels(values), named, source)
+    logits = reverse_grid(values).copy()  # contiguous
+    kind, _ = identify(logits, "auto", header.kind, header.path)
+    if to in (None, kind):
+        return conversion.write_channels(values, kind, source)
+    if to == "probabilities":
+        return conversion.write_channels(reverse_grid(softmax(logits)), to, source)
+    take_logarithms(logits)
+    return conversion.write_channels(reverse_grid(logits), to, source)
+
+
+def _convert_scores_of_regions(
+    conversion: _ScoresConversion, values: Float32, regions: RegionReading, scheme: RegionScheme
+) -> str:
+    """Write log-odds or probabilities of regions, or nnU-Net's label map of them."""
+    header = conversion.header
+    to = conversion.to
+    source = _describe(header, counted(len(values), "region"))
+    log_odds = reverse_grid(values).copy()  # contiguous
+    kind, _ = regions.identify(log_odds, "auto", header.kind, header.path)
+    if to in (None, kind):
+        return conversion.write_channels(values, kind, source)
+    if to == "probabilities":
+        return conversion.write_channels(reverse_grid(sigmoid(log_odds)), to, source)
+    if kind == "probabilities":
+        take_log_odds(log_odds)
+    if to == "labels":
+        return conversion.write_labels(scheme.decode(reverse_grid(log_odds)), (), source)
+    return conversion.write_channels(reverse_grid(log_odds), to, source)
 
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
     """Return an empty volume with the geometry of the file to write."""
     if like is not None and not header.on_same_grid(like):
-        advice = "convert does not interpolate, as the other commands do with --resample. Leave --like out to keep the file's own grid."
         raise GridMismatchError(
-            f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n  {advice}"
+            f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n"
+            "  convert does not interpolate, as the other commands do with --resample. "
+            "Leave --like out to keep the file's own grid."
         )
     chosen = like or header
     empty: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), chosen.grid_shape)
@@ -393,7 +446,8 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
         return Volume(empty, chosen.affine, chosen.spacing, chosen.path, chosen)
     if not require_suffix(target).holds_scores_alone:
         raise InputError(
-            f"{header.path}: has no geometry, and {target.name} needs one; name the image it belongs to with --like IMAGE"
+            f"{header.path}: has no geometry, and {target.name} needs one; name the image it "
+            "belongs to with --like IMAGE"
         )
     return Volume(empty, np.eye(4), (1.0,) * empty.ndim)
 
@@ -413,5 +467,8 @@ def _needs_third_axis(header: VolumeHeader, target: Path) -> bool:
 
 def _describe(header: VolumeHeader, kind: str) -> str:
     """Return the first half of the sentence: the input."""
-    remark = "" if header.misnamed is None else f" ({header.misnamed})"
-    return f"{header.path}: {kind}, {TIMES.join(str(size) for size in header.grid_shape)}{remark}"
+    shape = TIMES.join(map(str, header.grid_shape))
+    remark = ""
+    if header.misnamed is not None:
+        remark = f" ({header.misnamed})"
+    return f"{header.path}: {kind}, {shape}{remark}"
