@@ -1,9 +1,12 @@
-"""The export of nnU-Net version 2, with the CRF in it: from logits on the network's grid to a label map on the image's."""
+"""The export of nnU-Net version 2, with the CRF in it.
+
+It takes logits on the network's grid, and writes a label map on the image's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +18,7 @@ from crfrefine.arrays.arguments import given_array, given_spacing
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
 from crfrefine.arrays.resampling import GridMap, Interpolation
+from crfrefine.base.array_types import Bool, Float32
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads, check_threads, memory_left, memory_limit
@@ -58,7 +62,7 @@ def export_prediction(
     max_memory: int | None = None,
     progress: Progress | None = None,
 ) -> RefinementResult:
-    """Interpolate a prediction of nnU-Net onto the image's grid, refine it, and write the label map.
+    """Interpolate a prediction of nnU-Net onto the image's grid, refine it, and write the labels.
 
     It takes the place of `nnunetv2.inference.export_prediction.export_prediction_from_logits`.
     Labels are interpolated tile by tile, and only where their probability is above 1e-4 nearby, so
@@ -108,65 +112,34 @@ def export_prediction(
     """
     check_threads(threads)
     model = as_parameters(parameters)
-    paths = [image] if isinstance(image, (str, Path)) else list(image)
-    headers = [io.read_header(path) for path in paths]
+    headers = _read_headers(image)
     first = headers[0]
-    stored = first.grid_shape[::-1]
     for header in headers:
-        if not first.on_same_grid(header):
-            raise GridMismatchError(
-                f"{header.path}: not on the grid of {first.path}\n{first.difference_from(header)}"
-            )
-    add_volumes(*(header.path for header in headers))
+        add_volumes(header.path)
     require_suffix(Path(output), io.WRITTEN_SUFFIXES)
     for path in files_written(Path(output)):
         check_small_output(path)
-    logits = logits if hasattr(logits, "shape") else given_array(logits, "logits")
-    if len(logits) < 2 and not (regions and len(logits)):
-        raise InputError(
-            f"logits have shape {tuple(logits.shape)}; expected (labels, *grid), two labels at least, background among them"
-        )
-    grid_map, nearest = _grid_map(
-        tuple(logits.shape[1:]), first, properties, tuple(transpose_forward), configuration_spacing
-    )
+    if not hasattr(logits, "shape"):
+        logits = given_array(logits, "logits")
+    _require_two_labels(logits, has_regions=bool(regions))
+    cropping = _Cropping.of_properties(properties, tuple(transpose_forward), first)
+    cropping.check(first, tuple(logits.shape[1:]))
     if resample not in INTERPOLATIONS:
         raise ConfigError(
             f"resample: expected one of {', '.join(INTERPOLATIONS)}, got {resample!r}"
         )
+    shape = _three_sizes(logits.shape[1:])
+    nearest = cropping.nearest_axis(shape, configuration_spacing)
+    grid_map = cropping.grid_map(_extents_of(first), shape)
     interpolation = Interpolation(grid_map, nearest, is_cubic=resample == CUBIC)
-    wide = grid_map.source_spacing(first.geometry()[1])
-    network: Network
-    scheme = None if regions is None else RegionScheme.of(regions)
-    if scheme is None:
-        channels = StreamedNetwork(
-            lambda: _pieces(logits),
-            len(logits),
-            grid_map.source_shape,
-            "logits",
-            "logits",
-            Path("logits"),
-        )
-        network = CoarseNetwork(channels, interpolation, stored, wide)
-    else:
-        values = np.empty((len(logits), *grid_map.shape), np.float32)
-        for channel, target in zip(logits, values, strict=True):
-            interpolation.fill(_as_array(channel), target)
-        network = ArrayNetwork(
-            reverse_grid(values.reshape(len(values), *stored)), "logits", scheme, wide
-        )
-    nan_files: list[Path] = []
-    values = read_as_stored(headers, nan_files)
-    mask = None
-    notes = tuple[str, ...]()
-    if nan_files:
-        mask, note = leave_out_nan(values, None, min(nan_files))
-        notes = (note,)
+    network = _network_of(logits, interpolation, first, regions)
+    values, mask, notes = _read_image(headers)
     result = refine_network(
         network,
         reverse_grid(values),
         spacing=first.geometry()[1],
         parameters=model,
-        mask=None if mask is None else mask.T,
+        mask=mask,
         backend=get_backend("cpu"),
         context=RunContext(threads, progress, lambda: memory_left(memory_limit(max_memory))),
     )
@@ -174,6 +147,77 @@ def export_prediction(
     like = Volume(result.label_map, *first.geometry(), first.path, first)
     io.write_label_map(output, result.label_map, like, threads=threads or available_threads())
     return result
+
+
+def _read_headers(image: str | Path | Sequence[str | Path]) -> list[VolumeHeader]:
+    """Return the headers of the image; raise GridMismatchError unless they are on one grid."""
+    if isinstance(image, (str, Path)):
+        image = [image]
+    headers = list(map(io.read_header, image))
+    first = headers[0]
+    for header in headers:
+        if not first.on_same_grid(header):
+            raise GridMismatchError(
+                f"{header.path}: not on the grid of {first.path}\n{first.difference_from(header)}"
+            )
+    return headers
+
+
+def _three_sizes(shape: Sequence[int]) -> tuple[int, int, int]:
+    depth, height, width = map(int, shape)
+    return depth, height, width
+
+
+def _extents_of(image: VolumeHeader) -> tuple[int, int, int]:
+    """Return the voxels of an image along z, y and x; a plane has one along z."""
+    shape = image.grid_shape[::-1]
+    return _three_sizes((1,) * (3 - len(shape)) + shape)
+
+
+def _read_image(headers: Sequence[VolumeHeader]) -> tuple[Float32, Bool | None, tuple[str, ...]]:
+    """Return an image, a mask that leaves out voxels that are NaN, if there are any, and notes."""
+    nan_files: list[Path] = []
+    values = read_as_stored(headers, nan_files)
+    if not nan_files:
+        return values, None, ()
+    mask, note = leave_out_nan(values, None, min(nan_files))
+    return values, mask.T, (note,)
+
+
+def _require_two_labels(logits: Any, *, has_regions: bool) -> None:
+    """Raise InputError unless there are logits of two labels, or of one region."""
+    fewest = 1 if has_regions else 2
+    if len(logits) < fewest:
+        raise InputError(
+            f"logits have shape {tuple(logits.shape)}; expected (labels, *grid), two labels at "
+            "least, background among them"
+        )
+
+
+def _network_of(
+    logits: Any, interpolation: Interpolation, image: VolumeHeader, regions: GivenRegions | None
+) -> Network:
+    """Return logits as the refinement takes them: of labels in pieces, of regions interpolated."""
+    stored_shape = image.grid_shape[::-1]
+    spacing = interpolation.grid_map.source_spacing(image.geometry()[1])
+    if regions is None:
+        shape = interpolation.grid_map.source_shape
+        name = "logits"
+        network = StreamedNetwork(
+            lambda: _pieces(logits), len(logits), shape, name, name, Path(name)
+        )
+        return CoarseNetwork(network, interpolation, stored_shape, spacing)
+    scheme = RegionScheme.of(regions)
+    values = _interpolate(logits, interpolation).reshape(len(logits), *stored_shape)
+    return ArrayNetwork(reverse_grid(values), "logits", scheme, spacing)
+
+
+def _interpolate(logits: Any, interpolation: Interpolation) -> Float32:
+    """Return logits on the image's grid."""
+    values = np.empty((len(logits), *interpolation.grid_map.shape), np.float32)
+    for channel, target in zip(logits, values, strict=True):
+        interpolation.fill(_as_array(channel), target)
+    return values
 
 
 def _as_array(channel: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -194,77 +238,131 @@ def _pieces(logits: Any) -> Iterator[io.Piece]:
             num_bad = values.size - int(np.count_nonzero(np.isfinite(values)))
             if num_bad:
                 raise InputError(
-                    f"logits: channel {label} has {num_bad} values that are not finite (NaN or infinity)"
+                    f"logits: channel {label} has {num_bad} values that are not finite "
+                    "(NaN or infinity)"
                 )
             yield io.Piece(slice(label, label + 1), planes, values[None])
 
 
-def _grid_map(
-    shape: tuple[int, ...],
-    image: VolumeHeader,
-    properties: Mapping[str, Any],
-    transpose: tuple[int, ...],
-    configuration_spacing: Sequence[float] | None,
-) -> tuple[GridMap, int | None]:
-    """Return where the image's voxels lie on the network's grid, and the axis of that grid along which the nearest slice is taken."""
-    names = (
-        "spacing",
-        "shape_before_cropping",
-        "bbox_used_for_cropping",
-        "shape_after_cropping_and_before_resampling",
-    )
-    missing = [name for name in names if properties.get(name) is None]
-    if missing:
-        raise InputError(
-            f"properties: {', '.join(missing)} missing; expected the dictionary of nnU-Net version 2 for this case"
+_PROPERTIES = (
+    "spacing",
+    "shape_before_cropping",
+    "bbox_used_for_cropping",
+    "shape_after_cropping_and_before_resampling",
+)
+
+
+@dataclass(frozen=True)
+class _Cropping:
+    """How nnU-Net made the network's grid from the image: it turned, cropped and resampled."""
+
+    transpose: tuple[int, ...]  # the axis of the image of each axis of the network's grid
+    spacing: tuple[float, ...]  # of the image, in nnU-Net's unit, in the image's order z, y, x
+    before: tuple[int, ...]  # voxels of the turned image
+    box: Sequence[Sequence[int]]  # start and stop of the part that was cropped to, by axis
+    after: tuple[int, ...]  # voxels of that part
+
+    @classmethod
+    def of_properties(
+        cls, properties: Mapping[str, Any], transpose: tuple[int, ...], image: VolumeHeader
+    ) -> _Cropping:
+        """Return the cropping that the properties of a case describe.
+
+        Raise InputError if they lack a value, ConfigError if `transpose` is no order of axes,
+        GridMismatchError if nnU-Net has turned the axes of the image.
+        """
+        missing = [name for name in _PROPERTIES if properties.get(name) is None]
+        if missing:
+            raise InputError(
+                f"properties: {', '.join(missing)} missing; "
+                "expected the dictionary of nnU-Net version 2 for this case"
+            )
+        if sorted(transpose) != [0, 1, 2]:
+            raise ConfigError(
+                f"transpose_forward: expected an order of 0, 1 and 2, got {transpose}"
+            )
+        nibabel_values = properties.get("nibabel_stuff", {})
+        itk_values = properties.get("sitk_stuff", {})
+        if "reoriented_affine" in nibabel_values or "original_orientation" in itk_values:
+            raise GridMismatchError(
+                f"{image.path}: nnU-Net has turned the image's axes (a reader with reorientation), "
+                "so its arrays are not as the file's\n"
+                "  Export with nnU-Net and save_probabilities, and refine with `crfrefine infer`."
+            )
+        return cls(
+            transpose,
+            spacing=given_spacing(properties["spacing"], 3),
+            before=tuple(properties["shape_before_cropping"]),
+            box=properties["bbox_used_for_cropping"],
+            after=tuple(properties["shape_after_cropping_and_before_resampling"]),
         )
-    if sorted(transpose) != [0, 1, 2]:
-        raise ConfigError(f"transpose_forward: expected an order of 0, 1 and 2, got {transpose}")
-    nibabel_values = properties.get("nibabel_stuff", {})
-    itk_values = properties.get("sitk_stuff", {})
-    if "reoriented_affine" in nibabel_values or "original_orientation" in itk_values:
-        raise GridMismatchError(
-            f"{image.path}: nnU-Net has turned the image's axes (a reader with reorientation), so its arrays are not as the file's\n"
-            "  Export with nnU-Net and save_probabilities, and refine with `crfrefine infer`."
-        )
-    spacing, before, box, after = (properties[name] for name in names)
-    spacing = given_spacing(spacing, 3)
-    own = image.geometry()[1][::-1]
-    extents = (*(1,) * (3 - len(own)), *image.grid_shape[::-1])
-    cropped = tuple(int(stop) - int(start) for start, stop in box)
-    fits = len(shape) == len(box) == 3 and min(shape) > 0 and cropped == tuple(after)
-    fits = fits and tuple(before) == tuple(extents[axis] for axis in transpose)
-    ratios = np.divide(spacing[-len(own) :], own)  # nnU-Net's unit may be that of the header.
-    fits = fits and ratios.max() < 1.01 * ratios.min()
-    if not fits or any(
-        not 0 <= start < stop <= extent for (start, stop), extent in zip(box, before, strict=True)
-    ):
-        steps, own_steps = (" x ".join(f"{step:.4g}" for step in each) for each in (spacing, own))
-        raise GridMismatchError(
-            f"{image.path}: the image has {extents} voxels (z, y, x) of {own_steps} mm; the properties are of voxels of {steps} mm, "
-            f"cropped from {tuple(before)} to {cropped} by {box} and resampled from {tuple(after)}, the logits are on {shape}; expected "
-            "properties of this image, transpose_forward of its plans, and logits (labels, *grid)"
-        )
-    wide = [spacing[axis] for axis in transpose]
-    matrix = np.zeros((3, 3))
-    offset = np.zeros(3)
-    for number, (axis, (start, _), extent, size) in enumerate(
-        zip(transpose, box, after, shape, strict=True)
-    ):
-        matrix[number, axis] = size / extent
-        offset[number] = (0.5 - start) * size / extent - 0.5
-    extents_after = tuple(int(extent) for extent in after)
-    if configuration_spacing is None:
-        nearest = _guess_nearest_axis(wide, extents_after, shape)
-    else:
-        network_spacing = _spacing_of_network(configuration_spacing, wide, extents_after, shape)
-        nearest = _nearest_axis(network_spacing, wide)
-    return GridMap(
-        (extents[0], extents[1], extents[2]),
-        (int(shape[0]), int(shape[1]), int(shape[2])),
-        matrix,
-        offset,
-    ), nearest
+
+    @property
+    def cropped(self) -> tuple[int, ...]:
+        """Voxels of the box."""
+        return tuple(int(stop) - int(start) for start, stop in self.box)
+
+    @property
+    def turned_spacing(self) -> list[float]:
+        """The spacing of the image along the axes of the network's grid."""
+        return [self.spacing[axis] for axis in self.transpose]
+
+    def check(self, image: VolumeHeader, shape: tuple[int, ...]) -> None:
+        """Raise GridMismatchError unless image, properties and a network's grid belong together."""
+        extents = _extents_of(image)
+        image_spacing = image.geometry()[1][::-1]
+        if not self._fits(extents, image_spacing, shape):
+            steps = _in_words(self.spacing)
+            image_steps = _in_words(image_spacing)
+            raise GridMismatchError(
+                f"{image.path}: the image has {extents} voxels (z, y, x) of {image_steps} mm; the "
+                f"properties are of voxels of {steps} mm, cropped from {self.before} to "
+                f"{self.cropped} by {self.box} and resampled from {self.after}, the logits are on "
+                f"{shape}; expected properties of this image, transpose_forward of its plans, and "
+                "logits (labels, *grid)"
+            )
+
+    def _fits(
+        self, extents: tuple[int, ...], image_spacing: Sequence[float], shape: tuple[int, ...]
+    ) -> bool:
+        """Return whether image, properties and a network's grid belong together."""
+        if len(shape) != 3 or len(self.box) != 3 or min(shape) <= 0:
+            return False
+        turned_extents = tuple(extents[axis] for axis in self.transpose)
+        if self.cropped != self.after or self.before != turned_extents:
+            return False
+        # nnU-Net's unit may be that of the header.
+        ratios = np.divide(self.spacing[-len(image_spacing) :], image_spacing)
+        if ratios.max() >= 1.01 * ratios.min():
+            return False
+        limits = zip(self.box, self.before, strict=True)
+        return all(0 <= start < stop <= extent for (start, stop), extent in limits)
+
+    def grid_map(self, extents: tuple[int, int, int], shape: tuple[int, int, int]) -> GridMap:
+        """Return where the image's voxels lie on the network's grid."""
+        matrix = np.zeros((3, 3))
+        offset = np.zeros(3)
+        for number, axis in enumerate(self.transpose):
+            start, _ = self.box[number]
+            extent = self.after[number]
+            matrix[number, axis] = shape[number] / extent
+            offset[number] = (0.5 - start) * shape[number] / extent - 0.5
+        return GridMap(extents, shape, matrix, offset)
+
+    def nearest_axis(
+        self, shape: tuple[int, ...], configuration_spacing: Sequence[float] | None
+    ) -> int | None:
+        """Return the axis of the network's grid along which the nearest slice is taken, if any."""
+        extents = tuple(map(int, self.after))
+        image_spacing = self.turned_spacing
+        if configuration_spacing is None:
+            return _guess_nearest_axis(image_spacing, extents, shape)
+        network_spacing = _spacing_of_network(configuration_spacing, image_spacing, extents, shape)
+        return _nearest_axis(network_spacing, image_spacing)
+
+
+def _in_words(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{step:.4g}" for step in spacing)
 
 
 def _nearest_axis(network_spacing: Sequence[float], image_spacing: Sequence[float]) -> int | None:
@@ -284,25 +382,24 @@ def _nearest_axis(network_spacing: Sequence[float], image_spacing: Sequence[floa
 
 
 def _spacing_of_network(
-    given: Sequence[float],
+    configuration_spacing: Sequence[float],
     image_spacing: Sequence[float],
     extents: tuple[int, ...],
     shape: tuple[int, ...],
 ) -> tuple[float, ...]:
     """Return the spacing along the axes of the logits; GridMismatchError if their shape differs."""
-    steps = list(given)
+    steps = list(configuration_spacing)
     if len(steps) == 2:  # A 2-D configuration leaves the slices as they are.
         steps.insert(0, image_spacing[0])
     steps = list(given_spacing(steps, 3))
-    sizes = [
-        extent * own / step for extent, own, step in zip(extents, image_spacing, steps, strict=True)
-    ]
+    sizes = np.multiply(extents, image_spacing) / steps
     # nnU-Net rounds the sizes; one voxel more is left to other preprocessors.
-    if any(abs(size - found) > 1.5 for size, found in zip(sizes, shape, strict=True)):
-        expected = tuple(round(size) for size in sizes)
+    if (abs(sizes - shape) > 1.5).any():
+        expected = tuple(np.rint(sizes).astype(int).tolist())
         raise GridMismatchError(
-            f"configuration_spacing {tuple(given)}: the logits would be on {expected}, they are on "
-            f"{shape}; expected the configuration's spacing in the axis order of the logits"
+            f"configuration_spacing {tuple(configuration_spacing)}: the logits would be on "
+            f"{expected}, they are on {shape}; expected the configuration's spacing in the axis "
+            "order of the logits"
         )
     return tuple(steps)
 
@@ -318,16 +415,20 @@ def _guess_nearest_axis(
     low = []
     high = []
     for step, extent, size in zip(image_spacing, extents, shape, strict=True):
-        is_same = size == extent
-        low.append(step if is_same else step * extent / (size + 0.5))
-        high.append(step if is_same else step * extent / (size - 0.5))
+        if size == extent:
+            low.append(step)
+            high.append(step)
+        else:
+            low.append(step * extent / (size + 0.5))
+            high.append(step * extent / (size - 0.5))
 
     possible = set()
     for steps in product(*zip(low, high, strict=True)):
         axis = _nearest_axis(steps, image_spacing)
         # Along an axis that keeps its slices, the nearest is that between which none is taken.
-        has_same_slices = axis is not None and shape[axis] == extents[axis]
-        possible.add(None if has_same_slices else axis)
+        if axis is not None and shape[axis] == extents[axis]:
+            axis = None
+        possible.add(axis)
     if len(possible) > 1:
         warn(
             "the shape of the logits leaves open whether nnU-Net takes the nearest slice along one "
