@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from crfrefine.io.paths import (
     suffix_of,
     suffix_to_write,
 )
-from crfrefine.io.volume import Segment, named_segments, segments_of
+from crfrefine.io.volume import Segment, VolumeHeader, named_segments, segments_of
 from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.runs.cases.dataset_description import read_dataset_description
 from crfrefine.runs.cases.reading_options import RESERVED_NAMES
@@ -72,8 +72,9 @@ class OutputFiles:
         """
         assert self.folder is not None
         if not segments:
-            names = self.label_names.items()
-            segments = named_segments({n: name for n, name in names if name not in RESERVED_NAMES})
+            pairs = self.label_names.items()
+            names = {label: name for label, name in pairs if name not in RESERVED_NAMES}
+            segments = named_segments(names)
         suffix = suffix_of(self.label_map)
         files: dict[Path, Segment] = {}
         stems: set[str] = set()
@@ -172,12 +173,19 @@ def _outputs_of(
     folder = label_map.with_name(stem)
     if not files.are_structures:
         return replace(outputs, folder=folder, label_names=label_names)
+    return replace(outputs, structures=_structures_of(files, folder, label_names))
+
+
+def _structures_of(
+    files: CaseFiles, folder: Path, label_names: Mapping[int, str]
+) -> dict[Path, int]:
+    """Return the number of each structure of a case by its file, in a folder."""
     numbers = {name: number for number, name in label_names.items()}
     structures = {}
     for path in files.logits:
         name = stem_of(path)
         structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
-    return replace(outputs, structures=structures)
+    return structures
 
 
 def _name_of_label_map(files: CaseFiles, output_format: str | None) -> str | Path:
@@ -282,16 +290,25 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     if outputs.preview is not None and not _is_whole_picture(outputs.preview):
         return False
     if outputs.folder is not None:
-        segments: Sequence[Segment] = ()
-        if len(files.logits) == 1:  # Only a label map has any.
-            segments = read_header(files.logits[0]).segments
-        label_files = outputs.files_of_labels(read_labels(outputs.label_map).data, segments)
+        label_files = _label_files(outputs, files)
         if not all(map(is_whole, label_files)):
             return False
         volumes += label_files
-    image = read_header(files.images[0])
+    return _are_on_grid(volumes, read_header(files.images[0]))
+
+
+def _are_on_grid(volumes: Sequence[Path], image: VolumeHeader) -> bool:
+    """Return whether volumes have the grid of the image, with its axes in the same order."""
     headers = [placed_on(read_header(path), image) for path in volumes]
     return all(image.on_same_grid(header) and header.turned is None for header in headers)
+
+
+def _label_files(outputs: OutputFiles, files: CaseFiles) -> Iterable[Path]:
+    """Return the files of the labels that the label map of a case has."""
+    segments: Sequence[Segment] = ()
+    if len(files.logits) == 1:  # Only a label map has any.
+        segments = read_header(files.logits[0]).segments
+    return outputs.files_of_labels(read_labels(outputs.label_map).data, segments)
 
 
 def _is_whole_picture(path: Path) -> bool:

@@ -308,10 +308,12 @@ class RecordedRuns:
         """Return the state of a case whose label map no record describes."""
         written = time_of_change(label_map)
         missing = _first_missing((label_map, *others))
-        begun = self._begun.get(case_id)
+        run_began = self._begun.get(case_id)
         # Files of an earlier run are not results of the run that is continued.
         is_older = (
-            written is not None and begun is not None and datetime.fromisoformat(written) < begun
+            written is not None
+            and run_began is not None
+            and datetime.fromisoformat(written) < run_began
         )
         if is_older or missing == label_map:
             return CaseState(case_id, "missing", label_map, "not reached")
@@ -388,6 +390,19 @@ def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
 
 def _read_head(values: dict[str, Any]) -> RunSummary:
     """Return the run of a line, without its cases; raises like `_read_line`."""
+    _check_head(values)
+    started = datetime.fromisoformat(values["started"])
+    if started.tzinfo is None:
+        raise ValueError("started: expected a time zone")
+
+    fields = {name: values[name] for name in (*_HEAD, *READING, "choice") if name in values}
+    fields["started"] = started
+    fields["inputs"] = tuple(values["inputs"])
+    return RunSummary("", 0, **fields)
+
+
+def _check_head(values: dict[str, Any]) -> None:
+    """Raise ValueError, TypeError or KeyError unless the line of a run can be used."""
     if values["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
     check_kinds(RunSummary, {name: values[name] for name in _HEAD}, _HEAD)
@@ -397,14 +412,6 @@ def _read_head(values: dict[str, Any]) -> RunSummary:
     part_id = values["part_id"]
     if not 0 <= part_id < values["num_parts"]:
         raise ValueError(f"part {part_id} of {values['num_parts']}: parts are numbered from 0")
-    started = datetime.fromisoformat(values["started"])
-    if started.tzinfo is None:
-        raise ValueError("started: expected a time zone")
-
-    fields = {name: values[name] for name in (*_HEAD, *READING, "choice") if name in values}
-    fields["started"] = started
-    fields["inputs"] = tuple(values["inputs"])
-    return RunSummary("", 0, **fields)
 
 
 def time_of_change(path: Path) -> str | None:
@@ -424,16 +431,21 @@ def times_of_strokes(files: CaseFiles) -> dict[str, str | None]:
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:
     """Return the dotted keys whose values differ."""
     if isinstance(one, dict) and isinstance(other, dict):
-        keys = []
-        for name in dict.fromkeys((*one, *other)):
-            inner_key = f"{key}.{name}" if key else name
-            keys += _differing(one.get(name), other.get(name), inner_key)
-        return keys
+        return _differing_entries(one, other, key)
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
         return _differing(one[0], other[0], key)
     if one == other:
         return []
     return [key]
+
+
+def _differing_entries(one: dict[str, Any], other: dict[str, Any], key: str) -> list[str]:
+    """Return the dotted keys of the entries of two tables that differ."""
+    keys = []
+    for name in dict.fromkeys((*one, *other)):
+        inner_key = f"{key}.{name}" if key else name
+        keys += _differing(one.get(name), other.get(name), inner_key)
+    return keys
 
 
 def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
@@ -467,29 +479,41 @@ def take_up(
     And notes on them. Each case has its label map and all outputs. Without a folder, files count
     alone.
     """
-    recorded = RecordedRuns() if folder is None else read_records(folder)
-    done: dict[str, CaseRecord] = {}
-    cases_of_reason: dict[str, list[str]] = {}
-    for files, label_map, outputs in cases:
-        case_id = files.case_id
-        case = recorded.state_of(case_id, label_map, outputs, now)
-        reasons = [case.reason]
-        if case.record is not None and recorded.latest[case_id].run.inputs != now.inputs:
-            reasons = [OTHER_INPUTS]
-        if case.state == "done" and _has_other_strokes(files, case, has_record=folder is not None):
-            reasons.insert(0, OTHER_STROKES)
-        elif case.state == "done":
-            done[case_id] = case.record or CaseRecord(case_id)
-        for reason in reasons:
-            if reason in ADVICE or reason.startswith((OTHER_VALUES, OTHER_STROKES)):
-                cases_of_reason.setdefault(reason, []).append(case_id)
     if folder is None:
+        done, _ = _take_up(RecordedRuns(), cases, now, has_records=False)
         return done, []
+    recorded = read_records(folder)
+    done, cases_of_reason = _take_up(recorded, cases, now, has_records=True)
     notes = list(recorded.notes)
     for reason, names in cases_of_reason.items():
         advice = ADVICE.get(reason, "refined again")
         notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {advice}")
     return done, notes
+
+
+def _take_up(
+    recorded: RecordedRuns,
+    cases: Iterable[tuple[CaseFiles, Path, Sequence[Path]]],
+    now: RunSummary,
+    *,
+    has_records: bool,
+) -> tuple[dict[str, CaseRecord], dict[str, list[str]]]:
+    """Return the records of the cases that are done, and the cases by their reason for a note."""
+    done: dict[str, CaseRecord] = {}
+    cases_of_reason: dict[str, list[str]] = {}
+    for files, label_map, outputs in cases:
+        case_id = files.case_id
+        case = recorded.state_of(case_id, label_map, outputs, now)
+        if case.state == "done" and _has_other_strokes(files, case, has_record=has_records):
+            cases_of_reason.setdefault(OTHER_STROKES, []).append(case_id)
+        elif case.state == "done":
+            done[case_id] = case.record or CaseRecord(case_id)
+        reason = case.reason
+        if case.record is not None and recorded.latest[case_id].run.inputs != now.inputs:
+            reason = OTHER_INPUTS
+        if reason in ADVICE or reason.startswith(OTHER_VALUES):
+            cases_of_reason.setdefault(reason, []).append(case_id)
+    return done, cases_of_reason
 
 
 def _has_other_strokes(files: CaseFiles, case: CaseState, *, has_record: bool) -> bool:

@@ -40,7 +40,11 @@ from crfrefine.io.paths import (
 )
 from crfrefine.io.stored import Scaling, StoredVoxels
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, named_segments
-from crfrefine.runs.cases.dataset_description import read_dataset_description, read_descriptions
+from crfrefine.runs.cases.dataset_description import (
+    DatasetDescription,
+    read_dataset_description,
+    read_descriptions,
+)
 from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 from crfrefine.runs.tools.content import is_label_map
 
@@ -100,9 +104,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     geometry = _geometry(placed, like, target)
     descriptions = list(read_descriptions([source]))
     regions = find_regions(None, descriptions)
-    named: Sequence[Segment] = ()
-    if descriptions:
-        named = named_segments(descriptions[0].label_names)
+    named = _segments_in(descriptions)
 
     if _has_scores(header, target, options, regions):
         conversion = _ScoresConversion(header, target, options.to, geometry)
@@ -116,6 +118,13 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     return sentence
 
 
+def _segments_in(descriptions: Sequence[DatasetDescription]) -> Sequence[Segment]:
+    """Return segments with the names of labels in the first `dataset.json`, if there is one."""
+    if not descriptions:
+        return ()
+    return named_segments(descriptions[0].label_names)
+
+
 def _require_no_other_content(source: Path, target: Path, options: ConversionOptions) -> None:
     """Raise InputError if --as contradicts DICOM."""
     expected = "labels" if target.suffix.lower() == ".dcm" else None
@@ -127,8 +136,7 @@ def _has_scores(
     header: VolumeHeader, target: Path, options: ConversionOptions, regions: RegionReading
 ) -> bool:
     """Return whether a file is converted as logits or probabilities, and not as it is."""
-    formats = (FORMAT_OF_SUFFIX[suffix_of(target)].name, header.family)
-    is_array = any(each.name in formats for each in FORMATS if each.holds_scores_alone)
+    is_array = _is_array(header.family) or _is_array(FORMAT_OF_SUFFIX[suffix_of(target)].name)
     if is_array and options.content == "image":
         raise InputError(
             f"{header.path}, {target}: .npz and .npy hold logits alone; leave --as image out"
@@ -144,6 +152,11 @@ def _has_scores(
             "background included\n  Leave --as logits out to convert it as it is."
         )
     return False
+
+
+def _is_array(family: str) -> bool:
+    """Return whether a format, by its name, holds nothing but logits or probabilities."""
+    return any(each.name == family for each in FORMATS if each.holds_scores_alone)
 
 
 def _has_labels(header: VolumeHeader, target: Path, options: ConversionOptions) -> bool:
@@ -280,15 +293,19 @@ def _convert_dicom(source: Path, target: Path, options: ConversionOptions, secon
         raise InputError(
             f"{source}: DICOM holds images and label maps, no {options.to}; leave --to out"
         )
-    for path in (source, options.like, options.segments):
-        if path is not None and path.is_dir():
-            add_inputs(*path.iterdir())
-        elif path is not None:
-            add_inputs(path)
+    _add_dicom_inputs(source, options)
     check_replaceable(*reversed(files_written(target)))
     if is_read:
         return _read_dicom(source, target, options.like)
     return _write_segmentation(source, target, options.like, options.segments)
+
+
+def _add_dicom_inputs(source: Path, options: ConversionOptions) -> None:
+    """Keep the files of series and segmentations from being replaced."""
+    for path in (source, options.like, options.segments):
+        if path is not None:
+            files = path.iterdir() if path.is_dir() else [path]
+            add_inputs(*files)
 
 
 def _read_dicom(source: Path, target: Path, like: Path | None) -> str:
@@ -431,12 +448,8 @@ def _convert_scores_of_regions(
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
     """Return an empty volume with the geometry of the file to write."""
-    if like is not None and not header.on_same_grid(like):
-        raise GridMismatchError(
-            f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n"
-            "  convert does not interpolate, as the other commands do with --resample. "
-            "Leave --like out to keep the file's own grid."
-        )
+    if like is not None:
+        _require_same_grid(header, like)
     chosen = like or header
     empty: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), chosen.grid_shape)
     if chosen.affine is not None and chosen.spacing is not None:
@@ -450,6 +463,16 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
             "belongs to with --like IMAGE"
         )
     return Volume(empty, np.eye(4), (1.0,) * empty.ndim)
+
+
+def _require_same_grid(header: VolumeHeader, like: VolumeHeader) -> None:
+    """Raise GridMismatchError if the file of --like has another grid."""
+    if not header.on_same_grid(like):
+        raise GridMismatchError(
+            f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n"
+            "  convert does not interpolate, as the other commands do with --resample. "
+            "Leave --like out to keep the file's own grid."
+        )
 
 
 def _needs_third_axis(header: VolumeHeader, target: Path) -> bool:

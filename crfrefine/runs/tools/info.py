@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -60,15 +60,12 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 
     With `values`, also ranges of channels, or counts of labels.
     """
-    spacing = "none in this format"
-    if header.spacing is not None:
-        spacing = TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"
     lines = [
         ("format", header.format),
         ("shape", TIMES.join(map(str, header.grid_shape))),
         ("channels", str(header.num_channels)),
         ("type", header.dtype),
-        ("spacing", spacing),
+        ("spacing", _describe_spacing(header)),
     ]
     if header.affine is not None:
         first = ", ".join(f"{value:.6g}" for value in header.affine[:3, 3])
@@ -86,6 +83,12 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
     if values:
         lines += _describe_values(header, names)
     return lines
+
+
+def _describe_spacing(header: VolumeHeader) -> str:
+    if header.spacing is None:
+        return "none in this format"
+    return TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"
 
 
 def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
@@ -264,11 +267,7 @@ class _Inspection:
             parts.append("mask")
         if headers.labels is not None:
             parts.append("reference")
-        companions = headers.companions
-        elsewhere = [other.path.name for other in companions if not image.on_same_grid(other)]
-        if elsewhere:
-            parts.append(f"{listed(elsewhere, 3)} on another grid")
-        return ", ".join([*parts, *headers.notes])
+        return ", ".join([*parts, *_describe_elsewhere(headers), *headers.notes])
 
     def _fail(self, files: CaseFiles, failure: Failure) -> None:
         """Record the problem of a case, in full if it is the first one with its cause."""
@@ -294,6 +293,16 @@ class _Inspection:
                 )
                 self._problems.append(describe_failure(error))
         return FolderReport(self._lines, self._notes, self._problems)
+
+
+def _describe_elsewhere(headers: CaseHeaders) -> list[str]:
+    """Return a phrase about the files that are on another grid than the image, if there are any."""
+    image = headers.images[0]
+    companions = headers.companions
+    elsewhere = [other.path.name for other in companions if not image.on_same_grid(other)]
+    if elsewhere:
+        return [f"{listed(elsewhere, 3)} on another grid"]
+    return []
 
 
 def _logits_words(num_labels: int) -> str:
@@ -339,14 +348,7 @@ def _discover(folder: Path) -> CaseList:
     inside = {name: folder / name for name in _NAMED if (folder / name).is_dir()}
     images = next((inside[name] for name in _IMAGES if name in inside), None)
     if images is None:
-        try:
-            return discover_cases(folder, None)
-        except InputError as error:
-            raise InputError(
-                f"{error}\n  Looked for images in it, and in {listed(_IMAGES)}; "
-                "name the folder of the images."
-            ) from None
-
+        return _discover_images(folder)
     labels = "labelsTs" if images.name == "imagesTs" else "labelsTr"
     cases = discover_cases(
         images,
@@ -361,6 +363,17 @@ def _discover(folder: Path) -> CaseList:
             "which train-crf needs"
         )
     return cases
+
+
+def _discover_images(folder: Path) -> CaseList:
+    """Return the cases of a folder of images."""
+    try:
+        return discover_cases(folder, None)
+    except InputError as error:
+        raise InputError(
+            f"{error}\n  Looked for images in it, and in {listed(_IMAGES)}; "
+            "name the folder of the images."
+        ) from None
 
 
 def installation() -> dict[str, str]:
@@ -408,16 +421,20 @@ def _describe_extras() -> dict[str, str]:
         requirements = metadata.requires("crfrefine") or []
     except metadata.PackageNotFoundError:
         return {"extras": "not known, as crfrefine is not installed: pip install it"}
-    packages_of_extra: dict[str, list[str]] = {}
-    for requirement in requirements:
-        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
-        if match is not None and match[1] != "crfrefine":
-            packages_of_extra.setdefault(match[2], []).append(match[1])
-
     shown = {}
-    for extra, packages in packages_of_extra.items():
+    for extra, packages in _packages_of_extras(requirements).items():
         try:
             shown[extra] = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
         except metadata.PackageNotFoundError as error:
             shown[extra] = f"{error.name} is not installed: pip install 'crfrefine[{extra}]'"
     return shown
+
+
+def _packages_of_extras(requirements: Iterable[str]) -> dict[str, list[str]]:
+    """Return the other packages that each extra needs, from the metadata of this one."""
+    packages: dict[str, list[str]] = {}
+    for requirement in requirements:
+        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
+        if match is not None and match[1] != "crfrefine":
+            packages.setdefault(match[2], []).append(match[1])
+    return packages

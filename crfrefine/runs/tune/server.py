@@ -171,15 +171,24 @@ def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
     Lists have whole numbers, or words.
     """
     try:
-        sent = json.loads(content)
+        sent: dict[str, Any] = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError("expected JSON") from error
-    if not isinstance(sent, dict) or {name: type(value) for name, value in sent.items()} != kinds:
+    if not _has_kinds(sent, kinds):
         expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
         raise InputError(f"expected {expected or 'an empty table'}")
     for name, value in sent.items():
-        if isinstance(value, list):
-            entry_type = str if name == "shown" else int
-            if any(type(entry) is not entry_type for entry in value):
-                raise InputError(f"{name}: expected another kind of value")
+        if isinstance(value, list) and not _has_entries_of_its_kind(name, value):
+            raise InputError(f"{name}: expected another kind of value")
     return sent
+
+
+def _has_kinds(sent: object, kinds: dict[str, type]) -> bool:
+    if not isinstance(sent, dict):
+        return False
+    return {name: type(value) for name, value in sent.items()} == kinds
+
+
+def _has_entries_of_its_kind(name: str, entries: list[Any]) -> bool:
+    entry_type = str if name == "shown" else int
+    return all(type(entry) is entry_type for entry in entries)

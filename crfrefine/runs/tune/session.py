@@ -132,26 +132,33 @@ class Session:
         self._num_labels = self.case.num_labels
         if drawn is not None:
             self._num_labels = max(self._num_labels, int(drawn.labels.max()) + 1)
-        titles = self._inputs.names.titles
-        self._labels = ["background"]
-        for label in range(1, self._num_labels):
-            self._labels.append(titles.get(label, f"label {label}"))
+        self._labels = self._titles_of_labels()
         self._regions = options.regions  # The table has a row for each.
         scheme = self.case.regions
         if not self._regions and scheme is not None:
             self._regions = tuple(map(Region, scheme.names, scheme.labels))
 
         # (*grid), as in a file of strokes; the array of an older state stays as it is.
-        largest = max(BACKGROUND, self._num_labels - 1)
-        self.strokes = np.zeros_like(self.case.network_labels, np.min_scalar_type(largest))
-        if drawn is not None:
-            values = np.where(drawn.labels == 0, BACKGROUND, drawn.labels)
-            self.strokes[tuple(drawn.positions)] = values
+        self.strokes = self._array_of(drawn)
         self._undoing: list[_Change] = []
         self._strokes_lock = threading.Lock()
         self.shown = Shown()
         self._newest: float = 0  # the highest counter
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
+
+    def _array_of(self, drawn: Strokes | None) -> Array:
+        """Return the values of strokes at all voxels."""
+        largest = max(BACKGROUND, self._num_labels - 1)
+        strokes = np.zeros_like(self.case.network_labels, np.min_scalar_type(largest))
+        if drawn is not None:
+            values = np.where(drawn.labels == 0, BACKGROUND, drawn.labels)
+            strokes[tuple(drawn.positions)] = values
+        return strokes
+
+    def _titles_of_labels(self) -> list[str]:
+        titles = self._inputs.names.titles
+        others = range(1, self._num_labels)
+        return ["background", *(titles.get(label, f"label {label}") for label in others)]
 
     def end(self) -> None:
         """Stop computing at the next step."""
@@ -433,9 +440,7 @@ def score_labels(
     """
     # Transposed, arrays of files are read in the order of memory.
     maps = [labels.T for labels in (network, refined, reference) if labels is not None]
-    present: set[int] = set()
-    for labels in maps:
-        present.update(foreground_labels(labels))
+    present = _labels_in(maps)
     # Nearly all voxels are background in each map.
     somewhere = np.logical_or.reduce([labels != 0 for labels in maps])
     maps = [labels[somewhere] for labels in maps]
@@ -450,6 +455,14 @@ def score_labels(
         row = _score(region.labels, maps[0], maps[1], reference_in_mask)
         rows.append({"region": region.name, **row})
     return rows, int(np.count_nonzero(maps[0] != maps[1]))
+
+
+def _labels_in(maps: Sequence[Array]) -> set[int]:
+    """Return the labels above 0 that occur in any of the maps."""
+    present: set[int] = set()
+    for labels in maps:
+        present.update(foreground_labels(labels))
+    return present
 
 
 def _score(labels: Sequence[int], network: Array, refined: Array, reference: Array | None) -> Row:

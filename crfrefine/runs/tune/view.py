@@ -76,10 +76,8 @@ def draw_plane(
     frame = None
     covered = box or tuple(slice(0, extent) for extent in case.upright_grid)
     if refined is not None and panel.crosses(covered):
-        rows, columns = panel.part_of(covered)
-        labels = network.copy()
-        labels[rows, columns] = panel.cut(refined, [part.start for part in covered])
-        frame = panel.pixels_of(rows, columns)
+        labels = panel.cover(network, refined, covered)
+        frame = panel.pixels_of(*panel.part_of(covered))
 
     image = case.windows[view.modality].gray(panel.cut(case.image[view.modality]))
     pixels = drawing.resize_gray(image, panel.size)
@@ -89,9 +87,7 @@ def draw_plane(
         is_changed = network_pixels != label_pixels
         pixels[is_changed] = drawing.label_levels(label_pixels[is_changed])
     if "strokes" in view.shown and strokes is not None:
-        drawn = drawing.enlarge(panel.cut(strokes), panel.size)
-        colored = np.where(drawn == BACKGROUND, 0, drawn)
-        pixels[drawn > 0] = drawing.label_levels(colored[drawn > 0])
+        _draw_strokes(pixels, drawing.enlarge(panel.cut(strokes), panel.size))
     if "reference" in view.shown and case.labels is not None:
         reference = panel.enlarge(panel.cut(case.labels))
         pixels[drawing.outline(reference)] = drawing.WHITE
@@ -160,6 +156,12 @@ class _Panel:
         num_rows = self._case.upright_grid[up]
         return slice(num_rows - box[up].stop, num_rows - box[up].start), box[across]
 
+    def cover(self, labels: Array, refined: Array, box: Box) -> Array:
+        """Return a plane of labels with those that were refined in a box of the upright grid."""
+        covered = labels.copy()
+        covered[self.part_of(box)] = self.cut(refined, [part.start for part in box])
+        return covered
+
     def pixels_of(self, rows: slice, columns: slice) -> _Part:
         """Return the rows and columns of pixels of a part of the plane."""
         across, up = self._scale
@@ -188,6 +190,13 @@ class _Panel:
         letters = self._case.pose.describe(self._view.plane)[1]
         canvas.sides(letters, (0, 0), self.size, _LETTER, _FRAME, _EDGE)
         return canvas.png()
+
+
+def _draw_strokes(pixels: Array, strokes: Array) -> None:
+    """Color the pixels of strokes; background is white."""
+    is_drawn = strokes > 0
+    labels = np.where(strokes == BACKGROUND, 0, strokes)
+    pixels[is_drawn] = drawing.label_levels(labels[is_drawn])
 
 
 def _draw_dashed_contours(pixels: Array, network: Array, is_refined: Bool) -> None:
