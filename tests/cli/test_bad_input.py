@@ -1,4 +1,6 @@
-"""Everything that users have been seen to hand in: one clear message, no traceback, nothing half-written, and the other cases are done."""
+"""Everything that users have been seen to hand in: one clear message, no traceback, nothing
+half-written, and the other cases are done.
+"""
 
 import gzip
 import json
@@ -161,7 +163,7 @@ IMPOSSIBLE = {
 
 
 def test_what_cannot_be_stops_before_anything_is_done(folders, tmp_path):
-    """A file where a folder is needed stops the superuser too, unlike the permissions of a folder."""
+    """A file where a folder is needed stops the superuser, too; permissions would not."""
     (tmp_path / "void").mkdir()
     texts = {
         "broken.toml": "[bilateral\nweight = 1",
@@ -223,14 +225,15 @@ def test_a_full_disk_ends_the_run_and_the_table_is_printed(tmp_path, small_disk)
     result = infer(folders, status=1)
     assert result.stdout.splitlines()[0].split("\t")[:2] == ["case", "status"]
     states = [status for _, status in statuses(result)]
-    num_done, left = states.count("done"), 8 - len(states)
+    num_done = states.count("done")
+    left = 8 - len(states)
     assert num_done >= 1
     assert left >= 2
     assert states == ["done"] * num_done + ["failed"]
     assert f"{num_done} done, 1 failed, {left} not started" in result.stderr
     assert (
-        f"{left} cases not begun, since nothing more can be written; run again with --continue when it can"
-        in result.stderr
+        f"{left} cases not begun, since nothing more can be written; run again with --continue "
+        "when it can" in result.stderr
     )
     assert "the disk is full" in errors(result.stderr)[0]
     assert files_in(small_disk / "out") == [
@@ -274,7 +277,8 @@ def test_a_link_to_nothing_fails_its_case_and_is_not_passed_over(folders, tmp_pa
 
 
 def test_a_full_disk_keeps_the_old_summary(folders, small_disk):
-    summary, converted = small_disk / "summary.json", small_disk / "logits.mhd"
+    summary = small_disk / "summary.json"
+    converted = small_disk / "logits.mhd"
     olds = (summary, converted, converted.with_suffix(".zraw"))
     for path in olds:
         path.write_text("old")
@@ -302,7 +306,8 @@ QUICK = (
 
 def break_first(monkeypatch, error, module=reading, name="open_bytes"):
     """Let the first call, for the bad case, raise: no file makes the reader raise other errors."""
-    whole, errors_left = getattr(module, name), [error]
+    whole = getattr(module, name)
+    errors_left = [error]
 
     def broken(*arguments, **options):
         if errors_left:

@@ -105,7 +105,8 @@ def test_fail_fast_begins_no_further_case(local, tmp_path):
 def test_the_cases_of_a_killed_worker_are_done_by_another_one(local, tmp_path):
     """By the cluster's scheduler file. The outputs have the bytes of a run without Dask."""
     folders = write_folders(tmp_path, *"abcdefgh")
-    plain, there = tmp_path / "plain", tmp_path / "there"
+    plain = tmp_path / "plain"
+    there = tmp_path / "there"
     arguments = ("infer", "-i", folders.images, "-p", folders.logits, *SLOW, "--threads", 1, "-o")
     run_here(*arguments, plain, status=0)
     with Client(local.scheduler_address) as client:
@@ -126,8 +127,8 @@ def test_an_address_that_nobody_answers_is_one_line_of_error(tmp_path):
         with dask.config.set({"distributed.comm.timeouts.connect": "0.5s"}):
             result = run_here("infer", *folders.arguments, *FAST, "--dask", address, status=1)
         assert (
-            f"--dask {address}: expected tcp://HOST:PORT, tls://HOST:PORT, or an existing scheduler file"
-            in result.stderr
+            f"--dask {address}: expected tcp://HOST:PORT, tls://HOST:PORT, or an existing "
+            "scheduler file" in result.stderr
         )
         assert files_in(folders.output) == []
 
@@ -135,6 +136,9 @@ def test_an_address_that_nobody_answers_is_one_line_of_error(tmp_path):
 def test_a_worker_with_another_version_does_no_case():
     with pytest.raises(
         InputError,
-        match=r"a worker has crfrefine .*, this command is crfrefine 9\.8\.7; install the same version",
+        match=(
+            r"a worker has crfrefine .*, this command is crfrefine 9\.8\.7; "
+            "install the same version"
+        ),
     ):
         refine_on_worker("9.8.7", None, None)

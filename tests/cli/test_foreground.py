@@ -65,7 +65,9 @@ def outputs(image, logits, *options, status=0):
     """Run infer on one case; return its refined labels and probabilities, and what it said."""
     paths = logits if isinstance(logits, list) else [logits]
     output = image.with_name("out.nii.gz")
-    files = [argument for path in paths for argument in ("-p", path)]
+    files = []
+    for path in paths:
+        files += ["-p", path]
     saved = ("--save-probabilities", "-v")
     result = run_here(
         "infer", "-i", image, *files, "-o", output, *saved, *FAST, *options, status=status
@@ -248,7 +250,8 @@ def test_streamed_channels_without_a_background_are_as_with_one(
     affine = AFFINE
     if resample:
         affine = AFFINE @ np.diag([1.5, 1.5, 1.0, 1.0])
-        channels, explicit = channels[..., :12, :10, :], explicit[:, :12, :10]
+        channels = channels[..., :12, :10, :]
+        explicit = explicit[:, :12, :10]
     last = np.moveaxis(channels, 0, -1) if channels.ndim == 4 else channels
     without = save_nifti(tmp_path / "some.nii.gz", last, affine)
     whole = save_nifti(tmp_path / "all.nii.gz", np.moveaxis(explicit, 0, -1), affine)
@@ -358,7 +361,8 @@ def test_training_and_tuning_read_the_same_two_labels(tmp_path):
 
 
 def test_probabilities_of_one_channel_are_evaluated_as_those_of_two(tmp_path):
-    labels, maps = tmp_path / "labels", tmp_path / "maps"
+    labels = tmp_path / "labels"
+    maps = tmp_path / "maps"
     truth = (PHANTOM.labels > 0).astype(np.uint8)
     for folder, values in ((labels, truth), (maps, (ALONE > 0.5).astype(np.uint8))):
         save_nifti(folder / "c.nii.gz", values)

@@ -62,7 +62,8 @@ def test_infer_writes_the_labels_of_the_cpu(folders, device, options):
     expected, _ = infer(folders, "cpu", *options)
     assert [case["device"] for case in cases] == [device, device]
     for name in ("a.nii.gz", "b.nii.gz"):
-        found, wanted = load_nifti(output / name), load_nifti(expected / name)
+        found = load_nifti(output / name)
+        wanted = load_nifti(expected / name)
         assert 0 < (wanted > 0).sum() < wanted.size
         assert (found == wanted).mean() >= 0.999
         if options:
@@ -90,7 +91,8 @@ def test_coarse_label_maps_and_strokes(folders, tmp_path):
     expected, _ = infer(folders, "cpu", *options, logits=maps)
     assert {case["device"] for case in cases} == {"cuda"}
     for name in ("a.nii.gz", "b.nii.gz"):
-        found, wanted = load_nifti(output / name), load_nifti(expected / name)
+        found = load_nifti(output / name)
+        wanted = load_nifti(expected / name)
         assert (found[8:10, 7, 5] == 2).all()
         assert (found == wanted).mean() >= 0.999
 
@@ -113,7 +115,8 @@ def test_the_command_as_a_process_takes_the_gpu_by_itself(folders, tmp_path):
 
 
 def test_train_crf_learns_what_the_cpu_learns(tmp_path):
-    data, dice = write_cases(tmp_path / "data", 4), {}
+    data = write_cases(tmp_path / "data", 4)
+    dice = {}
     for device in ("cuda", "cpu"):
         output = tmp_path / device / "params.toml"
         run_here("train-crf", data, "-o", output, *TRAINING, "--device", device, status=0)
@@ -125,7 +128,8 @@ def test_train_crf_learns_what_the_cpu_learns(tmp_path):
             for name in ("network", "trained CRF")
         )
         assert dice[device] > network + 0.01
-    # The engines sum in another order, and a training follows its gradients, so figures drift apart.
+    # The engines sum in another order, and a training follows its gradients, so figures drift
+    # apart.
     assert abs(dice["cuda"] - dice["cpu"]) < 0.01
 
 
@@ -134,7 +138,8 @@ def test_train_crf_learns_what_the_cpu_learns(tmp_path):
 def test_points_and_their_gradients(method, tolerance, normalization):
     from crfrefine.layer.functional import gaussian_filter
 
-    shape, rng = (9, 14, 11), np.random.default_rng(3)
+    shape = (9, 14, 11)
+    rng = np.random.default_rng(3)
     axes = np.indices(shape).reshape(3, *shape) * np.array([1.0, 0.7, 2.5]).reshape(3, 1, 1, 1) / 3
     points = np.concatenate([axes, rng.normal(0, 0.3, (1, *shape))])[None].astype(np.float32)
     numbers = rng.normal(size=(1, 3, *shape)).astype(np.float32)

@@ -1,4 +1,6 @@
-"""`crfrefine infer`: every option does what the interface says, on small cases written by nibabel; and `crfrefine demo`."""
+"""`crfrefine infer`: every option does what the interface says, on small cases written by nibabel;
+and `crfrefine demo`.
+"""
 
 import contextlib
 import json
@@ -73,7 +75,8 @@ def test_the_device_is_told_only_where_it_does_not_go_without_saying(one, monkey
 
 
 def test_single_files(folders, tmp_path):
-    inputs, target = [], tmp_path / "new" / "refined.nii"
+    inputs = []
+    target = tmp_path / "new" / "refined.nii"
     for label, scores in enumerate(folders.scores("a")):
         inputs += ["-p", save_nifti(tmp_path / f"l{label}.nii.gz", scores)]
     for modality in (0, 1):
@@ -116,7 +119,8 @@ def test_summary_has_a_record_of_each_case(folders):
     )
     done, failed, _ = summary["cases"]
     assert set(done) == set(failed)
-    argmax, found = folders.scores("a").argmax(axis=0), load_nifti(folders.output / "a.nii.gz")
+    argmax = folders.scores("a").argmax(axis=0)
+    found = load_nifti(folders.output / "a.nii.gz")
     np.testing.assert_array_equal(found, refined(folders, "a"))
     expected = {
         **{
@@ -173,7 +177,8 @@ def test_masks(one, tmp_path):
         "key": nonzero.sum(),
         "file": mask.sum(),
     }
-    argmax, found = one.scores("a").argmax(axis=0), load_nifti(one.output / "a.nii.gz")
+    argmax = one.scores("a").argmax(axis=0)
+    found = load_nifti(one.output / "a.nii.gz")
     np.testing.assert_array_equal(found[mask == 0], argmax[mask == 0])
     assert (found[mask == 1] != argmax[mask == 1]).any()
 
@@ -185,7 +190,8 @@ def test_config_is_a_preset_or_a_file_and_set_overrides_it(one, tmp_path):
     )
     file = tmp_path / "own.toml"
     file.write_text(
-        "[bilateral]\ntheta_alpha = 3.0\n[mean_field]\nnum_iterations = 2\ntolerance = 0.0\nfilter = 'truncated'\n"
+        "[bilateral]\ntheta_alpha = 3.0\n[mean_field]\nnum_iterations = 2\ntolerance = 0.0\nfilter "
+        "= 'truncated'\n"
     )
     summary = summary_of(
         one,
@@ -221,10 +227,8 @@ def test_same_bytes_for_any_number_of_threads_and_in_each_run(folders):
             {name: (folders.output / name).read_bytes() for name in files_in(folders.output)}
         )
     assert contents[0] == contents[1] == contents[2]
-    logits, labels = (
-        load_nifti(folders.output / "a_logits.nii.gz"),
-        load_nifti(folders.output / "a.nii.gz"),
-    )
+    logits = load_nifti(folders.output / "a_logits.nii.gz")
+    labels = load_nifti(folders.output / "a.nii.gz")
     assert logits.dtype == np.float32
     np.testing.assert_array_equal(logits.argmax(axis=-1), labels)
 
@@ -235,7 +239,8 @@ def test_continue_does_what_is_missing_or_broken(tmp_path):
     kept, cut, missing, smaller, moved = paths = [
         folders.output / f"{case_id}.nii.gz" for case_id in "abcde"
     ]
-    before, written = [path.read_bytes() for path in paths], kept.stat().st_mtime_ns
+    before = [path.read_bytes() for path in paths]
+    written = kept.stat().st_mtime_ns
     cut.write_bytes(cut.read_bytes()[: len(cut.read_bytes()) // 2])
     missing.unlink()
     save_nifti(smaller, np.zeros((4, 5, 6), np.uint8))
@@ -292,9 +297,12 @@ def test_parts_share_no_case_and_the_first_line_says_what_the_others_have(tmp_pa
 
 
 def test_on_a_terminal_progress_is_live_and_leaves_nothing_behind(folders):
-    """Standard error is a terminal, standard output a pipe: the one is for people, the other for programs."""
+    """Standard error is a terminal, standard output a pipe: the one is for people, the other for
+    programs.
+    """
     pty = pytest.importorskip("pty")
-    (master, terminal), shown = pty.openpty(), b""
+    master, terminal = pty.openpty()
+    shown = b""
     options = {
         "stdout": subprocess.PIPE,
         "stderr": terminal,
@@ -330,10 +338,9 @@ def test_files_of_demo_are_named_as_nnunet_names_them_and_the_table_has_their_di
     for label in (1, 2, 3):
         wanted = truth == label
         for labels, shown in zip((logits.argmax(axis=-1), after), rows[label][1:3], strict=True):
-            assert (
-                shown
-                == f"{2 * ((labels == label) & wanted).sum() / ((labels == label).sum() + wanted.sum()):.4f}"
-            )
+            is_label = labels == label
+            dice = 2 * (is_label & wanted).sum() / (is_label.sum() + wanted.sum())
+            assert shown == f"{dice:.4f}"
         assert float(rows[label][2]) > float(rows[label][1])
     assert "not evidence" in result.stdout
     run_here("demo", "-o", tmp_path / "same", status=0)
@@ -395,6 +402,7 @@ def test_hippocampus_is_refined_on_its_grids_and_not_broken(tmp_path, logits):
                     )
                 )
             )
-    # Default parameters need not help; a sign or an axis that is wrong would cost far more than two points.
+    # Default parameters need not help; a sign or an axis that is wrong would cost far more than two
+    # points.
     assert len(changes) == 6
     assert np.mean(changes) > -0.02

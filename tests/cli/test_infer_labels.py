@@ -38,7 +38,10 @@ def network_labels(seed):
 
 
 def settings(changes):
-    return [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    words = []
+    for key, value in changes.items():
+        words += ["--set", f"{key}={value}"]
+    return words
 
 
 def from_labels(labels, image, changes, **options):
@@ -70,14 +73,18 @@ def structures(maps):
 
 
 def save_nifti_with_table(path, labels, names):
-    """A label map with the table of names and colors of TotalSegmentator, behind an extension that is none of it."""
+    """A label map with the table of names and colors of TotalSegmentator, behind an extension that
+    is none of it.
+    """
     colors = f'Red="1.0" Green="{128 / 255}" Blue="0.0" Alpha="1"'
     entries = "\n".join(
         f'<Label Key="{label}" {colors}><![CDATA[{name}]]></Label>' for label, name in names.items()
     )
     text = (
-        '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension>  <Date><![CDATA[2013-07-14T05:45:09]]></Date>   <VolumeInformation '
-        f'Index="0">   <LabelTable>\n{entries}\n  </LabelTable>  <VolumeType><![CDATA[Label]]></VolumeType>   </VolumeInformation>'
+        '<?xml version="1.0" encoding="UTF-8"?> <CaretExtension>  '
+        "<Date><![CDATA[2013-07-14T05:45:09]]></Date>   "
+        f'<VolumeInformation Index="0">   <LabelTable>\n{entries}\n  </LabelTable>  '
+        "<VolumeType><![CDATA[Label]]></VolumeType>   </VolumeInformation>"
         "</CaretExtension>\n              "
     )
     image = nib.Nifti1Image(labels, AFFINE)
@@ -121,7 +128,7 @@ def test_structures_become_a_label_map_with_names(structures):
 
 
 def test_names_in_the_header_reach_notes_previews_and_the_refined_map(maps):
-    """Names with the marks of XML and colors come back; label 30 has no name, and 77 has no voxel."""
+    """Names with the marks of XML and colors come back; 30 has no name, and 77 has no voxel."""
     table = {10: "lung & <trachea>", 20: "Niere ß", 77: "absent"}
     options = (
         "--save-structures",
@@ -135,10 +142,8 @@ def test_names_in_the_header_reach_notes_previews_and_the_refined_map(maps):
     told = infer(maps, *options, status=0).stderr
     assert "lung & <trachea> (" in told
     assert "10 (" not in told
-    before, after = (
-        io.read_header(maps.logits / "a.nii.gz"),
-        io.read_header(maps.output / "a.nii.gz"),
-    )
+    before = io.read_header(maps.logits / "a.nii.gz")
+    after = io.read_header(maps.output / "a.nii.gz")
     assert after.segments == before.segments
     assert [(segment.label, segment.name) for segment in after.segments] == list(table.items())
     np.testing.assert_array_equal(
@@ -177,16 +182,16 @@ NARROW = {
 
 
 def test_every_output_is_that_of_refine(tmp_path):
-    """Inside of a mask, with the labels that are declared: blocks of labels with wrong voxels, and an image of them."""
+    """Inside of a mask, with the labels that are declared: blocks of labels with wrong voxels, and
+    an image of them.
+    """
     rng = np.random.default_rng(0)
     coarse = NUMBERS[rng.integers(0, len(NUMBERS), (4, 3, 2))]
     coarse.flat[: len(NUMBERS)] = NUMBERS
     true = coarse.repeat(10, 0).repeat(10, 1).repeat(10, 2)[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
     labels = np.where(rng.random(SHAPE) < 0.06, np.roll(true, 1, axis=0), true).astype(np.uint8)
-    image, mask = (
-        (100 * true + rng.normal(0, 30, SHAPE)).astype(np.int16),
-        np.zeros(SHAPE, np.uint8),
-    )
+    image = (100 * true + rng.normal(0, 30, SHAPE)).astype(np.int16)
+    mask = np.zeros(SHAPE, np.uint8)
     mask[4:30, :20] = 1
     folders = Folders(tmp_path / "images", tmp_path / "maps", tmp_path / "out")
     for folder, name, values in (
@@ -253,23 +258,21 @@ def test_kernels_narrower_than_the_voxels_get_a_note(maps):
 
 
 def test_a_map_of_a_coarse_network(tmp_path):
-    """From its blocks, and from numbers in the order of the file's axes; the preset is `sharp` unless another one is named."""
+    """From its blocks, and from numbers in the order of the file's axes; the preset is `sharp`
+    unless another one is named.
+    """
     shape = (54, 42, 21)
     phantom = make_phantom(0, shape, SPACING)
-    labels, intensities = (
-        phantom.logits.argmax(axis=0).astype(np.uint8),
-        phantom.image[0].astype(np.int16),
-    )
+    labels = phantom.logits.argmax(axis=0).astype(np.uint8)
+    intensities = phantom.image[0].astype(np.int16)
     for axis, factor in enumerate((3, 2, 1)):
         labels = (
             labels.take(np.arange(0, shape[axis], factor), axis)
             .repeat(factor, axis)
             .take(np.arange(shape[axis]), axis)
         )
-    image, network = (
-        save_nifti(tmp_path / "ct.nii.gz", intensities),
-        save_nifti(tmp_path / "fast.nii.gz", labels),
-    )
+    image = save_nifti(tmp_path / "ct.nii.gz", intensities)
+    network = save_nifti(tmp_path / "fast.nii.gz", labels)
     spacing = tuple(step * factor for step, factor in zip(SPACING, (3, 2, 1), strict=True))
     expected = from_labels(labels, intensities, {}, parameters=None, network_spacing=spacing)
 
@@ -314,15 +317,13 @@ def test_a_map_of_a_coarse_network(tmp_path):
 
 
 def test_a_map_on_the_coarse_grid_of_its_network(tmp_path):
-    """With --resample, the spacing is that of the file, also where its axes are turned; the blocks need not be found."""
-    phantom, inner = (
-        make_phantom(0, GRID_SHAPE, SPACING),
-        tuple(slice(0, extent // 2 * 2) for extent in GRID_SHAPE),
-    )
-    small, intensities = (
-        phantom.logits.argmax(axis=0).astype(np.uint8)[inner][::2, ::2],
-        phantom.image[0].astype(np.int16)[inner],
-    )
+    """With --resample, the spacing is that of the file, also where its axes are turned; the blocks
+    need not be found.
+    """
+    phantom = make_phantom(0, GRID_SHAPE, SPACING)
+    inner = tuple(slice(0, extent // 2 * 2) for extent in GRID_SHAPE)
+    small = phantom.logits.argmax(axis=0).astype(np.uint8)[inner][::2, ::2]
+    intensities = phantom.image[0].astype(np.int16)[inner]
     affine = AFFINE @ np.diag([2.0, 2.0, 1.0, 1.0])
     affine[:3, 3] += 0.5 * (AFFINE[:3, 0] + AFFINE[:3, 1])
     image = save_nifti(tmp_path / "ct.nii.gz", intensities)
@@ -331,7 +332,8 @@ def test_a_map_on_the_coarse_grid_of_its_network(tmp_path):
         np.ascontiguousarray(small.swapaxes(0, 1)),
         affine[:, [1, 0, 2, 3]],
     )
-    placed, spacing = small.repeat(2, 0).repeat(2, 1), (2 * SPACING[0], 2 * SPACING[1], SPACING[2])
+    placed = small.repeat(2, 0).repeat(2, 1)
+    spacing = (2 * SPACING[0], 2 * SPACING[1], SPACING[2])
     expected = from_labels(placed, intensities, {}, parameters=None, network_spacing=spacing)
     options = ("--input-type", "labels", "--resample", "--network-spacing", "auto")
     found = run_here(
@@ -382,8 +384,10 @@ def test_a_rule_of_a_file_that_empties_structures_is_an_error_of_its_case(organs
     assert statuses(result) == [("a", "failed"), ("b", "done")]
     assert [path.name for path in organs.output.glob("*.nii.gz")] == ["b.nii.gz"]
     message = (
-        "case 'a': postprocess.keep_largest = 'foreground' would remove more than 10% of 2 structures: "
-        f"spleen 100 → 0 voxels ({100 * VOXEL_ML:.3g} → 0 ml), left kidney 60 → 0 voxels ({60 * VOXEL_ML:.3g} → 0 ml)"
+        "case 'a': postprocess.keep_largest = 'foreground' would remove more than 10% of 2 "
+        "structures: "
+        f"spleen 100 → 0 voxels ({100 * VOXEL_ML:.3g} → 0 ml), left kidney 60 → 0 voxels "
+        f"({60 * VOXEL_ML:.3g} → 0 ml)"
     )
     assert message in errors(result.stderr)[0]
     assert (

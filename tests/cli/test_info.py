@@ -61,7 +61,8 @@ def test_verbose_reads_the_voxels(root):
 
 
 def test_json_has_what_is_shown(root):
-    broken, path = root / "broken.nii", root / "images" / "a_0000.nii.gz"
+    broken = root / "broken.nii"
+    path = root / "images" / "a_0000.nii.gz"
     broken.write_bytes(b"no volume")
     result = run_here("info", "--json", path, broken, root, root / "nowhere.nii")
     file, bad, folder, absent = json.loads(result.stdout)["paths"]

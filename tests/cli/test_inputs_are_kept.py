@@ -1,4 +1,6 @@
-"""No command replaces one of its inputs: not by its own name, nor through a symbolic link, nor by a hard link."""
+"""No command replaces one of its inputs: not by its own name, nor through a symbolic link, nor by a
+hard link.
+"""
 
 import json
 import socket
@@ -22,7 +24,7 @@ def contents(root):
 
 
 def refused(root, run, name, target, how="symbolic link"):
-    """Run a command whose output leads to an input: it says so, and no file of the inputs changes."""
+    """Run a command whose output leads to an input: it says so, and no input changes."""
     name.parent.mkdir(parents=True, exist_ok=True)
     if how == "through a folder":
         folder = name.parent / "folder"
@@ -47,7 +49,8 @@ def folders(tmp_path):
 
 
 def test_infer(folders, tmp_path):
-    image, logits = folders.images / "b_0000.nii.gz", folders.logits / "b.nii.gz"
+    image = folders.images / "b_0000.nii.gz"
+    logits = folders.logits / "b.nii.gz"
     described = folders.logits / "dataset.json"
     for name, target, options in (
         ("a.nii.gz", image, ()),
@@ -71,14 +74,16 @@ def test_infer(folders, tmp_path):
 
 
 def test_files_that_describe_cases_are_inputs(folders, tmp_path):
-    """Also those that a run with these options does not need, and those beside the folder of the cases."""
+    """Also those that a run with these options does not need, and those beside the folder of the
+    cases.
+    """
     beside = tmp_path / "dataset.json"
     ignored = folders.logits / "without_image.nii.gz"
     ignored.write_bytes((folders.logits / "a.nii.gz").read_bytes())
     own = tmp_path / "own.toml"
     own.write_text("[mean_field]\nnum_iterations = 2\n")
     described = folders.logits / "dataset.json"
-    regions = [word for region in ("x=1", "y=2", "z=3") for word in ("--regions", region)]
+    regions = ["--regions", "x=1", "--regions", "y=2", "--regions", "z=3"]
     of_logits = ("--input-type", "logits", *regions)
     for target, options in (
         (described, ()),
@@ -112,11 +117,9 @@ def test_train_crf(tmp_path):
     """Both ways of it, and before anything is computed."""
     for seed in range(2):
         write_phantom(phantom(seed), tmp_path, f"case{seed}")
-    label, logits, output = (
-        tmp_path / "labels" / "case1.nii.gz",
-        tmp_path / "logits" / "case0.nii.gz",
-        tmp_path / "out",
-    )
+    label = tmp_path / "labels" / "case1.nii.gz"
+    logits = tmp_path / "logits" / "case0.nii.gz"
+    output = tmp_path / "out"
     run = partial(run_here, "train-crf", tmp_path, "-o", output / "params.toml")
     for name, target in (("params.toml", label), ("params.fold2.json", logits)):
         refused(tmp_path, run, output / name, target, "hard link")
@@ -124,7 +127,8 @@ def test_train_crf(tmp_path):
 
 
 def test_convert(folders, tmp_path):
-    logits, image = folders.logits / "a.nii.gz", folders.images / "a_0000.nii.gz"
+    logits = folders.logits / "a.nii.gz"
+    image = folders.images / "a_0000.nii.gz"
     run = partial(run_here, "convert", logits, tmp_path / "out" / "out.mhd", "--like", image)
     refused(tmp_path, run, tmp_path / "out" / "out.mhd", logits)
     refused(tmp_path, run, tmp_path / "out" / "out.zraw", image, "hard link")

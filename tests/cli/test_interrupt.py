@@ -1,4 +1,6 @@
-"""Ctrl-C, a scheduler's SIGTERM and kill -9 in the middle of writing: no partial file or worker is left, and --continue does the rest."""
+"""Ctrl-C, a scheduler's SIGTERM and kill -9 in the middle of writing: no partial file or worker is
+left, and --continue does the rest.
+"""
 
 import json
 import os
@@ -28,7 +30,7 @@ NUM_CASES = 3
 
 @pytest.fixture
 def folders(tmp_path):
-    """Cases whose probabilities take a good fraction of a second to write: noise does not compress."""
+    """Cases whose probabilities take long to write: noise does not compress."""
     folders = Folders(tmp_path / "images", tmp_path / "logits", tmp_path / "out")
     rng = np.random.default_rng(5)
     for number in range(NUM_CASES):
@@ -89,7 +91,8 @@ import crfrefine.runs.run
 
 is_ignored, number = int(sys.argv.pop()), int(sys.argv.pop())
 default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-signal.signal(number, signal.SIG_IGN if is_ignored else default)  # as the command finds it when it starts
+# as the command finds it when it starts
+signal.signal(number, signal.SIG_IGN if is_ignored else default)
 crfrefine.runs.run.run_inference = lambda *_: (os.kill(os.getpid(), number), os._exit(0))
 crfrefine.cli.main.main()
 """
@@ -139,7 +142,9 @@ def test_a_polite_signal_ends_the_run_in_one_line(folders):
 
 @pytest.mark.long
 def test_a_label_map_is_there_only_after_what_belongs_to_it(folders):
-    """--continue takes the label map as the sign that a case is done, so it must be written last; kill -9 leaves no partial file."""
+    """--continue takes the label map as the sign that a case is done, so it must be written last;
+    kill -9 leaves no partial file.
+    """
     with start("infer", *folders.arguments, *OPTIONS) as process:
         wait_for(
             lambda: "case0.nii.gz" in files_in(folders.output) and is_writing(folders), process
@@ -171,7 +176,8 @@ def slow(tmp_path):
 
 @pytest.mark.long
 def test_ctrl_c_ends_the_run_in_one_line(slow):
-    # A session of its own, so that a signal can be sent to all of its processes, as a terminal does.
+    # A session of its own, so that a signal can be sent to all of its processes, as a terminal
+    # does.
     with start(*slow.arguments, "--processes", 2, "-q", start_new_session=True) as process:
         wait_for(lambda: children(process.pid), process)
         busy = children(process.pid)
@@ -180,7 +186,8 @@ def test_ctrl_c_ends_the_run_in_one_line(slow):
     assert (process.returncode, out) == (130, "")
     assert re.fullmatch("crfrefine: interrupted: .*nothing is written.*\n", err)
     assert files_in(slow.output) == []
-    # A worker that the run was just starting when the signal came ends by itself, as soon as it reads its pipe.
+    # A worker that the run was just starting when the signal came ends by itself, as soon as it
+    # reads its pipe.
     wait_for(lambda: not [worker for worker in busy if is_running(worker)], seconds=10)
 
 

@@ -1,4 +1,6 @@
-"""`--nnunet` on the command line: the same results as by hand, usage errors, and what is written where."""
+"""`--nnunet` on the command line: the same results as by hand, usage errors, and what is written
+where.
+"""
 
 import json
 import pickle
@@ -91,12 +93,12 @@ def test_for_label_maps_alone_the_command_that_refines_them_is_named(tmp_path):
 
 
 def test_probabilities_of_totalsegmentator_get_their_place(tmp_path, monkeypatch):
-    """A CT toward LPS, turned to RAS and resampled between its first and last voxels; nnU-Net's export of that; the lines of the page."""
+    """A CT toward LPS, turned to RAS and resampled between its first and last voxels; nnU-Net's
+    export of that; the lines of the page.
+    """
     monkeypatch.chdir(tmp_path)
-    shape, affine = (
-        (60, 44, 38),
-        np.array([[-0.8, 0, 0, 20.0], [0, -1.1, 0, 30.0], [0, 0, 1.4, -5.0], [0, 0, 0, 1]]),
-    )
+    shape = (60, 44, 38)
+    affine = np.array([[-0.8, 0, 0, 20.0], [0, -1.1, 0, 30.0], [0, 0, 1.4, -5.0], [0, 0, 0, 1]])
     axes = np.meshgrid(*(np.arange(extent) for extent in shape), indexing="ij")
     labels = np.zeros(shape, np.uint8)
     for label, center, radii in (

@@ -1,4 +1,6 @@
-"""`--nnunet` on what nnU-Net itself writes: planned, trained for a minute, validated, predicted. `make test-nnunet` runs it."""
+"""`--nnunet` on what nnU-Net itself writes: planned, trained for a minute, validated, predicted.
+`make test-nnunet` runs it.
+"""
 
 import importlib.util
 import json
@@ -22,8 +24,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 DATASET = "Dataset007_Phantom"
-GRID_SHAPE, SPACING = (26, 22, 14), (1.0, 1.25, 2.5)  # AFFINE: a quarter turn and two flips
-NUM_CASES, NUM_TEST_CASES = 6, 2
+# AFFINE: a quarter turn and two flips
+GRID_SHAPE = (26, 22, 14)
+SPACING = (1.0, 1.25, 2.5)
+NUM_CASES = 6
+NUM_TEST_CASES = 2
 TRAIN = [sys.executable, str(Path(__file__).parents[1] / "helpers" / "nnunet_brief.py")]
 NAMES = ("-tr", "nnUNetTrainer", "-p", "nnUNetPlans")
 AS_IT_IS = ("--set", "bilateral.weight=0", "--set", "spatial.weight=0", "-q")
@@ -121,7 +126,7 @@ def network(root):
 
 @pytest.fixture(scope="module")
 def trained(root, network):
-    """Both folds, after the command that the first run of train-crf has named; train-crf's result."""
+    """Both folds, after the command that the first run of train-crf has named, and its result."""
     run_here("train-crf", "--nnunet", network, "--strict", status=1)
     left_out = run_here(
         "train-crf",
@@ -173,7 +178,9 @@ def test_training_takes_every_case_from_its_fold(trained, network):
 
 
 def test_without_weights_the_validated_label_maps_come_back(trained, network, tmp_path):
-    """So the axes of the .npz are read as they were written: on an image with a quarter turn and two flips."""
+    """So the axes of the .npz are read as they were written: on an image with a quarter turn and
+    two flips.
+    """
     run_here("infer", "--nnunet", network, "-o", tmp_path / "out", *AS_IT_IS, status=0)
     for number in range(NUM_CASES):
         theirs = load_nifti(network / f"fold_{number % 2}" / "validation" / f"case{number}.nii.gz")
@@ -234,7 +241,9 @@ def test_predictions_are_refined_with_what_was_learned(trained, root, network, t
 
 
 def test_export_in_place_of_nnunets_own(root, network, tmp_path):
-    """The block of the guide runs; without the CRF it writes the labels that nnU-Net writes from the same logits."""
+    """The block of the guide runs; without the CRF it writes the labels that nnU-Net writes from
+    the same logits.
+    """
     guide = (Path(__file__).parents[2] / "docs" / "guide" / "nnunet.md").read_text()
     (block,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
     case = f"case{NUM_CASES}"
@@ -251,7 +260,9 @@ for name, weight in (("ours", 0.0), ("strong", 50.0)):
         logits, properties, files, name + ".nii.gz", parameters=model,
         transpose_forward=plans.transpose_forward, configuration_spacing=configuration.spacing,
     )
-export_prediction_from_logits(logits, properties, configuration, plans, predictor.dataset_json, "theirs")
+export_prediction_from_logits(
+    logits, properties, configuration, plans, predictor.dataset_json, "theirs"
+)
 """
     run = [sys.executable, "-c", block + own]
     done = subprocess.run(

@@ -37,8 +37,11 @@ def on_grid(scores, given, shape, target):
 
 
 def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, interpolator=sitk.sitkLinear):
-    """Replace a NIfTI file by itself on a grid of fewer and larger voxels around the same center; return the affine."""
-    image, ratio = nib.load(path), np.array(shape) / np.array(coarse)
+    """Replace a NIfTI file by itself on a grid of fewer and larger voxels around the same center;
+    return the affine.
+    """
+    image = nib.load(path)
+    ratio = np.array(shape) / np.array(coarse)
     target = image.affine @ np.diag([*ratio, 1.0])
     target[:3, 3] += image.affine[:3, :3] @ (
         (np.array(shape) - 1) / 2 - ratio * (np.array(coarse) - 1) / 2
@@ -56,7 +59,8 @@ def to_coarse(path, shape=GRID_SHAPE, coarse=COARSE, interpolator=sitk.sitkLinea
 def test_infer_brings_logits_onto_the_grid_of_the_image(tmp_path):
     folders = write_folders(tmp_path, "a", "b")
     target = to_coarse(folders.logits / "b.nii.gz")
-    stored, refused = folders.scores("b"), infer(folders, status=1).stderr
+    stored = folders.scores("b")
+    refused = infer(folders, status=1).stderr
     assert "case 'b': logits and image are on different grids" in refused
     assert "give --resample" in refused
     summary = tmp_path / "summary.json"
@@ -90,7 +94,9 @@ PRESETS = {
     ("form", "how"), [("nii.gz", "linear"), ("npz", "cubic"), ("npy", "linear"), ("mha", "cubic")]
 )
 def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, monkeypatch):
-    """The results are those of the whole interpolated array: labels, volumes that a preset keeps, and saved logits."""
+    """The results are those of the whole interpolated array: labels, volumes that a preset keeps,
+    and saved logits.
+    """
     folders = write_folders(tmp_path, "a")
     path = folders.logits / "a.nii.gz"
     to_coarse(path)
@@ -102,7 +108,9 @@ def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, mo
         run_here("convert", path, folders.logits / "a.mha", status=0)
     if form != "nii.gz":
         path.unlink()
-    spy, results = Mock(wraps=networks.plan_coarse), {}
+    spy = Mock(wraps=networks.plan_coarse)
+    results = {}
+    manner = {"linear": "linearly", "cubic": "cubically"}[how]
     monkeypatch.setattr(networks, "plan_coarse", spy)
     for name, limit in (("memory", 1 << 40), ("streamed", 0)):
         for what in ("MAX_IN_MEMORY", "MIN_STREAMED"):
@@ -111,10 +119,7 @@ def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, mo
             output = tmp_path / name / preset
             words = (*options, "--save-logits", "--resample", *([] if how == "linear" else [how]))
             result = run_here("infer", *folders.arguments[:4], "-o", output, *words, status=0)
-            assert (
-                f"logits interpolated {'linearly' if how == 'linear' else 'cubically'} from 11×9×8"
-                in result.stderr
-            )
+            assert f"logits interpolated {manner} from 11×9×8" in result.stderr
             assert ("has no geometry" in result.stderr) == (form in ("npz", "npy"))
             results[name, preset] = load_nifti(output / "a.nii.gz")
             assert (
@@ -167,7 +172,9 @@ def test_evaluate_brings_label_maps_onto_the_grid_of_the_reference(tmp_path):
 
 
 def test_evaluate_interpolates_logits_and_takes_voxels_outside_for_certain_background(tmp_path):
-    """Of case0 every other plane: other voxels, the same world; of case1 the upper four of seven planes."""
+    """Of case0 every other plane: other voxels, the same world; of case1 the upper four of seven
+    planes.
+    """
     study = write_study(tmp_path, 2)
     grids = {"case0": affine() @ np.diag([1.0, 1.0, 2.0, 1.0]), "case1": affine()}
     grids["case1"][:3, 3] += 3 * affine()[:3, 2]
@@ -187,7 +194,8 @@ def test_evaluate_interpolates_logits_and_takes_voxels_outside_for_certain_backg
     assert (study.maps["labels"]["case1"][..., :3] == 2).any()
     for case, probability in (("case0", softmax(interpolated)[2]), ("case1", padded)):
         expected = ((probability - (study.maps["labels"][case] == 2)) ** 2).mean()
-        # The headers keep float32: positions are off by some 1e-6 voxels, and scores by 1e-5 at most.
+        # The headers keep float32: positions are off by some 1e-6 voxels, and scores by 1e-5 at
+        # most.
         assert metrics[case, "2", "brier", "prediction"] == pytest.approx(expected, abs=1e-5)
 
 
@@ -200,7 +208,9 @@ ON_THE_LINE = ("--regions", "whole=1+2+3", "--regions", "core=2+3", "--regions",
 
 
 def write_regions(root, *case_ids, description=BRATS, npz=False):
-    """The phantoms' softmax summed over each region, as a network with sigmoid channels would write it; returns the log-odds too."""
+    """The phantoms' softmax summed over each region, as a network with sigmoid channels would write
+    it; returns the log-odds too.
+    """
     folders = write_folders(root, *case_ids)
     log_odds = {}
     for case_id in case_ids:

@@ -65,8 +65,11 @@ def test_a_case_with_new_strokes_is_refined_again(folders, tmp_path):
 
 def refine_a(folders, *strokes, options=(), status=0):
     """Refine the first case into `a.nii.gz` beside the folders."""
-    inputs = [word for path in sorted(folders.images.glob("a_*")) for word in ("-i", path)]
-    inputs += [word for path in strokes for word in ("--strokes", path)]
+    inputs = []
+    for path in sorted(folders.images.glob("a_*")):
+        inputs += ["-i", path]
+    for path in strokes:
+        inputs += ["--strokes", path]
     arguments = (
         "infer",
         *inputs,
@@ -176,8 +179,11 @@ def test_a_convention_of_its_own(folders, tmp_path):
 
 @pytest.fixture
 def manifest(folders, tmp_path):
-    """The cases of the folders under names of their own, beside a manifest that is not in the current folder."""
-    archive, rows = tmp_path / "archive", ["case,images,logits,output"]
+    """The cases of the folders under names of their own, beside a manifest that is not in the
+    current folder.
+    """
+    archive = tmp_path / "archive"
+    rows = ["case,images,logits,output"]
     for number, name in enumerate("abc"):
         (archive / "net" / str(number)).mkdir(parents=True)
         images = [f"{channel} of {number}.nii.gz" for channel in ("t1", "flair")]
@@ -186,9 +192,8 @@ def manifest(folders, tmp_path):
         shutil.copy(
             folders.logits / f"{name}.nii.gz", archive / "net" / str(number) / "output.nii.gz"
         )
-        rows.append(
-            f"{name},{';'.join(images)},net/{number}/output.nii.gz,{'sub/second.nii.gz' if name == 'b' else ''}"
-        )
+        output = "sub/second.nii.gz" if name == "b" else ""
+        rows.append(f"{name},{';'.join(images)},net/{number}/output.nii.gz,{output}")
     (archive / "cases.csv").write_text("\n".join([*rows, ""]))
     return archive / "cases.csv"
 
@@ -231,7 +236,9 @@ def test_parts_continue_and_status_work_with_it(manifest, tmp_path, monkeypatch)
 def test_spacing_and_mask_are_per_case_and_the_output_keeps_the_image_s_grid(
     manifest, folders, tmp_path
 ):
-    """Twice as thick slices as in the header: other distances, other results. Masks of the other cases are `-m nonzero`."""
+    """Twice as thick slices as in the header: other distances, other results. Masks of the other
+    cases are `-m nonzero`.
+    """
     mask = np.zeros(GRID_SHAPE, np.uint8)
     mask[3:16, 2:13] = 1
     save_nifti(manifest.parent / "mask.nii.gz", mask)
@@ -246,7 +253,9 @@ def test_spacing_and_mask_are_per_case_and_the_output_keeps_the_image_s_grid(
         )
     )
     strong = {"bilateral.weight": 30, "bilateral.theta_alpha": 3}
-    settings = [word for key, value in strong.items() for word in ("--set", f"{key}={value}")]
+    settings = []
+    for key, value in strong.items():
+        settings += ["--set", f"{key}={value}"]
     arguments = (
         "-o",
         tmp_path / "out",
@@ -260,9 +269,8 @@ def test_spacing_and_mask_are_per_case_and_the_output_keeps_the_image_s_grid(
     run_here("infer", "--manifest", manifest, *arguments, status=0)
     first, second, _ = json.loads((tmp_path / "s.json").read_text())["cases"]
     assert (first["spacing"], second["spacing"]) == ([1.0, 1.25, 5.0], [1.0, 1.25, 2.5])
-    assert (
-        "t1 of 0.nii.gz: spacing 1×1.25×5 mm as given, in place of 1×1.25×2.5 mm" in first["notes"]
-    )
+    note = "t1 of 0.nii.gz: spacing 1×1.25×5 mm as given, in place of 1×1.25×2.5 mm"
+    assert note in first["notes"]
     assert first["num_voxels_in_mask"] == mask.sum()
     assert second["num_voxels_in_mask"] == (folders.image("b") != 0).any(axis=0).sum()
     by_spacing = [
@@ -280,7 +288,8 @@ def test_spacing_and_mask_are_per_case_and_the_output_keeps_the_image_s_grid(
         (
             "sub/../a.nii.gz",
             (),
-            "out/a.nii.gz: an output of the case 'a' and of 'b'; choose another output for one of them",
+            "out/a.nii.gz: an output of the case 'a' and of 'b'; choose another output for one of "
+            "them",
         ),
         ("a.mha", ("--preview",), "out/a_preview.png: an output of the case 'a' and of 'b'"),
         ("a.mha", ("--save-structures",), "out/a: an output of the case 'a' and of 'b'"),

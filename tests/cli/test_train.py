@@ -1,5 +1,8 @@
-"""`crfrefine train-crf` from folders to files: what it writes and prints, what it refuses, how it stops and goes on."""
+"""`crfrefine train-crf` from folders to files: what it writes and prints, what it refuses, how it
+stops and goes on.
+"""
 
+import itertools
 import json
 import os
 import re
@@ -20,7 +23,8 @@ from crfrefine.train.comparison import COARSE_RIVALS, MEASURED, METHODS, METRICS
 from crfrefine.train.material import choose_device
 
 SHORT = ("--folds", 2, "--num-iterations", 4)
-# For tests that do not look at the learned values: thetas that are learned have many starts, which take ten times as long.
+# For tests that do not look at the learned values: thetas that are learned have many starts, which
+# take ten times as long.
 REGIONS = ("--regions", "whole=1+2", "--regions", "cyst=3")
 
 
@@ -47,7 +51,9 @@ def trained(data, tmp_path_factory):
 
 @pytest.fixture
 def short_trainings(monkeypatch):
-    """For tests that look at nothing that the fits of vector scaling, or the choice of a start, decide."""
+    """For tests that look at nothing that the fits of vector scaling, or the choice of a start,
+    decide.
+    """
     shorten(monkeypatch)
 
 
@@ -65,7 +71,8 @@ def test_the_files_say_where_they_come_from_and_there_are_no_others(trained):
     assert f"; {means}\n" in result.stderr
     head = " ".join(output.read_text().partition("schema")[0].replace("#", " ").split())
     assert re.fullmatch(
-        r"Written by crfrefine \S+ train-crf on \S+ from 4 cases: params\.report\.json has the verdict\.",
+        r"Written by crfrefine \S+ train-crf on \S+ from 4 cases: "
+        r"params\.report\.json has the verdict\.",
         head,
     )
     assert "# mm" in output.read_text()
@@ -75,15 +82,18 @@ def test_the_files_say_where_they_come_from_and_there_are_no_others(trained):
 def test_the_table_and_the_verdict_are_on_standard_output(trained):
     output, result = trained
     lines = result.stdout.splitlines()
-    rows = {tuple(row[:2]): row for row in (line.split("\t") for line in lines[1:] if "\t" in line)}
+    rows = {}
+    for line in lines[1:]:
+        if "\t" in line:
+            row = line.split("\t")
+            rows[row[0], row[1]] = row
     assert lines[-4].startswith(
-        "p (Holm): Wilcoxon's signed-rank test, after Holm's correction within each method and family: endpoint "
+        "p (Holm): Wilcoxon's signed-rank test, after Holm's correction within each method and "
+        "family: endpoint "
     )
     assert lines[0].split("\t")[:3] == ["region", "method", "Dice"]
     methods = [method for method in METHODS if method not in COARSE_RIVALS]
-    assert list(rows) == [
-        (region, method) for region in ("whole", "cyst", "mean") for method in methods
-    ]
+    assert list(rows) == list(itertools.product(("whole", "cyst", "mean"), methods))
     assert float(rows["mean", "trained CRF"][2]) > float(rows["mean", "network"][2]) + 0.02
     assert lines[-1].endswith(": too few cases, at least 6 are needed for p < 0.05.")
     judged = report_of(output)["verdict"]
@@ -91,7 +101,8 @@ def test_the_table_and_the_verdict_are_on_standard_output(trained):
     assert lines[-3].startswith(
         "The probabilities of all labels: too few cases to tell, negative log likelihood "
     )
-    # Dice is judged in the mean over two regions; sensitivity, precision, volume and surfaces are looked at there too.
+    # Dice is judged in the mean over two regions; sensitivity, precision, volume and surfaces are
+    # looked at there too.
     assert judged["harm"]["num_comparisons"] == 6 * 3 + 2
 
 
@@ -102,9 +113,10 @@ def test_the_report_holds_what_was_found(trained, data):
     assert report["label_names"] == ["background", "shell", "core", "cyst"]
     assert report["regions"] == {"whole": [1, 2], "cyst": [3]}
     assert report["verdict"]["outcome"] == Outcome.TOO_FEW
-    assert sorted(case for fold in report["folds"] for case in fold["held_out"]) == [
-        f"case{number}" for number in range(4)
-    ]
+    held_out = []
+    for fold in report["folds"]:
+        held_out += fold["held_out"]
+    assert sorted(held_out) == ["case0", "case1", "case2", "case3"]
     for fold in report["folds"]:
         assert not set(fold["held_out"]) & {*fold["training"], *fold["deciding"]}
         assert CrfParameters.from_dict(fold["fit"]["parameters"]).mean_field.tolerance == 0.0
@@ -115,10 +127,8 @@ def test_the_report_holds_what_was_found(trained, data):
         for line in report["measurements"]
     }
     assert len(measured) == 4 * (len(MEASURED) - 2 * len(COARSE_RIVALS)) * 2 * len(METRICS)
-    truth, network = (
-        load_nifti(data / "labels" / "case2.nii.gz") == 3,
-        load_nifti(data / "logits" / "case2.nii.gz").argmax(-1) == 3,
-    )
+    truth = load_nifti(data / "labels" / "case2.nii.gz") == 3
+    network = load_nifti(data / "logits" / "case2.nii.gz").argmax(-1) == 3
     by_hand = 2 * (truth & network).sum() / (truth.sum() + network.sum())
     assert measured["case2", "network", "cyst", "dice"] == pytest.approx(by_hand)
 
@@ -129,7 +139,7 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
     trained, data, tmp_path, monkeypatch
 ):
     """The folders are named; the run is stopped in the middle of the second fold."""
-    named = [part for what in ("images", "labels", "logits") for part in (f"--{what}", data / what)]
+    named = ["--images", data / "images", "--labels", data / "labels", "--logits", data / "logits"]
     arguments = (
         "train-crf",
         *named,
@@ -141,7 +151,8 @@ def test_the_same_seed_gives_the_same_file_at_any_number_of_threads_interrupted_
         "--threads",
         2,
     )
-    fit, calls = fitting.Fit.run, []
+    fit = fitting.Fit.run
+    calls = []
 
     def interrupted(self):
         calls.append(1)
@@ -188,7 +199,9 @@ def test_what_is_not_learned_stays_as_given(data, tmp_path):
 
 
 REFUSED = {
-    "--learn weights,thetas": "--learn: expected some of weights, compatibility, theta, temperature",
+    "--learn weights,thetas": (
+        "--learn: expected some of weights, compatibility, theta, temperature"
+    ),
     "--learn ,": "got nothing",
     "--set postprocess.decision=dice": "postprocess.decision: this key is gone",
     "--regions core=1+9": "--regions core: label 9 is not among the logits' 0 to 3",
@@ -207,7 +220,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("options", REFUSED)
 def test_what_cannot_be_followed_is_refused_in_one_message(data, tmp_path, options):
-    """A finished fold is written and read back, so it is not kept in a pipe, which is found out before the cases are read."""
+    """A finished fold is written and read back, so it is not kept in a pipe, which is found out
+    before the cases are read.
+    """
     CrfParameters().save(tmp_path / "start.toml")
     (tmp_path / "broken.fold2.json").write_text("[1, 2")
     os.mkfifo(tmp_path / "piped.fold1.json")

@@ -104,7 +104,9 @@ def test_a_command_or_option_that_is_gone_says_what_does_its_job():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_values_are_converted_as_typer_converts_them(name):
-    """Each option of each command, with what may be given: the same value, or the same words about it."""
+    """Each option of each command, with what may be given: the same value, or the same words about
+    it.
+    """
     made = GROUP.get_command(None, name)
     context = typer.Context(made, info_name=name)
 
@@ -150,12 +152,17 @@ def test_values_are_converted_as_typer_converts_them(name):
     ],
 )
 def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
-    """Each of these takes from 40 ms to a second to import, and a loop over cases starts the command once for each."""
+    """Each of these takes from 40 ms to a second to import, and a loop over cases starts the
+    command once for each.
+    """
     folders = write_folders(tmp_path, "a")
     words = arguments.format(
         case=shlex.join(map(str, folders.arguments)), image=folders.images / "a_0000.nii.gz"
     ).split()
-    line = "import sys, atexit, runpy; atexit.register(lambda: print(*filter(sys.modules.get, sys.modules), file=sys.stderr)); "
+    line = (
+        "import sys, atexit, runpy; "
+        "atexit.register(lambda: print(*filter(sys.modules.get, sys.modules), file=sys.stderr)); "
+    )
     line += "runpy.run_module('crfrefine', run_name='__main__', alter_sys=True)"
     done = subprocess.run(
         [sys.executable, "-c", line, *words],
@@ -190,7 +197,8 @@ def test_bash_completes(tmp_path):
     script = """
         eval "$(crfrefine --show-completion bash)"
         while read -r line; do
-          COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _crfrefine_completion crfrefine; echo "${COMPREPLY[@]}"
+          COMP_WORDS=($line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+          _crfrefine_completion crfrefine; echo "${COMPREPLY[@]}"
         done
         complete -p crfrefine"""
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
@@ -220,9 +228,9 @@ def test_one_cause_is_told_once_and_the_other_cases_named(folders):
     other, first, second = errors(result.stderr)
     assert "case 'c0': " in other
     assert first == "crfrefine: error: case 'c1': logits and image are on different grids"
-    assert (
-        second
-        == "crfrefine: error: 1 more case failed like 'c1' (c2): logits and image are on different grids"
+    assert second == (
+        "crfrefine: error: 1 more case failed like 'c1' (c2): "
+        "logits and image are on different grids"
     )
     assert result.stderr.count("--resample") == 1
     assert len(errors(infer(folders, "-v").stderr)) == 3, "verbose tells each"
@@ -295,14 +303,16 @@ def test_the_layout_of_totalsegmentators_data_sets_is_found(tmp_path):
 
 
 def test_many_files_after_one_option_are_told_to_be_a_folder(folders):
-    """As the shell makes of `-i images/*.nii.gz`; or as files of several cases with the option each."""
+    """As the shell makes of `-i images/*.nii.gz`; or as files of several cases with the option
+    each.
+    """
     first, second, third = (folders.images / f"{case}_0000.nii.gz" for case in CASES)
     result = run_here(
         "infer", "-i", first, second, third, "-p", folders.logits, "-o", folders.output, status=2
     )
     assert (
-        "An option takes one path: give the folder of many cases, or repeat the option for the files of one case."
-        in result.stderr
+        "An option takes one path: give the folder of many cases, or repeat the option for the "
+        "files of one case." in result.stderr
     )
     result = run_here(
         "infer", "-i", first, "-i", second, "-p", folders.logits, "-o", folders.output, status=1
@@ -410,7 +420,8 @@ def test_options(one_case, tmp_path):
         (
             ("--device", f"cuda:{DIGITS}"),
             1,
-            "expected one of auto, cpu, cuda, cuda:N, torch, torch:cuda, torch:cuda:N; got 'cuda:999",
+            "expected one of auto, cpu, cuda, cuda:N, torch, torch:cuda, torch:cuda:N; got "
+            "'cuda:999",
         ),
         (("--threads", DIGITS), 2, "--threads"),
         (("--num-parts", "2", "--part-id", "2147483648"), 2, "--part-id"),
@@ -460,7 +471,9 @@ def test_a_name_that_breaks_tables_is_escaped_in_every_output(tmp_path):
 
 
 def test_no_name_is_a_formula_or_an_escape_sequence():
-    """Names are those of files: whoever sends a file may choose one, and a spreadsheet computes what begins like this."""
+    """Names are those of files: whoever sends a file may choose one, and a spreadsheet computes
+    what begins like this.
+    """
     for name in ("=1+1", "+a", "-a", "@a", '=HYPERLINK("x")'):
         table = ResultTable(
             [

@@ -1,4 +1,6 @@
-"""What is refined while a slider moves: a box around the shown place, and then what `infer` would write."""
+"""What is refined while a slider moves: a box around the shown place, and then what `infer` would
+write.
+"""
 
 import dataclasses
 
@@ -31,7 +33,9 @@ def chosen(**changes):
 
 
 def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
-    """Messages come from 4 sigmas at most, 8 mm, in each of the steps; far fewer than 1 % of the voxels inside hear of the cut."""
+    """Messages come from 4 sigmas at most, 8 mm, in each of the steps; far fewer than 1 % of the
+    voxels inside hear of the cut.
+    """
     parameters = chosen()
     refiner = CaseRefiner(large, 1)
     box = large.stored_box(large.box_around((26, 38, 30)))
@@ -41,7 +45,8 @@ def test_a_box_agrees_with_the_whole_case_away_from_its_faces(large):
     )
     assert everything.num_iterations == whole.num_iterations
     np.testing.assert_array_equal(everything.label_map, whole.label_map)
-    found, wanted = refiner.refine(parameters, box).label_map, whole.label_map[box]
+    found = refiner.refine(parameters, box).label_map
+    wanted = whole.label_map[box]
     inner = tuple(slice(int(8 / step), -int(8 / step)) for step in large.spacing)
     assert found[inner].size > 10_000
     assert np.mean(found[inner] != wanted[inner]) < 0.005
@@ -56,7 +61,8 @@ def test_the_whole_case_is_what_infer_writes(tmp_path, is_coarse):
     `test_session.py` and `test_store.py` have label maps and channels of regions with strokes.
     """
     folders, _ = write_labeled(tmp_path, "a")
-    options, more = options_for(folders), ("--threads", 1)
+    options = options_for(folders)
+    more = ("--threads", 1)
     rules = {"intensity.mask": "nonzero", "postprocess.keep_largest": "foreground"}
     changes = {"parameters": options.inputs.parameters.replace(**rules)}
     if is_coarse:

@@ -1,4 +1,6 @@
-"""The folder run: order, overlap, memory and the account of each case; the command's view of it is in test_cli_infer.py."""
+"""The folder run: order, overlap, memory and the account of each case; the command's view of it is
+in test_cli_infer.py.
+"""
 
 import threading
 import time
@@ -26,7 +28,8 @@ def options_for(folders, **changes):
 
 def recorder():
     """An observer that checks that it is told one thing at a time."""
-    busy, observer = threading.Lock(), Mock(spec=Observer)
+    busy = threading.Lock()
+    observer = Mock(spec=Observer)
 
     def told(*_, **__):
         assert busy.acquire(blocking=False), "two calls at the same time"
@@ -43,7 +46,8 @@ def test_observer_is_told_everything_in_order(tmp_path):
     (folders.logits / "b.nii.gz").write_bytes(b"")
     observer = recorder()
     summary = run_inference(options_for(folders), observer)
-    calls, records = observer.mock_calls, summary.cases
+    calls = observer.mock_calls
+    records = summary.cases
     assert (calls[0], calls[-1]) == (call.run_started(summary), call.run_ended(summary))
     staged = [made.args[0] for made in observer.stage_changed.mock_calls]
     assert list(dict.fromkeys(filter(None, staged))) == ["a", "c"]
@@ -54,7 +58,9 @@ def test_observer_is_told_everything_in_order(tmp_path):
 
 
 def test_parameters_without_any_weight_are_told_of_once(tmp_path):
-    """As a training leaves them that found no CRF better than the network: a weight for one label, or a volume term, is a CRF."""
+    """As a training leaves them that found no CRF better than the network: a weight for one label,
+    or a volume term, is a CRF.
+    """
     folders = write_folders(tmp_path, "a", "b")
     none = CrfParameters().replace(**{"bilateral.weight": 0.0, "spatial.weight": 0.0})
     for key, value in (
@@ -70,13 +76,18 @@ def test_parameters_without_any_weight_are_told_of_once(tmp_path):
 
 
 def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_path, monkeypatch):
-    """Reading of the second case waits for a step of the first one: a run that reads before it computes would wait in vain."""
+    """Reading of the second case waits for a step of the first one: a run that reads before it
+    computes would wait in vain.
+    """
     folders = write_folders(tmp_path, *"abcdef")
-    arrays, most_alive, started, ahead, headers, computing = [], 0, [], [], [], threading.Event()
-    read_case, read_case_headers = (
-        crfrefine.runs.cases.case.read_case,
-        crfrefine.runs.cases.case.read_case_headers,
-    )
+    arrays = []
+    most_alive = 0
+    started = []
+    ahead = []
+    headers = []
+    computing = threading.Event()
+    read_case = crfrefine.runs.cases.case.read_case
+    read_case_headers = crfrefine.runs.cases.case.read_case_headers
 
     def counting_read_case(of, *arguments, **named):
         nonlocal most_alive
@@ -86,9 +97,10 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
         ahead.append("abcdef".index(of.files.case_id) - len(started))
         case = read_case(of, *arguments, **named)
         arrays.append((weakref.ref(case.logits.base), weakref.ref(case.image.base)))
-        most_alive = max(
-            most_alive, sum(any(array() is not None for array in each) for each in arrays)
-        )
+        num_alive = 0
+        for logits, image in arrays:
+            num_alive += logits() is not None or image() is not None
+        most_alive = max(most_alive, num_alive)
         return case
 
     def counting_headers(files, *arguments):
@@ -108,7 +120,9 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
 
 
 def test_an_interrupt_ends_the_run_with_the_cases_so_far(tmp_path):
-    """It comes while the second case is computed and the third one is read; no unfinished file is left."""
+    """It comes while the second case is computed and the third one is read; no unfinished file is
+    left.
+    """
     folders = write_folders(tmp_path, *"abc")
 
     def interrupt(case_id, *_):

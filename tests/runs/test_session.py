@@ -158,7 +158,8 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
     labeled_folders, tmp_path, input_type
 ):
     cases, labels = labeled_folders
-    network, folder = (cases.logits, labels)[input_type == "labels"], tmp_path / "corrections"
+    network = (cases.logits, labels)[input_type == "labels"]
+    folder = tmp_path / "corrections"
     options = options_for(cases)
     options = replace(
         options,
@@ -175,7 +176,8 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
         assert session.draw(**STROKE | {"value": 0}) == {"drawn": 1, "can_undo": True}
         assert session.undo() == {"drawn": 4, "can_undo": True}
         whole_result(session)
-        shown, drawn = session.shown[0], session.strokes
+        shown = session.shown[0]
+        drawn = session.strokes
         assert (shown != before).any()
         assert sorted(drawn[drawn > 0]) == [3, 3, 3, 255]
         np.testing.assert_array_equal(
@@ -230,7 +232,9 @@ STEPS = {
 
 
 def test_a_newer_state_stops_an_older_one_and_the_older_answer_has_no_result(large, monkeypatch):
-    begun, may_go, answers = threading.Event(), threading.Event(), []
+    begun = threading.Event()
+    may_go = threading.Event()
+    answers = []
     refine = CaseRefiner.refine
 
     def slow(refiner, parameters, box, progress, strokes):
@@ -279,17 +283,16 @@ def test_without_the_extra_the_error_names_it(monkeypatch, labeled_folders):
     monkeypatch.setattr(server, "_LIBRARIES", ("a_server_that_is_not_there",))
     done = run_here("tune", *arguments(labeled_folders), status=1)
     assert done.stderr.splitlines() == [
-        "crfrefine: error: the page of tune needs a_server_that_is_not_there: pip install 'crfrefine[tune]'"
+        "crfrefine: error: the page of tune needs a_server_that_is_not_there: pip install "
+        "'crfrefine[tune]'"
     ]
 
 
 @needs_server
 def test_bad_inputs_are_told_in_a_line_and_no_page_opens(labeled_folders, tmp_path):
-    images, logits, labels = (
-        ("-i", labeled_folders[0].images),
-        ("-p", labeled_folders[0].logits),
-        ("-l", labeled_folders[1]),
-    )
+    images = ("-i", labeled_folders[0].images)
+    logits = ("-p", labeled_folders[0].logits)
+    labels = ("-l", labeled_folders[1])
     other = save_nifti(tmp_path / "first_0000.nii.gz", np.zeros((4, 5, 6)))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         for given, text in (

@@ -98,7 +98,9 @@ def test_a_failed_case_has_its_error_until_it_is_done(folders):
 
 
 def test_results_of_an_earlier_run_are_not_taken_for_those_of_a_run_that_begins_anew(folders):
-    """The network's output may have changed in between: what the last run did not reach is refined again."""
+    """The network's output may have changed in between: what the last run did not reach is refined
+    again.
+    """
     infer(folders)
     part(folders, 0, num_parts=2)
     assert names_in("done", exit_status=0) == list(NAMES)  # Part 1 has not begun anew.

@@ -1,4 +1,6 @@
-"""The record of runs in their output folder: `--continue` and `--summary` read it, also after a kill or with damaged lines."""
+"""The record of runs in their output folder: `--continue` and `--summary` read it, also after a
+kill or with damaged lines.
+"""
 
 import contextlib
 import dataclasses
@@ -72,7 +74,9 @@ def test_a_summary_has_the_lines_of_the_record_and_skipped_cases_keep_their_valu
 
 
 def test_label_maps_without_a_record_or_changed_since_are_named_and_kept(folders):
-    """As a kill leaves one between a label map and its line. A record of another format is of another file."""
+    """As a kill leaves one between a label map and its line. A record of another format is of
+    another file.
+    """
     run(folders)
     record_path(folders.output).write_bytes(
         b"".join(line for line in lines_of(folders) if b'"case_id": "b"' not in line)
@@ -113,8 +117,8 @@ def test_cases_of_other_parameters_are_named_and_refined_again(folders):
     (folders.output / "a.nii.gz").unlink()
     said = run(folders, "--continue")
     assert (
-        "2 cases (b, c): refined with other values of intensity.normalization, bilateral.weight; refined again\n"
-        in said
+        "2 cases (b, c): refined with other values of intensity.normalization, bilateral.weight; "
+        "refined again\n" in said
     )
     assert "3 done in" in said
     assert "3 skipped in" in run(folders, "--continue")
@@ -204,7 +208,9 @@ def test_a_killed_run_leaves_the_records_of_its_cases(tmp_path):
             lambda: path.is_file() and path.read_bytes().count(b"\n") > 2, process, seconds=100
         )
         process.kill()
-    recorded = [record.case_id for run in read_records(folders.output).runs for record in run.cases]
+    recorded = []
+    for earlier in read_records(folders.output).runs:
+        recorded += [record.case_id for record in earlier.cases]
     there = sorted(path.name.partition(".")[0] for path in folders.output.glob("case*"))
     assert recorded == there[: len(recorded)] == names[: len(recorded)]
     assert len(there) <= len(recorded) + 1  # The kill may fall between a label map and its line.
@@ -235,9 +241,7 @@ def regions(*texts):
     return tuple(map(parse_region, texts))
 
 
-def test_a_trained_network_of_nnunet_brings_its_references_and_predictions_have_those_that_are_given(
-    opened, tmp_path
-):
+def test_a_trained_network_brings_its_references_and_predictions_have_given_ones(opened, tmp_path):
     tree = write_tree(tmp_path)
     described = opened(given(nnunet=tree.network)).describe()
     assert described["case"] == "case0"
@@ -252,13 +256,16 @@ def test_a_trained_network_of_nnunet_brings_its_references_and_predictions_have_
 
 
 def test_labels_count_together_in_regions(opened, tmp_path):
-    """Of a network with a softmax over labels: Dice of their unions, and the label map is that without regions."""
+    """Of a network with a softmax over labels: Dice of their unions, and the label map is that
+    without regions.
+    """
     folders, labels = write_labeled(tmp_path, "a")
     both = regions("whole=1+2+3", "core=2+3")
     session = opened(dataclasses.replace(options_for(folders, labels), regions=both))
     rows = whole_result(session)["labels"]
     assert [row.get("label", row.get("region")) for row in rows] == [1, 2, 3, "whole", "core"]
-    truth, refined = load_nifti(labels / "a.nii.gz"), session.shown[0]
+    truth = load_nifti(labels / "a.nii.gz")
+    refined = session.shown[0]
     assert rows == score_labels(session.case.network_labels, refined, truth, 4, both)[0]
     assert session.case.regions is None
     with pytest.raises(ConfigError, match="sigmoid channels"):
@@ -270,7 +277,9 @@ def test_labels_count_together_in_regions(opened, tmp_path):
 
 
 def test_channels_of_regions_are_corrected_with_strokes_as_infer_does(opened, tmp_path):
-    """Also where a `dataset.json` beside the images declares the labels: four, and three channels of regions."""
+    """Also where a `dataset.json` beside the images declares the labels: four, and three channels
+    of regions.
+    """
     folders, labels = write_labeled(tmp_path, "a")
     logits = load_nifti(folders.logits / "a.nii.gz")
     shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -294,12 +303,12 @@ def test_channels_of_regions_are_corrected_with_strokes_as_infer_does(opened, tm
         session.draw(0, place, [place[0] + session.case.upright_grid[0] * (place[1] + up)], value)
     changed = {"bilateral.theta_alpha": 2.0, "bilateral.theta_beta": 0.1}
     session.save_case("", changed)
-    drawn, corrected = (
-        load_nifti(tmp_path / "saved" / kind / "a.nii.gz") for kind in ("strokes", "refined")
-    )
+    drawn = load_nifti(tmp_path / "saved" / "strokes" / "a.nii.gz")
+    corrected = load_nifti(tmp_path / "saved" / "refined" / "a.nii.gz")
     assert sorted(corrected[drawn > 0]) == [0, 3]
-    words = [word for text in ("whole=1+2+3", "core=2+3", "cyst=3") for word in ("--regions", text)]
-    sets = [word for key, value in changed.items() for word in ("--set", f"{key}={value}")]
+    words = ["--regions", "whole=1+2+3", "--regions", "core=2+3", "--regions", "cyst=3"]
+    for key, value in changed.items():
+        words += ["--set", f"{key}={value}"]
     strokes = (
         "--strokes",
         tmp_path / "saved" / "strokes",
@@ -308,7 +317,7 @@ def test_channels_of_regions_are_corrected_with_strokes_as_infer_does(opened, tm
         "--threads",
         1,
     )
-    run_here("infer", *folders.arguments, *words, *sets, *strokes, status=0)
+    run_here("infer", *folders.arguments, *words, *strokes, status=0)
     np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), corrected)
 
 

@@ -1,4 +1,6 @@
-"""The page in a real browser: a slider changes contours and Dice, what is saved is what was shown, and nothing is asked of elsewhere."""
+"""The page in a real browser: a slider changes contours and Dice, what is saved is what was shown,
+and nothing is asked of elsewhere.
+"""
 
 import importlib.util
 import json
@@ -23,8 +25,10 @@ BROWSER = next(
 )
 # Nothing of it is to reach out for the network, and a container's root has no sandbox.
 OPTIONS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --hide-scrollbars --force-color-profile=srgb --window-size=1200,900"
+    "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run "
+    "--disable-background-networking "
+    "--disable-component-update --disable-sync --hide-scrollbars --force-color-profile=srgb "
+    "--window-size=1200,900"
 )
 pytestmark = [
     pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server"),
@@ -107,7 +111,8 @@ def picture(driver):
     """The pixels of the first plane, once it is drawn."""
     wait(driver, "!document.querySelector('img[aria-busy=true]')")
     return driver.execute_script(
-        "const image = document.querySelector('.plane img'), canvas = document.createElement('canvas');"
+        "const image = document.querySelector('.plane img'), canvas = "
+        "document.createElement('canvas');"
         "Object.assign(canvas, { width: image.naturalWidth, height: image.naturalHeight });"
         "canvas.getContext('2d').drawImage(image, 0, 0); return canvas.toDataURL()"
     )
@@ -115,7 +120,8 @@ def picture(driver):
 
 def dice(driver):
     return driver.execute_script(
-        "return [...document.querySelectorAll('#scores tbody tr')].map((row) => row.cells[2].textContent)"
+        "return [...document.querySelectorAll('#scores tbody tr')].map((row) => "
+        "row.cells[2].textContent)"
     )
 
 
@@ -167,9 +173,13 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
     page.find_element("css selector", ".plane img").send_keys(Keys.PAGE_UP)
     assert page.execute_script(position) != first
     proportions = page.execute_script(
-        "return [...document.querySelectorAll('.plane img')].map((node) => node.clientWidth / node.clientHeight)"
+        "return [...document.querySelectorAll('.plane img')].map((node) => node.clientWidth / "
+        "node.clientHeight)"
     )
-    columns, rows, planes = 15 * 1.25, 18 * 1.0, 11 * 2.5  # mm; the phantom's axes are turned
+    # mm; the phantom's axes are turned
+    columns = 15 * 1.25
+    rows = 18 * 1.0
+    planes = 11 * 2.5
     np.testing.assert_allclose(
         proportions, [columns / rows, columns / planes, rows / planes], rtol=0.02
     )
@@ -201,27 +211,34 @@ UPRIGHT = (15, 18, 11)  # voxels of the phantom, upright
 def drag(driver, number, start, end, kind):
     """Press a pointer on a voxel of a plane, (across, up), move it to another voxel, and let it go.
 
-    The page has then `before`, the voxels that the plane's canvas showed, and `overlaid()`, those that it shows.
+    The page has then `before`, the voxels that the plane's canvas showed, and `overlaid()`, those
+    that it shows.
     """
     from selenium.webdriver.common.actions.action_builder import ActionBuilder
     from selenium.webdriver.common.actions.pointer_input import PointerInput
 
     places = driver.execute_script(
-        "const box = document.querySelectorAll('.plane img')[arguments[0]].getBoundingClientRect(), [across, up] = arguments[1];"
-        "return arguments[2].map(([x, y]) => [box.left + (x + 0.5) * box.width / across, box.bottom - (y + 0.5) * box.height / up])",
+        "const image = document.querySelectorAll('.plane img')[arguments[0]];"
+        "const box = image.getBoundingClientRect(), [across, up] = arguments[1];"
+        "return arguments[2].map(([x, y]) => [box.left + (x + 0.5) * box.width / across, "
+        "box.bottom - (y + 0.5) * box.height / up])",
         number,
         [UPRIGHT[axis] for axis in PLANES[number][1:3]],
         [start, end],
     )
     driver.execute_script(
         """
-        const shown = document.querySelectorAll('.plane canvas')[arguments[0]], { width, height } = shown;
+        const shown = document.querySelectorAll('.plane canvas')[arguments[0]];
+        const { width, height } = shown;
         window.overlaid = () => {
-          const pen = Object.assign(document.createElement('canvas'), { width, height }).getContext('2d');
+          const canvas = Object.assign(document.createElement('canvas'), { width, height });
+          const pen = canvas.getContext('2d');
           pen.drawImage(shown, 0, 0);
-          return pen.getImageData(0, 0, width, height).data.filter((value, place) => place % 4 === 3 && value).length;
+          const { data } = pen.getImageData(0, 0, width, height);
+          return data.filter((value, place) => place % 4 === 3 && value).length;
         };
-        document.addEventListener('pointerup', () => { window.before = window.overlaid(); }, { once: true, capture: true });
+        const keep = () => { window.before = window.overlaid(); };
+        document.addEventListener('pointerup', keep, { once: true, capture: true });
         """,
         number,
     )
@@ -249,7 +266,8 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
     )
     assert names == ["crosshair", "label 1", "label 2", "label 3", "background", "erase"]
     x, y, z = running.json("describe")["place"]
-    expected, before = np.zeros(UPRIGHT, int), dice(page)
+    expected = np.zeros(UPRIGHT, int)
+    before = dice(page)
     press(page, "[[")  # a brush of one voxel
     strokes = (  # plane, first and last voxel, key, value, pointer
         (0, (2, 3), (6, 3), "2", 2, "mouse"),
@@ -290,7 +308,8 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
     for button, told in (("save", "#saved"), ("save-case", "#saved-case")):
         page.find_element("id", button).click()
         wait(page, f"document.querySelector('{told}').textContent.startsWith('saved')")
-    folder, cases = saved.with_name("corrections"), labeled_folders[0]
+    folder = saved.with_name("corrections")
+    cases = labeled_folders[0]
     values = read_volume(folder / "strokes" / "first.nii.gz").data
     with open_session(options_for(cases)) as session:
         np.testing.assert_array_equal(session.case.pose.turn(values), expected)
@@ -299,6 +318,7 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
     refined = read_volume(folder / "refined" / "first.nii.gz").data
     np.testing.assert_array_equal(refined, read_volume(tmp_path / "out" / "first.nii.gz").data)
     shown = page.execute_script(
-        "return [...document.querySelectorAll('#scores tbody tr')].map((row) => row.cells[4].textContent)"
+        "return [...document.querySelectorAll('#scores tbody tr')].map((row) => "
+        "row.cells[4].textContent)"
     )
     assert shown == [str(np.count_nonzero(refined == label)) for label in (1, 2, 3)]
