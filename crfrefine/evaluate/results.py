@@ -27,6 +27,7 @@ from crfrefine.metrics.registry import (
 from crfrefine.runs.cases.case_files import Incomplete, describe_left_out
 from crfrefine.runs.options import Observer
 from crfrefine.statistics.comparison import (
+    MEAN,
     ResultTable,
     SummaryRow,
     correct,
@@ -223,8 +224,11 @@ class Evaluation:
         options = self.options
         if options.ceiling is None:
             return ""
+        regions = {region for _, region in self._mean_differences(options.name)}
         shares = []
         for metric, share_by_region in self.recovered.items():
+            if MEAN in regions and MEAN not in share_by_region:
+                continue  # The ceiling leads in single regions only.
             *_, share = share_by_region.values()  # The mean is the last region.
             shares.append(f"{100 * share:.0f} % of {metric_named(metric).title}")
         lost = f"of what {options.baseline} loses against {options.ceiling}"

@@ -55,10 +55,12 @@ class Settings:
         titles = {}
         for name, number in structures.items():
             titles[str(number)] = f"{number} {shorten(' '.join(name.split()))}"
+        # A judged region is named, or equals the label that is its name.
+        judged_labels = sorted(int(name) for name in self.judged if name not in self.named)
         return replace(
             self,
-            labels=(),
-            named={name: self.named[name] for name in self.judged},
+            labels=tuple(judged_labels),
+            named={name: self.named[name] for name in self.judged if name in self.named},
             titles=titles,
             ignore_label=None,
             structures=structures,

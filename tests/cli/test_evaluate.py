@@ -161,6 +161,29 @@ def test_the_share_of_what_the_ceiling_leads_by(tmp_path):
     )
 
 
+def test_the_share_of_a_region_is_not_taken_for_that_of_the_mean(tmp_path):
+    """The ceiling leads in label 1 and loses more in label 2, so that the mean has no lead."""
+    for case in range(3):
+        reference = np.zeros((9, 8, 7), np.uint8)
+        reference[1:4, 1:6, 1:5] = 1
+        reference[5:8, 2 : 6 + case % 2, 2:6] = 2
+        maps = {"labels": reference}
+        for name, label, row in (("before", 1, 2), ("after", 1, 1), ("full", 2, 5)):
+            maps[name] = reference.copy()
+            lost = maps[name][row : row + 2]
+            lost[lost == label] = 0
+        maps["after"][1, 1:6, 1:5] = 1
+        for name, values in maps.items():
+            save_map(tmp_path / name / f"case{case}.nii.gz", values)
+    places = [tmp_path / "after", tmp_path / "labels", "-o", tmp_path / "report", "--no-report"]
+    baselines = ["-b", f"before={tmp_path / 'before'}", "-b", f"full={tmp_path / 'full'}"]
+    result = run_here("evaluate", *places, *baselines, "--ceiling", "full", status=0)
+    summary = json.loads((tmp_path / "report" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["recovered"]["dice"].keys() == {"1"}
+    (line,) = lines_of(result, "the refinement recovers")
+    assert "% of Dice" not in line
+
+
 def test_better_probabilities_are_told_in_the_files_and_on_the_page(judged):
     study, result = judged
     told = study.summary()["verdict"]["probabilities"]

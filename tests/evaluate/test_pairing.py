@@ -22,6 +22,7 @@ from crfrefine import RegionScheme
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.pairing import pair_cases
+from crfrefine.evaluate.settings import Settings
 from crfrefine.metrics.calibration import measure_calibration
 
 
@@ -440,6 +441,12 @@ def test_a_union_that_its_parts_cover_is_named_on_both_sides(study):
         for case in summary["cases"]:
             assert any(note.startswith(f"{part}: {told}") for note in case["notes"])
     assert "case 'p2'" not in result.stderr, "once per side"
+
+
+def test_a_judged_region_that_is_a_label_stays_one_for_structures():
+    settings = Settings(named={"both": (1, 2)}, judged=("2", "both"), labels=(1, 2, 3))
+    of_structures = settings.with_structures({"liver": 1, "spleen": 2})
+    assert of_structures.all_regions([1]) == {"1": (1,), "2": (2,), "both": (1, 2)}
 
 
 def test_of_many_structures_the_terminal_shows_means(tmp_path):
