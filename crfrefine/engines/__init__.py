@@ -44,7 +44,7 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
 
 
 def _working_gpu() -> Backend | None:
-    """Return the first GPU's backend; None, with a warning if there is a GPU, if it cannot run."""
+    """Return the first GPU's backend, or None; warn if there is a GPU that cannot be used."""
     from crfrefine.engines.cuda.cupy_device import is_available
 
     try:
@@ -59,9 +59,9 @@ def _working_gpu() -> Backend | None:
 
 
 def unexpected_device(requested: str, device: str) -> str | None:
-    """Return words about a device that "auto" chose, if a user may expect another one; else None.
+    """Return a phrase on the device that "auto" chose if a user may expect another one, else None.
 
-    The CPU is expected where no GPU is. A GPU that does not work has led to a warning before.
+    Without a GPU the CPU is expected. `get_backend` has already warned of a GPU that does not work.
     """
     from crfrefine.engines.cuda.cupy_device import lacks_cupy
 
@@ -76,7 +76,7 @@ def unexpected_device(requested: str, device: str) -> str | None:
 
 @cache
 def _cuda_backend(number: int) -> Backend:
-    """Return the one backend of a GPU, by any of its names: its lock admits one case at a time."""
+    """Return the backend of a GPU, always the same object: its lock admits one case at a time."""
     from crfrefine.engines.cuda.cupy_device import CupyDevice
     from crfrefine.engines.cuda.kernels import CudaBackend
 
@@ -103,7 +103,7 @@ def _load_torch(name: str) -> Backend:
     return TorchBackend(device or "cpu")
 
 
-# Patterns of devices beside the CPU, and the functions that load their backends.
+# Patterns of all devices but the CPU, and the functions that load their backends.
 _TABLE: tuple[tuple[str, Callable[[str], Backend]], ...] = (
     (r"cuda(:[0-9]{1,9})?", _load_cuda),
     (r"torch(:cuda(:[0-9]{1,9})?)?", _load_torch),

@@ -1,6 +1,6 @@
-"""What every backend offers: kernels on one image, the mean field on them, a filtering.
+"""The interface of a backend: kernels on one image, the mean field on them, a single filtering.
 
-Arrays are plain, their grid axes in storage order.
+Arrays carry no metadata; their grid axes are in storage order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class FeatureOrigin:
     so their messages agree away from the cut.
     """
 
-    # A voxel, one index per grid axis from the first voxel of the grid; it may lie outside.
+    # Index of a voxel along each grid axis; it may lie outside the grid.
     position: tuple[int, ...]
     intensity: tuple[float, ...]  # one normalized intensity per modality
 
@@ -40,10 +40,10 @@ class GridImage:
     values: Array
     mask: Bool | None  # (*grid), True where the model applies; None means everywhere
     spacing: Sequence[float]  # mm, one per grid axis
-    # The user's number of each grid axis: a lattice depends on the order of its features. None
-    # means that the axes are in the user's order.
+    # The user's number of each grid axis, since a lattice depends on the order of its features.
+    # None means that the axes are in the user's order.
     axes: Sequence[int] | None = None
-    # Of a part of a volume, for the C++ engine; None means `default_origin`.
+    # The origin of a part of a volume, which only the C++ engine takes; None means `default_origin`.
     origin: FeatureOrigin | None = None
 
     @property
@@ -55,7 +55,7 @@ class GridImage:
 
 
 def default_origin(image: GridImage) -> FeatureOrigin:
-    """Return the first corner of the mask's bounding box and the lowest intensities inside.
+    """Return the first corner of the mask's bounding box and the lowest intensities in the mask.
 
     Raises InputError if the mask is empty.
     """
@@ -77,23 +77,24 @@ def first_inside(mask: Bool) -> tuple[int, ...]:
     return tuple(axis.start for axis in box)
 
 
-# Called as progress(stage, step, num_steps) before each step, from 0, of the stages of the
-# computation; may raise to stop it.
+# A callback, called as progress(stage, step, num_steps) before each step of each stage, where
+# steps count from 0. It may raise an exception to stop the computation.
 Progress = Callable[[str, int, int], None]
 
 
 def of_part(progress: Progress | None, number: int, count: int, what: str = "") -> Progress | None:
     """Return the callback for one part of the work, numbered from 0.
 
-    It counts the steps of all parts. `what` a part is, such as "slab", is added to its stages.
+    It counts the steps of all parts. Names of stages get the part's number after `what`, its kind,
+    such as "slab".
     """
     if progress is None:
         return None
-    name = f", {what} {number + 1} of {count}" if what else ""
+    suffix = f", {what} {number + 1} of {count}" if what else ""
 
     def tell(stage: str, step: int, num_steps: int) -> None:
         steps_before = number * num_steps
-        progress(stage + name, steps_before + step, count * num_steps)
+        progress(stage + suffix, steps_before + step, count * num_steps)
 
     return tell
 
@@ -103,12 +104,12 @@ Range = tuple[float, float]  # smallest and largest value
 
 @dataclass(frozen=True)
 class RunContext:
-    """How a run is made."""
+    """Limits on threads and memory for a run, and its callback."""
 
     threads: int | None = None  # CPU threads; None means the cores this process may use
     progress: Progress | None = None  # called between stages; may raise to stop
-    # Called before a run on tiles of logits that are not in memory: returns the bytes that the
-    # run may add; None means any amount.
+    # Returns the bytes that a run on tiles may add, whose logits are not in memory; None means any
+    # amount. It is called before such a run.
     num_bytes: Callable[[], int | None] | None = None
 
 
@@ -121,15 +122,15 @@ class MeanFieldReport:
 
     # Steps taken; 0 if the network is so certain everywhere that no step could change a label.
     num_iterations: int
-    converged: bool  # whether the stopping rule was met before the last allowed step
-    # Variational free energy of the marginals at the start of each step, one value per step;
-    # that of the network if no step was taken.
+    converged: bool  # True if the stopping rule was met before the last allowed step
+    # Variational free energy of the marginals at the start of each step, one value per step. If
+    # no step was taken, the one value is the energy of the network's probabilities.
     energy: tuple[float, ...]
     filters: tuple[str, ...] = ()  # how each kernel's messages were computed, one line per kernel
 
 
 class Reported:
-    """Exposes the fields of a report as its own."""
+    """A result with a report, whose fields it offers as its own."""
 
     report: MeanFieldReport
 
@@ -140,7 +141,7 @@ class Reported:
 
     @property
     def converged(self) -> bool:
-        """Whether the stopping rule was met."""
+        """True if the stopping rule was met."""
         return self.report.converged
 
     @property
@@ -174,13 +175,13 @@ class Tape:
     # (L, *grid), x of the last step; outside the mask the input divided by the temperature.
     logits: Array
     # (steps, channels, voxels), marginals at the start of each step; the last label's are omitted
-    # where they follow from the others. With a volume term (steps + 1, ...): those after the last
-    # step, too.
+    # where they follow from the others. With a volume term it is (steps + 1, ...), as the marginals
+    # after the last step are also saved.
     record: Array
     spec: MeanFieldSpec  # the model of the run
     # (steps, L), biases of the volume term; None without the term.
     volume_biases: Float64 | None = None
-    # (voxels,) on which the volume term acts; None means all masked voxels, or no term.
+    # (voxels,), True where the volume term acts; None means all masked voxels, or no term.
     volume_part: Bool | None = None
 
 
@@ -188,7 +189,8 @@ class Tape:
 class MeanFieldGradients:
     """Gradients of a loss with respect to the inputs of a mean-field run.
 
-    Those with respect to bandwidths are zeros unless asked for.
+    The gradients with respect to bandwidths are zeros unless asked for. In the engines, a name
+    `by_x` is the gradient of the loss with respect to x.
     """
 
     logits: Array  # (L, *grid)
@@ -212,7 +214,7 @@ class Kernels(Protocol):
 
     filters: tuple[str, ...]  # how each kernel's messages are computed, one line per kernel
     spec: KernelSetSpec  # the model that they were built from
-    num_voxels: int  # inside the mask
+    num_voxels: int  # voxels inside the mask
     image_shape: tuple[int, ...]  # (M, *grid) of the image that they were built for
     dtype: str  # "float32" or "float64": precision of all arrays
 
@@ -250,7 +252,7 @@ class Kernels(Protocol):
 
 
 class Backend(ABC):
-    """One way to compute the model; all agree to within the accuracy of their filters."""
+    """One way to compute the model; all ways agree to within the accuracy of their filters."""
 
     name: str
 
@@ -271,12 +273,12 @@ class Backend(ABC):
     def message(
         self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> Float32:
-        """Filter (V, *grid) values once with the only kernel of a set; 0 outside the mask."""
+        """Filter (V, *grid) values once with the only kernel of a set; results outside are 0."""
 
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest of (L, *grid) logits at each voxel.
 
-        On ties it is the lowest label. The type is the smallest unsigned one that holds L - 1.
+        Among equal logits the lowest label wins. The type is the smallest unsigned one that holds L - 1.
         """
         dtype = np.min_scalar_type(len(logits) - 1)
         labels: Labels = np.argmax(logits, axis=0).astype(dtype)
@@ -287,7 +289,7 @@ class Backend(ABC):
     ) -> Float32:
         """Return the softmax over labels of (L, *grid) logits.
 
-        It is written to `out` if that is given, which may be the logits.
+        If `out` is given, the result is written there; `out` may be the logits.
         """
         largest = logits.max(axis=0)
         exponentials = np.exp(logits.astype(np.float64) - largest)

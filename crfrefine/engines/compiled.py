@@ -1,8 +1,8 @@
 """Finding and loading the compiled C++ engine.
 
-The best of its instruction sets for this processor is imported; `CRFREFINE_CPU_LEVEL` selects a
-lower one. A build from source has the level of the machine and the baseline, wheels that are made
-for others have all (`CRFREFINE_LEVELS` of CMakeLists.txt).
+The engine is compiled for several instruction sets, its levels, and the best one for this
+processor is imported; `CRFREFINE_CPU_LEVEL` selects a lower one. A build from source has the
+baseline and the level of the machine; wheels have all levels (`CRFREFINE_LEVELS` of CMakeLists.txt).
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from typing import Any, NamedTuple
 
 from crfrefine.errors import BackendUnavailableError, ConfigError
 
-# The instruction sets that the engine can be compiled for, lowest first; the baseline is always
-# there.
+# The instruction sets that the engine can be compiled for, lowest first; every build has the first.
 LEVELS = ("baseline", "avx2", "avx512")
-ASKED_LEVEL = "CRFREFINE_CPU_LEVEL"  # variable of the environment: the level to take
+ASKED_LEVEL = "CRFREFINE_CPU_LEVEL"  # environment variable that names the level to import
 
 
 def load_engine() -> Any:
     """Import the compiled engine.
 
-    Raises BackendUnavailableError without one, or if the level of the environment is not there.
+    Raises BackendUnavailableError if there is none, or none at the level that was asked for.
     """
     levels = find_levels()
     level = os.environ.get(ASKED_LEVEL, levels.best)
@@ -43,14 +42,14 @@ def load_engine() -> Any:
 
 
 class Levels(NamedTuple):
-    """Levels of the machine."""
+    """The levels of the engine on this machine."""
 
-    built: tuple[str, ...]  # those that are compiled, lowest first
-    processor: str  # the highest that this processor supports, compiled or not
-    best: str  # the highest that is compiled and supported
+    built: tuple[str, ...]  # the compiled levels, lowest first
+    processor: str  # the highest level that this processor supports, compiled or not
+    best: str  # the highest level that is both compiled and supported
 
 
-# Every layer asks for the engine several times, and a look at the folder takes as long as the
+# Every layer asks for the engine several times, and listing the folder takes as long as the
 # arithmetic of a small case.
 @cache
 def find_levels() -> Levels:
@@ -93,16 +92,16 @@ def _import_level(level: str) -> Any:
 def _import_installed(level: str) -> Any | None:
     """Import the engine of the installed package into a source tree; None if none fits.
 
-    Python finds the source tree first when it is started in a clone. An engine fits where the
-    module that calls it is the same.
+    Python finds the source tree first when it is started in a clone. An installed engine fits if
+    the module that calls it, cpu.py, has the same text here and there.
     """
     name = f"crfrefine._engine_{level}"
-    adapter = Path(__file__).with_name("cpu.py").read_bytes()
+    calling_module = Path(__file__).with_name("cpu.py").read_bytes()
     for entry in sys.path:
         package = Path(entry, "crfrefine")
         if not _has_engine(package, level):
             continue
-        if (package / "engines" / "cpu.py").read_bytes() != adapter:
+        if (package / "engines" / "cpu.py").read_bytes() != calling_module:
             continue
         spec = PathFinder.find_spec(name, [str(package)])
         if spec is not None and spec.loader is not None:

@@ -39,9 +39,9 @@ class CpuBackend(Backend):
     """
 
     name = "cpu"
-    # Whether the kernels of the newest whole volume stay in memory for the next `mean_field`, if
-    # image, mask, spacing and bandwidths are equal. Runs then come one at a time; results have
-    # the same bits.
+    # True keeps the kernels of the newest whole volume in memory. The next `mean_field` uses them
+    # if image, mask, spacing and bandwidths are equal; results have the same bits. Callers must
+    # then make one run at a time.
     keeps_kernels: bool = False
     _engine: Any = field(default_factory=load_engine, init=False)
     _kept: _KeptKernels | None = field(default=None, init=False)
@@ -65,11 +65,13 @@ class CpuBackend(Backend):
         A filter is "exact", "truncated", "grid" or "lattice".
         """
         values = _float32(image.values)
-        distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
-        size = (spec.num_labels, spec.num_iterations, threads or available_threads())
+        distances, bilateral, _, _, filter_name = _kernel_arguments(spec, image.spacing)
+        work = (spec.num_labels, spec.num_iterations, threads or available_threads())
         with engine_errors(self._engine, values.shape):
             return tuple(
-                self._engine.plan_filters(values, image.mask, distances, bilateral, name, *size)
+                self._engine.plan_filters(
+                    values, image.mask, distances, bilateral, filter_name, *work
+                )
             )
 
     def mean_field(
@@ -93,7 +95,7 @@ class CpuBackend(Backend):
     ) -> CpuKernels:
         """Return the kept kernels if they are those of an image and a model, else new ones."""
         if self._kept is None or not self._fits(self._kept, image, spec, context.threads):
-            self._kept = None  # Memory need not hold two of them.
+            self._kept = None  # The old kernels are freed before new ones are built.
             kernels = self.kernels(image, spec, context)
             self._kept = _KeptKernels(kernels, image, context.threads)
         return self._kept.kernels
@@ -101,16 +103,16 @@ class CpuBackend(Backend):
     def _fits(
         self, kept: _KeptKernels, image: GridImage, spec: KernelSetSpec, threads: int | None
     ) -> bool:
-        """Whether kept kernels are those of an image and a model."""
-        built = kept.kernels.spec
-        if replace(spec, num_iterations=built.num_iterations) != built:
+        """Return whether kept kernels are those of an image and a model."""
+        built_spec = kept.kernels.spec
+        if replace(spec, num_iterations=built_spec.num_iterations) != built_spec:
             return False
         if not kept.was_built_for(image, threads):
             return False
-        if spec == built:
+        if spec == built_spec:
             return True
-        # For more steps, another filter may be the fastest one.
-        filters = self.plan_filters(image, built, threads)
+        # Only the numbers of steps differ: for more steps, another filter may be the fastest one.
+        filters = self.plan_filters(image, built_spec, threads)
         return self.plan_filters(image, spec, threads) == filters
 
     def message(
@@ -144,16 +146,16 @@ class CpuBackend(Backend):
 
     def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
         """Return each channel's extremes; see `Backend.channel_ranges`."""
-        ends = self._engine.channel_ranges(_float32(channels), threads or available_threads())
-        lows = ends[::2]
-        highs = ends[1::2]
+        extremes = self._engine.channel_ranges(_float32(channels), threads or available_threads())
+        lows = extremes[::2]
+        highs = extremes[1::2]
         return list(zip(lows, highs, strict=True))
 
 
 class CpuKernels:
     """Kernels built by the C++ engine; see `Kernels`.
 
-    `built` is the engine's own object, for runs on tiles.
+    `built` is the C++ object that holds them, which runs on tiles also use.
     """
 
     dtype = "float32"
@@ -292,7 +294,7 @@ class _KeptKernels:
     threads: int | None
 
     def was_built_for(self, image: GridImage, threads: int | None) -> bool:
-        """Whether image, mask, spacing and threads are those of the kernels."""
+        """Return whether image, mask, spacing and threads are those of the kernels."""
         built = self.image
         if threads != self.threads or image.axes != built.axes:
             return False
@@ -341,7 +343,7 @@ def _kernel_arguments(spec: KernelSetSpec, spacing: Sequence[float]) -> _KernelA
 def engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
     """Turn the engine's errors for (channels, *grid) values into errors a user can act on.
 
-    Others, such as those of a progress callback, pass unchanged.
+    Other errors, such as those of a progress callback, pass unchanged.
     """
     try:
         yield
@@ -350,7 +352,7 @@ def engine_errors(engine: Any, shape: tuple[int, ...]) -> Iterator[None]:
     except engine.EngineInputError as error:
         raise InputError(str(error)) from error
     except (engine.EngineMemoryError, MemoryError) as error:
-        # A plain one is of a progress callback: numpy and the engine have kinds of their own.
+        # A plain MemoryError is a progress callback's: numpy and the engine raise other types.
         if type(error) is MemoryError:
             raise
         grid = "x".join(str(extent) for extent in shape[1:])

@@ -1,4 +1,4 @@
-"""The Gaussian kernel of points: what an engine offers of it, its limits, and its compiled form.
+"""The Gaussian kernel of points: its interface, its limits, and its compiled form.
 
 The form in tensor operations is in engines/torch/points.py.
 """
@@ -24,10 +24,10 @@ MAX_SPAN = 1e6
 """Largest extent of a feature, in bandwidths, here and in the C++ engine."""
 
 MAX_AXES = 8
-"""Largest number of axes of a grid in the C++ engine; a grid with more is a list of points."""
+"""Largest number of axes of a grid in the C++ engine; a larger grid is passed as a list of points."""
 
 TINY = float(np.finfo(np.float32).tiny)
-"""Smallest sum of weights that is divided by."""
+"""Smallest divisor: sums of weights below it are replaced by it."""
 
 
 class PointKernel(Protocol):
@@ -41,7 +41,7 @@ class PointKernel(Protocol):
     def mean(self, values: Float32) -> tuple[Float32, Float32] | None:
         """Return the (V, N) means of values and the inverse of each point's sum of weights, (N,).
 
-        None if that takes a filtering of the values and another one of ones.
+        None means that both would take two filterings: one of the values, one of ones.
         """
 
 
@@ -49,7 +49,7 @@ class CompiledPoints:
     """The kernel of points in the C++ engine; see `PointKernel`."""
 
     def __init__(self, points: Float32, method: str, threads: int | None) -> None:
-        """Build the kernel of features (D, *grid); near points share tiles.
+        """Build the kernel of features (D, *grid), where near points share a tile of the sums.
 
         `method` is "exact" or "lattice".
         """
@@ -100,7 +100,7 @@ class CompiledPoints:
 
 
 def check_word(name: str, value: str, known: Sequence[str]) -> None:
-    """Raise ConfigError if a word is not one of those that are known."""
+    """Raise ConfigError if a word is not among the known ones."""
     if value not in known:
         raise ConfigError(f"{name}: expected {', '.join(known)}, got {value!r}")
 
@@ -108,7 +108,7 @@ def check_word(name: str, value: str, known: Sequence[str]) -> None:
 def require_shared(num_vertices: int, num_points: int, num_features: int) -> None:
     """Raise InputError if no two points share a vertex of the lattice.
 
-    None of them would receive anything from another one.
+    No point would then receive anything from another one.
     """
     if num_points > 1 and num_vertices == num_points * (num_features + 1):
         raise InputError(

@@ -74,7 +74,7 @@ class Lattice:
         method = choose_method(method, self.num_points, num_features=len(points))
         points = _from_first_point(points)
         self._kernel: PointKernel
-        if device == "cpu":  # The engine refuses what is not finite.
+        if device == "cpu":  # The engine refuses features that are not finite.
             self._kernel = CompiledPoints(_as_float32(points), method, threads)
         else:
             from crfrefine.engines.torch.points import TorchPoints
@@ -122,7 +122,7 @@ class Lattice:
         return self._kernel.apply(sent, scale)
 
     def _scale_of(self, normalization: str) -> Float32:
-        """Return the factor of each point: the inverse of its row's sum, or the root of that."""
+        """Return the factor of each point: the inverse of its sum of weights, or the root of that."""
         if normalization not in self._scale_by_normalization:
             ones = np.ones((1, self.num_points), np.float32)
             (sums,) = self._kernel.apply(ones)
@@ -145,9 +145,9 @@ def choose_method(method: str, num_points: int, num_features: int) -> str:
 
 
 def _from_first_point(points: Array) -> Array:
-    """Return features (D, *grid) as float32, counted from the first point if they have more digits.
+    """Return features (D, *grid) in float32; those with more digits become offsets.
 
-    A large offset then costs no precision.
+    The offsets are from the first point, so that large coordinates lose no precision.
     """
     if points.dtype.itemsize <= np.float32().itemsize:
         return points
@@ -168,10 +168,10 @@ def _as_float32(values: Array) -> Float32:
 def finite(values: Array, name: str) -> Float32:
     """Return values as float32 in C order; raise InputError if one is not finite or too large."""
     result = _as_float32(values)
-    ends = []
+    extremes = []
     if result.size:
-        ends = load_engine().channel_ranges(result.reshape(1, -1), 1)
-    if not all(abs(end) <= MAX_VALUE for end in ends):
+        extremes = load_engine().channel_ranges(result.reshape(1, -1), 1)
+    if not all(abs(extreme) <= MAX_VALUE for extreme in extremes):
         raise InputError(
             f"{name}: expected finite numbers up to {MAX_VALUE:g}, found NaN, infinity or larger "
             "ones"

@@ -15,23 +15,23 @@ from crfrefine.arrays.components import largest_component
 from crfrefine.base.array_types import Array, Bool, Float64
 from crfrefine.parameters.specs import MeanFieldSpec
 
-# Below 1/2, so that a body may grow, and not so far below that doubtful voxels connect it with
-# islands.
+# A label's voxels above this probability form its body. It is below 1/2, so that a body may grow,
+# and not so far below that doubtful voxels connect a body with islands.
 BODY_PROBABILITY = 0.3
 PSEUDO_VOXELS = 1.0  # added to all masses, so that a label whose mass vanishes has a finite energy
-MAX_PASSES = 100  # more than any problem needs whose labels do not have to vanish
-RIDGE = 1e-9  # relative; labels that no voxel is uncertain of would make the equations singular
+MAX_PASSES = 100  # Newton steps; more than any problem needs in which no label must vanish
+RIDGE = 1e-9  # relative; keeps the equations regular if no voxel is uncertain of a label
 
 
 @dataclass(frozen=True)
 class VolumeTerm:
     """The masses to keep, and how closely."""
 
-    target: Float64  # (L,), V, sums to the number of voxels
+    target: Float64  # (L,), V in math.md; sums to the number of voxels
     slack: float  # inverse of the term's strength; 0: masses are kept exactly
 
     def energy(self, masses: Float64) -> float:
-        """Return the divergence of the masses, (L,), from those to keep, over the slack.
+        """Return the divergence of the masses, (L,), from those to keep, divided by the slack.
 
         It is 0 if masses are kept exactly.
         """
@@ -78,7 +78,7 @@ class VolumeTerm:
     def pull(
         self, gradient: Float64, masses: Float64, covariance: Float64, bias: Float64
     ) -> tuple[Float64, float]:
-        """Return v of docs/reference/math.md, section 11.5, (L,), and the slack's gradient."""
+        """Return v of docs/reference/math.md, section 11.5, (L,), and the gradient of the slack."""
         masses = masses + PSEUDO_VOXELS
         centered = gradient - gradient.mean()
         pull = np.linalg.solve(self.curvature(covariance, masses), centered)
@@ -88,7 +88,7 @@ class VolumeTerm:
     def curvature(self, covariance: Float64, balanced: Float64) -> Float64:
         """Return the (L, L) second derivative of the dual problem with respect to the bias.
 
-        It is made regular for a number that is added to all of the bias.
+        A number added to all biases changes no mass; a term keeps the matrix regular for that.
         """
         total = np.outer(balanced, balanced) / balanced.sum()
         diagonal = np.diag(balanced)
@@ -99,7 +99,7 @@ class VolumeTerm:
 def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool | None:
     """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order.
 
-    These are the largest component of each foreground label, of the voxels with a probability
+    For each foreground label, these are the largest component of the voxels with a probability
     above `BODY_PROBABILITY`. None means that there is no term.
     """
     if spec.volume_weight == 0.0:
@@ -125,14 +125,14 @@ def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool |
 def _doubtful_scores(
     logits: Array, inside: Bool, spec: MeanFieldSpec
 ) -> tuple[NDArray[np.intp], Float64]:
-    """Return the voxels that are not certain background, and x of their first marginals, (L, N).
+    """Return the voxels that are not certain background, and their first x, (L, N).
 
     Most of a volume is certain background, where the softmax need not be computed.
     """
     log_probability = np.log(BODY_PROBABILITY) - 1e-6  # The margin is for rounding.
     places = []
     columns = []
-    for number, in_mask in enumerate(inside):  # A plane fits into the cache.
+    for number, in_mask in enumerate(inside):  # plane by plane, as a plane fits into the cache
         plane = logits[:, number].reshape(len(logits), -1)
         # Without a bias, the logits are compared before the temperature divides them.
         if spec.bias is None:
@@ -143,7 +143,7 @@ def _doubtful_scores(
             threshold = log_probability
         # The difference of two infinities is not a number, and not below the threshold.
         with np.errstate(invalid="ignore"):
-            are_below = [label - scores[0] < threshold for label in scores[1:]]
+            are_below = [of_label - scores[0] < threshold for of_label in scores[1:]]
         is_certain = np.logical_and.reduce(are_below)
         doubtful = np.flatnonzero(in_mask.ravel() & ~is_certain)
         places.append(doubtful + number * plane.shape[1])
@@ -152,7 +152,7 @@ def _doubtful_scores(
 
 
 def _first_scores(logits: Array, spec: MeanFieldSpec) -> Float64:
-    """Return x of the first marginals, (L, N), in float64."""
+    """Return x before the first step, whose softmax are the first marginals: (L, N) float64."""
     scores = logits.astype(np.float64)
     if spec.bias is not None:
         bias = np.asarray(spec.bias, np.float64)

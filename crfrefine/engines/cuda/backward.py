@@ -45,8 +45,8 @@ class Moments:
     Attributes:
         thetas: bandwidth of each feature: intensities first, box axes last.
         by_received, by_sent: (voxel) gradients with respect to the factors of the normalization,
-            for `take_messages` to add to; None where nothing depends on them, by_sent also if
-            their sum is all that counts.
+            to which `take_messages` adds; None if nothing depends on them. by_sent is also None if
+            only the sum of both counts, which by_received then holds.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class Moments:
         """Allocate the sums.
 
         Args:
-            kernel: of the forward pass.
-            spec: of the kernel.
+            kernel: the kernel of the forward pass.
+            spec: its bandwidths.
             voxels: those inside the mask.
             image: (M, *grid) on the device.
-            sums: for the totals of the bandwidths.
-            rows: numbers to compute in, as many as those of the steps' rows.
+            sums: where the totals of the bandwidths are reserved.
+            rows: memory for filtered values, as large as the rows of a step.
             wants_theta: whether gradients of bandwidths are wanted.
-            by_image: (modality, voxel), the gradient that is added to; None if it is not wanted.
+            by_image: (modality, voxel), the gradient to add to; None if it is not wanted.
         """
         intensity = spec.theta_intensity or ()
         position = voxels.of_box_axes(spec.theta_position)
@@ -106,7 +106,7 @@ class Moments:
         return self._device.xp.zeros(self._num_voxels, dtype=np.float32)
 
     def _centered_features(self, image: Any) -> Any:
-        """Return (feature, voxel) columns."""
+        """Return the (feature, voxel) features over theta, each around the middle of its values."""
         voxels = self._voxels
         num_modalities = self._num_modalities
         shape = (len(self.thetas), voxels.num_voxels)
@@ -125,13 +125,13 @@ class Moments:
     def finish(self, unit: Any, by_ones: Any, filtered_back: Any) -> None:
         """Add the gradient through the row sums D.
 
-        They normalize the messages, and depend on bandwidths and image too. With the gradient for
-        the message of all ones, summed over the steps, and that for D, which takes its place,
-        there are two more sums of the form <u, K v>.
+        They normalize the messages, and depend on bandwidths and image, too. This adds two sums of
+        the form <u, K v>: one with the gradient for the message of all ones, one with the gradient
+        for D, which replaces the former in its memory.
 
         Args:
             unit: ones, (1, voxel, 1).
-            by_ones: the gradient for the message of all ones, (1, voxel, 1).
+            by_ones: the gradient for the message of all ones, (1, voxel, 1), summed over the steps.
             filtered_back: memory for filtered values, (1, voxel, 1).
         """
         kernel = self._kernel
@@ -141,7 +141,7 @@ class Moments:
         self.add_pair(Pair(unit, kernel.sent_scale, by_ones, scale))
 
         by_degree = None if scale is None else by_ones
-        squares = None if self._columns is None else self.by_received  # in its place
+        squares = None if self._columns is None else self.by_received  # overwrites it
         normalization = (scale, int(kernel.sent_scale is not None), kernel.ones)
         gradients = (by_ones, filtered_back, self.by_received, self.by_sent)
         results = (num_voxels, by_degree, squares)
@@ -182,29 +182,29 @@ class Moments:
             by_image = self._by_image[number]
         if not self._wants_theta and by_image is None:
             return
-        plain = self._kernel.filter
+        kernel_filter = self._kernel.filter
         num_threads = self._num_threads
         inverse_theta = 1.0 / self.thetas[number]
-        self._filter(plain, pair.values, _product(pair.sent, column), rows)
+        self._filter(kernel_filter, pair.values, _product(pair.sent, column), rows)
         target = (-2.0, num_threads, self._partial[number], inverse_theta, by_image)
         self._add(rows, pair.other, pair.received, column, target)
         if by_image is not None:
             received = _product(pair.received, column)
-            self._filter(plain, pair.other, received, rows, transposed=True)
+            self._filter(kernel_filter, pair.other, received, rows, transposed=True)
             target = (0.0, num_threads, None, inverse_theta, by_image)
             self._add(rows, pair.values, pair.sent, None, target)
 
     def _filter(
-        self, plain: Filter, values: Any, sent: Any, out: Any, *, transposed: bool = False
+        self, kernel_filter: Filter, values: Any, sent: Any, out: Any, *, transposed: bool = False
     ) -> None:
         num_groups, _, width = values.shape
         unit = self._device.xp.ones((num_groups, width), dtype=np.float32)
-        plain.accumulate(values, sent, None, unit, out, transposed=transposed, adds=False)
+        kernel_filter.accumulate(values, sent, None, unit, out, transposed=transposed, adds=False)
 
     def _add(
         self, rows: Any, other: Any, factor: Any, column: Any, target: tuple[Any, ...]
     ) -> None:
-        """Add products of the filtered value and the other value of the pair.
+        """Add the products of filtered rows and the other values of the pair.
 
         `target` has the last arguments of `add_moments` in kernels/cuda/moments.cu: the column's
         coefficient, the number of threads and their sums, 1 / theta, and the image's gradient.
@@ -258,8 +258,8 @@ class Backward:
             self._by_image = xp.zeros_like(image)
             self._by_intensity = xp.zeros((len(image), num_voxels), dtype=np.float32)
 
-        # Rows of the marginals, and of the gradients with respect to messages and marginals;
-        # filtered values of the first two.
+        # Rows of the marginals, of the gradients with respect to messages and to marginals, and of
+        # what the filters make of the first two.
         num_sent = num_labels - 1
         width = row_width(num_sent)
         shape = (num_row_groups(num_sent), num_voxels, width)
@@ -274,7 +274,7 @@ class Backward:
         for kernel, kernel_spec in zip(kernels, self._set.kernels, strict=True):
             self._moments.append(self._moments_of(kernel, kernel_spec, image))
 
-        # (label, voxel) gradients with respect to x and to the first x, and messages.
+        # (label, voxel) gradients with respect to x and to the first x, and the messages.
         of_labels = (num_labels, num_voxels)
         self._by_x = xp.empty(of_labels, dtype=np.float32)
         self._by_start = xp.empty(of_labels, dtype=np.float32)
@@ -299,12 +299,12 @@ class Backward:
     def run(
         self, record: Any, by_out: Any, logits: Any, volume: VolumeBackward | None = None
     ) -> MeanFieldGradients:
-        """Run the steps backward; once per object.
+        """Run the steps backward; callers do this once per object.
 
         Args:
-            record: that of a `Tape`, on the device.
+            record: the record of a `Tape`, on the device.
             by_out: (label, *grid), the gradient of the loss with respect to the tape's logits.
-            logits: (label, *grid) of the forward pass.
+            logits: (label, *grid), the input of the forward pass.
             volume: the gradients of the volume term; None without the term.
         """
         self._voxels.gather(by_out, self._by_x)
@@ -328,7 +328,7 @@ class Backward:
         return self._gradients(by_logits, thetas, volume)
 
     def _step_back(self, record: Any) -> None:
-        """Take a step back, of whose (channel, voxel) marginals at its start there is a record."""
+        """Go back one step; `record` has the (channel, voxel) marginals at its start."""
         num_channels = record.shape[0]
         width = self._marginals.shape[2]
         sent = record[: self._num_labels - 1]  # those of all labels but the last
@@ -342,7 +342,7 @@ class Backward:
         self._launch("end_step_back", *counts, record, *gradients)
 
     def _kernel_back(self, number: int) -> None:
-        """Take one kernel's part of a step back."""
+        """Do one kernel's part of a step backward."""
         kernel = self._kernels[number]
         moments = self._moments[number]
         unit = self._unit
@@ -350,7 +350,7 @@ class Backward:
         sent = (self._num_labels, self._by_x, self._num_voxels, self._by_message)
         self._launch("send_back", *penalty, *sent)
         if moments is not None:
-            # First: it computes in the memory of the filter below.
+            # The pair comes first: it computes in `self._filtered`, which is written below.
             pair = Pair(self._marginals, kernel.sent_scale, self._by_message, kernel.scale)
             moments.add_pair(pair)
         kernel.filter.accumulate(
@@ -387,7 +387,7 @@ class Backward:
         moments.finish(unit, by_ones, xp.empty_like(unit))
 
     def _logits_back(self, by_out: Any, logits: Any) -> Any:
-        """Return the gradient with respect to the logits, and keep its sums."""
+        """Return the gradient with respect to the logits; add its sums for bias and temperature."""
         inverse = np.float32(1.0) / np.float32(self._spec.temperature)
         self._by_start += self._by_x
         self._by_start *= inverse
@@ -467,7 +467,7 @@ class Backward:
         return by_intensity, by_position
 
     def _penalty(self, number: int) -> tuple[Any, Any, int]:
-        """A kernel's weights, the compatibility, and whether it is Potts."""
+        """Return a kernel's weights, the compatibility, and whether that is Potts."""
         return self._weights[number], self._compatibility, int(self._spec.is_potts)
 
     def _launch(self, kernel: str, *arguments: Any) -> None:

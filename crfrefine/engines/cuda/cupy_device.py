@@ -81,10 +81,10 @@ _TOOLKIT = (
     "where no CUDA toolkit is installed: pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]'"
 )
 _STREAM_PER_THREAD = "CUPY_CUDA_PER_THREAD_DEFAULT_STREAM"  # CuPy reads it when it is imported
-# Of Linux, Windows' Linux, and boards with an integrated GPU.
+# Device files of GPUs on Linux, on WSL, and on boards with an integrated GPU.
 _GPU_FILES = ("nvidia[0-9]*", "dxg", "nvhost-gpu", "nvgpu")
 _NO_DRIVER = -1
-# Of CUDA. A forked process gets the first if its parent has used the driver.
+# Statuses of CUDA; a forked process gets the first one if its parent has used the driver.
 _NOT_INITIALIZED = 3
 _NO_DEVICE = 100
 
@@ -113,7 +113,7 @@ def ask_driver() -> tuple[int, int]:
 
 
 def may_have_gpu() -> bool:
-    """Whether the system shows a GPU, and the environment does not hide all of them."""
+    """Return whether the system shows a GPU, and the environment does not hide all of them."""
     # The driver is not used: once it is, no process forked from this one can use a GPU.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip()
     if not visible or visible.startswith("-"):
@@ -125,9 +125,9 @@ def may_have_gpu() -> bool:
 
 
 def is_available() -> bool:
-    """Whether there is a GPU and CuPy to drive it, which may still fail.
+    """Return whether there is a GPU, and CuPy to drive it; its use may still fail.
 
-    Neither CuPy nor a driver without CuPy is loaded for this.
+    This does not load CuPy, and it loads the driver only if CuPy is installed.
     """
     if not may_have_gpu() or importlib.util.find_spec("cupy") is None:
         return False
@@ -136,7 +136,7 @@ def is_available() -> bool:
 
 
 def lacks_cupy() -> bool:
-    """Whether the system shows a GPU, and CuPy to drive it is not installed."""
+    """Return whether the system shows a GPU, but CuPy to drive it is not installed."""
     return may_have_gpu() and importlib.util.find_spec("cupy") is None
 
 
@@ -205,7 +205,7 @@ class CupyDevice:
         try:
             return importlib.import_module("cupy")
         except (ImportError, OSError) as error:
-            # OSError if CuPy cannot create its folder for compiled kernels.
+            # An OSError comes if CuPy cannot create its folder for compiled kernels.
             raise BackendUnavailableError(
                 f"--device {self.name} needs CuPy, which cannot be imported ({error}); {_INSTALL}"
             ) from error
@@ -236,7 +236,7 @@ class CupyDevice:
     ) -> None:
         """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads.
 
-        Of the arguments, None means a null pointer.
+        An argument None becomes a null pointer.
         """
         self._launch(source, kernel, constants, -(-num_threads // BLOCK), BLOCK, arguments)
 
@@ -328,7 +328,7 @@ class CupyDevice:
             ) from error
 
     def _answers(self) -> bool:
-        """Whether the GPU still works after an error."""
+        """Return whether the GPU still works after an error."""
         runtime = self.xp.cuda.runtime
         try:
             with on_gpu(runtime, self._number):

@@ -1,7 +1,7 @@
 """The GPU of a thread while the engine works.
 
-CUDA opens a context (some 500 MB) on every GPU that a thread is set to, also where it is only set
-back.
+CUDA opens a context (some 500 MB) on every GPU that a thread is set to, even if the thread is only
+set back to it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 OUT_OF_MEMORY = 2  # `cudaErrorMemoryAllocation` and `CUDA_ERROR_OUT_OF_MEMORY`
-_DEVICES_UNAVAILABLE = 46  # of CUDA's runtime: another process has the GPU for itself
-# Whether threads stay on the GPU that they worked on, as nothing else in the process depends on
-# the current GPU.
+_DEVICES_UNAVAILABLE = 46  # status of CUDA's runtime: another process has the GPU for itself
+# True lets threads stay on the GPU that they worked on, because nothing else in the process depends
+# on the current GPU.
 is_own_process = False
 
 
@@ -22,7 +22,7 @@ is_own_process = False
 def on_gpu(runtime: Any, number: int) -> Iterator[None]:
     """Set this thread to a GPU by CuPy's `cuda.runtime`.
 
-    At the end it is set to its GPU before, unless `is_own_process`.
+    At the end the thread is set back to its previous GPU, unless `is_own_process`.
     """
     before = int(runtime.getDevice())
     if before != number:

@@ -40,8 +40,8 @@ class Kernel:
     """A filter with its normalization."""
 
     filter: Filter  # the plain kernel
-    scale: Any  # (voxel) factor of the normalization, or None for ones
-    # (voxel) factor of sent values: the same where the normalization is symmetric, else None.
+    scale: Any  # (voxel) factor of received values; None means ones
+    # (voxel) factor of sent values: equal to `scale` if the normalization is symmetric, else None.
     sent_scale: Any
     ones: Any  # (voxel) normalized message of all ones
 
@@ -79,8 +79,8 @@ def choose_filter(
 ) -> tuple[str, float | None]:
     """Return the filter that `auto` chooses, and the estimated number of the lattice's vertices.
 
-    The filter is the direct sum or grid that is less work, or the lattice if it clearly is. The
-    number is None if the choice does not depend on it, or there can be no lattice.
+    The filter is the one of a direct sum and the grid that is less work, or the lattice if that is
+    clearly less. The number is None if the choice does not depend on it, or no lattice is possible.
     """
     num_voxels = bilateral.voxels.num_voxels
     width = row_width(num_channels)
@@ -106,7 +106,7 @@ def choose_filter(
 
 
 def _costs_of_sums(bilateral: BilateralInput, width: int, filterings: int) -> dict[str, float]:
-    """Return the operations of the direct sums, the exact one first, as it is the most accurate."""
+    """Return the operations of the direct sums; the exact sum, the most accurate, comes first."""
     num_voxels = bilateral.voxels.num_voxels
     window = math.prod(2.0 * radius + 1.0 for radius in window_radius(bilateral))
     per_pair = 6.0 + 3.0 * bilateral.num_features + 2.0 * width

@@ -34,8 +34,8 @@ from crfrefine.engines.volume import volume_part
 from crfrefine.errors import BackendUnavailableError, DeviceMemoryError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
 
-# Attribute of errors of a caller's progress function: its lack of memory means nothing about the
-# GPU's.
+# Attribute of a MemoryError that a caller's progress function raised, which says nothing about the
+# memory of the GPU.
 _MARK = "_is_a_callers"
 
 
@@ -98,9 +98,9 @@ class CudaKernels:
             self._device.synchronize()
             uploaded_at = time.perf_counter()
             part = self._volume_part(uploaded, logits, spec)
-            steps = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part)
-            outcome = steps.take_steps(_staged(progress, "mean field"))
-            del steps
+            mean_field = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part)
+            outcome = mean_field.take_steps(_staged(progress, "mean field"))
+            del mean_field
             # The steps are done, since their energies are on the host.
             stepped_at = time.perf_counter()
             refined = self._like(outcome.logits, logits)
@@ -121,9 +121,11 @@ class CudaKernels:
         with self._working(logits):
             uploaded = self._array(logits)
             part = self._volume_part(uploaded, logits, spec)
-            steps = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part, records=True)
-            outcome = steps.take_steps()
-            del steps
+            mean_field = MeanFieldRun(
+                self._voxels, self._kernels, spec, uploaded, part, records=True
+            )
+            outcome = mean_field.take_steps()
+            del mean_field
             refined = self._like(outcome.logits, logits)
             record = self._like(outcome.record, logits)
         return Tape(refined, record, spec, outcome.volume_biases, part)
@@ -185,9 +187,9 @@ class CudaKernels:
 
     @contextmanager
     def _working(self, array: Any) -> Iterator[None]:
-        """Work on the device, for a tensor on PyTorch's stream and in its memory.
+        """Work on the device; if the array is a tensor, on PyTorch's stream and in its memory.
 
-        A failed allocation is a case that does not fit.
+        A failed allocation becomes a DeviceMemoryError: the case does not fit.
         """
         try:
             with self._lock, self._device.active(), following(self._device.xp, array):
@@ -205,7 +207,7 @@ class CudaKernels:
     def _volume_part(self, uploaded: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
         """Return the masked voxels on which the volume term acts; None without the term.
 
-        They are found from the logits as passed if these are on the host.
+        They are found on the host, from `logits` if these are there, else from a copy of `uploaded`.
         """
         if spec.volume_weight == 0.0:
             return None
@@ -216,7 +218,7 @@ class CudaKernels:
         return volume_part(on_host, self._mask, spec)
 
     def _array(self, channels: Any) -> Any:
-        """Return the array on the device in float32."""
+        """Return channels on the device, in float32."""
         return self._device.upload(channels).astype(np.float32, copy=False)
 
     def _like(self, array: Any, example: Any) -> Any:
@@ -250,7 +252,7 @@ class CudaBackend(Backend):
         self.device = device
         self.name = device.name
         self._lock = threading.Lock()  # one case at a time: each may need all of the memory
-        # Without the compiled engine numpy gives the same answers, more slowly.
+        # Without the compiled engine the methods of `Backend` give the same answers, more slowly.
         with suppress(BackendUnavailableError):
             cpu: Any = CpuBackend()
             for name in ("label_map", "softmax", "channel_ranges"):
@@ -278,6 +280,6 @@ class CudaBackend(Backend):
         self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> Float32:
         """Filter values once; see `Backend.message`."""
-        # Labels and iterations are for the choice of `auto`.
+        # The filter `auto` chooses by the numbers of labels and iterations.
         for_choice = replace(spec, num_labels=len(values) + 1, num_iterations=1)
         return self.kernels(image, for_choice).message(values)

@@ -1,6 +1,6 @@
 """The `torch` backend: plain tensor operations, whose gradients are those of autograd.
 
-It is slower than the other engines, and simpler: tests compare these with it.
+It is slower and simpler than the other engines, which tests compare with it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec
 
 FLIPPED_SHARE = 1e-4  # of voxels whose label may still change in a step that counts as converged
-# Nats of the last Newton step of the volume term.
+# Nats; a Newton step of the volume term below this size is the last one.
 _LAST_CHANGE = {torch.float64: 1e-7, torch.float32: 1e-5}
 
 
@@ -62,7 +62,7 @@ class Trace(NamedTuple):
     logits: Tensor  # x of the last step, (N, L)
     converged: bool
     energy: list[float]  # free energy of the marginals at the start of each step
-    biases: list[Float64]  # (L,), bias of the volume term in each step; none without it
+    biases: list[Float64]  # (L,), bias of the volume term in each step; empty without the term
 
 
 def mean_field(
@@ -72,10 +72,10 @@ def mean_field(
     part: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Trace:
-    """Run parallel mean-field updates until KL and flips are small.
+    """Run parallel mean-field updates until divergence and share of flipped labels are small.
 
-    They are x = (a + bias) / temperature - pairwise, Q = softmax(x). The volume term applies in
-    `part`, (N,) bool; None means nowhere.
+    An update is x = (logits + bias) / temperature - pairwise, Q = softmax(x). The volume term
+    applies in `part`, (N,) bool; None means nowhere.
     """
     x = scores = divided(inputs.logits + inputs.bias, inputs.temperature)
     log_marginals = torch.log_softmax(x, dim=1)
@@ -102,17 +102,17 @@ def mean_field(
             trace.biases.append(volume.bias)
         trace.energy.append(energy)
 
-        before = log_marginals
+        previous = log_marginals
         log_marginals = torch.log_softmax(x, dim=1)
-        converged = spec.tolerance > 0.0 and _are_close(log_marginals, before, spec.tolerance)
+        converged = spec.tolerance > 0.0 and _are_close(log_marginals, previous, spec.tolerance)
         trace = trace._replace(logits=x, converged=converged)
     return trace
 
 
 def _are_close(log_marginals: Tensor, before: Tensor, tolerance: float) -> bool:
-    """Whether a step has changed marginals so little that the run has converged.
+    """Return whether a step has changed the marginals so little that the run has converged.
 
-    Both logarithms are (N, L).
+    The logarithms of the marginals after and before the step are (N, L).
     """
     divergence = (log_marginals.exp() * (log_marginals - before)).sum(1)
     is_flipped = log_marginals.argmax(1) != before.argmax(1)
@@ -121,7 +121,7 @@ def _are_close(log_marginals: Tensor, before: Tensor, tolerance: float) -> bool:
 
 
 def divided(scores: Tensor, temperature: Tensor) -> Tensor:
-    """Return scores over a temperature, whose gradient is that of the finite scores.
+    """Return scores over a temperature; only finite scores have a part in the gradient.
 
     A gradient of 0 times a score of -infinity, or of NaN outside the mask, would be NaN.
     """
@@ -133,7 +133,7 @@ def divided(scores: Tensor, temperature: Tensor) -> Tensor:
 class _Volume:
     """The volume term of a run: the masses to keep, and the newest bias per label.
 
-    The search of the next step starts at that bias.
+    In each step the search for the bias starts at the newest one.
     """
 
     def __init__(self, marginals: Tensor, slack: Tensor, part: Tensor) -> None:
@@ -152,8 +152,8 @@ class _Volume:
 
     def balanced(self, x: Tensor) -> Tensor:
         """Return x with the bias that balances the masses, where the term applies."""
-        # The search has no gradient. One more Newton step, with a constant curvature, has the
-        # gradient of its solution.
+        # Autograd does not see the search. One more Newton step, with a constant curvature, has
+        # the gradient of its solution.
         scores = x[self._part].double()
         fixed = scores.detach()
         masses_of = partial(_masses, fixed)
@@ -228,7 +228,7 @@ class TorchBackend(Backend):
 class TorchKernels:
     """The kernels of a model on one image; see `Kernels`.
 
-    Gradients build them anew, to follow bandwidths and image.
+    `backward` builds them anew, so that gradients reach bandwidths and image.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class TorchKernels:
         with _limits(self._threads), torch.no_grad():
             inputs = self._inputs(logits, spec)
             refined, trace = self._refine(inputs, self.built, spec)
-        # No record: `backward` takes the steps again.
+        # The record is empty, since `backward` takes the steps again.
         record = np.empty((0, spec.num_labels, self.num_voxels))
         biases = np.stack(trace.biases) if trace.biases else None
         return Tape(refined.cpu().numpy(), record, spec, volume_biases=biases)
@@ -352,9 +352,9 @@ class TorchKernels:
         inside = self.inside
         on_host = logits.detach().cpu().numpy()
         part = volume_part(on_host, self.mask, spec)
-        where = None if part is None else torch.as_tensor(part, device=inside.device)
-        of_voxels = inputs._replace(logits=logits[:, inside].T)
-        trace = mean_field(of_voxels, kernels, spec, where, progress)
+        has_volume = None if part is None else torch.as_tensor(part, device=inside.device)
+        inputs_inside = inputs._replace(logits=logits[:, inside].T)
+        trace = mean_field(inputs_inside, kernels, spec, has_volume, progress)
 
         refined = torch.empty_like(logits)
         refined[:, inside] = trace.logits.T
@@ -405,9 +405,10 @@ class TorchKernels:
         """Return the (N, D) features over theta, and the number of the first position.
 
         The cells of a lattice depend on the order of the features, which is that of the user's
-        axes, and on their number: an axis of one voxel is none, but for the last.
+        axes, and on their number. An axis along which the mask has one voxel has no feature,
+        unless it is the last axis.
         """
-        # From the mask's first voxel: a wider grid around it does not move the lattice's cells.
+        # Positions count from the mask's first voxel: a wider grid then moves no cell of a lattice.
         places = np.argwhere(self.mask)
         distances = self.spec.distances(self._grid.spacing)
         steps = places - places.min(axis=0)
@@ -425,7 +426,7 @@ class TorchKernels:
         return features[:, columns], first_position
 
     def _inputs(self, logits: Array, spec: MeanFieldSpec) -> Inputs:
-        """Return the inputs of `mean_field`, the logits on the grid."""
+        """Return the inputs of `mean_field`, with logits (L, *grid)."""
         bias = np.zeros(spec.num_labels) if spec.bias is None else spec.bias
         model = (spec.weights, spec.compatibility, spec.temperature, bias, spec.volume_slack)
         return Inputs(self.tensor(logits), *[self.tensor(values) for values in model])
@@ -447,7 +448,7 @@ def _slope(tensor: Tensor) -> Float64:
 
 @contextmanager
 def _limits(threads: int | None) -> Iterator[None]:
-    """Give PyTorch a number of threads, and turn its lack of memory into ours."""
+    """Give PyTorch a number of threads; raise CapacityError if its GPU has too little memory."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

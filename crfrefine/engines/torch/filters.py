@@ -17,9 +17,9 @@ from crfrefine.errors import CapacityError
 Filter = Callable[[Tensor], Tensor]
 
 TRUNCATION_RADIUS = 3.0  # of the `truncated` filter, in bandwidths of position
-MAX_POINTS = 20_000  # whose matrix takes gigabytes
-# Positions are multiples of spacing / theta: whether a pair at exactly the radius counts must not
-# depend on rounding.
+MAX_POINTS = 20_000  # the matrix of so many points takes gigabytes
+# Positions are multiples of spacing / theta, so pairs may be apart by exactly the radius. With this
+# margin they count, however their distance is rounded.
 _BALL_MARGIN = 1e-6
 
 
@@ -106,8 +106,8 @@ class Lattice:
         size = features.shape[1] + 1
         elevated = elevate(features.detach())
         remainder0, rank, self.weights = enclosing_simplex(elevated)
-        # A vertex is a number, the inner product of its coordinates and large random ones: two of
-        # a million vertices share none.
+        # A vertex is identified by a number, the inner product of its coordinates and large random
+        # integers. Among a million vertices, no two have the same number.
         generator = torch.Generator().manual_seed(0)
         limit = 1 << 62
         large = torch.randint(-limit, limit, (size,), generator=generator, device="cpu")
@@ -133,8 +133,8 @@ class Lattice:
         if not self._features.requires_grad:
             return result
 
-        # The gradient with respect to features is that of the Gaussian, K_ij (f_j - f_i): terms
-        # are added that are 0 and have its slopes.
+        # The gradient with respect to features is that of the Gaussian, K_ij (f_j - f_i). The
+        # terms that are added here have this gradient, and their value is 0.
         sent = values.detach()[:, :, None]
         received = result.detach()[:, :, None]
         features = self._features[:, None, :]
@@ -161,7 +161,7 @@ class Lattice:
             at_vertices = 0.5 * at_vertices + 0.25 * sides
         at_corners = at_vertices.index_select(0, corners)
         at_corners = at_corners.view(*self.vertices.shape, -1)
-        # The mass of exp(-d^2 / 2) per vertex; each vertex has a volume of (D+1)^(D-1/2).
+        # The mass of exp(-d^2 / 2) over a vertex's volume, (D+1)^(D-1/2).
         num_dims = self._features.shape[1]
         mass = math.pow(4.0 * math.pi / 3.0, num_dims / 2.0)
         amplitude = math.sqrt(num_dims + 1.0) * mass
@@ -178,19 +178,19 @@ def elevate(features: Tensor) -> Tensor:
     roots = torch.sqrt((index + 1.0) * (index + 2.0))
     scale = (num_dims + 1) * math.sqrt(2.0 / 3.0) / roots
     scaled = features * scale
-    # Coordinate i gets the sum of the scaled features from i on, less i times the one before: E
-    # without forming it.
+    # Coordinate i is the sum of the scaled features from i on, minus i times feature i - 1: the
+    # product with the matrix E, which is never formed.
     sums = scaled.flip(1).cumsum(1).flip(1)
     before = scaled * (index + 1.0)
     return pad(sums, (0, 1)) - pad(before, (1, 0))
 
 
 def enclosing_simplex(elevated: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the simplex around each point, three times (N, D+1).
+    """Return the simplex around each point, as three tensors (N, D+1).
 
-    These are its remainder-0 vertex, ranks of residuals, and weights. Rank 0 is that of the
-    largest residual; equal ones are ranked by index. Column k of the weights is that of the vertex
-    of remainder k.
+    They are its remainder-0 vertex, the ranks of the residuals, and the weights. The largest
+    residual has rank 0; equal ones are ranked by index. Column k of the weights belongs to the
+    vertex of remainder k.
     """
     size = elevated.shape[1]
     quotient = torch.floor(elevated / size + 0.5).long()

@@ -48,7 +48,7 @@ def tensor_kernel(features: Tensor, method: str) -> Filter:
     Raises CapacityError for a feature that spans too many bandwidths, InputError if no two points
     share a vertex of the lattice.
     """
-    # The C++ engine's origin: the same lattice, and no digits lost to an offset.
+    # The origin of the C++ engine: the lattice is the same, and an offset costs no digits.
     features = features - features.detach().amin(0)
     if features.detach().amax() > MAX_SPAN:
         raise CapacityError(
