@@ -14,10 +14,10 @@ from crfrefine.engines.cuda.rows import Room, row_constants
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
-TRUNCATION_RADIUS = 3.0  # standard deviations of a window
-SPATIAL_RADIUS = 4.0  # standard deviations up to which a spatial tap counts in full
+TRUNCATION_RADIUS = 3.0  # radius of a window, in standard deviations
+SPATIAL_RADIUS = 4.0  # distance up to which a spatial tap counts in full, likewise
 ROUNDING = 1e-6  # relative tolerance: voxels on the window's surface belong to it
-_MAX_OFFSETS = 1 << 27
+_MAX_OFFSETS = 1 << 27  # voxels in the box around a window
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
 
@@ -27,7 +27,7 @@ class Output(NamedTuple):
     received: Any  # (voxel) factor of the results; None means ones
     channel_weight: Any  # (width)
     total: Any  # (voxel, width)
-    adds: int  # whether the results are added to the total, or replace it
+    adds: int  # 1 if the results are added to the total, 0 if they replace it
 
 
 class Filter(ABC):
@@ -84,7 +84,7 @@ class ExactFilter(Filter):
 
 
 def window_radius(bilateral: BilateralInput) -> list[int]:
-    """Voxels on either side along each box axis that belong to the window of truncated sums."""
+    """Return the voxels on either side along each box axis in the window of truncated sums."""
     voxels = bilateral.voxels
     radius = []
     axes = zip(bilateral.theta_position, voxels.spacing, voxels.box_shape, strict=True)
@@ -144,26 +144,26 @@ class TruncatedFilter(Filter):
 def _window(
     bilateral: BilateralInput, radius: Sequence[int], strides: Sequence[int]
 ) -> tuple[Any, Any]:
-    """Return linear distances of a window's voxels in ascending order, and squares in bandwidths.
+    """Return the offsets of a window's voxels, ascending, and squared distances in bandwidths.
 
-    The voxel itself is among them.
+    The voxel itself is in the window.
     """
     squared: Any = np.zeros(())
-    linear: Any = np.zeros((), dtype=np.int64)
+    offsets: Any = np.zeros((), dtype=np.int64)
     thetas = zip(bilateral.theta_position, bilateral.voxels.spacing, strict=True)
     for (theta, step), reach, stride in zip(thetas, radius, strides, strict=True):
         distance = np.arange(-reach, reach + 1)
         in_bandwidths = distance * (step / theta)
         squared = squared[..., None] + in_bandwidths**2
-        linear = linear[..., None] + distance * stride
+        offsets = offsets[..., None] + distance * stride
     inside = squared <= TRUNCATION_RADIUS**2 * (1.0 + ROUNDING)
-    return linear[inside], squared[inside]
+    return offsets[inside], squared[inside]
 
 
 def spatial_taps(sigma: float, extent: int) -> tuple[Float64, Float64]:
-    """Weights of the spatial kernel at distance 0, 1, ... along an axis, and their slopes.
+    """Return the spatial kernel's weights at distance 0, 1, ... along an axis, and their slopes.
 
-    These are theta_gamma times the derivatives with respect to it. Within one voxel beyond
+    A slope is theta_gamma times the derivative with respect to it. Within one voxel beyond
     `SPATIAL_RADIUS` the Gaussian fades to zero, so that no weight jumps when another voxel comes
     within reach.
     """
@@ -200,7 +200,7 @@ class SpatialFilter(Filter):
     ) -> None:
         """Compute the taps for one theta_gamma per box axis.
 
-        Along `slope_of` they are theta_gamma times the derivatives with respect to it.
+        Along the axis `slope_of` the slopes of the weights take their place, see `spatial_taps`.
         """
         self._voxels = voxels
         self._device = voxels.device
@@ -232,7 +232,7 @@ class SpatialFilter(Filter):
         box, other = self._boxes.array(2, voxels.box_size, group.shape[1])
         last = len(self._axes) - 1
         for place, axis in enumerate(reversed(self._axes)):
-            # The first axis reads the voxels, the last one writes them; between them are boxes.
+            # The first pass reads the voxels, the last one writes them; boxes are in between.
             source = (group, sent, None) if place == 0 else (None, None, box)
             target = (None, *output)
             if place < last:

@@ -25,14 +25,14 @@ _SPAN = 4
 _CENTER_TAP = 1.67591
 _SIDE_TAP = 0.41632
 LANES = 32  # places of a tile along its last axis: the threads of a warp
-_THREADS = 128
-_ROWS = _THREADS // LANES  # of a tile of voxels
-_SHARED_VALUES = 4096  # of the cells of a block, as a rule
-_MAX_SHARED_VALUES = 12 * 1024  # what every GPU has
-_CELL_STEP = 256  # kernels are compiled for few numbers of cells
+_THREADS = 128  # threads of a block
+_ROWS = _THREADS // LANES  # rows of a tile of voxels
+_SHARED_VALUES = 4096  # values of cells that a block shares, as a rule
+_MAX_SHARED_VALUES = 12 * 1024  # values that a block can share on every GPU
+_CELL_STEP = 256  # shared cells come in such steps, so that few kernels are compiled
 _MAX_PART = 4  # channels per thread of splat_planes
-# As for the CPU engine: so many cells are no mistake, nor so many per voxel; beyond the last number
-# they always are.
+# As in the CPU engine, a grid with up to so many cells, or so many per voxel, is no mistake; one with
+# more than the last number always is.
 _GENEROUS_GRID = 1e7
 _GENEROUS_PER_VOXEL = 200.0
 _MAX_GRID = 2e9
@@ -46,7 +46,7 @@ class GridSize:
         lowest: the whole number at or below the lowest intensity of each modality, in bandwidths.
         bins: intensity cells of each modality.
         is_possible: whether there are one or two modalities, not far more cells than voxels, and
-            cells not much smaller.
+            no more cells under a tile than a block can share.
     """
 
     def __init__(self, bilateral: BilateralInput) -> None:
@@ -108,7 +108,7 @@ class GridSize:
 
 
 def _positions(bilateral: BilateralInput, axis: int) -> Float64:
-    """(place) positions along an axis of the box, in bandwidths."""
+    """Return the (place) positions along an axis of the box, in bandwidths."""
     voxels = bilateral.voxels
     places = np.arange(voxels.box_shape[axis])
     positions = places * voxels.spacing[axis] / bilateral.theta_position[axis]
@@ -134,7 +134,7 @@ class _Axis:
     """
 
     def __init__(self, bilateral: BilateralInput, axis: int | None) -> None:
-        """Compute them for an axis of the box; None means one place on the first of its cells."""
+        """Find the cells for an axis of the box; None means one place, on its first cell."""
         if axis is None:
             first_cell = np.zeros(1, dtype=np.int64)
             weight = np.eye(1, _SPAN)
@@ -159,7 +159,7 @@ class _Axis:
 
 
 def _spline(f: Float64) -> Float64:
-    """Return the (place, 4) weights of cells under cubic splines, for fractions of a cell."""
+    """Return the (place, 4) weights of four cells under a cubic spline, `f` cells past the first."""
     first = (1.0 - f) ** 3 / 6.0
     second = 2.0 / 3.0 - f**2 + f**3 / 2.0
     third = (1.0 + 3.0 * f + 3.0 * f**2 - 3.0 * f**3) / 6.0
@@ -221,7 +221,7 @@ class GridFilter(Filter):
             )
         self._device = voxels.device
         self._size = size
-        self._bins = (size.num_bins, math.prod(size.bins[1:]))  # the latter of the second modality
+        self._bins = (size.num_bins, math.prod(size.bins[1:]))  # all; those of the second modality
         lowest = self._device.upload(np.array(size.lowest, dtype=np.float32))
         modalities = bilateral.features[:num_modalities]
         self._places = (modalities, lowest, voxels.number, voxels.num_voxels)
@@ -232,7 +232,8 @@ class GridFilter(Filter):
         self._rows = _Axis(bilateral, num_axes - 2 if num_axes > 1 else None)
         self._last = _Axis(bilateral, num_axes - 1)
         self._plane_cells = self._rows.num_cells * self._last.num_cells * size.num_bins
-        # Cells of the grid, then of the rest to be added up along one more axis, up to the planes.
+        # Rows of each level: level 0 is the grid, and each further level has the places of one more
+        # axis instead of its cells, until only the planes have cells.
         self._counts = []
         for level in range(num_outer + 1):
             num_places = math.prod(voxels.box_shape[:level])
@@ -245,7 +246,7 @@ class GridFilter(Filter):
         self.description = f"grid ({size.num_cells} cells)"
 
     def _splat_groups(self) -> _SplatGroups:
-        """Return the division into the fewest groups."""
+        """Return the division of a row's cells into the fewest groups."""
         num_cells = self._last.num_cells
         num_bins = self._size.num_bins
         most_bins = min(num_bins, _THREADS // (2 * _SPAN))
@@ -272,7 +273,7 @@ class GridFilter(Filter):
 
         num_cells = self._last.num_cells
         self._launch("blur_cells", levels[0], len(blurred), num_cells, *self._bins, blurred)
-        levels[0] = blurred  # Where the grid is the planes, they are sliced from where it is now.
+        levels[0] = blurred  # With two axes or fewer, this is also the level of the planes.
 
         inner_cells = len(blurred)
         for level, axis in enumerate(self._outer):
@@ -284,7 +285,7 @@ class GridFilter(Filter):
         self._slice_tiles(levels[-1], output)
 
     def _arrays(self, width: int) -> tuple[list[Any], Any]:
-        """Return the rows of each level, and those of the blurred grid, in one piece of memory."""
+        """Return the rows of each level, and the rows of the blurred grid, in one piece of memory."""
         counts = [*self._counts, self._counts[0]]
         memory = self._memory.array(sum(counts), width)
         arrays = []

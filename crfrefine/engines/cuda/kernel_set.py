@@ -79,7 +79,7 @@ def choose_filter(
 ) -> tuple[str, float | None]:
     """Return the filter that `auto` chooses, and the estimated number of the lattice's vertices.
 
-    The filter is the one of a direct sum and the grid that is less work, or the lattice if that is
+    The filter is a direct sum or the grid, whichever is less work, or the lattice if that is
     clearly less. The number is None if the choice does not depend on it, or no lattice is possible.
     """
     num_voxels = bilateral.voxels.num_voxels

@@ -20,30 +20,29 @@ from crfrefine.errors import CapacityError
 # Dimensions that the CPU's lattice is compiled for; features are padded with zeros.
 COMPILED_FEATURES = (*range(1, 13), 16, 20, 28)
 
-# One voxel of so many is looked at for the estimate, and at least so many voxels.
-_SAMPLED = 100
-_MIN_SAMPLE = 4096
+_SAMPLED = 100  # one voxel of so many is looked at for the estimate of the number of vertices
+_MIN_SAMPLE = 4096  # at least so many voxels are looked at for it
 _MAX_KEY_BITS = 128
-_MAX_RANGE = 1e9  # of an elevated coordinate
+_MAX_RANGE = 1e9  # largest range of an elevated coordinate
 
 
 class VertexKeys(NamedTuple):
-    """Packed vertices, an array each."""
+    """Packed vertices: an array of the low words, and one of the high words."""
 
     low: Any  # uint64
-    high: Any  # uint64, the words above; None if the keys have 64 bits
+    high: Any  # uint64; None if 64 bits are enough
 
 
 class Simplices:
     """How the vertices around an image's voxels are computed, and packed into numbers.
 
-    The fields of a number are q_D (highest) .. q_1, each from its smallest value, and the
-    remainder (lowest).
+    The fields of a number, from the highest bits to the lowest, are q_D .. q_1, each counted from
+    its smallest value, and the remainder.
 
     Attributes:
         num_features: D of the lattice, at least that of the image.
         is_wide: whether numbers have more than 64 bits.
-        remainder_bits: of the remainder's field.
+        remainder_bits: width of the remainder's field.
         shift: (D + 1) on the device, the lowest bit of each field.
         constants: those of the kernels in lattice_build.cu.
     """
@@ -62,8 +61,7 @@ class Simplices:
                 f"the lattice's cells need {total_bits}-bit numbers, and {_MAX_KEY_BITS} is the "
                 "most; use larger bandwidths"
             )
-        # The bias is minus the smallest values, in their fields: it shifts them to zero, modulo
-        # 2^128.
+        # The bias holds minus the smallest value of each field, and shifts it to zero, modulo 2^128.
         shift = []
         bias = 0
         next_bit = 0
@@ -82,7 +80,7 @@ class Simplices:
         self._scale = self._device.upload(np.array(scale, dtype=np.float32))
 
     def find(self, features: Any) -> tuple[VertexKeys, Any]:
-        """Return the keys of (feature, voxel)'s vertices, (corner), and their weights."""
+        """Return the keys, (corner), of the vertices around (feature, voxel)s, and their weights."""
         xp = self._device.xp
         num_voxels = features.shape[1]
         num_corners = num_voxels * (self.num_features + 1)
@@ -138,8 +136,8 @@ def _field_ranges(
         low, high = ranges[i - 1]
         low *= scale[i - 1]
         high *= scale[i - 1]
-        # elevated_i = sum over j >= i of scaled_j - i scaled_(i-1). Margins of 4: rounding, the
-        # wrap, a vertex below, a step either way.
+        # elevated_i = sum over j >= i of scaled_j - i scaled_(i-1). The margins of 4 are for the
+        # rounding, the wrap, a vertex below, and a step either way.
         smallest = sum_low - i * high
         largest = sum_high - i * low
         if largest - smallest > _MAX_RANGE:
@@ -163,31 +161,31 @@ def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float
     """
     voxels = bilateral.voxels
     xp = voxels.device.xp
-    every = max(1, min(_SAMPLED, voxels.num_voxels // _MIN_SAMPLE))
-    number = xp.arange(voxels.num_voxels // every, dtype=np.uint64)
-    # One of `every` neighbors, as if by chance: a fixed stride would meet neighboring rows at the
+    run_length = max(1, min(_SAMPLED, voxels.num_voxels // _MIN_SAMPLE))
+    number = xp.arange(voxels.num_voxels // run_length, dtype=np.uint64)
+    # One voxel of each run, as if by chance: a fixed stride would meet neighboring rows at the
     # same places.
-    step = np.uint64(every)
+    step = np.uint64(run_length)
     offset = (number * _GOLDEN_RATIO >> np.uint64(40)) % step
     place = (number * step + offset).astype(np.int64)
     features = xp.ascontiguousarray(bilateral.features[:, place])
     keys, _ = simplices.find(features)
-    single = keys.low
+    key_hash = keys.low
     if keys.high is not None:
-        # Of two different keys one in 2^64 is taken for the same.
-        single = keys.low * _GOLDEN_RATIO + keys.high
-    _, met = xp.unique(single, return_counts=True)
-    distinct = float(met.size)
-    if every == 1:
+        # Two different keys have the same hash with a probability of 1 in 2^64.
+        key_hash = keys.low * _GOLDEN_RATIO + keys.high
+    _, times_met = xp.unique(key_hash, return_counts=True)
+    distinct = float(times_met.size)
+    if run_length == 1:
         return distinct
-    counts = xp.stack([(met == 1).sum(), (met == 2).sum()])
+    counts = xp.stack([(times_met == 1).sum(), (times_met == 2).sum()])
     once, twice = map(float, voxels.device.download(counts))
     unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
     num_corners = voxels.num_voxels * (simplices.num_features + 1)
     return min(distinct + unmet, float(num_corners))
 
 
-# Entries of a list, or sums of entries, that one thread adds up: several levels of sums are a tree.
+# Most entries, or sums of entries, that one thread adds up; the levels of sums form a tree.
 MAX_TOGETHER = 32
 _EMPTY = np.uint64(2**64 - 1)
 _MAX_TABLE_BITS = 32
@@ -196,7 +194,7 @@ _MAX_TABLE_BITS = 32
 def table_bits_for(num_vertices: float) -> int:
     """Return the bits of a hash table for so many vertices.
 
-    They fill it to less than half, with room for a quarter more.
+    It stays at most half full even if there are a quarter more of them.
     """
     return max(4, math.ceil(math.log2(2.5 * max(num_vertices, 1.0))))
 
@@ -274,9 +272,9 @@ class Lattice(Filter):
     """
 
     def __init__(self, bilateral: BilateralInput, num_vertices: float | None = None) -> None:
-        """Build the lattice, whose hash table is at first for a number of vertices.
+        """Build the lattice, with a hash table that is first made for `num_vertices`.
 
-        None means an estimated number. Raises CapacityError if the lattice would be too large.
+        None means an estimate. Raises CapacityError if the lattice would be too large.
         """
         voxels = bilateral.voxels
         self.device = voxels.device
@@ -292,7 +290,7 @@ class Lattice(Filter):
         if num_vertices is None:
             num_vertices = estimated_vertices(bilateral, simplices)
         self._find_vertices(bilateral, simplices, table_bits_for(num_vertices))
-        # Here the hash table and the corners' keys are freed, before more is allocated.
+        # The hash table and the corners' keys are freed by now, before more is allocated.
         self._list_entries()
         per_voxel = self.num_vertices / voxels.num_voxels
         self.description = f"lattice ({self.num_vertices} vertices, {per_voxel:.2g} per voxel)"
@@ -346,7 +344,7 @@ class Lattice(Filter):
                     return _HashTable(slots, used, corner_slot, bits)
                 del used
                 bits = (2 * num_vertices - 1).bit_length()
-            del slots, arguments  # before a larger one is made
+            del slots, arguments  # freed before a larger table is made
         raise CapacityError(
             "the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask"
         )
@@ -423,7 +421,7 @@ class Lattice(Filter):
 def _amplitude(num_features: int) -> float:
     """Return the factor that gives the kernel the mass of exp(-d^2 / 2) (math.md, section 6).
 
-    The blur's halves and the weights' unit are part of it.
+    It also makes up for the blur's missing factors of 1/2, and for the unit of the weights.
     """
     mass = math.pow(4.0 * math.pi / 3.0, num_features / 2.0)
     halves = math.pow(0.5, num_features + 1)

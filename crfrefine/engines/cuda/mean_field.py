@@ -1,6 +1,6 @@
 """The mean-field iteration on the device (docs/reference/math.md, section 3).
 
-The host decides on launches. Its volume term is here, too.
+The host decides which kernels are launched. The volume term is here, too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LAST_CHANGE = 1e-3  # nats; a Newton step of this size is the last one
 class MassSums:
     """Masses and covariances of the marginals of all labels.
 
-    Only voxels in `part` count, (voxel) on the host; None means that all do.
+    Only the voxels where `part`, (voxel) on the host, is True count; None means all.
     """
 
     def __init__(self, voxels: Voxels, num_labels: int, part: Bool | None) -> None:
@@ -65,7 +65,7 @@ class MassSums:
         products = products.reshape(self._num_labels, self._num_labels)
         masses = products.sum(axis=1)  # marginals sum to 1
         np.fill_diagonal(products, 0.0)
-        # The part of a label's variance that stays when nothing cancels.
+        # Such a sum for a label's variance loses no digits: nothing in it cancels.
         return masses, np.diag(products.sum(axis=1)) - products
 
     def masses(self, logits: Any) -> Float64:
@@ -110,7 +110,7 @@ class VolumeSteps:
     def __init__(self, voxels: Voxels, spec: MeanFieldSpec, out: Any, part: Bool | None) -> None:
         """Take a run's (label, *grid) calibrated logits, and the `part` of `MassSums`.
 
-        The steps replace these logits by those after each.
+        Each step replaces these logits by those after it.
         """
         self._voxels = voxels
         self._spec = spec
@@ -146,7 +146,7 @@ class VolumeSteps:
 class VolumeBackward:
     """The gradients of the logits through the biases of the steps.
 
-    `by_slack` is the gradient with respect to the slack, of the steps so far.
+    `by_slack` is the gradient with respect to the slack, summed over the steps so far.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class VolumeBackward:
         self._record = record
         self._biases = biases
         self._sums = MassSums(voxels, spec.num_labels, part)
-        # No gradient depends on numbers of voxels.
+        # No gradient depends on the masses to keep, so these are zeros.
         self._term = VolumeTerm(np.zeros(spec.num_labels), spec.volume_slack)
         self.by_slack = 0.0
 
@@ -184,7 +184,7 @@ class VolumeBackward:
         self._voxels.device.launch("volume", "pull_masses", {}, num_voxels, *arguments)
 
 
-# Fields of a spec; others are refused.
+# Fields of a spec that this engine takes into account; a spec with other ones is refused.
 _FIELDS = (
     "weights",
     "compatibility",
@@ -206,9 +206,9 @@ class MeanFieldOutcome(NamedTuple):
     """Result of a run."""
 
     logits: Any  # (label, *grid) on the device
-    converged: bool  # whether the stopping rule was met
+    converged: bool  # True if the stopping rule was met
     energy: tuple[float, ...]  # free energy of the marginals at the start of each step
-    # (step, channel, voxel) marginals at the start of each step, with a volume term those after
+    # (step, channel, voxel) marginals at the start of each step, and with a volume term those after
     # the last step, too; None unless asked for.
     record: Any
     volume_biases: Float64 | None  # (steps, label), those of the volume term; None without it
@@ -244,9 +244,9 @@ class MeanFieldRun:
         *,
         records: bool = False,
     ) -> None:
-        """Take a run; `part` is that of `MassSums`.
+        """Allocate the memory of a run, and compute its first marginals.
 
-        If it `records`, data of the backward pass are saved.
+        `part` is that of `MassSums`. `records` saves the marginals for the backward pass.
         """
         spec.require_known(_FIELDS, "cuda")
         device = voxels.device
@@ -309,9 +309,9 @@ class MeanFieldRun:
         num_voxels = self._voxels.num_voxels
         shape = (num_row_groups(num_channels), num_voxels, width)
         self._marginals = xp.empty(shape, dtype=np.float32)
-        # The first kernel does not add its message: it replaces what is there.
-        empty = xp.empty if has_kernels else xp.zeros
-        self._messages = empty(shape, dtype=np.float32)
+        # The message of the first kernel is not added: it overwrites the rows.
+        allocate = xp.empty if has_kernels else xp.zeros
+        self._messages = allocate(shape, dtype=np.float32)
         self._num_threads = min(num_voxels, MAX_THREADS)
         self._partial = xp.zeros((_NUM_SUMS, self._num_threads), dtype=np.float64)
         self._totals = xp.empty(_NUM_SUMS, dtype=np.float64)
@@ -319,7 +319,7 @@ class MeanFieldRun:
         self._state = xp.zeros(num_states, dtype=np.float64)
 
     def take_steps(self, progress: Callable[[int, int], None] | None = None) -> MeanFieldOutcome:
-        """Take all steps, or until no further one is needed; once per object."""
+        """Take all steps, or until no further one is needed; callers do this once per object."""
         device = self._voxels.device
         num_iterations = self._spec.num_iterations
         may_stop = self._spec.tolerance > 0.0
@@ -333,7 +333,7 @@ class MeanFieldRun:
 
         biases = None
         if self._volume is not None:
-            self._store_marginals()  # before the host's wait, or this would return too early
+            self._store_marginals()  # before the download, which waits until all is done
             biases = np.array(self._volume.biases)
             biases = biases.reshape(-1, self._spec.num_labels)
         state = device.download(self._state)
@@ -362,7 +362,7 @@ class MeanFieldRun:
         else:
             self._update(self._marginals, self._messages, out=self._out)
             volume_energy = self._volume.end_step()
-            # The marginals of the logits with the biases, and what they change in the sums.
+            # The logits with the biases give the marginals, and the sums that depend on these.
             self._update(self._old, refined=self._out, wants_divergence=self._old is not None)
         add_up(self._voxels.device, self._partial, self._totals)
         num_voxels = self._voxels.num_voxels
@@ -388,7 +388,7 @@ class MeanFieldRun:
         self._launch("update", self._num_threads, *inputs, *state, *results)
 
     def _store_marginals(self) -> None:
-        """Add them to the record, if there is one."""
+        """Add the marginals to the record, if there is one."""
         if self._record is not None:
             self._record.store(self._marginals)
 

@@ -18,7 +18,7 @@ WIDEST_ROW = 8
 
 
 def row_width(num_channels: int) -> int:
-    """Channels that lie side by side and are filtered together: 1, 2, 4 or 8."""
+    """Return how many channels lie side by side and are filtered together: 1, 2, 4 or 8."""
     for width in (1, 2, 4):
         if num_channels <= width:
             return width
@@ -26,17 +26,17 @@ def row_width(num_channels: int) -> int:
 
 
 def num_row_groups(num_channels: int) -> int:
-    """Rows needed for so many channels; the last one may be filled in part."""
+    """Return the number of rows for so many channels; the last row may be filled in part."""
     return ceil_divide(num_channels, row_width(num_channels))
 
 
 def ceil_divide(count: int, size: int) -> int:
-    """Groups of at most `size` that hold `count` things."""
+    """Return the number of groups of at most `size` that hold `count` things."""
     return -(-count // size)
 
 
 def row_constants(rows: Any) -> dict[str, int]:
-    """The constants of kernels for (group, voxel, width) values."""
+    """Return the constants of kernels for (group, voxel, width) values."""
     return {"CRF_WIDTH": rows.shape[-1]}
 
 
@@ -46,7 +46,7 @@ def upload_float32(device: CupyDevice, values: Any) -> Any:
 
 
 def grouped(per_channel: NDArray[np.floating[Any]], width: int) -> NDArray[np.float32]:
-    """(channel) numbers as (group, width) float32, padded with zeros."""
+    """Return (channel) numbers as (group, width) float32, padded with zeros."""
     num_groups = ceil_divide(len(per_channel), width)
     padded = np.zeros((num_groups, width), dtype=np.float32)
     padded.flat[: len(per_channel)] = per_channel
@@ -64,18 +64,18 @@ class Room:
         """Return a float32 array with any values in it, until the next call."""
         size = math.prod(shape)
         if self._values.size < size:
-            self._values = None  # before more is allocated
+            self._values = None  # freed before more is allocated
             self._values = self._xp.empty(size, dtype=np.float32)
         return self._values[:size].reshape(shape)
 
 
-# Of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are quickly
-# added up.
+# Threads of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are
+# quickly added up.
 MAX_THREADS = 1 << 16
-_THREADS = 512  # of blocks that add up
-_PAIR_THREADS = 128  # of blocks that sum products of pairs of rows
-_SHARED_VALUES = 12 * 1024  # of a block
-_PAIR_SUMS = 1 << 19
+_THREADS = 512  # threads of a block of `add_up`
+_PAIR_THREADS = 128  # threads of a block of `add_products`
+_SHARED_VALUES = 12 * 1024  # values that a block can share
+_PAIR_SUMS = 1 << 19  # sums that all blocks of `add_products` have together, as a rule
 _MIN_PAIR_BLOCKS = 256
 _MAX_PAIR_BLOCKS = 2048
 
@@ -98,9 +98,9 @@ def pair_blocks(num_sums: int, tile: int, num_voxels: int) -> int:
 
 
 class Sums:
-    """Numbers in float64 that kernels add to, one of each thread or block for each sum.
+    """Parts of sums in float64: kernels add to them, one part per sum and thread or block.
 
-    They are added up in a fixed order.
+    The parts of a sum are added up in a fixed order.
     """
 
     def __init__(self, device: CupyDevice) -> None:
@@ -114,9 +114,9 @@ class Sums:
         return part
 
     def totals(self) -> list[Float64]:
-        """Return (num_sums) totals on the host, in the order in which they were reserved.
+        """Return the totals on the host, an array for each `reserve`, in the order of these calls.
 
-        It waits until all launches so far are done.
+        This waits until all launches so far are done.
         """
         ends = np.cumsum([len(part) for part in self._parts])
         num_sums = int(ends[-1])
@@ -151,9 +151,9 @@ class Products:
         self.parts = sums.reserve(num_pairs, self._num_blocks * num_slices)
 
     def add(self, rows: Any, others: Any, part: Any = None) -> None:
-        """Add the products of (row, voxel) numbers, of `others` or, for None, of ones.
+        """Add the products of the (row, voxel) numbers `rows` and `others`, where None means ones.
 
-        They are those where `part`, (voxel) uint8, is 1; None means everywhere.
+        Only voxels where `part`, (voxel) uint8, is 1 count; None means all.
         """
         arguments = (rows, others, part, self._num_voxels, self._num_blocks, self.parts)
         self._device.launch_blocks(

@@ -1,4 +1,4 @@
-"""The kernels' source text: headers inlined, as modules are cached by their text.
+"""The kernels' source text, with its headers inlined, as CuPy caches modules by their text.
 
 Each kernel's arguments are found in its text, and checked at each launch.
 """
@@ -55,28 +55,29 @@ class KernelSource(NamedTuple):
 
 
 def kernels_dir() -> Path:
-    """The folder of the engine's sources: inside an installed package, beside it in a checkout."""
+    """Return the folder of the sources: inside an installed package, beside it in a checkout."""
     package = Path(__file__).resolve().parents[2]
     inside = package / "kernels"
     return inside if inside.is_dir() else package.parent / "kernels"
 
 
 def source_names() -> list[str]:
-    """Every source file of the GPU engine."""
+    """Return the name of every source file of the GPU engine."""
     return sorted(path.stem for path in (kernels_dir() / "cuda").glob("*.cu"))
 
 
 @cache
 def _inlined(name: str) -> str:
-    done: set[Path] = set()
+    """Return the text of a source file, each of whose headers is inlined once."""
+    included: set[Path] = set()
 
     def read(path: Path) -> str:
         def include(match: re.Match[str]) -> str:
             beside = path.parent / match[1]
             header = beside if beside.is_file() else kernels_dir() / match[1]
-            if header in done:
+            if header in included:
                 return ""
-            done.add(header)
+            included.add(header)
             return read(header)
 
         text = path.read_text(encoding="utf-8").replace("#pragma once\n", "")

@@ -1,4 +1,4 @@
-"""Which voxels take part, and their features, on the device.
+"""The voxels that take part, and their features, on the device.
 
 This is the numpy form of kernels/cpu/voxels.cpp and kernels/cpu/features.cpp.
 """
@@ -18,19 +18,19 @@ from crfrefine.errors import CapacityError, InputError
 if TYPE_CHECKING:
     from crfrefine.engines.cuda.cupy_device import CupyDevice
 
-# Bandwidths, up to which single precision resolves a difference of one of them.
+# In bandwidths: up to this extent, single precision resolves a difference of one bandwidth.
 MAX_FEATURE = 1e6
 
 
 class Voxels:
     """The masked voxels, numbered in raster order, inside the mask's bounding box.
 
-    Axes of the box are those longer than a voxel, and the last one.
+    The box has the axes along which it is longer than one voxel, and the last axis in any case.
 
     Attributes:
         grid_index, box_index: (voxel) linear indices, on the device.
         coordinates: (voxel) position along each axis of the box, on the device.
-        box_shape, spacing: of each axis of the box.
+        box_shape, spacing: voxels along each axis of the box, and the distance between them.
         source_axis: the grid axis of each axis of the box.
         feature: the number of the position feature of each axis of the box, which does not depend
             on the order in memory.
@@ -44,7 +44,7 @@ class Voxels:
         mask: Bool | None,
         axes: Sequence[int] | None = None,
     ) -> None:
-        """Number the voxels inside the mask (None means all); InputError if it is empty.
+        """Number the voxels inside the mask (None means all); raise InputError if it is empty.
 
         `axes` are those of `GridImage`.
         """
@@ -85,9 +85,9 @@ class Voxels:
 
     @cached_property
     def number(self) -> Any:
-        """(place of the box) int32 number of the voxel there, -1: none.
+        """Number of the voxel at each place of the box, (place) int32, -1 where there is none.
 
-        None if every place is a voxel, in order.
+        None means that every place is a voxel, and its number is that of the place.
         """
         if self.num_voxels == self.box_size:
             return None
@@ -104,7 +104,7 @@ class Voxels:
         return index
 
     def of_box_axes(self, per_grid_axis: Sequence[float]) -> list[float]:
-        """Pick the values of the box's axes."""
+        """Return the values of the box's axes from one per grid axis."""
         return [float(per_grid_axis[axis]) for axis in self.source_axis]
 
     def gather(self, grids: Any, out: Any) -> None:
@@ -131,7 +131,7 @@ def _coordinates(grid_index: Any, grid_shape: Sequence[int]) -> list[Any]:
 def extremes(device: CupyDevice, arrays: Iterable[Any]) -> list[Array]:
     """Return (smallest, largest) of each array; the host waits once for all of them.
 
-    One of the arrays is in memory at a time.
+    If the arrays are made one by one, only one of them is in memory at a time.
     """
     ends = [device.xp.stack([array.min(), array.max()]) for array in arrays]
     return list(device.download(device.xp.stack(ends))) if ends else []
@@ -141,8 +141,8 @@ class BilateralInput:
     """An appearance kernel's features at the voxels: intensities first, positions last.
 
     Attributes:
-        features: (modality + axis, voxel) float32 on the device, from the box's first voxel and
-            the lowest intensities on.
+        features: (modality + axis, voxel) float32 on the device, counted from the box's first
+            voxel and from the lowest intensities.
         ranges: smallest and largest value of each feature.
     """
 
@@ -167,8 +167,8 @@ class BilateralInput:
         ends = extremes(voxels.device, inside)
         intensity_ranges = self._intensity_ranges(ends)
 
-        # As cpu/features.cpp computes them, operation by operation: the lattice's integers follow
-        # from them.
+        # The operations are those of cpu/features.cpp, one by one: the lattice's integers depend on
+        # how features are rounded.
         shape = (num_modalities + voxels.num_axes, voxels.num_voxels)
         self.features = voxels.device.xp.empty(shape, dtype=np.float32)
         for number, (modality, theta) in enumerate(
