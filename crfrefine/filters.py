@@ -32,7 +32,7 @@ def gaussian_filter(
 ) -> Any:
     """Filter values with the Gaussian of any features.
 
-    It is out_i = sum_j exp(-|f_i - f_j|² / 2) values_j, for all pairs of points. With positions
+    The result is out_i = sum_j exp(-|f_i - f_j|² / 2) values_j, over all pairs. With positions
     and intensities as features it is a bilateral filter. `crfrefine.Lattice` keeps the kernel for
     further values. Tensors of PyTorch are filtered by `crfrefine.layer.functional.gaussian_filter`,
     which has gradients.
@@ -47,8 +47,8 @@ def gaussian_filter(
             mean; "symmetric" divides values and result by the root of that sum.
         mask: (N,) or (*grid), nonzero where points count; others neither send nor receive, and
             are 0. None means all.
-        device: "cpu", or in plain operations of PyTorch "torch" or "torch:cuda". Only for arrays:
-            tensors are filtered where they are.
+        device: "cpu"; or "torch" or "torch:cuda" for plain operations of PyTorch. It is for
+            arrays only: tensors are filtered on the device that they are on.
         threads: CPU threads; None means the cores this process may use.
 
     Returns:
@@ -57,7 +57,7 @@ def gaussian_filter(
     Raises:
         InputError: shapes do not fit, no points or features, values that are not finite or above
             1e20, or bandwidths so small that no two points share a simplex of the lattice.
-        ConfigError: a word that is not known.
+        ConfigError: an unknown word.
         CapacityError: more features than the lattice takes, a feature that spans more than a
             million bandwidths, or not enough memory.
 
@@ -102,12 +102,12 @@ def bilateral_filter(
     """Smooth a volume and keep its edges: the mean of the voxels that are near and alike.
 
     Args:
-        image: (*grid) or (M, *grid), finite. With M channels they are alike if all are.
+        image: (*grid) or (M, *grid), finite. All M channels are smoothed with the same weights.
         spacing: mm between voxels, one per grid axis; one for all means that each axis of the
             image is a grid axis, without channels.
-        theta_alpha: mm, how near; one, or one per axis.
-        theta_beta: how alike, in the unit of the guide's intensities; one, or one per channel of
-            the guide.
+        theta_alpha: bandwidth of position in mm; one, or one per axis.
+        theta_beta: bandwidth in the unit of the guide's intensities; one, or one per channel of
+            the guide. Voxels are alike if they are alike in all channels.
         guide: (*grid) or (G, *grid), the volume whose edges are kept, such as a sharp image of
             another modality. None means the image.
         mask: (*grid), nonzero where voxels count; the others are 0 in the result. None means all.
@@ -138,8 +138,8 @@ def bilateral_filter(
     check_threads(threads)
     check_word("method", method, FILTERS)
     values = given_array(image, "image")
-    num_steps = np.size(spacing)
-    num_axes = num_steps if num_steps > 1 else values.ndim
+    num_distances = np.size(spacing)
+    num_axes = num_distances if num_distances > 1 else values.ndim
     distances = given_spacing(spacing, num_axes)
     if values.ndim not in (num_axes, num_axes + 1):
         raise InputError(
@@ -180,9 +180,9 @@ def bilateral_filter(
 
 
 def _numbers(value: Any) -> Any:
-    """Return one number, or a tuple of them.
+    """Return one number, or a tuple of several.
 
-    Anything else is returned as it is, for the check of parameters to refuse.
+    Other values are returned as they are; `BilateralParameters` refuses them.
     """
     try:
         numbers = np.asarray(value)

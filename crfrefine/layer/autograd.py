@@ -48,15 +48,15 @@ class MeanField(torch.autograd.Function):
     def forward(ctx: Any, kernels: Kernels, spec: MeanFieldSpec, *tensors: Tensor | None) -> Tensor:
         """Take all steps.
 
-        The tensors are those of GRADIENTS, of which those from `weights` on may be on the CPU.
+        The tensors are those of GRADIENTS, in that order; from `weights` on they may be on the CPU.
         """
         logits, image, weights, _, _, _, compatibility, temperature, bias, _ = tensors
         assert logits is not None
         tape = kernels.forward(to_array(logits), spec)
         ctx.kernels = kernels
         ctx.kinds = [_kind(tensor) for tensor in tensors]
-        # PyTorch frees saved tensors after the backward pass and detects changes in place, of the
-        # image and the parameters, too.
+        # PyTorch frees saved tensors after the backward pass, and refuses that pass if one was
+        # changed in place. Image and parameters are saved for this check alone.
         record = to_tensor(tape.record)
         ctx.save_for_backward(logits, record, weights, compatibility, temperature, bias, image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
@@ -87,7 +87,7 @@ class MeanField(torch.autograd.Function):
 
 
 class _Kind(NamedTuple):
-    """What a gradient has in common with its tensor."""
+    """Type and device, which a gradient has in common with its tensor."""
 
     dtype: torch.dtype
     device: torch.device
@@ -98,9 +98,9 @@ def _kind(tensor: Tensor | None) -> _Kind | None:
 
 
 def to_array(tensor: Tensor) -> Any:
-    """Return the input of an engine: a numpy array in C order, or on a GPU the tensor itself.
+    """Return a tensor as engines take it, in C order: on the CPU a numpy array, on a GPU a tensor.
 
-    It is copied only if the order differs.
+    The values are copied only if their order differs.
     """
     values = tensor.detach().contiguous()
     if values.device.type == "cpu":
@@ -118,16 +118,16 @@ def to_tensor(array: Any) -> Any:
 
 
 def _in_pytorchs_memory(value: Any) -> Any:
-    """Return a copy of a GPU array that an engine shares, in PyTorch's own memory.
+    """Return a copy in PyTorch's own memory if the value is a GPU tensor that an engine shares.
 
-    Only there PyTorch tracks the other streams that still read it.
+    Only in its own memory does PyTorch track which other streams still read a tensor.
     """
     if isinstance(value, Tensor) and value.device.type != "cpu":
         return value.clone()
     return value
 
 
-# PyTorch has this since 2.7; older exporters raise their errors.
+# PyTorch has `is_exporting` since 2.7; before, the exporters raise errors of their own.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
 
 
@@ -140,8 +140,8 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
         if exporter is not None:
             raise cannot_export(exporter)
         if torch.compiler.is_compiling():
-            # Not a decorator: that would import the compiler, which takes longer than importing
-            # PyTorch itself.
+            # This is not a decorator, which would import the compiler at once. That takes longer
+            # than importing PyTorch itself.
             result: _R = torch.compiler.disable(function)(*args, **kwargs)
             return result
         return function(*args, **kwargs)
@@ -150,7 +150,7 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _exporter() -> str | None:
-    """Return the exporter that makes a graph of what runs now; None without one."""
+    """Return the exporter that is making a graph of this call; None means that there is none."""
     is_exporting = _is_exporting()
     is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if not is_exporting and not is_tracing:

@@ -1,4 +1,4 @@
-"""The numbers that the layer's tensors hold: they become values in a stated range, and back.
+"""Values of parameters, each in a range, and the raw numbers by which the layer's tensors hold them.
 
 A value at the end of its range stays there until the gradient points inward.
 """
@@ -23,30 +23,30 @@ TEMPERATURE_RANGE = (0.05, 20.0)
 # near 0, and exactly 0 at raw = 0, where the slope is still 0.12. A plain softplus approaches 0
 # only where its slope vanishes too, and would get stuck there.
 _BEND = -2.0
-# Weights are differences from it, which limits the digits of small weights.
+# Weights are differences from this floor, which limits the digits of small weights.
 WEIGHT_FLOOR = math.log1p(math.exp(_BEND))
 
 
 @dataclass(frozen=True)
 class Form:
-    """Values from `low` to `high`, which a tensor holds as they are."""
+    """Values from `low` to `high`; the raw number that a tensor holds is the value itself."""
 
     low: float
     high: float
 
     def to_raw(self, value: float) -> float:
-        """Return the number that is held for a value."""
+        """Return the raw number of a value."""
         return value
 
     def from_raw(self, raw: Tensor) -> Tensor:
-        """Return the values of held numbers within the range, where outward gradients stop."""
+        """Return the values of raw numbers, clamped to the range; outward gradients stop there."""
         low = self.to_raw(self.low)
         high = self.to_raw(self.high)
         inside: Tensor = _ClampInward.apply(raw, low, high)  # type: ignore[no-untyped-call]
         return inside
 
     def hold(self, value: float | Sequence[float], size: int, key: str) -> list[float]:
-        """Return the held numbers of values, or of one value for all.
+        """Return the raw numbers of `size` values, or of one value for all.
 
         Raises ConfigError, naming the key, if one is out of range.
         """
@@ -112,7 +112,7 @@ VOLUME = Form(0.0, 1.0)
 def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
     """Return the (L, L) matrix with zero diagonal from its other entries, row by row.
 
-    They are those of the upper triangle alone if the matrix is symmetric.
+    If the matrix is symmetric, the entries are those of the upper triangle alone.
     """
     places = entry_places(num_labels, symmetric=symmetric).to(entries.device)
     matrix = entries.new_zeros(num_labels, num_labels).masked_scatter(places, entries)
@@ -127,7 +127,8 @@ def entry_places(num_labels: int, *, symmetric: bool) -> Tensor:
     return places.triu() if symmetric else places
 
 
-# Half a unit in the last place of the largest stored logarithm (11.5), plus a few more roundings.
+# In units of `eps`: half a unit in the last place of the largest stored logarithm, 11.5, and a few
+# more roundings.
 _ROUNDINGS = 8.0
 
 
@@ -136,8 +137,8 @@ def plain_numbers(
 ) -> tuple[float, ...]:
     """Return the numbers of a tensor as a person would write them.
 
-    They are the shortest decimals that are equal in a given precision. Numbers below `floor` get
-    its absolute precision. Engines use values in float32, but bandwidths in float64.
+    These are the shortest decimals that are equal in a given precision. Numbers below `floor` get
+    its absolute precision. Engines use bandwidths in float64, all other values in float32.
     """
     precise = tensor.detach().double().flatten().tolist()
     relative = _ROUNDINGS * torch.finfo(precision).eps
@@ -156,9 +157,9 @@ def _shortest(value: float, tolerance: float) -> float:
 def decide(
     asked: bool | None, values: Sequence[float | tuple[float, ...]], argument: str, key: str
 ) -> bool:
-    """Return whether to hold values as lists: as requested, else as they are.
+    """Return whether to hold values as lists: as `asked`, or for None if one of them is a list.
 
-    Raises ConfigError if they are lists, but shall be one number.
+    Raises ConfigError if one is a list, but lists are not wanted.
     """
     are_lists = any(isinstance(value, tuple) for value in values)
     if asked is False and are_lists:

@@ -1,6 +1,6 @@
 """The mean field of the dense CRF as a differentiable function of tensors.
 
-Its image is normalized already; `CrfRnn` normalizes.
+The image must be normalized already; `CrfRnn` does that.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from crfrefine.refinement.tiles.survey import find_thresholds
 # One number for all labels, axes or modalities, or one each.
 Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
 _HOST = torch.device("cpu")
-# Weight of the volume term instead of 0 where it is learned: it changes marginals by rounding, and
-# its slope is that at 0.
+# A learned weight of the volume term is at least this, so that it has a gradient at 0, too. The term
+# then changes marginals by no more than rounding.
 _MIN_LEARNED = 1e-6
 
 
@@ -61,8 +61,8 @@ def mean_field(
     """Refine logits with the dense CRF.
 
     The result has gradients with respect to logits, image and every parameter that is a tensor.
-    Logits, spacing, mask, kernels, result and errors are as of `CrfRnn.forward`, `threads` and
-    `label_threshold` as of `CrfRnn`.
+    Logits, spacing, mask, kernels, result and errors are as in `CrfRnn.forward`, `threads` and
+    `label_threshold` as in `CrfRnn`.
 
     Args:
         logits: (B, L, *grid), higher is better.
@@ -79,9 +79,9 @@ def mean_field(
         spacing: mm; one number, one per axis, or (B, axes).
         mask: nonzero where the model applies.
         threads: CPU threads.
-        label_threshold: below which a label takes no part around a tile.
-        kernels: one for each batch item, from `build_kernels`; image, bandwidths, spacing and mask
-            are then ignored.
+        label_threshold: labels whose marginals all stay below it take no part around a tile.
+        kernels: one object for each batch item, from `build_kernels`; image, bandwidths, spacing
+            and mask are then ignored.
         settings: other keys of `[mean_field]` (docs/reference/parameters.md): `num_iterations`,
             `normalization`, `filter` and `positions`. All steps are taken.
 
@@ -125,9 +125,10 @@ def mean_field(
         call = _BuiltFor(len(weights), image_shape, precision, num_labels)
         _check_kernels(kernels, len(logits), call)
 
-    # Of kernels that were given without their mask, only they know it.
-    num_voxels = logits[0, 0].numel()
-    if mask is not None or all(item.num_voxels == num_voxels for item in kernels):
+    # Kernels with a mask that was not given here tell only how many voxels it has, so that it is
+    # unknown which logits count.
+    grid_size = logits[0, 0].numel()
+    if mask is not None or all(item.num_voxels == grid_size for item in kernels):
         inputs.check_logits(logits, masks)
 
     items = []
@@ -150,9 +151,9 @@ class Bandwidths(NamedTuple):
 
 
 class ModelTensors(NamedTuple):
-    """What the CRF learns, on the CPU; named as in `GRADIENTS`, and in that order.
+    """The learnable tensors of the CRF, on the CPU, with the names and the order of `GRADIENTS`.
 
-    The host reads these few numbers: from a GPU, each look at one would wait for it.
+    The host reads these few numbers; on a GPU, it would have to wait for each.
     """
 
     weights: Tensor  # (kernels, L)
@@ -165,7 +166,7 @@ class ModelTensors(NamedTuple):
     volume_weight: Tensor | None  # (), float64; None without a volume term
 
     def among(self, labels: Tensor) -> ModelTensors:
-        """Return the model of some labels alone."""
+        """Return the model with some of the labels alone."""
         return self._replace(
             weights=self.weights[:, labels],
             compatibility=self.compatibility[labels][:, labels],
@@ -205,12 +206,12 @@ def _compatibility(matrix: Tensor | None, num_labels: int, dtype: torch.dtype) -
 def _volume_weight(volume: Tensor | float) -> Tensor:
     """Return the weight of the volume term; raise ConfigError if it is out of range."""
     weight = torch.as_tensor(volume, dtype=torch.float64, device=_HOST).reshape(())
-    VolumeParameters(weight=float(weight.detach()))  # for its check
+    VolumeParameters(weight=float(weight.detach()))  # raises if it is out of range
     return weight
 
 
 def _run_of(model: ModelTensors, num_iterations: int) -> MeanFieldSpec:
-    """Return the run of all steps of a model."""
+    """Return a run that takes all steps."""
     volume_weight = 0.0
     if model.volume_weight is not None:
         volume_weight = float(model.volume_weight.detach())
@@ -257,7 +258,7 @@ def _specs_by_item(wanted: KernelSetSpec, labels: Sequence[Tensor | None]) -> li
 
 
 class _BuiltFor(NamedTuple):
-    """What kernels are built for, as far as a call can tell."""
+    """The properties of kernels that a call can compare with its own arguments."""
 
     num_terms: int
     image_shape: tuple[int, ...]
@@ -296,7 +297,7 @@ def _present(
         values = values + _per_label(bias, values.ndim)
     values = values / run.temperature
     log_sums = values.logsumexp(0)
-    # One label at a time, to avoid another array of all labels.
+    # This takes one label at a time, to avoid another array of all labels.
     maxima = []
     for channel in values:
         log_probability = channel - log_sums
@@ -305,12 +306,12 @@ def _present(
         maxima.append(log_probability.amax())
     largest = torch.stack(maxima)
 
-    is_there = ~(largest.cpu() <= torch.from_numpy(thresholds))  # True for NaN
-    if int(is_there.sum()) < 2:
-        is_there[largest.topk(2).indices.cpu()] = True
-    if is_there.all():
+    takes_part = ~(largest.cpu() <= torch.from_numpy(thresholds))  # True for NaN
+    if int(takes_part.sum()) < 2:
+        takes_part[largest.topk(2).indices.cpu()] = True
+    if takes_part.all():
         return None
-    return is_there.nonzero().squeeze(1)
+    return takes_part.nonzero().squeeze(1)
 
 
 def _per_label(values: Tensor, num_dims: int) -> Tensor:
@@ -329,8 +330,8 @@ def _refine_item(
 ) -> Tensor:
     """Return the refined logits (L, *grid) of a batch item in which only some labels take part.
 
-    `labels` None means all. The other labels get the largest penalty of those that take part,
-    since theirs cannot be smaller.
+    None for `labels` means that all take part. The labels that do not get the largest penalty of
+    those that do, since theirs cannot be smaller.
     """
     refined: Tensor
     if labels is None:
@@ -350,9 +351,9 @@ def _refine_item(
     shift = _per_label(model.bias.to(logits), logits.ndim)
     if inside is not None:
         shift = shift * inside
-    alone = (logits + shift) / model.temperature.to(logits)
-    penalty = (refined - alone[places]).detach().amin(0)
-    return (alone + penalty).index_copy(0, places, refined)
+    unrefined = (logits + shift) / model.temperature.to(logits)
+    penalty = (refined - unrefined[places]).detach().amin(0)
+    return (unrefined + penalty).index_copy(0, places, refined)
 
 
 def build_kernels(
@@ -369,9 +370,9 @@ def build_kernels(
 ) -> list[Kernels]:
     """Build everything that depends only on images and bandwidths, for `mean_field`.
 
-    It is an object per batch item, each of which serves one call at a time. Arguments and errors
-    are those of `mean_field`, with `bilateral` without weights; the image's type sets the
-    precision. Without `copy` the image must never be overwritten.
+    Each batch item has an object, which serves one call at a time. Arguments and errors are those
+    of `mean_field`, but `bilateral` has no weights; the type of the image sets the precision.
+    Without `copy` the image must never be overwritten.
     """
     inputs.check_image(image)
     check_threads(threads)
@@ -430,8 +431,8 @@ def _build(
     dtype = inputs.compute_dtype(image)
     engine = inputs.engine_for(image.device, dtype)
     if spacing is None:
-        matters = specs[0].positions != "voxels" and len(specs[0].kernels) > 0
-        spacing = notices.assumed_spacing(matters=matters)
+        is_used = specs[0].positions != "voxels" and len(specs[0].kernels) > 0
+        spacing = notices.assumed_spacing(matters=is_used)
     distances = _spacing_by_item(spacing, image)
     context = RunContext(threads or torch.get_num_threads())
     device = image.device
@@ -450,12 +451,12 @@ def _build(
 
 def _spacing_by_item(spacing: inputs.Spacing, image: Tensor) -> list[tuple[float, ...]]:
     """Return the spacing of each item of images (B, M, *grid); InputError if it does not fit."""
-    steps: Any = spacing
+    distances: Any = spacing
     if isinstance(spacing, Tensor):
-        steps = spacing.detach().cpu().numpy()
-    rows = [steps] * len(image)
-    if np.ndim(steps) == 2 and len(steps) == len(image):
-        rows = steps
+        distances = spacing.detach().cpu().numpy()
+    rows = [distances] * len(image)
+    if np.ndim(distances) == 2 and len(distances) == len(image):
+        rows = distances
     return [given_spacing(row, image.ndim - 2) for row in rows]
 
 
@@ -498,11 +499,11 @@ def _on_host(value: Values, dtype: torch.dtype) -> Tensor:
 
 
 def _stack(rows: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
-    """Return the (row, size) matrix of any number of rows."""
+    """Return the (row, size) matrix of rows, of which there may be none."""
     empty = torch.zeros(0, size, dtype=dtype, device=_HOST)
     return torch.cat([empty, *[row[None] for row in rows]])
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:
-    """Return a copy of the values: a spec must not change with the tensor."""
+    """Return a copy of the values in float64: a spec must not change with the tensor."""
     return np.array(tensor.detach().double().cpu().numpy())

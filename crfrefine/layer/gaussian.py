@@ -30,7 +30,7 @@ def gaussian_filter(
 ) -> Tensor:
     """Filter values, item by item, with the Gaussian of any features.
 
-    It is out_i = sum_j exp(-|f_i - f_j|² / 2) values_j, for all pairs of points.
+    The result is out_i = sum_j exp(-|f_i - f_j|² / 2) values_j, over all pairs of points.
 
     The gradient with respect to the values is the transpose of the computed filter, bit for bit.
     The gradient with respect to the features is the derivative of the Gaussian: exact with
@@ -42,18 +42,18 @@ def gaussian_filter(
     Args:
         values: (B, V, N) or (B, V, *grid).
         features: (B, N, D) or (B, D, *grid), each divided by its bandwidth; finite.
-        method: "exact", "lattice" or "auto", as of `crfrefine.gaussian_filter`.
+        method: "exact", "lattice" or "auto", as in `crfrefine.gaussian_filter`.
         normalization: "none", "after" or "symmetric".
         mask: (N,) or (*grid), nonzero where points count; None means all.
         threads: CPU threads; None means as many as `torch.get_num_threads()`.
 
     Returns:
-        The shape and type of the values; float16 and bfloat16 are computed in float32.
+        Filtered values in the shape and type of the values; float16 and bfloat16 are computed in float32.
 
     Raises:
         InputError: shapes, types or devices do not fit, values that are not finite, or points that
             share no simplex of the lattice.
-        ConfigError: a word that is not known.
+        ConfigError: an unknown word.
         CapacityError: more features than the lattice takes, or a feature that spans more than a
             million bandwidths.
 
@@ -153,7 +153,7 @@ def _check_finite(name: str, tensor: Tensor) -> None:
     try:
         ends = torch.stack(tensor.detach().aminmax())
         is_finite = bool(ends.abs().max() <= largest)
-    except RuntimeError as error:  # Such tensors hold no numbers that Python can read.
+    except RuntimeError as error:  # Tensors under vmap hold no numbers that Python can read.
         raise InputError(
             f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)"
         ) from error
@@ -164,7 +164,7 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-# The product of a kernel with (V, N) values.
+# Returns the product of (V, N) values with a kernel.
 PointFilter = Callable[[Tensor], Tensor]
 
 
@@ -200,7 +200,7 @@ def _normalized(kernel: PointFilter, values: Tensor, normalization: str) -> Tens
 class _BuiltOnce:
     """The compiled kernel of an item's points, built when `_Filter` first filters with it.
 
-    Only there do the features of a function transform have numbers.
+    Under a function transform, features have numbers only inside of `_Filter`.
     """
 
     def __init__(self, grid: tuple[int, ...], method: str, threads: int | None) -> None:
@@ -232,9 +232,9 @@ class _Filter(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save the kernel, and for the gradient of the features both tensors.
+        """Save the kernel, and if the features need a gradient, values and features.
 
-        PyTorch then notices if these have changed since.
+        PyTorch then refuses the backward pass if these have changed since.
         """
         values, features, built = inputs
         if ctx.needs_input_grad[1]:
@@ -247,8 +247,8 @@ class _Filter(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to values and features."""
         values, _ = ctx.saved_tensors
-        of_values, of_features, _ = ctx.needs_input_grad
-        wanted = (of_values, of_features)
+        wants_values, wants_features, _ = ctx.needs_input_grad
+        wanted = (wants_values, wants_features)
         grads = _Gradients.apply(grad, values, ctx.kernel, *wanted)  # type: ignore[no-untyped-call]
         return *grads, None
 
@@ -279,16 +279,16 @@ class _Gradients(torch.autograd.Function):
         grad: Tensor,
         values: Tensor | None,
         kernel: CompiledPoints,
-        of_values: bool,
-        of_features: bool,
+        wants_values: bool,
+        wants_features: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients that are wanted."""
         by_output = _to_numpy(grad)
         by_values = None
         by_features = None
-        if of_values:
+        if wants_values:
             by_values = torch.from_numpy(kernel.apply(by_output, transposed=True))
-        if of_features and values is not None:
+        if wants_features and values is not None:
             by_features = torch.from_numpy(kernel.feature_gradient(by_output, _to_numpy(values)))
         return by_values, by_features
 

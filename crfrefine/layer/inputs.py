@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from crfrefine.engines.base import Backend, Kernels
 
 
-# Share of voxels without a preference; a few occur by chance in half precision.
-_WORTH_A_WARNING = 0.01
-_LOOKED_AT = 8  # most voxels along an axis that are looked at to tell probabilities from logits
+# Share of voxels that are padding, above which a warning reports them.
+_WARNED_SHARE = 0.01
+_SAMPLED = 8  # most voxels along an axis that are looked at to tell probabilities from logits
 
 # mm: one number, one per axis, or one row per batch item.
 Spacing = float | np.number[Any] | Sequence[float] | Sequence[Sequence[float]] | Tensor | Array
@@ -36,9 +36,9 @@ Mask = Tensor | Array  # nonzero inside
 def check_tensor(
     value: Any, name: str, min_axes: int, axes: str, *, is_floating: bool = True
 ) -> None:
-    """Raise InputError unless a value is a tensor of numbers with so many axes, none of them empty.
+    """Raise InputError unless a value is a tensor with at least `min_axes` axes, none of them empty.
 
-    The numbers are real, or, where it matters, floating-point.
+    It must hold floating-point numbers, or without `is_floating` real numbers of any type.
     """
     if not isinstance(value, Tensor):
         raise InputError(
@@ -96,7 +96,7 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
     if "probabilities" in told:
         return
     are_probabilities = _look_like_probabilities(logits)
-    # Only the first call on a GPU looks, since the host has to wait for it.
+    # On a GPU only the first call looks, since the host has to wait for the GPU.
     if are_probabilities or logits.device.type != "cpu":
         told.add("probabilities")
     if are_probabilities:
@@ -108,10 +108,10 @@ def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
 
 
 def _look_like_probabilities(logits: Tensor) -> bool:
-    """Whether a few voxels look like probabilities; padding does not count."""
+    """Return whether a few voxels look like probabilities; padding does not count."""
     places = [slice(None), slice(None)]
     for extent in logits.shape[2:]:
-        places.append(slice(None, None, math.ceil(extent / _LOOKED_AT)))
+        places.append(slice(None, None, math.ceil(extent / _SAMPLED)))
     sample = logits.detach()[tuple(places)].movedim(1, 0)
     look = look_at(sample.float().cpu().numpy())
     sums = look.sums[~look.is_equal]
@@ -140,7 +140,7 @@ def engine_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Back
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """The precision of the computation: float64 for float64 tensors, float32 for all others."""
+    """Return the precision to compute in: float64 for float64 tensors, float32 for all others."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
@@ -190,9 +190,10 @@ def without_padding(
     values times gradients that cancel. Raises InputError if almost nothing would be left of an
     item, or its kernels were built with these voxels.
     """
-    values, grid = logits.detach(), logits.shape[2:]
+    values = logits.detach()
+    grid = logits.shape[2:]
     ties = values[:, 1] == values[:, 0]
-    # One channel at a time, to avoid (B, L, *grid) booleans.
+    # This takes one channel at a time, to avoid (B, L, *grid) booleans.
     for label in range(2, values.shape[1]):
         ties &= values[:, label] == values[:, 0]
     if not ties.any():
@@ -200,13 +201,18 @@ def without_padding(
     padding = _padding_among(ties, values)
     if not padding.any():
         return logits, mask
-    masks = masks_by_item(mask, len(logits), grid)
-    inside = torch.stack(
-        [torch.ones_like(padding[0]) if own is None else own.to(padding.device) for own in masks]
-    )
+
+    item_masks = []
+    for item_mask in masks_by_item(mask, len(logits), grid):
+        if item_mask is None:
+            item_masks.append(torch.ones_like(padding[0]))
+        else:
+            item_masks.append(item_mask.to(padding.device))
+    inside = torch.stack(item_masks)
     counts = [int(item.sum()) for item in inside & padding]
     if not any(counts):
         return logits, mask
+
     for index, count in enumerate(counts):
         check_share(count, int(inside[index].sum()), f"the logits of batch item {index}")
     inside &= ~padding
@@ -217,15 +223,19 @@ def without_padding(
                 "but its kernels were built with these voxels inside the mask; leave them out of "
                 "the mask that `build_kernels` is given"
             )
-    most = max(counts)
-    if most > _WORTH_A_WARNING * grid.numel():
-        notices.warn(f"batch item {counts.index(most)}: {describe_padding(most, grid.numel())}")
-    huge = padding & (values[:, 0].abs() > MAX_SCORE)
-    return logits.masked_fill(huge.unsqueeze(1), 0.0) if huge.any() else logits, inside
+
+    highest = max(counts)
+    if highest > _WARNED_SHARE * grid.numel():
+        description = describe_padding(highest, grid.numel())
+        notices.warn(f"batch item {counts.index(highest)}: {description}")
+    is_huge = padding & (values[:, 0].abs() > MAX_SCORE)
+    if is_huge.any():
+        logits = logits.masked_fill(is_huge.unsqueeze(1), 0.0)
+    return logits, inside
 
 
 def _padding_among(ties: Tensor, logits: Tensor) -> Tensor:
-    """Return which of the ties (B, *grid) are padding; the CPU judges their shapes."""
+    """Return which of the ties (B, *grid) are padding, as the CPU judges by their shapes."""
     padding = torch.zeros_like(ties)
     for index, item in enumerate(ties):
         if not item.any():
@@ -240,7 +250,7 @@ def _padding_among(ties: Tensor, logits: Tensor) -> Tensor:
 def check_logits(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
     """Raise InputError if logits (B, L, *grid) hold NaN or +infinity inside the items' masks.
 
-    One such voxel would spread to its item.
+    One such voxel would spread to all others of its item.
     """
     if logits.detach().amax() < math.inf:  # False for NaN
         return
@@ -269,6 +279,7 @@ def check_finite(image: Tensor, index: int) -> None:
             )
 
 
+# A channel whose range of intensities is at most this is constant.
 _CONSTANT = float(torch.finfo(torch.float32).tiny)
 
 
@@ -282,8 +293,8 @@ def normalize_batch(
 ) -> Tensor:
     """Map the intensities of a batch (B, M, *grid) to the scale that theta_beta is measured in.
 
-    Statistics are those of each item, taken inside the mask, and have gradients, too; without a
-    gradient this is what `crfrefine.refine` does.
+    The statistics of each item are taken inside the mask, and have gradients, too. Where no
+    gradient is needed, float32 on the CPU is normalized by the code of `crfrefine.refine`.
     """
     for index, item in enumerate(image):
         check_finite(item, index)
@@ -295,7 +306,7 @@ def normalize_batch(
 
 
 def stack_items(items: Sequence[Tensor]) -> Tensor:
-    """Return the batch of items; one item is not copied, as a stack of it would be."""
+    """Return the batch of items; a single item is not copied, as `torch.stack` would."""
     if len(items) == 1:
         return items[0].unsqueeze(0)
     return torch.stack(list(items))
@@ -352,14 +363,14 @@ def _inside(channel: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _scaled(channel: Tensor, shift: Tensor, width: Tensor) -> Tensor:
-    """Return a channel minus a shift, over a width; zeros if the width is that of a constant."""
+    """Return a channel minus a shift, over a width; zeros if the channel is constant."""
     if float(width.detach()) > _CONSTANT:
         return (channel - shift) / width
     return torch.zeros_like(channel)
 
 
 def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the (population) deviation; that of a constant is 0, without gradient."""
+    """Return mean and population deviation; a constant has deviation 0, without gradient."""
     variance, mean = torch.var_mean(values, correction=0)
     if float(variance.detach()) > 0.0:
         return mean, variance.sqrt()
@@ -369,8 +380,8 @@ def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
 def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return the lower percentile, and the distance to the upper one.
 
-    Where both are equal, they are replaced by the smallest and the largest value. Percentiles are
-    interpolated between order statistics, whose voxels get the gradients.
+    If both are equal, the smallest and the largest value take their place. Percentiles are
+    interpolated between two values in sorted order, whose voxels get the gradients.
     """
     last = values.numel() - 1
     positions = [last * (percent / 100.0) for percent in percentiles]

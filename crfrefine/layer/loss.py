@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from crfrefine.engines.base import Kernels
 
-# Smallest logarithm of a probability, 1e-35: the engine takes logits that are finite.
+# Log-probabilities are raised to this (1e-35), since the engine takes only finite logits.
 _LEAST = -80.0
 _TOLD: set[str] = set()  # warnings that this process has issued
 
@@ -45,8 +45,8 @@ def crf_loss(
 ) -> Tensor:
     """Return how much similar neighbors disagree about their labels.
 
-    It is the Potts energy of a network's probabilities. With Q = softmax(logits) and the
-    appearance kernel K, normalized as K~ = R^-1/2 K R^-1/2, it is the mean over voxels of
+    The loss is the Potts energy of a network's probabilities: with Q = softmax(logits) and the
+    appearance kernel K, normalized as K~ = R^-1/2 K R^-1/2, the mean over voxels of
     sum_l Q_l (K~ (1 - Q_l)). Add it, times a weight, to the cross-entropy on the labeled voxels:
     by itself it is lowest, 0, where all voxels have the same label. The gradient reaches the
     logits only.
@@ -70,9 +70,9 @@ def crf_loss(
         () float32, or float64 for float64 logits. From 0 to 1 - 1 / L, up to the filter's error.
 
     Raises:
-        InputError: as `CrfRnn.forward`; also an image or bandwidth that requires a gradient.
+        InputError: as in `CrfRnn.forward`; also an image or bandwidth that requires a gradient.
         ConfigError: `filter` or `intensity` is not one of the words.
-        ExportError, BackendUnavailableError, CapacityError: as `CrfRnn.forward`.
+        ExportError, BackendUnavailableError, CapacityError: as in `CrfRnn.forward`.
 
     Examples:
         >>> import torch
@@ -131,14 +131,14 @@ def _refuse_gradient(name: str, value: Values) -> None:
 class _Energy(torch.autograd.Function):
     """The mean of sum_l Q_l (K~ (1 - Q_l)).
 
-    Its gradient is computed with it, as it takes the messages that the value takes.
+    The forward pass also computes the gradient, since both need the same messages.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, log_q: Tensor, kernels: Sequence[Kernels]) -> Tensor:
         """Return the loss of `log_q`, the finite logarithms of the probabilities.
 
-        The logits are here for their gradient.
+        `logits` are an argument only so that they get the gradient.
         """
         num_labels = log_q.shape[1]
         potts = 1.0 - np.eye(num_labels)
@@ -150,12 +150,12 @@ class _Energy(torch.autograd.Function):
             tape = item.forward(autograd.to_array(item_log_q), spec)
             # One step of the mean field subtracts K~ (1 - Q_l) from the logits inside the mask,
             # and nothing outside.
-            others = item_log_q - autograd.to_tensor(tape.logits)
+            penalty = item_log_q - autograd.to_tensor(tape.logits)
             q = item_log_q.exp()
-            disagreement = q * others
+            disagreement = q * penalty
             total += float(disagreement.sum(dtype=torch.float64))
             if gradient is not None:
-                centered = others - disagreement.sum(0, keepdim=True)
+                centered = penalty - disagreement.sum(0, keepdim=True)
                 gradient[index] = (2.0 / num_voxels) * q * centered
         if gradient is not None:
             ctx.save_for_backward(gradient)
@@ -178,19 +178,19 @@ def partial_cross_entropy(
 ) -> Tensor:
     """Return the mean cross-entropy over the labeled voxels of a batch.
 
-    Without labeled voxels it is 0, with a gradient of 0. There
-    `torch.nn.functional.cross_entropy(..., ignore_index=...)` is NaN; else it is the same.
+    Without labeled voxels it is 0, and so is its gradient, where
+    `torch.nn.functional.cross_entropy(..., ignore_index=...)` is NaN. Otherwise both are the same.
 
     Args:
         logits: (B, L, *grid), higher is better.
         scribbles: (B, *grid) integers: 1 to L - 1 or `background` where someone labeled a voxel,
             `ignore_index` elsewhere.
-        ignore_index: the value of voxels without a label; no label, and not `background`.
+        ignore_index: the value of voxels without a label; neither a label nor `background`.
         background: the value of voxels labeled as background, label 0; 255 in files of
             `crfrefine infer --strokes`, with `ignore_index=0`.
 
     Returns:
-        () in the type of the logits; under `torch.autocast` at least float32, as PyTorch's.
+        () in the type of the logits; under `torch.autocast` at least float32, as in PyTorch.
 
     Raises:
         InputError: shapes do not fit, logits that are no floating-point numbers, scribbles that
@@ -211,7 +211,7 @@ def partial_cross_entropy(
             f"neither of them one of the labels 1 to {num_labels - 1}"
         )
 
-    # In a narrow type, the values that they are compared with would wrap around.
+    # Labels are compared as int64: in a narrow type, the other numbers would wrap around.
     labels = scribbles.long()
     is_labeled = labels != ignore_index
     is_background = labels == background

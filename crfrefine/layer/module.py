@@ -64,7 +64,7 @@ class CrfRnn(CrfValues):
 
         Regions where all labels have exactly the same logit, such as the padding of a crop, take no
         part, as if they were outside the mask; a warning reports them if they are more than one
-        voxel in a hundred. Single ties, as of half precision, take part.
+        voxel in a hundred. Single ties, which are common in half precision, take part.
 
         Args:
             logits: (B, L, *grid), higher is better. float64 is computed in float64, by plain
@@ -126,8 +126,8 @@ class CrfRnn(CrfValues):
     ) -> Tensor:
         """Refine logits with an image that is on the scale of theta_beta already.
 
-        An example is a crop of a normalized case. Arguments, results and errors are those of
-        `forward`, except that padding of the logits is not detected.
+        Such an image is, for example, a crop of a normalized case. Arguments, results and errors
+        are those of `forward`, but padding of the logits is not detected.
         """
         bilateral = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
         spatial = None
@@ -164,7 +164,7 @@ class CrfRnn(CrfValues):
     ) -> list[Kernels]:
         """Build everything that depends only on images and bandwidths.
 
-        It serves many calls while these stay the same, as with frozen theta. Arguments and errors
+        Kernels serve many calls while these stay the same, as with frozen theta. Arguments and errors
         are those of `forward`; `dtype` is float32, or float64 for float64 logits.
 
         Returns:
@@ -187,7 +187,7 @@ class CrfRnn(CrfValues):
     def settings(self, threads: int | None) -> dict[str, Any]:
         """Return the keys of `[mean_field]`, and the number of threads.
 
-        They are for building kernels, and for running on them.
+        `functional.mean_field` and `functional.build_kernels` take them.
         """
         settings = dict(vars(self._start.mean_field))
         settings["num_iterations"] = self.num_iterations

@@ -164,12 +164,12 @@ class CrfValues(nn.Module):
     def _hold_weight(
         self, kernel: BilateralParameters | SpatialParameters, key: str
     ) -> list[float]:
-        """Return the held weights of a kernel: one for each label, or one for all."""
+        """Return the raw numbers of a kernel's weights: one for each label, or one for all."""
         size = self.num_labels if self.per_label_weights else 1
         return WEIGHT.hold(kernel.weight, size, f"{key}.weight")
 
     def _hold_bandwidth(self, theta: float | tuple[float, ...], key: str) -> list[float]:
-        """Return the held bandwidths of position: one for each axis, or one for all."""
+        """Return the raw numbers of bandwidths of position: one for each axis, or one for all."""
         size = self.spatial_dims if self.anisotropic else 1
         return POSITION.hold(theta, size, key)
 
@@ -204,18 +204,18 @@ class CrfValues(nn.Module):
     ) -> None:
         if start.matrix is None:
             matrix = 1.0 - torch.eye(self.num_labels, dtype=torch.float64)
-            known = ["full", "potts"]
+            kinds = ["full", "potts"]
         else:
             matrix = torch.tensor(start.matrix, dtype=torch.float64)
-            known = ["full"]  # Potts has no place for a matrix.
+            kinds = ["full"]  # Potts has no place for a matrix.
         is_symmetric = torch.equal(matrix, matrix.T)
         if symmetric and not is_symmetric:
             raise ConfigError(
                 "compatibility.matrix: it is not symmetric, but symmetric_compatibility asks for "
                 "that"
             )
-        if kind not in known:
-            expected = " or ".join(repr(word) for word in known)
+        if kind not in kinds:
+            expected = " or ".join(repr(word) for word in kinds)
             raise ConfigError(
                 f"compatibility: for these parameters expected {expected}, got {kind!r}"
             )
@@ -275,9 +275,9 @@ class CrfValues(nn.Module):
 
     @property
     def output_temperature(self) -> float:
-        """What `crfrefine infer` divides refined logits by where they become probabilities.
+        """Divides refined logits where `crfrefine infer` turns them into probabilities.
 
-        The layer does not divide by it, nor learn it.
+        The layer neither divides by it nor learns it.
         """
         return self._start.mean_field.output_temperature
 
@@ -294,11 +294,11 @@ class CrfValues(nn.Module):
         return VOLUME.from_raw(self.raw_volume_weight)
 
     def freeze(self, *groups: Group) -> Self:
-        """Freeze groups, without names all; raises ConfigError if a group does not exist."""
+        """Freeze the named groups, or all; raises ConfigError if a group does not exist."""
         return self._set_learning(groups, learns=False)
 
     def unfreeze(self, *groups: Group) -> Self:
-        """Let groups learn, without names all; raises ConfigError if a group does not exist."""
+        """Let the named groups learn, or all; raises ConfigError if a group does not exist."""
         return self._set_learning(groups, learns=True)
 
     def _set_learning(self, groups: tuple[str, ...], *, learns: bool) -> Self:
@@ -320,10 +320,10 @@ class CrfValues(nn.Module):
         return [member for member in members if member is not None]
 
     def to_parameters(self) -> CrfParameters:
-        """Return the parameters with which `crfrefine infer` computes the same as the layer.
+        """Return parameters with which `crfrefine infer` and `refine` compute the same as the layer.
 
-        `crfrefine.refine` does, too. The tolerance is 0, so that all steps are taken; settings
-        that the layer does not learn are those that it was created from.
+        The tolerance is 0, so that all steps are taken; settings that the layer does not learn are
+        those that it was created from.
         """
         weight = partial(_numbers, is_list=self.per_label_weights, floor=WEIGHT_FLOOR)
         precision = self.log_theta_alpha.dtype
@@ -412,8 +412,8 @@ def _check_count(name: str, value: Any, minimum: int) -> None:
 def _numbers(values: Tensor, *, is_list: bool = False, **options: Any) -> float | tuple[float, ...]:
     """Return the numbers of a tensor for a file of parameters; options are of `plain_numbers`.
 
-    Unless they shall be a list, they are one number if all agree: the file then fits any number of
-    modalities or labels.
+    Without `is_list`, equal numbers become one number: the file then fits any number of modalities
+    or labels.
     """
     numbers = plain_numbers(values, **options)
     if is_list or len(set(numbers)) > 1:
@@ -423,5 +423,5 @@ def _numbers(values: Tensor, *, is_list: bool = False, **options: Any) -> float 
 
 def _parameter(values: Any, dtype: torch.dtype | None = None) -> nn.Parameter:
     """Return a parameter, in PyTorch's default type unless another is given."""
-    # Bandwidths are float64: a lattice has the same vertices only if all digits are the same.
+    # Bandwidths are given as float64: a lattice has the same vertices only if all digits agree.
     return nn.Parameter(torch.tensor(values, dtype=dtype or torch.get_default_dtype()))

@@ -1,6 +1,6 @@
 """`CrfRefine` and `CrfRefined`: the transform on arrays and tensors, and on dictionaries.
 
-Grids come from metadata.
+Their metadata tell the grid of each input.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from crfrefine.refinement.result import RefinementResult
 
 Output = Literal["logits", "probabilities", "labels"]
 Spacing = float | Sequence[float] | None
-MAX_AXES = 3  # that an affine places in the world
+MAX_AXES = 3  # most axes that an affine places in the world
 
 
 class CrfRefine(Transform):
@@ -38,34 +38,33 @@ class CrfRefine(Transform):
 
     It takes one case, channels first, or a batch. The result has the device, the type (except for
     labels) and the metadata of the logits, `applied_operations` included, so that `Invertd` works
-    on it. Distances are those of the affine of the image, else of the logits. Threads may share an
-    object, and it can be pickled.
+    on it. The spacing is that of the affine of the image, or else of the logits. Threads may share
+    an object, and it can be pickled.
 
     Args:
         parameters: the model, the name of a preset, the path of a TOML file, or nested
             dictionaries with its keys. None means the preset `default`, with `network_spacing` the
             preset `sharp`.
         output: "logits"; "probabilities", the marginals; or "labels", (1, *grid), uint8 up to 256
-            labels, else int32, to which alone `postprocess` applies. None means "labels" for label
+            labels, else int32. `postprocess` applies to labels only. None means "labels" for label
             maps, else "logits".
         input_type: "auto": logits, and what looks like probabilities is refused; "logits";
-            "probabilities"; "labels": label maps. One channel, (1, *grid), of log-odds needs
-            "logits", of a sigmoid "probabilities"; the result has two labels.
+            "probabilities"; "labels": label maps. For a single channel, (1, *grid), give "logits"
+            if it is log-odds, "probabilities" if it is a sigmoid; the result has two labels.
         network_spacing: of label maps, as in `crfrefine.refine`.
         regions: of the channels of a network with sigmoids, in their order: pairs of a name and
             its labels, a dictionary of these (which writers of YAML sort), or a RegionScheme. Then
             logits are log-odds.
-        spacing: mm, one per axis of the grid, for tensors without metadata; or, also one for all
-            axes, instead of that of the metadata. None means that of the metadata.
+        spacing: mm, instead of that of the metadata; one per axis of the grid, or, if there are
+            metadata, one for all axes. None means that of the metadata.
         device: where to compute, as in `crfrefine.refine`; None means the CPU, wherever the
             tensors are.
         threads: CPU threads; None means the cores that this process may use. In the workers of a
             DataLoader, 1.
-        allow_vanishing: as in `crfrefine.refine`, for labels; logits and probabilities have no
-            rules.
+        allow_vanishing: as in `crfrefine.refine`, for output "labels"; no rule applies to others.
 
     Raises:
-        ConfigError, InputError: an argument has another value.
+        ConfigError, InputError: an argument cannot be used.
     """
 
     backend = [TransformBackends.TORCH, TransformBackends.NUMPY]  # noqa: RUF012
@@ -185,7 +184,7 @@ class CrfRefine(Transform):
         return label_map
 
     def _output_of(self, result: RefinementResult) -> NDArray[Any]:
-        """Return what the settings ask for, channels first."""
+        """Return logits, probabilities or labels, as the settings ask for, channels first."""
         if self.output == "logits":
             return result.logits
         if self.output == "probabilities":
@@ -202,10 +201,10 @@ class CrfRefined(MapTransform):
     The rest of the dictionary is left as it is.
 
     Args:
-        keys: of the logits.
-        image_key: of the image; one for all, or one per key of `keys`.
+        keys: the keys of the logits.
+        image_key: the key of the image; one for all, or one per key of `keys`.
         parameters: as in `CrfRefine`.
-        mask_key: of the mask, likewise; None means everywhere.
+        mask_key: the key of the mask, likewise; None means everywhere.
         device: as in `CrfRefine`.
         allow_missing_keys: whether keys of logits may be missing. An image or a mask may not be
             missing where there are logits.
@@ -252,7 +251,7 @@ class CrfRefined(MapTransform):
                         f"Key `{other}` of transform `{type(self).__name__}` was missing in the "
                         f"data, which has logits in `{key}`."
                     )
-            # From `data`: of several keys, none sees what another one has become.
+            # All inputs come from `data`, so that no key sees the result of another one.
             mask = None if mask_key is None else data[mask_key]
             result[key] = self.refine(data[key], data[image_key], mask)
         return result
@@ -313,17 +312,17 @@ def _file_of(*values: Any) -> str | None:
 def _is_batch(logits: Any, image: Any, spacing: Spacing) -> bool:
     """Return whether logits are a batch (B, L, *grid) and not one case (L, *grid).
 
-    The number of distances tells, else the metadata. Raises InputError if neither does.
+    The number of distances decides, or else the metadata. Raises InputError without both.
     """
     if isinstance(spacing, Sequence):
-        num_further = logits.ndim - len(spacing)
-        if num_further not in (1, 2):
+        num_leading = logits.ndim - len(spacing)
+        if num_leading not in (1, 2):
             raise InputError(
                 f"logits have shape {tuple(logits.shape)}, but spacing has {len(spacing)} "
                 "distances; expected one per axis of the grid, and logits (labels, *grid), or "
                 "(batch, labels, *grid)"
             )
-        return bool(num_further == 2)
+        return bool(num_leading == 2)
     for value in (logits, image):
         if isinstance(value, MetaTensor):
             return bool(value.is_batch)
@@ -363,7 +362,7 @@ def _spacing_of_case(
 
 
 def _spacing_of_affines(logits: _Input, image: _Input) -> tuple[float, ...]:
-    """Return the spacing of the image's affine, else of that of the logits."""
+    """Return the spacing of the image's affine, or if that is unknown, of the logits' affine."""
     affine = logits.affine if image.affine is None else image.affine
     if affine is None:
         raise InputError(_NO_PLACE)
@@ -431,7 +430,7 @@ def _check_same_grid(logits: _Input, other: _Input) -> None:
 def _affine_of(value: Any) -> NDArray[np.float64] | None:
     """Return the (4, 4) affine of a MetaTensor; None without one.
 
-    None is returned, too, for the unit matrix that MONAI gives to tensors without a file.
+    It is also None for the unit matrix that MONAI gives to tensors without a file.
     """
     if not isinstance(value, MetaTensor) or MetaKeys.AFFINE not in value.meta:
         return None
@@ -450,7 +449,7 @@ def _affine_of(value: Any) -> NDArray[np.float64] | None:
 
 
 def _has_place(value: MetaTensor) -> bool:
-    """Whether a MetaTensor is known to come from somewhere in the world."""
+    """Return whether a MetaTensor is known to come from somewhere in the world."""
     return _file_of(value) is not None or MetaKeys.ORIGINAL_AFFINE in value.meta
 
 
