@@ -43,7 +43,7 @@ class GridImage:
     # The user's number of each grid axis, since a lattice depends on the order of its features.
     # None means that the axes are in the user's order.
     axes: Sequence[int] | None = None
-    # The origin of a part of a volume, which only the C++ engine takes; None means `default_origin`.
+    # The origin of a part of a volume, for the C++ engine; None means `default_origin`.
     origin: FeatureOrigin | None = None
 
     @property
@@ -85,8 +85,7 @@ Progress = Callable[[str, int, int], None]
 def of_part(progress: Progress | None, number: int, count: int, what: str = "") -> Progress | None:
     """Return the callback for one part of the work, numbered from 0.
 
-    It counts the steps of all parts. Names of stages get the part's number after `what`, its kind,
-    such as "slab".
+    It counts the steps of all parts, and adds `what`, such as "slab", with its number to stages.
     """
     if progress is None:
         return None
@@ -278,7 +277,7 @@ class Backend(ABC):
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest of (L, *grid) logits at each voxel.
 
-        Among equal logits the lowest label wins. The type is the smallest unsigned one that holds L - 1.
+        The lowest label wins a tie. The type is the smallest unsigned one that holds L - 1.
         """
         dtype = np.min_scalar_type(len(logits) - 1)
         labels: Labels = np.argmax(logits, axis=0).astype(dtype)

@@ -2,7 +2,7 @@
 
 The engine is compiled for several instruction sets, its levels, and the best one for this
 processor is imported; `CRFREFINE_CPU_LEVEL` selects a lower one. A build from source has the
-baseline and the level of the machine; wheels have all levels (`CRFREFINE_LEVELS` of CMakeLists.txt).
+baseline and the level of the machine; wheels have all (`CRFREFINE_LEVELS` of CMakeLists.txt).
 """
 
 from __future__ import annotations

@@ -65,13 +65,11 @@ class CpuBackend(Backend):
         A filter is "exact", "truncated", "grid" or "lattice".
         """
         values = _float32(image.values)
-        distances, bilateral, _, _, filter_name = _kernel_arguments(spec, image.spacing)
+        distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
         work = (spec.num_labels, spec.num_iterations, threads or available_threads())
         with engine_errors(self._engine, values.shape):
             return tuple(
-                self._engine.plan_filters(
-                    values, image.mask, distances, bilateral, filter_name, *work
-                )
+                self._engine.plan_filters(values, image.mask, distances, bilateral, name, *work)
             )
 
     def mean_field(

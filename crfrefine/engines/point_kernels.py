@@ -24,7 +24,7 @@ MAX_SPAN = 1e6
 """Largest extent of a feature, in bandwidths, here and in the C++ engine."""
 
 MAX_AXES = 8
-"""Largest number of axes of a grid in the C++ engine; a larger grid is passed as a list of points."""
+"""Largest number of axes of a grid in the C++ engine, which gets other grids as lists of points."""
 
 TINY = float(np.finfo(np.float32).tiny)
 """Smallest divisor: sums of weights below it are replaced by it."""

@@ -122,7 +122,7 @@ class Lattice:
         return self._kernel.apply(sent, scale)
 
     def _scale_of(self, normalization: str) -> Float32:
-        """Return the factor of each point: the inverse of its sum of weights, or the root of that."""
+        """Return each point's factor: the inverse of its sum of weights, or the root of that."""
         if normalization not in self._scale_by_normalization:
             ones = np.ones((1, self.num_points), np.float32)
             (sums,) = self._kernel.apply(ones)

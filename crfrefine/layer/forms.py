@@ -1,4 +1,4 @@
-"""Values of parameters, each in a range, and the raw numbers by which the layer's tensors hold them.
+"""Values of parameters, each in a range, and the raw numbers that the layer's tensors hold.
 
 A value at the end of its range stays there until the gradient points inward.
 """

@@ -35,8 +35,8 @@ from crfrefine.refinement.tiles.survey import find_thresholds
 # One number for all labels, axes or modalities, or one each.
 Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
 _HOST = torch.device("cpu")
-# A learned weight of the volume term is at least this, so that it has a gradient at 0, too. The term
-# then changes marginals by no more than rounding.
+# A learned weight of the volume term is at least this, so that it has a gradient at 0, too. So
+# small a term changes marginals by no more than rounding.
 _MIN_LEARNED = 1e-6
 
 

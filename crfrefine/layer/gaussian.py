@@ -48,7 +48,7 @@ def gaussian_filter(
         threads: CPU threads; None means as many as `torch.get_num_threads()`.
 
     Returns:
-        Filtered values in the shape and type of the values; float16 and bfloat16 are computed in float32.
+        The shape and type of the values; float16 and bfloat16 are computed in float32.
 
     Raises:
         InputError: shapes, types or devices do not fit, values that are not finite, or points that
@@ -269,10 +269,7 @@ class _Filter(torch.autograd.Function):
 
 
 class _Gradients(torch.autograd.Function):
-    """The gradients of `_Filter` as a separate node.
-
-    Through it function transforms reach the engine.
-    """
+    """The gradients of `_Filter`, a node of its own: so function transforms reach the engine."""
 
     @staticmethod
     def forward(

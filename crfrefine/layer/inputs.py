@@ -36,7 +36,7 @@ Mask = Tensor | Array  # nonzero inside
 def check_tensor(
     value: Any, name: str, min_axes: int, axes: str, *, is_floating: bool = True
 ) -> None:
-    """Raise InputError unless a value is a tensor with at least `min_axes` axes, none of them empty.
+    """Raise InputError unless a value is a tensor of at least `min_axes` axes, none of them empty.
 
     It must hold floating-point numbers, or without `is_floating` real numbers of any type.
     """
@@ -226,8 +226,8 @@ def without_padding(
 
     highest = max(counts)
     if highest > _WARNED_SHARE * grid.numel():
-        description = describe_padding(highest, grid.numel())
-        notices.warn(f"batch item {counts.index(highest)}: {description}")
+        place = f"batch item {counts.index(highest)}"
+        notices.warn(f"{place}: {describe_padding(highest, grid.numel())}")
     is_huge = padding & (values[:, 0].abs() > MAX_SCORE)
     if is_huge.any():
         logits = logits.masked_fill(is_huge.unsqueeze(1), 0.0)

@@ -164,7 +164,7 @@ class CrfRnn(CrfValues):
     ) -> list[Kernels]:
         """Build everything that depends only on images and bandwidths.
 
-        Kernels serve many calls while these stay the same, as with frozen theta. Arguments and errors
+        Kernels serve many calls while these stay equal, as with frozen theta. Arguments and errors
         are those of `forward`; `dtype` is float32, or float64 for float64 logits.
 
         Returns:

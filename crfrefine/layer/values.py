@@ -320,7 +320,7 @@ class CrfValues(nn.Module):
         return [member for member in members if member is not None]
 
     def to_parameters(self) -> CrfParameters:
-        """Return parameters with which `crfrefine infer` and `refine` compute the same as the layer.
+        """Return parameters with which `crfrefine infer` and `refine` compute what the layer does.
 
         The tolerance is 0, so that all steps are taken; settings that the layer does not learn are
         those that it was created from.

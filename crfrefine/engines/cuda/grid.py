@@ -31,8 +31,8 @@ _SHARED_VALUES = 4096  # values of cells that a block shares, as a rule
 _MAX_SHARED_VALUES = 12 * 1024  # values that a block can share on every GPU
 _CELL_STEP = 256  # shared cells come in such steps, so that few kernels are compiled
 _MAX_PART = 4  # channels per thread of splat_planes
-# As in the CPU engine, a grid with up to so many cells, or so many per voxel, is no mistake; one with
-# more than the last number always is.
+# As in the CPU engine: a grid with up to so many cells, or so many per voxel, is no mistake; more
+# cells than the last number always are.
 _GENEROUS_GRID = 1e7
 _GENEROUS_PER_VOXEL = 200.0
 _MAX_GRID = 2e9
@@ -159,7 +159,7 @@ class _Axis:
 
 
 def _spline(f: Float64) -> Float64:
-    """Return the (place, 4) weights of four cells under a cubic spline, `f` cells past the first."""
+    """Return the (place, 4) weights of cells under a cubic spline, for fractions `f` of a cell."""
     first = (1.0 - f) ** 3 / 6.0
     second = 2.0 / 3.0 - f**2 + f**3 / 2.0
     third = (1.0 + 3.0 * f + 3.0 * f**2 - 3.0 * f**3) / 6.0
@@ -232,8 +232,7 @@ class GridFilter(Filter):
         self._rows = _Axis(bilateral, num_axes - 2 if num_axes > 1 else None)
         self._last = _Axis(bilateral, num_axes - 1)
         self._plane_cells = self._rows.num_cells * self._last.num_cells * size.num_bins
-        # Rows of each level: level 0 is the grid, and each further level has the places of one more
-        # axis instead of its cells, until only the planes have cells.
+        # Rows of each level, from the grid to the planes: the next one has places of one more axis.
         self._counts = []
         for level in range(num_outer + 1):
             num_places = math.prod(voxels.box_shape[:level])
@@ -285,7 +284,7 @@ class GridFilter(Filter):
         self._slice_tiles(levels[-1], output)
 
     def _arrays(self, width: int) -> tuple[list[Any], Any]:
-        """Return the rows of each level, and the rows of the blurred grid, in one piece of memory."""
+        """Return the rows of each level, and of the blurred grid, in one piece of memory."""
         counts = [*self._counts, self._counts[0]]
         memory = self._memory.array(sum(counts), width)
         arrays = []

@@ -98,9 +98,9 @@ class CudaKernels:
             self._device.synchronize()
             uploaded_at = time.perf_counter()
             part = self._volume_part(uploaded, logits, spec)
-            mean_field = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part)
-            outcome = mean_field.take_steps(_staged(progress, "mean field"))
-            del mean_field
+            run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part)
+            outcome = run.take_steps(_staged(progress, "mean field"))
+            del run
             # The steps are done, since their energies are on the host.
             stepped_at = time.perf_counter()
             refined = self._like(outcome.logits, logits)
@@ -121,11 +121,9 @@ class CudaKernels:
         with self._working(logits):
             uploaded = self._array(logits)
             part = self._volume_part(uploaded, logits, spec)
-            mean_field = MeanFieldRun(
-                self._voxels, self._kernels, spec, uploaded, part, records=True
-            )
-            outcome = mean_field.take_steps()
-            del mean_field
+            run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part, records=True)
+            outcome = run.take_steps()
+            del run
             refined = self._like(outcome.logits, logits)
             record = self._like(outcome.record, logits)
         return Tape(refined, record, spec, outcome.volume_biases, part)
@@ -207,7 +205,7 @@ class CudaKernels:
     def _volume_part(self, uploaded: Any, logits: Any, spec: MeanFieldSpec) -> Bool | None:
         """Return the masked voxels on which the volume term acts; None without the term.
 
-        They are found on the host, from `logits` if these are there, else from a copy of `uploaded`.
+        They are found on the host, from `logits` if these are there, else from `uploaded`.
         """
         if spec.volume_weight == 0.0:
             return None

@@ -61,7 +61,7 @@ class Simplices:
                 f"the lattice's cells need {total_bits}-bit numbers, and {_MAX_KEY_BITS} is the "
                 "most; use larger bandwidths"
             )
-        # The bias holds minus the smallest value of each field, and shifts it to zero, modulo 2^128.
+        # The bias is minus the smallest value of each field: it shifts them to 0, modulo 2^128.
         shift = []
         bias = 0
         next_bit = 0
@@ -80,7 +80,7 @@ class Simplices:
         self._scale = self._device.upload(np.array(scale, dtype=np.float32))
 
     def find(self, features: Any) -> tuple[VertexKeys, Any]:
-        """Return the keys, (corner), of the vertices around (feature, voxel)s, and their weights."""
+        """Return the keys of the vertices around each voxel, (corner), and their weights."""
         xp = self._device.xp
         num_voxels = features.shape[1]
         num_corners = num_voxels * (self.num_features + 1)

@@ -51,14 +51,11 @@ class MassSums:
         self._marginals = device.xp.empty((num_labels, num_voxels), dtype=np.float32)
 
     def of_logits(self, logits: Any, bias: Float64) -> tuple[Float64, Float64]:
-        """Return masses (L,) and covariance (L, L) of softmax(logits + bias).
-
-        The logits are (label, *grid).
-        """
+        """Return masses and covariance of softmax(logits + bias), for logits (label, *grid)."""
         return self.of_marginals(self._with_bias(logits, bias))
 
     def of_marginals(self, marginals: Any) -> tuple[Float64, Float64]:
-        """Return masses and covariance of (label, voxel) marginals."""
+        """Return masses (L,) and covariance (L, L) of (label, voxel) marginals."""
         self._pairs.parts[...] = 0.0
         self._pairs.add(marginals, marginals, part=self.part)
         (products,) = self._pair_sums.totals()

@@ -110,10 +110,7 @@ def mean_field(
 
 
 def _are_close(log_marginals: Tensor, before: Tensor, tolerance: float) -> bool:
-    """Return whether a step has changed the marginals so little that the run has converged.
-
-    The logarithms of the marginals after and before the step are (N, L).
-    """
+    """Return whether a step changed the marginals, (N, L), so little that the run converged."""
     divergence = (log_marginals.exp() * (log_marginals - before)).sum(1)
     is_flipped = log_marginals.argmax(1) != before.argmax(1)
     share = is_flipped.double().mean().item()
@@ -131,10 +128,7 @@ def divided(scores: Tensor, temperature: Tensor) -> Tensor:
 
 
 class _Volume:
-    """The volume term of a run: the masses to keep, and the newest bias per label.
-
-    In each step the search for the bias starts at the newest one.
-    """
+    """The volume term of a run: the masses to keep, and the newest bias, where searches start."""
 
     def __init__(self, marginals: Tensor, slack: Tensor, part: Tensor) -> None:
         num_labels = marginals.shape[1]
@@ -404,9 +398,8 @@ class TorchKernels:
     def _features(self, theta: Tensor, intensities: Tensor) -> tuple[Tensor, int]:
         """Return the (N, D) features over theta, and the number of the first position.
 
-        The cells of a lattice depend on the order of the features, which is that of the user's
-        axes, and on their number. An axis along which the mask has one voxel has no feature,
-        unless it is the last axis.
+        The cells of a lattice depend on the features and their order, which is that of the user's
+        axes. An axis along which the mask has one voxel has no feature, unless it is the last one.
         """
         # Positions count from the mask's first voxel: a wider grid then moves no cell of a lattice.
         places = np.argwhere(self.mask)
