@@ -330,8 +330,8 @@ def _refine_item(
 ) -> Tensor:
     """Return the refined logits (L, *grid) of a batch item in which only some labels take part.
 
-    None for `labels` means that all take part. The labels that do not get the largest penalty of
-    those that do, since theirs cannot be smaller.
+    `labels` has those that take part; None means all. Each of the others gets the largest penalty
+    of these, since its own cannot be smaller.
     """
     refined: Tensor
     if labels is None:

@@ -191,8 +191,8 @@ def _normalized(kernel: PointFilter, values: Tensor, normalization: str) -> Tens
         return kernel(values)
     ones = values.new_ones(1, values.shape[1])
     if normalization == "after":
-        both = kernel(torch.cat([values, ones]))
-        return both[:-1] / both[-1:].clamp(min=TINY)
+        filtered = kernel(torch.cat([values, ones]))
+        return filtered[:-1] / filtered[-1:].clamp(min=TINY)
     scale = kernel(ones).clamp(min=TINY).rsqrt()
     return kernel(values * scale) * scale
 

@@ -279,7 +279,7 @@ def check_finite(image: Tensor, index: int) -> None:
             )
 
 
-# A channel whose range of intensities is at most this is constant.
+# A channel is constant if its deviation, or the range of its percentiles, is at most this.
 _CONSTANT = float(torch.finfo(torch.float32).tiny)
 
 

@@ -1,6 +1,6 @@
 """`CrfRefine` and `CrfRefined`: the transform on arrays and tensors, and on dictionaries.
 
-Their metadata tell the grid of each input.
+The grid of each input comes from its metadata.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class CrfRefine(Transform):
         regions: of the channels of a network with sigmoids, in their order: pairs of a name and
             its labels, a dictionary of these (which writers of YAML sort), or a RegionScheme. Then
             logits are log-odds.
-        spacing: mm, instead of that of the metadata; one per axis of the grid, or, if there are
-            metadata, one for all axes. None means that of the metadata.
+        spacing: mm, without metadata or instead of theirs; one per axis of the grid, or, if there
+            are metadata, one for all axes. None means that of the metadata.
         device: where to compute, as in `crfrefine.refine`; None means the CPU, wherever the
             tensors are.
         threads: CPU threads; None means the cores that this process may use. In the workers of a

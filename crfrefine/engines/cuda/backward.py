@@ -242,7 +242,7 @@ class Backward:
         self._voxels = voxels
         self._device = voxels.device
         self._kernels = kernels
-        self._set, self._spec = specs
+        self._kernel_set, self._spec = specs
         self._wants_theta = wants_theta
         self._num_modalities = len(image)
         self._num_voxels = num_voxels = voxels.num_voxels
@@ -271,7 +271,7 @@ class Backward:
         self._filtered = xp.empty(shape, dtype=np.float32)
         self._filtered_back = xp.empty(shape, dtype=np.float32)
         self._moments = []
-        for kernel, kernel_spec in zip(kernels, self._set.kernels, strict=True):
+        for kernel, kernel_spec in zip(kernels, self._kernel_set.kernels, strict=True):
             self._moments.append(self._moments_of(kernel, kernel_spec, image))
 
         # (label, voxel) gradients with respect to x and to the first x, and the messages.
@@ -425,7 +425,7 @@ class Backward:
 
         by_theta = totals[num_kernels:-2]
         by_intensity, by_position = self._bandwidth_gradients(by_theta, thetas)
-        num_bilateral = len(self._set.bilateral)
+        num_bilateral = len(self._kernel_set.bilateral)
         by_volume = None
         if volume is not None:
             by_volume = spec.volume_weight_gradient(volume.by_slack)
@@ -461,7 +461,7 @@ class Backward:
             return by_intensity, by_position
         for number, (total, theta) in enumerate(zip(totals, thetas, strict=True)):
             by_theta = total / theta
-            num_intensities = len(self._set.kernels[number].theta_intensity or ())
+            num_intensities = len(self._kernel_set.kernels[number].theta_intensity or ())
             by_intensity[number, :num_intensities] = by_theta[:num_intensities]
             by_position[number, self._voxels.source_axis] = by_theta[num_intensities:]
         return by_intensity, by_position

@@ -229,14 +229,14 @@ class SpatialFilter(Filter):
     def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
         voxels = self._voxels
         constants = row_constants(group)
-        box, other = self._boxes.array(2, voxels.box_size, group.shape[1])
+        box, next_box = self._boxes.array(2, voxels.box_size, group.shape[1])
         last = len(self._axes) - 1
         for place, axis in enumerate(reversed(self._axes)):
             # The first pass reads the voxels, the last one writes them; boxes are in between.
             source = (group, sent, None) if place == 0 else (None, None, box)
             target = (None, *output)
             if place < last:
-                target = (other, None, None, None, 0)
+                target = (next_box, None, None, None, 0)
             arguments = (voxels.number, voxels.box_size, *source, *axis, *target)
             self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
-            box, other = other, box
+            box, next_box = next_box, box

@@ -393,9 +393,9 @@ class Lattice(Filter):
         num_vertices = self.num_vertices
         launch = partial(self.device.launch, "lattice")
         constants = row_constants(group)
-        both = self._rows.array(self.num_rows + num_vertices, width)
-        rows = both[: self.num_rows]
-        other = both[self.num_rows :]
+        memory = self._rows.array(self.num_rows + num_vertices, width)
+        rows = memory[: self.num_rows]
+        blurred = memory[self.num_rows :]
 
         (begin, row), *levels = self.levels
         entries = (self.entry_voxel, self.entry_weight, begin, row)
@@ -410,8 +410,8 @@ class Lattice(Filter):
             directions = directions[::-1]
         for direction in directions:
             neighbors = (self.before[direction], self.after[direction])
-            launch("blur", constants, num_vertices, rows, *neighbors, num_vertices, other)
-            rows, other = other, rows
+            launch("blur", constants, num_vertices, rows, *neighbors, num_vertices, blurred)
+            rows, blurred = blurred, rows
 
         corners = (self.corner_vertex, self.corner_weight, num_directions, num_voxels)
         amplitude = _amplitude(self.num_features)

@@ -167,8 +167,8 @@ class VolumeBackward:
         xp = self._voxels.device.xp
         marginals = self._record[step + 1]
         if len(marginals) < self._num_labels:  # Those of the last label follow from the others.
-            rest = xp.maximum(1.0 - marginals.sum(axis=0), 0.0)
-            marginals = xp.concatenate([marginals, rest[None]])
+            last = xp.maximum(1.0 - marginals.sum(axis=0), 0.0)
+            marginals = xp.concatenate([marginals, last[None]])
         masses, covariance = self._sums.of_marginals(marginals)
         by_masses = self._sums.total(by_x)
         bias = self._biases[step]

@@ -121,10 +121,10 @@ class Voxels:
 def _coordinates(grid_index: Any, grid_shape: Sequence[int]) -> list[Any]:
     """Return the position along each grid axis of linear indices."""
     coordinates: list[Any] = []
-    rest = grid_index
+    index = grid_index
     for extent in reversed(grid_shape):
-        coordinates.insert(0, rest % extent)
-        rest = rest // extent
+        coordinates.insert(0, index % extent)
+        index = index // extent
     return coordinates
 
 
