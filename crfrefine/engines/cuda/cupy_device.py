@@ -236,7 +236,7 @@ class CupyDevice:
     ) -> None:
         """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads.
 
-        An argument None becomes a null pointer.
+        An argument that is None becomes a null pointer.
         """
         self._launch(source, kernel, constants, -(-num_threads // BLOCK), BLOCK, arguments)
 

@@ -15,7 +15,7 @@ from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
 TRUNCATION_RADIUS = 3.0  # radius of a window, in standard deviations
-SPATIAL_RADIUS = 4.0  # distance up to which a spatial tap counts in full, likewise
+SPATIAL_RADIUS = 4.0  # distance up to which a spatial tap counts in full, in the same unit
 ROUNDING = 1e-6  # relative tolerance: voxels on the window's surface belong to it
 _MAX_OFFSETS = 1 << 27  # voxels in the box around a window
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)

@@ -131,7 +131,7 @@ def _coordinates(grid_index: Any, grid_shape: Sequence[int]) -> list[Any]:
 def extremes(device: CupyDevice, arrays: Iterable[Any]) -> list[Array]:
     """Return (smallest, largest) of each array; the host waits once for all of them.
 
-    If the arrays are made one by one, only one of them is in memory at a time.
+    If `arrays` is a generator, only one of them is in memory at a time.
     """
     ends = [device.xp.stack([array.min(), array.max()]) for array in arrays]
     return list(device.download(device.xp.stack(ends))) if ends else []
