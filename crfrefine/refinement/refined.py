@@ -27,17 +27,19 @@ if TYPE_CHECKING:
 class RefinedChannels:
     """The refined logits of a case.
 
-    `tiles` are those that took part; None means all labels everywhere. `computed` is the result of the
-    engine: logits, or (1, entries, voxels of a tile) those of the tiles. `is_array` tells whether the
-    logits are an array already, `is_streamed` whether they and the network's were never all in memory.
-    `marginals` is the softmax of the whole array, if the engine computed it.
+    `tiles` are those that took part; None means all labels everywhere. `computed` is the result of
+    the engine: logits, or (1, entries, voxels of a tile) those of the tiles. `is_array` tells
+    whether the logits are an array already, `is_streamed` whether they and the network's were never
+    all in memory. `marginals` is the softmax of the whole array, if the engine computed it.
     """
 
     def __init__(
         self, outcome: MeanFieldResult | RefinedTiles, prepared: Prepared, run: MeanFieldSpec
     ) -> None:
         """Keep what the engine made of a prepared case, and the logits, or labels, of voxels that took no part."""
-        plan, self._shape, self._run = prepared.plan, prepared.logits.shape[1:], run
+        plan = prepared.plan
+        self._shape = prepared.logits.shape[1:]
+        self._run = run
         self.tiles = outcome if isinstance(outcome, RefinedTiles) else None
         self.computed: Float32 = (
             outcome.values[None] if isinstance(outcome, RefinedTiles) else outcome.logits
@@ -45,24 +47,28 @@ class RefinedChannels:
         box = prepared.box if plan is None else plan.box
         self._box = box or tuple(slice(0, extent) for extent in self._shape)
         self._mask = None if plan is None else plan.problem.mask  # of the tiles' grid
-        self.is_array, self.is_streamed = plan is None and box is None, not len(prepared.logits)
-        self.marginals = (
-            outcome.marginals if isinstance(outcome, MeanFieldResult) and self.is_array else None
-        )
+        self.is_array = plan is None and box is None
+        self.is_streamed = not len(prepared.logits)
+        if isinstance(outcome, MeanFieldResult) and self.is_array:
+            self.marginals = outcome.marginals
+        else:
+            self.marginals = None
         self.num_channels = len(prepared.logits) or run.num_labels
         # The network's logits, or probabilities, (L, *grid), which must not change.
         self._network = None if self.is_array or self.is_streamed else prepared.logits
         self._is_probability = prepared.is_probability
-        self.report, self.timings = outcome.report, dict(outcome.timings)
+        self.report = outcome.report
+        self.timings = dict(outcome.timings)
         self._log_sums: dict[float, Float32] = {}
         if plan is not None and self.tiles is not None:
-            # If every voxel is settled, no step is taken, and the energy is that of the network's output.
-            settled, sets = -float(plan.best[~self.tiles.sets.active].sum()), self.tiles.sets
-            energy = (
-                tuple(value + settled for value in outcome.report.energy)
-                if sets.num_entries
-                else (settled,)
-            )
+            # If every voxel is settled, no step is taken, and the energy is that of the network's
+            # output.
+            settled = -float(plan.best[~self.tiles.sets.active].sum())
+            sets = self.tiles.sets
+            if sets.num_entries:
+                energy = tuple(value + settled for value in outcome.report.energy)
+            else:
+                energy = (settled,)
             self.report = replace(outcome.report, energy=energy)
         if plan is not None and self.is_streamed:
             assert plan.labels is not None
@@ -82,7 +88,8 @@ class RefinedChannels:
                 np.add(channel, np.float32(bias), out=channel, where=inside)
             self.marginals = None
             return
-        sets, values = self.tiles.sets, self.tiles.values
+        sets = self.tiles.sets
+        values = self.tiles.values
         # The voxels of settled tiles keep their label.
         fixed = ~sets.grid.voxels(sets.active)
         if self._mask is not None:
@@ -97,7 +104,10 @@ class RefinedChannels:
     def label_map(
         self, network: Labels, decode: Callable[[Float32], Labels], *, threads: int | None = None
     ) -> Labels:
-        """Return the refined label map, (*grid), of what is no array, from the network's; `decode` turns logits into labels."""
+        """Return the refined label map, (*grid), of what is no array, from the network's.
+
+        `decode` turns logits into labels.
+        """
         labels = self._settled(network).copy()
         part = labels[self._box]
         if self.tiles is None:
@@ -112,7 +122,9 @@ class RefinedChannels:
         """Return the network's label map with the only label of each settled tile, which a bias may have chosen."""
         if self.tiles is None or self._run.bias is None:
             return network
-        labels, grid, mask = network.copy(), self.tiles.sets.grid, self._mask
+        labels = network.copy()
+        grid = self.tiles.sets.grid
+        mask = self._mask
         part = labels[self._box]
         inner = np.ascontiguousarray(part).reshape(grid.shape)
         for row, start in enumerate(range(0, grid.shape[0], TILE[0])):
@@ -125,8 +137,8 @@ class RefinedChannels:
 
     def channel(self, label: int, planes: slice) -> Float32:
         """Return planes of a label's refined logits."""
-        # Where a label took no part in a tile, its penalty is the largest of those that did; without logits
-        # in memory it is ABSENT_LOGIT, and 0 where it was the only one.
+        # Where a label took no part in a tile, its penalty is the largest of those that did;
+        # without logits in memory it is ABSENT_LOGIT, and 0 where it was the only one.
         if self.is_array:
             return self.computed[label, planes]
         if self._network is None:
@@ -201,8 +213,12 @@ class RefinedChannels:
 
     @cached_property
     def _penalty(self) -> Float32:
-        """(*box), the largest penalty of the labels that took part in a tile; 0 at voxels that took no part."""
-        penalty, where = np.zeros((), np.float32), np.zeros((), np.bool_)
+        """(*box), the largest penalty of the labels that took part in a tile.
+
+        0 at voxels that took no part.
+        """
+        penalty = np.zeros((), np.float32)
+        where = np.zeros((), np.bool_)
         ours, of_box = overlap(self._box[0], self._box)
         for label in range(self.num_channels):
             refined, where = self._spread(label, of_box)
@@ -215,12 +231,15 @@ class RefinedChannels:
         """Return planes of the box: a label's refined logits, NaN in tiles where it took no part, and the voxels where labels took part."""
         # With an output temperature the values are probabilities.
         assert self.tiles is not None
-        sets, mask = self.tiles.sets, self._mask
+        sets = self.tiles.sets
+        mask = self._mask
         # Planes of a grid of two axes are rows of the only plane of the tiles' grid.
         own = planes if len(self._shape) == MAX_DIMS else slice(0, 1)
         rows = slice(own.start // TILE[0], -(-own.stop // TILE[0]))
-        first, last = rows.start * TILE[0], min(rows.stop * TILE[0], sets.grid.shape[0])
-        part, start = TileGrid((last - first, *sets.grid.shape[1:])), sets.grid.first_tile(first)
+        first = rows.start * TILE[0]
+        last = min(rows.stop * TILE[0], sets.grid.shape[0])
+        part = TileGrid((last - first, *sets.grid.shape[1:]))
+        start = sets.grid.first_tile(first)
         tiles, entries = sets.entries[label]
         inner = slice(*np.searchsorted(tiles, [start, start + part.num_tiles]))
         values = self.tiles.values[entries[inner]]
@@ -240,7 +259,8 @@ class RefinedChannels:
         """(active tiles, voxels of a tile), logarithm of the sum of exp(logit / temperature) of the labels that take part."""
         assert self.tiles is not None
         if output_temperature not in self._log_sums:
-            values, starts = self.tiles.values, self.tiles.sets.first_entry[:-1]
+            values = self.tiles.values
+            starts = self.tiles.sets.first_entry[:-1]
             largest = over_output_temperature(
                 np.maximum.reduceat(values, starts, axis=0), output_temperature
             )

@@ -79,25 +79,23 @@ def region_mean_field(
             seconds,
         ) in outcome.timings.items():  # The kernels were built once, and each run reports that.
             timings[stage] = seconds if stage == "build" else timings.get(stage, 0.0) + seconds
-    # The most steps of any region, and the sum of energies; a region that stopped keeps its last one.
+    # The most steps of any region, and the sum of energies; a region that stopped keeps its last
+    # one.
     num_iterations = max(report.num_iterations for report in reports)
     energies = [
         [*report.energy, *report.energy[-1:] * (num_iterations - len(report.energy))]
         for report in reports
     ]
-    energy, converged = (
-        tuple(map(sum, zip(*energies, strict=False))),
-        all(report.converged for report in reports),
-    )
+    energy = tuple(map(sum, zip(*energies, strict=False)))
+    converged = all(report.converged for report in reports)
     return MeanFieldResult(
         refined, MeanFieldReport(num_iterations, converged, energy, reports[0].filters), timings
     )
 
 
 NARROW = "kernels are narrower than the voxels"
-NARROW_WIDTH = (
-    0.6  # voxels; below it the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))
-)
+# voxels; below it the next voxel counts less than a quarter: exp(-1 / (2 * 0.6²))
+NARROW_WIDTH = 0.6
 USUAL_WIDTH = 1.5  # voxels, as of the preset `default` on voxels of 1 mm
 
 
@@ -114,9 +112,13 @@ def refine_network(
     names: Mapping[int, str] | None = None,
     strokes: Strokes | None = None,
 ) -> RefinementResult:
-    """Refine a network's output; arguments, results and errors as of `crfrefine.refine`. `names` are those of labels, for messages."""
-    # Both are on one grid. It is done on tiles, each with the labels that are present near it, where that is
-    # less work or the channels are not in memory; a case that a GPU cannot hold is computed on the CPU.
+    """Refine a network's output; arguments, results and errors as of `crfrefine.refine`.
+
+    `names` are those of labels, for messages.
+    """
+    # Both are on one grid. It is done on tiles, each with the labels that are present near it,
+    # where that is less work or the channels are not in memory; a case that a GPU cannot hold is
+    # computed on the CPU.
     shape, order = networks.layout_of(network)
     image = image[None] if image.ndim == len(shape) - 1 else image
     if mask is not None:
@@ -154,7 +156,8 @@ def refine_network(
 
 def _refine_label_map(network: LabelMapNetwork, case: networks.Case) -> RefinementResult:
     """Refine the numbers of the labels that occur, and return the result in labels."""
-    strokes, spacing = case.strokes, case.image.spacing
+    strokes = case.strokes
+    spacing = case.image.spacing
     labels = tuple(
         sorted({*network.channels, *(() if strokes is None else strokes.labels.tolist())})
     )
@@ -195,14 +198,15 @@ def _refine_label_map(network: LabelMapNetwork, case: networks.Case) -> Refineme
 def _refine(
     network: Network, case: networks.Case, network_spacing: tuple[float, ...] | None
 ) -> RefinementResult:
-    """Prepare the case, run the mean field, make the label map and clean it. The labels of a label map are its channels' numbers."""
+    """Prepare the case, run the mean field, make the label map and clean it.
+
+    The labels of a label map are its channels' numbers.
+    """
     (num_channels, *grid), order = networks.layout_of(network)
-    image, parameters, strokes, threads = (
-        case.image,
-        case.parameters,
-        case.strokes,
-        case.context.threads,
-    )
+    image = case.image
+    parameters = case.parameters
+    strokes = case.strokes
+    threads = case.context.threads
     regions = network.regions if isinstance(network, ArrayNetwork) else None
     if regions is None:
         models: Sequence[ModelSpec] = [
@@ -216,12 +220,11 @@ def _refine(
             )
         parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
         models = resolve_regions(parameters, num_channels, len(image.values), len(image.spacing))
-    # The model does not depend on the order of axes, so the engine gets them in storage order: a volume read from a file is not copied.
-    axes, mask, spacing = (
-        order.axes,
-        None if image.mask is None else order.to_storage(image.mask),
-        tuple(image.spacing),
-    )
+    # The model does not depend on the order of axes, so the engine gets them in storage order: a
+    # volume read from a file is not copied.
+    axes = order.axes
+    mask = None if image.mask is None else order.to_storage(image.mask)
+    spacing = tuple(image.spacing)
     kernels = [
         replace(kernel, theta_position=tuple(kernel.theta_position[axis] for axis in axes))
         for kernel in models[0].kernels.kernels
@@ -240,14 +243,14 @@ def _refine(
         mask = image.mask
     own = None if strokes is None else replace(strokes, positions=strokes.positions[list(axes)])
     case = replace(case, image=image, strokes=own, order=order, models=models)
-    prepared = (
-        networks.prepare_array(network, case)
-        if isinstance(network, ArrayNetwork)
-        else networks.prepare_channels(network, case)
-    )
+    if isinstance(network, ArrayNetwork):
+        prepared = networks.prepare_array(network, case)
+    else:
+        prepared = networks.prepare_channels(network, case)
     notes = nan_notes + prepared.notes
     try:
-        refined, shortage = _run(prepared, case), ""
+        refined = _run(prepared, case)
+        shortage = ""
     except DeviceMemoryError as error:
         shortage = str(error)  # The error itself would keep the memory of the stopped run.
     if shortage:
@@ -266,11 +269,10 @@ def _refine(
         if prepared.gained is not None:
             counts = np.maximum(counts + prepared.gained, 0)
         refined.match_volumes(counts, network_labels, prepared.mask)
-    labels = (
-        decode(refined.computed)
-        if refined.is_array
-        else refined.label_map(network_labels, decode, threads=threads)
-    )
+    if refined.is_array:
+        labels = decode(refined.computed)
+    else:
+        labels = refined.label_map(network_labels, decode, threads=threads)
     if (
         network_spacing is not None and prepared.mask is not None
     ):  # The largest share may be that of another label.
@@ -314,27 +316,25 @@ def _refine(
 
 def _run(prepared: Prepared, case: networks.Case) -> RefinedChannels:
     """Run the mean field: on tiles if that is planned, else for all labels, or regions, in the mask's box."""
-    plan, logits, models, backend, context = (
-        prepared.plan,
-        prepared.logits,
-        case.models,
-        case.backend,
-        case.context,
-    )
+    plan = prepared.plan
+    logits = prepared.logits
+    models = case.models
+    backend = case.backend
+    context = case.context
     outcome: MeanFieldResult | RefinedTiles
     if plan is not None:
         if len(logits):
-            # Logits in memory were checked to fit before they were read; tiles take little beside them, and slabs would change the result.
+            # Logits in memory were checked to fit before they were read; tiles take little beside
+            # them, and slabs would change the result.
             context = replace(context, num_bytes=None)
         outcome = solve(plan.problem, plan.sets, backend, context, is_direct=plan.is_direct)
     else:
         values = logits[(slice(None), *(prepared.box or ()))]
         needed = values.size * RUN_BYTES
-        left = (
-            context.num_bytes()
-            if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL
-            else None
-        )
+        if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL:
+            left = context.num_bytes()
+        else:
+            left = None
         if left is not None and needed > left:
             raise CapacityError(
                 f"the case needs about {format_size(needed)} beyond what is in memory already; {format_size(left)} are left; allow more "
@@ -348,7 +348,8 @@ def _run(prepared: Prepared, case: networks.Case) -> RefinedChannels:
         else:
             outcome = backend.mean_field(values, prepared.image, models[0], context)
     refined = RefinedChannels(outcome, prepared, models[0].mean_field)
-    numbers, computed = [*refined.report.energy], refined.computed
+    numbers = [*refined.report.energy]
+    computed = refined.computed
     if all(map(math.isfinite, numbers)) and computed.size:
         numbers = [
             bound

@@ -27,26 +27,33 @@ from crfrefine.refinement.refined import RefinedChannels
 class RefinementResult(Reported):
     """A refined case.
 
-    Results are equal if their values are, bit for bit; the order of axes in memory, device, threads and timings do not matter.
+    Results are equal if their values are, bit for bit; the order of axes in memory, device, threads
+    and timings do not matter.
 
     Attributes:
-        label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the label of the largest input logit.
-        network_label_map: (*grid), the same type: the label of the largest input logit at each voxel.
+        label_map: (*grid), smallest unsigned integer type; postprocessed. Outside the mask: the
+            label of the largest input logit.
+        network_label_map: (*grid), the same type: the label of the largest input logit at each
+            voxel.
         channels: the refined logits, in storage order.
         order: of the axes of `channels`.
-        report: num_iterations, converged, energy and filters, which are also attributes of the result.
+        report: num_iterations, converged, energy and filters, which are also attributes of the
+            result.
         timings: seconds of each stage: normalize, build, steps, labels.
         device: the device that was used.
         threads: number of CPU threads used; None: the cores this process may use.
         num_padding_voxels: voxels in the mask that are padding, and took no part.
         voxels_removed: voxels of components that `postprocess` turned into background.
         voxels_filled: voxels of holes that `postprocess` filled.
-        lost_to_rules: for each label that lost voxels to `postprocess`: the number of its voxels before and after.
+        lost_to_rules: for each label that lost voxels to `postprocess`: the number of its voxels
+            before and after.
         notes: notes for the caller, one sentence each.
         spacing: mm, one per grid axis, as it was given; None: unknown.
         regions: the regions of the channels; None: the channels are labels.
-        channel_labels: the label of each channel; a refined label map has channels only for labels that occur. Empty for regions.
-        num_labels: L, background included; more than there are channels if some labels do not occur.
+        channel_labels: the label of each channel; a refined label map has channels only for labels
+            that occur. Empty for regions.
+        num_labels: L, background included; more than there are channels if some labels do not
+            occur.
         output_temperature: divides the logits where they become marginals.
     """
 
@@ -96,9 +103,12 @@ class RefinementResult(Reported):
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
-        """(L, *grid) float32, x of the last step; for regions (R, *grid) log-odds. Outside the mask: the input over the temperature.
+        """(L, *grid) float32, x of the last step; for regions (R, *grid) log-odds.
 
-        It is put together when first asked for, where labels took no part from the input's array, which must not have changed.
+        Outside the mask: the input over the temperature.
+
+        It is put together when first asked for, where labels took no part from the input's array,
+        which must not have changed.
         """
         return self.order.to_user(self.channels.dense())
 
@@ -117,7 +127,10 @@ class RefinementResult(Reported):
         return self.order.to_user(self._probabilities(values, in_place=not is_kept))
 
     def logits_at(self, mask: ArrayLike) -> NDArray[np.float32]:
-        """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N); arguments and errors as for `marginals_at`."""
+        """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N).
+
+        Arguments and errors as for `marginals_at`.
+        """
         return self.channels.at(given_voxels(mask, self.label_map.shape), self.order)
 
     def marginals_at(self, mask: ArrayLike) -> NDArray[np.float32]:
@@ -142,8 +155,12 @@ class RefinementResult(Reported):
 
     @cached_property
     def changes(self) -> LabelChanges:
-        """Voxels of each label before and after, and the number of changed voxels; counted when first asked for."""
-        before, after = self.network_label_map, self.label_map
+        """Voxels of each label before and after, and the number of changed voxels.
+
+        Counted when first asked for.
+        """
+        before = self.network_label_map
+        after = self.label_map
         changed = int(np.count_nonzero(before != after))
         return LabelChanges(
             changed, count_labels(before, self.num_labels), count_labels(after, self.num_labels)

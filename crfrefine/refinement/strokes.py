@@ -1,12 +1,12 @@
 """Strokes that correct a network's result: an edit of its logits near the voxels that somebody drew.
 
-A drawn voxel is fixed. Around it, the logit of its label rises by
-`strength * temperature * exp(-d² / 2 r² - Δ² / 2 s²)` at a voxel that is d mm away and whose
-normalized intensities differ by Δ; the largest rise counts. r is the distance from the drawn voxel
-to the nearest voxel of its label in the network's label map, so that a stroke reaches as far as the
-error that it corrects. Where the network has the label already, nothing rises. A rise depends on
-the network, the image and the voxels that are drawn there alone: not on strokes elsewhere, nor on
-how groups, boxes and tiles divide the grid, which only save time. See docs/guide/strokes.md.
+A drawn voxel is fixed. Around it, the logit of its label rises by `strength * temperature * exp(-d²
+/ 2 r² - Δ² / 2 s²)` at a voxel that is d mm away and whose normalized intensities differ by Δ; the
+largest rise counts. r is the distance from the drawn voxel to the nearest voxel of its label in the
+network's label map, so that a stroke reaches as far as the error that it corrects. Where the
+network has the label already, nothing rises. A rise depends on the network, the image and the
+voxels that are drawn there alone: not on strokes elsewhere, nor on how groups, boxes and tiles
+divide the grid, which only save time. See docs/guide/strokes.md.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
 Integers = NDArray[np.int64]
 
 BACKGROUND = 255  # value of a drawn voxel that is background; 0 means that nothing was drawn
-# Rise of the logit at a drawn voxel over the temperature; labels of maps are 2, or at most 7, apart.
-STRENGTH, STRENGTH_OF_LABELS, STRENGTH_OF_SHARES = 7.5, 3.0, 8.0
+# Rise of the logit at a drawn voxel over the temperature; labels of maps are 2, or at most 7,
+# apart.
+STRENGTH = 7.5
+STRENGTH_OF_LABELS = 3.0
+STRENGTH_OF_SHARES = 8.0
 MIN_RADIUS = 1.5  # smallest r in mm
 # Largest r over the edge of a cube as large as all voxels of the label in the network's label map,
 # which a wrong stroke would take; half of the reach is always allowed.
@@ -87,9 +90,8 @@ class Strokes:
             raise InputError(f"{name}: {ignore} cannot mean {both}")
         order = StorageOrder.of_memory(values)
         drawn = order.to_storage(values != ignore)
-        stored = np.stack(
-            np.unravel_index(np.flatnonzero(drawn), drawn.shape)
-        )  # np.nonzero is slow
+        # np.nonzero is slow
+        stored = np.stack(np.unravel_index(np.flatnonzero(drawn), drawn.shape))
         positions = stored[np.argsort(order.axes)]
         labels = values[tuple(positions)].astype(np.int64)
         unknown = (labels != background) & (
@@ -109,7 +111,9 @@ class Strokes:
                 "voxels where nothing is drawn"
             )
         labels[labels == background] = 0
-        return cls(positions, labels) if len(labels) else None
+        if len(labels):
+            return cls(positions, labels)
+        return None
 
     def draw(self, label_map: Labels) -> Labels:
         """Return a label map with the drawn voxels."""
@@ -120,7 +124,10 @@ class Strokes:
 
 
 def combine(several: Sequence[Strokes], names: Sequence[str]) -> Strokes | None:
-    """Return the strokes of several files of a case as one; InputError if they contradict each other."""
+    """Return the strokes of several files of a case as one.
+
+    InputError if they contradict each other.
+    """
     if not several:
         return None
     rows = [np.vstack([strokes.positions, strokes.labels]) for strokes in several]
@@ -150,11 +157,12 @@ def plan_edits(
 ) -> Edits:
     """Return the edits of a case in storage order, whose grid may have further leading axes."""
     # The `network` is its label map, (*grid), or (R, *grid) log-odds of regions: a drawn voxel is
-    # inside of those that have its label, and outside of others. `normalized` returns the normalized
-    # image of a box, (M, *box); the mask, (*grid), is True where the model applies.
+    # inside of those that have its label, and outside of others. `normalized` returns the
+    # normalized image of a box, (M, *box); the mask, (*grid), is True where the model applies.
     shape = network.shape if regions is None else network.shape[1:]
     lead = len(shape) - len(spacing)
-    spacing, labels = (*(1.0,) * lead, *spacing), strokes.labels
+    spacing = (*(1.0,) * lead, *spacing)
+    labels = strokes.labels
     positions = np.pad(strokes.positions, ((lead, 0), (0, 0)))
     if mask is not None:
         positions, labels = positions[:, mask[tuple(positions)]], labels[mask[tuple(positions)]]
@@ -198,7 +206,8 @@ def _closeness(
     # label of the drawn voxels already. The first `lead` axes are not the image's.
     from scipy.ndimage import label as connect
 
-    num_dims, reach = has_label.ndim, max(MIN_RADIUS, parameters.reach)
+    num_dims = has_label.ndim
+    reach = max(MIN_RADIUS, parameters.reach)
     largest_radius = _largest_radius(has_label, spacing, num_dims - lead, reach)
     far = NUM_RADII * reach / np.array(spacing)
     tile = np.array(((1,) * num_dims + TILE)[-num_dims:])
@@ -238,7 +247,10 @@ def _closeness(
 def _largest_radius(
     has_label: Bool, spacing: Sequence[float], num_image_axes: int, reach: float
 ) -> float:
-    """Return the largest radius of strokes of a label in mm; `has_label` is that of the whole grid."""
+    """Return the largest radius of strokes of a label in mm.
+
+    `has_label` is that of the whole grid.
+    """
     num_voxels = np.count_nonzero(has_label)
     if num_voxels == 0:
         return reach
@@ -261,7 +273,8 @@ def _radii(
     near = has_label[tuple(map(slice, start, stop))]
     radii = np.full(positions.shape[1], largest_radius)
     if near.any():
-        # Beyond the box counts as inside: the voxel nearest to one in the box is no face of the box.
+        # Beyond the box counts as inside: the voxel nearest to one in the box is no face of the
+        # box.
         surface = np.argwhere(near & ~binary_erosion(near, border_value=1))
         drawn = positions.T - start
         tree = KDTree(surface * steps)
@@ -270,7 +283,8 @@ def _radii(
         offsets = (surface[nearest[found]] - drawn[found]) * steps
         distances = np.sqrt(np.square(offsets).sum(axis=1))
         radii[found] = distances.clip(MIN_RADIUS, largest_radius)
-    # Of two voxels at the same distance either may be found, and their sums are rounded differently.
+    # Of two voxels at the same distance either may be found, and their sums are rounded
+    # differently.
     return radii.astype(np.float32)
 
 
@@ -283,9 +297,8 @@ class Edits:
     # Channel, box of whole tiles, and (*box) what is added to the channel there.
     rises: list[tuple[int, Box, Float32]]
     fixed: Float32  # (channels, N), the logits at the drawn voxels
-    lifts_absent: (
-        bool  # whether logits near ABSENT_LOGIT, as of label maps, count as 0 where they rise
-    )
+    # whether logits near ABSENT_LOGIT, as of label maps, count as 0 where they rise
+    lifts_absent: bool
 
     def apply(self, logits: Float32) -> None:
         """Change logits or log-odds, (channels, *grid), in place."""
@@ -321,7 +334,8 @@ class Edits:
     def edit_plan(self, plan: TilePlan, *, counts_gains: bool) -> tuple[TilePlan, Integers | None]:
         """Return the plan of a run on tiles in which labels take part where their logits rise, too."""
         # With `counts_gains` the second value, (L,), has the voxels that each label gains by that.
-        problem, grid = plan.problem, plan.problem.grid
+        problem = plan.problem
+        grid = plan.problem.grid
         changed = np.zeros_like(problem.present)
         places, offsets = np.divmod(self.positions, np.array(TILE)[:, None])
         changed[(self.labels, *places)] = True
@@ -329,7 +343,8 @@ class Edits:
             np.ravel_multi_index(tuple(places), grid.counts),
             np.ravel_multi_index(tuple(offsets), TILE),
         )
-        rises, numbers = [], np.arange(grid.num_tiles).reshape(grid.counts)
+        rises = []
+        numbers = np.arange(grid.num_tiles).reshape(grid.counts)
         while self.rises:  # Rises by tile take the place of those by box.
             channel, box, values = self.rises.pop()
             of_box = tuple(
@@ -375,9 +390,8 @@ class StrokedChannels(ChannelSource):
     tiles: Integers  # (N,), the tile of each drawn voxel
     offsets: Integers  # (N,), the voxel's number in its tile
     grid: TileGrid  # of the whole
-    first_tile: int = (
-        0  # the number of these planes' first tile; numbers are those of the whole grid
-    )
+    # the number of these planes' first tile; numbers are those of the whole grid
+    first_tile: int = 0
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """See `ChannelSource`."""

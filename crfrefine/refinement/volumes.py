@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 
-# Largest change of a bias, and rounds over all labels, of each stage: fewer voxels matter the nearer
-# the balance is.
+# Largest change of a bias, and rounds over all labels, of each stage: fewer voxels matter the
+# nearer the balance is.
 STAGES = ((6.0, 2), (2.0, 8))
 Rows = Any  # rows of an array: a slice, or (m,) indices
 
@@ -20,8 +20,9 @@ def matching_bias(
     entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted: NDArray[np.int64]
 ) -> Float64:
     """Return (L,) biases after which each label is the best of about as many voxels as are wanted."""
-    # Where no bias can close a margin, voxels keep their label. `entries` are the rows where each label
-    # takes part, and its logits there, (m, voxels of a row); `inside` has the voxels that count.
+    # Where no bias can close a margin, voxels keep their label. `entries` are the rows where each
+    # label takes part, and its logits there, (m, voxels of a row); `inside` has the voxels that
+    # count.
     bias = np.zeros(len(entries))
     for limit, num_rounds in STAGES:
         entries, inside, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
@@ -78,7 +79,10 @@ def _balance(
     limit: float,
     num_rounds: int,
 ) -> Float64:
-    """Return the biases; `members` are the numbers of the open voxels where each label takes part, and its logits there."""
+    """Return the biases.
+
+    `members` are the numbers of the open voxels where each label takes part, and its logits there.
+    """
     counts = np.zeros(num_voxels, np.int32)
     for voxels, _ in members:
         counts[voxels] += 1
@@ -96,7 +100,8 @@ def _balance(
         sorted_members.append((places[order], values[order]))
         for layer, (labels, logits) in enumerate(layers):
             free = counts[places] == layer
-            labels[places[free]], logits[places[free]] = label, values[free]
+            labels[places[free]] = label
+            logits[places[free]] = values[free]
         counts[places] += 1
     bias = np.zeros(len(members), np.float32)
     for _ in range(num_rounds):
@@ -121,8 +126,10 @@ def _threshold(distances: Float32, wanted: int, limit: float) -> float:
     if wanted >= len(distances):
         return limit
     last = np.partition(distances, wanted - 1)[wanted - 1]
-    below, above = distances < last, distances > last
-    num_below, num_with = np.count_nonzero(below), len(distances) - np.count_nonzero(above)
+    below = distances < last
+    above = distances > last
+    num_below = np.count_nonzero(below)
+    num_with = len(distances) - np.count_nonzero(above)
     if num_below and wanted - num_below < num_with - wanted:
         bias = 0.5 * (last + distances[below].max())
     else:

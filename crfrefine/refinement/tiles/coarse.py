@@ -40,9 +40,8 @@ class CoarseNetwork:
     channels: StreamedNetwork  # on the network's grid, with three axes
     interpolation: Interpolation  # from that grid to the image's
     grid_shape: tuple[int, ...]  # of the image, in storage order
-    network_spacing: tuple[float, ...] | None = (
-        None  # mm between voxels of that grid along each axis of the image
-    )
+    # mm between voxels of that grid along each axis of the image
+    network_spacing: tuple[float, ...] | None = None
 
 
 @dataclass(eq=False)
@@ -50,9 +49,8 @@ class CoarseChannels(ChannelSource):
     """A network's logits, kept in some tiles of its own grid, and interpolated where they are asked for."""
 
     store: StoredChannels
-    floors: tuple[
-        Float32, NDArray[np.float32]
-    ]  # (*network's grid) and (L,): their sum is a label's logit where none is kept
+    # (*network's grid) and (L,): their sum is a label's logit where none is kept
+    floors: tuple[Float32, NDArray[np.float32]]
     padding: Bool | None  # (*network's grid), True where all labels count as 0; None means nowhere
     grid: TileGrid  # the tiles of the image from `first_plane` on
     interpolation: Interpolation
@@ -119,15 +117,19 @@ def plan_coarse(
 ) -> TilePlan:
     """Return the labels that are present in each tile of the image, from channels that stream by on the network's grid."""
     # Voxels outside the network's grid are background. Errors are those of `plan_stream`.
-    run, threads = spec.mean_field, context.threads or available_threads()
-    coarse_grid, grid = TileGrid(network.channels.grid_shape), TileGrid(network.grid_shape)
+    run = spec.mean_field
+    threads = context.threads or available_threads()
+    coarse_grid = TileGrid(network.channels.grid_shape)
+    grid = TileGrid(network.grid_shape)
     interpolation = network.interpolation
     wanted = find_thresholds(parameters.mean_field.label_threshold, spec)
     present_above = np.minimum(wanted.present, math.log(MIN_PROBABILITY))
     matters_above = np.minimum(wanted.may_matter, present_above)
-    # A lower threshold for what is kept: a label's logits go on beside the voxels where it takes part.
+    # A lower threshold for what is kept: a label's logits go on beside the voxels where it takes
+    # part.
     kept_above = matters_above - MARGIN
-    kept, reach = Thresholds(matters_above, kept_above), (interpolation.reach,) * 3
+    kept = Thresholds(matters_above, kept_above)
+    reach = (interpolation.reach,) * 3
     survey, candidates, note = survey_stream(
         network.channels, coarse_grid, run, None, kept, context, reach
     )
@@ -136,11 +138,10 @@ def plan_coarse(
         survey.mask, *_ = leave_out(padding, None, "logits")
     largest = survey.largest
     temperature = np.float32(run.temperature)
-    bias = (
-        np.zeros(run.num_labels, np.float32)
-        if run.bias is None
-        else np.asarray(run.bias, np.float32)
-    )
+    if run.bias is None:
+        bias = np.zeros(run.num_labels, np.float32)
+    else:
+        bias = np.asarray(run.bias, np.float32)
     survey.release()
     store, near, _ = candidates.store(survey, reach, context)
     by_voxel = survey.log_sum * temperature
@@ -171,13 +172,15 @@ def plan_coarse(
             [box[axis].start for axis in interpolation.axes],
             windows,
         )
-        may_matter[label], present[label] = highest > 0, highest > 1
+        may_matter[label] = highest > 0
+        present[label] = highest > 1
 
     run_all([partial(find_tiles, label) for label in range(run.num_labels)], threads)
     covered = _covered(interpolation, padding, grid)
     labels, best = _interpolated(source, present, largest, covered, image.mask, threads)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
-    num_padding, notes = 0, tuple[str, ...]()
+    num_padding = 0
+    notes = tuple[str, ...]()
     if not covered.all():
         inside, num_padding, notes = leave_out(~covered, inside, "logits")
     problem = lazy_problem(
@@ -197,7 +200,10 @@ def plan_coarse(
 
 
 def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[int, int]]]:
-    """Return, along each axis of the image, the samples that each tile is interpolated from; none where a tile is outside of them."""
+    """Return, along each axis of the image, the samples that each tile is interpolated from.
+
+    None where a tile is outside of them.
+    """
     windows = []
     for axis, (samples, _), tile in zip(interpolation.maps, interpolation.taps, TILE, strict=True):
         inside = axis.inside
@@ -219,9 +225,8 @@ def _highest(
             levels[max(0, low - first) : max(0, high - first)].max(axis=0, initial=0)
             for low, high in ends
         ]
-        levels = np.moveaxis(
-            np.stack(rows), 0, -1
-        )  # The next axis comes first; after three axes the order is the first one.
+        # The next axis comes first; after three axes the order is the first one.
+        levels = np.moveaxis(np.stack(rows), 0, -1)
     return levels
 
 
@@ -251,7 +256,8 @@ def _interpolated(
     threads: int,
 ) -> tuple[Labels, NDArray[np.float64]]:
     """Return the label of the largest interpolated logit, (*grid), and the sum of the largest logits inside the mask, (*tiles)."""
-    # `largest`: the largest logits on the network's grid. Sums are right for tiles with a single label.
+    # `largest`: the largest logits on the network's grid. Sums are right for tiles with a single
+    # label.
     grid = source.grid
     labels: Labels = np.zeros(grid.shape, np.min_scalar_type(len(domains) - 1))
     best = np.zeros(grid.counts)
@@ -266,9 +272,10 @@ def _interpolated(
             sets.engine(None, 1).decode(part.of_entries(sets, 1), labels[planes])
         box = (planes, *(slice(0, extent) for extent in grid.shape[1:]))
         sums = source.interpolation.of_box(lambda source_box: largest[source_box], box)
-        counts = (
-            covered[planes] if mask is None else covered[planes] & mask.reshape(grid.shape)[planes]
-        )
+        if mask is None:
+            counts = covered[planes]
+        else:
+            counts = covered[planes] & mask.reshape(grid.shape)[planes]
         best[row] = part.grid.reduced(np.add, sums, np.float64, counts)[0]
 
     run_all([partial(fill, row) for row in range(grid.counts[0])], threads)

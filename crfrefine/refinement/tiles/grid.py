@@ -71,7 +71,10 @@ class TileGrid:
         return whole[np.unravel_index(tiles, self.counts)].reshape(len(tiles), math.prod(TILE))
 
     def spread(self, tiles: NDArray[np.int64], values: Float32) -> Float32:
-        """Return (*grid) from (n, voxels of a tile) values of n tiles, named by their flat numbers; other voxels are NaN."""
+        """Return (*grid) from (n, voxels of a tile) values of n tiles, named by their flat numbers.
+
+        Other voxels are NaN.
+        """
         padded = np.full((self.num_tiles, *TILE), np.nan, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
         whole = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
@@ -83,15 +86,17 @@ class TileGrid:
     def reduced(
         self, ufunc: np.ufunc, values: Array, dtype: DTypeLike, where: Bool | None = None
     ) -> Array:
-        """Return the sum, or what else a ufunc makes, of the voxels of each tile, (*tiles); those that do not count are 0."""
+        """Return the sum, or what else a ufunc makes, of the voxels of each tile, (*tiles).
+
+        Those that do not count are 0.
+        """
         reduced = np.empty(self.counts, dtype)
         for row in range(self.counts[0]):
             planes = slice(row * TILE[0], (row + 1) * TILE[0])
-            part = (
-                values[planes]
-                if where is None
-                else np.where(where[planes], values[planes], values.dtype.type(0))
-            )
+            if where is None:
+                part = values[planes]
+            else:
+                part = np.where(where[planes], values[planes], values.dtype.type(0))
             of_tiles = ufunc.reduce(part, axis=0, dtype=dtype)
             for axis in (0, 1):
                 of_tiles = ufunc.reduceat(
@@ -110,8 +115,8 @@ def num_rings(reach: Extents) -> Extents:
 class LabelSets:
     """The labels that take part in each tile.
 
-    An *active* tile has two labels or more; each pair of an active tile and a label in it is an entry. A tile with one label is settled:
-    that label's marginal is 1.
+    An *active* tile has two labels or more; each pair of an active tile and a label in it is an
+    entry. A tile with one label is settled: that label's marginal is 1.
     """
 
     def __init__(self, grid: TileGrid, domains: Bool) -> None:
@@ -160,7 +165,10 @@ class LabelSets:
         return slice(*self.first_entry[np.searchsorted(self.tiles, ends)])
 
     def engine(self, mask: Bool | None, threads: int | None) -> Any:
-        """Return the C++ engine's routines for these sets; `mask` (*grid) is True where the model applies, or None."""
+        """Return the C++ engine's routines for these sets.
+
+        `mask` (*grid) is True where the model applies, or None.
+        """
         return load_engine().LabelSets(
             self.grid.shape,
             TILE,

@@ -37,12 +37,13 @@ class TilePlan:
 
     problem: TileProblem  # the volume
     sets: LabelSets  # the labels of its tiles
-    best: Float64  # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the temperature
+    # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the
+    # temperature
+    best: Float64
     is_direct: bool | None  # whether sums are direct; None means whichever is less work
     box: Box | None = None  # the part of the grid that tiles cover; None means all of it
-    labels: Labels | None = (
-        None  # (*grid), the network's label map; None means that it is to be found
-    )
+    # (*grid), the network's label map; None means that it is to be found
+    labels: Labels | None = None
     notes: tuple[str, ...] = ()  # notes for the user, one sentence each
     num_padding: int = 0  # voxels in the mask where all logits were equal
 
@@ -58,7 +59,8 @@ def plan_array(
     is_probability: bool,
 ) -> tuple[TilePlan | None, Labels | None]:
     """Return the labels of each tile of a case in memory, and the network's label map if the pass over the channels tells it."""
-    # The values are (L, *grid); `image` is that of the mask's bounding box, normalized. None: no tiles.
+    # The values are (L, *grid); `image` is that of the mask's bounding box, normalized. None: no
+    # tiles.
     num_dims = values.ndim - 1
     thresholds = find_thresholds(threshold, spec)
     # Volumes are sums over all voxels, also where a label would take no part.
@@ -130,7 +132,9 @@ def _survey(
 
 
 # Every fifth layer of tiles shows whether label sets would hold nearly all labels, if they are few.
-SAMPLED_LAYERS, MIN_LAYERS, MAX_CROWDED_LABELS = 5, 13, 8
+SAMPLED_LAYERS = 5
+MIN_LAYERS = 13
+MAX_CROWDED_LABELS = 8
 # Share of the work with all labels everywhere from which on a sample rules out tiles.
 CROWDED = 1.1
 
@@ -143,14 +147,15 @@ def _is_crowded(
     thresholds: Thresholds,
     threads: int | None,
 ) -> bool:
-    """Return whether so many labels are present in a sample of the tiles that tiles save nothing; only time depends on it."""
+    """Return whether so many labels are present in a sample of the tiles that tiles save nothing.
+
+    Only time depends on it.
+    """
     num_entries = num_voxels = 0
     for start in range(SAMPLED_LAYERS // 2 * TILE[0], grid.shape[0], SAMPLED_LAYERS * TILE[0]):
         stop = min(start + TILE[0], grid.shape[0])
-        layer, inside = (
-            TileGrid((stop - start, *grid.shape[1:])),
-            None if mask is None else mask[start:stop],
-        )
+        layer = TileGrid((stop - start, *grid.shape[1:]))
+        inside = None if mask is None else mask[start:stop]
         num_labels_of = _survey(
             layer, source.planes(start, stop), spec, inside, thresholds, threads
         )[1].sum(axis=0)
@@ -169,19 +174,25 @@ def plan_stream(
     parameters: CrfParameters,
     context: RunContext,
 ) -> TilePlan:
-    """Return the labels that are present in each tile of channels that stream by; their tiles are kept."""
+    """Return the labels that are present in each tile of channels that stream by.
+
+    Their tiles are kept.
+    """
     # Raises InputError (not finite, of another kind, equal nearly everywhere) or CapacityError.
-    grid, threshold = TileGrid(network.grid_shape), parameters.mean_field.label_threshold
+    grid = TileGrid(network.grid_shape)
+    threshold = parameters.mean_field.label_threshold
     thresholds = find_thresholds(threshold, spec)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     survey, candidates, note = survey_stream(
         network, grid, spec.mean_field, inside, thresholds, context
     )
-    num_padding, notes = 0, tuple[str, ...]()
+    num_padding = 0
+    notes = tuple[str, ...]()
     padding = survey.padding()
     if padding is not None:
         survey.mask, num_padding, notes = leave_out(padding, inside, "logits")
-    best, inside = survey.best_by_tile(), survey.mask
+    best = survey.best_by_tile()
+    inside = survey.mask
     labels = survey.labels.astype(np.min_scalar_type(network.num_labels - 1), copy=False).reshape(
         network.grid_shape
     )
@@ -213,7 +224,10 @@ def lazy_problem(
     parameters: CrfParameters,
     thresholds: Thresholds,
 ) -> TileProblem:
-    """Return the problem of channels that are not in memory; `where` labels are present, and may matter; `inside` without padding."""
+    """Return the problem of channels that are not in memory.
+
+    `where` labels are present, and may matter; `inside` without padding.
+    """
     threshold = parameters.mean_field.label_threshold
     return TileProblem(
         grid,
@@ -222,7 +236,8 @@ def lazy_problem(
         replace(image, mask=None if inside is None else inside.reshape(image.values.shape[1:])),
         spec,
         None if thresholds.leave_out_nothing else threshold,
-        # Padding of the logits is not a property of the image: intensities are normalized as if there were no padding.
+        # Padding of the logits is not a property of the image: intensities are normalized as if
+        # there were no padding.
         fit_intensity(image.values, parameters.intensity, image.mask),
         settled=float(thresholds.may_matter.min()),
         precision=threshold,
@@ -244,38 +259,34 @@ def plan_label_map(
     sigma: Sequence[float] | None,
 ) -> TilePlan:
     """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0."""
-    # With the `sigma` of a coarser network labels take part where they have a share. The numbers are
-    # those of channels, (*grid) of at most three axes in storage order.
-    grid, run = TileGrid(numbers.shape), spec.mean_field
+    # With the `sigma` of a coarser network labels take part where they have a share. The numbers
+    # are those of channels, (*grid) of at most three axes in storage order.
+    grid = TileGrid(numbers.shape)
+    run = spec.mean_field
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
     inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
     reach = spec.kernels.reach(image.spacing, grid.shape)
-    # Messages from farther away penalize all labels by the same amount, which changes no marginal, in a
-    # Potts model with one weight for all labels. The energy then lacks these pairs.
+    # Messages from farther away penalize all labels by the same amount, which changes no marginal,
+    # in a Potts model with one weight for all labels. The energy then lacks these pairs.
     is_plain = run.is_potts and run.num_channels < run.num_labels
     farther = (0,) * MAX_DIMS if is_plain else reach
     if sigma is None:
-        source, near, confidence = (
-            LabelMapChannels(labels, reach, 0, len(labels)),
-            reach,
-            CONFIDENCE,
-        )
+        source = LabelMapChannels(labels, reach, 0, len(labels))
+        near = reach
+        confidence = CONFIDENCE
         settled = np.array(settled_probability(spec) if is_plain else -math.inf)
     else:
         sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
-        source, near, confidence = (
-            ShareChannels(labels, sigma, 0, len(labels)),
-            share_reach(sigma),
-            0.0,
-        )
+        source = ShareChannels(labels, sigma, 0, len(labels))
+        near = share_reach(sigma)
+        confidence = 0.0
         settled = find_thresholds(parameters.mean_field.label_threshold, spec).may_matter
     extents = tuple(extent + more for extent, more in zip(near, farther, strict=True))
     voxels = grid.reduced(
         np.add, np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64
     )
-    present = np.zeros(
-        (run.num_labels, *grid.counts), np.bool_
-    )  # tiles with voxels within reach of a label, and few others
+    # tiles with voxels within reach of a label, and few others
+    present = np.zeros((run.num_labels, *grid.counts), np.bool_)
     grid.engine(threads).mark_near(labels, extents, present.view(np.uint8))
     present &= voxels > 0
     image = replace(image, values=np.ascontiguousarray(image.values))
@@ -301,7 +312,8 @@ def plan_label_map(
     if _pairs(problem) <= MAX_PAIRS:
         is_direct = True
     elif spec.kernels.filter == "auto" and sigma is not None:
-        is_direct = False  # Few voxels of active tiles are open, which a filter of the whole volume uses better.
+        # Few voxels of active tiles are open, which a filter of the whole volume uses better.
+        is_direct = False
     return TilePlan(problem, sets, voxels * own, is_direct, labels=labels.reshape(numbers.shape))
 
 
@@ -313,23 +325,26 @@ def settled_probability(spec: ModelSpec) -> float:
     if run.bias is not None:
         strength += float(run.bias.max() - run.bias.min()) / run.temperature
     half = 0.5 * ABSENT_LOGIT / run.temperature
-    return (
-        half
-        if strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half
-        else -math.inf
-    )
+    if strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half:
+        return half
+    return -math.inf
 
 
-MAX_DIRECT_REACH = 12  # voxels along an axis up to which sums are direct: else the copies of tiles outgrow the cache
+# voxels along an axis up to which sums are direct: else the copies of tiles outgrow the cache
+MAX_DIRECT_REACH = 12
 BALL = 4.0 / 3.0 * math.pi  # volume of a ball of radius 1
 # Pairs of a direct sum that take as long as a grid or a lattice for one voxel and up to GROUP
 # channels; and for volumes that are streamed, where filters need arrays of all voxels around.
-PAIRS_OF_FILTERS, PAIRS_OF_LARGE_FILTERS = 120, 400
+PAIRS_OF_FILTERS = 120
+PAIRS_OF_LARGE_FILTERS = 400
 GROUP = 4  # channels that are filtered together
 # Share of the work with all labels below which tiles are used: with direct sums, with filters.
-WORTH_IT, WORTH_CHANNELS = 0.9, 0.5
-# Share of a grid's rows that is filtered over that of uncertain voxels; work below which it is used.
-ROWS_OF_UNCERTAIN, WORTH_ROWS = 6.0, 0.8
+WORTH_IT = 0.9
+WORTH_CHANNELS = 0.5
+# Share of a grid's rows that is filtered over that of uncertain voxels; work below which it is
+# used.
+ROWS_OF_UNCERTAIN = 6.0
+WORTH_ROWS = 0.8
 
 
 def _pairs(problem: TileProblem) -> float:
@@ -341,7 +356,9 @@ def _pairs(problem: TileProblem) -> float:
     windows = sum(
         math.prod(REACH * theta for theta in kernel.theta_position) for kernel in kernels.bilateral
     )
-    return 0.0 if kernels.filter == "truncated" else BALL * windows / voxel
+    if kernels.filter == "truncated":
+        return 0.0
+    return BALL * windows / voxel
 
 
 def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
@@ -360,12 +377,13 @@ def _filtered_tiles(problem: TileProblem, sets: LabelSets) -> int:
 def choose_tiles(
     problem: TileProblem, sets: LabelSets, threads: int | None, survey: Survey
 ) -> bool | None:
-    """Return whether a case in memory has direct sums on tiles, or filters (False); None means no tiles."""
-    tile, channels, kernels = (
-        math.prod(TILE),
-        problem.spec.mean_field.num_channels,
-        problem.spec.kernels,
-    )
+    """Return whether a case in memory has direct sums on tiles, or filters (False).
+
+    None means no tiles.
+    """
+    tile = math.prod(TILE)
+    channels = problem.spec.mean_field.num_channels
+    kernels = problem.spec.kernels
     num_voxels = problem.image.num_voxels
     if sets.num_entries * tile >= WORTH_IT * channels * num_voxels:
         return None
@@ -384,11 +402,14 @@ def choose_tiles(
     ):
         return True
     if name == "grid":
-        # Besides the steps: normalization, twice with all labels everywhere, and what settled voxels send, the last label included.
+        # Besides the steps: normalization, twice with all labels everywhere, and what settled
+        # voxels send, the last label included.
         steps = kernels.num_iterations * channels
         num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach))) * tile
         share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share(problem.settled))
         work = num_around * (1 + int(sets.num_labels_of.max())) + num_voxels * steps * share
         if work < WORTH_ROWS * num_voxels * (2 + steps):
             return False
-    return False if on_tiles < WORTH_CHANNELS * everywhere else None
+    if on_tiles < WORTH_CHANNELS * everywhere:
+        return False
+    return None

@@ -39,10 +39,8 @@ class ChannelSource(ABC):
 
     def of_entries(self, sets: LabelSets, threads: int | None) -> Float32:
         """Return (entries, voxels of a tile), the logits of the labels that take part in the tiles."""
-        values, engine = (
-            np.empty((sets.num_entries, math.prod(TILE)), np.float32),
-            sets.grid.engine(threads),
-        )
+        values = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
+        engine = sets.grid.engine(threads)
         for label, (tiles, entries) in enumerate(sets.entries):
             if len(tiles):
                 self.fill_entries(engine, label, tiles, entries, values)
@@ -126,7 +124,8 @@ class LabelMapChannels(ChannelSource):
 
     def channel(self, label: int) -> NDArray[np.float16]:
         """Return a label's logits in the planes that are asked for."""
-        first, stop = self.first_plane, self.first_plane + self.num_planes
+        first = self.first_plane
+        stop = self.first_plane + self.num_planes
         start = max(0, first - self.reach[0])
         occurs = self.numbers[start : stop + self.reach[0]] == label
         logits = np.full(occurs.shape, ABSENT_LOGIT, np.float16)
@@ -145,7 +144,10 @@ _MAX_ROWS = 4  # rows of tiles whose shares are computed at once
 
 
 class ShareChannels(LabelMapChannels):
-    """Logarithms of the shares of labels in the map of a coarse network; `reach` is the result of `share_sigma`."""
+    """Logarithms of the shares of labels in the map of a coarse network.
+
+    `reach` is the result of `share_sigma`.
+    """
 
     def fill_entries(
         self,
@@ -178,7 +180,8 @@ def fill_by_rows(
 
     def fill(rows: int) -> None:
         some = np.flatnonzero(places[0] // num_rows == rows)
-        first, last = places[:, some].min(axis=1), places[:, some].max(axis=1) + 1
+        first = places[:, some].min(axis=1)
+        last = places[:, some].max(axis=1) + 1
         ends = zip(first.tolist(), last.tolist(), TILE, grid.shape, strict=True)
         planes, *others = [
             slice(start * tile, min(stop * tile, extent)) for start, stop, tile, extent in ends
@@ -214,23 +217,24 @@ class TileProblem:
     may_matter: Bool  # (L, *tiles), where they may become so; a superset
     image: GridImage  # the image; the mask is C-contiguous
     spec: ModelSpec  # the model of all labels
-    threshold: (
-        float | None
-    )  # largest probability that counts as nothing, for the check at the borders of domains; None means no check
-    maps: Sequence[IntensityMap] | None = (
-        None  # of the intensities of each modality, for an image that is not normalized
-    )
-    # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's marginals; minus infinity: nowhere.
+    # largest probability that counts as nothing, for the check at the borders of domains; None
+    # means no check
+    threshold: float | None
+    # of the intensities of each modality, for an image that is not normalized
+    maps: Sequence[IntensityMap] | None = None
+    # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's
+    # marginals; minus infinity: nowhere.
     settled: float = -math.inf
     precision: float = 0.0  # `mean_field.label_threshold`, by which `running.UNSENT` is measured
-    largest_slab: int | None = (
-        None  # voxels of a slab and the planes beside it, if they are to be few
-    )
+    # voxels of a slab and the planes beside it, if they are to be few
+    largest_slab: int | None = None
 
     @cached_property
     def mask(self) -> Bool | None:
         """(*grid) of three axes, True where the model applies; None: everywhere."""
-        return None if self.image.mask is None else self.image.mask.reshape(self.grid.shape)
+        if self.image.mask is None:
+            return None
+        return self.image.mask.reshape(self.grid.shape)
 
     @cached_property
     def reach(self) -> Extents:
@@ -240,7 +244,8 @@ class TileProblem:
     def label_sets(self) -> LabelSets:
         """Return the labels of each tile: those that are present around it and may matter there."""
         # Farther from where it is present a label cannot rise, as the C++ engine confirms.
-        domains, rings = np.zeros_like(self.present), num_rings(self.reach)
+        domains = np.zeros_like(self.present)
+        rings = num_rings(self.reach)
         for label in np.flatnonzero(self.present.any(axis=(1, 2, 3))):
             domains[label] = widen(self.present[label], rings) & self.may_matter[label]
         return LabelSets(self.grid, domains)
@@ -260,26 +265,24 @@ class TileProblem:
         lowest = np.full(len(self.image.values), np.inf)
         for start in range(0, self.grid.shape[0], 2 * TILE[0]):
             planes = slice(start, start + 2 * TILE[0])
-            values, where = (
-                self.normalized((planes,)),
-                True if self.mask is None else self.mask[planes],
-            )
+            values = self.normalized((planes,))
+            where = True if self.mask is None else self.mask[planes]
             lowest = np.minimum(lowest, values.min(axis=(1, 2, 3), where=where, initial=np.inf))
-        first = (
-            (0,) * len(self.image.spacing)
-            if self.image.mask is None
-            else first_inside(self.image.mask)
-        )
+        if self.image.mask is None:
+            first = (0,) * len(self.image.spacing)
+        else:
+            first = first_inside(self.image.mask)
         return replace(
             self, image=replace(self.image, origin=FeatureOrigin(first, tuple(lowest.tolist())))
         )
 
     def in_slab(self, slab: Slab) -> TileProblem:
-        """Return the planes that take part in a slab, with their normalized image; an origin is there."""
-        values, mask = (
-            self.normalized((slice(slab.first, slab.last),)),
-            None if self.mask is None else self.mask[slab.first : slab.last],
-        )
+        """Return the planes that take part in a slab, with their normalized image.
+
+        An origin is there.
+        """
+        values = self.normalized((slice(slab.first, slab.last),))
+        mask = None if self.mask is None else self.mask[slab.first : slab.last]
         origin = self.image.origin
         assert origin is not None
         origin = replace(origin, position=(origin.position[0] - slab.first, *origin.position[1:]))

@@ -32,7 +32,8 @@ class RefinedTiles:
 
     sets: LabelSets  # the labels of each tile
     values: Float32  # (entries, voxels of a tile) float32
-    # (entries), 1 where the label's marginal was above the threshold near its domain's border after a step
+    # (entries), 1 where the label's marginal was above the threshold near its domain's border after
+    # a step
     exceeds: NDArray[np.uint8]
     report: MeanFieldReport  # steps, energy and filters
     timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
@@ -49,11 +50,9 @@ def run_tiles(
 ) -> RefinedTiles:
     """Run the mean field on label sets, at least one of them active, by direct sums or by the filters that the model asks for."""
     # `has_room`: direct sums may make copies of the whole volume before the first step.
-    spec, run, engine = (
-        problem.spec.kernels,
-        problem.spec.mean_field,
-        sets.engine(problem.mask, context.threads),
-    )
+    spec = problem.spec.kernels
+    run = problem.spec.mean_field
+    engine = sets.engine(problem.mask, context.threads)
     logits = problem.source.of_entries(sets, context.threads)
     if run.bias is not None:
         logits += np.asarray(run.bias, np.float32)[sets.labels][:, None]
@@ -61,18 +60,20 @@ def run_tiles(
         logits /= np.float32(run.temperature)
         none_exceeds = np.zeros(sets.num_entries, np.uint8)
         return RefinedTiles(sets, logits, none_exceeds, MeanFieldReport(0, True, ()))
-    # (active tiles, rows of a tile), a bit for each voxel that is not settled; with filters of the whole
-    # volume, a row is open if one of its voxels is.
+    # (active tiles, rows of a tile), a bit for each voxel that is not settled; with filters of the
+    # whole volume, a row is open if one of its voxels is.
     is_open = np.empty((len(sets.tiles), math.prod(TILE[:2])), np.uint16)
     engine.open_voxels(logits, run.temperature, problem.settled, not is_direct, is_open)
     started = time.perf_counter()
     image = problem.normalized()
     how = f"direct in {len(sets.tiles)} of {sets.grid.num_tiles} tiles, {sets.num_entries / len(sets.tiles):.1f} labels each"
     filters = tuple(f"{name}: {how}" for name in problem.spec.kernels.names)
-    built, shared = None, (0, _NONE, _NONE)
+    built = None
+    shared = (0, _NONE, _NONE)
     if not is_direct and is_open.any():  # Without an open voxel there is nothing to filter.
         shared = share_channels(sets, num_rings(problem.reach))
-        # Kernels of the voxels that matter: those of rows with open voxels, and of all that they receive from.
+        # Kernels of the voxels that matter: those of rows with open voxels, and of all that they
+        # receive from.
         near = rows_near(problem, sets, is_open)
         if problem.mask is not None:
             near &= problem.mask
@@ -83,7 +84,8 @@ def run_tiles(
         )
         kernels = backend.kernels(guide, replace(spec, num_labels=shared[0] + 1), context)
         assert isinstance(kernels, CpuKernels)
-        built, filters = kernels.built, kernels.filters
+        built = kernels.built
+        filters = kernels.filters
     steps = spec.distances(problem.image.spacing)
     out = np.empty_like(logits)
     exceeds = np.zeros(sets.num_entries, np.uint8)
@@ -108,7 +110,8 @@ def run_tiles(
 
 def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]) -> Bool:
     """Return (*grid), True within twice the reach of a row of a tile with an open voxel."""
-    grid, reach = problem.grid, problem.reach
+    grid = problem.grid
+    reach = problem.reach
     open_rows = np.zeros((grid.num_tiles, *TILE[:2]), np.bool_)
     open_rows[sets.tiles] = is_open.reshape(-1, *TILE[:2]) != 0
     rows = open_rows.reshape(*grid.counts, *TILE[:2]).transpose(0, 3, 1, 4, 2)
@@ -133,11 +136,13 @@ def share_channels(
 ) -> tuple[int, NDArray[np.int32], NDArray[np.int32]]:
     """Spread labels over as few channels as a simple rule finds: labels share one where no message of one can reach the other's domain.
 
-    Parts of a domain that messages can cross between, over so many rings of tiles, stay together. The parts of all domains, the largest
-    first, each take the first channel in which no other label is within reach.
+    Parts of a domain that messages can cross between, over so many rings of tiles, stay together.
+    The parts of all domains, the largest first, each take the first channel in which no other label
+    is within reach.
 
     Returns:
-        (number of channels, that of each entry, that of the label of each settled tile), the latter (*tiles), -1: the tile is not settled.
+        (number of channels, that of each entry, that of the label of each settled tile), the latter
+        (*tiles), -1: the tile is not settled.
     """
     from scipy import ndimage
 
@@ -172,8 +177,8 @@ def share_channels(
 
 def _grouped(channels: list[NDArray[np.int32]], active: Bool) -> list[NDArray[np.int32]]:
     """Return the channels in an order in which those that are filtered together have labels in the same tiles."""
-    # A group is filtered wherever one of its labels is. The last channel, which takes part in all groups,
-    # stays: few tiles have it.
+    # A group is filtered wherever one of its labels is. The last channel, which takes part in all
+    # groups, stays: few tiles have it.
     tiles = [np.flatnonzero(active & (channel >= 0)) for channel in channels[:-1]]
     left = list(range(len(tiles)))
     grouped: list[NDArray[np.int32]] = []
@@ -253,7 +258,8 @@ def run_slabs(
     has_room: bool,
 ) -> RefinedTiles:
     """Run the mean field slab by slab: with direct sums the same logits as at once, if all steps are taken."""
-    # Convergence would have to be judged for all slabs together: all steps are taken, without an energy.
+    # Convergence would have to be judged for all slabs together: all steps are taken, without an
+    # energy.
     run = replace(problem.spec.mean_field, tolerance=0.0)
     problem = replace(problem, spec=replace(problem.spec, mean_field=run)).with_origin()
     values = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
@@ -273,11 +279,10 @@ def run_slabs(
         refined = run_tiles(
             part, part_sets, backend, own_context, is_direct=is_direct, has_room=has_room
         )
-        to, source = (
-            sets.entries_in(slab.start, slab.stop),
-            part_sets.entries_in(slab.start - slab.first, slab.stop - slab.first),
-        )
-        values[to], exceeds[to] = refined.values[source], refined.exceeds[source]
+        to = sets.entries_in(slab.start, slab.stop)
+        source = part_sets.entries_in(slab.start - slab.first, slab.stop - slab.first)
+        values[to] = refined.values[source]
+        exceeds[to] = refined.exceeds[source]
         filters = filters or refined.report.filters
         for stage, seconds in refined.timings.items():
             timings[stage] = timings.get(stage, 0.0) + seconds
@@ -294,7 +299,8 @@ BYTES_PER_ENTRY = 5 * 4 + 1
 BYTES_OF_RESULT = 4
 # Per voxel around active tiles, and for each modality after the first, with filters of the whole
 # volume (docs/reference/math.md).
-BYTES_OF_FILTERS, BYTES_OF_MODALITY = 160, 40
+BYTES_OF_FILTERS = 160
+BYTES_OF_MODALITY = 40
 
 
 def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: bool) -> int:
@@ -313,10 +319,14 @@ def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: 
 def plan_slabs(
     problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, is_direct: bool
 ) -> list[Slab]:
-    """Return as few slabs as fit into a number of bytes, where None means any amount; raise CapacityError if no slab fits."""
-    needed, num_iterations = 0, problem.spec.mean_field.num_iterations
-    # In each step messages, and their normalizations, come from within the reach; in small slabs messages
-    # of two steps must cross: those from farther away changed no label of a CT.
+    """Return as few slabs as fit into a number of bytes, where None means any amount.
+
+    Raise CapacityError if no slab fits.
+    """
+    needed = 0
+    num_iterations = problem.spec.mean_field.num_iterations
+    # In each step messages, and their normalizations, come from within the reach; in small slabs
+    # messages of two steps must cross: those from farther away changed no label of a CT.
     num_crossed = num_iterations if problem.largest_slab is None else min(2, num_iterations)
     halo = math.ceil((num_crossed + 1) * problem.reach[0] / TILE[0]) * TILE[0]
     num_planes = problem.grid.shape[0]

@@ -56,7 +56,10 @@ class Brick:
 
 
 def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
-    """Yield the bricks of pieces that come with ascending planes for each channel; planes of incomplete tiles wait."""
+    """Yield the bricks of pieces that come with ascending planes for each channel.
+
+    Planes of incomplete tiles wait.
+    """
     # Types other than float32 and float16 are converted, exactly.
     num_planes, *plane_shape = grid.shape
     waiting: dict[int, Array] = {}
@@ -65,14 +68,18 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
             range(piece.channels.start, piece.channels.stop), piece.values, strict=True
         ):
             planes = values.reshape(-1, *plane_shape)
-            first, stop = piece.planes.start, piece.planes.stop
+            first = piece.planes.start
+            stop = piece.planes.stop
             if (
                 len(planes) != stop - first
             ):  # A grid of two axes: its planes are rows of the only plane.
-                planes, first, stop = values.reshape(1, *plane_shape), 0, 1
+                planes = values.reshape(1, *plane_shape)
+                first = 0
+                stop = 1
             if label in waiting:
                 held = waiting.pop(label)
-                planes, first = np.concatenate([held, planes]), first - len(held)
+                planes = np.concatenate([held, planes])
+                first = first - len(held)
             num_whole = len(planes) if stop == num_planes else len(planes) // TILE[0] * TILE[0]
             if num_whole < len(planes):
                 waiting[label] = planes[num_whole:].copy()
@@ -82,17 +89,18 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
 
 
 class StoredChannels(ChannelSource):
-    """Some tiles of each label's channel; `read` returns the pieces, for tiles that are wanted later."""
+    """Some tiles of each label's channel.
+
+    `read` returns the pieces, for tiles that are wanted later.
+    """
 
     def __init__(
         self, grid: TileGrid, num_labels: int, read: ReadPieces, *, is_probability: bool = False
     ) -> None:
-        self.grid, self.num_labels, self.is_probability, self.read = (
-            grid,
-            num_labels,
-            is_probability,
-            read,
-        )
+        self.grid = grid
+        self.num_labels = num_labels
+        self.is_probability = is_probability
+        self.read = read
         self.num_bytes = 0  # of the tiles
         self._parts: list[list[tuple[NDArray[np.int64], Array]]] = [[] for _ in range(num_labels)]
 
@@ -142,7 +150,8 @@ class StoredChannels(ChannelSource):
 
     def planes(self, start: int, stop: int) -> StoredChannels:
         """See `ChannelSource`."""
-        first, end = self.grid.first_tile(start), self.grid.first_tile(stop + TILE[0] - 1)
+        first = self.grid.first_tile(start)
+        end = self.grid.first_tile(stop + TILE[0] - 1)
         grid = TileGrid((stop - start, *self.grid.shape[1:]))
         part = StoredChannels(grid, self.num_labels, self.read, is_probability=self.is_probability)
         for label in range(self.num_labels):
@@ -157,13 +166,12 @@ class StoredChannels(ChannelSource):
         if not parts:
             return np.zeros(0, np.int64), np.zeros((0, math.prod(TILE)), np.float32)
         if len(parts) > 1:
-            joined, values = (
-                np.concatenate([tiles for tiles, _ in parts]),
-                np.concatenate([values for _, values in parts]),
-            )
+            joined = np.concatenate([tiles for tiles, _ in parts])
+            values = np.concatenate([values for _, values in parts])
             if (np.diff(joined) < 0).any():
                 order = np.argsort(joined)
-                joined, values = joined[order], values[order]
+                joined = joined[order]
+                values = values[order]
             parts[:] = [(joined, values)]
         return parts[0]
 
@@ -173,7 +181,10 @@ FIRST_LOOK = 1 << 26
 
 
 class Candidates:
-    """Tiles where a label may take part, kept while the channels are surveyed; if there is no room for them, they are read once more."""
+    """Tiles where a label may take part, kept while the channels are surveyed.
+
+    If there is no room for them, they are read once more.
+    """
 
     def __init__(
         self,
@@ -183,12 +194,18 @@ class Candidates:
         threads: int | None,
         reach: Extents | None = None,
     ) -> None:
-        """Take an empty store; the tiles that are kept take `max_bytes`, where None means any amount."""
+        """Take an empty store.
+
+        The tiles that are kept take `max_bytes`, where None means any amount.
+        """
         # With `reach`, as of `store`, tiles are not kept that `store` would forget.
-        self._store, self._thresholds, self._threads = store, thresholds, threads
+        self._store = store
+        self._thresholds = thresholds
+        self._threads = threads
         self._rings = None if reach is None else num_rings(reach)
         self._max_bytes = math.inf if max_bytes is None else max_bytes
-        self._next_look, self._has_room = min(FIRST_LOOK, self._max_bytes), True
+        self._next_look = min(FIRST_LOOK, self._max_bytes)
+        self._has_room = True
 
     def add(self, survey: Survey, brick: Brick) -> None:
         """Keep the tiles of a brick, just surveyed, where its label may matter beside those so far."""
@@ -210,15 +227,22 @@ class Candidates:
     def store(
         self, survey: Survey, reach: Extents, context: RunContext
     ) -> tuple[StoredChannels, Bool, Bool]:
-        """Return the channels, where labels are present, and where they may matter, (L, *tiles); labels take part within `reach`."""
+        """Return the channels, where labels are present, and where they may matter, (L, *tiles).
+
+        Labels take part within `reach`.
+        """
         # Raises CapacityError if tiles that are read once more take too much memory.
         left = None if context.num_bytes is None else context.num_bytes()
-        store, rings = self._store, num_rings(reach)
+        store = self._store
+        rings = num_rings(reach)
         store.is_probability = survey.is_probability
         present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
 
         def matter(label: int, tiles: NDArray[np.int64], values: Array) -> Bool:
-            """Mark the tiles where a label is present, or may matter, beside all others; return for which tiles it may."""
+            """Mark the tiles where a label is present, or may matter, beside all others.
+
+            Return for which tiles it may.
+            """
             lowest = self._thresholds.may_matter[label]
             margins = survey.margins_of(label, values, tiles, exact_above=lowest)
             present[label].flat[tiles] = margins > self._thresholds.present[label]
@@ -289,7 +313,8 @@ def survey_stream(
     reach: Extents | None = None,
 ) -> tuple[Survey, Candidates, str]:
     """Return what one pass over the channels finds, the tiles where labels may take part, and a sentence on the kind of the channels."""
-    # A kind that is not declared is guessed from the first brick, and after a wrong guess all is read again.
+    # A kind that is not declared is guessed from the first brick, and after a wrong guess all is
+    # read again.
     left = None if context.num_bytes is None else context.num_bytes()
     max_bytes = None if left is None else left // SHARE_OF_CANDIDATES
     said = stream.kind if stream.input_type == "auto" else stream.input_type
@@ -304,9 +329,8 @@ def survey_stream(
                 outside = brick.values[
                     (brick.values < -SUM_TOLERANCE) | (brick.values > 1 + SUM_TOLERANCE)
                 ]
-                is_probability = not outside.size or bool(
-                    (outside == outside[0]).all()
-                )  # Padding usually has a single value.
+                # Padding usually has a single value.
+                is_probability = not outside.size or bool((outside == outside[0]).all())
             if context.progress is not None:
                 context.progress("channels", brick.label, stream.num_labels)
             survey.is_probability = is_probability

@@ -19,19 +19,24 @@ if TYPE_CHECKING:
 
 
 # One of so many planes shows how certain a network is; a smaller probability may be rounding.
-SAMPLED_PLANES, MIN_DOUBT = 5, 1e-5
+SAMPLED_PLANES = 5
+MIN_DOUBT = 1e-5
 
 
 class Survey:
-    """Knowledge of each voxel, and each label in each tile, after some channels; channels are added in the order of their labels.
+    """Knowledge of each voxel, and each label in each tile, after some channels.
+
+    Channels are added in the order of their labels.
 
     Attributes:
         log_sum: (*grid) float32, logarithm of the sum of exp((logit + bias) / temperature).
         best: (*grid) float32, the largest logit.
         labels: (*grid) uint16, its label; the lowest of equal ones.
         is_equal: (*grid), True where all labels have exactly the same logit.
-        largest: (*grid) float32, the largest logit + bias; the same array as `best` if no label has a bias.
-        margins: (L, *tiles) float32, upper bound of the logarithm of a label's largest probability in a tile, inside the mask.
+        largest: (*grid) float32, the largest logit + bias; the same array as `best` if no label has
+            a bias.
+        margins: (L, *tiles) float32, upper bound of the logarithm of a label's largest probability
+            in a tile, inside the mask.
     """
 
     def __init__(
@@ -43,9 +48,15 @@ class Survey:
         *,
         is_probability: bool = False,
     ) -> None:
-        """Start with no channel; the mask is (*grid) C-contiguous, and of probabilities the logarithm is taken."""
-        self.grid, self.mask, self.is_probability = grid, mask, is_probability
-        self.num_labels, self.temperature = len(run.compatibility), run.temperature
+        """Start with no channel.
+
+        The mask is (*grid) C-contiguous, and of probabilities the logarithm is taken.
+        """
+        self.grid = grid
+        self.mask = mask
+        self.is_probability = is_probability
+        self.num_labels = len(run.compatibility)
+        self.temperature = run.temperature
         self._bias = np.zeros(self.num_labels) if run.bias is None else run.bias
         self.log_sum = np.empty(grid.shape, np.float32)
         self.best = np.empty(grid.shape, np.float32)
@@ -57,7 +68,10 @@ class Survey:
         self._engine = grid.engine(threads)
 
     def add(self, label: int, values: Array, first_plane: int = 0) -> None:
-        """Add planes of a label's channel, whose rows are contiguous; each plane of each label exactly once, labels in ascending order."""
+        """Add planes of a label's channel, whose rows are contiguous.
+
+        Each plane of each label exactly once, labels in ascending order.
+        """
         self._lowest_sums = None
         largest = None if self.largest is self.best else self.largest
         found = self.log_sum, self.best, self.labels, self.is_equal, largest, self.margins[label]
@@ -85,16 +99,16 @@ class Survey:
         )
         if self.mask is not None:
             doubt = doubt[self.mask[planes]]
-        return (
-            float(np.mean(doubt > max(math.exp(log_probability), MIN_DOUBT))) if doubt.size else 1.0
-        )
+        if doubt.size:
+            return float(np.mean(doubt > max(math.exp(log_probability), MIN_DOUBT)))
+        return 1.0
 
     def margins_of(
         self, label: int, values: Array, tiles: NDArray[np.int64], exact_above: float = -math.inf
     ) -> Float32:
         """Return the logarithm of a label's largest probability beside the channels so far in each of some tiles."""
-        # Results not above `exact_above` may be upper bounds. The values are the whole channel, (*grid), or
-        # those of the tiles, (tiles, voxels of a tile).
+        # Results not above `exact_above` may be upper bounds. The values are the whole channel,
+        # (*grid), or those of the tiles, (tiles, voxels of a tile).
         if self._lowest_sums is None:
             self._lowest_sums = self.grid.reduced(np.minimum, self.log_sum, np.float32)
         margins = np.empty(len(tiles), np.float32)
@@ -113,10 +127,14 @@ SHARE_OF_UNIFORM = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Thresholds:
-    """When a label is present in a tile, and when it may matter there; logarithms of probabilities, -inf if it always does."""
+    """When a label is present in a tile, and when it may matter there.
+
+    Logarithms of probabilities, -inf if it always does.
+    """
 
     present: Float64  # (L,), a label above it is present
-    # (L,), the marginal of a label below it stays below the threshold, whatever the marginals around it are; -inf without such a bound.
+    # (L,), the marginal of a label below it stays below the threshold, whatever the marginals
+    # around it are; -inf without such a bound.
     may_matter: Float64
     leave_out_nothing: bool = False  # whether all labels take part everywhere
 
@@ -124,13 +142,16 @@ class Thresholds:
 def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     """Return the thresholds of a model.
 
-    A message raises a label's logarithm relative to the others by at most the sum of the weights times a row sum of the normalized kernel,
-    1. A Potts model raises no label that is absent around a voxel: its penalty is largest. A penalty matrix may raise an absent label by
-    the difference between the largest penalty of any label and the smallest of this one; the first threshold is lowered by as much. With
-    negative penalties or weights a region of one label may flip by itself (docs/reference/math.md). The threshold is
-    `mean_field.label_threshold`, where 0 means all labels everywhere.
+    A message raises a label's logarithm relative to the others by at most the sum of the weights
+    times a row sum of the normalized kernel,
+    1. A Potts model raises no label that is absent around a voxel: its penalty is largest. A
+      penalty matrix may raise an absent label by the difference between the largest penalty of any
+      label and the smallest of this one; the first threshold is lowered by as much. With negative
+      penalties or weights a region of one label may flip by itself (docs/reference/math.md). The
+      threshold is `mean_field.label_threshold`, where 0 means all labels everywhere.
     """
-    run, num_labels = spec.mean_field, spec.kernels.num_labels
+    run = spec.mean_field
+    num_labels = spec.kernels.num_labels
     if threshold <= 0.0 or (run.weights < 0).any() or (run.compatibility < 0).any():
         everywhere = np.full(num_labels, -np.inf)
         return Thresholds(everywhere, everywhere, leave_out_nothing=True)
@@ -141,6 +162,7 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
         penalties = np.asarray(run.compatibility, np.float64)
         others = np.where(np.eye(num_labels, dtype=bool), np.inf, penalties)
         lowest = lowest - weight * np.maximum(0.0, penalties.max() - others.min(axis=0))
-        # Its neighbors of that label penalize the labels of a voxel differently, also where it does not matter itself.
+        # Its neighbors of that label penalize the labels of a voxel differently, also where it does
+        # not matter itself.
         return Thresholds(lowest, np.full_like(lowest, -np.inf))
     return Thresholds(lowest, lowest - most)
