@@ -10,14 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from crfrefine.arrays.label_maps import Box
 from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import available_threads
 from crfrefine.engines.compiled import load_engine
 
 # Voxels of a tile along each axis in storage order; the last is a vector of the C++ engine.
 TILE = (8, 8, 16)
+TILE_VOXELS = math.prod(TILE)
 MAX_DIMS = 3  # most axes of a grid that is cut into tiles
+
 Extents = tuple[int, ...]
+TileNumbers = NDArray[np.int64]  # flat numbers of tiles in their grid
+EntryNumbers = NDArray[np.int64]  # numbers of entries of `LabelSets`
 
 
 class TileGrid:
@@ -29,9 +34,8 @@ class TileGrid:
 
     def __init__(self, grid_shape: Sequence[int]) -> None:
         """Cut a grid of one to three axes."""
-        self.shape: Extents = (1,) * (MAX_DIMS - len(grid_shape)) + tuple(
-            int(extent) for extent in grid_shape
-        )
+        leading = (1,) * (MAX_DIMS - len(grid_shape))
+        self.shape: Extents = leading + tuple(int(extent) for extent in grid_shape)
         self.counts: Extents = tuple(
             -(-extent // tile) for extent, tile in zip(self.shape, TILE, strict=True)
         )
@@ -41,9 +45,12 @@ class TileGrid:
         """Return the C++ engine's routines for these tiles."""
         return load_engine().Tiles(self.shape, TILE, threads or available_threads())
 
-    def gather(self, values: Array, tiles: NDArray[np.int64], threads: int | None) -> Array:
-        """Return (n, voxels of a tile), the values of some tiles of (*grid) values, 0 beyond the grid."""
-        gathered = np.empty((len(tiles), math.prod(TILE)), values.dtype)
+    def gather(self, values: Array, tiles: TileNumbers, threads: int | None) -> Array:
+        """Return the values of some tiles of (*grid) values, (n, voxels of a tile).
+
+        They are 0 beyond the grid.
+        """
+        gathered = np.empty((len(tiles), TILE_VOXELS), values.dtype)
         if len(tiles):
             self.engine(threads).gather(values, tiles, gathered)
         return gathered
@@ -52,63 +59,96 @@ class TileGrid:
         """Return the flat number of the first tile of the row of tiles that holds a plane."""
         return plane // TILE[0] * self.counts[1] * self.counts[2]
 
+    def planes_of_row(self, row: int) -> slice:
+        """Return the planes of a row of tiles."""
+        return slice(row * TILE[0], min((row + 1) * TILE[0], self.shape[0]))
+
+    def voxels_in(self, tile_box: Box) -> Box:
+        """Return the voxels of a box of tiles."""
+        return tuple(
+            slice(along.start * tile, min(along.stop * tile, extent))
+            for along, tile, extent in zip(tile_box, TILE, self.shape, strict=True)
+        )
+
     def voxels(self, tiles: Array) -> Array:
         """Spread values per tile over the voxels."""
         for axis, extent in enumerate(self.shape):
             tiles = tiles.take(np.arange(extent) // TILE[axis], axis=axis)
         return tiles
 
-    def by_tile(self, inside: Bool | None, tiles: NDArray[np.int64]) -> Bool:
-        """Return (n, voxels of a tile), True at the voxels of n tiles that are in the grid and in a mask (*grid), if there is one."""
-        padded = np.zeros(
-            tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True)), np.bool_
-        )
-        padded[tuple(slice(0, extent) for extent in self.shape)] = (
-            True if inside is None else inside
-        )
-        shape = [part for pair in zip(self.counts, TILE, strict=True) for part in pair]
-        whole = padded.reshape(shape).transpose(0, 2, 4, 1, 3, 5)
-        return whole[np.unravel_index(tiles, self.counts)].reshape(len(tiles), math.prod(TILE))
+    def by_tile(self, mask: Bool | None, tiles: TileNumbers) -> Bool:
+        """Return which voxels of some tiles count, (n, voxels of a tile).
 
-    def spread(self, tiles: NDArray[np.int64], values: Float32) -> Float32:
-        """Return (*grid) from (n, voxels of a tile) values of n tiles, named by their flat numbers.
-
-        Other voxels are NaN.
+        Those count that are in the grid and in the mask, (*grid), if there is one.
         """
+        counts = np.zeros(self._padded_shape, np.bool_)
+        counts[self._whole] = True if mask is None else mask
+        by_tile = counts.reshape(
+            self.counts[0], TILE[0], self.counts[1], TILE[1], self.counts[2], TILE[2]
+        ).transpose(0, 2, 4, 1, 3, 5)
+        return by_tile[np.unravel_index(tiles, self.counts)].reshape(len(tiles), TILE_VOXELS)
+
+    def spread(self, tiles: TileNumbers, values: Float32) -> Float32:
+        """Return (*grid) with the values of some tiles, (n, voxels of a tile), and NaN elsewhere."""
         padded = np.full((self.num_tiles, *TILE), np.nan, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
-        whole = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
-        whole = whole.reshape(
-            tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True))
-        )
-        return np.ascontiguousarray(whole[tuple(slice(0, extent) for extent in self.shape)])
+        by_axis = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
+        return np.ascontiguousarray(by_axis.reshape(self._padded_shape)[self._whole])
 
     def reduced(
         self, ufunc: np.ufunc, values: Array, dtype: DTypeLike, where: Bool | None = None
     ) -> Array:
-        """Return the sum, or what else a ufunc makes, of the voxels of each tile, (*tiles).
+        """Return what a ufunc, such as a sum, makes of the voxels of each tile, (*tiles).
 
-        Those that do not count are 0.
+        Voxels where `where` is False count as 0.
         """
         reduced = np.empty(self.counts, dtype)
         for row in range(self.counts[0]):
-            planes = slice(row * TILE[0], (row + 1) * TILE[0])
-            if where is None:
-                part = values[planes]
-            else:
-                part = np.where(where[planes], values[planes], values.dtype.type(0))
+            planes = self.planes_of_row(row)
+            part = values[planes]
+            if where is not None:
+                part = np.where(where[planes], part, values.dtype.type(0))
             of_tiles = ufunc.reduce(part, axis=0, dtype=dtype)
             for axis in (0, 1):
-                of_tiles = ufunc.reduceat(
-                    of_tiles, range(0, of_tiles.shape[axis], TILE[axis + 1]), axis=axis
-                )
+                starts = range(0, of_tiles.shape[axis], TILE[axis + 1])
+                of_tiles = ufunc.reduceat(of_tiles, starts, axis=axis)
             reduced[row] = of_tiles
         return reduced
 
+    @property
+    def _padded_shape(self) -> Extents:
+        """Voxels along each axis of a grid of whole tiles."""
+        return tuple(count * tile for count, tile in zip(self.counts, TILE, strict=True))
+
+    @property
+    def _whole(self) -> Box:
+        """The grid's box in a grid of whole tiles."""
+        return tuple(slice(0, extent) for extent in self.shape)
+
+
+def box_between(start: NDArray[np.int64], stop: NDArray[np.int64]) -> Box:
+    """Return the box with these first places and ends, one per axis."""
+    ends = zip(start.tolist(), stop.tolist(), strict=True)
+    return tuple(slice(first, end) for first, end in ends)
+
+
+def tile_rows(start: int, stop: int) -> slice:
+    """Return the rows of tiles that hold some planes."""
+    return slice(start // TILE[0], -(-stop // TILE[0]))
+
+
+def tiles_around(box: Box) -> Box:
+    """Return the box of tiles that hold a box of voxels."""
+    return tuple(
+        slice(along.start // tile, -(-along.stop // tile))
+        for along, tile in zip(box, TILE, strict=True)
+    )
+
 
 def num_rings(reach: Extents) -> Extents:
-    """Return the number of tiles along each axis by which a label's domain is wider than the tiles where it is present."""
-    # Twice the reach: messages come from within the reach, and so do their normalizations.
+    """Return by how many tiles along each axis a label's domain exceeds those where it is present."""
+    # The rings hold twice the reach: messages come from within the reach, and so do their
+    # normalizations.
     return tuple(math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))
 
 
@@ -126,14 +166,13 @@ class LabelSets:
         self.active: Bool = self.num_labels_of > 1  # (*tiles)
         self.tiles = np.flatnonzero(self.active)  # flat numbers of the active tiles, ascending
         # (active tiles + 1), the first entry of each active tile, and the number of entries.
-        self.first_entry = np.concatenate(
-            [[0], np.cumsum(self.num_labels_of.reshape(-1)[self.tiles])]
-        ).astype(np.int64)
+        ends = np.cumsum(self.num_labels_of.reshape(-1)[self.tiles])
+        self.first_entry: EntryNumbers = np.concatenate([[0], ends]).astype(np.int64)
         self.num_entries = int(self.first_entry[-1])
 
     @cached_property
     def settled(self) -> NDArray[np.int32]:
-        """(*tiles), the only label of a tile; -1: none, or several."""
+        """(*tiles), the only label of a tile; -1 means that it has none, or several."""
         labels = np.full(self.grid.counts, -1, np.int32)
         single = self.num_labels_of == 1
         for label, tiles in enumerate(self.domains):
@@ -149,8 +188,8 @@ class LabelSets:
         return labels
 
     @cached_property
-    def entries(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """For each label, the active tiles where it takes part, as flat numbers, and its entries there."""
+    def entries(self) -> list[tuple[TileNumbers, EntryNumbers]]:
+        """For each label, the active tiles where it takes part, and its entries there."""
         next_entry = self.first_entry[:-1].copy()
         places = []
         for domain in self.domains:
@@ -160,9 +199,10 @@ class LabelSets:
         return places
 
     def entries_in(self, start: int, stop: int) -> slice:
-        """Return the entries of the tiles of some planes, which begin and end with a tile, or with the grid."""
+        """Return the entries of some planes, which begin and end with a tile, or with the grid."""
         ends = [self.grid.first_tile(start), self.grid.first_tile(stop + TILE[0] - 1)]
-        return slice(*self.first_entry[np.searchsorted(self.tiles, ends)])
+        first, end = self.first_entry[np.searchsorted(self.tiles, ends)]
+        return slice(first, end)
 
     def engine(self, mask: Bool | None, threads: int | None) -> Any:
         """Return the C++ engine's routines for these sets.

@@ -1,4 +1,7 @@
-"""A volume, or a slab of one, the labels that may take part in its tiles, and their logits, of an array or a label map."""
+"""A volume, or a slab of one, whose mean field runs on tiles, and the channels that it starts from.
+
+`ChannelSource` gives the logits of labels in tiles; here are those of an array and of a label map.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,18 @@ from crfrefine.base.array_types import Bool, Float32, Labels
 from crfrefine.base.limits import run_all
 from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.tiles.grid import TILE, Extents, LabelSets, TileGrid, num_rings
+from crfrefine.refinement.tiles.grid import (
+    TILE,
+    TILE_VOXELS,
+    EntryNumbers,
+    Extents,
+    LabelSets,
+    TileGrid,
+    TileNumbers,
+    box_between,
+    num_rings,
+    tile_rows,
+)
 
 if TYPE_CHECKING:
     from crfrefine.arrays.intensity import IntensityMap
@@ -34,12 +48,15 @@ class ChannelSource(ABC):
     """The channels of a network's output."""
 
     def ensure(self, domains: Bool, threads: int | None) -> None:
-        """Make sure that labels can be had in some tiles, (L, *tiles), which may take another reading of a file."""
+        """Make sure that labels can be had in some tiles, (L, *tiles).
+
+        It may take another reading of a file.
+        """
         return  # Channels in memory are there.
 
     def of_entries(self, sets: LabelSets, threads: int | None) -> Float32:
-        """Return (entries, voxels of a tile), the logits of the labels that take part in the tiles."""
-        values = np.empty((sets.num_entries, math.prod(TILE)), np.float32)
+        """Return the logits of the labels that take part in tiles, (entries, voxels of a tile)."""
+        values = np.empty((sets.num_entries, TILE_VOXELS), np.float32)
         engine = sets.grid.engine(threads)
         for label, (tiles, entries) in enumerate(sets.entries):
             if len(tiles):
@@ -51,15 +68,15 @@ class ChannelSource(ABC):
         self,
         engine: Any,
         label: int,
-        tiles: NDArray[np.int64],
-        entries: NDArray[np.int64],
+        tiles: TileNumbers,
+        entries: EntryNumbers,
         out: Float32,
     ) -> None:
-        """Write a label's logits in some tiles, named by flat numbers, to entries of `out`, (entries, voxels of a tile) float32."""
+        """Write a label's logits in some tiles to entries of `out`, (entries, voxels of a tile)."""
 
     @abstractmethod
     def planes(self, start: int, stop: int) -> ChannelSource:
-        """Return the source of some planes of the slowest axis, which begin and end with a tile (or with the grid)."""
+        """Return the source of some planes, which begin and end with a tile, or with the grid."""
 
 
 @dataclass(eq=False)
@@ -73,8 +90,8 @@ class DenseChannels(ChannelSource):
         self,
         engine: Any,
         label: int,
-        tiles: NDArray[np.int64],
-        entries: NDArray[np.int64],
+        tiles: TileNumbers,
+        entries: EntryNumbers,
         out: Float32,
     ) -> None:
         """See `ChannelSource`."""
@@ -91,10 +108,13 @@ MAX_NEIGHBORHOOD = 1 << 17
 
 @dataclass(eq=False)
 class LabelMapChannels(ChannelSource):
-    """The logits that `crfrefine.arrays.label_maps` describes, made where they are asked for, in some planes; others are neighbors."""
+    """The logits of a label map (`crfrefine.arrays.label_maps`), made where they are asked for.
+
+    They are asked for in some planes; voxels of other planes count as neighbors.
+    """
 
     numbers: Labels  # (z, y, x) channel of each voxel's label, C-contiguous
-    reach: Sequence[Any]  # voxels within which a label takes part
+    reach: Extents  # voxels within which a label takes part
     first_plane: int
     num_planes: int
 
@@ -102,15 +122,13 @@ class LabelMapChannels(ChannelSource):
         self,
         engine: Any,
         label: int,
-        tiles: NDArray[np.int64],
-        entries: NDArray[np.int64],
+        tiles: TileNumbers,
+        entries: EntryNumbers,
         out: Float32,
     ) -> None:
         """See `ChannelSource`."""
-        if (
-            math.prod(tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True))
-            > MAX_NEIGHBORHOOD
-        ):
+        neighborhood = [tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True)]
+        if math.prod(neighborhood) > MAX_NEIGHBORHOOD:
             engine.fill_entries(self.channel(label), True, tiles, False, entries, out)
             return
         logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
@@ -129,13 +147,14 @@ class LabelMapChannels(ChannelSource):
         start = max(0, first - self.reach[0])
         occurs = self.numbers[start : stop + self.reach[0]] == label
         logits = np.full(occurs.shape, ABSENT_LOGIT, np.float16)
+
         box = bounding_box(occurs)
         if box is not None:
-            wider = tuple(
+            around = tuple(
                 slice(max(0, axis.start - extent), axis.stop + extent)
                 for axis, extent in zip(box, self.reach, strict=True)
             )
-            logits[wider][widen(occurs[wider], self.reach)] = 0.0
+            logits[around][widen(occurs[around], self.reach)] = 0.0
             logits[occurs] = CONFIDENCE
         return logits[first - start : stop - start]
 
@@ -143,55 +162,65 @@ class LabelMapChannels(ChannelSource):
 _MAX_ROWS = 4  # rows of tiles whose shares are computed at once
 
 
-class ShareChannels(LabelMapChannels):
-    """Logarithms of the shares of labels in the map of a coarse network.
+@dataclass(eq=False)
+class ShareChannels(ChannelSource):
+    """Logarithms of the shares of labels in the map of a coarse network."""
 
-    `reach` is the result of `share_sigma`.
-    """
+    numbers: Labels  # (z, y, x) channel of each voxel's label, C-contiguous
+    sigma: Sequence[float]  # the result of `share_sigma`, along three axes
+    first_plane: int
+    num_planes: int
 
     def fill_entries(
         self,
         engine: Any,
         label: int,
-        tiles: NDArray[np.int64],
-        entries: NDArray[np.int64],
+        tiles: TileNumbers,
+        entries: EntryNumbers,
         out: Float32,
     ) -> None:
         """See `ChannelSource`."""
         grid = TileGrid((self.num_planes, *self.numbers.shape[1:]))
-        shares = partial(log_shares, self.numbers, label, self.reach)
+        shares = partial(log_shares, self.numbers, label, self.sigma)
         fill_by_rows(grid, self.first_plane, shares, tiles, entries, out, num_rows=_MAX_ROWS)
+
+    def planes(self, start: int, stop: int) -> ShareChannels:
+        """See `ChannelSource`."""
+        return replace(self, first_plane=self.first_plane + start, num_planes=stop - start)
 
 
 def fill_by_rows(
     grid: TileGrid,
     first_plane: int,
     values_of: Callable[[Box], Float32],
-    tiles: NDArray[np.int64],
-    entries: NDArray[np.int64],
+    tiles: TileNumbers,
+    entries: EntryNumbers,
     out: Float32,
     *,
     num_rows: int = 1,
     threads: int = 1,
 ) -> None:
-    """Fill entries as `ChannelSource.fill_entries` does, with values that are made for a box around the tiles of a few rows."""
-    # The grid begins at `first_plane` of the grid that boxes are in.
+    """Fill entries as `ChannelSource.fill_entries` does, a few rows of tiles at a time.
+
+    The grid begins at `first_plane` of the grid that boxes are in; `values_of` makes the values of
+    a box, which lies around the tiles of some rows.
+    """
     places = np.stack(np.unravel_index(tiles, grid.counts))
+    group_of = places[0] // num_rows
 
-    def fill(rows: int) -> None:
-        some = np.flatnonzero(places[0] // num_rows == rows)
-        first = places[:, some].min(axis=1)
-        last = places[:, some].max(axis=1) + 1
-        ends = zip(first.tolist(), last.tolist(), TILE, grid.shape, strict=True)
-        planes, *others = [
-            slice(start * tile, min(stop * tile, extent)) for start, stop, tile, extent in ends
-        ]
-        values = values_of((slice(planes.start + first_plane, planes.stop + first_plane), *others))
+    def fill(group: int) -> None:
+        chosen = np.flatnonzero(group_of == group)
+        first = places[:, chosen].min(axis=1)
+        end = places[:, chosen].max(axis=1) + 1
+        planes, *others = grid.voxels_in(box_between(first, end))
+        box = (slice(planes.start + first_plane, planes.stop + first_plane), *others)
+        values = values_of(box)
+
         part = TileGrid(values.shape)
-        inner = np.ravel_multi_index(tuple(places[:, some] - first[:, None]), part.counts)
-        out[entries[some]] = part.gather(np.ascontiguousarray(values), inner, 1)
+        in_part = np.ravel_multi_index(tuple(places[:, chosen] - first[:, None]), part.counts)
+        out[entries[chosen]] = part.gather(np.ascontiguousarray(values), in_part, 1)
 
-    run_all([partial(fill, rows) for rows in np.unique(places[0] // num_rows)], threads)
+    run_all([partial(fill, group) for group in np.unique(group_of)], threads)
 
 
 # ---- The volume
@@ -199,12 +228,27 @@ def fill_by_rows(
 
 @dataclass(frozen=True)
 class Slab:
-    """Planes of a volume."""
+    """Planes of a volume, and those beside them that take part in the computation."""
 
     start: int  # the first plane
     stop: int  # the end of the planes
-    first: int  # the first plane that takes part in the computation
+    first: int  # the first plane that takes part
     last: int  # the end of the planes that take part
+
+    @property
+    def planes(self) -> slice:
+        """The planes that take part."""
+        return slice(self.first, self.last)
+
+    @property
+    def num_planes(self) -> int:
+        """The number of planes that take part."""
+        return self.last - self.first
+
+    @property
+    def rows(self) -> slice:
+        """The rows of tiles that take part."""
+        return tile_rows(self.first, self.last)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,21 +261,21 @@ class TileProblem:
     may_matter: Bool  # (L, *tiles), where they may become so; a superset
     image: GridImage  # the image; the mask is C-contiguous
     spec: ModelSpec  # the model of all labels
-    # largest probability that counts as nothing, for the check at the borders of domains; None
-    # means no check
+    # Largest probability that counts as nothing, for the check at the borders of domains; None
+    # means no check.
     threshold: float | None
-    # of the intensities of each modality, for an image that is not normalized
+    # One of each modality, for an image that is not normalized; None means that it is.
     maps: Sequence[IntensityMap] | None = None
     # Logarithm of a probability; where all labels but one are below it, a voxel keeps the network's
-    # marginals; minus infinity: nowhere.
+    # marginals. Minus infinity means nowhere.
     settled: float = -math.inf
     precision: float = 0.0  # `mean_field.label_threshold`, by which `running.UNSENT` is measured
-    # voxels of a slab and the planes beside it, if they are to be few
+    # Most voxels of a slab and the planes beside it; None means any number.
     largest_slab: int | None = None
 
     @cached_property
     def mask(self) -> Bool | None:
-        """(*grid) of three axes, True where the model applies; None: everywhere."""
+        """(*grid) of three axes, True where the model applies; None means everywhere."""
         if self.image.mask is None:
             return None
         return self.image.mask.reshape(self.grid.shape)
@@ -243,7 +287,7 @@ class TileProblem:
 
     def label_sets(self) -> LabelSets:
         """Return the labels of each tile: those that are present around it and may matter there."""
-        # Farther from where it is present a label cannot rise, as the C++ engine confirms.
+        # Farther away than that a label cannot rise, as the C++ engine confirms.
         domains = np.zeros_like(self.present)
         rings = num_rings(self.reach)
         for label in np.flatnonzero(self.present.any(axis=(1, 2, 3))):
@@ -268,36 +312,33 @@ class TileProblem:
             values = self.normalized((planes,))
             where = True if self.mask is None else self.mask[planes]
             lowest = np.minimum(lowest, values.min(axis=(1, 2, 3), where=where, initial=np.inf))
-        if self.image.mask is None:
-            first = (0,) * len(self.image.spacing)
-        else:
-            first = first_inside(self.image.mask)
-        return replace(
-            self, image=replace(self.image, origin=FeatureOrigin(first, tuple(lowest.tolist())))
-        )
+
+        position = (0,) * len(self.image.spacing)
+        if self.image.mask is not None:
+            position = first_inside(self.image.mask)
+        origin = FeatureOrigin(position, tuple(lowest.tolist()))
+        return replace(self, image=replace(self.image, origin=origin))
 
     def in_slab(self, slab: Slab) -> TileProblem:
         """Return the planes that take part in a slab, with their normalized image.
 
-        An origin is there.
+        The problem has the origin of `with_origin`.
         """
-        values = self.normalized((slice(slab.first, slab.last),))
-        mask = None if self.mask is None else self.mask[slab.first : slab.last]
         origin = self.image.origin
         assert origin is not None
-        origin = replace(origin, position=(origin.position[0] - slab.first, *origin.position[1:]))
-        grid = TileGrid((slab.last - slab.first, *self.grid.shape[1:]))
+        position = (origin.position[0] - slab.first, *origin.position[1:])
+        image = replace(
+            self.image,
+            values=self.normalized((slab.planes,)),
+            mask=None if self.mask is None else self.mask[slab.planes],
+            origin=replace(origin, position=position),
+        )
         return replace(
             self,
-            grid=grid,
+            grid=TileGrid((slab.num_planes, *self.grid.shape[1:])),
             source=self.source.planes(slab.first, slab.last),
-            present=rows_of(self.present, slab),
-            may_matter=rows_of(self.may_matter, slab),
-            image=replace(self.image, values=values, mask=mask, origin=origin),
+            present=self.present[:, slab.rows],
+            may_matter=self.may_matter[:, slab.rows],
+            image=image,
             maps=None,
         )
-
-
-def rows_of(tiles: Bool, slab: Slab) -> Bool:
-    """Return the tiles, (…, *tiles), of the planes that take part in a slab."""
-    return tiles[..., slab.first // TILE[0] : -(-slab.last // TILE[0]), :, :]

@@ -1,4 +1,8 @@
-"""One pass over a network's channels: sums of exponentials, largest logits and their labels, padding, and where labels are present."""
+"""What one pass over a network's channels tells, and when a label may be left out of a tile.
+
+The pass finds sums of exponentials, the largest logits and their labels, padding, and where labels
+are present.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,9 @@ import numpy as np
 from crfrefine.arrays.padding import padding_among
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
     from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
-    from crfrefine.refinement.tiles.grid import TileGrid
+    from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers
 
 
 # One of so many planes shows how certain a network is; a smaller probability may be rounding.
@@ -50,7 +52,8 @@ class Survey:
     ) -> None:
         """Start with no channel.
 
-        The mask is (*grid) C-contiguous, and of probabilities the logarithm is taken.
+        The mask, (*grid) C-contiguous, is True where the model applies; None means everywhere. With
+        `is_probability` channels are probabilities, whose logarithm is taken.
         """
         self.grid = grid
         self.mask = mask
@@ -64,59 +67,86 @@ class Survey:
         self.is_equal = np.empty(grid.shape, np.bool_)
         self.largest = self.best if run.bias is None else np.empty(grid.shape, np.float32)
         self.margins = np.full((self.num_labels, *grid.counts), -np.inf, np.float32)
-        self._lowest_sums: Float32 | None = None  # of each tile; None: channels were added since
+        # Lowest `log_sum` of each tile; None means that channels were added since it was found.
+        self._lowest_sums: Float32 | None = None
         self._engine = grid.engine(threads)
 
     def add(self, label: int, values: Array, first_plane: int = 0) -> None:
         """Add planes of a label's channel, whose rows are contiguous.
 
-        Each plane of each label exactly once, labels in ascending order.
+        Each plane of each label comes exactly once, and labels come in ascending order.
         """
         self._lowest_sums = None
-        largest = None if self.largest is self.best else self.largest
-        found = self.log_sum, self.best, self.labels, self.is_equal, largest, self.margins[label]
-        settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
-        self._engine.survey(values, first_plane, label, *settings, self.mask, *found)
+        self._engine.survey(
+            values,
+            first_plane,
+            label,
+            self.is_probability,
+            float(self._bias[label]),
+            1.0 / self.temperature,
+            self.mask,
+            self.log_sum,
+            self.best,
+            self.labels,
+            self.is_equal,
+            None if self.largest is self.best else self.largest,
+            self.margins[label],
+        )
 
     def padding(self) -> Bool | None:
-        """Return (*grid), True where the channels are padding; None if they are nowhere."""
+        """Return (*grid), True where the channels are padding; None means nowhere."""
         return padding_among(self.is_equal, self.best, self.num_labels)
 
     def release(self) -> None:
-        """Give up what only the first pass needs: the largest logits, their labels, and where all logits are equal."""
+        """Give up the arrays that only the first pass needs."""
         del self.best, self.labels, self.is_equal, self.largest
 
     def best_by_tile(self) -> Float64:
-        """Return, for each tile, the sum over its voxels inside the mask of the largest logit, bias included, over the temperature."""
+        """Return the sum of `largest` over the temperature inside the mask, (*tiles)."""
         return self.grid.reduced(np.add, self.largest, np.float64, self.mask) / self.temperature
 
     def uncertain_share(self, log_probability: float) -> float:
-        """Return about what share of the voxels inside the mask have labels, beside the likeliest, above a probability together."""
+        """Return about what share of the voxels inside the mask are uncertain.
+
+        Those are the voxels where the labels beside the likeliest together exceed a probability.
+        """
         # A few planes say enough; float32 tells no doubt below MIN_DOUBT.
         planes = slice(SAMPLED_PLANES // 2, None, SAMPLED_PLANES)
-        doubt = -np.expm1(
-            self.largest[planes] / np.float32(self.temperature) - self.log_sum[planes]
-        )
+        log_likeliest = self.largest[planes] / np.float32(self.temperature) - self.log_sum[planes]
+        doubt = -np.expm1(log_likeliest)
         if self.mask is not None:
             doubt = doubt[self.mask[planes]]
-        if doubt.size:
-            return float(np.mean(doubt > max(math.exp(log_probability), MIN_DOUBT)))
-        return 1.0
+        if not doubt.size:
+            return 1.0
+        return float(np.mean(doubt > max(math.exp(log_probability), MIN_DOUBT)))
 
     def margins_of(
-        self, label: int, values: Array, tiles: NDArray[np.int64], exact_above: float = -math.inf
+        self, label: int, values: Array, tiles: TileNumbers, exact_above: float = -math.inf
     ) -> Float32:
-        """Return the logarithm of a label's largest probability beside the channels so far in each of some tiles."""
-        # Results not above `exact_above` may be upper bounds. The values are the whole channel,
-        # (*grid), or those of the tiles, (tiles, voxels of a tile).
+        """Return the logarithm of a label's largest probability in each of some tiles.
+
+        The probability is that beside the channels added so far.
+
+        The values are the whole channel, (*grid), or those in the n tiles, (n, voxels of a tile).
+        Results that are not above `exact_above` may be upper bounds.
+        """
         if self._lowest_sums is None:
             self._lowest_sums = self.grid.reduced(np.minimum, self.log_sum, np.float32)
         margins = np.empty(len(tiles), np.float32)
-        settings = self.is_probability, float(self._bias[label]), 1.0 / self.temperature
         if len(tiles):
-            sums = self.log_sum, self._lowest_sums
+            is_whole_channel = values.ndim == 3
             self._engine.margins(
-                values, values.ndim == 3, tiles, *settings, self.mask, *sums, exact_above, margins
+                values,
+                is_whole_channel,
+                tiles,
+                self.is_probability,
+                float(self._bias[label]),
+                1.0 / self.temperature,
+                self.mask,
+                self.log_sum,
+                self._lowest_sums,
+                exact_above,
+                margins,
             )
         return margins
 
@@ -129,40 +159,43 @@ SHARE_OF_UNIFORM = 0.5
 class Thresholds:
     """When a label is present in a tile, and when it may matter there.
 
-    Logarithms of probabilities, -inf if it always does.
+    The thresholds are logarithms of probabilities; -inf means always.
     """
 
     present: Float64  # (L,), a label above it is present
     # (L,), the marginal of a label below it stays below the threshold, whatever the marginals
-    # around it are; -inf without such a bound.
+    # around it are; -inf without such a bound
     may_matter: Float64
     leave_out_nothing: bool = False  # whether all labels take part everywhere
 
 
 def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
-    """Return the thresholds of a model.
+    """Return the thresholds of a model at a `mean_field.label_threshold`.
+
+    At 0 all labels take part everywhere, and so they do with negative penalties or weights, where a
+    region of one label may flip by itself (docs/reference/math.md).
 
     A message raises a label's logarithm relative to the others by at most the sum of the weights
-    times a row sum of the normalized kernel,
-    1. A Potts model raises no label that is absent around a voxel: its penalty is largest. A
-      penalty matrix may raise an absent label by the difference between the largest penalty of any
-      label and the smallest of this one; the first threshold is lowered by as much. With negative
-      penalties or weights a region of one label may flip by itself (docs/reference/math.md). The
-      threshold is `mean_field.label_threshold`, where 0 means all labels everywhere.
+    times a row sum of the normalized kernel, which is 1. A Potts model raises no label that is
+    absent around a voxel: its penalty is largest. A penalty matrix may raise an absent label by the
+    difference between the largest penalty of any label and the smallest of this one; the first
+    threshold is lowered by as much.
     """
     run = spec.mean_field
     num_labels = spec.kernels.num_labels
     if threshold <= 0.0 or (run.weights < 0).any() or (run.compatibility < 0).any():
         everywhere = np.full(num_labels, -np.inf)
         return Thresholds(everywhere, everywhere, leave_out_nothing=True)
+
     lowest = np.full(num_labels, np.log(min(threshold, SHARE_OF_UNIFORM / num_labels)))
     weight = float(np.asarray(run.weights, np.float64).max(axis=1).sum())
-    most = weight * float(run.compatibility.max())
-    if not run.is_potts:
-        penalties = np.asarray(run.compatibility, np.float64)
-        others = np.where(np.eye(num_labels, dtype=bool), np.inf, penalties)
-        lowest = lowest - weight * np.maximum(0.0, penalties.max() - others.min(axis=0))
-        # Its neighbors of that label penalize the labels of a voxel differently, also where it does
-        # not matter itself.
-        return Thresholds(lowest, np.full_like(lowest, -np.inf))
-    return Thresholds(lowest, lowest - most)
+    if run.is_potts:
+        largest_rise = weight * float(run.compatibility.max())
+        return Thresholds(lowest, lowest - largest_rise)
+
+    penalties = np.asarray(run.compatibility, np.float64)
+    others = np.where(np.eye(num_labels, dtype=bool), np.inf, penalties)
+    lowest = lowest - weight * np.maximum(0.0, penalties.max() - others.min(axis=0))
+    # A voxel's neighbors of a label penalize the voxel's labels differently, also where that label
+    # does not matter at the voxel itself: there is no second bound.
+    return Thresholds(lowest, np.full_like(lowest, -np.inf))
