@@ -166,7 +166,10 @@ def prepare_channels(
         edits = plan_edits(
             *settings, plan.labels.reshape(problem.grid.shape), is_label_map=is_label_map
         )
-        plan, gained = edits.edit_plan(plan, counts_gains=parameters.volume.match_input)
+        edited = edits.edit_plan(plan)
+        plan = edited.plan
+        if parameters.volume.match_input:
+            gained = edited.count_gains()
     mask = plan.problem.image.mask
     return Prepared(
         nothing,

@@ -21,9 +21,8 @@ from crfrefine.engines.base import MeanFieldReport, Reported
 from crfrefine.refinement.refined import RefinedChannels
 
 
-@dataclass(
-    frozen=True, eq=False, repr=False, match_args=False
-)  # Fields have names, no promised order.
+# Fields have names, no promised order.
+@dataclass(frozen=True, eq=False, repr=False, match_args=False)
 class RefinementResult(Reported):
     """A refined case.
 
@@ -41,15 +40,15 @@ class RefinementResult(Reported):
             result.
         timings: seconds of each stage: normalize, build, steps, labels.
         device: the device that was used.
-        threads: number of CPU threads used; None: the cores this process may use.
+        threads: number of CPU threads used; None means the cores this process may use.
         num_padding_voxels: voxels in the mask that are padding, and took no part.
         voxels_removed: voxels of components that `postprocess` turned into background.
         voxels_filled: voxels of holes that `postprocess` filled.
         lost_to_rules: for each label that lost voxels to `postprocess`: the number of its voxels
             before and after.
         notes: notes for the caller, one sentence each.
-        spacing: mm, one per grid axis, as it was given; None: unknown.
-        regions: the regions of the channels; None: the channels are labels.
+        spacing: mm, one per grid axis, as it was given; None means unknown.
+        regions: the regions of the channels; None means that the channels are labels.
         channel_labels: the label of each channel; a refined label map has channels only for labels
             that occur. Empty for regions.
         num_labels: L, background included; more than there are channels if some labels do not
@@ -77,46 +76,49 @@ class RefinementResult(Reported):
     output_temperature: float = 1.0
 
     def __eq__(self, other: object) -> bool:
-        """Compare the values, arrays too: the dataclass's own comparison asks whether an array is true."""
+        """Compare the values, arrays too, of which a dataclass would ask whether they are true."""
         if not isinstance(other, RefinementResult):
             return NotImplemented
-        names = [entry.name for entry in fields(self) if entry.compare and entry.name != "channels"]
-        pairs = [(getattr(self, name), getattr(other, name)) for name in names]
-        same = all(
-            np.array_equal(one, two) if isinstance(one, np.ndarray) else one == two
-            for one, two in pairs
-        )
-        return same and np.array_equal(
-            self.order.to_user(self.channels.dense()), other.order.to_user(other.channels.dense())
-        )
+        for entry in fields(self):
+            if entry.compare and entry.name != "channels":
+                mine = getattr(self, entry.name)
+                theirs = getattr(other, entry.name)
+                if not _are_same(mine, theirs):
+                    return False
+        mine = self.order.to_user(self.channels.dense())
+        theirs = other.order.to_user(other.channels.dense())
+        return np.array_equal(mine, theirs)
 
     def __repr__(self) -> str:
         """Summarize the result in one line, without arrays."""
         grid = "×".join(str(extent) for extent in self.label_map.shape)
-        report = self.report
-        details = counted(report.num_iterations, "step") + (
-            ", converged" if report.converged else ""
-        )
-        details += f", energy {report.energy[-1]:.6g}" if report.energy else ""
-        channels = f"{self.channels.num_channels} {'labels' if self.regions is None else 'regions'}"
-        return f"<RefinementResult: {channels} on {grid} voxels, {details}, on {self.device}>"
+        kind = "labels" if self.regions is None else "regions"
+        words = [
+            f"{self.channels.num_channels} {kind} on {grid} voxels",
+            counted(self.report.num_iterations, "step"),
+        ]
+        if self.report.converged:
+            words.append("converged")
+        if self.report.energy:
+            words.append(f"energy {self.report.energy[-1]:.6g}")
+        words.append(f"on {self.device}")
+        return f"<RefinementResult: {', '.join(words)}>"
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
         """(L, *grid) float32, x of the last step; for regions (R, *grid) log-odds.
 
-        Outside the mask: the input over the temperature.
-
-        It is put together when first asked for, where labels took no part from the input's array,
-        which must not have changed.
+        Outside the mask they are the input over the temperature. The array is put together when
+        first asked for, where labels took no part from the input's array, which must not have
+        changed.
         """
         return self.order.to_user(self.channels.dense())
 
     @cached_property
     def marginals(self) -> NDArray[np.float32]:
-        """(L, *grid) float32, the softmax of logits / output temperature, for regions (R, *grid) the sigmoid.
+        """(L, *grid) float32, the softmax of logits / output temperature.
 
-        Computed when asked for, unless the engine has computed them in its last step.
+        For regions it is the sigmoid, (R, *grid). Computed when asked for, unless the engine has computed them in its last step.
         """
         is_kept = "logits" in vars(self) or self.channels.is_array
         computed = self.channels.marginals
@@ -134,7 +136,9 @@ class RefinementResult(Reported):
         return self.channels.at(given_voxels(mask, self.label_map.shape), self.order)
 
     def marginals_at(self, mask: ArrayLike) -> NDArray[np.float32]:
-        """Return `marginals[:, mask != 0]`, (L, N) float32, for regions (R, N), without making the array of the whole grid.
+        """Return `marginals[:, mask != 0]`, (L, N) float32, for regions (R, N).
+
+        The array of the whole grid is not made.
 
         Args:
             mask: (*grid), nonzero at the voxels; it may differ from the mask given to `refine`.
@@ -145,12 +149,16 @@ class RefinementResult(Reported):
         return self._probabilities(self.logits_at(mask), in_place=True)
 
     def _probabilities(self, logits: NDArray[np.float32], *, in_place: bool) -> NDArray[np.float32]:
-        """Return the softmax over labels, or the sigmoid of the log-odds of regions, perhaps in the place of the logits."""
+        """Return the softmax over labels, or the sigmoid of the log-odds of regions.
+
+        With `in_place` it may take the place of the logits.
+        """
         if self.regions is not None:
             return sigmoid(over_output_temperature(logits, self.output_temperature))
         out = logits if in_place else None
         if self.output_temperature != 1.0:
-            logits = out = np.multiply(logits, np.float32(1.0 / self.output_temperature), out=out)
+            out = np.multiply(logits, np.float32(1.0 / self.output_temperature), out=out)
+            logits = out
         return get_backend(self.device).softmax(logits, threads=self.threads, out=out)
 
     @cached_property
@@ -161,7 +169,15 @@ class RefinementResult(Reported):
         """
         before = self.network_label_map
         after = self.label_map
-        changed = int(np.count_nonzero(before != after))
         return LabelChanges(
-            changed, count_labels(before, self.num_labels), count_labels(after, self.num_labels)
+            int(np.count_nonzero(before != after)),
+            count_labels(before, self.num_labels),
+            count_labels(after, self.num_labels),
         )
+
+
+def _are_same(one: object, two: object) -> bool:
+    """Return whether two values are equal, arrays bit for bit."""
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, two)  # type: ignore[arg-type]
+    return one == two

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,15 @@ from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError
-from crfrefine.refinement.tiles.grid import TILE, LabelSets, TileGrid
+from crfrefine.refinement.tiles.grid import (
+    TILE,
+    EntryNumbers,
+    LabelSets,
+    TileGrid,
+    TileNumbers,
+    box_between,
+    tiles_around,
+)
 from crfrefine.refinement.tiles.problem import ChannelSource
 
 if TYPE_CHECKING:
@@ -68,21 +76,16 @@ class Strokes:
         ignore: int = 0,
         name: str = "strokes",
     ) -> Strokes | None:
-        """Return the drawn voxels of an array, (*grid) whole numbers; None if nothing is drawn."""
-        # A value is `ignore` where nothing was drawn, a label, or `background` for label 0; None
-        # means 255, or 0 with another `ignore`. Raises InputError for other shapes or values, or if
-        # half is drawn.
+        """Return the drawn voxels of an array, (*grid) whole numbers; None if nothing is drawn.
+
+        A value is `ignore` where nothing was drawn, a label, or `background` for label 0; None
+        means 255, or 0 with another `ignore`. Raises InputError for other shapes or values, or if
+        half is drawn.
+        """
         if values.shape != tuple(shape):
             expected = f"expected that of the image, {tuple(shape)}, without a label axis"
             raise InputError(f"{name}: shape {values.shape}; {expected}")
-        if values.dtype.kind not in "iub":
-            if (
-                values.dtype.kind != "f"
-                or not ((values == np.rint(values)) & (abs(values) < 2**53)).all()
-            ):
-                expected = f"{ignore} where nothing is drawn, the label elsewhere"
-                raise InputError(f"{name}: expected whole numbers: {expected}")
-            values = values.astype(np.int64)
+        values = _whole_numbers(values, ignore, name)
         if background is None:
             background = BACKGROUND if ignore == 0 else 0
         if background == ignore:
@@ -94,11 +97,11 @@ class Strokes:
         stored = np.stack(np.unravel_index(np.flatnonzero(drawn), drawn.shape))
         positions = stored[np.argsort(order.axes)]
         labels = values[tuple(positions)].astype(np.int64)
-        unknown = (labels != background) & (
-            (labels < (0 if ignore else 1)) | (labels >= num_labels)
-        )
-        if unknown.any():
-            numbers = ", ".join(map(str, np.unique(labels[unknown])[:5].tolist()))
+        lowest = 0 if ignore else 1
+        is_label = (labels >= lowest) & (labels < num_labels)
+        unknown = np.unique(labels[~is_label & (labels != background)])
+        if len(unknown):
+            numbers = ", ".join(str(number) for number in unknown[:5].tolist())
             raise InputError(
                 f"{name}: has the values {numbers}; expected {ignore} where nothing is drawn, "
                 f"{background} for background, and labels below {num_labels}. Files of another "
@@ -106,14 +109,14 @@ class Strokes:
             )
         if 2 * len(labels) > values.size:
             raise InputError(
-                f"{name}: {len(labels)} of {values.size} voxels are drawn; expected a few strokes. Is "
-                f"it a label map? If {ignore} is a label there, --strokes-ignore is the value of "
-                "voxels where nothing is drawn"
+                f"{name}: {len(labels)} of {values.size} voxels are drawn; expected a few strokes. "
+                f"Is it a label map? If {ignore} is a label there, --strokes-ignore is the value "
+                "of voxels where nothing is drawn"
             )
+        if not len(labels):
+            return None
         labels[labels == background] = 0
-        if len(labels):
-            return cls(positions, labels)
-        return None
+        return cls(positions, labels)
 
     def draw(self, label_map: Labels) -> Labels:
         """Return a label map with the drawn voxels."""
@@ -121,6 +124,17 @@ class Strokes:
             label_map = label_map.copy(order="K")
             label_map[tuple(self.positions)] = self.labels
         return label_map
+
+
+def _whole_numbers(values: Array, ignore: int, name: str) -> Array:
+    """Return the values in a type of whole numbers; InputError if they are others."""
+    if values.dtype.kind in "iub":
+        return values
+    is_float = values.dtype.kind == "f"
+    if is_float and ((values == np.rint(values)) & (abs(values) < 2**53)).all():
+        return values.astype(np.int64)
+    expected = f"{ignore} where nothing is drawn, the label elsewhere"
+    raise InputError(f"{name}: expected whole numbers: {expected}")
 
 
 def combine(several: Sequence[Strokes], names: Sequence[str]) -> Strokes | None:
@@ -131,16 +145,18 @@ def combine(several: Sequence[Strokes], names: Sequence[str]) -> Strokes | None:
     if not several:
         return None
     rows = [np.vstack([strokes.positions, strokes.labels]) for strokes in several]
-    *positions, labels = drawn = np.unique(np.concatenate(rows, axis=1), axis=1)
-    again = (drawn[:-1, 1:] == drawn[:-1, :-1]).all(axis=0)
-    contradicts = np.unique(drawn[:-1, 1:][:, again], axis=1).T.tolist()
-    if contradicts:
-        shown = ", ".join(str(tuple(place)) for place in contradicts[:3])
+    drawn = np.unique(np.concatenate(rows, axis=1), axis=1)
+    positions = drawn[:-1]
+    is_repeated = (positions[:, 1:] == positions[:, :-1]).all(axis=0)
+    contradictions = np.unique(positions[:, 1:][:, is_repeated], axis=1).T.tolist()
+    if contradictions:
+        shown = ", ".join(str(tuple(place)) for place in contradictions[:3])
+        count = counted(len(contradictions), "voxel")
         raise InputError(
-            f"{' and '.join(names)}: contradict each other at {counted(len(contradicts), 'voxel')}, such as "
+            f"{' and '.join(names)}: contradict each other at {count}, such as "
             f"{shown}; give one file, or erase the voxels in one of them"
         )
-    return Strokes(np.stack(positions), labels)
+    return Strokes(positions, drawn[-1])
 
 
 def plan_edits(
@@ -155,93 +171,160 @@ def plan_edits(
     *,
     is_label_map: bool,
 ) -> Edits:
-    """Return the edits of a case in storage order, whose grid may have further leading axes."""
-    # The `network` is its label map, (*grid), or (R, *grid) log-odds of regions: a drawn voxel is
-    # inside of those that have its label, and outside of others. `normalized` returns the
-    # normalized image of a box, (M, *box); the mask, (*grid), is True where the model applies.
+    """Return the edits of a case in storage order, whose grid may have further leading axes.
+
+    Args:
+        strokes: the drawn voxels.
+        parameters: reach and likeness.
+        model: of the case, or of any of its regions.
+        spacing: mm along each axis of the image.
+        mask: (*grid), True where the model applies; None means everywhere.
+        normalized: returns the normalized image of a box, (M, *box).
+        network: the network's label map, (*grid), or (R, *grid) log-odds of regions.
+        regions: a drawn voxel is inside of those that have its label, and outside of others.
+        is_label_map: whether the network's output is a label map.
+    """
     shape = network.shape if regions is None else network.shape[1:]
-    lead = len(shape) - len(spacing)
-    spacing = (*(1.0,) * lead, *spacing)
+    num_leading = len(shape) - len(spacing)
+    spacing = (*(1.0,) * num_leading, *spacing)
     labels = strokes.labels
-    positions = np.pad(strokes.positions, ((lead, 0), (0, 0)))
+    positions = np.pad(strokes.positions, ((num_leading, 0), (0, 0)))
     if mask is not None:
-        positions, labels = positions[:, mask[tuple(positions)]], labels[mask[tuple(positions)]]
-    of_map = STRENGTH_OF_LABELS if model.kernels.network_spacing is None else STRENGTH_OF_SHARES
-    strength = model.mean_field.temperature * (of_map if is_label_map else STRENGTH)
+        is_inside = mask[tuple(positions)]
+        positions = positions[:, is_inside]
+        labels = labels[is_inside]
     if regions is None:
         members = labels == np.arange(model.mean_field.num_labels)[:, None]
         fixed = np.where(members, 0.0, ABSENT_LOGIT)
+        targets = _targets_of_labels(members, network)
     else:
-        members = np.stack([np.isin(labels, own) for own in regions.labels])
+        members = np.stack([np.isin(labels, region) for region in regions.labels])
         fixed = np.where(members, MAX_LOG_ODDS, -MAX_LOG_ODDS)
+        targets = _targets_of_regions(members, network)
+
+    strength_of_map = STRENGTH_OF_LABELS
+    if model.kernels.network_spacing is not None:
+        strength_of_map = STRENGTH_OF_SHARES
+    strength = model.mean_field.temperature * (strength_of_map if is_label_map else STRENGTH)
     rises = []
-    for channel, inside in enumerate(members):
-        for chosen, is_up in ((inside, True), (~inside, False))[: 1 if regions is None else 2]:
-            if not chosen.any():
-                continue
-            has_label = network == channel if regions is None else (network[channel] > 0) == is_up
-            # Where the network has the label already, there is no error to follow.
-            wrong = positions[:, chosen & ~has_label[tuple(positions)]]
+    for target in targets:
+        # Where the network has the label already, there is no error to follow.
+        is_wrong = target.is_drawn & ~target.has_label[tuple(positions)]
+        rise = strength
+        if is_label_map and not target.has_label.any():
             # Where a map lacks a label, its logits are as far below others at any temperature.
-            rise = strength if has_label.any() or not is_label_map else max(strength, of_map)
-            for box, closeness in _closeness(
-                wrong, has_label, spacing, lead, parameters, normalized
-            ):
-                if mask is not None:
-                    closeness *= mask[box]
-                rises.append((channel, box, closeness * np.float32(rise if is_up else -rise)))
+            rise = max(strength, strength_of_map)
+        for box, closeness in _closeness(
+            positions[:, is_wrong], target.has_label, spacing, num_leading, parameters, normalized
+        ):
+            if mask is not None:
+                closeness *= mask[box]
+            values = closeness * np.float32(target.sign * rise)
+            rises.append(Rise(target.channel, box, values))
     return Edits(positions, labels, rises, fixed.astype(np.float32), is_label_map)
+
+
+class _Target(NamedTuple):
+    """A channel that strokes raise, or lower."""
+
+    channel: int
+    sign: int  # 1 or -1
+    is_drawn: Bool  # (N,), the drawn voxels that do so
+    has_label: Bool  # (*grid), where the network agrees with them already
+
+
+def _targets_of_labels(members: Bool, network: Labels) -> Iterator[_Target]:
+    """Yield the channels to raise: those of labels that are drawn."""
+    for channel, is_drawn in enumerate(members):
+        if is_drawn.any():
+            yield _Target(channel, 1, is_drawn, network == channel)
+
+
+def _targets_of_regions(members: Bool, log_odds: Float32) -> Iterator[_Target]:
+    """Yield the channels to raise, where a region is drawn, and to lower, where others are."""
+    for channel, is_drawn in enumerate(members):
+        if is_drawn.any():
+            yield _Target(channel, 1, is_drawn, log_odds[channel] > 0)
+        if not is_drawn.all():
+            yield _Target(channel, -1, ~is_drawn, ~(log_odds[channel] > 0))
 
 
 def _closeness(
     positions: Integers,
     has_label: Bool,
     spacing: Sequence[float],
-    lead: int,
+    num_leading: int,
     parameters: StrokesParameters,
     normalized: Callable[[Box], Float32],
 ) -> Iterator[tuple[Box, Float32]]:
-    """Yield the largest exp(-d² / 2 r² - Δ² / 2 s²) over drawn voxels, in boxes of whole tiles."""
-    # No voxel has a value above 0 in two of the boxes. `has_label`, (*grid): the network has the
-    # label of the drawn voxels already. The first `lead` axes are not the image's.
+    """Yield the largest exp(-d² / 2 r² - Δ² / 2 s²) over drawn voxels, in boxes of whole tiles.
+
+    No voxel has a value above 0 in two of the boxes. `has_label` is True at the voxels of the grid
+    where the network has the label of the drawn voxels already. The first `num_leading` axes are
+    not the image's.
+    """
+    reach = max(MIN_RADIUS, parameters.reach)
+    largest_radius = _largest_radius(has_label, spacing, has_label.ndim - num_leading, reach)
+    ends = NUM_RADII * reach / np.array(spacing)
+    for members, box in _groups(positions, ends, has_label.shape):
+        radii = _radii(members, has_label, largest_radius, spacing)
+        start = np.array([[along.start] for along in box])
+        image = normalized(box) * np.float32(1.0 / parameters.likeness)
+        closeness = _lowest_distance(members - start, radii, image, spacing)
+        closeness *= np.float32(-0.5)
+        yield box, np.exp(closeness, out=closeness)
+
+
+def _groups(
+    positions: Integers, ends: NDArray[np.float64], shape: Sequence[int]
+) -> Iterator[tuple[Integers, Box]]:
+    """Yield groups of drawn voxels, and for each the box of tiles that its rises lie in.
+
+    Rises end so many voxels away along each axis.
+    """
     from scipy.ndimage import label as connect
 
-    num_dims = has_label.ndim
-    reach = max(MIN_RADIUS, parameters.reach)
-    largest_radius = _largest_radius(has_label, spacing, num_dims - lead, reach)
-    far = NUM_RADII * reach / np.array(spacing)
+    num_dims = len(shape)
     tile = np.array(((1,) * num_dims + TILE)[-num_dims:])
-    # Voxels of different groups of cells are farther apart than twice `far` along some axis.
-    cell = np.maximum(1, np.ceil(far)).astype(np.int64)
+    # Voxels of different groups of cells are farther apart than twice the ends along some axis.
+    cell = np.maximum(1, np.ceil(ends)).astype(np.int64)
     cells = tuple(positions // cell[:, None])
-    occupied = np.zeros(-(-np.array(has_label.shape) // cell), np.bool_)
+    occupied = np.zeros(-(-np.array(shape) // cell), np.bool_)
     occupied[cells] = True
     numbers, count = connect(widen(occupied, (1,) * num_dims), np.ones((3,) * num_dims))
     for number in range(1, count + 1):
         members = positions[:, numbers[cells] == number]
-        low = np.maximum(0, np.floor(members.min(axis=1) - far)).astype(np.int64) // tile * tile
-        high = -(-np.ceil(members.max(axis=1) + 1 + far).astype(np.int64) // tile) * tile
-        high = np.minimum(high, has_label.shape)
-        box = tuple(map(slice, low.tolist(), high.tolist()))
-        radii = _radii(members, has_label, largest_radius, spacing)
-        members = members - low[:, None]
-        image = normalized(box) * np.float32(1.0 / parameters.likeness)
-        lowest = np.full(image.shape[1:], np.inf, np.float32)  # d² / r² + Δ² / s²
-        for position, radius in zip(members.T.tolist(), radii.tolist(), strict=True):
-            ends = [math.floor(NUM_RADII * radius / step) for step in spacing]
-            sides = zip(position, ends, image.shape[1:], strict=True)
-            ranges = [range(max(0, at - end), min(at + end + 1, size)) for at, end, size in sides]
-            near = tuple(slice(along.start, along.stop) for along in ranges)
-            part = image[(slice(None), *near)]
-            total = np.zeros(part.shape[1:], np.float32)
-            for along, at, step in zip(np.ix_(*ranges), position, spacing, strict=True):
-                total += np.square((along - at) * (step / radius), dtype=np.float32)
-            total[total > np.float32(NUM_RADII**2)] = np.inf
-            for modality, at_stroke in zip(part, image[(slice(None), *position)], strict=True):
-                total += np.square(modality - at_stroke)
-            np.minimum(lowest[near], total, out=lowest[near])
-        lowest *= np.float32(-0.5)
-        yield box, np.exp(lowest, out=lowest)
+        lowest = np.floor(members.min(axis=1) - ends)
+        highest = np.ceil(members.max(axis=1) + 1 + ends)
+        start = np.maximum(0, lowest).astype(np.int64) // tile * tile
+        stop = -(-highest.astype(np.int64) // tile) * tile
+        yield members, box_between(start, np.minimum(stop, shape))
+
+
+def _lowest_distance(
+    positions: Integers, radii: Float32, image: Float32, spacing: Sequence[float]
+) -> Float32:
+    """Return the lowest d² / r² + Δ² / s² over drawn voxels of a box, (*box).
+
+    The image is divided by s. The result is infinite NUM_RADII away from drawn voxels.
+    """
+    shape = image.shape[1:]
+    lowest = np.full(shape, np.inf, np.float32)
+    for position, radius in zip(positions.T.tolist(), radii.tolist(), strict=True):
+        ranges = []
+        for place, step, extent in zip(position, spacing, shape, strict=True):
+            end = math.floor(NUM_RADII * radius / step)
+            ranges.append(range(max(0, place - end), min(place + end + 1, extent)))
+        near = tuple(slice(along.start, along.stop) for along in ranges)
+        part = image[(slice(None), *near)]
+        total = np.zeros(part.shape[1:], np.float32)
+        for along, place, step in zip(np.ix_(*ranges), position, spacing, strict=True):
+            total += np.square((along - place) * (step / radius), dtype=np.float32)
+        total[total > np.float32(NUM_RADII**2)] = np.inf
+        for modality, at_stroke in zip(part, image[(slice(None), *position)], strict=True):
+            total += np.square(modality - at_stroke)
+        np.minimum(lowest[near], total, out=lowest[near])
+    return lowest
 
 
 def _largest_radius(
@@ -261,8 +344,10 @@ def _largest_radius(
 def _radii(
     positions: Integers, has_label: Bool, largest_radius: float, spacing: Sequence[float]
 ) -> Float32:
-    """Return the distance in mm from drawn voxels to the nearest one of their label, within limits."""
-    # No voxel beyond the largest radius matters, so that a box around the drawn ones is searched.
+    """Return the distance in mm from drawn voxels to the nearest one of their label, within limits.
+
+    No voxel beyond the largest radius matters, so that a box around the drawn ones is searched.
+    """
     from scipy.ndimage import binary_erosion
     from scipy.spatial import KDTree
 
@@ -270,7 +355,7 @@ def _radii(
     ends = np.ceil(largest_radius / steps).astype(np.int64)
     start = np.maximum(0, positions.min(axis=1) - ends)
     stop = positions.max(axis=1) + ends + 1
-    near = has_label[tuple(map(slice, start, stop))]
+    near = has_label[box_between(start, stop)]
     radii = np.full(positions.shape[1], largest_radius)
     if near.any():
         # Beyond the box counts as inside: the voxel nearest to one in the box is no face of the
@@ -288,40 +373,57 @@ def _radii(
     return radii.astype(np.float32)
 
 
+class Rise(NamedTuple):
+    """What strokes add to the logits of a channel in a box."""
+
+    channel: int
+    box: Box  # of whole tiles
+    values: Float32  # (*box)
+
+
+class RiseInTiles(NamedTuple):
+    """What strokes add to the logits of a channel in some tiles."""
+
+    channel: int
+    tiles: TileNumbers  # (n,), ascending
+    values: Float32  # (n, voxels of a tile)
+
+
 @dataclass(frozen=True, eq=False)
 class Edits:
     """The changes that strokes make to the logits of a case, in storage order."""
 
     positions: Integers  # (axes, N), the drawn voxels inside the mask
     labels: Integers  # (N,), their labels
-    # Channel, box of whole tiles, and (*box) what is added to the channel there.
-    rises: list[tuple[int, Box, Float32]]
+    rises: list[Rise]
     fixed: Float32  # (channels, N), the logits at the drawn voxels
     # whether logits near ABSENT_LOGIT, as of label maps, count as 0 where they rise
     lifts_absent: bool
 
     def apply(self, logits: Float32) -> None:
         """Change logits or log-odds, (channels, *grid), in place."""
-        for channel, box, values in self.rises:
-            self.raise_logits(logits[channel][box], values)
+        for rise in self.rises:
+            self.raise_logits(logits[rise.channel][rise.box], rise.values)
         logits[(slice(None), *self.positions)] = self.fixed
 
     def find_ruled_out(
         self, logits: Float32, temperature: float, *, are_regions: bool
     ) -> tuple[str, ...]:
-        """Return a note if the network's logits or log-odds, (channels, *grid), rule out labels where they are drawn."""
-        # Voxels around do not follow then.
+        """Return a note if the network rules out labels where they are drawn.
+
+        Voxels around do not follow then. The network's logits or log-odds are (channels, *grid).
+        """
         drawn = logits[(slice(None), *self.positions)]
-        own = 0.0 if are_regions else drawn[self.labels, np.arange(len(self.labels))]
-        behind = (np.where(self.fixed > 0, -drawn, drawn) - own).max(
-            axis=0
-        ) > RULED_OUT * temperature
-        if not behind.any():
+        logits_of_labels = 0.0 if are_regions else drawn[self.labels, np.arange(len(self.labels))]
+        behind = (np.where(self.fixed > 0, -drawn, drawn) - logits_of_labels).max(axis=0)
+        is_ruled_out = behind > RULED_OUT * temperature
+        if not is_ruled_out.any():
             return ()
-        which = ", ".join(map(str, np.unique(self.labels[behind]).tolist()))
+        labels = np.unique(self.labels[is_ruled_out]).tolist()
+        count = counted(int(np.count_nonzero(is_ruled_out)), "drawn voxel")
         return (
-            f"strokes: the network rules out label {which} by more than {RULED_OUT:g} nats at "
-            f"{counted(int(np.count_nonzero(behind)), 'drawn voxel')}; voxels around hardly follow: draw all of "
+            f"strokes: the network rules out label {', '.join(str(label) for label in labels)} "
+            f"by more than {RULED_OUT:g} nats at {count}; voxels around hardly follow: draw all of "
             "the error there, or raise mean_field.temperature",
         )
 
@@ -331,31 +433,27 @@ class Edits:
             np.copyto(logits, np.float32(0.0), where=(rise > 0) & (logits < 0.5 * ABSENT_LOGIT))
         logits += rise
 
-    def edit_plan(self, plan: TilePlan, *, counts_gains: bool) -> tuple[TilePlan, Integers | None]:
-        """Return the plan of a run on tiles in which labels take part where their logits rise, too."""
-        # With `counts_gains` the second value, (L,), has the voxels that each label gains by that.
+    def edit_plan(self, plan: TilePlan) -> EditedPlan:
+        """Return the plan of a run on tiles in which labels take part where their logits rise, too.
+
+        The rises of the edits move into it.
+        """
         problem = plan.problem
-        grid = plan.problem.grid
-        changed = np.zeros_like(problem.present)
+        grid = problem.grid
         places, offsets = np.divmod(self.positions, np.array(TILE)[:, None])
+        changed = np.zeros_like(problem.present)
         changed[(self.labels, *places)] = True
-        drawn = (
+        rises = self._take_rises(grid)
+        for rise in rises:
+            changed[rise.channel].reshape(-1)[rise.tiles] |= rise.values.any(axis=1)
+        source = StrokedChannels(
+            problem.source,
+            self,
+            rises,
             np.ravel_multi_index(tuple(places), grid.counts),
             np.ravel_multi_index(tuple(offsets), TILE),
+            grid,
         )
-        rises = []
-        numbers = np.arange(grid.num_tiles).reshape(grid.counts)
-        while self.rises:  # Rises by tile take the place of those by box.
-            channel, box, values = self.rises.pop()
-            of_box = tuple(
-                slice(axis.start // n, -(-axis.stop // n))
-                for axis, n in zip(box, TILE, strict=True)
-            )
-            tiles = numbers[of_box].ravel()
-            rise = TileGrid(values.shape).gather(values, np.arange(len(tiles)), 1)
-            changed[channel].reshape(-1)[tiles] |= rise.any(axis=1)
-            rises.append((channel, tiles, rise))
-        source = StrokedChannels(problem.source, self, rises, *drawn, grid)
         problem = replace(
             problem,
             source=source,
@@ -367,16 +465,40 @@ class Edits:
         # Without kernels nothing changes elsewhere, unless tiles were to be computed before.
         is_local = not problem.spec.kernels.kernels and not plan.sets.active.any()
         plan = replace(plan, problem=problem, sets=near if is_local else sets)
-        if not counts_gains:
-            return plan, None
-        source.ensure(near.domains & near.active, None)
-        counts = []
-        for channels in (source.source, source):
-            labels = np.zeros(grid.shape, np.uint16)
-            if near.num_entries:
-                near.engine(problem.mask, 1).decode(channels.of_entries(near, 1), labels)
-            counts.append(count_labels(labels, len(near.domains)))
-        return plan, np.diff(counts, axis=0)[0]
+        return EditedPlan(plan, source, near)
+
+    def _take_rises(self, grid: TileGrid) -> list[RiseInTiles]:
+        """Return the rises by tile, which take the place of those by box, the last one first."""
+        rises = []
+        numbers = np.arange(grid.num_tiles).reshape(grid.counts)
+        while self.rises:
+            rise = self.rises.pop()
+            tiles = numbers[tiles_around(rise.box)].ravel()
+            part = TileGrid(rise.values.shape)
+            values = part.gather(rise.values, np.arange(len(tiles)), 1)
+            rises.append(RiseInTiles(rise.channel, tiles, values))
+        return rises
+
+
+class EditedPlan(NamedTuple):
+    """The plan of a run on tiles with strokes."""
+
+    plan: TilePlan
+    source: StrokedChannels  # the channels of the plan
+    near: LabelSets  # the labels of the tiles where logits change
+
+    def count_gains(self) -> Integers:
+        """Return the voxels that each label gains by the strokes before the mean field, (L,)."""
+        self.source.ensure(self.near.domains & self.near.active, None)
+        return self._count_labels(self.source) - self._count_labels(self.source.source)
+
+    def _count_labels(self, channels: ChannelSource) -> Integers:
+        """Return the voxels of the largest logits of each label near the strokes, (L,)."""
+        labels = np.zeros(self.near.grid.shape, np.uint16)
+        if self.near.num_entries:
+            engine = self.near.engine(self.plan.problem.mask, 1)
+            engine.decode(channels.of_entries(self.near, 1), labels)
+        return np.array(count_labels(labels, len(self.near.domains)))
 
 
 @dataclass(eq=False)
@@ -385,9 +507,8 @@ class StrokedChannels(ChannelSource):
 
     source: ChannelSource
     edits: Edits
-    # Channel, ascending tiles, and (tiles, voxels of a tile) what is added to the channel there.
-    rises: list[tuple[int, Integers, Float32]]
-    tiles: Integers  # (N,), the tile of each drawn voxel
+    rises: list[RiseInTiles]
+    tiles: TileNumbers  # (N,), the tile of each drawn voxel
     offsets: Integers  # (N,), the voxel's number in its tile
     grid: TileGrid  # of the whole
     # the number of these planes' first tile; numbers are those of the whole grid
@@ -403,22 +524,23 @@ class StrokedChannels(ChannelSource):
         return replace(self, source=self.source.planes(start, stop), first_tile=first_tile)
 
     def fill_entries(
-        self, engine: Any, label: int, tiles: Integers, entries: Integers, out: Float32
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
     ) -> None:
         """See `ChannelSource`."""
         self.source.fill_entries(engine, label, tiles, entries, out)
 
-        def find(own: Integers) -> tuple[Integers, Integers]:
-            """Return the entries of those of some tiles that are among these, and their places."""
-            at = np.minimum(np.searchsorted(tiles, own - self.first_tile), len(tiles) - 1)
-            some = np.flatnonzero(tiles[at] == own - self.first_tile)
-            return entries[at[some]], some
+        def find(searched: TileNumbers) -> tuple[EntryNumbers, Integers]:
+            """Return the entries of searched tiles that are among these, and their places."""
+            numbers = searched - self.first_tile
+            nearest = np.minimum(np.searchsorted(tiles, numbers), len(tiles) - 1)
+            places = np.flatnonzero(tiles[nearest] == numbers)
+            return entries[nearest[places]], places
 
-        for channel, own, values in self.rises:
-            if channel == label:
-                where, some = find(own)
-                logits = out[where]
-                self.edits.raise_logits(logits, values[some])
-                out[where] = logits
-        where, some = find(self.tiles)
-        out[where, self.offsets[some]] = self.edits.fixed[label, some]
+        for rise in self.rises:
+            if rise.channel == label:
+                changed, places = find(rise.tiles)
+                logits = out[changed]
+                self.edits.raise_logits(logits, rise.values[places])
+                out[changed] = logits
+        changed, places = find(self.tiles)
+        out[changed, self.offsets[places]] = self.edits.fixed[label, places]

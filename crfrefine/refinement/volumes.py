@@ -1,88 +1,122 @@
-"""A bias per label after which each label has a given number of voxels: docs/reference/math.md#label-maps-of-a-coarser-network."""
+"""A bias per label after which each label has a given number of voxels.
+
+See docs/reference/math.md#label-maps-of-a-coarser-network.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 
-# Largest change of a bias, and rounds over all labels, of each stage: fewer voxels matter the
-# nearer the balance is.
+# Largest change of a bias, and rounds over all labels, of each stage: fewer voxels matter the nearer
+# the balance is.
 STAGES = ((6.0, 2), (2.0, 8))
-Rows = Any  # rows of an array: a slice, or (m,) indices
+
+Integers = NDArray[np.int64]
 
 
-def matching_bias(
-    entries: Sequence[tuple[Rows, Float32]], inside: Bool, wanted: NDArray[np.int64]
-) -> Float64:
-    """Return (L,) biases after which each label is the best of about as many voxels as are wanted."""
-    # Where no bias can close a margin, voxels keep their label. `entries` are the rows where each
-    # label takes part, and its logits there, (m, voxels of a row); `inside` has the voxels that
-    # count.
+class Member(NamedTuple):
+    """Where a label takes part, and its logits there."""
+
+    rows: slice | NDArray[np.integer[Any]]  # of an array of voxels
+    logits: Float32  # (m, voxels of a row), or (m,) if a row is a voxel
+
+
+class _OpenMember(NamedTuple):
+    """The open voxels where a label takes part, see `_open`."""
+
+    voxels: NDArray[np.int32]  # (m,), their numbers, or places in another order
+    logits: Float32  # (m,), the label's logits there
+
+
+def matching_bias(entries: Sequence[Member], inside: Bool, wanted: Integers) -> Float64:
+    """Return (L,) biases after which each label is the best of about as many voxels as are wanted.
+
+    There is an entry for each label; `inside`, (rows, voxels of a row), has the voxels that count.
+    Where no bias can close a margin, voxels keep their label.
+    """
     bias = np.zeros(len(entries))
     for limit, num_rounds in STAGES:
-        entries, inside, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
-        change = _balance(entries, len(inside), wanted, limit, num_rounds)
+        members, num_open, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
+        change = _balance(members, num_open, wanted, limit, num_rounds)
         entries = [
-            (voxels, values + np.float32(more))
-            for (voxels, values), more in zip(entries, change, strict=True)
+            Member(voxels, logits + np.float32(rise))
+            for (voxels, logits), rise in zip(members, change, strict=True)
         ]
+        inside = np.ones(num_open, np.bool_)
         bias += change
     return bias
 
 
 def volume_bias(logits: Float32, label_map: Labels) -> Float64:
-    """Return (L,) biases after which logits, (L, …), give each label about as many voxels as a label map, (…), has."""
-    rows = [(slice(None), channel.reshape(1, -1)) for channel in logits]
-    return matching_bias(
-        rows,
-        np.ones((1, label_map.size), np.bool_),
-        np.bincount(label_map.ravel(), minlength=len(logits)),
-    )
+    """Return (L,) biases after which labels have about as many voxels as in a label map, (…).
+
+    The logits are (L, …).
+    """
+    entries = [Member(slice(None), channel.reshape(1, -1)) for channel in logits]
+    inside = np.ones((1, label_map.size), np.bool_)
+    wanted = np.bincount(label_map.ravel(), minlength=len(logits))
+    return matching_bias(entries, inside, wanted)
 
 
 def _open(
-    entries: Sequence[tuple[Rows, Float32]],
-    inside: Bool,
-    wanted: NDArray[np.int64],
-    window: np.float32,
-) -> tuple[list[tuple[NDArray[np.int32], Float32]], Bool, NDArray[np.int64]]:
-    """Return the arguments of `matching_bias` for the voxels whose two best logits differ by less than a window, as one row."""
+    entries: Sequence[Member], inside: Bool, wanted: Integers, window: np.float32
+) -> tuple[list[_OpenMember], int, Integers]:
+    """Return the voxels whose two best logits differ by less than a window.
+
+    The results are where labels take part among these *open* voxels, the number of open voxels, and
+    the numbers of voxels that are wanted among them.
+    """
+    num_labels = len(entries)
     best, second = np.full((2, *inside.shape), -np.inf, np.float32)
-    own = np.zeros(inside.shape, np.min_scalar_type(len(entries)))
-    for label, (rows, values) in enumerate(entries):
+    best_label = np.zeros(inside.shape, np.min_scalar_type(num_labels))
+    for label, (rows, logits) in enumerate(entries):
         before = best[rows]
-        is_best = values > before
-        second[rows] = np.where(is_best, before, np.maximum(second[rows], values))
-        best[rows] = np.maximum(before, values)
-        own[rows] = np.where(is_best, own.dtype.type(label), own[rows])
+        is_best = logits > before
+        second[rows] = np.where(is_best, before, np.maximum(second[rows], logits))
+        best[rows] = np.maximum(before, logits)
+        best_label[rows] = np.where(is_best, best_label.dtype.type(label), best_label[rows])
+
     is_open = inside & (best - second < window)
-    wanted = wanted - np.bincount(own[inside & ~is_open], minlength=len(entries))
+    wanted = wanted - np.bincount(best_label[inside & ~is_open], minlength=num_labels)
     num_open = int(np.count_nonzero(is_open))
     number = np.full(inside.shape, -1, np.int32)
     number[is_open] = np.arange(num_open)
     members = []
-    for rows, values in entries:
-        takes_part = is_open[rows] & (values > best[rows] - window)
-        members.append((number[rows][takes_part], values[takes_part]))
-    return members, np.ones(num_open, np.bool_), wanted
+    for rows, logits in entries:
+        takes_part = is_open[rows] & (logits > best[rows] - window)
+        members.append(_OpenMember(number[rows][takes_part], logits[takes_part]))
+    return members, num_open, wanted
 
 
 def _balance(
-    members: Sequence[tuple[NDArray[np.int32], Float32]],
-    num_voxels: int,
-    wanted: NDArray[np.int64],
-    limit: float,
-    num_rounds: int,
+    members: Sequence[_OpenMember], num_voxels: int, wanted: Integers, limit: float, num_rounds: int
 ) -> Float64:
-    """Return the biases.
+    """Return the biases of labels, (L,)."""
+    members, layers = _sort_into_layers(members, num_voxels)
+    bias = np.zeros(len(members), np.float32)
+    for _ in range(num_rounds):
+        for label, (places, logits) in enumerate(members):
+            if label == 0 or not len(places):  # The background gets the rest.
+                continue
+            others = _best_others(label, places, layers, bias)
+            bias[label] = _threshold(others - logits, int(wanted[label]), limit)
+    return bias.astype(np.float64)
 
-    `members` are the numbers of the open voxels where each label takes part, and its logits there.
-    """
+
+# The labels, and their logits, of the first voxels, one of each voxel.
+_Layer = tuple[NDArray[np.int16], Float32]
+
+
+def _sort_into_layers(
+    members: Sequence[_OpenMember], num_voxels: int
+) -> tuple[list[_OpenMember], list[_Layer]]:
+    """Return the members with voxels in a new order, and layers of one label per voxel."""
     counts = np.zeros(num_voxels, np.int32)
     for voxels, _ in members:
         counts[voxels] += 1
@@ -92,35 +126,39 @@ def _balance(
     place[order] = np.arange(num_voxels, dtype=np.int32)
     lengths = [int(np.count_nonzero(counts > layer)) for layer in range(counts.max(initial=0))]
     layers = [(np.zeros(length, np.int16), np.empty(length, np.float32)) for length in lengths]
+
     sorted_members = []
     counts[:] = 0
-    for label, (voxels, values) in enumerate(members):
+    for label, (voxels, logits) in enumerate(members):
         places = place[voxels]
         order = np.argsort(places)
-        sorted_members.append((places[order], values[order]))
-        for layer, (labels, logits) in enumerate(layers):
-            free = counts[places] == layer
-            labels[places[free]] = label
-            logits[places[free]] = values[free]
+        sorted_members.append(_OpenMember(places[order], logits[order]))
+        for number, (layer_labels, layer_logits) in enumerate(layers):
+            is_free = counts[places] == number
+            layer_labels[places[is_free]] = label
+            layer_logits[places[is_free]] = logits[is_free]
         counts[places] += 1
-    bias = np.zeros(len(members), np.float32)
-    for _ in range(num_rounds):
-        # The background gets the rest.
-        for label, (places, values) in enumerate(sorted_members):
-            if label == 0 or not len(places):
-                continue
-            others = np.full(len(places), -np.inf, np.float32)
-            for labels, logits in layers:
-                some = places[: np.searchsorted(places, len(labels))]
-                held = labels[some]
-                biased = np.where(held == label, -np.inf, logits[some] + bias[held])
-                np.maximum(others[: len(some)], biased, out=others[: len(some)])
-            bias[label] = _threshold(others - values, int(wanted[label]), limit)
-    return bias.astype(np.float64)
+    return sorted_members, layers
+
+
+def _best_others(
+    label: int, places: NDArray[np.int32], layers: Sequence[_Layer], bias: Float32
+) -> Float32:
+    """Return the best logit, bias included, of the other labels at some ascending places."""
+    others = np.full(len(places), -np.inf, np.float32)
+    for layer_labels, layer_logits in layers:
+        in_layer = places[: np.searchsorted(places, len(layer_labels))]
+        labels = layer_labels[in_layer]
+        biased = np.where(labels == label, -np.inf, layer_logits[in_layer] + bias[labels])
+        np.maximum(others[: len(in_layer)], biased, out=others[: len(in_layer)])
+    return others
 
 
 def _threshold(distances: Float32, wanted: int, limit: float) -> float:
-    """Return the bias with which a label wins about as many voxels as are wanted: within the limit, or twice that if it would vanish."""
+    """Return the bias with which a label wins about as many voxels as are wanted.
+
+    It is within the limit, or within twice the limit if the label would vanish.
+    """
     if wanted <= 0:
         return -limit
     if wanted >= len(distances):
@@ -132,6 +170,9 @@ def _threshold(distances: Float32, wanted: int, limit: float) -> float:
     num_with = len(distances) - np.count_nonzero(above)
     if num_below and wanted - num_below < num_with - wanted:
         bias = 0.5 * (last + distances[below].max())
+    elif num_with < len(distances):
+        bias = 0.5 * (last + distances[above].min())
     else:
-        bias = 0.5 * (last + distances[above].min()) if num_with < len(distances) else last + limit
-    return float(np.clip(bias, -limit, limit if distances.min() < limit else 2 * limit))
+        bias = last + limit
+    highest = limit if distances.min() < limit else 2 * limit
+    return float(np.clip(bias, -limit, highest))

@@ -1,4 +1,7 @@
-"""Which labels take part in which tiles, whether these save work, and whether messages are direct sums or come from filters."""
+"""Which labels take part in which tiles, and how messages between them are computed.
+
+A plan says whether tiles save work, and whether messages are direct sums or come from filters.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,13 @@ from crfrefine.arrays.probabilities import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.specs import REACH, ModelSpec
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE, LabelSets, TileGrid, num_rings
+from crfrefine.refinement.tiles.grid import (
+    MAX_DIMS,
+    TILE_VOXELS,
+    LabelSets,
+    TileGrid,
+    num_rings,
+)
 from crfrefine.refinement.tiles.problem import (
     ChannelSource,
     DenseChannels,
@@ -24,7 +33,7 @@ from crfrefine.refinement.tiles.problem import (
     TileProblem,
 )
 from crfrefine.refinement.tiles.streaming import StreamedNetwork, survey_stream
-from crfrefine.refinement.tiles.survey import Survey, Thresholds, find_thresholds
+from crfrefine.refinement.tiles.survey import Presence, Survey, Thresholds, find_thresholds
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import GridImage, RunContext
@@ -48,6 +57,20 @@ class TilePlan:
     num_padding: int = 0  # voxels in the mask where all logits were equal
 
 
+def mask_on_tiles(image: GridImage, grid: TileGrid) -> Bool | None:
+    """Return the image's mask on the three axes of a grid of tiles, C-contiguous."""
+    if image.mask is None:
+        return None
+    return np.ascontiguousarray(image.mask).reshape(grid.shape)
+
+
+def with_mask(image: GridImage, mask: Bool | None) -> GridImage:
+    """Return an image with a mask that `mask_on_tiles` may have reshaped."""
+    if mask is not None:
+        mask = mask.reshape(image.values.shape[1:])
+    return replace(image, mask=mask)
+
+
 def plan_array(
     values: Float32,
     box: Box | None,
@@ -58,54 +81,59 @@ def plan_array(
     *,
     is_probability: bool,
 ) -> tuple[TilePlan | None, Labels | None]:
-    """Return the labels of each tile of a case in memory, and the network's label map if the pass over the channels tells it."""
-    # The values are (L, *grid); `image` is that of the mask's bounding box, normalized. None: no
-    # tiles.
+    """Return the labels of each tile of a case in memory, or None if tiles save no work.
+
+    The values are (L, *grid); `image` is that of the mask's bounding box, normalized. The second
+    result is the network's label map, if the pass over the channels tells it.
+    """
     num_dims = values.ndim - 1
     thresholds = find_thresholds(threshold, spec)
     # Volumes are sums over all voxels, also where a label would take no part.
-    if (
-        thresholds.leave_out_nothing
-        or spec.mean_field.volume_weight > 0.0
-        or not spec.kernels.kernels
-        or num_dims > MAX_DIMS
-    ):
+    keeps_volumes = spec.mean_field.volume_weight > 0.0
+    has_kernels = bool(spec.kernels.kernels)
+    if thresholds.leave_out_nothing or keeps_volumes or not has_kernels or num_dims > MAX_DIMS:
         return None, None
+
     channels = values if box is None else values[(slice(None), *box)]
     grid = TileGrid(channels.shape[1:])
-    if channels.strides[-1] != channels.itemsize or any(
-        stride % channels.itemsize for stride in channels.strides
-    ):
-        channels = np.ascontiguousarray(channels)  # Voxels of a row are read one after the other.
-    source = DenseChannels(channels.reshape(len(channels), *grid.shape), is_probability)
-    inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
+    source = _dense_source(channels, grid, is_probability=is_probability)
+    mask = mask_on_tiles(image, grid)
     is_sampled = len(values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
-    if is_sampled and _is_crowded(grid, source, spec, inside, thresholds, threads):
+    if is_sampled and _is_crowded(grid, source, spec, mask, thresholds, threads):
         return None, None
-    survey, present, may_matter = _survey(grid, source, spec, inside, thresholds, threads)
+
+    survey, presence = _survey(grid, source, spec, mask, thresholds, threads)
     labels = None
     if box is None and not is_probability:  # The smallest probabilities have one logarithm.
-        labels = survey.labels.reshape(values.shape[1:]).astype(
-            np.min_scalar_type(len(values) - 1), copy=False
-        )
-    image = replace(image, mask=None if inside is None else inside.reshape(image.values.shape[1:]))
-    settled = float(thresholds.may_matter.min())
+        dtype = np.min_scalar_type(len(values) - 1)
+        labels = survey.labels.reshape(values.shape[1:]).astype(dtype, copy=False)
     problem = TileProblem(
         grid,
         source,
-        present,
-        may_matter,
-        image,
+        presence.present,
+        presence.may_matter,
+        with_mask(image, mask),
         spec,
         threshold,
-        settled=settled,
+        settled=float(thresholds.may_matter.min()),
         precision=threshold,
     )
     sets = problem.label_sets()
-    is_direct = choose_tiles(problem, sets, threads, survey) if sets.active.any() else True
+    is_direct: bool | None = True
+    if sets.active.any():
+        is_direct = choose_tiles(problem, sets, threads, survey)
     if is_direct is None:
         return None, labels
     return TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=box, labels=labels), labels
+
+
+def _dense_source(channels: Float32, grid: TileGrid, *, is_probability: bool) -> DenseChannels:
+    """Return the channels, whose voxels of a row are read one after the other."""
+    *strides, stride_of_row = channels.strides
+    size = channels.itemsize
+    if stride_of_row != size or any(stride % size for stride in strides):
+        channels = np.ascontiguousarray(channels)
+    return DenseChannels(channels.reshape(len(channels), *grid.shape), is_probability)
 
 
 def _survey(
@@ -115,8 +143,8 @@ def _survey(
     mask: Bool | None,
     thresholds: Thresholds,
     threads: int | None,
-) -> tuple[Survey, Bool, Bool]:
-    """Return the survey of channels, and (L, *tiles) where labels are present and where they may matter."""
+) -> tuple[Survey, Presence]:
+    """Return the survey of channels, and where labels are."""
     survey = Survey(grid, spec.mean_field, mask, threads, is_probability=source.is_probability)
     for label, channel in enumerate(source.values):
         survey.add(label, channel)
@@ -128,7 +156,7 @@ def _survey(
             exact = survey.margins_of(label, source.values[label], tiles)
             present[label].flat[tiles] = exact > thresholds.present[label]
             may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
-    return survey, present, may_matter
+    return survey, Presence(present, may_matter)
 
 
 # Every fifth layer of tiles shows whether label sets would hold nearly all labels, if they are few.
@@ -151,20 +179,20 @@ def _is_crowded(
 
     Only time depends on it.
     """
-    num_entries = num_voxels = 0
-    for start in range(SAMPLED_LAYERS // 2 * TILE[0], grid.shape[0], SAMPLED_LAYERS * TILE[0]):
-        stop = min(start + TILE[0], grid.shape[0])
-        layer = TileGrid((stop - start, *grid.shape[1:]))
-        inside = None if mask is None else mask[start:stop]
-        num_labels_of = _survey(
-            layer, source.planes(start, stop), spec, inside, thresholds, threads
-        )[1].sum(axis=0)
+    num_entries = 0
+    num_voxels = 0
+    for row in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
+        planes = grid.planes_of_row(row)
+        layer = TileGrid((planes.stop - planes.start, *grid.shape[1:]))
+        inside = None if mask is None else mask[planes]
+        channels = source.planes(planes.start, planes.stop)
+        _, presence = _survey(layer, channels, spec, inside, thresholds, threads)
+        num_labels_of = presence.present.sum(axis=0)
         num_entries += int(num_labels_of[num_labels_of > 1].sum())
         num_voxels += math.prod(layer.shape) if inside is None else int(np.count_nonzero(inside))
-    return (
-        num_voxels > 0
-        and num_entries * math.prod(TILE) >= CROWDED * spec.mean_field.num_channels * num_voxels
-    )
+    if num_voxels == 0:
+        return False
+    return num_entries * TILE_VOXELS >= CROWDED * spec.mean_field.num_channels * num_voxels
 
 
 def plan_stream(
@@ -177,32 +205,30 @@ def plan_stream(
     """Return the labels that are present in each tile of channels that stream by.
 
     Their tiles are kept.
+
+    Raises:
+        InputError: values are not finite, of another kind, or equal nearly everywhere.
+        CapacityError: the tiles that are kept take too much memory.
     """
-    # Raises InputError (not finite, of another kind, equal nearly everywhere) or CapacityError.
     grid = TileGrid(network.grid_shape)
-    threshold = parameters.mean_field.label_threshold
-    thresholds = find_thresholds(threshold, spec)
-    inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
+    thresholds = find_thresholds(parameters.mean_field.label_threshold, spec)
+    mask = mask_on_tiles(image, grid)
     survey, candidates, note = survey_stream(
-        network, grid, spec.mean_field, inside, thresholds, context
+        network, grid, spec.mean_field, mask, thresholds, context
     )
     num_padding = 0
     notes = tuple[str, ...]()
     padding = survey.padding()
     if padding is not None:
-        survey.mask, num_padding, notes = leave_out(padding, inside, "logits")
+        survey.mask, num_padding, notes = leave_out(padding, mask, "logits")
     best = survey.best_by_tile()
-    inside = survey.mask
-    labels = survey.labels.astype(np.min_scalar_type(network.num_labels - 1), copy=False).reshape(
-        network.grid_shape
-    )
+    dtype = np.min_scalar_type(network.num_labels - 1)
+    labels = survey.labels.astype(dtype, copy=False).reshape(network.grid_shape)
     survey.release()
-    store, present, may_matter = candidates.store(
-        survey, spec.kernels.reach(image.spacing, grid.shape), context
-    )
-    problem = lazy_problem(
-        grid, store, (present, may_matter), image, inside, spec, parameters, thresholds
-    )
+
+    reach = spec.kernels.reach(image.spacing, grid.shape)
+    store, presence = candidates.store(survey, reach, context)
+    problem = lazy_problem(grid, store, presence, image, survey.mask, spec, parameters, thresholds)
     return TilePlan(
         problem,
         problem.label_sets(),
@@ -217,28 +243,30 @@ def plan_stream(
 def lazy_problem(
     grid: TileGrid,
     source: ChannelSource,
-    where: tuple[Bool, Bool],
+    presence: Presence,
     image: GridImage,
-    inside: Bool | None,
+    mask: Bool | None,
     spec: ModelSpec,
     parameters: CrfParameters,
     thresholds: Thresholds,
 ) -> TileProblem:
     """Return the problem of channels that are not in memory.
 
-    `where` labels are present, and may matter; `inside` without padding.
+    The mask lacks the padding of the channels, unlike that of the image.
     """
+    # Padding of the logits is not a property of the image: intensities are normalized as if there
+    # were no padding.
+    maps = fit_intensity(image.values, parameters.intensity, image.mask)
     threshold = parameters.mean_field.label_threshold
     return TileProblem(
         grid,
         source,
-        *where,
-        replace(image, mask=None if inside is None else inside.reshape(image.values.shape[1:])),
+        presence.present,
+        presence.may_matter,
+        with_mask(image, mask),
         spec,
         None if thresholds.leave_out_nothing else threshold,
-        # Padding of the logits is not a property of the image: intensities are normalized as if
-        # there were no padding.
-        fit_intensity(image.values, parameters.intensity, image.mask),
+        maps,
         settled=float(thresholds.may_matter.min()),
         precision=threshold,
     )
@@ -258,18 +286,22 @@ def plan_label_map(
     threads: int | None,
     sigma: Sequence[float] | None,
 ) -> TilePlan:
-    """Return where the labels of a label map take part: within the kernels' reach of where they occur, with the logit 0."""
-    # With the `sigma` of a coarser network labels take part where they have a share. The numbers
-    # are those of channels, (*grid) of at most three axes in storage order.
+    """Return where the labels of a label map take part.
+
+    Labels take part within the kernels' reach of where they occur, with the logit 0; with the
+    `sigma` of a coarser network, where they have a share. The numbers are those of channels,
+    (*grid) of at most three axes in storage order.
+    """
     grid = TileGrid(numbers.shape)
     run = spec.mean_field
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
-    inside = None if image.mask is None else np.ascontiguousarray(image.mask).reshape(grid.shape)
-    reach = spec.kernels.reach(image.spacing, grid.shape)
+    mask = mask_on_tiles(image, grid)
     # Messages from farther away penalize all labels by the same amount, which changes no marginal,
     # in a Potts model with one weight for all labels. The energy then lacks these pairs.
+    reach = spec.kernels.reach(image.spacing, grid.shape)
     is_plain = run.is_potts and run.num_channels < run.num_labels
     farther = (0,) * MAX_DIMS if is_plain else reach
+    source: ChannelSource
     if sigma is None:
         source = LabelMapChannels(labels, reach, 0, len(labels))
         near = reach
@@ -281,11 +313,11 @@ def plan_label_map(
         near = share_reach(sigma)
         confidence = 0.0
         settled = find_thresholds(parameters.mean_field.label_threshold, spec).may_matter
-    extents = tuple(extent + more for extent, more in zip(near, farther, strict=True))
-    voxels = grid.reduced(
-        np.add, np.broadcast_to(np.True_, grid.shape) if inside is None else inside, np.int64
-    )
+
     # tiles with voxels within reach of a label, and few others
+    extents = tuple(extent + more for extent, more in zip(near, farther, strict=True))
+    inside = np.broadcast_to(np.True_, grid.shape) if mask is None else mask
+    voxels = grid.reduced(np.add, inside, np.int64)
     present = np.zeros((run.num_labels, *grid.counts), np.bool_)
     grid.engine(threads).mark_near(labels, extents, present.view(np.uint8))
     present &= voxels > 0
@@ -293,20 +325,14 @@ def plan_label_map(
     # No label was left out because its probability was low.
     thresholds = Thresholds(settled, settled, leave_out_nothing=True)
     problem = lazy_problem(
-        grid, source, (present, present), image, inside, spec, parameters, thresholds
+        grid, source, Presence(present, present), image, mask, spec, parameters, thresholds
     )
-    problem = replace(problem, largest_slab=None if sigma is None else MAX_SHARED_VOXELS)
+    if sigma is not None:
+        problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
     sets = problem.label_sets()
-    # The logit of the only label of a settled tile.
-    own = np.full(grid.counts, confidence / run.temperature)
-    if run.bias is not None:
-        own += (
-            np.where(sets.settled < 0, 0.0, np.asarray(run.bias, np.float64)[sets.settled])
-            / run.temperature
-        )
-    if (
-        sigma is None and not spec.kernels.kernels
-    ):  # Each voxel has only its own label within reach.
+    best = voxels * _logits_of_settled(sets, spec, confidence)
+    if sigma is None and not spec.kernels.kernels:
+        # Each voxel has only its own label within reach.
         sets = LabelSets(grid, np.zeros_like(sets.domains))
     is_direct = None
     if _pairs(problem) <= MAX_PAIRS:
@@ -314,12 +340,25 @@ def plan_label_map(
     elif spec.kernels.filter == "auto" and sigma is not None:
         # Few voxels of active tiles are open, which a filter of the whole volume uses better.
         is_direct = False
-    return TilePlan(problem, sets, voxels * own, is_direct, labels=labels.reshape(numbers.shape))
+    return TilePlan(problem, sets, best, is_direct, labels=labels.reshape(numbers.shape))
+
+
+def _logits_of_settled(sets: LabelSets, spec: ModelSpec, confidence: float) -> Float64:
+    """Return the logit of the only label of each settled tile over the temperature, (*tiles)."""
+    run = spec.mean_field
+    logits = np.full(sets.grid.counts, confidence / run.temperature)
+    if run.bias is not None:
+        bias = np.asarray(run.bias, np.float64)[sets.settled]
+        logits += np.where(sets.settled < 0, 0.0, bias) / run.temperature
+    return logits
 
 
 def settled_probability(spec: ModelSpec) -> float:
-    """Return the logarithm of a probability that all labels have where they take part, and no others: those stay where they are."""
-    # Minus infinity if weights or temperatures bring ABSENT_LOGIT near the other logits.
+    """Return a bound that only labels that take part exceed: the logarithm of a probability.
+
+    Other labels stay below it. It is minus infinity if weights or temperatures bring ABSENT_LOGIT
+    near the other logits.
+    """
     run = spec.mean_field
     strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
     if run.bias is not None:
@@ -348,30 +387,40 @@ WORTH_ROWS = 0.8
 
 
 def _pairs(problem: TileProblem) -> float:
-    """Return the voxels in the windows of all appearance kernels: 0 if direct sums are asked for, infinite if there are none."""
+    """Return the voxels in the windows of all appearance kernels.
+
+    They are 0 if direct sums are asked for, and infinite if there are none.
+    """
     kernels = problem.spec.kernels
     if max(problem.reach) > MAX_DIRECT_REACH or kernels.filter not in ("auto", "truncated"):
         return math.inf
-    voxel = math.prod(kernels.distances(problem.image.spacing))
-    windows = sum(
-        math.prod(REACH * theta for theta in kernel.theta_position) for kernel in kernels.bilateral
-    )
     if kernels.filter == "truncated":
         return 0.0
+    voxel = math.prod(kernels.distances(problem.image.spacing))
+    windows = 0.0
+    for kernel in kernels.bilateral:
+        windows += math.prod(REACH * theta for theta in kernel.theta_position)
     return BALL * windows / voxel
 
 
 def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
-    """Return whether each voxel's window is summed directly: if that is less work than a filter of all voxels around, or asked for."""
-    return _pairs(problem) * len(sets.tiles) <= PAIRS_OF_LARGE_FILTERS * _filtered_tiles(
-        problem, sets
-    )
+    """Return whether each voxel's window is summed directly.
+
+    It is if that is asked for, or less work than a filter of all voxels around.
+    """
+    work = PAIRS_OF_LARGE_FILTERS * _filtered_tiles(problem, sets)
+    return _pairs(problem) * len(sets.tiles) <= work
+
+
+def _num_tiles_around(problem: TileProblem, sets: LabelSets) -> int:
+    """Return the number of tiles that messages of active ones reach."""
+    return int(np.count_nonzero(widen(sets.active, num_rings(problem.reach))))
 
 
 def _filtered_tiles(problem: TileProblem, sets: LabelSets) -> int:
-    """Return the tiles around the active ones that filters take, once for each group of channels."""
-    num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach)))
-    return int(num_around) * math.ceil(int(sets.num_labels_of.max()) / GROUP)
+    """Return the tiles around the active ones that filters take, once for each channel group."""
+    num_groups = math.ceil(int(sets.num_labels_of.max()) / GROUP)
+    return _num_tiles_around(problem, sets) * num_groups
 
 
 def choose_tiles(
@@ -381,35 +430,40 @@ def choose_tiles(
 
     None means no tiles.
     """
-    tile = math.prod(TILE)
     channels = problem.spec.mean_field.num_channels
     kernels = problem.spec.kernels
     num_voxels = problem.image.num_voxels
-    if sets.num_entries * tile >= WORTH_IT * channels * num_voxels:
+    if sets.num_entries * TILE_VOXELS >= WORTH_IT * channels * num_voxels:
         return None
     name = kernels.filter
-    if (
-        name == "auto" and kernels.bilateral
-    ):  # The filter that the engine takes for the first kernel, with all labels everywhere.
+    if name == "auto" and kernels.bilateral:
+        # The filter that the engine takes for the first kernel, with all labels everywhere.
         name = CpuBackend().plan_filters(problem.image, kernels, threads)[0]
     if name == "exact":
         return None  # So small that it does not matter.
+
+    pairs = _pairs(problem) * len(sets.tiles) * TILE_VOXELS
     everywhere = float(math.ceil(channels / GROUP) * num_voxels)
-    on_tiles = float(_filtered_tiles(problem, sets) * tile)
-    pairs = _pairs(problem) * len(sets.tiles) * tile
-    if pairs < math.inf and (
-        name == "truncated" or pairs <= PAIRS_OF_FILTERS * min(on_tiles, everywhere)
-    ):
+    on_tiles = float(_filtered_tiles(problem, sets) * TILE_VOXELS)
+    are_few_pairs = name == "truncated" or pairs <= PAIRS_OF_FILTERS * min(on_tiles, everywhere)
+    if pairs < math.inf and are_few_pairs:
         return True
-    if name == "grid":
-        # Besides the steps: normalization, twice with all labels everywhere, and what settled
-        # voxels send, the last label included.
-        steps = kernels.num_iterations * channels
-        num_around = np.count_nonzero(widen(sets.active, num_rings(problem.reach))) * tile
-        share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share(problem.settled))
-        work = num_around * (1 + int(sets.num_labels_of.max())) + num_voxels * steps * share
-        if work < WORTH_ROWS * num_voxels * (2 + steps):
-            return False
+    if name == "grid" and _saves_rows(problem, sets, survey):
+        return False
     if on_tiles < WORTH_CHANNELS * everywhere:
         return False
     return None
+
+
+def _saves_rows(problem: TileProblem, sets: LabelSets, survey: Survey) -> bool:
+    """Return whether a grid that filters the rows of uncertain voxels alone is less work.
+
+    Besides the steps the work is the normalization, twice with all labels everywhere, and what
+    settled voxels send, the last label included.
+    """
+    num_voxels = problem.image.num_voxels
+    steps = problem.spec.kernels.num_iterations * problem.spec.mean_field.num_channels
+    num_around = _num_tiles_around(problem, sets) * TILE_VOXELS
+    share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share(problem.settled))
+    work = num_around * (1 + int(sets.num_labels_of.max())) + num_voxels * steps * share
+    return work < WORTH_ROWS * num_voxels * (2 + steps)

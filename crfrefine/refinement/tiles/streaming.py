@@ -1,4 +1,7 @@
-"""A network's channels, streamed from a file in one pass: only tiles where a label may take part are kept."""
+"""A network's channels, streamed from a file in one pass.
+
+Only tiles where a label may take part are kept.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crfrefine.arrays.label_maps import widen
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, decide
@@ -17,15 +19,22 @@ from crfrefine.base.array_types import Array, Bool, Float32
 from crfrefine.base.limits import format_size
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import MeanFieldSpec
-from crfrefine.refinement.tiles.grid import TILE, Extents, TileGrid, num_rings
+from crfrefine.refinement.tiles.grid import (
+    TILE,
+    TILE_VOXELS,
+    EntryNumbers,
+    Extents,
+    TileGrid,
+    TileNumbers,
+    num_rings,
+)
 from crfrefine.refinement.tiles.problem import ChannelSource
-from crfrefine.refinement.tiles.survey import Survey, Thresholds
+from crfrefine.refinement.tiles.survey import Presence, Survey, Thresholds
 
 if TYPE_CHECKING:
     from crfrefine.engines.base import RunContext
     from crfrefine.io.reading import Piece
 
-# Returns the pieces of a network's output, from the beginning at each call.
 ReadPieces = Callable[[], "Iterable[Piece]"]
 
 
@@ -58,34 +67,38 @@ class Brick:
 def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
     """Yield the bricks of pieces that come with ascending planes for each channel.
 
-    Planes of incomplete tiles wait.
+    Planes of incomplete tiles wait for the next piece. Types other than float32 and float16 are
+    converted, exactly.
     """
-    # Types other than float32 and float16 are converted, exactly.
-    num_planes, *plane_shape = grid.shape
+    num_planes = grid.shape[0]
     waiting: dict[int, Array] = {}
+    for label, first, planes in _read_planes(read, grid):
+        stop = first + len(planes)
+        if label in waiting:
+            held = waiting.pop(label)
+            planes = np.concatenate([held, planes])
+            first -= len(held)
+        num_whole = len(planes)
+        if stop != num_planes:
+            num_whole = len(planes) // TILE[0] * TILE[0]
+        if num_whole < len(planes):
+            waiting[label] = planes[num_whole:].copy()
+        if num_whole:
+            dtype = planes.dtype if planes.dtype in (np.float32, np.float16) else np.float32
+            yield Brick(label, first, np.ascontiguousarray(planes[:num_whole], dtype))
+
+
+def _read_planes(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, int, Array]]:
+    """Yield the channel, the number of the first plane, and the planes of each piece."""
+    plane_shape = grid.shape[1:]
     for piece in read():
-        for label, values in zip(
-            range(piece.channels.start, piece.channels.stop), piece.values, strict=True
-        ):
+        labels = range(piece.channels.start, piece.channels.stop)
+        for label, values in zip(labels, piece.values, strict=True):
             planes = values.reshape(-1, *plane_shape)
-            first = piece.planes.start
-            stop = piece.planes.stop
-            if (
-                len(planes) != stop - first
-            ):  # A grid of two axes: its planes are rows of the only plane.
-                planes = values.reshape(1, *plane_shape)
-                first = 0
-                stop = 1
-            if label in waiting:
-                held = waiting.pop(label)
-                planes = np.concatenate([held, planes])
-                first = first - len(held)
-            num_whole = len(planes) if stop == num_planes else len(planes) // TILE[0] * TILE[0]
-            if num_whole < len(planes):
-                waiting[label] = planes[num_whole:].copy()
-            if num_whole:
-                dtype = planes.dtype if planes.dtype in (np.float32, np.float16) else np.float32
-                yield Brick(label, first, np.ascontiguousarray(planes[:num_whole], dtype))
+            if len(planes) == piece.planes.stop - piece.planes.start:
+                yield label, piece.planes.start, planes
+            else:  # A grid of two axes: the piece's planes are rows of the only plane.
+                yield label, 0, values.reshape(1, *plane_shape)
 
 
 class StoredChannels(ChannelSource):
@@ -102,16 +115,19 @@ class StoredChannels(ChannelSource):
         self.is_probability = is_probability
         self.read = read
         self.num_bytes = 0  # of the tiles
-        self._parts: list[list[tuple[NDArray[np.int64], Array]]] = [[] for _ in range(num_labels)]
+        self._parts: list[list[tuple[TileNumbers, Array]]] = [[] for _ in range(num_labels)]
 
-    def keep(self, label: int, tiles: NDArray[np.int64], values: Array) -> None:
-        """Keep (n, voxels of a tile) float32 or float16 values of tiles of a label, all of them new."""
+    def keep(self, label: int, tiles: TileNumbers, values: Array) -> None:
+        """Keep some tiles of a label, all of them new.
+
+        The values are (n, voxels of a tile) float32 or float16.
+        """
         if len(tiles):
             self._parts[label].append((tiles, values))
             self.num_bytes += values.nbytes
 
     def retain(self, label: int, chosen: Bool) -> None:
-        """Forget a label's tiles except those that are True in `chosen`, (n,), in the order of `joined`."""
+        """Forget a label's tiles except the chosen ones, (n,), in the order of `joined`."""
         if not chosen.all():
             tiles, values = self.joined(label)
             self._parts[label].clear()
@@ -126,20 +142,17 @@ class StoredChannels(ChannelSource):
         if not missing.any():
             return
         for brick in read_bricks(self.read, self.grid):
-            own = brick.tiles(self.grid)
-            tiles = np.flatnonzero(missing[brick.label].reshape(-1)[own])
-            self.keep(
-                brick.label,
-                tiles + own.start,
-                TileGrid(brick.values.shape).gather(brick.values, tiles, threads),
-            )
+            tiles_of_brick = brick.tiles(self.grid)
+            inner = np.flatnonzero(missing[brick.label].reshape(-1)[tiles_of_brick])
+            values = TileGrid(brick.values.shape).gather(brick.values, inner, threads)
+            self.keep(brick.label, inner + tiles_of_brick.start, values)
 
     def fill_entries(
         self,
         engine: Any,
         label: int,
-        tiles: NDArray[np.int64],
-        entries: NDArray[np.int64],
+        tiles: TileNumbers,
+        entries: EntryNumbers,
         out: Float32,
     ) -> None:
         """See `ChannelSource`."""
@@ -160,19 +173,19 @@ class StoredChannels(ChannelSource):
             part.keep(label, tiles[chosen] - first, values[chosen])
         return part
 
-    def joined(self, label: int) -> tuple[NDArray[np.int64], Array]:
-        """Return a label's tiles as ascending flat numbers, and their values, (n, voxels of a tile)."""
+    def joined(self, label: int) -> tuple[TileNumbers, Array]:
+        """Return a label's tiles, ascending, and their values, (n, voxels of a tile)."""
         parts = self._parts[label]
         if not parts:
-            return np.zeros(0, np.int64), np.zeros((0, math.prod(TILE)), np.float32)
+            return np.zeros(0, np.int64), np.zeros((0, TILE_VOXELS), np.float32)
         if len(parts) > 1:
-            joined = np.concatenate([tiles for tiles, _ in parts])
-            values = np.concatenate([values for _, values in parts])
-            if (np.diff(joined) < 0).any():
-                order = np.argsort(joined)
-                joined = joined[order]
+            tiles = np.concatenate([part[0] for part in parts])
+            values = np.concatenate([part[1] for part in parts])
+            if (np.diff(tiles) < 0).any():
+                order = np.argsort(tiles)
+                tiles = tiles[order]
                 values = values[order]
-            parts[:] = [(joined, values)]
+            parts[:] = [(tiles, values)]
         return parts[0]
 
 
@@ -196,9 +209,9 @@ class Candidates:
     ) -> None:
         """Take an empty store.
 
-        The tiles that are kept take `max_bytes`, where None means any amount.
+        The tiles that are kept take `max_bytes`, where None means any amount. With `reach`, as of
+        `store`, tiles are not kept that `store` would forget.
         """
-        # With `reach`, as of `store`, tiles are not kept that `store` would forget.
         self._store = store
         self._thresholds = thresholds
         self._threads = threads
@@ -208,7 +221,7 @@ class Candidates:
         self._has_room = True
 
     def add(self, survey: Survey, brick: Brick) -> None:
-        """Keep the tiles of a brick, just surveyed, where its label may matter beside those so far."""
+        """Keep the tiles of a brick, just surveyed, where its label may matter so far."""
         if not self._has_room:
             return
         store = self._store
@@ -226,77 +239,82 @@ class Candidates:
 
     def store(
         self, survey: Survey, reach: Extents, context: RunContext
-    ) -> tuple[StoredChannels, Bool, Bool]:
-        """Return the channels, where labels are present, and where they may matter, (L, *tiles).
+    ) -> tuple[StoredChannels, Presence]:
+        """Return the channels, and where labels are, which take part within `reach`.
 
-        Labels take part within `reach`.
+        Raises CapacityError if tiles that are read once more take too much memory.
         """
-        # Raises CapacityError if tiles that are read once more take too much memory.
-        left = None if context.num_bytes is None else context.num_bytes()
+        max_bytes = None
+        if context.num_bytes is not None:
+            num_bytes = context.num_bytes()
+            if num_bytes is not None:  # Pieces on their way need the rest.
+                max_bytes = num_bytes - FIRST_LOOK
         store = self._store
-        rings = num_rings(reach)
         store.is_probability = survey.is_probability
-        present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
-
-        def matter(label: int, tiles: NDArray[np.int64], values: Array) -> Bool:
-            """Mark the tiles where a label is present, or may matter, beside all others.
-
-            Return for which tiles it may.
-            """
-            lowest = self._thresholds.may_matter[label]
-            margins = survey.margins_of(label, values, tiles, exact_above=lowest)
-            present[label].flat[tiles] = margins > self._thresholds.present[label]
-            chosen: Bool = margins > lowest
-            may_matter[label].flat[tiles] = chosen
-            return chosen
-
-        def forget_far_tiles(label: int) -> None:
-            near = widen(present[label], rings) & may_matter[label]
-            store.retain(label, near.reshape(-1)[store.joined(label)[0]])
-
+        presence = Presence(*np.zeros((2, *survey.margins.shape), np.bool_))
+        rings = num_rings(reach)
         if self._has_room:
             for label in range(survey.num_labels):
-                store.retain(label, matter(label, *store.joined(label)))
-                forget_far_tiles(label)
-            return store, present, may_matter
+                chosen = self._mark(presence, survey, label, *store.joined(label))
+                store.retain(label, chosen)
+                _forget_far_tiles(store, presence, label, rings)
+            return store, presence
+
         for brick in read_bricks(store.read, survey.grid):
             tiles, values = self._tiles_of(survey, brick)
-            chosen = matter(brick.label, tiles, values)
+            chosen = self._mark(presence, survey, brick.label, tiles, values)
             store.keep(brick.label, tiles[chosen], values[chosen])
             if brick.first_plane + len(brick.values) == survey.grid.shape[0]:
-                forget_far_tiles(brick.label)
-            if (
-                left is not None and store.num_bytes > left - FIRST_LOOK
-            ):  # Pieces on their way need the rest.
+                _forget_far_tiles(store, presence, brick.label, rings)
+            if max_bytes is not None and store.num_bytes > max_bytes:
                 raise CapacityError(
-                    f"the logits of labels that may take part need more than the {format_size(max(0, left - FIRST_LOOK))} that are left, "
-                    f"up to label {brick.label} of {survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or a "
-                    "smaller region"
+                    "the logits of labels that may take part need more than the "
+                    f"{format_size(max(0, max_bytes))} that are left, up to label {brick.label} of "
+                    f"{survey.num_labels - 1}; allow more memory (--max-memory), or use a mask or "
+                    "a smaller region"
                 )
-        return store, present, may_matter
+        return store, presence
 
-    def _tiles_of(self, survey: Survey, brick: Brick) -> tuple[NDArray[np.int64], Array]:
+    def _mark(
+        self, presence: Presence, survey: Survey, label: int, tiles: TileNumbers, values: Array
+    ) -> Bool:
+        """Mark in which of some tiles a label is present, or may matter, beside all others.
+
+        Return (n,), in which of the tiles it may matter.
+        """
+        lowest = self._thresholds.may_matter[label]
+        margins = survey.margins_of(label, values, tiles, exact_above=lowest)
+        matters: Bool = margins > lowest
+        presence.present[label].flat[tiles] = margins > self._thresholds.present[label]
+        presence.may_matter[label].flat[tiles] = matters
+        return matters
+
+    def _tiles_of(self, survey: Survey, brick: Brick) -> tuple[TileNumbers, Array]:
         """Return the tiles of a brick where its label mattered when it was surveyed."""
-        own = brick.tiles(survey.grid)
-        margins = survey.margins[brick.label].reshape(-1)[own]
+        tiles_of_brick = brick.tiles(survey.grid)
+        margins = survey.margins[brick.label].reshape(-1)[tiles_of_brick]
         matters = margins > self._thresholds.may_matter[brick.label]
         if self._rings is not None:
-            near = widen(
-                (margins > self._thresholds.present[brick.label]).reshape(
-                    -1, *survey.grid.counts[1:]
-                ),
-                self._rings,
-            )
+            present = margins > self._thresholds.present[brick.label]
+            near = widen(present.reshape(-1, *survey.grid.counts[1:]), self._rings)
             rows = self._rings[0]
             if brick.first_plane > 0:  # Tiles of the bricks before and behind it may be near.
                 near[:rows] = True
             if brick.first_plane + len(brick.values) < survey.grid.shape[0]:
                 near[-rows:] = True
             matters &= near.reshape(-1)
-        tiles = np.flatnonzero(matters)
-        return tiles + own.start, TileGrid(brick.values.shape).gather(
-            brick.values, tiles, self._threads
-        )
+        inner = np.flatnonzero(matters)
+        values = TileGrid(brick.values.shape).gather(brick.values, inner, self._threads)
+        return inner + tiles_of_brick.start, values
+
+
+def _forget_far_tiles(
+    store: StoredChannels, presence: Presence, label: int, rings: Extents
+) -> None:
+    """Forget a label's tiles that are not within so many rings of one where it is present."""
+    near = widen(presence.present[label], rings) & presence.may_matter[label]
+    tiles, _ = store.joined(label)
+    store.retain(label, near.reshape(-1)[tiles])
 
 
 # Part of the memory left that may hold tiles in the first pass; else channels stream by twice.
@@ -312,13 +330,15 @@ def survey_stream(
     context: RunContext,
     reach: Extents | None = None,
 ) -> tuple[Survey, Candidates, str]:
-    """Return what one pass over the channels finds, the tiles where labels may take part, and a sentence on the kind of the channels."""
-    # A kind that is not declared is guessed from the first brick, and after a wrong guess all is
-    # read again.
-    left = None if context.num_bytes is None else context.num_bytes()
-    max_bytes = None if left is None else left // SHARE_OF_CANDIDATES
-    said = stream.kind if stream.input_type == "auto" else stream.input_type
-    is_probability = None if said is None else said == "probabilities"
+    """Return the survey of channels, the tiles where labels may take part, and a sentence.
+
+    The sentence is on the kind of the channels. A kind that is not declared is guessed from the
+    first brick, and after a wrong guess all is read again.
+    """
+    num_bytes = None if context.num_bytes is None else context.num_bytes()
+    max_bytes = None if num_bytes is None else num_bytes // SHARE_OF_CANDIDATES
+    kind = stream.kind if stream.input_type == "auto" else stream.input_type
+    is_probability = None if kind is None else kind == "probabilities"
     while True:
         survey = Survey(grid, run, mask, context.threads)
         look = Look(survey.is_equal)
@@ -326,22 +346,22 @@ def survey_stream(
         candidates = Candidates(store, thresholds, max_bytes, context.threads, reach)
         for brick in read_bricks(stream.read, grid):
             if is_probability is None:
-                outside = brick.values[
-                    (brick.values < -SUM_TOLERANCE) | (brick.values > 1 + SUM_TOLERANCE)
-                ]
-                # Padding usually has a single value.
-                is_probability = not outside.size or bool((outside == outside[0]).all())
+                is_probability = _may_be_probabilities(brick.values)
             if context.progress is not None:
                 context.progress("channels", brick.label, stream.num_labels)
             survey.is_probability = is_probability
             survey.add(brick.label, brick.values, brick.first_plane)
             candidates.add(survey, brick)
-            look.add(
-                brick.label,
-                brick.values,
-                slice(brick.first_plane, brick.first_plane + len(brick.values)),
-            )
+            planes = slice(brick.first_plane, brick.first_plane + len(brick.values))
+            look.add(brick.label, brick.values, planes)
         kind, reason = decide(look, stream.input_type, stream.kind, str(stream.path))
         if is_probability == (kind == "probabilities"):
             return survey, candidates, f"{stream.path.name} is taken as {kind}: {reason}"
         is_probability = not is_probability
+
+
+def _may_be_probabilities(values: Array) -> bool:
+    """Return whether the first values of a network's output look like probabilities."""
+    outside = values[(values < -SUM_TOLERANCE) | (values > 1 + SUM_TOLERANCE)]
+    # Padding usually has a single value.
+    return not outside.size or bool((outside == outside[0]).all())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from crfrefine.base.array_types import Array, Bool, Float32, Float64
     from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
     from crfrefine.refinement.tiles.grid import TileGrid, TileNumbers
+
+
+class Presence(NamedTuple):
+    """Where labels are, (L, *tiles) each."""
+
+    present: Bool  # where labels are present
+    may_matter: Bool  # where they may matter; a superset
 
 
 # One of so many planes shows how certain a network is; a smaller probability may be rounding.
