@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,11 +16,7 @@ from crfrefine.arrays.arguments import (
     given_label_map,
     open_images,
 )
-from crfrefine.arrays.foreground import (
-    decide_channel,
-    describe_channel,
-    fill_background_of_channel,
-)
+from crfrefine.arrays.foreground import decide_channel, describe_channel, fill_background_of_channel
 from crfrefine.arrays.label_maps import channels_of, present_labels
 from crfrefine.arrays.probabilities import INPUT_TYPES, InputType
 from crfrefine.arrays.region_scheme import GivenRegions, RegionScheme
@@ -32,7 +28,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.base import Backend, Progress, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters, as_parameters
-from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.strokes import Strokes
 
@@ -64,8 +60,9 @@ def refine(
     part: they keep label 0 and neither send nor receive messages. Single ties and thin sheets of
     ties inside take part. With `regions`, voxels are equal where all log-odds are exactly 0.
 
-    `logits`, `image` and `mask` are arrays, or images of nibabel or SimpleITK, which bring their spacing. The axes are then those of the
-    library's own arrays: (x, y, z) of `np.asarray(image.dataobj)`, (z, y, x) of `sitk.GetArrayFromImage(image)`; a fourth axis, or the
+    `logits`, `image` and `mask` are arrays, or images of nibabel or SimpleITK, which bring their
+    spacing. The axes are then those of the library's own arrays: (x, y, z) of
+    `np.asarray(image.dataobj)`, (z, y, x) of `sitk.GetArrayFromImage(image)`; a fourth axis, or the
     components of a vector image, are the channels.
 
     Args:
@@ -74,28 +71,38 @@ def refine(
             log-odds with "logits"; "auto" does not tell them apart and refuses it. The result then
             has two labels. With `regions`: (R, *grid), one log-odds per region, above 0 inside.
             With `input_type="labels"`: (*grid) labels, whole numbers from 0 up.
-        image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters specify.
-            Voxels that are NaN in any modality take no part, as if outside the mask, with a note.
-        spacing: mm between neighboring voxels, from 1e-6 to 1e9, one per grid axis or one for all. None means that of the images, or 1 mm,
-            with a warning if it matters.
-        parameters: the model, or a preset's name or the path of a TOML file. None means `default`, with `network_spacing` `sharp`.
-        mask: (*grid), nonzero where the model applies; None means everywhere: `intensity.mask` of the parameters is for the commands.
+        image: (M, *grid) or (*grid), raw intensities, which are normalized as the parameters
+            specify. Voxels that are NaN in any modality take no part, as if outside the mask, with
+            a note.
+        spacing: mm between neighboring voxels, from 1e-6 to 1e9, one per grid axis or one for all.
+            None means that of the images, or 1 mm, with a warning if it matters.
+        parameters: the model, or a preset's name or the path of a TOML file. None means `default`,
+            with `network_spacing` `sharp`.
+        mask: (*grid), nonzero where the model applies; None means everywhere: `intensity.mask` of
+            the parameters is for the commands.
         input_type: "probabilities", whose logarithm is taken, and which are clipped to [0, 1] where
             interpolation overshot, if they sum to 1 at every voxel; "auto" for logits, where values
             that look like probabilities are refused, with or without overshoot; "logits" even if
-            they look like probabilities (except one channel in [0, 1]); or "labels" for a label map.
-        network_spacing: mm between the voxels of the network that made the label map, one per grid axis or one for all, if they are
-            larger than the image's; "auto" means that blocks in the map show it. None means that each voxel's label is taken as it is.
-        regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based training: each is refined as a problem of two
-            labels on the same kernels, and together they become the label map. A dictionary of names and their labels, pairs of these, or a
+            they look like probabilities (except one channel in [0, 1]); or "labels" for a label
+            map.
+        network_spacing: mm between the voxels of the network that made the label map, one per grid
+            axis or one for all, if they are larger than the image's; "auto" means that blocks in
+            the map show it. None means that each voxel's label is taken as it is.
+        regions: overlapping regions, one sigmoid channel each, as of nnU-Net's region-based
+            training: each is refined as a problem of two labels on the same kernels, and together
+            they become the label map. A dictionary of names and their labels, pairs of these, or a
             RegionScheme. None means that the channels are labels, together one softmax.
-        device: "auto", "cpu", "cuda", "cuda:N", "torch" or "torch:cuda"; "auto" is the CPU, with a note, if volumes are to be kept.
+        device: "auto", "cpu", "cuda", "cuda:N", "torch" or "torch:cuda"; "auto" is the CPU, with a
+            note, if volumes are to be kept.
         threads: CPU threads; None means the cores this process may use.
         progress: called as progress(stage, step, num_steps) between stages; may raise to stop.
-        allow_vanishing: whether the rules of `postprocess` may empty a label, or remove more than a tenth of its voxels.
-        strokes: (*grid) whole numbers, voxels that somebody drew to correct the network: 0 where nothing is drawn, a label, or 255 for
-            background. Drawn voxels are fixed, and like voxels near them follow. None means no stroke.
-        strokes_background: the value of drawn background. None means 255, or 0 with another `strokes_ignore`.
+        allow_vanishing: whether the rules of `postprocess` may empty a label, or remove more than a
+            tenth of its voxels.
+        strokes: (*grid) whole numbers, voxels that somebody drew to correct the network: 0 where
+            nothing is drawn, a label, or 255 for background. Drawn voxels are fixed, and like
+            voxels near them follow. None means no stroke.
+        strokes_background: the value of drawn background. None means 255, or 0 with another
+            `strokes_ignore`.
         strokes_ignore: the value of voxels where nothing is drawn.
 
     Returns:
@@ -104,19 +111,23 @@ def refine(
     Raises:
         InputError: shapes do not fit, logits that are not finite, an image with infinite values or
             more than 99 % of NaN, an empty mask, a label map or probabilities in place of logits,
-            logits that are equal for all labels nearly everywhere, images of both libraries, another
-            spacing than theirs, or a network spacing that is not above the image's or is not found.
+            logits that are equal for all labels nearly everywhere, images of both libraries,
+            another spacing than theirs, or a network spacing that is not above the image's or is
+            not found.
         GridMismatchError: images on different grids.
-        ConfigError: a list in the parameters has the wrong length for this case, the preset or file does not exist, regions that do not fit
-            each other or come with a label map, a network spacing without a label map, a number of threads below 1, or
-            rules of `postprocess` that remove more than a tenth of a label without `allow_vanishing`.
+        ConfigError: a list in the parameters has the wrong length for this case, the preset or file
+            does not exist, regions that do not fit each other or come with a label map, a network
+            spacing without a label map, a number of threads below 1, or rules of `postprocess` that
+            remove more than a tenth of a label without `allow_vanishing`.
         BackendUnavailableError: the device is not available.
-        CapacityError: not enough memory, bandwidths too small for the lattice, or more than 4,096 different labels.
+        CapacityError: not enough memory, bandwidths too small for the lattice, or more than 4,096
+            different labels.
 
     Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/reference/math.md.
 
     Examples:
-        A network is unsure of one voxel in the middle of a bright structure; the voxels around it decide.
+        A network is unsure of one voxel in the middle of a bright structure; the voxels around it
+        decide.
 
         >>> import numpy as np
         >>> import crfrefine
@@ -136,62 +147,42 @@ def refine(
         raise ConfigError(f"input type {input_type!r}: expected one of {', '.join(INPUT_TYPES)}")
     if network_spacing is not None and input_type != "labels":
         raise ConfigError(
-            f"network_spacing: it is that of a label map, and input_type is '{input_type}'; logits on a coarser grid are interpolated "
-            "onto the image's before. For a label map, input_type='labels'"
+            f"network_spacing: it is that of a label map, and input_type is '{input_type}'; logits "
+            "on a coarser grid are interpolated onto the image's before. For a label map, "
+            "input_type='labels'"
         )
-    parameters = as_parameters(
-        "sharp" if parameters is None and network_spacing is not None else parameters
-    )
+    if parameters is None and network_spacing is not None:
+        parameters = "sharp"
+    parameters = as_parameters(parameters)
     arrays, spacing = open_images(
         {"logits": logits, "image": image, "mask": mask, "strokes": strokes}, spacing
     )
-    values, image = given_array(arrays["logits"], "logits"), given_array(arrays["image"], "image")
-    in_mm = (
-        parameters.mean_field.positions != "voxels"
-        or network_spacing is not None
-        or parameters.postprocess.min_component_ml != 0.0
-    )
+    values = given_array(arrays["logits"], "logits")
+    image = given_array(arrays["image"], "image")
     if spacing is None:
-        spacing = assumed_spacing(matters=in_mm)
-
-    network: Network
-    notes: list[str] = []
+        is_coarser = network_spacing is not None
+        spacing = assumed_spacing(matters=is_coarser or _depends_on_mm(parameters))
     if input_type == "labels":
         if regions is not None:
             raise ConfigError(
-                "regions: they are those of the channels of logits, and a label map has none; leave regions out"
+                "regions: they are those of the channels of logits, and a label map has none; "
+                "leave regions out"
             )
-        labels, fixed = given_label_map(values, image), parameters.num_labels
-        grid, num_labels, channels = (
-            labels.shape,
-            fixed or MAX_LABELS,
-            channels_of(present_labels(labels)),
-        )
-        if fixed is not None and channels[-1] >= fixed:
-            raise InputError(
-                f"the label map holds labels up to {channels[-1]}, but the parameters have values for {fixed} labels; give parameters "
-                "for all labels, or merge labels"
-            )
-        network = LabelMapNetwork(labels, channels, fixed or channels[-1] + 1, network_spacing)
+        form = _form_of_label_map(values, image, parameters, network_spacing)
     else:
-        scheme = None if regions is None else RegionScheme.of(regions)
-        needs_two = scheme is None and input_type == "auto"
-        check_logits(values, image, input_type, min_channels=2 if needs_two else 1)
-        if scheme is None and len(values) == 1:
-            network, note = _network_of_one_channel(values, input_type)
-            notes.append(note)
-        else:
-            network = ArrayNetwork(values, input_type, scheme)
-        grid = values.shape[1:]
-        num_labels = len(network.values) if scheme is None else scheme.num_labels
+        form = _form_of_channels(values, image, input_type, regions)
+
     drawn = None
     if strokes is not None:
-        values = np.asarray(arrays["strokes"])
         drawn = Strokes.of_array(
-            values, grid, num_labels, background=strokes_background, ignore=strokes_ignore
+            np.asarray(arrays["strokes"]),
+            form.network.shape[1:],
+            form.num_labels,
+            background=strokes_background,
+            ignore=strokes_ignore,
         )
     result = refine_network(
-        network,
+        form.network,
         image,
         spacing=spacing,
         parameters=parameters,
@@ -201,7 +192,57 @@ def refine(
         allow_vanishing=allow_vanishing,
         strokes=drawn,
     )
-    return replace(result, notes=(*notes, *result.notes)) if notes else result
+    return replace(result, notes=(*form.notes, *result.notes))
+
+
+def _depends_on_mm(parameters: CrfParameters) -> bool:
+    """Return whether parameters are in mm, or in ml."""
+    has_rules = parameters.postprocess.min_component_ml != 0.0
+    return has_rules or parameters.mean_field.positions != "voxels"
+
+
+class _Form(NamedTuple):
+    """A network's output, and the number of labels that strokes may have."""
+
+    network: ArrayNetwork | LabelMapNetwork
+    num_labels: int
+    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
+
+
+def _form_of_label_map(
+    values: Array,
+    image: Array,
+    parameters: CrfParameters,
+    network_spacing: ArrayLike | str | None,
+) -> _Form:
+    """Return a label map, (*grid), which may have as many labels as the parameters."""
+    labels = given_label_map(values, image)
+    channels = channels_of(present_labels(labels))
+    num_labels = parameters.num_labels
+    if num_labels is None:
+        network = LabelMapNetwork(labels, channels, channels[-1] + 1, network_spacing)
+        return _Form(network, MAX_LABELS)
+    if channels[-1] >= num_labels:
+        raise InputError(
+            f"the label map holds labels up to {channels[-1]}, but the parameters have values for "
+            f"{num_labels} labels; give parameters for all labels, or merge labels"
+        )
+    return _Form(LabelMapNetwork(labels, channels, num_labels, network_spacing), num_labels)
+
+
+def _form_of_channels(
+    values: Array, image: Array, input_type: str, regions: GivenRegions | None
+) -> _Form:
+    """Return the channels of labels, or of regions, (channels, *grid)."""
+    if regions is not None:
+        scheme = RegionScheme.of(regions)
+        check_logits(values, image, input_type, min_channels=1)
+        return _Form(ArrayNetwork(values, input_type, scheme), scheme.num_labels)
+    check_logits(values, image, input_type, min_channels=2 if input_type == "auto" else 1)
+    if len(values) == 1:
+        network, note = _network_of_one_channel(values, input_type)
+        return _Form(network, 2, (note,))
+    return _Form(ArrayNetwork(values, input_type), len(values))
 
 
 def _network_of_one_channel(values: Array, input_type: str) -> tuple[ArrayNetwork, str]:
@@ -233,10 +274,11 @@ class RunOptions(TypedDict, total=False):
 
 
 class Plan:
-    """The CRF on one image, for programs that refine a case again and again, with other logits or parameters.
+    """The CRF on one image, for programs that refine a case with several logits or parameters.
 
-    On the CPU the kernels of the newest run stay in memory (20 to 100 bytes per voxel), and the next run builds new ones only if its
-    bandwidths differ. Results have the bits of `refine`. A plan serves one run at a time.
+    On the CPU the kernels of the newest run stay in memory (20 to 100 bytes per voxel), and the next
+    run builds new ones only if its bandwidths differ. Results have the bits of `refine`. A plan
+    serves one run at a time.
 
     Examples:
         >>> import numpy as np
@@ -257,7 +299,10 @@ class Plan:
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
-        """Take the image; nothing is computed. Arguments and errors are those of `refine`. GPUs keep no kernels."""
+        """Take the image; nothing is computed.
+
+        Arguments and errors are those of `refine`. GPUs keep no kernels.
+        """
         check_threads(threads)
         backend = get_backend(device, keeps_kernels=True)
         self._case: dict[str, Any] = {

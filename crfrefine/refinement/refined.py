@@ -23,7 +23,7 @@ from crfrefine.refinement.tiles.running import RefinedTiles
 from crfrefine.refinement.volumes import Integers, Member, matching_bias
 
 if TYPE_CHECKING:
-    from crfrefine.refinement.networks import Prepared
+    from crfrefine.refinement.preparing import Prepared
     from crfrefine.refinement.tiles.planning import TilePlan
 
 

@@ -24,7 +24,7 @@ from oracles import softmax
 from training_helpers import write_cases
 
 from crfrefine import CrfParameters, RegionScheme, refine
-from crfrefine.refinement import networks
+from crfrefine.refinement import preparing
 
 COARSE = (11, 9, 8)
 
@@ -108,10 +108,10 @@ def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, mo
         run_here("convert", path, folders.logits / "a.mha", status=0)
     if form != "nii.gz":
         path.unlink()
-    spy = Mock(wraps=networks.plan_coarse)
+    spy = Mock(wraps=preparing.plan_coarse)
     results = {}
     manner = {"linear": "linearly", "cubic": "cubically"}[how]
-    monkeypatch.setattr(networks, "plan_coarse", spy)
+    monkeypatch.setattr(preparing, "plan_coarse", spy)
     for name, limit in (("memory", 1 << 40), ("streamed", 0)):
         for what in ("MAX_IN_MEMORY", "MIN_STREAMED"):
             monkeypatch.setattr(f"crfrefine.runs.cases.case.{what}", limit)

@@ -9,7 +9,7 @@ from crfrefine.base.limits import MemoryLimit
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.errors import CapacityError
-from crfrefine.refinement import networks
+from crfrefine.refinement import networks, preparing
 from crfrefine.refinement.refining import refine_network
 
 SHAPE = (21, 18, 37)
@@ -136,7 +136,7 @@ def test_logits_beyond_the_memory_are_refused(monkeypatch):
     labels = blocks(SHAPE, 20)[0].astype(np.uint8)
     num_labels = len(np.unique(labels))
     monkeypatch.setattr(
-        networks, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test")
+        preparing, "memory_limit", lambda: MemoryLimit(4 * num_labels * labels.size - 1, "a test")
     )
     with pytest.raises(
         CapacityError,

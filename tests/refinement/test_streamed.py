@@ -88,7 +88,7 @@ def run(folders, monkeypatch, *options, streams):
         seen.append("streamed")
         return plan_stream(*arguments)
 
-    monkeypatch.setattr("crfrefine.refinement.networks.plan_stream", count)
+    monkeypatch.setattr("crfrefine.refinement.preparing.plan_stream", count)
     for limit in ("MAX_IN_MEMORY", "MIN_STREAMED"):
         monkeypatch.setattr(f"crfrefine.runs.cases.case.{limit}", 0 if streams else 1 << 40)
     masks = folders.output.parent / "masks"

@@ -18,6 +18,7 @@ from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.arrays.probabilities import leave_out, take_logarithms
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.grid import (
@@ -58,6 +59,16 @@ class CoarseNetwork:
     # mm between voxels of that grid along each axis of the image
     network_spacing: tuple[float, ...] | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, *grid) for users."""
+        return (self.channels.num_labels, *reversed(self.grid_shape))
+
+    @property
+    def order(self) -> StorageOrder:
+        """The order that the axes are stored in."""
+        return StorageOrder(tuple(reversed(range(len(self.grid_shape)))))
+
 
 @dataclass(eq=False)
 class CoarseChannels(ChannelSource):
@@ -82,12 +93,7 @@ class CoarseChannels(ChannelSource):
         )
 
     def fill_entries(
-        self,
-        engine: Any,
-        label: int,
-        tiles: TileNumbers,
-        entries: EntryNumbers,
-        out: Float32,
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
     ) -> None:
         """See `ChannelSource`."""
         values_of = partial(self.interpolation.of_box, partial(self.coarse, label))

@@ -18,13 +18,7 @@ from crfrefine.arrays.probabilities import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.specs import REACH, ModelSpec
-from crfrefine.refinement.tiles.grid import (
-    MAX_DIMS,
-    TILE_VOXELS,
-    LabelSets,
-    TileGrid,
-    num_rings,
-)
+from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE_VOXELS, LabelSets, TileGrid, num_rings
 from crfrefine.refinement.tiles.problem import (
     ChannelSource,
     DenseChannels,

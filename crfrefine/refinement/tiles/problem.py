@@ -65,12 +65,7 @@ class ChannelSource(ABC):
 
     @abstractmethod
     def fill_entries(
-        self,
-        engine: Any,
-        label: int,
-        tiles: TileNumbers,
-        entries: EntryNumbers,
-        out: Float32,
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
     ) -> None:
         """Write a label's logits in some tiles to entries of `out`, (entries, voxels of a tile)."""
 
@@ -87,12 +82,7 @@ class DenseChannels(ChannelSource):
     is_probability: bool  # whether the values are probabilities, whose logarithm is taken
 
     def fill_entries(
-        self,
-        engine: Any,
-        label: int,
-        tiles: TileNumbers,
-        entries: EntryNumbers,
-        out: Float32,
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
     ) -> None:
         """See `ChannelSource`."""
         engine.fill_entries(self.values[label], True, tiles, self.is_probability, entries, out)
@@ -119,12 +109,7 @@ class LabelMapChannels(ChannelSource):
     num_planes: int
 
     def fill_entries(
-        self,
-        engine: Any,
-        label: int,
-        tiles: TileNumbers,
-        entries: EntryNumbers,
-        out: Float32,
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
     ) -> None:
         """See `ChannelSource`."""
         neighborhood = [tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True)]
@@ -172,12 +157,7 @@ class ShareChannels(ChannelSource):
     num_planes: int
 
     def fill_entries(
-        self,
-        engine: Any,
-        label: int,
-        tiles: TileNumbers,
-        entries: EntryNumbers,
-        out: Float32,
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
     ) -> None:
         """See `ChannelSource`."""
         grid = TileGrid((self.num_planes, *self.numbers.shape[1:]))

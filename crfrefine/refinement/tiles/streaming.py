@@ -16,6 +16,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import widen
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, decide
 from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import format_size
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import MeanFieldSpec
@@ -48,6 +49,16 @@ class StreamedNetwork:
     input_type: str  # "auto", "logits" or "probabilities"
     kind: str | None  # the same if the file declares it
     path: Path  # the file, for messages
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, *grid) for users."""
+        return (self.num_labels, *reversed(self.grid_shape))
+
+    @property
+    def order(self) -> StorageOrder:
+        """The order that the axes are stored in."""
+        return StorageOrder(tuple(reversed(range(len(self.grid_shape)))))
 
 
 @dataclass(frozen=True)
@@ -148,12 +159,7 @@ class StoredChannels(ChannelSource):
             self.keep(brick.label, inner + tiles_of_brick.start, values)
 
     def fill_entries(
-        self,
-        engine: Any,
-        label: int,
-        tiles: TileNumbers,
-        entries: EntryNumbers,
-        out: Float32,
+        self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
     ) -> None:
         """See `ChannelSource`."""
         kept, values = self.joined(label)

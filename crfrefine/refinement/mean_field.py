@@ -1,0 +1,165 @@
+"""The mean field of a prepared case: on tiles, for all labels, or for each region by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from crfrefine.arrays.probabilities import take_logarithms
+from crfrefine.base.array_types import Float32
+from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
+from crfrefine.engines import get_backend
+from crfrefine.engines.base import (
+    Backend,
+    GridImage,
+    MeanFieldReport,
+    MeanFieldResult,
+    RunContext,
+    of_part,
+)
+from crfrefine.errors import CapacityError, DeviceMemoryError, InputError
+from crfrefine.parameters.specs import ModelSpec
+from crfrefine.refinement.preparing import Prepared, StoredCase
+from crfrefine.refinement.refined import RefinedChannels
+from crfrefine.refinement.tiles.planning import TilePlan
+from crfrefine.refinement.tiles.running import RefinedTiles, solve
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A mean field that was computed."""
+
+    refined: RefinedChannels
+    backend: Backend  # that was used
+    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
+
+
+def run(prepared: Prepared, case: StoredCase) -> Run:
+    """Run the mean field; a case that a GPU cannot hold is computed on the CPU.
+
+    Raises CapacityError and InputError.
+    """
+    try:
+        return Run(_refine(prepared, case), case.backend)
+    except DeviceMemoryError as error:
+        shortage = str(error)  # The error itself would keep the memory of the stopped run.
+    note = (
+        "computed on the CPU, since the case does not fit into the memory of "
+        f"{case.backend.name}: {shortage}"
+    )
+    cpu = get_backend("cpu")
+    return Run(_refine(prepared, replace(case, backend=cpu)), cpu, (note,))
+
+
+def _refine(prepared: Prepared, case: StoredCase) -> RefinedChannels:
+    """Run the mean field on the backend of the case."""
+    outcome: MeanFieldResult | RefinedTiles
+    if prepared.plan is not None:
+        outcome = _run_tiles(prepared, prepared.plan, case)
+    else:
+        outcome = _run_everywhere(prepared, case)
+    refined = RefinedChannels(outcome, prepared, case.models[0].mean_field)
+    _require_finite(refined, case)
+    return refined
+
+
+def _run_tiles(prepared: Prepared, plan: TilePlan, case: StoredCase) -> RefinedTiles:
+    """Run the mean field on the tiles of a plan."""
+    context = case.context
+    if len(prepared.logits):
+        # Logits in memory were checked to fit before they were read; tiles take little beside them,
+        # and slabs would change the result.
+        context = replace(context, num_bytes=None)
+    return solve(plan.problem, plan.sets, case.backend, context, is_direct=plan.is_direct)
+
+
+def _run_everywhere(prepared: Prepared, case: StoredCase) -> MeanFieldResult:
+    """Run the mean field for all labels, or regions, in the mask's box."""
+    values = prepared.logits[(slice(None), *(prepared.box or ()))]
+    _require_room(values, case)
+    if prepared.is_probability:
+        values = np.array(values, order="C")
+        take_logarithms(values)
+    if case.regions is not None:
+        return region_mean_field(case.backend, values, prepared.image, case.models, case.context)
+    return case.backend.mean_field(values, prepared.image, case.models[0], case.context)
+
+
+def _require_room(values: Float32, case: StoredCase) -> None:
+    """Raise CapacityError if a run for all labels takes more memory than is left."""
+    needed = values.size * RUN_BYTES
+    if case.context.num_bytes is None or case.backend.name != "cpu" or needed <= SMALL:
+        return
+    num_bytes = case.context.num_bytes()
+    if num_bytes is not None and needed > num_bytes:
+        raise CapacityError(
+            f"the case needs about {format_size(needed)} beyond what is in memory already; "
+            f"{format_size(num_bytes)} are left; allow more memory (--max-memory), or use a mask "
+            "or a smaller region"
+        )
+
+
+def _require_finite(refined: RefinedChannels, case: StoredCase) -> None:
+    """Raise InputError if refined logits or their energy are not finite."""
+    numbers = list(refined.report.energy)
+    if all(math.isfinite(number) for number in numbers) and refined.computed.size:
+        ranges = case.backend.channel_ranges(refined.computed, threads=case.context.threads)
+        for lowest, highest in ranges:
+            numbers += (lowest, highest)
+    if not all(math.isfinite(number) for number in numbers):
+        raise InputError(
+            "the refined logits or their energy are not finite: the values are beyond float32's "
+            "range; expected logits, weights and a compatibility of a few orders of magnitude "
+            "around 1"
+        )
+
+
+def region_mean_field(
+    backend: Backend,
+    log_odds: Float32,
+    image: GridImage,
+    models: Sequence[ModelSpec],
+    context: RunContext,
+) -> MeanFieldResult:
+    """Run the binary mean field of each region, with the logits 0 outside and log-odds inside.
+
+    The log-odds are (R, *grid), and all models have the same kernels. Outside the mask the input is
+    divided by the temperature.
+    """
+    guide = replace(image, values=image.values.astype(np.float32, copy=False))
+    kernels = backend.kernels(guide, models[0].kernels, context)
+    del guide, image
+    refined = np.empty(log_odds.shape, dtype=np.float32)
+    binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)
+    reports: list[MeanFieldReport] = []
+    timings: dict[str, float] = {}
+    for region, model in enumerate(models):
+        binary[1] = log_odds[region]
+        progress = of_part(context.progress, region, len(models))
+        is_last = region == len(models) - 1
+        outcome = kernels.run(binary, model.mean_field, progress=progress, is_last=is_last)
+        np.subtract(outcome.logits[1], outcome.logits[0], out=refined[region])
+        reports.append(outcome.report)
+        for stage, seconds in outcome.timings.items():
+            # The kernels were built once, and each run reports that.
+            earlier = 0.0 if stage == "build" else timings.get(stage, 0.0)
+            timings[stage] = earlier + seconds
+    return MeanFieldResult(refined, _joined_report(reports), timings)
+
+
+def _joined_report(reports: Sequence[MeanFieldReport]) -> MeanFieldReport:
+    """Return the most steps of any region, and the sum of energies.
+
+    A region that stopped keeps its last energy.
+    """
+    num_iterations = max(report.num_iterations for report in reports)
+    energies = []
+    for report in reports:
+        missing = num_iterations - len(report.energy)
+        energies.append([*report.energy, *report.energy[-1:] * missing])
+    energy = tuple(sum(of_step) for of_step in zip(*energies, strict=False))
+    converged = all(report.converged for report in reports)
+    return MeanFieldReport(num_iterations, converged, energy, reports[0].filters)

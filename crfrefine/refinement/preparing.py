@@ -1,0 +1,486 @@
+"""A network's output and the image, prepared for the mean field.
+
+Values are checked, padding and NaN leave the mask, the image is normalized, strokes edit the
+logits, and tiles are planned where these save work or the channels are not in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.arrays import label_maps, probabilities
+from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box
+from crfrefine.arrays.nan_voxels import leave_out_nan
+from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
+from crfrefine.arrays.region_scheme import (
+    MAX_LOG_ODDS,
+    RegionScheme,
+    identify_regions,
+    take_log_odds,
+)
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.limits import memory_limit, require_memory
+from crfrefine.engines.base import Backend, GridImage, Range, RunContext
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.parameters.specs import ModelSpec
+from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.strokes import Strokes, plan_edits
+from crfrefine.refinement.tiles.coarse import plan_coarse
+from crfrefine.refinement.tiles.grid import MAX_DIMS
+from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
+from crfrefine.refinement.tiles.streaming import StreamedNetwork
+
+if TYPE_CHECKING:
+    from crfrefine.parameters.model import CrfParameters
+
+# Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
+WORTH_IT = 0.9
+MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
+_MAX_FLOAT = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredCase:
+    """A case besides the network's output, in storage order."""
+
+    image: GridImage  # raw intensities, and the user's mask without the voxels that are NaN
+    parameters: CrfParameters
+    models: Sequence[ModelSpec]  # one, or that of each region
+    backend: Backend
+    context: RunContext
+    strokes: Strokes | None
+    regions: RegionScheme | None  # of the channels; None means that they are labels
+    order: StorageOrder  # of the axes
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The inputs of a refinement, in storage order."""
+
+    # (L, *grid), or probabilities, or (R, *grid) log-odds; no channel if they are not in memory
+    logits: Float32
+    image: GridImage  # of the box, normalized; without logits in memory that of the tiles counts
+    plan: TilePlan | None  # the labels of the tiles; None means all labels everywhere
+    # (*grid), True inside the mask and outside the padding; None means everywhere
+    mask: Bool | None = None
+    # The part of the grid that is refined without tiles; None means all of it.
+    box: Box | None = None
+    # (*grid) the network's label map; None means that it is still to be made from the logits
+    labels: Labels | None = None
+    num_padding: int = 0  # voxels in the mask that are padding
+    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
+    # Whether `logits` are probabilities of labels, whose logarithm is still to be taken.
+    is_probability: bool = False
+    timings: dict[str, float] = field(default_factory=dict)  # seconds of each stage
+    # (L,), voxels that each label gains by strokes before the mean field; None means none, or that
+    # no volumes are kept
+    gained: NDArray[np.int64] | None = None
+
+
+def prepare(network: Network, case: StoredCase) -> Prepared:
+    """Prepare a network's output in any form."""
+    if isinstance(network, ArrayNetwork):
+        return prepare_array(network, case)
+    if isinstance(network, LabelMapNetwork):
+        return prepare_label_map(network, case)
+    if isinstance(network, StreamedNetwork):
+        plan = plan_stream(network, case.image, case.models[0], case.parameters, case.context)
+    else:
+        plan = plan_coarse(network, case.image, case.models[0], case.parameters, case.context)
+    return _prepare_tiles(plan, case, is_label_map=False)
+
+
+def prepare_label_map(network: LabelMapNetwork, case: StoredCase) -> Prepared:
+    """Prepare a label map; unless it has few labels, it has tiles."""
+    model = case.models[0]
+    labels = np.ascontiguousarray(case.order.to_storage(network.labels))
+    numbers = label_maps.channel_numbers(labels, network.channels)
+    sigma = None
+    if model.kernels.network_spacing is not None:
+        sigma = label_maps.share_sigma(model.kernels.network_spacing, case.image.spacing)
+    if _are_made_by_tile(numbers, network, case):
+        plan = plan_label_map(
+            numbers, case.image, model, case.parameters, case.context.threads, sigma
+        )
+        return _prepare_tiles(plan, case, is_label_map=True)
+    channels = _channels_of_label_map(numbers, network, sigma, case)
+    return _prepare_channels(channels, case, numbers)
+
+
+def _prepare_tiles(plan: TilePlan, case: StoredCase, *, is_label_map: bool) -> Prepared:
+    """Prepare channels that are not in memory."""
+    labels = plan.labels
+    assert labels is not None
+    problem = plan.problem
+    gained = None
+    if case.strokes is not None:
+        edits = plan_edits(
+            case.strokes,
+            case.parameters.strokes,
+            case.models[0],
+            case.image.spacing,
+            problem.mask,
+            problem.normalized,
+            labels.reshape(problem.grid.shape),
+            is_label_map=is_label_map,
+        )
+        edited = edits.edit_plan(plan)
+        plan = edited.plan
+        if case.parameters.volume.match_input:
+            gained = edited.count_gains()
+    return Prepared(
+        np.zeros((0, *labels.shape), np.float32),
+        case.image,
+        plan,
+        plan.problem.image.mask,
+        labels=labels,
+        num_padding=plan.num_padding,
+        notes=plan.notes,
+        gained=gained,
+    )
+
+
+def _takes_part_nearby(numbers: Labels, network: LabelMapNetwork) -> bool:
+    """Return whether there are so many labels that they take part near where they occur alone."""
+    # A stroke of a new label does not change how the others take part.
+    num_of_network = len(network.channels) - len(network.only_drawn)
+    return label_maps.take_part_nearby(num_of_network, numbers.size)
+
+
+def _are_made_by_tile(numbers: Labels, network: LabelMapNetwork, case: StoredCase) -> bool:
+    """Return whether the logits of a label map are made tile by tile.
+
+    Raise CapacityError if there are many labels, for which memory lacks, and tiles are impossible.
+    """
+    if not _takes_part_nearby(numbers, network):
+        return False
+    leaves_out = case.parameters.mean_field.label_threshold > 0
+    keeps_volumes = case.parameters.volume.weight > 0
+    has_tiles = case.backend.name == "cpu" and numbers.ndim <= MAX_DIMS
+    if has_tiles and leaves_out and not keeps_volumes:
+        return True
+    num_channels = len(network.channels)
+    where = "the CPU with mean_field.label_threshold above 0 and volume.weight = 0"
+    what = f"the logits of {num_channels} labels, which only {where} can do without, take"
+    require_memory(4 * num_channels * numbers.size, what, memory_limit())
+    return False
+
+
+@dataclass(eq=False)
+class _Channels:
+    """Channels in memory on their way to the mean field; copies take the place of the values."""
+
+    values: Float32  # (L, *grid) logits or probabilities, or (R, *grid) log-odds
+    largest: float  # the largest magnitude of a logit
+    mask: Bool | None  # (*grid), without padding
+    is_probability: bool = False  # whether the values are probabilities of labels
+    num_padding: int = 0  # voxels in the mask that are padding
+    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
+
+
+def _channels_of_label_map(
+    numbers: Labels, network: LabelMapNetwork, sigma: tuple[float, ...] | None, case: StoredCase
+) -> _Channels:
+    """Return the logits of the labels of a map, shares of them for a coarser network."""
+    if sigma is not None:
+        logits = label_maps.share_logits(numbers, len(network.channels), sigma)
+    else:
+        of_network = [number for number in network.channels if number not in network.only_drawn]
+        logits = label_maps.one_hot_logits(numbers, network.channels, of_network)
+        if _takes_part_nearby(numbers, network):
+            reach = case.models[0].kernels.reach(case.image.spacing, numbers.shape)
+            for channel in logits:
+                near = label_maps.widen(channel == CONFIDENCE, reach)
+                np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
+    _, largest = _finite_range(case.backend, logits, "logits", case.context.threads)
+    return _Channels(logits, largest, case.image.mask)
+
+
+def prepare_array(network: ArrayNetwork, case: StoredCase) -> Prepared:
+    """Prepare channels in memory, on tiles where these save work."""
+    if network.regions is None:
+        channels = _channels_of_labels(network, case)
+    else:
+        channels = _channels_of_regions(network, case)
+    return _prepare_channels(channels, case, None)
+
+
+def _channels_of_labels(network: ArrayNetwork, case: StoredCase) -> _Channels:
+    """Return the channels of labels, checked, without padding."""
+    with np.errstate(over="ignore"):
+        values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
+    lowest, largest = _finite_range(case.backend, values, "logits", case.context.threads)
+    channels = _Channels(values, largest, case.image.mask)
+    del values  # Another array may take their place.
+    ties = probabilities.find_ties(channels.values, are_regions=False)
+    # A value far below 0 that is no tie, of which there is none, belongs to logits.
+    are_surely_logits = network.input_type == "logits" or (
+        network.input_type == "auto" and ties is None and lowest < -MAX_OVERSHOOT
+    )
+    if not are_surely_logits:
+        kind = probabilities.identify_array(channels.values, network.input_type)
+        channels.is_probability = kind == "probabilities"
+    if ties is not None:
+        _leave_out_padding(channels, ties, case)
+    if channels.is_probability:
+        if max(-lowest, channels.largest - 1) > SUM_TOLERANCE:
+            channels.notes += probabilities.notes_on_overshoot(channels.values)
+        channels.largest = -math.log(MIN_PROBABILITY)
+    return channels
+
+
+def _channels_of_regions(network: ArrayNetwork, case: StoredCase) -> _Channels:
+    """Return the log-odds of regions, checked, without padding."""
+    with np.errstate(over="ignore"):
+        values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
+    _, largest = _finite_range(case.backend, values, "logits", case.context.threads)
+    # "auto" expects log-odds, and refuses values that look like probabilities.
+    is_probability = (
+        network.input_type != "logits"
+        and identify_regions(values, network.input_type, kind="logits")[0] == "probabilities"
+    )
+    if is_probability:
+        values = np.array(values, order="C")
+        take_log_odds(values)
+        largest = -math.log(MIN_PROBABILITY)
+    elif largest > MAX_LOG_ODDS:
+        values = np.clip(values, -MAX_LOG_ODDS, MAX_LOG_ODDS)
+        largest = MAX_LOG_ODDS
+    channels = _Channels(values, largest, case.image.mask)
+    ties = probabilities.find_ties(values, are_regions=True)
+    if ties is not None:
+        _leave_out_padding(channels, ties, case)
+    return channels
+
+
+def _leave_out_padding(channels: _Channels, ties: Bool, case: StoredCase) -> None:
+    """Take the padding among the voxels with ties out of the mask."""
+    are_regions = case.regions is not None
+    padding = probabilities.padding_of(
+        channels.values, ties, are_regions=are_regions, is_probability=channels.is_probability
+    )
+    if padding is None:
+        return
+    channels.mask, channels.num_padding, channels.notes = probabilities.leave_out(
+        padding, channels.mask, "logits", are_regions=are_regions
+    )
+    if channels.largest / case.models[0].mean_field.temperature > MAX_LOGIT:
+        # The constant of the padding, such as the lowest float32, is not a real logit: any other
+        # constant means the same.
+        channels.values = np.where(padding, np.float32(0.0), channels.values)
+        _, channels.largest = _finite_range(
+            case.backend, channels.values, "logits", case.context.threads
+        )
+
+
+def _require_float32(largest: float, models: Sequence[ModelSpec]) -> None:
+    """Raise ConfigError if the temperature makes logits of a magnitude too large."""
+    # Energies and marginals are sums of a few logits over the temperature.
+    temperature = models[0].mean_field.temperature
+    biases = [model.mean_field.bias for model in models]
+    largest += max(0.0 if bias is None else float(np.abs(bias).max()) for bias in biases)
+    if largest / temperature > MAX_LOGIT:
+        raise ConfigError(
+            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into "
+            f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
+        )
+
+
+def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | None) -> Prepared:
+    """Prepare channels in memory, on tiles where these save work.
+
+    `numbers` are the channel numbers of a label map, (*grid); None means that it is none.
+    """
+    threads = case.context.threads
+    _require_float32(channels.largest, case.models)
+
+    started = time.perf_counter()
+    mask = channels.mask
+    mask_box = None if mask is None else label_maps.bounding_box(mask)
+    num_inside = math.prod(axis.stop - axis.start for axis in mask_box or ())
+    box = mask_box if num_inside < WORTH_IT * channels.values[0].size else None
+    # Padding of the logits is not a property of the image: intensities are normalized as if there
+    # were no padding.
+    intensities = normalize_intensity(
+        case.image.values, case.parameters.intensity, case.image.mask, box=box, threads=threads
+    )
+    image = replace(case.image, values=intensities, mask=_part_of(mask, box))
+    timings = {"normalize": time.perf_counter() - started}
+
+    labels = numbers
+    gained = None
+    if case.strokes is not None:
+        if labels is None:
+            labels = decoder(case)(channels.values)
+        gained = _draw_strokes(
+            channels, case, case.strokes, image, box, labels, is_label_map=numbers is not None
+        )
+    plan = None
+    if case.regions is None and case.backend.name == "cpu":
+        image_of_box = image
+        if mask_box is not None and box is None:
+            part = intensities[(slice(None), *mask_box)]
+            image_of_box = replace(image, values=part, mask=_part_of(mask, mask_box))
+        plan, surveyed = plan_array(
+            channels.values,
+            mask_box,
+            image_of_box,
+            case.models[0],
+            case.parameters.mean_field.label_threshold,
+            threads,
+            is_probability=channels.is_probability,
+        )
+        if labels is None:
+            labels = surveyed
+    return Prepared(
+        channels.values,
+        image,
+        plan,
+        mask,
+        box,
+        labels,
+        channels.num_padding,
+        channels.notes,
+        channels.is_probability,
+        timings,
+        gained,
+    )
+
+
+def _part_of(mask: Bool | None, box: Box | None) -> Bool | None:
+    """Return a box of a mask; None means the whole."""
+    if mask is None or box is None:
+        return mask
+    return mask[box]
+
+
+def decoder(case: StoredCase) -> Callable[[Float32], Labels]:
+    """Return the function that makes a label map of channels."""
+    if case.regions is None:
+        return partial(case.backend.label_map, threads=case.context.threads)
+    return case.regions.decode
+
+
+def _draw_strokes(
+    channels: _Channels,
+    case: StoredCase,
+    strokes: Strokes,
+    image: GridImage,
+    box: Box | None,
+    labels: Labels,
+    *,
+    is_label_map: bool,
+) -> NDArray[np.int64] | None:
+    """Edit the channels, and return the voxels that labels gain, (L,), if volumes are kept.
+
+    The image is the normalized one of the box; `labels` are the network's label map.
+    """
+    are_regions = case.regions is not None
+    channels.values = np.array(channels.values, order="C")
+    if channels.is_probability:
+        probabilities.take_logarithms(channels.values)
+        channels.is_probability = False
+    edits = plan_edits(
+        strokes,
+        case.parameters.strokes,
+        case.models[0],
+        image.spacing,
+        channels.mask,
+        partial(_extended, image.values, box),
+        channels.values if are_regions else labels,
+        case.regions,
+        is_label_map=is_label_map,
+    )
+    if not is_label_map:
+        temperature = case.models[0].mean_field.temperature
+        channels.notes += edits.find_ruled_out(
+            channels.values, temperature, are_regions=are_regions
+        )
+    if not case.parameters.volume.match_input:  # Only volumes need what labels gain.
+        edits.apply(channels.values)
+        return None
+    before = _count_voxels(channels.values, case)
+    edits.apply(channels.values)
+    return _count_voxels(channels.values, case) - before
+
+
+def _count_voxels(logits: Float32, case: StoredCase) -> NDArray[np.int64]:
+    """Return the number of voxels of each label's largest logits, (L,)."""
+    labels = case.backend.label_map(logits, threads=case.context.threads)
+    return np.array(label_maps.count_labels(labels, len(logits)))
+
+
+def _extended(values: Float32, box: Box | None, part: Box) -> Float32:
+    """Return a part of a normalized image, (M, *part), of which a box is there, (M, *box)."""
+    if box is None:
+        return values[(slice(None), *part)]
+    # Values outside the box are those at its faces: they do not matter outside the mask.
+    inner = []
+    for along, of_box in zip(part, box, strict=True):
+        places = np.arange(along.start, along.stop).clip(of_box.start, of_box.stop - 1)
+        inner.append(places - of_box.start)
+    extended: Float32 = values[np.ix_(np.arange(len(values)), *inner)]
+    return extended
+
+
+def without_nan(
+    image: GridImage, backend: Backend, threads: int | None
+) -> tuple[GridImage, tuple[str, ...]]:
+    """Return an image whose mask lacks the voxels that are NaN, and a note if there are any.
+
+    Raises InputError for infinite values, and if hardly any voxel is left.
+    """
+    ranges = _ranges(backend, image.values, threads)
+    if all(_is_finite(bounds) for bounds in ranges):
+        return image, ()
+    values = image.values.copy(order="K")
+    numbers = np.where(np.isnan(values), values.dtype.type(0), values)
+    _finite_range(backend, numbers, "image", threads)
+    mask, note = leave_out_nan(values, image.mask, "image")
+    return replace(image, values=values, mask=mask), (note,)
+
+
+def _ranges(backend: Backend, channels: Array, threads: int | None) -> list[Range]:
+    """Return the smallest and the largest value of each channel; none of whole numbers."""
+    if channels.dtype.kind != "f":
+        return []
+    with np.errstate(over="ignore"):
+        return backend.channel_ranges(channels, threads=threads)
+
+
+def _is_finite(bounds: Range) -> bool:
+    """Return whether values between two bounds are finite in float32."""
+    return all(abs(bound) <= _MAX_FLOAT for bound in bounds)
+
+
+def _finite_range(
+    backend: Backend, channels: Array, name: str, threads: int | None
+) -> tuple[float, float]:
+    """Return the lowest value and the largest magnitude, 0 for whole numbers.
+
+    Raise InputError if a value is NaN or infinite.
+    """
+    ranges = _ranges(backend, channels, threads)
+    for number, bounds in enumerate(ranges):
+        if not _is_finite(bounds):
+            with np.errstate(over="ignore"):
+                is_finite = np.isfinite(channels[number].astype(np.float32))
+            raise InputError(
+                f"{name}: channel {number} has {np.count_nonzero(~is_finite)} values that are not "
+                "finite in float32 (NaN, infinity, or above 3e38)"
+            )
+    if not ranges:
+        return 0.0, 0.0
+    lowest = min(low for low, _ in ranges)
+    highest = max(high for _, high in ranges)
+    return lowest, max(-lowest, highest, 0.0)
