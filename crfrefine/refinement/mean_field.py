@@ -61,7 +61,7 @@ def _refine(prepared: Prepared, case: StoredCase) -> RefinedChannels:
         outcome = _run_tiles(prepared, prepared.plan, case)
     else:
         outcome = _run_everywhere(prepared, case)
-    refined = RefinedChannels(outcome, prepared, case.models[0].mean_field)
+    refined = RefinedChannels(outcome, prepared, case.model.mean_field)
     _require_finite(refined, case)
     return refined
 
@@ -83,9 +83,9 @@ def _run_everywhere(prepared: Prepared, case: StoredCase) -> MeanFieldResult:
     if prepared.is_probability:
         values = np.array(values, order="C")
         take_logarithms(values)
-    if case.regions is not None:
+    if case.are_regions:
         return region_mean_field(case.backend, values, prepared.image, case.models, case.context)
-    return case.backend.mean_field(values, prepared.image, case.models[0], case.context)
+    return case.backend.mean_field(values, prepared.image, case.model, case.context)
 
 
 def _require_room(values: Float32, case: StoredCase) -> None:
@@ -106,7 +106,7 @@ def _require_finite(refined: RefinedChannels, case: StoredCase) -> None:
     """Raise InputError if refined logits or their energy are not finite."""
     numbers = list(refined.report.energy)
     if all(math.isfinite(number) for number in numbers) and refined.computed.size:
-        ranges = case.backend.channel_ranges(refined.computed, threads=case.context.threads)
+        ranges = case.backend.channel_ranges(refined.computed, threads=case.threads)
         for lowest, highest in ranges:
             numbers += (lowest, highest)
     if not all(math.isfinite(number) for number in numbers):
@@ -141,7 +141,8 @@ def region_mean_field(
         progress = of_part(context.progress, region, len(models))
         is_last = region == len(models) - 1
         outcome = kernels.run(binary, model.mean_field, progress=progress, is_last=is_last)
-        np.subtract(outcome.logits[1], outcome.logits[0], out=refined[region])
+        outside, inside = outcome.logits
+        np.subtract(inside, outside, out=refined[region])
         reports.append(outcome.report)
         for stage, seconds in outcome.timings.items():
             # The kernels were built once, and each run reports that.
@@ -159,7 +160,7 @@ def _joined_report(reports: Sequence[MeanFieldReport]) -> MeanFieldReport:
     energies = []
     for report in reports:
         missing = num_iterations - len(report.energy)
-        energies.append([*report.energy, *report.energy[-1:] * missing])
+        energies.append(report.energy + report.energy[-1:] * missing)
     energy = tuple(sum(of_step) for of_step in zip(*energies, strict=False))
     converged = all(report.converged for report in reports)
     return MeanFieldReport(num_iterations, converged, energy, reports[0].filters)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,21 @@ class StoredCase:
     regions: RegionScheme | None  # of the channels; None means that they are labels
     order: StorageOrder  # of the axes
 
+    @property
+    def model(self) -> ModelSpec:
+        """The model, or that of the first region, which has the kernels of all."""
+        return self.models[0]
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads; None means the cores this process may use."""
+        return self.context.threads
+
+    @property
+    def are_regions(self) -> bool:
+        """Whether the channels are regions."""
+        return self.regions is not None
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -94,24 +109,22 @@ def prepare(network: Network, case: StoredCase) -> Prepared:
     if isinstance(network, LabelMapNetwork):
         return prepare_label_map(network, case)
     if isinstance(network, StreamedNetwork):
-        plan = plan_stream(network, case.image, case.models[0], case.parameters, case.context)
+        plan = plan_stream(network, case.image, case.model, case.parameters, case.context)
     else:
-        plan = plan_coarse(network, case.image, case.models[0], case.parameters, case.context)
+        plan = plan_coarse(network, case.image, case.model, case.parameters, case.context)
     return _prepare_tiles(plan, case, is_label_map=False)
 
 
 def prepare_label_map(network: LabelMapNetwork, case: StoredCase) -> Prepared:
     """Prepare a label map; unless it has few labels, it has tiles."""
-    model = case.models[0]
+    model = case.model
     labels = np.ascontiguousarray(case.order.to_storage(network.labels))
     numbers = label_maps.channel_numbers(labels, network.channels)
     sigma = None
     if model.kernels.network_spacing is not None:
         sigma = label_maps.share_sigma(model.kernels.network_spacing, case.image.spacing)
     if _are_made_by_tile(numbers, network, case):
-        plan = plan_label_map(
-            numbers, case.image, model, case.parameters, case.context.threads, sigma
-        )
+        plan = plan_label_map(numbers, case.image, model, case.parameters, case.threads, sigma)
         return _prepare_tiles(plan, case, is_label_map=True)
     channels = _channels_of_label_map(numbers, network, sigma, case)
     return _prepare_channels(channels, case, numbers)
@@ -127,7 +140,7 @@ def _prepare_tiles(plan: TilePlan, case: StoredCase, *, is_label_map: bool) -> P
         edits = plan_edits(
             case.strokes,
             case.parameters.strokes,
-            case.models[0],
+            case.model,
             case.image.spacing,
             problem.mask,
             problem.normalized,
@@ -198,11 +211,11 @@ def _channels_of_label_map(
         of_network = [number for number in network.channels if number not in network.only_drawn]
         logits = label_maps.one_hot_logits(numbers, network.channels, of_network)
         if _takes_part_nearby(numbers, network):
-            reach = case.models[0].kernels.reach(case.image.spacing, numbers.shape)
+            reach = case.model.kernels.reach(case.image.spacing, numbers.shape)
             for channel in logits:
                 near = label_maps.widen(channel == CONFIDENCE, reach)
                 np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
-    _, largest = _finite_range(case.backend, logits, "logits", case.context.threads)
+    _, largest = _finite_range(case.backend, logits, "logits", case.threads)
     return _Channels(logits, largest, case.image.mask)
 
 
@@ -219,14 +232,14 @@ def _channels_of_labels(network: ArrayNetwork, case: StoredCase) -> _Channels:
     """Return the channels of labels, checked, without padding."""
     with np.errstate(over="ignore"):
         values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
-    lowest, largest = _finite_range(case.backend, values, "logits", case.context.threads)
+    lowest, largest = _finite_range(case.backend, values, "logits", case.threads)
     channels = _Channels(values, largest, case.image.mask)
     del values  # Another array may take their place.
     ties = probabilities.find_ties(channels.values, are_regions=False)
     # A value far below 0 that is no tie, of which there is none, belongs to logits.
-    are_surely_logits = network.input_type == "logits" or (
-        network.input_type == "auto" and ties is None and lowest < -MAX_OVERSHOOT
-    )
+    are_surely_logits = network.input_type == "logits"
+    if network.input_type == "auto" and ties is None:
+        are_surely_logits = lowest < -MAX_OVERSHOOT
     if not are_surely_logits:
         kind = probabilities.identify_array(channels.values, network.input_type)
         channels.is_probability = kind == "probabilities"
@@ -243,13 +256,12 @@ def _channels_of_regions(network: ArrayNetwork, case: StoredCase) -> _Channels:
     """Return the log-odds of regions, checked, without padding."""
     with np.errstate(over="ignore"):
         values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
-    _, largest = _finite_range(case.backend, values, "logits", case.context.threads)
+    _, largest = _finite_range(case.backend, values, "logits", case.threads)
     # "auto" expects log-odds, and refuses values that look like probabilities.
-    is_probability = (
-        network.input_type != "logits"
-        and identify_regions(values, network.input_type, kind="logits")[0] == "probabilities"
-    )
-    if is_probability:
+    kind = "logits"
+    if network.input_type != "logits":
+        kind, _ = identify_regions(values, network.input_type, kind="logits")
+    if kind == "probabilities":
         values = np.array(values, order="C")
         take_log_odds(values)
         largest = -math.log(MIN_PROBABILITY)
@@ -265,7 +277,7 @@ def _channels_of_regions(network: ArrayNetwork, case: StoredCase) -> _Channels:
 
 def _leave_out_padding(channels: _Channels, ties: Bool, case: StoredCase) -> None:
     """Take the padding among the voxels with ties out of the mask."""
-    are_regions = case.regions is not None
+    are_regions = case.are_regions
     padding = probabilities.padding_of(
         channels.values, ties, are_regions=are_regions, is_probability=channels.is_probability
     )
@@ -274,21 +286,23 @@ def _leave_out_padding(channels: _Channels, ties: Bool, case: StoredCase) -> Non
     channels.mask, channels.num_padding, channels.notes = probabilities.leave_out(
         padding, channels.mask, "logits", are_regions=are_regions
     )
-    if channels.largest / case.models[0].mean_field.temperature > MAX_LOGIT:
+    if channels.largest / case.model.mean_field.temperature > MAX_LOGIT:
         # The constant of the padding, such as the lowest float32, is not a real logit: any other
         # constant means the same.
         channels.values = np.where(padding, np.float32(0.0), channels.values)
-        _, channels.largest = _finite_range(
-            case.backend, channels.values, "logits", case.context.threads
-        )
+        _, channels.largest = _finite_range(case.backend, channels.values, "logits", case.threads)
 
 
 def _require_float32(largest: float, models: Sequence[ModelSpec]) -> None:
     """Raise ConfigError if the temperature makes logits of a magnitude too large."""
     # Energies and marginals are sums of a few logits over the temperature.
     temperature = models[0].mean_field.temperature
-    biases = [model.mean_field.bias for model in models]
-    largest += max(0.0 if bias is None else float(np.abs(bias).max()) for bias in biases)
+    largest_bias = 0.0
+    for model in models:
+        bias = model.mean_field.bias
+        if bias is not None:
+            largest_bias = max(largest_bias, float(np.abs(bias).max()))
+    largest += largest_bias
     if largest / temperature > MAX_LOGIT:
         raise ConfigError(
             f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into "
@@ -296,65 +310,50 @@ def _require_float32(largest: float, models: Sequence[ModelSpec]) -> None:
         )
 
 
-def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | None) -> Prepared:
-    """Prepare channels in memory, on tiles where these save work.
+class _Normalized(NamedTuple):
+    """The normalized image of a case."""
 
-    `numbers` are the channel numbers of a label map, (*grid); None means that it is none.
-    """
-    threads = case.context.threads
-    _require_float32(channels.largest, case.models)
+    image: GridImage  # of the box
+    box: Box | None  # the part of the grid that is refined; None means all of it
+    mask_box: Box | None  # the bounding box of the mask, if there is one
 
-    started = time.perf_counter()
-    mask = channels.mask
+    def part(self, box: Box) -> Float32:
+        """Return a part of the image, (M, *box)."""
+        values = self.image.values
+        if self.box is None:
+            return values[(slice(None), *box)]
+        # Values outside the image's box are those at its faces: they do not matter outside the
+        # mask.
+        inner = [np.arange(len(values))]
+        for along, of_image in zip(box, self.box, strict=True):
+            places = np.arange(along.start, along.stop).clip(of_image.start, of_image.stop - 1)
+            inner.append(places - of_image.start)
+        return values[np.ix_(*inner)]
+
+    def in_mask_box(self) -> GridImage:
+        """Return the image of the mask's bounding box."""
+        if self.mask_box is None or self.box is not None:
+            return self.image
+        values = self.image.values[(slice(None), *self.mask_box)]
+        return replace(self.image, values=values, mask=_part_of(self.image.mask, self.mask_box))
+
+
+def _normalize(case: StoredCase, mask: Bool | None) -> _Normalized:
+    """Normalize the image, in the box of a mask without padding if that is worth it."""
     mask_box = None if mask is None else label_maps.bounding_box(mask)
-    num_inside = math.prod(axis.stop - axis.start for axis in mask_box or ())
-    box = mask_box if num_inside < WORTH_IT * channels.values[0].size else None
+    box = None
+    if mask_box is not None:
+        num_inside = math.prod(axis.stop - axis.start for axis in mask_box)
+        if num_inside < WORTH_IT * case.image.values[0].size:
+            box = mask_box
     # Padding of the logits is not a property of the image: intensities are normalized as if there
     # were no padding.
-    intensities = normalize_intensity(
-        case.image.values, case.parameters.intensity, case.image.mask, box=box, threads=threads
+    intensity = case.parameters.intensity
+    values = normalize_intensity(
+        case.image.values, intensity, case.image.mask, box=box, threads=case.threads
     )
-    image = replace(case.image, values=intensities, mask=_part_of(mask, box))
-    timings = {"normalize": time.perf_counter() - started}
-
-    labels = numbers
-    gained = None
-    if case.strokes is not None:
-        if labels is None:
-            labels = decoder(case)(channels.values)
-        gained = _draw_strokes(
-            channels, case, case.strokes, image, box, labels, is_label_map=numbers is not None
-        )
-    plan = None
-    if case.regions is None and case.backend.name == "cpu":
-        image_of_box = image
-        if mask_box is not None and box is None:
-            part = intensities[(slice(None), *mask_box)]
-            image_of_box = replace(image, values=part, mask=_part_of(mask, mask_box))
-        plan, surveyed = plan_array(
-            channels.values,
-            mask_box,
-            image_of_box,
-            case.models[0],
-            case.parameters.mean_field.label_threshold,
-            threads,
-            is_probability=channels.is_probability,
-        )
-        if labels is None:
-            labels = surveyed
-    return Prepared(
-        channels.values,
-        image,
-        plan,
-        mask,
-        box,
-        labels,
-        channels.num_padding,
-        channels.notes,
-        channels.is_probability,
-        timings,
-        gained,
-    )
+    image = replace(case.image, values=values, mask=_part_of(mask, box))
+    return _Normalized(image, box, mask_box)
 
 
 def _part_of(mask: Bool | None, box: Box | None) -> Bool | None:
@@ -364,10 +363,56 @@ def _part_of(mask: Bool | None, box: Box | None) -> Bool | None:
     return mask[box]
 
 
+def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | None) -> Prepared:
+    """Prepare channels in memory, on tiles where these save work.
+
+    `numbers` are the channel numbers of a label map, (*grid); None means that it is none.
+    """
+    _require_float32(channels.largest, case.models)
+    started = time.perf_counter()
+    normalized = _normalize(case, channels.mask)
+    timings = {"normalize": time.perf_counter() - started}
+
+    labels = numbers
+    gained = None
+    if case.strokes is not None:
+        if labels is None:
+            labels = decoder(case)(channels.values)
+        gained = _draw_strokes(
+            channels, case, case.strokes, normalized, labels, is_label_map=numbers is not None
+        )
+    plan = None
+    if not case.are_regions and case.backend.name == "cpu":
+        plan, surveyed = plan_array(
+            channels.values,
+            normalized.mask_box,
+            normalized.in_mask_box(),
+            case.model,
+            case.parameters.mean_field.label_threshold,
+            case.threads,
+            is_probability=channels.is_probability,
+        )
+        if labels is None:
+            labels = surveyed
+    return Prepared(
+        channels.values,
+        normalized.image,
+        plan,
+        channels.mask,
+        normalized.box,
+        labels,
+        channels.num_padding,
+        channels.notes,
+        channels.is_probability,
+        timings,
+        gained,
+    )
+
+
 def decoder(case: StoredCase) -> Callable[[Float32], Labels]:
     """Return the function that makes a label map of channels."""
     if case.regions is None:
-        return partial(case.backend.label_map, threads=case.context.threads)
+        return partial(case.backend.label_map, threads=case.threads)
     return case.regions.decode
 
 
@@ -375,36 +420,37 @@ def _draw_strokes(
     channels: _Channels,
     case: StoredCase,
     strokes: Strokes,
-    image: GridImage,
-    box: Box | None,
+    normalized: _Normalized,
     labels: Labels,
     *,
     is_label_map: bool,
 ) -> NDArray[np.int64] | None:
     """Edit the channels, and return the voxels that labels gain, (L,), if volumes are kept.
 
-    The image is the normalized one of the box; `labels` are the network's label map.
+    `labels` are the network's label map.
     """
-    are_regions = case.regions is not None
     channels.values = np.array(channels.values, order="C")
     if channels.is_probability:
         probabilities.take_logarithms(channels.values)
         channels.is_probability = False
+    network: Array = labels
+    if case.are_regions:
+        network = channels.values
     edits = plan_edits(
         strokes,
         case.parameters.strokes,
-        case.models[0],
-        image.spacing,
+        case.model,
+        case.image.spacing,
         channels.mask,
-        partial(_extended, image.values, box),
-        channels.values if are_regions else labels,
+        normalized.part,
+        network,
         case.regions,
         is_label_map=is_label_map,
     )
     if not is_label_map:
-        temperature = case.models[0].mean_field.temperature
+        temperature = case.model.mean_field.temperature
         channels.notes += edits.find_ruled_out(
-            channels.values, temperature, are_regions=are_regions
+            channels.values, temperature, are_regions=case.are_regions
         )
     if not case.parameters.volume.match_input:  # Only volumes need what labels gain.
         edits.apply(channels.values)
@@ -416,21 +462,8 @@ def _draw_strokes(
 
 def _count_voxels(logits: Float32, case: StoredCase) -> NDArray[np.int64]:
     """Return the number of voxels of each label's largest logits, (L,)."""
-    labels = case.backend.label_map(logits, threads=case.context.threads)
+    labels = case.backend.label_map(logits, threads=case.threads)
     return np.array(label_maps.count_labels(labels, len(logits)))
-
-
-def _extended(values: Float32, box: Box | None, part: Box) -> Float32:
-    """Return a part of a normalized image, (M, *part), of which a box is there, (M, *box)."""
-    if box is None:
-        return values[(slice(None), *part)]
-    # Values outside the box are those at its faces: they do not matter outside the mask.
-    inner = []
-    for along, of_box in zip(part, box, strict=True):
-        places = np.arange(along.start, along.stop).clip(of_box.start, of_box.stop - 1)
-        inner.append(places - of_box.start)
-    extended: Float32 = values[np.ix_(np.arange(len(values)), *inner)]
-    return extended
 
 
 def without_nan(

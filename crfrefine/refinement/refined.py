@@ -96,7 +96,8 @@ class RefinedChannels:
 
     def _match_volumes_of_array(self, counts: Integers, mask: Bool | None) -> None:
         """Add the biases to all labels at the voxels of the mask; see `match_volumes`."""
-        logits = self.computed.reshape(self.num_channels, len(self.computed[0]), -1)
+        num_planes = len(self.computed[0])
+        logits = self.computed.reshape(self.num_channels, num_planes, -1)
         inside = np.ones(self._shape, np.bool_) if mask is None else mask
         inside = inside[self._box].reshape(logits.shape[1:])
         entries = [Member(slice(None), channel) for channel in logits]
@@ -114,14 +115,14 @@ class RefinedChannels:
         is_settled = ~sets.grid.voxels(sets.active)
         if self._mask is not None:
             is_settled &= self._mask
-        settled = self._settled(network)[self._box].reshape(sets.grid.shape)[is_settled]
-        wanted = counts - np.bincount(settled, minlength=self.num_channels)
-        entries = [
-            Member(np.searchsorted(sets.tiles, tiles_of_label), tiles.values[entries_of_label])
-            for tiles_of_label, entries_of_label in sets.entries
-        ]
+        labels = self._settled(network)[self._box].reshape(sets.grid.shape)
+        settled = np.bincount(labels[is_settled], minlength=self.num_channels)
+        entries = []
+        for tiles_of_label, entries_of_label in sets.entries:
+            rows = np.searchsorted(sets.tiles, tiles_of_label)
+            entries.append(Member(rows, tiles.values[entries_of_label]))
         inside = sets.grid.by_tile(self._mask, sets.tiles)
-        biases = matching_bias(entries, inside, wanted)
+        biases = matching_bias(entries, inside, counts - settled)
         for (_, entries_of_label), bias in zip(sets.entries, biases, strict=True):
             tiles.values[entries_of_label] += np.float32(bias)
 
@@ -138,7 +139,8 @@ class RefinedChannels:
             part[...] = decode(self.computed)
         elif self.tiles.sets.num_entries:
             inner = np.ascontiguousarray(part).reshape(self.tiles.sets.grid.shape)
-            self.tiles.sets.engine(self._mask, threads).decode(self.tiles.values, inner)
+            engine = self.tiles.sets.engine(self._mask, threads)
+            engine.decode(self.tiles.values, inner)
             part[...] = inner.reshape(part.shape)
         return labels
 
@@ -156,7 +158,8 @@ class RefinedChannels:
         for row in range(grid.counts[0]):
             planes = grid.planes_of_row(row)
             target = inner[planes]
-            settled = TileGrid(target.shape).voxels(self.tiles.sets.settled[row : row + 1])
+            by_tile = self.tiles.sets.settled[row : row + 1]
+            settled = TileGrid(target.shape).voxels(by_tile)
             where = settled >= 0
             if self._mask is not None:
                 where &= self._mask[planes]
@@ -179,7 +182,8 @@ class RefinedChannels:
             return piece
         refined, where = self._spread(label, of_box)
         piece[in_piece] += self._penalty[of_box]
-        np.copyto(piece[in_piece], refined, where=where & ~np.isnan(refined))
+        where &= ~np.isnan(refined)
+        np.copyto(piece[in_piece], refined, where=where)
         return piece
 
     def _network_channel(self, label: int, planes: slice) -> Float32:
@@ -188,14 +192,16 @@ class RefinedChannels:
         On tiles the label's bias is included inside the mask.
         """
         assert self._network is not None
-        logits: Float32 = np.array(self._network[label, planes], np.float32, order="C")
+        values = self._network[label, planes]
+        logits: Float32 = np.array(values, np.float32, order="C")
         if self._is_probability:
             take_logarithms(logits)
         if self.tiles is not None and self._run.bias is not None:
             in_piece, of_box = overlap(planes, self._box)
             part = logits[in_piece]
             inside = True if self._mask is None else self._mask.reshape(self._box_shape)[of_box]
-            np.add(part, np.float32(self._run.bias[label]), out=part, where=inside)
+            bias = np.float32(self._run.bias[label])
+            np.add(part, bias, out=part, where=inside)
         if self._run.temperature != 1.0:  # A pass over all labels, which is worth saving.
             logits *= np.float32(1.0) / np.float32(self._run.temperature)
         return logits
@@ -230,7 +236,8 @@ class RefinedChannels:
         box = bounding_box(where) or (slice(0, 0),) * where.ndim
         planes, *others = (box[axis] for axis in order.axes)
         inside = where[box]
-        values = np.empty((self.num_channels, int(np.count_nonzero(inside))), np.float32)
+        num_voxels = int(np.count_nonzero(inside))
+        values = np.empty((self.num_channels, num_voxels), np.float32)
         for label, row in enumerate(values):
             logits = self.channel(label, planes)[(slice(None), *others)]
             row[:] = order.to_user(logits)[inside]
@@ -248,9 +255,11 @@ class RefinedChannels:
 
         They are `single` where it is the only label, and `absent` where it took no part.
         """
-        piece = np.where(self._labels[planes] == label, np.float32(single), np.float32(absent))
+        is_label = self._labels[planes] == label
+        piece = np.where(is_label, np.float32(single), np.float32(absent))
         refined, where = self._spread(label, planes, output_temperature)
-        np.copyto(piece, np.where(np.isnan(refined), np.float32(absent), refined), where=where)
+        refined[np.isnan(refined)] = absent
+        np.copyto(piece, refined, where=where)
         return piece
 
     @cached_property
@@ -265,7 +274,8 @@ class RefinedChannels:
         in_planes, of_box = overlap(planes, self._box)
         for label in range(self.num_channels):
             refined, where = self._spread(label, of_box)
-            penalty = np.fmin(penalty, refined - self._network_channel(label, planes)[in_planes])
+            network = self._network_channel(label, planes)[in_planes]
+            penalty = np.fmin(penalty, refined - network)
         return np.where(where, penalty, np.float32(0.0))
 
     def _spread(
@@ -301,7 +311,8 @@ class RefinedChannels:
         if is_volume:
             inside = slice(planes.start - first, planes.stop - first)
             return refined[inside], where[inside]
-        return refined.reshape(self._box_shape)[planes], where.reshape(self._box_shape)[planes]
+        shape = self._box_shape
+        return refined.reshape(shape)[planes], where.reshape(shape)[planes]
 
     def _log_sums_of(self, temperature: float) -> Float32:
         """Return the logarithm of the sum of exp(logit / temperature), (tiles, voxels of a tile).
@@ -340,5 +351,6 @@ def overlap(planes: slice, box: Box) -> tuple[Box, slice]:
     """
     first = max(planes.start, box[0].start)
     last = max(first, min(planes.stop, box[0].stop))
-    in_planes = (slice(first - planes.start, last - planes.start), *box[1:])
-    return in_planes, slice(first - box[0].start, last - box[0].start)
+    in_planes = slice(first - planes.start, last - planes.start)
+    in_box = slice(first - box[0].start, last - box[0].start)
+    return (in_planes, *box[1:]), in_box

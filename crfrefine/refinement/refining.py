@@ -97,12 +97,10 @@ def refine_network(
     if strokes is not None:
         notes += (_describe_strokes(strokes),)
     if result.lost_to_rules:
+        voxel_ml = case.voxel_ml if num_dims == 3 else None
+        rules = parameters.postprocess
         notes += describe_losses(
-            result.lost_to_rules,
-            parameters.postprocess,
-            names or {},
-            case.voxel_ml if num_dims == 3 else None,
-            allowed=allow_vanishing,
+            result.lost_to_rules, rules, names or {}, voxel_ml, allowed=allow_vanishing
         )
     return replace(result, notes=notes)
 
@@ -215,8 +213,11 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
         label_map = case.strokes.draw(label_map)
     notes += _notes_on_image(stored)
     timings = {**prepared.timings, **refined.timings, "labels": time.perf_counter() - started}
-    regions = stored.regions
-    num_channels = network.shape[0]
+    num_labels = network.shape[0]
+    channel_labels = tuple(range(num_labels))
+    if stored.regions is not None:
+        num_labels = stored.regions.num_labels
+        channel_labels = ()
     return RefinementResult(
         label_map=label_map,
         network_label_map=stored.order.to_user(network_labels),
@@ -232,9 +233,9 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
         lost_to_rules=cleaned.lost,
         notes=notes,
         spacing=tuple(case.image.spacing),
-        regions=regions,
-        channel_labels=tuple(range(num_channels)) if regions is None else (),
-        num_labels=num_channels if regions is None else regions.num_labels,
+        regions=stored.regions,
+        channel_labels=channel_labels,
+        num_labels=num_labels,
         output_temperature=case.parameters.mean_field.output_temperature,
     )
 
@@ -266,13 +267,11 @@ def _store(
     """
     order = network.order
     axes = list(order.axes)
-    mask = case.image.mask
-    image = GridImage(
-        order.to_storage(case.image.values),
-        None if mask is None else order.to_storage(mask),
-        tuple(case.image.spacing[axis] for axis in axes),
-        order.axes,
-    )
+    values = order.to_storage(case.image.values)
+    spacing = tuple(case.image.spacing[axis] for axis in axes)
+    image = GridImage(values, None, spacing, order.axes)
+    if case.image.mask is not None:
+        image = replace(image, mask=order.to_storage(case.image.mask))
     notes: tuple[str, ...] = ()
     if isinstance(network, ArrayNetwork | LabelMapNetwork):  # Readers check the images of others.
         image, notes = without_nan(image, case.backend, case.context.threads)
@@ -350,7 +349,7 @@ def _notes_on_image(case: StoredCase) -> tuple[str, ...]:
     if case.parameters.intensity.window is not None:
         notes += window_notes(case.image.values, case.parameters.intensity, case.image.mask)
     # Hardly any label changes if every kernel is narrower than the voxels.
-    kernels = case.models[0].kernels
+    kernels = case.model.kernels
     steps = kernels.distances(case.image.spacing)
     extents = case.image.values.shape[1:]
     axes = [axis for axis, extent in enumerate(extents) if extent > 1]

@@ -118,7 +118,8 @@ class RefinementResult(Reported):
     def marginals(self) -> NDArray[np.float32]:
         """(L, *grid) float32, the softmax of logits / output temperature.
 
-        For regions it is the sigmoid, (R, *grid). Computed when asked for, unless the engine has computed them in its last step.
+        For regions it is the sigmoid, (R, *grid). They are computed when asked for, unless the
+        engine has computed them in its last step.
         """
         is_kept = "logits" in vars(self) or self.channels.is_array
         computed = self.channels.marginals
@@ -169,11 +170,10 @@ class RefinementResult(Reported):
         """
         before = self.network_label_map
         after = self.label_map
-        return LabelChanges(
-            int(np.count_nonzero(before != after)),
-            count_labels(before, self.num_labels),
-            count_labels(after, self.num_labels),
-        )
+        num_changed = int(np.count_nonzero(before != after))
+        counts_before = count_labels(before, self.num_labels)
+        counts_after = count_labels(after, self.num_labels)
+        return LabelChanges(num_changed, counts_before, counts_after)
 
 
 def _are_same(one: object, two: object) -> bool:

@@ -147,8 +147,9 @@ def combine(several: Sequence[Strokes], names: Sequence[str]) -> Strokes | None:
     rows = [np.vstack([strokes.positions, strokes.labels]) for strokes in several]
     drawn = np.unique(np.concatenate(rows, axis=1), axis=1)
     positions = drawn[:-1]
-    is_repeated = (positions[:, 1:] == positions[:, :-1]).all(axis=0)
-    contradictions = np.unique(positions[:, 1:][:, is_repeated], axis=1).T.tolist()
+    later = positions[:, 1:]
+    is_repeated = (later == positions[:, :-1]).all(axis=0)
+    contradictions = np.unique(later[:, is_repeated], axis=1).T.tolist()
     if contradictions:
         shown = ", ".join(str(tuple(place)) for place in contradictions[:3])
         count = counted(len(contradictions), "voxel")
@@ -289,9 +290,11 @@ def _groups(
     # Voxels of different groups of cells are farther apart than twice the ends along some axis.
     cell = np.maximum(1, np.ceil(ends)).astype(np.int64)
     cells = tuple(positions // cell[:, None])
-    occupied = np.zeros(-(-np.array(shape) // cell), np.bool_)
+    num_cells = -(-np.array(shape) // cell)
+    occupied = np.zeros(num_cells, np.bool_)
     occupied[cells] = True
-    numbers, count = connect(widen(occupied, (1,) * num_dims), np.ones((3,) * num_dims))
+    neighbors = np.ones((3,) * num_dims)
+    numbers, count = connect(widen(occupied, (1,) * num_dims), neighbors)
     for number in range(1, count + 1):
         members = positions[:, numbers[cells] == number]
         lowest = np.floor(members.min(axis=1) - ends)
@@ -314,12 +317,14 @@ def _lowest_distance(
         ranges = []
         for place, step, extent in zip(position, spacing, shape, strict=True):
             end = math.floor(NUM_RADII * radius / step)
-            ranges.append(range(max(0, place - end), min(place + end + 1, extent)))
+            first = max(0, place - end)
+            ranges.append(range(first, min(place + end + 1, extent)))
         near = tuple(slice(along.start, along.stop) for along in ranges)
         part = image[(slice(None), *near)]
         total = np.zeros(part.shape[1:], np.float32)
         for along, place, step in zip(np.ix_(*ranges), position, spacing, strict=True):
-            total += np.square((along - place) * (step / radius), dtype=np.float32)
+            distance = (along - place) * (step / radius)
+            total += np.square(distance, dtype=np.float32)
         total[total > np.float32(NUM_RADII**2)] = np.inf
         for modality, at_stroke in zip(part, image[(slice(None), *position)], strict=True):
             total += np.square(modality - at_stroke)
@@ -414,9 +419,11 @@ class Edits:
         Voxels around do not follow then. The network's logits or log-odds are (channels, *grid).
         """
         drawn = logits[(slice(None), *self.positions)]
-        logits_of_labels = 0.0 if are_regions else drawn[self.labels, np.arange(len(self.labels))]
-        behind = (np.where(self.fixed > 0, -drawn, drawn) - logits_of_labels).max(axis=0)
-        is_ruled_out = behind > RULED_OUT * temperature
+        behind = np.where(self.fixed > 0, -drawn, drawn)
+        if not are_regions:
+            logits_of_labels = drawn[self.labels, np.arange(len(self.labels))]
+            behind = behind - logits_of_labels
+        is_ruled_out = behind.max(axis=0) > RULED_OUT * temperature
         if not is_ruled_out.any():
             return ()
         labels = np.unique(self.labels[is_ruled_out]).tolist()
@@ -430,7 +437,8 @@ class Edits:
     def raise_logits(self, logits: Float32, rise: Float32) -> None:
         """Add a rise to logits in place."""
         if self.lifts_absent:
-            np.copyto(logits, np.float32(0.0), where=(rise > 0) & (logits < 0.5 * ABSENT_LOGIT))
+            is_absent = logits < 0.5 * ABSENT_LOGIT
+            np.copyto(logits, np.float32(0.0), where=(rise > 0) & is_absent)
         logits += rise
 
     def edit_plan(self, plan: TilePlan) -> EditedPlan:
@@ -441,25 +449,16 @@ class Edits:
         problem = plan.problem
         grid = problem.grid
         places, offsets = np.divmod(self.positions, np.array(TILE)[:, None])
-        changed = np.zeros_like(problem.present)
+        changed = np.zeros_like(problem.presence.present)
         changed[(self.labels, *places)] = True
         rises = self._take_rises(grid)
         for rise in rises:
-            changed[rise.channel].reshape(-1)[rise.tiles] |= rise.values.any(axis=1)
-        source = StrokedChannels(
-            problem.source,
-            self,
-            rises,
-            np.ravel_multi_index(tuple(places), grid.counts),
-            np.ravel_multi_index(tuple(offsets), TILE),
-            grid,
-        )
-        problem = replace(
-            problem,
-            source=source,
-            present=problem.present | changed,
-            may_matter=problem.may_matter | changed,
-        )
+            by_tile = changed[rise.channel].reshape(-1)
+            by_tile[rise.tiles] |= rise.values.any(axis=1)
+        tiles = np.ravel_multi_index(tuple(places), grid.counts)
+        offsets = np.ravel_multi_index(tuple(offsets), TILE)
+        source = StrokedChannels(problem.source, self, rises, tiles, offsets, grid)
+        problem = replace(problem, source=source, presence=problem.presence.joined(changed))
         sets = problem.label_sets()
         near = LabelSets(grid, sets.domains & changed.any(axis=0))
         # Without kernels nothing changes elsewhere, unless tiles were to be computed before.

@@ -44,10 +44,9 @@ def matching_bias(entries: Sequence[Member], inside: Bool, wanted: Integers) -> 
     for limit, num_rounds in STAGES:
         members, num_open, wanted = _open(entries, inside, wanted, np.float32(2 * limit))
         change = _balance(members, num_open, wanted, limit, num_rounds)
-        entries = [
-            Member(voxels, logits + np.float32(rise))
-            for (voxels, logits), rise in zip(members, change, strict=True)
-        ]
+        entries = []
+        for (voxels, logits), rise in zip(members, change, strict=True):
+            entries.append(Member(voxels, logits + np.float32(rise)))
         inside = np.ones(num_open, np.bool_)
         bias += change
     return bias
@@ -73,17 +72,21 @@ def _open(
     the numbers of voxels that are wanted among them.
     """
     num_labels = len(entries)
-    best, second = np.full((2, *inside.shape), -np.inf, np.float32)
+    best = np.full(inside.shape, -np.inf, np.float32)
+    second = best.copy()
     best_label = np.zeros(inside.shape, np.min_scalar_type(num_labels))
     for label, (rows, logits) in enumerate(entries):
         before = best[rows]
         is_best = logits > before
-        second[rows] = np.where(is_best, before, np.maximum(second[rows], logits))
+        second_so_far = np.maximum(second[rows], logits)
+        second[rows] = np.where(is_best, before, second_so_far)
         best[rows] = np.maximum(before, logits)
-        best_label[rows] = np.where(is_best, best_label.dtype.type(label), best_label[rows])
+        number_of_label = best_label.dtype.type(label)
+        best_label[rows] = np.where(is_best, number_of_label, best_label[rows])
 
     is_open = inside & (best - second < window)
-    wanted = wanted - np.bincount(best_label[inside & ~is_open], minlength=num_labels)
+    fixed = best_label[inside & ~is_open]
+    wanted = wanted - np.bincount(fixed, minlength=num_labels)
     num_open = int(np.count_nonzero(is_open))
     number = np.full(inside.shape, -1, np.int32)
     number[is_open] = np.arange(num_open)
@@ -124,8 +127,10 @@ def _sort_into_layers(
     order = np.argsort(-counts, kind="stable")
     place = np.empty(num_voxels, np.int32)
     place[order] = np.arange(num_voxels, dtype=np.int32)
-    lengths = [int(np.count_nonzero(counts > layer)) for layer in range(counts.max(initial=0))]
-    layers = [(np.zeros(length, np.int16), np.empty(length, np.float32)) for length in lengths]
+    layers = []
+    for number in range(counts.max(initial=0)):
+        length = int(np.count_nonzero(counts > number))
+        layers.append((np.zeros(length, np.int16), np.empty(length, np.float32)))
 
     sorted_members = []
     counts[:] = 0
@@ -149,8 +154,10 @@ def _best_others(
     for layer_labels, layer_logits in layers:
         in_layer = places[: np.searchsorted(places, len(layer_labels))]
         labels = layer_labels[in_layer]
-        biased = np.where(labels == label, -np.inf, layer_logits[in_layer] + bias[labels])
-        np.maximum(others[: len(in_layer)], biased, out=others[: len(in_layer)])
+        biased = layer_logits[in_layer] + bias[labels]
+        biased[labels == label] = -np.inf
+        best = others[: len(in_layer)]
+        np.maximum(best, biased, out=best)
     return others
 
 

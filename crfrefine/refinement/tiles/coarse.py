@@ -86,11 +86,8 @@ class CoarseChannels(ChannelSource):
 
     def planes(self, start: int, stop: int) -> CoarseChannels:
         """See `ChannelSource`."""
-        return replace(
-            self,
-            grid=TileGrid((stop - start, *self.grid.shape[1:])),
-            first_plane=self.first_plane + start,
-        )
+        grid = TileGrid((stop - start, *self.grid.shape[1:]))
+        return replace(self, grid=grid, first_plane=self.first_plane + start)
 
     def fill_entries(
         self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
@@ -109,19 +106,20 @@ class CoarseChannels(ChannelSource):
         tile_box = tiles_around(box)
         first = np.array([[along.start] for along in tile_box])
         stop = np.array([[along.stop] for along in tile_box])
-        chosen = np.flatnonzero(((places >= first) & (places < stop)).all(axis=0))
+        is_around = (places >= first) & (places < stop)
+        chosen = np.flatnonzero(is_around.all(axis=0))
         kept = values[chosen].astype(np.float32)
         if self.store.is_probability:
             take_logarithms(kept)
 
         around = grid.voxels_in(tile_box)
         part = TileGrid([along.stop - along.start for along in around])
-        in_part = np.ravel_multi_index(tuple(places[:, chosen] - first), part.counts)
-        inner = tuple(
-            slice(along.start - outer.start, along.stop - outer.start)
-            for along, outer in zip(box, around, strict=True)
-        )
-        logits = np.ascontiguousarray(part.spread(in_part, kept)[inner])
+        places_in_part = places[:, chosen] - first
+        in_part = np.ravel_multi_index(tuple(places_in_part), part.counts)
+        inner = []
+        for along, outer in zip(box, around, strict=True):
+            inner.append(slice(along.start - outer.start, along.stop - outer.start))
+        logits = np.ascontiguousarray(part.spread(in_part, kept)[tuple(inner)])
         floor = self.floor_of_voxels[box] + self.floor_of_labels[label]
         np.copyto(logits, floor, where=np.isnan(logits))
         if self.padding is not None:
@@ -217,26 +215,26 @@ def _presence(source: CoarseChannels, spec: ModelSpec, near: Bool, levels: Level
     interpolation = source.interpolation
     windows = _windows(interpolation, source.grid)
     num_labels = len(near)
-    present, may_matter = np.zeros((2, num_labels, *source.grid.counts), np.bool_)
+    presence = Presence.nowhere((num_labels, *source.grid.counts))
 
     def find_tiles(label: int) -> None:
         tiles = bounding_box(near[label])
         if tiles is None:
             return
         box = source.store.grid.voxels_in(tiles)
-        rise = source.coarse(label, box) - source.floor_of_voxels[box] + bias[label]
-        margins = rise / temperature
+        margins = source.coarse(label, box) - source.floor_of_voxels[box]
+        margins = (margins + bias[label]) / temperature
         level = (margins > levels.matters[label]).astype(np.uint8)
         level += margins > levels.present[label]
         if source.padding is not None:
             level[source.padding[box]] = 0
         start = [box[axis].start for axis in interpolation.axes]
         highest = _highest(level.transpose(interpolation.axes), start, windows)
-        may_matter[label] = highest > 0
-        present[label] = highest > 1
+        presence.may_matter[label] = highest > 0
+        presence.present[label] = highest > 1
 
     run_all([partial(find_tiles, label) for label in range(num_labels)], source.threads)
-    return Presence(present, may_matter)
+    return presence
 
 
 def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[int, int]]]:
@@ -250,7 +248,9 @@ def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[in
         for start in range(0, len(axis.inside), tile):
             part = slice(start, start + tile)
             if axis.inside[part].any():
-                of_axis.append((int(samples[0, part].min()), int(samples[-1, part].max()) + 1))
+                first = int(samples[0, part].min())
+                last = int(samples[-1, part].max())
+                of_axis.append((first, last + 1))
             else:
                 of_axis.append((0, 0))
         windows.append(of_axis)
@@ -277,7 +277,8 @@ def _highest(
 
 def _box_of_row(grid: TileGrid, row: int) -> Box:
     """Return the voxels of a row of tiles."""
-    return (grid.planes_of_row(row), *(slice(0, extent) for extent in grid.shape[1:]))
+    num_rows, num_columns = grid.shape[1:]
+    return grid.planes_of_row(row), slice(0, num_rows), slice(0, num_columns)
 
 
 def _covered(interpolation: Interpolation, padding: Bool | None, grid: TileGrid) -> Bool:
@@ -309,14 +310,16 @@ def _interpolated(
     a single label. `largest` has the largest logits on the network's grid.
     """
     grid = source.grid
-    labels: Labels = np.zeros(grid.shape, np.min_scalar_type(len(domains) - 1))
+    dtype = np.min_scalar_type(len(domains) - 1)
+    labels: Labels = np.zeros(grid.shape, dtype)
     best = np.zeros(grid.counts)
 
     def fill(row: int) -> None:
         box = _box_of_row(grid, row)
         planes = box[0]
         part = source.planes(planes.start, planes.stop)
-        sets = LabelSets(part.grid, np.ascontiguousarray(domains[:, row : row + 1]))
+        domains_of_row = np.ascontiguousarray(domains[:, row : row + 1])
+        sets = LabelSets(part.grid, domains_of_row)
         settled = part.grid.voxels(sets.settled)
         labels[planes] = np.where(settled > 0, settled, 0)
         if sets.num_entries:

@@ -61,14 +61,15 @@ class TileGrid:
 
     def planes_of_row(self, row: int) -> slice:
         """Return the planes of a row of tiles."""
-        return slice(row * TILE[0], min((row + 1) * TILE[0], self.shape[0]))
+        start = row * TILE[0]
+        return slice(start, min(start + TILE[0], self.shape[0]))
 
     def voxels_in(self, tile_box: Box) -> Box:
         """Return the voxels of a box of tiles."""
-        return tuple(
-            slice(along.start * tile, min(along.stop * tile, extent))
-            for along, tile, extent in zip(tile_box, TILE, self.shape, strict=True)
-        )
+        box = []
+        for along, tile, extent in zip(tile_box, TILE, self.shape, strict=True):
+            box.append(slice(along.start * tile, min(along.stop * tile, extent)))
+        return tuple(box)
 
     def voxels(self, tiles: Array) -> Array:
         """Spread values per tile over the voxels."""
@@ -83,10 +84,12 @@ class TileGrid:
         """
         counts = np.zeros(self._padded_shape, np.bool_)
         counts[self._whole] = True if mask is None else mask
-        by_tile = counts.reshape(
-            self.counts[0], TILE[0], self.counts[1], TILE[1], self.counts[2], TILE[2]
-        ).transpose(0, 2, 4, 1, 3, 5)
-        return by_tile[np.unravel_index(tiles, self.counts)].reshape(len(tiles), TILE_VOXELS)
+        shape: list[int] = []
+        for count, tile in zip(self.counts, TILE, strict=True):
+            shape += (count, tile)
+        by_tile = counts.reshape(shape).transpose(0, 2, 4, 1, 3, 5)
+        places = np.unravel_index(tiles, self.counts)
+        return by_tile[places].reshape(len(tiles), TILE_VOXELS)
 
     def spread(self, tiles: TileNumbers, values: Float32) -> Float32:
         """Return (*grid) with the values of some tiles, (n, voxels of a tile), and NaN elsewhere."""
@@ -139,10 +142,10 @@ def tile_rows(start: int, stop: int) -> slice:
 
 def tiles_around(box: Box) -> Box:
     """Return the box of tiles that hold a box of voxels."""
-    return tuple(
-        slice(along.start // tile, -(-along.stop // tile))
-        for along, tile in zip(box, TILE, strict=True)
-    )
+    tile_box = []
+    for along, tile in zip(box, TILE, strict=True):
+        tile_box.append(slice(along.start // tile, -(-along.stop // tile)))
+    return tuple(tile_box)
 
 
 def num_rings(reach: Extents) -> Extents:
@@ -200,9 +203,10 @@ class LabelSets:
 
     def entries_in(self, start: int, stop: int) -> slice:
         """Return the entries of some planes, which begin and end with a tile, or with the grid."""
-        ends = [self.grid.first_tile(start), self.grid.first_tile(stop + TILE[0] - 1)]
-        first, end = self.first_entry[np.searchsorted(self.tiles, ends)]
-        return slice(first, end)
+        first_tile = self.grid.first_tile(start)
+        end = self.grid.first_tile(stop + TILE[0] - 1)
+        first_entry, end_entry = self.first_entry[np.searchsorted(self.tiles, [first_tile, end])]
+        return slice(first_entry, end_entry)
 
     def engine(self, mask: Bool | None, threads: int | None) -> Any:
         """Return the C++ engine's routines for these sets.

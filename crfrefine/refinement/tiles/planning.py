@@ -104,8 +104,7 @@ def plan_array(
     problem = TileProblem(
         grid,
         source,
-        presence.present,
-        presence.may_matter,
+        presence,
         with_mask(image, mask),
         spec,
         threshold,
@@ -142,15 +141,15 @@ def _survey(
     survey = Survey(grid, spec.mean_field, mask, threads, is_probability=source.is_probability)
     for label, channel in enumerate(source.values):
         survey.add(label, channel)
-    present, may_matter = np.zeros((2, *survey.margins.shape), np.bool_)
+    presence = Presence.nowhere(survey.margins.shape)
     for label, margins in enumerate(survey.margins):
         # The bound was taken before later labels added to the sum.
         tiles = np.flatnonzero(margins > thresholds.may_matter[label])
         if len(tiles):
             exact = survey.margins_of(label, source.values[label], tiles)
-            present[label].flat[tiles] = exact > thresholds.present[label]
-            may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
-    return survey, Presence(present, may_matter)
+            presence.present[label].flat[tiles] = exact > thresholds.present[label]
+            presence.may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
+    return survey, presence
 
 
 # Every fifth layer of tiles shows whether label sets would hold nearly all labels, if they are few.
@@ -177,13 +176,17 @@ def _is_crowded(
     num_voxels = 0
     for row in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
         planes = grid.planes_of_row(row)
-        layer = TileGrid((planes.stop - planes.start, *grid.shape[1:]))
+        num_planes = planes.stop - planes.start
+        layer = TileGrid((num_planes, *grid.shape[1:]))
         inside = None if mask is None else mask[planes]
         channels = source.planes(planes.start, planes.stop)
         _, presence = _survey(layer, channels, spec, inside, thresholds, threads)
         num_labels_of = presence.present.sum(axis=0)
         num_entries += int(num_labels_of[num_labels_of > 1].sum())
-        num_voxels += math.prod(layer.shape) if inside is None else int(np.count_nonzero(inside))
+        if inside is None:
+            num_voxels += math.prod(layer.shape)
+        else:
+            num_voxels += int(np.count_nonzero(inside))
     if num_voxels == 0:
         return False
     return num_entries * TILE_VOXELS >= CROWDED * spec.mean_field.num_channels * num_voxels
@@ -255,12 +258,11 @@ def lazy_problem(
     return TileProblem(
         grid,
         source,
-        presence.present,
-        presence.may_matter,
+        presence,
         with_mask(image, mask),
         spec,
-        None if thresholds.leave_out_nothing else threshold,
-        maps,
+        threshold=None if thresholds.leave_out_nothing else threshold,
+        maps=maps,
         settled=float(thresholds.may_matter.min()),
         precision=threshold,
     )
@@ -356,7 +358,8 @@ def settled_probability(spec: ModelSpec) -> float:
     run = spec.mean_field
     strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
     if run.bias is not None:
-        strength += float(run.bias.max() - run.bias.min()) / run.temperature
+        difference = float(run.bias.max() - run.bias.min())
+        strength += difference / run.temperature
     half = 0.5 * ABSENT_LOGIT / run.temperature
     if strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half:
         return half
@@ -459,5 +462,6 @@ def _saves_rows(problem: TileProblem, sets: LabelSets, survey: Survey) -> bool:
     steps = problem.spec.kernels.num_iterations * problem.spec.mean_field.num_channels
     num_around = _num_tiles_around(problem, sets) * TILE_VOXELS
     share = min(1.0, ROWS_OF_UNCERTAIN * survey.uncertain_share(problem.settled))
-    work = num_around * (1 + int(sets.num_labels_of.max())) + num_voxels * steps * share
+    most_labels = int(sets.num_labels_of.max())
+    work = num_around * (1 + most_labels) + num_voxels * steps * share
     return work < WORTH_ROWS * num_voxels * (2 + steps)

@@ -42,6 +42,7 @@ from crfrefine.refinement.tiles.grid import (
 
 if TYPE_CHECKING:
     from crfrefine.arrays.intensity import IntensityMap
+    from crfrefine.refinement.tiles.survey import Presence
 
 
 class ChannelSource(ABC):
@@ -112,8 +113,10 @@ class LabelMapChannels(ChannelSource):
         self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
     ) -> None:
         """See `ChannelSource`."""
-        neighborhood = [tile + 2 * extent for tile, extent in zip(TILE, self.reach, strict=True)]
-        if math.prod(neighborhood) > MAX_NEIGHBORHOOD:
+        size = 1
+        for tile, extent in zip(TILE, self.reach, strict=True):
+            size *= tile + 2 * extent
+        if size > MAX_NEIGHBORHOOD:
             engine.fill_entries(self.channel(label), True, tiles, False, entries, out)
             return
         logits = (CONFIDENCE, 0.0, ABSENT_LOGIT)
@@ -129,19 +132,25 @@ class LabelMapChannels(ChannelSource):
         """Return a label's logits in the planes that are asked for."""
         first = self.first_plane
         stop = self.first_plane + self.num_planes
-        start = max(0, first - self.reach[0])
-        occurs = self.numbers[start : stop + self.reach[0]] == label
+        reach = self.reach[0]
+        start = max(0, first - reach)
+        occurs = self.numbers[start : stop + reach] == label
         logits = np.full(occurs.shape, ABSENT_LOGIT, np.float16)
 
         box = bounding_box(occurs)
         if box is not None:
-            around = tuple(
-                slice(max(0, axis.start - extent), axis.stop + extent)
-                for axis, extent in zip(box, self.reach, strict=True)
-            )
+            around = extended(box, self.reach)
             logits[around][widen(occurs[around], self.reach)] = 0.0
             logits[occurs] = CONFIDENCE
         return logits[first - start : stop - start]
+
+
+def extended(box: Box, reach: Extents) -> Box:
+    """Return a box that is longer by so many voxels at either end, but does not begin below 0."""
+    around = []
+    for along, extent in zip(box, reach, strict=True):
+        around.append(slice(max(0, along.start - extent), along.stop + extent))
+    return tuple(around)
 
 
 _MAX_ROWS = 4  # rows of tiles whose shares are computed at once
@@ -193,11 +202,12 @@ def fill_by_rows(
         first = places[:, chosen].min(axis=1)
         end = places[:, chosen].max(axis=1) + 1
         planes, *others = grid.voxels_in(box_between(first, end))
-        box = (slice(planes.start + first_plane, planes.stop + first_plane), *others)
-        values = values_of(box)
+        planes = slice(planes.start + first_plane, planes.stop + first_plane)
+        values = values_of((planes, *others))
 
         part = TileGrid(values.shape)
-        in_part = np.ravel_multi_index(tuple(places[:, chosen] - first[:, None]), part.counts)
+        places_in_part = places[:, chosen] - first[:, None]
+        in_part = np.ravel_multi_index(tuple(places_in_part), part.counts)
         out[entries[chosen]] = part.gather(np.ascontiguousarray(values), in_part, 1)
 
     run_all([partial(fill, group) for group in np.unique(group_of)], threads)
@@ -237,8 +247,7 @@ class TileProblem:
 
     grid: TileGrid  # the tiles
     source: ChannelSource  # the network's logits
-    present: Bool  # (L, *tiles), where labels are present
-    may_matter: Bool  # (L, *tiles), where they may become so; a superset
+    presence: Presence  # where labels are
     image: GridImage  # the image; the mask is C-contiguous
     spec: ModelSpec  # the model of all labels
     # Largest probability that counts as nothing, for the check at the borders of domains; None
@@ -268,15 +277,17 @@ class TileProblem:
     def label_sets(self) -> LabelSets:
         """Return the labels of each tile: those that are present around it and may matter there."""
         # Farther away than that a label cannot rise, as the C++ engine confirms.
-        domains = np.zeros_like(self.present)
+        present, may_matter = self.presence
+        domains = np.zeros_like(present)
         rings = num_rings(self.reach)
-        for label in np.flatnonzero(self.present.any(axis=(1, 2, 3))):
-            domains[label] = widen(self.present[label], rings) & self.may_matter[label]
+        for label in np.flatnonzero(present.any(axis=(1, 2, 3))):
+            domains[label] = widen(present[label], rings) & may_matter[label]
         return LabelSets(self.grid, domains)
 
     def normalized(self, box: Box = ()) -> Float32:
         """Return the normalized image in a box of three axes, (M, *box) float32, C-contiguous."""
-        part = self.image.values.reshape(-1, *self.grid.shape)[(slice(None), *box)]
+        values = self.image.values.reshape(-1, *self.grid.shape)
+        part = values[(slice(None), *box)]
         if self.maps is None:
             return np.ascontiguousarray(part)
         result = np.empty(part.shape, np.float32)
@@ -291,7 +302,8 @@ class TileProblem:
             planes = slice(start, start + 2 * TILE[0])
             values = self.normalized((planes,))
             where = True if self.mask is None else self.mask[planes]
-            lowest = np.minimum(lowest, values.min(axis=(1, 2, 3), where=where, initial=np.inf))
+            of_planes = values.min(axis=(1, 2, 3), where=where, initial=np.inf)
+            lowest = np.minimum(lowest, of_planes)
 
         position = (0,) * len(self.image.spacing)
         if self.image.mask is not None:
@@ -306,19 +318,20 @@ class TileProblem:
         """
         origin = self.image.origin
         assert origin is not None
-        position = (origin.position[0] - slab.first, *origin.position[1:])
+        first, *others = origin.position
+        position = (first - slab.first, *others)
+        mask = None if self.mask is None else self.mask[slab.planes]
         image = replace(
             self.image,
             values=self.normalized((slab.planes,)),
-            mask=None if self.mask is None else self.mask[slab.planes],
+            mask=mask,
             origin=replace(origin, position=position),
         )
         return replace(
             self,
             grid=TileGrid((slab.num_planes, *self.grid.shape[1:])),
             source=self.source.planes(slab.first, slab.last),
-            present=self.present[:, slab.rows],
-            may_matter=self.may_matter[:, slab.rows],
+            presence=self.presence.in_rows(slab.rows),
             image=image,
             maps=None,
         )

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ from crfrefine.refinement.tiles.grid import (
 )
 from crfrefine.refinement.tiles.planning import GROUP, sums_are_direct
 from crfrefine.refinement.tiles.problem import DenseChannels, Slab, TileProblem
+from crfrefine.refinement.tiles.survey import Presence
 
 # Share of the threshold by which marginals of a row may have changed before it sends them again.
 UNSENT = 0.05
@@ -58,7 +59,8 @@ class RefinedTiles:
     @classmethod
     def without_steps(cls, sets: LabelSets, values: Float32) -> RefinedTiles:
         """Return the result where no step could change the logits."""
-        return cls(sets, values, np.zeros(len(values), np.uint8), MeanFieldReport(0, True, ()))
+        exceeds = np.zeros(len(values), np.uint8)
+        return cls(sets, values, exceeds, MeanFieldReport(0, True, ()))
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,14 @@ class Filters(NamedTuple):
     channels: Channels  # of these kernels
     names: tuple[str, ...]  # a line for each kernel
 
+    @property
+    def built(self) -> Any:
+        """The engine's own kernels of the whole volume; None means direct sums."""
+        return None if self.kernels is None else self.kernels.built
 
-NO_CHANNELS = Channels(0, np.zeros(0, np.int32), np.zeros(0, np.int32))
+
+_NONE = np.zeros(0, np.int32)
+NO_CHANNELS = Channels(0, _NONE, _NONE)
 
 
 def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedTiles:
@@ -99,37 +107,33 @@ def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedT
     engine = sets.engine(problem.mask, context.threads)
     logits = problem.source.of_entries(sets, context.threads)
     if run.bias is not None:
-        logits += np.asarray(run.bias, np.float32)[sets.labels][:, None]
+        bias = np.asarray(run.bias, np.float32)
+        logits += bias[sets.labels][:, None]
     if not kernels.kernels:  # No message changes the logits.
         logits /= np.float32(run.temperature)
         return RefinedTiles.without_steps(sets, logits)
 
-    # (active tiles, rows of a tile), a bit for each voxel that is not settled; with filters of the
-    # whole volume, a row is open if one of its voxels is.
-    is_open = np.empty((len(sets.tiles), math.prod(TILE[:2])), np.uint16)
-    engine.open_voxels(logits, run.temperature, problem.settled, not method.is_direct, is_open)
+    is_open = _open_voxels(problem, sets, engine, logits, method)
     started = time.perf_counter()
     image = problem.normalized()
     if method.is_direct or not is_open.any():  # Without an open voxel there is nothing to filter.
         filters = _direct_sums(problem, sets)
     else:
         filters = _build_filters(problem, sets, image, is_open, method)
-    steps = kernels.distances(problem.image.spacing)
+    bilateral, spatial = _bandwidths(problem)
+    may_matter = None if problem.threshold is None else problem.presence.may_matter
     out = np.empty_like(logits)
     exceeds = np.zeros(sets.num_entries, np.uint8)
     prepared = time.perf_counter()
 
     outcome = engine.run(
-        kernels=None if filters.kernels is None else filters.kernels.built,
+        kernels=filters.built,
         num_channels=filters.channels.num_channels,
         of_entry=filters.channels.of_entry,
         of_settled=filters.channels.of_settled,
         image=image,
-        bilateral=[
-            (_sigma(kernel, steps), list(kernel.theta_intensity or ()))
-            for kernel in kernels.bilateral
-        ],
-        spatial=[] if kernels.spatial is None else _sigma(kernels.spatial, steps),
+        bilateral=bilateral,
+        spatial=spatial,
         normalization=kernels.normalization,
         model=run,
         open=is_open,
@@ -137,18 +141,46 @@ def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedT
         progress=context.progress,
         logits=logits,
         out=out,
-        may_matter=None if problem.threshold is None else problem.may_matter,
+        may_matter=may_matter,
         reach=problem.reach,
         threshold=problem.threshold or 0.0,
         exceeds=exceeds,
         unsent=UNSENT * problem.precision,
         has_room=method.has_room,
     )
-    report = MeanFieldReport(
-        outcome["num_iterations"], outcome["converged"], tuple(outcome["energy"]), filters.names
-    )
     timings = {"build": prepared - started, "steps": time.perf_counter() - prepared}
+    energy = tuple(outcome["energy"])
+    report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], energy, filters.names)
     return RefinedTiles(sets, out, exceeds, report, timings)
+
+
+def _open_voxels(
+    problem: TileProblem, sets: LabelSets, engine: Any, logits: Float32, method: Method
+) -> NDArray[np.uint16]:
+    """Return (active tiles, rows of a tile), a bit for each voxel that is not settled.
+
+    With filters of the whole volume, a row is open if one of its voxels is.
+    """
+    num_rows = math.prod(TILE[:2])
+    is_open = np.empty((len(sets.tiles), num_rows), np.uint16)
+    temperature = problem.spec.mean_field.temperature
+    engine.open_voxels(logits, temperature, problem.settled, not method.is_direct, is_open)
+    return is_open
+
+
+def _bandwidths(problem: TileProblem) -> tuple[list[tuple[list[float], list[float]]], list[float]]:
+    """Return the bandwidths of appearance kernels, and of the spatial one, which may be missing.
+
+    Those of positions are in voxels along the three axes.
+    """
+    kernels = problem.spec.kernels
+    steps = kernels.distances(problem.image.spacing)
+    bilateral = []
+    for kernel in kernels.bilateral:
+        bilateral.append((_sigma(kernel, steps), list(kernel.theta_intensity or ())))
+    if kernels.spatial is None:
+        return bilateral, []
+    return bilateral, _sigma(kernels.spatial, steps)
 
 
 def _direct_sums(problem: TileProblem, sets: LabelSets) -> Filters:
@@ -187,22 +219,26 @@ def _build_filters(
 
 def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]) -> Bool:
     """Return (*grid), True within twice the reach of a row of a tile with an open voxel."""
-    num_tiles = problem.grid.counts
-    num_planes, num_rows, num_columns = problem.grid.shape
+    grid = problem.grid
+    num_planes, num_rows, num_columns = grid.shape
     reach = problem.reach
-    by_tile = np.zeros((problem.grid.num_tiles, *TILE[:2]), np.bool_)
-    by_tile[sets.tiles] = is_open.reshape(-1, *TILE[:2]) != 0
-    by_axis = by_tile.reshape(*num_tiles, *TILE[:2]).transpose(0, 3, 1, 4, 2)
-    rows = by_axis.reshape(num_tiles[0] * TILE[0], num_tiles[1] * TILE[1], num_tiles[2])
-    rows = widen(rows[:num_planes, :num_rows], (2 * reach[0], 2 * reach[1], 0))
-    near = np.repeat(rows, TILE[2], axis=-1)[..., :num_columns]
+    rows_of_tile = TILE[:2]
+    by_tile = np.zeros((grid.num_tiles, *rows_of_tile), np.bool_)
+    by_tile[sets.tiles] = is_open.reshape(-1, *rows_of_tile) != 0
+    by_axis = by_tile.reshape(*grid.counts, *rows_of_tile).transpose(0, 3, 1, 4, 2)
+    shape = (grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])
+    rows = by_axis.reshape(shape)[:num_planes, :num_rows]
+    near = widen(rows, (2 * reach[0], 2 * reach[1], 0))
+    near = np.repeat(near, TILE[2], axis=-1)[..., :num_columns]
     return np.ascontiguousarray(widen(near, (0, 0, 2 * reach[2])))
 
 
 def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:
     """Return the standard deviation in voxels along the three axes."""
-    widths = [theta / step for theta, step in zip(kernel.theta_position, steps, strict=True)]
-    return [1.0] * (MAX_DIMS - len(steps)) + widths
+    sigma = [1.0] * (MAX_DIMS - len(steps))
+    for theta, step in zip(kernel.theta_position, steps, strict=True):
+        sigma.append(theta / step)
+    return sigma
 
 
 class _Part(NamedTuple):
@@ -252,7 +288,8 @@ def _parts_of_domains(sets: LabelSets, rings: Extents) -> list[_Part]:
         for number, box in enumerate(ndimage.find_objects(numbered, count), start=1):
             around = numbered[box] == number
             inside = around & domain[box]
-            parts.append(_Part(label, box, around, inside, int(np.count_nonzero(inside))))
+            num_tiles = int(np.count_nonzero(inside))
+            parts.append(_Part(label, box, around, inside, num_tiles))
     return parts
 
 
@@ -335,7 +372,8 @@ def solve(
         repeats += 1
         if repeats >= MAX_REPEATS:
             exceeding[exceeding.any(axis=(1, 2, 3))] = True
-        problem = replace(problem, present=problem.present | exceeding)
+        present, may_matter = problem.presence
+        problem = replace(problem, presence=Presence(present | exceeding, may_matter))
         sets = problem.label_sets()
 
 
@@ -343,7 +381,8 @@ def _exceeding(refined: RefinedTiles) -> Bool:
     """Return (L, *tiles), where labels exceeded the threshold near the borders of their domains."""
     exceeding = np.zeros_like(refined.sets.domains)
     for label, (tiles, entries) in enumerate(refined.sets.entries):
-        exceeding[label].flat[tiles[refined.exceeds[entries] != 0]] = True
+        exceeds = refined.exceeds[entries] != 0
+        exceeding[label].flat[tiles[exceeds]] = True
     return exceeding
 
 
@@ -401,14 +440,15 @@ def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: 
     """Return an estimate of the memory of a run on a slab."""
     num_modalities = len(problem.image.values)
     active = sets.active[slab.rows]
-    voxels = slab.num_planes * problem.grid.shape[1] * problem.grid.shape[2]
+    voxels = slab.num_planes * math.prod(problem.grid.shape[1:])
     entries = int(sets.num_labels_of[slab.rows][active].sum())
     total = entries * TILE_VOXELS * BYTES_PER_ENTRY
     if problem.maps is not None:  # The normalized image.
         total += 4 * num_modalities * voxels
     if is_direct:
         near = int(np.count_nonzero(active)) * TILE_VOXELS
-        return total + min(3 * near, voxels) * 4 * len(problem.spec.kernels.kernels)
+        num_kernels = len(problem.spec.kernels.kernels)
+        return total + min(3 * near, voxels) * 4 * num_kernels
     return total + voxels * (BYTES_OF_FILTERS + BYTES_OF_MODALITY * (num_modalities - 1))
 
 
@@ -445,7 +485,8 @@ def _halo(problem: TileProblem) -> int:
     num_crossed = problem.spec.mean_field.num_iterations
     if problem.largest_slab is not None:
         num_crossed = min(2, num_crossed)
-    return math.ceil((num_crossed + 1) * problem.reach[0] / TILE[0]) * TILE[0]
+    reach = (num_crossed + 1) * problem.reach[0]
+    return math.ceil(reach / TILE[0]) * TILE[0]
 
 
 def _cut(num_planes: int, height: int, halo: int) -> list[Slab]:
@@ -453,9 +494,8 @@ def _cut(num_planes: int, height: int, halo: int) -> list[Slab]:
     slabs = []
     for start in range(0, num_planes, height):
         stop = min(start + height, num_planes)
-        slabs.append(
-            Slab(start, stop, max(0, start - halo), min(start + height + halo, num_planes))
-        )
+        last = min(start + height + halo, num_planes)
+        slabs.append(Slab(start, stop, max(0, start - halo), last))
     return slabs
 
 

@@ -95,8 +95,10 @@ def read_bricks(read: ReadPieces, grid: TileGrid) -> Iterator[Brick]:
         if num_whole < len(planes):
             waiting[label] = planes[num_whole:].copy()
         if num_whole:
-            dtype = planes.dtype if planes.dtype in (np.float32, np.float16) else np.float32
-            yield Brick(label, first, np.ascontiguousarray(planes[:num_whole], dtype))
+            whole = planes[:num_whole]
+            if whole.dtype not in (np.float32, np.float16):
+                whole = whole.astype(np.float32)
+            yield Brick(label, first, np.ascontiguousarray(whole))
 
 
 def _read_planes(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, int, Array]]:
@@ -183,7 +185,8 @@ class StoredChannels(ChannelSource):
         """Return a label's tiles, ascending, and their values, (n, voxels of a tile)."""
         parts = self._parts[label]
         if not parts:
-            return np.zeros(0, np.int64), np.zeros((0, TILE_VOXELS), np.float32)
+            values: Array = np.zeros((0, TILE_VOXELS), np.float32)
+            return np.zeros(0, np.int64), values
         if len(parts) > 1:
             tiles = np.concatenate([part[0] for part in parts])
             values = np.concatenate([part[1] for part in parts])
@@ -257,7 +260,7 @@ class Candidates:
                 max_bytes = num_bytes - FIRST_LOOK
         store = self._store
         store.is_probability = survey.is_probability
-        presence = Presence(*np.zeros((2, *survey.margins.shape), np.bool_))
+        presence = Presence.nowhere(survey.margins.shape)
         rings = num_rings(reach)
         if self._has_room:
             for label in range(survey.num_labels):
@@ -291,8 +294,9 @@ class Candidates:
         lowest = self._thresholds.may_matter[label]
         margins = survey.margins_of(label, values, tiles, exact_above=lowest)
         matters: Bool = margins > lowest
-        presence.present[label].flat[tiles] = margins > self._thresholds.present[label]
         presence.may_matter[label].flat[tiles] = matters
+        is_present = margins > self._thresholds.present[label]
+        presence.present[label].flat[tiles] = is_present
         return matters
 
     def _tiles_of(self, survey: Survey, brick: Brick) -> tuple[TileNumbers, Array]:
@@ -302,7 +306,8 @@ class Candidates:
         matters = margins > self._thresholds.may_matter[brick.label]
         if self._rings is not None:
             present = margins > self._thresholds.present[brick.label]
-            near = widen(present.reshape(-1, *survey.grid.counts[1:]), self._rings)
+            by_row = present.reshape(-1, *survey.grid.counts[1:])
+            near = widen(by_row, self._rings)
             rows = self._rings[0]
             if brick.first_plane > 0:  # Tiles of the bricks before and behind it may be near.
                 near[:rows] = True

@@ -26,6 +26,19 @@ class Presence(NamedTuple):
     present: Bool  # where labels are present
     may_matter: Bool  # where they may matter; a superset
 
+    @classmethod
+    def nowhere(cls, shape: tuple[int, ...]) -> Presence:
+        """Return that no label is in any tile; the shape is (L, *tiles)."""
+        return cls(np.zeros(shape, np.bool_), np.zeros(shape, np.bool_))
+
+    def joined(self, tiles: Bool) -> Presence:
+        """Return the presence of labels that are present in some tiles, (L, *tiles), too."""
+        return Presence(self.present | tiles, self.may_matter | tiles)
+
+    def in_rows(self, rows: slice) -> Presence:
+        """Return the presence in some rows of tiles."""
+        return Presence(self.present[:, rows], self.may_matter[:, rows])
+
 
 # One of so many planes shows how certain a network is; a smaller probability may be rounding.
 SAMPLED_PLANES = 5
@@ -72,8 +85,11 @@ class Survey:
         self.best = np.empty(grid.shape, np.float32)
         self.labels = np.empty(grid.shape, np.uint16)
         self.is_equal = np.empty(grid.shape, np.bool_)
-        self.largest = self.best if run.bias is None else np.empty(grid.shape, np.float32)
-        self.margins = np.full((self.num_labels, *grid.counts), -np.inf, np.float32)
+        self.largest = self.best
+        if run.bias is not None:
+            self.largest = np.empty(grid.shape, np.float32)
+        shape_of_margins = (self.num_labels, *grid.counts)
+        self.margins = np.full(shape_of_margins, -np.inf, np.float32)
         # Lowest `log_sum` of each tile; None means that channels were added since it was found.
         self._lowest_sums: Float32 | None = None
         self._engine = grid.engine(threads)
@@ -84,21 +100,14 @@ class Survey:
         Each plane of each label comes exactly once, and labels come in ascending order.
         """
         self._lowest_sums = None
-        self._engine.survey(
-            values,
-            first_plane,
-            label,
-            self.is_probability,
-            float(self._bias[label]),
-            1.0 / self.temperature,
-            self.mask,
-            self.log_sum,
-            self.best,
-            self.labels,
-            self.is_equal,
-            None if self.largest is self.best else self.largest,
-            self.margins[label],
-        )
+        largest = None if self.largest is self.best else self.largest
+        results = (self.log_sum, self.best, self.labels, self.is_equal, largest)
+        settings = self._settings_of(label)
+        self._engine.survey(values, first_plane, label, *settings, *results, self.margins[label])
+
+    def _settings_of(self, label: int) -> tuple[bool, float, float, Bool | None]:
+        """Return what the engine needs to know about a channel."""
+        return self.is_probability, float(self._bias[label]), 1.0 / self.temperature, self.mask
 
     def padding(self) -> Bool | None:
         """Return (*grid), True where the channels are padding; None means nowhere."""
@@ -110,7 +119,8 @@ class Survey:
 
     def best_by_tile(self) -> Float64:
         """Return the sum of `largest` over the temperature inside the mask, (*tiles)."""
-        return self.grid.reduced(np.add, self.largest, np.float64, self.mask) / self.temperature
+        sums = self.grid.reduced(np.add, self.largest, np.float64, self.mask)
+        return sums / self.temperature
 
     def uncertain_share(self, log_probability: float) -> float:
         """Return about what share of the voxels inside the mask are uncertain.
@@ -119,8 +129,8 @@ class Survey:
         """
         # A few planes say enough; float32 tells no doubt below MIN_DOUBT.
         planes = slice(SAMPLED_PLANES // 2, None, SAMPLED_PLANES)
-        log_likeliest = self.largest[planes] / np.float32(self.temperature) - self.log_sum[planes]
-        doubt = -np.expm1(log_likeliest)
+        logits = self.largest[planes] / np.float32(self.temperature)
+        doubt = -np.expm1(logits - self.log_sum[planes])
         if self.mask is not None:
             doubt = doubt[self.mask[planes]]
         if not doubt.size:
@@ -142,18 +152,10 @@ class Survey:
         margins = np.empty(len(tiles), np.float32)
         if len(tiles):
             is_whole_channel = values.ndim == 3
+            settings = self._settings_of(label)
+            sums = (self.log_sum, self._lowest_sums)
             self._engine.margins(
-                values,
-                is_whole_channel,
-                tiles,
-                self.is_probability,
-                float(self._bias[label]),
-                1.0 / self.temperature,
-                self.mask,
-                self.log_sum,
-                self._lowest_sums,
-                exact_above,
-                margins,
+                values, is_whole_channel, tiles, *settings, *sums, exact_above, margins
             )
         return margins
 
@@ -195,14 +197,16 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
         return Thresholds(everywhere, everywhere, leave_out_nothing=True)
 
     lowest = np.full(num_labels, np.log(min(threshold, SHARE_OF_UNIFORM / num_labels)))
-    weight = float(np.asarray(run.weights, np.float64).max(axis=1).sum())
+    weights = np.asarray(run.weights, np.float64)
+    weight = float(weights.max(axis=1).sum())
     if run.is_potts:
         largest_rise = weight * float(run.compatibility.max())
         return Thresholds(lowest, lowest - largest_rise)
 
     penalties = np.asarray(run.compatibility, np.float64)
     others = np.where(np.eye(num_labels, dtype=bool), np.inf, penalties)
-    lowest = lowest - weight * np.maximum(0.0, penalties.max() - others.min(axis=0))
+    largest_difference = np.maximum(0.0, penalties.max() - others.min(axis=0))
+    lowest = lowest - weight * largest_difference
     # A voxel's neighbors of a label penalize the voxel's labels differently, also where that label
     # does not matter at the voxel itself: there is no second bound.
     return Thresholds(lowest, np.full_like(lowest, -np.inf))
