@@ -22,8 +22,9 @@ from crfrefine.engines.base import (
 )
 from crfrefine.errors import CapacityError, DeviceMemoryError, InputError
 from crfrefine.parameters.specs import ModelSpec
-from crfrefine.refinement.preparing import Prepared, StoredCase
+from crfrefine.refinement.preparing import Prepared
 from crfrefine.refinement.refined import RefinedChannels
+from crfrefine.refinement.stored_case import StoredCase
 from crfrefine.refinement.tiles.planning import TilePlan
 from crfrefine.refinement.tiles.running import RefinedTiles, solve
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,59 +23,26 @@ from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
 from crfrefine.arrays.region_scheme import (
     MAX_LOG_ODDS,
-    RegionScheme,
     identify_regions,
     take_log_odds,
 )
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import memory_limit, require_memory
-from crfrefine.engines.base import Backend, GridImage, Range, RunContext
+from crfrefine.engines.base import Backend, GridImage, Range
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
+from crfrefine.refinement.stored_case import StoredCase
 from crfrefine.refinement.strokes import Strokes, plan_edits
 from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
-if TYPE_CHECKING:
-    from crfrefine.parameters.model import CrfParameters
-
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_IT = 0.9
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
 _MAX_FLOAT = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True, eq=False)
-class StoredCase:
-    """A case besides the network's output, in storage order."""
-
-    image: GridImage  # raw intensities, and the user's mask without the voxels that are NaN
-    parameters: CrfParameters
-    models: Sequence[ModelSpec]  # one, or that of each region
-    backend: Backend
-    context: RunContext
-    strokes: Strokes | None
-    regions: RegionScheme | None  # of the channels; None means that they are labels
-    order: StorageOrder  # of the axes
-
-    @property
-    def model(self) -> ModelSpec:
-        """The model, or that of the first region, which has the kernels of all."""
-        return self.models[0]
-
-    @property
-    def threads(self) -> int | None:
-        """CPU threads; None means the cores this process may use."""
-        return self.context.threads
-
-    @property
-    def are_regions(self) -> bool:
-        """Whether the channels are regions."""
-        return self.regions is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +76,9 @@ def prepare(network: Network, case: StoredCase) -> Prepared:
     if isinstance(network, LabelMapNetwork):
         return prepare_label_map(network, case)
     if isinstance(network, StreamedNetwork):
-        plan = plan_stream(network, case.image, case.model, case.parameters, case.context)
+        plan = plan_stream(network, case)
     else:
-        plan = plan_coarse(network, case.image, case.model, case.parameters, case.context)
+        plan = plan_coarse(network, case)
     return _prepare_tiles(plan, case, is_label_map=False)
 
 
@@ -124,7 +91,7 @@ def prepare_label_map(network: LabelMapNetwork, case: StoredCase) -> Prepared:
     if model.kernels.network_spacing is not None:
         sigma = label_maps.share_sigma(model.kernels.network_spacing, case.image.spacing)
     if _are_made_by_tile(numbers, network, case):
-        plan = plan_label_map(numbers, case.image, model, case.parameters, case.threads, sigma)
+        plan = plan_label_map(numbers, sigma, case)
         return _prepare_tiles(plan, case, is_label_map=True)
     channels = _channels_of_label_map(numbers, network, sigma, case)
     return _prepare_channels(channels, case, numbers)

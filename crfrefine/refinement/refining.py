@@ -25,9 +25,10 @@ from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement import mean_field
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
-from crfrefine.refinement.preparing import Prepared, StoredCase, decoder, prepare, without_nan
+from crfrefine.refinement.preparing import Prepared, decoder, prepare, without_nan
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
+from crfrefine.refinement.stored_case import StoredCase
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 if TYPE_CHECKING:

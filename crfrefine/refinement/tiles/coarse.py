@@ -40,8 +40,7 @@ from crfrefine.refinement.tiles.streaming import StoredChannels, StreamedNetwork
 from crfrefine.refinement.tiles.survey import Presence, Thresholds, find_thresholds
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import GridImage, RunContext
-    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.refinement.stored_case import StoredCase
 
 # A label takes part in a tile if its probability is larger at a voxel that it is interpolated from.
 MIN_PROBABILITY = 1e-4
@@ -86,7 +85,7 @@ class CoarseChannels(ChannelSource):
 
     def planes(self, start: int, stop: int) -> CoarseChannels:
         """See `ChannelSource`."""
-        grid = TileGrid((stop - start, *self.grid.shape[1:]))
+        grid = self.grid.with_planes(stop - start)
         return replace(self, grid=grid, first_plane=self.first_plane + start)
 
     def fill_entries(
@@ -134,63 +133,61 @@ class Levels(NamedTuple):
     matters: Float64  # a label may matter there
 
 
-def plan_coarse(
-    network: CoarseNetwork,
-    image: GridImage,
-    spec: ModelSpec,
-    parameters: CrfParameters,
-    context: RunContext,
-) -> TilePlan:
+def plan_coarse(network: CoarseNetwork, case: StoredCase) -> TilePlan:
     """Return the labels that are present in each tile of the image.
 
     The channels stream by on the network's grid; voxels outside that grid are background. Errors
     are those of `plan_stream`.
     """
+    spec = case.model
     run = spec.mean_field
-    threads = context.threads or available_threads()
     grid = TileGrid(network.grid_shape)
-    interpolation = network.interpolation
-    thresholds = find_thresholds(parameters.mean_field.label_threshold, spec)
+    thresholds = find_thresholds(case.parameters.mean_field.label_threshold, spec)
     present = np.minimum(thresholds.present, math.log(MIN_PROBABILITY))
     levels = Levels(present, np.minimum(thresholds.may_matter, present))
     # A lower threshold for what is kept: a label's logits go on beside the voxels where it takes
     # part.
     kept = Thresholds(levels.matters, levels.matters - MARGIN)
     coarse_grid = TileGrid(network.channels.grid_shape)
-    reach = (interpolation.reach,) * 3
+    reach = (network.interpolation.reach,) * 3
     survey, candidates, note = survey_stream(
-        network.channels, coarse_grid, run, None, kept, context, reach
+        network.channels, coarse_grid, run, None, kept, case.context, reach
     )
     padding = survey.padding()
     if padding is not None:
         survey.mask, *_ = leave_out(padding, None, "logits")
     largest = survey.largest
     survey.release()
-    store, presence = candidates.store(survey, reach, context)
+    store, presence = candidates.store(survey, reach, case.context)
     by_voxel = survey.log_sum * np.float32(run.temperature)
     if padding is not None:
         by_voxel[padding] = 0.0
         largest[padding] = 0.0
     by_label = np.float32(run.temperature) * kept.may_matter - _bias(spec)
     source = CoarseChannels(
-        store, by_voxel, by_label.astype(np.float32), padding, grid, interpolation, threads
+        store,
+        by_voxel,
+        by_label.astype(np.float32),
+        padding,
+        grid,
+        network.interpolation,
+        case.threads or available_threads(),
     )
 
     presence = _presence(source, spec, presence.present, levels)
-    covered = _covered(interpolation, padding, grid)
-    labels, best = _interpolated(source, presence.present, largest, covered, image.mask)
-    mask = mask_on_tiles(image, grid)
+    covered = _covered(network.interpolation, padding, grid)
+    labels, best = _interpolated(source, presence.present, largest, covered, case.image.mask)
+    mask = mask_on_tiles(case.image, grid)
     num_padding = 0
     notes = tuple[str, ...]()
     if not covered.all():
         mask, num_padding, notes = leave_out(~covered, mask, "logits")
-    problem = lazy_problem(grid, source, presence, image, mask, spec, parameters, thresholds)
+    problem = lazy_problem(case, grid, source, presence, mask, thresholds)
     problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
     return TilePlan(
         problem,
         problem.label_sets(),
         best / run.temperature,
-        None,
         labels=labels.reshape(network.grid_shape),
         notes=(note, *notes),
         num_padding=num_padding,

@@ -55,6 +55,10 @@ class TileGrid:
             self.engine(threads).gather(values, tiles, gathered)
         return gathered
 
+    def with_planes(self, num_planes: int) -> TileGrid:
+        """Return the grid of some of the planes, which begin with a tile."""
+        return TileGrid((num_planes, *self.shape[1:]))
+
     def first_tile(self, plane: int) -> int:
         """Return the flat number of the first tile of the row of tiles that holds a plane."""
         return plane // TILE[0] * self.counts[1] * self.counts[2]

@@ -30,8 +30,8 @@ from crfrefine.refinement.tiles.streaming import StreamedNetwork, survey_stream
 from crfrefine.refinement.tiles.survey import Presence, Survey, Thresholds, find_thresholds
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import GridImage, RunContext
-    from crfrefine.parameters.model import CrfParameters
+    from crfrefine.engines.base import GridImage
+    from crfrefine.refinement.stored_case import StoredCase
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class TilePlan:
     # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the
     # temperature
     best: Float64
-    is_direct: bool | None  # whether sums are direct; None means whichever is less work
+    is_direct: bool | None = None  # whether sums are direct; None means whichever is less work
     box: Box | None = None  # the part of the grid that tiles cover; None means all of it
     # (*grid), the network's label map; None means that it is to be found
     labels: Labels | None = None
@@ -176,8 +176,7 @@ def _is_crowded(
     num_voxels = 0
     for row in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
         planes = grid.planes_of_row(row)
-        num_planes = planes.stop - planes.start
-        layer = TileGrid((num_planes, *grid.shape[1:]))
+        layer = grid.with_planes(planes.stop - planes.start)
         inside = None if mask is None else mask[planes]
         channels = source.planes(planes.start, planes.stop)
         _, presence = _survey(layer, channels, spec, inside, thresholds, threads)
@@ -192,13 +191,7 @@ def _is_crowded(
     return num_entries * TILE_VOXELS >= CROWDED * spec.mean_field.num_channels * num_voxels
 
 
-def plan_stream(
-    network: StreamedNetwork,
-    image: GridImage,
-    spec: ModelSpec,
-    parameters: CrfParameters,
-    context: RunContext,
-) -> TilePlan:
+def plan_stream(network: StreamedNetwork, case: StoredCase) -> TilePlan:
     """Return the labels that are present in each tile of channels that stream by.
 
     Their tiles are kept.
@@ -207,11 +200,12 @@ def plan_stream(
         InputError: values are not finite, of another kind, or equal nearly everywhere.
         CapacityError: the tiles that are kept take too much memory.
     """
+    spec = case.model
     grid = TileGrid(network.grid_shape)
-    thresholds = find_thresholds(parameters.mean_field.label_threshold, spec)
-    mask = mask_on_tiles(image, grid)
+    thresholds = find_thresholds(case.parameters.mean_field.label_threshold, spec)
+    mask = mask_on_tiles(case.image, grid)
     survey, candidates, note = survey_stream(
-        network, grid, spec.mean_field, mask, thresholds, context
+        network, grid, spec.mean_field, mask, thresholds, case.context
     )
     num_padding = 0
     notes = tuple[str, ...]()
@@ -223,14 +217,13 @@ def plan_stream(
     labels = survey.labels.astype(dtype, copy=False).reshape(network.grid_shape)
     survey.release()
 
-    reach = spec.kernels.reach(image.spacing, grid.shape)
-    store, presence = candidates.store(survey, reach, context)
-    problem = lazy_problem(grid, store, presence, image, survey.mask, spec, parameters, thresholds)
+    reach = spec.kernels.reach(case.image.spacing, grid.shape)
+    store, presence = candidates.store(survey, reach, case.context)
+    problem = lazy_problem(case, grid, store, presence, survey.mask, thresholds)
     return TilePlan(
         problem,
         problem.label_sets(),
         best,
-        None,
         labels=labels,
         notes=(note, *notes),
         num_padding=num_padding,
@@ -238,13 +231,11 @@ def plan_stream(
 
 
 def lazy_problem(
+    case: StoredCase,
     grid: TileGrid,
     source: ChannelSource,
     presence: Presence,
-    image: GridImage,
     mask: Bool | None,
-    spec: ModelSpec,
-    parameters: CrfParameters,
     thresholds: Thresholds,
 ) -> TileProblem:
     """Return the problem of channels that are not in memory.
@@ -253,14 +244,14 @@ def lazy_problem(
     """
     # Padding of the logits is not a property of the image: intensities are normalized as if there
     # were no padding.
-    maps = fit_intensity(image.values, parameters.intensity, image.mask)
-    threshold = parameters.mean_field.label_threshold
+    maps = fit_intensity(case.image.values, case.parameters.intensity, case.image.mask)
+    threshold = case.parameters.mean_field.label_threshold
     return TileProblem(
         grid,
         source,
         presence,
-        with_mask(image, mask),
-        spec,
+        with_mask(case.image, mask),
+        case.model,
         threshold=None if thresholds.leave_out_nothing else threshold,
         maps=maps,
         settled=float(thresholds.may_matter.min()),
@@ -274,14 +265,7 @@ MAX_PAIRS = 1000
 MAX_SHARED_VOXELS = 40_000_000
 
 
-def plan_label_map(
-    numbers: Labels,
-    image: GridImage,
-    spec: ModelSpec,
-    parameters: CrfParameters,
-    threads: int | None,
-    sigma: Sequence[float] | None,
-) -> TilePlan:
+def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: StoredCase) -> TilePlan:
     """Return where the labels of a label map take part.
 
     Labels take part within the kernels' reach of where they occur, with the logit 0; with the
@@ -289,14 +273,13 @@ def plan_label_map(
     (*grid) of at most three axes in storage order.
     """
     grid = TileGrid(numbers.shape)
+    spec = case.model
     run = spec.mean_field
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
-    mask = mask_on_tiles(image, grid)
     # Messages from farther away penalize all labels by the same amount, which changes no marginal,
     # in a Potts model with one weight for all labels. The energy then lacks these pairs.
-    reach = spec.kernels.reach(image.spacing, grid.shape)
+    reach = spec.kernels.reach(case.image.spacing, grid.shape)
     is_plain = run.is_potts and run.num_channels < run.num_labels
-    farther = (0,) * MAX_DIMS if is_plain else reach
     source: ChannelSource
     if sigma is None:
         source = LabelMapChannels(labels, reach, 0, len(labels))
@@ -308,21 +291,22 @@ def plan_label_map(
         source = ShareChannels(labels, sigma, 0, len(labels))
         near = share_reach(sigma)
         confidence = 0.0
-        settled = find_thresholds(parameters.mean_field.label_threshold, spec).may_matter
+        settled = find_thresholds(case.parameters.mean_field.label_threshold, spec).may_matter
+    if not is_plain:
+        near = tuple(extent + more for extent, more in zip(near, reach, strict=True))
 
     # tiles with voxels within reach of a label, and few others
-    extents = tuple(extent + more for extent, more in zip(near, farther, strict=True))
+    mask = mask_on_tiles(case.image, grid)
     inside = np.broadcast_to(np.True_, grid.shape) if mask is None else mask
     voxels = grid.reduced(np.add, inside, np.int64)
     present = np.zeros((run.num_labels, *grid.counts), np.bool_)
-    grid.engine(threads).mark_near(labels, extents, present.view(np.uint8))
+    grid.engine(case.threads).mark_near(labels, near, present.view(np.uint8))
     present &= voxels > 0
-    image = replace(image, values=np.ascontiguousarray(image.values))
+    image = replace(case.image, values=np.ascontiguousarray(case.image.values))
     # No label was left out because its probability was low.
     thresholds = Thresholds(settled, settled, leave_out_nothing=True)
-    problem = lazy_problem(
-        grid, source, Presence(present, present), image, mask, spec, parameters, thresholds
-    )
+    presence = Presence(present, present)
+    problem = lazy_problem(replace(case, image=image), grid, source, presence, mask, thresholds)
     if sigma is not None:
         problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
     sets = problem.label_sets()

@@ -329,7 +329,7 @@ class TileProblem:
         )
         return replace(
             self,
-            grid=TileGrid((slab.num_planes, *self.grid.shape[1:])),
+            grid=self.grid.with_planes(slab.num_planes),
             source=self.source.planes(slab.first, slab.last),
             presence=self.presence.in_rows(slab.rows),
             image=image,

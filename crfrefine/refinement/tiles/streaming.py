@@ -173,7 +173,7 @@ class StoredChannels(ChannelSource):
         """See `ChannelSource`."""
         first = self.grid.first_tile(start)
         end = self.grid.first_tile(stop + TILE[0] - 1)
-        grid = TileGrid((stop - start, *self.grid.shape[1:]))
+        grid = self.grid.with_planes(stop - start)
         part = StoredChannels(grid, self.num_labels, self.read, is_probability=self.is_probability)
         for label in range(self.num_labels):
             tiles, values = self.joined(label)
