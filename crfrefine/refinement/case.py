@@ -1,4 +1,7 @@
-"""Refine one case of arrays: the library's main function, from raw intensities and logits to a label map."""
+"""Refine one case of arrays, from raw intensities and logits to a label map.
+
+`refine` is the library's main function; `Plan` is for programs that refine a case several times.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,8 @@ def refine(
         CapacityError: not enough memory, bandwidths too small for the lattice, or more than 4,096
             different labels.
 
-    Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015; docs/reference/math.md.
+    Source: Krähenbühl & Koltun 2011; the recurrent form is Zheng et al. 2015
+    (docs/reference/math.md).
 
     Examples:
         A network is unsure of one voxel in the middle of a bright structure; the voxels around it
@@ -276,9 +280,9 @@ class RunOptions(TypedDict, total=False):
 class Plan:
     """The CRF on one image, for programs that refine a case with several logits or parameters.
 
-    On the CPU the kernels of the newest run stay in memory (20 to 100 bytes per voxel), and the next
-    run builds new ones only if its bandwidths differ. Results have the bits of `refine`. A plan
-    serves one run at a time.
+    On the CPU the kernels of the newest run stay in memory (20 to 100 bytes per voxel), and the
+    next run builds new ones only if its bandwidths differ. Results have the bits of `refine`. A
+    plan serves one run at a time.
 
     Examples:
         >>> import numpy as np
@@ -319,5 +323,5 @@ class Plan:
         parameters: CrfParameters | str | Path | None = None,
         **options: Unpack[RunOptions],
     ) -> RefinementResult:
-        """Refine a network's logits, or a label map; arguments, result and errors as of `refine`."""
+        """Refine logits, or a label map; arguments, result and errors are those of `refine`."""
         return refine(logits, parameters=parameters, **self._case, **options)

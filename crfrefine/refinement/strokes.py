@@ -1,4 +1,4 @@
-"""Strokes that correct a network's result: an edit of its logits near the voxels that somebody drew.
+"""Strokes that correct a network's result, as an edit of its logits near the drawn voxels.
 
 A drawn voxel is fixed. Around it, the logit of its label rises by `strength * temperature * exp(-d²
 / 2 r² - Δ² / 2 s²)` at a voxel that is d mm away and whose normalized intensities differ by Δ; the

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 
-# Largest change of a bias, and rounds over all labels, of each stage: fewer voxels matter the nearer
-# the balance is.
+# Largest change of a bias, and rounds over all labels, of each stage: fewer voxels matter the
+# nearer the balance is.
 STAGES = ((6.0, 2), (2.0, 8))
 
 Integers = NDArray[np.int64]

@@ -1,4 +1,6 @@
-"""Leaving labels out where they cannot matter gives what all labels everywhere give, up to the bound of docs/reference/math.md."""
+"""Leaving labels out where they cannot matter gives what all labels everywhere give, up to the
+bound of docs/reference/math.md.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.tiles.survey import find_thresholds
 
 ROUNDING = 3e-5
-"""Of marginals in float32 after several steps; sums run in another order, and changes are added in place of marginals."""
+"""Of marginals in float32 after several steps; sums run in another order, and changes are added in
+place of marginals.
+"""
 SHARP = {
     **{"mean_field.temperature": 0.3, "mean_field.tolerance": 0.0, "mean_field.num_iterations": 12},
     **{"bilateral.weight": 2.0, "bilateral.theta_alpha": 1.6, "bilateral.theta_beta": 0.3},
@@ -30,7 +34,8 @@ def matrix(seed, num_labels):
 def run_both(case, parameters, threshold):
     """Refine with labels left out, and with all of them by the same sums.
 
-    Directly summed windows are those of "truncated"; "auto" may take another filter for the part that labels share than for the whole.
+    Directly summed windows are those of "truncated"; "auto" may take another filter for the part
+    that labels share than for the whole.
     """
     tiles = refine(case, parameters, threshold, threads=1)
     for found, name in (
@@ -45,7 +50,9 @@ def run_both(case, parameters, threshold):
 
 
 def assert_agree(tiles, dense, threshold):
-    """Marginals: each left-out label holds up to the threshold, a few steps pass that on three-fold at these weights."""
+    """Marginals: each left-out label holds up to the threshold, a few steps pass that on three-fold
+    at these weights.
+    """
     bound = 3 * tiles.channels.num_channels * threshold + ROUNDING
     difference = np.abs(tiles.marginals - dense.marginals).sum(axis=0) / 2
     assert difference.max() <= bound
@@ -97,9 +104,12 @@ MODELS = st.fixed_dictionaries(
     st.tuples(*[st.booleans()] * 3),
 )
 def test_random_cases_agree(given, model, threshold, weight, more):
-    """With biases, too, some of them above the differences of the logits, so that whole regions change their label before any message."""
+    """With biases, too, some of them above the differences of the logits, so that whole regions
+    change their label before any message.
+    """
     with_spatial, with_label_weights, with_matrix = more
-    case, num_labels = make_case(**given), given["num_labels"]
+    case = make_case(**given)
+    num_labels = given["num_labels"]
     weights = tuple(
         (weight * np.random.default_rng(given["seed"]).uniform(0.3, 1.0, num_labels)).tolist()
     )
@@ -121,7 +131,8 @@ def test_random_cases_agree(given, model, threshold, weight, more):
 
 @pytest.mark.parametrize("weight", [3.0, (3.0, 1.0, 2.0, 5.0, 4.0, 3.0)])
 def test_settled_voxels_count_in_both_directions_or_there_is_no_energy(weight):
-    """Pairs of settled voxels, a constant, are left out: changes from step to step are compared. They do not receive, so with a weight per
+    """Pairs of settled voxels, a constant, are left out: changes from step to step are compared.
+    They do not receive, so with a weight per
     label their half of a pair's energy is not known."""
     case = make_case(3, (19, 26, 75), 6, margin=30.0)
     model = {
@@ -192,7 +203,9 @@ THIN = {"softness": 0.0, "margin": 10.0, "noise": 0.8}  # few open voxels per ro
     ],
 )
 def test_many_steps_agree_on_any_number_of_threads(num_labels, changes, case):
-    """Rows of voxels send the labels that have changed since they sent last, and settled ones send once, from inside the mask alone."""
+    """Rows of voxels send the labels that have changed since they sent last, and settled ones send
+    once, from inside the mask alone.
+    """
     case = make_case(
         11, (19, 26, 37), num_labels, **{"with_mask": "noise" not in case, "margin": 8.0, **case}
     )
@@ -205,7 +218,8 @@ def test_many_steps_agree_on_any_number_of_threads(num_labels, changes, case):
     assert threaded.energy == tiles.energy
 
 
-# ---- Cases that try to make a left-out label matter: domains must grow, and nothing may be left out where there is no bound
+# ---- Cases that try to make a left-out label matter: domains must grow, and nothing may be left
+# out where there is no bound
 
 EPSILON = 1e-2
 WINDOW = {
@@ -224,15 +238,20 @@ def as_case(probabilities, image=None):
 
 def assert_same(case, parameters, threshold=EPSILON):
     """Compare with all labels everywhere; return where label 1 took part, (*tiles)."""
-    tiles, dense = refine(case, parameters, threshold), refine(case, parameters, 0.0)
+    tiles = refine(case, parameters, threshold)
+    dense = refine(case, parameters, 0.0)
     np.testing.assert_array_equal(tiles.label_map, dense.label_map)
     # Each of the few labels holds up to the threshold where it was left out.
     np.testing.assert_allclose(tiles.marginals, dense.marginals, atol=2 * threshold)
-    return domain(tiles, 1) if num_active(tiles) else np.zeros(0, np.bool_)
+    if num_active(tiles):
+        return domain(tiles, 1)
+    return np.zeros(0, np.bool_)
 
 
 def spreading():
-    """Label 1 is sure of the first voxels, and just below the threshold everywhere else: with a large weight it may take all of it."""
+    """Label 1 is sure of the first voxels, and just below the threshold everywhere else: with a
+    large weight it may take all of it.
+    """
     probabilities = np.full((2, 160), 0.9 * EPSILON)
     probabilities[1, :20] = 1 - 1e-6
     probabilities[0] = 1 - probabilities[1]
@@ -251,11 +270,14 @@ def test_domains_grow_as_far_as_a_label_spreads(steps, num_tiles):
 
 
 def test_domains_grow_where_a_label_passes_and_is_gone_at_the_end():
-    """Label 1 runs past the border of its domain, then label 2 takes the border; only a check after every step sees label 1 there."""
+    """Label 1 runs past the border of its domain, then label 2 takes the border; only a check after
+    every step sees label 1 there.
+    """
     probabilities = np.full((3, 200), 0.9 * EPSILON)
     probabilities[2] = 0.02
     probabilities[2, 96:] = 1e-14
-    probabilities[1, 30:46], probabilities[2, :10] = 0.95, 0.97
+    probabilities[1, 30:46] = 0.95
+    probabilities[2, :10] = 0.97
     probabilities[0] = 1 - probabilities[1:].sum(axis=0)
     model = {
         "bilateral.weight": (1.0, 20.0, 40.0),

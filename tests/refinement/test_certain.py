@@ -1,4 +1,4 @@
-"""A network that is certain nearly everywhere: a grid then filters what is near uncertain voxels."""
+"""A network that is certain nearly everywhere: a grid then filters only near other voxels."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import pytest
 import crfrefine
 from crfrefine.parameters.model import CrfParameters
 
-SHAPE, SPACING = (10, 64, 33), (1.25, 0.8, 1.0)
+SHAPE = (10, 64, 33)
+SPACING = (1.25, 0.8, 1.0)
 PARAMETERS = CrfParameters.load("default").replace(
     **{
         "mean_field.filter": "grid",
@@ -24,7 +25,9 @@ def refine(logits, image, threads=1, **changes):
 
 
 def noisy_case(is_body, near, rng):
-    """Noise where it is near the border of two labels, and no doubt elsewhere; the image shows the labels."""
+    """Noise where it is near the border of two labels, and no doubt elsewhere; the image shows the
+    labels.
+    """
     logits = np.where(is_body, 15.0, -15.0) * np.array([-1.0, 1.0])[:, None, None, None]
     logits[:, near] = 0.1 * logits[:, near] + rng.standard_normal((2, np.count_nonzero(near)))
     return logits.astype(np.float32), (is_body + 0.3 * rng.standard_normal(is_body.shape)).astype(
@@ -36,12 +39,16 @@ def noisy_case(is_body, near, rng):
 def test_a_grid_on_tiles_is_as_close_to_brute_force_as_everywhere_with_any_number_of_threads(
     theta_alpha,
 ):
-    """Certain voxels beside uncertain ones, in the same cells, too; a network that is nowhere certain has all labels everywhere."""
-    rng, row = np.random.default_rng(5), np.arange(SHAPE[1])[::-1, None]
+    """Certain voxels beside uncertain ones, in the same cells, too; a network that is nowhere
+    certain has all labels everywhere.
+    """
+    rng = np.random.default_rng(5)
+    row = np.arange(SHAPE[1])[::-1, None]
     is_body = np.broadcast_to(row < 3 + rng.integers(0, 2, SHAPE[2]), SHAPE)
     case = noisy_case(is_body, np.broadcast_to(row < 6, SHAPE), rng)
     changes = {"bilateral.theta_alpha": theta_alpha}
-    found, threaded = refine(*case, **changes), refine(*case, threads=3, **changes)
+    found = refine(*case, **changes)
+    threaded = refine(*case, threads=3, **changes)
     assert found.channels.tiles is not None
     assert "grid" in found.filters[0]
     np.testing.assert_array_equal(found.logits, threaded.logits)
@@ -60,7 +67,9 @@ def test_a_grid_on_tiles_is_as_close_to_brute_force_as_everywhere_with_any_numbe
 
 @pytest.mark.parametrize("borders", [(3,), (71,), (22, 233)], ids=["start", "middle", "two"])
 def test_a_grid_filters_the_parts_of_long_rows_that_count(borders):
-    """Between two borders, and from the first to either end of a row, nothing is sent or received; labels alternate along the rows."""
+    """Between two borders, and from the first to either end of a row, nothing is sent or received;
+    labels alternate along the rows.
+    """
     rng = np.random.default_rng(len(borders))
     shape = (9, 26, 250)
     place = np.arange(shape[2]) + rng.integers(0, 2, shape[:2])[..., None]
@@ -68,7 +77,8 @@ def test_a_grid_filters_the_parts_of_long_rows_that_count(borders):
     given = noisy_case(
         is_body, np.min([np.abs(place - border) for border in borders], axis=0) < 3, rng
     )
-    found, everywhere = refine(*given), refine(*given, **{"mean_field.label_threshold": 0.0})
+    found = refine(*given)
+    everywhere = refine(*given, **{"mean_field.label_threshold": 0.0})
     assert found.channels.tiles is not None
     assert (everywhere.label_map != everywhere.network_label_map).sum() > 20
     np.testing.assert_allclose(found.marginals, everywhere.marginals, atol=1e-4)

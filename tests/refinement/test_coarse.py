@@ -1,4 +1,6 @@
-"""Logits on a network's grid: interpolated by tile, exported as nnU-Net does, refined onto the image's grid."""
+"""Logits on a network's grid: interpolated by tile, exported as nnU-Net does, refined onto the
+image's grid.
+"""
 
 from contextlib import nullcontext
 
@@ -22,14 +24,18 @@ def smooth_logits(num_labels, shape, seed, scale=60.0):
 
 
 def resized(channel, shape, order=1):
-    """Return a channel on another grid of the same extent, as scikit-image's `resize` and nnU-Net make it."""
+    """Return a channel on another grid of the same extent, as scikit-image's `resize` and nnU-Net
+    make it.
+    """
     factors = [new / old for new, old in zip(shape, channel.shape, strict=True)]
     return zoom(channel, factors, order=order, mode="nearest", grid_mode=True)
 
 
 @pytest.fixture
 def export(tmp_path):
-    """Export logits onto an image of a stored shape, of which the network saw a box; None means all of it."""
+    """Export logits onto an image of a stored shape, of which the network saw a box; None means all
+    of it.
+    """
 
     def run(
         logits,
@@ -40,7 +46,8 @@ def export(tmp_path):
         output=tmp_path / "out.nii.gz",
         **options,
     ):
-        before, path = tuple(stored[axis] for axis in transpose), tmp_path / "image.nii.gz"
+        before = tuple(stored[axis] for axis in transpose)
+        path = tmp_path / "image.nii.gz"
         values = np.random.default_rng(0).normal(100.0, 20.0, stored).astype(np.float32)
         nibabel.save(nibabel.Nifti1Image(values.transpose(), np.diag([*SPACING, 1.0])), path)
         box = [(0, extent) for extent in before] if box is None else box
@@ -136,14 +143,18 @@ def test_a_spacing_in_another_order_of_axes_is_refused(export):
 
 
 def test_labels_far_apart_are_kept_where_they_are_near_in_any_pieces(export, monkeypatch):
-    """Each label is kept in few tiles, also across the planes that come together; nothing of the export is lost."""
-    stored, network = (80, 34, 40), (40, 20, 30)
+    """Each label is kept in few tiles, also across the planes that come together; nothing of the
+    export is lost.
+    """
+    stored = (80, 34, 40)
+    network = (40, 20, 30)
     centers = np.random.default_rng(5).uniform(2, np.array(network) - 2, (30, 3))
     distances = np.linalg.norm(
         np.moveaxis(np.indices(network), 0, -1)[None] - centers[:, None, None, None], axis=-1
     )
     logits = np.concatenate([np.zeros((1, *network)), 12.0 - 6.0 * distances]).astype(np.float32)
-    expected, refined = expected_export(logits, stored), []
+    expected = expected_export(logits, stored)
+    refined = []
     for planes in (40, 8):
         monkeypatch.setattr(nnunet, "_PIECE_VOXELS", planes * 20 * 30)
         assert (export(logits, stored, parameters=NO_CRF).label_map.transpose() == expected).all()
@@ -153,8 +164,11 @@ def test_labels_far_apart_are_kept_where_they_are_near_in_any_pieces(export, mon
 
 
 def test_cubic_export_is_close_to_the_spline(export):
-    """Labels of nnU-Net's order 3, but for a few voxels on borders: a quarter of those where linear ones differ."""
-    logits, stored = smooth_logits(5, (15, 17, 12), 3), (31, 38, 26)
+    """Labels of nnU-Net's order 3, but for a few voxels on borders: a quarter of those where linear
+    ones differ.
+    """
+    logits = smooth_logits(5, (15, 17, 12), 3)
+    stored = (31, 38, 26)
     expected = expected_export(logits, stored, order=3).transpose()
     linear, cubic = (
         np.mean(export(logits, stored, parameters=NO_CRF, resample=how).label_map != expected)
@@ -173,8 +187,11 @@ def test_cubic_export_is_close_to_the_spline(export):
     ],
 )
 def test_refined_as_the_dense_interpolation(parameters, export, tmp_path):
-    """The CRF, or a recalibration alone, on tiles of interpolated logits is that on the whole interpolated array."""
-    logits, stored = smooth_logits(4, (15, 17, 14), 8, scale=40.0), (30, 34, 28)
+    """The CRF, or a recalibration alone, on tiles of interpolated logits is that on the whole
+    interpolated array.
+    """
+    logits = smooth_logits(4, (15, 17, 14), 8, scale=40.0)
+    stored = (30, 34, 28)
     result = export(logits, stored, parameters=parameters)
     image = np.asarray(nibabel.load(tmp_path / "image.nii.gz").dataobj)
     dense = np.stack([resized(channel, stored).transpose() for channel in logits])
@@ -185,10 +202,14 @@ def test_refined_as_the_dense_interpolation(parameters, export, tmp_path):
 
 
 def test_the_networks_label_map_does_not_depend_on_the_crf(export):
-    """Halfway between two labels a third one is the largest, although it is improbable at every voxel of the network."""
+    """Halfway between two labels a third one is the largest, although it is improbable at every
+    voxel of the network.
+    """
     logits = np.zeros((3, 5, 7, 6), np.float32)
-    logits[0, ..., :3], logits[0, ..., 3:] = 10.0, -10.0
-    logits[1], logits[2] = -logits[0], 0.6
+    logits[0, ..., :3] = 10.0
+    logits[0, ..., 3:] = -10.0
+    logits[1] = -logits[0]
+    logits[2] = 0.6
     np.testing.assert_array_equal(
         *(export(logits, (9, 13, 15), parameters=p).network_label_map for p in (NO_CRF, "default"))
     )

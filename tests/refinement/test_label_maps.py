@@ -1,4 +1,6 @@
-"""Label maps with many labels: a label takes part within the kernels' reach of where it occurs, with tiles and without."""
+"""Label maps with many labels: a label takes part within the kernels' reach of where it occurs,
+with tiles and without.
+"""
 
 import numpy as np
 import pytest
@@ -63,7 +65,8 @@ def test_tiles_and_the_whole_give_the_same(shape, with_mask, order):
         mask = np.zeros(shape, bool)
         mask[3:-5, 10:-2] = True
         mask[:, 12] = False
-    found, whole = (refined(labels, image, changes, mask=mask) for changes in ({}, DENSE))
+    found = refined(labels, image, {}, mask=mask)
+    whole = refined(labels, image, DENSE, mask=mask)
     assert is_on_tiles(found)
     assert not is_on_tiles(whole)
     np.testing.assert_array_equal(found.label_map, whole.label_map)
@@ -96,7 +99,8 @@ def test_values_per_label_and_penalties_are_those_of_the_labels_that_occur():
         "compatibility.kind": "matrix",
         "compatibility.matrix": ((penalties + penalties.T) / 2).tolist(),
     }
-    found, whole = (refined(2 * labels, image, {**changes, **more}) for more in ({}, DENSE))
+    found = refined(2 * labels, image, changes)
+    whole = refined(2 * labels, image, {**changes, **DENSE})
     np.testing.assert_array_equal(found.label_map, whole.label_map)
     np.testing.assert_allclose(found.marginals, whole.marginals, atol=2e-5)
     np.testing.assert_allclose(found.energy, whole.energy, rtol=1e-5)
@@ -108,7 +112,8 @@ def test_slabs_give_the_same_as_the_volume_at_once():
     labels = labels.astype(np.uint8)
     changes = {"mean_field.num_iterations": 2, "mean_field.tolerance": 0.0}
     channels = tuple(int(label) for label in np.unique(labels))
-    whole, told = refined(labels, image, changes), []
+    whole = refined(labels, image, changes)
+    told = []
     limit = int(whole.channels.computed.size * 17 * 1.1)
     options = {"spacing": SPACING, "parameters": PARAMETERS.replace(**changes)}
     context = RunContext(None, lambda *of: told.append(of), lambda: limit)
@@ -140,7 +145,8 @@ def test_logits_beyond_the_memory_are_refused(monkeypatch):
     )
     with pytest.raises(
         CapacityError,
-        match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, more than .* of a test",
+        match=rf"logits of {num_labels} labels, which only the CPU .* MiB of memory, "
+        r"more than .* of a test",
     ):
         refined(labels, np.zeros(SHAPE), DENSE)
     assert is_on_tiles(refined(labels, np.zeros(SHAPE)))

@@ -1,4 +1,6 @@
-"""More labels than the model can hold penalties for: an error at every border, before memory is asked for."""
+"""More labels than the model can hold penalties for: an error at every border, before memory is
+asked for.
+"""
 
 import subprocess
 import sys
@@ -31,7 +33,9 @@ def many_labels(shape=SHAPE, largest=65535):
 
 @pytest.mark.parametrize("kind", ["npz", "4-D", "label map", "one file per label"])
 def test_infer(kind, tmp_path):
-    count, times, options = MAX_LABELS + 1, 1, []
+    count = MAX_LABELS + 1
+    times = 1
+    options = []
     image = save_nifti(
         tmp_path / "a_0000.nii.gz", np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
     )
@@ -58,7 +62,8 @@ def test_infer(kind, tmp_path):
 
 
 def test_refine_and_the_layer():
-    image, options = np.zeros(SHAPE, np.float32), {"spacing": (1.0, 1.5, 2.0)}
+    image = np.zeros(SHAPE, np.float32)
+    options = {"spacing": (1.0, 1.5, 2.0)}
     with pytest.raises(CapacityError, match=TOLD.format(MAX_LABELS + 1)):
         crfrefine.refine(
             np.zeros((MAX_LABELS + 1, 2, 3, 2), np.float32), image[:2, :3, :2], **options

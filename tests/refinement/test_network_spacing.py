@@ -1,4 +1,6 @@
-"""Label maps of a coarse network: shares of labels, bandwidths in its voxels, and volumes that stay."""
+"""Label maps of a coarse network: shares of labels, bandwidths in its voxels, and volumes that
+stay.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from crfrefine.arrays.label_maps import MIN_SHARE
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.refinement.tiles import planning
 
-SHAPE, SPACING, FACTORS = (47, 41, 33), (0.7, 1.1, 1.6), (3, 4, 2)
+SHAPE = (47, 41, 33)
+SPACING = (0.7, 1.1, 1.6)
+FACTORS = (3, 4, 2)
 NETWORK = tuple(step * factor for step, factor in zip(SPACING, FACTORS, strict=True))
 SHARP = crfrefine.CrfParameters.load("sharp")
 PLAIN = SHARP.replace(**{"bilateral.weight": 0.0, "volume.match_input": False})
@@ -82,7 +86,9 @@ def test_logits_are_the_logarithms_of_shares():
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
-    """With few labels all logits are in memory, with many they are made tile by tile: the same labels and marginals."""
+    """With few labels all logits are in memory, with many they are made tile by tile: the same
+    labels and marginals.
+    """
     truth, image = balls(12)
     labels = np.array(coarse(truth), order=order)
     mask = None
@@ -116,8 +122,10 @@ def test_tiles_and_the_whole_agree(order, with_mask, monkeypatch):
 @pytest.mark.parametrize("with_strokes", [False, True])
 def test_tiles_and_the_whole_agree_without_kernels(with_strokes, network_spacing, monkeypatch):
     truth, image = balls(12)
-    labels, drawn = coarse(truth), np.zeros(SHAPE, np.uint8)
-    drawn[20:24, 19, 8:13], drawn[40, 5:7, 30] = 11, 255
+    labels = coarse(truth)
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[20:24, 19, 8:13] = 11
+    drawn[40, 5:7, 30] = 255
     options = {"network_spacing": network_spacing, "strokes": drawn if with_strokes else None}
     parameters = PLAIN.replace(**{"mean_field.positions": "mm"})
     whole = refined(
@@ -160,7 +168,8 @@ def test_volumes_stay_and_borders_come_back():
     # Also inside a mask, which cuts labels.
     mask = np.arange(SHAPE[1])[None, :, None] < np.full(SHAPE, 22)
     part = refined(labels, image, mask=mask)
-    before, after = (np.bincount(found[mask], minlength=20) for found in (labels, part.label_map))
+    before = np.bincount(labels[mask], minlength=20)
+    after = np.bincount(part.label_map[mask], minlength=20)
     np.testing.assert_allclose(after, before, rtol=0.01)
 
 
@@ -171,7 +180,9 @@ def test_small_labels_do_not_vanish(order, many, monkeypatch):
     monkeypatch.setattr(label_maps, "MANY_LABELS", 2 if many else 99)
     labels = np.zeros(SHAPE, np.uint8, order=order)
     labels[6:42, 4:36, 4:28] = 1
-    labels[12:15, 12:16, 12:14], labels[21:24, 8:32, 6:26], labels[33:36, 20, 20] = 2, 3, 4
+    labels[12:15, 12:16, 12:14] = 2
+    labels[21:24, 8:32, 6:26] = 3
+    labels[33:36, 20, 20] = 4
     result = refined(labels, np.random.default_rng(0).normal(0, 1, SHAPE))
     before, after = volumes(result)
     np.testing.assert_allclose(after[:4], before[:4], rtol=0.02)

@@ -1,4 +1,6 @@
-"""Cases whose channels are streamed from the file: as in memory, whatever the file, and the same errors."""
+"""Cases whose channels are streamed from the file: as in memory, whatever the file, and the same
+errors.
+"""
 
 import dataclasses
 import json
@@ -81,7 +83,9 @@ FORMATS = [
 
 
 def run(folders, monkeypatch, *options, streams):
-    """Run infer; streaming, or with all channels in memory. Says how many cases were streamed in `seen`."""
+    """Run infer; streaming, or with all channels in memory. Says how many cases were streamed in
+    `seen`.
+    """
     seen = []
 
     def count(*arguments):
@@ -120,12 +124,12 @@ def test_streamed_cases_are_as_in_memory(write, tmp_path, monkeypatch):
     np.testing.assert_array_equal(streamed_labels, labels)
     assert streamed.shape == probabilities.shape
     # The mask's outside: 0 and 1 instead of the network's probabilities.
-    inside = (
-        load_nifti(tmp_path / "masks" / "a.nii.gz") != 0
-        if write is with_mask
-        else np.ones(labels.shape, np.bool_)
-    )
-    # The files hold what the labels that took part share: up to a few thresholds less than with all labels.
+    if write is with_mask:
+        inside = load_nifti(tmp_path / "masks" / "a.nii.gz") != 0
+    else:
+        inside = np.ones(labels.shape, np.bool_)
+    # The files hold what the labels that took part share: up to a few thresholds less than with all
+    # labels.
     np.testing.assert_allclose(
         streamed[inside], probabilities[inside], atol=3 * NUM_LABELS * THRESHOLD
     )
@@ -150,9 +154,8 @@ def cut_off(folders):
     path.write_bytes(path.read_bytes()[:-5000])
 
 
-RANDOM = (
-    np.random.default_rng(0).uniform(-9, 9, (3, 1, 1)).astype(np.float32)
-)  # a value for each plane, equal in all labels
+# a value for each plane, equal in all labels
+RANDOM = np.random.default_rng(0).uniform(-9, 9, (3, 1, 1)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +244,9 @@ class Pieces:
     """Channels of a case, as pieces of some planes."""
 
     def __init__(self, case, num_planes):
-        self.case, self.num_planes, self.num_readings = case, num_planes, 0
+        self.case = case
+        self.num_planes = num_planes
+        self.num_readings = 0
 
     def __call__(self):
         self.num_readings += 1
@@ -252,9 +257,11 @@ class Pieces:
 
     def refined(self, parameters, num_bytes=None):
         """Refine the case, whose last axis is the slowest one to the user."""
-        shape, case = self.case.logits.shape, self.case
+        shape = self.case.logits.shape
+        case = self.case
         network = StreamedNetwork(self, shape[0], shape[1:], "logits", None, Path("a.npz"))
-        mask, image = None if case.mask is None else case.mask.T, case.image.reshape(shape[1:]).T
+        mask = None if case.mask is None else case.mask.T
+        image = case.image.reshape(shape[1:]).T
         context = RunContext(threads=1, num_bytes=num_bytes)
         return refine_network(
             network,
@@ -304,7 +311,9 @@ def test_tiles_are_read_again_where_domains_grow(num_planes):
 
 @pytest.mark.parametrize("num_planes", [5, 50])
 def test_channels_are_read_once_where_their_tiles_fit(num_planes, monkeypatch):
-    """To the bit, as when they are read twice, because there is no room, or when tiles are looked through in between."""
+    """To the bit, as when they are read twice, because there is no room, or when tiles are looked
+    through in between.
+    """
     case = make_case(3, (19, 26, 75), 6, margin=30.0, with_mask=True)
     parameters = CrfParameters().replace(
         **{"mean_field.filter": "truncated", "mean_field.num_iterations": 3}
@@ -361,7 +370,12 @@ def test_channels_with_a_bias_are_streams_of_shifted_logits(bias):
 PEAK = """
 import atexit, pathlib, sys
 from crfrefine.cli.main import app
-atexit.register(lambda: print(pathlib.Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]))
+
+def show_peak():
+    status = pathlib.Path("/proc/self/status").read_text()
+    print(status.partition("VmHWM:")[2].split()[0])
+
+atexit.register(show_peak)
 app(sys.argv[1:])
 """
 

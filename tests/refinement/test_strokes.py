@@ -1,4 +1,6 @@
-"""Strokes: fixed where they are drawn, followed by like voxels around them, the same in every representation of a network's output."""
+"""Strokes: fixed where they are drawn, followed by like voxels around them, the same in every
+representation of a network's output.
+"""
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from crfrefine.arrays import label_maps
 from crfrefine.errors import InputError
 from crfrefine.refinement.strokes import NUM_RADII, STRENGTH
 
-SHAPE, SPACING = (22, 27, 34), (1.5, 1.0, 1.25)
+SHAPE = (22, 27, 34)
+SPACING = (1.5, 1.0, 1.25)
 
 
 def squared_distance(center):
@@ -22,13 +25,17 @@ def squared_distance(center):
 
 @pytest.fixture(scope="module")
 def ball():
-    """Two bright balls in noise, of which the network sees one; returns (image, logits, the labels 0, 1 and 2)."""
+    """Two bright balls in noise, of which the network sees one; returns (image, logits, the labels
+    0, 1 and 2).
+    """
     rng = np.random.default_rng(5)
     near, far = (np.sqrt(squared_distance(center)) for center in ((9, 8, 9), (12, 18, 25)))
     truth = np.where(near < 5.0, 1, np.where(far < 6.0, 2, 0)).astype(np.uint8)
     image = (100.0 * (truth > 0) + rng.normal(0.0, 3.0, SHAPE)).astype(np.float32)
     logits = np.zeros((3, *SHAPE), np.float32)
-    logits[0], logits[1], logits[2] = 2.0, np.where(truth == 1, 4.0, -3.0), -1.5
+    logits[0] = 2.0
+    logits[1] = np.where(truth == 1, 4.0, -3.0)
+    logits[2] = -1.5
     logits[1:] += rng.normal(0.0, 0.2, (2, *SHAPE))
     return image, logits, truth
 
@@ -56,7 +63,9 @@ def refined(network, image, strokes=None, changes=None, **options):
 
 
 def rise_of(label, logits, drawn, **changes):
-    """The rise of a label above the background on a flat image without a CRF, and the logits with strokes and without."""
+    """The rise of a label above the background on a flat image without a CRF, and the logits with
+    strokes and without.
+    """
     changes |= {
         "intensity.normalization": "none",
         "bilateral.weight": 0.0,
@@ -71,7 +80,8 @@ def rise_of(label, logits, drawn, **changes):
 
 def test_like_voxels_follow_a_stroke_and_others_do_not(ball, strokes):
     image, logits, truth = ball
-    before, after = (refined(logits, image, drawn) for drawn in (None, strokes))
+    before = refined(logits, image, None)
+    after = refined(logits, image, strokes)
     missed = truth == 2
     assert (before.label_map[missed] == 2).mean() == 0.0
     assert (after.label_map[missed] == 2).mean() > 0.8
@@ -170,9 +180,11 @@ def test_a_stroke_brings_a_label_that_a_label_map_lacks(ball, strokes, num_label
             labels[::7, ::9, 0].shape
         )
     drawn = np.where(strokes == 2, num_labels + 5, strokes)
-    result, without = (refined(labels, image, part, input_type="labels") for part in (drawn, None))
+    result = refined(labels, image, drawn, input_type="labels")
+    without = refined(labels, image, None, input_type="labels")
     assert f"strokes: 1 voxel of label 0, 3 voxels of label {num_labels + 5}" in result.notes
-    found, without = result.label_map, without.label_map
+    found = result.label_map
+    without = without.label_map
     assert (found[truth == 2] == num_labels + 5).mean() > 0.5
     assert (found[truth != 2] == num_labels + 5).sum() == 0
     np.testing.assert_array_equal(found[truth == 1], without[truth == 1])
@@ -212,13 +224,16 @@ def test_a_drawn_voxel_outlives_the_rules_for_small_objects(ball):
 def test_a_right_stroke_changes_next_to_nothing(ball):
     image, logits, truth = ball
     drawn = mark(1, np.s_[8:11, 8, 9])
-    before, after = (refined(logits, image, part).label_map for part in (None, drawn))
+    before = refined(logits, image, None).label_map
+    after = refined(logits, image, drawn).label_map
     assert (before != after).sum() <= 1e-3 * (truth == 1).sum()
+    # where the network is right, they do not matter
     far = {
         "strokes.reach": 30.0,
         "strokes.likeness": 10.0,
-    }  # where the network is right, they do not matter
-    wide, plain = (refined(logits, image, part, far).logits for part in (drawn, None))
+    }
+    wide = refined(logits, image, drawn, far).logits
+    plain = refined(logits, image, None, far).logits
     np.testing.assert_allclose(wide[:, truth == 0], plain[:, truth == 0], atol=0.05)
 
 
@@ -233,7 +248,8 @@ def test_volumes_that_are_kept_follow_strokes(ball):
     )
     drawn = mark(2, np.s_[12, 16:21, 27:29])
     options = {"parameters": None, "input_type": "labels", "network_spacing": (3.0, 2.0, 2.5)}
-    before, after = (refined(coarse, image, part, **options).label_map for part in (None, drawn))
+    before = refined(coarse, image, None, **options).label_map
+    after = refined(coarse, image, drawn, **options).label_map
     assert (after == 2).sum() > (before == 2).sum() + 3 * (drawn == 2).sum()
     assert ((after == 2) & (truth != 2)).sum() <= ((before == 2) & (truth != 2)).sum() + 5
     assert abs(int((after == 1).sum()) - int((before == 1).sum())) <= 2
@@ -264,7 +280,9 @@ def test_a_mask_bounds_what_follows_and_not_what_is_drawn(ball, strokes):
 def test_a_plan_gives_the_bits_of_refine_and_undo_is_deleting(ball, strokes):
     image, logits, _ = ball
     plan = Plan(image, spacing=SPACING)
-    first, drawn, again = (plan.run(logits, strokes=part) for part in (None, strokes, None))
+    first = plan.run(logits)
+    drawn = plan.run(logits, strokes=strokes)
+    again = plan.run(logits)
     assert first == again
     assert drawn == refined(logits, image, strokes)
     turned = refined(*map(np.asfortranarray, (logits, image, strokes)))
@@ -331,7 +349,8 @@ def test_a_label_that_the_network_rules_out_is_said(ball, strokes):
 
 # ---- A rise depends on the network, the image and the drawn voxels there alone
 
-WIDE, STEPS = (36, 32, 64), (1.5, 1.0, 1.25)
+WIDE = (36, 32, 64)
+STEPS = (1.5, 1.0, 1.25)
 # Without kernels, and with the intensities as they are, the result shows what strokes alone do.
 STROKES_ALONE = {
     "intensity.normalization": "none",
@@ -362,14 +381,18 @@ def distances_mm(place):
 
 
 def documented_rises(label, labels, drawn, reach=6.0, likeness=0.2):
-    """The formula of the guide, voxel by voxel on the whole grid, and where a rise ends to rounding."""
+    """The formula of the guide, voxel by voxel on the whole grid, and where a rise ends to
+    rounding.
+    """
     has_label = labels == label
-    largest, to_label = reach, np.full(WIDE, np.inf)
+    largest = reach
+    to_label = np.full(WIDE, np.inf)
     if has_label.any():
         edge = (np.count_nonzero(has_label) * np.prod(STEPS)) ** (1 / 3)
         largest = min(reach, max(1.5, reach / 2, edge / 4))
         to_label = distance_transform_edt(~has_label, sampling=STEPS)
-    rises, is_end = np.zeros(WIDE), np.zeros(WIDE, bool)
+    rises = np.zeros(WIDE)
+    is_end = np.zeros(WIDE, bool)
     for place in map(tuple, np.argwhere((drawn == label) & ~has_label)):
         radius = np.clip(to_label[place], 1.5, largest)
         to_stroke = distances_mm(place)
@@ -421,7 +444,8 @@ def forms_of(labels):
 FORMS = tuple(forms_of(wide_labels()))
 # The stroke has nothing of its label within the box around it, and has with the second one: between
 # them there are 22 mm, farther than any rise reaches, and the second one is as near to the label.
-STROKE, SECOND_STROKE = np.s_[10:12, 9, 44], np.s_[10, 9, 27]
+STROKE = np.s_[10:12, 9, 44]
+SECOND_STROKE = np.s_[10, 9, 27]
 
 
 def result_of(form, labels, drawn, **options):
@@ -482,7 +506,8 @@ def test_a_stroke_of_a_label_that_a_map_lacks_changes_nothing_elsewhere(num_labe
     image = 100.0 * (wide_labels() == 1) + 300.0 * TWO_MODALITIES[0]
     drawn = mark(20, np.s_[27, 24:26, 50], WIDE)
     options = {"input_type": "labels", "spacing": STEPS, "parameters": "default"}
-    with_stroke, without = (refined(labels, image, part, **options) for part in (drawn, None))
+    with_stroke = refined(labels, image, drawn, **options)
+    without = refined(labels, image, None, **options)
     assert (without.label_map != labels).sum() > 10  # The CRF decides something here.
     far = np.indices(WIDE)[2] < 25
     np.testing.assert_array_equal(with_stroke.label_map[far], without.label_map[far])

@@ -33,12 +33,15 @@ def refine(labels, parameters=STILL, spacing=SPACING, **options):
 
 
 def test_a_tenth_of_a_label_may_go():
-    """Labels are named by their numbers in the map: only labels that occur have channels, and label 7 is the first of them."""
+    """Labels are named by their numbers in the map: only labels that occur have channels, and label
+    7 is the first of them.
+    """
     result = refine(labels_with_island(10, largest=90, number=7))
     assert (result.voxels_removed, result.lost_to_rules, result.notes) == (10, {7: (100, 90)}, ())
     with pytest.raises(
         ConfigError,
-        match=r"^postprocess.keep_largest = 'each' would remove more than 10% of 1 structure: label 7 101 → 90",
+        match=r"^postprocess.keep_largest = 'each' would remove more than 10% of 1 structure: "
+        r"label 7 101 → 90",
     ) as met:
         refine(labels_with_island(11, largest=90, number=7))
     assert "(0.303 → 0.27 ml)" in str(met.value)

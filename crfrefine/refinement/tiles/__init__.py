@@ -1,1 +1,5 @@
-"""Label sets per tile: the model's cost and memory follow the labels that are present near a voxel, not those that are declared."""
+"""Label sets per tile.
+
+The model's cost and memory follow the labels that are present near a voxel, not those that are
+declared.
+"""

@@ -96,7 +96,7 @@ class TileGrid:
         return by_tile[places].reshape(len(tiles), TILE_VOXELS)
 
     def spread(self, tiles: TileNumbers, values: Float32) -> Float32:
-        """Return (*grid) with the values of some tiles, (n, voxels of a tile), and NaN elsewhere."""
+        """Return (*grid) with values of some tiles, (n, voxels of a tile), and NaN elsewhere."""
         padded = np.full((self.num_tiles, *TILE), np.nan, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
         by_axis = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
@@ -153,7 +153,7 @@ def tiles_around(box: Box) -> Box:
 
 
 def num_rings(reach: Extents) -> Extents:
-    """Return by how many tiles along each axis a label's domain exceeds those where it is present."""
+    """Return by how many tiles per axis a label's domain exceeds those where it is present."""
     # The rings hold twice the reach: messages come from within the reach, and so do their
     # normalizations.
     return tuple(math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))

@@ -335,8 +335,8 @@ def solve(
     """Run the mean field on the tiles with several labels.
 
     It runs slab by slab if it does not fit into memory at once. Where a label's marginal was not
-    negligible near the border of its domain, the domain grows and all is run again. With `is_direct`
-    None messages are direct sums, or come from filters, whichever is less work.
+    negligible near the border of its domain, the domain grows and all is run again. Messages are
+    direct sums with `is_direct`, come from filters with False, and are less work with None.
 
     Raises:
         ConfigError: volumes are to be kept.
