@@ -36,7 +36,13 @@ from crfrefine.refinement.stored_case import StoredCase
 from crfrefine.refinement.strokes import Strokes, plan_edits
 from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
-from crfrefine.refinement.tiles.planning import TilePlan, plan_array, plan_label_map, plan_stream
+from crfrefine.refinement.tiles.planning import (
+    TilePlan,
+    plan_array,
+    plan_label_map,
+    plan_shares,
+    plan_stream,
+)
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
@@ -91,7 +97,10 @@ def prepare_label_map(network: LabelMapNetwork, case: StoredCase) -> Prepared:
     if model.kernels.network_spacing is not None:
         sigma = label_maps.share_sigma(model.kernels.network_spacing, case.image.spacing)
     if _are_made_by_tile(numbers, network, case):
-        plan = plan_label_map(numbers, sigma, case)
+        if sigma is None:
+            plan = plan_label_map(numbers, case)
+        else:
+            plan = plan_shares(numbers, sigma, case)
         return _prepare_tiles(plan, case, is_label_map=True)
     channels = _channels_of_label_map(numbers, network, sigma, case)
     return _prepare_channels(channels, case, numbers)

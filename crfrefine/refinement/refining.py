@@ -121,6 +121,12 @@ def _regions_of(network: Network) -> RegionScheme | None:
     return network.regions if isinstance(network, ArrayNetwork) else None
 
 
+def _num_labels(network: Network) -> int:
+    """Return the number of labels of a network's label map."""
+    regions = _regions_of(network)
+    return network.shape[0] if regions is None else regions.num_labels
+
+
 # ---- Label maps
 
 
@@ -214,11 +220,7 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
         label_map = case.strokes.draw(label_map)
     notes += _notes_on_image(stored)
     timings = {**prepared.timings, **refined.timings, "labels": time.perf_counter() - started}
-    num_labels = network.shape[0]
-    channel_labels = tuple(range(num_labels))
-    if stored.regions is not None:
-        num_labels = stored.regions.num_labels
-        channel_labels = ()
+    num_labels = _num_labels(network)
     return RefinementResult(
         label_map=label_map,
         network_label_map=stored.order.to_user(network_labels),
@@ -235,7 +237,7 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
         notes=notes,
         spacing=tuple(case.image.spacing),
         regions=stored.regions,
-        channel_labels=channel_labels,
+        channel_labels=() if stored.are_regions else tuple(range(num_labels)),
         num_labels=num_labels,
         output_temperature=case.parameters.mean_field.output_temperature,
     )

@@ -37,7 +37,12 @@ from crfrefine.refinement.tiles.planning import (
 )
 from crfrefine.refinement.tiles.problem import ChannelSource, fill_by_rows
 from crfrefine.refinement.tiles.streaming import StoredChannels, StreamedNetwork, survey_stream
-from crfrefine.refinement.tiles.survey import Presence, Thresholds, find_thresholds
+from crfrefine.refinement.tiles.survey import (
+    Presence,
+    Survey,
+    Thresholds,
+    find_thresholds,
+)
 
 if TYPE_CHECKING:
     from crfrefine.refinement.stored_case import StoredCase
@@ -159,20 +164,9 @@ def plan_coarse(network: CoarseNetwork, case: StoredCase) -> TilePlan:
     largest = survey.largest
     survey.release()
     store, presence = candidates.store(survey, reach, case.context)
-    by_voxel = survey.log_sum * np.float32(run.temperature)
     if padding is not None:
-        by_voxel[padding] = 0.0
         largest[padding] = 0.0
-    by_label = np.float32(run.temperature) * kept.may_matter - _bias(spec)
-    source = CoarseChannels(
-        store,
-        by_voxel,
-        by_label.astype(np.float32),
-        padding,
-        grid,
-        network.interpolation,
-        case.threads or available_threads(),
-    )
+    source = _source(network, case, survey, store, padding, kept)
 
     presence = _presence(source, spec, presence.present, levels)
     covered = _covered(network.interpolation, padding, grid)
@@ -191,6 +185,31 @@ def plan_coarse(network: CoarseNetwork, case: StoredCase) -> TilePlan:
         labels=labels.reshape(network.grid_shape),
         notes=(note, *notes),
         num_padding=num_padding,
+    )
+
+
+def _source(
+    network: CoarseNetwork,
+    case: StoredCase,
+    survey: Survey,
+    store: StoredChannels,
+    padding: Bool | None,
+    kept: Thresholds,
+) -> CoarseChannels:
+    """Return the channels that are kept, with bounds of the logits elsewhere."""
+    temperature = np.float32(case.model.mean_field.temperature)
+    floor_of_voxels = survey.log_sum * temperature
+    if padding is not None:
+        floor_of_voxels[padding] = 0.0
+    floor_of_labels = temperature * kept.may_matter - _bias(case.model)
+    return CoarseChannels(
+        store,
+        floor_of_voxels,
+        floor_of_labels.astype(np.float32),
+        padding,
+        TileGrid(network.grid_shape),
+        network.interpolation,
+        case.threads or available_threads(),
     )
 
 

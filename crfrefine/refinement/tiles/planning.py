@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, share_reach, widen
@@ -18,7 +19,14 @@ from crfrefine.arrays.probabilities import leave_out
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.specs import REACH, ModelSpec
-from crfrefine.refinement.tiles.grid import MAX_DIMS, TILE_VOXELS, LabelSets, TileGrid, num_rings
+from crfrefine.refinement.tiles.grid import (
+    MAX_DIMS,
+    TILE_VOXELS,
+    Extents,
+    LabelSets,
+    TileGrid,
+    num_rings,
+)
 from crfrefine.refinement.tiles.problem import (
     ChannelSource,
     DenseChannels,
@@ -265,62 +273,87 @@ MAX_PAIRS = 1000
 MAX_SHARED_VOXELS = 40_000_000
 
 
-def plan_label_map(numbers: Labels, sigma: Sequence[float] | None, case: StoredCase) -> TilePlan:
+def plan_label_map(numbers: Labels, case: StoredCase) -> TilePlan:
     """Return where the labels of a label map take part.
 
-    Labels take part within the kernels' reach of where they occur, with the logit 0; with the
-    `sigma` of a coarser network, where they have a share. The numbers are those of channels,
-    (*grid) of at most three axes in storage order.
+    Labels take part within the kernels' reach of where they occur, with the logit 0. The numbers
+    are those of channels, (*grid) of at most three axes in storage order.
     """
-    grid = TileGrid(numbers.shape)
     spec = case.model
-    run = spec.mean_field
+    grid = TileGrid(numbers.shape)
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
-    # Messages from farther away penalize all labels by the same amount, which changes no marginal,
-    # in a Potts model with one weight for all labels. The energy then lacks these pairs.
     reach = spec.kernels.reach(case.image.spacing, grid.shape)
-    is_plain = run.is_potts and run.num_channels < run.num_labels
-    source: ChannelSource
-    if sigma is None:
-        source = LabelMapChannels(labels, reach, 0, len(labels))
-        near = reach
-        confidence = CONFIDENCE
-        settled = np.array(settled_probability(spec) if is_plain else -math.inf)
-    else:
-        sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
-        source = ShareChannels(labels, sigma, 0, len(labels))
-        near = share_reach(sigma)
-        confidence = 0.0
-        settled = find_thresholds(case.parameters.mean_field.label_threshold, spec).may_matter
-    if not is_plain:
-        near = tuple(extent + more for extent, more in zip(near, reach, strict=True))
+    source = LabelMapChannels(labels, reach, 0, len(labels))
+    settled = settled_probability(spec) if _is_plain(spec) else -math.inf
+    problem, voxels = _nearby_problem(case, grid, source, reach, np.array(settled))
+    sets = problem.label_sets()
+    best = voxels * _logits_of_settled(sets, spec, CONFIDENCE)
+    if not spec.kernels.kernels:  # Each voxel has only its own label within reach.
+        sets = LabelSets(grid, np.zeros_like(sets.domains))
+    is_direct = True if _pairs(problem) <= MAX_PAIRS else None
+    return TilePlan(problem, sets, best, is_direct, labels=labels.reshape(numbers.shape))
 
-    # tiles with voxels within reach of a label, and few others
+
+def plan_shares(numbers: Labels, sigma: Sequence[float], case: StoredCase) -> TilePlan:
+    """Return where the labels of a coarser network's map take part: where they have a share.
+
+    `sigma` is the result of `share_sigma`; the numbers are those of `plan_label_map`.
+    """
+    spec = case.model
+    grid = TileGrid(numbers.shape)
+    labels = np.ascontiguousarray(numbers).reshape(grid.shape)
+    sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
+    source = ShareChannels(labels, sigma, 0, len(labels))
+    settled = find_thresholds(case.parameters.mean_field.label_threshold, spec).may_matter
+    problem, voxels = _nearby_problem(case, grid, source, share_reach(sigma), settled)
+    problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
+    sets = problem.label_sets()
+    best = voxels * _logits_of_settled(sets, spec, 0.0)
+    is_direct = None
+    if _pairs(problem) <= MAX_PAIRS:
+        is_direct = True
+    elif spec.kernels.filter == "auto":
+        # Few voxels of active tiles are open, which a filter of the whole volume uses better.
+        is_direct = False
+    return TilePlan(problem, sets, best, is_direct, labels=labels.reshape(numbers.shape))
+
+
+def _is_plain(spec: ModelSpec) -> bool:
+    """Return whether messages from where a label is missing penalize all labels by as much.
+
+    That changes no marginal. They do in a Potts model with one weight for all labels.
+    """
+    return spec.mean_field.is_potts and spec.mean_field.num_channels < spec.mean_field.num_labels
+
+
+def _nearby_problem(
+    case: StoredCase,
+    grid: TileGrid,
+    source: LabelMapChannels | ShareChannels,
+    near: Extents,
+    settled: Float64,
+) -> tuple[TileProblem, NDArray[np.int64]]:
+    """Return the problem of labels that take part within some voxels of where they occur.
+
+    The second result has the voxels of each tile inside the mask, (*tiles).
+    """
+    if not _is_plain(case.model):
+        # In a plain model messages from farther away change nothing; the energy lacks these pairs.
+        reach = case.model.kernels.reach(case.image.spacing, grid.shape)
+        near = tuple(extent + more for extent, more in zip(near, reach, strict=True))
     mask = mask_on_tiles(case.image, grid)
     inside = np.broadcast_to(np.True_, grid.shape) if mask is None else mask
     voxels = grid.reduced(np.add, inside, np.int64)
-    present = np.zeros((run.num_labels, *grid.counts), np.bool_)
-    grid.engine(case.threads).mark_near(labels, near, present.view(np.uint8))
+    # tiles with voxels within reach of a label, and few others
+    present = np.zeros((case.model.mean_field.num_labels, *grid.counts), np.bool_)
+    grid.engine(case.threads).mark_near(source.numbers, near, present.view(np.uint8))
     present &= voxels > 0
     image = replace(case.image, values=np.ascontiguousarray(case.image.values))
     # No label was left out because its probability was low.
     thresholds = Thresholds(settled, settled, leave_out_nothing=True)
     presence = Presence(present, present)
-    problem = lazy_problem(replace(case, image=image), grid, source, presence, mask, thresholds)
-    if sigma is not None:
-        problem = replace(problem, largest_slab=MAX_SHARED_VOXELS)
-    sets = problem.label_sets()
-    best = voxels * _logits_of_settled(sets, spec, confidence)
-    if sigma is None and not spec.kernels.kernels:
-        # Each voxel has only its own label within reach.
-        sets = LabelSets(grid, np.zeros_like(sets.domains))
-    is_direct = None
-    if _pairs(problem) <= MAX_PAIRS:
-        is_direct = True
-    elif spec.kernels.filter == "auto" and sigma is not None:
-        # Few voxels of active tiles are open, which a filter of the whole volume uses better.
-        is_direct = False
-    return TilePlan(problem, sets, best, is_direct, labels=labels.reshape(numbers.shape))
+    stored = replace(case, image=image)
+    return lazy_problem(stored, grid, source, presence, mask, thresholds), voxels
 
 
 def _logits_of_settled(sets: LabelSets, spec: ModelSpec, confidence: float) -> Float64:

@@ -105,10 +105,7 @@ def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedT
     kernels = problem.spec.kernels
     run = problem.spec.mean_field
     engine = sets.engine(problem.mask, context.threads)
-    logits = problem.source.of_entries(sets, context.threads)
-    if run.bias is not None:
-        bias = np.asarray(run.bias, np.float32)
-        logits += bias[sets.labels][:, None]
+    logits = _biased_logits(problem, sets, context.threads)
     if not kernels.kernels:  # No message changes the logits.
         logits /= np.float32(run.temperature)
         return RefinedTiles.without_steps(sets, logits)
@@ -116,10 +113,7 @@ def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedT
     is_open = _open_voxels(problem, sets, engine, logits, method)
     started = time.perf_counter()
     image = problem.normalized()
-    if method.is_direct or not is_open.any():  # Without an open voxel there is nothing to filter.
-        filters = _direct_sums(problem, sets)
-    else:
-        filters = _build_filters(problem, sets, image, is_open, method)
+    filters = _choose_filters(problem, sets, image, is_open, method)
     bilateral, spatial = _bandwidths(problem)
     may_matter = None if problem.threshold is None else problem.presence.may_matter
     out = np.empty_like(logits)
@@ -149,9 +143,22 @@ def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedT
         has_room=method.has_room,
     )
     timings = {"build": prepared - started, "steps": time.perf_counter() - prepared}
+    return RefinedTiles(sets, out, exceeds, _report(outcome, filters), timings)
+
+
+def _biased_logits(problem: TileProblem, sets: LabelSets, threads: int | None) -> Float32:
+    """Return the network's logits with the bias of labels, (entries, voxels of a tile)."""
+    logits = problem.source.of_entries(sets, threads)
+    if problem.spec.mean_field.bias is not None:
+        bias = np.asarray(problem.spec.mean_field.bias, np.float32)
+        logits += bias[sets.labels][:, None]
+    return logits
+
+
+def _report(outcome: dict[str, Any], filters: Filters) -> MeanFieldReport:
+    """Return the report of a run of the engine."""
     energy = tuple(outcome["energy"])
-    report = MeanFieldReport(outcome["num_iterations"], outcome["converged"], energy, filters.names)
-    return RefinedTiles(sets, out, exceeds, report, timings)
+    return MeanFieldReport(outcome["num_iterations"], outcome["converged"], energy, filters.names)
 
 
 def _open_voxels(
@@ -183,11 +190,22 @@ def _bandwidths(problem: TileProblem) -> tuple[list[tuple[list[float], list[floa
     return bilateral, _sigma(kernels.spatial, steps)
 
 
-def _direct_sums(problem: TileProblem, sets: LabelSets) -> Filters:
-    """Return that messages are direct sums, which need no kernels of the whole volume."""
+def _choose_filters(
+    problem: TileProblem,
+    sets: LabelSets,
+    image: Float32,
+    is_open: NDArray[np.uint16],
+    method: Method,
+) -> Filters:
+    """Return direct sums, or the filters of the normalized image, (M, *grid)."""
+    if not method.is_direct and is_open.any():
+        return _build_filters(problem, sets, image, is_open, method)
+    # Without an open voxel there is nothing to filter.
     tiles = f"{len(sets.tiles)} of {sets.grid.num_tiles} tiles"
     labels = f"{sets.num_entries / len(sets.tiles):.1f} labels each"
-    names = [f"{name}: direct in {tiles}, {labels}" for name in problem.spec.kernels.names]
+    names = []
+    for name in problem.spec.kernels.names:
+        names.append(f"{name}: direct in {tiles}, {labels}")
     return Filters(None, NO_CHANNELS, tuple(names))
 
 
