@@ -56,14 +56,27 @@ def run(prepared: Prepared, case: StoredCase) -> Run:
 
 
 def _refine(prepared: Prepared, case: StoredCase) -> RefinedChannels:
-    """Run the mean field on the backend of the case."""
+    """Run the mean field on the backend of the case.
+
+    Raises InputError if refined logits or their energy are not finite.
+    """
     outcome: MeanFieldResult | RefinedTiles
     if prepared.plan is not None:
         outcome = _run_tiles(prepared, prepared.plan, case)
     else:
         outcome = _run_everywhere(prepared, case)
     refined = RefinedChannels(outcome, prepared, case.model.mean_field)
-    _require_finite(refined, case)
+    numbers = list(refined.report.energy)
+    if all(math.isfinite(number) for number in numbers) and refined.computed.size:
+        ranges = case.backend.channel_ranges(refined.computed, threads=case.threads)
+        for lowest, highest in ranges:
+            numbers += (lowest, highest)
+    if not all(math.isfinite(number) for number in numbers):
+        raise InputError(
+            "the refined logits or their energy are not finite: the values are beyond float32's "
+            "range; expected logits, weights and a compatibility of a few orders of magnitude "
+            "around 1"
+        )
     return refined
 
 
@@ -78,44 +91,27 @@ def _run_tiles(prepared: Prepared, plan: TilePlan, case: StoredCase) -> RefinedT
 
 
 def _run_everywhere(prepared: Prepared, case: StoredCase) -> MeanFieldResult:
-    """Run the mean field for all labels, or regions, in the mask's box."""
+    """Run the mean field for all labels, or regions, in the mask's box.
+
+    Raises CapacityError if it takes more memory than is left.
+    """
     values = prepared.logits[(slice(None), *(prepared.box or ()))]
-    _require_room(values, case)
-    if prepared.is_probability:
-        values = np.array(values, order="C")
-        take_logarithms(values)
-    if case.are_regions:
-        return region_mean_field(case.backend, values, prepared.image, case.models, case.context)
-    return case.backend.mean_field(values, prepared.image, case.model, case.context)
-
-
-def _require_room(values: Float32, case: StoredCase) -> None:
-    """Raise CapacityError if a run for all labels takes more memory than is left."""
     needed = values.size * RUN_BYTES
-    if case.context.num_bytes is None or case.backend.name != "cpu" or needed <= SMALL:
-        return
-    num_bytes = case.context.num_bytes()
+    num_bytes = None
+    if case.context.num_bytes is not None and case.backend.name == "cpu" and needed > SMALL:
+        num_bytes = case.context.num_bytes()
     if num_bytes is not None and needed > num_bytes:
         raise CapacityError(
             f"the case needs about {format_size(needed)} beyond what is in memory already; "
             f"{format_size(num_bytes)} are left; allow more memory (--max-memory), or use a mask "
             "or a smaller region"
         )
-
-
-def _require_finite(refined: RefinedChannels, case: StoredCase) -> None:
-    """Raise InputError if refined logits or their energy are not finite."""
-    numbers = list(refined.report.energy)
-    if all(math.isfinite(number) for number in numbers) and refined.computed.size:
-        ranges = case.backend.channel_ranges(refined.computed, threads=case.threads)
-        for lowest, highest in ranges:
-            numbers += (lowest, highest)
-    if not all(math.isfinite(number) for number in numbers):
-        raise InputError(
-            "the refined logits or their energy are not finite: the values are beyond float32's "
-            "range; expected logits, weights and a compatibility of a few orders of magnitude "
-            "around 1"
-        )
+    if prepared.is_probability:
+        values = np.array(values, order="C")
+        take_logarithms(values)
+    if case.regions is not None:
+        return region_mean_field(case.backend, values, prepared.image, case.models, case.context)
+    return case.backend.mean_field(values, prepared.image, case.model, case.context)
 
 
 def region_mean_field(

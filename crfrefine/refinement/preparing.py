@@ -28,7 +28,7 @@ from crfrefine.arrays.region_scheme import (
 )
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.limits import memory_limit, require_memory
-from crfrefine.engines.base import Backend, GridImage, Range
+from crfrefine.engines.base import Backend, GridImage
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
@@ -78,9 +78,13 @@ class Prepared:
 def prepare(network: Network, case: StoredCase) -> Prepared:
     """Prepare a network's output in any form."""
     if isinstance(network, ArrayNetwork):
-        return prepare_array(network, case)
+        if network.regions is None:
+            channels = _channels_of_labels(network, case)
+        else:
+            channels = _channels_of_regions(network, case)
+        return _prepare_channels(channels, case, None)
     if isinstance(network, LabelMapNetwork):
-        return prepare_label_map(network, case)
+        return _prepare_label_map(network, case)
     if isinstance(network, StreamedNetwork):
         plan = plan_stream(network, case)
     else:
@@ -88,7 +92,7 @@ def prepare(network: Network, case: StoredCase) -> Prepared:
     return _prepare_tiles(plan, case, is_label_map=False)
 
 
-def prepare_label_map(network: LabelMapNetwork, case: StoredCase) -> Prepared:
+def _prepare_label_map(network: LabelMapNetwork, case: StoredCase) -> Prepared:
     """Prepare a label map; unless it has few labels, it has tiles."""
     model = case.model
     labels = np.ascontiguousarray(case.order.to_storage(network.labels))
@@ -195,15 +199,6 @@ def _channels_of_label_map(
     return _Channels(logits, largest, case.image.mask)
 
 
-def prepare_array(network: ArrayNetwork, case: StoredCase) -> Prepared:
-    """Prepare channels in memory, on tiles where these save work."""
-    if network.regions is None:
-        channels = _channels_of_labels(network, case)
-    else:
-        channels = _channels_of_regions(network, case)
-    return _prepare_channels(channels, case, None)
-
-
 def _channels_of_labels(network: ArrayNetwork, case: StoredCase) -> _Channels:
     """Return the channels of labels, checked, without padding."""
     with np.errstate(over="ignore"):
@@ -253,7 +248,7 @@ def _channels_of_regions(network: ArrayNetwork, case: StoredCase) -> _Channels:
 
 def _leave_out_padding(channels: _Channels, ties: Bool, case: StoredCase) -> None:
     """Take the padding among the voxels with ties out of the mask."""
-    are_regions = case.are_regions
+    are_regions = case.regions is not None
     padding = probabilities.padding_of(
         channels.values, ties, are_regions=are_regions, is_probability=channels.is_probability
     )
@@ -310,8 +305,9 @@ class _Normalized(NamedTuple):
         """Return the image of the mask's bounding box."""
         if self.mask_box is None or self.box is not None:
             return self.image
+        assert self.image.mask is not None
         values = self.image.values[(slice(None), *self.mask_box)]
-        return replace(self.image, values=values, mask=_part_of(self.image.mask, self.mask_box))
+        return replace(self.image, values=values, mask=self.image.mask[self.mask_box])
 
 
 def _normalize(case: StoredCase, mask: Bool | None) -> _Normalized:
@@ -328,15 +324,9 @@ def _normalize(case: StoredCase, mask: Bool | None) -> _Normalized:
     values = normalize_intensity(
         case.image.values, intensity, case.image.mask, box=box, threads=case.threads
     )
-    image = replace(case.image, values=values, mask=_part_of(mask, box))
-    return _Normalized(image, box, mask_box)
-
-
-def _part_of(mask: Bool | None, box: Box | None) -> Bool | None:
-    """Return a box of a mask; None means the whole."""
-    if mask is None or box is None:
-        return mask
-    return mask[box]
+    if mask is not None and box is not None:
+        mask = mask[box]
+    return _Normalized(replace(case.image, values=values, mask=mask), box, mask_box)
 
 
 def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | None) -> Prepared:
@@ -358,7 +348,7 @@ def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | N
             channels, case, case.strokes, normalized, labels, is_label_map=numbers is not None
         )
     plan = None
-    if not case.are_regions and case.backend.name == "cpu":
+    if case.regions is None and case.backend.name == "cpu":
         plan, surveyed = plan_array(
             channels.values,
             normalized.mask_box,
@@ -409,9 +399,8 @@ def _draw_strokes(
     if channels.is_probability:
         probabilities.take_logarithms(channels.values)
         channels.is_probability = False
-    network: Array = labels
-    if case.are_regions:
-        network = channels.values
+    are_regions = case.regions is not None
+    network: Array = channels.values if are_regions else labels
     edits = plan_edits(
         strokes,
         case.parameters.strokes,
@@ -426,7 +415,7 @@ def _draw_strokes(
     if not is_label_map:
         temperature = case.model.mean_field.temperature
         channels.notes += edits.find_ruled_out(
-            channels.values, temperature, are_regions=case.are_regions
+            channels.values, temperature, are_regions=are_regions
         )
     if not case.parameters.volume.match_input:  # Only volumes need what labels gain.
         edits.apply(channels.values)
@@ -450,7 +439,7 @@ def without_nan(
     Raises InputError for infinite values, and if hardly any voxel is left.
     """
     ranges = _ranges(backend, image.values, threads)
-    if all(_is_finite(bounds) for bounds in ranges):
+    if all(is_finite for _, _, is_finite in ranges):
         return image, ()
     values = image.values.copy(order="K")
     numbers = np.where(np.isnan(values), values.dtype.type(0), values)
@@ -459,17 +448,25 @@ def without_nan(
     return replace(image, values=values, mask=mask), (note,)
 
 
-def _ranges(backend: Backend, channels: Array, threads: int | None) -> list[Range]:
-    """Return the smallest and the largest value of each channel; none of whole numbers."""
+class _ChannelRange(NamedTuple):
+    """The values of a channel."""
+
+    lowest: float
+    highest: float
+    is_finite: bool  # in float32
+
+
+def _ranges(backend: Backend, channels: Array, threads: int | None) -> list[_ChannelRange]:
+    """Return the range of each channel; none of whole numbers."""
     if channels.dtype.kind != "f":
         return []
     with np.errstate(over="ignore"):
-        return backend.channel_ranges(channels, threads=threads)
-
-
-def _is_finite(bounds: Range) -> bool:
-    """Return whether values between two bounds are finite in float32."""
-    return all(abs(bound) <= _MAX_FLOAT for bound in bounds)
+        bounds = backend.channel_ranges(channels, threads=threads)
+    ranges = []
+    for lowest, highest in bounds:
+        is_finite = abs(lowest) <= _MAX_FLOAT and abs(highest) <= _MAX_FLOAT
+        ranges.append(_ChannelRange(lowest, highest, is_finite))
+    return ranges
 
 
 def _finite_range(
@@ -480,16 +477,16 @@ def _finite_range(
     Raise InputError if a value is NaN or infinite.
     """
     ranges = _ranges(backend, channels, threads)
-    for number, bounds in enumerate(ranges):
-        if not _is_finite(bounds):
+    if not ranges:
+        return 0.0, 0.0
+    for number, channel_range in enumerate(ranges):
+        if not channel_range.is_finite:
             with np.errstate(over="ignore"):
                 is_finite = np.isfinite(channels[number].astype(np.float32))
             raise InputError(
                 f"{name}: channel {number} has {np.count_nonzero(~is_finite)} values that are not "
                 "finite in float32 (NaN, infinity, or above 3e38)"
             )
-    if not ranges:
-        return 0.0, 0.0
-    lowest = min(low for low, _ in ranges)
-    highest = max(high for _, high in ranges)
+    lowest = min(channel_range.lowest for channel_range in ranges)
+    highest = max(channel_range.highest for channel_range in ranges)
     return lowest, max(-lowest, highest, 0.0)

@@ -18,7 +18,6 @@ from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.label_maps import channel_numbers, count_labels, renumber
 from crfrefine.arrays.region_scheme import RegionScheme, resolve_regions
 from crfrefine.base.array_types import Array, Labels
-from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
@@ -50,13 +49,11 @@ class _Case:
     backend: Backend
     context: RunContext
     strokes: Strokes | None
+    voxel_ml: float  # the volume of a voxel
+    # The regions of the channels; None means that they are labels.
+    regions: RegionScheme | None = None
     # mm between voxels of the network; None means that they are the image's
     network_spacing: tuple[float, ...] | None = None
-
-    @property
-    def voxel_ml(self) -> float:
-        """The volume of a voxel."""
-        return math.prod(self.image.spacing) / 1000.0
 
 
 def refine_network(
@@ -85,46 +82,35 @@ def refine_network(
         if not mask.any():
             raise InputError("the mask is empty: there is no voxel to refine")
     spacing_mm = given_spacing(spacing, num_dims)
-    case = _Case(GridImage(image, mask, spacing_mm), parameters, backend, context, strokes)
+    voxel_ml = math.prod(spacing_mm) / 1000.0
+    case = _Case(
+        GridImage(image, mask, spacing_mm), parameters, backend, context, strokes, voxel_ml
+    )
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, case)
     else:
+        if isinstance(network, ArrayNetwork):
+            case = replace(case, regions=network.regions)
         if not isinstance(network, StreamedNetwork):
             case = replace(case, network_spacing=network.network_spacing)
-        _require_volumes(network, case)
+        has_volumes = case.network_spacing is not None and case.regions is None
+        if parameters.volume.match_input and not has_volumes:
+            raise ConfigError(
+                "volume.match_input: keeps the volumes of a label map, and logits are not one "
+                "(unless --resample brings them from the network's coarser grid); set it to false"
+            )
         result = _refine(network, case)
 
     notes = result.notes
     if strokes is not None:
         notes += (_describe_strokes(strokes),)
     if result.lost_to_rules:
-        voxel_ml = case.voxel_ml if num_dims == 3 else None
+        volume_ml = voxel_ml if num_dims == 3 else None
         rules = parameters.postprocess
         notes += describe_losses(
-            result.lost_to_rules, rules, names or {}, voxel_ml, allowed=allow_vanishing
+            result.lost_to_rules, rules, names or {}, volume_ml, allowed=allow_vanishing
         )
     return replace(result, notes=notes)
-
-
-def _require_volumes(network: Network, case: _Case) -> None:
-    """Raise ConfigError if volumes are to be kept, and logits show none."""
-    is_coarser = case.network_spacing is not None and _regions_of(network) is None
-    if case.parameters.volume.match_input and not is_coarser:
-        raise ConfigError(
-            "volume.match_input: keeps the volumes of a label map, and logits are not one (unless "
-            "--resample brings them from the network's coarser grid); set it to false"
-        )
-
-
-def _regions_of(network: Network) -> RegionScheme | None:
-    """Return the regions of a network's channels; None means that they are labels."""
-    return network.regions if isinstance(network, ArrayNetwork) else None
-
-
-def _num_labels(network: Network) -> int:
-    """Return the number of labels of a network's label map."""
-    regions = _regions_of(network)
-    return network.shape[0] if regions is None else regions.num_labels
 
 
 # ---- Label maps
@@ -200,8 +186,7 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
 
     The labels of a label map are its channels' numbers.
     """
-    models = _resolve_models(network, case)
-    stored, notes = _store(network, case, models)
+    stored, notes = _store(network, case)
     prepared = prepare(network, stored)
     notes += prepared.notes
     run = mean_field.run(prepared, stored)
@@ -220,7 +205,11 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
         label_map = case.strokes.draw(label_map)
     notes += _notes_on_image(stored)
     timings = {**prepared.timings, **refined.timings, "labels": time.perf_counter() - started}
-    num_labels = _num_labels(network)
+    num_labels = network.shape[0]
+    channel_labels = tuple(range(num_labels))
+    if case.regions is not None:
+        num_labels = case.regions.num_labels
+        channel_labels = ()
     return RefinementResult(
         label_map=label_map,
         network_label_map=stored.order.to_user(network_labels),
@@ -236,39 +225,53 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
         lost_to_rules=cleaned.lost,
         notes=notes,
         spacing=tuple(case.image.spacing),
-        regions=stored.regions,
-        channel_labels=() if stored.are_regions else tuple(range(num_labels)),
+        regions=case.regions,
+        channel_labels=channel_labels,
         num_labels=num_labels,
         output_temperature=case.parameters.mean_field.output_temperature,
     )
 
 
 def _resolve_models(network: Network, case: _Case) -> Sequence[ModelSpec]:
-    """Return the model of the case, or that of each region, in the user's order of axes."""
+    """Return the model of the case, or that of each region, for axes in storage order."""
     num_channels = network.shape[0]
     num_modalities = len(case.image.values)
     num_dims = len(case.image.spacing)
-    regions = _regions_of(network)
-    if regions is None:
-        return [case.parameters.resolve(num_channels, num_modalities, num_dims)]
-    if num_channels != regions.num_regions:
-        raise InputError(
-            f"the log-odds have shape {network.shape}; expected ({regions.num_regions}, *grid), "
-            f"one channel per region: {regions.describe()}"
-        )
-    case.parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
-    return resolve_regions(case.parameters, num_channels, num_modalities, num_dims)
+    models: Sequence[ModelSpec]
+    if case.regions is None:
+        models = [case.parameters.resolve(num_channels, num_modalities, num_dims)]
+    else:
+        if num_channels != case.regions.num_regions:
+            raise InputError(
+                f"the log-odds have shape {network.shape}; expected ({case.regions.num_regions}, "
+                f"*grid), one channel per region: {case.regions.describe()}"
+            )
+        case.parameters.postprocess.spread({"label": case.regions.num_labels})  # checks the lengths
+        models = resolve_regions(case.parameters, num_channels, num_modalities, num_dims)
+
+    axes = network.order.axes
+    network_spacing = case.network_spacing
+    if network_spacing is not None:
+        network_spacing = tuple(network_spacing[axis] for axis in axes)
+    kernels = []
+    for kernel in models[0].kernels.kernels:  # Those of all models are the same.
+        theta_position = tuple(kernel.theta_position[axis] for axis in axes)
+        kernels.append(replace(kernel, theta_position=theta_position))
+    stored = []
+    for model in models:
+        kernel_set = replace(model.kernels, kernels=tuple(kernels), network_spacing=network_spacing)
+        stored.append(replace(model, kernels=kernel_set))
+    return stored
 
 
-def _store(
-    network: Network, case: _Case, models: Sequence[ModelSpec]
-) -> tuple[StoredCase, tuple[str, ...]]:
+def _store(network: Network, case: _Case) -> tuple[StoredCase, tuple[str, ...]]:
     """Return a case in storage order without the voxels that are NaN, and notes on these.
 
     The model does not depend on the order of axes, so the engine gets them in storage order: a
     volume read from a file is not copied.
     """
     order = network.order
+    models = _resolve_models(network, case)
     axes = list(order.axes)
     values = order.to_storage(case.image.values)
     spacing = tuple(case.image.spacing[axis] for axis in axes)
@@ -284,31 +287,14 @@ def _store(
     stored = StoredCase(
         image,
         case.parameters,
-        _in_order(models, order, case.network_spacing),
+        models,
         case.backend,
         case.context,
         strokes,
-        _regions_of(network),
+        case.regions,
         order,
     )
     return stored, notes
-
-
-def _in_order(
-    models: Sequence[ModelSpec], order: StorageOrder, network_spacing: tuple[float, ...] | None
-) -> list[ModelSpec]:
-    """Return models, whose kernels are the same, for axes in storage order."""
-    kernels = []
-    for kernel in models[0].kernels.kernels:
-        theta_position = tuple(kernel.theta_position[axis] for axis in order.axes)
-        kernels.append(replace(kernel, theta_position=theta_position))
-    if network_spacing is not None:
-        network_spacing = tuple(network_spacing[axis] for axis in order.axes)
-    stored = []
-    for model in models:
-        kernel_set = replace(model.kernels, kernels=tuple(kernels), network_spacing=network_spacing)
-        stored.append(replace(model, kernels=kernel_set))
-    return stored
 
 
 def _label_maps(

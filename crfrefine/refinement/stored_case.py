@@ -37,8 +37,3 @@ class StoredCase:
     def threads(self) -> int | None:
         """CPU threads; None means the cores this process may use."""
         return self.context.threads
-
-    @property
-    def are_regions(self) -> bool:
-        """Whether the channels are regions."""
-        return self.regions is not None

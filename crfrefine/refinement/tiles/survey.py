@@ -102,12 +102,10 @@ class Survey:
         self._lowest_sums = None
         largest = None if self.largest is self.best else self.largest
         results = (self.log_sum, self.best, self.labels, self.is_equal, largest)
-        settings = self._settings_of(label)
-        self._engine.survey(values, first_plane, label, *settings, *results, self.margins[label])
-
-    def _settings_of(self, label: int) -> tuple[bool, float, float, Bool | None]:
-        """Return what the engine needs to know about a channel."""
-        return self.is_probability, float(self._bias[label]), 1.0 / self.temperature, self.mask
+        settings = (self.is_probability, float(self._bias[label]), 1.0 / self.temperature)
+        self._engine.survey(
+            values, first_plane, label, *settings, self.mask, *results, self.margins[label]
+        )
 
     def padding(self) -> Bool | None:
         """Return (*grid), True where the channels are padding; None means nowhere."""
@@ -152,10 +150,10 @@ class Survey:
         margins = np.empty(len(tiles), np.float32)
         if len(tiles):
             is_whole_channel = values.ndim == 3
-            settings = self._settings_of(label)
+            settings = (self.is_probability, float(self._bias[label]), 1.0 / self.temperature)
             sums = (self.log_sum, self._lowest_sums)
             self._engine.margins(
-                values, is_whole_channel, tiles, *settings, *sums, exact_above, margins
+                values, is_whole_channel, tiles, *settings, self.mask, *sums, exact_above, margins
             )
         return margins
 
