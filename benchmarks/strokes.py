@@ -35,10 +35,10 @@ from study import labeled_cases
 
 import crfrefine
 from crfrefine.arrays.intensity import normalize_intensity
+from crfrefine.cases.case import load_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.refinement.strokes import BACKGROUND
-from crfrefine.runs.cases.case import load_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.reading_options import ReadingOptions
 
 Labels = NDArray[np.uint8]
 NUM_STROKES = 10

@@ -44,13 +44,13 @@ from study_tables import (
 
 from crfrefine.arrays.components import clean
 from crfrefine.base.plain import from_plain
+from crfrefine.cases.case import Case, load_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.io import write_label_map
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import PostprocessParameters
-from crfrefine.runs.cases.case import Case, load_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.discovery import discover_cases
-from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.train.baselines import Guidance, Tuned, VectorScaling
 from crfrefine.train.comparison import (
     DEFAULT,

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.base.geometry import describe_difference, same_grid
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.volume import Volume
 from crfrefine.metrics.overlap import measure_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.discovery import discover_cases
 from crfrefine.train.plan import make_folds
 
 STRIDE = 16  # Sides of what the network sees are multiples of it.

@@ -9,18 +9,19 @@
     bilateral_filter    smooth a volume and keep its edges
     CrfParameters       the parameters of the CRF: presets, TOML files, dotted keys
     CrfRnn              the CRF as a PyTorch module, to train it behind a network (needs PyTorch)
-    crf_loss            the CRF as a term of a loss, to train a network from scribbles (needs PyTorch)
+    crf_loss            the CRF as a term of a loss, to train from scribbles (needs PyTorch)
 
 Modules, imported when they are first used:
     errors              the errors below
-    layer               more for training: partial_cross_entropy, functional.mean_field (needs PyTorch)
+    layer               for training: partial_cross_entropy, functional.mean_field (needs PyTorch)
     metrics             overlap, distances, calibration of label maps: overlap.measure_case
     monai               transforms of MONAI: CrfRefine, CrfRefined (needs MONAI)
-    nnunet              the export of nnU-Net's logits, refined on the image's grid: export_prediction
+    nnunet              export_prediction: nnU-Net's logits, refined on the image's grid
     parameters          the sections of CrfParameters: sections.SpatialParameters
     statistics          whether a difference is real: comparison.summarize, verdict.verdict
 
-`help(crfrefine.refine)` and so on have arguments, results and examples. The command `crfrefine --help` works on files and folders.
+`help(crfrefine.refine)` and so on have arguments, results and examples. The command
+`crfrefine --help` works on files and folders.
 
 Errors that a user can cause are kinds of CrfRefineError, and their messages say what to do:
     BackendUnavailableError    the device or engine is not available
@@ -35,6 +36,8 @@ Errors that a user can cause are kinds of CrfRefineError, and their messages say
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from crfrefine.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from crfrefine import errors as errors
@@ -63,8 +66,6 @@ if TYPE_CHECKING:
     from crfrefine.refinement.case import refine as refine
     from crfrefine.refinement.result import RefinementResult as RefinementResult
 
-__version__ = "1.0.0"
-
 _ERRORS = (
     "BackendUnavailableError",
     "CapacityError",
@@ -91,9 +92,10 @@ _MODULE_OF = {
     **dict.fromkeys(_ERRORS, "crfrefine.errors"),
 }
 
-# What `import *` binds, and `help(crfrefine)` prints in full. The names that need PyTorch are not among them: importing it takes
-# seconds, and the page of CrfRnn has a thousand lines on the methods of every PyTorch module. Nor are the errors, whose pages have a
-# hundred lines each on the methods of every exception.
+# The names that `import *` binds, and `help(crfrefine)` prints in full. Those that need PyTorch
+# are not among them: importing it takes seconds, and the page of CrfRnn has a thousand lines on the
+# methods of every PyTorch module. Nor are the errors, whose pages have a hundred lines each on the
+# methods of every exception.
 __all__ = [
     "CrfParameters",
     "Lattice",
@@ -121,7 +123,7 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     from importlib.util import find_spec
 
-    # `help` and completion get every name that is listed: without PyTorch, these raise BackendUnavailableError. `monai` is not among them,
-    # since importing MONAI takes many seconds.
+    # `help` and completion get every name that is listed: without PyTorch, these raise
+    # BackendUnavailableError. `monai` is not among them, since importing MONAI takes many seconds.
     names = {"__version__", *_MODULE_OF, *_MODULES} - {"monai"}
     return sorted(names - (set(_NEED_TORCH) if find_spec("torch") is None else set()))

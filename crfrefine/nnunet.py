@@ -24,6 +24,7 @@ from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads, check_threads, memory_left, memory_limit
 from crfrefine.base.notices import warn
 from crfrefine.base.option import CUBIC, INTERPOLATIONS, LINEAR
+from crfrefine.cases.case import read_as_stored
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import ConfigError, GridMismatchError, InputError
@@ -35,7 +36,6 @@ from crfrefine.refinement.networks import ArrayNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
-from crfrefine.runs.cases.case import read_as_stored
 
 if TYPE_CHECKING:
     from crfrefine.refinement.result import RefinementResult

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from study_network import Stack, read_stack
 
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.discovery import discover_cases
 
 UNKNOWN = "ignore"
 """The name that dataset.json has for the value of voxels where nobody drew."""

@@ -372,7 +372,7 @@ def resample_logits(
         for channel in target:
             channel[without_scores] = 0.0
     if tied is not None:
-        # Chance ties of 8- or 16-bit scores, in a few voxels of a million, are no padding: break them.
+        # Chance ties of 8- or 16-bit scores, in a few voxels of a million, are no padding.
         tied &= share_of_scores > 0
         background = target[0]
         scores = background[tied]

@@ -40,8 +40,8 @@ def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> No
     """Raise InputError if an affine is singular, or places voxels absurdly near or far."""
     if not _is_usable(affine, num_axes):
         raise InputError(
-            f"{path}: the geometry in the header is not usable: its affine is [{describe_affine(affine)}]; "
-            "expected axes in different directions, "
+            f"{path}: the geometry in the header is not usable: "
+            f"its affine is [{describe_affine(affine)}]; expected axes in different directions, "
             f"and voxels of {SPACING_RANGE[0]:g} mm or more. "
             "Repair the header, whose lengths may be in another unit"
         )

@@ -38,7 +38,7 @@ def printable(text: str) -> str:
 
 
 def shorten(text: object, most: int = MAX_CHARACTERS) -> str:
-    """Return text that prints on one line; beyond `most` characters, its end is replaced by "…"."""
+    """Return text that prints on one line; its end beyond `most` characters becomes "…"."""
     whole = str(text)
     shown = printable(whole[: most + 1])
     if max(len(whole), len(shown)) > most:

@@ -418,10 +418,10 @@ def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) ->
     if parameter.name in ("install_completion", "show_completion"):
         _complete_shell(ctx, parameter)
         return
-    import crfrefine
+    from crfrefine.version import __version__
 
     if parameter.name == "version":
-        print(f"crfrefine {crfrefine.__version__}")
+        print(f"crfrefine {__version__}")
     else:
         print(ctx.get_help())
     raise typer.Exit

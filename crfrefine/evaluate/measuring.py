@@ -15,6 +15,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import Failure, failing_alone
+from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.reading import (
@@ -28,7 +29,6 @@ from crfrefine.evaluate.settings import Settings
 from crfrefine.metrics.calibration import measure_calibration
 from crfrefine.metrics.overlap import measure_case, one_voxel
 from crfrefine.metrics.registry import RegionValues
-from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.runs.records import Record
 
 

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crfrefine.base.text import counted
-from crfrefine.errors import InputError
-from crfrefine.evaluate.options import EvaluationOptions
-from crfrefine.evaluate.structures import find_structures, has_structures
-from crfrefine.io import paths as io_paths
-from crfrefine.runs.cases import discovery
-from crfrefine.runs.cases.case_files import (
+from crfrefine.cases import discovery
+from crfrefine.cases.case_files import (
     CaseFiles,
     CaseList,
     Incomplete,
     require_all_complete,
     too_few_complete,
 )
+from crfrefine.errors import InputError
+from crfrefine.evaluate.options import EvaluationOptions
+from crfrefine.evaluate.structures import find_structures, has_structures
+from crfrefine.io import paths as io_paths
 
 # A case may have several files of probabilities with the same content, from `infer` and nnU-Net;
 # the first kind in this order counts. The probabilities of `infer` belong to its label map; an .npz

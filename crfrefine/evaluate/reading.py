@@ -27,6 +27,11 @@ from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see
+from crfrefine.cases.discovery import list_files
+from crfrefine.cases.foreground import holds_one_probability, read_all_channels
+from crfrefine.cases.label_input import merge_structures
+from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.settings import Settings
@@ -38,11 +43,6 @@ from crfrefine.io.reading import (
     with_channel_axis,
 )
 from crfrefine.io.volume import Volume, VolumeHeader
-from crfrefine.runs.cases.discovery import list_files
-from crfrefine.runs.cases.foreground import holds_one_probability, read_all_channels
-from crfrefine.runs.cases.label_input import merge_structures
-from crfrefine.runs.cases.other_grid import WorkGrid
-from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 
 
 class SoftLabels(NamedTuple):

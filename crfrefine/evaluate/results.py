@@ -12,6 +12,7 @@ import numpy as np
 
 from crfrefine.base.array_types import Bool
 from crfrefine.base.text import counted, listed
+from crfrefine.cases.case_files import Incomplete, describe_left_out
 from crfrefine.evaluate.measuring import CaseResult
 from crfrefine.evaluate.options import DEFAULT_NAME, EvaluationOptions
 from crfrefine.evaluate.settings import Settings
@@ -24,10 +25,8 @@ from crfrefine.metrics.registry import (
     RegionValues,
     metric_named,
 )
-from crfrefine.runs.cases.case_files import Incomplete, describe_left_out
 from crfrefine.runs.options import Observer
 from crfrefine.statistics.comparison import (
-    MEAN,
     ResultTable,
     SummaryRow,
     correct,
@@ -224,16 +223,19 @@ class Evaluation:
         options = self.options
         if options.ceiling is None:
             return ""
-        regions = {region for _, region in self._mean_differences(options.name)}
         shares = []
         for metric, share_by_region in self.recovered.items():
-            if MEAN in regions and MEAN not in share_by_region:
-                continue  # The ceiling leads in single regions only.
-            *_, share = share_by_region.values()  # The mean is the last region.
-            shares.append(f"{100 * share:.0f} % of {metric_named(metric).title}")
+            share = share_by_region.get(self._summed_up_region())
+            if share is not None:
+                shares.append(f"{100 * share:.0f} % of {metric_named(metric).title}")
         lost = f"of what {options.baseline} loses against {options.ceiling}"
         recovered = listed(shares) or "nothing, as there is no lead"
         return f"{_subject(options.name)} recovers, {lost}: {recovered}"
+
+    def _summed_up_region(self) -> str:
+        """Return the region that stands for all: the mean, or the only one."""
+        *_, (_, region) = self._mean_differences(self.options.name)  # The mean is the last one.
+        return region
 
     @property
     def learned_text(self) -> str:

@@ -14,11 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import crfrefine
 from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.text import printable
+from crfrefine.cases.case_files import left_out_entries
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
 from crfrefine.evaluate.options import (
@@ -37,11 +39,9 @@ from crfrefine.io.atomic import check_replaceable, check_writable, write_small_f
 from crfrefine.io.json import to_json
 from crfrefine.io.paths import add_volumes, stem_of
 from crfrefine.parameters.model import TRAINED_ON
-from crfrefine.runs.cases.case_files import left_out_entries
-from crfrefine.runs.cases.dataset_description import read_descriptions
-from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 from crfrefine.runs.records import read_records
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
+from crfrefine.version import __version__
 
 SCHEMA = 1
 COLUMNS = ("case", "label", "metric", "value", "method")
@@ -75,7 +75,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
     verdict = evaluation.verdict
     return {
         "schema": SCHEMA,
-        "version": crfrefine.__version__,
+        "version": __version__,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": evaluation.seconds,
         "settings": _settings_entry(evaluation),

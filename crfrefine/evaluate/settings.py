@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from crfrefine.base.text import shorten
+from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
+from crfrefine.cases.reading_options import RegionReading
 from crfrefine.errors import ConfigError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
-from crfrefine.runs.cases.dataset_description import DatasetDescription, read_descriptions
-from crfrefine.runs.cases.reading_options import RegionReading
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,27 @@ class Settings:
         """
         if not structures:
             return self
-        titles = {}
-        for name, number in structures.items():
-            titles[str(number)] = f"{number} {shorten(' '.join(name.split()))}"
-        # A judged region is named, or equals the label that is its name.
-        judged_labels = sorted(int(name) for name in self.judged if name not in self.named)
         return replace(
             self,
-            labels=tuple(judged_labels),
+            labels=self._judged_labels(),
             named={name: self.named[name] for name in self.judged if name in self.named},
-            titles=titles,
+            titles=_titles_of(structures),
             ignore_label=None,
             structures=structures,
         )
+
+    def _judged_labels(self) -> tuple[int, ...]:
+        """Return the labels of judged regions that equal a label, which is their name."""
+        names = set(self.judged) - self.named.keys()
+        return tuple(sorted(int(name) for name in names))
+
+
+def _titles_of(structures: Mapping[str, int]) -> dict[str, str]:
+    """Return the displayed name of each structure's label: its number and its name."""
+    titles = {}
+    for name, number in structures.items():
+        titles[str(number)] = f"{number} {shorten(' '.join(name.split()))}"
+    return titles
 
 
 def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:

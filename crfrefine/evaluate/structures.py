@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from crfrefine.cases import discovery
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
+from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.io import paths as io_paths
-from crfrefine.runs.cases import discovery
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.dataset_description import DatasetDescription, read_dataset_description
-from crfrefine.runs.cases.reading_options import number_structures
 
 _UNNAMED = ""  # The name of a case whose path does not tell it.
 

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from pydicom.pixels.processing import apply_modality_lut
 from pydicom.pixels.utils import iter_pixels
 
-from crfrefine import __version__
 from crfrefine.base.geometry import describe_difference, require_usable, same_grid, spacing_of
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.errors import (
@@ -38,6 +37,7 @@ from crfrefine.io.atomic import write_small_file
 from crfrefine.io.streams import MAX_RATIO, cut_off
 from crfrefine.io.text_header import LPS, affine_of
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader, segments_of
+from crfrefine.version import __version__
 
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 

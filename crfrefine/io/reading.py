@@ -497,7 +497,7 @@ class LogitsHeader:
     files: tuple[VolumeHeader, ...]  # one with all labels, or one per label
     num_labels: int  # L, background included
     # "logits" or "probabilities" if the file declares it, "labels" for a label map (by
-    # `crfrefine.runs.cases.label_input`), else None.
+    # `crfrefine.cases.label_input`), else None.
     kind: str | None
     # Whether the files hold the labels from 1 on alone, so that the background is to be computed.
     lacks_background: bool = False

@@ -25,7 +25,7 @@ from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.preparing import Prepared
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.stored_case import StoredCase
-from crfrefine.refinement.tiles.planning import TilePlan
+from crfrefine.refinement.tiles.problem import TilePlan
 from crfrefine.refinement.tiles.running import RefinedTiles, solve
 
 

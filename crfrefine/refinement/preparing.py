@@ -37,12 +37,12 @@ from crfrefine.refinement.strokes import Strokes, plan_edits
 from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 from crfrefine.refinement.tiles.planning import (
-    TilePlan,
     plan_array,
     plan_label_map,
     plan_shares,
     plan_stream,
 )
+from crfrefine.refinement.tiles.problem import TilePlan
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.

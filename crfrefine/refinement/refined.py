@@ -24,7 +24,7 @@ from crfrefine.refinement.volumes import Integers, Member, matching_bias
 
 if TYPE_CHECKING:
     from crfrefine.refinement.preparing import Prepared
-    from crfrefine.refinement.tiles.planning import TilePlan
+    from crfrefine.refinement.tiles.problem import TilePlan
 
 
 class RefinedChannels:

@@ -39,7 +39,7 @@ from crfrefine.refinement.tiles.problem import ChannelSource
 if TYPE_CHECKING:
     from crfrefine.parameters.sections import StrokesParameters
     from crfrefine.parameters.specs import ModelSpec
-    from crfrefine.refinement.tiles.planning import TilePlan
+    from crfrefine.refinement.tiles.problem import TilePlan
 
 Integers = NDArray[np.int64]
 

@@ -23,6 +23,12 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import MAX_LABELS, available_threads, memory_left, memory_limit, run_all
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed, printable
+from crfrefine.cases import case as cases
+from crfrefine.cases.case import Case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.dataset_description import Names
+from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io import read_pieces, write_label_map, write_pieces
@@ -35,12 +41,6 @@ from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import ReadPieces, StreamedNetwork
-from crfrefine.runs.cases import case as cases
-from crfrefine.runs.cases.case import Case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.case_headers import read_case_headers
-from crfrefine.runs.cases.dataset_description import Names
-from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete
 from crfrefine.runs.records import (

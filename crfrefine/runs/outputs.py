@@ -15,6 +15,9 @@ from pathlib import Path
 from crfrefine.base.array_types import Labels
 from crfrefine.base.inputs import check_no_input
 from crfrefine.base.text import shorten
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
 from crfrefine.io.atomic import check_replaceable
@@ -27,9 +30,6 @@ from crfrefine.io.paths import (
     suffix_to_write,
 )
 from crfrefine.io.volume import Segment, VolumeHeader, named_segments, segments_of
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.dataset_description import read_dataset_description
-from crfrefine.runs.cases.reading_options import RESERVED_NAMES
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import RECORD_FOLDER
 

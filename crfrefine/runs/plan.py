@@ -12,6 +12,21 @@ from pathlib import Path
 
 from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.text import counted, listed, printable
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.dataset_description import (
+    DatasetDescription,
+    Names,
+    read_descriptions,
+)
+from crfrefine.cases.discovery import discover_cases, list_files, with_strokes
+from crfrefine.cases.label_input import EXCHANGED
+from crfrefine.cases.manifest import read_manifest
+from crfrefine.cases.reading_options import (
+    DeclaredLabels,
+    ReadingOptions,
+    declared_labels,
+    find_regions,
+)
 from crfrefine.engines import get_backend
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import check_small_output, check_writable
@@ -24,21 +39,6 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.runs.case_work import CaseSettings, Task
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList
-from crfrefine.runs.cases.dataset_description import (
-    DatasetDescription,
-    Names,
-    read_descriptions,
-)
-from crfrefine.runs.cases.discovery import discover_cases, list_files, with_strokes
-from crfrefine.runs.cases.label_input import EXCHANGED
-from crfrefine.runs.cases.manifest import read_manifest
-from crfrefine.runs.cases.reading_options import (
-    DeclaredLabels,
-    ReadingOptions,
-    declared_labels,
-    find_regions,
-)
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import (
     OutputFiles,
@@ -131,7 +131,7 @@ def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
     if options.manifest is not None:
         return read_manifest(options.manifest, input_type=options.input_type)
     if options.nnunet is not None:
-        from crfrefine.runs.cases.nnunet import find_cases_to_refine
+        from crfrefine.cases.nnunet import find_cases_to_refine
 
         return find_cases_to_refine(options.nnunet, options.images, mask)
     try:

@@ -17,14 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import crfrefine
 from crfrefine.base.failures import Failure
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.json import parse_line, to_json
 from crfrefine.io.paths import require_file
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.cases.case_files import CaseFiles
+from crfrefine.version import __version__
 
 SCHEMA = 2
 
@@ -220,7 +220,7 @@ class RunSummary:
 
     def head(self) -> dict[str, Any]:
         """Return plain values for a file, without the cases."""
-        head: dict[str, Any] = {"schema": SCHEMA, "version": crfrefine.__version__}
+        head: dict[str, Any] = {"schema": SCHEMA, "version": __version__}
         for each in dataclasses.fields(self):
             if each.name != "cases":
                 head[each.name] = getattr(self, each.name)

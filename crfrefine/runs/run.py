@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import crfrefine
 from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, see, shorten
@@ -35,6 +34,7 @@ from crfrefine.runs.case_work import CaseInWork, CaseSettings, Task, finish_case
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
+from crfrefine.version import __version__
 
 # of a case whose task raises an error: another worker may have the right version of the package
 RETRIES = 1
@@ -208,7 +208,7 @@ def _refine_on_cluster(
                 RuntimeWarning,
                 stacklevel=2,
             )
-        work = partial(refine_on_worker, crfrefine.__version__, plan.settings)
+        work = partial(refine_on_worker, __version__, plan.settings)
         futures = client.map(work, plan.tasks, key="crfrefine", pure=False, retries=RETRIES)
         tasks = dict(zip(futures, plan.tasks, strict=True))
         for future in as_completed(futures):
@@ -284,9 +284,9 @@ def refine_on_worker(version: str, settings: CaseSettings, task: Task) -> CaseRe
 
     Refuse to on a worker with another version of this package, whose results may differ.
     """
-    if version != crfrefine.__version__:
+    if version != __version__:
         raise InputError(
-            f"a worker has crfrefine {crfrefine.__version__}, this command is crfrefine {version}; "
+            f"a worker has crfrefine {__version__}, this command is crfrefine {version}; "
             "install the same version on all machines"
         )
     return finish_case(settings, read_case(settings, task), Observer())

@@ -17,6 +17,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import channels_of, expand_channels, present_labels
 from crfrefine.arrays.region_scheme import decode, probabilities_of
 from crfrefine.base.text import printable
+from crfrefine.cases.case import Case
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.metrics.calibration import measure_calibration
@@ -28,7 +29,6 @@ from crfrefine.parameters.sections import PostprocessParameters
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
-from crfrefine.runs.cases.case import Case
 from crfrefine.statistics.comparison import (
     Measurement,
     ResultTable,

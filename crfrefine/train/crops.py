@@ -16,9 +16,9 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.arrays.probabilities import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
+from crfrefine.cases.case import Case
+from crfrefine.cases.label_input import KIND
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.runs.cases.case import Case
-from crfrefine.runs.cases.label_input import KIND
 
 # Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to
 # exclude most of a head.

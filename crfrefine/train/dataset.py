@@ -14,10 +14,8 @@ from crfrefine import io
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.failures import expected_error
 from crfrefine.base.text import listed, see
-from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
-from crfrefine.io.paths import add_volumes
-from crfrefine.runs.cases.case import Case, load_case
-from crfrefine.runs.cases.case_files import (
+from crfrefine.cases.case import Case, load_case
+from crfrefine.cases.case_files import (
     CaseFiles,
     CaseList,
     Incomplete,
@@ -25,18 +23,20 @@ from crfrefine.runs.cases.case_files import (
     require_all_complete,
     too_few_complete,
 )
-from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.runs.cases.dataset_description import DatasetDescription, read_descriptions
-from crfrefine.runs.cases.discovery import discover_cases
-from crfrefine.runs.cases.label_input import KIND
-from crfrefine.runs.cases.nnunet import find_trained_cases, require_trained
-from crfrefine.runs.cases.reading_options import (
+from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
+from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.label_input import KIND
+from crfrefine.cases.nnunet import find_trained_cases, require_trained
+from crfrefine.cases.reading_options import (
     DeclaredLabels,
     ReadingOptions,
     RegionReading,
     declared_labels,
     find_regions,
 )
+from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
+from crfrefine.io.paths import add_volumes
 from crfrefine.train.observer import Result, Workers
 from crfrefine.train.options import DataFolders
 

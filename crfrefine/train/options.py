@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import crfrefine
 from crfrefine.base.option import MAX_PARTS, Option
 from crfrefine.errors import InputError
+from crfrefine.version import __version__
 
 if TYPE_CHECKING:
     from crfrefine.parameters.model import CrfParameters
@@ -105,11 +105,11 @@ class CommonOptions:
         now = datetime.now(UTC)
         head = {
             "schema": schema,
-            "version": crfrefine.__version__,
+            "version": __version__,
             "written": now.isoformat(timespec="seconds"),
         }
         write_small_file(self.report, to_json({**head, **report}, indent=2).encode())
-        comment = f"{WRITTEN_BY} {crfrefine.__version__}{origin}"
+        comment = f"{WRITTEN_BY} {__version__}{origin}"
         write_small_file(self.output, parameters.to_toml(textwrap.fill(comment, 98)).encode())
 
 
@@ -245,7 +245,7 @@ def locate_nnunet(
 
     A folder that is named takes the place of nnU-Net's.
     """
-    from crfrefine.runs.cases.nnunet import locate_images, locate_labels, require_trained
+    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
 
     network = require_trained(folder)
     locate(None, (), {"masks": masks})  # Raises InputError if the folder is missing.

@@ -14,14 +14,14 @@ import numpy as np
 
 from crfrefine.arrays.region_scheme import RegionScheme, decode, resolve_regions
 from crfrefine.base.text import counted, shorten
+from crfrefine.cases.case import Case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import unexpected_device
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.metrics.regions import RESERVED, Region, parse_region
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import VolumeParameters
-from crfrefine.runs.cases.case import Case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.train import crops as cropping
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import (

@@ -21,16 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-import crfrefine
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import MAX_OF_A_REASON, listed, shorten
+from crfrefine.cases.case_files import CaseFiles, left_out_entries
 from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_read
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.cases.case_files import CaseFiles, left_out_entries
 from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import (
@@ -68,6 +67,7 @@ from crfrefine.train.starts import (
     pooled,
     taken,
 )
+from crfrefine.version import __version__
 
 MAX_SCREENED = 40  # cases that the starts are tried on, at most
 # Factor on the step length in the training on all cases, which starts where the folds ended.
@@ -311,7 +311,7 @@ def fingerprint(plan: Plan) -> str:
     """
     cases = plan.cases
     entries: list[object] = [
-        crfrefine.__version__,
+        __version__,
         replace(plan.options, output=Path(), threads=None, resume=False),
         plan.device.is_gpu,
         plan.folds,

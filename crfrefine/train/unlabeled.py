@@ -24,14 +24,14 @@ from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.inputs import check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
 from crfrefine.base.text import counted
+from crfrefine.cases.case import Case, read_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.paths import add_volumes
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import NORMALIZED
 from crfrefine.refinement.case import Plan, refine
-from crfrefine.runs.cases.case import Case, read_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.case_headers import read_case_headers
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
 from crfrefine.runs.records import read_records

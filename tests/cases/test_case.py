@@ -8,12 +8,12 @@ import pytest
 from io_helpers import affine_of, numbers, save_nifti
 
 from crfrefine.base.limits import PROCESS
+from crfrefine.cases.case import load_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import CapacityError, InputError
 from crfrefine.io import reading
-from crfrefine.runs.cases.case import load_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.case_headers import read_case_headers
-from crfrefine.runs.cases.reading_options import ReadingOptions
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((1.0, 1.5, 2.25))

@@ -7,11 +7,11 @@ from io_helpers import affine_of, numbers, save_nifti
 from numpy.testing import assert_array_equal
 
 from crfrefine import refine
+from crfrefine.cases.case import load_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import GridMismatchError
-from crfrefine.runs.cases.case import load_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.case_headers import read_case_headers
-from crfrefine.runs.cases.reading_options import ReadingOptions
 
 PLANE = (13, 9)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0))

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from crfrefine.errors import InputError
-from crfrefine.runs.cases.dataset_description import (
+from crfrefine.cases.dataset_description import (
     Names,
     read_dataset_description,
     read_descriptions,
 )
-from crfrefine.runs.cases.discovery import discover_cases
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.errors import InputError
 
 
 def folder(root, name, *files):

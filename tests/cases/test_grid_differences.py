@@ -12,10 +12,10 @@ import pytest
 from cli_helpers import run_here
 from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 
+from crfrefine.cases.case import load_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import GridMismatchError
-from crfrefine.runs.cases.case import load_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.reading_options import ReadingOptions
 
 SHAPE = (13, 12, 10)
 AFFINE = affine_of((1.0, 1.5, 2.0), (3.0, -4.0, 5.0), OBLIQUE)

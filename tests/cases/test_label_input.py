@@ -8,11 +8,11 @@ from cli_helpers import save_nifti
 from io_helpers import OBLIQUE, affine_of, numbers
 
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE
+from crfrefine.cases.case import load_case
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions, declared_labels
 from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.runs.cases.case import load_case
-from crfrefine.runs.cases.dataset_description import read_descriptions
-from crfrefine.runs.cases.discovery import discover_cases
-from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions, declared_labels
 
 SHAPE = (6, 5, 4)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from cli_helpers import save_nifti
 
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.manifest import read_manifest
 from crfrefine.errors import InputError
-from crfrefine.runs.cases.case_headers import read_case_headers
-from crfrefine.runs.cases.manifest import read_manifest
 
 HEAD = ["case", "images", "logits", "mask", "output", "spacing"]
 

@@ -16,11 +16,11 @@ from cli_helpers import (
 )
 
 import crfrefine
+from crfrefine.cases.case import load_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.cases.case import load_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.runs.tune.case import CaseRefiner, open_case
 
@@ -156,7 +156,7 @@ LIMITS = ("MAX_IN_MEMORY", "MIN_STREAMED")
 )
 def test_infer_gives_the_files_of_a_mask(prepare, options, streams, tmp_path, monkeypatch):
     for limit in LIMITS:
-        monkeypatch.setattr(f"crfrefine.runs.cases.case.{limit}", 0 if streams else 1 << 40)
+        monkeypatch.setattr(f"crfrefine.cases.case.{limit}", 0 if streams else 1 << 40)
     folders = write_folders(tmp_path, "a")
     prepare(folders)
     options = (*options, "--save-logits")

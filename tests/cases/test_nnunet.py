@@ -15,8 +15,8 @@ from nnunet_helpers import (
     write_tree,
 )
 
+from crfrefine.cases.nnunet import find_cases_to_refine, find_trained_cases, require_trained
 from crfrefine.errors import InputError
-from crfrefine.runs.cases.nnunet import find_cases_to_refine, find_trained_cases, require_trained
 
 TRAIN = f"nnUNetv2_train {DATASET} 3d_fullres"
 NAMES = "-tr nnUNetTrainer -p nnUNetPlans"

@@ -8,11 +8,11 @@ import SimpleITK as sitk  # noqa: N813 - its customary name
 from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_nifti
 from scipy.ndimage import zoom
 
+from crfrefine.cases.case import load_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.runs.cases.case import load_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.case_headers import read_case_headers
-from crfrefine.runs.cases.reading_options import ReadingOptions
 
 SHAPE = (13, 12, 10)
 COARSE = (6, 9, 7)

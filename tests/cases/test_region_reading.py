@@ -7,10 +7,10 @@ import pytest
 from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 
 from crfrefine import InputError, RegionScheme
-from crfrefine.runs.cases.case import load_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.dataset_description import read_descriptions
-from crfrefine.runs.cases.reading_options import ReadingOptions, find_regions
+from crfrefine.cases.case import load_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.reading_options import ReadingOptions, find_regions
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((1.0, 1.5, 2.25), (3.0, -4.0, 5.0), OBLIQUE)

@@ -21,7 +21,7 @@ from cli_helpers import (
     statuses,
 )
 
-from crfrefine.runs.cases import case as cases
+from crfrefine.cases import case as cases
 
 STROKE = (slice(6, 10), 7, 5)
 

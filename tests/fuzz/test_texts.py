@@ -13,14 +13,14 @@ from fuzzing import MAX_CHARACTERS, Target
 
 from crfrefine.base import limits
 from crfrefine.base.text import for_terminal
+from crfrefine.cases import nnunet
+from crfrefine.cases.dataset_description import read_dataset_description, read_descriptions
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.manifest import read_manifest
+from crfrefine.cases.reading_options import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.metrics.regions import parse_region
 from crfrefine.parameters.model import CrfParameters, parse_override
-from crfrefine.runs.cases import nnunet
-from crfrefine.runs.cases.dataset_description import read_dataset_description, read_descriptions
-from crfrefine.runs.cases.discovery import discover_cases
-from crfrefine.runs.cases.manifest import read_manifest
-from crfrefine.runs.cases.reading_options import find_regions
 from crfrefine.runs.records import SCHEMA, case_states, read_records, record_path
 
 _REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from io_helpers import meta_text, nrrd_text
 
 from crfrefine import io
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError
 from crfrefine.io.paths import recognize, suffix_to_write
 from crfrefine.io.reading import read_mask, reading_jobs
-from crfrefine.runs.cases.discovery import discover_cases
 
 SHAPE = (2, 3, 4)
 VOXELS = np.arange(24, dtype="<i2").tobytes()

@@ -8,9 +8,9 @@ from contextlib import closing, suppress
 
 import pytest
 
+from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.json import LineFile, read_json
-from crfrefine.runs.cases.dataset_description import read_dataset_description
 
 DIGITS = "9" * 5000
 

@@ -10,9 +10,9 @@ from cli_helpers import files_in, run_here
 from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_nifti
 
 from crfrefine import io
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io.paths import files_read
-from crfrefine.runs.cases.discovery import discover_cases
 
 SHAPE = (5, 6, 7)
 AFFINE = affine_of((0.7, 1.1, 2.5), (10.0, -20.0, 30.0), OBLIQUE)

@@ -13,9 +13,9 @@ import SimpleITK as sitk  # noqa: N813 - its customary name
 from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, save_itk
 
 from crfrefine import io
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
 from crfrefine.io.paths import files_read
-from crfrefine.runs.cases.discovery import discover_cases
 
 SHAPE = (4, 5, 6)
 DATA = numbers(SHAPE[::-1], dtype=np.int16)  # in the order of files, x fastest

@@ -11,9 +11,9 @@ from io_helpers import OBLIQUE, affine_of, numbers, save_itk, save_nifti, world_
 
 from crfrefine import io
 from crfrefine.base.geometry import reorientation
+from crfrefine.cases.case import load_case
+from crfrefine.cases.case_files import CaseFiles
 from crfrefine.io.reading import read_pieces
-from crfrefine.runs.cases.case import load_case
-from crfrefine.runs.cases.case_files import CaseFiles
 from crfrefine.train.dataset import find_cases
 from crfrefine.train.options import locate_folders
 

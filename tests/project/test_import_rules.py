@@ -17,14 +17,14 @@ PACKAGE = Path(crfrefine.__file__).parent
 
 # Rooms from the bottom up: each imports from itself and from lines above its own, nothing else.
 LAYERS = """
-errors
+errors version
 base
 io
 parameters
 arrays
 engines metrics
 refinement statistics
-layer monai
+layer monai cases
 filters runs
 evaluate nnunet train
 cli
@@ -82,8 +82,10 @@ def broken_rules(path):
         ):
             found.append(f"line {line}: {module} imports {imported}")
         other = inner.partition(".")[0]
-        # The package's __init__ gathers names from any layer, and its public names are in none.
-        if library == "crfrefine" and own and other != own and LEVEL.get(other, 0) >= LEVEL[own]:
+        # The package's __init__ gathers names from any layer. No room takes them from there.
+        if library != "crfrefine" or not own or other == own:
+            continue
+        if other not in LEVEL or LEVEL[other] >= LEVEL[own]:
             found.append(f"line {line}: {own} imports {imported}")
     if own != "cli" and re.search(r"^\s*print\(", source, re.MULTILINE):
         found.append(f"{module} prints")
@@ -96,6 +98,13 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in pa
 def test_imports_go_downward_and_libraries_stay_at_home():
     found = {path.relative_to(PACKAGE).as_posix(): broken_rules(path) for path in FILES}
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
+
+
+def test_the_map_shows_the_rooms():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    map_of_package = text.split("```\ncrfrefine/\n")[1].split("\nconfigs/")[0]
+    shown = re.findall(r"^  (\w+)/? ", map_of_package, re.MULTILINE)
+    assert sorted(shown) == sorted(LEVEL.keys() - {"__main__"})
 
 
 def test_no_module_imports_itself_through_others():

@@ -15,11 +15,11 @@ from cli_helpers import load_nifti, run_here
 from script_imports import importing_from
 from training_helpers import shorten, write_cases
 
+from crfrefine.cases.case import load_case
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.case import refine
-from crfrefine.runs.cases.case import load_case
-from crfrefine.runs.cases.discovery import discover_cases
-from crfrefine.runs.cases.reading_options import ReadingOptions
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_torch_thread")]
 

@@ -10,7 +10,7 @@ from unittest.mock import Mock, call
 import pytest
 from cli_helpers import write_folders
 
-import crfrefine.runs.cases.case
+import crfrefine.cases.case
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import find_inputs
@@ -86,8 +86,8 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
     ahead = []
     headers = []
     computing = threading.Event()
-    read_case = crfrefine.runs.cases.case.read_case
-    read_case_headers = crfrefine.runs.cases.case.read_case_headers
+    read_case = crfrefine.cases.case.read_case
+    read_case_headers = crfrefine.cases.case.read_case_headers
 
     def counting_read_case(of, *arguments, **named):
         nonlocal most_alive
@@ -113,7 +113,7 @@ def test_one_case_is_read_ahead_while_one_is_computed_and_one_is_written(tmp_pat
                 started.append(case_id)
                 computing.set()
 
-    monkeypatch.setattr(crfrefine.runs.cases.case, "read_case", counting_read_case)
+    monkeypatch.setattr(crfrefine.cases.case, "read_case", counting_read_case)
     monkeypatch.setattr(crfrefine.runs.case_work, "read_case_headers", counting_headers)
     assert run_inference(options_for(folders, threads=1), Started()).count("done") == 6
     assert (most_alive <= 2, max(ahead) <= 1, headers) == (True, True, list("abcdef"))

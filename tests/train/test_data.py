@@ -21,11 +21,11 @@ from training_helpers import (
 
 from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import IntensityParameters
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.demo.phantom import NUM_LABELS, write_phantom
 from crfrefine.train import crops as cropping
 from crfrefine.train.crops import count_confusion, make_crop, map_from_disk

@@ -14,13 +14,13 @@ from training_helpers import FINER, LARGER, SIZES, as_case, phantom, shorten, wr
 
 import crfrefine
 from crfrefine import CrfParameters, RegionScheme
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.errors import InputError
 from crfrefine.parameters.model import as_parameters
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.refinement.networks import LabelMapNetwork
 from crfrefine.refinement.refining import refine_network
-from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train import crops
 from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-import crfrefine
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.text import printable
+from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.reading import Reference, read_image, read_masks, read_reference
@@ -25,9 +25,9 @@ from crfrefine.evaluate.report.numbers import Report, ShownCase
 from crfrefine.evaluate.results import Evaluation
 from crfrefine.io.atomic import write_small_file
 from crfrefine.metrics.registry import DICE, metric_named
-from crfrefine.runs.cases.dataset_description import read_descriptions
 from crfrefine.runs.pictures.preview import draw_preview
 from crfrefine.statistics.comparison import HARM_COLUMN, describe_families, format_p, harm_text
+from crfrefine.version import __version__
 
 if TYPE_CHECKING:
     import jinja2
@@ -242,7 +242,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["typeset"] = _typeset
     environment.globals.update(
-        version=crfrefine.__version__,
+        version=__version__,
         dice=DICE,
         metric_named=metric_named,
         format_p=format_p,

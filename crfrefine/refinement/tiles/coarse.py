@@ -31,11 +31,10 @@ from crfrefine.refinement.tiles.grid import (
 )
 from crfrefine.refinement.tiles.planning import (
     MAX_SHARED_VOXELS,
-    TilePlan,
     lazy_problem,
     mask_on_tiles,
 )
-from crfrefine.refinement.tiles.problem import ChannelSource, fill_by_rows
+from crfrefine.refinement.tiles.problem import ChannelSource, TilePlan, fill_by_rows
 from crfrefine.refinement.tiles.streaming import StoredChannels, StreamedNetwork, survey_stream
 from crfrefine.refinement.tiles.survey import (
     Presence,

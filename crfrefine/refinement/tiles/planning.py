@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +32,7 @@ from crfrefine.refinement.tiles.problem import (
     DenseChannels,
     LabelMapChannels,
     ShareChannels,
+    TilePlan,
     TileProblem,
 )
 from crfrefine.refinement.tiles.streaming import StreamedNetwork, survey_stream
@@ -40,23 +41,6 @@ from crfrefine.refinement.tiles.survey import Presence, Survey, Thresholds, find
 if TYPE_CHECKING:
     from crfrefine.engines.base import GridImage
     from crfrefine.refinement.stored_case import StoredCase
-
-
-@dataclass(frozen=True, eq=False)
-class TilePlan:
-    """The inputs of a run on tiles."""
-
-    problem: TileProblem  # the volume
-    sets: LabelSets  # the labels of its tiles
-    # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the
-    # temperature
-    best: Float64
-    is_direct: bool | None = None  # whether sums are direct; None means whichever is less work
-    box: Box | None = None  # the part of the grid that tiles cover; None means all of it
-    # (*grid), the network's label map; None means that it is to be found
-    labels: Labels | None = None
-    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
-    num_padding: int = 0  # voxels in the mask where all logits were equal
 
 
 def mask_on_tiles(image: GridImage, grid: TileGrid) -> Bool | None:

@@ -1,6 +1,7 @@
 """A volume, or a slab of one, whose mean field runs on tiles, and the channels that it starts from.
 
 `ChannelSource` gives the logits of labels in tiles; here are those of an array and of a label map.
+`TilePlan` is what a run needs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from crfrefine.arrays.label_maps import (
     log_shares,
     widen,
 )
-from crfrefine.base.array_types import Bool, Float32, Labels
+from crfrefine.base.array_types import Bool, Float32, Float64, Labels
 from crfrefine.base.limits import run_all
 from crfrefine.engines.base import FeatureOrigin, GridImage, first_inside
 from crfrefine.parameters.specs import ModelSpec
@@ -335,3 +336,20 @@ class TileProblem:
             image=image,
             maps=None,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class TilePlan:
+    """The inputs of a run on tiles."""
+
+    problem: TileProblem  # the volume
+    sets: LabelSets  # the labels of its tiles
+    # (*tiles), sum over the voxels inside the mask of the largest logit, bias included, over the
+    # temperature
+    best: Float64
+    is_direct: bool | None = None  # whether sums are direct; None means whichever is less work
+    box: Box | None = None  # the part of the grid that tiles cover; None means all of it
+    # (*grid), the network's label map; None means that it is to be found
+    labels: Labels | None = None
+    notes: tuple[str, ...] = ()  # notes for the user, one sentence each
+    num_padding: int = 0  # voxels in the mask where all logits were equal

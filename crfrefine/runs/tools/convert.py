@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import crfrefine
 from crfrefine import errors, io
 from crfrefine.arrays.label_maps import argmax_labels
 from crfrefine.arrays.probabilities import identify, softmax, take_logarithms
@@ -25,6 +24,12 @@ from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.geometry import reverse_grid, spacing_of
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import TIMES, counted
+from crfrefine.cases.dataset_description import (
+    DatasetDescription,
+    read_dataset_description,
+    read_descriptions,
+)
+from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.io.atomic import check_replaceable
 from crfrefine.io.paths import (
@@ -40,12 +45,6 @@ from crfrefine.io.paths import (
 )
 from crfrefine.io.stored import Scaling, StoredVoxels
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, named_segments
-from crfrefine.runs.cases.dataset_description import (
-    DatasetDescription,
-    read_dataset_description,
-    read_descriptions,
-)
-from crfrefine.runs.cases.reading_options import RegionReading, find_regions
 from crfrefine.runs.tools.content import is_label_map
 
 # Processor time that a conversion of DICOM may take; each million bytes of its files adds a second.
@@ -231,7 +230,7 @@ def _convert_apart(source: Path, target: Path, options: ConversionOptions) -> st
     Its errors are raised here.
     """
     request = (source, target, options.to, options.like, options.segments, SECONDS)
-    package_folder = str(Path(crfrefine.__file__).parents[1])
+    package_folder = str(Path(__file__).parents[3])
     command = [sys.executable, "-P", "-c", _START, package_folder, json.dumps(request, default=str)]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0:

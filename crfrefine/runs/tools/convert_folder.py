@@ -10,10 +10,10 @@ from crfrefine import io
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import shorten
+from crfrefine.cases.discovery import list_files
 from crfrefine.errors import InputError, StorageError
 from crfrefine.io.atomic import check_writable
 from crfrefine.io.paths import SCORES_SUFFIXES, add_volumes, describe_others, suffix_of
-from crfrefine.runs.cases.discovery import list_files
 from crfrefine.runs.tools.convert import ConversionOptions, convert_file
 
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import crfrefine
 from crfrefine import io
 from crfrefine.arrays.probabilities import TOLD_SUM_TOLERANCE, look_at
 from crfrefine.base.array_types import Float32
@@ -22,22 +21,23 @@ from crfrefine.base.failures import Causes, Failure, describe_failure, failing_a
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import available_threads, format_size
 from crfrefine.base.text import TIMES, counted, listed
-from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.paths import SCORES_SUFFIXES
-from crfrefine.io.stored import Scaling
-from crfrefine.io.volume import VolumeHeader
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList
-from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.runs.cases.dataset_description import read_descriptions
-from crfrefine.runs.cases.discovery import case_folders, discover_cases, list_files
-from crfrefine.runs.cases.nnunet import find_cases_to_refine, is_of_nnunet
-from crfrefine.runs.cases.reading_options import (
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.discovery import case_folders, discover_cases, list_files
+from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
+from crfrefine.cases.reading_options import (
     NO_REGIONS,
     ReadingOptions,
     RegionReading,
     find_regions,
 )
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io.paths import SCORES_SUFFIXES
+from crfrefine.io.stored import Scaling
+from crfrefine.io.volume import VolumeHeader
 from crfrefine.runs.tools.content import is_label_map
+from crfrefine.version import __version__
 
 _MAX_LISTED_VALUES = 32
 _FOREGROUND = "one channel for label 1"
@@ -383,7 +383,7 @@ def installation() -> dict[str, str]:
     """
     python = f"Python {platform.python_version()}"
     return {
-        "version": f"crfrefine {crfrefine.__version__}, {python}, {platform.platform()}",
+        "version": f"crfrefine {__version__}, {python}, {platform.platform()}",
         "engine": _describe_engine(),
         "GPU": _describe_gpu(),
         "threads": f"{available_threads()}: the machine has {os.cpu_count()} cores",

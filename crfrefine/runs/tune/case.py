@@ -14,6 +14,10 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box
 from crfrefine.arrays.region_scheme import decode
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.cases.case import Case, nonzero_mask, read_case
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import Progress, RunContext
 from crfrefine.errors import InputError
@@ -23,10 +27,6 @@ from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.refining import refine_network
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes
-from crfrefine.runs.cases.case import Case, nonzero_mask, read_case
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.case_headers import read_case_headers
-from crfrefine.runs.cases.reading_options import ReadingOptions
 from crfrefine.runs.pictures.planes import (
     PLANES,
     Upright,

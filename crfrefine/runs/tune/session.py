@@ -20,6 +20,11 @@ from crfrefine.arrays.label_maps import Box, foreground_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.array_types import Array, Bool
 from crfrefine.base.text import counted, listed, printable, shorten
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.discovery import labels_of
+from crfrefine.cases.label_input import KIND as LABEL_MAP
+from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io import write_label_map
 from crfrefine.io.atomic import check_replaceable, check_small_output, write_small_file
@@ -31,11 +36,6 @@ from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.case_work import read_strokes
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList
-from crfrefine.runs.cases.case_headers import read_case_headers
-from crfrefine.runs.cases.discovery import labels_of
-from crfrefine.runs.cases.label_input import KIND as LABEL_MAP
-from crfrefine.runs.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.pictures.drawing import label_color
 from crfrefine.runs.plan import RunInputs, find_inputs
@@ -399,7 +399,7 @@ def _find_references(options: TuneOptions, cases: CaseList) -> Mapping[str, Path
         return references
     if options.inputs.nnunet is None:
         return {}
-    from crfrefine.runs.cases.nnunet import locate_images, locate_labels, require_trained
+    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
 
     # The page is of use without the labels that the network was trained on.
     with suppress(InputError):

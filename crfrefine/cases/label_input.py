@@ -12,14 +12,14 @@ from crfrefine.arrays.label_maps import channels_of, count_labels, labels_of_one
 from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.text import counted, listed, shorten
+from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import stem_of
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, read_whole_numbers
 from crfrefine.io.volume import Segment, VolumeHeader
-from crfrefine.runs.cases.other_grid import WorkGrid
 
 if TYPE_CHECKING:
-    from crfrefine.runs.cases.reading_options import DeclaredLabels, ReadingOptions
+    from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 
 KIND = "labels"  # `LogitsHeader.kind` of a label map
 EXCHANGED = "-i and -p seem to be exchanged: -i takes the images, -p the network's output."

@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import multimode
 
 from crfrefine.base.text import counted, listed
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.errors import InputError
 from crfrefine.io.paths import (
     LABELS_SUFFIXES,
@@ -24,8 +26,6 @@ from crfrefine.io.paths import (
     stem_of,
     suffix_of,
 )
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList
-from crfrefine.runs.cases.dataset_description import read_descriptions
 
 LABEL_SUFFIXES = ("_segmentation", "_seg", "_dseg", "_label", "_labels")
 MASK_SUFFIXES = ("_mask", "_brainmask")

@@ -19,17 +19,17 @@ from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import run_all
 from crfrefine.base.option import CUBIC
-from crfrefine.errors import InputError
-from crfrefine.io.reading import LogitsHeader, Piece
-from crfrefine.io.volume import VolumeHeader
-from crfrefine.runs.cases.foreground import (
+from crfrefine.cases.foreground import (
     StreamedBackground,
     complete,
     find_streamed_background,
 )
-from crfrefine.runs.cases.label_input import KIND, LabelMap, read_one_hot
-from crfrefine.runs.cases.other_grid import HOW, WorkGrid
-from crfrefine.runs.cases.reading_options import ReadingOptions
+from crfrefine.cases.label_input import KIND, LabelMap, read_one_hot
+from crfrefine.cases.other_grid import HOW, WorkGrid
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.errors import InputError
+from crfrefine.io.reading import LogitsHeader, Piece
+from crfrefine.io.volume import VolumeHeader
 
 if TYPE_CHECKING:
     from crfrefine.arrays.resampling import GridMap

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from crfrefine.base.geometry import SPACING_RANGE
 from crfrefine.base.text import counted, listed, shorten, shorten_value
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.discovery import discover_cases
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.paths import WRITTEN_SUFFIXES, require_file, suffix_of
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList
-from crfrefine.runs.cases.discovery import discover_cases
 
 REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")

@@ -1,6 +1,6 @@
 """A case in memory: its modalities, the network's output, mask and labels, read and checked.
 
-Its files come from `crfrefine.runs.cases.discovery`.
+Its files come from `crfrefine.cases.discovery`.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from crfrefine.base.limits import (
     run_all,
 )
 from crfrefine.base.text import TIMES, shorten
-from crfrefine.errors import InputError
-from crfrefine.io.reading import NanFiles, read_mask, read_stored, reading_jobs
-from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.case_headers import CaseHeaders, read_case_headers
-from crfrefine.runs.cases.label_input import KIND, LabelMap, read_label_map
-from crfrefine.runs.cases.network_output import (
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
+from crfrefine.cases.label_input import KIND, LabelMap, read_label_map
+from crfrefine.cases.network_output import (
     NetworkOutput,
     StreamedLogits,
     output_of_labels,
     output_of_scores,
     output_of_stream,
 )
-from crfrefine.runs.cases.other_grid import WorkGrid
-from crfrefine.runs.cases.reading_options import DEFAULT_READING, ReadingOptions
+from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.reading_options import DEFAULT_READING, ReadingOptions
+from crfrefine.errors import InputError
+from crfrefine.io.reading import NanFiles, read_mask, read_stored, reading_jobs
+from crfrefine.io.volume import MAX_BYTES, Volume, VolumeHeader
 
 MAX_IN_MEMORY = 1 << 29  # bytes of logits in float32 from which on they are streamed
 # Logits that take more than this part of the allowed memory are streamed, too.

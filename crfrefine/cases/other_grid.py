@@ -16,10 +16,10 @@ from crfrefine.arrays.resampling import (
 )
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import run_all
+from crfrefine.cases.grid_differences import LABEL_AXIS_FIRST, explain_difference, verb_for
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.runs.cases.grid_differences import LABEL_AXIS_FIRST, explain_difference, verb_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

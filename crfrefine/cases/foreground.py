@@ -20,12 +20,12 @@ from crfrefine.arrays.foreground import (
 from crfrefine.arrays.probabilities import SUM_TOLERANCE
 from crfrefine.base.array_types import Float32
 from crfrefine.base.limits import run_all
+from crfrefine.cases.label_input import KIND
 from crfrefine.io.reading import LogitsHeader, Piece, decoded_pieces, reading_jobs
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.runs.cases.label_input import KIND
 
 if TYPE_CHECKING:
-    from crfrefine.runs.cases.reading_options import ReadingOptions
+    from crfrefine.cases.reading_options import ReadingOptions
 
 _PIECE_BYTES = 1 << 20
 

@@ -17,10 +17,10 @@ from crfrefine.arrays.probabilities import SUM_TOLERANCE, look_at
 from crfrefine.arrays.region_scheme import RegionScheme, identify_regions
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import counted, listed, shorten
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.dataset_description import DatasetDescription
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io.paths import stem_of
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.dataset_description import DatasetDescription
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Float32

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from crfrefine import io
 from crfrefine.base.text import TIMES, listed, see
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.foreground import lacks_background
+from crfrefine.cases.grid_differences import explain_difference
+from crfrefine.cases.label_input import KIND, label_map_header
+from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.reading_options import DEFAULT_READING, GIVEN, ReadingOptions
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import require_scalar, with_channel_axis
 from crfrefine.io.volume import VolumeHeader
-from crfrefine.runs.cases.case_files import CaseFiles
-from crfrefine.runs.cases.foreground import lacks_background
-from crfrefine.runs.cases.grid_differences import explain_difference
-from crfrefine.runs.cases.label_input import KIND, label_map_header
-from crfrefine.runs.cases.other_grid import WorkGrid
-from crfrefine.runs.cases.reading_options import DEFAULT_READING, GIVEN, ReadingOptions
 
 _NEVER_RESAMPLED = {
     "modality": "Resample the modalities to one grid.",

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
+from crfrefine.cases.case_files import CaseFiles, CaseList, describe_left_out, too_few_complete
+from crfrefine.cases.discovery import discover_cases, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.json import read_json
 from crfrefine.io.paths import SCORES_SUFFIXES, stem_of
-from crfrefine.runs.cases.case_files import CaseFiles, CaseList, describe_left_out, too_few_complete
-from crfrefine.runs.cases.discovery import discover_cases, list_files
 
 PLANS = "plans.json"
 # Written by `nnUNetv2_predict` beside its results.
