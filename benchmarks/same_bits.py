@@ -118,15 +118,23 @@ def small_folder(folder: Path, into: Path, cases: int) -> None:
                 (into / name / path.name).symlink_to(path)
 
 
-def commands() -> Iterator[tuple[str, list[list[str]]]]:
-    """Yield names of runs and their commands, one after the other in one folder.
+Run = tuple[str, list[list[str]]]  # the name of a run, and its commands, {} for their folder
 
-    {} is that folder.
-    """
 
-    def infer(case: list[str], *options: str) -> list[str]:
-        return ["infer", *case, "-o", "{}/out", *options, *MODEL]
+def infer(case: list[str], *options: str) -> list[str]:
+    return ["infer", *case, "-o", "{}/out", *options, *MODEL]
 
+
+def commands() -> Iterator[Run]:
+    """Yield names of runs and their commands, one after the other in one folder."""
+    yield from commands_of_parameters()
+    yield from commands_of_formats()
+    yield from commands_of_inputs()
+    yield from commands_of_refusals()
+    yield from commands_of_folders()
+
+
+def commands_of_parameters() -> Iterator[Run]:
     for number, logits in ((0, "logits"), (57, "logits_weak")):
         case = case_files(HIPPOCAMPUS, number, logits)
         for i, text in enumerate(SETS):
@@ -134,56 +142,46 @@ def commands() -> Iterator[tuple[str, list[list[str]]]]:
             yield f"set {number} {text}", [infer(case, *settings(text), *more)]
         for preset in PRESETS:
             yield f"preset {number} {preset}", [infer(case, "-c", preset)]
+
+
+def commands_of_formats() -> Iterator[Run]:
     case = case_files(HIPPOCAMPUS, 3)
     for suffix in FORMATS:
-        yield (
-            f"format {suffix}",
-            [infer(case, "--output-format", suffix, "--save-probabilities", "--save-logits")],
-        )
-        yield (
-            f"convert {suffix}",
-            [
-                ["convert", case[-1], f"{{}}/logits{suffix}", "--like", case[1]],
-                ["info", f"{{}}/logits{suffix}"],
-            ],
-        )
+        save = ["--save-probabilities", "--save-logits"]
+        yield f"format {suffix}", [infer(case, "--output-format", suffix, *save)]
+        logits = f"{{}}/logits{suffix}"
+        convert = ["convert", case[-1], logits, "--like", case[1]]
+        yield f"convert {suffix}", [convert, ["info", logits]]
         for kind in ("probabilities", "labels"):
-            yield (
-                f"convert {kind} {suffix}",
-                [["convert", case[-1], f"{{}}/{kind}{suffix}", "--to", kind, "--like", case[1]]],
-            )
+            target = f"{{}}/{kind}{suffix}"
+            convert = ["convert", case[-1], target, "--to", kind, "--like", case[1]]
+            yield f"convert {kind} {suffix}", [convert]
         labels = f"{{}}/labels{suffix}"
         made = ["convert", case[-1], labels, "--to", "labels", "--like", case[1]]
         yield f"labels of {suffix}", [made, infer([*case[:2], "-p", labels])]
+
+
+def commands_of_inputs() -> Iterator[Run]:
+    case = case_files(HIPPOCAMPUS, 3)
     for i, text in enumerate(OPTIONS):
-        yield (
-            f"option {text}",
-            [
-                [
-                    "infer",
-                    *case_files(HIPPOCAMPUS, i),
-                    "-o",
-                    "{}/out",
-                    *text.split(),
-                    *([] if "-t" in text else MODEL),
-                ]
-            ],
-        )
+        command = ["infer", *case_files(HIPPOCAMPUS, i), "-o", "{}/out", *text.split()]
+        if "-t" not in text:
+            command += MODEL
+        yield f"option {text}", [command]
     for text in (
         "--regions whole=1+2 --regions front=1",
         "--regions whole=1+2 --regions back=2 --regions-class-order 1,2",
     ):
         regions = ["convert", case[-1], "{}/p.nii.gz", "--to", "probabilities"]
         yield f"regions {text}", [regions, infer([*case[:2], "-p", "{}/p.nii.gz"], *text.split())]
+    images = sorted((ITK / "images").glob("*.mh[ad]"))
+    scores = sorted((ITK / "logits").glob("*.mh[ad]"))
     for number in range(5):
-        image, scores = (
-            str(sorted((ITK / name).glob("*.mh[ad]"))[number]) for name in ("images", "logits")
-        )
-        yield f"itk {number}", [infer(["-i", image, "-p", scores], "--save-probabilities")]
+        files = ["-i", str(images[number]), "-p", str(scores[number])]
+        yield f"itk {number}", [infer(files, "--save-probabilities")]
     everywhere = "-c brats --set mean_field.label_threshold=0"
-    for number, options in enumerate(
-        ("", "-c brats", "--set mean_field.filter=lattice -m nonzero", everywhere)
-    ):
+    lattice = "--set mean_field.filter=lattice -m nonzero"
+    for number, options in enumerate(("", "-c brats", lattice, everywhere)):
         yield f"brats {number} {options}", [infer(case_files(BRATS, number), *options.split())]
     tumor = case_files(BRATS, 1)
     for options in (
@@ -192,59 +190,44 @@ def commands() -> Iterator[tuple[str, list[list[str]]]]:
         "--max-memory 1100M --set mean_field.label_threshold=0",
     ):
         plain = ["convert", tumor[-1], "{}/logits.nii", "--to", "logits"]
-        yield (
-            f"streamed {options}",
-            [plain, infer([*tumor[:-2], "-p", "{}/logits.nii"], *options.split())],
-        )
+        streamed = infer([*tumor[:-2], "-p", "{}/logits.nii"], *options.split())
+        yield f"streamed {options}", [plain, streamed]
     for number in (0, 7):
         for text in ("", "bilateral.theta_alpha=4", "volume.weight=0.5"):
-            yield (
-                f"atrium {number} {text}",
-                [infer(case_files(ATRIUM, number), "--resample", *settings(text))],
-            )
+            command = infer(case_files(ATRIUM, number), "--resample", *settings(text))
+            yield f"atrium {number} {text}", [command]
+
+
+def commands_of_refusals() -> Iterator[Run]:
     yield "refused grid", [infer(case_files(ATRIUM, 1))]
-    for i, text in enumerate(
-        (
-            "mean_field.num_iterations=0",
-            "bilateral.sigma=3",
-            "spatial.weight=[1,2]",
-            "mean_field.filter=best",
-        )
-    ):
+    wrong = (
+        "mean_field.num_iterations=0",
+        "bilateral.sigma=3",
+        "spatial.weight=[1,2]",
+        "mean_field.filter=best",
+    )
+    for i, text in enumerate(wrong):
         yield f"refused {text}", [infer(case_files(HIPPOCAMPUS, i), *settings(text))]
+
+
+def commands_of_folders() -> Iterator[Run]:
     folder = "{}/in"
     three = ["link", str(HIPPOCAMPUS), "4"]
     refine = infer(["-i", f"{folder}/images", "-p", f"{folder}/logits"])
     judge = ["evaluate", "{}/out", f"{folder}/labels", "-o", "{}/judged", "--threads", "1", "-q"]
     against = ["-b", f"network={folder}/logits", "-i", f"{folder}/images"]
-    yield (
-        "folder",
-        [
-            three,
-            refine,
-            [*refine, "--continue"],
-            ["status", "{}/out"],
-            [*judge, *against],
-            ["status", "{}/judged"],
-        ],
-    )
+    again = [[*refine, "--continue"], ["status", "{}/out"]]
+    judged = [[*judge, *against], ["status", "{}/judged"]]
+    yield "folder", [three, refine, *again, *judged]
     yield "folder regions", [three, refine, [*judge, *against, "-r", "whole=1+2"]]
-    yield (
-        "folder parts",
-        [
-            three,
-            *([*refine, "--num-parts", "2", "--part-id", part] for part in "01"),
-            ["status", "{}/out"],
-        ],
-    )
+    parts = [[*refine, "--num-parts", "2", "--part-id", part] for part in "01"]
+    yield "folder parts", [three, *parts, ["status", "{}/out"]]
     yield "folder changed", [three, refine, [*refine, "--continue", "-c", "hippocampus"], judge]
     yield "folder bad case", [three, ["spoil", f"{folder}/logits"], refine, [*judge, "--strict"]]
     train = ["train-crf", folder, "-o", "{}/crf.toml", "--threads", "1", "-q"]
     for text in ("-c default", "-c brats --learn weights,theta,postprocess --seed 3"):
-        yield (
-            f"train {text}",
-            [three, [*train, "--num-iterations", "3", "--folds", "2", *text.split()]],
-        )
+        command = [*train, "--num-iterations", "3", "--folds", "2", *text.split()]
+        yield f"train {text}", [three, command]
 
 
 def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -327,11 +310,10 @@ def digest(value: Any) -> str:
     """Return a short hash of an array, or of what json can write."""
     if isinstance(value, np.ndarray):
         data = str((value.dtype.str, value.shape)).encode() + np.ascontiguousarray(value).tobytes()
+    elif isinstance(value, bytes):
+        data = value
     else:
-        if isinstance(value, bytes):
-            data = value
-        else:
-            data = json.dumps(value, sort_keys=True, default=str).encode()
+        data = json.dumps(value, sort_keys=True, default=str).encode()
     return hashlib.sha256(data).hexdigest()[:16]
 
 

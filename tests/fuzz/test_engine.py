@@ -271,11 +271,10 @@ def _damage(rng, arguments):
         arguments[place] = replace(value, **{name: own[0]})
     elif isinstance(value, np.ndarray) and rng.random() < 0.9:
         arguments[place] = _damaged_array(rng, value)
+    elif rng.random() < 0.8:
+        arguments[place] = rng.choice(NUMBERS)
     else:
-        if rng.random() < 0.8:
-            arguments[place] = rng.choice(NUMBERS)
-        else:
-            arguments[place] = copy.deepcopy(rng.choice(OTHERS))
+        arguments[place] = copy.deepcopy(rng.choice(OTHERS))
 
 
 def _damaged_array(rng, array):

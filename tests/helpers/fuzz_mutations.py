@@ -31,8 +31,8 @@ _NUMBERS = (
     *(b"9" * 400, b"9" * 5000),
 )
 _WORDS = (
-    *b"none LIST LOCAL %s %n a%d%d /dev/zero ../a.raw . () (1,0,0) true False vector domain".split(),
-    *b"gzip ascii hex bz2 raw big int8 double MET_CHAR MET_FLOAT background ignore".split(),
+    *b"none LIST LOCAL %s %n a%d%d /dev/zero ../a.raw . () (1,0,0) true False vector".split(),
+    *b"domain gzip ascii hex bz2 raw big int8 double MET_CHAR MET_FLOAT background ignore".split(),
     *b'[] {} null "\\ud800" \xff\xfe \x1b]0;x\x07 \0 \xe2\x80\xae'.split(),
     *(b"", b"%d 1 4 1", b"x" * 2000),
 )
