@@ -58,8 +58,6 @@ def cases(draw):
         image = np.round(image)
     elif kind == "constant":
         image = np.full_like(image, 0.25)
-    else:
-        image = image
     share = draw(st.sampled_from([None, 0.02, 0.6]))
     mask = None if share is None else rng.random(shape) < share
     if mask is not None:
@@ -86,9 +84,7 @@ def cases(draw):
 )
 @given(cases(), st.sampled_from([1, 3]))
 def test_any_lattice_is_the_plain_one(case, threads):
-    """In messages of most voxels: single precision puts a few points into another simplex, whose
-    vertices may be others.
-    """
+    """Most voxels get the same message: single precision puts a few points into another simplex."""
     image = GridImage(case["image"], case["mask"], case["spacing"])
     spec = one_kernel(case["theta_alpha"], case["theta_beta"], filter="lattice")
     inside = slice(None) if case["mask"] is None else case["mask"]
