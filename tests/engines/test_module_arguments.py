@@ -216,10 +216,17 @@ def test_a_source_tree_takes_the_engine_of_an_installed_package_of_its_version(t
     if not is_same:
         adapter = installed / "engines" / "cpu.py"
         adapter.write_text(adapter.read_text(encoding="utf-8") + "# other\n", encoding="utf-8")
-    code = "from crfrefine.engines import compiled; print(compiled.load_engine().__file__)"
-    path = os.pathsep.join([str(tmp_path / "tree"), str(installed.parent)])
+    # No other package is on the path, such as that of the tests.
+    code = (
+        "import pathlib, sys; ours = sys.argv[1:]\n"
+        "others = [p for p in sys.path if (pathlib.Path(p) / 'crfrefine').is_dir()]\n"
+        "sys.path[:] = [p for p in sys.path if p in ours or p not in others]\n"
+        "from crfrefine.engines import compiled; print(compiled.load_engine().__file__)"
+    )
+    places = [str(tmp_path / "tree"), str(installed.parent)]
+    path = os.pathsep.join(places)
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
+        [sys.executable, "-P", "-c", code, *places],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,

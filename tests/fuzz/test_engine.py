@@ -139,7 +139,8 @@ class _Recorder:
         if not callable(member) or (isinstance(member, type) and issubclass(member, Exception)):
             return member
 
-        def call(*arguments):
+        def call(*arguments, **named):
+            arguments += tuple(named.values())  # named in the order of the engine's function
             calls = [*self.before, (name, list(map(_plain, arguments)))]
             known = self._noted.setdefault(" ".join(name for name, _ in calls), [])
             if arguments and len(known) < 4:

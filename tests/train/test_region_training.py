@@ -80,7 +80,7 @@ def log_odds_of(logits):
 
 def region_case(**grid):
     case = as_case(phantom(0, **grid))
-    return replace(case, network=log_odds_of(case.logits), regions=SCHEME)
+    return replace(case, channels=log_odds_of(case.logits), regions=SCHEME)
 
 
 def test_the_loss_is_the_mean_of_the_binary_losses():
