@@ -171,7 +171,7 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
             self._start(summary.num_cases, counts=True, detail="reading")
 
     def _device_words(self, summary: RunSummary) -> str | None:
-        """Return what is said of the device: only what may surprise, and any under VERBOSE."""
+        """Return words on the device where it may surprise, and always if VERBOSE."""
         words = unexpected_device(summary.requested_device, summary.device)
         if words is not None or self.verbosity < VERBOSE:
             return words
