@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import statistics
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -76,16 +77,17 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def provenance(environment: dict[str, Any]) -> str:
-    """What `describe` has found, in a line."""
+    """What `describe` has found, in lines of at most 100 columns."""
     machine = environment["machine"]
     versions = environment["versions"]
     torch = f", torch {versions['torch']}" if "torch" in versions else ""
     load = f" (load before: {environment['load_before']})" if "load_before" in environment else ""
-    return (
+    origin = (
         f"*{environment['date']}, sources {environment['source']}, {machine['cpu']}, "
         f"{machine['cores']} cores{load}, "
-        f"Python {environment['python']}, numpy {versions['numpy']}{torch}.*\n"
+        f"Python {environment['python']}, numpy {versions['numpy']}{torch}.*"
     )
+    return textwrap.fill(origin, 100) + "\n"
 
 
 def write_between_markers(document: Path, name: str, text: str) -> None:

@@ -241,6 +241,7 @@ class RefinedChannels:
         for label, row in enumerate(values):
             logits = self.channel(label, planes)[(slice(None), *others)]
             row[:] = order.to_user(logits)[inside]
+            del logits  # The next channel takes its memory.
         return values
 
     def _streamed(
