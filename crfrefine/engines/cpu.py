@@ -66,10 +66,13 @@ class CpuBackend(Backend):
         """
         values = _float32(image.values)
         distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
-        work = (spec.num_labels, spec.num_iterations, threads or available_threads())
+        calls = (spec.num_labels, spec.num_iterations, spec.moves_bandwidths)
+        num_threads = threads or available_threads()
         with engine_errors(self._engine, values.shape):
             return tuple(
-                self._engine.plan_filters(values, image.mask, distances, bilateral, name, *work)
+                self._engine.plan_filters(
+                    values, image.mask, distances, bilateral, name, *calls, num_threads
+                )
             )
 
     def mean_field(
@@ -180,6 +183,7 @@ class CpuKernels:
                 *arguments,
                 spec.num_labels,
                 spec.num_iterations,
+                spec.moves_bandwidths,
                 list(image.axes or ()),
                 origin,
                 context.threads or available_threads(),

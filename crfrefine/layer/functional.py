@@ -116,7 +116,7 @@ def mean_field(
     masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
     labels: list[Tensor | None] = [None] * len(logits)
     if kernels is None:
-        wanted = _kernel_set(bandwidths, num_labels, checked)
+        wanted = _kernel_set(bandwidths, image, num_labels, checked)
         labels = _labels_taking_part(logits, masks, ModelSpec(wanted, run), label_threshold)
         specs = _specs_by_item(wanted, labels)
         kernels = _build(image, specs, spacing, masks, threads, copy=False)
@@ -377,7 +377,8 @@ def build_kernels(
     inputs.check_image(image)
     check_threads(threads)
     checked = MeanFieldParameters(**settings)
-    wanted = _kernel_set(_bandwidths(bilateral, theta_gamma, image), num_labels, checked)
+    bandwidths = _bandwidths(bilateral, theta_gamma, image)
+    wanted = _kernel_set(bandwidths, image, num_labels, checked)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     return _build(image, [wanted] * len(image), spacing, masks, threads, copy=copy)
 
@@ -406,16 +407,21 @@ def _bandwidths(
 
 
 def _kernel_set(
-    bandwidths: Bandwidths, num_labels: int, settings: MeanFieldParameters
+    bandwidths: Bandwidths, image: Tensor, num_labels: int, settings: MeanFieldParameters
 ) -> KernelSetSpec:
     """Return the kernels as engines take them."""
+    moved = [image, *(value for value in bandwidths if value is not None)]
+    # A gradient of the image takes the same sums as one of the bandwidths.
+    moves_bandwidths = torch.is_grad_enabled() and any(value.requires_grad for value in moved)
     kernels = []
     for alpha, beta in zip(bandwidths.position, bandwidths.intensity, strict=True):
         kernels.append(KernelSpec(tuple(alpha.tolist()), tuple(beta.tolist())))
     if bandwidths.spatial is not None:
         kernels.append(KernelSpec(tuple(bandwidths.spatial.tolist())))
     fields = own_fields(KernelSetSpec, vars(settings))
-    return KernelSetSpec(tuple(kernels), num_labels=num_labels, **fields)
+    return KernelSetSpec(
+        tuple(kernels), num_labels=num_labels, moves_bandwidths=moves_bandwidths, **fields
+    )
 
 
 def _build(

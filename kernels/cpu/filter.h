@@ -151,16 +151,22 @@ std::unique_ptr<Filter> make_spatial_filter(const Voxels& voxels,
                                             const std::vector<double>& theta_gamma, bool exact,
                                             const FeatureOrigin* origin, ThreadPool& pool);
 
+// The work that "auto" expects.
+struct ExpectedCalls {
+    int num_channels = 0;           // in each filtering
+    int num_filterings = 0;         // besides the normalization's two of one channel
+    bool moves_bandwidths = false;  // whether backward passes follow, with gradients of bandwidths
+};
+
 // Resolves "auto": the filter with the smallest estimated time, or a more accurate one that is
-// hardly slower. Any other name is returned unchanged. num_filterings: number of filterings of
-// `num_channels` channels, besides the normalization's two of one channel.
+// hardly slower. Any other name is returned unchanged.
 std::string choose_filter(const std::string& requested, const BilateralInput& input,
-                          int num_channels, int num_filterings);
+                          const ExpectedCalls& calls);
 
 // requested: "auto", "exact", "truncated", "grid" or "lattice".
 std::unique_ptr<Filter> make_bilateral_filter(const std::string& requested,
-                                              const BilateralInput& input, int num_channels,
-                                              int num_filterings, ThreadPool& pool);
+                                              const BilateralInput& input,
+                                              const ExpectedCalls& calls, ThreadPool& pool);
 
 enum class Normalization {
     kSymmetric,

@@ -87,8 +87,7 @@ KernelSet::KernelSet(const Voxels& voxels_in, const std::vector<const float*>& i
         const std::vector<double> theta_position = on_box_axes(voxels, specs.bilateral[k].first);
         const std::vector<double>& theta_beta = specs.bilateral[k].second;
         const BilateralInput input(voxels, theta_position, theta_beta, image, pool, origin);
-        add(make_bilateral_filter(specs.filter, input, specs.num_channels, specs.num_filterings,
-                                  pool),
+        add(make_bilateral_filter(specs.filter, input, specs.calls, pool),
             "bilateral." + std::to_string(k));
         features.emplace_back(voxels, theta_position, theta_beta, image);
     }

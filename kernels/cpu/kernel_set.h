@@ -21,9 +21,7 @@ struct KernelSpecs {
     Normalization normalization = Normalization::kSymmetric;
     std::optional<FeatureOrigin> origin;  // none: the mask's own
     std::string filter;                   // of the bilateral kernels
-    // assumed by "auto": channels per filtering, and filterings besides the normalization
-    int num_channels = 0;
-    int num_filterings = 0;
+    ExpectedCalls calls;                  // for "auto"
 };
 
 // Called before each kernel is built with its number and that of all kernels; may throw to stop.

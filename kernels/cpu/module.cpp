@@ -29,7 +29,7 @@ std::string message(const FloatArray& values, const FloatArray& image,
     require(!bilateral.empty() || !theta_gamma.empty(), "expected a kernel");
     const int num_channels = static_cast<int>(std::min<int64_t>(values.shape(0), kMaxLabels + 1));
     const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, theta_gamma,
-                                         normalization, filter, num_channels, 1);
+                                         normalization, filter, ExpectedCalls{num_channels, 1});
     return run_pool(threads, [&](ThreadPool& pool) {
         const Voxels voxels(grid, spacing, mask_data(mask));
         Workspace workspace;
@@ -63,17 +63,18 @@ std::string message(const FloatArray& values, const FloatArray& image,
 std::vector<std::string> plan_filters(const FloatArray& image, const std::optional<MaskArray>& mask,
                                       const std::vector<double>& spacing,
                                       const Bandwidths& bilateral, const std::string& filter,
-                                      int num_labels, int num_iterations, int threads) {
-    const KernelSpecs specs = make_specs(image, mask, spacing, bilateral, {}, "none", filter,
-                                         num_labels - 1, num_iterations);
+                                      int num_labels, int num_iterations, bool moves_bandwidths,
+                                      int threads) {
+    const ExpectedCalls calls{num_labels - 1, num_iterations, moves_bandwidths};
+    const KernelSpecs specs =
+        make_specs(image, mask, spacing, bilateral, {}, "none", filter, calls);
     ThreadPool pool(threads, check_signals);
     const Voxels voxels(grid_shape(image), spacing, mask_data(mask));
     std::vector<std::string> planned;
     for (const auto& [theta_position, theta_beta] : bilateral) {
         const BilateralInput input(voxels, on_box_axes(voxels, theta_position), theta_beta,
                                    channel_pointers(image, voxels.grid_size), pool);
-        planned.push_back(
-            choose_filter(specs.filter, input, specs.num_channels, specs.num_filterings));
+        planned.push_back(choose_filter(specs.filter, input, specs.calls));
     }
     return planned;
 }
@@ -147,7 +148,7 @@ void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& 
 KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& mask,
                        const std::vector<double>& spacing, const Bandwidths& bilateral,
                        const std::vector<double>& theta_gamma, const std::string& normalization,
-                       const std::string& filter, int num_channels, int num_iterations,
+                       const std::string& filter, const ExpectedCalls& calls,
                        const std::optional<Origin>& origin) {
     constexpr int64_t kFarthest = int64_t{1}
                                   << 40;  // far beyond any volume, and far from the end of 64 bits
@@ -159,11 +160,10 @@ KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& 
     require_positive(spacing, grid.size(),
                      "expected one spacing per axis of the grid, finite and above 0");
     require_bandwidths(bilateral, theta_gamma, grid.size(), image.shape(0));
-    require_labels(num_channels);
-    require(num_iterations >= 0, "expected 0 iterations or more");
-    KernelSpecs specs{bilateral,     theta_gamma, parse_normalization(normalization),
-                      std::nullopt,  filter,      num_channels,
-                      num_iterations};
+    require_labels(calls.num_channels);
+    require(calls.num_filterings >= 0, "expected 0 iterations or more");
+    KernelSpecs specs{bilateral,    theta_gamma, parse_normalization(normalization),
+                      std::nullopt, filter,      calls};
     if (!origin) return specs;
     const auto& [position, intensity] = *origin;
     require(position.size() == grid.size() && intensity.size() == image.shape(0) &&
@@ -219,7 +219,7 @@ void define_module(nb::module_& m) {
     m.def("message", &message, "values"_a, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a,
           "theta_gamma"_a, "normalization"_a, "filter"_a, "threads"_a, "out"_a.noconvert());
     m.def("plan_filters", &plan_filters, "image"_a, "mask"_a.none(), "spacing"_a, "bilateral"_a,
-          "filter"_a, "num_labels"_a, "num_iterations"_a, "threads"_a);
+          "filter"_a, "num_labels"_a, "num_iterations"_a, "moves_bandwidths"_a, "threads"_a);
     define_kernels(m);
     define_points(m);
     define_tiles(m);

@@ -81,7 +81,7 @@ void require_bandwidths(const Bandwidths& bilateral, const std::vector<double>& 
 KernelSpecs make_specs(const FloatArray& image, const std::optional<MaskArray>& mask,
                        const std::vector<double>& spacing, const Bandwidths& bilateral,
                        const std::vector<double>& theta_gamma, const std::string& normalization,
-                       const std::string& filter, int num_channels, int num_iterations,
+                       const std::string& filter, const ExpectedCalls& calls,
                        const std::optional<Origin>& origin = std::nullopt);
 
 // Raises an error unless the values of a model fit its number of labels, and the number of kernels.
