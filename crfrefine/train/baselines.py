@@ -28,8 +28,8 @@ from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
 from crfrefine.train.model import Refine, mean_defined, mean_dice, mean_tensor, refiner_of
-from crfrefine.train.observer import Workers
 from crfrefine.train.starts import BATCH_SIZE, FitResult, Start, rounded, voxel_length, without_crf
+from crfrefine.train.workers import Workers
 
 # The rules for keeping the largest component: that of all labels together, or that of each label.
 LARGEST_KINDS = ("foreground", "each")

@@ -37,8 +37,8 @@ from crfrefine.cases.reading_options import (
 )
 from crfrefine.errors import CrfRefineError, InputError, UnexpectedError
 from crfrefine.io.paths import add_volumes
-from crfrefine.train.observer import Result, Workers
 from crfrefine.train.options import DataFolders
+from crfrefine.train.workers import Result, Workers
 
 _MAX_NAMED = 3
 # Cases of more voxels are read and measured one at a time: several of them in memory would be too

@@ -28,7 +28,6 @@ from crfrefine.train.model import (
     refiner_of,
     score,
 )
-from crfrefine.train.observer import Workers
 from crfrefine.train.plan import Split
 from crfrefine.train.starts import (
     Candidate,
@@ -41,6 +40,7 @@ from crfrefine.train.starts import (
     taken,
     variants,
 )
+from crfrefine.train.workers import Workers
 
 # Length of the last optimizer steps, as a share of the first ones'; between, it follows a cosine.
 LAST_STEP_LENGTH = 0.05
@@ -217,11 +217,9 @@ class Fit:
 
         trained = trajectories
         if self.trains_best:
-            for trajectory in trajectories:
-                self._evaluate(trajectory)
+            self.workers.run_parts(self._evaluate, trajectories)
             trained = [_best_of(trajectories)]
-        for trajectory in trained:
-            self._train(trajectory)
+        self.workers.run_parts(self._train, trained)
         return trajectories
 
     def _train(self, trajectory: Trajectory) -> None:

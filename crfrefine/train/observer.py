@@ -1,10 +1,8 @@
-"""The observer of a training run, how much of the run is done, and the threads that cases share."""
+"""The observer of a training run, and how much of the run is done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+import threading
 
 from crfrefine.runs.options import Observer
 from crfrefine.runs.records import Record
@@ -40,75 +38,47 @@ class TrainingObserver(Observer[str, Record]):
 
 
 class Progress:
-    """Tells an observer how much of a run is done.
+    """Tells an observer about a run, whose parts may call at the same time.
 
     The run has `num_parts` trainings of at most `num_steps` optimizer steps.
     """
 
     def __init__(self, observer: TrainingObserver, num_parts: int, num_steps: int) -> None:
-        self.observer = observer
+        self._observer = observer
         self._num_parts = num_parts
         self._num_steps = num_steps
-        self._num_ended = 0  # trainings that are over
-        self._step = 0  # optimizer steps of the present training
+        self._steps: dict[str, int] = {}  # optimizer steps that count as made, of each training
+        self._lock = threading.Lock()
 
-    def stepped(self, stage: str, start: str, state: str) -> None:
-        """Show one more optimizer step."""
-        self._step += 1
-        self.observer.stepped(stage, start, state)
-        share_of_part = min(1.0, self._step / self._num_steps)
-        share = (self._num_ended + share_of_part) / self._num_parts
-        self.observer.progressed(SCREENING_SHARE + (1.0 - SCREENING_SHARE) * share)
+    def note(self, text: str) -> None:
+        """Pass an assumption on."""
+        with self._lock:
+            self._observer.note(text)
 
-    def part_ended(self) -> None:
-        """A training of the run is over."""
-        self._num_ended += 1
-        self._step = 0
+    def stage_started(self, stage: str) -> None:
+        """A part of the run begins."""
+        with self._lock:
+            self._observer.stage_started(stage)
 
+    def screened(self, fraction: float) -> None:
+        """So much of the reading and of the trying of starts is done."""
+        with self._lock:
+            self._observer.progressed(SCREENING_SHARE * fraction)
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+    def stepped(self, training: str, start: str, state: str) -> None:
+        """Show one more optimizer step of a training."""
+        with self._lock:
+            self._steps[training] = min(self._steps.get(training, 0) + 1, self._num_steps)
+            self._observer.stepped(training, start, state)
+            self._show()
 
+    def training_ended(self, training: str, text: str) -> None:
+        """A training of the run is over; `text` is its outcome in a line."""
+        with self._lock:
+            self._steps[training] = self._num_steps
+            self._show()
+            self._observer.stage_ended(text)
 
-class Workers(ThreadPoolExecutor):
-    """Divides threads between items and the computation of each.
-
-    With `one_by_one`, models run one at a time.
-    """
-
-    def __init__(self, threads: int, *, one_by_one: bool = False) -> None:
-        super().__init__(threads, "case")
-        self.threads = threads
-        self._one_by_one = one_by_one
-
-    def run_on_device(
-        self, function: Callable[[Item, int], Result], items: Sequence[Item]
-    ) -> list[Result]:
-        """Like `run`, for computations of the model."""
-        return self.run(function, items, one_by_one=self._one_by_one)
-
-    def run(
-        self,
-        function: Callable[[Item, int], Result],
-        items: Sequence[Item],
-        *,
-        one_by_one: bool = False,
-    ) -> list[Result]:
-        """Return `function(item, number of threads)` of each item, in order.
-
-        The first item's error is raised.
-        """
-        return list(self.iterate(function, items, one_by_one=one_by_one))
-
-    def iterate(
-        self,
-        function: Callable[[Item, int], Result],
-        items: Sequence[Item],
-        *,
-        one_by_one: bool = False,
-    ) -> Iterator[Result]:
-        """Like `run`, for results that are looked at one after the other."""
-        runs_in_turn = one_by_one or len(items) < self.threads or self.threads == 1
-        if runs_in_turn:  # Each item gets all threads.
-            return (function(item, self.threads) for item in items)
-        return self.map(lambda item: function(item, 1), items)
+    def _show(self) -> None:
+        share = sum(self._steps.values()) / (self._num_parts * self._num_steps)
+        self._observer.progressed(SCREENING_SHARE + (1.0 - SCREENING_SHARE) * share)

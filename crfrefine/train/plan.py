@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine.arrays.region_scheme import RegionScheme, decode, resolve_regions
+from crfrefine.base.limits import memory_left, memory_limit
 from crfrefine.base.text import counted, shorten
 from crfrefine.cases.case import Case
 from crfrefine.cases.case_files import CaseFiles
@@ -36,9 +37,10 @@ from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled, require_all
 from crfrefine.train.material import Material, TrainingDevice
 from crfrefine.train.model import dice_of, make_loss, make_region_loss, mean_defined
-from crfrefine.train.observer import Progress, Workers
+from crfrefine.train.observer import Progress
 from crfrefine.train.options import COARSE_LEARN, LEARNABLE, VOLUME_GROUP, TrainingOptions
 from crfrefine.train.starts import VOLUMES, FitResult, Rivals, Start, make_starts
+from crfrefine.train.workers import Workers
 
 DEFAULT_NUM_FOLDS = 5
 DECIDING_SHARE = 0.2
@@ -46,6 +48,10 @@ DECIDING_SHARE = 0.2
 MIN_DECIDING = 16
 # A mean Dice below this most likely means that the logits do not belong to the reference.
 LOW_DICE = 0.05
+# Numbers of 4 bytes per voxel that a forward and a backward pass hold: those of each channel, and
+# those of the kernels. Measured with 3 to 12 labels, 1 and 4 modalities, and each filter.
+FLOATS_PER_CHANNEL = 16
+FLOATS_OF_KERNELS = 55
 
 
 @dataclass(frozen=True)
@@ -322,20 +328,22 @@ def prepare(plan: Plan, workers: Workers, progress: Progress) -> Prepared:
 
     Raise a CrfRefineError if cases cannot be trained on.
     """
-    progress.observer.stage_started("reading")
+    progress.stage_started("reading")
     cases = plan.cases
     options = plan.options
     crops = _read_crops(plan, workers)
     groups = tuple(plan.labels_of_regions.values())
     warning = _low_dice_warning(crops, groups)
     if warning is not None:
-        progress.observer.note(warning)
+        progress.note(warning)
 
     if cases.regions is None:
         loss = make_loss(options.loss, groups)
     else:
         loss = make_region_loss(options.loss, cases.regions)
     material = Material(crops, loss, groups, plan.learn, cases.sizes, options.seed, plan.device)
+
+    workers.limit(_max_items(crops, cases.sizes[0]))
 
     spacings = np.array([crop.spacing for crop in crops])
     spacing = np.median(spacings, axis=0).tolist()
@@ -369,6 +377,13 @@ def _read_crops(plan: Plan, workers: Workers) -> list[Crop]:
     raise InputError(
         f"{data.labels}: no case has a foreground label; there is nothing to learn from"
     )
+
+
+def _max_items(crops: Sequence[Crop], num_channels: int) -> int:
+    """Return how many passes over the largest crop fit into the memory that is left."""
+    num_voxels = max(crop.mask.size for crop in crops)
+    bytes_per_voxel = 4 * (FLOATS_PER_CHANNEL * num_channels + FLOATS_OF_KERNELS)
+    return memory_left(memory_limit()) // (bytes_per_voxel * num_voxels)
 
 
 def _low_dice_warning(crops: Sequence[Crop], groups: Sequence[tuple[int, ...]]) -> str | None:

@@ -52,7 +52,7 @@ from crfrefine.train.comparison import (
 from crfrefine.train.fit import Fit, score_cases
 from crfrefine.train.material import choose_device
 from crfrefine.train.model import Model, mean_defined
-from crfrefine.train.observer import SCREENING_SHARE, Progress, TrainingObserver, Workers
+from crfrefine.train.observer import Progress, TrainingObserver
 from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
 from crfrefine.train.plan import Plan, Prepared, Split, make_plan, prepare
 from crfrefine.train.starts import (
@@ -67,6 +67,7 @@ from crfrefine.train.starts import (
     pooled,
     taken,
 )
+from crfrefine.train.workers import Workers
 from crfrefine.version import __version__
 
 MAX_SCREENED = 40  # cases that the starts are tried on, at most
@@ -154,13 +155,13 @@ def _train(
 
     unfinished = [number for number in range(len(plan.folds)) if number not in finished]
     starts = choose_starts(prepared, unfinished)
-    folds = []
-    for number in range(len(plan.folds)):
-        if number in finished:
-            folds.append(finished[number])
-        else:
-            folds.append(_run_fold(number, starts[number], prepared))
 
+    def run_fold(number: int) -> FoldResult:
+        return _run_fold(number, starts[number], prepared)
+
+    results = dict(finished)
+    results.update(zip(unfinished, workers.run_parts(run_fold, unfinished), strict=True))
+    folds = [results[number] for number in range(len(plan.folds))]
     everything = range(len(plan.cases.files))
     trained = train_on_all_cases(prepared, folds)
     fit = calibrate_output(trained, everything, prepared.material, workers)
@@ -179,8 +180,8 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
     if not folds or len(starts) <= setup.NUM_TRAINED:
         return dict.fromkeys(folds, starts)
 
-    observer = prepared.progress.observer
-    observer.stage_started(f"trying {len(starts)} starts")
+    progress = prepared.progress
+    progress.stage_started(f"trying {len(starts)} starts")
     material = prepared.material
     num_cases = len(material.crops)
     places = np.linspace(0, num_cases - 1, min(num_cases, MAX_SCREENED)).round()
@@ -190,7 +191,7 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
     for start in starts:
         refine = Model(start.parameters, (), material.sizes, material.device).refine
         dice_of_starts.append(score_cases(refine, samples, material, prepared.workers).dice)
-        observer.progressed(SCREENING_SHARE * len(dice_of_starts) / len(starts))
+        progress.screened(len(dice_of_starts) / len(starts))
 
     scores = Scores(starts, np.array(dice_of_starts).T)
     chosen: dict[int, Sequence[Start]] = {}
@@ -215,15 +216,15 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
     """Return the result of a fold, and write it into its file."""
     plan = prepared.plan
     workers = prepared.workers
-    observer = prepared.progress.observer
+    progress = prepared.progress
     split = plan.folds[number]
     name = f"cross-validation fold {number + 1} of {len(plan.folds)}"
-    observer.stage_started(name)
+    progress.stage_started(name)
     trained = _fit(name, split, starts, prepared)
     fit = calibrate_output(trained, split.seen, prepared.material, workers)
     tuned = prepared.tune_rivals(fit, split.seen)
 
-    observer.stage_started(f"{name}: measuring the cases held out")
+    progress.stage_started(f"{name}: measuring the cases held out")
     if plan.device.is_gpu:
         torch.cuda.empty_cache()  # The engine allocates without PyTorch.
 
@@ -239,8 +240,7 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
     result = FoldResult(name, split, tuned, measured)
     content = {"fingerprint": fingerprint(plan), "fold": to_plain(result)}
     write_small_file(plan.fold_files[number], json.dumps(content).encode())
-    prepared.progress.part_ended()
-    observer.stage_ended(f"{name}: {fit.describe()}")
+    progress.training_ended(name, f"{name}: {fit.describe()}")
     return result
 
 
@@ -375,8 +375,8 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
     if not helping or not is_gain(gains):
         return no_crf(fits[0].parameters, network_mean, gains)
 
-    observer = prepared.progress.observer
-    observer.stage_started(ALL_CASES)
+    progress = prepared.progress
+    progress.stage_started(ALL_CASES)
     material = prepared.material
     everything = range(len(material.crops))
     base = prepared.starts[0].parameters
@@ -390,7 +390,7 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
         fit = taken(Candidate(kind, kind, unmoved, 0, gains), network_mean)
     else:
         fit = _continue_folds(prepared, folds, calibrated, kind)
-    observer.stage_ended(f"{ALL_CASES}: {fit.describe()}")
+    progress.training_ended(ALL_CASES, f"{ALL_CASES}: {fit.describe()}")
     return fit
 
 

@@ -36,10 +36,11 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
 from crfrefine.runs.records import read_records
 from crfrefine.train import synthetic
-from crfrefine.train.observer import TrainingObserver, Workers
+from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import UnlabeledOptions
 from crfrefine.train.starts import NUM_ITERATIONS, TEMPERATURE, Start, voxel_length
 from crfrefine.train.synthetic import MIN_VOXELS, dice_of, groups_of
+from crfrefine.train.workers import Workers
 
 # Bandwidths of position: those that fit differ tenfold between data sets.
 THETA_ALPHA_VOXELS = (1.0, 1.5, 2.0, 3.0, 6.0, 12.0)

@@ -14,7 +14,7 @@ import pytest
 from evaluation_helpers import children
 
 from crfrefine.evaluate.processes import map_in_processes
-from crfrefine.train.observer import Workers
+from crfrefine.train.workers import Workers
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 

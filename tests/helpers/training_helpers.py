@@ -17,10 +17,10 @@ from crfrefine.train.crops import make_crop
 from crfrefine.train.fit import Fit
 from crfrefine.train.material import Material
 from crfrefine.train.model import make_loss
-from crfrefine.train.observer import Workers
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.starts import Start, no_crf, prepare
+from crfrefine.train.workers import Workers
 
 GRID_SHAPE = (12, 11, 8)  # no two axes alike
 SPACING = (5.4, 5.5, 7.6)  # mm, nor two spacings
