@@ -79,7 +79,7 @@ def _fail_method(result: CaseResult, method: str, failure: Failure) -> None:
 
 
 def _skip_calibration(result: CaseResult, method: str, failure: Failure) -> None:
-    """Record a missing calibration that nobody asked for as a warning, but a bug as a failure."""
+    """Record that an optional calibration is missing: a warning, or a failure if it is a bug."""
     if failure.traceback is not None:
         _fail_method(result, method, failure)
     else:

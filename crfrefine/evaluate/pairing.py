@@ -33,8 +33,8 @@ _PROBABILITY_ENDINGS = ("_probabilities", "", "_probseg", "_softmax", "_logits")
 class MethodFiles(NamedTuple):
     """The files of a method for a case."""
 
-    # A label map, or probabilities of all labels: only the header tells which. None means that the
-    # labels come from `probabilities`.
+    # A label map, or probabilities of all labels, as its header says. None means that the labels
+    # come from `probabilities`.
     label_map: Path | None = None
     # Logits or probabilities of all labels: one file, or one per label; empty without any.
     probabilities: tuple[Path, ...] = ()
@@ -112,7 +112,7 @@ class _Candidates(NamedTuple):
 
 
 class _Gap(NamedTuple):
-    """The complete cases that lack an optional file, one that measuring masks does not need."""
+    """The complete cases without a file that their masks are measured without."""
 
     reason: str
     case_ids: Sequence[str]  # Empty if no case lacks a file.
@@ -171,12 +171,8 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
 
 
 def _pair(
-    case_id: str,
-    candidates: _Candidates,
-    images: Mapping[str, tuple[Path, ...]],
-    labels: Path,
+    case_id: str, candidates: _Candidates, images: Mapping[str, tuple[Path, ...]], labels: Path
 ) -> CasePair:
-    """Return a complete case."""
     references = candidates.references[case_id]
     methods = {name: files[case_id] for name, files in candidates.methods.items()}
     problem = None
@@ -188,7 +184,7 @@ def _pair(
 def _incomplete(
     names: Sequence[str], left_out: Incomplete, gaps: Sequence[_Gap]
 ) -> dict[str, list[str]]:
-    """Return the cases that lack a file, even an optional one, with what is missing."""
+    """Return what each case lacks, optional files included."""
     incomplete = {}
     for case_id in names:
         reasons = list(left_out.get(case_id, ()))

@@ -113,8 +113,6 @@ def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> R
         raise InputError(
             f"{path}: every voxel has the label {settings.ignore_label}, to be ignored"
         )
-    if not ignored.any():
-        return Reference(volume, volume.header, settings)
     return Reference(volume, volume.header, settings, ignored)
 
 
@@ -165,10 +163,10 @@ def read_masks(
         raise InputError(files.problem)
     path = files.label_map
     grid = reference.header
-    structures = reference.settings.structures
     if path is None:
         soft = read_probabilities(files.probabilities, reference, regions)
         return soft.label_map, soft
+    structures = reference.settings.structures
     if structures:
         volume = read_structures(path, structures, warnings, grid=grid)
         return _labels_on_grid(reference, volume, "structures"), None

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from crfrefine.evaluate.pairing import CasePair
 
 
-# Metrics of which `--ceiling` reports the recovered share.
+# `--ceiling` reports the recovered share of these metrics.
 OF_RESOLUTION = (DICE.name, "surface_dice")
 
 
@@ -225,21 +225,18 @@ class Evaluation:
             return ""
         shares = []
         for metric, share_by_region in self.recovered.items():
-            share = share_by_region.get(self._summed_up_region())
+            # The mean over regions is the last one.
+            *_, (_, region) = self._mean_differences(options.name)
+            share = share_by_region.get(region)
             if share is not None:
                 shares.append(f"{100 * share:.0f} % of {metric_named(metric).title}")
         lost = f"of what {options.baseline} loses against {options.ceiling}"
         recovered = listed(shares) or "nothing, as there is no lead"
         return f"{_subject(options.name)} recovers, {lost}: {recovered}"
 
-    def _summed_up_region(self) -> str:
-        """Return the region that stands for all: the mean, or the only one."""
-        *_, (_, region) = self._mean_differences(self.options.name)  # The mean is the last one.
-        return region
-
     @property
     def learned_text(self) -> str:
-        """One line: how many cases the parameters of which methods were learned on; or empty."""
+        """One line: the methods with learned parameters, and the number of cases; or empty."""
         if not self.learned:
             return ""
         number = f"{len(self._learned_cases)} of {counted(len(self.pairs), 'case')}"
@@ -257,7 +254,7 @@ class Evaluation:
 
     @property
     def power_note(self) -> str | None:
-        """The smallest difference that this many cases can detect; None if none can be told."""
+        """The smallest difference that this many cases can detect; None if it is unknown."""
         if self.verdict is None:
             return None
         power = power_text(self.verdict.comparison)

@@ -15,10 +15,7 @@ from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_reg
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings that the values of a case depend on, besides its files.
-
-    The regions are as known before any label map is read.
-    """
+    """The settings of a run, with the regions that are known before any label map is read."""
 
     # Foreground labels in `dataset.json`; those found in label maps are added.
     labels: tuple[int, ...] = ()

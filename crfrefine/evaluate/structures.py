@@ -55,7 +55,7 @@ def has_structures(options: EvaluationOptions) -> bool:
 def find_structures(options: EvaluationOptions) -> Structures:
     """Return the folder of structures, or the label map, of each case.
 
-    Raise InputError if there are none, for labels without names, and for a path that names no case
+    Raise InputError without structures, for labels without names, and for a path that names no case
     although there are several.
     """
     if options.probabilities:

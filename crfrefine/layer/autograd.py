@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -54,9 +54,12 @@ class MeanField(torch.autograd.Function):
         assert logits is not None
         tape = kernels.forward(to_array(logits), spec)
         ctx.kernels = kernels
-        ctx.kinds = [_kind(tensor) for tensor in tensors]
+        ctx.kinds = {}  # A gradient has the type and the device of its tensor.
+        for name, tensor in zip(GRADIENTS, tensors, strict=True):
+            if tensor is not None:
+                ctx.kinds[name] = (tensor.dtype, tensor.device)
         # PyTorch frees saved tensors after the backward pass, and refuses that pass if one was
-        # changed in place. Image and parameters are saved for this check alone.
+        # changed in place. Image and parameters are saved only for this check.
         record = to_tensor(tape.record)
         ctx.save_for_backward(logits, record, weights, compatibility, temperature, bias, image)
         ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
@@ -77,24 +80,14 @@ class MeanField(torch.autograd.Function):
             wants_image=wants["image"],
         )
         tensors: list[Tensor | None] = []
-        for name, kind in zip(GRADIENTS, ctx.kinds, strict=True):
-            if wants[name] and kind is not None:
+        for name in GRADIENTS:
+            tensor = None
+            if wants[name] and name in ctx.kinds:
+                dtype, device = ctx.kinds[name]
                 gradient = _in_pytorchs_memory(to_tensor(getattr(gradients, name)))
-                tensors.append(torch.as_tensor(gradient, dtype=kind.dtype, device=kind.device))
-            else:
-                tensors.append(None)
+                tensor = torch.as_tensor(gradient, dtype=dtype, device=device)
+            tensors.append(tensor)
         return None, None, *tensors
-
-
-class _Kind(NamedTuple):
-    """Type and device, which a gradient has in common with its tensor."""
-
-    dtype: torch.dtype
-    device: torch.device
-
-
-def _kind(tensor: Tensor | None) -> _Kind | None:
-    return None if tensor is None else _Kind(tensor.dtype, tensor.device)
 
 
 def to_array(tensor: Tensor) -> Any:
@@ -118,16 +111,16 @@ def to_tensor(array: Any) -> Any:
 
 
 def _in_pytorchs_memory(value: Any) -> Any:
-    """Return a copy in PyTorch's own memory if the value is a GPU tensor that an engine shares.
+    """Copy a GPU tensor that an engine shares into PyTorch's own memory; return others as they are.
 
-    Only in its own memory does PyTorch track which other streams still read a tensor.
+    PyTorch tracks which streams still read a tensor only in its own memory.
     """
     if isinstance(value, Tensor) and value.device.type != "cpu":
         return value.clone()
     return value
 
 
-# PyTorch has `is_exporting` since 2.7; before, the exporters raise errors of their own.
+# PyTorch has `is_exporting` since 2.7; the exporters of older versions raise other errors.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", bool)
 
 
@@ -150,7 +143,7 @@ def outside_graphs(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def _exporter() -> str | None:
-    """Return the exporter that is making a graph of this call; None means that there is none."""
+    """Return the exporter that is making a graph of this call, if any."""
     is_exporting = _is_exporting()
     is_tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if not is_exporting and not is_tracing:

@@ -112,7 +112,7 @@ VOLUME = Form(0.0, 1.0)
 def penalty_matrix(entries: Tensor, num_labels: int, *, symmetric: bool) -> Tensor:
     """Return the (L, L) matrix with zero diagonal from its other entries, row by row.
 
-    If the matrix is symmetric, the entries are those of the upper triangle alone.
+    The entries of a symmetric matrix are those of its upper triangle.
     """
     places = entry_places(num_labels, symmetric=symmetric).to(entries.device)
     matrix = entries.new_zeros(num_labels, num_labels).masked_scatter(places, entries)

@@ -166,7 +166,7 @@ class ModelTensors(NamedTuple):
     volume_weight: Tensor | None  # (), float64; None without a volume term
 
     def among(self, labels: Tensor) -> ModelTensors:
-        """Return the model with some of the labels alone."""
+        """Return the model of only some of the labels."""
         return self._replace(
             weights=self.weights[:, labels],
             compatibility=self.compatibility[labels][:, labels],
@@ -391,11 +391,10 @@ def _bandwidths(
     num_modalities = image.shape[1]
     num_axes = image.ndim - 2
     positions = []
-    for m, (alpha, _) in enumerate(bilateral):
+    intensities = []
+    for m, (alpha, beta) in enumerate(bilateral):
         name = f"bilateral.{m}.theta_alpha"
         positions.append(_spread(alpha, num_axes, name, dtype, is_positive=True))
-    intensities = []
-    for m, (_, beta) in enumerate(bilateral):
         name = f"bilateral.{m}.theta_beta"
         intensities.append(_spread(beta, num_modalities, name, dtype, is_positive=True))
     spatial = None
@@ -439,7 +438,12 @@ def _build(
     if spacing is None:
         is_used = specs[0].positions != "voxels" and len(specs[0].kernels) > 0
         spacing = notices.assumed_spacing(matters=is_used)
-    distances = _spacing_by_item(spacing, image)
+    distances: Any = spacing
+    if isinstance(spacing, Tensor):
+        distances = spacing.detach().cpu().numpy()
+    if np.ndim(distances) != 2 or len(distances) != len(image):
+        distances = [distances] * len(image)
+    distances = [given_spacing(row, image.ndim - 2) for row in distances]
     context = RunContext(threads or torch.get_num_threads())
     device = image.device
     if engine.name.startswith("torch"):
@@ -453,17 +457,6 @@ def _build(
         grid = GridImage(values, mask, distances[index])
         result.append(engine.kernels(grid, specs[index], context))
     return result
-
-
-def _spacing_by_item(spacing: inputs.Spacing, image: Tensor) -> list[tuple[float, ...]]:
-    """Return the spacing of each item of images (B, M, *grid); InputError if it does not fit."""
-    distances: Any = spacing
-    if isinstance(spacing, Tensor):
-        distances = spacing.detach().cpu().numpy()
-    rows = [distances] * len(image)
-    if np.ndim(distances) == 2 and len(distances) == len(image):
-        rows = distances
-    return [given_spacing(row, image.ndim - 2) for row in rows]
 
 
 def _spread(
@@ -484,7 +477,11 @@ def _spread(
             "(torch.stack)"
         )
     try:
-        tensor = _on_host(value, dtype)
+        if isinstance(value, Tensor):
+            tensor = value.to(_HOST, dtype)
+        else:
+            # A number must not pass through PyTorch's default type, which has fewer digits.
+            tensor = torch.as_tensor(value, dtype=dtype, device=_HOST)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name} is {value!r}; {expected}") from error
 
@@ -497,15 +494,8 @@ def _spread(
     return tensor.reshape(-1).expand(size)
 
 
-def _on_host(value: Values, dtype: torch.dtype) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.to(_HOST, dtype)
-    # A plain number must not pass through PyTorch's default type, which has fewer digits.
-    return torch.as_tensor(value, dtype=dtype, device=_HOST)
-
-
 def _stack(rows: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
-    """Return the (row, size) matrix of rows, of which there may be none."""
+    """Return the (rows, size) matrix; it may have no rows."""
     empty = torch.zeros(0, size, dtype=dtype, device=_HOST)
     return torch.cat([empty, *[row[None] for row in rows]])
 

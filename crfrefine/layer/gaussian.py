@@ -269,7 +269,7 @@ class _Filter(torch.autograd.Function):
 
 
 class _Gradients(torch.autograd.Function):
-    """The gradients of `_Filter`, a node of its own: so function transforms reach the engine."""
+    """The gradients of `_Filter`: a separate node, so that function transforms reach the engine."""
 
     @staticmethod
     def forward(

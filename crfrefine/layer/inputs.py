@@ -124,7 +124,7 @@ def _look_like_probabilities(logits: Tensor) -> bool:
 def engine_for(device: torch.device, dtype: torch.dtype = torch.float32) -> Backend:
     """Return the engine for a tensor's device; for float64 it is that of plain tensor operations.
 
-    Raises BackendUnavailableError if there is none.
+    Raises BackendUnavailableError without one.
     """
     name = str(device)
     if dtype == torch.float64:
@@ -325,7 +325,13 @@ def _normalize(
         return image.to(dtype)
     has_gradient = image.requires_grad and torch.is_grad_enabled()
     if not has_gradient and dtype == torch.float32 and image.device.type == "cpu":
-        return _normalize_as_refine(image.detach(), parameters, mask, threads)
+        values = image.detach()
+        if values.dtype in (torch.float16, torch.bfloat16, torch.bool):
+            values = values.float()
+        inside = None if mask is None else mask.numpy()
+        return torch.from_numpy(
+            normalize_intensity(values.numpy(), parameters, inside, threads=threads)
+        )
 
     work = image.to(torch.promote_types(image.dtype, dtype))
     channels = []
@@ -342,17 +348,6 @@ def _normalize(
             channel = _scaled(channel, *_percentile_range(_inside(channel, mask), percentiles))
         channels.append(channel)
     return torch.stack(channels).to(dtype)
-
-
-def _normalize_as_refine(
-    image: Tensor, parameters: IntensityParameters, mask: Tensor | None, threads: int | None
-) -> Tensor:
-    """Normalize an image (M, *grid) on the CPU, without gradients, to float32."""
-    if image.dtype in (torch.float16, torch.bfloat16, torch.bool):
-        image = image.float()
-    inside = None if mask is None else mask.numpy()
-    normalized = normalize_intensity(image.numpy(), parameters, inside, threads=threads)
-    return torch.from_numpy(normalized)
 
 
 def _inside(channel: Tensor, mask: Tensor | None) -> Tensor:

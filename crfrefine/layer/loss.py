@@ -90,7 +90,10 @@ def crf_loss(
     inputs.check_pair(logits, image)
     check_threads(threads)
     for name, value in (("image", image), ("theta_alpha", theta_alpha), ("theta_beta", theta_beta)):
-        _refuse_gradient(name, value)
+        if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
+            raise InputError(
+                f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()"
+            )
     if not isinstance(intensity, IntensityParameters):
         intensity = IntensityParameters(normalization=intensity)
     inputs.warn_of_probabilities(logits, _TOLD)
@@ -118,14 +121,6 @@ def crf_loss(
     log_q = log_q.clamp(min=_LEAST)
     loss: Tensor = _Energy.apply(logits, log_q, kernels)  # type: ignore[no-untyped-call]
     return loss
-
-
-def _refuse_gradient(name: str, value: Values) -> None:
-    """Raise InputError if a gradient with respect to an argument is expected."""
-    if isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled():
-        raise InputError(
-            f"{name} requires a gradient, which crf_loss does not have; pass {name}.detach()"
-        )
 
 
 class _Energy(torch.autograd.Function):

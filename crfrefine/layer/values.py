@@ -351,15 +351,13 @@ class CrfValues(nn.Module):
         if spatial_weight is not None and gamma is not None:
             changes["spatial.weight"] = weight(spatial_weight)
             changes["spatial.theta_gamma"] = bandwidth(gamma)
-        return self._start.replace(
-            bilateral=tuple(bilateral), compatibility=self._compatibility_parameters(), **changes
-        )
-
-    def _compatibility_parameters(self) -> CompatibilityParameters:
+        compatibility = CompatibilityParameters()
         matrix = tuple(plain_numbers(row) for row in self.compatibility)
-        if np.array_equal(matrix, 1.0 - np.eye(self.num_labels)):
-            return CompatibilityParameters()
-        return CompatibilityParameters("matrix", matrix)
+        if not np.array_equal(matrix, 1.0 - np.eye(self.num_labels)):
+            compatibility = CompatibilityParameters("matrix", matrix)
+        return self._start.replace(
+            bilateral=tuple(bilateral), compatibility=compatibility, **changes
+        )
 
     def extra_repr(self) -> str:
         """Return the settings, for `print(layer)`."""
@@ -374,31 +372,26 @@ class CrfValues(nn.Module):
         ]
         if self.raw_volume_weight is not None:
             parts.append("volume")
-        settings = self._start.mean_field
-        parts += [
-            f"per_label_weights={self.per_label_weights}",
-            f"anisotropic={self.anisotropic}",
-            f"compatibility={self._compatibility_kind()}",
-            f"num_iterations={self.num_iterations}",
-            f"normalization={settings.normalization}",
-            f"filter={settings.filter}",
-            f"learn={'+'.join(self._learned_groups()) or 'nothing'}",
-        ]
-        return ", ".join(parts)
-
-    def _compatibility_kind(self) -> str:
+        compatibility = "full"
         if self.raw_compatibility is None:
-            return "potts"
-        if self._symmetric:
-            return "symmetric"
-        return "full"
-
-    def _learned_groups(self) -> list[str]:
+            compatibility = "potts"
+        elif self._symmetric:
+            compatibility = "symmetric"
         learned: list[str] = []
         for name in GROUPS:
             if any(parameter.requires_grad for parameter in self.group(name)):
                 learned.append(name)
-        return learned
+        settings = self._start.mean_field
+        parts += [
+            f"per_label_weights={self.per_label_weights}",
+            f"anisotropic={self.anisotropic}",
+            f"compatibility={compatibility}",
+            f"num_iterations={self.num_iterations}",
+            f"normalization={settings.normalization}",
+            f"filter={settings.filter}",
+            f"learn={'+'.join(learned) or 'nothing'}",
+        ]
+        return ", ".join(parts)
 
 
 def _check_count(name: str, value: Any, minimum: int) -> None:

@@ -105,8 +105,11 @@ def measure_calibration(
     region_channels = _channels_of_regions(members, len(probabilities), channels)
     sums = {name: ReliabilitySums() for name in (*regions, ALL_LABELS)}
     for block, truth in _blocks(probabilities, reference, ignore_label):
-        for name, channel_numbers in region_channels.items():
-            probability = _probability_of_region(block, channel_numbers)
+        for name, numbers in region_channels.items():
+            if len(numbers) == 1:
+                probability: Float64 = block[numbers[0]]
+            else:
+                probability = np.minimum(block[numbers].sum(axis=0), 1.0)
             sums[name].add_binary(probability, np.isin(truth, members[name]))
         if channels is None:
             sums[ALL_LABELS].add_labels(block, truth)
@@ -134,15 +137,6 @@ def _channels_of_regions(
         if number is not None:
             found[name] = [number]
     return found
-
-
-def _probability_of_region(probabilities: Float64, channels: list[int]) -> Float64:
-    """Return the sum of a region's channels, (n,), at most 1."""
-    if len(channels) == 1:
-        channel: Float64 = probabilities[channels[0]]
-        return channel
-    total: Float64 = np.minimum(probabilities[channels].sum(axis=0), 1.0)
-    return total
 
 
 def _blocks(

@@ -311,5 +311,5 @@ def _members_of(name: str, region: Iterable[int]) -> NDArray[np.integer[Any]]:
 
 
 def _keep_axes(labels: Array, axes: Sequence[int]) -> Array:
-    """Return a map with these axes alone, or with one if there are none; others have one voxel."""
+    """Return a map with only these axes, or with one axis; the others have a single voxel."""
     return labels.reshape([labels.shape[axis] for axis in axes] or [1])

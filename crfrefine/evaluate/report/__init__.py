@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Picture(NamedTuple):
-    """The picture of a case, or why there is none."""
+    """The picture of a case, or the reason why it is missing."""
 
     shown: ShownCase
     png: bytes = b""
@@ -99,7 +99,11 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note:
     reference = read_reference(pair, evaluation.settings, [])
     channels, names = _read_images(pair, reference, modalities, note)
     image = np.stack(channels) if channels else None
-    maps = [_read_map(pair, method, reference) for method in report.compared]
+    maps = []
+    for method in report.compared:
+        regions = reference.settings.channels[method]
+        label_map, _ = read_masks(pair.methods[method], reference, regions, [])
+        maps.append(np.atleast_3d(label_map))
 
     truth = np.atleast_3d(reference.volume.data)
     before = truth
@@ -166,13 +170,6 @@ def _modality_name(names: Sequence[str], modality: int) -> str:
     if modality < len(names):
         return names[modality]
     return f"modality {modality + 1}"
-
-
-def _read_map(pair: CasePair, method: str, reference: Reference) -> Array:
-    """Return the label map of a method, (x, y, z)."""
-    regions = reference.settings.channels[method]
-    label_map, _ = read_masks(pair.methods[method], reference, regions, [])
-    return np.atleast_3d(label_map)
 
 
 def _dice_text(shown: ShownCase) -> str:

@@ -71,30 +71,24 @@ class Report(NamedTuple):
         The first is the mean over regions, or the only judged region.
         """
         judged = self.evaluation.judged_regions
-        measured = [
-            region for region in self.evaluation.table.regions if self._is_measured(region, metric)
-        ]
+        table = self.evaluation.table
+        if metric not in table.metrics:
+            return ()
+        measured = []
+        for region in table.regions:
+            values = [table.values(method, region, metric) for method in self.compared]
+            if not np.isnan(values).all():
+                measured.append(region)
         if len(judged) == 1:
             return tuple(sorted(measured, key=lambda region: region not in judged))
         if set(judged) & set(measured):
             return (MEAN, *measured)
         return tuple(measured)
 
-    def _is_measured(self, region: str, metric: str) -> bool:
-        """Return whether a compared method has a value of the metric in any case."""
-        table = self.evaluation.table
-        if metric not in table.metrics:
-            return False
-        values = [table.values(method, region, metric) for method in self.compared]
-        return not np.isnan(values).all()
-
     @property
     def lead_region(self) -> str | None:
         """The region by which cases are drawn and ordered; None if Dice has no value."""
-        regions = self.regions_of(ENDPOINT)
-        if not regions:
-            return None
-        return regions[0]
+        return next(iter(self.regions_of(ENDPOINT)), None)
 
     def pairs(self, region: str) -> tuple[tuple[str, ...], Float64]:
         """Return the (n) cases that all compared methods have, and their (methods, n) Dice."""
