@@ -247,7 +247,6 @@ def _require_once(option: str, names: list[str]) -> None:
 
 
 def _check_numbers(options: EvaluationOptions) -> None:
-    """Raise ConfigError for a number out of its range."""
     tolerance_mm = options.tolerance_mm
     if not isinstance(tolerance_mm, str) and not 0 <= tolerance_mm < math.inf:
         raise ConfigError(f"--tolerance: expected a number of mm, at least 0, got {tolerance_mm:g}")

@@ -246,10 +246,7 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
 
 
 def _reference_candidates(case_id: str, by_stem: Mapping[str, list[Path]]) -> list[Path]:
-    """Return the files that may be the reference of a case.
-
-    A file with the name of a label map and one in a format for label maps are two candidates.
-    """
+    """Return files with the name of the case's label map, or in a format for label maps."""
     candidates = dict.fromkeys(discovery.label_maps(by_stem, case_id, discovery.LABEL_SUFFIXES))
     for path in by_stem.get(case_id, []):
         if io_paths.suffix_of(path) in io_paths.LABELS_SUFFIXES:
@@ -291,7 +288,6 @@ def _files_of_method(
 def _file_of_only_case(
     source: Path, references: Mapping[str, object], suffixes: tuple[str, ...]
 ) -> Path:
-    """Return the file to read for a single file; raise InputError for several cases."""
     path, _ = io_paths.file_to_read(source, suffixes)
     if len(references) != 1:
         raise InputError(
@@ -304,7 +300,6 @@ def _file_of_only_case(
 def _choose(
     case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]], folder: Path
 ) -> MethodFiles:
-    """Return the files of a folder for a case."""
     label_maps = discovery.label_maps(maps, case_id, discovery.LABEL_SUFFIXES)
     probabilities = _probabilities_beside(case_id, maps, scores)
     for kind, paths in (("label map", label_maps), ("file of probabilities", probabilities)):

@@ -290,12 +290,11 @@ class Evaluation:
         Methods without such cases are left out.
         """
         table = self.full_table
-        regions = [region for region in self.regions if region in table.regions]
         empty_cases: dict[str, tuple[str, ...]] = {}
-        if not regions:
+        if not self.regions:
             return empty_cases
         for method in table.methods:
-            is_empty = np.all([_empty(table, method, region) for region in regions], axis=0)
+            is_empty = np.all([_empty(table, method, region) for region in self.regions], axis=0)
             reference, prediction = is_empty
             cases = np.array(table.cases)[~reference & prediction].tolist()
             if cases:

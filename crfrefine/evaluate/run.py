@@ -61,10 +61,7 @@ def metrics_csv(table: ResultTable) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name without control characters.
-
-    An apostrophe precedes it where a spreadsheet would see a formula.
-    """
+    """Return a name without control characters that no spreadsheet takes for a formula."""
     if name.startswith(("=", "+", "-", "@")):
         return f"'{printable(name)}"
     return printable(name)
@@ -204,17 +201,13 @@ def _plan(options: EvaluationOptions) -> Evaluation:
 
 
 def _channels(method: str, options: EvaluationOptions) -> RegionReading:
-    """Return which channels of a method's files are regions.
-
-    The `dataset.json` beside its probabilities or label maps says so, or that of the reference.
-    """
+    """Return which channels are regions, by a `dataset.json` of the method or the reference."""
     folder = options.methods[method]
     probabilities = dict(options.probabilities).get(method, folder)
     return find_regions(None, read_descriptions((probabilities, folder, options.labels)))
 
 
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
-    """Fill in the results of the evaluation, in the order of the cases."""
     check_writable(evaluation.options.output)
     observer.run_started(evaluation)
     if evaluation.left_out_text:

@@ -49,23 +49,19 @@ class Settings:
         """
         if not structures:
             return self
+        # Judged regions that are not named equal a label, which is their name.
+        labels = sorted(int(name) for name in set(self.judged) - self.named.keys())
         return replace(
             self,
-            labels=self._judged_labels(),
+            labels=tuple(labels),
             named={name: self.named[name] for name in self.judged if name in self.named},
             titles=_titles_of(structures),
             ignore_label=None,
             structures=structures,
         )
 
-    def _judged_labels(self) -> tuple[int, ...]:
-        """Return the labels of judged regions that equal a label, which is their name."""
-        names = set(self.judged) - self.named.keys()
-        return tuple(sorted(int(name) for name in names))
-
 
 def _titles_of(structures: Mapping[str, int]) -> dict[str, str]:
-    """Return the displayed name of each structure's label: its number and its name."""
     titles = {}
     for name, number in structures.items():
         titles[str(number)] = f"{number} {shorten(' '.join(name.split()))}"
@@ -130,7 +126,6 @@ def _described_regions(
 
 
 def _asked_regions(texts: Sequence[str], titles: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Return the labels of the regions of `--regions`, by name."""
     regions: dict[str, tuple[int, ...]] = {}
     for text in texts:
         region = _as_label(parse_region(text), titles)

@@ -111,10 +111,7 @@ def _number_structures(sources: Sequence[Mapping[str, Path]]) -> dict[str, int]:
 
 
 def _name_of_only_case(options: EvaluationOptions, sources: Sequence[Mapping[str, Path]]) -> str:
-    """Return the name of the only case: that in another source, or else that of image or labels.
-
-    Raise InputError if a source names no case although others name several.
-    """
+    """Return the name in another source, or that of image or labels; InputError for several."""
     names = sorted(set().union(*sources) - {_UNNAMED})
     nameless = [cases[_UNNAMED] for cases in sources if _UNNAMED in cases]
     if nameless and len(names) > 1:

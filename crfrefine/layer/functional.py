@@ -211,7 +211,6 @@ def _volume_weight(volume: Tensor | float) -> Tensor:
 
 
 def _run_of(model: ModelTensors, num_iterations: int) -> MeanFieldSpec:
-    """Return a run that takes all steps."""
     volume_weight = 0.0
     if model.volume_weight is not None:
         volume_weight = float(model.volume_weight.detach())
@@ -386,7 +385,6 @@ def build_kernels(
 def _bandwidths(
     bilateral: Sequence[tuple[Values, Values]], gamma: Values | None, image: Tensor
 ) -> Bandwidths:
-    """Return the bandwidths of kernels for images (B, M, *grid)."""
     dtype = torch.float64
     num_modalities = image.shape[1]
     num_axes = image.ndim - 2
@@ -432,7 +430,6 @@ def _build(
     *,
     copy: bool,
 ) -> list[Kernels]:
-    """Return the kernels of each batch item."""
     dtype = inputs.compute_dtype(image)
     engine = inputs.engine_for(image.device, dtype)
     if spacing is None:

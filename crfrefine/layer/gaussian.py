@@ -15,7 +15,7 @@ from crfrefine.engines.point_kernels import MAX_VALUE, TINY, CompiledPoints, che
 from crfrefine.engines.points import NORMALIZATIONS, choose_method
 from crfrefine.engines.torch.points import tensor_kernel
 from crfrefine.errors import InputError
-from crfrefine.layer.autograd import outside_graphs
+from crfrefine.layer.autograd import outside_graphs, to_array
 
 
 @outside_graphs
@@ -212,14 +212,10 @@ class _BuiltOnce:
     def kernel(self, features: Tensor) -> CompiledPoints:
         """Return the kernel of (D, N) features, the same in each call."""
         if self._kernel is None:
-            points = _to_numpy(features).reshape(-1, *self._grid)
+            points = to_array(features).reshape(-1, *self._grid)
             threads = self._threads or torch.get_num_threads()
             self._kernel = CompiledPoints(points, self._method, threads)
         return self._kernel
-
-
-def _to_numpy(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy()
 
 
 class _Filter(torch.autograd.Function):
@@ -228,7 +224,7 @@ class _Filter(torch.autograd.Function):
     @staticmethod
     def forward(values: Tensor, features: Tensor, built: _BuiltOnce) -> Tensor:
         """Filter (V, N) values with (D, N) features."""
-        return torch.from_numpy(built.kernel(features).apply(_to_numpy(values)))
+        return torch.from_numpy(built.kernel(features).apply(to_array(values)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -280,13 +276,13 @@ class _Gradients(torch.autograd.Function):
         wants_features: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients that are wanted."""
-        by_output = _to_numpy(grad)
+        by_output = to_array(grad)
         by_values = None
         by_features = None
         if wants_values:
             by_values = torch.from_numpy(kernel.apply(by_output, transposed=True))
         if wants_features and values is not None:
-            by_features = torch.from_numpy(kernel.feature_gradient(by_output, _to_numpy(values)))
+            by_features = torch.from_numpy(kernel.feature_gradient(by_output, to_array(values)))
         return by_values, by_features
 
     @staticmethod

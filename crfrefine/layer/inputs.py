@@ -351,7 +351,6 @@ def _normalize(
 
 
 def _inside(channel: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the values of the voxels inside a mask; None means everywhere."""
     if mask is None:
         return channel.flatten()
     return channel[mask]

@@ -16,19 +16,7 @@ from torch import Tensor, nn
 
 from crfrefine.base.limits import check_threads
 from crfrefine.errors import ConfigError
-from crfrefine.layer.forms import (
-    BIAS,
-    INTENSITY,
-    POSITION,
-    TEMPERATURE,
-    VOLUME,
-    WEIGHT,
-    WEIGHT_FLOOR,
-    decide,
-    entry_places,
-    penalty_matrix,
-    plain_numbers,
-)
+from crfrefine.layer import forms
 from crfrefine.parameters.model import CrfParameters, as_parameters
 from crfrefine.parameters.sections import (
     BilateralParameters,
@@ -136,10 +124,10 @@ class CrfValues(nn.Module):
         self._decide_lists(per_label_weights, anisotropic)
         self._make_bilateral(parameters.bilateral)
         self._make_spatial(parameters.spatial)
-        temperature = TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")
+        temperature = forms.TEMPERATURE.hold(settings.temperature, 1, "mean_field.temperature")
         self.log_temperature = _parameter(temperature[0])
         self._make_compatibility(parameters.compatibility, compatibility, symmetric_compatibility)
-        self.raw_bias = _parameter(BIAS.hold(settings.bias, num_labels, "mean_field.bias"))
+        self.raw_bias = _parameter(forms.BIAS.hold(settings.bias, num_labels, "mean_field.bias"))
         if volume is None:
             volume = parameters.volume.weight > 0.0
         raw_volume_weight = _parameter(parameters.volume.weight) if volume else None
@@ -158,20 +146,22 @@ class CrfValues(nn.Module):
             weights.append(self._start.spatial.weight)
             bandwidths.append(self._start.spatial.theta_gamma)
         bandwidth_keys = "theta_alpha or theta_gamma"
-        self.per_label_weights = decide(per_label_weights, weights, "per_label_weights", "weight")
-        self.anisotropic = decide(anisotropic, bandwidths, "anisotropic", bandwidth_keys)
+        self.per_label_weights = forms.decide(
+            per_label_weights, weights, "per_label_weights", "weight"
+        )
+        self.anisotropic = forms.decide(anisotropic, bandwidths, "anisotropic", bandwidth_keys)
 
     def _hold_weight(
         self, kernel: BilateralParameters | SpatialParameters, key: str
     ) -> list[float]:
         """Return the raw numbers of a kernel's weights: one for each label, or one for all."""
         size = self.num_labels if self.per_label_weights else 1
-        return WEIGHT.hold(kernel.weight, size, f"{key}.weight")
+        return forms.WEIGHT.hold(kernel.weight, size, f"{key}.weight")
 
     def _hold_bandwidth(self, theta: float | tuple[float, ...], key: str) -> list[float]:
         """Return the raw numbers of bandwidths of position: one for each axis, or one for all."""
         size = self.spatial_dims if self.anisotropic else 1
-        return POSITION.hold(theta, size, key)
+        return forms.POSITION.hold(theta, size, key)
 
     def _make_bilateral(self, kernels: Sequence[BilateralParameters]) -> None:
         keys = [f"bilateral.{number}" for number in range(len(kernels))]
@@ -184,7 +174,7 @@ class CrfValues(nn.Module):
             weights.append(self._hold_weight(kernel, key))
             alphas.append(self._hold_bandwidth(kernel.theta_alpha, f"{key}.theta_alpha"))
             beta_key = f"{key}.theta_beta"
-            betas.append(INTENSITY.hold(kernel.theta_beta, self.num_modalities, beta_key))
+            betas.append(forms.INTENSITY.hold(kernel.theta_beta, self.num_modalities, beta_key))
         self.raw_bilateral_weight = _parameter(weights)
         self.log_theta_alpha = _parameter(alphas, torch.float64)
         self.log_theta_beta = _parameter(betas, torch.float64)
@@ -224,31 +214,31 @@ class CrfValues(nn.Module):
         self._symmetric = symmetric
         raw = None
         if kind == "full":
-            places = entry_places(self.num_labels, symmetric=self._symmetric)
+            places = forms.entry_places(self.num_labels, symmetric=self._symmetric)
             raw = _parameter(matrix[places].tolist())
         self.register_parameter("raw_compatibility", raw)
 
     @property
     def bilateral_weight(self) -> Tensor:
         """Weights of the appearance kernels, (num_bilateral, 1 or L), in [0, 1000]."""
-        return WEIGHT.from_raw(self.raw_bilateral_weight)
+        return forms.WEIGHT.from_raw(self.raw_bilateral_weight)
 
     @property
     def theta_alpha(self) -> Tensor:
         """Bandwidths of position, mm (or voxels), (num_bilateral, 1 or axes), in [0.1, 1000]."""
-        return POSITION.from_raw(self.log_theta_alpha)
+        return forms.POSITION.from_raw(self.log_theta_alpha)
 
     @property
     def theta_beta(self) -> Tensor:
         """Bandwidths of normalized intensity, (num_bilateral, M), in [0.001, 100000]."""
-        return INTENSITY.from_raw(self.log_theta_beta)
+        return forms.INTENSITY.from_raw(self.log_theta_beta)
 
     @property
     def spatial_weight(self) -> Tensor | None:
         """Weight of the smoothness kernel, (1 or L,), in [0, 1000]; None without this kernel."""
         if self.raw_spatial_weight is None:
             return None
-        return WEIGHT.from_raw(self.raw_spatial_weight)
+        return forms.WEIGHT.from_raw(self.raw_spatial_weight)
 
     @property
     def theta_gamma(self) -> Tensor | None:
@@ -258,7 +248,7 @@ class CrfValues(nn.Module):
         """
         if self.log_theta_gamma is None:
             return None
-        return POSITION.from_raw(self.log_theta_gamma)
+        return forms.POSITION.from_raw(self.log_theta_gamma)
 
     @property
     def compatibility(self) -> Tensor:
@@ -266,12 +256,14 @@ class CrfValues(nn.Module):
         if self.raw_compatibility is None:
             like = self.log_temperature
             return 1.0 - torch.eye(self.num_labels, dtype=like.dtype, device=like.device)
-        return penalty_matrix(self.raw_compatibility, self.num_labels, symmetric=self._symmetric)
+        return forms.penalty_matrix(
+            self.raw_compatibility, self.num_labels, symmetric=self._symmetric
+        )
 
     @property
     def temperature(self) -> Tensor:
         """Divides the logits; a tensor without axes, in [0.05, 20]."""
-        return TEMPERATURE.from_raw(self.log_temperature)
+        return forms.TEMPERATURE.from_raw(self.log_temperature)
 
     @property
     def output_temperature(self) -> float:
@@ -284,14 +276,14 @@ class CrfValues(nn.Module):
     @property
     def bias(self) -> Tensor:
         """Added to the logits inside the mask, before the temperature; (L,), in [-1000, 1000]."""
-        return BIAS.from_raw(self.raw_bias)
+        return forms.BIAS.from_raw(self.raw_bias)
 
     @property
     def volume_weight(self) -> Tensor | None:
         """Weight of the volume term; a tensor without axes, in [0, 1]; None without this term."""
         if self.raw_volume_weight is None:
             return None
-        return VOLUME.from_raw(self.raw_volume_weight)
+        return forms.VOLUME.from_raw(self.raw_volume_weight)
 
     def freeze(self, *groups: Group) -> Self:
         """Freeze the named groups, or all; raises ConfigError if a group does not exist."""
@@ -325,7 +317,7 @@ class CrfValues(nn.Module):
         The tolerance is 0, so that all steps are taken; settings that the layer does not learn are
         those that it was created from.
         """
-        weight = partial(_numbers, is_list=self.per_label_weights, floor=WEIGHT_FLOOR)
+        weight = partial(_numbers, is_list=self.per_label_weights, floor=forms.WEIGHT_FLOOR)
         precision = self.log_theta_alpha.dtype
         bandwidth = partial(_numbers, is_list=self.anisotropic, precision=precision)
         bilateral = []
@@ -335,7 +327,7 @@ class CrfValues(nn.Module):
             bilateral.append(BilateralParameters(weight(row), bandwidth(alpha), beta_numbers))
 
         changes: dict[str, Any] = {
-            "mean_field.temperature": plain_numbers(self.temperature)[0],
+            "mean_field.temperature": forms.plain_numbers(self.temperature)[0],
             "mean_field.bias": _numbers(self.bias),
             "mean_field.num_iterations": self.num_iterations,
             "mean_field.tolerance": 0.0,
@@ -345,14 +337,14 @@ class CrfValues(nn.Module):
         }
         volume_weight = self.volume_weight
         if volume_weight is not None:
-            changes["volume.weight"] = plain_numbers(volume_weight)[0]
+            changes["volume.weight"] = forms.plain_numbers(volume_weight)[0]
         spatial_weight = self.spatial_weight
         gamma = self.theta_gamma
         if spatial_weight is not None and gamma is not None:
             changes["spatial.weight"] = weight(spatial_weight)
             changes["spatial.theta_gamma"] = bandwidth(gamma)
         compatibility = CompatibilityParameters()
-        matrix = tuple(plain_numbers(row) for row in self.compatibility)
+        matrix = tuple(forms.plain_numbers(row) for row in self.compatibility)
         if not np.array_equal(matrix, 1.0 - np.eye(self.num_labels)):
             compatibility = CompatibilityParameters("matrix", matrix)
         return self._start.replace(
@@ -395,7 +387,6 @@ class CrfValues(nn.Module):
 
 
 def _check_count(name: str, value: Any, minimum: int) -> None:
-    """Raise ConfigError unless a value is a whole number, and at least a minimum."""
     if not isinstance(value, int) or value < minimum:
         raise ConfigError(
             f"{name}: expected a whole number (int), at least {minimum}; got {value!r}"
@@ -403,12 +394,11 @@ def _check_count(name: str, value: Any, minimum: int) -> None:
 
 
 def _numbers(values: Tensor, *, is_list: bool = False, **options: Any) -> float | tuple[float, ...]:
-    """Return the numbers of a tensor for a file of parameters; options are of `plain_numbers`.
+    """Return the numbers for a file of parameters: one for all if they are equal, and may be.
 
-    Without `is_list`, equal numbers become one number: the file then fits any number of modalities
-    or labels.
+    One number fits any number of modalities or labels. Options are of `plain_numbers`.
     """
-    numbers = plain_numbers(values, **options)
+    numbers = forms.plain_numbers(values, **options)
     if is_list or len(set(numbers)) > 1:
         return numbers
     return numbers[0]

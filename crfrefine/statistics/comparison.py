@@ -126,8 +126,6 @@ class ResultTable:
         one region does not compensate one too small in another.
         """
         averaged = self.regions if regions is None else regions
-        if not averaged:
-            return np.full((len(methods), len(self.cases)), math.nan)
         stack = np.empty((len(methods), len(averaged), len(self.cases)))
         for row, method in enumerate(methods):
             for column, region in enumerate(averaged):
@@ -205,7 +203,7 @@ class SummaryRow:
     comparison: PairedComparison | None = None
     # The p value to show, after Holm's correction over its family. NaN without a test.
     p_adjusted: float = math.nan
-    # None means that there is no test, as for a metric that follows from another one.
+    # None means that it is not tested, such as a metric that follows from another one.
     family: Family | None = None
     family_size: int = 0  # number of tests in the family
 
@@ -367,7 +365,7 @@ def harm_text(
 ) -> str:
     """Return the share of cases that lose more than a point, and the worst case.
 
-    For a ratio it is such as "2.5% (-1.52)"; for other metrics, the worst difference alone.
+    For a ratio it is such as "2.5% (-1.52)"; for other metrics, only the worst difference.
     """
     if comparison.num_pairs == 0:
         return ""

@@ -65,8 +65,8 @@ def find_harm(
 ) -> Harm:
     """Find the metrics in which a method is worse than its baseline.
 
-    Tests are two-sided, of level ALPHA. Metrics that follow from another one are left out, and so
-    is the one that `judge_probabilities` tests.
+    Tests are two-sided, of level ALPHA. They leave out metrics that follow from another one, and
+    the metric that `judge_probabilities` tests.
 
     Args:
         summary: rows of `summarize`, whose p values count.

@@ -156,25 +156,29 @@ def _judge_rivals(
 ) -> tuple[Rival, ...]:
     """Compare a method with each rival; one without any case has no pairs."""
     comparisons = []
+    gains = []
     for name in names:
         if name in table.methods:
             comparison = table.compare(method, name, MEAN, ENDPOINT, regions=regions)
+            values, others = table.means(ENDPOINT, [name, baseline], regions)
+            differences = values - others
+            gain, _ = center(differences[~np.isnan(differences)])
         else:
             undefined = [math.nan] * len(table.cases)
             comparison = compare_pairs(undefined, undefined)
+            gain = math.nan
         comparisons.append(comparison)
+        gains.append(gain)
 
     adjusted = holm([comparison.p_value for comparison in comparisons])
     rivals = []
-    for name, comparison, p_adjusted in zip(names, comparisons, adjusted, strict=True):
-        gain = _gain(table, name, baseline, regions)
+    for name, comparison, gain, p_adjusted in zip(names, comparisons, gains, adjusted, strict=True):
         is_beaten = _direction(comparison, p_adjusted) == 1
         rivals.append(Rival(name, comparison, gain, p_adjusted, is_beaten))
     return tuple(rivals)
 
 
 def _names_of_worse(harm: Harm | None, probabilities: ProbabilityChange | None) -> list[str]:
-    """Return what got significantly worse, in words."""
     names = []
     if harm is not None and harm.headline:
         names.append(harm.headline)
@@ -220,16 +224,6 @@ def _direction(comparison: PairedComparison, p_adjusted: float) -> int | None:
     return None
 
 
-def _gain(table: ResultTable, rival: str, baseline: str, regions: Sequence[str]) -> float:
-    """Return the mean of rival minus baseline, over the cases that both have."""
-    if rival not in table.methods:
-        return math.nan
-    values, others = table.means(ENDPOINT, [rival, baseline], regions)
-    differences = values - others
-    mean, _ = center(differences[~np.isnan(differences)])
-    return mean
-
-
 def _outcome(primary: PairedComparison) -> Outcome:
     """Return the outcome of the comparison with the baseline, without rivals."""
     if primary.num_pairs and primary.ties == primary.num_pairs:
@@ -241,7 +235,6 @@ def _outcome(primary: PairedComparison) -> Outcome:
 
 
 def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:
-    """Return the numbers, and the conclusion."""
     conclusion = _conclusion(outcome, subject, primary)
     if not primary.num_pairs:
         return f"No case allows a comparison with {baseline}: {conclusion}"
@@ -261,7 +254,6 @@ def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComp
 
 
 def _conclusion(outcome: Outcome, subject: str, primary: PairedComparison) -> str:
-    """Return the end of the sentence, which says what follows from the numbers."""
     if outcome == Outcome.HELPS:
         return f"{subject} helps."
     if outcome == Outcome.HURTS:
@@ -317,7 +309,6 @@ def _better_cases(comparison: PairedComparison) -> str:
 
 
 def _quantity(difference: float, sign: str = "+") -> str:
-    """Return a difference of Dice with its unit."""
     return f"{DICE.difference_text(difference, sign)} {DICE.difference_unit}"
 
 

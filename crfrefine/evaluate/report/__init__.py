@@ -16,7 +16,7 @@ import numpy as np
 
 from crfrefine.base.geometry import spacing_of
 from crfrefine.base.text import printable
-from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.errors import BackendUnavailableError, CrfRefineError
 from crfrefine.evaluate.pairing import CasePair
 from crfrefine.evaluate.reading import Reference, read_image, read_masks, read_reference
@@ -137,12 +137,11 @@ def _modality_names(evaluation: Evaluation, note: Note) -> tuple[str, ...]:
     if options.images is None:
         return ()
     problems: list[str] = []
-    description = next(read_descriptions([options.images, options.labels], problems), None)
+    descriptions = read_descriptions([options.images, options.labels], problems)
+    description = next(descriptions, DatasetDescription(options.images))
     for problem in problems:
         if problem not in evaluation.notes:
             note(problem)
-    if description is None:
-        return ()
     return description.channel_names
 
 
@@ -182,7 +181,6 @@ def _dice_text(shown: ShownCase) -> str:
 
 
 def _label_names(report: Report) -> dict[int, str]:
-    """Return the displayed names of single labels."""
     names = {}
     for region, labels in report.evaluation.regions.items():
         if len(labels) == 1:
