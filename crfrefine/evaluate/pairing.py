@@ -97,7 +97,7 @@ class _Candidates(NamedTuple):
         return sorted({*self.references}.union(*self.methods.values()))
 
     def missing(self, options: EvaluationOptions) -> dict[str, list[str]]:
-        """Return the cases without a reference or a file of a method, with what is missing."""
+        """Return the missing files of each case that lacks a reference or a prediction."""
         missing: dict[str, list[str]] = {}
         for case_id in self.names:
             reasons = []
@@ -306,7 +306,7 @@ def _choose(
         if len(paths) > 1:
             names = discovery.file_names(paths)
             return MethodFiles(problem=f"expected one {kind}, found {names} in {folder}")
-    return MethodFiles(label_maps[0] if label_maps else None, tuple(probabilities))
+    return MethodFiles(next(iter(label_maps), None), tuple(probabilities))
 
 
 def _probabilities_beside(
@@ -333,9 +333,7 @@ def _with_probabilities(
     for case in cases:
         files = files_of[case.case_id]
         # The masks still come from the method's own file, even if that holds probabilities.
-        label_map = files.label_map
-        if label_map is None and files.probabilities:
-            label_map = files.probabilities[0]
+        label_map = next(iter(files.paths), None)
         problem = None
         if case.problem is not None and not case.missing:
             problem = case.problem.removeprefix(f"case {case.case_id!r}: ")

@@ -36,12 +36,7 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.settings import Settings
 from crfrefine.evaluate.structures import names_of
-from crfrefine.io.reading import (
-    LABEL_TOLERANCE,
-    LogitsHeader,
-    require_scalar,
-    with_channel_axis,
-)
+from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, require_scalar, with_channel_axis
 from crfrefine.io.volume import Volume, VolumeHeader
 
 

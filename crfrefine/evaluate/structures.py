@@ -1,6 +1,6 @@
 """Folders with one binary file per structure: find them, and number the structures.
 
-Such a folder is a case, whose labels have the names of the files.
+The folder of a case has a label for each file, with the file's name.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def has_structures(options: EvaluationOptions) -> bool:
     for place in places:
         if place.is_dir():
             num_files[place] = len(discovery.list_files(place, io_paths.VOLUME_SUFFIXES))
-    for folder, number in num_files.items():
-        if number == 0 and discovery.case_folders(folder):
-            return True
+            if num_files[place] == 0 and discovery.case_folders(place):
+                return True
     if options.images is None or not options.images.is_file():
         return False
     return len(num_files) == len(places) and min(num_files.values()) > 1

@@ -113,7 +113,7 @@ def to_tensor(array: Any) -> Any:
 def _in_pytorchs_memory(value: Any) -> Any:
     """Copy a GPU tensor that an engine shares into PyTorch's own memory; return others as they are.
 
-    PyTorch tracks which streams still read a tensor only in its own memory.
+    PyTorch knows which streams still read such a tensor, but not which read a shared one.
     """
     if isinstance(value, Tensor) and value.device.type != "cpu":
         return value.clone()

@@ -117,14 +117,11 @@ def measure_calibration(
 
 
 def _channels_of_regions(
-    members: Mapping[str, list[int]],
-    num_channels: int,
-    channels: Sequence[Iterable[int]] | None,
+    members: Mapping[str, list[int]], num_channels: int, channels: Sequence[Iterable[int]] | None
 ) -> dict[str, list[int]]:
     """Return the numbers of the channels that make up each region.
 
-    An overlapping region has one channel: that with the same labels in `channels`. A region without
-    such a channel is left out.
+    An overlapping region has one channel, that with the same labels in `channels`, or is left out.
     """
     found = {}
     if channels is None:

@@ -90,7 +90,7 @@ def write_report(
 
 
 def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note: Note) -> bytes:
-    """Read a case and draw what the judged method changed, or its errors without a baseline.
+    """Read a case and draw the changes by the judged method, or its errors without a baseline.
 
     An image that cannot be read is noted, and left out.
     """
@@ -161,14 +161,11 @@ def _read_images(
         # A single file may hold all modalities.
         for modality, channel in enumerate(image, start=number):
             channels.append(np.atleast_3d(channel))
-            names.append(_modality_name(modalities, modality))
+            name = f"modality {modality + 1}"
+            if modality < len(modalities):
+                name = modalities[modality]
+            names.append(name)
     return channels, names
-
-
-def _modality_name(names: Sequence[str], modality: int) -> str:
-    if modality < len(names):
-        return names[modality]
-    return f"modality {modality + 1}"
 
 
 def _dice_text(shown: ShownCase) -> str:
