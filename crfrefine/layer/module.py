@@ -86,9 +86,9 @@ class CrfRnn(CrfValues):
             temperature.
 
         Raises:
-            InputError: shapes do not fit, an empty mask, values that are not finite inside the
-                mask (but for logits of -infinity), or a batch item whose logits are equal for all
-                labels nearly everywhere.
+            InputError: shapes do not fit, an empty mask, values inside the mask that are not finite
+                (except logits of -infinity), or a batch item whose logits are equal for all labels
+                nearly everywhere.
             BackendUnavailableError: there is no engine for the tensors' device.
             CapacityError: not enough memory, or bandwidths too small for the lattice.
             ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.

@@ -312,7 +312,7 @@ class CrfValues(nn.Module):
         return [member for member in members if member is not None]
 
     def to_parameters(self) -> CrfParameters:
-        """Return parameters with which `crfrefine infer` and `refine` compute what the layer does.
+        """Return the parameters for `crfrefine infer` and `refine`, with the layer's results.
 
         The tolerance is 0, so that all steps are taken; settings that the layer does not learn are
         those that it was created from.

@@ -30,7 +30,7 @@ class SummaryLine(NamedTuple):
 
     row: SummaryRow
     metric: Metric
-    is_lead: bool  # True if its region stands for the metric in the short table.
+    is_lead: bool  # True if the short table shows the metric in this region.
     mean_before: float  # Mean of the baseline; NaN without a baseline.
     mean_after: float
     num_cases: int  # Number of cases in the means.
