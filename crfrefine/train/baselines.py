@@ -234,12 +234,11 @@ class Guide:
         # The covariances of modalities, as the rows of a lower triangle.
         self._covariances = []
         for row in range(len(image)):
-            covariances = [self._covariance(row, column) for column in range(row + 1)]
+            covariances = []
+            for column in range(row + 1):
+                mean_product = self._box(image[row] * image[column])
+                covariances.append(mean_product - self._means[row] * self._means[column])
             self._covariances.append(covariances)
-
-    def _covariance(self, row: int, column: int) -> NDArray[np.float32]:
-        mean_product = self._box(self._image[row] * self._image[column])
-        return mean_product - self._means[row] * self._means[column]
 
     def _box(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the mean (*grid) of the window around each voxel."""

@@ -298,8 +298,12 @@ def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
     is_coarse = tuned.fit.parameters.counts_network_voxels
     guided = network
     if tuned.guidance.radius_mm > 0:
+        image = normalize_intensity(case.image, tuned.fit.parameters.intensity, case.mask)
+        guide = Guide(image, tuned.guidance.radius_mm, case.spacing)
+        probabilities = probabilities_of(logits, case.regions)
+        epsilons = [tuned.guidance.epsilon]
         volumes_of = network if is_coarse else None
-        guided = _filter_labels(case, logits, tuned, volumes_of)
+        (guided,) = guide.labels(probabilities, epsilons, case.regions, volumes_of)
     maps = {NETWORK: network}
     if is_coarse:
         maps[GUIDED_VOLUMES] = guided
@@ -309,18 +313,6 @@ def simple_maps(case: Case, tuned: Tuned) -> dict[str, NDArray[Any]]:
     if inside is None:
         return maps
     return {name: np.where(inside, labels, network) for name, labels in maps.items()}
-
-
-def _filter_labels(
-    case: Case, logits: NDArray[np.floating[Any]], tuned: Tuned, volumes_of: NDArray[Any] | None
-) -> NDArray[Any]:
-    """Return the labels of the guided filter; they keep the volumes of a label map, if any."""
-    guidance = tuned.guidance
-    image = normalize_intensity(case.image, tuned.fit.parameters.intensity, case.mask)
-    guide = Guide(image, guidance.radius_mm, case.spacing)
-    probabilities = probabilities_of(logits, case.regions)
-    (labels,) = guide.labels(probabilities, [guidance.epsilon], case.regions, volumes_of)
-    return labels
 
 
 def _with_largest_kept(

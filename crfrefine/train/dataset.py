@@ -65,7 +65,11 @@ def require_all(
         try:
             return work(case, threads)
         except Exception as error:
-            errors[case.case_id] = _named_error(error, case)
+            paths = (*case.images, *case.logits, case.labels, case.mask)
+            named = expected_error(error, *paths)
+            if repr(case.case_id) not in str(named):
+                named.args = (f"case {case.case_id!r}: {named}",)
+            errors[case.case_id] = named
             return None
 
     results = (workers or Workers(1)).run(attempt, files, one_by_one=one_by_one)
@@ -73,15 +77,6 @@ def require_all(
         failed = [errors[case.case_id] for case in files if case.case_id in errors]
         _raise_errors(failed, len(files), folder)
     return [result for result in results if result is not None]
-
-
-def _named_error(error: Exception, case: CaseFiles) -> CrfRefineError:
-    """Return an error that names the case."""
-    paths = (*case.images, *case.logits, case.labels, case.mask)
-    named = expected_error(error, *paths)
-    if repr(case.case_id) not in str(named):
-        named.args = (f"case {case.case_id!r}: {named}",)
-    return named
 
 
 def _raise_errors(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) -> NoReturn:
@@ -224,13 +219,9 @@ def _require_complete(
             files.append(case)
     if strict:
         require_all_complete(left_out, len(cases), advice)
-    if len(files) < 2:
-        raise _too_few(left_out, len(cases), advice)
-    return files, left_out
+    if len(files) >= 2:
+        return files, left_out
 
-
-def _too_few(left_out: Incomplete, num_cases: int, advice: Sequence[str]) -> InputError:
-    """Return the error for fewer than two complete cases."""
     expected = (
         "at least two cases with image, labels and logits: training holds cases out to measure on"
     )
@@ -240,7 +231,7 @@ def _too_few(left_out: Incomplete, num_cases: int, advice: Sequence[str]) -> Inp
             "Names must agree, such as CASE_0000.nii.gz, CASE.nii.gz and CASE.npz "
             f"({see('docs/reference/formats.md')})."
         )
-    return too_few_complete(left_out, num_cases, expected, help_text)
+    raise too_few_complete(left_out, len(cases), expected, help_text)
 
 
 def _read_headers(case: CaseFiles, reading: ReadingOptions) -> CaseHeaders:

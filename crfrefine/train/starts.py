@@ -265,7 +265,12 @@ def variants(trained: CrfParameters, rivals: Rivals) -> list[tuple[str, CrfParam
         if num_gentler == 0:
             volumes = []
 
-    with_volumes = [_with_volume(kind, model, volume) for volume in volumes]
+    with_volumes = []
+    for volume in volumes:
+        term = "no volume term"
+        if volume.weight > 0.0:
+            term = f"volume {volume.weight:g}"
+        with_volumes.append((f"{kind}, {term}", model.replace(volume=volume)))
     return [*gentlest, *with_volumes[:num_gentler], (CRF, trained), *with_volumes[num_gentler:]]
 
 
@@ -275,16 +280,6 @@ def _with_one_weight(trained: CrfParameters) -> CrfParameters:
     kernel = replace(first, weight=float(np.mean(first.weight)))
     mean_field = replace(trained.mean_field, bias=0.0)
     return rounded(replace(trained, bilateral=(kernel,), mean_field=mean_field))
-
-
-def _with_volume(
-    kind: str, model: CrfParameters, volume: VolumeParameters
-) -> tuple[str, CrfParameters]:
-    """Return kind and parameters of a model with another volume term."""
-    term = "no volume term"
-    if volume.weight > 0.0:
-        term = f"volume {volume.weight:g}"
-    return f"{kind}, {term}", model.replace(volume=volume)
 
 
 def pooled(trainings: Sequence[Sequence[Candidate]]) -> list[Candidate]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.arrays.intensity import normalize_intensity
-from crfrefine.arrays.label_maps import Box, bounding_box
+from crfrefine.arrays.label_maps import bounding_box
 from crfrefine.arrays.region_scheme import RegionScheme, decode, probabilities_of
 from crfrefine.base.failures import Causes, expected_error
 from crfrefine.base.inputs import check_no_input, keeping_inputs
@@ -98,17 +98,13 @@ def make_candidates(voxel: float, overrides: Mapping[str, Any]) -> list[Start]:
         parameters = CrfParameters().replace(**{**changes, **overrides})
         if parameters not in tried:  # Overrides may make some equal.
             tried.append(parameters)
-            candidates.append(Start(_name_of(parameters), parameters))
+            kernel = parameters.bilateral[0]
+            name = (
+                f"theta_alpha {_joined(kernel.theta_alpha)} mm, weight {_joined(kernel.weight)}, "
+                f"volume.weight {parameters.volume.weight:g}"
+            )
+            candidates.append(Start(name, parameters))
     return candidates
-
-
-def _name_of(parameters: CrfParameters) -> str:
-    kernel = parameters.bilateral[0]
-    volume = parameters.volume.weight
-    return (
-        f"theta_alpha {_joined(kernel.theta_alpha)} mm, weight {_joined(kernel.weight)}, "
-        f"volume.weight {volume:g}"
-    )
 
 
 def _joined(value: float | tuple[float, ...]) -> str:
@@ -239,7 +235,11 @@ def _part_around_foreground(
         threads=threads,
     )
     is_foreground = (result.label_map != 0) | (decode(case.logits, case.regions) != 0)
-    box = _box_around(is_foreground & mask)
+    parts = []
+    # Without foreground, the box is that of the grid.
+    for part in bounding_box(is_foreground & mask) or ():
+        parts.append(slice(max(0, part.start - MARGIN), part.stop + MARGIN))
+    box = tuple(parts)
     in_channels = (slice(None), *box)
     mask = mask[box]
     # Padding, outside the mask, may be a constant as low as the lowest float32.
@@ -251,14 +251,6 @@ def _part_around_foreground(
         np.where(mask, case.logits[in_channels], nothing),
         np.where(mask, result.logits[in_channels], nothing),
     )
-
-
-def _box_around(foreground: NDArray[np.bool_]) -> Box:
-    """Return the box of the foreground with a margin; without foreground, that of the grid."""
-    parts = []
-    for part in bounding_box(foreground) or ():
-        parts.append(slice(max(0, part.start - MARGIN), part.stop + MARGIN))
-    return tuple(parts)
 
 
 def score_candidates(
