@@ -80,7 +80,7 @@ def require_all(
 
 
 def _raise_errors(failed: Sequence[CrfRefineError], num_cases: int, folder: Path) -> NoReturn:
-    """Raise the only error, or one that lists the first few."""
+    """Raise an error that lists the first few; a single one is raised as it is."""
     if len(failed) == 1:
         raise failed[0]
     lines = [f"{folder}: {len(failed)} of {num_cases} cases cannot be trained on:"]
@@ -137,7 +137,8 @@ def find_cases(
     cases.
     """
     cases, advice = _discover(data, input_type, add_background=add_background)
-    description = _description_of_labels(data)
+    folders = [data.nnunet or data.images, data.images]
+    description = next(read_descriptions(folders), DatasetDescription(data.images))
     files, left_out = _require_complete(cases, advice, strict=strict)
     descriptions = list(read_descriptions([data.logits, data.images]))
     reading = ReadingOptions(
@@ -292,12 +293,6 @@ def _notes_on_turned(headers: Sequence[CaseHeaders]) -> list[str]:
         return []
     note = "other voxel axes than those of the image are turned, without interpolation"
     return [f"{note}: cases {listed(turned)}"]
-
-
-def _description_of_labels(data: DataFolders) -> DatasetDescription:
-    """Return the dataset.json that names the labels, or an empty description."""
-    folders = [data.nnunet or data.images, data.images]
-    return next(read_descriptions(folders), DatasetDescription(data.images))
 
 
 def _label_names(description: DatasetDescription, num_labels: int) -> tuple[str, ...]:

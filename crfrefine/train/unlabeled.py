@@ -481,13 +481,10 @@ def choose_for(
             "mean_field.positions: built-in parameters to choose from are in mm; leave it out, or "
             "name parameters"
         )
-    earlier = None
     if options.resume and not options.writes_file:
-        earlier = _earlier_choice(options, plan.summary.inputs)
-    if earlier is not None and earlier.parameters == earlier.parameters.replace(**overrides):
-        name = earlier.choice.get("chosen")
-        observer.note(f"parameters as an earlier run into this folder has chosen them: {name}")
-        return replace(options, parameters=earlier.parameters, choice=earlier.choice)
+        resumed = _with_earlier_choice(options, plan.summary.inputs, overrides, observer)
+        if resumed is not None:
+            return resumed
 
     choice = choose(
         plan.inputs,
@@ -500,18 +497,25 @@ def choose_for(
     return replace(options, parameters=choice.chosen.parameters, choice=choice.to_dict())
 
 
-class EarlierChoice(NamedTuple):
-    """Parameters that an earlier run has chosen, and what its record says of the choice."""
+def _with_earlier_choice(
+    options: InferenceOptions,
+    inputs: object,
+    overrides: Mapping[str, Any],
+    observer: TrainingObserver,
+) -> InferenceOptions | None:
+    """Return the options with the last choice of a run into this folder for the same inputs.
 
-    parameters: CrfParameters
-    choice: Mapping[str, Any]
-
-
-def _earlier_choice(options: InferenceOptions, inputs: object) -> EarlierChoice | None:
-    """Return the last choice of a run into the same folder for the same inputs, if any."""
+    Return None if there is no such choice, or if the overrides differ from it.
+    """
     for run in reversed(read_records(options.output).runs):
-        if isinstance(run.choice, dict) and run.inputs == inputs:
-            return EarlierChoice(CrfParameters.from_dict(run.parameters), run.choice)
+        if not isinstance(run.choice, dict) or run.inputs != inputs:
+            continue
+        parameters = CrfParameters.from_dict(run.parameters)
+        if parameters != parameters.replace(**overrides):
+            return None
+        name = run.choice.get("chosen")
+        observer.note(f"parameters as an earlier run into this folder has chosen them: {name}")
+        return replace(options, parameters=parameters, choice=run.choice)
     return None
 
 
