@@ -139,7 +139,9 @@ def bilateral_filter(
     check_word("method", method, FILTERS)
     values = given_array(image, "image")
     num_distances = np.size(spacing)
-    num_axes = num_distances if num_distances > 1 else values.ndim
+    num_axes = values.ndim
+    if num_distances > 1:
+        num_axes = num_distances
     distances = given_spacing(spacing, num_axes)
     if values.ndim not in (num_axes, num_axes + 1):
         raise InputError(
@@ -147,8 +149,12 @@ def bilateral_filter(
             "spacing, after channels if any"
         )
 
-    channels = values[None] if values.ndim == num_axes else values
-    guides = channels if guide is None else given_array(guide, "guide")
+    channels = values
+    if values.ndim == num_axes:
+        channels = values[None]
+    guides = channels
+    if guide is not None:
+        guides = given_array(guide, "guide")
     if guides.ndim == num_axes:
         guides = guides[None]
     if guides.shape[1:] != channels.shape[1:] or not guides.size or not channels.size:

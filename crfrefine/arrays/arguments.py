@@ -36,7 +36,8 @@ def given_array(value: Any, name: str) -> Array:
             f"{name} is a {library} {kind}; expected an array with the axes of the other arrays"
         )
     # The first use of np.ma imports it, which takes a twentieth of a small case's time.
-    if type(value) is not np.ndarray and _has_masked_values(value):
+    may_be_masked = type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray)
+    if may_be_masked and np.ma.is_masked(value):
         raise InputError(
             f"{name} is a masked array, whose mask would be lost; give {name}.filled(0), and where "
             f"the model applies as mask=~np.ma.getmaskarray({name}), (*grid)"
@@ -58,10 +59,6 @@ def given_array(value: Any, name: str) -> Array:
 def _library_of(value: Any) -> str:
     """Return the name of the package that a value's type comes from."""
     return type(value).__module__.partition(".")[0]
-
-
-def _has_masked_values(value: Any) -> bool:
-    return isinstance(value, np.ma.MaskedArray) and bool(np.ma.is_masked(value))
 
 
 # Advice where the shapes of arguments do not fit.
@@ -171,12 +168,11 @@ def _is_finite(values: Array) -> bool:
 
 def _holds_whole_numbers(values: Array) -> bool:
     """Return whether all values are whole numbers from 0 up."""
-    # The first plane nearly always tells logits from labels.
-    return all(_is_whole(plane) for plane in values)
-
-
-def _is_whole(values: Array) -> bool:
-    return bool((values >= 0).all() and (values == np.floor(values)).all())
+    for plane in values:  # The first one nearly always tells logits from labels.
+        is_whole = (plane >= 0) & (plane == np.floor(plane))
+        if not is_whole.all():
+            return False
+    return True
 
 
 def given_spacing(spacing: ArrayLike, num_dims: int) -> tuple[float, ...]:

@@ -276,8 +276,10 @@ def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> 
     share = gaussian_filter(
         labels[around] == label, sigma, output=np.float32, mode="nearest", truncate=_TRUNCATE
     )
-    inner = share[_relative(box, around)]
-    logits: Float32 = np.log(np.maximum(inner, np.float32(MIN_SHARE)))
+    inner = []
+    for part, outer in zip(box, around, strict=True):
+        inner.append(slice(part.start - outer.start, part.stop - outer.start))
+    logits: Float32 = np.log(np.maximum(share[tuple(inner)], np.float32(MIN_SHARE)))
     return logits
 
 
@@ -308,12 +310,3 @@ def _grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
         stop = min(size, part.stop + extent)
         grown.append(slice(start, stop))
     return tuple(grown)
-
-
-def _relative(box: Box, around: Box) -> Box:
-    """Return a box in the indices of a larger box around it."""
-    relative = []
-    for part, outer in zip(box, around, strict=True):
-        first = outer.start
-        relative.append(slice(part.start - first, part.stop - first))
-    return tuple(relative)

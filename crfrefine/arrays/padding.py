@@ -51,24 +51,23 @@ def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | N
     padding[decided] = _at_corners(ties[decided])
     if logits is not None:
         fill = ties & ~padding
-        fill[fill] = ~_may_be_votes(logits[fill], num_labels)
+        # Logarithms of equal probabilities, whose sum is 1, may be votes.
+        with np.errstate(over="ignore"):
+            sums = np.exp(logits[fill].astype(np.float32)) * num_labels
+        fill[fill] = ~(np.abs(sums - 1.0) <= SHARE_TOLERANCE)
         _add_fill(padding, fill, logits)
     if padding.any():
         return padding
     return None
 
 
-def _may_be_votes(logits: Array, num_labels: int) -> Bool:
-    """Return whether equal logits are logarithms of equal probabilities, whose sum is 1."""
-    with np.errstate(over="ignore"):
-        sums = np.exp(logits.astype(np.float32)) * num_labels
-    votes: Bool = np.abs(sums - 1.0) <= SHARE_TOLERANCE
-    return votes
-
-
 def _at_corners(ties: Bool) -> Bool:
     """Return the thick regions of ties that hold a corner of the grid and at least a block."""
-    thick = _thick_parts(ties)
+    # Ties go on beyond the grid.
+    margin = THICK - 1
+    wider = np.pad(ties, margin, constant_values=True)
+    inner = (slice(margin, -margin),) * ties.ndim
+    thick = _blocks(wider, [THICK] * ties.ndim)[inner]
     corners = np.ix_(*((0, extent - 1) for extent in ties.shape))
     if not thick[corners].any():
         return np.zeros(ties.shape, np.bool_)
@@ -132,14 +131,6 @@ def _regions(mask: Bool) -> tuple[NDArray[np.int32], NDArray[np.intp]]:
 
     regions, count = ndimage.label(mask)
     return regions, np.bincount(regions.ravel(), minlength=count + 1)
-
-
-def _thick_parts(mask: Bool) -> Bool:
-    """Return the union of blocks of THICK voxels in a mask that is True beyond the grid."""
-    margin = THICK - 1
-    wider = np.pad(mask, margin, constant_values=True)
-    inner = tuple(slice(margin, -margin) for _ in mask.shape)
-    return _blocks(wider, [THICK] * mask.ndim)[inner]
 
 
 def _blocks(mask: Bool, sides: list[int]) -> Bool:

@@ -169,6 +169,7 @@ class Look:
         is_equal: (*grid), True where all labels are equal.
         is_binary: whether all values are 0 or 1.
         are_logits: whether a value is too negative for probabilities: nothing else need be known.
+        marks: (*grid), _ABOVE and _NEGATIVE where a value of any channel is outside [0, 1].
     """
 
     def __init__(self, is_equal: Bool) -> None:
@@ -182,7 +183,7 @@ class Look:
         self.sums: Float32 = np.zeros(is_equal.shape, np.float32)
         self.is_binary = True
         self.are_logits = False
-        self._marks = np.zeros(is_equal.shape, np.uint8)  # _ABOVE and _NEGATIVE of any channel
+        self.marks = np.zeros(is_equal.shape, np.uint8)
         self._example = ""  # a value outside [0, 1], in words
         self._has_example_that_counts = False
         # Values of each channel, while none has more than MAX_LEVELS.
@@ -199,7 +200,12 @@ class Look:
         self.sums[planes] += values
         if self.is_binary:
             self.is_binary = bool(((values == 0) | (values == 1)).all())
-        self._add_levels(label, values)
+        levels = self._levels.setdefault(label, set())
+        rest = values.reshape(-1)
+        while self._has_few_levels and rest.size:
+            levels.add(float(rest[0]))
+            rest = rest[rest != rest[0]]
+            self._has_few_levels = len(levels) <= MAX_LEVELS
         lowest = float(values.min())
         highest = float(values.max())
         if lowest >= -SUM_TOLERANCE and highest <= 1 + SUM_TOLERANCE:
@@ -207,19 +213,16 @@ class Look:
 
         is_low = values < -SUM_TOLERANCE
         is_high = values > 1 + SUM_TOLERANCE
-        marks = self._marks[planes]
+        marks = self.marks[planes]
         marks[is_low] |= _NEGATIVE
         marks[is_high] |= _ABOVE
         counts = ~self.is_equal[planes]
         if lowest < -MAX_OVERSHOOT:
             self.are_logits = bool(((values < -MAX_OVERSHOOT) & counts).any())
-        self._take_example(label, values, (is_low | is_high) & counts, planes)
-
-    def _take_example(self, label: int, values: Array, is_outside: Bool, planes: slice) -> None:
-        """Keep a value outside [0, 1] for messages: the first one that counts, if there is one."""
         if self._has_example_that_counts:
             return
-        where = np.flatnonzero(is_outside)
+
+        where = np.flatnonzero((is_low | is_high) & counts)
         if where.size:
             first = where[0]
             plane_size = math.prod(values.shape[1:])
@@ -227,43 +230,17 @@ class Look:
             self._example = f"{values.flat[first]:.4g} for label {label} at {voxel}"
             self._has_example_that_counts = True
         elif not self._example:
-            extreme = float(values.min())
-            if extreme >= -SUM_TOLERANCE:
-                extreme = float(values.max())
+            extreme = lowest
+            if lowest >= -SUM_TOLERANCE:
+                extreme = highest
             self._example = f"{extreme:.4g} for label {label}"
-
-    def _add_levels(self, label: int, values: Array) -> None:
-        """Take note of the different values of a channel, until they are many."""
-        levels = self._levels.setdefault(label, set())
-        rest = values.reshape(-1)
-        while self._has_few_levels and rest.size:
-            levels.add(float(rest[0]))
-            rest = rest[rest != rest[0]]
-            self._has_few_levels = len(levels) <= MAX_LEVELS
-
-    def end_planes(self, planes: slice) -> None:
-        """Decide whether planes, of which all labels are known, can be nothing but logits."""
-        is_negative = self._marks[planes] & _NEGATIVE != 0
-        is_logit = is_negative & (np.abs(self.sums[planes] - 1) > SUM_TOLERANCE)
-        if (is_logit & ~self.is_equal[planes]).any():
-            self.are_logits = True
 
     @property
     def outside(self) -> str | None:
         """A value outside [0, 1], in words; None if there is none that counts."""
-        if self._marks[~self.is_equal].any():
+        if self.marks[~self.is_equal].any():
             return self._example
         return None
-
-    @property
-    def has_overshoot(self) -> bool:
-        """True if these are probabilities that interpolation took outside [0, 1].
-
-        They sum to 1 at every voxel, as logits do not.
-        """
-        if self.are_logits or self.outside is None:
-            return False
-        return not self.bad_voxels(SUM_TOLERANCE).size
 
     @property
     def scaled_sum(self) -> float | None:
@@ -273,7 +250,7 @@ class Look:
         """
         # The sums of rounded probabilities differ by at most this share of their size.
         sums = self.sums[~self.is_equal]
-        if not sums.size or (self._marks[~self.is_equal] & _NEGATIVE).any():
+        if not sums.size or (self.marks[~self.is_equal] & _NEGATIVE).any():
             return None
         low = float(sums.min())
         high = float(sums.max())
@@ -321,7 +298,11 @@ def look_at(values: Array) -> Look:
             look.is_equal[planes] = equal
         for label, channel in enumerate(values[:, planes]):
             look.add(label, channel, planes)
-        look.end_planes(planes)
+        # All labels of these planes are known now.
+        is_negative = look.marks[planes] & _NEGATIVE != 0
+        is_logit = is_negative & (np.abs(look.sums[planes] - 1) > SUM_TOLERANCE)
+        if (is_logit & ~look.is_equal[planes]).any():
+            look.are_logits = True
         if look.are_logits:
             break
     return look
@@ -351,7 +332,9 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
             reason = who_says(input_type)
         return said or "probabilities", reason
 
-    if said != "logits" and look.has_overshoot:
+    # Probabilities that interpolation took outside [0, 1] sum to 1 at every voxel, unlike logits.
+    may_overshoot = said != "logits" and not look.are_logits
+    if may_overshoot and not look.bad_voxels(SUM_TOLERANCE).size:
         return "probabilities", _describe_overshoot(look)
     if input_type != "logits" and not look.are_logits:
         _require_unscaled(look, name)
@@ -453,7 +436,7 @@ def identify_array(values: NDArray[np.floating[Any]], input_type: str) -> str:
 def notes_on_overshoot(probabilities: NDArray[np.floating[Any]]) -> tuple[str, ...]:
     """Return a note if values of (L, *grid) probabilities lie outside [0, 1] and are clipped."""
     look = look_at(probabilities)
-    if not look.has_overshoot:
+    if look.outside is None or look.are_logits or look.bad_voxels(SUM_TOLERANCE).size:
         return ()
     return (f"probabilities: {_describe_overshoot(look)}",)
 

@@ -326,16 +326,14 @@ def resolve_regions(
     models = []
     for region in range(num_regions):
         weights = together.mean_field.weights[:, [region, region]]
-        bias = _bias_of_region(together.mean_field.bias, region)
+        bias = None
+        of_region = 0.0
+        if together.mean_field.bias is not None:
+            of_region = together.mean_field.bias[region]
+        if of_region != 0.0:
+            bias = np.array([0.0, of_region], np.float32)
         mean_field = dataclasses.replace(
             together.mean_field, weights=weights, compatibility=potts, bias=bias
         )
         models.append(ModelSpec(kernels, mean_field))
     return tuple(models)
-
-
-def _bias_of_region(bias: Float32 | None, region: int) -> Float32 | None:
-    """Return the bias of background and region; None means no bias."""
-    if bias is None or bias[region] == 0.0:
-        return None
-    return np.array([0.0, bias[region]], np.float32)

@@ -243,14 +243,10 @@ def _form_of_channels(
         check_logits(values, image, input_type, min_channels=1)
         return _Form(ArrayNetwork(values, input_type, scheme), scheme.num_labels)
     check_logits(values, image, input_type, min_channels=2 if input_type == "auto" else 1)
-    if len(values) == 1:
-        network, note = _network_of_one_channel(values, input_type)
-        return _Form(network, 2, (note,))
-    return _Form(ArrayNetwork(values, input_type), len(values))
+    if len(values) > 1:
+        return _Form(ArrayNetwork(values, input_type), len(values))
 
-
-def _network_of_one_channel(values: Array, input_type: str) -> tuple[ArrayNetwork, str]:
-    """Return the two labels of (1, *grid) log-odds or probabilities of label 1, and a note."""
+    # Log-odds or probabilities of label 1.
     if not np.isfinite(values).all():
         raise InputError("logits hold values that are not finite (NaN or infinity)")
     kind = decide_channel(values[0], input_type, None, "logits")
@@ -261,7 +257,8 @@ def _network_of_one_channel(values: Array, input_type: str) -> tuple[ArrayNetwor
     with np.errstate(over="ignore"):
         channels[1] = stored
     fill_background_of_channel(channels, kind)
-    return ArrayNetwork(order.to_user(channels), kind), f"logits: {describe_channel(kind)}"
+    network = ArrayNetwork(order.to_user(channels), kind)
+    return _Form(network, 2, (f"logits: {describe_channel(kind)}",))
 
 
 class RunOptions(TypedDict, total=False):

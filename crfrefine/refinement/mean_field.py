@@ -25,7 +25,6 @@ from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.preparing import Prepared
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.stored_case import StoredCase
-from crfrefine.refinement.tiles.problem import TilePlan
 from crfrefine.refinement.tiles.running import RefinedTiles, solve
 
 
@@ -41,34 +40,28 @@ class Run:
 def run(prepared: Prepared, case: StoredCase) -> Run:
     """Run the mean field; a case that a GPU cannot hold is computed on the CPU.
 
-    Raises CapacityError and InputError.
+    Raises CapacityError, and InputError if refined logits or their energy are not finite.
     """
+    backend = case.backend
+    notes: tuple[str, ...] = ()
+    shortage: str | None = None
     try:
-        return Run(_refine(prepared, case), case.backend)
+        outcome = _run_on(backend, prepared, case)
     except DeviceMemoryError as error:
         shortage = str(error)  # The error itself would keep the memory of the stopped run.
-    note = (
-        "computed on the CPU, since the case does not fit into the memory of "
-        f"{case.backend.name}: {shortage}"
-    )
-    cpu = get_backend("cpu")
-    return Run(_refine(prepared, replace(case, backend=cpu)), cpu, (note,))
+    if shortage is not None:
+        note = (
+            "computed on the CPU, since the case does not fit into the memory of "
+            f"{backend.name}: {shortage}"
+        )
+        notes = (note,)
+        backend = get_backend("cpu")
+        outcome = _run_on(backend, prepared, case)
 
-
-def _refine(prepared: Prepared, case: StoredCase) -> RefinedChannels:
-    """Run the mean field on the backend of the case.
-
-    Raises InputError if refined logits or their energy are not finite.
-    """
-    outcome: MeanFieldResult | RefinedTiles
-    if prepared.plan is not None:
-        outcome = _run_tiles(prepared, prepared.plan, case)
-    else:
-        outcome = _run_everywhere(prepared, case)
     refined = RefinedChannels(outcome, prepared, case.model.mean_field)
     numbers = list(refined.report.energy)
     if all(math.isfinite(number) for number in numbers) and refined.computed.size:
-        ranges = case.backend.channel_ranges(refined.computed, threads=case.threads)
+        ranges = backend.channel_ranges(refined.computed, threads=case.context.threads)
         for lowest, highest in ranges:
             numbers += (lowest, highest)
     if not all(math.isfinite(number) for number in numbers):
@@ -77,29 +70,30 @@ def _refine(prepared: Prepared, case: StoredCase) -> RefinedChannels:
             "range; expected logits, weights and a compatibility of a few orders of magnitude "
             "around 1"
         )
-    return refined
+    return Run(refined, backend, notes)
 
 
-def _run_tiles(prepared: Prepared, plan: TilePlan, case: StoredCase) -> RefinedTiles:
-    """Run the mean field on the tiles of a plan."""
-    context = case.context
-    if len(prepared.logits):
-        # Logits in memory were checked to fit before they were read; tiles take little beside them,
-        # and slabs would change the result.
-        context = replace(context, num_bytes=None)
-    return solve(plan.problem, plan.sets, case.backend, context, is_direct=plan.is_direct)
-
-
-def _run_everywhere(prepared: Prepared, case: StoredCase) -> MeanFieldResult:
-    """Run the mean field for all labels, or regions, in the mask's box.
+def _run_on(
+    backend: Backend, prepared: Prepared, case: StoredCase
+) -> MeanFieldResult | RefinedTiles:
+    """Run the mean field on tiles, or for all labels, or regions, in the mask's box.
 
     Raises CapacityError if it takes more memory than is left.
     """
+    context = case.context
+    plan = prepared.plan
+    if plan is not None:
+        if len(prepared.logits):
+            # Logits in memory were checked to fit before they were read; tiles take little beside
+            # them, and slabs would change the result.
+            context = replace(context, num_bytes=None)
+        return solve(plan.problem, plan.sets, backend, context, is_direct=plan.is_direct)
+
     values = prepared.logits[(slice(None), *(prepared.box or ()))]
     needed = values.size * RUN_BYTES
     num_bytes = None
-    if case.context.num_bytes is not None and case.backend.name == "cpu" and needed > SMALL:
-        num_bytes = case.context.num_bytes()
+    if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL:
+        num_bytes = context.num_bytes()
     if num_bytes is not None and needed > num_bytes:
         raise CapacityError(
             f"the case needs about {format_size(needed)} beyond what is in memory already; "
@@ -110,8 +104,8 @@ def _run_everywhere(prepared: Prepared, case: StoredCase) -> MeanFieldResult:
         values = np.array(values, order="C")
         take_logarithms(values)
     if case.regions is not None:
-        return region_mean_field(case.backend, values, prepared.image, case.models, case.context)
-    return case.backend.mean_field(values, prepared.image, case.model, case.context)
+        return region_mean_field(backend, values, prepared.image, case.models, context)
+    return backend.mean_field(values, prepared.image, case.model, context)
 
 
 def region_mean_field(

@@ -26,7 +26,7 @@ from crfrefine.arrays.region_scheme import (
     identify_regions,
     take_log_odds,
 )
-from crfrefine.base.array_types import Array, Bool, Float32, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.engines.base import Backend, GridImage
 from crfrefine.errors import ConfigError, InputError
@@ -195,7 +195,7 @@ def _channels_of_label_map(
             for channel in logits:
                 near = label_maps.widen(channel == CONFIDENCE, reach)
                 np.copyto(channel, np.float32(ABSENT_LOGIT), where=~near)
-    _, largest = _finite_range(case.backend, logits, "logits", case.threads)
+    _, largest = _finite_range(case.backend, logits, "logits", case.context.threads)
     return _Channels(logits, largest, case.image.mask)
 
 
@@ -203,7 +203,7 @@ def _channels_of_labels(network: ArrayNetwork, case: StoredCase) -> _Channels:
     """Return the channels of labels, checked, without padding."""
     with np.errstate(over="ignore"):
         values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
-    lowest, largest = _finite_range(case.backend, values, "logits", case.threads)
+    lowest, largest = _finite_range(case.backend, values, "logits", case.context.threads)
     channels = _Channels(values, largest, case.image.mask)
     del values  # Another array may take their place.
     ties = probabilities.find_ties(channels.values, are_regions=False)
@@ -227,7 +227,7 @@ def _channels_of_regions(network: ArrayNetwork, case: StoredCase) -> _Channels:
     """Return the log-odds of regions, checked, without padding."""
     with np.errstate(over="ignore"):
         values: Float32 = case.order.to_storage(network.values.astype(np.float32, copy=False))
-    _, largest = _finite_range(case.backend, values, "logits", case.threads)
+    _, largest = _finite_range(case.backend, values, "logits", case.context.threads)
     # "auto" expects log-odds, and refuses values that look like probabilities.
     kind = "logits"
     if network.input_type != "logits":
@@ -261,7 +261,9 @@ def _leave_out_padding(channels: _Channels, ties: Bool, case: StoredCase) -> Non
         # The constant of the padding, such as the lowest float32, is not a real logit: any other
         # constant means the same.
         channels.values = np.where(padding, np.float32(0.0), channels.values)
-        _, channels.largest = _finite_range(case.backend, channels.values, "logits", case.threads)
+        _, channels.largest = _finite_range(
+            case.backend, channels.values, "logits", case.context.threads
+        )
 
 
 def _require_float32(largest: float, models: Sequence[ModelSpec]) -> None:
@@ -287,6 +289,7 @@ class _Normalized(NamedTuple):
     image: GridImage  # of the box
     box: Box | None  # the part of the grid that is refined; None means all of it
     mask_box: Box | None  # the bounding box of the mask, if there is one
+    in_mask_box: GridImage  # the image of that box
 
     def part(self, box: Box) -> Float32:
         """Return a part of the image, (M, *box)."""
@@ -301,14 +304,6 @@ class _Normalized(NamedTuple):
             inner.append(places - of_image.start)
         return values[np.ix_(*inner)]
 
-    def in_mask_box(self) -> GridImage:
-        """Return the image of the mask's bounding box."""
-        if self.mask_box is None or self.box is not None:
-            return self.image
-        assert self.image.mask is not None
-        values = self.image.values[(slice(None), *self.mask_box)]
-        return replace(self.image, values=values, mask=self.image.mask[self.mask_box])
-
 
 def _normalize(case: StoredCase, mask: Bool | None) -> _Normalized:
     """Normalize the image, in the box of a mask without padding if that is worth it."""
@@ -322,11 +317,16 @@ def _normalize(case: StoredCase, mask: Bool | None) -> _Normalized:
     # were no padding.
     intensity = case.parameters.intensity
     values = normalize_intensity(
-        case.image.values, intensity, case.image.mask, box=box, threads=case.threads
+        case.image.values, intensity, case.image.mask, box=box, threads=case.context.threads
     )
     if mask is not None and box is not None:
         mask = mask[box]
-    return _Normalized(replace(case.image, values=values, mask=mask), box, mask_box)
+    image = replace(case.image, values=values, mask=mask)
+    in_mask_box = image
+    if box is None and mask is not None and mask_box is not None:
+        part = values[(slice(None), *mask_box)]
+        in_mask_box = replace(image, values=part, mask=mask[mask_box])
+    return _Normalized(image, box, mask_box, in_mask_box)
 
 
 def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | None) -> Prepared:
@@ -352,10 +352,10 @@ def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | N
         plan, surveyed = plan_array(
             channels.values,
             normalized.mask_box,
-            normalized.in_mask_box(),
+            normalized.in_mask_box,
             case.model,
             case.parameters.mean_field.label_threshold,
-            case.threads,
+            case.context.threads,
             is_probability=channels.is_probability,
         )
         if labels is None:
@@ -378,7 +378,7 @@ def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | N
 def decoder(case: StoredCase) -> Callable[[Float32], Labels]:
     """Return the function that makes a label map of channels."""
     if case.regions is None:
-        return partial(case.backend.label_map, threads=case.threads)
+        return partial(case.backend.label_map, threads=case.context.threads)
     return case.regions.decode
 
 
@@ -427,7 +427,7 @@ def _draw_strokes(
 
 def _count_voxels(logits: Float32, case: StoredCase) -> NDArray[np.int64]:
     """Return the number of voxels of each label's largest logits, (L,)."""
-    labels = case.backend.label_map(logits, threads=case.threads)
+    labels = case.backend.label_map(logits, threads=case.context.threads)
     return np.array(label_maps.count_labels(labels, len(logits)))
 
 
@@ -438,8 +438,7 @@ def without_nan(
 
     Raises InputError for infinite values, and if hardly any voxel is left.
     """
-    ranges = _ranges(backend, image.values, threads)
-    if all(is_finite for _, _, is_finite in ranges):
+    if not np.isnan(_extremes(backend, image.values, threads)).any():
         return image, ()
     values = image.values.copy(order="K")
     numbers = np.where(np.isnan(values), values.dtype.type(0), values)
@@ -448,25 +447,19 @@ def without_nan(
     return replace(image, values=values, mask=mask), (note,)
 
 
-class _ChannelRange(NamedTuple):
-    """The values of a channel."""
+def _extremes(backend: Backend, channels: Array, threads: int | None) -> Float64:
+    """Return (channels, 2), the lowest and highest value; NaN unless all are finite in float32.
 
-    lowest: float
-    highest: float
-    is_finite: bool  # in float32
-
-
-def _ranges(backend: Backend, channels: Array, threads: int | None) -> list[_ChannelRange]:
-    """Return the range of each channel; none of whole numbers."""
+    There is no channel of whole numbers.
+    """
     if channels.dtype.kind != "f":
-        return []
+        return np.zeros((0, 2))
     with np.errstate(over="ignore"):
-        bounds = backend.channel_ranges(channels, threads=threads)
-    ranges = []
-    for lowest, highest in bounds:
-        is_finite = abs(lowest) <= _MAX_FLOAT and abs(highest) <= _MAX_FLOAT
-        ranges.append(_ChannelRange(lowest, highest, is_finite))
-    return ranges
+        ranges = backend.channel_ranges(channels, threads=threads)
+    extremes = np.array(ranges, np.float64).reshape(-1, 2)
+    is_finite = np.abs(extremes) <= _MAX_FLOAT
+    extremes[~is_finite.all(axis=1)] = np.nan
+    return extremes
 
 
 def _finite_range(
@@ -476,17 +469,15 @@ def _finite_range(
 
     Raise InputError if a value is NaN or infinite.
     """
-    ranges = _ranges(backend, channels, threads)
-    if not ranges:
+    extremes = _extremes(backend, channels, threads)
+    for number in np.flatnonzero(np.isnan(extremes[:, 0])):
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(channels[number].astype(np.float32))
+        raise InputError(
+            f"{name}: channel {number} has {np.count_nonzero(~is_finite)} values that are not "
+            "finite in float32 (NaN, infinity, or above 3e38)"
+        )
+    if not len(extremes):
         return 0.0, 0.0
-    for number, channel_range in enumerate(ranges):
-        if not channel_range.is_finite:
-            with np.errstate(over="ignore"):
-                is_finite = np.isfinite(channels[number].astype(np.float32))
-            raise InputError(
-                f"{name}: channel {number} has {np.count_nonzero(~is_finite)} values that are not "
-                "finite in float32 (NaN, infinity, or above 3e38)"
-            )
-    lowest = min(channel_range.lowest for channel_range in ranges)
-    highest = max(channel_range.highest for channel_range in ranges)
-    return lowest, max(-lowest, highest, 0.0)
+    lowest = float(extremes.min())
+    return lowest, max(-lowest, float(extremes.max()), 0.0)

@@ -89,13 +89,9 @@ class RefinedChannels:
         The (L,) counts are about those inside the (*grid) mask; `network` is the network's label
         map.
         """
-        if self.tiles is None:
-            self._match_volumes_of_array(counts, mask)
-        else:
+        if self.tiles is not None:
             self._match_volumes_of_tiles(self.tiles, counts, network)
-
-    def _match_volumes_of_array(self, counts: Integers, mask: Bool | None) -> None:
-        """Add the biases to all labels at the voxels of the mask; see `match_volumes`."""
+            return
         num_planes = len(self.computed[0])
         logits = self.computed.reshape(self.num_channels, num_planes, -1)
         inside = np.ones(self._shape, np.bool_) if mask is None else mask

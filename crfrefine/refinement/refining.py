@@ -288,6 +288,7 @@ def _store(network: Network, case: _Case) -> tuple[StoredCase, tuple[str, ...]]:
         image,
         case.parameters,
         models,
+        models[0],
         case.backend,
         case.context,
         strokes,
@@ -347,16 +348,13 @@ def _notes_on_image(case: StoredCase) -> tuple[str, ...]:
         widths += [kernel.theta_position[axis] / steps[axis] for axis in axes]
     if widths and max(widths) < NARROW_WIDTH:
         usual = USUAL_WIDTH * min(steps[axis] for axis in axes)
-        notes += (_describe_narrow_kernels(max(widths), usual, case.parameters),)
+        key = "spatial.theta_gamma"
+        if any(np.any(kernel.weight) for kernel in case.parameters.bilateral):
+            key = "bilateral.theta_alpha"
+        note = (
+            f"{NARROW}, so neighbors hardly count: the widest bandwidth is {max(widths):.2g} "
+            f"voxels; --set {key}={usual:.3g} ({case.parameters.mean_field.positions}) makes it "
+            f"{USUAL_WIDTH:g}"
+        )
+        notes += (note,)
     return notes
-
-
-def _describe_narrow_kernels(widest: float, usual: float, parameters: CrfParameters) -> str:
-    """Return a note on kernels whose widest bandwidth is a part of a voxel."""
-    key = "spatial.theta_gamma"
-    if any(np.any(kernel.weight) for kernel in parameters.bilateral):
-        key = "bilateral.theta_alpha"
-    return (
-        f"{NARROW}, so neighbors hardly count: the widest bandwidth is {widest:.2g} voxels; "
-        f"--set {key}={usual:.3g} ({parameters.mean_field.positions}) makes it {USUAL_WIDTH:g}"
-    )

@@ -83,7 +83,11 @@ class RefinementResult(Reported):
             if entry.compare and entry.name != "channels":
                 mine = getattr(self, entry.name)
                 theirs = getattr(other, entry.name)
-                if not _are_same(mine, theirs):
+                if isinstance(mine, np.ndarray):
+                    is_same = np.array_equal(mine, theirs)
+                else:
+                    is_same = mine == theirs
+                if not is_same:
                     return False
         mine = self.order.to_user(self.channels.dense())
         theirs = other.order.to_user(other.channels.dense())
@@ -174,10 +178,3 @@ class RefinementResult(Reported):
         counts_before = count_labels(before, self.num_labels)
         counts_after = count_labels(after, self.num_labels)
         return LabelChanges(num_changed, counts_before, counts_after)
-
-
-def _are_same(one: object, two: object) -> bool:
-    """Return whether two values are equal, arrays bit for bit."""
-    if isinstance(one, np.ndarray):
-        return np.array_equal(one, two)  # type: ignore[arg-type]
-    return one == two

@@ -22,18 +22,9 @@ class StoredCase:
     image: GridImage  # raw intensities, and the user's mask without the voxels that are NaN
     parameters: CrfParameters
     models: Sequence[ModelSpec]  # one, or that of each region
+    model: ModelSpec  # the first of them, which has the kernels of all
     backend: Backend
     context: RunContext
     strokes: Strokes | None
     regions: RegionScheme | None  # of the channels; None means that they are labels
     order: StorageOrder  # of the axes
-
-    @property
-    def model(self) -> ModelSpec:
-        """The model, or that of the first region, which has the kernels of all."""
-        return self.models[0]
-
-    @property
-    def threads(self) -> int | None:
-        """CPU threads; None means the cores this process may use."""
-        return self.context.threads

@@ -208,7 +208,7 @@ def _source(
         padding,
         TileGrid(network.grid_shape),
         network.interpolation,
-        case.threads or available_threads(),
+        case.context.threads or available_threads(),
     )
 
 
@@ -230,7 +230,8 @@ def _presence(source: CoarseChannels, spec: ModelSpec, near: Bool, levels: Level
     interpolation = source.interpolation
     windows = _windows(interpolation, source.grid)
     num_labels = len(near)
-    presence = Presence.nowhere((num_labels, *source.grid.counts))
+    nowhere = np.zeros((num_labels, *source.grid.counts), np.bool_)
+    presence = Presence(nowhere, nowhere.copy())
 
     def find_tiles(label: int) -> None:
         tiles = bounding_box(near[label])

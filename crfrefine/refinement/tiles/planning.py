@@ -50,13 +50,6 @@ def mask_on_tiles(image: GridImage, grid: TileGrid) -> Bool | None:
     return np.ascontiguousarray(image.mask).reshape(grid.shape)
 
 
-def with_mask(image: GridImage, mask: Bool | None) -> GridImage:
-    """Return an image with a mask that `mask_on_tiles` may have reshaped."""
-    if mask is not None:
-        mask = mask.reshape(image.values.shape[1:])
-    return replace(image, mask=mask)
-
-
 def plan_array(
     values: Float32,
     box: Box | None,
@@ -82,13 +75,20 @@ def plan_array(
 
     channels = values if box is None else values[(slice(None), *box)]
     grid = TileGrid(channels.shape[1:])
-    source = _dense_source(channels, grid, is_probability=is_probability)
+    *strides, stride_of_row = channels.strides
+    size = channels.itemsize
+    if stride_of_row != size or any(stride % size for stride in strides):
+        channels = np.ascontiguousarray(channels)  # Voxels of a row are read one after the other.
+    source = DenseChannels(channels.reshape(len(values), *grid.shape), is_probability)
     mask = mask_on_tiles(image, grid)
+    if mask is not None:
+        image = replace(image, mask=mask.reshape(channels.shape[1:]))
     is_sampled = len(values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
     if is_sampled and _is_crowded(grid, source, spec, mask, thresholds, threads):
         return None, None
 
-    survey, presence = _survey(grid, source, spec, mask, thresholds, threads)
+    survey = Survey(grid, spec.mean_field, mask, threads)
+    presence = _add_channels(survey, source, thresholds)
     labels = None
     if box is None and not is_probability:  # The smallest probabilities have one logarithm.
         dtype = np.min_scalar_type(len(values) - 1)
@@ -97,7 +97,7 @@ def plan_array(
         grid,
         source,
         presence,
-        with_mask(image, mask),
+        image,
         spec,
         threshold,
         settled=float(thresholds.may_matter.min()),
@@ -112,28 +112,13 @@ def plan_array(
     return TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=box, labels=labels), labels
 
 
-def _dense_source(channels: Float32, grid: TileGrid, *, is_probability: bool) -> DenseChannels:
-    """Return the channels, whose voxels of a row are read one after the other."""
-    *strides, stride_of_row = channels.strides
-    size = channels.itemsize
-    if stride_of_row != size or any(stride % size for stride in strides):
-        channels = np.ascontiguousarray(channels)
-    return DenseChannels(channels.reshape(len(channels), *grid.shape), is_probability)
-
-
-def _survey(
-    grid: TileGrid,
-    source: DenseChannels,
-    spec: ModelSpec,
-    mask: Bool | None,
-    thresholds: Thresholds,
-    threads: int | None,
-) -> tuple[Survey, Presence]:
-    """Return the survey of channels, and where labels are."""
-    survey = Survey(grid, spec.mean_field, mask, threads, is_probability=source.is_probability)
+def _add_channels(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> Presence:
+    """Add all channels to a survey, and return where labels are."""
+    survey.is_probability = source.is_probability
     for label, channel in enumerate(source.values):
         survey.add(label, channel)
-    presence = Presence.nowhere(survey.margins.shape)
+    nowhere = np.zeros(survey.margins.shape, np.bool_)
+    presence = Presence(nowhere, nowhere.copy())
     for label, margins in enumerate(survey.margins):
         # The bound was taken before later labels added to the sum.
         tiles = np.flatnonzero(margins > thresholds.may_matter[label])
@@ -141,7 +126,7 @@ def _survey(
             exact = survey.margins_of(label, source.values[label], tiles)
             presence.present[label].flat[tiles] = exact > thresholds.present[label]
             presence.may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
-    return survey, presence
+    return presence
 
 
 # Every fifth layer of tiles shows whether label sets would hold nearly all labels, if they are few.
@@ -171,7 +156,8 @@ def _is_crowded(
         layer = grid.with_planes(planes.stop - planes.start)
         inside = None if mask is None else mask[planes]
         channels = source.planes(planes.start, planes.stop)
-        _, presence = _survey(layer, channels, spec, inside, thresholds, threads)
+        survey = Survey(layer, spec.mean_field, inside, threads)
+        presence = _add_channels(survey, channels, thresholds)
         num_labels_of = presence.present.sum(axis=0)
         num_entries += int(num_labels_of[num_labels_of > 1].sum())
         if inside is None:
@@ -238,11 +224,14 @@ def lazy_problem(
     # were no padding.
     maps = fit_intensity(case.image.values, case.parameters.intensity, case.image.mask)
     threshold = case.parameters.mean_field.label_threshold
+    image = replace(case.image, mask=mask)
+    if mask is not None:
+        image = replace(image, mask=mask.reshape(image.values.shape[1:]))
     return TileProblem(
         grid,
         source,
         presence,
-        with_mask(case.image, mask),
+        image,
         case.model,
         threshold=None if thresholds.leave_out_nothing else threshold,
         maps=maps,
@@ -330,7 +319,7 @@ def _nearby_problem(
     voxels = grid.reduced(np.add, inside, np.int64)
     # tiles with voxels within reach of a label, and few others
     present = np.zeros((case.model.mean_field.num_labels, *grid.counts), np.bool_)
-    grid.engine(case.threads).mark_near(source.numbers, near, present.view(np.uint8))
+    grid.engine(case.context.threads).mark_near(source.numbers, near, present.view(np.uint8))
     present &= voxels > 0
     image = replace(case.image, values=np.ascontiguousarray(case.image.values))
     # No label was left out because its probability was low.

@@ -197,29 +197,18 @@ def _choose_filters(
     is_open: NDArray[np.uint16],
     method: Method,
 ) -> Filters:
-    """Return direct sums, or the filters of the normalized image, (M, *grid)."""
-    if not method.is_direct and is_open.any():
-        return _build_filters(problem, sets, image, is_open, method)
-    # Without an open voxel there is nothing to filter.
-    tiles = f"{len(sets.tiles)} of {sets.grid.num_tiles} tiles"
-    labels = f"{sets.num_entries / len(sets.tiles):.1f} labels each"
-    names = []
-    for name in problem.spec.kernels.names:
-        names.append(f"{name}: direct in {tiles}, {labels}")
-    return Filters(None, NO_CHANNELS, tuple(names))
+    """Return direct sums, or the filters of the normalized image, (M, *grid).
 
-
-def _build_filters(
-    problem: TileProblem,
-    sets: LabelSets,
-    image: Float32,
-    is_open: NDArray[np.uint16],
-    method: Method,
-) -> Filters:
-    """Build the kernels of the voxels that matter, on the normalized image, (M, *grid).
-
-    Those are the voxels of rows with open voxels, and all that these receive from.
+    Filters are those of the rows with open voxels, and of all voxels that these receive from.
     """
+    if method.is_direct or not is_open.any():  # Without an open voxel there is nothing to filter.
+        tiles = f"{len(sets.tiles)} of {sets.grid.num_tiles} tiles"
+        labels = f"{sets.num_entries / len(sets.tiles):.1f} labels each"
+        names = []
+        for name in problem.spec.kernels.names:
+            names.append(f"{name}: direct in {tiles}, {labels}")
+        return Filters(None, NO_CHANNELS, tuple(names))
+
     channels = share_channels(sets, num_rings(problem.reach))
     near = rows_near(problem, sets, is_open)
     if problem.mask is not None:
@@ -478,7 +467,13 @@ def plan_slabs(
     Raise CapacityError if no slab fits.
     """
     needed = 0
-    halo = _halo(problem)
+    # In each step messages, and their normalizations, come from within the reach; in small slabs
+    # messages of two steps must cross: those from farther away changed no label of a CT.
+    num_crossed = problem.spec.mean_field.num_iterations
+    if problem.largest_slab is not None:
+        num_crossed = min(2, num_crossed)
+    reach = (num_crossed + 1) * problem.reach[0]
+    halo = math.ceil(reach / TILE[0]) * TILE[0]
     num_rows = problem.grid.counts[0]
     for count in range(1, num_rows + 1):
         height = math.ceil(num_rows / count) * TILE[0]  # The last slab may be lower.
@@ -494,17 +489,6 @@ def plan_slabs(
         f"slabs of {TILE[0]} planes; {format_size(max(0, num_bytes or 0))} are left; allow more "
         "memory (--max-memory), or use a mask or a smaller region"
     )
-
-
-def _halo(problem: TileProblem) -> int:
-    """Return the planes beside a slab that take part: whole tiles."""
-    # In each step messages, and their normalizations, come from within the reach; in small slabs
-    # messages of two steps must cross: those from farther away changed no label of a CT.
-    num_crossed = problem.spec.mean_field.num_iterations
-    if problem.largest_slab is not None:
-        num_crossed = min(2, num_crossed)
-    reach = (num_crossed + 1) * problem.reach[0]
-    return math.ceil(reach / TILE[0]) * TILE[0]
 
 
 def _cut(num_planes: int, height: int, halo: int) -> list[Slab]:

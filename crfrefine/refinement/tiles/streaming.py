@@ -260,7 +260,8 @@ class Candidates:
                 max_bytes = num_bytes - FIRST_LOOK
         store = self._store
         store.is_probability = survey.is_probability
-        presence = Presence.nowhere(survey.margins.shape)
+        nowhere = np.zeros(survey.margins.shape, np.bool_)
+        presence = Presence(nowhere, nowhere.copy())
         rings = num_rings(reach)
         if self._has_room:
             for label in range(survey.num_labels):
@@ -357,7 +358,10 @@ def survey_stream(
         candidates = Candidates(store, thresholds, max_bytes, context.threads, reach)
         for brick in read_bricks(stream.read, grid):
             if is_probability is None:
-                is_probability = _may_be_probabilities(brick.values)
+                is_low = brick.values < -SUM_TOLERANCE
+                outside = brick.values[is_low | (brick.values > 1 + SUM_TOLERANCE)]
+                # Padding usually has a single value.
+                is_probability = not outside.size or bool((outside == outside[0]).all())
             if context.progress is not None:
                 context.progress("channels", brick.label, stream.num_labels)
             survey.is_probability = is_probability
@@ -369,10 +373,3 @@ def survey_stream(
         if is_probability == (kind == "probabilities"):
             return survey, candidates, f"{stream.path.name} is taken as {kind}: {reason}"
         is_probability = not is_probability
-
-
-def _may_be_probabilities(values: Array) -> bool:
-    """Return whether the first values of a network's output look like probabilities."""
-    outside = values[(values < -SUM_TOLERANCE) | (values > 1 + SUM_TOLERANCE)]
-    # Padding usually has a single value.
-    return not outside.size or bool((outside == outside[0]).all())

@@ -26,11 +26,6 @@ class Presence(NamedTuple):
     present: Bool  # where labels are present
     may_matter: Bool  # where they may matter; a superset
 
-    @classmethod
-    def nowhere(cls, shape: tuple[int, ...]) -> Presence:
-        """Return that no label is in any tile; the shape is (L, *tiles)."""
-        return cls(np.zeros(shape, np.bool_), np.zeros(shape, np.bool_))
-
     def joined(self, tiles: Bool) -> Presence:
         """Return the presence of labels that are present in some tiles, (L, *tiles), too."""
         return Presence(self.present | tiles, self.may_matter | tiles)
@@ -51,6 +46,7 @@ class Survey:
     Channels are added in the order of their labels.
 
     Attributes:
+        is_probability: whether channels are probabilities, whose logarithm is taken.
         log_sum: (*grid) float32, logarithm of the sum of exp((logit + bias) / temperature).
         best: (*grid) float32, the largest logit.
         labels: (*grid) uint16, its label; the lowest of equal ones.
@@ -67,17 +63,14 @@ class Survey:
         run: MeanFieldSpec,
         mask: Bool | None,
         threads: int | None,
-        *,
-        is_probability: bool = False,
     ) -> None:
         """Start with no channel.
 
-        The mask, (*grid) C-contiguous, is True where the model applies; None means everywhere. With
-        `is_probability` channels are probabilities, whose logarithm is taken.
+        The mask, (*grid) C-contiguous, is True where the model applies; None means everywhere.
         """
         self.grid = grid
         self.mask = mask
-        self.is_probability = is_probability
+        self.is_probability = False
         self.num_labels = len(run.compatibility)
         self.temperature = run.temperature
         self._bias = np.zeros(self.num_labels) if run.bias is None else run.bias
