@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from crfrefine.arrays.arguments import given_array, given_spacing, given_voxels
-from crfrefine.base.array_types import Float32
+from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import check_threads
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
@@ -149,14 +149,10 @@ def bilateral_filter(
             "spacing, after channels if any"
         )
 
-    channels = values
-    if values.ndim == num_axes:
-        channels = values[None]
+    channels = _with_channels(values, num_axes)
     guides = channels
     if guide is not None:
-        guides = given_array(guide, "guide")
-    if guides.ndim == num_axes:
-        guides = guides[None]
+        guides = _with_channels(given_array(guide, "guide"), num_axes)
     if guides.shape[1:] != channels.shape[1:] or not guides.size or not channels.size:
         raise InputError(
             f"image {values.shape} and guide {guides.shape}: expected channels on one grid"
@@ -185,11 +181,15 @@ def bilateral_filter(
     return filtered.reshape(values.shape)
 
 
-def _numbers(value: Any) -> Any:
-    """Return one number, or a tuple of several.
+def _with_channels(values: Array, num_axes: int) -> Array:
+    """Return (channels, *grid) values of a grid of so many axes."""
+    if values.ndim == num_axes:
+        return values[None]
+    return values
 
-    Other values are returned as they are; `BilateralParameters` refuses them.
-    """
+
+def _numbers(value: Any) -> Any:
+    """Return one number, or a tuple of several; `BilateralParameters` refuses other values."""
     try:
         numbers = np.asarray(value)
     except (TypeError, ValueError):

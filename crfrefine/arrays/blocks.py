@@ -107,10 +107,7 @@ def _pitch(changes: Integers) -> float:
 
 
 def _planes_near(changed: Integers) -> Integers:
-    """Return the planes from the first to the last change, without long runs of no change.
-
-    Runs longer than the largest pitch say nothing.
-    """
+    """Return the planes between changes that are at most the largest pitch apart."""
     planes = np.arange(changed[0], changed[-1] + 1)
     after = changed[np.searchsorted(changed, planes)]
     before = changed[np.searchsorted(changed, planes, "right") - 1]
@@ -231,11 +228,7 @@ def find_network_spacing(
 def _check_network_spacing(
     given: ArrayLike, shape: tuple[int, ...], spacing: Sequence[float]
 ) -> tuple[float, ...]:
-    """Return the network's spacing as one number per axis.
-
-    Raises InputError unless it is larger than the image's along an axis, and smaller than the
-    image.
-    """
+    """Return one number per axis; InputError unless within the image, and coarser than it."""
     try:
         network = given_spacing(given, len(shape))
     except InputError as error:

@@ -103,6 +103,15 @@ def bounding_box(mask: Bool) -> Box | None:
     return tuple(box)
 
 
+def relative(box: Box, around: Box) -> Box:
+    """Return a box in the indices of a larger box around it."""
+    inner = []
+    for part, outer in zip(box, around, strict=True):
+        first = outer.start
+        inner.append(slice(part.start - first, part.stop - first))
+    return tuple(inner)
+
+
 # ---- Label maps as logits
 
 
@@ -276,10 +285,8 @@ def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> 
     share = gaussian_filter(
         labels[around] == label, sigma, output=np.float32, mode="nearest", truncate=_TRUNCATE
     )
-    inner = []
-    for part, outer in zip(box, around, strict=True):
-        inner.append(slice(part.start - outer.start, part.stop - outer.start))
-    logits: Float32 = np.log(np.maximum(share[tuple(inner)], np.float32(MIN_SHARE)))
+    inner = share[relative(box, around)]
+    logits: Float32 = np.log(np.maximum(inner, np.float32(MIN_SHARE)))
     return logits
 
 

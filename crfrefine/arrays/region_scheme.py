@@ -197,10 +197,7 @@ def _labels_of_region(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _find_class_order(names: Sequence[str], labels: Sequence[tuple[int, ...]]) -> list[int]:
-    """Return the label that belongs to each region and to no later one.
-
-    Raises ConfigError unless each region has exactly one.
-    """
+    """Return the label in each region and no later one; ConfigError unless there is exactly one."""
     class_order = []
     for number, (name, members) in enumerate(zip(names, labels, strict=True)):
         remaining = sorted(set(members).difference(*labels[number + 1 :]))

@@ -178,8 +178,9 @@ def refine(
 
     drawn = None
     if strokes is not None:
+        values = np.asarray(arrays["strokes"])
         drawn = Strokes.of_array(
-            np.asarray(arrays["strokes"]),
+            values,
             form.network.shape[1:],
             form.num_labels,
             background=strokes_background,
@@ -214,10 +215,7 @@ class _Form(NamedTuple):
 
 
 def _form_of_label_map(
-    values: Array,
-    image: Array,
-    parameters: CrfParameters,
-    network_spacing: ArrayLike | str | None,
+    values: Array, image: Array, parameters: CrfParameters, network_spacing: ArrayLike | str | None
 ) -> _Form:
     """Return a label map, (*grid), which may have as many labels as the parameters."""
     labels = given_label_map(values, image)

@@ -76,10 +76,7 @@ def run(prepared: Prepared, case: StoredCase) -> Run:
 def _run_on(
     backend: Backend, prepared: Prepared, case: StoredCase
 ) -> MeanFieldResult | RefinedTiles:
-    """Run the mean field on tiles, or for all labels, or regions, in the mask's box.
-
-    Raises CapacityError if it takes more memory than is left.
-    """
+    """Run the mean field on tiles, or in the mask's box for all labels, or regions."""
     context = case.context
     plan = prepared.plan
     if plan is not None:
@@ -89,7 +86,9 @@ def _run_on(
             context = replace(context, num_bytes=None)
         return solve(plan.problem, plan.sets, backend, context, is_direct=plan.is_direct)
 
-    values = prepared.logits[(slice(None), *(prepared.box or ()))]
+    values = prepared.logits
+    if prepared.box is not None:
+        values = values[(slice(None), *prepared.box)]
     needed = values.size * RUN_BYTES
     num_bytes = None
     if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL:
@@ -120,9 +119,10 @@ def region_mean_field(
     The log-odds are (R, *grid), and all models have the same kernels. Outside the mask the input is
     divided by the temperature.
     """
-    guide = replace(image, values=image.values.astype(np.float32, copy=False))
+    values = image.values.astype(np.float32, copy=False)
+    guide = replace(image, values=values)
     kernels = backend.kernels(guide, models[0].kernels, context)
-    del guide, image
+    del guide, image, values
     refined = np.empty(log_odds.shape, dtype=np.float32)
     binary = np.zeros((2, *log_odds.shape[1:]), dtype=np.float32)
     reports: list[MeanFieldReport] = []
@@ -143,15 +143,13 @@ def region_mean_field(
 
 
 def _joined_report(reports: Sequence[MeanFieldReport]) -> MeanFieldReport:
-    """Return the most steps of any region, and the sum of energies.
-
-    A region that stopped keeps its last energy.
-    """
+    """Return the most steps of a region and the sum of energies, the last one where steps ended."""
     num_iterations = max(report.num_iterations for report in reports)
     energies = []
     for report in reports:
-        missing = num_iterations - len(report.energy)
-        energies.append(report.energy + report.energy[-1:] * missing)
+        energy = report.energy
+        missing = num_iterations - len(energy)
+        energies.append(energy + energy[-1:] * missing)
     energy = tuple(sum(of_step) for of_step in zip(*energies, strict=False))
     converged = all(report.converged for report in reports)
     return MeanFieldReport(num_iterations, converged, energy, reports[0].filters)

@@ -21,11 +21,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
-from crfrefine.arrays.region_scheme import (
-    MAX_LOG_ODDS,
-    identify_regions,
-    take_log_odds,
-)
+from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
 from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.engines.base import Backend, GridImage
@@ -36,12 +32,7 @@ from crfrefine.refinement.stored_case import StoredCase
 from crfrefine.refinement.strokes import Strokes, plan_edits
 from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
-from crfrefine.refinement.tiles.planning import (
-    plan_array,
-    plan_label_map,
-    plan_shares,
-    plan_stream,
-)
+from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_shares, plan_stream
 from crfrefine.refinement.tiles.problem import TilePlan
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
@@ -98,8 +89,9 @@ def _prepare_label_map(network: LabelMapNetwork, case: StoredCase) -> Prepared:
     labels = np.ascontiguousarray(case.order.to_storage(network.labels))
     numbers = label_maps.channel_numbers(labels, network.channels)
     sigma = None
-    if model.kernels.network_spacing is not None:
-        sigma = label_maps.share_sigma(model.kernels.network_spacing, case.image.spacing)
+    network_spacing = model.kernels.network_spacing
+    if network_spacing is not None:
+        sigma = label_maps.share_sigma(network_spacing, case.image.spacing)
     if _are_made_by_tile(numbers, network, case):
         if sigma is None:
             plan = plan_label_map(numbers, case)
@@ -129,13 +121,15 @@ def _prepare_tiles(plan: TilePlan, case: StoredCase, *, is_label_map: bool) -> P
         )
         edited = edits.edit_plan(plan)
         plan = edited.plan
+        problem = plan.problem
         if case.parameters.volume.match_input:
             gained = edited.count_gains()
+    no_channel = np.zeros((0, *labels.shape), np.float32)
     return Prepared(
-        np.zeros((0, *labels.shape), np.float32),
+        no_channel,
         case.image,
         plan,
-        plan.problem.image.mask,
+        problem.image.mask,
         labels=labels,
         num_padding=plan.num_padding,
         notes=plan.notes,
@@ -144,7 +138,7 @@ def _prepare_tiles(plan: TilePlan, case: StoredCase, *, is_label_map: bool) -> P
 
 
 def _takes_part_nearby(numbers: Labels, network: LabelMapNetwork) -> bool:
-    """Return whether there are so many labels that they take part near where they occur alone."""
+    """Return whether labels take part only near where they occur, as they are many."""
     # A stroke of a new label does not change how the others take part.
     num_of_network = len(network.channels) - len(network.only_drawn)
     return label_maps.take_part_nearby(num_of_network, numbers.size)
@@ -207,12 +201,13 @@ def _channels_of_labels(network: ArrayNetwork, case: StoredCase) -> _Channels:
     channels = _Channels(values, largest, case.image.mask)
     del values  # Another array may take their place.
     ties = probabilities.find_ties(channels.values, are_regions=False)
+    input_type = network.input_type
     # A value far below 0 that is no tie, of which there is none, belongs to logits.
-    are_surely_logits = network.input_type == "logits"
-    if network.input_type == "auto" and ties is None:
+    are_surely_logits = input_type == "logits"
+    if input_type == "auto" and ties is None:
         are_surely_logits = lowest < -MAX_OVERSHOOT
     if not are_surely_logits:
-        kind = probabilities.identify_array(channels.values, network.input_type)
+        kind = probabilities.identify_array(channels.values, input_type)
         channels.is_probability = kind == "probabilities"
     if ties is not None:
         _leave_out_padding(channels, ties, case)
@@ -254,13 +249,13 @@ def _leave_out_padding(channels: _Channels, ties: Bool, case: StoredCase) -> Non
     )
     if padding is None:
         return
-    channels.mask, channels.num_padding, channels.notes = probabilities.leave_out(
-        padding, channels.mask, "logits", are_regions=are_regions
-    )
+    left = probabilities.leave_out(padding, channels.mask, "logits", are_regions=are_regions)
+    channels.mask, channels.num_padding, channels.notes = left
     if channels.largest / case.model.mean_field.temperature > MAX_LOGIT:
         # The constant of the padding, such as the lowest float32, is not a real logit: any other
         # constant means the same.
-        channels.values = np.where(padding, np.float32(0.0), channels.values)
+        values = np.where(padding, np.float32(0.0), channels.values)
+        channels.values = values
         _, channels.largest = _finite_range(
             case.backend, channels.values, "logits", case.context.threads
         )
@@ -300,8 +295,9 @@ class _Normalized(NamedTuple):
         # mask.
         inner = [np.arange(len(values))]
         for along, of_image in zip(box, self.box, strict=True):
-            places = np.arange(along.start, along.stop).clip(of_image.start, of_image.stop - 1)
-            inner.append(places - of_image.start)
+            first = of_image.start
+            places = np.arange(along.start, along.stop)
+            inner.append(places.clip(first, of_image.stop - 1) - first)
         return values[np.ix_(*inner)]
 
 
@@ -309,19 +305,20 @@ def _normalize(case: StoredCase, mask: Bool | None) -> _Normalized:
     """Normalize the image, in the box of a mask without padding if that is worth it."""
     mask_box = None if mask is None else label_maps.bounding_box(mask)
     box = None
+    raw = case.image
     if mask_box is not None:
         num_inside = math.prod(axis.stop - axis.start for axis in mask_box)
-        if num_inside < WORTH_IT * case.image.values[0].size:
+        if num_inside < WORTH_IT * raw.values[0].size:
             box = mask_box
     # Padding of the logits is not a property of the image: intensities are normalized as if there
     # were no padding.
     intensity = case.parameters.intensity
     values = normalize_intensity(
-        case.image.values, intensity, case.image.mask, box=box, threads=case.context.threads
+        raw.values, intensity, raw.mask, box=box, threads=case.context.threads
     )
     if mask is not None and box is not None:
         mask = mask[box]
-    image = replace(case.image, values=values, mask=mask)
+    image = replace(raw, values=values, mask=mask)
     in_mask_box = image
     if box is None and mask is not None and mask_box is not None:
         part = values[(slice(None), *mask_box)]
@@ -330,10 +327,7 @@ def _normalize(case: StoredCase, mask: Bool | None) -> _Normalized:
 
 
 def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | None) -> Prepared:
-    """Prepare channels in memory, on tiles where these save work.
-
-    `numbers` are the channel numbers of a label map, (*grid); None means that it is none.
-    """
+    """Prepare channels in memory; `numbers`, (*grid), are those of a label map's channels."""
     _require_float32(channels.largest, case.models)
     started = time.perf_counter()
     normalized = _normalize(case, channels.mask)
@@ -391,10 +385,7 @@ def _draw_strokes(
     *,
     is_label_map: bool,
 ) -> NDArray[np.int64] | None:
-    """Edit the channels, and return the voxels that labels gain, (L,), if volumes are kept.
-
-    `labels` are the network's label map.
-    """
+    """Edit the channels; return the voxels that labels gain, (L,), if volumes are kept."""
     channels.values = np.array(channels.values, order="C")
     if channels.is_probability:
         probabilities.take_logarithms(channels.values)
@@ -441,17 +432,15 @@ def without_nan(
     if not np.isnan(_extremes(backend, image.values, threads)).any():
         return image, ()
     values = image.values.copy(order="K")
-    numbers = np.where(np.isnan(values), values.dtype.type(0), values)
+    zero = values.dtype.type(0)
+    numbers = np.where(np.isnan(values), zero, values)
     _finite_range(backend, numbers, "image", threads)
     mask, note = leave_out_nan(values, image.mask, "image")
     return replace(image, values=values, mask=mask), (note,)
 
 
 def _extremes(backend: Backend, channels: Array, threads: int | None) -> Float64:
-    """Return (channels, 2), the lowest and highest value; NaN unless all are finite in float32.
-
-    There is no channel of whole numbers.
-    """
+    """Return each channel's lowest and highest value, NaN if not finite; none of integers."""
     if channels.dtype.kind != "f":
         return np.zeros((0, 2))
     with np.errstate(over="ignore"):
@@ -465,10 +454,7 @@ def _extremes(backend: Backend, channels: Array, threads: int | None) -> Float64
 def _finite_range(
     backend: Backend, channels: Array, name: str, threads: int | None
 ) -> tuple[float, float]:
-    """Return the lowest value and the largest magnitude, 0 for whole numbers.
-
-    Raise InputError if a value is NaN or infinite.
-    """
+    """Return the lowest value and largest magnitude, 0 of integers; InputError if not finite."""
     extremes = _extremes(backend, channels, threads)
     for number in np.flatnonzero(np.isnan(extremes[:, 0])):
         with np.errstate(over="ignore"):

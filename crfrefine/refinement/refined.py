@@ -94,7 +94,9 @@ class RefinedChannels:
             return
         num_planes = len(self.computed[0])
         logits = self.computed.reshape(self.num_channels, num_planes, -1)
-        inside = np.ones(self._shape, np.bool_) if mask is None else mask
+        inside = mask
+        if inside is None:
+            inside = np.ones(self._shape, np.bool_)
         inside = inside[self._box].reshape(logits.shape[1:])
         entries = [Member(slice(None), channel) for channel in logits]
         biases = matching_bias(entries, inside, counts)
@@ -107,17 +109,19 @@ class RefinedChannels:
     ) -> None:
         """Add the biases where labels took part; see `match_volumes`."""
         sets = tiles.sets
+        grid = sets.grid
         # The voxels of settled tiles keep their label.
-        is_settled = ~sets.grid.voxels(sets.active)
+        is_settled = ~grid.voxels(sets.active)
         if self._mask is not None:
             is_settled &= self._mask
-        labels = self._settled(network)[self._box].reshape(sets.grid.shape)
+        labels = self._settled(network)[self._box]
+        labels = labels.reshape(grid.shape)
         settled = np.bincount(labels[is_settled], minlength=self.num_channels)
         entries = []
         for tiles_of_label, entries_of_label in sets.entries:
             rows = np.searchsorted(sets.tiles, tiles_of_label)
             entries.append(Member(rows, tiles.values[entries_of_label]))
-        inside = sets.grid.by_tile(self._mask, sets.tiles)
+        inside = grid.by_tile(self._mask, sets.tiles)
         biases = matching_bias(entries, inside, counts - settled)
         for (_, entries_of_label), bias in zip(sets.entries, biases, strict=True):
             tiles.values[entries_of_label] += np.float32(bias)
@@ -141,10 +145,7 @@ class RefinedChannels:
         return labels
 
     def _settled(self, network: Labels) -> Labels:
-        """Return the network's label map with the only label of each settled tile.
-
-        A bias may have chosen that label.
-        """
+        """Return the network's labels, with a bias those that it leaves in settled tiles."""
         if self.tiles is None or self._run.bias is None:
             return network
         labels = network.copy()
@@ -183,23 +184,24 @@ class RefinedChannels:
         return piece
 
     def _network_channel(self, label: int, planes: slice) -> Float32:
-        """Return planes of a label's network logits over the temperature, in a new array.
-
-        On tiles the label's bias is included inside the mask.
-        """
+        """Return a copy of a label's logits over the temperature, with the bias on tiles."""
         assert self._network is not None
         values = self._network[label, planes]
         logits: Float32 = np.array(values, np.float32, order="C")
         if self._is_probability:
             take_logarithms(logits)
-        if self.tiles is not None and self._run.bias is not None:
+        run = self._run
+        if self.tiles is not None and run.bias is not None:
             in_piece, of_box = overlap(planes, self._box)
             part = logits[in_piece]
-            inside = True if self._mask is None else self._mask.reshape(self._box_shape)[of_box]
-            bias = np.float32(self._run.bias[label])
+            inside: Bool | bool = True
+            if self._mask is not None:
+                mask = self._mask.reshape(self._box_shape)
+                inside = mask[of_box]
+            bias = np.float32(run.bias[label])
             np.add(part, bias, out=part, where=inside)
-        if self._run.temperature != 1.0:  # A pass over all labels, which is worth saving.
-            logits *= np.float32(1.0) / np.float32(self._run.temperature)
+        if run.temperature != 1.0:  # A pass over all labels, which is worth saving.
+            logits *= np.float32(1.0) / np.float32(run.temperature)
         return logits
 
     @property
@@ -261,10 +263,7 @@ class RefinedChannels:
 
     @cached_property
     def _penalty(self) -> Float32:
-        """(*box), the largest penalty of the labels that took part in a tile.
-
-        0 at voxels that took no part.
-        """
+        """(*box), the largest penalty of labels that took part in a tile; 0 where none did."""
         penalty = np.zeros((), np.float32)
         where = np.zeros((), np.bool_)
         planes = self._box[0]
@@ -290,15 +289,18 @@ class RefinedChannels:
         planes_of_tiles = planes if is_volume else slice(0, 1)
         rows = tile_rows(planes_of_tiles.start, planes_of_tiles.stop)
         first = rows.start * TILE[0]
-        last = min(rows.stop * TILE[0], sets.grid.shape[0])
-        part = TileGrid((last - first, *sets.grid.shape[1:]))
+        grid = sets.grid
+        last = min(rows.stop * TILE[0], grid.shape[0])
+        part = TileGrid((last - first, *grid.shape[1:]))
         tiles, entries = sets.entries[label]
-        first_tile = sets.grid.first_tile(first)
-        start, stop = np.searchsorted(tiles, [first_tile, first_tile + part.num_tiles])
+        first_tile = grid.first_tile(first)
+        end_tile = first_tile + part.num_tiles
+        start, stop = np.searchsorted(tiles, [first_tile, end_tile])
         tiles = tiles[start:stop]
         values = self.tiles.values[entries[start:stop]]
         if output_temperature is not None and len(values):
-            sums = self._log_sums_of(output_temperature)[np.searchsorted(sets.tiles, tiles)]
+            places = np.searchsorted(sets.tiles, tiles)
+            sums = self._log_sums_of(output_temperature)[places]
             values = np.exp(over_output_temperature(values, output_temperature) - sums)
 
         refined = part.spread(tiles - first_tile, values)
@@ -309,13 +311,12 @@ class RefinedChannels:
             inside = slice(planes.start - first, planes.stop - first)
             return refined[inside], where[inside]
         shape = self._box_shape
-        return refined.reshape(shape)[planes], where.reshape(shape)[planes]
+        refined = refined.reshape(shape)
+        where = where.reshape(shape)
+        return refined[planes], where[planes]
 
     def _log_sums_of(self, temperature: float) -> Float32:
-        """Return the logarithm of the sum of exp(logit / temperature), (tiles, voxels of a tile).
-
-        The tiles are the active ones, the sum is that of the labels that take part.
-        """
+        """Return log sum exp(logit / temperature) of active tiles, (tiles, voxels of a tile)."""
         assert self.tiles is not None
         if temperature in self._log_sums:
             return self._log_sums[temperature]
@@ -326,7 +327,8 @@ class RefinedChannels:
         sums = np.zeros_like(largest)
         for number in range(int(counts.max())):
             tiles = np.flatnonzero(counts > number)
-            logits = over_output_temperature(values[starts[tiles] + number], temperature)
+            entries = starts[tiles] + number
+            logits = over_output_temperature(values[entries], temperature)
             sums[tiles] += np.exp(logits - largest[tiles])
         self._log_sums[temperature] = largest + np.log(sums)
         return self._log_sums[temperature]
@@ -334,7 +336,8 @@ class RefinedChannels:
 
 def _whole_energy(tiles: RefinedTiles, plan: TilePlan) -> tuple[float, ...]:
     """Return the energy of each step with that of the voxels of settled tiles."""
-    settled = -float(plan.best[~tiles.sets.active].sum())
+    is_settled = ~tiles.sets.active
+    settled = -float(plan.best[is_settled].sum())
     if tiles.sets.num_entries:
         return tuple(value + settled for value in tiles.report.energy)
     # If every voxel is settled, no step is taken, and the energy is that of the network's output.
@@ -349,5 +352,6 @@ def overlap(planes: slice, box: Box) -> tuple[Box, slice]:
     first = max(planes.start, box[0].start)
     last = max(first, min(planes.stop, box[0].stop))
     in_planes = slice(first - planes.start, last - planes.start)
-    in_box = slice(first - box[0].start, last - box[0].start)
+    start = box[0].start
+    in_box = slice(first - start, last - start)
     return (in_planes, *box[1:]), in_box

@@ -141,7 +141,8 @@ def _refine_label_map(network: LabelMapNetwork, case: _Case) -> RefinementResult
     network_labels = result.network_label_map
     if parameters.volume.match_input:
         network_labels = numbers
-    lost = _add_losses(before.lost, result.lost_to_rules)
+    losses = _add_losses(before.lost, result.lost_to_rules)
+    lost = {labels[number]: counts for number, counts in losses.items()}
     notes = result.notes
     if note is not None:
         notes = (note, *notes)
@@ -151,7 +152,7 @@ def _refine_label_map(network: LabelMapNetwork, case: _Case) -> RefinementResult
         network_label_map=renumber(network_labels, labels),
         voxels_removed=result.voxels_removed + before.voxels_removed,
         voxels_filled=result.voxels_filled + before.voxels_filled,
-        lost_to_rules={labels[number]: counts for number, counts in lost.items()},
+        lost_to_rules=lost,
         notes=notes,
         channel_labels=labels,
         num_labels=num_labels,
@@ -174,7 +175,8 @@ def _add_losses(first: Losses, second: Losses) -> Losses:
     lost = dict(second)
     for label, (total, left) in first.items():
         before, after = second.get(label, (left, left))
-        lost[label] = (total, max(0, left - (before - after)))
+        lost_later = before - after
+        lost[label] = (total, max(0, left - lost_later))
     return lost
 
 
@@ -182,10 +184,7 @@ def _add_losses(first: Losses, second: Losses) -> Losses:
 
 
 def _refine(network: Network, case: _Case) -> RefinementResult:
-    """Prepare the case, run the mean field, make the label map and clean it.
-
-    The labels of a label map are its channels' numbers.
-    """
+    """Prepare the case, run the mean field, make the label map and clean it."""
     stored, notes = _store(network, case)
     prepared = prepare(network, stored)
     notes += prepared.notes
@@ -199,7 +198,8 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
     if case.network_spacing is not None and prepared.mask is not None:
         # The largest share may be that of another label.
         labels = np.where(prepared.mask, labels, network_labels)
-    cleaned = clean(stored.order.to_user(labels), case.parameters.postprocess, case.voxel_ml)
+    parameters = case.parameters
+    cleaned = clean(stored.order.to_user(labels), parameters.postprocess, case.voxel_ml)
     label_map = cleaned.label_map
     if case.strokes is not None:
         label_map = case.strokes.draw(label_map)
@@ -207,8 +207,9 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
     timings = {**prepared.timings, **refined.timings, "labels": time.perf_counter() - started}
     num_labels = network.shape[0]
     channel_labels = tuple(range(num_labels))
-    if case.regions is not None:
-        num_labels = case.regions.num_labels
+    regions = case.regions
+    if regions is not None:
+        num_labels = regions.num_labels
         channel_labels = ()
     return RefinementResult(
         label_map=label_map,
@@ -225,10 +226,10 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
         lost_to_rules=cleaned.lost,
         notes=notes,
         spacing=tuple(case.image.spacing),
-        regions=case.regions,
+        regions=regions,
         channel_labels=channel_labels,
         num_labels=num_labels,
-        output_temperature=case.parameters.mean_field.output_temperature,
+        output_temperature=parameters.mean_field.output_temperature,
     )
 
 
@@ -238,15 +239,16 @@ def _resolve_models(network: Network, case: _Case) -> Sequence[ModelSpec]:
     num_modalities = len(case.image.values)
     num_dims = len(case.image.spacing)
     models: Sequence[ModelSpec]
-    if case.regions is None:
+    regions = case.regions
+    if regions is None:
         models = [case.parameters.resolve(num_channels, num_modalities, num_dims)]
     else:
-        if num_channels != case.regions.num_regions:
+        if num_channels != regions.num_regions:
             raise InputError(
-                f"the log-odds have shape {network.shape}; expected ({case.regions.num_regions}, "
-                f"*grid), one channel per region: {case.regions.describe()}"
+                f"the log-odds have shape {network.shape}; expected ({regions.num_regions}, "
+                f"*grid), one channel per region: {regions.describe()}"
             )
-        case.parameters.postprocess.spread({"label": case.regions.num_labels})  # checks the lengths
+        case.parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
         models = resolve_regions(case.parameters, num_channels, num_modalities, num_dims)
 
     axes = network.order.axes
@@ -301,10 +303,7 @@ def _store(network: Network, case: _Case) -> tuple[StoredCase, tuple[str, ...]]:
 def _label_maps(
     prepared: Prepared, refined: RefinedChannels, case: StoredCase
 ) -> tuple[Labels, Labels]:
-    """Return the network's label map and the refined one.
-
-    If volumes are to be kept, the refined logits are changed for that.
-    """
+    """Return the network's label map and the refined one, whose volumes may have to be kept."""
     decode = decoder(case)
     network_labels = prepared.labels
     if network_labels is None:
@@ -336,12 +335,14 @@ def _describe_strokes(strokes: Strokes) -> str:
 def _notes_on_image(case: StoredCase) -> tuple[str, ...]:
     """Return notes on parameters that do not fit the image."""
     notes: tuple[str, ...] = ()
-    if case.parameters.intensity.window is not None:
-        notes += window_notes(case.image.values, case.parameters.intensity, case.image.mask)
+    image = case.image
+    parameters = case.parameters
+    if parameters.intensity.window is not None:
+        notes += window_notes(image.values, parameters.intensity, image.mask)
     # Hardly any label changes if every kernel is narrower than the voxels.
     kernels = case.model.kernels
-    steps = kernels.distances(case.image.spacing)
-    extents = case.image.values.shape[1:]
+    steps = kernels.distances(image.spacing)
+    extents = image.values.shape[1:]
     axes = [axis for axis, extent in enumerate(extents) if extent > 1]
     widths: list[float] = []
     for kernel in kernels.kernels:
@@ -349,11 +350,11 @@ def _notes_on_image(case: StoredCase) -> tuple[str, ...]:
     if widths and max(widths) < NARROW_WIDTH:
         usual = USUAL_WIDTH * min(steps[axis] for axis in axes)
         key = "spatial.theta_gamma"
-        if any(np.any(kernel.weight) for kernel in case.parameters.bilateral):
+        if any(np.any(kernel.weight) for kernel in parameters.bilateral):
             key = "bilateral.theta_alpha"
         note = (
             f"{NARROW}, so neighbors hardly count: the widest bandwidth is {max(widths):.2g} "
-            f"voxels; --set {key}={usual:.3g} ({case.parameters.mean_field.positions}) makes it "
+            f"voxels; --set {key}={usual:.3g} ({parameters.mean_field.positions}) makes it "
             f"{USUAL_WIDTH:g}"
         )
         notes += (note,)

@@ -97,14 +97,15 @@ class RefinementResult(Reported):
         """Summarize the result in one line, without arrays."""
         grid = "×".join(str(extent) for extent in self.label_map.shape)
         kind = "labels" if self.regions is None else "regions"
+        report = self.report
         words = [
             f"{self.channels.num_channels} {kind} on {grid} voxels",
-            counted(self.report.num_iterations, "step"),
+            counted(report.num_iterations, "step"),
         ]
-        if self.report.converged:
+        if report.converged:
             words.append("converged")
-        if self.report.energy:
-            words.append(f"energy {self.report.energy[-1]:.6g}")
+        if report.energy:
+            words.append(f"energy {report.energy[-1]:.6g}")
         words.append(f"on {self.device}")
         return f"<RefinementResult: {', '.join(words)}>"
 
@@ -125,13 +126,15 @@ class RefinementResult(Reported):
         For regions it is the sigmoid, (R, *grid). They are computed when asked for, unless the
         engine has computed them in its last step.
         """
-        is_kept = "logits" in vars(self) or self.channels.is_array
-        computed = self.channels.marginals
+        channels = self.channels
+        is_kept = "logits" in vars(self) or channels.is_array
+        computed = channels.marginals
+        order = self.order
         if computed is not None and self.output_temperature == 1.0:
-            return self.order.to_user(computed)
+            return order.to_user(computed)
         # If the logits were not asked for, their array is reused for the marginals.
-        values = self.order.to_storage(self.logits) if is_kept else self.channels.dense()
-        return self.order.to_user(self._probabilities(values, in_place=not is_kept))
+        values = order.to_storage(self.logits) if is_kept else channels.dense()
+        return order.to_user(self._probabilities(values, in_place=not is_kept))
 
     def logits_at(self, mask: ArrayLike) -> NDArray[np.float32]:
         """Return the refined logits at the voxels of a mask, (L, N), for regions (R, N).
@@ -154,15 +157,13 @@ class RefinementResult(Reported):
         return self._probabilities(self.logits_at(mask), in_place=True)
 
     def _probabilities(self, logits: NDArray[np.float32], *, in_place: bool) -> NDArray[np.float32]:
-        """Return the softmax over labels, or the sigmoid of the log-odds of regions.
-
-        With `in_place` it may take the place of the logits.
-        """
+        """Return softmax over labels, or sigmoid of regions; `in_place` overwrites the logits."""
+        temperature = self.output_temperature
         if self.regions is not None:
-            return sigmoid(over_output_temperature(logits, self.output_temperature))
+            return sigmoid(over_output_temperature(logits, temperature))
         out = logits if in_place else None
-        if self.output_temperature != 1.0:
-            out = np.multiply(logits, np.float32(1.0 / self.output_temperature), out=out)
+        if temperature != 1.0:
+            out = np.multiply(logits, np.float32(1.0 / temperature), out=out)
             logits = out
         return get_backend(self.device).softmax(logits, threads=self.threads, out=out)
 

@@ -94,12 +94,14 @@ class Strokes:
         order = StorageOrder.of_memory(values)
         drawn = order.to_storage(values != ignore)
         # np.nonzero is slow
-        stored = np.stack(np.unravel_index(np.flatnonzero(drawn), drawn.shape))
+        voxels = np.flatnonzero(drawn)
+        stored = np.stack(np.unravel_index(voxels, drawn.shape))
         positions = stored[np.argsort(order.axes)]
         labels = values[tuple(positions)].astype(np.int64)
         lowest = 0 if ignore else 1
         is_label = (labels >= lowest) & (labels < num_labels)
-        unknown = np.unique(labels[~is_label & (labels != background)])
+        is_label |= labels == background
+        unknown = np.unique(labels[~is_label])
         if len(unknown):
             numbers = ", ".join(str(number) for number in unknown[:5].tolist())
             raise InputError(
@@ -144,12 +146,15 @@ def combine(several: Sequence[Strokes], names: Sequence[str]) -> Strokes | None:
     """
     if not several:
         return None
-    rows = [np.vstack([strokes.positions, strokes.labels]) for strokes in several]
+    rows = []
+    for strokes in several:
+        rows.append(np.vstack([strokes.positions, strokes.labels]))
     drawn = np.unique(np.concatenate(rows, axis=1), axis=1)
     positions = drawn[:-1]
     later = positions[:, 1:]
     is_repeated = (later == positions[:, :-1]).all(axis=0)
-    contradictions = np.unique(later[:, is_repeated], axis=1).T.tolist()
+    repeated = np.unique(later[:, is_repeated], axis=1)
+    contradictions = repeated.T.tolist()
     if contradictions:
         shown = ", ".join(str(tuple(place)) for place in contradictions[:3])
         count = counted(len(contradictions), "voxel")
@@ -210,7 +215,8 @@ def plan_edits(
     rises = []
     for target in targets:
         # Where the network has the label already, there is no error to follow.
-        is_wrong = target.is_drawn & ~target.has_label[tuple(positions)]
+        is_right = target.has_label[tuple(positions)]
+        is_wrong = target.is_drawn & ~is_right
         rise = strength
         if is_label_map and not target.has_label.any():
             # Where a map lacks a label, its logits are as far below others at any temperature.
@@ -279,22 +285,20 @@ def _closeness(
 def _groups(
     positions: Integers, ends: NDArray[np.float64], shape: Sequence[int]
 ) -> Iterator[tuple[Integers, Box]]:
-    """Yield groups of drawn voxels, and for each the box of tiles that its rises lie in.
-
-    Rises end so many voxels away along each axis.
-    """
+    """Yield groups of drawn voxels, and the box of tiles within `ends` voxels of each group."""
     from scipy.ndimage import label as connect
 
     num_dims = len(shape)
     tile = np.array(((1,) * num_dims + TILE)[-num_dims:])
     # Voxels of different groups of cells are farther apart than twice the ends along some axis.
-    cell = np.maximum(1, np.ceil(ends)).astype(np.int64)
+    cell = np.ceil(ends).clip(1).astype(np.int64)
     cells = tuple(positions // cell[:, None])
     num_cells = -(-np.array(shape) // cell)
     occupied = np.zeros(num_cells, np.bool_)
     occupied[cells] = True
     neighbors = np.ones((3,) * num_dims)
-    numbers, count = connect(widen(occupied, (1,) * num_dims), neighbors)
+    around = widen(occupied, (1,) * num_dims)
+    numbers, count = connect(around, neighbors)
     for number in range(1, count + 1):
         members = positions[:, numbers[cells] == number]
         lowest = np.floor(members.min(axis=1) - ends)
@@ -307,10 +311,7 @@ def _groups(
 def _lowest_distance(
     positions: Integers, radii: Float32, image: Float32, spacing: Sequence[float]
 ) -> Float32:
-    """Return the lowest d² / r² + Δ² / s² over drawn voxels of a box, (*box).
-
-    The image is divided by s. The result is infinite NUM_RADII away from drawn voxels.
-    """
+    """Return the lowest d² / r² + Δ² / s² over drawn voxels, (*box); the image is divided by s."""
     shape = image.shape[1:]
     lowest = np.full(shape, np.inf, np.float32)
     for position, radius in zip(positions.T.tolist(), radii.tolist(), strict=True):
@@ -318,7 +319,8 @@ def _lowest_distance(
         for place, step, extent in zip(position, spacing, shape, strict=True):
             end = math.floor(NUM_RADII * radius / step)
             first = max(0, place - end)
-            ranges.append(range(first, min(place + end + 1, extent)))
+            stop = min(place + end + 1, extent)
+            ranges.append(range(first, stop))
         near = tuple(slice(along.start, along.stop) for along in ranges)
         part = image[(slice(None), *near)]
         total = np.zeros(part.shape[1:], np.float32)
@@ -335,10 +337,7 @@ def _lowest_distance(
 def _largest_radius(
     has_label: Bool, spacing: Sequence[float], num_image_axes: int, reach: float
 ) -> float:
-    """Return the largest radius of strokes of a label in mm.
-
-    `has_label` is that of the whole grid.
-    """
+    """Return the largest radius in mm of strokes of a label, which has these voxels in the grid."""
     num_voxels = np.count_nonzero(has_label)
     if num_voxels == 0:
         return reach
@@ -349,10 +348,7 @@ def _largest_radius(
 def _radii(
     positions: Integers, has_label: Bool, largest_radius: float, spacing: Sequence[float]
 ) -> Float32:
-    """Return the distance in mm from drawn voxels to the nearest one of their label, within limits.
-
-    No voxel beyond the largest radius matters, so that a box around the drawn ones is searched.
-    """
+    """Return the mm from drawn voxels to the nearest one of their label, within limits."""
     from scipy.ndimage import binary_erosion
     from scipy.spatial import KDTree
 
@@ -370,7 +366,8 @@ def _radii(
         tree = KDTree(surface * steps)
         _, nearest = tree.query(drawn * steps, distance_upper_bound=largest_radius)
         found = nearest < len(surface)
-        offsets = (surface[nearest[found]] - drawn[found]) * steps
+        places = surface[nearest[found]]
+        offsets = (places - drawn[found]) * steps
         distances = np.sqrt(np.square(offsets).sum(axis=1))
         radii[found] = distances.clip(MIN_RADIUS, largest_radius)
     # Of two voxels at the same distance either may be found, and their sums are rounded
@@ -408,7 +405,8 @@ class Edits:
     def apply(self, logits: Float32) -> None:
         """Change logits or log-odds, (channels, *grid), in place."""
         for rise in self.rises:
-            self.raise_logits(logits[rise.channel][rise.box], rise.values)
+            channel = logits[rise.channel]
+            self.raise_logits(channel[rise.box], rise.values)
         logits[(slice(None), *self.positions)] = self.fixed
 
     def find_ruled_out(
@@ -420,13 +418,14 @@ class Edits:
         """
         drawn = logits[(slice(None), *self.positions)]
         behind = np.where(self.fixed > 0, -drawn, drawn)
+        labels_drawn = self.labels
         if not are_regions:
-            logits_of_labels = drawn[self.labels, np.arange(len(self.labels))]
+            logits_of_labels = drawn[labels_drawn, np.arange(len(labels_drawn))]
             behind = behind - logits_of_labels
         is_ruled_out = behind.max(axis=0) > RULED_OUT * temperature
         if not is_ruled_out.any():
             return ()
-        labels = np.unique(self.labels[is_ruled_out]).tolist()
+        labels = np.unique(labels_drawn[is_ruled_out]).tolist()
         count = counted(int(np.count_nonzero(is_ruled_out)), "drawn voxel")
         return (
             f"strokes: the network rules out label {', '.join(str(label) for label in labels)} "
@@ -437,8 +436,8 @@ class Edits:
     def raise_logits(self, logits: Float32, rise: Float32) -> None:
         """Add a rise to logits in place."""
         if self.lifts_absent:
-            is_absent = logits < 0.5 * ABSENT_LOGIT
-            np.copyto(logits, np.float32(0.0), where=(rise > 0) & is_absent)
+            is_lifted = (rise > 0) & (logits < 0.5 * ABSENT_LOGIT)
+            np.copyto(logits, np.float32(0.0), where=is_lifted)
         logits += rise
 
     def edit_plan(self, plan: TilePlan) -> EditedPlan:
@@ -448,7 +447,8 @@ class Edits:
         """
         problem = plan.problem
         grid = problem.grid
-        places, offsets = np.divmod(self.positions, np.array(TILE)[:, None])
+        tile = np.array(TILE)[:, None]
+        places, offsets = np.divmod(self.positions, tile)
         changed = np.zeros_like(problem.presence.present)
         changed[(self.labels, *places)] = True
         rises = self._take_rises(grid)
@@ -488,16 +488,18 @@ class EditedPlan(NamedTuple):
 
     def count_gains(self) -> Integers:
         """Return the voxels that each label gains by the strokes before the mean field, (L,)."""
-        self.source.ensure(self.near.domains & self.near.active, None)
-        return self._count_labels(self.source) - self._count_labels(self.source.source)
+        source = self.source
+        source.ensure(self.near.domains & self.near.active, None)
+        return self._count_labels(source) - self._count_labels(source.source)
 
     def _count_labels(self, channels: ChannelSource) -> Integers:
         """Return the voxels of the largest logits of each label near the strokes, (L,)."""
-        labels = np.zeros(self.near.grid.shape, np.uint16)
-        if self.near.num_entries:
-            engine = self.near.engine(self.plan.problem.mask, 1)
-            engine.decode(channels.of_entries(self.near, 1), labels)
-        return np.array(count_labels(labels, len(self.near.domains)))
+        near = self.near
+        labels = np.zeros(near.grid.shape, np.uint16)
+        if near.num_entries:
+            engine = near.engine(self.plan.problem.mask, 1)
+            engine.decode(channels.of_entries(near, 1), labels)
+        return np.array(count_labels(labels, len(near.domains)))
 
 
 @dataclass(eq=False)
@@ -531,7 +533,8 @@ class StrokedChannels(ChannelSource):
         def find(searched: TileNumbers) -> tuple[EntryNumbers, Integers]:
             """Return the entries of searched tiles that are among these, and their places."""
             numbers = searched - self.first_tile
-            nearest = np.minimum(np.searchsorted(tiles, numbers), len(tiles) - 1)
+            places = np.searchsorted(tiles, numbers)
+            nearest = np.minimum(places, len(tiles) - 1)
             places = np.flatnonzero(tiles[nearest] == numbers)
             return entries[nearest[places]], places
 

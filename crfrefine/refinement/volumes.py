@@ -57,7 +57,8 @@ def volume_bias(logits: Float32, label_map: Labels) -> Float64:
 
     The logits are (L, …).
     """
-    entries = [Member(slice(None), channel.reshape(1, -1)) for channel in logits]
+    channels = logits.reshape(len(logits), 1, -1)
+    entries = [Member(slice(None), channel) for channel in channels]
     inside = np.ones((1, label_map.size), np.bool_)
     wanted = np.bincount(label_map.ravel(), minlength=len(logits))
     return matching_bias(entries, inside, wanted)
@@ -93,7 +94,8 @@ def _open(
     members = []
     for rows, logits in entries:
         takes_part = is_open[rows] & (logits > best[rows] - window)
-        members.append(_OpenMember(number[rows][takes_part], logits[takes_part]))
+        voxels = number[rows]
+        members.append(_OpenMember(voxels[takes_part], logits[takes_part]))
     return members, num_open, wanted
 
 
@@ -108,7 +110,8 @@ def _balance(
             if label == 0 or not len(places):  # The background gets the rest.
                 continue
             others = _best_others(label, places, layers, bias)
-            bias[label] = _threshold(others - logits, int(wanted[label]), limit)
+            distances = others - logits
+            bias[label] = _threshold(distances, int(wanted[label]), limit)
     return bias.astype(np.float64)
 
 
@@ -130,7 +133,8 @@ def _sort_into_layers(
     layers = []
     for number in range(counts.max(initial=0)):
         length = int(np.count_nonzero(counts > number))
-        layers.append((np.zeros(length, np.int16), np.empty(length, np.float32)))
+        labels = np.zeros(length, np.int16)
+        layers.append((labels, np.empty(length, np.float32)))
 
     sorted_members = []
     counts[:] = 0
@@ -162,10 +166,7 @@ def _best_others(
 
 
 def _threshold(distances: Float32, wanted: int, limit: float) -> float:
-    """Return the bias with which a label wins about as many voxels as are wanted.
-
-    It is within the limit, or within twice the limit if the label would vanish.
-    """
+    """Return the bias with which a label wins about the wanted voxels; at most twice the limit."""
     if wanted <= 0:
         return -limit
     if wanted >= len(distances):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.arrays.label_maps import Box, bounding_box
+from crfrefine.arrays.label_maps import Box, bounding_box, relative
 from crfrefine.arrays.probabilities import leave_out, take_logarithms
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
@@ -29,19 +29,10 @@ from crfrefine.refinement.tiles.grid import (
     TileNumbers,
     tiles_around,
 )
-from crfrefine.refinement.tiles.planning import (
-    MAX_SHARED_VOXELS,
-    lazy_problem,
-    mask_on_tiles,
-)
+from crfrefine.refinement.tiles.planning import MAX_SHARED_VOXELS, lazy_problem, mask_on_tiles
 from crfrefine.refinement.tiles.problem import ChannelSource, TilePlan, fill_by_rows
 from crfrefine.refinement.tiles.streaming import StoredChannels, StreamedNetwork, survey_stream
-from crfrefine.refinement.tiles.survey import (
-    Presence,
-    Survey,
-    Thresholds,
-    find_thresholds,
-)
+from crfrefine.refinement.tiles.survey import Presence, Survey, Thresholds, find_thresholds
 
 if TYPE_CHECKING:
     from crfrefine.refinement.stored_case import StoredCase
@@ -103,8 +94,9 @@ class CoarseChannels(ChannelSource):
 
     def coarse(self, label: int, box: Box) -> Float32:
         """Return a label's logits in a box of the network's grid."""
-        grid = self.store.grid
-        tiles, values = self.store.joined(label)
+        store = self.store
+        grid = store.grid
+        tiles, values = store.joined(label)
         places = np.stack(np.unravel_index(tiles, grid.counts))
         tile_box = tiles_around(box)
         first = np.array([[along.start] for along in tile_box])
@@ -112,17 +104,15 @@ class CoarseChannels(ChannelSource):
         is_around = (places >= first) & (places < stop)
         chosen = np.flatnonzero(is_around.all(axis=0))
         kept = values[chosen].astype(np.float32)
-        if self.store.is_probability:
+        if store.is_probability:
             take_logarithms(kept)
 
         around = grid.voxels_in(tile_box)
         part = TileGrid([along.stop - along.start for along in around])
         places_in_part = places[:, chosen] - first
         in_part = np.ravel_multi_index(tuple(places_in_part), part.counts)
-        inner = []
-        for along, outer in zip(box, around, strict=True):
-            inner.append(slice(along.start - outer.start, along.stop - outer.start))
-        logits = np.ascontiguousarray(part.spread(in_part, kept)[tuple(inner)])
+        spread = part.spread(in_part, kept)
+        logits = np.ascontiguousarray(spread[relative(box, around)])
         floor = self.floor_of_voxels[box] + self.floor_of_labels[label]
         np.copyto(logits, floor, where=np.isnan(logits))
         if self.padding is not None:
@@ -221,10 +211,7 @@ def _bias(spec: ModelSpec) -> NDArray[np.float32]:
 
 
 def _presence(source: CoarseChannels, spec: ModelSpec, near: Bool, levels: Levels) -> Presence:
-    """Return where labels are in the tiles of the image.
-
-    `near` has the tiles of the network's grid, (L, *tiles), where a label is present.
-    """
+    """Return where labels are in the image's tiles; `near` has the tiles of the network's grid."""
     bias = _bias(spec)
     temperature = np.float32(spec.mean_field.temperature)
     interpolation = source.interpolation
@@ -249,15 +236,13 @@ def _presence(source: CoarseChannels, spec: ModelSpec, near: Bool, levels: Level
         presence.may_matter[label] = highest > 0
         presence.present[label] = highest > 1
 
-    run_all([partial(find_tiles, label) for label in range(num_labels)], source.threads)
+    jobs = [partial(find_tiles, label) for label in range(num_labels)]
+    run_all(jobs, source.threads)
     return presence
 
 
 def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[int, int]]]:
-    """Return, along each axis of the image, the samples that each tile is interpolated from.
-
-    There are none where a tile is outside of them.
-    """
+    """Return, along each axis, the samples that each tile is interpolated from; (0, 0) for none."""
     windows = []
     for axis, (samples, _), tile in zip(interpolation.maps, interpolation.taps, TILE, strict=True):
         of_axis = []
@@ -276,15 +261,12 @@ def _windows(interpolation: Interpolation, grid: TileGrid) -> list[list[tuple[in
 def _highest(
     levels: NDArray[np.uint8], start: Sequence[int], windows: list[list[tuple[int, int]]]
 ) -> NDArray[np.uint8]:
-    """Return the highest level that each tile of the image is interpolated from, (*tiles).
-
-    The levels are those of a box that begins at `start`, in the image's order of axes; they are 0
-    elsewhere.
-    """
+    """Return the highest level that each tile is interpolated from, (*tiles), of those in a box."""
     for first, ends in zip(start, windows, strict=True):
         rows = []
         for low, high in ends:
-            part = levels[max(0, low - first) : max(0, high - first)]
+            start_of_part = max(0, low - first)
+            part = levels[start_of_part : max(0, high - first)]
             rows.append(part.max(axis=0, initial=0))
         # The next axis comes first; after three axes the order is the first one.
         levels = np.moveaxis(np.stack(rows), 0, -1)
@@ -298,10 +280,7 @@ def _box_of_row(grid: TileGrid, row: int) -> Box:
 
 
 def _covered(interpolation: Interpolation, padding: Bool | None, grid: TileGrid) -> Bool:
-    """Return (*grid), True at voxels of the image that lie on the network's grid.
-
-    Voxels in its padding alone do not count.
-    """
+    """Return (*grid), True at voxels of the image on the network's grid, without its padding."""
     planes, rows, columns = [axis.inside for axis in interpolation.maps]
     covered = planes[:, None, None] & rows[:, None] & columns
     if padding is None:
@@ -339,14 +318,16 @@ def _interpolated(
         settled = part.grid.voxels(sets.settled)
         labels[planes] = np.where(settled > 0, settled, 0)
         if sets.num_entries:
-            sets.engine(None, 1).decode(part.of_entries(sets, 1), labels[planes])
+            logits = part.of_entries(sets, 1)
+            sets.engine(None, 1).decode(logits, labels[planes])
 
         sums = source.interpolation.of_box(lambda coarse_box: largest[coarse_box], box)
         counts = covered[planes]
         if mask is not None:
             counts = counts & mask.reshape(grid.shape)[planes]
-        best[row] = part.grid.reduced(np.add, sums, np.float64, counts)[0]
+        best[row : row + 1] = part.grid.reduced(np.add, sums, np.float64, counts)
 
-    run_all([partial(fill, row) for row in range(grid.counts[0])], source.threads)
+    jobs = [partial(fill, row) for row in range(grid.counts[0])]
+    run_all(jobs, source.threads)
     labels[~covered] = 0
     return labels, best

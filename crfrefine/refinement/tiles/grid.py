@@ -72,13 +72,15 @@ class TileGrid:
         """Return the voxels of a box of tiles."""
         box = []
         for along, tile, extent in zip(tile_box, TILE, self.shape, strict=True):
-            box.append(slice(along.start * tile, min(along.stop * tile, extent)))
+            stop = min(along.stop * tile, extent)
+            box.append(slice(along.start * tile, stop))
         return tuple(box)
 
     def voxels(self, tiles: Array) -> Array:
         """Spread values per tile over the voxels."""
         for axis, extent in enumerate(self.shape):
-            tiles = tiles.take(np.arange(extent) // TILE[axis], axis=axis)
+            tile_of_voxel = np.arange(extent) // TILE[axis]
+            tiles = tiles.take(tile_of_voxel, axis=axis)
         return tiles
 
     def by_tile(self, mask: Bool | None, tiles: TileNumbers) -> Bool:
@@ -97,7 +99,8 @@ class TileGrid:
 
     def spread(self, tiles: TileNumbers, values: Float32) -> Float32:
         """Return (*grid) with values of some tiles, (n, voxels of a tile), and NaN elsewhere."""
-        padded = np.full((self.num_tiles, *TILE), np.nan, np.float32)
+        shape = (self.num_tiles, *TILE)
+        padded = np.full(shape, np.nan, np.float32)
         padded[tiles] = values.reshape(-1, *TILE)
         by_axis = padded.reshape(*self.counts, *TILE).transpose(0, 3, 1, 4, 2, 5)
         return np.ascontiguousarray(by_axis.reshape(self._padded_shape)[self._whole])
@@ -148,7 +151,8 @@ def tiles_around(box: Box) -> Box:
     """Return the box of tiles that hold a box of voxels."""
     tile_box = []
     for along, tile in zip(box, TILE, strict=True):
-        tile_box.append(slice(along.start // tile, -(-along.stop // tile)))
+        end = math.ceil(along.stop / tile)
+        tile_box.append(slice(along.start // tile, end))
     return tuple(tile_box)
 
 
@@ -173,8 +177,8 @@ class LabelSets:
         self.active: Bool = self.num_labels_of > 1  # (*tiles)
         self.tiles = np.flatnonzero(self.active)  # flat numbers of the active tiles, ascending
         # (active tiles + 1), the first entry of each active tile, and the number of entries.
-        ends = np.cumsum(self.num_labels_of.reshape(-1)[self.tiles])
-        self.first_entry: EntryNumbers = np.concatenate([[0], ends]).astype(np.int64)
+        ends = np.cumsum(self.num_labels_of[self.active])
+        self.first_entry: EntryNumbers = np.append(np.int64(0), ends)
         self.num_entries = int(self.first_entry[-1])
 
     @cached_property
@@ -200,17 +204,18 @@ class LabelSets:
         next_entry = self.first_entry[:-1].copy()
         places = []
         for domain in self.domains:
-            among = np.flatnonzero(domain.reshape(-1)[self.tiles])
-            places.append((self.tiles[among], next_entry[among].copy()))
+            among = np.flatnonzero(domain[self.active])
+            places.append((self.tiles[among], next_entry[among]))
             next_entry[among] += 1
         return places
 
     def entries_in(self, start: int, stop: int) -> slice:
         """Return the entries of some planes, which begin and end with a tile, or with the grid."""
-        first_tile = self.grid.first_tile(start)
-        end = self.grid.first_tile(stop + TILE[0] - 1)
-        first_entry, end_entry = self.first_entry[np.searchsorted(self.tiles, [first_tile, end])]
-        return slice(first_entry, end_entry)
+        grid = self.grid
+        first_tile = grid.first_tile(start)
+        end = grid.first_tile(stop + TILE[0] - 1)
+        tiles = np.searchsorted(self.tiles, [first_tile, end])
+        return slice(*self.first_entry[tiles])
 
     def engine(self, mask: Bool | None, threads: int | None) -> Any:
         """Return the C++ engine's routines for these sets.

@@ -83,7 +83,8 @@ def plan_array(
     mask = mask_on_tiles(image, grid)
     if mask is not None:
         image = replace(image, mask=mask.reshape(channels.shape[1:]))
-    is_sampled = len(values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
+    num_layers = grid.counts[0]
+    is_sampled = len(values) <= MAX_CROWDED_LABELS and num_layers >= MIN_LAYERS
     if is_sampled and _is_crowded(grid, source, spec, mask, thresholds, threads):
         return None, None
 
@@ -92,7 +93,8 @@ def plan_array(
     labels = None
     if box is None and not is_probability:  # The smallest probabilities have one logarithm.
         dtype = np.min_scalar_type(len(values) - 1)
-        labels = survey.labels.reshape(values.shape[1:]).astype(dtype, copy=False)
+        labels = survey.labels.astype(dtype, copy=False)
+        labels = labels.reshape(values.shape[1:])
     problem = TileProblem(
         grid,
         source,
@@ -109,7 +111,9 @@ def plan_array(
         is_direct = choose_tiles(problem, sets, threads, survey)
     if is_direct is None:
         return None, labels
-    return TilePlan(problem, sets, survey.best_by_tile(), is_direct, box=box, labels=labels), labels
+    best = survey.best_by_tile()
+    plan = TilePlan(problem, sets, best, is_direct, box=box, labels=labels)
+    return plan, labels
 
 
 def _add_channels(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> Presence:
@@ -124,8 +128,10 @@ def _add_channels(survey: Survey, source: DenseChannels, thresholds: Thresholds)
         tiles = np.flatnonzero(margins > thresholds.may_matter[label])
         if len(tiles):
             exact = survey.margins_of(label, source.values[label], tiles)
-            presence.present[label].flat[tiles] = exact > thresholds.present[label]
-            presence.may_matter[label].flat[tiles] = exact > thresholds.may_matter[label]
+            is_present = exact > thresholds.present[label]
+            presence.present[label].flat[tiles] = is_present
+            matters = exact > thresholds.may_matter[label]
+            presence.may_matter[label].flat[tiles] = matters
     return presence
 
 
@@ -145,10 +151,7 @@ def _is_crowded(
     thresholds: Thresholds,
     threads: int | None,
 ) -> bool:
-    """Return whether so many labels are present in a sample of the tiles that tiles save nothing.
-
-    Only time depends on it.
-    """
+    """Return whether a sample of the tiles has so many labels that tiles save no time."""
     num_entries = 0
     num_voxels = 0
     for row in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
@@ -166,7 +169,8 @@ def _is_crowded(
             num_voxels += int(np.count_nonzero(inside))
     if num_voxels == 0:
         return False
-    return num_entries * TILE_VOXELS >= CROWDED * spec.mean_field.num_channels * num_voxels
+    work_everywhere = spec.mean_field.num_channels * num_voxels
+    return num_entries * TILE_VOXELS >= CROWDED * work_everywhere
 
 
 def plan_stream(network: StreamedNetwork, case: StoredCase) -> TilePlan:
@@ -220,22 +224,23 @@ def lazy_problem(
 
     The mask lacks the padding of the channels, unlike that of the image.
     """
+    image = case.image
     # Padding of the logits is not a property of the image: intensities are normalized as if there
     # were no padding.
-    maps = fit_intensity(case.image.values, case.parameters.intensity, case.image.mask)
+    maps = fit_intensity(image.values, case.parameters.intensity, image.mask)
     threshold = case.parameters.mean_field.label_threshold
-    image = replace(case.image, mask=mask)
     if mask is not None:
-        image = replace(image, mask=mask.reshape(image.values.shape[1:]))
+        mask = mask.reshape(image.values.shape[1:])
+    settled = float(thresholds.may_matter.min())
     return TileProblem(
         grid,
         source,
         presence,
-        image,
+        replace(image, mask=mask),
         case.model,
         threshold=None if thresholds.leave_out_nothing else threshold,
         maps=maps,
-        settled=float(thresholds.may_matter.min()),
+        settled=settled,
         precision=threshold,
     )
 
@@ -275,7 +280,8 @@ def plan_shares(numbers: Labels, sigma: Sequence[float], case: StoredCase) -> Ti
     spec = case.model
     grid = TileGrid(numbers.shape)
     labels = np.ascontiguousarray(numbers).reshape(grid.shape)
-    sigma = (*(0.0,) * (MAX_DIMS - len(sigma)), *sigma)
+    leading = (0.0,) * (MAX_DIMS - len(sigma))
+    sigma = (*leading, *sigma)
     source = ShareChannels(labels, sigma, 0, len(labels))
     settled = find_thresholds(case.parameters.mean_field.label_threshold, spec).may_matter
     problem, voxels = _nearby_problem(case, grid, source, share_reach(sigma), settled)
@@ -296,7 +302,8 @@ def _is_plain(spec: ModelSpec) -> bool:
 
     That changes no marginal. They do in a Potts model with one weight for all labels.
     """
-    return spec.mean_field.is_potts and spec.mean_field.num_channels < spec.mean_field.num_labels
+    run = spec.mean_field
+    return run.is_potts and run.num_channels < run.num_labels
 
 
 def _nearby_problem(
@@ -306,20 +313,20 @@ def _nearby_problem(
     near: Extents,
     settled: Float64,
 ) -> tuple[TileProblem, NDArray[np.int64]]:
-    """Return the problem of labels that take part within some voxels of where they occur.
-
-    The second result has the voxels of each tile inside the mask, (*tiles).
-    """
-    if not _is_plain(case.model):
+    """Return the problem of labels near where they occur, and the voxels of each tile."""
+    spec = case.model
+    if not _is_plain(spec):
         # In a plain model messages from farther away change nothing; the energy lacks these pairs.
-        reach = case.model.kernels.reach(case.image.spacing, grid.shape)
+        reach = spec.kernels.reach(case.image.spacing, grid.shape)
         near = tuple(extent + more for extent, more in zip(near, reach, strict=True))
     mask = mask_on_tiles(case.image, grid)
     inside = np.broadcast_to(np.True_, grid.shape) if mask is None else mask
     voxels = grid.reduced(np.add, inside, np.int64)
     # tiles with voxels within reach of a label, and few others
-    present = np.zeros((case.model.mean_field.num_labels, *grid.counts), np.bool_)
-    grid.engine(case.context.threads).mark_near(source.numbers, near, present.view(np.uint8))
+    num_labels = spec.mean_field.num_labels
+    present = np.zeros((num_labels, *grid.counts), np.bool_)
+    engine = grid.engine(case.context.threads)
+    engine.mark_near(source.numbers, near, present.view(np.uint8))
     present &= voxels > 0
     image = replace(case.image, values=np.ascontiguousarray(case.image.values))
     # No label was left out because its probability was low.
@@ -334,8 +341,10 @@ def _logits_of_settled(sets: LabelSets, spec: ModelSpec, confidence: float) -> F
     run = spec.mean_field
     logits = np.full(sets.grid.counts, confidence / run.temperature)
     if run.bias is not None:
-        bias = np.asarray(run.bias, np.float64)[sets.settled]
-        logits += np.where(sets.settled < 0, 0.0, bias) / run.temperature
+        settled = sets.settled
+        bias = np.asarray(run.bias, np.float64)
+        of_settled = np.where(settled < 0, 0.0, bias[settled])
+        logits += of_settled / run.temperature
     return logits
 
 
@@ -347,11 +356,12 @@ def settled_probability(spec: ModelSpec) -> float:
     """
     run = spec.mean_field
     strength = float(np.abs(run.weights).max(axis=1, initial=0.0).sum())
+    temperature = run.temperature
     if run.bias is not None:
         difference = float(run.bias.max() - run.bias.min())
-        strength += difference / run.temperature
-    half = 0.5 * ABSENT_LOGIT / run.temperature
-    if strength + math.log(run.num_labels) + CONFIDENCE / run.temperature < -0.5 * half:
+        strength += difference / temperature
+    half = 0.5 * ABSENT_LOGIT / temperature
+    if strength + math.log(run.num_labels) + CONFIDENCE / temperature < -0.5 * half:
         return half
     return -math.inf
 
@@ -374,10 +384,7 @@ WORTH_ROWS = 0.8
 
 
 def _pairs(problem: TileProblem) -> float:
-    """Return the voxels in the windows of all appearance kernels.
-
-    They are 0 if direct sums are asked for, and infinite if there are none.
-    """
+    """Return the voxels in all windows; 0 if direct sums are asked for, infinite if impossible."""
     kernels = problem.spec.kernels
     if max(problem.reach) > MAX_DIRECT_REACH or kernels.filter not in ("auto", "truncated"):
         return math.inf
@@ -386,7 +393,8 @@ def _pairs(problem: TileProblem) -> float:
     voxel = math.prod(kernels.distances(problem.image.spacing))
     windows = 0.0
     for kernel in kernels.bilateral:
-        windows += math.prod(REACH * theta for theta in kernel.theta_position)
+        reach = [REACH * theta for theta in kernel.theta_position]
+        windows += math.prod(reach)
     return BALL * windows / voxel
 
 
@@ -401,12 +409,14 @@ def sums_are_direct(problem: TileProblem, sets: LabelSets) -> bool:
 
 def _num_tiles_around(problem: TileProblem, sets: LabelSets) -> int:
     """Return the number of tiles that messages of active ones reach."""
-    return int(np.count_nonzero(widen(sets.active, num_rings(problem.reach))))
+    around = widen(sets.active, num_rings(problem.reach))
+    return int(np.count_nonzero(around))
 
 
 def _filtered_tiles(problem: TileProblem, sets: LabelSets) -> int:
     """Return the tiles around the active ones that filters take, once for each channel group."""
-    num_groups = math.ceil(int(sets.num_labels_of.max()) / GROUP)
+    most_labels = int(sets.num_labels_of.max())
+    num_groups = math.ceil(most_labels / GROUP)
     return _num_tiles_around(problem, sets) * num_groups
 
 
@@ -432,7 +442,8 @@ def choose_tiles(
     pairs = _pairs(problem) * len(sets.tiles) * TILE_VOXELS
     everywhere = float(math.ceil(channels / GROUP) * num_voxels)
     on_tiles = float(_filtered_tiles(problem, sets) * TILE_VOXELS)
-    are_few_pairs = name == "truncated" or pairs <= PAIRS_OF_FILTERS * min(on_tiles, everywhere)
+    fewest_filtered = min(on_tiles, everywhere)
+    are_few_pairs = name == "truncated" or pairs <= PAIRS_OF_FILTERS * fewest_filtered
     if pairs < math.inf and are_few_pairs:
         return True
     if name == "grid" and _saves_rows(problem, sets, survey):

@@ -141,7 +141,8 @@ class LabelMapChannels(ChannelSource):
         box = bounding_box(occurs)
         if box is not None:
             around = extended(box, self.reach)
-            logits[around][widen(occurs[around], self.reach)] = 0.0
+            is_near = widen(occurs[around], self.reach)
+            logits[around][is_near] = 0.0
             logits[occurs] = CONFIDENCE
         return logits[first - start : stop - start]
 
@@ -150,7 +151,8 @@ def extended(box: Box, reach: Extents) -> Box:
     """Return a box that is longer by so many voxels at either end, but does not begin below 0."""
     around = []
     for along, extent in zip(box, reach, strict=True):
-        around.append(slice(max(0, along.start - extent), along.stop + extent))
+        first = max(0, along.start - extent)
+        around.append(slice(first, along.stop + extent))
     return tuple(around)
 
 
@@ -170,7 +172,8 @@ class ShareChannels(ChannelSource):
         self, engine: Any, label: int, tiles: TileNumbers, entries: EntryNumbers, out: Float32
     ) -> None:
         """See `ChannelSource`."""
-        grid = TileGrid((self.num_planes, *self.numbers.shape[1:]))
+        plane_shape = self.numbers.shape[1:]
+        grid = TileGrid((self.num_planes, *plane_shape))
         shares = partial(log_shares, self.numbers, label, self.sigma)
         fill_by_rows(grid, self.first_plane, shares, tiles, entries, out, num_rows=_MAX_ROWS)
 
@@ -209,9 +212,11 @@ def fill_by_rows(
         part = TileGrid(values.shape)
         places_in_part = places[:, chosen] - first[:, None]
         in_part = np.ravel_multi_index(tuple(places_in_part), part.counts)
-        out[entries[chosen]] = part.gather(np.ascontiguousarray(values), in_part, 1)
+        values = np.ascontiguousarray(values)
+        out[entries[chosen]] = part.gather(values, in_part, 1)
 
-    run_all([partial(fill, group) for group in np.unique(group_of)], threads)
+    jobs = [partial(fill, group) for group in np.unique(group_of)]
+    run_all(jobs, threads)
 
 
 # ---- The volume
@@ -266,9 +271,10 @@ class TileProblem:
     @cached_property
     def mask(self) -> Bool | None:
         """(*grid) of three axes, True where the model applies; None means everywhere."""
-        if self.image.mask is None:
+        mask = self.image.mask
+        if mask is None:
             return None
-        return self.image.mask.reshape(self.grid.shape)
+        return mask.reshape(self.grid.shape)
 
     @cached_property
     def reach(self) -> Extents:
@@ -282,13 +288,15 @@ class TileProblem:
         domains = np.zeros_like(present)
         rings = num_rings(self.reach)
         for label in np.flatnonzero(present.any(axis=(1, 2, 3))):
-            domains[label] = widen(present[label], rings) & may_matter[label]
+            near = widen(present[label], rings)
+            domains[label] = near & may_matter[label]
         return LabelSets(self.grid, domains)
 
     def normalized(self, box: Box = ()) -> Float32:
         """Return the normalized image in a box of three axes, (M, *box) float32, C-contiguous."""
-        values = self.image.values.reshape(-1, *self.grid.shape)
-        part = values[(slice(None), *box)]
+        values = self.image.values
+        by_axis = values.reshape(-1, *self.grid.shape)
+        part = by_axis[(slice(None), *box)]
         if self.maps is None:
             return np.ascontiguousarray(part)
         result = np.empty(part.shape, np.float32)

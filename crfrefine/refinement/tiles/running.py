@@ -120,11 +120,12 @@ def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedT
     exceeds = np.zeros(sets.num_entries, np.uint8)
     prepared = time.perf_counter()
 
+    channels = filters.channels
     outcome = engine.run(
         kernels=filters.built,
-        num_channels=filters.channels.num_channels,
-        of_entry=filters.channels.of_entry,
-        of_settled=filters.channels.of_settled,
+        num_channels=channels.num_channels,
+        of_entry=channels.of_entry,
+        of_settled=channels.of_settled,
         image=image,
         bilateral=bilateral,
         spatial=spatial,
@@ -149,8 +150,9 @@ def run_tiles(problem: TileProblem, sets: LabelSets, method: Method) -> RefinedT
 def _biased_logits(problem: TileProblem, sets: LabelSets, threads: int | None) -> Float32:
     """Return the network's logits with the bias of labels, (entries, voxels of a tile)."""
     logits = problem.source.of_entries(sets, threads)
-    if problem.spec.mean_field.bias is not None:
-        bias = np.asarray(problem.spec.mean_field.bias, np.float32)
+    run = problem.spec.mean_field
+    if run.bias is not None:
+        bias = np.asarray(run.bias, np.float32)
         logits += bias[sets.labels][:, None]
     return logits
 
@@ -164,10 +166,7 @@ def _report(outcome: dict[str, Any], filters: Filters) -> MeanFieldReport:
 def _open_voxels(
     problem: TileProblem, sets: LabelSets, engine: Any, logits: Float32, method: Method
 ) -> NDArray[np.uint16]:
-    """Return (active tiles, rows of a tile), a bit for each voxel that is not settled.
-
-    With filters of the whole volume, a row is open if one of its voxels is.
-    """
+    """Return (active tiles, rows), a bit for each voxel, or filtered row, that is not settled."""
     num_rows = math.prod(TILE[:2])
     is_open = np.empty((len(sets.tiles), num_rows), np.uint16)
     temperature = problem.spec.mean_field.temperature
@@ -176,15 +175,13 @@ def _open_voxels(
 
 
 def _bandwidths(problem: TileProblem) -> tuple[list[tuple[list[float], list[float]]], list[float]]:
-    """Return the bandwidths of appearance kernels, and of the spatial one, which may be missing.
-
-    Those of positions are in voxels along the three axes.
-    """
+    """Return the bandwidths of appearance kernels and the spatial one; positions are in voxels."""
     kernels = problem.spec.kernels
     steps = kernels.distances(problem.image.spacing)
     bilateral = []
     for kernel in kernels.bilateral:
-        bilateral.append((_sigma(kernel, steps), list(kernel.theta_intensity or ())))
+        intensities = list(kernel.theta_intensity or ())
+        bilateral.append((_sigma(kernel, steps), intensities))
     if kernels.spatial is None:
         return bilateral, []
     return bilateral, _sigma(kernels.spatial, steps)
@@ -201,11 +198,12 @@ def _choose_filters(
 
     Filters are those of the rows with open voxels, and of all voxels that these receive from.
     """
+    kernel_set = problem.spec.kernels
     if method.is_direct or not is_open.any():  # Without an open voxel there is nothing to filter.
         tiles = f"{len(sets.tiles)} of {sets.grid.num_tiles} tiles"
         labels = f"{sets.num_entries / len(sets.tiles):.1f} labels each"
         names = []
-        for name in problem.spec.kernels.names:
+        for name in kernel_set.names:
             names.append(f"{name}: direct in {tiles}, {labels}")
         return Filters(None, NO_CHANNELS, tuple(names))
 
@@ -214,11 +212,12 @@ def _choose_filters(
     if problem.mask is not None:
         near &= problem.mask
     shape = problem.grid.shape[MAX_DIMS - len(problem.image.spacing) :]
-    guide: GridImage = replace(problem.image, values=image.reshape(-1, *shape))
+    values = image.reshape(-1, *shape)
+    guide: GridImage = replace(problem.image, values=values)
     origin = guide.origin or default_origin(guide)
     guide = replace(guide, mask=near.reshape(shape), origin=origin)
     # The last channel is for what takes part in no other.
-    spec = replace(problem.spec.kernels, num_labels=channels.num_channels + 1)
+    spec = replace(kernel_set, num_labels=channels.num_channels + 1)
     kernels = method.backend.kernels(guide, spec, method.context)
     assert isinstance(kernels, CpuKernels)
     return Filters(kernels, channels, kernels.filters)
@@ -232,12 +231,14 @@ def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]
     rows_of_tile = TILE[:2]
     by_tile = np.zeros((grid.num_tiles, *rows_of_tile), np.bool_)
     by_tile[sets.tiles] = is_open.reshape(-1, *rows_of_tile) != 0
-    by_axis = by_tile.reshape(*grid.counts, *rows_of_tile).transpose(0, 3, 1, 4, 2)
-    shape = (grid.counts[0] * TILE[0], grid.counts[1] * TILE[1], grid.counts[2])
-    rows = by_axis.reshape(shape)[:num_planes, :num_rows]
+    counts = grid.counts
+    by_axis = by_tile.reshape(*counts, *rows_of_tile).transpose(0, 3, 1, 4, 2)
+    rows = by_axis.reshape(-1, counts[1] * TILE[1], counts[2])
+    rows = rows[:num_planes, :num_rows]
     near = widen(rows, (2 * reach[0], 2 * reach[1], 0))
-    near = np.repeat(near, TILE[2], axis=-1)[..., :num_columns]
-    return np.ascontiguousarray(widen(near, (0, 0, 2 * reach[2])))
+    near = np.repeat(near, TILE[2], axis=-1)
+    near = widen(near[..., :num_columns], (0, 0, 2 * reach[2]))
+    return np.ascontiguousarray(near)
 
 
 def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:
@@ -266,21 +267,24 @@ def share_channels(sets: LabelSets, rings: Extents) -> Channels:
     domains, the largest first, each take the first channel in which no other label is within reach.
     """
     channels: list[NDArray[np.int32]] = []
+    counts = sets.grid.counts
     for part in sorted(_parts_of_domains(sets, rings), key=lambda part: -part.num_tiles):
         channel = _free_channel(channels, part)
         if channel is None:
-            channel = np.full(sets.grid.counts, -1, np.int32)
+            channel = np.full(counts, -1, np.int32)
             channels.append(channel)
         channel[part.box][part.inside] = part.label
     channels = _grouped(channels, sets.active)
 
     of_entry = np.empty(sets.num_entries, np.int32)
-    of_settled = np.full(sets.grid.counts, -1, np.int32)
+    of_settled = np.full(counts, -1, np.int32)
     for number, channel in enumerate(channels):
-        of_settled[(sets.settled >= 0) & (channel == sets.settled)] = number
+        is_here = (sets.settled >= 0) & (channel == sets.settled)
+        of_settled[is_here] = number
         for label in np.unique(channel[sets.active & (channel >= 0)]):
             tiles, entries = sets.entries[label]
-            of_entry[entries[channel.flat[tiles] == label]] = number
+            is_here = channel.flat[tiles] == label
+            of_entry[entries[is_here]] = number
     return Channels(len(channels), of_entry, of_settled)
 
 
@@ -291,7 +295,8 @@ def _parts_of_domains(sets: LabelSets, rings: Extents) -> list[_Part]:
     neighbors = np.ones((3, 3, 3), np.bool_)
     parts = []
     for label, domain in enumerate(sets.domains):
-        numbered, count = ndimage.label(widen(domain, rings), structure=neighbors)
+        reached = widen(domain, rings)
+        numbered, count = ndimage.label(reached, structure=neighbors)
         for number, box in enumerate(ndimage.find_objects(numbered, count), start=1):
             around = numbered[box] == number
             inside = around & domain[box]
@@ -357,7 +362,8 @@ def solve(
     repeats = 0
     while True:
         if not sets.active.any():
-            return RefinedTiles.without_steps(sets, np.zeros((0, TILE_VOXELS), np.float32))
+            nothing = np.zeros((0, TILE_VOXELS), np.float32)
+            return RefinedTiles.without_steps(sets, nothing)
         problem.source.ensure(sets.domains & sets.active, context.threads)
         if is_direct is None:
             is_direct = sums_are_direct(problem, sets)
@@ -403,7 +409,8 @@ def run_slabs(
     # Convergence would have to be judged for all slabs together: all steps are taken, without an
     # energy.
     run = replace(problem.spec.mean_field, tolerance=0.0)
-    problem = replace(problem, spec=replace(problem.spec, mean_field=run)).with_origin()
+    spec = replace(problem.spec, mean_field=run)
+    problem = replace(problem, spec=spec).with_origin()
     values = np.empty((sets.num_entries, TILE_VOXELS), np.float32)
     exceeds = np.zeros(sets.num_entries, np.uint8)
     timings: dict[str, float] = {}
@@ -420,7 +427,8 @@ def run_slabs(
         refined = run_tiles(part, part_sets, replace(method, context=context))
 
         target = sets.entries_in(slab.start, slab.stop)
-        source = part_sets.entries_in(slab.start - slab.first, slab.stop - slab.first)
+        first = slab.first
+        source = part_sets.entries_in(slab.start - first, slab.stop - first)
         values[target] = refined.values[source]
         exceeds[target] = refined.exceeds[source]
         filters = filters or refined.report.filters
@@ -448,15 +456,18 @@ def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: 
     num_modalities = len(problem.image.values)
     active = sets.active[slab.rows]
     voxels = slab.num_planes * math.prod(problem.grid.shape[1:])
-    entries = int(sets.num_labels_of[slab.rows][active].sum())
+    num_labels_of = sets.num_labels_of[slab.rows]
+    entries = int(num_labels_of[active].sum())
     total = entries * TILE_VOXELS * BYTES_PER_ENTRY
     if problem.maps is not None:  # The normalized image.
         total += 4 * num_modalities * voxels
     if is_direct:
         near = int(np.count_nonzero(active)) * TILE_VOXELS
         num_kernels = len(problem.spec.kernels.kernels)
-        return total + min(3 * near, voxels) * 4 * num_kernels
-    return total + voxels * (BYTES_OF_FILTERS + BYTES_OF_MODALITY * (num_modalities - 1))
+        num_copied = min(3 * near, voxels)
+        return total + num_copied * 4 * num_kernels
+    bytes_of_voxel = BYTES_OF_FILTERS + BYTES_OF_MODALITY * (num_modalities - 1)
+    return total + voxels * bytes_of_voxel
 
 
 def plan_slabs(
@@ -497,7 +508,8 @@ def _cut(num_planes: int, height: int, halo: int) -> list[Slab]:
     for start in range(0, num_planes, height):
         stop = min(start + height, num_planes)
         last = min(start + height + halo, num_planes)
-        slabs.append(Slab(start, stop, max(0, start - halo), last))
+        first = max(0, start - halo)
+        slabs.append(Slab(start, stop, first, last))
     return slabs
 
 

@@ -105,11 +105,12 @@ def _read_planes(read: ReadPieces, grid: TileGrid) -> Iterator[tuple[int, int, A
     """Yield the channel, the number of the first plane, and the planes of each piece."""
     plane_shape = grid.shape[1:]
     for piece in read():
+        planes_of_piece = piece.planes
         labels = range(piece.channels.start, piece.channels.stop)
         for label, values in zip(labels, piece.values, strict=True):
             planes = values.reshape(-1, *plane_shape)
-            if len(planes) == piece.planes.stop - piece.planes.start:
-                yield label, piece.planes.start, planes
+            if len(planes) == planes_of_piece.stop - planes_of_piece.start:
+                yield label, planes_of_piece.start, planes
             else:  # A grid of two axes: the piece's planes are rows of the only plane.
                 yield label, 0, values.reshape(1, *plane_shape)
 
@@ -156,7 +157,8 @@ class StoredChannels(ChannelSource):
             return
         for brick in read_bricks(self.read, self.grid):
             tiles_of_brick = brick.tiles(self.grid)
-            inner = np.flatnonzero(missing[brick.label].reshape(-1)[tiles_of_brick])
+            is_missing = missing[brick.label].reshape(-1)
+            inner = np.flatnonzero(is_missing[tiles_of_brick])
             values = TileGrid(brick.values.shape).gather(brick.values, inner, threads)
             self.keep(brick.label, inner + tiles_of_brick.start, values)
 
@@ -171,9 +173,10 @@ class StoredChannels(ChannelSource):
 
     def planes(self, start: int, stop: int) -> StoredChannels:
         """See `ChannelSource`."""
-        first = self.grid.first_tile(start)
-        end = self.grid.first_tile(stop + TILE[0] - 1)
-        grid = self.grid.with_planes(stop - start)
+        whole = self.grid
+        first = whole.first_tile(start)
+        end = whole.first_tile(stop + TILE[0] - 1)
+        grid = whole.with_planes(stop - start)
         part = StoredChannels(grid, self.num_labels, self.read, is_probability=self.is_probability)
         for label in range(self.num_labels):
             tiles, values = self.joined(label)
@@ -241,7 +244,8 @@ class Candidates:
             tiles, values = store.joined(label)
             margins = survey.margins_of(label, values, tiles, exact_above=math.inf)
             store.retain(label, margins > self._thresholds.may_matter[label])
-        self._next_look = min(max(2 * store.num_bytes, FIRST_LOOK), self._max_bytes)
+        next_look = max(2 * store.num_bytes, FIRST_LOOK)
+        self._next_look = min(next_look, self._max_bytes)
         if 2 * store.num_bytes > self._max_bytes:
             self._has_room = False
             self._store = StoredChannels(store.grid, store.num_labels, store.read)
@@ -265,7 +269,8 @@ class Candidates:
         rings = num_rings(reach)
         if self._has_room:
             for label in range(survey.num_labels):
-                chosen = self._mark(presence, survey, label, *store.joined(label))
+                tiles, values = store.joined(label)
+                chosen = self._mark(presence, survey, label, tiles, values)
                 store.retain(label, chosen)
                 _forget_far_tiles(store, presence, label, rings)
             return store, presence
@@ -288,10 +293,7 @@ class Candidates:
     def _mark(
         self, presence: Presence, survey: Survey, label: int, tiles: TileNumbers, values: Array
     ) -> Bool:
-        """Mark in which of some tiles a label is present, or may matter, beside all others.
-
-        Return (n,), in which of the tiles it may matter.
-        """
+        """Mark in which of some tiles a label is present or may matter; return (n,), the latter."""
         lowest = self._thresholds.may_matter[label]
         margins = survey.margins_of(label, values, tiles, exact_above=lowest)
         matters: Bool = margins > lowest
@@ -302,17 +304,19 @@ class Candidates:
 
     def _tiles_of(self, survey: Survey, brick: Brick) -> tuple[TileNumbers, Array]:
         """Return the tiles of a brick where its label mattered when it was surveyed."""
-        tiles_of_brick = brick.tiles(survey.grid)
-        margins = survey.margins[brick.label].reshape(-1)[tiles_of_brick]
-        matters = margins > self._thresholds.may_matter[brick.label]
+        grid = survey.grid
+        tiles_of_brick = brick.tiles(grid)
+        label = brick.label
+        margins = survey.margins[label].reshape(-1)[tiles_of_brick]
+        matters = margins > self._thresholds.may_matter[label]
         if self._rings is not None:
-            present = margins > self._thresholds.present[brick.label]
-            by_row = present.reshape(-1, *survey.grid.counts[1:])
+            present = margins > self._thresholds.present[label]
+            by_row = present.reshape(-1, *grid.counts[1:])
             near = widen(by_row, self._rings)
             rows = self._rings[0]
             if brick.first_plane > 0:  # Tiles of the bricks before and behind it may be near.
                 near[:rows] = True
-            if brick.first_plane + len(brick.values) < survey.grid.shape[0]:
+            if brick.first_plane + len(brick.values) < grid.shape[0]:
                 near[-rows:] = True
             matters &= near.reshape(-1)
         inner = np.flatnonzero(matters)
@@ -349,7 +353,8 @@ def survey_stream(
     """
     num_bytes = None if context.num_bytes is None else context.num_bytes()
     max_bytes = None if num_bytes is None else num_bytes // SHARE_OF_CANDIDATES
-    kind = stream.kind if stream.input_type == "auto" else stream.input_type
+    input_type = stream.input_type
+    kind = stream.kind if input_type == "auto" else input_type
     is_probability = None if kind is None else kind == "probabilities"
     while True:
         survey = Survey(grid, run, mask, context.threads)
@@ -357,19 +362,24 @@ def survey_stream(
         store = StoredChannels(grid, run.num_labels, stream.read)
         candidates = Candidates(store, thresholds, max_bytes, context.threads, reach)
         for brick in read_bricks(stream.read, grid):
+            values = brick.values
+            first_plane = brick.first_plane
             if is_probability is None:
-                is_low = brick.values < -SUM_TOLERANCE
-                outside = brick.values[is_low | (brick.values > 1 + SUM_TOLERANCE)]
+                is_low = values < -SUM_TOLERANCE
+                is_high = values > 1 + SUM_TOLERANCE
+                outside = values[is_low | is_high]
                 # Padding usually has a single value.
-                is_probability = not outside.size or bool((outside == outside[0]).all())
+                is_probability = bool((outside == outside[:1]).all())
             if context.progress is not None:
                 context.progress("channels", brick.label, stream.num_labels)
             survey.is_probability = is_probability
-            survey.add(brick.label, brick.values, brick.first_plane)
+            survey.add(brick.label, values, first_plane)
             candidates.add(survey, brick)
-            planes = slice(brick.first_plane, brick.first_plane + len(brick.values))
-            look.add(brick.label, brick.values, planes)
-        kind, reason = decide(look, stream.input_type, stream.kind, str(stream.path))
+            planes = slice(first_plane, first_plane + len(values))
+            look.add(brick.label, values, planes)
+        path = stream.path
+        kind, reason = decide(look, input_type, stream.kind, str(path))
         if is_probability == (kind == "probabilities"):
-            return survey, candidates, f"{stream.path.name} is taken as {kind}: {reason}"
+            note = f"{path.name} is taken as {kind}: {reason}"
+            return survey, candidates, note
         is_probability = not is_probability

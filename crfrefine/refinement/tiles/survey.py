@@ -58,11 +58,7 @@ class Survey:
     """
 
     def __init__(
-        self,
-        grid: TileGrid,
-        run: MeanFieldSpec,
-        mask: Bool | None,
-        threads: int | None,
+        self, grid: TileGrid, run: MeanFieldSpec, mask: Bool | None, threads: int | None
     ) -> None:
         """Start with no channel.
 
@@ -73,13 +69,14 @@ class Survey:
         self.is_probability = False
         self.num_labels = len(run.compatibility)
         self.temperature = run.temperature
-        self._bias = np.zeros(self.num_labels) if run.bias is None else run.bias
+        bias = run.bias
+        self._bias = np.zeros(self.num_labels) if bias is None else bias
         self.log_sum = np.empty(grid.shape, np.float32)
         self.best = np.empty(grid.shape, np.float32)
         self.labels = np.empty(grid.shape, np.uint16)
         self.is_equal = np.empty(grid.shape, np.bool_)
         self.largest = self.best
-        if run.bias is not None:
+        if bias is not None:
             self.largest = np.empty(grid.shape, np.float32)
         shape_of_margins = (self.num_labels, *grid.counts)
         self.margins = np.full(shape_of_margins, -np.inf, np.float32)
@@ -126,7 +123,8 @@ class Survey:
             doubt = doubt[self.mask[planes]]
         if not doubt.size:
             return 1.0
-        return float(np.mean(doubt > max(math.exp(log_probability), MIN_DOUBT)))
+        smallest = max(math.exp(log_probability), MIN_DOUBT)
+        return float(np.mean(doubt > smallest))
 
     def margins_of(
         self, label: int, values: Array, tiles: TileNumbers, exact_above: float = -math.inf
@@ -183,18 +181,20 @@ def find_thresholds(threshold: float, spec: ModelSpec) -> Thresholds:
     """
     run = spec.mean_field
     num_labels = spec.kernels.num_labels
-    if threshold <= 0.0 or (run.weights < 0).any() or (run.compatibility < 0).any():
+    compatibility = run.compatibility
+    if threshold <= 0.0 or (run.weights < 0).any() or (compatibility < 0).any():
         everywhere = np.full(num_labels, -np.inf)
         return Thresholds(everywhere, everywhere, leave_out_nothing=True)
 
-    lowest = np.full(num_labels, np.log(min(threshold, SHARE_OF_UNIFORM / num_labels)))
+    probability = min(threshold, SHARE_OF_UNIFORM / num_labels)
+    lowest = np.full(num_labels, np.log(probability))
     weights = np.asarray(run.weights, np.float64)
     weight = float(weights.max(axis=1).sum())
     if run.is_potts:
-        largest_rise = weight * float(run.compatibility.max())
+        largest_rise = weight * float(compatibility.max())
         return Thresholds(lowest, lowest - largest_rise)
 
-    penalties = np.asarray(run.compatibility, np.float64)
+    penalties = np.asarray(compatibility, np.float64)
     others = np.where(np.eye(num_labels, dtype=bool), np.inf, penalties)
     largest_difference = np.maximum(0.0, penalties.max() - others.min(axis=0))
     lowest = lowest - weight * largest_difference
