@@ -132,7 +132,7 @@ def _is_chance(is_changed: Bool, fit: _Fit, length: int) -> bool:
     evidence = 0.0
     for part in (inside, outside):
         evidence += part.size * _divergence(float(part.mean()), mean)
-    # Pitches and phases give about length³ sets of planes, one of which may fit by chance.
+    # Pitches and phases give about length³ sets of planes, and one may fit by chance.
     return evidence <= 3 * math.log(length)
 
 

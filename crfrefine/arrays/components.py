@@ -1,6 +1,6 @@
 """Connected components (26 neighbors in 3-D), the small-object rules (`[postprocess]`), their note.
 
-The note tells which structures the rules took away, in whole or in large part.
+The note names the structures that the rules removed entirely or mostly.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def fill_holes(label_map: Array, labels: Collection[int], *, any_hole: bool = Fa
     """Fill holes of (*grid) labels in place, and return the number of voxels filled.
 
     A hole is a region of background, connected over faces, that touches no border of the grid; axes
-    of one voxel have none. It gets the label that it touches with the most faces, the lowest of a
+    of one voxel do not count. It gets the label that it shares most faces with, the lowest of a
     tie.
 
     Args:
@@ -232,7 +232,7 @@ def _labels_around(
 ) -> tuple[Integers, Integers, Integers]:
     """Return the numbers of the holes, the main label and the number of labels around each.
 
-    The main label is the one that the hole touches with the most faces, the lowest of a tie.
+    The main label shares most faces with the hole; of a tie the lowest counts.
     `voxels` and `hole_numbers` are those of `_find_holes`.
     """
     flat = part.ravel()
@@ -280,7 +280,9 @@ def describe_losses(
     for label, (before, after) in sorted(lost.items()):
         if before - after > MAX_LOSS * before:
             name = names.get(label, f"label {label}")
-            volumes = _describe_volumes(before, after, voxel_ml)
+            volumes = ""
+            if voxel_ml is not None:
+                volumes = f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
             texts.append(f"{name} {before:,} → {after:,} voxels{volumes}")
     if not texts:
         return ()
@@ -297,12 +299,6 @@ def describe_losses(
         f"  Switch it off ({switched_off}), or allow it: --allow-vanishing, in Python "
         "allow_vanishing=True."
     )
-
-
-def _describe_volumes(before: int, after: int, voxel_ml: float | None) -> str:
-    if voxel_ml is None:
-        return ""
-    return f" ({before * voxel_ml:.3g} → {after * voxel_ml:.3g} ml)"
 
 
 def _value_when_off(key: str) -> str:

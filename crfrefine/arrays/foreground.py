@@ -20,7 +20,7 @@ ROUNDING = 1e-5
 
 
 def decide_channel(values: Array, input_type: str, kind: str | None, name: str) -> str:
-    """Return what the only channel of an output holds: "probabilities" or "logits" of label 1.
+    """Return the kind of an output's only channel: "probabilities" or "logits" of label 1.
 
     Args:
         values: (*grid), finite.
@@ -29,7 +29,7 @@ def decide_channel(values: Array, input_type: str, kind: str | None, name: str) 
         name: of the file or argument, for messages.
 
     Raises:
-        InputError: the values contradict what was said, or are no probabilities.
+        InputError: the values contradict the user or the file, or are not probabilities.
     """
     lowest = float(values.min())
     highest = float(values.max())

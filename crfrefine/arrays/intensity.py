@@ -192,7 +192,18 @@ def _fit_modality(source: Array, settings: _ModalitySettings, mask: Bool | None)
     if settings.kind == "zscore":
         shift, width = _mean_and_deviation(values.astype(np.float32, copy=False))
     else:
-        low, high = _find_range(values, settings.percentiles)
+        # These are numpy's percentiles. Its function imports numpy.ma, which takes as long as all
+        # else for a small case.
+        places = (values.size - 1) * (np.array(settings.percentiles) / 100.0)
+        below = np.floor(places).astype(np.intp)
+        above = np.minimum(below + 1, values.size - 1)
+        ordered = np.partition(values, [*below, *above])
+        start = ordered[below].astype(np.float64)
+        end = ordered[above].astype(np.float64)
+        low, high = (start + (end - start) * (places - below)).tolist()
+        if high <= low:
+            low = float(values.min())
+            high = float(values.max())
         shift = low
         width = high - low
     scale = 0.0  # A constant modality becomes 0.
@@ -223,19 +234,3 @@ def _mean_and_deviation(values: Float32) -> tuple[float, float]:
     mean = total / values.size
     variance = squares / values.size - mean * mean
     return float(pivot) + mean, math.sqrt(max(0.0, variance))
-
-
-def _find_range(values: Array, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """Return the values at two percentiles, or the smallest and the largest if these are equal."""
-    # These are numpy's percentiles. Its function imports numpy.ma, which takes as long as all else
-    # for a small case.
-    places = (values.size - 1) * (np.array(percentiles) / 100.0)
-    below = np.floor(places).astype(np.intp)
-    above = np.minimum(below + 1, values.size - 1)
-    ordered = np.partition(values, [*below, *above])
-    start = ordered[below].astype(np.float64)
-    end = ordered[above].astype(np.float64)
-    low, high = (start + (end - start) * (places - below)).tolist()
-    if high <= low:
-        return float(values.min()), float(values.max())
-    return low, high

@@ -31,10 +31,10 @@ SHARE_TOLERANCE = 0.05
 
 
 def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | None:
-    """Return (*grid), True at the ties that are padding; None if there are none.
+    """Return (*grid), True at the ties that are padding; None without padding.
 
     Args:
-        ties: (*grid), True where all labels are equal; it may be what is returned.
+        ties: (*grid), True where all labels are equal; it may be returned itself.
         logits: (*grid), the common value, which matters at ties only. None means that every value
             may be a vote, as the log-odds 0 of regions.
         num_labels: L, the number of labels that are equal.
@@ -42,7 +42,7 @@ def padding_among(ties: Bool, logits: Array | None, num_labels: int) -> Bool | N
     decided = bounding_box(~ties)
     if decided is None:
         return ties
-    # A cropped output lies in a box. Around it, whole planes of the grid are ties.
+    # A cropped output fills a box, and all voxels around that box are ties.
     if not ties[decided].any():
         if ties.any():
             return ties

@@ -2,7 +2,7 @@
 
 Ties are voxels where all labels have exactly the same logit, or the log-odds of all regions are 0.
 Undoing a crop pads logits with a constant. To the CRF such voxels look undecided, and their
-neighbors' labels would spread over them; `padding` tells which of the ties are padding.
+neighbors' labels would spread over them; `padding` tells padding from other ties.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def padding_of(
 def find_ties(channels: Array, *, are_regions: bool = False) -> Bool | None:
     """Return (*grid), True where all labels of (L, *grid) have exactly the same value.
 
-    None means that there are no ties. The search is fastest in C order.
+    Without ties, None is returned. The search is fastest in C order.
 
     Ties of regions are where all log-odds are exactly 0, which says nothing about any region. Any
     other constant says something, unlike in a softmax: probabilities of 0 in all channels are
@@ -92,7 +92,7 @@ def leave_out(
     Args:
         padding: (*grid), True at padding.
         mask: (*grid); None means everywhere.
-        what: a name for what has the padding, in the errors of `check_share`.
+        what: a name for the padded channels, in the errors of `check_share`.
         are_regions: whether the padding is that of regions.
     """
     inside = ~padding
@@ -237,7 +237,7 @@ class Look:
 
     @property
     def outside(self) -> str | None:
-        """A value outside [0, 1], in words; None if there is none that counts."""
+        """A value outside [0, 1] that counts, in words; None if all lie inside."""
         if self.marks[~self.is_equal].any():
             return self._example
         return None
@@ -312,13 +312,13 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
     """Return "logits" or "probabilities", and the reason.
 
     Args:
-        look: what the values show.
+        look: the facts about the values.
         input_type: the user's word: "auto", "logits" or "probabilities".
         kind: "logits" or "probabilities" if the file declares it.
         name: of the file or argument, for errors.
 
     Raises:
-        InputError: the values are neither, or contradict what was said.
+        InputError: the values are neither, or contradict the user or the file.
     """
     said = kind if input_type == "auto" else input_type
     if look.outside is None:
@@ -451,7 +451,7 @@ def who_says(input_type: str) -> str:
 def clip_overshoot(probabilities: Float32) -> None:
     """Clip (L, *grid) to [0, 1] and divide by the sums, in place, if values lie clearly outside.
 
-    Logits need the clipping alone, which `take_logarithms` does: the logarithm of a sum is the same
+    Logits need only the clipping, which `take_logarithms` does: the logarithm of a sum is the same
     for all labels of a voxel. Voxels where all labels are equal, such as padding, stay as they are.
     """
     if probabilities.min() >= -SUM_TOLERANCE and probabilities.max() <= 1 + SUM_TOLERANCE:

@@ -69,7 +69,7 @@ def refine(
     components of a vector image, are the channels.
 
     Args:
-        logits: (L, *grid), higher is better, finite. One channel, (1, *grid), is label 1 alone,
+        logits: (L, *grid), higher is better, finite. One channel, (1, *grid), is label 1,
             whose background is computed: its probability with `input_type="probabilities"`, its
             log-odds with "logits"; "auto" does not tell them apart and refuses it. The result then
             has two labels. With `regions`: (R, *grid), one log-odds per region, above 0 inside.
@@ -113,7 +113,7 @@ def refine(
 
     Raises:
         InputError: shapes do not fit, logits that are not finite, an image with infinite values or
-            more than 99 % of NaN, an empty mask, a label map or probabilities in place of logits,
+            more than 99 % of NaN, an empty mask, a label map or probabilities instead of logits,
             logits that are equal for all labels nearly everywhere, images of both libraries,
             another spacing than theirs, or a network spacing that is not above the image's or is
             not found.
@@ -164,8 +164,9 @@ def refine(
     values = given_array(arrays["logits"], "logits")
     image = given_array(arrays["image"], "image")
     if spacing is None:
-        is_coarser = network_spacing is not None
-        spacing = assumed_spacing(matters=is_coarser or _depends_on_mm(parameters))
+        has_rules = parameters.postprocess.min_component_ml != 0.0
+        is_in_mm = has_rules or parameters.mean_field.positions != "voxels"
+        spacing = assumed_spacing(matters=is_in_mm or network_spacing is not None)
     if input_type == "labels":
         if regions is not None:
             raise ConfigError(
@@ -198,12 +199,6 @@ def refine(
         strokes=drawn,
     )
     return replace(result, notes=(*form.notes, *result.notes))
-
-
-def _depends_on_mm(parameters: CrfParameters) -> bool:
-    """Return whether parameters are in mm, or in ml."""
-    has_rules = parameters.postprocess.min_component_ml != 0.0
-    return has_rules or parameters.mean_field.positions != "voxels"
 
 
 class _Form(NamedTuple):

@@ -202,7 +202,7 @@ def _channels_of_labels(network: ArrayNetwork, case: StoredCase) -> _Channels:
     del values  # Another array may take their place.
     ties = probabilities.find_ties(channels.values, are_regions=False)
     input_type = network.input_type
-    # A value far below 0 that is no tie, of which there is none, belongs to logits.
+    # Without ties, a value far below 0 belongs to logits.
     are_surely_logits = input_type == "logits"
     if input_type == "auto" and ties is None:
         are_surely_logits = lowest < -MAX_OVERSHOOT

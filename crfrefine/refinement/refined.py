@@ -45,7 +45,7 @@ class RefinedChannels:
     def __init__(
         self, outcome: MeanFieldResult | RefinedTiles, prepared: Prepared, run: MeanFieldSpec
     ) -> None:
-        """Keep what the engine made of a case, and the logits, or labels, of all other voxels."""
+        """Keep the engine's results, and the logits, or labels, of all other voxels."""
         plan = prepared.plan
         self._shape = prepared.logits.shape[1:]
         self._run = run

@@ -1,4 +1,4 @@
-"""Refine a network's output in any form, and say what was done."""
+"""Refine a network's output in any form, with notes for the user."""
 
 from __future__ import annotations
 
@@ -195,11 +195,8 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
 
     started = time.perf_counter()
     network_labels, labels = _label_maps(prepared, refined, stored)
-    if case.network_spacing is not None and prepared.mask is not None:
-        # The largest share may be that of another label.
-        labels = np.where(prepared.mask, labels, network_labels)
-    parameters = case.parameters
-    cleaned = clean(stored.order.to_user(labels), parameters.postprocess, case.voxel_ml)
+    rules = case.parameters.postprocess
+    cleaned = clean(stored.order.to_user(labels), rules, case.voxel_ml)
     label_map = cleaned.label_map
     if case.strokes is not None:
         label_map = case.strokes.draw(label_map)
@@ -207,9 +204,8 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
     timings = {**prepared.timings, **refined.timings, "labels": time.perf_counter() - started}
     num_labels = network.shape[0]
     channel_labels = tuple(range(num_labels))
-    regions = case.regions
-    if regions is not None:
-        num_labels = regions.num_labels
+    if case.regions is not None:
+        num_labels = case.regions.num_labels
         channel_labels = ()
     return RefinementResult(
         label_map=label_map,
@@ -226,10 +222,10 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
         lost_to_rules=cleaned.lost,
         notes=notes,
         spacing=tuple(case.image.spacing),
-        regions=regions,
+        regions=case.regions,
         channel_labels=channel_labels,
         num_labels=num_labels,
-        output_temperature=parameters.mean_field.output_temperature,
+        output_temperature=case.parameters.mean_field.output_temperature,
     )
 
 
@@ -315,8 +311,12 @@ def _label_maps(
             counts = np.maximum(counts + prepared.gained, 0)
         refined.match_volumes(counts, network_labels, prepared.mask)
     if refined.is_array:
-        return network_labels, decode(refined.computed)
-    labels = refined.label_map(network_labels, decode, threads=case.context.threads)
+        labels = decode(refined.computed)
+    else:
+        labels = refined.label_map(network_labels, decode, threads=case.context.threads)
+    if case.model.kernels.network_spacing is not None and prepared.mask is not None:
+        # The largest share may be that of another label.
+        labels = np.where(prepared.mask, labels, network_labels)
     return network_labels, labels
 
 

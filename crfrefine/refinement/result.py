@@ -76,7 +76,7 @@ class RefinementResult(Reported):
     output_temperature: float = 1.0
 
     def __eq__(self, other: object) -> bool:
-        """Compare the values, arrays too, of which a dataclass would ask whether they are true."""
+        """Compare the values, arrays too, which a dataclass cannot compare."""
         if not isinstance(other, RefinementResult):
             return NotImplemented
         for entry in fields(self):

@@ -3,10 +3,10 @@
 A drawn voxel is fixed. Around it, the logit of its label rises by `strength * temperature * exp(-d²
 / 2 r² - Δ² / 2 s²)` at a voxel that is d mm away and whose normalized intensities differ by Δ; the
 largest rise counts. r is the distance from the drawn voxel to the nearest voxel of its label in the
-network's label map, so that a stroke reaches as far as the error that it corrects. Where the
-network has the label already, nothing rises. A rise depends on the network, the image and the
-voxels that are drawn there alone: not on strokes elsewhere, nor on how groups, boxes and tiles
-divide the grid, which only save time. See docs/guide/strokes.md.
+network's label map, so that a stroke covers the error that it corrects. Where the network has
+the label already, nothing rises. A rise depends only on the network, the image and the voxels that
+are drawn there. Strokes elsewhere do not matter, and groups, boxes and tiles only save time. See
+docs/guide/strokes.md.
 """
 
 from __future__ import annotations

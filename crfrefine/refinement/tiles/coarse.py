@@ -45,7 +45,7 @@ MARGIN = 5.0
 
 @dataclass(frozen=True, eq=False)
 class CoarseNetwork:
-    """A network's output on a grid of its own, whose axes are parallel to those of the image."""
+    """A network's output on another grid, whose axes are parallel to those of the image."""
 
     channels: StreamedNetwork  # on the network's grid, with three axes
     interpolation: Interpolation  # from that grid to the image's
@@ -139,8 +139,8 @@ def plan_coarse(network: CoarseNetwork, case: StoredCase) -> TilePlan:
     thresholds = find_thresholds(case.parameters.mean_field.label_threshold, spec)
     present = np.minimum(thresholds.present, math.log(MIN_PROBABILITY))
     levels = Levels(present, np.minimum(thresholds.may_matter, present))
-    # A lower threshold for what is kept: a label's logits go on beside the voxels where it takes
-    # part.
+    # The threshold of kept tiles is lower: interpolation needs a label's logits beside the voxels
+    # where it takes part, too.
     kept = Thresholds(levels.matters, levels.matters - MARGIN)
     coarse_grid = TileGrid(network.channels.grid_shape)
     reach = (network.interpolation.reach,) * 3

@@ -108,7 +108,7 @@ class TileGrid:
     def reduced(
         self, ufunc: np.ufunc, values: Array, dtype: DTypeLike, where: Bool | None = None
     ) -> Array:
-        """Return what a ufunc, such as a sum, makes of the voxels of each tile, (*tiles).
+        """Return the voxels of each tile reduced by a ufunc, such as a sum, (*tiles).
 
         Voxels where `where` is False count as 0.
         """
@@ -183,7 +183,7 @@ class LabelSets:
 
     @cached_property
     def settled(self) -> NDArray[np.int32]:
-        """(*tiles), the only label of a tile; -1 means that it has none, or several."""
+        """(*tiles), the only label of a tile; -1 for tiles with no label or several."""
         labels = np.full(self.grid.counts, -1, np.int32)
         single = self.num_labels_of == 1
         for label, tiles in enumerate(self.domains):

@@ -75,17 +75,11 @@ def plan_array(
 
     channels = values if box is None else values[(slice(None), *box)]
     grid = TileGrid(channels.shape[1:])
-    *strides, stride_of_row = channels.strides
-    size = channels.itemsize
-    if stride_of_row != size or any(stride % size for stride in strides):
-        channels = np.ascontiguousarray(channels)  # Voxels of a row are read one after the other.
-    source = DenseChannels(channels.reshape(len(values), *grid.shape), is_probability)
+    source = _dense_source(channels, grid, is_probability=is_probability)
     mask = mask_on_tiles(image, grid)
     if mask is not None:
         image = replace(image, mask=mask.reshape(channels.shape[1:]))
-    num_layers = grid.counts[0]
-    is_sampled = len(values) <= MAX_CROWDED_LABELS and num_layers >= MIN_LAYERS
-    if is_sampled and _is_crowded(grid, source, spec, mask, thresholds, threads):
+    if _is_crowded(grid, source, spec, mask, thresholds, threads):
         return None, None
 
     survey = Survey(grid, spec.mean_field, mask, threads)
@@ -114,6 +108,16 @@ def plan_array(
     best = survey.best_by_tile()
     plan = TilePlan(problem, sets, best, is_direct, box=box, labels=labels)
     return plan, labels
+
+
+def _dense_source(channels: Float32, grid: TileGrid, *, is_probability: bool) -> DenseChannels:
+    """Return the channels, whose voxels of a row are read one after the other."""
+    *strides, stride_of_row = channels.strides
+    size = channels.itemsize
+    if stride_of_row != size or any(stride % size for stride in strides):
+        channels = np.ascontiguousarray(channels)
+    by_plane = channels.reshape(len(channels), *grid.shape)
+    return DenseChannels(by_plane, is_probability)
 
 
 def _add_channels(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> Presence:
@@ -152,6 +156,8 @@ def _is_crowded(
     threads: int | None,
 ) -> bool:
     """Return whether a sample of the tiles has so many labels that tiles save no time."""
+    if len(source.values) > MAX_CROWDED_LABELS or grid.counts[0] < MIN_LAYERS:
+        return False
     num_entries = 0
     num_voxels = 0
     for row in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
@@ -454,7 +460,7 @@ def choose_tiles(
 
 
 def _saves_rows(problem: TileProblem, sets: LabelSets, survey: Survey) -> bool:
-    """Return whether a grid that filters the rows of uncertain voxels alone is less work.
+    """Return whether a grid that filters only the rows of uncertain voxels is less work.
 
     Besides the steps the work is the normalization, twice with all labels everywhere, and what
     settled voxels send, the last label included.

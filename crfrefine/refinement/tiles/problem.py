@@ -1,7 +1,7 @@
 """A volume, or a slab of one, whose mean field runs on tiles, and the channels that it starts from.
 
 `ChannelSource` gives the logits of labels in tiles; here are those of an array and of a label map.
-`TilePlan` is what a run needs.
+`TilePlan` has the inputs of a run.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ def _parts_of_domains(sets: LabelSets, rings: Extents) -> list[_Part]:
 
 
 def _free_channel(channels: list[NDArray[np.int32]], part: _Part) -> NDArray[np.int32] | None:
-    """Return the first channel with no other label around a part; None if there is none."""
+    """Return the first channel with no other label around a part, or None."""
     for channel in channels:
         labels = channel[part.box][part.around]
         if ((labels < 0) | (labels == part.label)).all():
@@ -371,7 +371,7 @@ def solve(
         slabs = plan_slabs(problem, sets, num_bytes, is_direct=is_direct)
         is_in_memory = isinstance(problem.source, DenseChannels)
         if len(slabs) == 1:
-            # The copies are smaller than what the steps need for two labels at each voxel.
+            # The steps need more memory than the copies with two labels at each voxel.
             has_room = is_in_memory or sets.num_entries >= 2 * sets.grid.num_tiles
             refined = run_tiles(problem, sets, Method(backend, context, is_direct, has_room))
         else:

@@ -162,7 +162,7 @@ class Thresholds:
 
     present: Float64  # (L,), a label above it is present
     # (L,), the marginal of a label below it stays below the threshold, whatever the marginals
-    # around it are; -inf without such a bound
+    # around it are; -inf without a bound
     may_matter: Float64
     leave_out_nothing: bool = False  # whether all labels take part everywhere
 
