@@ -93,21 +93,16 @@ def write_image(
     path = Path(path)
     known = require_suffix(path, WRITTEN_SUFFIXES)
     if dtype.name not in known.image_types:
+        others = []
+        for other in FORMATS:
+            if other.suffixes[0] in WRITTEN_SUFFIXES and dtype.name in other.image_types:
+                others.append(f"{other.name} ({other.suffixes[0]})")
         raise UnsupportedFormatError(
             f"{path}: {known.name} holds voxels of the types {', '.join(known.image_types)}, "
-            f"found {dtype.name}; write {_formats_with(dtype)} instead"
+            f"found {dtype.name}; write {', '.join(others)} instead"
         )
     channels = num_channels if num_channels > 1 else None
     _write(VoxelsToWrite(path, "image", channels, dtype, piece), like, 1)
-
-
-def _formats_with(dtype: np.dtype[Any]) -> str:
-    """Return the names of the formats whose images may have a type."""
-    names = []
-    for known in FORMATS:
-        if known.suffixes[0] in WRITTEN_SUFFIXES and dtype.name in known.image_types:
-            names.append(f"{known.name} ({known.suffixes[0]})")
-    return ", ".join(names)
 
 
 def write_channels(

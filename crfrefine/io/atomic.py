@@ -34,7 +34,10 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
     The last of several files that belong together names the others, and is renamed after them.
     """
     targets = check_replaceable(*paths)
-    hidden_paths = [_hidden_name(target) for target in targets]
+    hidden_paths = []
+    for target in targets:
+        name = os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
+        hidden_paths.append(target.with_name(f".{name}.tmp-{os.urandom(8).hex()}"))
     files: list[BinaryIO] = []
     try:
         remove_leftovers(targets[-1].parent)
@@ -59,12 +62,6 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
         for hidden in hidden_paths:  # Those that have their names are not there.
             with suppress(OSError):
                 hidden.unlink(missing_ok=True)
-
-
-def _hidden_name(target: Path) -> Path:
-    """Return the name of a file until it is whole."""
-    name = os.fsencode(target.name)[:_MAX_NAME_BYTES].decode(errors="ignore")
-    return target.with_name(f".{name}.tmp-{os.urandom(8).hex()}")
 
 
 def write_small_file(path: Path, content: bytes) -> None:
@@ -96,11 +93,24 @@ def check_replaceable(*paths: Path) -> list[Path]:
     """
     for path in paths:
         check_no_input(path)
-        _require_regular(path)
+        try:
+            is_regular = S_ISREG(path.stat().st_mode)
+        except FileNotFoundError:
+            is_regular = True
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        # Standard output may be a regular file, which other programs write to. Links are not
+        # followed.
+        shown = os.path.abspath(path)  # noqa: PTH100
+        if not is_regular or shown.startswith(("/dev/std", "/dev/fd/", "/proc/")):
+            raise CrfRefineError(
+                f"{path}: cannot be written: it exists and is no regular file, "
+                "which is not replaced; choose another name"
+            )
+
     targets = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
     for path, target in zip(paths[:-1], targets[:-1], strict=True):
-        # A header finds its voxels by their name in its folder, even if it is reached through a
-        # link.
+        # A header finds its voxels by their name in its own folder, also through a link.
         if os.path.realpath(targets[-1].with_name(path.name)) != os.path.realpath(target):
             raise CrfRefineError(
                 f"{paths[-1]}: cannot be written: it is a link to {targets[-1]}, "
@@ -109,24 +119,6 @@ def check_replaceable(*paths: Path) -> list[Path]:
                 "or choose a format of one file."
             )
     return targets
-
-
-def _require_regular(path: Path) -> None:
-    """Raise CrfRefineError if a path exists and is anything but a regular file."""
-    # Standard output may be a regular file, which other programs write to. Links are not followed.
-    shown = os.path.abspath(path)  # noqa: PTH100
-    is_stream = shown.startswith(("/dev/std", "/dev/fd/", "/proc/"))
-    try:
-        is_regular = S_ISREG(path.stat().st_mode)
-    except FileNotFoundError:
-        is_regular = True
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    if is_stream or not is_regular:
-        raise CrfRefineError(
-            f"{path}: cannot be written: it exists and is no regular file, which is not replaced; "
-            "choose another name"
-        )
 
 
 def check_writable(folder: Path) -> None:
@@ -154,10 +146,7 @@ def check_small_output(path: Path) -> None:
 
 @cache
 def remove_leftovers(folder: Path) -> None:
-    """Remove hidden files of this user in a folder not written to for a day.
-
-    Look into a folder once.
-    """
+    """Remove hidden files of this user not written to for a day; look into a folder once."""
     for path in folder.glob(".*.tmp-" + "[0-9a-f]" * 16):
         with suppress(OSError):
             status = path.lstat()

@@ -165,12 +165,22 @@ def _lower_limit(kind: int, most: int) -> None:
 
 def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
     """Return the headers of a series' files, or of the one file."""
-    files = _files_of(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    files = [path]
+    if path.is_dir():
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        files = sorted(filter(Path.is_file, entries))
     _limit(path, files)
     datasets: dict[Path, Any] = {}
     others = []
     for file in files:
-        dataset = _dataset(file, is_expected=file == path or file.suffix.lower() == ".dcm")
+        try:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        except pydicom.errors.InvalidDicomError:
+            if file == path or file.suffix.lower() == ".dcm":
+                raise UnsupportedFormatError(f"{file}: not a DICOM file") from None
+            dataset = pydicom.Dataset()
         if "Rows" in dataset and (file == path or not _is_segmentation(dataset)):
             datasets[file] = dataset
         else:
@@ -189,29 +199,6 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
 
 def _is_segmentation(dataset: Any) -> bool:
     return dataset.get("SOPClassUID") in _SEGMENTATIONS
-
-
-def _files_of(path: Path) -> list[Path]:
-    """Return the files of a folder but hidden ones, or the one file."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    if not path.is_dir():
-        return [path]
-    files = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    return sorted(filter(Path.is_file, files))
-
-
-def _dataset(file: Path, *, is_expected: bool) -> Any:
-    """Return the header of a file, an empty one if it is not DICOM.
-
-    Raise UnsupportedFormatError if it is expected to be.
-    """
-    try:
-        return pydicom.dcmread(file, stop_before_pixels=True)
-    except pydicom.errors.InvalidDicomError:
-        if is_expected:
-            raise UnsupportedFormatError(f"{file}: not a DICOM file") from None
-        return pydicom.Dataset()
 
 
 @dataclass(frozen=True)
@@ -234,8 +221,15 @@ class _Slice:
 
 def _slices(file: Path, dataset: Any) -> list[_Slice]:
     """Return the slices of a file."""
+    # What the header says of each frame: nothing, (), for a file of one slice.
+    frames: Sequence[Any] = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
+    if len(frames) != int(dataset.get("NumberOfFrames") or 1):
+        raise UnsupportedFormatError(
+            f"{file}: several frames that do not say where they are; convert the file with dcm2niix"
+        )
+    if dataset.get("SamplesPerPixel", 1) != 1:
+        raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [()])[0]
-    frames = _frames_of(file, dataset)
     slices = []
     for number, frame in enumerate(frames, 1):
         name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
@@ -249,18 +243,6 @@ def _slices(file: Path, dataset: Any) -> list[_Slice]:
             )
         slices.append(part)
     return slices
-
-
-def _frames_of(file: Path, dataset: Any) -> Sequence[Any]:
-    """Return what the header says of each frame, which is () for a file of one slice."""
-    frames: Sequence[Any] = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
-    if len(frames) != int(dataset.get("NumberOfFrames") or 1):
-        raise UnsupportedFormatError(
-            f"{file}: several frames that do not say where they are; convert the file with dcm2niix"
-        )
-    if dataset.get("SamplesPerPixel", 1) != 1:
-        raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
-    return frames
 
 
 def _groups_in(frame: Any) -> list[Any]:
@@ -317,7 +299,14 @@ def read_series(path: Path) -> Series:
     with _decoding(path):
         notes: list[str] = []
         datasets = _datasets(path, notes)
-        _require_one_series(path, datasets)
+        file_of_series = {}
+        for file, dataset in datasets.items():
+            file_of_series[str(dataset.get("SeriesInstanceUID") or "")] = file.name
+        if len(file_of_series) > 1:
+            raise InputError(
+                f"{path}: expected one series, found {len(file_of_series)}: "
+                f"{listed(file_of_series.values())}; give each a folder of its own"
+            )
         slices = []
         for file, dataset in datasets.items():
             slices += _slices(file, dataset)
@@ -339,18 +328,6 @@ def read_series(path: Path) -> Series:
         header = _header(path, "DICOM series", (len(slices), *first.size), affine, notes)
         scalings = np.array([part.scaling for part in slices])
         return Series(header, datasets, order, scalings, first.thickness)
-
-
-def _require_one_series(path: Path, datasets: Mapping[Path, Any]) -> None:
-    """Raise InputError if the files are of several series."""
-    file_of_series = {}
-    for file, dataset in datasets.items():
-        file_of_series[str(dataset.get("SeriesInstanceUID") or "")] = file.name
-    if len(file_of_series) > 1:
-        raise InputError(
-            f"{path}: expected one series, found {len(file_of_series)}: "
-            f"{listed(file_of_series.values())}; give each a folder of its own"
-        )
 
 
 def _require_same_planes(path: Path, slices: Sequence[_Slice]) -> None:
@@ -407,7 +384,7 @@ def _stack(
 def _voxels(series: Series) -> NDArray[Any]:
     """Return the scaled values of a series, (slices along the normal, rows, columns).
 
-    They are integers if they are whole.
+    They are of the first integer type that holds whole values, else float32.
     """
     path = series.header.path
     shape = series.header.grid_shape[::-1]
@@ -425,7 +402,12 @@ def _voxels(series: Series) -> NDArray[Any]:
             array[place] = frame * slope + intercept
     if not np.isfinite(array).all():
         raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
-    return array.astype(_type_for(array), copy=False)
+    if (array == np.rint(array)).all():
+        for dtype in ("<i2", "<u2", "<i4"):
+            limits = np.iinfo(dtype)
+            if limits.min <= array.min() and array.max() <= limits.max:
+                return array.astype(dtype)
+    return array.astype("<f4", copy=False)
 
 
 def _frames(series: Series) -> Iterator[tuple[Any, NDArray[Any]]]:
@@ -433,17 +415,6 @@ def _frames(series: Series) -> Iterator[tuple[Any, NDArray[Any]]]:
     for file, dataset in series.datasets.items():
         for frame in iter_pixels(pydicom.dcmread(file)):
             yield dataset, frame
-
-
-def _type_for(values: NDArray[Any]) -> str:
-    """Return the first integer type that holds whole values, float32 for others."""
-    if not (values == np.rint(values)).all():
-        return "<f4"
-    for dtype in ("<i2", "<u2", "<i4"):
-        limits = np.iinfo(dtype)
-        if limits.min <= values.min() and values.max() <= limits.max:
-            return dtype
-    return "<f4"
 
 
 class _Described(NamedTuple):
@@ -462,18 +433,14 @@ def _labels_of(path: Path, dataset: Any) -> dict[int, _Described]:
             continue
         written = _LABEL.search(str(item.get("SegmentDescription") or ""))
         segments[number] = _Described(int(written[1]) if written else number, item)
-    _require_different(path, [label for label, _ in segments.values()])
-    return segments
-
-
-def _require_different(path: Path, labels: Sequence[int]) -> None:
-    """Raise UnsupportedFormatError if segments do not have different labels."""
+    labels = [label for label, _ in segments.values()]
     are_different = len(set(labels)) == len(labels)
     if not labels or not are_different or not 0 < min(labels) <= max(labels) < 1 << 16:
         raise UnsupportedFormatError(
             f"{path}: expected segments with different labels from 1 to 65535, "
             f"found {listed(labels)}"
         )
+    return segments
 
 
 def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> None:
@@ -482,8 +449,8 @@ def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> 
     A missing value is no difference.
     """
     for keyword, name in _IDENTITY.items():
-        found = _text_of(dataset, keyword)
-        expected = _text_of(other, keyword)
+        found = str(dataset.get(keyword) or "").strip()
+        expected = str(other.get(keyword) or "").strip()
         if found and expected and found != expected:
             raise InputError(
                 f"{path} and {like} are of different {name}\n"
@@ -493,14 +460,6 @@ def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> 
             )
 
 
-def _text_of(dataset: Any, keyword: str) -> str:
-    """Return the text of an element; "" for none, or an empty one."""
-    return str(dataset.get(keyword) or "").strip()
-
-
-_FRACTIONS = ("OCCUPANCY", "PROBABILITY")
-
-
 def _read_segmentation(path: Path, notes: list[str]) -> Any:
     """Return a segmentation of whole segments; fractions become whole at half of their maximum."""
     dataset: Any = pydicom.dcmread(path)
@@ -508,32 +467,28 @@ def _read_segmentation(path: Path, notes: list[str]) -> Any:
         if not item.get("SegmentAlgorithmType"):  # Old files lack it, and highdicom asks for it.
             item.SegmentAlgorithmType = "MANUAL"
     if dataset.get("SegmentationType") == "FRACTIONAL":
-        _require_known_fractions(path, dataset)
-        maximum = int(dataset.MaximumFractionalValue)
+        kind = str(dataset.get("SegmentationFractionalType") or "")
+        if kind not in ("OCCUPANCY", "PROBABILITY"):
+            raise UnsupportedFormatError(
+                f"{path}: expected fractions of the type OCCUPANCY or PROBABILITY, "
+                f"found {shorten(kind)!r}"
+            )
+        maximum = int(dataset.get("MaximumFractionalValue") or 0)
+        if not 1 <= maximum <= 255 or dataset.BitsAllocated != 8:
+            raise UnsupportedFormatError(
+                f"{path}: damaged DICOM: expected fractions of 8 bits "
+                "up to a maximum from 1 to 255, "
+                f"found {dataset.BitsAllocated} bits and the maximum {maximum}"
+            )
         if dataset.file_meta.TransferSyntaxUID.is_compressed:
             dataset.decompress()
         fractions = np.frombuffer(dataset.PixelData, np.uint8)
         is_inside = fractions >= maximum / 2
         dataset.PixelData = np.where(is_inside, np.uint8(maximum), np.uint8(0)).tobytes()
-        kind = dataset.SegmentationFractionalType.lower()
-        notes.append(f"its segments are fractions ({kind}); voxels of at least half are taken")
+        notes.append(
+            f"its segments are fractions ({kind.lower()}); voxels of at least half are taken"
+        )
     return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
-
-
-def _require_known_fractions(path: Path, dataset: Any) -> None:
-    """Raise UnsupportedFormatError if the half of fractions means nothing."""
-    kind = str(dataset.get("SegmentationFractionalType") or "")
-    if kind not in _FRACTIONS:
-        raise UnsupportedFormatError(
-            f"{path}: expected fractions of the type {' or '.join(_FRACTIONS)}, "
-            f"found {shorten(kind)!r}"
-        )
-    maximum = int(dataset.get("MaximumFractionalValue") or 0)
-    if not 1 <= maximum <= 255 or dataset.BitsAllocated != 8:
-        raise UnsupportedFormatError(
-            f"{path}: damaged DICOM: expected fractions of 8 bits up to a maximum from 1 to 255, "
-            f"found {dataset.BitsAllocated} bits and the maximum {maximum}"
-        )
 
 
 def _label_map(
@@ -629,9 +584,12 @@ def _segmentation(
     """Return the file of a segmentation."""
     path = series.header.path
     sources = list(series.datasets.values())
-    items = {} if file is None else _items_of(file, path, sources[0])
+    items = _items_of(file, path, sources[0])
     _limit(path, series.datasets, labels.size)
-    names = _names_of_labels(labels, known, items)
+    names = dict.fromkeys(items, "")
+    for segment in segments_of(labels, ()):
+        names[segment.label] = known.get(segment.label, segment.name)
+    names = names or {1: "Label 1"}
     table = np.zeros(max(names) + 1, np.uint16)
     described = []
     for number, label in enumerate(sorted(names), 1):
@@ -652,7 +610,8 @@ def _segmentation(
             segmentation_type="BINARY",
             segment_descriptions=described,
             series_instance_uid=highdicom.UID(),
-            series_number=_series_number(sources[0]),
+            # It sorts the segmentation behind its series.
+            series_number=min(100 * int(sources[0].get("SeriesNumber") or 0) + 1, (1 << 31) - 1),
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
             manufacturer="crfrefine",
@@ -672,18 +631,10 @@ def _segmentation(
     return buffer.getvalue()
 
 
-def _names_of_labels(
-    labels: NDArray[Any], known: Mapping[int, str], described: Iterable[int]
-) -> dict[int, str]:
-    """Return the names of the labels that occur or are described; at least one."""
-    names = dict.fromkeys(described, "")
-    for segment in segments_of(labels, ()):
-        names[segment.label] = known.get(segment.label, segment.name)
-    return names or {1: "Label 1"}
-
-
-def _items_of(file: Path, series: Path, first: Any) -> dict[int, Any]:
+def _items_of(file: Path | None, series: Path, first: Any) -> dict[int, Any]:
     """Return what describes the labels in another segmentation of a series with this first file."""
+    if file is None:
+        return {}
     dataset = next(iter(_datasets(file, []).values()))
     if "SegmentSequence" not in dataset:
         raise InputError(f"{file}: expected a DICOM segmentation whose segments describe labels")
@@ -691,27 +642,24 @@ def _items_of(file: Path, series: Path, first: Any) -> dict[int, Any]:
     return dict(_labels_of(file, dataset).values())
 
 
-def _series_number(source: Any) -> int:
-    """Return a number that sorts a segmentation behind the series with this file."""
-    return min(100 * int(source.get("SeriesNumber") or 0) + 1, (1 << 31) - 1)
-
-
 def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
-    """Give a header what highdicom asks for.
+    """Give a header what highdicom asks for, where it looks for it.
 
     Raise InputError if a segmentation cannot refer to its file.
     """
     if not source.get("SOPClassUID"):  # De-identification may empty it.
         class_of_modality = _CLASSES.get(source.get("Modality"), "")
         source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or class_of_modality
-    _require_references(file, source)
+    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
+    if lacking:
+        raise InputError(
+            f"{file}: a DICOM segmentation refers to its series, "
+            f"and this file has no {' and no '.join(lacking)}\n"
+            "  De-identification may replace these values, but not empty them: "
+            "set them in the files, or keep the NIfTI file."
+        )
     for keyword in _EXPECTED:
         source.setdefault(keyword, None)
-    _complete_geometry(source, first, thickness)
-
-
-def _complete_geometry(source: Any, first: Any, thickness: float) -> None:
-    """Put the geometry of a header where highdicom looks for it."""
     if "PerFrameFunctionalGroupsSequence" in source:
         # highdicom looks for these only among the shared groups.
         shared = source.SharedFunctionalGroupsSequence[0]
@@ -721,18 +669,6 @@ def _complete_geometry(source: Any, first: Any, thickness: float) -> None:
     else:
         source.ImageOrientationPatient = first.ImageOrientationPatient  # Equal up to rounding.
         source.SliceThickness = source.get("SliceThickness") or f"{thickness or 1.0:.10g}"
-
-
-def _require_references(file: Path, source: Any) -> None:
-    """Raise InputError if a header lacks what a segmentation refers to."""
-    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
-    if lacking:
-        raise InputError(
-            f"{file}: a DICOM segmentation refers to its series, "
-            f"and this file has no {' and no '.join(lacking)}\n"
-            "  De-identification may replace these values, but not empty them: "
-            "set them in the files, or keep the NIfTI file."
-        )
 
 
 def _describe(number: int, label: int, name: str, item: Any) -> Any:

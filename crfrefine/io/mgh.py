@@ -14,16 +14,8 @@ import numpy as np
 
 from crfrefine.base.geometry import spacing_of
 from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io import streams
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.streams import (
-    GZIP_MAGIC,
-    VoxelSource,
-    inflated,
-    is_named_gzip,
-    open_bytes,
-    read_start,
-    write_gzip,
-)
 from crfrefine.io.volume import (
     Volume,
     VolumeHeader,
@@ -41,7 +33,7 @@ _WRITTEN_TYPES = {"uint8": 0, "uint16": 1, "int32": 1, "float32": 3, "int16": 4}
 
 def recognizes(start: bytes) -> bool:
     """Return whether it is a header of version 1 with four sizes and a type, compressed or not."""
-    block = inflated(start) or start
+    block = streams.inflated(start) or start
     if len(block) < 24:
         return False
     numbers = [int.from_bytes(block[at : at + 4], "big", signed=True) for at in range(0, 24, 4)]
@@ -51,8 +43,9 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; frames are channels."""
-    encoding = "gzip" if read_start(path).startswith(GZIP_MAGIC) else "raw"
-    with open_bytes(path, encoding) as reader:
+    is_gzip = streams.read_start(path).startswith(streams.GZIP_MAGIC)
+    encoding = "gzip" if is_gzip else "raw"
+    with streams.open_bytes(path, encoding) as reader:
         block = reader.read(_DATA_OFFSET)
     if len(block) < _DATA_OFFSET or not recognizes(block):
         raise UnsupportedFormatError(
@@ -64,8 +57,11 @@ def read_header(path: Path) -> VolumeHeader:
     *grid_shape, num_frames = (int(size) for size in template["dims"])
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
     dtype = np.dtype(_TYPES[int(template["type"])])
-    source = VoxelSource(path, encoding, dtype, offset=_DATA_OFFSET)
-    file_format = "MGH" + (", gzip" if encoding == "gzip" else "")
+    source = streams.VoxelSource(path, encoding, dtype, offset=_DATA_OFFSET)
+    file_format = "MGH, gzip" if is_gzip else "MGH"
+    notes: tuple[str, ...] = ()
+    if int.from_bytes(block[28:30], "big") <= 0:  # Its goodRASFlag; nibabel fills in a place.
+        notes = ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
     return volume_header(
         path,
         source,
@@ -74,16 +70,8 @@ def read_header(path: Path) -> VolumeHeader:
         num_frames,
         affine,
         template=template,
-        notes=_notes_on(block),
+        notes=notes,
     )
-
-
-def _notes_on(block: bytes) -> tuple[str, ...]:
-    """Return what users should know of a header: nibabel fills in a place that it lacks."""
-    has_place = int.from_bytes(block[28:30], "big") > 0
-    if has_place:
-        return ()
-    return ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -102,14 +90,14 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
         _converted(voxels.blocks(), voxels.dtype.newbyteorder("<"), stored),
     )
     with atomic_files(voxels.path) as (file,):
-        if is_named_gzip(voxels.path):
-            write_gzip(file, content, threads)
+        if voxels.path.name.lower().endswith(streams.GZIP_ENDINGS):
+            streams.write_gzip(file, content, threads)
         else:
             file.writelines(content)
 
 
 def _geometry_to_write(path: Path, like: Volume, shape: tuple[int, ...]) -> Any:
-    """Return a header of nibabel with the geometry of a volume: a copy of its own if it has one."""
+    """Return nibabel's header with the geometry of a volume, or a copy of the volume's own."""
     from nibabel.freesurfer.mghformat import MGHHeader
 
     template: Any = like.header.template if like.header is not None else None

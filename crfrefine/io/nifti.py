@@ -28,16 +28,8 @@ from crfrefine.base.geometry import (
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io import streams
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.streams import (
-    GZIP_MAGIC,
-    START_BYTES,
-    VoxelSource,
-    inflated,
-    is_named_gzip,
-    open_bytes,
-    write_gzip,
-)
 from crfrefine.io.volume import (
     MAX_OF_A_NAME,
     Segment,
@@ -72,28 +64,19 @@ _MAX_HEADER = 540  # bytes of the longest header
 # in practice.
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 _ANALYZE_NOTE = "Analyze 7.5 does not say which side is left: its axes are taken as nibabel does"
-
 _ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
-
-# nibabel tells a logger what it repairs in a header; this one prints nothing.
+# nibabel logs its repairs of a header; this logger prints nothing.
 _quiet = logging.Logger("crfrefine.io.nifti", logging.CRITICAL + 1)
 
 
 def recognizes(start: bytes) -> bool:
     """Return whether a file with this beginning, compressed or not, is NIfTI or Analyze."""
-    block = inflated(start) or start
-    if _is_single(block) or block[4:7] == b"ni2":
+    block = streams.inflated(start) or start
+    if block[344:348] == b"n+1\0" or block[4:8] == b"n+2\0" or block[4:7] == b"ni2":
         return True
-    return block[344:347] != b"n+1" and _may_be_analyze(block)
-
-
-def _is_single(block: bytes) -> bool:
-    """Return whether a header has the magic of a file that holds its voxels, too."""
-    return block[344:348] == b"n+1\0" or block[4:8] == b"n+2\0"
-
-
-def _may_be_analyze(block: bytes) -> bool:
-    """Return whether a header without magic has Analyze's length, and a number of dimensions."""
+    if block[344:347] == b"n+1":
+        return False
+    # A header of Analyze has no magic, but its length and a number of dimensions.
     for order in _ORDERS:
         length = int.from_bytes(block[:4], order)
         num_dims = int.from_bytes(block[40:42], order)
@@ -107,13 +90,19 @@ def read_header(path: Path) -> VolumeHeader:
 
     The voxels of a pair have its name, with an ending in upper case where the header's is.
     """
-    encoding = _encoding_of(path)
-    with open_bytes(path, encoding) as reader:
-        block = reader.read(_MAX_HEADER)
-        if not _is_single(block) and not path.name.lower().endswith((".nii", ".nii.gz")):
-            return _parse_pair(block, path)
+    with streams.open_bytes(path, "raw") as reader:
+        start = reader.read(streams.START_BYTES)
+    # The content, or else the name, says whether a file is compressed.
+    is_named_gzip = path.name.lower().endswith(streams.GZIP_ENDINGS)
+    encoding = "raw"
+    if start.startswith(streams.GZIP_MAGIC) or (is_named_gzip and not recognizes(start)):
+        encoding = "gzip"
 
-        form = _form_of(block, path, is_pair=False)
+    with streams.open_bytes(path, encoding) as reader:
+        block = reader.read(_MAX_HEADER)
+        form = _form_of(block, path)
+        if form.is_pair:
+            return _parse_pair(block, path, form)
         header = _parse(block, path, form, path, encoding)
         assert header.source is not None
         end = header.source.offset
@@ -126,34 +115,21 @@ def read_header(path: Path) -> VolumeHeader:
     return header
 
 
-def _encoding_of(path: Path) -> str:
-    """Return "gzip" if the content, or else the name, says that a file is compressed."""
-    with open_bytes(path, "raw") as reader:
-        start = reader.read(START_BYTES)
-    if start.startswith(GZIP_MAGIC):
-        return "gzip"
-    if is_named_gzip(path) and not recognizes(start):
-        return "gzip"
-    return "raw"
-
-
-def _parse_pair(block: bytes, path: Path) -> VolumeHeader:
+def _parse_pair(block: bytes, path: Path, form: _Form) -> VolumeHeader:
     """Return the header of a pair, whose voxels are in a file beside it."""
     endings = (".img", ".IMG", ".img.gz", ".IMG.GZ")
     candidates = [path.with_name(path.name[:-4] + ending) for ending in endings]
-    voxels = candidates[0]
-    for candidate in reversed(candidates):
-        if candidate.exists():
-            voxels = candidate
+    present = [candidate for candidate in candidates if candidate.exists()]
+    voxels = next(iter(present), candidates[0])
     encoding = "gzip" if voxels.name.lower().endswith(".gz") else "raw"
-    return _parse(block, path, _form_of(block, path, is_pair=True), voxels, encoding)
+    return _parse(block, path, form, voxels, encoding)
 
 
-def _form_of(block: bytes, path: Path, *, is_pair: bool) -> _Form:
+def _form_of(block: bytes, path: Path) -> _Form:
     """Return the form of a header by its length and magic.
 
-    Raise UnsupportedFormatError if it has none of them, or is that of a pair where a single file is
-    expected.
+    Raise UnsupportedFormatError for any other block, and for the header of a pair whose name is
+    that of a single file.
     """
     lengths = {int.from_bytes(block[:4], order) for order in _ORDERS}
     forms = [form for form in _FORMS if form.length in lengths and len(block) >= form.length]
@@ -162,8 +138,10 @@ def _form_of(block: bytes, path: Path, *, is_pair: bool) -> _Form:
             f"{path}: not a NIfTI file, although its name says so, or cut off: "
             f"it begins with {block[:12]!r}, and its header has {len(block)} bytes"
         )
+    may_be_pair = not path.name.lower().endswith((".nii", ".nii.gz"))
     for form in forms:
-        if form.is_pair == is_pair and block.startswith(form.magic, form.magic_place):
+        fits = block.startswith(form.magic, form.magic_place)
+        if fits and (may_be_pair or not form.is_pair):
             return form
     raise UnsupportedFormatError(
         f"{path}: not a single-file NIfTI (Analyze or a .hdr/.img pair?); "
@@ -176,7 +154,13 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
     header = _repaired_header(block, path, form)
     grid_shape, num_channels = _grid_and_channels(header, path)
     dtype = header.get_data_dtype()
-    _require_real_numbers(dtype, path)
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise UnsupportedFormatError(
+            f"{path}: voxels of type {shorten(dtype)} are not supported: "
+            "expected integers or floats of at most 64 bits\n"
+            "  Split colors into channels, export the magnitude of complex numbers, "
+            "or convert the voxels to float32."
+        )
     try:
         geometry = _geometry_of(header, grid_shape)
     except ValueError as error:
@@ -184,22 +168,20 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
             f"{path}: the geometry in the header is not usable: {error}; repair the header"
         ) from None
 
-    slope, intercept = header.get_slope_inter()  # None, and not 0, means that there is no slope.
+    slope, intercept = header.get_slope_inter()  # Without a slope, nibabel returns None, not 0.
     offset = int(header["vox_offset"])
     if offset == 0 and not form.is_pair:
         offset = int(header.single_vox_offset)
-    source = VoxelSource(
-        voxels,
-        encoding,
-        dtype,
-        offset=offset,
-        slope=float(slope or 1.0),
-        intercept=float(intercept or 0.0),
+    slope = float(slope or 1.0)
+    intercept = float(intercept or 0.0)
+    source = streams.VoxelSource(
+        voxels, encoding, dtype, offset=offset, slope=slope, intercept=intercept
     )
+    file_format = form.name + (", gzip" if encoding == "gzip" else "")
     return volume_header(
         path,
         source,
-        form.name + (", gzip" if encoding == "gzip" else ""),
+        file_format,
         grid_shape,
         num_channels,
         geometry.affine,
@@ -210,21 +192,8 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
     )
 
 
-def _require_real_numbers(dtype: np.dtype[Any], path: Path) -> None:
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise UnsupportedFormatError(
-            f"{path}: voxels of type {shorten(dtype)} are not supported: "
-            "expected integers or floats of at most 64 bits\n"
-            "  Split colors into channels, export the magnitude of complex numbers, "
-            "or convert the voxels to float32."
-        )
-
-
 def _repaired_header(block: bytes, path: Path, form: _Form) -> Any:
-    """Return nibabel's header, in which it has repaired what does no harm.
-
-    Raise UnsupportedFormatError for other damage.
-    """
+    """Return nibabel's header, in which it has repaired what does no harm."""
     import nibabel
 
     try:
@@ -262,60 +231,52 @@ def _grid_and_channels(header: Any, path: Path) -> tuple[tuple[int, ...], int]:
 
 
 class _Geometry(NamedTuple):
-    """What a header says about the place of its grid."""
+    """The place of a grid, as fields of `VolumeHeader`."""
 
     affine: NDArray[np.float64]
-    qform: NDArray[np.float64] | None  # if it puts voxels elsewhere than the affine
-    notes: tuple[str, ...]
-    details: tuple[tuple[str, str], ...]
+    qform: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
+    details: tuple[tuple[str, str], ...] = ()
 
 
 def _geometry_of(header: Any, grid_shape: tuple[int, ...]) -> _Geometry:
     """Return the geometry of a header; raise ValueError if nibabel cannot compute it."""
     affine = np.array(header.get_best_affine(), np.float64)
     if "magic" not in header:
-        return _Geometry(affine + 0.0, None, (_ANALYZE_NOTE,), ())  # Adding zero turns -0 into 0.
+        return _Geometry(affine + 0.0, notes=(_ANALYZE_NOTE,))  # Adding zero turns -0 into 0.
 
-    affine[:3] *= _mm_per_unit(header)
-    qform = _other_qform(header, grid_shape, affine)
+    mm_per_unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
+    affine[:3] *= mm_per_unit
     sform_code = int(header["sform_code"])
     qform_code = int(header["qform_code"])
     codes = ("sform, qform", f"codes {sform_code}, {qform_code}")
-    if qform is not None:
-        distance = f"{farthest_distance(grid_shape, affine, qform):.2f} mm"
-        note = (
-            f"sform and qform differ by up to {distance}; the sform is used, and both are kept in "
-            "output files"
-        )
-        used = ("sform", f"{describe_affine(affine)} (used)")
-        unused = ("qform", f"{describe_affine(qform)} (up to {distance} away)")
-        return _Geometry(affine, qform, (note,), (codes, used, unused))
     if sform_code == 0 and qform_code == 0:
         note = "no orientation in the header (sform and qform codes are 0)"
         return _Geometry(affine, None, (note,), (codes,))
-    return _Geometry(affine, None, (), (codes,))
 
-
-def _mm_per_unit(header: Any) -> float:
-    return MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-
-
-def _other_qform(
-    header: Any, grid_shape: tuple[int, ...], affine: NDArray[np.float64]
-) -> NDArray[np.float64] | None:
-    """Return the qform in mm if it puts voxels elsewhere than the sform, which is the affine."""
     qform = header.get_qform(coded=True)[0]
-    if qform is None or not int(header["sform_code"]):
-        return None
+    if sform_code == 0 or qform is None:
+        return _Geometry(affine, details=(codes,))
     qform = np.array(qform, np.float64)
-    qform[:3] *= _mm_per_unit(header)
+    qform[:3] *= mm_per_unit
     is_sane = bool((np.abs(qform) < SPACING_RANGE[1]).all())  # Also False for NaN.
     if not is_sane or same_grid(grid_shape, affine, grid_shape, qform):
-        return None
-    return qform
+        return _Geometry(affine, details=(codes,))
+    distance = f"{farthest_distance(grid_shape, affine, qform):.2f} mm"
+    note = (
+        f"sform and qform differ by up to {distance}; the sform is used, and both are kept in "
+        "output files"
+    )
+    used = ("sform", f"{describe_affine(affine)} (used)")
+    unused = ("qform", f"{describe_affine(qform)} (up to {distance} away)")
+    return _Geometry(affine, qform, (note,), (codes, used, unused))
 
 
 _MAX_AXIS = 32767  # voxels along an axis of NIfTI-1, and channels
+_FIELDS_OF_VALUES = (
+    *("scl_inter", "cal_min", "cal_max"),
+    *("intent_code", "intent_p1", "intent_p2", "intent_p3"),
+)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -324,19 +285,18 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     Channels get the fourth dimension, and a single file gets a table of its segments. The other
     file's extensions are not copied. A pair is not compressed.
     """
-    header = _geometry_to_write(like)
-    longest = max(voxels.shape)
+    header = _header_without_content(like)
+    shape = voxels.grid_shape[::-1]
+    if voxels.num_channels is not None:
+        shape = (*(*shape, 1)[:3], voxels.num_channels)
+    longest = max(shape)
     if longest > _MAX_AXIS and header.sizeof_hdr == 348:
         raise UnsupportedFormatError(
             f"{voxels.path}: NIfTI-1 holds at most {_MAX_AXIS} voxels along an axis, found "
             f"{longest}; write MetaImage (.mha) or NRRD (.nrrd) instead"
         )
-    shape = voxels.grid_shape[::-1]
-    if voxels.num_channels is not None:
-        shape = (*(*shape, 1)[:3], voxels.num_channels)
     header.set_data_shape(shape)
     header.set_data_dtype(voxels.dtype)
-    _forget_content(header)
 
     extension = b""
     if voxels.voxel_files:
@@ -349,44 +309,39 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     block = header.binaryblock + bytes((bool(extension), 0, 0, 0)) + extension
 
     with atomic_files(*voxels.voxel_files, voxels.path) as files:
-        if is_named_gzip(voxels.path):
-            write_gzip(files[0], chain([block], voxels.blocks()), threads)
+        if voxels.path.name.lower().endswith(streams.GZIP_ENDINGS):
+            streams.write_gzip(files[0], chain([block], voxels.blocks()), threads)
         else:
             files[-1].write(block)
             files[0].writelines(voxels.blocks())
 
 
-def _geometry_to_write(like: Volume) -> Any:
-    """Return a header of nibabel with the geometry of a volume: a copy of its own if it has one."""
+def _header_without_content(like: Volume) -> Any:
+    """Return a header of nibabel that says where a volume is, but nothing of its values.
+
+    It is a copy of the volume's own header if that is NIfTI.
+    """
     import nibabel
 
     template: Any = like.header.template if like.header is not None else None
     nifti1: Any = nibabel.Nifti1Header
     if isinstance(template, nifti1):  # NIfTI-2 is derived from it.
-        return template.as_byteswapped("<")
+        header = template.as_byteswapped("<")
+    else:
+        header = nifti1()
+        # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
+        if not is_sheared(like.affine):
+            header.set_qform(like.affine, code=1)
+        header.set_sform(like.affine, code=1)
+        header.set_xyzt_units("mm")
 
-    header = nifti1()
-    # The quaternion of a qform cannot hold a shear; nibabel would drop it silently.
-    if not is_sheared(like.affine):
-        header.set_qform(like.affine, code=1)
-    header.set_sform(like.affine, code=1)
-    header.set_xyzt_units("mm")
-    return header
-
-
-def _forget_content(header: Any) -> None:
-    """Remove from a header what it says of the values of the file that it came from."""
+    for field in _FIELDS_OF_VALUES:
+        header[field] = 0
     header["scl_slope"] = 1.0
-    header["scl_inter"] = 0
-    header["cal_min"] = 0
-    header["cal_max"] = 0
-    header["intent_code"] = 0
-    header["intent_p1"] = 0
-    header["intent_p2"] = 0
-    header["intent_p3"] = 0
     header["intent_name"] = b""
-    header["descrip"] = b"crfrefine"
     header["aux_file"] = b""
+    header["descrip"] = b"crfrefine"
+    return header
 
 
 # Names and colors of labels in the extension of a NIfTI header: the XML table of Caret, which
@@ -423,9 +378,9 @@ def _extension_with(segments: Sequence[Segment]) -> bytes:
 
 
 def _labels_in(extensions: bytes) -> tuple[Segment, ...]:
-    """Return the labels of a table among extensions; wrong entries are left out, as names alone.
+    """Return the labels of a table among extensions, without wrong entries: names, no more.
 
-    An expression finds them: XML's entities and document types may be hostile.
+    A regular expression finds them, as XML's entities and document types may be hostile.
     """
     if b"<CaretExtension" not in extensions:
         return ()

@@ -6,7 +6,7 @@ The header comes first, then the voxels, at once or piece by piece.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -19,26 +19,16 @@ from crfrefine.base.failures import reading
 from crfrefine.base.geometry import Reorientation, reorientation, reverse_grid
 from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.io import paths
 from crfrefine.io.npz import in_fortran_order
-from crfrefine.io.paths import (
-    FORMAT_OF_NAME,
-    FORMAT_OF_SUFFIX,
-    ITK,
-    LOGITS_SUFFIXES,
-    VOLUME_SUFFIXES,
-    Format,
-    file_to_read,
-    recognize,
-    suffix_of,
-)
+from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, Format
 from crfrefine.io.streams import (
+    GZIP_ENDINGS,
     BlockReader,
     Decoder,
     VoxelSource,
     allocate_array,
-    is_named_gzip,
     open_bytes,
-    skip,
 )
 from crfrefine.io.volume import (
     MAX_BYTES,
@@ -59,14 +49,23 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     Raise UnsupportedFormatError (unknown, damaged, cut off, ambiguous layout), InputError (missing,
     or cannot be opened) or UnexpectedError.
     """
-    path, expected = file_to_read(Path(path), suffixes)
-    # The checks find numbers of a damaged header that are out of range; warnings about them are not
-    # needed.
+    path, expected = paths.file_to_read(Path(path), suffixes)
+    # A damaged header may hold numbers out of range; the checks find them, without warnings.
     with reading(path), np.errstate(all="ignore"):
         states = [FileState.of(path)]
         if states[0].num_bytes == 0:
             raise UnsupportedFormatError(f"{path}: the file is empty")
-        header, actual = _read_header_of_any(path, expected, suffixes)
+        actual = expected
+        try:
+            header: VolumeHeader = import_module(expected.module).read_header(path)
+            header = replace(header, family=expected.name)
+        except RareHeaderError as rare:
+            by_itk = import_module(paths.FORMAT_OF_NAME[paths.ITK].module)
+            header = by_itk.read_header(path, expected.name)
+            note = f"read through SimpleITK: its header has {rare}"
+            header = replace(header, family=paths.ITK, notes=(note,))
+        except UnsupportedFormatError as error:
+            header, actual = _read_by_content(path, expected, suffixes, error)
         if header.source is not None and header.source.path != path:
             states.append(FileState.of(header.source.path))
 
@@ -77,54 +76,41 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     return replace(header, misnamed=misnamed, notes=notes, states=tuple(states))
 
 
-def _read_header_of_any(
-    path: Path, expected: Format, suffixes: tuple[str, ...]
+def _read_by_content(
+    path: Path, expected: Format, suffixes: tuple[str, ...], error: UnsupportedFormatError
 ) -> tuple[VolumeHeader, Format]:
-    """Read a header in the expected format, or else in that of the content; return both."""
-    try:
-        header: VolumeHeader = import_module(expected.module).read_header(path)
-    except RareHeaderError as rare:
-        header = import_module(FORMAT_OF_NAME[ITK].module).read_header(path, expected.name)
-        note = f"read through SimpleITK: its header has {rare}"
-        return replace(header, family=ITK, notes=(note,)), expected
-    except UnsupportedFormatError as error:
-        actual = recognize(path)
-        if actual is None or actual is expected:
-            raise
-        hint = f"{error}\n  {actual.hint('It')}"
-        if not isinstance(actual, Format) or not set(actual.suffixes) <= set(suffixes):
-            raise UnsupportedFormatError(hint) from None
-        return _read_misnamed_header(path, actual, hint), actual
-    return replace(header, family=expected.name), expected
+    """Read a header in the format of its content, which is not the expected one.
 
-
-def _read_misnamed_header(path: Path, actual: Format, hint: str) -> VolumeHeader:
-    """Read a header in the format of its content.
-
-    Raise UnsupportedFormatError, with the hint, if SimpleITK has to read it, or if its voxels are
-    in another file: the name of a header decides which other files hold voxels, and which files
-    must not be replaced.
+    Raise the error of the expected format if it is, or UnsupportedFormatError if SimpleITK has to
+    read the header, or if its voxels are in another file: the name of a header decides which other
+    files hold voxels, and which files must not be replaced.
     """
+    actual = paths.recognize(path)
+    if actual is None or actual is expected:
+        raise error
+    explained = UnsupportedFormatError(f"{error}\n  {actual.hint('It')}")
+    if not isinstance(actual, Format) or not set(actual.suffixes) <= set(suffixes):
+        raise explained from None
     try:
         header: VolumeHeader = import_module(actual.module).read_header(path)
     except RareHeaderError:
-        raise UnsupportedFormatError(hint) from None
+        raise explained from None
     if header.source is not None and header.source.path != path:
-        raise UnsupportedFormatError(hint) from None
-    return replace(header, family=actual.name)
+        raise explained from None
+    return replace(header, family=actual.name), actual
 
 
 def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
-    """Describe what a file is if its name says something else."""
+    """Describe a file whose name does not fit its content."""
     path = header.path
     source = header.source
-    if FORMAT_OF_SUFFIX.get(suffix_of(path)) is not actual:
+    if paths.FORMAT_OF_SUFFIX.get(paths.suffix_of(path)) is not actual:
         return f"the file is {actual.name}, although its name does not say so; it is read as such"
     if source is None or source.path != path or source.start != 0:
         return None
     # The file is compressed as a whole, or not at all.
     is_gzip = source.encoding == "gzip"
-    if is_gzip == is_named_gzip(path):
+    if is_gzip == path.name.lower().endswith(GZIP_ENDINGS):
         return None
     if is_gzip:
         return "the file is compressed, although its name says otherwise"
@@ -132,10 +118,7 @@ def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
 
 
 def _require_unchanged(header: VolumeHeader) -> None:
-    """Raise InputError if a file changed since its header was read.
-
-    The header of one file and the voxels of another would make one case.
-    """
+    """Raise InputError if a file changed since its header was read: both must be of one case."""
     for state in header.states:
         if FileState.of(state.path) != state:
             raise InputError(
@@ -151,37 +134,27 @@ def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[D
     Raise InputError if it changed since its header was read, or while the block lasted.
     """
     _require_unchanged(header)
+    source = header.source
     try:
-        with _open_decoder(header, allows_nan) as decoder:
+        with ExitStack() as files:
+            if header.turned is not None:
+                stored, turn = header.turned
+                in_file = files.enter_context(open_voxels(stored, allows_nan=allows_nan))
+                blocks = BlockReader(_turned_blocks(in_file, stored, turn))
+                in_memory = VoxelSource(stored.path, "raw", in_file.kept_type)
+                decoder = Decoder(blocks, in_memory, header.stored_shape)
+            elif source is None:
+                code = import_module(paths.FORMAT_OF_NAME[header.family].module)
+                decoder = files.enter_context(code.open_voxels(header))
+            else:
+                stream = open_bytes(source.path, source.encoding, source.start, source.offset)
+                decoder = Decoder(files.enter_context(stream), source, header.stored_shape)
             decoder.allows_nan = allows_nan
             yield decoder
     except CrfRefineError:
         _require_unchanged(header)  # That is the reason then.
         raise
     _require_unchanged(header)
-
-
-@contextmanager
-def _open_decoder(header: VolumeHeader, allows_nan: bool) -> Iterator[Decoder]:
-    """Open a file at its first voxel: one with turned axes, of many parts, or of one."""
-    source = header.source
-    if header.turned is not None:
-        stored, turn = header.turned
-        with open_voxels(stored, allows_nan=allows_nan) as decoder:
-            blocks = BlockReader(_turned_blocks(decoder, stored, turn))
-            in_memory = VoxelSource(stored.path, "raw", decoder.kept_type)
-            yield Decoder(blocks, in_memory, header.stored_shape)
-    elif source is None:
-        code = import_module(FORMAT_OF_NAME[header.family].module)
-        with code.open_voxels(header) as decoder:
-            yield decoder
-    elif source.encoding == "raw":
-        with open_bytes(source.path, "raw", source.start + source.offset) as reader:
-            yield Decoder(reader, source, header.stored_shape)
-    else:
-        with open_bytes(source.path, source.encoding, source.start) as reader:
-            skip(reader, source.offset)
-            yield Decoder(reader, source, header.stored_shape)
 
 
 def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
@@ -211,28 +184,17 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     geometry over a volume (x, y, z) has one channel. Any other header is returned as it is.
     """
     is_plane = (*grid.grid_shape, 1)[2] == 1
-    if header.affine is None and not is_plane:
-        return _array_on(header, grid)
-    if header.affine is not None and is_plane:
-        return _plane_on(header, grid)
-    return header
+    if header.affine is None:
+        whole = (*header.grid_shape, header.num_channels)
+        if is_plane or whole != grid.grid_shape:
+            return header
+        array = replace(header, grid_shape=whole, num_channels=1, turned=None)
+        if header.turned is None:
+            return array
+        return in_fortran_order(array)
 
-
-def _array_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
-    """Return the header of an array, which has no channel axis if its shape is the grid's."""
-    whole = (*header.grid_shape, header.num_channels)
-    if whole != grid.grid_shape:
-        return header
-    array = replace(header, grid_shape=whole, num_channels=1, turned=None)
-    if header.turned is None:
-        return array
-    return in_fortran_order(array)
-
-
-def _plane_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
-    """Return the header of a plane with channels, if a volume is one over the grid of a plane."""
     is_stack = len(header.grid_shape) == 3 and header.grid_shape[2] > 1
-    if not is_stack or header.num_channels > 1 or header.source is None:
+    if not is_plane or not is_stack or header.num_channels > 1 or header.source is None:
         return header
     assert header.spacing is not None
     plane = replace(
@@ -499,7 +461,7 @@ class LogitsHeader:
     # "logits" or "probabilities" if the file declares it, "labels" for a label map (by
     # `crfrefine.cases.label_input`), else None.
     kind: str | None
-    # Whether the files hold the labels from 1 on alone, so that the background is to be computed.
+    # Whether the files hold only the labels from 1 on, so that the background has to be computed.
     lacks_background: bool = False
 
     @property

@@ -6,7 +6,6 @@ A file is never in memory at once.
 from __future__ import annotations
 
 import math
-import sys
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ BLOCK_BYTES = 1 << 20  # Decoded at once: fits into a second-level cache.
 # From 0 to 3; makes label maps smaller than 3 does, in a tenth of the time or less.
 COMPRESSION_LEVEL = 2
 GZIP_MAGIC = b"\x1f\x8b"
+GZIP_ENDINGS = (".gz", ".mgz")  # of the names of compressed files
 START_BYTES = 4096  # Enough to recognize a format.
 
 
@@ -92,35 +92,28 @@ def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None
             yield block
         if container != "gzip":
             return
-        compressed = _next_member(member.unused_data, file)
-
-
-def _next_member(data: bytes, file: BinaryIO) -> bytes:
-    """Return the first bytes of another member of gzip, b"" at the end of the file.
-
-    Some tools write zeros between members and behind the last one.
-    """
-    data = data.lstrip(b"\0")
-    while not data:
-        read = file.read(INPUT_BYTES)
-        if not read:
-            break
-        data = read.lstrip(b"\0")
-    return data
+        # Some tools write zeros between members and behind the last one.
+        compressed = member.unused_data.lstrip(b"\0")
+        while not compressed:
+            data = file.read(INPUT_BYTES)
+            if not data:
+                return
+            compressed = data.lstrip(b"\0")
 
 
 @contextmanager
-def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteReader]:
-    """Open a file at an offset for reading.
+def open_bytes(path: Path, container: str, start: int = 0, offset: int = 0) -> Iterator[ByteReader]:
+    """Open a file for reading: `start` bytes from its begin, and `offset` after decompression.
 
-    The container is "raw", "gzip", "zlib" (or gzip) or "deflate".
+    The container is "raw", "gzip", "zlib" (or gzip) or "deflate". Raises OSError, or
+    UnsupportedFormatError if the file is not compressed as it should be.
     """
-    # Raises OSError, or UnsupportedFormatError if the file is not compressed as it should be.
     with path.open("rb", buffering=0) as file:
-        file.seek(offset)
         if container == "raw":
+            file.seek(start + offset)
             yield file
             return
+        file.seek(start)
         magic = file.read(2)
         if container == "zlib" and magic == GZIP_MAGIC:
             container = "gzip"
@@ -128,8 +121,11 @@ def open_bytes(path: Path, container: str, offset: int = 0) -> Iterator[ByteRead
             raise UnsupportedFormatError(
                 f"{path}: the file is not compressed with gzip, although its name or header says so"
             )
-        file.seek(offset)
-        yield BlockReader(inflate(file, path, container))
+        file.seek(start)
+        reader = BlockReader(inflate(file, path, container))
+        while offset > 0 and (block := reader.read(min(offset, BLOCK_BYTES))):
+            offset -= len(block)
+        yield reader
 
 
 def cut_off(path: Path, promised: str, found: str) -> UnsupportedFormatError:
@@ -157,11 +153,6 @@ def read_start(path: Path) -> bytes:
         return b""
 
 
-def is_named_gzip(path: Path) -> bool:
-    """Return whether a file's name says that it is compressed."""
-    return path.name.lower().endswith((".gz", ".mgz"))
-
-
 def inflated(start: bytes) -> bytes:
     """Return the first uncompressed bytes of a gzip file; b"" if it is not gzip."""
     try:
@@ -170,12 +161,6 @@ def inflated(start: bytes) -> bytes:
         return b""
     except zlib.error:
         return b""
-
-
-def skip(reader: ByteReader, num_bytes: int = sys.maxsize) -> None:
-    """Read on by this many bytes, or to the end, where the checksum of compressed data is."""
-    while num_bytes > 0 and (block := reader.read(min(num_bytes, BLOCK_BYTES))):
-        num_bytes -= len(block)
 
 
 def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int) -> None:
@@ -248,7 +233,7 @@ class Decoder:
         self._first_bad: tuple[tuple[int, ...], str] | None = None
 
     def keep_stored_values(self) -> None:
-        """Give values in their own type and unscaled, NaN and infinity like others."""
+        """Fill arrays with the stored values: unscaled, also NaN and infinity."""
         self.kept_type = self._source.dtype.newbyteorder("=")
         self._is_scaled = False
         self._may_be_bad = False
@@ -260,10 +245,19 @@ class Decoder:
         volume, or planes of one channel or of all, from the numbers given on. Raise
         UnsupportedFormatError if the file ends too early.
         """
-        targets, size = self._targets_in(values)
+        # A row is the repeating unit of the file: single values, or `inner` of each channel.
+        num_rows = BLOCK_BYTES // 4
+        if self.is_by_channel:
+            rows = values.reshape(-1)
+        else:
+            rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
+            num_rows = max(num_rows // rows[0].size, 1)
+        if not self.is_by_channel and self._inner == 1:
+            rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three.
+
         may_be_bad = False
-        for start in range(0, len(targets), size):
-            target = targets[start : start + size]
+        for start in range(0, len(rows), num_rows):
+            target = rows[start : start + num_rows]
             self._fill_next(target)
             # A sum is finite only if all its terms are; that of finite terms may overflow, so each
             # value is looked at then.
@@ -273,19 +267,6 @@ class Decoder:
         if may_be_bad:
             for number, channel in enumerate(values, first_channel):
                 self._count_bad(channel, number, first_plane)
-
-    def _targets_in(self, values: NDArray[Any]) -> tuple[NDArray[Any], int]:
-        """Return an array in the order of the file, and how many of its rows to decode at once."""
-        size = BLOCK_BYTES // 4
-        if self.is_by_channel:
-            return values.reshape(-1), size
-        # A row is the repeating unit of the file: single values, or `inner` of each channel.
-        rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
-        size = max(size // rows[0].size, 1)
-        if self._inner == 1:
-            # numpy copies two axes twice as fast as three with one of length 1.
-            return rows[:, :, 0], size
-        return rows, size
 
     def _fill_next(self, target: NDArray[Any]) -> None:
         """Fill part of an array with the next values of the file, scaled."""
@@ -297,25 +278,21 @@ class Decoder:
             promised = f"{math.prod(self._shape) * dtype.itemsize} bytes of voxels"
             raise cut_off(self._source.path, promised, f"it holds {self._num_bytes}")
         stored = np.frombuffer(data, dtype).reshape(target.shape)
+        # 16 bits are exact in float32; for more, an intercept would cancel digits away.
+        scaled = target
+        if self._is_scaled and dtype.itemsize > 2:
+            scaled = np.empty(target.shape, np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            if not self._is_scaled:
-                target[...] = stored
-            elif dtype.itemsize <= 2:  # 16-bit integers are exact in float32.
-                target[...] = stored
-                self._scale(target)
-            else:  # In float32, an intercept would cancel digits away.
-                exact = stored.astype(np.float64)
-                self._scale(exact)
-                target[...] = exact
-
-    def _scale(self, values: NDArray[np.floating[Any]]) -> None:
-        """Make values of stored ones, in place and in their own precision."""
-        values *= values.dtype.type(self._source.slope)
-        if self._source.intercept != 0.0:
-            values += values.dtype.type(self._source.intercept)
+            scaled[...] = stored
+            if self._is_scaled:
+                scaled *= scaled.dtype.type(self._source.slope)
+            if self._is_scaled and self._source.intercept != 0.0:
+                scaled += scaled.dtype.type(self._source.intercept)
+            if scaled is not target:
+                target[...] = scaled
 
     def _count_bad(self, values: NDArray[Any], channel: int, first_plane: int) -> None:
-        """Count the values of planes of a channel that are refused, and keep the first place."""
+        """Count the refused values in planes of a channel, and keep the place of the first."""
         bad = ~np.isfinite(values)
         if self.allows_nan:
             is_nan = np.isnan(values)
@@ -337,19 +314,16 @@ class Decoder:
         Raise UnsupportedFormatError for a wrong checksum, InputError for bad values.
         """
         if isinstance(self._reader, BlockReader):
-            skip(self._reader)
+            while self._reader.read(BLOCK_BYTES):
+                pass
         if self._first_bad is None:
             return
-        raise self._refusal(*self._first_bad)
-
-    def _refusal(self, first: tuple[int, ...], kind: str) -> InputError:
-        """Return the error for bad values, the first of which is of a kind."""
-        channel, *place = first
+        (channel, *place), kind = self._first_bad
         voxel = f"({', '.join(str(index) for index in reversed(place))})"
         if self._shape[0] > 1:
             voxel += f" of channel {channel}"
         refused = "infinite" if self.allows_nan else "NaN or infinite"
-        return InputError(
+        raise InputError(
             f"{self._source.path}: {self.num_bad} of {math.prod(self._shape)} values are "
             f"{refused}; the first one ({kind}) is at voxel {voxel}\n"
             "  Export finite values, or replace them before refining."

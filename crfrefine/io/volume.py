@@ -43,7 +43,7 @@ class FileState(NamedTuple):
 
 
 class RareHeaderError(Exception):
-    """A valid header that only SimpleITK reads; the message says what it has."""
+    """A valid header that only SimpleITK reads; the message names the reason."""
 
 
 @dataclass(frozen=True)
@@ -172,22 +172,6 @@ def volume_header(
         require_usable(affine, len(grid_shape), path)
         spacing = spacing_of(affine, len(grid_shape))
     num_bytes = math.prod(grid_shape) * num_channels * source.dtype.itemsize
-    source = _checked_source(path, source, num_bytes)
-    return VolumeHeader(
-        path,
-        file_format,
-        grid_shape,
-        num_channels,
-        source.dtype.name,
-        spacing,
-        affine,
-        source=source,
-        **others,
-    )
-
-
-def _checked_source(path: Path, source: VoxelSource, num_bytes: int) -> VoxelSource:
-    """Return the place of voxels with its start, if the file can hold this many bytes of them."""
     name = shorten(source.path, 400)
     try:
         status = source.path.stat()
@@ -211,7 +195,17 @@ def _checked_source(path: Path, source: VoxelSource, num_bytes: int) -> VoxelSou
         found = f"more than the {present} compressed bytes in it can hold"
     if promised > most:
         raise cut_off(source.path, f"{promised} bytes of voxels", found)
-    return source
+    return VolumeHeader(
+        path,
+        file_format,
+        grid_shape,
+        num_channels,
+        source.dtype.name,
+        spacing,
+        affine,
+        source=source,
+        **others,
+    )
 
 
 MAX_OF_A_NAME = 64  # Characters of a segment's name: DICOM holds no more.
