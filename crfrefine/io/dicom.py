@@ -42,10 +42,10 @@ from crfrefine.version import __version__
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 SEGMENTATION = "DICOM segmentation"
-# Processor time that this process may take, if it is there for a conversion alone; each million
-# bytes of its files adds a second.
+# Limit of this process's processor time, if it only converts; each million bytes of its files adds
+# a second.
 seconds: int | None = None
-# Bytes that it may take then; 32 for each voxel and 4 for each byte of its files are added.
+# Limit of its memory in bytes then; 32 for each voxel and 4 for each byte of its files are added.
 MEMORY = 1 << 30
 
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
@@ -69,6 +69,15 @@ _REFERENCED = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"),
     *("FrameOfReferenceUID", "Modality"),
 )
+# What is the same in all files that are written.
+_CONVERTED = {
+    "manufacturer": "crfrefine",
+    "manufacturer_model_name": "crfrefine",
+    "software_versions": __version__,
+    "device_serial_number": "0",
+    "series_description": "Segmentation converted with crfrefine",
+    "specific_character_set": "ISO_IR 192",  # UTF-8 holds names in any language.
+}
 # Functional groups that hold the elements of a slice.
 _GROUPS = (
     *("PixelMeasuresSequence", "PlaneOrientationSequence"),
@@ -108,10 +117,7 @@ def read(path: Path, like: Path | None = None) -> Volume:
 def _header(
     path: Path, kind: str, shape: Sequence[int], affine: NDArray[np.float64], notes: Sequence[str]
 ) -> VolumeHeader:
-    """Return the header of voxels, (slices, rows, columns).
-
-    Raise InputError if their places are not usable.
-    """
+    """Return the header of voxels, (slices, rows, columns), whose affine has to be usable."""
     require_usable(affine, 3, path)
     return VolumeHeader(
         path, kind, tuple(shape)[::-1], 1, "float32", spacing_of(affine), affine, notes=tuple(notes)
@@ -139,10 +145,7 @@ def _decoding(path: Path) -> Iterator[None]:
 
 
 def _limit(path: Path, files: Iterable[Path], num_voxels: int = 0, bits: int = 0) -> None:
-    """Limit memory and processor time from now on.
-
-    Raise an error if the files are too small for so many voxels.
-    """
+    """Limit memory and processor time; raise an error if the files cannot hold so many voxels."""
     num_bytes = sum(file.stat().st_size for file in files)
     promised = num_voxels * bits // 8
     if promised > max(num_bytes * MAX_RATIO, _SMALL):
@@ -156,7 +159,7 @@ def _limit(path: Path, files: Iterable[Path], num_voxels: int = 0, bits: int = 0
 
 
 def _lower_limit(kind: int, most: int) -> None:
-    """Set a limit of this process, as far as the limit of the system allows."""
+    """Set a limit of this process, within the limit of the system."""
     hard = resource.getrlimit(kind)[1]
     if hard != resource.RLIM_INFINITY:
         most = min(most, hard)
@@ -203,7 +206,7 @@ def _is_segmentation(dataset: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Slice:
-    """What the header of a slice says."""
+    """A slice, by its header."""
 
     name: str  # for people
     size: tuple[int, int]  # rows, columns
@@ -215,13 +218,13 @@ class _Slice:
 
     @property
     def plane(self) -> list[float]:
-        """What the slices of a volume have in common: sizes, voxel sizes and directions."""
+        """Sizes, voxel sizes and directions, which are equal for all slices of a volume."""
         return [*map(float, self.size), *self.spacing, *self.axes.reshape(-1).tolist()]
 
 
 def _slices(file: Path, dataset: Any) -> list[_Slice]:
     """Return the slices of a file."""
-    # What the header says of each frame: nothing, (), for a file of one slice.
+    # The functional groups of each frame; a file of one slice has none.
     frames: Sequence[Any] = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
     if len(frames) != int(dataset.get("NumberOfFrames") or 1):
         raise UnsupportedFormatError(
@@ -350,7 +353,7 @@ def _stack(
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Return the order of slices along their normal, and the step from one to the next.
 
-    Raise InputError if they are not evenly spaced, and straight above each other.
+    Raise InputError unless they are evenly spaced, straight above each other.
     """
     positions = np.array([part.position for part in slices])
     places = positions @ normal
@@ -384,7 +387,7 @@ def _stack(
 def _voxels(series: Series) -> NDArray[Any]:
     """Return the scaled values of a series, (slices along the normal, rows, columns).
 
-    They are of the first integer type that holds whole values, else float32.
+    Whole numbers have the first integer type that holds all of them, others float32.
     """
     path = series.header.path
     shape = series.header.grid_shape[::-1]
@@ -529,9 +532,9 @@ def _label_map(
 def _padded(
     path: Path, stored: NDArray[Any], affine: NDArray[np.float64], series: VolumeHeader
 ) -> NDArray[Any]:
-    """Return a label map, (slices, rows, columns), on the grid of a series, of which it is a part.
+    """Return a label map, (slices, rows, columns), extended to the grid of a whole series.
 
-    Raise GridMismatchError if it is no part of it.
+    Raise GridMismatchError if its grid is no part of the series.
     """
     grid, _ = series.geometry()
     shape = stored.shape[::-1]
@@ -614,12 +617,7 @@ def _segmentation(
             series_number=min(100 * int(sources[0].get("SeriesNumber") or 0) + 1, (1 << 31) - 1),
             sop_instance_uid=highdicom.UID(),
             instance_number=1,
-            manufacturer="crfrefine",
-            manufacturer_model_name="crfrefine",
-            software_versions=__version__,
-            device_serial_number="0",
-            series_description="Segmentation converted with crfrefine",
-            specific_character_set="ISO_IR 192",  # UTF-8 holds names in any language.
+            **_CONVERTED,
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
@@ -643,10 +641,7 @@ def _items_of(file: Path | None, series: Path, first: Any) -> dict[int, Any]:
 
 
 def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
-    """Give a header what highdicom asks for, where it looks for it.
-
-    Raise InputError if a segmentation cannot refer to its file.
-    """
+    """Complete a header for highdicom; raise InputError if a segmentation cannot refer to it."""
     if not source.get("SOPClassUID"):  # De-identification may empty it.
         class_of_modality = _CLASSES.get(source.get("Modality"), "")
         source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or class_of_modality
@@ -694,7 +689,7 @@ def _renumbered(item: Any, number: int) -> Any:
     """Return the description of a segment of another file, which is changed, with a new number."""
     item.decode()  # The file to write has another character set.
     item.SegmentNumber = number
-    if not item.get("SegmentAlgorithmType"):  # Nobody knows: the type without an algorithm.
+    if not item.get("SegmentAlgorithmType"):  # It is unknown; MANUAL needs no algorithm.
         item.SegmentAlgorithmType = "MANUAL"
     elif item.SegmentAlgorithmType == "MANUAL":  # It was, before the refinement.
         item.SegmentAlgorithmType = "SEMIAUTOMATIC"
@@ -703,7 +698,7 @@ def _renumbered(item: Any, number: int) -> Any:
 
 
 def _describe_tissue(number: int, label: int, name: str) -> Any:
-    """Return the description of a segment of which only label and name are known."""
+    """Return a description with label and name, for a segment without further facts."""
     tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
     artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
     algorithm = highdicom.AlgorithmIdentificationSequence(

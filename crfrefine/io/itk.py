@@ -162,7 +162,7 @@ def _convert_by_content(path: Path, target: BinaryIO, folder: str) -> str:
 
 
 class _Size(NamedTuple):
-    """What a file can hold at most."""
+    """The capacity of a file."""
 
     number: int
     unit: str  # "numbers" or "bytes of voxels"
@@ -172,14 +172,19 @@ _NO_LIMIT = _Size(1 << 62, "numbers")
 
 
 def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> _Size:
-    """Return what a file, which begins so, can hold at most: ITK would invent missing voxels."""
+    """Return the capacity of a file with this beginning; ITK would invent missing voxels."""
     size = os.fstat(file.fileno()).st_size
     offset = 256
     if name == "MRC":
         order: Literal["little", "big"] = "big" if start[212:213] == b"\x11" else "little"
         offset = 1024 + int.from_bytes(start[92:96], order)
     elif name == "VTK":
-        offset = _end_of_vtk_header(path, start)
+        end = _VTK_HEADER.search(start)
+        if end is None:
+            raise UnsupportedFormatError(
+                f"{path}: not an image of VTK: no line SCALARS or VECTORS in its header"
+            )
+        offset = end.end()
         if b"\nASCII" in start[:offset]:
             file.seek(offset)
             return _Size(sum(len(line.split()) for line in file), "numbers")
@@ -188,18 +193,8 @@ def _content_size(file: BinaryIO, path: Path, name: str, start: bytes) -> _Size:
     return _Size(size - offset, "bytes of voxels")
 
 
-def _end_of_vtk_header(path: Path, start: bytes) -> int:
-    """Return the number of bytes before the voxels of VTK."""
-    end = _VTK_HEADER.search(start)
-    if end is None:
-        raise UnsupportedFormatError(
-            f"{path}: not an image of VTK: no line SCALARS or VECTORS in its header"
-        )
-    return end.end()
-
-
 def _convert(path: Path, source: BinaryIO | None, name: str, target: BinaryIO, most: _Size) -> None:
-    """Convert a file in a separate process, which refuses one that promises more than `most`.
+    """Convert a file in a separate process, which refuses a header that promises more than `most`.
 
     `source` is the open file; None means that ITK opens the path itself, as its header may name
     other files. Errors are those of the file `path`.

@@ -1,6 +1,6 @@
-"""JSON: files of others, with errors that name fault and place.
+"""JSON: files that users give, with errors that name fault and place, and values to write.
 
-Values and lines of our own, which processes may add together.
+Several processes may add lines to one file at the same time.
 """
 
 from __future__ import annotations
@@ -111,17 +111,16 @@ class LineFile:
         try:
             self._lock(fcntl.LOCK_EX)
             try:
-                self._write_waiting()
+                self._write(self._waiting)
             finally:
                 self._lock(fcntl.LOCK_UN)
         except OSError as error:
             raise cannot_write(self._path, error) from error
         self._waiting = b""
 
-    def _write_waiting(self) -> None:
-        """Write the waiting lines behind the last whole one, or leave the whole ones alone."""
+    def _write(self, content: bytes) -> None:
+        """Write lines after the last whole one; after an error, the file has no new line."""
         size = os.fstat(self._file).st_size
-        content = self._waiting
         try:
             tail = self._last_line(size)
             if tail and not isinstance(parse_line(tail), dict):

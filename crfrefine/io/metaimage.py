@@ -8,27 +8,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io import text_header
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import BLOCK_BYTES, VoxelSource, write_zlib
-from crfrefine.io.text_header import (
-    LPS,
-    Fields,
-    affine_of,
-    grid_and_channels,
-    header_lines,
-    lines_to_write,
-    voxel_path,
-)
+from crfrefine.io.text_header import LPS, Fields, affine_of
 from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelsToWrite, volume_header
 
 NAME = "MetaImage"
@@ -88,7 +79,7 @@ def read_header(path: Path) -> VolumeHeader:
     sizes = fields.sizes("DimSize", num_dims)
     channels = fields.whole("ElementNumberOfChannels", "1", limits=(1, 1 << 30))
     _require_planes(fields, num_listed, sizes[-1])
-    grid_shape, num_channels = grid_and_channels(path, sizes, channels)
+    grid_shape, num_channels = text_header.grid_and_channels(path, sizes, channels)
     num_axes = len(grid_shape)
     template = _geometry_of(fields, num_dims) if num_dims == num_axes else ()
     source = _source(fields, end, inner=1 if channels > 1 else None)
@@ -97,7 +88,7 @@ def read_header(path: Path) -> VolumeHeader:
 
 
 def _geometry_of(fields: Fields, num_dims: int) -> tuple[str, ...]:
-    """Return the header's lines that place its grid, without what follows their numbers."""
+    """Return the header's lines that place its grid, no words after their numbers."""
     lines = []
     for key in _GEOMETRY_KEYS:
         if key in fields:
@@ -111,7 +102,7 @@ def _fields(path: Path) -> tuple[Fields, int, int]:
     """Return the fields, the bytes of the header, and the number of files in the list after it."""
     fields = Fields(path, NAME, " = ")
     problem = "no line `ElementDataFile = ...` in its header"
-    lines = header_lines(path)
+    lines = text_header.header_lines(path)
     for number, line, end in lines:
         if not line.strip():
             continue
@@ -124,17 +115,13 @@ def _fields(path: Path) -> tuple[Fields, int, int]:
         if key is not None:
             fields.add(key, values[0])
         if key == "ElementDataFile":
-            return fields, end, _num_listed(fields.text(key), lines)
+            num_listed = 0
+            if re.fullmatch("LIST( 2D?)?", fields.text(key), re.IGNORECASE):
+                num_listed = sum(bool(line.strip()) for _, line, _ in lines)
+            return fields, end, num_listed
     raise UnsupportedFormatError(
         f"{path}: not a MetaImage file, although its name says so: {problem}"
     )
-
-
-def _num_listed(name: str, lines: Iterator[tuple[int, bytes, int]]) -> int:
-    """Return how many of the lines after the header list a file; 0 if it announces no list."""
-    if not re.fullmatch("LIST( 2D?)?", name, re.IGNORECASE):
-        return 0
-    return sum(bool(line.strip()) for _, line, _ in lines)
 
 
 def _require_planes(fields: Fields, num_listed: int, num_planes: int) -> None:
@@ -145,7 +132,11 @@ def _require_planes(fields: Fields, num_listed: int, num_planes: int) -> None:
     name = fields.text("ElementDataFile")
     num_files = num_listed
     if not num_listed and ("%" in name or name.upper().startswith("LIST ")):
-        num_files = _num_in_pattern(name)
+        pattern = r"[^%\s]*%0?\d{0,2}d[^%\s]* (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})"
+        match = re.fullmatch(pattern, name)
+        if match is not None:
+            first, last, step = map(int, match.groups())
+            num_files = (last - first) // step + 1
     elif not num_listed and name.upper() != "LIST":
         return
     if num_files != num_planes:
@@ -156,16 +147,6 @@ def _require_planes(fields: Fields, num_listed: int, num_planes: int) -> None:
         )
 
 
-def _num_in_pattern(name: str) -> int:
-    """Return the number of files that a pattern names; 0 if it is none."""
-    pattern = r"[^%\s]*%0?\d{0,2}d[^%\s]* (\d{1,9}) (\d{1,9}) ([1-9]\d{0,3})"
-    match = re.fullmatch(pattern, name)
-    if match is None:
-        return 0
-    first, last, step = map(int, match.groups())
-    return (last - first) // step + 1
-
-
 def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     """Return the place of the voxels, which follow the header, or are in another file."""
     is_local = fields.text("ElementDataFile").upper() == "LOCAL"
@@ -174,7 +155,7 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     path = fields.path
     start = end
     if not is_local:
-        path = voxel_path(fields, "ElementDataFile", is_compressed=is_compressed)
+        path = text_header.voxel_path(fields, "ElementDataFile", is_compressed=is_compressed)
         start = 0
     # -1 means that the voxels end the file.
     skipped = fields.whole("HeaderSize", "0", limits=(-1, 1 << 60))
@@ -182,18 +163,14 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
         raise fields.damaged("HeaderSize", "0 before compressed voxels or text")
     if not is_binary:
         raise RareHeaderError("voxels as text")
-    dtype = _dtype(fields)
-    encoding = "zlib" if is_compressed else "raw"
-    return VoxelSource(path, encoding, dtype, inner, start=skipped or start)
-
-
-def _dtype(fields: Fields) -> np.dtype[Any]:
-    """Return the type of the voxels, with its byte order."""
     kind = _TYPES.get(fields.text("ElementType").upper().removesuffix("_ARRAY"))
     if kind is None:
         raise fields.damaged("ElementType", f"one of {', '.join(_TYPES)}")
-    order: Literal["<", ">"] = ">" if fields.flag("BinaryDataByteOrderMSB") else "<"
-    return np.dtype(kind).newbyteorder(order)
+    dtype = np.dtype(kind).newbyteorder("<")
+    if fields.flag("BinaryDataByteOrderMSB"):
+        dtype = dtype.newbyteorder(">")
+    encoding = "zlib" if is_compressed else "raw"
+    return VoxelSource(path, encoding, dtype, inner, start=skipped or start)
 
 
 def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]:
@@ -206,20 +183,13 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
     if "Offset" in fields:
         origin = np.array(fields.numbers("Offset", num_dims, exact=False))
     spacing = np.ones(num_dims)
-    if "ElementSpacing" in fields:
-        spacing = _spacing(fields, "ElementSpacing", num_dims)
-    elif "ElementSize" in fields:
-        spacing = _spacing(fields, "ElementSize", num_dims)
+    sizes = [key for key in ("ElementSpacing", "ElementSize") if key in fields]
+    if sizes:
+        spacing = np.array(fields.numbers(sizes[0], num_dims, exact=False))
+    if 0.0 in spacing:
+        raise fields.damaged(sizes[0], "voxels that are larger than 0")
     vectors = direction[:num_axes, :num_axes] * spacing[:num_axes]
     return affine_of(vectors, origin[:num_axes], LPS)
-
-
-def _spacing(fields: Fields, key: str, num_dims: int) -> NDArray[np.float64]:
-    """Return the voxel sizes that a field holds."""
-    spacing = fields.numbers(key, num_dims, exact=False)
-    if 0.0 in spacing:
-        raise fields.damaged(key, "voxels that are larger than 0")
-    return np.array(spacing)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -228,7 +198,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     An .mha is one file, an .mhd has a .zraw beside it.
     """
     path = voxels.path
-    geometry = lines_to_write(path, like, NAME, _geometry_lines)
+    geometry = text_header.lines_to_write(path, like, NAME, _geometry_lines)
     blocks = voxels.blocks(interleaved=True)
     if voxels.voxel_files:
         with atomic_files(*voxels.voxel_files, path) as (voxel_file, file):

@@ -57,7 +57,14 @@ def read_header(path: Path) -> VolumeHeader:
     Raise UnsupportedFormatError for any other.
     """
     if read_start(path).startswith(_NPY_MAGIC):
-        return _npy_header(path)
+        with path.open("rb") as file:
+            array = _read_array_header(file, path, "the array")
+            source = VoxelSource(path, "raw", array.dtype, array.inner, start=file.tell())
+        header = volume_header(path, source, NAME, array.shape[:0:-1], array.shape[0], None)
+        if array.is_fortran:
+            return in_fortran_order(header)
+        return header
+
     with _open_member(path) as member:
         key = member.key
         array = member.array
@@ -83,22 +90,8 @@ def read_header(path: Path) -> VolumeHeader:
     return header
 
 
-def _npy_header(path: Path) -> VolumeHeader:
-    with path.open("rb") as file:
-        array = _read_array_header(file, path, "the array")
-        start = file.tell()
-    source = VoxelSource(path, "raw", array.dtype, array.inner, start=start)
-    header = volume_header(path, source, NAME, array.shape[:0:-1], array.shape[0], None)
-    if array.is_fortran:
-        return in_fortran_order(header)
-    return header
-
-
 def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
-    """Return the header of an array in Fortran order.
-
-    Its axes are stored in reverse, the channels of a voxel together.
-    """
+    """Return the header of an array with reversed axes, the channels of a voxel together."""
     num_axes = len(header.grid_shape)
     axes = (*reversed(range(num_axes)), *range(num_axes, 3))
     stored = replace(header, grid_shape=header.grid_shape[::-1], family=NAME)
@@ -106,7 +99,7 @@ def in_fortran_order(header: VolumeHeader) -> VolumeHeader:
 
 
 class _Array(NamedTuple):
-    """What the header of an array says."""
+    """An array, by its header."""
 
     shape: tuple[int, ...]  # (channel, [z,] y, x)
     is_fortran: bool
@@ -131,12 +124,6 @@ def _read_array_header(stream: Any, path: Path, what: str) -> _Array:
         raise
     except Exception as error:  # numpy's parser raises errors of many kinds.
         raise UnsupportedFormatError(f"{path}: {what} is damaged ({shorten(error)})") from None
-    _require_channels(shape, dtype, path, what)
-    return _Array(shape, is_fortran, dtype)
-
-
-def _require_channels(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, what: str) -> None:
-    """Raise UnsupportedFormatError if an array does not hold channels of real numbers."""
     if dtype.hasobject:
         raise UnsupportedFormatError(
             f"{path}: {what} is a pickle, which may run code and is never read; save it as float32"
@@ -148,6 +135,7 @@ def _require_channels(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, 
         )
     if dtype.kind not in "iuf":
         raise UnsupportedFormatError(f"{path}: {what} holds {dtype}; expected real numbers")
+    return _Array(shape, is_fortran, dtype)
 
 
 @contextmanager
@@ -232,30 +220,24 @@ def _open_member(path: Path) -> Iterator[_Member]:
             raise UnsupportedFormatError(
                 f"{path}: compressed or encrypted in a way that numpy does not write"
             )
-        start = _start_of(path, key, archive, info)
+        if info.header_offset < 0:
+            raise UnsupportedFormatError(
+                f"{path}: damaged zip directory: {key!r} begins before the file; "
+                "copy or export it again"
+            )
+        try:
+            archive.open(info).close()  # Goes to the first byte of the member.
+        except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
+            raise UnsupportedFormatError(
+                f"{path}: damaged zip directory ({error}); copy or export it again"
+            ) from None
+        assert archive.fp is not None
         # This inflates faster than the zipfile module.
-        with open_bytes(path, container, start) as reader:
+        with open_bytes(path, container, archive.fp.tell()) as reader:
             member = BlockReader(_checked(reader, info, path))
             array = _read_array_header(member, path, f"the array {key!r}")
             most_packed = min(info.compress_size, path.stat().st_size)
             yield _Member(key, array, member, min(info.file_size, MAX_RATIO * most_packed))
-
-
-def _start_of(path: Path, key: str, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
-    """Return the place of a member's first byte in an archive."""
-    if info.header_offset < 0:
-        raise UnsupportedFormatError(
-            f"{path}: damaged zip directory: {key!r} begins before the file; "
-            "copy or export it again"
-        )
-    try:
-        archive.open(info).close()  # Goes to the first byte of the member.
-    except (zipfile.BadZipFile, ValueError, OverflowError, NotImplementedError) as error:
-        raise UnsupportedFormatError(
-            f"{path}: damaged zip directory ({error}); copy or export it again"
-        ) from None
-    assert archive.fp is not None
-    return archive.fp.tell()
 
 
 def _checked(reader: ByteReader, info: zipfile.ZipInfo, path: Path) -> Generator[bytes, None, None]:

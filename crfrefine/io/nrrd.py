@@ -7,27 +7,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
+from crfrefine.io import text_header
 from crfrefine.io.atomic import atomic_files
 from crfrefine.io.streams import VoxelSource, write_gzip
-from crfrefine.io.text_header import (
-    LPS,
-    Fields,
-    affine_of,
-    finite_numbers,
-    grid_and_channels,
-    header_lines,
-    lines_to_write,
-    voxel_path,
-)
+from crfrefine.io.text_header import LPS, Fields, affine_of, finite_numbers
 from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelsToWrite, volume_header
 
 NAME = "NRRD"
@@ -92,10 +82,16 @@ def read_header(path: Path) -> VolumeHeader:
     if channel_axis is not None:
         axes.remove(channel_axis)
         channels = sizes[channel_axis]
-    _require_one_layer(path, channels)
+    if channels > 1 and path.name.lower().endswith(".seg.nrrd"):
+        raise UnsupportedFormatError(
+            f"{path}: the segments are in {channels} layers, as where they overlap; "
+            "expected one layer\n"
+            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, "
+            "or export the segments to a labelmap."
+        )
 
     grid_sizes = tuple(sizes[axis] for axis in axes)
-    grid_shape, num_channels = grid_and_channels(path, grid_sizes, channels)
+    grid_shape, num_channels = text_header.grid_and_channels(path, grid_sizes, channels)
     inner = math.prod(sizes[:channel_axis]) if channels > 1 else None
     source = _source(fields, end, inner=inner)
     affine = _affine(fields, num_dims, axes, len(grid_shape))
@@ -105,17 +101,6 @@ def read_header(path: Path) -> VolumeHeader:
     return volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
 
 
-def _require_one_layer(path: Path, num_layers: int) -> None:
-    """Raise UnsupportedFormatError for segments of 3D Slicer in several layers."""
-    if num_layers > 1 and path.name.lower().endswith(".seg.nrrd"):
-        raise UnsupportedFormatError(
-            f"{path}: the segments are in {num_layers} layers, as where they overlap; "
-            "expected one layer\n"
-            "  In 3D Slicer's module Segmentations, collapse the labelmap layers, "
-            "or export the segments to a labelmap."
-        )
-
-
 def _fields(path: Path) -> tuple[Fields, int]:
     """Return the fields, and the bytes of the header, which an empty line ends.
 
@@ -123,27 +108,23 @@ def _fields(path: Path) -> tuple[Fields, int]:
     """
     fields = Fields(path, NAME, ": ")
     end = 0
-    for number, line, end in header_lines(path):
-        if number == 1:
-            _require_magic(path, line)
-        elif not line.strip():
+    for number, line, end in text_header.header_lines(path):
+        if number == 1 and not re.fullmatch(rb"NRRD000[1-6]\s*", line):
+            raise UnsupportedFormatError(
+                f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}"
+            )
+        if not line.strip():
             return fields, end
-        elif not line.startswith(b"#"):
-            field = _add_line(fields, number, line)
-            if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
-                return fields, end  # The names of the files follow.
+        if number == 1 or line.startswith(b"#"):
+            continue
+        field = _add_line(fields, number, line)
+        if field == "data file" and fields.text(field).upper().split()[:1] == ["LIST"]:
+            return fields, end  # The names of the files follow.
     if "data file" not in fields:
         raise UnsupportedFormatError(
             f"{path}: the file is cut off: no empty line ends its header; copy or export it again"
         )
     return fields, end
-
-
-def _require_magic(path: Path, line: bytes) -> None:
-    if not re.fullmatch(rb"NRRD000[1-6]\s*", line):
-        raise UnsupportedFormatError(
-            f"{path}: not an NRRD file, although its name says so: it begins with {line[:12]!r}"
-        )
 
 
 def _add_line(fields: Fields, number: int, line: bytes) -> str | None:
@@ -168,26 +149,10 @@ def _add_line(fields: Fields, number: int, line: bytes) -> str | None:
 
 
 def _channel_axis(fields: Fields, num_dims: int) -> int | None:
-    """Return the one axis that is not a grid axis, by its kind or because it has no direction.
+    """Return the one axis that is not of the grid, by its kind or missing direction; None for none.
 
-    None if all are grid axes.
+    Raise RareHeaderError for an unknown kind.
     """
-    kinds = _kinds(fields, num_dims)
-    undirected = _axes_without_direction(fields, num_dims)
-    channel_axes = []
-    for axis, kind in enumerate(kinds):
-        if kind in _CHANNEL_KINDS or (kind in _VAGUE_KINDS and axis in undirected):
-            channel_axes.append(axis)
-    if len(channel_axes) > 1:
-        raise UnsupportedFormatError(
-            f"{fields.path}: {len(channel_axes)} axes of values cannot be split into "
-            "grid and channels"
-        )
-    return next(iter(channel_axes), None)
-
-
-def _kinds(fields: Fields, num_dims: int) -> list[str]:
-    """Return the kind of each axis; raise RareHeaderError for one that is not known here."""
     kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
     if len(kinds) != num_dims or "complex" in kinds:
         raise fields.damaged(
@@ -198,16 +163,20 @@ def _kinds(fields: Fields, num_dims: int) -> list[str]:
     unusual = set(kinds).difference(_GRID_KINDS, _VAGUE_KINDS, _CHANNEL_KINDS)
     if unusual:
         raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
-    return kinds
 
-
-def _axes_without_direction(fields: Fields, num_dims: int) -> set[int]:
-    """Return the axes with `none` instead of a direction; no axis if that holds for all."""
-    entries = _ENTRIES.findall(fields.text("space directions", "").lower())
-    undirected = {axis for axis, entry in enumerate(entries) if entry == "none"}
-    if len(entries) != num_dims or len(undirected) == num_dims:
-        return set()
-    return undirected
+    directions = _ENTRIES.findall(fields.text("space directions", "").lower())
+    if len(directions) != num_dims or set(directions) == {"none"}:
+        directions = [""] * num_dims  # They do not tell which axis holds channels.
+    channel_axes = []
+    for axis, (kind, direction) in enumerate(zip(kinds, directions, strict=True)):
+        if kind in _CHANNEL_KINDS or (kind in _VAGUE_KINDS and direction == "none"):
+            channel_axes.append(axis)
+    if len(channel_axes) > 1:
+        raise UnsupportedFormatError(
+            f"{fields.path}: {len(channel_axes)} axes of values cannot be split into "
+            "grid and channels"
+        )
+    return next(iter(channel_axes), None)
 
 
 def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
@@ -222,7 +191,7 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     path = fields.path
     start = end
     if "data file" in fields:
-        path = voxel_path(fields, "data file", is_compressed=encoding == "gzip")
+        path = text_header.voxel_path(fields, "data file", is_compressed=encoding == "gzip")
         start = 0
     # ITK takes the lowest 32 bits of a larger number.
     if fields.whole("line skip", "0", limits=(0, 1 << 30)) or word in _RARE_ENCODINGS:
@@ -233,21 +202,17 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
     # -1 means that the voxels end the file.
     fewest = -1 if encoding == "raw" else 0
     skipped = fields.whole("byte skip", "0", limits=(fewest, 1 << 60))
-    dtype = np.dtype(kind).newbyteorder(_byte_order(fields, np.dtype(kind)))
+    dtype = np.dtype(kind)
+    default = "little" if dtype.itemsize == 1 else None  # Single bytes have no order.
+    endian = fields.text("endian", default).lower()
+    if endian not in ("little", "big"):
+        raise fields.damaged("endian", "little or big")
+    dtype = dtype.newbyteorder("<")
+    if endian == "big":
+        dtype = dtype.newbyteorder(">")
     if skipped < 0:
         return VoxelSource(path, encoding, dtype, inner, start=-1)
     return VoxelSource(path, encoding, dtype, inner, start=start, offset=skipped)
-
-
-def _byte_order(fields: Fields, dtype: np.dtype[np.generic]) -> Literal["<", ">"]:
-    """Return NumPy's sign of the byte order, which single bytes do without."""
-    default = "little" if dtype.itemsize == 1 else None
-    endian = fields.text("endian", default).lower()
-    if endian == "little":
-        return "<"
-    if endian == "big":
-        return ">"
-    raise fields.damaged("endian", "little or big")
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
@@ -255,15 +220,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
 
     The channels of a voxel are put together.
     """
-    header = "\n".join(_lines_to_write(voxels, like))
-    with atomic_files(*voxels.voxel_files, voxels.path) as files:
-        files[-1].write(header.encode())
-        write_gzip(files[0], voxels.blocks(interleaved=True), threads)
-
-
-def _lines_to_write(voxels: VoxelsToWrite, like: Volume) -> list[str]:
-    """Return the lines of a header, and what the text ends with: an empty line before voxels."""
-    space, *geometry = lines_to_write(voxels.path, like, NAME, _geometry_lines)
+    space, *geometry = text_header.lines_to_write(voxels.path, like, NAME, _geometry_lines)
     sizes = voxels.shape[::-1]
     kinds = ["domain"] * len(like.spacing)
     if voxels.num_channels is not None:
@@ -286,8 +243,11 @@ def _lines_to_write(voxels: VoxelsToWrite, like: Volume) -> list[str]:
     lines.append("encoding: gzip")
     for file in voxels.voxel_files:
         lines.append(f"data file: {file.name}")
-    lines.append("" if voxels.voxel_files else "\n")
-    return lines
+    lines.append("" if voxels.voxel_files else "\n")  # An empty line comes before voxels.
+
+    with atomic_files(*voxels.voxel_files, voxels.path) as files:
+        files[-1].write("\n".join(lines).encode())
+        write_gzip(files[0], voxels.blocks(interleaved=True), threads)
 
 
 def _geometry_lines(
@@ -323,37 +283,26 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
     if "axis mins" in fields:
         raise RareHeaderError("axis mins")
     if not _IN_SPACE & set(fields):
-        spacings = _spacings(fields, num_dims, axes)
+        words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
+        spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
+        if spacings is None or len(words) != num_dims or 0.0 in spacings:
+            raise fields.damaged(
+                "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
+            )
         return affine_of(np.diag(spacings[:num_axes]), np.zeros(num_axes), LPS)
 
     signs = _signs(fields)
-    _require_space(fields, len(axes))
-    origin = np.array(_origin(fields, len(axes)))
-    columns = _directions(fields, num_dims, axes)
-    return affine_of(columns[:num_axes, :num_axes], origin[:num_axes], signs)
-
-
-def _require_space(fields: Fields, num_axes: int) -> None:
-    """Raise UnsupportedFormatError if the space has another number of dimensions than the grid."""
     space_dims = 3
     if "space" not in fields:
         space_dims = fields.whole("space dimension", limits=(1, _MAX_DIMS))
-    if space_dims != num_axes:
+    if space_dims != len(axes):
         raise UnsupportedFormatError(
-            f"{fields.path}: a grid of {num_axes} axes in a space of {space_dims} dimensions; "
+            f"{fields.path}: a grid of {len(axes)} axes in a space of {space_dims} dimensions; "
             "expected as many axes as dimensions"
         )
-
-
-def _spacings(fields: Fields, num_dims: int, axes: list[int]) -> tuple[float, ...]:
-    """Return the voxel sizes along the axes of a grid without a place in the world."""
-    words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
-    spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
-    if spacings is None or len(words) != num_dims or 0.0 in spacings:
-        raise fields.damaged(
-            "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
-        )
-    return spacings
+    origin = np.array(_origin(fields, len(axes)))
+    columns = _directions(fields, num_dims, axes)
+    return affine_of(columns[:num_axes, :num_axes], origin[:num_axes], signs)
 
 
 def _signs(fields: Fields) -> tuple[float, ...]:
@@ -400,11 +349,7 @@ def _directions(fields: Fields, num_dims: int, axes: list[int]) -> NDArray[np.fl
             f"{num_dims} vectors of {space_dims} finite numbers, none for channels",
         )
 
-    return _as_itk_rounds(fields, vectors)
-
-
-def _as_itk_rounds(fields: Fields, vectors: Sequence[tuple[float, ...]]) -> NDArray[np.float64]:
-    """Return vectors as columns, with the rounding of ITK, which computes length and direction."""
+    # ITK computes length and direction: their rounding is repeated.
     lengths = np.array([math.sqrt(sum(part * part for part in vector)) for vector in vectors])
     if not np.isfinite(lengths).all() or not np.isfinite(1 / lengths).all():
         raise fields.damaged("space directions", "vectors that are as long as a voxel")

@@ -24,7 +24,7 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.streams import read_start
 
-# Types of voxels, the smallest first; of two of one size, the one that more programs read.
+# Types of voxels, the smallest first; of one size, the type that most programs read.
 ALL_TYPES = (
     *("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
     *("float32", "float64"),
@@ -96,7 +96,7 @@ LOGITS_SUFFIXES = VOLUME_SUFFIXES + SCORES_SUFFIXES
 WRITTEN_SUFFIXES = tuple(
     suffix for suffix in VOLUME_SUFFIXES if not FORMAT_OF_SUFFIX[suffix].is_read_only
 )
-# Suffixes of label maps that stand beside an image of the same name, as 3D Slicer saves them.
+# Suffixes of label maps that 3D Slicer saves beside an image of the same name.
 LABELS_SUFFIXES = (".seg.nrrd",)
 
 
@@ -213,7 +213,13 @@ def recognize(path: Path) -> Format | ForeignKind | None:
     None if it is unknown or unreadable.
     """
     if path.is_dir():
-        return _DICOM if _holds_dicom(path) else None
+        # DICOM is looked for among the first files without a known suffix.
+        with suppress(OSError), os.scandir(path) as entries:
+            for entry in islice(entries, _MAX_LOOKED_AT):
+                is_candidate = entry.is_file() and not suffix_of(Path(entry.name))
+                if is_candidate and read_start(path / entry.name)[128:132] == b"DICM":
+                    return _DICOM
+        return None
     start = read_start(path)
     if not start:
         return None
@@ -229,21 +235,10 @@ def recognize(path: Path) -> Format | ForeignKind | None:
     return None
 
 
-def _holds_dicom(folder: Path) -> bool:
-    """Look for DICOM among the first files of a folder that have no known suffix."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in islice(entries, _MAX_LOOKED_AT):
-            if not entry.is_file() or suffix_of(Path(entry.name)):
-                continue
-            if read_start(folder / entry.name)[128:132] == b"DICM":
-                return True
-    return False
-
-
 def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tuple[Path, Format]:
     """Return the file to read and its format, by its name or else its content.
 
-    `NAME.hdr` for `NAME.img`. Raise InputError if there is no such file, else
+    It is `NAME.hdr` for `NAME.img`. Raise InputError for a missing file, or
     UnsupportedFormatError with advice on how to convert it.
     """
     suffix = suffix_of(path)
@@ -256,9 +251,11 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
     if isinstance(kind, Format) and set(kind.suffixes) <= set(suffixes):
         return path, kind
     if kind is None:
-        header = _header_of_pair(path)
-        if header is not None:
-            return file_to_read(header, suffixes)
+        if path.name.lower().endswith((".img", ".img.gz")):
+            stem = path.name[: path.name.lower().rindex(".img")]
+            for header in (path.with_name(f"{stem}.hdr"), path.with_name(f"{stem}.HDR")):
+                if header.is_file():
+                    return file_to_read(header, suffixes)
         require_file(path)
         is_half = path.name.lower().endswith((".img", ".img.gz", ".hdr.gz"))
         kind = _HALF if is_half else named
@@ -266,18 +263,6 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
     if kind is not None:
         message += f"\n  {kind.hint('It')}"
     raise UnsupportedFormatError(message)
-
-
-def _header_of_pair(voxels: Path) -> Path | None:
-    """Return the header beside the voxels of a pair of NIfTI or Analyze."""
-    name = voxels.name.lower()
-    if not name.endswith((".img", ".img.gz")):
-        return None
-    for ending in (".hdr", ".HDR"):
-        header = voxels.with_name(voxels.name[: name.rindex(".img")] + ending)
-        if header.is_file():
-            return header
-    return None
 
 
 def describe_others(folder: Path) -> str:
@@ -303,7 +288,7 @@ def describe_others(folder: Path) -> str:
 def is_dicom(path: Path) -> bool:
     """Return whether a path is a DICOM file, or a folder of them.
 
-    The content tells, or the name if there is no such file.
+    The content tells, or the name of a missing file.
     """
     if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
         return path.name.lower().endswith((".dcm", ".dicom", ".ima"))
@@ -333,17 +318,10 @@ def add_volumes(*paths: Path | None) -> None:
     for path in dict.fromkeys(paths):
         if path is None:
             continue
-        if path.is_dir():
-            add_inputs(*_volumes_in(path))
-        else:
+        if not path.is_dir():
             add_inputs(*files_read(path))
-
-
-def _volumes_in(folder: Path) -> list[Path]:
-    """Return the files of a folder that a command may read; none if it cannot be listed."""
-    files = []
-    with suppress(OSError):
-        for path in folder.iterdir():
-            if suffix_of(path) or path.name == "dataset.json":
-                files.append(path)
-    return files
+            continue
+        with suppress(OSError):
+            for file in path.iterdir():
+                if suffix_of(file) or file.name == "dataset.json":
+                    add_inputs(file)
