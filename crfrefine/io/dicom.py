@@ -178,12 +178,7 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
     datasets: dict[Path, Any] = {}
     others = []
     for file in files:
-        try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
-        except pydicom.errors.InvalidDicomError:
-            if file == path or file.suffix.lower() == ".dcm":
-                raise UnsupportedFormatError(f"{file}: not a DICOM file") from None
-            dataset = pydicom.Dataset()
+        dataset = _dataset(file, is_expected=file == path or file.suffix.lower() == ".dcm")
         if "Rows" in dataset and (file == path or not _is_segmentation(dataset)):
             datasets[file] = dataset
         else:
@@ -202,6 +197,16 @@ def _datasets(path: Path, notes: list[str]) -> dict[Path, Any]:
 
 def _is_segmentation(dataset: Any) -> bool:
     return dataset.get("SOPClassUID") in _SEGMENTATIONS
+
+
+def _dataset(file: Path, *, is_expected: bool) -> Any:
+    """Return the header of a file; it is empty for another format, which may be an error."""
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True)
+    except pydicom.errors.InvalidDicomError:
+        if is_expected:
+            raise UnsupportedFormatError(f"{file}: not a DICOM file") from None
+        return pydicom.Dataset()
 
 
 @dataclass(frozen=True)
@@ -304,7 +309,7 @@ def read_series(path: Path) -> Series:
         datasets = _datasets(path, notes)
         file_of_series = {}
         for file, dataset in datasets.items():
-            file_of_series[str(dataset.get("SeriesInstanceUID") or "")] = file.name
+            file_of_series[_text_of(dataset, "SeriesInstanceUID")] = file.name
         if len(file_of_series) > 1:
             raise InputError(
                 f"{path}: expected one series, found {len(file_of_series)}: "
@@ -385,10 +390,7 @@ def _stack(
 
 
 def _voxels(series: Series) -> NDArray[Any]:
-    """Return the scaled values of a series, (slices along the normal, rows, columns).
-
-    Whole numbers have the first integer type that holds all of them, others float32.
-    """
+    """Return the scaled values of a series, (slices along the normal, rows, columns)."""
     path = series.header.path
     shape = series.header.grid_shape[::-1]
     first = next(iter(series.datasets.values()))
@@ -405,12 +407,7 @@ def _voxels(series: Series) -> NDArray[Any]:
             array[place] = frame * slope + intercept
     if not np.isfinite(array).all():
         raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
-    if (array == np.rint(array)).all():
-        for dtype in ("<i2", "<u2", "<i4"):
-            limits = np.iinfo(dtype)
-            if limits.min <= array.min() and array.max() <= limits.max:
-                return array.astype(dtype)
-    return array.astype("<f4", copy=False)
+    return array.astype(_type_for(array), copy=False)
 
 
 def _frames(series: Series) -> Iterator[tuple[Any, NDArray[Any]]]:
@@ -418,6 +415,17 @@ def _frames(series: Series) -> Iterator[tuple[Any, NDArray[Any]]]:
     for file, dataset in series.datasets.items():
         for frame in iter_pixels(pydicom.dcmread(file)):
             yield dataset, frame
+
+
+def _type_for(values: NDArray[Any]) -> str:
+    """Return the first integer type that holds whole values, float32 for others."""
+    if not (values == np.rint(values)).all():
+        return "<f4"
+    for dtype in ("<i2", "<u2", "<i4"):
+        limits = np.iinfo(dtype)
+        if limits.min <= values.min() and values.max() <= limits.max:
+            return dtype
+    return "<f4"
 
 
 class _Described(NamedTuple):
@@ -434,7 +442,7 @@ def _labels_of(path: Path, dataset: Any) -> dict[int, _Described]:
         number = int(item.SegmentNumber)
         if number == 0:  # It is the background of a label map.
             continue
-        written = _LABEL.search(str(item.get("SegmentDescription") or ""))
+        written = _LABEL.search(_text_of(item, "SegmentDescription"))
         segments[number] = _Described(int(written[1]) if written else number, item)
     labels = [label for label, _ in segments.values()]
     are_different = len(set(labels)) == len(labels)
@@ -452,8 +460,8 @@ def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> 
     A missing value is no difference.
     """
     for keyword, name in _IDENTITY.items():
-        found = str(dataset.get(keyword) or "").strip()
-        expected = str(other.get(keyword) or "").strip()
+        found = _text_of(dataset, keyword)
+        expected = _text_of(other, keyword)
         if found and expected and found != expected:
             raise InputError(
                 f"{path} and {like} are of different {name}\n"
@@ -463,6 +471,11 @@ def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> 
             )
 
 
+def _text_of(dataset: Any, keyword: str) -> str:
+    """Return the text of an element; "" for none, or an empty one."""
+    return str(dataset.get(keyword) or "").strip()
+
+
 def _read_segmentation(path: Path, notes: list[str]) -> Any:
     """Return a segmentation of whole segments; fractions become whole at half of their maximum."""
     dataset: Any = pydicom.dcmread(path)
@@ -470,7 +483,7 @@ def _read_segmentation(path: Path, notes: list[str]) -> Any:
         if not item.get("SegmentAlgorithmType"):  # Old files lack it, and highdicom asks for it.
             item.SegmentAlgorithmType = "MANUAL"
     if dataset.get("SegmentationType") == "FRACTIONAL":
-        kind = str(dataset.get("SegmentationFractionalType") or "")
+        kind = _text_of(dataset, "SegmentationFractionalType")
         if kind not in ("OCCUPANCY", "PROBABILITY"):
             raise UnsupportedFormatError(
                 f"{path}: expected fractions of the type OCCUPANCY or PROBABILITY, "
@@ -641,18 +654,11 @@ def _items_of(file: Path | None, series: Path, first: Any) -> dict[int, Any]:
 
 
 def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
-    """Complete a header for highdicom; raise InputError if a segmentation cannot refer to it."""
+    """Complete the header of a file for highdicom."""
     if not source.get("SOPClassUID"):  # De-identification may empty it.
         class_of_modality = _CLASSES.get(source.get("Modality"), "")
         source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or class_of_modality
-    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
-    if lacking:
-        raise InputError(
-            f"{file}: a DICOM segmentation refers to its series, "
-            f"and this file has no {' and no '.join(lacking)}\n"
-            "  De-identification may replace these values, but not empty them: "
-            "set them in the files, or keep the NIfTI file."
-        )
+    _require_references(file, source)
     for keyword in _EXPECTED:
         source.setdefault(keyword, None)
     if "PerFrameFunctionalGroupsSequence" in source:
@@ -664,6 +670,18 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
     else:
         source.ImageOrientationPatient = first.ImageOrientationPatient  # Equal up to rounding.
         source.SliceThickness = source.get("SliceThickness") or f"{thickness or 1.0:.10g}"
+
+
+def _require_references(file: Path, source: Any) -> None:
+    """Raise InputError if a header lacks what a segmentation refers to."""
+    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
+    if lacking:
+        raise InputError(
+            f"{file}: a DICOM segmentation refers to its series, "
+            f"and this file has no {' and no '.join(lacking)}\n"
+            "  De-identification may replace these values, but not empty them: "
+            "set them in the files, or keep the NIfTI file."
+        )
 
 
 def _describe(number: int, label: int, name: str, item: Any) -> Any:

@@ -149,21 +149,8 @@ def _add_line(fields: Fields, number: int, line: bytes) -> str | None:
 
 
 def _channel_axis(fields: Fields, num_dims: int) -> int | None:
-    """Return the one axis that is not of the grid, by its kind or missing direction; None for none.
-
-    Raise RareHeaderError for an unknown kind.
-    """
-    kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
-    if len(kinds) != num_dims or "complex" in kinds:
-        raise fields.damaged(
-            "kinds",
-            f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, "
-            "of real numbers",
-        )
-    unusual = set(kinds).difference(_GRID_KINDS, _VAGUE_KINDS, _CHANNEL_KINDS)
-    if unusual:
-        raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
-
+    """Return the one axis that is not of the grid, by its kind or missing direction, or None."""
+    kinds = _kinds(fields, num_dims)
     directions = _ENTRIES.findall(fields.text("space directions", "").lower())
     if len(directions) != num_dims or set(directions) == {"none"}:
         directions = [""] * num_dims  # They do not tell which axis holds channels.
@@ -177,6 +164,21 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
             "grid and channels"
         )
     return next(iter(channel_axes), None)
+
+
+def _kinds(fields: Fields, num_dims: int) -> list[str]:
+    """Return the kind of each axis; raise RareHeaderError for an unknown one."""
+    kinds = fields.text("kinds", "").lower().split() or ["none"] * num_dims
+    if len(kinds) != num_dims or "complex" in kinds:
+        raise fields.damaged(
+            "kinds",
+            f"{num_dims} kinds, such as domain for axes of the grid and vector for channels, "
+            "of real numbers",
+        )
+    unusual = set(kinds).difference(_GRID_KINDS, _VAGUE_KINDS, _CHANNEL_KINDS)
+    if unusual:
+        raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
+    return kinds
 
 
 def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:

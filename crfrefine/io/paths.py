@@ -15,6 +15,7 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import shorten
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io.streams import read_start
+
+if TYPE_CHECKING:
+    from crfrefine.io.volume import VolumeHeader
 
 # Types of voxels, the smallest first; of one size, the type that most programs read.
 ALL_TYPES = (
@@ -213,13 +217,7 @@ def recognize(path: Path) -> Format | ForeignKind | None:
     None if it is unknown or unreadable.
     """
     if path.is_dir():
-        # DICOM is looked for among the first files without a known suffix.
-        with suppress(OSError), os.scandir(path) as entries:
-            for entry in islice(entries, _MAX_LOOKED_AT):
-                is_candidate = entry.is_file() and not suffix_of(Path(entry.name))
-                if is_candidate and read_start(path / entry.name)[128:132] == b"DICM":
-                    return _DICOM
-        return None
+        return _DICOM if _holds_dicom(path) else None
     start = read_start(path)
     if not start:
         return None
@@ -233,6 +231,17 @@ def recognize(path: Path) -> Format | ForeignKind | None:
         if re.match(kind.beginning, start, re.DOTALL):
             return kind
     return None
+
+
+def _holds_dicom(folder: Path) -> bool:
+    """Look for DICOM among the first files of a folder that have no known suffix."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in islice(entries, _MAX_LOOKED_AT):
+            if not entry.is_file() or suffix_of(Path(entry.name)):
+                continue
+            if read_start(folder / entry.name)[128:132] == b"DICM":
+                return True
+    return False
 
 
 def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tuple[Path, Format]:
@@ -304,9 +313,8 @@ def files_read(path: Path) -> tuple[Path, ...]:
         return (path,)
     with suppress(Exception), np.errstate(all="ignore"):
         path, known = file_to_read(path)
-        source = import_module(known.module).read_header(path).source
-        if source is not None and source.path != path:
-            return (path, source.path)
+        header: VolumeHeader = import_module(known.module).read_header(path)
+        return header.files
     return (path,)
 
 

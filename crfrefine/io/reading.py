@@ -66,8 +66,8 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
             header = replace(header, family=paths.ITK, notes=(note,))
         except UnsupportedFormatError as error:
             header, actual = _read_by_content(path, expected, suffixes, error)
-        if header.source is not None and header.source.path != path:
-            states.append(FileState.of(header.source.path))
+        for voxels in header.files[1:]:
+            states.append(FileState.of(voxels))
 
     notes = header.notes
     misnamed = _wrong_name_of(header, actual)
@@ -95,7 +95,7 @@ def _read_by_content(
         header: VolumeHeader = import_module(actual.module).read_header(path)
     except RareHeaderError:
         raise explained from None
-    if header.source is not None and header.source.path != path:
+    if len(header.files) > 1:
         raise explained from None
     return replace(header, family=actual.name), actual
 
@@ -106,7 +106,7 @@ def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
     source = header.source
     if paths.FORMAT_OF_SUFFIX.get(paths.suffix_of(path)) is not actual:
         return f"the file is {actual.name}, although its name does not say so; it is read as such"
-    if source is None or source.path != path or source.start != 0:
+    if source is None or source.start != 0 or len(header.files) > 1:
         return None
     # The file is compressed as a whole, or not at all.
     is_gzip = source.encoding == "gzip"

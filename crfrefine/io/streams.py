@@ -252,8 +252,8 @@ class Decoder:
         else:
             rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
             num_rows = max(num_rows // rows[0].size, 1)
-        if not self.is_by_channel and self._inner == 1:
-            rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three.
+            if self._inner == 1:
+                rows = rows[:, :, 0]  # numpy copies two axes twice as fast as three.
 
         may_be_bad = False
         for start in range(0, len(rows), num_rows):
@@ -286,8 +286,8 @@ class Decoder:
             scaled[...] = stored
             if self._is_scaled:
                 scaled *= scaled.dtype.type(self._source.slope)
-            if self._is_scaled and self._source.intercept != 0.0:
-                scaled += scaled.dtype.type(self._source.intercept)
+                if self._source.intercept != 0.0:
+                    scaled += scaled.dtype.type(self._source.intercept)
             if scaled is not target:
                 target[...] = scaled
 

@@ -78,6 +78,13 @@ class VolumeHeader:
     states: tuple[FileState, ...] = field(default=(), repr=False, compare=False)
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and the file with its voxels if that is another one."""
+        if self.source is None or self.source.path == self.path:
+            return (self.path,)
+        return (self.path, self.source.path)
+
+    @property
     def stored_shape(self) -> tuple[int, ...]:
         """(channels, [z,] y, x)."""
         return (self.num_channels, *self.grid_shape[::-1])
