@@ -110,7 +110,7 @@ def check_replaceable(*paths: Path) -> list[Path]:
 
     targets = [Path(os.path.realpath(path)) if path.is_symlink() else path for path in paths]
     for path, target in zip(paths[:-1], targets[:-1], strict=True):
-        # A header finds its voxels by their name in its own folder, also through a link.
+        # A header finds its voxels by their name in its folder, also through a link.
         if os.path.realpath(targets[-1].with_name(path.name)) != os.path.realpath(target):
             raise CrfRefineError(
                 f"{paths[-1]}: cannot be written: it is a link to {targets[-1]}, "

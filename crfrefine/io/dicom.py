@@ -1,7 +1,7 @@
 """Series and segmentations of DICOM, read and written by pydicom and highdicom.
 
-Decoders of damaged files need limits of time and memory: `crfrefine convert` imports this module in
-a process of its own.
+Decoders need limits of time and memory on damaged files: `crfrefine convert` imports this module in
+a separate process.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from crfrefine.errors import (
     UnsupportedFormatError,
 )
 from crfrefine.io.atomic import write_small_file
+from crfrefine.io.stored import smallest_integer
 from crfrefine.io.streams import MAX_RATIO, cut_off
 from crfrefine.io.text_header import LPS, affine_of
 from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader, segments_of
@@ -69,7 +70,7 @@ _REFERENCED = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"),
     *("FrameOfReferenceUID", "Modality"),
 )
-# What is the same in all files that are written.
+# Elements of all files that are written.
 _CONVERTED = {
     "manufacturer": "crfrefine",
     "manufacturer_model_name": "crfrefine",
@@ -307,14 +308,7 @@ def read_series(path: Path) -> Series:
     with _decoding(path):
         notes: list[str] = []
         datasets = _datasets(path, notes)
-        file_of_series = {}
-        for file, dataset in datasets.items():
-            file_of_series[_text_of(dataset, "SeriesInstanceUID")] = file.name
-        if len(file_of_series) > 1:
-            raise InputError(
-                f"{path}: expected one series, found {len(file_of_series)}: "
-                f"{listed(file_of_series.values())}; give each a folder of its own"
-            )
+        _require_one_series(path, datasets)
         slices = []
         for file, dataset in datasets.items():
             slices += _slices(file, dataset)
@@ -338,6 +332,18 @@ def read_series(path: Path) -> Series:
         return Series(header, datasets, order, scalings, first.thickness)
 
 
+def _require_one_series(path: Path, datasets: Mapping[Path, Any]) -> None:
+    """Raise InputError if the files are of several series."""
+    file_of_series = {}
+    for file, dataset in datasets.items():
+        file_of_series[_text_of(dataset, "SeriesInstanceUID")] = file.name
+    if len(file_of_series) > 1:
+        raise InputError(
+            f"{path}: expected one series, found {len(file_of_series)}: "
+            f"{listed(file_of_series.values())}; give each a folder of its own"
+        )
+
+
 def _require_same_planes(path: Path, slices: Sequence[_Slice]) -> None:
     """Raise InputError if slices have different sizes, voxel sizes or orientations."""
     planes = np.array([part.plane for part in slices])
@@ -356,10 +362,7 @@ def _require_same_planes(path: Path, slices: Sequence[_Slice]) -> None:
 def _stack(
     path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64]
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Return the order of slices along their normal, and the step from one to the next.
-
-    Raise InputError unless they are evenly spaced, straight above each other.
-    """
+    """Return the order of evenly spaced slices along their normal, and the step between them."""
     positions = np.array([part.position for part in slices])
     places = positions @ normal
     order = np.argsort(places, kind="stable")
@@ -407,7 +410,12 @@ def _voxels(series: Series) -> NDArray[Any]:
             array[place] = frame * slope + intercept
     if not np.isfinite(array).all():
         raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
-    return array.astype(_type_for(array), copy=False)
+    if (array == np.rint(array)).all():
+        types = ("int16", "uint16", "int32")
+        integer = smallest_integer(types, float(array.min()), float(array.max()))
+        if integer is not None:
+            return array.astype(integer)
+    return array.astype(np.float32, copy=False)
 
 
 def _frames(series: Series) -> Iterator[tuple[Any, NDArray[Any]]]:
@@ -415,17 +423,6 @@ def _frames(series: Series) -> Iterator[tuple[Any, NDArray[Any]]]:
     for file, dataset in series.datasets.items():
         for frame in iter_pixels(pydicom.dcmread(file)):
             yield dataset, frame
-
-
-def _type_for(values: NDArray[Any]) -> str:
-    """Return the first integer type that holds whole values, float32 for others."""
-    if not (values == np.rint(values)).all():
-        return "<f4"
-    for dtype in ("<i2", "<u2", "<i4"):
-        limits = np.iinfo(dtype)
-        if limits.min <= values.min() and values.max() <= limits.max:
-            return dtype
-    return "<f4"
 
 
 class _Described(NamedTuple):
@@ -455,10 +452,7 @@ def _labels_of(path: Path, dataset: Any) -> dict[int, _Described]:
 
 
 def _require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> None:
-    """Raise InputError if two files are of different patients or frames of reference.
-
-    A missing value is no difference.
-    """
+    """Raise InputError if two files state different patients or frames of reference."""
     for keyword, name in _IDENTITY.items():
         found = _text_of(dataset, keyword)
         expected = _text_of(other, keyword)
@@ -483,28 +477,32 @@ def _read_segmentation(path: Path, notes: list[str]) -> Any:
         if not item.get("SegmentAlgorithmType"):  # Old files lack it, and highdicom asks for it.
             item.SegmentAlgorithmType = "MANUAL"
     if dataset.get("SegmentationType") == "FRACTIONAL":
-        kind = _text_of(dataset, "SegmentationFractionalType")
-        if kind not in ("OCCUPANCY", "PROBABILITY"):
-            raise UnsupportedFormatError(
-                f"{path}: expected fractions of the type OCCUPANCY or PROBABILITY, "
-                f"found {shorten(kind)!r}"
-            )
-        maximum = int(dataset.get("MaximumFractionalValue") or 0)
-        if not 1 <= maximum <= 255 or dataset.BitsAllocated != 8:
-            raise UnsupportedFormatError(
-                f"{path}: damaged DICOM: expected fractions of 8 bits "
-                "up to a maximum from 1 to 255, "
-                f"found {dataset.BitsAllocated} bits and the maximum {maximum}"
-            )
+        _require_known_fractions(path, dataset)
+        maximum = int(dataset.MaximumFractionalValue)
         if dataset.file_meta.TransferSyntaxUID.is_compressed:
             dataset.decompress()
         fractions = np.frombuffer(dataset.PixelData, np.uint8)
         is_inside = fractions >= maximum / 2
         dataset.PixelData = np.where(is_inside, np.uint8(maximum), np.uint8(0)).tobytes()
-        notes.append(
-            f"its segments are fractions ({kind.lower()}); voxels of at least half are taken"
-        )
+        kind = dataset.SegmentationFractionalType.lower()
+        notes.append(f"its segments are fractions ({kind}); voxels of at least half are taken")
     return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
+
+
+def _require_known_fractions(path: Path, dataset: Any) -> None:
+    """Raise UnsupportedFormatError if half of a fraction means nothing."""
+    kind = _text_of(dataset, "SegmentationFractionalType")
+    if kind not in ("OCCUPANCY", "PROBABILITY"):
+        raise UnsupportedFormatError(
+            f"{path}: expected fractions of the type OCCUPANCY or PROBABILITY, "
+            f"found {shorten(kind)!r}"
+        )
+    maximum = int(dataset.get("MaximumFractionalValue") or 0)
+    if not 1 <= maximum <= 255 or dataset.BitsAllocated != 8:
+        raise UnsupportedFormatError(
+            f"{path}: damaged DICOM: expected fractions of 8 bits up to a maximum from 1 to 255, "
+            f"found {dataset.BitsAllocated} bits and the maximum {maximum}"
+        )
 
 
 def _label_map(
@@ -545,10 +543,7 @@ def _label_map(
 def _padded(
     path: Path, stored: NDArray[Any], affine: NDArray[np.float64], series: VolumeHeader
 ) -> NDArray[Any]:
-    """Return a label map, (slices, rows, columns), extended to the grid of a whole series.
-
-    Raise GridMismatchError if its grid is no part of the series.
-    """
+    """Return a label map, (slices, rows, columns), extended to the grid of a whole series."""
     grid, _ = series.geometry()
     shape = stored.shape[::-1]
     offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
@@ -673,7 +668,7 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
 
 
 def _require_references(file: Path, source: Any) -> None:
-    """Raise InputError if a header lacks what a segmentation refers to."""
+    """Raise InputError if a header lacks elements that a segmentation repeats."""
     lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
     if lacking:
         raise InputError(

@@ -82,7 +82,7 @@ _READERS = {
 
 def recognizes(start: bytes) -> bool:
     """Return whether a file with this beginning, compressed or not, is GIPL, MRC or VTK."""
-    return _format_of(inflated(start) or start) is not None
+    return _format_of(inflated(start)) is not None
 
 
 def _format_of(start: bytes) -> str | None:
@@ -144,12 +144,12 @@ def _convert_by_content(path: Path, target: BinaryIO, folder: str) -> str:
     """Convert a file of GIPL, MRC or VTK, compressed or not; return the format's name."""
     start = read_start(path)
     unpacked = inflated(start)
-    name = _format_of(unpacked or start)
+    name = _format_of(unpacked)
     if name is None:
         raise UnsupportedFormatError(
             f"{path}: not a file of GIPL, MRC or VTK, although its name says so, or damaged"
         )
-    if not unpacked:
+    if unpacked is start:
         with path.open("rb") as source:
             _convert(path, source, name, target, _content_size(source, path, name, start))
         return name

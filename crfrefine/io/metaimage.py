@@ -50,18 +50,8 @@ _TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-_WRITTEN_TYPES = {
-    "uint8": "MET_UCHAR",
-    "int8": "MET_CHAR",
-    "int16": "MET_SHORT",
-    "uint16": "MET_USHORT",
-    "int32": "MET_INT",
-    "uint32": "MET_UINT",
-    "int64": "MET_LONG_LONG",
-    "uint64": "MET_ULONG_LONG",
-    "float32": "MET_FLOAT",
-    "float64": "MET_DOUBLE",
-}
+# Of several names of a type, the first one is written.
+_WRITTEN_TYPES = {np.dtype(kind).name: name for name, kind in reversed(_TYPES.items())}
 
 
 def recognizes(start: bytes) -> bool:
@@ -125,10 +115,7 @@ def _fields(path: Path) -> tuple[Fields, int, int]:
 
 
 def _require_planes(fields: Fields, num_listed: int, num_planes: int) -> None:
-    """Raise UnsupportedFormatError if several files are not one for each plane.
-
-    The header lists them, or has a pattern of their names. ITK would invent missing ones.
-    """
+    """Require one file for each plane, in a list or a pattern of names; ITK would invent some."""
     name = fields.text("ElementDataFile")
     num_files = num_listed
     if not num_listed and ("%" in name or name.upper().startswith("LIST ")):
@@ -238,12 +225,9 @@ def _header_to_write(voxels: VoxelsToWrite, geometry: tuple[str, ...], num_bytes
 def _geometry_lines(
     direction: NDArray[np.float64], origin: NDArray[np.float64], spacing: tuple[float, ...]
 ) -> tuple[str, ...]:
-    """Return the lines that place a grid in LPS.
-
-    The matrix lists one axis after the other, so it is the direction's transpose.
-    """
+    """Return the lines that place a grid in LPS."""
     arrays = {
-        "TransformMatrix": direction.T,
+        "TransformMatrix": direction.T,  # It lists one axis after the other.
         "Offset": origin,
         "CenterOfRotation": np.zeros_like(origin),
         "ElementSpacing": np.array(spacing),

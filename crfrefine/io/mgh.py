@@ -33,7 +33,7 @@ _WRITTEN_TYPES = {"uint8": 0, "uint16": 1, "int32": 1, "float32": 3, "int16": 4}
 
 def recognizes(start: bytes) -> bool:
     """Return whether it is a header of version 1 with four sizes and a type, compressed or not."""
-    block = streams.inflated(start) or start
+    block = streams.inflated(start)
     if len(block) < 24:
         return False
     numbers = [int.from_bytes(block[at : at + 4], "big", signed=True) for at in range(0, 24, 4)]
@@ -43,8 +43,11 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read only the header; frames are channels."""
-    is_gzip = streams.read_start(path).startswith(streams.GZIP_MAGIC)
-    encoding = "gzip" if is_gzip else "raw"
+    encoding = "raw"
+    file_format = "MGH"
+    if streams.read_start(path).startswith(streams.GZIP_MAGIC):
+        encoding = "gzip"
+        file_format = "MGH, gzip"
     with streams.open_bytes(path, encoding) as reader:
         block = reader.read(_DATA_OFFSET)
     if len(block) < _DATA_OFFSET or not recognizes(block):
@@ -58,7 +61,6 @@ def read_header(path: Path) -> VolumeHeader:
     affine = np.asarray(template.get_affine(), np.float64) + 0.0
     dtype = np.dtype(_TYPES[int(template["type"])])
     source = streams.VoxelSource(path, encoding, dtype, offset=_DATA_OFFSET)
-    file_format = "MGH, gzip" if is_gzip else "MGH"
     notes: tuple[str, ...] = ()
     if int.from_bytes(block[28:30], "big") <= 0:  # Its goodRASFlag; nibabel fills in a place.
         notes = ("no orientation in the header; coronal slices of 1 mm are assumed, as in nibabel",)

@@ -71,7 +71,7 @@ _quiet = logging.Logger("crfrefine.io.nifti", logging.CRITICAL + 1)
 
 def recognizes(start: bytes) -> bool:
     """Return whether a file with this beginning, compressed or not, is NIfTI or Analyze."""
-    block = streams.inflated(start) or start
+    block = streams.inflated(start)
     if block[344:348] == b"n+1\0" or block[4:8] == b"n+2\0" or block[4:7] == b"ni2":
         return True
     if block[344:347] == b"n+1":
@@ -126,11 +126,7 @@ def _parse_pair(block: bytes, path: Path, form: _Form) -> VolumeHeader:
 
 
 def _form_of(block: bytes, path: Path) -> _Form:
-    """Return the form of a header by its length and magic.
-
-    Raise UnsupportedFormatError for any other block, and for the header of a pair whose name is
-    that of a single file.
-    """
+    """Return the form of a header by its length and magic; only some names allow that of a pair."""
     lengths = {int.from_bytes(block[:4], order) for order in _ORDERS}
     forms = [form for form in _FORMS if form.length in lengths and len(block) >= form.length]
     if not forms:
@@ -378,7 +374,7 @@ def _extension_with(segments: Sequence[Segment]) -> bytes:
 
 
 def _labels_in(extensions: bytes) -> tuple[Segment, ...]:
-    """Return the labels of a table among extensions, without wrong entries: names, no more.
+    """Return the labels of a table among extensions; wrong entries, mere names, are left out.
 
     A regular expression finds them, as XML's entities and document types may be hostile.
     """

@@ -52,39 +52,31 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read the header of an .npy, or of the array named probabilities or logits.
-
-    Raise UnsupportedFormatError for any other.
-    """
+    """Read the header of an .npy, or of the one array named probabilities or logits."""
     if read_start(path).startswith(_NPY_MAGIC):
         with path.open("rb") as file:
             array = _read_array_header(file, path, "the array")
             source = VoxelSource(path, "raw", array.dtype, array.inner, start=file.tell())
         header = volume_header(path, source, NAME, array.shape[:0:-1], array.shape[0], None)
-        if array.is_fortran:
-            return in_fortran_order(header)
-        return header
-
-    with _open_member(path) as member:
-        key = member.key
-        array = member.array
-        promised = math.prod(array.shape) * array.dtype.itemsize
-        if promised > member.most_bytes:
-            raise UnsupportedFormatError(
-                f"{path}: damaged: the array {key!r} has shape {array.shape}, "
-                "but not as many values"
-            )
-    num_channels, *grid_shape = array.shape
-    header = VolumeHeader(
-        path,
-        "nnU-Net npz",
-        tuple(reversed(grid_shape)),
-        num_channels,
-        array.dtype.name,
-        spacing=None,
-        affine=None,
-        kind=key,
-    )
+    else:
+        with _open_member(path) as member:
+            array = member.array
+            promised = math.prod(array.shape) * array.dtype.itemsize
+            if promised > member.most_bytes:
+                raise UnsupportedFormatError(
+                    f"{path}: damaged: the array {member.key!r} has shape {array.shape}, "
+                    "but not as many values"
+                )
+        header = VolumeHeader(
+            path,
+            "nnU-Net npz",
+            array.shape[:0:-1],
+            array.shape[0],
+            array.dtype.name,
+            spacing=None,
+            affine=None,
+            kind=member.key,
+        )
     if array.is_fortran:
         return in_fortran_order(header)
     return header

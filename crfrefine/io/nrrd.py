@@ -102,10 +102,7 @@ def read_header(path: Path) -> VolumeHeader:
 
 
 def _fields(path: Path) -> tuple[Fields, int]:
-    """Return the fields, and the bytes of the header, which an empty line ends.
-
-    It may be missing where the voxels are apart.
-    """
+    """Return the fields, and the bytes of the header up to an empty line."""
     fields = Fields(path, NAME, ": ")
     end = 0
     for number, line, end in text_header.header_lines(path):
@@ -128,10 +125,7 @@ def _fields(path: Path) -> tuple[Fields, int]:
 
 
 def _add_line(fields: Fields, number: int, line: bytes) -> str | None:
-    """Add the field of a line, and return its name; None for a pair of key and value (`:=`).
-
-    Raise UnsupportedFormatError for any other line.
-    """
+    """Add the field of a line, and return its name; None for a pair of key and value (`:=`)."""
     name, _, value = line.partition(b":")
     field = None
     if len(name) < 100:
@@ -153,7 +147,7 @@ def _channel_axis(fields: Fields, num_dims: int) -> int | None:
     kinds = _kinds(fields, num_dims)
     directions = _ENTRIES.findall(fields.text("space directions", "").lower())
     if len(directions) != num_dims or set(directions) == {"none"}:
-        directions = [""] * num_dims  # They do not tell which axis holds channels.
+        directions = [""] * num_dims  # None of them means channels.
     channel_axes = []
     for axis, (kind, direction) in enumerate(zip(kinds, directions, strict=True)):
         if kind in _CHANNEL_KINDS or (kind in _VAGUE_KINDS and direction == "none"):
@@ -278,19 +272,11 @@ _ENTRIES = re.compile(r"none|\([^()]*\)", re.IGNORECASE)
 
 
 def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> NDArray[np.float64]:
-    """Return the affine to RAS+ mm of the grid.
-
-    The grid has the first `num_axes` of `axes`, which are those without channels.
-    """
+    """Return the affine to RAS+ mm of a grid: the first `num_axes` of the `axes` of no channels."""
     if "axis mins" in fields:
         raise RareHeaderError("axis mins")
     if not _IN_SPACE & set(fields):
-        words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
-        spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
-        if spacings is None or len(words) != num_dims or 0.0 in spacings:
-            raise fields.damaged(
-                "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
-            )
+        spacings = _spacings(fields, num_dims, axes)
         return affine_of(np.diag(spacings[:num_axes]), np.zeros(num_axes), LPS)
 
     signs = _signs(fields)
@@ -305,6 +291,17 @@ def _affine(fields: Fields, num_dims: int, axes: list[int], num_axes: int) -> ND
     origin = np.array(_origin(fields, len(axes)))
     columns = _directions(fields, num_dims, axes)
     return affine_of(columns[:num_axes, :num_axes], origin[:num_axes], signs)
+
+
+def _spacings(fields: Fields, num_dims: int, axes: list[int]) -> tuple[float, ...]:
+    """Return the voxel sizes along the axes of a grid without a place in the world."""
+    words = fields.text("spacings", " ".join(["1"] * num_dims)).split()
+    spacings = finite_numbers([words[axis] for axis in axes if axis < len(words)])
+    if spacings is None or len(words) != num_dims or 0.0 in spacings:
+        raise fields.damaged(
+            "spacings", f"{num_dims} finite numbers other than 0, NaN for channels"
+        )
+    return spacings
 
 
 def _signs(fields: Fields) -> tuple[float, ...]:
@@ -360,10 +357,7 @@ def _directions(fields: Fields, num_dims: int, axes: list[int]) -> NDArray[np.fl
 
 
 def _vectors(text: str) -> list[tuple[float, ...] | None]:
-    """Return the vectors in a text, None for `none` or anything but numbers.
-
-    An empty list for other text.
-    """
+    """Return the vectors in a text, None for those without numbers; no vectors for other text."""
     if _ENTRIES.sub("", text).strip():
         return []
     vectors = []

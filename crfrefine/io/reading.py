@@ -184,17 +184,28 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     geometry over a volume (x, y, z) has one channel. Any other header is returned as it is.
     """
     is_plane = (*grid.grid_shape, 1)[2] == 1
-    if header.affine is None:
-        whole = (*header.grid_shape, header.num_channels)
-        if is_plane or whole != grid.grid_shape:
-            return header
-        array = replace(header, grid_shape=whole, num_channels=1, turned=None)
-        if header.turned is None:
-            return array
-        return in_fortran_order(array)
+    if header.affine is None and not is_plane:
+        return _array_on(header, grid)
+    if header.affine is not None and is_plane:
+        return _plane_on(header, grid)
+    return header
 
+
+def _array_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
+    """Return the header of an array, which has no channel axis if its shape is the grid's."""
+    whole = (*header.grid_shape, header.num_channels)
+    if whole != grid.grid_shape:
+        return header
+    array = replace(header, grid_shape=whole, num_channels=1, turned=None)
+    if header.turned is None:
+        return array
+    return in_fortran_order(array)
+
+
+def _plane_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
+    """Return the header of a plane with channels, if a volume is one over the grid of a plane."""
     is_stack = len(header.grid_shape) == 3 and header.grid_shape[2] > 1
-    if not is_plane or not is_stack or header.num_channels > 1 or header.source is None:
+    if not is_stack or header.num_channels > 1 or header.source is None:
         return header
     assert header.spacing is not None
     plane = replace(
@@ -211,10 +222,7 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
 
 
 def _turned_blocks(decoder: Decoder, stored: VolumeHeader, turn: Reorientation) -> Iterator[bytes]:
-    """Yield the channels of a file with turned axes.
-
-    One channel is in memory, or all of them if the file interleaves them.
-    """
+    """Yield the turned channels of a file, one in memory, or all if the file interleaves them."""
     at_once = 1 if decoder.is_by_channel else stored.num_channels
     for first in range(0, stored.num_channels, at_once):
         shape = (at_once, *(*stored.grid_shape, 1)[2::-1])

@@ -1,4 +1,4 @@
-"""Voxels as a file stores them: in their own type, NaN and infinity included, with the scaling."""
+"""Stored voxels: in the type of the file, NaN and infinity included, and the scaling."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class StoredVoxels:
         return cls(values, Scaling.of(header))
 
     def image_type(self, types: tuple[str, ...]) -> np.dtype[Any]:
-        """Return the type of the image: the stored one, or of scaled values one that holds them.
+        """Return the type of the image: the stored one if there is no scaling.
 
         Scaled integers get the smallest integer type among `types` that holds all values exactly.
         If some are no whole numbers, or too large, they get float32, or float64 beyond its range.
@@ -100,7 +100,7 @@ class StoredVoxels:
         low, high, is_whole = self._range_of_values()
         largest = max(-low, high)
         if stored.kind in "iu" and is_whole and largest <= _LARGEST_EXACT:
-            integer = _smallest_integer(types, low, high)
+            integer = smallest_integer(types, low, high)
             if integer is not None:
                 return integer
         if largest > float(np.finfo(np.float32).max):
@@ -125,7 +125,7 @@ class StoredVoxels:
         return self.scaling.apply(self.values[channel, planes])
 
 
-def _smallest_integer(types: tuple[str, ...], low: float, high: float) -> np.dtype[Any] | None:
+def smallest_integer(types: tuple[str, ...], low: float, high: float) -> np.dtype[Any] | None:
     """Return the smallest integer type among `types` that holds two numbers, None for none."""
     for name in ALL_TYPES:
         if name in types and "int" in name:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -154,13 +154,12 @@ def read_start(path: Path) -> bytes:
 
 
 def inflated(start: bytes) -> bytes:
-    """Return the first uncompressed bytes of a gzip file; b"" if it is not gzip."""
-    try:
-        if start.startswith(GZIP_MAGIC):
-            return zlib.decompressobj(31).decompress(start, START_BYTES)
-        return b""
-    except zlib.error:
-        return b""
+    """Return the first bytes of a file without gzip; the bytes themselves if it is not gzip."""
+    unpacked = b""
+    if start.startswith(GZIP_MAGIC):
+        with suppress(zlib.error):
+            unpacked = zlib.decompressobj(31).decompress(start, START_BYTES)
+    return unpacked or start
 
 
 def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int) -> None:
