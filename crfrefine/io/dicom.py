@@ -71,7 +71,7 @@ _REFERENCED = (
     *("FrameOfReferenceUID", "Modality"),
 )
 # Elements of all files that are written.
-_CONVERTED = {
+_CONVERTED: dict[str, Any] = {
     "manufacturer": "crfrefine",
     "manufacturer_model_name": "crfrefine",
     "software_versions": __version__,

@@ -246,9 +246,8 @@ class Decoder:
         """
         # A row is the repeating unit of the file: single values, or `inner` of each channel.
         num_rows = BLOCK_BYTES // 4
-        if self.is_by_channel:
-            rows = values.reshape(-1)
-        else:
+        rows: NDArray[Any] = values.reshape(-1)
+        if not self.is_by_channel:
             rows = values.reshape(len(values), -1, self._inner).transpose(1, 0, 2)
             num_rows = max(num_rows // rows[0].size, 1)
             if self._inner == 1:
