@@ -113,10 +113,7 @@ def write_channels(
     kind: str = "logits",
     threads: int = 1,
 ) -> None:
-    """Write logits or probabilities, (labels, *grid), atomically, as float32.
-
-    Otherwise as `write_pieces`.
-    """
+    """Write logits or probabilities, (labels, *grid), as `write_pieces` does."""
     piece = _planes_of(path, np.asarray(channels), like)
     write_pieces(path, like, len(channels), piece, kind=kind, threads=threads)
 

@@ -71,10 +71,7 @@ def write_small_file(path: Path, content: bytes) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> CrfRefineError:
-    """Return the error to raise if the operating system refuses to write a file.
-
-    StorageError if it will refuse all other files too.
-    """
+    """Return the error for a file that cannot be written: StorageError if no other file can."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(
             f"{path}: cannot be written: the disk is full; free some space and run again"
@@ -87,10 +84,7 @@ def cannot_write(path: Path, error: OSError) -> CrfRefineError:
 
 
 def check_replaceable(*paths: Path) -> list[Path]:
-    """Return the regular files behind paths, existing or not.
-
-    Raise CrfRefineError if they cannot be written.
-    """
+    """Return the regular files behind paths, existing or not; raise if they cannot be written."""
     for path in paths:
         check_no_input(path)
         try:
@@ -122,10 +116,7 @@ def check_replaceable(*paths: Path) -> list[Path]:
 
 
 def check_writable(folder: Path) -> None:
-    """Create a folder and a file in it; raise InputError if that fails.
-
-    A run would fail only at the end of its first case.
-    """
+    """Create a folder and a file in it, before a run needs them; raise InputError on failure."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)

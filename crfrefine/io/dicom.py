@@ -230,7 +230,7 @@ class _Slice:
 
 def _slices(file: Path, dataset: Any) -> list[_Slice]:
     """Return the slices of a file."""
-    # The functional groups of each frame; a file of one slice has none.
+    # The functional groups of each frame; a file of one slice has no frames.
     frames: Sequence[Any] = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
     if len(frames) != int(dataset.get("NumberOfFrames") or 1):
         raise UnsupportedFormatError(
@@ -301,10 +301,7 @@ class Series(NamedTuple):
 
 
 def read_series(path: Path) -> Series:
-    """Read the headers of a series.
-
-    Raise InputError if its slices are not one volume, and errors as `read`.
-    """
+    """Read the headers of a series; raise InputError if it is not one volume, else as `read`."""
     with _decoding(path):
         notes: list[str] = []
         datasets = _datasets(path, notes)
@@ -578,10 +575,7 @@ def write(
     like: Series,
     segments: Path | None,
 ) -> None:
-    """Write a label map, (x, y, z) on the grid of a series, as a segmentation of binary segments.
-
-    Raises as `read`.
-    """
+    """Write a label map (x, y, z) on the grid of a series, in binary segments; raises as `read`."""
     # The segments get these names, and keep what describes their labels in the file `segments`.
     names = {segment.label: segment.name for segment in named}
     with _decoding(like.header.path):

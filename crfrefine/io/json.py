@@ -26,10 +26,7 @@ MAX_BYTES = 1 << 26
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of at most MAX_BYTES.
-
-    Raise InputError, with line and column where it is not JSON.
-    """
+    """Read a JSON file of at most MAX_BYTES; raise InputError with the place of a fault."""
     require_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -74,19 +71,13 @@ def without_nonfinite(value: Any) -> Any:
 
 
 def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
-    """Return values as JSON with a line break at its end.
-
-    None for numbers that JSON does not have.
-    """
+    """Return values as JSON with a line break at its end, numbers that JSON lacks as null."""
     shown = without_nonfinite(dict(values))
     return json.dumps(shown, indent=indent, default=str, allow_nan=False) + "\n"
 
 
 class LineFile:
-    """A file to add lines of JSON to, each with the `common` values.
-
-    Several processes may do so at the same time.
-    """
+    """A file to which several processes may add lines of JSON, each with the `common` values."""
 
     def __init__(self, path: Path, **common: Any) -> None:
         (target,) = check_replaceable(path)
@@ -99,10 +90,7 @@ class LineFile:
             raise cannot_write(path, error) from error
 
     def append(self, *lines: Mapping[str, Any]) -> None:
-        """Add lines, after those that the disk did not take before.
-
-        Raise CrfRefineError if it takes none, as a full one.
-        """
+        """Add lines, after those still waiting; raise CrfRefineError if the disk takes none."""
         # Processes that do so at the same time wait for each other, except on storage without
         # locks, where lines may be lost. A last line that a killed process left unfinished is
         # removed. It waits until the disk has the lines. One thread at a time.

@@ -180,10 +180,7 @@ def _affine(fields: Fields, num_dims: int, num_axes: int) -> NDArray[np.float64]
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write voxels as zlib data, which takes one thread; a voxel's channels are together.
-
-    An .mha is one file, an .mhd has a .zraw beside it.
-    """
+    """Write an .mha, or an .mhd with a .zraw, as zlib data; a voxel's channels are together."""
     path = voxels.path
     geometry = text_header.lines_to_write(path, like, NAME, _geometry_lines)
     blocks = voxels.blocks(interleaved=True)

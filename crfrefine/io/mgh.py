@@ -77,10 +77,7 @@ def read_header(path: Path) -> VolumeHeader:
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write voxels with the geometry of another volume, that of an MGH file bit for bit.
-
-    Labels above 255 take 32 bits.
-    """
+    """Write voxels, labels above 255 in 32 bits; the geometry of an MGH file is kept exactly."""
     shape = (*voxels.grid_shape[::-1], 1)[:3]
     header = _geometry_to_write(voxels.path, like, shape)
     header["dims"] = (*shape, voxels.num_channels or 1)

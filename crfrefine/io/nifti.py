@@ -86,10 +86,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read only the header.
-
-    The voxels of a pair have its name, with an ending in upper case where the header's is.
-    """
+    """Read only the header; a pair's voxels have its name, and perhaps an ending in upper case."""
     with streams.open_bytes(path, "raw") as reader:
         start = reader.read(streams.START_BYTES)
     # The content, or else the name, says whether a file is compressed.
@@ -313,10 +310,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
 
 
 def _header_without_content(like: Volume) -> Any:
-    """Return a header of nibabel that says where a volume is, but nothing of its values.
-
-    It is a copy of the volume's own header if that is NIfTI.
-    """
+    """Return nibabel's header with the geometry of a volume, and no other facts about it."""
     import nibabel
 
     template: Any = like.header.template if like.header is not None else None

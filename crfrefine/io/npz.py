@@ -18,18 +18,8 @@ import numpy as np
 from crfrefine.base.geometry import Reorientation
 from crfrefine.base.text import listed, see, shorten, shorten_value
 from crfrefine.errors import CrfRefineError, UnsupportedFormatError
+from crfrefine.io import streams
 from crfrefine.io.atomic import atomic_files
-from crfrefine.io.streams import (
-    BLOCK_BYTES,
-    MAX_RATIO,
-    START_BYTES,
-    BlockReader,
-    ByteReader,
-    Decoder,
-    VoxelSource,
-    open_bytes,
-    read_start,
-)
 from crfrefine.io.volume import Volume, VolumeHeader, VoxelsToWrite, volume_header
 
 _MAX_ARRAY_HEADER = 1 << 16
@@ -40,10 +30,7 @@ KINDS = ("probabilities", "logits")
 
 
 def recognizes(start: bytes) -> bool:
-    """Return whether it is an array, or an archive whose first member is one.
-
-    A member is one by its ending, or by the name of an array of scores.
-    """
+    """Return whether it is an array, or an archive whose first member has the name of one."""
     if start.startswith(_NPY_MAGIC):
         return True
     length = int.from_bytes(start[26:28], "little")
@@ -53,10 +40,10 @@ def recognizes(start: bytes) -> bool:
 
 def read_header(path: Path) -> VolumeHeader:
     """Read the header of an .npy, or of the one array named probabilities or logits."""
-    if read_start(path).startswith(_NPY_MAGIC):
+    if streams.read_start(path).startswith(_NPY_MAGIC):
         with path.open("rb") as file:
             array = _read_array_header(file, path, "the array")
-            source = VoxelSource(path, "raw", array.dtype, array.inner, start=file.tell())
+            source = streams.VoxelSource(path, "raw", array.dtype, array.inner, start=file.tell())
         header = volume_header(path, source, NAME, array.shape[:0:-1], array.shape[0], None)
     else:
         with _open_member(path) as member:
@@ -99,7 +86,7 @@ class _Array(NamedTuple):
 
     @property
     def inner(self) -> int | None:
-        """The values of one channel that are side by side, as in `VoxelSource`."""
+        """The values of one channel that are side by side, as in `streams.VoxelSource`."""
         return 1 if self.is_fortran else None
 
 
@@ -131,18 +118,15 @@ def _read_array_header(stream: Any, path: Path, what: str) -> _Array:
 
 
 @contextmanager
-def open_voxels(header: VolumeHeader) -> Iterator[Decoder]:
+def open_voxels(header: VolumeHeader) -> Iterator[streams.Decoder]:
     """Open an .npz at its first voxel."""
     with _open_member(header.path) as member:
-        source = VoxelSource(header.path, "raw", member.array.dtype, member.array.inner)
-        yield Decoder(member.reader, source, header.stored_shape)
+        source = streams.VoxelSource(header.path, "raw", member.array.dtype, member.array.inner)
+        yield streams.Decoder(member.reader, source, header.stored_shape)
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write an array of (channels, [z,] y, x), which takes one thread.
-
-    Its name in an .npz is "probabilities" or "logits".
-    """
+    """Write an array of (channels, [z,] y, x), named "probabilities" or "logits" in an .npz."""
     header = {
         "descr": np.lib.format.dtype_to_descr(voxels.dtype),
         "fortran_order": False,
@@ -189,7 +173,7 @@ class _Member(NamedTuple):
 
     key: str  # its name
     array: _Array
-    reader: BlockReader
+    reader: streams.BlockReader
     most_bytes: int  # that it can hold
 
 
@@ -225,22 +209,24 @@ def _open_member(path: Path) -> Iterator[_Member]:
             ) from None
         assert archive.fp is not None
         # This inflates faster than the zipfile module.
-        with open_bytes(path, container, archive.fp.tell()) as reader:
-            member = BlockReader(_checked(reader, info, path))
+        with streams.open_bytes(path, container, archive.fp.tell()) as reader:
+            member = streams.BlockReader(_checked(reader, info, path))
             array = _read_array_header(member, path, f"the array {key!r}")
             most_packed = min(info.compress_size, path.stat().st_size)
-            yield _Member(key, array, member, min(info.file_size, MAX_RATIO * most_packed))
+            yield _Member(key, array, member, min(info.file_size, streams.MAX_RATIO * most_packed))
 
 
-def _checked(reader: ByteReader, info: zipfile.ZipInfo, path: Path) -> Generator[bytes, None, None]:
+def _checked(
+    reader: streams.ByteReader, info: zipfile.ZipInfo, path: Path
+) -> Generator[bytes, None, None]:
     """Yield the bytes of a member, and compare their checksum at their end."""
     from isal import isal_zlib
 
     remaining = info.file_size
     checksum = 0
-    size = START_BYTES
+    size = streams.START_BYTES
     while data := reader.read(min(size, remaining)):
-        size = BLOCK_BYTES
+        size = streams.BLOCK_BYTES
         remaining -= len(data)
         checksum = isal_zlib.crc32(data, checksum)
         yield data

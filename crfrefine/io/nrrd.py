@@ -69,10 +69,7 @@ def recognizes(start: bytes) -> bool:
 
 
 def read_header(path: Path) -> VolumeHeader:
-    """Read a header to its end and check every field that is used.
-
-    Segments of 3D Slicer are read only from one layer.
-    """
+    """Read a header to its end, and check all fields that are used; segments have one layer."""
     fields, end = _fields(path)
     num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
     sizes = fields.sizes("sizes", num_dims)
@@ -212,10 +209,7 @@ def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:
 
 
 def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
-    """Write compressed voxels: .nrrd in one file, .nhdr with a .raw.gz beside it.
-
-    The channels of a voxel are put together.
-    """
+    """Write an .nrrd, or an .nhdr with a .raw.gz, as gzip data; a voxel's channels are together."""
     space, *geometry = text_header.lines_to_write(voxels.path, like, NAME, _geometry_lines)
     sizes = voxels.shape[::-1]
     kinds = ["domain"] * len(like.spacing)

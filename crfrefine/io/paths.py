@@ -154,10 +154,7 @@ def stem_of(path: Path) -> str:
 def require_suffix(
     path: Path, suffixes: tuple[str, ...] = WRITTEN_SUFFIXES + SCORES_SUFFIXES
 ) -> Format:
-    """Return the format of a file to write.
-
-    Raise UnsupportedFormatError if its suffix is not one of `suffixes`.
-    """
+    """Return the format of a file to write; raise UnsupportedFormatError for another suffix."""
     suffix = suffix_of(path)
     if suffix not in suffixes:
         raise UnsupportedFormatError(
@@ -212,10 +209,7 @@ def require_file(path: Path) -> None:
 
 
 def recognize(path: Path) -> Format | ForeignKind | None:
-    """Return the kind of a regular file by its first bytes, or of a folder of DICOM slices.
-
-    None if it is unknown or unreadable.
-    """
+    """Return the kind of a file by its first bytes, or of a folder of DICOM; None if unknown."""
     if path.is_dir():
         return _DICOM if _holds_dicom(path) else None
     start = read_start(path)
@@ -275,10 +269,7 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
 
 
 def describe_others(folder: Path) -> str:
-    """Describe the first file of a folder whose kind is known, if none has a known suffix.
-
-    The description is a separate line; "" if no kind is known.
-    """
+    """Describe, in a line, the first file with a known kind but no known suffix; "" for none."""
     others = []
     for path in sorted(folder.iterdir()):
         if suffix_of(path) not in VOLUME_SUFFIXES and not path.name.startswith("."):
@@ -295,10 +286,7 @@ def describe_others(folder: Path) -> str:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a path is a DICOM file, or a folder of them.
-
-    The content tells, or the name of a missing file.
-    """
+    """Return whether a file or a folder is DICOM, by its content; a missing one by its name."""
     if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
         return path.name.lower().endswith((".dcm", ".dicom", ".ima"))
     return (path.is_dir() or not suffix_of(path)) and recognize(path) == _DICOM
@@ -319,10 +307,7 @@ def files_read(path: Path) -> tuple[Path, ...]:
 
 
 def add_volumes(*paths: Path | None) -> None:
-    """Protect the files of volumes that the command reads (`base.inputs`).
-
-    Of a folder, all volumes and `dataset.json`.
-    """
+    """Protect input files (`base.inputs`), of a folder all volumes and `dataset.json`."""
     for path in dict.fromkeys(paths):
         if path is None:
             continue

@@ -19,17 +19,9 @@ from crfrefine.base.failures import reading
 from crfrefine.base.geometry import Reorientation, reorientation, reverse_grid
 from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io import paths
+from crfrefine.io import paths, streams
 from crfrefine.io.npz import in_fortran_order
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, Format
-from crfrefine.io.streams import (
-    GZIP_ENDINGS,
-    BlockReader,
-    Decoder,
-    VoxelSource,
-    allocate_array,
-    open_bytes,
-)
 from crfrefine.io.volume import (
     MAX_BYTES,
     FileState,
@@ -110,7 +102,7 @@ def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
         return None
     # The file is compressed as a whole, or not at all.
     is_gzip = source.encoding == "gzip"
-    if is_gzip == path.name.lower().endswith(GZIP_ENDINGS):
+    if is_gzip == path.name.lower().endswith(streams.GZIP_ENDINGS):
         return None
     if is_gzip:
         return "the file is compressed, although its name says otherwise"
@@ -128,11 +120,8 @@ def _require_unchanged(header: VolumeHeader) -> None:
 
 
 @contextmanager
-def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[Decoder]:
-    """Open a file at its first voxel.
-
-    Raise InputError if it changed since its header was read, or while the block lasted.
-    """
+def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[streams.Decoder]:
+    """Open a file at its first voxel; raise InputError if it changed since its header was read."""
     _require_unchanged(header)
     source = header.source
     try:
@@ -140,15 +129,17 @@ def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[D
             if header.turned is not None:
                 stored, turn = header.turned
                 in_file = files.enter_context(open_voxels(stored, allows_nan=allows_nan))
-                blocks = BlockReader(_turned_blocks(in_file, stored, turn))
-                in_memory = VoxelSource(stored.path, "raw", in_file.kept_type)
-                decoder = Decoder(blocks, in_memory, header.stored_shape)
+                blocks = streams.BlockReader(_turned_blocks(in_file, stored, turn))
+                in_memory = streams.VoxelSource(stored.path, "raw", in_file.kept_type)
+                decoder = streams.Decoder(blocks, in_memory, header.stored_shape)
             elif source is None:
                 code = import_module(paths.FORMAT_OF_NAME[header.family].module)
                 decoder = files.enter_context(code.open_voxels(header))
             else:
-                stream = open_bytes(source.path, source.encoding, source.start, source.offset)
-                decoder = Decoder(files.enter_context(stream), source, header.stored_shape)
+                stream = streams.open_bytes(
+                    source.path, source.encoding, source.start, source.offset
+                )
+                decoder = streams.Decoder(files.enter_context(stream), source, header.stored_shape)
             decoder.allows_nan = allows_nan
             yield decoder
     except CrfRefineError:
@@ -158,10 +149,7 @@ def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[D
 
 
 def placed_on(header: VolumeHeader, grid: VolumeHeader | None) -> VolumeHeader:
-    """Return a header with its axes turned to those of a grid, if the file's voxels are on it.
-
-    Otherwise, and without a grid, the header is returned as it is.
-    """
+    """Return a header, its axes turned to those of a grid if the file's voxels are on that grid."""
     if grid is None or header.affine is None or grid.affine is None or header.on_same_grid(grid):
         return header
     turn = reorientation(grid.grid_shape, grid.affine, header.grid_shape, header.affine)
@@ -221,12 +209,14 @@ def _plane_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     return header
 
 
-def _turned_blocks(decoder: Decoder, stored: VolumeHeader, turn: Reorientation) -> Iterator[bytes]:
+def _turned_blocks(
+    decoder: streams.Decoder, stored: VolumeHeader, turn: Reorientation
+) -> Iterator[bytes]:
     """Yield the turned channels of a file, one in memory, or all if the file interleaves them."""
     at_once = 1 if decoder.is_by_channel else stored.num_channels
     for first in range(0, stored.num_channels, at_once):
         shape = (at_once, *(*stored.grid_shape, 1)[2::-1])
-        values = allocate_array(shape, stored.path, decoder.kept_type)
+        values = streams.allocate_array(shape, stored.path, decoder.kept_type)
         decoder.fill(values, first)
         for channel in values:
             yield np.ascontiguousarray(turn.apply(channel)).tobytes()
@@ -234,10 +224,7 @@ def _turned_blocks(decoder: Decoder, stored: VolumeHeader, turn: Reorientation) 
 
 
 def read_volume(path: str | Path) -> Volume:
-    """Read a volume as float32, scaled: data (x, y[, z]), or (channels, ...).
-
-    Raises as `read_pieces`.
-    """
+    """Read a volume as float32, scaled: (x, y[, z]) or (channels, ...); raises as `read_pieces`."""
     header = read_header(path, VOLUME_SUFFIXES)
     data = reverse_grid(read_channels(header))
     if header.num_channels == 1:
@@ -250,10 +237,7 @@ NanFiles: TypeAlias = "list[Path] | None"
 
 
 def read_channels(*headers: VolumeHeader, nan_files: NanFiles = None) -> NDArray[np.float32]:
-    """Read files on one grid as float32, scaled: (channels, [z,] y, x) C-contiguous.
-
-    Raises as `read_pieces`.
-    """
+    """Read files on one grid as float32, scaled, (channels, [z,] y, x); raises as `read_pieces`."""
     values, jobs = reading_jobs(headers, nan_files)
     run_all(jobs, 1)
     return values
@@ -272,7 +256,7 @@ def read_stored(header: VolumeHeader, nan_files: NanFiles = None) -> NDArray[Any
     """Read a file in the type of its pieces: (channels, [z,] y, x); raises as `read_pieces`."""
     allows_nan = nan_files is not None
     with reading(header.path), open_voxels(header, allows_nan=allows_nan) as decoder:
-        values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
+        values = streams.allocate_array(header.stored_shape, header.path, decoder.kept_type)
         decoder.fill(values)
         decoder.finish()
     if nan_files is not None and decoder.has_nan:
@@ -291,7 +275,7 @@ def reading_jobs(
     first = headers[0]
     num_channels = num_before + sum(header.num_channels for header in headers)
     shape = (num_channels, *first.stored_shape[1:])
-    values: NDArray[np.float32] = allocate_array(shape, first.path)
+    values: NDArray[np.float32] = streams.allocate_array(shape, first.path)
     jobs: list[Callable[[], None]] = []
     start = num_before
     for header in headers:
@@ -349,7 +333,7 @@ def decoded_pieces(header: VolumeHeader, first: int = 0, *, most_bytes: int) -> 
 
 
 def pieces_of(
-    decoder: Decoder, header: VolumeHeader, most_bytes: int
+    decoder: streams.Decoder, header: VolumeHeader, most_bytes: int
 ) -> Iterator[tuple[slice, slice]]:
     """Yield the channels and planes of the pieces in which an open file is decoded."""
     itemsize = decoder.kept_type.itemsize
@@ -357,22 +341,19 @@ def pieces_of(
 
 
 def decode_piece(
-    decoder: Decoder, header: VolumeHeader, channels: slice, planes: slice
+    decoder: streams.Decoder, header: VolumeHeader, channels: slice, planes: slice
 ) -> NDArray[Any]:
     """Return the values of the next piece of an open file."""
     num_channels = channels.stop - channels.start
     num_planes = planes.stop - planes.start
     shape = (num_channels, num_planes, *header.stored_shape[2:])
-    values = allocate_array(shape, header.path, decoder.kept_type)
+    values = streams.allocate_array(shape, header.path, decoder.kept_type)
     decoder.fill(values, channels.start, planes.start)
     return values
 
 
 def is_whole(path: str | Path) -> bool:
-    """Return whether a file exists, has the format of its name, and can be read to its end.
-
-    That includes the checksum.
-    """
+    """Return whether a file has the format of its name, and can be read up to its checksum."""
     try:
         header = read_header(path)
         for _ in decoded_pieces(header, most_bytes=1 << 22):
@@ -389,10 +370,7 @@ _PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value t
 
 
 def read_labels(path: str | Path, *, grid: VolumeHeader | None = None) -> Volume:
-    """Read a label map in the smallest unsigned type.
-
-    Raise InputError if it holds anything but labels.
-    """
+    """Read a label map in the smallest unsigned type; raise InputError for anything but labels."""
     header = placed_on(read_header(path, VOLUME_SUFFIXES), grid)
     geometry = header.geometry()
     return Volume(read_whole_numbers(header).T, *geometry, header.path, header)
@@ -410,7 +388,7 @@ def read_whole_numbers(
     """
     require_scalar(header, "a label map")
     shape = header.stored_shape[1:]
-    labels = allocate_array(shape, header.path, np.dtype(np.uint8))
+    labels = streams.allocate_array(shape, header.path, np.dtype(np.uint8))
     largest_error = 0.0
     low = np.inf
     high = -np.inf
@@ -445,7 +423,7 @@ def read_mask(header: VolumeHeader) -> NDArray[np.bool_]:
     """Return where a file with one value per voxel is not zero, ([z,] y, x)."""
     require_scalar(header, "a mask")
     shape = header.stored_shape[1:]
-    mask = allocate_array(shape, header.path, np.dtype(np.bool_))
+    mask = streams.allocate_array(shape, header.path, np.dtype(np.bool_))
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         mask[piece.planes] = piece.values[0]
     return mask
@@ -540,9 +518,6 @@ def _require_one_label(file: VolumeHeader, first: VolumeHeader, num_files: int) 
 def read_logits(
     paths: Sequence[str | Path], *, fewest: int = 2, grid: VolumeHeader | None = None
 ) -> NDArray[np.float32]:
-    """Return a case's logits or probabilities, (L, *grid).
-
-    Arguments and errors as of `logits_header` and `read_pieces`.
-    """
+    """Return a case's logits or probabilities, (L, *grid); arguments as of `logits_header`."""
     header = logits_header([read_header(path) for path in paths], fewest=fewest, grid=grid)
     return reverse_grid(read_channels(*header.files))

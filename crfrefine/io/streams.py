@@ -34,10 +34,7 @@ START_BYTES = 4096  # Enough to recognize a format.
 
 @dataclass
 class BlockReader:
-    """Blocks of bytes as one stream; each is made when it is needed.
-
-    The last request of a block may compare a checksum.
-    """
+    """Blocks of bytes as one stream, made when needed; the last may compare a checksum."""
 
     blocks: Iterator[bytes | memoryview]
     rest: memoryview = field(default_factory=lambda: memoryview(b""))  # of the last block
@@ -62,10 +59,7 @@ ByteReader: TypeAlias = FileIO | BlockReader
 
 
 def inflate(file: BinaryIO, path: Path, container: str) -> Generator[bytes, None, None]:
-    """Inflate "gzip" (one or several members), "zlib" or "deflate" from a file's position on.
-
-    Raise UnsupportedFormatError for a wrong length or checksum, or other damage.
-    """
+    """Inflate "gzip" (all members), "zlib" or "deflate" from a position; raises for damage."""
     from isal import igzip_lib  # Looking at a file's name does not need it.
 
     flag = getattr(igzip_lib, f"DECOMP_{container.upper()}")
@@ -129,10 +123,7 @@ def open_bytes(path: Path, container: str, start: int = 0, offset: int = 0) -> I
 
 
 def cut_off(path: Path, promised: str, found: str) -> UnsupportedFormatError:
-    """Return the error of a file that is shorter than its header promises.
-
-    It promises, for example, "12 bytes" where "it holds 9".
-    """
+    """Return the error for a file that is shorter, "it holds 9", than its header promises."""
     return UnsupportedFormatError(
         f"{path}: the file is cut off: its header promises {promised}, {found}; "
         "copy or export it again"
@@ -140,10 +131,7 @@ def cut_off(path: Path, promised: str, found: str) -> UnsupportedFormatError:
 
 
 def read_start(path: Path) -> bytes:
-    """Return the first bytes of a regular file.
-
-    b"" for anything else: bytes taken from a pipe would be missing later.
-    """
+    """Return the first bytes of a regular file; a pipe would lose them, and gives b""."""
     try:
         if not path.is_file():
             return b""
@@ -163,10 +151,7 @@ def inflated(start: bytes) -> bytes:
 
 
 def write_gzip(file: BinaryIO, parts: Iterable[bytes | memoryview], threads: int) -> None:
-    """Write one gzip member without time or name.
-
-    The same data give the same bytes, with any number of threads.
-    """
+    """Write one gzip member: the same data give the same bytes, with any number of threads."""
     from isal import igzip_threaded
 
     level = COMPRESSION_LEVEL
@@ -307,10 +292,7 @@ class Decoder:
             self._first_bad = first
 
     def finish(self) -> None:
-        """Read compressed data to their end.
-
-        Raise UnsupportedFormatError for a wrong checksum, InputError for bad values.
-        """
+        """Read to the end; raise an error for a wrong checksum, or InputError for bad values."""
         if isinstance(self._reader, BlockReader):
             while self._reader.read(BLOCK_BYTES):
                 pass
@@ -331,10 +313,7 @@ class Decoder:
 def allocate_array(
     shape: tuple[int, ...], path: Path, dtype: np.dtype[Any] = _FLOAT32
 ) -> NDArray[Any]:
-    """Return an uninitialized array for the values of a file.
-
-    Raise CapacityError if it does not fit.
-    """
+    """Return an uninitialized array for the values of a file; raise CapacityError if too large."""
     size = dtype.itemsize * math.prod(shape)
     if size > SMALL:
         require_memory(size, f"{path}: its voxels, read as {dtype.name}, take", memory_limit())

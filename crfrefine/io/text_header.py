@@ -63,10 +63,7 @@ def _require_text(path: Path, number: int, line: bytes) -> None:
 
 
 class Fields(dict[str, str]):
-    """The fields of a header by name, read as text, flags and numbers.
-
-    Errors quote the line, whose name a separator ends.
-    """
+    """The fields of a header by name, read as text, flags and numbers; errors quote the line."""
 
     def __init__(self, path: Path, format_name: str, separator: str) -> None:
         super().__init__()
@@ -213,10 +210,7 @@ def grid_and_channels(
 def affine_of(
     vectors: NDArray[np.float64], origin: NDArray[np.float64], signs: tuple[float, ...]
 ) -> NDArray[np.float64]:
-    """Return the affine to RAS+ of 2 or 3 axes, whose vectors are the columns.
-
-    `signs` turns their space into RAS+.
-    """
+    """Return the affine to RAS+ of axes in a space with these signs; vectors are the columns."""
     num_axes = len(origin)
     affine = np.eye(4)
     affine[:num_axes, :num_axes] = vectors
@@ -227,11 +221,7 @@ def affine_of(
 def lines_to_write(
     path: Path, like: Volume, format_name: str, geometry_lines: GeometryLines
 ) -> tuple[str, ...]:
-    """Return the lines that place a grid.
-
-    They are those of its header if it has the same format, else new ones, if the format can hold
-    the grid.
-    """
+    """Return the lines that place a grid: those of its header if it has the same format."""
     header = like.header
     if header is not None and header.format == format_name and header.template:
         lines: tuple[str, ...] = header.template

@@ -91,10 +91,7 @@ class VolumeHeader:
 
     @property
     def turning(self) -> str:
-        """How the axes of the file are turned to another grid, for notes.
-
-        Empty if they are not, or have no world.
-        """
+        """How the axes of the file are turned to another grid, for notes; "" if they are not."""
         if self.turned is None or self.affine is None:
             return ""
         before = self.turned[0].orientation
@@ -102,10 +99,7 @@ class VolumeHeader:
 
     @property
     def orientation(self) -> str | None:
-        """The world directions of the grid's axes, such as "LPS".
-
-        None if the file has no geometry.
-        """
+        """World directions of the axes, such as "LPS"; None if the file has no geometry."""
         if self.affine is None:
             return None
         return orientation_codes(self.affine, len(self.grid_shape))
@@ -119,10 +113,7 @@ class VolumeHeader:
         return self.affine, self.spacing
 
     def on_same_grid(self, other: VolumeHeader) -> bool:
-        """Return whether both are on the same grid.
-
-        A file without geometry is compared by its shape.
-        """
+        """Return whether both are on one grid; without geometry, the shapes are compared."""
         return same_grid(self.grid_shape, self.affine, other.grid_shape, other.affine)
 
     def difference_from(self, other: VolumeHeader) -> str:
@@ -318,10 +309,7 @@ class VoxelsToWrite:
 def iter_pieces(
     shape: tuple[int, ...], itemsize: int, most_bytes: int, *, by_channel: bool
 ) -> Iterator[tuple[slice, slice]]:
-    """Yield channels and planes of the pieces of a (channels, [z,] y, x) array.
-
-    A piece has planes of one channel, or of all; at least one plane.
-    """
+    """Yield channels, one or all, and planes of the pieces of a (channels, [z,] y, x) array."""
     num_channels, num_planes = shape[:2]
     at_once = 1 if by_channel else num_channels
     plane_bytes = math.prod(shape[2:]) * itemsize * at_once
