@@ -19,9 +19,17 @@ from crfrefine.base.failures import reading
 from crfrefine.base.geometry import Reorientation, reorientation, reverse_grid
 from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io import paths, streams
+from crfrefine.io import paths
 from crfrefine.io.npz import in_fortran_order
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, Format
+from crfrefine.io.streams import (
+    GZIP_ENDINGS,
+    BlockReader,
+    Decoder,
+    VoxelSource,
+    allocate_array,
+    open_bytes,
+)
 from crfrefine.io.volume import (
     MAX_BYTES,
     FileState,
@@ -102,7 +110,7 @@ def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
         return None
     # The file is compressed as a whole, or not at all.
     is_gzip = source.encoding == "gzip"
-    if is_gzip == path.name.lower().endswith(streams.GZIP_ENDINGS):
+    if is_gzip == path.name.lower().endswith(GZIP_ENDINGS):
         return None
     if is_gzip:
         return "the file is compressed, although its name says otherwise"
@@ -120,7 +128,7 @@ def _require_unchanged(header: VolumeHeader) -> None:
 
 
 @contextmanager
-def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[streams.Decoder]:
+def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[Decoder]:
     """Open a file at its first voxel; raise InputError if it changed since its header was read."""
     _require_unchanged(header)
     source = header.source
@@ -129,17 +137,15 @@ def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[s
             if header.turned is not None:
                 stored, turn = header.turned
                 in_file = files.enter_context(open_voxels(stored, allows_nan=allows_nan))
-                blocks = streams.BlockReader(_turned_blocks(in_file, stored, turn))
-                in_memory = streams.VoxelSource(stored.path, "raw", in_file.kept_type)
-                decoder = streams.Decoder(blocks, in_memory, header.stored_shape)
+                blocks = BlockReader(_turned_blocks(in_file, stored, turn))
+                in_memory = VoxelSource(stored.path, "raw", in_file.kept_type)
+                decoder = Decoder(blocks, in_memory, header.stored_shape)
             elif source is None:
                 code = import_module(paths.FORMAT_OF_NAME[header.family].module)
                 decoder = files.enter_context(code.open_voxels(header))
             else:
-                stream = streams.open_bytes(
-                    source.path, source.encoding, source.start, source.offset
-                )
-                decoder = streams.Decoder(files.enter_context(stream), source, header.stored_shape)
+                stream = open_bytes(source.path, source.encoding, source.start, source.offset)
+                decoder = Decoder(files.enter_context(stream), source, header.stored_shape)
             decoder.allows_nan = allows_nan
             yield decoder
     except CrfRefineError:
@@ -209,14 +215,12 @@ def _plane_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     return header
 
 
-def _turned_blocks(
-    decoder: streams.Decoder, stored: VolumeHeader, turn: Reorientation
-) -> Iterator[bytes]:
+def _turned_blocks(decoder: Decoder, stored: VolumeHeader, turn: Reorientation) -> Iterator[bytes]:
     """Yield the turned channels of a file, one in memory, or all if the file interleaves them."""
     at_once = 1 if decoder.is_by_channel else stored.num_channels
     for first in range(0, stored.num_channels, at_once):
         shape = (at_once, *(*stored.grid_shape, 1)[2::-1])
-        values = streams.allocate_array(shape, stored.path, decoder.kept_type)
+        values = allocate_array(shape, stored.path, decoder.kept_type)
         decoder.fill(values, first)
         for channel in values:
             yield np.ascontiguousarray(turn.apply(channel)).tobytes()
@@ -256,7 +260,7 @@ def read_stored(header: VolumeHeader, nan_files: NanFiles = None) -> NDArray[Any
     """Read a file in the type of its pieces: (channels, [z,] y, x); raises as `read_pieces`."""
     allows_nan = nan_files is not None
     with reading(header.path), open_voxels(header, allows_nan=allows_nan) as decoder:
-        values = streams.allocate_array(header.stored_shape, header.path, decoder.kept_type)
+        values = allocate_array(header.stored_shape, header.path, decoder.kept_type)
         decoder.fill(values)
         decoder.finish()
     if nan_files is not None and decoder.has_nan:
@@ -275,7 +279,7 @@ def reading_jobs(
     first = headers[0]
     num_channels = num_before + sum(header.num_channels for header in headers)
     shape = (num_channels, *first.stored_shape[1:])
-    values: NDArray[np.float32] = streams.allocate_array(shape, first.path)
+    values: NDArray[np.float32] = allocate_array(shape, first.path)
     jobs: list[Callable[[], None]] = []
     start = num_before
     for header in headers:
@@ -333,7 +337,7 @@ def decoded_pieces(header: VolumeHeader, first: int = 0, *, most_bytes: int) -> 
 
 
 def pieces_of(
-    decoder: streams.Decoder, header: VolumeHeader, most_bytes: int
+    decoder: Decoder, header: VolumeHeader, most_bytes: int
 ) -> Iterator[tuple[slice, slice]]:
     """Yield the channels and planes of the pieces in which an open file is decoded."""
     itemsize = decoder.kept_type.itemsize
@@ -341,13 +345,13 @@ def pieces_of(
 
 
 def decode_piece(
-    decoder: streams.Decoder, header: VolumeHeader, channels: slice, planes: slice
+    decoder: Decoder, header: VolumeHeader, channels: slice, planes: slice
 ) -> NDArray[Any]:
     """Return the values of the next piece of an open file."""
     num_channels = channels.stop - channels.start
     num_planes = planes.stop - planes.start
     shape = (num_channels, num_planes, *header.stored_shape[2:])
-    values = streams.allocate_array(shape, header.path, decoder.kept_type)
+    values = allocate_array(shape, header.path, decoder.kept_type)
     decoder.fill(values, channels.start, planes.start)
     return values
 
@@ -388,7 +392,7 @@ def read_whole_numbers(
     """
     require_scalar(header, "a label map")
     shape = header.stored_shape[1:]
-    labels = streams.allocate_array(shape, header.path, np.dtype(np.uint8))
+    labels = allocate_array(shape, header.path, np.dtype(np.uint8))
     largest_error = 0.0
     low = np.inf
     high = -np.inf
@@ -423,7 +427,7 @@ def read_mask(header: VolumeHeader) -> NDArray[np.bool_]:
     """Return where a file with one value per voxel is not zero, ([z,] y, x)."""
     require_scalar(header, "a mask")
     shape = header.stored_shape[1:]
-    mask = streams.allocate_array(shape, header.path, np.dtype(np.bool_))
+    mask = allocate_array(shape, header.path, np.dtype(np.bool_))
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         mask[piece.planes] = piece.values[0]
     return mask
