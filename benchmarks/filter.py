@@ -1,7 +1,8 @@
 """Time, memory and error of the Gaussian filter on points beside pydensecrf2 and MONAI.
 
-Usage: filter.py [--monai PYTHON] [--repeats N] [--large]    (PYTHON has a MONAI with compiled
-extensions; --large: 10 million points)
+    filter.py [--monai PYTHON] [--repeats N] [--large]
+
+PYTHON has a MONAI with compiled extensions; --large: 10 million points.
 
 Points are the voxels of a synthetic image: position and D - 3 intensities. Values are
 probabilities, and a result is their mean, weighted by the Gaussian. Each system runs in a process

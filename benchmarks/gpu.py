@@ -2,9 +2,9 @@
 
 Lines of JSON, appended to the file that -o names, or printed.
 
-gpu.py environment               versions, machine and GPU gpu.py time WORKLOAD [FILTER]    times,
-if the small case of that kind is right gpu.py refine WORKLOAD           crfrefine.refine from raw
-intensities to label maps
+    gpu.py environment               # versions, machine and GPU
+    gpu.py time WORKLOAD [FILTER]    # times, if the small case of that kind is right
+    gpu.py refine WORKLOAD           # crfrefine.refine from raw intensities to label maps
 """
 
 from __future__ import annotations

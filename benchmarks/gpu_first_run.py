@@ -1,6 +1,6 @@
 """The first run on a GPU, in three calls of less than ten minutes each.
 
-`python benchmarks/gpu_first_run.py 1|2|3 OUT`.
+    python benchmarks/gpu_first_run.py 1|2|3 OUT
 
 A step is a process that is killed at its limit and never ends the call; no call needs another.
 OUT/callN.jsonl gets lines of JSON from the steps, and one on how each step ended; what they print

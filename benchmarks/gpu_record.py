@@ -1,6 +1,6 @@
 """Records launches of the GPU engine's kernels, which `gpu_replay.py` plays on a GPU.
 
-`python benchmarks/gpu_record.py RECORD.npz`.
+    python benchmarks/gpu_record.py RECORD.npz
 
 No GPU is needed: the kernels run as C++ (`tests/helpers/cuda_shim.py`). Of each kernel, its
 constants and the pointers that are null, one launch of the small cases of `gpu_every_kernel.py` is

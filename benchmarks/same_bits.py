@@ -1,7 +1,7 @@
 """Record what some two hundred runs on real cases write, to see that no bit of it changes.
 
-    python -P benchmarks/same_bits.py record before.json python -P benchmarks/same_bits.py compare
-    before.json
+    python -P benchmarks/same_bits.py record before.json
+    python -P benchmarks/same_bits.py compare before.json
 
 `record` runs commands and functions of the installed package on the cases of CRFREFINE_DATA, and
 notes a hash of each voxel array, table, message and exit status. `compare` runs them again, and

@@ -2,7 +2,8 @@
 
 Dice by the number of strokes, beside fixed voxels, grow cut and random walker.
 
-Usage: strokes.py [--quick]    (before: pip install itk-growcut scikit-image)
+    pip install itk-growcut scikit-image
+    strokes.py [--quick]
 
 $CRFREFINE_DATA holds hippocampus/ and atrium/, each with images/ labels/ logits_weak/. Values were
 chosen on cases of even numbers, figures are of odd ones. The robot draws off center in one of the

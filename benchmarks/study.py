@@ -2,7 +2,7 @@
 
 Train-crf with folds, infer, evaluate; for `docs/reference/results.md`.
 
-Usage: study.py [--quick] [--threads N] [-o OUTPUT]
+    study.py [--quick] [--threads N] [-o OUTPUT]
 
 $CRFREFINE_DATA holds the folders of DATA_SETS, each with images/ labels/, logits/ unless a network
 is trained for them, and maybe logits_*/ masks/ dataset.json. Stopped at any point, the same command

@@ -1,16 +1,17 @@
-"""A bundle of MONAI whose post-processing refines.
+r"""A bundle of MONAI whose post-processing refines.
 
 Train a small U-Net, write the bundle, run it on new cases. Seconds on one core.
 
-    pip install '.[monai]' python examples/bundle_monai.py [--cases 4] [--epochs 20] [--output DIR]
+    pip install '.[monai]'
+    python examples/bundle_monai.py [--cases 4] [--epochs 20] [--output DIR]
 
 DIR gets generated images/ and labels/, and bundle/ with configs/, models/ and, in refined/, the
 label maps of new cases. What refines is one entry of `POSTPROCESSING`; any bundle's list takes it,
 behind the network and before what turns logits into labels. MONAI's command runs the bundle, too
 (it needs `pip install fire`):
 
-    python -m monai.bundle run --config_file DIR/bundle/configs/inference.json --bundle_root
-    DIR/bundle --images DIR/images
+    python -m monai.bundle run --config_file DIR/bundle/configs/inference.json \
+        --bundle_root DIR/bundle --images DIR/images
 
 `end_to_end_monai.py` trains the CRF with the network.
 """

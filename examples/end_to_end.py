@@ -2,8 +2,9 @@
 
 It takes a minute on two cores.
 
-    pip install '.[train]' python examples/end_to_end.py [--cases 6] [--epochs 12] [--autocast
-    [float16]] [--checkpoint training.pt] [--output trained.toml]
+    pip install '.[train]'
+    python examples/end_to_end.py [--cases 6] [--epochs 12] [--autocast [float16]]
+        [--checkpoint training.pt] [--output trained.toml]
 
 The recipe, to copy from: train the network; freeze it and train the CRF behind it with a larger
 learning rate; thaw it and train both with a smaller one. Five mean-field steps in training, up to

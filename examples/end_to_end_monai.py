@@ -2,8 +2,9 @@
 
 Its U-Net, transforms and loader, files as input, and what `crfrefine infer` needs as output.
 
-    pip install '.[train]' monai python examples/end_to_end_monai.py [--cases 4] [--epochs 8]
-    [--autocast [float16]] [--output DIR]
+    pip install '.[train]' monai
+    python examples/end_to_end_monai.py [--cases 4] [--epochs 8] [--autocast [float16]]
+        [--output DIR]
 
 DIR gets generated images/ and labels/, logits/ of volumes that were held out, params.toml and
 training.pt, from which the same command goes on. Afterwards, without PyTorch:

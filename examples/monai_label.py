@@ -2,9 +2,14 @@
 
 In the app's `init_infers`:
 
-    prepare = [Orientationd(keys="input", axcodes="RAS"), Spacingd(keys="input", pixdim=(1, 1, 1)),
-    NormalizeIntensityd(keys="input")] labels = {"background": 0, "spleen": 1, "liver": 2} return
-    {"strokes": CorrectWithScribbles(model_file, network, labels, prepare, roi_size=(96, 96, 96))}
+    prepare = [
+        Orientationd(keys="input", axcodes="RAS"),
+        Spacingd(keys="input", pixdim=(1, 1, 1)),
+        NormalizeIntensityd(keys="input"),
+    ]
+    labels = {"background": 0, "spleen": 1, "liver": 2}
+    task = CorrectWithScribbles(model_file, network, labels, prepare, roi_size=(96, 96, 96))
+    return {"strokes": task}
 
 `prepare` is what the network was trained with, on the key "input". Its logits are brought back to
 the image's grid for the CRF. In the viewer, "foreground" among the task's options says which

@@ -3,8 +3,8 @@
 Partial cross-entropy alone, with `crf_loss`, and with all labels, the same network and time for
 each.
 
-    python examples/scribbles.py [DATA] [--output DIR] [--folds K] [--fold N ...] [--steps N]
-    [--quick]
+    python examples/scribbles.py [DATA] [--output DIR] [--folds K] [--fold N ...]
+        [--steps N] [--quick]
 
 DATA holds images/ labels/ scribbles/ and dataset.json, whose label "ignore" is the value of voxels
 where nobody drew; without it, the folder acdc in $CRFREFINE_DATA. Each fold's networks are measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import warnings
@@ -23,7 +24,8 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
 
     "auto" is the GPU if there is one and CuPy is installed, else the CPU. With `keeps_kernels`
     the newest kernels of the CPU stay in memory for the next run. Raises ConfigError for an
-    unknown device, BackendUnavailableError if its engine is missing.
+    unknown device, BackendUnavailableError if its engine is missing. "auto" warns of a GPU that
+    cannot be used.
     """
     name = str(device)
     for pattern, load in _TABLE:
@@ -31,9 +33,17 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
             return load(name)
 
     if name == "auto":
-        gpu = _working_gpu()
-        if gpu is not None:
-            return gpu
+        from crfrefine.engines.cuda.cupy_device import is_available
+
+        try:
+            if is_available():
+                return _cuda_backend(0)
+        except BackendUnavailableError as error:
+            warnings.warn(
+                f"--device auto takes the CPU, as the GPU cannot be used ({error})",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     elif name != "cpu":
         known = ", ".join(DEVICES)
         raise ConfigError(f"device: expected one of {known}; got {shorten_value(device)}")
@@ -43,33 +53,18 @@ def get_backend(device: str, *, keeps_kernels: bool = False) -> Backend:
     return CpuBackend(keeps_kernels)
 
 
-def _working_gpu() -> Backend | None:
-    """Return the first GPU's backend, or None; warn if there is a GPU that cannot be used."""
-    from crfrefine.engines.cuda.cupy_device import is_available
-
-    try:
-        return _cuda_backend(0) if is_available() else None
-    except BackendUnavailableError as error:
-        warnings.warn(
-            f"--device auto takes the CPU, as the GPU cannot be used ({error})",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        return None
-
-
 def unexpected_device(requested: str, device: str) -> str | None:
     """Return a phrase on the device that "auto" chose if a user may expect another one, else None.
 
     Without a GPU the CPU is expected. `get_backend` has already warned of a GPU that does not work.
     """
-    from crfrefine.engines.cuda.cupy_device import lacks_cupy
+    from crfrefine.engines.cuda import cupy_device
 
     if requested != "auto":
         return None
     if device != "cpu":
         return f"device {device} (auto)"
-    if lacks_cupy():
+    if cupy_device.may_have_gpu() and importlib.util.find_spec("cupy") is None:
         return "device cpu (auto: CuPy, which drives the GPU, is not installed)"
     return None
 

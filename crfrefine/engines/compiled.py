@@ -56,16 +56,12 @@ def find_levels() -> Levels:
     """Return the levels of the machine; raises BackendUnavailableError without an engine."""
     baseline = _import_level(LEVELS[0])
     folder = Path(str(baseline.__file__)).parent
-    built = tuple(level for level in LEVELS if _has_engine(folder, level))
+    built = tuple(level for level in LEVELS if any(folder.glob(f"_engine_{level}.*")))
 
     processor = str(baseline.cpu_level())
     supported = LEVELS[: LEVELS.index(processor) + 1]
     best = [level for level in built if level in supported][-1]
     return Levels(built, processor, best)
-
-
-def _has_engine(folder: Path, level: str) -> bool:
-    return any(folder.glob(f"_engine_{level}.*"))
 
 
 def _import_level(level: str) -> Any:
@@ -99,7 +95,7 @@ def _import_installed(level: str) -> Any | None:
     calling_module = Path(__file__).with_name("cpu.py").read_bytes()
     for entry in sys.path:
         package = Path(entry, "crfrefine")
-        if not _has_engine(package, level):
+        if not any(package.glob(f"_engine_{level}.*")):
             continue
         if (package / "engines" / "cpu.py").read_bytes() != calling_module:
             continue

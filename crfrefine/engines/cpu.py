@@ -64,7 +64,7 @@ class CpuBackend(Backend):
 
         A filter is "exact", "truncated", "grid" or "lattice".
         """
-        values = _float32(image.values)
+        values = np.ascontiguousarray(image.values, np.float32)
         distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
         calls = (spec.num_labels, spec.num_iterations, spec.moves_bandwidths)
         num_threads = threads or available_threads()
@@ -87,7 +87,7 @@ class CpuBackend(Backend):
                 self._kept = None
                 del kept
 
-        kernels = self.kernels(image, spec.kernels, context)
+        kernels = CpuKernels(self._engine, image, spec.kernels, context)
         del image
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
 
@@ -120,8 +120,8 @@ class CpuBackend(Backend):
         self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None
     ) -> Float32:
         """Filter values once; see `Backend.message`."""
-        values = _float32(values)
-        guide = _float32(image.values)
+        values = np.ascontiguousarray(values, np.float32)
+        guide = np.ascontiguousarray(image.values, np.float32)
         arguments = _kernel_arguments(spec, image.spacing)
         num_threads = threads or available_threads()
         out = np.zeros_like(values)
@@ -133,7 +133,9 @@ class CpuBackend(Backend):
         """Return the label of the largest logit at each voxel; see `Backend.label_map`."""
         dtype = np.min_scalar_type(len(logits) - 1)
         out: Labels = np.empty(logits.shape[1:], dtype)
-        self._engine.label_map(_float32(logits), threads or available_threads(), out)
+        self._engine.label_map(
+            np.ascontiguousarray(logits, np.float32), threads or available_threads(), out
+        )
         return out
 
     def softmax(
@@ -142,12 +144,16 @@ class CpuBackend(Backend):
         """Return the softmax over labels; see `Backend.softmax`."""
         if out is None:
             out = np.empty(logits.shape, np.float32)
-        self._engine.softmax(_float32(logits), threads or available_threads(), out)
+        self._engine.softmax(
+            np.ascontiguousarray(logits, np.float32), threads or available_threads(), out
+        )
         return out
 
     def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
         """Return each channel's extremes; see `Backend.channel_ranges`."""
-        extremes = self._engine.channel_ranges(_float32(channels), threads or available_threads())
+        extremes = self._engine.channel_ranges(
+            np.ascontiguousarray(channels, np.float32), threads or available_threads()
+        )
         lows = extremes[::2]
         highs = extremes[1::2]
         return list(zip(lows, highs, strict=True))
@@ -166,7 +172,7 @@ class CpuKernels:
     ) -> None:
         """Build the kernels; see `Backend.kernels`."""
         started = time.perf_counter()
-        values = _float32(image.values)
+        values = np.ascontiguousarray(image.values, np.float32)
         self.spec = spec
         self.image_shape = values.shape
         self._engine = engine
@@ -203,7 +209,7 @@ class CpuKernels:
     ) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         if logits.dtype != np.float32 or logits.strides[-1] != logits.itemsize:
-            logits = _float32(logits)
+            logits = np.ascontiguousarray(logits, np.float32)
         started = time.perf_counter()
         out = np.empty(logits.shape, np.float32)
         with engine_errors(self._engine, logits.shape):
@@ -219,7 +225,7 @@ class CpuKernels:
 
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
-        logits = _float32(logits)
+        logits = np.ascontiguousarray(logits, np.float32)
         spec = spec.rounded(np.float32)
         part = volume_part(logits, self._mask, spec)
         num_recorded = spec.num_iterations
@@ -243,7 +249,7 @@ class CpuKernels:
         wants_image: bool = False,
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
-        logits = _float32(logits)
+        logits = np.ascontiguousarray(logits, np.float32)
         by_logits = np.empty_like(logits)
         by_image = np.zeros(self.image_shape, np.float32) if wants_image else None
         biases = [] if tape.volume_biases is None else tape.volume_biases.tolist()
@@ -252,7 +258,7 @@ class CpuKernels:
                 logits,
                 tape.record,
                 biases,
-                _float32(gradient),
+                np.ascontiguousarray(gradient, np.float32),
                 tape.spec,
                 tape.volume_part,
                 wants_theta,
@@ -311,11 +317,6 @@ def _are_equal(new: Array | None, old: Array | None) -> bool:
     if new is None or old is None:
         return new is old
     return new is old or np.array_equal(new, old)
-
-
-def _float32(values: Array) -> Float32:
-    """Return values as the engine takes them, copied if they are of another type or order."""
-    return np.ascontiguousarray(values, dtype=np.float32)
 
 
 class _KernelArguments(NamedTuple):

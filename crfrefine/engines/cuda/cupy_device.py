@@ -135,11 +135,6 @@ def is_available() -> bool:
     return count > 0 or status not in (0, _NO_DRIVER, _NO_DEVICE)
 
 
-def lacks_cupy() -> bool:
-    """Return whether the system shows a GPU, but CuPy to drive it is not installed."""
-    return may_have_gpu() and importlib.util.find_spec("cupy") is None
-
-
 class CupyDevice:
     """A CUDA device, on which kernels run in the order of their launches.
 
