@@ -311,7 +311,7 @@ def _read_reference(header: VolumeHeader, image: VolumeHeader, notes: list[str])
 
 
 def _read_strokes(headers: CaseHeaders) -> tuple[tuple[Path, Labels], ...]:
-    """Return the path and the (*grid) whole numbers of each file of strokes."""
+    """Return each file of strokes with its labels, (*grid)."""
     strokes = []
     for header in headers.strokes:
         strokes.append((header.path, io.read_labels(header.path, grid=headers.images[0]).data))
@@ -419,7 +419,6 @@ def _bytes_of_run(headers: CaseHeaders) -> int:
 
 
 def _bytes_beside_stream(headers: CaseHeaders) -> int:
-    """Return the bytes of a case whose logits are streamed."""
     per_voxel = _SURVEY_BYTES + (headers.mask is not None)
     for header in headers.images:
         per_voxel += np.dtype(header.dtype).itemsize * header.num_channels

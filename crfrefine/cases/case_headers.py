@@ -76,7 +76,7 @@ class CaseHeaders:
         headers = (*self.images, *self.companions)
         for header in headers:
             for text in header.notes:
-                # The first image has said what concerns all files, but for the name of a file.
+                # A note of the first image is not repeated, unless it is on a file's name.
                 is_repeated = text in first.notes and text != header.misnamed
                 if header is first or not is_repeated:
                     notes.append(self._note_of(header, text))
@@ -90,7 +90,7 @@ class CaseHeaders:
 
 
 def _notes_of_turned(headers: Sequence[VolumeHeader]) -> list[str]:
-    """Return how voxel axes were turned, each time with the files that it concerns."""
+    """Return how voxel axes were turned, with the names of the files that it concerns."""
     names_of: dict[str, list[str]] = {}
     for header in headers:
         if header.turned is not None and header.turning:

@@ -88,7 +88,11 @@ def read_descriptions(
         done.add(path)
         try:
             add_inputs(path)
-            yield _description_of(read_json(path), path)
+            content = read_json(path)
+            labels = _labels_of(content)
+            order = _region_order_of(content)
+            channel_names = _channel_names_of(content)
+            ignore_label = _ignore_label(labels)
         except (InputError, ValueError) as error:
             reason = str(error).removeprefix(f"{path}: ")
             problem = f"{path}: not a dataset.json as nnU-Net writes it: {reason}"
@@ -96,6 +100,8 @@ def read_descriptions(
                 advice = "mend it, or move it away if it describes something else"
                 raise InputError(f"{problem}; {advice}") from None
             notes.append(f"{problem}; continuing without it")
+        else:
+            yield DatasetDescription(path, channel_names, labels, ignore_label, order)
 
 
 def _description_near(place: Path) -> Path | None:
@@ -105,17 +111,6 @@ def _description_near(place: Path) -> Path | None:
         if os.path.lexists(path):
             return path
     return None
-
-
-def _description_of(content: Any, path: Path) -> DatasetDescription:
-    """Return the contents of the entries used here.
-
-    Raises ValueError that names the key of an unusable one.
-    """
-    labels = _labels_of(content)
-    order = _region_order_of(content)
-    channel_names = _channel_names_of(content)
-    return DatasetDescription(path, channel_names, labels, _ignore_label(labels), order)
 
 
 def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:

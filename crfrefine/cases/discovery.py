@@ -92,7 +92,6 @@ def discover_cases(
 
 
 def _paths_of(paths: str | Path | Sequence[Path]) -> tuple[Path, ...]:
-    """Return one path or several as a tuple."""
     if isinstance(paths, str | Path):
         return (Path(paths),)
     return tuple(map(Path, paths))
@@ -286,7 +285,7 @@ def _no_case(folder: Path) -> InputError:
 
 
 def _expected_modalities(by_case: Mapping[str, _ImagesOfCase], folder: Path) -> tuple[int, str]:
-    """Return how many modalities each case has to have, and who says so."""
+    """Return how many modalities each case must have, and which source says so."""
     counts = [images.num_modalities for images in by_case.values() if images.by_number]
     if not counts:
         return 0, ""

@@ -1,4 +1,4 @@
-"""Files that hold a network's foreground alone: recognized, and read with a computed background."""
+"""Recognize files that hold only a network's foreground, and compute their background."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def _is_square(value: Any) -> bool:
 def unknown_key(key: object, known: Collection[str]) -> ConfigError:
     """Return the error for a dotted key that does not exist, with a proposal if one is close.
 
-    `theta_beta` alone is taken for the last part of bilateral.theta_beta.
+    `theta_beta` without a table means the last part of bilateral.theta_beta.
     """
     key = str(key)
     if key in GONE_KEYS:

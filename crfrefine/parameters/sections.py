@@ -110,7 +110,6 @@ def values_of(value: Any) -> tuple[Any, ...]:
 
 
 def _rule_of(entry: dataclasses.Field[Any]) -> Rule:
-    """Return the rule of a key."""
     rule: Rule = entry.metadata["rule"]
     return rule
 
