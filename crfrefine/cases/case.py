@@ -173,7 +173,12 @@ def read_case(
     mask = _find_mask(headers, arrays, options, notes)
     labels = None
     if with_labels and headers.labels is not None:
-        labels = _read_reference(headers.labels, first, notes)
+        values = io.read_labels(headers.labels.path, grid=first).data.T
+        grid = WorkGrid(first)
+        labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
+    strokes = []
+    for header in headers.strokes:
+        strokes.append((header.path, io.read_labels(header.path, grid=first).data))
     image = reverse_grid(arrays.image)
     return Case(
         case_id=headers.files.case_id,
@@ -188,7 +193,7 @@ def read_case(
         label_input=output.label_input,
         streamed=output.streamed,
         labels=labels,
-        strokes=_read_strokes(headers),
+        strokes=tuple(strokes),
         regions=output.regions,
         channel_labels=output.channel_labels,
         network_spacing=output.network_spacing,
@@ -281,7 +286,14 @@ def _find_mask(
     first = headers.images[0]
     mask = None
     if headers.mask is not None and arrays.mask is not None:
-        mask = _place_mask(headers.mask, arrays.mask, first, notes)
+        mask = WorkGrid(first).nearest(
+            headers.mask, arrays.mask, "mask", notes, outside="are outside the mask"
+        )
+        if not mask.any():
+            raise InputError(
+                f"{headers.mask.path}: the mask is empty on the image's grid: it has no voxel "
+                "that is not zero there"
+            )
     if arrays.nan_files:
         mask, note = leave_out_nan(arrays.image, mask, min(arrays.nan_files))
         notes.append(note)
@@ -290,32 +302,6 @@ def _find_mask(
     if mask is None:
         return None
     return mask.T
-
-
-def _place_mask(header: VolumeHeader, values: Bool, image: VolumeHeader, notes: list[str]) -> Bool:
-    """Return a mask file's values on the image's grid; InputError if the mask is empty there."""
-    mask = WorkGrid(image).nearest(header, values, "mask", notes, outside="are outside the mask")
-    if not mask.any():
-        raise InputError(
-            f"{header.path}: the mask is empty on the image's grid: it has no voxel that is not "
-            "zero there"
-        )
-    return mask
-
-
-def _read_reference(header: VolumeHeader, image: VolumeHeader, notes: list[str]) -> Labels:
-    """Return the labels of the reference on the image's grid, (*grid)."""
-    values = io.read_labels(header.path, grid=image).data.T
-    labels = WorkGrid(image).nearest(header, values, "labels", notes, outside="are background")
-    return labels.T
-
-
-def _read_strokes(headers: CaseHeaders) -> tuple[tuple[Path, Labels], ...]:
-    """Return each file of strokes with its labels, (*grid)."""
-    strokes = []
-    for header in headers.strokes:
-        strokes.append((header.path, io.read_labels(header.path, grid=headers.images[0]).data))
-    return tuple(strokes)
 
 
 def _plan_memory(
@@ -336,9 +322,13 @@ def _plan_memory(
     is_streamed = False
     if may_stream and _can_be_streamed(headers, options):
         largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
-        grids = (headers.images[0].grid_shape, headers.network.files[0].grid_shape)
-        of_logits = _FLOAT * headers.network.num_labels * max(map(math.prod, grids))
-        needed_to_run = needed + _bytes_of_run(headers)
+        num_voxels = math.prod(headers.images[0].grid_shape)
+        num_network_voxels = math.prod(headers.network.files[0].grid_shape)
+        num_labels = headers.network.num_labels
+        of_logits = _FLOAT * num_labels * max(num_voxels, num_network_voxels)
+        # Refining logits in memory takes this beside its input.
+        per_voxel = RUN_BYTES * num_labels + _FILTER_BYTES * headers.num_modalities
+        needed_to_run = needed + num_voxels * per_voxel
         is_streamed = of_logits >= largest or needed_to_run > limit.bytes
 
     if is_streamed:
@@ -409,13 +399,6 @@ def _bytes_in_memory(headers: CaseHeaders, *, as_logits: bool) -> int:
     if headers.mask is not None:
         needed += _FLOAT * math.prod(headers.mask.grid_shape) + num_voxels
     return needed
-
-
-def _bytes_of_run(headers: CaseHeaders) -> int:
-    """Return the bytes that refining logits in memory takes beside its input."""
-    num_voxels = math.prod(headers.images[0].grid_shape)
-    per_voxel = RUN_BYTES * headers.network.num_labels + _FILTER_BYTES * headers.num_modalities
-    return num_voxels * per_voxel
 
 
 def _bytes_beside_stream(headers: CaseHeaders) -> int:

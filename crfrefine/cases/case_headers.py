@@ -78,15 +78,13 @@ class CaseHeaders:
             for text in header.notes:
                 # A note of the first image is not repeated, unless it is on a file's name.
                 is_repeated = text in first.notes and text != header.misnamed
-                if header is first or not is_repeated:
-                    notes.append(self._note_of(header, text))
+                if header is not first and is_repeated:
+                    continue
+                # The case, named before a note, may have the name of its file.
+                if header.path.name != self.files.case_id:
+                    text = f"{header.path.name}: {text}"
+                notes.append(text)
         return notes + _notes_of_turned(headers)
-
-    def _note_of(self, header: VolumeHeader, text: str) -> str:
-        """Return a note with the name of its file, unless the case, named before it, has that."""
-        if header.path.name == self.files.case_id:
-            return text
-        return f"{header.path.name}: {text}"
 
 
 def _notes_of_turned(headers: Sequence[VolumeHeader]) -> list[str]:
@@ -109,17 +107,23 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     """
     if files.problem:
         raise InputError(files.problem)
-    images = _read_image_headers(files.images)
-    image = images[0]
+    image = io.read_header(files.images[0], io.VOLUME_SUFFIXES)
+    images = [image]
+    for path in files.images[1:]:
+        images.append(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image))
     spacing = _spacing_of(files, image)
     _require_one_modality_per_file(images)
     logits = None
     if files.logits:
         logits = _read_network_header(files, image, options)
-    mask = _read_companion(files.mask, "mask", image)
-    labels = _read_companion(files.labels, "labels", image)
+    mask = None
+    if files.mask is not None:
+        mask = _read_scalar(files.mask, "mask", image)
+    labels = None
+    if files.labels is not None:
+        labels = _read_scalar(files.labels, "labels", image)
     strokes = tuple(_read_scalar(path, "strokes", image) for path in files.strokes)
-    headers = CaseHeaders(files, images, logits, mask, labels, strokes, spacing)
+    headers = CaseHeaders(files, tuple(images), logits, mask, labels, strokes, spacing)
 
     for what, header in _headers_to_compare(headers):
         if not image.on_same_grid(header):
@@ -130,15 +134,6 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
             logits.num_channels, logits.path, lacks_background=logits.lacks_background
         )
     return headers
-
-
-def _read_image_headers(paths: Sequence[Path]) -> tuple[VolumeHeader, ...]:
-    """Read the headers of the modalities, with the axes of the others turned to the first one's."""
-    first = io.read_header(paths[0], io.VOLUME_SUFFIXES)
-    headers = [first]
-    for path in paths[1:]:
-        headers.append(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), first))
-    return tuple(headers)
 
 
 def _spacing_of(files: CaseFiles, image: VolumeHeader) -> tuple[float, ...]:
@@ -164,13 +159,6 @@ def _require_one_modality_per_file(images: Sequence[VolumeHeader]) -> None:
                 f"{header.path}: expected one modality per file, as there are {len(images)} files; "
                 f"this one has {header.num_channels}"
             )
-
-
-def _read_companion(path: Path | None, what: str, image: VolumeHeader) -> VolumeHeader | None:
-    """Read the header of a mask or of labels like `_read_scalar`, if there is a file."""
-    if path is None:
-        return None
-    return _read_scalar(path, what, image)
 
 
 def _read_scalar(path: Path, what: str, image: VolumeHeader) -> VolumeHeader:

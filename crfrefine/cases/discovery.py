@@ -364,21 +364,20 @@ def with_logits(
         first_label: the label of the first of several files; 1 without a background.
     """
     if not logits[0].is_dir() or len(logits) > 1:
-        return CaseList([_with_logits_files(cases, logits, are_labels)], cases.notes)
+        suffixes = LOGITS_SUFFIXES
+        what = "logits"
+        if are_labels:
+            suffixes = VOLUME_SUFFIXES
+            what = "labels"
+        case = _only_case(cases, logits, suffixes, what)
+        if are_labels and len(logits) > 1:
+            case = _with_structures(case, logits)
+        else:
+            case = replace(case, logits=tuple(logits))
+        return CaseList([case], cases.notes)
     if are_labels:
         return _with_labels_in(logits[0], cases, is_single)
     return _with_logits_in(logits[0], cases, first_label)
-
-
-def _with_logits_files(cases: CaseList, paths: Sequence[Path], are_labels: bool) -> CaseFiles:
-    """Return the only case with the files of its logits, its label map or its structures."""
-    if not are_labels:
-        case = _only_case(cases, paths, LOGITS_SUFFIXES, "logits")
-        return replace(case, logits=tuple(paths))
-    case = _only_case(cases, paths, VOLUME_SUFFIXES, "labels")
-    if len(paths) > 1:
-        return _with_structures(case, paths)
-    return replace(case, logits=tuple(paths))
 
 
 def _with_logits_in(folder: Path, cases: CaseList, first_label: int) -> CaseList:

@@ -155,7 +155,11 @@ class CrfParameters:
         sections: dict[str, Any] = {}
         for name, value in table.items():
             if name == "bilateral":
-                sections[name] = _kernels_of(value)
+                tables = values_of(value)
+                kernels = []
+                for kernel, prefix in zip(tables, _kernel_prefixes(len(tables)), strict=True):
+                    kernels.append(section_of(BilateralParameters, kernel, prefix))
+                sections[name] = tuple(kernels)
             elif name in SECTIONS:
                 sections[name] = section_of(SECTIONS[name], value, name)
             elif name not in ("schema", TRAINED_ON):
@@ -374,13 +378,6 @@ def _kernel_prefixes(num_kernels: int) -> list[str]:
     return [f"bilateral.{number}" for number in range(num_kernels)]
 
 
-def _kernels_of(value: Any) -> tuple[Section, ...]:
-    """Return the appearance kernels from one table or a list of tables."""
-    tables = values_of(value)
-    prefixes = _kernel_prefixes(len(tables))
-    return tuple(map(section_of, [BilateralParameters] * len(tables), tables, prefixes))
-
-
 def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
     """Set the value of a dotted key in a table as of `to_dict`; raises ConfigError if unknown."""
     match = _DOTTED_KEY.fullmatch(key)
@@ -399,17 +396,12 @@ def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
         raise ConfigError(
             f"{shorten(key)}: there are {len(kernels)} kernels; say which: {listed(keys)}"
         )
-    kernel = _kernel_by_number(kernels, number or "0", key)
-    kernel[entry] = value
-
-
-def _kernel_by_number(kernels: list[dict[str, Any]], number: str, key: str) -> dict[str, Any]:
-    """Return the table of a kernel; raises ConfigError, with the key, if there is no such one."""
+    number = number or "0"
     if len(number) > 9 or int(number) >= len(kernels):
         raise ConfigError(
             f"{shorten(key)}: expected the number of a kernel from 0 to {len(kernels) - 1}"
         )
-    return kernels[int(number)]
+    kernels[int(number)][entry] = value
 
 
 def _toml_value(value: object) -> str:

@@ -48,25 +48,21 @@ class Section:
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
             if value is None and entry.default is None:
-                self._require_not_needed(entry)
+                other_key, word = entry.metadata["needed_by"]
+                if word in values_of(getattr(self, other_key)):
+                    raise ConfigError(
+                        f"{self.section}.{entry.name}: needed by {self.section}.{other_key} = "
+                        f"{word!r}; {entry.metadata['comment']}"
+                    )
                 continue
             # The dataclass is frozen for its users; this only converts values to their final type.
-            checked = _rule_of(entry).check(value, f"{self.section}.{entry.name}")
+            checked = entry.metadata["rule"].check(value, f"{self.section}.{entry.name}")
             object.__setattr__(self, entry.name, checked)
 
     @classmethod
     def keys(cls) -> list[str]:
         """Return the dotted keys of the table."""
         return [f"{cls.section}.{entry.name}" for entry in dataclasses.fields(cls)]
-
-    def _require_not_needed(self, entry: dataclasses.Field[Any]) -> None:
-        """Raise ConfigError if a word of another key does not allow this key to have no value."""
-        other_key, word = entry.metadata["needed_by"]
-        if word in values_of(getattr(self, other_key)):
-            raise ConfigError(
-                f"{self.section}.{entry.name}: needed by {self.section}.{other_key} = {word!r}; "
-                f"{entry.metadata['comment']}"
-            )
 
     def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
         """Return the values by key, with a value per "label", "modality" or "axis" of `sizes`.
@@ -77,7 +73,7 @@ class Section:
         values = {}
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
-            rule = _rule_of(entry)
+            rule: Rule = entry.metadata["rule"]
             if rule.per is not None and rule.per in sizes:
                 key = f"{prefix or self.section}.{entry.name}"
                 value = rule.spread(value, sizes[rule.per], key)
@@ -90,7 +86,7 @@ class Section:
         lists = {}
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
-            if _rule_of(entry).per == "label" and isinstance(value, tuple):
+            if entry.metadata["rule"].per == "label" and isinstance(value, tuple):
                 lists[entry.name] = value
         return lists
 
@@ -107,11 +103,6 @@ def values_of(value: Any) -> tuple[Any, ...]:
     if isinstance(value, list | tuple):
         return tuple(value)
     return (value,)
-
-
-def _rule_of(entry: dataclasses.Field[Any]) -> Rule:
-    rule: Rule = entry.metadata["rule"]
-    return rule
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ PACKAGE_LIMITS = {
     "private functions with more than 6 parameters, %": 2,
     "lines of more than 100 columns": 0,
 }
+# Parsers and checks decide more than other code: in one room, functions may have more branches.
+ROOM_LIMITS = PACKAGE_LIMITS | {"branches per function, mean": 4.6}
 TEST_LIMITS = {
     "conditional expressions": 8,
     "comprehensions": 30,
@@ -54,12 +56,14 @@ ROOMS = [
     "engines",
     "errors",
     "evaluate",
+    "filters",
     "io",
     "layer",
     "metrics",
     "monai",
     "nnunet",
     "parameters",
+    "refinement",
     "runs",
     "statistics",
     "train",
@@ -241,7 +245,11 @@ def exceeded(folder: Path, room: str, limits: dict[str, float]) -> dict[str, flo
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_of_the_package_reads_plainly(room: str) -> None:
-    assert exceeded(PACKAGE, room, PACKAGE_LIMITS) == {}
+    assert exceeded(PACKAGE, room, ROOM_LIMITS) == {}
+
+
+def test_the_package_reads_plainly() -> None:
+    assert exceeded(PACKAGE.parent, PACKAGE.name, PACKAGE_LIMITS) == {}
 
 
 @pytest.mark.parametrize("room", TEST_ROOMS)
