@@ -25,6 +25,7 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.limits import (
     PROCESS,
     RUN_BYTES,
+    MemoryLimit,
     available_threads,
     memory_limit,
     require_memory,
@@ -319,24 +320,40 @@ def _plan_memory(
     """
     limit = memory_limit(options.max_memory)
     needed = _bytes_in_memory(headers, as_logits=as_logits)
-    is_streamed = False
-    if may_stream and _can_be_streamed(headers, options):
-        largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
-        num_voxels = math.prod(headers.images[0].grid_shape)
-        num_network_voxels = math.prod(headers.network.files[0].grid_shape)
-        num_labels = headers.network.num_labels
-        of_logits = _FLOAT * num_labels * max(num_voxels, num_network_voxels)
-        # Refining logits in memory takes this beside its input.
-        per_voxel = RUN_BYTES * num_labels + _FILTER_BYTES * headers.num_modalities
-        needed_to_run = needed + num_voxels * per_voxel
-        is_streamed = of_logits >= largest or needed_to_run > limit.bytes
-
+    is_streamed = may_stream and _stays_in_files(headers, options, needed, limit)
     if is_streamed:
         needed = _bytes_beside_stream(headers)
     elif with_labels and headers.labels is not None:
         needed += _FLOAT * math.prod(headers.labels.grid_shape)
     require_memory(needed, _describe_files(headers, is_streamed=is_streamed), limit)
     return is_streamed
+
+
+def _stays_in_files(
+    headers: CaseHeaders, options: ReadingOptions, needed: int, limit: MemoryLimit
+) -> bool:
+    """Return whether logits that may stay in their files do; else all takes `needed` bytes."""
+    if not _can_be_streamed(headers, options):
+        return False
+    largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
+    grids = (headers.images[0].grid_shape, headers.network.files[0].grid_shape)
+    of_logits = _FLOAT * headers.network.num_labels * max(map(math.prod, grids))
+    return of_logits >= largest or needed + _bytes_of_run(headers) > limit.bytes
+
+
+def _bytes_of_run(headers: CaseHeaders) -> int:
+    """Return the bytes that refining logits in memory takes beside its input."""
+    num_voxels = math.prod(headers.images[0].grid_shape)
+    per_voxel = RUN_BYTES * headers.network.num_labels + _FILTER_BYTES * headers.num_modalities
+    return num_voxels * per_voxel
+
+
+def bytes_to_refine(headers: CaseHeaders, options: ReadingOptions, *, may_stream: bool) -> int:
+    """Return about how many bytes reading and refining a case takes, beside the program itself."""
+    needed = _bytes_in_memory(headers, as_logits=False)
+    if may_stream and _stays_in_files(headers, options, needed, memory_limit(options.max_memory)):
+        return 2 * _bytes_beside_stream(headers)  # The run takes about as much as the reading.
+    return needed - PROCESS + _bytes_of_run(headers)
 
 
 def _describe_files(headers: CaseHeaders, *, is_streamed: bool) -> str:

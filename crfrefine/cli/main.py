@@ -68,7 +68,7 @@ PANELS = {
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits "
     "--save-structures --output-format --summary --name --report --corrections",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
-    "Resources": "--device --threads --processes --max-memory",
+    "Resources": "--device --threads --jobs --processes --max-memory",
     "Cluster": "--dask",
     "Rarely needed": "--regions-class-order --strokes-background --strokes-ignore "
     "--ceiling --tolerance --ignore-label --structures --num-parts --part-id --fail-fast "

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,22 @@ from crfrefine.errors import CrfRefineError, InputError, StorageError
 # Bytes of the target's name in the hidden name, which must not be too long for the disk.
 _MAX_NAME_BYTES = 100
 _LEFTOVER_SECONDS = 86_400
+
+# `wait` is called before the files that a thread has written get their names.
+_thread = threading.local()
+
+
+@contextmanager
+def naming_after(wait: Callable[[], None]) -> Iterator[None]:
+    """Let the files that this thread writes in the block get their names once `wait` returns.
+
+    If it raises an error, they are removed as after any other.
+    """
+    _thread.wait = wait
+    try:
+        yield
+    finally:
+        del _thread.wait
 
 
 @contextmanager
@@ -48,6 +65,9 @@ def atomic_files(*paths: Path) -> Iterator[tuple[BinaryIO, ...]]:
             file.flush()
             os.fsync(file.fileno())
             file.close()
+        wait = getattr(_thread, "wait", None)
+        if wait is not None:
+            wait()
         if len(targets) > 1:
             # An old header must not exist beside new voxels, not even for an instant.
             targets[-1].unlink(missing_ok=True)

@@ -32,7 +32,7 @@ from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io import read_pieces, write_label_map, write_pieces
-from crfrefine.io.atomic import check_replaceable, write_small_file
+from crfrefine.io.atomic import check_replaceable, naming_after, write_small_file
 from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment, Volume, named_segments
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
@@ -75,6 +75,7 @@ class CaseSettings:
     reading: ReadingOptions
     names: Names
     device: str  # as `get_backend` takes it
+    num_in_flight: int = 1  # cases that share the memory
 
 
 @dataclass
@@ -86,7 +87,23 @@ class CaseInWork:
     case: Case | None = None  # None means that nothing is left to do, or that it failed
 
 
-def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
+class Turns:
+    """What a case waits for while others are in work; alone, it waits for nothing."""
+
+    def take_memory(self, num_bytes: int) -> None:
+        """Wait until the case, whose voxels will now be read, may take so much memory."""
+
+    def end_computing(self) -> None:
+        """The case is refined, and only has to be written."""
+
+    def wait_to_name(self) -> None:
+        """Wait until the files of the case, which are whole, may get their names."""
+
+
+ALONE = Turns()
+
+
+def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseInWork:
     """Read a case, unless its outputs are complete; errors are in its record."""
     record = CaseRecord(task.files.case_id)
     work = CaseInWork(task, record)
@@ -101,6 +118,7 @@ def read_case(settings: CaseSettings, task: Task) -> CaseInWork:
         parameters = settings.options.parameters
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
+        turns.take_memory(cases.bytes_to_refine(headers, settings.reading, may_stream=may_stream))
         case = cases.read_case(
             headers,
             settings.reading,
@@ -140,7 +158,10 @@ def _record_case(record: CaseRecord, case: Case) -> None:
 
 
 def finish_case(
-    settings: CaseSettings, work: CaseInWork, observer: Observer[RunSummary, CaseRecord]
+    settings: CaseSettings,
+    work: CaseInWork,
+    observer: Observer[RunSummary, CaseRecord],
+    turns: Turns = ALONE,
 ) -> CaseRecord:
     """Refine and write a case that was read; return its record, which has its errors."""
     task = work.task
@@ -151,7 +172,9 @@ def finish_case(
         observer.note(note, case_id=record.case_id)
     with failing_alone(record.fail, *task.files.paths):
         result, names, segments = _refine(settings, work.case, record, observer)
-        _write(settings, work, result, names, segments)
+        turns.end_computing()
+        with naming_after(turns.wait_to_name):
+            _write(settings, work, result, names, segments, turns)
     return record
 
 
@@ -225,7 +248,9 @@ def _refine(
         mask=case.mask,
         backend=get_backend(settings.device),
         context=RunContext(
-            options.threads, progress, lambda: memory_left(memory_limit(options.max_memory))
+            options.threads,
+            progress,
+            lambda: memory_left(memory_limit(options.max_memory)) // settings.num_in_flight,
         ),
         allow_vanishing=options.allow_vanishing,
         names=names,
@@ -329,6 +354,7 @@ def _write(
     result: RefinementResult,
     names: Names,
     segments: tuple[Segment, ...],
+    turns: Turns,
 ) -> None:
     """Write a refined case, and close its record; the images are freed.
 
@@ -351,6 +377,7 @@ def _write(
     if outputs.preview is not None and picture is not None:
         write_small_file(outputs.preview, picture)
     if outputs.structures or outputs.folder is not None:
+        turns.wait_to_name()  # The files of structures are written by other threads.
         _write_structures(outputs, like, segments, threads)
     if not segments:
         segments = named_segments(names.labels)

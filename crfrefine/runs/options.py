@@ -75,6 +75,15 @@ def _path_or_nonzero(text: str) -> Path | str:
     return parse_path(text)
 
 
+def _parse_jobs(text: str) -> int | None:
+    """Return a number of cases; None for "auto"."""
+    if text == "auto":
+        return None
+    if text.isdecimal() and 1 <= int(text) <= MAX_THREADS:
+        return int(text)
+    raise InputError(f"expected auto, or a number of cases from 1 to {MAX_THREADS}; got {text!r}")
+
+
 def _default_parameters() -> CrfParameters:
     from crfrefine.parameters.model import CrfParameters
 
@@ -167,6 +176,16 @@ class InferenceOptions:
             limits=(1, MAX_THREADS),
         ),
     ] = None
+    num_jobs: Annotated[
+        int | None,
+        Option(
+            "--jobs",
+            "Cases in work at a time, which share the threads; auto: as many as there are threads "
+            "and memory for. A GPU takes one. The results are the same.",
+            "N|auto",
+            _parse_jobs,
+        ),
+    ] = None  # auto
     max_memory: Annotated[
         int | None,
         Option(

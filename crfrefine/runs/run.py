@@ -20,6 +20,7 @@ from typing import Any
 
 from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
+from crfrefine.base.limits import available_threads
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, see, shorten
 from crfrefine.errors import (
     BackendUnavailableError,
@@ -31,6 +32,7 @@ from crfrefine.errors import (
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
 from crfrefine.runs.case_work import CaseInWork, CaseSettings, Task, finish_case, read_case
+from crfrefine.runs.in_flight import CasesInFlight
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
@@ -106,10 +108,13 @@ def _run_cases(
     """
     options = plan.settings.options
     summary = plan.summary
-    if options.dask is None:
-        records = _refine_here(plan, observer)
-    else:
+    num_jobs = num_cases_in_flight(plan)
+    if options.dask is not None:
         records = _refine_on_cluster(plan, options.dask, observer)
+    elif num_jobs > 1:
+        records = CasesInFlight(plan, num_jobs).records(observer)
+    else:
+        records = _refine_here(plan, observer)
     is_full = False
     with closing(records):
         for record in records:
@@ -128,6 +133,15 @@ def _run_cases(
             f"{counted(num_left, 'case')} not begun, since nothing more can be written; "
             "run again with --continue when it can"
         )
+
+
+def num_cases_in_flight(plan: RunPlan) -> int:
+    """Return how many cases are in work at a time if there is memory for them; a GPU takes one."""
+    options = plan.settings.options
+    if plan.summary.device != "cpu":
+        return 1
+    num_jobs = options.num_jobs or options.threads or available_threads()
+    return min(num_jobs, len(plan.tasks))
 
 
 def _has_failed_by(kind: type[CrfRefineError], record: CaseRecord) -> bool:

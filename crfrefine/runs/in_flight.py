@@ -1,0 +1,201 @@
+"""Cases of a run side by side, each with its share of the threads, as far as memory allows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from crfrefine.base.limits import available_threads, memory_left, memory_limit
+from crfrefine.runs.case_work import CaseSettings, Task, Turns, finish_case, read_case
+from crfrefine.runs.options import Observer
+from crfrefine.runs.plan import RunPlan
+from crfrefine.runs.records import CaseRecord, RunSummary
+
+SECONDS_BETWEEN_STAGES = 0.2  # after which the shown stage is looked at again
+
+
+class RunIsOverError(BaseException):
+    """Ends a case in work after the run was interrupted; no error of the case, so not recorded."""
+
+
+class Places:
+    """The places of a run for cases in work, and its memory, given to the cases in their order.
+
+    A case that takes more memory than there is runs alone, as it would without others.
+    """
+
+    def __init__(self, num_places: int, num_bytes: int) -> None:
+        self.num_bytes = num_bytes
+        self._num_free = num_places
+        self._taken = 0  # bytes
+        self._served: set[int] = set()  # numbers of the cases that wait no longer
+        self._changed = threading.Condition()
+        self._is_over = False
+
+    def take(self, number: int, num_bytes: int) -> None:
+        """Wait until a case has its turn, and a place and memory are free for it.
+
+        A case never waits for a later one. Raise RunIsOverError after `close`.
+        """
+        with self._changed:
+            while not self._is_over and not self._is_free_for(number, num_bytes):
+                self._changed.wait()
+            if self._is_over:
+                raise RunIsOverError
+            self._num_free -= 1
+            self._taken += num_bytes
+            self._served.add(number)
+            self._changed.notify_all()
+
+    def _is_free_for(self, number: int, num_bytes: int) -> bool:
+        if self._num_free == 0 or not self._served.issuperset(range(number)):
+            return False
+        return self._taken == 0 or self._taken + num_bytes <= self.num_bytes
+
+    def leave(self) -> None:
+        """Let another case have a place that was taken."""
+        with self._changed:
+            self._num_free += 1
+            self._changed.notify_all()
+
+    def give_back(self, number: int, num_bytes: int) -> None:
+        """Let other cases have the memory of a case that has ended, and its turn."""
+        with self._changed:
+            self._taken -= num_bytes
+            self._served.add(number)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let no further case begin."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+
+class CaseInFlight(Observer[RunSummary, CaseRecord], Turns):
+    """A case in flight: its notes and its stage until they are shown, and what it waits for.
+
+    It ends at its next stage once the run is over.
+    """
+
+    def __init__(self, number: int, places: Places) -> None:
+        self.notes: list[str] = []
+        self.stage: tuple[str, int, int] | None = None  # with its step and the number of steps
+        self.num_bytes = 0  # of memory that the case has taken
+        self.is_over = False  # whether the run is over
+        # Set when the files of the case wait for their names, or when the case has ended.
+        self.is_ready = threading.Event()
+        self.may_name = threading.Event()
+        self._number = number
+        self._places = places
+        self._has_place = False
+
+    def note(self, text: str, *, case_id: str = "") -> None:
+        """Keep a note."""
+        self.notes.append(text)
+
+    def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
+        """Keep the stage; raise RunIsOverError if the run is over."""
+        if self.is_over:
+            raise RunIsOverError
+        self.stage = (stage, step, num_steps)
+
+    def take_memory(self, num_bytes: int) -> None:
+        """Wait until there is a place for the case, and it fits beside those in work."""
+        self._places.take(self._number, num_bytes)
+        self.num_bytes = num_bytes
+        self._has_place = True
+
+    def end_computing(self) -> None:
+        """Let another case compute."""
+        if self._has_place:
+            self._has_place = False
+            self._places.leave()
+
+    def wait_to_name(self) -> None:
+        """Wait until the cases before are recorded; raise RunIsOverError if the run is over."""
+        self.is_ready.set()
+        self.may_name.wait()
+        if self.is_over:
+            raise RunIsOverError
+
+    def end(self) -> None:
+        """Let other cases have what the case has taken."""
+        self.end_computing()
+        self._places.give_back(self._number, self.num_bytes)
+        self.is_ready.set()
+
+
+class CasesInFlight:
+    """The cases of a run, several of them in work at a time.
+
+    While some are read and refined, results of earlier ones are compressed. Their files get their
+    names in the order of the cases, so that a run that ends early leaves what it would leave
+    without others in flight.
+    """
+
+    def __init__(self, plan: RunPlan, num_jobs: int) -> None:
+        options = plan.settings.options
+        self._settings = plan.settings
+        self._tasks = plan.tasks
+        self._num_jobs = num_jobs
+        self._num_threads = options.threads or available_threads()
+        self._places = Places(num_jobs, memory_left(memory_limit(options.max_memory)))
+        self._cases = [CaseInFlight(number, self._places) for number in range(len(plan.tasks))]
+        self._num_unfinished = len(plan.tasks)
+        self._lock = threading.Lock()
+
+    def records(self, observer: Observer[RunSummary, CaseRecord]) -> Generator[CaseRecord]:
+        """Yield the record of each case in the order of the tasks, after its notes."""
+        pool = ThreadPoolExecutor(2 * self._num_jobs, "case")
+        try:
+            pairs = list(zip(self._tasks, self._cases, strict=True))
+            futures = [pool.submit(self._work_on, task, case) for task, case in pairs]
+            for future, (task, case) in zip(futures, pairs, strict=True):
+                _show_stages(case, task.files.case_id, observer)
+                case.may_name.set()
+                record = future.result()
+                for note in case.notes:
+                    observer.note(note, case_id=record.case_id)
+                yield record
+        finally:
+            self._places.close()
+            for case in self._cases:
+                case.is_over = True
+                case.may_name.set()  # A case that waits sees that the run is over.
+            pool.shutdown(cancel_futures=True)
+
+    def _work_on(self, task: Task, case: CaseInFlight) -> CaseRecord:
+        """Read, refine and write a case."""
+        try:
+            work = read_case(self._share_of(0), task, case)
+            return finish_case(self._share_of(case.num_bytes), work, case, case)
+        finally:
+            case.end()
+            with self._lock:
+                self._num_unfinished -= 1
+
+    def _share_of(self, num_bytes: int) -> CaseSettings:
+        """Return the settings of a case that takes so much memory, with its share of threads."""
+        with self._lock:
+            num_cases = min(self._num_jobs, self._num_unfinished)
+        if num_bytes:
+            num_cases = min(num_cases, max(1, self._places.num_bytes // num_bytes))
+        threads = max(1, self._num_threads // num_cases)
+        options = replace(self._settings.options, threads=threads)
+        return replace(self._settings, options=options, num_in_flight=num_cases)
+
+
+def _show_stages(
+    case: CaseInFlight, case_id: str, observer: Observer[RunSummary, CaseRecord]
+) -> None:
+    """Show the stages of a case until its files wait for their names, or it has failed."""
+    shown = None
+    is_ready = False
+    while not is_ready:
+        is_ready = case.is_ready.wait(SECONDS_BETWEEN_STAGES)
+        if case.stage is not None and case.stage != shown:
+            shown = case.stage
+            observer.stage_changed(case_id, *shown)

@@ -1,0 +1,226 @@
+"""Cases in flight: who runs beside whom, and that nothing differs from one case at a time."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+from cli_helpers import (
+    RECORD_FOLDER,
+    errors,
+    files_in,
+    infer,
+    load_nifti,
+    save_nifti,
+    statuses,
+    wait_for,
+    write_folders,
+)
+
+from crfrefine.errors import StorageError
+from crfrefine.runs import case_work, in_flight
+from crfrefine.runs.in_flight import Places, RunIsOverError
+
+CASES = "abcdefg"
+# Entries that differ between any two runs; the memory that is free on the machine is one.
+OF_RUN = (
+    "max_memory",
+    "run",
+    "seconds",
+    "started",
+    "written",
+    "output",
+    "output_folder",
+    "command",
+    "times",
+)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Cases of which one cannot be read, and one has NaN, which is noted."""
+    folders = write_folders(tmp_path, *CASES)
+    save_nifti(folders.logits / "c.nii.gz", np.full((5, 4, 3, 2), 0.5, np.float32))
+    image = folders.images / "e_0000.nii.gz"
+    values = load_nifti(image).astype(np.float32)
+    values[3, 4, 5] = np.nan
+    save_nifti(image, values)
+    return folders
+
+
+def content(folder):
+    """The bytes of all files, and the entries of the record and the summary."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and RECORD_FOLDER not in path.parts and path.suffix != ".json":
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+def without_times(entry):
+    if isinstance(entry, dict):
+        return {key: without_times(value) for key, value in entry.items() if key not in OF_RUN}
+    if isinstance(entry, list):
+        return [without_times(value) for value in entry]
+    return entry
+
+
+def entries_of(text, folder):
+    """The entries of a JSON text without times, and without the name of the output folder."""
+    return without_times(json.loads(text.replace(str(folder), "OUT")))
+
+
+def records(folder):
+    (path,) = (folder / RECORD_FOLDER).glob("*.jsonl")
+    return [entries_of(line, folder) for line in path.read_text().splitlines()]
+
+
+EVERYTHING = ("--save-probabilities", "--save-structures", "--preview", "-v", "--threads", "4")
+
+
+@pytest.mark.parametrize("options", [(), ("--fail-fast",), ("--max-memory", "600M")])
+def test_files_records_and_messages_are_those_of_one_case_at_a_time(folders, tmp_path, options):
+    results = []
+    for jobs in (1, 4):
+        output = tmp_path / f"out{jobs}"
+        summary = output / "summary.json"
+        result = infer(
+            folders._replace(output=output),
+            *(*EVERYTHING, "--jobs", jobs, "--summary", summary, *options),
+            status=1,
+        )
+        shown = [line for line in result.stderr.splitlines() if " s" not in line]
+        shown = [line.replace(str(output), "OUT") for line in shown]
+        entries = entries_of(summary.read_text(), output)
+        results.append((content(output), records(output), shown, statuses(result), entries))
+    alone, in_flight_ = results
+    assert len(alone[0]) > 5
+    for one, other in zip(alone, in_flight_, strict=True):
+        assert one == other
+
+
+def test_a_run_goes_on_where_another_one_ended(folders):
+    infer(folders, "--jobs", 3, "--threads", 3, "--fail-fast", status=1)
+    assert files_in(folders.output) == ["a.nii.gz", "b.nii.gz"]
+    result = infer(folders, "--jobs", 3, "--threads", 3, "--continue", status=1)
+    expected = [("a", "skipped"), ("b", "skipped"), ("c", "failed")]
+    assert statuses(result) == expected + [(case, "done") for case in "defg"]
+
+
+def test_a_full_disk_ends_the_run_and_later_cases_leave_nothing(folders, monkeypatch):
+    """The disk is full at the second case, when the later ones are written but for their names."""
+    written = []
+    write = case_work.write_label_map
+    are_others_whole = threading.Event()
+
+    def write_label_map(path, *arguments, **options):
+        if path.name == "b.nii.gz":
+            are_others_whole.wait(20)
+            raise StorageError(f"{path}: the disk is full")
+        written.append(path.name)
+        if len(written) == 3:
+            are_others_whole.set()
+        write(path, *arguments, **options)
+
+    monkeypatch.setattr(case_work, "write_label_map", write_label_map)
+    result = infer(folders, "--jobs", 6, "--threads", 6, status=1)
+    assert statuses(result) == [("a", "done"), ("b", "failed")]
+    assert len(written) >= 3
+    assert files_in(folders.output) == ["a.nii.gz"]
+    assert "5 cases not begun" in result.stderr
+    assert len(errors(result.stderr)) == 1
+
+
+def taking(places, number, num_bytes):
+    """A thread that takes a place, and whether it has it."""
+    has_place = threading.Event()
+
+    def take():
+        try:
+            places.take(number, num_bytes)
+        except RunIsOverError:
+            return
+        has_place.set()
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    return thread, has_place
+
+
+def test_cases_get_places_and_memory_in_their_order():
+    places = Places(num_places=3, num_bytes=100)
+    second, has_second = taking(places, 1, 60)
+    assert not has_second.wait(0.05)  # The first case has not had its turn.
+    first, has_first = taking(places, 0, 30)
+    wait_for(has_first.is_set)
+    wait_for(has_second.is_set)
+
+    third, has_third = taking(places, 2, 20)
+    fourth, has_fourth = taking(places, 3, 5)
+    assert not has_third.wait(0.05)
+    assert not has_fourth.is_set()  # It would fit, but a case before it waits.
+    places.leave()
+    places.give_back(0, 30)
+    wait_for(has_third.is_set)
+    wait_for(lambda: not has_fourth.is_set() or has_third.is_set())
+    places.leave()
+    wait_for(has_fourth.is_set)
+    for thread in (first, second, third, fourth):
+        thread.join()
+
+
+def test_no_more_cases_than_places_are_in_work_and_one_that_failed_early_holds_up_none():
+    places = Places(num_places=1, num_bytes=100)
+    places.take(0, 1)
+    places.give_back(1, 0)  # The second case failed before its voxels were read.
+    thread, has_place = taking(places, 2, 1)
+    assert not has_place.wait(0.05)
+    places.leave()
+    wait_for(has_place.is_set)
+    thread.join()
+
+
+def test_a_case_that_does_not_fit_runs_alone():
+    places = Places(num_places=2, num_bytes=100)
+    places.take(0, 1000)
+    thread, has_place = taking(places, 1, 1)
+    assert not has_place.wait(0.05)
+    places.give_back(0, 1000)
+    wait_for(has_place.is_set)
+    thread.join()
+
+
+def test_cases_that_wait_end_with_the_run():
+    places = Places(num_places=1, num_bytes=100)
+    places.take(0, 1)
+    thread, has_place = taking(places, 1, 1)
+    places.close()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not has_place.is_set()
+
+
+@pytest.mark.parametrize(
+    ("threads", "jobs", "num_cases", "expected"),
+    [(8, 3, 9, 2), (8, 16, 9, 1), (16, 16, 3, 5), (1, 4, 9, 1)],
+)
+def test_cases_share_the_threads(folders, monkeypatch, threads, jobs, num_cases, expected):
+    shares = []
+    share_of = in_flight.CasesInFlight._share_of
+
+    def note_share(self, num_bytes):
+        settings = share_of(self, num_bytes)
+        shares.append(settings.options.threads)
+        return settings
+
+    monkeypatch.setattr(in_flight.CasesInFlight, "_share_of", note_share)
+    several = write_folders(folders.output.parent / "more", *"abcdefghi"[:num_cases])
+    infer(several, "--threads", threads, "--jobs", jobs, status=0)
+    assert shares[0] == expected
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "2.5"])
+def test_a_number_of_jobs_that_makes_no_sense_is_refused(folders, text):
+    result = infer(folders, "--jobs", text, status=2)
+    assert "--jobs" in result.stderr
+    assert "expected auto, or a number of cases" in result.stderr
