@@ -1,14 +1,14 @@
-"""The mean field of one batch item as a node of the autograd graph.
+"""The mean field of a batch as a node of the autograd graph.
 
 `torch.compile` leaves it out of its graphs, and exporters are refused.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from crfrefine.base.array_types import Array
+from crfrefine.base.limits import run_all
 from crfrefine.errors import ExportError
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import Kernels
+    from crfrefine.engines.base import Kernels, MeanFieldGradients, Tape
     from crfrefine.parameters.specs import MeanFieldSpec
 
 _P = ParamSpec("_P")
@@ -28,66 +29,126 @@ _R = TypeVar("_R")
 _NOTHING: Array = np.empty(0)
 
 _THETAS = ("theta_position", "theta_intensity", "theta_gamma")
-# The tensors that have a gradient, in their order; `MeanFieldGradients` has their shapes.
-GRADIENTS = (
-    "logits",
-    "image",
-    "weights",
-    *_THETAS,
-    "compatibility",
-    "temperature",
-    "bias",
-    "volume_weight",
-)
+
+
+class ItemInputs(NamedTuple):
+    """The tensors of a batch item that have a gradient, or what is said of each.
+
+    `MeanFieldGradients` has their shapes.
+    """
+
+    logits: Any
+    image: Any
+    weights: Any
+    theta_position: Any
+    theta_intensity: Any
+    theta_gamma: Any
+    compatibility: Any
+    temperature: Any
+    bias: Any
+    volume_weight: Any
+
+
+GRADIENTS = ItemInputs._fields
 
 
 class MeanField(torch.autograd.Function):
-    """Runs an engine's kernels forward and backward, on tensors of their precision."""
+    """Runs engines' kernels of the items of a batch, on tensors of their precision.
+
+    At most `num_at_once` items run side by side, forward and backward.
+    """
 
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, spec: MeanFieldSpec, *tensors: Tensor | None) -> Tensor:
-        """Take all steps.
+    def forward(
+        ctx: Any,
+        items: Sequence[tuple[Kernels, MeanFieldSpec]],
+        num_at_once: int,
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """Take all steps of each item; return the refined logits of each.
 
-        The tensors are those of GRADIENTS, in that order; from `weights` on they may be on the CPU.
+        The tensors are those of GRADIENTS of the first item, in that order, then those of the next
+        item; from `weights` on they may be on the CPU.
         """
-        logits, image, weights, _, _, _, compatibility, temperature, bias, _ = tensors
-        assert logits is not None
-        tape = kernels.forward(to_array(logits), spec)
-        ctx.kernels = kernels
-        ctx.kinds = {}  # A gradient has the type and the device of its tensor.
-        for name, tensor in zip(GRADIENTS, tensors, strict=True):
-            if tensor is not None:
-                ctx.kinds[name] = (tensor.dtype, tensor.device)
+        groups = _by_item(tensors)
+
+        def run(number: int) -> Tape:
+            kernels, spec = items[number]
+            return kernels.forward(to_array(groups[number].logits), spec)
+
+        tapes = of_each(run, len(items), num_at_once)
+        ctx.num_at_once = num_at_once
+        ctx.kernels = [kernels for kernels, _ in items]
+        # A gradient has the type and the device of its tensor.
+        ctx.kinds = [_kind(tensor) for tensor in tensors]
         # PyTorch frees saved tensors after the backward pass, and refuses that pass if one was
-        # changed in place. Image and parameters are saved only for this check.
-        record = to_tensor(tape.record)
-        ctx.save_for_backward(logits, record, weights, compatibility, temperature, bias, image)
-        ctx.tape = dataclasses.replace(tape, logits=_NOTHING, record=_NOTHING)
-        refined: Tensor = _in_pytorchs_memory(to_tensor(tape.logits)).to(logits.device)
-        return refined
+        # changed in place. All but logits and record are saved only for this check.
+        saved: list[Tensor | None] = []
+        refined = []
+        for item, tape in zip(groups, tapes, strict=True):
+            saved += [item.logits, to_tensor(tape.record), item.weights, item.compatibility]
+            saved += [item.temperature, item.bias, item.image]
+            refined.append(_in_pytorchs_memory(to_tensor(tape.logits)).to(item.logits.device))
+        ctx.save_for_backward(*saved)
+        ctx.tapes = [replace(tape, logits=_NOTHING, record=_NOTHING) for tape in tapes]
+        return tuple(refined)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients with respect to the arguments, in their order."""
-        logits, record, *_ = ctx.saved_tensors
-        wants = dict(zip(GRADIENTS, ctx.needs_input_grad[2:], strict=True))
-        gradients = ctx.kernels.backward(
-            dataclasses.replace(ctx.tape, record=to_array(record)),
-            to_array(logits),
-            to_array(grad),
-            wants_theta=any(wants[name] for name in _THETAS),
-            wants_image=wants["image"],
-        )
+        kernels: Sequence[Kernels] = ctx.kernels
+        saved = ctx.saved_tensors
+        num_saved = len(saved) // len(grads)
+        needed = ctx.needs_input_grad[2:]
+        needed_by_item = _by_item(needed)
+
+        def run(number: int) -> MeanFieldGradients:
+            logits = saved[number * num_saved]
+            record = saved[number * num_saved + 1]
+            wants = needed_by_item[number]
+            return kernels[number].backward(
+                replace(ctx.tapes[number], record=to_array(record)),
+                to_array(logits),
+                to_array(grads[number]),
+                wants_theta=any(getattr(wants, name) for name in _THETAS),
+                wants_image=wants.image,
+            )
+
+        gradients = of_each(run, len(grads), ctx.num_at_once)
+        values: list[Any] = []
+        for item in gradients:
+            values += [getattr(item, name) for name in GRADIENTS]
         tensors: list[Tensor | None] = []
-        for name in GRADIENTS:
+        for value, is_needed, kind in zip(values, needed, ctx.kinds, strict=True):
             tensor = None
-            if wants[name] and name in ctx.kinds:
-                dtype, device = ctx.kinds[name]
-                gradient = _in_pytorchs_memory(to_tensor(getattr(gradients, name)))
+            if is_needed and kind is not None:
+                dtype, device = kind
+                gradient = _in_pytorchs_memory(to_tensor(value))
                 tensor = torch.as_tensor(gradient, dtype=dtype, device=device)
             tensors.append(tensor)
         return None, None, *tensors
+
+
+def _by_item(values: Sequence[Any]) -> list[ItemInputs]:
+    """Return the inputs of each item, or what is said of each input."""
+    size = len(GRADIENTS)
+    return [ItemInputs(*values[start : start + size]) for start in range(0, len(values), size)]
+
+
+def _kind(tensor: Tensor | None) -> tuple[torch.dtype, torch.device] | None:
+    return None if tensor is None else (tensor.dtype, tensor.device)
+
+
+def of_each(function: Callable[[int], _R], num_items: int, num_at_once: int) -> list[_R]:
+    """Return `function(number)` of each item, in order, computed side by side."""
+    results: dict[int, _R] = {}
+
+    def run(number: int) -> None:
+        results[number] = function(number)
+
+    run_all([functools.partial(run, number) for number in range(num_items)], num_at_once)
+    return [results[number] for number in range(num_items)]
 
 
 def to_array(tensor: Tensor) -> Any:

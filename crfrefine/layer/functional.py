@@ -20,7 +20,7 @@ from crfrefine.base.limits import check_threads
 from crfrefine.engines.base import GridImage, Kernels, RunContext
 from crfrefine.errors import InputError
 from crfrefine.layer import inputs
-from crfrefine.layer.autograd import MeanField, outside_graphs, to_array
+from crfrefine.layer.autograd import MeanField, of_each, outside_graphs, to_array
 from crfrefine.layer.gaussian import gaussian_filter as gaussian_filter
 from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
 from crfrefine.parameters.specs import (
@@ -131,11 +131,8 @@ def mean_field(
     if mask is not None or all(item.num_voxels == grid_size for item in kernels):
         inputs.check_logits(logits, masks)
 
-    items = []
-    for item, item_logits, item_image, *parts in zip(
-        kernels, logits, image, labels, masks, strict=True
-    ):
-        items.append(_refine_item(item, run, item_logits.to(dtype), item_image, model, *parts))
+    batch = _Batch(logits.to(dtype), image, labels, masks)
+    items = _refine_items(batch, kernels, run, model)
     refined = inputs.stack_items(items)
     if torch.is_autocast_enabled(logits.device.type):
         return refined.to(dtype)
@@ -318,35 +315,82 @@ def _per_label(values: Tensor, num_dims: int) -> Tensor:
     return values.reshape(-1, *[1] * (num_dims - 1))
 
 
-def _refine_item(
-    kernels: Kernels,
+class _Batch(NamedTuple):
+    """The items of a batch: tensors of the precision of the computation, and their settings."""
+
+    logits: Tensor  # (B, L, *grid)
+    image: Tensor  # (B, M, *grid)
+    labels: Sequence[Tensor | None]  # of each item, those that take part; None means all
+    masks: Sequence[Tensor | None]
+
+
+def _refine_items(
+    batch: _Batch, kernels: Sequence[Kernels], run: MeanFieldSpec, model: ModelTensors
+) -> list[Tensor]:
+    """Return the refined logits (L, *grid) of each item."""
+    runs = []
+    tensors: list[Tensor | None] = []
+    for item, logits, image, labels in zip(
+        kernels, batch.logits, batch.image, batch.labels, strict=True
+    ):
+        item_run, *item_tensors = _inputs_of_item(run, logits, image, model, labels)
+        runs.append((item, item_run))
+        tensors += item_tensors
+    num_at_once = _num_at_once(batch, kernels)
+    results = MeanField.apply(runs, num_at_once, *tensors)  # type: ignore[no-untyped-call]
+
+    refined = []
+    for result, logits, labels, inside in zip(
+        results, batch.logits, batch.labels, batch.masks, strict=True
+    ):
+        refined.append(_with_absent_labels(result, logits, model, labels, inside))
+    return refined
+
+
+def _num_at_once(batch: _Batch, kernels: Sequence[Kernels]) -> int:
+    """Return how many items of a batch run side by side: all on the CPU engine, else one."""
+    logits = batch.logits
+    are_several = len({id(item) for item in kernels}) == len(kernels)
+    if are_several and inputs.engine_for(logits.device, logits.dtype).name == "cpu":
+        return len(kernels)
+    return 1  # Kernels serve one call at a time.
+
+
+def _inputs_of_item(
     run: MeanFieldSpec,
     logits: Tensor,
     image: Tensor,
     model: ModelTensors,
     labels: Tensor | None,
-    inside: Tensor | None,
-) -> Tensor:
-    """Return the refined logits (L, *grid) of a batch item in which only some labels take part.
+) -> tuple[Any, ...]:
+    """Return the run of a batch item in which only some labels take part, and its `ItemInputs`.
 
-    `labels` has those that take part; None means all. Each of the others gets the largest penalty
-    of these, since its own cannot be smaller.
+    `labels` has those that take part; None means all.
     """
-    refined: Tensor
     if labels is None:
-        tensors = (logits, image, *model)
-        refined = MeanField.apply(kernels, run, *tensors)  # type: ignore[no-untyped-call]
-        return refined
-
+        return run, logits, image, *model
     numbers = labels.numpy()
     weights = run.weights[:, numbers]
     penalties = run.compatibility[np.ix_(numbers, numbers)]
     bias = None if run.bias is None else run.bias[numbers]
     part_of_run = replace(run, weights=weights, compatibility=penalties, bias=bias)
-    places = labels.to(logits.device)
-    tensors = (logits[places], image, *model.among(labels))
-    refined = MeanField.apply(kernels, part_of_run, *tensors)  # type: ignore[no-untyped-call]
+    return part_of_run, logits[labels.to(logits.device)], image, *model.among(labels)
 
+
+def _with_absent_labels(
+    refined: Tensor,
+    logits: Tensor,
+    model: ModelTensors,
+    labels: Tensor | None,
+    inside: Tensor | None,
+) -> Tensor:
+    """Return the refined logits (L, *grid) of a batch item in which only some labels took part.
+
+    Each of the others gets the largest penalty of these, since its own cannot be smaller.
+    """
+    if labels is None:
+        return refined
+    places = labels.to(logits.device)
     shift = _per_label(model.bias.to(logits), logits.ndim)
     if inside is not None:
         shift = shift * inside
@@ -441,19 +485,22 @@ def _build(
     if np.ndim(distances) != 2 or len(distances) != len(image):
         distances = [distances] * len(image)
     distances = [given_spacing(row, image.ndim - 2) for row in distances]
-    context = RunContext(threads or torch.get_num_threads())
+    num_at_once = len(image) if engine.name == "cpu" else 1
+    context = RunContext(max(1, (threads or torch.get_num_threads()) // num_at_once))
     device = image.device
     if engine.name.startswith("torch"):
         device = _HOST
-    result: list[Kernels] = []
-    for index, item in enumerate(image.detach()):
+
+    def build(index: int) -> Kernels:
+        item = image.detach()[index]
         inputs.check_finite(item, index)
         values = to_array(item.to(device, dtype, copy=copy))
         inside = masks[index]
         mask = None if inside is None else inside.cpu().numpy()
         grid = GridImage(values, mask, distances[index])
-        result.append(engine.kernels(grid, specs[index], context))
-    return result
+        return engine.kernels(grid, specs[index], context)
+
+    return of_each(build, len(image), num_at_once)
 
 
 def _spread(

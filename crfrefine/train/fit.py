@@ -124,15 +124,21 @@ class Trajectory:
     def is_over(self) -> bool:
         """Return whether training ends.
 
-        It ends after the last optimizer step, or after PATIENCE evaluations without improvement.
+        It ends after the last optimizer step, or after PATIENCE evaluations without a clear gain
+        over the last one that had one.
         """
         if self.optimizer_step >= self._num_optimizer_steps:
             return True
-        num_since_best = 0
+        clearly_best = -math.inf
+        num_since = 0
         for record in self.history:
-            if "score" in record and record["iteration"] > self.best_optimizer_step:
-                num_since_best += 1
-        return num_since_best >= setup.PATIENCE
+            if "score" not in record:
+                continue
+            num_since += 1
+            if record["score"] > clearly_best + setup.CLEAR_GAIN:
+                clearly_best = record["score"]
+                num_since = 0
+        return num_since >= setup.PATIENCE
 
     def thetas(self) -> dict[str, Any]:
         """Return the present bandwidths, as plain numbers."""

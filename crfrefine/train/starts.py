@@ -46,8 +46,9 @@ PRIOR = 0.15
 NUM_TRAINED = 2  # number of starts that are trained to their ends; the others are only tried
 NUM_OPTIMIZER_STEPS = 40
 BATCH_SIZE = 8
-EVALUATE_EVERY = 8
-PATIENCE = 3  # evaluations without a better Dice after which training stops
+EVALUATE_EVERY = 5
+PATIENCE = 2  # evaluations without a clearly better Dice after which training stops
+CLEAR_GAIN = 3e-4  # of the mean Dice: a smaller one does not justify further steps
 DIGITS = 6  # digits of a trained number; the folds differ in the second or third
 
 # Kinds of results and candidates. The first three are also the names of their starts.

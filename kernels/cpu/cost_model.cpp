@@ -22,8 +22,8 @@ constexpr double kLatticeCorner = 1.5, kLatticeCornerChannel = 0.25, kLatticeSte
 constexpr double kLatticeHandicap = 1.5;
 
 // Shorter times are imperceptible; then the most accurate filter is chosen: exact, truncated, grid,
-// lattice, in this order. A training repeats each call, so that any time counts there.
-constexpr double kUnnoticed = 50e6;
+// lattice, in this order. A training repeats each call, so that less time counts there.
+constexpr double kUnnoticed = 50e6, kUnnoticedInTraining = 5e6;
 
 // Time of a forward and a backward pass with gradients of the bandwidths, as a multiple of the
 // forward pass's estimate; measured on an Intel Xeon (AVX-512) with 2 to 5 labels, 1 to 12 mm.
@@ -47,7 +47,7 @@ struct Work {
 
     // The time that counts, of a forward pass's time.
     double counted(double forward, double with_gradients) const {
-        if (calls.moves_bandwidths) return with_gradients * forward;
+        if (calls.moves_bandwidths) return std::max(with_gradients * forward, kUnnoticedInTraining);
         return std::max(forward, kUnnoticed);
     }
 };
