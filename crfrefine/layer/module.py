@@ -173,16 +173,17 @@ class CrfRnn(CrfValues):
         self._check_image(image)
         inputs.engine_for(image.device, dtype)
         with torch.no_grad():
-            bandwidths = zip(self.theta_alpha, self.theta_beta, strict=True)
-            return functional.build_kernels(
-                self._normalized(image, mask, dtype),
-                bilateral=list(bandwidths),
-                theta_gamma=self.theta_gamma,
-                spacing=self._known_spacing(spacing),
-                mask=mask,
-                num_labels=self.num_labels,
-                **self.settings(None),
-            )
+            normalized = self._normalized(image, mask, dtype)
+        # Bandwidths that are learned keep their gradients: "auto" counts the backward pass.
+        return functional.build_kernels(
+            normalized,
+            bilateral=list(zip(self.theta_alpha, self.theta_beta, strict=True)),
+            theta_gamma=self.theta_gamma,
+            spacing=self._known_spacing(spacing),
+            mask=mask,
+            num_labels=self.num_labels,
+            **self.settings(None),
+        )
 
     def settings(self, threads: int | None) -> dict[str, Any]:
         """Return the keys of `[mean_field]`, and the number of threads.

@@ -30,7 +30,8 @@ class Places:
         self.num_bytes = num_bytes
         self._num_free = num_places
         self._taken = 0  # bytes
-        self._served: set[int] = set()  # numbers of the cases that wait no longer
+        self._next = 0  # number of the case whose turn it is
+        self._served: set[int] = set()  # numbers of later cases that wait no longer
         self._changed = threading.Condition()
         self._is_over = False
 
@@ -46,13 +47,20 @@ class Places:
                 raise RunIsOverError
             self._num_free -= 1
             self._taken += num_bytes
-            self._served.add(number)
-            self._changed.notify_all()
+            self._pass_turn(number)
 
     def _is_free_for(self, number: int, num_bytes: int) -> bool:
-        if self._num_free == 0 or not self._served.issuperset(range(number)):
+        if self._num_free == 0 or number != self._next:
             return False
         return self._taken == 0 or self._taken + num_bytes <= self.num_bytes
+
+    def _pass_turn(self, number: int) -> None:
+        """Note that a case waits no longer, and wake the others."""
+        self._served.add(number)
+        while self._next in self._served:
+            self._served.remove(self._next)
+            self._next += 1
+        self._changed.notify_all()
 
     def leave(self) -> None:
         """Let another case have a place that was taken."""
@@ -64,7 +72,8 @@ class Places:
         """Let other cases have the memory of a case that has ended, and its turn."""
         with self._changed:
             self._taken -= num_bytes
-            self._served.add(number)
+            if number >= self._next:
+                self._pass_turn(number)
             self._changed.notify_all()
 
     def close(self) -> None:

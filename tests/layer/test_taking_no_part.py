@@ -167,13 +167,13 @@ ABSENT = (1, 4)
 def _counts(monkeypatch):
     """How many labels took part in each batch item."""
     counts = []
-    original = functional._refine_item
+    original = functional._inputs_of_item
 
     def counted(*arguments):
-        counts.append(NUM_LABELS if arguments[5] is None else len(arguments[5]))
+        counts.append(NUM_LABELS if arguments[4] is None else len(arguments[4]))
         return original(*arguments)
 
-    monkeypatch.setattr(functional, "_refine_item", counted)
+    monkeypatch.setattr(functional, "_inputs_of_item", counted)
     return counts
 
 
