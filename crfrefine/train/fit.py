@@ -124,21 +124,20 @@ class Trajectory:
     def is_over(self) -> bool:
         """Return whether training ends.
 
-        It ends after the last optimizer step, or after PATIENCE evaluations without a clear gain
-        over the last one that had one.
+        It ends after the last optimizer step, after PATIENCE evaluations without improvement, or
+        when NUM_EQUAL evaluations in a row are about equal.
         """
         if self.optimizer_step >= self._num_optimizer_steps:
             return True
-        clearly_best = -math.inf
-        num_since = 0
-        for record in self.history:
-            if "score" not in record:
-                continue
-            num_since += 1
-            if record["score"] > clearly_best + setup.CLEAR_GAIN:
-                clearly_best = record["score"]
-                num_since = 0
-        return num_since >= setup.PATIENCE
+        evaluated = [record for record in self.history if "score" in record]
+        num_since_best = 0
+        for record in evaluated:
+            if record["iteration"] > self.best_optimizer_step:
+                num_since_best += 1
+        if num_since_best >= setup.PATIENCE:
+            return True
+        last = [record["score"] for record in evaluated[-setup.NUM_EQUAL :]]
+        return len(last) == setup.NUM_EQUAL and max(last) - min(last) < setup.EQUAL_DICE
 
     def thetas(self) -> dict[str, Any]:
         """Return the present bandwidths, as plain numbers."""

@@ -47,8 +47,10 @@ NUM_TRAINED = 2  # number of starts that are trained to their ends; the others a
 NUM_OPTIMIZER_STEPS = 40
 BATCH_SIZE = 8
 EVALUATE_EVERY = 5
-PATIENCE = 2  # evaluations without a clearly better Dice after which training stops
-CLEAR_GAIN = 3e-4  # of the mean Dice: a smaller one does not justify further steps
+PATIENCE = 5  # evaluations without a better Dice after which training stops
+# Training also stops when so many evaluations in a row differ by less than this: nothing moves.
+NUM_EQUAL = 3
+EQUAL_DICE = 5e-4
 DIGITS = 6  # digits of a trained number; the folds differ in the second or third
 
 # Kinds of results and candidates. The first three are also the names of their starts.
