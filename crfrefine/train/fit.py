@@ -129,14 +129,17 @@ class Trajectory:
         """
         if self.optimizer_step >= self._num_optimizer_steps:
             return True
-        evaluated = [record for record in self.history if "score" in record]
+        scores = []
         num_since_best = 0
-        for record in evaluated:
+        for record in self.history:
+            if "score" not in record:
+                continue
+            scores.append(record["score"])
             if record["iteration"] > self.best_optimizer_step:
                 num_since_best += 1
         if num_since_best >= setup.PATIENCE:
             return True
-        last = [record["score"] for record in evaluated[-setup.NUM_EQUAL :]]
+        last = scores[-setup.NUM_EQUAL :]
         return len(last) == setup.NUM_EQUAL and max(last) - min(last) < setup.EQUAL_DICE
 
     def thetas(self) -> dict[str, Any]:
