@@ -109,6 +109,7 @@ def test_kernels_that_serve_several_items_run_one_at_a_time(batch, monkeypatch):
         num_labels=NUM_LABELS,
         filter="lattice",  # "auto" would choose with the gradients in view.
     )
+    expected, _ = refine(logits, image, filter="lattice")
     running = threading.Lock()
     forward = CpuKernels.forward
 
@@ -121,7 +122,6 @@ def test_kernels_that_serve_several_items_run_one_at_a_time(batch, monkeypatch):
 
     monkeypatch.setattr(CpuKernels, "forward", alone)
     refined, _ = refine(logits, image, kernels=[kernels] * NUM_ITEMS)
-    expected, _ = refine(logits, image, filter="lattice")
     assert torch.equal(refined, expected)
 
 
