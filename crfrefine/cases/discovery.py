@@ -384,12 +384,7 @@ def _with_logits_in(folder: Path, cases: CaseList, first_label: int) -> CaseList
     """Add the logits of each case in a folder, or its `problem`."""
     by_stem = files_by_stem(folder, LOGITS_SUFFIXES)
     added = [_with_logits_of(case, by_stem, folder, first_label) for case in cases]
-    stray = _stray_files(by_stem, added)
-    if not stray:
-        return CaseList(added, cases.notes)
-    what = counted(len(stray), "file")
-    note = f"{folder}: ignored {what} of logits without images, such as {stray[0]}"
-    return CaseList(added, [*cases.notes, note])
+    return _with_strays_noted(CaseList(added, cases.notes), folder, by_stem, "file", " of logits")
 
 
 def _with_labels_in(folder: Path, cases: CaseList, is_single: bool) -> CaseList:
@@ -400,12 +395,19 @@ def _with_labels_in(folder: Path, cases: CaseList, is_single: bool) -> CaseList:
     for case in cases:
         structures = folders.get(case.case_id)
         added.append(_with_labels_of(case, by_stem, folder, structures, is_single))
-    stray = _stray_files(by_stem, added)
+    return _with_strays_noted(CaseList(added, cases.notes), folder, by_stem, "label map")
+
+
+def _with_strays_noted(
+    cases: CaseList, folder: Path, by_stem: Mapping[str, Sequence[Path]], noun: str, of: str = ""
+) -> CaseList:
+    """Note the files in a folder that belong to no case, if there are any."""
+    stray = _stray_files(by_stem, cases)
     if not stray:
-        return CaseList(added, cases.notes)
-    what = counted(len(stray), "label map")
+        return cases
+    what = f"{counted(len(stray), noun)}{of}"
     note = f"{folder}: ignored {what} without images, such as {stray[0]}"
-    return CaseList(added, [*cases.notes, note])
+    return CaseList(cases, [*cases.notes, note])
 
 
 def _stray_files(by_stem: Mapping[str, Sequence[Path]], cases: Sequence[CaseFiles]) -> list[str]:

@@ -32,7 +32,7 @@ _THETAS = ("theta_position", "theta_intensity", "theta_gamma")
 
 
 class ItemInputs(NamedTuple):
-    """The tensors of a batch item that have a gradient, or what is said of each.
+    """The tensors of a batch item that may have a gradient, or one property of each tensor.
 
     `MeanFieldGradients` has their shapes.
     """
@@ -131,7 +131,7 @@ class MeanField(torch.autograd.Function):
 
 
 def _by_item(values: Sequence[Any]) -> list[ItemInputs]:
-    """Return the inputs of each item, or what is said of each input."""
+    """Divide the tensors of a batch, or one property of each, among its items."""
     size = len(GRADIENTS)
     return [ItemInputs(*values[start : start + size]) for start in range(0, len(values), size)]
 

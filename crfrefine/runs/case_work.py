@@ -90,8 +90,11 @@ class CaseInWork:
 class Turns:
     """What a case waits for while others are in work; alone, it waits for nothing."""
 
-    def take_memory(self, num_bytes: int) -> None:
-        """Wait until the case, whose voxels will now be read, may take so much memory."""
+    def take_memory(self, num_bytes: Callable[[], int]) -> None:
+        """Wait until the case, whose voxels will now be read, may take so much memory.
+
+        The number of bytes is computed only if there is something to wait for.
+        """
 
     def end_computing(self) -> None:
         """The case is refined, and only has to be written."""
@@ -118,7 +121,9 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseI
         parameters = settings.options.parameters
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
-        turns.take_memory(cases.bytes_to_refine(headers, settings.reading, may_stream=may_stream))
+        turns.take_memory(
+            partial(cases.bytes_to_refine, headers, settings.reading, may_stream=may_stream)
+        )
         case = cases.read_case(
             headers,
             settings.reading,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -111,10 +111,11 @@ class CaseInFlight(Observer[RunSummary, CaseRecord], Turns):
             raise RunIsOverError
         self.stage = (stage, step, num_steps)
 
-    def take_memory(self, num_bytes: int) -> None:
+    def take_memory(self, num_bytes: Callable[[], int]) -> None:
         """Wait until there is a place for the case, and it fits beside those in work."""
-        self._places.take(self._number, num_bytes)
-        self.num_bytes = num_bytes
+        needed = num_bytes()
+        self._places.take(self._number, needed)
+        self.num_bytes = needed
         self._has_place = True
 
     def end_computing(self) -> None:
