@@ -35,6 +35,9 @@ from crfrefine.train.workers import Workers
 LARGEST_KINDS = ("foreground", "each")
 SCALED = ("temperature", "bias")  # the groups that vector scaling fits
 SCALING_STEPS = 60
+# About so many voxels of a case supply its gradient in a step of vector scaling. They are evenly
+# spread, and shift from step to step, so that all voxels take part in the fit.
+SCALING_VOXELS = 16_384
 # Length of the first optimizer steps of vector scaling; it falls to zero at the end.
 SCALING_STEP_LENGTH = 0.1
 RADII_VOXELS = (1.0, 2.0, 4.0, 8.0)  # half-widths of the windows that are tried, in typical voxels
@@ -135,13 +138,17 @@ def fit_scaling(
     values = model.values
     optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
 
-    def gradient(voxels: tuple[Tensor, Tensor], threads: int) -> tuple[Tensor, ...]:
-        logits, labels = voxels
-        return torch.autograd.grad(material.loss(model.apply(logits), labels), values)
-
     for step in range(SCALING_STEPS):
         drawn = material.draw(step, cases, BATCH_SIZE)
-        gradients = workers.run_on_device(gradient, [material.voxels[case] for case in drawn])
+
+        def gradient(case: int, threads: int, step: int = step) -> tuple[Tensor, ...]:
+            logits, labels = material.voxels[case]
+            stride = math.ceil(labels.numel() / SCALING_VOXELS)
+            some = slice(step % stride, None, stride)
+            loss = material.loss(model.apply(logits[:, some]), labels[some])
+            return torch.autograd.grad(loss, values)
+
+        gradients = workers.run_on_device(gradient, drawn)
         for value, parts in zip(values, zip(*gradients, strict=True), strict=True):
             value.grad = mean_tensor(parts)
         half_cosine = 0.5 * (1.0 + math.cos(math.pi * step / SCALING_STEPS))
@@ -360,21 +367,27 @@ class Tuned:
 
 
 def calibrate(
-    material: Material, cases: Sequence[int], base: CrfParameters, workers: Workers
+    material: Material,
+    cases: Sequence[int],
+    base: CrfParameters,
+    workers: Workers,
+    scaling: VectorScaling | None = None,
 ) -> CrfParameters | None:
     """Return the recalibrated network: a CRF without weights, fitted with the loss of training.
 
+    `scaling` is vector scaling fitted to the same cases; it is fitted here where it is not given.
     None means that neither temperature nor biases are learned.
     """
     learned = [group for group in SCALED if group in material.learn]
     if not learned:
         return None
-    initial = base.mean_field.temperature
-    biases = base.mean_field.bias
-    if not isinstance(biases, tuple):
-        biases = (biases,) * material.sizes[0]
-    fixed = VectorScaling(initial, tuple(bias / initial for bias in biases))
-    scaling = fit_scaling(material, cases, workers, learned=learned, fixed=fixed)
+    if scaling is None or len(learned) < len(SCALED):
+        initial = base.mean_field.temperature
+        biases = base.mean_field.bias
+        if not isinstance(biases, tuple):
+            biases = (biases,) * material.sizes[0]
+        fixed = VectorScaling(initial, tuple(bias / initial for bias in biases))
+        scaling = fit_scaling(material, cases, workers, learned=learned, fixed=fixed)
 
     # logits / temperature + bias is (logits + bias * temperature) / temperature, with both in the
     # ranges that these may have.

@@ -29,7 +29,7 @@ from crfrefine.train.baselines import (
     Guidance,
     Scores,
     Tuned,
-    fit_scaling,
+    VectorScaling,
     largest_scores,
     score_guided,
 )
@@ -317,9 +317,11 @@ class Prepared(NamedTuple):
     largest: Scores[str]
     guided: Scores[Guidance]
 
-    def tune_rivals(self, fit: FitResult, cases: Sequence[int]) -> Tuned:
-        """Tune the rivals of a trained CRF on the cases that it may have seen."""
-        scaling = fit_scaling(self.material, cases, self.workers)
+    def tune_rivals(self, fit: FitResult, scaling: VectorScaling, cases: Sequence[int]) -> Tuned:
+        """Tune the rivals of a trained CRF on the cases that it may have seen.
+
+        `scaling` was fitted to these cases.
+        """
         return Tuned(fit, scaling, self.largest.best(cases), self.guided.best(cases))
 
 

@@ -36,8 +36,10 @@ from crfrefine.train.baselines import (
     MIN_CALIBRATED,
     Scores,
     Tuned,
+    VectorScaling,
     calibrate,
     calibrate_output,
+    fit_scaling,
     with_calibrated,
 )
 from crfrefine.train.comparison import (
@@ -163,9 +165,10 @@ def _train(
     results.update(zip(unfinished, workers.run_parts(run_fold, unfinished), strict=True))
     folds = [results[number] for number in range(len(plan.folds))]
     everything = range(len(plan.cases.files))
-    trained = train_on_all_cases(prepared, folds)
+    scaling = fit_scaling(prepared.material, everything, workers)
+    trained = train_on_all_cases(prepared, folds, scaling)
     fit = calibrate_output(trained, everything, prepared.material, workers)
-    final = prepared.tune_rivals(fit, everything)
+    final = prepared.tune_rivals(fit, scaling, everything)
     comparison = compare(folds, plan)
     seconds = time.monotonic() - started
     return TrainingResult(plan, tuple(folds), final, comparison, seconds, workers.threads)
@@ -220,9 +223,10 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
     split = plan.folds[number]
     name = f"cross-validation fold {number + 1} of {len(plan.folds)}"
     progress.stage_started(name)
-    trained = _fit(name, split, starts, prepared)
+    scaling = fit_scaling(prepared.material, split.seen, workers)
+    trained = _fit(name, split, starts, prepared, scaling)
     fit = calibrate_output(trained, split.seen, prepared.material, workers)
-    tuned = prepared.tune_rivals(fit, split.seen)
+    tuned = prepared.tune_rivals(fit, scaling, split.seen)
 
     progress.stage_started(f"{name}: measuring the cases held out")
     if plan.device.is_gpu:
@@ -244,11 +248,17 @@ def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldR
     return result
 
 
-def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -> FitResult:
+def _fit(
+    name: str,
+    split: Split,
+    starts: Sequence[Start],
+    prepared: Prepared,
+    scaling: VectorScaling,
+) -> FitResult:
     """Train on the cases of a fold that supply gradients.
 
     The deciding cases choose a candidate, which is then fitted to all cases of the fold, as the
-    rivals are.
+    rivals and `scaling` are.
     """
     plan = prepared.plan
     material = prepared.material
@@ -272,7 +282,7 @@ def _fit(name: str, split: Split, starts: Sequence[Start], prepared: Prepared) -
     if fit.kind in (setup.NO_CRF, UNTRAINED):
         return fit
 
-    calibrated = calibrate(material, split.seen, first.parameters, prepared.workers)
+    calibrated = calibrate(material, split.seen, first.parameters, prepared.workers, scaling)
     if fit.kind == CALIBRATION:
         if calibrated is None:
             return fit
@@ -363,8 +373,10 @@ def read_folds(paths: Sequence[Path], digest: str) -> dict[int, FoldResult]:
     return finished
 
 
-def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitResult:
-    """Return the result of the training on all cases.
+def train_on_all_cases(
+    prepared: Prepared, folds: Sequence[FoldResult], scaling: VectorScaling
+) -> FitResult:
+    """Return the result of the training on all cases, to which `scaling` is fitted, too.
 
     The result is the network alone if the CRFs of the folds do not help the cases held out.
     """
@@ -380,7 +392,7 @@ def train_on_all_cases(prepared: Prepared, folds: Sequence[FoldResult]) -> FitRe
     material = prepared.material
     everything = range(len(material.crops))
     base = prepared.starts[0].parameters
-    calibrated = calibrate(material, everything, base, prepared.workers)
+    calibrated = calibrate(material, everything, base, prepared.workers, scaling)
     # The deciding cases of all folds choose the kind; it is mostly the kind that was measured on
     # the cases held out.
     chosen = choose(pooled([fit.candidates for fit in fits]))

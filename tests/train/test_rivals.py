@@ -250,6 +250,44 @@ def test_the_recalibrated_network_is_vector_scaling_as_a_crf_without_weights(shi
     assert as_network[0] == pytest.approx(as_crf[0], rel=1e-5)
 
 
+def test_a_step_of_vector_scaling_takes_a_share_of_the_voxels_and_all_steps_take_all(
+    shifted, monkeypatch
+):
+    """Each step takes about SCALING_VOXELS of a case, and three in a row take each voxel once."""
+    shared = material(shifted[:1])
+    num_voxels = shared.voxels[0][1].numel()
+    # A share that leaves a remainder, so that the steps differ in size.
+    monkeypatch.setattr("crfrefine.train.baselines.SCALING_VOXELS", num_voxels // 3 + 1)
+    monkeypatch.setattr("crfrefine.train.baselines.SCALING_STEPS", 3)
+    taken = []
+
+    def loss(logits, labels):
+        taken.append(logits.detach().clone())
+        return shared.loss(logits, labels)
+
+    baselines.fit_scaling(replace(shared, loss=loss), [0], WORKERS, learned=("bias",))
+    # The temperature is fixed to 1, and the biases are of no interest: differences of two labels
+    # in the first step are those of the network.
+    assert [len(part[0]) for part in taken] == [
+        len(range(step, num_voxels, 3)) for step in range(3)
+    ]
+    first = taken[0][1] - taken[0][0]
+    network = shared.voxels[0][0]
+    torch.testing.assert_close(first, (network[1] - network[0])[::3])
+
+
+def test_the_recalibrated_network_reuses_vector_scaling_where_both_groups_are_learned(shifted):
+    shared = material(shifted)
+    known = baselines.VectorScaling(2.0, (0.25, -0.5, 0.5, -0.25))
+    base = start(4.0).parameters
+    reused = baselines.calibrate(shared, [0, 1], base, WORKERS, known)
+    assert reused.mean_field.temperature == 2.0
+    assert reused.mean_field.bias == (0.5, -1.0, 1.0, -0.5)
+    only_bias = material(shifted, learn=("bias",))
+    fitted = baselines.calibrate(only_bias, [0, 1], base, WORKERS, known)
+    assert fitted.mean_field.temperature == pytest.approx(base.mean_field.temperature)
+
+
 def test_a_run_does_not_lose_to_vector_scaling(tmp_path, monkeypatch):
     """With weights that do harm and stay as they are, each case held out has the values of vector
     scaling, and the file says what it is.
