@@ -12,7 +12,7 @@ from crfrefine.errors import CrfRefineError
 from crfrefine.runs.options import InferenceOptions
 
 if TYPE_CHECKING:
-    from crfrefine.parameters.model import CrfParameters
+    pass
 
 
 @partial(shared.with_options, InferenceOptions)
@@ -32,8 +32,7 @@ def infer(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
     """Refine one case or a folder of cases."""
-    _check_part(options)
-    _check_summary(options)
+    _check_options(options)
     preset = shared.check_inputs(ctx, options, config)
     is_auto = config == shared.AUTO
     if is_auto and options["network_spacing"] is not None:
@@ -43,7 +42,9 @@ def infer(
 
     start = "default" if is_auto else preset
     parameters, entries = shared.parameters_of(start, overrides)
-    if _sets_all_removing_rules(parameters, entries):
+    removing = parameters.postprocess.removing.keys()
+    if "postprocess" in entries or (entries and removing <= entries.keys()):
+        # --set sets all rules that remove components, so that their effect is wanted.
         options["allow_vanishing"] = True
     run_options = InferenceOptions(
         **options,
@@ -63,8 +64,8 @@ def infer(
     _run(run_options, verbosity, note)
 
 
-def _check_part(options: dict[str, Any]) -> None:
-    """Raise BadParameter unless --part-id names one of the parts; several parts need it."""
+def _check_options(options: dict[str, Any]) -> None:
+    """Raise BadParameter for a part that does not exist, and for a summary of JSON lines."""
     num_parts = options["num_parts"]
     part_id = options["part_id"]
     is_missing = part_id is None and num_parts > 1
@@ -74,20 +75,9 @@ def _check_part(options: dict[str, Any]) -> None:
             "the part for this process",
             param_hint="--part-id",
         )
-
-
-def _check_summary(options: dict[str, Any]) -> None:
-    """Raise BadParameter for a summary of JSON lines."""
     summary = options["summary"]
     if summary is not None and summary.name.lower().endswith(".jsonl"):
         raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
-
-
-def _sets_all_removing_rules(parameters: CrfParameters, entries: dict[str, Any]) -> bool:
-    """Return whether --set sets all rules that remove components: then their effect is wanted."""
-    if not entries:
-        return False
-    return "postprocess" in entries or parameters.postprocess.removing.keys() <= entries.keys()
 
 
 def _choose_parameters(

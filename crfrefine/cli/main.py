@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from functools import partial
 from importlib import import_module
@@ -34,7 +34,7 @@ from crfrefine.cli.options import GONE
 from crfrefine.cli.standard_output import (
     CLOSED_STATUS,
     OutputClosedError,
-    replace_standard_output,
+    prepare_streams,
 )
 from crfrefine.errors import CrfRefineError, InputError
 
@@ -186,15 +186,13 @@ def _whole_number(value: Any, minimum: int | None, maximum: int | None) -> int:
     """Return a number, or that of a text of digits; raise ValueError for any other value."""
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value)
-    if type(value) is not int or not _is_within(value, minimum, maximum):
+    if type(value) is not int:
+        raise ValueError
+    is_too_small = minimum is not None and value < minimum
+    is_too_large = maximum is not None and value > maximum
+    if is_too_small or is_too_large:
         raise ValueError
     return value
-
-
-def _is_within(number: int, minimum: int | None, maximum: int | None) -> bool:
-    if minimum is not None and number < minimum:
-        return False
-    return maximum is None or number <= maximum
 
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
@@ -277,20 +275,15 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
         return
     from crfrefine.io.paths import is_dicom
 
-    for option, value in _option_values(arguments):
-        if option not in ("-o", "--output") and is_dicom(Path(value)):
-            raise _refusal_of_dicom(value)
-
-
-def _option_values(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each text that may be a path, after the option, or the other text, before it."""
     for before, text in pairwise(arguments):
         option = before
-        value = text
+        path = text
         if text.startswith("--"):
-            option, _, value = text.partition("=")
-        if value and not value.startswith("-"):
-            yield option, value
+            option, _, path = text.partition("=")
+        if not path or path.startswith("-") or option in ("-o", "--output"):
+            continue
+        if is_dicom(Path(path)):
+            raise _refusal_of_dicom(path)
 
 
 def _refusal_of_dicom(path: str) -> InputError:
@@ -343,42 +336,34 @@ class Group(TyperGroup):
             raise _usage_error(error) from error
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command named in the arguments."""
+        """Run the command named in the arguments.
+
+        Errors of users and of the system are printed; they and interrupts become an exit.
+        """
         arguments = [*ctx._protected_args, *ctx.args]
         ctx.obj = arguments  # Commands see it.
         is_verbose = "-v" in arguments or "--verbose" in arguments
         is_quiet = "-q" in arguments or "--quiet" in arguments
-        with _printing_errors(is_verbose=is_verbose), keeping_inputs():
-            if is_verbose and is_quiet:
-                ctx.fail("--verbose and --quiet exclude each other")
-            _refuse_gone_command(ctx, arguments)
-            refuse_dicom(arguments)
-            return super().invoke(ctx)
-
-
-def _refuse_gone_command(ctx: Any, arguments: Sequence[str]) -> None:
-    """Raise Typer's error if the command is one that older versions had."""
-    if arguments and arguments[0] in GONE:
-        ctx.fail(GONE[arguments[0]])
-
-
-@contextlib.contextmanager
-def _printing_errors(*, is_verbose: bool) -> Generator[None]:
-    """Print errors of users and of the system, and turn them and interrupts into an exit."""
-    try:
-        yield
-    except _UsageError as error:
-        raise _usage_error(error) from error
-    except CrfRefineError as error:
-        print_failure(describe_failure(error), verbose=is_verbose)
-        raise typer.Exit(1) from error
-    except OSError as error:
-        if error.errno == errno.EPIPE:  # of standard error
-            raise OutputClosedError from error
-        _print_os_error(error)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as interrupt:
-        raise _Stopped(interrupt) from interrupt
+        try:
+            with keeping_inputs():
+                if is_verbose and is_quiet:
+                    ctx.fail("--verbose and --quiet exclude each other")
+                if arguments and arguments[0] in GONE:
+                    ctx.fail(GONE[arguments[0]])
+                refuse_dicom(arguments)
+                return super().invoke(ctx)
+        except _UsageError as error:
+            raise _usage_error(error) from error
+        except CrfRefineError as error:
+            print_failure(describe_failure(error), verbose=is_verbose)
+            raise typer.Exit(1) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # of standard error
+                raise OutputClosedError from error
+            _print_os_error(error)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as interrupt:
+            raise _Stopped(interrupt) from interrupt
 
 
 def _checked_shell(ctx: Any, option: str, name: str) -> str:
@@ -477,7 +462,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
         signal.signal(signal.SIGHUP, _raise_terminated)
-    _prepare_streams()
+    prepare_streams()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if sys.argv[1:2] != ["convert"]:
         # nibabel would import it for an extension of NIfTI headers that no command reads, and take
@@ -500,19 +485,6 @@ def main() -> None:
         _exit_stopped(stopped)
     except KeyboardInterrupt as interrupt:
         _exit_stopped(_Stopped(interrupt))
-
-
-def _prepare_streams() -> None:
-    """Make sure that neither a closed stream nor an odd character causes a traceback."""
-    for name in ("stdout", "stderr"):
-        # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason
-        # to fail.
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    replace_standard_output()
 
 
 def _exit_stopped(stopped: _Stopped) -> None:

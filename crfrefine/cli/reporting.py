@@ -163,21 +163,16 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
                 f"the other parts ({others}) are not run here"
             )
         means = [counted(summary.threads, "thread")]
-        device = self._device_words(summary)
+        device = unexpected_device(summary.requested_device, summary.device)
+        if device is None and self.verbosity >= VERBOSE:
+            device = f"device {summary.device}"
+            if summary.requested_device == "auto":
+                device += " (auto)"
         if device is not None:
             means.insert(0, device)
         self._say(f"{cases}; {', '.join(means)}")
         if summary.num_cases:
             self._start(summary.num_cases, counts=True, detail="reading")
-
-    def _device_words(self, summary: RunSummary) -> str | None:
-        """Return words on the device where it may surprise, and always if VERBOSE."""
-        words = unexpected_device(summary.requested_device, summary.device)
-        if words is not None or self.verbosity < VERBOSE:
-            return words
-        if summary.requested_device == "auto":
-            return f"device {summary.device} (auto)"
-        return f"device {summary.device}"
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
         """Show the stage.
