@@ -114,7 +114,8 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseI
         if task.earlier is not None and is_complete(task.outputs, task.files):
             work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
             return work
-        _check_outputs(task.outputs)
+        for path in task.outputs.all():
+            check_replaceable(*reversed(files_written(path)))
         started = time.perf_counter()
         headers = read_case_headers(task.files, settings.reading)
         # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
@@ -137,15 +138,6 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseI
             record.strokes = times_of_strokes(task.files)
         work.case = case
     return work
-
-
-def _check_outputs(outputs: OutputFiles) -> None:
-    """Raise InputError for an output that cannot be replaced."""
-    for path in outputs.all():
-        if path == outputs.preview:
-            check_replaceable(path)
-        else:
-            check_replaceable(*reversed(files_written(path)))
 
 
 def _record_case(record: CaseRecord, case: Case) -> None:
@@ -388,7 +380,17 @@ def _write(
         segments = named_segments(names.labels)
     write_label_map(outputs.label_map, result.label_map, like, segments=segments)
     record.times["write"] = time.perf_counter() - started
-    _record_outputs(record, outputs)
+
+    # First, since it can fail: a failed case has no outputs.
+    record.written = time_of_change(outputs.label_map)
+    record.output = outputs.label_map
+    record.preview = outputs.preview
+    record.probabilities = outputs.probabilities
+    record.logits = outputs.logits
+    record.structures = outputs.folder
+    if outputs.structures:
+        record.structures = next(iter(outputs.structures)).parent
+    record.status = "done"
 
 
 def _write_structures(
@@ -406,20 +408,6 @@ def _write_structures(
         write_label_map(path, (labels == number).view("u1"), like, segments=described)
 
     run_all([partial(write, path, number) for path, number in number_of_file.items()], threads)
-
-
-def _record_outputs(record: CaseRecord, outputs: OutputFiles) -> None:
-    """Record the files of a case that is done."""
-    # First, since it can fail: a failed case has no outputs.
-    record.written = time_of_change(outputs.label_map)
-    record.output = outputs.label_map
-    record.preview = outputs.preview
-    record.probabilities = outputs.probabilities
-    record.logits = outputs.logits
-    record.structures = outputs.folder
-    if outputs.structures:
-        record.structures = next(iter(outputs.structures)).parent
-    record.status = "done"
 
 
 def _channels(

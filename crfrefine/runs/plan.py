@@ -14,7 +14,6 @@ from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import (
-    DatasetDescription,
     Names,
     read_descriptions,
 )
@@ -22,7 +21,6 @@ from crfrefine.cases.discovery import discover_cases, list_files, with_strokes
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.manifest import read_manifest
 from crfrefine.cases.reading_options import (
-    DeclaredLabels,
     ReadingOptions,
     declared_labels,
     find_regions,
@@ -56,15 +54,9 @@ class RunInputs:
     cases: tuple[CaseFiles, ...]  # all, those of other parts too, in the order of their names
     reading: ReadingOptions
     names: Names  # of labels whose input does not name them
+    structures: Mapping[str, int]  # the number of each by its name, if each has its own file
     notes: tuple[str, ...]  # notes on ignored files
     sources: tuple[Path, ...]  # the folders and files in which the cases are found
-
-    @property
-    def structures(self) -> Mapping[str, int]:
-        """The number of each structure by its name, if each has its own file."""
-        if self.reading.declared is None:
-            return {}
-        return self.reading.declared.structures
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,13 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     """Find the cases of a run and what describes them. No voxels are read."""
     named = [path for path in (options.nnunet, options.manifest) if path is not None]
     sources = (*named, *options.images, *options.logits)
-    mask = options.masks if isinstance(options.masks, Path) else None
+    mask = None
+    mask_mode = options.parameters.intensity.mask
+    if isinstance(options.masks, Path):
+        mask = options.masks
+        mask_mode = "none"
+    elif options.masks is not None:
+        mask_mode = "nonzero"
     add_volumes(*sources, mask, *options.strokes)
     cases = _find_cases(options, mask)
     if options.strokes:
@@ -101,29 +99,32 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     )
     reading = ReadingOptions(
         options.input_type,
-        _mask_mode(options),
+        mask_mode,
         options.resample,
         find_regions(options.regions, descriptions),
         declared,
         max_memory=options.max_memory,
         add_background=options.add_background,
     )
+
+    names = Names()
+    if descriptions:
+        # The last description is rather of one data set with the images than that beside the
+        # output.
+        names = Names(descriptions[-1].label_names, descriptions[-1].channel_names)
+    structures: Mapping[str, int] = {}
+    if declared is not None and declared.structures:
+        structures = declared.structures
+        labels = {number: name for name, number in structures.items()}
+        names = replace(names, labels=labels)
     return RunInputs(
         cases=tuple(sorted(cases, key=lambda files: files.case_id)),
         reading=reading,
-        names=_names_of(descriptions, declared),
+        names=names,
+        structures=structures,
         notes=tuple(_notes_on(options, cases)),
         sources=sources,
     )
-
-
-def _mask_mode(options: InferenceOptions) -> str:
-    """Return how a mask is made from the image of a case that has no file of it."""
-    if options.masks is None:
-        return options.parameters.intensity.mask
-    if isinstance(options.masks, Path):
-        return "none"
-    return "nonzero"
 
 
 def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
@@ -182,20 +183,6 @@ def _places_of_descriptions(options: InferenceOptions, cases: CaseList) -> list[
     return places
 
 
-def _names_of(descriptions: list[DatasetDescription], declared: DeclaredLabels | None) -> Names:
-    """Return the names of labels and modalities.
-
-    The last description is rather of one data set with the images than that beside the output.
-    """
-    names = Names()
-    if descriptions:
-        names = Names(descriptions[-1].label_names, descriptions[-1].channel_names)
-    if declared is not None and declared.structures:
-        labels = {number: name for name, number in declared.structures.items()}
-        names = replace(names, labels=labels)
-    return names
-
-
 def _notes_on(options: InferenceOptions, cases: CaseList) -> list[str]:
     """Return the notes on the parameters, on ignored files, and on the folder of structures."""
     notes = []
@@ -226,7 +213,11 @@ def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
 
 def plan_run(options: InferenceOptions) -> RunPlan:
     """Return the plan of a run, after all checks that can be made in advance."""
-    device = _device_of(options)
+    device = options.device
+    # The machine that gives cases to a cluster needs no GPU itself; "auto" is the same device on
+    # all workers.
+    if not options.dask or not device.startswith("cuda"):
+        device = get_backend(device).name
     inputs = find_inputs(options)
     all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
     if options.summary is not None:
@@ -235,7 +226,9 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     part = slice(options.part_id or 0, None, options.num_parts)
     cases = inputs.cases[part]
 
-    record = _record_path(options, cases)
+    record = None
+    if not options.writes_file and not all(files.problem for files in cases):
+        record = record_path(options.output, options.num_parts, options.part_id or 0)
     summary = _summary_of(options, device, inputs, all_outputs)
     summary.num_cases = len(cases)
 
@@ -257,22 +250,6 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     if options.parameters.trained_on:
         notes += _notes_on_training(cases, options.parameters.trained_on)
     return RunPlan(inputs, settings, tasks, summary, tuple(notes), names_file, record)
-
-
-def _record_path(options: InferenceOptions, cases: Sequence[CaseFiles]) -> Path | None:
-    """Return the record in the output folder; None without such a folder, or if all cases fail."""
-    if options.writes_file or all(files.problem for files in cases):
-        return None
-    return record_path(options.output, options.num_parts, options.part_id or 0)
-
-
-def _device_of(options: InferenceOptions) -> str:
-    """Return the name of the device; raise BackendUnavailableError if it is not there."""
-    # The machine that gives cases to a cluster needs no GPU itself; "auto" is the same device on
-    # all workers.
-    if options.dask and options.device.startswith("cuda"):
-        return options.device
-    return get_backend(options.device).name
 
 
 def _summary_of(
