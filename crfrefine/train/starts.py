@@ -46,10 +46,10 @@ PRIOR = 0.15
 NUM_TRAINED = 2  # number of starts that are trained to their ends; the others are only tried
 NUM_OPTIMIZER_STEPS = 40
 BATCH_SIZE = 8
-EVALUATE_EVERY = 5
-PATIENCE = 5  # evaluations without a better Dice after which training stops
+EVALUATE_EVERY = 8
+PATIENCE = 2  # evaluations without a better Dice after which training stops
 # Training also stops when so many evaluations in a row differ by less than this: nothing moves.
-NUM_EQUAL = 3
+NUM_EQUAL = 2
 EQUAL_DICE = 5e-4
 DIGITS = 6  # digits of a trained number; the folds differ in the second or third
 
