@@ -76,8 +76,9 @@ def tune(
     from crfrefine.engines import get_backend
     from crfrefine.io.atomic import check_small_output
     from crfrefine.metrics.regions import parse_region
+    from crfrefine.runs.tune.finding import TuneOptions
     from crfrefine.runs.tune.server import check_libraries, serve
-    from crfrefine.runs.tune.session import Session, TuneOptions
+    from crfrefine.runs.tune.worklist import Worklist
 
     check_libraries()
     parameters, _ = shared.parameters_of(preset, overrides)
@@ -97,11 +98,11 @@ def tune(
     )
     get_backend(inputs.device)  # A device that is not there is an error before anything is read.
     print("crfrefine: reading the case", file=sys.stderr)
-    session = Session(tune_options)
+    worklist = Worklist(tune_options)
     try:
-        serve(session, port, partial(_tell_address, opens_browser=browser))
+        serve(worklist, port, partial(_tell_address, opens_browser=browser))
     finally:
-        session.end()
+        worklist.end()
 
 
 def _tell_address(address: str, *, opens_browser: bool) -> None:

@@ -23,7 +23,8 @@ from crfrefine.refinement.tiles import planning
 from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.tools.info import inspect_folder
-from crfrefine.runs.tune.session import Session, TuneOptions
+from crfrefine.runs.tune.finding import TuneOptions
+from crfrefine.runs.tune.session import Session
 from crfrefine.train.dataset import find_cases, read_labeled
 from crfrefine.train.options import DataFolders
 

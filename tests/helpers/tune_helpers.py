@@ -17,7 +17,8 @@ from cli_helpers import AFFINE, GRID_SHAPE, SPACING, Folders, command, save_nift
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.demo.phantom import make_phantom
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.tune.session import Session, TuneOptions
+from crfrefine.runs.tune.finding import TuneOptions
+from crfrefine.runs.tune.session import Session
 
 
 def missing_server():
@@ -63,12 +64,14 @@ class Page(NamedTuple):
     address: str
     process: subprocess.Popen[str]
 
-    def ask(self, name, sent=None, *, token=None, host=None):
+    def ask(self, name, sent=None, *, token=None, host=None, origin=None):
         """Send a request; return status, content and headers."""
         parts = urlsplit(self.address)
         path = parts.path if token is None else f"/{token}/"
         connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
         headers = {} if host is None else {"Host": host}
+        if origin is not None:
+            headers["Origin"] = origin
         body = None if sent is None else sent if isinstance(sent, bytes) else json.dumps(sent)
         with contextlib.closing(connection):
             connection.request("GET" if sent is None else "POST", path + name, body, headers)

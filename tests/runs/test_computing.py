@@ -12,12 +12,13 @@ from tune_helpers import options_for, write_labeled, write_large
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.tune.case import CaseRefiner, open_case
-from crfrefine.runs.tune.session import find_case
+from crfrefine.runs.tune.finding import find_cases
 
 
 def opened(options):
-    inputs, case = find_case(options)
-    return open_case(case, inputs.reading, 1, options.inputs.network_spacing)
+    found = find_cases(options)
+    files = found.files[found.first]
+    return open_case(files, found.inputs.reading, 1, options.inputs.network_spacing)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The state of the page: parameters, newest results, planes, saving."""
 
-import io
 import json
 import signal
 import socket
@@ -10,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cli_helpers import GRID_SHAPE, NUM_LABELS, run_here, save_nifti
-from PIL import Image
 from tune_helpers import (
     missing_server,
     open_page,
@@ -23,13 +21,12 @@ from tune_helpers import (
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.io import read_volume
 from crfrefine.parameters.model import CrfParameters
-from crfrefine.runs.pictures.drawing import LABEL_COLORS
 from crfrefine.runs.tune import server
 from crfrefine.runs.tune.case import CaseRefiner
-from crfrefine.runs.tune.view import View, draw_plane
+from crfrefine.runs.tune.slices import View, pack_plane
 
 PLACE = [4, 5, 6]
-VIEW = View(0, PLACE, 0, [150, 180], [], [])
+VIEW = View(0, PLACE, 0)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +99,6 @@ def test_a_state_that_is_not_allowed_changes_nothing_and_the_next_one_goes_on(se
         {"place": [0, 0, GRID_SHAPE[2]]},
         {"place": [0]},
         {"modality": 2},
-        {"size": [9999, 99]},
     ):
         with pytest.raises(InputError, match="no such plane"):
             session.plane(replace(VIEW, **changes))
@@ -111,6 +107,21 @@ def test_a_state_that_is_not_allowed_changes_nothing_and_the_next_one_goes_on(se
     assert CrfParameters.from_toml(changed["toml"]) == CrfParameters.load("default").replace(
         **{"bilateral.weight": 3.0}
     )
+
+
+def unpack(content):
+    """The header of a plane, and its arrays by name, as the page reads them."""
+    line, _, rest = content.partition(b"\n")
+    header = json.loads(line)
+    shape = (header["rows"], header["columns"])
+    size = header["rows"] * header["columns"]
+    assert (len(line) + 1) % 8 == 0, "arrays of a browser are aligned"
+    assert len(rest) == size * (4 + 2 * len(header["layers"]))
+    layers = {"image": np.frombuffer(rest, "<f4", size).reshape(shape)}
+    for number, name in enumerate(header["layers"]):
+        labels = np.frombuffer(rest, "<u2", size, size * (4 + 2 * number))
+        layers[name] = labels.reshape(shape)
+    return header, layers
 
 
 def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
@@ -122,35 +133,96 @@ def test_planes_are_upright_and_refined_labels_stay_in_their_box(large):
     whole = case.network_labels.copy()
     whole[case.stored_box(box)] = 2
     refined = whole[case.stored_box(box)]
+    others = {"former": None, "reference": case.labels}
     for number, through in ((0, 2), (1, 1), (2, 0)):
-        columns, rows = (size for axis, size in enumerate(case.upright_grid) if axis != through)
-        view = View(number, place, 0, [5 * columns, 5 * rows], ["changes"], [])
-        before, after = (
-            case.pose.turn(array).take(place[through], axis=through).T[::-1]
-            for array in (case.network_labels, whole)
-        )
-        middles = np.asarray(
-            Image.open(io.BytesIO(draw_plane(case, refined, box, view))).convert("RGB")
-        )[2::5, 2::5]
-        is_seen = np.ones(
-            (rows, columns), bool
-        )  # Neither under the crosshair, nor under the letters and the frame.
-        is_seen[:3] = is_seen[-3:] = is_seen[:, :3] = is_seen[:, -3:] = False
-        up = next(axis for axis in (2, 1) if axis != through)
-        is_seen[rows - 1 - place[up]] = is_seen[:, place[0 if through else 1]] = False
-        is_color = np.isin(
-            middles @ [65536, 256, 1], [int(color[1:], 16) for color in LABEL_COLORS]
-        )
-        assert (before != after).any()
-        np.testing.assert_array_equal(is_color[is_seen], ((before != after) & (after > 0))[is_seen])
+        content = pack_plane(case, View(number, place, 0), refined, box, others)
+        header, layers = unpack(content)
+
+        def shown(array, through=through):
+            return case.pose.turn(array).take(place[through], axis=through).T[::-1]
+
+        assert header["layers"] == ["network", "refined", "reference"]
+        np.testing.assert_array_equal(layers["image"], shown(case.image[0]))
+        np.testing.assert_array_equal(layers["network"], shown(case.network_labels))
+        np.testing.assert_array_equal(layers["refined"], shown(whole))
+        np.testing.assert_array_equal(layers["reference"], shown(case.labels))
+        top, bottom, left, right = header["frame"]
+        differs = layers["refined"] != layers["network"]
+        differs[top:bottom, left:right] = False
+        assert not differs.any()
+    beside = View(0, (25, 11, 60 - 1), 0)
+    header, layers = unpack(pack_plane(case, beside, refined, box, {}))
+    assert header["frame"] is None
+    np.testing.assert_array_equal(layers["refined"], layers["network"])
     marked = np.zeros(case.network_labels.shape, bool)
     marked[case.stored_box([slice(at, at + 1) for at in place])] = True
     assert np.argwhere(case.pose.turn(marked)).tolist() == [list(place)]
 
 
+def test_windows_begin_with_the_chosen_one_and_ct_has_its_usual_ones(session):
+    windows = session.describe()["windows"][0]
+    assert [window["name"] for window in windows] == ["automatic", "all values"]
+    image = session.case.image[0]
+    assert (windows[1]["low"], windows[1]["high"]) == (image.min(), image.max())
+    image[...] = np.linspace(-1000, 1500, image.size).reshape(image.shape)
+    del vars(session.case)["windows"]
+    names = [window["name"] for window in session.describe()["windows"][0]]
+    assert names[1] == "all values"
+    assert {"soft tissue", "lung", "bone", "brain", "liver"} == {*names} - {"all values"}
+
+
 # ---- Strokes
 
 STROKE = {"plane": 1, "place": PLACE, "voxels": [5 + 15 * 2, 6 + 15 * 2, 6 + 15 * 3], "value": 3}
+
+
+def strokes_with(drawn, *, can_undo=True, can_redo=False, state="corrected"):
+    return {"drawn": drawn, "can_undo": can_undo, "can_redo": can_redo, "state": state}
+
+
+def test_strokes_are_undone_to_the_first_one_and_drawn_again(session):
+    """A new stroke takes what was undone out of reach, and without any stroke a case is
+    untouched.
+    """
+    values = [session.strokes]
+    for value in (3, 1, 255):
+        session.draw(**STROKE | {"value": value})
+        values.append(session.strokes)
+    for number in (2, 1, 0):
+        session.undo()
+        np.testing.assert_array_equal(session.strokes, values[number])
+    assert session.undo() == strokes_with(0, can_undo=False, can_redo=True, state="untouched")
+    for number in (1, 2):
+        session.redo()
+        np.testing.assert_array_equal(session.strokes, values[number])
+    assert session.draw(**STROKE | {"value": 2}) == strokes_with(3)
+    assert session.redo() == strokes_with(3), "nothing is left to redo"
+
+
+def test_the_labels_before_the_last_stroke_are_kept_to_compare(session):
+    whole_result(session)
+    before = session.shown[0]
+    session.draw(**STROKE)
+    whole_result(session)
+    after = session.shown[0]
+    assert (after != before).any()
+    _, layers = unpack(session.plane(View(1, PLACE, 0)))
+    turned = session.case.plane(before, 1, PLACE).T[::-1]
+    np.testing.assert_array_equal(layers["former"], turned)
+    np.testing.assert_array_equal(layers["refined"], session.case.plane(after, 1, PLACE).T[::-1])
+    session.draw(**STROKE | {"value": 1})
+    _, layers = unpack(session.plane(View(1, PLACE, 0)))
+    np.testing.assert_array_equal(layers["former"], session.case.plane(after, 1, PLACE).T[::-1])
+
+
+def test_a_result_that_is_known_is_not_computed_again(session, monkeypatch):
+    first = whole_result(session)
+    labels = session.shown[0]
+    monkeypatch.setattr(CaseRefiner, "refine", None)
+    assert whole_result(session) == first
+    assert session.shown[0] is labels
+    with pytest.raises(TypeError):
+        whole_result(session, {"bilateral.weight": 3.0})
 
 
 @pytest.mark.parametrize("input_type", ["auto", "labels"])
@@ -168,13 +240,11 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
     )
     with open_session(options) as session:
         before = whole_result(session) and session.shown[0]
-        assert session.draw(**STROKE) == {"drawn": 3, "can_undo": True}
-        assert session.draw(**STROKE | {"voxels": [7 + 15 * 3, 7 + 15 * 3], "value": 255}) == {
-            "drawn": 4,
-            "can_undo": True,
-        }
-        assert session.draw(**STROKE | {"value": 0}) == {"drawn": 1, "can_undo": True}
-        assert session.undo() == {"drawn": 4, "can_undo": True}
+        assert session.draw(**STROKE) == strokes_with(3)
+        background = STROKE | {"voxels": [7 + 15 * 3, 7 + 15 * 3], "value": 255}
+        assert session.draw(**background) == strokes_with(4)
+        assert session.draw(**STROKE | {"value": 0}) == strokes_with(1)
+        assert session.undo() == strokes_with(4, can_redo=True)
         whole_result(session)
         shown = session.shown[0]
         drawn = session.strokes
@@ -183,7 +253,8 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
         np.testing.assert_array_equal(
             session.case.plane(shown, 1, PLACE)[[5, 6, 6, 7], [2, 2, 3, 3]], [3, 3, 3, 0]
         )
-        session.save_case("", {})
+        assert session.state == "corrected"
+        assert session.save_case("", {})["strokes"]["state"] == session.state == "saved"
     np.testing.assert_array_equal(read_volume(folder / "refined" / "first.nii.gz").data, shown)
     (tmp_path / "saved.toml").write_text(options.inputs.parameters.to_toml())
     inputs = (
@@ -202,7 +273,7 @@ def test_strokes_are_kept_in_a_folder_and_infer_gives_the_labels_that_were_shown
     np.testing.assert_array_equal(read_volume(tmp_path / "out" / "first.nii.gz").data, shown)
     with open_session(options) as session:
         np.testing.assert_array_equal(session.strokes, drawn)
-        assert session.undo() == {"drawn": 4, "can_undo": False}
+        assert session.undo() == strokes_with(4, can_undo=False, state="saved")
 
 
 def test_strokes_that_make_no_sense_change_nothing(session):
@@ -339,25 +410,39 @@ def test_only_the_right_address_gets_answers_and_they_forbid_what_the_page_does_
     labeled_folders,
 ):
     with open_page(*arguments(labeled_folders)) as page:
-        assert page.ask("describe")[0] == 200
+        assert page.ask("cases")[0] == 200
         for token in ("", "x", page.address.split("/")[3][:-1]):
-            status, content, _ = page.ask("describe", token=token)
+            status, content, _ = page.ask("cases", token=token)
             assert status == 403
             assert b"first" not in content
         for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example"):
-            assert page.ask("describe", host=host)[0] == 400
-        assert page.ask("describe", host="localhost:8000")[0] == 200, "as through a tunnel"
-        for name in ("", "tune.js", "describe", "nowhere", "plane/0?9"):
+            assert page.ask("cases", host=host)[0] == 400
+        assert page.ask("cases", host="localhost:8000")[0] == 200, "as through a tunnel"
+        for name in ("", "tune.js", "cases", "nowhere", "case/0/describe", "case/0/plane/0?9"):
             _, _, headers = page.ask(name)
             policy = headers["content-security-policy"]
             assert policy.startswith("default-src 'none'; script-src 'self';")
             assert "unsafe" not in policy
             assert headers["x-content-type-options"] == "nosniff"
             assert headers["cache-control"] == "no-store"
+        for origin, status in (
+            ("https://evil.example", 403),
+            ("http://127.0.0.1:1", 403),
+            ("null", 403),
+            (page.address.rpartition("/")[0].rpartition("/")[0], 200),
+        ):
+            assert page.ask("cases", origin=origin)[0] == status
+        status, content, _ = page.ask("case/0/draw", b" " * (17 << 20))
+        assert (status, b"at most" in content) == (400, True)
+        for number in ("1", "7"):
+            status, content, _ = page.ask(f"case/{number}/refine", STATE)
+            assert (status, b"another case is open" in content) == (400, True)
+        for sent in ({"number": 2}, {"number": -1}, {"number": "1"}):
+            assert page.ask("open", sent)[0] == 400
         for sent in SENSELESS:
-            status, content, _ = page.ask("refine", sent)
+            status, content, _ = page.ask("case/0/refine", sent)
             assert (status, bool(json.loads(content)["error"])) == (400, True), sent
-        page.json("refine", STATE)
+        page.json("case/0/refine", STATE)
         page.process.send_signal(signal.SIGINT)
         assert page.process.wait(30) == 130
         told = page.process.stderr.read().splitlines()

@@ -31,7 +31,9 @@ from crfrefine.errors import ConfigError
 from crfrefine.metrics.regions import parse_region
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import RECORD_FOLDER, read_records, record_path
-from crfrefine.runs.tune.session import Session, TuneOptions, score_labels
+from crfrefine.runs.tune.finding import TuneOptions
+from crfrefine.runs.tune.scores import score_labels
+from crfrefine.runs.tune.session import Session
 
 
 def run(folders, *options):

@@ -175,11 +175,19 @@ def open_case(
 class CaseRefiner:
     """Refines one case with ever new parameters. A box may be refined while the whole case is."""
 
-    def __init__(self, case: TuneCase, threads: int | None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        case: TuneCase,
+        threads: int | None,
+        device: str = "cpu",
+        *,
+        keeps_kernels: bool = True,
+    ) -> None:
+        """Take a case that is refined again, or with `keeps_kernels` False only once."""
         self.case = case
         self._threads = threads
         self._backend = get_backend(device)
-        self._keeping_backend = get_backend(device, keeps_kernels=True)
+        self._keeping_backend = get_backend(device, keeps_kernels=keeps_kernels)
         # The normalized image of the whole case, and for which parameters it is.
         self._image: Float32 | None = None
         self._intensity: object = None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from crfrefine.errors import BackendUnavailableError, CrfRefineError, InputError
-from crfrefine.runs.tune.view import View
+from crfrefine.runs.tune.slices import View
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from crfrefine.runs.tune.session import Session
+    from crfrefine.runs.tune.worklist import Worklist
 
 HOST = "127.0.0.1"
 _HOSTS = [HOST, "localhost"]
@@ -37,10 +38,8 @@ _VIEW: dict[str, type] = {
     "plane": int,
     "place": list,
     "modality": int,
-    "size": list,
-    "shown": list,
-    "hidden": list,
 }
+_MAX_BODY = 16 << 20  # bytes of a request; the longest are strokes
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "connect-src 'self'; img-src 'self' data:; "
@@ -61,7 +60,7 @@ def check_libraries() -> None:
         )
 
 
-def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
+def serve(worklist: Worklist, port: int, tell: Callable[[str], None]) -> None:
     """Serve the page on a port (0: any free one) until it ends itself or Ctrl-C.
 
     `tell` gets its address. InputError: port taken.
@@ -71,11 +70,11 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             # A page that still waits for a result would be cut off, and its traceback printed.
-            session.end()
+            worklist.end()
             super().handle_exit(sig, frame)
 
     token = secrets.token_urlsafe(24)
-    app = make_app(session, token, lambda: setattr(server, "should_exit", True))
+    app = make_app(worklist, token, lambda: setattr(server, "should_exit", True))
     server = Server(
         uvicorn.Config(app, log_config=None, server_header=False, timeout_graceful_shutdown=2)
     )
@@ -93,7 +92,7 @@ def serve(session: Session, port: int, tell: Callable[[str], None]) -> None:
         server.run(sockets=[listener])
 
 
-def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
+def make_app(worklist: Worklist, token: str, end: Callable[[], None]) -> ASGIApp:
     """Return the application.
 
     Every address begins with the token, and `end` is called when the page asks to end.
@@ -103,72 +102,125 @@ def make_app(session: Session, token: str, end: Callable[[], None]) -> ASGIApp:
     from starlette.middleware import Middleware
     from starlette.middleware.base import BaseHTTPMiddleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.responses import PlainTextResponse, Response
+    from starlette.responses import Response
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
-    def as_json(content: dict[str, Any], status: int = 200) -> Response:
-        # ASCII: names of cases need not be UTF-8, and their surrogates have no other encoding.
-        return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
+    def session_of(request: Request) -> Session:
+        return worklist.session(request.path_params["number"])
+
+    def describe(request: Request) -> Response:
+        return _as_json(session_of(request).describe())
 
     def plane(request: Request) -> Response:
         view = View(**_checked(unquote(request.url.query), _VIEW))
-        return Response(session.plane(view), media_type="image/png")
+        content = session_of(request).plane(view)
+        return Response(content, media_type="application/octet-stream")
 
     def post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:
         async def answer(request: Request) -> Response:
-            values = _checked(await request.body(), kinds)
-            return as_json(await run_in_threadpool(action, **values))
+            values = _checked(await _body(request), kinds)
+            return _as_json(await run_in_threadpool(action, **values))
 
         return Route(f"/{name}", answer, methods=["POST"])
 
+    def post_to_case(name: str, kinds: dict[str, type]) -> Route:
+        """Return the route of a method of the open case."""
+
+        def act(request: Request, values: dict[str, Any]) -> dict[str, Any]:
+            action = getattr(session_of(request), name.replace("-", "_"))
+            result: dict[str, Any] = action(**values)
+            return result
+
+        async def answer(request: Request) -> Response:
+            values = _checked(await _body(request), kinds)
+            return _as_json(await run_in_threadpool(act, request, values))
+
+        return Route(f"/case/{{number:int}}/{name}", answer, methods=["POST"])
+
     def close() -> dict[str, Any]:
-        session.end()
+        worklist.end()
         end()
         return {}
-
-    async def guard(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        """Refuse addresses without the token, and add the headers that every answer has."""
-        sent_token = request.url.path.split("/")[1]
-        response: Response
-        if secrets.compare_digest(sent_token.encode(), token.encode()):
-            response = await call_next(request)
-        else:
-            response = PlainTextResponse(
-                "wrong address: take the one that crfrefine tune printed", 403
-            )
-        response.headers.update(_HEADERS)
-        return response
 
     state = {"counter": int, **_PARAMETERS, "place": list, "is_whole": bool}
     assets = StaticFiles(packages=[("crfrefine.runs.tune", "assets")], html=True)
     routes = [
-        Route("/describe", lambda request: as_json(session.describe())),
-        Route("/plane/{version}", plane),
-        post("refine", session.refine, state),
-        post("draw", session.draw, _STROKE),
-        post("undo", session.undo, {}),
-        post("save", session.save, _PARAMETERS),
-        post("save-case", session.save_case, _PARAMETERS),
+        Route("/cases", lambda request: _as_json(worklist.describe())),
+        Route("/case/{number:int}/describe", describe),
+        Route("/case/{number:int}/plane/{version}", plane),
+        post_to_case("refine", state),
+        post_to_case("draw", _STROKE),
+        post_to_case("undo", {}),
+        post_to_case("redo", {}),
+        post_to_case("save", _PARAMETERS),
+        post_to_case("save-case", _PARAMETERS),
+        post("open", worklist.open, {"number": int}),
+        post("read-ahead", worklist.read_ahead, {"number": int}),
+        post("count-changes", worklist.count_changes, _PARAMETERS),
         post("end", close, {}),
         Mount("/", assets),
     ]
     guards = [
-        Middleware(BaseHTTPMiddleware, dispatch=guard),
+        Middleware(BaseHTTPMiddleware, dispatch=_guard(token)),
         Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS, www_redirect=False),
     ]
-    refusals = {CrfRefineError: lambda request, error: as_json({"error": str(error)}, 400)}
+    refusals = {CrfRefineError: lambda request, error: _as_json({"error": str(error)}, 400)}
     return Starlette(
         routes=[Mount(f"/{token}", routes=routes)], middleware=guards, exception_handlers=refusals
     )
 
 
+def _as_json(content: dict[str, Any], status: int = 200) -> Response:
+    from starlette.responses import Response
+
+    # ASCII: names of cases need not be UTF-8, and their surrogates have no other encoding.
+    return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
+
+
+def _guard(token: str) -> Callable[..., Awaitable[Response]]:
+    """Return what refuses addresses without the token, and adds the headers of every answer."""
+    from starlette.responses import PlainTextResponse
+
+    async def guard(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        sent_token = request.url.path.split("/")[1]
+        response: Response
+        if not secrets.compare_digest(sent_token.encode(), token.encode()):
+            response = PlainTextResponse(
+                "wrong address: take the one that crfrefine tune printed", 403
+            )
+        elif not _is_own_origin(request):
+            response = PlainTextResponse("a page of another site may not ask this one", 403)
+        else:
+            response = await call_next(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    return guard
+
+
+def _is_own_origin(request: Request) -> bool:
+    """Return whether a request comes from this page, or from no page at all."""
+    origin = request.headers.get("origin")
+    return origin is None or origin == f"http://{request.headers['host']}"
+
+
+async def _body(request: Request) -> bytes:
+    """Return what a request sends; raise InputError if it is too long."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > _MAX_BODY:
+            raise InputError(f"expected at most {_MAX_BODY} bytes")
+    return bytes(content)
+
+
 def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
     """Return the values that the page sent as JSON, each of its kind.
 
-    Lists have whole numbers, or words.
+    Lists have whole numbers.
     """
     try:
         sent: dict[str, Any] = json.loads(content)
@@ -178,8 +230,8 @@ def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
         expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
         raise InputError(f"expected {expected or 'an empty table'}")
     for name, value in sent.items():
-        if isinstance(value, list) and not _has_entries_of_its_kind(name, value):
-            raise InputError(f"{name}: expected another kind of value")
+        if isinstance(value, list) and not all(type(entry) is int for entry in value):
+            raise InputError(f"{name}: expected whole numbers")
     return sent
 
 
@@ -187,8 +239,3 @@ def _has_kinds(sent: object, kinds: dict[str, type]) -> bool:
     if not isinstance(sent, dict):
         return False
     return {name: type(value) for name, value in sent.items()} == kinds
-
-
-def _has_entries_of_its_kind(name: str, entries: list[Any]) -> bool:
-    entry_type = str if name == "shown" else int
-    return all(type(entry) is entry_type for entry in entries)

@@ -11,78 +11,40 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import Box, foreground_labels
-from crfrefine.arrays.region_scheme import RegionScheme
-from crfrefine.base.array_types import Array, Bool
-from crfrefine.base.text import counted, listed, printable, shorten
-from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.case_headers import read_case_headers
-from crfrefine.cases.discovery import labels_of
-from crfrefine.cases.label_input import KIND as LABEL_MAP
-from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
-from crfrefine.errors import ConfigError, InputError
+from crfrefine.arrays.label_maps import Box
+from crfrefine.base.array_types import Array
+from crfrefine.base.text import printable
+from crfrefine.errors import ConfigError, CrfRefineError, InputError
 from crfrefine.io import write_label_map
-from crfrefine.io.atomic import check_replaceable, check_small_output, write_small_file
-from crfrefine.io.paths import add_volumes
+from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.volume import named_segments
-from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.metrics.regions import Region
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.presets import list_presets
 from crfrefine.refinement.strokes import BACKGROUND, Strokes
 from crfrefine.runs.case_work import read_strokes
-from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.pictures.drawing import label_color
-from crfrefine.runs.plan import RunInputs, find_inputs
+from crfrefine.runs.pictures.planes import BONE, LOWEST_WITHOUT_AIR, LUNG, SOFT_TISSUE, Window
 from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.controls import describe_controls
-from crfrefine.runs.tune.view import View, describe_planes, draw_plane
+from crfrefine.runs.tune.finding import (
+    CORRECTED,
+    UNTOUCHED,
+    Corrections,
+    FoundCases,
+    TuneOptions,
+    find_cases,
+)
+from crfrefine.runs.tune.scores import score_labels
+from crfrefine.runs.tune.slices import View, describe_planes, pack_plane
 
 AS_GIVEN = ""  # stands among the presets for the parameters that the page was opened with
-Row = dict[str, int | float | str | None]
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """The case that the page shows, and the file that it saves."""
-
-    # images, logits, masks, the parameters to start from, and how to read; as for `infer`
-    inputs: InferenceOptions
-    # the references; None means those that a network of nnU-Net was trained on, if any
-    labels: Path | None = None
-    # the TOML file to save to; None means that the page only shows the text
-    output: Path | None = None
-    # the folder where strokes are read from, and saved to with the refined case; None means nowhere
-    corrections: Path | None = None
-    first: str | None = None  # the case to show; None means the first one
-    # sigmoid channels of the network, if it has one for each; else labels that count together
-    regions: tuple[Region, ...] = ()
-    # the label that each region writes, if they are channels
-    class_order: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Corrections:
-    """The files of a case that the page saves for a new training."""
-
-    strokes: Path
-    refined: Path
-
-    @classmethod
-    def of_case(cls, case_id: str, folder: Path) -> Corrections:
-        """Return the files of a case in a folder."""
-        name = f"{case_id}.nii.gz"
-        return cls(folder / "strokes" / name, folder / "refined" / name)
-
-    def check(self) -> None:
-        """Raise InputError if a file cannot be written."""
-        check_small_output(self.strokes)
-        check_small_output(self.refined)
+# Usual windows of CT that the page offers beside the one by the image's percentiles.
+CT_WINDOWS = (SOFT_TISSUE, LUNG, BONE, Window(0, 80, "brain"), Window(-45, 165, "liver"))
 
 
 class Shown(NamedTuple):
@@ -102,6 +64,15 @@ class _Change:
     values: Array | int
 
 
+class _Kept(NamedTuple):
+    """The newest result of the whole case, and what it was computed with."""
+
+    parameters: CrfParameters
+    strokes: Array
+    facts: dict[str, Any]
+    labels: Array
+
+
 class _StaleError(Exception):
     """The page has sent a newer state, or ends."""
 
@@ -112,10 +83,17 @@ class Session:
     Its methods may be called from any thread; they raise as `infer` does.
     """
 
-    def __init__(self, options: TuneOptions) -> None:
+    def __init__(
+        self, options: TuneOptions, found: FoundCases | None = None, number: int | None = None
+    ) -> None:
+        """Read a case: that of a number, or the one to show first."""
+        if found is None:
+            found = find_cases(options)
+        if number is None:
+            number = found.first
         self._options = options
-        self._inputs, files = find_case(options)
-        add_volumes(options.labels, *files.paths)
+        self._inputs = found.inputs
+        files = found.files[number]
         if options.output is not None:
             check_replaceable(options.output)
         self._corrections: Corrections | None = None
@@ -141,9 +119,16 @@ class Session:
         # (*grid), as in a file of strokes; the array of an older state stays as it is.
         self.strokes = self._array_of(drawn)
         self._undoing: list[_Change] = []
+        self._redoing: list[_Change] = []
         self._strokes_lock = threading.Lock()
         self.shown = Shown()
+        # The newest labels of the whole case, and those before the last stroke.
+        self._whole: Array | None = None
+        self._former: Array | None = None
+        self._saved_strokes = self.strokes
+        self._kept: _Kept | None = None
         self._newest: float = 0  # the highest counter
+        self._num_computing = 0  # number of requests that wait for a result
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
 
     def _array_of(self, drawn: Strokes | None) -> Array:
@@ -159,6 +144,20 @@ class Session:
         titles = self._inputs.names.titles
         others = range(1, self._num_labels)
         return ["background", *(titles.get(label, f"label {label}") for label in others)]
+
+    @property
+    def state(self) -> str:
+        """The state of the case: UNTOUCHED, CORRECTED or SAVED."""
+        if not np.array_equal(self.strokes, self._saved_strokes):
+            return CORRECTED
+        if self._corrections is None:
+            return UNTOUCHED
+        return self._corrections.state
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether a request waits for a result."""
+        return self._num_computing > 0
 
     def end(self) -> None:
         """Stop computing at the next step."""
@@ -183,14 +182,25 @@ class Session:
             "place": list(case.first_place()),
             "planes": describe_planes(case),
             "modalities": modalities,
+            "windows": [self._describe_windows(number) for number in range(len(case.image))],
             "labels": labels,
             "has_reference": case.labels is not None,
             "notes": [*self._inputs.notes, *case.notes],
             "presets": [AS_GIVEN, *list_presets()],
             "strokes": self._describe_strokes(),
             "output": None if output is None else str(output),
+            "saves_cases": self._corrections is not None,
             **self._describe_parameters(self._options.inputs.parameters),
         }
+
+    def prepare(self, progress: Callable[..., None]) -> None:
+        """Compute what the page shows first, the result with the parameters that it begins with.
+
+        `progress` is called at each step, and may raise to stop.
+        """
+        parameters = self._options.inputs.parameters
+        with self._whole_lock, suppress(CrfRefineError):  # The page is told by `refine`.
+            self._result(parameters, None, progress)
 
     def refine(
         self,
@@ -208,29 +218,34 @@ class Session:
         nothing to refine. A state that is not the newest is not computed: the answer is
         `{"is_stale": True}`.
         """
-        parameters = self._parameters(preset, changes)
+        parameters = self.parameters(preset, changes)
         if not self.case.has_voxel(place):
             raise InputError("the place lies outside of the grid")
         self._newest = max(self._newest, counter)
-        box = None if is_whole else self.case.box_around(place)
+        box = None
+        if not is_whole:
+            box = self.case.box_around(place)
 
         def check(*progress: object) -> None:
             if counter < self._newest:
                 raise _StaleError
 
+        self._num_computing += 1
         try:
             with nullcontext() if box else self._whole_lock:
                 check()
                 result = self._result(parameters, box, check)
         except _StaleError:
             return {"is_stale": True}
+        finally:
+            self._num_computing -= 1
         return {**self._describe_parameters(parameters), "result": result}
 
     def save(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Write parameters to the output; return its path."""
         if self._options.output is None:
             raise ConfigError("no file to save to: start with -o FILE.toml, or copy the text")
-        described = self._describe_parameters(self._parameters(preset, changes))
+        described = self._describe_parameters(self.parameters(preset, changes))
         write_small_file(self._options.output, described["toml"].encode())
         return {"saved": str(self._options.output), **described}
 
@@ -252,13 +267,22 @@ class Session:
         with self._strokes_lock:
             former = self._replace_strokes(_Change(plane, place, indices, value))
             self._undoing.append(former)
+            self._redoing.clear()
         return self._describe_strokes()
 
     def undo(self) -> dict[str, Any]:
         """Take the last stroke back, if any."""
+        return self._step_strokes(self._undoing, self._redoing)
+
+    def redo(self) -> dict[str, Any]:
+        """Draw the stroke again that was taken back last, if any."""
+        return self._step_strokes(self._redoing, self._undoing)
+
+    def _step_strokes(self, taken: list[_Change], kept: list[_Change]) -> dict[str, Any]:
+        """Apply the last change of a list; keep in the other one what takes it back."""
         with self._strokes_lock:
-            if self._undoing:
-                self._replace_strokes(self._undoing.pop())
+            if taken:
+                kept.append(self._replace_strokes(taken.pop()))
         return self._describe_strokes()
 
     def save_case(self, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,7 +293,7 @@ class Session:
         corrections = self._corrections
         if corrections is None:
             raise ConfigError("no folder to save to: start with --corrections FOLDER")
-        parameters = self._parameters(preset, changes)
+        parameters = self.parameters(preset, changes)
         strokes = self.strokes
         with self._whole_lock:
             labels = self._refiner.refine(parameters, strokes=self._strokes_of(strokes)).label_map
@@ -280,14 +304,21 @@ class Session:
             segments = label_map.segments
         write_label_map(corrections.strokes, strokes, replace(like, data=strokes))
         write_label_map(corrections.refined, labels, replace(like, data=labels), segments=segments)
+        self._saved_strokes = strokes
         return {
             "saved": f"{corrections.strokes} and {corrections.refined}",
+            "strokes": self._describe_strokes(),
             **self._describe_parameters(parameters),
         }
 
     def plane(self, view: View) -> bytes:
-        """Return a picture with the newest labels as PNG."""
-        return draw_plane(self.case, *self.shown, view, self.strokes)
+        """Return a plane with the newest labels, as of `pack_plane`."""
+        others = {
+            "former": self._former,
+            "reference": self.case.labels,
+            "strokes": self.strokes,
+        }
+        return pack_plane(self.case, view, *self.shown, others)
 
     def _replace_strokes(self, change: _Change) -> _Change:
         """Replace strokes in a plane; return the change that takes it back."""
@@ -296,13 +327,32 @@ class Session:
         former = replace(change, values=target[change.indices])
         target[change.indices] = change.values
         self.strokes = strokes
+        self._former = self._whole
         return former
 
     def _strokes_of(self, values: Array) -> Strokes | None:
         return Strokes.of_array(values, values.shape, self._num_labels)
 
     def _describe_strokes(self) -> dict[str, Any]:
-        return {"drawn": int(np.count_nonzero(self.strokes)), "can_undo": bool(self._undoing)}
+        return {
+            "drawn": int(np.count_nonzero(self.strokes)),
+            "can_undo": bool(self._undoing),
+            "can_redo": bool(self._redoing),
+            "state": self.state,
+        }
+
+    def _describe_windows(self, modality: int) -> list[dict[str, Any]]:
+        """Return the windows that the page offers for an image, the first one to begin with."""
+        image = self.case.image[modality]
+        chosen = self.case.windows[modality]
+        finite = image[np.isfinite(image)]
+        windows = [replace(chosen, name=chosen.name or "automatic")]
+        if finite.size and finite.min() < finite.max():
+            lowest = float(finite.min())
+            windows.append(Window(lowest, float(finite.max()), "all values"))
+            if lowest < LOWEST_WITHOUT_AIR:
+                windows += [window for window in CT_WINDOWS if window.name != chosen.name]
+        return [vars(window) for window in windows]
 
     def _result(
         self, parameters: CrfParameters, box: Box | None, check: Callable[..., None]
@@ -313,10 +363,19 @@ class Session:
         """
         started = time.perf_counter()
         case = self.case
-        part: Box | tuple[()] = () if box is None else case.stored_box(box)
-        strokes = self._strokes_of(self.strokes[part])
+        drawn = self.strokes
+        kept = self._kept
+        is_known = kept is not None and kept.strokes is drawn and kept.parameters == parameters
+        if box is None and kept is not None and is_known:
+            self.shown = Shown(kept.labels)
+            return kept.facts
+        part: Box | tuple[()] = ()
+        if box is not None:
+            part = case.stored_box(box)
         try:
-            result = self._refiner.refine(parameters, part or None, check, strokes)
+            result = self._refiner.refine(
+                parameters, part or None, check, self._strokes_of(drawn[part])
+            )
         except (ConfigError, _StaleError):
             raise
         except Exception:
@@ -333,7 +392,7 @@ class Session:
         )
         check()
         self.shown = Shown(result.label_map, box)
-        return {
+        facts = {
             "is_whole": box is None,
             "voxels_changed": num_changed,
             "labels": rows,
@@ -344,8 +403,13 @@ class Session:
             "notes": result.notes,
             "device": result.device,
         }
+        if box is None:
+            self._whole = result.label_map
+            self._kept = _Kept(parameters, drawn, facts, result.label_map)
+        return facts
 
-    def _parameters(self, preset: str, changes: Mapping[str, Any]) -> CrfParameters:
+    def parameters(self, preset: str, changes: Mapping[str, Any]) -> CrfParameters:
+        """Return the parameters of a preset with changed entries; raise ConfigError for others."""
         if preset == AS_GIVEN:
             return self._options.inputs.parameters.replace(**changes)
         if preset not in list_presets():
@@ -359,130 +423,3 @@ class Session:
             "controls": describe_controls(parameters, self._inputs.names.modalities, self._labels),
             "toml": parameters.to_toml(comment),
         }
-
-
-def find_case(options: TuneOptions) -> tuple[RunInputs, CaseFiles]:
-    """Find the case with its reference; raise an error for options that contradict each other."""
-    inputs = find_inputs(options.inputs)
-    case = _chosen_case(inputs, options.first)
-    if options.regions and _are_channels(options.regions, inputs, case):
-        pairs = [(region.name, region.labels) for region in options.regions]
-        scheme = RegionScheme.of(pairs, options.class_order)
-        inputs = find_inputs(replace(options.inputs, regions=scheme))
-    elif options.class_order is not None:
-        raise ConfigError(
-            "--regions-class-order: it belongs to --regions that name a network's sigmoid "
-            "channels, and there are none"
-        )
-    references = _find_references(options, CaseList(inputs.cases))
-    return inputs, replace(case, labels=references.get(case.case_id))
-
-
-def _chosen_case(inputs: RunInputs, name: str | None) -> CaseFiles:
-    """Return the case of that name; None means the first one."""
-    if name is None:
-        return inputs.cases[0]
-    for case in inputs.cases:
-        if case.case_id == name:
-            return case
-    names = [case.case_id for case in inputs.cases]
-    raise InputError(f"--case {shorten(name)}: no such case; there are {listed(names)}")
-
-
-def _find_references(options: TuneOptions, cases: CaseList) -> Mapping[str, Path]:
-    """Return the reference of each case that has one."""
-    if options.labels is not None:
-        references = labels_of(cases, options.labels)
-        if not references:
-            number = counted(len(cases), "case")
-            raise InputError(f"{options.labels}: no labels of any of the {number}")
-        return references
-    if options.inputs.nnunet is None:
-        return {}
-    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
-
-    # The page is of use without the labels that the network was trained on.
-    with suppress(InputError):
-        network = require_trained(options.inputs.nnunet)
-        images = locate_images(network, next(iter(options.inputs.images), None))
-        return labels_of(cases, locate_labels(network, images, None))
-    return {}
-
-
-def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:
-    """Return whether the network's output has a sigmoid channel for each region."""
-    # The labels that a `dataset.json` declares are no regions of the page.
-    network = read_case_headers(
-        case, replace(inputs.reading, mask_mode="none", regions=NO_REGIONS)
-    ).logits
-    if network is None or network.kind != LABEL_MAP:
-        return network is not None and network.num_channels == len(regions)
-    if len(regions) > 1:
-        return False
-    # A file with one value per voxel; which label a single region writes does not matter here.
-    region = regions[0]
-    scheme = RegionScheme((region.name,), (region.labels,), region.labels[:1])
-    return RegionReading(scheme).is_channel(network.files[0])
-
-
-def score_labels(
-    network: Array,
-    refined: Array,
-    reference: Array | None,
-    num_labels: int,
-    regions: Sequence[Region] = (),
-) -> tuple[list[Row], int]:
-    """Return the rows of a table, and the number of changed voxels.
-
-    There is a row of each label from 1 to `num_labels` - 1 that occurs, then of each region. It has
-    the label or the region, its voxels before and after, and dice_before and dice_after; None means
-    undefined, or no reference.
-    """
-    # Transposed, arrays of files are read in the order of memory.
-    maps = [labels.T for labels in (network, refined, reference) if labels is not None]
-    present = _labels_in(maps)
-    # Nearly all voxels are background in each map.
-    somewhere = np.logical_or.reduce([labels != 0 for labels in maps])
-    maps = [labels[somewhere] for labels in maps]
-    reference_in_mask = maps[2] if reference is not None else None
-
-    rows: list[Row] = []
-    for label in sorted(present):
-        if label < num_labels:
-            row = _score((label,), maps[0], maps[1], reference_in_mask)
-            rows.append({"label": label, **row})
-    for region in regions:
-        row = _score(region.labels, maps[0], maps[1], reference_in_mask)
-        rows.append({"region": region.name, **row})
-    return rows, int(np.count_nonzero(maps[0] != maps[1]))
-
-
-def _labels_in(maps: Sequence[Array]) -> set[int]:
-    """Return the labels above 0 that occur in any of the maps."""
-    present: set[int] = set()
-    for labels in maps:
-        present.update(foreground_labels(labels))
-    return present
-
-
-def _score(labels: Sequence[int], network: Array, refined: Array, reference: Array | None) -> Row:
-    """Return the voxels and the Dice of labels that count together, before and after."""
-    row: Row = {}
-    target = None if reference is None else _mask_of(labels, reference)
-    for when, label_map in (("before", network), ("after", refined)):
-        mask = _mask_of(labels, label_map)
-        row[when] = int(np.count_nonzero(mask))
-        row[f"dice_{when}"] = None
-        if target is not None:
-            dice = OverlapCounts.of_masks(mask, target).dice()
-            if not math.isnan(dice):
-                row[f"dice_{when}"] = dice
-    return row
-
-
-def _mask_of(labels: Sequence[int], label_map: Array) -> Bool:
-    """Return where a label map has one of the labels."""
-    mask: Bool = label_map == labels[0]
-    for label in labels[1:]:
-        mask |= label_map == label
-    return mask

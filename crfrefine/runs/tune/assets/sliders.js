@@ -1,5 +1,5 @@
 // The controls of the parameters: a slider and a field for each number.
-import { make } from "./planes.js";
+import { make } from "./page.js";
 
 // From the place of a slider, 0 to 1, to the value, and back.
 const power = ({ is_fine }) => (is_fine ? 3 : 1);

@@ -1,137 +1,191 @@
-// The page: asks for the case, sends its parameters when they change, and shows the answers.
-import { make, Plane } from "./planes.js";
+// The page: asks for a case, sends its parameters when they change, and shows the answers.
+import { ask, fill, find, hasEnded, make, showEnd, swatch, tell } from "./page.js";
+import { readAhead, refreshCases, startCases } from "./cases.js";
+import { BACKGROUND } from "./drawing.js";
+import { Plane } from "./plane.js";
 import { buildControls } from "./sliders.js";
 
-const find = (id) => document.getElementById(id);
-const page = { place: [], grid: [], spacing: [], modality: 0, version: 0, shown: new Set(), hidden: new Set(), drawn: null, hasEnded: false,
-  move: (place) => { page.place = place; drawAll(); }, draw: (stroke) => edit("draw", stroke),
-  brush: () => ({ ...document.querySelector("[name=brush]:checked").brush, size: find("size").valueAsNumber || 1 }) };
-const CHANGED = "changed", SHOWN = ["network", "refined", "reference", "changes", "strokes"];
-let planes = [], about = null, result = null;
+const CHANGED = "changed";
+const count = (value) => value.toLocaleString("en");
+const percent = (value) => (value === null ? "–" : (100 * value).toFixed(2));
 
-async function ask(address, sent) {
-  const how = sent === undefined ? {} : { method: "POST", body: JSON.stringify(sent) };
-  const answer = await fetch(address, how).catch((error) => { showEnd(); throw error; }), content = await answer.json();
-  if (!answer.ok) throw new Error(content.error ?? answer.statusText);
-  return content;
-}
-
-const tell = (text) => Object.assign(find("error"), { textContent: text, hidden: !text });
-const swatch = (color) => make("span", { className: "swatch", style: `background: ${color}` });
+// The state of the page. `version` is that of the labels, `number` that of the case; `since` is
+// what changes are shown against: "", "network" or "former", the labels before the last stroke.
+const page = {
+  number: 0, place: [], grid: [], modality: 0, version: 0, labels: [], opacity: 0, since: "",
+  shown: new Set(), hidden: new Set(), window: { low: 0, high: 1 }, drawnOn: null,
+  brush: () => ({ value: null, ...find("brushes").querySelector(":checked")?.brush,
+    size: find("size").valueAsNumber || 1 }),
+  move: (place) => { page.place = place; showPlanes(); },
+  draw: (stroke) => edit("draw", stroke),
+  edited: () => edits,
+  isUnsaved: () => about?.strokes.state === "corrected",
+  parameters: () => ({ preset, changes }),
+  openCase, saveCase, changeWindow, enlarge,
+};
+let planes = [];
+let about = null;
+let result = null;
+const askCase = (name, sent) => ask(`case/${page.number}/${name}`, sent);
+const showPlanes = () => planes.forEach((plane) => plane.load());
+const paintPlanes = () => planes.forEach((plane) => plane.paint());
+const largePlane = () => planes.find((plane) => plane.node.classList.contains("main"));
 
 // ---- The case
-function showCase() {
-  Object.assign(page, { place: about.place, grid: about.grid, spacing: about.spacing });
+
+async function openCase(number) {
+  const former = planes.indexOf(largePlane());
+  page.number = number;
+  about = await askCase("describe");
+  const { place, grid, labels, modalities, spacing } = about;
+  Object.assign(page, { place, grid, labels, version: page.version + 1 });
+  page.modality = Math.min(page.modality, modalities.length - 1);
+  [result, wholeSeconds] = [null, Infinity];
+  document.title = `${about.case} – crfrefine tune`;
   find("case").textContent = about.case;
-  find("grid").textContent = `${about.grid.join("×")} voxels of ${about.spacing.map((step) => Number(step.toPrecision(3))).join("×")} mm`;
-  options(find("preset"), [...about.presets.map((name) => [name, name || "as opened"]), [CHANGED, CHANGED]], "");
-  find("preset").lastElementChild.hidden = true;
-  options(find("modality"), about.modalities.map((name, place) => [String(place), name]), String(page.modality));
+  const steps = spacing.map((step) => Number(step.toPrecision(3)));
+  find("grid").textContent = `${grid.join("×")} voxels of ${steps.join("×")} mm`;
+  fill(find("modality"), modalities.map((name, order) => [order, name]), page.modality);
+  for (const node of document.querySelectorAll(".dice")) node.hidden = !about.has_reference;
   find("reference-choice").hidden = !about.has_reference;
-  for (const node of document.querySelectorAll("#scores .dice")) node.hidden = !about.has_reference;
-  find("save").hidden = about.output === null;
-  find("save").title = about.output ?? "";
+  Object.assign(find("save"), { hidden: about.output === null, title: about.output ?? "" });
+  find("save-case").hidden = !about.saves_cases;
   showNotes(about.notes);
-  const own = about.labels.filter(({ label }) => label !== 255).map(({ label, name, color }) => [String(label), name, label, color]);
-  for (const [key, name, value, color] of [["m", "crosshair", null, "transparent"], ...own, ["0", "background", 255, "#fff"], ["e", "erase", 0, "#888"]]) {
-    const box = make("input", { type: "radio", name: "brush", checked: value === null, brush: { value, color } });
-    box.dataset.key = key;
-    find("brushes").append(make("label", { className: "choice" }, box, swatch(color), name));
-  }
+  showBrushes();
   showStrokes(about.strokes);
   planes = about.planes.map((spec) => new Plane(spec, page));
   find("planes").replaceChildren(...planes.map((plane) => plane.node));
+  enlarge(planes[former] ?? planes[0]);
+  chooseWindows();
+  showPlanes();
+  await refine();
+}
+
+function enlarge(plane) {
+  for (const other of planes) other.node.classList.toggle("main", other === plane);
+  paintPlanes();
+}
+
+function showBrushes() {
+  const former = page.brush();
+  const drawn = about.labels.filter(({ label }) => label !== BACKGROUND);
+  const labels = drawn.map(({ label, name, color }) => [String(label), name, label, color]);
+  const tools = [["m", "crosshair", null, "transparent"], ["v", "move", null, "transparent"],
+    ...labels, ["0", "background", BACKGROUND, "#fff"], ["e", "erase", 0, "#888"]];
+  find("brushes").replaceChildren(...tools.map(([key, name, value, color]) => {
+    const brush = { value, color, isHand: key === "v" };
+    const checked = value === former.value && brush.isHand === Boolean(former.isHand);
+    const box = make("input", { type: "radio", name: "brush", checked, brush });
+    box.dataset.key = key;
+    return make("label", { className: "choice" }, box, swatch(color), name);
+  }));
 }
 
 function showNotes(notes) {
   find("notes").hidden = !notes.length;
-  find("notes").querySelector("ul").replaceChildren(...notes.map((text) => make("li", { textContent: text })));
+  const items = notes.map((textContent) => make("li", { textContent }));
+  find("notes").querySelector("ul").replaceChildren(...items);
 }
 
-const options = (select, pairs, chosen) => {
-  select.replaceChildren(...pairs.map(([value, text]) => make("option", { value, textContent: text })));
-  select.value = chosen;
-};
+// ---- Window and level
 
-// Draw the planes, first the one that somebody has drawn on: of a frame only that one, if the whole case follows soon.
-const drawAll = async () => {
-  const first = page.drawn, drawsAll = !first || result?.is_whole || wholeSeconds > 2;
-  page.drawn = null;
-  await first?.draw();
-  if (drawsAll) planes.forEach((plane) => { if (plane !== first) plane.draw(); });
-};
+function chooseWindows() {
+  const windows = about.windows[page.modality];
+  fill(find("window"), windows.map(({ name }, order) => [order, name]), 0);
+  find("window").append(make("option", { value: CHANGED, textContent: "other", hidden: true }));
+  const { low, high } = windows[1] ?? windows[0];
+  const step = (high - low) / 1000;
+  Object.assign(find("level"), { min: low, max: high, step });
+  Object.assign(find("width"), { min: step, max: high - low, step });
+  setWindow((windows[0].low + windows[0].high) / 2, windows[0].high - windows[0].low);
+}
 
-// ---- Parameters: the page keeps them, and sends all of them with a counter; the newest state wins
-let preset = "", changes = {}, counter = 0, running = null, wholeSeconds = Infinity;
-const showText = (toml) => { find("toml").textContent = toml; find("saved").textContent = ""; };
+function setWindow(level, width) {
+  page.window = { low: level - width / 2, high: level + width / 2 };
+  [find("level").value, find("width").value] = [level, width];
+  paintPlanes();
+}
 
-// Refine the newest state, first in the frame; promise "", or why it was refused. A state that came meanwhile follows.
+// Pixels to the right widen the window; pixels down raise the level, which darkens the picture.
+function changeWindow(byX, byY) {
+  const { low, high } = page.window;
+  find("window").value = CHANGED;
+  setWindow((low + high) / 2 + ((high - low) * byY) / 200, (high - low) * Math.exp(byX / 200));
+}
+
+// ---- Parameters: the page sends all of them with a counter; the newest state wins
+
+let preset = "";
+let changes = {};
+let counter = 0;
+let running = null;
+let wholeSeconds = Infinity;
+let edits = Promise.resolve();
+
+// Refine the newest state, first in a box; promise "", or why it was refused.
 function refine() {
-  counter = Math.max(counter + 1, Date.now());  // Later than those of a tab that was opened before.
-  running ??= (async () => {
-    let sent, why;
-    do {
-      sent = counter;
-      why = await compute(false);
-    } while (sent !== counter);
-    running = null;
-    if (!why && !result?.is_whole) compute(true);
-    return why;
-  })();
+  counter = Math.max(counter + 1, Date.now()); // Later than those of a tab opened before.
+  running ??= refineNewest();
   return running;
 }
 
-// Draw or undo after the edits before, then refine.
-let edits = Promise.resolve();
-const edit = (name, sent) => (edits = edits.then(() => ask(name, sent))
-  .then((strokes) => { showStrokes(strokes); refine(); return true; }, (error) => { tell(error.message); return false; })
-  .finally(() => { page.version += 1; }));
-
-const showStrokes = ({ drawn, can_undo: canUndo }) => {
-  find("saved-case").textContent = `${count(drawn)} voxel${drawn === 1 ? "" : "s"} drawn`;
-  find("undo").disabled = !canUndo;
-};
+async function refineNewest() {
+  let sent, why;
+  do {
+    sent = counter;
+    why = await compute(false);
+  } while (sent !== counter);
+  running = null;
+  if (!why && !result?.is_whole) compute(true);
+  return why;
+}
 
 async function compute(isWhole) {
-  if (page.hasEnded) return "";
-  const sent = counter;
+  if (hasEnded()) return "";
+  const [sent, number] = [counter, page.number];
   showStatus(isWhole ? "the whole case follows …" : "computing …");
   try {
-    const answer = await ask("refine", { counter: sent, preset, changes, place: page.place, is_whole: isWhole });
-    if (isWhole && sent !== counter) return "";
-    if (answer.is_stale) {
-      showStatus("Another tab has the page now; a change here takes it back.");
-      drawAll();
-      return "";
-    }
-    tell("");
-    showText(answer.toml);
-    if (find("sliders").dataset.preset !== preset) {
-      find("sliders").dataset.preset = preset;
-      buildControls(find("sliders"), answer.controls, change);
-    }
-    result = answer.result;
-    if (isWhole) wholeSeconds = result.seconds;
-    page.version += 1;
-    if (result) showResult();
-    drawAll();
-    showStatus("", result?.is_whole);
+    const state = { ...page.parameters(), counter: sent, place: page.place, is_whole: isWhole };
+    const answer = await askCase("refine", state);
+    if (number !== page.number || (isWhole && sent !== counter)) return "";
+    if (answer.is_stale) showStatus("Another tab has the page now; a change here takes it back.");
+    else await showAnswer(answer);
     return "";
   } catch (error) {
-    if (sent === counter && !page.hasEnded) {
+    if (sent === counter && number === page.number && !hasEnded()) {
       tell(error.message);
       showStatus("", true);
-      drawAll();
+      showPlanes();
     }
     return error.message;
   }
+}
+
+async function showAnswer(answer) {
+  tell("");
+  showText(answer.toml);
+  if (find("sliders").dataset.preset !== preset) {
+    find("sliders").dataset.preset = preset;
+    buildControls(find("sliders"), answer.controls, change);
+  }
+  result = answer.result;
+  page.version += 1;
+  const isWhole = Boolean(result?.is_whole);
+  const first = page.drawnOn; // The plane that somebody draws on comes first.
+  if (isWhole) page.drawnOn = null;
+  await first?.load();
+  performance.mark(isWhole ? "whole" : "provisional");
+  if (result) showResult();
+  if (!first || isWhole || wholeSeconds > 2) showPlanes();
+  if (isWhole) wholeSeconds = result.seconds;
+  showStatus("", isWhole);
 }
 
 // Take a value; promise "", or why it was refused: then the former value applies again.
 async function change(key, value) {
   const former = changes[key];
   changes = { ...changes, [key]: value };
-  find("preset").value = CHANGED;  // Then each preset can be chosen again.
+  find("preset").value = CHANGED; // Then each preset can be chosen again.
   const why = await refine();
   if (!why.startsWith(`${key}:`) || changes[key] !== value) return "";
   changes = { ...changes, [key]: former };
@@ -140,81 +194,176 @@ async function change(key, value) {
   return why;
 }
 
+// ---- Strokes
+
+// Draw, undo or redo after the edits before, then refine.
+function edit(name, sent) {
+  performance.mark("edit");
+  edits = edits.then(() => askCase(name, sent)).then((strokes) => {
+    showStrokes(strokes);
+    page.version += 1;
+    refine();
+  }).catch((error) => tell(error.message));
+  return edits;
+}
+
+function showStrokes(strokes) {
+  about.strokes = strokes;
+  find("saved-case").textContent = `${count(strokes.drawn)} voxel${strokes.drawn === 1 ? "" : "s"} drawn`;
+  find("undo").disabled = !strokes.can_undo;
+  find("redo").disabled = !strokes.can_redo;
+}
+
+// Save the case; promise whether it is saved.
+async function saveCase() {
+  await edits;
+  try {
+    const { strokes, saved } = await askCase("save-case", page.parameters());
+    showStrokes(strokes);
+    find("saved-case").textContent = `saved to ${saved}`;
+    await refreshCases();
+    return true;
+  } catch (error) {
+    tell(error.message);
+    return false;
+  }
+}
+
 // ---- Results
-function showEnd() {
-  page.hasEnded = true;
-  document.body.dataset.state = "ended";
-  find("status").textContent = "The program has ended; this page can be closed.";
-  for (const node of document.querySelectorAll("button, input, select")) node.disabled = true;
-  find("planes").inert = true;  // No other planes can come.
+
+function showText(toml) {
+  find("toml").textContent = toml;
+  find("saved").textContent = "";
 }
 
 function showStatus(text, isDone = false) {
-  if (page.hasEnded) return;
+  if (hasEnded()) return;
   document.body.dataset.state = isDone ? "done" : "computing";
-  const where = result?.is_whole ? "Whole case" : "In the frame", parts = text ? [text] : [];
-  if (result) parts.unshift(`${where}: ${count(result.voxels_changed)} voxels changed, ${result.seconds.toFixed(2)} s`);
-  find("status").textContent = parts.join("; ");
   if (isDone) document.body.dataset.number = counter;
+  const where = result?.is_whole ? "Whole case" : "Provisional, in the frame";
+  const facts = result && `${count(result.voxels_changed)} voxels changed, ${result.seconds.toFixed(2)} s`;
+  find("status").textContent = [result && `${where}: ${facts}`, text].filter(Boolean).join("; ");
 }
 
-const percent = (value) => (value === null ? "–" : (100 * value).toFixed(2));
-const count = (value) => value.toLocaleString("en");
-
 function showResult() {
-  const rows = result.labels.map((row) => {
-    const label = about.labels[row.label - 1];
-    const box = make("input", { type: "checkbox", checked: !page.hidden.has(row.label) });
-    box.addEventListener("change", () => { page.hidden[box.checked ? "delete" : "add"](row.label); drawAll(); });
-    const gain = row.dice_before === null || row.dice_after === null ? 0 : row.dice_after - row.dice_before;
-    const mark = Math.abs(gain) < 5e-5 ? "" : gain > 0 ? "▲ " : "▼ ";
-    const after = make("td", { className: `number dice ${mark ? (gain > 0 ? "better" : "worse") : ""}`, textContent: mark + percent(row.dice_after) });
-    const dice = [make("td", { className: "number dice", textContent: percent(row.dice_before) }), after];
-    for (const cell of dice) cell.hidden = !about.has_reference;
-    const name = row.region === undefined ? make("label", {}, box, swatch(label.color), label.name) : row.region;
-    return make("tr", { className: row.region === undefined ? "" : "region" }, make("td", {}, name), ...dice,
-      make("td", { className: "number", textContent: count(row.before) }), make("td", { className: "number", textContent: count(row.after) }));
-  });
-  find("scores").tBodies[0].replaceChildren(...rows);
-  find("scores-caption").textContent = `Labels, ${result.is_whole ? "whole case" : "in the frame only"}`;
+  const { converged, device, filters, is_whole: isWhole, num_iterations: steps } = result;
+  find("scores").tBodies[0].replaceChildren(...result.labels.map(scoreRow));
+  find("scores-caption").textContent = `Labels, ${isWhole ? "whole case" : "in the frame only"}`;
   showNotes([...about.notes, ...(result.notes ?? [])]);
-  const steps = `${result.num_iterations} step${result.num_iterations === 1 ? "" : "s"}`;
-  const device = result.device === "cpu" ? "" : `; on ${result.device}`;
-  find("steps").textContent = `${steps}, ${result.converged ? "converged" : "not converged"}; ${result.filters.join("; ")}${device}`;
+  const where = device === "cpu" ? "" : `; on ${device}`;
+  const ending = `${converged ? "converged" : "not converged"}; ${filters.join("; ")}${where}`;
+  find("steps").textContent = `${steps} step${steps === 1 ? "" : "s"}, ${ending}`;
+}
+
+function scoreRow({ label, region, before, after, dice_before: was, dice_after: is }) {
+  const cell = (textContent, kind = "") =>
+    make("td", { className: `number ${kind}`, textContent, hidden: kind && !about.has_reference });
+  const gain = was === null || is === null || Math.abs(is - was) < 5e-5 ? 0 : Math.sign(is - was);
+  const dice = ["▼ ", "", "▲ "][gain + 1] + percent(is);
+  let name = region;
+  if (region === undefined) {
+    const box = make("input", { type: "checkbox", checked: !page.hidden.has(label) });
+    box.addEventListener("change", () => {
+      page.hidden[box.checked ? "delete" : "add"](label);
+      paintPlanes();
+    });
+    const { color, name: title } = about.labels[label - 1];
+    name = make("label", {}, box, swatch(color), title);
+  }
+  return make("tr", { className: region === undefined ? "" : "region" }, make("td", {}, name),
+    cell(percent(was), "dice"), cell(dice, `dice ${["worse", "", "better"][gain + 1]}`),
+    cell(count(before)), cell(count(after)));
 }
 
 // ---- What people press
-for (const name of SHOWN) {
-  const box = find(`show-${name}`), choose = () => { page.shown[box.checked ? "add" : "delete"](name); drawAll(); };
-  box.addEventListener("change", choose);
-  choose();
+
+function setShown(name, isShown) {
+  page.shown[isShown ? "add" : "delete"](name);
+  paintPlanes();
 }
-document.addEventListener("keydown", (event) => {
-  const key = event.key.toLowerCase(), isPlain = !event.ctrlKey && !event.metaKey, node = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
-  if (!(isPlain || (key === "z" && !event.shiftKey)) || event.altKey || event.target.closest("input[type=number], select, pre")) return;
-  if (key === "[" || key === "]") find("size")[key === "[" ? "stepDown" : "stepUp"]();
-  if (node && !node.disabled && node.checkVisibility()) node.click();
-});
-for (const [id, isShown] of [["all-labels", true], ["no-labels", false]]) {
-  find(id).addEventListener("click", () => {
-    page.hidden = new Set(isShown ? [] : about.labels.map(({ label }) => label));
-    for (const box of find("scores").querySelectorAll("input")) box.checked = isShown;
-    drawAll();
-  });
+
+function showLabels(isShown) {
+  page.hidden = new Set(isShown ? [] : page.labels.map(({ label }) => label));
+  for (const box of find("scores").querySelectorAll("input")) box.checked = isShown;
+  paintPlanes();
 }
-find("modality").addEventListener("change", () => { page.modality = Number(find("modality").value); drawAll(); });
-find("preset").addEventListener("change", () => {
-  [preset, changes] = [find("preset").value, {}];
+
+async function save() {
+  try {
+    const answer = await askCase("save", page.parameters());
+    showText(answer.toml);
+    find("saved").textContent = `saved to ${answer.saved}`;
+  } catch (error) {
+    tell(error.message);
+  }
+}
+
+function choosePreset(name) {
+  [preset, changes] = [name, {}];
   delete find("sliders").dataset.preset;
   refine();
-});
-for (const id of ["save", "save-case"]) {
-  find(id).addEventListener("click", () => edits.then(() => ask(id, { preset, changes })).then(
-    (answer) => { showText(answer.toml); find(id.replace("save", "saved")).textContent = `saved to ${answer.saved}`; }, (error) => tell(error.message)));
 }
-find("undo").addEventListener("click", () => edit("undo", {}).then(drawAll));
-// The page ends before the server goes, so that nothing more is asked of it.
-find("end").addEventListener("click", () => { showEnd(); ask("end", {}).catch(() => {}); });
-window.addEventListener("resize", drawAll);
 
-ask("describe").then((described) => { about = described; showCase(); refine(); }, (error) => tell(error.message));
+function slideWindow() {
+  find("window").value = CHANGED;
+  setWindow(find("level").valueAsNumber, find("width").valueAsNumber);
+}
+
+const actions = {
+  click: {
+    "all-labels": () => showLabels(true), "no-labels": () => showLabels(false), save,
+    "save-case": saveCase, undo: () => edit("undo", {}), redo: () => edit("redo", {}),
+    exchange: () => enlarge(planes[(planes.indexOf(largePlane()) + 1) % planes.length]),
+    closer: () => largePlane().zoomByKey(true), farther: () => largePlane().zoomByKey(false),
+    fit: () => largePlane().fit(),
+    // The page ends before the server goes, so that nothing more is asked of it.
+    end: () => { showEnd(); ask("end", {}).catch(() => {}); },
+  },
+  change: {
+    modality: ({ value }) => { page.modality = Number(value); chooseWindows(); showPlanes(); },
+    window: ({ value }) => {
+      const { low, high } = about.windows[page.modality][value];
+      setWindow((low + high) / 2, high - low);
+    },
+    since: ({ value }) => { page.since = value; paintPlanes(); },
+    preset: ({ value }) => choosePreset(value),
+  },
+  input: {
+    level: slideWindow, width: slideWindow,
+    opacity: ({ valueAsNumber }) => { page.opacity = valueAsNumber / 100; paintPlanes(); },
+  },
+};
+for (const name of ["network", "refined", "reference", "strokes"]) {
+  actions.change[`show-${name}`] = ({ checked }) => setShown(name, checked);
+  setShown(name, find(`show-${name}`).checked);
+}
+for (const [type, of] of Object.entries(actions)) {
+  for (const [id, act] of Object.entries(of)) {
+    find(id).addEventListener(type, ({ currentTarget }) => act(currentTarget));
+  }
+}
+
+document.addEventListener("keydown", (event) => {
+  const isField = event.target.closest("input[type=number], select, pre, dialog");
+  let key = event.key.toLowerCase();
+  if (key === "z" && event.shiftKey) key = "y";
+  if (event.altKey || isField || ((event.ctrlKey || event.metaKey) && !"zy".includes(key))) return;
+  if (key === "[" || key === "]") find("size")[key === "[" ? "stepDown" : "stepUp"]();
+  const node = document.querySelector(`[data-key="${CSS.escape(key)}"]`);
+  if (node && !node.disabled && node.checkVisibility()) node.click();
+});
+window.addEventListener("beforeunload", (event) => {
+  if (about?.saves_cases && page.isUnsaved() && !hasEnded()) event.preventDefault();
+});
+
+try {
+  const list = await ask("cases");
+  const names = (await ask(`case/${list.open}/describe`)).presets;
+  fill(find("preset"), names.map((name) => [name, name || "as opened"]), "");
+  find("preset").append(make("option", { value: CHANGED, textContent: CHANGED, hidden: true }));
+  startCases(page, list);
+  await openCase(list.open);
+  readAhead();
+} catch (error) {
+  tell(error.message);
+}

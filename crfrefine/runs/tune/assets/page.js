@@ -1,0 +1,56 @@
+// What all parts of the page share: nodes, messages, and requests.
+export const find = (id) => document.getElementById(id);
+export const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
+export const hasEnded = () => document.body.dataset.state === "ended";
+export const tell = (text) => Object.assign(find("error"), { textContent: text, hidden: !text });
+
+export function make(tag, attributes, ...children) {
+  const node = Object.assign(document.createElement(tag), attributes);
+  node.append(...children);
+  return node;
+}
+
+export const swatch = (color) =>
+  make("span", { className: "swatch", style: `background: ${color}` });
+
+// Fill a select with pairs of value and text.
+export function fill(select, pairs, chosen) {
+  const options = pairs.map(([value, textContent]) => make("option", { value, textContent }));
+  select.replaceChildren(...options);
+  select.value = chosen;
+}
+
+// Show that the program has ended: nothing more is asked of it.
+export function showEnd() {
+  document.body.dataset.state = "ended";
+  find("status").textContent = "The program has ended; this page can be closed.";
+  for (const node of document.querySelectorAll("button, input, select")) node.disabled = true;
+  find("planes").inert = true;
+}
+
+const request = (address, options) =>
+  fetch(address, options).catch((error) => { showEnd(); throw error; });
+
+// Ask the program; the answer is JSON. An Error has what the program says is wrong.
+export async function ask(address, sent) {
+  const options = sent === undefined ? {} : { method: "POST", body: JSON.stringify(sent) };
+  const answer = await request(address, options);
+  const content = await answer.json();
+  if (!answer.ok) throw new Error(content.error ?? answer.statusText);
+  return content;
+}
+
+// Ask for a plane: `image` as numbers, and the labels of each layer, all row by row from the top.
+export async function askPlane(address) {
+  const answer = await request(address, {});
+  if (!answer.ok) throw new Error(answer.statusText);
+  const buffer = await answer.arrayBuffer();
+  const start = new Uint8Array(buffer).indexOf(10) + 1;
+  const header = JSON.parse(new TextDecoder().decode(buffer.slice(0, start)));
+  const size = header.rows * header.columns;
+  const plane = { ...header, image: new Float32Array(buffer, start, size) };
+  header.layers.forEach((name, number) => {
+    plane[name] = new Uint16Array(buffer, start + size * (4 + 2 * number), size);
+  });
+  return plane;
+}

@@ -1,0 +1,158 @@
+"""The options of the page, the cases that they name, and the files of a corrected case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.base.text import counted, listed, shorten
+from crfrefine.cases.case_files import CaseFiles, CaseList
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.discovery import labels_of
+from crfrefine.cases.label_input import KIND as LABEL_MAP
+from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
+from crfrefine.errors import ConfigError, InputError
+from crfrefine.io.atomic import check_small_output
+from crfrefine.io.paths import add_volumes
+from crfrefine.metrics.regions import Region
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.plan import RunInputs, find_inputs
+
+# States of a case.
+UNTOUCHED = "untouched"
+CORRECTED = "corrected"  # it has strokes that are not saved with their result
+SAVED = "saved"
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """The cases that the page shows, and the files that it saves."""
+
+    # images, logits, masks, the parameters to start from, and how to read; as for `infer`
+    inputs: InferenceOptions
+    # the references; None means those that a network of nnU-Net was trained on, if any
+    labels: Path | None = None
+    # the TOML file to save to; None means that the page only shows the text
+    output: Path | None = None
+    # the folder where strokes are read from, and saved to with the refined case; None means nowhere
+    corrections: Path | None = None
+    first: str | None = None  # the case to show first; None means the first one
+    # sigmoid channels of the network, if it has one for each; else labels that count together
+    regions: tuple[Region, ...] = ()
+    # the label that each region writes, if they are channels
+    class_order: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The files of a case that the page saves for a new training."""
+
+    strokes: Path
+    refined: Path
+
+    @classmethod
+    def of_case(cls, case_id: str, folder: Path) -> Corrections:
+        """Return the files of a case in a folder."""
+        name = f"{case_id}.nii.gz"
+        return cls(folder / "strokes" / name, folder / "refined" / name)
+
+    def check(self) -> None:
+        """Raise InputError if a file cannot be written."""
+        check_small_output(self.strokes)
+        check_small_output(self.refined)
+
+    @property
+    def state(self) -> str:
+        """UNTOUCHED, SAVED, or CORRECTED: there are strokes, and no result that has them.
+
+        The result is written after the strokes. A program that was ended between the two leaves
+        strokes that are newer.
+        """
+        if not self.strokes.exists():
+            return UNTOUCHED
+        if not self.refined.exists():
+            return CORRECTED
+        if self.refined.stat().st_mtime_ns < self.strokes.stat().st_mtime_ns:
+            return CORRECTED
+        return SAVED
+
+
+@dataclass(frozen=True)
+class FoundCases:
+    """The cases of the page, in the order of their names."""
+
+    inputs: RunInputs
+    files: tuple[CaseFiles, ...]  # with the reference of each case that has one
+    first: int  # the number of the case to show first
+
+
+def find_cases(options: TuneOptions) -> FoundCases:
+    """Find the cases and their references; raise an error for contradicting options."""
+    inputs = find_inputs(options.inputs)
+    first = _first_case(inputs, options.first)
+    if options.regions and _are_channels(options.regions, inputs, inputs.cases[first]):
+        pairs = [(region.name, region.labels) for region in options.regions]
+        scheme = RegionScheme.of(pairs, options.class_order)
+        inputs = find_inputs(replace(options.inputs, regions=scheme))
+    elif options.class_order is not None:
+        raise ConfigError(
+            "--regions-class-order: it belongs to --regions that name a network's sigmoid "
+            "channels, and there are none"
+        )
+    references = _find_references(options, CaseList(inputs.cases))
+    files = []
+    for case in inputs.cases:
+        labels = references.get(case.case_id)
+        files.append(replace(case, labels=labels))
+        add_volumes(labels, *case.paths)
+    return FoundCases(inputs, tuple(files), first)
+
+
+def _first_case(inputs: RunInputs, name: str | None) -> int:
+    """Return the number of the case of that name; None means the first one."""
+    if name is None:
+        return 0
+    for number, case in enumerate(inputs.cases):
+        if case.case_id == name:
+            return number
+    names = [case.case_id for case in inputs.cases]
+    raise InputError(f"--case {shorten(name)}: no such case; there are {listed(names)}")
+
+
+def _find_references(options: TuneOptions, cases: CaseList) -> Mapping[str, Path]:
+    """Return the reference of each case that has one."""
+    if options.labels is not None:
+        references = labels_of(cases, options.labels)
+        if not references:
+            number = counted(len(cases), "case")
+            raise InputError(f"{options.labels}: no labels of any of the {number}")
+        return references
+    if options.inputs.nnunet is None:
+        return {}
+    from crfrefine.cases.nnunet import locate_images, locate_labels, require_trained
+
+    # The page is of use without the labels that the network was trained on.
+    with suppress(InputError):
+        network = require_trained(options.inputs.nnunet)
+        images = locate_images(network, next(iter(options.inputs.images), None))
+        return labels_of(cases, locate_labels(network, images, None))
+    return {}
+
+
+def _are_channels(regions: Sequence[Region], inputs: RunInputs, case: CaseFiles) -> bool:
+    """Return whether the network's output has a sigmoid channel for each region."""
+    # The labels that a `dataset.json` declares are no regions of the page.
+    network = read_case_headers(
+        case, replace(inputs.reading, mask_mode="none", regions=NO_REGIONS)
+    ).logits
+    if network is None or network.kind != LABEL_MAP:
+        return network is not None and network.num_channels == len(regions)
+    if len(regions) > 1:
+        return False
+    # A file with one value per voxel; which label a single region writes does not matter here.
+    region = regions[0]
+    scheme = RegionScheme((region.name,), (region.labels,), region.labels[:1])
+    return RegionReading(scheme).is_channel(network.files[0])
