@@ -59,11 +59,6 @@ class Section:
             checked = entry.metadata["rule"].check(value, f"{self.section}.{entry.name}")
             object.__setattr__(self, entry.name, checked)
 
-    @classmethod
-    def keys(cls) -> list[str]:
-        """Return the dotted keys of the table."""
-        return [f"{cls.section}.{entry.name}" for entry in dataclasses.fields(cls)]
-
     def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
         """Return the values by key, with a value per "label", "modality" or "axis" of `sizes`.
 
@@ -76,7 +71,12 @@ class Section:
             rule: Rule = entry.metadata["rule"]
             if rule.per is not None and rule.per in sizes:
                 key = f"{prefix or self.section}.{entry.name}"
-                value = rule.spread(value, sizes[rule.per], key)
+                size = sizes[rule.per]
+                if not rule.is_list(value):
+                    if rule.shape != "matrix":
+                        value = (value,) * size
+                elif len(value) != size:
+                    raise rule.wrong_length(len(value), size, key)
             values[entry.name] = value
         return values
 
@@ -333,7 +333,7 @@ SECTIONS: dict[str, type[Section]] = {kind.section: kind for kind in Section.__s
 # All dotted keys, in the order of the file.
 KEYS: list[str] = []
 for _section in SECTIONS.values():
-    KEYS += _section.keys()
+    KEYS += [f"{_section.section}.{_entry.name}" for _entry in dataclasses.fields(_section)]
 
 
 def section_of(kind: type[Section], table: Any, prefix: str) -> Section:
