@@ -229,7 +229,6 @@ class _Slice:
 
 
 def _slices(file: Path, dataset: Any) -> list[_Slice]:
-    """Return the slices of a file."""
     # The functional groups of each frame; a file of one slice has no frames.
     frames: Sequence[Any] = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
     if len(frames) != int(dataset.get("NumberOfFrames") or 1):
@@ -330,7 +329,6 @@ def read_series(path: Path) -> Series:
 
 
 def _require_one_series(path: Path, datasets: Mapping[Path, Any]) -> None:
-    """Raise InputError if the files are of several series."""
     file_of_series = {}
     for file, dataset in datasets.items():
         file_of_series[_text_of(dataset, "SeriesInstanceUID")] = file.name
@@ -586,7 +584,6 @@ def write(
 def _segmentation(
     labels: NDArray[Any], known: Mapping[int, str], series: Series, file: Path | None
 ) -> bytes:
-    """Return the file of a segmentation."""
     path = series.header.path
     sources = list(series.datasets.values())
     items = _items_of(file, path, sources[0])

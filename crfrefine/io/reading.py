@@ -178,22 +178,15 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     geometry over a volume (x, y, z) has one channel. Any other header is returned as it is.
     """
     is_plane = (*grid.grid_shape, 1)[2] == 1
-    if header.affine is None and not is_plane:
-        return _array_on(header, grid)
+    whole = (*header.grid_shape, header.num_channels)
+    if header.affine is None and not is_plane and whole == grid.grid_shape:
+        array = replace(header, grid_shape=whole, num_channels=1, turned=None)
+        if header.turned is None:
+            return array
+        return in_fortran_order(array)
     if header.affine is not None and is_plane:
         return _plane_on(header, grid)
     return header
-
-
-def _array_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
-    """Return the header of an array, which has no channel axis if its shape is the grid's."""
-    whole = (*header.grid_shape, header.num_channels)
-    if whole != grid.grid_shape:
-        return header
-    array = replace(header, grid_shape=whole, num_channels=1, turned=None)
-    if header.turned is None:
-        return array
-    return in_fortran_order(array)
 
 
 def _plane_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:

@@ -26,6 +26,11 @@ GONE_KEYS = {
     "mean_field.damping": "each step is the plain parallel update",
 }
 _PLURALS = {"label": "labels", "modality": "modalities", "axis": "axes"}
+# Types of the values of a number, and what a message says of other types.
+_NUMBERS: dict[type, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "expected a whole number,"),
+    float: ((int, float), "expected a number,"),
+}
 
 
 @dataclass(frozen=True)
@@ -111,17 +116,15 @@ class Rule:
         return tuple(checked)
 
     def _expected_instead(self, value: Any) -> str | None:
-        """Return what was expected instead of a single value, for messages; None if it is right."""
+        """Return what a message says was expected; None if the single value is allowed."""
         if self.kind is bool:
             return None if isinstance(value, bool) else "expected true or false,"
         if self.kind is str:
             return None if value in self.words else f"expected one of {', '.join(self.words)};"
 
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if self.kind is int and (not is_number or isinstance(value, float)):
-            return "expected a whole number,"
-        if not is_number:
-            return "expected a number,"
+        types, expected = _NUMBERS[self.kind]
+        if isinstance(value, bool) or not isinstance(value, types):
+            return expected
         if not abs(value) <= sys.float_info.max:  # also NaN
             return "expected a finite number,"
         if not self.low <= value <= self.high or (self.low_open and value == self.low):
@@ -176,10 +179,11 @@ def unknown_key(key: object, known: Collection[str]) -> ConfigError:
     entries = [name.partition(".")[2] for name in known if name.startswith(f"{table}.")]
 
     proposals = [name for name in known if name.endswith(f".{key}")]
-    if not proposals and entries:
-        proposals = difflib.get_close_matches(entry[:MAX_CHARACTERS], entries, n=1)
-    elif not proposals:
-        proposals = difflib.get_close_matches(key[:MAX_CHARACTERS], list(known), n=1)
+    if not proposals:
+        if entries:
+            proposals = difflib.get_close_matches(entry[:MAX_CHARACTERS], entries, n=1)
+        else:
+            proposals = difflib.get_close_matches(key[:MAX_CHARACTERS], list(known), n=1)
 
     if proposals:
         hint = f"did you mean {' or '.join(map(repr, proposals))}?"

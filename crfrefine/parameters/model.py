@@ -63,21 +63,13 @@ class CrfParameters:
         crfrefine.errors.ConfigError: theta_beta: unknown key; did you mean 'bilateral.theta_beta'?
     """
 
-    # Normalization of the image.
     intensity: IntensityParameters = field(default_factory=IntensityParameters)
-    # The appearance kernels.
     bilateral: tuple[BilateralParameters, ...] = (BilateralParameters(),)
-    # The smoothness kernel.
     spatial: SpatialParameters = field(default_factory=SpatialParameters)
-    # The penalty matrix.
     compatibility: CompatibilityParameters = field(default_factory=CompatibilityParameters)
-    # The term that keeps each label's volume.
     volume: VolumeParameters = field(default_factory=VolumeParameters)
-    # The iteration.
     mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)
-    # The cleaning of the label map.
     postprocess: PostprocessParameters = field(default_factory=PostprocessParameters)
-    # The reach of strokes.
     strokes: StrokesParameters = field(default_factory=StrokesParameters)
     # Names of the cases that `train-crf` learned the values on; empty if unknown.
     trained_on: tuple[str, ...] = ()
@@ -327,6 +319,9 @@ class CrfParameters:
                 kernels.append(kernel)
                 weights.append(values["weight"])
 
+        penalties: Any = self.compatibility.matrix
+        if penalties is None:
+            penalties = 1 - np.eye(num_labels, dtype=np.float32)
         bias = np.array(dict(tables)["mean_field"]["bias"], np.float32)
         mean_field = self.mean_field
         return ModelSpec(
@@ -340,7 +335,7 @@ class CrfParameters:
             ),
             MeanFieldSpec(
                 np.array(weights, np.float32).reshape(len(kernels), num_labels),
-                self.compatibility.penalties(num_labels),
+                np.asarray(penalties, np.float32),
                 mean_field.num_iterations,
                 mean_field.temperature,
                 mean_field.tolerance,

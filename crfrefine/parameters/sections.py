@@ -5,15 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, unknown_key
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # Far above any temperature that preserves the logits; the smallest usable one depends on these.
 MAX_TEMPERATURE = 1e6
@@ -191,14 +187,6 @@ class CompatibilityParameters(Section):
         "row: label of the neighbor, column: own label",
         needed_by=("kind", "matrix"),
     )
-
-    def penalties(self, num_labels: int) -> NDArray[np.float32]:
-        """Return the penalty matrix, (L, L)."""
-        import numpy as np
-
-        if self.matrix is None:
-            return 1 - np.eye(num_labels, dtype=np.float32)
-        return np.asarray(self.matrix, np.float32)
 
     def select_labels(self, labels: Sequence[int]) -> CompatibilityParameters:
         """Return the section with the rows and columns of these labels, in this order."""
