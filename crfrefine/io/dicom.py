@@ -640,11 +640,18 @@ def _items_of(file: Path | None, series: Path, first: Any) -> dict[int, Any]:
 
 
 def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
-    """Complete the header of a file for highdicom."""
+    """Complete the header of a file for highdicom; raise InputError if it cannot be."""
     if not source.get("SOPClassUID"):  # De-identification may empty it.
         class_of_modality = _CLASSES.get(source.get("Modality"), "")
         source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or class_of_modality
-    _require_references(file, source)
+    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
+    if lacking:
+        raise InputError(
+            f"{file}: a DICOM segmentation refers to its series, "
+            f"and this file has no {' and no '.join(lacking)}\n"
+            "  De-identification may replace these values, but not empty them: "
+            "set them in the files, or keep the NIfTI file."
+        )
     for keyword in _EXPECTED:
         source.setdefault(keyword, None)
     if "PerFrameFunctionalGroupsSequence" in source:
@@ -656,18 +663,6 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
     else:
         source.ImageOrientationPatient = first.ImageOrientationPatient  # Equal up to rounding.
         source.SliceThickness = source.get("SliceThickness") or f"{thickness or 1.0:.10g}"
-
-
-def _require_references(file: Path, source: Any) -> None:
-    """Raise InputError if a header lacks elements that a segmentation repeats."""
-    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
-    if lacking:
-        raise InputError(
-            f"{file}: a DICOM segmentation refers to its series, "
-            f"and this file has no {' and no '.join(lacking)}\n"
-            "  De-identification may replace these values, but not empty them: "
-            "set them in the files, or keep the NIfTI file."
-        )
 
 
 def _describe(number: int, label: int, name: str, item: Any) -> Any:

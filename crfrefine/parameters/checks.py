@@ -27,7 +27,7 @@ GONE_KEYS = {
 }
 _PLURALS = {"label": "labels", "modality": "modalities", "axis": "axes"}
 # Types of the values of a number, and what a message says of other types.
-_NUMBERS: dict[type, tuple[tuple[type, ...], str]] = {
+_NUMBERS: dict[type, tuple[Any, str]] = {
     int: ((int,), "expected a whole number,"),
     float: ((int, float), "expected a number,"),
 }
