@@ -229,7 +229,6 @@ class _Slice:
 
 
 def _slices(file: Path, dataset: Any) -> list[_Slice]:
-    """Return the slices of a file."""
     # The functional groups of each frame; a file of one slice has no frames.
     frames: Sequence[Any] = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
     if len(frames) != int(dataset.get("NumberOfFrames") or 1):
@@ -330,7 +329,6 @@ def read_series(path: Path) -> Series:
 
 
 def _require_one_series(path: Path, datasets: Mapping[Path, Any]) -> None:
-    """Raise InputError if the files are of several series."""
     file_of_series = {}
     for file, dataset in datasets.items():
         file_of_series[_text_of(dataset, "SeriesInstanceUID")] = file.name
@@ -586,7 +584,6 @@ def write(
 def _segmentation(
     labels: NDArray[Any], known: Mapping[int, str], series: Series, file: Path | None
 ) -> bytes:
-    """Return the file of a segmentation."""
     path = series.header.path
     sources = list(series.datasets.values())
     items = _items_of(file, path, sources[0])
@@ -643,11 +640,18 @@ def _items_of(file: Path | None, series: Path, first: Any) -> dict[int, Any]:
 
 
 def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
-    """Complete the header of a file for highdicom."""
+    """Complete the header of a file for highdicom; raise InputError if it cannot be."""
     if not source.get("SOPClassUID"):  # De-identification may empty it.
         class_of_modality = _CLASSES.get(source.get("Modality"), "")
         source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or class_of_modality
-    _require_references(file, source)
+    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
+    if lacking:
+        raise InputError(
+            f"{file}: a DICOM segmentation refers to its series, "
+            f"and this file has no {' and no '.join(lacking)}\n"
+            "  De-identification may replace these values, but not empty them: "
+            "set them in the files, or keep the NIfTI file."
+        )
     for keyword in _EXPECTED:
         source.setdefault(keyword, None)
     if "PerFrameFunctionalGroupsSequence" in source:
@@ -659,18 +663,6 @@ def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
     else:
         source.ImageOrientationPatient = first.ImageOrientationPatient  # Equal up to rounding.
         source.SliceThickness = source.get("SliceThickness") or f"{thickness or 1.0:.10g}"
-
-
-def _require_references(file: Path, source: Any) -> None:
-    """Raise InputError if a header lacks elements that a segmentation repeats."""
-    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
-    if lacking:
-        raise InputError(
-            f"{file}: a DICOM segmentation refers to its series, "
-            f"and this file has no {' and no '.join(lacking)}\n"
-            "  De-identification may replace these values, but not empty them: "
-            "set them in the files, or keep the NIfTI file."
-        )
 
 
 def _describe(number: int, label: int, name: str, item: Any) -> Any:

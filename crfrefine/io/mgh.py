@@ -118,6 +118,5 @@ def _geometry_to_write(path: Path, like: Volume, shape: tuple[int, ...]) -> Any:
 def _converted(
     blocks: Iterable[bytes], dtype: np.dtype[Any], stored: np.dtype[Any]
 ) -> Iterator[bytes]:
-    """Yield blocks of values of a type in another one."""
     for block in blocks:
         yield np.frombuffer(block, dtype).astype(stored).tobytes()

@@ -145,15 +145,17 @@ def _form_of(block: bytes, path: Path) -> _Form:
 def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -> VolumeHeader:
     """Return the header in the first bytes of a file, whose voxels may be in another one."""
     header = _repaired_header(block, path, form)
-    grid_shape, num_channels = _grid_and_channels(header, path)
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+    shape = tuple(int(size) for size in header.get_data_shape())
+    time_steps, channels = (*shape, 1, 1, 1, 1)[3:5]
+    is_split = time_steps == 1 or channels == 1
+    if not shape or min(shape) < 1 or not is_split or max(shape[5:], default=1) > 1:
         raise UnsupportedFormatError(
-            f"{path}: voxels of type {shorten(dtype)} are not supported: "
-            "expected integers or floats of at most 64 bits\n"
-            "  Split colors into channels, export the magnitude of complex numbers, "
-            "or convert the voxels to float32."
+            f"{path}: its shape {shape} cannot be split into grid and channels\n"
+            "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
         )
+    if len(shape) == 1:
+        shape = (*shape, 1)
+    grid_shape = shape[:3]
     try:
         geometry = _geometry_of(header, grid_shape)
     except ValueError as error:
@@ -167,6 +169,7 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
         offset = int(header.single_vox_offset)
     slope = float(slope or 1.0)
     intercept = float(intercept or 0.0)
+    dtype = header.get_data_dtype()
     source = streams.VoxelSource(
         voxels, encoding, dtype, offset=offset, slope=slope, intercept=intercept
     )
@@ -176,12 +179,9 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
         source,
         file_format,
         grid_shape,
-        num_channels,
-        geometry.affine,
-        qform=geometry.qform,
+        time_steps * channels,
         template=header,
-        notes=geometry.notes,
-        details=geometry.details,
+        **geometry._asdict(),
     )
 
 
@@ -192,7 +192,7 @@ def _repaired_header(block: bytes, path: Path, form: _Form) -> Any:
     try:
         header = getattr(nibabel, form.image_class).header_class(block[: form.length], check=False)
         header.check_fix(logger=_quiet, error_level=40)
-        header.get_data_dtype()
+        dtype = header.get_data_dtype()
         header.get_slope_inter()
     except (nibabel.spatialimages.HeaderDataError, OverflowError) as error:
         raise UnsupportedFormatError(f"{path}: damaged NIfTI header: {error}") from None
@@ -205,22 +205,14 @@ def _repaired_header(block: bytes, path: Path, form: _Form) -> Any:
             f"{path}: damaged NIfTI header: scl_slope {slope}, vox_offset {offset}; "
             "expected a finite slope, and an offset of 0 or more bytes"
         )
-    return header
-
-
-def _grid_and_channels(header: Any, path: Path) -> tuple[tuple[int, ...], int]:
-    """Return the grid and the number of channels: (x, y, z, channel), or ITK's fifth axis."""
-    shape = tuple(int(size) for size in header.get_data_shape())
-    time_steps, channels = (*shape, 1, 1, 1, 1)[3:5]
-    is_split = time_steps == 1 or channels == 1
-    if not shape or min(shape) < 1 or not is_split or max(shape[5:], default=1) > 1:
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise UnsupportedFormatError(
-            f"{path}: its shape {shape} cannot be split into grid and channels\n"
-            "  Expected (x, y, z), (x, y, z, channel) or (x, y, z, 1, channel)."
+            f"{path}: voxels of type {shorten(dtype)} are not supported: "
+            "expected integers or floats of at most 64 bits\n"
+            "  Split colors into channels, export the magnitude of complex numbers, "
+            "or convert the voxels to float32."
         )
-    if len(shape) == 1:
-        shape = (*shape, 1)
-    return shape[:3], time_steps * channels
+    return header
 
 
 class _Geometry(NamedTuple):

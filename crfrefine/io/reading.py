@@ -19,17 +19,10 @@ from crfrefine.base.failures import reading
 from crfrefine.base.geometry import Reorientation, reorientation, reverse_grid
 from crfrefine.base.limits import MAX_LABEL, require_few_labels, run_ahead, run_all
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, UnsupportedFormatError
-from crfrefine.io import paths
+from crfrefine.io import paths, streams
 from crfrefine.io.npz import in_fortran_order
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, Format
-from crfrefine.io.streams import (
-    GZIP_ENDINGS,
-    BlockReader,
-    Decoder,
-    VoxelSource,
-    allocate_array,
-    open_bytes,
-)
+from crfrefine.io.streams import Decoder, allocate_array
 from crfrefine.io.volume import (
     MAX_BYTES,
     FileState,
@@ -110,7 +103,7 @@ def _wrong_name_of(header: VolumeHeader, actual: Format) -> str | None:
         return None
     # The file is compressed as a whole, or not at all.
     is_gzip = source.encoding == "gzip"
-    if is_gzip == path.name.lower().endswith(GZIP_ENDINGS):
+    if is_gzip == path.name.lower().endswith(streams.GZIP_ENDINGS):
         return None
     if is_gzip:
         return "the file is compressed, although its name says otherwise"
@@ -137,15 +130,16 @@ def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[D
             if header.turned is not None:
                 stored, turn = header.turned
                 in_file = files.enter_context(open_voxels(stored, allows_nan=allows_nan))
-                blocks = BlockReader(_turned_blocks(in_file, stored, turn))
-                in_memory = VoxelSource(stored.path, "raw", in_file.kept_type)
+                blocks = streams.BlockReader(_turned_blocks(in_file, stored, turn))
+                in_memory = streams.VoxelSource(stored.path, "raw", in_file.kept_type)
                 decoder = Decoder(blocks, in_memory, header.stored_shape)
             elif source is None:
                 code = import_module(paths.FORMAT_OF_NAME[header.family].module)
                 decoder = files.enter_context(code.open_voxels(header))
             else:
-                stream = open_bytes(source.path, source.encoding, source.start, source.offset)
-                decoder = Decoder(files.enter_context(stream), source, header.stored_shape)
+                place = (source.path, source.encoding, source.start, source.offset)
+                reader = files.enter_context(streams.open_bytes(*place))
+                decoder = Decoder(reader, source, header.stored_shape)
             decoder.allows_nan = allows_nan
             yield decoder
     except CrfRefineError:
@@ -178,22 +172,15 @@ def with_channel_axis(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
     geometry over a volume (x, y, z) has one channel. Any other header is returned as it is.
     """
     is_plane = (*grid.grid_shape, 1)[2] == 1
-    if header.affine is None and not is_plane:
-        return _array_on(header, grid)
+    whole = (*header.grid_shape, header.num_channels)
+    if header.affine is None and not is_plane and whole == grid.grid_shape:
+        array = replace(header, grid_shape=whole, num_channels=1, turned=None)
+        if header.turned is None:
+            return array
+        return in_fortran_order(array)
     if header.affine is not None and is_plane:
         return _plane_on(header, grid)
     return header
-
-
-def _array_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:
-    """Return the header of an array, which has no channel axis if its shape is the grid's."""
-    whole = (*header.grid_shape, header.num_channels)
-    if whole != grid.grid_shape:
-        return header
-    array = replace(header, grid_shape=whole, num_channels=1, turned=None)
-    if header.turned is None:
-        return array
-    return in_fortran_order(array)
 
 
 def _plane_on(header: VolumeHeader, grid: VolumeHeader) -> VolumeHeader:

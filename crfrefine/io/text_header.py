@@ -25,6 +25,7 @@ MAX_FIELD = 1 << 16  # characters of a field that is interpreted
 
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _WHOLE_NUMBER = re.compile("[+-]?[0-9]{1,18}")  # No file is larger.
+_NO_TEXT = {b"\0": "zero byte", b"\r": "carriage return before its end"}
 _FLAGS = {
     **dict.fromkeys(("true", "t", "1", "yes"), True),
     **dict.fromkeys(("false", "f", "0", "no"), False),
@@ -45,21 +46,13 @@ def header_lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
                     f"{MAX_LINES} lines; damaged, or another format"
                 )
             line = line.rstrip(b"\r\n")
-            _require_text(path, number, line)
+            # Readers interpret a carriage return as a line break, or as white space.
+            for character, name in _NO_TEXT.items():
+                if character in line:
+                    raise UnsupportedFormatError(
+                        f"{path}: damaged header: line {number} holds a {name}; expected text"
+                    )
             yield number, line, offset
-
-
-def _require_text(path: Path, number: int, line: bytes) -> None:
-    """Raise UnsupportedFormatError for characters that readers interpret in different ways."""
-    if b"\0" in line:
-        wrong = "zero byte"
-    elif b"\r" in line:  # Some readers treat it as a line break, others as white space.
-        wrong = "carriage return before its end"
-    else:
-        return
-    raise UnsupportedFormatError(
-        f"{path}: damaged header: line {number} holds a {wrong}; expected text"
-    )
 
 
 class Fields(dict[str, str]):

@@ -26,6 +26,11 @@ GONE_KEYS = {
     "mean_field.damping": "each step is the plain parallel update",
 }
 _PLURALS = {"label": "labels", "modality": "modalities", "axis": "axes"}
+# Types of the values of a number, and what a message says of other types.
+_NUMBERS: dict[type, tuple[Any, str]] = {
+    int: ((int,), "expected a whole number,"),
+    float: ((int, float), "expected a number,"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,19 @@ class Rule:
         if self.per is not None and self.is_list(value):
             return self._check_list(value, key)
         if self.shape == "pair":
-            return self._check_pair(value, key)
+            if not isinstance(value, list | tuple) or len(value) != 2:
+                raise ConfigError(
+                    f"{key}: expected two numbers [low, high], got {shorten_value(value)}"
+                )
+            number = replace(self, per=None, shape="single")
+            low = number.check(value[0], f"{key}[0]")
+            high = number.check(value[1], f"{key}[1]")
+            if low >= high:
+                raise ConfigError(
+                    f"{key}: the first number must be smaller than the second, "
+                    f"got {shorten_value(value)}"
+                )
+            return low, high
         expected = self._expected_instead(value)
         if expected is not None:
             raise ConfigError(f"{key}: {expected} got {shorten_value(value)}")
@@ -70,20 +87,7 @@ class Rule:
             return len(value) > 0 and all(isinstance(entry, list | tuple) for entry in value)
         return True
 
-    def spread(self, value: Any, size: int, key: str) -> Any:
-        """Return a value for each of `size` labels, modalities or axes; a matrix stays as it is.
-
-        Raises ConfigError for a list of another length.
-        """
-        if self.is_list(value):
-            if len(value) != size:
-                raise self._wrong_length(len(value), size, key)
-            return value
-        if self.shape == "matrix":
-            return value
-        return (value,) * size
-
-    def _wrong_length(self, length: int, size: int, key: str) -> ConfigError:
+    def wrong_length(self, length: int, size: int, key: str) -> ConfigError:
         """Return the error for a list that does not have one value per label, modality or axis."""
         found = f"has {counted(length, 'value')}"
         if self.shape == "matrix":
@@ -111,37 +115,16 @@ class Rule:
             checked.append(other_rule.check(values[index], f"{key}[{index}]"))
         return tuple(checked)
 
-    def _check_pair(self, value: Any, key: str) -> tuple[float, float]:
-        if not isinstance(value, list | tuple) or len(value) != 2:
-            raise ConfigError(
-                f"{key}: expected two numbers [low, high], got {shorten_value(value)}"
-            )
-        number = replace(self, per=None, shape="single")
-        low = number.check(value[0], f"{key}[0]")
-        high = number.check(value[1], f"{key}[1]")
-        if low >= high:
-            raise ConfigError(
-                f"{key}: the first number must be smaller than the second, "
-                f"got {shorten_value(value)}"
-            )
-        return low, high
-
     def _expected_instead(self, value: Any) -> str | None:
-        """Return what was expected instead of a single value, for messages; None if it is right."""
+        """Return what a message says was expected; None if the single value is allowed."""
         if self.kind is bool:
             return None if isinstance(value, bool) else "expected true or false,"
         if self.kind is str:
-            is_word = isinstance(value, str) and value in self.words
-            return None if is_word else f"expected one of {', '.join(self.words)};"
-        return self._number_instead(value)
+            return None if value in self.words else f"expected one of {', '.join(self.words)};"
 
-    def _number_instead(self, value: Any) -> str | None:
-        """Return what was expected instead of a number, for messages; None if it is right."""
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if self.kind is int and (not is_number or isinstance(value, float)):
-            return "expected a whole number,"
-        if not is_number:
-            return "expected a number,"
+        types, expected = _NUMBERS[self.kind]
+        if isinstance(value, bool) or not isinstance(value, types):
+            return expected
         if not abs(value) <= sys.float_info.max:  # also NaN
             return "expected a finite number,"
         if not self.low <= value <= self.high or (self.low_open and value == self.low):
@@ -149,7 +132,6 @@ class Rule:
         return None
 
     def _range_text(self) -> str:
-        """Return the range of numbers, such as "at least 1 and at most 100"."""
         text = f"at least {self.low:g}"
         if self.low_open:
             text = f"greater than {self.low:g}"
@@ -160,7 +142,7 @@ class Rule:
 
 
 def _check_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
-    """Return a square matrix with a zero diagonal, (L, L); raises ConfigError for another value."""
+    """Return a square matrix with a zero diagonal, (L, L)."""
     if not _is_square(value):
         raise ConfigError(
             f"{key}: expected a square matrix [[...], ...], got {shorten_value(value)}"
@@ -180,7 +162,6 @@ def _check_matrix(value: Any, key: str) -> tuple[tuple[float, ...], ...]:
 
 
 def _is_square(value: Any) -> bool:
-    """Return whether a value is a list of lists that are as long as itself."""
     if not isinstance(value, list | tuple) or not value:
         return False
     return all(isinstance(row, list | tuple) and len(row) == len(value) for row in value)
@@ -198,10 +179,11 @@ def unknown_key(key: object, known: Collection[str]) -> ConfigError:
     entries = [name.partition(".")[2] for name in known if name.startswith(f"{table}.")]
 
     proposals = [name for name in known if name.endswith(f".{key}")]
-    if not proposals and entries:
-        proposals = difflib.get_close_matches(entry[:MAX_CHARACTERS], entries, n=1)
-    elif not proposals:
-        proposals = difflib.get_close_matches(key[:MAX_CHARACTERS], list(known), n=1)
+    if not proposals:
+        if entries:
+            proposals = difflib.get_close_matches(entry[:MAX_CHARACTERS], entries, n=1)
+        else:
+            proposals = difflib.get_close_matches(key[:MAX_CHARACTERS], list(known), n=1)
 
     if proposals:
         hint = f"did you mean {' or '.join(map(repr, proposals))}?"

@@ -63,28 +63,20 @@ class CrfParameters:
         crfrefine.errors.ConfigError: theta_beta: unknown key; did you mean 'bilateral.theta_beta'?
     """
 
-    # Normalization of the image.
     intensity: IntensityParameters = field(default_factory=IntensityParameters)
-    # The appearance kernels.
     bilateral: tuple[BilateralParameters, ...] = (BilateralParameters(),)
-    # The smoothness kernel.
     spatial: SpatialParameters = field(default_factory=SpatialParameters)
-    # The penalty matrix.
     compatibility: CompatibilityParameters = field(default_factory=CompatibilityParameters)
-    # The term that keeps each label's volume.
     volume: VolumeParameters = field(default_factory=VolumeParameters)
-    # The iteration.
     mean_field: MeanFieldParameters = field(default_factory=MeanFieldParameters)
-    # The cleaning of the label map.
     postprocess: PostprocessParameters = field(default_factory=PostprocessParameters)
-    # The reach of strokes.
     strokes: StrokesParameters = field(default_factory=StrokesParameters)
     # Names of the cases that `train-crf` learned the values on; empty if unknown.
     trained_on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         kernels = values_of(self.bilateral)
-        if not _are_all(kernels, BilateralParameters) or not kernels:
+        if not kernels or not all(isinstance(kernel, BilateralParameters) for kernel in kernels):
             raise ConfigError(
                 "bilateral: expected one kernel or several; "
                 "to switch the term off, set bilateral.weight = 0"
@@ -100,12 +92,12 @@ class CrfParameters:
                 "compatibility.matrix: not used by compatibility.kind = 'potts'; "
                 "set compatibility.kind = 'matrix' too"
             )
-        if not _are_all(self.trained_on, str):
+        cases = self.trained_on
+        if not isinstance(cases, list | tuple) or not all(isinstance(case, str) for case in cases):
             raise ConfigError(
-                f"{TRAINED_ON}: expected a list of names of cases, "
-                f"got {shorten_value(self.trained_on)}"
+                f"{TRAINED_ON}: expected a list of names of cases, got {shorten_value(cases)}"
             )
-        object.__setattr__(self, TRAINED_ON, tuple(self.trained_on))
+        object.__setattr__(self, TRAINED_ON, tuple(cases))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> CrfParameters:
@@ -157,7 +149,8 @@ class CrfParameters:
             if name == "bilateral":
                 tables = values_of(value)
                 kernels = []
-                for kernel, prefix in zip(tables, _kernel_prefixes(len(tables)), strict=True):
+                for number, kernel in enumerate(tables):
+                    prefix = f"{name}.{number}" if len(tables) > 1 else name
                     kernels.append(section_of(BilateralParameters, kernel, prefix))
                 sections[name] = tuple(kernels)
             elif name in SECTIONS:
@@ -244,8 +237,8 @@ class CrfParameters:
         """Yield the tables of the file in their order: name, prefix of its keys, content."""
         for name in SECTIONS:
             if name == "bilateral":
-                prefixes = _kernel_prefixes(len(self.bilateral))
-                for prefix, kernel in zip(prefixes, self.bilateral, strict=True):
+                for number, kernel in enumerate(self.bilateral):
+                    prefix = f"{name}.{number}" if len(self.bilateral) > 1 else name
                     yield name, prefix, kernel
             else:
                 yield name, name, getattr(self, name)
@@ -326,6 +319,9 @@ class CrfParameters:
                 kernels.append(kernel)
                 weights.append(values["weight"])
 
+        penalties: Any = self.compatibility.matrix
+        if penalties is None:
+            penalties = 1 - np.eye(num_labels, dtype=np.float32)
         bias = np.array(dict(tables)["mean_field"]["bias"], np.float32)
         mean_field = self.mean_field
         return ModelSpec(
@@ -339,7 +335,7 @@ class CrfParameters:
             ),
             MeanFieldSpec(
                 np.array(weights, np.float32).reshape(len(kernels), num_labels),
-                self.compatibility.penalties(num_labels),
+                np.asarray(penalties, np.float32),
                 mean_field.num_iterations,
                 mean_field.temperature,
                 mean_field.tolerance,
@@ -366,18 +362,6 @@ def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameter
     )
 
 
-def _are_all(values: object, kind: type) -> bool:
-    """Return whether values are a list or a tuple, and all of a kind."""
-    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
-
-
-def _kernel_prefixes(num_kernels: int) -> list[str]:
-    """Return the prefix of each kernel's keys; it has a number if there are several kernels."""
-    if num_kernels == 1:
-        return ["bilateral"]
-    return [f"bilateral.{number}" for number in range(num_kernels)]
-
-
 def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
     """Set the value of a dotted key in a table as of `to_dict`; raises ConfigError if unknown."""
     match = _DOTTED_KEY.fullmatch(key)
@@ -392,7 +376,7 @@ def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
 
     kernels = table[name]
     if number is None and len(kernels) > 1:
-        keys = [f"{prefix}.{entry}" for prefix in _kernel_prefixes(len(kernels))]
+        keys = [f"bilateral.{index}.{entry}" for index in range(len(kernels))]
         raise ConfigError(
             f"{shorten(key)}: there are {len(kernels)} kernels; say which: {listed(keys)}"
         )

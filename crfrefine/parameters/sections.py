@@ -5,15 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from crfrefine.base.text import shorten_value
 from crfrefine.errors import ConfigError
 from crfrefine.parameters.checks import MAX_COUNT, MAX_PENALTY, Rule, unknown_key
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # Far above any temperature that preserves the logits; the smallest usable one depends on these.
 MAX_TEMPERATURE = 1e6
@@ -59,11 +55,6 @@ class Section:
             checked = entry.metadata["rule"].check(value, f"{self.section}.{entry.name}")
             object.__setattr__(self, entry.name, checked)
 
-    @classmethod
-    def keys(cls) -> list[str]:
-        """Return the dotted keys of the table."""
-        return [f"{cls.section}.{entry.name}" for entry in dataclasses.fields(cls)]
-
     def spread(self, sizes: Mapping[str, int], prefix: str = "") -> dict[str, Any]:
         """Return the values by key, with a value per "label", "modality" or "axis" of `sizes`.
 
@@ -76,7 +67,12 @@ class Section:
             rule: Rule = entry.metadata["rule"]
             if rule.per is not None and rule.per in sizes:
                 key = f"{prefix or self.section}.{entry.name}"
-                value = rule.spread(value, sizes[rule.per], key)
+                size = sizes[rule.per]
+                if not rule.is_list(value):
+                    if rule.shape != "matrix":
+                        value = (value,) * size
+                elif len(value) != size:
+                    raise rule.wrong_length(len(value), size, key)
             values[entry.name] = value
         return values
 
@@ -191,14 +187,6 @@ class CompatibilityParameters(Section):
         "row: label of the neighbor, column: own label",
         needed_by=("kind", "matrix"),
     )
-
-    def penalties(self, num_labels: int) -> NDArray[np.float32]:
-        """Return the penalty matrix, (L, L)."""
-        import numpy as np
-
-        if self.matrix is None:
-            return 1 - np.eye(num_labels, dtype=np.float32)
-        return np.asarray(self.matrix, np.float32)
 
     def select_labels(self, labels: Sequence[int]) -> CompatibilityParameters:
         """Return the section with the rows and columns of these labels, in this order."""
@@ -333,7 +321,7 @@ SECTIONS: dict[str, type[Section]] = {kind.section: kind for kind in Section.__s
 # All dotted keys, in the order of the file.
 KEYS: list[str] = []
 for _section in SECTIONS.values():
-    KEYS += _section.keys()
+    KEYS += [f"{_section.section}.{_entry.name}" for _entry in dataclasses.fields(_section)]
 
 
 def section_of(kind: type[Section], table: Any, prefix: str) -> Section:

@@ -34,13 +34,6 @@ class KernelSpec:
     # theta_beta of each modality; None for the spatial kernel.
     theta_intensity: tuple[float, ...] | None = None
 
-    @property
-    def reach(self) -> float:
-        """The number of bandwidths at which the kernel ends."""
-        if self.theta_intensity is None:
-            return SPATIAL_REACH
-        return REACH
-
 
 @dataclass(frozen=True)
 class KernelSetSpec:
@@ -106,8 +99,11 @@ class KernelSetSpec:
         steps = self.distances(spacing)
         extents = shape[num_further:]
         for axis, (step, extent) in enumerate(zip(steps, extents, strict=True)):
-            widths = [kernel.reach * kernel.theta_position[axis] / step for kernel in self.kernels]
-            reach.append(math.ceil(min(max(widths, default=0.0), extent - 1)))
+            widest = 0.0
+            for kernel in self.kernels:
+                num_bandwidths = SPATIAL_REACH if kernel.theta_intensity is None else REACH
+                widest = max(widest, num_bandwidths * kernel.theta_position[axis] / step)
+            reach.append(math.ceil(min(widest, extent - 1)))
         return tuple(reach)
 
 
