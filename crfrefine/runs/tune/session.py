@@ -111,16 +111,14 @@ class Session:
         if drawn is not None:
             self._num_labels = max(self._num_labels, int(drawn.labels.max()) + 1)
         self._labels = self._titles_of_labels()
-        self._regions = options.regions  # The table has a row for each.
-        scheme = self.case.regions
-        if not self._regions and scheme is not None:
-            self._regions = tuple(map(Region, scheme.names, scheme.labels))
+        self._regions = self._scored_regions()
 
         # (*grid), as in a file of strokes; the array of an older state stays as it is.
         self.strokes = self._array_of(drawn)
         self._undoing: list[_Change] = []
         self._redoing: list[_Change] = []
         self._strokes_lock = threading.Lock()
+        self._saving_lock = threading.Lock()
         self.shown = Shown()
         # The newest labels of the whole case, and those before the last stroke.
         self._whole: Array | None = None
@@ -139,6 +137,13 @@ class Session:
             values = np.where(drawn.labels == 0, BACKGROUND, drawn.labels)
             strokes[tuple(drawn.positions)] = values
         return strokes
+
+    def _scored_regions(self) -> tuple[Region, ...]:
+        """Return the regions that have a row in the table: those of the options, or channels."""
+        scheme = self.case.regions
+        if self._options.regions or scheme is None:
+            return self._options.regions
+        return tuple(map(Region, scheme.names, scheme.labels))
 
     def _titles_of_labels(self) -> list[str]:
         titles = self._inputs.names.titles
@@ -294,6 +299,10 @@ class Session:
         if corrections is None:
             raise ConfigError("no folder to save to: start with --corrections FOLDER")
         parameters = self.parameters(preset, changes)
+        with self._saving_lock:  # The two files belong together.
+            return self._save_case(corrections, parameters)
+
+    def _save_case(self, corrections: Corrections, parameters: CrfParameters) -> dict[str, Any]:
         strokes = self.strokes
         with self._whole_lock:
             labels = self._refiner.refine(parameters, strokes=self._strokes_of(strokes)).label_map

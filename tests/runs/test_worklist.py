@@ -1,0 +1,226 @@
+"""The cases of the page: which one is open, which is read ahead, and what is saved of each."""
+
+import json
+import os
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cli_helpers import run_here
+from tune_helpers import (
+    Page,
+    missing_server,
+    open_page,
+    options_for,
+    whole_result,
+    write_labeled,
+)
+
+from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.io import read_volume
+from crfrefine.runs.tune.case import CaseRefiner
+from crfrefine.runs.tune.finding import CORRECTED, SAVED, UNTOUCHED, Corrections
+from crfrefine.runs.tune.session import Session
+from crfrefine.runs.tune.worklist import Worklist
+
+STROKE = {"plane": 1, "place": [4, 5, 6], "voxels": [5 + 15 * 2, 6 + 15 * 2], "value": 3}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_labeled(tmp_path_factory.mktemp("cases"), "a", "b", "c")
+
+
+@pytest.fixture
+def options(folders, tmp_path):
+    return replace(options_for(*folders), corrections=tmp_path / "corrections")
+
+
+@pytest.fixture
+def worklist(options):
+    worklist = Worklist(options)
+    yield worklist
+    worklist.end()
+
+
+def states(worklist):
+    return [entry["state"] for entry in worklist.describe()["cases"]]
+
+
+def wait_for_count(worklist):
+    worklist._counting.result(60)
+    return [entry["changed"] for entry in worklist.describe()["cases"]]
+
+
+def test_cases_have_a_state_and_reopened_ones_their_strokes(worklist, options):
+    assert states(worklist) == [UNTOUCHED] * 3
+    session = worklist.session(0)
+    session.draw(**STROKE)
+    assert states(worklist) == [CORRECTED, UNTOUCHED, UNTOUCHED]
+    session.save_case("", {})
+    drawn = session.strokes
+    whole_result(session)
+    assert worklist.open(2)["open"] == 2
+    assert states(worklist) == [SAVED, UNTOUCHED, UNTOUCHED]
+    worklist.session(2).draw(**STROKE)
+    assert states(worklist)[2] == CORRECTED
+    worklist.open(0)  # What was not saved of the other case is gone.
+    assert states(worklist) == [SAVED, UNTOUCHED, UNTOUCHED]
+    reopened = worklist.session(0)
+    assert reopened is not session
+    np.testing.assert_array_equal(reopened.strokes, drawn)
+    whole_result(reopened)
+    refined = read_volume(Corrections.of_case("a", options.corrections).refined).data
+    np.testing.assert_array_equal(reopened.shown[0], refined)
+    with pytest.raises(InputError, match="another case is open now, a"):
+        worklist.session(2)
+
+
+def test_a_result_older_than_the_strokes_is_not_saved(options, worklist):
+    """As after a kill between the two files."""
+    session = worklist.session(0)
+    session.draw(**STROKE)
+    session.save_case("", {})
+    files = Corrections.of_case("a", options.corrections)
+    assert files.state == SAVED
+    os.utime(files.refined, ns=(0, files.strokes.stat().st_mtime_ns - 1))
+    assert files.state == CORRECTED
+    files.refined.unlink()
+    assert files.state == CORRECTED
+
+
+def test_the_case_read_ahead_opens_with_its_result_and_is_read_once(worklist, monkeypatch):
+    worklist.read_ahead(1)
+    number, future = worklist._ahead
+    session = future.result(60)
+    assert number == 1
+    worklist.read_ahead(1)
+    assert worklist._ahead == (1, future)
+    expected = session.shown[0]
+    assert expected is not None
+    monkeypatch.setattr(CaseRefiner, "refine", None)
+    worklist.open(1)
+    assert worklist.session(1) is session
+    assert whole_result(session)["is_whole"]
+    assert session.shown[0] is expected
+
+
+def test_a_case_is_not_read_ahead_where_memory_is_for_one(options):
+    worklist = Worklist(options)
+    limited = replace(options.inputs, max_memory=1)
+    worklist._options = replace(options, inputs=limited)
+    try:
+        worklist.read_ahead(1)
+        assert worklist._ahead[1].result(60) is None
+    finally:
+        worklist.end()
+
+
+def test_a_case_that_cannot_be_read_leaves_the_open_one_open(tmp_path):
+    folders, labels = write_labeled(tmp_path, "a", "b")
+    damaged = folders.images / "b_0000.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    worklist = Worklist(options_for(folders, labels))
+    try:
+        session = worklist.session(0)
+        worklist.read_ahead(1)
+        for number, text in ((1, "b_0000"), (2, "no such case"), (-1, "no such case")):
+            with pytest.raises(CrfRefineError, match=text):
+                worklist.open(number)
+            assert worklist.session(0) is session
+        assert whole_result(session)["is_whole"]
+        worklist.count_changes("", {})
+        changed = wait_for_count(worklist)
+        assert changed[0] > 0
+        assert changed[1] is None
+    finally:
+        worklist.end()
+
+
+def test_changes_are_counted_as_infer_counts_them(worklist, folders, options, tmp_path):
+    changes = {"bilateral.weight": 6.0}
+    worklist.count_changes("", changes)
+    counted = wait_for_count(worklist)
+    (tmp_path / "p.toml").write_text(options.inputs.parameters.replace(**changes).to_toml())
+    inputs = ("-i", folders[0].images, "-p", folders[0].logits, "-c", tmp_path / "p.toml")
+    summary = tmp_path / "summary.json"
+    run_here("infer", *inputs, "-o", tmp_path / "out", "--summary", summary, status=0)
+    cases = json.loads(summary.read_text())["cases"]
+    assert counted == [case["voxels_changed"] for case in cases]
+    assert len(set(counted)) > 1
+
+
+def test_counting_gives_way_to_a_stroke_and_ends_with_the_page(worklist, monkeypatch):
+    begun = threading.Event()
+    count = Worklist._count_changed
+
+    def counted(self, number, parameters):
+        begun.set()
+        return count(self, number, parameters)
+
+    monkeypatch.setattr(Worklist, "_count_changed", counted)
+    worklist.session(0)._num_computing = 1  # as while a request waits for its result
+    worklist.count_changes("", {})
+    assert begun.wait(60)
+    assert not worklist.describe()["cases"][0]["is_counted"]
+    worklist.end()
+    worklist._counting.result(60)
+    assert not worklist.describe()["cases"][0]["is_counted"]
+
+
+@pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
+def test_requests_in_parallel_leave_a_whole_state(folders, tmp_path):
+    """Strokes of several tabs at once are all drawn, and a case saved meanwhile is whole."""
+    arguments = ("-i", folders[0].images, "-p", folders[0].logits)
+    with open_page(*arguments, "--corrections", tmp_path) as page:
+        first_voxels = range(0, 15 * 11, 11)
+
+        def draw(voxel):
+            page.json("case/0/draw", {**STROKE, "voxels": [voxel]})
+            page.json("case/0/save-case", {"preset": "", "changes": {}})
+
+        threads = [threading.Thread(target=draw, args=(voxel,)) for voxel in first_voxels]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert page.json("case/0/undo", {})["drawn"] == len(first_voxels) - 1
+    strokes = read_volume(tmp_path / "strokes" / "a.nii.gz").data
+    assert 0 < np.count_nonzero(strokes) <= len(first_voxels)
+    inputs = ("-c", "default", "--strokes", tmp_path / "strokes", "-o", tmp_path / "out")
+    run_here("infer", *arguments, *inputs, "--threads", 1, status=0)
+    refined = read_volume(tmp_path / "refined" / "a.nii.gz").data
+    np.testing.assert_array_equal(refined, read_volume(tmp_path / "out" / "a.nii.gz").data)
+
+
+@pytest.mark.skipif(bool(missing_server()), reason=missing_server() or "there is a server")
+def test_a_kill_while_saving_leaves_whole_files(folders, tmp_path):
+    arguments = ("-i", folders[0].images, "-p", folders[0].logits)
+    for delay in (0.0, 0.01, 0.03):
+        with open_page(*arguments, "--corrections", tmp_path) as page:
+            page.json("case/0/draw", STROKE)
+            saving = threading.Thread(target=_save, args=(page,))
+            saving.start()
+            threading.Event().wait(delay)
+            page.process.kill()
+            saving.join(60)
+        for path in tmp_path.rglob("*.nii.gz"):
+            assert read_volume(path).data.any()
+        state = Corrections.of_case("a", tmp_path).state
+        assert state in (UNTOUCHED, CORRECTED, SAVED)
+        with open_page(*arguments, "--corrections", tmp_path) as page:
+            assert page.json("cases")["cases"][0]["state"] == state
+
+
+def _save(page: Page):
+    try:
+        page.json("case/0/save-case", {"preset": "", "changes": {}})
+    except (OSError, AssertionError):  # The program is killed meanwhile.
+        return
+
+
+def test_a_session_of_one_case_needs_no_list(options):
+    session = Session(options)
+    assert session.case.case_id == "a"
+    session.end()
