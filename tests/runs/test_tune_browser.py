@@ -52,6 +52,7 @@ def page(running, tmp_path):
     driver = webdriver.Chrome(
         options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))
     )
+    driver.page = running
     try:
         driver.get(running.address)
         wait_until_done(driver)
@@ -107,15 +108,31 @@ def number(driver):
     return int(driver.execute_script("return document.body.dataset.number"))
 
 
-def picture(driver):
-    """The pixels of the first plane, once it is drawn."""
-    wait(driver, "!document.querySelector('img[aria-busy=true]')")
-    return driver.execute_script(
-        "const image = document.querySelector('.plane img'), canvas = "
-        "document.createElement('canvas');"
-        "Object.assign(canvas, { width: image.naturalWidth, height: image.naturalHeight });"
-        "canvas.getContext('2d').drawImage(image, 0, 0); return canvas.toDataURL()"
+def picture(driver, number=0):
+    """The pixels of a plane, once it is drawn."""
+    wait(driver, "!document.querySelector('.plane canvas[aria-busy=true]')")
+    return driver.execute_async_script(
+        "const [number, done] = arguments; requestAnimationFrame(() => requestAnimationFrame(() => "
+        "done(document.querySelectorAll('.plane canvas')[number].toDataURL())))",
+        number,
     )
+
+
+# Where voxels of a plane, (across, up), lie in the window, unless the plane is enlarged.
+PLACES = """
+    const [number, { size, steps }, voxels] = arguments;
+    const box = document.querySelectorAll('.plane canvas')[number].getBoundingClientRect();
+    const scale = Math.min(box.width / (size[0] * steps[0]), box.height / (size[1] * steps[1]));
+    const left = box.left + (box.width - size[0] * steps[0] * scale) / 2;
+    const bottom = box.bottom - (box.height - size[1] * steps[1] * scale) / 2;
+    return voxels.map(([x, y]) => [left + (x + 0.5) * steps[0] * scale,
+        bottom - (y + 0.5) * steps[1] * scale]);
+"""
+
+
+def places_of(driver, number, voxels):
+    spec = driver.page.json("case/0/describe")["planes"][number]
+    return driver.execute_script(PLACES, number, spec, voxels)
 
 
 def dice(driver):
@@ -163,26 +180,25 @@ def test_sliders_change_what_is_shown_and_saved(page, running, saved):
     wait(page, "document.querySelector('#saved').textContent.startsWith('saved')")
     assert saved.read_text() == shown
 
+    # What is shown is chosen by boxes, selects and sliders.
     seen = [picture(page)]
-    for selector in ("#show-refined", "#show-changes", "#show-reference", "#no-labels"):
+    for selector in ("#show-refined", "#show-reference", "#no-labels"):
         page.find_element("css selector", selector).click()
+        seen.append(picture(page))
+    page.find_element("id", "all-labels").click()
+    for name, value in (("since", "network"), ("opacity", 60), ("level", 0), ("width", 1)):
+        page.execute_script(
+            "const node = document.getElementById(arguments[0]); node.value = arguments[1];"
+            "for (const type of ['input', 'change']) node.dispatchEvent(new Event(type))",
+            name,
+            value,
+        )
         seen.append(picture(page))
     assert len(set(seen)) == len(seen)
     position = "return document.querySelector('.plane output').textContent"
     first = page.execute_script(position)
-    page.find_element("css selector", ".plane img").send_keys(Keys.PAGE_UP)
+    page.find_element("css selector", ".plane canvas").send_keys(Keys.PAGE_UP)
     assert page.execute_script(position) != first
-    proportions = page.execute_script(
-        "return [...document.querySelectorAll('.plane img')].map((node) => node.clientWidth / "
-        "node.clientHeight)"
-    )
-    # mm; the phantom's axes are turned
-    columns = 15 * 1.25
-    rows = 18 * 1.0
-    planes = 11 * 2.5
-    np.testing.assert_allclose(
-        proportions, [columns / rows, columns / planes, rows / planes], rtol=0.02
-    )
 
     # A value that is not allowed is marked beside the one that applies.
     name = "bilateral.theta_alpha"
@@ -211,41 +227,21 @@ UPRIGHT = (15, 18, 11)  # voxels of the phantom, upright
 def drag(driver, number, start, end, kind):
     """Press a pointer on a voxel of a plane, (across, up), move it to another voxel, and let it go.
 
-    The page has then `before`, the voxels that the plane's canvas showed, and `overlaid()`, those
-    that it shows.
+    Return the picture of the plane just before the pointer goes.
     """
     from selenium.webdriver.common.actions.action_builder import ActionBuilder
     from selenium.webdriver.common.actions.pointer_input import PointerInput
 
-    places = driver.execute_script(
-        "const image = document.querySelectorAll('.plane img')[arguments[0]];"
-        "const box = image.getBoundingClientRect(), [across, up] = arguments[1];"
-        "return arguments[2].map(([x, y]) => [box.left + (x + 0.5) * box.width / across, "
-        "box.bottom - (y + 0.5) * box.height / up])",
-        number,
-        [UPRIGHT[axis] for axis in PLANES[number][1:3]],
-        [start, end],
-    )
-    driver.execute_script(
-        """
-        const shown = document.querySelectorAll('.plane canvas')[arguments[0]];
-        const { width, height } = shown;
-        window.overlaid = () => {
-          const canvas = Object.assign(document.createElement('canvas'), { width, height });
-          const pen = canvas.getContext('2d');
-          pen.drawImage(shown, 0, 0);
-          const { data } = pen.getImageData(0, 0, width, height);
-          return data.filter((value, place) => place % 4 === 3 && value).length;
-        };
-        const keep = () => { window.before = window.overlaid(); };
-        document.addEventListener('pointerup', keep, { once: true, capture: true });
-        """,
-        number,
-    )
+    places = places_of(driver, number, [start, end])
     actions = ActionBuilder(driver, mouse=PointerInput(kind, kind), duration=20)
     actions.pointer_action.move_to_location(*map(round, places[0])).pointer_down()
-    actions.pointer_action.move_to_location(*map(round, places[1])).pointer_up()
+    actions.pointer_action.move_to_location(*map(round, places[1])).pause(0.1)
     actions.perform()
+    inked = picture(driver, number)
+    actions = ActionBuilder(driver, mouse=PointerInput(kind, kind), duration=20)
+    actions.pointer_action.pointer_up()
+    actions.perform()
+    return inked
 
 
 def drawn(driver):
@@ -264,8 +260,8 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
     names = page.execute_script(
         "return [...document.querySelectorAll('#brushes label')].map((node) => node.textContent)"
     )
-    assert names == ["crosshair", "label 1", "label 2", "label 3", "background", "erase"]
-    x, y, z = running.json("describe")["place"]
+    assert names == ["crosshair", "move", "label 1", "label 2", "label 3", "background", "erase"]
+    x, y, z = running.json("case/0/describe")["place"]
     expected = np.zeros(UPRIGHT, int)
     before = dice(page)
     press(page, "[[")  # a brush of one voxel
@@ -276,9 +272,10 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
         (0, (3, 3), (4, 3), "e", 0, "touch"),
     )
     for plane, start, end, key, value, pointer in strokes:
-        former = number(page), picture(page)
+        former = number(page), picture(page, plane)
         press(page, key)
-        drag(page, plane, start, end, pointer)
+        inked = drag(page, plane, start, end, pointer)
+        assert inked != former[1], "a stroke is seen while it is drawn"
         wait_until_done(page, former[0])
         _, across, up, _ = PLANES[plane]
         steps = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
@@ -290,20 +287,26 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
             expected[tuple(place)] = value
         x, y, z = place
         assert drawn(page) == np.count_nonzero(expected)
-        assert picture(page) != former[1]
-        assert page.execute_script("return [window.before, window.overlaid()]") == [steps + 1, 0]
+        assert picture(page, plane) != former[1]
     assert dice(page) != before
 
     # The keyboard draws, too, and takes back what it drew.
     last = number(page)
     press(page, "2]")
-    page.find_element("css selector", ".plane img").send_keys(" ")
+    page.find_element("css selector", ".plane canvas").send_keys(" ")
     wait_until_done(page, last)
     assert drawn(page) > np.count_nonzero(expected)
     last = number(page)
     press(page, "z")
     wait_until_done(page, last)
     assert drawn(page) == np.count_nonzero(expected)
+    last = number(page)
+    press(page, "y")
+    wait_until_done(page, last)
+    assert drawn(page) > np.count_nonzero(expected)
+    last = number(page)
+    press(page, "z")
+    wait_until_done(page, last)
 
     for button, told in (("save", "#saved"), ("save-case", "#saved-case")):
         page.find_element("id", button).click()
@@ -322,3 +325,155 @@ def test_strokes_are_drawn_in_each_plane_undone_and_saved_for_infer(
         "row.cells[4].textContent)"
     )
     assert shown == [str(np.count_nonzero(refined == label)) for label in (1, 2, 3)]
+
+
+# ---- A folder of cases
+
+ZOOM = """
+    const [number, [clientX, clientY], deltaY] = arguments;
+    document.querySelectorAll('.plane canvas')[number].dispatchEvent(new WheelEvent('wheel',
+        { clientX, clientY, deltaY, ctrlKey: true, bubbles: true, cancelable: true }));
+"""
+
+
+def open_case(driver):
+    return driver.execute_script("return document.querySelector('#case').textContent")
+
+
+def case_states(driver):
+    return driver.execute_script(
+        "return [...document.querySelectorAll('#case-list .state')].map((node) => node.textContent)"
+    )
+
+
+def test_a_folder_is_corrected_case_by_case(page, running, saved, labeled_folders, tmp_path):
+    """Zoom, strokes in two planes, the question before the next case, saving and reopening."""
+    press(page, "[[2")
+    voxel = (7, 5)
+    before = picture(page)
+    (place,) = places_of(page, 0, [voxel])
+    for _ in range(4):
+        page.execute_script(ZOOM, 0, place, -100)
+    assert picture(page) != before
+    # The voxel under the pointer has stayed there.
+    last = number(page)
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+
+    actions = ActionBuilder(page)
+    actions.pointer_action.move_to_location(*map(round, place)).pointer_down().pointer_up()
+    actions.perform()
+    wait_until_done(page, last)
+    page.find_element("id", "fit").click()
+    last = number(page)
+    drag(page, 1, (8, 1), (8, 3), "mouse")
+    wait_until_done(page, last)
+    assert drawn(page) == 4
+    last = number(page)
+    for _ in range(2):
+        page.find_element("id", "undo").click()
+    wait(page, "document.querySelector('#undo').disabled")
+    page.find_element("id", "redo").click()
+    page.find_element("id", "redo").click()
+    wait(page, "document.querySelector('#redo').disabled")
+    wait_until_done(page, last)
+    assert drawn(page) == 4
+
+    # The next case: the page asks first.
+    press(page, ".")
+    wait(page, "document.querySelector('#unsaved').open")
+    page.find_element("css selector", "#unsaved [value=stay]").click()
+    assert open_case(page) == "first"
+    press(page, ".")
+    wait(page, "document.querySelector('#unsaved').open")
+    page.find_element("id", "save-and-open").click()
+    wait(page, "document.querySelector('#case').textContent === 'second'")
+    wait_until_done(page)
+    assert case_states(page) == ["saved", "untouched"]
+    assert drawn(page) == 0
+    last = number(page)
+    press(page, "3")
+    drag(page, 0, (5, 6), (7, 6), "mouse")
+    wait_until_done(page, last)
+    page.find_element("id", "save-case").click()
+    wait(page, "document.querySelector('#saved-case').textContent.startsWith('saved')")
+
+    # The first case again, with its strokes.
+    page.find_element("css selector", "#case-menu summary").click()
+    wait(page, "document.querySelectorAll('#case-list .state.saved').length === 2")
+    page.find_element("css selector", "#case-list button").click()
+    wait(page, "document.querySelector('#case').textContent === 'first'")
+    wait_until_done(page)
+    assert drawn(page) == 4
+    page.find_element("id", "save").click()
+    wait(page, "document.querySelector('#saved').textContent.startsWith('saved')")
+
+    folder = saved.with_name("corrections")
+    cases = labeled_folders[0]
+    inputs = ("-i", cases.images, "-p", cases.logits, "-c", saved, "--strokes", folder / "strokes")
+    run_here("infer", *inputs, "-o", tmp_path / "out", "--threads", 1, status=0)
+    strokes = read_volume(folder / "strokes" / "first.nii.gz").data
+    with open_session(options_for(cases)) as session:
+        upright = session.case.pose.turn(strokes)
+        through = session.case.first_place()[2]
+    assert upright[(*voxel, through)] == 2
+    for name in ("first", "second"):
+        refined = read_volume(folder / "refined" / f"{name}.nii.gz").data
+        expected = read_volume(tmp_path / "out" / f"{name}.nii.gz").data
+        np.testing.assert_array_equal(refined, expected)
+
+    # The order by change counts the changes of all cases.
+    page.execute_script(
+        "const node = document.getElementById('order'); node.value = '-1';"
+        "node.dispatchEvent(new Event('change'))"
+    )
+    wait(page, "[...document.querySelectorAll('#case-list .count')].every((one) => one.innerText)")
+
+
+def test_every_control_has_a_name_and_a_narrow_page_is_no_wider_than_its_window(page):
+    unnamed = page.execute_script(
+        "return [...document.querySelectorAll('button, input, select, summary, canvas')].filter("
+        "(node) => !(node.ariaLabel || node.innerText?.trim() || node.labels?.length || "
+        "node.hidden)).map((node) => node.outerHTML)"
+    )
+    assert unnamed == []
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True},
+    )
+    page.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    wait(page, "innerWidth === 390")
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+    small = page.execute_script(
+        "return [...document.querySelectorAll('button, select, label.choice, summary')].filter("
+        "(node) => node.checkVisibility() && node.getBoundingClientRect().height < 44).map("
+        "(node) => node.outerHTML)"
+    )
+    assert small == []
+    main, beside = page.execute_script(
+        "return [...document.querySelectorAll('.plane canvas')].slice(0, 2).map((node) => "
+        "node.clientWidth)"
+    )
+    assert main > 1.5 * beside > 60
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_colors_of_text_meet_the_contrast_of_wcag_aa(scheme):
+    import re
+    from pathlib import Path
+
+    import crfrefine.runs.tune
+
+    style = Path(crfrefine.runs.tune.__file__).with_name("assets") / "tune.css"
+    pairs = re.findall(r"--(\w+): light-dark\((#\w+), (#\w+)\)", style.read_text())
+    colors = {name: both[scheme] for name, *both in pairs}
+
+    def luminance(color):
+        digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+        shares = np.array([int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)])
+        linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    for text in ("ink", "faint", "better", "worse", "link"):
+        for ground in ("paper", "card"):
+            light, dark = sorted((luminance(colors[text]), luminance(colors[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)
