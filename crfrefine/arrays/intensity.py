@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +49,9 @@ def normalize_intensity(
         ConfigError: values that are not as many as modalities.
     """
     image = np.asarray(image)
-    settings = _settings_of(parameters, len(image))
+    settings = parameters.spread({"modality": len(image)})
     part = image if box is None else image[(slice(None), *box)]
-    if all(modality.kind == "none" for modality in settings):
+    if set(settings["normalization"]) == {"none"}:
         return part.astype(np.float32, order="K", copy=False)
 
     result = np.empty_like(part, dtype=np.float32, order="K", subok=False)
@@ -59,7 +60,7 @@ def normalize_intensity(
 
     def run(modality: int) -> None:
         values = order.to_storage(image[modality])
-        fitted = _fit_modality(values, settings[modality], stored_mask)
+        fitted = _fit_modality(values, settings, modality, stored_mask)
         fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
 
     jobs = [partial(run, modality) for modality in range(len(image))]
@@ -105,9 +106,9 @@ def fit_intensity(
 
     The image, (M, *grid), and the mask are in storage order.
     """
-    settings = _settings_of(parameters, len(image))
-    pairs = zip(image, settings, strict=True)
-    return tuple(_fit_modality(values, modality, mask) for values, modality in pairs)
+    settings = parameters.spread({"modality": len(image)})
+    modalities = enumerate(image)
+    return tuple(_fit_modality(values, settings, number, mask) for number, values in modalities)
 
 
 def window_notes(
@@ -120,13 +121,14 @@ def window_notes(
     An example is a window of Hounsfield units for MRI.
     """
     notes = []
-    for modality, settings in enumerate(_settings_of(parameters, len(image))):
-        if settings.kind != "window" or settings.window is None:
+    settings = parameters.spread({"modality": len(image)})
+    for modality, values in enumerate(image):
+        window = settings["window"][modality]
+        if settings["normalization"][modality] != "window" or window is None:
             continue
-        values = image[modality]
-        problem = _find_misfit(values, settings.window, mask)
+        problem = _find_misfit(values, window, mask)
         if problem is not None:
-            low, high = settings.window
+            low, high = window
             lowest = float(values.min())
             highest = float(values.max())
             notes.append(
@@ -157,27 +159,19 @@ def _find_misfit(values: Array, window: tuple[float, float], mask: Bool | None) 
     return None
 
 
-class _ModalitySettings(NamedTuple):
-    """The parameters of one modality."""
+def _fit_modality(
+    source: Array, settings: Mapping[str, Any], modality: int, mask: Bool | None
+) -> IntensityMap:
+    """Return the map of one modality, (*grid) in storage order, by statistics inside the mask.
 
-    kind: str  # "none", "window", "percentile" or "zscore"
-    percentiles: tuple[float, float]
-    window: tuple[float, float] | None
-
-
-def _settings_of(parameters: IntensityParameters, num_modalities: int) -> list[_ModalitySettings]:
-    """Return the settings of each modality; raise ConfigError if values are not as many."""
-    values = parameters.spread({"modality": num_modalities})
-    columns = (values["normalization"], values["percentiles"], values["window"])
-    return [_ModalitySettings(*row) for row in zip(*columns, strict=True)]
-
-
-def _fit_modality(source: Array, settings: _ModalitySettings, mask: Bool | None) -> IntensityMap:
-    """Return the map of one modality, (*grid) in storage order, by statistics inside the mask."""
-    if settings.kind == "none":
+    `settings` are the values of the parameters, by key, for each modality.
+    """
+    kind = settings["normalization"][modality]
+    if kind == "none":
         return IntensityMap()
-    if settings.kind == "window" and settings.window is not None:
-        low, high = settings.window
+    window = settings["window"][modality]
+    if kind == "window" and window is not None:
+        low, high = window
         return IntensityMap(low, 1.0 / (high - low), clip=True)
 
     values = source.reshape(-1)
@@ -189,12 +183,12 @@ def _fit_modality(source: Array, settings: _ModalitySettings, mask: Bool | None)
     if source.dtype.itemsize >= 4 and source.dtype.newbyteorder("=") != np.float32:
         offset = float(values[0])
         values = _without_offset(values, offset)
-    if settings.kind == "zscore":
+    if kind == "zscore":
         shift, width = _mean_and_deviation(values.astype(np.float32, copy=False))
     else:
         # These are numpy's percentiles. Its function imports numpy.ma, which takes as long as all
         # else for a small case.
-        places = (values.size - 1) * (np.array(settings.percentiles) / 100.0)
+        places = (values.size - 1) * (np.array(settings["percentiles"][modality]) / 100.0)
         below = np.floor(places).astype(np.intp)
         above = np.minimum(below + 1, values.size - 1)
         ordered = np.partition(values, [*below, *above])

@@ -296,15 +296,17 @@ class Backend(ABC):
         np.divide(exponentials, exponentials.sum(axis=0), out=marginals, casting="same_kind")
         return marginals
 
-    def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
-        """Return the smallest and largest value of each channel.
+    def channel_ranges(self, channels: Array, *, threads: int | None = None) -> list[Range]:
+        """Return the smallest and largest value of each channel, in float32.
 
-        Both are NaN for a channel with a value that is not finite.
+        Both are NaN for a channel with a value that is not finite in float32.
         """
         ranges = []
         for channel in channels:
-            low = float(channel.min())
-            high = float(channel.max())
+            with np.errstate(over="ignore"):
+                values = channel.astype(np.float32, copy=False)
+            low = float(values.min())
+            high = float(values.max())
             if not (math.isfinite(low) and math.isfinite(high)):
                 low = high = math.nan
             ranges.append((low, high))

@@ -149,14 +149,12 @@ class CpuBackend(Backend):
         )
         return out
 
-    def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
+    def channel_ranges(self, channels: Array, *, threads: int | None = None) -> list[Range]:
         """Return each channel's extremes; see `Backend.channel_ranges`."""
-        extremes = self._engine.channel_ranges(
-            np.ascontiguousarray(channels, np.float32), threads or available_threads()
-        )
-        lows = extremes[::2]
-        highs = extremes[1::2]
-        return list(zip(lows, highs, strict=True))
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(channels, np.float32)
+        extremes = self._engine.channel_ranges(values, threads or available_threads())
+        return list(zip(extremes[::2], extremes[1::2], strict=True))
 
 
 class CpuKernels:
@@ -213,7 +211,9 @@ class CpuKernels:
         started = time.perf_counter()
         out = np.empty(logits.shape, np.float32)
         with engine_errors(self._engine, logits.shape):
-            part = volume_part(logits, self._mask, spec)
+            part = None
+            if spec.volume_weight > 0.0:
+                part = volume_part(logits, self._mask, spec)
             outcome = self.built.run(logits, spec, part, is_last, progress, out)
 
         energy = tuple(outcome["energy"])
@@ -227,9 +227,10 @@ class CpuKernels:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         logits = np.ascontiguousarray(logits, np.float32)
         spec = spec.rounded(np.float32)
-        part = volume_part(logits, self._mask, spec)
+        part = None
         num_recorded = spec.num_iterations
         if spec.volume_weight > 0.0:
+            part = volume_part(logits, self._mask, spec)
             num_recorded += 1
 
         with engine_errors(self._engine, logits.shape):

@@ -18,7 +18,6 @@ from crfrefine.arrays.label_maps import Box, bounding_box, relative
 from crfrefine.arrays.probabilities import leave_out, take_logarithms
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
-from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.grid import (
@@ -57,11 +56,6 @@ class CoarseNetwork:
     def shape(self) -> tuple[int, ...]:
         """(channels, *grid) for users."""
         return (self.channels.num_labels, *reversed(self.grid_shape))
-
-    @property
-    def order(self) -> StorageOrder:
-        """The order that the axes are stored in."""
-        return StorageOrder(tuple(reversed(range(len(self.grid_shape)))))
 
 
 @dataclass(eq=False)

@@ -114,7 +114,7 @@ class TileGrid:
         """
         reduced = np.empty(self.counts, dtype)
         for row in range(self.counts[0]):
-            planes = self.planes_of_row(row)
+            planes = slice(row * TILE[0], (row + 1) * TILE[0])
             part = values[planes]
             if where is not None:
                 part = np.where(where[planes], part, values.dtype.type(0))
