@@ -61,7 +61,9 @@ def normalize_intensity(
     def run(modality: int) -> None:
         values = order.to_storage(image[modality])
         fitted = _fit_modality(values, settings, modality, stored_mask)
-        fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
+        source = order.to_storage(part[modality])
+        target = order.to_storage(result[modality])
+        fitted.apply(source, target)
 
     jobs = [partial(run, modality) for modality in range(len(image))]
     run_all(jobs, threads or available_threads())
@@ -147,8 +149,9 @@ def _find_misfit(values: Array, window: tuple[float, float], mask: Bool | None) 
     """
     low, high = window
     inside = values if mask is None else values[mask]
-    num_clipped = np.count_nonzero(inside < low) + np.count_nonzero(inside > high)
-    clipped = num_clipped / max(1, inside.size)
+    num_below = np.count_nonzero(inside < low)
+    num_above = np.count_nonzero(inside > high)
+    clipped = (num_below + num_above) / max(1, inside.size)
     if clipped >= MAX_CLIPPED:
         return f"{clipped:.0%} of the voxels are outside of it"
     if low < 0.0:
@@ -188,7 +191,8 @@ def _fit_modality(
     else:
         # These are numpy's percentiles. Its function imports numpy.ma, which takes as long as all
         # else for a small case.
-        places = (values.size - 1) * (np.array(settings["percentiles"][modality]) / 100.0)
+        shares = np.array(settings["percentiles"][modality]) / 100.0
+        places = (values.size - 1) * shares
         below = np.floor(places).astype(np.intp)
         above = np.minimum(below + 1, values.size - 1)
         ordered = np.partition(values, [*below, *above])

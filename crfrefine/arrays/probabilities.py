@@ -295,7 +295,8 @@ def look_at(values: Array) -> Look:
             look.add(label, channel, planes)
         # All labels of these planes are known now.
         is_negative = look.marks[planes] & _NEGATIVE != 0
-        is_logit = is_negative & (np.abs(look.sums[planes] - 1) > SUM_TOLERANCE)
+        errors = np.abs(look.sums[planes] - 1)
+        is_logit = is_negative & (errors > SUM_TOLERANCE)
         if (is_logit & ~look.is_equal[planes]).any():
             look.are_logits = True
         if look.are_logits:
@@ -331,8 +332,16 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
     may_overshoot = said != "logits" and not look.are_logits
     if may_overshoot and not look.bad_voxels(SUM_TOLERANCE).size:
         return "probabilities", _describe_overshoot(look)
+    total = None
     if input_type != "logits" and not look.are_logits:
-        _require_unscaled(look, name)
+        total = look.scaled_sum
+    if total is not None:
+        raise InputError(
+            f"{name}: no value is negative, and the labels sum to {total:.6g} at each voxel, as "
+            "probabilities in percent or from 0 to 255 do\n"
+            "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
+            f"give {BY_HAND.format('logits')}."
+        )
     if said == "probabilities":
         raise InputError(
             f"{name}: expected probabilities between 0 and 1, found {look.outside}; for logits, "
@@ -341,18 +350,6 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
     if said is None:
         return "logits", f"it has values outside [0, 1], such as {look.outside}"
     return "logits", who_says(input_type)
-
-
-def _require_unscaled(look: Look, name: str) -> None:
-    """Raise InputError if the values are probabilities in percent or of another scale."""
-    total = look.scaled_sum
-    if total is not None:
-        raise InputError(
-            f"{name}: no value is negative, and the labels sum to {total:.6g} at each voxel, as "
-            "probabilities in percent or from 0 to 255 do\n"
-            "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
-            f"give {BY_HAND.format('logits')}."
-        )
 
 
 def _describe_overshoot(look: Look) -> str:

@@ -80,26 +80,21 @@ class CpuBackend(Backend):
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
         if self.keeps_kernels and image.origin is None:  # never those of a part of a volume
-            kept = self._keep_kernels(image, spec.kernels, context)
+            if self._kept is None or not self._fits(
+                self._kept, image, spec.kernels, context.threads
+            ):
+                self._kept = None  # The old kernels are freed before new ones are built.
+                kernels = self.kernels(image, spec.kernels, context)
+                self._kept = _KeptKernels(kernels, image, context.threads)
+                del kernels
             try:
-                return kept.run(logits, spec.mean_field, progress=context.progress)
+                return self._kept.kernels.run(logits, spec.mean_field, progress=context.progress)
             except CapacityError:  # Kept kernels and a run may not fit into memory together.
                 self._kept = None
-                del kept
 
         kernels = CpuKernels(self._engine, image, spec.kernels, context)
         del image
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
-
-    def _keep_kernels(
-        self, image: GridImage, spec: KernelSetSpec, context: RunContext
-    ) -> CpuKernels:
-        """Return the kept kernels if they are those of an image and a model, else new ones."""
-        if self._kept is None or not self._fits(self._kept, image, spec, context.threads):
-            self._kept = None  # The old kernels are freed before new ones are built.
-            kernels = self.kernels(image, spec, context)
-            self._kept = _KeptKernels(kernels, image, context.threads)
-        return self._kept.kernels
 
     def _fits(
         self, kept: _KeptKernels, image: GridImage, spec: KernelSetSpec, threads: int | None

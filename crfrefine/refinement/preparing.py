@@ -330,7 +330,8 @@ def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | N
     if case.strokes is not None:
         labels, gained = _draw_strokes(channels, case, case.strokes, normalized, numbers)
     plan = None
-    if case.regions is None and case.backend.name == "cpu":
+    has_tiles = case.backend.name == "cpu" and channels.values.ndim <= MAX_DIMS + 1
+    if has_tiles and case.regions is None:
         source = DenseChannels(channels.values, channels.is_probability)
         plan, surveyed = plan_array(source, normalized.mask_box, normalized.in_mask_box, case)
         if labels is None:

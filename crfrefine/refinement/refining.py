@@ -87,20 +87,20 @@ def refine_network(
             raise InputError("the mask is empty: there is no voxel to refine")
     voxel_ml = math.prod(spacing) / 1000.0
     order = StorageOrder(tuple(reversed(range(num_dims))))  # as in files
+    regions = None
     if isinstance(network, ArrayNetwork):
         order = StorageOrder.of_memory(network.values[0])
+        regions = network.regions
     elif isinstance(network, LabelMapNetwork):
         order = StorageOrder.of_memory(network.labels)
     grid_image = GridImage(image, mask, spacing)
-    case = _Case(grid_image, parameters, backend, context, strokes, voxel_ml, order)
+    case = _Case(grid_image, parameters, backend, context, strokes, voxel_ml, order, regions)
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, case)
     else:
-        if isinstance(network, ArrayNetwork):
-            case = replace(case, regions=network.regions)
         if not isinstance(network, StreamedNetwork):
             case = replace(case, network_spacing=network.network_spacing)
-        has_volumes = case.network_spacing is not None and case.regions is None
+        has_volumes = case.network_spacing is not None and regions is None
         if parameters.volume.match_input and not has_volumes:
             raise ConfigError(
                 "volume.match_input: keeps the volumes of a label map, and logits are not one "

@@ -271,7 +271,12 @@ def _closeness(
     not the image's.
     """
     reach = max(MIN_RADIUS, parameters.reach)
-    largest_radius = _largest_radius(has_label, spacing, has_label.ndim - num_leading, reach)
+    largest_radius = reach
+    num_voxels = np.count_nonzero(has_label)
+    if num_voxels:
+        volume = num_voxels * math.prod(spacing)
+        edge = volume ** (1 / (has_label.ndim - num_leading))
+        largest_radius = min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * edge))
     ends = NUM_RADII * reach / np.array(spacing)
     for members, box in _groups(positions, ends, has_label.shape):
         radii = _radii(members, has_label, largest_radius, spacing)
@@ -332,17 +337,6 @@ def _lowest_distance(
             total += np.square(modality - at_stroke)
         np.minimum(lowest[near], total, out=lowest[near])
     return lowest
-
-
-def _largest_radius(
-    has_label: Bool, spacing: Sequence[float], num_image_axes: int, reach: float
-) -> float:
-    """Return the largest radius in mm of strokes of a label, which has these voxels in the grid."""
-    num_voxels = np.count_nonzero(has_label)
-    if num_voxels == 0:
-        return reach
-    edge = (num_voxels * math.prod(spacing)) ** (1 / num_image_axes)
-    return min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * edge))
 
 
 def _radii(

@@ -185,12 +185,13 @@ def _source(
     if padding is not None:
         floor_of_voxels[padding] = 0.0
     floor_of_labels = temperature * kept.may_matter - _bias(case.model)
+    grid = TileGrid(network.grid_shape)
     return CoarseChannels(
         store,
         floor_of_voxels,
         floor_of_labels.astype(np.float32),
         padding,
-        TileGrid(network.grid_shape),
+        grid,
         network.interpolation,
         case.context.threads or available_threads(),
     )

@@ -55,9 +55,9 @@ def plan_array(
 ) -> tuple[TilePlan | None, Labels | None]:
     """Return the labels of each tile of a case in memory, or None if tiles save no work.
 
-    The source has the (L, *grid) channels as they are; `image` is that of the mask's bounding box,
-    normalized. The second result is the network's label map, if the pass over the channels tells
-    it.
+    The source has the channels as they are, (L, *grid) with at most MAX_DIMS axes; `image` is that
+    of the mask's bounding box, normalized. The second result is the network's label map, if the
+    pass over the channels tells it.
     """
     values = source.values
     spec = case.model
@@ -67,11 +67,10 @@ def plan_array(
     # Volumes are sums over all voxels, also where a label would take no part.
     keeps_volumes = spec.mean_field.volume_weight > 0.0
     has_kernels = bool(spec.kernels.kernels)
-    num_dims = values.ndim - 1
-    if thresholds.leave_out_nothing or keeps_volumes or not has_kernels or num_dims > MAX_DIMS:
+    if thresholds.leave_out_nothing or keeps_volumes or not has_kernels:
         return None, None
 
-    channels = values if box is None else values[(slice(None), *box)]
+    channels = values[(slice(None), *(box or ()))]
     *strides, stride_of_row = channels.strides
     size = channels.itemsize
     # Voxels of a row are read one after the other.
@@ -83,7 +82,8 @@ def plan_array(
     if image.mask is not None:
         mask = np.ascontiguousarray(image.mask).reshape(grid.shape)
         image = replace(image, mask=mask.reshape(channels.shape[1:]))
-    if _is_crowded(grid, source, spec, mask, thresholds, threads):
+    can_sample = len(values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
+    if can_sample and _is_crowded(grid, source, spec, mask, thresholds, threads):
         return None, None
 
     survey = Survey(grid, spec.mean_field, mask, threads)
@@ -97,9 +97,7 @@ def plan_array(
         grid, source, presence, image, spec, threshold, settled=settled, precision=threshold
     )
     sets = problem.label_sets()
-    is_direct: bool | None = True
-    if sets.active.any():
-        is_direct = choose_tiles(problem, sets, threads, survey)
+    is_direct = choose_tiles(problem, sets, threads, survey)
     if is_direct is None:
         return None, labels
     best = survey.best_by_tile()
@@ -142,8 +140,6 @@ def _is_crowded(
     threads: int | None,
 ) -> bool:
     """Return whether a sample of the tiles has so many labels that tiles save no time."""
-    if len(source.values) > MAX_CROWDED_LABELS or grid.counts[0] < MIN_LAYERS:
-        return False
     num_entries = 0
     num_voxels = 0
     for row in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
@@ -224,11 +220,12 @@ def lazy_problem(
     if mask is not None:
         mask = mask.reshape(image.values.shape[1:])
     settled = float(thresholds.may_matter.min())
+    image = replace(image, mask=mask)
     return TileProblem(
         grid,
         source,
         presence,
-        replace(image, mask=mask),
+        image,
         case.model,
         threshold=None if thresholds.leave_out_nothing else threshold,
         maps=maps,
@@ -419,6 +416,8 @@ def choose_tiles(
 
     None means no tiles.
     """
+    if not sets.active.any():
+        return True
     channels = problem.spec.mean_field.num_channels
     kernels = problem.spec.kernels
     num_voxels = problem.image.num_voxels

@@ -330,12 +330,9 @@ class TileProblem:
         first, *others = origin.position
         position = (first - slab.first, *others)
         mask = None if self.mask is None else self.mask[slab.planes]
-        image = replace(
-            self.image,
-            values=self.normalized((slab.planes,)),
-            mask=mask,
-            origin=replace(origin, position=position),
-        )
+        values = self.normalized((slab.planes,))
+        origin = replace(origin, position=position)
+        image = replace(self.image, values=values, mask=mask, origin=origin)
         return replace(
             self,
             grid=self.grid.with_planes(slab.num_planes),
