@@ -232,7 +232,18 @@ def open_images(
     opened = _with_channel_axis(opened)
     first = opened[0]
     for other in opened[1:]:
-        _require_same_grid(first, other)
+        if other.library != first.library:
+            raise InputError(
+                f"{first.name} is an image of {first.library} and {other.name} one of "
+                f"{other.library}; the axes of their arrays are in opposite order: give images of "
+                "one library"
+            )
+        if not same_grid(first.shape, first.affine, other.shape, other.affine):
+            raise GridMismatchError(
+                f"{first.name} and {other.name} are on different grids: {first.grid} and "
+                f"{other.grid}, or elsewhere in the world; resample one of them, as "
+                "`crfrefine infer --resample` does"
+            )
     arrays = dict(given)
     for image in opened:
         arrays[image.name] = image.values
@@ -246,21 +257,6 @@ def open_images(
             "give arrays"
         )
     return arrays, spacing
-
-
-def _require_same_grid(first: _Opened, other: _Opened) -> None:
-    """Raise an error unless two images are of one library and on one grid."""
-    if other.library != first.library:
-        raise InputError(
-            f"{first.name} is an image of {first.library} and {other.name} one of {other.library}; "
-            "the axes of their arrays are in opposite order: give images of one library"
-        )
-    if not same_grid(first.shape, first.affine, other.shape, other.affine):
-        grids = f"{first.grid} and {other.grid}"
-        raise GridMismatchError(
-            f"{first.name} and {other.name} are on different grids: {grids}, "
-            "or elsewhere in the world; resample one of them, as `crfrefine infer --resample` does"
-        )
 
 
 def _with_channel_axis(opened: list[_Opened]) -> list[_Opened]:

@@ -284,7 +284,7 @@ def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> 
     from scipy.ndimage import gaussian_filter
 
     margin = [int(_TRUNCATE * width + 0.5) for width in sigma]
-    around = _grown(box, margin, labels.shape)
+    around = grown(box, margin, labels.shape)
     share = gaussian_filter(
         labels[around] == label, sigma, output=np.float32, mode="nearest", truncate=_TRUNCATE
     )
@@ -307,12 +307,12 @@ def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Flo
     boxes = [whole_grid, *find_objects(labels, num_labels - 1)][:num_labels]
     for label, box in enumerate(boxes):
         if box is not None:
-            near = _grown(box, reach, labels.shape)
+            near = grown(box, reach, labels.shape)
             logits[label][near] = log_shares(labels, label, sigma, near)
     return logits
 
 
-def _grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
+def grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
     """Return a box with a margin of voxels on both sides of each axis, cut off by the grid."""
     grown = []
     for part, extent, size in zip(box, margin, shape, strict=True):

@@ -99,11 +99,16 @@ class CpuBackend(Backend):
     def _fits(
         self, kept: _KeptKernels, image: GridImage, spec: KernelSetSpec, threads: int | None
     ) -> bool:
-        """Return whether kept kernels are those of an image and a model."""
+        """Return whether kept kernels are those of an image and a model, on as many threads."""
         built_spec = kept.kernels.spec
         if replace(spec, num_iterations=built_spec.num_iterations) != built_spec:
             return False
-        if not kept.was_built_for(image, threads):
+        built = kept.image
+        if threads != kept.threads or image.axes != built.axes:
+            return False
+        if tuple(image.spacing) != tuple(built.spacing):
+            return False
+        if not (_are_equal(image.values, built.values) and _are_equal(image.mask, built.mask)):
             return False
         if spec == built_spec:
             return True
@@ -296,17 +301,6 @@ class _KeptKernels:
     kernels: CpuKernels
     image: GridImage
     threads: int | None
-
-    def was_built_for(self, image: GridImage, threads: int | None) -> bool:
-        """Return whether image, mask, spacing and threads are those of the kernels."""
-        built = self.image
-        if threads != self.threads or image.axes != built.axes:
-            return False
-        if tuple(image.spacing) != tuple(built.spacing):
-            return False
-        if not _are_equal(image.values, built.values):
-            return False
-        return _are_equal(image.mask, built.mask)
 
 
 def _are_equal(new: Array | None, old: Array | None) -> bool:

@@ -320,7 +320,8 @@ def _interpolated(
         counts = covered[planes]
         if mask is not None:
             counts = counts & mask.reshape(grid.shape)[planes]
-        best[row : row + 1] = part.grid.reduced(np.add, sums, np.float64, counts)
+        (of_row,) = part.grid.reduced(np.add, sums, np.float64, counts)
+        best[row] = of_row
 
     jobs = [partial(fill, row) for row in range(grid.counts[0])]
     run_all(jobs, source.threads)
