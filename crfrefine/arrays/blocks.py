@@ -179,7 +179,7 @@ def find_network_spacing(
     is_auto = isinstance(given, str) and given == AUTO
     if given is not None and not is_auto:
         network = _check_network_spacing(given, labels.shape, spacing)
-        sizes = _by(_in_voxels(network, spacing))
+        sizes = _by(np.divide(network, spacing))
         note = f"the label map is taken as that of a coarser network: {sizes} voxels of the image"
         return tuple(map(max, network, spacing)), note
 
@@ -216,7 +216,7 @@ def _check_network_spacing(
         network = given_spacing(given, len(shape))
     except InputError as error:
         raise InputError(f"network {error}") from None
-    sizes = _in_voxels(network, spacing)
+    sizes = np.divide(network, spacing)
     if max(sizes) > max(shape):
         raise InputError(
             f"network spacing is {_by(network)} mm, more than the image of {_by(shape)} voxels of "
@@ -230,11 +230,6 @@ def _check_network_spacing(
     return network
 
 
-def _in_voxels(network: Sequence[float], spacing: Sequence[float]) -> list[float]:
-    """Return the size of the network's voxels in voxels of the image, along each axis."""
-    return [of_network / step for of_network, step in zip(network, spacing, strict=True)]
-
-
-def _by(values: Sequence[float]) -> str:
+def _by(values: Sequence[float] | Float64) -> str:
     """Return values along the axes in words, such as "2 x 3"."""
     return " x ".join(f"{value:.3g}" for value in values)

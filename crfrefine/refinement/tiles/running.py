@@ -27,7 +27,6 @@ from crfrefine.engines.base import (
 )
 from crfrefine.engines.cpu import CpuKernels
 from crfrefine.errors import CapacityError, ConfigError
-from crfrefine.parameters.specs import KernelSpec
 from crfrefine.refinement.tiles.grid import (
     MAX_DIMS,
     TILE,
@@ -175,16 +174,23 @@ def _open_voxels(
 
 
 def _bandwidths(problem: TileProblem) -> tuple[list[tuple[list[float], list[float]]], list[float]]:
-    """Return the bandwidths of appearance kernels and the spatial one; positions are in voxels."""
+    """Return the bandwidths of appearance kernels and the spatial one; positions are in voxels.
+
+    They are along three axes; without a spatial kernel the second result is empty.
+    """
     kernels = problem.spec.kernels
     steps = kernels.distances(problem.image.spacing)
     bilateral = []
-    for kernel in kernels.bilateral:
-        intensities = list(kernel.theta_intensity or ())
-        bilateral.append((_sigma(kernel, steps), intensities))
-    if kernels.spatial is None:
-        return bilateral, []
-    return bilateral, _sigma(kernels.spatial, steps)
+    spatial: list[float] = []
+    for kernel in kernels.kernels:
+        sigma = [1.0] * (MAX_DIMS - len(steps))
+        for theta, step in zip(kernel.theta_position, steps, strict=True):
+            sigma.append(theta / step)
+        if kernel.theta_intensity is None:
+            spatial = sigma
+        else:
+            bilateral.append((sigma, list(kernel.theta_intensity)))
+    return bilateral, spatial
 
 
 def _choose_filters(
@@ -240,14 +246,6 @@ def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]
     near = near[..., :num_columns]
     near = widen(near, (0, 0, 2 * reach[2]))
     return np.ascontiguousarray(near)
-
-
-def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:
-    """Return the standard deviation in voxels along the three axes."""
-    sigma = [1.0] * (MAX_DIMS - len(steps))
-    for theta, step in zip(kernel.theta_position, steps, strict=True):
-        sigma.append(theta / step)
-    return sigma
 
 
 class _Part(NamedTuple):
