@@ -445,10 +445,15 @@ class Edits:
         places, offsets = np.divmod(self.positions, tile)
         changed = np.zeros_like(problem.presence.present)
         changed[(self.labels, *places)] = True
-        rises = self._take_rises(grid)
-        for rise in rises:
-            by_tile = changed[rise.channel].reshape(-1)
-            by_tile[rise.tiles] |= rise.values.any(axis=1)
+        rises = []
+        numbers = np.arange(grid.num_tiles).reshape(grid.counts)
+        while self.rises:  # Rises by tile take the place of those by box, the last one first.
+            channel, box, values = self.rises.pop()
+            tiles = numbers[tiles_around(box)].ravel()
+            values = TileGrid(values.shape).gather(values, np.arange(len(tiles)), 1)
+            rises.append(RiseInTiles(channel, tiles, values))
+            by_tile = changed[channel].reshape(-1)
+            by_tile[tiles] |= values.any(axis=1)
         tiles = np.ravel_multi_index(tuple(places), grid.counts)
         offsets = np.ravel_multi_index(tuple(offsets), TILE)
         source = StrokedChannels(problem.source, self, rises, tiles, offsets, grid)
@@ -459,18 +464,6 @@ class Edits:
         is_local = not problem.spec.kernels.kernels and not plan.sets.active.any()
         plan = replace(plan, problem=problem, sets=near if is_local else sets)
         return EditedPlan(plan, source, near)
-
-    def _take_rises(self, grid: TileGrid) -> list[RiseInTiles]:
-        """Return the rises by tile, which take the place of those by box, the last one first."""
-        rises = []
-        numbers = np.arange(grid.num_tiles).reshape(grid.counts)
-        while self.rises:
-            rise = self.rises.pop()
-            tiles = numbers[tiles_around(rise.box)].ravel()
-            part = TileGrid(rise.values.shape)
-            values = part.gather(rise.values, np.arange(len(tiles)), 1)
-            rises.append(RiseInTiles(rise.channel, tiles, values))
-        return rises
 
 
 class EditedPlan(NamedTuple):
