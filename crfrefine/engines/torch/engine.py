@@ -46,7 +46,7 @@ _LAST_CHANGE = {torch.float64: 1e-7, torch.float32: 1e-5}
 
 
 class Inputs(NamedTuple):
-    """The tensors that a run depends on, each of which may have a gradient."""
+    """The inputs of a run as tensors, perhaps with gradients."""
 
     logits: Tensor  # (N, L), or (L, *grid) before the mask is applied
     weights: Tensor  # (kernels, L)
