@@ -25,7 +25,7 @@ def given_array(value: Any, name: str) -> Array:
     `name` is that of the argument, for the message.
     """
     kind = type(value).__name__
-    library = _library_of(value)
+    library = type(value).__module__.partition(".")[0]
     if isinstance(value, str | os.PathLike):
         raise InputError(
             f"{name} is a path ({str(value)[:200]!r}); expected an array. `crfrefine infer` reads "
@@ -56,11 +56,6 @@ def given_array(value: Any, name: str) -> Array:
     return array
 
 
-def _library_of(value: Any) -> str:
-    """Return the name of the package that a value's type comes from."""
-    return type(value).__module__.partition(".")[0]
-
-
 # Advice where the shapes of arguments do not fit.
 LAYOUT = (
     "\n  Of a batch, give each case by itself. If channels are the last axis, move them: "
@@ -79,7 +74,10 @@ def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: 
         input_type: the caller's word: "auto", "logits" or "probabilities".
         min_channels: the smallest L.
     """
-    if logits.dtype.kind != "f" or _is_label_map(logits, image, input_type):
+    is_label_map = logits.shape == image.shape and input_type != "logits"
+    if is_label_map and input_type == "probabilities":
+        is_label_map = logits.max(initial=0) > 1
+    if logits.dtype.kind != "f" or (is_label_map and _holds_whole_numbers(logits)):
         raise InputError(
             f"logits have type {logits.dtype} and shape {logits.shape}, as a label map or a mask "
             "has; expected (labels, *grid), one channel per label, of floating-point numbers: "
@@ -101,15 +99,6 @@ def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: 
             f"image has shape {image.shape}; expected (modalities, *grid) or (*grid) with the "
             f"logits' grid {grid}{LAYOUT}"
         )
-
-
-def _is_label_map(logits: Array, image: Array, input_type: str) -> bool:
-    """Return whether logits have the shape of the image and hold whole numbers from 0 up."""
-    if logits.shape != image.shape or input_type == "logits":
-        return False
-    if input_type == "probabilities" and logits.max(initial=0) <= 1:
-        return False
-    return _holds_whole_numbers(logits)
 
 
 def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
@@ -232,9 +221,10 @@ def open_images(
     """
     opened = []
     for name, value in given.items():
+        library = type(value).__module__.partition(".")[0]
         if all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine")):
             opened.append(_of_nibabel(value, name))
-        elif _library_of(value) == "SimpleITK" and type(value).__name__ == "Image":
+        elif library == "SimpleITK" and type(value).__name__ == "Image":
             opened.append(_of_simple_itk(value, name))
     if not opened:
         return given, spacing
@@ -242,7 +232,18 @@ def open_images(
     opened = _with_channel_axis(opened)
     first = opened[0]
     for other in opened[1:]:
-        _require_same_grid(first, other)
+        if other.library != first.library:
+            raise InputError(
+                f"{first.name} is an image of {first.library} and {other.name} one of "
+                f"{other.library}; the axes of their arrays are in opposite order: give images of "
+                "one library"
+            )
+        if not same_grid(first.shape, first.affine, other.shape, other.affine):
+            raise GridMismatchError(
+                f"{first.name} and {other.name} are on different grids: {first.grid} and "
+                f"{other.grid}, or elsewhere in the world; resample one of them, as "
+                "`crfrefine infer --resample` does"
+            )
     arrays = dict(given)
     for image in opened:
         arrays[image.name] = image.values
@@ -256,21 +257,6 @@ def open_images(
             "give arrays"
         )
     return arrays, spacing
-
-
-def _require_same_grid(first: _Opened, other: _Opened) -> None:
-    """Raise an error unless two images are of one library and on one grid."""
-    if other.library != first.library:
-        raise InputError(
-            f"{first.name} is an image of {first.library} and {other.name} one of {other.library}; "
-            "the axes of their arrays are in opposite order: give images of one library"
-        )
-    if not same_grid(first.shape, first.affine, other.shape, other.affine):
-        grids = f"{first.grid} and {other.grid}"
-        raise GridMismatchError(
-            f"{first.name} and {other.name} are on different grids: {grids}, "
-            "or elsewhere in the world; resample one of them, as `crfrefine infer --resample` does"
-        )
 
 
 def _with_channel_axis(opened: list[_Opened]) -> list[_Opened]:

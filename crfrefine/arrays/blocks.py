@@ -77,7 +77,11 @@ def _pitch(changes: Integers) -> float:
         return 1.0
     length = int(changed[-1] - changed[0]) + 1
     max_pitch = min(_MAX_PITCH, (length - 1) / (_MIN_PREDICTED - 1))
-    planes = _planes_near(changed)
+    # The planes between changes that are at most the largest pitch apart.
+    planes = np.arange(changed[0], changed[-1] + 1)
+    after = changed[np.searchsorted(changed, planes)]
+    before = changed[np.searchsorted(changed, planes, "right") - 1]
+    planes = planes[after - before <= _MAX_PITCH]
     weights = changes[planes] / changes.sum()
     max_predicted = math.ceil(planes.size / _MIN_PITCH)
     largest = np.sort(weights)[-max_predicted:]
@@ -87,39 +91,27 @@ def _pitch(changes: Integers) -> float:
     # At both ends of the planes, neighboring pitches differ by a quarter voxel.
     num_steps = math.ceil(2 * length * math.log(max_pitch / _MIN_PITCH))
     pitches = np.geomspace(_MIN_PITCH, max_pitch, num_steps + 1)
-    coarse = _best(_fits(planes, weights, pitches))
+    fits = [_fit(planes, weights, pitch) for pitch in pitches]
+    coarse = max(fits, key=lambda fit: fit.divergence)
 
-    # Now planes count, and not their voxels: else pitches that miss small tips would win.
-    is_changed = _clear_changes(weights, coarse)
+    # Now planes count, and not their voxels: else pitches that miss small tips would win. Planes
+    # are changed by more than unpredicted ones, where labels were edited, are.
+    others = np.delete(weights, coarse.predicted)
+    usual = np.median(others) if others.size else 1.0
+    is_changed: Bool = weights > 3 * usual
     num_changed = np.count_nonzero(is_changed)
     if num_changed < _MIN_PREDICTED:
         return 1.0
     span = 2 * coarse.pitch / length  # two blocks more or less
     pitches = coarse.pitch * np.linspace(1 - span, 1 + span, 513)
     pitches = np.clip(pitches, _MIN_PITCH, _MAX_PITCH)
-    fits = _fits(planes, is_changed / num_changed, pitches)
-    best = _best(fits)
+    fits = [_fit(planes, is_changed / num_changed, pitch) for pitch in pitches]
+    best = max(fits, key=lambda fit: fit.divergence)
     is_found = weights[best.predicted].sum() >= _MIN_SHARE
     if not is_found or _is_chance(is_changed, best, length):
         return 1.0
     equal_pitches = [fit.pitch for fit in fits if fit.divergence > best.divergence - 1e-9]
     return float(min(equal_pitches) + max(equal_pitches)) / 2
-
-
-def _planes_near(changed: Integers) -> Integers:
-    """Return the planes between changes that are at most the largest pitch apart."""
-    planes = np.arange(changed[0], changed[-1] + 1)
-    after = changed[np.searchsorted(changed, planes)]
-    before = changed[np.searchsorted(changed, planes, "right") - 1]
-    return planes[after - before <= _MAX_PITCH]
-
-
-def _clear_changes(weights: Float64, fit: _Fit) -> Bool:
-    """Return which planes change by more than unpredicted ones, where labels were edited, do."""
-    others = np.delete(weights, fit.predicted)
-    usual = np.median(others) if others.size else 1.0
-    is_changed: Bool = weights > 3 * usual
-    return is_changed
 
 
 def _is_chance(is_changed: Bool, fit: _Fit, length: int) -> bool:
@@ -134,15 +126,6 @@ def _is_chance(is_changed: Bool, fit: _Fit, length: int) -> bool:
         evidence += part.size * _divergence(float(part.mean()), mean)
     # Pitches and phases give about length³ sets of planes, and one may fit by chance.
     return evidence <= 3 * math.log(length)
-
-
-def _fits(planes: Integers, weights: Float64, pitches: Float64) -> list[_Fit]:
-    return [_fit(planes, weights, pitch) for pitch in pitches]
-
-
-def _best(fits: list[_Fit]) -> _Fit:
-    """Return the first of the fits with the largest divergence."""
-    return max(fits, key=lambda fit: fit.divergence)
 
 
 def _fit(planes: Integers, weights: Float64, pitch: float) -> _Fit:
@@ -196,7 +179,7 @@ def find_network_spacing(
     is_auto = isinstance(given, str) and given == AUTO
     if given is not None and not is_auto:
         network = _check_network_spacing(given, labels.shape, spacing)
-        sizes = _by(_in_voxels(network, spacing))
+        sizes = _by(np.divide(network, spacing))
         note = f"the label map is taken as that of a coarser network: {sizes} voxels of the image"
         return tuple(map(max, network, spacing)), note
 
@@ -233,7 +216,7 @@ def _check_network_spacing(
         network = given_spacing(given, len(shape))
     except InputError as error:
         raise InputError(f"network {error}") from None
-    sizes = _in_voxels(network, spacing)
+    sizes = np.divide(network, spacing)
     if max(sizes) > max(shape):
         raise InputError(
             f"network spacing is {_by(network)} mm, more than the image of {_by(shape)} voxels of "
@@ -247,11 +230,6 @@ def _check_network_spacing(
     return network
 
 
-def _in_voxels(network: Sequence[float], spacing: Sequence[float]) -> list[float]:
-    """Return the size of the network's voxels in voxels of the image, along each axis."""
-    return [of_network / step for of_network, step in zip(network, spacing, strict=True)]
-
-
-def _by(values: Sequence[float]) -> str:
+def _by(values: Sequence[float] | Float64) -> str:
     """Return values along the axes in words, such as "2 x 3"."""
     return " x ".join(f"{value:.3g}" for value in values)

@@ -85,7 +85,11 @@ def clean(label_map: Labels, parameters: PostprocessParameters, voxel_volume_ml:
         filled = fill_holes(result, labels, any_hole=rules.fills_holes[0])
     lost = {}
     if removed:
-        lost = _count_losses(label_map, result)
+        losses = np.bincount(label_map[label_map != result])
+        losses[0:1] = 0  # Background that became a label is no loss.
+        for label in np.flatnonzero(losses).tolist():
+            total = int(np.count_nonzero(label_map == label))
+            lost[label] = (total, total - int(losses[label]))
     return Cleaned(result, removed, filled, lost)
 
 
@@ -118,17 +122,6 @@ def _remove_components(label_map: Labels, rules: _Rules, voxel_volume_ml: float)
                 min_voxels = rules.min_component_ml[label] / voxel_volume_ml
                 removed += _remove(part, part == label, rules.keeps_largest[label], min_voxels)
     return removed
-
-
-def _count_losses(before: Labels, after: Labels) -> dict[int, tuple[int, int]]:
-    """Return the voxels of each label before, and how many of these still have it, if fewer."""
-    losses = np.bincount(before[before != after])
-    losses[0:1] = 0  # Background that became a label is no loss.
-    lost = {}
-    for label in np.flatnonzero(losses).tolist():
-        total = int(np.count_nonzero(before == label))
-        lost[label] = (total, total - int(losses[label]))
-    return lost
 
 
 def label_components(mask: Bool) -> tuple[NDArray[np.int32], int]:
@@ -288,21 +281,20 @@ def describe_losses(
         return ()
 
     removing = rules.removing
-    rule = " and ".join(f"{key} = {shorten_value(removing[key])}" for key in removing)
     structures = listed(texts, _MAX_NAMED)
+    settings = []
+    switches = []
+    for key, value in removing.items():
+        settings.append(f"{key} = {shorten_value(value)}")
+        value_when_off = "0" if key.endswith("_ml") else "none"
+        switches.append(f"{key} = {value_when_off}")
+    rule = " and ".join(settings)
     if allowed:
         return (f"{REMOVED}, in whole or by more than {MAX_LOSS:.0%}, by {rule}: {structures}",)
-    switched_off = " and ".join(f"{key} = {_value_when_off(key)}" for key in removing)
+    switched_off = " and ".join(switches)
     count = counted(len(texts), "structure")
     raise ConfigError(
         f"{rule} would remove more than {MAX_LOSS:.0%} of {count}: {structures}\n"
         f"  Switch it off ({switched_off}), or allow it: --allow-vanishing, in Python "
         "allow_vanishing=True."
     )
-
-
-def _value_when_off(key: str) -> str:
-    """Return the value that switches off a rule that removes components."""
-    if key.endswith("_ml"):
-        return "0"
-    return "none"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +49,9 @@ def normalize_intensity(
         ConfigError: values that are not as many as modalities.
     """
     image = np.asarray(image)
-    settings = _settings_of(parameters, len(image))
+    settings = parameters.spread({"modality": len(image)})
     part = image if box is None else image[(slice(None), *box)]
-    if all(modality.kind == "none" for modality in settings):
+    if set(settings["normalization"]) == {"none"}:
         return part.astype(np.float32, order="K", copy=False)
 
     result = np.empty_like(part, dtype=np.float32, order="K", subok=False)
@@ -59,8 +60,10 @@ def normalize_intensity(
 
     def run(modality: int) -> None:
         values = order.to_storage(image[modality])
-        fitted = _fit_modality(values, settings[modality], stored_mask)
-        fitted.apply(order.to_storage(part[modality]), order.to_storage(result[modality]))
+        fitted = _fit_modality(values, settings, modality, stored_mask)
+        source = order.to_storage(part[modality])
+        target = order.to_storage(result[modality])
+        fitted.apply(source, target)
 
     jobs = [partial(run, modality) for modality in range(len(image))]
     run_all(jobs, threads or available_threads())
@@ -105,9 +108,9 @@ def fit_intensity(
 
     The image, (M, *grid), and the mask are in storage order.
     """
-    settings = _settings_of(parameters, len(image))
-    pairs = zip(image, settings, strict=True)
-    return tuple(_fit_modality(values, modality, mask) for values, modality in pairs)
+    settings = parameters.spread({"modality": len(image)})
+    modalities = enumerate(image)
+    return tuple(_fit_modality(values, settings, number, mask) for number, values in modalities)
 
 
 def window_notes(
@@ -120,13 +123,14 @@ def window_notes(
     An example is a window of Hounsfield units for MRI.
     """
     notes = []
-    for modality, settings in enumerate(_settings_of(parameters, len(image))):
-        if settings.kind != "window" or settings.window is None:
+    settings = parameters.spread({"modality": len(image)})
+    for modality, values in enumerate(image):
+        window = settings["window"][modality]
+        if settings["normalization"][modality] != "window" or window is None:
             continue
-        values = image[modality]
-        problem = _find_misfit(values, settings.window, mask)
+        problem = _find_misfit(values, window, mask)
         if problem is not None:
-            low, high = settings.window
+            low, high = window
             lowest = float(values.min())
             highest = float(values.max())
             notes.append(
@@ -145,8 +149,9 @@ def _find_misfit(values: Array, window: tuple[float, float], mask: Bool | None) 
     """
     low, high = window
     inside = values if mask is None else values[mask]
-    num_clipped = np.count_nonzero(inside < low) + np.count_nonzero(inside > high)
-    clipped = num_clipped / max(1, inside.size)
+    num_below = np.count_nonzero(inside < low)
+    num_above = np.count_nonzero(inside > high)
+    clipped = (num_below + num_above) / max(1, inside.size)
     if clipped >= MAX_CLIPPED:
         return f"{clipped:.0%} of the voxels are outside of it"
     if low < 0.0:
@@ -157,27 +162,19 @@ def _find_misfit(values: Array, window: tuple[float, float], mask: Bool | None) 
     return None
 
 
-class _ModalitySettings(NamedTuple):
-    """The parameters of one modality."""
+def _fit_modality(
+    source: Array, settings: Mapping[str, Any], modality: int, mask: Bool | None
+) -> IntensityMap:
+    """Return the map of one modality, (*grid) in storage order, by statistics inside the mask.
 
-    kind: str  # "none", "window", "percentile" or "zscore"
-    percentiles: tuple[float, float]
-    window: tuple[float, float] | None
-
-
-def _settings_of(parameters: IntensityParameters, num_modalities: int) -> list[_ModalitySettings]:
-    """Return the settings of each modality; raise ConfigError if values are not as many."""
-    values = parameters.spread({"modality": num_modalities})
-    columns = (values["normalization"], values["percentiles"], values["window"])
-    return [_ModalitySettings(*row) for row in zip(*columns, strict=True)]
-
-
-def _fit_modality(source: Array, settings: _ModalitySettings, mask: Bool | None) -> IntensityMap:
-    """Return the map of one modality, (*grid) in storage order, by statistics inside the mask."""
-    if settings.kind == "none":
+    `settings` are the values of the parameters, by key, for each modality.
+    """
+    kind = settings["normalization"][modality]
+    if kind == "none":
         return IntensityMap()
-    if settings.kind == "window" and settings.window is not None:
-        low, high = settings.window
+    window = settings["window"][modality]
+    if kind == "window" and window is not None:
+        low, high = window
         return IntensityMap(low, 1.0 / (high - low), clip=True)
 
     values = source.reshape(-1)
@@ -189,12 +186,13 @@ def _fit_modality(source: Array, settings: _ModalitySettings, mask: Bool | None)
     if source.dtype.itemsize >= 4 and source.dtype.newbyteorder("=") != np.float32:
         offset = float(values[0])
         values = _without_offset(values, offset)
-    if settings.kind == "zscore":
+    if kind == "zscore":
         shift, width = _mean_and_deviation(values.astype(np.float32, copy=False))
     else:
         # These are numpy's percentiles. Its function imports numpy.ma, which takes as long as all
         # else for a small case.
-        places = (values.size - 1) * (np.array(settings.percentiles) / 100.0)
+        shares = np.array(settings["percentiles"][modality]) / 100.0
+        places = (values.size - 1) * shares
         below = np.floor(places).astype(np.intp)
         above = np.minimum(below + 1, values.size - 1)
         ordered = np.partition(values, [*below, *above])

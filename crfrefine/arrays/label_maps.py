@@ -157,8 +157,9 @@ def labels_of_one_hot(
     Raises:
         InputError: a voxel has no label.
     """
-    labels = np.zeros(shape[1:], np.min_scalar_type(shape[0] - 1))
-    is_labeled = np.zeros(shape[1:], np.bool_)
+    num_labels, *grid = shape
+    labels = np.zeros(grid, np.min_scalar_type(num_labels - 1))
+    is_labeled = np.zeros(grid, np.bool_)
     for first, planes, values in pieces:
         for label, channel in enumerate(values, first):
             inside = channel == 1
@@ -188,7 +189,8 @@ def one_hot_logits(
 
     Labels that are not present have ABSENT_LOGIT everywhere; None means that all are present.
     """
-    logits = np.full((len(channels), *label_map.shape), ABSENT_LOGIT, np.float32)
+    shape = (len(channels), *label_map.shape)
+    logits = np.full(shape, ABSENT_LOGIT, np.float32)
     for label, channel in zip(channels, logits, strict=True):
         if present is None or label in present:
             np.multiply(label_map == label, np.float32(CONFIDENCE), out=channel)
@@ -243,7 +245,8 @@ def expand_channels(
     """
     order = StorageOrder.of_memory(values[0])
     stored_shape = order.to_storage(values[0]).shape
-    expanded = order.to_user(np.full((num_labels, *stored_shape), absent, np.float32))
+    expanded = np.full((num_labels, *stored_shape), absent, np.float32)
+    expanded = order.to_user(expanded)
     for channel, label in zip(values, channels, strict=True):
         expanded[label] = channel
     return expanded
@@ -281,7 +284,7 @@ def log_shares(labels: Labels, label: int, sigma: Sequence[float], box: Box) -> 
     from scipy.ndimage import gaussian_filter
 
     margin = [int(_TRUNCATE * width + 0.5) for width in sigma]
-    around = _grown(box, margin, labels.shape)
+    around = grown(box, margin, labels.shape)
     share = gaussian_filter(
         labels[around] == label, sigma, output=np.float32, mode="nearest", truncate=_TRUNCATE
     )
@@ -304,12 +307,12 @@ def share_logits(labels: Labels, num_labels: int, sigma: Sequence[float]) -> Flo
     boxes = [whole_grid, *find_objects(labels, num_labels - 1)][:num_labels]
     for label, box in enumerate(boxes):
         if box is not None:
-            near = _grown(box, reach, labels.shape)
+            near = grown(box, reach, labels.shape)
             logits[label][near] = log_shares(labels, label, sigma, near)
     return logits
 
 
-def _grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
+def grown(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
     """Return a box with a margin of voxels on both sides of each axis, cut off by the grid."""
     grown = []
     for part, extent, size in zip(box, margin, shape, strict=True):

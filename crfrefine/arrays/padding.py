@@ -75,7 +75,8 @@ def _at_corners(ties: Bool) -> Bool:
     is_padding = np.zeros(len(sizes), np.bool_)
     is_padding[regions[corners]] = True
     # A single tie at a corner is no block that reaches beyond the grid.
-    is_padding &= sizes >= math.prod(min(THICK, extent) for extent in ties.shape)
+    smallest = math.prod(min(THICK, extent) for extent in ties.shape)
+    is_padding &= sizes >= smallest
     is_padding[0] = False
     found: Bool = is_padding[regions]
     return found

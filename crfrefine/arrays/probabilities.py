@@ -225,9 +225,10 @@ class Look:
         where = np.flatnonzero((is_low | is_high) & counts)
         if where.size:
             first = where[0]
-            plane_size = math.prod(values.shape[1:])
-            voxel = self.voxel(first + planes.start * plane_size)
-            self._example = f"{values.flat[first]:.4g} for label {label} at {voxel}"
+            plane, *others = np.unravel_index(first, values.shape)
+            voxel = (*others[::-1], plane + planes.start)
+            place = ", ".join(str(int(index)) for index in voxel)
+            self._example = f"{values.flat[first]:.4g} for label {label} at voxel ({place})"
             self._has_example_that_counts = True
         elif not self._example:
             extreme = lowest
@@ -277,12 +278,6 @@ class Look:
         is_bad = np.abs(self.sums - 1) > tolerance
         return np.flatnonzero(is_bad & ~self.is_equal)
 
-    def voxel(self, flat_index: int | np.integer[Any]) -> str:
-        """Return a voxel in words, (x, y, z)."""
-        index = np.unravel_index(flat_index, self.sums.shape)
-        place = ", ".join(str(int(i)) for i in index[::-1])
-        return f"voxel ({place})"
-
 
 def look_at(values: Array) -> Look:
     """Return what one pass over scores (L, *grid) shows.
@@ -300,7 +295,8 @@ def look_at(values: Array) -> Look:
             look.add(label, channel, planes)
         # All labels of these planes are known now.
         is_negative = look.marks[planes] & _NEGATIVE != 0
-        is_logit = is_negative & (np.abs(look.sums[planes] - 1) > SUM_TOLERANCE)
+        errors = np.abs(look.sums[planes] - 1)
+        is_logit = is_negative & (errors > SUM_TOLERANCE)
         if (is_logit & ~look.is_equal[planes]).any():
             look.are_logits = True
         if look.are_logits:
@@ -336,8 +332,16 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
     may_overshoot = said != "logits" and not look.are_logits
     if may_overshoot and not look.bad_voxels(SUM_TOLERANCE).size:
         return "probabilities", _describe_overshoot(look)
+    total = None
     if input_type != "logits" and not look.are_logits:
-        _require_unscaled(look, name)
+        total = look.scaled_sum
+    if total is not None:
+        raise InputError(
+            f"{name}: no value is negative, and the labels sum to {total:.6g} at each voxel, as "
+            "probabilities in percent or from 0 to 255 do\n"
+            "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
+            f"give {BY_HAND.format('logits')}."
+        )
     if said == "probabilities":
         raise InputError(
             f"{name}: expected probabilities between 0 and 1, found {look.outside}; for logits, "
@@ -346,18 +350,6 @@ def decide(look: Look, input_type: str, kind: str | None, name: str) -> tuple[st
     if said is None:
         return "logits", f"it has values outside [0, 1], such as {look.outside}"
     return "logits", who_says(input_type)
-
-
-def _require_unscaled(look: Look, name: str) -> None:
-    """Raise InputError if the values are probabilities in percent or of another scale."""
-    total = look.scaled_sum
-    if total is not None:
-        raise InputError(
-            f"{name}: no value is negative, and the labels sum to {total:.6g} at each voxel, as "
-            "probabilities in percent or from 0 to 255 do\n"
-            "  Divide the values of each voxel by their sum. If these are logits nevertheless, "
-            f"give {BY_HAND.format('logits')}."
-        )
 
 
 def _describe_overshoot(look: Look) -> str:
@@ -371,11 +363,12 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
     """Return the error about values in [0, 1] that do not sum to 1 at the `bad` voxels."""
     sums = look.sums.reshape(-1)[bad]
     first = int((sums <= SUM_TOLERANCE).argmin())  # The first sum above zero, if there is one.
-    voxel = look.voxel(bad[first])
+    voxel = np.unravel_index(bad[first], look.sums.shape)
+    place = ", ".join(str(int(index)) for index in voxel[::-1])
     num_voxels = look.sums.size
     problem = (
         f"all values lie in [0, 1] but do not sum to 1 over the labels at {bad.size} of "
-        f"{num_voxels} voxels; the first one is {voxel} with a sum of {sums[first]:.6g}"
+        f"{num_voxels} voxels; the first one is voxel ({place}) with a sum of {sums[first]:.6g}"
     )
     advice = (
         f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one "

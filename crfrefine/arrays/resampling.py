@@ -202,7 +202,9 @@ class Interpolation:
         """
         source_box = [slice(0, 0)] * len(box)
         for axis, part, (samples, _) in zip(self.axes, box, self.taps, strict=True):
-            source_box[axis] = _span(samples[0, part].min(), samples[-1, part].max())
+            first = samples[0, part].min()
+            last = samples[-1, part].max()
+            source_box[axis] = _span(first, last)
         values = read(tuple(source_box)).transpose(self.axes)
 
         for number in (2, 1, 0):
@@ -274,7 +276,8 @@ def _in_space(shape: Sequence[int], affine: Array) -> Float64:
     """
     full = np.array(affine, np.float64)
     if len(shape) < 3:
-        normal = np.cross(full[:3, 0], full[:3, 1])
+        along_x, along_y, _ = full[:3, :3].T
+        normal = np.cross(along_x, along_y)
         full[:3, 2] = normal / np.linalg.norm(normal)
     return full
 

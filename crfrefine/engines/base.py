@@ -108,7 +108,7 @@ class RunContext:
     threads: int | None = None  # CPU threads; None means the cores this process may use
     progress: Progress | None = None  # called between stages; may raise to stop
     # Returns the bytes that a run on tiles may add, whose logits are not in memory; None means any
-    # amount. It is called before such a run.
+    # amount. Such a run calls it first.
     num_bytes: Callable[[], int | None] | None = None
 
 
@@ -277,7 +277,7 @@ class Backend(ABC):
     def label_map(self, logits: Float32, *, threads: int | None = None) -> Labels:
         """Return the label of the largest of (L, *grid) logits at each voxel.
 
-        The lowest label wins a tie. The type is the smallest unsigned one that holds L - 1.
+        The lowest label wins a tie. The type is the smallest unsigned type for L - 1.
         """
         dtype = np.min_scalar_type(len(logits) - 1)
         labels: Labels = np.argmax(logits, axis=0).astype(dtype)
@@ -296,15 +296,17 @@ class Backend(ABC):
         np.divide(exponentials, exponentials.sum(axis=0), out=marginals, casting="same_kind")
         return marginals
 
-    def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
-        """Return the smallest and largest value of each channel.
+    def channel_ranges(self, channels: Array, *, threads: int | None = None) -> list[Range]:
+        """Return the smallest and largest value of each channel, in float32.
 
-        Both are NaN for a channel with a value that is not finite.
+        Both are NaN for a channel with a value that is not finite in float32.
         """
         ranges = []
         for channel in channels:
-            low = float(channel.min())
-            high = float(channel.max())
+            with np.errstate(over="ignore"):
+                values = channel.astype(np.float32, copy=False)
+            low = float(values.min())
+            high = float(values.max())
             if not (math.isfinite(low) and math.isfinite(high)):
                 low = high = math.nan
             ranges.append((low, high))

@@ -26,7 +26,7 @@ ASKED_LEVEL = "CRFREFINE_CPU_LEVEL"  # environment variable that names the level
 def load_engine() -> Any:
     """Import the compiled engine.
 
-    Raises BackendUnavailableError if there is none, or none at the level that was asked for.
+    Raises BackendUnavailableError without an engine at the level that the environment names.
     """
     levels = find_levels()
     level = os.environ.get(ASKED_LEVEL, levels.best)

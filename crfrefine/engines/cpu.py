@@ -80,35 +80,35 @@ class CpuBackend(Backend):
     ) -> MeanFieldResult:
         """Run the mean field on one case; see `Backend.mean_field`."""
         if self.keeps_kernels and image.origin is None:  # never those of a part of a volume
-            kept = self._keep_kernels(image, spec.kernels, context)
+            if self._kept is None or not self._fits(
+                self._kept, image, spec.kernels, context.threads
+            ):
+                self._kept = None  # The old kernels are freed before new ones are built.
+                kernels = self.kernels(image, spec.kernels, context)
+                self._kept = _KeptKernels(kernels, image, context.threads)
+                del kernels
             try:
-                return kept.run(logits, spec.mean_field, progress=context.progress)
+                return self._kept.kernels.run(logits, spec.mean_field, progress=context.progress)
             except CapacityError:  # Kept kernels and a run may not fit into memory together.
                 self._kept = None
-                del kept
 
         kernels = CpuKernels(self._engine, image, spec.kernels, context)
         del image
         return kernels.run(logits, spec.mean_field, progress=context.progress, is_last=True)
 
-    def _keep_kernels(
-        self, image: GridImage, spec: KernelSetSpec, context: RunContext
-    ) -> CpuKernels:
-        """Return the kept kernels if they are those of an image and a model, else new ones."""
-        if self._kept is None or not self._fits(self._kept, image, spec, context.threads):
-            self._kept = None  # The old kernels are freed before new ones are built.
-            kernels = self.kernels(image, spec, context)
-            self._kept = _KeptKernels(kernels, image, context.threads)
-        return self._kept.kernels
-
     def _fits(
         self, kept: _KeptKernels, image: GridImage, spec: KernelSetSpec, threads: int | None
     ) -> bool:
-        """Return whether kept kernels are those of an image and a model."""
+        """Return whether kept kernels are those of an image and a model, on as many threads."""
         built_spec = kept.kernels.spec
         if replace(spec, num_iterations=built_spec.num_iterations) != built_spec:
             return False
-        if not kept.was_built_for(image, threads):
+        built = kept.image
+        if threads != kept.threads or image.axes != built.axes:
+            return False
+        if tuple(image.spacing) != tuple(built.spacing):
+            return False
+        if not (_are_equal(image.values, built.values) and _are_equal(image.mask, built.mask)):
             return False
         if spec == built_spec:
             return True
@@ -149,14 +149,12 @@ class CpuBackend(Backend):
         )
         return out
 
-    def channel_ranges(self, channels: Float32, *, threads: int | None = None) -> list[Range]:
+    def channel_ranges(self, channels: Array, *, threads: int | None = None) -> list[Range]:
         """Return each channel's extremes; see `Backend.channel_ranges`."""
-        extremes = self._engine.channel_ranges(
-            np.ascontiguousarray(channels, np.float32), threads or available_threads()
-        )
-        lows = extremes[::2]
-        highs = extremes[1::2]
-        return list(zip(lows, highs, strict=True))
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(channels, np.float32)
+        extremes = self._engine.channel_ranges(values, threads or available_threads())
+        return list(zip(extremes[::2], extremes[1::2], strict=True))
 
 
 class CpuKernels:
@@ -213,7 +211,9 @@ class CpuKernels:
         started = time.perf_counter()
         out = np.empty(logits.shape, np.float32)
         with engine_errors(self._engine, logits.shape):
-            part = volume_part(logits, self._mask, spec)
+            part = None
+            if spec.volume_weight > 0.0:
+                part = volume_part(logits, self._mask, spec)
             outcome = self.built.run(logits, spec, part, is_last, progress, out)
 
         energy = tuple(outcome["energy"])
@@ -227,9 +227,10 @@ class CpuKernels:
         """Run the mean field and save the data of the backward pass; see `Kernels.forward`."""
         logits = np.ascontiguousarray(logits, np.float32)
         spec = spec.rounded(np.float32)
-        part = volume_part(logits, self._mask, spec)
+        part = None
         num_recorded = spec.num_iterations
         if spec.volume_weight > 0.0:
+            part = volume_part(logits, self._mask, spec)
             num_recorded += 1
 
         with engine_errors(self._engine, logits.shape):
@@ -300,17 +301,6 @@ class _KeptKernels:
     kernels: CpuKernels
     image: GridImage
     threads: int | None
-
-    def was_built_for(self, image: GridImage, threads: int | None) -> bool:
-        """Return whether image, mask, spacing and threads are those of the kernels."""
-        built = self.image
-        if threads != self.threads or image.axes != built.axes:
-            return False
-        if tuple(image.spacing) != tuple(built.spacing):
-            return False
-        if not _are_equal(image.values, built.values):
-            return False
-        return _are_equal(image.mask, built.mask)
 
 
 def _are_equal(new: Array | None, old: Array | None) -> bool:

@@ -116,21 +116,19 @@ class Lattice:
             if means is not None:
                 filtered, self._scale_by_normalization["after"] = means
                 return filtered
-        scale = self._scale_of(normalization)
-        if normalization == "symmetric":
-            sent = sent * scale
-        return self._kernel.apply(sent, scale)
-
-    def _scale_of(self, normalization: str) -> Float32:
-        """Return each point's factor: the inverse of its sum of weights, or the root of that."""
-        if normalization not in self._scale_by_normalization:
+        # Each point's factor is the inverse of its sum of weights, or the root of that.
+        scale = self._scale_by_normalization.get(normalization)
+        if scale is None:
             ones = np.ones((1, self.num_points), np.float32)
             (sums,) = self._kernel.apply(ones)
             sums = np.maximum(sums, np.float32(TINY))
             if normalization == "symmetric":
                 sums = np.sqrt(sums)
-            self._scale_by_normalization[normalization] = 1.0 / sums
-        return self._scale_by_normalization[normalization]
+            scale = 1.0 / sums
+            self._scale_by_normalization[normalization] = scale
+        if normalization == "symmetric":
+            sent = sent * scale
+        return self._kernel.apply(sent, scale)
 
 
 def choose_method(method: str, num_points: int, num_features: int) -> str:

@@ -96,14 +96,12 @@ class VolumeTerm:
         return np.asarray(covariance + slack_part + total + RIDGE * diagonal)
 
 
-def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool | None:
-    """Return the voxels inside the mask on which the volume term of a run acts, (N,) in C order.
+def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool:
+    """Return the voxels inside the mask on which a run's volume term acts, (N,) in C order.
 
     For each foreground label, these are the largest component of the voxels with a probability
-    above `BODY_PROBABILITY`. None means that there is no term.
+    above `BODY_PROBABILITY`.
     """
-    if spec.volume_weight == 0.0:
-        return None
     if mask is None:
         inside = np.ones(logits.shape[1:], dtype=np.bool_)
     else:

@@ -17,6 +17,7 @@ from crfrefine.arrays.arguments import (
     check_logits,
     given_array,
     given_label_map,
+    given_spacing,
     open_images,
 )
 from crfrefine.arrays.foreground import decide_channel, describe_channel, fill_background_of_channel
@@ -190,7 +191,7 @@ def refine(
     result = refine_network(
         form.network,
         image,
-        spacing=spacing,
+        spacing=given_spacing(spacing, len(form.network.shape) - 1),
         parameters=parameters,
         mask=arrays["mask"],
         backend=backend,

@@ -139,17 +139,13 @@ def region_mean_field(
             # The kernels were built once, and each run reports that.
             earlier = 0.0 if stage == "build" else timings.get(stage, 0.0)
             timings[stage] = earlier + seconds
-    return MeanFieldResult(refined, _joined_report(reports), timings)
-
-
-def _joined_report(reports: Sequence[MeanFieldReport]) -> MeanFieldReport:
-    """Return the most steps of a region and the sum of energies, the last one where steps ended."""
+    # The most steps of a region, and the sum of energies, the last one where steps ended.
     num_iterations = max(report.num_iterations for report in reports)
     energies = []
     for report in reports:
-        energy = report.energy
-        missing = num_iterations - len(energy)
-        energies.append(energy + energy[-1:] * missing)
+        missing = num_iterations - len(report.energy)
+        energies.append(report.energy + report.energy[-1:] * missing)
     energy = tuple(sum(of_step) for of_step in zip(*energies, strict=False))
     converged = all(report.converged for report in reports)
-    return MeanFieldReport(num_iterations, converged, energy, reports[0].filters)
+    report = MeanFieldReport(num_iterations, converged, energy, reports[0].filters)
+    return MeanFieldResult(refined, report, timings)

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.array_types import Labels
-from crfrefine.base.geometry import StorageOrder
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
@@ -31,11 +30,6 @@ class ArrayNetwork:
     def shape(self) -> tuple[int, ...]:
         """(channels, *grid) for users."""
         return self.values.shape
-
-    @property
-    def order(self) -> StorageOrder:
-        """The order that the axes are stored in."""
-        return StorageOrder.of_memory(self.values[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +53,6 @@ class LabelMapNetwork:
     def shape(self) -> tuple[int, ...]:
         """(channels, *grid) for users."""
         return (len(self.channels), *self.labels.shape)
-
-    @property
-    def order(self) -> StorageOrder:
-        """The order that the axes are stored in."""
-        return StorageOrder.of_memory(self.labels)
 
 
 Network = ArrayNetwork | LabelMapNetwork | StreamedNetwork | CoarseNetwork

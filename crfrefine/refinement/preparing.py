@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,24 +20,22 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import MAX_OVERSHOOT, MIN_PROBABILITY, SUM_TOLERANCE
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, identify_regions, take_log_odds
-from crfrefine.base.array_types import Array, Bool, Float32, Float64, Labels
+from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.limits import memory_limit, require_memory
 from crfrefine.engines.base import Backend, GridImage
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
 from crfrefine.refinement.stored_case import StoredCase
 from crfrefine.refinement.strokes import Strokes, plan_edits
 from crfrefine.refinement.tiles.coarse import plan_coarse
 from crfrefine.refinement.tiles.grid import MAX_DIMS
 from crfrefine.refinement.tiles.planning import plan_array, plan_label_map, plan_shares, plan_stream
-from crfrefine.refinement.tiles.problem import TilePlan
+from crfrefine.refinement.tiles.problem import DenseChannels, TilePlan
 from crfrefine.refinement.tiles.streaming import StreamedNetwork
 
 # Share of the grid below which the mask's box is refined by itself, which costs a pass outside.
 WORTH_IT = 0.9
 MAX_LOGIT = 1e34  # well below float32's 3.4e38: differences and sums over labels must fit too
-_MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,23 +257,6 @@ def _leave_out_padding(channels: _Channels, ties: Bool, case: StoredCase) -> Non
         )
 
 
-def _require_float32(largest: float, models: Sequence[ModelSpec]) -> None:
-    """Raise ConfigError if the temperature makes logits of a magnitude too large."""
-    # Energies and marginals are sums of a few logits over the temperature.
-    temperature = models[0].mean_field.temperature
-    largest_bias = 0.0
-    for model in models:
-        bias = model.mean_field.bias
-        if bias is not None:
-            largest_bias = max(largest_bias, float(np.abs(bias).max()))
-    largest += largest_bias
-    if largest / temperature > MAX_LOGIT:
-        raise ConfigError(
-            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into "
-            f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
-        )
-
-
 class _Normalized(NamedTuple):
     """The normalized image of a case."""
 
@@ -328,7 +307,20 @@ def _normalize(case: StoredCase, mask: Bool | None) -> _Normalized:
 
 def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | None) -> Prepared:
     """Prepare channels in memory; `numbers`, (*grid), are those of a label map's channels."""
-    _require_float32(channels.largest, case.models)
+    # Energies and marginals are sums of a few logits over the temperature.
+    largest_bias = 0.0
+    for model in case.models:
+        bias = model.mean_field.bias
+        if bias is not None:
+            largest_bias = max(largest_bias, float(np.abs(bias).max()))
+    largest = channels.largest + largest_bias
+    temperature = case.model.mean_field.temperature
+    if largest / temperature > MAX_LOGIT:
+        raise ConfigError(
+            f"mean_field.temperature: {temperature:g} turns logits up to {largest:g} into "
+            f"{largest / temperature:.1g}, too large for float32; use a larger temperature"
+        )
+
     started = time.perf_counter()
     normalized = _normalize(case, channels.mask)
     timings = {"normalize": time.perf_counter() - started}
@@ -336,22 +328,12 @@ def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | N
     labels = numbers
     gained = None
     if case.strokes is not None:
-        if labels is None:
-            labels = decoder(case)(channels.values)
-        gained = _draw_strokes(
-            channels, case, case.strokes, normalized, labels, is_label_map=numbers is not None
-        )
+        labels, gained = _draw_strokes(channels, case, case.strokes, normalized, numbers)
     plan = None
-    if case.regions is None and case.backend.name == "cpu":
-        plan, surveyed = plan_array(
-            channels.values,
-            normalized.mask_box,
-            normalized.in_mask_box,
-            case.model,
-            case.parameters.mean_field.label_threshold,
-            case.context.threads,
-            is_probability=channels.is_probability,
-        )
+    has_tiles = case.backend.name == "cpu" and channels.values.ndim <= MAX_DIMS + 1
+    if has_tiles and case.regions is None:
+        source = DenseChannels(channels.values, channels.is_probability)
+        plan, surveyed = plan_array(source, normalized.mask_box, normalized.in_mask_box, case)
         if labels is None:
             labels = surveyed
     return Prepared(
@@ -369,23 +351,19 @@ def _prepare_channels(channels: _Channels, case: StoredCase, numbers: Labels | N
     )
 
 
-def decoder(case: StoredCase) -> Callable[[Float32], Labels]:
-    """Return the function that makes a label map of channels."""
-    if case.regions is None:
-        return partial(case.backend.label_map, threads=case.context.threads)
-    return case.regions.decode
-
-
 def _draw_strokes(
     channels: _Channels,
     case: StoredCase,
     strokes: Strokes,
     normalized: _Normalized,
-    labels: Labels,
-    *,
-    is_label_map: bool,
-) -> NDArray[np.int64] | None:
-    """Edit the channels; return the voxels that labels gain, (L,), if volumes are kept."""
+    numbers: Labels | None,
+) -> tuple[Labels, NDArray[np.int64] | None]:
+    """Edit the channels; `numbers` are those of a label map's channels.
+
+    Return the network's label map, and the voxels that labels gain, (L,), if volumes are kept.
+    """
+    is_label_map = numbers is not None
+    labels = case.decode(channels.values) if numbers is None else numbers
     channels.values = np.array(channels.values, order="C")
     if channels.is_probability:
         probabilities.take_logarithms(channels.values)
@@ -410,10 +388,10 @@ def _draw_strokes(
         )
     if not case.parameters.volume.match_input:  # Only volumes need what labels gain.
         edits.apply(channels.values)
-        return None
+        return labels, None
     before = _count_voxels(channels.values, case)
     edits.apply(channels.values)
-    return _count_voxels(channels.values, case) - before
+    return labels, _count_voxels(channels.values, case) - before
 
 
 def _count_voxels(logits: Float32, case: StoredCase) -> NDArray[np.int64]:
@@ -425,45 +403,28 @@ def _count_voxels(logits: Float32, case: StoredCase) -> NDArray[np.int64]:
 def without_nan(
     image: GridImage, backend: Backend, threads: int | None
 ) -> tuple[GridImage, tuple[str, ...]]:
-    """Return an image whose mask lacks the voxels that are NaN, and a note if there are any.
+    """Return an image without the voxels that are NaN in its mask, and a note on them.
 
     Raises InputError for infinite values, and if hardly any voxel is left.
     """
-    if not np.isnan(_extremes(backend, image.values, threads)).any():
-        return image, ()
     values = image.values.copy(order="K")
-    zero = values.dtype.type(0)
-    numbers = np.where(np.isnan(values), zero, values)
+    numbers = np.where(np.isnan(values), values.dtype.type(0), values)
     _finite_range(backend, numbers, "image", threads)
     mask, note = leave_out_nan(values, image.mask, "image")
     return replace(image, values=values, mask=mask), (note,)
 
 
-def _extremes(backend: Backend, channels: Array, threads: int | None) -> Float64:
-    """Return each channel's lowest and highest value, NaN if not finite; none of integers."""
-    if channels.dtype.kind != "f":
-        return np.zeros((0, 2))
-    with np.errstate(over="ignore"):
-        ranges = backend.channel_ranges(channels, threads=threads)
-    extremes = np.array(ranges, np.float64).reshape(-1, 2)
-    is_finite = np.abs(extremes) <= _MAX_FLOAT
-    extremes[~is_finite.all(axis=1)] = np.nan
-    return extremes
-
-
 def _finite_range(
     backend: Backend, channels: Array, name: str, threads: int | None
 ) -> tuple[float, float]:
-    """Return the lowest value and largest magnitude, 0 of integers; InputError if not finite."""
-    extremes = _extremes(backend, channels, threads)
-    for number in np.flatnonzero(np.isnan(extremes[:, 0])):
+    """Return the lowest value and largest magnitude; InputError if not finite in float32."""
+    ranges = np.array(backend.channel_ranges(channels, threads=threads), np.float64)
+    for number in np.flatnonzero(np.isnan(ranges[:, 0])):
         with np.errstate(over="ignore"):
             is_finite = np.isfinite(channels[number].astype(np.float32))
         raise InputError(
             f"{name}: channel {number} has {np.count_nonzero(~is_finite)} values that are not "
             "finite in float32 (NaN, infinity, or above 3e38)"
         )
-    if not len(extremes):
-        return 0.0, 0.0
-    lowest = float(extremes.min())
-    return lowest, max(-lowest, float(extremes.max()), 0.0)
+    lowest = float(ranges.min())
+    return lowest, max(-lowest, float(ranges.max()), 0.0)

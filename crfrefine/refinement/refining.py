@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from crfrefine.arrays.arguments import given_spacing, given_voxels
+from crfrefine.arrays.arguments import given_voxels
 from crfrefine.arrays.blocks import find_network_spacing
 from crfrefine.arrays.components import Cleaned, clean, describe_losses
 from crfrefine.arrays.intensity import window_notes
 from crfrefine.arrays.label_maps import channel_numbers, count_labels, renumber
 from crfrefine.arrays.region_scheme import RegionScheme, resolve_regions
-from crfrefine.base.array_types import Array, Labels
+from crfrefine.base.array_types import Array, Float32, Labels
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.engines.base import NO_CONTEXT, Backend, GridImage, RunContext
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement import mean_field
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
-from crfrefine.refinement.preparing import Prepared, decoder, prepare, without_nan
+from crfrefine.refinement.preparing import Prepared, prepare, without_nan
 from crfrefine.refinement.refined import RefinedChannels
 from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.stored_case import StoredCase
@@ -50,6 +52,7 @@ class _Case:
     context: RunContext
     strokes: Strokes | None
     voxel_ml: float  # the volume of a voxel
+    order: StorageOrder  # that the axes of the network's output are stored in
     # The regions of the channels; None means that they are labels.
     regions: RegionScheme | None = None
     # mm between voxels of the network; None means that they are the image's
@@ -60,7 +63,7 @@ def refine_network(
     network: Network,
     image: Array,
     *,
-    spacing: ArrayLike,
+    spacing: tuple[float, ...],
     parameters: CrfParameters,
     mask: ArrayLike | None = None,
     backend: Backend,
@@ -71,7 +74,8 @@ def refine_network(
 ) -> RefinementResult:
     """Refine a network's output; arguments, results and errors as of `crfrefine.refine`.
 
-    The image is on the network's grid. `names` are those of labels, for messages.
+    The image is on the network's grid, and `spacing` has a number per axis. `names` are those of
+    labels, for messages.
     """
     grid_shape = network.shape[1:]
     num_dims = len(grid_shape)
@@ -81,19 +85,22 @@ def refine_network(
         mask = given_voxels(mask, grid_shape)
         if not mask.any():
             raise InputError("the mask is empty: there is no voxel to refine")
-    spacing_mm = given_spacing(spacing, num_dims)
-    voxel_ml = math.prod(spacing_mm) / 1000.0
-    case = _Case(
-        GridImage(image, mask, spacing_mm), parameters, backend, context, strokes, voxel_ml
-    )
+    voxel_ml = math.prod(spacing) / 1000.0
+    order = StorageOrder(tuple(reversed(range(num_dims))))  # as in files
+    regions = None
+    if isinstance(network, ArrayNetwork):
+        order = StorageOrder.of_memory(network.values[0])
+        regions = network.regions
+    elif isinstance(network, LabelMapNetwork):
+        order = StorageOrder.of_memory(network.labels)
+    grid_image = GridImage(image, mask, spacing)
+    case = _Case(grid_image, parameters, backend, context, strokes, voxel_ml, order, regions)
     if isinstance(network, LabelMapNetwork):
         result = _refine_label_map(network, case)
     else:
-        if isinstance(network, ArrayNetwork):
-            case = replace(case, regions=network.regions)
         if not isinstance(network, StreamedNetwork):
             case = replace(case, network_spacing=network.network_spacing)
-        has_volumes = case.network_spacing is not None and case.regions is None
+        has_volumes = case.network_spacing is not None and regions is None
         if parameters.volume.match_input and not has_volumes:
             raise ConfigError(
                 "volume.match_input: keeps the volumes of a label map, and logits are not one "
@@ -185,13 +192,11 @@ def _add_losses(first: Losses, second: Losses) -> Losses:
 
 def _refine(network: Network, case: _Case) -> RefinementResult:
     """Prepare the case, run the mean field, make the label map and clean it."""
-    stored, notes = _store(network, case)
+    stored = _store(network, case)
     prepared = prepare(network, stored)
-    notes += prepared.notes
     run = mean_field.run(prepared, stored)
-    notes += run.notes
+    notes = stored.notes + prepared.notes + run.notes
     refined = run.refined
-    stored = replace(stored, backend=run.backend)
 
     started = time.perf_counter()
     network_labels, labels = _label_maps(prepared, refined, stored)
@@ -229,60 +234,45 @@ def _refine(network: Network, case: _Case) -> RefinementResult:
     )
 
 
-def _resolve_models(network: Network, case: _Case) -> Sequence[ModelSpec]:
-    """Return the model of the case, or that of each region, for axes in storage order."""
-    num_channels = network.shape[0]
-    num_modalities = len(case.image.values)
-    num_dims = len(case.image.spacing)
-    models: Sequence[ModelSpec]
-    regions = case.regions
-    if regions is None:
-        models = [case.parameters.resolve(num_channels, num_modalities, num_dims)]
-    else:
-        if num_channels != regions.num_regions:
-            raise InputError(
-                f"the log-odds have shape {network.shape}; expected ({regions.num_regions}, "
-                f"*grid), one channel per region: {regions.describe()}"
-            )
-        case.parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
-        models = resolve_regions(case.parameters, num_channels, num_modalities, num_dims)
-
-    axes = network.order.axes
-    network_spacing = case.network_spacing
-    if network_spacing is not None:
-        network_spacing = tuple(network_spacing[axis] for axis in axes)
-    kernels = []
-    for kernel in models[0].kernels.kernels:  # Those of all models are the same.
-        theta_position = tuple(kernel.theta_position[axis] for axis in axes)
-        kernels.append(replace(kernel, theta_position=theta_position))
-    stored = []
-    for model in models:
-        kernel_set = replace(model.kernels, kernels=tuple(kernels), network_spacing=network_spacing)
-        stored.append(replace(model, kernels=kernel_set))
-    return stored
-
-
-def _store(network: Network, case: _Case) -> tuple[StoredCase, tuple[str, ...]]:
-    """Return a case in storage order without the voxels that are NaN, and notes on these.
+def _store(network: Network, case: _Case) -> StoredCase:
+    """Return a case in storage order without the voxels that are NaN.
 
     The model does not depend on the order of axes, so the engine gets them in storage order: a
     volume read from a file is not copied.
     """
-    order = network.order
-    models = _resolve_models(network, case)
+    order = case.order
     axes = list(order.axes)
+    threads = case.context.threads
     values = order.to_storage(case.image.values)
+    if case.regions is not None:
+        models = _models_of_regions(network, case, case.regions)
+        decode: Callable[[Float32], Labels] = case.regions.decode
+    else:
+        models = [case.parameters.resolve(network.shape[0], len(values), len(axes))]
+        decode = partial(case.backend.label_map, threads=threads)
+    kernels = []
+    for kernel in models[0].kernels.kernels:  # Those of all models are the same.
+        theta_position = tuple(kernel.theta_position[axis] for axis in axes)
+        kernels.append(replace(kernel, theta_position=theta_position))
+    kernel_set = replace(models[0].kernels, kernels=tuple(kernels))
+    if case.network_spacing is not None:
+        network_spacing = tuple(case.network_spacing[axis] for axis in axes)
+        kernel_set = replace(kernel_set, network_spacing=network_spacing)
+    models = [replace(model, kernels=kernel_set) for model in models]
+
     spacing = tuple(case.image.spacing[axis] for axis in axes)
     image = GridImage(values, None, spacing, order.axes)
     if case.image.mask is not None:
         image = replace(image, mask=order.to_storage(case.image.mask))
     notes: tuple[str, ...] = ()
-    if isinstance(network, ArrayNetwork | LabelMapNetwork):  # Readers check the images of others.
-        image, notes = without_nan(image, case.backend, case.context.threads)
+    # Readers check the images of other networks.
+    may_be_nan = isinstance(network, ArrayNetwork | LabelMapNetwork) and values.dtype.kind == "f"
+    if may_be_nan and np.isnan(case.backend.channel_ranges(values, threads=threads)).any():
+        image, notes = without_nan(image, case.backend, threads)
     strokes = case.strokes
     if strokes is not None:
         strokes = replace(strokes, positions=strokes.positions[axes])
-    stored = StoredCase(
+    return StoredCase(
         image,
         case.parameters,
         models,
@@ -292,18 +282,31 @@ def _store(network: Network, case: _Case) -> tuple[StoredCase, tuple[str, ...]]:
         strokes,
         case.regions,
         order,
+        decode,
+        notes,
     )
-    return stored, notes
+
+
+def _models_of_regions(network: Network, case: _Case, regions: RegionScheme) -> Sequence[ModelSpec]:
+    """Return the model of each region; raise InputError unless each has a channel."""
+    num_channels = network.shape[0]
+    if num_channels != regions.num_regions:
+        raise InputError(
+            f"the log-odds have shape {network.shape}; expected ({regions.num_regions}, *grid), "
+            f"one channel per region: {regions.describe()}"
+        )
+    case.parameters.postprocess.spread({"label": regions.num_labels})  # checks the lengths
+    num_modalities = len(case.image.values)
+    return resolve_regions(case.parameters, num_channels, num_modalities, len(case.image.spacing))
 
 
 def _label_maps(
     prepared: Prepared, refined: RefinedChannels, case: StoredCase
 ) -> tuple[Labels, Labels]:
     """Return the network's label map and the refined one, whose volumes may have to be kept."""
-    decode = decoder(case)
     network_labels = prepared.labels
     if network_labels is None:
-        network_labels = decode(prepared.logits)
+        network_labels = case.decode(prepared.logits)
     if case.parameters.volume.match_input:
         inside = network_labels if prepared.mask is None else network_labels[prepared.mask]
         counts = np.array(count_labels(inside, refined.num_channels))
@@ -311,9 +314,9 @@ def _label_maps(
             counts = np.maximum(counts + prepared.gained, 0)
         refined.match_volumes(counts, network_labels, prepared.mask)
     if refined.is_array:
-        labels = decode(refined.computed)
+        labels = case.decode(refined.computed)
     else:
-        labels = refined.label_map(network_labels, decode, threads=case.context.threads)
+        labels = refined.label_map(network_labels, case.decode, threads=case.context.threads)
     if case.model.kernels.network_spacing is not None and prepared.mask is not None:
         # The largest share may be that of another label.
         labels = np.where(prepared.mask, labels, network_labels)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crfrefine.arrays.region_scheme import RegionScheme
+    from crfrefine.base.array_types import Float32, Labels
     from crfrefine.base.geometry import StorageOrder
     from crfrefine.engines.base import Backend, GridImage, RunContext
     from crfrefine.parameters.model import CrfParameters
@@ -28,3 +29,5 @@ class StoredCase:
     strokes: Strokes | None
     regions: RegionScheme | None  # of the channels; None means that they are labels
     order: StorageOrder  # of the axes
+    decode: Callable[[Float32], Labels]  # makes a label map of channels
+    notes: tuple[str, ...]  # on the image, for the user

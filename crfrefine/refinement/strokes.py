@@ -271,7 +271,12 @@ def _closeness(
     not the image's.
     """
     reach = max(MIN_RADIUS, parameters.reach)
-    largest_radius = _largest_radius(has_label, spacing, has_label.ndim - num_leading, reach)
+    largest_radius = reach
+    num_voxels = np.count_nonzero(has_label)
+    if num_voxels:
+        volume = num_voxels * math.prod(spacing)
+        edge = volume ** (1 / (has_label.ndim - num_leading))
+        largest_radius = min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * edge))
     ends = NUM_RADII * reach / np.array(spacing)
     for members, box in _groups(positions, ends, has_label.shape):
         radii = _radii(members, has_label, largest_radius, spacing)
@@ -332,17 +337,6 @@ def _lowest_distance(
             total += np.square(modality - at_stroke)
         np.minimum(lowest[near], total, out=lowest[near])
     return lowest
-
-
-def _largest_radius(
-    has_label: Bool, spacing: Sequence[float], num_image_axes: int, reach: float
-) -> float:
-    """Return the largest radius in mm of strokes of a label, which has these voxels in the grid."""
-    num_voxels = np.count_nonzero(has_label)
-    if num_voxels == 0:
-        return reach
-    edge = (num_voxels * math.prod(spacing)) ** (1 / num_image_axes)
-    return min(reach, max(MIN_RADIUS, reach / 2, SHARE_OF_EDGE * edge))
 
 
 def _radii(
@@ -451,10 +445,15 @@ class Edits:
         places, offsets = np.divmod(self.positions, tile)
         changed = np.zeros_like(problem.presence.present)
         changed[(self.labels, *places)] = True
-        rises = self._take_rises(grid)
-        for rise in rises:
-            by_tile = changed[rise.channel].reshape(-1)
-            by_tile[rise.tiles] |= rise.values.any(axis=1)
+        rises = []
+        numbers = np.arange(grid.num_tiles).reshape(grid.counts)
+        while self.rises:  # Rises by tile take the place of those by box, the last one first.
+            channel, box, values = self.rises.pop()
+            tiles = numbers[tiles_around(box)].ravel()
+            values = TileGrid(values.shape).gather(values, np.arange(len(tiles)), 1)
+            rises.append(RiseInTiles(channel, tiles, values))
+            by_tile = changed[channel].reshape(-1)
+            by_tile[tiles] |= values.any(axis=1)
         tiles = np.ravel_multi_index(tuple(places), grid.counts)
         offsets = np.ravel_multi_index(tuple(offsets), TILE)
         source = StrokedChannels(problem.source, self, rises, tiles, offsets, grid)
@@ -465,18 +464,6 @@ class Edits:
         is_local = not problem.spec.kernels.kernels and not plan.sets.active.any()
         plan = replace(plan, problem=problem, sets=near if is_local else sets)
         return EditedPlan(plan, source, near)
-
-    def _take_rises(self, grid: TileGrid) -> list[RiseInTiles]:
-        """Return the rises by tile, which take the place of those by box, the last one first."""
-        rises = []
-        numbers = np.arange(grid.num_tiles).reshape(grid.counts)
-        while self.rises:
-            rise = self.rises.pop()
-            tiles = numbers[tiles_around(rise.box)].ravel()
-            part = TileGrid(rise.values.shape)
-            values = part.gather(rise.values, np.arange(len(tiles)), 1)
-            rises.append(RiseInTiles(rise.channel, tiles, values))
-        return rises
 
 
 class EditedPlan(NamedTuple):

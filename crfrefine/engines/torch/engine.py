@@ -46,7 +46,7 @@ _LAST_CHANGE = {torch.float64: 1e-7, torch.float32: 1e-5}
 
 
 class Inputs(NamedTuple):
-    """The tensors that a run depends on, each of which may have a gradient."""
+    """The inputs of a run as tensors, perhaps with gradients."""
 
     logits: Tensor  # (N, L), or (L, *grid) before the mask is applied
     weights: Tensor  # (kernels, L)
@@ -344,9 +344,10 @@ class TorchKernels:
         """
         logits = inputs.logits
         inside = self.inside
-        on_host = logits.detach().cpu().numpy()
-        part = volume_part(on_host, self.mask, spec)
-        has_volume = None if part is None else torch.as_tensor(part, device=inside.device)
+        has_volume = None
+        if spec.volume_weight > 0.0:
+            part = volume_part(logits.detach().cpu().numpy(), self.mask, spec)
+            has_volume = torch.as_tensor(part, device=inside.device)
         inputs_inside = inputs._replace(logits=logits[:, inside].T)
         trace = mean_field(inputs_inside, kernels, spec, has_volume, progress)
 

@@ -35,7 +35,7 @@ class TorchPoints:
         return result
 
     def mean(self, values: Float32) -> None:
-        """Return None: the sums of weights take a filtering of their own."""
+        """Return None: the sums of weights need a second filtering."""
 
     def _upload(self, rows: Float32) -> Tensor:
         """Return (row, point) numbers as a (point, row) tensor."""

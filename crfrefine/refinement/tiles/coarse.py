@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from crfrefine.arrays.label_maps import Box, bounding_box, relative
 from crfrefine.arrays.probabilities import leave_out, take_logarithms
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.array_types import Bool, Float32, Float64, Labels
-from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import available_threads, run_all
 from crfrefine.parameters.specs import ModelSpec
 from crfrefine.refinement.tiles.grid import (
@@ -57,11 +56,6 @@ class CoarseNetwork:
     def shape(self) -> tuple[int, ...]:
         """(channels, *grid) for users."""
         return (self.channels.num_labels, *reversed(self.grid_shape))
-
-    @property
-    def order(self) -> StorageOrder:
-        """The order that the axes are stored in."""
-        return StorageOrder(tuple(reversed(range(len(self.grid_shape)))))
 
 
 @dataclass(eq=False)
@@ -120,13 +114,6 @@ class CoarseChannels(ChannelSource):
         return logits
 
 
-class Levels(NamedTuple):
-    """Margins above which a label counts, (L,) logarithms of probabilities."""
-
-    present: Float64  # a label is present at a voxel
-    matters: Float64  # a label may matter there
-
-
 def plan_coarse(network: CoarseNetwork, case: StoredCase) -> TilePlan:
     """Return the labels that are present in each tile of the image.
 
@@ -138,10 +125,10 @@ def plan_coarse(network: CoarseNetwork, case: StoredCase) -> TilePlan:
     grid = TileGrid(network.grid_shape)
     thresholds = find_thresholds(case.parameters.mean_field.label_threshold, spec)
     present = np.minimum(thresholds.present, math.log(MIN_PROBABILITY))
-    levels = Levels(present, np.minimum(thresholds.may_matter, present))
+    levels = Thresholds(present, np.minimum(thresholds.may_matter, present))
     # The threshold of kept tiles is lower: interpolation needs a label's logits beside the voxels
     # where it takes part, too.
-    kept = Thresholds(levels.matters, levels.matters - MARGIN)
+    kept = Thresholds(levels.may_matter, levels.may_matter - MARGIN)
     coarse_grid = TileGrid(network.channels.grid_shape)
     reach = (network.interpolation.reach,) * 3
     survey, candidates, note = survey_stream(
@@ -191,12 +178,13 @@ def _source(
     if padding is not None:
         floor_of_voxels[padding] = 0.0
     floor_of_labels = temperature * kept.may_matter - _bias(case.model)
+    grid = TileGrid(network.grid_shape)
     return CoarseChannels(
         store,
         floor_of_voxels,
         floor_of_labels.astype(np.float32),
         padding,
-        TileGrid(network.grid_shape),
+        grid,
         network.interpolation,
         case.context.threads or available_threads(),
     )
@@ -210,7 +198,7 @@ def _bias(spec: ModelSpec) -> NDArray[np.float32]:
     return np.asarray(run.bias, np.float32)
 
 
-def _presence(source: CoarseChannels, spec: ModelSpec, near: Bool, levels: Levels) -> Presence:
+def _presence(source: CoarseChannels, spec: ModelSpec, near: Bool, levels: Thresholds) -> Presence:
     """Return where labels are in the image's tiles; `near` has the tiles of the network's grid."""
     bias = _bias(spec)
     temperature = np.float32(spec.mean_field.temperature)
@@ -227,7 +215,7 @@ def _presence(source: CoarseChannels, spec: ModelSpec, near: Bool, levels: Level
         box = source.store.grid.voxels_in(tiles)
         margins = source.coarse(label, box) - source.floor_of_voxels[box]
         margins = (margins + bias[label]) / temperature
-        level = (margins > levels.matters[label]).astype(np.uint8)
+        level = (margins > levels.may_matter[label]).astype(np.uint8)
         level += margins > levels.present[label]
         if source.padding is not None:
             level[source.padding[box]] = 0
@@ -325,7 +313,8 @@ def _interpolated(
         counts = covered[planes]
         if mask is not None:
             counts = counts & mask.reshape(grid.shape)[planes]
-        best[row : row + 1] = part.grid.reduced(np.add, sums, np.float64, counts)
+        (of_row,) = part.grid.reduced(np.add, sums, np.float64, counts)
+        best[row] = of_row
 
     jobs = [partial(fill, row) for row in range(grid.counts[0])]
     run_all(jobs, source.threads)

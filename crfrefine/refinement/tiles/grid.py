@@ -36,9 +36,10 @@ class TileGrid:
         """Cut a grid of one to three axes."""
         leading = (1,) * (MAX_DIMS - len(grid_shape))
         self.shape: Extents = leading + tuple(int(extent) for extent in grid_shape)
-        self.counts: Extents = tuple(
-            -(-extent // tile) for extent, tile in zip(self.shape, TILE, strict=True)
-        )
+        counts = []
+        for extent, tile in zip(self.shape, TILE, strict=True):
+            counts.append(math.ceil(extent / tile))
+        self.counts: Extents = tuple(counts)
         self.num_tiles = math.prod(self.counts)
 
     def engine(self, threads: int | None) -> Any:
@@ -114,7 +115,7 @@ class TileGrid:
         """
         reduced = np.empty(self.counts, dtype)
         for row in range(self.counts[0]):
-            planes = self.planes_of_row(row)
+            planes = slice(row * TILE[0], (row + 1) * TILE[0])
             part = values[planes]
             if where is not None:
                 part = np.where(where[planes], part, values.dtype.type(0))
@@ -160,7 +161,10 @@ def num_rings(reach: Extents) -> Extents:
     """Return by how many tiles per axis a label's domain exceeds those where it is present."""
     # The rings hold twice the reach: messages come from within the reach, and so do their
     # normalizations.
-    return tuple(math.ceil(2 * extent / tile) for extent, tile in zip(reach, TILE, strict=True))
+    rings = []
+    for extent, tile in zip(reach, TILE, strict=True):
+        rings.append(math.ceil(2 * extent / tile))
+    return tuple(rings)
 
 
 class LabelSets:

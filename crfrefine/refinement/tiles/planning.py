@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.intensity import fit_intensity
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, CONFIDENCE, Box, share_reach, widen
 from crfrefine.arrays.probabilities import leave_out
-from crfrefine.base.array_types import Bool, Float32, Float64, Labels
+from crfrefine.base.array_types import Bool, Float64, Labels
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.parameters.specs import REACH, ModelSpec
 from crfrefine.refinement.tiles.grid import (
@@ -51,73 +51,57 @@ def mask_on_tiles(image: GridImage, grid: TileGrid) -> Bool | None:
 
 
 def plan_array(
-    values: Float32,
-    box: Box | None,
-    image: GridImage,
-    spec: ModelSpec,
-    threshold: float,
-    threads: int | None,
-    *,
-    is_probability: bool,
+    source: DenseChannels, box: Box | None, image: GridImage, case: StoredCase
 ) -> tuple[TilePlan | None, Labels | None]:
     """Return the labels of each tile of a case in memory, or None if tiles save no work.
 
-    The values are (L, *grid); `image` is that of the mask's bounding box, normalized. The second
-    result is the network's label map, if the pass over the channels tells it.
+    The source has the channels as they are, (L, *grid) with at most MAX_DIMS axes; `image` is that
+    of the mask's bounding box, normalized. The second result is the network's label map, if the
+    pass over the channels tells it.
     """
-    num_dims = values.ndim - 1
+    values = source.values
+    spec = case.model
+    threads = case.context.threads
+    threshold = case.parameters.mean_field.label_threshold
     thresholds = find_thresholds(threshold, spec)
     # Volumes are sums over all voxels, also where a label would take no part.
     keeps_volumes = spec.mean_field.volume_weight > 0.0
     has_kernels = bool(spec.kernels.kernels)
-    if thresholds.leave_out_nothing or keeps_volumes or not has_kernels or num_dims > MAX_DIMS:
+    if thresholds.leave_out_nothing or keeps_volumes or not has_kernels:
         return None, None
 
-    channels = values if box is None else values[(slice(None), *box)]
+    channels = values[(slice(None), *(box or ()))]
+    *strides, stride_of_row = channels.strides
+    size = channels.itemsize
+    # Voxels of a row are read one after the other.
+    if stride_of_row != size or any(stride % size for stride in strides):
+        channels = np.ascontiguousarray(channels)
     grid = TileGrid(channels.shape[1:])
-    source = _dense_source(channels, grid, is_probability=is_probability)
-    mask = mask_on_tiles(image, grid)
-    if mask is not None:
+    source = replace(source, values=channels.reshape(len(channels), *grid.shape))
+    mask = None
+    if image.mask is not None:
+        mask = np.ascontiguousarray(image.mask).reshape(grid.shape)
         image = replace(image, mask=mask.reshape(channels.shape[1:]))
-    if _is_crowded(grid, source, spec, mask, thresholds, threads):
+    can_sample = len(values) <= MAX_CROWDED_LABELS and grid.counts[0] >= MIN_LAYERS
+    if can_sample and _is_crowded(grid, source, spec, mask, thresholds, threads):
         return None, None
 
     survey = Survey(grid, spec.mean_field, mask, threads)
     presence = _add_channels(survey, source, thresholds)
     labels = None
-    if box is None and not is_probability:  # The smallest probabilities have one logarithm.
+    if box is None and not source.is_probability:  # The smallest probabilities have one logarithm.
         dtype = np.min_scalar_type(len(values) - 1)
-        labels = survey.labels.astype(dtype, copy=False)
-        labels = labels.reshape(values.shape[1:])
+        labels = survey.labels.astype(dtype, copy=False).reshape(values.shape[1:])
+    settled = float(thresholds.may_matter.min())
     problem = TileProblem(
-        grid,
-        source,
-        presence,
-        image,
-        spec,
-        threshold,
-        settled=float(thresholds.may_matter.min()),
-        precision=threshold,
+        grid, source, presence, image, spec, threshold, settled=settled, precision=threshold
     )
     sets = problem.label_sets()
-    is_direct: bool | None = True
-    if sets.active.any():
-        is_direct = choose_tiles(problem, sets, threads, survey)
+    is_direct = choose_tiles(problem, sets, threads, survey)
     if is_direct is None:
         return None, labels
     best = survey.best_by_tile()
-    plan = TilePlan(problem, sets, best, is_direct, box=box, labels=labels)
-    return plan, labels
-
-
-def _dense_source(channels: Float32, grid: TileGrid, *, is_probability: bool) -> DenseChannels:
-    """Return the channels, whose voxels of a row are read one after the other."""
-    *strides, stride_of_row = channels.strides
-    size = channels.itemsize
-    if stride_of_row != size or any(stride % size for stride in strides):
-        channels = np.ascontiguousarray(channels)
-    by_plane = channels.reshape(len(channels), *grid.shape)
-    return DenseChannels(by_plane, is_probability)
+    return TilePlan(problem, sets, best, is_direct, box=box, labels=labels), labels
 
 
 def _add_channels(survey: Survey, source: DenseChannels, thresholds: Thresholds) -> Presence:
@@ -156,8 +140,6 @@ def _is_crowded(
     threads: int | None,
 ) -> bool:
     """Return whether a sample of the tiles has so many labels that tiles save no time."""
-    if len(source.values) > MAX_CROWDED_LABELS or grid.counts[0] < MIN_LAYERS:
-        return False
     num_entries = 0
     num_voxels = 0
     for row in range(SAMPLED_LAYERS // 2, grid.counts[0], SAMPLED_LAYERS):
@@ -238,11 +220,12 @@ def lazy_problem(
     if mask is not None:
         mask = mask.reshape(image.values.shape[1:])
     settled = float(thresholds.may_matter.min())
+    image = replace(image, mask=mask)
     return TileProblem(
         grid,
         source,
         presence,
-        replace(image, mask=mask),
+        image,
         case.model,
         threshold=None if thresholds.leave_out_nothing else threshold,
         maps=maps,
@@ -433,6 +416,8 @@ def choose_tiles(
 
     None means no tiles.
     """
+    if not sets.active.any():
+        return True
     channels = problem.spec.mean_field.num_channels
     kernels = problem.spec.kernels
     num_voxels = problem.image.num_voxels

@@ -21,6 +21,7 @@ from crfrefine.arrays.label_maps import (
     CONFIDENCE,
     Box,
     bounding_box,
+    grown,
     log_shares,
     widen,
 )
@@ -140,20 +141,11 @@ class LabelMapChannels(ChannelSource):
 
         box = bounding_box(occurs)
         if box is not None:
-            around = extended(box, self.reach)
+            around = grown(box, self.reach, occurs.shape)
             is_near = widen(occurs[around], self.reach)
             logits[around][is_near] = 0.0
             logits[occurs] = CONFIDENCE
         return logits[first - start : stop - start]
-
-
-def extended(box: Box, reach: Extents) -> Box:
-    """Return a box that is longer by so many voxels at either end, but does not begin below 0."""
-    around = []
-    for along, extent in zip(box, reach, strict=True):
-        first = max(0, along.start - extent)
-        around.append(slice(first, along.stop + extent))
-    return tuple(around)
 
 
 _MAX_ROWS = 4  # rows of tiles whose shares are computed at once
@@ -330,12 +322,9 @@ class TileProblem:
         first, *others = origin.position
         position = (first - slab.first, *others)
         mask = None if self.mask is None else self.mask[slab.planes]
-        image = replace(
-            self.image,
-            values=self.normalized((slab.planes,)),
-            mask=mask,
-            origin=replace(origin, position=position),
-        )
+        values = self.normalized((slab.planes,))
+        origin = replace(origin, position=position)
+        image = replace(self.image, values=values, mask=mask, origin=origin)
         return replace(
             self,
             grid=self.grid.with_planes(slab.num_planes),

@@ -27,7 +27,6 @@ from crfrefine.engines.base import (
 )
 from crfrefine.engines.cpu import CpuKernels
 from crfrefine.errors import CapacityError, ConfigError
-from crfrefine.parameters.specs import KernelSpec
 from crfrefine.refinement.tiles.grid import (
     MAX_DIMS,
     TILE,
@@ -175,16 +174,23 @@ def _open_voxels(
 
 
 def _bandwidths(problem: TileProblem) -> tuple[list[tuple[list[float], list[float]]], list[float]]:
-    """Return the bandwidths of appearance kernels and the spatial one; positions are in voxels."""
+    """Return the bandwidths of appearance kernels and the spatial one; positions are in voxels.
+
+    They are along three axes; without a spatial kernel the second result is empty.
+    """
     kernels = problem.spec.kernels
     steps = kernels.distances(problem.image.spacing)
     bilateral = []
-    for kernel in kernels.bilateral:
-        intensities = list(kernel.theta_intensity or ())
-        bilateral.append((_sigma(kernel, steps), intensities))
-    if kernels.spatial is None:
-        return bilateral, []
-    return bilateral, _sigma(kernels.spatial, steps)
+    spatial: list[float] = []
+    for kernel in kernels.kernels:
+        sigma = [1.0] * (MAX_DIMS - len(steps))
+        for theta, step in zip(kernel.theta_position, steps, strict=True):
+            sigma.append(theta / step)
+        if kernel.theta_intensity is None:
+            spatial = sigma
+        else:
+            bilateral.append((sigma, list(kernel.theta_intensity)))
+    return bilateral, spatial
 
 
 def _choose_filters(
@@ -237,16 +243,9 @@ def rows_near(problem: TileProblem, sets: LabelSets, is_open: NDArray[np.uint16]
     rows = rows[:num_planes, :num_rows]
     near = widen(rows, (2 * reach[0], 2 * reach[1], 0))
     near = np.repeat(near, TILE[2], axis=-1)
-    near = widen(near[..., :num_columns], (0, 0, 2 * reach[2]))
+    near = near[..., :num_columns]
+    near = widen(near, (0, 0, 2 * reach[2]))
     return np.ascontiguousarray(near)
-
-
-def _sigma(kernel: KernelSpec, steps: tuple[float, ...]) -> list[float]:
-    """Return the standard deviation in voxels along the three axes."""
-    sigma = [1.0] * (MAX_DIMS - len(steps))
-    for theta, step in zip(kernel.theta_position, steps, strict=True):
-        sigma.append(theta / step)
-    return sigma
 
 
 class _Part(NamedTuple):
@@ -485,10 +484,15 @@ def plan_slabs(
         num_crossed = min(2, num_crossed)
     reach = (num_crossed + 1) * problem.reach[0]
     halo = math.ceil(reach / TILE[0]) * TILE[0]
+    num_planes = problem.grid.shape[0]
     num_rows = problem.grid.counts[0]
     for count in range(1, num_rows + 1):
         height = math.ceil(num_rows / count) * TILE[0]  # The last slab may be lower.
-        slabs = _cut(problem.grid.shape[0], height, halo)
+        slabs = []
+        for start in range(0, num_planes, height):
+            stop = min(start + height, num_planes)
+            last = min(start + height + halo, num_planes)
+            slabs.append(Slab(start, stop, max(0, start - halo), last))
         needed = max(slab_bytes(problem, sets, slab, is_direct=is_direct) for slab in slabs)
         if len(slabs) > 1:  # Beside a slab, the refined logits of all slabs.
             needed += sets.num_entries * TILE_VOXELS * BYTES_OF_RESULT
@@ -500,17 +504,6 @@ def plan_slabs(
         f"slabs of {TILE[0]} planes; {format_size(max(0, num_bytes or 0))} are left; allow more "
         "memory (--max-memory), or use a mask or a smaller region"
     )
-
-
-def _cut(num_planes: int, height: int, halo: int) -> list[Slab]:
-    """Return slabs of some planes each, with so many planes beside them."""
-    slabs = []
-    for start in range(0, num_planes, height):
-        stop = min(start + height, num_planes)
-        last = min(start + height + halo, num_planes)
-        first = max(0, start - halo)
-        slabs.append(Slab(start, stop, first, last))
-    return slabs
 
 
 def _are_small(problem: TileProblem, slabs: Sequence[Slab], halo: int) -> bool:

@@ -16,7 +16,6 @@ import numpy as np
 from crfrefine.arrays.label_maps import widen
 from crfrefine.arrays.probabilities import SUM_TOLERANCE, Look, decide
 from crfrefine.base.array_types import Array, Bool, Float32
-from crfrefine.base.geometry import StorageOrder
 from crfrefine.base.limits import format_size
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import MeanFieldSpec
@@ -54,11 +53,6 @@ class StreamedNetwork:
     def shape(self) -> tuple[int, ...]:
         """(channels, *grid) for users."""
         return (self.num_labels, *reversed(self.grid_shape))
-
-    @property
-    def order(self) -> StorageOrder:
-        """The order that the axes are stored in."""
-        return StorageOrder(tuple(reversed(range(len(self.grid_shape)))))
 
 
 @dataclass(frozen=True)
