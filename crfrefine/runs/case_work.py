@@ -114,7 +114,11 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseI
         if task.earlier is not None and is_complete(task.outputs, task.files):
             work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
             return work
-        _check_outputs(task.outputs)
+        for path in task.outputs.all():
+            if path == task.outputs.preview:
+                check_replaceable(path)
+            else:
+                check_replaceable(*reversed(files_written(path)))
         started = time.perf_counter()
         headers = read_case_headers(task.files, settings.reading)
         # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
@@ -132,34 +136,20 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseI
             threads=settings.options.threads,
         )
         record.times["read"] = time.perf_counter() - started
-        _record_case(record, case)
+        for part, seconds in case.times.items():
+            record.times[f"read.{part}"] = seconds
+        record.grid_shape = tuple(case.image.shape[1:])
+        record.spacing = tuple(map(float, case.spacing))
+        record.num_modalities = len(case.image)
+        record.num_labels = case.num_labels
+        if case.regions is not None:
+            record.regions = case.regions.to_dict()
+        record.input_type = case.input_kind
+        record.notes = list(case.notes)
         if case.strokes:
             record.strokes = times_of_strokes(task.files)
         work.case = case
     return work
-
-
-def _check_outputs(outputs: OutputFiles) -> None:
-    """Raise InputError for an output that cannot be replaced."""
-    for path in outputs.all():
-        if path == outputs.preview:
-            check_replaceable(path)
-        else:
-            check_replaceable(*reversed(files_written(path)))
-
-
-def _record_case(record: CaseRecord, case: Case) -> None:
-    """Record what a case that was read holds."""
-    for part, seconds in case.times.items():
-        record.times[f"read.{part}"] = seconds
-    record.grid_shape = tuple(case.image.shape[1:])
-    record.spacing = tuple(map(float, case.spacing))
-    record.num_modalities = len(case.image)
-    record.num_labels = case.num_labels
-    if case.regions is not None:
-        record.regions = case.regions.to_dict()
-    record.input_type = case.input_kind
-    record.notes = list(case.notes)
 
 
 def finish_case(
@@ -261,48 +251,52 @@ def _refine(
         names=names,
         strokes=strokes,
     )
+    record.times["refine"] = time.perf_counter() - started
     notes = list(result.notes)
     if case.strokes and strokes is None:
         notes.append("strokes: no voxel is drawn")
-    record.times["refine"] = time.perf_counter() - started
-    _record_result(record, result, case)
-    outvoted = _outvoted_labels(result)
-    vanished = dict(sorted({**source.lost, **outvoted}.items()))
-    record.vanished_labels = tuple(vanished)
-    if vanished:
-        by_crf = outvoted.keys() - result.lost_to_rules.keys()
-        notes.append(_note_on_vanished(vanished, names, has_advice=bool(by_crf)))
-    has_foreground = any(result.changes.voxels_before[1:])
-    if has_foreground and not result.changes.voxels_changed and options.parameters.has_weight:
-        is_narrow = any(text.startswith(NARROW) for text in notes)
-        notes.append(_note_on_no_change(has_advice=not is_narrow))
+    notes += _record_result(settings, record, case, source, result)
     for text in notes:
         observer.note(text, case_id=record.case_id)
     record.notes += notes
     return result, source.names, source.segments
 
 
-def _record_result(record: CaseRecord, result: RefinementResult, case: Case) -> None:
-    """Record the outcome of the CRF."""
+def _record_result(
+    settings: CaseSettings,
+    record: CaseRecord,
+    case: Case,
+    source: _RefinerInput,
+    result: RefinementResult,
+) -> list[str]:
+    """Record the outcome of the CRF; return notes on labels that vanished, and on no change."""
     for stage, seconds in result.timings.items():
         record.times[f"refine.{stage}"] = seconds
-    vars(record).update(vars(result.report) | vars(result.changes))
+    changes = result.changes
+    vars(record).update(vars(result.report) | vars(changes))
     for name in _OF_RESULT:
         setattr(record, name, getattr(result, name))
     record.num_voxels_in_mask = result.label_map.size
     if case.mask is not None:
         record.num_voxels_in_mask = int(np.count_nonzero(case.mask))
 
-
-def _outvoted_labels(result: RefinementResult) -> dict[int, int]:
-    """Return the labels of the network that the refined label map lacks, with their voxels."""
-    changes = result.changes
-    counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
+    notes = []
     outvoted = {}
+    counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
     for label, (before, after) in enumerate(counts):
         if before and not after:
             outvoted[label] = before
-    return outvoted
+    vanished = dict(sorted({**source.lost, **outvoted}.items()))
+    record.vanished_labels = tuple(vanished)
+    if vanished:
+        by_crf = outvoted.keys() - result.lost_to_rules.keys()
+        notes.append(_note_on_vanished(vanished, source.names.labels, has_advice=bool(by_crf)))
+    has_foreground = any(changes.voxels_before[1:])
+    has_weight = settings.options.parameters.has_weight
+    if has_foreground and not changes.voxels_changed and has_weight:
+        is_narrow = any(text.startswith(NARROW) for text in result.notes)
+        notes.append(_note_on_no_change(has_advice=not is_narrow))
+    return notes
 
 
 def _note_on_vanished(
@@ -388,7 +382,16 @@ def _write(
         segments = named_segments(names.labels)
     write_label_map(outputs.label_map, result.label_map, like, segments=segments)
     record.times["write"] = time.perf_counter() - started
-    _record_outputs(record, outputs)
+    record.written = time_of_change(outputs.label_map)
+    # Nothing below can fail: a failed case has no outputs.
+    record.output = outputs.label_map
+    record.preview = outputs.preview
+    record.probabilities = outputs.probabilities
+    record.logits = outputs.logits
+    record.structures = outputs.folder
+    if outputs.structures:
+        record.structures = next(iter(outputs.structures)).parent
+    record.status = "done"
 
 
 def _write_structures(
@@ -406,20 +409,6 @@ def _write_structures(
         write_label_map(path, (labels == number).view("u1"), like, segments=described)
 
     run_all([partial(write, path, number) for path, number in number_of_file.items()], threads)
-
-
-def _record_outputs(record: CaseRecord, outputs: OutputFiles) -> None:
-    """Record the files of a case that is done."""
-    # First, since it can fail: a failed case has no outputs.
-    record.written = time_of_change(outputs.label_map)
-    record.output = outputs.label_map
-    record.preview = outputs.preview
-    record.probabilities = outputs.probabilities
-    record.logits = outputs.logits
-    record.structures = outputs.folder
-    if outputs.structures:
-        record.structures = next(iter(outputs.structures)).parent
-    record.status = "done"
 
 
 def _channels(

@@ -104,9 +104,7 @@ def plan_outputs(
     is_folder_run = (
         options.nnunet is not None or options.manifest is not None or options.images[0].is_dir()
     )
-    if options.output_format is not None:
-        _check_format(options.output_format, options)
-    _check_output(options, is_folder_run=is_folder_run)
+    _check_format(options, is_folder_run=is_folder_run)
     plans = [_outputs_of(files, options, label_names) for files in cases]
     occupied: set[Path] = set()
     if options.save_structures:
@@ -121,20 +119,17 @@ def plan_outputs(
     return plans
 
 
-def _check_format(output_format: str, options: InferenceOptions) -> None:
-    """Raise InputError if --output-format is no format, or if the output's name has one already."""
-    if output_format not in WRITTEN_SUFFIXES:
+def _check_format(options: InferenceOptions, *, is_folder_run: bool) -> None:
+    """Raise InputError for a format that cannot be written, and for a file instead of a folder."""
+    output = options.output
+    output_format = options.output_format
+    if output_format is not None and output_format not in WRITTEN_SUFFIXES:
         raise InputError(f"--output-format {shorten(output_format)}: expected {_ONE_OF_SUFFIXES}")
-    if options.writes_file:
+    if output_format is not None and options.writes_file:
         raise InputError(
-            f"{options.output}: names a file, whose suffix is its format; "
+            f"{output}: names a file, whose suffix is its format; "
             "leave --output-format out, or give a folder"
         )
-
-
-def _check_output(options: InferenceOptions, *, is_folder_run: bool) -> None:
-    """Raise InputError if the output is a file and should be a folder, or has a wrong suffix."""
-    output = options.output
     if options.writes_file and is_folder_run:
         raise InputError(
             f"{output}: the images are a folder, so the output must be a folder too, "
@@ -233,7 +228,9 @@ def _check_paths(
     for files, outputs in zip(cases, plans, strict=True):
         if files.problem:
             continue
-        written = _files_written(outputs)
+        written: list[Path] = []
+        for path in outputs.all():
+            written += files_written(path)
         places = [*written]
         if outputs.folder is not None:
             places.append(outputs.folder)
@@ -254,11 +251,6 @@ def _check_paths(
             check_no_input(path)
 
 
-def _files_written(outputs: OutputFiles) -> list[Path]:
-    """Return the files that are known from the beginning; a format may have two for a volume."""
-    return [path for name in outputs.all() for path in files_written(name)]
-
-
 def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
     """Raise InputError for a summary that would replace something else.
 
@@ -272,7 +264,8 @@ def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
     check_replaceable(path)
     outputs: set[str] = set()
     for plan in plans:
-        outputs.update(map(os.path.realpath, _files_written(plan)))
+        for output in plan.all():
+            outputs.update(map(os.path.realpath, files_written(output)))
     if suffix_of(path) or os.path.realpath(path) in outputs:
         raise InputError(
             f"{path}: the summary would replace an output of this run, or has a volume's suffix; "
