@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from crfrefine.io.paths import (
     suffix_of,
     suffix_to_write,
 )
-from crfrefine.io.volume import Segment, VolumeHeader, named_segments, segments_of
+from crfrefine.io.volume import Segment, named_segments, segments_of
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import RECORD_FOLDER
 
@@ -168,19 +168,12 @@ def _outputs_of(
     folder = label_map.with_name(stem)
     if not files.are_structures:
         return replace(outputs, folder=folder, label_names=label_names)
-    return replace(outputs, structures=_structures_of(files, folder, label_names))
-
-
-def _structures_of(
-    files: CaseFiles, folder: Path, label_names: Mapping[int, str]
-) -> dict[Path, int]:
-    """Return the number of each structure of a case by its file, in a folder."""
     numbers = {name: number for number, name in label_names.items()}
     structures = {}
     for path in files.logits:
         name = stem_of(path)
         structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
-    return structures
+    return replace(outputs, structures=structures)
 
 
 def _name_of_label_map(files: CaseFiles, output_format: str | None) -> str | Path:
@@ -280,33 +273,22 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     volumes = [path for path in outputs.all() if path != outputs.preview]
     if not all(map(is_whole, volumes)):
         return False
-    if outputs.preview is not None and not _is_whole_picture(outputs.preview):
-        return False
+    if outputs.preview is not None:
+        content = outputs.preview.read_bytes()
+        if not content.startswith(_PNG_START) or not content.endswith(_PNG_END):
+            return False
     if outputs.folder is not None:
-        label_files = _label_files(outputs, files)
+        segments: Sequence[Segment] = ()
+        if len(files.logits) == 1:  # Only a label map has any.
+            segments = read_header(files.logits[0]).segments
+        labels = read_labels(outputs.label_map).data
+        label_files = outputs.files_of_labels(labels, segments)
         if not all(map(is_whole, label_files)):
             return False
         volumes += label_files
-    return _are_on_grid(volumes, read_header(files.images[0]))
-
-
-def _are_on_grid(volumes: Sequence[Path], image: VolumeHeader) -> bool:
-    """Return whether volumes have the grid of the image, with its axes in the same order."""
+    image = read_header(files.images[0])
     headers = [placed_on(read_header(path), image) for path in volumes]
     return all(image.on_same_grid(header) and header.turned is None for header in headers)
-
-
-def _label_files(outputs: OutputFiles, files: CaseFiles) -> Iterable[Path]:
-    """Return the files of the labels that the label map of a case has."""
-    segments: Sequence[Segment] = ()
-    if len(files.logits) == 1:  # Only a label map has any.
-        segments = read_header(files.logits[0]).segments
-    return outputs.files_of_labels(read_labels(outputs.label_map).data, segments)
-
-
-def _is_whole_picture(path: Path) -> bool:
-    content = path.read_bytes()
-    return content.startswith(_PNG_START) and content.endswith(_PNG_END)
 
 
 def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, bytes] | None:

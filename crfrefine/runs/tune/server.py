@@ -171,24 +171,14 @@ def _checked(content: str | bytes, kinds: dict[str, type]) -> dict[str, Any]:
     Lists have whole numbers, or words.
     """
     try:
-        sent: dict[str, Any] = json.loads(content)
+        sent: Any = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError("expected JSON") from error
-    if not _has_kinds(sent, kinds):
+    if not isinstance(sent, dict) or {name: type(value) for name, value in sent.items()} != kinds:
         expected = ", ".join(f"{name} ({kind.__name__})" for name, kind in kinds.items())
         raise InputError(f"expected {expected or 'an empty table'}")
     for name, value in sent.items():
-        if isinstance(value, list) and not _has_entries_of_its_kind(name, value):
+        entry_type = str if name == "shown" else int
+        if isinstance(value, list) and not all(type(entry) is entry_type for entry in value):
             raise InputError(f"{name}: expected another kind of value")
-    return sent
-
-
-def _has_kinds(sent: object, kinds: dict[str, type]) -> bool:
-    if not isinstance(sent, dict):
-        return False
-    return {name: type(value) for name, value in sent.items()} == kinds
-
-
-def _has_entries_of_its_kind(name: str, entries: list[Any]) -> bool:
-    entry_type = str if name == "shown" else int
-    return all(type(entry) is entry_type for entry in entries)
+    return dict(sent)

@@ -132,33 +132,26 @@ class Session:
         self._num_labels = self.case.num_labels
         if drawn is not None:
             self._num_labels = max(self._num_labels, int(drawn.labels.max()) + 1)
-        self._labels = self._titles_of_labels()
+        titles = self._inputs.names.titles
+        self._labels = ["background"]
+        for label in range(1, self._num_labels):
+            self._labels.append(titles.get(label, f"label {label}"))
         self._regions = options.regions  # The table has a row for each.
         scheme = self.case.regions
         if not self._regions and scheme is not None:
             self._regions = tuple(map(Region, scheme.names, scheme.labels))
 
         # (*grid), as in a file of strokes; the array of an older state stays as it is.
-        self.strokes = self._array_of(drawn)
+        largest = max(BACKGROUND, self._num_labels - 1)
+        self.strokes: Array = np.zeros_like(self.case.network_labels, np.min_scalar_type(largest))
+        if drawn is not None:
+            values = np.where(drawn.labels == 0, BACKGROUND, drawn.labels)
+            self.strokes[tuple(drawn.positions)] = values
         self._undoing: list[_Change] = []
         self._strokes_lock = threading.Lock()
         self.shown = Shown()
         self._newest: float = 0  # the highest counter
         self._whole_lock = threading.Lock()  # A box does not wait until a whole case has stopped.
-
-    def _array_of(self, drawn: Strokes | None) -> Array:
-        """Return the values of strokes at all voxels."""
-        largest = max(BACKGROUND, self._num_labels - 1)
-        strokes = np.zeros_like(self.case.network_labels, np.min_scalar_type(largest))
-        if drawn is not None:
-            values = np.where(drawn.labels == 0, BACKGROUND, drawn.labels)
-            strokes[tuple(drawn.positions)] = values
-        return strokes
-
-    def _titles_of_labels(self) -> list[str]:
-        titles = self._inputs.names.titles
-        others = range(1, self._num_labels)
-        return ["background", *(titles.get(label, f"label {label}") for label in others)]
 
     def end(self) -> None:
         """Stop computing at the next step."""
@@ -364,7 +357,13 @@ class Session:
 def find_case(options: TuneOptions) -> tuple[RunInputs, CaseFiles]:
     """Find the case with its reference; raise an error for options that contradict each other."""
     inputs = find_inputs(options.inputs)
-    case = _chosen_case(inputs, options.first)
+    cases = {case.case_id: case for case in inputs.cases}
+    name = options.first
+    if name is None:
+        name = inputs.cases[0].case_id
+    if name not in cases:
+        raise InputError(f"--case {shorten(name)}: no such case; there are {listed(cases)}")
+    case = cases[name]
     if options.regions and _are_channels(options.regions, inputs, case):
         pairs = [(region.name, region.labels) for region in options.regions]
         scheme = RegionScheme.of(pairs, options.class_order)
@@ -376,17 +375,6 @@ def find_case(options: TuneOptions) -> tuple[RunInputs, CaseFiles]:
         )
     references = _find_references(options, CaseList(inputs.cases))
     return inputs, replace(case, labels=references.get(case.case_id))
-
-
-def _chosen_case(inputs: RunInputs, name: str | None) -> CaseFiles:
-    """Return the case of that name; None means the first one."""
-    if name is None:
-        return inputs.cases[0]
-    for case in inputs.cases:
-        if case.case_id == name:
-            return case
-    names = [case.case_id for case in inputs.cases]
-    raise InputError(f"--case {shorten(name)}: no such case; there are {listed(names)}")
 
 
 def _find_references(options: TuneOptions, cases: CaseList) -> Mapping[str, Path]:
@@ -440,7 +428,9 @@ def score_labels(
     """
     # Transposed, arrays of files are read in the order of memory.
     maps = [labels.T for labels in (network, refined, reference) if labels is not None]
-    present = _labels_in(maps)
+    present: set[int] = set()
+    for labels in maps:
+        present.update(foreground_labels(labels))
     # Nearly all voxels are background in each map.
     somewhere = np.logical_or.reduce([labels != 0 for labels in maps])
     maps = [labels[somewhere] for labels in maps]
@@ -455,14 +445,6 @@ def score_labels(
         row = _score(region.labels, maps[0], maps[1], reference_in_mask)
         rows.append({"region": region.name, **row})
     return rows, int(np.count_nonzero(maps[0] != maps[1]))
-
-
-def _labels_in(maps: Sequence[Array]) -> set[int]:
-    """Return the labels above 0 that occur in any of the maps."""
-    present: set[int] = set()
-    for labels in maps:
-        present.update(foreground_labels(labels))
-    return present
 
 
 def _score(labels: Sequence[int], network: Array, refined: Array, reference: Array | None) -> Row:
