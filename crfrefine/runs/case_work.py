@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io import read_pieces, write_label_map, write_pieces
-from crfrefine.io.atomic import check_replaceable, naming_after, write_small_file
+from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment, Volume, named_segments
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
@@ -87,14 +88,11 @@ class CaseInWork:
     case: Case | None = None  # None means that nothing is left to do, or that it failed
 
 
-class Turns:
-    """What a case waits for while others are in work; alone, it waits for nothing."""
+class Turns(Protocol):
+    """What a case waits for while others are in work."""
 
-    def take_memory(self, num_bytes: Callable[[], int]) -> None:
-        """Wait until the case, whose voxels will now be read, may take so much memory.
-
-        The number of bytes is computed only if there is something to wait for.
-        """
+    def take_memory(self, num_bytes: int) -> None:
+        """Wait until the case, whose voxels will now be read, may take so much memory."""
 
     def end_computing(self) -> None:
         """The case is refined, and only has to be written."""
@@ -103,10 +101,7 @@ class Turns:
         """Wait until the files of the case, which are whole, may get their names."""
 
 
-ALONE = Turns()
-
-
-def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseInWork:
+def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) -> CaseInWork:
     """Read a case, unless its outputs are complete; errors are in its record."""
     record = CaseRecord(task.files.case_id)
     work = CaseInWork(task, record)
@@ -115,19 +110,17 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseI
             work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
             return work
         for path in task.outputs.all():
-            if path == task.outputs.preview:
-                check_replaceable(path)
-            else:
-                check_replaceable(*reversed(files_written(path)))
+            check_replaceable(*reversed(files_written(path)))
         started = time.perf_counter()
         headers = read_case_headers(task.files, settings.reading)
         # Logits are streamed on the CPU, if labels may be left out and only voxels decide.
         parameters = settings.options.parameters
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
-        turns.take_memory(
-            partial(cases.bytes_to_refine, headers, settings.reading, may_stream=may_stream)
-        )
+        if turns is not None:
+            turns.take_memory(
+                cases.bytes_to_refine(headers, settings.reading, may_stream=may_stream)
+            )
         case = cases.read_case(
             headers,
             settings.reading,
@@ -156,7 +149,7 @@ def finish_case(
     settings: CaseSettings,
     work: CaseInWork,
     observer: Observer[RunSummary, CaseRecord],
-    turns: Turns = ALONE,
+    turns: Turns | None = None,
 ) -> CaseRecord:
     """Refine and write a case that was read; return its record, which has its errors."""
     task = work.task
@@ -167,9 +160,9 @@ def finish_case(
         observer.note(note, case_id=record.case_id)
     with failing_alone(record.fail, *task.files.paths):
         result, names, segments = _refine(settings, work.case, record, observer)
-        turns.end_computing()
-        with naming_after(turns.wait_to_name):
-            _write(settings, work, result, names, segments, turns)
+        if turns is not None:
+            turns.end_computing()
+        _write(settings, work, result, names, segments, turns)
     return record
 
 
@@ -225,10 +218,7 @@ def _refine(
     record: CaseRecord,
     observer: Observer[RunSummary, CaseRecord],
 ) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
-    """Run the CRF, and record the outcome.
-
-    Return it with the names of labels, and their segments if the input has them.
-    """
+    """Run the CRF, and record the outcome; return it with the names and segments of labels."""
     started = time.perf_counter()
     options = settings.options
     source = _input_of(settings, case)
@@ -353,7 +343,7 @@ def _write(
     result: RefinementResult,
     names: Names,
     segments: tuple[Segment, ...],
-    turns: Turns,
+    turns: Turns | None,
 ) -> None:
     """Write a refined case, and close its record; the images are freed.
 
@@ -376,7 +366,8 @@ def _write(
     if outputs.preview is not None and picture is not None:
         write_small_file(outputs.preview, picture)
     if outputs.structures or outputs.folder is not None:
-        turns.wait_to_name()  # The files of structures are written by other threads.
+        if turns is not None:
+            turns.wait_to_name()  # The files of structures are written by other threads.
         _write_structures(outputs, like, segments, threads)
     if not segments:
         segments = named_segments(names.labels)

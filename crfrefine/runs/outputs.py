@@ -149,8 +149,15 @@ def _outputs_of(
 ) -> OutputFiles:
     """Return the output files of a case."""
     label_map = options.output
-    if not options.writes_file:
-        label_map = options.output / _name_of_label_map(files, options.output_format)
+    if not options.writes_file and files.output is not None:
+        label_map = options.output / files.output  # as the manifest says
+    elif not options.writes_file:
+        suffix = ""
+        if options.output_format is not None:
+            suffix = options.output_format
+        elif files.images:
+            suffix = suffix_to_write(files.images[0])
+        label_map = options.output / f"{files.case_id}{suffix}"
     stem = stem_of(label_map)
     probabilities = None
     logits = None
@@ -174,18 +181,6 @@ def _outputs_of(
         name = stem_of(path)
         structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
     return replace(outputs, structures=structures)
-
-
-def _name_of_label_map(files: CaseFiles, output_format: str | None) -> str | Path:
-    """Return the name of a case's label map: as its manifest says, or in the image's format."""
-    if files.output is not None:
-        return files.output
-    suffix = ""
-    if output_format is not None:
-        suffix = output_format
-    elif files.images:
-        suffix = suffix_to_write(files.images[0])
-    return f"{files.case_id}{suffix}"
 
 
 def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:

@@ -458,8 +458,8 @@ def take_up(
 ) -> tuple[dict[str, CaseRecord], list[str]]:
     """Return the records of the cases that earlier runs into a folder have done, for --continue.
 
-    And notes on them. Each case has its label map and all outputs. Without a folder, files count
-    alone.
+    And notes on them. Each case has its label map and all outputs. Without a folder, only
+    the files count.
     """
     recorded = RecordedRuns()
     if folder is not None:

@@ -253,7 +253,11 @@ class _Inspection:
             parts.append("mask")
         if headers.labels is not None:
             parts.append("reference")
-        return ", ".join([*parts, *_describe_elsewhere(headers), *headers.notes])
+        others = headers.companions
+        elsewhere = [other.path.name for other in others if not image.on_same_grid(other)]
+        if elsewhere:
+            parts.append(f"{listed(elsewhere, 3)} on another grid")
+        return ", ".join([*parts, *headers.notes])
 
     def _fail(self, files: CaseFiles, failure: Failure) -> None:
         """Record the problem of a case, in full if it is the first one with its cause."""
@@ -279,16 +283,6 @@ class _Inspection:
                 )
                 self._problems.append(describe_failure(error))
         return FolderReport(self._lines, self._notes, self._problems)
-
-
-def _describe_elsewhere(headers: CaseHeaders) -> list[str]:
-    """Return a phrase about the files that are on another grid than the image, if there are any."""
-    image = headers.images[0]
-    companions = headers.companions
-    elsewhere = [other.path.name for other in companions if not image.on_same_grid(other)]
-    if elsewhere:
-        return [f"{listed(elsewhere, 3)} on another grid"]
-    return []
 
 
 def _logits_words(num_labels: int) -> str:
