@@ -118,9 +118,8 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
         if turns is not None:
-            turns.take_memory(
-                cases.bytes_to_refine(headers, settings.reading, may_stream=may_stream)
-            )
+            needed = cases.bytes_to_refine(headers, settings.reading, may_stream=may_stream)
+            turns.take_memory(needed)
         case = cases.read_case(
             headers,
             settings.reading,
