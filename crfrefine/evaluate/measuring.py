@@ -78,14 +78,6 @@ def _fail_method(result: CaseResult, method: str, failure: Failure) -> None:
     result.fail(replace(failure, part=method))
 
 
-def _skip_calibration(result: CaseResult, method: str, failure: Failure) -> None:
-    """Record that an optional calibration is missing: a warning, or a failure if it is a bug."""
-    if failure.traceback is not None:
-        _fail_method(result, method, failure)
-    else:
-        result.warnings.append(f"{method}: no calibration: {failure.message}")
-
-
 def _measure_method(
     method: str, files: MethodFiles, reference: Reference, result: CaseResult
 ) -> None:
@@ -103,8 +95,15 @@ def _measure_method(
         with failing_alone(fail, *files.probabilities):
             soft = _read_scores(files, reference, channels)
     elif soft is None:
-        with failing_alone(partial(_skip_calibration, result, method), *files.probabilities):
+        failures: list[Failure] = []
+        with failing_alone(failures.append, *files.probabilities):
             soft = _read_scores(files, reference, channels)
+        for failure in failures:
+            # A calibration that nobody asked for may be missing, unless that is a bug.
+            if failure.traceback is not None:
+                fail(failure)
+            else:
+                result.warnings.append(f"{method}: no calibration: {failure.message}")
     if soft is not None:
         with failing_alone(fail, *files.probabilities):
             _add_calibration(values, soft, reference)

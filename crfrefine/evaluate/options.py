@@ -208,7 +208,15 @@ class EvaluationOptions:
 def check_options(options: EvaluationOptions) -> None:
     """Raise ConfigError or InputError for invalid options, before anything is read."""
     _check_names(options)
-    _check_numbers(options)
+    tolerance_mm = options.tolerance_mm
+    if not isinstance(tolerance_mm, str) and not 0 <= tolerance_mm < math.inf:
+        raise ConfigError(f"--tolerance: expected a number of mm, at least 0, got {tolerance_mm:g}")
+    ignore_label = options.ignore_label
+    if ignore_label is not None and not 1 <= ignore_label <= MAX_LABEL:
+        raise ConfigError(
+            f"--ignore-label: expected a label from 1 to {MAX_LABEL}, "
+            f"got {shorten_value(ignore_label)}"
+        )
     _check_paths(options)
 
 
@@ -244,18 +252,6 @@ def _require_once(option: str, names: list[str]) -> None:
             raise ConfigError(
                 f"{option} {shorten(name)}: two methods have this name; give each a different one"
             )
-
-
-def _check_numbers(options: EvaluationOptions) -> None:
-    tolerance_mm = options.tolerance_mm
-    if not isinstance(tolerance_mm, str) and not 0 <= tolerance_mm < math.inf:
-        raise ConfigError(f"--tolerance: expected a number of mm, at least 0, got {tolerance_mm:g}")
-    ignore_label = options.ignore_label
-    if ignore_label is not None and not 1 <= ignore_label <= MAX_LABEL:
-        raise ConfigError(
-            f"--ignore-label: expected a label from 1 to {MAX_LABEL}, "
-            f"got {shorten_value(ignore_label)}"
-        )
 
 
 def _check_paths(options: EvaluationOptions) -> None:

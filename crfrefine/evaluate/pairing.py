@@ -126,10 +126,7 @@ def pair_cases(options: EvaluationOptions) -> Pairing:
     Raise InputError without a complete case, or, with `strict`, for an incomplete one.
     """
     notes: list[str] = []
-    if has_structures(options):
-        candidates = _find_structures(options)
-    else:
-        candidates = _find_label_maps(options, notes)
+    candidates = _find_candidates(options, notes)
     names = candidates.names
     left_out = candidates.missing(options)
     complete = [case_id for case_id in names if case_id not in left_out]
@@ -194,23 +191,22 @@ def _incomplete(
     return incomplete
 
 
-def _find_structures(options: EvaluationOptions) -> _Candidates:
-    """Return the folders of structures, or label maps with their names."""
-    structures = find_structures(options)
-    references = {case_id: [path] for case_id, path in structures.references.items()}
+def _find_candidates(options: EvaluationOptions, notes: list[str]) -> _Candidates:
+    """Return folders of structures and label maps with their names, or label maps.
+
+    The latter have the probabilities beside those of methods.
+    """
     methods: dict[str, Mapping[str, MethodFiles]] = {}
+    if not has_structures(options):
+        references = _references(options.labels, notes)
+        for name, path in options.methods.items():
+            methods[name] = _files_of_method(path, references, options.labels, notes)
+        return _Candidates(references, methods, {})
+    structures = find_structures(options)
     for name, paths in structures.methods.items():
         methods[name] = {case_id: MethodFiles(path) for case_id, path in paths.items()}
-    return _Candidates(references, methods, structures.numbers)
-
-
-def _find_label_maps(options: EvaluationOptions, notes: list[str]) -> _Candidates:
-    """Return label maps, with probabilities beside those of methods."""
-    references = _references(options.labels, notes)
-    methods: dict[str, Mapping[str, MethodFiles]] = {}
-    for name, path in options.methods.items():
-        methods[name] = _files_of_method(path, references, options.labels, notes)
-    return _Candidates(references, methods, {})
+    folders = {case_id: [path] for case_id, path in structures.references.items()}
+    return _Candidates(folders, methods, structures.numbers)
 
 
 def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
@@ -231,7 +227,14 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
         others = names - {name}
         # An image or probabilities beside the label map of another case are no case.
         if discovery.case_of(name, others, discovery.LOGITS_NAMES) not in others:
-            references[name] = _reference_candidates(name, by_stem)
+            # with the name of the case's label map, or in a format for label maps
+            candidates = dict.fromkeys(
+                discovery.label_maps(by_stem, name, discovery.LABEL_SUFFIXES)
+            )
+            for path in by_stem.get(name, []):
+                if io_paths.suffix_of(path) in io_paths.LABELS_SUFFIXES:
+                    candidates[path] = None
+            references[name] = list(candidates)
 
     beside = dict.fromkeys(chain(*by_stem.values()))
     for path in chain(*references.values()):
@@ -243,15 +246,6 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
             f"beside label maps, such as {example.name}"
         )
     return references
-
-
-def _reference_candidates(case_id: str, by_stem: Mapping[str, list[Path]]) -> list[Path]:
-    """Return files with the name of the case's label map, or in a format for label maps."""
-    candidates = dict.fromkeys(discovery.label_maps(by_stem, case_id, discovery.LABEL_SUFFIXES))
-    for path in by_stem.get(case_id, []):
-        if io_paths.suffix_of(path) in io_paths.LABELS_SUFFIXES:
-            candidates[path] = None
-    return list(candidates)
 
 
 def _files_of_method(
@@ -301,25 +295,18 @@ def _choose(
     case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]], folder: Path
 ) -> MethodFiles:
     label_maps = discovery.label_maps(maps, case_id, discovery.LABEL_SUFFIXES)
-    probabilities = _probabilities_beside(case_id, maps, scores)
+    probabilities: list[Path] = []
+    for ending in _PROBABILITY_ENDINGS:
+        probabilities = scores.get(case_id + ending, [])
+        if ending:  # A volume without an ending is the label map.
+            probabilities = [*maps.get(case_id + ending, []), *probabilities]
+        if probabilities:
+            break
     for kind, paths in (("label map", label_maps), ("file of probabilities", probabilities)):
         if len(paths) > 1:
             names = discovery.file_names(paths)
             return MethodFiles(problem=f"expected one {kind}, found {names} in {folder}")
     return MethodFiles(next(iter(label_maps), None), tuple(probabilities))
-
-
-def _probabilities_beside(
-    case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]]
-) -> list[Path]:
-    """Return the files of probabilities of a case that are beside its label map."""
-    for ending in _PROBABILITY_ENDINGS:
-        paths = scores.get(case_id + ending, [])
-        if ending:  # A volume without an ending is the label map.
-            paths = [*maps.get(case_id + ending, []), *paths]
-        if paths:
-            return paths
-    return []
 
 
 def _with_probabilities(

@@ -36,7 +36,7 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.settings import Settings
 from crfrefine.evaluate.structures import names_of
-from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, require_scalar, with_channel_axis
+from crfrefine.io.reading import LABEL_TOLERANCE, require_scalar, with_channel_axis
 from crfrefine.io.volume import Volume, VolumeHeader
 
 
@@ -200,7 +200,12 @@ def read_probabilities(
 
     Logits on another grid are interpolated.
     """
-    header = _scores_header(paths, reference, regions)
+    grid = reference.header
+    headers = [with_channel_axis(io.read_header(path), grid) for path in paths]
+    header = io.logits_header(headers, fewest=1, grid=grid)
+    is_alone = header.num_channels == 1 and not regions.declares(1)
+    if is_alone or reference.settings.add_background:
+        header = replace(header, num_labels=header.num_labels + 1, lacks_background=True)
     file = header.files[0]
     reference.check(file, "logits")
     stored, notes = read_all_channels(header, "auto")
@@ -230,19 +235,6 @@ def read_probabilities(
     shape = reference.header.grid_shape[::-1]
     probabilities = reverse_grid(stored.reshape(len(stored), *shape))
     return SoftLabels(labels.reshape(shape).T, probabilities, note, scheme)
-
-
-def _scores_header(
-    paths: tuple[Path, ...], reference: Reference, regions: RegionReading
-) -> LogitsHeader:
-    """Return the headers of logits or probabilities, with or without the background."""
-    grid = reference.header
-    headers = [with_channel_axis(io.read_header(path), grid) for path in paths]
-    header = io.logits_header(headers, fewest=1, grid=grid)
-    is_alone = header.num_channels == 1 and not regions.declares(1)
-    if not is_alone and not reference.settings.add_background:
-        return header
-    return replace(header, num_labels=header.num_labels + 1, lacks_background=True)
 
 
 def _interpolated(

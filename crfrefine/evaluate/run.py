@@ -70,6 +70,16 @@ def _plain(name: str) -> str:
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the content of `summary.json`."""
     verdict = evaluation.verdict
+    cases = []
+    for result in evaluation.results:
+        entry = {
+            "case": result.case_id,
+            "status": result.status,
+            "methods": list(result.values),
+            "seconds": result.seconds,
+            "notes": [*result.warnings, *result.notes],
+        }
+        cases.append(entry)
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -89,7 +99,7 @@ def make_summary(evaluation: Evaluation) -> dict[str, Any]:
         "num_failed": evaluation.num_failed,
         "num_left_out": len(evaluation.left_out),
         "left_out": left_out_entries(evaluation.left_out),
-        "cases": [_case_entry(result) for result in evaluation.results],
+        "cases": cases,
         "failures": _failure_entries(evaluation.results),
         "notes": evaluation.notes,
         "summary": summary_dicts(evaluation.summary),
@@ -115,16 +125,6 @@ def _settings_entry(evaluation: Evaluation) -> dict[str, Any]:
         "command_line": options.command_line,
         # The link is readable even if the folder was removed.
         "working_folder": str(Path("/proc/self/cwd").readlink()),
-    }
-
-
-def _case_entry(result: CaseResult) -> dict[str, Any]:
-    return {
-        "case": result.case_id,
-        "status": result.status,
-        "methods": list(result.values),
-        "seconds": result.seconds,
-        "notes": [*result.warnings, *result.notes],
     }
 
 

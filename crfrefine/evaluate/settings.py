@@ -51,21 +51,17 @@ class Settings:
             return self
         # Judged regions that are not named equal a label, which is their name.
         labels = sorted(int(name) for name in set(self.judged) - self.named.keys())
+        titles = {}
+        for name, number in structures.items():
+            titles[str(number)] = f"{number} {shorten(' '.join(name.split()))}"
         return replace(
             self,
             labels=tuple(labels),
             named={name: self.named[name] for name in self.judged if name in self.named},
-            titles=_titles_of(structures),
+            titles=titles,
             ignore_label=None,
             structures=structures,
         )
-
-
-def _titles_of(structures: Mapping[str, int]) -> dict[str, str]:
-    titles = {}
-    for name, number in structures.items():
-        titles[str(number)] = f"{number} {shorten(' '.join(name.split()))}"
-    return titles
 
 
 def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
@@ -80,7 +76,11 @@ def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
         ignored = description.ignore_label
 
     described = _described_regions(description, titles, notes)
-    asked = _asked_regions(options.regions, titles)
+    asked: dict[str, tuple[int, ...]] = {}
+    for text in options.regions:
+        region = _as_label(parse_region(text), titles)
+        if asked.setdefault(region.name, region.labels) != region.labels:
+            raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
     regions = dict(asked)
     for region in described:
         if region.name not in asked:
@@ -122,15 +122,6 @@ def _described_regions(
     except ConfigError as error:  # The file's labels, and the one to ignore, are still valid.
         notes.append(f"{description.path}: {error}; continuing without its regions")
         return []
-    return regions
-
-
-def _asked_regions(texts: Sequence[str], titles: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    regions: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        region = _as_label(parse_region(text), titles)
-        if regions.setdefault(region.name, region.labels) != region.labels:
-            raise ConfigError(f"--regions {region.name}: appears twice, with different labels")
     return regions
 
 

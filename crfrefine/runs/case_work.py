@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import RunContext
 from crfrefine.io import read_pieces, write_label_map, write_pieces
-from crfrefine.io.atomic import check_replaceable, naming_after, write_small_file
+from crfrefine.io.atomic import check_replaceable, write_small_file
 from crfrefine.io.paths import files_written
 from crfrefine.io.volume import Segment, Volume, named_segments
 from crfrefine.refinement.networks import ArrayNetwork, LabelMapNetwork, Network
@@ -87,14 +88,11 @@ class CaseInWork:
     case: Case | None = None  # None means that nothing is left to do, or that it failed
 
 
-class Turns:
-    """What a case waits for while others are in work; alone, it waits for nothing."""
+class Turns(Protocol):
+    """What a case waits for while others are in work."""
 
-    def take_memory(self, num_bytes: Callable[[], int]) -> None:
-        """Wait until the case, whose voxels will now be read, may take so much memory.
-
-        The number of bytes is computed only if there is something to wait for.
-        """
+    def take_memory(self, num_bytes: int) -> None:
+        """Wait until the case, whose voxels will now be read, may take so much memory."""
 
     def end_computing(self) -> None:
         """The case is refined, and only has to be written."""
@@ -103,10 +101,7 @@ class Turns:
         """Wait until the files of the case, which are whole, may get their names."""
 
 
-ALONE = Turns()
-
-
-def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseInWork:
+def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) -> CaseInWork:
     """Read a case, unless its outputs are complete; errors are in its record."""
     record = CaseRecord(task.files.case_id)
     work = CaseInWork(task, record)
@@ -122,9 +117,9 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseI
         parameters = settings.options.parameters
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
-        turns.take_memory(
-            partial(cases.bytes_to_refine, headers, settings.reading, may_stream=may_stream)
-        )
+        if turns is not None:
+            needed = cases.bytes_to_refine(headers, settings.reading, may_stream=may_stream)
+            turns.take_memory(needed)
         case = cases.read_case(
             headers,
             settings.reading,
@@ -133,32 +128,27 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns = ALONE) -> CaseI
             threads=settings.options.threads,
         )
         record.times["read"] = time.perf_counter() - started
-        _record_case(record, case)
+        for part, seconds in case.times.items():
+            record.times[f"read.{part}"] = seconds
+        record.grid_shape = tuple(case.image.shape[1:])
+        record.spacing = tuple(map(float, case.spacing))
+        record.num_modalities = len(case.image)
+        record.num_labels = case.num_labels
+        if case.regions is not None:
+            record.regions = case.regions.to_dict()
+        record.input_type = case.input_kind
+        record.notes = list(case.notes)
         if case.strokes:
             record.strokes = times_of_strokes(task.files)
         work.case = case
     return work
 
 
-def _record_case(record: CaseRecord, case: Case) -> None:
-    """Record what a case that was read holds."""
-    for part, seconds in case.times.items():
-        record.times[f"read.{part}"] = seconds
-    record.grid_shape = tuple(case.image.shape[1:])
-    record.spacing = tuple(map(float, case.spacing))
-    record.num_modalities = len(case.image)
-    record.num_labels = case.num_labels
-    if case.regions is not None:
-        record.regions = case.regions.to_dict()
-    record.input_type = case.input_kind
-    record.notes = list(case.notes)
-
-
 def finish_case(
     settings: CaseSettings,
     work: CaseInWork,
     observer: Observer[RunSummary, CaseRecord],
-    turns: Turns = ALONE,
+    turns: Turns | None = None,
 ) -> CaseRecord:
     """Refine and write a case that was read; return its record, which has its errors."""
     task = work.task
@@ -169,9 +159,9 @@ def finish_case(
         observer.note(note, case_id=record.case_id)
     with failing_alone(record.fail, *task.files.paths):
         result, names, segments = _refine(settings, work.case, record, observer)
-        turns.end_computing()
-        with naming_after(turns.wait_to_name):
-            _write(settings, work, result, names, segments, turns)
+        if turns is not None:
+            turns.end_computing()
+        _write(settings, work, result, names, segments, turns)
     return record
 
 
@@ -227,10 +217,7 @@ def _refine(
     record: CaseRecord,
     observer: Observer[RunSummary, CaseRecord],
 ) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
-    """Run the CRF, and record the outcome.
-
-    Return it with the names of labels, and their segments if the input has them.
-    """
+    """Run the CRF, and record the outcome; return it with the names and segments of labels."""
     started = time.perf_counter()
     options = settings.options
     source = _input_of(settings, case)
@@ -253,48 +240,52 @@ def _refine(
         names=names,
         strokes=strokes,
     )
+    record.times["refine"] = time.perf_counter() - started
     notes = list(result.notes)
     if case.strokes and strokes is None:
         notes.append("strokes: no voxel is drawn")
-    record.times["refine"] = time.perf_counter() - started
-    _record_result(record, result, case)
-    outvoted = _outvoted_labels(result)
-    vanished = dict(sorted({**source.lost, **outvoted}.items()))
-    record.vanished_labels = tuple(vanished)
-    if vanished:
-        by_crf = outvoted.keys() - result.lost_to_rules.keys()
-        notes.append(_note_on_vanished(vanished, names, has_advice=bool(by_crf)))
-    has_foreground = any(result.changes.voxels_before[1:])
-    if has_foreground and not result.changes.voxels_changed and options.parameters.has_weight:
-        is_narrow = any(text.startswith(NARROW) for text in notes)
-        notes.append(_note_on_no_change(has_advice=not is_narrow))
+    notes += _record_result(settings, record, case, source, result)
     for text in notes:
         observer.note(text, case_id=record.case_id)
     record.notes += notes
     return result, source.names, source.segments
 
 
-def _record_result(record: CaseRecord, result: RefinementResult, case: Case) -> None:
-    """Record the outcome of the CRF."""
+def _record_result(
+    settings: CaseSettings,
+    record: CaseRecord,
+    case: Case,
+    source: _RefinerInput,
+    result: RefinementResult,
+) -> list[str]:
+    """Record the outcome of the CRF; return notes on labels that vanished, and on no change."""
     for stage, seconds in result.timings.items():
         record.times[f"refine.{stage}"] = seconds
-    vars(record).update(vars(result.report) | vars(result.changes))
+    changes = result.changes
+    vars(record).update(vars(result.report) | vars(changes))
     for name in _OF_RESULT:
         setattr(record, name, getattr(result, name))
     record.num_voxels_in_mask = result.label_map.size
     if case.mask is not None:
         record.num_voxels_in_mask = int(np.count_nonzero(case.mask))
 
-
-def _outvoted_labels(result: RefinementResult) -> dict[int, int]:
-    """Return the labels of the network that the refined label map lacks, with their voxels."""
-    changes = result.changes
-    counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
+    notes = []
     outvoted = {}
+    counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
     for label, (before, after) in enumerate(counts):
         if before and not after:
             outvoted[label] = before
-    return outvoted
+    vanished = dict(sorted({**source.lost, **outvoted}.items()))
+    record.vanished_labels = tuple(vanished)
+    if vanished:
+        by_crf = outvoted.keys() - result.lost_to_rules.keys()
+        notes.append(_note_on_vanished(vanished, source.names.labels, has_advice=bool(by_crf)))
+    has_foreground = any(changes.voxels_before[1:])
+    has_weight = settings.options.parameters.has_weight
+    if has_foreground and not changes.voxels_changed and has_weight:
+        is_narrow = any(text.startswith(NARROW) for text in result.notes)
+        notes.append(_note_on_no_change(has_advice=not is_narrow))
+    return notes
 
 
 def _note_on_vanished(
@@ -351,7 +342,7 @@ def _write(
     result: RefinementResult,
     names: Names,
     segments: tuple[Segment, ...],
-    turns: Turns,
+    turns: Turns | None,
 ) -> None:
     """Write a refined case, and close its record; the images are freed.
 
@@ -374,15 +365,15 @@ def _write(
     if outputs.preview is not None and picture is not None:
         write_small_file(outputs.preview, picture)
     if outputs.structures or outputs.folder is not None:
-        turns.wait_to_name()  # The files of structures are written by other threads.
+        if turns is not None:
+            turns.wait_to_name()  # The files of structures are written by other threads.
         _write_structures(outputs, like, segments, threads)
     if not segments:
         segments = named_segments(names.labels)
     write_label_map(outputs.label_map, result.label_map, like, segments=segments)
     record.times["write"] = time.perf_counter() - started
-
-    # First, since it can fail: a failed case has no outputs.
     record.written = time_of_change(outputs.label_map)
+    # Nothing below can fail: a failed case has no outputs.
     record.output = outputs.label_map
     record.preview = outputs.preview
     record.probabilities = outputs.probabilities

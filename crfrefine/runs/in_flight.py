@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from crfrefine.base.limits import available_threads, memory_left, memory_limit
-from crfrefine.runs.case_work import CaseSettings, Task, Turns, finish_case, read_case
+from crfrefine.io.atomic import naming_after
+from crfrefine.runs.case_work import CaseSettings, Task, finish_case, read_case
 from crfrefine.runs.options import Observer
 from crfrefine.runs.plan import RunPlan
 from crfrefine.runs.records import CaseRecord, RunSummary
@@ -83,7 +84,7 @@ class Places:
             self._changed.notify_all()
 
 
-class CaseInFlight(Observer[RunSummary, CaseRecord], Turns):
+class CaseInFlight(Observer[RunSummary, CaseRecord]):
     """A case in flight: its notes and its stage until they are shown, and what it waits for.
 
     It ends at its next stage once the run is over.
@@ -111,11 +112,10 @@ class CaseInFlight(Observer[RunSummary, CaseRecord], Turns):
             raise RunIsOverError
         self.stage = (stage, step, num_steps)
 
-    def take_memory(self, num_bytes: Callable[[], int]) -> None:
+    def take_memory(self, num_bytes: int) -> None:
         """Wait until there is a place for the case, and it fits beside those in work."""
-        needed = num_bytes()
-        self._places.take(self._number, needed)
-        self.num_bytes = needed
+        self._places.take(self._number, num_bytes)
+        self.num_bytes = num_bytes
         self._has_place = True
 
     def end_computing(self) -> None:
@@ -181,7 +181,8 @@ class CasesInFlight:
         """Read, refine and write a case."""
         try:
             work = read_case(self._share_of(0), task, case)
-            return finish_case(self._share_of(case.num_bytes), work, case, case)
+            with naming_after(case.wait_to_name):
+                return finish_case(self._share_of(case.num_bytes), work, case, case)
         finally:
             case.end()
             with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from crfrefine.io.paths import (
     suffix_of,
     suffix_to_write,
 )
-from crfrefine.io.volume import Segment, VolumeHeader, named_segments, segments_of
+from crfrefine.io.volume import Segment, named_segments, segments_of
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import RECORD_FOLDER
 
@@ -104,9 +104,7 @@ def plan_outputs(
     is_folder_run = (
         options.nnunet is not None or options.manifest is not None or options.images[0].is_dir()
     )
-    if options.output_format is not None:
-        _check_format(options.output_format, options)
-    _check_output(options, is_folder_run=is_folder_run)
+    _check_format(options, is_folder_run=is_folder_run)
     plans = [_outputs_of(files, options, label_names) for files in cases]
     occupied: set[Path] = set()
     if options.save_structures:
@@ -121,20 +119,17 @@ def plan_outputs(
     return plans
 
 
-def _check_format(output_format: str, options: InferenceOptions) -> None:
-    """Raise InputError if --output-format is no format, or if the output's name has one already."""
-    if output_format not in WRITTEN_SUFFIXES:
+def _check_format(options: InferenceOptions, *, is_folder_run: bool) -> None:
+    """Raise InputError for a format that cannot be written, and for a file instead of a folder."""
+    output = options.output
+    output_format = options.output_format
+    if output_format is not None and output_format not in WRITTEN_SUFFIXES:
         raise InputError(f"--output-format {shorten(output_format)}: expected {_ONE_OF_SUFFIXES}")
-    if options.writes_file:
+    if output_format is not None and options.writes_file:
         raise InputError(
-            f"{options.output}: names a file, whose suffix is its format; "
+            f"{output}: names a file, whose suffix is its format; "
             "leave --output-format out, or give a folder"
         )
-
-
-def _check_output(options: InferenceOptions, *, is_folder_run: bool) -> None:
-    """Raise InputError if the output is a file and should be a folder, or has a wrong suffix."""
-    output = options.output
     if options.writes_file and is_folder_run:
         raise InputError(
             f"{output}: the images are a folder, so the output must be a folder too, "
@@ -154,8 +149,15 @@ def _outputs_of(
 ) -> OutputFiles:
     """Return the output files of a case."""
     label_map = options.output
-    if not options.writes_file:
-        label_map = options.output / _name_of_label_map(files, options.output_format)
+    if not options.writes_file and files.output is not None:
+        label_map = options.output / files.output  # as the manifest says
+    elif not options.writes_file:
+        suffix = ""
+        if options.output_format is not None:
+            suffix = options.output_format
+        elif files.images:
+            suffix = suffix_to_write(files.images[0])
+        label_map = options.output / f"{files.case_id}{suffix}"
     stem = stem_of(label_map)
     probabilities = None
     logits = None
@@ -173,31 +175,12 @@ def _outputs_of(
     folder = label_map.with_name(stem)
     if not files.are_structures:
         return replace(outputs, folder=folder, label_names=label_names)
-    return replace(outputs, structures=_structures_of(files, folder, label_names))
-
-
-def _structures_of(
-    files: CaseFiles, folder: Path, label_names: Mapping[int, str]
-) -> dict[Path, int]:
-    """Return the number of each structure of a case by its file, in a folder."""
     numbers = {name: number for number, name in label_names.items()}
     structures = {}
     for path in files.logits:
         name = stem_of(path)
         structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
-    return structures
-
-
-def _name_of_label_map(files: CaseFiles, output_format: str | None) -> str | Path:
-    """Return the name of a case's label map: as its manifest says, or in the image's format."""
-    if files.output is not None:
-        return files.output
-    suffix = ""
-    if output_format is not None:
-        suffix = output_format
-    elif files.images:
-        suffix = suffix_to_write(files.images[0])
-    return f"{files.case_id}{suffix}"
+    return replace(outputs, structures=structures)
 
 
 def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
@@ -233,7 +216,9 @@ def _check_paths(
     for files, outputs in zip(cases, plans, strict=True):
         if files.problem:
             continue
-        written = _files_written(outputs)
+        written: list[Path] = []
+        for path in outputs.all():
+            written += files_written(path)
         places = [*written]
         if outputs.folder is not None:
             places.append(outputs.folder)
@@ -254,11 +239,6 @@ def _check_paths(
             check_no_input(path)
 
 
-def _files_written(outputs: OutputFiles) -> list[Path]:
-    """Return the files that are known from the beginning; a format may have two for a volume."""
-    return [path for name in outputs.all() for path in files_written(name)]
-
-
 def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
     """Raise InputError for a summary that would replace something else.
 
@@ -272,7 +252,8 @@ def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
     check_replaceable(path)
     outputs: set[str] = set()
     for plan in plans:
-        outputs.update(map(os.path.realpath, _files_written(plan)))
+        for output in plan.all():
+            outputs.update(map(os.path.realpath, files_written(output)))
     if suffix_of(path) or os.path.realpath(path) in outputs:
         raise InputError(
             f"{path}: the summary would replace an output of this run, or has a volume's suffix; "
@@ -287,33 +268,22 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     volumes = [path for path in outputs.all() if path != outputs.preview]
     if not all(map(is_whole, volumes)):
         return False
-    if outputs.preview is not None and not _is_whole_picture(outputs.preview):
-        return False
+    if outputs.preview is not None:
+        content = outputs.preview.read_bytes()
+        if not content.startswith(_PNG_START) or not content.endswith(_PNG_END):
+            return False
     if outputs.folder is not None:
-        label_files = _label_files(outputs, files)
+        segments: Sequence[Segment] = ()
+        if len(files.logits) == 1:  # Only a label map has any.
+            segments = read_header(files.logits[0]).segments
+        labels = read_labels(outputs.label_map).data
+        label_files = outputs.files_of_labels(labels, segments)
         if not all(map(is_whole, label_files)):
             return False
         volumes += label_files
-    return _are_on_grid(volumes, read_header(files.images[0]))
-
-
-def _are_on_grid(volumes: Sequence[Path], image: VolumeHeader) -> bool:
-    """Return whether volumes have the grid of the image, with its axes in the same order."""
+    image = read_header(files.images[0])
     headers = [placed_on(read_header(path), image) for path in volumes]
     return all(image.on_same_grid(header) and header.turned is None for header in headers)
-
-
-def _label_files(outputs: OutputFiles, files: CaseFiles) -> Iterable[Path]:
-    """Return the files of the labels that the label map of a case has."""
-    segments: Sequence[Segment] = ()
-    if len(files.logits) == 1:  # Only a label map has any.
-        segments = read_header(files.logits[0]).segments
-    return outputs.files_of_labels(read_labels(outputs.label_map).data, segments)
-
-
-def _is_whole_picture(path: Path) -> bool:
-    content = path.read_bytes()
-    return content.startswith(_PNG_START) and content.endswith(_PNG_END)
 
 
 def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, bytes] | None:

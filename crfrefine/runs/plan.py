@@ -13,18 +13,11 @@ from pathlib import Path
 from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.cases.case_files import CaseFiles, CaseList
-from crfrefine.cases.dataset_description import (
-    Names,
-    read_descriptions,
-)
+from crfrefine.cases.dataset_description import Names, read_descriptions
 from crfrefine.cases.discovery import discover_cases, list_files, with_strokes
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.manifest import read_manifest
-from crfrefine.cases.reading_options import (
-    ReadingOptions,
-    declared_labels,
-    find_regions,
-)
+from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
 from crfrefine.engines import get_backend
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io.atomic import check_small_output, check_writable
@@ -54,9 +47,9 @@ class RunInputs:
     cases: tuple[CaseFiles, ...]  # all, those of other parts too, in the order of their names
     reading: ReadingOptions
     names: Names  # of labels whose input does not name them
-    structures: Mapping[str, int]  # the number of each by its name, if each has its own file
     notes: tuple[str, ...]  # notes on ignored files
     sources: tuple[Path, ...]  # the folders and files in which the cases are found
+    structures: Mapping[str, int]  # numbers by names, if each structure has its own file
 
 
 @dataclass(frozen=True)
@@ -91,44 +84,30 @@ def find_inputs(options: InferenceOptions) -> RunInputs:
     for files in cases:
         add_volumes(*files.paths)
 
-    descriptions = list(read_descriptions(_places_of_descriptions(options, cases)))
-    # Label maps are compared with the declared labels; channels of logits, with the regions.
-    may_be_labels = options.input_type in ("auto", "labels")
-    declared = declared_labels(
-        cases, descriptions if may_be_labels else (), options.parameters.num_labels
-    )
-    reading = ReadingOptions(
-        options.input_type,
-        mask_mode,
-        options.resample,
-        find_regions(options.regions, descriptions),
-        declared,
-        max_memory=options.max_memory,
-        add_background=options.add_background,
-    )
-
-    names = Names()
-    if descriptions:
-        # The last description is rather of one data set with the images than that beside the
-        # output.
-        names = Names(descriptions[-1].label_names, descriptions[-1].channel_names)
+    reading, names = _describe(options, cases, mask_mode)
     structures: Mapping[str, int] = {}
-    if declared is not None and declared.structures:
-        structures = declared.structures
-        labels = {number: name for name, number in structures.items()}
-        names = replace(names, labels=labels)
-    return RunInputs(
-        cases=tuple(sorted(cases, key=lambda files: files.case_id)),
-        reading=reading,
-        names=names,
-        structures=structures,
-        notes=tuple(_notes_on(options, cases)),
-        sources=sources,
-    )
+    if reading.declared is not None:
+        structures = reading.declared.structures
+    notes = []
+    # A training that found no CRF better than the network writes such parameters.
+    if not options.parameters.has_weight:
+        notes.append(
+            "all weights of the parameters are 0, so there is no CRF: "
+            "only mean_field.bias and [postprocess] can change labels"
+        )
+    notes += cases.notes
+    if options.save_structures and options.writes_file:
+        folder = options.output.with_name(stem_of(options.output))
+        notes.append(f"--save-structures: one file per label goes into the folder {folder}")
+    ordered = sorted(cases, key=lambda files: files.case_id)
+    return RunInputs(tuple(ordered), reading, names, tuple(notes), sources, structures)
 
 
 def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
-    """Find the cases: those of a manifest, of nnU-Net's folder, or of images and logits."""
+    """Find the cases: those of a manifest, of nnU-Net's folder, or of images and logits.
+
+    Raise InputError if none of the last has logits or a label map.
+    """
     if options.manifest is not None:
         return read_manifest(options.manifest, input_type=options.input_type)
     if options.nnunet is not None:
@@ -143,7 +122,15 @@ def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
             input_type=options.input_type,
             add_background=options.add_background,
         )
-        _require_logits(cases, options.logits[0])
+        place = options.logits[0]
+        lacking = {f"no logits in {place}", f"no label map in {place}"}
+        if cases and not any(lacking.isdisjoint(files.missing) for files in cases):
+            number = ""
+            if len(cases) > 1:
+                number = f"none of the {len(cases)} cases has its file: "
+            others = [path.name for path in list_files(place, LOGITS_SUFFIXES)]
+            hint = f"\n  There are {listed(others)}." if others else describe_others(place)
+            raise InputError(f"{place}: {number}{cases[0].problem}{hint}")
     except CrfRefineError as error:
         is_complete = options.images and options.logits
         if is_complete and _seem_exchanged(options.images, options.logits):
@@ -152,51 +139,44 @@ def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
     return cases
 
 
-def _require_logits(cases: CaseList, place: Path) -> None:
-    """Raise InputError if no case has logits or a label map in the folder `place`."""
-    lacking = {f"no logits in {place}", f"no label map in {place}"}
-    if not cases or any(lacking.isdisjoint(files.missing) for files in cases):
-        return
-    number = ""
-    if len(cases) > 1:
-        number = f"none of the {len(cases)} cases has its file: "
-    others = [path.name for path in list_files(place, LOGITS_SUFFIXES)]
-    hint = f"\n  There are {listed(others)}." if others else describe_others(place)
-    raise InputError(f"{place}: {number}{cases[0].problem}{hint}")
+def _describe(
+    options: InferenceOptions, cases: CaseList, mask_mode: str
+) -> tuple[ReadingOptions, Names]:
+    """Return how the cases are read, and the names of labels, as each `dataset.json` says.
 
-
-def _places_of_descriptions(options: InferenceOptions, cases: CaseList) -> list[Path]:
-    """Return the places beside which a `dataset.json` may describe the labels.
-
-    The manifest is such a place, or else the network's output and the images, in this order.
+    It is beside the manifest, or else beside the network's output or the images.
     """
     if options.manifest is not None:
-        return [options.manifest]
-    places = [options.nnunet or options.logits[0]]
-    if options.images:
-        places.append(options.images[0])
-        return places
-    for files in cases:
-        if files.images:
-            places.append(files.images[0])
-            break
-    return places
-
-
-def _notes_on(options: InferenceOptions, cases: CaseList) -> list[str]:
-    """Return the notes on the parameters, on ignored files, and on the folder of structures."""
-    notes = []
-    # A training that found no CRF better than the network writes such parameters.
-    if not options.parameters.has_weight:
-        notes.append(
-            "all weights of the parameters are 0, so there is no CRF: "
-            "only mean_field.bias and [postprocess] can change labels"
-        )
-    notes += cases.notes
-    if options.save_structures and options.writes_file:
-        folder = options.output.with_name(stem_of(options.output))
-        notes.append(f"--save-structures: one file per label goes into the folder {folder}")
-    return notes
+        places = [options.manifest]
+    else:
+        places = [options.nnunet or options.logits[0], *options.images[:1]]
+        for files in cases:
+            if files.images and not options.images:
+                places.append(files.images[0])
+                break
+    descriptions = list(read_descriptions(places))
+    names = Names()
+    if descriptions:
+        # The last one is rather of one data set with the images than that beside the output.
+        names = Names(descriptions[-1].label_names, descriptions[-1].channel_names)
+    # Label maps are compared with the declared labels; channels of logits, with the regions.
+    may_be_labels = options.input_type in ("auto", "labels")
+    declared = declared_labels(
+        cases, descriptions if may_be_labels else (), options.parameters.num_labels
+    )
+    if declared is not None and declared.structures:
+        labels = {number: name for name, number in declared.structures.items()}
+        names = replace(names, labels=labels)
+    reading = ReadingOptions(
+        options.input_type,
+        mask_mode,
+        options.resample,
+        find_regions(options.regions, descriptions),
+        declared,
+        max_memory=options.max_memory,
+        add_background=options.add_background,
+    )
+    return reading, names
 
 
 def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
@@ -223,12 +203,13 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     if options.summary is not None:
         check_summary_path(options.summary, all_outputs)
     # The parts are disjoint and cover all cases.
-    part = slice(options.part_id or 0, None, options.num_parts)
+    part_id = options.part_id or 0
+    part = slice(part_id, None, options.num_parts)
     cases = inputs.cases[part]
 
     record = None
     if not options.writes_file and not all(files.problem for files in cases):
-        record = record_path(options.output, options.num_parts, options.part_id or 0)
+        record = record_path(options.output, options.num_parts, part_id)
     summary = _summary_of(options, device, inputs, all_outputs)
     summary.num_cases = len(cases)
 
@@ -237,13 +218,10 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     if options.resume:
         tasks, notes_on_earlier = _with_earlier_records(tasks, options, summary)
         notes += notes_on_earlier
-    _check_folders(tasks)
+    _check_places(tasks, options.summary, record)
     names_file = None
     if inputs.structures and record is not None:
         names_file = plan_names_file(inputs.structures, options.output)
-    for path in (options.summary, record):
-        if path is not None:
-            check_small_output(path)
     settings = CaseSettings(
         options, inputs.reading, inputs.names, device if options.dask else options.device
     )
@@ -300,8 +278,8 @@ def _with_earlier_records(
     return taken_up, notes
 
 
-def _check_folders(tasks: Sequence[Task]) -> None:
-    """Raise InputError unless the folders of all outputs can be written to."""
+def _check_places(tasks: Sequence[Task], summary: Path | None, record: Path | None) -> None:
+    """Raise InputError unless all outputs, and the files about the run, can be written."""
     folders: set[Path] = set()
     for task in tasks:
         if task.files.problem:  # If no case can be read, no folder is needed.
@@ -311,6 +289,9 @@ def _check_folders(tasks: Sequence[Task]) -> None:
             folders.add(task.outputs.folder)
     for folder in folders:
         check_writable(folder)
+    for path in (summary, record):
+        if path is not None:
+            check_small_output(path)
 
 
 def _notes_on_training(cases: Sequence[CaseFiles], trained_on: Sequence[str]) -> list[str]:

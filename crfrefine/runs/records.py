@@ -268,16 +268,12 @@ class RecordedRuns:
         self._begun: dict[str, datetime] = {}
         self.latest: dict[str, RecordedCase] = {}
         for run in self.runs:
-            self._add(run)
-
-    def _add(self, run: RunSummary) -> None:
-        """Add a run that began after those before."""
-        if not run.resumed:
-            for case_id in list(run.all_cases)[run.part_id :: run.num_parts]:
-                self._begun[case_id] = run.started
-                self.latest.pop(case_id, None)
-        for record in run.cases:
-            self.latest[record.case_id] = RecordedCase(record, run)
+            if not run.resumed:
+                for case_id in list(run.all_cases)[run.part_id :: run.num_parts]:
+                    self._begun[case_id] = run.started
+                    self.latest.pop(case_id, None)
+            for record in run.cases:
+                self.latest[record.case_id] = RecordedCase(record, run)
 
     def state_of(
         self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
@@ -390,19 +386,6 @@ def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
 
 def _read_head(values: dict[str, Any]) -> RunSummary:
     """Return the run of a line, without its cases; raises like `_read_line`."""
-    _check_head(values)
-    started = datetime.fromisoformat(values["started"])
-    if started.tzinfo is None:
-        raise ValueError("started: expected a time zone")
-
-    fields = {name: values[name] for name in (*_HEAD, *READING, "choice") if name in values}
-    fields["started"] = started
-    fields["inputs"] = tuple(values["inputs"])
-    return RunSummary("", 0, **fields)
-
-
-def _check_head(values: dict[str, Any]) -> None:
-    """Raise ValueError, TypeError or KeyError unless the line of a run can be used."""
     if values["schema"] != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
     check_kinds(RunSummary, {name: values[name] for name in _HEAD}, _HEAD)
@@ -412,6 +395,14 @@ def _check_head(values: dict[str, Any]) -> None:
     part_id = values["part_id"]
     if not 0 <= part_id < values["num_parts"]:
         raise ValueError(f"part {part_id} of {values['num_parts']}: parts are numbered from 0")
+    started = datetime.fromisoformat(values["started"])
+    if started.tzinfo is None:
+        raise ValueError("started: expected a time zone")
+
+    fields = {name: values[name] for name in (*_HEAD, *READING, "choice") if name in values}
+    fields["started"] = started
+    fields["inputs"] = tuple(values["inputs"])
+    return RunSummary("", 0, **fields)
 
 
 def time_of_change(path: Path) -> str | None:
@@ -431,21 +422,16 @@ def times_of_strokes(files: CaseFiles) -> dict[str, str | None]:
 def _differing(one: Any, other: Any, key: str = "") -> list[str]:
     """Return the dotted keys whose values differ."""
     if isinstance(one, dict) and isinstance(other, dict):
-        return _differing_entries(one, other, key)
+        keys = []
+        for name in dict.fromkeys((*one, *other)):
+            inner_key = f"{key}.{name}" if key else name
+            keys += _differing(one.get(name), other.get(name), inner_key)
+        return keys
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
         return _differing(one[0], other[0], key)
     if one == other:
         return []
     return [key]
-
-
-def _differing_entries(one: dict[str, Any], other: dict[str, Any], key: str) -> list[str]:
-    """Return the dotted keys of the entries of two tables that differ."""
-    keys = []
-    for name in dict.fromkeys((*one, *other)):
-        inner_key = f"{key}.{name}" if key else name
-        keys += _differing(one.get(name), other.get(name), inner_key)
-    return keys
 
 
 def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
@@ -460,15 +446,11 @@ def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
             label_map = folder / name
             others = []
             if case_id in recorded.latest:
-                others = _other_outputs(recorded.latest[case_id].record, label_map.parent)
+                record = recorded.latest[case_id].record
+                paths = (record.probabilities, record.logits, record.preview, record.structures)
+                others = [label_map.parent / path.name for path in paths if path is not None]
             states[case_id] = recorded.state_of(case_id, label_map, others, run)
     return list(states.values())
-
-
-def _other_outputs(record: CaseRecord, folder: Path) -> list[Path]:
-    """Return the outputs of a case beside its label map, which is in a folder."""
-    paths = (record.probabilities, record.logits, record.preview, record.structures)
-    return [folder / path.name for path in paths if path is not None]
 
 
 def take_up(
@@ -476,35 +458,19 @@ def take_up(
 ) -> tuple[dict[str, CaseRecord], list[str]]:
     """Return the records of the cases that earlier runs into a folder have done, for --continue.
 
-    And notes on them. Each case has its label map and all outputs. Without a folder, files count
-    alone.
+    And notes on them. Each case has its label map and all outputs. Without a folder, only
+    the files count.
     """
-    if folder is None:
-        done, _ = _take_up(RecordedRuns(), cases, now, has_records=False)
-        return done, []
-    recorded = read_records(folder)
-    done, cases_of_reason = _take_up(recorded, cases, now, has_records=True)
-    notes = list(recorded.notes)
-    for reason, names in cases_of_reason.items():
-        advice = ADVICE.get(reason, "refined again")
-        notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {advice}")
-    return done, notes
-
-
-def _take_up(
-    recorded: RecordedRuns,
-    cases: Iterable[tuple[CaseFiles, Path, Sequence[Path]]],
-    now: RunSummary,
-    *,
-    has_records: bool,
-) -> tuple[dict[str, CaseRecord], dict[str, list[str]]]:
-    """Return the records of the cases that are done, and the cases by their reason for a note."""
+    recorded = RecordedRuns()
+    if folder is not None:
+        recorded = read_records(folder)
     done: dict[str, CaseRecord] = {}
     cases_of_reason: dict[str, list[str]] = {}
     for files, label_map, outputs in cases:
         case_id = files.case_id
         case = recorded.state_of(case_id, label_map, outputs, now)
-        if case.state == "done" and _has_other_strokes(files, case, has_record=has_records):
+        has_record = folder is not None
+        if case.state == "done" and _has_other_strokes(files, case, has_record=has_record):
             cases_of_reason.setdefault(OTHER_STROKES, []).append(case_id)
         elif case.state == "done":
             done[case_id] = case.record or CaseRecord(case_id)
@@ -513,7 +479,13 @@ def _take_up(
             reason = OTHER_INPUTS
         if reason in ADVICE or reason.startswith(OTHER_VALUES):
             cases_of_reason.setdefault(reason, []).append(case_id)
-    return done, cases_of_reason
+    if folder is None:
+        return done, []
+    notes = list(recorded.notes)
+    for reason, names in cases_of_reason.items():
+        advice = ADVICE.get(reason, "refined again")
+        notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {advice}")
+    return done, notes
 
 
 def _has_other_strokes(files: CaseFiles, case: CaseState, *, has_record: bool) -> bool:

@@ -9,7 +9,6 @@ import logging
 import time
 import uuid
 import warnings
-from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
@@ -124,7 +123,7 @@ def _run_cases(
                 with suppress(CrfRefineError):
                     file.append(record.to_dict())
             observer.case_ended(record)
-            is_full = _has_failed_by(StorageError, record)
+            is_full = any(failure.kind == StorageError.__name__ for failure in record.failures)
             if is_full or (options.fail_fast and record.failures):
                 break
     num_left = summary.num_cases - len(summary.cases)
@@ -142,11 +141,6 @@ def num_cases_in_flight(plan: RunPlan) -> int:
         return 1
     num_jobs = options.num_jobs or options.threads or available_threads()
     return min(num_jobs, len(plan.tasks))
-
-
-def _has_failed_by(kind: type[CrfRefineError], record: CaseRecord) -> bool:
-    """Return whether one of the failures of a case is of this kind."""
-    return any(failure.kind == kind.__name__ for failure in record.failures)
 
 
 def _write_summary(path: Path, summary: RunSummary) -> None:
@@ -176,24 +170,22 @@ def _refine_here(
     """Yield the record of each case; a thread reads the next case while one is refined."""
     settings = plan.settings
     reader = ThreadPoolExecutor(1, "read")
-    waiting = deque(plan.tasks)
-
-    def begin_reading() -> Future[CaseInWork] | None:
-        if not waiting:
-            return None
-        return reader.submit(read_case, settings, waiting.popleft())
-
+    reading: Future[CaseInWork] | None = None
     try:
-        reading = begin_reading()
-        while reading is not None:
+        for number, task in enumerate(plan.tasks, start=1):
+            if reading is None:  # the first case
+                reading = reader.submit(read_case, settings, task)
             if not reading.done():
                 observer.stage_changed("", "reading")
             work = reading.result()
-            reading = begin_reading()
+            reading = None  # It would keep the arrays of the case.
+            if number < len(plan.tasks):
+                reading = reader.submit(read_case, settings, plan.tasks[number])
             record = finish_case(settings, work, observer)
             del work  # Its arrays are freed before the next case is awaited.
             may_move = settings.options.device == "auto" and settings.device != "cpu"
-            if may_move and _has_failed_by(DeviceLostError, record):
+            is_lost = any(failure.kind == DeviceLostError.__name__ for failure in record.failures)
+            if may_move and is_lost:
                 settings = replace(settings, device="cpu")
                 observer.note(
                     "the GPU stopped working: the other cases are computed on the CPU, "

@@ -200,6 +200,10 @@ def _render(
     method = report.compared[-1]
     others = [name for name in evaluation.table.methods if name not in report.compared]
     lead = report.lead_region
+    unsigned = []  # titles of the metrics that are compared by size, without their sign
+    for metric in map(metric_named, evaluation.table.metrics):
+        if metric.better == "nearer_zero":
+            unsigned.append(metric.title)
     return (
         _environment()
         .get_template("page.html")
@@ -210,7 +214,7 @@ def _render(
             method=method,
             written=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             families=describe_families(evaluation.summary),
-            unsigned=_unsigned_metrics(evaluation),
+            unsigned=unsigned,
             lines={name: report.summary_lines(name) for name in (method, *others)},
             charts=charts,
             problem=problem,
@@ -248,15 +252,6 @@ def _environment() -> jinja2.Environment:
 def _read_asset(name: str) -> str:
     path = files("crfrefine.evaluate.report") / "assets" / name
     return path.read_text(encoding="utf-8")
-
-
-def _unsigned_metrics(evaluation: Evaluation) -> list[str]:
-    """Return the titles of the metrics that are compared by size, without their sign."""
-    titles = []
-    for metric in map(metric_named, evaluation.table.metrics):
-        if metric.better == "nearer_zero":
-            titles.append(metric.title)
-    return titles
 
 
 def _spell_directions(value: object) -> object:

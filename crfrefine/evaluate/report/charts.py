@@ -138,7 +138,9 @@ def _draw_regions(axes: Axes, report: Report, regions: list[str]) -> None:
         else:
             values = dice[0]
             gains = np.zeros_like(values)
-        _add_cases(axes, factor * values, row + _spread(len(values)), gains)
+        # The golden section puts the marks of neighbors far apart.
+        heights = 0.55 * (np.arange(len(values), dtype=np.float64) * 0.618 % 1 - 0.5)
+        _add_cases(axes, factor * values, row + heights, gains)
         interval = factor * np.array(_interval_of(report, region, values))
         axes.plot(interval, [row, row], color="black", linewidth=2)
         axes.plot([factor * values.mean()], [row], **_MEAN_MARK)
@@ -150,11 +152,6 @@ def _draw_regions(axes: Axes, report: Report, regions: list[str]) -> None:
     titles = [_short(report.region_title(region)) for region in regions]
     axes.set_yticks(range(len(regions)), titles)
     axes.set_ylim(len(regions) - 0.5, -0.5)
-
-
-def _spread(num_cases: int) -> Float64:
-    """Return the heights of marks in a row; the golden section puts neighbors far apart."""
-    return 0.55 * (np.arange(num_cases, dtype=np.float64) * 0.618 % 1 - 0.5)
 
 
 def _interval_of(report: Report, region: str, values: Float64) -> tuple[float, float]:

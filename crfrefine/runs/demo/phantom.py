@@ -149,10 +149,20 @@ class _Maker:
         return np.asarray(values / deviation, np.float32)
 
     def _ball_among(self, voxels: NDArray[np.intp], smallest: float, largest: float) -> Float32:
-        """Return a soft ball around one of some voxels, with a random radius in mm."""
+        """Return a soft ball around one of some voxels, with a random radius in mm.
+
+        It is 1 in the middle, 0.5 at the radius, and 0 beyond.
+        """
         center = voxels[self._rng.integers(len(voxels))]
         radius = self._rng.uniform(smallest, largest) * self._scale
-        return _ball(self._grid_shape, self._spacing, center, radius)
+        offsets = []
+        for size, place, step in zip(self._grid_shape, center, self._spacing, strict=True):
+            offsets.append((np.arange(size) - place) * step)
+        x, y, z = np.ix_(*offsets)
+        distance = np.sqrt(x**2 + y**2 + z**2)
+        softness = 0.25 * radius
+        exponent = np.clip((distance - radius) / softness, -30, 30)
+        return np.asarray(1 / (1 + np.exp(exponent)), np.float32)
 
 
 def write_phantom(phantom: Phantom, folder: str | Path, case_id: str = "phantom") -> None:
@@ -199,17 +209,3 @@ def _ellipsoid(
         offsets.append((places - middle) / radius)
     x, y, z = np.ix_(*offsets)
     return np.asarray(x**2 + y**2 + z**2, np.float32)
-
-
-def _ball(
-    grid_shape: tuple[int, ...], spacing: Float64, center: NDArray[np.intp], radius: float
-) -> Float32:
-    """Return a soft ball: 1 in the middle, 0.5 at `radius` mm from the voxel `center`, 0 beyond."""
-    offsets = []
-    for size, place, step in zip(grid_shape, center, spacing, strict=True):
-        offsets.append((np.arange(size) - place) * step)
-    x, y, z = np.ix_(*offsets)
-    distance = np.sqrt(x**2 + y**2 + z**2)
-    softness = 0.25 * radius
-    exponent = np.clip((distance - radius) / softness, -30, 30)
-    return np.asarray(1 / (1 + np.exp(exponent)), np.float32)

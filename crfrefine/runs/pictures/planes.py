@@ -236,7 +236,12 @@ def choose_window(image: Float32, structure: Bool) -> Window:
     step = max(1, int((image.size / _MAX_SAMPLES) ** (1 / image.ndim)))
     sample = image[(slice(None, None, step),) * image.ndim]
     if np.any((sample < LOWEST_WITHOUT_AIR) & (sample > -np.inf)):
-        return _window_of_ct(inside)
+        median = float(np.median(inside)) if inside.size else 0.0
+        if median < -400:
+            return LUNG
+        if median > 200:
+            return BONE
+        return SOFT_TISSUE
 
     sample = sample[_is_tissue(sample)]
     if sample.size < 2:
@@ -249,16 +254,6 @@ def choose_window(image: Float32, structure: Bool) -> Window:
     if high > low:
         return Window(low, high)
     return Window(low - 0.5, low + 0.5)
-
-
-def _window_of_ct(structure: Float32) -> Window:
-    """Return the usual window for the Hounsfield units of a structure, which may be empty."""
-    median = float(np.median(structure)) if structure.size else 0.0
-    if median < -400:
-        return LUNG
-    if median > 200:
-        return BONE
-    return SOFT_TISSUE
 
 
 def choose_modality(

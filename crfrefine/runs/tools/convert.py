@@ -82,7 +82,6 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     if options.content == "image" and options.to is not None:
         raise InputError(f"{source}: an image does not become {options.to}; leave --as or --to out")
     if is_dicom(source) or target.suffix.lower() == ".dcm":
-        _require_no_other_content(source, target, options)
         return _convert_apart(source, target, options)
     if options.segments is not None:
         raise InputError(
@@ -122,13 +121,6 @@ def _segments_in(descriptions: Sequence[DatasetDescription]) -> Sequence[Segment
     if not descriptions:
         return ()
     return named_segments(descriptions[0].label_names)
-
-
-def _require_no_other_content(source: Path, target: Path, options: ConversionOptions) -> None:
-    """Raise InputError if --as contradicts DICOM."""
-    expected = "labels" if target.suffix.lower() == ".dcm" else None
-    if options.content not in (None, expected):
-        raise InputError(f"{source}: DICOM says itself what it holds; leave --as out")
 
 
 def _has_scores(
@@ -203,7 +195,10 @@ def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: st
     sentence = f"{described} -> {target}: {kind}, {dtype}"
     if stored.scaling.is_none:
         return sentence
-    return f"{sentence}\n{_describe_scaling(stored, dtype)}"
+    remark = f", which no integers hold exactly; they are written as {dtype}"
+    if dtype.kind in "iu":
+        remark = f"; {dtype} is the smallest type that holds all of them exactly"
+    return f"{sentence}\nits values are {stored.scaling}{remark}"
 
 
 def _image_kind(num_channels: int, dtype: np.dtype[Any], content: str | None) -> str:
@@ -216,19 +211,14 @@ def _image_kind(num_channels: int, dtype: np.dtype[Any], content: str | None) ->
     return f"image of {channels}"
 
 
-def _describe_scaling(stored: StoredVoxels, dtype: np.dtype[Any]) -> str:
-    """Return a sentence about the type of an image whose values are scaled."""
-    values = f"its values are {stored.scaling}"
-    if dtype.kind in "iu":
-        return f"{values}; {dtype} is the smallest type that holds all of them exactly"
-    return f"{values}, which no integers hold exactly; they are written as {dtype}"
-
-
 def _convert_apart(source: Path, target: Path, options: ConversionOptions) -> str:
     """Convert from or to DICOM in a process with limits, which decoders of damaged files need.
 
     Its errors are raised here.
     """
+    expected = "labels" if target.suffix.lower() == ".dcm" else None
+    if options.content not in (None, expected):
+        raise InputError(f"{source}: DICOM says itself what it holds; leave --as out")
     request = (source, target, options.to, options.like, options.segments, SECONDS)
     package_folder = str(Path(__file__).parents[3])
     command = [sys.executable, "-P", "-c", _START, package_folder, json.dumps(request, default=str)]
@@ -292,19 +282,14 @@ def _convert_dicom(source: Path, target: Path, options: ConversionOptions, secon
         raise InputError(
             f"{source}: DICOM holds images and label maps, no {options.to}; leave --to out"
         )
-    _add_dicom_inputs(source, options)
-    check_replaceable(*reversed(files_written(target)))
-    if is_read:
-        return _read_dicom(source, target, options.like)
-    return _write_segmentation(source, target, options.like, options.segments)
-
-
-def _add_dicom_inputs(source: Path, options: ConversionOptions) -> None:
-    """Keep the files of series and segmentations from being replaced."""
     for path in (source, options.like, options.segments):
         if path is not None:
             files = path.iterdir() if path.is_dir() else [path]
             add_inputs(*files)
+    check_replaceable(*reversed(files_written(target)))
+    if is_read:
+        return _read_dicom(source, target, options.like)
+    return _write_segmentation(source, target, options.like, options.segments)
 
 
 def _read_dicom(source: Path, target: Path, like: Path | None) -> str:

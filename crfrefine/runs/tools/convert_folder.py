@@ -64,19 +64,17 @@ def convert_folder(
             check_writable(target.parent)
         for file, target in plan:
             first = sources.setdefault(target, file)
-            conversion = _convert_alone(file, target, first, options)
-            yield conversion
-            failure = conversion.failure
+            failure: Failure | None = None
+            failures: list[Failure] = []
+            sentence = ""
+            with failing_alone(failures.append, file):
+                if first != file:
+                    raise InputError(
+                        f"{file}: would become {target}, as {first.name} does; rename one"
+                    )
+                sentence = convert_file(file, target, options)
+            if failures:
+                failure = failures[0]
+            yield Conversion(file, target, sentence, failure)
             if failure is not None and failure.kind == StorageError.__name__:
                 return
-
-
-def _convert_alone(file: Path, target: Path, first: Path, options: ConversionOptions) -> Conversion:
-    """Convert a file whose target is that of `first`."""
-    failures: list[Failure] = []
-    sentence = ""
-    with failing_alone(failures.append, file):
-        if first != file:
-            raise InputError(f"{file}: would become {target}, as {first.name} does; rename one")
-        sentence = convert_file(file, target, options)
-    return Conversion(file, target, sentence, failures[0] if failures else None)

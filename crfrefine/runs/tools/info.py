@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -60,12 +60,15 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
 
     With `values`, also ranges of channels, or counts of labels.
     """
+    spacing = "none in this format"
+    if header.spacing is not None:
+        spacing = TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"
     lines = [
         ("format", header.format),
         ("shape", TIMES.join(map(str, header.grid_shape))),
         ("channels", str(header.num_channels)),
         ("type", header.dtype),
-        ("spacing", _describe_spacing(header)),
+        ("spacing", spacing),
     ]
     if header.affine is not None:
         first = ", ".join(f"{value:.6g}" for value in header.affine[:3, 3])
@@ -85,12 +88,6 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
     return lines
 
 
-def _describe_spacing(header: VolumeHeader) -> str:
-    if header.spacing is None:
-        return "none in this format"
-    return TIMES.join(f"{step:.6g}" for step in header.spacing) + " mm"
-
-
 def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tuple[str, str]]:
     """Return the content that `convert` takes a volume for, and the ranges and counts of values."""
     if header.num_channels > 1:  # Logits, which may not have NaN.
@@ -100,7 +97,11 @@ def _describe_values(header: VolumeHeader, names: Mapping[int, str]) -> list[tup
     nan_files: list[Path] = []
     values = io.read_channels(header, nan_files=nan_files)
     if nan_files:
-        return [*lines, *_describe_with_nan(values)]
+        numbers = values[~np.isnan(values)]
+        if numbers.size:
+            lines.append(("values", _describe_range(numbers)))
+        lines.append(("NaN", f"{values.size - numbers.size} of {values.size} voxels"))
+        return lines
     lines.append(("values", _describe_range(values)))
     return [*lines, *_count_labels(values, names)]
 
@@ -132,16 +133,6 @@ def _count_labels(values: Float32, names: Mapping[int, str]) -> list[tuple[str, 
 def _describe_range(values: Float32) -> str:
     mean = float(values.mean(dtype="f8"))
     return f"{float(values.min()):.6g} to {float(values.max()):.6g}, mean {mean:.6g}"
-
-
-def _describe_with_nan(values: Float32) -> list[tuple[str, str]]:
-    """Return the range of an image's numbers, and how many of its voxels are NaN."""
-    numbers = values[~np.isnan(values)]
-    num_nan = values.size - numbers.size
-    lines = [("NaN", f"{num_nan} of {values.size} voxels")]
-    if numbers.size:
-        lines.insert(0, ("values", _describe_range(numbers)))
-    return lines
 
 
 def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport:
@@ -189,7 +180,13 @@ def _find_content(folder: Path) -> _Content:
     """Return what a folder holds; raise CrfRefineError if it cannot be told."""
     archives = list_files(folder, SCORES_SUFFIXES)
     if is_of_nnunet(folder):
-        return _find_nnunet_content(folder, archives)
+        try:
+            return _Content(find_cases_to_refine(folder, (), None), is_of_nnunet=True)
+        except InputError as error:
+            if not archives:
+                raise
+            note = str(error).partition("\n")[0]
+            return _Content(CaseList(notes=[note]), archives, is_of_nnunet=True)
     if list_files(folder, io.VOLUME_SUFFIXES):
         return _Content(_discover(folder))
     structures = case_folders(folder)
@@ -198,17 +195,6 @@ def _find_content(folder: Path) -> _Content:
     if archives:
         return _Content(archives=archives)
     return _Content(_discover(folder))
-
-
-def _find_nnunet_content(folder: Path, archives: list[Path]) -> _Content:
-    """Return the cases that `infer --nnunet` would refine, or archives without images."""
-    try:
-        return _Content(find_cases_to_refine(folder, (), None), is_of_nnunet=True)
-    except InputError as error:
-        if not archives:
-            raise
-        note = str(error).partition("\n")[0]
-        return _Content(CaseList(notes=[note]), archives, is_of_nnunet=True)
 
 
 class _Inspection:
@@ -267,7 +253,11 @@ class _Inspection:
             parts.append("mask")
         if headers.labels is not None:
             parts.append("reference")
-        return ", ".join([*parts, *_describe_elsewhere(headers), *headers.notes])
+        others = headers.companions
+        elsewhere = [other.path.name for other in others if not image.on_same_grid(other)]
+        if elsewhere:
+            parts.append(f"{listed(elsewhere, 3)} on another grid")
+        return ", ".join([*parts, *headers.notes])
 
     def _fail(self, files: CaseFiles, failure: Failure) -> None:
         """Record the problem of a case, in full if it is the first one with its cause."""
@@ -293,16 +283,6 @@ class _Inspection:
                 )
                 self._problems.append(describe_failure(error))
         return FolderReport(self._lines, self._notes, self._problems)
-
-
-def _describe_elsewhere(headers: CaseHeaders) -> list[str]:
-    """Return a phrase about the files that are on another grid than the image, if there are any."""
-    image = headers.images[0]
-    companions = headers.companions
-    elsewhere = [other.path.name for other in companions if not image.on_same_grid(other)]
-    if elsewhere:
-        return [f"{listed(elsewhere, 3)} on another grid"]
-    return []
 
 
 def _logits_words(num_labels: int) -> str:
@@ -348,7 +328,13 @@ def _discover(folder: Path) -> CaseList:
     inside = {name: folder / name for name in _NAMED if (folder / name).is_dir()}
     images = next((inside[name] for name in _IMAGES if name in inside), None)
     if images is None:
-        return _discover_images(folder)
+        try:
+            return discover_cases(folder, None)
+        except InputError as error:
+            raise InputError(
+                f"{error}\n  Looked for images in it, and in {listed(_IMAGES)}; "
+                "name the folder of the images."
+            ) from None
     labels = "labelsTs" if images.name == "imagesTs" else "labelsTr"
     cases = discover_cases(
         images,
@@ -363,17 +349,6 @@ def _discover(folder: Path) -> CaseList:
             "which train-crf needs"
         )
     return cases
-
-
-def _discover_images(folder: Path) -> CaseList:
-    """Return the cases of a folder of images."""
-    try:
-        return discover_cases(folder, None)
-    except InputError as error:
-        raise InputError(
-            f"{error}\n  Looked for images in it, and in {listed(_IMAGES)}; "
-            "name the folder of the images."
-        ) from None
 
 
 def installation() -> dict[str, str]:
@@ -421,20 +396,15 @@ def _describe_extras() -> dict[str, str]:
         requirements = metadata.requires("crfrefine") or []
     except metadata.PackageNotFoundError:
         return {"extras": "not known, as crfrefine is not installed: pip install it"}
+    packages_of_extras: dict[str, list[str]] = {}
+    for requirement in requirements:
+        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
+        if match is not None and match[1] != "crfrefine":
+            packages_of_extras.setdefault(match[2], []).append(match[1])
     shown = {}
-    for extra, packages in _packages_of_extras(requirements).items():
+    for extra, packages in packages_of_extras.items():
         try:
             shown[extra] = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
         except metadata.PackageNotFoundError as error:
             shown[extra] = f"{error.name} is not installed: pip install 'crfrefine[{extra}]'"
     return shown
-
-
-def _packages_of_extras(requirements: Iterable[str]) -> dict[str, list[str]]:
-    """Return the other packages that each extra needs, from the metadata of this one."""
-    packages: dict[str, list[str]] = {}
-    for requirement in requirements:
-        match = re.match(r"([\w.-]+).*\bextra == ['\"]([\w-]+)['\"]", requirement)
-        if match is not None and match[1] != "crfrefine":
-            packages.setdefault(match[2], []).append(match[1])
-    return packages
