@@ -233,15 +233,17 @@ def drag(driver, number, start, end, kind):
     from selenium.webdriver.common.actions.pointer_input import PointerInput
 
     places = places_of(driver, number, [start, end])
+    driver.execute_script(
+        "const [number] = arguments; document.addEventListener('pointerup', () => { window.inked ="
+        " document.querySelectorAll('.plane canvas')[number].toDataURL(); },"
+        " { once: true, capture: true })",
+        number,
+    )
     actions = ActionBuilder(driver, mouse=PointerInput(kind, kind), duration=20)
     actions.pointer_action.move_to_location(*map(round, places[0])).pointer_down()
-    actions.pointer_action.move_to_location(*map(round, places[1])).pause(0.1)
+    actions.pointer_action.move_to_location(*map(round, places[1])).pause(0.2).pointer_up()
     actions.perform()
-    inked = picture(driver, number)
-    actions = ActionBuilder(driver, mouse=PointerInput(kind, kind), duration=20)
-    actions.pointer_action.pointer_up()
-    actions.perform()
-    return inked
+    return driver.execute_script("return window.inked")
 
 
 def drawn(driver):

@@ -130,6 +130,7 @@ export class Plane {
   press(event) {
     const place = this.placeOf(event);
     this.canvas.setPointerCapture(event.pointerId);
+    if (event.pointerType !== "touch") this.touches.clear(); // Only fingers pinch.
     this.touches.set(event.pointerId, place);
     if (this.touches.size === 2) {
       Object.assign(this, { drag: "pinch", stroke: null }); // The first finger draws nothing.
