@@ -14,7 +14,7 @@ import shlex
 import signal
 import sys
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from functools import partial
 from importlib import import_module
@@ -34,7 +34,7 @@ from crfrefine.cli.options import GONE
 from crfrefine.cli.standard_output import (
     CLOSED_STATUS,
     OutputClosedError,
-    replace_standard_output,
+    prepare_streams,
 )
 from crfrefine.errors import CrfRefineError, InputError
 
@@ -176,25 +176,18 @@ def _plain(value: Any, annotation: Any, option: Any) -> Any:
     if issubclass(annotation, Enum):
         return annotation(value)
     if annotation is int:
-        return _whole_number(value, option.min, option.max)
+        if isinstance(value, str) and value.isascii() and value.isdigit():
+            value = int(value)
+        if type(value) is not int:
+            raise ValueError
+        is_below = option.min is not None and value < option.min
+        is_above = option.max is not None and value > option.max
+        if is_below or is_above:
+            raise ValueError
+        return value
     if annotation in (bool, str) and type(value) is annotation:
         return value
     raise ValueError
-
-
-def _whole_number(value: Any, minimum: int | None, maximum: int | None) -> int:
-    """Return a number, or that of a text of digits; raise ValueError for any other value."""
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    if type(value) is not int or not _is_within(value, minimum, maximum):
-        raise ValueError
-    return value
-
-
-def _is_within(number: int, minimum: int | None, maximum: int | None) -> bool:
-    if minimum is not None and number < minimum:
-        return False
-    return maximum is None or number <= maximum
 
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
@@ -277,20 +270,13 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
         return
     from crfrefine.io.paths import is_dicom
 
-    for option, value in _option_values(arguments):
+    for option, value in pairwise(arguments):
+        if value.startswith("--"):
+            option, _, value = value.partition("=")
+        if not value or value.startswith("-"):
+            continue  # no path
         if option not in ("-o", "--output") and is_dicom(Path(value)):
             raise _refusal_of_dicom(value)
-
-
-def _option_values(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each text that may be a path, after the option, or the other text, before it."""
-    for before, text in pairwise(arguments):
-        option = before
-        value = text
-        if text.startswith("--"):
-            option, _, value = text.partition("=")
-        if value and not value.startswith("-"):
-            yield option, value
 
 
 def _refusal_of_dicom(path: str) -> InputError:
@@ -348,37 +334,28 @@ class Group(TyperGroup):
         ctx.obj = arguments  # Commands see it.
         is_verbose = "-v" in arguments or "--verbose" in arguments
         is_quiet = "-q" in arguments or "--quiet" in arguments
-        with _printing_errors(is_verbose=is_verbose), keeping_inputs():
-            if is_verbose and is_quiet:
-                ctx.fail("--verbose and --quiet exclude each other")
-            _refuse_gone_command(ctx, arguments)
-            refuse_dicom(arguments)
-            return super().invoke(ctx)
-
-
-def _refuse_gone_command(ctx: Any, arguments: Sequence[str]) -> None:
-    """Raise Typer's error if the command is one that older versions had."""
-    if arguments and arguments[0] in GONE:
-        ctx.fail(GONE[arguments[0]])
-
-
-@contextlib.contextmanager
-def _printing_errors(*, is_verbose: bool) -> Generator[None]:
-    """Print errors of users and of the system, and turn them and interrupts into an exit."""
-    try:
-        yield
-    except _UsageError as error:
-        raise _usage_error(error) from error
-    except CrfRefineError as error:
-        print_failure(describe_failure(error), verbose=is_verbose)
-        raise typer.Exit(1) from error
-    except OSError as error:
-        if error.errno == errno.EPIPE:  # of standard error
-            raise OutputClosedError from error
-        _print_os_error(error)
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as interrupt:
-        raise _Stopped(interrupt) from interrupt
+        try:
+            with keeping_inputs():
+                if is_verbose and is_quiet:
+                    ctx.fail("--verbose and --quiet exclude each other")
+                if arguments and arguments[0] in GONE:
+                    ctx.fail(GONE[arguments[0]])
+                refuse_dicom(arguments)
+                return super().invoke(ctx)
+        except _UsageError as error:
+            raise _usage_error(error) from error
+        except CrfRefineError as error:
+            print_failure(describe_failure(error), verbose=is_verbose)
+            raise typer.Exit(1) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # of standard error
+                raise OutputClosedError from error
+            place = error.filename or "standard output"
+            with contextlib.suppress(OSError):
+                print(for_terminal(f"crfrefine: error: {place}: {error.strerror}"), file=sys.stderr)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as interrupt:
+            raise _Stopped(interrupt) from interrupt
 
 
 def _checked_shell(ctx: Any, option: str, name: str) -> str:
@@ -400,13 +377,6 @@ def _with_value_of_resample(args: list[str]) -> list[str]:
     return completed
 
 
-def _print_os_error(error: OSError) -> None:
-    """Print an error of a file, or else of standard output, as one line."""
-    place = error.filename or "standard output"
-    with contextlib.suppress(OSError):
-        print(for_terminal(f"crfrefine: error: {place}: {error.strerror}"), file=sys.stderr)
-
-
 def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
     """Print the help or the version, or print or install a script for a shell, and exit.
 
@@ -416,7 +386,13 @@ def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) ->
     if not wanted:
         return
     if parameter.name in ("install_completion", "show_completion"):
-        _complete_shell(ctx, parameter)
+        from typer.completion import install_callback, show_callback
+
+        callback: Any = show_callback
+        if parameter.name == "install_completion":
+            callback = install_callback
+        # True means the shell that starts this.
+        callback(ctx, parameter, ctx.meta.get(_SHELL, True))
         return
     from crfrefine.version import __version__
 
@@ -425,16 +401,6 @@ def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) ->
     else:
         print(ctx.get_help())
     raise typer.Exit
-
-
-def _complete_shell(ctx: typer.Context, parameter: typer.CallbackParam) -> None:
-    """Print or install a script for the shell that the context names, else for the one in use."""
-    from typer.completion import install_callback, show_callback
-
-    callback: Any = show_callback
-    if parameter.name == "install_completion":
-        callback = install_callback
-    callback(ctx, parameter, ctx.meta.get(_SHELL, True))  # True means the shell that starts this.
 
 
 app = typer.Typer(
@@ -477,7 +443,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it.
         signal.signal(signal.SIGHUP, _raise_terminated)
-    _prepare_streams()
+    prepare_streams()
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     if sys.argv[1:2] != ["convert"]:
         # nibabel would import it for an extension of NIfTI headers that no command reads, and take
@@ -493,26 +459,22 @@ def main() -> None:
     # A thread that still reads the next case would delay an ordinary exit, which would also write
     # what is still buffered.
     try:
-        _run_app()
+        try:
+            app(prog_name="crfrefine")
+        except SystemExit:
+            # The interpreter would ignore an error of writing what was printed.
+            try:
+                sys.stdout.flush()
+            except OSError as error:
+                print(f"crfrefine: error: standard output: {error.strerror}", file=sys.stderr)
+                os._exit(1)
+            raise
     except OutputClosedError:
         os._exit(CLOSED_STATUS)
     except _Stopped as stopped:
         _exit_stopped(stopped)
     except KeyboardInterrupt as interrupt:
         _exit_stopped(_Stopped(interrupt))
-
-
-def _prepare_streams() -> None:
-    """Make sure that neither a closed stream nor an odd character causes a traceback."""
-    for name in ("stdout", "stderr"):
-        # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason
-        # to fail.
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    replace_standard_output()
 
 
 def _exit_stopped(stopped: _Stopped) -> None:
@@ -522,19 +484,6 @@ def _exit_stopped(stopped: _Stopped) -> None:
     with contextlib.suppress(OSError):
         print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
     os._exit(stopped.status)
-
-
-def _run_app() -> None:
-    """Run the command, and write what it printed: the interpreter would ignore an error of that."""
-    try:
-        app(prog_name="crfrefine")
-    except SystemExit:
-        try:
-            sys.stdout.flush()
-        except OSError as error:
-            print(f"crfrefine: error: standard output: {error.strerror}", file=sys.stderr)
-            os._exit(1)
-        raise
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

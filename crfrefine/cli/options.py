@@ -95,63 +95,54 @@ class OptionField:
     """A field of an options dataclass that is an option, or an argument, of commands."""
 
     name: str
-    value_type: str  # the text of its type, such as "int | None" or "tuple[Path, ...]"
+    is_list: bool  # whether the option can be repeated
+    item_type: str  # the text of the type of one value, such as "int" or "Path"
     default: Any  # `dataclasses.MISSING` if it has none
     option: Option
 
-    @property
-    def is_list(self) -> bool:
-        """True if the option can be repeated."""
-        return self.value_type.startswith("tuple[")
-
-    @property
-    def item_type(self) -> str:
-        """The text of the type of one value, such as "int" or "Path"."""
-        return self.value_type.removeprefix("tuple[").removesuffix(", ...]").removesuffix(" | None")
-
-    def value_of(self, value: Any) -> Any:
-        """Return the value of the field for that of the parameter."""
-        if self.is_list:
-            return tuple(value or ())
-        return value
-
-    def parser(self) -> Callable[[str], Any] | None:
-        """Return what makes a value of a text; None means that Typer does."""
+    def parameter(self) -> inspect.Parameter:
+        """Return the parameter of a command."""
+        parser = self.option.parse
         if self.option.choices:
-            return str
-        if self.item_type == "Path" and self.option.parse is None:
-            return parse_path
-        return self.option.parse
-
-    def annotation(self) -> Any:
-        """Return the type of the parameter, as Typer takes it."""
+            parser = str
+        elif self.item_type == "Path" and parser is None:
+            parser = parse_path
         item: Any = str
-        if self.parser() is None:
+        if parser is None:
             item = _PLAIN.get(self.item_type, str)
-        if self.is_list:
-            return list[item] | None
-        if self.default is None:
-            return item | None
-        return item
 
-    def parameter_default(self) -> Any:
-        """Return the default of the parameter; repeated options have None instead of ()."""
+        annotation = item
+        default = self.default
         if self.is_list:
-            return None
-        if self.default is dataclasses.MISSING:
-            return inspect.Parameter.empty
-        return self.default
+            annotation = list[item] | None
+            default = None
+        elif default is None:
+            annotation = item | None
+        elif default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        return inspect.Parameter(
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[annotation, self.typer_settings(parser)],
+        )
 
-    def typer_settings(self) -> Any:
-        """Return Typer's description of the option or argument."""
+    def typer_settings(self, parser: Callable[[str], Any] | None) -> Any:
+        """Return Typer's description of the option or argument.
+
+        `parser` makes a value of a text; None means that Typer does.
+        """
         option = self.option
-        parser = self.parser()
         settings: dict[str, Any] = {"metavar": option.metavar, "help": option.help}
         if parser is not None:
             settings["parser"] = usage_checked(parser, option.choices)
         if option.choices:
+
+            def complete(incomplete: str) -> list[str]:
+                return [choice for choice in option.choices if choice.startswith(incomplete)]
+
             settings["metavar"] = "|".join(option.choices)
-            settings["autocompletion"] = _completing(option.choices)
+            settings["autocompletion"] = complete
 
         if not option.names:
             return typer.Argument(show_default=False, **settings)
@@ -164,24 +155,6 @@ class OptionField:
             **settings,
         )
 
-    def parameter(self) -> inspect.Parameter:
-        """Return the parameter of a command."""
-        return inspect.Parameter(
-            self.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=self.parameter_default(),
-            annotation=Annotated[self.annotation(), self.typer_settings()],
-        )
-
-
-def _completing(choices: Sequence[str]) -> Callable[[str], list[str]]:
-    """Return a function of the beginning of a word that returns the choices that begin with it."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
-
-    return complete
-
 
 def option_fields(kind: type, names: str = "") -> list[OptionField]:
     """Return the fields of an options dataclass that are options, those of `names` or all."""
@@ -193,7 +166,10 @@ def option_fields(kind: type, names: str = "") -> list[OptionField]:
         if text.startswith("Annotated[") and field.name in wanted:
             value_type = text.removeprefix("Annotated[").partition(", Option(")[0]
             option = get_args(eval(text, module))[1]
-            fields.append(OptionField(field.name, value_type, field.default, option))
+            is_list = value_type.startswith("tuple[")
+            item_type = value_type.removeprefix("tuple[").removesuffix(", ...]")
+            item_type = item_type.removesuffix(" | None")
+            fields.append(OptionField(field.name, is_list, item_type, field.default, option))
     return fields
 
 
@@ -208,8 +184,13 @@ def with_options(kind: type, command: Callable[..., None], names: str = "") -> C
     fields = [field for field in fields if field.name not in command_parameters]
 
     def run(options: Mapping[str, Any] | None = None, **values: Any) -> None:
-        taken = {field.name: field.value_of(values.pop(field.name)) for field in fields}
-        command(options={**(options or {}), **taken}, **values)
+        taken = dict(options or {})
+        for field in fields:
+            value = values.pop(field.name)
+            if field.is_list:
+                value = tuple(value or ())
+            taken[field.name] = value
+        command(options=taken, **values)
 
     parameters = [field.parameter() for field in fields]
     for name, parameter in command_parameters.items():
@@ -289,7 +270,13 @@ def check_inputs(ctx: typer.Context, options: Mapping[str, Any], config: str) ->
     if options["manifest"] is not None:
         _check_manifest(options)
     elif options["nnunet"] is None:
-        _require_images_and_logits(options)
+        missing = [f"--{name}" for name in ("images", "logits") if not options[name]]
+        if missing:
+            raise typer.BadParameter(
+                f"expected {' and '.join(missing)}, or a folder of nnU-Net with --nnunet, "
+                "or a --manifest",
+                param_hint=missing[0],
+            )
     if options["network_spacing"] is None:
         return config
 
@@ -328,17 +315,6 @@ def _check_manifest(options: Mapping[str, Any]) -> None:
                 f"--manifest names the files of each case; leave --{name} out",
                 param_hint=f"--{name}",
             )
-
-
-def _require_images_and_logits(options: Mapping[str, Any]) -> None:
-    """Raise BadParameter if --images or --logits is missing."""
-    missing = [f"--{name}" for name in ("images", "logits") if not options[name]]
-    if missing:
-        names = " and ".join(missing)
-        raise typer.BadParameter(
-            f"expected {names}, or a folder of nnU-Net with --nnunet, or a --manifest",
-            param_hint=missing[0],
-        )
 
 
 def parameters_of(

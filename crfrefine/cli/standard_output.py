@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import sys
 
@@ -35,8 +36,19 @@ class StandardOutput(io.TextIOWrapper):
             raise OutputClosedError from None
 
 
-def replace_standard_output() -> None:
-    """Make standard output raise OutputClosedError, unless it was replaced by another object."""
+def prepare_streams() -> None:
+    """Make sure that neither a closed stream nor an odd character causes a traceback.
+
+    Standard output then raises OutputClosedError, unless it was replaced by another object.
+    """
+    for name in ("stdout", "stderr"):
+        # A closed stream (`>&-`, a service without a terminal) has no reader; that is not a reason
+        # to fail.
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     stream = sys.stdout
     if not isinstance(stream, io.TextIOWrapper):
         return
