@@ -31,8 +31,8 @@ def infer(
     """Refine one case or a folder of cases."""
     num_parts = options["num_parts"]
     part_id = options["part_id"]
-    is_missing = part_id is None and num_parts > 1
-    if is_missing or (part_id or 0) >= num_parts:
+    is_whole = part_id is None and num_parts == 1
+    if not is_whole and part_id not in range(num_parts):
         raise typer.BadParameter(
             f"--num-parts {num_parts} needs a --part-id from 0 to {num_parts - 1}: "
             "the part for this process",

@@ -226,7 +226,13 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self.verbosity >= VERBOSE:
-            self._say(f"{head}: {_outcome(record)}, {record.seconds:.2f} s -> {record.output}")
+            steps = counted(record.num_iterations or 0, "step")
+            if record.converged:
+                steps += " (converged)"
+            num_changed = record.voxels_changed or 0
+            voxels = "voxel" if num_changed == 1 else "voxels"
+            text = f"{head}: {steps}, {num_changed:,} {voxels} changed"
+            self._say(f"{text}, {record.seconds:.2f} s -> {record.output}")
         if record.status == "done" and self.verbosity >= VERBOSE:
             times = [f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()]
             for line in (*record.filters, ", ".join(times)):
@@ -270,16 +276,6 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         """Print the names of cases, if there are any."""
         if case_ids:
             self._say(f"{title}: {listed(case_ids, most=MAX_LISTED)}")
-
-
-def _outcome(record: CaseRecord) -> str:
-    """Return the numbers of steps and of changed voxels of a case."""
-    steps = counted(record.num_iterations or 0, "step")
-    if record.converged:
-        steps += " (converged)"
-    num_changed = record.voxels_changed or 0
-    voxels = "voxel" if num_changed == 1 else "voxels"
-    return f"{steps}, {num_changed:,} {voxels} changed"
 
 
 class FolderReporter(RunReporter):
