@@ -208,16 +208,11 @@ def _network_of(
         )
         return CoarseNetwork(network, interpolation, stored_shape, spacing)
     scheme = RegionScheme.of(regions)
-    values = _interpolate(logits, interpolation).reshape(len(logits), *stored_shape)
-    return ArrayNetwork(reverse_grid(values), "logits", scheme, spacing)
-
-
-def _interpolate(logits: Any, interpolation: Interpolation) -> Float32:
-    """Return logits on the image's grid."""
     values = np.empty((len(logits), *interpolation.grid_map.shape), np.float32)
     for channel, target in zip(logits, values, strict=True):
         interpolation.fill(_as_array(channel), target)
-    return values
+    values = values.reshape(len(logits), *stored_shape)
+    return ArrayNetwork(reverse_grid(values), "logits", scheme, spacing)
 
 
 def _as_array(channel: Any) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from crfrefine.cli import options as shared
 from crfrefine.errors import CrfRefineError
 from crfrefine.runs.options import InferenceOptions
-
-if TYPE_CHECKING:
-    pass
 
 
 @partial(shared.with_options, InferenceOptions)
@@ -32,7 +29,18 @@ def infer(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Less: only errors.")] = False,
 ) -> None:
     """Refine one case or a folder of cases."""
-    _check_options(options)
+    num_parts = options["num_parts"]
+    part_id = options["part_id"]
+    is_whole = part_id is None and num_parts == 1
+    if not is_whole and part_id not in range(num_parts):
+        raise typer.BadParameter(
+            f"--num-parts {num_parts} needs a --part-id from 0 to {num_parts - 1}: "
+            "the part for this process",
+            param_hint="--part-id",
+        )
+    summary = options["summary"]
+    if summary is not None and summary.name.lower().endswith(".jsonl"):
+        raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
     preset = shared.check_inputs(ctx, options, config)
     is_auto = config == shared.AUTO
     if is_auto and options["network_spacing"] is not None:
@@ -42,9 +50,9 @@ def infer(
 
     start = "default" if is_auto else preset
     parameters, entries = shared.parameters_of(start, overrides)
+    # If --set sets all rules that remove components, their effect is wanted.
     removing = parameters.postprocess.removing.keys()
     if "postprocess" in entries or (entries and removing <= entries.keys()):
-        # --set sets all rules that remove components, so that their effect is wanted.
         options["allow_vanishing"] = True
     run_options = InferenceOptions(
         **options,
@@ -62,22 +70,6 @@ def infer(
             "parameters are those of the preset sharp, since --network-spacing is given without -c"
         )
     _run(run_options, verbosity, note)
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    """Raise BadParameter for a part that does not exist, and for a summary of JSON lines."""
-    num_parts = options["num_parts"]
-    part_id = options["part_id"]
-    is_missing = part_id is None and num_parts > 1
-    if is_missing or (part_id or 0) >= num_parts:
-        raise typer.BadParameter(
-            f"--num-parts {num_parts} needs a --part-id from 0 to {num_parts - 1}: "
-            "the part for this process",
-            param_hint="--part-id",
-        )
-    summary = options["summary"]
-    if summary is not None and summary.name.lower().endswith(".jsonl"):
-        raise typer.BadParameter(shared.GONE["--summary FILE.jsonl"], param_hint="--summary")
 
 
 def _choose_parameters(

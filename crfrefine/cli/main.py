@@ -176,23 +176,18 @@ def _plain(value: Any, annotation: Any, option: Any) -> Any:
     if issubclass(annotation, Enum):
         return annotation(value)
     if annotation is int:
-        return _whole_number(value, option.min, option.max)
+        if isinstance(value, str) and value.isascii() and value.isdigit():
+            value = int(value)
+        if type(value) is not int:
+            raise ValueError
+        is_below = option.min is not None and value < option.min
+        is_above = option.max is not None and value > option.max
+        if is_below or is_above:
+            raise ValueError
+        return value
     if annotation in (bool, str) and type(value) is annotation:
         return value
     raise ValueError
-
-
-def _whole_number(value: Any, minimum: int | None, maximum: int | None) -> int:
-    """Return a number, or that of a text of digits; raise ValueError for any other value."""
-    if isinstance(value, str) and value.isascii() and value.isdigit():
-        value = int(value)
-    if type(value) is not int:
-        raise ValueError
-    is_too_small = minimum is not None and value < minimum
-    is_too_large = maximum is not None and value > maximum
-    if is_too_small or is_too_large:
-        raise ValueError
-    return value
 
 
 _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for it.
@@ -275,15 +270,13 @@ def refuse_dicom(arguments: Sequence[str]) -> None:
         return
     from crfrefine.io.paths import is_dicom
 
-    for before, text in pairwise(arguments):
-        option = before
-        path = text
-        if text.startswith("--"):
-            option, _, path = text.partition("=")
-        if not path or path.startswith("-") or option in ("-o", "--output"):
-            continue
-        if is_dicom(Path(path)):
-            raise _refusal_of_dicom(path)
+    for option, value in pairwise(arguments):
+        if value.startswith("--"):
+            option, _, value = value.partition("=")
+        if not value or value.startswith("-"):
+            continue  # no path
+        if option not in ("-o", "--output") and is_dicom(Path(value)):
+            raise _refusal_of_dicom(value)
 
 
 def _refusal_of_dicom(path: str) -> InputError:
@@ -336,10 +329,7 @@ class Group(TyperGroup):
             raise _usage_error(error) from error
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command named in the arguments.
-
-        Errors of users and of the system are printed; they and interrupts become an exit.
-        """
+        """Run the command named in the arguments."""
         arguments = [*ctx._protected_args, *ctx.args]
         ctx.obj = arguments  # Commands see it.
         is_verbose = "-v" in arguments or "--verbose" in arguments
@@ -360,7 +350,9 @@ class Group(TyperGroup):
         except OSError as error:
             if error.errno == errno.EPIPE:  # of standard error
                 raise OutputClosedError from error
-            _print_os_error(error)
+            place = error.filename or "standard output"
+            with contextlib.suppress(OSError):
+                print(for_terminal(f"crfrefine: error: {place}: {error.strerror}"), file=sys.stderr)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             raise _Stopped(interrupt) from interrupt
@@ -385,13 +377,6 @@ def _with_value_of_resample(args: list[str]) -> list[str]:
     return completed
 
 
-def _print_os_error(error: OSError) -> None:
-    """Print an error of a file, or else of standard output, as one line."""
-    place = error.filename or "standard output"
-    with contextlib.suppress(OSError):
-        print(for_terminal(f"crfrefine: error: {place}: {error.strerror}"), file=sys.stderr)
-
-
 def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) -> None:
     """Print the help or the version, or print or install a script for a shell, and exit.
 
@@ -401,7 +386,13 @@ def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) ->
     if not wanted:
         return
     if parameter.name in ("install_completion", "show_completion"):
-        _complete_shell(ctx, parameter)
+        from typer.completion import install_callback, show_callback
+
+        callback: Any = show_callback
+        if parameter.name == "install_completion":
+            callback = install_callback
+        # True means the shell that starts this.
+        callback(ctx, parameter, ctx.meta.get(_SHELL, True))
         return
     from crfrefine.version import __version__
 
@@ -410,16 +401,6 @@ def _answer(ctx: typer.Context, parameter: typer.CallbackParam, wanted: bool) ->
     else:
         print(ctx.get_help())
     raise typer.Exit
-
-
-def _complete_shell(ctx: typer.Context, parameter: typer.CallbackParam) -> None:
-    """Print or install a script for the shell that the context names, else for the one in use."""
-    from typer.completion import install_callback, show_callback
-
-    callback: Any = show_callback
-    if parameter.name == "install_completion":
-        callback = install_callback
-    callback(ctx, parameter, ctx.meta.get(_SHELL, True))  # True means the shell that starts this.
 
 
 app = typer.Typer(
@@ -478,7 +459,16 @@ def main() -> None:
     # A thread that still reads the next case would delay an ordinary exit, which would also write
     # what is still buffered.
     try:
-        _run_app()
+        try:
+            app(prog_name="crfrefine")
+        except SystemExit:
+            # The interpreter would ignore an error of writing what was printed.
+            try:
+                sys.stdout.flush()
+            except OSError as error:
+                print(f"crfrefine: error: standard output: {error.strerror}", file=sys.stderr)
+                os._exit(1)
+            raise
     except OutputClosedError:
         os._exit(CLOSED_STATUS)
     except _Stopped as stopped:
@@ -494,19 +484,6 @@ def _exit_stopped(stopped: _Stopped) -> None:
     with contextlib.suppress(OSError):
         print(f"crfrefine: {stopped}", file=sys.stderr, flush=True)
     os._exit(stopped.status)
-
-
-def _run_app() -> None:
-    """Run the command, and write what it printed: the interpreter would ignore an error of that."""
-    try:
-        app(prog_name="crfrefine")
-    except SystemExit:
-        try:
-            sys.stdout.flush()
-        except OSError as error:
-            print(f"crfrefine: error: standard output: {error.strerror}", file=sys.stderr)
-            os._exit(1)
-        raise
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

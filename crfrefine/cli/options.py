@@ -95,43 +95,53 @@ class OptionField:
     """A field of an options dataclass that is an option, or an argument, of commands."""
 
     name: str
+    is_list: bool  # whether the option can be repeated
     item_type: str  # the text of the type of one value, such as "int" or "Path"
-    is_list: bool  # True if the option can be repeated
     default: Any  # `dataclasses.MISSING` if it has none
     option: Option
 
-    def parser(self) -> Callable[[str], Any] | None:
-        """Return what makes a value of a text; None means that Typer does."""
+    def parameter(self) -> inspect.Parameter:
+        """Return the parameter of a command."""
+        parser = self.option.parse
         if self.option.choices:
-            return str
-        if self.item_type == "Path" and self.option.parse is None:
-            return parse_path
-        return self.option.parse
-
-    def annotation(self) -> Any:
-        """Return the type of the parameter, as Typer takes it."""
+            parser = str
+        elif self.item_type == "Path" and parser is None:
+            parser = parse_path
         item: Any = str
-        if self.parser() is None:
+        if parser is None:
             item = _PLAIN.get(self.item_type, str)
-        if self.is_list:
-            return list[item] | None
-        if self.default is None:
-            return item | None
-        return item
 
-    def typer_settings(self) -> Any:
-        """Return Typer's description of the option or argument."""
+        annotation = item
+        default = self.default
+        if self.is_list:
+            annotation = list[item] | None
+            default = None
+        elif default is None:
+            annotation = item | None
+        elif default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
+        return inspect.Parameter(
+            self.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=default,
+            annotation=Annotated[annotation, self.typer_settings(parser)],
+        )
+
+    def typer_settings(self, parser: Callable[[str], Any] | None) -> Any:
+        """Return Typer's description of the option or argument.
+
+        `parser` makes a value of a text; None means that Typer does.
+        """
         option = self.option
-        parser = self.parser()
         settings: dict[str, Any] = {"metavar": option.metavar, "help": option.help}
         if parser is not None:
             settings["parser"] = usage_checked(parser, option.choices)
         if option.choices:
-            settings["metavar"] = "|".join(option.choices)
 
             def complete(incomplete: str) -> list[str]:
                 return [choice for choice in option.choices if choice.startswith(incomplete)]
 
+            settings["metavar"] = "|".join(option.choices)
             settings["autocompletion"] = complete
 
         if not option.names:
@@ -143,20 +153,6 @@ class OptionField:
             max=maximum,
             show_default=option.show_default,
             **settings,
-        )
-
-    def parameter(self) -> inspect.Parameter:
-        """Return the parameter of a command; the default of repeated options is None, not ()."""
-        default = self.default
-        if self.is_list:
-            default = None
-        elif default is dataclasses.MISSING:
-            default = inspect.Parameter.empty
-        return inspect.Parameter(
-            self.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=default,
-            annotation=Annotated[self.annotation(), self.typer_settings()],
         )
 
 
@@ -171,11 +167,9 @@ def option_fields(kind: type, names: str = "") -> list[OptionField]:
             value_type = text.removeprefix("Annotated[").partition(", Option(")[0]
             option = get_args(eval(text, module))[1]
             is_list = value_type.startswith("tuple[")
-            if is_list:
-                item_type = value_type.removeprefix("tuple[").removesuffix(", ...]")
-            else:
-                item_type = value_type.removesuffix(" | None")
-            fields.append(OptionField(field.name, item_type, is_list, field.default, option))
+            item_type = value_type.removeprefix("tuple[").removesuffix(", ...]")
+            item_type = item_type.removesuffix(" | None")
+            fields.append(OptionField(field.name, is_list, item_type, field.default, option))
     return fields
 
 
@@ -190,13 +184,13 @@ def with_options(kind: type, command: Callable[..., None], names: str = "") -> C
     fields = [field for field in fields if field.name not in command_parameters]
 
     def run(options: Mapping[str, Any] | None = None, **values: Any) -> None:
-        all_options = dict(options or {})
+        taken = dict(options or {})
         for field in fields:
             value = values.pop(field.name)
             if field.is_list:
                 value = tuple(value or ())
-            all_options[field.name] = value
-        command(options=all_options, **values)
+            taken[field.name] = value
+        command(options=taken, **values)
 
     parameters = [field.parameter() for field in fields]
     for name, parameter in command_parameters.items():

@@ -226,9 +226,17 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         elif record.status == "skipped":
             self._say(f"{head}: exists, skipped")
         elif self._bar is None or self.verbosity >= VERBOSE:
-            self._say(f"{head}: {_outcome(record)}, {record.seconds:.2f} s -> {record.output}")
+            steps = counted(record.num_iterations or 0, "step")
+            if record.converged:
+                steps += " (converged)"
+            num_changed = record.voxels_changed or 0
+            voxels = "voxel" if num_changed == 1 else "voxels"
+            text = f"{head}: {steps}, {num_changed:,} {voxels} changed"
+            self._say(f"{text}, {record.seconds:.2f} s -> {record.output}")
         if record.status == "done" and self.verbosity >= VERBOSE:
-            self._say_details(record)
+            times = [f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()]
+            for line in (*record.filters, ", ".join(times)):
+                self._say(f"    {line}")
         self._update(completed=self._ended, text=record.case_id)
 
     def _say_case_failed(self, record: CaseRecord) -> None:
@@ -238,12 +246,6 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         if repr(record.case_id) not in text.partition("\n")[0]:
             text = f"case {record.case_id!r}: {text}"
         self._say_failure(record.case_id, text, failure.traceback)
-
-    def _say_details(self, record: CaseRecord) -> None:
-        """Print the filters and times of a case."""
-        times = [f"{stage} {seconds:.3f} s" for stage, seconds in record.times.items()]
-        for line in (*record.filters, ", ".join(times)):
-            self._say(f"    {line}")
 
     def run_ended(self, summary: RunSummary) -> None:
         """Remove the bar and list all failures of a long run again."""
@@ -255,12 +257,16 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
                 "run again with --continue for the rest"
             )
         else:
-            self._say(f"{_counts(summary)} in {summary.seconds:.1f} s")
-        if summary.num_cases > 1:
-            self._say_lists(summary)
-
-    def _say_lists(self, summary: RunSummary) -> None:
-        """Name the cases that have lost labels, and those that failed."""
+            counts = []
+            for status in ("done", "skipped", "failed"):
+                if summary.count(status):
+                    counts.append(f"{summary.count(status)} {status}")
+            if len(summary.cases) < summary.num_cases:
+                counts.append(f"{summary.num_cases - len(summary.cases)} not started")
+            what = ", ".join(counts) or "no case in this part"
+            self._say(f"{what} in {summary.seconds:.1f} s")
+        if summary.num_cases == 1:
+            return
         vanished = [record.case_id for record in summary.cases if record.vanished_labels]
         self._say_cases(f"{VANISHED} in {counted(len(vanished), 'case')}", vanished)
         failed = [record.case_id for record in summary.cases if record.status == "failed"]
@@ -270,29 +276,6 @@ class Reporter(RunReporter, Observer[RunSummary, CaseRecord]):
         """Print the names of cases, if there are any."""
         if case_ids:
             self._say(f"{title}: {listed(case_ids, most=MAX_LISTED)}")
-
-
-def _outcome(record: CaseRecord) -> str:
-    """Return the numbers of steps and of changed voxels of a case."""
-    steps = counted(record.num_iterations or 0, "step")
-    if record.converged:
-        steps += " (converged)"
-    num_changed = record.voxels_changed or 0
-    voxels = "voxel" if num_changed == 1 else "voxels"
-    return f"{steps}, {num_changed:,} {voxels} changed"
-
-
-def _counts(summary: RunSummary) -> str:
-    """Return how many cases of a run are done, skipped, failed and not started."""
-    counts = []
-    for status in ("done", "skipped", "failed"):
-        count = summary.count(status)
-        if count:
-            counts.append(f"{count} {status}")
-    num_left = summary.num_cases - len(summary.cases)
-    if num_left:
-        counts.append(f"{num_left} not started")
-    return ", ".join(counts) or "no case in this part"
 
 
 class FolderReporter(RunReporter):

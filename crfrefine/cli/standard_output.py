@@ -37,7 +37,7 @@ class StandardOutput(io.TextIOWrapper):
 
 
 def prepare_streams() -> None:
-    """Make sure that no closed stream and no odd character causes a traceback.
+    """Make sure that neither a closed stream nor an odd character causes a traceback.
 
     Standard output then raises OutputClosedError, unless it was replaced by another object.
     """
@@ -49,17 +49,17 @@ def prepare_streams() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
     stream = sys.stdout
-    if isinstance(stream, io.TextIOWrapper):
-        encoding = stream.encoding
-        errors = stream.errors
-        line_buffering = stream.line_buffering
-        write_through = stream.write_through
-        sys.stdout = StandardOutput(
-            stream.detach(),
-            encoding,
-            errors,
-            line_buffering=line_buffering,
-            write_through=write_through,
-        )
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    encoding = stream.encoding
+    errors = stream.errors
+    line_buffering = stream.line_buffering
+    write_through = stream.write_through
+    sys.stdout = StandardOutput(
+        stream.detach(),
+        encoding,
+        errors,
+        line_buffering=line_buffering,
+        write_through=write_through,
+    )

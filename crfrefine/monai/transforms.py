@@ -125,7 +125,10 @@ class CrfRefine(Transform):
         if mask is not None:
             values.append(mask)
         for value in values:
-            _require_array(value)
+            if not isinstance(value, torch.Tensor | np.ndarray):
+                raise InputError(
+                    f"expected tensors or arrays, got {shorten_value(value)}; LoadImage reads files"
+                )
         if _is_batch(logits, image, self.spacing):
             refined = self._refine_batch(values)
         else:
@@ -284,14 +287,6 @@ def _checked_spacing(spacing: ArrayLike | None) -> Spacing:
     return distances
 
 
-def _require_array(value: Any) -> None:
-    """Raise InputError unless a value is a tensor or an array."""
-    if not isinstance(value, torch.Tensor | np.ndarray):
-        raise InputError(
-            f"expected tensors or arrays, got {shorten_value(value)}; LoadImage reads files"
-        )
-
-
 def _cases_of(batch: Any) -> Any:
     """Return the cases of a batch; each case of a MetaTensor has its own metadata."""
     if isinstance(batch, MetaTensor):
@@ -349,6 +344,7 @@ def _spacing_of_case(
 ) -> tuple[float, ...]:
     """Return the distance between neighboring voxels of one case in mm, one per axis.
 
+    Without a given one, it is that of the image's affine, or of the logits' if the image has none.
     Raises InputError or GridMismatchError unless logits, image and mask are on one grid.
     """
     first, *others = _located_inputs(logits, image, mask)
@@ -358,18 +354,14 @@ def _spacing_of_case(
         return tuple(spacing)
     if spacing is not None:
         return (spacing,) * len(first.grid)
-    return _spacing_of_affines(first, others[0])
 
-
-def _spacing_of_affines(logits: _Input, image: _Input) -> tuple[float, ...]:
-    """Return the spacing of the image's affine, or if that is unknown, of the logits' affine."""
-    affine = logits.affine if image.affine is None else image.affine
+    affine = first.affine if others[0].affine is None else others[0].affine
     if affine is None:
         raise InputError(_NO_PLACE)
-    num_axes = len(logits.grid)
+    num_axes = len(first.grid)
     if not 1 <= num_axes <= MAX_AXES:
         raise InputError(
-            f"{logits.label}: shape {tuple(logits.value.shape)} on {num_axes} axes; an affine has "
+            f"{first.label}: shape {tuple(logits.shape)} on {num_axes} axes; an affine has "
             f"at most {MAX_AXES}"
         )
     return spacing_of(affine, num_axes)
@@ -388,17 +380,13 @@ def _located_inputs(logits: Any, image: Any, mask: Any | None) -> list[_Input]:
     if mask is not None:
         inputs.append(_Input("mask", mask, _grid_of_mask(mask, grid)))
     for found in inputs:
-        _refuse_pending(found)
+        # Lazy operations that are pending may change voxels and affine.
+        if isinstance(found.value, MetaTensor) and found.value.has_pending_operations:
+            raise InputError(
+                f"{found.label}: lazy operations are pending; apply them first, with ApplyPending "
+                "or Compose"
+            )
     return [found._replace(affine=_affine_of(found.value)) for found in inputs]
-
-
-def _refuse_pending(found: _Input) -> None:
-    """Raise InputError if lazy operations are pending, since voxels and affine may change."""
-    if isinstance(found.value, MetaTensor) and found.value.has_pending_operations:
-        raise InputError(
-            f"{found.label}: lazy operations are pending; apply them first, with ApplyPending or "
-            "Compose"
-        )
 
 
 def _grid_of_mask(mask: Any, grid: tuple[int, ...]) -> tuple[int, ...]:

@@ -131,7 +131,8 @@ PLACES = """
 
 
 def places_of(driver, number, voxels):
-    spec = driver.page.json("case/0/describe")["planes"][number]
+    case = driver.page.json("cases")["open"]
+    spec = driver.page.json(f"case/{case}/describe")["planes"][number]
     return driver.execute_script(PLACES, number, spec, voxels)
 
 
@@ -434,7 +435,7 @@ def test_a_folder_is_corrected_case_by_case(page, running, saved, labeled_folder
 def test_every_control_has_a_name_and_a_narrow_page_is_no_wider_than_its_window(page):
     unnamed = page.execute_script(
         "return [...document.querySelectorAll('button, input, select, summary, canvas')].filter("
-        "(node) => !(node.ariaLabel || node.innerText?.trim() || node.labels?.length || "
+        "(node) => !(node.ariaLabel || node.textContent.trim() || node.labels?.length || "
         "node.hidden)).map((node) => node.outerHTML)"
     )
     assert unnamed == []
