@@ -36,9 +36,9 @@ from crfrefine.runs.pictures.planes import (
     planes_of,
 )
 
-# Logits of a box, voxels times labels: refined in about 0.1 s of processor time
+# Logits of a box, voxels times labels: refined in about 0.03 s of processor time
 # (docs/guide/tuning.md).
-MAX_VALUES = 500_000
+MAX_VALUES = 150_000
 _MIN_LABELS = 3  # With two labels, kernels take most of the time.
 
 

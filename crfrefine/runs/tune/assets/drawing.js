@@ -2,15 +2,18 @@
 import { make } from "./page.js";
 
 export const BACKGROUND = 255; // value of a stroke that draws background
-const WHITE = [255, 255, 255];
+const WHITE = 0xffffff;
 const GAP = 10; // pixels between the crosshair's lines and its place
 
-// A canvas with a pixel for each voxel; color(place) is [red, green, blue, alpha] or null.
-function raster({ rows, columns }, color) {
+// A canvas with a pixel for each voxel. color(place) has blue, green and red in its lowest bytes,
+// undefined for nothing; opacity is from 0 to 1.
+function raster({ rows, columns }, opacity, color) {
   const pixels = new ImageData(columns, rows);
-  for (let place = 0; place < rows * columns; place += 1) {
+  const words = new Uint32Array(pixels.data.buffer);
+  const alpha = Math.round(255 * opacity) << 24;
+  for (let place = 0; place < words.length; place += 1) {
     const value = color(place);
-    if (value) pixels.data.set(value, 4 * place);
+    if (value !== undefined) words[place] = value | alpha;
   }
   const canvas = make("canvas", { width: columns, height: rows });
   canvas.getContext("2d").putImageData(pixels, 0, 0);
@@ -19,63 +22,67 @@ function raster({ rows, columns }, color) {
 
 export function grayRaster(plane, { low, high }) {
   const factor = 255 / Math.max(high - low, 1e-30);
-  return raster(plane, (place) => {
-    const gray = (plane.image[place] - low) * factor; // NaN becomes black.
-    return [gray, gray, gray, 255];
+  return raster(plane, 1, (place) => {
+    const gray = Math.max(0, Math.min(255, (plane.image[place] - low) * factor)); // NaN is black.
+    return (gray & 255) * 0x10101;
   });
 }
 
-// The color of each label that is not hidden, as numbers.
+// The color of each label that is not hidden, for `raster`.
 export function colorTable(labels, hidden) {
   const shown = labels.filter(({ label }) => !hidden.has(label));
-  const rgb = (color) => [1, 3, 5].map((start) => parseInt(color.slice(start, start + 2), 16));
-  return new Map(shown.map(({ label, color }) => [label, rgb(color)]));
+  const swap = (color) => parseInt(color.slice(5) + color.slice(3, 5) + color.slice(1, 3), 16);
+  return new Map(shown.map(({ label, color }) => [label, swap(color)]));
 }
 
 // Labels with an opacity. With `base`, only those that differ from it, and white for background.
 export const labelRaster = (plane, values, table, opacity, base = null) =>
-  raster(plane, (place) => {
-    if (base && values[place] === base[place]) return null;
-    const color = base && values[place] === 0 ? WHITE : table.get(values[place]);
-    return color && [...color, 255 * opacity];
+  raster(plane, opacity, (place) => {
+    if (base && values[place] === base[place]) return undefined;
+    return base && values[place] === 0 ? WHITE : table.get(values[place]);
   });
 
 export const strokeRaster = (plane, table) =>
-  raster(plane, (place) => {
+  raster(plane, 0.9, (place) => {
     const value = plane.strokes[place];
-    const color = value === BACKGROUND ? WHITE : table.get(value);
-    return color && [...color, 230];
+    return value === BACKGROUND ? WHITE : table.get(value);
   });
 
-// The borders of labels as a path for each color, in voxels from the upper left corner.
-export function contourPaths({ rows, columns }, values, table, { isDotted, color } = {}) {
+// The borders of labels as a path for each label, in voxels from the upper left corner.
+export function contourPaths({ rows, columns }, values, table, isDotted) {
   const paths = new Map();
-  const at = (row, column) => {
-    const isInside = row >= 0 && column >= 0 && row < rows && column < columns;
-    const value = isInside ? values[row * columns + column] : 0;
-    return table.has(value) ? value : 0;
-  };
+  const wide = columns + 2; // of the plane with a margin, in which hidden labels are 0
+  const shown = new Uint16Array((rows + 2) * wide);
+  const isShown = new Uint8Array(65536);
+  for (const label of table.keys()) isShown[label] = 1;
+  for (let row = 0; row < rows; row += 1) {
+    for (let column = 0; column < columns; column += 1) {
+      const value = values[row * columns + column];
+      if (isShown[value]) shown[(row + 1) * wide + column + 1] = value;
+    }
+  }
   const add = (label, fromX, fromY, toX, toY) => {
-    const key = color ?? `rgb(${table.get(label).join(",")})`;
-    if (!paths.has(key)) paths.set(key, new Path2D());
-    paths.get(key).moveTo(fromX, fromY);
-    paths.get(key).lineTo(toX, toY);
+    if (!paths.has(label)) paths.set(label, new Path2D());
+    paths.get(label).moveTo(fromX, fromY);
+    paths.get(label).lineTo(toX, toY);
   };
-  for (let row = -1; row < rows; row += 1) {
-    for (let column = -1; column < columns; column += 1) {
-      if (isDotted && (row + column) % 2) continue;
-      const [here, right, below] = [at(row, column), at(row, column + 1), at(row + 1, column)];
-      if (here !== right) add(here || right, column + 1, row, column + 1, row + 1);
-      if (here !== below) add(here || below, column, row + 1, column + 1, row + 1);
+  for (let row = 0; row <= rows; row += 1) {
+    for (let column = isDotted ? row % 2 : 0; column <= columns; column += isDotted ? 2 : 1) {
+      const here = shown[row * wide + column];
+      const right = shown[row * wide + column + 1];
+      const below = shown[(row + 1) * wide + column];
+      if (here !== right) add(here || right, column, row - 1, column, row);
+      if (here !== below) add(here || below, column - 1, row, column, row);
     }
   }
   return paths;
 }
 
-// Draw paths in voxels with lines of the screen; `view` has the place and size of a voxel.
-export function strokePaths(pen, paths, { stepX, stepY, left, top }, lineWidth) {
-  for (const [strokeStyle, path] of paths) {
+// Draw paths in voxels with lines of the screen; color(label) is that of a path.
+export function strokePaths(pen, paths, { stepX, stepY, left, top }, lineWidth, color) {
+  for (const [label, path] of paths) {
     const onScreen = new Path2D();
+    const strokeStyle = color(label);
     onScreen.addPath(path, new DOMMatrix([stepX, 0, 0, stepY, left, top]));
     Object.assign(pen, { strokeStyle, lineWidth, lineCap: "round" });
     pen.stroke(onScreen);

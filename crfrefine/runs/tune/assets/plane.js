@@ -264,7 +264,10 @@ export class Plane {
         if (key !== this.key) {
           const sent = JSON.stringify({ plane: spec.number, place, modality });
           const address = `case/${number}/plane/${version}?${encodeURIComponent(sent)}`;
-          Object.assign(this, { data: await askPlane(address), key, layers: {} });
+          const image = [number, place[spec.through], modality].join();
+          const data = await askPlane(address);
+          const layers = image === this.shownImage ? { gray: this.layers.gray } : {};
+          Object.assign(this, { data, key, layers, shownImage: image });
           if (this.sent?.version <= version) this.sent = null;
         }
         this.paintNow();
@@ -331,14 +334,16 @@ export class Plane {
       fill("changes", since, () => drawing.labelRaster(data, data.refined, table, 0.75, base));
     }
     if (shown.has("strokes")) fill("strokes", "", () => drawing.strokeRaster(data, table));
-    const contours = (name, options) => {
+    const contours = (name, color) => {
       if (!shown.has(name) || !data[name]) return;
-      const makeLayer = () => drawing.contourPaths(data, data[name], table, options);
-      drawing.strokePaths(pen, this.layer(`contours ${name}`, hidden, makeLayer), view, LINE);
+      const makeLayer = () => drawing.contourPaths(data, data[name], table, name === "network");
+      const paths = this.layer(`contours ${name}`, hidden, makeLayer);
+      drawing.strokePaths(pen, paths, view, LINE, color);
     };
-    contours("reference", { color: "#fff" });
-    this.clipped(pen, view, () => contours("refined"));
-    contours("network", { isDotted: true });
+    const ofLabel = (label) => page.labels[label - 1].color;
+    contours("reference", () => "#fff");
+    this.clipped(pen, view, () => contours("refined", ofLabel));
+    contours("network", ofLabel);
   }
 
   // Draw inside of the box that was refined by itself, if any; a frame says that it is provisional.
