@@ -1,5 +1,5 @@
 // The cases of a folder: their states, the next and the previous one, and what is not saved yet.
-import { ask, fill, find, make, tell } from "./page.js";
+import { ask, attempt, fill, find, make } from "./page.js";
 
 const ORDERS = [["name", "name"], ["-1", "largest change first"], ["1", "smallest change first"]];
 const WAIT = 700; // milliseconds between looks while changes are counted
@@ -30,8 +30,7 @@ export function showCases(list) {
   if (list.is_counting) setTimeout(refreshCases, WAIT);
 }
 
-export const refreshCases = () =>
-  ask("cases").then(showCases, (error) => tell(error.message));
+export const refreshCases = () => attempt(ask("cases").then(showCases));
 
 function entry(number) {
   const { name, state, changed, is_counted: isCounted } = cases[number];
@@ -59,13 +58,8 @@ async function go(number) {
     const choice = await choose();
     if (choice === "stay" || (choice === "save" && !(await page.saveCase()))) return;
   }
-  try {
-    showCases(await ask("open", { number }));
-    await page.openCase(number);
-    readAhead();
-  } catch (error) {
-    tell(error.message);
-  }
+  const isOpen = await attempt(ask("open", { number }).then(showCases));
+  if (isOpen && (await attempt(page.openCase(number)))) readAhead();
 }
 
 function choose() {

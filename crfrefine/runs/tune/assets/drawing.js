@@ -91,16 +91,8 @@ export function strokePaths(pen, paths, { stepX, stepY, left, top }, lineWidth, 
 
 export function drawCrosshair(pen, x, y, { width, height }) {
   Object.assign(pen, { strokeStyle: "#9aa4ad", lineWidth: 1 });
-  pen.beginPath();
-  for (const [start, end] of [[0, x - GAP], [x + GAP, width]]) {
-    pen.moveTo(start, y);
-    pen.lineTo(end, y);
-  }
-  for (const [start, end] of [[0, y - GAP], [y + GAP, height]]) {
-    pen.moveTo(x, start);
-    pen.lineTo(x, end);
-  }
-  pen.stroke();
+  const across = `M0 ${y}H${x - GAP}M${x + GAP} ${y}H${width}`;
+  pen.stroke(new Path2D(`${across}M${x} 0V${y - GAP}M${x} ${y + GAP}V${height}`));
 }
 
 // The letters of the sides of the body: left, right, bottom, top.

@@ -13,6 +13,10 @@ export function make(tag, attributes, ...children) {
 export const swatch = (color) =>
   make("span", { className: "swatch", style: `background: ${color}` });
 
+// Promise true once something is done, and false if it was refused, which is then told.
+export const attempt = (promise) =>
+  promise.then(() => true, (error) => { tell(error.message); return false; });
+
 // Fill a select with pairs of value and text.
 export function fill(select, pairs, chosen) {
   const options = pairs.map(([value, textContent]) => make("option", { value, textContent }));

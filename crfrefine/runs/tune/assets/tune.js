@@ -1,5 +1,5 @@
 // The page: asks for a case, sends its parameters when they change, and shows the answers.
-import { ask, fill, find, hasEnded, make, showEnd, swatch, tell } from "./page.js";
+import { ask, attempt, fill, find, hasEnded, make, showEnd, swatch, tell } from "./page.js";
 import { readAhead, refreshCases, startCases } from "./cases.js";
 import { BACKGROUND } from "./drawing.js";
 import { Plane } from "./plane.js";
@@ -199,17 +199,18 @@ async function change(key, value) {
 // Draw, undo or redo after the edits before, then refine.
 function edit(name, sent) {
   performance.mark("edit");
-  edits = edits.then(() => askCase(name, sent)).then((strokes) => {
+  edits = attempt(edits.then(() => askCase(name, sent)).then((strokes) => {
     showStrokes(strokes);
     page.version += 1;
     refine();
-  }).catch((error) => tell(error.message));
+  }));
   return edits;
 }
 
 function showStrokes(strokes) {
   about.strokes = strokes;
-  find("saved-case").textContent = `${count(strokes.drawn)} voxel${strokes.drawn === 1 ? "" : "s"} drawn`;
+  const voxels = strokes.drawn === 1 ? "voxel" : "voxels";
+  find("saved-case").textContent = `${count(strokes.drawn)} ${voxels} drawn`;
   find("undo").disabled = !strokes.can_undo;
   find("redo").disabled = !strokes.can_redo;
 }
@@ -217,16 +218,11 @@ function showStrokes(strokes) {
 // Save the case; promise whether it is saved.
 async function saveCase() {
   await edits;
-  try {
-    const { strokes, saved } = await askCase("save-case", page.parameters());
+  return attempt(askCase("save-case", page.parameters()).then(({ strokes, saved }) => {
     showStrokes(strokes);
     find("saved-case").textContent = `saved to ${saved}`;
-    await refreshCases();
-    return true;
-  } catch (error) {
-    tell(error.message);
-    return false;
-  }
+    return refreshCases();
+  }));
 }
 
 // ---- Results
@@ -241,8 +237,9 @@ function showStatus(text, isDone = false) {
   document.body.dataset.state = isDone ? "done" : "computing";
   if (isDone) document.body.dataset.number = counter;
   const where = result?.is_whole ? "Whole case" : "Provisional, in the frame";
-  const facts = result && `${count(result.voxels_changed)} voxels changed, ${result.seconds.toFixed(2)} s`;
-  find("status").textContent = [result && `${where}: ${facts}`, text].filter(Boolean).join("; ");
+  const facts = result ? `${count(result.voxels_changed)} voxels changed` : "";
+  const whole = result ? `${where}: ${facts}, ${result.seconds.toFixed(2)} s` : "";
+  find("status").textContent = [whole, text].filter(Boolean).join("; ");
 }
 
 function showResult() {
@@ -288,15 +285,10 @@ function showLabels(isShown) {
   paintPlanes();
 }
 
-async function save() {
-  try {
-    const answer = await askCase("save", page.parameters());
-    showText(answer.toml);
-    find("saved").textContent = `saved to ${answer.saved}`;
-  } catch (error) {
-    tell(error.message);
-  }
-}
+const save = () => attempt(askCase("save", page.parameters()).then(({ toml, saved }) => {
+  showText(toml);
+  find("saved").textContent = `saved to ${saved}`;
+}));
 
 function choosePreset(name) {
   [preset, changes] = [name, {}];
@@ -356,14 +348,11 @@ window.addEventListener("beforeunload", (event) => {
   if (about?.saves_cases && page.isUnsaved() && !hasEnded()) event.preventDefault();
 });
 
-try {
-  const list = await ask("cases");
-  const names = (await ask(`case/${list.open}/describe`)).presets;
-  fill(find("preset"), names.map((name) => [name, name || "as opened"]), "");
+attempt(ask("cases").then(async (list) => {
+  const { presets } = await ask(`case/${list.open}/describe`);
+  fill(find("preset"), presets.map((name) => [name, name || "as opened"]), "");
   find("preset").append(make("option", { value: CHANGED, textContent: CHANGED, hidden: true }));
   startCases(page, list);
   await openCase(list.open);
   readAhead();
-} catch (error) {
-  tell(error.message);
-}
+}));
