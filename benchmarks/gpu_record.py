@@ -11,7 +11,6 @@ first.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import hashlib
 import json
@@ -25,8 +24,9 @@ import numpy as np
 from gpu_every_kernel import run_all
 from gpu_replay import arguments_of, view
 from numpy.typing import NDArray
+from scripts import ROOT, new_parser
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "helpers"))
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from cuda_shim import FilledXp, ShimDevice, run_kernel
 
@@ -48,14 +48,7 @@ class RecordingDevice(ShimDevice):
         self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._sizes: dict[tuple[Any, ...], int] = {}
 
-    def launch(
-        self,
-        source: str,
-        kernel: str,
-        constants: Mapping[str, int],
-        num_threads: int,
-        *arguments: Any,
-    ) -> None:
+    def launch(self, source, kernel, constants, num_threads, *arguments) -> None:
         # of these a kernel asks, and goes another way
         nulls = tuple(argument is None for argument in arguments)
         key = source, kernel, tuple(sorted(constants.items())), nulls
@@ -65,9 +58,8 @@ class RecordingDevice(ShimDevice):
             super().launch(source, kernel, constants, num_threads, *arguments)
             return
         self._sizes[key] = size
-        self.found[key] = _recorded(
-            kernel_source(source, constants), kernel, constants, num_threads, arguments
-        )
+        text = kernel_source(source, constants)
+        self.found[key] = _recorded(text, kernel, constants, num_threads, arguments)
 
 
 def _recorded(
@@ -78,40 +70,27 @@ def _recorded(
     arguments: Sequence[Any],
 ) -> dict[str, Any]:
     """Run a launch: how to repeat it, and what it leaves."""
-    has_blocks = f"CRF_BLOCK_KERNEL({kernel}," in source.text
-    grid, block = (
-        (num_items, constants["CRF_THREADS"]) if has_blocks else (-(-num_items // BLOCK), BLOCK)
-    )
-    launch: dict[str, Any] = {
-        "source": source,
-        "kernel": kernel,
-        "constants": dict(constants),
-        "grid": grid,
-        "block": block,
-    }
+    launch: dict[str, Any] = {"source": source, "kernel": kernel, "constants": dict(constants)}
+    if f"CRF_BLOCK_KERNEL({kernel}," in source.text:
+        launch |= {"grid": num_items, "block": constants["CRF_THREADS"]}
+    else:
+        launch |= {"grid": -(-num_items // BLOCK), "block": BLOCK}
     launch["names"] = [parameter.name for parameter in source.kernels[kernel]]
     pieces = _pieces([argument for argument in arguments if isinstance(argument, np.ndarray)])
-    packed = pack_arguments(source, kernel, constants, arguments)
-    launch["arguments"] = [
-        None if given is None else _described(value, pieces)
-        for given, value in zip(arguments, packed, strict=True)
-    ]
-
-    def content() -> list[NDArray[np.uint8]]:
-        return [
-            np.frombuffer(ctypes.string_at(begin, end - begin), dtype=np.uint8).copy()
-            for begin, end in pieces
-        ]
-
-    before = content()
+    launch["arguments"] = []
+    for value, packed in zip(
+        arguments, pack_arguments(source, kernel, constants, arguments), strict=True
+    ):
+        launch["arguments"].append(None if value is None else _described(packed, pieces))
+    before = [_content(piece) for piece in pieces]
     reverse = [piece.copy() for piece in before]
-    again = [
-        None if value is None else given
-        for value, given in zip(arguments, arguments_of(launch, reverse), strict=True)
-    ]
+    again = arguments_of(launch, reverse)
+    for place, value in enumerate(arguments):
+        if value is None:
+            again[place] = None
     run_kernel(source, kernel, constants, num_items, again, order=0)
     run_kernel(source, kernel, constants, num_items, arguments)
-    after = content()
+    after = [_content(piece) for piece in pieces]
     launch["memory"] = list(zip(before, after, strict=True))
     for argument in launch["arguments"]:
         if argument is not None and "piece" in argument:
@@ -119,12 +98,16 @@ def _recorded(
     return launch
 
 
+def _content(piece: tuple[int, int]) -> NDArray[np.uint8]:
+    begin, end = piece
+    return np.frombuffer(ctypes.string_at(begin, end - begin), dtype=np.uint8).copy()
+
+
 def _pieces(arrays: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
     """(begin, end) of the memory that arrays lie in; those that overlap share a piece."""
     found: list[tuple[int, int]] = []
-    for begin, end in sorted(
-        (array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays
-    ):
+    ends = [(array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays]
+    for begin, end in sorted(ends):
         if found and (begin < found[-1][1] or (begin, end) == found[-1]):
             found[-1] = found[-1][0], max(end, found[-1][1])
         else:
@@ -133,25 +116,19 @@ def _pieces(arrays: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
 
 
 def _described(value: Any, pieces: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    dtype = str(value.dtype)
     if not isinstance(value, np.ndarray):
-        return {"value": value.item(), "dtype": str(value.dtype)}
+        return {"value": value.item(), "dtype": dtype}
     begin = value.ctypes.data
-    piece = next(
-        i for i, (low, high) in enumerate(pieces) if low <= begin and begin + value.nbytes <= high
-    )
-    return {
-        "piece": piece,
-        "offset": begin - pieces[piece][0],
-        "dtype": str(value.dtype),
-        "shape": list(value.shape),
-    }
+    piece = 0
+    while not pieces[piece][0] <= begin <= begin + value.nbytes <= pieces[piece][1]:
+        piece += 1
+    offset = begin - pieces[piece][0]
+    return {"piece": piece, "offset": offset, "dtype": dtype, "shape": list(value.shape)}
 
 
 def _order(one: NDArray[Any], other: NDArray[Any]) -> str:
-    """Whether what a kernel writes keeps its order, whoever comes first; or only its set.
-
-    Or neither.
-    """
+    """Whether what a kernel writes keeps its order, whoever comes first, only its set, or none."""
     if one.tobytes() == other.tobytes():
         return "kept"
     if np.array_equal(np.sort(one, axis=None), np.sort(other, axis=None)):
@@ -172,25 +149,15 @@ def write(path: Path, launches: Sequence[dict[str, Any]]) -> None:
     for launch in launches:
         source = launch["source"]
         text = store(np.frombuffer(source.text.encode(), dtype=np.uint8))
-        names = [(store(before), store(after)) for before, after in launch["memory"]]
-        entries.append(
-            {
-                **launch,
-                "source": source.name,
-                "text": text,
-                "options": source.options,
-                "memory": names,
-            }
-        )
-    np.savez_compressed(
-        path, index=np.frombuffer(json.dumps(entries).encode(), dtype=np.uint8), **arrays
-    )
+        memory = [(store(before), store(after)) for before, after in launch["memory"]]
+        source = {"source": source.name, "text": text, "options": source.options}
+        entries.append({**launch, **source, "memory": memory})
+    index = np.frombuffer(json.dumps(entries).encode(), dtype=np.uint8)
+    np.savez_compressed(path, index=index, **arrays)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("record", type=Path)
     record = parser.parse_args().record
     started = time.perf_counter()
@@ -199,10 +166,8 @@ def main() -> None:
     write(record, list(device.found.values()))
     size = record.stat().st_size / 2**20
     seconds = time.perf_counter() - started
-    print(
-        f"{record}: {len(device.found)} kernels with their constants, {size:.1f} MiB, "
-        f"{seconds:.0f} s"
-    )
+    kernels = f"{len(device.found)} kernels with their constants"
+    print(f"{record}: {kernels}, {size:.1f} MiB, {seconds:.0f} s")
 
 
 if __name__ == "__main__":

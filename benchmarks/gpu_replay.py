@@ -1,6 +1,4 @@
-"""Plays recorded launches of the GPU engine's kernels on a GPU (`gpu_record.py` makes the record).
-
-Right or wrong, and how fast.
+"""Plays launches that `gpu_record.py` has recorded on a GPU: right or wrong, and how fast.
 
     python benchmarks/gpu_replay.py RECORD.npz -o LINES.jsonl     # CuPy and numpy, nothing else
 
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scripts import new_parser
 
 Line = dict[str, Any]
 
@@ -60,22 +59,19 @@ class Record:
 
 def arguments_of(launch: dict[str, Any], memory: Sequence[Any]) -> list[Any]:
     """The arguments of a launch, arrays as views of the pieces of memory."""
-    return [
-        np.uint64(0) if argument is None else view(argument, memory)
-        for argument in launch["arguments"]
-    ]
+    return [view(argument, memory) for argument in launch["arguments"]]
 
 
-def view(argument: dict[str, Any], memory: Sequence[Any]) -> Any:
-    """An argument's array, or its number."""
+def view(argument: dict[str, Any] | None, memory: Sequence[Any]) -> Any:
+    """An argument's array, its number, or a null pointer."""
+    if argument is None:
+        return np.uint64(0)
     dtype = np.dtype(argument["dtype"])
-    begin = argument.get("offset")
     if "value" in argument:
         return dtype.type(argument["value"])
-    piece = memory[argument["piece"]][
-        begin : begin + dtype.itemsize * int(np.prod(argument["shape"]))
-    ]
-    return piece.view(dtype).reshape(argument["shape"])
+    begin = argument["offset"]
+    end = begin + dtype.itemsize * int(np.prod(argument["shape"]))
+    return memory[argument["piece"]][begin:end].view(dtype).reshape(argument["shape"])
 
 
 # ---- In a process of its own, with the GPU
@@ -85,13 +81,10 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
     """Compile and launch a kernel, compare what it leaves, and time it."""
     launch = record.launches[number]
     pieces = record.memory(launch)
-    code = record.code(launch)
-    options = tuple(launch["options"])
+    source = {"code": record.code(launch), "options": tuple(launch["options"]), "backend": "nvrtc"}
     started = time.perf_counter()
     try:
-        function = cupy.RawModule(code=code, options=options, backend="nvrtc").get_function(
-            launch["kernel"]
-        )
+        function = cupy.RawModule(**source).get_function(launch["kernel"])
     except Exception as error:  # of CuPy or NVRTC: what it says is the outcome
         return {"outcome": "compile error", "error": _short(f"{type(error).__name__}: {error}")}
     compile_seconds = round(time.perf_counter() - started, 3)
@@ -106,18 +99,25 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
     cupy.cuda.runtime.deviceSynchronize()
     found = [cupy.asnumpy(piece) for piece in memory]
     line = compare(launch, pieces, [piece[_INSIDE] for piece in found])
-    if any(
-        (ends != _GUARD).any()
-        for piece in found
-        for ends in (piece[: len(_GUARD)], piece[-len(_GUARD) :])
-    ):
-        line = {**line, "outcome": "wrong", "error": "it writes outside of its arrays"}
-    changes = [before != after for before, after in launch["memory"]]
-    again = list(zip(guarded, memory, changes, strict=True))
-    copies = [
-        [cupy.asarray(piece) if is_changed else there for piece, there, is_changed in again]
-        for _ in range(REPEATS)
-    ]
+    guards = [part for piece in found for part in (piece[: len(_GUARD)], piece[-len(_GUARD) :])]
+    if any((guard != _GUARD).any() for guard in guards):
+        line |= {"outcome": "wrong", "error": "it writes outside of its arrays"}
+    seconds = _time_repeats(cupy, run, launch, guarded, memory)
+    num_bytes = sum(before.nbytes for before, _ in pieces)
+    line["microseconds"] = round(1e6 * seconds, 2)
+    line["gb_per_second"] = round(num_bytes / max(seconds, 1e-9) / 1e9, 2)
+    return {**line, "compile_seconds": compile_seconds, "bytes": num_bytes}
+
+
+def _time_repeats(cupy: Any, run: Any, launch: dict[str, Any], guarded: Any, memory: Any) -> float:
+    """Seconds of a launch, which gets what it changes anew each time."""
+    copies = []
+    for _ in range(REPEATS):
+        copy = list(memory)
+        for place, (before, after) in enumerate(launch["memory"]):
+            if before != after:
+                copy[place] = cupy.asarray(guarded[place])
+        copies.append(copy)
     begin = cupy.cuda.Event()
     end = cupy.cuda.Event()
     begin.record()
@@ -125,24 +125,17 @@ def launch_one(cupy: Any, record: Record, number: int) -> Line:
         run(copy)
     end.record()
     end.synchronize()
-    seconds = 1e-3 * cupy.cuda.get_elapsed_time(begin, end) / REPEATS
-    num_bytes = sum(before.nbytes for before, _ in pieces)
-    line |= {
-        "microseconds": round(1e6 * seconds, 2),
-        "gb_per_second": round(num_bytes / max(seconds, 1e-9) / 1e9, 2),
-    }
-    return {**line, "compile_seconds": compile_seconds, "bytes": num_bytes}
+    return 1e-3 * cupy.cuda.get_elapsed_time(begin, end) / REPEATS
 
 
-def compare(
-    launch: dict[str, Any], pieces: Sequence[tuple[Any, Any]], found: Sequence[Any]
-) -> Line:
+def compare(launch: dict[str, Any], pieces: Sequence[Any], found: Sequence[Any]) -> Line:
     """Right or wrong, with the largest difference, as a share of what is compared with."""
     line: Line = {"outcome": "right", "difference": 0.0, "orders": 0}
     for number, argument in enumerate(launch["arguments"]):
         if argument is None or "value" in argument:
             continue
-        before, expected = (view(argument, [part[i] for part in pieces]) for i in (0, 1))
+        before = view(argument, [piece[0] for piece in pieces])
+        expected = view(argument, [piece[1] for piece in pieces])
         got = view(argument, found)
         line["orders"] += argument["order"] != "kept"
         if argument["order"] == "any" or not got.size:
@@ -155,24 +148,18 @@ def compare(
         if num_wrong:
             name = f"{number} ({launch['names'][number]}, {argument['dtype']})"
             where = f"{num_wrong} of {got.size} numbers of argument {name}"
-            line |= {
-                "outcome": "wrong",
-                "error": line.get("error", f"{where} differ, by up to {share:.2g} of the largest"),
-            }
+            line["outcome"] = "wrong"
+            line.setdefault("error", f"{where} differ, by up to {share:.2g} of the largest")
     return line
 
 
 def _differences(before: Any, expected: Any, got: Any) -> tuple[float, int]:
     """Return the largest difference over the largest number written, and how many are wrong."""
-    if expected.dtype.kind != "f":
-        wrong = got != expected
-        largest = np.abs(got[wrong].astype(np.float64) - expected[wrong].astype(np.float64)).max(
-            initial=0.0
-        )
-        return float(largest / max(np.abs(expected.astype(np.float64)).max(), 1.0)), int(
-            wrong.sum()
-        )
+    has_integers = expected.dtype.kind != "f"
+    num_wrong = int((got != expected).sum())
     before, expected, got = (array.astype(np.float64) for array in (before, expected, got))
+    if has_integers:
+        return float(np.abs(got - expected).max() / max(np.abs(expected).max(), 1.0)), num_wrong
     with np.errstate(invalid="ignore"):
         written = np.isfinite(expected) & (before != expected)
         scale = max(np.abs(expected[written]).max(initial=0.0), 1e-30)
@@ -210,81 +197,66 @@ def _short(text: str) -> str:
 
 
 def play(path: Path, lines: Path | None, *, seconds: float) -> Counter[str]:
-    """Launch everything, and append a line for each launch.
-
-    Return how many launches had which outcome.
-    """
-    record = Record(path)
+    """Launch everything, append a line for each launch, and count the outcomes."""
+    launches = Record(path).launches
     end = time.monotonic() + seconds
     outcomes = Counter[str]()
 
     def keep(number: int, line: Line) -> None:
-        launch = record.launches[number]
-        null = [
-            name
-            for name, argument in zip(launch["names"], launch["arguments"], strict=True)
-            if argument is None
-        ]
-        about = {**{key: launch[key] for key in ("source", "kernel", "constants")}, "null": null}
-        append(
-            lines, {"step": "kernel", **about, "threads": launch["grid"] * launch["block"], **line}
-        )
+        launch = launches[number]
+        about = {key: launch[key] for key in ("source", "kernel", "constants")}
+        arguments = zip(launch["names"], launch["arguments"], strict=True)
+        about["null"] = [name for name, argument in arguments if argument is None]
+        about["threads"] = launch["grid"] * launch["block"]
+        append(lines, {"step": "kernel", **about, **line})
         outcomes[line["outcome"]] += 1
 
-    sources = dict.fromkeys(launch["source"] for launch in record.launches)
-    for source in sources:
-        left = [
-            number for number, launch in enumerate(record.launches) if launch["source"] == source
-        ]
+    of_source: dict[str, list[int]] = {}
+    for number, launch in enumerate(launches):
+        of_source.setdefault(launch["source"], []).append(number)
+    for left in of_source.values():
         while left:
-            begun, answers, status, said = _run_child(path, left, end - time.monotonic())
+            has_begun, answers, status, said = _run_child(path, left, end - time.monotonic())
             for answer in answers:
                 keep(left.pop(0), answer)
-            # The launch after the last answer ended the process. If it hung, so may the others of
-            # its kernel.
-            if left:
-                if not begun:
-                    outcome = "not run"
-                elif status in (None, -signal.SIGALRM):
-                    outcome = "hang"
-                else:
-                    outcome = "crash"
-                keep(left[0], {"outcome": outcome, "error": _short(f"status {status}: {said}")})
-                kernel = record.launches[left[0]]["kernel"]
-                others = left[1:]
-                left = []
-                for number in others:
-                    if outcome == "crash" or (
-                        begun and record.launches[number]["kernel"] != kernel
-                    ):
-                        left.append(number)
-                    else:
-                        keep(
-                            number,
-                            {
-                                "outcome": "not run",
-                                "error": "its kernel has hung" if begun else "no process began",
-                            },
-                        )
+            if not left:
+                break
+            # The launch after the last answer ended the process.
+            last = left.pop(0)
+            outcome = _outcome(has_begun, status)
+            keep(last, {"outcome": outcome, "error": _short(f"status {status}: {said}")})
+            for number in list(left):
+                reason = None
+                if not has_begun:
+                    reason = "no process began"
+                elif outcome == "hang" and launches[number]["kernel"] == launches[last]["kernel"]:
+                    reason = "its kernel has hung"
+                if reason is not None:
+                    keep(number, {"outcome": "not run", "error": reason})
+                    left.remove(number)
     return outcomes
+
+
+def _outcome(has_begun: bool, status: int | None) -> str:
+    """How a launch ended that gave no answer."""
+    if not has_begun:
+        return "not run"
+    if status in (None, -signal.SIGALRM):
+        return "hang"
+    return "crash"
 
 
 def _run_child(
     path: Path, numbers: Sequence[int], seconds: float
 ) -> tuple[bool, list[Line], int | None, str]:
-    """Run launches in a process; return whether it began, answers, exit status and output.
-
-    The exit status is None if the time was up.
-    """
+    """Run launches in a process: whether it began, its answers, exit status and output."""
     with tempfile.NamedTemporaryFile("w+") as answers:
-        status, said = run_process(
-            [sys.executable, __file__, path, "--child", *numbers], seconds, stdout=answers
-        )
+        command = [sys.executable, __file__, path, "--child", *numbers]
+        status, said = run_process(command, seconds, stdout=answers)
         found = []
         for text in Path(answers.name).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(
-                ValueError
-            ):  # the last line of a process that was killed may be cut off
+            # The last line of a process that was killed may be cut off.
+            with contextlib.suppress(ValueError):
                 found.append(json.loads(text))
         return bool(found), found[1:], status, said
 
@@ -297,10 +269,8 @@ def run_process(
     Its exit status (None if the time was up), and what it printed.
     """
     with tempfile.TemporaryFile() as said:
-        streams: Line = {"stdin": subprocess.DEVNULL, "stdout": stdout or said, "stderr": said}
-        process = subprocess.Popen(
-            [*map(str, command)], start_new_session=True, **streams, **options
-        )
+        options |= {"stdin": subprocess.DEVNULL, "stdout": stdout or said, "stderr": said}
+        process = subprocess.Popen([*map(str, command)], start_new_session=True, **options)
         status = None
         try:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -308,9 +278,8 @@ def run_process(
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(
-                subprocess.TimeoutExpired
-            ):  # in the kernel, as processes of a GPU that hangs may be
+            # It may stay in the kernel, as processes of a GPU that hangs do.
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=_KILL_SECONDS)
         said.seek(0)
         return status, said.read().decode(errors="replace").strip()
@@ -326,26 +295,19 @@ def append(path: Path | None, line: Line) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("record", type=Path, help="what gpu_record.py has written")
     parser.add_argument("-o", "--output", type=Path, help="file to which lines are appended")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=500.0,
-        help="for everything; what has not run then gets lines that say so",
-    )
+    limit = "for everything; what has not run then gets lines that say so"
+    parser.add_argument("--seconds", type=float, default=500.0, help=limit)
     parser.add_argument("--child", type=int, nargs="+", metavar="N", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         _child(options.record, options.child)
         return 0
     outcomes = play(options.record, options.output, seconds=options.seconds)
-    sys.stderr.write(
-        ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())) + "\n"
-    )
+    counts = [f"{number} {outcome}" for outcome, number in sorted(outcomes.items())]
+    sys.stderr.write(", ".join(counts) + "\n")
     return int(bool(outcomes.keys() - {"right"}))
 
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -27,12 +29,14 @@ from typing import Any
 
 import numpy as np
 
-DATA = Path(os.environ.get("CRFREFINE_DATA", "../shared/data")).absolute()
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # `python -P` leaves it out
+
+from scripts import DATA, case_names, spread
+
 HIPPOCAMPUS = DATA / "hippocampus"
 BRATS = DATA / "brats2015"
 ATRIUM = DATA / "atrium"
 ITK = DATA / "hippocampus_mhd"
-MODEL = ["--threads", "2", "-q"]
 
 # Sets of parameters, as --set has them: each entry of a parameter file occurs.
 SETS = [
@@ -77,36 +81,21 @@ PRESETS = [
     "monai",
     "body-mr",
 ]
-OPTIONS = [
-    "",
-    "--preview",
-    "--save-structures",
-    "--threads 1",
-    "-v",
-    "-m nonzero",
-    "--part-id 0 --num-parts 2",
-]
+OPTIONS = ["", "--preview", "--save-structures", "--threads 1", "-v", "-m nonzero"]
+OPTIONS.append("--part-id 0 --num-parts 2")
 FORMATS = [".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".nhdr", ".seg.nrrd", ".mgz", ".npz"]
-
-
-def case_names(folder: Path) -> list[str]:
-    return sorted(
-        path.name.removesuffix(".nii.gz") for path in (folder / "labels").glob("*.nii.gz")
-    )
 
 
 def case_files(folder: Path, number: int, logits: str = "logits") -> list[str]:
     """Return -i and -p of a case of a folder in nnU-Net's layout."""
     case = case_names(folder)[number]
     images = sorted((folder / "images").glob(f"{case}_????.nii.gz"))
-    scores = next(
-        path for path in sorted((folder / logits).iterdir()) if path.name.startswith(case + ".")
-    )
-    return [*(part for image in images for part in ("-i", str(image))), "-p", str(scores)]
+    scores = min((folder / logits).glob(f"{case}.*"))
+    return [*spread("-i", images), "-p", str(scores)]
 
 
 def settings(text: str) -> list[str]:
-    return [part for entry in text.split() for part in ("--set", entry)]
+    return spread("--set", text.split())
 
 
 def small_folder(folder: Path, into: Path, cases: int) -> None:
@@ -122,7 +111,7 @@ Run = tuple[str, list[list[str]]]  # the name of a run, and its commands, {} for
 
 
 def infer(case: list[str], *options: str) -> list[str]:
-    return ["infer", *case, "-o", "{}/out", *options, *MODEL]
+    return ["infer", *case, "-o", "{}/out", *options, "--threads", "2", "-q"]
 
 
 def commands() -> Iterator[Run]:
@@ -130,6 +119,7 @@ def commands() -> Iterator[Run]:
     yield from commands_of_parameters()
     yield from commands_of_formats()
     yield from commands_of_inputs()
+    yield from commands_of_large_cases()
     yield from commands_of_refusals()
     yield from commands_of_folders()
 
@@ -146,52 +136,51 @@ def commands_of_parameters() -> Iterator[Run]:
 
 def commands_of_formats() -> Iterator[Run]:
     case = case_files(HIPPOCAMPUS, 3)
+    like = ["--like", case[1]]
     for suffix in FORMATS:
         save = ["--save-probabilities", "--save-logits"]
         yield f"format {suffix}", [infer(case, "--output-format", suffix, *save)]
         logits = f"{{}}/logits{suffix}"
-        convert = ["convert", case[-1], logits, "--like", case[1]]
-        yield f"convert {suffix}", [convert, ["info", logits]]
-        for kind in ("probabilities", "labels"):
-            target = f"{{}}/{kind}{suffix}"
-            convert = ["convert", case[-1], target, "--to", kind, "--like", case[1]]
-            yield f"convert {kind} {suffix}", [convert]
+        yield f"convert {suffix}", [["convert", case[-1], logits, *like], ["info", logits]]
+        probabilities = f"{{}}/probabilities{suffix}"
+        convert = ["convert", case[-1], probabilities, "--to", "probabilities", *like]
+        yield f"convert probabilities {suffix}", [convert]
         labels = f"{{}}/labels{suffix}"
-        made = ["convert", case[-1], labels, "--to", "labels", "--like", case[1]]
-        yield f"labels of {suffix}", [made, infer([*case[:2], "-p", labels])]
+        convert = ["convert", case[-1], labels, "--to", "labels", *like]
+        yield f"convert labels {suffix}", [convert]
+        yield f"labels of {suffix}", [convert, infer([*case[:2], "-p", labels])]
 
 
 def commands_of_inputs() -> Iterator[Run]:
     case = case_files(HIPPOCAMPUS, 3)
     for i, text in enumerate(OPTIONS):
-        command = ["infer", *case_files(HIPPOCAMPUS, i), "-o", "{}/out", *text.split()]
-        if "-t" not in text:
-            command += MODEL
+        command = infer(case_files(HIPPOCAMPUS, i), *text.split())
+        if "-t" in text:
+            del command[-3:]
         yield f"option {text}", [command]
-    for text in (
-        "--regions whole=1+2 --regions front=1",
-        "--regions whole=1+2 --regions back=2 --regions-class-order 1,2",
-    ):
-        regions = ["convert", case[-1], "{}/p.nii.gz", "--to", "probabilities"]
-        yield f"regions {text}", [regions, infer([*case[:2], "-p", "{}/p.nii.gz"], *text.split())]
+    convert = ["convert", case[-1], "{}/p.nii.gz", "--to", "probabilities"]
+    front = "--regions whole=1+2 --regions front=1"
+    back = "--regions whole=1+2 --regions back=2 --regions-class-order 1,2"
+    for text in (front, back):
+        yield f"regions {text}", [convert, infer([*case[:2], "-p", "{}/p.nii.gz"], *text.split())]
     images = sorted((ITK / "images").glob("*.mh[ad]"))
     scores = sorted((ITK / "logits").glob("*.mh[ad]"))
     for number in range(5):
         files = ["-i", str(images[number]), "-p", str(scores[number])]
         yield f"itk {number}", [infer(files, "--save-probabilities")]
+
+
+def commands_of_large_cases() -> Iterator[Run]:
     everywhere = "-c brats --set mean_field.label_threshold=0"
     lattice = "--set mean_field.filter=lattice -m nonzero"
     for number, options in enumerate(("", "-c brats", lattice, everywhere)):
         yield f"brats {number} {options}", [infer(case_files(BRATS, number), *options.split())]
     tumor = case_files(BRATS, 1)
-    for options in (
-        "--max-memory 1100M",
-        "--max-memory 1100M -c brats",
-        "--max-memory 1100M --set mean_field.label_threshold=0",
-    ):
-        plain = ["convert", tumor[-1], "{}/logits.nii", "--to", "logits"]
+    convert = ["convert", tumor[-1], "{}/logits.nii", "--to", "logits"]
+    for more in ("", " -c brats", " --set mean_field.label_threshold=0"):
+        options = f"--max-memory 1100M{more}"
         streamed = infer([*tumor[:-2], "-p", "{}/logits.nii"], *options.split())
-        yield f"streamed {options}", [plain, streamed]
+        yield f"streamed {options}", [convert, streamed]
     for number in (0, 7):
         for text in ("", "bilateral.theta_alpha=4", "volume.weight=0.5"):
             command = infer(case_files(ATRIUM, number), "--resample", *settings(text))
@@ -200,34 +189,32 @@ def commands_of_inputs() -> Iterator[Run]:
 
 def commands_of_refusals() -> Iterator[Run]:
     yield "refused grid", [infer(case_files(ATRIUM, 1))]
-    wrong = (
-        "mean_field.num_iterations=0",
-        "bilateral.sigma=3",
-        "spatial.weight=[1,2]",
-        "mean_field.filter=best",
-    )
-    for i, text in enumerate(wrong):
+    wrong = ["mean_field.num_iterations=0", "bilateral.sigma=3", "spatial.weight=[1,2]"]
+    for i, text in enumerate([*wrong, "mean_field.filter=best"]):
         yield f"refused {text}", [infer(case_files(HIPPOCAMPUS, i), *settings(text))]
 
 
 def commands_of_folders() -> Iterator[Run]:
-    folder = "{}/in"
-    three = ["link", str(HIPPOCAMPUS), "4"]
-    refine = infer(["-i", f"{folder}/images", "-p", f"{folder}/logits"])
-    judge = ["evaluate", "{}/out", f"{folder}/labels", "-o", "{}/judged", "--threads", "1", "-q"]
-    against = ["-b", f"network={folder}/logits", "-i", f"{folder}/images"]
-    again = [[*refine, "--continue"], ["status", "{}/out"]]
-    judged = [[*judge, *against], ["status", "{}/judged"]]
-    yield "folder", [three, refine, *again, *judged]
-    yield "folder regions", [three, refine, [*judge, *against, "-r", "whole=1+2"]]
-    parts = [[*refine, "--num-parts", "2", "--part-id", part] for part in "01"]
-    yield "folder parts", [three, *parts, ["status", "{}/out"]]
-    yield "folder changed", [three, refine, [*refine, "--continue", "-c", "hippocampus"], judge]
-    yield "folder bad case", [three, ["spoil", f"{folder}/logits"], refine, [*judge, "--strict"]]
-    train = ["train-crf", folder, "-o", "{}/crf.toml", "--threads", "1", "-q"]
+    link = f"link {shlex.quote(str(HIPPOCAMPUS))} 4"
+    refine = "infer -i {}/in/images -p {}/in/logits -o {}/out --threads 2 -q"
+    judge = "evaluate {}/out {}/in/labels -o {}/judged --threads 1 -q"
+    compare = f"{judge} -b network={{}}/in/logits -i {{}}/in/images"
+    status = "status {}/out"
+    yield _lines(
+        "folder", link, refine, f"{refine} --continue", status, compare, "status {}/judged"
+    )
+    yield _lines("folder regions", link, refine, f"{compare} -r whole=1+2")
+    part = f"{refine} --num-parts 2 --part-id"
+    yield _lines("folder parts", link, f"{part} 0", f"{part} 1", status)
+    yield _lines("folder changed", link, refine, f"{refine} --continue -c hippocampus", judge)
+    yield _lines("folder bad case", link, "spoil {}/in/logits", refine, f"{judge} --strict")
+    train = "train-crf {}/in -o {}/crf.toml --threads 1 -q --num-iterations 3 --folds 2"
     for text in ("-c default", "-c brats --learn weights,theta,postprocess --seed 3"):
-        command = [*train, "--num-iterations", "3", "--folds", "2", *text.split()]
-        yield f"train {text}", [three, command]
+        yield _lines(f"train {text}", link, f"{train} {text}")
+
+
+def _lines(name: str, *lines: str) -> Run:
+    return name, [shlex.split(line) for line in lines]
 
 
 def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -242,28 +229,11 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
     spacing = tuple(float(x) for x in volume.header.get_zooms())
     logits = np.ascontiguousarray(np.moveaxis(np.asarray(scores.dataobj, np.float32), -1, 0))
 
-    def call(text: str = "", **more: Any) -> Callable[[], Any]:
+    def call(logits: Any = logits, image: Any = image, **more: Any) -> Callable[[], Any]:
         def run() -> Any:
-            changes = {
-                key: json.loads(value)
-                for key, value in (entry.split("=") for entry in text.split())
-            }
-            arguments = {
-                "spacing": spacing,
-                "parameters": CrfParameters().replace(**changes),
-                "threads": 2,
-                **more,
-            }
-            found = refine(
-                arguments.pop("logits", logits), arguments.pop("image", image), **arguments
-            )
-            return [
-                found.label_map,
-                found.marginals,
-                found.logits,
-                found.report.energy,
-                found.report.num_iterations,
-            ]
+            found = refine(logits, image, **{"spacing": spacing, "threads": 2, **more})
+            report = [found.report.energy, found.report.num_iterations]
+            return [found.label_map, found.marginals, found.logits, *report]
 
         return run
 
@@ -275,16 +245,13 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "refine labels", call(logits=logits.argmax(axis=0).astype(np.uint8), input_type="labels")
     yield "refine plane", call(logits=logits[:, 15], image=image[15], spacing=spacing[1:])
     yield "refine two images", call(image=np.stack([image, np.sqrt(np.abs(image))]))
-    yield (
-        "refine regions",
-        call(
-            logits=logits[1:] - logits[:1], regions=RegionScheme.of({"outer": [1, 2], "inner": 2})
-        ),
-    )
-    yield "refine spatial", call("spatial.weight=2 mean_field.temperature=2", mask=mask)
-    many = np.arange(130).reshape(10, 13)[np.minimum(np.arange(image.shape[0]) // 4, 9)][
-        :, np.minimum(np.arange(image.shape[1]) // 4, 12)
-    ]
+    regions = RegionScheme.of({"outer": [1, 2], "inner": 2})
+    yield "refine regions", call(logits=logits[1:] - logits[:1], regions=regions)
+    spatial = CrfParameters().replace(**{"spatial.weight": 2, "mean_field.temperature": 2})
+    yield "refine spatial", call(parameters=spatial, mask=mask)
+    rows = np.minimum(np.arange(image.shape[0]) // 4, 9)
+    columns = np.minimum(np.arange(image.shape[1]) // 4, 12)
+    many = np.arange(130).reshape(10, 13)[np.ix_(rows, columns)]
     atlas = np.ascontiguousarray(np.broadcast_to(many[..., None], image.shape)).astype(np.uint8)
     yield "refine 130 labels", call(logits=atlas, input_type="labels")
     yield "refine 130 labels masked", call(logits=atlas, input_type="labels", mask=mask)
@@ -297,11 +264,10 @@ def functions() -> Iterator[tuple[str, Callable[[], Any]]]:
         module = CrfRnn(num_labels=len(logits), num_modalities=1)
         scores = torch.from_numpy(logits[None]).requires_grad_()
         refined = module(scores, torch.from_numpy(image[None, None]), spacing=spacing)
-        refined[:, 1].square().mean().backward()  # type: ignore[no-untyped-call]
-        return [
-            refined.detach().numpy(),
-            *(p.grad.numpy() for p in [scores, *module.parameters()] if p.grad is not None),
-        ]
+        refined[:, 1].square().mean().backward()
+        gradients = [leaf.grad for leaf in (scores, *module.parameters())]
+        known = [gradient.numpy() for gradient in gradients if gradient is not None]
+        return [refined.detach().numpy(), *known]
 
     yield "layer", layer
 
@@ -322,18 +288,18 @@ _CHANGES = re.compile(
     r"second|time|date|host|memory|version|bytes|command|pid|processor|machine|user|_at$|digest|sha"
     r"|threads|file|folder|source|size|^run$|started"
 )
+_UNITS = r"\d+(\.\d+)?(ms|s|min|MiB|GiB|KiB|MB|GB|kB)\b"
+_WHEN_AND_WHERE = re.compile(rf"TMP[\w/.-]*|{_UNITS}|\d{{4}}-\d\d-\d\dT?[\d:.+]*")
+_NOT_READ = (".html", ".log", ".md", ".txt", ".pt", ".lock")
 
 
 def without_changes(value: Any, folder: str) -> Any:
     """Return a JSON value without what differs from run to run."""
     if isinstance(value, dict):
-        return {
-            key: without_changes(each, folder)
-            for key, each in value.items()
-            if not _CHANGES.search(str(key).lower())
-        }
+        kept = [key for key in value if not _CHANGES.search(str(key).lower())]
+        return {key: without_changes(value[key], folder) for key in kept}
     if isinstance(value, list):
-        return [without_changes(each, folder) for each in value]
+        return [without_changes(entry, folder) for entry in value]
     if isinstance(value, str):
         return plain(value, folder)
     return value
@@ -341,12 +307,7 @@ def without_changes(value: Any, folder: str) -> Any:
 
 def plain(text: str, folder: str) -> str:
     """Return a message without places of files, times and sizes."""
-    text = re.sub(r"\s+", "", text.replace(folder, "TMP"))
-    return re.sub(
-        r"TMP[\w/.-]*|\d+(\.\d+)?(ms|s|min|MiB|GiB|KiB|MB|GB|kB)\b|\d{4}-\d\d-\d\dT?[\d:.+]*",
-        "#",
-        text,
-    )
+    return _WHEN_AND_WHERE.sub("#", re.sub(r"\s+", "", text.replace(folder, "TMP")))
 
 
 def read(path: Path, folder: str) -> Any:
@@ -354,68 +315,66 @@ def read(path: Path, folder: str) -> Any:
 
     None where each run writes something else.
     """
+    if path.suffix in _NOT_READ or path.name.startswith("."):
+        return None
+    data = path.read_bytes()
     if path.suffix in (".gz", ".mgz"):
-        data = gzip.decompress(path.read_bytes())
-    else:
-        data = path.read_bytes()
+        return gzip.decompress(data)
     if path.suffix == ".npz":
         with np.load(path) as opened:
             return {name: digest(opened[name]) for name in sorted(opened.files)}
     if path.suffix == ".json":
         return without_changes(json.loads(data), folder)
     if path.suffix == ".jsonl":
-        return sorted(
-            json.dumps(without_changes(json.loads(line), folder), sort_keys=True)
-            for line in data.splitlines()
-        )
+        entries = [without_changes(json.loads(line), folder) for line in data.splitlines()]
+        return sorted(json.dumps(entry, sort_keys=True) for entry in entries)
     if path.suffix in (".csv", ".toml"):
-        return plain(
-            "\n".join(
-                line
-                for line in data.decode().splitlines()
-                if not _CHANGES.search(line.split("=")[0].lower())
-            ),
-            folder,
-        )
-    if path.suffix in (".html", ".log", ".md", ".txt", ".pt", ".lock") or path.name.startswith("."):
-        return None
+        lines = data.decode().splitlines()
+        kept = [line for line in lines if not _CHANGES.search(line.split("=")[0].lower())]
+        return plain("\n".join(kept), folder)
     return data
 
 
 def run_commands(lines: list[list[str]], folder: Path) -> dict[str, str]:
     """Run commands one after the other in one folder; return hashes of what they wrote and said."""
-    from crfrefine.cli.main import main
-
     found = {}
     for i, line in enumerate(lines):
         arguments = [word.replace("{}", str(folder)) for word in line]
         if arguments[0] == "link":
             small_folder(Path(arguments[1]), folder / "in", int(arguments[2]))
-            continue
-        if arguments[0] == "spoil":
+        elif arguments[0] == "spoil":
             link = sorted(Path(arguments[1]).iterdir())[1]
             data = link.read_bytes()[:5000]
             link.unlink()
             link.write_bytes(data)
-            continue
-        status: object = 0
-        with (folder / ".said").open("w+") as said, redirect_stdout(said), redirect_stderr(said):
-            sys.argv = ["crfrefine", *arguments]
-            try:
-                main()
-            except SystemExit as stop:
-                status = stop.code
-            said.seek(0)
-            found[f"{i} said"] = digest(plain(said.read(), str(folder)))
-        found[f"{i} status"] = str(status)
+        else:
+            status, said = run_command(arguments)
+            found[f"{i} said"] = digest(plain(said, str(folder)))
+            found[f"{i} status"] = str(status)
     for path in sorted(folder.rglob("*")):
         # Inputs are links; what `evaluate` keeps of each case has the state of its files.
-        is_output = (
-            path.is_file() and folder / "in" not in path.parents and path.parent.name != "cases"
-        )
-        if is_output and (value := read(path, str(folder))) is not None:
-            found[re.sub("run-[0-9a-f]{8}", "run", str(path.relative_to(folder)))] = digest(value)
+        is_input = folder / "in" in path.parents or path.parent.name == "cases"
+        if path.is_file() and not is_input:
+            value = read(path, str(folder))
+            if value is not None:
+                name = re.sub("run-[0-9a-f]{8}", "run", str(path.relative_to(folder)))
+                found[name] = digest(value)
     return found
+
+
+def run_command(arguments: list[str]) -> tuple[object, str]:
+    """Run a command in this process; return its exit status and what it said."""
+    from crfrefine.cli.main import main
+
+    status: object = 0
+    said = io.StringIO()  # The command replaces a standard output that is a file.
+    with redirect_stdout(said), redirect_stderr(said):
+        sys.argv = ["crfrefine", *arguments]
+        try:
+            main()
+        except SystemExit as stop:
+            status = stop.code
+    return status, said.getvalue()
 
 
 def _work(name: str, lines: list[list[str]] | None, into: Any) -> None:
@@ -435,9 +394,11 @@ def _work(name: str, lines: list[list[str]] | None, into: Any) -> None:
 def run_all(words: list[str]) -> dict[str, dict[str, str]]:
     """Run everything whose name has one of the words, each in a process of its own."""
     context = multiprocessing.get_context("fork")
-    todo = [*commands(), *((name, None) for name, _ in functions())]
+    runs = [*commands(), *((name, None) for name, _ in functions())]
     results = {}
-    for name, lines in (run for run in todo if not words or any(word in run[0] for word in words)):
+    for name, lines in runs:
+        if words and not any(word in name for word in words):
+            continue
         ours, theirs = context.Pipe(False)
         process = context.Process(target=_work, args=(name, lines, theirs))
         process.start()
@@ -447,7 +408,7 @@ def run_all(words: list[str]) -> dict[str, dict[str, str]]:
         except EOFError:
             results[name] = {"": "it ended without a result"}
         process.join()
-        print(f"\r{len(results)} of {len(todo)}  {name[:60]:60}", end="", file=sys.stderr)
+        print(f"\r{len(results)} of {len(runs)}  {name[:60]:60}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return results
 
@@ -464,11 +425,10 @@ def main() -> int:
     different = 0
     for name, found in results.items():
         old = before.get(name, {})
-        for key in sorted(
-            key for key in old.keys() | found.keys() if old.get(key) != found.get(key)
-        ):
-            different += 1
-            print(f"{name}: {key}: {old.get(key)} before, {found.get(key)} now")
+        for key in sorted(old.keys() | found.keys()):
+            if old.get(key) != found.get(key):
+                different += 1
+                print(f"{name}: {key}: {old.get(key)} before, {found.get(key)} now")
     print(f"{len(results)} runs, {different} differences")
     return int(different > 0)
 

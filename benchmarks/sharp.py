@@ -9,7 +9,6 @@ and reported on odd ones. Hearts become coarse in plane only. A score is a mean 
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import subprocess
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from report import markdown_table, source_hash
 from scipy.ndimage import correlate1d, gaussian_filter, maximum_filter, minimum_filter
+from scripts import case_names, new_parser
 
 import crfrefine
 from crfrefine.arrays.intensity import normalize_intensity
@@ -80,24 +80,17 @@ def make_coarse(labels: Labels, factors: Sequence[int], how: str) -> Labels:
 
     If two labels have equally many voxels, the middle voxel decides where it has one of them.
     """
-    sizes = list(zip(labels.shape, factors, strict=True))
-    starts = [np.arange(0, size, factor) for size, factor in sizes]
-    middle = labels[
-        np.ix_(
-            *(
-                np.minimum(own + f // 2, size - 1)
-                for own, (size, f) in zip(starts, sizes, strict=True)
-            )
-        )
-    ]
+    counts = _one_hot(labels)
+    middles = []
+    for axis, (size, factor) in enumerate(zip(labels.shape, factors, strict=True), start=1):
+        starts = np.arange(0, size, factor)
+        middles.append(np.minimum(starts + factor // 2, size - 1))
+        counts = np.add.reduceat(counts, starts, axis)
+    middle = labels[np.ix_(*middles)]
     if how == "sampled":
         return middle
-    counts = _one_hot(labels)
-    for axis, own in enumerate(starts, start=1):
-        counts = np.add.reduceat(counts, own, axis)
-    return np.argmax(counts + np.float32(0.5) * _one_hot(middle, len(counts)), axis=0).astype(
-        labels.dtype
-    )
+    counts += np.float32(0.5) * _one_hot(middle, len(counts))
+    return np.argmax(counts, axis=0).astype(labels.dtype)
 
 
 def to_grid(blocks: Labels, factors: Sequence[int], shape: Sequence[int]) -> Labels:
@@ -127,12 +120,8 @@ def soften(coarse: Coarse) -> Shares:
 
 
 def _one_hot(labels: Labels, num_labels: int | None = None) -> Shares:
-    return np.stack(
-        [
-            (labels == label).astype(np.float32)
-            for label in range(num_labels or int(labels.max()) + 1)
-        ]
-    )
+    numbers = range(num_labels or int(labels.max()) + 1)
+    return np.stack([(labels == label).astype(np.float32) for label in numbers])
 
 
 def guide(coarse: Coarse) -> Shares:
@@ -167,15 +156,9 @@ def keep_volumes(shares: Shares, coarse: Coarse) -> Labels:
 
 def crf(coarse: Coarse) -> Labels:
     network = [size * factor for size, factor in zip(coarse.spacing, coarse.factors, strict=True)]
-    options: dict[str, Any] = {
-        "network_spacing": network,
-        "parameters": "sharp",
-        "threads": 1,
-        "input_type": "labels",
-    }
-    return crfrefine.refine(
-        coarse.labels, coarse.image, spacing=coarse.spacing, **options
-    ).label_map
+    options = {"spacing": coarse.spacing, "network_spacing": network, "input_type": "labels"}
+    options |= {"parameters": "sharp", "threads": 1}
+    return crfrefine.refine(coarse.labels, coarse.image, **options).label_map
 
 
 METHODS: dict[str, Callable[[Coarse], Labels]] = {
@@ -192,38 +175,29 @@ def regions_of(labels: Labels) -> dict[str, tuple[int, ...]]:
 
 def score(labels: Labels, truth: Labels, spacing: Sequence[float]) -> dict[str, float]:
     """Mean over the labels of the reference."""
-    values = measure_case(
-        labels,
-        truth,
-        regions_of(truth),
-        spacing,
-        tolerance_mm=one_voxel(spacing),
-        metrics=tuple(METRICS),
-    )
-    return {metric: float(np.mean([own[metric] for own in values.values()])) for metric in METRICS}
+    options = {"tolerance_mm": one_voxel(spacing), "metrics": tuple(METRICS)}
+    values = measure_case(labels, truth, regions_of(truth), spacing, **options).values()
+    return {metric: float(np.mean([row[metric] for row in values])) for metric in METRICS}
 
 
 def measure(data: Path, name: str) -> dict[Row, Scores]:
     """Measure a case, made coarse in every way."""
-    volumes = [
-        nibabel.load(data / file)
-        for file in (f"images/{name}_0000.nii.gz", f"labels/{name}.nii.gz")
-    ]
-    image = np.asarray(volumes[0].dataobj)
-    truth = np.asarray(volumes[1].dataobj).astype(np.uint8)
-    spacing = tuple(map(float, volumes[1].header.get_zooms()[:3]))
+    image = np.asarray(nibabel.load(data / f"images/{name}_0000.nii.gz").dataobj)
+    labels = nibabel.load(data / f"labels/{name}.nii.gz")
+    truth = np.asarray(labels.dataobj).astype(np.uint8)
+    spacing = tuple(map(float, labels.header.get_zooms()[:3]))
     result = {}
     for how in COARSE_BY:
         for factor in FACTORS:
-            lengths = (factor, factor, 1 if data.name == IN_PLANE else factor)
+            lengths = [factor, factor, factor]
+            if data.name == IN_PLANE:
+                lengths[2] = 1
             blocks = make_coarse(truth, lengths, how)
             coarse = Coarse(to_grid(blocks, lengths, truth.shape), image, spacing, lengths)
-            maps = {NEAREST: coarse.labels} | {
-                method: bring_back(coarse) for method, bring_back in METHODS.items()
-            }
-            result[data.name, how, factor] = {
-                method: score(labels, truth, spacing) for method, labels in maps.items()
-            }
+            scores = {NEAREST: score(coarse.labels, truth, spacing)}
+            for method, bring_back in METHODS.items():
+                scores[method] = score(bring_back(coarse), truth, spacing)
+            result[data.name, how, factor] = scores
     return result
 
 
@@ -239,9 +213,8 @@ def gain_table(found: dict[Row, list[Scores]], metric: str) -> str:
         row = [ORGANS[folder], how, f"{factor}×", str(len(cases)), f"{before.mean():.3f}"]
         for method in METHODS:
             change = 100 * (_values(cases, method, metric) - before)
-            row.append(
-                f"{change.mean():+.2f} ({np.count_nonzero(change < -LOSS)}, {change.min():+.2f})"
-            )
+            num_losses = np.count_nonzero(change < -LOSS)
+            row.append(f"{change.mean():+.2f} ({num_losses}, {change.min():+.2f})")
         gain = _values(cases, CRF, metric).mean() - before.mean()  # The ceiling is 1: the labels.
         rows.append([*row, f"{100 * gain / (1 - before.mean()):.0f} %"])
     return markdown_table(["", "coarse by", "", "cases", NEAREST, *METHODS, "recovered"], rows)
@@ -254,11 +227,11 @@ def test_table(found: dict[Row, list[Scores]], metric: str) -> str:
     for (folder, how, factor), cases in found.items():
         own = _values(cases, CRF, metric)
         gains = [100 * (own - _values(cases, other, metric)) for other in others]
+        row = [ORGANS[folder], how, f"{factor}×"]
         tests = holm([signed_rank(gain)[0] for gain in gains])
-        cells = [
-            f"{gain.mean():+.2f} ({format_p(p)})" for gain, p in zip(gains, tests, strict=True)
-        ]
-        rows.append([ORGANS[folder], how, f"{factor}×", *cells])
+        for gain, p_value in zip(gains, tests, strict=True):
+            row.append(f"{gain.mean():+.2f} ({format_p(p_value)})")
+        rows.append(row)
     return markdown_table(["", "coarse by", "", *others], rows)
 
 
@@ -282,89 +255,63 @@ def mask_row(folder: Path, mask: str, image: str, options: str) -> list[str]:
         if source.is_dir():
             source = Path(home, "image.nii.gz")
             subprocess.run([*command, "convert", folder / image, source], check=True)
-        words = [
-            "-i",
-            source,
-            "-p",
-            file,
-            "-o",
-            result,
-            "--input-type",
-            "labels",
-            "--threads",
-            "1",
-            "--allow-vanishing",
-            "-q",
-        ]
+        words = f"--input-type labels --threads 1 --allow-vanishing -q {options}".split()
         begin = os.times()
-        subprocess.run([*command, "infer", *words, *options.split()], check=True)
+        files = ["-i", source, "-p", file, "-o", result]
+        subprocess.run([*command, "infer", *files, *words], check=True)
         seconds = sum(os.times()[2:4]) - sum(begin[2:4])
         volumes = [nibabel.as_closest_canonical(nibabel.load(path)) for path in (file, result)]
         old, new = (np.asarray(volume.dataobj) for volume in volumes)
     regions = regions_of(old)
-    before, after = (
-        measure_case(own, old, regions, volumes[0].header.get_zooms()) for own in (old, new)
-    )
-    counts = [sum(own["num_components"] for own in values.values()) for values in (before, after)]
-    ratios = [after[name]["volume_ml"] / before[name]["volume_ml"] - 1 for name in regions]
-    far = [np.nanmax([own[metric] for own in after.values()]) for metric in ("hd95_mm", "hd_mm")]
+    spacing = volumes[0].header.get_zooms()
+    before = measure_case(old, old, regions, spacing)
+    after = measure_case(new, old, regions, spacing)
     changed = np.count_nonzero(old != new) / np.count_nonzero(old)
-    cells = [
-        len(regions),
-        f"{100 * changed:.2f} %",
-        ratios.count(-1.0),
-        f"{100 * max(map(abs, ratios)):.2f} %",
-    ]
-    cells += [
-        f"{counts[0]:.0f} → {counts[1]:.0f}",
-        *(f"{distance:.1f} mm" for distance in far),
-        f"{seconds:.1f} s",
-    ]
-    return [f"`{mask}`", f"`{options}`", *map(str, cells)]
+    ratios = [after[name]["volume_ml"] / before[name]["volume_ml"] - 1 for name in regions]
+    largest = max(abs(ratio) for ratio in ratios)
+    counts = [sum(row["num_components"] for row in values.values()) for values in (before, after)]
+    border = np.nanmax([row["hd95_mm"] for row in after.values()])
+    farthest = np.nanmax([row["hd_mm"] for row in after.values()])
+    cells = [f"`{mask}`", f"`{options}`", str(len(regions)), f"{100 * changed:.2f} %"]
+    cells += [str(ratios.count(-1.0)), f"{100 * largest:.2f} %"]
+    cells += [f"{counts[0]:.0f} → {counts[1]:.0f}", f"{border:.1f} mm", f"{farthest:.1f} mm"]
+    return [*cells, f"{seconds:.1f} s"]
+
+
+def mask_table(folder: Path) -> str:
+    header = ["mask", "options", "structures", "voxels changed", "vanished", "volume"]
+    header += ["components", "border, 95 %", "farthest", "CPU time"]
+    rows = []
+    for mask, (image, *all_options) in MASKS.items():
+        rows += [mask_row(folder, mask, image, options) for options in all_options]
+    return markdown_table(header, rows)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Coarse labels, against the true labels.")
+    parser = new_parser(__doc__)
     parser.add_argument("data", type=Path, help="folder with acdc/ atrium/ hippocampus/")
     parser.add_argument("--half", choices=HALVES, default="odd")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_CASES} cases of each organ")
-    parser.add_argument(
-        "--masks", action="store_true", help="only what changes in masks of TotalSegmentator"
-    )
+    masks_help = "only what changes in masks of TotalSegmentator"
+    parser.add_argument("--masks", action="store_true", help=masks_help)
     options = parser.parse_args()
     if options.masks:
-        header = [
-            "mask",
-            "options",
-            "structures",
-            "voxels changed",
-            "vanished",
-            "volume",
-            "components",
-        ]
-        header += ["border, 95 %", "farthest", "CPU time"]
-        jobs = [(mask, image, words) for mask, (image, *own) in MASKS.items() for words in own]
-        sys.stdout.write(
-            markdown_table(
-                header, [mask_row(options.data / "totalsegmentator", *job) for job in jobs]
-            )
-        )
+        sys.stdout.write(mask_table(options.data / "totalsegmentator"))
         return
+    num_cases = QUICK_CASES if options.quick else None
+    folders = []
     names = []
-    for data in (options.data / organ for organ in ORGANS):
-        cases = sorted(path.name.removesuffix(".nii.gz") for path in data.glob("labels/*.nii.gz"))[
-            HALVES[options.half]
-        ]
-        names += [(data, name) for name in cases[: QUICK_CASES if options.quick else None]]
+    for organ in ORGANS:
+        chosen = case_names(options.data / organ)[HALVES[options.half]][:num_cases]
+        folders += [options.data / organ] * len(chosen)
+        names += chosen
     if not names:
         raise SystemExit(f"sharp: no cases in {options.data}; expected acdc/labels/*.nii.gz, …")
     found: dict[Row, list[Scores]] = {}
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        for (_, name), scores in zip(
-            names, pool.map(measure, *zip(*names, strict=True)), strict=True
-        ):
-            for row, own in scores.items():
-                found.setdefault(row, []).append(own)
+        for name, case in zip(names, pool.map(measure, folders, names), strict=True):
+            for row, scores in case.items():
+                found.setdefault(row, []).append(scores)
             sys.stderr.write(f"sharp: {name}\n")
     sys.stdout.write(report(found))
 

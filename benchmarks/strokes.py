@@ -13,10 +13,8 @@ voxels wide, where its label is right. The result without strokes has the seeds 
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import multiprocessing
-import os
 import statistics
 import sys
 import time
@@ -24,13 +22,13 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from report import describe, markdown_table, provenance
 from scipy import ndimage
+from scripts import DATA, new_parser
 from sharp import make_coarse, to_grid
 from study import labeled_cases
 
@@ -78,30 +76,32 @@ class Subject:
         return normalize_intensity(self.image, crfrefine.CrfParameters().intensity)[0]
 
     def refine(self, strokes: Labels | None, plan: crfrefine.Plan | None = None) -> Labels:
-        return np.asarray(
-            (plan or self.plan).run(self.network, strokes=strokes, **self.options).label_map,
-            np.uint8,
-        )
+        result = (plan or self.plan).run(self.network, strokes=strokes, **self.options)
+        return np.asarray(result.label_map, np.uint8)
 
     def dice(self, labels: Labels) -> float:
         """Mean over the labels of the reference, in points."""
-        pairs = [
-            (labels == label, self.truth == label)
-            for label in np.unique(self.truth[self.truth > 0])
-        ]
-        return 100 * float(
-            np.mean(
-                [
-                    2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
-                    for a, b in pairs
-                ]
-            )
-        )
+        ratios = []
+        for label in np.unique(self.truth[self.truth > 0]):
+            found = labels == label
+            truth = self.truth == label
+            overlap = np.count_nonzero(found & truth)
+            ratios.append(2 * overlap / (np.count_nonzero(found) + np.count_nonzero(truth)))
+        return 100 * float(np.mean(ratios))
+
+    def is_far(self, strokes: Labels) -> NDArray[np.bool_]:
+        """Where voxels are more than FAR_MM away from all strokes."""
+        return distance_to(strokes != 0, self.spacing) > FAR_MM
+
+
+def distance_to(voxels: NDArray[np.bool_], spacing: tuple[float, ...]) -> NDArray[np.float64]:
+    """The distance to the nearest of some voxels, in mm."""
+    return ndimage.distance_transform_edt(~voxels, sampling=spacing)
 
 
 def cases_of(folder: str) -> list[CaseFiles]:
     """Return the odd cases of a folder; none without data."""
-    data = Path(os.environ.get("CRFREFINE_DATA", "")) / folder
+    data = DATA / folder
     if data.is_dir():
         return labeled_cases(data, data / "logits_weak")[1::2]
     return []
@@ -118,14 +118,9 @@ def read(files: CaseFiles, form: str) -> Subject:
         factors = (FACTOR,) * 3
         network = to_grid(make_coarse(network, factors, "majority"), factors, network.shape)
         options["network_spacing"] = [FACTOR * step for step in case.spacing]
-    return Subject(
-        files.case_id,
-        np.array(case.image),
-        tuple(case.spacing),
-        np.array(case.labels, np.uint8),
-        network,
-        options,
-    )
+    image = np.array(case.image)
+    truth = np.array(case.labels, np.uint8)
+    return Subject(files.case_id, image, tuple(case.spacing), truth, network, options)
 
 
 def fix(subject: Subject, strokes: Labels) -> Labels:
@@ -140,9 +135,7 @@ def _near_strokes(
 
     `decide` takes image and seeds (label + 1 or 0) of a box and the spacing, and returns label + 1.
     """
-    free, _ = ndimage.label(
-        ndimage.distance_transform_edt(strokes == 0, sampling=subject.spacing) <= window
-    )
+    free, _ = ndimage.label(distance_to(strokes != 0, subject.spacing) <= window)
     result = fix(subject, strokes)
     for number, near in enumerate(ndimage.find_objects(free), start=1):
         box = tuple(slice(max(0, side.start - 2), side.stop + 2) for side in near)
@@ -157,12 +150,12 @@ def _near_strokes(
 def grow_cut(image: Any, seeds: Labels, spacing: Any) -> Any:
     import itk
 
-    gray, drawn = (
-        itk.image_from_array(np.ascontiguousarray(array))
-        for array in (image.astype(np.float32), seeds)
-    )
-    for own in (gray, drawn):
-        own.SetSpacing(spacing[::-1])
+    volumes = []
+    for array in (image.astype(np.float32), seeds):
+        volume = itk.image_from_array(np.ascontiguousarray(array))
+        volume.SetSpacing(spacing[::-1])
+        volumes.append(volume)
+    gray, drawn = volumes
     return itk.array_from_image(itk.fast_grow_cut(gray, seed_image=drawn))
 
 
@@ -170,15 +163,15 @@ def walk(image: Any, seeds: Labels, spacing: Any) -> Any:
     from skimage.segmentation import random_walker
 
     used, numbers = np.unique(seeds, return_inverse=True)
-    return used[
-        random_walker(image, numbers.reshape(seeds.shape), mode="cg_j", tol=1e-5, spacing=spacing)
-    ]
+    numbers = numbers.reshape(seeds.shape)
+    return used[random_walker(image, numbers, mode="cg_j", tol=1e-5, spacing=spacing)]
 
 
 CRF = "crfrefine"
-METHODS: dict[str, Callable[[Subject, Labels], Labels]] = {CRF: Subject.refine, "fixed voxels": fix}
 # The rivals decide voxels so many mm near to strokes: the best of 2, 4, 6 on even hippocampi.
-METHODS |= {
+METHODS: dict[str, Callable[[Subject, Labels], Labels]] = {
+    CRF: Subject.refine,
+    "fixed voxels": fix,
     "grow cut": partial(_near_strokes, 2.0, grow_cut),
     "random walker": partial(_near_strokes, 4.0, walk),
 }
@@ -188,28 +181,27 @@ for name, package in (("grow cut", "itk"), ("random walker", "skimage")):
         del METHODS[name]
 
 
-def draw(
-    subject: Subject, strokes: Labels, middle: NDArray[np.int64], axis: int, value: int
-) -> None:
+def draw(subject: Subject, strokes: Labels, middle: Any, axis: int, value: int) -> None:
     """Draw a line through a voxel along an axis, where the reference has that voxel's label.
 
     The axis is the first or the second one.
     """
-    truth = subject.truth
-    line = [middle[axis]]
-    label = truth[tuple(middle)]
+    # Views: what is drawn there is drawn in the volume.
+    truth = subject.truth[..., middle[2]].swapaxes(0, axis)
+    plane = strokes[..., middle[2]].swapaxes(0, axis)
+    center = middle[axis]
+    side = middle[1 - axis]
+    label = truth[center, side]
+    line = [center]
     reach = int(LINE_MM / 2 / subject.spacing[axis])
     for step in (1, -1):
-        for at in range(middle[axis] + step, middle[axis] + step * (reach + 1), step):
-            if (
-                not 0 <= at < truth.shape[axis]
-                or truth[tuple(at if a == axis else c for a, c in enumerate(middle))] != label
-            ):
+        for place in range(center + step, center + step * (reach + 1), step):
+            if not 0 <= place < len(truth) or truth[place, side] != label:
                 break
-            line.append(at)
-    across = range(max(0, middle[1 - axis] - 1), min(truth.shape[1 - axis], middle[1 - axis] + 2))
-    own = np.ix_(*((line, across) if axis == 0 else (across, line)), [middle[2]])
-    strokes[own] = np.where(truth[own] == label, value, strokes[own])
+            line.append(place)
+    across = range(max(0, side - 1), min(truth.shape[1], side + 2))
+    drawn = np.ix_(line, across)
+    plane[drawn] = np.where(truth[drawn] == label, value, plane[drawn])
 
 
 def correct(subject: Subject, labels: Labels, strokes: Labels, rng: np.random.Generator) -> bool:
@@ -220,9 +212,8 @@ def correct(subject: Subject, labels: Labels, strokes: Labels, rng: np.random.Ge
         return False
     error = errors == 1 + rng.choice(np.argsort(-sizes, kind="stable")[:NUM_LARGEST])
     label = np.bincount(subject.truth[error]).argmax()
-    depth = ndimage.distance_transform_edt(
-        np.pad(error & (subject.truth == label), 1), sampling=subject.spacing
-    )[1:-1, 1:-1, 1:-1]
+    outside = np.pad(~(error & (subject.truth == label)), 1, constant_values=True)
+    depth = distance_to(outside, subject.spacing)[1:-1, 1:-1, 1:-1]
     off_center = np.argwhere(depth >= depth.max() / 2)
     middle = off_center[rng.integers(len(off_center))]
     draw(subject, strokes, middle, int(rng.integers(2)), int(label or BACKGROUND))
@@ -247,12 +238,7 @@ def measure(folder: str, number: int, form: str) -> dict[str, Any]:
             change = (labels != subject.truth).astype(int) - before
             figures["dice"].append(subject.dice(labels))
             figures["adds"].append(change.sum() > 0)
-            figures["far"].append(
-                change[
-                    ndimage.distance_transform_edt(strokes == 0, sampling=subject.spacing) > FAR_MM
-                ].sum()
-                > 0
-            )
+            figures["far"].append(change[subject.is_far(strokes)].sum() > 0)
             drawn.append(np.where(strokes != old, strokes, 0))
         found[method] = figures
         if method == CRF:
@@ -260,38 +246,31 @@ def measure(folder: str, number: int, form: str) -> dict[str, Any]:
     return found
 
 
-def harms(
-    subject: Subject, strokes: Labels, drawn: list[Labels], rng: np.random.Generator
-) -> dict[str, Any]:
+def harms(subject: Subject, strokes: Labels, drawn: list[Labels], rng: Any) -> dict[str, Any]:
     """Return points that a wrong label in a stroke costs, and what strokes change if all is right.
 
     The latter is a percentage of the structure.
     """
     labels = np.unique(subject.truth)
-    size = np.count_nonzero(subject.truth)
     right = subject.dice(subject.refine(strokes))
     costs = []
-    changed = []
-    for own in filter(np.any, drawn):
-        other = rng.choice(labels[labels != own.max() % BACKGROUND]) or BACKGROUND
-        costs.append(
-            right - subject.dice(subject.refine(np.where(own, other, strokes).astype(np.uint8)))
-        )
-    if subject.network.ndim == subject.truth.ndim:
-        decided = subject.network
-    else:
-        decided = subject.network.argmax(axis=0)
+    for stroke in drawn:
+        if stroke.any():
+            other = rng.choice(labels[labels != stroke.max() % BACKGROUND]) or BACKGROUND
+            changed_strokes = np.where(stroke, other, strokes).astype(np.uint8)
+            costs.append(right - subject.dice(subject.refine(changed_strokes)))
+    decided = subject.network
+    if decided.ndim > subject.truth.ndim:
+        decided = decided.argmax(axis=0)
     is_right = (subject.refined == subject.truth) & (decided == subject.truth)
     places = np.argwhere(ndimage.binary_erosion(is_right, iterations=2) & (subject.truth > 0))
+    shares = []
     for middle in rng.permutation(places)[:NUM_STROKES]:
         stroke = np.zeros_like(strokes)
         draw(subject, stroke, middle, int(rng.integers(2)), int(subject.truth[tuple(middle)]))
-        changed.append(
-            100
-            * np.count_nonzero(subject.refine(np.where(is_right, stroke, 0)) != subject.refined)
-            / size
-        )
-    return {"costs": costs, "changed": changed}
+        changed = subject.refine(np.where(is_right, stroke, 0)) != subject.refined
+        shares.append(100 * np.count_nonzero(changed) / np.count_nonzero(subject.truth))
+    return {"costs": costs, "changed": shares}
 
 
 def seconds(subject: Subject, threads: int) -> float:
@@ -314,52 +293,33 @@ def tables(found: dict[str, list[dict[str, Any]]], times: dict[str, list[float]]
     rows = []
     others = []
     for title, cases in found.items():
+        name = f"{title}, {len(cases)} cases"
         for method in METHODS:
-            dice, adds, far = (
-                np.array([case[method][figure] for case in cases])
-                for figure in ("dice", "adds", "far")
-            )
+            dice = np.array([case[method]["dice"] for case in cases])
             gains = dice[:, 5] - dice[:, 0]
             cells = [f"{value:.1f}" for value in dice.mean(axis=0)[list(SHOWN)]]
-            cells += [
-                f"{gains.mean():+.2f}",
-                f"{gains.min():+.1f}",
-                f"{100 * adds.mean():.0f} %",
-                f"{100 * far.mean():.0f} %",
-            ]
-            rows.append([f"{title}, {len(cases)} cases" if method == CRF else "", method, *cells])
+            cells += [f"{gains.mean():+.2f}", f"{gains.min():+.1f}"]
+            for figure in ("adds", "far"):
+                share = np.mean([case[method][figure] for case in cases])
+                cells.append(f"{100 * share:.0f} %")
+            rows.append([name, method, *cells])
+            name = ""
         gain = float(np.mean([case[CRF]["dice"][-1] - case[CRF]["dice"][0] for case in cases]))
-        costs, changed = (
-            np.concatenate([case[figure] for case in cases]) for figure in ("costs", "changed")
-        )
+        costs = np.concatenate([case["costs"] for case in cases])
+        changed = np.concatenate([case["changed"] for case in cases])
         cost = f"{costs.mean():.2f} of {gain:.2f} points (at most {costs.max():.1f})"
         change = f"{changed.mean():.2f} % (at most {changed.max():.1f} %)"
-        milliseconds = [f"{1000 * own:.0f} ms" for own in times[title]]
+        milliseconds = [f"{1000 * seconds:.0f} ms" for seconds in times[title]]
         others.append([title, cost, change, *milliseconds])
-    header = [
-        "Dice, percent",
-        "",
-        *map(str, SHOWN),
-        "gain of 5",
-        "worst case",
-        "strokes that add errors",
-        f"beyond {FAR_MM:g} mm",
-    ]
-    text = markdown_table(header, rows)
-    header = [
-        "",
-        "a wrong label in ten strokes costs",
-        "a stroke where all is right changes",
-        "update, one thread",
-        "two threads",
-    ]
-    return f"{text}\n{markdown_table(header, others)}"
+    header = ["Dice, percent", "", *map(str, SHOWN), "gain of 5", "worst case"]
+    header += ["strokes that add errors", f"beyond {FAR_MM:g} mm"]
+    costs_header = ["", "a wrong label in ten strokes costs", "a stroke where all is right changes"]
+    costs_header += ["update, one thread", "two threads"]
+    return f"{markdown_table(header, rows)}\n{markdown_table(costs_header, others)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="A robot user corrects weak networks with strokes."
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="two cases of each")
     options = parser.parse_args()
     found = {}
@@ -367,20 +327,17 @@ def main() -> None:
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         for title, (folder, count, form) in SETTINGS.items():
             if not cases_of(folder):
-                sys.stderr.write(
-                    f"strokes: {title} left out: no cases in {folder}/ of CRFREFINE_DATA\n"
-                )
+                left_out = f"{title} left out: no cases in {folder}/ of CRFREFINE_DATA"
+                sys.stderr.write(f"strokes: {left_out}\n")
                 continue
-            jobs = [
-                pool.submit(measure, folder, number, form)
-                for number in range(2 if options.quick else count)
-            ]
+            numbers = range(2 if options.quick else count)
+            jobs = [pool.submit(measure, folder, number, form) for number in numbers]
             found[title] = [job.result() for job in jobs]
             subjects = [read(files, form) for files in cases_of(folder)[:3]]
-            times[title] = [
-                statistics.median(seconds(subject, threads) for subject in subjects)
-                for threads in (1, 2)
-            ]
+            times[title] = []
+            for threads in (1, 2):
+                found_seconds = [seconds(subject, threads) for subject in subjects]
+                times[title].append(statistics.median(found_seconds))
             sys.stderr.write(f"strokes: {title}\n")
     sys.stdout.write(f"{tables(found, times)}\n{provenance(describe())}")
 

@@ -108,3 +108,8 @@ def arguments() -> tuple[Workload, str | None, dict[str, str]]:
         name.removeprefix("--"): value for name, value in zip(rest[::2], rest[1::2], strict=True)
     }
     return Workload(Path(folder)), options.pop("save", None), options
+
+
+def unit_image(image: np.ndarray) -> np.ndarray:
+    """The 8-bit intensities of a workload on the scale 0 to 1."""
+    return image.astype(np.float32) / np.float32(255.0)
