@@ -22,7 +22,7 @@ from crfrefine.errors import CrfRefineError, GridMismatchError, InputError, Unsu
 from crfrefine.io import paths, streams
 from crfrefine.io.npz import in_fortran_order
 from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES, Format
-from crfrefine.io.streams import Decoder, allocate_array
+from crfrefine.io.streams import Decoder, allocate_array, open_bytes
 from crfrefine.io.volume import (
     MAX_BYTES,
     FileState,
@@ -137,9 +137,8 @@ def open_voxels(header: VolumeHeader, *, allows_nan: bool = False) -> Iterator[D
                 code = import_module(paths.FORMAT_OF_NAME[header.family].module)
                 decoder = files.enter_context(code.open_voxels(header))
             else:
-                place = (source.path, source.encoding, source.start, source.offset)
-                reader = files.enter_context(streams.open_bytes(*place))
-                decoder = Decoder(reader, source, header.stored_shape)
+                stream = open_bytes(source.path, source.encoding, source.start, source.offset)
+                decoder = Decoder(files.enter_context(stream), source, header.stored_shape)
             decoder.allows_nan = allows_nan
             yield decoder
     except CrfRefineError:
