@@ -5,6 +5,7 @@ The image must be normalized already; `CrfRnn` does that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -292,6 +293,9 @@ def _present(
         bias = torch.as_tensor(run.bias, dtype=values.dtype, device=values.device)
         values = values + _per_label(bias, values.ndim)
     values = values / run.temperature
+    # A label that is the likeliest one somewhere has a log-probability of -log(L) or more there.
+    if thresholds.max() < -math.log(len(values)) and _are_likeliest(values, inside):
+        return None
     log_sums = values.logsumexp(0)
     # This takes one label at a time, to avoid another array of all labels.
     maxima = []
@@ -308,6 +312,20 @@ def _present(
     if takes_part.all():
         return None
     return takes_part.nonzero().squeeze(1)
+
+
+def _are_likeliest(logits: Tensor, inside: Tensor | None) -> bool:
+    """Return whether each label has the largest logit of a voxel inside the mask."""
+    largest = logits[0]
+    for channel in logits[1:]:
+        largest = torch.maximum(largest, channel)
+    somewhere = []
+    for channel in logits:
+        is_largest = channel >= largest
+        if inside is not None:
+            is_largest = is_largest & inside
+        somewhere.append(is_largest.any())
+    return bool(torch.stack(somewhere).all())
 
 
 def _per_label(values: Tensor, num_dims: int) -> Tensor:

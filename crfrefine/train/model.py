@@ -54,8 +54,12 @@ def _soft_dice_loss(marginals: Tensor, labels: Tensor, regions: Sequence[Sequenc
     """Return 1 minus the mean soft Dice of the regions that the reference has."""
     losses = []
     for region in regions:
-        predicted = torch.stack([marginals[label] for label in region]).sum(0)
-        expected = torch.stack([labels == label for label in region]).any(0).to(predicted)
+        predicted = marginals[region[0]]
+        is_inside = labels == region[0]
+        for label in region[1:]:
+            predicted = predicted + marginals[label]
+            is_inside = is_inside | (labels == label)
+        expected = is_inside.to(predicted)
         num_expected = expected.sum()
         if not bool(num_expected):
             # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would
