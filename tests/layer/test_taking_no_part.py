@@ -15,6 +15,7 @@ from training_helpers import as_case, phantom
 from crfrefine import CrfParameters, CrfRnn, InputError
 from crfrefine.layer import functional
 from crfrefine.parameters.sections import IntensityParameters
+from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.train.baselines import Tuned, VectorScaling
 from crfrefine.train.comparison import NETWORK, SCALING, measure_methods
 from crfrefine.train.crops import make_crop
@@ -270,3 +271,32 @@ def test_all_labels_take_part_where_penalties_or_the_volume_ask_for_it(counts):
         logits, image, SPACING, kernels=layer.build_kernels(image, SPACING)
     )  # They were built for all labels.
     assert counts == [NUM_LABELS] * 3
+
+
+@pytest.mark.parametrize("threshold", [1e-4, 0.4])
+@pytest.mark.parametrize("kind", ["all", "unsure", "masked away", "nowhere", "not finite"])
+def test_labels_that_take_part_are_the_same_without_the_short_way(monkeypatch, threshold, kind):
+    """Likeliest labels are told without sums, unless a threshold exceeds 1 / L."""
+    random = torch.Generator().manual_seed(3)
+    logits = 4.0 * torch.randn((3, *GRID), generator=random)
+    inside = torch.rand(GRID, generator=random) < 0.5
+    if kind == "masked away":
+        logits[2] = torch.where(inside, -30.0, 30.0)
+    elif kind == "unsure":  # Each label is the likeliest one somewhere, with hardly 1 / L.
+        logits *= 0.001
+    elif kind == "nowhere":
+        logits[2] -= 30.0
+    elif kind == "not finite":
+        logits[2, 0, 0, 0] = torch.nan
+        logits[2, 1:] -= 30.0
+    run = MeanFieldSpec(np.ones((1, 3)), 1.0 - np.eye(3), 5, temperature=0.7)
+    thresholds = np.log(np.full(3, threshold))
+    for mask in (None, inside):
+        short = functional._present(logits, mask, run, thresholds)
+        with monkeypatch.context() as patched:
+            patched.setattr(functional, "_are_likeliest", lambda *_: False)
+            expected = functional._present(logits, mask, run, thresholds)
+        if expected is None:
+            assert short is None
+        else:
+            torch.testing.assert_close(short, expected)
