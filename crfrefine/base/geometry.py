@@ -38,26 +38,23 @@ def spacing_of(affine: NDArray[np.float64], num_axes: int = 3) -> tuple[float, .
 
 def require_usable(affine: NDArray[np.float64], num_axes: int, path: Path) -> None:
     """Raise InputError if an affine is singular, or places voxels absurdly near or far."""
-    if not _is_usable(affine, num_axes):
+    smallest, largest = SPACING_RANGE
+    is_usable = bool((np.abs(affine) < largest).all())  # also for NaN
+    if is_usable:
+        spacing = spacing_of(affine, num_axes)
+        is_usable = all(smallest <= step <= largest for step in spacing)
+    if is_usable:
+        # The smallest singular value of the axes' directions is 1 at right angles, 0 where an axis
+        # is in the plane of the others.
+        directions = affine[:3, :num_axes] / np.array(spacing)
+        is_usable = bool(np.linalg.svd(directions, compute_uv=False).min() > 1e-6)
+    if not is_usable:
         raise InputError(
             f"{path}: the geometry in the header is not usable: "
             f"its affine is [{describe_affine(affine)}]; expected axes in different directions, "
             f"and voxels of {SPACING_RANGE[0]:g} mm or more. "
             "Repair the header, whose lengths may be in another unit"
         )
-
-
-def _is_usable(affine: NDArray[np.float64], num_axes: int) -> bool:
-    smallest, largest = SPACING_RANGE
-    if not (np.abs(affine) < largest).all():  # also for NaN
-        return False
-    spacing = spacing_of(affine, num_axes)
-    if not all(smallest <= step <= largest for step in spacing):
-        return False
-    # The smallest singular value of the axes' directions is 1 at right angles, 0 where an axis is
-    # in the plane of the others.
-    directions = affine[:3, :num_axes] / np.array(spacing)
-    return bool(np.linalg.svd(directions, compute_uv=False).min() > 1e-6)
 
 
 def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -210,11 +207,9 @@ class StorageOrder:
     @classmethod
     def of_memory(cls, grid: NDArray[Any]) -> StorageOrder:
         """Return the memory order of the axes of an array (*grid); axes of one voxel come first."""
-
-        def slowest_first(axis: int) -> tuple[bool, int]:
-            return grid.shape[axis] > 1, -abs(grid.strides[axis])
-
-        return cls(tuple(sorted(range(grid.ndim), key=slowest_first)))
+        # Sorted by the last key first; of equal axes the first one stays first.
+        slowest_first = np.lexsort((-np.abs(grid.strides), np.greater(grid.shape, 1)))
+        return cls(tuple(slowest_first.tolist()))
 
     def to_storage(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return a user's array (*grid) or (channels, *grid) with its axes in storage order."""

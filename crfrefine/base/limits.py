@@ -68,9 +68,18 @@ def group_numbers(name: str) -> list[list[int]]:
     A list ends before "max", which means no limit. Files that have no numbers, or cannot be read,
     are left out.
     """
-    group = _control_group()
-    if group is None:
+    try:
+        lines = OWN_GROUP.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
         return []
+    group = ROOT  # In a container only the mounted folder is known.
+    for line in lines:
+        if line.startswith("0::"):
+            place = Path(line.removeprefix("0::").lstrip("/"))
+            if ".." not in place.parts and (ROOT / place).is_dir():
+                group = ROOT / place
+            break
+
     numbers_by_group = []
     for folder in (group, *group.parents):
         if not folder.is_relative_to(ROOT):
@@ -81,22 +90,6 @@ def group_numbers(name: str) -> list[list[int]]:
             if numbers:
                 numbers_by_group.append(numbers)
     return numbers_by_group
-
-
-def _control_group() -> Path | None:
-    """Return the folder of this process's control group; None if the system does not tell."""
-    try:
-        lines = OWN_GROUP.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        if line.startswith("0::"):
-            group = Path(line.removeprefix("0::").lstrip("/"))
-            if ".." not in group.parts and (ROOT / group).is_dir():
-                return ROOT / group
-            break
-    # In a container only the mounted folder is known.
-    return ROOT
 
 
 def run_all(jobs: Sequence[Callable[[], None]], threads: int) -> None:

@@ -332,12 +332,27 @@ def _plan_memory(
 def _stays_in_files(
     headers: CaseHeaders, options: ReadingOptions, needed: int, limit: MemoryLimit
 ) -> bool:
-    """Return whether logits that may stay in their files do; else all takes `needed` bytes."""
-    if not _can_be_streamed(headers, options):
+    """Return whether logits that may stay in their files do; else all takes `needed` bytes.
+
+    They do not unless they are channels of labels that can be read piece by piece.
+    """
+    network = headers.network
+    first = headers.images[0]
+    file = network.files[0]
+    # Only the number of channels decides about regions; a softmax of as many channels is rare, and
+    # read as a whole.
+    has_regions = options.regions.scheme is not None or bool(options.regions.problem)
+    num_axes = len(first.grid_shape)
+    has_axes = num_axes <= MAX_DIMS and len(file.grid_shape) == num_axes
+    if network.kind == KIND or has_regions or not has_axes:
+        return False
+    # Channels on an oblique grid are interpolated as a whole.
+    is_same = first.on_same_grid(file)
+    if not is_same and WorkGrid(first).require_overlap(file, "logits").source_axes is None:
         return False
     largest = max(min(MAX_IN_MEMORY, limit.bytes // SHARE_IN_MEMORY), MIN_STREAMED)
-    grids = (headers.images[0].grid_shape, headers.network.files[0].grid_shape)
-    of_logits = _FLOAT * headers.network.num_labels * max(map(math.prod, grids))
+    num_voxels = max(math.prod(first.grid_shape), math.prod(file.grid_shape))
+    of_logits = _FLOAT * network.num_labels * num_voxels
     return of_logits >= largest or needed + _bytes_of_run(headers) > limit.bytes
 
 
@@ -365,34 +380,12 @@ def _describe_files(headers: CaseHeaders, *, is_streamed: bool) -> str:
     labels = f"{network.num_labels} labels"
     if network.kind == KIND:
         labels = "a label map"
-    return (
-        f"case {shorten(headers.files.case_id)!r}: the program and its files, {how}, take\n"
-        f"  {_describe_size(headers.images[0])}, {headers.num_modalities} modalities\n"
-        f"  {_describe_size(network.files[0])}, {labels}"
-    )
-
-
-def _describe_size(header: VolumeHeader) -> str:
-    return f"{shorten(header.path, 200)}  {TIMES.join(map(str, header.grid_shape))}"
-
-
-def _can_be_streamed(headers: CaseHeaders, options: ReadingOptions) -> bool:
-    """Return whether a network's output is channels of labels that can be read piece by piece."""
-    network = headers.network
-    # Only the number of channels decides about regions; a softmax of as many channels is rare, and
-    # read as a whole.
-    has_regions = options.regions.scheme is not None or bool(options.regions.problem)
-    if network.kind == KIND or has_regions:
-        return False
-    first = headers.images[0]
-    file = network.files[0]
-    num_axes = len(first.grid_shape)
-    if num_axes > MAX_DIMS or len(file.grid_shape) != num_axes:
-        return False
-    if first.on_same_grid(file):
-        return True
-    # Channels on an oblique grid are interpolated as a whole.
-    return WorkGrid(first).require_overlap(file, "logits").source_axes is not None
+    lines = [f"case {shorten(headers.files.case_id)!r}: the program and its files, {how}, take"]
+    contents = (f"{headers.num_modalities} modalities", labels)
+    for header, content in zip((headers.images[0], network.files[0]), contents, strict=True):
+        size = TIMES.join(map(str, header.grid_shape))
+        lines.append(f"  {shorten(header.path, 200)}  {size}, {content}")
+    return "\n".join(lines)
 
 
 def _bytes_in_memory(headers: CaseHeaders, *, as_logits: bool) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,16 +83,14 @@ class CaseHeaders:
                 if header.path.name != self.files.case_id:
                     text = f"{header.path.name}: {text}"
                 notes.append(text)
-        return notes + _notes_of_turned(headers)
 
-
-def _notes_of_turned(headers: Sequence[VolumeHeader]) -> list[str]:
-    """Return how voxel axes were turned, with the names of the files that it concerns."""
-    names_of: dict[str, list[str]] = {}
-    for header in headers:
-        if header.turned is not None and header.turning:
-            names_of.setdefault(header.turning, []).append(header.path.name)
-    return [f"{listed(names, 3)}: {turning}" for turning, names in names_of.items()]
+        names_of: dict[str, list[str]] = {}  # of the files whose axes were turned, by how they were
+        for header in headers:
+            if header.turned is not None and header.turning:
+                names_of.setdefault(header.turning, []).append(header.path.name)
+        for turning, names in names_of.items():
+            notes.append(f"{listed(names, 3)}: {turning}")
+        return notes
 
 
 def _list_mm(spacing: tuple[float, ...]) -> str:
@@ -112,7 +109,12 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     for path in files.images[1:]:
         images.append(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image))
     spacing = _spacing_of(files, image)
-    _require_one_modality_per_file(images)
+    for header in images:
+        if len(images) > 1 and header.num_channels > 1:
+            raise InputError(
+                f"{header.path}: expected one modality per file, as there are {len(images)} files; "
+                f"this one has {header.num_channels}"
+            )
     logits = None
     if files.logits:
         logits = _read_network_header(files, image, options)
@@ -147,18 +149,6 @@ def _spacing_of(files: CaseFiles, image: VolumeHeader) -> tuple[float, ...]:
             f"the spacing given for case {files.case_id!r} has {len(files.spacing)}"
         )
     return files.spacing
-
-
-def _require_one_modality_per_file(images: Sequence[VolumeHeader]) -> None:
-    """Raise InputError if one of several images has several channels."""
-    if len(images) == 1:
-        return
-    for header in images:
-        if header.num_channels > 1:
-            raise InputError(
-                f"{header.path}: expected one modality per file, as there are {len(images)} files; "
-                f"this one has {header.num_channels}"
-            )
 
 
 def _read_scalar(path: Path, what: str, image: VolumeHeader) -> VolumeHeader:

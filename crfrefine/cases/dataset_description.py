@@ -82,7 +82,9 @@ def read_descriptions(
     """
     done: set[Path] = set()
     for place in places:
-        path = _description_near(place)
+        folder = place if place.is_dir() else place.parent
+        candidates = (folder / "dataset.json", folder.parent / "dataset.json")
+        path = next((path for path in candidates if os.path.lexists(path)), None)
         if path is None or path in done:
             continue
         done.add(path)
@@ -92,7 +94,11 @@ def read_descriptions(
             labels = _labels_of(content)
             order = _region_order_of(content)
             channel_names = _channel_names_of(content)
-            ignore_label = _ignore_label(labels)
+            ignored = labels.get("ignore", ())
+            if "ignore" in labels and len(ignored) != 1:
+                raise ValueError(
+                    f"labels.ignore: expected one label, got {shorten_value(list(ignored))}"
+                )
         except (InputError, ValueError) as error:
             reason = str(error).removeprefix(f"{path}: ")
             problem = f"{path}: not a dataset.json as nnU-Net writes it: {reason}"
@@ -101,16 +107,8 @@ def read_descriptions(
                 raise InputError(f"{problem}; {advice}") from None
             notes.append(f"{problem}; continuing without it")
         else:
+            ignore_label = next(iter(ignored), None)
             yield DatasetDescription(path, channel_names, labels, ignore_label, order)
-
-
-def _description_near(place: Path) -> Path | None:
-    """Return the `dataset.json` of a folder, or of a file's, or of its parent."""
-    folder = place if place.is_dir() else place.parent
-    for path in (folder / "dataset.json", folder.parent / "dataset.json"):
-        if os.path.lexists(path):
-            return path
-    return None
 
 
 def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:
@@ -121,7 +119,8 @@ def _labels_of(content: Any) -> dict[str, tuple[int, ...]]:
             f"labels: expected a mapping with names and numbers, such as {_EXAMPLE}; "
             f"got {shorten_value(labels)}"
         )
-    if all(map(_is_number, labels)) and _are_texts(labels.values()):
+    are_names = all(isinstance(name, str) for name in labels.values())
+    if are_names and all(map(_is_number, labels)):
         labels = _by_name(labels)
     numbers = {}
     for name, value in labels.items():
@@ -150,7 +149,7 @@ def _channel_names_of(content: Mapping[str, Any]) -> tuple[str, ...]:
     names = content.get(key, {})
     if isinstance(names, Mapping) and all(map(_is_number, names)):
         names = [names[number] for number in sorted(names, key=int)]
-    if not isinstance(names, list) or not _are_texts(names):
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(
             f'{key}: expected names by number, such as {{"0": "T1", "1": "FLAIR"}}; '
             f"got {shorten_value(names)}"
@@ -175,16 +174,6 @@ def _by_name(names: Mapping[str, str]) -> dict[str, str]:
     return labels
 
 
-def _ignore_label(numbers: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Return the number of the label "ignore", if there is one; ValueError if it has several."""
-    if "ignore" not in numbers:
-        return None
-    members = numbers["ignore"]
-    if len(members) != 1:
-        raise ValueError(f"labels.ignore: expected one label, got {shorten_value(list(members))}")
-    return members[0]
-
-
 def _label_number(value: Any, key: str) -> int:
     number = value
     if isinstance(value, str) and _is_number(value):
@@ -194,10 +183,6 @@ def _label_number(value: Any, key: str) -> int:
             f"{key}: expected a whole number from 0 to {MAX_LABEL}, got {shorten_value(value)}"
         )
     return number
-
-
-def _are_texts(values: Iterable[object]) -> bool:
-    return all(isinstance(value, str) for value in values)
 
 
 def _is_number(text: str) -> bool:

@@ -79,7 +79,12 @@ class RegionReading:
 
         With `lacks_background`, there is one channel more, which is computed.
         """
-        if self._allows(num_channels, lacks_background=lacks_background):
+        is_declared = num_channels + lacks_background == self.num_labels
+        if self.declares(num_channels):
+            is_declared = is_declared or not lacks_background
+        elif not self.problem and self.scheme is None and self.num_labels is None:
+            is_declared = True
+        if is_declared:
             return
         problem = f"{path}: the network's output has {counted(num_channels, 'channel')}"
         if lacks_background:
@@ -92,14 +97,6 @@ class RegionReading:
             f"{problem}, expected {self._describe_expected()}\n"
             "  Export all channels of the network, or put its own dataset.json beside its output."
         )
-
-    def _allows(self, num_channels: int, *, lacks_background: bool) -> bool:
-        """Return whether so many channels are as declared; any are if nothing is declared."""
-        if num_channels + lacks_background == self.num_labels:
-            return True
-        if self.declares(num_channels):
-            return not lacks_background
-        return not self.problem and self.scheme is None and self.num_labels is None
 
     def _describe_expected(self) -> str:
         """Return the numbers of channels that are declared, by whom, and the regions."""
