@@ -247,7 +247,8 @@ def _read_files(
     if network.kind == KIND:
         jobs.append(partial(arrays.read_label_map, headers, options))
     elif keeps_logits:
-        arrays.scores, jobs = reading_jobs(network.files, num_before=network.num_missing)
+        num_computed = int(network.lacks_background)
+        arrays.scores, jobs = reading_jobs(network.files, num_before=num_computed)
     if keeps_logits:
         arrays.image, image_jobs = reading_jobs(headers.images, arrays.nan_files)
         jobs += image_jobs

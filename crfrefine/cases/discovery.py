@@ -68,7 +68,12 @@ def discover_cases(
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
 
-    folder = _folder_of_images(image_paths)
+    folder = None
+    for path in image_paths:
+        if path.is_dir():
+            if len(image_paths) > 1:
+                raise InputError(f"{path}: give one folder of images, or the files of one case")
+            folder = path
     if folder is None:
         cases = CaseList([_case_of_files(image_paths)])
     else:
@@ -95,19 +100,6 @@ def _paths_of(paths: str | Path | Sequence[Path]) -> tuple[Path, ...]:
     if isinstance(paths, str | Path):
         return (Path(paths),)
     return tuple(map(Path, paths))
-
-
-def _folder_of_images(paths: Sequence[Path]) -> Path | None:
-    """Return the folder among the paths of images; None if all of them are files.
-
-    Raises InputError for a folder beside other paths.
-    """
-    for path in paths:
-        if path.is_dir():
-            if len(paths) > 1:
-                raise InputError(f"{path}: give one folder of images, or the files of one case")
-            return path
-    return None
 
 
 def _case_of_files(paths: tuple[Path, ...]) -> CaseFiles:

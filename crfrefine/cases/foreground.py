@@ -66,7 +66,7 @@ def holds_one_probability(header: VolumeHeader, tolerance: float = 0.0) -> bool:
 
 def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[str]]:
     """Return the channels of an output with its background, (labels, [z,] y, x), and notes."""
-    values, jobs = reading_jobs(header.files, num_before=header.num_missing)
+    values, jobs = reading_jobs(header.files, num_before=int(header.lacks_background))
     run_all(jobs, 1)
     return values, complete(values, header, input_type)
 

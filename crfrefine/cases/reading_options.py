@@ -145,8 +145,21 @@ def find_regions(
         return NO_REGIONS
 
     source = str(description.path)
+    order = description.regions_class_order
+    scheme = None
     try:
-        scheme = _described_scheme(description)
+        if description.has_regions != (order is not None):
+            raise ConfigError(
+                "it has only one of regions of several labels and regions_class_order, the label "
+                "that each region writes"
+            )
+        if order is not None:
+            regions = {}
+            for name, numbers in description.labels.items():
+                # nnU-Net leaves the background out, too.
+                if name != "ignore" and numbers != (0,):
+                    regions[" ".join(name.split())] = numbers
+            scheme = RegionScheme.of(regions, order)
     except ConfigError as error:  # It fails only files that are no softmax over labels.
         problem = (
             f"{source}: {error}\n"
@@ -154,24 +167,6 @@ def find_regions(
         )
         return RegionReading(None, source, description.num_labels, problem)
     return RegionReading(scheme, source, description.num_labels)
-
-
-def _described_scheme(description: DatasetDescription) -> RegionScheme | None:
-    """Return the regions of a description, if it has any; ConfigError if it contradicts itself."""
-    order = description.regions_class_order
-    if description.has_regions != (order is not None):
-        raise ConfigError(
-            "it has only one of regions of several labels and regions_class_order, the label that "
-            "each region writes"
-        )
-    if order is None:
-        return None
-    regions = {}
-    for name, numbers in description.labels.items():
-        # nnU-Net leaves the background out, too.
-        if name != "ignore" and numbers != (0,):
-            regions[" ".join(name.split())] = numbers
-    return RegionScheme.of(regions, order)
 
 
 @dataclass(frozen=True)

@@ -446,14 +446,9 @@ class LogitsHeader:
         return self.files[0].path
 
     @property
-    def num_missing(self) -> int:
-        """Channels that are computed: 1 for a missing background, or 0."""
-        return int(self.lacks_background)
-
-    @property
     def num_channels(self) -> int:
         """Channels in the files."""
-        return self.num_labels - self.num_missing
+        return self.num_labels - int(self.lacks_background)
 
 
 def logits_header(
