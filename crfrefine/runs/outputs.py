@@ -216,9 +216,7 @@ def _check_paths(
     for files, outputs in zip(cases, plans, strict=True):
         if files.problem:
             continue
-        written: list[Path] = []
-        for path in outputs.all():
-            written += files_written(path)
+        written = _files_written(outputs)
         places = [*written]
         if outputs.folder is not None:
             places.append(outputs.folder)
@@ -239,6 +237,11 @@ def _check_paths(
             check_no_input(path)
 
 
+def _files_written(outputs: OutputFiles) -> list[Path]:
+    """Return the files that are known from the beginning; a format may have two for a volume."""
+    return [path for name in outputs.all() for path in files_written(name)]
+
+
 def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
     """Raise InputError for a summary that would replace something else.
 
@@ -252,8 +255,7 @@ def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
     check_replaceable(path)
     outputs: set[str] = set()
     for plan in plans:
-        for output in plan.all():
-            outputs.update(map(os.path.realpath, files_written(output)))
+        outputs.update(map(os.path.realpath, _files_written(plan)))
     if suffix_of(path) or os.path.realpath(path) in outputs:
         raise InputError(
             f"{path}: the summary would replace an output of this run, or has a volume's suffix; "

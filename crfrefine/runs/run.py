@@ -123,7 +123,7 @@ def _run_cases(
                 with suppress(CrfRefineError):
                     file.append(record.to_dict())
             observer.case_ended(record)
-            is_full = any(failure.kind == StorageError.__name__ for failure in record.failures)
+            is_full = _has_failed_by(StorageError, record)
             if is_full or (options.fail_fast and record.failures):
                 break
     num_left = summary.num_cases - len(summary.cases)
@@ -141,6 +141,11 @@ def num_cases_in_flight(plan: RunPlan) -> int:
         return 1
     num_jobs = options.num_jobs or options.threads or available_threads()
     return min(num_jobs, len(plan.tasks))
+
+
+def _has_failed_by(kind: type[CrfRefineError], record: CaseRecord) -> bool:
+    """Return whether one of the failures of a case is of this kind."""
+    return any(failure.kind == kind.__name__ for failure in record.failures)
 
 
 def _write_summary(path: Path, summary: RunSummary) -> None:
@@ -184,8 +189,7 @@ def _refine_here(
             record = finish_case(settings, work, observer)
             del work  # Its arrays are freed before the next case is awaited.
             may_move = settings.options.device == "auto" and settings.device != "cpu"
-            is_lost = any(failure.kind == DeviceLostError.__name__ for failure in record.failures)
-            if may_move and is_lost:
+            if may_move and _has_failed_by(DeviceLostError, record):
                 settings = replace(settings, device="cpu")
                 observer.note(
                     "the GPU stopped working: the other cases are computed on the CPU, "

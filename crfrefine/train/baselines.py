@@ -138,23 +138,27 @@ def fit_scaling(
     values = model.values
     optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
 
+    def gradient(voxels: tuple[Tensor, Tensor], threads: int) -> tuple[Tensor, ...]:
+        logits, labels = voxels
+        return torch.autograd.grad(material.loss(model.apply(logits), labels), values)
+
     for step in range(SCALING_STEPS):
         drawn = material.draw(step, cases, BATCH_SIZE)
-
-        def gradient(case: int, threads: int, step: int = step) -> tuple[Tensor, ...]:
-            logits, labels = material.voxels[case]
-            stride = math.ceil(labels.numel() / SCALING_VOXELS)
-            some = slice(step % stride, None, stride)
-            loss = material.loss(model.apply(logits[:, some]), labels[some])
-            return torch.autograd.grad(loss, values)
-
-        gradients = workers.run_on_device(gradient, drawn)
+        shares = [_share_of_voxels(*material.voxels[case], step) for case in drawn]
+        gradients = workers.run_on_device(gradient, shares)
         for value, parts in zip(values, zip(*gradients, strict=True), strict=True):
             value.grad = mean_tensor(parts)
         half_cosine = 0.5 * (1.0 + math.cos(math.pi * step / SCALING_STEPS))
         optimizer.param_groups[0]["lr"] = SCALING_STEP_LENGTH * half_cosine
         optimizer.step()
     return model.result(are_labels=material.crops[0].regions is None)
+
+
+def _share_of_voxels(logits: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Return the logits (L, n) and labels (n,) of the voxels that a step takes, as views."""
+    stride = math.ceil(labels.numel() / SCALING_VOXELS)
+    some = slice(step % stride, None, stride)
+    return logits[:, some], labels[some]
 
 
 Choice = TypeVar("Choice")
