@@ -118,25 +118,23 @@ def make_app(worklist: Worklist, token: str, end: Callable[[], None]) -> ASGIApp
         return Response(content, media_type="application/octet-stream")
 
     def post(name: str, action: Callable[..., dict[str, Any]], kinds: dict[str, type]) -> Route:
+        """Return the route of an action; its numbers in the address are arguments, too."""
+
         async def answer(request: Request) -> Response:
             values = _checked(await _body(request), kinds)
-            return _as_json(await run_in_threadpool(action, **values))
+            return _as_json(await run_in_threadpool(action, **request.path_params, **values))
 
         return Route(f"/{name}", answer, methods=["POST"])
 
     def post_to_case(name: str, kinds: dict[str, type]) -> Route:
         """Return the route of a method of the open case."""
 
-        def act(request: Request, values: dict[str, Any]) -> dict[str, Any]:
-            action = getattr(session_of(request), name.replace("-", "_"))
-            result: dict[str, Any] = action(**values)
+        def act(number: int, **values: Any) -> dict[str, Any]:
+            method = getattr(worklist.session(number), name.replace("-", "_"))
+            result: dict[str, Any] = method(**values)
             return result
 
-        async def answer(request: Request) -> Response:
-            values = _checked(await _body(request), kinds)
-            return _as_json(await run_in_threadpool(act, request, values))
-
-        return Route(f"/case/{{number:int}}/{name}", answer, methods=["POST"])
+        return post(f"case/{{number:int}}/{name}", act, kinds)
 
     def close() -> dict[str, Any]:
         worklist.end()

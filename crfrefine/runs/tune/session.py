@@ -303,9 +303,10 @@ class Session:
             return self._save_case(corrections, parameters)
 
     def _save_case(self, corrections: Corrections, parameters: CrfParameters) -> dict[str, Any]:
-        strokes = self.strokes
         with self._whole_lock:
-            labels = self._refiner.refine(parameters, strokes=self._strokes_of(strokes)).label_map
+            self._result(parameters, None, lambda *progress: None)
+            assert self._kept is not None
+            _, strokes, _, labels = self._kept
         label_map = self.case.label_input
         like = self.case.like
         segments = named_segments(self._inputs.names.labels)

@@ -17,11 +17,11 @@ from crfrefine.base.limits import memory_left, memory_limit
 from crfrefine.cases.case import bytes_to_refine
 from crfrefine.cases.case_headers import read_case_headers
 from crfrefine.errors import CrfRefineError, InputError
+from crfrefine.parameters.model import CrfParameters
 from crfrefine.runs.tune.case import CaseRefiner, open_case
 from crfrefine.runs.tune.finding import UNTOUCHED, Corrections, TuneOptions, find_cases
 from crfrefine.runs.tune.session import Session
 
-NONE = -1  # number of no case
 _NICENESS = 10  # of threads whose results are not waited for
 _PAUSE = 0.02  # seconds after which a count that gives way to the page looks again
 
@@ -52,11 +52,6 @@ class Worklist:
         # The voxels that the CRF changes, by the number of the case; None: it cannot be refined.
         self._num_changed: dict[int, int | None] = {}
         self._has_ended = False
-
-    @property
-    def number(self) -> int:
-        """The number of the open case."""
-        return self._open
 
     def session(self, number: int) -> Session:
         """Return the open case; raise InputError if another one is open."""
@@ -94,8 +89,7 @@ class Worklist:
 
         Return the cases. The case that is open stays open if the other one cannot be read.
         """
-        if not 0 <= number < len(self._found.files):
-            raise InputError(f"{number}: no such case")
+        self._require_case(number)
         with self._lock:
             if number != self._open:
                 session = self._take(number)
@@ -103,6 +97,10 @@ class Worklist:
                 self._session = session
                 self._open = number
         return self.describe()
+
+    def _require_case(self, number: int) -> None:
+        if not 0 <= number < len(self._found.files):
+            raise InputError(f"{number}: no such case")
 
     def _take(self, number: int) -> Session:
         """Return a case that was read ahead, or read it now."""
@@ -120,8 +118,7 @@ class Worklist:
 
     def read_ahead(self, number: int) -> dict[str, Any]:
         """Begin to read the case that is probably opened next, if there is memory for two."""
-        if not 0 <= number < len(self._found.files):
-            raise InputError(f"{number}: no such case")
+        self._require_case(number)
         with self._lock:
             is_known = self._ahead is not None and self._ahead[0] == number
             if number != self._open and not is_known and not self._has_ended:
@@ -157,7 +154,7 @@ class Worklist:
                 self._counting = self._counter.submit(count)
         return {}
 
-    def _count_changed(self, number: int, parameters: Any) -> int | None:
+    def _count_changed(self, number: int, parameters: CrfParameters) -> int | None:
         inputs = self._options.inputs
         self._give_way()
         try:

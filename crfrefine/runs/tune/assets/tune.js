@@ -45,6 +45,7 @@ async function openCase(number) {
   find("case").textContent = about.case;
   const steps = spacing.map((step) => Number(step.toPrecision(3)));
   find("grid").textContent = `${grid.join("×")} voxels of ${steps.join("×")} mm`;
+  if (!find("preset").length) showPresets(about.presets);
   fill(find("modality"), modalities.map((name, order) => [order, name]), page.modality);
   for (const node of document.querySelectorAll(".dice")) node.hidden = !about.has_reference;
   find("reference-choice").hidden = !about.has_reference;
@@ -79,6 +80,11 @@ function showBrushes() {
     box.dataset.key = key;
     return make("label", { className: "choice" }, box, swatch(color), name);
   }));
+}
+
+function showPresets(names) {
+  fill(find("preset"), names.map((name) => [name, name || "as opened"]), "");
+  find("preset").append(make("option", { value: CHANGED, textContent: CHANGED, hidden: true }));
 }
 
 function showNotes(notes) {
@@ -349,9 +355,6 @@ window.addEventListener("beforeunload", (event) => {
 });
 
 attempt(ask("cases").then(async (list) => {
-  const { presets } = await ask(`case/${list.open}/describe`);
-  fill(find("preset"), presets.map((name) => [name, name || "as opened"]), "");
-  find("preset").append(make("option", { value: CHANGED, textContent: CHANGED, hidden: true }));
   startCases(page, list);
   await openCase(list.open);
   readAhead();
