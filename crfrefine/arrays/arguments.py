@@ -25,7 +25,7 @@ def given_array(value: Any, name: str) -> Array:
     `name` is that of the argument, for the message.
     """
     kind = type(value).__name__
-    library = type(value).__module__.partition(".")[0]
+    library = _library_of(value)
     if isinstance(value, str | os.PathLike):
         raise InputError(
             f"{name} is a path ({str(value)[:200]!r}); expected an array. `crfrefine infer` reads "
@@ -54,6 +54,11 @@ def given_array(value: Any, name: str) -> Array:
             f"{name} has type {array.dtype}; expected an array of real numbers, such as float32"
         )
     return array
+
+
+def _library_of(value: Any) -> str:
+    """Return the name of the package that a value's type comes from."""
+    return type(value).__module__.partition(".")[0]
 
 
 # Advice where the shapes of arguments do not fit.
@@ -221,10 +226,9 @@ def open_images(
     """
     opened = []
     for name, value in given.items():
-        library = type(value).__module__.partition(".")[0]
         if all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine")):
             opened.append(_of_nibabel(value, name))
-        elif library == "SimpleITK" and type(value).__name__ == "Image":
+        elif _library_of(value) == "SimpleITK" and type(value).__name__ == "Image":
             opened.append(_of_simple_itk(value, name))
     if not opened:
         return given, spacing

@@ -225,10 +225,9 @@ class Look:
         where = np.flatnonzero((is_low | is_high) & counts)
         if where.size:
             first = where[0]
-            plane, *others = np.unravel_index(first, values.shape)
-            voxel = (*others[::-1], plane + planes.start)
-            place = ", ".join(str(int(index)) for index in voxel)
-            self._example = f"{values.flat[first]:.4g} for label {label} at voxel ({place})"
+            plane_size = math.prod(values.shape[1:])
+            voxel = self.voxel(first + planes.start * plane_size)
+            self._example = f"{values.flat[first]:.4g} for label {label} at {voxel}"
             self._has_example_that_counts = True
         elif not self._example:
             extreme = lowest
@@ -277,6 +276,12 @@ class Look:
         """Return the flat indices of the voxels whose sum is not 1."""
         is_bad = np.abs(self.sums - 1) > tolerance
         return np.flatnonzero(is_bad & ~self.is_equal)
+
+    def voxel(self, flat_index: int | np.integer[Any]) -> str:
+        """Return a voxel in words, (x, y, z)."""
+        index = np.unravel_index(flat_index, self.sums.shape)
+        place = ", ".join(str(int(i)) for i in index[::-1])
+        return f"voxel ({place})"
 
 
 def look_at(values: Array) -> Look:
@@ -363,12 +368,11 @@ def _describe_bad_sums(look: Look, bad: NDArray[np.intp], name: str) -> str:
     """Return the error about values in [0, 1] that do not sum to 1 at the `bad` voxels."""
     sums = look.sums.reshape(-1)[bad]
     first = int((sums <= SUM_TOLERANCE).argmin())  # The first sum above zero, if there is one.
-    voxel = np.unravel_index(bad[first], look.sums.shape)
-    place = ", ".join(str(int(index)) for index in voxel[::-1])
+    voxel = look.voxel(bad[first])
     num_voxels = look.sums.size
     problem = (
         f"all values lie in [0, 1] but do not sum to 1 over the labels at {bad.size} of "
-        f"{num_voxels} voxels; the first one is voxel ({place}) with a sum of {sums[first]:.6g}"
+        f"{num_voxels} voxels; the first one is {voxel} with a sum of {sums[first]:.6g}"
     )
     advice = (
         f"  Rounded probabilities, as to 8 bits, need {BY_HAND.format('probabilities')}; one "
