@@ -149,8 +149,7 @@ class CrfParameters:
             if name == "bilateral":
                 tables = values_of(value)
                 kernels = []
-                for number, kernel in enumerate(tables):
-                    prefix = f"{name}.{number}" if len(tables) > 1 else name
+                for kernel, prefix in zip(tables, _kernel_prefixes(len(tables)), strict=True):
                     kernels.append(section_of(BilateralParameters, kernel, prefix))
                 sections[name] = tuple(kernels)
             elif name in SECTIONS:
@@ -237,8 +236,8 @@ class CrfParameters:
         """Yield the tables of the file in their order: name, prefix of its keys, content."""
         for name in SECTIONS:
             if name == "bilateral":
-                for number, kernel in enumerate(self.bilateral):
-                    prefix = f"{name}.{number}" if len(self.bilateral) > 1 else name
+                prefixes = _kernel_prefixes(len(self.bilateral))
+                for prefix, kernel in zip(prefixes, self.bilateral, strict=True):
                     yield name, prefix, kernel
             else:
                 yield name, name, getattr(self, name)
@@ -362,6 +361,13 @@ def as_parameters(parameters: CrfParameters | str | Path | None) -> CrfParameter
     )
 
 
+def _kernel_prefixes(num_kernels: int) -> list[str]:
+    """Return the prefix of each kernel's keys; it has a number if there are several kernels."""
+    if num_kernels == 1:
+        return ["bilateral"]
+    return [f"bilateral.{number}" for number in range(num_kernels)]
+
+
 def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
     """Set the value of a dotted key in a table as of `to_dict`; raises ConfigError if unknown."""
     match = _DOTTED_KEY.fullmatch(key)
@@ -376,7 +382,7 @@ def _set_entry(table: dict[str, Any], key: str, value: Any) -> None:
 
     kernels = table[name]
     if number is None and len(kernels) > 1:
-        keys = [f"bilateral.{index}.{entry}" for index in range(len(kernels))]
+        keys = [f"{prefix}.{entry}" for prefix in _kernel_prefixes(len(kernels))]
         raise ConfigError(
             f"{shorten(key)}: there are {len(kernels)} kernels; say which: {listed(keys)}"
         )
