@@ -1,4 +1,5 @@
 // What all parts of the page share: nodes, messages, and requests.
+export const CHANGED = "changed";
 export const find = (id) => document.getElementById(id);
 export const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 export const hasEnded = () => document.body.dataset.state === "ended";
@@ -17,10 +18,12 @@ export const swatch = (color) =>
 export const attempt = (promise) =>
   promise.then(() => true, (error) => { tell(error.message); return false; });
 
-// Fill a select with pairs of value and text.
-export function fill(select, pairs, chosen) {
+// Fill a select with pairs of value and text. `other` is the text of a hidden option, CHANGED: with
+// it, each of the others can be chosen again.
+export function fill(select, pairs, chosen, other = "") {
   const options = pairs.map(([value, textContent]) => make("option", { value, textContent }));
   select.replaceChildren(...options);
+  if (other) select.append(make("option", { value: CHANGED, textContent: other, hidden: true }));
   select.value = chosen;
 }
 

@@ -1,11 +1,11 @@
 // The page: asks for a case, sends its parameters when they change, and shows the answers.
-import { ask, attempt, fill, find, hasEnded, make, showEnd, swatch, tell } from "./page.js";
+import { CHANGED, ask, attempt, fill, find, hasEnded, make, showEnd, swatch, tell }
+  from "./page.js";
 import { readAhead, refreshCases, startCases } from "./cases.js";
 import { BACKGROUND } from "./drawing.js";
 import { Plane } from "./plane.js";
 import { buildControls } from "./sliders.js";
 
-const CHANGED = "changed";
 const count = (value) => value.toLocaleString("en");
 const percent = (value) => (value === null ? "–" : (100 * value).toFixed(2));
 
@@ -45,7 +45,8 @@ async function openCase(number) {
   find("case").textContent = about.case;
   const steps = spacing.map((step) => Number(step.toPrecision(3)));
   find("grid").textContent = `${grid.join("×")} voxels of ${steps.join("×")} mm`;
-  if (!find("preset").length) showPresets(about.presets);
+  const presets = about.presets.map((name) => [name, name || "as opened"]);
+  if (!find("preset").length) fill(find("preset"), presets, "", CHANGED);
   fill(find("modality"), modalities.map((name, order) => [order, name]), page.modality);
   for (const node of document.querySelectorAll(".dice")) node.hidden = !about.has_reference;
   find("reference-choice").hidden = !about.has_reference;
@@ -82,11 +83,6 @@ function showBrushes() {
   }));
 }
 
-function showPresets(names) {
-  fill(find("preset"), names.map((name) => [name, name || "as opened"]), "");
-  find("preset").append(make("option", { value: CHANGED, textContent: CHANGED, hidden: true }));
-}
-
 function showNotes(notes) {
   find("notes").hidden = !notes.length;
   const items = notes.map((textContent) => make("li", { textContent }));
@@ -97,8 +93,7 @@ function showNotes(notes) {
 
 function chooseWindows() {
   const windows = about.windows[page.modality];
-  fill(find("window"), windows.map(({ name }, order) => [order, name]), 0);
-  find("window").append(make("option", { value: CHANGED, textContent: "other", hidden: true }));
+  fill(find("window"), windows.map(({ name }, order) => [order, name]), 0, "other");
   const { low, high } = windows[1] ?? windows[0];
   const step = (high - low) / 1000;
   Object.assign(find("level"), { min: low, max: high, step });
