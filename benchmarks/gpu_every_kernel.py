@@ -69,6 +69,7 @@ def run_each(device: Any) -> set[Launched]:
     wide = _kernels(engine, image, None, [KernelSpec((300.0,) * 3, (300.0,) * 2)], "lattice", 4)
     wide.run(logits, MeanFieldSpec(_weights(4), 1.0 - np.eye(4), 5))
     _run_short_axes(engine)
+    _run_points(engine)
     _run_volumes(engine, image, mask, (4,))
     return watched.launched
 
@@ -81,7 +82,7 @@ def run_all(device: Any) -> set[Launched]:
     mask = rng.random(SHAPE) < 0.7
     logits = _normal(rng, 5)
     image = rng.random((4, *SHAPE)).astype(np.float32)
-    # A long bandwidth has all voxels on a few vertices, whose lists are cut into segments; a tiny
+    # A long bandwidth has all voxels on a few vertices, which blocks share; a tiny
     # one has keys of more than 64 bits.
     _run_mean_field(engine, logits, image, mask, "exact", 1.7, 0.4)
     _run_mean_field(engine, logits, image, mask, "truncated", 1.2, 0.4)
@@ -90,6 +91,7 @@ def run_all(device: Any) -> set[Launched]:
     _run_mean_field(engine, logits, image, mask, "lattice", 0.02, 0.001)
     _run_grids(engine, logits, image)
     _run_short_axes(engine)
+    _run_points(engine)
     _run_many_labels(engine, image, mask)
     _run_volumes(engine, image, mask, (5, 11))
     for filter_name in FILTERS[:3]:
@@ -172,6 +174,19 @@ def _run_short_axes(engine):
             values = rng.random((4, *shape), dtype=np.float32)
             image = np.zeros((0, *shape), np.float32)
             _message(engine, values, image, inside, KernelSpec((1.2,) * len(shape)), "auto", "none")
+
+
+def _run_points(engine):
+    """Points with the features of three to six blurs, filtered both ways, and their gradients."""
+    rng = np.random.default_rng(12)
+    for num_features in (2, 3, 4):
+        points = rng.normal(size=(num_features, 300)).astype(np.float32)
+        for method, num_channels in (("lattice", 1), ("lattice", 9), ("exact", 3)):
+            left, right = rng.normal(size=(2, num_channels, 300)).astype(np.float32)
+            kernel = engine.points(points, method)
+            kernel.apply(left, right[0])
+            kernel.apply(left, transposed=True)
+            kernel.feature_gradient(left, right)
 
 
 def _run_many_labels(engine, image, mask):

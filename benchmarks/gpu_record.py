@@ -48,18 +48,26 @@ class RecordingDevice(ShimDevice):
         self.found: dict[tuple[Any, ...], dict[str, Any]] = {}
         self._sizes: dict[tuple[Any, ...], int] = {}
 
-    def launch(self, source, kernel, constants, num_threads, *arguments) -> None:
+    def prepare(self, call, arguments):
+        """Prepare a launch that is remembered when it runs."""
         # of these a kernel asks, and goes another way
         nulls = tuple(argument is None for argument in arguments)
-        key = source, kernel, tuple(sorted(constants.items())), nulls
+        key = call.source, call.kernel, tuple(sorted(call.constants.items())), nulls
         size = sum(argument.nbytes for argument in arguments if isinstance(argument, np.ndarray))
-        known = self._sizes.get(key, 1 << 62)
-        if num_threads == 0 or known <= _ENOUGH or size >= known:
-            super().launch(source, kernel, constants, num_threads, *arguments)
-            return
-        self._sizes[key] = size
-        text = kernel_source(source, constants)
-        self.found[key] = _recorded(text, kernel, constants, num_threads, arguments)
+        run = super().prepare(call, arguments)
+
+        def launch() -> None:
+            known = self._sizes.get(key, 1 << 62)
+            if known <= _ENOUGH or size >= known:
+                run()
+                return
+            self._sizes[key] = size
+            text = kernel_source(call.source, call.constants)
+            self.found[key] = _recorded(
+                text, call.kernel, call.constants, call.num_items, arguments
+            )
+
+        return launch
 
 
 def _recorded(

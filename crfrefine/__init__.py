@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from crfrefine import parameters as parameters
     from crfrefine import statistics as statistics
     from crfrefine.arrays.region_scheme import RegionScheme as RegionScheme
-    from crfrefine.engines.points import Lattice as Lattice
     from crfrefine.errors import BackendUnavailableError as BackendUnavailableError
     from crfrefine.errors import CapacityError as CapacityError
     from crfrefine.errors import ConfigError as ConfigError
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     from crfrefine.errors import GridMismatchError as GridMismatchError
     from crfrefine.errors import InputError as InputError
     from crfrefine.errors import UnsupportedFormatError as UnsupportedFormatError
+    from crfrefine.filters import Lattice as Lattice
     from crfrefine.filters import bilateral_filter as bilateral_filter
     from crfrefine.filters import gaussian_filter as gaussian_filter
     from crfrefine.layer.loss import crf_loss as crf_loss
@@ -81,7 +81,7 @@ _NEED_TORCH = ("CrfRnn", "crf_loss", "layer")
 _MODULE_OF = {
     "CrfParameters": "crfrefine.parameters.model",
     "CrfRnn": "crfrefine.layer.module",
-    "Lattice": "crfrefine.engines.points",
+    "Lattice": "crfrefine.filters",
     "Plan": "crfrefine.refinement.case",
     "RefinementResult": "crfrefine.refinement.result",
     "RegionScheme": "crfrefine.arrays.region_scheme",

@@ -1,7 +1,8 @@
-"""The CRF's filters as functions: `gaussian_filter` on points, `bilateral_filter` on volumes."""
+"""The CRF's filters: `gaussian_filter` and `Lattice` on points, `bilateral_filter` on volumes."""
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -13,11 +14,13 @@ from crfrefine.base.array_types import Array, Float32
 from crfrefine.base.limits import check_threads
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
-from crfrefine.engines.point_kernels import check_word
-from crfrefine.engines.points import Lattice, finite
+from crfrefine.engines.point_kernels import TINY, CompiledPoints, PointKernel, check_word
+from crfrefine.engines.points import NORMALIZATIONS, as_float32, choose_method, finite
 from crfrefine.errors import ConfigError, InputError
 from crfrefine.parameters.sections import FILTERS, BilateralParameters
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
+
+DEVICES = ("cpu", "torch", "torch:cuda")  # of `gaussian_filter` for arrays
 
 
 def gaussian_filter(
@@ -78,14 +81,165 @@ def gaussian_filter(
 
     from crfrefine.layer.gaussian import filter_one
 
+    _refuse_device(device)
+    return filter_one(
+        values, features, method=method, normalization=normalization, mask=mask, threads=threads
+    )
+
+
+def _refuse_device(device: str) -> None:
+    """Raise ConfigError for a device other than the default one, where tensors are given."""
     if device != "cpu":
         raise ConfigError(
             "device: tensors are filtered on the device that they are on; leave "
             f"device={device!r} out"
         )
-    return filter_one(
-        values, features, method=method, normalization=normalization, mask=mask, threads=threads
-    )
+
+
+def _is_on_gpu(features: Any) -> bool:
+    """Return whether features are a tensor on a GPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(features, torch.Tensor):
+        return False
+    return bool(features.device.type != "cpu")
+
+
+class Lattice:
+    """The kernel exp(-|f_i - f_j|² / 2) of points, built once, for any number of values.
+
+    Arguments and errors are those of `gaussian_filter`. If the features are a tensor on a GPU, the
+    kernel stays there: in the GPU engine or, without CuPy, in operations of PyTorch. `device` is
+    left out then; values may be arrays or tensors, and results are of the same kind, with the
+    gradients of `crfrefine.layer.functional.gaussian_filter`.
+
+    Attributes:
+        description: the algorithm and its size, in a line.
+        num_points: N, those inside the mask.
+
+    Examples:
+        >>> import numpy as np
+        >>> from crfrefine import Lattice
+        >>> features = np.random.default_rng(0).normal(size=(500, 4))
+        >>> lattice = Lattice(features)
+        >>> smooth = lattice(np.ones((2, 500)), normalization="after")
+        >>> bool(np.allclose(smooth, 1.0))
+        True
+    """
+
+    def __init__(
+        self,
+        features: Any,
+        *,
+        method: str = "auto",
+        mask: Any = None,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        """Build the kernel of features (N, D) or (D, *grid)."""
+        check_threads(threads)
+        check_word("device", device, DEVICES)
+        self._gpu: Any = None
+        if _is_on_gpu(features):
+            from crfrefine.layer.gaussian import GpuLattice
+
+            _refuse_device(device)
+            self._gpu = GpuLattice(features, method=method, mask=mask)
+            self.num_points = self._gpu.num_points
+            self.description = self._gpu.description
+            return
+        points = given_array(features, "features")
+        if points.ndim < 2:
+            raise InputError(f"features have shape {points.shape}; expected (N, D), or (D, *grid)")
+        if points.ndim == 2:
+            points = points.T
+        self.shape = points.shape[1:]
+        self._mask = None
+        if mask is not None:
+            self._mask = given_voxels(mask, self.shape).copy()
+            points = points[:, self._mask]
+        self.num_points = math.prod(points.shape[1:])
+
+        method = choose_method(method, self.num_points, num_features=len(points))
+        points = _from_first_point(points)
+        self._kernel: PointKernel
+        if device == "cpu":  # The engine refuses features that are not finite.
+            self._kernel = CompiledPoints(as_float32(points), method, threads)
+        else:
+            from crfrefine.engines.torch.points import TorchPoints
+
+            self._kernel = TorchPoints(finite(points, "features"), method, device)
+        self.description = self._kernel.description
+        self._scale_by_normalization: dict[str, Float32] = {}
+
+    def __call__(self, values: Any, *, normalization: str = "none") -> Any:
+        """Filter values (V, N) or (V, *grid); see `gaussian_filter`."""
+        check_word("normalization", normalization, NORMALIZATIONS)
+        if self._gpu is not None:
+            return self._gpu(values, normalization)
+        channels = given_array(values, "values")
+        if channels.ndim < 2 or channels.shape[1:] != self.shape:
+            grid = ", ".join(str(extent) for extent in self.shape)
+            raise InputError(
+                f"values have shape {channels.shape}; expected (V, {grid}), one value per point "
+                "of features (N, D) or (D, *grid)"
+            )
+        sent = self._inside(channels)
+        if not len(sent):
+            return np.zeros(channels.shape, np.float32)
+        return self._everywhere(self._filter(sent, normalization))
+
+    def _inside(self, channels: Array) -> Float32:
+        """Return the values of the points, (V, N), from (V, *grid)."""
+        if self._mask is None:
+            return finite(channels.reshape(len(channels), self.num_points), "values")
+        return finite(channels[:, self._mask], "values")
+
+    def _everywhere(self, filtered: Float32) -> Float32:
+        """Return (V, *grid) from the values of the points, (V, N)."""
+        shape = (len(filtered), *self.shape)
+        if self._mask is None:
+            return filtered.reshape(shape)
+        result = np.zeros(shape, np.float32)
+        result[:, self._mask] = filtered
+        return result
+
+    def _filter(self, sent: Float32, normalization: str) -> Float32:
+        """Filter (V, N) values, and normalize."""
+        if normalization == "none":
+            return self._kernel.apply(sent)
+        if normalization == "after" and normalization not in self._scale_by_normalization:
+            means = self._kernel.mean(sent)
+            if means is not None:
+                filtered, self._scale_by_normalization["after"] = means
+                return filtered
+        # Each point's factor is the inverse of its sum of weights, or the root of that.
+        scale = self._scale_by_normalization.get(normalization)
+        if scale is None:
+            ones = np.ones((1, self.num_points), np.float32)
+            (sums,) = self._kernel.apply(ones)
+            sums = np.maximum(sums, np.float32(TINY))
+            if normalization == "symmetric":
+                sums = np.sqrt(sums)
+            scale = 1.0 / sums
+            self._scale_by_normalization[normalization] = scale
+        if normalization == "symmetric":
+            sent = sent * scale
+        return self._kernel.apply(sent, scale)
+
+
+def _from_first_point(points: Array) -> Array:
+    """Return features (D, *grid) in float32; those with more digits become offsets.
+
+    The offsets are from the first point, so that large coordinates lose no precision.
+    """
+    if points.dtype.itemsize <= np.float32().itemsize:
+        return points
+    first_place = (slice(1),) * (points.ndim - 1)
+    first = points[(slice(None), *first_place)]
+    moved = np.empty(points.shape, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.subtract(points, first, out=moved, dtype=np.float64, casting="unsafe")
+    return moved
 
 
 def bilateral_filter(

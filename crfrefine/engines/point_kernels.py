@@ -45,6 +45,16 @@ class PointKernel(Protocol):
         """
 
 
+class DifferentiablePoints(PointKernel, Protocol):
+    """A kernel of points with what gradients need, on arrays or on tensors of a GPU."""
+
+    def apply(self, values: Any, scale: Any = None, *, transposed: bool = False) -> Any:
+        """Filter with the kernel or its transpose; see `PointKernel.apply`."""
+
+    def feature_gradient(self, left: Any, right: Any) -> Any:
+        """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N)."""
+
+
 class CompiledPoints:
     """The kernel of points in the C++ engine; see `PointKernel`."""
 

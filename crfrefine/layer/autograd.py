@@ -88,7 +88,7 @@ class MeanField(torch.autograd.Function):
         for item, tape in zip(groups, tapes, strict=True):
             saved += [item.logits, to_tensor(tape.record), item.weights, item.compatibility]
             saved += [item.temperature, item.bias, item.image]
-            refined.append(_in_pytorchs_memory(to_tensor(tape.logits)).to(item.logits.device))
+            refined.append(to_own_tensor(tape.logits).to(item.logits.device))
         ctx.save_for_backward(*saved)
         ctx.tapes = [replace(tape, logits=_NOTHING, record=_NOTHING) for tape in tapes]
         return tuple(refined)
@@ -124,8 +124,7 @@ class MeanField(torch.autograd.Function):
             tensor = None
             if is_needed and kind is not None:
                 dtype, device = kind
-                gradient = _in_pytorchs_memory(to_tensor(value))
-                tensor = torch.as_tensor(gradient, dtype=dtype, device=device)
+                tensor = torch.as_tensor(to_own_tensor(value), dtype=dtype, device=device)
             tensors.append(tensor)
         return None, None, *tensors
 
@@ -171,11 +170,12 @@ def to_tensor(array: Any) -> Any:
     return array
 
 
-def _in_pytorchs_memory(value: Any) -> Any:
-    """Copy a GPU tensor that an engine shares into PyTorch's own memory; return others as they are.
+def to_own_tensor(array: Any) -> Any:
+    """Return an engine's result as a tensor, on a GPU copied into PyTorch's own memory.
 
     PyTorch knows which streams still read such a tensor, but not which read a shared one.
     """
+    value = to_tensor(array)
     if isinstance(value, Tensor) and value.device.type != "cpu":
         return value.clone()
     return value

@@ -117,6 +117,7 @@ def mean_field(
     masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
     labels: list[Tensor | None] = [None] * len(logits)
     if kernels is None:
+        inputs.check_values(image.detach(), logits, masks)
         wanted = _kernel_set(bandwidths, image, num_labels, checked)
         labels = _labels_taking_part(logits, masks, ModelSpec(wanted, run), label_threshold)
         specs = _specs_by_item(wanted, labels)
@@ -125,12 +126,11 @@ def mean_field(
         precision = str(dtype).removeprefix("torch.")
         call = _BuiltFor(len(weights), image_shape, precision, num_labels)
         _check_kernels(kernels, len(logits), call)
-
-    # Kernels with a mask that was not given here tell only how many voxels it has, so that it is
-    # unknown which logits count.
-    grid_size = logits[0, 0].numel()
-    if mask is not None or all(item.num_voxels == grid_size for item in kernels):
-        inputs.check_logits(logits, masks)
+        # Kernels with a mask that was not given here tell only how many voxels it has, so that it
+        # is unknown which logits count.
+        grid_size = logits[0, 0].numel()
+        if mask is not None or all(item.num_voxels == grid_size for item in kernels):
+            inputs.check_logits(logits, masks)
 
     batch = _Batch(logits.to(dtype), image, labels, masks)
     items = _refine_items(batch, kernels, run, model)
@@ -232,7 +232,8 @@ def _labels_taking_part(
 ) -> list[Tensor | None]:
     """Return the labels of each batch item that take part; None means all."""
     everything: list[Tensor | None] = [None] * len(logits)
-    if label_threshold == 0.0 or model.mean_field.volume_weight > 0.0:
+    # Of two labels, both take part always.
+    if label_threshold == 0.0 or model.mean_field.volume_weight > 0.0 or logits.shape[1] == 2:
         return everything
     thresholds = find_thresholds(label_threshold, model)
     if thresholds.leave_out_nothing:
@@ -441,6 +442,7 @@ def build_kernels(
     bandwidths = _bandwidths(bilateral, theta_gamma, image)
     wanted = _kernel_set(bandwidths, image, num_labels, checked)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
+    inputs.check_finite(image.detach())
     return _build(image, [wanted] * len(image), spacing, masks, threads, copy=copy)
 
 
@@ -511,7 +513,6 @@ def _build(
 
     def build(index: int) -> Kernels:
         item = image.detach()[index]
-        inputs.check_finite(item, index)
         values = to_array(item.to(device, dtype, copy=copy))
         inside = masks[index]
         mask = None if inside is None else inside.cpu().numpy()

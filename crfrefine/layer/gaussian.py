@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array, given_voxels
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.point_kernels import MAX_VALUE, TINY, CompiledPoints, check_word
+from crfrefine.engines.point_kernels import MAX_VALUE, check_word
 from crfrefine.engines.points import NORMALIZATIONS, choose_method
-from crfrefine.engines.torch.points import tensor_kernel
 from crfrefine.errors import InputError
-from crfrefine.layer.autograd import outside_graphs, to_array
+from crfrefine.layer import inputs
+from crfrefine.layer.autograd import outside_graphs
+from crfrefine.layer.point_filter import normalized, point_filter
 
 
 @outside_graphs
@@ -34,10 +35,11 @@ def gaussian_filter(
 
     The gradient with respect to the values is the transpose of the computed filter, bit for bit.
     The gradient with respect to the features is the derivative of the Gaussian: exact with
-    method="exact", while with the lattice its error is that of the values. float32 on the CPU runs
-    in the C++ engine; float64, and any GPU, in plain operations of PyTorch. `torch.func.grad` and
-    `vjp` work; `vmap` and `jvp` do not. Second derivatives exist only with respect to the values,
-    in float64 or on a GPU.
+    method="exact", while with the lattice its error is that of the values. float32 runs in the C++
+    engine on the CPU, and in the GPU engine on a GPU, for which CuPy must be installed; float64
+    runs in plain operations of PyTorch. `torch.func.grad` and `vjp` work; `vmap` and `jvp` do not.
+    Second derivatives exist only with respect to the values, in float64 or on a GPU, and take
+    operations of PyTorch.
 
     Args:
         values: (B, V, N) or (B, V, *grid).
@@ -77,20 +79,17 @@ def gaussian_filter(
     grid = tuple(values.shape[2:])
     inside = None
     if mask is not None:
-        if isinstance(mask, Tensor):
-            mask = mask.detach().float().cpu()
-        inside = torch.from_numpy(given_voxels(mask, grid).flatten()).to(values.device)
+        inside = _voxels_inside(mask, grid, values.device)
         sent = sent[..., inside]
         points = points[..., inside]
         grid = (points.shape[2],)
-    _check_finite("values", sent)
-    _check_finite("features", points)
+    _check_finite({"values": sent, "features": points})
 
     method = choose_method(method, points.shape[2], points.shape[1])
     items = []
     for index in range(len(sent)):
-        kernel = _kernel(points[index], grid, method, threads)
-        items.append(_normalized(kernel, sent[index], normalization))
+        kernel = point_filter(points[index], grid, method, threads)
+        items.append(normalized(kernel, sent[index], normalization))
     filtered = torch.stack(items)
     if inside is not None:
         everywhere = filtered.new_zeros(*filtered.shape[:2], len(inside))
@@ -120,6 +119,76 @@ def filter_one(values: Tensor, features: Any, **options: Any) -> Tensor:
     return filtered
 
 
+class GpuLattice:
+    """The kernel of points whose features are a tensor on a GPU; see `crfrefine.Lattice`.
+
+    Attributes:
+        num_points: N, those inside the mask.
+        description: the algorithm and its size, in a line.
+    """
+
+    def __init__(self, features: Tensor, *, method: str, mask: Any = None) -> None:
+        """Build the kernel of features (N, D) or (D, *grid)."""
+        if features.ndim < 2 or not features.is_floating_point():
+            raise InputError(
+                f"features are {tuple(features.shape)} of {features.dtype}; expected floating-"
+                "point numbers (N, D), or (D, *grid)"
+            )
+        if features.ndim == 2:
+            features = features.T
+        self._shape = tuple(features.shape[1:])
+        self._device = features.device
+        points = features.to(inputs.compute_dtype(features)).flatten(1)
+        self._inside = None
+        if mask is not None:
+            self._inside = _voxels_inside(mask, self._shape, self._device)
+            points = points[:, self._inside]
+        self._dtype = points.dtype
+        self.num_points = points.shape[1]
+        _check_finite({"features": points})
+        method = choose_method(method, self.num_points, len(points))
+        self._kernel = point_filter(points, (self.num_points,), method, None)
+        self.description = f"{method}, on {self._device}"
+        # The kernel is built now, so that errors come from here.
+        self._kernel(points.detach().new_zeros(1, self.num_points))
+
+    def __call__(self, values: Any, normalization: str) -> Any:
+        """Filter (V, N) or (V, *grid) values; see `crfrefine.Lattice`."""
+        is_tensor = isinstance(values, Tensor)
+        if not is_tensor:
+            array = given_array(values, "values")
+            values = torch.from_numpy(np.array(array, np.float32, order="C"))
+        channels = values.to(self._device)
+        if channels.ndim < 2 or tuple(channels.shape[1:]) != self._shape:
+            grid = ", ".join(str(extent) for extent in self._shape)
+            raise InputError(
+                f"values have shape {tuple(channels.shape)}; expected (V, {grid}), one value per "
+                "point of features (N, D) or (D, *grid)"
+            )
+        if not len(channels):
+            return values.clone() if is_tensor else values.numpy()
+        sent = channels.to(self._dtype).flatten(1)
+        if self._inside is not None:
+            sent = sent[:, self._inside]
+        _check_finite({"values": sent})
+        filtered = normalized(self._kernel, sent, normalization)
+        if self._inside is not None:
+            everywhere = filtered.new_zeros(len(filtered), len(self._inside))
+            everywhere[:, self._inside] = filtered
+            filtered = everywhere
+        result = filtered.reshape(channels.shape)
+        if not is_tensor:
+            return result.cpu().numpy()
+        return result.to(values.device, values.dtype)
+
+
+def _voxels_inside(mask: Any, grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return where a mask of the grid is not zero, as a list of points on a device."""
+    if isinstance(mask, Tensor):
+        mask = mask.detach().float().cpu()
+    return torch.from_numpy(given_voxels(mask, grid).flatten()).to(device)
+
+
 def _check_kind(name: str, tensor: Any) -> None:
     """Raise InputError unless a value is a tensor of floating-point numbers with a grid."""
     if not isinstance(tensor, Tensor):
@@ -143,158 +212,32 @@ def _check_fit(values: Tensor, features: Tensor) -> None:
         )
 
 
-def _check_finite(name: str, tensor: Tensor) -> None:
-    """Raise InputError if a number is not finite, or too large for the engine."""
-    if not tensor.numel():
-        return
-    largest = torch.finfo(tensor.dtype).max
-    if tensor.dtype == torch.float32:
-        largest = MAX_VALUE
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise InputError if a number is not finite, or too large for the engine.
+
+    The host waits once for a GPU.
+    """
+    limits = {}
+    tests = []
+    name = ""
     try:
-        ends = torch.stack(tensor.detach().aminmax())
-        is_finite = bool(ends.abs().max() <= largest)
+        for name, tensor in tensors.items():
+            if not tensor.numel():
+                continue
+            limits[name] = torch.finfo(tensor.dtype).max
+            if tensor.dtype == torch.float32:
+                limits[name] = MAX_VALUE
+            ends = torch.stack(tensor.detach().aminmax())
+            tests.append(ends.abs().max() <= limits[name])
+        name = next(iter(tensors))
+        are_finite = torch.stack(tests).tolist() if tests else []
     except RuntimeError as error:  # Tensors under vmap hold no numbers that Python can read.
         raise InputError(
             f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)"
         ) from error
-    if not is_finite:
-        raise InputError(
-            f"{name}: expected finite numbers up to {largest:.0e}, found NaN, infinity or larger; "
-            "has the training diverged?"
-        )
-
-
-# Returns the product of (V, N) values with a kernel.
-PointFilter = Callable[[Tensor], Tensor]
-
-
-def _kernel(
-    features: Tensor, grid: tuple[int, ...], method: str, threads: int | None
-) -> PointFilter:
-    """Return the kernel of (D, N) features on a grid."""
-    if features.dtype == torch.float32 and features.device.type == "cpu":
-        built = _BuiltOnce(grid, method, threads)
-
-        def compiled(values: Tensor) -> Tensor:
-            filtered = _Filter.apply(values, features, built)  # type: ignore[no-untyped-call]
-            return filtered  # type: ignore[no-any-return]
-
-        return compiled
-
-    kernel = tensor_kernel(features.T, method)
-    return lambda values: kernel(values.T).T
-
-
-def _normalized(kernel: PointFilter, values: Tensor, normalization: str) -> Tensor:
-    """Filter (V, N) values, and divide by sums of weights as "none", "after" or "symmetric"."""
-    if normalization == "none":
-        return kernel(values)
-    ones = values.new_ones(1, values.shape[1])
-    if normalization == "after":
-        filtered = kernel(torch.cat([values, ones]))
-        return filtered[:-1] / filtered[-1:].clamp(min=TINY)
-    scale = kernel(ones).clamp(min=TINY).rsqrt()
-    return kernel(values * scale) * scale
-
-
-class _BuiltOnce:
-    """The compiled kernel of an item's points, built when `_Filter` first filters with it.
-
-    Under a function transform, features have numbers only inside of `_Filter`.
-    """
-
-    def __init__(self, grid: tuple[int, ...], method: str, threads: int | None) -> None:
-        self._grid = grid
-        self._method = method
-        self._threads = threads
-        self._kernel: CompiledPoints | None = None
-
-    def kernel(self, features: Tensor) -> CompiledPoints:
-        """Return the kernel of (D, N) features, the same in each call."""
-        if self._kernel is None:
-            points = to_array(features).reshape(-1, *self._grid)
-            threads = self._threads or torch.get_num_threads()
-            self._kernel = CompiledPoints(points, self._method, threads)
-        return self._kernel
-
-
-class _Filter(torch.autograd.Function):
-    """The C++ engine's filter, without normalization."""
-
-    @staticmethod
-    def forward(values: Tensor, features: Tensor, built: _BuiltOnce) -> Tensor:
-        """Filter (V, N) values with (D, N) features."""
-        return torch.from_numpy(built.kernel(features).apply(to_array(values)))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Save the kernel, and if the features need a gradient, values and features.
-
-        PyTorch then refuses the backward pass if these have changed since.
-        """
-        values, features, built = inputs
-        if ctx.needs_input_grad[1]:
-            ctx.save_for_backward(values, features)
-        else:
-            ctx.save_for_backward(None, None)
-        ctx.kernel = built.kernel(features)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients with respect to values and features."""
-        values, _ = ctx.saved_tensors
-        wants_values, wants_features, _ = ctx.needs_input_grad
-        wanted = (wants_values, wants_features)
-        grads = _Gradients.apply(grad, values, ctx.kernel, *wanted)  # type: ignore[no-untyped-call]
-        return *grads, None
-
-    @staticmethod
-    def vmap(*_: Any) -> None:
-        """Refuse: the engine filters item by item."""
-        raise InputError(
-            "gaussian_filter in float32 on the CPU does not work with torch.func.vmap, jacrev or "
-            "jacfwd; float64 does with jacrev"
-        )
-
-    @staticmethod
-    def jvp(*_: Any) -> None:
-        """Refuse forward mode: only gradients exist."""
-        raise InputError(
-            "gaussian_filter has no derivatives in forward mode; use torch.func.vjp or grad"
-        )
-
-
-class _Gradients(torch.autograd.Function):
-    """The gradients of `_Filter`: a separate node, so that function transforms reach the engine."""
-
-    @staticmethod
-    def forward(
-        grad: Tensor,
-        values: Tensor | None,
-        kernel: CompiledPoints,
-        wants_values: bool,
-        wants_features: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the gradients that are wanted."""
-        by_output = to_array(grad)
-        by_values = None
-        by_features = None
-        if wants_values:
-            by_values = torch.from_numpy(kernel.apply(by_output, transposed=True))
-        if wants_features and values is not None:
-            by_features = torch.from_numpy(kernel.feature_gradient(by_output, to_array(values)))
-        return by_values, by_features
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
-        """Save nothing."""
-
-    vmap = _Filter.vmap
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, ...]:
-        """Refuse: second derivatives need float64."""
-        raise InputError(
-            "gaussian_filter has no second derivatives in float32 on the CPU; float64 has those "
-            "with respect to the values"
-        )
+    for (name, limit), is_finite in zip(limits.items(), are_finite, strict=True):
+        if not is_finite:
+            raise InputError(
+                f"{name}: expected finite numbers up to {limit:.0e}, found NaN, infinity or "
+                "larger; has the training diverged?"
+            )

@@ -266,17 +266,28 @@ def check_logits(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
             )
 
 
-def check_finite(image: Tensor, index: int) -> None:
-    """Raise InputError if the image (M, *grid) of a batch item contains NaN or infinity."""
-    if not image.is_floating_point():
+def check_finite(image: Tensor) -> None:
+    """Raise InputError if the image (B, M, *grid) contains NaN or infinity."""
+    if not image.is_floating_point() or torch.isfinite(image).all():
         return
-    for modality, channel in enumerate(image):
-        count = channel.numel() - int(torch.isfinite(channel).sum())
-        if count:
-            raise InputError(
-                f"image: modality {modality} of batch item {index} has {count} values that are not "
-                "finite (NaN or infinity)"
-            )
+    for index, item in enumerate(image):
+        for modality, channel in enumerate(item):
+            count = channel.numel() - int(torch.isfinite(channel).sum())
+            if count:
+                raise InputError(
+                    f"image: modality {modality} of batch item {index} has {count} values that are "
+                    "not finite (NaN or infinity)"
+                )
+
+
+def check_values(image: Tensor, logits: Tensor, masks: Sequence[Tensor | None]) -> None:
+    """Raise the errors of `check_finite` and `check_logits`; the host waits once for a GPU."""
+    are_usable = logits.detach().amax() < math.inf
+    if image.is_floating_point():
+        are_usable = are_usable & torch.isfinite(image).all()
+    if not are_usable:
+        check_finite(image)
+        check_logits(logits, masks)
 
 
 # A channel is constant if its deviation, or the range of its percentiles, is at most this.
@@ -296,8 +307,7 @@ def normalize_batch(
     The statistics of each item are taken inside the mask, and have gradients, too. Where no
     gradient is needed, float32 on the CPU is normalized by the code of `crfrefine.refine`.
     """
-    for index, item in enumerate(image):
-        check_finite(item, index)
+    check_finite(image)
     masks = masks_by_item(mask, len(image), image.shape[2:])
     items = []
     for item, inside in zip(image, masks, strict=True):
@@ -358,9 +368,10 @@ def _inside(channel: Tensor, mask: Tensor | None) -> Tensor:
 
 def _scaled(channel: Tensor, shift: Tensor, width: Tensor) -> Tensor:
     """Return a channel minus a shift, over a width; zeros if the channel is constant."""
-    if float(width.detach()) > _CONSTANT:
-        return (channel - shift) / width
-    return torch.zeros_like(channel)
+    is_constant = width.detach() <= _CONSTANT
+    divisor = torch.where(is_constant, torch.ones_like(width), width)
+    scaled = (channel - shift) / divisor
+    return torch.where(is_constant, torch.zeros_like(scaled), scaled)
 
 
 def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:

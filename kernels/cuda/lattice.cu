@@ -1,53 +1,96 @@
 // Filtering on the permutohedral lattice: splat, blur and slice. Sums are gathered in a fixed
-// order: the same bits on every run. CRF_WIDTH: channels that are filtered together.
+// order: the same bits on every run. CRF_WIDTH: channels that are filtered together. CRF_THREADS:
+// per block of `splat`.
 #include "cuda/launch.h"
 
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
-// One thread per piece of the vertices' lists: the weighted sum of its voxels' values, in units of
-// the 16-bit weights. scale: (voxel) factors of the values, or nullptr for ones. entry_*: (entry).
-// piece_begin: (piece + 1). piece_row: (piece) row of the sum.
-CRF_KERNEL(splat, const Channels* values, const Real* scale, const uint32* entry_voxel,
-           const uint16* entry_weight, const uint32* piece_begin, const uint32* piece_row,
-           int64 num_pieces, Channels* rows) {
-    const int64 i = thread_number();
-    if (i >= num_pieces) return;
-    const int64 end = piece_begin[i + 1];
-    Channels total = zero_row<CRF_WIDTH>();
-    CRF_UNROLL_BY_4
-    for (int64 entry = piece_begin[i]; entry < end; ++entry) {
-        const uint32 n = entry_voxel[entry];
-        const Real weight = static_cast<Real>(entry_weight[entry]);
-        add_scaled(total, values[n], scale ? weight * scale[n] : weight);
+// A power of two of a block's threads, `lanes`, share a vertex: the weighted sum of the values in
+// the vertex's list, in units of the 16-bit weights. scale: (voxel) factors of the values, or
+// nullptr for ones. entry_*: (entry) of all lists. begin: (vertex + 1) where each list begins.
+CRF_BLOCK_KERNEL(splat, const Channels* values, const Real* scale, const uint32* entry_voxel,
+                 const uint16* entry_weight, const int64* begin, int64 num_vertices, int lanes,
+                 Channels* rows) {
+    CRF_SHARED(Channels, part, CRF_THREADS);
+    const int64 first_vertex = block_number() * (CRF_THREADS / lanes);
+    CRF_PHASE(thread) {
+        const int64 vertex = first_vertex + thread / lanes;
+        Channels total = zero_row<CRF_WIDTH>();
+        if (vertex < num_vertices) {
+            const int64 end = begin[vertex + 1];
+            CRF_UNROLL_BY_4
+            for (int64 entry = begin[vertex] + thread % lanes; entry < end; entry += lanes) {
+                const uint32 n = entry_voxel[entry];
+                const Real weight = static_cast<Real>(entry_weight[entry]);
+                add_scaled(total, values[n], scale ? weight * scale[n] : weight);
+            }
+        }
+        part[thread] = total;
     }
-    rows[piece_row[i]] = total;
+    for (int half = lanes / 2; half > 0; half /= 2) {
+        CRF_PHASE(thread) {
+            if (thread % lanes >= half) continue;
+            Channels total = part[thread];
+            const Channels other = part[thread + half];
+            add_scaled(total, other, Real(1.0));
+            part[thread] = total;
+        }
+    }
+    CRF_PHASE(thread) {
+        const int64 vertex = first_vertex + thread / lanes;
+        if (thread % lanes > 0 || vertex >= num_vertices) continue;
+        const Channels total = part[thread];
+        rows[vertex] = total;
+    }
 }
 
-// One thread per piece of a list of rows: their sum. No row that is written in a launch is read in
-// it.
-CRF_KERNEL(sum_pieces, const uint32* piece_begin, const uint32* piece_row, int64 num_pieces,
-           Channels* rows) {
-    const int64 i = thread_number();
-    if (i >= num_pieces) return;
-    const int64 end = piece_begin[i + 1];
-    Channels total = zero_row<CRF_WIDTH>();
-    CRF_UNROLL_BY_4
-    for (int64 row = piece_begin[i]; row < end; ++row) add_scaled(total, rows[row], Real(1.0));
-    rows[piece_row[i]] = total;
+// The neighbors of all vertices, (direction, vertex), -1 = absent, and the directions of a launch.
+struct Neighbors {
+    const int* before;
+    const int* after;
+    int64 num_vertices;
+    int first, step;  // the directions are first, first + step, ...
+};
+
+// A vertex's row after [1 2 1] / 2 along the first `Count` directions of a launch; each row has the
+// bits that it has if every direction has a launch of its own.
+template <int Count>
+CRF_D Channels blurred(const Channels* from, const Neighbors& neighbors, int64 vertex) {
+    if constexpr (Count == 0) {
+        return from[vertex];
+    } else {
+        const int64 direction = neighbors.first + (Count - 1) * neighbors.step;
+        const int64 place = direction * neighbors.num_vertices + vertex;
+        const int down = neighbors.before[place], up = neighbors.after[place];
+        Channels total = blurred<Count - 1>(from, neighbors, vertex);
+        if (down >= 0) add_scaled(total, blurred<Count - 1>(from, neighbors, down), Real(0.5));
+        if (up >= 0) add_scaled(total, blurred<Count - 1>(from, neighbors, up), Real(0.5));
+        return total;
+    }
 }
 
-// One thread per vertex, [1 2 1] / 2 along one direction; the missing factors are in `amplitude` of
-// slice_values.
-CRF_KERNEL(blur, const Channels* from, const int* before, const int* after, int64 num_vertices,
-           Channels* to) {
-    const int64 v = thread_number();
-    if (v >= num_vertices) return;
-    Channels total = from[v];
-    const int down = before[v], up = after[v];
-    if (down >= 0) add_scaled(total, from[down], Real(0.5));
-    if (up >= 0) add_scaled(total, from[up], Real(0.5));
-    to[v] = total;
+// One thread per vertex: its row after one, two or three directions; the missing factors are in
+// `amplitude` of slice_values.
+template <int Count>
+CRF_D void blur_rows(const Channels* from, const Neighbors& neighbors, Channels* to) {
+    const int64 vertex = thread_number();
+    if (vertex < neighbors.num_vertices) to[vertex] = blurred<Count>(from, neighbors, vertex);
+}
+
+CRF_KERNEL(blur_1, const Channels* from, const int* before, const int* after, int64 num_vertices,
+           int first, int step, Channels* to) {
+    blur_rows<1>(from, {before, after, num_vertices, first, step}, to);
+}
+
+CRF_KERNEL(blur_2, const Channels* from, const int* before, const int* after, int64 num_vertices,
+           int first, int step, Channels* to) {
+    blur_rows<2>(from, {before, after, num_vertices, first, step}, to);
+}
+
+CRF_KERNEL(blur_3, const Channels* from, const int* before, const int* after, int64 num_vertices,
+           int first, int step, Channels* to) {
+    blur_rows<3>(from, {before, after, num_vertices, first, step}, to);
 }
 
 // One thread per voxel: sum += channel_weight * amplitude * scale * (values of its vertices,

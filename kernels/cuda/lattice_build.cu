@@ -2,6 +2,7 @@
 // numbers, their neighbors, and the lists that splatting reads. Compiled without fused
 // multiply-adds: keys and weights are those of cpu/lattice_build.cpp, bit for bit. CRF_FEATURES:
 // dimensions D of the lattice. CRF_WIDE_KEYS: 1 if a vertex needs up to 128 bits instead of 64.
+// CRF_THREADS: per block of the kernels that read the whole table.
 #include "cuda/launch.h"
 #include "lattice_math.h"
 
@@ -11,6 +12,7 @@ constexpr uint64 kEmpty = ~0ull;
 // a table that is at most half full has chains of a few dozen; longer chains mean that it is full
 constexpr int kMostProbes = 512;
 constexpr int kProbesBetween = 32;  // between two looks at whether another chain was too long
+constexpr int kRun = 16;            // neighboring slots of the table that one thread reads
 
 // Keys are stored as low words and, if they are wide, high ones. A slot of the table holds the key,
 // or a corner that has a wide key.
@@ -117,20 +119,80 @@ CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64
     compare_and_swap(overflow, 0, 1);
 }
 
-// One thread per vertex: its key, from the slot that holds it.
-CRF_KERNEL(read_vertices, const uint64* key_low, const uint64* key_high, const uint64* table,
-           const int64* slots, int64 num_vertices, uint64* vertex_low, uint64* vertex_high) {
-    const int64 v = thread_number();
-    if (v < num_vertices)
-        store_key(key_in(table[slots[v]], key_low, key_high), vertex_low, vertex_high, v);
+// The used slots among those of a thread: `first`, ...
+CRF_D int count_used(const uint64* table, int64 num_slots, int64 first) {
+    int count = 0;
+    for (int64 slot = first; slot < first + kRun && slot < num_slots; ++slot)
+        if (table[slot] != kEmpty) ++count;
+    return count;
 }
 
-// One thread per vertex: order[v] is the place of the vertex's key among those read; its slot gets
-// the vertex's number.
-CRF_KERNEL(number_slots, const int64* order, const int64* slots, int64 num_vertices,
-           uint32* slot_vertex) {
+// The used slots of each block. counts: (block).
+CRF_BLOCK_KERNEL(count_vertices, const uint64* table, int64 num_slots, uint64* counts) {
+    CRF_SHARED(int, found, CRF_THREADS);
+    CRF_PHASE(thread) {
+        const int64 first = (block_number() * CRF_THREADS + thread) * kRun;
+        const int count = count_used(table, num_slots, first);
+        found[thread] = count;
+    }
+    for (int half = CRF_THREADS / 2; half > 0; half /= 2) {
+        CRF_PHASE(thread) {
+            if (thread >= half) continue;
+            const int own = found[thread], other = found[thread + half];
+            found[thread] = own + other;
+        }
+    }
+    CRF_PHASE(thread) {
+        if (thread > 0) continue;
+        const int total = found[0];
+        counts[block_number()] = static_cast<uint64>(total);
+    }
+}
+
+// The slots and the keys of all vertices, in the order of their slots. ends: (block) sums of
+// `counts` up to each block's.
+CRF_BLOCK_KERNEL(list_vertices, const uint64* table, int64 num_slots, const uint64* ends,
+                 const uint64* key_low, const uint64* key_high, uint32* used_slot, uint64* used_low,
+                 uint64* used_high) {
+    CRF_SHARED(int, found, CRF_THREADS);
+    CRF_PER_THREAD(int, before);
+    CRF_PHASE(thread) {
+        const int64 first = (block_number() * CRF_THREADS + thread) * kRun;
+        const int count = count_used(table, num_slots, first);
+        found[thread] = count;
+    }
+    // Sums up to each thread's count.
+    for (int step = 1; step < CRF_THREADS; step *= 2) {
+        CRF_PHASE(thread) { before[thread] = thread >= step ? found[thread - step] : 0; }
+        CRF_PHASE(thread) {
+            const int own = found[thread];
+            found[thread] = own + before[thread];
+        }
+    }
+    CRF_PHASE(thread) {
+        const int64 block = block_number();
+        const int64 first = (block * CRF_THREADS + thread) * kRun;
+        int64 vertex = (block > 0 ? static_cast<int64>(ends[block - 1]) : 0) +
+                       (thread > 0 ? found[thread - 1] : 0);
+        for (int64 slot = first; slot < first + kRun && slot < num_slots; ++slot) {
+            const uint64 owner = table[slot];
+            if (owner == kEmpty) continue;
+            used_slot[vertex] = static_cast<uint32>(slot);
+            store_key(key_in(owner, key_low, key_high), used_low, used_high, vertex);
+            ++vertex;
+        }
+    }
+}
+
+// One thread per vertex: order[v] is its place among those listed; its slot gets its number.
+CRF_KERNEL(number_slots, const int64* order, const uint32* used_slot, const uint64* used_low,
+           const uint64* used_high, int64 num_vertices, uint32* slot_vertex, uint64* vertex_low,
+           uint64* vertex_high) {
     const int64 v = thread_number();
-    if (v < num_vertices) slot_vertex[slots[order[v]]] = static_cast<uint32>(v);
+    if (v >= num_vertices) return;
+    const int64 place = order[v];
+    slot_vertex[used_slot[place]] = static_cast<uint32>(v);
+    store_key(key_from(used_low, used_high, place), vertex_low, vertex_high, v);
 }
 
 // One thread per corner: its vertex.

@@ -22,14 +22,10 @@ constexpr int kGroups = (kChannels + CRF_WIDTH - 1) / CRF_WIDTH;
 constexpr Real kVanished = Real(
     -1e4);  // its exponential is 0, and so are products with it, even if a logit is minus infinity
 constexpr bool kImplied = kChannels < kLabels;
-constexpr double kFlipsAtConvergence = 1e-4;  // of the voxels, in the last step
 
 // Sums over the voxels. Without messages, the first sum keeps its value. kUnary: sum Q log Q - <a /
 // T, Q>, new marginals, logits a relative to the largest.
 enum { kQuadratic, kUnary, kLargest, kDivergence, kFlips, kNumSums };
-
-// The run's state; the energies of the steps follow.
-enum { kStartUnary, kShift, kNumSteps, kConverged, kNumStates };
 
 // Label l's part of KL(now || old), a sum of p (r - 1 - log r) with r = old / now: none is
 // negative, and near r = 1 nothing cancels. An implied marginal is 1 minus the others: differences
@@ -188,30 +184,5 @@ CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bia
     CRF_UNROLL
     for (int i = 0; i < kNumSums; ++i)
         if (messages || i > kQuadratic) partial[i * num_threads + thread] = sums[i];
-}
-
-// A single thread, after the first marginals. totals: (sum).
-CRF_KERNEL(begin_run, const double* totals, double* state) {
-    if (thread_number() != 0) return;
-    state[kStartUnary] = totals[kUnary];
-    state[kShift] = totals[kLargest];
-    state[kNumSteps] = state[kConverged] = 0.0;
-}
-
-// A single thread: the energy at the start of the step, and whether the run has converged.
-// of_volumes: energy of the volume term, 0 without it. tolerance: mean divergence per voxel that
-// counts as converged; 0: never.
-CRF_KERNEL(end_step, const double* totals, int64 num_voxels, double of_volumes, double tolerance,
-           double* state) {
-    if (thread_number() != 0) return;
-    const int t = static_cast<int>(state[kNumSteps]);
-    state[kNumStates + t] =
-        state[kStartUnary] + 0.5 * totals[kQuadratic] + of_volumes - state[kShift];
-    state[kStartUnary] = totals[kUnary];
-    state[kNumSteps] = t + 1;
-    const double voxels = static_cast<double>(num_voxels);
-    if (tolerance > 0.0 && totals[kDivergence] / voxels < tolerance &&
-        totals[kFlips] < kFlipsAtConvergence * voxels)
-        state[kConverged] = 1.0;
 }
 }  // namespace crf

@@ -39,7 +39,7 @@ def _refined(engine, case, **changes):
 @pytest.mark.parametrize(
     ("num_dims", "num_modalities", "theta_alpha", "theta_beta"),
     [
-        (3, 2, 300.0, 300.0),  # lists of all voxels, which are cut into pieces
+        (3, 2, 300.0, 300.0),  # lists of all voxels, which all threads of a block share
         (3, 4, 0.02, 0.001),  # keys of more than 64 bits
         pytest.param(4, 8, 0.8, 0.01, marks=pytest.mark.long),
     ],
@@ -65,13 +65,21 @@ def test_the_lattice_is_the_cpus(num_dims, num_modalities, theta_alpha, theta_be
 
 @pytest.mark.parametrize(
     "setting",
-    [(lattice, "table_bits_for", lambda number: 4), (lattice, "MAX_TOGETHER", 3)],
-    ids=["table", "lists"],
+    [
+        (lattice, "table_bits_for", lambda number: 4),
+        (lattice, "_directions_at_once", lambda num_bytes: 1),
+        (lattice, "_lanes_for", lambda length: 1),
+        (lattice, "_lanes_for", lambda length: 128),
+    ],
+    ids=["table", "directions", "one lane", "all lanes"],
 )
-def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch):
-    """From sixteen slots the table is found full and made larger: the same bits.
+def test_tables_that_are_full_grow_and_any_division_of_the_work_gives_the_sums(
+    setting, monkeypatch
+):
+    """From sixteen slots the table is found full and made larger: the same bits, as where each
+    direction is blurred by itself.
 
-    Sums of sums are rounded otherwise.
+    Sums by other threads are rounded otherwise.
     """
     case = random_case(3, num_modalities=2, masked=True, grid_shape=(11, 8, 14))
     changes = {"bilateral__theta_alpha": 4.0, "bilateral__theta_beta": 0.7}
@@ -80,7 +88,7 @@ def test_tables_that_are_full_grow_and_long_lists_are_trees(setting, monkeypatch
     found = _refined(watched_backend(), case, **changes)
     assert found.filters == plain.filters
     tolerance = 0.0
-    if setting[1] == "MAX_TOGETHER":
+    if setting[1] == "_lanes_for":
         tolerance = 1e-5
     np.testing.assert_allclose(found.logits, plain.logits, rtol=0.0, atol=tolerance)
 
@@ -233,7 +241,7 @@ def test_every_kernel_keeps_to_the_rules(runs):
     """One that the runs leave out is named."""
     launched = runs.run_each(ShimDevice(is_watched=True))
     assert not runs.not_run(launched)
-    assert runs.not_run({key for key in launched if key[1] != "blur"}) == ["lattice.blur"]
+    assert runs.not_run({key for key in launched if key[1] != "splat"}) == ["lattice.splat"]
 
 
 def _options():

@@ -73,10 +73,9 @@ def test_the_lattice_is_that_of_the_same_source_as_cpp(engine, num_modalities, t
                 "before",
                 "entry_voxel",
                 "entry_weight",
+                "begin",
             )
             arrays = {name: getattr(lattice, name) for name in names}
-            for level, (begin, row) in enumerate(lattice.levels):
-                arrays |= {f"begin {level}": begin, f"row {level}": row}
             lattices.append({name: device.download(array) for name, array in arrays.items()})
     for name, expected in lattices[1].items():
         np.testing.assert_array_equal(lattices[0][name], expected, err_msg=name)

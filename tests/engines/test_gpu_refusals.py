@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import importlib.util
 import sys
-import threading
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -18,6 +17,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.cuda import cupy_device
 from crfrefine.engines.cuda.kernels import CudaKernels
 from crfrefine.engines.cuda.mean_field import MeanFieldRun
+from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.errors import BackendUnavailableError, CapacityError, ConfigError, DeviceLostError
 from crfrefine.parameters.specs import MeanFieldSpec
 
@@ -59,6 +59,7 @@ def with_cupy(machine, error):
             CUDARuntimeError=CudaError, getDevice=lambda: 0, deviceSynchronize=lambda: None
         ),
         driver=SimpleNamespace(CUDADriverError=CudaError),
+        get_current_stream=lambda: SimpleNamespace(ptr=0),
     )
     machine.setattr(importlib.util, "find_spec", lambda name: object())
     machine.setitem(
@@ -243,7 +244,7 @@ def test_a_gpu_that_does_not_answer_is_lost_for_good(machine):
     device = get_backend("cuda").device
     kernels = object.__new__(CudaKernels)
     kernels._device = device
-    kernels._lock = threading.Lock()
+    kernels._stream = OneStream(device)
     kernels.image_shape = (1, 9, 8)
     kernels.spec = SimpleNamespace(num_labels=3)
     message = (

@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from crfrefine.engines.cuda.kernels import CudaBackend
+from crfrefine.engines.cuda.launches import Launcher
 from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError
 
@@ -229,7 +230,7 @@ class FilledXp:
         return array
 
 
-class ShimDevice:
+class ShimDevice(Launcher):
     """A device made of numpy and a C++ compiler; see `run_kernel`. `is_watched`: where that is
     possible.
     """
@@ -237,6 +238,7 @@ class ShimDevice:
     xp: Any = np
 
     def __init__(self, *, order=1, is_watched=False):
+        super().__init__()
         if compiler() is None:
             raise BackendUnavailableError("no C++ compiler to compile the GPU's kernels with")
         self.name = "cuda-shim"
@@ -245,16 +247,18 @@ class ShimDevice:
         if self._is_watched:
             self.xp = FilledXp(POISON)
 
-    def launch(self, source, kernel, constants, num_threads, *arguments):
-        options = {"order": self._order, "is_watched": self._is_watched}
-        run_kernel(
-            kernel_source(source, constants), kernel, constants, num_threads, arguments, **options
+    def prepare(self, call, arguments):
+        source = kernel_source(call.source, call.constants)
+        return partial(
+            run_kernel,
+            source,
+            call.kernel,
+            call.constants,
+            call.num_items,
+            arguments,
+            order=self._order,
+            is_watched=self._is_watched,
         )
-
-    def launch_blocks(self, source, kernel, constants, num_blocks, *arguments):
-        self.launch(
-            source, kernel, constants, num_blocks, *arguments
-        )  # an item of a launch is a block here
 
     def upload(self, array):
         return (
@@ -268,6 +272,11 @@ class ShimDevice:
 
     def synchronize(self):
         pass
+
+    synchronize_all = synchronize
+
+    def stream(self):
+        return 0
 
     def active(self):
         return contextlib.nullcontext()

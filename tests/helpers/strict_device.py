@@ -35,10 +35,12 @@ class StrictArray(np.ndarray):
             _refuse_host(operand, ufunc.__name__)
         if out is not None:
             options["out"] = tuple(_plain(operand) for operand in out)
+        self._count(ufunc.__name__)
         result = getattr(ufunc, method)(*(_plain(operand) for operand in inputs), **options)
         return self._own(result if out is None else out[0])
 
     def __array_function__(self, function, types, arguments, options):
+        self._count(function.__name__)
         return self._own(
             function(
                 *map(_plain, arguments), **{key: _plain(value) for key, value in options.items()}
@@ -47,21 +49,27 @@ class StrictArray(np.ndarray):
 
     def __setitem__(self, place, value):
         _refuse_host(value, "assignment")
+        self._count("assignment")
         self.view(np.ndarray)[_plain(place)] = _plain(value)
 
     def __getitem__(self, place):
         result = super().__getitem__(_plain(place))
         if isinstance(place, np.ndarray):
+            self._count("gather")
             return self._own(result)
         if not isinstance(result, np.ndarray):
             self._wait("an element")
         return result
 
     def copy(self, order="C"):
+        self._count("copy")
         return self._own(super().copy(order=order))
 
     def astype(self, dtype, *, copy=True):
-        return self if not copy and self.dtype == dtype else self._own(super().astype(dtype))
+        if not copy and self.dtype == dtype:
+            return self
+        self._count("astype")
+        return self._own(super().astype(dtype))
 
     def reshape(self, *shape, **options):
         result = super().reshape(*shape, **options)
@@ -74,6 +82,10 @@ class StrictArray(np.ndarray):
     __float__ = partialmethod(_number, float)
     __int__ = partialmethod(_number, int)
     __bool__ = partialmethod(_number, bool)
+
+    def _count(self, operation):
+        if self.device is not None:
+            self.device.operations[operation] += 1
 
     def _own(self, result):
         return result if self.device is None else self.device.own(result)
@@ -97,15 +109,17 @@ class StrictDevice(cuda_shim.ShimDevice):
     def reset(self):
         """Count anew."""
         self.waits = Counter()  # by what the host waits for
+        self.launches = Counter()  # of the engine's kernels, by their names
+        self.operations = Counter()  # of the array module, each a launch or more, by their names
+        self.num_allocations = 0
         self.most = self.used
 
-    def launch(self, source, kernel, constants, num_threads, *arguments):
-        for parameter, argument in zip(
-            kernel_source(source, constants).kernels[kernel], arguments, strict=True
-        ):
+    def prepare(self, call, arguments):
+        parameters = kernel_source(call.source, call.constants).kernels[call.kernel]
+        for parameter, argument in zip(parameters, arguments, strict=True):
             if not parameter.is_array or argument is None:
                 continue
-            where = f"{source}.{kernel}: {parameter.name}"
+            where = f"{call.source}.{call.kernel}: {parameter.name}"
             if not isinstance(argument, StrictArray):
                 raise StrictError(f"{where} is not in the device's memory")
             # numpy's memory is aligned to 16 bytes.
@@ -117,7 +131,13 @@ class StrictDevice(cuda_shim.ShimDevice):
                     f"{where} lies {argument.ctypes.data % 16} bytes behind a multiple of 16; its "
                     f"rows need {alignment}"
                 )
-        super().launch(source, kernel, constants, num_threads, *map(_plain, arguments))
+        run = super().prepare(call, list(map(_plain, arguments)))
+
+        def launch():
+            self.launches[f"{call.source}.{call.kernel}"] += 1
+            run()
+
+        return launch
 
     def upload(self, array):
         if isinstance(array, StrictArray):
@@ -132,6 +152,8 @@ class StrictDevice(cuda_shim.ShimDevice):
 
     def synchronize(self):
         self.waits["synchronize"] += 1
+
+    synchronize_all = synchronize
 
     def own(self, value):
         """The same, on the device."""
@@ -157,10 +179,17 @@ class StrictDevice(cuda_shim.ShimDevice):
             self.used -= size
 
         self._alive.add(place)
+        self.num_allocations += 1
         self.used += size
         self.most = max(self.most, self.used)
         weakref.finalize(owner, release)
         return found
+
+
+# Functions of the array module that allocate, or make another view, and launch nothing.
+_WITHOUT_LAUNCH = ("empty", "empty_like")
+# The host waits for the sizes of their results.
+_WITH_SIZE = ("flatnonzero", "unique")
 
 
 class _Module:
@@ -176,6 +205,10 @@ class _Module:
         def call(*arguments, **options):
             for argument in arguments:
                 _refuse_host(argument, name)
+            if name not in _WITHOUT_LAUNCH:
+                self._device.operations[name] += 1
+            if name in _WITH_SIZE:
+                self._device.waits[name] += 1
             return self._device.own(
                 function(
                     *map(_plain, arguments),

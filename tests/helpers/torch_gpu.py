@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crfrefine.engines.cuda.cupy_device import is_available
-from crfrefine.layer import autograd, inputs
+from crfrefine.layer import autograd, inputs, point_filter
 
 
 def gpu_tensors(engine, monkeypatch):
@@ -22,7 +22,8 @@ def gpu_tensors(engine, monkeypatch):
     backend = cuda_shim.shim_backend()
     shared = []
     monkeypatch.setattr(inputs, "engine_for", lambda *_: backend)
-    monkeypatch.setattr(
-        autograd, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous()
-    )
+    for module in (autograd, point_filter):
+        monkeypatch.setattr(
+            module, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous()
+        )
     return "cpu", shared

@@ -7,9 +7,10 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import numpy as np
 from crfrefine.base.array_types import Array
 from crfrefine.base.text import MAX_OF_A_REASON, shorten
 from crfrefine.engines.cuda.current_gpu import OUT_OF_MEMORY, on_gpu
-from crfrefine.engines.cuda.sources import kernel_source, pack_arguments
+from crfrefine.engines.cuda.launches import KernelCall, Launch, Launcher
+from crfrefine.engines.cuda.sources import KernelSource, kernel_source, pack_arguments
 from crfrefine.errors import BackendUnavailableError, DeviceLostError
 
 
@@ -135,7 +137,7 @@ def is_available() -> bool:
     return count > 0 or status not in (0, _NO_DRIVER, _NO_DEVICE)
 
 
-class CupyDevice:
+class CupyDevice(Launcher):
     """A CUDA device, on which kernels run in the order of their launches.
 
     They run on CuPy's current stream. Its `name` is "cuda" for the first GPU, else "cuda:N"; `xp`
@@ -147,11 +149,12 @@ class CupyDevice:
 
         Raises BackendUnavailableError, which says what to do, if that is not possible.
         """
+        super().__init__()
         self.name = f"cuda:{index}" if index else "cuda"
         self._number = index
         self._process = os.getpid()
         self._loss: str | None = None  # why the GPU stopped working in this process
-        self._functions: dict[Hashable, Any] = {}  # compiled kernels
+        self._compiled: dict[Hashable, tuple[KernelSource, Any]] = {}  # sources, functions
         self._require_usable()
         self.xp = self._import_cupy()
         cuda = self.xp.cuda
@@ -221,53 +224,25 @@ class CupyDevice:
             "cupy": str(self.xp.__version__),
         }
 
-    def launch(
-        self,
-        source: str,
-        kernel: str,
-        constants: Mapping[str, int],
-        num_threads: int,
-        *arguments: Any,
-    ) -> None:
-        """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads.
-
-        An argument that is None becomes a null pointer.
-        """
-        self._launch(source, kernel, constants, -(-num_threads // BLOCK), BLOCK, arguments)
-
-    def launch_blocks(
-        self,
-        source: str,
-        kernel: str,
-        constants: Mapping[str, int],
-        num_blocks: int,
-        *arguments: Any,
-    ) -> None:
-        """Run a kernel whose threads share memory by block.
-
-        There are `num_blocks` blocks of constants["CRF_THREADS"] threads each.
-        """
-        self._launch(source, kernel, constants, num_blocks, constants["CRF_THREADS"], arguments)
-
-    def _launch(
-        self,
-        source: str,
-        kernel: str,
-        constants: Mapping[str, int],
-        num_blocks: int,
-        block: int,
-        arguments: tuple[Any, ...],
-    ) -> None:
-        if num_blocks == 0:
-            return
-        text = kernel_source(source, constants)
-        packed = pack_arguments(text, kernel, constants, arguments)
-        key = source, kernel, tuple(sorted(constants.items()))
-        function = self._functions.get(key)
-        if function is None:  # CuPy caches compiled kernels on disk by their text.
-            module = self.xp.RawModule(code=text.text, options=text.options, backend="nvrtc")
-            function = self._functions[key] = module.get_function(kernel)
-        function((num_blocks,), (block,), tuple(packed))
+    def prepare(self, call: KernelCall, arguments: Sequence[Any]) -> Launch:
+        """Check and pack the arguments of a launch."""
+        key = (call.source, call.kernel, *call.constants.items())
+        compiled = self._compiled.get(key)
+        if compiled is None:
+            source = kernel_source(call.source, call.constants)
+            # CuPy caches compiled kernels on disk by their text.
+            module = self.xp.RawModule(code=source.text, options=source.options, backend="nvrtc")
+            compiled = (source, module.get_function(call.kernel))
+            self._compiled[key] = compiled
+        source, function = compiled
+        packed = pack_arguments(source, call.kernel, call.constants, arguments)
+        if call.has_blocks:
+            block = call.constants["CRF_THREADS"]
+            grid = call.num_items
+        else:
+            block = BLOCK
+            grid = -(-call.num_items // BLOCK)
+        return partial(function, (grid,), (block,), tuple(packed))
 
     def upload(self, array: Any) -> Any:
         """Return the array on the device in C order.
@@ -291,8 +266,16 @@ class CupyDevice:
         return host
 
     def synchronize(self) -> None:
-        """Wait until all launches so far are done."""
+        """Wait until all launches on the current stream are done."""
         self.xp.cuda.get_current_stream().synchronize()
+
+    def synchronize_all(self) -> None:
+        """Wait until all launches on all streams are done."""
+        self.xp.cuda.runtime.deviceSynchronize()
+
+    def stream(self) -> int:
+        """Return a number for the current stream, on which launches run."""
+        return int(self.xp.cuda.get_current_stream().ptr)
 
     @contextmanager
     def active(self) -> Iterator[None]:

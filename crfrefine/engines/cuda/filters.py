@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.rows import Room, row_constants
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
+
+if TYPE_CHECKING:
+    from crfrefine.engines.cuda.cupy_device import CupyDevice
 
 TRUNCATION_RADIUS = 3.0  # radius of a window, in standard deviations
 SPATIAL_RADIUS = 4.0  # distance up to which a spatial tap counts in full, in the same unit
@@ -68,13 +71,23 @@ class Filter(ABC):
         """Filter a group of channels, (voxel, width)."""
 
 
-class ExactFilter(Filter):
-    """All pairs of voxels; see `Filter`."""
+class FeatureSource(Protocol):
+    """Points with features over their bandwidths, such as the voxels of an image."""
 
-    def __init__(self, bilateral: BilateralInput) -> None:
-        self._device = bilateral.voxels.device
-        self._features = bilateral.features * math.sqrt(_HALF_LOG2E)
-        self.description = f"exact (all {bilateral.voxels.num_voxels} x N pairs)"
+    device: CupyDevice
+    num_points: int
+    num_features: int
+    features: Any  # (feature, point) float32 on the device
+    ranges: list[tuple[float, float]]  # smallest and largest value of each feature
+
+
+class ExactFilter(Filter):
+    """All pairs of voxels, or of other points; see `Filter`."""
+
+    def __init__(self, source: FeatureSource) -> None:
+        self._device = source.device
+        self._features = source.features * math.sqrt(_HALF_LOG2E)
+        self.description = f"exact (all {source.num_points} x N pairs)"
 
     def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
         num_voxels = len(group)

@@ -22,7 +22,7 @@ from crfrefine.engines.cuda.filters import (
 from crfrefine.engines.cuda.grid import OPERATIONS_A_BYTE, GridFilter, GridSize
 from crfrefine.engines.cuda.lattice import Lattice, Simplices, estimated_vertices
 from crfrefine.engines.cuda.rows import num_row_groups, row_width
-from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
 if TYPE_CHECKING:
@@ -58,19 +58,20 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
     """Compute the normalization of a kernel, "symmetric", "after" or "none"."""
     if normalization == "none":
         return Kernel(plain, None, None, None)
-    xp = voxels.device.xp
-    unit = xp.ones((1, 1), dtype=np.float32)
-    ones = xp.ones((1, voxels.num_voxels, 1), dtype=np.float32)
-    row_sum = xp.zeros_like(ones)
-    plain.accumulate(ones, None, None, unit, row_sum)
-    tiny = np.finfo(np.float32).tiny
-    sums = xp.maximum(row_sum.reshape(-1), tiny)
-    if normalization == "after":
-        return Kernel(plain, 1.0 / sums, None, ones.reshape(-1))  # D^-1 K 1 = 1
+    device = voxels.device
+    num_voxels = voxels.num_voxels
+    unit = device.xp.ones((1, 1), dtype=np.float32)
+    scale = device.xp.empty_like(voxels.ones)
+    plain.accumulate(voxels.ones, None, None, unit, scale, adds=False)
+    is_symmetric = normalization == "symmetric"
+    scale = scale.reshape(-1)
+    arguments = (scale, num_voxels, int(is_symmetric), scale)
+    device.launch("voxels", "find_scale", CONSTANTS, num_voxels, *arguments)
+    if not is_symmetric:
+        return Kernel(plain, scale, None, voxels.ones.reshape(-1))  # D^-1 K 1 = 1
 
-    scale = 1.0 / xp.sqrt(sums)
-    message = xp.zeros_like(ones)
-    plain.accumulate(ones, scale, scale, unit, message)
+    message = device.xp.empty_like(voxels.ones)
+    plain.accumulate(voxels.ones, scale, scale, unit, message, adds=False)
     return Kernel(plain, scale, scale, message.reshape(-1))
 
 

@@ -25,9 +25,11 @@ from crfrefine.engines.base import (
 )
 from crfrefine.engines.cpu import CpuBackend
 from crfrefine.engines.cuda.backward import Backward
-from crfrefine.engines.cuda.cupy_device import CupyDevice, following
+from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.kernel_set import build_kernel
 from crfrefine.engines.cuda.mean_field import MeanFieldRun, VolumeBackward
+from crfrefine.engines.cuda.one_stream import OneStream
+from crfrefine.engines.cuda.points import CudaPoints
 from crfrefine.engines.cuda.rows import grouped, num_row_groups, row_width
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.volume import volume_part
@@ -43,8 +45,8 @@ class CudaKernels:
     """Kernels on a device; see `Kernels`.
 
     Logits and gradients may be on the device already, as any object that shares its memory by
-    DLPack (such as a tensor): results then stay there. All work is done when a call returns: the
-    next one may be on another stream.
+    DLPack (such as a tensor): results then stay there, and the work is on PyTorch's current stream;
+    see `OneStream`.
     """
 
     dtype = "float32"
@@ -63,10 +65,12 @@ class CudaKernels:
         self.image_shape = tuple(image.values.shape)
         self._device = device
         self._mask = image.mask
-        self._lock = threading.Lock()
+        self._stream = OneStream(device)
+        on_host = isinstance(image.values, np.ndarray)
         with self._working(image.values):
             self._image = self._array(image.values)
-            device.synchronize()
+            if on_host:  # The times of the stages are for the record of a case.
+                device.synchronize()
             self._upload_seconds = time.perf_counter() - started
             distances = spec.distances(image.spacing)
             self._voxels = Voxels(device, self.image_shape[1:], distances, image.mask, image.axes)
@@ -76,7 +80,8 @@ class CudaKernels:
                 if tell is not None:
                     tell(number, len(spec.kernels))
                 self._kernels.append(build_kernel(self._voxels, self._image, kernel, spec))
-            device.synchronize()
+            if on_host:
+                device.synchronize()
         named = zip(spec.names, self._kernels, strict=True)
         self.filters = tuple(f"{name}: {kernel.filter.description}" for name, kernel in named)
         self.num_voxels = self._voxels.num_voxels
@@ -122,7 +127,7 @@ class CudaKernels:
             uploaded = self._array(logits)
             part = self._volume_part(uploaded, logits, spec)
             run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part, records=True)
-            outcome = run.take_steps()
+            outcome = run.take_steps(wants_energy=False)
             del run
             refined = self._like(outcome.logits, logits)
             record = self._like(outcome.record, logits)
@@ -185,12 +190,12 @@ class CudaKernels:
 
     @contextmanager
     def _working(self, array: Any) -> Iterator[None]:
-        """Work on the device; if the array is a tensor, on PyTorch's stream and in its memory.
+        """Work on the device; see `OneStream.working`.
 
         A failed allocation becomes a DeviceMemoryError: the case does not fit.
         """
         try:
-            with self._lock, self._device.active(), following(self._device.xp, array):
+            with self._stream.working(array):
                 yield
         except MemoryError as error:  # CuPy's error is a MemoryError too.
             if hasattr(error, _MARK):
@@ -273,6 +278,11 @@ class CudaBackend(Backend):
         with self._lock:
             kernels = CudaKernels(self.device, image, spec.kernels, context.progress)
             return kernels.run(logits, spec.mean_field, progress=context.progress)
+
+    def points(self, features: Any, method: str) -> CudaPoints:
+        """Build the kernel of points with features (D, *grid); see `CudaPoints`."""
+        with self._lock:
+            return CudaPoints(self.device, features, method)
 
     def message(
         self, values: Float32, image: GridImage, spec: KernelSetSpec, *, threads: int | None = None

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from crfrefine.engines.cuda.filters import Filter, Output
-from crfrefine.engines.cuda.rows import Room, row_constants
-from crfrefine.engines.cuda.voxels import BilateralInput
+from crfrefine.engines.cuda.filters import FeatureSource, Filter, Output
+from crfrefine.engines.cuda.rows import Room, ceil_divide, row_constants
 from crfrefine.errors import CapacityError
 
 # Dimensions that the CPU's lattice is compiled for; features are padded with zeros.
@@ -24,6 +23,8 @@ _SAMPLED = 100  # one voxel of so many is looked at for the estimate of the numb
 _MIN_SAMPLE = 4096  # at least so many voxels are looked at for it
 _MAX_KEY_BITS = 128
 _MAX_RANGE = 1e9  # largest range of an elevated coordinate
+_THREADS = 128  # threads of a block
+_SLOTS_OF_BLOCK = 16 * _THREADS  # of the hash table, as in kernels/cuda/lattice_build.cu
 
 
 class VertexKeys(NamedTuple):
@@ -47,13 +48,13 @@ class Simplices:
         constants: those of the kernels in lattice_build.cu.
     """
 
-    def __init__(self, bilateral: BilateralInput) -> None:
+    def __init__(self, source: FeatureSource) -> None:
         """Lay out the fields; CapacityError if there are too many features, or too many bits."""
-        self._device = bilateral.voxels.device
-        self.num_features = _compiled_size(bilateral.num_features)
-        self._padding = self.num_features - bilateral.num_features
+        self._device = source.device
+        self.num_features = _compiled_size(source.num_features)
+        self._padding = self.num_features - source.num_features
         scale = _elevation_scale(self.num_features)
-        ranges = [(0.0, 0.0)] * self._padding + bilateral.ranges
+        ranges = [(0.0, 0.0)] * self._padding + source.ranges
         lowest, widths = _field_ranges(ranges, scale)
         total_bits = sum(widths)
         if total_bits > _MAX_KEY_BITS:
@@ -75,6 +76,7 @@ class Simplices:
         self.constants = {
             "CRF_FEATURES": self.num_features,
             "CRF_WIDE_KEYS": int(self.is_wide),
+            "CRF_THREADS": _THREADS,
         }
         self.shift = self._device.upload(np.array(shift, dtype=np.int32))
         self._scale = self._device.upload(np.array(scale, dtype=np.float32))
@@ -154,21 +156,21 @@ def _field_ranges(
 _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 
 
-def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float:
+def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:
     """Estimate how many vertices the lattice would have, from one percent of the voxels.
 
     Source: Chao 1984, Nonparametric estimation of the number of classes in a population.
     """
-    voxels = bilateral.voxels
-    xp = voxels.device.xp
-    run_length = max(1, min(_SAMPLED, voxels.num_voxels // _MIN_SAMPLE))
-    number = xp.arange(voxels.num_voxels // run_length, dtype=np.uint64)
+    device = source.device
+    xp = device.xp
+    run_length = max(1, min(_SAMPLED, source.num_points // _MIN_SAMPLE))
+    number = xp.arange(source.num_points // run_length, dtype=np.uint64)
     # One voxel of each run, as if by chance: a fixed stride would meet neighboring rows at the
     # same places.
     step = np.uint64(run_length)
     offset = (number * _GOLDEN_RATIO >> np.uint64(40)) % step
     place = (number * step + offset).astype(np.int64)
-    features = xp.ascontiguousarray(bilateral.features[:, place])
+    features = xp.ascontiguousarray(source.features[:, place])
     keys, _ = simplices.find(features)
     key_hash = keys.low
     if keys.high is not None:
@@ -179,14 +181,17 @@ def estimated_vertices(bilateral: BilateralInput, simplices: Simplices) -> float
     if run_length == 1:
         return distinct
     counts = xp.stack([(times_met == 1).sum(), (times_met == 2).sum()])
-    once, twice = map(float, voxels.device.download(counts))
+    once, twice = map(float, device.download(counts))
     unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
-    num_corners = voxels.num_voxels * (simplices.num_features + 1)
+    num_corners = source.num_points * (simplices.num_features + 1)
     return min(distinct + unmet, float(num_corners))
 
 
-# Most entries, or sums of entries, that one thread adds up; the levels of sums form a tree.
-MAX_TOGETHER = 32
+_ENTRIES_OF_LANE = 4  # of a list of mean length, that a thread of `splat` adds up
+# Rows of all vertices, in bytes, that stay in a GPU's nearest memory for all: more directions in a
+# launch of `blur` read them more often.
+_NEAR_BYTES = 1 << 24
+_MAX_CASES = 64  # sizes of lattices whose vertices are remembered
 _EMPTY = np.uint64(2**64 - 1)
 _MAX_TABLE_BITS = 32
 
@@ -199,56 +204,12 @@ def table_bits_for(num_vertices: float) -> int:
     return max(4, math.ceil(math.log2(2.5 * max(num_vertices, 1.0))))
 
 
-def cut_lists(xp: Any, begin: Any) -> tuple[list[tuple[Any, Any]], int]:
-    """Cut lists of entries into pieces of at most `MAX_TOGETHER`.
-
-    The sums of a list's pieces are entries of further pieces, until each list has its sum.
-
-    Args:
-        xp: the array module.
-        begin: (list + 1), where each list begins; none is empty.
-
-    Returns:
-        For each level where each piece begins, (piece + 1), and the row of its sum, (piece); then
-        the number of rows, the first of which are those of the lists.
-    """
-    levels: list[tuple[Any, Any]] = []
-    num_lists = int(begin.size) - 1
-    length = begin[1:] - begin[:-1]
-    list_number = xp.arange(num_lists, dtype=np.int64)
-    first_entry = 0
-    num_rows = num_lists
-    while list_number.size:
-        num_pieces = (length + (MAX_TOGETHER - 1)) // MAX_TOGETHER
-        first_piece = xp.cumsum(num_pieces) - num_pieces
-        total = int(num_pieces.sum())
-        piece = xp.arange(total, dtype=np.int64)
-        owner = xp.searchsorted(first_piece, piece, side="right") - 1
-        list_begin = first_entry + xp.cumsum(length) - length
-        number_in_list = piece - first_piece[owner]
-        piece_begin = xp.empty(total + 1, dtype=np.uint32)
-        piece_begin[:-1] = list_begin[owner] + number_in_list * MAX_TOGETHER
-        piece_begin[-1] = first_entry + length.sum()
-
-        # A list in one piece goes to its row, so the rows that are added are the pieces of the
-        # others.
-        is_one_of_several = num_pieces[owner] > 1
-        added_row = num_rows - 1 + xp.cumsum(is_one_of_several.astype(np.int64))
-        row = xp.where(is_one_of_several, added_row, list_number[owner])
-        levels.append((piece_begin, row.astype(np.uint32)))
-        longer = xp.flatnonzero(num_pieces > 1)
-        first_entry = num_rows
-        num_rows += total - (len(list_number) - len(longer))
-        length = num_pieces[longer]
-        list_number = list_number[longer]
-    return levels, num_rows
-
-
 class _HashTable(NamedTuple):
     """The keys of all corners, each at its slot, at most half of which are used."""
 
     slots: Any  # (slot) number of a corner with the key, or `_EMPTY`
-    used: Any  # (vertex) the used slots
+    ends: Any  # (block) used slots up to the end of each block of `list_vertices`
+    num_vertices: int
     corner_slot: Any  # (corner)
     bits: int  # there are 2^bits slots
 
@@ -265,50 +226,56 @@ class Lattice(Filter):
             weight in 1 / 65535.
         entry_voxel, entry_weight: (entry) the same sorted by vertex, corner and voxel, as
             splatting reads them.
-        levels, num_rows: pieces of the vertices' lists of entries, and rows of their sums; see
-            `cut_lists`.
+        begin: (vertex + 1) where the list of entries of each vertex begins.
         before, after: (direction, vertex) neighbors, -1 = absent.
         table_bits: the hash table's capacity was 2^table_bits, at least twice the vertices.
     """
 
-    def __init__(self, bilateral: BilateralInput, num_vertices: float | None = None) -> None:
+    def __init__(self, source: FeatureSource, num_vertices: float | None = None) -> None:
         """Build the lattice, with a hash table that is first made for `num_vertices`.
 
-        None means an estimate. Raises CapacityError if the lattice would be too large.
+        None means as many as the newest lattice of so many points had, or an estimate. The table's
+        size changes no result. Raises CapacityError if the lattice would be too large.
         """
-        voxels = bilateral.voxels
-        self.device = voxels.device
-        simplices = Simplices(bilateral)
+        self.device = source.device
+        simplices = Simplices(source)
         self.num_features = simplices.num_features
         self._constants = simplices.constants
-        num_corners = voxels.num_voxels * (self.num_features + 1)
+        num_corners = source.num_points * (self.num_features + 1)
         if num_corners >= 2**32:
             raise CapacityError(
-                f"{voxels.num_voxels} voxels with {self.num_features + 1} vertices each are more "
+                f"{source.num_points} voxels with {self.num_features + 1} vertices each are more "
                 "than 2^32; use a mask"
             )
+        case = (source.num_points, source.num_features)
         if num_vertices is None:
-            num_vertices = estimated_vertices(bilateral, simplices)
-        self._find_vertices(bilateral, simplices, table_bits_for(num_vertices))
+            num_vertices = self.device.num_vertices.get(case)
+        if num_vertices is None:
+            num_vertices = estimated_vertices(source, simplices)
+        self._find_vertices(source, simplices, table_bits_for(num_vertices))
         # The hash table and the corners' keys are freed by now, before more is allocated.
         self._list_entries()
-        per_voxel = self.num_vertices / voxels.num_voxels
+        if len(self.device.num_vertices) >= _MAX_CASES:
+            self.device.num_vertices.clear()
+        self.device.num_vertices[case] = self.num_vertices
+        per_voxel = self.num_vertices / source.num_points
         self.description = f"lattice ({self.num_vertices} vertices, {per_voxel:.2g} per voxel)"
         self._rows = Room(self.device.xp)
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self.device.launch("lattice_build", kernel, self._constants, num_threads, *arguments)
 
-    def _find_vertices(
-        self, bilateral: BilateralInput, simplices: Simplices, table_bits: int
-    ) -> None:
+    def _launch_blocks(self, kernel: str, num_blocks: int, *arguments: Any) -> None:
+        self.device.launch_blocks("lattice_build", kernel, self._constants, num_blocks, *arguments)
+
+    def _find_vertices(self, source: FeatureSource, simplices: Simplices, table_bits: int) -> None:
         """Find the vertices of all corners, their keys and their neighbors."""
         xp = self.device.xp
-        keys, self.corner_weight = simplices.find(bilateral.features)
+        keys, self.corner_weight = simplices.find(source.features)
         table = self._fill_table(keys, table_bits)
         self.table_bits = table.bits
-        self.num_vertices = int(table.used.size)
-        slot_vertex = self._number(self._read_vertices(keys, table), table)
+        self.num_vertices = table.num_vertices
+        slot_vertex = self._number(keys, table)
 
         num_directions = self.num_features + 1
         shape = (num_directions, self.num_vertices)
@@ -331,47 +298,56 @@ class Lattice(Filter):
         num_corners = int(keys.low.size)
         corner_slot = xp.empty(num_corners, dtype=np.uint32)
         while bits <= _MAX_TABLE_BITS:
-            slots = xp.full(2**bits, _EMPTY, dtype=np.uint64)
-            overflow = xp.zeros(1, dtype=np.uint64)
-            arguments = (*keys, num_corners, slots, bits, corner_slot, overflow)
+            num_slots = 2**bits
+            num_blocks = ceil_divide(num_slots, _SLOTS_OF_BLOCK)
+            slots = xp.full(num_slots, _EMPTY, dtype=np.uint64)
+            # Used slots of each block; the last number is not 0 if the table was too full.
+            counts = xp.zeros(num_blocks + 1, dtype=np.uint64)
+            arguments = (*keys, num_corners, slots, bits, corner_slot, counts[num_blocks:])
             self._launch("insert_vertices", num_corners, *arguments)
-            if bool(overflow[0]):
+            self._launch_blocks("count_vertices", num_blocks, slots, num_slots, counts)
+            ends = xp.cumsum(counts, dtype=np.uint64)
+            num_vertices, with_overflow = self.device.download(ends[-2:]).tolist()
+            if with_overflow > num_vertices:
                 bits += 2
+            elif 2 * num_vertices <= num_slots:
+                return _HashTable(slots, ends, num_vertices, corner_slot, bits)
             else:
-                used = xp.flatnonzero(slots != _EMPTY).astype(np.int64)
-                num_vertices = int(used.size)
-                if 2 * num_vertices <= 2**bits:
-                    return _HashTable(slots, used, corner_slot, bits)
-                del used
                 bits = (2 * num_vertices - 1).bit_length()
             del slots, arguments  # freed before a larger table is made
         raise CapacityError(
             "the lattice would have more than 2^31 vertices; use larger bandwidths, or a mask"
         )
 
-    def _read_vertices(self, keys: VertexKeys, table: _HashTable) -> VertexKeys:
-        """Return the keys of the vertices, in the order of their slots."""
-        xp = self.device.xp
-        num_vertices = self.num_vertices
-        low = xp.empty(num_vertices, dtype=np.uint64)
-        high = None if keys.high is None else xp.empty(num_vertices, dtype=np.uint64)
-        arguments = (*keys, table.slots, table.used, num_vertices, low, high)
-        self._launch("read_vertices", num_vertices, *arguments)
-        return VertexKeys(low, high)
-
     def _number(self, keys: VertexKeys, table: _HashTable) -> Any:
         """Number the vertices in the order of their keys; return the vertex of each used slot."""
         xp = self.device.xp
-        order = xp.argsort(keys.low, kind="stable")
-        self.vertex_high: Any = None
-        if keys.high is not None:
-            order = order[xp.argsort(keys.high[order], kind="stable")]
-            self.vertex_high = keys.high[order]
-        self.vertex_low = keys.low[order]
-        slot_vertex = xp.empty(table.slots.size, dtype=np.uint32)
-        arguments = (order.astype(np.int64), table.used, self.num_vertices, slot_vertex)
-        self._launch("number_slots", self.num_vertices, *arguments)
+        num_slots = int(table.slots.size)
+        num_vertices = self.num_vertices
+        used_slot = xp.empty(num_vertices, dtype=np.uint32)
+        used = self._empty_keys(keys)
+        vertices = self._empty_keys(keys)
+        arguments = (table.slots, num_slots, table.ends, *keys, used_slot, *used)
+        self._launch_blocks("list_vertices", ceil_divide(num_slots, _SLOTS_OF_BLOCK), *arguments)
+
+        order = xp.argsort(used.low, kind="stable")
+        if used.high is not None:
+            order = order[xp.argsort(used.high[order], kind="stable")]
+        order = order.astype(np.int64, copy=False)
+        slot_vertex = xp.empty(num_slots, dtype=np.uint32)
+        listed = (order, used_slot, *used, num_vertices)
+        self._launch("number_slots", num_vertices, *listed, slot_vertex, *vertices)
+        self.vertex_low, self.vertex_high = vertices
         return slot_vertex
+
+    def _empty_keys(self, like: VertexKeys) -> VertexKeys:
+        """Return memory for the keys of all vertices, as wide as others."""
+        xp = self.device.xp
+        low = xp.empty(self.num_vertices, dtype=np.uint64)
+        high = None
+        if like.high is not None:
+            high = xp.empty(self.num_vertices, dtype=np.uint64)
+        return VertexKeys(low, high)
 
     def _list_entries(self) -> None:
         """Sort the corners by their vertices, and turn them into lists."""
@@ -382,40 +358,53 @@ class Lattice(Filter):
         order = xp.argsort(vertex, kind="stable").astype(np.int64, copy=False)
         self.entry_voxel = xp.empty(num_corners, dtype=np.uint32)
         self.entry_weight = xp.empty(num_corners, dtype=np.uint16)
-        begin = xp.empty(self.num_vertices + 1, dtype=np.int64)
+        self.begin = xp.empty(self.num_vertices + 1, dtype=np.int64)
         corners = (order, vertex, num_corners, num_voxels, self.corner_weight)
-        entries = (self.entry_voxel, self.entry_weight, begin)
+        entries = (self.entry_voxel, self.entry_weight, self.begin)
         self._launch("list_entries", num_corners, *corners, *entries)
-        self.levels, self.num_rows = cut_lists(xp, begin)
 
     def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
         num_voxels, width = group.shape
         num_vertices = self.num_vertices
+        rows, blurred = self._rows.array(2, num_vertices, width)
+        constants = {**row_constants(group), "CRF_THREADS": _THREADS}
+
+        lanes = _lanes_for(self.entry_voxel.size / num_vertices)
+        entries = (self.entry_voxel, self.entry_weight, self.begin, num_vertices, lanes)
+        num_blocks = ceil_divide(num_vertices * lanes, _THREADS)
+        arguments = (group, sent, *entries, rows)
+        self.device.launch_blocks("lattice", "splat", constants, num_blocks, *arguments)
+
         launch = partial(self.device.launch, "lattice")
-        constants = row_constants(group)
-        memory = self._rows.array(self.num_rows + num_vertices, width)
-        rows = memory[: self.num_rows]
-        blurred = memory[self.num_rows :]
-
-        (begin, row), *levels = self.levels
-        entries = (self.entry_voxel, self.entry_weight, begin, row)
-        num_pieces = len(row)
-        launch("splat", constants, num_pieces, group, sent, *entries, num_pieces, rows)
-        for begin, row in levels:
-            launch("sum_pieces", constants, len(row), begin, row, len(row), rows)
-
         num_directions = self.num_features + 1
-        directions = range(num_directions)
-        if transposed:
-            directions = directions[::-1]
-        for direction in directions:
-            neighbors = (self.before[direction], self.after[direction])
-            launch("blur", constants, num_vertices, rows, *neighbors, num_vertices, blurred)
+        at_once = _directions_at_once(rows.nbytes)
+        step = -1 if transposed else 1
+        for number in range(0, num_directions, at_once):
+            together = min(at_once, num_directions - number)
+            first = num_directions - 1 - number if transposed else number
+            neighbors = (self.before, self.after, num_vertices, first, step)
+            launch(f"blur_{together}", constants, num_vertices, rows, *neighbors, blurred)
             rows, blurred = blurred, rows
 
         corners = (self.corner_vertex, self.corner_weight, num_directions, num_voxels)
         amplitude = _amplitude(self.num_features)
         launch("slice_values", constants, num_voxels, rows, *corners, amplitude, *output)
+
+
+def _lanes_for(mean_length: float) -> int:
+    """Return how many threads of `splat` share a vertex whose list has the mean length."""
+    lanes = 1
+    while lanes < _THREADS and lanes * _ENTRIES_OF_LANE < mean_length:
+        lanes *= 2
+    return lanes
+
+
+def _directions_at_once(num_bytes: int) -> int:
+    """Return how many directions a launch of `blur` takes, for rows of so many bytes.
+
+    With three, it reads up to 27 rows for a vertex where three launches read 9.
+    """
+    return 3 if num_bytes <= _NEAR_BYTES else 2
 
 
 def _amplitude(num_features: int) -> float:

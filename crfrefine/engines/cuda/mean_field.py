@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crfrefine.base.array_types import Bool, Float64
+from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.rows import (
     MAX_THREADS,
@@ -192,11 +193,44 @@ _FIELDS = (
     "volume_weight",
 )
 
-# The same as in kernels/cuda/mean_field.cu: numbers of sums, and places in the state.
+# Sums over the voxels that an update leaves; the same as in kernels/cuda/mean_field.cu.
+_QUADRATIC, _UNARY, _LARGEST, _DIVERGENCE, _FLIPS = range(5)
 _NUM_SUMS = 5
-_NUM_STEPS = 2
-_CONVERGED = 3
-_NUM_STATES = 4
+_FLIPS_AT_CONVERGENCE = 1e-4  # voxels whose label may change in the last step, as a share of all
+_UPDATES_TOGETHER = 16  # whose sums wait in memory until they are added up
+
+
+class _StepSums:
+    """The sums of a run's updates, in the order of the updates."""
+
+    def __init__(self, device: CupyDevice, num_updates: int, num_threads: int) -> None:
+        self._device = device
+        num_rows = min(num_updates, _UPDATES_TOGETHER)
+        shape = (num_rows, _NUM_SUMS, num_threads)
+        self._parts = device.xp.zeros(shape, dtype=np.float64)
+        self._totals = device.xp.empty((num_updates, _NUM_SUMS), dtype=np.float64)
+        self._num_updates = 0
+        self._num_added = 0
+
+    def part(self) -> Any:
+        """Return memory for the next update, (sum, thread), which holds zeros."""
+        if self._num_updates - self._num_added == len(self._parts):
+            self._add_up()
+            self._parts[...] = 0.0
+        self._num_updates += 1
+        return self._parts[self._num_updates - self._num_added - 1]
+
+    def totals(self) -> Float64:
+        """Return the sums of the updates so far, (update, sum); this waits for the updates."""
+        self._add_up()
+        return self._device.download(self._totals[: self._num_updates])
+
+    def _add_up(self) -> None:
+        parts = self._parts[: self._num_updates - self._num_added]
+        totals = self._totals[self._num_added : self._num_updates]
+        if len(parts):
+            add_up(self._device, parts.reshape(-1, parts.shape[2]), totals.reshape(-1))
+        self._num_added = self._num_updates
 
 
 class MeanFieldOutcome(NamedTuple):
@@ -270,9 +304,7 @@ class MeanFieldRun:
             num_recorded = spec.num_iterations + int(has_volume)
             self._record = _Record(xp, num_recorded, num_channels, num_voxels)
 
-        self._update(out=None if self._bias is None else self._out)
-        add_up(device, self._partial, self._totals)
-        self._launch("begin_run", 1, self._totals, self._state)
+        self._update(self._sums.part(), out=None if self._bias is None else self._out)
         self._volume = None
         self._old = None  # marginals before a step, where the volume term changes the new ones
         if has_volume:
@@ -310,64 +342,92 @@ class MeanFieldRun:
         allocate = xp.empty if has_kernels else xp.zeros
         self._messages = allocate(shape, dtype=np.float32)
         self._num_threads = min(num_voxels, MAX_THREADS)
-        self._partial = xp.zeros((_NUM_SUMS, self._num_threads), dtype=np.float64)
-        self._totals = xp.empty(_NUM_SUMS, dtype=np.float64)
-        num_states = _NUM_STATES + max(self._spec.num_iterations, 1)
-        self._state = xp.zeros(num_states, dtype=np.float64)
+        num_updates = self._spec.num_iterations + 1
+        self._sums = _StepSums(self._voxels.device, num_updates, self._num_threads)
 
-    def take_steps(self, progress: Callable[[int, int], None] | None = None) -> MeanFieldOutcome:
-        """Take all steps, or until no further one is needed; callers do this once per object."""
-        device = self._voxels.device
-        num_iterations = self._spec.num_iterations
-        may_stop = self._spec.tolerance > 0.0
-        for step in range(num_iterations):
+    def take_steps(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        wants_energy: bool = True,
+    ) -> MeanFieldOutcome:
+        """Take all steps, or until no further one is needed; callers do this once per object.
+
+        Without `wants_energy` the energies are left out, and without a tolerance and a volume term
+        the host does not wait.
+        """
+        spec = self._spec
+        may_stop = spec.tolerance > 0.0
+        with self._voxels.device.recording() as filterings:
+            for number, (kernel, weight) in enumerate(self._kernels):
+                kernel.accumulate(self._marginals, weight, self._messages, adds=number > 0)
+
+        of_volumes = []
+        converged = False
+        for step in range(spec.num_iterations):
             if progress is not None:
-                progress(step, num_iterations)
+                progress(step, spec.num_iterations)
+            self._store_marginals()
+            if self._old is not None:
+                self._old[...] = self._marginals
+            for launch in filterings:
+                launch()
             # A step that may turn out to be the last one stores its logits.
-            self._step(stores=may_stop or step + 1 == num_iterations)
-            if may_stop and bool(device.download(self._state)[_CONVERGED]):  # waits for the step
-                break
+            stores = may_stop or step + 1 == spec.num_iterations
+            of_volumes.append(self._end_step(stores=stores))
+            if may_stop:
+                converged = self._has_converged()
+                if converged:
+                    break
 
         biases = None
         if self._volume is not None:
-            self._store_marginals()  # before the download, which waits until all is done
+            self._store_marginals()
             biases = np.array(self._volume.biases)
-            biases = biases.reshape(-1, self._spec.num_labels)
-        state = device.download(self._state)
-        energy = state[_NUM_STATES : _NUM_STATES + int(state[_NUM_STEPS])]
-        converged = bool(state[_CONVERGED])
+            biases = biases.reshape(-1, spec.num_labels)
+        energy: tuple[float, ...] = ()
+        if wants_energy:
+            energy = self._energy(of_volumes)
         record = None if self._record is None else self._record.values
-        return MeanFieldOutcome(self._out, converged, tuple(energy.tolist()), record, biases)
+        return MeanFieldOutcome(self._out, converged, energy, record, biases)
 
-    def _step(self, *, stores: bool) -> None:
-        """Launch one step."""
-        self._store_marginals()
-        if self._old is not None:
-            self._old[...] = self._marginals
-        for number, (kernel, weight) in enumerate(self._kernels):
-            kernel.accumulate(self._marginals, weight, self._messages, adds=number > 0)
+    def _end_step(self, *, stores: bool) -> float:
+        """Launch the update of a step after its filterings.
 
-        spec = self._spec
-        volume_energy = 0.0
+        Returns the energy of the volume term at the start of the step.
+        """
+        wants_divergence = self._spec.tolerance > 0.0
+        part = self._sums.part()
         if self._volume is None:
+            out = self._out if stores else None
             self._update(
-                self._marginals,
-                self._messages,
-                out=self._out if stores else None,
-                wants_divergence=spec.tolerance > 0.0,
+                part, self._marginals, self._messages, out=out, wants_divergence=wants_divergence
             )
-        else:
-            self._update(self._marginals, self._messages, out=self._out)
-            volume_energy = self._volume.end_step()
-            # The logits with the biases give the marginals, and the sums that depend on these.
-            self._update(self._old, refined=self._out, wants_divergence=self._old is not None)
-        add_up(self._voxels.device, self._partial, self._totals)
+            return 0.0
+        self._update(part, self._marginals, self._messages, out=self._out)
+        volume_energy = self._volume.end_step()
+        # The logits with the biases give the marginals, and the sums that depend on these.
+        self._update(part, self._old, refined=self._out, wants_divergence=wants_divergence)
+        return volume_energy
+
+    def _has_converged(self) -> bool:
+        """Return whether the last step has changed little; this waits for the step."""
+        last = self._sums.totals()[-1]
         num_voxels = self._voxels.num_voxels
-        rule = (num_voxels, volume_energy, spec.tolerance)
-        self._launch("end_step", 1, self._totals, *rule, self._state)
+        has_few_flips = last[_FLIPS] < _FLIPS_AT_CONVERGENCE * num_voxels
+        return bool(last[_DIVERGENCE] / num_voxels < self._spec.tolerance and has_few_flips)
+
+    def _energy(self, of_volumes: Sequence[float]) -> tuple[float, ...]:
+        """Return the free energy at the start of each step, for that of the volume term."""
+        totals = self._sums.totals()
+        # The logits are relative to the largest one of each voxel.
+        at_start = totals[:-1, _UNARY] - totals[0, _LARGEST]
+        energy = at_start + 0.5 * totals[1:, _QUADRATIC] + np.array(of_volumes)
+        return tuple(energy.tolist())
 
     def _update(
         self,
+        part: Any,
         old: Any = None,
         messages: Any = None,
         *,
@@ -375,13 +435,13 @@ class MeanFieldRun:
         out: Any = None,
         wants_divergence: bool = False,
     ) -> None:
-        """Compute the marginals; see `update` in kernels/cuda/mean_field.cu."""
+        """Compute the marginals, and leave sums in `part`; see kernels/cuda/mean_field.cu."""
         voxels = self._voxels
         geometry = (voxels.grid_size, voxels.grid_index, voxels.num_voxels)
         inputs = (self._logits, self._bias, *geometry, self._inverse_temperature)
         model = (self._weighted_ones, self._compatibility, int(self._spec.is_potts))
         state = (old, self._marginals, messages, *model, int(wants_divergence))
-        results = (refined, out, self._num_threads, self._partial)
+        results = (refined, out, self._num_threads, part)
         self._launch("update", self._num_threads, *inputs, *state, *results)
 
     def _store_marginals(self) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.engines.cuda.rows import ceil_divide
 from crfrefine.errors import CapacityError, InputError
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 # In bandwidths: up to this extent, single precision resolves a difference of one bandwidth.
 MAX_FEATURE = 1e6
+_THREADS = 256  # threads of a block of `find_ranges`
+_BLOCKS_OF_MODALITY = 256  # blocks of `find_ranges` that share a modality
+CONSTANTS = {"CRF_THREADS": _THREADS}  # those of the kernels in voxels.cu
 
 
 class Voxels:
@@ -28,10 +32,10 @@ class Voxels:
     The box has the axes along which it is longer than one voxel, and the last axis in any case.
 
     Attributes:
-        grid_index, box_index: (voxel) linear indices, on the device.
-        coordinates: (voxel) position along each axis of the box, on the device.
+        grid_index: (voxel) linear indices, on the device.
         box_shape, spacing: voxels along each axis of the box, and the distance between them.
         source_axis: the grid axis of each axis of the box.
+        first: the coordinate of the box's first voxel along each of its axes.
         feature: the number of the position feature of each axis of the box, which does not depend
             on the order in memory.
     """
@@ -53,35 +57,47 @@ class Voxels:
         self.grid_size = math.prod(grid_shape)
         if mask is None:
             self.grid_index = device.xp.arange(self.grid_size, dtype=np.int64)
+            ends = [(0, extent - 1) for extent in grid_shape]
         else:
             inside = device.upload(mask)
-            self.grid_index = device.xp.flatnonzero(inside).astype(np.int64)
+            self.grid_index = device.xp.flatnonzero(inside).astype(np.int64, copy=False)
+            if self.grid_index.size == 0:
+                raise InputError("the mask is empty")
+            coordinates = _coordinates(self.grid_index, grid_shape)
+            ends = [(int(low), int(high)) for low, high in extremes(device, coordinates)]
         self.num_voxels = int(self.grid_index.size)
-        if self.num_voxels == 0:
-            raise InputError("the mask is empty")
 
-        coordinates = _coordinates(self.grid_index, grid_shape)
         last = len(grid_shape) - 1
         self.source_axis = []
         self.box_shape = []
-        self.coordinates = []
-        for axis, ends in enumerate(extremes(device, coordinates)):
-            low, high = ends.tolist()
-            extent = high - low + 1
-            if extent > 1 or axis == last:
-                coordinate = coordinates[axis] - low
+        self.first = []
+        for axis, (low, high) in enumerate(ends):
+            if high > low or axis == last:
                 self.source_axis.append(axis)
-                self.box_shape.append(extent)
-                self.coordinates.append(coordinate.astype(np.int32))
+                self.box_shape.append(high - low + 1)
+                self.first.append(low)
         self.num_axes = len(self.box_shape)
         self.box_size = math.prod(self.box_shape)
-        self.box_index = self.linear_index(self.box_shape)
         self.spacing = self.of_box_axes(spacing)
 
         users_axes = self.source_axis
         if axes is not None:
             users_axes = [axes[axis] for axis in self.source_axis]
         self.feature = [sorted(users_axes).index(axis) for axis in users_axes]
+
+    @cached_property
+    def coordinates(self) -> list[Any]:
+        """Position of each voxel along each axis of the box, (voxel) int32 on the device."""
+        of_grid = _coordinates(self.grid_index, self.grid_shape)
+        coordinates = []
+        for axis, first in zip(self.source_axis, self.first, strict=True):
+            coordinates.append((of_grid[axis] - first).astype(np.int32))
+        return coordinates
+
+    @cached_property
+    def ones(self) -> Any:
+        """Return ones, (1, voxel, 1) float32 on the device."""
+        return self.device.xp.ones((1, self.num_voxels, 1), dtype=np.float32)
 
     @cached_property
     def number(self) -> Any:
@@ -93,7 +109,7 @@ class Voxels:
             return None
         xp = self.device.xp
         number = xp.full(self.box_size, -1, dtype=np.int32)
-        number[self.box_index] = xp.arange(self.num_voxels, dtype=np.int32)
+        number[self.linear_index(self.box_shape)] = xp.arange(self.num_voxels, dtype=np.int32)
         return number
 
     def linear_index(self, shape: Sequence[int]) -> Any:
@@ -141,6 +157,7 @@ class BilateralInput:
     """An appearance kernel's features at the voxels: intensities first, positions last.
 
     Attributes:
+        device, num_points, num_features: those of the voxels, as a `FeatureSource` has them.
         features: (modality + axis, voxel) float32 on the device, counted from the box's first
             voxel and from the lowest intensities.
         ranges: smallest and largest value of each feature.
@@ -158,34 +175,57 @@ class BilateralInput:
         Raises CapacityError if one spans too many bandwidths.
         """
         self.voxels = voxels
+        self.device = voxels.device
+        self.num_points = voxels.num_voxels
         self.theta_position = list(theta_position)
         self.theta_intensity = list(theta_intensity)
         self._require_wide_positions()
         num_modalities = len(self.theta_intensity)
-        modalities = [modality.reshape(-1) for modality in image[:num_modalities]]
-        inside = (modality[voxels.grid_index] for modality in modalities)
-        ends = extremes(voxels.device, inside)
-        intensity_ranges = self._intensity_ranges(ends)
-
-        # The operations are those of cpu/features.cpp, one by one: the lattice's integers depend on
-        # how features are rounded.
-        shape = (num_modalities + voxels.num_axes, voxels.num_voxels)
-        self.features = voxels.device.xp.empty(shape, dtype=np.float32)
-        for number, (modality, theta) in enumerate(
-            zip(modalities, self.theta_intensity, strict=True)
-        ):
-            lowest = np.float32(ends[number][0])
-            intensity = modality[voxels.grid_index] - lowest
-            self.features[number] = intensity * np.float32(1.0 / theta)
+        lowest, highest = self._intensity_ends(image)
+        intensity_ranges = self._intensity_ranges(lowest, highest)
         position_ranges = [(0.0, 0.0)] * voxels.num_axes
-        for axis, coordinate in enumerate(voxels.coordinates):
-            scale = voxels.spacing[axis] / self.theta_position[axis]
+        axes = []
+        steps = []
+        for axis, source in enumerate(voxels.source_axis):
+            stride = math.prod(voxels.grid_shape[source + 1 :])
+            extent = voxels.grid_shape[source]
             feature = voxels.feature[axis]
-            self.features[num_modalities + feature] = coordinate * scale
+            step = voxels.spacing[axis] / self.theta_position[axis]
+            axes.append((stride, extent, voxels.first[axis], feature))
+            steps.append(step)
             last = voxels.box_shape[axis] - 1
-            position_ranges[feature] = (0.0, last * scale)
+            position_ranges[feature] = (0.0, last * step)
         self.ranges = intensity_ranges + position_ranges
         self.num_features = len(self.ranges)
+
+        device = voxels.device
+        inverse_theta = np.array([1.0 / theta for theta in self.theta_intensity], np.float32)
+        intensity = device.upload(np.stack([lowest, inverse_theta]))
+        positions = (
+            device.upload(np.array(axes, dtype=np.int64)),
+            device.upload(np.array(steps, dtype=np.float64)),
+        )
+        shape = (self.num_features, voxels.num_voxels)
+        self.features = device.xp.empty(shape, dtype=np.float32)
+        of_image = (image, voxels.grid_size, voxels.grid_index, voxels.num_voxels)
+        scales = (num_modalities, *intensity, voxels.num_axes, *positions)
+        arguments = (*of_image, *scales, self.features)
+        device.launch("voxels", "find_features", CONSTANTS, voxels.num_voxels, *arguments)
+
+    def _intensity_ends(self, image: Any) -> tuple[Float32, Float32]:
+        """Return the smallest and the largest intensity of each modality inside the mask."""
+        voxels = self.voxels
+        num_modalities = len(self.theta_intensity)
+        num_blocks = min(_BLOCKS_OF_MODALITY, ceil_divide(voxels.num_voxels, _THREADS))
+        shape = (2, num_modalities, num_blocks)
+        ends = voxels.device.xp.empty(shape, dtype=np.float32)
+        of_image = (image, voxels.grid_size, voxels.grid_index, voxels.num_voxels)
+        arguments = (*of_image, num_blocks, *ends)
+        voxels.device.launch_blocks(
+            "voxels", "find_ranges", CONSTANTS, num_modalities * num_blocks, *arguments
+        )
+        lowest, highest = voxels.device.download(ends)
+        return lowest.min(axis=1), highest.max(axis=1)
 
     def _require_wide_positions(self) -> None:
         """Raise CapacityError if a bandwidth is too small for the extent of the box."""
@@ -197,11 +237,11 @@ class BilateralInput:
                     f"theta_alpha {theta:g}", f"the volume's extent, {extent} voxels {step:g} apart"
                 )
 
-    def _intensity_ranges(self, ends: Sequence[Array]) -> list[tuple[float, float]]:
+    def _intensity_ranges(self, lowest: Float32, highest: Float32) -> list[tuple[float, float]]:
         """Return the ranges of the features of intensity; CapacityError if one is too large."""
         ranges = []
-        for number, (theta, (low, high)) in enumerate(zip(self.theta_intensity, ends, strict=True)):
-            span = (float(high) - float(low)) / theta
+        for number, theta in enumerate(self.theta_intensity):
+            span = (float(highest[number]) - float(lowest[number])) / theta
             if span > MAX_FEATURE:
                 raise _too_narrow(
                     f"theta_beta {theta:g} of modality {number}", "its range of intensities"

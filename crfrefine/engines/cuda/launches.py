@@ -1,0 +1,90 @@
+"""Launches of kernels: run at once, or recorded and run again and again."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+Launch = Callable[[], None]  # runs a kernel with the arguments that it was prepared with
+
+
+class KernelCall(NamedTuple):
+    """A kernel, and how often it runs."""
+
+    source: str  # kernels/cuda/<source>.cu
+    kernel: str
+    constants: Mapping[str, int]
+    num_items: int  # threads; blocks, for a kernel whose threads share memory
+    has_blocks: bool  # its blocks have constants["CRF_THREADS"] threads each
+
+
+class Launcher(ABC):
+    """What launches kernels, in the order of the calls.
+
+    Attributes:
+        num_vertices: those of the newest lattice for a number of points and one of features, which
+            tell how large the hash table of the next one should be.
+    """
+
+    def __init__(self) -> None:
+        self.num_vertices: dict[tuple[int, int], int] = {}
+        self._thread = threading.local()  # `recorded`: the list of a thread that records
+
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        constants: Mapping[str, int],
+        num_threads: int,
+        *arguments: Any,
+    ) -> None:
+        """Run a kernel of kernels/cuda/<source>.cu with at least `num_threads` threads.
+
+        An argument that is None becomes a null pointer.
+        """
+        self._launch(KernelCall(source, kernel, constants, num_threads, False), arguments)
+
+    def launch_blocks(
+        self,
+        source: str,
+        kernel: str,
+        constants: Mapping[str, int],
+        num_blocks: int,
+        *arguments: Any,
+    ) -> None:
+        """Run a kernel whose threads share memory by block.
+
+        There are `num_blocks` blocks of constants["CRF_THREADS"] threads each.
+        """
+        self._launch(KernelCall(source, kernel, constants, num_blocks, True), arguments)
+
+    def _launch(self, call: KernelCall, arguments: Sequence[Any]) -> None:
+        if call.num_items == 0:
+            return
+        launch = self.prepare(call, arguments)
+        recorded = getattr(self._thread, "recorded", None)
+        if recorded is None:
+            launch()
+        else:
+            recorded.append(launch)
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Launch]]:
+        """Record this thread's launches instead of running them.
+
+        The launches, in order, may be run any number of times. Each packs its arguments only now,
+        and keeps its arrays, which are read and written when it runs.
+        """
+        launches: list[Launch] = []
+        self._thread.recorded = launches
+        try:
+            yield launches
+        finally:
+            self._thread.recorded = None
+
+    @abstractmethod
+    def prepare(self, call: KernelCall, arguments: Sequence[Any]) -> Launch:
+        """Check and pack the arguments of a launch."""

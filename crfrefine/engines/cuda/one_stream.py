@@ -1,0 +1,37 @@
+"""Work on a device for one object, whose memory belongs to one stream."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from crfrefine.engines.cuda.cupy_device import CupyDevice, following
+
+
+class OneStream:
+    """The calls of an object that keeps arrays on a device: one at a time.
+
+    Memory is freed for the stream that was the current one in the first call. A call on that stream
+    does not wait for the device; one on another stream waits for all work before and after it.
+    """
+
+    def __init__(self, device: CupyDevice) -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._stream: int | None = None  # that of the first call
+
+    @contextmanager
+    def working(self, array: Any) -> Iterator[None]:
+        """Work on the device; if the array is a tensor, on PyTorch's stream and in its memory."""
+        with self._lock, self._device.active(), following(self._device.xp, array):
+            stream = self._device.stream()
+            if self._stream is None:
+                self._stream = stream
+            if stream == self._stream:
+                yield
+            else:
+                self._device.synchronize_all()
+                yield
+                self._device.synchronize()

@@ -1,0 +1,177 @@
+"""The Gaussian kernel of points on the device, for tensors and arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from crfrefine.base.array_types import Float32
+from crfrefine.engines.cuda.cupy_device import CupyDevice
+from crfrefine.engines.cuda.filters import ExactFilter, Filter
+from crfrefine.engines.cuda.lattice import Lattice
+from crfrefine.engines.cuda.one_stream import OneStream
+from crfrefine.engines.cuda.rows import (
+    ceil_divide,
+    num_row_groups,
+    row_constants,
+    row_width,
+)
+from crfrefine.engines.cuda.voxels import extremes
+from crfrefine.engines.point_kernels import MAX_SPAN, require_shared
+from crfrefine.errors import CapacityError, DeviceMemoryError
+
+
+class PointFeatures:
+    """The features of points, as a `FeatureSource` of the filters."""
+
+    def __init__(self, device: CupyDevice, features: Any) -> None:
+        """Take features (D, N), float32 on the device.
+
+        Raises CapacityError if one spans too many bandwidths.
+        """
+        self.device = device
+        self.num_features, self.num_points = features.shape
+        ends = extremes(device, features)
+        lowest = np.array([low for low, _ in ends], dtype=np.float32)
+        # From the lowest value, as in the C++ engine: the lattice is the same, and an offset costs
+        # no digits.
+        self.features = features - device.upload(lowest)[:, None]
+        self.ranges = []
+        for low, high in ends:
+            span = float(high) - float(low)
+            if span > MAX_SPAN:
+                raise CapacityError(
+                    "a feature spans more than a million bandwidths; divide the features by larger "
+                    "ones"
+                )
+            self.ranges.append((0.0, span))
+
+
+class CudaPoints:
+    """The kernel of points on a GPU; see `PointKernel`.
+
+    Values may be on the device already, as any object that shares its memory by DLPack, such as a
+    tensor: results then stay there, and the work is on PyTorch's current stream; see `OneStream`.
+
+    Attributes:
+        features: (D, N) on the device, counted from the lowest value of each.
+        description: the algorithm and its size, in a line.
+    """
+
+    def __init__(self, device: CupyDevice, points: Any, method: str) -> None:
+        """Build the kernel of features (D, *grid), float32; `method` is "exact" or "lattice".
+
+        Raises CapacityError for too many features, or one that spans too many bandwidths, and
+        InputError if no two points share a vertex of the lattice.
+        """
+        self._device = device
+        self._stream = OneStream(device)
+        with self._working(points):
+            uploaded = device.upload(points)
+            source = PointFeatures(device, uploaded.reshape(len(uploaded), -1))
+            self.features = source.features
+            self._middle = [0.5 * high for _, high in source.ranges]
+            self._filter: Filter
+            if method == "exact":
+                self._filter = ExactFilter(source)
+            else:
+                lattice = Lattice(source)
+                require_shared(lattice.num_vertices, source.num_points, source.num_features)
+                self._filter = lattice
+        self.description = self._filter.description
+
+    def apply(self, values: Any, scale: Any = None, *, transposed: bool = False) -> Any:
+        """Filter with the kernel or its transpose; see `PointKernel.apply`."""
+        with self._working(values):
+            channels = self._device.upload(values)
+            factors = None
+            if scale is not None:
+                factors = self._device.upload(scale)
+            num_channels, num_points = channels.shape
+            width = row_width(num_channels)
+            shape = (num_row_groups(num_channels), num_points, width)
+            rows = self._device.xp.zeros(shape, dtype=np.float32)
+            for number, group in enumerate(rows):
+                own = channels[number * width : (number + 1) * width]
+                group[:, : len(own)] = own.T
+
+            filtered = self._filtered(rows, factors, transposed=transposed)
+            out = self._device.xp.empty_like(channels)
+            for number, group in enumerate(filtered):
+                own = out[number * width : (number + 1) * width]
+                own[...] = group[:, : len(own)].T
+            return self._like(out, values)
+
+    def mean(self, values: Float32) -> None:
+        """Return None: the sums of weights need a second filtering."""
+
+    def feature_gradient(self, left: Any, right: Any) -> Any:
+        """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N).
+
+        It is that of the Gaussian itself (docs/reference/math.md, section 9): for each point i and
+        feature f, left_i K(f right)_i - f_i left_i K(right)_i, and the same with left and right
+        exchanged and the transpose of K.
+        """
+        with self._working(left):
+            xp = self._device.xp
+            middle = self._device.upload(np.array(self._middle, dtype=np.float32))
+            # Products of features around their middle have the fewest digits to lose.
+            columns = self.features - middle[:, None]
+            pair = (self._device.upload(left), self._device.upload(right))
+            gradient = xp.zeros_like(columns)
+            for transposed in (False, True):
+                other, sent = pair[::-1] if transposed else pair
+                self._add_gradient(columns, sent, other, gradient, transposed=transposed)
+            return self._like(gradient, left)
+
+    def _add_gradient(
+        self, columns: Any, sent: Any, other: Any, gradient: Any, *, transposed: bool
+    ) -> None:
+        """Add the part of the gradient in which `sent` is filtered and `other` receives.
+
+        The channels to filter are the (value, point) values, and then their products with each of
+        the (feature, point) columns.
+        """
+        num_features, num_points = columns.shape
+        num_values = len(sent)
+        num_channels = num_values * (num_features + 1)
+        width = row_width(num_channels)
+        rows = self._device.xp.empty((1, num_points, width), dtype=np.float32)
+        constants = row_constants(rows)
+        for group in range(ceil_divide(num_channels, width)):
+            place = (columns, num_features, num_values, num_points, group * width)
+            self._device.launch(
+                "points", "multiply_features", constants, num_points, sent, *place, rows
+            )
+            filtered = self._filtered(rows, None, transposed=transposed)
+            self._device.launch(
+                "points", "add_gradient", constants, num_points, filtered, other, *place, gradient
+            )
+
+    def _filtered(self, rows: Any, scale: Any, *, transposed: bool) -> Any:
+        """Return filtered rows (group, point, width)."""
+        xp = self._device.xp
+        unit = xp.ones((len(rows), rows.shape[2]), dtype=np.float32)
+        total = xp.empty_like(rows)
+        self._filter.accumulate(rows, None, scale, unit, total, transposed=transposed, adds=False)
+        return total
+
+    def _like(self, array: Any, example: Any) -> Any:
+        """Return the array on the host or on the device, wherever the example is."""
+        return self._device.download(array) if isinstance(example, np.ndarray) else array
+
+    @contextmanager
+    def _working(self, array: Any) -> Iterator[None]:
+        """Work on the device; see `OneStream.working`."""
+        try:
+            with self._stream.working(array):
+                yield
+        except MemoryError as error:  # CuPy's error is a MemoryError too.
+            shape = tuple(array.shape)
+            raise DeviceMemoryError(
+                f"not enough memory on {self._device.name} to filter an array of shape {shape} "
+                f"({error}); take fewer channels or points at a time, or the CPU"
+            ) from error

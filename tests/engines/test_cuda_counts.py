@@ -1,0 +1,83 @@
+"""What a forward pass on a GPU asks of its host: launches, allocations, waits."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from cuda_shim import compiler  # noqa: E402
+from strict_device import StrictDevice  # noqa: E402
+
+from crfrefine import CrfParameters, CrfRnn  # noqa: E402
+from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
+from crfrefine.layer import autograd, functional, inputs, point_filter  # noqa: E402
+from crfrefine.layer.functional import gaussian_filter  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    compiler() is None, reason="no C++ compiler to compile the GPU's kernels with"
+)
+NUM_STEPS = 5
+
+
+@pytest.fixture
+def device(gpu_shim):
+    strict = StrictDevice()
+    gpu_shim(CudaBackend(strict))
+    return strict
+
+
+@pytest.fixture
+def gpu_shim(monkeypatch):
+    """A function that gives tensors to an engine as a GPU's would be."""
+
+    def use(engine):
+        monkeypatch.setattr(inputs, "engine_for", lambda *_: engine)
+        for module in (autograd, functional, point_filter):
+            monkeypatch.setattr(module, "to_array", lambda tensor: tensor.detach().contiguous())
+
+    return use
+
+
+def test_a_forward_pass_of_the_layer(device):
+    """Two labels, one modality, a lattice and a spatial kernel, no mask: per step four launches for
+    the lattice, three for the axes, one for the update.
+    """
+    parameters = CrfParameters().replace(
+        **{
+            "bilateral.theta_alpha": 3.0,
+            "bilateral.theta_beta": 0.3,
+            "spatial.weight": 0.5,
+            "mean_field.filter": "lattice",
+            "mean_field.num_iterations": NUM_STEPS,
+            "intensity.normalization": "none",
+        }
+    )
+    layer = CrfRnn(2, 1, 3, parameters=parameters)
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1, 2, 14, 21, 17, generator=generator)
+    image = torch.rand(1, 1, 14, 21, 17, generator=generator)
+    with torch.no_grad():
+        layer(logits, image, spacing=(1.2, 0.7, 0.9))
+        device.reset()
+        layer(logits, image, spacing=(1.2, 0.7, 0.9))
+    filterings = NUM_STEPS + 2  # and two for the normalization of each kernel
+    expected = {"lattice.splat", "lattice.blur_3", "lattice.blur_2", "lattice.slice_values"}
+    assert {name for name in device.launches if name.startswith("lattice.")} == expected
+    assert all(device.launches[name] == filterings for name in expected)
+    assert device.launches["spatial.filter_axis"] == 3 * filterings
+    assert device.launches["mean_field.update"] == NUM_STEPS + 1
+    assert device.launches.total() <= 67
+    assert device.operations.total() <= 22
+    assert device.num_allocations <= 54
+    assert device.waits == {"a download": 2}  # ranges of intensities, the number of vertices
+
+
+def test_a_filter_of_points(device):
+    generator = torch.Generator().manual_seed(1)
+    values = torch.rand(1, 2, 900, generator=generator)
+    features = torch.randn(1, 900, 4, generator=generator)
+    for _ in range(2):
+        device.reset()
+        gaussian_filter(values, features, method="lattice")
+    assert device.launches.total() <= 12
+    assert device.num_allocations <= 45
+    assert device.waits == {"a download": 2}
