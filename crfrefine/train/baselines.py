@@ -25,6 +25,7 @@ from crfrefine.layer.forms import TEMPERATURE_RANGE
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import MAX_BIAS, PostprocessParameters
 from crfrefine.refinement.volumes import volume_bias
+from crfrefine.train.adam import Adam
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material
 from crfrefine.train.model import Refine, mean_defined, mean_dice, mean_tensor, refiner_of
@@ -136,7 +137,7 @@ def fit_scaling(
         fixed = VectorScaling(1.0, (0.0,) * material.sizes[0])
     model = _ScalingModel(fixed, learned)
     values = model.values
-    optimizer = torch.optim.Adam(values, lr=SCALING_STEP_LENGTH)
+    optimizer = Adam([values])
 
     def gradient(voxels: tuple[Tensor, Tensor], threads: int) -> tuple[Tensor, ...]:
         logits, labels = voxels
@@ -149,8 +150,7 @@ def fit_scaling(
         for value, parts in zip(values, zip(*gradients, strict=True), strict=True):
             value.grad = mean_tensor(parts)
         half_cosine = 0.5 * (1.0 + math.cos(math.pi * step / SCALING_STEPS))
-        optimizer.param_groups[0]["lr"] = SCALING_STEP_LENGTH * half_cosine
-        optimizer.step()
+        optimizer.step([SCALING_STEP_LENGTH * half_cosine])
     return model.result(are_labels=material.crops[0].regions is None)
 
 

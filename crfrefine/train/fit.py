@@ -16,6 +16,7 @@ from crfrefine.base.plain import to_plain
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.parameters.sections import BANDWIDTHS
 from crfrefine.train import starts as setup
+from crfrefine.train.adam import Adam
 from crfrefine.train.crops import Crop
 from crfrefine.train.material import Material, Sample
 from crfrefine.train.model import (
@@ -77,11 +78,9 @@ class Trajectory:
         self._prior = prior
         self._num_optimizer_steps = num_optimizer_steps
         self._step_lengths = []
-        adam_groups = []
-        for group, values in self.model.groups.items():
+        for group in self.model.groups:
             self._step_lengths.append(step_length * setup.STEP_LENGTHS[group])
-            adam_groups.append({"params": values})
-        self._optimizer = torch.optim.Adam(adam_groups, betas=(0.8, 0.95))
+        self._optimizer = Adam(list(self.model.groups.values()), betas=(0.8, 0.95))
 
     def step(self, gradients: Sequence[Tensor], loss: float) -> None:
         """Move along the gradients, one per learned parameter, and that of the prior."""
@@ -93,10 +92,7 @@ class Trajectory:
         torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT)
 
         factor = self._step_length_factor()
-        adam_groups = self._optimizer.param_groups
-        for adam_group, step_length in zip(adam_groups, self._step_lengths, strict=True):
-            adam_group["lr"] = step_length * factor
-        self._optimizer.step()
+        self._optimizer.step([step_length * factor for step_length in self._step_lengths])
         self.optimizer_step += 1
         self.history.append(
             {"iteration": self.optimizer_step, "loss": loss, "thetas": self.thetas()}
