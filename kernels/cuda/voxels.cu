@@ -3,7 +3,8 @@
 
 namespace crf {
 // Blocks of a modality, `num_blocks`, share its voxels: the smallest and the largest value that
-// each has met. image: (modality, *grid). grid_index: (voxel). lowest, highest: (modality, block).
+// each has met. image: (modality, *grid). grid_index: (voxel), or nullptr: every place is a voxel.
+// lowest, highest: (modality, block).
 CRF_BLOCK_KERNEL(find_ranges, const Real* image, int64 grid_size, const int64* grid_index,
                  int64 num_voxels, int64 num_blocks, Real* lowest, Real* highest) {
     CRF_SHARED(Real, low, CRF_THREADS);
@@ -13,7 +14,7 @@ CRF_BLOCK_KERNEL(find_ranges, const Real* image, int64 grid_size, const int64* g
         Real smallest = -kLowest, largest = kLowest;
         const int64 first = block_number() % num_blocks * CRF_THREADS + thread;
         for (int64 n = first; n < num_voxels; n += num_blocks * CRF_THREADS) {
-            const Real value = modality[grid_index[n]];
+            const Real value = modality[grid_index ? grid_index[n] : n];
             smallest = -larger(-smallest, -value);
             largest = larger(largest, value);
         }

@@ -19,7 +19,7 @@ from crfrefine.engines.cuda.rows import (
     row_constants,
     row_width,
 )
-from crfrefine.engines.cuda.voxels import extremes
+from crfrefine.engines.cuda.voxels import row_ranges
 from crfrefine.engines.point_kernels import MAX_SPAN, require_shared
 from crfrefine.errors import CapacityError, DeviceMemoryError
 
@@ -34,14 +34,13 @@ class PointFeatures:
         """
         self.device = device
         self.num_features, self.num_points = features.shape
-        ends = extremes(device, features)
-        lowest = np.array([low for low, _ in ends], dtype=np.float32)
+        lowest, highest = row_ranges(device, features)
         # From the lowest value, as in the C++ engine: the lattice is the same, and an offset costs
         # no digits.
         self.features = features - device.upload(lowest)[:, None]
         self.ranges = []
-        for low, high in ends:
-            span = float(high) - float(low)
+        for low, high in zip(lowest.tolist(), highest.tolist(), strict=True):
+            span = high - low
             if span > MAX_SPAN:
                 raise CapacityError(
                     "a feature spans more than a million bandwidths; divide the features by larger "

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # In bandwidths: up to this extent, single precision resolves a difference of one bandwidth.
 MAX_FEATURE = 1e6
 _THREADS = 256  # threads of a block of `find_ranges`
-_BLOCKS_OF_MODALITY = 256  # blocks of `find_ranges` that share a modality
+_BLOCKS_OF_ROW = 256  # blocks of `find_ranges` that share a row, such as a modality
 CONSTANTS = {"CRF_THREADS": _THREADS}  # those of the kernels in voxels.cu
 
 
@@ -153,6 +153,21 @@ def extremes(device: CupyDevice, arrays: Iterable[Any]) -> list[Array]:
     return list(device.download(device.xp.stack(ends))) if ends else []
 
 
+def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float32, Float32]:
+    """Return the smallest and the largest value of each row of (row, place) float32 numbers.
+
+    `places`, (voxel) on the device, are those that count; None means all.
+    """
+    num_rows, row_size = rows.shape
+    num_voxels = row_size if places is None else int(places.size)
+    num_blocks = min(_BLOCKS_OF_ROW, ceil_divide(num_voxels, _THREADS))
+    ends = device.xp.empty((2, num_rows, num_blocks), dtype=np.float32)
+    arguments = (rows, row_size, places, num_voxels, num_blocks, *ends)
+    device.launch_blocks("voxels", "find_ranges", CONSTANTS, num_rows * num_blocks, *arguments)
+    lowest, highest = device.download(ends)
+    return lowest.min(axis=1), highest.max(axis=1)
+
+
 class BilateralInput:
     """An appearance kernel's features at the voxels: intensities first, positions last.
 
@@ -181,7 +196,8 @@ class BilateralInput:
         self.theta_intensity = list(theta_intensity)
         self._require_wide_positions()
         num_modalities = len(self.theta_intensity)
-        lowest, highest = self._intensity_ends(image)
+        of_modalities = image[:num_modalities].reshape(num_modalities, voxels.grid_size)
+        lowest, highest = row_ranges(voxels.device, of_modalities, voxels.grid_index)
         intensity_ranges = self._intensity_ranges(lowest, highest)
         position_ranges = [(0.0, 0.0)] * voxels.num_axes
         axes = []
@@ -211,21 +227,6 @@ class BilateralInput:
         scales = (num_modalities, *intensity, voxels.num_axes, *positions)
         arguments = (*of_image, *scales, self.features)
         device.launch("voxels", "find_features", CONSTANTS, voxels.num_voxels, *arguments)
-
-    def _intensity_ends(self, image: Any) -> tuple[Float32, Float32]:
-        """Return the smallest and the largest intensity of each modality inside the mask."""
-        voxels = self.voxels
-        num_modalities = len(self.theta_intensity)
-        num_blocks = min(_BLOCKS_OF_MODALITY, ceil_divide(voxels.num_voxels, _THREADS))
-        shape = (2, num_modalities, num_blocks)
-        ends = voxels.device.xp.empty(shape, dtype=np.float32)
-        of_image = (image, voxels.grid_size, voxels.grid_index, voxels.num_voxels)
-        arguments = (*of_image, num_blocks, *ends)
-        voxels.device.launch_blocks(
-            "voxels", "find_ranges", CONSTANTS, num_modalities * num_blocks, *arguments
-        )
-        lowest, highest = voxels.device.download(ends)
-        return lowest.min(axis=1), highest.max(axis=1)
 
     def _require_wide_positions(self) -> None:
         """Raise CapacityError if a bandwidth is too small for the extent of the box."""
