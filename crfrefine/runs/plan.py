@@ -30,6 +30,7 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.runs.case_work import CaseSettings, Task
+from crfrefine.runs.device import device_of_auto
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import (
     OutputFiles,
@@ -194,11 +195,14 @@ def _seem_exchanged(images: Sequence[Path], logits: Sequence[Path]) -> bool:
 def plan_run(options: InferenceOptions) -> RunPlan:
     """Return the plan of a run, after all checks that can be made in advance."""
     device = options.device
-    # The machine that gives cases to a cluster needs no GPU itself; "auto" is the same device on
-    # all workers.
-    if not options.dask or not device.startswith("cuda"):
+    # The machine that gives cases to a cluster needs no GPU itself.
+    if device != "auto" and not (options.dask and device.startswith("cuda")):
         device = get_backend(device).name
     inputs = find_inputs(options)
+    note_on_device = None
+    if device == "auto":  # It is the same device on all workers of a cluster.
+        threads = options.threads or available_threads()
+        device, note_on_device = device_of_auto(inputs.cases, inputs.reading, threads)
     all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
     if options.summary is not None:
         check_summary_path(options.summary, all_outputs)
@@ -215,6 +219,11 @@ def plan_run(options: InferenceOptions) -> RunPlan:
 
     tasks = [Task(files, outputs) for files, outputs in zip(cases, all_outputs[part], strict=True)]
     notes = list(inputs.notes)
+    # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
+    used_device = device if options.dask else options.device
+    if note_on_device is not None:
+        notes.append(note_on_device)
+        used_device = device
     if options.resume:
         tasks, notes_on_earlier = _with_earlier_records(tasks, options, summary)
         notes += notes_on_earlier
@@ -222,9 +231,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     names_file = None
     if inputs.structures and record is not None:
         names_file = plan_names_file(inputs.structures, options.output)
-    settings = CaseSettings(
-        options, inputs.reading, inputs.names, device if options.dask else options.device
-    )
+    settings = CaseSettings(options, inputs.reading, inputs.names, used_device)
     if options.parameters.trained_on:
         notes += _notes_on_training(cases, options.parameters.trained_on)
     return RunPlan(inputs, settings, tasks, summary, tuple(notes), names_file, record)

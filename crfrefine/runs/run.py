@@ -1,7 +1,4 @@
-"""The run of `crfrefine infer`: read one case ahead, refine, write and record.
-
-Or send cases to a Dask cluster.
-"""
+"""The run of `crfrefine infer`: cases in flight, or sent to a Dask cluster; each is recorded."""
 
 from __future__ import annotations
 
@@ -37,6 +34,7 @@ from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
 from crfrefine.version import __version__
 
+JOBS_OF_GPU = 3  # cases in work: one is read, one is on the GPU, and one is written
 # of a case whose task raises an error: another worker may have the right version of the package
 RETRIES = 1
 
@@ -135,11 +133,17 @@ def _run_cases(
 
 
 def num_cases_in_flight(plan: RunPlan) -> int:
-    """Return how many cases are in work at a time if there is memory for them; a GPU takes one."""
+    """Return how many cases are in work at a time if there is memory for them.
+
+    The GPU engine takes one case at a time, so that a few are enough to keep it busy.
+    """
     options = plan.settings.options
-    if plan.summary.device != "cpu":
-        return 1
+    device = plan.summary.device
     num_jobs = options.num_jobs or options.threads or available_threads()
+    if device.startswith("cuda"):
+        num_jobs = options.num_jobs or JOBS_OF_GPU
+    elif device != "cpu":
+        num_jobs = 1
     return min(num_jobs, len(plan.tasks))
 
 

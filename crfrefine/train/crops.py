@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ class Crop:
     network_spacing: tuple[float, ...] | None = None
     # The labels (*box) of a coarser network; None means those of the logits.
     label_map: NDArray[np.unsignedinteger[Any]] | None = None
+    _tiles: dict[int, Crop] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_labels(self) -> int:
@@ -83,9 +84,14 @@ class Crop:
         return self.count(labels) + self.outside
 
     def tile(self, number: int) -> Crop:
-        """Return the part of the crop in one of its tiles, as views."""
+        """Return the part of the crop in one of its tiles, as views; the same object each time."""
         if len(self.tiles) == 1:
             return self
+        if number not in self._tiles:
+            self._tiles[number] = self._cut(number)
+        return self._tiles[number]
+
+    def _cut(self, number: int) -> Crop:
         box = self.tiles[number]
         in_channels = (slice(None), *box)
         label_map = self.label_map

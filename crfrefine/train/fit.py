@@ -245,13 +245,13 @@ class Fit:
         """Make a step along the mean gradient of some cases; return their mean loss before it."""
         material = self.material
 
-        def gradient(crop: Crop, threads: int) -> tuple[float, tuple[Tensor, ...]]:
+        def gradient(crop: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
             return trajectory.model.gradient(crop, material.loss, threads)
 
         batch = material.batch(trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE)
         results = self.workers.run_on_device(gradient, batch)
         losses, gradients = zip(*results, strict=True)
-        loss: float = sum(losses) / len(batch)
+        loss: float = sum(float(value) for value in losses) / len(batch)
         trajectory.step([mean_tensor(parts) for parts in zip(*gradients, strict=True)], loss)
         return loss
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -26,6 +26,10 @@ MAX_VOXELS = 65_536
 # Most tiles of a crop that models are compared on. On atria of 16 to 32 tiles, eight tell gains of
 # 0.2 to 0.6 points with errors of 0.2 to 0.4.
 NUM_SAMPLED = 8
+# A gradient takes up to 100,000 voxels, for which a GPU mostly waits for its host: an H200 took as
+# long as two threads of the Xeon beside it.
+FASTER_THREADS = 4
+KEPT_SHARE = 0.25  # of a GPU's memory, for crops
 # Share of the weights that follows the foreground, not the errors, so that each tile has a chance.
 _FOREGROUND_SHARE = 0.1
 # The fractional parts of its multiples fill the unit interval evenly, however many there are.
@@ -46,12 +50,17 @@ class CropTensors(NamedTuple):
         return channels.reshape(len(channels), -1).index_select(1, self.places)
 
 
-class TrainingDevice(NamedTuple):
-    """A device for training."""
+@dataclass(frozen=True)
+class TrainingDevice:
+    """A device for training, and the crops that stay on it."""
 
     name: str = "cpu"  # the engine's
     tensors: str = "cpu"  # PyTorch's
     note: str = ""  # a remark on the choice
+    max_kept: int = 0  # bytes of crops that stay on the device, at most
+    _kept: dict[int, tuple[Crop, CropTensors]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def is_gpu(self) -> bool:
@@ -59,10 +68,20 @@ class TrainingDevice(NamedTuple):
         return self.tensors.startswith("cuda")
 
     def crop(self, crop: Crop) -> CropTensors:
-        """Return a crop on the device.
+        """Return a crop on the device, moved there once if it may stay.
 
         The backward pass reads the tensors, so they must not be overwritten.
         """
+        kept = self._kept.get(id(crop))
+        if kept is not None:
+            return kept[1]
+        tensors = self._moved(crop)
+        num_bytes = sum(_num_bytes(of_crop) for _, of_crop in self._kept.values())
+        if num_bytes + _num_bytes(tensors) <= self.max_kept:
+            self._kept[id(crop)] = (crop, tensors)
+        return tensors
+
+    def _moved(self, crop: Crop) -> CropTensors:
         has_reference = crop.mask & (crop.labels < crop.num_labels)
         labels = crop.labels[has_reference].astype(np.int64)
         image = np.array(crop.image, dtype=np.float32, order="C")
@@ -78,21 +97,32 @@ class TrainingDevice(NamedTuple):
         return torch.from_numpy(array).to(self.tensors)
 
 
+def _num_bytes(tensors: CropTensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 CPU = TrainingDevice()
 
 
-def choose_device(requested: str) -> TrainingDevice:
+def choose_device(requested: str, threads: int) -> TrainingDevice:
     """Return the engine's device for a request, if PyTorch has it too.
 
-    Raise BackendUnavailableError for a named device that is missing.
+    "auto" is the GPU if it is expected to be faster than so many threads of the CPU. Raise
+    BackendUnavailableError for a named device that is missing.
     """
     engine = get_backend(requested).name
     gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
     if gpu is None:
         return TrainingDevice(engine)
+    if requested == "auto" and threads >= FASTER_THREADS:
+        return TrainingDevice(
+            note=f"training on the CPU, whose {threads} threads are expected to be faster than the "
+            "GPU for crops of this size; --device cuda takes the GPU"
+        )
     number = int(gpu[1] or 0)
     if torch.cuda.is_available() and number < torch.cuda.device_count():
-        return TrainingDevice(engine, f"cuda:{number}")
+        memory = int(torch.cuda.get_device_properties(number).total_memory)
+        return TrainingDevice(engine, f"cuda:{number}", max_kept=int(KEPT_SHARE * memory))
 
     missing = (
         f"this PyTorch ({torch.__version__}) cannot use the GPU {engine}: "

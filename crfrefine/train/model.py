@@ -110,24 +110,33 @@ def score(
     sample = crop
     if isinstance(sample, Crop):
         sample = Sample.of_crop(sample)
-    mean_loss = 0.0
-    change = np.zeros_like(sample.case_counts, dtype=float)
+    found = []
     with torch.no_grad():
         for part in sample.parts:
             refined, labels = refine(part.crop, threads)
-            mean_loss += part.share * float(loss(refined, labels))
             counts = _count(labels, _decode(refined, part.crop), part.crop.num_labels)
-            change += part.factor * (counts - part.counts)
+            part_loss = loss(refined, labels).reshape(1)
+            found.append(torch.cat([part_loss.double(), counts.double()]))
+    # The host waits for a GPU once.
+    rows = torch.stack(found).cpu().numpy()
+    mean_loss = 0.0
+    change = np.zeros_like(sample.case_counts, dtype=float)
+    for part, row in zip(sample.parts, rows, strict=True):
+        mean_loss += part.share * float(row[0])
+        change += part.factor * (row[1:].reshape(change.shape) - part.counts)
     # The change in the case is estimated from its parts; it is exact where the part is the crop.
     estimate = sample.case_counts + np.rint(change).astype(np.int64)
     return mean_loss, np.maximum(estimate, 0)
 
 
-def _count(labels: Tensor, refined: Tensor, num_labels: int) -> NDArray[np.int64]:
-    """Return the (L, L) voxels by reference and refined label."""
+def _count(labels: Tensor, refined: Tensor, num_labels: int) -> Tensor:
+    """Return the voxels by reference and refined label, (L L) in rows of the reference."""
     pairs = labels * num_labels + refined
-    counts: NDArray[np.int64] = torch.bincount(pairs, minlength=num_labels**2).cpu().numpy()
-    return counts.reshape(num_labels, num_labels)
+    if pairs.device.type == "cpu":
+        return torch.bincount(pairs, minlength=num_labels**2)
+    # On a GPU, PyTorch's bincount makes the host wait for the largest number.
+    counts = torch.zeros(num_labels**2, dtype=torch.int64, device=pairs.device)
+    return counts.index_add_(0, pairs, torch.ones_like(pairs))
 
 
 def network_refiner(
@@ -247,13 +256,13 @@ class Model:
             distances.append(((now - then.detach()) ** 2).sum())
         return self._gradient(torch.stack(distances).sum())
 
-    def gradient(self, crop: Crop, loss: Loss, threads: int) -> tuple[float, tuple[Tensor, ...]]:
+    def gradient(self, crop: Crop, loss: Loss, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss of a crop and its gradient, one per learned parameter.
 
         Several threads may call it at a time.
         """
         value = loss(*self.refine(crop, threads))
-        return float(value.detach()), self._gradient(value)
+        return value.detach(), self._gradient(value)
 
     def _gradient(self, value: Tensor) -> tuple[Tensor, ...]:
         gradients: tuple[Tensor, ...] = torch.autograd.grad(value, self.moving)

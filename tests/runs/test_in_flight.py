@@ -2,7 +2,9 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
+import cuda_shim
 import numpy as np
 import pytest
 from cli_helpers import (
@@ -16,9 +18,10 @@ from cli_helpers import (
     wait_for,
     write_folders,
 )
+from strict_device import use
 
 from crfrefine.errors import StorageError
-from crfrefine.runs import case_work, in_flight
+from crfrefine.runs import case_work, in_flight, run
 from crfrefine.runs.in_flight import Places, RunIsOverError
 
 CASES = "abcdefg"
@@ -78,8 +81,16 @@ def records(folder):
 EVERYTHING = ("--save-probabilities", "--save-structures", "--preview", "-v", "--threads", "4")
 
 
-@pytest.mark.parametrize("options", [(), ("--fail-fast",), ("--max-memory", "600M")])
-def test_files_records_and_messages_are_those_of_one_case_at_a_time(folders, tmp_path, options):
+@pytest.mark.parametrize(
+    "options", [(), ("--fail-fast",), ("--max-memory", "600M"), ("--device", "cuda")]
+)
+def test_files_records_and_messages_are_those_of_one_case_at_a_time(
+    folders, tmp_path, options, monkeypatch
+):
+    if "cuda" in options:
+        if cuda_shim.compiler() is None:
+            pytest.skip("no C++ compiler to compile the GPU's kernels with")
+        use(cuda_shim.shim_backend(), monkeypatch)
     results = []
     for jobs in (1, 4):
         output = tmp_path / f"out{jobs}"
@@ -217,6 +228,27 @@ def test_cases_share_the_threads(folders, monkeypatch, threads, jobs, num_cases,
     several = write_folders(folders.output.parent / "more", *"abcdefghi"[:num_cases])
     infer(several, "--threads", threads, "--jobs", jobs, status=0)
     assert shares[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "jobs", "expected"),
+    [
+        ("cpu", None, 6),
+        ("cuda", None, 3),
+        ("cuda:1", 5, 5),
+        ("cuda", 1, 1),
+        ("torch:cuda", None, 1),
+        ("torch", 4, 1),
+    ],
+)
+def test_a_gpu_computes_one_case_while_others_are_read_and_written(device, jobs, expected):
+    options = SimpleNamespace(num_jobs=jobs, threads=6)
+    plan = SimpleNamespace(
+        settings=SimpleNamespace(options=options),
+        summary=SimpleNamespace(device=device),
+        tasks=range(40),
+    )
+    assert run.num_cases_in_flight(plan) == expected
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "2.5"])

@@ -4,6 +4,8 @@ is what the CPU computes.
 Without a GPU the engine's shim stands for one, and tensors stay on the CPU.
 """
 
+import dataclasses
+
 import cuda_shim
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ def device(request, monkeypatch):
     """
     where, _ = gpu_tensors(request.param, monkeypatch)
     if where == "cuda":
-        return choose_device("cuda")
+        return choose_device("cuda", 2)
     return TrainingDevice("cuda-shim")
 
 
@@ -65,7 +67,7 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
             patch.setattr(inputs, "engine_for", lambda *_: crfrefine.engines.get_backend("cpu"))
             theirs = expected.gradient(crop, shared.loss, 1)
             expected_loss, wanted_counts = score(expected.refine, crop, shared.loss, 1)
-        assert loss == pytest.approx(theirs[0], rel=1e-5)
+        assert float(loss) == pytest.approx(float(theirs[0]), rel=1e-5)
         for (name, _), gradient, wanted in zip(model.learned, gradients, theirs[1], strict=True):
             assert gradient.device.type == "cpu"
             tolerance = 2e-3 if "theta" in name else 1e-4
@@ -88,7 +90,7 @@ def test_a_pytorch_without_gpus_is_said(monkeypatch):
     """
     for requested in ("cpu", "auto"):
         if requested == "cpu" or not is_available():
-            chosen = choose_device(requested)
+            chosen = choose_device(requested, 2)
             assert (chosen.name, chosen.tensors, chosen.note, chosen.is_gpu) == (
                 "cpu",
                 "cpu",
@@ -108,7 +110,54 @@ def test_a_pytorch_without_gpus_is_said(monkeypatch):
         BackendUnavailableError,
         match=r"--device cuda:1: this PyTorch \(.*\) cannot use the GPU cuda:1.*--device cpu",
     ):
-        choose_device("cuda:1")
-    chosen = choose_device("auto")
+        choose_device("cuda:1", 2)
+    chosen = choose_device("auto", 2)
     assert (chosen.name, chosen.tensors) == ("cpu", "cpu")
     assert "training on the CPU: this PyTorch" in chosen.note
+
+
+@needs_compiler
+def test_with_many_threads_auto_trains_on_the_cpu_and_says_so(monkeypatch):
+    def load(_):
+        shim = cuda_shim.ShimDevice()
+        shim.name = "cuda"
+        return CudaBackend(shim)
+
+    monkeypatch.setattr(crfrefine.engines, "_TABLE", (("auto", load),))
+    chosen = choose_device("auto", 16)
+    assert (chosen.name, chosen.is_gpu) == ("cpu", False)
+    assert "16 threads are expected to be faster than the GPU" in chosen.note
+    assert "this PyTorch" in choose_device("auto", 2).note
+
+
+def test_crops_stay_on_a_device_while_they_fit():
+    shared = material(crops(3))
+    sizes = []
+    for crop in shared.crops:
+        tensors = CPU.crop(crop)
+        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+    device = TrainingDevice("cuda-shim", max_kept=sizes[0] + sizes[1])
+    for _ in range(2):
+        found = [device.crop(crop) for crop in shared.crops]
+        again = [device.crop(crop) for crop in shared.crops]
+        assert [one is other for one, other in zip(found, again, strict=True)] == [
+            True,
+            True,
+            False,
+        ]
+    for crop, tensors in zip(shared.crops, found, strict=True):
+        for one, other in zip(tensors, CPU.crop(crop), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_tile_is_the_same_object_each_time():
+    (crop,) = crops(1)
+    boxes = tuple(crop.tile(0).mask.shape)
+    halves = (
+        (slice(0, 2), slice(None), slice(None)),
+        (slice(2, boxes[0]), slice(None), slice(None)),
+    )
+    tiled = dataclasses.replace(crop, tiles=halves, tile_weights=(0.5, 0.5))
+    assert tiled.tile(1) is tiled.tile(1)
+    assert tiled.tile(0) is not tiled.tile(1)
+    np.testing.assert_array_equal(tiled.tile(1).mask, crop.mask[2:])

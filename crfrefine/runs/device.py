@@ -1,0 +1,54 @@
+"""The device that `auto` stands for in a run on files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.case_headers import read_case_headers
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.engines import get_backend
+from crfrefine.engines.cuda.cupy_device import is_available
+from crfrefine.errors import CrfRefineError
+
+# Seconds that one thread takes per voxel and label with five steps: 0.05 to 0.2 microseconds in the
+# table of docs/reference/benchmarks.md.
+SECONDS_PER_VALUE = 1e-7
+# Seconds until a GPU refines its first case: CuPy is imported, its context opened, kernels loaded.
+GPU_START = 2.0
+
+
+def device_of_auto(
+    cases: Sequence[CaseFiles], reading: ReadingOptions, threads: int
+) -> tuple[str, str | None]:
+    """Return the device that "auto" stands for, and a note if a GPU is there and is not taken.
+
+    It is the GPU, if there is one, unless the CPU is expected to refine all cases before the GPU
+    refines its first one. `cases` are all cases of a run, those of other parts too, so that all
+    parts have one device. Headers are read until there is enough work for a GPU.
+    """
+    if not is_available():
+        return get_backend("auto").name, None
+    seconds = 0.0
+    for files in cases:
+        seconds += _seconds_of_one_thread(files, reading) / threads
+        if seconds > GPU_START:
+            return get_backend("auto").name, None
+    note = (
+        f"computed on the CPU, which is expected to take {max(seconds, 0.1):.1f} s, less than the "
+        "start of the GPU; --device cuda takes the GPU"
+    )
+    return "cpu", note
+
+
+def _seconds_of_one_thread(files: CaseFiles, reading: ReadingOptions) -> float:
+    """Return about how long a case takes to refine; 0 for one that cannot be read."""
+    if files.problem:
+        return 0.0
+    try:
+        headers = read_case_headers(files, reading)
+    except CrfRefineError:  # It is reported when its turn comes.
+        return 0.0
+    num_voxels = math.prod(headers.images[0].grid_shape)
+    return SECONDS_PER_VALUE * num_voxels * max(2, headers.network.num_labels)

@@ -1,0 +1,78 @@
+"""The device that `auto` stands for in a run on files."""
+
+import pytest
+from cli_helpers import write_folders
+from cuda_shim import ShimDevice, compiler
+
+import crfrefine.engines
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.engines.cuda.kernels import CudaBackend
+from crfrefine.runs import device as devices
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.plan import plan_run
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine with a GPU: how often its engine was loaded."""
+    loaded = []
+
+    def load(_):
+        loaded.append(True)
+        return CudaBackend(ShimDevice())
+
+    if compiler() is None:
+        pytest.skip("no C++ compiler to compile the GPU's kernels with")
+    monkeypatch.setattr(devices, "is_available", lambda: True)
+    monkeypatch.setattr(crfrefine.engines, "_TABLE", (("auto", load), *crfrefine.engines._TABLE))
+    return loaded
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return write_folders(tmp_path, "a", "b", "c")
+
+
+def test_a_few_small_cases_do_not_wait_for_a_gpu_to_start(gpu, folders):
+    cases = discover_cases([folders.images], [folders.logits], None)
+    found, note = devices.device_of_auto(cases, ReadingOptions(), 2)
+    assert (found, gpu) == ("cpu", [])
+    assert "less than the start of the GPU; --device cuda takes the GPU" in note
+
+
+def test_more_work_than_the_start_takes_goes_to_the_gpu_whatever_the_threads_of_one_case(
+    gpu, folders, monkeypatch
+):
+    cases = discover_cases([folders.images], [folders.logits], None)
+    of_one = devices._seconds_of_one_thread(cases[0], ReadingOptions())
+    assert of_one > 0.0
+    monkeypatch.setattr(devices, "GPU_START", 2.5 * of_one / 2)
+    assert devices.device_of_auto(cases, ReadingOptions(), 2) == ("cuda-shim", None)
+    assert gpu == [True]
+    assert devices.device_of_auto(cases, ReadingOptions(), 4)[0] == "cpu"
+    # A case that cannot be read is no work.
+    (folders.images / "a_0000.nii.gz").write_bytes(b"nothing")
+    assert devices.device_of_auto(cases, ReadingOptions(), 2)[0] == "cpu"
+
+
+def test_without_a_gpu_nothing_is_read_and_nothing_said(monkeypatch, folders):
+    monkeypatch.setattr(devices, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "read_case_headers", None)
+    cases = discover_cases([folders.images], [folders.logits], None)
+    assert devices.device_of_auto(cases, ReadingOptions(), 2)[1] is None
+
+
+def test_a_run_says_why_it_takes_the_cpu(gpu, folders):
+    options = InferenceOptions(
+        (folders.images,),
+        (folders.logits,),
+        folders.output,
+        parameters=crfrefine.CrfParameters(),
+        device="auto",
+    )
+    plan = plan_run(options)
+    assert plan.summary.device == "cpu"
+    assert plan.settings.device == "cpu"
+    assert any("--device cuda takes the GPU" in note for note in plan.notes)
+    assert gpu == []
