@@ -24,8 +24,13 @@ class Adam:
         self._groups = groups
         self._betas = betas
         self._num_steps = 0
-        self._means = [[torch.zeros_like(value) for value in group] for group in groups]
-        self._mean_squares = [[torch.zeros_like(value) for value in group] for group in groups]
+        # The running means of each parameter's gradient and of its square.
+        self._moments: list[list[tuple[Tensor, Tensor]]] = []
+        for group in groups:
+            of_group = []
+            for value in group:
+                of_group.append((torch.zeros_like(value), torch.zeros_like(value)))
+            self._moments.append(of_group)
 
     @torch.no_grad()
     def step(self, step_lengths: Sequence[float]) -> None:
@@ -34,9 +39,10 @@ class Adam:
         first, second = self._betas
         first_correction = 1.0 - first**self._num_steps
         root_correction = (1.0 - second**self._num_steps) ** 0.5
-        for number, step_length in enumerate(step_lengths):
-            moments = zip(self._means[number], self._mean_squares[number], strict=True)
-            for value, (mean, mean_square) in zip(self._groups[number], moments, strict=True):
+        for group, moments, step_length in zip(
+            self._groups, self._moments, step_lengths, strict=True
+        ):
+            for value, (mean, mean_square) in zip(group, moments, strict=True):
                 gradient = value.grad
                 if gradient is None:
                     continue
