@@ -1,20 +1,17 @@
 // Gradients of a filter's sums with respect to its bandwidths and the image, in moment form
 // (docs/reference/math.md, section 9), for a pair u = factor * g and v = sent_factor * q of
-// (channel, voxel) values that the filter has summed already. CRF_WIDTH: channels side by side.
+// (channel, voxel) values. CRF_WIDTH: channels that are filtered together.
 #include "cuda/launch.h"
 
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
 // Each thread takes every num_threads-th voxel: products of the filtered value and the other value
-// of the pair, summed over the channels. filtered: (group, voxel) the filter's sums of the values
-// times a feature (or of the values, for a kernel whose taps are differentiated). other, factor:
-// the other value of the pair. column: (voxel) the feature, or nullptr for ones. coefficient: of
-// the sums. partial: (thread), added to; nullptr: no sums. inverse_theta: of the feature. by_image:
-// (voxel), added to; nullptr: not asked for.
+// of the pair, summed over the channels, for a kernel whose taps are differentiated. filtered:
+// (group, voxel) the filter's sums of the values. other, factor: the other value of the pair.
+// partial: (thread), added to.
 CRF_KERNEL(add_moments, const Channels* filtered, const Channels* other, int num_groups,
-           const Real* factor, const Real* column, int64 num_voxels, double coefficient,
-           int64 num_threads, double* partial, double inverse_theta, Real* by_image) {
+           const Real* factor, int64 num_voxels, int64 num_threads, double* partial) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
     double sum = 0.0;
@@ -25,11 +22,79 @@ CRF_KERNEL(add_moments, const Channels* filtered, const Channels* other, int num
             CRF_UNROLL
             for (int c = 0; c < CRF_WIDTH; ++c) dot += row.value[c] * with.value[c];
         }
-        const Real found = factor ? factor[n] * dot : dot;
-        sum += static_cast<double>(column ? column[n] * found : found);
-        if (by_image) by_image[n] += found * static_cast<Real>(inverse_theta);
+        sum += static_cast<double>(factor ? factor[n] * dot : dot);
     }
-    if (partial) partial[thread] += coefficient * sum;
+    partial[thread] += sum;
+}
+
+// Channel c of the products of features and values: value c % num_values times feature
+// c / num_values.
+struct Product {
+    int feature, value;
+    CRF_D Product(int channel, int num_values)
+        : feature(channel / num_values), value(channel % num_values) {}
+};
+
+// The number of a value in rows of `width` channels, (group, voxel).
+CRF_D int64 place_in_rows(int value, int width, int64 num_voxels, int64 n) {
+    return (value / width * num_voxels + n) * width + value % width;
+}
+
+// One thread per voxel: its row of the products from channel `first` on; zero beyond the last one.
+// values: (group, voxel) rows of `width` channels. factor: (voxel) of the values, or nullptr.
+// columns: (feature, voxel).
+CRF_KERNEL(multiply_columns, const Real* values, int width, int num_values, const Real* factor,
+           const Real* columns, int num_features, int64 num_voxels, int first, Channels* rows) {
+    const int64 n = thread_number();
+    if (n >= num_voxels) return;
+    Channels row = zero_row<CRF_WIDTH>();
+    CRF_UNROLL
+    for (int c = 0; c < CRF_WIDTH; ++c) {
+        const Product product(first + c, num_values);
+        if (product.feature >= num_features) continue;
+        const Real value = values[place_in_rows(product.value, width, num_voxels, n)];
+        const Real column = columns[product.feature * num_voxels + n];
+        row.value[c] = factor ? factor[n] * column * value : column * value;
+    }
+    rows[n] = row;
+}
+
+// Each thread takes every num_threads-th voxel: the products of the filtered channels from `first`
+// on and the other values of the pair, added to the sums of the features' bandwidths and to the
+// image's gradient. filtered: the filter's sums of what multiply_columns has made. other: (group,
+// voxel) rows of `width` channels. factor: (voxel) of the other values, or nullptr. coefficient: of
+// the sums. partial: (feature, thread), added to; nullptr: no sums. inverse_theta: (feature).
+// by_image: (modality, voxel), added to, for the features that are modalities; nullptr: not asked
+// for.
+CRF_KERNEL(add_columns, const Channels* filtered, const Real* other, int width, int num_values,
+           const Real* factor, const Real* columns, int num_features, int64 num_voxels, int first,
+           double coefficient, int64 num_threads, double* partial, const double* inverse_theta,
+           int num_modalities, Real* by_image) {
+    const int64 thread = thread_number();
+    if (thread >= num_threads) return;
+    double sums[CRF_WIDTH] = {};
+    for (int64 n = thread; n < num_voxels; n += num_threads) {
+        const Channels row = filtered[n];
+        CRF_UNROLL
+        for (int c = 0; c < CRF_WIDTH; ++c) {
+            const Product product(first + c, num_values);
+            if (product.feature >= num_features) continue;
+            const Real with = other[place_in_rows(product.value, width, num_voxels, n)];
+            const Real dot = row.value[c] * with;
+            const Real found = factor ? factor[n] * dot : dot;
+            const int64 place = product.feature * num_voxels + n;
+            if (partial) sums[c] += static_cast<double>(columns[place] * found);
+            if (by_image && product.feature < num_modalities)
+                by_image[place] += found * static_cast<Real>(inverse_theta[product.feature]);
+        }
+    }
+    if (!partial) return;
+    CRF_UNROLL
+    for (int c = 0; c < CRF_WIDTH; ++c) {
+        const Product product(first + c, num_values);
+        if (product.feature < num_features)
+            partial[product.feature * num_threads + thread] += coefficient * sums[c];
+    }
 }
 
 // One thread per voxel, after the steps and the filtering of by_ones: the gradient with respect to

@@ -37,10 +37,8 @@ def gpu_shim(monkeypatch):
     return use
 
 
-def test_a_forward_pass_of_the_layer(device):
-    """Two labels, one modality, a lattice and a spatial kernel, no mask: per step four launches for
-    the lattice, three for the axes, one for the update.
-    """
+def case():
+    """A layer with a lattice and a spatial kernel, logits of two labels, an image."""
     parameters = CrfParameters().replace(
         **{
             "bilateral.theta_alpha": 3.0,
@@ -55,6 +53,14 @@ def test_a_forward_pass_of_the_layer(device):
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(1, 2, 14, 21, 17, generator=generator)
     image = torch.rand(1, 1, 14, 21, 17, generator=generator)
+    return layer, logits, image
+
+
+def test_a_forward_pass_of_the_layer(device):
+    """Two labels, one modality, a lattice and a spatial kernel, no mask: per step four launches for
+    the lattice, three for the axes, one for the update.
+    """
+    layer, logits, image = case()
     with torch.no_grad():
         layer(logits, image, spacing=(1.2, 0.7, 0.9))
         device.reset()
@@ -69,6 +75,19 @@ def test_a_forward_pass_of_the_layer(device):
     assert device.operations.total() <= 22
     assert device.num_allocations <= 54
     assert device.waits == {"a download": 2}  # ranges of intensities, the number of vertices
+
+
+def test_a_backward_pass_of_the_layer(device):
+    """Gradients of all parameters; the products of features and values are filtered together."""
+    layer, logits, image = case()
+    refined = layer(logits, image, spacing=(1.2, 0.7, 0.9))
+    device.reset()
+    refined.square().mean().backward()
+    # Per step: products, message, and what goes back; three more for the normalization.
+    assert device.launches["lattice.splat"] == 3 * NUM_STEPS + 4
+    assert device.launches.total() <= 255
+    assert device.num_allocations <= 75
+    assert device.waits == {"a download": 1}
 
 
 def test_a_filter_of_points(device):

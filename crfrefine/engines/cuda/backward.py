@@ -17,6 +17,7 @@ from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.mean_field import VolumeBackward
 from crfrefine.engines.cuda.rows import (
     Products,
+    Room,
     Sums,
     num_row_groups,
     row_constants,
@@ -27,6 +28,8 @@ from crfrefine.engines.cuda.rows import (
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
+_PRODUCTS = 1 << 26  # numbers that products and their filtered rows take, as a rule
+
 
 class Pair(NamedTuple):
     """The pair v = sent * values, u = received * other, of one kernel in one step."""
@@ -35,6 +38,7 @@ class Pair(NamedTuple):
     sent: Any  # (voxel); None means ones
     other: Any  # rows
     received: Any  # (voxel); None means ones
+    num_values: int  # channels of either
 
 
 class Moments:
@@ -56,7 +60,7 @@ class Moments:
         voxels: Voxels,
         image: Any,
         sums: Sums,
-        rows: Any,
+        room: Room,
         *,
         wants_theta: bool,
         by_image: Any,
@@ -69,7 +73,7 @@ class Moments:
             voxels: those inside the mask.
             image: (M, *grid) on the device.
             sums: where the totals of the bandwidths are reserved.
-            rows: memory for filtered values, as large as the rows of a step.
+            room: memory for products and filtered values.
             wants_theta: whether gradients of bandwidths are wanted.
             by_image: (modality, voxel), the gradient to add to; None if it is not wanted.
         """
@@ -82,10 +86,13 @@ class Moments:
         self._device = voxels.device
         self._num_modalities = len(intensity)
         self._wants_theta = wants_theta
-        self._rows = rows
+        self._room = room
+        self._inverse_theta = self._device.upload(1.0 / self.thetas)
         self._by_image = by_image if intensity else None
         self._num_threads = sum_threads(voxels.num_voxels)
         self._partial = sums.reserve(len(self.thetas), self._num_threads)
+
+        self._units: dict[tuple[int, int], Any] = {}  # ones, (group, width)
 
         # The taps of the spatial kernel are differentiated themselves, including where they fade.
         self._slopes: list[SpatialFilter] = []
@@ -138,7 +145,7 @@ class Moments:
         scale = kernel.scale
         num_voxels = self._num_voxels
         self._filter(kernel.filter, by_ones, scale, filtered_back, transposed=True)
-        self.add_pair(Pair(unit, kernel.sent_scale, by_ones, scale))
+        self.add_pair(Pair(unit, kernel.sent_scale, by_ones, scale, 1))
 
         by_degree = None if scale is None else by_ones
         squares = None if self._columns is None else self.by_received  # overwrites it
@@ -147,7 +154,7 @@ class Moments:
         results = (num_voxels, by_degree, squares)
         self._launch("differentiate_scale", num_voxels, *normalization, *gradients, *results)
         if by_degree is not None:
-            self.add_pair(Pair(unit, None, by_degree, None))
+            self.add_pair(Pair(unit, None, by_degree, None, 1))
         if squares is None:
             return
 
@@ -158,68 +165,83 @@ class Moments:
         num_features = len(self.thetas)
         columns = (self._columns, num_voxels, num_features)
         partial = (self._num_threads, self._partial)
-        inverse_theta = self._device.upload(1.0 / self.thetas)
-        by_image = (self._num_modalities, inverse_theta, self._by_image)
+        by_image = (self._num_modalities, self._inverse_theta, self._by_image)
         arguments = (squares, also_squares, *columns, *partial, *by_image)
         self._launch("add_squares", num_features * self._num_threads, *arguments)
 
     def add_pair(self, pair: Pair) -> None:
-        """Add a pair: one filtering for each feature, and another one for the image's gradient."""
-        values = pair.values
-        rows = self._rows[: values.size].reshape(values.shape)
+        """Add a pair: filterings of its products with the features, or of each slope."""
         for axis, slope in enumerate(self._slopes):
-            self._filter(slope, values, pair.sent, rows)
-            target = (1.0, self._num_threads, self._partial[axis], 0.0, None)
-            self._add(rows, pair.other, pair.received, None, target)
-        if self._columns is not None:
-            for number, column in enumerate(self._columns):
-                self._add_feature(pair, number, column, rows)
-
-    def _add_feature(self, pair: Pair, number: int, column: Any, rows: Any) -> None:
-        """Add a pair's products with one feature to the sums of its bandwidth and of the image."""
-        by_image = None
-        if self._by_image is not None and number < self._num_modalities:
-            by_image = self._by_image[number]
-        if not self._wants_theta and by_image is None:
+            rows = self._room.array(*pair.values.shape)
+            self._filter(slope, pair.values, pair.sent, rows)
+            counts = (self._num_voxels, self._num_threads)
+            arguments = (rows, pair.other, len(rows), pair.received, *counts, self._partial[axis])
+            constants = row_constants(rows)
+            self._device.launch("moments", "add_moments", constants, self._num_threads, *arguments)
+        if self._columns is None:
             return
-        kernel_filter = self._kernel.filter
-        num_threads = self._num_threads
-        inverse_theta = 1.0 / self.thetas[number]
-        self._filter(kernel_filter, pair.values, _product(pair.sent, column), rows)
-        target = (-2.0, num_threads, self._partial[number], inverse_theta, by_image)
-        self._add(rows, pair.other, pair.received, column, target)
-        if by_image is not None:
-            received = _product(pair.received, column)
-            self._filter(kernel_filter, pair.other, received, rows, transposed=True)
-            target = (0.0, num_threads, None, inverse_theta, by_image)
-            self._add(rows, pair.values, pair.sent, None, target)
+        if self._wants_theta:
+            self._add_products(pair, len(self.thetas), self._partial)
+        elif self._by_image is not None:
+            self._add_products(pair, self._num_modalities, None)
+        if self._by_image is not None:
+            back = Pair(pair.other, pair.received, pair.values, pair.sent, pair.num_values)
+            self._add_products(back, self._num_modalities, None, transposed=True)
+
+    def _add_products(
+        self, pair: Pair, num_features: int, partial: Any, *, transposed: bool = False
+    ) -> None:
+        """Filter the products of a pair's values with the first features, and add the results.
+
+        They go to the sums of the bandwidths, if `partial` is not None, and to the image's
+        gradient.
+        """
+        num_voxels = self._num_voxels
+        num_channels = num_features * pair.num_values
+        width = _products_width(num_channels, num_voxels)
+        rows, filtered = self._room.array(2, 1, num_voxels, width)
+        constants = row_constants(rows)
+        of_columns = (self._columns, num_features, num_voxels)
+        of_image = (self._inverse_theta, self._num_modalities, self._by_image)
+        for first in range(0, num_channels, width):
+            sent = (pair.values, pair.values.shape[2], pair.num_values, pair.sent)
+            self._device.launch(
+                "moments",
+                "multiply_columns",
+                constants,
+                num_voxels,
+                *sent,
+                *of_columns,
+                first,
+                rows,
+            )
+            self._filter(self._kernel.filter, rows, None, filtered, transposed=transposed)
+            received = (filtered, pair.other, pair.other.shape[2], pair.num_values, pair.received)
+            sums = (-2.0, self._num_threads, partial)
+            arguments = (*received, *of_columns, first, *sums, *of_image)
+            self._device.launch("moments", "add_columns", constants, self._num_threads, *arguments)
 
     def _filter(
         self, kernel_filter: Filter, values: Any, sent: Any, out: Any, *, transposed: bool = False
     ) -> None:
         num_groups, _, width = values.shape
-        unit = self._device.xp.ones((num_groups, width), dtype=np.float32)
+        if (num_groups, width) not in self._units:
+            self._units[num_groups, width] = self._device.xp.ones(
+                (num_groups, width), dtype=np.float32
+            )
+        unit = self._units[num_groups, width]
         kernel_filter.accumulate(values, sent, None, unit, out, transposed=transposed, adds=False)
-
-    def _add(
-        self, rows: Any, other: Any, factor: Any, column: Any, target: tuple[Any, ...]
-    ) -> None:
-        """Add the products of filtered rows and the other values of the pair.
-
-        `target` has the last arguments of `add_moments` in kernels/cuda/moments.cu: the column's
-        coefficient, the number of threads and their sums, 1 / theta, and the image's gradient.
-        """
-        num_groups = len(rows)
-        arguments = (rows, other, num_groups, factor, column, self._num_voxels, *target)
-        constants = row_constants(rows)
-        self._device.launch("moments", "add_moments", constants, self._num_threads, *arguments)
 
     def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
         self._device.launch("moments", kernel, {"CRF_WIDTH": 1}, num_threads, *arguments)
 
 
-def _product(factor: Any, column: Any) -> Any:
-    return column if factor is None else factor * column
+def _products_width(num_channels: int, num_voxels: int) -> int:
+    """Return how many products are filtered together: narrow rows take less memory."""
+    width = row_width(num_channels)
+    while width > 1 and 2 * width * num_voxels > _PRODUCTS:
+        width //= 2
+    return width
 
 
 class Backward:
@@ -270,6 +292,7 @@ class Backward:
         self._by_marginals = xp.zeros(shape, dtype=np.float32)
         self._filtered = xp.empty(shape, dtype=np.float32)
         self._filtered_back = xp.empty(shape, dtype=np.float32)
+        self._room = Room(xp)
         self._moments = []
         for kernel, kernel_spec in zip(kernels, self._kernel_set.kernels, strict=True):
             self._moments.append(self._moments_of(kernel, kernel_spec, image))
@@ -291,7 +314,7 @@ class Backward:
             self._voxels,
             image,
             self._sums,
-            self._filtered.reshape(-1),
+            self._room,
             wants_theta=self._wants_theta,
             by_image=self._by_intensity,
         )
@@ -350,9 +373,9 @@ class Backward:
         sent = (self._num_labels, self._by_x, self._num_voxels, self._by_message)
         self._launch("send_back", *penalty, *sent)
         if moments is not None:
-            # The pair comes first: it computes in `self._filtered`, which is written below.
-            pair = Pair(self._marginals, kernel.sent_scale, self._by_message, kernel.scale)
-            moments.add_pair(pair)
+            sent_values = (self._marginals, kernel.sent_scale)
+            received_values = (self._by_message, kernel.scale)
+            moments.add_pair(Pair(*sent_values, *received_values, self._num_labels - 1))
         kernel.filter.accumulate(
             self._marginals, kernel.sent_scale, None, unit, self._filtered, adds=False
         )
