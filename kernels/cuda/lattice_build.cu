@@ -47,21 +47,30 @@ CRF_D Key key_in(uint64 owner, const uint64*, const uint64*) { return owner; }
 // One unit of q_i in a packed key; q_0 has no field.
 CRF_D Key unit_of(const int* shift, int i) { return i == 0 ? Key(0) : Key(1) << shift[i]; }
 
-// One thread per voxel: the packed keys of its D + 1 vertices, that of remainder 0 first, and its
-// weights there in 1 / 65535. features: (feature, voxel); the lattice's first `num_padding`
-// features are zero and not stored. scale: (D). shift: (D + 1) of the key's fields. bias_*: offsets
-// that shift the fields' smallest values to zero.
-CRF_KERNEL(find_simplices, const float* features, int64 num_voxels, int num_padding,
-           const float* scale, const int* shift, uint64 bias_low, uint64 bias_high, uint64* key_low,
-           uint64* key_high, uint16* corner_weight) {
+// The voxel that thread n looks at, one of each run of `run_length` voxels, as if by chance: a
+// fixed stride would meet neighboring rows at the same places.
+CRF_D int64 sampled_voxel(int64 n, int64 run_length) {
+    const uint64 number = static_cast<uint64>(n) * 0x9E3779B97F4A7C15ull;
+    return n * run_length + static_cast<int64>((number >> 40) % static_cast<uint64>(run_length));
+}
+
+// One thread per voxel, or per run of `run_length` voxels for a sample: the packed keys of its
+// D + 1 vertices, that of remainder 0 first, and its weights there in 1 / 65535. features:
+// (feature, all_voxels); the lattice's first `num_padding` features are zero and not stored. scale:
+// (D). shift: (D + 1) of the key's fields. bias_*: offsets that shift the fields' smallest values
+// to zero.
+CRF_KERNEL(find_simplices, const float* features, int64 all_voxels, int64 run_length,
+           int64 num_voxels, int num_padding, const float* scale, const int* shift, uint64 bias_low,
+           uint64 bias_high, uint64* key_low, uint64* key_high, uint16* corner_weight) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
     float scaled[kFeatures], elevated[kFeatures + 1], weight[kFeatures + 1];
     int quotient[kFeatures + 1], sorted[kFeatures + 1], wrapped;
+    const int64 place = sampled_voxel(n, run_length);
     CRF_UNROLL
     for (int i = 0; i < kFeatures; ++i)
         scaled[i] =
-            i < num_padding ? 0.0f : features[(i - num_padding) * num_voxels + n] * scale[i];
+            i < num_padding ? 0.0f : features[(i - num_padding) * all_voxels + place] * scale[i];
     elevate<kFeatures>(scaled, elevated);
     enclosing_simplex<kFeatures>(elevated, quotient, sorted, wrapped);
     barycentric_weights<kFeatures>(sorted, weight);
@@ -117,6 +126,47 @@ CRF_KERNEL(insert_vertices, const uint64* key_low, const uint64* key_high, int64
         slot = (slot + 1) & mask;
     }
     compare_and_swap(overflow, 0, 1);
+}
+
+// How many keys of each block are the first ones of runs of equal keys, and of runs of one and of
+// two keys. keys: sorted. counts: (3, block).
+CRF_BLOCK_KERNEL(count_runs, const uint64* keys, int64 num_keys, int64 num_blocks, uint64* counts) {
+    CRF_SHARED(int, runs, CRF_THREADS);
+    CRF_SHARED(int, of_one, CRF_THREADS);
+    CRF_SHARED(int, of_two, CRF_THREADS);
+    CRF_PHASE(thread) {
+        const int64 first = (block_number() * CRF_THREADS + thread) * kRun;
+        int all = 0, one = 0, two = 0;
+        for (int64 i = first; i < first + kRun && i < num_keys; ++i) {
+            if (i > 0 && keys[i - 1] == keys[i]) continue;
+            const bool has_second = i + 1 < num_keys && keys[i + 1] == keys[i];
+            const bool has_third = i + 2 < num_keys && keys[i + 2] == keys[i];
+            ++all;
+            if (!has_second) ++one;
+            if (has_second && !has_third) ++two;
+        }
+        runs[thread] = all;
+        of_one[thread] = one;
+        of_two[thread] = two;
+    }
+    for (int half = CRF_THREADS / 2; half > 0; half /= 2) {
+        CRF_PHASE(thread) {
+            if (thread >= half) continue;
+            const int all = runs[thread] + runs[thread + half];
+            const int one = of_one[thread] + of_one[thread + half];
+            const int two = of_two[thread] + of_two[thread + half];
+            runs[thread] = all;
+            of_one[thread] = one;
+            of_two[thread] = two;
+        }
+    }
+    CRF_PHASE(thread) {
+        if (thread > 0) continue;
+        const int all = runs[0], one = of_one[0], two = of_two[0];
+        counts[block_number()] = static_cast<uint64>(all);
+        counts[num_blocks + block_number()] = static_cast<uint64>(one);
+        counts[2 * num_blocks + block_number()] = static_cast<uint64>(two);
+    }
 }
 
 // The used slots among those of a thread: `first`, ...

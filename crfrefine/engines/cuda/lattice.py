@@ -24,7 +24,7 @@ _MIN_SAMPLE = 4096  # at least so many voxels are looked at for it
 _MAX_KEY_BITS = 128
 _MAX_RANGE = 1e9  # largest range of an elevated coordinate
 _THREADS = 128  # threads of a block
-_SLOTS_OF_BLOCK = 16 * _THREADS  # of the hash table, as in kernels/cuda/lattice_build.cu
+_SLOTS_OF_BLOCK = 16 * _THREADS  # of the hash table, or keys; as in kernels/cuda/lattice_build.cu
 
 
 class VertexKeys(NamedTuple):
@@ -81,17 +81,21 @@ class Simplices:
         self.shift = self._device.upload(np.array(shift, dtype=np.int32))
         self._scale = self._device.upload(np.array(scale, dtype=np.float32))
 
-    def find(self, features: Any) -> tuple[VertexKeys, Any]:
-        """Return the keys of the vertices around each voxel, (corner), and their weights."""
+    def find(self, features: Any, run_length: int = 1) -> tuple[VertexKeys, Any]:
+        """Return the keys of the vertices around each voxel, (corner), and their weights.
+
+        With a `run_length`, one voxel of each run of so many is looked at.
+        """
         xp = self._device.xp
-        num_voxels = features.shape[1]
+        num_voxels = features.shape[1] // run_length
         num_corners = num_voxels * (self.num_features + 1)
         low = xp.empty(num_corners, dtype=np.uint64)
         high = xp.empty(num_corners, dtype=np.uint64) if self.is_wide else None
         weight = xp.empty((self.num_features + 1, num_voxels), dtype=np.uint16)
         layout = (self._padding, self._scale, self.shift)
         bias = (self._bias % 2**64, self._bias >> 64)
-        arguments = (features, num_voxels, *layout, *bias, low, high, weight)
+        voxels = (features, features.shape[1], run_length, num_voxels)
+        arguments = (*voxels, *layout, *bias, low, high, weight)
         self._device.launch(
             "lattice_build", "find_simplices", self.constants, num_voxels, *arguments
         )
@@ -152,7 +156,7 @@ def _field_ranges(
     return lowest, widths
 
 
-# The fraction of the golden ratio in 64 bits: its multiples are spread evenly.
+# The fraction of the golden ratio in 64 bits.
 _GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -162,26 +166,20 @@ def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:
     Source: Chao 1984, Nonparametric estimation of the number of classes in a population.
     """
     device = source.device
-    xp = device.xp
     run_length = max(1, min(_SAMPLED, source.num_points // _MIN_SAMPLE))
-    number = xp.arange(source.num_points // run_length, dtype=np.uint64)
-    # One voxel of each run, as if by chance: a fixed stride would meet neighboring rows at the
-    # same places.
-    step = np.uint64(run_length)
-    offset = (number * _GOLDEN_RATIO >> np.uint64(40)) % step
-    place = (number * step + offset).astype(np.int64)
-    features = xp.ascontiguousarray(source.features[:, place])
-    keys, _ = simplices.find(features)
+    keys, _ = simplices.find(source.features, run_length)
     key_hash = keys.low
     if keys.high is not None:
         # Two different keys have the same hash with a probability of 1 in 2^64.
         key_hash = keys.low * _GOLDEN_RATIO + keys.high
-    _, times_met = xp.unique(key_hash, return_counts=True)
-    distinct = float(times_met.size)
+    in_order = device.xp.sort(key_hash)
+    num_blocks = ceil_divide(in_order.size, _SLOTS_OF_BLOCK)
+    counts = device.xp.empty((3, num_blocks), dtype=np.uint64)
+    arguments = (in_order, in_order.size, num_blocks, counts)
+    device.launch_blocks("lattice_build", "count_runs", simplices.constants, num_blocks, *arguments)
+    distinct, once, twice = device.download(counts).sum(axis=1).tolist()
     if run_length == 1:
-        return distinct
-    counts = xp.stack([(times_met == 1).sum(), (times_met == 2).sum()])
-    once, twice = map(float, device.download(counts))
+        return float(distinct)
     unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
     num_corners = source.num_points * (simplices.num_features + 1)
     return min(distinct + unmet, float(num_corners))

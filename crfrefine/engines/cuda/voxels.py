@@ -63,8 +63,7 @@ class Voxels:
             self.grid_index = device.xp.flatnonzero(inside).astype(np.int64, copy=False)
             if self.grid_index.size == 0:
                 raise InputError("the mask is empty")
-            coordinates = _coordinates(self.grid_index, grid_shape)
-            ends = [(int(low), int(high)) for low, high in extremes(device, coordinates)]
+            ends = _box_of(device, self.grid_index, grid_shape)
         self.num_voxels = int(self.grid_index.size)
 
         last = len(grid_shape) - 1
@@ -142,6 +141,22 @@ def _coordinates(grid_index: Any, grid_shape: Sequence[int]) -> list[Any]:
         coordinates.insert(0, index % extent)
         index = index // extent
     return coordinates
+
+
+def _box_of(
+    device: CupyDevice, grid_index: Any, grid_shape: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Return the smallest and the largest coordinate along each grid axis of linear indices."""
+    num_axes = len(grid_shape)
+    num_voxels = int(grid_index.size)
+    strides = [math.prod(grid_shape[axis + 1 :]) for axis in range(num_axes)]
+    axes = device.upload(np.array([strides, grid_shape], dtype=np.int64))
+    num_blocks = min(_BLOCKS_OF_ROW, ceil_divide(num_voxels, _THREADS))
+    ends = device.xp.empty((2, num_axes, num_blocks), dtype=np.int64)
+    arguments = (grid_index, num_voxels, *axes, num_blocks, *ends)
+    device.launch_blocks("voxels", "find_box", CONSTANTS, num_axes * num_blocks, *arguments)
+    lowest, highest = device.download(ends)
+    return list(zip(lowest.min(axis=1).tolist(), highest.max(axis=1).tolist(), strict=True))
 
 
 def extremes(device: CupyDevice, arrays: Iterable[Any]) -> list[Array]:
