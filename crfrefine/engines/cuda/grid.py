@@ -14,7 +14,7 @@ import numpy as np
 from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.filters import Filter, Output
 from crfrefine.engines.cuda.rows import WIDEST_ROW, Room, ceil_divide, row_constants
-from crfrefine.engines.cuda.voxels import BilateralInput, Voxels, extremes
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels, row_ranges
 from crfrefine.errors import CapacityError, InputError
 
 MAX_MODALITIES = 2
@@ -60,7 +60,8 @@ class GridSize:
         self.lowest: list[int] = []
         self.bins: list[int] = []
         modalities = bilateral.features[: len(bilateral.theta_intensity)]
-        for low, high in extremes(voxels.device, modalities):
+        lowest, highest = row_ranges(voxels.device, modalities)
+        for low, high in zip(lowest.tolist(), highest.tolist(), strict=True):
             first_bin = math.floor(low)
             last_bin = math.floor(high)
             self.lowest.append(first_bin)

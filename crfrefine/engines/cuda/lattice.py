@@ -182,7 +182,7 @@ def estimated_vertices(source: FeatureSource, simplices: Simplices) -> float:
         return float(distinct)
     unmet = once * (once - 1.0) / (2.0 * (twice + 1.0))
     num_corners = source.num_points * (simplices.num_features + 1)
-    return min(distinct + unmet, float(num_corners))
+    return float(min(distinct + unmet, num_corners))
 
 
 _ENTRIES_OF_LANE = 4  # of a list of mean length, that a thread of `splat` adds up

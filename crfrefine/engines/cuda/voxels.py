@@ -6,13 +6,13 @@ This is the numpy form of kernels/cpu/voxels.cpp and kernels/cpu/features.cpp.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Array, Bool, Float32
+from crfrefine.base.array_types import Bool, Float32
 from crfrefine.engines.cuda.rows import ceil_divide
 from crfrefine.errors import CapacityError, InputError
 
@@ -157,15 +157,6 @@ def _box_of(
     device.launch_blocks("voxels", "find_box", CONSTANTS, num_axes * num_blocks, *arguments)
     lowest, highest = device.download(ends)
     return list(zip(lowest.min(axis=1).tolist(), highest.max(axis=1).tolist(), strict=True))
-
-
-def extremes(device: CupyDevice, arrays: Iterable[Any]) -> list[Array]:
-    """Return (smallest, largest) of each array; the host waits once for all of them.
-
-    If `arrays` is a generator, only one of them is in memory at a time.
-    """
-    ends = [device.xp.stack([array.min(), array.max()]) for array in arrays]
-    return list(device.download(device.xp.stack(ends))) if ends else []
 
 
 def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float32, Float32]:
