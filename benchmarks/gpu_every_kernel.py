@@ -184,7 +184,7 @@ def _run_points(engine):
         for method, num_channels in (("lattice", 1), ("lattice", 9), ("exact", 3)):
             left, right = rng.normal(size=(2, num_channels, 300)).astype(np.float32)
             kernel = engine.points(points, method)
-            kernel.apply(left, right[0])
+            kernel.apply(left)
             kernel.apply(left, transposed=True)
             kernel.feature_gradient(left, right)
 

@@ -45,11 +45,13 @@ class PointKernel(Protocol):
         """
 
 
-class DifferentiablePoints(PointKernel, Protocol):
+class DifferentiablePoints(Protocol):
     """A kernel of points with what gradients need, on arrays or on tensors of a GPU."""
 
-    def apply(self, values: Any, scale: Any = None, *, transposed: bool = False) -> Any:
-        """Filter with the kernel or its transpose; see `PointKernel.apply`."""
+    description: str  # the algorithm and its size, in a line
+
+    def apply(self, values: Any, *, transposed: bool = False) -> Any:
+        """Filter (V, N) values with the kernel or its transpose."""
 
     def feature_gradient(self, left: Any, right: Any) -> Any:
         """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N)."""

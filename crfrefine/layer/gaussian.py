@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from crfrefine.arrays.arguments import given_array, given_voxels
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.point_kernels import MAX_VALUE, check_word
+from crfrefine.engines.point_kernels import MAX_VALUE, TINY, check_word
 from crfrefine.engines.points import NORMALIZATIONS, choose_method
 from crfrefine.errors import InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import outside_graphs
-from crfrefine.layer.point_filter import normalized, point_filter
+from crfrefine.layer.point_filter import PointFilter, normalized
 
 
 @outside_graphs
@@ -77,25 +78,21 @@ def gaussian_filter(
     sent = values.to(dtype).flatten(2)
     points = features.to(dtype).flatten(2)
     grid = tuple(values.shape[2:])
-    inside = None
+    places = None
     if mask is not None:
-        inside = _voxels_inside(mask, grid, values.device)
-        sent = sent[..., inside]
-        points = points[..., inside]
+        places = _places_inside(mask, grid, values.device)
+        sent = sent.index_select(2, places)
+        points = points.index_select(2, places)
         grid = (points.shape[2],)
     _check_finite({"values": sent, "features": points})
 
     method = choose_method(method, points.shape[2], points.shape[1])
     items = []
     for index in range(len(sent)):
-        kernel = point_filter(points[index], grid, method, threads)
+        kernel = PointFilter(points[index], grid, method, threads)
         items.append(normalized(kernel, sent[index], normalization))
     filtered = torch.stack(items)
-    if inside is not None:
-        everywhere = filtered.new_zeros(*filtered.shape[:2], len(inside))
-        everywhere[..., inside] = filtered
-        filtered = everywhere
-    return filtered.reshape(values.shape).to(values.dtype)
+    return _on_grid(filtered, places, values.shape).to(values.dtype)
 
 
 def filter_one(values: Tensor, features: Any, **options: Any) -> Tensor:
@@ -137,56 +134,85 @@ class GpuLattice:
         if features.ndim == 2:
             features = features.T
         self._shape = tuple(features.shape[1:])
-        self._device = features.device
-        points = features.to(inputs.compute_dtype(features)).flatten(1)
-        self._inside = None
+        self._features = features
+        self._places = None
         if mask is not None:
-            self._inside = _voxels_inside(mask, self._shape, self._device)
-            points = points[:, self._inside]
-        self._dtype = points.dtype
+            self._places = _places_inside(mask, self._shape, features.device)
+        points = self._points()
         self.num_points = points.shape[1]
         _check_finite({"features": points})
         method = choose_method(method, self.num_points, len(points))
-        self._kernel = point_filter(points, (self.num_points,), method, None)
-        self.description = f"{method}, on {self._device}"
+        self._filter = PointFilter(points.detach(), (self.num_points,), method, None)
         # The kernel is built now, so that errors come from here.
-        self._kernel(points.detach().new_zeros(1, self.num_points))
+        self.description = self._filter.description
+        # Each point's factor is the inverse of its sum of weights, or the root of that.
+        self._scale_by_normalization: dict[str, Tensor] = {}
 
+    @outside_graphs
     def __call__(self, values: Any, normalization: str) -> Any:
         """Filter (V, N) or (V, *grid) values; see `crfrefine.Lattice`."""
         is_tensor = isinstance(values, Tensor)
         if not is_tensor:
             array = given_array(values, "values")
             values = torch.from_numpy(np.array(array, np.float32, order="C"))
-        channels = values.to(self._device)
-        if channels.ndim < 2 or tuple(channels.shape[1:]) != self._shape:
+        if values.ndim < 2 or tuple(values.shape[1:]) != self._shape:
             grid = ", ".join(str(extent) for extent in self._shape)
             raise InputError(
-                f"values have shape {tuple(channels.shape)}; expected (V, {grid}), one value per "
+                f"values have shape {tuple(values.shape)}; expected (V, {grid}), one value per "
                 "point of features (N, D) or (D, *grid)"
             )
-        if not len(channels):
-            return values.clone() if is_tensor else values.numpy()
-        sent = channels.to(self._dtype).flatten(1)
-        if self._inside is not None:
-            sent = sent[:, self._inside]
-        _check_finite({"values": sent})
-        filtered = normalized(self._kernel, sent, normalization)
-        if self._inside is not None:
-            everywhere = filtered.new_zeros(len(filtered), len(self._inside))
-            everywhere[:, self._inside] = filtered
-            filtered = everywhere
-        result = filtered.reshape(channels.shape)
-        if not is_tensor:
-            return result.cpu().numpy()
-        return result.to(values.device, values.dtype)
+        result = values
+        if len(values):
+            sent = self._inside(values.to(self._features.device))
+            _check_finite({"values": sent})
+            filtered = self._filtered(sent, normalization)
+            result = _on_grid(filtered, self._places, values.shape)
+        if is_tensor:
+            return result.to(values.device, values.dtype)
+        return result.detach().cpu().numpy()
+
+    def _points(self) -> Tensor:
+        """Return the (D, N) features of the points."""
+        return self._inside(self._features)
+
+    def _inside(self, channels: Tensor) -> Tensor:
+        """Return the values of the points, (V, N), from (V, *grid)."""
+        values = channels.to(inputs.compute_dtype(self._features)).flatten(1)
+        if self._places is not None:
+            values = values.index_select(1, self._places)
+        return values
+
+    def _filtered(self, sent: Tensor, normalization: str) -> Tensor:
+        """Filter (V, N) values, and normalize."""
+        if self._features.requires_grad and torch.is_grad_enabled():
+            kernel = self._filter.with_graph_of(self._points())
+            return normalized(kernel, sent, normalization)
+        if normalization == "none":
+            return self._filter(sent)
+        scale = self._scale_by_normalization.get(normalization)
+        if scale is None:
+            sums = self._filter(sent.new_ones(1, self.num_points)).detach().clamp(min=TINY)
+            scale = sums.rsqrt() if normalization == "symmetric" else 1.0 / sums
+            self._scale_by_normalization[normalization] = scale
+        if normalization == "symmetric":
+            sent = sent * scale
+        return self._filter(sent) * scale
 
 
-def _voxels_inside(mask: Any, grid: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return where a mask of the grid is not zero, as a list of points on a device."""
+def _places_inside(mask: Any, grid: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return the numbers of the points where a mask of the grid is not zero, on a device."""
     if isinstance(mask, Tensor):
         mask = mask.detach().float().cpu()
-    return torch.from_numpy(given_voxels(mask, grid).flatten()).to(device)
+    return torch.from_numpy(np.flatnonzero(given_voxels(mask, grid))).to(device)
+
+
+def _on_grid(filtered: Tensor, places: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """Return (..., N) values of the points on their grid, zero elsewhere."""
+    if places is None:
+        return filtered.reshape(shape)
+    num_axes = filtered.ndim - 1
+    everywhere = filtered.new_zeros(*shape[:num_axes], math.prod(shape[num_axes:]))
+    return everywhere.index_copy(num_axes, places, filtered).reshape(shape)
 
 
 def _check_kind(name: str, tensor: Any) -> None:
@@ -231,7 +257,10 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
             tests.append(ends.abs().max() <= limits[name])
         name = next(iter(tensors))
         are_finite = torch.stack(tests).tolist() if tests else []
-    except RuntimeError as error:  # Tensors under vmap hold no numbers that Python can read.
+    except RuntimeError as error:
+        # An error of a GPU, perhaps of earlier work; tensors under vmap hold no numbers to read.
+        if tensors[name].device.type == "cuda" and not _is_under_vmap(tensors[name]):
+            raise
         raise InputError(
             f"{name}: expected a plain tensor; instead of torch.func.vmap, filter a batch (B, V, N)"
         ) from error
@@ -241,3 +270,8 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
                 f"{name}: expected finite numbers up to {limit:.0e}, found NaN, infinity or "
                 "larger; has the training diverged?"
             )
+
+
+def _is_under_vmap(tensor: Tensor) -> bool:
+    """Return whether a tensor is a batch of `torch.func.vmap`."""
+    return bool(torch._C._functorch.is_batchedtensor(tensor))

@@ -266,9 +266,16 @@ def check_logits(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
             )
 
 
+def _is_finite(image: Tensor) -> Tensor | bool:
+    """Return whether an image contains neither NaN nor infinity, without waiting for a GPU."""
+    if not image.is_floating_point() or not image.numel():
+        return True
+    return torch.stack(image.detach().aminmax()).isfinite().all()
+
+
 def check_finite(image: Tensor) -> None:
     """Raise InputError if the image (B, M, *grid) contains NaN or infinity."""
-    if not image.is_floating_point() or torch.isfinite(image).all():
+    if _is_finite(image):
         return
     for index, item in enumerate(image):
         for modality, channel in enumerate(item):
@@ -283,9 +290,7 @@ def check_finite(image: Tensor) -> None:
 def check_values(image: Tensor, logits: Tensor, masks: Sequence[Tensor | None]) -> None:
     """Raise the errors of `check_finite` and `check_logits`; the host waits once for a GPU."""
     are_usable = logits.detach().amax() < math.inf
-    if image.is_floating_point():
-        are_usable = are_usable & torch.isfinite(image).all()
-    if not are_usable:
+    if not are_usable & _is_finite(image):
         check_finite(image)
         check_logits(logits, masks)
 

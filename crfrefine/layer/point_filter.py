@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from crfrefine.base import notices
 from crfrefine.engines.point_kernels import TINY, CompiledPoints, DifferentiablePoints
@@ -16,26 +15,46 @@ from crfrefine.errors import BackendUnavailableError, InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import to_array, to_own_tensor, to_tensor
 
-# Returns the product of (V, N) values with a kernel.
-PointFilter = Callable[[Tensor], Tensor]
 
+class PointFilter:
+    """The kernel of points: returns the product of (V, N) values with it, which has gradients."""
 
-def point_filter(
-    features: Tensor, grid: tuple[int, ...], method: str, threads: int | None
-) -> PointFilter:
-    """Return the kernel of (D, N) features on a grid."""
-    engine = _engine_for(features)
-    if engine is not None:
-        built = _BuiltOnce(engine, grid, method, threads)
+    def __init__(
+        self, features: Tensor, grid: tuple[int, ...], method: str, threads: int | None
+    ) -> None:
+        """Take (D, N) features on a grid; an engine builds its kernel in the first call."""
+        self._features = features
+        self._method = method
+        self._built: _BuiltOnce | None = None
+        engine = _engine_for(features)
+        if engine is not None:
+            self._built = _BuiltOnce(engine, grid, method, threads)
+        else:
+            self._in_operations = tensor_kernel(features.T, method)
 
-        def compiled(values: Tensor) -> Tensor:
-            filtered = _Filter.apply(values, features, built)  # type: ignore[no-untyped-call]
-            return filtered  # type: ignore[no-any-return]
+    def __call__(self, values: Tensor) -> Tensor:
+        """Filter (V, N) values."""
+        if self._built is None:
+            return self._in_operations(values.T).T
+        filtered: Tensor = _Filter.apply(  # type: ignore[no-untyped-call]
+            values, self._features, self._built
+        )
+        return filtered
 
-        return compiled
+    def with_graph_of(self, features: Tensor) -> PointFilter:
+        """Return the same kernel for features of the same values, which gradients go to."""
+        same = copy(self)
+        same._features = features
+        if self._built is None:
+            same._in_operations = tensor_kernel(features.T, self._method)
+        return same
 
-    kernel = tensor_kernel(features.T, method)
-    return lambda values: kernel(values.T).T
+    @property
+    def description(self) -> str:
+        """The algorithm and its size, in a line."""
+        if self._built is None:
+            return f"{self._method}, in operations of PyTorch on {self._features.device}"
+        return self._built.kernel(self._features).description
 
 
 def _engine_for(features: Tensor) -> Any:
@@ -48,8 +67,8 @@ def _engine_for(features: Tensor) -> Any:
         if "points" not in _TOLD:
             _TOLD.add("points")
             notices.warn(
-                "gaussian_filter takes plain operations of PyTorch on this GPU, which are several "
-                f"times slower than its own kernels: {error}"
+                "gaussian_filter takes plain operations of PyTorch, which are several times slower "
+                f"than the engine's kernels: {error}"
             )
         return None
 
@@ -152,8 +171,8 @@ class _Filter(torch.autograd.Function):
     def vmap(*_: Any) -> None:
         """Refuse: the engine filters item by item."""
         raise InputError(
-            "gaussian_filter in float32 on the CPU does not work with torch.func.vmap, jacrev or "
-            "jacfwd; float64 does with jacrev"
+            "gaussian_filter in float32 does not work with torch.func.vmap, jacrev or jacfwd; "
+            "float64 does with jacrev"
         )
 
     @staticmethod
@@ -196,33 +215,30 @@ class _Gradients(torch.autograd.Function):
     vmap = _Filter.vmap
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the second derivatives: those of operations of PyTorch."""
         grad, values, features = ctx.saved_tensors
-        wants_values, wants_features = ctx.wanted
-        with torch.enable_grad():
-            by_output = grad.detach().requires_grad_()
-            if values is None:  # Then the result is linear in the values, which do not matter.
-                values = torch.zeros_like(grad)
-            sent = values.detach().requires_grad_()
-            points = features
-            if features is not None:
-                points = features.detach().requires_grad_()
-            filtered = ctx.built.in_tensor_operations(sent, points)
+        sent = values
+        if values is None:  # Then the result is linear in the values, which do not matter.
+            sent = torch.zeros_like(grad)
+        leaves = [grad, sent]
+        if features is not None:
+            leaves.append(features)
 
-            wanted = []
-            given = []
-            for leaf, is_wanted, by_gradient in zip(
-                (sent, points), (wants_values, wants_features), grads, strict=True
-            ):
-                if is_wanted and by_gradient is not None:
-                    wanted.append(leaf)
-                    given.append(by_gradient)
-            first = torch.autograd.grad(filtered, wanted, by_output, create_graph=True)
-            leaves = [by_output, sent]
-            if points is not None:
-                leaves.append(points)
-            second = torch.autograd.grad(first, leaves, given, allow_unused=True)
-        by_features = second[2] if points is not None else None
-        return second[0], second[1], by_features, None, None, None
+        def first(by_output: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+            def filtered(sent: Tensor, points: Tensor | None = None) -> Tensor:
+                result: Tensor = ctx.built.in_tensor_operations(sent, points)
+                return result
+
+            pull: Any = torch.func.vjp(filtered, *arguments)[1]
+            found: tuple[Tensor, ...] = pull(by_output)
+            return found
+
+        gradients, pull = torch.func.vjp(first, *leaves)[:2]
+        given = []
+        for gradient, by_gradient in zip(gradients, grads, strict=False):
+            given.append(torch.zeros_like(gradient) if by_gradient is None else by_gradient)
+        second: Any = pull(tuple(given))
+        by_values = second[1] if values is not None else None
+        by_features = second[2] if features is not None else None
+        return second[0], by_values, by_features, None, None, None

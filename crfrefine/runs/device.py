@@ -11,16 +11,17 @@ from crfrefine.cases.reading_options import ReadingOptions
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.errors import CrfRefineError
+from crfrefine.parameters.model import CrfParameters
 
-# Seconds that one thread takes per voxel and label with five steps: 0.05 to 0.2 microseconds in the
-# table of docs/reference/benchmarks.md.
+# Seconds that one thread takes per voxel and label for five steps with one appearance kernel: 0.05
+# to 0.2 microseconds in the table of docs/reference/benchmarks.md.
 SECONDS_PER_VALUE = 1e-7
 # Seconds until a GPU refines its first case: CuPy is imported, its context opened, kernels loaded.
 GPU_START = 2.0
 
 
 def device_of_auto(
-    cases: Sequence[CaseFiles], reading: ReadingOptions, threads: int
+    cases: Sequence[CaseFiles], reading: ReadingOptions, parameters: CrfParameters, threads: int
 ) -> tuple[str, str | None]:
     """Return the device that "auto" stands for, and a note if a GPU is there and is not taken.
 
@@ -28,11 +29,14 @@ def device_of_auto(
     refines its first one. `cases` are all cases of a run, those of other parts too, so that all
     parts have one device. Headers are read until there is enough work for a GPU.
     """
-    if not is_available():
+    # The time of direct sums depends on bandwidths, so these always go to the GPU.
+    is_known = parameters.mean_field.filter not in ("exact", "truncated")
+    if not is_available() or not is_known:
         return get_backend("auto").name, None
+    share = parameters.mean_field.num_iterations / 5 * max(1, len(parameters.bilateral)) / threads
     seconds = 0.0
     for files in cases:
-        seconds += _seconds_of_one_thread(files, reading) / threads
+        seconds += share * _seconds_of_one_thread(files, reading)
         if seconds > GPU_START:
             return get_backend("auto").name, None
     note = (
@@ -43,7 +47,10 @@ def device_of_auto(
 
 
 def _seconds_of_one_thread(files: CaseFiles, reading: ReadingOptions) -> float:
-    """Return about how long a case takes to refine; 0 for one that cannot be read."""
+    """Return about how long five steps with one appearance kernel take.
+
+    It is 0 for a case that cannot be read.
+    """
     if files.problem:
         return 0.0
     try:

@@ -8,12 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from crfrefine.base.limits import available_threads, memory_left, memory_limit
+from crfrefine.errors import DeviceLostError
 from crfrefine.io.atomic import naming_after
 from crfrefine.runs.case_work import CaseSettings, Task, finish_case, read_case
 from crfrefine.runs.options import Observer
 from crfrefine.runs.plan import RunPlan
 from crfrefine.runs.records import CaseRecord, RunSummary
 
+GPU_IS_LOST = (
+    "the GPU stopped working: the other cases are computed on the CPU, as --device auto allows"
+)
 SECONDS_BETWEEN_STAGES = 0.2  # after which the shown stage is looked at again
 
 
@@ -180,13 +184,33 @@ class CasesInFlight:
     def _work_on(self, task: Task, case: CaseInFlight) -> CaseRecord:
         """Read, refine and write a case."""
         try:
-            work = read_case(self._share_of(0), task, case)
-            with naming_after(case.wait_to_name):
-                return finish_case(self._share_of(case.num_bytes), work, case, case)
+            record = self._refine(task, case, case)
+            if self._may_move(record):
+                with self._lock:
+                    has_lost_gpu = self._settings.device != "cpu"
+                    self._settings = replace(self._settings, device="cpu")
+                if has_lost_gpu:
+                    case.note(GPU_IS_LOST)
+                else:  # The case has only met the loss in another one.
+                    case.notes.clear()
+                    record = self._refine(task, case, None)
+            return record
         finally:
             case.end()
             with self._lock:
                 self._num_unfinished -= 1
+
+    def _refine(self, task: Task, case: CaseInFlight, turns: CaseInFlight | None) -> CaseRecord:
+        """Read, refine and write a case; with `turns` it waits until there is memory for it."""
+        work = read_case(self._share_of(0), task, turns)
+        with naming_after(case.wait_to_name):
+            return finish_case(self._share_of(case.num_bytes), work, case, case)
+
+    def _may_move(self, record: CaseRecord) -> bool:
+        """Return whether a case failed because a GPU was lost that `auto` had chosen."""
+        if self._settings.options.device != "auto":
+            return False
+        return any(failure.kind == DeviceLostError.__name__ for failure in record.failures)
 
     def _share_of(self, num_bytes: int) -> CaseSettings:
         """Return the settings of a case that takes so much memory, with its share of threads."""

@@ -202,7 +202,9 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     note_on_device = None
     if device == "auto":  # It is the same device on all workers of a cluster.
         threads = options.threads or available_threads()
-        device, note_on_device = device_of_auto(inputs.cases, inputs.reading, threads)
+        device, note_on_device = device_of_auto(
+            inputs.cases, inputs.reading, options.parameters, threads
+        )
     all_outputs = plan_outputs(inputs.cases, options, inputs.names.labels)
     if options.summary is not None:
         check_summary_path(options.summary, all_outputs)

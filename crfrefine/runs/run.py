@@ -28,7 +28,7 @@ from crfrefine.errors import (
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
 from crfrefine.runs.case_work import CaseInWork, CaseSettings, Task, finish_case, read_case
-from crfrefine.runs.in_flight import CasesInFlight
+from crfrefine.runs.in_flight import GPU_IS_LOST, CasesInFlight
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
@@ -195,10 +195,7 @@ def _refine_here(
             may_move = settings.options.device == "auto" and settings.device != "cpu"
             if may_move and _has_failed_by(DeviceLostError, record):
                 settings = replace(settings, device="cpu")
-                observer.note(
-                    "the GPU stopped working: the other cases are computed on the CPU, "
-                    "as --device auto allows"
-                )
+                observer.note(GPU_IS_LOST)
             yield record
     finally:
         reader.shutdown(wait=False, cancel_futures=True)

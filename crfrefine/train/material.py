@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from crfrefine.arrays.region_scheme import decode, probabilities_of
+from crfrefine.base.limits import available_threads
 from crfrefine.engines import get_backend
+from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.errors import BackendUnavailableError
 from crfrefine.train.crops import Crop
 
@@ -27,9 +29,9 @@ MAX_VOXELS = 65_536
 # 0.2 to 0.6 points with errors of 0.2 to 0.4.
 NUM_SAMPLED = 8
 # A gradient takes up to 100,000 voxels, for which a GPU mostly waits for its host: an H200 took as
-# long as two threads of the Xeon beside it.
-FASTER_THREADS = 4
-KEPT_SHARE = 0.25  # of a GPU's memory, for crops
+# long as two cores of the Xeon beside it.
+FASTER_CORES = 4
+KEPT_SHARE = 0.25  # of a GPU's free memory, for crops
 # Share of the weights that follows the foreground, not the errors, so that each tile has a chance.
 _FOREGROUND_SHARE = 0.1
 # The fractional parts of its multiples fill the unit interval evenly, however many there are.
@@ -75,13 +77,14 @@ class TrainingDevice:
         kept = self._kept.get(id(crop))
         if kept is not None:
             return kept[1]
-        tensors = self._moved(crop)
+        tensors = self.moved(crop)
         num_bytes = sum(_num_bytes(of_crop) for _, of_crop in self._kept.values())
         if num_bytes + _num_bytes(tensors) <= self.max_kept:
             self._kept[id(crop)] = (crop, tensors)
         return tensors
 
-    def _moved(self, crop: Crop) -> CropTensors:
+    def moved(self, crop: Crop) -> CropTensors:
+        """Return a copy of a crop on the device, which does not stay."""
         has_reference = crop.mask & (crop.labels < crop.num_labels)
         labels = crop.labels[has_reference].astype(np.int64)
         image = np.array(crop.image, dtype=np.float32, order="C")
@@ -98,31 +101,35 @@ class TrainingDevice:
 
 
 def _num_bytes(tensors: CropTensors) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Return the bytes of a crop on its device; the mask is on the CPU."""
+    on_device = tensors._replace(mask=tensors.mask[:0])
+    return sum(tensor.numel() * tensor.element_size() for tensor in on_device)
 
 
 CPU = TrainingDevice()
 
 
-def choose_device(requested: str, threads: int) -> TrainingDevice:
+def choose_device(requested: str) -> TrainingDevice:
     """Return the engine's device for a request, if PyTorch has it too.
 
-    "auto" is the GPU if it is expected to be faster than so many threads of the CPU. Raise
+    "auto" is the GPU if it is expected to be faster than the cores that this process may use. The
+    number of threads does not matter, since a run may go on with another one. Raise
     BackendUnavailableError for a named device that is missing.
     """
+    num_cores = available_threads()
+    if requested == "auto" and num_cores >= FASTER_CORES and is_available():
+        return TrainingDevice(
+            note=f"training on the CPU, whose {num_cores} cores are expected to be faster than the "
+            "GPU for crops of this size; --device cuda takes the GPU"
+        )
     engine = get_backend(requested).name
     gpu = re.fullmatch(r"cuda(?::([0-9]+))?", engine)
     if gpu is None:
         return TrainingDevice(engine)
-    if requested == "auto" and threads >= FASTER_THREADS:
-        return TrainingDevice(
-            note=f"training on the CPU, whose {threads} threads are expected to be faster than the "
-            "GPU for crops of this size; --device cuda takes the GPU"
-        )
     number = int(gpu[1] or 0)
     if torch.cuda.is_available() and number < torch.cuda.device_count():
-        memory = int(torch.cuda.get_device_properties(number).total_memory)
-        return TrainingDevice(engine, f"cuda:{number}", max_kept=int(KEPT_SHARE * memory))
+        free, _ = torch.cuda.mem_get_info(number)
+        return TrainingDevice(engine, f"cuda:{number}", max_kept=int(KEPT_SHARE * free))
 
     missing = (
         f"this PyTorch ({torch.__version__}) cannot use the GPU {engine}: "
@@ -231,7 +238,7 @@ class Material:
         return tuple(self._draw_voxels(crop) for crop in self.crops)
 
     def _draw_voxels(self, crop: Crop) -> tuple[Tensor, Tensor]:
-        tensors = self.device.crop(crop)
+        tensors = self.device.moved(crop)
         logits = tensors.with_reference(tensors.logits)
         labels = tensors.labels
         if labels.numel() > MAX_VOXELS:

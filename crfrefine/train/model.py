@@ -117,7 +117,7 @@ def score(
             counts = _count(labels, _decode(refined, part.crop), part.crop.num_labels)
             part_loss = loss(refined, labels).reshape(1)
             found.append(torch.cat([part_loss.double(), counts.double()]))
-    # The host waits for a GPU once.
+    # The host waits once for the counts and losses of all parts.
     rows = torch.stack(found).cpu().numpy()
     mean_loss = 0.0
     change = np.zeros_like(sample.case_counts, dtype=float)

@@ -93,8 +93,7 @@ def run_training(
         add_inputs(options.config)
     _check_learned(options.learn)
     options.check_files()
-    num_threads = options.threads or available_threads()
-    plan = make_plan(options, choose_device(options.device, num_threads))
+    plan = make_plan(options, choose_device(options.device))
     check_replaceable(*plan.fold_files)
     for path in options.files:
         check_no_input(path)
@@ -102,6 +101,7 @@ def run_training(
     if options.resume:
         finished = read_folds(plan.fold_files, fingerprint(plan))
 
+    num_threads = options.threads or available_threads()
     torch_threads = torch.get_num_threads()
     # PyTorch's sums depend on its number of threads; the engine takes most of the time anyway.
     torch.set_num_threads(1)

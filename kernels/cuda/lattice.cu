@@ -6,25 +6,54 @@
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
+constexpr int kOwnEntries = 32;  // of a list, that one of the vertex's own threads adds up
+constexpr int kTogether = 64;    // entries that are summed separately: limits rounding
+
+// The entries of all lists: the voxel and its 16-bit weight. scale: (voxel) factors of the values,
+// or nullptr for ones.
+struct Entries {
+    const Channels* values;
+    const Real* scale;
+    const uint32* voxel;
+    const uint16* weight;
+
+    // The weighted sum of every `step`-th entry.
+    CRF_D Channels sum(int64 first, int64 end, int64 step) const {
+        Channels total = zero_row<CRF_WIDTH>();
+        while (first < end) {
+            const int64 stop = first + kTogether * step < end ? first + kTogether * step : end;
+            Channels partial = zero_row<CRF_WIDTH>();
+            CRF_UNROLL_BY_4
+            for (int64 entry = first; entry < stop; entry += step) {
+                const uint32 n = voxel[entry];
+                const Real factor = static_cast<Real>(weight[entry]);
+                add_scaled(partial, values[n], scale ? factor * scale[n] : factor);
+            }
+            add_scaled(total, partial, Real(1.0));
+            first += kTogether * step;
+        }
+        return total;
+    }
+};
+
 // A power of two of a block's threads, `lanes`, share a vertex: the weighted sum of the values in
-// the vertex's list, in units of the 16-bit weights. scale: (voxel) factors of the values, or
-// nullptr for ones. entry_*: (entry) of all lists. begin: (vertex + 1) where each list begins.
+// the vertex's list, in units of the 16-bit weights. All threads of the block share the rest of a
+// long list. entry_*: (entry) of all lists. begin: (vertex + 1) where each list begins.
 CRF_BLOCK_KERNEL(splat, const Channels* values, const Real* scale, const uint32* entry_voxel,
                  const uint16* entry_weight, const int64* begin, int64 num_vertices, int lanes,
                  Channels* rows) {
     CRF_SHARED(Channels, part, CRF_THREADS);
+    CRF_SHARED(Channels, rest, CRF_THREADS);
+    const Entries entries{values, scale, entry_voxel, entry_weight};
     const int64 first_vertex = block_number() * (CRF_THREADS / lanes);
+    const int64 own_entries = static_cast<int64>(kOwnEntries) * lanes;
     CRF_PHASE(thread) {
         const int64 vertex = first_vertex + thread / lanes;
         Channels total = zero_row<CRF_WIDTH>();
         if (vertex < num_vertices) {
-            const int64 end = begin[vertex + 1];
-            CRF_UNROLL_BY_4
-            for (int64 entry = begin[vertex] + thread % lanes; entry < end; entry += lanes) {
-                const uint32 n = entry_voxel[entry];
-                const Real weight = static_cast<Real>(entry_weight[entry]);
-                add_scaled(total, values[n], scale ? weight * scale[n] : weight);
-            }
+            const int64 first = begin[vertex], end = begin[vertex + 1];
+            const int64 stop = first + own_entries < end ? first + own_entries : end;
+            total = entries.sum(first + thread % lanes, stop, lanes);
         }
         part[thread] = total;
     }
@@ -35,6 +64,32 @@ CRF_BLOCK_KERNEL(splat, const Channels* values, const Real* scale, const uint32*
             const Channels other = part[thread + half];
             add_scaled(total, other, Real(1.0));
             part[thread] = total;
+        }
+    }
+    for (int own = 0; own < CRF_THREADS / lanes; ++own) {
+        const int64 vertex = first_vertex + own;
+        if (vertex >= num_vertices) break;
+        const int64 first = begin[vertex] + own_entries, end = begin[vertex + 1];
+        if (first >= end) continue;
+        CRF_PHASE(thread) {
+            const Channels total = entries.sum(first + thread, end, CRF_THREADS);
+            rest[thread] = total;
+        }
+        for (int half = CRF_THREADS / 2; half > 0; half /= 2) {
+            CRF_PHASE(thread) {
+                if (thread >= half) continue;
+                Channels total = rest[thread];
+                const Channels other = rest[thread + half];
+                add_scaled(total, other, Real(1.0));
+                rest[thread] = total;
+            }
+        }
+        CRF_PHASE(thread) {
+            if (thread > 0) continue;
+            Channels total = part[own * lanes];
+            const Channels other = rest[0];
+            add_scaled(total, other, Real(1.0));
+            part[own * lanes] = total;
         }
     }
     CRF_PHASE(thread) {

@@ -50,6 +50,7 @@ CRF_D Key unit_of(const int* shift, int i) { return i == 0 ? Key(0) : Key(1) << 
 // The voxel that thread n looks at, one of each run of `run_length` voxels, as if by chance: a
 // fixed stride would meet neighboring rows at the same places.
 CRF_D int64 sampled_voxel(int64 n, int64 run_length) {
+    if (run_length == 1) return n;
     const uint64 number = static_cast<uint64>(n) * 0x9E3779B97F4A7C15ull;
     return n * run_length + static_cast<int64>((number >> 40) % static_cast<uint64>(run_length));
 }

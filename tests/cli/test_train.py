@@ -64,7 +64,7 @@ def report_of(output):
 def test_the_files_say_where_they_come_from_and_there_are_no_others(trained):
     output, result = trained
     assert files_in(output.parent) == ["params.report.json", "params.toml"]
-    device = choose_device("auto", 1).name
+    device = choose_device("auto").name
     assert report_of(output)["device"] == device
     told = unexpected_device("auto", device)
     means = "1 thread" if told is None else f"{told}, 1 thread"

@@ -358,3 +358,33 @@ def test_a_gpus_arithmetic_keeps_to_the_tolerance(filter_name, num_dims, num_lab
     assert found.filters == expected.filters
     np.testing.assert_allclose(found.logits, expected.logits, atol=2e-5)
     np.testing.assert_allclose(found.energy, expected.energy, rtol=1e-5)
+
+
+class TwoStreams(StrictDevice):
+    """A device whose current stream is `current`."""
+
+    current = 0
+
+    def stream(self):
+        return self.current
+
+
+def test_calls_on_another_stream_wait_before_and_after_and_the_others_do_not():
+    torch = pytest.importorskip("torch")
+    case = random_case(3, num_modalities=1)
+    model = resolve(case, bilateral__theta_alpha=1.4, bilateral__theta_beta=0.2)
+    device = TwoStreams()
+    logits = torch.from_numpy(case.logits)
+    image = replace(case.grid, values=torch.from_numpy(case.image))
+    kernels = CudaBackend(device).kernels(image, model.kernels)
+    waits = []
+    for device.current in (0, 7, 0):
+        device.reset()
+        kernels.forward(logits, model.mean_field)
+        waits.append(device.waits["synchronize"])
+    assert waits == [0, 2, 0]
+    device.current = 7
+    device.reset()
+    with pytest.raises(ZeroDivisionError), kernels._working(logits):
+        raise ZeroDivisionError
+    assert device.waits["synchronize"] == 2

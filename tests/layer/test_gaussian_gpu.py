@@ -11,7 +11,7 @@ from cuda_shim import compiler  # noqa: E402
 from strict_device import StrictDevice  # noqa: E402
 from torch_gpu import gpu_tensors  # noqa: E402
 
-import crfrefine  # noqa: E402
+import crfrefine.filters  # noqa: E402
 from crfrefine.engines.cuda.points import CudaPoints  # noqa: E402
 from crfrefine.engines.point_kernels import CompiledPoints  # noqa: E402
 from crfrefine.errors import (  # noqa: E402
@@ -98,12 +98,10 @@ def test_every_kernel_of_points_keeps_to_the_rules_of_a_gpu():
     for method, num_channels, shape in (("lattice", 3, (4, 1, 9)), ("exact", 11, (30,))):
         points = rng.normal(size=(3, *shape)).astype(np.float32)
         left, right = rng.normal(size=(2, num_channels, points[0].size)).astype(np.float32)
-        scale = rng.random(points[0].size, dtype=np.float32)
         own = CudaPoints(device, points, method)
         cpu = CompiledPoints(points, method, 1)
         pairs = [
             (own.apply(left), cpu.apply(left)),
-            (own.apply(left, scale), cpu.apply(left, scale)),
             (own.apply(left, transposed=True), cpu.apply(left, transposed=True)),
             (own.feature_gradient(left, right), cpu.feature_gradient(left, right)),
         ]
@@ -151,6 +149,62 @@ def test_a_lattice_of_a_gpus_tensor_takes_tensors_and_arrays(
         crfrefine.Lattice(features.to(gpu), device="torch:cuda")
     with pytest.raises(InputError, match="floating-point numbers"):
         crfrefine.Lattice(features.to(gpu).long())
+
+
+@pytest.mark.parametrize("normalization", ["none", "symmetric"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_lattice_has_gradients_of_its_features_in_each_call(
+    gpu, normalization, masked, monkeypatch
+):
+    values, features = (tensor[0].float() for tensor in make())
+    mask = None
+    if masked:
+        mask = np.random.default_rng(0).random(values.shape[1:]) > 0.3
+    options = {"method": "lattice", "mask": mask}
+    of_batch = features[None].clone().to(gpu).requires_grad_()
+    of_all = {"normalization": normalization, **options}
+    gaussian_filter(values[None].to(gpu), of_batch, **of_all).square().sum().backward()
+
+    monkeypatch.setattr(crfrefine.filters, "_is_on_gpu", lambda _: True)
+    learned = features.clone().to(gpu).requires_grad_()
+    lattice = crfrefine.Lattice(learned, **options)
+    for _ in range(2):
+        learned.grad = None
+        lattice(values.to(gpu), normalization=normalization).square().sum().backward()
+        torch.testing.assert_close(learned.grad, of_batch.grad[0])
+    assert isinstance(lattice(values.numpy(), normalization=normalization), np.ndarray)
+
+
+def test_transforms_of_functions_twice(gpu):
+    values, features = (tensor.float().to(gpu) for tensor in make(shape=(3, 4, 5)))
+
+    def loss(sent):
+        return gaussian_filter(sent, features, method="exact").pow(3).sum()
+
+    def squares(sent):
+        return torch.func.grad(loss)(sent).square().sum()
+
+    found = torch.func.grad(squares)(values)
+    leaf = values.double().requires_grad_()
+    result = gaussian_filter(leaf, features.double(), method="exact").pow(3).sum()
+    (first,) = torch.autograd.grad(result, leaf, create_graph=True)
+    (expected,) = torch.autograd.grad(first.square().sum(), leaf)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_list_that_is_much_longer_than_the_others_is_shared_by_a_block(share):
+    """Half of the points or all but one are equal, the others lie apart: one lane a vertex."""
+    if compiler() is None:
+        pytest.skip("no C++ compiler to compile the GPU's kernels with")
+    rng = np.random.default_rng(4)
+    num_points = 3000
+    points = rng.uniform(-50, 50, (3, num_points)).astype(np.float32)
+    points[:, : int(share * num_points) - 1] = 0.25
+    values = rng.random((2, num_points)).astype(np.float32)
+    found = CudaPoints(StrictDevice(is_watched=True), points, "lattice").apply(values)
+    expected = CompiledPoints(points, "lattice", 1).apply(values)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5 * expected.max())
 
 
 @pytest.mark.parametrize(

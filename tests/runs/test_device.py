@@ -12,6 +12,8 @@ from crfrefine.runs import device as devices
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import plan_run
 
+PLAIN = crfrefine.CrfParameters()
+
 
 @pytest.fixture
 def gpu(monkeypatch):
@@ -36,7 +38,7 @@ def folders(tmp_path):
 
 def test_a_few_small_cases_do_not_wait_for_a_gpu_to_start(gpu, folders):
     cases = discover_cases([folders.images], [folders.logits], None)
-    found, note = devices.device_of_auto(cases, ReadingOptions(), 2)
+    found, note = devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2)
     assert (found, gpu) == ("cpu", [])
     assert "less than the start of the GPU; --device cuda takes the GPU" in note
 
@@ -48,19 +50,35 @@ def test_more_work_than_the_start_takes_goes_to_the_gpu_whatever_the_threads_of_
     of_one = devices._seconds_of_one_thread(cases[0], ReadingOptions())
     assert of_one > 0.0
     monkeypatch.setattr(devices, "GPU_START", 2.5 * of_one / 2)
-    assert devices.device_of_auto(cases, ReadingOptions(), 2) == ("cuda-shim", None)
+    assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2) == ("cuda-shim", None)
     assert gpu == [True]
-    assert devices.device_of_auto(cases, ReadingOptions(), 4)[0] == "cpu"
+    assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 4)[0] == "cpu"
     # A case that cannot be read is no work.
     (folders.images / "a_0000.nii.gz").write_bytes(b"nothing")
-    assert devices.device_of_auto(cases, ReadingOptions(), 2)[0] == "cpu"
+    assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2)[0] == "cpu"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mean_field.filter": "exact"},
+        {"mean_field.filter": "truncated"},
+        {"mean_field.num_iterations": 60},
+    ],
+)
+def test_models_that_take_long_go_to_the_gpu(gpu, folders, monkeypatch, changes):
+    cases = discover_cases([folders.images], [folders.logits], None)
+    monkeypatch.setattr(devices, "SECONDS_PER_VALUE", 1e-4)
+    model = PLAIN.replace(**changes)
+    assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2)[0] == "cpu"
+    assert devices.device_of_auto(cases, ReadingOptions(), model, 2)[0] == "cuda-shim"
 
 
 def test_without_a_gpu_nothing_is_read_and_nothing_said(monkeypatch, folders):
     monkeypatch.setattr(devices, "is_available", lambda: False)
     monkeypatch.setattr(devices, "read_case_headers", None)
     cases = discover_cases([folders.images], [folders.logits], None)
-    assert devices.device_of_auto(cases, ReadingOptions(), 2)[1] is None
+    assert devices.device_of_auto(cases, ReadingOptions(), PLAIN, 2)[1] is None
 
 
 def test_a_run_says_why_it_takes_the_cpu(gpu, folders):

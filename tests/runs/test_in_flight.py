@@ -20,8 +20,11 @@ from cli_helpers import (
 )
 from strict_device import use
 
-from crfrefine.errors import StorageError
+import crfrefine.engines
+from crfrefine.engines.cuda.kernels import CudaBackend
+from crfrefine.errors import DeviceLostError, StorageError
 from crfrefine.runs import case_work, in_flight, run
+from crfrefine.runs import device as devices
 from crfrefine.runs.in_flight import Places, RunIsOverError
 
 CASES = "abcdefg"
@@ -249,6 +252,40 @@ def test_a_gpu_computes_one_case_while_others_are_read_and_written(device, jobs,
         tasks=range(40),
     )
     assert run.num_cases_in_flight(plan) == expected
+
+
+class LostGpu(cuda_shim.ShimDevice):
+    """A GPU that stops working in its fourth use, for good."""
+
+    num_uses = 0
+
+    def active(self):
+        self.num_uses += 1
+        if self.num_uses > 3:
+            raise DeviceLostError("--device cuda: the GPU stopped working in this case")
+        return super().active()
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_after_the_loss_of_a_gpu_the_other_cases_run_on_the_cpu(tmp_path, monkeypatch, jobs):
+    if cuda_shim.compiler() is None:
+        pytest.skip("no C++ compiler to compile the GPU's kernels with")
+    engine = CudaBackend(LostGpu())
+    table = (("auto|cuda.*", lambda _: engine), *crfrefine.engines._TABLE)
+    monkeypatch.setattr(crfrefine.engines, "_TABLE", table)
+    monkeypatch.setattr(devices, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "GPU_START", 0.0)
+    engine.name = "cuda"
+    folders = write_folders(tmp_path, *"abcdef")
+    result = infer(folders, "--device", "auto", "--jobs", jobs, status=1)
+    cases = [record for record in records(folders.output) if "case_id" in record]
+    assert len(cases) == 6
+    found = [record["device"] for record in cases if record["status"] == "done"]
+    failed = [record for record in cases if record["status"] == "failed"]
+    assert len(failed) == 1
+    assert failed[0]["error_kind"] == "DeviceLostError"
+    assert set(found) == {"cuda", "cpu"}
+    assert result.stderr.count("the other cases are computed on the CPU") == 1
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "2.5"])

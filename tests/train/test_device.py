@@ -25,6 +25,7 @@ from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.layer import inputs  # noqa: E402
+from crfrefine.train import material as trained_on  # noqa: E402
 from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402
 from crfrefine.train.model import Model, network_refiner, score  # noqa: E402
 from crfrefine.train.options import LEARNABLE  # noqa: E402
@@ -44,7 +45,7 @@ def device(request, monkeypatch):
     """
     where, _ = gpu_tensors(request.param, monkeypatch)
     if where == "cuda":
-        return choose_device("cuda", 2)
+        return choose_device("cuda")
     return TrainingDevice("cuda-shim")
 
 
@@ -90,7 +91,7 @@ def test_a_pytorch_without_gpus_is_said(monkeypatch):
     """
     for requested in ("cpu", "auto"):
         if requested == "cpu" or not is_available():
-            chosen = choose_device(requested, 2)
+            chosen = choose_device(requested)
             assert (chosen.name, chosen.tensors, chosen.note, chosen.is_gpu) == (
                 "cpu",
                 "cpu",
@@ -110,24 +111,22 @@ def test_a_pytorch_without_gpus_is_said(monkeypatch):
         BackendUnavailableError,
         match=r"--device cuda:1: this PyTorch \(.*\) cannot use the GPU cuda:1.*--device cpu",
     ):
-        choose_device("cuda:1", 2)
-    chosen = choose_device("auto", 2)
+        choose_device("cuda:1")
+    chosen = choose_device("auto")
     assert (chosen.name, chosen.tensors) == ("cpu", "cpu")
     assert "training on the CPU: this PyTorch" in chosen.note
 
 
-@needs_compiler
-def test_with_many_threads_auto_trains_on_the_cpu_and_says_so(monkeypatch):
+def test_with_many_cores_auto_trains_on_the_cpu_says_so_and_opens_no_gpu(monkeypatch):
     def load(_):
-        shim = cuda_shim.ShimDevice()
-        shim.name = "cuda"
-        return CudaBackend(shim)
+        raise AssertionError("the GPU is opened")
 
     monkeypatch.setattr(crfrefine.engines, "_TABLE", (("auto", load),))
-    chosen = choose_device("auto", 16)
+    monkeypatch.setattr(trained_on, "is_available", lambda: True)
+    monkeypatch.setattr(trained_on, "available_threads", lambda: 16)
+    chosen = choose_device("auto")
     assert (chosen.name, chosen.is_gpu) == ("cpu", False)
-    assert "16 threads are expected to be faster than the GPU" in chosen.note
-    assert "this PyTorch" in choose_device("auto", 2).note
+    assert "16 cores are expected to be faster than the GPU" in chosen.note
 
 
 def test_crops_stay_on_a_device_while_they_fit():
@@ -135,7 +134,8 @@ def test_crops_stay_on_a_device_while_they_fit():
     sizes = []
     for crop in shared.crops:
         tensors = CPU.crop(crop)
-        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+        on_device = [tensor for tensor in tensors if tensor is not tensors.mask]
+        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in on_device))
     device = TrainingDevice("cuda-shim", max_kept=sizes[0] + sizes[1])
     for _ in range(2):
         found = [device.crop(crop) for crop in shared.crops]

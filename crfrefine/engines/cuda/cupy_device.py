@@ -35,11 +35,11 @@ class _Borrowed:
 
 
 @contextmanager
-def following(cupy: Any, array: Any) -> Iterator[None]:
+def following(cupy: Any, array: Any, owner: int | None = None) -> Iterator[None]:
     """Work on PyTorch's current stream and in its memory, if an array is a tensor on a GPU.
 
     Arrays allocated inside may outlive the context: each goes back to PyTorch, to the stream that
-    it was allocated for.
+    it was allocated for. This is the `owner`, or by default the current stream.
     """
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(array, torch.Tensor) or array.device.type != "cuda":
@@ -55,7 +55,8 @@ def following(cupy: Any, array: Any) -> Iterator[None]:
 
     def allocate(size: int, device: int) -> int:
         try:
-            return int(torch.cuda.caching_allocator_alloc(size, device, pointer))
+            stream = pointer if owner is None else owner
+            return int(torch.cuda.caching_allocator_alloc(size, device, stream))
         except torch.cuda.OutOfMemoryError as error:
             # Callers expect a MemoryError, as CuPy's is one.
             raise MemoryError(str(error)) from error

@@ -30,7 +30,7 @@ from crfrefine.engines.cuda.kernel_set import build_kernel
 from crfrefine.engines.cuda.mean_field import MeanFieldRun, VolumeBackward
 from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.points import CudaPoints
-from crfrefine.engines.cuda.rows import grouped, num_row_groups, row_width
+from crfrefine.engines.cuda.rows import from_rows, grouped, to_rows
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.engines.volume import volume_part
 from crfrefine.errors import BackendUnavailableError, DeviceMemoryError
@@ -169,23 +169,17 @@ class CudaKernels:
     def message(self, values: Float32) -> Float32:
         """Filter (V, *grid) values of the host once with the first kernel."""
         num_channels = len(values)
-        width = row_width(num_channels)
         index = self._voxels.grid_index
         xp = self._device.xp
         with self._working(values):
             channels = self._array(values).reshape(num_channels, -1)
-            shape = (num_row_groups(num_channels), self.num_voxels, width)
-            rows = xp.zeros(shape, dtype=np.float32)
-            for number, channel in enumerate(channels):
-                group, place = divmod(number, width)
-                rows[group, :, place] = channel[index]
-            weight = self._device.upload(grouped(np.ones(num_channels), width))
-            total = xp.zeros_like(rows)
-            self._kernels[0].accumulate(rows, weight, total)
+            rows = to_rows(xp, channels[:, index])
+            ones = np.ones(num_channels)
+            weight = self._device.upload(grouped(ones, rows.shape[2]))
+            total = xp.empty_like(rows)
+            self._kernels[0].accumulate(rows, weight, total, adds=False)
             out = xp.zeros_like(channels)
-            for number, channel in enumerate(out):
-                group, place = divmod(number, width)
-                channel[index] = total[group, :, place]
+            out[:, index] = from_rows(xp, total, num_channels)
             return self._device.download(out.reshape(values.shape))
 
     @contextmanager

@@ -42,6 +42,7 @@ class Simplices:
 
     Attributes:
         num_features: D of the lattice, at least that of the image.
+        widths: bits of each field, the remainder's first.
         is_wide: whether numbers have more than 64 bits.
         remainder_bits: width of the remainder's field.
         shift: (D + 1) on the device, the lowest bit of each field.
@@ -56,6 +57,7 @@ class Simplices:
         scale = _elevation_scale(self.num_features)
         ranges = [(0.0, 0.0)] * self._padding + source.ranges
         lowest, widths = _field_ranges(ranges, scale)
+        self.widths = tuple(widths)
         total_bits = sum(widths)
         if total_bits > _MAX_KEY_BITS:
             raise CapacityError(
@@ -232,8 +234,8 @@ class Lattice(Filter):
     def __init__(self, source: FeatureSource, num_vertices: float | None = None) -> None:
         """Build the lattice, with a hash table that is first made for `num_vertices`.
 
-        None means as many as the newest lattice of so many points had, or an estimate. The table's
-        size changes no result. Raises CapacityError if the lattice would be too large.
+        None means as many as the newest lattice of so many points and fields had, or an estimate.
+        The table's size changes no result. Raises CapacityError if the lattice would be too large.
         """
         self.device = source.device
         simplices = Simplices(source)
@@ -245,7 +247,7 @@ class Lattice(Filter):
                 f"{source.num_points} voxels with {self.num_features + 1} vertices each are more "
                 "than 2^32; use a mask"
             )
-        case = (source.num_points, source.num_features)
+        case = (source.num_points, simplices.widths)
         if num_vertices is None:
             num_vertices = self.device.num_vertices.get(case)
         if num_vertices is None:

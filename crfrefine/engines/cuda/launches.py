@@ -25,12 +25,12 @@ class Launcher(ABC):
     """What launches kernels, in the order of the calls.
 
     Attributes:
-        num_vertices: those of the newest lattice for a number of points and one of features, which
-            tell how large the hash table of the next one should be.
+        num_vertices: those of the newest lattice for a number of points and the widths of its keys'
+            fields, which tell how large the hash table of the next one should be.
     """
 
     def __init__(self) -> None:
-        self.num_vertices: dict[tuple[int, int], int] = {}
+        self.num_vertices: dict[tuple[int, tuple[int, ...]], int] = {}
         self._thread = threading.local()  # `recorded`: the list of a thread that records
 
     def launch(

@@ -207,16 +207,16 @@ class _StepSums:
         self._device = device
         num_rows = min(num_updates, _UPDATES_TOGETHER)
         shape = (num_rows, _NUM_SUMS, num_threads)
+        # The first update leaves one sum as it was; all others are written each time.
         self._parts = device.xp.zeros(shape, dtype=np.float64)
         self._totals = device.xp.empty((num_updates, _NUM_SUMS), dtype=np.float64)
         self._num_updates = 0
         self._num_added = 0
 
     def part(self) -> Any:
-        """Return memory for the next update, (sum, thread), which holds zeros."""
+        """Return memory for the next update, (sum, thread)."""
         if self._num_updates - self._num_added == len(self._parts):
             self._add_up()
-            self._parts[...] = 0.0
         self._num_updates += 1
         return self._parts[self._num_updates - self._num_added - 1]
 

@@ -13,8 +13,9 @@ from crfrefine.engines.cuda.cupy_device import CupyDevice, following
 class OneStream:
     """The calls of an object that keeps arrays on a device: one at a time.
 
-    Memory is freed for the stream that was the current one in the first call. A call on that stream
-    does not wait for the device; one on another stream waits for all work before and after it.
+    All memory is allocated for the stream that was the current one in the first call. A call on
+    that stream does not wait for the device; one on another stream waits for all work before and
+    after it.
     """
 
     def __init__(self, device: CupyDevice) -> None:
@@ -25,13 +26,19 @@ class OneStream:
     @contextmanager
     def working(self, array: Any) -> Iterator[None]:
         """Work on the device; if the array is a tensor, on PyTorch's stream and in its memory."""
-        with self._lock, self._device.active(), following(self._device.xp, array):
+        with (
+            self._lock,
+            self._device.active(),
+            following(self._device.xp, array, owner=self._stream),
+        ):
             stream = self._device.stream()
             if self._stream is None:
                 self._stream = stream
             if stream == self._stream:
                 yield
-            else:
-                self._device.synchronize_all()
+                return
+            self._device.synchronize_all()
+            try:
                 yield
+            finally:
                 self._device.synchronize()

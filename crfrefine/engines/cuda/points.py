@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from crfrefine.base.array_types import Float32
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.filters import ExactFilter, Filter
 from crfrefine.engines.cuda.lattice import Lattice
 from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.rows import (
     ceil_divide,
-    num_row_groups,
+    from_rows,
     row_constants,
     row_width,
+    to_rows,
 )
 from crfrefine.engines.cuda.voxels import row_ranges
 from crfrefine.engines.point_kernels import MAX_SPAN, require_shared
@@ -50,7 +50,7 @@ class PointFeatures:
 
 
 class CudaPoints:
-    """The kernel of points on a GPU; see `PointKernel`.
+    """The kernel of points on a GPU; see `DifferentiablePoints`.
 
     Values may be on the device already, as any object that shares its memory by DLPack, such as a
     tensor: results then stay there, and the work is on PyTorch's current stream; see `OneStream`.
@@ -82,30 +82,13 @@ class CudaPoints:
                 self._filter = lattice
         self.description = self._filter.description
 
-    def apply(self, values: Any, scale: Any = None, *, transposed: bool = False) -> Any:
-        """Filter with the kernel or its transpose; see `PointKernel.apply`."""
+    def apply(self, values: Any, *, transposed: bool = False) -> Any:
+        """Filter (V, N) values with the kernel or its transpose."""
         with self._working(values):
             channels = self._device.upload(values)
-            factors = None
-            if scale is not None:
-                factors = self._device.upload(scale)
-            num_channels, num_points = channels.shape
-            width = row_width(num_channels)
-            shape = (num_row_groups(num_channels), num_points, width)
-            rows = self._device.xp.zeros(shape, dtype=np.float32)
-            for number, group in enumerate(rows):
-                own = channels[number * width : (number + 1) * width]
-                group[:, : len(own)] = own.T
-
-            filtered = self._filtered(rows, factors, transposed=transposed)
-            out = self._device.xp.empty_like(channels)
-            for number, group in enumerate(filtered):
-                own = out[number * width : (number + 1) * width]
-                own[...] = group[:, : len(own)].T
-            return self._like(out, values)
-
-    def mean(self, values: Float32) -> None:
-        """Return None: the sums of weights need a second filtering."""
+            rows = to_rows(self._device.xp, channels)
+            filtered = self._filtered(rows, transposed=transposed)
+            return self._like(from_rows(self._device.xp, filtered, len(channels)), values)
 
     def feature_gradient(self, left: Any, right: Any) -> Any:
         """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N).
@@ -145,17 +128,17 @@ class CudaPoints:
             self._device.launch(
                 "points", "multiply_features", constants, num_points, sent, *place, rows
             )
-            filtered = self._filtered(rows, None, transposed=transposed)
+            filtered = self._filtered(rows, transposed=transposed)
             self._device.launch(
                 "points", "add_gradient", constants, num_points, filtered, other, *place, gradient
             )
 
-    def _filtered(self, rows: Any, scale: Any, *, transposed: bool) -> Any:
+    def _filtered(self, rows: Any, *, transposed: bool) -> Any:
         """Return filtered rows (group, point, width)."""
         xp = self._device.xp
         unit = xp.ones((len(rows), rows.shape[2]), dtype=np.float32)
         total = xp.empty_like(rows)
-        self._filter.accumulate(rows, None, scale, unit, total, transposed=transposed, adds=False)
+        self._filter.accumulate(rows, None, None, unit, total, transposed=transposed, adds=False)
         return total
 
     def _like(self, array: Any, example: Any) -> Any:

@@ -53,6 +53,27 @@ def grouped(per_channel: NDArray[np.floating[Any]], width: int) -> NDArray[np.fl
     return padded
 
 
+def to_rows(xp: Any, channels: Any) -> Any:
+    """Return (channel, voxel) values as rows, (group, voxel, width), filled up with zeros."""
+    num_channels, num_voxels = channels.shape
+    width = row_width(num_channels)
+    rows = xp.zeros((num_row_groups(num_channels), num_voxels, width), dtype=np.float32)
+    for number, group in enumerate(rows):
+        own = channels[number * width : (number + 1) * width]
+        group[:, : len(own)] = own.T
+    return rows
+
+
+def from_rows(xp: Any, rows: Any, num_channels: int) -> Any:
+    """Return the (channel, voxel) values of rows, (group, voxel, width)."""
+    width = rows.shape[2]
+    channels = xp.empty((num_channels, rows.shape[1]), dtype=np.float32)
+    for number, group in enumerate(rows):
+        own = channels[number * width : (number + 1) * width]
+        own[...] = group[:, : len(own)].T
+    return channels
+
+
 class Room:
     """Memory that all filterings of a filter use in turn: as much as the largest array needs."""
 

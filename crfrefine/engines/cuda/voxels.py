@@ -1,6 +1,6 @@
 """The voxels that take part, and their features, on the device.
 
-This is the numpy form of kernels/cpu/voxels.cpp and kernels/cpu/features.cpp.
+kernels/cuda/voxels.cu has the kernels; kernels/cpu/voxels.cpp and features.cpp do the same.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # In bandwidths: up to this extent, single precision resolves a difference of one bandwidth.
 MAX_FEATURE = 1e6
-_THREADS = 256  # threads of a block of `find_ranges`
-_BLOCKS_OF_ROW = 256  # blocks of `find_ranges` that share a row, such as a modality
+_THREADS = 256  # threads of a block
+_BLOCKS_OF_ROW = 256  # blocks that share a row, such as a modality or an axis
 CONSTANTS = {"CRF_THREADS": _THREADS}  # those of the kernels in voxels.cu
 
 
