@@ -1,4 +1,4 @@
-// Gradients of a filter's sums with respect to its bandwidths and the image, in moment form
+// Gradients of a filter's sums with respect to its bandwidths and its features, in moment form
 // (docs/reference/math.md, section 9), for a pair u = factor * g and v = sent_factor * q of
 // (channel, voxel) values. CRF_WIDTH: channels that are filtered together.
 #include "cuda/launch.h"

@@ -11,7 +11,7 @@ from strict_device import StrictDevice
 
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage, RunContext
-from crfrefine.engines.cuda import backward as moments
+from crfrefine.engines.cuda import moments
 from crfrefine.engines.cuda import rows as sums
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.parameters.specs import MeanFieldSpec

@@ -129,25 +129,25 @@ def test_with_many_cores_auto_trains_on_the_cpu_says_so_and_opens_no_gpu(monkeyp
     assert "16 cores are expected to be faster than the GPU" in chosen.note
 
 
+def num_bytes(tensors):
+    """Those of a crop on its device; the mask is on the CPU."""
+    total = 0
+    for tensor in tensors:
+        if tensor is not tensors.mask:
+            total += tensor.numel() * tensor.element_size()
+    return total
+
+
 def test_crops_stay_on_a_device_while_they_fit():
-    shared = material(crops(3))
-    sizes = []
-    for crop in shared.crops:
-        tensors = CPU.crop(crop)
-        on_device = [tensor for tensor in tensors if tensor is not tensors.mask]
-        sizes.append(sum(tensor.numel() * tensor.element_size() for tensor in on_device))
-    device = TrainingDevice("cuda-shim", max_kept=sizes[0] + sizes[1])
+    first, second, third = material(crops(3)).crops
+    max_kept = num_bytes(CPU.crop(first)) + num_bytes(CPU.crop(second))
+    device = TrainingDevice("cuda-shim", max_kept=max_kept)
     for _ in range(2):
-        found = [device.crop(crop) for crop in shared.crops]
-        again = [device.crop(crop) for crop in shared.crops]
-        assert [one is other for one, other in zip(found, again, strict=True)] == [
-            True,
-            True,
-            False,
-        ]
-    for crop, tensors in zip(shared.crops, found, strict=True):
-        for one, other in zip(tensors, CPU.crop(crop), strict=True):
-            assert torch.equal(one, other)
+        for crop, stays in ((first, True), (second, True), (third, False)):
+            tensors = device.crop(crop)
+            assert (device.crop(crop) is tensors) == stays
+            for one, other in zip(tensors, CPU.crop(crop), strict=True):
+                assert torch.equal(one, other)
 
 
 def test_a_tile_is_the_same_object_each_time():

@@ -1,247 +1,30 @@
 """The backward pass of the mean field on the device.
 
-kernels/cuda/mean_field_backward.cu and moments.cu have the names and the formulas.
+kernels/cuda/mean_field_backward.cu has the names and the formulas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from crfrefine.base.array_types import Float64
 from crfrefine.engines.base import MeanFieldGradients
-from crfrefine.engines.cuda.filters import Filter, SpatialFilter
 from crfrefine.engines.cuda.kernel_set import Kernel
 from crfrefine.engines.cuda.mean_field import VolumeBackward
+from crfrefine.engines.cuda.moments import Moments, Pair
 from crfrefine.engines.cuda.rows import (
     Products,
     Room,
     Sums,
     num_row_groups,
-    row_constants,
     row_width,
-    sum_threads,
     upload_float32,
 )
 from crfrefine.engines.cuda.voxels import Voxels
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
-
-_PRODUCTS = 1 << 26  # numbers that products and their filtered rows take, as a rule
-
-
-class Pair(NamedTuple):
-    """The pair v = sent * values, u = received * other, of one kernel in one step."""
-
-    values: Any  # rows, (group, voxel, width)
-    sent: Any  # (voxel); None means ones
-    other: Any  # rows
-    received: Any  # (voxel); None means ones
-    num_values: int  # channels of either
-
-
-class Moments:
-    """The sums of one kernel over the steps of a backward pass, differentiated.
-
-    They are S = sum_c <u_c, K v_c> for pairs u, v.
-
-    Attributes:
-        thetas: bandwidth of each feature: intensities first, box axes last.
-        by_received, by_sent: (voxel) gradients with respect to the factors of the normalization,
-            to which `take_messages` adds; None if nothing depends on them. by_sent is also None if
-            only the sum of both counts, which by_received then holds.
-    """
-
-    def __init__(
-        self,
-        kernel: Kernel,
-        spec: KernelSpec,
-        voxels: Voxels,
-        image: Any,
-        sums: Sums,
-        room: Room,
-        *,
-        wants_theta: bool,
-        by_image: Any,
-    ) -> None:
-        """Allocate the sums.
-
-        Args:
-            kernel: the kernel of the forward pass.
-            spec: its bandwidths.
-            voxels: those inside the mask.
-            image: (M, *grid) on the device.
-            sums: where the totals of the bandwidths are reserved.
-            room: memory for products and filtered values.
-            wants_theta: whether gradients of bandwidths are wanted.
-            by_image: (modality, voxel), the gradient to add to; None if it is not wanted.
-        """
-        intensity = spec.theta_intensity or ()
-        position = voxels.of_box_axes(spec.theta_position)
-        self.thetas = np.array([*intensity, *position])
-        self._kernel = kernel
-        self._voxels = voxels
-        self._num_voxels = voxels.num_voxels
-        self._device = voxels.device
-        self._num_modalities = len(intensity)
-        self._wants_theta = wants_theta
-        self._room = room
-        self._inverse_theta = self._device.upload(1.0 / self.thetas)
-        self._by_image = by_image if intensity else None
-        self._num_threads = sum_threads(voxels.num_voxels)
-        self._partial = sums.reserve(len(self.thetas), self._num_threads)
-
-        self._units: dict[tuple[int, int], Any] = {}  # ones, (group, width)
-
-        # The taps of the spatial kernel are differentiated themselves, including where they fade.
-        self._slopes: list[SpatialFilter] = []
-        self._columns = None
-        if isinstance(kernel.filter, SpatialFilter):
-            self._slopes = kernel.filter.slopes()
-        else:
-            self._columns = self._centered_features(image)
-
-        self.by_received = None
-        self.by_sent = None
-        if self._columns is not None or kernel.scale is not None:
-            self.by_received = self._zeros()
-        if kernel.scale is not None and kernel.sent_scale is None:
-            self.by_sent = self._zeros()
-
-    def _zeros(self) -> Any:
-        return self._device.xp.zeros(self._num_voxels, dtype=np.float32)
-
-    def _centered_features(self, image: Any) -> Any:
-        """Return the (feature, voxel) features over theta, each around the middle of its values."""
-        voxels = self._voxels
-        num_modalities = self._num_modalities
-        shape = (len(self.thetas), voxels.num_voxels)
-        columns = self._device.xp.empty(shape, dtype=np.float32)
-        for number, modality in enumerate(image[:num_modalities]):
-            values = modality.reshape(-1)[voxels.grid_index].astype(np.float64)
-            inverse_theta = 1.0 / self.thetas[number]
-            columns[number] = (values - values.mean()) * inverse_theta
-        for axis, coordinate in enumerate(voxels.coordinates):
-            number = num_modalities + axis
-            middle = 0.5 * (voxels.box_shape[axis] - 1.0)
-            step = voxels.spacing[axis] / self.thetas[number]
-            columns[number] = (coordinate - middle) * step
-        return columns
-
-    def finish(self, unit: Any, by_ones: Any, filtered_back: Any) -> None:
-        """Add the gradient through the row sums D.
-
-        They normalize the messages, and depend on bandwidths and image, too. This adds two sums of
-        the form <u, K v>: one with the gradient for the message of all ones, one with the gradient
-        for D, which replaces the former in its memory.
-
-        Args:
-            unit: ones, (1, voxel, 1).
-            by_ones: the gradient for the message of all ones, (1, voxel, 1), summed over the steps.
-            filtered_back: memory for filtered values, (1, voxel, 1).
-        """
-        kernel = self._kernel
-        scale = kernel.scale
-        num_voxels = self._num_voxels
-        self._filter(kernel.filter, by_ones, scale, filtered_back, transposed=True)
-        self.add_pair(Pair(unit, kernel.sent_scale, by_ones, scale, 1))
-
-        by_degree = None if scale is None else by_ones
-        squares = None if self._columns is None else self.by_received  # overwrites it
-        normalization = (scale, int(kernel.sent_scale is not None), kernel.ones)
-        gradients = (by_ones, filtered_back, self.by_received, self.by_sent)
-        results = (num_voxels, by_degree, squares)
-        self._launch("differentiate_scale", num_voxels, *normalization, *gradients, *results)
-        if by_degree is not None:
-            self.add_pair(Pair(unit, None, by_degree, None, 1))
-        if squares is None:
-            return
-
-        also_squares = None
-        if by_degree is not None:
-            self._filter(kernel.filter, by_degree, None, filtered_back, transposed=True)
-            also_squares = filtered_back
-        num_features = len(self.thetas)
-        columns = (self._columns, num_voxels, num_features)
-        partial = (self._num_threads, self._partial)
-        by_image = (self._num_modalities, self._inverse_theta, self._by_image)
-        arguments = (squares, also_squares, *columns, *partial, *by_image)
-        self._launch("add_squares", num_features * self._num_threads, *arguments)
-
-    def add_pair(self, pair: Pair) -> None:
-        """Add a pair: filterings of its products with the features, or of each slope."""
-        for axis, slope in enumerate(self._slopes):
-            rows = self._room.array(*pair.values.shape)
-            self._filter(slope, pair.values, pair.sent, rows)
-            counts = (self._num_voxels, self._num_threads)
-            arguments = (rows, pair.other, len(rows), pair.received, *counts, self._partial[axis])
-            constants = row_constants(rows)
-            self._device.launch("moments", "add_moments", constants, self._num_threads, *arguments)
-        if self._columns is None:
-            return
-        if self._wants_theta:
-            self._add_products(pair, len(self.thetas), self._partial)
-        elif self._by_image is not None:
-            self._add_products(pair, self._num_modalities, None)
-        if self._by_image is not None:
-            back = Pair(pair.other, pair.received, pair.values, pair.sent, pair.num_values)
-            self._add_products(back, self._num_modalities, None, transposed=True)
-
-    def _add_products(
-        self, pair: Pair, num_features: int, partial: Any, *, transposed: bool = False
-    ) -> None:
-        """Filter the products of a pair's values with the first features, and add the results.
-
-        They go to the sums of the bandwidths, if `partial` is not None, and to the image's
-        gradient.
-        """
-        num_voxels = self._num_voxels
-        num_channels = num_features * pair.num_values
-        width = _products_width(num_channels, num_voxels)
-        rows, filtered = self._room.array(2, 1, num_voxels, width)
-        constants = row_constants(rows)
-        of_columns = (self._columns, num_features, num_voxels)
-        of_image = (self._inverse_theta, self._num_modalities, self._by_image)
-        for first in range(0, num_channels, width):
-            sent = (pair.values, pair.values.shape[2], pair.num_values, pair.sent)
-            self._device.launch(
-                "moments",
-                "multiply_columns",
-                constants,
-                num_voxels,
-                *sent,
-                *of_columns,
-                first,
-                rows,
-            )
-            self._filter(self._kernel.filter, rows, None, filtered, transposed=transposed)
-            received = (filtered, pair.other, pair.other.shape[2], pair.num_values, pair.received)
-            sums = (-2.0, self._num_threads, partial)
-            arguments = (*received, *of_columns, first, *sums, *of_image)
-            self._device.launch("moments", "add_columns", constants, self._num_threads, *arguments)
-
-    def _filter(
-        self, kernel_filter: Filter, values: Any, sent: Any, out: Any, *, transposed: bool = False
-    ) -> None:
-        num_groups, _, width = values.shape
-        if (num_groups, width) not in self._units:
-            self._units[num_groups, width] = self._device.xp.ones(
-                (num_groups, width), dtype=np.float32
-            )
-        unit = self._units[num_groups, width]
-        kernel_filter.accumulate(values, sent, None, unit, out, transposed=transposed, adds=False)
-
-    def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
-        self._device.launch("moments", kernel, {"CRF_WIDTH": 1}, num_threads, *arguments)
-
-
-def _products_width(num_channels: int, num_voxels: int) -> int:
-    """Return how many products are filtered together: narrow rows take less memory."""
-    width = row_width(num_channels)
-    while width > 1 and 2 * width * num_voxels > _PRODUCTS:
-        width //= 2
-    return width
 
 
 class Backward:

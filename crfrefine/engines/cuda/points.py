@@ -11,14 +11,9 @@ import numpy as np
 from crfrefine.engines.cuda.cupy_device import CupyDevice
 from crfrefine.engines.cuda.filters import ExactFilter, Filter
 from crfrefine.engines.cuda.lattice import Lattice
+from crfrefine.engines.cuda.moments import FeatureProducts, Pair
 from crfrefine.engines.cuda.one_stream import OneStream
-from crfrefine.engines.cuda.rows import (
-    ceil_divide,
-    from_rows,
-    row_constants,
-    row_width,
-    to_rows,
-)
+from crfrefine.engines.cuda.rows import Room, from_rows, to_rows
 from crfrefine.engines.cuda.voxels import row_ranges
 from crfrefine.engines.point_kernels import MAX_SPAN, require_shared
 from crfrefine.errors import CapacityError, DeviceMemoryError
@@ -102,36 +97,21 @@ class CudaPoints:
             middle = self._device.upload(np.array(self._middle, dtype=np.float32))
             # Products of features around their middle have the fewest digits to lose.
             columns = self.features - middle[:, None]
-            pair = (self._device.upload(left), self._device.upload(right))
+            num_features, num_points = columns.shape
+            unit = np.ones(num_features)
+            products = FeatureProducts(self._device, self._filter, columns, unit, Room(xp))
             gradient = xp.zeros_like(columns)
+            squares = xp.zeros(num_points, dtype=np.float32)
+            pair = [to_rows(xp, self._device.upload(values)) for values in (left, right)]
             for transposed in (False, True):
                 other, sent = pair[::-1] if transposed else pair
-                self._add_gradient(columns, sent, other, gradient, transposed=transposed)
+                both = Pair(sent, None, other, None, len(left))
+                products.add(both, num_features, by_feature=gradient, transposed=transposed)
+                filtered = xp.empty_like(sent)
+                products.filter(sent, None, filtered, transposed=transposed)
+                squares += (other * filtered).sum(axis=(0, 2))
+            gradient -= columns * squares
             return self._like(gradient, left)
-
-    def _add_gradient(
-        self, columns: Any, sent: Any, other: Any, gradient: Any, *, transposed: bool
-    ) -> None:
-        """Add the part of the gradient in which `sent` is filtered and `other` receives.
-
-        The channels to filter are the (value, point) values, and then their products with each of
-        the (feature, point) columns.
-        """
-        num_features, num_points = columns.shape
-        num_values = len(sent)
-        num_channels = num_values * (num_features + 1)
-        width = row_width(num_channels)
-        rows = self._device.xp.empty((1, num_points, width), dtype=np.float32)
-        constants = row_constants(rows)
-        for group in range(ceil_divide(num_channels, width)):
-            place = (columns, num_features, num_values, num_points, group * width)
-            self._device.launch(
-                "points", "multiply_features", constants, num_points, sent, *place, rows
-            )
-            filtered = self._filtered(rows, transposed=transposed)
-            self._device.launch(
-                "points", "add_gradient", constants, num_points, filtered, other, *place, gradient
-            )
 
     def _filtered(self, rows: Any, *, transposed: bool) -> Any:
         """Return filtered rows (group, point, width)."""

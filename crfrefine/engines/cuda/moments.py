@@ -1,0 +1,271 @@
+"""Sums of products of features and filtered values, which gradients of features are made of.
+
+kernels/cuda/moments.cu has the formulas.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crfrefine.engines.cuda.cupy_device import CupyDevice
+from crfrefine.engines.cuda.filters import Filter, SpatialFilter
+from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.rows import Room, Sums, row_constants, row_width, sum_threads
+from crfrefine.engines.cuda.voxels import Voxels
+from crfrefine.parameters.specs import KernelSpec
+
+_PRODUCTS = 1 << 26  # numbers that products and their filtered rows take, as a rule
+
+
+class Pair(NamedTuple):
+    """The pair v = sent * values, u = received * other, of one kernel in one step."""
+
+    values: Any  # rows, (group, voxel, width)
+    sent: Any  # (voxel); None means ones
+    other: Any  # rows
+    received: Any  # (voxel); None means ones
+    num_values: int  # channels of either
+
+
+class FeatureProducts:
+    """A filter, and the products of values with features that it filters.
+
+    Attributes:
+        inverse_theta: (feature) on the device, in float64.
+    """
+
+    def __init__(
+        self, device: CupyDevice, kernel_filter: Filter, columns: Any, thetas: Any, room: Room
+    ) -> None:
+        """Take the (feature, voxel) columns, features over theta; None without features.
+
+        `thetas` are the bandwidths that gradients of features are divided by, (feature).
+        """
+        self._device = device
+        self._kernel_filter = kernel_filter
+        self._columns = columns
+        self.inverse_theta = device.upload(1.0 / np.asarray(thetas, dtype=np.float64))
+        self._room = room
+        self._units: dict[tuple[int, int], Any] = {}  # ones, (group, width)
+
+    def filter(
+        self,
+        values: Any,
+        sent: Any,
+        out: Any,
+        *,
+        transposed: bool = False,
+        kernel_filter: Filter | None = None,
+    ) -> None:
+        """Filter rows times the factors `sent` into `out`, with another filter if one is given."""
+        num_groups, _, width = values.shape
+        unit = self._units.get((num_groups, width))
+        if unit is None:
+            unit = self._device.xp.ones((num_groups, width), dtype=np.float32)
+            self._units[num_groups, width] = unit
+        if kernel_filter is None:
+            kernel_filter = self._kernel_filter
+        kernel_filter.accumulate(values, sent, None, unit, out, transposed=transposed, adds=False)
+
+    def add(
+        self,
+        pair: Pair,
+        num_features: int,
+        *,
+        sums: Any = None,
+        by_feature: Any = None,
+        transposed: bool = False,
+    ) -> None:
+        """Filter the products of a pair's values with the first features, and add the results.
+
+        Args:
+            pair: the values that are sent and those that receive.
+            num_features: the number of first features that count.
+            sums: (feature, thread), to which -2 u K (x v) x is added; None: no sums.
+            by_feature: (feature, voxel), to which u K (x v) / theta is added; it may have fewer
+                features. None: not asked for.
+            transposed: whether to filter with the transpose.
+        """
+        num_voxels = self._columns.shape[1]
+        num_channels = num_features * pair.num_values
+        width = _products_width(num_channels, num_voxels)
+        rows, filtered = self._room.array(2, 1, num_voxels, width)
+        constants = row_constants(rows)
+        of_columns = (self._columns, num_features, num_voxels)
+        num_threads = sum_threads(num_voxels)
+        num_wanted = 0 if by_feature is None else len(by_feature)
+        for first in range(0, num_channels, width):
+            sent = (pair.values, pair.values.shape[2], pair.num_values, pair.sent, *of_columns)
+            self._device.launch(
+                "moments", "multiply_columns", constants, num_voxels, *sent, first, rows
+            )
+            self.filter(rows, None, filtered, transposed=transposed)
+            received = (filtered, pair.other, pair.other.shape[2], pair.num_values, pair.received)
+            results = (-2.0, num_threads, sums, self.inverse_theta, num_wanted, by_feature)
+            arguments = (*received, *of_columns, first, *results)
+            self._device.launch("moments", "add_columns", constants, num_threads, *arguments)
+
+
+class Moments:
+    """The sums of one kernel over the steps of a backward pass, differentiated.
+
+    They are S = sum_c <u_c, K v_c> for pairs u, v.
+
+    Attributes:
+        thetas: bandwidth of each feature: intensities first, box axes last.
+        by_received, by_sent: (voxel) gradients with respect to the factors of the normalization,
+            to which `take_messages` adds; None if nothing depends on them. by_sent is also None if
+            only the sum of both counts, which by_received then holds.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        spec: KernelSpec,
+        voxels: Voxels,
+        image: Any,
+        sums: Sums,
+        room: Room,
+        *,
+        wants_theta: bool,
+        by_image: Any,
+    ) -> None:
+        """Allocate the sums.
+
+        Args:
+            kernel: the kernel of the forward pass.
+            spec: its bandwidths.
+            voxels: those inside the mask.
+            image: (M, *grid) on the device.
+            sums: where the totals of the bandwidths are reserved.
+            room: memory for products and filtered values.
+            wants_theta: whether gradients of bandwidths are wanted.
+            by_image: (modality, voxel), the gradient to add to; None if it is not wanted.
+        """
+        intensity = spec.theta_intensity or ()
+        position = voxels.of_box_axes(spec.theta_position)
+        self.thetas = np.array([*intensity, *position])
+        self._kernel = kernel
+        self._voxels = voxels
+        self._num_voxels = voxels.num_voxels
+        self._device = voxels.device
+        self._num_modalities = len(intensity)
+        self._wants_theta = wants_theta
+        self._room = room
+        self._by_image = by_image if intensity else None
+        self._num_threads = sum_threads(voxels.num_voxels)
+        self._partial = sums.reserve(len(self.thetas), self._num_threads)
+
+        # The taps of the spatial kernel are differentiated themselves, including where they fade.
+        self._slopes: list[SpatialFilter] = []
+        self._columns = None
+        if isinstance(kernel.filter, SpatialFilter):
+            self._slopes = kernel.filter.slopes()
+        else:
+            self._columns = self._centered_features(image)
+        self._products = FeatureProducts(
+            self._device, kernel.filter, self._columns, self.thetas, room
+        )
+
+        self.by_received = None
+        self.by_sent = None
+        if self._columns is not None or kernel.scale is not None:
+            self.by_received = self._zeros()
+        if kernel.scale is not None and kernel.sent_scale is None:
+            self.by_sent = self._zeros()
+
+    def _zeros(self) -> Any:
+        return self._device.xp.zeros(self._num_voxels, dtype=np.float32)
+
+    def _centered_features(self, image: Any) -> Any:
+        """Return the (feature, voxel) features over theta, each around the middle of its values."""
+        voxels = self._voxels
+        num_modalities = self._num_modalities
+        shape = (len(self.thetas), voxels.num_voxels)
+        columns = self._device.xp.empty(shape, dtype=np.float32)
+        for number, modality in enumerate(image[:num_modalities]):
+            values = modality.reshape(-1)[voxels.grid_index].astype(np.float64)
+            inverse_theta = 1.0 / self.thetas[number]
+            columns[number] = (values - values.mean()) * inverse_theta
+        for axis, coordinate in enumerate(voxels.coordinates):
+            number = num_modalities + axis
+            middle = 0.5 * (voxels.box_shape[axis] - 1.0)
+            step = voxels.spacing[axis] / self.thetas[number]
+            columns[number] = (coordinate - middle) * step
+        return columns
+
+    def finish(self, unit: Any, by_ones: Any, filtered_back: Any) -> None:
+        """Add the gradient through the row sums D.
+
+        They normalize the messages, and depend on bandwidths and image, too. This adds two sums of
+        the form <u, K v>: one with the gradient for the message of all ones, one with the gradient
+        for D, which replaces the former in its memory.
+
+        Args:
+            unit: ones, (1, voxel, 1).
+            by_ones: the gradient for the message of all ones, (1, voxel, 1), summed over the steps.
+            filtered_back: memory for filtered values, (1, voxel, 1).
+        """
+        kernel = self._kernel
+        scale = kernel.scale
+        num_voxels = self._num_voxels
+        self._products.filter(by_ones, scale, filtered_back, transposed=True)
+        self.add_pair(Pair(unit, kernel.sent_scale, by_ones, scale, 1))
+
+        by_degree = None if scale is None else by_ones
+        squares = None if self._columns is None else self.by_received  # overwrites it
+        normalization = (scale, int(kernel.sent_scale is not None), kernel.ones)
+        gradients = (by_ones, filtered_back, self.by_received, self.by_sent)
+        results = (num_voxels, by_degree, squares)
+        self._launch("differentiate_scale", num_voxels, *normalization, *gradients, *results)
+        if by_degree is not None:
+            self.add_pair(Pair(unit, None, by_degree, None, 1))
+        if squares is None:
+            return
+
+        also_squares = None
+        if by_degree is not None:
+            self._products.filter(by_degree, None, filtered_back, transposed=True)
+            also_squares = filtered_back
+        num_features = len(self.thetas)
+        columns = (self._columns, num_voxels, num_features)
+        partial = (self._num_threads, self._partial)
+        by_image = (self._num_modalities, self._products.inverse_theta, self._by_image)
+        arguments = (squares, also_squares, *columns, *partial, *by_image)
+        self._launch("add_squares", num_features * self._num_threads, *arguments)
+
+    def add_pair(self, pair: Pair) -> None:
+        """Add a pair: filterings of its products with the features, or of each slope."""
+        for axis, slope in enumerate(self._slopes):
+            rows = self._room.array(*pair.values.shape)
+            self._products.filter(pair.values, pair.sent, rows, kernel_filter=slope)
+            counts = (self._num_voxels, self._num_threads)
+            arguments = (rows, pair.other, len(rows), pair.received, *counts, self._partial[axis])
+            constants = row_constants(rows)
+            self._device.launch("moments", "add_moments", constants, self._num_threads, *arguments)
+        if self._columns is None:
+            return
+        by_image = None
+        if self._by_image is not None:
+            by_image = self._by_image[: self._num_modalities]
+        if self._wants_theta:
+            num_features = len(self.thetas)
+            self._products.add(pair, num_features, sums=self._partial, by_feature=by_image)
+        elif by_image is not None:
+            self._products.add(pair, self._num_modalities, by_feature=by_image)
+        if by_image is not None:
+            back = Pair(pair.other, pair.received, pair.values, pair.sent, pair.num_values)
+            self._products.add(back, self._num_modalities, by_feature=by_image, transposed=True)
+
+    def _launch(self, kernel: str, num_threads: int, *arguments: Any) -> None:
+        self._device.launch("moments", kernel, {"CRF_WIDTH": 1}, num_threads, *arguments)
+
+
+def _products_width(num_channels: int, num_voxels: int) -> int:
+    """Return how many products are filtered together: narrow rows take less memory."""
+    width = row_width(num_channels)
+    while width > 1 and 2 * width * num_voxels > _PRODUCTS:
+        width //= 2
+    return width
