@@ -278,12 +278,14 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
     mask = rng.random(shape) < 0.6
     for number, num_labels in enumerate((2, 3, 4, 9)):
         logits = rng.random((num_labels, *shape)).astype(np.float32)
-        # Many voxels on a few vertices, whose lists are cut; once many vertices of many features,
+        # Many voxels on a few vertices, whose lists are long; once many vertices of many features,
         # whose keys are long.
         filters = [
             ("exact", 2, 1.0),
             ("truncated", 2, 1.0),
             ("lattice", 2, 300.0),
+            ("lattice", 1, 2.0),  # five directions, three and two at a time
+            ("lattice", 3, 2.0),  # seven directions, the last one alone
             ("grid", 1 + number % 2, 4.0),
         ]
         if number == 0:
