@@ -185,7 +185,7 @@ class CasesInFlight:
         """Read, refine and write a case."""
         try:
             record = self._refine(task, case, case)
-            if self._may_move(record):
+            if self._settings.options.device == "auto" and record.has_failed_by(DeviceLostError):
                 with self._lock:
                     has_lost_gpu = self._settings.device != "cpu"
                     self._settings = replace(self._settings, device="cpu")
@@ -205,12 +205,6 @@ class CasesInFlight:
         work = read_case(self._share_of(0), task, turns)
         with naming_after(case.wait_to_name):
             return finish_case(self._share_of(case.num_bytes), work, case, case)
-
-    def _may_move(self, record: CaseRecord) -> bool:
-        """Return whether a case failed because a GPU was lost that `auto` had chosen."""
-        if self._settings.options.device != "auto":
-            return False
-        return any(failure.kind == DeviceLostError.__name__ for failure in record.failures)
 
     def _share_of(self, num_bytes: int) -> CaseSettings:
         """Return the settings of a case that takes so much memory, with its share of threads."""

@@ -69,6 +69,10 @@ class Record:
         self.status = "failed"
         self.failures.append(failure)
 
+    def has_failed_by(self, kind: type[Exception]) -> bool:
+        """Return whether one of the failures is of this kind."""
+        return any(failure.kind == kind.__name__ for failure in self.failures)
+
 
 @dataclass
 class CaseRecord(Record):

@@ -121,7 +121,7 @@ def _run_cases(
                 with suppress(CrfRefineError):
                     file.append(record.to_dict())
             observer.case_ended(record)
-            is_full = _has_failed_by(StorageError, record)
+            is_full = record.has_failed_by(StorageError)
             if is_full or (options.fail_fast and record.failures):
                 break
     num_left = summary.num_cases - len(summary.cases)
@@ -145,11 +145,6 @@ def num_cases_in_flight(plan: RunPlan) -> int:
     elif device != "cpu":
         num_jobs = 1
     return min(num_jobs, len(plan.tasks))
-
-
-def _has_failed_by(kind: type[CrfRefineError], record: CaseRecord) -> bool:
-    """Return whether one of the failures of a case is of this kind."""
-    return any(failure.kind == kind.__name__ for failure in record.failures)
 
 
 def _write_summary(path: Path, summary: RunSummary) -> None:
@@ -193,7 +188,7 @@ def _refine_here(
             record = finish_case(settings, work, observer)
             del work  # Its arrays are freed before the next case is awaited.
             may_move = settings.options.device == "auto" and settings.device != "cpu"
-            if may_move and _has_failed_by(DeviceLostError, record):
+            if may_move and record.has_failed_by(DeviceLostError):
                 settings = replace(settings, device="cpu")
                 observer.note(GPU_IS_LOST)
             yield record

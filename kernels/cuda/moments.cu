@@ -62,14 +62,14 @@ CRF_KERNEL(multiply_columns, const Real* values, int width, int num_values, cons
 // Each thread takes every num_threads-th voxel: the products of the filtered channels from `first`
 // on and the other values of the pair, added to the sums of the features' bandwidths and to the
 // image's gradient. filtered: the filter's sums of what multiply_columns has made. other: (group,
-// voxel) rows of `width` channels. factor: (voxel) of the other values, or nullptr. coefficient: of
-// the sums. partial: (feature, thread), added to; nullptr: no sums. inverse_theta: (feature).
-// by_image: (modality, voxel), added to, for the features that are modalities; nullptr: not asked
-// for.
+// voxel) rows of `width` channels. factor: (voxel) of the other values, or nullptr. partial:
+// (feature, thread), from which twice the sums are taken; nullptr: no sums. inverse_theta:
+// (feature). by_image: (modality, voxel), added to, for the features that are modalities; nullptr:
+// not asked for.
 CRF_KERNEL(add_columns, const Channels* filtered, const Real* other, int width, int num_values,
            const Real* factor, const Real* columns, int num_features, int64 num_voxels, int first,
-           double coefficient, int64 num_threads, double* partial, const double* inverse_theta,
-           int num_modalities, Real* by_image) {
+           int64 num_threads, double* partial, const double* inverse_theta, int num_modalities,
+           Real* by_image) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
     double sums[CRF_WIDTH] = {};
@@ -93,7 +93,7 @@ CRF_KERNEL(add_columns, const Channels* filtered, const Real* other, int width, 
     for (int c = 0; c < CRF_WIDTH; ++c) {
         const Product product(first + c, num_values);
         if (product.feature < num_features)
-            partial[product.feature * num_threads + thread] += coefficient * sums[c];
+            partial[product.feature * num_threads + thread] -= 2.0 * sums[c];
     }
 }
 

@@ -6,10 +6,10 @@ torch = pytest.importorskip("torch")
 
 from cuda_shim import compiler  # noqa: E402
 from strict_device import StrictDevice  # noqa: E402
+from torch_gpu import give_tensors  # noqa: E402
 
 from crfrefine import CrfParameters, CrfRnn  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
-from crfrefine.layer import autograd, functional, inputs, point_filter  # noqa: E402
 from crfrefine.layer.functional import gaussian_filter  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
@@ -19,22 +19,10 @@ NUM_STEPS = 5
 
 
 @pytest.fixture
-def device(gpu_shim):
+def device(monkeypatch):
     strict = StrictDevice()
-    gpu_shim(CudaBackend(strict))
+    give_tensors(CudaBackend(strict), monkeypatch)
     return strict
-
-
-@pytest.fixture
-def gpu_shim(monkeypatch):
-    """A function that gives tensors to an engine as a GPU's would be."""
-
-    def use(engine):
-        monkeypatch.setattr(inputs, "engine_for", lambda *_: engine)
-        for module in (autograd, functional, point_filter):
-            monkeypatch.setattr(module, "to_array", lambda tensor: tensor.detach().contiguous())
-
-    return use
 
 
 def case():

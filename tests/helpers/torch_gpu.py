@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crfrefine.engines.cuda.cupy_device import is_available
-from crfrefine.layer import autograd, inputs, point_filter
+from crfrefine.layer import autograd, functional, inputs, point_filter
 
 
 def gpu_tensors(engine, monkeypatch):
@@ -19,11 +19,24 @@ def gpu_tensors(engine, monkeypatch):
         return "cuda", []
     if cuda_shim.compiler() is None:
         pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    backend = cuda_shim.shim_backend()
+    return "cpu", give_tensors(cuda_shim.shim_backend(), monkeypatch)
+
+
+def give_tensors(backend, monkeypatch):
+    """Have a GPU's engine get tensors of the CPU as it would get those of a GPU; return the list of
+    those that it has got, beside images.
+    """
     shared = []
+
+    def share(tensor):
+        return tensor.detach().contiguous()
+
+    def share_and_note(tensor):
+        shared.append(tensor)
+        return share(tensor)
+
     monkeypatch.setattr(inputs, "engine_for", lambda *_: backend)
+    monkeypatch.setattr(functional, "to_array", share)
     for module in (autograd, point_filter):
-        monkeypatch.setattr(
-            module, "to_array", lambda tensor: shared.append(tensor) or tensor.detach().contiguous()
-        )
-    return "cpu", shared
+        monkeypatch.setattr(module, "to_array", share_and_note)
+    return shared

@@ -186,7 +186,7 @@ class Backward:
     def _finish_moments(self, number: int, moments: Moments) -> None:
         """Add the gradient through the normalization of a kernel."""
         xp = self._device.xp
-        unit = xp.ones((1, self._num_voxels, 1), dtype=np.float32)
+        unit = self._voxels.ones
         by_ones = xp.empty_like(unit)
         penalty = (*self._penalty(number), self._num_labels)
         self._launch("differentiate_ones", *penalty, self._by_start, self._num_voxels, by_ones)

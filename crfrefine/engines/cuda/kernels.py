@@ -108,7 +108,7 @@ class CudaKernels:
             del run
             # The steps are done, since their energies are on the host.
             stepped_at = time.perf_counter()
-            refined = self._like(outcome.logits, logits)
+            refined = self._stream.like(outcome.logits, logits)
         report = MeanFieldReport(
             len(outcome.energy), outcome.converged, outcome.energy, self.filters
         )
@@ -129,8 +129,8 @@ class CudaKernels:
             run = MeanFieldRun(self._voxels, self._kernels, spec, uploaded, part, records=True)
             outcome = run.take_steps(wants_energy=False)
             del run
-            refined = self._like(outcome.logits, logits)
-            record = self._like(outcome.record, logits)
+            refined = self._stream.like(outcome.logits, logits)
+            record = self._stream.like(outcome.record, logits)
         return Tape(refined, record, spec, outcome.volume_biases, part)
 
     def backward(
@@ -160,10 +160,10 @@ class CudaKernels:
                 )
             by_out = self._array(gradient)
             gradients = backward.run(record, by_out, self._array(logits), volume)
-            by_logits = self._like(gradients.logits, logits)
+            by_logits = self._stream.like(gradients.logits, logits)
             by_image = gradients.image
             if by_image is not None:
-                by_image = self._like(by_image, logits)
+                by_image = self._stream.like(by_image, logits)
             return replace(gradients, logits=by_logits, image=by_image)
 
     def message(self, values: Float32) -> Float32:
@@ -217,10 +217,6 @@ class CudaKernels:
     def _array(self, channels: Any) -> Any:
         """Return channels on the device, in float32."""
         return self._device.upload(channels).astype(np.float32, copy=False)
-
-    def _like(self, array: Any, example: Any) -> Any:
-        """Return the array on the host or on the device, wherever the example is."""
-        return self._device.download(array) if isinstance(example, np.ndarray) else array
 
 
 def _staged(progress: Progress | None, stage: str) -> Callable[[int, int], None] | None:

@@ -103,7 +103,7 @@ class FeatureProducts:
             )
             self.filter(rows, None, filtered, transposed=transposed)
             received = (filtered, pair.other, pair.other.shape[2], pair.num_values, pair.received)
-            results = (-2.0, num_threads, sums, self.inverse_theta, num_wanted, by_feature)
+            results = (num_threads, sums, self.inverse_theta, num_wanted, by_feature)
             arguments = (*received, *of_columns, first, *results)
             self._device.launch("moments", "add_columns", constants, num_threads, *arguments)
 

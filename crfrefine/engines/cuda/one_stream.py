@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from crfrefine.engines.cuda.cupy_device import CupyDevice, following
 
 
@@ -42,3 +44,7 @@ class OneStream:
                 yield
             finally:
                 self._device.synchronize()
+
+    def like(self, array: Any, example: Any) -> Any:
+        """Return the array on the host or on the device, wherever the example is."""
+        return self._device.download(array) if isinstance(example, np.ndarray) else array

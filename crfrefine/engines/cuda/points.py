@@ -80,10 +80,13 @@ class CudaPoints:
     def apply(self, values: Any, *, transposed: bool = False) -> Any:
         """Filter (V, N) values with the kernel or its transpose."""
         with self._working(values):
+            xp = self._device.xp
             channels = self._device.upload(values)
-            rows = to_rows(self._device.xp, channels)
-            filtered = self._filtered(rows, transposed=transposed)
-            return self._like(from_rows(self._device.xp, filtered, len(channels)), values)
+            rows = to_rows(xp, channels)
+            unit = xp.ones((len(rows), rows.shape[2]), dtype=np.float32)
+            out = xp.empty_like(rows)
+            self._filter.accumulate(rows, None, None, unit, out, transposed=transposed, adds=False)
+            return self._stream.like(from_rows(xp, out, len(channels)), values)
 
     def feature_gradient(self, left: Any, right: Any) -> Any:
         """Return the gradient of sum(left * kernel(right)) with respect to features, (D, N).
@@ -111,19 +114,7 @@ class CudaPoints:
                 products.filter(sent, None, filtered, transposed=transposed)
                 squares += (other * filtered).sum(axis=(0, 2))
             gradient -= columns * squares
-            return self._like(gradient, left)
-
-    def _filtered(self, rows: Any, *, transposed: bool) -> Any:
-        """Return filtered rows (group, point, width)."""
-        xp = self._device.xp
-        unit = xp.ones((len(rows), rows.shape[2]), dtype=np.float32)
-        total = xp.empty_like(rows)
-        self._filter.accumulate(rows, None, None, unit, total, transposed=transposed, adds=False)
-        return total
-
-    def _like(self, array: Any, example: Any) -> Any:
-        """Return the array on the host or on the device, wherever the example is."""
-        return self._device.download(array) if isinstance(example, np.ndarray) else array
+            return self._stream.like(gradient, left)
 
     @contextmanager
     def _working(self, array: Any) -> Iterator[None]:
