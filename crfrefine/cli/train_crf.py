@@ -225,6 +225,7 @@ def _train(
 ) -> None:
     """Train parameters, and print the comparison and the verdict."""
     from crfrefine.cli.training_reporting import TrainingReporter, print_training
+    from crfrefine.engines.compiled import load_engine
     from crfrefine.errors import BackendUnavailableError
     from crfrefine.parameters.presets import find_config
 
@@ -245,6 +246,8 @@ def _train(
     if config is not None:
         options["config"] = find_config(config)
     training_options = TrainingOptions(data=folders, output=output, **options)
+    # For the whole process, so this is not done where a training is started from Python.
+    load_engine().keep_freed_memory()
     with TrainingReporter(verbosity) as reporter:
         result = run_training(training_options, reporter)
     print_training(result, verbosity)

@@ -78,6 +78,8 @@ class TrainingDevice:
         if kept is not None:
             return kept[1]
         tensors = self.moved(crop)
+        if self.max_kept == 0:
+            return tensors
         num_bytes = sum(_num_bytes(of_crop) for _, of_crop in self._kept.values())
         if num_bytes + _num_bytes(tensors) <= self.max_kept:
             self._kept[id(crop)] = (crop, tensors)

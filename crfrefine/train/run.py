@@ -15,7 +15,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -155,6 +157,8 @@ def _train(
     progress = Progress(observer, num_parts, setup.NUM_TRAINED * plan.num_optimizer_steps)
     prepared = prepare(plan, workers, progress)
 
+    # The comparison at the end needs it; all cores but one would wait for its import there.
+    Thread(target=import_module, args=("scipy.stats",)).start()
     unfinished = [number for number in range(len(plan.folds)) if number not in finished]
     starts = choose_starts(prepared, unfinished)
 

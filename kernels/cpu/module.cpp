@@ -210,6 +210,16 @@ void Reporter::operator()(int step, int num_steps) const {
     if (!progress.is_none()) progress(stage, step, num_steps);
 }
 
+// Malloc's own thresholds give the memory of a crop back to the system at each step of a training;
+// the next step asks for it again, and the system clears every page.
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+    constexpr int kBytes = 1 << 25;  // what stays with each of malloc's arenas, at most
+    mallopt(M_MMAP_THRESHOLD, kBytes);
+    mallopt(M_TRIM_THRESHOLD, kBytes);
+#endif
+}
+
 void define_module(nb::module_& m) {
     // Objects may outlive the interpreter, for example if a script ends with a graph in a global
     // variable; no warning is needed.
@@ -228,5 +238,6 @@ void define_module(nb::module_& m) {
     m.def("softmax", &softmax_of, "logits"_a, "threads"_a, "out"_a.noconvert());
     m.def("channel_ranges", &channel_ranges_of, "channels"_a, "threads"_a);
     m.def("cpu_level", &cpu_level);
+    m.def("keep_freed_memory", &keep_freed_memory);
 }
 }  // namespace crf

@@ -279,3 +279,32 @@ def test_the_engine_of_a_lower_level_passes_its_tests(level):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+
+PAGE_FAULTS = """
+import resource, sys
+import numpy as np
+from crfrefine.engines.compiled import load_engine
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [np.ones(180_000, np.float32) for _ in range(30)]
+    del arrays
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+if sys.argv[1] == "kept":
+    load_engine().keep_freed_memory()
+faults()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the thresholds are those of glibc")
+def test_freed_memory_is_kept():
+    """Arrays of 20 MiB in all, allocated for the third time, are in memory that is there."""
+    counts = {}
+    for name in ("returned", "kept"):
+        command = [sys.executable, "-c", PAGE_FAULTS, name]
+        counts[name] = int(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert counts["kept"] < 100 < 2_000 < counts["returned"]
