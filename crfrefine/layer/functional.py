@@ -18,7 +18,7 @@ from torch import Tensor
 from crfrefine.arrays.arguments import given_spacing
 from crfrefine.base import notices
 from crfrefine.base.limits import check_threads
-from crfrefine.engines.base import GridImage, Kernels, RunContext
+from crfrefine.engines.base import Backend, GridImage, Kernels, RunContext
 from crfrefine.errors import InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import MeanField, of_each, outside_graphs, to_array
@@ -57,6 +57,7 @@ def mean_field(
     threads: int | None = None,
     label_threshold: float = 0.0,
     kernels: Sequence[Kernels] | None = None,
+    is_checked: bool = False,
     **settings: Any,
 ) -> Tensor:
     """Refine logits with the dense CRF.
@@ -83,6 +84,7 @@ def mean_field(
         label_threshold: labels whose marginals all stay below it take no part around a tile.
         kernels: one object for each batch item, from `build_kernels`; image, bandwidths, spacing
             and mask are then ignored.
+        is_checked: NaN and infinity are not looked for, which saves a wait for a GPU.
         settings: other keys of `[mean_field]` (docs/reference/parameters.md): `num_iterations`,
             `normalization`, `filter` and `positions`. All steps are taken.
 
@@ -96,6 +98,7 @@ def mean_field(
     checked = MeanFieldParameters(label_threshold=label_threshold, **settings)
     num_labels = logits.shape[1]
     dtype = inputs.compute_dtype(logits)
+    engine = inputs.engine_for(logits.device, dtype)
     thetas = [(alpha, beta) for _, alpha, beta in bilateral]
     _, gamma = spatial or (None, None)
     bandwidths = _bandwidths(thetas, gamma, image)
@@ -117,24 +120,21 @@ def mean_field(
     masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
     labels: list[Tensor | None] = [None] * len(logits)
     if kernels is None:
-        inputs.check_values(image.detach(), logits, masks)
+        if not is_checked:
+            inputs.check_values(image.detach(), logits, masks)
         wanted = _kernel_set(bandwidths, image, num_labels, checked)
         labels = _labels_taking_part(logits, masks, ModelSpec(wanted, run), label_threshold)
         specs = _specs_by_item(wanted, labels)
-        kernels = _build(image, specs, spacing, masks, threads, copy=False)
+        kernels = _build(engine, image, specs, spacing, masks, threads, copy=False)
     else:
         precision = str(dtype).removeprefix("torch.")
         call = _BuiltFor(len(weights), image_shape, precision, num_labels)
         _check_kernels(kernels, len(logits), call)
-        # Kernels with a mask that was not given here tell only how many voxels it has, so that it
-        # is unknown which logits count.
-        grid_size = logits[0, 0].numel()
-        if mask is not None or all(item.num_voxels == grid_size for item in kernels):
+        if not is_checked and _masks_are_known(kernels, masks, logits[0, 0].numel()):
             inputs.check_logits(logits, masks)
 
     batch = _Batch(logits.to(dtype), image, labels, masks)
-    items = _refine_items(batch, kernels, run, model)
-    refined = inputs.stack_items(items)
+    refined = _refine_batch(batch, kernels, run, model, _num_at_once(engine, kernels))
     if torch.is_autocast_enabled(logits.device.type):
         return refined.to(dtype)
     return refined.to(logits.dtype)
@@ -282,6 +282,19 @@ def _check_kernels(kernels: Sequence[Kernels], num_items: int, call: _BuiltFor) 
             )
 
 
+def _masks_are_known(
+    kernels: Sequence[Kernels], masks: Sequence[Tensor | None], grid_size: int
+) -> bool:
+    """Return whether a call with given kernels tells which logits count.
+
+    Kernels tell only how many voxels their mask has.
+    """
+    for item, inside in zip(kernels, masks, strict=True):
+        if inside is None and item.num_voxels != grid_size:
+            return False
+    return True
+
+
 def _present(
     logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, thresholds: NDArray[np.float64]
 ) -> Tensor | None:
@@ -343,10 +356,14 @@ class _Batch(NamedTuple):
     masks: Sequence[Tensor | None]
 
 
-def _refine_items(
-    batch: _Batch, kernels: Sequence[Kernels], run: MeanFieldSpec, model: ModelTensors
-) -> list[Tensor]:
-    """Return the refined logits (L, *grid) of each item."""
+def _refine_batch(
+    batch: _Batch,
+    kernels: Sequence[Kernels],
+    run: MeanFieldSpec,
+    model: ModelTensors,
+    num_at_once: int,
+) -> Tensor:
+    """Return the refined logits (B, L, *grid); so many items are refined side by side."""
     runs = []
     tensors: list[Tensor | None] = []
     for item, logits, image, labels in zip(
@@ -355,7 +372,6 @@ def _refine_items(
         item_run, *item_tensors = _inputs_of_item(run, logits, image, model, labels)
         runs.append((item, item_run))
         tensors += item_tensors
-    num_at_once = _num_at_once(batch, kernels)
     results = MeanField.apply(runs, num_at_once, *tensors)  # type: ignore[no-untyped-call]
 
     refined = []
@@ -363,15 +379,14 @@ def _refine_items(
         results, batch.logits, batch.labels, batch.masks, strict=True
     ):
         refined.append(_with_absent_labels(result, logits, model, labels, inside))
-    return refined
+    return inputs.stack_items(refined)
 
 
-def _num_at_once(batch: _Batch, kernels: Sequence[Kernels]) -> int:
+def _num_at_once(engine: Backend, items: Sequence[object]) -> int:
     """Return how many items of a batch run side by side: all on the CPU engine, else one."""
-    logits = batch.logits
-    are_several = len({id(item) for item in kernels}) == len(kernels)
-    if are_several and inputs.engine_for(logits.device, logits.dtype).name == "cpu":
-        return len(kernels)
+    are_several = len({id(item) for item in items}) == len(items)
+    if are_several and engine.name == "cpu":
+        return len(items)
     return 1  # Kernels serve one call at a time.
 
 
@@ -443,7 +458,8 @@ def build_kernels(
     wanted = _kernel_set(bandwidths, image, num_labels, checked)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     inputs.check_finite(image.detach())
-    return _build(image, [wanted] * len(image), spacing, masks, threads, copy=copy)
+    engine = inputs.engine_for(image.device, inputs.compute_dtype(image))
+    return _build(engine, image, [wanted] * len(image), spacing, masks, threads, copy=copy)
 
 
 def _bandwidths(
@@ -486,6 +502,7 @@ def _kernel_set(
 
 
 def _build(
+    engine: Backend,
     image: Tensor,
     specs: Sequence[KernelSetSpec],
     spacing: inputs.Spacing | None,
@@ -494,8 +511,6 @@ def _build(
     *,
     copy: bool,
 ) -> list[Kernels]:
-    dtype = inputs.compute_dtype(image)
-    engine = inputs.engine_for(image.device, dtype)
     if spacing is None:
         is_used = specs[0].positions != "voxels" and len(specs[0].kernels) > 0
         spacing = notices.assumed_spacing(matters=is_used)
@@ -505,15 +520,16 @@ def _build(
     if np.ndim(distances) != 2 or len(distances) != len(image):
         distances = [distances] * len(image)
     distances = [given_spacing(row, image.ndim - 2) for row in distances]
-    num_at_once = len(image) if engine.name == "cpu" else 1
+    items = image.detach().unbind()
+    num_at_once = _num_at_once(engine, items)
     context = RunContext(max(1, (threads or torch.get_num_threads()) // num_at_once))
+    dtype = inputs.compute_dtype(image)
     device = image.device
     if engine.name.startswith("torch"):
         device = _HOST
 
     def build(index: int) -> Kernels:
-        item = image.detach()[index]
-        values = to_array(item.to(device, dtype, copy=copy))
+        values = to_array(items[index].to(device, dtype, copy=copy))
         inside = masks[index]
         mask = None if inside is None else inside.cpu().numpy()
         grid = GridImage(values, mask, distances[index])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -181,23 +181,37 @@ def masks_by_item(
     return masks
 
 
-def without_padding(
-    logits: Tensor, mask: Mask | None, kernels: Sequence[Kernels] | None
-) -> tuple[Tensor, Mask | None]:
-    """Return logits (B, L, *grid), and a mask without padding, as `crfrefine.refine` finds it.
+class Look(NamedTuple):
+    """A look at all values of a batch, for which the host waits once for a GPU."""
 
-    Padding with a huge constant becomes 0: the gradient with respect to the temperature sums such
-    values times gradients that cancel. Raises InputError if almost nothing would be left of an
-    item, or its kernels were built with these voxels.
-    """
+    are_usable: bool  # whether images are finite, and logits neither NaN nor +infinity
+    has_ties: bool
+    ties: Tensor  # (B, *grid), where all labels have the same logit
+
+
+def look_at_batch(logits: Tensor, images: Sequence[Tensor]) -> Look:
+    """Look at logits (B, L, *grid) and images (B, M, *grid)."""
     values = logits.detach()
-    grid = logits.shape[2:]
     ties = values[:, 1] == values[:, 0]
     # This takes one channel at a time, to avoid (B, L, *grid) booleans.
     for label in range(2, values.shape[1]):
         ties &= values[:, label] == values[:, 0]
-    if not ties.any():
-        return logits, mask
+    answers = [ties.any(), _are_usable(logits), *map(_is_finite, images)]
+    has_ties, *are_usable = torch.stack(answers).tolist()
+    return Look(all(are_usable), has_ties, ties)
+
+
+def without_padding(
+    logits: Tensor, ties: Tensor, mask: Mask | None, kernels: Sequence[Kernels] | None
+) -> tuple[Tensor, Mask | None]:
+    """Return logits (B, L, *grid), and a mask without padding, as `crfrefine.refine` finds it.
+
+    The ties are those of `look_at_batch`. Padding with a huge constant becomes 0: the gradient with
+    respect to the temperature sums such values times gradients that cancel. Raises InputError if
+    almost nothing would be left of an item, or its kernels were built with these voxels.
+    """
+    values = logits.detach()
+    grid = logits.shape[2:]
     padding = _padding_among(ties, values)
     if not padding.any():
         return logits, mask
@@ -252,7 +266,7 @@ def check_logits(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
 
     One such voxel would spread to all others of its item.
     """
-    if logits.detach().amax() < math.inf:  # False for NaN
+    if _are_usable(logits):
         return
     unusable = ~(logits.detach() < math.inf).all(1)
     for index, (item, inside) in enumerate(zip(unusable, masks, strict=True)):
@@ -266,10 +280,15 @@ def check_logits(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
             )
 
 
-def _is_finite(image: Tensor) -> Tensor | bool:
+def _are_usable(logits: Tensor) -> Tensor:
+    """Return whether logits contain neither NaN nor +infinity, without waiting for a GPU."""
+    return logits.detach().amax() < math.inf  # False for NaN
+
+
+def _is_finite(image: Tensor) -> Tensor:
     """Return whether an image contains neither NaN nor infinity, without waiting for a GPU."""
     if not image.is_floating_point() or not image.numel():
-        return True
+        return torch.ones((), dtype=torch.bool, device=image.device)
     return torch.stack(image.detach().aminmax()).isfinite().all()
 
 
@@ -289,8 +308,7 @@ def check_finite(image: Tensor) -> None:
 
 def check_values(image: Tensor, logits: Tensor, masks: Sequence[Tensor | None]) -> None:
     """Raise the errors of `check_finite` and `check_logits`; the host waits once for a GPU."""
-    are_usable = logits.detach().amax() < math.inf
-    if not are_usable & _is_finite(image):
+    if not _are_usable(logits) & _is_finite(image):
         check_finite(image)
         check_logits(logits, masks)
 
@@ -306,13 +324,16 @@ def normalize_batch(
     dtype: torch.dtype,
     *,
     threads: int | None = None,
+    is_checked: bool = False,
 ) -> Tensor:
     """Map the intensities of a batch (B, M, *grid) to the scale that theta_beta is measured in.
 
     The statistics of each item are taken inside the mask, and have gradients, too. Where no
-    gradient is needed, float32 on the CPU is normalized by the code of `crfrefine.refine`.
+    gradient is needed, float32 on the CPU is normalized by the code of `crfrefine.refine`. Raises
+    InputError if the image contains NaN or infinity; with `is_checked` the caller looks for them.
     """
-    check_finite(image)
+    if not is_checked:
+        check_finite(image)
     masks = masks_by_item(mask, len(image), image.shape[2:])
     items = []
     for item, inside in zip(image, masks, strict=True):
@@ -382,9 +403,10 @@ def _scaled(channel: Tensor, shift: Tensor, width: Tensor) -> Tensor:
 def _mean_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and population deviation; a constant has deviation 0, without gradient."""
     variance, mean = torch.var_mean(values, correction=0)
-    if float(variance.detach()) > 0.0:
-        return mean, variance.sqrt()
-    return mean, torch.zeros_like(variance)
+    varies = variance.detach() > 0.0
+    # The gradient of the root at 0 would be infinity, and infinity times 0 is NaN.
+    root = torch.where(varies, variance, 1.0).sqrt()
+    return mean, torch.where(varies, root, 0.0)
 
 
 def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
@@ -409,7 +431,7 @@ def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple
     ends = values[places[1::2]]
     low = starts[0] + (ends[0] - starts[0]) * (positions[0] % 1.0)
     high = starts[1] + (ends[1] - starts[1]) * (positions[1] % 1.0)
-    if float(high.detach()) <= float(low.detach()):
-        low = values.amin()
-        high = values.amax()
+    is_equal = high.detach() <= low.detach()
+    low = torch.where(is_equal, values.amin(), low)
+    high = torch.where(is_equal, values.amax(), high)
     return low, high - low

@@ -101,11 +101,24 @@ class CrfRnn(CrfValues):
                 f"for {self.num_labels}"
             )
         inputs.warn_of_probabilities(logits, self._told)
+        images = []
         # Given kernels were built from the image: it matters now only if its gradient is needed.
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
-            image = self._normalized(image, mask, inputs.compute_dtype(logits))
-        logits, mask = inputs.without_padding(logits, mask, kernels)
-        return self.refine_normalized(logits, image, spacing, mask, kernels=kernels)
+            dtype = inputs.compute_dtype(logits)
+            # On the CPU a look costs no wait, and comes before statistics are taken of the image.
+            looks_first = inputs.engine_for(logits.device, dtype).name == "cpu"
+            normalized = self._normalized(image, mask, dtype, is_checked=not looks_first)
+            images = [normalized] if looks_first else [image, normalized]
+            image = normalized
+        look = inputs.look_at_batch(logits, images)
+        for values in images:
+            if not look.are_usable:
+                inputs.check_finite(values)
+        if look.has_ties:
+            logits, mask = inputs.without_padding(logits, look.ties, mask, kernels)
+        return self.refine_normalized(
+            logits, image, spacing, mask, kernels=kernels, is_checked=look.are_usable
+        )
 
     if TYPE_CHECKING:
         __call__ = forward  # The method of `nn.Module` takes and returns Any.
@@ -123,11 +136,13 @@ class CrfRnn(CrfValues):
         *,
         threads: int | None = None,
         kernels: Sequence[Kernels] | None = None,
+        is_checked: bool = False,
     ) -> Tensor:
         """Refine logits with an image that is on the scale of theta_beta already.
 
         Such an image is, for example, a crop of a normalized case. Arguments, results and errors
-        are those of `forward`, but padding of the logits is not detected.
+        are those of `forward`, but padding of the logits is not detected. With `is_checked`, which
+        saves a wait for a GPU, NaN and infinity are not looked for.
         """
         bilateral = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
         spatial = None
@@ -151,6 +166,7 @@ class CrfRnn(CrfValues):
             spacing=spacing,
             mask=mask,
             kernels=kernels,
+            is_checked=is_checked,
             **settings,
         )
 
@@ -213,6 +229,15 @@ class CrfRnn(CrfValues):
                 f"{self.num_modalities} modalities, *grid), the grid of {self.spatial_dims} axes"
             )
 
-    def _normalized(self, image: Tensor, mask: inputs.Mask | None, dtype: torch.dtype) -> Tensor:
+    def _normalized(
+        self,
+        image: Tensor,
+        mask: inputs.Mask | None,
+        dtype: torch.dtype,
+        *,
+        is_checked: bool = False,
+    ) -> Tensor:
         threads = self.threads or torch.get_num_threads()
-        return normalize_batch(image, self._start.intensity, mask, dtype, threads=threads)
+        return normalize_batch(
+            image, self._start.intensity, mask, dtype, threads=threads, is_checked=is_checked
+        )

@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 from cuda_shim import compiler  # noqa: E402
 from strict_device import StrictDevice  # noqa: E402
 from torch_gpu import give_tensors  # noqa: E402
+from torch_waits import CountedWaits  # noqa: E402
 
 from crfrefine import CrfParameters, CrfRnn  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
@@ -25,7 +26,7 @@ def device(monkeypatch):
     return strict
 
 
-def case():
+def case(normalization="none"):
     """A layer with a lattice and a spatial kernel, logits of two labels, an image."""
     parameters = CrfParameters().replace(
         **{
@@ -34,7 +35,7 @@ def case():
             "spatial.weight": 0.5,
             "mean_field.filter": "lattice",
             "mean_field.num_iterations": NUM_STEPS,
-            "intensity.normalization": "none",
+            "intensity.normalization": normalization,
         }
     )
     layer = CrfRnn(2, 1, 3, parameters=parameters)
@@ -63,6 +64,17 @@ def test_a_forward_pass_of_the_layer(device):
     assert device.operations.total() <= 22
     assert device.num_allocations <= 54
     assert device.waits == {"a download": 2}  # ranges of intensities, the number of vertices
+
+
+@pytest.mark.parametrize("normalization", ["none", "zscore"])
+def test_a_forward_pass_looks_at_its_tensors_once(device, normalization):
+    """With the two waits of the engine, the host waits three times."""
+    layer, logits, image = case(normalization)
+    layer._told.add("probabilities")  # a GPU's tensors are looked at for these in the first call
+    image.requires_grad_()  # otherwise numpy normalizes tensors of the CPU
+    with CountedWaits(logits, image) as counted:
+        layer(logits, image, spacing=(1.2, 0.7, 0.9))
+    assert counted.num_waits == 1
 
 
 def test_a_backward_pass_of_the_layer(device):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from oracles import SPACINGS, random_case
 from torch import nn
+from torch_gpu import gpu_tensors
 
 from crfrefine import CrfParameters, CrfRnn, refine
 from crfrefine.errors import ConfigError, InputError
@@ -429,6 +430,46 @@ def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
             rtol=0,
             atol=0,
         )
+
+
+@pytest.mark.parametrize("engine", ["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("normalization", ["none", "zscore", "percentile", "window"])
+def test_the_one_look_at_tensors_of_a_gpu_finds_what_is_not_finite(
+    engine, normalization, monkeypatch
+):
+    """It comes after the normalization, which turns infinity into 1 with a window."""
+    device, _ = gpu_tensors(engine, monkeypatch)
+    logits, image = (tensor.to(device) for tensor in batch())
+    settings = {"intensity__normalization": normalization}
+    if normalization == "window":
+        settings["intensity__window"] = (0.0, 1.0)
+    layer = small_layer(**settings)
+
+    def broken(values, value):
+        changed = values.clone()
+        changed[1, 0, 2, 3, 4] = value
+        return changed.requires_grad_()  # otherwise numpy normalizes tensors of the CPU
+
+    for value in (torch.inf, torch.nan):
+        with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values"):
+            layer(logits, broken(image, value), SPACING)
+        with pytest.raises(InputError, match="logits of batch item 1 hold NaN"):
+            layer(broken(logits, value), image, SPACING)
+    if normalization == "none":  # 1e300 is infinity in float32
+        with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values"):
+            layer(logits, broken(image.double(), 1e300), SPACING)
+
+
+@pytest.mark.parametrize("normalization", ["zscore", "percentile"])
+def test_a_constant_image_leaves_gradients_finite(normalization):
+    logits, image = batch()
+    image[:, 1] = 3.0
+    image.requires_grad_()
+    layer = small_layer(intensity__normalization=normalization)
+    layer(logits, image, SPACING).square().sum().backward()
+    assert image.grad.isfinite().all()
+    assert image.grad[:, 0].any()
+    assert not image.grad[:, 1].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
