@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import functools
 import json
 import math
 import os
@@ -72,8 +73,13 @@ def without_nonfinite(value: Any) -> Any:
 
 def to_json(values: Mapping[str, Any], indent: int | None = None) -> str:
     """Return values as JSON with a line break at its end, numbers that JSON lacks as null."""
-    shown = without_nonfinite(dict(values))
-    return json.dumps(shown, indent=indent, default=str, allow_nan=False) + "\n"
+    shown = dict(values)
+    write = functools.partial(json.dumps, indent=indent, default=str, allow_nan=False)
+    try:
+        text = write(shown)
+    except ValueError:  # NaN or infinity, which few records have
+        text = write(without_nonfinite(shown))
+    return text + "\n"
 
 
 class LineFile:

@@ -221,11 +221,12 @@ def plan_run(options: InferenceOptions) -> RunPlan:
 
     tasks = [Task(files, outputs) for files, outputs in zip(cases, all_outputs[part], strict=True)]
     notes = list(inputs.notes)
-    # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
-    used_device = device if options.dask else options.device
     if note_on_device is not None:
         notes.append(note_on_device)
-        used_device = device
+    used_device = device
+    if device != "cpu" and not options.dask:
+        # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
+        used_device = options.device
     if options.resume:
         tasks, notes_on_earlier = _with_earlier_records(tasks, options, summary)
         notes += notes_on_earlier

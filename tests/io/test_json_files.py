@@ -1,16 +1,18 @@
 """JSON: files as nobody should write them, and lines that several processes write at a time."""
 
 import json
+import math
 import subprocess
 import sys
 import time
 from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
 from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.errors import CrfRefineError, InputError
-from crfrefine.io.json import LineFile, read_json
+from crfrefine.io.json import LineFile, read_json, to_json
 
 DIGITS = "9" * 5000
 
@@ -165,3 +167,9 @@ def test_a_full_disk_takes_whole_lines_or_none(small_disk):
     ballast.unlink()
     append(path, {"name": "end"})
     assert [line["name"] for line in read(path)] == [*taken, "end"]
+
+
+def test_numbers_that_json_lacks_become_null():
+    values = {"a": [1.5, math.nan, {"b": (-math.inf, 2)}], "c": Path("case")}
+    assert to_json(values) == '{"a": [1.5, null, {"b": [null, 2]}], "c": "case"}\n'
+    assert to_json({"a": 0.25}, indent=1) == '{\n "a": 0.25\n}\n'
