@@ -173,7 +173,8 @@ def _run_short_axes(engine):
         for inside in (None, rng.random(shape) < 0.7):
             values = rng.random((4, *shape), dtype=np.float32)
             image = np.zeros((0, *shape), np.float32)
-            _message(engine, values, image, inside, KernelSpec((1.2,) * len(shape)), "auto", "none")
+            kernel = KernelSpec((1.2,) * len(shape))
+            _message(engine, values, image, inside, kernel, "auto", "symmetric")
 
 
 def _run_points(engine):

@@ -38,4 +38,23 @@ CRF_KERNEL(filter_axis, const int* number, int64 box_size, const Channels* value
     else
         to[i] = total;
 }
+
+// One thread per voxel of a box without gaps: the products over the axes of two factors of its
+// coordinates. extent: (axis). factors: (2, sum of the extents), those of the first axis first.
+CRF_KERNEL(multiply_axes, const int64* extent, int num_axes, const Real* factors, int64 num_factors,
+           int64 box_size, Real* first, Real* second) {
+    const int64 i = thread_number();
+    if (i >= box_size) return;
+    Real first_product = Real(1.0), second_product = Real(1.0);
+    int64 rest = i, end = num_factors;
+    for (int a = num_axes - 1; a >= 0; --a) {
+        const int64 place = end - extent[a] + rest % extent[a];
+        first_product *= factors[place];
+        second_product *= factors[num_factors + place];
+        rest /= extent[a];
+        end -= extent[a];
+    }
+    first[i] = first_product;
+    second[i] = second_product;
+}
 }  // namespace crf

@@ -17,7 +17,8 @@ from crfrefine import RegionScheme, refine
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import GridImage
 from crfrefine.engines.cuda import lattice
-from crfrefine.engines.cuda.kernel_set import choose_filter
+from crfrefine.engines.cuda.filters import SpatialFilter
+from crfrefine.engines.cuda.kernel_set import choose_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.rows import row_width
 from crfrefine.engines.cuda.sources import kernel_source, source_names
@@ -390,3 +391,34 @@ def test_calls_on_another_stream_wait_before_and_after_and_the_others_do_not():
     with pytest.raises(ZeroDivisionError), kernels._working(logits):
         raise ZeroDivisionError
     assert device.waits["synchronize"] == 2
+
+
+@pytest.mark.parametrize("normalization", ["symmetric", "after"])
+@pytest.mark.parametrize(
+    ("shape", "theta_gamma"),
+    [((9, 14, 11), (2.0, 0.6, 3.5)), ((3, 50), (40.0, 2.5)), ((6, 1, 4, 5), (1.0, 2.0, 0.3, 9.0))],
+)
+def test_the_spatial_kernel_of_a_whole_box_is_normalized_without_filtering(
+    shape, theta_gamma, normalization
+):
+    """By products over the axes, as its filter would do; radii beyond the box."""
+    device = StrictDevice()
+    voxels = Voxels(device, shape, (1.2, 0.7, 0.9, 1.5)[: len(shape)], None)
+    spatial = SpatialFilter(voxels, voxels.of_box_axes(theta_gamma))
+    device.reset()
+    kernel = normalized(spatial, voxels, normalization)
+    assert device.launches == {"spatial.multiply_axes": 1}
+
+    def filtered(values):
+        result = device.xp.empty_like(voxels.ones)
+        unit = device.upload(np.ones((1, 1), dtype=np.float32))
+        spatial.accumulate(values, None, None, unit, result, adds=False)
+        return device.download(result).ravel()
+
+    sums = filtered(voxels.ones)
+    scale = sums**-0.5 if normalization == "symmetric" else 1.0 / sums
+    np.testing.assert_allclose(device.download(kernel.scale), scale, rtol=2e-6)
+    expected = 1.0
+    if normalization == "symmetric":
+        expected = scale * filtered(device.upload(scale.reshape(voxels.ones.shape)))
+    np.testing.assert_allclose(device.download(kernel.ones), expected, rtol=2e-6)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from crfrefine.base.array_types import Float64
-from crfrefine.engines.cuda.rows import Room, row_constants
+from crfrefine.engines.cuda.rows import Room, row_constants, upload_float32
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
@@ -191,6 +191,24 @@ def spatial_taps(sigma: float, extent: int) -> tuple[Float64, Float64]:
     return gaussian * fade, gaussian * (squared * fade + slope_of_fade)
 
 
+def axis_factors(weights: Float64, extent: int, exponent: float) -> tuple[Float64, Float64]:
+    """Return the part of an axis in the normalization of the spatial kernel, and in its ones.
+
+    With sums D of the weights within reach of a voxel, these are D^exponent, and D^exponent times
+    the weighted sums of D^exponent. The weights are those at distance 0, 1, ...
+    """
+    scale = _filtered(np.ones(extent), weights) ** exponent
+    return scale, scale * _filtered(scale, weights)
+
+
+def _filtered(values: Float64, weights: Float64) -> Float64:
+    """Return the weighted sums around each value; the weights are those at distance 0, 1, ..."""
+    size = len(values) + 2 * len(weights)
+    both_sides = np.concatenate([weights[:0:-1], weights])
+    spectrum = np.fft.rfft(values, size) * np.fft.rfft(both_sides, size)
+    return np.fft.irfft(spectrum, size)[len(weights) - 1 :][: len(values)]
+
+
 class _SpatialAxis(NamedTuple):
     """An axis of the box, as `filter_axis` takes it."""
 
@@ -219,11 +237,13 @@ class SpatialFilter(Filter):
         self._device = voxels.device
         self._theta_gamma = theta_gamma
         self._axes: list[_SpatialAxis] = []
+        self._taps: list[Any] = []  # (distance) float32 weights of each axis, on the host
         axes = zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)
         for number, (theta, step, extent) in enumerate(axes):
             weights, slopes = spatial_taps(theta / step, extent)
             taps = (slopes if number == slope_of else weights).astype(np.float32)
             stride = math.prod(voxels.box_shape[number + 1 :])
+            self._taps.append(taps)
             uploaded = self._device.upload(taps)
             self._axes.append(_SpatialAxis(stride, extent, uploaded, len(taps) - 1))
         self._boxes = Room(self._device.xp) if boxes is None else boxes
@@ -238,6 +258,24 @@ class SpatialFilter(Filter):
             )
             filters.append(slope)
         return filters
+
+    def normalization(self, exponent: float) -> tuple[Any, Any]:
+        """Return D^exponent, and D^exponent K D^exponent 1; D are the sums of the weights.
+
+        Both are (voxel), and products over the axes if each place of the box is a voxel.
+        """
+        voxels = self._voxels
+        factors = []
+        for taps, extent in zip(self._taps, voxels.box_shape, strict=True):
+            factors.append(axis_factors(taps.astype(np.float64), extent, exponent))
+        uploaded = upload_float32(self._device, np.concatenate(factors, axis=1))
+        extents = self._device.upload(np.array(voxels.box_shape, dtype=np.int64))
+        scale, ones = self._device.xp.empty((2, voxels.box_size), dtype=np.float32)
+        axes = (extents, len(extents), uploaded, uploaded.shape[1])
+        arguments = (*axes, voxels.box_size, scale, ones)
+        constants = {"CRF_WIDTH": 1}
+        self._device.launch("spatial", "multiply_axes", constants, voxels.box_size, *arguments)
+        return scale, ones
 
     def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
         voxels = self._voxels

@@ -64,12 +64,18 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
     """Compute the normalization of a kernel, "symmetric", "after" or "none"."""
     if normalization == "none":
         return Kernel(plain, None, None, None)
+    is_symmetric = normalization == "symmetric"
+    if isinstance(plain, SpatialFilter) and voxels.number is None:
+        scale, ones = plain.normalization(-0.5 if is_symmetric else -1.0)
+        if is_symmetric:
+            return Kernel(plain, scale, scale, ones)
+        return Kernel(plain, scale, None, voxels.ones.reshape(-1))  # D^-1 K 1 = 1
+
     device = voxels.device
     num_voxels = voxels.num_voxels
     unit = device.xp.ones((1, 1), dtype=np.float32)
     scale = device.xp.empty_like(voxels.ones)
     plain.accumulate(voxels.ones, None, None, unit, scale, adds=False)
-    is_symmetric = normalization == "symmetric"
     scale = scale.reshape(-1)
     arguments = (scale, num_voxels, int(is_symmetric), scale)
     device.launch("voxels", "find_scale", CONSTANTS, num_voxels, *arguments)
