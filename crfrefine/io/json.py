@@ -67,7 +67,7 @@ def without_nonfinite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nonfinite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(without_nonfinite(entry) for entry in value)
+        return [without_nonfinite(entry) for entry in value]
     return value
 
 

@@ -93,12 +93,11 @@ def mean_field(
 
     Source: Krähenbühl & Koltun 2011; Zheng et al. 2015; docs/reference/math.md.
     """
-    inputs.check_pair(logits, image)
+    engine = inputs.check_pair(logits, image)
     check_threads(threads)
     checked = MeanFieldParameters(label_threshold=label_threshold, **settings)
     num_labels = logits.shape[1]
     dtype = inputs.compute_dtype(logits)
-    engine = inputs.engine_for(logits.device, dtype)
     thetas = [(alpha, beta) for _, alpha, beta in bilateral]
     _, gamma = spatial or (None, None)
     bandwidths = _bandwidths(thetas, gamma, image)
@@ -363,7 +362,7 @@ def _refine_batch(
     model: ModelTensors,
     num_at_once: int,
 ) -> Tensor:
-    """Return the refined logits (B, L, *grid); so many items are refined side by side."""
+    """Return the refined logits (B, L, *grid); `num_at_once` items run side by side."""
     runs = []
     tensors: list[Tensor | None] = []
     for item, logits, image, labels in zip(

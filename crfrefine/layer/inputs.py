@@ -63,10 +63,10 @@ def check_image(image: Tensor) -> None:
     check_tensor(image, "image", 3, "(batch, modalities, *grid)", is_floating=False)
 
 
-def check_pair(logits: Tensor, image: Tensor) -> None:
-    """Raise InputError unless logits (B, L, *grid) and image (B, M, *grid) fit.
+def check_pair(logits: Tensor, image: Tensor) -> Backend:
+    """Return the engine for logits (B, L, *grid) and an image (B, M, *grid).
 
-    Raises BackendUnavailableError if their device has no engine.
+    Raises InputError unless they fit, BackendUnavailableError if their device has no engine.
     """
     check_tensor(logits, "logits", 3, "(batch, labels, *grid)")
     if logits.shape[1] < 2:
@@ -85,7 +85,7 @@ def check_pair(logits: Tensor, image: Tensor) -> None:
         raise InputError(
             f"the image is on {image.device}, the logits are on {logits.device}; move one of them"
         )
-    engine_for(logits.device, logits.dtype)
+    return engine_for(logits.device, logits.dtype)
 
 
 def warn_of_probabilities(logits: Tensor, told: set[str]) -> None:
@@ -181,7 +181,7 @@ def masks_by_item(
     return masks
 
 
-class Look(NamedTuple):
+class BatchLook(NamedTuple):
     """A look at all values of a batch, for which the host waits once for a GPU."""
 
     are_usable: bool  # whether images are finite, and logits neither NaN nor +infinity
@@ -189,7 +189,7 @@ class Look(NamedTuple):
     ties: Tensor  # (B, *grid), where all labels have the same logit
 
 
-def look_at_batch(logits: Tensor, images: Sequence[Tensor]) -> Look:
+def look_at_batch(logits: Tensor, images: Sequence[Tensor]) -> BatchLook:
     """Look at logits (B, L, *grid) and images (B, M, *grid)."""
     values = logits.detach()
     ties = values[:, 1] == values[:, 0]
@@ -198,7 +198,7 @@ def look_at_batch(logits: Tensor, images: Sequence[Tensor]) -> Look:
         ties &= values[:, label] == values[:, 0]
     answers = [ties.any(), _are_usable(logits), *map(_is_finite, images)]
     has_ties, *are_usable = torch.stack(answers).tolist()
-    return Look(all(are_usable), has_ties, ties)
+    return BatchLook(all(are_usable), has_ties, ties)
 
 
 def without_padding(
@@ -425,7 +425,9 @@ def _percentile_range(values: Tensor, percentiles: tuple[float, float]) -> tuple
     if fixed.device.type == "cpu":  # A CPU partitions several times faster than it sorts.
         places = torch.from_numpy(np.argpartition(fixed.numpy(), ranks)[ranks])
     else:
-        places = fixed.sort(stable=True).indices[ranks]
+        order = fixed.sort(stable=True).indices
+        # A list of numbers would be copied to the GPU, for which the host waits.
+        places = torch.stack([order[rank] for rank in ranks])
 
     starts = values[places[::2]]
     ends = values[places[1::2]]

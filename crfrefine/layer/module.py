@@ -93,7 +93,7 @@ class CrfRnn(CrfValues):
             CapacityError: not enough memory, or bandwidths too small for the lattice.
             ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.
         """
-        inputs.check_pair(logits, image)
+        engine = inputs.check_pair(logits, image)
         self._check_image(image)
         if logits.shape[1] != self.num_labels:
             raise InputError(
@@ -104,15 +104,15 @@ class CrfRnn(CrfValues):
         images = []
         # Given kernels were built from the image: it matters now only if its gradient is needed.
         if kernels is None or (image.requires_grad and torch.is_grad_enabled()):
-            dtype = inputs.compute_dtype(logits)
             # On the CPU a look costs no wait, and comes before statistics are taken of the image.
-            looks_first = inputs.engine_for(logits.device, dtype).name == "cpu"
+            looks_first = engine.name in ("cpu", "torch")
+            dtype = inputs.compute_dtype(logits)
             normalized = self._normalized(image, mask, dtype, is_checked=not looks_first)
             images = [normalized] if looks_first else [image, normalized]
             image = normalized
         look = inputs.look_at_batch(logits, images)
-        for values in images:
-            if not look.are_usable:
+        if not look.are_usable:
+            for values in images:
                 inputs.check_finite(values)
         if look.has_ties:
             logits, mask = inputs.without_padding(logits, look.ties, mask, kernels)

@@ -13,6 +13,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import import_module
@@ -157,8 +158,8 @@ def _train(
     progress = Progress(observer, num_parts, setup.NUM_TRAINED * plan.num_optimizer_steps)
     prepared = prepare(plan, workers, progress)
 
-    # The comparison at the end needs it; all cores but one would wait for its import there.
-    Thread(target=import_module, args=("scipy.stats",)).start()
+    # All cores but one would wait for this import at the end.
+    Thread(target=_import_statistics).start()
     unfinished = [number for number in range(len(plan.folds)) if number not in finished]
     starts = choose_starts(prepared, unfinished)
 
@@ -176,6 +177,12 @@ def _train(
     comparison = compare(folds, plan)
     seconds = time.monotonic() - started
     return TrainingResult(plan, tuple(folds), final, comparison, seconds, workers.threads)
+
+
+def _import_statistics() -> None:
+    """Import what the comparison at the end takes from SciPy; it raises the error, if any."""
+    with suppress(Exception):
+        import_module("scipy.stats")
 
 
 def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequence[Start]]:

@@ -3,6 +3,8 @@
 
 #include "cpu/cpu_level.h"
 
+#include <malloc.h>
+
 namespace nb = nanobind;
 using namespace nb::literals;
 
@@ -214,7 +216,9 @@ void Reporter::operator()(int step, int num_steps) const {
 // the next step asks for it again, and the system clears every page.
 void keep_freed_memory() {
 #if defined(__GLIBC__)
-    constexpr int kBytes = 1 << 25;  // what stays with each of malloc's arenas, at most
+    // Smaller blocks come from malloc's arenas, at whose ends so much free memory stays. Free
+    // memory before a block in use stays in any case.
+    constexpr int kBytes = 1 << 25;
     mallopt(M_MMAP_THRESHOLD, kBytes);
     mallopt(M_TRIM_THRESHOLD, kBytes);
 #endif

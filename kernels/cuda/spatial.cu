@@ -41,6 +41,7 @@ CRF_KERNEL(filter_axis, const int* number, int64 box_size, const Channels* value
 
 // One thread per voxel of a box without gaps: the products over the axes of two factors of its
 // coordinates. extent: (axis). factors: (2, sum of the extents), those of the first axis first.
+// second: nullptr if it is not wanted.
 CRF_KERNEL(multiply_axes, const int64* extent, int num_axes, const Real* factors, int64 num_factors,
            int64 box_size, Real* first, Real* second) {
     const int64 i = thread_number();
@@ -55,6 +56,6 @@ CRF_KERNEL(multiply_axes, const int64* extent, int num_axes, const Real* factors
         end -= extent[a];
     }
     first[i] = first_product;
-    second[i] = second_product;
+    if (second) second[i] = second_product;
 }
 }  // namespace crf

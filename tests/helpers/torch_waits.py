@@ -1,7 +1,11 @@
-"""Counts how often Python asks PyTorch for numbers that would be on a GPU: each time it waits."""
+"""Counts how often Python asks PyTorch for numbers that would be on a GPU: each time it waits.
+
+What moves tensors to the CPU by `Tensor.to` is not counted: here all of them are there.
+"""
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
@@ -39,8 +43,8 @@ class CountedWaits(TorchFunctionMode):
         if not self._is_on_gpu((*arguments, *options.values())):
             return result
         name = getattr(function, "__name__", "")
-        is_gather = name == "__getitem__" and not isinstance(arguments[1], int | slice | tuple)
-        if name in ASKING or is_gather:
+        is_choice = name == "__getitem__" and has_choice(arguments[1])
+        if name in ASKING or is_choice:
             self.num_waits += 1
         self._note(result)
         return result
@@ -51,6 +55,15 @@ class CountedWaits(TorchFunctionMode):
 
     def _is_on_gpu(self, values):
         return any(tensor in self._on_gpu for tensor in tensors_in(values))
+
+
+def has_choice(index):
+    """Return whether an index has a mask, whose voxels are counted, or a list, which is copied."""
+    parts = index if isinstance(index, tuple) else (index,)
+    for part in parts:
+        if isinstance(part, list) or (isinstance(part, Tensor) and part.dtype == torch.bool):
+            return True
+    return False
 
 
 def tensors_in(values):

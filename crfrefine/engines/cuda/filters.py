@@ -192,9 +192,9 @@ def spatial_taps(sigma: float, extent: int) -> tuple[Float64, Float64]:
 
 
 def axis_factors(weights: Float64, extent: int, exponent: float) -> tuple[Float64, Float64]:
-    """Return the part of an axis in the normalization of the spatial kernel, and in its ones.
+    """Return the factors of an axis, (coordinate), of the spatial kernel's scale and of its ones.
 
-    With sums D of the weights within reach of a voxel, these are D^exponent, and D^exponent times
+    With sums D of the weights around each coordinate, these are D^exponent, and D^exponent times
     the weighted sums of D^exponent. The weights are those at distance 0, 1, ...
     """
     scale = _filtered(np.ones(extent), weights) ** exponent
@@ -259,18 +259,21 @@ class SpatialFilter(Filter):
             filters.append(slope)
         return filters
 
-    def normalization(self, exponent: float) -> tuple[Any, Any]:
-        """Return D^exponent, and D^exponent K D^exponent 1; D are the sums of the weights.
+    def normalization(self, *, is_symmetric: bool) -> tuple[Any, Any]:
+        """Return the factors of received values, and the message of all ones if it is symmetric.
 
-        Both are (voxel), and products over the axes if each place of the box is a voxel.
+        Both are (voxel). Each place of the box must be a voxel: they are products over the axes.
         """
         voxels = self._voxels
+        exponent = -0.5 if is_symmetric else -1.0
         factors = []
         for taps, extent in zip(self._taps, voxels.box_shape, strict=True):
             factors.append(axis_factors(taps.astype(np.float64), extent, exponent))
         uploaded = upload_float32(self._device, np.concatenate(factors, axis=1))
         extents = self._device.upload(np.array(voxels.box_shape, dtype=np.int64))
-        scale, ones = self._device.xp.empty((2, voxels.box_size), dtype=np.float32)
+        results = self._device.xp.empty((1 + int(is_symmetric), voxels.box_size), dtype=np.float32)
+        scale = results[0]
+        ones = results[1] if is_symmetric else None
         axes = (extents, len(extents), uploaded, uploaded.shape[1])
         arguments = (*axes, voxels.box_size, scale, ones)
         constants = {"CRF_WIDTH": 1}

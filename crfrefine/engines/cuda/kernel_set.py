@@ -66,7 +66,7 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
         return Kernel(plain, None, None, None)
     is_symmetric = normalization == "symmetric"
     if isinstance(plain, SpatialFilter) and voxels.number is None:
-        scale, ones = plain.normalization(-0.5 if is_symmetric else -1.0)
+        scale, ones = plain.normalization(is_symmetric=is_symmetric)
         if is_symmetric:
             return Kernel(plain, scale, scale, ones)
         return Kernel(plain, scale, None, voxels.ones.reshape(-1))  # D^-1 K 1 = 1
