@@ -237,13 +237,11 @@ class SpatialFilter(Filter):
         self._device = voxels.device
         self._theta_gamma = theta_gamma
         self._axes: list[_SpatialAxis] = []
-        self._taps: list[Any] = []  # (distance) float32 weights of each axis, on the host
         axes = zip(theta_gamma, voxels.spacing, voxels.box_shape, strict=True)
         for number, (theta, step, extent) in enumerate(axes):
             weights, slopes = spatial_taps(theta / step, extent)
             taps = (slopes if number == slope_of else weights).astype(np.float32)
             stride = math.prod(voxels.box_shape[number + 1 :])
-            self._taps.append(taps)
             uploaded = self._device.upload(taps)
             self._axes.append(_SpatialAxis(stride, extent, uploaded, len(taps) - 1))
         self._boxes = Room(self._device.xp) if boxes is None else boxes
@@ -267,15 +265,17 @@ class SpatialFilter(Filter):
         voxels = self._voxels
         exponent = -0.5 if is_symmetric else -1.0
         factors = []
-        for taps, extent in zip(self._taps, voxels.box_shape, strict=True):
-            factors.append(axis_factors(taps.astype(np.float64), extent, exponent))
+        axes = zip(self._theta_gamma, voxels.spacing, voxels.box_shape, strict=True)
+        for theta, step, extent in axes:
+            weights, _ = spatial_taps(theta / step, extent)
+            factors.append(axis_factors(weights, extent, exponent))
         uploaded = upload_float32(self._device, np.concatenate(factors, axis=1))
         extents = self._device.upload(np.array(voxels.box_shape, dtype=np.int64))
         results = self._device.xp.empty((1 + int(is_symmetric), voxels.box_size), dtype=np.float32)
         scale = results[0]
         ones = results[1] if is_symmetric else None
-        axes = (extents, len(extents), uploaded, uploaded.shape[1])
-        arguments = (*axes, voxels.box_size, scale, ones)
+        products = (extents, len(extents), uploaded, uploaded.shape[1])
+        arguments = (*products, voxels.box_size, scale, ones)
         constants = {"CRF_WIDTH": 1}
         self._device.launch("spatial", "multiply_axes", constants, voxels.box_size, *arguments)
         return scale, ones

@@ -67,10 +67,15 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
     is_symmetric = normalization == "symmetric"
     if isinstance(plain, SpatialFilter) and voxels.number is None:
         scale, ones = plain.normalization(is_symmetric=is_symmetric)
-        if is_symmetric:
-            return Kernel(plain, scale, scale, ones)
-        return Kernel(plain, scale, None, voxels.ones.reshape(-1))  # D^-1 K 1 = 1
+    else:
+        scale, ones = _normalization(plain, voxels, is_symmetric=is_symmetric)
+    if is_symmetric:
+        return Kernel(plain, scale, scale, ones)
+    return Kernel(plain, scale, None, voxels.ones.reshape(-1))  # D^-1 K 1 = 1
 
+
+def _normalization(plain: Filter, voxels: Voxels, *, is_symmetric: bool) -> tuple[Any, Any]:
+    """Return the same as `SpatialFilter.normalization` for any kernel, by filtering ones."""
     device = voxels.device
     num_voxels = voxels.num_voxels
     unit = device.xp.ones((1, 1), dtype=np.float32)
@@ -80,11 +85,10 @@ def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:
     arguments = (scale, num_voxels, int(is_symmetric), scale)
     device.launch("voxels", "find_scale", CONSTANTS, num_voxels, *arguments)
     if not is_symmetric:
-        return Kernel(plain, scale, None, voxels.ones.reshape(-1))  # D^-1 K 1 = 1
-
+        return scale, None
     message = device.xp.empty_like(voxels.ones)
     plain.accumulate(voxels.ones, scale, scale, unit, message, adds=False)
-    return Kernel(plain, scale, scale, message.reshape(-1))
+    return scale, message.reshape(-1)
 
 
 def choose_filter(
