@@ -1,7 +1,7 @@
 // Filtering on the permutohedral lattice: splat, blur and slice. Sums are gathered in a fixed
 // order: the same bits on every run. CRF_WIDTH: channels that are filtered together. CRF_THREADS:
 // per block of `splat`.
-#include "cuda/launch.h"
+#include "cuda/filter_ends.h"
 
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
@@ -151,15 +151,13 @@ CRF_KERNEL(blur_3, const Channels* from, const int* before, const int* after, in
 // One thread per voxel: sum += channel_weight * amplitude * scale * (values of its vertices,
 // interpolated); see put_weighted. corner_vertex, corner_weight: (corner, voxel), weights in 1 /
 // 65535. scale: (voxel) or nullptr. channel_weight: (CRF_WIDTH).
-CRF_KERNEL(slice_values, const Channels* rows, const uint32* corner_vertex,
-           const uint16* corner_weight, int num_corners, int64 num_voxels, Real amplitude,
-           const Real* scale, const Real* channel_weight, Channels* sum, int adds) {
+CRF_KERNEL(slice_values, int64 num_voxels, const Channels* rows, const uint32* corner_vertex,
+           const uint16* corner_weight, int num_corners, Real amplitude, const Real* scale,
+           const Real* channel_weight, Channels* sum, int adds) {
     const int64 n = thread_number();
     if (n >= num_voxels) return;
-    Channels total = zero_row<CRF_WIDTH>();
-    for (int k = 0; k < num_corners; ++k)
-        add_scaled(total, rows[corner_vertex[k * num_voxels + n]],
-                   static_cast<Real>(corner_weight[k * num_voxels + n]));
+    const Slice<CRF_WIDTH> slice{rows, corner_vertex, corner_weight, num_corners, num_voxels};
+    const Channels total = slice.at(n);
     put_weighted(sum, n, total, scale ? amplitude * scale[n] : amplitude, channel_weight, adds);
 }
 }  // namespace crf

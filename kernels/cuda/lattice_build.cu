@@ -246,13 +246,6 @@ CRF_KERNEL(number_slots, const int64* order, const uint32* used_slot, const uint
     store_key(key_from(used_low, used_high, place), vertex_low, vertex_high, v);
 }
 
-// One thread per corner: its vertex.
-CRF_KERNEL(number_corners, const uint32* corner_slot, const uint32* slot_vertex, int64 num_corners,
-           uint32* corner_vertex) {
-    const int64 i = thread_number();
-    if (i < num_corners) corner_vertex[i] = slot_vertex[corner_slot[i]];
-}
-
 // One thread per corner in the order of their vertices: its voxel and weight, and at each vertex's
 // first one, the start of its list.
 CRF_KERNEL(list_entries, const int64* order, const uint32* corner_vertex, int64 num_corners,
@@ -268,17 +261,41 @@ CRF_KERNEL(list_entries, const int64* order, const uint32* corner_vertex, int64 
     if (i + 1 == num_corners) vertex_begin[vertex + 1] = num_corners;
 }
 
-// One thread per vertex: its neighbor one step up along every direction, and that neighbor's one
-// step down; -1 = absent. vertex_*: (vertex) sorted keys. after, before: (direction, vertex),
-// `before` filled with -1. remainder_bits: width of the lowest field.
-CRF_KERNEL(find_neighbors, const uint64* vertex_low, const uint64* vertex_high, int64 num_vertices,
+// The numbers of the vertices, by their keys.
+struct VertexTable {
+    const uint64* key_low;
+    const uint64* key_high;
+    const uint64* slots;
+    int bits;
+    const uint32* vertex;  // (slot)
+
+    // The vertex with a key; -1: there is none.
+    CRF_D int find(Key key) const {
+        const uint64 mask = (1ull << bits) - 1;
+        uint64 slot = hash_of(key) >> (64 - bits);
+        for (int probe = 0; probe < kMostProbes; ++probe) {
+            const uint64 owner = slots[slot];
+            if (owner == kEmpty) break;
+            if (key_in(owner, key_low, key_high) == key) return static_cast<int>(vertex[slot]);
+            slot = (slot + 1) & mask;
+        }
+        return -1;
+    }
+};
+
+// One thread per corner, of which there are at least as many as vertices: the corner's vertex; and
+// the vertex's neighbor one step up along every direction, and that neighbor's one step down; -1 =
+// absent. vertex_*: (vertex) sorted keys. after, before: (direction, vertex), `before` filled with
+// -1. remainder_bits: width of the lowest field.
+CRF_KERNEL(link_vertices, const uint64* vertex_low, const uint64* vertex_high, int64 num_vertices,
            const uint64* key_low, const uint64* key_high, const uint64* table, int table_bits,
-           const uint32* slot_vertex, const int* shift, int remainder_bits, int* after,
-           int* before) {
+           const uint32* slot_vertex, const int* shift, int remainder_bits, int* after, int* before,
+           const uint32* corner_slot, int64 num_corners, uint32* corner_vertex) {
     const int64 v = thread_number();
+    if (v < num_corners) corner_vertex[v] = slot_vertex[corner_slot[v]];
     if (v >= num_vertices) return;
+    const VertexTable vertices{key_low, key_high, table, table_bits, slot_vertex};
     const Key own = key_from(vertex_low, vertex_high, v);
-    const uint64 mask = (1ull << table_bits) - 1;
     const bool wraps = (static_cast<uint64>(own) & ((1ull << remainder_bits) - 1)) >=
                        static_cast<uint64>(kFeatures);
     Key all_units = 0;
@@ -286,18 +303,7 @@ CRF_KERNEL(find_neighbors, const uint64* vertex_low, const uint64* vertex_high, 
     // Along a direction every coordinate grows by 1, except the direction's own, which falls by D.
     const Key step = wraps ? all_units - static_cast<Key>(kFeatures) : Key(1);
     for (int j = 0; j <= kFeatures; ++j) {
-        const Key key = own + step - unit_of(shift, j);
-        uint64 slot = hash_of(key) >> (64 - table_bits);
-        int found = -1;
-        for (int probe = 0; probe < kMostProbes; ++probe) {
-            const uint64 owner = table[slot];
-            if (owner == kEmpty) break;
-            if (key_in(owner, key_low, key_high) == key) {
-                found = static_cast<int>(slot_vertex[slot]);
-                break;
-            }
-            slot = (slot + 1) & mask;
-        }
+        const int found = vertices.find(own + step - unit_of(shift, j));
         after[j * num_vertices + v] = found;
         if (found >= 0) before[j * num_vertices + found] = static_cast<int>(v);
     }

@@ -4,7 +4,7 @@
 // that are filtered, all of them or all but the last, whose marginals follow from the others'.
 // CRF_WIDTH: channels side by side; label l is in group l / CRF_WIDTH. Up to 32 labels are kept in
 // a thread's registers.
-#include "cuda/launch.h"
+#include "cuda/filter_ends.h"
 
 // Arrays of many labels are in the thread's local memory in any case; unrolled loops over them
 // would take a compiler minutes.
@@ -61,6 +61,14 @@ CRF_D void store_channels(const Real (&channel)[kLabels], int64 num_voxels, int6
     }
 }
 
+// message += channel_weight * factor * from, of the first group.
+CRF_D void add_message(Channels from, Real factor, const Real* channel_weight,
+                       Real (&message)[kLabels]) {
+    CRF_UNROLL
+    for (int c = 0; c < CRF_WIDTH; ++c)
+        if (c < kChannels) message[c] += channel_weight[c] * factor * from.value[c];
+}
+
 // The lowest label with the largest number.
 CRF_D int largest_label(const Real (&x)[kLabels]) {
     Real largest = x[0];
@@ -100,23 +108,38 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
 
 // Each thread takes every num_threads-th voxel: from its logits, messages and old marginals to the
 // new marginals. logits: (label, *grid). bias: (label) or nullptr. grid_index: (voxel). old,
-// marginals: (group, voxel), may be the same; old: nullptr if no marginals exist yet. messages:
-// (group, voxel), or nullptr: the marginals of the logits are wanted. weighted_ones: (voxel) the
-// weighted message of all ones, only if the last label is implied. compatibility: (label, label),
-// row: the neighbor's. refined: (label, *grid) the logits whose marginals are wanted, or nullptr:
-// those of the network. out: (label, *grid) or nullptr. partial: (sum, thread).
+// marginals: (group, voxel), may be the same; old: nullptr if no marginals exist yet. has_messages:
+// 0: the marginals of the logits are wanted. messages: (group, voxel), those of the filters that
+// have added theirs, or nullptr. weighted_ones: (voxel) the weighted message of all ones, only if
+// the last label is implied. compatibility: (label, label), row: the neighbor's. refined: (label,
+// *grid) the logits whose marginals are wanted, or nullptr: those of the network. out: (label,
+// *grid) or nullptr. partial: (sum, thread).
+//
+// With one group of channels, the last launch of two filters is done here, too: that of a lattice,
+// from vertex_rows to slice_weight, see slice_values; and that along an axis of the box, from `box`
+// to axis_weight, see filter_axis. places: (voxel) those in the box, or nullptr: the voxels' own
+// numbers. vertex_rows, box: nullptr if there is no such filter.
 CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bias, int64 grid_size,
            const int64* __restrict__ grid_index, int64 num_voxels, Real inverse_temperature,
-           const Channels* old_marginals, Channels* marginals,
-           const Channels* __restrict__ messages, const Real* __restrict__ weighted_ones,
+           const Channels* old_marginals, Channels* marginals, int has_messages,
+           const Channels* __restrict__ messages, const Channels* __restrict__ vertex_rows,
+           const uint32* __restrict__ corner_vertex, const uint16* __restrict__ corner_weight,
+           int num_corners, Real amplitude, const Real* __restrict__ slice_scale,
+           const Real* __restrict__ slice_weight, const Channels* __restrict__ box,
+           const int64* __restrict__ places, int64 stride, int64 extent,
+           const Real* __restrict__ taps, int64 radius, const Real* __restrict__ axis_scale,
+           const Real* __restrict__ axis_weight, const Real* __restrict__ weighted_ones,
            const Real* __restrict__ compatibility, int is_potts, int wants_divergence,
            const Real* refined, Real* out, int64 num_threads, double* partial) {
     const int64 thread = thread_number();
     if (thread >= num_threads) return;
+    const Slice<CRF_WIDTH> slice{vertex_rows, corner_vertex, corner_weight, num_corners,
+                                 num_voxels};
+    const BoxAxis axis{stride, extent, taps, radius};
     double sums[kNumSums] = {};
     for (int64 n = thread; n < num_voxels; n += num_threads) {
         const int64 place = grid_index[n];
-        Real x[kLabels], relative[kLabels], old[kLabels], message[kLabels];
+        Real x[kLabels], relative[kLabels], old[kLabels], message[kLabels] = {};
         if (old_marginals) {
             load_channels(old_marginals, num_voxels, n, old);
             if (kImplied) {
@@ -127,6 +150,12 @@ CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bia
             }
         }
         if (messages) load_channels(messages, num_voxels, n, message);
+        if (vertex_rows)
+            add_message(slice.at(n), slice_scale ? amplitude * slice_scale[n] : amplitude,
+                        slice_weight, message);
+        if (box)
+            add_message(axis.filtered_box(box, places ? places[n] : n),
+                        axis_scale ? axis_scale[n] : Real(1.0), axis_weight, message);
         CRF_OVER_LABELS
         for (int l = 0; l < kLabels; ++l) {  // before anything is stored
             const Real logit = logits[l * grid_size + place];
@@ -140,7 +169,7 @@ CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bia
             relative[l] = x[l] >= kLowest ? x[l] - largest : Real(0.0);
             if (refined) x[l] = refined[l * grid_size + place];
         }
-        if (messages) {
+        if (has_messages) {
             Real all = Real(0.0), quadratic = Real(0.0);
             CRF_OVER_LABELS
             for (int c = 0; c < kChannels; ++c) all += message[c];
@@ -183,6 +212,6 @@ CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bia
     }
     CRF_UNROLL
     for (int i = 0; i < kNumSums; ++i)
-        if (messages || i > kQuadratic) partial[i * num_threads + thread] = sums[i];
+        if (has_messages || i > kQuadratic) partial[i * num_threads + thread] = sums[i];
 }
 }  // namespace crf

@@ -24,7 +24,7 @@ from crfrefine.engines.cuda.rows import row_width
 from crfrefine.engines.cuda.sources import kernel_source, source_names
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
-from crfrefine.parameters.specs import MeanFieldSpec
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
 pytestmark = pytest.mark.skipif(
     cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with"
@@ -422,3 +422,61 @@ def test_the_spatial_kernel_of_a_whole_box_is_normalized_without_filtering(
     if normalization == "symmetric":
         expected = scale * filtered(device.upload(scale.reshape(voxels.ones.shape)))
     np.testing.assert_allclose(device.download(kernel.ones), expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "theta_gamma", "in_planes"),
+    [
+        ((3, 18, 35), (0.9, 1.35, 2.4), True),  # several tiles, whose rows reach as far as they may
+        ((2, 17, 33), (0.9, 1.5, 0.4), False),  # one row farther
+        ((2, 3, 4, 40), (0.5, 1.1, 9.0, 0.6), True),
+        ((21, 34), (0.6, 1.2), False),
+    ],
+)
+def test_the_spatial_kernel_is_the_cpus(shape, theta_gamma, in_planes, masked):
+    rng = np.random.default_rng(3)
+    grid = GridImage(
+        rng.random((1, *shape)).astype(np.float32),
+        rng.random(shape) < 0.8 if masked else None,
+        (1.2, 0.7, 0.9, 1.5)[: len(shape)],
+    )
+    values = rng.random((3, *shape)).astype(np.float32)
+    spec = one_kernel(theta_gamma, None)
+    device = StrictDevice()
+    found = CudaBackend(device).message(values, grid, spec)
+    assert ("spatial.filter_planes" in device.launches) == in_planes
+    expected = get_backend("cpu").message(values, grid, spec)
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("num_labels", "thetas", "launched"),
+    [
+        (2, ["lattice", "spatial"], (0, 0)),
+        (4, ["lattice", "lattice", "spatial"], (2, 0)),  # of two lattices it ends the first one
+        (4, ["spatial"], (0, 0)),
+        (10, ["lattice", "spatial"], (2 * 2, 2 * 2)),  # two groups of channels
+    ],
+)
+def test_the_update_ends_a_filter_of_each_kind(num_labels, thetas, launched, masked):
+    """With two steps; the messages are those of the CPU."""
+    case = random_case(3, 2, num_labels, masked=masked)
+    kernels = {
+        "lattice": KernelSpec((2.3, 1.4, 3.1), (0.3, 0.2)),
+        "spatial": KernelSpec((1.1, 1.6, 0.9)),
+    }
+    terms = tuple(kernels[kind] for kind in thetas)
+    spec = KernelSetSpec(terms, "symmetric", "lattice", num_labels, 2)
+    weights = np.linspace(0.2, 0.7, len(terms) * num_labels).reshape(len(terms), num_labels)
+    model = MeanFieldSpec(weights, 1.0 - np.eye(num_labels), 2)
+    device = StrictDevice()
+    found = CudaBackend(device).kernels(case.grid, spec)
+    device.reset()
+    refined = found.run(case.logits, model).logits
+    assert (device.launches["lattice.slice_values"], device.launches["spatial.filter_axis"]) == (
+        launched
+    )
+    expected = get_backend("cpu").kernels(case.grid, spec).run(case.logits, model).logits
+    np.testing.assert_allclose(refined, expected, rtol=1e-4, atol=1e-4)

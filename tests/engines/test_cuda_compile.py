@@ -28,7 +28,8 @@ _LABELS = [
 # Constants of clinical cases: CT (one modality, two labels), prostate, BraTS (four modalities,
 # five labels), many organs.
 HOT = {
-    **dict.fromkeys(("spatial", "mean_field_backward", "moments"), _WIDTHS),
+    **dict.fromkeys(("mean_field_backward", "moments"), _WIDTHS),
+    "spatial": [{**constants, "CRF_THREADS": 256} for constants in _WIDTHS],
     "lattice": [{**constants, "CRF_THREADS": 128} for constants in _WIDTHS],
     "lattice_build": [
         {"CRF_FEATURES": features, "CRF_WIDE_KEYS": wide, "CRF_THREADS": 128}

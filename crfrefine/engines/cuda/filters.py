@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from crfrefine.base.array_types import Float64
-from crfrefine.engines.cuda.rows import Room, row_constants, upload_float32
+from crfrefine.engines.cuda.rows import Room, ceil_divide, row_constants, upload_float32
 from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError
 
@@ -21,6 +21,12 @@ TRUNCATION_RADIUS = 3.0  # radius of a window, in standard deviations
 SPATIAL_RADIUS = 4.0  # distance up to which a spatial tap counts in full, in the same unit
 ROUNDING = 1e-6  # relative tolerance: voxels on the window's surface belong to it
 _MAX_OFFSETS = 1 << 27  # voxels in the box around a window
+# Places of a tile of `filter_planes`, and the farthest row that one of them reads; the same as in
+# kernels/cuda/spatial.cu.
+_TILE_COLUMNS = 32
+_TILE_ROWS = 16
+_REACH = 8
+_PLANE_THREADS = 256  # of a block of `filter_planes`
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
 
@@ -37,6 +43,23 @@ class Filter(ABC):
     """A symmetric kernel that can be applied to rows of channels at the voxels."""
 
     description: str
+
+    @property
+    def ending(self) -> str:
+        """Return which last launch the update of the mean field can do in the filter's place.
+
+        It is the "slice" of a lattice, an "axis" of a spatial kernel, or "", none.
+        """
+        return ""
+
+    def filter_until_last(self, group: Any, sent: Any) -> tuple[Any, ...]:
+        """Filter a group of channels, (voxel, width), up to the last launch.
+
+        Returns what that launch reads, in the order of the parameters of `update`
+        (kernels/cuda/mean_field.cu); it stays until the filter is applied again. Only a filter
+        with an `ending` has this.
+        """
+        raise NotImplementedError(type(self).__name__)
 
     def accumulate(
         self,
@@ -276,21 +299,63 @@ class SpatialFilter(Filter):
         ones = results[1] if is_symmetric else None
         products = (extents, len(extents), uploaded, uploaded.shape[1])
         arguments = (*products, voxels.box_size, scale, ones)
-        constants = {"CRF_WIDTH": 1}
+        constants = self._constants(1)
         self._device.launch("spatial", "multiply_axes", constants, voxels.box_size, *arguments)
         return scale, ones
 
+    @property
+    def ending(self) -> str:
+        """Return "axis" if there is an axis to filter after the one that reads the voxels."""
+        return "axis" if len(self._axes) > 1 else ""
+
+    def filter_until_last(self, group: Any, sent: Any) -> tuple[Any, ...]:
+        """Filter along all axes but the first; see `Filter.filter_until_last`."""
+        box = self._filter_all_but_one(group, sent)
+        return (box, self._voxels.places, *self._axes[0])
+
     def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
-        voxels = self._voxels
-        constants = row_constants(group)
-        box, next_box = self._boxes.array(2, voxels.box_size, group.shape[1])
+        source = (group, sent, None)
+        if len(self._axes) > 1:
+            source = (None, None, self._filter_all_but_one(group, sent))
+        self._filter_axis(0, source, (None, *output))
+
+    def _filter_all_but_one(self, group: Any, sent: Any) -> Any:
+        """Filter the voxels' values along all axes but the first; return the box, (place, width).
+
+        The first axis is the last one that is filtered.
+        """
+        width = group.shape[1]
+        box, next_box = self._boxes.array(2, self._voxels.box_size, width)
         last = len(self._axes) - 1
-        for place, axis in enumerate(reversed(self._axes)):
-            # The first pass reads the voxels, the last one writes them; boxes are in between.
-            source = (group, sent, None) if place == 0 else (None, None, box)
-            target = (None, *output)
-            if place < last:
-                target = (next_box, None, None, None, 0)
-            arguments = (voxels.number, voxels.box_size, *source, *axis, *target)
-            self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
+        if last >= 2 and self._axes[last - 1].radius <= _REACH:
+            self._filter_planes(group, sent, box)
+            remaining = range(last - 2, 0, -1)
+        else:
+            self._filter_axis(last, (group, sent, None), (box, None, None, None, 0))
+            remaining = range(last - 1, 0, -1)
+        for number in remaining:
+            self._filter_axis(number, (None, None, box), (next_box, None, None, None, 0))
             box, next_box = next_box, box
+        return box
+
+    def _filter_planes(self, group: Any, sent: Any, box: Any) -> None:
+        """Filter the voxels' values along the last two axes, into a box."""
+        voxels = self._voxels
+        across, along = self._axes[-2:]
+        tiles = ceil_divide(along.extent, _TILE_COLUMNS) * ceil_divide(across.extent, _TILE_ROWS)
+        num_blocks = voxels.box_size // (along.extent * across.extent) * tiles
+        taps = (along.taps, along.radius, across.taps, across.radius)
+        arguments = (voxels.number, group, sent, along.extent, across.extent, *taps, box)
+        constants = self._constants(group.shape[1])
+        self._device.launch_blocks("spatial", "filter_planes", constants, num_blocks, *arguments)
+
+    def _filter_axis(self, number: int, source: tuple[Any, ...], target: tuple[Any, ...]) -> None:
+        """Filter along one axis; see kernels/cuda/spatial.cu for source and target."""
+        voxels = self._voxels
+        values_or_box = source[0] if source[2] is None else source[2]
+        constants = self._constants(values_or_box.shape[1])
+        arguments = (voxels.number, voxels.box_size, *source, *self._axes[number], *target)
+        self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
+
+    def _constants(self, width: int) -> dict[str, int]:
+        return {"CRF_WIDTH": width, "CRF_THREADS": _PLANE_THREADS}

@@ -281,16 +281,15 @@ class Lattice(Filter):
         shape = (num_directions, self.num_vertices)
         self.after = xp.empty(shape, dtype=np.int32)
         self.before = xp.full(shape, -1, dtype=np.int32)
+        self.corner_vertex = xp.empty(self.corner_weight.shape, dtype=np.uint32)
+        num_corners = int(self.corner_vertex.size)
         vertices = (self.vertex_low, self.vertex_high, self.num_vertices)
         lookup = (keys.low, keys.high, table.slots, table.bits, slot_vertex)
         layout = (simplices.shift, simplices.remainder_bits)
-        arguments = (*vertices, *lookup, *layout, self.after, self.before)
-        self._launch("find_neighbors", self.num_vertices, *arguments)
-
-        self.corner_vertex = xp.empty(self.corner_weight.shape, dtype=np.uint32)
-        num_corners = int(self.corner_vertex.size)
-        corners = (table.corner_slot, slot_vertex, num_corners, self.corner_vertex)
-        self._launch("number_corners", num_corners, *corners)
+        neighbors = (self.after, self.before)
+        corners = (table.corner_slot, num_corners, self.corner_vertex)
+        arguments = (*vertices, *lookup, *layout, *neighbors, *corners)
+        self._launch("link_vertices", num_corners, *arguments)
 
     def _fill_table(self, keys: VertexKeys, bits: int) -> _HashTable:
         """Put every key into a table that ends up at most half full."""
@@ -363,11 +362,34 @@ class Lattice(Filter):
         entries = (self.entry_voxel, self.entry_weight, self.begin)
         self._launch("list_entries", num_corners, *corners, *entries)
 
+    @property
+    def ending(self) -> str:
+        """Return "slice"."""
+        return "slice"
+
+    def filter_until_last(self, group: Any, sent: Any) -> tuple[Any, ...]:
+        """Splat and blur; see `Filter.filter_until_last`."""
+        return self._slice_of(self._blurred(group, sent, transposed=False))
+
     def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
-        num_voxels, width = group.shape
+        rows = self._blurred(group, sent, transposed=transposed)
+        num_voxels = len(group)
+        arguments = (num_voxels, *self._slice_of(rows), *output)
+        constants = self._row_constants(group)
+        self.device.launch("lattice", "slice_values", constants, num_voxels, *arguments)
+
+    def _slice_of(self, rows: Any) -> tuple[Any, ...]:
+        """Return what slicing reads, for the rows of the vertices."""
+        num_corners = self.num_features + 1
+        corners = (self.corner_vertex, self.corner_weight, num_corners)
+        return (rows, *corners, _amplitude(self.num_features))
+
+    def _blurred(self, group: Any, sent: Any, *, transposed: bool) -> Any:
+        """Return the rows of the vertices after splatting and all blurs, (vertex, width)."""
+        width = group.shape[1]
         num_vertices = self.num_vertices
         rows, blurred = self._rows.array(2, num_vertices, width)
-        constants = {**row_constants(group), "CRF_THREADS": _THREADS}
+        constants = self._row_constants(group)
 
         lanes = _lanes_for(self.entry_voxel.size / num_vertices)
         entries = (self.entry_voxel, self.entry_weight, self.begin, num_vertices, lanes)
@@ -385,10 +407,10 @@ class Lattice(Filter):
             neighbors = (self.before, self.after, num_vertices, first, step)
             launch(f"blur_{together}", constants, num_vertices, rows, *neighbors, blurred)
             rows, blurred = blurred, rows
+        return rows
 
-        corners = (self.corner_vertex, self.corner_weight, num_directions, num_voxels)
-        amplitude = _amplitude(self.num_features)
-        launch("slice_values", constants, num_voxels, rows, *corners, amplitude, *output)
+    def _row_constants(self, group: Any) -> dict[str, int]:
+        return {**row_constants(group), "CRF_THREADS": _THREADS}
 
 
 def _lanes_for(mean_length: float) -> int:

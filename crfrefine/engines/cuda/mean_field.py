@@ -197,6 +197,9 @@ _FIELDS = (
 _QUADRATIC, _UNARY, _LARGEST, _DIVERGENCE, _FLIPS = range(5)
 _NUM_SUMS = 5
 _FLIPS_AT_CONVERGENCE = 1e-4  # voxels whose label may change in the last step, as a share of all
+# Arguments of an update that ends no filter of that kind.
+_NO_SLICE = (None, None, None, 0, 0.0, None, None)
+_NO_AXIS = (None, None, 1, 1, None, 0, None, None)
 _UPDATES_TOGETHER = 16  # whose sums wait in memory until they are added up
 
 
@@ -297,7 +300,7 @@ class MeanFieldRun:
         }
 
         self._upload_model(kernels, width)
-        self._allocate(num_channels, width, has_kernels=bool(kernels))
+        self._allocate(num_channels, width)
         self._out = logits * self._inverse_temperature  # the result outside the mask
         self._record = None
         if records:
@@ -332,15 +335,14 @@ class MeanFieldRun:
         if spec.bias is not None:
             self._bias = upload_float32(device, spec.bias)
 
-    def _allocate(self, num_channels: int, width: int, *, has_kernels: bool) -> None:
+    def _allocate(self, num_channels: int, width: int) -> None:
         """Allocate the memory of the steps."""
         xp = self._voxels.device.xp
         num_voxels = self._voxels.num_voxels
         shape = (num_row_groups(num_channels), num_voxels, width)
         self._marginals = xp.empty(shape, dtype=np.float32)
-        # The message of the first kernel is not added: it overwrites the rows.
-        allocate = xp.empty if has_kernels else xp.zeros
-        self._messages = allocate(shape, dtype=np.float32)
+        self._messages: Any = None  # the sum of those that kernels have added
+        self._endings: dict[str, tuple[Any, ...]] = {}  # of the kernels that `update` ends
         self._num_threads = min(num_voxels, MAX_THREADS)
         num_updates = self._spec.num_iterations + 1
         self._sums = _StepSums(self._voxels.device, num_updates, self._num_threads)
@@ -359,8 +361,7 @@ class MeanFieldRun:
         spec = self._spec
         may_stop = spec.tolerance > 0.0
         with self._voxels.device.recording() as filterings:
-            for number, (kernel, weight) in enumerate(self._kernels):
-                kernel.accumulate(self._marginals, weight, self._messages, adds=number > 0)
+            self._filter_marginals()
 
         of_volumes = []
         converged = False
@@ -391,6 +392,22 @@ class MeanFieldRun:
         record = None if self._record is None else self._record.values
         return MeanFieldOutcome(self._out, converged, energy, record, biases)
 
+    def _filter_marginals(self) -> None:
+        """Launch the filters of a step, but for the endings that the update does itself.
+
+        It does one of each kind, if there is one group of channels.
+        """
+        for kernel, weight in self._kernels:
+            ending = kernel.filter.ending
+            if ending and ending not in self._endings and len(self._marginals) == 1:
+                self._endings[ending] = kernel.filter_until_last(self._marginals, weight)
+                continue
+            # The first message is not added: it overwrites the rows.
+            adds = self._messages is not None
+            if not adds:
+                self._messages = self._voxels.device.xp.empty_like(self._marginals)
+            kernel.accumulate(self._marginals, weight, self._messages, adds=adds)
+
     def _end_step(self, *, stores: bool) -> float:
         """Launch the update of a step after its filterings.
 
@@ -401,10 +418,14 @@ class MeanFieldRun:
         if self._volume is None:
             out = self._out if stores else None
             self._update(
-                part, self._marginals, self._messages, out=out, wants_divergence=wants_divergence
+                part,
+                self._marginals,
+                has_messages=True,
+                out=out,
+                wants_divergence=wants_divergence,
             )
             return 0.0
-        self._update(part, self._marginals, self._messages, out=self._out)
+        self._update(part, self._marginals, has_messages=True, out=self._out)
         volume_energy = self._volume.end_step()
         # The logits with the biases give the marginals, and the sums that depend on these.
         self._update(part, self._old, refined=self._out, wants_divergence=wants_divergence)
@@ -429,8 +450,8 @@ class MeanFieldRun:
         self,
         part: Any,
         old: Any = None,
-        messages: Any = None,
         *,
+        has_messages: bool = False,
         refined: Any = None,
         out: Any = None,
         wants_divergence: bool = False,
@@ -440,9 +461,14 @@ class MeanFieldRun:
         geometry = (voxels.grid_size, voxels.grid_index, voxels.num_voxels)
         inputs = (self._logits, self._bias, *geometry, self._inverse_temperature)
         model = (self._weighted_ones, self._compatibility, int(self._spec.is_potts))
-        state = (old, self._marginals, messages, *model, int(wants_divergence))
-        results = (refined, out, self._num_threads, part)
-        self._launch("update", self._num_threads, *inputs, *state, *results)
+        received = (int(has_messages), None, *_NO_SLICE, *_NO_AXIS)
+        if has_messages:
+            of_lattice = self._endings.get("slice", _NO_SLICE)
+            of_box = self._endings.get("axis", _NO_AXIS)
+            received = (1, self._messages, *of_lattice, *of_box)
+        results = (int(wants_divergence), refined, out, self._num_threads, part)
+        arguments = (*inputs, old, self._marginals, *received, *model, *results)
+        self._launch("update", self._num_threads, *arguments)
 
     def _store_marginals(self) -> None:
         """Add the marginals to the record, if there is one."""

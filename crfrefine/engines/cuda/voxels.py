@@ -108,8 +108,15 @@ class Voxels:
             return None
         xp = self.device.xp
         number = xp.full(self.box_size, -1, dtype=np.int32)
-        number[self.linear_index(self.box_shape)] = xp.arange(self.num_voxels, dtype=np.int32)
+        number[self.places] = xp.arange(self.num_voxels, dtype=np.int32)
         return number
+
+    @cached_property
+    def places(self) -> Any:
+        """Place of each voxel in the box, (voxel) int64; None where it is the voxel's number."""
+        if self.num_voxels == self.box_size:
+            return None
+        return self.linear_index(self.box_shape)
 
     def linear_index(self, shape: Sequence[int]) -> Any:
         """Return each voxel's linear index in a box of that shape that begins where theirs does."""
