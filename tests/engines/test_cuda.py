@@ -430,6 +430,7 @@ def test_the_spatial_kernel_of_a_whole_box_is_normalized_without_filtering(
     [
         ((3, 18, 35), (0.9, 1.35, 2.4), True),  # several tiles, whose rows reach as far as they may
         ((2, 17, 33), (0.9, 1.5, 0.4), False),  # one row farther
+        ((3, 19, 15), (0.9, 1.1, 2.4), False),  # narrow
         ((2, 3, 4, 40), (0.5, 1.1, 9.0, 0.6), True),
         ((21, 34), (0.6, 1.2), False),
     ],
@@ -462,7 +463,7 @@ def test_the_spatial_kernel_is_the_cpus(shape, theta_gamma, in_planes, masked):
 )
 def test_the_update_ends_a_filter_of_each_kind(num_labels, thetas, launched, masked):
     """With two steps; the messages are those of the CPU."""
-    case = random_case(3, 2, num_labels, masked=masked)
+    case = random_case(3, 2, num_labels, masked=masked, grid_shape=(7, 6, 18))
     kernels = {
         "lattice": KernelSpec((2.3, 1.4, 3.1), (0.3, 0.2)),
         "spatial": KernelSpec((1.1, 1.6, 0.9)),

@@ -327,7 +327,7 @@ class SpatialFilter(Filter):
         width = group.shape[1]
         box, next_box = self._boxes.array(2, self._voxels.box_size, width)
         last = len(self._axes) - 1
-        if last >= 2 and self._axes[last - 1].radius <= _REACH:
+        if self._has_planes():
             self._filter_planes(group, sent, box)
             remaining = range(last - 2, 0, -1)
         else:
@@ -337,6 +337,15 @@ class SpatialFilter(Filter):
             self._filter_axis(number, (None, None, box), (next_box, None, None, None, 0))
             box, next_box = next_box, box
         return box
+
+    def _has_planes(self) -> bool:
+        """Return whether `filter_planes` takes the last two axes: a third one is left for later."""
+        if len(self._axes) < 3:
+            return False
+        across, along = self._axes[-2:]
+        # In narrower planes most threads of a block would have nothing to do.
+        is_wide = 2 * along.extent >= _TILE_COLUMNS
+        return is_wide and across.radius <= _REACH
 
     def _filter_planes(self, group: Any, sent: Any, box: Any) -> None:
         """Filter the voxels' values along the last two axes, into a box."""
