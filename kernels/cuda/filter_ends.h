@@ -31,12 +31,15 @@ struct BoxAxis {
     const Real* taps;  // (radius + 1) weights at distance 0, 1, ...
     int64 radius;
 
-    // The Gaussian at place i of a box, (place).
+    // A place's coordinate along the axis.
+    CRF_D int64 coordinate_of(int64 place) const { return place / stride % extent; }
+
+    // The Gaussian at a place of a box, (place), whose coordinate is x.
     template <int Width>
-    CRF_D Row<Width> filtered_box(const Row<Width>* from, int64 i) const {
+    CRF_D Row<Width> filtered_box(const Row<Width>* from, int64 place, int64 x) const {
         Row<Width> total = zero_row<Width>();
-        const int64 last = last_of(i);
-        for (int64 k = first_of(i); k <= last; ++k) add_scaled(total, from[i + k * stride], tap(k));
+        for (int64 k = first_of(x); k <= last_of(x); ++k)
+            add_scaled(total, from[place + k * stride], tap(k));
         return total;
     }
 
@@ -45,25 +48,19 @@ struct BoxAxis {
     // order.
     template <int Width>
     CRF_D Row<Width> filtered_values(const Row<Width>* values, const Real* sent, const int* number,
-                                     int64 i) const {
+                                     int64 place, int64 x) const {
         Row<Width> total = zero_row<Width>();
-        const int64 last = last_of(i);
-        for (int64 k = first_of(i); k <= last; ++k) {
-            const int64 place = i + k * stride;
-            const int64 n = number ? number[place] : place;
+        for (int64 k = first_of(x); k <= last_of(x); ++k) {
+            const int64 other = place + k * stride;
+            const int64 n = number ? number[other] : other;
             if (n >= 0) add_scaled(total, values[n], sent ? tap(k) * sent[n] : tap(k));
         }
         return total;
     }
 
-    CRF_D int64 first_of(int64 i) const {
-        const int64 x = i / stride % extent;
-        return x < radius ? -x : -radius;
-    }
-    CRF_D int64 last_of(int64 i) const {
-        const int64 after = extent - 1 - i / stride % extent;
-        return after < radius ? after : radius;
-    }
+    // The steps to the first and to the last place within the radius.
+    CRF_D int64 first_of(int64 x) const { return x < radius ? -x : -radius; }
+    CRF_D int64 last_of(int64 x) const { return extent - 1 - x < radius ? extent - 1 - x : radius; }
     CRF_D Real tap(int64 k) const { return taps[k < 0 ? -k : k]; }
 };
 }  // namespace crf

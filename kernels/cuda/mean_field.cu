@@ -61,7 +61,7 @@ CRF_D void store_channels(const Real (&channel)[kLabels], int64 num_voxels, int6
     }
 }
 
-// message += channel_weight * factor * from, of the first group.
+// message += channel_weight * factor * from, where all channels are one group.
 CRF_D void add_message(Channels from, Real factor, const Real* channel_weight,
                        Real (&message)[kLabels]) {
     CRF_UNROLL
@@ -115,7 +115,7 @@ CRF_D Real softmax(Real (&x)[kLabels]) {
 // *grid) the logits whose marginals are wanted, or nullptr: those of the network. out: (label,
 // *grid) or nullptr. partial: (sum, thread).
 //
-// With one group of channels, the last launch of two filters is done here, too: that of a lattice,
+// With one group of channels, the last pass of two filters is done here, too: that of a lattice,
 // from vertex_rows to slice_weight, see slice_values; and that along an axis of the box, from `box`
 // to axis_weight, see filter_axis. places: (voxel) those in the box, or nullptr: the voxels' own
 // numbers. vertex_rows, box: nullptr if there is no such filter.
@@ -150,12 +150,16 @@ CRF_KERNEL(update, const Real* __restrict__ logits, const Real* __restrict__ bia
             }
         }
         if (messages) load_channels(messages, num_voxels, n, message);
-        if (vertex_rows)
-            add_message(slice.at(n), slice_scale ? amplitude * slice_scale[n] : amplitude,
-                        slice_weight, message);
-        if (box)
-            add_message(axis.filtered_box(box, places ? places[n] : n),
-                        axis_scale ? axis_scale[n] : Real(1.0), axis_weight, message);
+        if constexpr (kGroups == 1) {
+            if (vertex_rows)
+                add_message(slice.at(n), slice_scale ? amplitude * slice_scale[n] : amplitude,
+                            slice_weight, message);
+            if (box) {
+                const int64 in_box = places ? places[n] : n;
+                add_message(axis.filtered_box(box, in_box, axis.coordinate_of(in_box)),
+                            axis_scale ? axis_scale[n] : Real(1.0), axis_weight, message);
+            }
+        }
         CRF_OVER_LABELS
         for (int l = 0; l < kLabels; ++l) {  // before anything is stored
             const Real logit = logits[l * grid_size + place];

@@ -1,18 +1,14 @@
 // The spatial kernel, axis by axis on the mask's bounding box: a product of one-dimensional
 // Gaussians. CRF_WIDTH: channels that are filtered together. CRF_THREADS: per block of
-// `filter_planes`.
+// `filter_planes`. CRF_TILE_COLUMNS, CRF_TILE_ROWS: places of its tiles. CRF_REACH: rows on either
+// side of a tile that a block has memory for.
 #include "cuda/filter_ends.h"
 
 namespace crf {
 using Channels = Row<CRF_WIDTH>;
 
-// Places of a tile of `filter_planes`, and the farthest row that one of them reads; the same as in
-// crfrefine/engines/cuda/filters.py.
-constexpr int kTileColumns = 32, kTileRows = 16, kReach = 8;
-constexpr int kRowsOfThreads = CRF_THREADS / kTileColumns;
-
-// One thread per place of the box: the Gaussian along one axis. The first axis is filtered from the
-// voxels' values, the last one to their sums: sum += channel_weight * received * the Gaussian; see
+// One thread per place of the box: the Gaussian along one axis. The first pass reads the voxels'
+// values, the last one adds to their sums: sum += channel_weight * received * the Gaussian; see
 // put_weighted. number: (place) number of the voxel, -1: none; nullptr: all places are voxels, in
 // order. values: (voxel), with the factors `sent`, or nullptr: `from` is filtered, (place). stride,
 // extent: of the axis in the box. taps: (radius + 1) weights at distance 0, 1, ... sum: (voxel), or
@@ -26,8 +22,9 @@ CRF_KERNEL(filter_axis, const int* number, int64 box_size, const Channels* value
     const int64 own = number ? number[i] : i;
     if (sum && own < 0) return;
     const BoxAxis axis{stride, extent, taps, radius};
+    const int64 x = axis.coordinate_of(i);
     const Channels total =
-        values ? axis.filtered_values(values, sent, number, i) : axis.filtered_box(from, i);
+        values ? axis.filtered_values(values, sent, number, i, x) : axis.filtered_box(from, i, x);
     if (sum)
         put_weighted(sum, own, total, received ? received[own] : Real(1.0), channel_weight, adds);
     else
@@ -35,42 +32,45 @@ CRF_KERNEL(filter_axis, const int* number, int64 box_size, const Channels* value
 }
 
 // One block per tile of a plane of the box's last two axes: the Gaussian along both, the last axis
-// first, from the voxels' values to `to`, (place). The rows of a tile, with those that the other
-// axis reads on either side, stay in the block. planes: of `height` rows of `width` places. row_*:
-// the taps along a row; column_*: those across rows, of at most kReach. For the others see
-// filter_axis.
+// first, from the voxels' values to `to`, (place). The filtered rows of a tile, with those that the
+// other axis reads on either side, stay in the block. A plane has `height` rows of `width` places.
+// row_*: the taps along a row; column_*: those across rows, column_radius <= CRF_REACH. For the
+// others see filter_axis.
 CRF_BLOCK_KERNEL(filter_planes, const int* number, const Channels* values, const Real* sent,
                  int64 width, int64 height, const Real* row_taps, int64 row_radius,
                  const Real* column_taps, int64 column_radius, Channels* to) {
-    CRF_SHARED(Channels, rows, (kTileRows + 2 * kReach) * kTileColumns);
-    const int64 tiles_across = (width + kTileColumns - 1) / kTileColumns;
-    const int64 tiles_down = (height + kTileRows - 1) / kTileRows;
+    constexpr int kRowsOfThreads = CRF_THREADS / CRF_TILE_COLUMNS;
+    CRF_SHARED(Channels, rows, (CRF_TILE_ROWS + 2 * CRF_REACH) * CRF_TILE_COLUMNS);
+    const int64 tiles_across = (width + CRF_TILE_COLUMNS - 1) / CRF_TILE_COLUMNS;
+    const int64 tiles_down = (height + CRF_TILE_ROWS - 1) / CRF_TILE_ROWS;
     const int64 tile = block_number() % (tiles_across * tiles_down);
     const int64 plane = block_number() / (tiles_across * tiles_down) * height * width;
-    const int64 first_row = tile / tiles_across * kTileRows;
-    const int64 first_column = tile % tiles_across * kTileColumns;
+    const int64 first_row = tile / tiles_across * CRF_TILE_ROWS;
+    const int64 first_column = tile % tiles_across * CRF_TILE_COLUMNS;
     const int reach = static_cast<int>(column_radius);
     const BoxAxis along_row{1, width, row_taps, row_radius};
     CRF_PHASE(thread) {
-        const int64 x = first_column + thread % kTileColumns;
-        for (int r = thread / kTileColumns; r < kTileRows + 2 * reach; r += kRowsOfThreads) {
+        const int64 x = first_column + thread % CRF_TILE_COLUMNS;
+        for (int r = thread / CRF_TILE_COLUMNS; r < CRF_TILE_ROWS + 2 * reach;
+             r += kRowsOfThreads) {
             const int64 y = first_row + r - reach;
             if (x >= width || y < 0 || y >= height) continue;
             const Channels total =
-                along_row.filtered_values(values, sent, number, plane + y * width + x);
-            rows[r * kTileColumns + thread % kTileColumns] = total;
+                along_row.filtered_values(values, sent, number, plane + y * width + x, x);
+            rows[r * CRF_TILE_COLUMNS + thread % CRF_TILE_COLUMNS] = total;
         }
     }
     CRF_PHASE(thread) {
-        const int64 x = first_column + thread % kTileColumns;
-        for (int r = thread / kTileColumns; r < kTileRows; r += kRowsOfThreads) {
+        const int64 x = first_column + thread % CRF_TILE_COLUMNS;
+        for (int r = thread / CRF_TILE_COLUMNS; r < CRF_TILE_ROWS; r += kRowsOfThreads) {
             const int64 y = first_row + r;
             if (x >= width || y >= height) continue;
             const int first = y < reach ? -static_cast<int>(y) : -reach;
             const int last = height - 1 - y < reach ? static_cast<int>(height - 1 - y) : reach;
             Channels total = zero_row<CRF_WIDTH>();
             for (int k = first; k <= last; ++k) {
-                const Channels row = rows[(r + reach + k) * kTileColumns + thread % kTileColumns];
+                const Channels row =
+                    rows[(r + reach + k) * CRF_TILE_COLUMNS + thread % CRF_TILE_COLUMNS];
                 add_scaled(total, row, column_taps[k < 0 ? -k : k]);
             }
             to[plane + y * width + x] = total;

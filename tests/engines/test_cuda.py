@@ -274,7 +274,7 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
     """
     watched = runs.Watched(ShimDevice(is_watched=True))
     rng = np.random.default_rng(5)
-    shape = (3, 4, 9)
+    shape = (3, 4, 17)
     engine = CudaBackend(watched)
     mask = rng.random(shape) < 0.6
     for number, num_labels in enumerate((2, 3, 4, 9)):
@@ -325,8 +325,9 @@ def test_every_option_of_a_kernel_keeps_to_the_rules(runs):
     assert sorted(_options() - asked) == []
     sizes = {
         f"CRF_{name}"
-        for name in ("CELLS", "CHANNELS", "FEATURES", "LABELS", "OTHERS", "ROWS", "THREADS", "TILE")
+        for name in ("CELLS", "CHANNELS", "FEATURES", "LABELS", "OTHERS", "REACH", "ROWS")
     }
+    sizes |= {f"CRF_{name}" for name in ("THREADS", "TILE", "TILE_COLUMNS", "TILE_ROWS")}
     assert {name for _, _, name, _ in asked} - sizes == {name for _, _, name, _ in _options()}
 
 
@@ -428,9 +429,10 @@ def test_the_spatial_kernel_of_a_whole_box_is_normalized_without_filtering(
 @pytest.mark.parametrize(
     ("shape", "theta_gamma", "in_planes"),
     [
-        ((3, 18, 35), (0.9, 1.35, 2.4), True),  # several tiles, whose rows reach as far as they may
-        ((2, 17, 33), (0.9, 1.5, 0.4), False),  # one row farther
+        ((3, 34, 35), (0.9, 1.35, 2.4), True),  # several tiles, whose rows reach as far as they may
+        ((2, 33, 33), (0.9, 1.5, 0.4), False),  # one row farther
         ((3, 19, 15), (0.9, 1.1, 2.4), False),  # narrow
+        ((9, 7, 1), (0.9, 1.1, 2.4), False),
         ((2, 3, 4, 40), (0.5, 1.1, 9.0, 0.6), True),
         ((21, 34), (0.6, 1.2), False),
     ],

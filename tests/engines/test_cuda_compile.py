@@ -29,7 +29,16 @@ _LABELS = [
 # five labels), many organs.
 HOT = {
     **dict.fromkeys(("mean_field_backward", "moments"), _WIDTHS),
-    "spatial": [{**constants, "CRF_THREADS": 256} for constants in _WIDTHS],
+    "spatial": [
+        {
+            **constants,
+            "CRF_THREADS": 256,
+            "CRF_TILE_COLUMNS": 32,
+            "CRF_TILE_ROWS": 32,
+            "CRF_REACH": 8,
+        }
+        for constants in _WIDTHS
+    ],
     "lattice": [{**constants, "CRF_THREADS": 128} for constants in _WIDTHS],
     "lattice_build": [
         {"CRF_FEATURES": features, "CRF_WIDE_KEYS": wide, "CRF_THREADS": 128}

@@ -21,12 +21,17 @@ TRUNCATION_RADIUS = 3.0  # radius of a window, in standard deviations
 SPATIAL_RADIUS = 4.0  # distance up to which a spatial tap counts in full, in the same unit
 ROUNDING = 1e-6  # relative tolerance: voxels on the window's surface belong to it
 _MAX_OFFSETS = 1 << 27  # voxels in the box around a window
-# Places of a tile of `filter_planes`, and the farthest row that one of them reads; the same as in
-# kernels/cuda/spatial.cu.
+# A tile of `filter_planes`: its places, and how far its rows may reach. With rows of 8 channels a
+# block shares 48 KiB, as much as it can.
 _TILE_COLUMNS = 32
-_TILE_ROWS = 16
+_TILE_ROWS = 32
 _REACH = 8
-_PLANE_THREADS = 256  # of a block of `filter_planes`
+_TILE = {
+    "CRF_THREADS": 256,
+    "CRF_TILE_COLUMNS": _TILE_COLUMNS,
+    "CRF_TILE_ROWS": _TILE_ROWS,
+    "CRF_REACH": _REACH,
+}
 _HALF_LOG2E = 0.5 * math.log2(math.e)  # exp(-d^2 / 2) = 2^-(d^2 times this)
 
 
@@ -241,6 +246,17 @@ class _SpatialAxis(NamedTuple):
     radius: int
 
 
+class BoxPass(NamedTuple):
+    """What the last pass of a spatial kernel reads, as the parameters of `update` are in order."""
+
+    box: Any  # (place, width) filtered along all axes but the first
+    places: Any  # (voxel) those in the box; None means the voxels' numbers
+    stride: int
+    extent: int
+    taps: Any
+    radius: int
+
+
 class SpatialFilter(Filter):
     """The spatial kernel, axis by axis; see `Filter`."""
 
@@ -305,13 +321,13 @@ class SpatialFilter(Filter):
 
     @property
     def ending(self) -> str:
-        """Return "axis" if there is an axis to filter after the one that reads the voxels."""
+        """Return "axis" if the box has several: the pass along the first one comes last."""
         return "axis" if len(self._axes) > 1 else ""
 
     def filter_until_last(self, group: Any, sent: Any) -> tuple[Any, ...]:
-        """Filter along all axes but the first; see `Filter.filter_until_last`."""
+        """Filter along all axes of the box but the first; see `Filter.filter_until_last`."""
         box = self._filter_all_but_one(group, sent)
-        return (box, self._voxels.places, *self._axes[0])
+        return BoxPass(box, self._voxels.places, *self._axes[0])
 
     def _add(self, group: Any, sent: Any, output: Output, *, transposed: bool) -> None:
         source = (group, sent, None)
@@ -367,4 +383,4 @@ class SpatialFilter(Filter):
         self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
 
     def _constants(self, width: int) -> dict[str, int]:
-        return {"CRF_WIDTH": width, "CRF_THREADS": _PLANE_THREADS}
+        return {"CRF_WIDTH": width, **_TILE}

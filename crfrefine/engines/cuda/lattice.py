@@ -214,6 +214,16 @@ class _HashTable(NamedTuple):
     bits: int  # there are 2^bits slots
 
 
+class Slice(NamedTuple):
+    """What slicing reads, as the parameters of `update` and `slice_values` are in order."""
+
+    rows: Any  # (vertex, width)
+    corner_vertex: Any
+    corner_weight: Any
+    num_corners: int
+    amplitude: float
+
+
 class Lattice(Filter):
     """Splat, blur, slice on the vertices that voxels need; see `Filter`.
 
@@ -378,11 +388,11 @@ class Lattice(Filter):
         constants = self._row_constants(group)
         self.device.launch("lattice", "slice_values", constants, num_voxels, *arguments)
 
-    def _slice_of(self, rows: Any) -> tuple[Any, ...]:
+    def _slice_of(self, rows: Any) -> Slice:
         """Return what slicing reads, for the rows of the vertices."""
-        num_corners = self.num_features + 1
-        corners = (self.corner_vertex, self.corner_weight, num_corners)
-        return (rows, *corners, _amplitude(self.num_features))
+        amplitude = _amplitude(self.num_features)
+        corners = (self.corner_vertex, self.corner_weight, self.num_features + 1)
+        return Slice(rows, *corners, amplitude)
 
     def _blurred(self, group: Any, sent: Any, *, transposed: bool) -> Any:
         """Return the rows of the vertices after splatting and all blurs, (vertex, width)."""

@@ -13,9 +13,10 @@ import numpy as np
 
 from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.cuda.cupy_device import CupyDevice
+from crfrefine.engines.cuda.filters import BoxPass
 from crfrefine.engines.cuda.kernel_set import Kernel
+from crfrefine.engines.cuda.lattice import Slice
 from crfrefine.engines.cuda.rows import (
-    MAX_THREADS,
     Products,
     Sums,
     add_up,
@@ -197,10 +198,12 @@ _FIELDS = (
 _QUADRATIC, _UNARY, _LARGEST, _DIVERGENCE, _FLIPS = range(5)
 _NUM_SUMS = 5
 _FLIPS_AT_CONVERGENCE = 1e-4  # voxels whose label may change in the last step, as a share of all
-# Arguments of an update that ends no filter of that kind.
-_NO_SLICE = (None, None, None, 0, 0.0, None, None)
-_NO_AXIS = (None, None, 1, 1, None, 0, None, None)
-_UPDATES_TOGETHER = 16  # whose sums wait in memory until they are added up
+# Arguments of an update that does not do a filter's last pass: those after `messages`, in their
+# order. With the first one None, the others are not read.
+_NO_SLICE = (*Slice(None, None, None, 0, 0.0), None, None)
+_NO_AXIS = (*BoxPass(None, None, 1, 1, None, 0), None, None)
+_MAX_THREADS = 1 << 17  # of an update: an H200 holds about as many at a time
+_UPDATES_TOGETHER = 8  # whose sums wait in memory until they are added up
 
 
 class _StepSums:
@@ -343,7 +346,7 @@ class MeanFieldRun:
         self._marginals = xp.empty(shape, dtype=np.float32)
         self._messages: Any = None  # the sum of those that kernels have added
         self._endings: dict[str, tuple[Any, ...]] = {}  # of the kernels that `update` ends
-        self._num_threads = min(num_voxels, MAX_THREADS)
+        self._num_threads = min(num_voxels, _MAX_THREADS)
         num_updates = self._spec.num_iterations + 1
         self._sums = _StepSums(self._voxels.device, num_updates, self._num_threads)
 

@@ -108,7 +108,7 @@ class Voxels:
             return None
         xp = self.device.xp
         number = xp.full(self.box_size, -1, dtype=np.int32)
-        number[self.places] = xp.arange(self.num_voxels, dtype=np.int32)
+        number[self.linear_index(self.box_shape)] = xp.arange(self.num_voxels, dtype=np.int32)
         return number
 
     @cached_property
