@@ -49,29 +49,30 @@ CRF_BLOCK_KERNEL(filter_planes, const int* number, const Channels* values, const
     const int64 first_column = tile % tiles_across * CRF_TILE_COLUMNS;
     const int reach = static_cast<int>(column_radius);
     const BoxAxis along_row{1, width, row_taps, row_radius};
+    const BoxAxis along_column{width, height, column_taps, column_radius};
     CRF_PHASE(thread) {
-        const int64 x = first_column + thread % CRF_TILE_COLUMNS;
+        const int column = thread % CRF_TILE_COLUMNS;
+        const int64 x = first_column + column;
         for (int r = thread / CRF_TILE_COLUMNS; r < CRF_TILE_ROWS + 2 * reach;
              r += kRowsOfThreads) {
             const int64 y = first_row + r - reach;
             if (x >= width || y < 0 || y >= height) continue;
             const Channels total =
                 along_row.filtered_values(values, sent, number, plane + y * width + x, x);
-            rows[r * CRF_TILE_COLUMNS + thread % CRF_TILE_COLUMNS] = total;
+            rows[r * CRF_TILE_COLUMNS + column] = total;
         }
     }
     CRF_PHASE(thread) {
-        const int64 x = first_column + thread % CRF_TILE_COLUMNS;
+        const int column = thread % CRF_TILE_COLUMNS;
+        const int64 x = first_column + column;
         for (int r = thread / CRF_TILE_COLUMNS; r < CRF_TILE_ROWS; r += kRowsOfThreads) {
             const int64 y = first_row + r;
             if (x >= width || y >= height) continue;
-            const int first = y < reach ? -static_cast<int>(y) : -reach;
-            const int last = height - 1 - y < reach ? static_cast<int>(height - 1 - y) : reach;
+            const int last = static_cast<int>(along_column.last_of(y));
             Channels total = zero_row<CRF_WIDTH>();
-            for (int k = first; k <= last; ++k) {
-                const Channels row =
-                    rows[(r + reach + k) * CRF_TILE_COLUMNS + thread % CRF_TILE_COLUMNS];
-                add_scaled(total, row, column_taps[k < 0 ? -k : k]);
+            for (int k = static_cast<int>(along_column.first_of(y)); k <= last; ++k) {
+                const Channels row = rows[(r + reach + k) * CRF_TILE_COLUMNS + column];
+                add_scaled(total, row, along_column.tap(k));
             }
             to[plane + y * width + x] = total;
         }

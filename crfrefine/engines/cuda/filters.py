@@ -49,22 +49,14 @@ class Filter(ABC):
 
     description: str
 
-    @property
-    def ending(self) -> str:
-        """Return which last launch the update of the mean field can do in the filter's place.
+    def filter_until_last(self, group: Any, sent: Any) -> tuple[Any, ...] | None:
+        """Filter a group of channels, (voxel, width), up to a last launch that `update` can do.
 
-        It is the "slice" of a lattice, an "axis" of a spatial kernel, or "", none.
+        Returns what this launch reads, in the order of the parameters of `update`
+        (kernels/cuda/mean_field.cu); it stays until the filter is applied again. None means that
+        `update` cannot end the filter, and nothing was launched.
         """
-        return ""
-
-    def filter_until_last(self, group: Any, sent: Any) -> tuple[Any, ...]:
-        """Filter a group of channels, (voxel, width), up to the last launch.
-
-        Returns what that launch reads, in the order of the parameters of `update`
-        (kernels/cuda/mean_field.cu); it stays until the filter is applied again. Only a filter
-        with an `ending` has this.
-        """
-        raise NotImplementedError(type(self).__name__)
+        return None
 
     def accumulate(
         self,
@@ -319,13 +311,13 @@ class SpatialFilter(Filter):
         self._device.launch("spatial", "multiply_axes", constants, voxels.box_size, *arguments)
         return scale, ones
 
-    @property
-    def ending(self) -> str:
-        """Return "axis" if the box has several: the pass along the first one comes last."""
-        return "axis" if len(self._axes) > 1 else ""
+    def filter_until_last(self, group: Any, sent: Any) -> BoxPass | None:
+        """Filter along all axes of the box but the first; see `Filter.filter_until_last`.
 
-    def filter_until_last(self, group: Any, sent: Any) -> tuple[Any, ...]:
-        """Filter along all axes of the box but the first; see `Filter.filter_until_last`."""
+        Nothing is filtered if there is no other axis.
+        """
+        if len(self._axes) == 1:
+            return None
         box = self._filter_all_but_one(group, sent)
         return BoxPass(box, self._voxels.places, *self._axes[0])
 
@@ -333,7 +325,7 @@ class SpatialFilter(Filter):
         source = (group, sent, None)
         if len(self._axes) > 1:
             source = (None, None, self._filter_all_but_one(group, sent))
-        self._filter_axis(0, source, (None, *output))
+        self._filter_axis(0, group.shape[1], source, (None, *output))
 
     def _filter_all_but_one(self, group: Any, sent: Any) -> Any:
         """Filter the voxels' values along all axes but the first; return the box, (place, width).
@@ -347,10 +339,10 @@ class SpatialFilter(Filter):
             self._filter_planes(group, sent, box)
             remaining = range(last - 2, 0, -1)
         else:
-            self._filter_axis(last, (group, sent, None), (box, None, None, None, 0))
+            self._filter_axis(last, width, (group, sent, None), (box, None, None, None, 0))
             remaining = range(last - 1, 0, -1)
         for number in remaining:
-            self._filter_axis(number, (None, None, box), (next_box, None, None, None, 0))
+            self._filter_axis(number, width, (None, None, box), (next_box, None, None, None, 0))
             box, next_box = next_box, box
         return box
 
@@ -374,12 +366,13 @@ class SpatialFilter(Filter):
         constants = self._constants(group.shape[1])
         self._device.launch_blocks("spatial", "filter_planes", constants, num_blocks, *arguments)
 
-    def _filter_axis(self, number: int, source: tuple[Any, ...], target: tuple[Any, ...]) -> None:
+    def _filter_axis(
+        self, number: int, width: int, source: tuple[Any, ...], target: tuple[Any, ...]
+    ) -> None:
         """Filter along one axis; see kernels/cuda/spatial.cu for source and target."""
         voxels = self._voxels
-        values_or_box = source[0] if source[2] is None else source[2]
-        constants = self._constants(values_or_box.shape[1])
         arguments = (voxels.number, voxels.box_size, *source, *self._axes[number], *target)
+        constants = self._constants(width)
         self._device.launch("spatial", "filter_axis", constants, voxels.box_size, *arguments)
 
     def _constants(self, width: int) -> dict[str, int]:

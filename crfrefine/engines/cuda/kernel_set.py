@@ -59,13 +59,15 @@ class Kernel:
             values, self.sent_scale, self.scale, channel_weight, total, adds=adds
         )
 
-    def filter_until_last(self, values: Any, channel_weight: Any) -> tuple[Any, ...]:
+    def filter_until_last(self, values: Any, channel_weight: Any) -> tuple[Any, ...] | None:
         """Launch the same for one group of values but for the last launch.
 
-        Returns that launch's arguments; see `Filter.filter_until_last`.
+        Returns that launch's arguments, or None; see `Filter.filter_until_last`.
         """
-        ending = self.filter.filter_until_last(values[0], self.sent_scale)
-        return (*ending, self.scale, channel_weight[0])
+        read = self.filter.filter_until_last(values[0], self.sent_scale)
+        if read is None:
+            return None
+        return (*read, self.scale, channel_weight[0])
 
 
 def normalized(plain: Filter, voxels: Voxels, normalization: str) -> Kernel:

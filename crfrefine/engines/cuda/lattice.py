@@ -372,12 +372,7 @@ class Lattice(Filter):
         entries = (self.entry_voxel, self.entry_weight, self.begin)
         self._launch("list_entries", num_corners, *corners, *entries)
 
-    @property
-    def ending(self) -> str:
-        """Return "slice"."""
-        return "slice"
-
-    def filter_until_last(self, group: Any, sent: Any) -> tuple[Any, ...]:
+    def filter_until_last(self, group: Any, sent: Any) -> Slice:
         """Splat and blur; see `Filter.filter_until_last`."""
         return self._slice_of(self._blurred(group, sent, transposed=False))
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from crfrefine.base.array_types import Bool, Float64
 from crfrefine.engines.cuda.cupy_device import CupyDevice
-from crfrefine.engines.cuda.filters import BoxPass
+from crfrefine.engines.cuda.filters import BoxPass, SpatialFilter
 from crfrefine.engines.cuda.kernel_set import Kernel
-from crfrefine.engines.cuda.lattice import Slice
+from crfrefine.engines.cuda.lattice import Lattice, Slice
 from crfrefine.engines.cuda.rows import (
     Products,
     Sums,
@@ -345,7 +345,7 @@ class MeanFieldRun:
         shape = (num_row_groups(num_channels), num_voxels, width)
         self._marginals = xp.empty(shape, dtype=np.float32)
         self._messages: Any = None  # the sum of those that kernels have added
-        self._endings: dict[str, tuple[Any, ...]] = {}  # of the kernels that `update` ends
+        self._endings: dict[type, tuple[Any, ...]] = {}  # by the filters that `update` ends
         self._num_threads = min(num_voxels, _MAX_THREADS)
         num_updates = self._spec.num_iterations + 1
         self._sums = _StepSums(self._voxels.device, num_updates, self._num_threads)
@@ -401,10 +401,12 @@ class MeanFieldRun:
         It does one of each kind, if there is one group of channels.
         """
         for kernel, weight in self._kernels:
-            ending = kernel.filter.ending
-            if ending and ending not in self._endings and len(self._marginals) == 1:
-                self._endings[ending] = kernel.filter_until_last(self._marginals, weight)
-                continue
+            kind = type(kernel.filter)
+            if kind not in self._endings and len(self._marginals) == 1:
+                ending = kernel.filter_until_last(self._marginals, weight)
+                if ending is not None:
+                    self._endings[kind] = ending
+                    continue
             # The first message is not added: it overwrites the rows.
             adds = self._messages is not None
             if not adds:
@@ -466,8 +468,8 @@ class MeanFieldRun:
         model = (self._weighted_ones, self._compatibility, int(self._spec.is_potts))
         received = (int(has_messages), None, *_NO_SLICE, *_NO_AXIS)
         if has_messages:
-            of_lattice = self._endings.get("slice", _NO_SLICE)
-            of_box = self._endings.get("axis", _NO_AXIS)
+            of_lattice = self._endings.get(Lattice, _NO_SLICE)
+            of_box = self._endings.get(SpatialFilter, _NO_AXIS)
             received = (1, self._messages, *of_lattice, *of_box)
         results = (int(wants_divergence), refined, out, self._num_threads, part)
         arguments = (*inputs, old, self._marginals, *received, *model, *results)

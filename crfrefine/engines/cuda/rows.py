@@ -92,7 +92,7 @@ class Room:
 
 # Threads of the kernels that sum over voxels: enough to fill a GPU, few enough that their sums are
 # quickly added up.
-MAX_THREADS = 1 << 16
+_MAX_THREADS = 1 << 16
 _THREADS = 512  # threads of a block of `add_up`
 _PAIR_THREADS = 128  # threads of a block of `add_products`
 _SHARED_VALUES = 12 * 1024  # values that a block can share
@@ -106,7 +106,7 @@ def sum_threads(num_voxels: int) -> int:
 
     Each takes a few, so that their sums take less memory than the voxels.
     """
-    return min(ceil_divide(num_voxels, 4), MAX_THREADS)
+    return min(ceil_divide(num_voxels, 4), _MAX_THREADS)
 
 
 def pair_blocks(num_sums: int, tile: int, num_voxels: int) -> int:
