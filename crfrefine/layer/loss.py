@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from crfrefine.base.limits import check_threads
 from crfrefine.errors import InputError
 from crfrefine.layer import autograd, inputs
-from crfrefine.layer.functional import Values, build_kernels
+from crfrefine.layer.crf_model import Values
+from crfrefine.layer.functional import build_kernels
 from crfrefine.layer.inputs import normalize_batch
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.parameters.specs import MeanFieldSpec

@@ -14,11 +14,12 @@ from torch import Tensor
 from crfrefine.base import notices
 from crfrefine.errors import InputError
 from crfrefine.layer import autograd, functional, inputs
+from crfrefine.layer.crf_model import CrfModel, Sizes, make_model
 from crfrefine.layer.inputs import normalize_batch
 from crfrefine.layer.values import CrfValues
 
 if TYPE_CHECKING:
-    from crfrefine.engines.base import Kernels
+    from crfrefine.engines.base import Backend, Kernels
 
 
 class CrfRnn(CrfValues):
@@ -93,13 +94,7 @@ class CrfRnn(CrfValues):
             CapacityError: not enough memory, or bandwidths too small for the lattice.
             ExportError: `torch.jit`, `torch.export` or `torch.onnx` tries to make a graph of it.
         """
-        engine = inputs.check_pair(logits, image)
-        self._check_image(image)
-        if logits.shape[1] != self.num_labels:
-            raise InputError(
-                f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made "
-                f"for {self.num_labels}"
-            )
+        engine = self._check_batch(logits, image)
         inputs.warn_of_probabilities(logits, self._told)
         images = []
         # Given kernels were built from the image: it matters now only if its gradient is needed.
@@ -127,6 +122,7 @@ class CrfRnn(CrfValues):
         """Refuse `torch.jit.script`, which calls this for every module that it meets."""
         raise autograd.cannot_export("torch.jit.script")
 
+    @autograd.outside_graphs
     def refine_normalized(
         self,
         logits: Tensor,
@@ -144,29 +140,37 @@ class CrfRnn(CrfValues):
         are those of `forward`, but padding of the logits is not detected. With `is_checked`, which
         saves a wait for a GPU, NaN and infinity are not looked for.
         """
+        self._check_batch(logits, image)
+        spacing = 1.0 if kernels is not None else self._known_spacing(spacing)
+        if threads is None:
+            threads = self.threads
+        return functional.refine_batch(
+            logits,
+            image,
+            self.crf_model(inputs.compute_dtype(logits)),
+            spacing=spacing,
+            mask=mask,
+            threads=threads,
+            kernels=kernels,
+            is_checked=is_checked,
+        )
+
+    def crf_model(self, dtype: torch.dtype = torch.float32) -> CrfModel:
+        """Return the present model, computed in `dtype`: it serves until the parameters change."""
         bilateral = zip(self.bilateral_weight, self.theta_alpha, self.theta_beta, strict=True)
         spatial = None
         weight = self.spatial_weight
         gamma = self.theta_gamma
         if weight is not None and gamma is not None:
             spatial = (weight, gamma)
-        settings = self.settings(threads)
-        settings |= {"temperature": self.temperature, "bias": self.bias}
-        if kernels is None:
-            spacing = self._known_spacing(spacing)
-        else:
-            spacing = 1.0
-        return functional.mean_field(
-            logits,
-            image,
+        settings = self.settings() | {"temperature": self.temperature, "bias": self.bias}
+        return make_model(
+            Sizes(self.num_labels, self.num_modalities, self.spatial_dims),
+            dtype,
             bilateral=list(bilateral),
             spatial=spatial,
             compatibility=self.compatibility,
             volume=self.volume_weight,
-            spacing=spacing,
-            mask=mask,
-            kernels=kernels,
-            is_checked=is_checked,
             **settings,
         )
 
@@ -198,20 +202,15 @@ class CrfRnn(CrfValues):
             spacing=self._known_spacing(spacing),
             mask=mask,
             num_labels=self.num_labels,
-            **self.settings(None),
+            threads=self.threads,
+            **self.settings(),
         )
 
-    def settings(self, threads: int | None) -> dict[str, Any]:
-        """Return the keys of `[mean_field]`, and the number of threads.
-
-        `functional.mean_field` and `functional.build_kernels` take them.
-        """
+    def settings(self) -> dict[str, Any]:
+        """Return the keys of `[mean_field]`."""
         settings = dict(vars(self._start.mean_field))
         settings["num_iterations"] = self.num_iterations
         settings["label_threshold"] = self.label_threshold
-        settings["threads"] = self.threads
-        if threads is not None:
-            settings["threads"] = threads
         return settings
 
     def _known_spacing(self, spacing: inputs.Spacing | None) -> inputs.Spacing:
@@ -220,6 +219,17 @@ class CrfRnn(CrfValues):
             return spacing
         matters = self._start.mean_field.positions != "voxels"
         return notices.assumed_spacing(matters=matters, told=self._told)
+
+    def _check_batch(self, logits: Tensor, image: Tensor) -> Backend:
+        """Return the engine for a batch; raise the errors of shapes and devices."""
+        engine = inputs.check_pair(logits, image)
+        self._check_image(image)
+        if logits.shape[1] != self.num_labels:
+            raise InputError(
+                f"logits {tuple(logits.shape)} have {logits.shape[1]} labels; the layer was made "
+                f"for {self.num_labels}"
+            )
+        return engine
 
     def _check_image(self, image: Tensor) -> None:
         inputs.check_image(image)

@@ -24,7 +24,6 @@ from crfrefine.train.model import (
     Refine,
     mean_defined,
     mean_dice,
-    mean_tensor,
     network_refiner,
     refiner_of,
     score,
@@ -244,15 +243,9 @@ class Fit:
     def _step(self, trajectory: Trajectory) -> float:
         """Make a step along the mean gradient of some cases; return their mean loss before it."""
         material = self.material
-
-        def gradient(crop: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-            return trajectory.model.gradient(crop, material.loss, threads)
-
         batch = material.batch(trajectory.optimizer_step, self.split.training, setup.BATCH_SIZE)
-        results = self.workers.run_on_device(gradient, batch)
-        losses, gradients = zip(*results, strict=True)
-        loss: float = sum(float(value) for value in losses) / len(batch)
-        trajectory.step([mean_tensor(parts) for parts in zip(*gradients, strict=True)], loss)
+        loss, gradients = trajectory.model.gradient(batch, material.loss, self.workers)
+        trajectory.step(gradients, loss)
         return loss
 
     def _evaluate(self, trajectory: Trajectory) -> float:

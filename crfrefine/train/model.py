@@ -1,6 +1,6 @@
-"""The losses, and the trainable layer on a crop.
+"""The trainable layer on crops: made from parameters, and turned back into them.
 
-The layer is made from parameters and turned back into them. It gives a crop's loss and gradient.
+It gives the loss and the gradient of a batch of crops, and the scores of a case.
 """
 
 from __future__ import annotations
@@ -14,85 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.layer import functional
+from crfrefine.layer.crf_model import CrfModel, Sizes, make_model
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.refinement.volumes import volume_bias
 from crfrefine.train.crops import Crop
+from crfrefine.train.losses import with_background
 from crfrefine.train.material import CPU, CropTensors, Loss, Material, Sample, TrainingDevice
 from crfrefine.train.starts import CALIBRATION
+from crfrefine.train.workers import Workers
 
-# Weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice.
-CROSS_ENTROPY_SHARE = 0.1
-# Voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient.
-DICE_SMOOTHING = 1.0
 # Added to values before their logarithm, so that to the prior, smaller weights are like none.
 _SMALLEST = 0.01
-
-
-def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
-    """Return the loss of a case: one of LOSSES, by the regions whose Dice counts."""
-
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        log_marginals = logits.log_softmax(0)
-        if name == "dice":
-            return _soft_dice_loss(log_marginals.exp(), labels, regions)
-        # The labels are the second axis, as of an image: PyTorch would transpose (N, L) first,
-        # which takes several times as long.
-        cross_entropy = torch.nn.functional.nll_loss(log_marginals[None], labels[None])
-        if name == "ce":
-            return cross_entropy
-        dice_loss = _soft_dice_loss(log_marginals.exp(), labels, regions)
-        return CROSS_ENTROPY_SHARE * cross_entropy + dice_loss
-
-    return loss
-
-
-def _soft_dice_loss(marginals: Tensor, labels: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
-    """Return 1 minus the mean soft Dice of the regions that the reference has."""
-    losses = []
-    for region in regions:
-        predicted = marginals[region[0]]
-        is_inside = labels == region[0]
-        for label in region[1:]:
-            predicted = predicted + marginals[label]
-            is_inside = is_inside | (labels == label)
-        expected = is_inside.to(predicted)
-        num_expected = expected.sum()
-        if not bool(num_expected):
-            # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would
-            # outweigh everything.
-            continue
-        overlap = (predicted * expected).sum()
-        total = predicted.sum() + num_expected + DICE_SMOOTHING
-        losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / total)
-    if losses:
-        return torch.stack(losses).mean()
-    return marginals.sum() * 0.0  # a loss without a gradient, on which autograd can still be called
-
-
-def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
-    """Return the loss of refined log-odds (R, N).
-
-    It is the mean over overlapping regions, each a problem of two labels.
-    """
-    binary_loss = make_loss(name, [(1,)])
-
-    def loss(log_odds: Tensor, labels: Tensor) -> Tensor:
-        losses = []
-        for channel, members in zip(log_odds, scheme.labels, strict=True):
-            inside = torch.isin(labels, torch.tensor(members, device=labels.device)).long()
-            losses.append(binary_loss(_with_background(channel), inside))
-        return torch.stack(losses).mean()
-
-    return loss
-
-
-def _with_background(log_odds: Tensor) -> Tensor:
-    """Return the logits of two labels, outside (0) and inside, from the log-odds of a region."""
-    return torch.stack([torch.zeros_like(log_odds), log_odds])
 
 
 # A refiner returns, for the voxels of a crop that have a reference, refined logits (L, N), or
@@ -254,35 +189,64 @@ class Model:
         distances = []
         for now, then in zip(self.positions(), origin, strict=True):
             distances.append(((now - then.detach()) ** 2).sum())
-        return self._gradient(torch.stack(distances).sum())
-
-    def gradient(self, crop: Crop, loss: Loss, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the loss of a crop and its gradient, one per learned parameter.
-
-        Several threads may call it at a time.
-        """
-        value = loss(*self.refine(crop, threads))
-        return value.detach(), self._gradient(value)
-
-    def _gradient(self, value: Tensor) -> tuple[Tensor, ...]:
-        gradients: tuple[Tensor, ...] = torch.autograd.grad(value, self.moving)
+        total = torch.stack(distances).sum()
+        gradients: tuple[Tensor, ...] = torch.autograd.grad(total, self.moving)
         return gradients
 
+    def gradient(
+        self, batch: Sequence[Crop], loss: Loss, workers: Workers
+    ) -> tuple[float, list[Tensor]]:
+        """Return the mean loss of crops and its gradient, one tensor per learned parameter."""
+        models = self._crf_models(batch[0])
+        # The few values that the parameters stand for are the same for all crops: each crop has
+        # gradients with respect to them, and only the mean goes on to the parameters.
+        leaves = [model.with_leaves() for model in models]
+        wanted = _moving_tensors(leaves)
+
+        def gradient_of(crop: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+            value = loss(*self._refine(crop, threads, leaves))
+            return value.detach(), torch.autograd.grad(value, wanted)
+
+        results = workers.run_on_device(gradient_of, batch)
+        losses, gradients = zip(*results, strict=True)
+        mean_loss = sum(float(value) for value in losses) / len(batch)
+        means = [mean_tensor(parts) for parts in zip(*gradients, strict=True)]
+        by_parameter = torch.autograd.grad(_moving_tensors(models), self.moving, means)
+        return mean_loss, list(by_parameter)
+
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
-        """Refine a crop, as of `Refine`."""
+        """Refine a crop, as of `Refine`; several threads may call it at a time."""
+        return self._refine(crop, threads, self._crf_models(crop))
+
+    def _refine(
+        self, crop: Crop, threads: int, models: Sequence[CrfModel]
+    ) -> tuple[Tensor, Tensor]:
+        """Refine a crop with the models of `_crf_models`."""
         tensors = self._device.crop(crop)
         spacing = self._spacing_of(crop)
         if crop.regions is None:
             logits = tensors.logits.float()[None]
-            (refined,) = self.layer.refine_normalized(
-                logits, tensors.image[None], spacing, tensors.mask, threads=threads
-            )
+            refined = functional.refine_batch(
+                logits,
+                tensors.image[None],
+                models[0],
+                spacing=spacing,
+                mask=tensors.mask,
+                threads=threads,
+            )[0]
         else:
-            refined = _refine_regions(self.layer, tensors, spacing, threads)
+            refined = _refine_regions(models, tensors, spacing, threads)
         refined = tensors.with_reference(refined)
         if self._is_coarse:
             refined = _with_volumes(refined, crop, tensors)
         return refined, tensors.labels
+
+    def _crf_models(self, crop: Crop) -> list[CrfModel]:
+        """Return the present model of the labels of crops like this, or that of each region."""
+        if crop.regions is None:
+            return [self.layer.crf_model()]
+        num_regions = len(crop.logits)
+        return [_model_of_region(self.layer, region) for region in range(num_regions)]
 
     def _spacing_of(self, crop: Crop) -> tuple[float, ...]:
         """Return the spacing in the unit of the bandwidths: mm, or voxels of a coarser network."""
@@ -325,49 +289,55 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
 
 
 def _refine_regions(
-    layer: CrfRnn, tensors: CropTensors, spacing: tuple[float, ...], threads: int
+    models: Sequence[CrfModel], tensors: CropTensors, spacing: tuple[float, ...], threads: int
 ) -> Tensor:
     """Return refined log-odds (R, *grid), differentiable in the parameters.
 
-    Each region is a problem of two labels.
+    Each region is a problem of two labels, and has the same bandwidths.
     """
     image = tensors.image[None]
-    settings = layer.settings(threads)
-    with torch.no_grad():
-        kernels = functional.build_kernels(
-            image,
-            bilateral=list(zip(layer.theta_alpha, layer.theta_beta, strict=True)),
-            theta_gamma=layer.theta_gamma,
-            spacing=spacing,
-            mask=tensors.mask,
-            num_labels=2,
-            **settings,
-        )
-
-    spatial_weights = layer.spatial_weight
-    gamma = layer.theta_gamma
+    kernels = functional.kernels_of_batch(
+        image, models[0].kernels_of(image), spacing=spacing, mask=tensors.mask, threads=threads
+    )
     refined = []
-    for region, log_odds in enumerate(tensors.logits.float()):
-        bandwidths = zip(layer.theta_alpha, layer.theta_beta, strict=True)
-        bilateral = []
-        for weights, (alpha, beta) in zip(layer.bilateral_weight, bandwidths, strict=True):
-            bilateral.append((_weight_of(weights, region), alpha, beta))
-        spatial = None
-        if spatial_weights is not None and gamma is not None:
-            spatial = (_weight_of(spatial_weights, region), gamma)
-        settings["temperature"] = layer.temperature
-        settings["bias"] = _with_background(layer.bias[region])
-        outside, inside = functional.mean_field(
-            _with_background(log_odds)[None],
-            image,
-            bilateral=bilateral,
-            spatial=spatial,
-            volume=layer.volume_weight,
-            kernels=kernels,
-            **settings,
-        )[0]
+    for model, log_odds in zip(models, tensors.logits.float(), strict=True):
+        logits = with_background(log_odds)[None]
+        outside, inside = functional.refine_batch(logits, image, model, kernels=kernels)[0]
         refined.append(inside - outside)
     return torch.stack(refined)
+
+
+def _model_of_region(layer: CrfRnn, region: int) -> CrfModel:
+    """Return the model of a region: its two labels are outside (0) and inside."""
+    bandwidths = zip(layer.theta_alpha, layer.theta_beta, strict=True)
+    bilateral = []
+    for weights, (alpha, beta) in zip(layer.bilateral_weight, bandwidths, strict=True):
+        bilateral.append((_weight_of(weights, region), alpha, beta))
+    spatial = None
+    spatial_weights = layer.spatial_weight
+    gamma = layer.theta_gamma
+    if spatial_weights is not None and gamma is not None:
+        spatial = (_weight_of(spatial_weights, region), gamma)
+    settings = layer.settings() | {
+        "temperature": layer.temperature,
+        "bias": with_background(layer.bias[region]),
+    }
+    return make_model(
+        Sizes(2, layer.num_modalities, layer.spatial_dims),
+        torch.float32,
+        bilateral=bilateral,
+        spatial=spatial,
+        volume=layer.volume_weight,
+        **settings,
+    )
+
+
+def _moving_tensors(models: Sequence[CrfModel]) -> list[Tensor]:
+    """Return the tensors of models with respect to which gradients are wanted."""
+    moving = []
+    for model in models:
+        moving += model.tensors.moving
+    return moving
 
 
 def _weight_of(weights: Tensor, region: int) -> Tensor:

@@ -35,8 +35,9 @@ from crfrefine.train.baselines import (
 )
 from crfrefine.train.crops import Crop, make_crop
 from crfrefine.train.dataset import LabeledCases, find_cases, read_labeled, require_all
+from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import Material, TrainingDevice
-from crfrefine.train.model import dice_of, make_loss, make_region_loss, mean_defined
+from crfrefine.train.model import dice_of, mean_defined
 from crfrefine.train.observer import Progress
 from crfrefine.train.options import COARSE_LEARN, LEARNABLE, VOLUME_GROUP, TrainingOptions
 from crfrefine.train.starts import VOLUMES, FitResult, Rivals, Start, make_starts

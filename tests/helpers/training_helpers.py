@@ -15,8 +15,8 @@ from crfrefine.train.baselines import Tuned, VectorScaling
 from crfrefine.train.comparison import FoldResult
 from crfrefine.train.crops import make_crop
 from crfrefine.train.fit import Fit
+from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
-from crfrefine.train.model import make_loss
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.starts import Start, no_crf, prepare

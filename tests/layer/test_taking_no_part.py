@@ -13,7 +13,7 @@ from oracles import random_case
 from training_helpers import as_case, phantom
 
 from crfrefine import CrfParameters, CrfRnn, InputError
-from crfrefine.layer import functional
+from crfrefine.layer import functional, taking_part
 from crfrefine.parameters.sections import IntensityParameters
 from crfrefine.parameters.specs import MeanFieldSpec
 from crfrefine.train.baselines import Tuned, VectorScaling
@@ -168,13 +168,13 @@ ABSENT = (1, 4)
 def _counts(monkeypatch):
     """How many labels took part in each batch item."""
     counts = []
-    original = functional._inputs_of_item
+    original = functional.with_absent_labels
 
     def counted(*arguments):
-        counts.append(NUM_LABELS if arguments[4] is None else len(arguments[4]))
+        counts.append(NUM_LABELS if arguments[3] is None else len(arguments[3]))
         return original(*arguments)
 
-    monkeypatch.setattr(functional, "_inputs_of_item", counted)
+    monkeypatch.setattr(functional, "with_absent_labels", counted)
     return counts
 
 
@@ -292,10 +292,10 @@ def test_labels_that_take_part_are_the_same_without_the_short_way(monkeypatch, t
     run = MeanFieldSpec(np.ones((1, 3)), 1.0 - np.eye(3), 5, temperature=0.7)
     thresholds = np.log(np.full(3, threshold))
     for mask in (None, inside):
-        short = functional._present(logits, mask, run, thresholds)
+        short = taking_part._present(logits, mask, run, thresholds)
         with monkeypatch.context() as patched:
-            patched.setattr(functional, "_are_likeliest", lambda *_: False)
-            expected = functional._present(logits, mask, run, thresholds)
+            patched.setattr(taking_part, "_are_likeliest", lambda *_: False)
+            expected = taking_part._present(logits, mask, run, thresholds)
         if expected is None:
             assert short is None
         else:

@@ -29,6 +29,7 @@ from crfrefine.train import material as trained_on  # noqa: E402
 from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402
 from crfrefine.train.model import Model, network_refiner, score  # noqa: E402
 from crfrefine.train.options import LEARNABLE  # noqa: E402
+from crfrefine.train.workers import Workers  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(
     cuda_shim.compiler() is None, reason="no C++ compiler to compile the GPU's kernels with"
@@ -62,13 +63,13 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
     for learn in (LEARNABLE, ("weights",)):
         model = Model(parameters, learn, SIZES, device)
         expected = Model(parameters, learn, SIZES, CPU)
-        loss, gradients = model.gradient(crop, shared.loss, 1)
+        loss, gradients = model.gradient([crop], shared.loss, Workers(1))
         found_loss, found = score(model.refine, crop, shared.loss, 1)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inputs, "engine_for", lambda *_: crfrefine.engines.get_backend("cpu"))
-            theirs = expected.gradient(crop, shared.loss, 1)
+            theirs = expected.gradient([crop], shared.loss, Workers(1))
             expected_loss, wanted_counts = score(expected.refine, crop, shared.loss, 1)
-        assert float(loss) == pytest.approx(float(theirs[0]), rel=1e-5)
+        assert loss == pytest.approx(theirs[0], rel=1e-5)
         for (name, _), gradient, wanted in zip(model.learned, gradients, theirs[1], strict=True):
             assert gradient.device.type == "cpu"
             tolerance = 2e-3 if "theta" in name else 1e-4

@@ -25,10 +25,12 @@ from crfrefine.runs.demo.phantom import write_phantom
 from crfrefine.train import crops
 from crfrefine.train.crops import FOREGROUND_RATIO, count_confusion, make_crop
 from crfrefine.train.dataset import find_cases, read_labeled
+from crfrefine.train.losses import make_loss, make_region_loss
 from crfrefine.train.material import CPU, Sample
-from crfrefine.train.model import Model, make_loss, make_region_loss, score
+from crfrefine.train.model import Model, score
 from crfrefine.train.options import TrainingOptions, locate_folders
 from crfrefine.train.plan import make_plan
+from crfrefine.train.workers import Workers
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -160,9 +162,8 @@ def test_gradients_are_those_of_differences():
         }
     )
     model = Model(exact, ("weights", "theta", "temperature", "bias"), (3, *SIZES[1:]))
-    found = dict(
-        zip([name for name, _ in model.learned], model.gradient(crop, loss, 2)[1], strict=True)
-    )
+    _, gradients = model.gradient([crop], loss, Workers(2))
+    found = dict(zip([name for name, _ in model.learned], gradients, strict=True))
     assert tuple(found["raw_bilateral_weight"].shape) == (1, 3)
     for name, parameter in model.learned:
         for index in np.ndindex(*parameter.shape):

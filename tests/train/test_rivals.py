@@ -54,6 +54,7 @@ from crfrefine.train.starts import (
     pooled,
     rounded,
 )
+from crfrefine.train.workers import Workers
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -145,7 +146,8 @@ def test_the_prior_pulls_values_back_to_where_they_began(useful):
     for prior in (0.0, 10.0):
         trajectory = Trajectory(start(8.0), shared, 4, prior=prior)
         for _ in range(4):
-            trajectory.step(trajectory.model.gradient(useful[0], shared.loss, 1)[1], 0.0)
+            _, gradients = trajectory.model.gradient(useful[:1], shared.loss, Workers(1))
+            trajectory.step(gradients, 0.0)
         distance = 0.0
         for now, then in zip(trajectory.model.positions(), origin, strict=True):
             distance += float(((now - then) ** 2).sum().detach())

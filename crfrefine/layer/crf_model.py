@@ -1,0 +1,302 @@
+"""The model of a call of the layer: tensors that have gradients, and their numbers for engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from crfrefine.errors import InputError
+from crfrefine.parameters.sections import MeanFieldParameters, VolumeParameters
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec, own_fields
+
+# One number for all labels, axes or modalities, or one each.
+Values = Tensor | Sequence[float] | float | np.number[Any] | NDArray[Any]
+HOST = torch.device("cpu")
+# A learned weight of the volume term is at least this, so that it has a gradient at 0, too. So
+# small a term changes marginals by no more than rounding.
+_MIN_LEARNED = 1e-6
+
+
+class Sizes(NamedTuple):
+    """The sizes of the cases that a model is for."""
+
+    num_labels: int
+    num_modalities: int
+    num_axes: int
+
+    @classmethod
+    def of(cls, image: Tensor, num_labels: int) -> Sizes:
+        """Return the sizes of a batch of images (B, M, *grid)."""
+        return cls(num_labels, image.shape[1], image.ndim - 2)
+
+
+class Bandwidths(NamedTuple):
+    """Bandwidths in float64, on the CPU: rounded ones would give a lattice other vertices."""
+
+    position: Tensor  # (bilateral kernels, axes)
+    intensity: Tensor  # (bilateral kernels, M)
+    spatial: Tensor | None  # (axes,); None without a spatial kernel
+
+    def require_grad(self) -> bool:
+        """Return whether gradients with respect to a bandwidth are wanted."""
+        return any(value is not None and value.requires_grad for value in self)
+
+    def kernel_set(
+        self, num_labels: int, settings: MeanFieldParameters, *, moves_bandwidths: bool
+    ) -> KernelSetSpec:
+        """Return the kernels as engines take them.
+
+        `moves_bandwidths` says whether a backward pass will need the sums of their gradients.
+        """
+        kernels = []
+        for alpha, beta in zip(self.position, self.intensity, strict=True):
+            kernels.append(KernelSpec(tuple(alpha.tolist()), tuple(beta.tolist())))
+        if self.spatial is not None:
+            kernels.append(KernelSpec(tuple(self.spatial.tolist())))
+        fields = own_fields(KernelSetSpec, vars(settings))
+        return KernelSetSpec(
+            tuple(kernels), num_labels=num_labels, moves_bandwidths=moves_bandwidths, **fields
+        )
+
+
+class ModelTensors(NamedTuple):
+    """The learnable tensors of the CRF, on the CPU, with the names and the order of `GRADIENTS`.
+
+    The host reads these few numbers; on a GPU, it would have to wait for each.
+    """
+
+    weights: Tensor  # (kernels, L)
+    theta_position: Tensor
+    theta_intensity: Tensor
+    theta_gamma: Tensor | None
+    compatibility: Tensor  # (L, L)
+    temperature: Tensor  # ()
+    bias: Tensor  # (L,)
+    volume_weight: Tensor | None  # (), float64; None without a volume term
+
+    @property
+    def moving(self) -> list[Tensor]:
+        """The tensors with respect to which gradients are wanted."""
+        return [tensor for tensor in self if tensor is not None and tensor.requires_grad]
+
+    def among(self, labels: Tensor) -> ModelTensors:
+        """Return the tensors of only some of the labels."""
+        return self._replace(
+            weights=self.weights[:, labels],
+            compatibility=self.compatibility[labels][:, labels],
+            bias=self.bias[labels],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CrfModel:
+    """A CRF for any number of calls, as long as its tensors do not change."""
+
+    tensors: ModelTensors
+    run: MeanFieldSpec  # the numbers of the tensors, but for the bandwidths
+    kernels: KernelSetSpec
+    label_threshold: float
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision that it is computed in: float32 or float64."""
+        return self.tensors.weights.dtype
+
+    def with_leaves(self) -> CrfModel:
+        """Return the same model with tensors of no history, which collect the same gradients.
+
+        Gradients of several calls can so be added up before they go on to what the tensors were
+        computed from.
+        """
+        leaves = []
+        for tensor in self.tensors:
+            leaf = tensor
+            if tensor is not None:
+                leaf = tensor.detach().requires_grad_(tensor.requires_grad)
+            leaves.append(leaf)
+        return replace(self, tensors=ModelTensors._make(leaves))
+
+    def among(self, labels: Tensor | None) -> CrfModel:
+        """Return the model of only some of the labels; None means all."""
+        if labels is None:
+            return self
+        numbers = labels.numpy()
+        run = self.run
+        part_of_run = replace(
+            run,
+            weights=run.weights[:, numbers],
+            compatibility=run.compatibility[np.ix_(numbers, numbers)],
+            bias=None if run.bias is None else run.bias[numbers],
+        )
+        kernels = replace(self.kernels, num_labels=len(numbers))
+        return replace(self, tensors=self.tensors.among(labels), run=part_of_run, kernels=kernels)
+
+    def kernels_of(self, image: Tensor) -> KernelSetSpec:
+        """Return the kernels for an image, whose gradient takes the sums of those of bandwidths."""
+        if not torch.is_grad_enabled():
+            return replace(self.kernels, moves_bandwidths=False)
+        if image.requires_grad:
+            return replace(self.kernels, moves_bandwidths=True)
+        return self.kernels
+
+
+def make_model(
+    sizes: Sizes,
+    dtype: torch.dtype,
+    *,
+    bilateral: Sequence[tuple[Values, Values, Values]],
+    spatial: tuple[Values, Values] | None = None,
+    compatibility: Tensor | None = None,
+    temperature: Tensor | float = 1.0,
+    bias: Values = 0.0,
+    volume: Tensor | float | None = None,
+    label_threshold: float = 0.0,
+    **settings: Any,
+) -> CrfModel:
+    """Return the model of arguments of `functional.mean_field`, computed in `dtype`.
+
+    Raises ConfigError if a setting is out of range, InputError if values do not fit the sizes.
+    """
+    checked = MeanFieldParameters(label_threshold=label_threshold, **settings)
+    num_labels = sizes.num_labels
+    thetas = [(alpha, beta) for _, alpha, beta in bilateral]
+    _, gamma = spatial or (None, None)
+    bandwidths = make_bandwidths(thetas, gamma, sizes)
+    weights = _weights(bilateral, spatial, num_labels, dtype)
+    divisor = _spread(temperature, 1, "temperature", dtype, is_positive=True)
+    shift = _spread(bias, num_labels, "bias", dtype)
+    penalties = _compatibility(compatibility, num_labels, dtype)
+    volume_weight = None if volume is None else _volume_weight(volume)
+    tensors = ModelTensors(weights, *bandwidths, penalties, divisor[0], shift, volume_weight)
+    run = _run_of(tensors, checked.num_iterations)
+    kernels = bandwidths.kernel_set(num_labels, checked, moves_bandwidths=bandwidths.require_grad())
+    return CrfModel(tensors, run, kernels, label_threshold)
+
+
+def make_bandwidths(
+    bilateral: Sequence[tuple[Values, Values]], gamma: Values | None, sizes: Sizes
+) -> Bandwidths:
+    """Return theta_alpha and theta_beta of the appearance kernels, and theta_gamma, checked."""
+    dtype = torch.float64
+    num_modalities = sizes.num_modalities
+    num_axes = sizes.num_axes
+    positions = []
+    intensities = []
+    for m, (alpha, beta) in enumerate(bilateral):
+        name = f"bilateral.{m}.theta_alpha"
+        positions.append(_spread(alpha, num_axes, name, dtype, is_positive=True))
+        name = f"bilateral.{m}.theta_beta"
+        intensities.append(_spread(beta, num_modalities, name, dtype, is_positive=True))
+    spatial = None
+    if gamma is not None:
+        spatial = _spread(gamma, num_axes, "spatial.theta_gamma", dtype, is_positive=True)
+    position = _stack(positions, num_axes, dtype)
+    intensity = _stack(intensities, num_modalities, dtype)
+    return Bandwidths(position, intensity, spatial)
+
+
+def _weights(
+    bilateral: Sequence[tuple[Values, Values, Values]],
+    spatial: tuple[Values, Values] | None,
+    num_labels: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return the (kernels, L) weights, the spatial kernel last."""
+    rows = []
+    for number, (weight, _, _) in enumerate(bilateral):
+        rows.append(_spread(weight, num_labels, f"bilateral.{number}.weight", dtype))
+    if spatial is not None:
+        rows.append(_spread(spatial[0], num_labels, "spatial.weight", dtype))
+    return _stack(rows, num_labels, dtype)
+
+
+def _compatibility(matrix: Tensor | None, num_labels: int, dtype: torch.dtype) -> Tensor:
+    """Return the penalties (L, L), Potts for None; raise InputError if they cannot be used."""
+    if matrix is None:
+        return 1.0 - torch.eye(num_labels, dtype=dtype, device=HOST)
+    penalties = matrix.to(HOST, dtype)
+    shape = (num_labels, num_labels)
+    if penalties.shape != shape or not torch.isfinite(penalties.detach()).all():
+        raise InputError(
+            f"compatibility: expected ({num_labels}, {num_labels}) finite penalties, got a tensor "
+            f"{tuple(penalties.shape)}"
+        )
+    return penalties
+
+
+def _volume_weight(volume: Tensor | float) -> Tensor:
+    """Return the weight of the volume term; raise ConfigError if it is out of range."""
+    weight = torch.as_tensor(volume, dtype=torch.float64, device=HOST).reshape(())
+    VolumeParameters(weight=float(weight.detach()))  # raises if it is out of range
+    return weight
+
+
+def _run_of(model: ModelTensors, num_iterations: int) -> MeanFieldSpec:
+    volume_weight = 0.0
+    if model.volume_weight is not None:
+        volume_weight = float(model.volume_weight.detach())
+        if model.volume_weight.requires_grad:
+            volume_weight = max(volume_weight, _MIN_LEARNED)
+    bias = None
+    if model.bias.detach().any():
+        bias = _double(model.bias)
+    return MeanFieldSpec(
+        _double(model.weights),
+        _double(model.compatibility),
+        num_iterations,
+        temperature=float(model.temperature.detach()),
+        bias=bias,
+        volume_weight=volume_weight,
+    )
+
+
+def _spread(
+    value: Values, size: int, name: str, dtype: torch.dtype, *, is_positive: bool = False
+) -> Tensor:
+    """Return a tensor of `size` values on the CPU, from one value for all, or from one each.
+
+    Raises InputError, naming the argument, for other numbers of values, and for values that are
+    not finite, or not positive.
+    """
+    kind = "positive" if is_positive else "finite"
+    expected = f"expected one {kind} value"
+    if size > 1:
+        expected += f" or {size}"
+    if isinstance(value, list | tuple) and any(isinstance(entry, Tensor) for entry in value):
+        raise InputError(
+            f"{name} is a list of tensors, whose gradients would be lost; pass one tensor "
+            "(torch.stack)"
+        )
+    try:
+        if isinstance(value, Tensor):
+            tensor = value.to(HOST, dtype)
+        else:
+            # A number must not pass through PyTorch's default type, which has fewer digits.
+            tensor = torch.as_tensor(value, dtype=dtype, device=HOST)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} is {value!r}; {expected}") from error
+
+    values = tensor.detach()
+    are_usable = torch.isfinite(values)
+    if is_positive:
+        are_usable = are_usable & (values > 0.0)
+    if tensor.numel() not in (1, size) or tensor.ndim > 1 or not are_usable.all():
+        raise InputError(f"{name} is {values.tolist()}; {expected}")
+    return tensor.reshape(-1).expand(size)
+
+
+def _stack(rows: Sequence[Tensor], size: int, dtype: torch.dtype) -> Tensor:
+    """Return the (rows, size) matrix; it may have no rows."""
+    empty = torch.zeros(0, size, dtype=dtype, device=HOST)
+    return torch.cat([empty, *[row[None] for row in rows]])
+
+
+def _double(tensor: Tensor) -> NDArray[np.float64]:
+    """Return a copy of the values in float64: a spec must not change with the tensor."""
+    return np.array(tensor.detach().double().cpu().numpy())

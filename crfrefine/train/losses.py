@@ -1,0 +1,79 @@
+"""The losses of a case: cross-entropy, soft Dice or both, of labels or of overlapping regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from crfrefine.arrays.region_scheme import RegionScheme
+from crfrefine.train.material import Loss
+
+# Weight of cross-entropy in "ce+dice": a larger one buys likelihood with Dice.
+CROSS_ENTROPY_SHARE = 0.1
+# Voxels added to numerator and denominator of soft Dice, so that an absent region has a gradient.
+DICE_SMOOTHING = 1.0
+
+
+def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
+    """Return the loss of a case: one of LOSSES, by the regions whose Dice counts."""
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        log_marginals = logits.log_softmax(0)
+        if name == "dice":
+            return _soft_dice_loss(log_marginals.exp(), labels, regions)
+        # The labels are the second axis, as of an image: PyTorch would transpose (N, L) first,
+        # which takes several times as long.
+        cross_entropy = torch.nn.functional.nll_loss(log_marginals[None], labels[None])
+        if name == "ce":
+            return cross_entropy
+        dice_loss = _soft_dice_loss(log_marginals.exp(), labels, regions)
+        return CROSS_ENTROPY_SHARE * cross_entropy + dice_loss
+
+    return loss
+
+
+def _soft_dice_loss(marginals: Tensor, labels: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
+    """Return 1 minus the mean soft Dice of the regions that the reference has."""
+    losses = []
+    for region in regions:
+        predicted = marginals[region[0]]
+        is_inside = labels == region[0]
+        for label in region[1:]:
+            predicted = predicted + marginals[label]
+            is_inside = is_inside | (labels == label)
+        expected = is_inside.to(predicted)
+        num_expected = expected.sum()
+        if not bool(num_expected):
+            # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would
+            # outweigh everything.
+            continue
+        overlap = (predicted * expected).sum()
+        total = predicted.sum() + num_expected + DICE_SMOOTHING
+        losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / total)
+    if losses:
+        return torch.stack(losses).mean()
+    return marginals.sum() * 0.0  # a loss without a gradient, on which autograd can still be called
+
+
+def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
+    """Return the loss of refined log-odds (R, N).
+
+    It is the mean over overlapping regions, each a problem of two labels.
+    """
+    binary_loss = make_loss(name, [(1,)])
+
+    def loss(log_odds: Tensor, labels: Tensor) -> Tensor:
+        losses = []
+        for channel, members in zip(log_odds, scheme.labels, strict=True):
+            inside = torch.isin(labels, torch.tensor(members, device=labels.device)).long()
+            losses.append(binary_loss(with_background(channel), inside))
+        return torch.stack(losses).mean()
+
+    return loss
+
+
+def with_background(log_odds: Tensor) -> Tensor:
+    """Return the logits of two labels, outside (0) and inside, from the log-odds of a region."""
+    return torch.stack([torch.zeros_like(log_odds), log_odds])
