@@ -1,0 +1,65 @@
+"""The gradient of a batch of crops."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from dataclasses import replace  # noqa: E402
+
+from training_helpers import SIZES, crops, material, start  # noqa: E402
+
+from crfrefine.layer.taking_part import labels_taking_part  # noqa: E402
+from crfrefine.train.material import CPU  # noqa: E402
+from crfrefine.train.model import Model  # noqa: E402
+from crfrefine.train.options import LEARNABLE  # noqa: E402
+from crfrefine.train.workers import Workers  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+def batch_with_an_absent_label():
+    """Three crops; in the second one, the last label takes no part."""
+    first, second, third = crops(3)
+    logits = second.logits.copy()
+    logits[-1] -= 60.0
+    return [first, replace(second, logits=logits), third]
+
+
+@pytest.mark.parametrize("learn", [LEARNABLE, ("weights", "bias")], ids=["all", "some"])
+def test_the_gradient_of_a_batch_is_the_mean_of_its_crops(learn):
+    """That of each crop is taken through the layer as a whole, down to its parameters.
+
+    float32 sums in another order: 1e-5 of the largest.
+    """
+    batch = batch_with_an_absent_label()
+    loss = material(batch).loss
+    model = Model(start(4.0).parameters, learn, SIZES)
+    losses = []
+    by_crop = []
+    for crop in batch:
+        tensors = CPU.crop(crop)
+        logits = tensors.logits.float()[None]
+        refined = model.layer.refine_normalized(
+            logits, tensors.image[None], crop.spacing, tensors.mask, threads=1
+        )
+        value = loss(tensors.with_reference(refined[0]), tensors.labels)
+        losses.append(float(value.detach()))
+        by_crop.append(torch.autograd.grad(value, model.moving))
+
+    second = CPU.crop(batch[1])
+    (present,) = labels_taking_part(
+        second.logits.float()[None], [second.mask], model.layer.crf_model()
+    )
+    assert present is not None
+
+    found_loss, found = model.gradient(batch, loss, Workers(2))
+    assert found_loss == pytest.approx(np.mean(losses), rel=1e-6)
+    assert len(found) == len(model.learned)
+    for (name, parameter), gradient, *of_crops in zip(model.learned, found, *by_crop, strict=True):
+        expected = torch.stack(of_crops).mean(0)
+        assert gradient.shape == parameter.shape
+        assert gradient.dtype == parameter.dtype
+        assert expected.any(), name
+        tolerance = 1e-5 * float(torch.stack(of_crops).abs().max())
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=tolerance, err_msg=name)
