@@ -241,12 +241,14 @@ class Kernels(Protocol):
         *,
         wants_theta: bool = True,
         wants_image: bool = False,
+        stays: bool = False,
     ) -> MeanFieldGradients:
         """Return the gradients of a loss with respect to all inputs of `forward`.
 
         Those with respect to bandwidths and image are computed if they are wanted. The tape is
         that of `forward` for these (L, *grid) logits; `gradient` is that of the loss with respect
-        to the tape's logits.
+        to the tape's logits. With `stays` the gradients of parameters are arrays on the device of
+        the logits, for which the host does not wait; on a CPU it changes nothing.
         """
 
 

@@ -248,6 +248,7 @@ class CpuKernels:
         *,
         wants_theta: bool = True,
         wants_image: bool = False,
+        stays: bool = False,
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
         logits = np.ascontiguousarray(logits, np.float32)

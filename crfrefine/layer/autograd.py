@@ -68,7 +68,8 @@ class MeanField(torch.autograd.Function):
         """Take all steps of each item; return the refined logits of each.
 
         The tensors are those of GRADIENTS of the first item, in that order, then those of the next
-        item; from `weights` on they may be on the CPU.
+        item; from `weights` on they may be on the CPU, where a GPU's host has to wait for their
+        gradients.
         """
         groups = _by_item(tensors)
 
@@ -102,6 +103,7 @@ class MeanField(torch.autograd.Function):
         num_saved = len(saved) // len(grads)
         needed = ctx.needs_input_grad[2:]
         needed_by_item = _by_item(needed)
+        kinds_by_item = _by_item(ctx.kinds)
 
         def run(number: int) -> MeanFieldGradients:
             logits = saved[number * num_saved]
@@ -113,6 +115,7 @@ class MeanField(torch.autograd.Function):
                 to_array(grads[number]),
                 wants_theta=any(getattr(wants, name) for name in _THETAS),
                 wants_image=wants.image,
+                stays=not _has_parameter_on_cpu(kinds_by_item[number], wants),
             )
 
         gradients = of_each(run, len(grads), ctx.num_at_once)
@@ -133,6 +136,15 @@ def _by_item(values: Sequence[Any]) -> list[ItemInputs]:
     """Divide the tensors of a batch, or one property of each, among its items."""
     size = len(GRADIENTS)
     return [ItemInputs(*values[start : start + size]) for start in range(0, len(values), size)]
+
+
+def _has_parameter_on_cpu(kinds: ItemInputs, wants: ItemInputs) -> bool:
+    """Return whether a gradient is wanted of a parameter that is on the CPU."""
+    for name in GRADIENTS[2:]:
+        kind = getattr(kinds, name)
+        if getattr(wants, name) and kind[1].type == "cpu":
+            return True
+    return False
 
 
 def _kind(tensor: Tensor | None) -> tuple[torch.dtype, torch.device] | None:

@@ -66,9 +66,10 @@ class Bandwidths(NamedTuple):
 
 
 class ModelTensors(NamedTuple):
-    """The learnable tensors of the CRF, on the CPU, with the names and the order of `GRADIENTS`.
+    """The learnable tensors of the CRF, with the names and the order of `GRADIENTS`.
 
-    The host reads these few numbers; on a GPU, it would have to wait for each.
+    Those of `make_model` are on the CPU: the host reads these few numbers, and on a GPU it would
+    have to wait for each.
     """
 
     weights: Tensor  # (kernels, L)
@@ -87,10 +88,11 @@ class ModelTensors(NamedTuple):
 
     def among(self, labels: Tensor) -> ModelTensors:
         """Return the tensors of only some of the labels."""
+        places = labels.to(self.weights.device)
         return self._replace(
-            weights=self.weights[:, labels],
-            compatibility=self.compatibility[labels][:, labels],
-            bias=self.bias[labels],
+            weights=self.weights[:, places],
+            compatibility=self.compatibility[places][:, places],
+            bias=self.bias[places],
         )
 
 
@@ -108,17 +110,17 @@ class CrfModel:
         """The precision that it is computed in: float32 or float64."""
         return self.tensors.weights.dtype
 
-    def with_leaves(self) -> CrfModel:
-        """Return the same model with tensors of no history, which collect the same gradients.
+    def with_leaves(self, device: str) -> CrfModel:
+        """Return the same model with tensors of no history on a device.
 
-        Gradients of several calls can so be added up before they go on to what the tensors were
-        computed from.
+        Gradients with respect to these tensors of several calls can be added up before they go on
+        to what the model was computed from. On a GPU, the host need not wait for those of a call.
         """
         leaves = []
         for tensor in self.tensors:
             leaf = tensor
             if tensor is not None:
-                leaf = tensor.detach().requires_grad_(tensor.requires_grad)
+                leaf = tensor.detach().to(device).requires_grad_(tensor.requires_grad)
             leaves.append(leaf)
         return replace(self, tensors=ModelTensors._make(leaves))
 

@@ -37,6 +37,7 @@ def make_loss(name: str, regions: Sequence[Sequence[int]]) -> Loss:
 def _soft_dice_loss(marginals: Tensor, labels: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
     """Return 1 minus the mean soft Dice of the regions that the reference has."""
     losses = []
+    is_present = []
     for region in regions:
         predicted = marginals[region[0]]
         is_inside = labels == region[0]
@@ -45,16 +46,16 @@ def _soft_dice_loss(marginals: Tensor, labels: Tensor, regions: Sequence[Sequenc
             is_inside = is_inside | (labels == label)
         expected = is_inside.to(predicted)
         num_expected = expected.sum()
-        if not bool(num_expected):
-            # Cross-entropy penalizes false positives; a Dice of 0 for a voxel too many would
-            # outweigh everything.
-            continue
+        is_present.append(num_expected > 0.0)
         overlap = (predicted * expected).sum()
         total = predicted.sum() + num_expected + DICE_SMOOTHING
         losses.append(1.0 - (2.0 * overlap + DICE_SMOOTHING) / total)
-    if losses:
-        return torch.stack(losses).mean()
-    return marginals.sum() * 0.0  # a loss without a gradient, on which autograd can still be called
+    # Cross-entropy penalizes false positives in regions that are absent; a Dice of 0 for a voxel
+    # too many would outweigh everything. To leave them out one by one, the host would wait for a
+    # GPU.
+    counts = torch.stack(is_present)
+    of_present = torch.where(counts, torch.stack(losses), 0.0)
+    return of_present.sum() / counts.sum().clamp(min=1)
 
 
 def make_region_loss(name: str, scheme: RegionScheme) -> Loss:

@@ -200,7 +200,7 @@ class Model:
         models = self._crf_models(batch[0])
         # The few values that the parameters stand for are the same for all crops: each crop has
         # gradients with respect to them, and only the mean goes on to the parameters.
-        leaves = [model.with_leaves() for model in models]
+        leaves = [model.with_leaves(self._device.tensors) for model in models]
         wanted = _moving_tensors(leaves)
 
         def gradient_of(crop: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -209,8 +209,9 @@ class Model:
 
         results = workers.run_on_device(gradient_of, batch)
         losses, gradients = zip(*results, strict=True)
-        mean_loss = sum(float(value) for value in losses) / len(batch)
         means = [mean_tensor(parts) for parts in zip(*gradients, strict=True)]
+        of_crops, *means = _on_host([torch.stack(losses), *means])
+        mean_loss = float(of_crops.double().mean())
         by_parameter = torch.autograd.grad(_moving_tensors(models), self.moving, means)
         return mean_loss, list(by_parameter)
 
@@ -330,6 +331,18 @@ def _model_of_region(layer: CrfRnn, region: int) -> CrfModel:
         volume=layer.volume_weight,
         **settings,
     )
+
+
+def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors on the CPU; the host waits once for a GPU, not for each tensor."""
+    if tensors[0].device.type == "cpu":
+        return list(tensors)
+    numbers = torch.cat([tensor.double().flatten() for tensor in tensors]).cpu()
+    sizes = [tensor.numel() for tensor in tensors]
+    moved = []
+    for tensor, part in zip(tensors, numbers.split(sizes), strict=True):
+        moved.append(part.reshape(tensor.shape).to(tensor.dtype))
+    return moved
 
 
 def _moving_tensors(models: Sequence[CrfModel]) -> list[Tensor]:

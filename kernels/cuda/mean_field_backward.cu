@@ -130,4 +130,54 @@ CRF_KERNEL(differentiate_ones, const Real* weights, const Real* compatibility, i
     const Penalty penalty{weights, compatibility, is_potts, num_labels, by_start, num_voxels, n};
     gradient[n] = -penalty(penalty.all(), num_labels - 1);
 }
+
+// One thread per number of the gradient with respect to the parameters, from the sums of a backward
+// pass. totals: for each kernel products of messages and y, (kernel, label, label); sums of the
+// features, (num_features); the gradient with respect to the bias, (label); that with respect to
+// the inverse temperature, but for the bias. bias: (label), or nullptr. sources, thetas:
+// (num_thetas) the sum of each bandwidth among those of the features, or -1, and the bandwidth.
+// gradient: weights (kernel, label), compatibility (label, label), bias (label), temperature,
+// bandwidths (num_thetas).
+CRF_KERNEL(combine_sums, int num_kernels, int num_labels, const double* totals, int num_features,
+           const Real* weights, const Real* compatibility, const Real* bias, Real temperature,
+           int num_thetas, const int* sources, const double* thetas, double* gradient) {
+    const int64 num_pairs = int64(num_labels) * num_labels;
+    const double* by_feature = totals + num_kernels * num_pairs;
+    const double* by_bias = by_feature + num_features;
+    const int64 n = thread_number();
+    int64 place = n;
+    if (place < num_kernels * num_labels) {
+        const int64 label = place % num_labels;
+        double sum = 0.0;
+        for (int l = 0; l < num_labels; ++l)
+            sum += totals[place * num_labels + l] * compatibility[label * num_labels + l];
+        gradient[n] = -sum;
+        return;
+    }
+    place -= num_kernels * num_labels;
+    if (place < num_pairs) {
+        double sum = 0.0;
+        for (int k = 0; k < num_kernels; ++k)
+            sum += totals[k * num_pairs + place] * weights[k * num_labels + place / num_labels];
+        gradient[n] = -sum;
+        return;
+    }
+    place -= num_pairs;
+    if (place < num_labels) {
+        gradient[n] = by_bias[place];
+        return;
+    }
+    place -= num_labels;
+    if (place == 0) {
+        double by_inverse = by_bias[num_labels];
+        if (bias)
+            for (int l = 0; l < num_labels; ++l) by_inverse += by_bias[l] * bias[l];
+        gradient[n] = -by_inverse / temperature;
+        return;
+    }
+    place -= 1;
+    if (place >= num_thetas) return;
+    const int source = sources[place];
+    gradient[n] = source < 0 ? 0.0 : by_feature[source] / thetas[place];
+}
 }  // namespace crf

@@ -1,11 +1,13 @@
 """What a forward pass on a GPU asks of its host: launches, allocations, waits."""
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from cuda_shim import compiler  # noqa: E402
-from strict_device import StrictDevice  # noqa: E402
+from oracles import GRADIENTS, random_case, resolve  # noqa: E402
+from strict_device import StrictArray, StrictDevice  # noqa: E402
 from torch_gpu import give_tensors  # noqa: E402
 from torch_waits import CountedWaits  # noqa: E402
 
@@ -89,6 +91,35 @@ def test_a_backward_pass_of_the_layer(device):
     assert device.launches.total() <= 223
     assert device.num_allocations <= 75
     assert device.waits == {"a download": 1}
+
+
+def test_gradients_of_parameters_may_stay_on_the_device():
+    """They are the same numbers, and the host does not wait for them."""
+    case = random_case(3, num_modalities=2)
+    settings = {
+        "bilateral__weight": [1.0, 1.5, 2.0],
+        "spatial__weight": 0.5,
+        "mean_field__num_iterations": 3,
+        "mean_field__bias": [0.3, -0.2, 0.4],
+        "mean_field__temperature": 0.7,
+    }
+    model = resolve(case, bilateral__theta_alpha=1.4, bilateral__theta_beta=0.2, **settings)
+    device = StrictDevice()
+    kernels = CudaBackend(device).kernels(case.grid, model.kernels)
+    logits = torch.from_numpy(case.logits)  # a tensor stands for one of the GPU
+    tape = kernels.forward(logits, model.mean_field)
+    found = []
+    for stays in (False, True):
+        device.reset()
+        found.append(kernels.backward(tape, logits, logits, stays=stays))
+        assert device.waits == ({} if stays else {"a download": 1})
+    on_host, on_device = found
+    for name in sorted(set(GRADIENTS) - {"logits", "image", "volume_weight"}):
+        expected = np.asarray(getattr(on_host, name))
+        assert expected.any(), name
+        stayed = getattr(on_device, name)
+        assert isinstance(stayed, StrictArray)
+        np.testing.assert_array_equal(device.download(stayed), expected, err_msg=name)
 
 
 def test_a_filter_of_points(device):

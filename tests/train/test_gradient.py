@@ -7,9 +7,11 @@ torch = pytest.importorskip("torch")
 
 from dataclasses import replace  # noqa: E402
 
+from torch_waits import CountedWaits  # noqa: E402
 from training_helpers import SIZES, crops, material, start  # noqa: E402
 
 from crfrefine.layer.taking_part import labels_taking_part  # noqa: E402
+from crfrefine.train.losses import make_loss  # noqa: E402
 from crfrefine.train.material import CPU  # noqa: E402
 from crfrefine.train.model import Model  # noqa: E402
 from crfrefine.train.options import LEARNABLE  # noqa: E402
@@ -63,3 +65,29 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_crops(learn):
         assert expected.any(), name
         tolerance = 1e-5 * float(torch.stack(of_crops).abs().max())
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_a_loss_leaves_out_absent_regions_without_a_wait():
+    """Soft Dice by its formula over the two regions that the reference has; without any, 0."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(4, 60, generator=generator, requires_grad=True)
+    labels = torch.randint(0, 3, (60,), generator=generator)
+    regions = [(1,), (3,), (2, 3)]
+    loss = make_loss("dice", regions)
+    with CountedWaits(logits, labels) as counted:
+        found = loss(logits, labels)
+    assert counted.num_waits == 0
+    marginals = logits.detach().softmax(0).double()
+    expected = []
+    for region in ((1,), (2, 3)):
+        inside = torch.isin(labels, torch.tensor(region)).double()
+        predicted = marginals[list(region)].sum(0)
+        overlap = float((predicted * inside).sum())
+        total = float(predicted.sum() + inside.sum())
+        expected.append(1.0 - (2.0 * overlap + 1.0) / (total + 1.0))
+    assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-5)
+
+    nothing = loss(logits, torch.zeros_like(labels))
+    assert float(nothing.detach()) == 0.0
+    (gradient,) = torch.autograd.grad(nothing, logits)
+    assert not gradient.any()

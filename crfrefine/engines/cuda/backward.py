@@ -5,10 +5,12 @@ kernels/cuda/mean_field_backward.cu has the names and the formulas.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Float64
 from crfrefine.engines.base import MeanFieldGradients
@@ -39,23 +41,28 @@ class Backward:
         *,
         wants_theta: bool,
         wants_image: bool,
+        stays: bool,
     ) -> None:
         """Take the model of the forward pass and its image, and allocate the memory of the steps.
 
-        The image is (M, *grid) on the device.
+        The image is (M, *grid) on the device. With `stays` the gradients of the parameters stay
+        there, too.
         """
         self._voxels = voxels
         self._device = voxels.device
         self._kernels = kernels
         self._kernel_set, self._spec = specs
         self._wants_theta = wants_theta
+        self._stays = stays
         self._num_modalities = len(image)
         self._num_voxels = num_voxels = voxels.num_voxels
         self._num_labels = num_labels = self._spec.num_labels
         self._weights = upload_float32(self._device, self._spec.weights)
         self._compatibility = upload_float32(self._device, self._spec.compatibility)
         self._sums = Sums(voxels.device)
-        self._products = [Products(self._sums, num_labels, num_labels, num_voxels) for _ in kernels]
+        self._products = Products(
+            self._sums, num_labels, num_labels, num_voxels, num_sets=len(kernels)
+        )
         xp = self._device.xp
         self._by_image = None
         self._by_intensity = None
@@ -79,6 +86,8 @@ class Backward:
         self._moments = []
         for kernel, kernel_spec in zip(kernels, self._kernel_set.kernels, strict=True):
             self._moments.append(self._moments_of(kernel, kernel_spec, image))
+        # The bandwidths of each kernel whose sums are taken; see `Moments.thetas`.
+        self._thetas = [() if moments is None else moments.thetas for moments in self._moments]
 
         # (label, voxel) gradients with respect to x and to the first x, and the messages.
         of_labels = (num_labels, num_voxels)
@@ -122,16 +131,14 @@ class Backward:
         del self._marginals, self._by_message, self._by_marginals
         del self._filtered_back, self._messages
 
-        thetas = []
         for number, moments in enumerate(self._moments):
             if moments is not None:
                 self._finish_moments(number, moments)
-                thetas.append(moments.thetas)
         del self._moments, self._filtered
         if self._by_image is not None:
             self._voxels.scatter(self._by_intensity, self._by_image)
         by_logits = self._logits_back(by_out, logits)
-        return self._gradients(by_logits, thetas, volume)
+        return self._gradients(by_logits, volume)
 
     def _step_back(self, record: Any) -> None:
         """Go back one step; `record` has the (channel, voxel) marginals at its start."""
@@ -181,7 +188,7 @@ class Backward:
         results = (*factors, self._by_marginals, adds, self._messages)
         counts = (self._num_labels, self._num_voxels)
         self._launch("take_messages", *counts, *values, *normalization, *results)
-        self._products[number].add(self._messages, self._by_x)
+        self._products.add(self._messages, self._by_x, number=number)
 
     def _finish_moments(self, number: int, moments: Moments) -> None:
         """Add the gradient through the normalization of a kernel."""
@@ -209,42 +216,41 @@ class Backward:
         temperature_sums.add(row, finite.reshape(1, -1))
         return by_logits
 
-    def _gradients(
-        self, by_logits: Any, thetas: list[Float64], volume: VolumeBackward | None
-    ) -> MeanFieldGradients:
-        """Put the results together.
-
-        Totals come in the order in which their sums were reserved: a kernel's products, its
-        bandwidths, the bias, the temperature.
-        """
-        spec = self._spec
+    def _gradients(self, by_logits: Any, volume: VolumeBackward | None) -> MeanFieldGradients:
+        """Put the results together."""
+        gradient = self._of_parameters()
+        if not self._stays:
+            gradient = self._device.download(gradient)
         num_kernels = len(self._kernels)
-        totals = self._sums.totals()
-        products = np.array(totals[:num_kernels])
-        products = products.reshape(-1, self._num_labels, self._num_labels)
-        compatibility = np.asarray(spec.compatibility, dtype=np.float64)
-        weights = spec.weights.astype(np.float64)
-        by_bias = totals[-2]
-        (by_inverse,) = totals[-1].tolist()
-        if spec.bias is not None:
-            by_inverse += float((by_bias * spec.bias).sum())
+        num_labels = self._num_labels
+        shapes = (
+            (num_kernels, num_labels),
+            (num_labels, num_labels),
+            (num_labels,),
+            (),
+            (num_kernels, self._num_modalities),
+            (num_kernels, len(self._voxels.grid_shape)),
+        )
+        parts = []
+        begin = 0
+        for shape in shapes:
+            end = begin + math.prod(shape)
+            parts.append(gradient[begin:end].reshape(shape))
+            begin = end
+        by_weights, by_compatibility, by_bias, by_temperature, by_intensity, by_position = parts
 
-        by_theta = totals[num_kernels:-2]
-        by_intensity, by_position = self._bandwidth_gradients(by_theta, thetas)
         num_bilateral = len(self._kernel_set.bilateral)
         by_volume = None
         if volume is not None:
-            by_volume = spec.volume_weight_gradient(volume.by_slack)
+            by_volume = self._spec.volume_weight_gradient(volume.by_slack)
         by_gamma = None
         if num_kernels > num_bilateral:
             by_gamma = by_position[-1]
-        by_weights = -(products * compatibility).sum(axis=2)
-        by_compatibility = -(products * weights[:, :, None]).sum(axis=0)
         return MeanFieldGradients(
             logits=by_logits,
             weights=by_weights,
             compatibility=by_compatibility,
-            temperature=-by_inverse / spec.temperature,
+            temperature=by_temperature if self._stays else float(by_temperature),
             bias=by_bias,
             theta_position=by_position[:num_bilateral],
             theta_intensity=by_intensity[:num_bilateral],
@@ -253,24 +259,55 @@ class Backward:
             volume_weight=by_volume,
         )
 
-    def _bandwidth_gradients(
-        self, totals: Sequence[Float64], thetas: list[Float64]
-    ) -> tuple[Float64, Float64]:
-        """Return the gradients with respect to bandwidths of intensity and of position.
+    def _of_parameters(self) -> Any:
+        """Return the gradient of `combine_sums`, on the device.
 
-        They are (kernel, modality) and (kernel, grid axis); zeros if they are not wanted.
+        Totals come in the order in which their sums were reserved: the kernels' products, their
+        bandwidths, the bias, the temperature.
+        """
+        device = self._device
+        spec = self._spec
+        num_kernels = len(self._kernels)
+        num_labels = self._num_labels
+        sources, thetas = self._bandwidths()
+        bias = None if spec.bias is None else upload_float32(device, spec.bias)
+        num_features = 0
+        for of_kernel in self._thetas:
+            num_features += len(of_kernel)
+        size = num_kernels * num_labels + num_labels**2 + num_labels + 1 + len(thetas)
+        gradient = device.xp.empty(size, dtype=np.float64)
+        sums = (num_kernels, num_labels, self._sums.add_up(), num_features)
+        model = (self._weights, self._compatibility, bias, spec.temperature)
+        of_thetas = (len(thetas), device.upload(sources), device.upload(thetas))
+        arguments = (*sums, *model, *of_thetas, gradient)
+        device.launch("mean_field_backward", "combine_sums", self._constants, size, *arguments)
+        return gradient
+
+    def _bandwidths(self) -> tuple[NDArray[np.int32], Float64]:
+        """Return the sum of each bandwidth's gradient, by its number, and the bandwidths.
+
+        They are first those of intensity, (kernel, modality), then those of position, (kernel, grid
+        axis). The number is -1 where there is no bandwidth, or its gradient is not wanted.
         """
         num_kernels = len(self._kernels)
-        by_intensity = np.zeros((num_kernels, self._num_modalities))
-        by_position = np.zeros((num_kernels, len(self._voxels.grid_shape)))
-        if not self._wants_theta:
-            return by_intensity, by_position
-        for number, (total, theta) in enumerate(zip(totals, thetas, strict=True)):
-            by_theta = total / theta
+        num_modalities = self._num_modalities
+        shape = (num_kernels, num_modalities + len(self._voxels.grid_shape))
+        sources = np.full(shape, -1, np.int32)
+        thetas = np.ones(shape)
+        first = 0
+        for number, of_kernel in enumerate(self._thetas):
             num_intensities = len(self._kernel_set.kernels[number].theta_intensity or ())
-            by_intensity[number, :num_intensities] = by_theta[:num_intensities]
-            by_position[number, self._voxels.source_axis] = by_theta[num_intensities:]
-        return by_intensity, by_position
+            places = list(range(num_intensities))
+            places += [num_modalities + axis for axis in self._voxels.source_axis]
+            if self._wants_theta:
+                sources[number, places] = np.arange(first, first + len(of_kernel))
+                thetas[number, places] = of_kernel
+            first += len(of_kernel)
+        by_kind = []
+        for values in (sources, thetas):
+            intensities, positions = np.split(values, [num_modalities], axis=1)
+            by_kind.append(np.concatenate([intensities.ravel(), positions.ravel()]))
+        return by_kind[0], by_kind[1]
 
     def _penalty(self, number: int) -> tuple[Any, Any, int]:
         """Return a kernel's weights, the compatibility, and whether that is Potts."""

@@ -141,6 +141,7 @@ class CudaKernels:
         *,
         wants_theta: bool = True,
         wants_image: bool = False,
+        stays: bool = False,
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
         with self._working(logits):
@@ -151,6 +152,7 @@ class CudaKernels:
                 (self.spec, tape.spec),
                 wants_theta=wants_theta,
                 wants_image=wants_image,
+                stays=stays,
             )
             record = self._device.upload(tape.record)
             volume = None

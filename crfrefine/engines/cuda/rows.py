@@ -134,27 +134,37 @@ class Sums:
         self._parts.append(part)
         return part
 
+    def add_up(self) -> Any:
+        """Return the totals on the device, one after the other in the order of `reserve`."""
+        num_sums = sum(len(part) for part in self._parts)
+        totals = self.device.xp.empty(num_sums, dtype=np.float64)
+        begin = 0
+        for part in self._parts:
+            end = begin + len(part)
+            if end > begin:
+                add_up(self.device, part, totals[begin:end])
+            begin = end
+        return totals
+
     def totals(self) -> list[Float64]:
         """Return the totals on the host, an array for each `reserve`, in the order of these calls.
 
         This waits until all launches so far are done.
         """
         ends = np.cumsum([len(part) for part in self._parts])
-        num_sums = int(ends[-1])
-        totals = self.device.xp.empty(num_sums, dtype=np.float64)
-        for part, end in zip(self._parts, ends.tolist(), strict=True):
-            begin = end - len(part)
-            add_up(self.device, part, totals[begin:end])
-        return np.split(self.device.download(totals), ends[:-1])
+        return np.split(self.device.download(self.add_up()), ends[:-1])
 
 
 class Products:
     """Sums over the voxels of the products of each row of one array with each row of another.
 
-    `parts`, of `Sums`, has what each thread has added so far.
+    They are the sums of one or more sets of arrays of the same sizes. `parts`, of `Sums`, has what
+    each thread has added so far, (set, pair of rows, thread).
     """
 
-    def __init__(self, sums: Sums, num_rows: int, num_others: int, num_voxels: int) -> None:
+    def __init__(
+        self, sums: Sums, num_rows: int, num_others: int, num_voxels: int, *, num_sets: int = 1
+    ) -> None:
         self._device = sums.device
         self._num_voxels = num_voxels
         num_pairs = num_rows * num_others
@@ -169,14 +179,17 @@ class Products:
             "CRF_THREADS": _PAIR_THREADS,
             "CRF_TILE": tile,
         }
-        self.parts = sums.reserve(num_pairs, self._num_blocks * num_slices)
+        num_parts = self._num_blocks * num_slices
+        parts = sums.reserve(num_sets * num_pairs, num_parts)
+        self.parts = parts.reshape(num_sets, num_pairs, num_parts)
 
-    def add(self, rows: Any, others: Any, part: Any = None) -> None:
+    def add(self, rows: Any, others: Any, part: Any = None, *, number: int = 0) -> None:
         """Add the products of the (row, voxel) numbers `rows` and `others`, where None means ones.
 
-        Only voxels where `part`, (voxel) uint8, is 1 count; None means all.
+        They are added to the set of this number. Only voxels where `part`, (voxel) uint8, is 1
+        count; None means all.
         """
-        arguments = (rows, others, part, self._num_voxels, self._num_blocks, self.parts)
+        arguments = (rows, others, part, self._num_voxels, self._num_blocks, self.parts[number])
         self._device.launch_blocks(
             "products", "add_products", self._constants, self._num_blocks, *arguments
         )

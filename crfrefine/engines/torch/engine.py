@@ -294,6 +294,7 @@ class TorchKernels:
         *,
         wants_theta: bool = True,
         wants_image: bool = False,
+        stays: bool = False,
     ) -> MeanFieldGradients:
         """Return the gradients of a loss; see `Kernels.backward`."""
         inputs = self._inputs(logits, tape.spec)
