@@ -188,8 +188,9 @@ class Tape:
 class MeanFieldGradients:
     """Gradients of a loss with respect to the inputs of a mean-field run.
 
-    The gradients with respect to bandwidths are zeros unless asked for. In the engines, a name
-    `by_x` is the gradient of the loss with respect to x.
+    The gradients with respect to bandwidths are zeros unless asked for. Those with respect to
+    parameters may be arrays on a GPU; see `Kernels.backward`. In the engines, a name `by_x` is the
+    gradient of the loss with respect to x.
     """
 
     logits: Array  # (L, *grid)
@@ -248,7 +249,8 @@ class Kernels(Protocol):
         Those with respect to bandwidths and image are computed if they are wanted. The tape is
         that of `forward` for these (L, *grid) logits; `gradient` is that of the loss with respect
         to the tape's logits. With `stays` the gradients of parameters are arrays on the device of
-        the logits, for which the host does not wait; on a CPU it changes nothing.
+        the logits, for which the host does not wait; on a CPU it changes nothing. The gradient with
+        respect to the volume term's weight is always a number: its steps wait anyway.
         """
 
 

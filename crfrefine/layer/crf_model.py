@@ -140,7 +140,11 @@ class CrfModel:
         return replace(self, tensors=self.tensors.among(labels), run=part_of_run, kernels=kernels)
 
     def kernels_of(self, image: Tensor) -> KernelSetSpec:
-        """Return the kernels for an image, whose gradient takes the sums of those of bandwidths."""
+        """Return the kernels for an image.
+
+        `auto` counts a backward pass for gradients of the bandwidths or of the image, which take
+        the same sums. Without gradients there is none.
+        """
         if not torch.is_grad_enabled():
             return replace(self.kernels, moves_bandwidths=False)
         if image.requires_grad:

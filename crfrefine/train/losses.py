@@ -40,11 +40,9 @@ def _soft_dice_loss(marginals: Tensor, labels: Tensor, regions: Sequence[Sequenc
     is_present = []
     for region in regions:
         predicted = marginals[region[0]]
-        is_inside = labels == region[0]
         for label in region[1:]:
             predicted = predicted + marginals[label]
-            is_inside = is_inside | (labels == label)
-        expected = is_inside.to(predicted)
+        expected = _are_among(labels, region).to(predicted)
         num_expected = expected.sum()
         is_present.append(num_expected > 0.0)
         overlap = (predicted * expected).sum()
@@ -68,11 +66,22 @@ def make_region_loss(name: str, scheme: RegionScheme) -> Loss:
     def loss(log_odds: Tensor, labels: Tensor) -> Tensor:
         losses = []
         for channel, members in zip(log_odds, scheme.labels, strict=True):
-            inside = torch.isin(labels, torch.tensor(members, device=labels.device)).long()
+            inside = _are_among(labels, members).long()
             losses.append(binary_loss(with_background(channel), inside))
         return torch.stack(losses).mean()
 
     return loss
+
+
+def _are_among(labels: Tensor, members: Sequence[int]) -> Tensor:
+    """Return whether each label is among some labels.
+
+    These are compared one by one, since the host would wait until a GPU has got a tensor of them.
+    """
+    are_among = labels == members[0]
+    for member in members[1:]:
+        are_among = are_among | (labels == member)
+    return are_among
 
 
 def with_background(log_odds: Tensor) -> Tensor:

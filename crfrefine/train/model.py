@@ -212,7 +212,12 @@ class Model:
         means = [mean_tensor(parts) for parts in zip(*gradients, strict=True)]
         of_crops, *means = _on_host([torch.stack(losses), *means])
         mean_loss = float(of_crops.double().mean())
-        by_parameter = torch.autograd.grad(_moving_tensors(models), self.moving, means)
+        # The gradient of this sum continues those of the crops. Gradients of several tensors would
+        # be the same, but PyTorch imports SymPy for them, for which all threads wait.
+        products = []
+        for tensor, mean in zip(_moving_tensors(models), means, strict=True):
+            products.append((tensor * mean).sum().double())
+        by_parameter = torch.autograd.grad(torch.stack(products).sum(), self.moving)
         return mean_loss, list(by_parameter)
 
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:

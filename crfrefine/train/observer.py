@@ -47,6 +47,7 @@ class Progress:
         self._observer = observer
         self._num_parts = num_parts
         self._num_steps = num_steps
+        self._num_tried = 0  # starts
         self._steps: dict[str, int] = {}  # optimizer steps that count as made, of each training
         self._lock = threading.Lock()
 
@@ -60,10 +61,11 @@ class Progress:
         with self._lock:
             self._observer.stage_started(stage)
 
-    def screened(self, fraction: float) -> None:
-        """So much of the reading and of the trying of starts is done."""
+    def start_tried(self, num_starts: int) -> None:
+        """One more of the starts to try was tried."""
         with self._lock:
-            self._observer.progressed(SCREENING_SHARE * fraction)
+            self._num_tried += 1
+            self._observer.progressed(SCREENING_SHARE * self._num_tried / num_starts)
 
     def stepped(self, training: str, start: str, state: str) -> None:
         """Show one more optimizer step of a training."""

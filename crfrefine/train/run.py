@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
@@ -201,12 +202,14 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
     places = np.linspace(0, num_cases - 1, min(num_cases, MAX_SCREENED)).round()
     cases = np.unique(places.astype(int)).tolist()
     samples = [material.samples[case] for case in cases]
-    dice_of_starts = []
-    for start in starts:
-        refine = Model(start.parameters, (), material.sizes, material.device).refine
-        dice_of_starts.append(score_cases(refine, samples, material, prepared.workers).dice)
-        progress.screened(len(dice_of_starts) / len(starts))
 
+    def dice_of(start: Start) -> NDArray[np.float64]:
+        refine = Model(start.parameters, (), material.sizes, material.device).refine
+        dice = score_cases(refine, samples, material, prepared.workers).dice
+        progress.start_tried(len(starts))
+        return dice
+
+    dice_of_starts = prepared.workers.run_parts(dice_of, starts)
     scores = Scores(starts, np.array(dice_of_starts).T)
     chosen: dict[int, Sequence[Start]] = {}
     for fold in folds:

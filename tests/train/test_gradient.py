@@ -1,5 +1,10 @@
 """The gradient of a batch of crops."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,8 +15,9 @@ from dataclasses import replace  # noqa: E402
 from torch_waits import CountedWaits  # noqa: E402
 from training_helpers import SIZES, crops, material, start  # noqa: E402
 
+from crfrefine.arrays.region_scheme import RegionScheme  # noqa: E402
 from crfrefine.layer.taking_part import labels_taking_part  # noqa: E402
-from crfrefine.train.losses import make_loss  # noqa: E402
+from crfrefine.train.losses import make_loss, make_region_loss  # noqa: E402
 from crfrefine.train.material import CPU  # noqa: E402
 from crfrefine.train.model import Model  # noqa: E402
 from crfrefine.train.options import LEARNABLE  # noqa: E402
@@ -67,7 +73,7 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_crops(learn):
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_a_loss_leaves_out_absent_regions_without_a_wait():
+def test_a_loss_leaves_out_absent_regions_without_a_wait(monkeypatch):
     """Soft Dice by its formula over the two regions that the reference has; without any, 0."""
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(4, 60, generator=generator, requires_grad=True)
@@ -87,7 +93,37 @@ def test_a_loss_leaves_out_absent_regions_without_a_wait():
         expected.append(1.0 - (2.0 * overlap + 1.0) / (total + 1.0))
     assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-5)
 
+    monkeypatch.setattr(torch, "tensor", None)  # A tensor of numbers is sent to the GPU.
+    log_odds = torch.stack([logits[1] - logits[0], logits[2] - logits[0]])
+    scheme = RegionScheme.of({"whole": (1, 2), "core": 2})
+    of_regions = make_region_loss("ce+dice", scheme)(log_odds, labels)
+    binary = make_loss("ce+dice", [(1,)])
+    parts = []
+    for channel, is_inside in zip(log_odds, [labels > 0, labels == 2], strict=True):
+        parts.append(binary(torch.stack([torch.zeros(60), channel]), is_inside.long()))
+    assert float(of_regions.detach()) == float(torch.stack(parts).mean().detach())
+
     nothing = loss(logits, torch.zeros_like(labels))
     assert float(nothing.detach()) == 0.0
     (gradient,) = torch.autograd.grad(nothing, logits)
     assert not gradient.any()
+
+
+GRADIENT = """
+import sys
+from training_helpers import SIZES, crops, material, start
+from crfrefine.train.model import Model
+from crfrefine.train.workers import Workers
+batch = crops(1)
+model = Model(start(4.0).parameters, ("weights", "theta", "bias"), SIZES)
+model.gradient(batch, material(batch).loss, Workers(1))
+print("sympy" in sys.modules)
+"""
+
+
+def test_a_gradient_does_not_import_sympy():
+    """PyTorch does for gradients of several tensors, and all threads of a training would wait."""
+    helpers = str(Path(__file__).parents[1] / "helpers")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([helpers, *sys.path])}
+    printed = subprocess.check_output([sys.executable, "-c", GRADIENT], env=environment, text=True)
+    assert printed.split() == ["False"]

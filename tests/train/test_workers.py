@@ -165,7 +165,8 @@ class Shares(TrainingObserver):
 def test_the_progress_is_that_of_all_trainings_together():
     observer = Shares()
     progress = Progress(observer, num_parts=2, num_steps=4)
-    progress.screened(1.0)
+    progress.start_tried(2)
+    progress.start_tried(2)
     progress.stepped("first", "start", "1/4")
     progress.stepped("second", "start", "1/4")
     progress.stepped("first", "start", "2/4")
@@ -174,7 +175,7 @@ def test_the_progress_is_that_of_all_trainings_together():
         progress.stepped("second", "start", "further")
     progress.training_ended("second", "done")
 
-    expected = [0.1, 0.1 + 0.9 / 8, 0.1 + 0.9 / 4, 0.1 + 2.7 / 8, 0.1 + 4.5 / 8]
-    assert observer.shares[:5] == pytest.approx(expected)
+    expected = [0.05, 0.1, 0.1 + 0.9 / 8, 0.1 + 0.9 / 4, 0.1 + 2.7 / 8, 0.1 + 4.5 / 8]
+    assert observer.shares[:6] == pytest.approx(expected)
     assert observer.shares == sorted(observer.shares)
     assert observer.shares[-1] == pytest.approx(1.0)
