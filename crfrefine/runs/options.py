@@ -181,8 +181,7 @@ class InferenceOptions:
         Option(
             "--jobs",
             "Cases in work at a time, which share the threads; auto: as many as there are threads "
-            "and memory for; with a GPU three, which it refines one after the other. The results "
-            "are the same.",
+            "and memory for; a GPU refines them one after the other. The results are the same.",
             "N|auto",
             _parse_jobs,
         ),

@@ -34,7 +34,6 @@ from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
 from crfrefine.version import __version__
 
-JOBS_OF_GPU = 3  # cases in work: one is read, one is on the GPU, and one is written
 # of a case whose task raises an error: another worker may have the right version of the package
 RETRIES = 1
 
@@ -135,15 +134,13 @@ def _run_cases(
 def num_cases_in_flight(plan: RunPlan) -> int:
     """Return how many cases are in work at a time if there is memory for them.
 
-    The GPU engine takes one case at a time, so that a few are enough to keep it busy.
+    The GPU engine takes one case at a time, much more quickly than a thread reads and writes it:
+    only as many threads as on a CPU keep it busy. The operations of PyTorch take all of a machine.
     """
     options = plan.settings.options
-    device = plan.summary.device
+    if plan.summary.device.startswith("torch"):
+        return 1
     num_jobs = options.num_jobs or options.threads or available_threads()
-    if device.startswith("cuda"):
-        num_jobs = options.num_jobs or JOBS_OF_GPU
-    elif device != "cpu":
-        num_jobs = 1
     return min(num_jobs, len(plan.tasks))
 
 

@@ -237,7 +237,7 @@ def test_cases_share_the_threads(folders, monkeypatch, threads, jobs, num_cases,
     ("device", "jobs", "expected"),
     [
         ("cpu", None, 6),
-        ("cuda", None, 3),
+        ("cuda", None, 6),
         ("cuda:1", 5, 5),
         ("cuda", 1, 1),
         ("torch:cuda", None, 1),
