@@ -47,7 +47,7 @@ class Progress:
         self._observer = observer
         self._num_parts = num_parts
         self._num_steps = num_steps
-        self._num_tried = 0  # starts
+        self._screened = 0.0  # share of the trying of starts that is done
         self._steps: dict[str, int] = {}  # optimizer steps that count as made, of each training
         self._lock = threading.Lock()
 
@@ -61,11 +61,11 @@ class Progress:
         with self._lock:
             self._observer.stage_started(stage)
 
-    def start_tried(self, num_starts: int) -> None:
-        """One more of the starts to try was tried."""
+    def start_tried(self, share: float) -> None:
+        """A start was tried, which is such a share of the trying of starts."""
         with self._lock:
-            self._num_tried += 1
-            self._observer.progressed(SCREENING_SHARE * self._num_tried / num_starts)
+            self._screened += share
+            self._observer.progressed(SCREENING_SHARE * self._screened)
 
     def stepped(self, training: str, start: str, state: str) -> None:
         """Show one more optimizer step of a training."""

@@ -1,8 +1,6 @@
 """The whole of `crfrefine train-crf`, stage after stage.
 
-The stages are: plan, prepare, cross-validate, train on all cases, compare, write. The
-starts are first tried without training: at a bandwidth ten times too large, the gradient says
-nothing.
+The stages are: plan, prepare, try the starts, cross-validate, train on all cases, compare, write.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
@@ -38,7 +35,6 @@ from crfrefine.statistics.comparison import summary_dicts
 from crfrefine.train import starts as setup
 from crfrefine.train.baselines import (
     MIN_CALIBRATED,
-    Scores,
     Tuned,
     VectorScaling,
     calibrate,
@@ -55,12 +51,13 @@ from crfrefine.train.comparison import (
     compare,
     measure_methods,
 )
-from crfrefine.train.fit import Fit, score_cases
+from crfrefine.train.fit import Fit
 from crfrefine.train.material import choose_device
-from crfrefine.train.model import Model, mean_defined
+from crfrefine.train.model import mean_defined
 from crfrefine.train.observer import Progress, TrainingObserver
 from crfrefine.train.options import DEFAULT_LEARN, WRITTEN_BY, TrainingOptions
 from crfrefine.train.plan import Plan, Prepared, Split, make_plan, prepare
+from crfrefine.train.screening import choose_starts
 from crfrefine.train.starts import (
     CALIBRATION,
     UNTRAINED,
@@ -76,7 +73,6 @@ from crfrefine.train.starts import (
 from crfrefine.train.workers import Workers
 from crfrefine.version import __version__
 
-MAX_SCREENED = 40  # cases that the starts are tried on, at most
 # Factor on the step length in the training on all cases, which starts where the folds ended.
 STEP_LENGTH = 0.3
 SCHEMA = 1
@@ -184,49 +180,6 @@ def _import_statistics() -> None:
     """Import what the comparison at the end takes from SciPy; it raises the error, if any."""
     with suppress(Exception):
         import_module("scipy.stats")
-
-
-def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequence[Start]]:
-    """Return the starts to train in each of some folds.
-
-    They have different bandwidths, and are the best without training on the cases of the fold.
-    """
-    starts = prepared.starts
-    if not folds or len(starts) <= setup.NUM_TRAINED:
-        return dict.fromkeys(folds, starts)
-
-    progress = prepared.progress
-    progress.stage_started(f"trying {len(starts)} starts")
-    material = prepared.material
-    num_cases = len(material.crops)
-    places = np.linspace(0, num_cases - 1, min(num_cases, MAX_SCREENED)).round()
-    cases = np.unique(places.astype(int)).tolist()
-    samples = [material.samples[case] for case in cases]
-
-    def dice_of(start: Start) -> NDArray[np.float64]:
-        refine = Model(start.parameters, (), material.sizes, material.device).refine
-        dice = score_cases(refine, samples, material, prepared.workers).dice
-        progress.start_tried(len(starts))
-        return dice
-
-    dice_of_starts = prepared.workers.run_parts(dice_of, starts)
-    scores = Scores(starts, np.array(dice_of_starts).T)
-    chosen: dict[int, Sequence[Start]] = {}
-    for fold in folds:
-        seen = prepared.plan.folds[fold].seen
-        means = scores.means([row for row, case in enumerate(cases) if case in seen])
-        order = np.argsort(-means, kind="stable")
-        chosen[fold] = _first_bandwidths([starts[number] for number in order])
-    return chosen
-
-
-def _first_bandwidths(starts: Sequence[Start]) -> list[Start]:
-    """Return the first NUM_TRAINED starts that differ by more than their weights."""
-    start_of_bandwidths: dict[str, Start] = {}
-    for start in starts:
-        kernels = [replace(kernel, weight=0.0) for kernel in start.parameters.bilateral]
-        start_of_bandwidths.setdefault(repr(kernels), start)
-    return list(start_of_bandwidths.values())[: setup.NUM_TRAINED]
 
 
 def _run_fold(number: int, starts: Sequence[Start], prepared: Prepared) -> FoldResult:

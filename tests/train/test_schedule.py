@@ -1,14 +1,17 @@
 """Which starts are trained, and when the training of one ends."""
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from training_helpers import crops, material, start
 
-from crfrefine.train import run
+from crfrefine.train import screening
+from crfrefine.train.crops import Crop
 from crfrefine.train.fit import CaseScores, Trajectory
+from crfrefine.train.material import Sample
 from crfrefine.train.observer import Progress, TrainingObserver
 from crfrefine.train.workers import Workers
 
@@ -53,25 +56,34 @@ def test_a_training_ends_with_its_last_step():
     assert is_over([0.70, 0.75, 0.80], num_steps=24)
 
 
-def test_starts_are_tried_side_by_side_and_the_best_are_trained(monkeypatch):
-    """Each fold ranks them by the cases that it has seen; of equal bandwidths the better one."""
-    starts = [start(4.0), start(6.0), start(8.0), start(8.0, weight=2.0)]
-    dice = [[0.7, 0.7, 0.3], [0.8, 0.8, 0.1], [0.6, 0.9, 0.9], [0.5, 0.95, 0.8]]
-    barrier = threading.Barrier(len(starts))
+def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole):
+    """Choose among four starts for two folds, with such Dice of three cases.
 
-    def score_cases(refine, samples, *_):
-        assert len(samples) == 3
-        barrier.wait(SECONDS)
-        values = values_of(refine.__self__.to_parameters())
-        distances = [np.abs(values - values_of(start.parameters)).sum() for start in starts]
-        return CaseScores(np.array(dice[int(np.argmin(distances))]), [])
+    Returns the starts, those chosen for each fold, and the shares of progress. All starts of a
+    round must be tried side by side.
+    """
+    starts = [start(4.0), start(6.0), start(8.0), start(8.0, weight=2.0)]
+    barriers = {Sample: threading.Barrier(4), Crop: threading.Barrier(3)}
 
     def values_of(parameters):
         (kernel,) = parameters.bilateral
         return np.array([kernel.theta_alpha, np.mean(kernel.weight)])
 
-    monkeypatch.setattr(run, "score_cases", score_cases)
+    def score_cases(refine, sources, *_):
+        assert len(sources) == 3
+        (kind,) = {type(source) for source in sources}
+        barriers[kind].wait(SECONDS)
+        values = values_of(refine.__self__.to_parameters())
+        distances = [np.abs(values - values_of(start.parameters)).sum() for start in starts]
+        dice = dice_of_tiles if kind is Sample else dice_of_crops
+        return CaseScores(np.array(dice[int(np.argmin(distances))]), [])
+
+    monkeypatch.setattr(screening, "score_cases", score_cases)
+    monkeypatch.setattr(screening, "NUM_FINALISTS", 2)
     observer = Shares()
+    cases = crops(3)
+    if not is_whole:
+        cases = [replace(crop, tiles=9 * crop.tiles, tile_weights=(1 / 9,) * 9) for crop in cases]
     with Workers(4) as workers:
         prepared = SimpleNamespace(
             plan=SimpleNamespace(
@@ -79,12 +91,29 @@ def test_starts_are_tried_side_by_side_and_the_best_are_trained(monkeypatch):
             ),
             workers=workers,
             progress=Progress(observer, num_parts=3, num_steps=4),
-            material=material(crops(3)),
+            material=material(cases),
             starts=starts,
         )
-        chosen = run.choose_starts(prepared, [0, 1])
+        chosen = screening.choose_starts(prepared, [0, 1])
+    return starts, chosen, observer.shares
+
+
+DICE = [[0.7, 0.7, 0.3], [0.8, 0.8, 0.1], [0.6, 0.9, 0.9], [0.5, 0.95, 0.8]]
+
+
+def test_starts_are_tried_side_by_side_and_the_best_are_trained(monkeypatch):
+    """Each fold ranks them by the cases that it has seen; of equal bandwidths the better one."""
+    starts, chosen, shares = screen(monkeypatch, DICE, None, is_whole=True)
     assert chosen == {0: [starts[1], starts[2]], 1: [starts[2], starts[0]]}
-    assert observer.shares == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert shares == pytest.approx([0.025, 0.05, 0.075, 0.1])
+
+
+def test_whole_crops_decide_among_the_best_on_tiles(monkeypatch):
+    """The two best of the folds are starts 1 and 2, and 2 and 3; the crops say the opposite."""
+    of_crops = [[1.0, 1.0, 1.0], [0.5, 0.5, 0.9], [0.6, 0.6, 0.6], [0.7, 0.7, 0.5]]
+    starts, chosen, shares = screen(monkeypatch, DICE, of_crops, is_whole=False)
+    assert chosen == {0: [starts[3], starts[1]], 1: [starts[1], starts[2]]}
+    assert shares == pytest.approx([1 / 80, 2 / 80, 3 / 80, 4 / 80, 4 / 60, 5 / 60, 6 / 60])
 
 
 class Shares(TrainingObserver):

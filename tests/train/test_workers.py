@@ -165,8 +165,8 @@ class Shares(TrainingObserver):
 def test_the_progress_is_that_of_all_trainings_together():
     observer = Shares()
     progress = Progress(observer, num_parts=2, num_steps=4)
-    progress.start_tried(2)
-    progress.start_tried(2)
+    progress.start_tried(0.5)
+    progress.start_tried(0.5)
     progress.stepped("first", "start", "1/4")
     progress.stepped("second", "start", "1/4")
     progress.stepped("first", "start", "2/4")

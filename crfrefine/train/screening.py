@@ -1,0 +1,104 @@
+"""Which starts a training begins with: they are tried first, without any training.
+
+At a bandwidth ten times too large, the gradient says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.train import starts as setup
+from crfrefine.train.baselines import Scores
+from crfrefine.train.crops import Crop
+from crfrefine.train.fit import score_cases
+from crfrefine.train.material import NUM_SAMPLED, Sample
+from crfrefine.train.model import Model
+from crfrefine.train.plan import Prepared
+from crfrefine.train.starts import Start
+
+MAX_SCREENED = 40  # cases that the starts are tried on, at most
+# Starts of a fold that are tried on whole crops, too. Tiles cut off what is around them, and with
+# it the messages of wide kernels: on atria with a theta_alpha of 7.5 mm, tiles tell a gain of 1.5
+# points and whole crops one of 3.3.
+NUM_FINALISTS = 4
+
+
+def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequence[Start]]:
+    """Return the starts to train in each of some folds.
+
+    They have different bandwidths, and are the best without training on the cases of the fold.
+    """
+    starts = prepared.starts
+    if not folds or len(starts) <= setup.NUM_TRAINED:
+        return dict.fromkeys(folds, starts)
+
+    prepared.progress.stage_started(f"trying {len(starts)} starts")
+    material = prepared.material
+    num_cases = len(material.crops)
+    places = np.linspace(0, num_cases - 1, min(num_cases, MAX_SCREENED)).round()
+    cases = np.unique(places.astype(int)).tolist()
+    samples = []
+    crops = []
+    for case in cases:
+        samples.append(material.samples[case])
+        crops.append(material.crops[case])
+    rows_of_folds = {}
+    for fold in folds:
+        seen = prepared.plan.folds[fold].seen
+        rows_of_folds[fold] = [row for row, case in enumerate(cases) if case in seen]
+
+    are_whole = all(len(crop.tiles) <= NUM_SAMPLED for crop in crops)
+    tried = _try(starts, samples, prepared, share=1.0 if are_whole else 0.5)
+    if not are_whole:
+        finalists = _finalists(tried, rows_of_folds)
+        tried = _try(finalists, crops, prepared, share=0.5)
+    chosen: dict[int, Sequence[Start]] = {}
+    for fold, rows in rows_of_folds.items():
+        chosen[fold] = _first_bandwidths(_ranked(tried, rows))
+    return chosen
+
+
+def _try(
+    starts: Sequence[Start],
+    sources: Sequence[Crop | Sample],
+    prepared: Prepared,
+    *,
+    share: float,
+) -> Scores[Start]:
+    """Return the Dice of each start on some cases: such a share of the trying of starts."""
+    material = prepared.material
+
+    def dice_of(start: Start) -> NDArray[np.float64]:
+        refine = Model(start.parameters, (), material.sizes, material.device).refine
+        dice = score_cases(refine, sources, material, prepared.workers).dice
+        prepared.progress.start_tried(share / len(starts))
+        return dice
+
+    return Scores(starts, np.array(prepared.workers.run_parts(dice_of, starts)).T)
+
+
+def _finalists(tried: Scores[Start], rows_of_folds: Mapping[int, Sequence[int]]) -> list[Start]:
+    """Return the NUM_FINALISTS best starts of all folds together, in the order of the choices."""
+    finalists: list[Start] = []
+    for rows in rows_of_folds.values():
+        finalists += _ranked(tried, rows)[:NUM_FINALISTS]
+    return [start for start in tried.choices if start in finalists]
+
+
+def _ranked(tried: Scores[Start], rows: Sequence[int]) -> list[Start]:
+    """Return the starts, best first by their mean Dice on the cases of some rows."""
+    order = np.argsort(-tried.means(rows), kind="stable")
+    return [tried.choices[number] for number in order]
+
+
+def _first_bandwidths(starts: Sequence[Start]) -> list[Start]:
+    """Return the first NUM_TRAINED starts that differ by more than their weights."""
+    start_of_bandwidths: dict[str, Start] = {}
+    for start in starts:
+        kernels = [replace(kernel, weight=0.0) for kernel in start.parameters.bilateral]
+        start_of_bandwidths.setdefault(repr(kernels), start)
+    return list(start_of_bandwidths.values())[: setup.NUM_TRAINED]
