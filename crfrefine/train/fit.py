@@ -68,6 +68,7 @@ class Trajectory:
         self.optimizer_step = 0
         self.history: list[dict[str, Any]] = []
         self.best_score = -math.inf
+        self.best_loss = math.inf
         self.best_optimizer_step = 0
         # The best parameters as a file holds them; None until the first evaluation.
         self.best_parameters: CrfParameters | None = None
@@ -106,13 +107,18 @@ class Trajectory:
     def scored(self, score: float, loss: float) -> None:
         """Note how good the present values are on the deciding cases.
 
-        They are kept if they are the best so far.
+        They are kept if they are the best so far: by the score, or if that is about equal to the
+        best one, by the loss.
         """
         if not self.history:
             self.history.append({"iteration": 0, "thetas": self.thetas()})
         self.history[-1].update(score=score, deciding_loss=loss)
-        if score > self.best_score:
+        is_better = score > self.best_score
+        if abs(score - self.best_score) < setup.EQUAL_DICE:
+            is_better = loss < self.best_loss
+        if is_better:
             self.best_score = score
+            self.best_loss = loss
             self.best_optimizer_step = self.optimizer_step
             self.best_parameters = rounded(self.model.to_parameters())
 

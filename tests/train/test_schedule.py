@@ -56,6 +56,24 @@ def test_a_training_ends_with_its_last_step():
     assert is_over([0.70, 0.75, 0.80], num_steps=24)
 
 
+def test_of_equal_scores_the_lower_loss_is_kept():
+    """Dice within 0.05 points of the best one are equal; a missing Dice is never kept."""
+    trajectory = Trajectory(start(4.0), material(crops(2)), num_optimizer_steps=40)
+    evaluations = [
+        (0.8, 0.5, 1),
+        (0.8004, 0.6, 1),
+        (0.7996, 0.4, 3),
+        (0.81, 0.9, 4),
+        (0.805, 0.1, 4),
+        (float("nan"), 0.0, 4),
+    ]
+    for number, (score, loss, expected) in enumerate(evaluations, start=1):
+        trajectory.optimizer_step = number
+        trajectory.scored(score, loss)
+        assert trajectory.best_optimizer_step == expected
+    assert trajectory.best_score == 0.81
+
+
 def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole):
     """Choose among four starts for two folds, with such Dice of three cases.
 
