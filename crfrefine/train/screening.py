@@ -53,13 +53,40 @@ def choose_starts(prepared: Prepared, folds: Sequence[int]) -> dict[int, Sequenc
 
     are_whole = all(len(crop.tiles) <= NUM_SAMPLED for crop in crops)
     tried = _try(starts, samples, prepared, share=1.0 if are_whole else 0.5)
-    if not are_whole:
-        finalists = _finalists(tried, rows_of_folds)
-        tried = _try(finalists, crops, prepared, share=0.5)
-    chosen: dict[int, Sequence[Start]] = {}
+    ranked = {}
     for fold, rows in rows_of_folds.items():
-        chosen[fold] = _first_bandwidths(_ranked(tried, rows))
+        ranked[fold] = _ranked(tried, rows)
+    if not are_whole:
+        ranked = _ranked_by_crops(ranked, rows_of_folds, crops, prepared)
+    chosen: dict[int, Sequence[Start]] = {}
+    for fold, best in ranked.items():
+        chosen[fold] = _first_bandwidths(best)
     return chosen
+
+
+def _ranked_by_crops(
+    ranked: Mapping[int, Sequence[Start]],
+    rows_of_folds: Mapping[int, Sequence[int]],
+    crops: Sequence[Crop],
+    prepared: Prepared,
+) -> dict[int, list[Start]]:
+    """Return the best starts of each fold, in their order on whole crops.
+
+    A fold has only its own finalists: those of others were chosen on cases that it holds out.
+    """
+    finalists = {}
+    for fold, best in ranked.items():
+        finalists[fold] = best[:NUM_FINALISTS]
+    together = []
+    for start in prepared.starts:
+        if any(start in best for best in finalists.values()):
+            together.append(start)
+    tried = _try(together, crops, prepared, share=0.5)
+    by_crops = {}
+    for fold, rows in rows_of_folds.items():
+        best = finalists[fold]
+        by_crops[fold] = [start for start in _ranked(tried, rows) if start in best]
+    return by_crops
 
 
 def _try(
@@ -79,14 +106,6 @@ def _try(
         return dice
 
     return Scores(starts, np.array(prepared.workers.run_parts(dice_of, starts)).T)
-
-
-def _finalists(tried: Scores[Start], rows_of_folds: Mapping[int, Sequence[int]]) -> list[Start]:
-    """Return the NUM_FINALISTS best starts of all folds together, in the order of the choices."""
-    finalists: list[Start] = []
-    for rows in rows_of_folds.values():
-        finalists += _ranked(tried, rows)[:NUM_FINALISTS]
-    return [start for start in tried.choices if start in finalists]
 
 
 def _ranked(tried: Scores[Start], rows: Sequence[int]) -> list[Start]:

@@ -81,7 +81,7 @@ def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole):
     round must be tried side by side.
     """
     starts = [start(4.0), start(6.0), start(8.0), start(8.0, weight=2.0)]
-    barriers = {Sample: threading.Barrier(4), Crop: threading.Barrier(3)}
+    barriers = {Sample: threading.Barrier(4), Crop: threading.Barrier(4)}
 
     def values_of(parameters):
         (kernel,) = parameters.bilateral
@@ -97,7 +97,7 @@ def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole):
         return CaseScores(np.array(dice[int(np.argmin(distances))]), [])
 
     monkeypatch.setattr(screening, "score_cases", score_cases)
-    monkeypatch.setattr(screening, "NUM_FINALISTS", 2)
+    monkeypatch.setattr(screening, "NUM_FINALISTS", 3)
     observer = Shares()
     cases = crops(3)
     if not is_whole:
@@ -127,11 +127,11 @@ def test_starts_are_tried_side_by_side_and_the_best_are_trained(monkeypatch):
 
 
 def test_whole_crops_decide_among_the_best_on_tiles(monkeypatch):
-    """The two best of the folds are starts 1 and 2, and 2 and 3; the crops say the opposite."""
+    """The best of the folds are starts 1, 2, 3 and 2, 3, 0: the first fold has no start 0."""
     of_crops = [[1.0, 1.0, 1.0], [0.5, 0.5, 0.9], [0.6, 0.6, 0.6], [0.7, 0.7, 0.5]]
     starts, chosen, shares = screen(monkeypatch, DICE, of_crops, is_whole=False)
-    assert chosen == {0: [starts[3], starts[1]], 1: [starts[1], starts[2]]}
-    assert shares == pytest.approx([1 / 80, 2 / 80, 3 / 80, 4 / 80, 4 / 60, 5 / 60, 6 / 60])
+    assert chosen == {0: [starts[3], starts[1]], 1: [starts[0], starts[2]]}
+    assert shares == pytest.approx([number / 80 for number in range(1, 9)])
 
 
 class Shares(TrainingObserver):
