@@ -50,6 +50,21 @@ MAX_GRADIENT = 10.0
 MAX_DECIDING = 48  # more deciding cases take longer without improving the decision
 
 
+class Evaluation(NamedTuple):
+    """How good the values of a trajectory were on the deciding cases, after an optimizer step."""
+
+    score: float
+    loss: float
+    optimizer_step: int
+    parameters: CrfParameters  # as a file holds them
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Smaller for better ones of about the same score; a missing loss is the worst one."""
+        loss = math.inf if math.isnan(self.loss) else self.loss
+        return loss, -self.score
+
+
 class Trajectory:
     """The training of one start: the model, Adam, the history, and the best values so far.
 
@@ -68,10 +83,10 @@ class Trajectory:
         self.optimizer_step = 0
         self.history: list[dict[str, Any]] = []
         self.best_score = -math.inf
-        self.best_loss = math.inf
         self.best_optimizer_step = 0
         # The best parameters as a file holds them; None until the first evaluation.
         self.best_parameters: CrfParameters | None = None
+        self._evaluations: list[Evaluation] = []
 
         self.model = Model(start.parameters, material.learn, material.sizes, material.device)
         self._origin = self.model.positions()
@@ -107,20 +122,25 @@ class Trajectory:
     def scored(self, score: float, loss: float) -> None:
         """Note how good the present values are on the deciding cases.
 
-        They are kept if they are the best so far: by the score, or if that is about equal to the
-        best one, by the loss.
+        Of all values so far whose score is about equal to the best one, those of the lowest loss
+        are kept.
         """
         if not self.history:
             self.history.append({"iteration": 0, "thetas": self.thetas()})
         self.history[-1].update(score=score, deciding_loss=loss)
-        is_better = score > self.best_score
-        if abs(score - self.best_score) < setup.EQUAL_DICE:
-            is_better = loss < self.best_loss
-        if is_better:
-            self.best_score = score
-            self.best_loss = loss
-            self.best_optimizer_step = self.optimizer_step
-            self.best_parameters = rounded(self.model.to_parameters())
+        if math.isnan(score):
+            return
+        parameters = rounded(self.model.to_parameters())
+        self._evaluations.append(Evaluation(score, loss, self.optimizer_step, parameters))
+        self.best_score = max(self.best_score, score)
+        lowest = self.best_score - setup.EQUAL_DICE
+        equal = []
+        for evaluation in self._evaluations:
+            if evaluation.score > lowest:
+                equal.append(evaluation)
+        best = min(equal, key=lambda evaluation: evaluation.rank)
+        self.best_optimizer_step = best.optimizer_step
+        self.best_parameters = best.parameters
 
     def is_over(self) -> bool:
         """Return whether training ends.
@@ -258,7 +278,7 @@ class Fit:
         """Return the mean Dice of the deciding cases, estimated from their samples, and note it."""
         scores = self._score(trajectory.model.refine, self.material.samples)
         mean = mean_defined(scores.dice)
-        trajectory.scored(mean, float(np.mean(scores.losses)))
+        trajectory.scored(mean, mean_defined(scores.losses))
         return mean
 
     def _score(self, refine: Refine, sources: Sequence[Crop | Sample]) -> CaseScores:

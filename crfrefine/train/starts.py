@@ -47,7 +47,7 @@ NUM_TRAINED = 2  # number of starts that are trained to their ends; the others a
 NUM_OPTIMIZER_STEPS = 40
 BATCH_SIZE = 8
 EVALUATE_EVERY = 8
-PATIENCE = 2  # evaluations without a better Dice after which training stops
+PATIENCE = 2  # evaluations after the best one after which training stops
 # Training also stops when so many evaluations in a row differ by less than this: nothing moves.
 NUM_EQUAL = 2
 EQUAL_DICE = 5e-4

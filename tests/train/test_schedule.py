@@ -57,31 +57,35 @@ def test_a_training_ends_with_its_last_step():
 
 
 def test_of_equal_scores_the_lower_loss_is_kept():
-    """Dice within 0.05 points of the best one are equal; a missing Dice is never kept."""
+    """Dice within 0.05 points of the best one are equal; a missing Dice or loss is never better."""
     trajectory = Trajectory(start(4.0), material(crops(2)), num_optimizer_steps=40)
     evaluations = [
         (0.8, 0.5, 1),
         (0.8004, 0.6, 1),
-        (0.7996, 0.4, 3),
-        (0.81, 0.9, 4),
-        (0.805, 0.1, 4),
-        (float("nan"), 0.0, 4),
+        (0.8001, 0.4, 3),
+        (0.7998, 0.3, 3),  # It is not within 0.05 points of the second one.
+        (0.8003, float("nan"), 3),
+        (0.81, float("nan"), 6),
+        (0.8102, float("nan"), 7),
+        (0.8101, 0.9, 8),
+        (0.805, 0.1, 8),
+        (float("nan"), 0.0, 8),
     ]
     for number, (score, loss, expected) in enumerate(evaluations, start=1):
         trajectory.optimizer_step = number
         trajectory.scored(score, loss)
         assert trajectory.best_optimizer_step == expected
-    assert trajectory.best_score == 0.81
+    assert trajectory.best_score == 0.8102
 
 
-def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole):
-    """Choose among four starts for two folds, with such Dice of three cases.
+def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole, folds=(0, 1), num_finalists=4):
+    """Choose among four starts for folds, with such Dice of three cases.
 
     Returns the starts, those chosen for each fold, and the shares of progress. All starts of a
     round must be tried side by side.
     """
     starts = [start(4.0), start(6.0), start(8.0), start(8.0, weight=2.0)]
-    barriers = {Sample: threading.Barrier(4), Crop: threading.Barrier(4)}
+    barriers = {Sample: threading.Barrier(4), Crop: threading.Barrier(num_finalists)}
 
     def values_of(parameters):
         (kernel,) = parameters.bilateral
@@ -112,7 +116,7 @@ def screen(monkeypatch, dice_of_tiles, dice_of_crops, *, is_whole):
             material=material(cases),
             starts=starts,
         )
-        chosen = screening.choose_starts(prepared, [0, 1])
+        chosen = screening.choose_starts(prepared, folds)
     return starts, chosen, observer.shares
 
 
@@ -132,6 +136,12 @@ def test_whole_crops_decide_among_the_best_on_tiles(monkeypatch):
     starts, chosen, shares = screen(monkeypatch, DICE, of_crops, is_whole=False)
     assert chosen == {0: [starts[3], starts[1]], 1: [starts[0], starts[2]]}
     assert shares == pytest.approx([number / 80 for number in range(1, 9)])
+
+    for fold in (0, 1):  # as in a run that is resumed, where the other one is finished
+        starts, alone, _ = screen(
+            monkeypatch, DICE, of_crops, is_whole=False, folds=[fold], num_finalists=3
+        )
+        assert alone == {fold: chosen[fold]}
 
 
 class Shares(TrainingObserver):
