@@ -17,6 +17,7 @@ from crfrefine.train.crops import make_crop
 from crfrefine.train.fit import Fit
 from crfrefine.train.losses import make_loss
 from crfrefine.train.material import Material
+from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import LEARNABLE
 from crfrefine.train.plan import Split, split_training
 from crfrefine.train.starts import Start, no_crf, prepare
@@ -165,3 +166,13 @@ def finished_fold():
         Tuned(fit, VectorScaling(0.9, (0.1, -0.1)), "each"),
         measured,
     )
+
+
+class Shares(TrainingObserver):
+    """Notes the shares of a run that were shown."""
+
+    def __init__(self):
+        self.shares = []
+
+    def progressed(self, fraction, done=""):
+        self.shares.append(fraction)

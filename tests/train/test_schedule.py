@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from training_helpers import crops, material, start
+from training_helpers import Shares, crops, material, start
 
 from crfrefine.train import screening
 from crfrefine.train.crops import Crop
 from crfrefine.train.fit import CaseScores, Trajectory
 from crfrefine.train.material import Sample
-from crfrefine.train.observer import Progress, TrainingObserver
+from crfrefine.train.observer import Progress
 from crfrefine.train.workers import Workers
 
 EVERY = 8
@@ -142,13 +142,3 @@ def test_whole_crops_decide_among_the_best_on_tiles(monkeypatch):
             monkeypatch, DICE, of_crops, is_whole=False, folds=[fold], num_finalists=3
         )
         assert alone == {fold: chosen[fold]}
-
-
-class Shares(TrainingObserver):
-    """Notes the shares of a run that were shown."""
-
-    def __init__(self):
-        self.shares = []
-
-    def progressed(self, fraction, done=""):
-        self.shares.append(fraction)

@@ -5,8 +5,9 @@ import time
 from concurrent.futures import CancelledError
 
 import pytest
+from training_helpers import Shares
 
-from crfrefine.train.observer import Progress, TrainingObserver
+from crfrefine.train.observer import Progress
 from crfrefine.train.workers import Workers
 
 SECONDS = 20  # after which a barrier gives up: everything here takes milliseconds
@@ -150,16 +151,6 @@ def test_the_error_of_an_item_is_that_of_its_part():
 
     with Workers(3) as workers, pytest.raises(ValueError, match="no b"):
         workers.run_parts(lambda part: workers.run(work, part), ["aa", "ab", "aa"])
-
-
-class Shares(TrainingObserver):
-    """Notes the shares of a run that were shown."""
-
-    def __init__(self):
-        self.shares = []
-
-    def progressed(self, fraction, done=""):
-        self.shares.append(fraction)
 
 
 def test_the_progress_is_that_of_all_trainings_together():
