@@ -18,7 +18,10 @@ from crfrefine.refinement.tiles.survey import find_thresholds
 def labels_taking_part(
     logits: Tensor, masks: Sequence[Tensor | None], model: CrfModel
 ) -> list[Tensor | None]:
-    """Return the labels of each batch item that take part; None means all."""
+    """Return the labels of each batch item that take part; None means all.
+
+    The masks may be on another device than the logits (B, L, *grid).
+    """
     everything: list[Tensor | None] = [None] * len(logits)
     run = model.run
     # Of two labels, both take part always.
@@ -29,6 +32,8 @@ def labels_taking_part(
         return everything
     labels = []
     for item, inside in zip(logits, masks, strict=True):
+        if inside is not None:
+            inside = inside.to(item.device)
         labels.append(_present(item, inside, run, thresholds.present))
     return labels
 
@@ -96,7 +101,7 @@ def with_absent_labels(
     places = labels.to(logits.device)
     shift = _per_label(model.tensors.bias.to(logits), logits.ndim)
     if inside is not None:
-        shift = shift * inside
+        shift = shift * inside.to(shift.device)
     unrefined = (logits + shift) / model.tensors.temperature.to(logits)
     penalty = (refined - unrefined[places]).detach().amin(0)
     return (unrefined + penalty).index_copy(0, places, refined)

@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 from cuda_shim import compiler  # noqa: E402
 from oracles import GRADIENTS, random_case, resolve  # noqa: E402
 from strict_device import StrictArray, StrictDevice  # noqa: E402
-from torch_gpu import give_tensors  # noqa: E402
-from torch_waits import CountedWaits  # noqa: E402
+from torch_gpu import shim_tensors  # noqa: E402
+from torch_shim import DEVICE  # noqa: E402
 
 from crfrefine import CrfParameters, CrfRnn  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
@@ -22,14 +22,18 @@ NUM_STEPS = 5
 
 
 @pytest.fixture
-def device(monkeypatch):
-    strict = StrictDevice()
-    give_tensors(CudaBackend(strict), monkeypatch)
-    return strict
+def device():
+    return StrictDevice()
+
+
+@pytest.fixture
+def shim(device, request):
+    """Counts what the layer asks of PyTorch."""
+    return shim_tensors(device, request).shim
 
 
 def case(normalization="none"):
-    """A layer with a lattice and a spatial kernel, logits of two labels, an image."""
+    """A layer with a lattice and a spatial kernel, logits of two labels and an image on the GPU."""
     parameters = CrfParameters().replace(
         **{
             "bilateral.theta_alpha": 3.0,
@@ -44,10 +48,10 @@ def case(normalization="none"):
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(1, 2, 14, 21, 17, generator=generator)
     image = torch.rand(1, 1, 14, 21, 17, generator=generator)
-    return layer, logits, image
+    return layer, logits.to(DEVICE), image.to(DEVICE)
 
 
-def test_a_forward_pass_of_the_layer(device):
+def test_a_forward_pass_of_the_layer(device, shim):
     """Two labels, one modality, a lattice and a spatial kernel, no mask: three launches of a step
     for the lattice, one for two axes, and the update, which slices and filters the third axis, too.
     """
@@ -70,17 +74,17 @@ def test_a_forward_pass_of_the_layer(device):
 
 
 @pytest.mark.parametrize("normalization", ["none", "zscore"])
-def test_a_forward_pass_looks_at_its_tensors_once(device, normalization):
+def test_a_forward_pass_looks_at_its_tensors_once(shim, normalization):
     """With the two waits of the engine, the host waits three times."""
     layer, logits, image = case(normalization)
-    layer._told.add("probabilities")  # a GPU's tensors are looked at for these in the first call
-    image.requires_grad_()  # otherwise numpy normalizes tensors of the CPU
-    with CountedWaits(logits, image) as counted:
-        layer(logits, image, spacing=(1.2, 0.7, 0.9))
-    assert counted.num_waits == 1
+    layer(logits, image, spacing=(1.2, 0.7, 0.9))  # the first call also looks for probabilities
+    shim.reset()
+    layer(logits, image, spacing=(1.2, 0.7, 0.9))
+    assert shim.waits.total() == 1
+    assert shim.uploads.total() == 0
 
 
-def test_a_backward_pass_of_the_layer(device):
+def test_a_backward_pass_of_the_layer(device, shim):
     """Gradients of all parameters; the products of features and values are filtered together."""
     layer, logits, image = case()
     refined = layer(logits, image, spacing=(1.2, 0.7, 0.9))
@@ -122,10 +126,10 @@ def test_gradients_of_parameters_may_stay_on_the_device():
         np.testing.assert_array_equal(device.download(stayed), expected, err_msg=name)
 
 
-def test_a_filter_of_points(device):
+def test_a_filter_of_points(device, shim):
     generator = torch.Generator().manual_seed(1)
-    values = torch.rand(1, 2, 900, generator=generator)
-    features = torch.randn(1, 900, 4, generator=generator)
+    values = torch.rand(1, 2, 900, generator=generator).to(DEVICE)
+    features = torch.randn(1, 900, 4, generator=generator).to(DEVICE)
     for _ in range(2):
         device.reset()
         gaussian_filter(values, features, method="lattice")

@@ -3,40 +3,85 @@
 import cuda_shim
 import pytest
 import torch
+from strict_device import StrictArray, StrictDevice
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch_shim import DEVICE, OnShim, TorchShim, on_gpu
 
 from crfrefine.engines.cuda.cupy_device import is_available
+from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.layer import autograd, functional, inputs, point_filter
 
 
-def gpu_tensors(engine, monkeypatch):
-    """Where tensors for "cuda" or "cuda-shim" are, and a list of those that the shim is given.
+class TensorsOnGpu:
+    """The device of tensors for the GPU engine.
 
-    For the shim they are on the CPU, and go to its device as they would to a GPU.
+    Attributes:
+        device: to be given to PyTorch.
+        shared: the tensors that the stand-in's engine has got, beside images.
+        shim: the stand-in for PyTorch, which counts; None with a GPU.
     """
+
+    def __init__(self, device, shim=None):
+        self.device = device
+        self.shared = []
+        self.shim = shim
+
+
+def gpu_tensors(engine, request):
+    """Return where tensors for "cuda" or "cuda-shim" are, until the end of a test."""
     if engine == "cuda":
         if not is_available() or not torch.cuda.is_available():
             pytest.skip("needs a GPU, CuPy, and a PyTorch for GPUs")
-        return "cuda", []
+        return TensorsOnGpu("cuda")
     if cuda_shim.compiler() is None:
         pytest.skip("no C++ compiler to compile the GPU's kernels with")
-    return "cpu", give_tensors(cuda_shim.shim_backend(), monkeypatch)
+    return shim_tensors(StrictDevice(), request)
 
 
-def give_tensors(backend, monkeypatch):
-    """Have a GPU's engine get tensors of the CPU as it would get those of a GPU; return the list of
-    those that it has got, beside images.
-    """
-    shared = []
+def shim_tensors(device, request):
+    """Have the engine of a stand-in get the tensors on `DEVICE`, until the end of a test."""
+    shim = TorchShim()
+    shim.__enter__()
+    request.addfinalizer(lambda: shim.__exit__(None, None, None))
+    tensors = TensorsOnGpu(DEVICE, shim)
+    backend = CudaBackend(device)
+    engine_of_host = inputs.engine_for
+    array_of_host = autograd.to_array
+    tensor_of_host = autograd.to_tensor
 
-    def share(tensor):
-        return tensor.detach().contiguous()
+    def engine_for(where, dtype=torch.float32):
+        if where == DEVICE and dtype == torch.float32:
+            return backend
+        return engine_of_host(where, dtype)
 
-    def share_and_note(tensor):
-        shared.append(tensor)
-        return share(tensor)
+    def to_array(tensor):
+        if not isinstance(tensor, OnShim):
+            return array_of_host(tensor)
+        return tensor.detach().contiguous().host
 
-    monkeypatch.setattr(inputs, "engine_for", lambda *_: backend)
-    monkeypatch.setattr(functional, "to_array", share)
+    def to_array_and_note(tensor):
+        array = to_array(tensor)
+        if isinstance(tensor, OnShim):
+            tensors.shared.append(array)
+        return array
+
+    def to_tensor(array):
+        if not isinstance(array, StrictArray):
+            return tensor_of_host(array)
+        with temporarily_clear_interpreter_stack():
+            return on_gpu(tensor_of_host(array))
+
+    autocasts_on_host = torch.is_autocast_enabled
+
+    def autocasts(device_type="cpu"):
+        return device_type != DEVICE.type and autocasts_on_host(device_type)
+
+    patch = request.getfixturevalue("monkeypatch")
+    patch.setattr(torch, "is_autocast_enabled", autocasts)
+    patch.setattr(torch, "tensor", shim.made_from(torch.tensor))
+    patch.setattr(inputs, "engine_for", engine_for)
+    patch.setattr(functional, "to_array", to_array)
     for module in (autograd, point_filter):
-        monkeypatch.setattr(module, "to_array", share_and_note)
-    return shared
+        patch.setattr(module, "to_array", to_array_and_note)
+        patch.setattr(module, "to_tensor", to_tensor, raising=False)
+    return tensors

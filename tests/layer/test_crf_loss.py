@@ -157,13 +157,14 @@ def test_intensities_are_normalized_as_the_layer_does():
         ),
     ],
 )
-def test_the_gpu_engine_gives_the_same(engine, filter_name, monkeypatch):
+def test_the_gpu_engine_gives_the_same(engine, filter_name, request):
     """float32: 1e-4 of the largest, as for the layer. Without a GPU the shim stands for one."""
     case = random_case(3, 2, 3, masked=True)
     value, slope = loss_of(case, filter=filter_name)
-    where, shared = gpu_tensors(engine, monkeypatch)
-    found, found_slope = loss_of(case, device=where, filter=filter_name)
-    assert engine == "cuda" or len(shared) == 1  # the logits; nothing is filtered a second time
+    tensors = gpu_tensors(engine, request)
+    found, found_slope = loss_of(case, device=tensors.device, filter=filter_name)
+    # The logits; nothing is filtered a second time.
+    assert engine == "cuda" or len(tensors.shared) == 1
     torch.testing.assert_close(found, value, rtol=1e-4, atol=0)
     torch.testing.assert_close(found_slope, slope, rtol=0, atol=1e-4 * float(slope.abs().max()))
 

@@ -27,11 +27,11 @@ ENGINES = ["shim", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=ENGINES)
-def gpu(request, monkeypatch):
+def gpu(request):
     """The device of tensors that the GPU engine is given."""
-    device, shared = gpu_tensors(request.param, monkeypatch)
-    yield device
-    assert device == "cuda" or shared  # the engine had the tensors
+    tensors = gpu_tensors(request.param, request)
+    yield tensors.device
+    assert tensors.shim is None or tensors.shared  # the engine had the tensors
 
 
 def make(num_channels=3, num_features=4, shape=(5, 6, 7), dtype=torch.float64):

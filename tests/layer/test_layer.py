@@ -434,11 +434,9 @@ def test_one_voxel_that_is_not_finite_does_not_become_the_whole_item():
 
 @pytest.mark.parametrize("engine", ["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("normalization", ["none", "zscore", "percentile", "window"])
-def test_the_one_look_at_tensors_of_a_gpu_finds_what_is_not_finite(
-    engine, normalization, monkeypatch
-):
+def test_the_one_look_at_tensors_of_a_gpu_finds_what_is_not_finite(engine, normalization, request):
     """It comes after the normalization, which turns infinity into 1 with a window."""
-    device, _ = gpu_tensors(engine, monkeypatch)
+    device = gpu_tensors(engine, request).device
     logits, image = (tensor.to(device) for tensor in batch())
     settings = {"intensity__normalization": normalization}
     if normalization == "window":
@@ -458,6 +456,22 @@ def test_the_one_look_at_tensors_of_a_gpu_finds_what_is_not_finite(
     if normalization == "none":  # 1e300 is infinity in float32
         with pytest.raises(InputError, match="modality 0 of batch item 1 has 1 values"):
             layer(logits, broken(image.double(), 1e300), SPACING)
+
+
+@pytest.mark.parametrize("engine", ["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("place", ["array", "host", "GPU"])
+def test_a_mask_may_be_anywhere(engine, place, request):
+    """Also where a label takes no part, so that the mask decides what the others are."""
+    logits, image = batch()
+    logits[:, -1] -= 60.0
+    layer = small_layer(mean_field__label_threshold=1e-4)
+    mask = torch.rand(GRID, generator=torch.Generator().manual_seed(3)) < 0.7
+    expected = layer(logits, image, SPACING, mask)
+    device = gpu_tensors(engine, request).device
+    masks = {"array": mask.numpy(), "host": mask, "GPU": mask.to(device)}
+    found = layer(logits.to(device), image.to(device), SPACING, masks[place])
+    assert found.device.type == torch.device(device).type
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("normalization", ["zscore", "percentile"])

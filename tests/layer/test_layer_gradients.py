@@ -346,18 +346,17 @@ def _gradients(filter_name, changes, device, parameters_on=""):
     ],
 )
 @pytest.mark.parametrize("engine", ["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_the_layer_learns_the_same_on_a_gpu(
-    engine, filter_name, parameters_on, changes, monkeypatch
-):
+def test_the_layer_learns_the_same_on_a_gpu(engine, filter_name, parameters_on, changes, request):
     """Logits and every gradient are the CPU engine's, wherever the parameters are; bodies are found
     on the host, wherever the logits are.
 
     float32: 1e-4 of the largest; bandwidths lose digits to squares that all but cancel, hence 2e-3.
     """
     expected = _gradients(filter_name, changes, "cpu")
-    device, shared = gpu_tensors(engine, monkeypatch)
-    found = _gradients(filter_name, changes, device, parameters_on)
-    assert engine == "cuda" or len(shared) == 4  # logits and gradient, logits again, and the record
+    tensors = gpu_tensors(engine, request)
+    found = _gradients(filter_name, changes, tensors.device, parameters_on)
+    # Logits and gradient, logits again, and the record.
+    assert engine == "cuda" or len(tensors.shared) == 4
     assert not changes or found["raw_volume_weight"] != 0.0
     for name, value in expected.items():
         tolerance = 2e-3 if "theta" in name else 1e-4

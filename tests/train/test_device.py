@@ -1,7 +1,7 @@
 """Training on a GPU: the device is the one asked for, crops move there once, and what is computed
 is what the CPU computes.
 
-Without a GPU the engine's shim stands for one, and tensors stay on the CPU.
+Without a GPU, stand-ins for the engine's and for PyTorch's take its place.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ import crfrefine.engines  # noqa: E402
 from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
-from crfrefine.layer import inputs  # noqa: E402
 from crfrefine.train import material as trained_on  # noqa: E402
 from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402
 from crfrefine.train.model import Model, network_refiner, score  # noqa: E402
@@ -40,14 +39,12 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(params=["cuda-shim", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request, monkeypatch):
-    """A GPU, or what stands for it: the engine's shim, and tensors on the CPU that go to it as
-    those of a GPU would.
-    """
-    where, _ = gpu_tensors(request.param, monkeypatch)
-    if where == "cuda":
+def device(request):
+    """A GPU, or what stands for it."""
+    tensors = gpu_tensors(request.param, request)
+    if tensors.shim is None:
         return choose_device("cuda")
-    return TrainingDevice("cuda-shim")
+    return TrainingDevice("cuda-shim", str(tensors.device))
 
 
 def test_a_gpu_computes_what_the_cpu_computes(device):
@@ -65,10 +62,8 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
         expected = Model(parameters, learn, SIZES, CPU)
         loss, gradients = model.gradient([crop], shared.loss, Workers(1))
         found_loss, found = score(model.refine, crop, shared.loss, 1)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(inputs, "engine_for", lambda *_: crfrefine.engines.get_backend("cpu"))
-            theirs = expected.gradient([crop], shared.loss, Workers(1))
-            expected_loss, wanted_counts = score(expected.refine, crop, shared.loss, 1)
+        theirs = expected.gradient([crop], shared.loss, Workers(1))
+        expected_loss, wanted_counts = score(expected.refine, crop, shared.loss, 1)
         assert loss == pytest.approx(theirs[0], rel=1e-5)
         for (name, _), gradient, wanted in zip(model.learned, gradients, theirs[1], strict=True):
             assert gradient.device.type == "cpu"

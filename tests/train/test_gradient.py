@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from dataclasses import replace  # noqa: E402
 
-from torch_waits import CountedWaits  # noqa: E402
+from torch_shim import DEVICE, TorchShim  # noqa: E402
 from training_helpers import SIZES, crops, material, start  # noqa: E402
 
 from crfrefine.arrays.region_scheme import RegionScheme  # noqa: E402
@@ -73,16 +73,20 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_crops(learn):
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_a_loss_leaves_out_absent_regions_without_a_wait(monkeypatch):
+def test_a_loss_leaves_out_absent_regions_without_a_wait():
     """Soft Dice by its formula over the two regions that the reference has; without any, 0."""
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(4, 60, generator=generator, requires_grad=True)
     labels = torch.randint(0, 3, (60,), generator=generator)
     regions = [(1,), (3,), (2, 3)]
     loss = make_loss("dice", regions)
-    with CountedWaits(logits, labels) as counted:
-        found = loss(logits, labels)
-    assert counted.num_waits == 0
+    with TorchShim() as shim:
+        on_gpu = [tensor.to(DEVICE) for tensor in (logits, labels)]
+        shim.reset()
+        found = loss(*on_gpu)
+        assert not shim.waits
+        assert not shim.uploads
+        found = found.cpu()
     marginals = logits.detach().softmax(0).double()
     expected = []
     for region in ((1,), (2, 3)):
@@ -93,10 +97,16 @@ def test_a_loss_leaves_out_absent_regions_without_a_wait(monkeypatch):
         expected.append(1.0 - (2.0 * overlap + 1.0) / (total + 1.0))
     assert float(found.detach()) == pytest.approx(np.mean(expected), rel=1e-5)
 
-    monkeypatch.setattr(torch, "tensor", None)  # A tensor of numbers is sent to the GPU.
     log_odds = torch.stack([logits[1] - logits[0], logits[2] - logits[0]])
     scheme = RegionScheme.of({"whole": (1, 2), "core": 2})
-    of_regions = make_region_loss("ce+dice", scheme)(log_odds, labels)
+    loss_of_regions = make_region_loss("ce+dice", scheme)
+    with TorchShim() as shim:
+        on_gpu = [tensor.to(DEVICE) for tensor in (log_odds, labels)]
+        shim.reset()
+        of_regions = loss_of_regions(*on_gpu)
+        assert not shim.waits
+        assert not shim.uploads
+        of_regions = of_regions.cpu()
     binary = make_loss("ce+dice", [(1,)])
     parts = []
     for channel, is_inside in zip(log_odds, [labels > 0, labels == 2], strict=True):
