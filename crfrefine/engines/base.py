@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,6 +45,9 @@ class GridImage:
     axes: Sequence[int] | None = None
     # The origin of a part of a volume, for the C++ engine; None means `default_origin`.
     origin: FeatureOrigin | None = None
+    # What an engine may keep for further kernels on this image, such as arrays on a GPU. None means
+    # nothing.
+    kept: dict[Hashable, Any] | None = field(default=None, repr=False)
 
     @property
     def num_voxels(self) -> int:

@@ -33,17 +33,17 @@ struct Window {
 // One block per plane, part of the channels, and group of cells along the last axis times intensity
 // cells. A thread adds up the voxels between two points of the grid, for one intensity cell, row
 // after row. The parts of four neighbors meet in shared memory. values: (voxel). scale: (voxel) or
-// nullptr for ones. intensity: (modality, voxel) in cells. lowest: (modality) whole number at or
-// below all of them. number: (place of the box) number of the voxel, -1: none; nullptr: all places
-// are voxels, in order. row_begin, begin: (cell + 1) first row, or place along the last axis, whose
-// splines begin at this cell or a later one. row_weight, weight: (row or place). bins, inner_bins:
-// intensity cells, and those of the second modality among them. homes_at_once * bins_at_once <=
-// CRF_THREADS. planes: (plane, row cell, cell, intensity cell).
+// nullptr for ones. intensity: (modality, voxel) in cells, from the lowest one. number: (place of
+// the box) number of the voxel, -1: none; nullptr: all places are voxels, in order. row_begin,
+// begin: (cell + 1) first row, or place along the last axis, whose splines begin at this cell or a
+// later one. row_weight, weight: (row or place). bins, inner_bins: intensity cells, and those of
+// the second modality among them. homes_at_once * bins_at_once <= CRF_THREADS. planes: (plane, row
+// cell, cell, intensity cell).
 CRF_BLOCK_KERNEL(splat_planes, const Channels* values, const Real* scale, const Real* intensity,
-                 const Real* lowest, const int* number, int64 num_voxels, int64 num_rows,
-                 int64 row_length, const int* row_begin, const Real* row_weight, int64 row_cells,
-                 const int* begin, const Real* weight, int64 num_cells, int64 bins,
-                 int64 inner_bins, int homes_at_once, int bins_at_once, Channels* planes) {
+                 const int* number, int64 num_voxels, int64 num_rows, int64 row_length,
+                 const int* row_begin, const Real* row_weight, int64 row_cells, const int* begin,
+                 const Real* weight, int64 num_cells, int64 bins, int64 inner_bins,
+                 int homes_at_once, int bins_at_once, Channels* planes) {
     CRF_SHARED(Row<kPart>, found, kSpan * CRF_THREADS);
     CRF_PER_THREAD(Window, window);
 
@@ -77,10 +77,8 @@ CRF_BLOCK_KERNEL(splat_planes, const Channels* values, const Real* scale, const 
             if (thread / bins_at_once >= homes_at_once || home >= num_cells || bin >= bins)
                 continue;
             // A cell's spline is centered one cell after the first that it reaches.
-            const Real center = lowest[0] + static_cast<Real>(bin / inner_bins - 1);
-            const Real inner_center = CRF_MODALITIES == 2
-                                          ? lowest[1] + static_cast<Real>(bin % inner_bins - 1)
-                                          : Real(0.0);
+            const Real center = static_cast<Real>(bin / inner_bins - 1),
+                       inner_center = static_cast<Real>(bin % inner_bins - 1);
             const int first = begin[home], end = begin[home + 1];
             Window own = window[thread];
             for (int64 row = first_row; row < end_row; ++row) {
@@ -147,9 +145,9 @@ CRF_BLOCK_KERNEL(splat_planes, const Channels* values, const Real* scale, const 
 // (row, kSpan + 2) weights from the cell before that on, with the three taps across rows. Others as
 // in splat_planes.
 CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const Real* intensity,
-                 const Real* lowest, const int* number, int64 num_voxels, int64 num_rows,
-                 int64 row_length, const int* row_cell, const Real* row_reach, int64 row_cells,
-                 const int* cell, const Real* weight, int64 num_cells, int64 bins, int64 inner_bins,
+                 const int* number, int64 num_voxels, int64 num_rows, int64 row_length,
+                 const int* row_cell, const Real* row_reach, int64 row_cells, const int* cell,
+                 const Real* weight, int64 num_cells, int64 bins, int64 inner_bins,
                  const Real* scale, const Real* channel_weight, Channels* sum, int adds) {
     CRF_SHARED(Channels, blended, CRF_CELLS);
     CRF_PER_THREAD(Channels, total);
@@ -203,10 +201,9 @@ CRF_BLOCK_KERNEL(slice_tiles, const Channels* planes, const int64* tiles, const 
             if (n < 0) continue;
             const Weights along = reinterpret_cast<const Weights*>(weight)[x];
             const int own = (thread / kLanes * width + cell[x] - first_cell) * count;
-            const Real u = intensity[n] - lowest[0];
+            const Real u = intensity[n];
             const int home = static_cast<int>(u);  // the floor: u is not negative
-            const Real inner_u =
-                CRF_MODALITIES == 2 ? intensity[num_voxels + n] - lowest[1] : Real(0.0);
+            const Real inner_u = CRF_MODALITIES == 2 ? intensity[num_voxels + n] : Real(0.0);
             const int inner_home = static_cast<int>(inner_u);
             Channels sliced = total[thread];
             CRF_ROLLED

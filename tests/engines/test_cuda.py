@@ -22,7 +22,7 @@ from crfrefine.engines.cuda.kernel_set import choose_filter, normalized
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.rows import row_width
 from crfrefine.engines.cuda.sources import kernel_source, source_names
-from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.engines.cuda.voxels import BilateralInput, PlacedImage, Voxels
 from crfrefine.errors import CapacityError
 from crfrefine.parameters.specs import KernelSetSpec, KernelSpec, MeanFieldSpec
 
@@ -142,7 +142,8 @@ def _input(case, theta_alpha, theta_beta, device=None):
         device or ShimDevice(is_watched=True), case.image.shape[1:], case.spacing, case.mask
     )
     alphas = voxels.of_box_axes(np.broadcast_to(theta_alpha, len(case.spacing)))
-    return BilateralInput(voxels, case.image, alphas, [theta_beta] * len(case.image))
+    image = PlacedImage(voxels, case.image)
+    return BilateralInput(image, alphas, [theta_beta] * len(case.image))
 
 
 def test_the_automatic_choice_follows_the_work():

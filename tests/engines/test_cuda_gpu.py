@@ -15,7 +15,7 @@ from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.cupy_device import ask_driver, is_available
 from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.engines.cuda.lattice import Lattice
-from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
+from crfrefine.engines.cuda.voxels import BilateralInput, PlacedImage, Voxels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,11 +60,8 @@ def test_the_lattice_is_that_of_the_same_source_as_cpp(engine, num_modalities, t
     for device in (engine.device, cuda_shim.ShimDevice()):
         with device.active():
             voxels = Voxels(device, case.image.shape[1:], case.spacing, case.mask)
-            lattice = Lattice(
-                BilateralInput(
-                    voxels, device.upload(case.image), [1.37] * 3, [theta_beta] * num_modalities
-                )
-            )
+            image = PlacedImage(voxels, device.upload(case.image))
+            lattice = Lattice(BilateralInput(image, [1.37] * 3, [theta_beta] * num_modalities))
             names = (
                 "vertex_low",
                 "corner_vertex",

@@ -14,7 +14,7 @@ import numpy as np
 from crfrefine.base.array_types import Float64
 from crfrefine.engines.cuda.filters import Filter, Output
 from crfrefine.engines.cuda.rows import WIDEST_ROW, Room, ceil_divide, row_constants
-from crfrefine.engines.cuda.voxels import BilateralInput, Voxels, row_ranges
+from crfrefine.engines.cuda.voxels import BilateralInput, Voxels
 from crfrefine.errors import CapacityError, InputError
 
 MAX_MODALITIES = 2
@@ -43,7 +43,6 @@ class GridSize:
 
     Attributes:
         cells: along each axis of the box.
-        lowest: the whole number at or below the lowest intensity of each modality, in bandwidths.
         bins: intensity cells of each modality.
         is_possible: whether there are one or two modalities, not far more cells than voxels, and
             no more cells under a tile than a block can share.
@@ -57,16 +56,10 @@ class GridSize:
             first_cell = math.floor(position[0])
             last_cell = math.floor(position[-1])
             self.cells.append(last_cell - first_cell + _SPAN)
-        self.lowest: list[int] = []
         self.bins: list[int] = []
-        modalities = bilateral.features[: len(bilateral.theta_intensity)]
-        lowest, highest = row_ranges(voxels.device, modalities)
-        for low, high in zip(lowest.tolist(), highest.tolist(), strict=True):
-            first_bin = math.floor(low)
-            last_bin = math.floor(high)
-            self.lowest.append(first_bin)
-            # One more: a difference of intensities may be rounded up into the next cell.
-            self.bins.append(last_bin - first_bin + _SPAN + 1)
+        for highest in bilateral.highest_intensity.tolist():
+            # As many as in the C++ engine, which has one to spare for rounding.
+            self.bins.append(math.floor(highest) + _SPAN + 1)
 
         self.num_bins = math.prod(self.bins)
         self.num_cells = math.prod(self.cells) * self.num_bins
@@ -223,9 +216,8 @@ class GridFilter(Filter):
         self._device = voxels.device
         self._size = size
         self._bins = (size.num_bins, math.prod(size.bins[1:]))  # all; those of the second modality
-        lowest = self._device.upload(np.array(size.lowest, dtype=np.float32))
         modalities = bilateral.features[:num_modalities]
-        self._places = (modalities, lowest, voxels.number, voxels.num_voxels)
+        self._places = (modalities, voxels.number, voxels.num_voxels)
 
         num_axes = voxels.num_axes
         num_outer = max(num_axes - 2, 0)

@@ -22,7 +22,7 @@ from crfrefine.engines.cuda.filters import (
 from crfrefine.engines.cuda.grid import OPERATIONS_A_BYTE, GridFilter, GridSize
 from crfrefine.engines.cuda.lattice import Lattice, Simplices, estimated_vertices
 from crfrefine.engines.cuda.rows import num_row_groups, row_width
-from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, Voxels
+from crfrefine.engines.cuda.voxels import CONSTANTS, BilateralInput, PlacedImage, Voxels
 from crfrefine.errors import CapacityError
 
 if TYPE_CHECKING:
@@ -144,12 +144,13 @@ def _costs_of_sums(bilateral: BilateralInput, width: int, filterings: int) -> di
     }
 
 
-def build_kernel(voxels: Voxels, image: Any, kernel: KernelSpec, spec: KernelSetSpec) -> Kernel:
-    """Build and normalize a kernel of a model for an image, (M, *grid) float32 on the device."""
+def build_kernel(image: PlacedImage, kernel: KernelSpec, spec: KernelSetSpec) -> Kernel:
+    """Build and normalize a kernel of a model for an image."""
+    voxels = image.voxels
     theta = voxels.of_box_axes(kernel.theta_position)
     if kernel.theta_intensity is None:
         return normalized(SpatialFilter(voxels, theta), voxels, spec.normalization)
-    bilateral = BilateralInput(voxels, image, theta, kernel.theta_intensity)
+    bilateral = BilateralInput(image, theta, kernel.theta_intensity)
     return normalized(_appearance_filter(bilateral, spec), voxels, spec.normalization)
 
 

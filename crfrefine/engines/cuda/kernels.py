@@ -31,7 +31,7 @@ from crfrefine.engines.cuda.mean_field import MeanFieldRun, VolumeBackward
 from crfrefine.engines.cuda.one_stream import OneStream
 from crfrefine.engines.cuda.points import CudaPoints
 from crfrefine.engines.cuda.rows import from_rows, grouped, to_rows
-from crfrefine.engines.cuda.voxels import Voxels
+from crfrefine.engines.cuda.voxels import PlacedImage, Voxels
 from crfrefine.engines.volume import volume_part
 from crfrefine.errors import BackendUnavailableError, DeviceMemoryError
 from crfrefine.parameters.specs import KernelSetSpec, MeanFieldSpec, ModelSpec
@@ -66,26 +66,43 @@ class CudaKernels:
         self._device = device
         self._mask = image.mask
         self._stream = OneStream(device)
+        self._upload_seconds = 0.0
+        # The times of the stages are for the record of a case.
         on_host = isinstance(image.values, np.ndarray)
         with self._working(image.values):
-            self._image = self._array(image.values)
-            if on_host:  # The times of the stages are for the record of a case.
-                device.synchronize()
-            self._upload_seconds = time.perf_counter() - started
-            distances = spec.distances(image.spacing)
-            self._voxels = Voxels(device, self.image_shape[1:], distances, image.mask, image.axes)
+            placed = self._placed(image)
+            self._image = placed.values
+            self._voxels = placed.voxels
             self._kernels = []
             tell = _staged(progress, "build")
             for number, kernel in enumerate(spec.kernels):
                 if tell is not None:
                     tell(number, len(spec.kernels))
-                self._kernels.append(build_kernel(self._voxels, self._image, kernel, spec))
+                self._kernels.append(build_kernel(placed, kernel, spec))
             if on_host:
                 device.synchronize()
         named = zip(spec.names, self._kernels, strict=True)
         self.filters = tuple(f"{name}: {kernel.filter.description}" for name, kernel in named)
         self.num_voxels = self._voxels.num_voxels
         self._build_seconds = time.perf_counter() - started - self._upload_seconds
+
+    def _placed(self, image: GridImage) -> PlacedImage:
+        """Return an image and its voxels on the device; `image.kept` may have them already."""
+        distances = self.spec.distances(image.spacing)
+        # Memory belongs to a stream.
+        case = (self._device, self._device.stream(), tuple(distances))
+        kept = {} if image.kept is None else image.kept
+        if case not in kept:
+            started = time.perf_counter()
+            values = self._array(image.values)
+            if isinstance(image.values, np.ndarray):
+                self._device.synchronize()
+            self._upload_seconds = time.perf_counter() - started
+            shape = self.image_shape[1:]
+            voxels = Voxels(self._device, shape, distances, image.mask, image.axes)
+            kept[case] = PlacedImage(voxels, values)
+        placed: PlacedImage = kept[case]
+        return placed
 
     def run(
         self,

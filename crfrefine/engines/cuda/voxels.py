@@ -181,6 +181,25 @@ def row_ranges(device: CupyDevice, rows: Any, places: Any = None) -> tuple[Float
     return lowest.min(axis=1), highest.max(axis=1)
 
 
+class PlacedImage:
+    """An image on the device with its voxels: what all appearance kernels on it have in common.
+
+    Attributes:
+        voxels: those that take part.
+        values: (M, *grid) float32 on the device.
+    """
+
+    def __init__(self, voxels: Voxels, values: Any) -> None:
+        self.voxels = voxels
+        self.values = values
+
+    @cached_property
+    def intensity_ranges(self) -> tuple[Float32, Float32]:
+        """The smallest and the largest intensity of each modality, at the voxels."""
+        of_modalities = self.values.reshape(len(self.values), self.voxels.grid_size)
+        return row_ranges(self.voxels.device, of_modalities, self.voxels.grid_index)
+
+
 class BilateralInput:
     """An appearance kernel's features at the voxels: intensities first, positions last.
 
@@ -189,19 +208,18 @@ class BilateralInput:
         features: (modality + axis, voxel) float32 on the device, counted from the box's first
             voxel and from the lowest intensities.
         ranges: smallest and largest value of each feature.
+        highest_intensity: (modality) the largest feature of each, as the kernel rounds it; the
+            smallest is 0.
     """
 
     def __init__(
         self,
-        voxels: Voxels,
-        image: Any,
+        image: PlacedImage,
         theta_position: Sequence[float],
         theta_intensity: Sequence[float],
     ) -> None:
-        """Compute the features of an image, (M, *grid) float32 on the device.
-
-        Raises CapacityError if one spans too many bandwidths.
-        """
+        """Compute the features; raise CapacityError if one spans too many bandwidths."""
+        voxels = image.voxels
         self.voxels = voxels
         self.device = voxels.device
         self.num_points = voxels.num_voxels
@@ -209,8 +227,7 @@ class BilateralInput:
         self.theta_intensity = list(theta_intensity)
         self._require_wide_positions()
         num_modalities = len(self.theta_intensity)
-        of_modalities = image[:num_modalities].reshape(num_modalities, voxels.grid_size)
-        lowest, highest = row_ranges(voxels.device, of_modalities, voxels.grid_index)
+        lowest, highest = [ends[:num_modalities] for ends in image.intensity_ranges]
         intensity_ranges = self._intensity_ranges(lowest, highest)
         position_ranges = [(0.0, 0.0)] * voxels.num_axes
         axes = []
@@ -229,6 +246,7 @@ class BilateralInput:
 
         device = voxels.device
         inverse_theta = np.array([1.0 / theta for theta in self.theta_intensity], np.float32)
+        self.highest_intensity: Float32 = (highest - lowest) * inverse_theta
         intensity = device.upload(np.stack([lowest, inverse_theta]))
         positions = (
             device.upload(np.array(axes, dtype=np.int64)),
@@ -236,7 +254,7 @@ class BilateralInput:
         )
         shape = (self.num_features, voxels.num_voxels)
         self.features = device.xp.empty(shape, dtype=np.float32)
-        of_image = (image, voxels.grid_size, voxels.grid_index, voxels.num_voxels)
+        of_image = (image.values, voxels.grid_size, voxels.grid_index, voxels.num_voxels)
         scales = (num_modalities, *intensity, voxels.num_axes, *positions)
         arguments = (*of_image, *scales, self.features)
         device.launch("voxels", "find_features", CONSTANTS, voxels.num_voxels, *arguments)
