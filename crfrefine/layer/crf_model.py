@@ -65,6 +65,24 @@ class Bandwidths(NamedTuple):
         )
 
 
+class SomeLabels(NamedTuple):
+    """The labels that take part, where some do not."""
+
+    numbers: NDArray[np.int64]
+    on_device: Tensor  # the same, on the device of the logits
+
+    @classmethod
+    def of(cls, numbers: NDArray[np.int64], device: torch.device) -> SomeLabels:
+        """Send the numbers of labels to a device."""
+        return cls(numbers, torch.from_numpy(numbers).to(device))
+
+    def near(self, tensor: Tensor) -> Tensor:
+        """Return the numbers on the device of a tensor."""
+        if tensor.device == self.on_device.device:
+            return self.on_device
+        return torch.from_numpy(self.numbers).to(tensor.device)
+
+
 class ModelTensors(NamedTuple):
     """The learnable tensors of the CRF, with the names and the order of `GRADIENTS`.
 
@@ -86,9 +104,9 @@ class ModelTensors(NamedTuple):
         """The tensors with respect to which gradients are wanted."""
         return [tensor for tensor in self if tensor is not None and tensor.requires_grad]
 
-    def among(self, labels: Tensor) -> ModelTensors:
+    def among(self, labels: SomeLabels) -> ModelTensors:
         """Return the tensors of only some of the labels."""
-        places = labels.to(self.weights.device)
+        places = labels.near(self.weights)
         return self._replace(
             weights=self.weights[:, places],
             compatibility=self.compatibility[places][:, places],
@@ -124,11 +142,11 @@ class CrfModel:
             leaves.append(leaf)
         return replace(self, tensors=ModelTensors._make(leaves))
 
-    def among(self, labels: Tensor | None) -> CrfModel:
+    def among(self, labels: SomeLabels | None) -> CrfModel:
         """Return the model of only some of the labels; None means all."""
         if labels is None:
             return self
-        numbers = labels.numpy()
+        numbers = labels.numbers
         run = self.run
         part_of_run = replace(
             run,

@@ -19,7 +19,15 @@ from crfrefine.engines.base import Backend, GridImage, Kernels, RunContext
 from crfrefine.errors import InputError
 from crfrefine.layer import inputs
 from crfrefine.layer.autograd import MeanField, of_each, outside_graphs, to_array
-from crfrefine.layer.crf_model import HOST, CrfModel, Sizes, Values, make_bandwidths, make_model
+from crfrefine.layer.crf_model import (
+    HOST,
+    CrfModel,
+    Sizes,
+    SomeLabels,
+    Values,
+    make_bandwidths,
+    make_model,
+)
 from crfrefine.layer.gaussian import gaussian_filter as gaussian_filter
 from crfrefine.layer.taking_part import labels_taking_part, with_absent_labels
 from crfrefine.parameters.sections import MeanFieldParameters
@@ -126,7 +134,7 @@ def refine_batch(
         image = logits.new_empty(len(logits), 0)
 
     masks = inputs.masks_by_item(mask, len(logits), logits.shape[2:])
-    labels: list[Tensor | None] = [None] * len(logits)
+    labels: list[SomeLabels | None] = [None] * len(logits)
     if kernels is None:
         if not is_checked:
             inputs.check_values(image.detach(), logits, masks)
@@ -150,7 +158,7 @@ def refine_batch(
     ):
         channels = item_logits
         if present is not None:
-            channels = item_logits[present.to(logits.device)]
+            channels = item_logits[present.on_device]
         runs.append((item, of_item.run))
         tensors += [channels, item_image, *of_item.tensors]
     num_at_once = _num_at_once(engine, kernels)
@@ -239,19 +247,6 @@ def build_kernels(
         image.requires_grad or bandwidths.require_grad()
     )
     spec = bandwidths.kernel_set(num_labels, checked, moves_bandwidths=moves_bandwidths)
-    return kernels_of_batch(image, spec, spacing=spacing, mask=mask, threads=threads, copy=copy)
-
-
-def kernels_of_batch(
-    image: Tensor,
-    spec: KernelSetSpec,
-    *,
-    spacing: inputs.Spacing | None = None,
-    mask: inputs.Mask | None = None,
-    threads: int | None = None,
-    copy: bool = False,
-) -> list[Kernels]:
-    """Build the same kernels for each image of a batch (B, M, *grid); see `build_kernels`."""
     check_threads(threads)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     inputs.check_finite(image.detach())

@@ -4,46 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crfrefine.layer.crf_model import CrfModel
+from crfrefine.base.array_types import Bool, Float64
+from crfrefine.layer.crf_model import CrfModel, SomeLabels
 from crfrefine.parameters.specs import MeanFieldSpec, ModelSpec
 from crfrefine.refinement.tiles.survey import find_thresholds
+
+# Leads decide only on log-probabilities that are farther than this from a threshold: logits and
+# their sums are rounded.
+_ROUNDING = 0.01
 
 
 def labels_taking_part(
     logits: Tensor, masks: Sequence[Tensor | None], model: CrfModel
-) -> list[Tensor | None]:
+) -> list[SomeLabels | None]:
     """Return the labels of each batch item that take part; None means all.
 
     The masks may be on another device than the logits (B, L, *grid).
     """
-    everything: list[Tensor | None] = [None] * len(logits)
-    run = model.run
-    # Of two labels, both take part always.
-    if model.label_threshold == 0.0 or run.volume_weight > 0.0 or logits.shape[1] == 2:
-        return everything
-    thresholds = find_thresholds(model.label_threshold, ModelSpec(model.kernels, run))
-    if thresholds.leave_out_nothing:
-        return everything
+    thresholds = thresholds_of(model, logits.shape[1])
+    if thresholds is None:
+        return [None] * len(logits)
     labels = []
     for item, inside in zip(logits, masks, strict=True):
         if inside is not None:
             inside = inside.to(item.device)
-        labels.append(_present(item, inside, run, thresholds.present))
+        present = present_labels(item, inside, model.run, thresholds)
+        some = None
+        if present is not None:
+            some = SomeLabels.of(np.flatnonzero(present), item.device)
+        labels.append(some)
     return labels
 
 
-def _present(
-    logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, thresholds: NDArray[np.float64]
-) -> Tensor | None:
-    """Return the labels whose log-probability exceeds their threshold somewhere inside the mask.
+def thresholds_of(model: CrfModel, num_labels: int) -> Float64 | None:
+    """Return the log-probability (L,) that a label must exceed somewhere to take part.
 
-    The thresholds are (L,). At least two labels are returned; None means that all take part.
+    None means that all labels take part, whatever the logits.
+    """
+    # Of two labels, both take part always.
+    if model.label_threshold == 0.0 or model.run.volume_weight > 0.0 or num_labels == 2:
+        return None
+    thresholds = find_thresholds(model.label_threshold, ModelSpec(model.kernels, model.run))
+    return None if thresholds.leave_out_nothing else thresholds.present
+
+
+def present_labels(
+    logits: Tensor, inside: Tensor | None, run: MeanFieldSpec, thresholds: Float64
+) -> Bool | None:
+    """Return which labels (L,) exceed their threshold somewhere inside the mask.
+
+    At least two labels do, as far as the caller is concerned; None means all. The host waits for
+    a GPU.
     """
     values = logits.detach().float()
     if run.bias is not None:
@@ -61,14 +79,12 @@ def _present(
         if inside is not None:
             log_probability = log_probability[inside]
         maxima.append(log_probability.amax())
-    largest = torch.stack(maxima)
+    largest = torch.stack(maxima).cpu().numpy()
 
-    takes_part = ~(largest.cpu() <= torch.from_numpy(thresholds))  # True for NaN
-    if int(takes_part.sum()) < 2:
-        takes_part[largest.topk(2).indices.cpu()] = True
-    if takes_part.all():
-        return None
-    return takes_part.nonzero().squeeze(1)
+    takes_part: Bool = ~(largest <= thresholds)  # True for NaN
+    if np.count_nonzero(takes_part) < 2:
+        takes_part[np.argsort(largest)[-2:]] = True
+    return None if takes_part.all() else takes_part
 
 
 def _are_likeliest(logits: Tensor, inside: Tensor | None) -> bool:
@@ -85,11 +101,56 @@ def _are_likeliest(logits: Tensor, inside: Tensor | None) -> bool:
     return bool(torch.stack(somewhere).all())
 
 
+def find_leads(logits: NDArray[np.floating[Any]], inside: Bool) -> Float64:
+    """Return by how much each label (L,) is ahead of all others where it is most ahead.
+
+    Logits (L, *grid) are looked at inside the mask (*grid), which has a voxel. A lead is negative
+    for a label that is nowhere the likeliest one.
+    """
+    values = logits[:, inside].astype(np.float32)
+    likeliest = values.argmax(axis=0)
+    largest = values.max(axis=0)
+    without_likeliest = values.copy()
+    np.put_along_axis(without_likeliest, likeliest[None], -np.inf, axis=0)
+    second = without_likeliest.max(axis=0)
+    leads = []
+    for label, channel in enumerate(values):
+        rival = np.where(likeliest == label, second, largest)
+        leads.append(float((channel - rival).max()))
+    return np.array(leads)
+
+
+def present_by_leads(leads: Float64, run: MeanFieldSpec, thresholds: Float64) -> Bool | None:
+    """Return the same as `present_labels` from the leads of the logits, without these.
+
+    All labels may be present. None means that leads do not tell for sure.
+    """
+    num_labels = len(leads)
+    bias = np.zeros(num_labels) if run.bias is None else run.bias
+    others = ~np.eye(num_labels, dtype=bool)
+    of_others = np.broadcast_to(bias, others.shape)
+    highest_other = of_others.max(axis=1, where=others, initial=-np.inf)
+    lowest_other = of_others.min(axis=1, where=others, initial=np.inf)
+    # With a bias a label is ahead of all others by at least, and at most, so much where it is most
+    # ahead.
+    least = (leads + bias - highest_other) / run.temperature
+    most = (leads + bias - lowest_other) / run.temperature
+    # Its log-probability is lowest if all others are as likely as the next one, and highest if all
+    # but the next one are impossible.
+    at_least = -np.logaddexp(0.0, math.log(num_labels - 1) - least)
+    at_most = -np.logaddexp(0.0, -most)
+    is_present: Bool = at_least > thresholds + _ROUNDING
+    is_absent = at_most < thresholds - _ROUNDING
+    if not (is_present | is_absent).all() or np.count_nonzero(is_present) < 2:
+        return None
+    return is_present
+
+
 def with_absent_labels(
     refined: Tensor,
     logits: Tensor,
     model: CrfModel,
-    labels: Tensor | None,
+    labels: SomeLabels | None,
     inside: Tensor | None,
 ) -> Tensor:
     """Return the refined logits (L, *grid) of a batch item in which only some labels took part.
@@ -98,7 +159,7 @@ def with_absent_labels(
     """
     if labels is None:
         return refined
-    places = labels.to(logits.device)
+    places = labels.on_device
     shift = _per_label(model.tensors.bias.to(logits), logits.ndim)
     if inside is not None:
         shift = shift * inside.to(shift.device)

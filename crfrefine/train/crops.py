@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from crfrefine.arrays.probabilities import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
 from crfrefine.cases.case import Case
 from crfrefine.cases.label_input import KIND
+from crfrefine.layer.taking_part import find_leads
 from crfrefine.parameters.sections import IntensityParameters
 
 # Margin around the foreground: wider than the reach of any kernel that helped, yet narrow enough to
@@ -71,6 +73,17 @@ class Crop:
         if self.label_map is None:
             return decode(self.logits.astype(np.float32), self.regions)
         return self.label_map
+
+    @property
+    def has_reference(self) -> NDArray[np.bool_]:
+        """The voxels (*box) in the mask that have a reference."""
+        has_reference: NDArray[np.bool_] = self.mask & (self.labels < self.num_labels)
+        return has_reference
+
+    @cached_property
+    def leads(self) -> NDArray[np.float64]:
+        """By how much each channel is ahead of all others, as of `find_leads`."""
+        return find_leads(self.logits, self.mask)
 
     def count(self, labels: NDArray[Any]) -> NDArray[np.int64]:
         """Return the (L, L) voxels inside the mask by reference and label (*box)."""

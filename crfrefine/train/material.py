@@ -21,6 +21,7 @@ from crfrefine.base.limits import available_threads
 from crfrefine.engines import get_backend
 from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.errors import BackendUnavailableError
+from crfrefine.layer.known_item import KnownItem
 from crfrefine.train.crops import Crop
 
 # Most voxels of a case for a recalibration: with ten cases, more change only the third digit.
@@ -42,10 +43,14 @@ class CropTensors(NamedTuple):
     """A crop, or a tile of one, as tensors on a device."""
 
     logits: Tensor  # (L, *box) float16
-    image: Tensor  # (M, *box) float32
-    mask: Tensor  # (*box), on the CPU, where the engine counts its voxels
+    item: KnownItem  # image and mask
     places: Tensor  # (N,) in the flat box, of the voxels in the mask that have a reference
     labels: Tensor  # (N,) their reference
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the crop on a GPU, at most, without kernels of a model."""
+        return self.item.num_bytes + self.logits.nbytes + self.places.nbytes + self.labels.nbytes
 
     def with_reference(self, channels: Tensor) -> Tensor:
         """Return the voxels of (L, *box) channels that have a reference: (L, N)."""
@@ -80,32 +85,25 @@ class TrainingDevice:
         tensors = self.moved(crop)
         if self.max_kept == 0:
             return tensors
-        num_bytes = sum(_num_bytes(of_crop) for _, of_crop in self._kept.values())
-        if num_bytes + _num_bytes(tensors) <= self.max_kept:
+        num_bytes = sum(of_crop.num_bytes for _, of_crop in self._kept.values())
+        if num_bytes + tensors.num_bytes <= self.max_kept:
             self._kept[id(crop)] = (crop, tensors)
         return tensors
 
     def moved(self, crop: Crop) -> CropTensors:
         """Return a copy of a crop on the device, which does not stay."""
-        has_reference = crop.mask & (crop.labels < crop.num_labels)
+        has_reference = crop.has_reference
         labels = crop.labels[has_reference].astype(np.int64)
-        image = np.array(crop.image, dtype=np.float32, order="C")
+        image = self._tensor(np.array(crop.image, dtype=np.float32, order="C"))
         return CropTensors(
             self._tensor(np.array(crop.logits, order="C")),
-            self._tensor(image),
-            torch.from_numpy(np.array(crop.mask)),
+            KnownItem(image, np.array(crop.mask), crop.leads),
             self._tensor(np.flatnonzero(has_reference)),
             self._tensor(labels),
         )
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.tensors)
-
-
-def _num_bytes(tensors: CropTensors) -> int:
-    """Return the bytes of a crop on its device; the mask is on the CPU."""
-    on_device = tensors._replace(mask=tensors.mask[:0])
-    return sum(tensor.numel() * tensor.element_size() for tensor in on_device)
 
 
 CPU = TrainingDevice()

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crfrefine.layer import functional
 from crfrefine.layer.crf_model import CrfModel, Sizes, make_model
+from crfrefine.layer.known_item import refine_with
 from crfrefine.layer.module import CrfRnn
 from crfrefine.metrics.overlap import OverlapCounts
 from crfrefine.parameters.model import CrfParameters
@@ -231,15 +231,8 @@ class Model:
         tensors = self._device.crop(crop)
         spacing = self._spacing_of(crop)
         if crop.regions is None:
-            logits = tensors.logits.float()[None]
-            refined = functional.refine_batch(
-                logits,
-                tensors.image[None],
-                models[0],
-                spacing=spacing,
-                mask=tensors.mask,
-                threads=threads,
-            )[0]
+            logits = tensors.logits.float()
+            refined = tensors.item.refine(logits, models[0], spacing, threads)
         else:
             refined = _refine_regions(models, tensors, spacing, threads)
         refined = tensors.with_reference(refined)
@@ -274,7 +267,7 @@ def _with_volumes(refined: Tensor, crop: Crop, tensors: CropTensors) -> Tensor:
     Each label gets the volume that it has in the network's labels.
     """
     # The bias is a constant to the gradient.
-    labels = crop.network.ravel()[tensors.places.cpu().numpy()]
+    labels = crop.network[crop.has_reference]
     bias = volume_bias(refined.detach().float().cpu().numpy(), labels)
     return refined + torch.from_numpy(bias).to(refined)[:, None]
 
@@ -301,14 +294,10 @@ def _refine_regions(
 
     Each region is a problem of two labels, and has the same bandwidths.
     """
-    image = tensors.image[None]
-    kernels = functional.kernels_of_batch(
-        image, models[0].kernels_of(image), spacing=spacing, mask=tensors.mask, threads=threads
-    )
+    kernels = tensors.item.kernels(models[0], spacing, threads)
     refined = []
     for model, log_odds in zip(models, tensors.logits.float(), strict=True):
-        logits = with_background(log_odds)[None]
-        outside, inside = functional.refine_batch(logits, image, model, kernels=kernels)[0]
+        outside, inside = refine_with(kernels, with_background(log_odds), model)
         refined.append(inside - outside)
     return torch.stack(refined)
 

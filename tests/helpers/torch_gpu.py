@@ -9,7 +9,7 @@ from torch_shim import DEVICE, OnShim, TorchShim, on_gpu
 
 from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.engines.cuda.kernels import CudaBackend
-from crfrefine.layer import autograd, functional, inputs, point_filter
+from crfrefine.layer import autograd, functional, inputs, known_item, point_filter
 
 
 class TensorsOnGpu:
@@ -80,7 +80,8 @@ def shim_tensors(device, request):
     patch.setattr(torch, "is_autocast_enabled", autocasts)
     patch.setattr(torch, "tensor", shim.made_from(torch.tensor))
     patch.setattr(inputs, "engine_for", engine_for)
-    patch.setattr(functional, "to_array", to_array)
+    for module in (functional, known_item):
+        patch.setattr(module, "to_array", to_array)
     for module in (autograd, point_filter):
         patch.setattr(module, "to_array", to_array_and_note)
         patch.setattr(module, "to_tensor", to_tensor, raising=False)

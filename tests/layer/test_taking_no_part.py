@@ -171,7 +171,7 @@ def _counts(monkeypatch):
     original = functional.with_absent_labels
 
     def counted(*arguments):
-        counts.append(NUM_LABELS if arguments[3] is None else len(arguments[3]))
+        counts.append(NUM_LABELS if arguments[3] is None else len(arguments[3].numbers))
         return original(*arguments)
 
     monkeypatch.setattr(functional, "with_absent_labels", counted)
@@ -292,11 +292,58 @@ def test_labels_that_take_part_are_the_same_without_the_short_way(monkeypatch, t
     run = MeanFieldSpec(np.ones((1, 3)), 1.0 - np.eye(3), 5, temperature=0.7)
     thresholds = np.log(np.full(3, threshold))
     for mask in (None, inside):
-        short = taking_part._present(logits, mask, run, thresholds)
+        short = taking_part.present_labels(logits, mask, run, thresholds)
         with monkeypatch.context() as patched:
             patched.setattr(taking_part, "_are_likeliest", lambda *_: False)
-            expected = taking_part._present(logits, mask, run, thresholds)
+            expected = taking_part.present_labels(logits, mask, run, thresholds)
         if expected is None:
             assert short is None
         else:
-            torch.testing.assert_close(short, expected)
+            np.testing.assert_array_equal(short, expected)
+
+
+@pytest.mark.parametrize("bias", [None, (0.4, -0.3, 0.0, 0.9)])
+@pytest.mark.parametrize("lead", [3.0, -4.0, -7.0, -9.0, -40.0])
+def test_leads_tell_the_labels_that_take_part_or_nothing(bias, lead):
+    """Never anything else than the logits tell, and mostly something."""
+    random = torch.Generator().manual_seed(4)
+    logits = 2.0 * torch.randn((4, *GRID), generator=random)
+    logits[0, 3, 2, 1] = -torch.inf
+    inside = torch.rand(GRID, generator=random) < 0.6
+    logits[2] += lead - taking_part.find_leads(logits.numpy(), inside.numpy())[2]
+    leads = taking_part.find_leads(logits.numpy(), inside.numpy())
+    assert leads[2] == pytest.approx(lead, abs=1e-5)
+    values = logits[:, inside]
+    for label in range(4):
+        others = torch.cat([values[:label], values[label + 1 :]]).amax(0)
+        assert leads[label] == float((values[label] - others).amax())
+
+    run = MeanFieldSpec(
+        np.ones((1, 4)),
+        1.0 - np.eye(4),
+        5,
+        temperature=0.8,
+        bias=None if bias is None else np.array(bias),
+    )
+    thresholds = np.log(np.full(4, 1e-4))
+    found = taking_part.present_by_leads(leads, run, thresholds)
+    expected = taking_part.present_labels(logits, inside, run, thresholds)
+    if expected is None:
+        expected = np.ones(4, dtype=bool)
+    # Near the threshold of -9.2 for 0.8 times as much, the leads are not sure of label 2.
+    assert (found is None) == (lead == -7.0) or bias is not None
+    if found is not None:
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_leads_leave_a_second_label_to_the_logits():
+    logits = torch.zeros((3, *GRID))
+    logits[0] = 50.0
+    logits[2] = 1.0
+    inside = np.ones(GRID, dtype=bool)
+    leads = taking_part.find_leads(logits.numpy(), inside)
+    run = MeanFieldSpec(np.ones((1, 3)), 1.0 - np.eye(3), 5)
+    thresholds = np.log(np.full(3, 1e-4))
+    assert taking_part.present_by_leads(leads, run, thresholds) is None
+    found = taking_part.present_labels(logits, None, run, thresholds)
+    np.testing.assert_array_equal(found, [True, False, True])

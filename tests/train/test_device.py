@@ -5,6 +5,7 @@ Without a GPU, stand-ins for the engine's and for PyTorch's take its place.
 """
 
 import dataclasses
+import gc
 
 import cuda_shim
 import numpy as np
@@ -17,13 +18,15 @@ pytest.importorskip(
     "nibabel", reason="training reads cases: needs nibabel"
 )  # which a machine for the GPU's tests may lack
 
-from torch_gpu import gpu_tensors  # noqa: E402
+from strict_device import StrictDevice  # noqa: E402
+from torch_gpu import gpu_tensors, shim_tensors  # noqa: E402
 from training_helpers import SIZES, crops, material, start  # noqa: E402
 
 import crfrefine.engines  # noqa: E402
 from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
 from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
+from crfrefine.layer.crf_model import ModelTensors  # noqa: E402
 from crfrefine.train import material as trained_on  # noqa: E402
 from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402
 from crfrefine.train.model import Model, network_refiner, score  # noqa: E402
@@ -125,25 +128,67 @@ def test_with_many_cores_auto_trains_on_the_cpu_says_so_and_opens_no_gpu(monkeyp
     assert "16 cores are expected to be faster than the GPU" in chosen.note
 
 
-def num_bytes(tensors):
-    """Those of a crop on its device; the mask is on the CPU."""
-    total = 0
-    for tensor in tensors:
-        if tensor is not tensors.mask:
-            total += tensor.numel() * tensor.element_size()
-    return total
-
-
 def test_crops_stay_on_a_device_while_they_fit():
     first, second, third = material(crops(3)).crops
-    max_kept = num_bytes(CPU.crop(first)) + num_bytes(CPU.crop(second))
+    max_kept = CPU.crop(first).num_bytes + CPU.crop(second).num_bytes
     device = TrainingDevice("cuda-shim", max_kept=max_kept)
     for _ in range(2):
         for crop, stays in ((first, True), (second, True), (third, False)):
             tensors = device.crop(crop)
             assert (device.crop(crop) is tensors) == stays
-            for one, other in zip(tensors, CPU.crop(crop), strict=True):
-                assert torch.equal(one, other)
+            expected = CPU.crop(crop)
+            for name in ("logits", "places", "labels"):
+                assert torch.equal(getattr(tensors, name), getattr(expected, name))
+
+
+@needs_compiler
+@pytest.mark.parametrize("filter_name", ["truncated", "lattice", "grid"])
+def test_a_crop_that_is_known_takes_no_more_than_its_share(filter_name, request):
+    """What an engine keeps of it, without the kernels of a model."""
+    strict = StrictDevice()
+    tensors = shim_tensors(strict, request)
+    device = TrainingDevice("cuda-shim", str(tensors.device), max_kept=1 << 40)
+    (crop,) = crops(1)
+    parameters = start(4.0).parameters.replace(**{"mean_field.filter": filter_name})
+    model = Model(parameters, LEARNABLE, (SIZES[0], crop.image.shape[0], 3), device)
+    model.gradient([crop], material([crop]).loss, Workers(1))
+    tensors.shared.clear()
+    gc.collect()
+    assert 0 < strict.used < device.crop(crop).item.num_bytes
+
+
+@needs_compiler
+@pytest.mark.parametrize("is_absent", [False, True])
+@pytest.mark.parametrize(("filter_name", "num_waits"), [("truncated", 0), ("lattice", 1)])
+def test_the_host_waits_for_vertices_alone(filter_name, num_waits, is_absent, request):
+    """The crops of a batch follow each other without another wait, and nothing of them is sent
+    again; one answer comes back for all of them, or for a case that is evaluated.
+    """
+    strict = StrictDevice()
+    tensors = shim_tensors(strict, request)
+    device = TrainingDevice("cuda-shim", str(tensors.device), max_kept=1 << 40)
+    batch = crops(3)
+    if is_absent:
+        logits = batch[1].logits.copy()
+        logits[-1] -= 60.0
+        batch[1] = dataclasses.replace(batch[1], logits=logits)
+    shared = material(batch)
+    parameters = start(4.0).parameters.replace(**{"mean_field.filter": filter_name})
+    model = Model(parameters, LEARNABLE, SIZES, device)
+    workers = Workers(2, one_by_one=True)
+    model.gradient(batch, shared.loss, workers)
+    strict.reset()
+    tensors.shim.reset()
+    model.gradient(batch, shared.loss, workers)
+    assert strict.waits.total() == len(batch) * num_waits
+    assert tensors.shim.waits == {"a copy": 1}
+    assert tensors.shim.uploads.total() <= len(ModelTensors._fields)
+
+    strict.reset()
+    tensors.shim.reset()
+    score(model.refine, batch[0], shared.loss, 1)
+    assert strict.waits.total() == num_waits
+    assert tensors.shim.waits == {"a copy": 1}
 
 
 def test_a_tile_is_the_same_object_each_time():

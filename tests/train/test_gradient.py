@@ -48,17 +48,15 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_crops(learn):
     for crop in batch:
         tensors = CPU.crop(crop)
         logits = tensors.logits.float()[None]
-        refined = model.layer.refine_normalized(
-            logits, tensors.image[None], crop.spacing, tensors.mask, threads=1
-        )
+        image = torch.from_numpy(crop.image)[None]
+        refined = model.layer.refine_normalized(logits, image, crop.spacing, crop.mask, threads=1)
         value = loss(tensors.with_reference(refined[0]), tensors.labels)
         losses.append(float(value.detach()))
         by_crop.append(torch.autograd.grad(value, model.moving))
 
     second = CPU.crop(batch[1])
-    (present,) = labels_taking_part(
-        second.logits.float()[None], [second.mask], model.layer.crf_model()
-    )
+    mask = torch.from_numpy(batch[1].mask)
+    (present,) = labels_taking_part(second.logits.float()[None], [mask], model.layer.crf_model())
     assert present is not None
 
     found_loss, found = model.gradient(batch, loss, Workers(2))

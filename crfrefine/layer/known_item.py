@@ -1,0 +1,93 @@
+"""A batch item that is refined many times, as a crop in a training.
+
+What its calls have in common is found once: on a GPU the host does not wait for it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crfrefine.base.array_types import Bool, Float64
+from crfrefine.engines.base import GridImage, Kernels, RunContext
+from crfrefine.layer import inputs
+from crfrefine.layer.autograd import MeanField, to_array
+from crfrefine.layer.crf_model import CrfModel, SomeLabels
+from crfrefine.layer.taking_part import (
+    present_by_leads,
+    present_labels,
+    thresholds_of,
+    with_absent_labels,
+)
+
+# Bytes of each place of the grid that an engine keeps on a GPU, at most, beside the image: numbers
+# and coordinates of voxels.
+_KEPT_BY_ENGINE = 40
+
+
+class KnownItem:
+    """An image and a mask that do not change, with logits that do not.
+
+    They are on a scale and of a kind that the model takes: normalized, finite, in float32.
+    """
+
+    def __init__(self, image: Tensor, mask: Bool, leads: Float64) -> None:
+        """Take an image (M, *grid), a mask (*grid), and the leads (L,) of `find_leads`."""
+        self._image = image
+        self._mask = mask
+        self._inside = torch.from_numpy(mask).to(image.device)
+        self._leads = leads
+        self._grids: dict[tuple[float, ...], GridImage] = {}
+        self._some_labels: dict[bytes, SomeLabels] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes that the item takes on a GPU, at most, without kernels of a model."""
+        num_places = self._inside.numel()
+        return self._image.nbytes + num_places * (1 + _KEPT_BY_ENGINE)
+
+    def kernels(self, model: CrfModel, spacing: Sequence[float], threads: int) -> Kernels:
+        """Build the kernels of a model; the spacing is in the unit of its bandwidths."""
+        steps = tuple(spacing)
+        if steps not in self._grids:
+            self._grids[steps] = GridImage(to_array(self._image), self._mask, steps, kept={})
+        engine = inputs.engine_for(self._image.device)
+        spec = model.kernels_of(self._image)
+        return engine.kernels(self._grids[steps], spec, RunContext(threads))
+
+    def refine(
+        self, logits: Tensor, model: CrfModel, spacing: Sequence[float], threads: int
+    ) -> Tensor:
+        """Refine logits (L, *grid) as `functional.refine_batch` does."""
+        labels = self._taking_part(logits, model)
+        part = model.among(labels)
+        channels = logits if labels is None else logits[labels.on_device]
+        refined = refine_with(self.kernels(part, spacing, threads), channels, part)
+        return with_absent_labels(refined, logits, model, labels, self._inside)
+
+    def _taking_part(self, logits: Tensor, model: CrfModel) -> SomeLabels | None:
+        """Return the labels that take part; None means all."""
+        thresholds = thresholds_of(model, len(logits))
+        if thresholds is None:
+            return None
+        present = present_by_leads(self._leads, model.run, thresholds)
+        if present is None:
+            present = present_labels(logits, self._inside, model.run, thresholds)
+        if present is None or present.all():
+            return None
+        case = present.tobytes()
+        if case not in self._some_labels:
+            self._some_labels[case] = SomeLabels.of(np.flatnonzero(present), logits.device)
+        return self._some_labels[case]
+
+
+def refine_with(kernels: Kernels, logits: Tensor, model: CrfModel) -> Tensor:
+    """Refine logits (L, *grid) with given kernels; they take no gradient of the image."""
+    no_image = logits.new_empty(0)
+    runs = [(kernels, model.run)]
+    (refined,) = MeanField.apply(runs, 1, logits, no_image, *model.tensors)  # type: ignore[no-untyped-call]
+    result: Tensor = refined
+    return result
