@@ -5,7 +5,7 @@ import pytest
 import torch
 from strict_device import StrictArray, StrictDevice
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch_shim import DEVICE, OnShim, TorchShim, on_gpu
+from torch_shim import DEVICE, OnShim, TorchShim
 
 from crfrefine.engines.cuda.cupy_device import is_available
 from crfrefine.engines.cuda.kernels import CudaBackend
@@ -50,7 +50,7 @@ def shim_tensors(device, request):
     tensor_of_host = autograd.to_tensor
 
     def engine_for(where, dtype=torch.float32):
-        if where == DEVICE and dtype == torch.float32:
+        if where == DEVICE and dtype != torch.float64:
             return backend
         return engine_of_host(where, dtype)
 
@@ -69,7 +69,7 @@ def shim_tensors(device, request):
         if not isinstance(array, StrictArray):
             return tensor_of_host(array)
         with temporarily_clear_interpreter_stack():
-            return on_gpu(tensor_of_host(array))
+            return shim.own(tensor_of_host(array))
 
     autocasts_on_host = torch.is_autocast_enabled
 

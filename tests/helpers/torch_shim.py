@@ -30,7 +30,7 @@ class OnShim(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, host):
+    def __new__(cls, host, shim):
         return Tensor._make_wrapper_subclass(
             cls,
             host.shape,
@@ -40,8 +40,9 @@ class OnShim(Tensor):
             device=DEVICE,
         )
 
-    def __init__(self, host):
+    def __init__(self, host, shim):
         self.host = host
+        self._shim = shim
 
     def __repr__(self):
         return f"OnShim({self.host!r})"
@@ -56,7 +57,10 @@ class OnShim(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, arguments=(), options=None):
-        raise AssertionError(f"{function} outside of the stand-in's context")
+        """Go to the stand-in in a thread that has not entered its context."""
+        leaves = tree_leaves((arguments, options))
+        shim = next(leaf._shim for leaf in leaves if isinstance(leaf, cls))
+        return shim.__torch_dispatch__(function, types, arguments, options)
 
 
 class TorchShim(TorchDispatchMode):
@@ -76,6 +80,10 @@ class TorchShim(TorchDispatchMode):
         self.waits = Counter()
         self.uploads = Counter()
 
+    def own(self, tensor):
+        """Return the host's tensor as one of the GPU; this is not counted."""
+        return OnShim(tensor, self)
+
     def made_from(self, make):
         """Return `torch.tensor`, to which PyTorch lets no context say where numbers go."""
 
@@ -83,7 +91,7 @@ class TorchShim(TorchDispatchMode):
             if device is None or torch.device(device) != DEVICE:
                 return make(*arguments, device=device, **options)
             self.uploads["numbers"] += 1
-            return on_gpu(make(*arguments, **options))
+            return self.own(make(*arguments, **options))
 
         return tensor
 
@@ -110,7 +118,7 @@ class TorchShim(TorchDispatchMode):
         def own(value):
             if not isinstance(value, Tensor):
                 return value
-            return known[id(value)] if id(value) in known else OnShim(value)
+            return known[id(value)] if id(value) in known else self.own(value)
 
         return tree_map(own, result)
 
@@ -144,8 +152,3 @@ class TorchShim(TorchDispatchMode):
 
 def _host(value):
     return value.host if isinstance(value, OnShim) else value
-
-
-def on_gpu(tensor):
-    """Return a tensor on the stand-in, and do not count that it goes there."""
-    return tensor if isinstance(tensor, OnShim) else OnShim(tensor)

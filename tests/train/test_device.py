@@ -6,6 +6,7 @@ Without a GPU, stand-ins for the engine's and for PyTorch's take its place.
 
 import dataclasses
 import gc
+import json
 
 import cuda_shim
 import numpy as np
@@ -18,9 +19,10 @@ pytest.importorskip(
     "nibabel", reason="training reads cases: needs nibabel"
 )  # which a machine for the GPU's tests may lack
 
-from strict_device import StrictDevice  # noqa: E402
+from cli_helpers import run_here  # noqa: E402
+from strict_device import StrictDevice, use  # noqa: E402
 from torch_gpu import gpu_tensors, shim_tensors  # noqa: E402
-from training_helpers import SIZES, crops, material, start  # noqa: E402
+from training_helpers import SIZES, crops, material, shorten, start, write_cases  # noqa: E402
 
 import crfrefine.engines  # noqa: E402
 from crfrefine.engines.cuda.cupy_device import is_available  # noqa: E402
@@ -28,6 +30,7 @@ from crfrefine.engines.cuda.kernels import CudaBackend  # noqa: E402
 from crfrefine.errors import BackendUnavailableError  # noqa: E402
 from crfrefine.layer.crf_model import ModelTensors  # noqa: E402
 from crfrefine.train import material as trained_on  # noqa: E402
+from crfrefine.train import run  # noqa: E402
 from crfrefine.train.material import CPU, TrainingDevice, choose_device  # noqa: E402
 from crfrefine.train.model import Model, network_refiner, score  # noqa: E402
 from crfrefine.train.options import LEARNABLE  # noqa: E402
@@ -155,6 +158,32 @@ def test_a_crop_that_is_known_takes_no_more_than_its_share(filter_name, request)
     tensors.shared.clear()
     gc.collect()
     assert 0 < strict.used < device.crop(crop).item.num_bytes
+
+
+class ShimTrainingDevice(TrainingDevice):
+    """The stand-ins for the engine's GPU and PyTorch's, taken for a GPU."""
+
+    is_gpu = True
+
+
+@needs_compiler
+def test_the_command_trains_on_a_gpu(request, monkeypatch, tmp_path):
+    """No step of a run mixes what is on the GPU with what is not; the CRF helps as on the CPU."""
+    strict = StrictDevice()
+    tensors = shim_tensors(strict, request)
+    use(CudaBackend(strict), monkeypatch)
+    device = ShimTrainingDevice("cuda", str(tensors.device), max_kept=1 << 40)
+    monkeypatch.setattr(run, "choose_device", lambda _: device)
+    shorten(monkeypatch)
+    write_cases(tmp_path, 4)
+    output = tmp_path / "params.toml"
+    few = ("--folds", 2, "--num-iterations", 2, "--threads", 2)
+    learned = ("--learn", "weights,theta,compatibility,temperature,bias,volume")
+    run_here("train-crf", tmp_path, "-o", output, "--device", "cuda", *few, *learned, status=0)
+    assert tensors.shim.waits
+    report = json.loads(output.with_name("params.report.json").read_text())
+    assert report["device"] == "cuda"
+    assert report["verdict"]["comparison"]["mean_difference"] > 0.05
 
 
 @needs_compiler
