@@ -107,16 +107,18 @@ def find_leads(logits: NDArray[np.floating[Any]], inside: Bool) -> Float64:
     Logits (L, *grid) are looked at inside the mask (*grid), which has a voxel. A lead is negative
     for a label that is nowhere the likeliest one.
     """
-    values = logits[:, inside].astype(np.float32)
-    likeliest = values.argmax(axis=0)
-    largest = values.max(axis=0)
-    without_likeliest = values.copy()
-    np.put_along_axis(without_likeliest, likeliest[None], -np.inf, axis=0)
-    second = without_likeliest.max(axis=0)
+    # This takes one label at a time, to avoid another array of all labels.
+    largest = np.full(np.count_nonzero(inside), -np.inf, np.float32)
+    second = largest
+    for channel in logits:
+        values = channel[inside].astype(np.float32)
+        second = np.maximum(second, np.minimum(values, largest))
+        largest = np.maximum(largest, values)
     leads = []
-    for label, channel in enumerate(values):
-        rival = np.where(likeliest == label, second, largest)
-        leads.append(float((channel - rival).max()))
+    for channel in logits:
+        values = channel[inside].astype(np.float32)
+        rival = np.where(values == largest, second, largest)
+        leads.append(float((values - rival).max()))
     return np.array(leads)
 
 
