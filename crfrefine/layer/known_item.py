@@ -5,7 +5,7 @@ What its calls have in common is found once: on a GPU the host does not wait for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -58,15 +58,23 @@ class KnownItem:
         spec = model.kernels_of(self._image)
         return engine.kernels(self._grids[steps], spec, RunContext(threads))
 
-    def refine(
+    def prepare(
         self, logits: Tensor, model: CrfModel, spacing: Sequence[float], threads: int
-    ) -> Tensor:
-        """Refine logits (L, *grid) as `functional.refine_batch` does."""
+    ) -> Callable[[], Tensor]:
+        """Build kernels, and return the function that refines logits (L, *grid) with them.
+
+        It does what `functional.refine_batch` does, and does not wait for a GPU.
+        """
         labels = self._taking_part(logits, model)
         part = model.among(labels)
-        channels = logits if labels is None else logits[labels.on_device]
-        refined = refine_with(self.kernels(part, spacing, threads), channels, part)
-        return with_absent_labels(refined, logits, model, labels, self._inside)
+        kernels = self.kernels(part, spacing, threads)
+
+        def refine() -> Tensor:
+            channels = logits if labels is None else logits[labels.on_device]
+            refined = refine_with(kernels, channels, part)
+            return with_absent_labels(refined, logits, model, labels, self._inside)
+
+        return refine
 
     def _taking_part(self, logits: Tensor, model: CrfModel) -> SomeLabels | None:
         """Return the labels that take part; None means all."""

@@ -30,6 +30,8 @@ from crfrefine.train.workers import Workers
 _SMALLEST = 0.01
 
 
+# Refines a crop whose kernels are built, and returns what a refiner returns.
+Prepared = Callable[[], tuple[Tensor, Tensor]]
 # A refiner returns, for the voxels of a crop that have a reference, refined logits (L, N), or
 # log-odds (R, N) of regions, and labels (N,).
 Refine = Callable[[Crop, int], tuple[Tensor, Tensor]]
@@ -203,11 +205,22 @@ class Model:
         leaves = [model.with_leaves(self._device.tensors) for model in models]
         wanted = _moving_tensors(leaves)
 
-        def gradient_of(crop: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-            value = loss(*self._refine(crop, threads, leaves))
+        def prepare(crop: Crop, threads: int) -> Prepared:
+            return self._prepare(crop, threads, leaves)
+
+        def gradient_of(prepared: Prepared, _: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+            value = loss(*prepared())
             return value.detach(), torch.autograd.grad(value, wanted)
 
-        results = workers.run_on_device(gradient_of, batch)
+        def gradient_at(crop: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+            return gradient_of(prepare(crop, threads), threads)
+
+        if self._device.is_gpu:
+            # The host waits for sizes of kernels while the GPU has little to do; then the crops
+            # follow each other without a wait.
+            results = workers.run_on_device(gradient_of, workers.run_on_device(prepare, batch))
+        else:
+            results = workers.run_on_device(gradient_at, batch)
         losses, gradients = zip(*results, strict=True)
         means = [mean_tensor(parts) for parts in zip(*gradients, strict=True)]
         of_crops, *means = _on_host([torch.stack(losses), *means])
@@ -222,23 +235,25 @@ class Model:
 
     def refine(self, crop: Crop, threads: int) -> tuple[Tensor, Tensor]:
         """Refine a crop, as of `Refine`; several threads may call it at a time."""
-        return self._refine(crop, threads, self._crf_models(crop))
+        return self._prepare(crop, threads, self._crf_models(crop))()
 
-    def _refine(
-        self, crop: Crop, threads: int, models: Sequence[CrfModel]
-    ) -> tuple[Tensor, Tensor]:
-        """Refine a crop with the models of `_crf_models`."""
+    def _prepare(self, crop: Crop, threads: int, models: Sequence[CrfModel]) -> Prepared:
+        """Build the kernels of a crop for the models of `_crf_models`."""
         tensors = self._device.crop(crop)
         spacing = self._spacing_of(crop)
         if crop.regions is None:
             logits = tensors.logits.float()
-            refined = tensors.item.refine(logits, models[0], spacing, threads)
+            refine_channels = tensors.item.prepare(logits, models[0], spacing, threads)
         else:
-            refined = _refine_regions(models, tensors, spacing, threads)
-        refined = tensors.with_reference(refined)
-        if self._is_coarse:
-            refined = _with_volumes(refined, crop, tensors)
-        return refined, tensors.labels
+            refine_channels = _prepare_regions(models, tensors, spacing, threads)
+
+        def refine() -> tuple[Tensor, Tensor]:
+            refined = tensors.with_reference(refine_channels())
+            if self._is_coarse:
+                refined = _with_volumes(refined, crop, tensors)
+            return refined, tensors.labels
+
+        return refine
 
     def _crf_models(self, crop: Crop) -> list[CrfModel]:
         """Return the present model of the labels of crops like this, or that of each region."""
@@ -287,19 +302,23 @@ def _decode(refined: Tensor, crop: Crop) -> Tensor:
     return labels
 
 
-def _refine_regions(
+def _prepare_regions(
     models: Sequence[CrfModel], tensors: CropTensors, spacing: tuple[float, ...], threads: int
-) -> Tensor:
-    """Return refined log-odds (R, *grid), differentiable in the parameters.
+) -> Callable[[], Tensor]:
+    """Build the kernels of a crop, and return the function that refines log-odds (R, *grid).
 
     Each region is a problem of two labels, and has the same bandwidths.
     """
     kernels = tensors.item.kernels(models[0], spacing, threads)
-    refined = []
-    for model, log_odds in zip(models, tensors.logits.float(), strict=True):
-        outside, inside = refine_with(kernels, with_background(log_odds), model)
-        refined.append(inside - outside)
-    return torch.stack(refined)
+
+    def refine() -> Tensor:
+        refined = []
+        for model, log_odds in zip(models, tensors.logits.float(), strict=True):
+            outside, inside = refine_with(kernels, with_background(log_odds), model)
+            refined.append(inside - outside)
+        return torch.stack(refined)
+
+    return refine
 
 
 def _model_of_region(layer: CrfRnn, region: int) -> CrfModel:

@@ -186,6 +186,46 @@ def test_the_command_trains_on_a_gpu(request, monkeypatch, tmp_path):
     assert report["verdict"]["comparison"]["mean_difference"] > 0.05
 
 
+class DeviceWithOrder(StrictDevice):
+    """Lists launches and waits in their order."""
+
+    def __init__(self):
+        super().__init__()
+        self.events = []
+
+    def prepare(self, call, arguments):
+        run = super().prepare(call, arguments)
+
+        def launch():
+            self.events.append(call.kernel)
+            run()
+
+        return launch
+
+    def download(self, array):
+        self.events.append("wait")
+        return super().download(array)
+
+
+@needs_compiler
+def test_crops_of_a_batch_follow_each_other_without_a_wait(request):
+    """The host waits for the lattices of all crops before the first one is refined."""
+    device = DeviceWithOrder()
+    tensors = shim_tensors(device, request)
+    place = ShimTrainingDevice("cuda", str(tensors.device), max_kept=1 << 40)
+    batch = crops(3)
+    parameters = start(4.0).parameters.replace(**{"mean_field.filter": "lattice"})
+    model = Model(parameters, LEARNABLE, SIZES, place)
+    for _ in range(2):
+        device.events.clear()
+        model.gradient(batch, material(batch).loss, Workers(2, one_by_one=True))
+    begin = device.events.index("update")
+    assert device.events[:begin].count("wait") == len(batch)
+    assert "wait" not in device.events[begin:]
+    num_steps = parameters.mean_field.num_iterations
+    assert device.events[begin:].count("update") == len(batch) * (num_steps + 1)
+
+
 @needs_compiler
 @pytest.mark.parametrize("is_absent", [False, True])
 @pytest.mark.parametrize(("filter_name", "num_waits"), [("truncated", 0), ("lattice", 1)])
@@ -195,7 +235,7 @@ def test_the_host_waits_for_vertices_alone(filter_name, num_waits, is_absent, re
     """
     strict = StrictDevice()
     tensors = shim_tensors(strict, request)
-    device = TrainingDevice("cuda-shim", str(tensors.device), max_kept=1 << 40)
+    device = ShimTrainingDevice("cuda-shim", str(tensors.device), max_kept=1 << 40)
     batch = crops(3)
     if is_absent:
         logits = batch[1].logits.copy()
