@@ -71,6 +71,17 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_crops(learn):
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=tolerance, err_msg=name)
 
 
+def without_a_wait(loss, logits, labels):
+    """A loss on a GPU, for which the host neither waits nor sends anything."""
+    with TorchShim() as shim:
+        on_gpu = [tensor.to(DEVICE) for tensor in (logits, labels)]
+        shim.reset()
+        found = loss(*on_gpu)
+        assert not shim.waits
+        assert not shim.uploads
+        return found.cpu()
+
+
 def test_a_loss_leaves_out_absent_regions_without_a_wait():
     """Soft Dice by its formula over the two regions that the reference has; without any, 0."""
     generator = torch.Generator().manual_seed(5)
@@ -78,13 +89,7 @@ def test_a_loss_leaves_out_absent_regions_without_a_wait():
     labels = torch.randint(0, 3, (60,), generator=generator)
     regions = [(1,), (3,), (2, 3)]
     loss = make_loss("dice", regions)
-    with TorchShim() as shim:
-        on_gpu = [tensor.to(DEVICE) for tensor in (logits, labels)]
-        shim.reset()
-        found = loss(*on_gpu)
-        assert not shim.waits
-        assert not shim.uploads
-        found = found.cpu()
+    found = without_a_wait(loss, logits, labels)
     marginals = logits.detach().softmax(0).double()
     expected = []
     for region in ((1,), (2, 3)):
@@ -97,14 +102,7 @@ def test_a_loss_leaves_out_absent_regions_without_a_wait():
 
     log_odds = torch.stack([logits[1] - logits[0], logits[2] - logits[0]])
     scheme = RegionScheme.of({"whole": (1, 2), "core": 2})
-    loss_of_regions = make_region_loss("ce+dice", scheme)
-    with TorchShim() as shim:
-        on_gpu = [tensor.to(DEVICE) for tensor in (log_odds, labels)]
-        shim.reset()
-        of_regions = loss_of_regions(*on_gpu)
-        assert not shim.waits
-        assert not shim.uploads
-        of_regions = of_regions.cpu()
+    of_regions = without_a_wait(make_region_loss("ce+dice", scheme), log_odds, labels)
     binary = make_loss("ce+dice", [(1,)])
     parts = []
     for channel, is_inside in zip(log_odds, [labels > 0, labels == 2], strict=True):
