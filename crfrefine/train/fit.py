@@ -82,10 +82,6 @@ class Trajectory:
         self.start = start
         self.optimizer_step = 0
         self.history: list[dict[str, Any]] = []
-        self.best_score = -math.inf
-        self.best_optimizer_step = 0
-        # The best parameters as a file holds them; None until the first evaluation.
-        self.best_parameters: CrfParameters | None = None
         self._evaluations: list[Evaluation] = []
 
         self.model = Model(start.parameters, material.learn, material.sizes, material.device)
@@ -120,11 +116,7 @@ class Trajectory:
         return LAST_STEP_LENGTH + (1.0 - LAST_STEP_LENGTH) * half_cosine
 
     def scored(self, score: float, loss: float) -> None:
-        """Note how good the present values are on the deciding cases.
-
-        Of all values so far whose score is about equal to the best one, those of the lowest loss
-        are kept.
-        """
+        """Note how good the present values are on the deciding cases."""
         if not self.history:
             self.history.append({"iteration": 0, "thetas": self.thetas()})
         self.history[-1].update(score=score, deciding_loss=loss)
@@ -132,15 +124,24 @@ class Trajectory:
             return
         parameters = rounded(self.model.to_parameters())
         self._evaluations.append(Evaluation(score, loss, self.optimizer_step, parameters))
-        self.best_score = max(self.best_score, score)
+
+    @property
+    def best_score(self) -> float:
+        """The highest score so far; minus infinity before the first one."""
+        return max((evaluation.score for evaluation in self._evaluations), default=-math.inf)
+
+    @property
+    def best(self) -> Evaluation | None:
+        """The evaluation of the values that are kept; None before the first one.
+
+        It is that of the lowest loss among those whose score is about equal to the highest one.
+        """
         lowest = self.best_score - setup.EQUAL_DICE
         equal = []
         for evaluation in self._evaluations:
             if evaluation.score > lowest:
                 equal.append(evaluation)
-        best = min(equal, key=lambda evaluation: evaluation.rank)
-        self.best_optimizer_step = best.optimizer_step
-        self.best_parameters = best.parameters
+        return min(equal, key=lambda evaluation: evaluation.rank, default=None)
 
     def is_over(self) -> bool:
         """Return whether training ends.
@@ -152,11 +153,13 @@ class Trajectory:
             return True
         scores = []
         num_since_best = 0
+        best = self.best
+        best_step = 0 if best is None else best.optimizer_step
         for record in self.history:
             if "score" not in record:
                 continue
             scores.append(record["score"])
-            if record["iteration"] > self.best_optimizer_step:
+            if record["iteration"] > best_step:
                 num_since_best += 1
         if num_since_best >= setup.PATIENCE:
             return True
@@ -214,15 +217,15 @@ class Fit:
         """
         network = self._score(network_refiner(self.material.device), self.material.crops).dice
         trajectories = self._train_starts()
-        best = _best_of(trajectories)
-        candidates = self._candidates(best, network)
+        winner = _best_of(trajectories)
+        candidates = self._candidates(winner, network)
         chosen = choose(candidates)
         if chosen is None:
             gains: tuple[float, ...] = ()
             for candidate in candidates:
                 if candidate.kind == setup.CRF:
                     gains = candidate.gains
-            result = no_crf(best.start.parameters, mean_defined(network), gains)
+            result = no_crf(winner.start.parameters, mean_defined(network), gains)
         else:
             result = taken(chosen, mean_defined(network))
 
@@ -230,9 +233,8 @@ class Fit:
         for trajectory in trajectories:
             if trajectory.history:
                 histories[trajectory.start.name] = trajectory.history
-        return replace(
-            result, histories=histories, candidates=tuple(candidates), trained=best.best_parameters
-        )
+        trained = None if winner.best is None else winner.best.parameters
+        return replace(result, histories=histories, candidates=tuple(candidates), trained=trained)
 
     def _train_starts(self) -> list[Trajectory]:
         """Train the starts, or with `trains_best` only the best one; return their trajectories."""
@@ -287,7 +289,7 @@ class Fit:
         chosen = [sources[case] for case in self.split.deciding[::step]]
         return score_cases(refine, chosen, self.material, self.workers)
 
-    def _candidates(self, best: Trajectory, network: NDArray[np.float64]) -> list[Candidate]:
+    def _candidates(self, winner: Trajectory, network: NDArray[np.float64]) -> list[Candidate]:
         """Return the candidates to choose from, simpler models first.
 
         `network` is the Dice of the network on each deciding case.
@@ -295,8 +297,11 @@ class Fit:
         models = []
         if self.calibrated is not None:
             models.append((setup.CALIBRATION, self.calibrated))
-        if best.best_parameters is not None:
-            models += variants(best.best_parameters, self.rivals)
+        best_step = 0
+        best = winner.best
+        if best is not None:
+            models += variants(best.parameters, self.rivals)
+            best_step = best.optimizer_step
 
         candidates = []
         for kind, parameters in models:
@@ -305,8 +310,8 @@ class Fit:
             refine = refiner_of(kind, parameters, self.material)
             gains = self._score(refine, self.material.crops).dice - network
             defined = tuple(gains[~np.isnan(gains)].tolist())
-            start = best.start.name
-            step = best.best_optimizer_step
+            start = winner.start.name
+            step = best_step
             if kind in (setup.CALIBRATION, setup.UNTRAINED):  # These were not trained.
                 start = kind
                 step = 0

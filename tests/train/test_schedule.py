@@ -21,17 +21,12 @@ SECONDS = 20  # after which a barrier gives up: everything here takes millisecon
 
 def is_over(scores, num_steps=40):
     """Whether a training with these Dice ends, of at most so many steps, evaluated every eight."""
-    history = [{"iteration": step} for step in range(1, EVERY * len(scores) + 1)]
+    trajectory = Trajectory(start(4.0), material(crops(1)), num_optimizer_steps=num_steps)
     for number, score in enumerate(scores, start=1):
-        history[EVERY * number - 1]["score"] = score
-    best = max(range(len(scores)), key=scores.__getitem__, default=-1)
-    state = SimpleNamespace(
-        optimizer_step=EVERY * len(scores),
-        _num_optimizer_steps=num_steps,
-        history=history,
-        best_optimizer_step=EVERY * (best + 1),
-    )
-    return Trajectory.is_over(state)
+        trajectory.optimizer_step = EVERY * number
+        trajectory.history.append({"iteration": trajectory.optimizer_step})
+        trajectory.scored(score, loss=1.0 - score)
+    return trajectory.is_over()
 
 
 @pytest.mark.parametrize(
@@ -74,7 +69,7 @@ def test_of_equal_scores_the_lower_loss_is_kept():
     for number, (score, loss, expected) in enumerate(evaluations, start=1):
         trajectory.optimizer_step = number
         trajectory.scored(score, loss)
-        assert trajectory.best_optimizer_step == expected
+        assert trajectory.best.optimizer_step == expected
     assert trajectory.best_score == 0.8102
 
 
