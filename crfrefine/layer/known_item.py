@@ -94,8 +94,8 @@ class KnownItem:
 
 def refine_with(kernels: Kernels, logits: Tensor, model: CrfModel) -> Tensor:
     """Refine logits (L, *grid) with given kernels; they take no gradient of the image."""
-    no_image = logits.new_empty(0)
+    tensors = (logits, logits.new_empty(0), *model.tensors)  # There is no image.
     runs = [(kernels, model.run)]
-    (refined,) = MeanField.apply(runs, 1, logits, no_image, *model.tensors)  # type: ignore[no-untyped-call]
-    result: Tensor = refined
-    return result
+    results = MeanField.apply(runs, 1, *tensors)  # type: ignore[no-untyped-call]
+    refined: Tensor = results[0]
+    return refined
