@@ -29,9 +29,9 @@ _KEPT_BY_ENGINE = 40
 
 
 class KnownItem:
-    """An image and a mask that do not change, with logits that do not.
+    """An image, its mask and the leads of its logits, none of which changes from call to call.
 
-    They are on a scale and of a kind that the model takes: normalized, finite, in float32.
+    The image is on the scale of theta_beta, finite, and float32; the logits are finite.
     """
 
     def __init__(self, image: Tensor, mask: Bool, leads: Float64) -> None:

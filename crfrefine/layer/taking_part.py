@@ -60,8 +60,8 @@ def present_labels(
 ) -> Bool | None:
     """Return which labels (L,) exceed their threshold somewhere inside the mask.
 
-    At least two labels do, as far as the caller is concerned; None means all. The host waits for
-    a GPU.
+    If fewer than two labels do, the two likeliest ones are present. None means all labels. The
+    host waits for a GPU.
     """
     values = logits.detach().float()
     if run.bias is not None:
@@ -123,9 +123,9 @@ def find_leads(logits: NDArray[np.floating[Any]], inside: Bool) -> Float64:
 
 
 def present_by_leads(leads: Float64, run: MeanFieldSpec, thresholds: Float64) -> Bool | None:
-    """Return the same as `present_labels` from the leads of the logits, without these.
+    """Return which labels (L,) `present_labels` would find, from the leads of the logits alone.
 
-    All labels may be present. None means that leads do not tell for sure.
+    None means that the leads do not tell for sure.
     """
     num_labels = len(leads)
     bias = np.zeros(num_labels) if run.bias is None else run.bias
