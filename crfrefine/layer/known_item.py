@@ -34,8 +34,11 @@ class KnownItem:
     The image is on the scale of theta_beta, finite, and float32; the logits are finite.
     """
 
-    def __init__(self, image: Tensor, mask: Bool, leads: Float64) -> None:
-        """Take an image (M, *grid), a mask (*grid), and the leads (L,) of `find_leads`."""
+    def __init__(self, image: Tensor, mask: Bool, leads: Callable[[], Float64]) -> None:
+        """Take an image (M, *grid) and a mask (*grid).
+
+        `leads` returns those of the logits (L,), as of `find_leads`, if they are needed.
+        """
         self._image = image
         self._mask = mask
         self._inside = torch.from_numpy(mask).to(image.device)
@@ -63,7 +66,8 @@ class KnownItem:
     ) -> Callable[[], Tensor]:
         """Build kernels, and return the function that refines logits (L, *grid) with them.
 
-        It does what `functional.refine_batch` does, and does not wait for a GPU.
+        The function does what `functional.refine_batch` does. It does not wait for a GPU, except
+        with a volume term; kernels wait for the number of a lattice's vertices.
         """
         labels = self._taking_part(logits, model)
         part = model.among(labels)
@@ -81,7 +85,7 @@ class KnownItem:
         thresholds = thresholds_of(model, len(logits))
         if thresholds is None:
             return None
-        present = present_by_leads(self._leads, model.run, thresholds)
+        present = present_by_leads(self._leads(), model.run, thresholds)
         if present is None:
             present = present_labels(logits, self._inside, model.run, thresholds)
         if present is None or present.all():

@@ -97,7 +97,7 @@ class TrainingDevice:
         image = self._tensor(np.array(crop.image, dtype=np.float32, order="C"))
         return CropTensors(
             self._tensor(np.array(crop.logits, order="C")),
-            KnownItem(image, np.array(crop.mask), crop.leads),
+            KnownItem(image, np.array(crop.mask), lambda: crop.leads),
             self._tensor(np.flatnonzero(has_reference)),
             self._tensor(labels),
         )

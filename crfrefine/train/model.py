@@ -5,6 +5,7 @@ It gives the loss and the gradient of a batch of crops, and the scores of a case
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -31,7 +32,7 @@ _SMALLEST = 0.01
 
 
 # Refines a crop whose kernels are built, and returns what a refiner returns.
-Prepared = Callable[[], tuple[Tensor, Tensor]]
+ReadyCrop = Callable[[], tuple[Tensor, Tensor]]
 # A refiner returns, for the voxels of a crop that have a reference, refined logits (L, N), or
 # log-odds (R, N) of regions, and labels (N,).
 Refine = Callable[[Crop, int], tuple[Tensor, Tensor]]
@@ -205,11 +206,11 @@ class Model:
         leaves = [model.with_leaves(self._device.tensors) for model in models]
         wanted = _moving_tensors(leaves)
 
-        def prepare(crop: Crop, threads: int) -> Prepared:
+        def prepare(crop: Crop, threads: int) -> ReadyCrop:
             return self._prepare(crop, threads, leaves)
 
-        def gradient_of(prepared: Prepared, _: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-            value = loss(*prepared())
+        def gradient_of(ready_crop: ReadyCrop, _: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+            value = loss(*ready_crop())
             return value.detach(), torch.autograd.grad(value, wanted)
 
         def gradient_at(crop: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -218,7 +219,12 @@ class Model:
         if self._device.is_gpu:
             # The host waits for sizes of kernels while the GPU has little to do; then the crops
             # follow each other without a wait.
-            results = workers.run_on_device(gradient_of, workers.run_on_device(prepare, batch))
+            ready = deque(workers.run_on_device(prepare, batch))
+
+            def next_gradient(_: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+                return gradient_of(ready.popleft(), threads)  # Its kernels are freed then.
+
+            results = workers.run_on_device(next_gradient, batch)
         else:
             results = workers.run_on_device(gradient_at, batch)
         losses, gradients = zip(*results, strict=True)
@@ -237,7 +243,7 @@ class Model:
         """Refine a crop, as of `Refine`; several threads may call it at a time."""
         return self._prepare(crop, threads, self._crf_models(crop))()
 
-    def _prepare(self, crop: Crop, threads: int, models: Sequence[CrfModel]) -> Prepared:
+    def _prepare(self, crop: Crop, threads: int, models: Sequence[CrfModel]) -> ReadyCrop:
         """Build the kernels of a crop for the models of `_crf_models`."""
         tensors = self._device.crop(crop)
         spacing = self._spacing_of(crop)

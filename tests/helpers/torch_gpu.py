@@ -78,7 +78,8 @@ def shim_tensors(device, request):
 
     patch = request.getfixturevalue("monkeypatch")
     patch.setattr(torch, "is_autocast_enabled", autocasts)
-    patch.setattr(torch, "tensor", shim.made_from(torch.tensor))
+    for name in ("tensor", "as_tensor"):
+        patch.setattr(torch, name, shim.made_from(getattr(torch, name)))
     patch.setattr(inputs, "engine_for", engine_for)
     for module in (functional, known_item):
         patch.setattr(module, "to_array", to_array)

@@ -15,7 +15,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 DEVICE = torch.device("meta")  # It is like a GPU to autograd, and each PyTorch has it.
 
 # The host waits for a number, or for how many there are.
-_ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount")
+_ASKING = (
+    "_local_scalar_dense",
+    "_unique2",
+    "allclose",
+    "bincount",
+    "equal",
+    "masked_select",
+    "nonzero",
+    "repeat_interleave",
+    "unique_consecutive",
+    "unique_dim",
+)
 # Their indices may be the host's, which are sent to the GPU.
 _WITH_INDICES = ("index", "index_put", "index_put_", "_index_put_impl_")
 
@@ -66,6 +77,8 @@ class OnShim(Tensor):
 class TorchShim(TorchDispatchMode):
     """The context in which there is such a GPU.
 
+    Large uploads wait, too: for what the GPU has begun.
+
     Attributes:
         waits: how often the host waits for the GPU, by what for.
         uploads: how often it sends something there, by what.
@@ -85,10 +98,11 @@ class TorchShim(TorchDispatchMode):
         return OnShim(tensor, self)
 
     def made_from(self, make):
-        """Return `torch.tensor`, to which PyTorch lets no context say where numbers go."""
+        """Return `make`, to which PyTorch lets no context say where numbers go."""
 
         def tensor(*arguments, device=None, **options):
-            if device is None or torch.device(device) != DEVICE:
+            is_host = device is None or torch.device(device) != DEVICE
+            if is_host or isinstance(arguments[0], Tensor):
                 return make(*arguments, device=device, **options)
             self.uploads["numbers"] += 1
             return self.own(make(*arguments, **options))

@@ -62,8 +62,10 @@ def test_a_gpu_computes_what_the_cpu_computes(device):
     (crop,) = crops(1)
     shared = material([crop])
     # Both engines would choose filters of their own; lattices are the same ones on both.
-    parameters = start(4.0).parameters.replace(**{"mean_field.filter": "lattice"})
-    for learn in (LEARNABLE, ("weights",)):
+    fixed = {"mean_field.filter": "lattice"}
+    for learn in (LEARNABLE, ("weights",), ("weights", "volume")):
+        volume = 0.1 if "volume" in learn else 0.0
+        parameters = start(4.0).parameters.replace(**fixed, **{"volume.weight": volume})
         model = Model(parameters, learn, SIZES, device)
         expected = Model(parameters, learn, SIZES, CPU)
         loss, gradients = model.gradient([crop], shared.loss, Workers(1))
@@ -209,7 +211,10 @@ class DeviceWithOrder(StrictDevice):
 
 @needs_compiler
 def test_crops_of_a_batch_follow_each_other_without_a_wait(request):
-    """The host waits for the lattices of all crops before the first one is refined."""
+    """The host waits for the lattices of all crops before the first one is refined.
+
+    The memory of a crop is freed before the next one is refined.
+    """
     device = DeviceWithOrder()
     tensors = shim_tensors(device, request)
     place = ShimTrainingDevice("cuda", str(tensors.device), max_kept=1 << 40)
@@ -222,8 +227,19 @@ def test_crops_of_a_batch_follow_each_other_without_a_wait(request):
     begin = device.events.index("update")
     assert device.events[:begin].count("wait") == len(batch)
     assert "wait" not in device.events[begin:]
+    num_events = len(device.events)
     num_steps = parameters.mean_field.num_iterations
-    assert device.events[begin:].count("update") == len(batch) * (num_steps + 1)
+    tensors.shared.clear()
+    gc.collect()
+    held = device.used
+    most = {}
+    for number in (1, 3):
+        device.reset()
+        model.gradient(batch[:number], material(batch).loss, Workers(2, one_by_one=True))
+        most[number] = device.most - held
+        tensors.shared.clear()
+    assert most[3] < 2 * most[1]
+    assert device.events[begin:num_events].count("update") == len(batch) * (num_steps + 1)
 
 
 @needs_compiler
