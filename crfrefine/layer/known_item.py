@@ -5,7 +5,8 @@ What its calls have in common is found once: on a GPU the host does not wait for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class KnownItem:
         self._mask = mask
         self._inside = torch.from_numpy(mask).to(image.device)
         self._leads = leads
-        self._grids: dict[tuple[float, ...], GridImage] = {}
+        self._kept: dict[Hashable, Any] = {}  # by engines
         self._some_labels: dict[bytes, SomeLabels] = {}
 
     @property
@@ -54,12 +55,9 @@ class KnownItem:
 
     def kernels(self, model: CrfModel, spacing: Sequence[float], threads: int) -> Kernels:
         """Build the kernels of a model; the spacing is in the unit of its bandwidths."""
-        steps = tuple(spacing)
-        if steps not in self._grids:
-            self._grids[steps] = GridImage(to_array(self._image), self._mask, steps, kept={})
+        grid = GridImage(to_array(self._image), self._mask, spacing, kept=self._kept)
         engine = inputs.engine_for(self._image.device)
-        spec = model.kernels_of(self._image)
-        return engine.kernels(self._grids[steps], spec, RunContext(threads))
+        return engine.kernels(grid, model.kernels_of(self._image), RunContext(threads))
 
     def prepare(
         self, logits: Tensor, model: CrfModel, spacing: Sequence[float], threads: int

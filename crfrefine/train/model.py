@@ -209,24 +209,19 @@ class Model:
         def prepare(crop: Crop, threads: int) -> ReadyCrop:
             return self._prepare(crop, threads, leaves)
 
-        def gradient_of(ready_crop: ReadyCrop, _: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-            value = loss(*ready_crop())
-            return value.detach(), torch.autograd.grad(value, wanted)
-
-        def gradient_at(crop: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-            return gradient_of(prepare(crop, threads), threads)
-
+        ready: deque[ReadyCrop] = deque()
         if self._device.is_gpu:
             # The host waits for sizes of kernels while the GPU has little to do; then the crops
             # follow each other without a wait.
-            ready = deque(workers.run_on_device(prepare, batch))
+            ready.extend(workers.run_on_device(prepare, batch))
 
-            def next_gradient(_: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-                return gradient_of(ready.popleft(), threads)  # Its kernels are freed then.
+        def gradient_of(crop: Crop, threads: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+            # Kernels are freed with their crop's gradient.
+            ready_crop = ready.popleft() if ready else prepare(crop, threads)
+            value = loss(*ready_crop())
+            return value.detach(), torch.autograd.grad(value, wanted)
 
-            results = workers.run_on_device(next_gradient, batch)
-        else:
-            results = workers.run_on_device(gradient_at, batch)
+        results = workers.run_on_device(gradient_of, batch)
         losses, gradients = zip(*results, strict=True)
         means = [mean_tensor(parts) for parts in zip(*gradients, strict=True)]
         of_crops, *means = _on_host([torch.stack(losses), *means])
