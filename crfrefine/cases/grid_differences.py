@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from crfrefine.base.geometry import farthest_distance, reorientation, same_grid
 from crfrefine.base.text import TIMES
+from crfrefine.io.text_header import MM_PER_UNIT
 from crfrefine.io.volume import VolumeHeader
 
 LABEL_AXIS_FIRST = (
@@ -20,6 +21,10 @@ LABEL_AXIS_FIRST = (
 PLANE_ELSEWHERE = (
     "Its last axis is taken for the labels, (x, y, label), if its first plane is in the place of "
     "the image: save it with the image's affine."
+)
+OTHER_UNIT = (
+    "Their voxel sizes differ by the same factor along each axis, that of two units of length. "
+    "Some programs ignore the unit in a header: set the right one, or take the affine of the image."
 )
 _PLURALS = ("logits", "labels", "strokes", "structures")
 # Sets the sform of a NIfTI file from its qform, with nibabel alone.
@@ -56,6 +61,8 @@ def explain_difference(
         return PLANE_ELSEWHERE
     if _has_label_axis_first(reference, other):
         return LABEL_AXIS_FIRST
+    if _differs_in_units(reference, other):
+        return OTHER_UNIT
     return _explain_forms(reference, name, other, what)
 
 
@@ -91,6 +98,18 @@ def _has_label_axis_first(reference: VolumeHeader, other: VolumeHeader) -> bool:
     sizes = Counter(reference.grid_shape)
     other_sizes = Counter(other.grid_shape)
     return sizes != other_sizes and sizes <= other_sizes + Counter([other.num_channels])
+
+
+def _differs_in_units(reference: VolumeHeader, other: VolumeHeader) -> bool:
+    """Return whether a grid is as large as another one in another unit of length."""
+    if reference.spacing is None or other.spacing is None:
+        return False
+    if reference.grid_shape != other.grid_shape:
+        return False
+    ratios = np.array(other.spacing) / np.array(reference.spacing)
+    factors = np.array([*MM_PER_UNIT.values()])
+    is_unit = np.isclose(ratios[0], [*(factors[factors != 1.0]), *(1 / factors[factors != 1.0])])
+    return bool(is_unit.any() and np.allclose(ratios, ratios[0]))
 
 
 def _explain_order(

@@ -25,10 +25,12 @@ from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, VoxelsToW
 NAME = "MetaImage"
 
 _GEOMETRY_KEYS = ("TransformMatrix", "Offset", "ElementSpacing", "ElementSize")
+_UNITS = "DistanceUnits"
 _KEYS = (
     *("ObjectType", "NDims", "DimSize", "ElementType", "ElementNumberOfChannels", "HeaderSize"),
     *("ElementDataFile", "BinaryData", "CompressedData", "BinaryDataByteOrderMSB"),
     *_GEOMETRY_KEYS,
+    _UNITS,
 )
 _KNOWN = {
     **{key.lower(): key for key in _KEYS},
@@ -63,6 +65,16 @@ def recognizes(start: bytes) -> bool:
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end and check every field that is used."""
     fields, end, num_listed = _fields(path)
+    try:
+        return _read_fields(fields, end, num_listed)
+    except RareHeaderError as rare:
+        text_header.require_mm(fields, [fields.text(_UNITS, "")], rare)
+        raise
+
+
+def _read_fields(fields: Fields, end: int, num_listed: int) -> VolumeHeader:
+    """Return the header of a file with these fields, which take so many bytes."""
+    path = fields.path
     if not fields.text("ObjectType", "Image").lower().startswith("image"):
         raise fields.damaged("ObjectType", "Image")
     num_dims = fields.whole("NDims", limits=(2, 4))
@@ -74,7 +86,8 @@ def read_header(path: Path) -> VolumeHeader:
     template = _geometry_of(fields, num_dims) if num_dims == num_axes else ()
     source = _source(fields, end, inner=1 if channels > 1 else None)
     affine = _affine(fields, num_dims, num_axes)
-    return volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
+    header = volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
+    return text_header.lengths_in_mm(header, _UNITS, [fields.text(_UNITS, "")] * num_axes)
 
 
 def _geometry_of(fields: Fields, num_dims: int) -> tuple[str, ...]:
@@ -85,6 +98,9 @@ def _geometry_of(fields: Fields, num_dims: int) -> tuple[str, ...]:
             count = num_dims**2 if key == "TransformMatrix" else num_dims
             words = fields.text(key).split()[:count]
             lines.append(f"{key} = {' '.join(words)}")
+    units = fields.text(_UNITS, "")
+    if units.lower() in text_header.MM_PER_UNIT:
+        lines.append(f"{_UNITS} = {units}")
     return tuple(lines)
 
 
@@ -216,7 +232,7 @@ def _header_to_write(voxels: VoxelsToWrite, geometry: tuple[str, ...], num_bytes
         lines.append(f"ElementNumberOfChannels = {voxels.num_channels}")
     lines.append(f"ElementType = {_WRITTEN_TYPES[voxels.dtype.name]}")
     lines.append(f"ElementDataFile = {data_file}\n")
-    return "\n".join(lines).encode()
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
 def _geometry_lines(

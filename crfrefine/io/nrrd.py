@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from crfrefine.base.geometry import spacing_of
 from crfrefine.base.text import shorten
 from crfrefine.errors import UnsupportedFormatError
 from crfrefine.io import text_header
@@ -71,6 +72,16 @@ def recognizes(start: bytes) -> bool:
 def read_header(path: Path) -> VolumeHeader:
     """Read a header to its end, and check all fields that are used; segments have one layer."""
     fields, end = _fields(path)
+    try:
+        return _read_fields(fields, end)
+    except RareHeaderError as rare:
+        text_header.require_mm(fields, [*_units(fields, "space units"), *_units(fields)], rare)
+        raise
+
+
+def _read_fields(fields: Fields, end: int) -> VolumeHeader:
+    """Return the header of a file with these fields, which take so many bytes."""
+    path = fields.path
     num_dims = fields.whole("dimension", limits=(1, _MAX_DIMS))
     sizes = fields.sizes("sizes", num_dims)
     channel_axis = _channel_axis(fields, num_dims)
@@ -92,10 +103,18 @@ def read_header(path: Path) -> VolumeHeader:
     inner = math.prod(sizes[:channel_axis]) if channels > 1 else None
     source = _source(fields, end, inner=inner)
     affine = _affine(fields, num_dims, axes, len(grid_shape))
+    units = _units(fields)
+    if len(units) == num_dims:
+        units = [units[axis] for axis in axes]
+    if "space units" in fields:
+        units = _units(fields, "space units")
     template: tuple[str, ...] = ()
     if "space" in fields and len(axes) == len(grid_shape) == 3:
-        template = _geometry_of(fields)
-    return volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
+        template = _geometry_of(fields, units)
+    elif len(axes) == len(grid_shape) == units.count(units[0] if units else ""):
+        template = _geometry_in(units, affine)
+    header = volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
+    return text_header.lengths_in_mm(header, "units of length", units)
 
 
 def _fields(path: Path) -> tuple[Fields, int]:
@@ -236,7 +255,7 @@ def write(voxels: VoxelsToWrite, like: Volume, threads: int) -> None:
     lines.append("" if voxels.voxel_files else "\n")  # An empty line comes before voxels.
 
     with atomic_files(*voxels.voxel_files, voxels.path) as files:
-        files[-1].write("\n".join(lines).encode())
+        files[-1].write("\n".join(lines).encode("utf-8", "surrogateescape"))
         write_gzip(files[0], voxels.blocks(interleaved=True), threads)
 
 
@@ -361,7 +380,7 @@ def _vectors(text: str) -> list[tuple[float, ...] | None]:
     return vectors
 
 
-def _geometry_of(fields: Fields) -> tuple[str, ...]:
+def _geometry_of(fields: Fields, units: list[str]) -> tuple[str, ...]:
     """Return the header's lines that place its grid, without the entry of a channel axis."""
     entries = _ENTRIES.findall(fields.text("space directions", ""))
     directions = [entry for entry in entries if entry.startswith("(")]
@@ -369,7 +388,27 @@ def _geometry_of(fields: Fields) -> tuple[str, ...]:
     origin = fields.text("space origin", "")
     if origin:
         lines.append(f"space origin: {origin}")
-    units = fields.text("space units", "")
-    if len(units) <= 100 and re.fullmatch(r'\s*"[\w ]*"(?:\s+"[\w ]*"){2}\s*', units, re.ASCII):
-        lines.append(f"space units: {units}")
+    if len(units) == 3 and all(re.fullmatch(r"[\w ?\udcb5]{0,30}", unit) for unit in units):
+        lines.append(_units_line(units))
     return tuple(lines)
+
+
+def _geometry_in(units: list[str], affine: NDArray[np.float64]) -> tuple[str, ...]:
+    """Return the lines that place a grid in LPS, its affine and the file in one unit; () for mm."""
+    if text_header.MM_PER_UNIT.get(units[0].lower(), 1.0) == 1.0:
+        return ()
+    num_axes = len(units)
+    lps = np.diag([*LPS, 1.0]) @ affine + 0.0  # Adding zero turns -0 into 0.
+    spacing = spacing_of(affine, num_axes)
+    direction = lps[:num_axes, :num_axes] / np.array(spacing)
+    return (*_geometry_lines(direction, lps[:num_axes, 3], spacing), _units_line(units))
+
+
+def _units_line(units: list[str]) -> str:
+    return "space units: " + " ".join(f'"{unit}"' for unit in units)
+
+
+def _units(fields: Fields, key: str = "units") -> list[str]:
+    """Return the names of units in a field, of each axis or of each dimension of the space."""
+    found = re.findall(r'"([^"]*)"|([^\s"]+)', fields.text(key, ""))
+    return [(quoted or plain).strip() for quoted, plain in found]

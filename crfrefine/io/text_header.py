@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine.base.geometry import spacing_of
-from crfrefine.base.text import shorten
+from crfrefine.base.geometry import require_usable, spacing_of
+from crfrefine.base.text import listed, shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
-from crfrefine.io.volume import RareHeaderError, Volume, require_right_angles
+from crfrefine.io.volume import RareHeaderError, Volume, VolumeHeader, require_right_angles
 
 MAX_HEADER = 1 << 24  # bytes; segment tables of 3D Slicer take a hundredth of it
 MAX_LINES = 1 << 18
@@ -209,6 +210,58 @@ def affine_of(
     affine[:num_axes, :num_axes] = vectors
     affine[:num_axes, 3] = origin
     return np.diag([*signs, 1.0]) @ affine + 0.0  # Adding zero turns -0 into 0.
+
+
+# Names of units of length in lower case, and what they are in mm. The sign of micro is one of its
+# own, a Greek letter, or a byte of Latin-1.
+MM_PER_UNIT = {
+    **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1000.0),
+    **dict.fromkeys(("in", "inch", "inches"), 25.4),
+    **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 10.0),
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 1.0),
+    **dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\udcb5m", "micron", "microns"), 1e-3),
+    **dict.fromkeys(("micrometer", "micrometers", "micrometre", "micrometres"), 1e-3),
+    **dict.fromkeys(("nm", "nanometer", "nanometers", "nanometre", "nanometres"), 1e-6),
+}
+_NO_UNITS = ("", "?", "???", "none", "unknown")
+
+
+def lengths_in_mm(header: VolumeHeader, key: str, names: Sequence[str]) -> VolumeHeader:
+    """Return a header with lengths in mm: they are in these units, one per axis of the world.
+
+    Units that are not known are taken for mm, with a note; `key` is their field.
+    """
+    num_axes = len(header.grid_shape)
+    named = dict.fromkeys(name for name in names if name.lower() not in _NO_UNITS)
+    if not named:
+        return header
+    known = [MM_PER_UNIT[name.lower()] for name in names if name.lower() in MM_PER_UNIT]
+    if len(known) < len(names) or len(names) < num_axes:
+        note = f"its {key} are {listed(named)}, which are not known; mm is assumed"
+        return replace(header, notes=(*header.notes, note))
+    if set(known) == {1.0}:
+        return header
+    scales = np.ones(4)
+    scales[:num_axes] = known[:num_axes]
+    affine = np.diag(scales) @ header.geometry()[0]
+    require_usable(affine, num_axes, header.path)
+    detail = (key, f"{listed(named)}; lengths are converted to mm")
+    return replace(
+        header,
+        affine=affine,
+        spacing=spacing_of(affine, num_axes),
+        details=(*header.details, detail),
+    )
+
+
+def require_mm(fields: Fields, names: Iterable[str], rare: RareHeaderError) -> None:
+    """Raise UnsupportedFormatError if a header that SimpleITK has to read has other units."""
+    for name in names:
+        if MM_PER_UNIT.get(name.lower(), 1.0) != 1.0:
+            raise UnsupportedFormatError(
+                f"{fields.path}: its header has {rare}, and lengths in {shorten(name, 60)}; "
+                "such headers are read in mm alone: save the volume as NIfTI"
+            )
 
 
 def lines_to_write(

@@ -9,6 +9,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import run_here
 from io_helpers import OBLIQUE, affine_of, numbers, save_nifti
 
@@ -206,3 +207,16 @@ def test_evaluate_says_both_of_the_reference(tmp_path):
         for options in ((), ("--resample",)):
             measured = (tmp_path / folder, tmp_path / "truth", "-o", tmp_path / "measured")
             assert text in run_here("evaluate", *measured, *options, status=1).stderr
+
+
+def test_a_file_in_another_unit_of_length(tmp_path):
+    """The image is in µm, which its header says; a program has ignored that and written mm."""
+    image = tmp_path / "a.nrrd"
+    write = sitk.ImageFileWriter()
+    write.SetFileName(str(image))
+    write.Execute(sitk.GetImageFromArray(numbers(SHAPE[::-1])))
+    text, _, voxels = image.read_bytes().partition(b"\n\n")
+    image.write_bytes(text + b'\nspace units: "um" "um" "um"\n\n' + voxels)
+    other = save_nifti(tmp_path / "other.nii.gz", SCORES, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    text = error_of(CaseFiles("a", (image,), (other,)), ReadingOptions())
+    assert "that of two units of length" in text

@@ -368,3 +368,99 @@ def test_one_layer_is_a_label_map_and_several_are_an_error_and_neither_is_a_case
         itk_affine(sitk.ReadImage(str(path))), itk_affine(sitk.ReadImage(str(like))), atol=1e-12
     )
     assert [case.images for case in discover_cases(tmp_path, None)] == [(tmp_path / "case.nrrd",)]
+
+
+MICRONS = ["microns", "um", "µm", "μm", "Micrometers"]
+UNITS = {
+    **{f'space: RAS|space units: "{name}" "{name}" "{name}"'.encode(): 1e-3 for name in MICRONS},
+    'space: RAS|space units: "µm" "µm" "µm"'.encode("latin-1"): 1e-3,
+    b'space dimension: 3|space units: "micron" "micron" "micron"': 1e-3,
+    b'space: LPS|space units: "nm" "nm" "nm"': 1e-6,
+    b'space: LPS|space units: "inches" "inches" "inches"': 25.4,
+    b'space: LPS|space units: "cm" "cm" "cm"': 10.0,
+    b'space: LPS|space units: "m" "m" "m"': 1e3,
+    b'space: LPS|space units: "mm" "mm" "mm"': 1.0,
+    b'space: LPS|space units: "" "" ""': 1.0,
+}
+
+
+@pytest.mark.parametrize(("lines", "mm"), UNITS.items())
+def test_lengths_of_nrrd_in_other_units_are_converted_to_mm(lines, mm, tmp_path):
+    """What is written in the format keeps the unit, so that programs that ignore it see one place;
+    other formats get mm.
+    """
+    path = tmp_path / "a.nrrd"
+    head = "\n".join([*NRRD, "encoding: raw", ""]).encode() + lines.replace(b"|", b"\n")
+    path.write_bytes("\n".join(["", *SPACE, "", ""]).encode().join([head, VOXELS]))
+    ours = io.read_volume(path)
+    expected = np.diag([mm, mm, mm, 1.0]) @ itk_affine(sitk.ReadImage(str(path)))
+    np.testing.assert_allclose(ours.affine, expected, rtol=1e-14)
+    np.testing.assert_allclose(ours.spacing, np.linalg.norm(expected[:3, :3], axis=0), rtol=1e-14)
+    assert bool(ours.header.details) == (mm != 1.0)
+    labels = (DATA % 3).astype(np.uint8).T
+    for name in ("b.nrrd", "b.nhdr", "b.nii.gz"):
+        io.write_label_map(tmp_path / name, labels, ours)
+        back = io.read_volume(tmp_path / name)
+        np.testing.assert_allclose(back.affine, ours.affine, rtol=1e-6)
+        assert back.header.on_same_grid(ours.header)
+        if name != "b.nii.gz":
+            itks = sitk.ReadImage(str(tmp_path / name))
+            np.testing.assert_allclose(
+                itk_affine(itks), itk_affine(sitk.ReadImage(str(path))), rtol=1e-14
+            )
+            assert pynrrd.read_header(str(tmp_path / name))["space units"] if mm != 1.0 else True
+
+
+def test_spacings_without_a_world_have_units_too(tmp_path):
+    path = nrrd(tmp_path, "spacings: .38 .5 2", 'units: "um" "um" "mm"')
+    np.testing.assert_allclose(io.read_volume(path).spacing, (0.38e-3, 0.5e-3, 2.0))
+    io.write_channels(tmp_path / "b.nrrd", np.zeros((2, 4, 5, 6)), io.read_volume(path))
+    np.testing.assert_allclose(io.read_volume(tmp_path / "b.nrrd").spacing, (0.38e-3, 0.5e-3, 2.0))
+
+
+def test_a_vector_image_and_a_plane_have_units_too(tmp_path):
+    first = ["NRRD0004", "type: short", "dimension: 4", "sizes: 2 4 5 3", "endian: little"]
+    first += ["space: LPS", "kinds: vector domain domain domain", "space origin: (1,2,3)"]
+    first += ["space directions: none (.38,0,0) (0,.5,0) (0,0,2)", 'space units: "um" "um" "um"']
+    stack = io.read_volume(nrrd(tmp_path, first=first))
+    np.testing.assert_allclose(stack.spacing, (0.38e-3, 0.5e-3, 2e-3))
+    io.write_channels(tmp_path / "b.nrrd", stack.data, stack)
+    np.testing.assert_allclose(io.read_volume(tmp_path / "b.nrrd").affine, stack.affine)
+    first = ["NRRD0004", "type: short", "dimension: 2", "sizes: 10 12", "endian: little"]
+    plane = io.read_volume(nrrd(tmp_path, "spacings: 3 4", 'units: "um" "um"', first=first))
+    np.testing.assert_allclose(plane.spacing, (3e-3, 4e-3))
+    io.write_label_map(tmp_path / "c.nrrd", np.ones((10, 12), np.uint8), plane)
+    assert sitk.ReadImage(str(tmp_path / "c.nrrd")).GetSpacing() == (3.0, 4.0)
+    np.testing.assert_allclose(io.read_volume(tmp_path / "c.nrrd").affine, plane.affine)
+
+
+def test_units_that_are_not_known_are_named(tmp_path):
+    lines = ("space: LPS", *SPACE, 'space units: "furlong" "furlong" "mm"')
+    (note,) = io.read_header(nrrd(tmp_path, *lines)).notes
+    assert "furlong, mm, which are not known; mm is assumed" in note
+    assert_as_simpleitk(nrrd(tmp_path, *lines))
+
+
+def test_lengths_of_metaimage_in_other_units_are_converted_to_mm(tmp_path):
+    lines = ("DistanceUnits = um", "ElementSpacing = .38 .5 2", "Offset = 100 200 300")
+    ours = io.read_volume(mha(tmp_path, *lines))
+    itks = sitk.ReadImage(str(tmp_path / "a.mha"))
+    assert itks.GetMetaData("ITK_VoxelUnits") == "um", "ITK names the unit and does not convert"
+    np.testing.assert_allclose(ours.spacing, (0.38e-3, 0.5e-3, 2e-3))
+    np.testing.assert_allclose(ours.affine[:3, 3], (-0.1, -0.2, 0.3))
+    io.write_label_map(tmp_path / "b.mha", (DATA % 3).T, ours)
+    np.testing.assert_array_equal(io.read_volume(tmp_path / "b.mha").affine, ours.affine)
+    assert sitk.ReadImage(str(tmp_path / "b.mha")).GetSpacing() == itks.GetSpacing()
+
+
+@pytest.mark.parametrize(
+    ("make", "lines"),
+    [
+        (nrrd, ["axis mins: 0 0 0", "spacings: 1 2 3", 'units: "um" "um" "um"']),
+        (nrrd, ["space: scanner-xyz", *SPACE, 'space units: "cm" "cm" "cm"']),
+        (mha, ["BinaryData = False", "DistanceUnits = cm"]),
+    ],
+)
+def test_a_rare_header_in_other_units_is_refused(make, lines, tmp_path):
+    with pytest.raises(UnsupportedFormatError, match=r"lengths in [uc]m; .*in mm alone"):
+        io.read_header(make(tmp_path, *lines, data=TEXT))
