@@ -6,7 +6,7 @@ see docs/reference/math.md#7-before-and-after, and #label-maps-of-a-coarser-netw
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,9 +223,25 @@ def renumber(indices: Array, channels: Sequence[int]) -> Labels:
     return _look_up(table, indices)
 
 
+def map_labels(labels: Labels, mapping: Mapping[int, int]) -> tuple[Labels, tuple[int, ...]]:
+    """Return (*grid) labels with new numbers, and the old numbers that occur among them.
+
+    `mapping` has the new number of each old one; other labels keep theirs. The labels get the
+    smallest unsigned type, and keep their memory layout.
+    """
+    if not mapping:
+        return labels, ()
+    occurring = _occurring(labels)
+    found = tuple(label for label in occurring if label in mapping)
+    numbers = [mapping.get(label, label) for label in occurring]
+    table = np.zeros(occurring[-1] + 1, np.min_scalar_type(max(numbers)))
+    table[list(occurring)] = numbers
+    return _look_up(table, labels), found
+
+
 def _look_up(table: Array, indices: Array) -> Array:
-    """Return (*grid) entries of an ascending table, in the memory layout of the indices."""
-    if table[-1] == len(table) - 1:  # Ascending numbers without a gap are their own entries.
+    """Return (*grid) entries of a table, in the memory layout of the indices."""
+    if np.array_equal(table, np.arange(len(table))):
         return indices.astype(table.dtype, copy=False)
     entries = np.empty_like(indices, dtype=table.dtype)
     order = StorageOrder.of_memory(indices)

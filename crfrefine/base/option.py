@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crfrefine.base.text import shorten
-from crfrefine.errors import InputError
+from crfrefine.base.limits import MAX_LABEL
+from crfrefine.base.text import listed, shorten, shorten_value
+from crfrefine.errors import ConfigError, InputError
 
 MAX_OF_A_PATH = 4096  # characters; the limit of Linux
 MAX_PARTS = 1_000_000
@@ -19,6 +21,17 @@ ADD_BACKGROUND = (
     "The network's output has no channel for the background: take its probabilities for labels "
     "1, 2 ..., and 1 minus their sum for label 0. One channel needs no option."
 )
+# The help of --map, for the commands that read label maps.
+MAP = (
+    "Take the value OLD of the label maps for the label NEW, as 255=1; repeatable. All count at "
+    "once, and before anything else: names, regions and checks are about the new labels."
+)
+REFERENCE = "reference"  # the name before the colon of `--map reference:4=3`
+# What follows it where label maps come from several places.
+MAP_OF_REFERENCE = f"{REFERENCE}:OLD=NEW is about the reference."
+
+# Whose label maps, empty for those that are refined or judged; a value there, and its label.
+Mapped = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -53,3 +66,50 @@ def path_text(text: str | Path) -> str:
             f"found {len(text)}"
         )
     return text
+
+
+def parse_mapped(text: str) -> Mapped:
+    """Return the parts of a text such as "255=1" or "reference:4=3"; InputError for another one."""
+    source, colon, numbers = text.rpartition(":")
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*=\s*([0-9]{1,9})\s*", numbers)
+    is_named = bool(source.strip()) or not colon
+    if match is None or not is_named or max(map(int, match.groups())) > MAX_LABEL:
+        raise InputError(
+            f"{shorten_value(text)}: expected OLD=NEW, such as 255=1, with whole numbers from 0 to "
+            f"{MAX_LABEL}"
+        )
+    return " ".join(source.split()), int(match[1]), int(match[2])
+
+
+def parse_own_mapped(text: str) -> Mapped:
+    """Return the parts of a text such as "255=1"; InputError for one that names another source."""
+    mapped = parse_mapped(text)
+    if mapped[0]:
+        raise InputError(
+            f"{shorten_value(text)}: this command reads no label maps of {shorten(mapped[0])}; "
+            "expected OLD=NEW"
+        )
+    return mapped
+
+
+def mapping_of(all_mapped: Iterable[Mapped], source: str = "") -> dict[int, int]:
+    """Return the new label of each value in the label maps of a source, by the options --map.
+
+    Raise ConfigError if a value has two labels.
+    """
+    mapping: dict[int, int] = {}
+    for name, old, new in all_mapped:
+        if name == source and mapping.setdefault(old, new) != new:
+            raise ConfigError(
+                f"--map {old}={new}: the value {old} becomes {mapping[old]} by another --map; "
+                "give it one label"
+            )
+    return mapping
+
+
+def note_on_values(mapping: Iterable[int], found: Iterable[int], where: str) -> str | None:
+    """Return a note on the values of --map that occur in no label map; None if all do."""
+    missing = sorted({*mapping} - {*found})
+    if not missing:
+        return None
+    return f"--map: {where} has the value {listed(missing)}"

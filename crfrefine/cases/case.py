@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine import io
+from crfrefine.arrays.label_maps import map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import find_padding
 from crfrefine.arrays.region_scheme import RegionScheme
@@ -175,6 +176,7 @@ def read_case(
     labels = None
     if with_labels and headers.labels is not None:
         values = io.read_labels(headers.labels.path, grid=first).data.T
+        values, _ = map_labels(values, options.reference_mapping)
         grid = WorkGrid(first)
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
     strokes = []

@@ -130,12 +130,26 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
     for what, header in _headers_to_compare(headers):
         if not image.on_same_grid(header):
             _require_overlap(files, what, image, header, resample=options.resample)
+    if options.mapping and logits is not None:
+        _require_label_map(files, logits)
     # After the grids: a file with its channels first has a wrong number of channels.
     if logits is not None and logits.kind != KIND:
         options.regions.require_number(
             logits.num_channels, logits.path, lacks_background=logits.lacks_background
         )
     return headers
+
+
+def _require_label_map(files: CaseFiles, network: io.LogitsHeader) -> None:
+    """Raise InputError if a network's output has no values that `--map` could give new labels."""
+    found = "logits or probabilities, whose channels are labels in their order"
+    if files.are_structures:
+        found = "one file per structure, numbered by their names"
+    if files.are_structures or network.kind != KIND:
+        raise InputError(
+            f"{network.path}: --map gives the values of a label map new labels; found {found}; "
+            "leave --map out"
+        )
 
 
 def _spacing_of(files: CaseFiles, image: VolumeHeader) -> tuple[float, ...]:

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import channels_of, count_labels, labels_of_one_hot, present_labels
+from crfrefine.arrays.label_maps import (
+    channels_of,
+    count_labels,
+    labels_of_one_hot,
+    map_labels,
+    present_labels,
+)
 from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.text import counted, listed, shorten
@@ -16,7 +22,7 @@ from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import stem_of
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, read_whole_numbers
-from crfrefine.io.volume import Segment, VolumeHeader
+from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 
 if TYPE_CHECKING:
     from crfrefine.cases.reading_options import DeclaredLabels, ReadingOptions
@@ -44,6 +50,7 @@ class LabelMap:
     # mm between voxels of a file on a coarser grid along each axis of the image; None means the
     # image's grid, or a finer one.
     file_spacing: tuple[float, ...] | None = None
+    mapped: tuple[int, ...] = ()  # the values of the file that `--map` gave new labels
 
 
 def label_map_header(files: Sequence[VolumeHeader], options: ReadingOptions) -> LogitsHeader | None:
@@ -174,7 +181,14 @@ def _on_grid(label_map: LabelMap, file: VolumeHeader, like: VolumeHeader) -> Lab
     channels = channels_of(present)
     num_labels = label_map.num_labels or channels[-1] + 1
     return LabelMap(
-        placed, channels, num_labels, tuple(notes), lost, label_map.segments, file_spacing
+        placed,
+        channels,
+        num_labels,
+        tuple(notes),
+        lost,
+        label_map.segments,
+        file_spacing,
+        label_map.mapped,
     )
 
 
@@ -207,7 +221,8 @@ def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) 
         advice += f"\n  {EXCHANGED}"
     # In doubt, only whole numbers are labels.
     tolerance = LABEL_TOLERANCE if is_requested else 0.0
-    labels = read_whole_numbers(file, tolerance, advice)
+    values = read_whole_numbers(file, tolerance, advice)
+    labels, mapped = map_labels(values, options.mapping)
 
     present = present_labels(labels)
     if not is_requested and len(present) > _MAX_GRAY_VALUES:
@@ -222,7 +237,10 @@ def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) 
     if is_requested:
         reason = "requested"
     note = f"{file.path.name} is taken as a label map: {reason}"
-    return LabelMap(labels, present, options.num_declared, (note,), segments=file.segments)
+    segments = map_segments(file.segments, options.mapping)
+    return LabelMap(
+        labels, present, options.num_declared, (note,), segments=segments, mapped=mapped
+    )
 
 
 def _require_declared(present: Sequence[int], declared: DeclaredLabels, file: VolumeHeader) -> None:

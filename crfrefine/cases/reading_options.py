@@ -261,6 +261,9 @@ class ReadingOptions:
     # Of the network that made the label maps: mm, one number or one per axis; "auto" means that
     # blocks in the map show it.
     network_spacing: Any = None
+    # the new label of values in label maps, and of values in the reference: `--map`
+    mapping: Mapping[int, int] = field(default_factory=dict)
+    reference_mapping: Mapping[int, int] = field(default_factory=dict)
     # bytes that the arrays of a case may take; at most, and by default, the system's limit
     max_memory: int | None = None
     # Whether the channels are those of labels 1, 2, …, and the background is 1 minus their sum.

@@ -6,10 +6,11 @@ import sys
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crfrefine.base.option import MAP, mapping_of, parse_own_mapped
 from crfrefine.base.text import for_terminal
 from crfrefine.cli import options as shared
 from crfrefine.cli.main import print_failure
@@ -63,6 +64,15 @@ def convert(
             help="DICOM segmentation whose description of each label OUT.dcm keeps.",
         ),
     ] = None,
+    mapped: Annotated[
+        list[Any] | None,
+        shared.option(
+            "--map",
+            metavar="OLD=NEW",
+            help=MAP,
+            parser=shared.usage_checked(parse_own_mapped),
+        ),
+    ] = None,
     output_format: Annotated[
         str | None,
         typer.Option(
@@ -82,7 +92,7 @@ def convert(
     from crfrefine.io.paths import is_dicom
     from crfrefine.runs.tools.convert import ConversionOptions, convert_file
 
-    options = ConversionOptions(to, content, like, segments)
+    options = ConversionOptions(to, content, like, segments, mapping_of(mapped or ()))
     if source.is_dir() and not is_dicom(source):
         suffix = None if output_format is None else output_format.lower()
         _convert_folder(source, target, suffix, options, verbosity=1 + verbose - quiet)

@@ -63,7 +63,7 @@ _MORE = "More options"
 # Options of all commands with at least so many, by panel, in the order of the help. Typer's own
 # panels need Rich.
 PANELS = {
-    "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type "
+    "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type --map "
     "--add-background --network-spacing --regions --probabilities --resample --strokes --case",
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits "
     "--save-structures --output-format --summary --name --report --corrections",

@@ -24,6 +24,7 @@ from crfrefine.train.options import (
 # Parameters that mean nothing where nothing is trained.
 _WITH_LABELS = (
     "labels",
+    "mapped",
     "network_spacing",
     "nnunet",
     "learn",

@@ -16,8 +16,8 @@ from crfrefine.cli import options as shared
 from crfrefine.runs.options import InferenceOptions
 
 _INPUTS = (
-    "images logits nnunet manifest masks input_type add_background network_spacing resample "
-    "strokes device max_memory threads"
+    "images logits nnunet manifest masks input_type add_background mapped network_spacing "
+    "resample strokes device max_memory threads"
 )
 
 

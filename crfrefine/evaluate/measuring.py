@@ -15,7 +15,7 @@ import numpy as np
 from crfrefine.arrays.label_maps import foreground_labels
 from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import Failure, failing_alone
-from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
+from crfrefine.cases.reading_options import NO_REGIONS
 from crfrefine.errors import InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.reading import (
@@ -42,6 +42,9 @@ class CaseResult(Record):
     # Sentences about missing optional results and about structures that others cover, each after
     # the name of the method or "reference".
     warnings: list[str] = field(default_factory=list)
+    # By method, the values of its label map that `--map` gave new labels; and in the reference.
+    mapped: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    mapped_in_reference: tuple[int, ...] = ()
 
 
 # Most labels of a case: the finest atlases have half as many, a gray image has thousands.
@@ -62,6 +65,7 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
         reference = read_reference(pair, settings, warnings)
         result.warnings += _named("reference", warnings)
         result.notes += _named("reference", reference.header.notes)
+        result.mapped_in_reference = reference.mapped
         for method, files in pair.methods.items():
             with failing_alone(partial(_fail_method, result, method), *files.paths):
                 _measure_method(method, files, replace(reference, notes=[]), result)
@@ -82,22 +86,23 @@ def _measure_method(
     method: str, files: MethodFiles, reference: Reference, result: CaseResult
 ) -> None:
     """Add the values of a method to the result, with its warnings and notes."""
-    channels = reference.settings.channels.get(method, NO_REGIONS)
     warnings: list[str] = []
-    label_map, soft = read_masks(files, reference, channels, warnings)
+    masks = read_masks(method, files, reference, warnings)
     result.warnings += _named(method, warnings)
-    values = _measure_masks(label_map, reference)
+    result.mapped[method] = masks.mapped
+    values = _measure_masks(masks.label_map, reference)
     result.values[method] = values
-    del label_map  # The probabilities need its memory.
+    soft = masks.soft
+    del masks  # The probabilities need the memory of the label map.
 
     fail = partial(_fail_method, result, method)
     if files.asked_for_probabilities:  # The calibration uses other files than the masks.
         with failing_alone(fail, *files.probabilities):
-            soft = _read_scores(files, reference, channels)
+            soft = _read_scores(method, files, reference)
     elif soft is None:
         failures: list[Failure] = []
         with failing_alone(failures.append, *files.probabilities):
-            soft = _read_scores(files, reference, channels)
+            soft = _read_scores(method, files, reference)
         for failure in failures:
             # A calibration that nobody asked for may be missing, unless that is a bug.
             if failure.traceback is not None:
@@ -137,14 +142,19 @@ def _measure_masks(label_map: Labels, reference: Reference) -> RegionValues:
     )
 
 
-def _read_scores(
-    files: MethodFiles, reference: Reference, channels: RegionReading
-) -> SoftLabels | None:
+def _read_scores(method: str, files: MethodFiles, reference: Reference) -> SoftLabels | None:
     """Read the logits or probabilities of a method that are not in its label map's file."""
+    settings = reference.settings
     if files.probabilities_problem:
         raise InputError(files.probabilities_problem)
     if not files.probabilities:
         return None
+    if settings.mappings.get(method):
+        raise InputError(
+            f"{files.probabilities[0]}: --map gives the label map new labels, not the channels of "
+            "probabilities"
+        )
+    channels = settings.channels.get(method, NO_REGIONS)
     return read_probabilities(files.probabilities, reference, channels)
 
 

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Annotated
 
 from crfrefine.base.limits import MAX_LABEL, MAX_THREADS
-from crfrefine.base.option import ADD_BACKGROUND, Option, parse_path
+from crfrefine.base.option import (
+    ADD_BACKGROUND,
+    MAP,
+    MAP_OF_REFERENCE,
+    REFERENCE,
+    Mapped,
+    Option,
+    mapping_of,
+    parse_mapped,
+    parse_path,
+)
 from crfrefine.base.text import listed, shorten, shorten_value
 from crfrefine.errors import ConfigError, InputError
 
@@ -98,6 +108,15 @@ class EvaluationOptions:
         ),
     ] = ()
     add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND)] = False
+    mapped: Annotated[
+        tuple[Mapped, ...],
+        Option(
+            "--map",
+            f"{MAP} It is about PREDICTIONS; NAME:OLD=NEW is about a baseline, {MAP_OF_REFERENCE}",
+            "[NAME:]OLD=NEW",
+            parse_mapped,
+        ),
+    ] = ()
     images: Annotated[
         Path | None, Option("-i --images", "Folder or file, shown in the report.", "PATH")
     ] = None
@@ -188,6 +207,15 @@ class EvaluationOptions:
         return {self.name: self.predictions, **dict(self.baselines)}
 
     @property
+    def mappings(self) -> dict[str, dict[int, int]]:
+        """By method, the new labels of values in its label maps; ConfigError if one has two."""
+        mappings = {self.name: mapping_of(self.mapped)}
+        for name, _ in self.baselines:
+            if name != REFERENCE:
+                mappings[name] = mapping_of(self.mapped, name)
+        return mappings
+
+    @property
     def inputs(self) -> tuple[Path, ...]:
         """The folders and files in which cases are found."""
         paths = [self.labels, *self.methods.values()]
@@ -233,6 +261,13 @@ def _check_names(options: EvaluationOptions) -> None:
         if name not in names:
             raise ConfigError(
                 f"--probabilities {shorten(name)}: no such method; there are {listed(names)}"
+            )
+
+    for name, old, new in options.mapped:
+        if name not in ("", REFERENCE, *baselines):
+            raise ConfigError(
+                f"--map {shorten(name)}:{old}={new}: expected {REFERENCE}, or the name of a "
+                f"--baseline{', one of ' if baselines else ''}{listed(baselines)}"
             )
 
     ceilings = baselines[1:]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine import io
-from crfrefine.arrays.label_maps import argmax_labels, foreground_labels
+from crfrefine.arrays.label_maps import argmax_labels, foreground_labels, map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import (
     BLOCK_VOXELS,
@@ -50,6 +50,14 @@ class SoftLabels(NamedTuple):
     regions: RegionScheme | None = None
 
 
+class Masks(NamedTuple):
+    """What a method says of a case."""
+
+    label_map: Labels  # (*grid)
+    soft: SoftLabels | None = None  # The contents of a file that holds probabilities.
+    mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
+
+
 @dataclass(frozen=True)
 class Reference:
     """The label map that the methods of a case are measured against.
@@ -61,6 +69,7 @@ class Reference:
     header: VolumeHeader  # The header of the volume.
     settings: Settings  # The settings of the run.
     ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
+    mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
     # It gets a sentence about each file that was turned or interpolated.
     notes: list[str] = field(default_factory=list)
 
@@ -95,20 +104,30 @@ def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> R
     `warnings` gets a sentence about covered structures.
     """
     path = pair.reference
+    mapped: tuple[int, ...] = ()
     if settings.structures:
         volume = read_structures(path, settings.structures, warnings)
     else:
-        volume = io.read_labels(path)
+        volume, mapped = _read_labels(path, settings.reference_mapping)
     assert volume.header is not None
     if settings.ignore_label is None:
-        return Reference(volume, volume.header, settings)
+        return Reference(volume, volume.header, settings, mapped=mapped)
 
     ignored = volume.data == settings.ignore_label
     if ignored.all():
         raise InputError(
             f"{path}: every voxel has the label {settings.ignore_label}, to be ignored"
         )
-    return Reference(volume, volume.header, settings, ignored)
+    return Reference(volume, volume.header, settings, ignored, mapped)
+
+
+def _read_labels(
+    path: Path, mapping: Mapping[int, int], grid: VolumeHeader | None = None
+) -> tuple[Volume, tuple[int, ...]]:
+    """Read a label map with the new labels of values in a mapping; return the values that occur."""
+    volume = io.read_labels(path, grid=grid)
+    labels, mapped = map_labels(volume.data, mapping)
+    return replace(volume, data=labels), mapped
 
 
 def read_structures(
@@ -150,25 +169,29 @@ def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volum
     return replace(volume, data=table[volume.data])
 
 
-def read_masks(
-    files: MethodFiles, reference: Reference, regions: RegionReading, warnings: list[str]
-) -> tuple[Labels, SoftLabels | None]:
-    """Read the label map of a method, (*grid), with its probabilities if the file holds them."""
+def read_masks(method: str, files: MethodFiles, reference: Reference, warnings: list[str]) -> Masks:
+    """Read the label map of a method, with its probabilities if the file holds them."""
     if files.problem:
         raise InputError(files.problem)
     path = files.label_map
     grid = reference.header
-    if path is None:
-        soft = read_probabilities(files.probabilities, reference, regions)
-        return soft.label_map, soft
-    structures = reference.settings.structures
-    if structures:
-        volume = read_structures(path, structures, warnings, grid=grid)
-        return _labels_on_grid(reference, volume, "structures"), None
-    if _is_label_map(path, grid, regions):
-        return _labels_on_grid(reference, io.read_labels(path, grid=grid), "label map"), None
-    soft = read_probabilities((path,), reference, regions)
-    return soft.label_map, soft
+    settings = reference.settings
+    regions = settings.channels.get(method, NO_REGIONS)
+    if settings.structures and path is not None:
+        volume = read_structures(path, settings.structures, warnings, grid=grid)
+        return Masks(_labels_on_grid(reference, volume, "structures"))
+    mapping = settings.mappings.get(method, {})
+    if path is not None and _is_label_map(path, grid, regions):
+        volume, mapped = _read_labels(path, mapping, grid)
+        return Masks(_labels_on_grid(reference, volume, "label map"), mapped=mapped)
+    paths = files.probabilities if path is None else (path,)
+    if mapping:
+        raise InputError(
+            f"{paths[0]}: --map gives the values of a label map new labels; found logits or "
+            "probabilities, whose channels are labels in their order; leave --map out"
+        )
+    soft = read_probabilities(paths, reference, regions)
+    return Masks(soft.label_map, soft)
 
 
 def _is_label_map(path: Path, grid: VolumeHeader, regions: RegionReading) -> bool:

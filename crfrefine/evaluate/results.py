@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from crfrefine.base.array_types import Bool
+from crfrefine.base.option import note_on_values
 from crfrefine.base.text import counted, listed
 from crfrefine.cases.case_files import Incomplete, describe_left_out
 from crfrefine.evaluate.measuring import CaseResult
@@ -58,6 +60,19 @@ class Evaluation:
     left_out: Incomplete = field(default_factory=dict)  # cases that no number includes
     # By method, the cases that its parameters were learned on.
     learned: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def notes_on_mapping(self) -> list[str]:
+        """Notes on values of --map that no label map of a method, or no reference, has."""
+        measured = [result for result in self.results if not result.failures]
+        if not measured:
+            return []
+        found = chain.from_iterable(result.mapped_in_reference for result in measured)
+        notes = [note_on_values(self.settings.reference_mapping, found, "no reference")]
+        for method, mapping in self.settings.mappings.items():
+            found = chain.from_iterable(result.mapped[method] for result in measured)
+            notes.append(note_on_values(mapping, found, f"no label map of {method}"))
+        return [note for note in notes if note is not None]
 
     @property
     def left_out_text(self) -> str:

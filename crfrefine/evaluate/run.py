@@ -119,6 +119,8 @@ def _settings_entry(evaluation: Evaluation) -> dict[str, Any]:
         "ceiling": options.ceiling,
         "tolerance_mm": options.tolerance_mm,
         "ignore_label": evaluation.settings.ignore_label,
+        "mapping": options.mappings,
+        "reference_mapping": evaluation.settings.reference_mapping,
         "resample": options.resample,
         "add_background": options.add_background,
         "processes": evaluation.num_processes,
@@ -181,6 +183,11 @@ def _plan(options: EvaluationOptions) -> Evaluation:
         check_replaceable(options.output / REPORT_NAME)
     notes += pairing.notes
 
+    if pairing.structures and options.mapped:
+        raise InputError(
+            f"{options.labels}: structures are compared by their names, and have no numbers that "
+            "--map could change; leave --map out"
+        )
     channels = {method: _channels(method, options) for method in options.methods}
     settings = replace(settings.with_structures(pairing.structures), channels=channels)
     learned = cases_learned_on(pairing.cases, notes)
@@ -233,6 +240,10 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
                     f"{result.failures[0].message}"
                 )
     evaluation.results = [results[pair.case_id] for pair in evaluation.pairs]
+    late_notes = evaluation.notes_on_mapping
+    for note in late_notes:
+        observer.note(note)
+    evaluation.notes = [*evaluation.notes, *late_notes]
 
 
 def _write_results(evaluation: Evaluation, observer: EvaluationObserver) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.text import shorten
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
 from crfrefine.cases.reading_options import RegionReading
@@ -33,6 +34,9 @@ class Settings:
     channels: Mapping[str, RegionReading] = field(default_factory=dict)
     structures: Mapping[str, int] = field(default_factory=dict)  # As in the `Pairing`.
     add_background: bool = False  # True if files of several channels lack the background.
+    # The new labels of values in the label maps of each method, and in the reference: `--map`.
+    mappings: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    reference_mapping: Mapping[int, int] = field(default_factory=dict)
 
     def all_regions(self, labels: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Return each label of `labels` and of the settings as a region, then the named regions."""
@@ -105,6 +109,8 @@ def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
         tolerance_mm=options.tolerance_mm,
         resample=options.resample,
         add_background=options.add_background,
+        mappings=options.mappings,
+        reference_mapping=mapping_of(options.mapped, REFERENCE),
     )
 
 

@@ -246,6 +246,19 @@ def named_segments(names: Mapping[int, str]) -> tuple[Segment, ...]:
     return tuple(Segment(label, name) for label, name in sorted(names.items()) if label > 0)
 
 
+def map_segments(segments: Sequence[Segment], mapping: Mapping[int, int]) -> tuple[Segment, ...]:
+    """Return segments with the new number of each label in a mapping, sorted by label.
+
+    Of several that become one, the one that had its number counts, or else the first.
+    """
+    by_label: dict[int, Segment] = {}
+    for segment in sorted(segments, key=lambda each: (each.label in mapping, each.label)):
+        label = mapping.get(segment.label, segment.label)
+        if label > 0:
+            by_label.setdefault(label, replace(segment, label=label))
+    return tuple(by_label[label] for label in sorted(by_label))
+
+
 def segments_of(labels: NDArray[np.integer[Any]], known: Sequence[Segment]) -> tuple[Segment, ...]:
     """Return the known segments, and one for each further label that occurs, sorted by label."""
     by_label = {segment.label: segment for segment in known if segment.label > 0}

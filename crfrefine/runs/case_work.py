@@ -106,7 +106,9 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
     record = CaseRecord(task.files.case_id)
     work = CaseInWork(task, record)
     with failing_alone(record.fail, *task.files.paths):
-        if task.earlier is not None and is_complete(task.outputs, task.files):
+        if task.earlier is not None and is_complete(
+            task.outputs, task.files, settings.reading.mapping
+        ):
             work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
             return work
         for path in task.outputs.all():
@@ -137,6 +139,8 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
         if case.regions is not None:
             record.regions = case.regions.to_dict()
         record.input_type = case.input_kind
+        if case.label_input is not None:
+            record.mapped_values = case.label_input.mapped
         record.notes = list(case.notes)
         if case.strokes:
             record.strokes = times_of_strokes(task.files)

@@ -12,8 +12,12 @@ from crfrefine.base.limits import MAX_LABEL, MAX_THREADS, parse_size
 from crfrefine.base.option import (
     ADD_BACKGROUND,
     INTERPOLATIONS,
+    MAP,
     MAX_PARTS,
+    Mapped,
     Option,
+    mapping_of,
+    parse_own_mapped,
     parse_path,
     path_text,
 )
@@ -140,6 +144,7 @@ class InferenceOptions:
         ),
     ] = "auto"
     add_background: Annotated[bool, Option("--add-background", ADD_BACKGROUND)] = False
+    mapped: Annotated[tuple[Mapped, ...], Option("--map", MAP, "OLD=NEW", parse_own_mapped)] = ()
     network_spacing: Annotated[
         float | tuple[float, ...] | str | None,
         Option(
@@ -320,6 +325,11 @@ class InferenceOptions:
             str.lower,
         ),
     ] = None
+
+    @property
+    def mapping(self) -> dict[int, int]:
+        """The new label of values in the label maps; ConfigError if a value has two."""
+        return mapping_of(self.mapped)
 
     @property
     def writes_file(self) -> bool:

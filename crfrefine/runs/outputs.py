@@ -29,7 +29,7 @@ from crfrefine.io.paths import (
     suffix_of,
     suffix_to_write,
 )
-from crfrefine.io.volume import Segment, named_segments, segments_of
+from crfrefine.io.volume import Segment, map_segments, named_segments, segments_of
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.records import RECORD_FOLDER
 
@@ -263,7 +263,7 @@ def check_summary_path(path: Path, plans: Sequence[OutputFiles]) -> None:
         )
 
 
-def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
+def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, int]) -> bool:
     """Return whether every output of a case is there and whole, and on the grid of the case."""
     if not all(path.is_file() for path in outputs.all()):
         return False
@@ -277,7 +277,7 @@ def is_complete(outputs: OutputFiles, files: CaseFiles) -> bool:
     if outputs.folder is not None:
         segments: Sequence[Segment] = ()
         if len(files.logits) == 1:  # Only a label map has any.
-            segments = read_header(files.logits[0]).segments
+            segments = map_segments(read_header(files.logits[0]).segments, mapping)
         labels = read_labels(outputs.label_map).data
         label_files = outputs.files_of_labels(labels, segments)
         if not all(map(is_whole, label_files)):

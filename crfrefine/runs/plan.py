@@ -174,6 +174,7 @@ def _describe(
         options.resample,
         find_regions(options.regions, descriptions),
         declared,
+        mapping=options.mapping,
         max_memory=options.max_memory,
         add_background=options.add_background,
     )

@@ -33,7 +33,7 @@ VANISHED = "labels that vanished"
 RECORD_FOLDER = ".crfrefine"
 
 # Options that change results beside the parameters.
-READING = ("network_spacing", "strokes_background", "strokes_ignore")
+READING = ("network_spacing", "mapping", "strokes_background", "strokes_ignore")
 
 OTHER_VALUES = "refined with other values of"
 OTHER_STROKES = "refined with other strokes"
@@ -91,6 +91,7 @@ class CaseRecord(Record):
     spacing: tuple[float, ...] | None = None  # mm, one per grid axis
     num_labels: int | None = None  # L, background included
     num_modalities: int | None = None  # channels of the image
+    mapped_values: tuple[int, ...] = ()  # of its label map, to which --map gave new labels
     num_voxels_in_mask: int | None = None
     # in the mask, but left out: all labels had the same logit
     num_padding_voxels: int | None = None
@@ -182,6 +183,7 @@ class RunSummary:
     threads: int
     parameters: dict[str, Any]  # as `CrfParameters.to_dict` returns them
     network_spacing: float | tuple[float, ...] | str | None = None
+    mapping: dict[int, int] = field(default_factory=dict)  # the label of each value by --map
     strokes_background: int | None = None
     strokes_ignore: int = 0
     # how `-c auto` chose the parameters; None means that they were given

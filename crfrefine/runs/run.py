@@ -6,17 +6,19 @@ import logging
 import time
 import uuid
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from crfrefine.base.failures import describe_failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
+from crfrefine.base.option import note_on_values
 from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, see, shorten
 from crfrefine.errors import (
     BackendUnavailableError,
@@ -64,9 +66,13 @@ def run_inference(
         file.append(summary.head())
     try:
         _run_cases(plan, observer, file)
-        note_on_labels = note_on_num_labels(summary.cases)
-        if note_on_labels is not None:
-            observer.note(note_on_labels)
+        late_notes = (
+            note_on_num_labels(summary.cases),
+            note_on_mapping(summary.cases, options.mapping),
+        )
+        for late_note in late_notes:
+            if late_note is not None:
+                observer.note(late_note)
     except (KeyboardInterrupt, CrfRefineError):
         summary.interrupted = True
         raise
@@ -163,6 +169,18 @@ def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:
         "cases have different numbers of labels, as results of different networks have: "
         + "; ".join(groups)
     )
+
+
+def note_on_mapping(records: Sequence[CaseRecord], mapping: Mapping[int, int]) -> str | None:
+    """Return a note on values of --map that the label maps of a run lack; None if all occur.
+
+    None as well if nobody knows what a case holds that was done earlier, or if no case was read.
+    """
+    ended = [record for record in records if record.status != "failed"]
+    if not ended or any(record.input_type is None for record in ended):
+        return None
+    found = chain.from_iterable(record.mapped_values for record in ended)
+    return note_on_values(mapping, found, "no label map")
 
 
 def _refine_here(

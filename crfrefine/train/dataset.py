@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from crfrefine import io
+from crfrefine.arrays.label_maps import map_labels
 from crfrefine.arrays.region_scheme import RegionScheme
 from crfrefine.base.failures import expected_error
+from crfrefine.base.option import REFERENCE, Mapped, mapping_of, note_on_values
 from crfrefine.base.text import listed, see
 from crfrefine.cases.case import Case, load_case
 from crfrefine.cases.case_files import (
@@ -130,6 +133,7 @@ def find_cases(
     add_background: bool = False,
     resample: str | None = None,
     num_labels: int | None = None,
+    mapped: Sequence[Mapped] = (),
 ) -> LabeledCases:
     """Find the complete cases.
 
@@ -146,13 +150,17 @@ def find_cases(
         resample=resample,
         regions=find_regions(None, descriptions),
         add_background=add_background,
+        mapping=mapping_of(mapped),
+        reference_mapping=mapping_of(mapped, REFERENCE),
     )
     headers = require_all(lambda case, _: _read_headers(case, reading), files, data.images)
     num_channels, num_modalities, num_axes = _common_sizes(headers)
     regions = None
     declared = None
     if num_channels == 0:
-        declared = declared_labels(files, descriptions, num_labels) or _largest_label(files, data)
+        declared = declared_labels(files, descriptions, num_labels) or _largest_label(
+            files, data, reading
+        )
         num_channels = declared.num_labels
     else:
         regions = _regions_of_channels(headers, reading, num_channels)
@@ -164,6 +172,8 @@ def find_cases(
         source = reading.regions.source
         notes.append(f"the logits have one channel per region of {source}: {regions.describe()}")
     notes += _notes_on_turned(headers)
+    if mapped:
+        notes += _notes_on_mapping(files, data, reading)
 
     num_map_labels = num_channels if regions is None else regions.num_labels
     grid_sizes = [math.prod(header.images[0].grid_shape) for header in headers]
@@ -301,7 +311,9 @@ def _label_names(description: DatasetDescription, num_labels: int) -> tuple[str,
     return tuple(names.get(label) or f"label {label}" for label in range(num_labels))
 
 
-def _largest_label(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLabels:
+def _largest_label(
+    files: Sequence[CaseFiles], data: DataFolders, reading: ReadingOptions
+) -> DeclaredLabels:
     """Return the labels up to the largest one of all label maps and references.
 
     Call this if nothing else says how many labels there are: it reads every file.
@@ -309,13 +321,47 @@ def _largest_label(files: Sequence[CaseFiles], data: DataFolders) -> DeclaredLab
 
     def largest_of(case: CaseFiles, _: int) -> int:
         largest = 1
-        for path in (*case.logits, case.labels):
-            if path is not None:
-                largest = max(largest, int(io.read_labels(path).data.max(initial=1)))
+        for path, mapping in _label_maps_of(case, reading):
+            labels, _found = map_labels(io.read_labels(path).data, mapping)
+            largest = max(largest, int(labels.max(initial=1)))
         return largest
 
     largest = max(require_all(largest_of, files, data.images))
     return DeclaredLabels(tuple(range(largest + 1)), "the label maps and references")
+
+
+def _label_maps_of(
+    case: CaseFiles, reading: ReadingOptions
+) -> Iterator[tuple[Path, Mapping[int, int]]]:
+    """Yield the network's label map and the reference, each with the new labels of its values."""
+    for path in case.logits:
+        yield path, reading.mapping
+    if case.labels is not None:
+        yield case.labels, reading.reference_mapping
+
+
+def _notes_on_mapping(
+    files: Sequence[CaseFiles], data: DataFolders, reading: ReadingOptions
+) -> list[str]:
+    """Return notes on values of --map that no file has, for which the files are read."""
+
+    def found_in(case: CaseFiles, _: int) -> list[tuple[int, ...]]:
+        found = []
+        for path, mapping in _label_maps_of(case, reading):
+            values: tuple[int, ...] = ()
+            if mapping:
+                values = map_labels(io.read_labels(path).data, mapping)[1]
+            found.append(values)
+        return found
+
+    of_maps, of_references = zip(*require_all(found_in, files, data.images), strict=True)
+    notes = (
+        note_on_values(reading.mapping, chain.from_iterable(of_maps), "no label map"),
+        note_on_values(
+            reading.reference_mapping, chain.from_iterable(of_references), "no reference"
+        ),
+    )
+    return [note for note in notes if note is not None]
 
 
 def read_labeled(

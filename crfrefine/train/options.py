@@ -9,7 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from crfrefine.base.option import MAX_PARTS, Option
+from crfrefine.base.option import (
+    MAP,
+    MAP_OF_REFERENCE,
+    MAX_PARTS,
+    Mapped,
+    Option,
+    parse_mapped,
+)
 from crfrefine.errors import InputError
 from crfrefine.version import __version__
 
@@ -121,6 +128,10 @@ class TrainingOptions(CommonOptions):
     # The model to start from; None means the built-in starts.
     parameters: CrfParameters | None = None
     config: Path | None = None  # the file that the parameters came from
+    mapped: Annotated[
+        tuple[Mapped, ...],
+        Option("--map", f"{MAP} {MAP_OF_REFERENCE}", "[reference:]OLD=NEW", parse_mapped),
+    ] = ()
     # The groups that are learned; the others stay as they start.
     learn: tuple[str, ...] = DEFAULT_LEARN
     # The spacing of the network that made the label maps, as `infer` takes it.

@@ -14,6 +14,7 @@ import numpy as np
 
 from crfrefine.arrays.region_scheme import RegionScheme, decode, resolve_regions
 from crfrefine.base.limits import memory_left, memory_limit
+from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.text import counted, shorten
 from crfrefine.cases.case import Case
 from crfrefine.cases.case_files import CaseFiles
@@ -175,6 +176,8 @@ class Plan(NamedTuple):
             True,
             options.network_spacing,
             add_background=options.add_background,
+            mapping=mapping_of(options.mapped),
+            reference_mapping=mapping_of(options.mapped, REFERENCE),
         )
         case = read_labeled(files, self.cases, reading, threads=threads)
         if not self.base.counts_network_voxels:
@@ -222,6 +225,7 @@ def make_plan(options: TrainingOptions, device: TrainingDevice) -> Plan:
         add_background=options.add_background,
         resample=options.resample,
         num_labels=base.num_labels,
+        mapped=options.mapped,
     )
     regions = choose_regions(options.regions, cases)
     folds = make_folds(len(cases.files), options.num_folds, options.seed)

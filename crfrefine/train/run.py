@@ -24,6 +24,7 @@ import torch
 
 from crfrefine.base.inputs import add_inputs, check_no_input, keeping_inputs
 from crfrefine.base.limits import available_threads
+from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.plain import from_plain, to_plain
 from crfrefine.base.text import MAX_OF_A_REASON, listed, shorten
 from crfrefine.cases.case_files import CaseFiles, left_out_entries
@@ -464,6 +465,8 @@ def _options_entry(plan: Plan) -> dict[str, Any]:
         "loss": options.loss,
         "seed": options.seed,
         "resample": options.resample,
+        "mapping": mapping_of(options.mapped),
+        "reference_mapping": mapping_of(options.mapped, REFERENCE),
         "config": options.config,
     }
 

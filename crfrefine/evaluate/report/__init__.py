@@ -101,9 +101,8 @@ def draw_case(report: Report, shown: ShownCase, modalities: Sequence[str], note:
     image = np.stack(channels) if channels else None
     maps = []
     for method in report.compared:
-        regions = reference.settings.channels[method]
-        label_map, _ = read_masks(pair.methods[method], reference, regions, [])
-        maps.append(np.atleast_3d(label_map))
+        masks = read_masks(method, pair.methods[method], reference, [])
+        maps.append(np.atleast_3d(masks.label_map))
 
     truth = np.atleast_3d(reference.volume.data)
     before = truth

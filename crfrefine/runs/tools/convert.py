@@ -7,8 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine import errors, io
-from crfrefine.arrays.label_maps import argmax_labels
+from crfrefine.arrays.label_maps import argmax_labels, map_labels
 from crfrefine.arrays.probabilities import identify, softmax, take_logarithms
 from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
 from crfrefine.base.array_types import Float32, Labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.geometry import reverse_grid, spacing_of
 from crfrefine.base.inputs import add_inputs, keeping_inputs
+from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import (
     DatasetDescription,
@@ -44,7 +45,7 @@ from crfrefine.io.paths import (
     suffix_of,
 )
 from crfrefine.io.stored import Scaling, StoredVoxels
-from crfrefine.io.volume import Segment, Volume, VolumeHeader, named_segments
+from crfrefine.io.volume import Segment, Volume, VolumeHeader, map_segments, named_segments
 from crfrefine.runs.tools.content import is_label_map
 
 # Processor time that a conversion of DICOM may take; each million bytes of its files adds a second.
@@ -67,6 +68,8 @@ class ConversionOptions:
     # the series of a DICOM segmentation.
     like: Path | None = None
     segments: Path | None = None  # a DICOM segmentation that describes labels
+    # the new label of values in a label map
+    mapping: Mapping[int, int] = field(default_factory=dict)
 
 
 @keeping_inputs()
@@ -104,10 +107,18 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     regions = find_regions(None, descriptions)
     named = _segments_in(descriptions)
 
-    if _has_scores(header, target, options, regions):
+    has_scores = _has_scores(header, target, options, regions)
+    has_labels = not has_scores and _has_labels(header, target, options)
+    if options.mapping and not has_labels:
+        raise InputError(
+            f"{source}: --map gives the values of a label map new labels; found "
+            f"{'logits or probabilities' if has_scores else 'an image'}; leave --map out, or say "
+            "--as labels"
+        )
+    if has_scores:
         conversion = _ScoresConversion(header, target, options.to, geometry)
         sentence = _convert_channels(conversion, regions, named)
-    elif _has_labels(header, target, options):
+    elif has_labels:
         sentence = _convert_labels(header, target, options, geometry, named)
     else:
         sentence = _convert_image(placed, target, geometry, options.content)
@@ -174,11 +185,21 @@ def _convert_labels(
             "export the network's output before the argmax"
         )
     require_suffix(target, io.WRITTEN_SUFFIXES)
-    labels = io.read_labels(header.path, grid=like.header).data
-    segments = header.segments or named
+    values = io.read_labels(header.path, grid=like.header).data
+    labels, found = map_labels(values, options.mapping)
+    segments = map_segments(header.segments, options.mapping) or named
     io.write_label_map(target, labels.reshape(like.grid_shape), like, segments=segments)
     described = _describe(header, f"label map, {header.dtype}")
-    return f"{described} -> {target}: label map, {labels.dtype}"
+    sentence = f"{described} -> {target}: label map, {labels.dtype}"
+    return _with_note_on_values(sentence, options.mapping, found)
+
+
+def _with_note_on_values(sentence: str, mapping: Mapping[int, int], found: Sequence[int]) -> str:
+    """Return a sentence with a note on values of --map that a label map lacks, if it does."""
+    note = note_on_values(mapping, found, "no voxel")
+    if note is None:
+        return sentence
+    return f"{sentence}\n{note}"
 
 
 def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: str | None) -> str:
@@ -219,7 +240,15 @@ def _convert_apart(source: Path, target: Path, options: ConversionOptions) -> st
     expected = "labels" if target.suffix.lower() == ".dcm" else None
     if options.content not in (None, expected):
         raise InputError(f"{source}: DICOM says itself what it holds; leave --as out")
-    request = (source, target, options.to, options.like, options.segments, SECONDS)
+    request = (
+        source,
+        target,
+        options.to,
+        options.like,
+        options.segments,
+        list(options.mapping.items()),
+        SECONDS,
+    )
     package_folder = str(Path(__file__).parents[3])
     command = [sys.executable, "-P", "-c", _START, package_folder, json.dumps(request, default=str)]
     done = subprocess.run(command, capture_output=True, check=False)
@@ -242,11 +271,12 @@ def serve() -> None:
 
     `_convert_apart` starts a process with it.
     """
-    source, target, to, like, segments, seconds = json.loads(sys.argv[2])
+    source, target, to, like, segments, mapped, seconds = json.loads(sys.argv[2])
     options = ConversionOptions(
         to=to,
         like=None if like is None else Path(like),
         segments=None if segments is None else Path(segments),
+        mapping=dict(mapped),
     )
     failures: list[Failure] = []
     answer = {}
@@ -288,35 +318,40 @@ def _convert_dicom(source: Path, target: Path, options: ConversionOptions, secon
             add_inputs(*files)
     check_replaceable(*reversed(files_written(target)))
     if is_read:
-        return _read_dicom(source, target, options.like)
-    return _write_segmentation(source, target, options.like, options.segments)
+        return _read_dicom(source, target, options)
+    return _write_segmentation(source, target, options)
 
 
-def _read_dicom(source: Path, target: Path, like: Path | None) -> str:
+def _read_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
     """Convert a series to an image, or a segmentation to a label map on the grid of `like`."""
     from crfrefine.io import dicom
 
     require_suffix(target, io.WRITTEN_SUFFIXES)
-    volume = dicom.read(source, like)
+    volume = dicom.read(source, options.like)
     header = volume.header
     assert header is not None
     if header.format == dicom.SEGMENTATION:
         kind = "label map"
-        io.write_label_map(target, volume.data, volume, segments=header.segments)
+        labels, found = map_labels(volume.data, options.mapping)
+        segments = map_segments(header.segments, options.mapping)
+        io.write_label_map(target, labels, volume, segments=segments)
+    elif options.mapping:
+        raise InputError(f"{source}: --map is about label maps; this is an image; leave it out")
     else:
+        found = ()
         kind = "image"
         stored = StoredVoxels(volume.data.T[np.newaxis], Scaling())
         io.write_image(target, volume.data.dtype, volume, stored.planes)
     sentence = f"{_describe(header, kind)} -> {target}: {kind}, {volume.data.dtype}"
+    sentence = _with_note_on_values(sentence, options.mapping, found)
     return "\n".join([sentence, *header.notes])
 
 
-def _write_segmentation(
-    source: Path, target: Path, like: Path | None, segments: Path | None
-) -> str:
-    """Convert a label map to a segmentation of the series `like`."""
+def _write_segmentation(source: Path, target: Path, options: ConversionOptions) -> str:
+    """Convert a label map to a segmentation of the series `options.like`."""
     from crfrefine.io import dicom
 
+    like = options.like
     if like is None or not is_dicom(like):
         held = ""
         if like is not None:
@@ -333,14 +368,15 @@ def _write_segmentation(
             f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n"
             "  Name the series that was refined."
         )
-    labels = io.read_labels(source, grid=grid)
-    named = header.segments
+    labels, found = map_labels(io.read_labels(source, grid=grid).data, options.mapping)
+    named: Sequence[Segment] = map_segments(header.segments, options.mapping)
     if not named:
         description = read_dataset_description(source)
         if description is not None:
             named = named_segments(description.label_names)
-    dicom.write(target, labels.data, named, series, segments)
-    return f"{_describe(header, 'label map')} -> {target}: DICOM segmentation of {like}"
+    dicom.write(target, labels, named, series, options.segments)
+    sentence = f"{_describe(header, 'label map')} -> {target}: DICOM segmentation of {like}"
+    return _with_note_on_values(sentence, options.mapping, found)
 
 
 def _convert_channels(

@@ -1,0 +1,193 @@
+"""`--map` gives the values of label maps new labels before anything else looks at them."""
+
+import json
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cli_helpers import (
+    GRID_SHAPE,
+    SPACING,
+    errors,
+    infer,
+    load_nifti,
+    run_here,
+    save_nifti,
+    summary_of,
+    write_folders,
+)
+from evaluation_helpers import write_study
+from training_helpers import write_cases
+
+from crfrefine.base.option import mapping_of, parse_mapped
+from crfrefine.cases.reading_options import ReadingOptions
+from crfrefine.errors import InputError
+from crfrefine.runs.demo.phantom import make_phantom
+from crfrefine.train.dataset import find_cases, read_labeled
+from crfrefine.train.options import locate_folders
+
+OTHER = np.array([0, 255, 1, 7], np.uint8)  # in place of the labels 0 to 3
+MAP = ("--map", "255=1", "--map", "1=2", "--map", "7=3")  # not a chain of 255 to 1 to 2
+
+
+def network_labels(seed):
+    return make_phantom(seed, GRID_SHAPE, SPACING).logits.argmax(axis=0).astype(np.uint8)
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """Label maps with the labels 1 to 3, and in other/ with the values of OTHER."""
+    folders = write_folders(tmp_path, "a", "b")
+    for seed, case_id in enumerate("ab"):
+        labels = network_labels(seed)
+        save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", labels)
+        save_nifti(tmp_path / "other" / f"{case_id}.nii.gz", OTHER[labels])
+    return folders._replace(logits=tmp_path / "maps")
+
+
+@pytest.mark.parametrize("text", ["1", "a=1", "1=2.5", "-1=2", "1=65536", ":1=2", "x y:1=", "=1"])
+def test_anything_but_two_labels_is_an_error(text):
+    with pytest.raises(InputError, match="expected OLD=NEW"):
+        parse_mapped(text)
+
+
+def test_infer_refines_mapped_maps_as_maps_of_these_labels(maps, tmp_path):
+    names = {"background": 0, "liver": 1, "spleen": 2, "duct": 3}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": names}))
+    infer(maps, status=0)
+    other = maps._replace(logits=tmp_path / "other", output=tmp_path / "mapped")
+    assert "not declared: 7, 255" in infer(other, status=1).stderr
+    summary = summary_of(other, *MAP)
+    assert summary["mapping"] == {"255": 1, "1": 2, "7": 3}
+    for case, record in zip("ab", summary["cases"], strict=True):
+        name = f"{case}.nii.gz"
+        assert np.array_equal(load_nifti(maps.output / name), load_nifti(other.output / name))
+        assert record["mapped_values"] == [1, 7, 255]
+
+
+def test_several_values_may_become_one_label(maps):
+    infer(maps, "--map", "3=1", "--map", "2=1", status=0)
+    assert np.unique(load_nifti(maps.output / "a.nii.gz")).tolist() == [0, 1]
+
+
+def test_a_value_that_no_map_has_gets_one_note(maps):
+    done = infer(maps, "--map", "9=1", "--map", "3=2", status=0)
+    assert done.stderr.count("--map: no label map has the value 9") == 1
+
+
+def test_other_mappings_are_other_settings_for_continue(maps):
+    infer(maps, status=0)
+    done = infer(maps, "--map", "3=2", "--continue", status=0)
+    assert "refined with other values of mapping.3; refined again" in done.stderr
+    assert load_nifti(maps.output / "a.nii.gz").max() == 2
+
+
+def test_names_in_a_label_map_follow_their_labels(maps, tmp_path):
+    path = tmp_path / "named.nii.gz"
+    names = {"background": 0, "liver": 255, "spleen": 7}
+    (tmp_path / "other" / "dataset.json").write_text(json.dumps({"labels": names}))
+    source = tmp_path / "other" / "a.nii.gz"
+    run_here("convert", source, path, "--map", "1=0", status=0)
+    image = maps.images / "a_0000.nii.gz"
+    output = tmp_path / "refined.nii.gz"
+    options = ("--map", "255=1", "--map", "7=2", "--save-structures", "--map", "9=7")
+    done = run_here("infer", "-i", image, "-p", path, "-o", output, *options, status=0)
+    assert sorted(file.name for file in (tmp_path / "refined").iterdir()) == [
+        "liver.nii.gz",
+        "spleen.nii.gz",
+    ]
+    again = run_here("infer", "-i", image, "-p", path, "-o", output, *options, "--continue")
+    assert "skipped" in again.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--map", "1=2", "--map", "1=3"), "the value 1 becomes 2 by another --map"),
+        (("--map", "reference:1=2"), "this command reads no label maps of reference"),
+    ],
+)
+def test_contradictions_are_errors_before_the_run(maps, options, message):
+    assert message in infer(maps, *options).stderr
+    assert not maps.output.exists()
+
+
+def test_logits_and_structures_have_no_values_to_map(maps, tmp_path):
+    logits = maps._replace(logits=tmp_path / "logits")
+    assert all("found logits" in text for text in errors(infer(logits, *MAP, status=1).stderr))
+    for name in ("liver", "spleen"):
+        mask = (network_labels(0) == 1).astype(np.uint8)
+        save_nifti(tmp_path / "structures" / "a" / f"{name}.nii.gz", mask)
+    structures = maps._replace(logits=tmp_path / "structures")
+    found = infer(structures, "--input-type", "labels", *MAP, status=1).stderr
+    assert "found one file per structure" in found
+
+
+def test_evaluate_measures_mapped_maps(tmp_path):
+    study = write_study(tmp_path, 2)
+    run_here(*study.arguments, status=0)
+    expected = (study.output / "metrics.csv").read_bytes()
+    for folder, table in (("after", [0, 9, 1]), ("before", [0, 4, 4]), ("labels", [0, 4, 2])):
+        for path in (tmp_path / folder).iterdir():
+            image = nib.load(path)
+            values = np.array(table, np.uint8)[np.asanyarray(image.dataobj)]
+            nib.Nifti1Image(values, image.affine).to_filename(path)
+    maps = ("--map", "9=1", "--map", "1=2", "--map", "reference:4=1", "--map", "before:4=1")
+    done = run_here(*study.arguments, *maps, "--map", "reference:8=1", status=0)
+    assert "--map: no reference has the value 8" in done.stderr
+    lines = expected.decode().splitlines()
+    found = (study.output / "metrics.csv").read_text().splitlines()
+    of_prediction = [line for line in lines if line.endswith("prediction")]
+    assert of_prediction == [line for line in found if line.endswith("prediction")]
+    settings = study.summary()["settings"]
+    assert settings["mapping"] == {"prediction": {"9": 1, "1": 2}, "before": {"4": 1}}
+    assert settings["reference_mapping"] == {"4": 1, "8": 1}
+
+
+def test_a_mapping_of_an_unknown_method_is_an_error(tmp_path):
+    study = write_study(tmp_path, 1)
+    found = run_here(*study.arguments, "--map", "net:1=2", status=1).stderr
+    assert "--map net:1=2: expected reference, or the name of a --baseline, one of before" in found
+
+
+def test_convert_maps_labels_and_refuses_images(maps, tmp_path):
+    target = tmp_path / "converted.nrrd"
+    done = run_here("convert", tmp_path / "other" / "a.nii.gz", target, *MAP, "--map", "8=1")
+    assert "--map: no voxel has the value 8" in done.stderr
+    back = tmp_path / "back.nii.gz"
+    run_here("convert", target, back, status=0)
+    assert np.array_equal(load_nifti(back), network_labels(0))
+    image = maps.images / "a_0000.nii.gz"
+    assert "found an image" in run_here("convert", image, back, *MAP, status=1).stderr
+    logits = tmp_path / "logits" / "a.nii.gz"
+    found = run_here("convert", logits, back, *MAP, "--to", "labels", status=1).stderr
+    assert "found logits or probabilities" in found
+
+
+def test_training_takes_mapped_maps_and_references(tmp_path):
+    folder = write_cases(tmp_path, 2, network=lambda case: case.logits.argmax(axis=0).astype("u1"))
+    data = locate_folders(folder)
+    plain = find_cases(data)
+    expected = [read_labeled(case, plain, reading_of(plain), threads=1) for case in plain.files]
+    for kind, table in (("logits", [0, 3, 9, 9]), ("labels", [0, 5, 2, 3])):
+        for path in (folder / kind).iterdir():
+            image = nib.load(path)
+            values = np.array(table, np.uint8)[np.asanyarray(image.dataobj)]
+            nib.Nifti1Image(values, image.affine).to_filename(path)
+    mapped = tuple(map(parse_mapped, ("3=1", "9=3", "7=1", "reference:5=1")))
+    cases = find_cases(data, mapped=mapped)
+    assert "--map: no label map has the value 7" in cases.notes
+    assert cases.declared == plain.declared
+    reading = replace(
+        reading_of(cases), mapping={3: 1, 9: 3}, reference_mapping=mapping_of(mapped, "reference")
+    )
+    for files, before in zip(cases.files, expected, strict=True):
+        case = read_labeled(files, cases, reading, threads=1)
+        assert np.array_equal(case.labels, before.labels)
+        assert np.array_equal(case.logits[1], before.logits[1])
+        assert (case.logits[2] < case.logits[0]).all()  # no value is 2 any more
+
+
+def reading_of(cases):
+    return ReadingOptions("labels", declared=cases.declared, all_labels=True)
