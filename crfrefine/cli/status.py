@@ -15,7 +15,8 @@ from crfrefine.cli.options import usage_path
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from crfrefine.runs.records import CaseRecord, CaseState
+    from crfrefine.runs.records import CaseRecord
+    from crfrefine.runs.states import CaseState
 
 _MAX_LISTED = 20
 _MAX_REASON = 300
@@ -61,7 +62,7 @@ class _Runs:
 def _read_runs(folder: Path) -> _Runs:
     """Read the records of the runs into a folder; raise InputError if there are none."""
     from crfrefine.errors import InputError
-    from crfrefine.runs.records import case_states, read_records
+    from crfrefine.runs.states import case_states, read_records
 
     recorded = read_records(folder)
     if not recorded.runs:

@@ -39,7 +39,7 @@ from crfrefine.io.atomic import check_replaceable, check_writable, write_small_f
 from crfrefine.io.json import to_json
 from crfrefine.io.paths import add_volumes, stem_of
 from crfrefine.parameters.model import TRAINED_ON
-from crfrefine.runs.records import read_records
+from crfrefine.runs.states import read_records
 from crfrefine.statistics.comparison import ResultTable, summary_dicts
 from crfrefine.version import __version__
 

@@ -42,6 +42,7 @@ from crfrefine.refinement.result import RefinementResult
 from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import ReadPieces, StreamedNetwork
+from crfrefine.runs.contents import LABEL_MAP, changed_inputs, content_of, contents_of_inputs
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete
 from crfrefine.runs.records import (
@@ -109,8 +110,11 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
         if task.earlier is not None and is_complete(
             task.outputs, task.files, settings.reading.mapping
         ):
-            work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
-            return work
+            changed = changed_inputs(task.files, task.earlier.contents)
+            if not changed:
+                work.record = replace(task.earlier, status="skipped", output=task.outputs.label_map)
+                return work
+            record.notes.append(f"refined from other {listed(changed)}: refined again")
         for path in task.outputs.all():
             check_replaceable(*reversed(files_written(path)))
         started = time.perf_counter()
@@ -129,6 +133,7 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
             may_stream=may_stream,
             threads=settings.options.threads,
         )
+        record.contents.update(contents_of_inputs(task.files))
         record.times["read"] = time.perf_counter() - started
         for part, seconds in case.times.items():
             record.times[f"read.{part}"] = seconds
@@ -141,7 +146,7 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
         record.input_type = case.input_kind
         if case.label_input is not None:
             record.mapped_values = case.label_input.mapped
-        record.notes = list(case.notes)
+        record.notes += case.notes
         if case.strokes:
             record.strokes = times_of_strokes(task.files)
         work.case = case
@@ -377,6 +382,7 @@ def _write(
     write_label_map(outputs.label_map, result.label_map, like, segments=segments)
     record.times["write"] = time.perf_counter() - started
     record.written = time_of_change(outputs.label_map)
+    record.contents[LABEL_MAP] = content_of(files_written(outputs.label_map))
     # Nothing below can fail: a failed case has no outputs.
     record.output = outputs.label_map
     record.preview = outputs.preview

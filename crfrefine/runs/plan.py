@@ -38,7 +38,8 @@ from crfrefine.runs.outputs import (
     plan_names_file,
     plan_outputs,
 )
-from crfrefine.runs.records import READING, RunSummary, record_path, take_up
+from crfrefine.runs.records import READING, RunSummary, record_path
+from crfrefine.runs.states import take_up
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class RunPlan:
     tasks: list[Task]
     summary: RunSummary  # without its cases
     notes: tuple[str, ...]
+    left: tuple[str, ...]  # notes on earlier results that the run leaves, for its end
     # where the names of structures are written, and its content; None means nowhere
     names_file: tuple[Path, bytes] | None
     record: Path | None  # in the output folder; None means no record
@@ -228,8 +230,9 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     if device != "cpu" and not options.dask:
         # A GPU by "auto" stays "auto": if it is lost, later cases run on the CPU.
         used_device = options.device
+    left: list[str] = []
     if options.resume:
-        tasks, notes_on_earlier = _with_earlier_records(tasks, options, summary)
+        tasks, notes_on_earlier, left = _with_earlier_records(tasks, options, summary)
         notes += notes_on_earlier
     _check_places(tasks, options.summary, record)
     names_file = None
@@ -238,7 +241,7 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     settings = CaseSettings(options, inputs.reading, inputs.names, used_device)
     if options.parameters.trained_on:
         notes += _notes_on_training(cases, options.parameters.trained_on)
-    return RunPlan(inputs, settings, tasks, summary, tuple(notes), names_file, record)
+    return RunPlan(inputs, settings, tasks, summary, tuple(notes), tuple(left), names_file, record)
 
 
 def _summary_of(
@@ -253,7 +256,9 @@ def _summary_of(
         if not options.writes_file and label_map.is_relative_to(options.output):
             label_map = label_map.relative_to(options.output)
         all_cases[files.case_id] = str(label_map)
-    reading = {name: getattr(options, name) for name in READING}
+    from_options = {name: getattr(options, name) for name in READING}
+    reading = inputs.reading
+    regions = reading.regions.scheme
     return RunSummary(
         device=device,
         threads=options.threads or available_threads(),
@@ -272,21 +277,27 @@ def _summary_of(
         working_folder=str(Path("/proc/self/cwd").readlink()),
         command=options.command,
         resumed=options.resume,
-        **reading,
+        mask_mode=reading.mask_mode,
+        regions=None if regions is None else regions.to_dict(),
+        declared_labels=() if reading.declared is None else reading.declared.numbers,
+        **from_options,
     )
 
 
 def _with_earlier_records(
     tasks: Sequence[Task], options: InferenceOptions, summary: RunSummary
-) -> tuple[list[Task], list[str]]:
-    """Return the tasks with the records of cases that earlier runs have done, and notes."""
+) -> tuple[list[Task], list[str], list[str]]:
+    """Return the tasks with the records of cases that earlier runs have done.
+
+    And notes on them, and those on what is left.
+    """
     folder = None if options.writes_file else options.output
     outputs_of_cases = []
     for task in tasks:
         outputs_of_cases.append((task.files, task.outputs.label_map, task.outputs.all()))
-    earlier, notes = take_up(folder, outputs_of_cases, summary)
+    earlier, notes, left = take_up(folder, outputs_of_cases, summary)
     taken_up = [replace(task, earlier=earlier.get(task.files.case_id)) for task in tasks]
-    return taken_up, notes
+    return taken_up, notes, left
 
 
 def _check_places(tasks: Sequence[Task], summary: Path | None, record: Path | None) -> None:

@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from crfrefine.base.failures import Failure
-from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten, shorten_value
+from crfrefine.base.text import shorten_value
 from crfrefine.cases.case_files import CaseFiles
-from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.json import parse_line, to_json
-from crfrefine.io.paths import require_file
+from crfrefine.errors import ConfigError
+from crfrefine.io.json import to_json
 from crfrefine.parameters.model import CrfParameters
 from crfrefine.version import __version__
 
@@ -32,20 +31,18 @@ SCHEMA = 2
 VANISHED = "labels that vanished"
 RECORD_FOLDER = ".crfrefine"
 
-# Options that change results beside the parameters.
-READING = ("network_spacing", "mapping", "strokes_background", "strokes_ignore")
-
-OTHER_VALUES = "refined with other values of"
-OTHER_STROKES = "refined with other strokes"
-NO_RECORD = "no record of its label map, as after a kill"
-CHANGED = "its label map was changed since it was recorded"
-OTHER_INPUTS = "refined from other inputs"
-# The consequence for --continue of each doubt about a case that is done.
-ADVICE = {
-    NO_RECORD: "skipped if it is complete, though other parameters may have made it",
-    CHANGED: "skipped if it is complete, and its record left out",
-    OTHER_INPUTS: "skipped if it is complete; omit --continue to refine all cases again",
-}
+# Options that change results beside the parameters, and what the options and each `dataset.json`
+# say of labels.
+READING = (
+    "network_spacing",
+    "mapping",
+    "strokes_background",
+    "strokes_ignore",
+    "input_type",
+    "add_background",
+    "resample",
+)
+SETTINGS = (*READING, "mask_mode", "regions", "declared_labels", "label_names")
 
 
 @dataclass
@@ -100,6 +97,8 @@ class CaseRecord(Record):
     input_type: str | None = None  # "logits", "probabilities" or "labels"
     # of the sigmoid channels; None means that channels are labels
     regions: dict[str, Any] | None = None
+    # what the label map and each kind of input hold, by which `--continue` sees changes
+    contents: dict[str, dict[str, str]] = field(default_factory=dict)
     # the time of the last change of each file of strokes, by its name
     strokes: dict[str, str | None] = field(default_factory=dict)
     device: str | None = None
@@ -152,27 +151,39 @@ class CaseRecord(Record):
 # Fields of a record that are paths.
 _PATHS = ("output", "probabilities", "logits", "preview", "structures")
 
-# Types of fields, to those of JSON; all others are texts.
-_KINDS: dict[str, type] = {"int": int, "bool": bool, "dict": dict, "list": list, "tuple": list}
-
 
 def check_kinds(cls: type, values: Mapping[str, Any], required: Sequence[str]) -> None:
     """Raise TypeError or KeyError unless the values of a line fit the fields of a dataclass.
 
-    Each has the kind of its field, and none of `required` is missing.
+    Each has the type of its field as JSON writes it, and none of `required` is missing.
     """
-    for each in dataclasses.fields(cls):
-        value = values.get(each.name)
+    for name, kind in typing.get_type_hints(cls).items():
+        value = values.get(name)
         if value is None:
-            if each.name in required:
-                raise KeyError(each.name)
-            continue
-        kind = _KINDS.get(re.split(r"\W", str(each.type))[0], str)
-        if type(value) is not kind:
-            raise TypeError(f"{each.name}: expected {kind.__name__}, got {shorten_value(value)}")
-    times = values.get("times") or {}
-    if not all(isinstance(seconds, int | float) for seconds in times.values()):
-        raise TypeError("times: expected numbers")
+            if name in required:
+                raise KeyError(name)
+        elif not _fits(value, kind):
+            expected = cls.__annotations__.get(name, kind)
+            raise TypeError(f"{name}: expected {expected}, got {shorten_value(value)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Return whether a value of JSON may be one of a type, such as `tuple[float, ...] | None`."""
+    origin = typing.get_origin(kind) or kind
+    inner = typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if kind is Any:
+        return True
+    if kind is float:  # JSON has 1 for 1.0, and null for NaN.
+        return value is None or type(value) in (int, float)
+    if origin in (list, tuple):
+        return type(value) is list and all(_fits(entry, inner[0]) for entry in value)
+    if origin in (dict, Mapping):  # Keys of JSON are texts.
+        return type(value) is dict and all(_fits(entry, inner[1]) for entry in value.values())
+    if kind in (int, bool, types.NoneType):
+        return type(value) is kind
+    return type(value) is str
 
 
 @dataclass
@@ -186,8 +197,16 @@ class RunSummary:
     mapping: dict[int, int] = field(default_factory=dict)  # the label of each value by --map
     strokes_background: int | None = None
     strokes_ignore: int = 0
+    input_type: str = "auto"
+    add_background: bool = False
+    resample: str | None = None
+    mask_mode: str = "none"  # "nonzero" by an option or the parameters
+    # of sigmoid channels, by the options or a `dataset.json`; None means that channels are labels
+    regions: dict[str, Any] | None = None
+    declared_labels: tuple[int, ...] = ()  # that label maps may hold; empty: any
     # how `-c auto` chose the parameters; None means that they were given
     choice: Mapping[str, Any] | None = None
+    version: str = __version__  # of crfrefine
     requested_device: str = "auto"
     max_memory: int | None = None  # bytes that the run could take at its start, if a limit is known
     max_memory_source: str = ""  # what sets this limit, a phrase
@@ -221,12 +240,12 @@ class RunSummary:
         parameters = self.parameters
         with suppress(ConfigError):  # A newer version may have more keys.
             parameters = CrfParameters.from_dict(parameters).to_dict()
-        reading = {name: getattr(self, name) for name in READING}
-        return dict(json.loads(to_json({**parameters, **reading})))
+        others = {name: getattr(self, name) for name in SETTINGS}
+        return dict(json.loads(to_json({**parameters, **others})))
 
     def head(self) -> dict[str, Any]:
         """Return plain values for a file, without the cases."""
-        head: dict[str, Any] = {"schema": SCHEMA, "version": __version__}
+        head: dict[str, Any] = {"schema": SCHEMA, "version": self.version}
         for each in dataclasses.fields(self):
             if each.name != "cases":
                 head[each.name] = getattr(self, each.name)
@@ -250,167 +269,6 @@ def record_path(output: Path, num_parts: int = 1, part_id: int = 0) -> Path:
     return output / RECORD_FOLDER / name
 
 
-class CaseState(NamedTuple):
-    """The state of a case, for `--continue` and for `status`."""
-
-    case_id: str
-    state: str  # "done", "failed" or "missing"
-    label_map: Path
-    reason: str = ""  # why it is not done; the reason of a case that is done is a doubt
-    record: CaseRecord | None = None  # of a case that is done, if it describes the label map
-
-
-class RecordedRuns:
-    """All runs into a folder, in the order in which they began.
-
-    `notes` are on lines that cannot be used.
-    """
-
-    def __init__(self, runs: Iterable[RunSummary] = (), notes: Sequence[str] = ()) -> None:
-        self.runs = sorted(runs, key=lambda run: run.started)
-        self.notes = list(notes)
-        # By case: when the last run without --continue began, and the last line that no later run
-        # has begun anew.
-        self._begun: dict[str, datetime] = {}
-        self.latest: dict[str, RecordedCase] = {}
-        for run in self.runs:
-            if not run.resumed:
-                for case_id in list(run.all_cases)[run.part_id :: run.num_parts]:
-                    self._begun[case_id] = run.started
-                    self.latest.pop(case_id, None)
-            for record in run.cases:
-                self.latest[record.case_id] = RecordedCase(record, run)
-
-    def state_of(
-        self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
-    ) -> CaseState:
-        """Return whether a case with these outputs is done, by the settings of a run."""
-        recorded = self.latest.get(case_id)
-        if recorded is not None and not recorded.describes(label_map):
-            recorded = None
-        if recorded is None:
-            return self._unrecorded_state(case_id, label_map, others)
-        record = recorded.record
-        if record.status == "failed":
-            reason = record.failures[0].message if record.failures else "no reason is recorded"
-            return CaseState(case_id, "failed", label_map, reason)
-
-        written = time_of_change(label_map)
-        missing = _first_missing((label_map, *others))
-        if written is None or missing is not None:
-            return CaseState(case_id, "missing", label_map, f"{missing} is gone")
-        if record.written != written:
-            return CaseState(case_id, "done", label_map, CHANGED)
-        keys = _differing(recorded.run.settings, now.settings)
-        if keys:
-            return CaseState(case_id, "missing", label_map, f"{OTHER_VALUES} {listed(keys)}")
-        return CaseState(case_id, "done", label_map, "", record)
-
-    def _unrecorded_state(self, case_id: str, label_map: Path, others: Sequence[Path]) -> CaseState:
-        """Return the state of a case whose label map no record describes."""
-        written = time_of_change(label_map)
-        missing = _first_missing((label_map, *others))
-        run_began = self._begun.get(case_id)
-        # Files of an earlier run are not results of the run that is continued.
-        is_older = (
-            written is not None
-            and run_began is not None
-            and datetime.fromisoformat(written) < run_began
-        )
-        if is_older or missing == label_map:
-            return CaseState(case_id, "missing", label_map, "not reached")
-        if written is None or missing is not None:
-            return CaseState(case_id, "missing", label_map, f"{missing} is gone")
-        return CaseState(case_id, "done", label_map, NO_RECORD)
-
-
-class RecordedCase(NamedTuple):
-    """The record of a case, and the run that wrote it."""
-
-    record: CaseRecord
-    run: RunSummary
-
-    def describes(self, label_map: Path) -> bool:
-        """Return whether the record is not of a label map in another format."""
-        return self.record.output is None or self.record.output.name == label_map.name
-
-
-def _first_missing(paths: Iterable[Path]) -> Path | None:
-    """Return the first path that does not exist; None if all do."""
-    for path in paths:
-        if not os.path.exists(path):  # noqa: PTH110 - no exception for odd names
-            return path
-    return None
-
-
-def read_records(folder: Path) -> RecordedRuns:
-    """Read the records of all runs into a folder.
-
-    A line that cannot be used is left out, with a note.
-    """
-    runs: dict[str, RunSummary] = {}
-    notes: list[str] = []
-    for path in sorted((folder / RECORD_FOLDER).glob("record*.jsonl")):
-        try:
-            require_file(path)
-            lines = path.read_bytes().splitlines(keepends=True)
-        except (OSError, InputError) as error:
-            notes.append(str(error))
-            continue
-        problems = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                _read_line(parse_line(line), runs)
-            except (ValueError, TypeError, KeyError) as error:
-                # A kill leaves a line without its end, which the next run removes.
-                if line.endswith(b"\n"):
-                    problems.append(f"line {number}: {shorten(error, MAX_OF_A_REASON)}")
-        if problems:
-            number_of_lines = counted(len(problems), "line")
-            notes.append(f"{path}: {number_of_lines} of the record cannot be used: {problems[0]}")
-    return RecordedRuns(runs.values(), notes)
-
-
-# Fields of the line of a run that are read again.
-_HEAD = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
-
-
-def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
-    """Add a line to the runs, or to the cases of its run.
-
-    Raise ValueError, TypeError or KeyError if it is neither.
-    """
-    if not isinstance(values, dict):
-        raise ValueError("expected a JSON table")
-    if "case_id" in values:
-        if values["run"] not in runs:
-            raise ValueError("its run has no line")
-        runs[values["run"]].cases.append(CaseRecord.from_dict(values))
-    else:
-        runs[values["run"]] = _read_head(values)
-
-
-def _read_head(values: dict[str, Any]) -> RunSummary:
-    """Return the run of a line, without its cases; raises like `_read_line`."""
-    if values["schema"] != SCHEMA:
-        raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
-    check_kinds(RunSummary, {name: values[name] for name in _HEAD}, _HEAD)
-    texts = (*values["inputs"], *values["all_cases"].values())
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("inputs and all_cases: expected texts")
-    part_id = values["part_id"]
-    if not 0 <= part_id < values["num_parts"]:
-        raise ValueError(f"part {part_id} of {values['num_parts']}: parts are numbered from 0")
-    started = datetime.fromisoformat(values["started"])
-    if started.tzinfo is None:
-        raise ValueError("started: expected a time zone")
-
-    fields = {name: values[name] for name in (*_HEAD, *READING, "choice") if name in values}
-    fields["started"] = started
-    fields["inputs"] = tuple(values["inputs"])
-    return RunSummary("", 0, **fields)
-
-
 def time_of_change(path: Path) -> str | None:
     """Return the time of a file's last change, UTC; None if it does not exist."""
     try:
@@ -423,84 +281,3 @@ def time_of_change(path: Path) -> str | None:
 def times_of_strokes(files: CaseFiles) -> dict[str, str | None]:
     """Return the time of the last change of each file of a case's strokes, by its name."""
     return {path.name: time_of_change(path) for path in files.strokes}
-
-
-def _differing(one: Any, other: Any, key: str = "") -> list[str]:
-    """Return the dotted keys whose values differ."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = []
-        for name in dict.fromkeys((*one, *other)):
-            inner_key = f"{key}.{name}" if key else name
-            keys += _differing(one.get(name), other.get(name), inner_key)
-        return keys
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
-        return _differing(one[0], other[0], key)
-    if one == other:
-        return []
-    return [key]
-
-
-def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
-    """Return the state of each case of the runs into a folder.
-
-    Of runs on the same inputs, the last one counts.
-    """
-    last_runs = {run.inputs: run for run in recorded.runs}
-    states: dict[str, CaseState] = {}
-    for run in sorted(last_runs.values(), key=lambda run: run.started):
-        for case_id, name in run.all_cases.items():
-            label_map = folder / name
-            others = []
-            if case_id in recorded.latest:
-                record = recorded.latest[case_id].record
-                paths = (record.probabilities, record.logits, record.preview, record.structures)
-                others = [label_map.parent / path.name for path in paths if path is not None]
-            states[case_id] = recorded.state_of(case_id, label_map, others, run)
-    return list(states.values())
-
-
-def take_up(
-    folder: Path | None, cases: Iterable[tuple[CaseFiles, Path, Sequence[Path]]], now: RunSummary
-) -> tuple[dict[str, CaseRecord], list[str]]:
-    """Return the records of the cases that earlier runs into a folder have done, for --continue.
-
-    And notes on them. Each case has its label map and all outputs. Without a folder, only
-    the files count.
-    """
-    recorded = RecordedRuns()
-    if folder is not None:
-        recorded = read_records(folder)
-    done: dict[str, CaseRecord] = {}
-    cases_of_reason: dict[str, list[str]] = {}
-    for files, label_map, outputs in cases:
-        case_id = files.case_id
-        case = recorded.state_of(case_id, label_map, outputs, now)
-        has_record = folder is not None
-        if case.state == "done" and _has_other_strokes(files, case, has_record=has_record):
-            cases_of_reason.setdefault(OTHER_STROKES, []).append(case_id)
-        elif case.state == "done":
-            done[case_id] = case.record or CaseRecord(case_id)
-        reason = case.reason
-        if case.record is not None and recorded.latest[case_id].run.inputs != now.inputs:
-            reason = OTHER_INPUTS
-        if reason in ADVICE or reason.startswith(OTHER_VALUES):
-            cases_of_reason.setdefault(reason, []).append(case_id)
-    if folder is None:
-        return done, []
-    notes = list(recorded.notes)
-    for reason, names in cases_of_reason.items():
-        advice = ADVICE.get(reason, "refined again")
-        notes.append(f"{counted(len(names), 'case')} ({listed(names)}): {reason}; {advice}")
-    return done, notes
-
-
-def _has_other_strokes(files: CaseFiles, case: CaseState, *, has_record: bool) -> bool:
-    """Return whether the strokes of a case that is done are not those it was refined with."""
-    drawn = times_of_strokes(files)
-    if case.record is not None:
-        return case.record.strokes != drawn
-    if has_record:
-        return False
-    # A single file has no record: only newer strokes show.
-    written = time_of_change(case.label_map) or ""
-    return any((time or "") > written for time in drawn.values())

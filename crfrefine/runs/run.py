@@ -69,6 +69,7 @@ def run_inference(
         late_notes = (
             note_on_num_labels(summary.cases),
             note_on_mapping(summary.cases, options.mapping),
+            *plan.left,
         )
         for late_note in late_notes:
             if late_note is not None:

@@ -34,7 +34,7 @@ from crfrefine.parameters.sections import NORMALIZED
 from crfrefine.refinement.case import Plan, refine
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.plan import RunInputs, find_inputs, plan_run
-from crfrefine.runs.records import read_records
+from crfrefine.runs.states import read_records
 from crfrefine.train import synthetic
 from crfrefine.train.observer import TrainingObserver
 from crfrefine.train.options import UnlabeledOptions

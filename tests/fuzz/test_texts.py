@@ -21,7 +21,8 @@ from crfrefine.cases.reading_options import find_regions
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.metrics.regions import parse_region
 from crfrefine.parameters.model import CrfParameters, parse_override
-from crfrefine.runs.records import SCHEMA, case_states, read_records, record_path
+from crfrefine.runs.records import SCHEMA, record_path
+from crfrefine.runs.states import case_states, read_records
 
 _REGIONS = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
 _DESCRIPTION = {

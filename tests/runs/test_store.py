@@ -8,13 +8,13 @@ import json
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cli_helpers import (
     GRID_SHAPE,
+    Folders,
     command,
     infer,
     load_nifti,
@@ -30,7 +30,8 @@ from tune_helpers import open_session, options_for, whole_result, write_labeled
 from crfrefine.errors import ConfigError
 from crfrefine.metrics.regions import parse_region
 from crfrefine.runs.options import InferenceOptions
-from crfrefine.runs.records import RECORD_FOLDER, read_records, record_path
+from crfrefine.runs.records import READING, RECORD_FOLDER, SETTINGS, RunSummary, record_path
+from crfrefine.runs.states import read_records
 from crfrefine.runs.tune.finding import TuneOptions
 from crfrefine.runs.tune.scores import score_labels
 from crfrefine.runs.tune.session import Session
@@ -83,17 +84,24 @@ def test_label_maps_without_a_record_or_changed_since_are_named_and_kept(folders
     record_path(folders.output).write_bytes(
         b"".join(line for line in lines_of(folders) if b'"case_id": "b"' not in line)
     )
-    time.sleep(0.02)  # Clocks of files may tick slowly.
-    os.utime(folders.output / "a.nii.gz")
+    edited = np.array(load_nifti(folders.output / "a.nii.gz"))
+    edited[7:9, 6, 4] = 3 - edited[7:9, 6, 4]
+    save_nifti(folders.output / "a.nii.gz", edited)
     summary = folders.output.with_name("summary.json")
-    said = run(folders, "--summary", summary, "--continue")
+    said = run(folders, "--summary", summary, "--continue", "--set", "bilateral.weight=2")
+    np.testing.assert_array_equal(load_nifti(folders.output / "a.nii.gz"), edited)
+    *_, left_a, left_b, end = said.splitlines()  # At the end, the run says what it has left.
+    assert "1 case (a): its label map was changed since" in left_a
+    assert "1 case (b): no record of its label map" in left_b
+    assert end.startswith("1 done, 2 skipped in")
+    said = run(folders, "--summary", summary, "--continue", "--set", "bilateral.weight=2")
     assert "1 case (a): its label map was changed since it was recorded; " in said
     assert "1 case (b): no record of its label map, as after a kill; " in said
     cases = json.loads(summary.read_text())["cases"]
     assert [case["status"] for case in cases] == ["skipped"] * 3
     assert [case["voxels_changed"] is not None for case in cases] == [False, False, True]
     (folders.output / "a.nii.gz").write_bytes(b"cut")
-    said = run(folders, "--continue", "--summary", summary)
+    said = run(folders, "--continue", "--summary", summary, "--set", "bilateral.weight=2")
     assert (
         "1 case (a): its label map was changed since it was recorded; skipped if it is complete, "
         in said
@@ -128,6 +136,104 @@ def test_cases_of_other_parameters_are_named_and_refined_again(folders):
         np.testing.assert_array_equal(
             load_nifti(folders.output / f"{case_id}.nii.gz"), refined(folders, case_id)
         )
+
+
+def test_a_copy_with_other_times_is_the_study_itself(folders, tmp_path):
+    """As of `cp -r`, which keeps bytes and no times: the record counts, also of its parameters."""
+    run(folders)
+    copy = Folders(*(tmp_path / "copy" / path.name for path in folders))
+    for folder, target in zip(folders, copy, strict=True):
+        shutil.copytree(folder, target)
+    for path in (tmp_path / "copy").rglob("*.nii.gz"):
+        os.utime(path, (1e9, 1e9))
+    said = run(copy, "--continue")
+    assert "3 skipped in" in said
+    assert "note" not in said
+    assert "copy/out: 3 cases: 3 done" in run_here("status", copy.output, status=0).stdout
+    said = run(copy, "--continue", "--set", "bilateral.weight=2")
+    assert "3 cases (a, b, c): refined with other values of bilateral.weight; refined again" in said
+    for case_id in "abc":
+        expected = refined(folders, case_id, {"bilateral.weight": 2})
+        np.testing.assert_array_equal(load_nifti(copy.output / f"{case_id}.nii.gz"), expected)
+
+
+def changed_somewhere(path):
+    """Replace a file by one with other values at some voxels, and an older time."""
+    values = np.array(load_nifti(path))
+    values[4:9, 5:8, 3:6] = values[3:8, 4:7, 2:5]
+    save_nifti(path, np.roll(values, 1, axis=0))
+    os.utime(path, (1e9, 1e9))
+
+
+def test_a_case_of_other_inputs_under_the_same_names_is_refined_again(tmp_path):
+    """Each kind is named, an older file counts too, and one of a single modality."""
+    folders = write_folders(tmp_path, "a", "b")
+    drawn = np.zeros(GRID_SHAPE, np.uint8)
+    drawn[7:9, 6, 4] = 2
+    inside = np.zeros(GRID_SHAPE, np.uint8)
+    inside[2:16, 1:14, 1:10] = 1
+    for name, values in (("strokes", drawn), ("masks", inside)):
+        for case_id in "ab":
+            save_nifti(tmp_path / name / f"{case_id}.nii.gz", values)
+    options = ("-m", tmp_path / "masks", "--strokes", tmp_path / "strokes", "--preview")
+    run(folders, *options)
+    assert "2 skipped" in run(folders, *options, "--continue")
+    for word, name in (
+        ("images", "images/b_0001"),
+        ("logits", "logits/b"),
+        ("mask", "masks/b"),
+        ("strokes", "strokes/b"),
+    ):
+        changed_somewhere(tmp_path / f"{name}.nii.gz")
+        said = run(folders, *options, "--continue")
+        assert f"b: refined from other {word}: refined again\n" in said
+        assert "1 done, 1 skipped" in said
+        kept = (folders.output / "b.nii.gz").read_bytes()
+        run(folders._replace(output=tmp_path / "fresh"), *options)
+        assert kept == (tmp_path / "fresh" / "b.nii.gz").read_bytes()
+    said = run(folders, *options[2:], "--continue")
+    assert said.count("refined from other mask: refined again") == 1  # said for the first of two
+    assert "2 done" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        (("-m", "nonzero"), "mask_mode"),
+        (("--resample",), "resample"),
+        (("--input-type", "logits"), "input_type"),
+    ],
+)
+def test_options_that_change_how_a_case_is_read_are_settings(folders, option, setting):
+    run(folders)
+    said = run(folders, *option, "--continue")
+    assert f"3 cases (a, b, c): refined with other values of {setting}; refined again" in said
+    assert "3 skipped" in run(folders, *option, "--continue")
+
+
+def test_a_dataset_json_that_declares_other_labels_is_a_setting(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    labels = load_nifti(folders.logits / "a.nii.gz").argmax(axis=-1).astype(np.uint8)
+    save_nifti(folders.logits / "a.nii.gz", labels)
+    run(folders)
+    described = {"background": 0, "shell": 1, "core": 2, "cyst": 3, "other": 4}
+    (folders.logits / "dataset.json").write_text(json.dumps({"labels": described}))
+    said = run(folders, "--continue")
+    assert "1 case (a): refined with other values of declared_labels; refined again" in said
+
+
+def test_every_option_counts_as_a_setting_or_is_known_to_change_no_voxel():
+    """So that a new option is not forgotten by `--continue`."""
+    no_voxel = {
+        *("images", "logits", "masks", "strokes", "nnunet", "manifest"),  # their contents count
+        *("output", "output_format", "save_probabilities", "save_logits", "save_structures"),
+        *("preview", "summary", "resume", "num_parts", "part_id", "fail_fast", "command"),
+        *("device", "threads", "num_jobs", "max_memory", "dask", "allow_vanishing"),
+        *("parameters", "choice"),  # compared key by key
+    }
+    options = {each.name for each in dataclasses.fields(InferenceOptions)}
+    assert options - no_voxel == {*READING, "regions"}
+    assert {each.name for each in dataclasses.fields(RunSummary)} >= {*SETTINGS}
 
 
 def test_options_that_change_how_files_are_read_are_settings(tmp_path):
@@ -187,7 +293,7 @@ def test_lines_that_cannot_be_used_are_named_and_left_out(folders):
         ("[1]", "line 5: expected a JSON table"),
         ('{"run": "0", "case_id": "a", "status": "done"}', "line 5: its run has no line"),
         (json.dumps({**head, "schema": 9}), "line 5: its schema is not 2"),
-        (json.dumps({**head, "inputs": 5}), "line 5: inputs: expected list, got 5"),
+        (json.dumps({**head, "inputs": 5}), "line 5: inputs: expected tuple[str, ...], got 5"),
         (json.dumps({**head, "num_parts": 0}), "line 5: part 0 of 0"),
         (json.dumps({**head, "started": "now"}), "line 5: "),
     ):

@@ -1,0 +1,302 @@
+"""The states of cases by the records of the runs into their folder: `--continue` and `status`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, shorten
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.errors import InputError
+from crfrefine.io.json import parse_line
+from crfrefine.io.paths import files_written, require_file
+from crfrefine.runs.contents import LABEL_MAP, content_of
+from crfrefine.runs.records import (
+    RECORD_FOLDER,
+    SCHEMA,
+    SETTINGS,
+    CaseRecord,
+    RunSummary,
+    check_kinds,
+    time_of_change,
+    times_of_strokes,
+)
+
+OTHER_VALUES = "refined with other values of"
+OTHER_STROKES = "refined with other strokes"
+NO_RECORD = "no record of its label map, as after a kill"
+CHANGED = "its label map was changed since it was recorded"
+OTHER_INPUTS = "refined from other inputs"
+OTHER_VERSION = "refined by another version of crfrefine"
+# The consequence for --continue of each doubt about a case that is done.
+ADVICE = {
+    NO_RECORD: "skipped if it is complete, though other parameters may have made it",
+    CHANGED: "skipped if it is complete, and its record left out",
+    OTHER_INPUTS: "skipped if it is complete; omit --continue to refine all cases again",
+    OTHER_VERSION: "skipped if it is complete; omit --continue to refine all cases again",
+}
+
+
+class CaseState(NamedTuple):
+    """The state of a case, for `--continue` and for `status`."""
+
+    case_id: str
+    state: str  # "done", "failed" or "missing"
+    label_map: Path
+    reason: str = ""  # why it is not done; the reason of a case that is done is a doubt
+    record: CaseRecord | None = None  # of a case that is done, if it describes the label map
+
+
+class RecordedRuns:
+    """All runs into a folder, in the order in which they began.
+
+    `notes` are on lines that cannot be used.
+    """
+
+    def __init__(self, runs: Iterable[RunSummary] = (), notes: Sequence[str] = ()) -> None:
+        self.runs = sorted(runs, key=lambda run: run.started)
+        self.notes = list(notes)
+        # By case: when the last run without --continue began, and the last line that no later run
+        # has begun anew.
+        self._begun: dict[str, datetime] = {}
+        self.latest: dict[str, RecordedCase] = {}
+        for run in self.runs:
+            if not run.resumed:
+                for case_id in list(run.all_cases)[run.part_id :: run.num_parts]:
+                    self._begun[case_id] = run.started
+                    self.latest.pop(case_id, None)
+            for record in run.cases:
+                self.latest[record.case_id] = RecordedCase(record, run)
+
+    def state_of(
+        self, case_id: str, label_map: Path, others: Sequence[Path], now: RunSummary
+    ) -> CaseState:
+        """Return whether a case with these outputs is done, by the settings of a run."""
+        recorded = self.latest.get(case_id)
+        if recorded is not None and not recorded.describes(label_map):
+            recorded = None
+        if recorded is None:
+            return self._unrecorded_state(case_id, label_map, others)
+        record = recorded.record
+        if record.status == "failed":
+            reason = record.failures[0].message if record.failures else "no reason is recorded"
+            return CaseState(case_id, "failed", label_map, reason)
+
+        written = time_of_change(label_map)
+        missing = _first_missing((label_map, *others))
+        if written is None or missing is not None:
+            return CaseState(case_id, "missing", label_map, f"{missing} is gone")
+        if _is_changed(record, label_map):
+            return CaseState(case_id, "done", label_map, CHANGED)
+        keys = _differing(recorded.run.settings, now.settings)
+        if keys:
+            return CaseState(case_id, "missing", label_map, f"{OTHER_VALUES} {listed(keys)}")
+        return CaseState(case_id, "done", label_map, "", record)
+
+    def _unrecorded_state(self, case_id: str, label_map: Path, others: Sequence[Path]) -> CaseState:
+        """Return the state of a case whose label map no record describes."""
+        written = time_of_change(label_map)
+        missing = _first_missing((label_map, *others))
+        run_began = self._begun.get(case_id)
+        # Files of an earlier run are not results of the run that is continued.
+        is_older = (
+            written is not None
+            and run_began is not None
+            and datetime.fromisoformat(written) < run_began
+        )
+        if is_older or missing == label_map:
+            return CaseState(case_id, "missing", label_map, "not reached")
+        if written is None or missing is not None:
+            return CaseState(case_id, "missing", label_map, f"{missing} is gone")
+        return CaseState(case_id, "done", label_map, NO_RECORD)
+
+
+class RecordedCase(NamedTuple):
+    """The record of a case, and the run that wrote it."""
+
+    record: CaseRecord
+    run: RunSummary
+
+    def describes(self, label_map: Path) -> bool:
+        """Return whether the record is not of a label map in another format."""
+        return self.record.output is None or self.record.output.name == label_map.name
+
+
+def _is_changed(record: CaseRecord, label_map: Path) -> bool:
+    """Return whether a label map is not the one that was recorded."""
+    known = record.contents.get(LABEL_MAP)
+    if known is None:  # of an older version
+        return record.written != time_of_change(label_map)
+    return content_of(files_written(label_map), known)["checksum"] != known.get("checksum")
+
+
+def _first_missing(paths: Iterable[Path]) -> Path | None:
+    """Return the first path that does not exist; None if all do."""
+    for path in paths:
+        if not os.path.exists(path):  # noqa: PTH110 - no exception for odd names
+            return path
+    return None
+
+
+def read_records(folder: Path) -> RecordedRuns:
+    """Read the records of all runs into a folder.
+
+    A line that cannot be used is left out, with a note.
+    """
+    runs: dict[str, RunSummary] = {}
+    notes: list[str] = []
+    for path in sorted((folder / RECORD_FOLDER).glob("record*.jsonl")):
+        try:
+            require_file(path)
+            lines = path.read_bytes().splitlines(keepends=True)
+        except (OSError, InputError) as error:
+            notes.append(str(error))
+            continue
+        problems = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                _read_line(parse_line(line), runs)
+            except (ValueError, TypeError, KeyError) as error:
+                # A kill leaves a line without its end, which the next run removes.
+                if line.endswith(b"\n"):
+                    problems.append(f"line {number}: {shorten(error, MAX_OF_A_REASON)}")
+        if problems:
+            number_of_lines = counted(len(problems), "line")
+            notes.append(f"{path}: {number_of_lines} of the record cannot be used: {problems[0]}")
+    return RecordedRuns(runs.values(), notes)
+
+
+# Fields of the line of a run that are read again.
+_HEAD = ("started", "num_parts", "part_id", "parameters", "all_cases", "resumed", "inputs")
+
+
+def _read_line(values: Any, runs: dict[str, RunSummary]) -> None:
+    """Add a line to the runs, or to the cases of its run.
+
+    Raise ValueError, TypeError or KeyError if it is neither.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("expected a JSON table")
+    if "case_id" in values:
+        if values["run"] not in runs:
+            raise ValueError("its run has no line")
+        runs[values["run"]].cases.append(CaseRecord.from_dict(values))
+    else:
+        runs[values["run"]] = _read_head(values)
+
+
+def _read_head(values: dict[str, Any]) -> RunSummary:
+    """Return the run of a line, without its cases; raises like `_read_line`."""
+    if values["schema"] != SCHEMA:
+        raise ValueError(f"its schema is not {SCHEMA}, which this version of crfrefine writes")
+    optional = (*SETTINGS, "choice", "version")  # An older version had fewer.
+    fields = {name: values[name] for name in (*_HEAD, *optional) if name in values}
+    check_kinds(RunSummary, fields, _HEAD)
+    part_id = values["part_id"]
+    if not 0 <= part_id < values["num_parts"]:
+        raise ValueError(f"part {part_id} of {values['num_parts']}: parts are numbered from 0")
+    started = datetime.fromisoformat(values["started"])
+    if started.tzinfo is None:
+        raise ValueError("started: expected a time zone")
+
+    fields["started"] = started
+    fields["inputs"] = tuple(values["inputs"])
+    return RunSummary("", 0, **fields)
+
+
+def _differing(one: Any, other: Any, key: str = "") -> list[str]:
+    """Return the dotted keys whose values differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = []
+        for name in dict.fromkeys((*one, *other)):
+            inner_key = f"{key}.{name}" if key else name
+            keys += _differing(one.get(name), other.get(name), inner_key)
+        return keys
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) == 1:
+        return _differing(one[0], other[0], key)
+    if one == other:
+        return []
+    return [key]
+
+
+def case_states(folder: Path, recorded: RecordedRuns) -> list[CaseState]:
+    """Return the state of each case of the runs into a folder.
+
+    Of runs on the same inputs, the last one counts.
+    """
+    last_runs = {run.inputs: run for run in recorded.runs}
+    states: dict[str, CaseState] = {}
+    for run in sorted(last_runs.values(), key=lambda run: run.started):
+        for case_id, name in run.all_cases.items():
+            label_map = folder / name
+            others = []
+            if case_id in recorded.latest:
+                record = recorded.latest[case_id].record
+                paths = (record.probabilities, record.logits, record.preview, record.structures)
+                others = [label_map.parent / path.name for path in paths if path is not None]
+            states[case_id] = recorded.state_of(case_id, label_map, others, run)
+    return list(states.values())
+
+
+def take_up(
+    folder: Path | None, cases: Iterable[tuple[CaseFiles, Path, Sequence[Path]]], now: RunSummary
+) -> tuple[dict[str, CaseRecord], list[str], list[str]]:
+    """Return the records of the cases that earlier runs into a folder have done, for --continue.
+
+    And notes on them, and notes on cases that are left although they may differ from what this run
+    would give. Each case has its label map and all outputs. Without a folder, only the files count.
+    """
+    recorded = RecordedRuns()
+    if folder is not None:
+        recorded = read_records(folder)
+    done: dict[str, CaseRecord] = {}
+    cases_of_reason: dict[str, list[str]] = {}
+    for files, label_map, outputs in cases:
+        case_id = files.case_id
+        case = recorded.state_of(case_id, label_map, outputs, now)
+        has_record = folder is not None
+        reason = case.reason
+        if case.state == "done" and _has_other_strokes(files, case, has_record=has_record):
+            reason = OTHER_STROKES
+        elif case.state == "done":
+            done[case_id] = case.record or CaseRecord(case_id)
+            reason = reason or _doubt(recorded, case_id, now)
+        if reason in ADVICE or reason.startswith((OTHER_VALUES, OTHER_STROKES)):
+            cases_of_reason.setdefault(reason, []).append(case_id)
+    notes = list(recorded.notes)
+    left: list[str] = []
+    if folder is None:
+        return done, notes, left
+    for reason, names in cases_of_reason.items():
+        line = f"{counted(len(names), 'case')} ({listed(names)}): {reason}"
+        if reason in ADVICE:
+            left.append(f"{line}; {ADVICE[reason]}")
+        else:
+            notes.append(f"{line}; refined again")
+    return done, notes, left
+
+
+def _doubt(recorded: RecordedRuns, case_id: str, now: RunSummary) -> str:
+    """Return why a case that is done may differ from what this run would give, or nothing."""
+    record, run = recorded.latest[case_id]
+    if not record.contents and run.inputs != now.inputs:
+        return OTHER_INPUTS
+    return OTHER_VERSION if run.version != now.version else ""
+
+
+def _has_other_strokes(files: CaseFiles, case: CaseState, *, has_record: bool) -> bool:
+    """Return whether the times of a case's strokes show that it was refined with others.
+
+    Contents tell more, if they are recorded.
+    """
+    drawn = times_of_strokes(files)
+    if case.record is not None:
+        return not case.record.contents and case.record.strokes != drawn
+    if has_record:
+        return False
+    # A single file has no record: only newer strokes show.
+    written = time_of_change(case.label_map) or ""
+    return any((time or "") > written for time in drawn.values())

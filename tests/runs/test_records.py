@@ -1,0 +1,74 @@
+"""The fields of records: what was written is read again, and nothing of another kind."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crfrefine.io.json import to_json
+from crfrefine.runs.records import CaseRecord, check_kinds
+
+
+@dataclasses.dataclass
+class Fields:
+    """Unions in every order, and values inside of values."""
+
+    volume: float | None = None
+    spacing: float | tuple[float, ...] | str | None = None
+    size: int | str | None = None
+    flags: list[bool] | None = None
+    volumes: dict[str, dict[str, float]] | None = None
+    names: Mapping[int, str | None] = dataclasses.field(default_factory=dict)
+    place: Path | None = None
+    anything: Any = None
+
+
+@pytest.mark.parametrize(
+    ("name", "fitting", "others"),
+    [
+        ("volume", [1.5, 2, None], ["1.5", True, [1.5]]),
+        ("spacing", [1.5, [1, 2.5], "auto", None], [{"x": 1}, [1, "2"], False]),
+        ("size", [3, "3", None], [3.5, True, [3]]),
+        ("flags", [[True, False], [], None], [[1], True, ["yes"]]),
+        ("volumes", [{"before": {"1": 2.5}}, {}], [{"before": 2.5}, {"before": {"1": "2"}}]),
+        ("names", [{"1": "liver", "2": None}], [["liver"], {"1": 2}]),
+        ("place", ["out/a.nii.gz", None], [5, ["out"]]),
+        ("anything", [1, "one", [1], {"1": 1}, True], []),
+    ],
+)
+def test_a_value_of_json_fits_any_type_of_its_union_and_no_other(name, fitting, others):
+    for value in fitting:
+        check_kinds(Fields, json.loads(json.dumps({name: value})), ())
+    for value in others:
+        with pytest.raises(TypeError, match=f"{name}: expected .*, got"):
+            check_kinds(Fields, {name: value}, ())
+
+
+def test_a_record_is_read_as_it_was_written():
+    """With a value in every field, and with none; a number that JSON lacks is null."""
+    empty = CaseRecord("a")
+    full = CaseRecord(
+        "b",
+        "done",
+        times={"read": 1, "refine": 2.5},
+        notes=["a note"],
+        output=Path("out/b.nii.gz"),
+        written="2026-01-02T03:04:05+00:00",
+        grid_shape=(7, 5, 3),
+        spacing=(1, 1.25, 2.5),
+        num_labels=3,
+        regions={"labels": {"whole": [1, 2]}},
+        contents={"label_map": {"stamp": "1", "checksum": "2"}},
+        strokes={"b.nii.gz": None},
+        converged=True,
+        energy=(3.5, float("nan")),
+        filters=("lattice",),
+        voxels_before=(90, 10, 5),
+    )
+    for record in (empty, full):
+        line = to_json(record.to_dict())
+        again = CaseRecord.from_dict(json.loads(line))
+        assert to_json(again.to_dict()) == line
