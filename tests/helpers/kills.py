@@ -31,6 +31,7 @@ _OF_THE_RUN = frozenset(
         "seconds",
         "times",
         "written",
+        "stamp",
         "started",
         "command",
         "command_line",

@@ -35,6 +35,7 @@ OF_RUN = (
     "seconds",
     "started",
     "written",
+    "stamp",
     "output",
     "output_folder",
     "command",
