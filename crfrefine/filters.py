@@ -107,6 +107,9 @@ def _is_on_gpu(features: Any) -> bool:
 class Lattice:
     """The kernel exp(-|f_i - f_j|² / 2) of points, built once, for any number of values.
 
+    It is that of features and mask as they are when it is built: later changes of the caller's
+    arrays or tensors have no effect.
+
     Arguments and errors are those of `gaussian_filter`. If the features are a tensor on a GPU, the
     kernel stays there: in the GPU engine or, without CuPy, in operations of PyTorch. `device` is
     left out then; values may be arrays or tensors, and results are of the same kind, with the

@@ -5,6 +5,7 @@ Errors name the argument.
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -214,6 +215,26 @@ class _Opened:
         return f"{shape} voxels {steps} mm apart"
 
 
+def copied(value: Any, name: str) -> Any:
+    """Return a copy of an array in its memory order, or of an image; None stays None.
+
+    Later changes of the caller's object then have no effect. Raises the errors of `given_array`.
+    """
+    if value is None:
+        return None
+    if _is_of_nibabel(value) or _is_of_simple_itk(value):
+        return copy.deepcopy(value)
+    return given_array(value, name).copy(order="K")
+
+
+def _is_of_nibabel(value: Any) -> bool:
+    return all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine"))
+
+
+def _is_of_simple_itk(value: Any) -> bool:
+    return _library_of(value) == "SimpleITK" and type(value).__name__ == "Image"
+
+
 def open_images(
     given: dict[str, Any], spacing: ArrayLike | None
 ) -> tuple[dict[str, Any], ArrayLike | None]:
@@ -226,9 +247,9 @@ def open_images(
     """
     opened = []
     for name, value in given.items():
-        if all(hasattr(value, attribute) for attribute in ("dataobj", "header", "affine")):
+        if _is_of_nibabel(value):
             opened.append(_of_nibabel(value, name))
-        elif _library_of(value) == "SimpleITK" and type(value).__name__ == "Image":
+        elif _is_of_simple_itk(value):
             opened.append(_of_simple_itk(value, name))
     if not opened:
         return given, spacing

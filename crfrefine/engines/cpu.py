@@ -41,7 +41,7 @@ class CpuBackend(Backend):
     name = "cpu"
     # True keeps the kernels of the newest whole volume in memory. The next `mean_field` uses them
     # if image, mask, spacing and bandwidths are equal; results have the same bits. Callers must
-    # then make one run at a time.
+    # then make one run at a time, and never change an image or a mask that they gave.
     keeps_kernels: bool = False
     _engine: Any = field(default_factory=load_engine, init=False)
     _kept: _KeptKernels | None = field(default=None, init=False)

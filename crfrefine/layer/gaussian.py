@@ -142,7 +142,9 @@ class GpuLattice:
         self.num_points = points.shape[1]
         _check_finite({"features": points})
         method = choose_method(method, self.num_points, len(points))
-        self._filter = PointFilter(points.detach(), (self.num_points,), method, None)
+        # A copy: the kernel is that of the features as they are now.
+        self._built_for = points.detach().clone()
+        self._filter = PointFilter(self._built_for, (self.num_points,), method, None)
         # The kernel is built now, so that errors come from here.
         self.description = self._filter.description
         # Each point's factor is the inverse of its sum of weights, or the root of that.
@@ -185,7 +187,10 @@ class GpuLattice:
     def _filtered(self, sent: Tensor, normalization: str) -> Tensor:
         """Filter (V, N) values, and normalize."""
         if self._features.requires_grad and torch.is_grad_enabled():
-            kernel = self._filter.with_graph_of(self._points())
+            # Gradients go to the caller's tensor; its values may have changed.
+            points = self._points()
+            same = self._built_for + (points - points.detach())
+            kernel = self._filter.with_graph_of(same)
             return normalized(kernel, sent, normalization)
         if normalization == "none":
             return self._filter(sent)

@@ -5,6 +5,7 @@ The grid of each input comes from its metadata.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -98,7 +99,7 @@ class CrfRefine(Transform):
         self._options: dict[str, Any] = {
             "parameters": self.parameters,
             "input_type": input_type,
-            "network_spacing": network_spacing,
+            "network_spacing": copy.deepcopy(network_spacing),
             "regions": regions,
             "device": device or "cpu",
             "threads": threads,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike
 from crfrefine.arrays.arguments import (
     ArrayOrImage,
     check_logits,
+    copied,
     given_array,
     given_label_map,
     given_spacing,
@@ -271,8 +273,9 @@ class RunOptions(TypedDict, total=False):
 class Plan:
     """The CRF on one image, for programs that refine a case with several logits or parameters.
 
-    On the CPU the kernels of the newest run stay in memory (20 to 100 bytes per voxel), and the
-    next run builds new ones only if its bandwidths differ. Results have the bits of `refine`. A
+    It copies image, mask and spacing when it is made: later changes of the caller's arrays have no
+    effect. On the CPU the kernels of the newest run stay in memory (20 to 100 bytes per voxel), and
+    the next run builds new ones only if its bandwidths differ. Results have the bits of `refine`. A
     plan serves one run at a time.
 
     Examples:
@@ -294,16 +297,16 @@ class Plan:
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
-        """Take the image; nothing is computed.
+        """Copy the image and the mask; nothing is computed.
 
         Arguments and errors are those of `refine`. GPUs keep no kernels.
         """
         check_threads(threads)
         backend = get_backend(device, keeps_kernels=True)
         self._case: dict[str, Any] = {
-            "image": image,
-            "spacing": spacing,
-            "mask": mask,
+            "image": copied(image, "image"),
+            "spacing": deepcopy(spacing),
+            "mask": copied(mask, "mask"),
             "device": backend,
             "threads": threads,
         }

@@ -75,13 +75,27 @@ def test_a_lattice_is_built_once_and_filters_many_times_on_a_grid_with_a_mask():
             assert not found[:, ~mask].any()
 
 
-def test_a_lattice_does_not_change_with_the_array_that_was_its_mask():
+@pytest.mark.parametrize(
+    ("method", "device"), [("exact", "cpu"), ("lattice", "cpu"), ("exact", "torch")]
+)
+def test_a_lattice_does_not_change_with_the_arrays_that_it_was_built_of(method, device):
+    if device == "torch":
+        pytest.importorskip("torch")
     values, features = make(3, num_points=50)
-    mask = np.arange(50) % 3 > 0
-    lattice = Lattice(features, mask=mask)
-    expected = lattice(values)
-    mask[:] = True
-    np.testing.assert_array_equal(lattice(values), expected)
+    on_grid = np.ascontiguousarray(features.T, np.float32).reshape(3, 5, 10)
+    mask = np.arange(50).reshape(5, 10) % 3 > 0
+    values = values.reshape(-1, 5, 10)
+    for inside in (None, mask):
+        lattice = Lattice(on_grid, mask=inside, method=method, device=device)
+        expected = lattice(values, normalization="symmetric")
+        plain = lattice(values)
+        kept = on_grid.copy()
+        on_grid[:, 1:] *= 50
+        mask[:] = True
+        np.testing.assert_array_equal(lattice(values, normalization="symmetric"), expected)
+        np.testing.assert_array_equal(lattice(values), plain)
+        on_grid[:] = kept
+        mask[:] = np.arange(50).reshape(5, 10) % 3 > 0
 
 
 def test_the_result_does_not_depend_on_threads_and_its_transpose_is_exact():

@@ -472,3 +472,44 @@ def test_where_kept_kernels_do_not_fit_none_are_kept(monkeypatch):
         found, _ = run(DENSE, plan)
     np.testing.assert_array_equal(found.logits, refine_once(DENSE).logits)
     assert run(DENSE, plan)[1] == 1
+
+
+@pytest.mark.parametrize("filter_name", ["grid", "lattice", "truncated", "exact"])
+def test_a_plan_is_of_the_arrays_as_they_were_when_it_was_made(filter_name):
+    """Whatever the caller does with them afterwards, by a view or between two runs.
+
+    Without normalization the engine gets the caller's values: it read them in the second run.
+    """
+    parameters = DENSE.replace(
+        **{"mean_field.filter": filter_name, "intensity.normalization": "none"}
+    )
+    image = np.asarray(PHANTOM.image, np.float32) / 100
+    mask = MASK.copy()
+    spacing = np.array(PHANTOM.spacing)
+    plan = crfrefine.Plan(image, spacing=spacing, mask=mask, threads=1)
+    wanted = refine_once(parameters, image.copy(), mask=MASK)
+    first, _ = run(parameters, plan)
+    image[:, ::2] *= 1000
+    image[:, 1::2] = -1e38
+    mask[:] = True
+    spacing *= 3
+    for found in (first, run(parameters, plan)[0]):
+        np.testing.assert_array_equal(found.logits, wanted.logits)
+        np.testing.assert_array_equal(found.label_map, wanted.label_map)
+    weaker = parameters.replace(**{"bilateral.theta_beta": 0.3})
+    np.testing.assert_array_equal(
+        run(weaker, plan)[0].logits,
+        refine_once(weaker, np.asarray(PHANTOM.image, np.float32) / 100, mask=MASK).logits,
+    )
+
+
+def test_a_plan_is_of_an_image_of_nibabel_as_it_was():
+    nibabel = pytest.importorskip("nibabel")
+    values = np.asarray(PHANTOM.image[0], np.float32)
+    image = nibabel.Nifti1Image(values.copy(), np.diag([*PHANTOM.spacing, 1.0]))
+    plan = crfrefine.Plan(image, threads=1)
+    image.dataobj[...] = 0
+    image.affine[:] *= 2
+    np.testing.assert_array_equal(
+        run(DENSE, plan)[0].label_map, refine_once(DENSE, values).label_map
+    )

@@ -3,6 +3,7 @@ ones, and those that are not finite.
 """
 
 import platform
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,3 +172,28 @@ def test_marginals_and_gradients_have_no_subnormal_numbers(filter_name, threads)
     assert not is_subnormal(gradients.logits).any()
     # Afterwards numpy has them as before.
     assert is_subnormal(np.full(1000, 1e-30, np.float32) * np.float32(1e-10)).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -1e38, 1e-42, 2.5e6])
+@pytest.mark.parametrize("filter_name", ["grid", "lattice", "truncated", "exact"])
+@pytest.mark.parametrize(("num_modalities", "theta_beta"), [(1, 0.7), (1, 0.1), (2, 0.5)])
+def test_an_image_that_was_changed_after_the_build_ends_no_process(
+    value, filter_name, num_modalities, theta_beta
+):
+    """The grid computes cells from the image anew at each filtering; theta_beta 0.7 has few of
+    them, which are looked up in registers.
+    """
+    rng = np.random.default_rng(4)
+    shape = (19, 18, 37)
+    image = rng.normal(size=(num_modalities, *shape)).astype(np.float32)
+    logits = rng.normal(size=(3, *shape)).astype(np.float32)
+    spec = one_kernel([1.5, 2.0, 1.0], [theta_beta] * num_modalities, filter=filter_name)
+    spec = replace(spec, num_labels=3, normalization="symmetric")
+    model = MeanFieldSpec(np.ones((1, 3)), 1.0 - np.eye(3), num_iterations=2)
+    kernels = get_backend("cpu").kernels(
+        GridImage(image, None, (1.0, 1.3, 0.8)), spec, RunContext(threads=2)
+    )
+    image[:, ::3, :, 5:] = value
+    tape = kernels.forward(logits, model)
+    kernels.backward(tape, logits, logits, wants_image=True)
+    kernels.run(logits, model)

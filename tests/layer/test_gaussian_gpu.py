@@ -175,6 +175,25 @@ def test_a_lattice_has_gradients_of_its_features_in_each_call(
     assert isinstance(lattice(values.numpy(), normalization=normalization), np.ndarray)
 
 
+@pytest.mark.parametrize("method", ["exact", "lattice"])
+def test_a_lattice_is_of_the_features_as_they_were(method, monkeypatch):
+    """An optimizer changes them in place: results and gradients stay those of one kernel.
+
+    float64 is computed in operations of PyTorch, which build the kernel in each call.
+    """
+    values, features = (tensor[0] for tensor in make())
+    learned = features.clone().requires_grad_()
+    expected = filtered(values[None], features[None], "cpu", torch.float64, method=method)
+    monkeypatch.setattr(crfrefine.filters, "_is_on_gpu", lambda _: True)
+    lattice = crfrefine.Lattice(learned, method=method)
+    with torch.no_grad():
+        learned[:, 1:] *= 3
+    found = lattice(values)
+    found.square().sum().backward()
+    torch.testing.assert_close(found.detach().cpu().double(), expected[0][0])
+    torch.testing.assert_close(learned.grad.cpu().double(), expected[2][0])
+
+
 def test_transforms_of_functions_twice(gpu):
     values, features = (tensor.float().to(gpu) for tensor in make(shape=(3, 4, 5)))
 

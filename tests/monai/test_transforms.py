@@ -335,6 +335,17 @@ def test_a_label_map_is_refined_as_its_error_advises():
     assert found.dtype == torch.uint8
 
 
+def test_a_transform_is_of_its_arguments_as_they_were():
+    logits, image = make_case(30)
+    labels = logits.argmax(0)
+    given = placed(labels[None].astype(np.float32))
+    distances = np.array(SPACING) * 2
+    changed = CrfRefine(input_type="labels", network_spacing=distances)
+    expected = changed(given, placed(image))
+    distances *= 3
+    np.testing.assert_array_equal(changed(given, placed(image)), expected)
+
+
 # ---- In the configuration of a bundle, and the example that writes one
 
 
