@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,24 @@ def count_labels(labels: Array, num_labels: int) -> tuple[int, ...]:
         block = flat[start : start + _BLOCK]
         counts += np.bincount(block, minlength=num_labels)[:num_labels]
     return tuple(counts.tolist())
+
+
+def count_pairs(first: Labels, second: Labels) -> dict[tuple[int, int], int]:
+    """Return the voxels of each pair of labels that two (*grid) label maps have at one place."""
+    of_first = _occurring(first)
+    of_second = _occurring(second)
+    numbers = channel_numbers(first, of_first).ravel(order="F")
+    others = channel_numbers(second, of_second).ravel(order="F")
+    num_pairs = len(of_first) * len(of_second)
+    counts = np.zeros(num_pairs, np.int64)
+    size = max(_BLOCK, num_pairs)
+    for start in range(0, numbers.size, size):  # Numbers of pairs have 64 bits.
+        block = slice(start, start + size)
+        pairs = numbers[block].astype(np.int64) * len(of_second) + others[block]
+        counts += np.bincount(pairs, minlength=num_pairs)
+    pairs_of_labels = product(of_first, of_second)
+    found = zip(pairs_of_labels, counts.tolist(), strict=True)
+    return {pair: count for pair, count in found if count}
 
 
 def foreground_labels(labels: Array) -> list[int]:

@@ -250,7 +250,7 @@ def _require_declared(present: Sequence[int], declared: DeclaredLabels, file: Vo
         raise InputError(
             f"{file.path}: has labels that are not declared: {listed(unknown, MAX_SHOWN)}\n"
             f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of {declared.source}: "
-            "add them, or merge them in the label map."
+            f"add them there, or give them one of these labels with --map {unknown[0]}=LABEL."
         )
 
 

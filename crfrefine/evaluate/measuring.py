@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from crfrefine.arrays.label_maps import foreground_labels
+from crfrefine.arrays.label_maps import count_pairs, foreground_labels
 from crfrefine.base.array_types import Labels
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.cases.reading_options import NO_REGIONS
@@ -45,6 +45,10 @@ class CaseResult(Record):
     # By method, the values of its label map that `--map` gave new labels; and in the reference.
     mapped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     mapped_in_reference: tuple[int, ...] = ()
+    # By method, the voxels of each pair of one of its labels and one of the reference.
+    pairs: dict[str, dict[tuple[int, int], int]] = field(default_factory=dict)
+    # The methods whose labels are the channels of logits or probabilities.
+    from_channels: set[str] = field(default_factory=set)
 
 
 # Most labels of a case: the finest atlases have half as many, a gray image has thousands.
@@ -92,6 +96,10 @@ def _measure_method(
     result.mapped[method] = masks.mapped
     values = _measure_masks(masks.label_map, reference)
     result.values[method] = values
+    if not reference.settings.structures:
+        result.pairs[method] = _count_pairs(masks.label_map, reference)
+    if masks.soft is not None:
+        result.from_channels.add(method)
     soft = masks.soft
     del masks  # The probabilities need the memory of the label map.
 
@@ -140,6 +148,13 @@ def _measure_masks(label_map: Labels, reference: Reference) -> RegionValues:
         tolerance_mm=tolerance_mm,
         ignore_label=settings.ignore_label,
     )
+
+
+def _count_pairs(label_map: Labels, reference: Reference) -> dict[tuple[int, int], int]:
+    """Return the voxels of each pair of a label of a method and one of the reference."""
+    pairs = count_pairs(label_map, reference.volume.data)
+    ignored = reference.settings.ignore_label
+    return {pair: count for pair, count in pairs.items() if pair[1] != ignored}
 
 
 def _read_scores(method: str, files: MethodFiles, reference: Reference) -> SoftLabels | None:

@@ -23,6 +23,7 @@ from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import InputError
 from crfrefine.evaluate.measuring import CaseResult, measure_pair
+from crfrefine.evaluate.numbering import notes_on_numbers
 from crfrefine.evaluate.options import (
     METRICS_NAME,
     REPORT_NAME,
@@ -241,6 +242,7 @@ def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:
                 )
     evaluation.results = [results[pair.case_id] for pair in evaluation.pairs]
     late_notes = evaluation.notes_on_mapping
+    late_notes += notes_on_numbers(evaluation.results, evaluation.options.name)
     for note in late_notes:
         observer.note(note)
     evaluation.notes = [*evaluation.notes, *late_notes]

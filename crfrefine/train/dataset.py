@@ -409,5 +409,6 @@ def _check_largest(largest: int, case: Case, files: CaseFiles, cases: LabeledCas
     raise InputError(
         f"case {files.case_id!r}: the reference has a label {largest}, but there are "
         f"{case.num_labels} labels (0 to {case.num_labels - 1}) according to {source}\n"
-        f"  {files.labels}\n  {files.logits[0]}\n  Merge the labels of the reference."
+        f"  {files.labels}\n  {files.logits[0]}\n  Give it one of these labels with "
+        f"--map {REFERENCE}:{largest}=LABEL."
     )

@@ -404,6 +404,6 @@ def _low_dice_warning(crops: Sequence[Crop], groups: Sequence[tuple[int, ...]]) 
         return None
     return (
         f"the network agrees with the reference to a mean Dice of {dice:.3f}: "
-        "are the logits' channels in the order of the labels or regions, and do logits and labels "
-        "belong together?"
+        "are the logits' channels in the order of the labels or regions, do label maps have the "
+        "numbers of the reference (else --map), and do logits and labels belong together?"
     )
