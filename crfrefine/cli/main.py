@@ -84,6 +84,11 @@ class Command(TyperCommand):
     Values of common types, if they are right, are converted without pydantic.
     """
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; raise InputError for inputs that are DICOM."""
+        refuse_dicom(ctx.obj, by_name=False)
+        return super().invoke(ctx)
+
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the parameters, that of --help with them."""
         parameters: list[Any] = super().get_params(ctx)
@@ -194,6 +199,7 @@ _UsageError: Any = typer.BadParameter.__base__  # Typer has no public name for i
 _MAX_OF_A_USAGE_ERROR = 500
 _SHELL = "crfrefine.shell"  # key of the context: the shell that an option for completion names
 _SHELLS = ("bash", "zsh", "fish")
+_DICOM_ENDING = r"\.(dcm|dicom|ima)"
 # Commands that read volumes, and not DICOM.
 _READERS = ("infer", "train-crf", "evaluate", "tune", "info")
 
@@ -261,27 +267,31 @@ def _advice_on(message: str) -> str:
     return ""
 
 
-def refuse_dicom(arguments: Sequence[str]) -> None:
+def refuse_dicom(arguments: Sequence[str], *, by_name: bool) -> None:
     """Raise InputError if an input of a command is a DICOM file, or a folder of them.
 
-    It names the commands to run.
+    It names the commands to run. With `by_name`, only paths that end like DICOM are looked at: a
+    look into files imports numpy, which errors of usage can do without.
     """
     if not arguments or arguments[0] not in _READERS:
         return
-    from crfrefine.io.paths import is_dicom
-
     for option, value in pairwise(arguments):
         if value.startswith("--"):
             option, _, value = value.partition("=")
-        if not value or value.startswith("-"):
-            continue  # no path
-        if option not in ("-o", "--output") and is_dicom(Path(value)):
+        if not value or value.startswith("-") or option in ("-o", "--output"):
+            continue
+        is_named = re.search(f"{_DICOM_ENDING}/*$", value, re.IGNORECASE)
+        if not is_named and (by_name or not os.path.exists(value)):  # noqa: PTH110 - never raises
+            continue
+        from crfrefine.io.paths import is_dicom
+
+        if is_dicom(Path(value)):
             raise _refusal_of_dicom(value)
 
 
 def _refusal_of_dicom(path: str) -> InputError:
     """Return the error that an input is DICOM, with the command that converts it."""
-    volume = re.sub(r"(\.dcm|\.dicom|\.ima)?/*$", ".nii.gz", path, count=1, flags=re.IGNORECASE)
+    volume = re.sub(f"({_DICOM_ENDING})?/*$", ".nii.gz", path, count=1, flags=re.IGNORECASE)
     command = ["crfrefine", "convert", path, volume]
     if not Path(path).is_dir():
         command += ["--like", "SERIES"]
@@ -340,7 +350,7 @@ class Group(TyperGroup):
                     ctx.fail("--verbose and --quiet exclude each other")
                 if arguments and arguments[0] in GONE:
                     ctx.fail(GONE[arguments[0]])
-                refuse_dicom(arguments)
+                refuse_dicom(arguments, by_name=True)
                 return super().invoke(ctx)
         except _UsageError as error:
             raise _usage_error(error) from error

@@ -159,19 +159,38 @@ def test_start_up_imports_no_more_than_it_needs(arguments, unwanted, tmp_path):
     words = arguments.format(
         case=shlex.join(map(str, folders.arguments)), image=folders.images / "a_0000.nii.gz"
     ).split()
+    assert not set(unwanted.split()) & imported_by(*words, status=0)
+
+
+def imported_by(*words, status):
+    """The modules that a command has imported when it ends."""
     line = (
         "import sys, atexit, runpy; "
         "atexit.register(lambda: print(*filter(sys.modules.get, sys.modules), file=sys.stderr)); "
     )
     line += "runpy.run_module('crfrefine', run_name='__main__', alter_sys=True)"
     done = subprocess.run(
-        [sys.executable, "-c", line, *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
+        [sys.executable, "-c", line, *words], capture_output=True, text=True, timeout=120
     )
-    assert not set(unwanted.split()) & set(done.stderr.splitlines()[-1].split())
+    assert done.returncode == status, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_and_errors_of_usage_import_no_numpy(command, tmp_path):
+    """A third of a second, where the answer depends on the options alone."""
+    heavy = {"numpy", "scipy", "nibabel", "torch", "rich", "pydantic"}
+    assert not heavy & imported_by(command, "--help", status=0)
+    folder = str(tmp_path)  # of no images: the look for DICOM comes after the usage
+    assert not heavy & imported_by(command, "--unknown", "-i", folder, status=2)
+
+
+@pytest.mark.parametrize(
+    "options", ["--threads x", "--num-parts 2", "--input-type x", "--jobs 0", "--map a"]
+)
+def test_a_wrong_value_is_refused_without_numpy(options):
+    words = ["infer", "-i", "a.nii", "-p", "b.nii", "-o", "c", *options.split()]
+    assert "numpy" not in imported_by(*words, status=2)
 
 
 def test_signs_that_a_terminal_lacks_are_escaped(tmp_path):
