@@ -21,6 +21,7 @@ from crfrefine.arrays.probabilities import SUM_TOLERANCE
 from crfrefine.base.array_types import Float32
 from crfrefine.base.limits import run_all
 from crfrefine.cases.label_input import KIND
+from crfrefine.errors import InputError
 from crfrefine.io.reading import LogitsHeader, Piece, decoded_pieces, reading_jobs
 from crfrefine.io.volume import VolumeHeader
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from crfrefine.cases.reading_options import ReadingOptions
 
 _PIECE_BYTES = 1 << 20
+_HALF = 0.5  # a probability of label 1 below it is background
 
 
 def lacks_background(files: Sequence[VolumeHeader], options: ReadingOptions) -> bool:
@@ -44,24 +46,45 @@ def lacks_background(files: Sequence[VolumeHeader], options: ReadingOptions) -> 
         return False
     if options.input_type != "auto" or first.kind is not None:
         return True
-    return holds_one_probability(first)
+    return holds_one_probability(first, needs_foreground=True)
 
 
-def holds_one_probability(header: VolumeHeader, tolerance: float = 0.0) -> bool:
+def holds_one_probability(
+    header: VolumeHeader, tolerance: float = 0.0, *, needs_foreground: bool = False
+) -> bool:
     """Return whether the values of a file with one per voxel lie in [0, 1], and some are not whole.
 
-    Values up to `tolerance` away from a whole number count as whole. The voxels are read for it.
+    The voxels are read for it. Raises InputError for values that are neither labels nor
+    probabilities: a mask of another value than 1, below 0.5.
+
+    Args:
+        header: the header of the file.
+        tolerance: values up to so far from a whole number count as whole, unless all are about 0.
+        needs_foreground: any values that all lie below 0.5 are an error, unless they are 0: no
+            voxel would have label 1.
+
     """
     is_whole = True
+    low = 1.0  # the range of the values that are not 0
+    high = 0.0
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         values = piece.values
         if values.dtype.kind != "f":
             return False
         if values.min() < -SUM_TOLERANCE or values.max() > 1 + SUM_TOLERANCE:
             return False
+        low = min(low, float(values.min(initial=1.0, where=values != 0)))
+        high = max(high, float(values.max()))
         if is_whole:
             is_whole = bool((np.abs(values - np.rint(values)) <= tolerance).all())
-    return not is_whole
+    if 0 < high < _HALF and (low == high or needs_foreground):
+        raise InputError(
+            f"{header.path}: one value per voxel, up to {high:.3g}: neither a label map, of whole "
+            "numbers, nor probabilities that reach 0.5 anywhere, so that no voxel would get a "
+            "label\n  Write a mask as 0 and 1; for the probability of label 1 where there is none "
+            "of it, give\n  --input-type probabilities."
+        )
+    return not is_whole or 0 < high <= tolerance
 
 
 def read_all_channels(header: LogitsHeader, input_type: str) -> tuple[Float32, list[str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from crfrefine.arrays.interpolated import describe_interpolated
 from crfrefine.arrays.label_maps import (
     channels_of,
     count_labels,
@@ -231,26 +232,32 @@ def _read_one(file: VolumeHeader, options: ReadingOptions, image: VolumeHeader) 
             "expected logits with one value per label, background included. For a label map, give "
             "--input-type labels"
         )
+    remark = describe_interpolated(labels)
     if options.declared is not None:
-        _require_declared(present, options.declared, file)
+        _require_declared(present, options.declared, file, remark)
     reason = "it has one value per voxel, whole numbers from 0 up"
     if is_requested:
         reason = "requested"
-    note = f"{file.path.name} is taken as a label map: {reason}"
+    notes = [f"{file.path.name} is taken as a label map: {reason}"]
+    if remark is not None:
+        notes.append(f"{file.path.name}: {remark}")
     segments = map_segments(file.segments, options.mapping)
     return LabelMap(
-        labels, present, options.num_declared, (note,), segments=segments, mapped=mapped
+        labels, present, options.num_declared, tuple(notes), segments=segments, mapped=mapped
     )
 
 
-def _require_declared(present: Sequence[int], declared: DeclaredLabels, file: VolumeHeader) -> None:
-    """Raise InputError if a label map has labels that are not declared."""
+def _require_declared(
+    present: Sequence[int], declared: DeclaredLabels, file: VolumeHeader, remark: str | None
+) -> None:
+    """Raise InputError if a label map has labels that are not declared; `remark` may say why."""
     unknown = sorted(set(present) - set(declared.numbers))
     if unknown:
         raise InputError(
             f"{file.path}: has labels that are not declared: {listed(unknown, MAX_SHOWN)}\n"
             f"  Expected labels among {listed(declared.numbers, MAX_SHOWN)} of {declared.source}: "
             f"add them there, or give them one of these labels with --map {unknown[0]}=LABEL."
+            + (f"\n  {remark}." if remark else "")
         )
 
 

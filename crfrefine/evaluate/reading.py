@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from crfrefine import io
+from crfrefine.arrays.interpolated import describe_interpolated
 from crfrefine.arrays.label_maps import argmax_labels, foreground_labels, map_labels
 from crfrefine.arrays.nan_voxels import leave_out_nan
 from crfrefine.arrays.probabilities import (
@@ -108,7 +109,7 @@ def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> R
     if settings.structures:
         volume = read_structures(path, settings.structures, warnings)
     else:
-        volume, mapped = _read_labels(path, settings.reference_mapping)
+        volume, mapped = _read_labels(path, settings.reference_mapping, warnings)
     assert volume.header is not None
     if settings.ignore_label is None:
         return Reference(volume, volume.header, settings, mapped=mapped)
@@ -122,11 +123,17 @@ def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> R
 
 
 def _read_labels(
-    path: Path, mapping: Mapping[int, int], grid: VolumeHeader | None = None
+    path: Path, mapping: Mapping[int, int], warnings: list[str], grid: VolumeHeader | None = None
 ) -> tuple[Volume, tuple[int, ...]]:
-    """Read a label map with the new labels of values in a mapping; return the values that occur."""
+    """Read a label map with the new labels of values in a mapping; return the values that occur.
+
+    `warnings` gets a sentence about interpolated borders.
+    """
     volume = io.read_labels(path, grid=grid)
     labels, mapped = map_labels(volume.data, mapping)
+    remark = describe_interpolated(labels.T)
+    if remark is not None:
+        warnings.append(f"{path.name}: {remark}")
     return replace(volume, data=labels), mapped
 
 
@@ -182,7 +189,7 @@ def read_masks(method: str, files: MethodFiles, reference: Reference, warnings: 
         return Masks(_labels_on_grid(reference, volume, "structures"))
     mapping = settings.mappings.get(method, {})
     if path is not None and _is_label_map(path, grid, regions):
-        volume, mapped = _read_labels(path, mapping, grid)
+        volume, mapped = _read_labels(path, mapping, warnings, grid)
         return Masks(_labels_on_grid(reference, volume, "label map"), mapped=mapped)
     paths = files.probabilities if path is None else (path,)
     if mapping:

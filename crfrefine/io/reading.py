@@ -356,6 +356,10 @@ def is_whole(path: str | Path) -> bool:
 # Largest distance of a label from a whole number: some tools write a scaling that turns 1 into
 # 0.988.
 LABEL_TOLERANCE = 0.1
+# A volume with more whole numbers than this share of the voxels other than 0 is a label map that
+# was interpolated; of an image, hardly any value is so near to a whole number.
+_SHARE_WHOLE = 0.1
+_ROUNDING = 1e-3
 _PIECE_BYTES = 1 << 20  # In the processor's cache, so that looking at a value twice costs little.
 
 
@@ -374,19 +378,25 @@ def read_whole_numbers(
     """Read a label map, ([z,] y, x), in the smaller of uint8 and uint16 that holds it.
 
     Beyond it, that takes a few megabytes. Raise InputError, with advice, if a value is farther than
-    `tolerance` from a whole number or cannot be a label; else as `read_pieces`.
+    `tolerance` from a whole number or cannot be a label, or if all would be rounded to 0; else as
+    `read_pieces`.
     """
     require_scalar(header, "a label map")
     shape = header.stored_shape[1:]
     labels = allocate_array(shape, header.path, np.dtype(np.uint8))
     largest_error = 0.0
+    num_whole = 0  # voxels other than 0 that are whole numbers, but for rounding
+    num_others = 0
     low = np.inf
     high = -np.inf
     for piece in decoded_pieces(header, most_bytes=_PIECE_BYTES):
         values = piece.values[0]
         if values.dtype.kind == "f":
             rounded = np.rint(values)
-            largest_error = max(largest_error, float(np.abs(values - rounded).max()))
+            errors = np.abs(values - rounded)
+            largest_error = max(largest_error, float(errors.max()))
+            num_others += int(np.count_nonzero(values))
+            num_whole += int(np.count_nonzero((errors < _ROUNDING) & (rounded != 0)))
             values = rounded
         low = min(low, float(values.min()))
         high = max(high, float(values.max()))
@@ -396,7 +406,12 @@ def read_whole_numbers(
             labels = labels.astype(np.uint16)
         labels[piece.planes] = values
 
-    if largest_error > tolerance:
+    if largest_error > tolerance or (low == high == 0 and largest_error > 0):
+        if num_whole > _SHARE_WHOLE * num_others:
+            advice = (
+                "many are whole, as where a label map was interpolated: resample it with nearest "
+                "neighbor, or cut a mask at half of its value"
+            )
         raise InputError(
             f"{header.path}: not a label map: expected whole numbers, "
             f"found values off by up to {largest_error:.2g}; {advice}"

@@ -1,0 +1,70 @@
+"""Recognize a label map whose borders were interpolated, such as an anti-aliased mask of 8 bits.
+
+Values between two labels become labels of their own there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from crfrefine.base.array_types import Array, Labels
+
+_MIN_LABELS = 16  # A map with fewer labels is not looked at.
+_MAX_PLANES = 64  # Most planes that are looked at.
+# A label lies at borders alone if, over the rows and columns of planes, less than this share of its
+# voxels is followed by one of its label, and more than that share lies between a lower and a higher
+# value: of the two directions, one often goes along a border.
+_SHARE_ALIKE = 0.4
+_SHARE_BETWEEN = 0.3
+_SHARE_OF_LABELS = 0.5  # More labels than this share have to lie at borders alone.
+
+
+def describe_interpolated(labels: Labels) -> str | None:
+    """Return what a label map with interpolated borders holds, and what to do; None for others.
+
+    `labels` is ([z,] y, x).
+    """
+    num_labels, num_between = _count_between(labels)
+    if num_between <= _SHARE_OF_LABELS * num_labels:
+        return None
+    return (
+        f"{num_between} of {num_labels} labels lie only in thin layers between two others, as "
+        "where the border of a mask from 0 to 255 was smoothed or interpolated: cut such a mask at "
+        "half of its range, or resample label maps with nearest neighbor"
+    )
+
+
+def _count_between(labels: Labels) -> tuple[int, int]:
+    """Return the number of labels in some planes, and of those that lie only between two others.
+
+    Both are 0 if there are few labels.
+    """
+    planes = np.atleast_3d(labels.T).T
+    step = -(-len(planes) // _MAX_PLANES)
+    size = int(labels.max(initial=0)) + 1
+    if size <= _MIN_LABELS:
+        return 0, 0
+    count = np.zeros(size, np.int64)
+    alike = np.zeros(size, np.int64)
+    between = np.zeros(size, np.int64)
+    for plane in planes[::step]:
+        for lines in (plane, plane.T):
+            before = lines[:, :-2]
+            inner = lines[:, 1:-1]
+            after = lines[:, 2:]
+            count += _count(inner, size)
+            alike += _count(inner[inner == after], size)
+            is_between = inner > np.minimum(before, after)
+            is_between &= inner < np.maximum(before, after)
+            between += _count(inner[is_between], size)
+    occurring = np.flatnonzero(count[1:]) + 1
+    if occurring.size < _MIN_LABELS:
+        return 0, 0
+    number = count[occurring]
+    is_at_border = alike[occurring] < _SHARE_ALIKE * number
+    is_at_border &= between[occurring] > _SHARE_BETWEEN * number
+    return occurring.size, int(np.count_nonzero(is_at_border))
+
+
+def _count(values: Array, size: int) -> Array:
+    return np.bincount(values.ravel(), minlength=size)
