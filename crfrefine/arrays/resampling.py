@@ -11,12 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import permutations
+from itertools import permutations, product
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from crfrefine.arrays.probabilities import find_padding, find_ties
+from crfrefine.base.geometry import GRID_TOLERANCE
 from crfrefine.base.limits import run_all
 
 if TYPE_CHECKING:
@@ -131,6 +132,28 @@ class GridMap:
             return sum(int(np.count_nonzero(plane)) for plane in planes)
         lines = (axis.inside for axis in self.axis_maps(axes))
         return math.prod(int(np.count_nonzero(line)) for line in lines)
+
+    @cached_property
+    def in_whole_voxels(self) -> GridMap | None:
+        """This map in whole numbers, if voxels of both grids are at the same places; else None.
+
+        Both have the same axes, perhaps exchanged or mirrored, and the same spacing. Places are
+        compared at the corners of the source.
+        """
+        matrix = self.matrix.copy()
+        for axis, size in enumerate(self.shape):
+            if size == 1:  # A step along it leads nowhere, and a plane may have any thickness.
+                matrix[:, axis] /= np.abs(matrix[:, axis]).max()
+        whole = GridMap(self.shape, self.source_shape, np.rint(matrix), np.rint(self.offset))
+        steps = np.abs(whole.matrix)
+        if (steps.sum(axis=0) != 1).any() or (steps.sum(axis=1) != 1).any():
+            return None
+        corners = np.array(list(product(*({0, size - 1} for size in self.source_shape))))
+        voxels = (corners - whole.offset) @ whole.matrix
+        distances = voxels @ matrix.T + self.offset - corners
+        if np.abs(distances).max() > GRID_TOLERANCE:
+            return None
+        return whole
 
     def source_spacing(self, spacing: Sequence[float]) -> tuple[float, ...]:
         """Return mm between samples of the source along each axis of the grid, in order x, y, z.
@@ -344,6 +367,17 @@ def nearest(grid_map: GridMap, source: NDArray[Number]) -> NDArray[Number]:
         samples = tuple(_nearest_sample(positions, last).T)
         target[plane, y, x] = stored[samples]
     return target
+
+
+def count_outside(grid_map: GridMap, values: NDArray[Number]) -> int:
+    """Return how many voxels of the grid, ([z,] y, x), that are not 0 lie outside the source."""
+    planes = values.reshape(grid_map.shape)
+    axes = grid_map.source_axes
+    if axes is not None:
+        inside = np.ix_(*(axis.inside for axis in grid_map.axis_maps(axes)))
+        return int(np.count_nonzero(planes) - np.count_nonzero(planes[inside]))
+    outside = (plane[~grid_map.inside(z)] for z, plane in enumerate(planes))
+    return sum(int(np.count_nonzero(part)) for part in outside)
 
 
 def resample_logits(

@@ -173,15 +173,17 @@ def read_case(
     first = headers.images[0]
     notes = output.notes
     mask = _find_mask(headers, arrays, options, notes)
+    grid = WorkGrid(first)
     labels = None
     if with_labels and headers.labels is not None:
         values = io.read_labels(headers.labels.path, grid=first).data.T
         values, _ = map_labels(values, options.reference_mapping)
-        grid = WorkGrid(first)
         labels = grid.nearest(headers.labels, values, "labels", notes, outside="are background").T
     strokes = []
     for header in headers.strokes:
-        strokes.append((header.path, io.read_labels(header.path, grid=first).data))
+        values = io.read_labels(header.path, grid=first).data.T
+        drawn = grid.nearest(header, values, "strokes", notes, outside="are not drawn").T
+        strokes.append((header.path, drawn))
     image = reverse_grid(arrays.image)
     return Case(
         case_id=headers.files.case_id,

@@ -17,6 +17,8 @@ from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.reading import require_scalar, with_channel_axis
 from crfrefine.io.volume import VolumeHeader
 
+# Files that may be stored for a part of the image's grid, and are 0 elsewhere.
+_FILLED = ("label map", "structure", "mask", "labels", "strokes")
 _NEVER_RESAMPLED = {
     "modality": "Resample the modalities to one grid.",
     "strokes": "Draw them on the image; strokes are not resampled.",
@@ -245,7 +247,9 @@ def _foreground_header(
 def _require_overlap(
     files: CaseFiles, what: str, image: VolumeHeader, other: VolumeHeader, *, resample: str | None
 ) -> None:
-    """Raise GridMismatchError unless a file on another grid may be interpolated and overlaps."""
+    """Raise GridMismatchError unless a file on another grid may be filled or interpolated."""
+    if what in _FILLED and WorkGrid(image).part(other, what) is not None:
+        return
     hint = _NEVER_RESAMPLED.get(what)
     if hint is None and resample:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from crfrefine.base.geometry import farthest_distance, reorientation, same_grid
 from crfrefine.base.text import TIMES
+from crfrefine.io.paths import stem_of
 from crfrefine.io.text_header import MM_PER_UNIT
 from crfrefine.io.volume import VolumeHeader
 
@@ -61,9 +63,12 @@ def explain_difference(
         return PLANE_ELSEWHERE
     if _has_label_axis_first(reference, other):
         return LABEL_AXIS_FIRST
+    if other.affine is None:
+        return _explain_array(reference, name, other)
     if _differs_in_units(reference, other):
         return OTHER_UNIT
-    return _explain_forms(reference, name, other, what)
+    forms = _explain_forms(reference, name, other, what)
+    return forms or _explain_lost_header((name, reference), (what, other))
 
 
 def _order_that_fits(reference: VolumeHeader, other: VolumeHeader) -> tuple[int, ...] | None:
@@ -135,6 +140,63 @@ def _explain_order(
         f"{problem}\n  Transpose them back, np.transpose(array, {order + channels}) of the array "
         f"that nibabel loads, and save it with the affine of the {name}."
     )
+
+
+def _explain_array(reference: VolumeHeader, name: str, other: VolumeHeader) -> str:
+    """Return how to give a place to an array that has none and other sizes."""
+    placed = shlex.quote(f"{stem_of(other.path)}_placed.nii.gz")
+    command = f"crfrefine convert {shlex.quote(str(other.path))} {placed} --like"
+    return (
+        f"{other.path.name} has no geometry, and nothing is resampled by a guess. Say how its axes "
+        f"run, such as RAS if x, y and z run to the right, to the front and up:\n"
+        f"    {command} {shlex.quote(str(reference.path))} --axes RAS\n"
+        f"  and give {placed} in its place, with --resample if it is not on the grid of the {name}."
+    )
+
+
+def _has_lost_header(reference: VolumeHeader, other: VolumeHeader) -> bool:
+    """Return whether a file of the same sizes has what programs write without a header.
+
+    These are a first voxel or a center at 0, axes along those of the world, and voxels of 1 mm; the
+    rest of its geometry is that of the reference. Or it is in LPS as if that were RAS.
+    """
+    if other.grid_shape != reference.grid_shape:
+        return False
+    affine, spacing = other.geometry()
+    like, like_spacing = reference.geometry()
+    nearly = partial(np.allclose, rtol=1e-3, atol=1e-3)
+    if nearly(affine, np.diag([-1.0, -1.0, 1.0, 1.0]) @ like):
+        return True
+    num_axes = len(spacing)
+    directions = affine[:3, :num_axes] / spacing
+    middle = affine[:3, :num_axes] @ (np.array(other.grid_shape) - 1) / 2
+    origin = affine[:3, 3]
+    is_default = (
+        nearly(np.abs(directions), np.eye(3)[:, :num_axes]),
+        nearly(spacing, 1.0),
+        nearly(origin, 0.0) or nearly(origin, -middle),
+    )
+    is_equal = (
+        nearly(directions, like[:3, :num_axes] / like_spacing),
+        nearly(spacing, like_spacing),
+        nearly(origin, like[:3, 3]),
+    )
+    return not all(is_equal) and all(map(max, is_default, is_equal))
+
+
+def _explain_lost_header(*files: tuple[str, VolumeHeader]) -> str | None:
+    """Return which of two files has lost its header, and the repair; None if neither has."""
+    for (name, reference), (what, other) in (files, files[::-1]):
+        if _has_lost_header(reference, other):
+            path = shlex.quote(str(other.path))
+            like = shlex.quote(str(reference.path))
+            return (
+                f"The {what} {verb_for(what, 'has', 'have')} as many voxels as the {name} along "
+                "each axis, and the geometry that programs write without a header: it seems to be "
+                f"lost. If the voxels are those of the {name}:\n"
+                f"    crfrefine convert {path} NEW.nii.gz --like {like} --same-voxels"
+            )
+    return None
 
 
 def _explain_forms(

@@ -19,10 +19,11 @@ from crfrefine.arrays.label_maps import (
 from crfrefine.arrays.probabilities import plane_blocks
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.text import counted, listed, shorten
-from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
 from crfrefine.io.paths import stem_of
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, read_whole_numbers
+from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments
 
 if TYPE_CHECKING:
@@ -83,19 +84,22 @@ def read_label_map(
     are_structures: bool,
 ) -> LabelMap:
     """Read a label map, or one binary file per structure into one, onto the grid of the images."""
-    first = header.files[0]
+    file = header.files[0]
     if are_structures:
         assert options.declared is not None
-        label_map = _read_structures(header.files, options.declared)
+        file = grid_of_structures(header.files)
+        label_map = _read_structures(header.files, file, options.declared)
     else:
-        label_map = _read_one(first, options, images[0])
-    return _on_grid(label_map, first, images[0])
+        label_map = _read_one(file, options, images[0])
+    return _on_grid(label_map, file, images[0])
 
 
-def _read_structures(files: Sequence[VolumeHeader], declared: DeclaredLabels) -> LabelMap:
-    """Read one binary file per structure; only one of them is in memory at a time."""
+def _read_structures(
+    files: Sequence[VolumeHeader], grid: VolumeHeader, declared: DeclaredLabels
+) -> LabelMap:
+    """Read one binary file per structure onto a grid; only one is in memory at a time."""
     numbers = declared.structures
-    merged = merge_structures(files, numbers)
+    merged = merge_structures(files, grid, numbers)
     notes = [
         f"{files[0].path.parent.name} is taken as one file per structure: "
         f"{counted(len(files), 'file')}, {merged.num_structures} not empty"
@@ -204,7 +208,7 @@ def _coarse_spacing(file: VolumeHeader, like: VolumeHeader) -> tuple[float, ...]
     image_axes = like.affine[:3, :3]
     # Voxels of the file that one voxel of the image is long, along each axis.
     lengths = np.linalg.norm(np.linalg.solve(file.affine[:3, :3], image_axes), axis=0)[:num_axes]
-    if (lengths >= 1.0 - 1e-6).all():
+    if (lengths >= 1.0 - 1e-3).all():  # Headers keep six digits.
         return None
     spacing = np.linalg.norm(image_axes, axis=0)[:num_axes]
     return tuple((spacing / lengths).tolist())
@@ -294,20 +298,40 @@ class MergedStructures(NamedTuple):
         return gone
 
 
-def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> MergedStructures:
-    """Read one binary file per structure, one after the other, into one label map.
+def grid_of_structures(files: Sequence[VolumeHeader]) -> VolumeHeader:
+    """Return the header of the grid that holds all structures, which may be stored in boxes.
+
+    Raises GridMismatchError if voxels of a file are not at those of the first one.
+    """
+    first = files[0]
+    others = [file for file in files if not first.on_same_grid(file)]
+    for file in others:
+        if WorkGrid(first).map_to(file).in_whole_voxels is None:
+            raise GridMismatchError(
+                f"{file.path}: not on the grid of the other structures\n"
+                f"{first.difference_from(file)}"
+            )
+    return union_of(first, others)
+
+
+def merge_structures(
+    files: Sequence[VolumeHeader], grid: VolumeHeader, numbers: Mapping[str, int]
+) -> MergedStructures:
+    """Read one binary file per structure, one after the other, into one label map on a grid.
 
     `numbers` are those of the structures by the names of their files. Raises InputError for other
-    values than 0 and 1, and GridMismatchError.
+    values than 0 and 1.
     """
-    _require_one_grid(files)
     largest = max(numbers.values())
-    labels: Labels = np.zeros(files[0].grid_shape[::-1], np.min_scalar_type(largest))
+    dtype = np.min_scalar_type(largest)
+    labels: Labels = allocate_array(grid.grid_shape[::-1], files[0].path, dtype)
+    labels[:] = 0
     is_shared = np.zeros(labels.shape, np.bool_)
     sizes = np.zeros(largest + 1, np.int64)
     for file in files:
         number = numbers[stem_of(file.path)]
-        inside = _read_structure(file).reshape(labels.shape)
+        stored = _read_structure(file)
+        inside = WorkGrid(grid).nearest(file, stored, "structure", [], outside="are background")
         sizes[number] = np.count_nonzero(inside)
         others = labels[inside]
         is_taken = others != 0
@@ -324,17 +348,6 @@ def merge_structures(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) 
             losers[name] = (num_left[number], int(sizes[number]))
     num_structures = int(np.count_nonzero(sizes))
     return MergedStructures(labels, num_structures, int(np.count_nonzero(is_shared)), losers)
-
-
-def _require_one_grid(files: Sequence[VolumeHeader]) -> None:
-    """Raise GridMismatchError if a structure is not on the grid of the first one."""
-    first = files[0]
-    for file in files:
-        if not first.on_same_grid(file):
-            raise GridMismatchError(
-                f"{file.path}: not on the grid of the other structures\n"
-                f"{first.difference_from(file)}"
-            )
 
 
 def _read_structure(file: VolumeHeader) -> Bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from crfrefine.arrays.resampling import (
+    POSITION_TOLERANCE,
     GridMap,
+    count_outside,
     interpolation_jobs,
     map_grid,
     nearest,
@@ -16,7 +20,8 @@ from crfrefine.arrays.resampling import (
 )
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import run_all
-from crfrefine.cases.grid_differences import LABEL_AXIS_FIRST, explain_difference, verb_for
+from crfrefine.base.text import TIMES
+from crfrefine.cases.grid_differences import explain_difference, verb_for
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader
@@ -63,7 +68,7 @@ class WorkGrid:
         shape = (len(values), *self.header.grid_shape[::-1])
         if self.header.on_same_grid(other):
             return values.reshape(shape)
-        grid_map = self.require_overlap(other, what)
+        grid_map = self.map_to(other)
         result = allocate_array(shape, other.path)
         if are_of_labels:
             resample_logits(grid_map, values, result, is_cubic=is_cubic, threads=threads)
@@ -88,23 +93,69 @@ class WorkGrid:
         shape = self.header.grid_shape[::-1]
         if self.header.on_same_grid(other):
             return values.reshape(shape)
-        grid_map = self.require_overlap(other, what)
-        notes += self.describe(grid_map, other, what, "taken by nearest neighbor", outside)
+        grid_map = self.map_to(other)
+        if self.part(other, what) is None:
+            notes += self.describe(grid_map, other, what, "taken by nearest neighbor", outside)
+        elif grid_map.num_inside < grid_map.num_voxels:
+            notes.append(
+                f"the {what} {verb_for(what, 'is', 'are')} stored for a part of the grid of the "
+                f"{self.name}, {describe_part(grid_map)}; the others {outside}"
+            )
+        num_left_out = count_outside(WorkGrid(other).map_to(self.header), values)
+        if num_left_out:
+            notes.append(
+                f"{num_left_out} of {np.count_nonzero(values)} voxels of the {what} that are not 0 "
+                f"lie outside the {self.name}, and are left out"
+            )
         return nearest(grid_map, values).reshape(shape)
 
-    def require_overlap(self, other: VolumeHeader, what: str) -> GridMap:
+    def part(self, other: VolumeHeader, what: str) -> GridMap | None:
+        """Return where voxels of this grid lie on one that holds a part of them; else None.
+
+        The other grid has the same axes and spacing, a whole number of voxels away, and may reach
+        beyond this one. A header that shows a mistake is not taken at its word.
+        """
+        if other.affine is None or self.header.affine is None:
+            return None
+        grid_map = self.map_to(other).in_whole_voxels
+        if grid_map is None or not grid_map.num_inside or self._may_be_misplaced(other, grid_map):
+            return None
+        has_other_size = sorted(grid_map.shape) != sorted(grid_map.source_shape)
+        if has_other_size and explain_difference(self.header, self.name, other, what) is None:
+            return grid_map
+        return None
+
+    def _may_be_misplaced(self, other: VolumeHeader, grid_map: GridMap) -> bool:
+        """Return whether another grid begins at the first voxel of this one.
+
+        So does a crop that was saved with the affine of the whole. 3D Slicer knows the place.
+        """
+        whole = grid_map.in_whole_voxels
+        if whole is None or whole.offset.any():
+            return False
+        paths = (self.header.path, other.path)
+        return not any(path.name.lower().endswith(".seg.nrrd") for path in paths)
+
+    def require_overlap(
+        self, other: VolumeHeader, what: str, *, either_way: bool = False
+    ) -> GridMap:
         """Return where the voxels of this grid lie on another.
 
         Raises GridMismatchError if fewer than half of them do, or headers or sizes show that the
-        two grids should be one.
+        two grids should be one. With `either_way`, half of the other grid's voxels may lie on this
+        one instead.
         """
         reason = explain_difference(self.header, self.name, other, what)
         if reason is not None:
             raise self._mismatch(other, f"{what} on another grid than the {self.name}", reason)
-        grid_map = self._map_to(other, what)
+        grid_map = self.map_to(other)
         share = grid_map.num_inside / grid_map.num_voxels
         if share >= SMALL_OVERLAP:
             return grid_map
+        if either_way:
+            of_other = WorkGrid(other).map_to(self.header)
+            if of_other.num_inside >= SMALL_OVERLAP * of_other.num_voxels:
+                return grid_map
 
         order = explain_difference(self.header, self.name, other, what, is_elsewhere=True)
         if not grid_map.num_inside:
@@ -121,28 +172,15 @@ class WorkGrid:
         )
         raise self._mismatch(other, problem, order or advice)
 
-    def _map_to(self, other: VolumeHeader, what: str) -> GridMap:
+    def map_to(self, other: VolumeHeader) -> GridMap:
         """Return where the voxels of this grid lie on another.
 
-        A file without geometry covers the same field of view. Raises GridMismatchError if it has
-        another number of axes.
+        Where voxels of both are at the same places, the map has whole numbers.
         """
-        shape = self.header.grid_shape
-        affine, _ = self.header.geometry()
-        if other.affine is not None:
-            return map_grid(shape, affine, other.grid_shape, other.affine)
-
-        extents = (*shape, 1)[:3]
-        other_extents = (*other.grid_shape, 1)[:3]
-        is_plane = extents[2] == 1 and other_extents[2] == 1
-        if len(shape) != len(other.grid_shape) and not is_plane:
-            problem = f"{what} of another number of axes than the {self.name}"
-            raise self._mismatch(other, problem, LABEL_AXIS_FIRST)
-        factors = np.divide(extents, other_extents)
-        other_affine = affine.copy()
-        other_affine[:3, :3] *= factors
-        other_affine[:3, 3] += affine[:3, :3] @ (0.5 * factors - 0.5)
-        return map_grid(shape, affine, other.grid_shape[: len(shape)], other_affine)
+        like, _ = self.header.geometry()
+        affine, _ = other.geometry()
+        grid_map = map_grid(self.header.grid_shape, like, other.grid_shape, affine)
+        return grid_map.in_whole_voxels or grid_map
 
     def _mismatch(self, other: VolumeHeader, problem: str, advice: str) -> GridMismatchError:
         return GridMismatchError(
@@ -155,18 +193,18 @@ class WorkGrid:
         reason = explain_difference(like, self.name, other, what)
         if reason is not None:
             return reason
-        if like.affine is None or other.affine is None:
-            return (
-                f"{hint}\n  Or give --resample, if the {self.name} and the other file cover the "
-                "same field of view."
-            )
-        grid_map = map_grid(like.grid_shape, like.affine, other.grid_shape, other.affine)
+        grid_map = self.map_to(other)
         if grid_map.num_inside < SMALL_OVERLAP * grid_map.num_voxels:
             reason = explain_difference(like, self.name, other, what, is_elsewhere=True)
             if reason is not None:
                 return reason
         if not grid_map.num_inside:
             return f"{hint}\n  The two do not overlap in the world. {_NO_OVERLAP}"
+        if self._may_be_misplaced(other, grid_map):
+            return (
+                f"{hint}\n  It begins at the first voxel of the {self.name}, as a crop does that "
+                "was saved with the affine of the whole.\n  If it lies there, give --resample."
+            )
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
     def describe(
@@ -175,11 +213,6 @@ class WorkGrid:
         """Return the note for the user about a file on another grid."""
         source = describe_grid(other.grid_shape, other.affine)
         notes = [f"{what} {how} from {source} onto the grid of the {self.name}"]
-        if other.affine is None:
-            notes.append(
-                f"{other.path.name} has no geometry: it is taken to cover the whole field of view "
-                f"of the {self.name}"
-            )
         num_voxels = grid_map.num_voxels
         num_outside = num_voxels - grid_map.num_inside
         if num_outside:
@@ -189,3 +222,46 @@ class WorkGrid:
                 f"voxels ({share:.1%})"
             )
         return notes
+
+
+def describe_part(grid_map: GridMap) -> str:
+    """Return the box of a grid that lies on another one: its size and its first voxel, x first."""
+    axes = grid_map.source_axes
+    assert axes is not None
+    inside = [np.flatnonzero(axis.inside) for axis in reversed(grid_map.axis_maps(axes))]
+    size = TIMES.join(str(len(part)) for part in inside)
+    whole = TIMES.join(map(str, reversed(grid_map.shape)))
+    first = ", ".join(str(part[0]) for part in inside)
+    return f"{size} of {whole} voxels from ({first}) on"
+
+
+def union_of(grid: VolumeHeader, others: Iterable[VolumeHeader]) -> VolumeHeader:
+    """Return the header of a grid that is extended to hold other grids, too.
+
+    It is extended where another grid has voxel centers outside of it: the border of a coarser voxel
+    may be outside.
+    """
+    affine, _ = grid.geometry()
+    first = np.zeros(3)
+    last = np.array((*grid.grid_shape, 1)[:3]) - 1.0
+    end = last + 0.5 + POSITION_TOLERANCE
+    for other in others:
+        grid_map = WorkGrid(other).map_to(grid)
+        half = np.abs(grid_map.matrix).sum(axis=1)[::-1] / 2
+        corners = np.array(list(product(*({0, size - 1} for size in grid_map.shape))))
+        places = (corners @ grid_map.matrix.T + grid_map.offset)[:, ::-1]
+        lowest = places.min(axis=0)
+        highest = places.max(axis=0)
+        from_lowest = np.ceil(lowest - half - POSITION_TOLERANCE)
+        to_highest = np.floor(highest + half + POSITION_TOLERANCE)
+        is_below = lowest < -0.5 - POSITION_TOLERANCE
+        first = np.minimum(first, np.where(is_below, from_lowest, 0.0))
+        last = np.maximum(last, np.where(highest > end, to_highest, 0.0))
+    num_axes = len(grid.grid_shape)
+    first[num_axes:] = 0.0
+    shape = tuple((last - first + 1).astype(int)[:num_axes].tolist())
+    if shape == grid.grid_shape:
+        return grid
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ first
+    return replace(grid, grid_shape=shape, affine=moved, qform=None, turned=None, source=None)

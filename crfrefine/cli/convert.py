@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from crfrefine.runs.tools.convert import ConversionOptions
 
 Kind = StrEnum("Kind", {"LOGITS": "logits", "PROBABILITIES": "probabilities", "LABELS": "labels"})
+Align = StrEnum("Align", {"CENTERS": "centers", "EDGES": "edges"})
 Content = StrEnum("Content", {"IMAGE": "image", "LABELS": "labels", "LOGITS": "logits"})
 
 
@@ -54,6 +55,31 @@ def convert(
             "--like",
             metavar="IMAGE",
             help="Image whose geometry OUT gets; needed for .npz and DICOM.",
+        ),
+    ] = None,
+    same_voxels: Annotated[
+        bool,
+        typer.Option(
+            "--same-voxels",
+            help="The voxels of IN are those of IMAGE, whatever its header says.",
+        ),
+    ] = False,
+    axes: Annotated[
+        str | None,
+        typer.Option(
+            "--axes",
+            metavar="RAS",
+            help="How the axes x, y, z of an .npz or .npy run in the world of IMAGE, such as RAS "
+            "or LPS; its sizes may be others.",
+        ),
+    ] = None,
+    align: Annotated[
+        Align | None,
+        typer.Option(
+            "--align",
+            help="With --axes, of other sizes: first and last voxels are at those of IMAGE, or "
+            "the field of view is that of IMAGE. Default: centers.",
+            show_default=False,
         ),
     ] = None,
     segments: Annotated[
@@ -92,7 +118,12 @@ def convert(
     from crfrefine.io.paths import is_dicom
     from crfrefine.runs.tools.convert import ConversionOptions, convert_file
 
-    options = ConversionOptions(to, content, like, segments, mapping_of(mapped or ()))
+    if axes is not None:
+        axes = axes.upper()
+    mapping = mapping_of(mapped or ())
+    options = ConversionOptions(
+        to, content, like, segments, mapping, same_voxels=same_voxels, axes=axes, align=align
+    )
     if source.is_dir() and not is_dicom(source):
         suffix = None if output_format is None else output_format.lower()
         _convert_folder(source, target, suffix, options, verbosity=1 + verbose - quiet)

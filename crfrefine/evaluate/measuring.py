@@ -66,9 +66,10 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
         if pair.problem:
             raise InputError(pair.problem)
         warnings: list[str] = []
-        reference = read_reference(pair, settings, warnings)
+        notes: list[str] = []
+        reference = read_reference(pair, settings, warnings, notes)
         result.warnings += _named("reference", warnings)
-        result.notes += _named("reference", reference.header.notes)
+        result.notes += _named("reference", [*reference.header.notes, *notes])
         result.mapped_in_reference = reference.mapped
         for method, files in pair.methods.items():
             with failing_alone(partial(_fail_method, result, method), *files.paths):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,10 +31,10 @@ from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see
 from crfrefine.cases.discovery import list_files
 from crfrefine.cases.foreground import holds_one_probability, read_all_channels
-from crfrefine.cases.label_input import merge_structures
-from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.label_input import grid_of_structures, merge_structures
+from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
-from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.settings import Settings
 from crfrefine.evaluate.structures import names_of
@@ -63,46 +64,64 @@ class Masks(NamedTuple):
 class Reference:
     """The label map that the methods of a case are measured against.
 
-    Files on another grid are interpolated onto the grid of the reference on request.
+    It is on the union of its grid and those of the methods, so that what lies outside of one of
+    them counts. Voxels outside a file's own grid are background. Files with other voxels are
+    interpolated on request.
     """
 
-    volume: Volume  # As read.
-    header: VolumeHeader  # The header of the volume.
+    volume: Volume  # On the union of the grids; its header is that of the file.
+    header: VolumeHeader  # The header of the union, which is the file's if no grid reaches further.
     settings: Settings  # The settings of the run.
     ignored: Bool | None = None  # (*grid) True where voxels are ignored; None means no voxel.
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
-    # It gets a sentence about each file that was turned or interpolated.
+    # It gets a sentence about each file that was turned, filled or interpolated.
     notes: list[str] = field(default_factory=list)
 
     @property
     def work(self) -> WorkGrid:
-        """The grid of the reference, to interpolate onto."""
-        return WorkGrid(self.header, "reference")
+        """The grid that is compared, to place files on."""
+        return WorkGrid(self.header, "comparison")
 
     def check(self, other: VolumeHeader, what: str) -> None:
-        """Raise an error if a file is not on the grid of the reference."""
+        """Raise an error if a file cannot be placed on the grid that is compared."""
         if other.turning:
             self.notes.append(f"{other.path.name}: {other.turning}")
         if self.header.on_same_grid(other):
             return
-        if self.settings.resample:
-            self.work.require_overlap(other, what)
-            return
-        hint = (
-            "Export it on the grid of the image, or resample it with nearest neighbors "
-            f"({see('docs/reference/formats.md#grids')})."
-        )
-        advice = self.work.advice(other, what, hint)
-        raise GridMismatchError(
-            f"{other.path}: not on the grid of the reference\n"
-            f"{self.header.difference_from(other)}\n  {advice}"
-        )
+        assert self.volume.header is not None
+        _require_comparable(self.volume.header, other, what, self.settings)
 
 
-def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> Reference:
+def _require_comparable(
+    reference: VolumeHeader, other: VolumeHeader, what: str, settings: Settings
+) -> None:
+    """Raise GridMismatchError unless a file has the reference's voxels, or may be interpolated.
+
+    Of two grids with other voxels, one has to lie on the other with half of its voxels.
+    """
+    grid = WorkGrid(reference, "reference")
+    if reference.on_same_grid(other) or grid.part(other, what) is not None:
+        return
+    if settings.resample:
+        grid.require_overlap(other, what, either_way=True)
+        return
+    hint = (
+        "Export it on the grid of the image, or resample it with nearest neighbors "
+        f"({see('docs/reference/formats.md#grids')})."
+    )
+    advice = grid.advice(other, what, hint)
+    raise GridMismatchError(
+        f"{other.path}: not on the grid of the reference\n"
+        f"{reference.difference_from(other)}\n  {advice}"
+    )
+
+
+def read_reference(
+    pair: CasePair, settings: Settings, warnings: list[str], notes: list[str]
+) -> Reference:
     """Read the reference of a case: a label map, or structures.
 
-    `warnings` gets a sentence about covered structures.
+    `warnings` gets a sentence about covered structures, `notes` about the grids.
     """
     path = pair.reference
     mapped: tuple[int, ...] = ()
@@ -110,16 +129,26 @@ def read_reference(pair: CasePair, settings: Settings, warnings: list[str]) -> R
         volume = read_structures(path, settings.structures, warnings)
     else:
         volume, mapped = _read_labels(path, settings.reference_mapping, warnings)
-    assert volume.header is not None
-    if settings.ignore_label is None:
-        return Reference(volume, volume.header, settings, mapped=mapped)
+    stored = volume.header
+    assert stored is not None
+    ignored = None
+    if settings.ignore_label is not None:
+        ignored = volume.data == settings.ignore_label
+        if ignored.all():
+            raise InputError(
+                f"{path}: every voxel has the label {settings.ignore_label}, to be ignored"
+            )
+    union = union_of(stored, _other_grids(pair, stored, settings))
+    if union is stored:
+        return Reference(volume, union, settings, ignored, mapped)
 
-    ignored = volume.data == settings.ignore_label
-    if ignored.all():
-        raise InputError(
-            f"{path}: every voxel has the label {settings.ignore_label}, to be ignored"
-        )
-    return Reference(volume, volume.header, settings, ignored, mapped)
+    labels: Labels = WorkGrid(union, "comparison").nearest(
+        stored, volume.data.T, "reference", notes, outside="are background"
+    )
+    volume = replace(volume, data=labels.T, affine=union.geometry()[0])
+    if settings.ignore_label is not None:
+        ignored = volume.data == settings.ignore_label
+    return Reference(volume, union, settings, ignored, mapped)
 
 
 def _read_labels(
@@ -137,6 +166,24 @@ def _read_labels(
     return replace(volume, data=labels), mapped
 
 
+def _other_grids(
+    pair: CasePair, reference: VolumeHeader, settings: Settings
+) -> Iterator[VolumeHeader]:
+    """Yield the headers of files that are compared with a reference on another grid.
+
+    Those that cannot be are left out: reading them says why.
+    """
+    for files in pair.methods.values():
+        for path in files.paths:
+            members = list_files(path, io.VOLUME_SUFFIXES) if path.is_dir() else [path]
+            for member in members:
+                with suppress(CrfRefineError, OSError):
+                    header = with_channel_axis(io.read_header(member), reference)
+                    if header.affine is not None and not reference.on_same_grid(header):
+                        _require_comparable(reference, header, "label map", settings)
+                        yield header
+
+
 def read_structures(
     path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None
 ) -> Volume:
@@ -151,13 +198,14 @@ def read_structures(
     headers = [io.placed_on(header, grid or headers[0]) for header in headers]
     for header in headers:
         require_scalar(header, "a binary file of one structure")
-    merged = merge_structures(headers, numbers)
+    file = grid_of_structures(headers)
+    merged = merge_structures(headers, file, numbers)
     if merged.lost:
         warnings.append(
             f"{merged.lost}; to measure a union of others, leave its file out and give its parts "
             "with --regions"
         )
-    return Volume(merged.labels.T, *headers[0].geometry(), headers[0].path, headers[0])
+    return Volume(merged.labels.T, *file.geometry(), file.path, file)
 
 
 def _renumbered(volume: Volume, path: Path, numbers: Mapping[str, int]) -> Volume:

@@ -31,6 +31,7 @@ from crfrefine.cases.dataset_description import DatasetDescription, read_descrip
 from crfrefine.cases.discovery import discover_cases
 from crfrefine.cases.label_input import KIND
 from crfrefine.cases.nnunet import find_trained_cases, require_trained
+from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import (
     DeclaredLabels,
     ReadingOptions,
@@ -171,7 +172,7 @@ def find_cases(
     if regions is not None:
         source = reading.regions.source
         notes.append(f"the logits have one channel per region of {source}: {regions.describe()}")
-    notes += _notes_on_turned(headers)
+    notes += _notes_on_grids(headers)
     if mapped:
         notes += _notes_on_mapping(files, data, reading)
 
@@ -293,16 +294,24 @@ def _regions_of_channels(
     return load_case(headers[0].files, reading).regions
 
 
-def _notes_on_turned(headers: Sequence[CaseHeaders]) -> list[str]:
-    """Return a note on cases with a file of other voxel axes than the image, if there are any."""
+def _notes_on_grids(headers: Sequence[CaseHeaders]) -> list[str]:
+    """Return notes on cases with files of other voxel axes than the image, or on a part of it."""
     turned = []
+    filled = []
     for header in headers:
+        grid = WorkGrid(header.images[0])
         if any(companion.turning for companion in header.companions):
             turned.append(header.files.case_id)
-    if not turned:
-        return []
-    note = "other voxel axes than those of the image are turned, without interpolation"
-    return [f"{note}: cases {listed(turned)}"]
+        if any(grid.part(companion, "labels") for companion in header.companions):
+            filled.append(header.files.case_id)
+    notes = []
+    if turned:
+        note = "other voxel axes than those of the image are turned, without interpolation"
+        notes.append(f"{note}: cases {listed(turned)}")
+    if filled:
+        note = "files that are stored for a part of the image's grid are background elsewhere"
+        notes.append(f"{note}: cases {listed(filled)}")
+    return notes
 
 
 def _label_names(description: DatasetDescription, num_labels: int) -> tuple[str, ...]:

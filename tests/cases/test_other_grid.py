@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from io_helpers import OBLIQUE, affine_of, itk_resampled, numbers, save_nifti
-from scipy.ndimage import zoom
 
 from crfrefine.cases.case import load_case
 from crfrefine.cases.case_files import CaseFiles
@@ -124,8 +123,10 @@ def test_companions_are_the_files_beside_the_image(tmp_path):
     ("image_shape", "stored"),
     [((13, 12), (1, 5, 6)), ((13, 12, 1), (5, 6)), ((13, 12), (3, 5, 6)), ((13, 12, 10), (5, 6))],
 )
-def test_planes_and_volumes_without_geometry(image_shape, stored, tmp_path):
-    """A plane fits a volume of one slice; (z, y, x) without labels is (channel, y, x)."""
+@pytest.mark.parametrize("options", [ReadingOptions(), RESAMPLE], ids=["plain", "resample"])
+def test_an_array_of_other_sizes_is_not_resampled_by_a_guess(
+    options, image_shape, stored, tmp_path
+):
     values = np.random.default_rng(5).normal(0, 3, (4, *stored)).astype(np.float32)
     np.save(tmp_path / "a.npy", values)
     files = CaseFiles(
@@ -133,22 +134,17 @@ def test_planes_and_volumes_without_geometry(image_shape, stored, tmp_path):
         (save_nifti(tmp_path / "a_0000.nii.gz", numbers(image_shape), AFFINE),),
         (tmp_path / "a.npy",),
     )
-    if max(*image_shape[2:], *stored[:-2], 1, 1) > 1:
-        with pytest.raises(
-            GridMismatchError,
-            match=r"another number of axes than the image(?s:.*)holds \(label, z, y, x\)",
-        ):
-            load_case(files, RESAMPLE)
-        return
-    with pytest.raises(
-        GridMismatchError,
-        match="Or give --resample, if the image and the other file cover the same field of view",
-    ):
-        load_case(files)
-    expected = [
-        zoom(channel.reshape(5, 6), (12 / 5, 13 / 6), order=1, mode="nearest", grid_mode=True).T
-        for channel in values
-    ]
-    np.testing.assert_allclose(
-        load_case(files, RESAMPLE).logits.reshape(4, 13, 12), expected, atol=1e-5
-    )
+    with pytest.raises(GridMismatchError, match=r"no geometry(?s:.*)--axes RAS"):
+        load_case(files, options)
+
+
+@pytest.mark.parametrize(
+    ("image_shape", "stored"), [((13, 12), (1, 12, 13)), ((13, 12, 1), (12, 13))]
+)
+def test_an_array_of_the_same_sizes_is_on_the_grid_of_a_plane(image_shape, stored, tmp_path):
+    values = np.random.default_rng(5).normal(0, 3, (4, *stored)).astype(np.float32)
+    np.save(tmp_path / "a.npy", values)
+    image = save_nifti(tmp_path / "a_0000.nii.gz", numbers(image_shape), AFFINE)
+    case = load_case(CaseFiles("a", (image,), (tmp_path / "a.npy",)))
+    expected = values.reshape(4, 12, 13).transpose(0, 2, 1)
+    np.testing.assert_array_equal(case.logits.reshape(4, 13, 12), expected)

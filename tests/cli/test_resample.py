@@ -91,7 +91,8 @@ PRESETS = {
 
 
 @pytest.mark.parametrize(
-    ("form", "how"), [("nii.gz", "linear"), ("npz", "cubic"), ("npy", "linear"), ("mha", "cubic")]
+    ("form", "how"),
+    [("nii.gz", "linear"), ("nii.gz", "cubic"), ("nrrd", "linear"), ("mha", "cubic")],
 )
 def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, monkeypatch):
     """The results are those of the whole interpolated array: labels, volumes that a preset keeps,
@@ -100,13 +101,8 @@ def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, mo
     folders = write_folders(tmp_path, "a")
     path = folders.logits / "a.nii.gz"
     to_coarse(path)
-    if form == "npz":
-        np.savez(folders.logits / "a.npz", logits=load_nifti(path).transpose(3, 2, 1, 0))
-    elif form == "npy":
-        np.save(folders.logits / "a.npy", load_nifti(path).transpose(3, 2, 1, 0))
-    elif form == "mha":
-        run_here("convert", path, folders.logits / "a.mha", status=0)
     if form != "nii.gz":
+        run_here("convert", path, folders.logits / f"a.{form}", status=0)
         path.unlink()
     spy = Mock(wraps=preparing.plan_coarse)
     results = {}
@@ -120,7 +116,6 @@ def test_large_logits_are_interpolated_while_they_stream(form, how, tmp_path, mo
             words = (*options, "--save-logits", "--resample", *([] if how == "linear" else [how]))
             result = run_here("infer", *folders.arguments[:4], "-o", output, *words, status=0)
             assert f"logits interpolated {manner} from 11×9×8" in result.stderr
-            assert ("has no geometry" in result.stderr) == (form in ("npz", "npy"))
             results[name, preset] = load_nifti(output / "a.nii.gz")
             assert (
                 np.mean(

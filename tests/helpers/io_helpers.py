@@ -109,6 +109,43 @@ def save_itk(
     return path
 
 
+def save_seg(path, labels, affine, axes=(0, 1, 2), mirrored=()):
+    """Write labels as 3D Slicer does, only the box around them; the axes of the file may be
+    exchanged, and then mirrored.
+    """
+    inside = np.argwhere(labels)
+    first = inside.min(axis=0)
+    box = tuple(slice(*ends) for ends in zip(first, inside.max(axis=0) + 1, strict=True))
+    values = labels[box].transpose(axes)
+    place = np.eye(4)
+    place[:3, :3] = np.eye(3)[:, axes]
+    place[:3, 3] = first
+    for axis in mirrored:
+        place[:3, 3] += place[:3, axis] * (values.shape[axis] - 1)
+        place[:3, axis] *= -1
+    values = np.flip(values, mirrored)
+    lps = LPS_RAS @ affine @ place
+    vectors = ["(" + ",".join(f"{value:.15g}" for value in column) + ")" for column in lps.T[:, :3]]
+    text = nrrd_text(
+        "Segment0_ID:=Segment_1",
+        "Segment0_LabelValue:=1",
+        f"Segment0_Extent:=0 {values.shape[0] - 1} 0 {values.shape[1] - 1} 0 {values.shape[2] - 1}",
+        "Segmentation_ContainedRepresentationNames:=Binary labelmap|",
+        "Segmentation_ReferenceImageExtentOffset:=" + " ".join(map(str, first)),
+        type="unsigned char",
+        sizes=" ".join(map(str, values.shape)),
+        space="left-posterior-superior",
+        encoding="gzip",
+        **{
+            "space directions": " ".join(vectors[:3]),
+            "space origin": vectors[3],
+            "kinds": "domain domain domain",
+        },
+    )
+    path.write_bytes(text + gzip.compress(values.astype(np.uint8).tobytes(order="F")))
+    return path
+
+
 def meta_text(**changes):
     """The header of a MetaImage of 2 x 3 x 4 shorts.
 

@@ -30,6 +30,8 @@ from crfrefine.cases.dataset_description import (
     read_dataset_description,
     read_descriptions,
 )
+from crfrefine.cases.grid_differences import explain_difference
+from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import GridMismatchError, InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.io.atomic import check_replaceable
@@ -44,9 +46,11 @@ from crfrefine.io.paths import (
     require_suffix,
     suffix_of,
 )
+from crfrefine.io.reading import read_whole_numbers
 from crfrefine.io.stored import Scaling, StoredVoxels
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, map_segments, named_segments
 from crfrefine.runs.tools.content import is_label_map
+from crfrefine.runs.tools.placing import with_axes, with_geometry_of
 
 # Processor time that a conversion of DICOM may take; each million bytes of its files adds a second.
 SECONDS = 60
@@ -70,6 +74,13 @@ class ConversionOptions:
     segments: Path | None = None  # a DICOM segmentation that describes labels
     # the new label of values in a label map
     mapping: Mapping[int, int] = field(default_factory=dict)
+    # Whether the voxels are those of `like`, whatever the header of the file says.
+    same_voxels: bool = False
+    # How the axes x, y, z of an array without geometry run in the world, such as "RAS".
+    axes: str | None = None
+    # What an array of other sizes has in common with `like`: the places of its first and last
+    # voxels ("centers", the default), or the whole field of view ("edges").
+    align: str | None = None
 
 
 @keeping_inputs()
@@ -82,8 +93,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     series becomes an image, a segmentation a label map; a label map becomes a segmentation.
     Raises InputError, GridMismatchError or UnsupportedFormatError.
     """
-    if options.content == "image" and options.to is not None:
-        raise InputError(f"{source}: an image does not become {options.to}; leave --as or --to out")
+    _check_options(source, options)
     if is_dicom(source) or target.suffix.lower() == ".dcm":
         return _convert_apart(source, target, options)
     if options.segments is not None:
@@ -101,8 +111,15 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     like = None
     if options.like is not None:
         like = io.read_header(options.like, io.VOLUME_SUFFIXES)
+    notes: list[str] = []
+    if options.same_voxels:
+        header = with_geometry_of(header, like, notes)
+    if options.axes is not None:
+        header = with_axes(header, like, options.axes, options.align, notes)
+        like = None  # The array has a grid of its own.
     placed = io.placed_on(header, like)
-    geometry = _geometry(placed, like, target)
+    if placed.turning:
+        notes.append(f"{header.path.name}: {placed.turning}")
     descriptions = list(read_descriptions([source]))
     regions = find_regions(None, descriptions)
     named = _segments_in(descriptions)
@@ -115,16 +132,25 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
             f"{'logits or probabilities' if has_scores else 'an image'}; leave --map out, or say "
             "--as labels"
         )
+    if like is not None:
+        _require_grid(placed, like, is_filled=has_labels)
+    geometry = _geometry(placed, like, target)
     if has_scores:
-        conversion = _ScoresConversion(header, target, options.to, geometry)
+        conversion = _ScoresConversion(placed, target, options.to, geometry)
         sentence = _convert_channels(conversion, regions, named)
     elif has_labels:
-        sentence = _convert_labels(header, target, options, geometry, named)
+        sentence = _convert_labels(placed, target, options, geometry, named, notes)
     else:
         sentence = _convert_image(placed, target, geometry, options.content)
-    if placed.turning:
-        return f"{header.path.name}: {placed.turning}\n{sentence}"
-    return sentence
+    return "\n".join([*notes, sentence])
+
+
+def _check_options(source: Path, options: ConversionOptions) -> None:
+    """Raise InputError for options that do not go together."""
+    if options.content == "image" and options.to is not None:
+        raise InputError(f"{source}: an image does not become {options.to}; leave --as or --to out")
+    if options.align is not None and options.axes is None:
+        raise InputError(f"{source}: --align says how --axes places an array; leave it out")
 
 
 def _segments_in(descriptions: Sequence[DatasetDescription]) -> Sequence[Segment]:
@@ -177,15 +203,17 @@ def _convert_labels(
     options: ConversionOptions,
     like: Volume,
     named: Sequence[Segment],
+    notes: list[str],
 ) -> str:
-    """Write a label map in the smallest type."""
+    """Write a label map in the smallest type; `notes` gets a sentence if it is filled."""
     if options.to not in (None, "labels"):
         raise InputError(
             f"{header.path}: holds one value per voxel; a label map cannot become {options.to}, "
             "export the network's output before the argmax"
         )
     require_suffix(target, io.WRITTEN_SUFFIXES)
-    values = io.read_labels(header.path, grid=like.header).data
+    assert like.header is not None
+    values = _labels_on(like.header, header, notes)
     labels, found = map_labels(values, options.mapping)
     segments = map_segments(header.segments, options.mapping) or named
     io.write_label_map(target, labels.reshape(like.grid_shape), like, segments=segments)
@@ -200,6 +228,15 @@ def _with_note_on_values(sentence: str, mapping: Mapping[int, int], found: Seque
     if note is None:
         return sentence
     return f"{sentence}\n{note}"
+
+
+def _labels_on(grid: VolumeHeader, header: VolumeHeader, notes: list[str]) -> Labels:
+    """Read a label map onto a grid, (*grid), of which it may hold a part."""
+    values = read_whole_numbers(header)
+    labels: Labels = WorkGrid(grid).nearest(
+        header, values, "label map", notes, outside="become background"
+    )
+    return labels.T
 
 
 def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: str | None) -> str:
@@ -240,6 +277,11 @@ def _convert_apart(source: Path, target: Path, options: ConversionOptions) -> st
     expected = "labels" if target.suffix.lower() == ".dcm" else None
     if options.content not in (None, expected):
         raise InputError(f"{source}: DICOM says itself what it holds; leave --as out")
+    if options.same_voxels or options.axes is not None:
+        raise InputError(
+            f"{source}: --same-voxels and --axes are for other formats than DICOM; convert to a "
+            "file such as NAME.nii.gz first"
+        )
     request = (
         source,
         target,
@@ -363,12 +405,14 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
     header = io.read_header(source, io.VOLUME_SUFFIXES)
     series = dicom.read_series(like)
     grid = series.header
-    if not io.placed_on(header, grid).on_same_grid(grid):
+    placed = io.placed_on(header, grid)
+    if not placed.on_same_grid(grid) and WorkGrid(grid).part(placed, "label map") is None:
         raise GridMismatchError(
             f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n"
             "  Name the series that was refined."
         )
-    labels, found = map_labels(io.read_labels(source, grid=grid).data, options.mapping)
+    notes: list[str] = []
+    labels, found = map_labels(_labels_on(grid, placed, notes), options.mapping)
     named: Sequence[Segment] = map_segments(header.segments, options.mapping)
     if not named:
         description = read_dataset_description(source)
@@ -376,7 +420,7 @@ def _write_segmentation(source: Path, target: Path, options: ConversionOptions) 
             named = named_segments(description.label_names)
     dicom.write(target, labels, named, series, options.segments)
     sentence = f"{_describe(header, 'label map')} -> {target}: DICOM segmentation of {like}"
-    return _with_note_on_values(sentence, options.mapping, found)
+    return "\n".join([*notes, _with_note_on_values(sentence, options.mapping, found)])
 
 
 def _convert_channels(
@@ -388,7 +432,8 @@ def _convert_channels(
     """
     header = conversion.header
     fewest = 1 if regions.declares(1) else 2
-    values = io.read_logits([header.path], fewest=fewest, grid=conversion.like.header)
+    scores = io.logits_header([header], fewest=fewest, grid=conversion.like.header)
+    values = reverse_grid(io.read_channels(*scores.files))
     if not conversion.needs_kind:
         source = _describe(header, counted(len(values), "label"))
         return conversion.write_channels(values, header.kind, source)
@@ -468,8 +513,6 @@ def _convert_scores_of_regions(
 
 def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> Volume:
     """Return an empty volume with the geometry of the file to write."""
-    if like is not None:
-        _require_same_grid(header, like)
     chosen = like or header
     empty: NDArray[np.uint8] = np.broadcast_to(np.uint8(0), chosen.grid_shape)
     if chosen.affine is not None and chosen.spacing is not None:
@@ -485,14 +528,24 @@ def _geometry(header: VolumeHeader, like: VolumeHeader | None, target: Path) -> 
     return Volume(empty, np.eye(4), (1.0,) * empty.ndim)
 
 
-def _require_same_grid(header: VolumeHeader, like: VolumeHeader) -> None:
-    """Raise GridMismatchError if the file of --like has another grid."""
-    if not header.on_same_grid(like):
-        raise GridMismatchError(
-            f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n"
-            "  convert does not interpolate, as the other commands do with --resample. "
+def _require_grid(header: VolumeHeader, like: VolumeHeader, *, is_filled: bool) -> None:
+    """Raise GridMismatchError if the file of --like has another grid.
+
+    A label map (`is_filled`) may be stored for a part of it.
+    """
+    if header.on_same_grid(like):
+        return
+    if is_filled and WorkGrid(like).part(header, "label map") is not None:
+        return
+    advice = explain_difference(like, "image", header, "file")
+    if advice is None:
+        advice = (
+            "convert does not interpolate, as the other commands do with --resample. "
             "Leave --like out to keep the file's own grid."
         )
+    raise GridMismatchError(
+        f"{header.path}: not on the grid of --like\n{header.difference_from(like)}\n  {advice}"
+    )
 
 
 def _needs_third_axis(header: VolumeHeader, target: Path) -> bool:

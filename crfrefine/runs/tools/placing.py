@@ -1,0 +1,110 @@
+"""The place of a file whose header has none, or a wrong one, as the user says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from crfrefine.base.geometry import describe_grid, orientation_codes, spacing_of
+from crfrefine.base.text import shorten
+from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.volume import VolumeHeader
+
+_PAIRS = ("LR", "PA", "IS")
+
+
+def with_geometry_of(
+    header: VolumeHeader, like: VolumeHeader | None, notes: list[str]
+) -> VolumeHeader:
+    """Return the header of a file whose voxels are those of an image; `notes` gets a sentence.
+
+    Raises GridMismatchError for another number of voxels.
+    """
+    like = _require_image(header, like, "--same-voxels")
+    if (*header.grid_shape, 1)[:3] != (*like.grid_shape, 1)[:3]:
+        raise GridMismatchError(
+            f"{header.path}: --same-voxels: expected as many voxels as {like.path} has\n"
+            f"{like.difference_from(header)}"
+        )
+    notes.append(
+        f"{header.path.name}: its voxels are taken for those of {like.path.name}, whatever its "
+        "header says (--same-voxels)"
+    )
+    affine, spacing = like.geometry()
+    return replace(
+        header,
+        grid_shape=like.grid_shape,
+        affine=affine,
+        spacing=spacing,
+        qform=None,
+        template=None,
+    )
+
+
+def with_axes(
+    header: VolumeHeader,
+    like: VolumeHeader | None,
+    axes: str,
+    align: str | None,
+    notes: list[str],
+) -> VolumeHeader:
+    """Return the header of an array in the place of an image, with axes that run as `axes` says.
+
+    If its sizes are others, `align` says what it has in common with the image: the places of the
+    first and last voxels ("centers"), or the field of view ("edges"); `notes` gets a sentence.
+    """
+    like = _require_image(header, like, "--axes")
+    if header.affine is not None:
+        raise InputError(
+            f"{header.path}: --axes is for arrays without geometry, .npz and .npy; leave it out, "
+            "this file says where its voxels lie"
+        )
+    shape = header.grid_shape
+    affine, _ = like.geometry()
+    placed = affine.copy()
+    sizes = []
+    for axis, (source, is_mirrored) in enumerate(_find_axes(axes, shape, like)):
+        step = affine[:3, source]
+        size = like.grid_shape[source]
+        if is_mirrored:
+            placed[:3, 3] += step * (size - 1)
+            step = -step
+        factor = size / shape[axis]
+        if align != "edges" and shape[axis] > 1:
+            factor = (size - 1) / (shape[axis] - 1)
+        placed[:3, axis] = step * factor
+        # Half of what is between the ends of both lies before the first voxel.
+        placed[:3, 3] += step * (size - 1 - factor * (shape[axis] - 1)) / 2
+        sizes.append(size)
+    if tuple(sizes) != shape:
+        common = "first and last voxels at those of"
+        if align == "edges":
+            common = "the field of view of"
+        notes.append(
+            f"{header.path.name}: {describe_grid(shape, placed)}, with {common} {like.path.name}"
+        )
+    return replace(header, affine=placed, spacing=spacing_of(placed, len(shape)))
+
+
+def _require_image(header: VolumeHeader, like: VolumeHeader | None, option: str) -> VolumeHeader:
+    if like is None:
+        raise InputError(f"{header.path}: {option} refers to an image: name it with --like IMAGE")
+    return like
+
+
+def _find_axes(axes: str, shape: tuple[int, ...], like: VolumeHeader) -> list[tuple[int, bool]]:
+    """Return the axis of an image that each letter means, and whether it runs the other way."""
+    affine, _ = like.geometry()
+    codes = orientation_codes(affine, len(like.grid_shape))
+    found = []
+    for letter in axes:
+        pair = next((pair for pair in _PAIRS if letter in pair), "")
+        for source, code in enumerate(codes):
+            if code in pair:
+                found.append((source, code != letter))
+    if not len(found) == len({source for source, _ in found}) == len(axes) == len(shape):
+        raise InputError(
+            f"{like.path}: --axes {shorten(axes)}: expected a letter for each of the "
+            f"{len(shape)} axes of the array, one each of L or R, P or A, and I or S; those of the "
+            f"image run as {codes}"
+        )
+    return found
