@@ -53,6 +53,11 @@ class Metric(NamedTuple):
         return "points" if self.is_ratio else self.unit
 
     @property
+    def large_loss(self) -> float:
+        """A loss that matters in a single case: a point of a ratio or a score, 1 mm, 1 ml."""
+        return 1.0 if self.unit else 1.0 / POINTS
+
+    @property
     def difference_factor(self) -> float:
         """Factor from differences of values to the displayed numbers."""
         return POINTS if self.is_ratio else 1.0

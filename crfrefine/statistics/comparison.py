@@ -133,12 +133,7 @@ class ResultTable:
         if unsigned:
             stack = np.abs(stack)
 
-        usable = ~np.isnan(stack).any(axis=0)
-        sums = np.where(usable, stack, 0.0).sum(axis=1)
-        counts = usable.sum(axis=0)
-        means: NDArray[np.float64] = np.full(sums.shape, math.nan)
-        np.divide(sums, counts, out=means, where=counts > 0)
-        return means
+        return means_where_all_defined(stack)
 
     def compared(
         self, methods: Sequence[str], region: str, metric: str, regions: Sequence[str] | None = None
@@ -169,16 +164,37 @@ class ResultTable:
 
         For the region MEAN, the mean is over `regions`, by default all.
         """
-        better = metric_named(metric).better
-        if better is None:
+        found = metric_named(metric)
+        if found.better is None:
             raise InputError(f"{metric} has no better values, so methods cannot be compared in it")
         values, others = self.compared((method, baseline), region, metric, regions)
-        return compare_pairs(values, others, cases=self.cases, better=better, seed=seed)
+        return compare_pairs(
+            values,
+            others,
+            cases=self.cases,
+            better=found.better,
+            large_loss=found.large_loss,
+            seed=seed,
+        )
 
     def missing_cases(self, method: str) -> tuple[str, ...]:
         """Return the cases without any measurement of a method, such as failed ones."""
         measured = {key[3] for key in self._values if key[0] == method}
         return tuple(case for case in self.cases if case not in measured)
+
+
+def means_where_all_defined(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (methods, cases) means of (methods, regions, cases) values.
+
+    A mean is over the regions where all methods have a value, so that all are compared on the same
+    regions; it is NaN for all methods if no region has such values.
+    """
+    usable = ~np.isnan(values).any(axis=0)
+    sums = np.where(usable, values, 0.0).sum(axis=1)
+    counts = usable.sum(axis=0)
+    means: NDArray[np.float64] = np.full(sums.shape, math.nan)
+    np.divide(sums, counts, out=means, where=counts > 0)
+    return means
 
 
 def _require_in_table(kind: str, name: str, names: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ POWER = 0.8  # Probability with which the detectable difference is found.
 # The ends of a 95 % interval vary by some hundredths of its width from seed to seed.
 NUM_RESAMPLES = 9999
 NUM_WORST = 3  # Worst cases that are listed.
-LARGE_LOSS = 0.01  # A point of a ratio, such as Dice; cases that lose more are counted.
+LARGE_LOSS = 0.01  # A point of a ratio, such as Dice.
 
 # Differences below this, relative to the values, come from rounding, as when the same counts are
 # summed in another order.
@@ -60,7 +60,7 @@ class PairedComparison:
     wins: int  # cases where the method is better
     ties: int
     losses: int
-    large_losses: int  # cases that lose more than LARGE_LOSS
+    large_losses: int  # cases that lose more than a large loss of the metric
     # The smallest mean difference detected with a power of 80 %; infinite if none.
     detectable_difference: float
     # Up to three cases with the largest losses, with their differences, worst first.
@@ -73,6 +73,7 @@ def compare_pairs(
     *,
     cases: Sequence[str] | None = None,
     better: Better = "higher",
+    large_loss: float = LARGE_LOSS,
     seed: int = 0,
 ) -> PairedComparison:
     """Compare the values of a method with those of a baseline, case by case.
@@ -82,6 +83,7 @@ def compare_pairs(
         baseline: (n), NaN where undefined.
         cases: names of the cases; by default their numbers.
         better: which values are better; "nearer_zero" compares magnitudes.
+        large_loss: cases that lose more are counted.
         seed: that of the bootstrap.
 
     Raises:
@@ -128,7 +130,7 @@ def compare_pairs(
         wins=_count(gains > 0),
         ties=_count(gains == 0),
         losses=_count(gains < 0),
-        large_losses=_count(gains < -LARGE_LOSS),
+        large_losses=_count(gains < -large_loss),
         detectable_difference=detectable_difference(deviation, len(pairs)),
         worst=tuple((names[pairs[index]], float(differences[index])) for index in worst),
     )
@@ -224,6 +226,14 @@ def detectable_difference(standard_deviation: float, num_pairs: int) -> float:
     # million.
     noncentrality = float(special.nctdtrinc(freedom, 1 - POWER, critical))
     return noncentrality * standard_deviation / math.sqrt(num_pairs * _EFFICIENCY)
+
+
+def cases_to_find(difference: float, standard_deviation: float, most: int = 1000) -> int | None:
+    """Return how many cases find a mean difference with a power of 80 %; None for over `most`."""
+    for num_pairs in range(2, most + 1):
+        if detectable_difference(standard_deviation, num_pairs) <= abs(difference):
+            return num_pairs
+    return None
 
 
 def signed_rank(differences: NDArray[np.float64]) -> tuple[float, float]:

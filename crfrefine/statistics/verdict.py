@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -25,6 +25,7 @@ from crfrefine.statistics.harm import (
 from crfrefine.statistics.paired import (
     ALPHA,
     PairedComparison,
+    cases_to_find,
     center,
     compare_pairs,
     holm,
@@ -32,6 +33,9 @@ from crfrefine.statistics.paired import (
 )
 
 ENDPOINT = DICE.name  # The deciding metric: its mean over the regions of each case.
+# With fewer cases, a true difference of two thirds of their scatter, which is large, is missed more
+# often than once in five times. Where none was found, that says little.
+MIN_TO_ADVISE = 20
 
 
 class Outcome(StrEnum):
@@ -51,9 +55,11 @@ class Rival:
     """Another method, often a simple one, that the judged one must beat to be worth using."""
 
     name: str
-    # The judged method minus the rival; without pairs if no case has both.
+    # The judged method minus the rival, over the regions and cases where both and the baseline have
+    # a Dice; without pairs if there are none.
     comparison: PairedComparison
-    gain: float  # its mean Dice minus the baseline's; NaN without a case that both have
+    gain: float  # its mean Dice minus the baseline's over these; NaN without any
+    gain_of_method: float  # likewise that of the judged method
     p_adjusted: float  # after Holm's correction over the rivals; NaN without pairs
     is_beaten: bool  # whether the judged method is significantly better
 
@@ -97,7 +103,7 @@ def verdict(
     """Judge whether a method improves on a baseline, and on simple rivals.
 
     The question about the baseline is tested by itself, and only if its answer is yes are the
-    rivals looked at, with Holm's correction over these.
+    rivals looked at, with Holm's correction over these. Too few cases for either are no answer.
 
     Args:
         table: the measurements, with Dice.
@@ -133,7 +139,9 @@ def verdict(
     if outcome == Outcome.HELPS:
         if not all(rival.is_beaten for rival in judged_rivals):
             outcome = Outcome.NOT_BETTER_THAN_SIMPLE
-        sentence += _against_rivals(subject or method, primary, judged_rivals)
+        if _are_too_few_for(judged_rivals):
+            outcome = Outcome.TOO_FEW
+        sentence += _against_rivals(subject or method, judged_rivals)
         worse = _names_of_worse(harm, probabilities)
         if worse:
             sentence += f" But significantly worse than with {baseline}: {', '.join(worse)}."
@@ -155,27 +163,43 @@ def _judge_rivals(
     table: ResultTable, method: str, baseline: str, names: Sequence[str], regions: Sequence[str]
 ) -> tuple[Rival, ...]:
     """Compare a method with each rival; one without any case has no pairs."""
-    comparisons = []
-    gains = []
-    for name in names:
-        if name in table.methods:
-            comparison = table.compare(method, name, MEAN, ENDPOINT, regions=regions)
-            values, others = table.means(ENDPOINT, [name, baseline], regions)
-            differences = values - others
-            gain, _ = center(differences[~np.isnan(differences)])
-        else:
-            undefined = [math.nan] * len(table.cases)
-            comparison = compare_pairs(undefined, undefined)
-            gain = math.nan
-        comparisons.append(comparison)
-        gains.append(gain)
-
-    adjusted = holm([comparison.p_value for comparison in comparisons])
     rivals = []
-    for name, comparison, gain, p_adjusted in zip(names, comparisons, gains, adjusted, strict=True):
-        is_beaten = _direction(comparison, p_adjusted) == 1
-        rivals.append(Rival(name, comparison, gain, p_adjusted, is_beaten))
-    return tuple(rivals)
+    for name in names:
+        values = np.full((3, len(table.cases)), math.nan)
+        if name in table.methods:
+            values = table.means(ENDPOINT, [method, name, baseline], regions)
+        of_method, of_rival, of_baseline = values[:, ~np.isnan(values[0])]
+        comparison = compare_pairs(*values[:2], cases=table.cases)
+        gain, _ = center(of_rival - of_baseline)
+        gain_of_method, _ = center(of_method - of_baseline)
+        rivals.append(Rival(name, comparison, gain, gain_of_method, math.nan, is_beaten=False))
+
+    adjusted = holm([rival.comparison.p_value for rival in rivals])
+    judged = []
+    for rival, p_adjusted in zip(rivals, adjusted, strict=True):
+        is_beaten = _direction(rival.comparison, p_adjusted) == 1
+        judged.append(replace(rival, p_adjusted=p_adjusted, is_beaten=is_beaten))
+    return tuple(judged)
+
+
+def _are_too_few_for(rivals: Sequence[Rival]) -> bool:
+    """Return whether too few cases are the reason that a rival is not beaten.
+
+    Holm's correction multiplies the smallest p value by the number of rivals.
+    """
+    compared = [rival for rival in rivals if rival.comparison.num_pairs]
+    if not compared or all(rival.is_beaten for rival in compared):
+        return False
+    most = max(rival.comparison.num_pairs for rival in compared)
+    return most < _cases_needed(len(compared))
+
+
+def _cases_needed(num_tests: int = 1) -> int:
+    """Return the fewest cases that can reach p < ALPHA after Holm's correction over some tests."""
+    needed = 1
+    while num_tests * smallest_p_value(needed) > ALPHA:
+        needed += 1
+    return needed
 
 
 def _names_of_worse(harm: Harm | None, probabilities: ProbabilityChange | None) -> list[str]:
@@ -228,10 +252,11 @@ def _outcome(primary: PairedComparison) -> Outcome:
     """Return the outcome of the comparison with the baseline, without rivals."""
     if primary.num_pairs and primary.ties == primary.num_pairs:
         return Outcome.NO_DIFFERENCE
-    if smallest_p_value(primary.num_pairs) > ALPHA:
-        return Outcome.TOO_FEW
     outcomes = {1: Outcome.HELPS, 0: Outcome.NO_DIFFERENCE, -1: Outcome.HURTS, None: Outcome.MIXED}
-    return outcomes[_direction(primary, primary.p_value)]
+    outcome = outcomes[_direction(primary, primary.p_value)]
+    if outcome == Outcome.NO_DIFFERENCE and primary.num_pairs < MIN_TO_ADVISE:
+        return Outcome.TOO_FEW
+    return outcome
 
 
 def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComparison) -> str:
@@ -240,7 +265,9 @@ def _sentence(outcome: Outcome, subject: str, baseline: str, primary: PairedComp
         return f"No case allows a comparison with {baseline}: {conclusion}"
     figures = []
     interval = DICE.interval_text(*primary.interval, sign="")
-    if interval and outcome != Outcome.TOO_FEW:  # Intervals of few cases are too narrow.
+    if outcome == Outcome.TOO_FEW and primary.num_pairs < _cases_needed():
+        interval = ""  # Intervals of few cases are too narrow.
+    if interval:
         figures.append(f"95 % CI {interval}")
     figures.append(f"p {format_p(primary.p_value)}")
     figures.append(_better_cases(primary))
@@ -261,10 +288,14 @@ def _conclusion(outcome: Outcome, subject: str, primary: PairedComparison) -> st
     if outcome == Outcome.NO_DIFFERENCE:
         return f"{subject} is not shown to help. Advice: do not use it."
     if outcome == Outcome.TOO_FEW:
-        needed = 1
-        while smallest_p_value(needed) > ALPHA:
-            needed += 1
-        return f"too few cases, at least {needed} are needed for p < {ALPHA:g}."
+        needed = _cases_needed()
+        if primary.num_pairs < needed:
+            return f"too few cases, at least {needed} are needed for p < {ALPHA:g}."
+        enough = cases_to_find(primary.mean_difference, primary.standard_deviation)
+        return (
+            f"too few cases to tell whether {subject} helps. If the mean and the scatter of these "
+            f"cases are typical, {_about(enough)} would show the difference with probability 80 %."
+        )
     worst = [f"{case} {DICE.difference_text(difference)}" for case, difference in primary.worst]
     return (
         "no clear benefit, as ranks and mean disagree. "
@@ -272,7 +303,7 @@ def _conclusion(outcome: Outcome, subject: str, primary: PairedComparison) -> st
     )
 
 
-def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Rival]) -> str:
+def _against_rivals(subject: str, rivals: Sequence[Rival]) -> str:
     """Return how a method that helps compares with its rivals, as further sentences."""
     compared = [rival for rival in rivals if rival.comparison.num_pairs]
     missing = [rival.name for rival in rivals if not rival.comparison.num_pairs]
@@ -288,17 +319,30 @@ def _against_rivals(subject: str, primary: PairedComparison, rivals: Sequence[Ri
     p_value = f"p {format_p(strongest.p_adjusted)}"
     if len(compared) > 1:
         p_value += f" after Holm over {len(compared)} rivals"
-    gain = DICE.difference_text(primary.mean_difference)
+    gain = DICE.difference_text(strongest.gain_of_method)
     figures = (
         f"{subject} {gain}, {name} {_quantity(strongest.gain)} "
         f"({p_value}, {_better_cases(strongest.comparison)})."
     )
     if strongest.is_beaten:
         return f" It gains more than every rival, the best of which is {name}: {figures}{sentences}"
+    if _are_too_few_for(rivals):
+        needed = _cases_needed(len(compared))
+        rivals_text = counted(len(compared), "rival")
+        return (
+            f" Too few cases to tell whether it gains more than {name}: {figures} "
+            f"At least {needed} are needed for {rivals_text}.{sentences}"
+        )
     return (
         f" But not shown to gain more than {name}: {figures} "
         f"Advice: prefer {name} if it is simpler.{sentences}"
     )
+
+
+def _about(num_cases: int | None) -> str:
+    if num_cases is None:
+        return "more than 1000"
+    return f"about {num_cases}"
 
 
 def _better_cases(comparison: PairedComparison) -> str:
@@ -345,6 +389,11 @@ def _notes(
             notes.append(
                 f"The comparison with {rival.name} is over {cases_of_rival}, "
                 f"not {primary.num_pairs}."
+            )
+        elif not math.isclose(rival.gain_of_method, primary.mean_difference, abs_tol=1e-9):
+            notes.append(
+                f"The comparison with {rival.name} leaves out regions in which it has no "
+                f"{DICE.title}."
             )
     return tuple(notes)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,20 @@ def test_holm_equals_published_examples():
         assert holm(p_values) == pytest.approx(adjusted, rel=ROUNDING, nan_ok=True)
 
 
+def test_a_large_loss_is_one_of_the_metrics_unit():
+    """A point of a ratio or of a score of probabilities; of distances and volumes 1 mm and 1 ml."""
+    losses = np.array([0.005, 0.02, 0.5, 0.9, 1.5])
+    for metric, sign, expected in (
+        ("dice", -1.0, 4),
+        ("brier", 1.0, 4),
+        ("hd95_mm", 1.0, 1),
+        ("assd_mm", 1.0, 1),
+        ("volume_difference_ml", 1.0, 1),
+    ):
+        rows = {("network", "1", metric): 2.0 + 0 * losses, ("crf", "1", metric): 2 + sign * losses}
+        assert table_of(rows).compare("crf", "network", "1", metric).large_losses == expected
+
+
 def test_a_comparison_in_all_its_numbers():
     """Darwin's maize on a baseline of 100; one more case is equal, and four lack a value."""
     values = [*(100 + DARWIN), math.nan, 3.0, 4.0, math.nan, 100.0]
@@ -120,6 +135,8 @@ def test_a_comparison_in_all_its_numbers():
     assert worst_cases == ("case 01", "case 14")
     assert worst_differences == pytest.approx((-67, -48))
     assert comparison.large_losses == 2
+    few = compare_pairs(values, baseline, cases=names, large_loss=50.0)
+    assert few == replace(comparison, large_losses=1)
     assert harm_text(comparison, with_name=True, minus="−") == "12.5% (case 01 −6700.00)"
     assert harm_text(comparison, "volume_difference_ml") == "-67.00"
     assert harm_text(compare_pairs([1.0, 0.51], [1.0, 0.515])) == "0% (-0.50)"
