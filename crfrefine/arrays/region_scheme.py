@@ -105,6 +105,14 @@ class RegionScheme:
         """Labels of a label map, background included: one more than the largest."""
         return 1 + max(max(labels) for labels in self.labels)
 
+    @property
+    def label_names(self) -> dict[int, str]:
+        """Names of the labels in a label map: of a region of several labels, what others leave."""
+        names = {}
+        for name, labels, label in zip(self.names, self.labels, self.class_order, strict=True):
+            names[label] = name if labels == (label,) else f"rest of {name}"
+        return names
+
     def decode(self, log_odds: Array) -> Labels:
         """Return the label map of log-odds, (R, *grid), in their memory layout.
 

@@ -45,6 +45,9 @@ class CaseResult(Record):
     # By method, the values of its label map that `--map` gave new labels; and in the reference.
     mapped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     mapped_in_reference: tuple[int, ...] = ()
+    # By method, the names of labels in its label map; and in the reference.
+    names: dict[str, dict[int, str]] = field(default_factory=dict)
+    names_in_reference: dict[int, str] = field(default_factory=dict)
     # By method, the voxels of each pair of one of its labels and one of the reference.
     pairs: dict[str, dict[tuple[int, int], int]] = field(default_factory=dict)
     # The methods whose labels are the channels of logits or probabilities.
@@ -71,6 +74,7 @@ def measure_pair(settings: Settings, pair: CasePair) -> CaseResult:
         result.warnings += _named("reference", warnings)
         result.notes += _named("reference", [*reference.header.notes, *notes])
         result.mapped_in_reference = reference.mapped
+        result.names_in_reference = reference.names
         for method, files in pair.methods.items():
             with failing_alone(partial(_fail_method, result, method), *files.paths):
                 _measure_method(method, files, replace(reference, notes=[]), result)
@@ -95,6 +99,7 @@ def _measure_method(
     masks = read_masks(method, files, reference, warnings)
     result.warnings += _named(method, warnings)
     result.mapped[method] = masks.mapped
+    result.names[method] = dict(masks.names)
     values = _measure_masks(masks.label_map, reference)
     result.values[method] = values
     if not reference.settings.structures:

@@ -5,9 +5,10 @@ Each Dice is 0 then, although the masks may agree.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from crfrefine.base.option import REFERENCE
 from crfrefine.base.text import listed
@@ -17,10 +18,12 @@ _COVERED = 0.5  # A label is rather another one that has more than this share of
 _SELDOM = 0.1  # if less than this share of the voxels of both has the right number.
 _MAX_NAMED = 8
 
+_SPACE = re.compile(r"[\s_-]+")
+
 Pairs = Mapping[tuple[int, int], int]
 
 
-def notes_on_numbers(results: Iterable[CaseResult], own: str) -> list[str]:
+def notes_on_numbers(results: Sequence[CaseResult], own: str) -> list[str]:
     """Return a note for each method whose labels seem to have other numbers, over all cases.
 
     `own` is the name of the judged method, which `--map` does not name.
@@ -31,7 +34,7 @@ def notes_on_numbers(results: Iterable[CaseResult], own: str) -> list[str]:
         from_channels |= result.from_channels
         for method, pairs in result.pairs.items():
             pairs_of.setdefault(method, Counter()).update(pairs)
-    notes = []
+    notes = _notes_on_names(results)
     for method, pairs in pairs_of.items():
         numbers = other_numbers(pairs)
         if numbers and method in from_channels:
@@ -40,6 +43,25 @@ def notes_on_numbers(results: Iterable[CaseResult], own: str) -> list[str]:
             source = "" if method == own else f"{method}:"
             notes.append(_note(method, pairs, numbers, _options_of_method(pairs, numbers, source)))
     return notes
+
+
+def _notes_on_names(results: Sequence[CaseResult]) -> list[str]:
+    """Return a note for each method whose label maps give a label another name than the reference.
+
+    The first case that shows it counts.
+    """
+    notes: dict[str, str] = {}
+    for result in results:
+        for method, names in result.names.items():
+            differing = []
+            for label, name in result.names_in_reference.items():
+                other = names.get(label, name)
+                if _SPACE.sub(" ", other).casefold() != _SPACE.sub(" ", name).casefold():
+                    differing.append(f"label {label} is {name!r} there, {other!r} here")
+            if differing and method not in notes:
+                shown = listed(differing, _MAX_NAMED)
+                notes[method] = f"{method} names labels otherwise than the reference: {shown}"
+    return [*notes.values()]
 
 
 def other_numbers(pairs: Pairs) -> dict[int, int]:

@@ -28,7 +28,7 @@ from crfrefine.arrays.probabilities import (
 from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.text import see
+from crfrefine.base.text import see, shorten
 from crfrefine.cases.discovery import list_files
 from crfrefine.cases.foreground import holds_one_probability, read_all_channels
 from crfrefine.cases.label_input import grid_of_structures, merge_structures
@@ -39,7 +39,7 @@ from crfrefine.evaluate.pairing import CasePair, MethodFiles
 from crfrefine.evaluate.settings import Settings
 from crfrefine.evaluate.structures import names_of
 from crfrefine.io.reading import LABEL_TOLERANCE, require_scalar, with_channel_axis
-from crfrefine.io.volume import Volume, VolumeHeader
+from crfrefine.io.volume import Volume, VolumeHeader, map_segments
 
 
 class SoftLabels(NamedTuple):
@@ -58,6 +58,7 @@ class Masks(NamedTuple):
     label_map: Labels  # (*grid)
     soft: SoftLabels | None = None  # The contents of a file that holds probabilities.
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
+    names: Mapping[int, str] = {}  # Those of labels in the file.
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,13 @@ class Reference:
     mapped: tuple[int, ...] = ()  # The values of the file that `--map` gave new labels.
     # It gets a sentence about each file that was turned, filled or interpolated.
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Names of labels in the file."""
+        if self.settings.structures:
+            return {}
+        return names_in(self.header, self.settings.reference_mapping)
 
     @property
     def work(self) -> WorkGrid:
@@ -149,6 +157,12 @@ def read_reference(
     if settings.ignore_label is not None:
         ignored = volume.data == settings.ignore_label
     return Reference(volume, union, settings, ignored, mapped)
+
+
+def names_in(header: VolumeHeader, mapping: Mapping[int, int]) -> dict[int, str]:
+    """Return the names of labels in a file, as they are with the new labels of a mapping."""
+    segments = map_segments(header.segments, mapping)
+    return {segment.label: shorten(" ".join(segment.name.split())) for segment in segments}
 
 
 def _read_labels(
@@ -238,7 +252,10 @@ def read_masks(method: str, files: MethodFiles, reference: Reference, warnings: 
     mapping = settings.mappings.get(method, {})
     if path is not None and _is_label_map(path, grid, regions):
         volume, mapped = _read_labels(path, mapping, warnings, grid)
-        return Masks(_labels_on_grid(reference, volume, "label map"), mapped=mapped)
+        assert volume.header is not None
+        names = names_in(volume.header, mapping)
+        label_map = _labels_on_grid(reference, volume, "label map")
+        return Masks(label_map, mapped=mapped, names=names)
     paths = files.probabilities if path is None else (path,)
     if mapping:
         raise InputError(

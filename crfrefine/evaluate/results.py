@@ -114,10 +114,24 @@ class Evaluation:
         labels = [name for name in self.regions if name not in self.settings.named]
         return self.settings.judged or tuple(labels)
 
-    @property
+    @cached_property
     def titles(self) -> dict[str, str]:
-        """The displayed name of each region."""
-        titles = {region: self.settings.titles.get(region, region) for region in self.regions}
+        """The displayed name of each region.
+
+        That of a `dataset.json`, else of the first file that names the label, the reference before
+        the methods.
+        """
+        names = dict(self.settings.names_of_methods)
+        for result in reversed(self.results):
+            for names_of_file in (*reversed(result.names.values()), result.names_in_reference):
+                names.update(names_of_file)
+        titles = {region: region for region in self.regions}
+        for label, name in names.items():
+            if str(label) in titles:
+                titles[str(label)] = f"{label} {name}"
+        titles.update(
+            (name, title) for name, title in self.settings.titles.items() if name in titles
+        )
         titles[ALL_LABELS] = "all labels"
         return titles
 

@@ -190,7 +190,11 @@ def _plan(options: EvaluationOptions) -> Evaluation:
             "--map could change; leave --map out"
         )
     channels = {method: _channels(method, options) for method in options.methods}
-    settings = replace(settings.with_structures(pairing.structures), channels=channels)
+    settings = replace(
+        settings.with_structures(pairing.structures),
+        channels=channels,
+        names_of_methods={} if pairing.structures else _names_of_methods(options),
+    )
     learned = cases_learned_on(pairing.cases, notes)
     evaluation = Evaluation(
         options,
@@ -213,6 +217,21 @@ def _channels(method: str, options: EvaluationOptions) -> RegionReading:
     folder = options.methods[method]
     probabilities = dict(options.probabilities).get(method, folder)
     return find_regions(None, read_descriptions((probabilities, folder, options.labels)))
+
+
+def _names_of_methods(options: EvaluationOptions) -> dict[int, str]:
+    """Return the names of labels in the `dataset.json` of methods, the judged one first.
+
+    Numbers that `--map` changes have no names there.
+    """
+    places = []
+    for method, path in options.methods.items():
+        if not options.mappings.get(method):
+            places += [path, dict(options.probabilities).get(method, path)]
+    names: dict[int, str] = {}
+    for description in read_descriptions(places, []):
+        names = {**description.label_names, **names}
+    return names
 
 
 def _measure(evaluation: Evaluation, observer: EvaluationObserver) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from crfrefine.base.option import REFERENCE, mapping_of
 from crfrefine.base.text import shorten
 from crfrefine.cases.dataset_description import DatasetDescription, read_descriptions
-from crfrefine.cases.reading_options import RegionReading
+from crfrefine.cases.reading_options import RegionReading, find_regions
 from crfrefine.errors import ConfigError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.metrics.regions import ALL_LABELS, Region, make_region, parse_region
@@ -26,6 +26,8 @@ class Settings:
     judged: tuple[str, ...] = ()
     # Displayed name of a region, by its name.
     titles: Mapping[str, str] = field(default_factory=dict)
+    # Names of labels that neither these titles nor a label map names.
+    names_of_methods: Mapping[int, str] = field(default_factory=dict)
     ignore_label: int | None = None  # Voxels where the reference has this label are ignored.
     tolerance_mm: float | str = 1.0  # Tolerance of the surface Dice, as in the options.
     # True if predictions on another grid are interpolated onto that of the reference.
@@ -74,7 +76,11 @@ def make_settings(options: EvaluationOptions, notes: list[str]) -> Settings:
     The file is beside the reference or above it. Raise ConfigError for unusable regions.
     """
     description = next(read_descriptions([options.labels]), DatasetDescription(options.labels))
-    titles = {str(label): f"{label} {name}" for label, name in description.label_names.items()}
+    names = description.label_names
+    scheme = find_regions(None, [description]).scheme
+    if scheme is not None:
+        names = {**scheme.label_names, **names}
+    titles = {str(label): f"{label} {name}" for label, name in names.items()}
     ignored = options.ignore_label
     if ignored is None:
         ignored = description.ignore_label

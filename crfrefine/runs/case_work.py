@@ -280,15 +280,18 @@ def _record_result(
 
     notes = []
     outvoted = {}
+    names = source.names.labels
     counts = zip(changes.voxels_before, changes.voxels_after, strict=True)
     for label, (before, after) in enumerate(counts):
+        if label and (before or after) and label in names:
+            record.label_names[str(label)] = names[label]
         if before and not after:
             outvoted[label] = before
     vanished = dict(sorted({**source.lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:
         by_crf = outvoted.keys() - result.lost_to_rules.keys()
-        notes.append(_note_on_vanished(vanished, source.names.labels, has_advice=bool(by_crf)))
+        notes.append(_note_on_vanished(vanished, names, has_advice=bool(by_crf)))
     has_foreground = any(changes.voxels_before[1:])
     has_weight = settings.options.parameters.has_weight
     if has_foreground and not changes.voxels_changed and has_weight:

@@ -170,11 +170,14 @@ def _describe(
     if declared is not None and declared.structures:
         labels = {number: name for name, number in declared.structures.items()}
         names = replace(names, labels=labels)
+    regions = find_regions(options.regions, descriptions)
+    if regions.scheme is not None:
+        names = replace(names, labels={**regions.scheme.label_names, **names.labels})
     reading = ReadingOptions(
         options.input_type,
         mask_mode,
         options.resample,
-        find_regions(options.regions, descriptions),
+        regions,
         declared,
         mapping=options.mapping,
         max_memory=options.max_memory,

@@ -111,6 +111,7 @@ class CaseRecord(Record):
     voxels_after: tuple[int, ...] = ()
     # in the network's result, but not in the refined label map
     vanished_labels: tuple[int, ...] = ()
+    label_names: dict[str, str] = field(default_factory=dict)  # by number, of labels that occur
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of the JSON file."""

@@ -1,0 +1,110 @@
+"""Names of labels are shown wherever labels are, whether a file or a dataset.json has them."""
+
+import json
+
+import numpy as np
+import pytest
+from cli_helpers import (
+    GRID_SHAPE,
+    SPACING,
+    infer,
+    run_here,
+    save_nifti,
+    summary_of,
+    write_folders,
+)
+from evaluation_helpers import logits_of, save_map, write_study
+
+from crfrefine.io import read_labels, write_label_map
+from crfrefine.io.volume import Segment
+from crfrefine.runs.demo.phantom import make_phantom
+
+NAMES = (Segment(1, "spleen"), Segment(2, "kidney_right"))
+
+
+def add_names(folder, segments=NAMES):
+    """Write the label maps of a folder again, with the table of TotalSegmentator."""
+    for path in folder.iterdir():
+        volume = read_labels(path)
+        write_label_map(path, volume.data, volume, segments=segments)
+
+
+def titles_of(study, *options):
+    run_here(*study.arguments, *options, status=0)
+    return study.summary()["titles"]
+
+
+@pytest.mark.parametrize("folder", ["labels", "after", "before"])
+def test_evaluate_takes_names_from_any_label_map(tmp_path, folder):
+    study = write_study(tmp_path, 2)
+    assert titles_of(study)["1"] == "1"
+    add_names(tmp_path / folder)
+    done = run_here(*study.arguments, status=0)
+    titles = study.summary()["titles"]
+    assert (titles["1"], titles["2"]) == ("1 spleen", "2 kidney_right")
+    assert "2 kidney_right" in done.stdout
+
+
+def test_a_dataset_json_beside_the_reference_comes_first_and_beside_a_method_last(tmp_path):
+    study = write_study(tmp_path, 2)
+    names = {"background": 0, "edema": 1, "core": 2}
+    (study.after / "dataset.json").write_text(json.dumps({"labels": names}))
+    assert titles_of(study)["2"] == "2 core"
+    add_names(study.before)
+    assert titles_of(study)["2"] == "2 kidney_right"
+    (study.labels / "dataset.json").write_text(json.dumps({"labels": {**names, "rim": 3}}))
+    assert titles_of(study)["2"] == "2 core"
+
+
+def test_probabilities_get_the_names_of_a_dataset_json_beside_them(tmp_path):
+    study = write_study(tmp_path, 2)
+    for path in study.after.iterdir():
+        labels = study.maps["after"][path.name.partition(".")[0]]
+        save_map(path, np.moveaxis(logits_of(labels, 3), 0, -1))
+    names = {"background": 0, "edema": 1, "core": 2}
+    (study.after / "dataset.json").write_text(json.dumps({"labels": names}))
+    assert titles_of(study)["2"] == "2 core"
+
+
+def test_the_names_of_mapped_labels_follow_them(tmp_path):
+    study = write_study(tmp_path, 2)
+    add_names(study.after)
+    titles = titles_of(study, "--map", "1=2", "--map", "2=1")
+    assert (titles["1"], titles["2"]) == ("1 kidney_right", "2 spleen")
+
+
+def test_other_names_than_those_of_the_reference_are_noted(tmp_path):
+    study = write_study(tmp_path, 2)
+    add_names(study.labels)
+    add_names(study.after, (Segment(1, "Spleen"), Segment(2, "aorta")))
+    done = run_here(*study.arguments, status=0)
+    note = "prediction names labels otherwise than the reference: "
+    assert done.stderr.count(f"{note}label 2 is 'kidney_right' there, 'aorta' here\n") == 1
+
+
+def test_the_summary_of_infer_names_the_labels_that_occur(tmp_path):
+    folders = write_folders(tmp_path, "a", "b")
+    names = {"background": 0, "shell": 1, "core": 2, "cyst": 3, "nowhere": 4}
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "dataset.json").write_text(json.dumps({"labels": names}))
+    for seed, case_id in enumerate("ab"):
+        labels = make_phantom(seed, GRID_SHAPE, SPACING).logits.argmax(axis=0).astype(np.uint8)
+        save_nifti(tmp_path / "maps" / f"{case_id}.nii.gz", labels)
+    path = tmp_path / "maps" / "b.nii.gz"
+    volume = read_labels(path)
+    write_label_map(path, volume.data, volume, segments=NAMES)
+    summary = summary_of(folders._replace(logits=tmp_path / "maps"))
+    first, second = (case["label_names"] for case in summary["cases"])
+    assert first == {"1": "shell", "2": "core", "3": "cyst"}
+    assert second == {"1": "spleen", "2": "kidney_right"}
+
+
+def test_labels_of_regions_are_named_after_them(tmp_path):
+    folders = write_folders(tmp_path, "a")
+    scores = folders.scores("a")
+    regions = np.stack([scores[1:].max(axis=0), scores[2:].max(axis=0), scores[3]]) - scores[0]
+    save_nifti(folders.logits / "a.nii.gz", np.moveaxis(regions, 0, -1))
+    options = [f"--regions={text}" for text in ("whole=1+2+3", "core=2+3", "enhancing=3")]
+    (case,) = summary_of(folders, *options)["cases"]
+    assert case["label_names"] == {"1": "rest of whole", "2": "rest of core", "3": "enhancing"}
+    infer(folders, *options, "--preview", status=0)
