@@ -66,7 +66,7 @@ class CpuBackend(Backend):
         """
         values = np.ascontiguousarray(image.values, np.float32)
         distances, bilateral, _, _, name = _kernel_arguments(spec, image.spacing)
-        calls = (spec.num_labels, spec.num_iterations, spec.moves_bandwidths)
+        calls = (spec.num_labels, spec.num_iterations, False)
         num_threads = threads or available_threads()
         with engine_errors(self._engine, values.shape):
             return tuple(
@@ -187,7 +187,7 @@ class CpuKernels:
                 *arguments,
                 spec.num_labels,
                 spec.num_iterations,
-                spec.moves_bandwidths,
+                False,
                 list(image.axes or ()),
                 origin,
                 context.threads or available_threads(),

@@ -43,26 +43,15 @@ class Bandwidths(NamedTuple):
     intensity: Tensor  # (bilateral kernels, M)
     spatial: Tensor | None  # (axes,); None without a spatial kernel
 
-    def require_grad(self) -> bool:
-        """Return whether gradients with respect to a bandwidth are wanted."""
-        return any(value is not None and value.requires_grad for value in self)
-
-    def kernel_set(
-        self, num_labels: int, settings: MeanFieldParameters, *, moves_bandwidths: bool
-    ) -> KernelSetSpec:
-        """Return the kernels as engines take them.
-
-        `moves_bandwidths` says whether a backward pass will need the sums of their gradients.
-        """
+    def kernel_set(self, num_labels: int, settings: MeanFieldParameters) -> KernelSetSpec:
+        """Return the kernels as engines take them."""
         kernels = []
         for alpha, beta in zip(self.position, self.intensity, strict=True):
             kernels.append(KernelSpec(tuple(alpha.tolist()), tuple(beta.tolist())))
         if self.spatial is not None:
             kernels.append(KernelSpec(tuple(self.spatial.tolist())))
         fields = own_fields(KernelSetSpec, vars(settings))
-        return KernelSetSpec(
-            tuple(kernels), num_labels=num_labels, moves_bandwidths=moves_bandwidths, **fields
-        )
+        return KernelSetSpec(tuple(kernels), num_labels=num_labels, **fields)
 
 
 class SomeLabels(NamedTuple):
@@ -157,18 +146,6 @@ class CrfModel:
         kernels = replace(self.kernels, num_labels=len(numbers))
         return replace(self, tensors=self.tensors.among(labels), run=part_of_run, kernels=kernels)
 
-    def kernels_of(self, image: Tensor) -> KernelSetSpec:
-        """Return the kernels for an image.
-
-        `auto` counts a backward pass for gradients of the bandwidths or of the image, which take
-        the same sums. Without gradients there is none.
-        """
-        if not torch.is_grad_enabled():
-            return replace(self.kernels, moves_bandwidths=False)
-        if image.requires_grad:
-            return replace(self.kernels, moves_bandwidths=True)
-        return self.kernels
-
 
 def make_model(
     sizes: Sizes,
@@ -199,7 +176,7 @@ def make_model(
     volume_weight = None if volume is None else _volume_weight(volume)
     tensors = ModelTensors(weights, *bandwidths, penalties, divisor[0], shift, volume_weight)
     run = _run_of(tensors, checked.num_iterations)
-    kernels = bandwidths.kernel_set(num_labels, checked, moves_bandwidths=bandwidths.require_grad())
+    kernels = bandwidths.kernel_set(num_labels, checked)
     return CrfModel(tensors, run, kernels, label_threshold)
 
 

@@ -141,7 +141,7 @@ def refine_batch(
         labels = labels_taking_part(logits, masks, model)
     models = [model.among(of_item) for of_item in labels]
     if kernels is None:
-        specs = [of_item.kernels_of(image) for of_item in models]
+        specs = [of_item.kernels for of_item in models]
         kernels = _build(engine, image, specs, spacing, masks, threads, copy=False)
     else:
         precision = str(dtype).removeprefix("torch.")
@@ -242,11 +242,7 @@ def build_kernels(
     inputs.check_image(image)
     checked = MeanFieldParameters(**settings)
     bandwidths = make_bandwidths(bilateral, theta_gamma, Sizes.of(image, num_labels))
-    # A gradient of the image takes the same sums as one of the bandwidths.
-    moves_bandwidths = torch.is_grad_enabled() and (
-        image.requires_grad or bandwidths.require_grad()
-    )
-    spec = bandwidths.kernel_set(num_labels, checked, moves_bandwidths=moves_bandwidths)
+    spec = bandwidths.kernel_set(num_labels, checked)
     check_threads(threads)
     masks = inputs.masks_by_item(mask, len(image), image.shape[2:])
     inputs.check_finite(image.detach())

@@ -57,7 +57,7 @@ class KnownItem:
         """Build the kernels of a model; the spacing is in the unit of its bandwidths."""
         grid = GridImage(to_array(self._image), self._mask, spacing, kept=self._kept)
         engine = inputs.engine_for(self._image.device)
-        return engine.kernels(grid, model.kernels_of(self._image), RunContext(threads))
+        return engine.kernels(grid, model.kernels, RunContext(threads))
 
     def prepare(
         self, logits: Tensor, model: CrfModel, spacing: Sequence[float], threads: int

@@ -194,7 +194,6 @@ class CrfRnn(CrfValues):
         inputs.engine_for(image.device, dtype)
         with torch.no_grad():
             normalized = self._normalized(image, mask, dtype)
-        # Bandwidths that are learned keep their gradients: "auto" counts the backward pass.
         return functional.build_kernels(
             normalized,
             bilateral=list(zip(self.theta_alpha, self.theta_beta, strict=True)),

@@ -50,8 +50,6 @@ class KernelSetSpec:
     positions: str = "mm"
     # mm between voxels of the network along each grid axis; None means unknown.
     network_spacing: tuple[float, ...] | None = None
-    # Whether backward passes with gradients of the bandwidths follow, which "auto" counts, too.
-    moves_bandwidths: bool = False
 
     @property
     def bilateral(self) -> tuple[KernelSpec, ...]:

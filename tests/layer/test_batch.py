@@ -1,10 +1,12 @@
-"""The items of a batch, side by side with the same bits, and what "auto" chooses for training."""
+"""The items of a batch, side by side with the same bits, and the filter that "auto" chooses."""
 
 import threading
 
 import pytest
 import torch
 
+import crfrefine
+from crfrefine import CrfParameters, CrfRnn
 from crfrefine.engines.cpu import CpuKernels
 from crfrefine.layer.functional import build_kernels, mean_field
 
@@ -107,9 +109,8 @@ def test_kernels_that_serve_several_items_run_one_at_a_time(batch, monkeypatch):
         theta_gamma=1.5,
         spacing=SPACING,
         num_labels=NUM_LABELS,
-        filter="lattice",  # "auto" would choose with the gradients in view.
     )
-    expected, _ = refine(logits, image, filter="lattice")
+    expected, _ = refine(logits, image)
     running = threading.Lock()
     forward = CpuKernels.forward
 
@@ -136,22 +137,43 @@ def filter_of(image, alpha, **options):
     return kernels.filters[0].split(": ")[1].split(" ")[0]
 
 
-def test_auto_counts_the_backward_pass_where_bandwidths_or_the_image_move():
-    """On 60,000 voxels the grid takes as long as the lattice forward, and twice as long with the
-    gradients.
+def test_auto_takes_the_same_filter_with_gradients_and_without():
+    """On 60,000 voxels, where the lattice is faster with gradients and the grid is not without.
+
+    The marginals are those of `refine` with the layer's parameters, to rounding.
     """
     generator = torch.Generator().manual_seed(7)
     image = torch.randn(1, 1, 34, 52, 34, generator=generator)
     image = torch.nn.functional.avg_pool3d(image, 5, 1, 2) * 5.0
-    fixed = torch.tensor(4.0)
+    spacing = (1.0, 1.0, 1.2)
     moving = torch.tensor(4.0, requires_grad=True)
-    assert filter_of(image, fixed) == "grid"
-    assert filter_of(image, moving) == "lattice"
-    assert filter_of(image.clone().requires_grad_(), fixed) == "lattice"
+    assert filter_of(image, moving) == filter_of(image, moving.detach()) == "grid"
+    assert filter_of(image.clone().requires_grad_(), moving) == "grid"
+
+    parameters = CrfParameters().replace(
+        **{
+            "intensity.normalization": "none",
+            "bilateral.theta_alpha": 4.0,
+            "bilateral.theta_beta": 0.1,
+            "bilateral.weight": 4.0,
+        }
+    )
+    layer = CrfRnn(NUM_LABELS, 1, 3, parameters)
+    logits = torch.randn(1, NUM_LABELS, *image.shape[2:], generator=generator)
+    trained = layer(logits, image.clone().requires_grad_(), spacing)
+    assert trained.requires_grad
+    layer.eval()
     with torch.no_grad():
-        assert filter_of(image, moving) == "grid"
+        evaluated = layer(logits, image, spacing)
+    assert torch.equal(trained, evaluated)
+    result = crfrefine.refine(
+        logits[0].numpy(), image[0].numpy(), spacing=spacing, parameters=layer.to_parameters()
+    )
+    torch.testing.assert_close(
+        torch.from_numpy(result.marginals), evaluated[0].softmax(0), rtol=0, atol=1e-5
+    )
 
 
-def test_auto_sums_over_all_pairs_of_few_voxels_also_where_bandwidths_move(batch):
+def test_auto_sums_over_all_pairs_of_few_voxels(batch):
     _, image = batch
     assert filter_of(image[:1, :1], torch.tensor(4.0, requires_grad=True)) == "exact"

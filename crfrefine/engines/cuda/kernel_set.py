@@ -35,8 +35,6 @@ _LATTICE_HANDICAP = 1.5
 # took 21 ms with the grid and 17 ms with the lattice, of which the host took 13 ms; forward
 # and backward it took 87 and 42 ms.
 _GRID_COST = 4.0
-# Filterings of a step forward and backward, where bandwidths or the image have gradients.
-_FILTERINGS_WITH_GRADIENTS = 5
 # With fewer operations the time is imperceptible, and the most accurate filter is chosen.
 _UNNOTICED = 1e10
 
@@ -158,10 +156,7 @@ def _appearance_filter(bilateral: BilateralInput, spec: KernelSetSpec) -> Filter
     name = spec.filter
     num_vertices = None
     if name == "auto":
-        num_filterings = spec.num_iterations
-        if spec.moves_bandwidths:
-            num_filterings *= _FILTERINGS_WITH_GRADIENTS
-        name, num_vertices = choose_filter(bilateral, spec.num_labels - 1, num_filterings)
+        name, num_vertices = choose_filter(bilateral, spec.num_labels - 1, spec.num_iterations)
     if name == "lattice":
         return Lattice(bilateral, num_vertices)
     if name == "grid":
