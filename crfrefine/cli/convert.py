@@ -87,7 +87,7 @@ def convert(
         shared.path_option(
             "--segments",
             metavar="SEG",
-            help="DICOM segmentation whose description of each label OUT.dcm keeps.",
+            help="DICOM segmentation that was refined; OUT.dcm keeps its description of labels.",
         ),
     ] = None,
     mapped: Annotated[
@@ -104,7 +104,34 @@ def convert(
         typer.Option(
             "--output-format",
             metavar="SUFFIX",
-            help="Of a folder: format of the files, such as .nii.gz or .mha.",
+            help="Of files in a folder OUT: their format, such as .nii.gz or .mha.",
+        ),
+    ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(
+            "--series",
+            metavar="UID",
+            help="The series to take from a folder of DICOM that holds several.",
+        ),
+    ] = None,
+    series_number: Annotated[
+        int | None,
+        typer.Option(
+            "--series-number",
+            metavar="N",
+            min=0,
+            max=(1 << 31) - 1,
+            help="Number of the series OUT.dcm. Default: 100 times that of its images, and 1.",
+            show_default=False,
+        ),
+    ] = None,
+    series_description: Annotated[
+        str | None,
+        typer.Option(
+            "--series-description",
+            metavar="TEXT",
+            help="Description of the series OUT.dcm, at most 64 characters.",
         ),
     ] = None,
     verbose: Annotated[
@@ -115,27 +142,43 @@ def convert(
     """Convert volumes between formats, and DICOM. Logits can become probabilities or labels."""
     from crfrefine.base.failures import failing_alone
     from crfrefine.errors import InputError
-    from crfrefine.io.paths import is_dicom
+    from crfrefine.io.paths import is_dicom, suffix_of
     from crfrefine.runs.tools.convert import ConversionOptions, convert_file
+    from crfrefine.runs.tools.dicom import convert_dicom
 
+    suffix = None if output_format is None else output_format.lower()
+    if series_description is not None and not 0 < len(series_description) <= 64:
+        raise InputError("--series-description: expected 1 to 64 characters")
     if axes is not None:
         axes = axes.upper()
-    mapping = mapping_of(mapped or ())
     options = ConversionOptions(
-        to, content, like, segments, mapping, same_voxels=same_voxels, axes=axes, align=align
+        to,
+        content,
+        like,
+        segments,
+        mapping_of(mapped or ()),
+        same_voxels=same_voxels,
+        axes=axes,
+        align=align,
+        series=series,
+        series_number=series_number,
+        series_description=series_description,
+        suffix=suffix,
     )
     if source.is_dir() and not is_dicom(source):
-        suffix = None if output_format is None else output_format.lower()
         _convert_folder(source, target, suffix, options, verbosity=1 + verbose - quiet)
         return
-    if output_format is not None:
+    if output_format is not None and (suffix_of(target) or not is_dicom(source)):
         raise InputError(
             f"{source}: is no folder of volumes; leave --output-format out, the suffix of OUT "
             "names the format"
         )
     note = ""
     with failing_alone(partial(print_failure, verbose=verbose), source):
-        note = convert_file(source, target, options)
+        if is_dicom(source) or target.suffix.lower() == ".dcm":
+            note = convert_dicom(source, target, options)
+        else:
+            note = convert_file(source, target, options)
     if not note:
         raise typer.Exit(1)
     if not quiet:

@@ -57,7 +57,9 @@ def _inspect(
     path: Path, options: dict[str, Any], *, is_verbose: bool, is_printed: bool
 ) -> dict[str, Any]:
     """Return what a file or folder holds for programs, and print it if wanted."""
-    if path.is_dir():
+    from crfrefine.io.paths import is_dicom
+
+    if path.is_dir() and not is_dicom(path):
         return _inspect_folder(path, options, is_verbose=is_verbose, is_printed=is_printed)
     return _inspect_file(path, is_verbose=is_verbose, is_printed=is_printed)
 
@@ -99,18 +101,24 @@ def _print_tracebacks(problems: Sequence[Failure]) -> None:
 
 
 def _inspect_file(path: Path, *, is_verbose: bool, is_printed: bool) -> dict[str, Any]:
-    """Return the properties of a file for programs, and print them if wanted.
+    """Return the properties of a file or a folder of DICOM for programs, and print them if wanted.
 
     A file that cannot be read has an error on standard error instead.
     """
     from crfrefine.base.failures import failing_alone
     from crfrefine.io import read_header
+    from crfrefine.io.paths import STRUCTURES, is_dicom, recognize
     from crfrefine.runs.tools.info import describe_header
 
     failures: list[Failure] = []
     lines: list[tuple[str, str]] = []
     with failing_alone(failures.append, path):
-        lines = describe_header(read_header(path), values=is_verbose)
+        if is_dicom(path) or recognize(path) is STRUCTURES:
+            from crfrefine.runs.tools.dicom import describe_dicom
+
+            lines = describe_dicom(path)
+        else:
+            lines = describe_header(read_header(path), values=is_verbose)
     if failures:
         print_failure(failures[0], verbose=is_verbose)
         return {"problems": [failures[0].message]}

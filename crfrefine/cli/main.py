@@ -201,7 +201,7 @@ _SHELL = "crfrefine.shell"  # key of the context: the shell that an option for c
 _SHELLS = ("bash", "zsh", "fish")
 _DICOM_ENDING = r"\.(dcm|dicom|ima)"
 # Commands that read volumes, and not DICOM.
-_READERS = ("infer", "train-crf", "evaluate", "tune", "info")
+_READERS = ("infer", "train-crf", "evaluate", "tune")
 
 
 class _Stopped(BaseException):
@@ -283,10 +283,12 @@ def refuse_dicom(arguments: Sequence[str], *, by_name: bool) -> None:
         is_named = re.search(f"{_DICOM_ENDING}/*$", value, re.IGNORECASE)
         if not is_named and (by_name or not os.path.exists(value)):  # noqa: PTH110 - never raises
             continue
-        from crfrefine.io.paths import is_dicom
+        from crfrefine.io.paths import STRUCTURES, is_dicom, recognize
 
         if is_dicom(Path(value)):
             raise _refusal_of_dicom(value)
+        if recognize(Path(value)) is STRUCTURES:
+            raise InputError(f"{value}: {STRUCTURES.hint('it')}")
 
 
 def _refusal_of_dicom(path: str) -> InputError:

@@ -112,8 +112,19 @@ _DICOM = ForeignKind(
     "a DICOM file: `crfrefine convert` makes NIfTI of a segmentation, or of the folder of a series",
     rb".{128}DICM",
 )
+STRUCTURES_ADVICE = (
+    "make a mask of each structure on its series, with\n"
+    "  plastimatch convert --input RTSTRUCT.dcm --referenced-ct SERIES --output-prefix FOLDER "
+    "--prefix-format nii.gz\n"
+    "  or dcmrtstruct2nii convert -r RTSTRUCT.dcm -d SERIES -o FOLDER"
+)
+STRUCTURES = ForeignKind(
+    f"a DICOM RTSTRUCT, which holds contours and no voxels: {STRUCTURES_ADVICE}",
+    rb".{128}DICM.{0,200}1\.2\.840\.10008\.5\.1\.4\.1\.1\.481\.3\0",
+)
 # The first kind whose beginning matches counts.
 _FOREIGN_KINDS = (
+    STRUCTURES,
     _DICOM,
     ForeignKind("a MINC volume: convert it with mnc2nii IN.mnc OUT.nii", rb"CDF\x01"),
     ForeignKind(f"an HDF5 file (MINC?): {_ARRAY}", rb"\x89HDF\r\n\x1a\n"),

@@ -79,18 +79,20 @@ class OutputFiles:
         files: dict[Path, Segment] = {}
         stems: set[str] = set()
         for segment in segments_of(labels, segments):
-            stem = _stem_of_label(segment)
-            while stem.casefold() in stems:
-                stem = f"{stem}_{segment.label}"
-            stems.add(stem.casefold())
-            files[self.folder / f"{stem}{suffix}"] = segment
+            files[self.folder / f"{unique_stem(segment, stems)}{suffix}"] = segment
         return files
 
 
-def _stem_of_label(segment: Segment) -> str:
-    """Return the name of a label's file, such as `Niere__linke` for `Niere, linke`."""
-    stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM]
-    return stem or f"Label_{segment.label}"
+def unique_stem(segment: Segment, stems: set[str]) -> str:
+    """Return the name of a label's file, such as `Niere__linke` for `Niere, linke`.
+
+    It is none of `stems`, to which it is added.
+    """
+    stem = re.sub(r"[^\w+-]", "_", segment.name)[:_MAX_OF_A_STEM] or f"Label_{segment.label}"
+    while stem.casefold() in stems:
+        stem = f"{stem}_{segment.label}"
+    stems.add(stem.casefold())
+    return stem
 
 
 def plan_outputs(

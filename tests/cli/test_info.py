@@ -212,7 +212,7 @@ BAD = {
     "{logits} {logits}": "would replace an input",
     "{logits} {image} --like {image}": "would replace an input",
     "{cut} {root}/x.txt --to labels": "unknown file type",  # before it is read
-    "{logits} {root}/nowhere/x.nii": "there is no folder",
+    "{logits} {logits}/x.nii": "Not a directory",
     "{logits} {root}/x.nii --like {other}": "not on the grid of --like",
     "{archive} {root}/x.nii --like {other}": "not on the grid of --like",
     "{float} {root}/x.nii --as labels": "not a label map",

@@ -1,5 +1,7 @@
 """`crfrefine convert` and DICOM, compared with SimpleITK and highdicom."""
 
+import json
+import re
 import struct
 from io import BytesIO
 
@@ -14,12 +16,20 @@ from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, rotat
 from PIL import Image
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sr.codedict import codes
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import (
+    ComprehensiveSRStorage,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    MediaStorageDirectoryStorage,
+    RLELossless,
+    RTStructureSetStorage,
+)
 
 from crfrefine import io
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
 from crfrefine.io import dicom
-from crfrefine.runs.tools import convert
+from crfrefine.runs.tools import dicom as tool
+from crfrefine.version import __version__
 
 SHAPE = (23, 19, 6)
 AFFINE = affine_of(
@@ -112,7 +122,9 @@ WRONG = {
     ),
     "series": (
         lambda: changed(SeriesInstanceUID="1.9"),
-        r"expected one series, found 2: .*\.dcm.* a folder of its own",
+        r"expected one series, found 2; choose one with --series UID"
+        r"(?=(?s:.)*\n  1\.2\.3\.4  CT 3 'series 1\.2\.3\.4', 5 slices, such as IM)"
+        r"(?s:.)*\n  1\.9  CT 3 'series 1\.2\.3\.4', 1 slice, such as IM",
     ),
     "localizer": (
         lambda: changed(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]),
@@ -125,7 +137,7 @@ WRONG = {
     "spacing": (lambda: changed(PixelSpacing=[1, 1]), "slices of different .*voxel sizes"),
     "echo": (
         lambda: [*changed(), *changed()[2:3]],
-        r"2\.5 mm apart, .* 0 mm, (?s:.*)a second echo",
+        r"found 7 slices at 6 places: .* at the same one\n  They differ in no element .*copies",
     ),
     "tilt": (lambda: slices(STORED, AFFINE @ TILT), r"a tilt of 6\.4 degrees(?s:.*)dcm2niix"),
     "place": (lambda: changed(ImagePositionPatient=None), "no place in the world"),
@@ -143,11 +155,9 @@ def test_slices_that_are_no_volume(make, expected, tmp_path):
 def test_files_that_are_no_slices(series, tmp_path):
     file = next(series.iterdir())
     (series / "notes.txt").write_text("words")
-    assert dicom.read(series).header.notes == (
-        "1 file without slices, such as notes.txt, left aside",
-    )
+    assert dicom.read(series).header.notes == ("left out: 1 file (no DICOM), such as notes.txt",)
     with pytest.raises(
-        InputError, match="expected the slices of a DICOM series or a segmentation, found none"
+        InputError, match="expected the slices of a DICOM series or a segmentation, found no files"
     ):
         dicom.read(tmp_path)
     for path, content, message in (
@@ -220,8 +230,25 @@ def test_what_describes_a_segment_is_carried_over(series, tmp_path):
     before, after = (
         pydicom.dcmread(path).SegmentSequence for path in (source, tmp_path / "out.dcm")
     )
-    assert list(after[:2]) == list(before)
     assert after[2].SegmentLabel == "Label 300"
+    words = f"refined with crfrefine {__version__}"
+    for old, new in zip(before, after, strict=False):
+        assert new.SegmentAlgorithmType == "AUTOMATIC"
+        assert new.SegmentAlgorithmName == f"Drawn; {words}"
+        assert new.SegmentDescription == words
+        (algorithm,) = new.SegmentationAlgorithmIdentificationSequence
+        assert algorithm.AlgorithmName == f"Drawn; {words}"
+        assert algorithm.AlgorithmVersion == f"9.1; crfrefine {__version__}"
+        assert algorithm.AlgorithmSource == "a source"
+        assert new.TrackingID == old.TrackingID
+        assert new.TrackingUID != old.TrackingUID
+        for item in (old, new):
+            for keyword in (
+                *("SegmentAlgorithmName", "SegmentDescription", "TrackingUID"),
+                "SegmentationAlgorithmIdentificationSequence",
+            ):
+                item.pop(keyword, None)
+        assert new == old
     run_here("convert", tmp_path / "out.dcm", tmp_path / "back.nii.gz", "--like", series, status=0)
     np.testing.assert_array_equal(io.read_labels(tmp_path / "back.nii.gz").data, LABELS)
 
@@ -235,7 +262,7 @@ def without_algorithm_type(path):
     return path
 
 
-def test_segments_without_an_algorithm_type_are_read_and_written_as_manual(series, tmp_path):
+def test_segments_without_an_algorithm_type_are_read_and_written_as_semiautomatic(series, tmp_path):
     source = without_algorithm_type(segmentation(series, tmp_path / "source.dcm"))
     labels = tmp_path / "labels.nii.gz"
     run_here("convert", source, labels, "--like", series, status=0)
@@ -243,7 +270,7 @@ def test_segments_without_an_algorithm_type_are_read_and_written_as_manual(serie
     target = tmp_path / "out.dcm"
     run_here("convert", labels, target, "--like", series, "--segments", source, status=0)
     segments = hd.seg.segread(target).SegmentSequence
-    assert [item.SegmentAlgorithmType for item in segments] == ["MANUAL", "MANUAL"]
+    assert [item.SegmentAlgorithmType for item in segments] == ["SEMIAUTOMATIC"] * 2
     assert [item.SegmentLabel for item in segments] == ["name 1", "name 2"]
 
 
@@ -393,7 +420,6 @@ def test_other_commands_say_what_to_run(series, tmp_path, monkeypatch):
     source = segmentation(series, tmp_path / "seg.dcm")
     shown = run_here("evaluate", source, tmp_path / "ref.nii.gz", status=1).stderr
     assert f"crfrefine convert {source} {tmp_path}/seg.nii.gz --like SERIES" in shown
-    assert f"convert '{series}' " in run_here("info", series, status=1).stderr
     assert "is gone" in run_here("infer", "--allow-mismatched-dicom", status=2).stderr
     with pytest.raises(UnsupportedFormatError, match=r"a DICOM file: `crfrefine convert`"):
         io.read_header(source)
@@ -452,7 +478,7 @@ def test_pixels_that_decoders_would_hang_on_or_allocate_by(tmp_path, monkeypatch
         one.Rows = one.Columns = 40000
     with pytest.raises(UnsupportedFormatError, match=r"promises 19200000000 bytes of voxels"):
         dicom.read(save(tmp_path / "case", found))
-    monkeypatch.setattr(convert, "SECONDS", 5)
+    monkeypatch.setattr(tool, "SECONDS", 5)
     for name, change, message in (
         ("large", grow, "large: "),
         ("endless", without_length, "endless: damaged DICOM: its decoding takes far longer"),
@@ -462,3 +488,203 @@ def test_pixels_that_decoders_would_hang_on_or_allocate_by(tmp_path, monkeypatch
         )
         assert message in result.stderr
     assert not list(tmp_path.glob("*out*"))
+
+
+def of_class(name, uid, **values):
+    """A file without slices, of another class."""
+    found = next(slices(STORED, AFFINE))
+    for keyword in ("Rows", "Columns", "PixelData", "ImageOrientationPatient"):
+        delattr(found, keyword)
+    found.SOPClassUID = found.file_meta.MediaStorageSOPClassUID = uid
+    found.SeriesInstanceUID = f"1.5.{name}"
+    for keyword, value in values.items():
+        setattr(found, keyword, value)
+    return found
+
+
+def structure_set():
+    """An RTSTRUCT of one structure."""
+    structure = pydicom.Dataset()
+    structure.ROIName = "Liver"
+    return of_class(1, RTStructureSetStorage, StructureSetROISequence=[structure])
+
+
+def scout(number, uid="1.8"):
+    """A slice of a localizer."""
+    found = list(slices(STORED, AFFINE))[number]
+    found.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    found.SeriesInstanceUID = uid
+    found.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+    return found
+
+
+def test_the_one_series_of_slices_is_taken_from_a_study(series, tmp_path):
+    """What lies beside it is named: structures, reports, directories, segmentations, localizers."""
+    segmentation(series, series / "seg.dcm")
+    others = {
+        "rt.dcm": structure_set(),
+        "report.dcm": of_class(2, ComprehensiveSRStorage),
+        "DICOMDIR": of_class(3, MediaStorageDirectoryStorage),
+        "scout.dcm": scout(0),
+        "scout of the series.dcm": scout(1, "1.2.3.4"),
+    }
+    for name, found in others.items():
+        pydicom.dcmwrite(series / name, found)
+    result = run_here("convert", series, tmp_path / "new" / "ct.nii.gz", status=0)
+    np.testing.assert_array_equal(io.read_volume(tmp_path / "new/ct.nii.gz").data, 2 * STORED - 1e3)
+    for kind in (
+        "1 file (RT Structure Set), such as rt.dcm",
+        "1 file (Comprehensive SR), such as report.dcm",
+        "1 file (Media Storage Directory), such as DICOMDIR",
+        "1 file (Segmentation), such as seg.dcm",
+        "2 files (localizer, CT Image), such as scout of the series.dcm",
+    ):
+        assert f"left out: {kind}" in result.stderr
+    save_nifti(tmp_path / "refined.nii.gz", LABELS, AFFINE)
+    run_here("convert", tmp_path / "refined.nii.gz", tmp_path / "o.dcm", "--like", series, status=0)
+
+
+def test_one_of_several_series_is_chosen_by_its_uid(series, tmp_path):
+    for number, found in enumerate(slices(2 * STORED, AFFINE)):
+        found.SeriesInstanceUID = "1.9"
+        found.SeriesDescription = "late phase"
+        pydicom.dcmwrite(series / f"late {number}", found)
+    target = tmp_path / "ct.nii.gz"
+    refused = run_here("convert", series, target, status=1).stderr
+    assert "found 2; choose one with --series UID" in refused
+    assert "\n  1.9  CT 3 'late phase', 6 slices, such as late 0" in refused
+    assert not target.exists()
+    run_here("convert", series, target, "--series", "1.9", status=0)
+    np.testing.assert_array_equal(io.read_volume(target).data, 2 * STORED)
+    result = run_here("convert", series, target, "--series", "1.2", status=1)
+    assert "has no series 1.2; expected one of\n  1.2.3.4 " in result.stderr
+    shown = run_here("info", series, status=0).stdout
+    assert "1.9  CT 3 'late phase', 6 slices" in shown
+    save_nifti(tmp_path / "a.nii.gz", LABELS, AFFINE)
+    run_here(
+        *("convert", tmp_path / "a.nii.gz", tmp_path / "a.dcm", "--like", series),
+        *("--series", "1.9", "--series-number", "77", "--series-description", "my words"),
+        status=0,
+    )
+    found = pydicom.dcmread(tmp_path / "a.dcm")
+    assert (found.SeriesNumber, found.SeriesDescription) == (77, "my words")
+    assert found.ReferencedSeriesSequence[0].SeriesInstanceUID == "1.9"
+
+
+@pytest.mark.parametrize("in_frames", [False, True])
+def test_two_volumes_in_a_series_are_told_by_what_tells_them_apart(in_frames, tmp_path):
+    found = []
+    for time in (1, 2):
+        for one in slices(STORED, AFFINE):
+            one.TemporalPositionIdentifier = time
+            one.TriggerTime = 40.0 * time
+            one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = (
+                pydicom.uid.generate_uid()
+            )
+            found.append(one)
+    what = r"TemporalPositionIdentifier \(1 and 2\), TriggerTime \(40\.0 and 80\.0\)"
+    if in_frames:
+        file = enhanced(found)
+        for number, frame in enumerate(file.PerFrameFunctionalGroupsSequence):
+            frame.FrameContentSequence[0].TemporalPositionIndex = 1 + number // SHAPE[2]
+        found = [file]
+        what = r"TemporalPositionIndex \(1 and 2\)"
+    with pytest.raises(InputError, match=r"12 slices at 6 places: .* at the same one\n") as error:
+        dicom.read(save(tmp_path / "cine", found))
+    assert re.search(f"They differ in {what}", str(error.value))
+
+
+def test_an_rtstruct_is_an_error_that_names_programs(series, tmp_path, monkeypatch):
+    path = tmp_path / "rt.dcm"
+    pydicom.dcmwrite(path, structure_set(), enforce_file_format=True)
+    folder = tmp_path / "structures"
+    folder.mkdir()
+    pydicom.dcmwrite(folder / "rt.dcm", structure_set(), enforce_file_format=True)
+    save_nifti(tmp_path / "ct.nii.gz", STORED, AFFINE)
+    output = tmp_path / "out.nii.gz"
+    for command in (
+        ("convert", path, output),
+        ("convert", folder, output),
+        ("infer", "-i", tmp_path / "ct.nii.gz", "-p", path, "-o", output),
+        ("evaluate", path, tmp_path / "ct.nii.gz"),
+    ):
+        shown = run_here(*command, status=1).stderr
+        assert "plastimatch convert --input RTSTRUCT.dcm" in shown
+        assert "dcmrtstruct2nii convert -r RTSTRUCT.dcm -d SERIES -o FOLDER" in shown
+    shown = run_here("info", path, status=0).stdout
+    assert "RT Structure Set" in shown
+    assert "Liver" in shown
+
+
+def test_info_says_what_a_file_of_dicom_is(series, tmp_path):
+    source = segmentation(series, tmp_path / "seg.dcm")
+    shown = run_here("info", source, status=0).stdout
+    assert "DICOM, Segmentation" in shown
+    assert "1 name 1 (AUTOMATIC, Drawn), 2 name 2 (AUTOMATIC, Drawn)" in shown
+    assert "made on       series 1.2.3.4" in shown
+    shown = run_here("info", series, status=0).stdout
+    assert "1.2.3.4  CT 3 'series 1.2.3.4', 6 slices" in shown
+    assert "0.7×1.1×2.5 mm" in shown
+    first = next(series.iterdir())
+    assert "one slice of a series" in run_here("info", first, status=0).stdout
+    report = json.loads(run_here("info", "--json", first, status=0).stdout)
+    assert report["paths"][0]["properties"]["content"] == "DICOM, CT Image"
+
+
+def overlapping(series, path):
+    """A segmentation of two segments that share voxels."""
+    sources = sorted(
+        (pydicom.dcmread(file) for file in series.iterdir()), key=lambda one: one.InstanceNumber
+    )
+    described = [
+        hd.seg.SegmentDescription(number, name, codes.SCT.Organ, codes.SCT.Kidney, "MANUAL")
+        for number, name in ((1, "Niere, linke"), (2, "Niere. linke"))
+    ]
+    pixels = np.zeros((*SHAPE, 2), np.uint8)
+    pixels[3:12, 4:8, 1:3, 0] = 1
+    pixels[10:14, 2:6, 2:4, 1] = 1
+    hd.seg.Segmentation(
+        *(sources, pixels.transpose(2, 1, 0, 3), "BINARY", described),
+        *(hd.UID(), 7, hd.UID(), 1, "m", "n", "1", "0"),
+    ).save_as(path)
+    return pixels
+
+
+def test_segments_that_overlap_become_a_file_each(series, tmp_path):
+    """A folder of structures, which `infer` reads."""
+    source = tmp_path / "seg.dcm"
+    pixels = overlapping(series, source)
+    refused = run_here("convert", source, tmp_path / "labels.nii.gz", "--like", series, status=1)
+    assert "segments overlap, and a voxel of a label map has one label\n" in refused.stderr
+    assert f"crfrefine convert {source} FOLDER" in refused.stderr
+    folder = tmp_path / "structures"
+    run_here("convert", source, folder, "--like", series, status=0)
+    names = ["Niere__linke.nii.gz", "Niere__linke_2.nii.gz"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for number, name in enumerate(names):
+        read = io.read_labels(folder / name)
+        np.testing.assert_array_equal(read.data, pixels[..., number])
+        np.testing.assert_allclose(read.affine, AFFINE, atol=1e-5)
+    assert read.header.segments[0].name == "Niere. linke"
+    run_here("convert", source, folder, "--like", series, status=0)
+    run_here("convert", series, tmp_path / "ct.nii.gz", status=0)
+    images = ("-i", tmp_path / "ct.nii.gz", "--input-type", "labels")
+    run_here("infer", *images, "-p", folder, "-o", tmp_path / "refined.nii.gz", status=0)
+    assert io.read_labels(tmp_path / "refined.nii.gz").data.max() == 2
+    (folder / "other.nii.gz").write_bytes((folder / names[0]).read_bytes())
+    refused = run_here("convert", source, folder, "--like", series, status=1).stderr
+    assert "holds other.nii.gz, which would count as another structure" in refused
+    refused = run_here("convert", series, tmp_path / "no suffix", status=1).stderr
+    assert "unknown file type" in refused
+    run_here("convert", source, tmp_path / "b", "--output-format", ".mha", status=0)
+    assert [path.suffix for path in (tmp_path / "b").iterdir()] == [".mha", ".mha"]
+
+
+def test_segments_of_a_radiograph_have_no_place(series, tmp_path):
+    source = segmentation(series, tmp_path / "seg.dcm")
+    found = pydicom.dcmread(source)
+    for frame in found.PerFrameFunctionalGroupsSequence:
+        del frame.PlanePositionSequence
+    found.save_as(source)
+    shown = run_here("convert", source, tmp_path / "a.nii.gz", status=1).stderr
+    assert "its segments have no place in the world, as those of a radiograph" in shown

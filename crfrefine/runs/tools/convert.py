@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,26 +10,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from crfrefine import errors, io
+from crfrefine import io
 from crfrefine.arrays.label_maps import argmax_labels, map_labels
 from crfrefine.arrays.probabilities import identify, softmax, take_logarithms
 from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
 from crfrefine.base.array_types import Float32, Labels
-from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.geometry import reverse_grid, spacing_of
-from crfrefine.base.inputs import add_inputs, keeping_inputs
+from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.option import note_on_values
 from crfrefine.base.text import TIMES, counted
 from crfrefine.cases.dataset_description import (
     DatasetDescription,
-    read_dataset_description,
     read_descriptions,
 )
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.reading_options import RegionReading, find_regions
-from crfrefine.errors import GridMismatchError, InputError, UnexpectedError, UnsupportedFormatError
-from crfrefine.io.atomic import check_replaceable
+from crfrefine.errors import GridMismatchError, InputError
+from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import (
     FORMAT_OF_SUFFIX,
     FORMATS,
@@ -42,22 +35,14 @@ from crfrefine.io.paths import (
     SCORES_SUFFIXES,
     add_volumes,
     files_written,
-    is_dicom,
     require_suffix,
     suffix_of,
 )
 from crfrefine.io.reading import read_whole_numbers
-from crfrefine.io.stored import Scaling, StoredVoxels
+from crfrefine.io.stored import StoredVoxels
 from crfrefine.io.volume import Segment, Volume, VolumeHeader, map_segments, named_segments
 from crfrefine.runs.tools.content import is_label_map
 from crfrefine.runs.tools.placing import with_axes, with_geometry_of
-
-# Processor time that a conversion of DICOM may take; each million bytes of its files adds a second.
-SECONDS = 60
-_START = (
-    "import sys; sys.path.append(sys.argv[1]); "
-    "from crfrefine.runs.tools.convert import serve; serve()"
-)
 
 
 @dataclass(frozen=True)
@@ -81,6 +66,19 @@ class ConversionOptions:
     # What an array of other sizes has in common with `like`: the places of its first and last
     # voxels ("centers", the default), or the whole field of view ("edges").
     align: str | None = None
+    series: str | None = None  # UID of the series of slices in a folder of DICOM that holds several
+    series_number: int | None = None  # of the DICOM segmentation to write
+    series_description: str | None = None
+    suffix: str | None = None  # of files in a folder for the segments of a DICOM segmentation
+
+    def from_json(self) -> ConversionOptions:
+        """Return options that were written as JSON, which has texts for paths and for labels."""
+        return replace(
+            self,
+            like=None if self.like is None else Path(self.like),
+            segments=None if self.segments is None else Path(self.segments),
+            mapping={int(old): new for old, new in self.mapping.items()},
+        )
 
 
 @keeping_inputs()
@@ -89,23 +87,16 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
 
     Images and channels keep their values and their type, label maps get the smallest type. With
     `options.to`, logits become probabilities or labels; sigmoid channels of regions in a
-    `dataset.json` beside the source become log-odds, probabilities, or nnU-Net's label map. A DICOM
-    series becomes an image, a segmentation a label map; a label map becomes a segmentation.
+    `dataset.json` beside the source become log-odds, probabilities, or nnU-Net's label map. For
+    DICOM see `runs.tools.dicom`.
     Raises InputError, GridMismatchError or UnsupportedFormatError.
     """
-    _check_options(source, options)
-    if is_dicom(source) or target.suffix.lower() == ".dcm":
-        return _convert_apart(source, target, options)
-    if options.segments is not None:
-        raise InputError(
-            f"{target}: --segments describes the labels of a DICOM segmentation; name a file such "
-            "as NAME.dcm"
-        )
+    _check_options(source, target, options)
     require_suffix(target)
     if options.to == "labels":
         require_suffix(target, io.WRITTEN_SUFFIXES)
     add_volumes(source, options.like)
-    check_replaceable(*reversed(files_written(target)))
+    *_, target_file = check_replaceable(*reversed(files_written(target)))
 
     header = io.read_header(source)
     like = None
@@ -135,6 +126,7 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     if like is not None:
         _require_grid(placed, like, is_filled=has_labels)
     geometry = _geometry(placed, like, target)
+    check_writable(target_file.parent)
     if has_scores:
         conversion = _ScoresConversion(placed, target, options.to, geometry)
         sentence = _convert_channels(conversion, regions, named)
@@ -145,12 +137,22 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     return "\n".join([*notes, sentence])
 
 
-def _check_options(source: Path, options: ConversionOptions) -> None:
-    """Raise InputError for options that do not go together."""
+def _check_options(source: Path, target: Path, options: ConversionOptions) -> None:
+    """Raise InputError for options that do not go together, or that are about DICOM."""
     if options.content == "image" and options.to is not None:
         raise InputError(f"{source}: an image does not become {options.to}; leave --as or --to out")
     if options.align is not None and options.axes is None:
         raise InputError(f"{source}: --align says how --axes places an array; leave it out")
+    if options.segments is not None:
+        raise InputError(
+            f"{target}: --segments describes the labels of a DICOM segmentation; name a file such "
+            "as NAME.dcm"
+        )
+    if (options.series, options.series_number, options.series_description) != (None, None, None):
+        raise InputError(
+            f"{source}, {target}: neither is DICOM; leave --series, --series-number and "
+            "--series-description out"
+        )
 
 
 def _segments_in(descriptions: Sequence[DatasetDescription]) -> Sequence[Segment]:
@@ -213,16 +215,16 @@ def _convert_labels(
         )
     require_suffix(target, io.WRITTEN_SUFFIXES)
     assert like.header is not None
-    values = _labels_on(like.header, header, notes)
+    values = labels_on(like.header, header, notes)
     labels, found = map_labels(values, options.mapping)
     segments = map_segments(header.segments, options.mapping) or named
     io.write_label_map(target, labels.reshape(like.grid_shape), like, segments=segments)
-    described = _describe(header, f"label map, {header.dtype}")
+    described = describe_source(header, f"label map, {header.dtype}")
     sentence = f"{described} -> {target}: label map, {labels.dtype}"
-    return _with_note_on_values(sentence, options.mapping, found)
+    return with_note_on_values(sentence, options.mapping, found)
 
 
-def _with_note_on_values(sentence: str, mapping: Mapping[int, int], found: Sequence[int]) -> str:
+def with_note_on_values(sentence: str, mapping: Mapping[int, int], found: Sequence[int]) -> str:
     """Return a sentence with a note on values of --map that a label map lacks, if it does."""
     note = note_on_values(mapping, found, "no voxel")
     if note is None:
@@ -230,7 +232,7 @@ def _with_note_on_values(sentence: str, mapping: Mapping[int, int], found: Seque
     return f"{sentence}\n{note}"
 
 
-def _labels_on(grid: VolumeHeader, header: VolumeHeader, notes: list[str]) -> Labels:
+def labels_on(grid: VolumeHeader, header: VolumeHeader, notes: list[str]) -> Labels:
     """Read a label map onto a grid, (*grid), of which it may hold a part."""
     values = read_whole_numbers(header)
     labels: Labels = WorkGrid(grid).nearest(
@@ -249,7 +251,7 @@ def _convert_image(header: VolumeHeader, target: Path, like: Volume, content: st
     io.write_image(target, dtype, like, planes, num_channels=header.num_channels)
 
     kind = _image_kind(header.num_channels, dtype, content)
-    described = _describe(header, f"{kind}, {header.dtype}")
+    described = describe_source(header, f"{kind}, {header.dtype}")
     sentence = f"{described} -> {target}: {kind}, {dtype}"
     if stored.scaling.is_none:
         return sentence
@@ -269,160 +271,6 @@ def _image_kind(num_channels: int, dtype: np.dtype[Any], content: str | None) ->
     return f"image of {channels}"
 
 
-def _convert_apart(source: Path, target: Path, options: ConversionOptions) -> str:
-    """Convert from or to DICOM in a process with limits, which decoders of damaged files need.
-
-    Its errors are raised here.
-    """
-    expected = "labels" if target.suffix.lower() == ".dcm" else None
-    if options.content not in (None, expected):
-        raise InputError(f"{source}: DICOM says itself what it holds; leave --as out")
-    if options.same_voxels or options.axes is not None:
-        raise InputError(
-            f"{source}: --same-voxels and --axes are for other formats than DICOM; convert to a "
-            "file such as NAME.nii.gz first"
-        )
-    request = (
-        source,
-        target,
-        options.to,
-        options.like,
-        options.segments,
-        list(options.mapping.items()),
-        SECONDS,
-    )
-    package_folder = str(Path(__file__).parents[3])
-    command = [sys.executable, "-P", "-c", _START, package_folder, json.dumps(request, default=str)]
-    done = subprocess.run(command, capture_output=True, check=False)
-    if done.returncode != 0:
-        reason = f"ended with status {done.returncode}"
-        if done.returncode == -signal.SIGXCPU:
-            reason = "takes far longer than that of files of its size should"
-        damaged = source if is_dicom(source) else options.like
-        raise UnsupportedFormatError(
-            f"{damaged}: damaged DICOM: its decoding {reason}; copy or export it again"
-        )
-    answer: dict[str, str] = json.loads(done.stdout.splitlines()[-1])  # Decoders may print.
-    for kind in answer.keys() - {"done"}:
-        raise getattr(errors, kind, UnexpectedError)(answer[kind])
-    return answer["done"]
-
-
-def serve() -> None:
-    """Convert as the argument says, and print the sentence, or the message and kind of the error.
-
-    `_convert_apart` starts a process with it.
-    """
-    source, target, to, like, segments, mapped, seconds = json.loads(sys.argv[2])
-    options = ConversionOptions(
-        to=to,
-        like=None if like is None else Path(like),
-        segments=None if segments is None else Path(segments),
-        mapping=dict(mapped),
-    )
-    failures: list[Failure] = []
-    answer = {}
-    with failing_alone(failures.append, source):
-        answer["done"] = _convert_dicom(Path(source), Path(target), options, seconds)
-    for failure in failures:
-        answer[failure.kind] = failure.message
-    sys.stdout.write(f"\n{json.dumps(answer)}\n")
-    sys.stdout.flush()
-    os._exit(0)
-
-
-@keeping_inputs()
-def _convert_dicom(source: Path, target: Path, options: ConversionOptions, seconds: int) -> str:
-    """Convert a series or a segmentation to another format, or a label map to a segmentation.
-
-    The segmentation is of the series `options.like`.
-    """
-    try:
-        from crfrefine.io import dicom
-    except ImportError as error:
-        raise InputError(
-            f"{source}: DICOM needs a package that is not installed ({error}); "
-            "pip install 'crfrefine[dicom]'"
-        ) from None
-    dicom.seconds = seconds
-    is_read = is_dicom(source)
-    if is_read and target.suffix.lower() == ".dcm":
-        raise InputError(
-            f"{source} and {target}: both are DICOM; convert to a file such as NAME.nii.gz first"
-        )
-    if options.to not in (None, "labels"):
-        raise InputError(
-            f"{source}: DICOM holds images and label maps, no {options.to}; leave --to out"
-        )
-    for path in (source, options.like, options.segments):
-        if path is not None:
-            files = path.iterdir() if path.is_dir() else [path]
-            add_inputs(*files)
-    check_replaceable(*reversed(files_written(target)))
-    if is_read:
-        return _read_dicom(source, target, options)
-    return _write_segmentation(source, target, options)
-
-
-def _read_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
-    """Convert a series to an image, or a segmentation to a label map on the grid of `like`."""
-    from crfrefine.io import dicom
-
-    require_suffix(target, io.WRITTEN_SUFFIXES)
-    volume = dicom.read(source, options.like)
-    header = volume.header
-    assert header is not None
-    if header.format == dicom.SEGMENTATION:
-        kind = "label map"
-        labels, found = map_labels(volume.data, options.mapping)
-        segments = map_segments(header.segments, options.mapping)
-        io.write_label_map(target, labels, volume, segments=segments)
-    elif options.mapping:
-        raise InputError(f"{source}: --map is about label maps; this is an image; leave it out")
-    else:
-        found = ()
-        kind = "image"
-        stored = StoredVoxels(volume.data.T[np.newaxis], Scaling())
-        io.write_image(target, volume.data.dtype, volume, stored.planes)
-    sentence = f"{_describe(header, kind)} -> {target}: {kind}, {volume.data.dtype}"
-    sentence = _with_note_on_values(sentence, options.mapping, found)
-    return "\n".join([sentence, *header.notes])
-
-
-def _write_segmentation(source: Path, target: Path, options: ConversionOptions) -> str:
-    """Convert a label map to a segmentation of the series `options.like`."""
-    from crfrefine.io import dicom
-
-    like = options.like
-    if like is None or not is_dicom(like):
-        held = ""
-        if like is not None:
-            held = f", found {like}, which holds no DICOM files"
-        raise InputError(
-            f"{target}: a DICOM segmentation refers to the series it was made on; "
-            f"name its folder with --like SERIES{held}"
-        )
-    header = io.read_header(source, io.VOLUME_SUFFIXES)
-    series = dicom.read_series(like)
-    grid = series.header
-    placed = io.placed_on(header, grid)
-    if not placed.on_same_grid(grid) and WorkGrid(grid).part(placed, "label map") is None:
-        raise GridMismatchError(
-            f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n"
-            "  Name the series that was refined."
-        )
-    notes: list[str] = []
-    labels, found = map_labels(_labels_on(grid, placed, notes), options.mapping)
-    named: Sequence[Segment] = map_segments(header.segments, options.mapping)
-    if not named:
-        description = read_dataset_description(source)
-        if description is not None:
-            named = named_segments(description.label_names)
-    dicom.write(target, labels, named, series, options.segments)
-    sentence = f"{_describe(header, 'label map')} -> {target}: DICOM segmentation of {like}"
-    return "\n".join([*notes, _with_note_on_values(sentence, options.mapping, found)])
-
-
 def _convert_channels(
     conversion: _ScoresConversion, regions: RegionReading, named: Sequence[Segment]
 ) -> str:
@@ -435,7 +283,7 @@ def _convert_channels(
     scores = io.logits_header([header], fewest=fewest, grid=conversion.like.header)
     values = reverse_grid(io.read_channels(*scores.files))
     if not conversion.needs_kind:
-        source = _describe(header, counted(len(values), "label"))
+        source = describe_source(header, counted(len(values), "label"))
         return conversion.write_channels(values, header.kind, source)
     scheme = regions.scheme_of(values, header.path)
     if scheme is None:
@@ -478,7 +326,7 @@ def _convert_scores_of_labels(
     """Write logits or probabilities of labels."""
     header = conversion.header
     to = conversion.to
-    source = _describe(header, counted(len(values), "label"))
+    source = describe_source(header, counted(len(values), "label"))
     if to == "labels":
         return conversion.write_labels(argmax_labels(values), named, source)
     logits = reverse_grid(values).copy()  # contiguous
@@ -497,7 +345,7 @@ def _convert_scores_of_regions(
     """Write log-odds or probabilities of regions, or nnU-Net's label map of them."""
     header = conversion.header
     to = conversion.to
-    source = _describe(header, counted(len(values), "region"))
+    source = describe_source(header, counted(len(values), "region"))
     log_odds = reverse_grid(values).copy()  # contiguous
     kind, _ = regions.identify(log_odds, "auto", header.kind, header.path)
     if to in (None, kind):
@@ -561,7 +409,7 @@ def _needs_third_axis(header: VolumeHeader, target: Path) -> bool:
     return has_thickness and not np.array_equal(in_plane, np.eye(4))
 
 
-def _describe(header: VolumeHeader, kind: str) -> str:
+def describe_source(header: VolumeHeader, kind: str) -> str:
     """Return the first half of the sentence: the input."""
     shape = TIMES.join(map(str, header.grid_shape))
     remark = ""

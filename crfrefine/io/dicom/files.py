@@ -1,0 +1,250 @@
+"""The files of a folder of DICOM: what each is, and which are the slices of a series."""
+
+from __future__ import annotations
+
+import resource
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from crfrefine.base.text import counted, listed, shorten
+from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
+from crfrefine.io.streams import MAX_RATIO, cut_off
+
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+# Limit of this process's processor time, if it only converts; each million bytes of its files adds
+# a second.
+seconds: int | None = None
+# Limit of its memory in bytes then; 32 for each voxel and 4 for each byte of its files are added.
+MEMORY = 1 << 30
+
+STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+DIRECTORY = "1.2.840.10008.1.3.10"
+_SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
+_SMALL = 1 << 26  # Bytes of voxels that a compressed file of any size may hold.
+_IDENTITY = {"PatientID": "patients", "FrameOfReferenceUID": "frames of reference"}
+_MOST_SERIES = 20  # are listed
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn exceptions into errors that name the file: damage shows as an exception of any kind."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except CrfRefineError:
+        raise
+    except MemoryError as error:
+        raise CapacityError(
+            f"{path}: its decoding takes more memory than that of files of its size should; "
+            "damaged?"
+        ) from error
+    except Exception as error:
+        reason = shorten(f"{type(error).__name__}: {error}", 300)
+        raise UnsupportedFormatError(
+            f"{path}: damaged DICOM, or a value that is needed is missing ({reason})"
+        ) from error
+
+
+def limit(path: Path, files: Iterable[Path], num_voxels: int = 0, bits: int = 0) -> None:
+    """Limit memory and processor time; raise an error if the files cannot hold so many voxels."""
+    num_bytes = sum(file.stat().st_size for file in files)
+    promised = num_voxels * bits // 8
+    if promised > max(num_bytes * MAX_RATIO, _SMALL):
+        raise cut_off(path, f"{promised} bytes of voxels", f"it holds {num_bytes}")
+    if seconds is None:
+        return
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    present = pages * resource.getpagesize()
+    _lower_limit(resource.RLIMIT_CPU, seconds + num_bytes // 1_000_000)
+    _lower_limit(resource.RLIMIT_AS, present + MEMORY + 32 * num_voxels + 4 * num_bytes)
+
+
+def _lower_limit(kind: int, most: int) -> None:
+    """Set a limit of this process, within the limit of the system."""
+    hard = resource.getrlimit(kind)[1]
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)
+    resource.setrlimit(kind, (most, hard))
+
+
+def text_of(dataset: Any, keyword: str) -> str:
+    """Return the text of an element; "" for none, or an empty one."""
+    return str(dataset.get(keyword) or "").strip()
+
+
+def class_of(dataset: Any) -> str:
+    """Return the class of a file, such as 1.2.840.10008.5.1.4.1.1.2 of a slice of CT."""
+    meta = getattr(dataset, "file_meta", None) or {}
+    return text_of(dataset, "SOPClassUID") or text_of(meta, "MediaStorageSOPClassUID")
+
+
+def class_name(dataset: Any) -> str:
+    """Return what a file is, such as "CT Image" or "RT Structure Set"."""
+    uid = pydicom.uid.UID(class_of(dataset))
+    if not uid:
+        return "no DICOM"
+    return shorten(uid.name).removesuffix(" Storage")
+
+
+def is_segmentation(dataset: Any) -> bool:
+    """Return whether a file is a segmentation."""
+    return class_of(dataset) in _SEGMENTATIONS
+
+
+def read_file(path: Path, *, is_expected: bool = True) -> Any:
+    """Return the header of a file; it is empty for another format, which may be an error."""
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True)
+    except pydicom.errors.InvalidDicomError:
+        if is_expected:
+            raise UnsupportedFormatError(f"{path}: not a DICOM file") from None
+        return pydicom.Dataset()
+
+
+def read_folder(path: Path) -> dict[Path, Any]:
+    """Return the headers of all files of a folder; those of other formats are empty."""
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    files = sorted(filter(Path.is_file, entries))
+    limit(path, files)
+    return {file: read_file(file, is_expected=file.suffix.lower() == ".dcm") for file in files}
+
+
+def group_slices(headers: Mapping[Path, Any]) -> dict[str, dict[Path, Any]]:
+    """Return the files with slices of each series; localizers only if there is nothing else."""
+    slices = {file: dataset for file, dataset in headers.items() if _may_be_slice(dataset)}
+    for is_wanted in (_is_placed, _is_no_localizer):
+        wanted = {file: dataset for file, dataset in slices.items() if is_wanted(dataset)}
+        slices = wanted or slices
+    series: dict[str, dict[Path, Any]] = {}
+    for file, dataset in slices.items():
+        series.setdefault(text_of(dataset, "SeriesInstanceUID"), {})[file] = dataset
+    return series
+
+
+def _may_be_slice(dataset: Any) -> bool:
+    """Return whether a file has pixels that may be an image's."""
+    return "Rows" in dataset and class_of(dataset) not in (*_SEGMENTATIONS, _DOSE)
+
+
+def _is_placed(dataset: Any) -> bool:
+    """Return whether a file says where its slices are, as screenshots do not."""
+    return "ImageOrientationPatient" in dataset or "PerFrameFunctionalGroupsSequence" in dataset
+
+
+def _is_no_localizer(dataset: Any) -> bool:
+    return "LOCALIZER" not in (dataset.get("ImageType") or ())
+
+
+def find_series(path: Path, uid: str | None, notes: list[str]) -> dict[Path, Any]:
+    """Return the headers of a series' files, or of the one file; notes name what is left out.
+
+    The series is the one with this UID, or the only one. Raise InputError for several, or none.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        limit(path, [path])
+        dataset = read_file(path)
+        if "Rows" not in dataset:
+            raise InputError(
+                f"{path}: {_EXPECTED}, found {class_name(dataset)}{_advice([dataset])}"
+            )
+        return {path: dataset}
+    headers = read_folder(path)
+    series = group_slices(headers)
+    if not series:
+        held = dict.fromkeys(class_name(dataset) for dataset in headers.values())
+        found = listed(held) or "no files"
+        raise InputError(f"{path}: {_EXPECTED}, found {found}{_advice(headers.values())}")
+    if uid is None and len(series) > 1:
+        raise InputError(
+            f"{path}: expected one series, found {len(series)}; choose one with --series UID"
+            f"{''.join(describe_all(series))}"
+        )
+    chosen = series.get(uid or next(iter(series)))
+    if chosen is None:
+        raise InputError(
+            f"{path}: has no series {shorten(uid)}; expected one of{''.join(describe_all(series))}"
+        )
+    notes += _left_out(headers, chosen)
+    return chosen
+
+
+_EXPECTED = "expected the slices of a DICOM series or a segmentation"
+
+
+def _advice(datasets: Iterable[Any]) -> str:
+    """Return what to do with files that are no slices."""
+    kinds = {class_of(dataset) for dataset in datasets}
+    if STRUCTURE_SET in kinds:
+        from crfrefine.io.paths import STRUCTURES_ADVICE
+
+        return f"; {STRUCTURES_ADVICE}"
+    if DIRECTORY in kinds:
+        return "; a DICOMDIR lists files in other folders: name the folder of one series"
+    if kinds & set(_SEGMENTATIONS):
+        return "; name the file of the segmentation"
+    return "; name the folder of the series"
+
+
+def describe_all(series: Mapping[str, Mapping[Path, Any]]) -> list[str]:
+    """Return an indented line about each series."""
+    lines = [f"\n  {uid}  {describe_series(files)}" for uid, files in series.items()]
+    if len(lines) > _MOST_SERIES:
+        lines[_MOST_SERIES:] = [f"\n  and {len(lines) - _MOST_SERIES} more"]
+    return lines
+
+
+def describe_series(files: Mapping[Path, Any]) -> str:
+    """Return modality, number, description and size of a series, and one of its files."""
+    file, first = next(iter(files.items()))
+    num_slices = sum(int(dataset.get("NumberOfFrames") or 1) for dataset in files.values())
+    words = [text_of(first, "Modality"), text_of(first, "SeriesNumber")]
+    words.append(repr(shorten(text_of(first, "SeriesDescription"))))
+    shown = shorten(" ".join(filter(None, words)))
+    return f"{shown}, {counted(num_slices, 'slice')}, such as {shorten(file.name)}"
+
+
+def _left_out(headers: Mapping[Path, Any], chosen: Mapping[Path, Any]) -> list[str]:
+    """Return notes about the files of a folder that are not in the chosen series."""
+    files_of_kind: dict[str, list[str]] = {}
+    for file, dataset in headers.items():
+        if file in chosen:
+            continue
+        kind = class_name(dataset)
+        if not _is_no_localizer(dataset):
+            kind = f"localizer, {kind}"
+        elif _may_be_slice(dataset):
+            kind += f" of series {text_of(dataset, 'SeriesInstanceUID')}"
+        files_of_kind.setdefault(kind, []).append(file.name)
+    notes = []
+    for kind, names in files_of_kind.items():
+        notes.append(f"left out: {counted(len(names), 'file')} ({kind}), such as {names[0]}")
+    return notes
+
+
+def require_same_identity(path: Path, dataset: Any, like: Path, other: Any) -> None:
+    """Raise InputError if two files state different patients or frames of reference."""
+    for keyword, name in _IDENTITY.items():
+        found = text_of(dataset, keyword)
+        expected = text_of(other, keyword)
+        if found and expected and found != expected:
+            raise InputError(
+                f"{path} and {like} are of different {name}\n"
+                f"  {keyword}: expected {shorten(expected)!r} as in {like}, "
+                f"found {shorten(found)!r} in {path}\n"
+                "  Name the files of one patient, whose segmentation was made on this series."
+            )
+
+
+def groups_in(frame: Any, names: Sequence[str]) -> list[Any]:
+    """Return these functional groups of a frame."""
+    sequences = [frame[name].value for name in names if name in frame]
+    return [sequence[0] for sequence in sequences if sequence]

@@ -1,0 +1,263 @@
+"""Segmentations of DICOM: their segments as a label map, or one by one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import highdicom
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from crfrefine.base.geometry import describe_difference, same_grid
+from crfrefine.base.text import listed, shorten
+from crfrefine.errors import GridMismatchError, InputError, UnsupportedFormatError
+from crfrefine.io.dicom.files import (
+    decoding,
+    groups_in,
+    is_segmentation,
+    limit,
+    read_file,
+    require_same_identity,
+    text_of,
+)
+from crfrefine.io.dicom.series import read_series, read_voxels, volume_of
+from crfrefine.io.volume import MAX_OF_A_NAME, Segment, Volume, VolumeHeader
+
+SEGMENTATION = "DICOM segmentation"
+
+# End of a segment's description, where its label is not its number: numbers have no gaps.
+LABEL = re.compile(r"(?:^|; )label value ([0-9]{1,5})$", re.ASCII)
+
+
+def read(path: Path, like: Path | None = None, uid: str | None = None) -> Volume:
+    """Read a series as it is measured, or a segmentation as a label map; both with a header.
+
+    The path is the folder of a series, a file of several frames, or a segmentation, which is placed
+    on the grid of the series `like`; `uid` chooses a series of a folder. Raises InputError if the
+    slices are no volume, or the two are of different patients or frames of reference;
+    GridMismatchError; and UnsupportedFormatError or CapacityError if decoding fails.
+    """
+    with decoding(path):
+        if path.is_file():
+            limit(path, [path])
+            dataset = read_file(path)
+            if is_segmentation(dataset):
+                return _read_label_map(path, dataset, like, uid)
+        series = read_series(path, uid)
+        stored = read_voxels(series)
+        header = replace(series.header, dtype=stored.dtype.name)
+        return Volume(stored.T, *header.geometry(), path, header)
+
+
+class Described(NamedTuple):
+    """The label of a segment, and the element that describes it."""
+
+    label: int
+    item: Any
+
+
+def labels_of(path: Path, dataset: Any) -> dict[int, Described]:
+    """Return the label of each segment by its number, and what describes it."""
+    segments = {}
+    for item in dataset.SegmentSequence:
+        number = int(item.SegmentNumber)
+        if number == 0:  # It is the background of a label map.
+            continue
+        written = LABEL.search(text_of(item, "SegmentDescription"))
+        segments[number] = Described(int(written[1]) if written else number, item)
+    labels = [label for label, _ in segments.values()]
+    are_different = len(set(labels)) == len(labels)
+    if not labels or not are_different or not 0 < min(labels) <= max(labels) < 1 << 16:
+        raise UnsupportedFormatError(
+            f"{path}: expected segments with different labels from 1 to 65535, "
+            f"found {listed(labels)}"
+        )
+    return segments
+
+
+def _read_segmentation(path: Path, notes: list[str]) -> Any:
+    """Return a segmentation of whole segments; fractions become whole at half of their maximum."""
+    dataset: Any = pydicom.dcmread(path)
+    for item in dataset.SegmentSequence:
+        if not item.get("SegmentAlgorithmType"):  # Old files lack it, and highdicom asks for it.
+            item.SegmentAlgorithmType = "MANUAL"
+        algorithms = item.get("SegmentationAlgorithmIdentificationSequence") or []
+        del algorithms[1:]  # highdicom reads a single one.
+    if dataset.get("SegmentationType") == "FRACTIONAL":
+        _require_known_fractions(path, dataset)
+        maximum = int(dataset.MaximumFractionalValue)
+        if dataset.file_meta.TransferSyntaxUID.is_compressed:
+            dataset.decompress()
+        fractions = np.frombuffer(dataset.PixelData, np.uint8)
+        is_inside = fractions >= maximum / 2
+        dataset.PixelData = np.where(is_inside, np.uint8(maximum), np.uint8(0)).tobytes()
+        kind = dataset.SegmentationFractionalType.lower()
+        notes.append(f"its segments are fractions ({kind}); voxels of at least half are taken")
+    return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
+
+
+def _require_known_fractions(path: Path, dataset: Any) -> None:
+    """Raise UnsupportedFormatError if half of a fraction means nothing."""
+    kind = text_of(dataset, "SegmentationFractionalType")
+    if kind not in ("OCCUPANCY", "PROBABILITY"):
+        raise UnsupportedFormatError(
+            f"{path}: expected fractions of the type OCCUPANCY or PROBABILITY, "
+            f"found {shorten(kind)!r}"
+        )
+    maximum = int(dataset.get("MaximumFractionalValue") or 0)
+    if not 1 <= maximum <= 255 or dataset.BitsAllocated != 8:
+        raise UnsupportedFormatError(
+            f"{path}: damaged DICOM: expected fractions of 8 bits up to a maximum from 1 to 255, "
+            f"found {dataset.BitsAllocated} bits and the maximum {maximum}"
+        )
+
+
+def _open(
+    path: Path, dataset: Any, like: Path | None, uid: str | None, notes: list[str]
+) -> tuple[Any, VolumeHeader | None]:
+    """Return a segmentation, and the header of the series `like`, whose patient is the same."""
+    _require_place(path, dataset)
+    num_voxels = int(dataset.get("NumberOfFrames") or 1) * int(dataset.Rows) * int(dataset.Columns)
+    limit(path, [path], num_voxels, int(dataset.BitsAllocated))
+    grid = None
+    if like is not None:
+        series = read_series(like, uid)
+        notes += series.header.notes
+        require_same_identity(path, dataset, like, next(iter(series.datasets.values())))
+        grid = series.header
+    else:
+        notes.append(
+            "it holds only the slices that its segments reach; "
+            "--like SERIES gives it the grid of its series"
+        )
+    return _read_segmentation(path, notes), grid
+
+
+def _require_place(path: Path, dataset: Any) -> None:
+    """Raise InputError for segments of a picture, such as a radiograph or a slide."""
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    shared = dataset.get("SharedFunctionalGroupsSequence") or ()
+    names = ("PlanePositionSequence",)
+    if any(groups_in(frame, names) for frame in (*groups[:1], *shared[:1])):
+        return
+    raise InputError(
+        f"{path}: its segments have no place in the world, as those of a radiograph, a photograph "
+        "or a slide; expected a segmentation of a series of slices, such as of CT, MR or PET\n"
+        "  Refine such a picture as an array, with crfrefine.refine of Python."
+    )
+
+
+def _read_label_map(path: Path, dataset: Any, like: Path | None, uid: str | None) -> Volume:
+    """Return the label map of a segmentation."""
+    notes: list[str] = []
+    described = labels_of(path, dataset)
+    segmentation, grid = _open(path, dataset, like, uid, notes)
+    try:
+        volume = segmentation.get_volume(combine_segments=True, rtol=0.05).flip_spatial(0)
+    except RuntimeError as error:
+        if "overlap" in str(error):
+            raise InputError(
+                f"{path}: its segments overlap, and a voxel of a label map has one label\n"
+                "  Name a folder for one file per segment: "
+                f"crfrefine convert {path} FOLDER; infer -p FOLDER --input-type labels reads it."
+            ) from None
+        raise InputError(
+            f"{path}: its segments cannot become one label map: {shorten(error, 200)}"
+        ) from None
+    labels = [label for label, _ in described.values()]
+    table = np.zeros(max(described) + 1, np.uint8 if max(labels) < 256 else np.uint16)
+    table[list(described)] = labels
+    segments = tuple(_segment(label, item) for label, item in described.values())
+    stored = table[volume.array.astype(np.intp)]
+    return _placed(path, stored, _affine_of(volume), grid, segments, notes)
+
+
+def list_segments(path: Path) -> list[Segment]:
+    """Return the segments of a segmentation; raises as `read`."""
+    with decoding(path):
+        _, described = _describe(path)
+        return [_segment(label, item) for label, item in described.values()]
+
+
+def _describe(path: Path) -> tuple[Any, dict[int, Described]]:
+    """Return the header of a segmentation, and what describes its segments."""
+    limit(path, [path])
+    dataset = read_file(path)
+    if not is_segmentation(dataset):
+        raise InputError(
+            f"{path}: is no segmentation, whose segments become the files of a folder; "
+            "name a file to write, such as ct.nii.gz"
+        )
+    return dataset, labels_of(path, dataset)
+
+
+def read_segments(path: Path, like: Path | None = None, uid: str | None = None) -> Iterator[Volume]:
+    """Yield the mask of each segment, of 0 and 1, which may overlap; otherwise as `read`."""
+    with decoding(path):
+        notes: list[str] = []
+        dataset, described = _describe(path)
+        segmentation, grid = _open(path, dataset, like, uid, notes)
+        for number, (label, item) in described.items():
+            volume = segmentation.get_volume(segment_numbers=[number], rtol=0.05).flip_spatial(0)
+            stored = (volume.array[..., 0] > 0).astype(np.uint8)
+            named = (replace(_segment(label, item), label=1),)
+            yield _placed(path, stored, _affine_of(volume), grid, named, notes)
+
+
+def _affine_of(volume: Any) -> NDArray[np.float64]:
+    """Return the affine to RAS+ of a volume of highdicom, whose axes are slice, row, column."""
+    affine: NDArray[np.float64] = volume.get_affine("RAS")[:, [2, 1, 0, 3]] + 0.0
+    return affine
+
+
+def _placed(
+    path: Path,
+    stored: NDArray[Any],
+    affine: NDArray[np.float64],
+    grid: VolumeHeader | None,
+    segments: tuple[Segment, ...],
+    notes: list[str],
+) -> Volume:
+    """Return labels, (slices, rows, columns), on the whole grid of their series if it is given."""
+    if grid is not None:
+        stored = _padded(path, stored, affine, grid)
+        affine, _ = grid.geometry()
+    header = volume_of(path, SEGMENTATION, stored.shape, affine, notes)
+    header = replace(header, dtype=stored.dtype.name, segments=segments)
+    return Volume(stored.T, *header.geometry(), path, header)
+
+
+def _padded(
+    path: Path, stored: NDArray[Any], affine: NDArray[np.float64], series: VolumeHeader
+) -> NDArray[Any]:
+    """Return a label map, (slices, rows, columns), extended to the grid of a whole series."""
+    grid, _ = series.geometry()
+    shape = stored.shape[::-1]
+    offset = np.rint(np.linalg.solve(grid, affine[:, 3])[:3]).astype(int)
+    expected = grid.copy()
+    expected[:3, 3] += grid[:3, :3] @ offset
+    after = series.grid_shape - offset - shape
+    if min(*offset, *after) < 0 or not same_grid(shape, affine, shape, expected):
+        difference = describe_difference(
+            (path, shape, affine), (series.path, series.grid_shape, grid)
+        )
+        raise GridMismatchError(
+            f"{path}: not on the grid of --like\n{difference}\n"
+            "  Name the series that it was made on."
+        )
+    return np.pad(stored, np.column_stack([offset, after])[::-1])
+
+
+def _segment(label: int, item: Any) -> Segment:
+    """Return a segment by the element that describes it."""
+    name = shorten(str(item.get("SegmentLabel") or f"Label {label}"), MAX_OF_A_NAME)
+    lab = item.get("RecommendedDisplayCIELabValue")
+    if not lab:
+        return Segment(label, name)
+    red, green, blue = highdicom.color.CIELabColor.from_dicom_value(list(lab)).to_rgb()
+    return Segment(label, name, (red / 255, green / 255, blue / 255))

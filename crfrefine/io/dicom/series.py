@@ -1,0 +1,281 @@
+"""The slices of a series, and the volume that they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.pixels.processing import apply_modality_lut
+from pydicom.pixels.utils import iter_pixels
+
+from crfrefine.base.geometry import require_usable, spacing_of
+from crfrefine.base.text import listed, shorten
+from crfrefine.errors import InputError, UnsupportedFormatError
+from crfrefine.io.dicom.files import decoding, find_series, groups_in, limit
+from crfrefine.io.stored import smallest_integer
+from crfrefine.io.text_header import LPS, affine_of
+from crfrefine.io.volume import VolumeHeader
+
+# Functional groups with the elements of a slice, and those that tell slices at one place apart.
+_GROUPS = (
+    *("PixelMeasuresSequence", "PlaneOrientationSequence"),
+    *("PlanePositionSequence", "PixelValueTransformationSequence"),
+    *("FrameContentSequence", "TemporalPositionSequence", "CardiacSynchronizationSequence"),
+    *("MREchoSequence", "MRDiffusionSequence", "MRImageFrameTypeSequence"),
+    *("CTReconstructionSequence", "CTImageFrameTypeSequence", "CTXRayDetailsSequence"),
+)
+# Elements that tell slices at one place apart, the most telling first.
+_TELLING = (
+    *("EchoNumbers", "EchoTime", "EffectiveEchoTime", "TemporalPositionIdentifier"),
+    *("TemporalPositionIndex", "TemporalPositionTimeOffset", "NominalPercentageOfCardiacPhase"),
+    *("TriggerTime", "NominalCardiacTriggerDelayTime", "DiffusionBValue", "InversionTime"),
+    *("FlipAngle", "KVP", "ConvolutionKernel", "ReconstructionDiameter", "ImageType", "FrameType"),
+    *("ComplexImageComponent", "AcquisitionNumber", "AcquisitionTime", "ContentTime"),
+    *("SeriesTime", "InstanceNumber"),
+)
+_MOST_TELLING = 3  # are named
+# Distances of slices, and deviations from an even row, as parts of the usual step; and an angle.
+_SAME_PLACE = 1e-3
+_UNEVEN = 0.1
+_MAX_TILT = 2.0
+
+
+def volume_of(
+    path: Path, kind: str, shape: Sequence[int], affine: NDArray[np.float64], notes: Sequence[str]
+) -> VolumeHeader:
+    """Return the header of voxels, (slices, rows, columns), whose affine has to be usable."""
+    require_usable(affine, 3, path)
+    return VolumeHeader(
+        path, kind, tuple(shape)[::-1], 1, "float32", spacing_of(affine), affine, notes=tuple(notes)
+    )
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A slice, by its header."""
+
+    name: str  # for people
+    size: tuple[int, int]  # rows, columns
+    spacing: tuple[float, float]  # mm between rows, and between columns
+    axes: NDArray[np.float64]  # the directions along a row and along a column, as rows, in LPS
+    position: NDArray[np.float64]  # the center of the first voxel, in LPS
+    scaling: tuple[float, float]  # slope and intercept of the values
+    thickness: float  # mm; 0 if unknown
+    sources: Sequence[Any]  # where its elements are, the first that has one counts
+
+    @property
+    def plane(self) -> list[float]:
+        """Sizes, voxel sizes and directions, which are equal for all slices of a volume."""
+        return [*map(float, self.size), *self.spacing, *self.axes.reshape(-1).tolist()]
+
+
+def _slices(file: Path, dataset: Any) -> list[_Slice]:
+    # The functional groups of each frame; a file of one slice has no frames.
+    frames: Sequence[Any] = dataset.get("PerFrameFunctionalGroupsSequence") or [()]
+    if len(frames) != int(dataset.get("NumberOfFrames") or 1):
+        raise UnsupportedFormatError(
+            f"{file}: several frames that do not say where they are; convert the file with dcm2niix"
+        )
+    if dataset.get("SamplesPerPixel", 1) != 1:
+        raise UnsupportedFormatError(f"{file}: expected one number per voxel, found colors")
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [()])[0]
+    slices = []
+    for number, frame in enumerate(frames, 1):
+        name = file.name if len(frames) == 1 else f"frame {number} of {file.name}"
+        sources = [*groups_in(frame, _GROUPS), *groups_in(shared, _GROUPS), dataset]
+        part = _slice(name, dataset, sources)
+        if part is None:
+            raise UnsupportedFormatError(
+                f"{file}: {name} has no place in the world, or it is damaged: "
+                "its orientation, position or spacing is no geometry; "
+                "expected slices such as of CT, MR or PET"
+            )
+        slices.append(part)
+    return slices
+
+
+def _element(sources: Sequence[Any], keyword: str) -> Any:
+    """Return the value of the first source that has an element; () for none, or an empty one."""
+    for source in sources:
+        if keyword in source:
+            return source[keyword].value or ()
+    return ()
+
+
+def _slice(name: str, dataset: Any, sources: Sequence[Any]) -> _Slice | None:
+    """Return a slice, whose elements are in the first of several sources; None for no geometry."""
+    spacing = np.array([*_element(sources, "PixelSpacing")], float)
+    axes = np.array([*_element(sources, "ImageOrientationPatient")], float)
+    position = np.array([*_element(sources, "ImagePositionPatient")], float)
+    slope = float(_element(sources, "RescaleSlope") or 1)
+    intercept = float(_element(sources, "RescaleIntercept") or 0)
+    distance = _element(sources, "SpacingBetweenSlices")
+    thickness = abs(float(distance or _element(sources, "SliceThickness") or 0))
+    size = (int(dataset.Rows), int(dataset.Columns))
+
+    if (len(spacing), len(axes), len(position)) != (2, 6, 3):
+        return None
+    if not np.isfinite([*spacing, *axes, *position]).all() or spacing.min() <= 0:
+        return None
+    axes = axes.reshape(2, 3)
+    if np.abs(np.inner(axes, axes) - np.eye(2)).max() > 0.02:
+        return None
+    down, right = spacing.tolist()
+    return _Slice(name, size, (down, right), axes, position, (slope, intercept), thickness, sources)
+
+
+class Series(NamedTuple):
+    """The files of a series, and its grid."""
+
+    header: VolumeHeader
+    datasets: dict[Path, Any]  # by file, without pixels
+    order: NDArray[np.intp]  # numbers of the slices along their normal
+    scalings: NDArray[np.float64]  # slope and intercept of each slice
+    thickness: float  # mm; 0 if unknown
+
+
+def read_series(path: Path, uid: str | None = None) -> Series:
+    """Read the headers of a series, which a folder may hold beside others; raise as `read`."""
+    with decoding(path):
+        notes: list[str] = []
+        datasets = find_series(path, uid, notes)
+        slices = []
+        for file, dataset in datasets.items():
+            slices += _slices(file, dataset)
+        if len(slices) > len(datasets) > 1:
+            raise InputError(
+                f"{path}: expected one file of several frames, found {len(datasets)}; "
+                "convert each by itself"
+            )
+        _require_same_planes(path, slices)
+
+        first = slices[0]
+        if len(slices) == 1 and not first.thickness:
+            notes.append("a single slice without thickness; 1 mm is assumed")
+        axes = first.axes / np.linalg.norm(first.axes, axis=1, keepdims=True)
+        order, step = _stack(path, slices, normal=np.cross(*axes))
+        down, right = first.spacing
+        vectors = np.column_stack([axes[0] * right, axes[1] * down, step])
+        affine = affine_of(vectors, slices[order[0]].position, LPS)
+        header = volume_of(path, "DICOM series", (len(slices), *first.size), affine, notes)
+        scalings = np.array([part.scaling for part in slices])
+        return Series(header, datasets, order, scalings, first.thickness)
+
+
+def _require_same_planes(path: Path, slices: Sequence[_Slice]) -> None:
+    """Raise InputError if slices have different sizes, voxel sizes or orientations."""
+    planes = np.array([part.plane for part in slices])
+    tolerances = np.repeat([0.0, 1e-3 * min(slices[0].spacing), 1e-3], [2, 2, 6])
+    differs = (np.abs(planes - planes[0]) > tolerances).any(axis=1)
+    if differs.any():
+        first = slices[0]
+        other = slices[int(differs.argmax())]
+        raise InputError(
+            f"{path}: slices of different sizes, voxel sizes or orientations: "
+            f"{first.name} has {first.plane}, {other.name} has {other.plane}; "
+            "a localizer? Give each volume a folder of its own"
+        )
+
+
+def _require_different_places(
+    path: Path, slices: Sequence[_Slice], order: NDArray[np.intp]
+) -> None:
+    """Raise InputError if slices are at the same place, which says how they differ."""
+    positions = np.array([part.position for part in slices])[order]
+    distances = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+    steps = distances[distances > 1e-6]
+    usual = float(np.median(steps)) if steps.size else 0.0
+    is_same = distances <= max(_SAME_PLACE * usual, 1e-6)
+    if not is_same.any():
+        return
+    place = int(is_same.argmax())
+    below = slices[order[place]]
+    above = slices[order[place + 1]]
+    differences = []
+    for keyword in _TELLING:
+        values = sorted(shorten(_element(part.sources, keyword)) for part in (below, above))
+        if values[0] != values[1]:
+            differences.append(f"{keyword} ({values[0]} and {values[1]})")
+    reason = "no element that tells echoes, times or reconstructions apart: copies?"
+    if differences:
+        reason = listed(differences[:_MOST_TELLING])
+    num_places = len(slices) - int(is_same.sum())
+    raise InputError(
+        f"{path}: expected one slice at each place, found {len(slices)} slices at {num_places} "
+        f"places: {below.name} and {above.name} are at the same one\n"
+        f"  They differ in {reason}\n"
+        "  Is there a second echo, time or reconstruction? Give each volume a folder of its own; "
+        "dcm2niix separates them."
+    )
+
+
+def _stack(
+    path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64]
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return the order of evenly spaced slices along their normal, and the step between them."""
+    positions = np.array([part.position for part in slices])
+    places = positions @ normal
+    order = np.argsort(places, kind="stable")
+    if len(slices) == 1:
+        return order, normal * (slices[0].thickness or 1.0)
+
+    _require_different_places(path, slices, order)
+    positions = positions[order]
+    distances = np.diff(places[order])
+    usual = np.median(distances)
+    step = (positions[-1] - positions[0]) / len(distances)
+    row = positions[0] + np.arange(len(slices))[:, np.newaxis] * step
+    deviation = np.linalg.norm(positions - row, axis=1).max()
+    tilt = np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1.0, 1.0)))
+    are_apart = distances.min() > max(_SAME_PLACE * usual, 1e-6)
+    if not are_apart or deviation > _UNEVEN * usual or tilt > _MAX_TILT:
+        worst = int(np.abs(distances - usual).argmax())
+        below = slices[order[worst]].name
+        above = slices[order[worst + 1]].name
+        raise InputError(
+            f"{path}: expected slices straight above each other, evenly spaced; "
+            f"found most of them {usual:.4g} mm apart, "
+            f"{below} and {above} {distances[worst]:.4g} mm, and a tilt of {tilt:.1f} degrees\n"
+            "  Is there a gap, or are there two volumes? Give each a folder of its own.\n"
+            "  dcm2niix resamples uneven slices, and straightens those of a tilted gantry."
+        )
+    return order, step
+
+
+def read_voxels(series: Series) -> NDArray[Any]:
+    """Return the scaled values of a series, (slices along the normal, rows, columns)."""
+    path = series.header.path
+    shape = series.header.grid_shape[::-1]
+    first = next(iter(series.datasets.values()))
+    limit(path, series.datasets, math.prod(shape), int(first.BitsAllocated))
+    # Series with 32 bits need float64 before they are written.
+    array = np.empty(shape, np.float32 if int(first.BitsStored) <= 16 else np.float64)
+    scalings = series.scalings.astype(array.dtype)
+    places = np.argsort(series.order)
+    frames = _frames(series)
+    for place, (slope, intercept), (dataset, frame) in zip(places, scalings, frames, strict=True):
+        if "ModalityLUTSequence" in dataset:
+            array[place] = apply_modality_lut(frame, dataset)
+        else:
+            array[place] = frame * slope + intercept
+    if not np.isfinite(array).all():
+        raise InputError(f"{path}: expected finite values, found NaN or infinite ones")
+    if (array == np.rint(array)).all():
+        types = ("int16", "uint16", "int32")
+        integer = smallest_integer(types, float(array.min()), float(array.max()))
+        if integer is not None:
+            return array.astype(integer)
+    return array.astype(np.float32, copy=False)
+
+
+def _frames(series: Series) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """Yield the stored values of each slice, with the header of its file."""
+    for file, dataset in series.datasets.items():
+        for frame in iter_pixels(pydicom.dcmread(file)):
+            yield dataset, frame

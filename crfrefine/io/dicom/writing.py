@@ -1,0 +1,241 @@
+"""Label maps written as segmentations of DICOM, on the grid of a series."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import highdicom
+import numpy as np
+from numpy.typing import NDArray
+
+from crfrefine.base.text import shorten
+from crfrefine.errors import InputError
+from crfrefine.io.atomic import write_small_file
+from crfrefine.io.dicom.files import decoding, limit, read_file, require_same_identity
+from crfrefine.io.dicom.segmentation import LABEL, labels_of
+from crfrefine.io.dicom.series import Series
+from crfrefine.io.volume import MAX_OF_A_NAME, Segment, segments_of
+from crfrefine.version import __version__
+
+_CLASSES = {
+    "CT": "1.2.840.10008.5.1.4.1.1.2",
+    "MR": "1.2.840.10008.5.1.4.1.1.4",
+    "PT": "1.2.840.10008.5.1.4.1.1.128",
+}
+# Elements that the standard wants in every file, but perhaps without a value: of the patient and of
+# the study.
+_EXPECTED = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
+)
+# Elements of an image that a segmentation repeats.
+_REFERENCED = (
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID"),
+    *("FrameOfReferenceUID", "Modality"),
+)
+# Elements of all files that are written.
+_CONVERTED: dict[str, Any] = {
+    "manufacturer": "crfrefine",
+    "manufacturer_model_name": "crfrefine",
+    "software_versions": __version__,
+    "device_serial_number": "0",
+    "specific_character_set": "ISO_IR 192",  # UTF-8 holds names in any language.
+}
+# How a refined segment says so, and former words of this kind.
+_REFINEMENT = f"refined with crfrefine {__version__}"
+_REFINED = re.compile(r"(?:^|; )(?:refined with )?crfrefine \S+$")
+# Characters of a name, and of a description.
+_MOST_OF_A_NAME = 64
+_MOST_OF_A_TEXT = 1022
+
+
+def write(
+    target: Path,
+    labels: NDArray[np.unsignedinteger[Any]],
+    named: Sequence[Segment],
+    like: Series,
+    segments: Path | None,
+    *,
+    series_number: int | None = None,
+    series_description: str | None = None,
+) -> None:
+    """Write a label map (x, y, z) on the grid of a series, in binary segments; raises as `read`.
+
+    It is the refined one of the segmentation `segments`, if that is given: its segments keep what
+    describes them, and say that they were refined. Others get the names of `named`.
+    """
+    names = {segment.label: segment.name for segment in named}
+    with decoding(like.header.path):
+        items = _items_of(segments, like)
+        made = "converted" if segments is None else "refined"
+        if series_number is None:  # It sorts the segmentation behind its series.
+            first = next(iter(like.datasets.values()))
+            series_number = min(100 * int(first.get("SeriesNumber") or 0) + 1, (1 << 31) - 1)
+        content = _segmentation(
+            labels.T,
+            names,
+            like,
+            items,
+            series_number=series_number,
+            series_description=series_description or f"Segmentation {made} with crfrefine",
+        )
+    write_small_file(target, content)
+
+
+def _segmentation(
+    labels: NDArray[Any],
+    known: Mapping[int, str],
+    series: Series,
+    items: Mapping[int, Any],
+    **about: Any,
+) -> bytes:
+    """Return the file of a label map; `items` describe labels, and `about` the series to write."""
+    path = series.header.path
+    sources = list(series.datasets.values())
+    limit(path, series.datasets, labels.size)
+    names = dict.fromkeys(items, "")
+    for segment in segments_of(labels, ()):
+        names[segment.label] = known.get(segment.label, segment.name)
+    names = names or {1: "Label 1"}
+    table = np.zeros(max(names) + 1, np.uint16)
+    described = []
+    for number, label in enumerate(sorted(names), 1):
+        table[label] = number
+        described.append(_describe(number, label, names[label], items.get(label)))
+    for image, source in series.datasets.items():
+        _complete(image, source, sources[0], series.thickness)
+
+    pixels = table[labels]
+    if len(sources) > 1:
+        sources = [sources[number] for number in series.order]
+    else:
+        pixels = pixels[np.argsort(series.order)]
+    try:
+        segmentation = highdicom.seg.Segmentation(
+            source_images=sources,
+            pixel_array=pixels,
+            segmentation_type="BINARY",
+            segment_descriptions=described,
+            series_instance_uid=highdicom.UID(),
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            **_CONVERTED,
+            **about,
+        )
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(
+            f"{path}: highdicom refuses to write a segmentation of this series: "
+            f"{shorten(error, 200)}"
+        ) from None
+    buffer = BytesIO()
+    segmentation.save_as(buffer)
+    return buffer.getvalue()
+
+
+def _items_of(file: Path | None, like: Series) -> dict[int, Any]:
+    """Return what describes the labels in another segmentation of a series."""
+    if file is None:
+        return {}
+    if not file.exists():
+        raise InputError(f"{file}: no such file or folder")
+    dataset = read_file(file)
+    if "SegmentSequence" not in dataset:
+        raise InputError(f"{file}: expected a DICOM segmentation whose segments describe labels")
+    first = next(iter(like.datasets.values()))
+    require_same_identity(file, dataset, like.header.path, first)
+    return dict(labels_of(file, dataset).values())
+
+
+def _complete(file: Path, source: Any, first: Any, thickness: float) -> None:
+    """Complete the header of a file for highdicom; raise InputError if it cannot be."""
+    if not source.get("SOPClassUID"):  # De-identification may empty it.
+        class_of_modality = _CLASSES.get(source.get("Modality"), "")
+        source.SOPClassUID = source.file_meta.get("MediaStorageSOPClassUID") or class_of_modality
+    lacking = [keyword for keyword in _REFERENCED if not source.get(keyword)]
+    if lacking:
+        raise InputError(
+            f"{file}: a DICOM segmentation refers to its series, "
+            f"and this file has no {' and no '.join(lacking)}\n"
+            "  De-identification may replace these values, but not empty them: "
+            "set them in the files, or keep the NIfTI file."
+        )
+    for keyword in _EXPECTED:
+        source.setdefault(keyword, None)
+    if "PerFrameFunctionalGroupsSequence" in source:
+        # highdicom looks for these only among the shared groups.
+        shared = source.SharedFunctionalGroupsSequence[0]
+        frame = source.PerFrameFunctionalGroupsSequence[0]
+        for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+            shared.setdefault(name, frame.get(name))
+    else:
+        source.ImageOrientationPatient = first.ImageOrientationPatient  # Equal up to rounding.
+        source.SliceThickness = source.get("SliceThickness") or f"{thickness or 1.0:.10g}"
+
+
+def _describe(number: int, label: int, name: str, item: Any) -> Any:
+    """Return the description of a segment: the item with this number, or else that of a tissue."""
+    if item is None:
+        description = _describe_tissue(number, label, name)
+    else:
+        description = _refined(item, number)
+    ending = f"label value {label}" if label != number else ""
+    text = LABEL.sub("", str(description.get("SegmentDescription") or ""))
+    text = text[: _MOST_OF_A_TEXT - len(ending)]
+    if text and ending:
+        text += "; "
+    text += ending
+    if text:
+        description.SegmentDescription = text
+    elif "SegmentDescription" in description:
+        del description.SegmentDescription
+    return description
+
+
+def _refined(item: Any, number: int) -> Any:
+    """Return the description of a segment of another file, changed to that of its refined one."""
+    item.decode()  # The file to write has another character set.
+    item.SegmentNumber = number
+    # Somebody drew it, or nobody knows; the refinement is an algorithm.
+    if item.get("SegmentAlgorithmType") not in ("AUTOMATIC", "SEMIAUTOMATIC"):
+        item.SegmentAlgorithmType = "SEMIAUTOMATIC"
+    item.SegmentAlgorithmName = _joined(item.get("SegmentAlgorithmName"), _REFINEMENT)
+    text = LABEL.sub("", str(item.get("SegmentDescription") or ""))
+    item.SegmentDescription = _joined(text, _REFINEMENT, _MOST_OF_A_TEXT)
+    if "TrackingUID" in item:
+        item.TrackingUID = highdicom.UID()
+    algorithms = item.get("SegmentationAlgorithmIdentificationSequence")
+    if algorithms:  # highdicom reads a single one.
+        first = algorithms[0]
+        first.AlgorithmName = _joined(first.get("AlgorithmName"), _REFINEMENT)
+        first.AlgorithmVersion = _joined(first.get("AlgorithmVersion"), f"crfrefine {__version__}")
+    else:
+        family = highdicom.sr.CodedConcept("123101", "DCM", "Neighborhood Analysis")
+        item.SegmentationAlgorithmIdentificationSequence = (
+            highdicom.AlgorithmIdentificationSequence("crfrefine", family, __version__)
+        )
+    return highdicom.seg.SegmentDescription.from_dataset(item, copy=False)
+
+
+def _joined(text: object, words: str, most: int = _MOST_OF_A_NAME) -> str:
+    """Return a text with further words at its end, in place of those of an earlier refinement."""
+    before = _REFINED.sub("", str(text or ""))[: most - len(words) - 2]
+    return "; ".join(filter(None, [before, words]))
+
+
+def _describe_tissue(number: int, label: int, name: str) -> Any:
+    """Return a description with label and name, for a segment without further facts."""
+    tissue = highdicom.sr.CodedConcept("85756007", "SCT", "Tissue")
+    artificial = highdicom.sr.CodedConcept("123110", "DCM", "Artificial Intelligence")
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="unknown", version="unknown", family=artificial
+    )
+    rgb = [round(255 * part) for part in Segment(label, name).shown_color]
+    color = highdicom.color.CIELabColor.from_rgb(*rgb)
+    text = name[:MAX_OF_A_NAME].replace("\\", "/")
+    return highdicom.seg.SegmentDescription(
+        number, text, tissue, tissue, "AUTOMATIC", algorithm, display_color=color
+    )

@@ -1,0 +1,249 @@
+"""Conversion and description of DICOM in a process of its own.
+
+It has limits of time and memory, which decoders of damaged files need. Its errors are raised here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crfrefine import errors, io
+from crfrefine.arrays.label_maps import map_labels
+from crfrefine.base.failures import Failure, failing_alone
+from crfrefine.base.inputs import add_inputs, keeping_inputs
+from crfrefine.base.text import counted
+from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.discovery import list_files
+from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.errors import GridMismatchError, InputError, UnexpectedError, UnsupportedFormatError
+from crfrefine.io.atomic import check_replaceable, check_writable
+from crfrefine.io.paths import files_written, is_dicom, require_suffix, suffix_of
+from crfrefine.io.stored import Scaling, StoredVoxels
+from crfrefine.io.volume import Segment, map_segments, named_segments
+from crfrefine.runs.outputs import unique_stem
+from crfrefine.runs.tools.convert import (
+    ConversionOptions,
+    describe_source,
+    labels_on,
+    with_note_on_values,
+)
+from crfrefine.runs.tools.info import describe_header
+
+# Processor time that the work may take; each million bytes of its files adds a second.
+SECONDS = 60
+_START = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from crfrefine.runs.tools.dicom import serve; serve()"
+)
+
+
+def convert_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
+    """Convert from or to DICOM; return a sentence about input and output, and notes."""
+    expected = "labels" if target.suffix.lower() == ".dcm" else None
+    if options.content not in (None, expected):
+        raise InputError(f"{source}: DICOM says itself what it holds; leave --as out")
+    if options.same_voxels or options.axes is not None:
+        raise InputError(
+            f"{source}: --same-voxels and --axes are for other formats than DICOM; convert to a "
+            "file such as NAME.nii.gz first"
+        )
+    damaged = source if is_dicom(source) else options.like
+    request = {"source": source, "target": target, "options": asdict(options)}
+    done: str = _ask(request, damaged or source)
+    return done
+
+
+def describe_dicom(path: Path) -> list[tuple[str, str]]:
+    """Describe a file or a folder of DICOM, as pairs of name and value for display."""
+    return [(name, value) for name, value in _ask({"source": path}, path)]
+
+
+def _ask(request: dict[str, Any], damaged: Path) -> Any:
+    """Return the answer of another process to a request; raise its error."""
+    package_folder = str(Path(__file__).parents[3])
+    text = json.dumps({**request, "seconds": SECONDS}, default=str)
+    command = [sys.executable, "-P", "-c", _START, package_folder, text]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0:
+        reason = f"ended with status {done.returncode}"
+        if done.returncode == -signal.SIGXCPU:
+            reason = "takes far longer than that of files of its size should"
+        raise UnsupportedFormatError(
+            f"{damaged}: damaged DICOM: its decoding {reason}; copy or export it again"
+        )
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # Decoders may print.
+    for kind in answer.keys() - {"done"}:
+        raise getattr(errors, kind, UnexpectedError)(answer[kind])
+    return answer["done"]
+
+
+def serve() -> None:
+    """Answer the request in the argument, and print the result, or message and kind of the error.
+
+    `_ask` starts a process with it.
+    """
+    request = json.loads(sys.argv[2])
+    source = Path(request["source"])
+    failures: list[Failure] = []
+    answer: dict[str, Any] = {}
+    with failing_alone(failures.append, source):
+        answer["done"] = _answer(source, request)
+    for failure in failures:
+        answer[failure.kind] = failure.message
+    sys.stdout.write(f"\n{json.dumps(answer)}\n")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _answer(source: Path, request: dict[str, Any]) -> Any:
+    """Do what a request asks for."""
+    try:
+        from crfrefine.io.dicom import describe, files
+    except ImportError as error:
+        raise InputError(
+            f"{source}: DICOM needs a package that is not installed ({error}); "
+            "pip install 'crfrefine[dicom]'"
+        ) from None
+    files.seconds = request["seconds"]
+    if "target" not in request:
+        lines, header = describe(source)
+        if header is not None:
+            lines += describe_header(header)
+        return lines
+    options = ConversionOptions(**request["options"])
+    return _convert(source, Path(request["target"]), options.from_json())
+
+
+@keeping_inputs()
+def _convert(source: Path, target: Path, options: ConversionOptions) -> str:
+    """Convert a series or a segmentation to another format, or a label map to a segmentation."""
+    is_read = is_dicom(source)
+    is_written = target.suffix.lower() == ".dcm"
+    if is_read and is_written:
+        raise InputError(
+            f"{source} and {target}: both are DICOM; convert to a file such as NAME.nii.gz first"
+        )
+    if options.to not in (None, "labels"):
+        raise InputError(
+            f"{source}: DICOM holds images and label maps, no {options.to}; leave --to out"
+        )
+    for path in (source, options.like, options.segments):
+        if path is not None:
+            files = path.iterdir() if path.is_dir() else [path]
+            add_inputs(*files)
+    if is_read and not suffix_of(target) and source.is_file():
+        if options.mapping:
+            raise InputError(f"{source}: --map is about label maps, not masks; leave it out")
+        return _write_segments(source, target, options)
+    if is_read:
+        require_suffix(target, io.WRITTEN_SUFFIXES)
+    *_, target_file = check_replaceable(*reversed(files_written(target)))
+    check_writable(target_file.parent)
+    if is_read:
+        return _read_dicom(source, target, options)
+    return _write_segmentation(source, target, options)
+
+
+def _read_dicom(source: Path, target: Path, options: ConversionOptions) -> str:
+    """Convert a series to an image, or a segmentation to a label map on the grid of a series."""
+    from crfrefine.io import dicom
+
+    volume = dicom.read(source, options.like, options.series)
+    header = volume.header
+    assert header is not None
+    if header.format == dicom.SEGMENTATION:
+        kind = "label map"
+        labels, found = map_labels(volume.data, options.mapping)
+        segments = map_segments(header.segments, options.mapping)
+        io.write_label_map(target, labels, volume, segments=segments)
+    elif options.mapping:
+        raise InputError(f"{source}: --map is about label maps; this is an image; leave it out")
+    else:
+        found = ()
+        kind = "image"
+        stored = StoredVoxels(volume.data.T[np.newaxis], Scaling())
+        io.write_image(target, volume.data.dtype, volume, stored.planes)
+    sentence = f"{describe_source(header, kind)} -> {target}: {kind}, {volume.data.dtype}"
+    sentence = with_note_on_values(sentence, options.mapping, found)
+    return "\n".join([sentence, *header.notes])
+
+
+def _write_segments(source: Path, folder: Path, options: ConversionOptions) -> str:
+    """Write each segment of a segmentation, which may overlap, to a file in a folder."""
+    from crfrefine.io import dicom
+
+    suffix = options.suffix or ".nii.gz"
+    stems: set[str] = set()
+    files = []
+    for segment in dicom.list_segments(source):
+        files.append(folder / f"{unique_stem(segment, stems)}{suffix}")
+        require_suffix(files[-1], io.WRITTEN_SUFFIXES)
+        check_replaceable(*reversed(files_written(files[-1])))
+    check_writable(folder)
+    others = [path for path in list_files(folder, io.VOLUME_SUFFIXES) if path not in files]
+    if others:
+        raise InputError(
+            f"{folder}: holds {others[0].name}, which would count as another structure; "
+            "name a new folder"
+        )
+    notes: tuple[str, ...] = ()
+    masks = dicom.read_segments(source, options.like, options.series)
+    for file, mask in zip(files, masks, strict=True):
+        assert mask.header is not None
+        io.write_label_map(file, mask.data, mask, segments=mask.header.segments)
+        notes = mask.header.notes
+    sentence = f"{source}: {counted(len(files), 'segment')} -> {folder}: a mask of 0 and 1 each"
+    return "\n".join([sentence, *notes])
+
+
+def _write_segmentation(source: Path, target: Path, options: ConversionOptions) -> str:
+    """Convert a label map to a segmentation of the series `like`."""
+    from crfrefine.io import dicom
+
+    like = options.like
+    if like is None or not is_dicom(like):
+        held = ""
+        if like is not None:
+            held = f", found {like}, which holds no DICOM files"
+        raise InputError(
+            f"{target}: a DICOM segmentation refers to the series it was made on; "
+            f"name its folder with --like SERIES{held}"
+        )
+    header = io.read_header(source, io.VOLUME_SUFFIXES)
+    series = dicom.read_series(like, options.series)
+    grid = series.header
+    placed = io.placed_on(header, grid)
+    if not placed.on_same_grid(grid) and WorkGrid(grid).part(placed, "label map") is None:
+        raise GridMismatchError(
+            f"{source}: not on the grid of --like\n{header.difference_from(grid)}\n"
+            "  Name the series that was refined."
+        )
+    notes: list[str] = []
+    labels, found = map_labels(labels_on(grid, placed, notes), options.mapping)
+    named: Sequence[Segment] = map_segments(header.segments, options.mapping)
+    if not named:
+        description = read_dataset_description(source)
+        if description is not None:
+            named = named_segments(description.label_names)
+    dicom.write(
+        target,
+        labels,
+        named,
+        series,
+        options.segments,
+        series_number=options.series_number,
+        series_description=options.series_description,
+    )
+    sentence = f"{describe_source(header, 'label map')} -> {target}: DICOM segmentation of {like}"
+    sentence = with_note_on_values(sentence, options.mapping, found)
+    return "\n".join([*notes, sentence, *grid.notes])
