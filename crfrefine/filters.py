@@ -158,7 +158,7 @@ class Lattice:
         self.shape = points.shape[1:]
         self._mask = None
         if mask is not None:
-            self._mask = given_voxels(mask, self.shape).copy()
+            self._mask = given_voxels(mask, self.shape)
             points = points[:, self._mask]
         self.num_points = math.prod(points.shape[1:])
 

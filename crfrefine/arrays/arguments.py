@@ -108,7 +108,7 @@ def check_logits(logits: Array, image: Array, input_type: str, *, min_channels: 
 
 
 def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
-    """Return where a caller's mask is not zero, (*grid), for a grid of that shape.
+    """Return where a caller's mask is not zero, (*grid), for a grid of that shape: a new array.
 
     Raises InputError for other shapes and values that are not finite.
     """
@@ -120,7 +120,7 @@ def given_voxels(mask: Any, grid: tuple[int, ...]) -> Bool:
             "the mask holds values that are not finite (NaN or infinity); expected zero outside "
             "and anything else inside"
         )
-    return values.astype(np.bool_, copy=False)
+    return values.astype(np.bool_)
 
 
 def given_label_map(labels: Array, image: Array) -> Labels:

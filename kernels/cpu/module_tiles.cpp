@@ -225,25 +225,31 @@ class Tiles {
     int threads_;
 };
 
-// The labels of the tiles of a grid, for runs of the mean field on them. Keeps the arrays that it
-// is made of.
+template <class Array>
+auto copied(const Array& array) {
+    using Number = std::remove_const_t<typename Array::Scalar>;
+    return std::vector<Number>(array.data(), array.data() + array.size());
+}
+
+// The labels of the tiles of a grid, for runs of the mean field on them. Keeps the mask; of its
+// numbers, which are places in other arrays, it has copies: nobody can change them after the check.
 class LabelSets {
    public:
     LabelSets(const Extents& shape, const Extents& tile, const std::optional<MaskArray>& mask,
               const Indices& active, const Indices& first_entry, const Labels& label,
               const Labels& settled, int threads)
         : mask_(mask),
-          active_(active),
-          first_entry_(first_entry),
-          label_(label),
-          settled_(settled),
+          active_(copied(active)),
+          first_entry_(copied(first_entry)),
+          label_(copied(label)),
+          settled_(copied(settled)),
           set_{checked_tiling(shape, tile),
                mask_data(mask),
-               static_cast<int64_t>(active.size()),
-               active.data(),
-               first_entry.data(),
-               label.data(),
-               settled.data(),
+               static_cast<int64_t>(active_.size()),
+               active_.data(),
+               first_entry_.data(),
+               label_.data(),
+               settled_.data(),
                std::vector<int64_t>()},
           threads_(threads) {
         // Numbers of tiles and of entries ascend, and each tile has one label or more.
@@ -392,8 +398,8 @@ class LabelSets {
     }
 
     const std::optional<MaskArray> mask_;
-    const Indices active_, first_entry_;
-    const Labels label_, settled_;
+    const std::vector<int64_t> active_, first_entry_;
+    const std::vector<int32_t> label_, settled_;
     TileSet set_;
     int threads_;
     int32_t largest_ = 0;  // of the labels

@@ -4,6 +4,9 @@ With a volume term, a bias per label keeps the masses of the labels in their mai
 """
 
 import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import oracles
@@ -22,11 +25,13 @@ from scipy.optimize import root
 
 import crfrefine
 from crfrefine.engines import get_backend
+from crfrefine.engines.base import RunContext
 from crfrefine.parameters.model import CrfParameters
 
 # The accuracy that is promised for the exact filter in float32.
 EXACT_RMS = 1e-5
 BIAS = [0.375, -1.25, 0.75]
+SECONDS = 20  # after which a wait gives up
 
 
 def _run(backend, case, parameters):
@@ -428,3 +433,45 @@ def test_a_body_in_a_corner_keeps_its_volume():
         np.count_nonzero((case.logits.argmax(axis=0) == label) & bodies) for label in range(labels)
     ]
     np.testing.assert_allclose(softmax(found)[:, bodies].sum(axis=1), kept, atol=0.05)
+
+
+def test_calls_side_by_side_leave_pytorch_its_number_of_threads():
+    """The first call ends while the second one, whose thread is new, runs or waits for its turn."""
+    torch = pytest.importorskip("torch")
+    case = random_case(3, grid_shape=(5, 4, 3))
+    backend = get_backend("torch")
+    started = threading.Event()
+    ended = threading.Event()
+    seen = []
+
+    def refine(threads, progress):
+        def noted(stage, *_):
+            if stage == "mean field":
+                seen.append((threads, torch.get_num_threads()))
+                progress()
+
+        context = RunContext(threads, noted)
+        model = resolve(case, mean_field__num_iterations=1)
+        backend.mean_field(case.logits, case.grid, model, context)
+
+    def second():
+        started.set()
+        refine(3, lambda: ended.wait(SECONDS))
+
+    def wait_for_second():
+        other.start()
+        started.wait(SECONDS)
+        time.sleep(0.2)  # until it waits for its turn, or computes
+
+    def in_a_new_thread():
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    usual = in_a_new_thread()
+    other = threading.Thread(target=second)
+    refine(1, wait_for_second)
+    ended.set()
+    other.join()
+    assert in_a_new_thread() == usual
+    assert torch.get_num_threads() == usual
+    assert seen == [(1, 1), (3, 3)]

@@ -513,3 +513,13 @@ def test_a_plan_is_of_an_image_of_nibabel_as_it_was():
     np.testing.assert_array_equal(
         run(DENSE, plan)[0].label_map, refine_once(DENSE, values).label_map
     )
+
+
+def test_a_result_does_not_change_with_the_mask():
+    """Logits and marginals are put together when they are asked for."""
+    case = case_in_a_corner()
+    mask = case.mask.copy()
+    expected = refine(case, ON_TILES).logits
+    result = refine(replace(case, mask=mask), ON_TILES)
+    mask[:] = ~mask
+    np.testing.assert_array_equal(result.logits, expected)

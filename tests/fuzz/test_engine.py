@@ -275,17 +275,16 @@ def _damage(rng, arguments):
 
 
 def _damaged_array(rng, array):
-    """Another type, one value throughout, an index out of range, or another shape."""
+    """Another type, one value in many places, an index out of range, or another shape."""
     how = rng.random()
     shape = list(array.shape)
     if how < 0.2:
         with np.errstate(all="ignore"):
             return array.astype(rng.choice(TYPES))
     if how < 0.4:
-        values = (0, 1)
-        if array.dtype.kind == "f":
-            values = (0, 1, math.nan, 3e38)
-        return np.full_like(array, rng.choice(values))
+        changed = array.copy()
+        _put_a_value(rng, changed)
+        return changed
     if how < 0.6 and array.size and array.dtype.kind in "iu":
         array.flat[rng.randrange(array.size)] = np.int64(
             rng.choice((-2, -1, 0, 1, 5, 100, 2**31 - 1))
@@ -296,6 +295,24 @@ def _damaged_array(rng, array):
         ([], [0], [1], [2], [40], [size + 1 for size in shape[axis : axis + 1]])
     )
     return np.resize(array, shape)
+
+
+def _put_a_value(rng, array):
+    """Write one value to all places of an array, or to every second or seventh, in place."""
+    values = (0, 1)
+    if array.dtype.kind == "f":
+        values = (0, 1, math.nan, math.inf, -math.inf, 3e38, 1e38, -1e38, 1e-42)
+    with np.errstate(over="ignore"):  # of float16
+        array.flat[:: rng.choice((1, 2, 7))] = rng.choice(values)
+
+
+def _change_in_place(rng, arguments):
+    """Change some of the arrays that the engine was given, and may have kept."""
+    for value in arguments:
+        if isinstance(value, list):
+            _change_in_place(rng, value)
+        elif isinstance(value, np.ndarray) and value.flags.writeable and rng.random() < 0.5:
+            _put_a_value(rng, value)
 
 
 def _make_call(rng):
@@ -312,7 +329,10 @@ def _read_call(path, rng):
     def called(calls):
         found = engine
         for name, arguments in calls:
-            found = getattr(found, name)(*map(given, arguments))
+            values = list(map(given, arguments))
+            found = getattr(found, name)(*values)
+            if rng.random() < 0.3:
+                _change_in_place(rng, values)
         return found
 
     def given(value):

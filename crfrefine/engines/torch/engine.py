@@ -5,6 +5,7 @@ It is slower and simpler than the other engines, which tests compare with it.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -212,7 +213,7 @@ class TorchBackend(Backend):
         """Filter values once; see `Backend.message`."""
         kernels = self.kernels(image, spec, RunContext(threads))
         result = np.zeros(values.shape, dtype=np.float32)
-        with _limits(threads), torch.no_grad():
+        with _limits(threads, self._device), torch.no_grad():
             sent = kernels.tensor(values)[:, kernels.inside]
             filtered = kernels.built[0](sent.T).T
             result[:, kernels.mask] = filtered.cpu().numpy()
@@ -233,6 +234,7 @@ class TorchKernels:
         self.spec = spec
         self._grid = image
         self._threads = context.threads
+        self._device = device
         if image.mask is None:
             self.mask = np.ones(image.values.shape[1:], dtype=bool)
         else:
@@ -251,7 +253,7 @@ class TorchKernels:
         for kernel in spec.kernels:
             theta = [*(kernel.theta_intensity or ()), *kernel.theta_position]
             self._thetas.append(self.tensor(theta))
-        with _limits(context.threads), torch.no_grad():
+        with _limits(context.threads, device), torch.no_grad():
             self.built, texts = self._build(self._thetas, self._image, context.progress)
         named = zip(spec.names, texts, strict=True)
         self.filters = tuple(f"{name}: {text}" for name, text in named)
@@ -267,7 +269,7 @@ class TorchKernels:
     ) -> MeanFieldResult:
         """Run the mean field until its stopping rule is met; see `Kernels.run`."""
         started = time.perf_counter()
-        with _limits(self._threads), torch.no_grad():
+        with _limits(self._threads, self._device), torch.no_grad():
             inputs = self._inputs(logits, spec)
             refined, trace = self._refine(inputs, self.built, spec, progress)
         energy = tuple(trace.energy)
@@ -278,7 +280,7 @@ class TorchKernels:
     def forward(self, logits: Array, spec: MeanFieldSpec) -> Tape:
         """Run the mean field for a later `backward`; see `Kernels.forward`."""
         spec = replace(spec, tolerance=0.0)
-        with _limits(self._threads), torch.no_grad():
+        with _limits(self._threads, self._device), torch.no_grad():
             inputs = self._inputs(logits, spec)
             refined, trace = self._refine(inputs, self.built, spec)
         # The record is empty, since `backward` takes the steps again.
@@ -302,7 +304,7 @@ class TorchKernels:
             leaf.requires_grad_()
         image = self.tensor(self._image).requires_grad_(wants_image)
         thetas = [self.tensor(theta).requires_grad_(wants_theta) for theta in self._thetas]
-        with _limits(self._threads), torch.enable_grad():
+        with _limits(self._threads, self._device), torch.enable_grad():
             kernels, _ = self._build(thetas, image)
             refined, _ = self._refine(inputs, kernels, tape.spec)
             refined.backward(self.tensor(gradient))
@@ -441,17 +443,30 @@ def _slope(tensor: Tensor) -> Float64:
     return np.asarray(tensor.grad.double().cpu().numpy())
 
 
+# PyTorch has one number of threads for the process, which new threads begin with. Calls that run
+# side by side would restore each other's, so they take turns.
+_RUNNING = threading.RLock()
+
+
 @contextmanager
-def _limits(threads: int | None) -> Iterator[None]:
-    """Give PyTorch a number of threads; raise CapacityError if its GPU has too little memory."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        reason = str(error).splitlines()[0]
-        raise CapacityError(
-            f"--device torch: not enough memory of the GPU ({reason}); use --device cpu"
-        ) from error
-    finally:
-        torch.set_num_threads(before)
+def _limits(threads: int | None, device: str) -> Iterator[None]:
+    """Give PyTorch a number of threads; raise CapacityError if its GPU has too little memory.
+
+    None means the number that PyTorch has. On a GPU it does not matter.
+    """
+    if device != "cpu":
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+            raise CapacityError(
+                f"--device torch: not enough memory of the GPU ({reason}); use --device cpu"
+            ) from error
+        return
+    with _RUNNING:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
