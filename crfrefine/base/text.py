@@ -37,6 +37,13 @@ def printable(text: str) -> str:
     return shown
 
 
+def for_spreadsheet(name: str) -> str:
+    """Return a name without control characters that no spreadsheet takes for a formula."""
+    if name.startswith(("=", "+", "-", "@")):
+        return f"'{printable(name)}"
+    return printable(name)
+
+
 def shorten(text: object, most: int = MAX_CHARACTERS) -> str:
     """Return text that prints on one line; its end beyond `most` characters becomes "…"."""
     whole = str(text)

@@ -106,6 +106,7 @@ class Case:
     # labels that have a channel although the label map, if it is one, lacks them
     absent_labels: tuple[int, ...] = ()
     times: dict[str, float] = field(default_factory=dict)  # seconds of parts of reading
+    has_nan: bool = False  # whether the image is NaN outside of the mask, where it has other values
     has_mask_file: bool = False  # whether a file gives the mask, which no parameter then makes
 
     @property
@@ -205,6 +206,7 @@ def read_case(
         label_map=output.label_map,
         absent_labels=output.absent_labels,
         times=arrays.times,
+        has_nan=bool(arrays.nan_files),
         has_mask_file=headers.mask is not None,
     )
 

@@ -66,7 +66,7 @@ PANELS = {
     "Input": "--images --logits --labels --baseline --masks --nnunet --manifest --input-type --map "
     "--add-background --network-spacing --regions --probabilities --resample --strokes --case",
     "Output": "--output --continue --resume --preview --save-probabilities --save-logits "
-    "--save-structures --output-format --summary --name --report --corrections",
+    "--save-structures --output-format --statistics --summary --name --report --corrections",
     "Model": "--config --set --allow-vanishing --unlabeled --learn --folds --loss",
     "Resources": "--device --threads --jobs --processes --max-memory",
     "Cluster": "--dask",

@@ -17,7 +17,7 @@ from typing import Any
 from crfrefine.base.failures import Failure
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.limits import available_threads
-from crfrefine.base.text import printable
+from crfrefine.base.text import for_spreadsheet, printable
 from crfrefine.cases.case_files import left_out_entries
 from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.reading_options import RegionReading, find_regions
@@ -56,16 +56,15 @@ def metrics_csv(table: ResultTable) -> str:
     for line in table:
         value = "" if math.isnan(line.value) else repr(float(line.value))
         writer.writerow(
-            (_plain(line.case), _plain(line.region), line.metric, value, _plain(line.method))
+            (
+                for_spreadsheet(line.case),
+                for_spreadsheet(line.region),
+                line.metric,
+                value,
+                for_spreadsheet(line.method),
+            )
         )
     return text.getvalue()
-
-
-def _plain(name: str) -> str:
-    """Return a name without control characters that no spreadsheet takes for a formula."""
-    if name.startswith(("=", "+", "-", "@")):
-        return f"'{printable(name)}"
-    return printable(name)
 
 
 def make_summary(evaluation: Evaluation) -> dict[str, Any]:

@@ -43,6 +43,7 @@ from crfrefine.refinement.strokes import Strokes, combine
 from crfrefine.refinement.tiles.coarse import CoarseNetwork
 from crfrefine.refinement.tiles.streaming import ReadPieces, StreamedNetwork
 from crfrefine.runs.contents import LABEL_MAP, changed_inputs, content_of, contents_of_inputs
+from crfrefine.runs.label_statistics import measure
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.outputs import OutputFiles, is_complete
 from crfrefine.runs.records import (
@@ -287,6 +288,8 @@ def _record_result(
             record.label_names[str(label)] = names[label]
         if before and not after:
             outvoted[label] = before
+    if settings.options.statistics:
+        record.statistics = measure(case, result, record.label_names)
     vanished = dict(sorted({**source.lost, **outvoted}.items()))
     record.vanished_labels = tuple(vanished)
     if vanished:

@@ -252,6 +252,14 @@ class InferenceOptions:
             "--summary", "Write the record of each case as JSON when the run ends.", "FILE.json"
         ),
     ] = None
+    statistics: Annotated[
+        bool,
+        Option(
+            "--statistics",
+            "Also write a table of each label's volume before and after, and its mean intensities: "
+            "statistics.csv.",
+        ),
+    ] = False
     strokes: Annotated[
         tuple[Path, ...],
         Option(

@@ -31,6 +31,7 @@ from crfrefine.io.paths import (
 )
 from crfrefine.runs.case_work import CaseSettings, Task
 from crfrefine.runs.device import device_of_auto
+from crfrefine.runs.label_statistics import statistics_path
 from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import (
     OutputFiles,
@@ -237,7 +238,8 @@ def plan_run(options: InferenceOptions) -> RunPlan:
     if options.resume:
         tasks, notes_on_earlier, left = _with_earlier_records(tasks, options, summary)
         notes += notes_on_earlier
-    _check_places(tasks, options.summary, record)
+    statistics = statistics_path(options) if options.statistics else None
+    _check_places(tasks, (options.summary, record, statistics))
     names_file = None
     if inputs.structures and record is not None:
         names_file = plan_names_file(inputs.structures, options.output)
@@ -299,11 +301,18 @@ def _with_earlier_records(
     for task in tasks:
         outputs_of_cases.append((task.files, task.outputs.label_map, task.outputs.all()))
     earlier, notes, left = take_up(folder, outputs_of_cases, summary)
+    if options.statistics:
+        unknown = [case_id for case_id, record in earlier.items() if record.statistics is None]
+        for case_id in unknown:
+            del earlier[case_id]
+        if unknown:
+            number = counted(len(unknown), "case")
+            notes.append(f"{number} ({listed(unknown)}): done without --statistics; refined again")
     taken_up = [replace(task, earlier=earlier.get(task.files.case_id)) for task in tasks]
     return taken_up, notes, left
 
 
-def _check_places(tasks: Sequence[Task], summary: Path | None, record: Path | None) -> None:
+def _check_places(tasks: Sequence[Task], about_the_run: Sequence[Path | None]) -> None:
     """Raise InputError unless all outputs, and the files about the run, can be written."""
     folders: set[Path] = set()
     for task in tasks:
@@ -314,7 +323,7 @@ def _check_places(tasks: Sequence[Task], summary: Path | None, record: Path | No
             folders.add(task.outputs.folder)
     for folder in folders:
         check_writable(folder)
-    for path in (summary, record):
+    for path in about_the_run:
         if path is not None:
             check_small_output(path)
 

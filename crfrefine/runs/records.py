@@ -111,6 +111,8 @@ class CaseRecord(Record):
     voxels_after: tuple[int, ...] = ()
     # in the network's result, but not in the refined label map
     vanished_labels: tuple[int, ...] = ()
+    # of each label that occurs, as `label_statistics.measure` returns them; None: not requested
+    statistics: list[dict[str, Any]] | None = None
     label_names: dict[str, str] = field(default_factory=dict)  # by number, of labels that occur
 
     def to_dict(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
 from crfrefine.runs.case_work import CaseInWork, CaseSettings, Task, finish_case, read_case
 from crfrefine.runs.in_flight import GPU_IS_LOST, CasesInFlight
+from crfrefine.runs.label_statistics import statistics_csv, statistics_path
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
 from crfrefine.runs.records import CaseRecord, RunSummary
@@ -86,6 +87,8 @@ def run_inference(
             ending.callback(observer.run_ended, summary)
             if options.summary is not None:
                 ending.callback(_write_summary, options.summary, summary)
+            if options.statistics and summary.cases:
+                ending.callback(_write_statistics, plan)
             if file is not None:
                 ending.callback(file.close)
     return summary
@@ -153,6 +156,15 @@ def num_cases_in_flight(plan: RunPlan) -> int:
 
 def _write_summary(path: Path, summary: RunSummary) -> None:
     write_small_file(path, summary.to_json().encode())
+
+
+def _write_statistics(plan: RunPlan) -> None:
+    """Write the table of all cases of the part that are done, also in earlier runs."""
+    ended = {record.case_id: record for record in plan.summary.cases}
+    records = [ended.get(task.files.case_id, task.earlier) for task in plan.tasks]
+    known = [record for record in records if record is not None]
+    table = statistics_csv(known, plan.inputs.names.modalities)
+    write_small_file(statistics_path(plan.settings.options), table.encode())
 
 
 def note_on_num_labels(records: Iterable[CaseRecord]) -> str | None:

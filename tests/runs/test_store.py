@@ -227,7 +227,16 @@ def test_every_option_counts_as_a_setting_or_is_known_to_change_no_voxel():
     no_voxel = {
         *("images", "logits", "masks", "strokes", "nnunet", "manifest"),  # their contents count
         *("output", "output_format", "save_probabilities", "save_logits", "save_structures"),
-        *("preview", "summary", "resume", "num_parts", "part_id", "fail_fast", "command"),
+        *(
+            "preview",
+            "statistics",
+            "summary",
+            "resume",
+            "num_parts",
+            "part_id",
+            "fail_fast",
+            "command",
+        ),
         *("device", "threads", "num_jobs", "max_memory", "dask", "allow_vanishing"),
         *("parameters", "choice"),  # compared key by key
     }

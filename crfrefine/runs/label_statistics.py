@@ -1,0 +1,98 @@
+"""Volumes and mean intensities of the labels of each case, as `infer --statistics` writes them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crfrefine.base.array_types import Labels
+from crfrefine.base.text import for_spreadsheet
+from crfrefine.cases.case import Case
+from crfrefine.io.paths import stem_of
+from crfrefine.refinement.result import RefinementResult
+from crfrefine.runs.options import InferenceOptions
+from crfrefine.runs.records import CaseRecord
+
+COLUMNS = ("case", "label", "name", "ml_before", "ml_after")
+
+
+def measure(case: Case, result: RefinementResult, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the statistics of each label above 0 that a case has before or after.
+
+    `names` are by the label's number, as in a record. Means are over the refined label, per
+    modality in order, and None where it is empty.
+    """
+    voxel_ml = math.prod(case.spacing) / 1000
+    changes = result.changes
+    means = _means(case, result.label_map, len(changes.voxels_after))
+    rows = []
+    for label in range(1, len(changes.voxels_before)):
+        before = changes.voxels_before[label]
+        after = changes.voxels_after[label]
+        if before or after:
+            row = {
+                "label": label,
+                "name": names.get(str(label), ""),
+                "ml_before": before * voxel_ml,
+                "ml_after": after * voxel_ml,
+                "means": [of_labels[label] for of_labels in means],
+            }
+            rows.append(row)
+    return rows
+
+
+def _means(case: Case, label_map: Labels, num_labels: int) -> list[list[float | None]]:
+    """Return the mean intensity of each label, per modality; voxels that are NaN do not count."""
+    sums = np.zeros((len(case.image), num_labels))
+    counts = np.zeros(num_labels, np.int64)
+    for index in range(label_map.shape[-1]):  # Counting widens each voxel to 64 bits.
+        labels = label_map[..., index]
+        inside: Any = slice(None)
+        if case.has_nan and case.mask is not None:
+            inside = case.mask[..., index]
+        flat = labels[inside].ravel()
+        counts += np.bincount(flat, minlength=num_labels)
+        for modality, of_labels in zip(case.image, sums, strict=True):
+            values = modality[..., index][inside].ravel()
+            of_labels += np.bincount(flat, weights=values, minlength=num_labels)
+    means: list[list[float | None]] = []
+    for of_labels in sums:
+        pairs = zip(of_labels.tolist(), counts.tolist(), strict=True)
+        means.append([total / count if count else None for total, count in pairs])
+    return means
+
+
+def statistics_path(options: InferenceOptions) -> Path:
+    """Return the table's file: in the output folder, with the number of the part if it has one."""
+    if options.writes_file:
+        return options.output.with_name(f"{stem_of(options.output)}_statistics.csv")
+    name = "statistics.csv"
+    if options.num_parts > 1:
+        name = f"statistics-{options.part_id}-of-{options.num_parts}.csv"
+    return options.output / name
+
+
+def statistics_csv(records: Iterable[CaseRecord], modality_names: Sequence[str]) -> str:
+    """Return a table with a line per case and label; an undefined value is an empty field."""
+    ended = [record for record in records if record.status != "failed"]
+    rows = [(record, row) for record in ended for row in record.statistics or ()]
+    num_modalities = max((len(row["means"]) for _, row in rows), default=1)
+    titles: Sequence[object] = range(1, num_modalities + 1)
+    if len(modality_names) == num_modalities:
+        titles = modality_names
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, *(f"mean_{title}" for title in titles)])
+    for record, row in rows:
+        case = for_spreadsheet(record.case_id)
+        name = for_spreadsheet(row["name"])
+        writer.writerow(
+            [case, row["label"], name, row["ml_before"], row["ml_after"], *row["means"]]
+        )
+    return text.getvalue()

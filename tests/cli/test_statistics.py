@@ -1,0 +1,132 @@
+"""`infer --statistics` writes the volumes and mean intensities of each label."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from cli_helpers import (
+    GRID_SHAPE,
+    SPACING,
+    infer,
+    load_nifti,
+    run_here,
+    save_nifti,
+    summary_of,
+    write_folders,
+)
+
+from crfrefine.runs.demo.phantom import make_phantom
+
+ML = math.prod(SPACING) / 1000
+NAMES = {"background": 0, "shell": 1, "=core": 2, "cyst": 3}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    names = {"0": "T1", "1": "FLAIR"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": NAMES, "channel_names": names}))
+    return write_folders(tmp_path, "b", "a", "c")
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cases_in(path):
+    return [*dict.fromkeys(row["case"] for row in table(path))]
+
+
+def test_each_row_has_volumes_and_means_of_its_label(folders):
+    infer(folders, "--statistics", "--jobs", "3", status=0)
+    rows = table(folders.output / "statistics.csv")
+    assert list(rows[0]) == [
+        *("case", "label", "name", "ml_before", "ml_after", "mean_T1", "mean_FLAIR")
+    ]
+    assert cases_in(folders.output / "statistics.csv") == ["a", "b", "c"]
+    for row in rows:
+        label = int(row["label"])
+        before = folders.scores(row["case"]).argmax(axis=0) == label
+        after = load_nifti(folders.output / f"{row['case']}.nii.gz") == label
+        assert row["name"] == {1: "shell", 2: "'=core", 3: "cyst"}[label]
+        assert float(row["ml_before"]) == pytest.approx(before.sum() * ML, rel=1e-6)
+        assert float(row["ml_after"]) == pytest.approx(after.sum() * ML, rel=1e-6)
+        image = folders.image(row["case"]).astype(np.float64)
+        for modality, name in enumerate(("mean_T1", "mean_FLAIR")):
+            assert float(row[name]) == pytest.approx(image[modality][after].mean(), rel=1e-12)
+    assert len(rows) == 9
+
+
+def test_the_summary_has_the_same_rows(folders):
+    summary = summary_of(folders, "--statistics")
+    rows = []
+    for case in summary["cases"]:
+        for row in case["statistics"]:
+            assert row["name"] == case["label_names"][str(row["label"])]
+            rows.append([case["case_id"], row["ml_before"], row["ml_after"], *row["means"]])
+    found = []
+    for row in table(folders.output / "statistics.csv"):
+        numbers = [float(value) for key, value in row.items() if "m" in key and key != "name"]
+        found.append([row["case"], *numbers])
+    assert found == rows
+    assert summary_of(folders)["cases"][0]["statistics"] is None
+
+
+def test_a_label_that_vanishes_has_no_mean(folders):
+    infer(folders, "--statistics", "--set", "postprocess.min_component_ml=500", "--allow-vanishing")
+    rows = table(folders.output / "statistics.csv")
+    assert {(row["ml_after"], row["mean_T1"]) for row in rows} == {("0.0", "")}
+
+
+def test_rows_of_cases_that_were_done_earlier_stay(folders):
+    whole = folders.output / "statistics.csv"
+    infer(folders, "--statistics", status=0)
+    expected = whole.read_bytes()
+    (folders.output / "b.nii.gz").unlink()
+    infer(folders, "--statistics", "--continue", status=0)
+    assert whole.read_bytes() == expected
+    # What was done without statistics is refined again.
+    infer(folders, status=0)
+    done = infer(folders, "--statistics", "--continue", status=0)
+    assert "3 cases (a, b, c): done without --statistics; refined again" in done.stderr
+    assert whole.read_bytes() == expected
+
+
+def test_a_failed_case_has_no_rows_and_the_others_have_theirs(folders):
+    (folders.logits / "b.nii.gz").write_bytes(b"damaged")
+    infer(folders, "--statistics", status=1)
+    assert cases_in(folders.output / "statistics.csv") == ["a", "c"]
+
+
+def test_each_part_of_an_array_has_its_own_table(folders):
+    for part in range(2):
+        infer(folders, "--statistics", "--num-parts", 2, "--part-id", part, status=0)
+    assert cases_in(folders.output / "statistics-0-of-2.csv") == ["a", "c"]
+    assert cases_in(folders.output / "statistics-1-of-2.csv") == ["b"]
+
+
+def test_the_table_of_a_single_output_lies_beside_it(folders, tmp_path):
+    images = []
+    for modality in range(2):
+        images += ["-i", folders.images / f"a_{modality:04d}.nii.gz"]
+    logits = folders.logits / "a.nii.gz"
+    output = tmp_path / "one" / "refined.nii.gz"
+    run_here("infer", *images, "-p", logits, "-o", output, "--statistics", status=0)
+    assert len(table(tmp_path / "one" / "refined_statistics.csv")) == 3
+
+
+def test_voxels_that_are_nan_count_in_no_mean(folders):
+    image = folders.image("a")
+    labels = make_phantom(1, GRID_SHAPE, SPACING).logits.argmax(axis=0)
+    is_nan = np.zeros(GRID_SHAPE, bool)
+    is_nan[tuple(np.argwhere(labels == 2)[::3].T)] = True
+    for modality, values in enumerate(image):
+        path = folders.images / f"a_{modality:04d}.nii.gz"
+        save_nifti(path, np.where(is_nan, np.nan, values).astype(np.float32))
+    infer(folders, "--statistics", status=0)
+    after = (load_nifti(folders.output / "a.nii.gz") == 2) & ~is_nan
+    row = next(row for row in table(folders.output / "statistics.csv") if row["label"] == "2")
+    assert row["case"] == "a"
+    assert float(row["mean_T1"]) == pytest.approx(image[0][after].astype(float).mean(), rel=1e-6)
