@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crfrefine import io
 from crfrefine.base.text import TIMES, listed, see
 from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.dataset_description import read_dataset_description
 from crfrefine.cases.foreground import lacks_background
 from crfrefine.cases.grid_differences import explain_difference
 from crfrefine.cases.label_input import KIND, label_map_header
@@ -112,6 +114,7 @@ def read_case_headers(files: CaseFiles, options: ReadingOptions = DEFAULT_READIN
         images.append(io.placed_on(io.read_header(path, io.VOLUME_SUFFIXES), image))
     spacing = _spacing_of(files, image)
     for header in images:
+        _require_modalities(header)
         if len(images) > 1 and header.num_channels > 1:
             raise InputError(
                 f"{header.path}: expected one modality per file, as there are {len(images)} files; "
@@ -152,6 +155,22 @@ def _require_label_map(files: CaseFiles, network: io.LogitsHeader) -> None:
             f"{network.path}: --map gives the values of a label map new labels; found {found}; "
             "leave --map out"
         )
+
+
+def _require_modalities(image: VolumeHeader) -> None:
+    """Raise InputError if the channels of an image are times by its header, not modalities."""
+    if not image.time or image.num_channels == 1:
+        return
+    description = read_dataset_description(image.path)
+    if description is not None and len(description.channel_names) == image.num_channels:
+        return
+    raise InputError(
+        f"{image.path}: by its header, its {image.num_channels} volumes follow each other in time "
+        f"({image.time}); expected modalities\n"
+        "  Split it, and refine each volume as a case of its own:\n"
+        f"    crfrefine convert {shlex.quote(str(image.path))} FOLDER --split\n"
+        "  If they are modalities, name all of them in channel_names of a dataset.json beside it."
+    )
 
 
 def _spacing_of(files: CaseFiles, image: VolumeHeader) -> tuple[float, ...]:

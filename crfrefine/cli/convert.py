@@ -134,6 +134,14 @@ def convert(
             help="Description of the series OUT.dcm, at most 64 characters.",
         ),
     ] = None,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help="Write each volume of IN, such as each time of a cine, to a file of its own in "
+            "the folder OUT: NAME_frame01, NAME_frame02 …",
+        ),
+    ] = False,
     verbose: Annotated[
         bool, typer.Option("-v", "--verbose", help="More: where an unexpected error was raised.")
     ] = False,
@@ -165,6 +173,14 @@ def convert(
         series_description=series_description,
         suffix=suffix,
     )
+    if split:
+        if options != ConversionOptions(suffix=suffix):
+            raise InputError(
+                f"{source}: --split keeps values and places; of the other options it takes "
+                "--output-format only"
+            )
+        _split_file(source, target, suffix, is_quiet=quiet)
+        return
     if source.is_dir() and not is_dicom(source):
         _convert_folder(source, target, suffix, options, verbosity=1 + verbose - quiet)
         return
@@ -184,6 +200,15 @@ def convert(
     if not quiet:
         print(for_terminal(note.replace("\n", "\n  ")), file=sys.stderr)
         print(target)
+
+
+def _split_file(source: Path, target: Path, suffix: str | None, *, is_quiet: bool) -> None:
+    """Write the volumes of a file one by one, and print their paths."""
+    from crfrefine.runs.tools.splitting import split_file
+
+    for path in split_file(source, target, suffix):
+        if not is_quiet:
+            print(for_terminal(str(path)))
 
 
 def _convert_folder(

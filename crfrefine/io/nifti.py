@@ -65,6 +65,8 @@ _MAX_HEADER = 540  # bytes of the longest header
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
 _ANALYZE_NOTE = "Analyze 7.5 does not say which side is left: its axes are taken as nibabel does"
 _ORDERS: tuple[Literal["little", "big"], ...] = ("little", "big")
+# Codes of the same field for the steps of the fourth axis.
+_TIME_UNITS = {8: "s", 16: "ms", 24: "µs"}
 # nibabel logs its repairs of a header; this logger prints nothing.
 _quiet = logging.Logger("crfrefine.io.nifti", logging.CRITICAL + 1)
 
@@ -181,8 +183,24 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
         grid_shape,
         time_steps * channels,
         template=header,
+        time=_time_between(header) if time_steps > 1 else "",
         **geometry._asdict(),
     )
+
+
+def _time_between(header: Any) -> str:
+    """Return the time between the volumes of the fourth axis; "" if the header does not tell.
+
+    Many programs write seconds, and steps of 0 or 1, whatever the axis holds.
+    """
+    if "magic" not in header:
+        return ""
+    unit = _TIME_UNITS.get(int(header["xyzt_units"]) & 0x38, "")
+    step = float(header["pixdim"][4])
+    is_default = unit == "s" and step == 1.0
+    if not unit or is_default or not 0 < step < np.inf:
+        return ""
+    return f"{step:g} {unit} apart"
 
 
 def _repaired_header(block: bytes, path: Path, form: _Form) -> Any:

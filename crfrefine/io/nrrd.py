@@ -58,6 +58,7 @@ _MAX_DIMS = 16
 _GRID_KINDS = ("domain", "space")
 # An axis of these kinds is one of the grid, unless it is the only one without a direction.
 _VAGUE_KINDS = ("time", "none", "???")
+_TIME_UNITS = ("s", "sec", "second", "seconds", "ms", "msec", "millisecond", "milliseconds")
 _CHANNEL_KINDS = (
     *("list", "point", "vector", "covariant-vector", "normal"),
     *("scalar", "rgb-color", "rgba-color"),
@@ -113,7 +114,10 @@ def _read_fields(fields: Fields, end: int) -> VolumeHeader:
         template = _geometry_of(fields, units)
     elif len(axes) == len(grid_shape) == units.count(units[0] if units else ""):
         template = _geometry_in(units, affine)
-    header = volume_header(path, source, NAME, grid_shape, num_channels, affine, template=template)
+    time = _time_along(fields, sizes)
+    header = volume_header(
+        path, source, NAME, grid_shape, num_channels, affine, template=template, time=time
+    )
     return text_header.lengths_in_mm(header, "units of length", units)
 
 
@@ -189,6 +193,20 @@ def _kinds(fields: Fields, num_dims: int) -> list[str]:
     if unusual:
         raise RareHeaderError(f"the kind {shorten(min(unusual), 60)!r}")
     return kinds
+
+
+def _time_along(fields: Fields, sizes: tuple[int, ...]) -> str:
+    """Return which axis of several values is one of time, by its kind or unit; "" if none is."""
+    kinds = _kinds(fields, len(sizes))
+    units = _units(fields)
+    if len(units) != len(sizes):
+        units = [""] * len(sizes)
+    for axis, size in enumerate(sizes):
+        if size > 1 and kinds[axis] == "time":
+            return f"axis {axis} of the kind time"
+        if size > 1 and units[axis].lower() in _TIME_UNITS:
+            return f"axis {axis} in {units[axis]}"
+    return ""
 
 
 def _source(fields: Fields, end: int, *, inner: int | None) -> VoxelSource:

@@ -65,6 +65,8 @@ class VolumeHeader:
     # facts that users should know, such as two geometries that disagree
     notes: tuple[str, ...] = ()
     family: str = ""  # name of the format in the table of `crfrefine.io.paths`
+    # what the header says of time between the channels, such as "0.05 s apart"; "" if nothing
+    time: str = ""
     kind: str | None = None  # "logits" or "probabilities" if the file declares it
     details: tuple[tuple[str, str], ...] = ()  # further facts to show, as pairs of name and value
     misnamed: str | None = None  # the format, if the name says something else; also the first note

@@ -74,6 +74,8 @@ def describe_header(header: VolumeHeader, *, values: bool = False) -> list[tuple
         first = ", ".join(f"{value:.6g}" for value in header.affine[:3, 3])
         lines.append(("orientation", f"{header.orientation}"))
         lines.append(("first voxel", f"({first}) mm in RAS+"))
+    if header.time:
+        lines.append(("time", header.time))
     scaling = Scaling.of(header)
     if not scaling.is_none:
         lines.append(("scaling", f"values are {scaling}"))

@@ -1,0 +1,56 @@
+"""Split a file of several volumes, such as the times of a cine, into one file per volume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from crfrefine import io
+from crfrefine.base.inputs import keeping_inputs
+from crfrefine.errors import InputError
+from crfrefine.io.atomic import check_replaceable, check_writable
+from crfrefine.io.paths import add_volumes, files_written, require_suffix, suffix_of
+from crfrefine.io.stored import StoredVoxels
+from crfrefine.io.volume import Volume
+
+
+def split_file(source: Path, folder: Path, suffix: str | None) -> Iterator[Path]:
+    """Write each volume of a file to a file of its own in a folder, and yield its path.
+
+    The files are NAME_frame01, NAME_frame02 …, with the values, the type and the place of the file,
+    in its format or that of the suffix. Raises InputError if it has one volume only.
+    """
+    with keeping_inputs():
+        header = io.read_header(source, io.VOLUME_SUFFIXES)
+        if header.num_channels == 1:
+            raise InputError(f"{source}: holds one volume; leave --split out")
+        if suffix_of(folder):
+            raise InputError(f"{folder}: --split writes several files; name a folder")
+        if suffix is None:
+            suffix = suffix_of(source)
+            if suffix not in io.WRITTEN_SUFFIXES:
+                suffix = ".nii.gz"
+        known = require_suffix(Path(f"NAME{suffix}"), io.WRITTEN_SUFFIXES)
+        digits = max(2, len(str(header.num_channels)))
+        targets = []
+        for number in range(1, header.num_channels + 1):
+            name = f"{io.stem_of(source)}_frame{number:0{digits}}{suffix}"
+            targets.append(folder / name)
+        add_volumes(source)
+        check_writable(folder)
+        for target in targets:
+            check_replaceable(*reversed(files_written(target)))
+
+        stored = StoredVoxels.read(header)
+        dtype = stored.image_type(known.image_types)
+        affine, spacing = header.geometry()
+        like = Volume(
+            np.broadcast_to(np.uint8(0), header.grid_shape), affine, spacing, source, header
+        )
+        for number, target in enumerate(targets):
+            volume = replace(stored, values=stored.values[number : number + 1])
+            io.write_image(target, dtype, like, volume.planes)
+            yield target
