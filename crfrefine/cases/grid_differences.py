@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from crfrefine.base.geometry import farthest_distance, reorientation, same_grid
 from crfrefine.base.text import TIMES
+from crfrefine.io.nifti import set_sform_from_qform
 from crfrefine.io.paths import stem_of
 from crfrefine.io.text_header import MM_PER_UNIT
 from crfrefine.io.volume import VolumeHeader
@@ -29,11 +30,6 @@ OTHER_UNIT = (
     "Some programs ignore the unit in a header: set the right one, or take the affine of the image."
 )
 _PLURALS = ("logits", "labels", "strokes", "structures")
-# Sets the sform of a NIfTI file from its qform, with nibabel alone.
-_NIBABEL = (
-    "import sys, nibabel; image = nibabel.load(sys.argv[1]); "
-    "image.set_sform(image.get_qform(), 1); nibabel.save(image, sys.argv[2])"
-)
 
 
 def verb_for(what: str, singular: str, plural: str) -> str:
@@ -223,7 +219,7 @@ def _explain_forms(
         "which counts here."
     ]
     for _, header in wrong:
-        lines += _set_sform(header)
+        lines += set_sform_from_qform(header.path)
     if advice:
         lines.append(advice)
     return "\n  ".join(lines)
@@ -250,14 +246,3 @@ def _describe_sforms(files: list[tuple[str, VolumeHeader]]) -> str:
         distance = farthest_distance(header.grid_shape, header.affine, header.qform)
         texts.append(f"the sform of the {name} is {distance:.2f} mm off")
     return ", ".join(texts)
-
-
-def _set_sform(header: VolumeHeader) -> list[str]:
-    """Return the commands of FSL and nibabel that set the sform of a file from its qform."""
-    path = shlex.quote(str(header.path))
-    return [
-        f"If the qform of {header.path.name} is right, set its sform from it, in place with FSL, "
-        "or with nibabel:",
-        f"  fslorient -copyqform2sform {path}",
-        f'  python -c "{_NIBABEL}" {path} NEW.nii.gz',
-    ]

@@ -8,8 +8,10 @@ from __future__ import annotations
 import html
 import logging
 import re
+import shlex
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -23,6 +25,7 @@ from crfrefine.base.geometry import (
     describe_affine,
     farthest_distance,
     is_sheared,
+    require_usable,
     same_grid,
 )
 from crfrefine.base.limits import MAX_LABEL
@@ -30,6 +33,7 @@ from crfrefine.base.text import shorten
 from crfrefine.errors import InputError, UnsupportedFormatError
 from crfrefine.io import streams
 from crfrefine.io.atomic import atomic_files
+from crfrefine.io.paths import stem_of
 from crfrefine.io.volume import (
     MAX_OF_A_NAME,
     Segment,
@@ -117,7 +121,7 @@ def read_header(path: Path) -> VolumeHeader:
 def _parse_pair(block: bytes, path: Path, form: _Form) -> VolumeHeader:
     """Return the header of a pair, whose voxels are in a file beside it."""
     endings = (".img", ".IMG", ".img.gz", ".IMG.GZ")
-    candidates = [path.with_name(path.name[:-4] + ending) for ending in endings]
+    candidates = [path.with_name(stem_of(path) + ending) for ending in endings]
     present = [candidate for candidate in candidates if candidate.exists()]
     voxels = next(iter(present), candidates[0])
     encoding = "gzip" if voxels.name.lower().endswith(".gz") else "raw"
@@ -159,7 +163,7 @@ def _parse(block: bytes, path: Path, form: _Form, voxels: Path, encoding: str) -
         shape = (*shape, 1)
     grid_shape = shape[:3]
     try:
-        geometry = _geometry_of(header, grid_shape)
+        geometry = _geometry_of(header, grid_shape, path)
     except ValueError as error:
         raise InputError(
             f"{path}: the geometry in the header is not usable: {error}; repair the header"
@@ -233,6 +237,45 @@ def _repaired_header(block: bytes, path: Path, form: _Form) -> Any:
     return header
 
 
+# Sets the sform of a NIfTI file from its qform, with nibabel alone.
+_NIBABEL = (
+    "import sys, nibabel; image = nibabel.load(sys.argv[1]); "
+    "image.set_sform(image.get_qform(), 1); nibabel.save(image, sys.argv[2])"
+)
+
+
+def set_sform_from_qform(path: Path) -> list[str]:
+    """Return the commands of FSL and nibabel that set the sform of a file from its qform."""
+    quoted = shlex.quote(str(path))
+    return [
+        f"If the qform of {path.name} is right, set its sform from it, in place with FSL, "
+        "or with nibabel:",
+        f"  fslorient -copyqform2sform {quoted}",
+        f'  python -c "{_NIBABEL}" {quoted} NEW.nii.gz',
+    ]
+
+
+def _require_usable_affine(header: Any, affine: NDArray[np.float64], path: Path) -> None:
+    """Raise InputError if an affine is not usable; if it is the sform, how to take a good qform."""
+    num_axes = min(len(header.get_data_shape()), 3)
+    try:
+        require_usable(affine, num_axes, path)
+    except InputError as error:
+        if int(header["sform_code"]) == 0 or not _has_usable_qform(header, num_axes, path):
+            raise
+        lines = [f"{error}. The affine is its sform.", *set_sform_from_qform(path)]
+        raise InputError("\n  ".join(lines)) from None
+
+
+def _has_usable_qform(header: Any, num_axes: int, path: Path) -> bool:
+    with suppress(InputError, ValueError):
+        qform = header.get_qform(coded=True)[0]
+        if qform is not None:
+            require_usable(qform, num_axes, path)
+            return True
+    return False
+
+
 class _Geometry(NamedTuple):
     """The place of a grid, as fields of `VolumeHeader`."""
 
@@ -242,7 +285,7 @@ class _Geometry(NamedTuple):
     details: tuple[tuple[str, str], ...] = ()
 
 
-def _geometry_of(header: Any, grid_shape: tuple[int, ...]) -> _Geometry:
+def _geometry_of(header: Any, grid_shape: tuple[int, ...], path: Path) -> _Geometry:
     """Return the geometry of a header; raise ValueError if nibabel cannot compute it."""
     affine = np.array(header.get_best_affine(), np.float64)
     if "magic" not in header:
@@ -250,6 +293,7 @@ def _geometry_of(header: Any, grid_shape: tuple[int, ...]) -> _Geometry:
 
     mm_per_unit = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     affine[:3] *= mm_per_unit
+    _require_usable_affine(header, affine, path)
     sform_code = int(header["sform_code"])
     qform_code = int(header["qform_code"])
     codes = ("sform, qform", f"codes {sform_code}, {qform_code}")

@@ -23,7 +23,7 @@ from crfrefine.base.failures import expected_error
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import shorten
 from crfrefine.errors import CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.streams import read_start
+from crfrefine.io.streams import GZIP_MAGIC, inflated, read_start
 
 if TYPE_CHECKING:
     from crfrefine.io.volume import VolumeHeader
@@ -71,6 +71,8 @@ class ForeignKind:
 
     description: str  # with the remedy
     beginning: bytes  # an expression for the first bytes of such files
+    # People keep such files beside volumes; only one that is given as a volume is described.
+    is_text: bool = False
 
     def hint(self, who: str) -> str:
         """Describe a file of this kind, and the remedy."""
@@ -123,7 +125,7 @@ STRUCTURES = ForeignKind(
     rb".{128}DICM.{0,200}1\.2\.840\.10008\.5\.1\.4\.1\.1\.481\.3\0",
 )
 # The first kind whose beginning matches counts.
-_FOREIGN_KINDS = (
+_FOREIGN_KINDS: tuple[ForeignKind, ...] = (
     STRUCTURES,
     _DICOM,
     ForeignKind("a MINC volume: convert it with mnc2nii IN.mnc OUT.nii", rb"CDF\x01"),
@@ -135,15 +137,47 @@ _FOREIGN_KINDS = (
     ),
     ForeignKind(
         "an archive: unpack it",
-        rb"PK\x03\x04|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf",
+        rb"PK\x03\x04|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf|.{257}ustar",
     ),
+    ForeignKind(
+        "a pointer of Git LFS in place of the data: fetch them with git lfs pull",
+        rb"version https://git-lfs\.github\.com/",
+        is_text=True,
+    ),
+    ForeignKind(
+        "a pointer of git-annex in place of the data: fetch them with git annex get",
+        rb"[./]*(?:\.git/)?annex/objects/",
+        is_text=True,
+    ),
+    ForeignKind(
+        "a web page, as failed downloads leave: download the file again, perhaps after logging in",
+        rb"(?i)(?:\xef\xbb\xbf)?\s*(?:<!--.{0,2000}?-->\s*)?<(?:!doctype html|html|head|body)",
+        is_text=True,
+    ),
+    ForeignKind(
+        "XML, such as the error message of a server, or a surface: look at it with a text editor, "
+        "and download the file again",
+        rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|Error|[A-Za-z]+File\b)",
+        is_text=True,
+    ),
+    ForeignKind(
+        "JSON, such as the error message of a server: look at it with a text editor, and download "
+        "the file again",
+        rb"(?:\xef\xbb\xbf)?\s*[{\[]\s*[\"{}\[\]]",
+        is_text=True,
+    ),
+)
+# Those of the content of a file that is compressed with gzip.
+_PACKED_KINDS = (
+    ForeignKind("compressed twice: unpack it once (gunzip)", GZIP_MAGIC),
+    *[kind for kind in _FOREIGN_KINDS if kind not in (STRUCTURES, _DICOM)],
 )
 # It has no header, or a compressed one, and is known by its name.
 _HALF = ForeignKind(
-    "half of an Analyze or NIfTI pair: put the header, NAME.hdr, beside the voxels, NAME.img; "
-    "a compressed header has to be unpacked",
+    "half of an Analyze or NIfTI pair: put the header, NAME.hdr, beside the voxels, NAME.img",
     b"",
 )
+_PACKED_HALF = r"\.(hdr|img)\.gz$"
 _MAX_LOOKED_AT = 32
 
 
@@ -159,6 +193,8 @@ def stem_of(path: Path) -> str:
     suffix = suffix_of(path)
     if suffix:
         return path.name[: len(path.name) - len(suffix)]
+    if re.search(_PACKED_HALF, path.name, re.IGNORECASE):
+        return Path(path.stem).stem
     return path.stem
 
 
@@ -232,7 +268,14 @@ def recognize(path: Path) -> Format | ForeignKind | None:
     for known in sorted(FORMATS, key=lambda known: known is not named):
         if import_module(known.module).recognizes(start):
             return known
-    for kind in _FOREIGN_KINDS:
+    kinds = _FOREIGN_KINDS
+    if start.startswith(GZIP_MAGIC):
+        inner = inflated(start)
+        if inner is start:
+            return None
+        start = inner
+        kinds = _PACKED_KINDS
+    for kind in kinds:
         if re.match(kind.beginning, start, re.DOTALL):
             return kind
     return None
@@ -266,8 +309,8 @@ def file_to_read(path: Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -> tup
         return path, kind
     if kind is None:
         if path.name.lower().endswith((".img", ".img.gz")):
-            stem = path.name[: path.name.lower().rindex(".img")]
-            for header in (path.with_name(f"{stem}.hdr"), path.with_name(f"{stem}.HDR")):
+            for ending in (".hdr", ".HDR", ".hdr.gz"):
+                header = path.with_name(stem_of(path) + ending)
                 if header.is_file():
                     return file_to_read(header, suffixes)
         require_file(path)
@@ -287,7 +330,7 @@ def describe_others(folder: Path) -> str:
             others.append(path)
     for path in others[:_MAX_LOOKED_AT]:
         kind = recognize(path)
-        if kind is None:
+        if kind is None or (isinstance(kind, ForeignKind) and kind.is_text):
             continue
         name = shorten(path.name)
         if path.is_dir():

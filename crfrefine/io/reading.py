@@ -47,7 +47,7 @@ def read_header(path: str | Path, suffixes: tuple[str, ...] = LOGITS_SUFFIXES) -
     with reading(path), np.errstate(all="ignore"):
         states = [FileState.of(path)]
         if states[0].num_bytes == 0:
-            raise UnsupportedFormatError(f"{path}: the file is empty")
+            raise UnsupportedFormatError(f"{path}: the file is empty; copy or download it again")
         actual = expected
         try:
             header: VolumeHeader = import_module(expected.module).read_header(path)

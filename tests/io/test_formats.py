@@ -2,6 +2,7 @@
 note, or told with a way out.
 """
 
+import gzip
 import os
 import random
 import re
@@ -16,7 +17,15 @@ from io_helpers import meta_text, nrrd_text, numbers, save_itk, save_nifti
 
 from crfrefine import io
 from crfrefine.errors import CapacityError, CrfRefineError, InputError, UnsupportedFormatError
-from crfrefine.io.paths import FORMAT_OF_SUFFIX, FORMATS, files_read, recognize, stem_of, suffix_of
+from crfrefine.io.paths import (
+    FORMAT_OF_SUFFIX,
+    FORMATS,
+    describe_others,
+    files_read,
+    recognize,
+    stem_of,
+    suffix_of,
+)
 
 SUFFIXES = [suffix for known in FORMATS for suffix in known.suffixes]
 SHAPE = (5, 6, 7)
@@ -145,13 +154,30 @@ FOREIGN = {
         b"PK\3\4" + bytes(26) + b"model/data.pkl" + bytes(300),
         "a file of PyTorch or a pickle: save its array",
     ),
+    "Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n",
+        "a pointer of Git LFS .*: fetch them with git lfs pull",
+    ),
+    "git-annex": (
+        b"/annex/objects/SHA256E-s1--4d7a.nii.gz\n",
+        "a pointer of git-annex .*annex get",
+    ),
+    "HTML": (b"\n<!-- x -->\n<!DOCTYPE html>\n<html><body>log in", "a web page.*download the file"),
+    "packed HTML": (gzip.compress(b"\xef\xbb\xbf<HTML>" + bytes(500)), "a web page"),
+    "XML": (b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code>", "XML, such as the error"),
+    "JSON": (b'{\n "message": "Not found"}', "JSON, such as the error message of a server"),
+    "packed twice": (gzip.compress(gzip.compress(bytes(3000))), "compressed twice: unpack it once"),
+    "tar": (
+        gzip.compress(b"a.nii".ljust(257, b"\0") + b"ustar" + bytes(300)),
+        "an archive: unpack",
+    ),
     "MINC": (b"CDF\1" + bytes(300), "a MINC volume: .*mnc2nii"),
 }
 
 
 @pytest.mark.parametrize(("content", "expected"), FOREIGN.values(), ids=FOREIGN)
 def test_what_is_not_read_is_told_with_a_way_out(content, expected, tmp_path):
-    for name in ("a.nii.gz", "a.nrrd", "IM0001"):
+    for name in ("a.nii.gz", "a.nrrd", "a.mha", "a.mgz", "a.npz", "IM0001"):
         path = tmp_path / name
         path.write_bytes(content)
         for read in (io.read_volume, lambda path: io.read_logits([path])):
@@ -159,6 +185,33 @@ def test_what_is_not_read_is_told_with_a_way_out(content, expected, tmp_path):
                 UnsupportedFormatError, match=rf"{name}: .*\n  It is {expected}.*\.$"
             ):
                 read(path)
+
+
+def test_a_folder_is_not_described_by_its_texts(tmp_path):
+    """dataset.json and pages beside volumes are no volumes."""
+    (tmp_path / "a.json").write_bytes(FOREIGN["JSON"][0])
+    (tmp_path / "b.html").write_bytes(FOREIGN["HTML"][0])
+    (tmp_path / "c.ima").write_bytes(FOREIGN["DICOM"][0])
+    assert "There is c.ima, which is a DICOM file" in describe_others(tmp_path)
+
+
+@pytest.mark.parametrize("voxels", ["x.img", "x.img.gz"])
+def test_a_compressed_header_of_a_pair_finds_its_voxels(voxels, tmp_path):
+    image = nib.Nifti1Pair(numbers(SHAPE, dtype=np.int16), AFFINE)
+    nib.save(image, tmp_path / "x.img")
+    header = tmp_path / "x.hdr.gz"
+    header.write_bytes(gzip.compress((tmp_path / "x.hdr").read_bytes()))
+    (tmp_path / "x.hdr").unlink()
+    content = (tmp_path / "x.img").read_bytes()
+    (tmp_path / "x.img").unlink()
+    with pytest.raises(InputError, match=r"x\.hdr\.gz: its voxels are missing; .*/x\.img,"):
+        io.read_header(header)
+    is_packed = voxels.endswith(".gz")
+    (tmp_path / voxels).write_bytes(gzip.compress(content) if is_packed else content)
+    np.testing.assert_array_equal(io.read_volume(header).data, numbers(SHAPE))
+    np.testing.assert_array_equal(io.read_volume(tmp_path / voxels).data, numbers(SHAPE))
+    assert stem_of(header) == stem_of(tmp_path / voxels) == "x"
+    assert files_read(header) == (header, tmp_path / voxels)
 
 
 def test_a_pipe_is_not_looked_into(tmp_path):

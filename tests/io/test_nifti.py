@@ -3,7 +3,10 @@ MetaImage and NRRD.
 """
 
 import gzip
+import shlex
 import struct
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -434,3 +437,25 @@ def test_a_table_of_names_changes_no_voxel_and_takes_little_memory(table, tmp_pa
     if table in NAMED.values():
         expected = [(3, "liver & gut", (1.0, 0.5, 0.0))]
     assert segments == expected
+
+
+@pytest.mark.parametrize("sform", [np.zeros((4, 4)), np.diag([1.0, 1.0, 0.0, 1.0])])
+def test_a_sform_that_is_not_usable_beside_a_good_qform(sform, tmp_path):
+    """The error has the command that takes the qform, which works as it is printed."""
+    image = nib.Nifti1Image(numbers((3, 4, 5)), None)
+    qform = affine_of((1.0, 2.0, 3.0), (10.0, 20.0, 30.0))
+    image.set_qform(qform, 1)
+    image.set_sform(sform, 1)
+    path = tmp_path / "a b.nii.gz"
+    nib.save(image, path)
+    with pytest.raises(InputError, match="The affine is its sform") as error:
+        io.read_header(path)
+    lines = str(error.value).splitlines()
+    assert lines[-2] == f"    fslorient -copyqform2sform '{path}'"
+    command = shlex.split(lines[-1].replace("NEW.nii.gz", str(tmp_path / "new.nii.gz")))
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    np.testing.assert_allclose(io.read_header(tmp_path / "new.nii.gz").affine, qform, atol=1e-5)
+    image.set_qform(None, 0)
+    nib.save(image, path)
+    with pytest.raises(InputError, match=r"not usable: (?!.*sform)"):
+        io.read_header(path)
