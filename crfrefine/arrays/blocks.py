@@ -168,13 +168,13 @@ def find_network_spacing(
 
     Args:
         given: mm between voxels of the network, one number or one per axis; "auto" finds them in
-            the label map. None means that the network worked on the image's grid; the note tells if
-            the label map does not look like that.
+            the label map, or without blocks take the image's spacing. None means that the network
+            worked on the image's grid; the note tells if the label map does not look like that.
         labels: (*grid), the network's label map.
         spacing: mm between voxels of the image along each axis.
 
     Raises:
-        InputError: the network's voxels are not larger than the image's, or no blocks are found.
+        InputError: the network's voxels are not larger than the image's.
     """
     is_auto = isinstance(given, str) and given == AUTO
     if given is not None and not is_auto:
@@ -189,12 +189,14 @@ def find_network_spacing(
             return None, None
         if (labels == labels.flat[0]).all():
             note = "the label map has a single label: there are no borders to refine"
-            return tuple(spacing), note
-        raise InputError(
-            "network spacing 'auto': the label map has no blocks of a coarser grid, as maps have "
-            "that nearest neighbor brought to the image's grid; give the spacing of the network: "
-            "--network-spacing MM, in Python network_spacing=..."
-        )
+        else:  # In a mixed folder, some images are as coarse as the network.
+            note = (
+                "the label map has no blocks of a coarser grid, as maps have that nearest neighbor "
+                f"brought to the image's grid: taken as one of the image's own voxels, "
+                f"{_by(np.asarray(spacing))} mm; if the network was coarser, give its spacing: "
+                "--network-spacing MM, in Python network_spacing=..."
+            )
+        return tuple(spacing), note
     network = tuple(step * pitch for step, pitch in zip(spacing, blocks, strict=True))
     text = f"blocks of {_by(blocks)} voxels: {_by(network)} mm"
     if is_auto:

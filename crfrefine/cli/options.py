@@ -259,11 +259,11 @@ ClassOrderOption = Annotated[
 ]
 
 
-def check_inputs(ctx: typer.Context, options: Mapping[str, Any], config: str) -> str:
+def check_inputs(ctx: typer.Context, options: dict[str, Any], config: str) -> str:
     """Return `config`, or `sharp` if label maps of a coarser network come without -c.
 
-    Raise BadParameter unless the cases to refine are named in exactly one way: files, a folder of
-    nnU-Net, or a manifest.
+    `options` gets the type of input that --network-spacing implies. Raise BadParameter unless the
+    cases to refine are named in exactly one way: files, a folder of nnU-Net, or a manifest.
     """
     if options["nnunet"] is not None:
         _check_nnunet(options)
@@ -280,14 +280,26 @@ def check_inputs(ctx: typer.Context, options: Mapping[str, Any], config: str) ->
     if options["network_spacing"] is None:
         return config
 
-    if options["input_type"] != "labels":
-        raise typer.BadParameter(
-            "it is that of label maps: add --input-type labels; coarser logits need --resample",
-            param_hint="--network-spacing",
-        )
+    take_label_maps(options)
     if is_on_command_line(ctx, "config"):
         return config
     return "sharp"
+
+
+def take_label_maps(options: dict[str, Any]) -> None:
+    """Set the type of input that --network-spacing implies; BadParameter if another one is given.
+
+    Only label maps have it.
+    """
+    if options["nnunet"] is not None or options["input_type"] in ("logits", "probabilities"):
+        found = "--nnunet finds"
+        if options["nnunet"] is None:
+            found = f"--input-type {options['input_type']} reads"
+        raise typer.BadParameter(
+            f"it is that of label maps, and {found} scores; coarser logits need --resample alone",
+            param_hint="--network-spacing",
+        )
+    options["input_type"] = "labels"
 
 
 def is_on_command_line(ctx: typer.Context, parameter: str) -> bool:

@@ -110,10 +110,12 @@ def train_crf(
     ] = False,
 ) -> None:
     """Fit the CRF to labeled cases, and say whether it helps."""
-    nnunet = options.pop("nnunet")
-    data = _Data(nnunet, folder, images, labels, logits, masks)
     if unlabeled:
         _refuse_options_of_training(ctx)
+    if options["network_spacing"] is not None:
+        shared.take_label_maps(options)
+    nnunet = options.pop("nnunet")
+    data = _Data(nnunet, folder, images, labels, logits, masks)
     _check_data(data, options["input_type"])
     _check_output(output, data)
 

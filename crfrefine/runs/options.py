@@ -150,7 +150,7 @@ class InferenceOptions:
         Option(
             "--network-spacing",
             "Voxel size of the network that made the label maps, if larger than the image's; auto: "
-            "found from blocks in the map.",
+            "found from blocks in the map. It implies --input-type labels.",
             "MM|X,Y,Z|auto",
             parse_network_spacing,
         ),

@@ -289,6 +289,9 @@ def test_a_map_of_a_coarse_network(tmp_path):
     )
     np.testing.assert_array_equal(load_nifti(tmp_path / "out.nii.gz"), expected.label_map)
     assert (expected.label_map != labels).any()
+    (tmp_path / "out.nii.gz").unlink()
+    infer("--network-spacing", "auto")  # which only label maps have
+    np.testing.assert_array_equal(load_nifti(tmp_path / "out.nii.gz"), expected.label_map)
     infer(
         "--input-type",
         "labels",
@@ -301,7 +304,10 @@ def test_a_map_of_a_coarse_network(tmp_path):
     )
     assert (load_nifti(tmp_path / "out.nii.gz") != expected.label_map).any()
     for options, message in (
-        (("--network-spacing", "3"), "it is that of label maps: add --input-type labels"),
+        (
+            ("--input-type", "logits", "--network-spacing", "3"),
+            "it is that of label maps, and --input-type logits reads scores",
+        ),
         (
             ("--input-type", "labels", "--network-spacing", "3mm"),
             "expected mm, such as 3 or 1.5,1.5,3 (x, y, z), or auto; got '3mm'",
