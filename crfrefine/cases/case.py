@@ -229,9 +229,8 @@ class _FileArrays:
 
     def read_label_map(self, headers: CaseHeaders, options: ReadingOptions) -> None:
         started = time.perf_counter()
-        are_structures = headers.files.are_structures
         self.label_map = read_label_map(
-            headers.network, headers.images, options, are_structures=are_structures
+            headers.network, headers.images, options, headers.files.structures
         )
         self.times["labels"] = time.perf_counter() - started
 

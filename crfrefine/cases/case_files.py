@@ -26,12 +26,17 @@ class CaseFiles:
     problem: str | None = None
     # the missing files of the case, such as "no logits in study/logits"
     missing: tuple[str, ...] = ()
-    # whether the logits are binary masks, one file per structure, which has the name of its file
-    are_structures: bool = False
+    # the names of structures, if the logits are binary masks, one file for each
+    structures: tuple[str, ...] = ()
     # where the label map goes, in the output folder or absolute; None: by the name of the case
     output: Path | None = None
     # mm, one per grid axis, if given; None means the image's
     spacing: tuple[float, ...] | None = None
+
+    @property
+    def are_structures(self) -> bool:
+        """Whether the logits are binary masks, one file per structure."""
+        return bool(self.structures)
 
     @property
     def paths(self) -> tuple[Path, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.limits import MAX_LABEL
 from crfrefine.base.text import shorten, shorten_value
+from crfrefine.cases.patterns import folder_of
 from crfrefine.errors import InputError
 from crfrefine.io.json import read_json
 
@@ -82,6 +83,7 @@ def read_descriptions(
     """
     done: set[Path] = set()
     for place in places:
+        place = folder_of(place)
         folder = place if place.is_dir() else place.parent
         candidates = (folder / "dataset.json", folder.parent / "dataset.json")
         path = next((path for path in candidates if os.path.lexists(path)), None)

@@ -21,7 +21,6 @@ from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.other_grid import WorkGrid, union_of
 from crfrefine.errors import GridMismatchError, InputError
-from crfrefine.io.paths import stem_of
 from crfrefine.io.reading import LABEL_TOLERANCE, LogitsHeader, Piece, read_whole_numbers
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import Segment, VolumeHeader, map_segments
@@ -80,26 +79,31 @@ def read_label_map(
     header: LogitsHeader,
     images: Sequence[VolumeHeader],
     options: ReadingOptions,
-    *,
-    are_structures: bool,
+    structures: Sequence[str] = (),
 ) -> LabelMap:
-    """Read a label map, or one binary file per structure into one, onto the grid of the images."""
+    """Read a label map, or one binary file per structure into one, onto the grid of the images.
+
+    `structures` are the names of the files, if they are structures.
+    """
     file = header.files[0]
-    if are_structures:
+    if structures:
         assert options.declared is not None
         file = grid_of_structures(header.files)
-        label_map = _read_structures(header.files, file, options.declared)
+        label_map = _read_structures(header.files, structures, file, options.declared)
     else:
         label_map = _read_one(file, options, images[0])
     return _on_grid(label_map, file, images[0])
 
 
 def _read_structures(
-    files: Sequence[VolumeHeader], grid: VolumeHeader, declared: DeclaredLabels
+    files: Sequence[VolumeHeader],
+    names: Sequence[str],
+    grid: VolumeHeader,
+    declared: DeclaredLabels,
 ) -> LabelMap:
     """Read one binary file per structure onto a grid; only one is in memory at a time."""
     numbers = declared.structures
-    merged = merge_structures(files, grid, numbers)
+    merged = merge_structures(files, names, grid, numbers)
     notes = [
         f"{files[0].path.parent.name} is taken as one file per structure: "
         f"{counted(len(files), 'file')}, {merged.num_structures} not empty"
@@ -119,16 +123,17 @@ def _read_structures(
         declared.num_labels,
         tuple(notes),
         merged.gone(numbers),
-        _segments_of(files, numbers),
+        _segments_of(files, names, numbers),
     )
 
 
-def _segments_of(files: Sequence[VolumeHeader], numbers: Mapping[str, int]) -> tuple[Segment, ...]:
+def _segments_of(
+    files: Sequence[VolumeHeader], names: Sequence[str], numbers: Mapping[str, int]
+) -> tuple[Segment, ...]:
     """Return the segment of each structure: that of its file, if the file has a single one."""
     segments = {name: Segment(number, name) for name, number in numbers.items()}
-    for file in files:
+    for name, file in zip(names, files, strict=True):
         if len(file.segments) == 1:
-            name = stem_of(file.path)
             segments[name] = replace(file.segments[0], label=numbers[name])
     return tuple(segments.values())
 
@@ -315,12 +320,15 @@ def grid_of_structures(files: Sequence[VolumeHeader]) -> VolumeHeader:
 
 
 def merge_structures(
-    files: Sequence[VolumeHeader], grid: VolumeHeader, numbers: Mapping[str, int]
+    files: Sequence[VolumeHeader],
+    names: Sequence[str],
+    grid: VolumeHeader,
+    numbers: Mapping[str, int],
 ) -> MergedStructures:
     """Read one binary file per structure, one after the other, into one label map on a grid.
 
-    `numbers` are those of the structures by the names of their files. Raises InputError for other
-    values than 0 and 1.
+    `names` are those of the structures of the files, `numbers` those of all structures. Raises
+    InputError for other values than 0 and 1.
     """
     largest = max(numbers.values())
     dtype = np.min_scalar_type(largest)
@@ -328,9 +336,9 @@ def merge_structures(
     labels[:] = 0
     is_shared = np.zeros(labels.shape, np.bool_)
     sizes = np.zeros(largest + 1, np.int64)
-    for file in files:
-        number = numbers[stem_of(file.path)]
-        stored = _read_structure(file)
+    for name, file in zip(names, files, strict=True):
+        number = numbers[name]
+        stored = read_structure(file)
         inside = WorkGrid(grid).nearest(file, stored, "structure", [], outside="are background")
         sizes[number] = np.count_nonzero(inside)
         others = labels[inside]
@@ -350,7 +358,7 @@ def merge_structures(
     return MergedStructures(labels, num_structures, int(np.count_nonzero(is_shared)), losers)
 
 
-def _read_structure(file: VolumeHeader) -> Bool:
+def read_structure(file: VolumeHeader) -> Bool:
     """Return where a binary file is 1; InputError for other values than 0 and 1."""
     expected = (
         "a file of one structure holds 0 and 1; a label map is given by itself: -p FILE, or "

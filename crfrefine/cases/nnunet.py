@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from crfrefine.base.inputs import add_inputs
 from crfrefine.base.text import MAX_OF_A_PATH, shorten
 from crfrefine.cases.case_files import CaseFiles, CaseList, describe_left_out, too_few_complete
-from crfrefine.cases.discovery import discover_cases, list_files
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.patterns import is_pattern, list_files
 from crfrefine.errors import CrfRefineError, InputError
 from crfrefine.io import read_header
 from crfrefine.io.json import read_json
@@ -287,7 +288,7 @@ def _locate(
         places = [requested]
     looked_for = ""
     for place in dict.fromkeys(places):
-        if place.is_dir():
+        if place.is_dir() or is_pattern(place):
             return place
         looked_for += f"    {place}\n"
     raise InputError(

@@ -20,7 +20,6 @@ from crfrefine.base.text import counted, listed, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import DatasetDescription
 from crfrefine.errors import ConfigError, InputError
-from crfrefine.io.paths import stem_of
 
 if TYPE_CHECKING:
     from crfrefine.base.array_types import Float32
@@ -192,7 +191,7 @@ def declared_labels(
     Structures declare them, else the first `dataset.json` with labels, else the parameters.
     """
     if any(case.are_structures for case in cases):
-        return number_structures(cases)
+        return number_structures(cases, descriptions)
     for description in descriptions:
         if description.labels:
             numbers = {0, *description.all_numbers}
@@ -202,9 +201,13 @@ def declared_labels(
     return DeclaredLabels(tuple(range(num_labels)), "the parameters, which have values per label")
 
 
-def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
-    """Return the numbers of the structures of all cases: from 1, in the order of their names.
+def number_structures(
+    cases: Sequence[CaseFiles], descriptions: Sequence[DatasetDescription] = ()
+) -> DeclaredLabels:
+    """Return the numbers of the structures of all cases.
 
+    They are those of a `dataset.json` that names all of them, or their names if all of these are
+    numbers, or else from 1, in the order of the names.
     Raises InputError if one has a reserved name, or if only some cases have a file per structure.
     """
     by_name = _files_of_structures(cases)
@@ -216,7 +219,17 @@ def number_structures(cases: Sequence[CaseFiles]) -> DeclaredLabels:
     for name, path in by_name.items():
         _require_name_of_structure(name, path)
     numbers = {name: number for number, name in enumerate(sorted(by_name), start=1)}
-    return DeclaredLabels(tuple(range(len(numbers) + 1)), "the names of the structures", numbers)
+    if all(name.isascii() and name.isdecimal() and len(name) < 6 for name in by_name):
+        as_numbers = {name: int(name) for name in by_name}
+        if len({*as_numbers.values()} & {*range(1, MAX_LABEL + 1)}) == len(by_name):
+            numbers = as_numbers
+    for description in descriptions:
+        described = {name: number for number, name in description.label_names.items() if number}
+        if described.keys() >= by_name.keys():
+            numbers = {name: described[name] for name in by_name}
+            break
+    all_numbers = (0, *sorted(numbers.values()))
+    return DeclaredLabels(all_numbers, "the names of the structures", numbers)
 
 
 def _files_of_structures(cases: Sequence[CaseFiles]) -> dict[str, Path]:
@@ -228,8 +241,7 @@ def _files_of_structures(cases: Sequence[CaseFiles]) -> dict[str, Path]:
                 f"{case.logits[0]}: a label map, but other cases have one file per structure; "
                 "refine the two in separate runs"
             )
-        for path in case.logits:
-            by_name[stem_of(path)] = path
+        by_name.update(zip(case.structures, case.logits, strict=True))
     return by_name
 
 

@@ -28,13 +28,15 @@ def convert(
         Path,
         shared.path_argument(
             metavar="IN",
-            help="An image, label map, logits, a folder of these; DICOM series or segmentation.",
+            help="An image, label map, logits, a folder or pattern of these; DICOM series or "
+            "segmentation.",
         ),
     ],
     target: Annotated[
         Path,
         shared.path_argument(
-            metavar="OUT", help="File to write; its suffix names the format. Or a folder."
+            metavar="OUT",
+            help="File to write; its suffix names the format. Or a folder, or a pattern.",
         ),
     ],
     content: Annotated[
@@ -149,8 +151,9 @@ def convert(
 ) -> None:
     """Convert volumes between formats, and DICOM. Logits can become probabilities or labels."""
     from crfrefine.base.failures import failing_alone
+    from crfrefine.cases.patterns import is_pattern
     from crfrefine.errors import InputError
-    from crfrefine.io.paths import is_dicom, suffix_of
+    from crfrefine.io.paths import holds_volumes, is_dicom, suffix_of
     from crfrefine.runs.tools.convert import ConversionOptions, convert_file
     from crfrefine.runs.tools.dicom import convert_dicom
 
@@ -181,7 +184,8 @@ def convert(
             )
         _split_file(source, target, suffix, is_quiet=quiet)
         return
-    if source.is_dir() and not is_dicom(source):
+    is_series = is_dicom(source) and (bool(suffix_of(target)) or not holds_volumes(source))
+    if is_pattern(source) or (source.is_dir() and not is_series):
         _convert_folder(source, target, suffix, options, verbosity=1 + verbose - quiet)
         return
     if output_format is not None and (suffix_of(target) or not is_dicom(source)):

@@ -20,10 +20,16 @@ if TYPE_CHECKING:
     from crfrefine.runs.tools.info import FolderReport
 
 
-@partial(shared.with_options, InferenceOptions, names="resample")
+@partial(shared.with_options, InferenceOptions, names="images logits masks input_type resample")
 def info(
     ctx: typer.Context,
     options: dict[str, Any],
+    labels: Annotated[
+        Path | None,
+        shared.path_option(
+            "-l", "--labels", metavar="PATH", help="Reference: folder, file or pattern."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for programs.")] = False,
     verbose: Annotated[
         bool,
@@ -36,6 +42,11 @@ def info(
 ) -> None:
     """Show what a file or folder holds; without one, the setup."""
     paths = [shared.usage_path(text) for text in ctx.args]
+    if options["images"] and not paths:
+        paths = [options["images"][0]]
+    elif not options["images"] and (options["logits"] or labels is not None):
+        raise typer.BadParameter("name the images of the cases with -i", param_hint="--images")
+    options["labels"] = labels
     if not paths:
         _show_installation(as_json=as_json)
         return
@@ -57,9 +68,11 @@ def _inspect(
     path: Path, options: dict[str, Any], *, is_verbose: bool, is_printed: bool
 ) -> dict[str, Any]:
     """Return what a file or folder holds for programs, and print it if wanted."""
-    from crfrefine.io.paths import is_dicom
+    from crfrefine.cases.patterns import is_pattern  # It imports numpy, as `--help` does not.
+    from crfrefine.io.paths import holds_volumes, is_dicom
 
-    if path.is_dir() and not is_dicom(path):
+    is_folder = path.is_dir() and (holds_volumes(path) or not is_dicom(path))
+    if is_folder or is_pattern(path) or options["images"]:
         return _inspect_folder(path, options, is_verbose=is_verbose, is_printed=is_printed)
     return _inspect_file(path, is_verbose=is_verbose, is_printed=is_printed)
 
@@ -68,9 +81,22 @@ def _inspect_folder(
     folder: Path, options: dict[str, Any], *, is_verbose: bool, is_printed: bool
 ) -> dict[str, Any]:
     """Return the cases of a folder for programs, and print them if wanted."""
-    from crfrefine.runs.tools.info import inspect_folder
+    from crfrefine.cases.patterns import is_pattern
+    from crfrefine.runs.tools.info import inspect_cases, inspect_folder
 
-    report = inspect_folder(folder, **options)
+    images = options["images"]
+    masks = options["masks"]
+    if is_pattern(folder) or (images and images[0] == folder):
+        report = inspect_cases(
+            images or (folder,),
+            options["logits"],
+            None if masks == "nonzero" else masks,
+            options["labels"],
+            input_type=options["input_type"],
+            resample=options["resample"],
+        )
+    else:
+        report = inspect_folder(folder, resample=options["resample"], images=images)
     messages = [problem.message for problem in report.problems]
     if is_printed:
         _print_report(folder, report)

@@ -283,9 +283,9 @@ def refuse_dicom(arguments: Sequence[str], *, by_name: bool) -> None:
         is_named = re.search(f"{_DICOM_ENDING}/*$", value, re.IGNORECASE)
         if not is_named and (by_name or not os.path.exists(value)):  # noqa: PTH110 - never raises
             continue
-        from crfrefine.io.paths import STRUCTURES, is_dicom, recognize
+        from crfrefine.io.paths import STRUCTURES, holds_volumes, is_dicom, recognize
 
-        if is_dicom(Path(value)):
+        if is_dicom(Path(value)) and not holds_volumes(Path(value)):
             raise _refusal_of_dicom(value)
         if recognize(Path(value)) is STRUCTURES:
             raise InputError(f"{value}: {STRUCTURES.hint('it')}")

@@ -27,7 +27,9 @@ def tune(
     options: dict[str, Any],
     labels: Annotated[
         Path | None,
-        shared.path_option("-l", "--labels", metavar="PATH", help="Reference: folder or file."),
+        shared.path_option(
+            "-l", "--labels", metavar="PATH", help="Reference: folder, file or pattern."
+        ),
     ] = None,
     output: Annotated[
         Path | None,

@@ -73,12 +73,12 @@ class EvaluationOptions:
         Path,
         Option(
             "",
-            "Folder or file: label maps, or logits or probabilities of all labels. "
+            "Folder, file or pattern: label maps, or logits or probabilities of all labels. "
             "This is the judged method.",
             "PREDICTIONS",
         ),
     ]
-    labels: Annotated[Path, Option("", "Folder or file: the reference.", "LABELS")]
+    labels: Annotated[Path, Option("", "Folder, file or pattern: the reference.", "LABELS")]
     output: Annotated[
         Path,
         Option("-o --output", "Folder for metrics.csv, summary.json and report.html.", "FOLDER"),
@@ -118,7 +118,7 @@ class EvaluationOptions:
         ),
     ] = ()
     images: Annotated[
-        Path | None, Option("-i --images", "Folder or file, shown in the report.", "PATH")
+        Path | None, Option("-i --images", "Folder, file or pattern, shown in the report.", "PATH")
     ] = None
     regions: Annotated[
         tuple[str, ...],
@@ -292,8 +292,10 @@ def _require_once(option: str, names: list[str]) -> None:
 def _check_paths(options: EvaluationOptions) -> None:
     """Raise InputError unless all inputs exist and the output is another folder."""
     output = options.output
+    from crfrefine.cases.patterns import is_pattern  # It imports numpy, as `--help` does not.
+
     for path in options.inputs:
-        if not path.exists():
+        if not path.exists() and not is_pattern(path):
             raise InputError(f"{path}: no such file or folder")
         if path.is_dir() and output.is_dir() and path.samefile(output):
             raise InputError(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from crfrefine.base.text import counted
-from crfrefine.cases import discovery
 from crfrefine.cases.case_files import (
     CaseFiles,
     CaseList,
@@ -19,15 +18,20 @@ from crfrefine.cases.case_files import (
     require_all_complete,
     too_few_complete,
 )
+from crfrefine.cases.conventions import (
+    CALIBRATION,
+    LABEL_WORDS,
+    LABELS,
+    PREDICTION,
+    without_word,
+)
+from crfrefine.cases.discovery import discover_cases, with_logits
+from crfrefine.cases.listing import Files, file_names
+from crfrefine.cases.patterns import is_pattern
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
 from crfrefine.evaluate.structures import find_structures, has_structures
 from crfrefine.io import paths as io_paths
-
-# A case may have several files of probabilities with the same content, from `infer` and nnU-Net;
-# the first kind in this order counts. The probabilities of `infer` belong to its label map; an .npz
-# of the same name may be its input.
-_PROBABILITY_ENDINGS = ("_probabilities", "", "_probseg", "_softmax", "_logits")
 
 
 class MethodFiles(NamedTuple):
@@ -174,7 +178,7 @@ def _pair(
     methods = {name: files[case_id] for name, files in candidates.methods.items()}
     problem = None
     if len(references) > 1:
-        problem = f"expected one label map, found {discovery.file_names(references)} in {labels}"
+        problem = f"expected one label map, found {file_names(references)} in {labels}"
     return CasePair(case_id, references[0], methods, images.get(case_id, ()), problem)
 
 
@@ -211,32 +215,20 @@ def _find_candidates(options: EvaluationOptions, notes: list[str]) -> _Candidate
 
 def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
     """Return the label maps of each case: one, unless there are several candidates."""
-    if not source.is_dir():
+    if not source.is_dir() and not is_pattern(source):
         io_paths.file_to_read(source, io_paths.VOLUME_SUFFIXES)
-        stem = io_paths.stem_of(source)
-        return {discovery.without_ending(stem, discovery.LABEL_SUFFIXES): [source]}
-    by_stem = discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES)
-    if not by_stem:
+        return {without_word(io_paths.stem_of(source), LABEL_WORDS): [source]}
+    files = Files(source, LABELS)
+    names = files.cases()
+    if not names:
         raise InputError(
             f"{source}: no label map found, with one of {', '.join(io_paths.VOLUME_SUFFIXES)}"
-            f"{io_paths.describe_others(source)}"
+            f"{files.advice()}"
         )
-    names = {discovery.without_ending(stem, discovery.LABEL_SUFFIXES) for stem in by_stem}
     references: dict[str, Sequence[Path]] = {}
-    for name in sorted(names):
-        others = names - {name}
-        # An image or probabilities beside the label map of another case are no case.
-        if discovery.case_of(name, others, discovery.LOGITS_NAMES) not in others:
-            # with the name of the case's label map, or in a format for label maps
-            candidates = dict.fromkeys(
-                discovery.label_maps(by_stem, name, discovery.LABEL_SUFFIXES)
-            )
-            for path in by_stem.get(name, []):
-                if io_paths.suffix_of(path) in io_paths.LABELS_SUFFIXES:
-                    candidates[path] = None
-            references[name] = list(candidates)
-
-    beside = dict.fromkeys(chain(*by_stem.values()))
+    for name in names:
+        references[name] = [match.path for match in files.of(name)]
+    beside = dict.fromkeys(files.paths)
     for path in chain(*references.values()):
         beside.pop(path, None)
     if beside:
@@ -245,6 +237,8 @@ def _references(source: Path, notes: list[str]) -> dict[str, Sequence[Path]]:
             f"{source}: not taken for references: {counted(len(beside), 'file')} "
             f"beside label maps, such as {example.name}"
         )
+    if is_pattern(source):
+        notes.append(files.described(names))
     return references
 
 
@@ -252,30 +246,33 @@ def _files_of_method(
     source: Path, references: Mapping[str, object], labels: Path, notes: list[str]
 ) -> dict[str, MethodFiles]:
     """Return the files of a method for each case, also for cases without a reference."""
-    if not source.is_dir():
+    if not source.is_dir() and not is_pattern(source):
         path = _file_of_only_case(source, references, io_paths.LOGITS_SUFFIXES)
         (case_id,) = references
         if io_paths.suffix_of(path) in io_paths.SCORES_SUFFIXES:
             return {case_id: MethodFiles(probabilities=(source,))}
         return {case_id: MethodFiles(source)}
 
-    maps = discovery.files_by_stem(source, io_paths.VOLUME_SUFFIXES)
-    scores = discovery.files_by_stem(source, io_paths.SCORES_SUFFIXES)
-    stems = {discovery.without_ending(stem, discovery.LABEL_SUFFIXES) for stem in (*maps, *scores)}
-    names = sorted({discovery.case_of(stem, references, discovery.LOGITS_NAMES) for stem in stems})
-    extra = [name for name in names if name not in references]
+    files = Files(source, PREDICTION)
+    extra = sorted(files.strays(references))
+    names = [name for name in references if files.of(name)]
     # If the reference is a single file, other cases are not expected.
-    if extra and not labels.is_dir():
+    if labels.is_dir() or is_pattern(labels):
+        names += extra
+    elif extra:
         notes.append(
             f"{source}: not measured: {counted(len(extra), 'case')} without a reference, "
             f"such as {extra[0]}"
         )
-        names = [name for name in names if name in references]
+    if is_pattern(source) and names:
+        notes.append(files.described(names))
+    label_maps = Files(source, LABELS)
+    probabilities = Files(source, CALIBRATION)
     chosen = {}
-    for name in names:
-        files = _choose(name, maps, scores, source)
-        if files.paths or files.problem:
-            chosen[name] = files
+    for name in sorted(names):
+        found = _choose(name, label_maps, probabilities)
+        if found.paths or found.problem:
+            chosen[name] = found
     return chosen
 
 
@@ -291,22 +288,18 @@ def _file_of_only_case(
     return path
 
 
-def _choose(
-    case_id: str, maps: Mapping[str, list[Path]], scores: Mapping[str, list[Path]], folder: Path
-) -> MethodFiles:
-    label_maps = discovery.label_maps(maps, case_id, discovery.LABEL_SUFFIXES)
-    probabilities: list[Path] = []
-    for ending in _PROBABILITY_ENDINGS:
-        probabilities = scores.get(case_id + ending, [])
-        if ending:  # A volume without an ending is the label map.
-            probabilities = [*maps.get(case_id + ending, []), *probabilities]
-        if probabilities:
-            break
-    for kind, paths in (("label map", label_maps), ("file of probabilities", probabilities)):
+def _choose(case_id: str, label_maps: Files, probabilities: Files) -> MethodFiles:
+    """Return the label map of a case, and its probabilities; of a pattern, what the file is."""
+    maps = [match.path for match in label_maps.of(case_id)]
+    scores = [match.path for match in probabilities.of(case_id)]
+    if is_pattern(label_maps.place):
+        scores = [path for path in scores if io_paths.suffix_of(path) in io_paths.SCORES_SUFFIXES]
+    for kind, paths in (("label map", maps), ("file of probabilities", scores)):
         if len(paths) > 1:
-            names = discovery.file_names(paths)
-            return MethodFiles(problem=f"expected one {kind}, found {names} in {folder}")
-    return MethodFiles(next(iter(label_maps), None), tuple(probabilities))
+            names = file_names(paths)
+            place = label_maps.place
+            return MethodFiles(problem=f"expected one {kind}, found {names} in {place}")
+    return MethodFiles(next(iter(maps), None), tuple(scores))
 
 
 def _with_probabilities(
@@ -314,7 +307,7 @@ def _with_probabilities(
 ) -> dict[str, MethodFiles]:
     """Replace the probabilities of a method with those of another folder."""
     empty_cases = CaseList([CaseFiles(case_id, ()) for case_id in case_ids])
-    cases = discovery.with_logits(empty_cases, [source])
+    cases = with_logits(empty_cases, [source])
     notes += cases.notes
     replaced = {}
     for case in cases:
@@ -352,7 +345,7 @@ def _missing_probabilities(method: str, source: Path, files_of: Mapping[str, Met
 
 def _find_images(source: Path, references: Mapping[str, object]) -> Mapping[str, tuple[Path, ...]]:
     """Return the files of each case's image: those of a folder, or one file for the only case."""
-    if source.is_dir():
-        return {case.case_id: case.images for case in discovery.discover_cases(source, None)}
+    if source.is_dir() or is_pattern(source):
+        return {case.case_id: case.images for case in discover_cases(source, None)}
     _file_of_only_case(source, references, io_paths.VOLUME_SUFFIXES)
     return dict.fromkeys(references, (source,))

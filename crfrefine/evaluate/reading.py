@@ -29,10 +29,11 @@ from crfrefine.arrays.region_scheme import RegionScheme, sigmoid, take_log_odds
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
 from crfrefine.base.geometry import reverse_grid
 from crfrefine.base.text import see, shorten
-from crfrefine.cases.discovery import list_files
+from crfrefine.cases.discovery import structure_files
 from crfrefine.cases.foreground import holds_one_probability, read_all_channels
 from crfrefine.cases.label_input import grid_of_structures, merge_structures
 from crfrefine.cases.other_grid import WorkGrid, union_of
+from crfrefine.cases.patterns import is_pattern
 from crfrefine.cases.reading_options import NO_REGIONS, RegionReading
 from crfrefine.errors import CrfRefineError, GridMismatchError, InputError
 from crfrefine.evaluate.pairing import CasePair, MethodFiles
@@ -189,7 +190,9 @@ def _other_grids(
     """
     for files in pair.methods.values():
         for path in files.paths:
-            members = list_files(path, io.VOLUME_SUFFIXES) if path.is_dir() else [path]
+            members = [path]
+            if is_pattern(path):
+                members = [file for _, file in structure_files(path)]
             for member in members:
                 with suppress(CrfRefineError, OSError):
                     header = with_channel_axis(io.read_header(member), reference)
@@ -201,19 +204,20 @@ def _other_grids(
 def read_structures(
     path: Path, numbers: Mapping[str, int], warnings: list[str], *, grid: VolumeHeader | None = None
 ) -> Volume:
-    """Read a folder of structures, or a label map with their names, with the numbers of a run.
+    """Read the structures of a pattern, or a label map with their names, with a run's numbers.
 
     `warnings` gets a sentence about covered structures; axes are turned to those of `grid`.
     """
-    if not path.is_dir():
+    if not is_pattern(path):
         return _renumbered(io.read_labels(path, grid=grid), path, numbers)
-    files = list_files(path, io.VOLUME_SUFFIXES)
-    headers = [io.read_header(file, io.VOLUME_SUFFIXES) for file in files]
+    files = structure_files(path)
+    names = [name for name, _ in files]
+    headers = [io.read_header(file, io.VOLUME_SUFFIXES) for _, file in files]
     headers = [io.placed_on(header, grid or headers[0]) for header in headers]
     for header in headers:
         require_scalar(header, "a binary file of one structure")
     file = grid_of_structures(headers)
-    merged = merge_structures(headers, file, numbers)
+    merged = merge_structures(headers, names, file, numbers)
     if merged.lost:
         warnings.append(
             f"{merged.lost}; to measure a union of others, leave its file out and give its parts "

@@ -1,7 +1,4 @@
-"""Folders with one binary file per structure: find them, and number the structures.
-
-The folder of a case has a label for each file, with the file's name.
-"""
+"""Cases with one binary file per structure: find them, and number the structures."""
 
 from __future__ import annotations
 
@@ -9,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from crfrefine.cases import discovery
 from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.conventions import LABEL_MAP, LABELS
 from crfrefine.cases.dataset_description import DatasetDescription, read_dataset_description
+from crfrefine.cases.discovery import are_clear, structure_files, structures_in
+from crfrefine.cases.listing import Files
+from crfrefine.cases.patterns import folder_of, is_pattern, list_files, names_part
 from crfrefine.cases.reading_options import number_structures
 from crfrefine.errors import InputError
 from crfrefine.evaluate.options import EvaluationOptions
@@ -23,12 +23,12 @@ _UNNAMED = ""  # The name of a case whose path does not tell it.
 class Structures(NamedTuple):
     """The structures of all cases.
 
-    A case is a folder of binary files, or a label map whose labels have the structures' names.
+    A case is a pattern of binary files, or a label map whose labels have the structures' names.
     """
 
     numbers: Mapping[str, int]  # Number of each structure by its name.
-    references: Mapping[str, Path]  # Folder or label map by case.
-    methods: Mapping[str, Mapping[str, Path]]  # Folder or label map by method and case.
+    references: Mapping[str, Path]  # Pattern or label map by case.
+    methods: Mapping[str, Mapping[str, Path]]  # Pattern or label map by method and case.
 
 
 def has_structures(options: EvaluationOptions) -> bool:
@@ -42,9 +42,12 @@ def has_structures(options: EvaluationOptions) -> bool:
     places = dict.fromkeys([options.labels, *options.methods.values()])
     num_files = {}
     for place in places:
-        if place.is_dir():
-            num_files[place] = len(discovery.list_files(place, io_paths.VOLUME_SUFFIXES))
-            if num_files[place] == 0 and discovery.case_folders(place):
+        if is_pattern(place):
+            if names_part(place, "label"):
+                return True
+        elif place.is_dir():
+            num_files[place] = len(list_files(place, io_paths.VOLUME_SUFFIXES))
+            if num_files[place] == 0 and are_clear(structures_in(place)):
                 return True
     if options.images is None or not options.images.is_file():
         return False
@@ -52,7 +55,7 @@ def has_structures(options: EvaluationOptions) -> bool:
 
 
 def find_structures(options: EvaluationOptions) -> Structures:
-    """Return the folder of structures, or the label map, of each case.
+    """Return the pattern of the structures, or the label map, of each case.
 
     Raise InputError without structures, for labels without names, and for a path that names no case
     although there are several.
@@ -71,42 +74,46 @@ def find_structures(options: EvaluationOptions) -> Structures:
 
 
 def _cases_of(path: Path) -> dict[str, Path]:
-    """Return the folder of structures, or the label map, of each case."""
-    if not path.is_dir():
+    """Return the pattern of the structures, or the label map, of each case."""
+    if not path.is_dir() and not is_pattern(path):
         io_paths.require_file(path)
         return {_UNNAMED: path}
-    files = discovery.list_files(path, io_paths.VOLUME_SUFFIXES)
-    if files and (path / "dataset.json").exists():
-        by_name = {io_paths.stem_of(file): file for file in files}
-        for file in discovery.probabilities_beside(files, by_name):
-            by_name.pop(io_paths.stem_of(file), None)
-        return by_name
-    if files:
-        return {_UNNAMED: path}
-    cases = discovery.case_folders(path)
+    files = list_files(path, io_paths.VOLUME_SUFFIXES) if path.is_dir() else []
+    if files and not (path / "dataset.json").exists():
+        return {_UNNAMED: path / "{label}"}
+    if not files and (path.is_dir() or names_part(path, "label")):
+        cases = structures_in(path)
+    else:
+        label_maps = Files(path, LABELS)
+        cases = {name: label_maps.of(name)[0].path for name in label_maps.cases()}
     if not cases:
         raise InputError(
             f"{path}: no structures found; expected one binary file per structure, "
-            "or a folder of such files per case"
+            f"or a folder of such files per case{Files(path, LABEL_MAP).advice()}"
         )
     return cases
 
 
 def _number_structures(sources: Sequence[Mapping[str, Path]]) -> dict[str, int]:
-    """Return the number of each structure, from 1, in the order of their names."""
+    """Return the number of each structure, as of structures without label maps."""
     folders = []
     described: dict[Path, None] = {}  # Folders of label maps.
     for cases in sources:
-        for path in cases.values():
-            if path.is_dir():
-                files = discovery.list_files(path, io_paths.VOLUME_SUFFIXES)
-                folders.append(CaseFiles(path.name, (), tuple(files), are_structures=True))
+        for case_id, path in cases.items():
+            if is_pattern(path):
+                named = structure_files(path)
+                names = tuple(name for name, _ in named)
+                paths = tuple(file for _, file in named)
+                folders.append(CaseFiles(case_id, (), paths, structures=names))
             else:
                 described[path.parent] = None
-    names = set(number_structures(folders).structures)
+    numbers = number_structures(folders).structures
+    if not described:
+        return dict(numbers)
+    names_of_all = set(numbers)
     for folder in described:
-        names.update(names_of(folder))
-    return {name: number for number, name in enumerate(sorted(names), start=1)}
+        names_of_all.update(names_of(folder))
+    return {name: number for number, name in enumerate(sorted(names_of_all), start=1)}
 
 
 def _name_of_only_case(options: EvaluationOptions, sources: Sequence[Mapping[str, Path]]) -> str:
@@ -126,7 +133,7 @@ def _name_of_only_case(options: EvaluationOptions, sources: Sequence[Mapping[str
         path = options.images
     if path.is_file():
         return io_paths.stem_of(path)
-    return path.resolve().name
+    return folder_of(path).resolve().name
 
 
 def names_of(path: Path) -> dict[str, int]:

@@ -282,13 +282,11 @@ def recognize(path: Path) -> Format | ForeignKind | None:
 
 
 def _holds_dicom(folder: Path) -> bool:
-    """Look for DICOM among the first files of a folder that have no known suffix."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in islice(entries, _MAX_LOOKED_AT):
-            if not entry.is_file() or suffix_of(Path(entry.name)):
-                continue
-            if read_start(folder / entry.name)[128:132] == b"DICM":
-                return True
+    """Look for DICOM among the first files, by name, of a folder that have no known suffix."""
+    with suppress(OSError):
+        others = [path for path in sorted(folder.iterdir()) if not suffix_of(path)]
+        files = islice((path for path in others if path.is_file()), _MAX_LOOKED_AT)
+        return any(read_start(path)[128:132] == b"DICM" for path in files)
     return False
 
 
@@ -344,6 +342,13 @@ def is_dicom(path: Path) -> bool:
     if not os.path.exists(path):  # noqa: PTH110 - no exception for names that the system refuses
         return path.name.lower().endswith((".dcm", ".dicom", ".ima"))
     return (path.is_dir() or not suffix_of(path)) and recognize(path) == _DICOM
+
+
+def holds_volumes(folder: Path) -> bool:
+    """Return whether a path is a folder with volumes, whatever else lies beside them."""
+    with suppress(OSError):
+        return any(suffix_of(path) in VOLUME_SUFFIXES for path in folder.iterdir())
+    return False
 
 
 def files_read(path: Path) -> tuple[Path, ...]:

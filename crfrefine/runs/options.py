@@ -102,7 +102,8 @@ class InferenceOptions:
         tuple[Path, ...],
         Option(
             "-i --images",
-            "Folder or file; repeat the option for the modalities of one case.",
+            "Folder, file or pattern, such as '{case}/{case}-{modality}.nii.gz'; repeat the option "
+            "for the modalities of one case.",
             "PATH",
         ),
     ]
@@ -110,8 +111,8 @@ class InferenceOptions:
         tuple[Path, ...],
         Option(
             "-p --logits",
-            "Folder or file: 4-D or vector volume, .npz, label map; repeat the option for one file "
-            "per label.",
+            "Folder, file or pattern: 4-D or vector volume, .npz, label map; repeat the option for "
+            "one file per label.",
             "PATH",
         ),
     ]
@@ -127,8 +128,8 @@ class InferenceOptions:
         Path | str | None,
         Option(
             "-m --masks",
-            "Folder or file; 'nonzero': where any modality is not 0. Default: as in the config. "
-            "Outside the mask: the plain argmax.",
+            "Folder, file or pattern; 'nonzero': where any modality is not 0. Default: as in the "
+            "config. Outside the mask: the plain argmax.",
             "PATH|nonzero",
             _path_or_nonzero,
         ),
@@ -264,8 +265,8 @@ class InferenceOptions:
         tuple[Path, ...],
         Option(
             "--strokes",
-            "Folder or file of voxels that somebody drew to correct the result: 0 nothing, a "
-            "label, or 255 background.",
+            "Folder, file or pattern of voxels that somebody drew to correct the result: 0 "
+            "nothing, a label, or 255 background.",
             "PATH",
         ),
     ] = ()

@@ -17,6 +17,7 @@ from crfrefine.base.inputs import check_no_input
 from crfrefine.base.text import shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.patterns import is_pattern
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
 from crfrefine.io import is_whole, placed_on, read_header, read_labels
@@ -104,7 +105,10 @@ def plan_outputs(
     a wrong format, or which would replace an input or another output.
     """
     is_folder_run = (
-        options.nnunet is not None or options.manifest is not None or options.images[0].is_dir()
+        options.nnunet is not None
+        or options.manifest is not None
+        or options.images[0].is_dir()
+        or is_pattern(options.images[0])
     )
     _check_format(options, is_folder_run=is_folder_run)
     plans = [_outputs_of(files, options, label_names) for files in cases]
@@ -179,8 +183,7 @@ def _outputs_of(
         return replace(outputs, folder=folder, label_names=label_names)
     numbers = {name: number for number, name in label_names.items()}
     structures = {}
-    for path in files.logits:
-        name = stem_of(path)
+    for name, path in zip(files.structures, files.logits, strict=True):
         structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
     return replace(outputs, structures=structures)
 

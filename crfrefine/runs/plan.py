@@ -14,9 +14,11 @@ from crfrefine.base.limits import available_threads, memory_limit
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.dataset_description import Names, read_descriptions
-from crfrefine.cases.discovery import discover_cases, list_files, with_strokes
+from crfrefine.cases.discovery import discover_cases, with_strokes
 from crfrefine.cases.label_input import EXCHANGED
 from crfrefine.cases.manifest import read_manifest
+from crfrefine.cases.patterns import is_pattern, list_files
+from crfrefine.cases.proposals import propose
 from crfrefine.cases.reading_options import ReadingOptions, declared_labels, find_regions
 from crfrefine.engines import get_backend
 from crfrefine.errors import CrfRefineError, InputError
@@ -132,9 +134,11 @@ def _find_cases(options: InferenceOptions, mask: Path | None) -> CaseList:
             number = ""
             if len(cases) > 1:
                 number = f"none of the {len(cases)} cases has its file: "
-            others = [path.name for path in list_files(place, LOGITS_SUFFIXES)]
-            hint = f"\n  There are {listed(others)}." if others else describe_others(place)
-            raise InputError(f"{place}: {number}{cases[0].problem}{hint}")
+            hint = ""
+            if not is_pattern(place):
+                others = [path.name for path in list_files(place, LOGITS_SUFFIXES)]
+                hint = f"\n  There are {listed(others)}." if others else describe_others(place)
+            raise InputError(f"{place}: {number}{cases[0].problem}{hint}{propose(place)}")
     except CrfRefineError as error:
         is_complete = options.images and options.logits
         if is_complete and _seem_exchanged(options.images, options.logits):

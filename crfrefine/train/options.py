@@ -213,6 +213,8 @@ def locate(
 
     Raise InputError if one is missing.
     """
+    from crfrefine.cases.patterns import is_pattern  # It imports numpy, as `--help` does not.
+
     places: dict[str, Path] = {}
     for kind, names in _FOLDER_NAMES.items():
         path = named.get(kind)
@@ -220,7 +222,8 @@ def locate(
             path = _first_folder(folder, names)
         if path is None:
             continue
-        if not path.is_dir() and not (takes_files and path.exists()):
+        is_place = path.is_dir() or is_pattern(path)
+        if not is_place and not (takes_files and path.exists()):
             raise InputError(f"{path}: no such folder; --{kind} names the folder of {kind}")
         places[kind] = path
 

@@ -150,7 +150,7 @@ def test_masks_and_labels_by_name(tmp_path):
     assert names(case.labels for case in cases) == ["Case00_segmentation.mhd", "Case01.mhd"]
     (masks / "Case00.nii").unlink()
     problem = discover_cases(images, None, masks)[0].problem
-    assert problem == f"case 'Case00': expected one file of mask in {masks}, found none"
+    assert problem == f"case 'Case00': no mask in {masks}; expected Case00.nii.gz or the like"
 
 
 def test_label_maps_and_logits_beside_the_images_are_no_images(tmp_path):

@@ -60,7 +60,7 @@ def test_structures_in_boxes_of_their_own(image, tmp_path):
     for number, name in ((1, "liver"), (2, "spleen")):
         inside = (number == LABELS).astype(np.uint8)
         paths.append(save_seg(tmp_path / f"{name}.seg.nrrd", inside, AFFINE))
-    files = CaseFiles("a", (image,), tuple(paths), are_structures=True)
+    files = CaseFiles("a", (image,), tuple(paths), structures=("liver", "spleen"))
     declared = DeclaredLabels((0, 1, 2), "names", {"liver": 1, "spleen": 2})
     case = load_case(files, replace(OPTIONS, declared=declared))
     np.testing.assert_array_equal(one_hot_of(case), LABELS)

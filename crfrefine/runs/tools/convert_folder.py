@@ -10,10 +10,23 @@ from crfrefine import io
 from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import keeping_inputs
 from crfrefine.base.text import shorten
-from crfrefine.cases.discovery import list_files
+from crfrefine.cases.patterns import (
+    PARTS,
+    check_pattern,
+    fill,
+    is_pattern,
+    list_files,
+    matches_of,
+)
 from crfrefine.errors import InputError, StorageError
 from crfrefine.io.atomic import check_writable
-from crfrefine.io.paths import SCORES_SUFFIXES, add_volumes, describe_others, suffix_of
+from crfrefine.io.paths import (
+    SCORES_SUFFIXES,
+    add_volumes,
+    describe_others,
+    require_suffix,
+    suffix_of,
+)
 from crfrefine.runs.tools.convert import ConversionOptions, convert_file
 
 
@@ -28,11 +41,13 @@ class Conversion:
 
 
 def plan_folder(source: Path, target: Path, suffix: str | None) -> list[tuple[Path, Path]]:
-    """Return the volumes of a folder and the files that they become in another one, sorted by name.
+    """Return the volumes of a folder or pattern and the files that they become, sorted by name.
 
     Raises InputError if there are none, or if the outputs have no folder or no suffix.
     """
     suffixes = io.WRITTEN_SUFFIXES + SCORES_SUFFIXES
+    if is_pattern(target):
+        return _plan_pattern(source, target, suffix)
     if suffix_of(target) and not target.is_dir():
         raise InputError(
             f"{source}: expected a file, this is a folder, and {target} names a file\n"
@@ -47,10 +62,24 @@ def plan_folder(source: Path, target: Path, suffix: str | None) -> list[tuple[Pa
         raise InputError(
             f"--output-format {shorten(suffix)}: expected one of {', '.join(suffixes)}"
         )
-    files = list_files(source, io.LOGITS_SUFFIXES)
+    if is_pattern(source):
+        files = [match.path for match in matches_of(source)]
+    else:
+        files = list_files(source, io.LOGITS_SUFFIXES)
     if not files:
         raise InputError(f"{source}: holds no volumes{describe_others(source)}")
     return [(file, target / f"{io.stem_of(file)}{suffix}") for file in files]
+
+
+def _plan_pattern(source: Path, target: Path, suffix: str | None) -> list[tuple[Path, Path]]:
+    """Return the files of a pattern, and those that they become by another one."""
+    check_pattern(target, PARTS)
+    if suffix is not None:
+        target = target.with_name(f"{io.stem_of(target)}{suffix}")
+    require_suffix(target)
+    if source.is_dir():
+        source = source / "{case}"
+    return [(match.path, fill(target, match)) for match in matches_of(source)]
 
 
 def convert_folder(

@@ -23,8 +23,8 @@ from crfrefine.base.failures import Failure, failing_alone
 from crfrefine.base.inputs import add_inputs, keeping_inputs
 from crfrefine.base.text import counted
 from crfrefine.cases.dataset_description import read_dataset_description
-from crfrefine.cases.discovery import list_files
 from crfrefine.cases.other_grid import WorkGrid
+from crfrefine.cases.patterns import list_files
 from crfrefine.errors import GridMismatchError, InputError, UnexpectedError, UnsupportedFormatError
 from crfrefine.io.atomic import check_replaceable, check_writable
 from crfrefine.io.paths import files_written, is_dicom, require_suffix, suffix_of

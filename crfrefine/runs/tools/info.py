@@ -24,8 +24,11 @@ from crfrefine.base.text import TIMES, counted, listed
 from crfrefine.cases.case_files import CaseFiles, CaseList
 from crfrefine.cases.case_headers import CaseHeaders, read_case_headers
 from crfrefine.cases.dataset_description import read_descriptions
-from crfrefine.cases.discovery import case_folders, discover_cases, list_files
+from crfrefine.cases.discovery import are_clear, discover_cases, structure_files, structures_in
+from crfrefine.cases.label_input import read_structure
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
+from crfrefine.cases.patterns import folder_of, list_files
+from crfrefine.cases.proposals import propose
 from crfrefine.cases.reading_options import (
     NO_REGIONS,
     ReadingOptions,
@@ -137,22 +140,52 @@ def _describe_range(values: Float32) -> str:
     return f"{float(values.min()):.6g} to {float(values.max()):.6g}, mean {mean:.6g}"
 
 
-def inspect_folder(folder: Path, *, resample: str | None = None) -> FolderReport:
+def inspect_folder(
+    folder: Path, *, resample: str | None = None, images: tuple[Path, ...] = ()
+) -> FolderReport:
     """Describe the cases of a folder.
 
     It has images in nnU-Net's naming, with logits or labels; or folders `images` (`imagesTr`,
     `imagesTs`), and beside them `logits`, `masks` and `labels` (`labelsTr`, `labelsTs`). A folder
     of nnU-Net's predictions, or of a trained network, has the cases that `infer --nnunet` would
-    refine. A folder may also hold nothing but logits without geometry, or folders of structures.
+    refine, of `images` if these are named. A folder may also hold nothing but logits without
+    geometry, or folders of structures.
     """
     try:
-        content = _find_content(folder)
+        content = _find_content(folder, images)
         if content.structures:
             return _inspect_structures(folder, content.structures)
     except CrfRefineError as error:
         return FolderReport({}, [], [describe_failure(error)])
 
-    inspection = _Inspection(content.cases, resample)
+    return _inspect(content, folder, resample)
+
+
+def inspect_cases(
+    images: tuple[Path, ...],
+    logits: tuple[Path, ...],
+    masks: Path | None,
+    labels: Path | None,
+    *,
+    input_type: str = "auto",
+    resample: str | None = None,
+) -> FolderReport:
+    """Describe the cases of folders, patterns or files, as other commands find them."""
+    try:
+        cases = discover_cases(
+            images, logits, masks, labels, input_type=input_type, include_imageless=True
+        )
+        content = _Content(cases)
+        return _inspect(content, folder_of(images[0]), resample, input_type)
+    except CrfRefineError as error:
+        return FolderReport({}, [], [describe_failure(error)])
+
+
+def _inspect(
+    content: _Content, folder: Path, resample: str | None, input_type: str = "auto"
+) -> FolderReport:
+    """Describe the cases one by one."""
+    inspection = _Inspection(content.cases, resample, input_type)
     inspection.find_regions(content.places_of_descriptions(folder))
     for path in content.archives:
         inspection.add_archive(path)
@@ -178,21 +211,23 @@ class _Content:
         return [path.parent for path in (*first.logits[:1], *first.images[:1])] or [folder]
 
 
-def _find_content(folder: Path) -> _Content:
+def _find_content(folder: Path, images: tuple[Path, ...]) -> _Content:
     """Return what a folder holds; raise CrfRefineError if it cannot be told."""
     archives = list_files(folder, SCORES_SUFFIXES)
     if is_of_nnunet(folder):
         try:
-            return _Content(find_cases_to_refine(folder, (), None), is_of_nnunet=True)
+            return _Content(find_cases_to_refine(folder, images, None), is_of_nnunet=True)
         except InputError as error:
             if not archives:
                 raise
             note = str(error).partition("\n")[0]
             return _Content(CaseList(notes=[note]), archives, is_of_nnunet=True)
+    if images:
+        raise InputError(f"{folder}: no folder of nnU-Net; leave it out, or -i")
     if list_files(folder, io.VOLUME_SUFFIXES):
         return _Content(_discover(folder))
-    structures = case_folders(folder)
-    if structures and not structures.keys() & set(_NAMED):
+    structures = structures_in(folder)
+    if are_clear(structures) and not structures.keys() & set(_NAMED):
         return _Content(structures=structures)
     if archives:
         return _Content(archives=archives)
@@ -202,9 +237,10 @@ def _find_content(folder: Path) -> _Content:
 class _Inspection:
     """Describes the cases of a folder one by one, and compares their numbers of labels."""
 
-    def __init__(self, cases: CaseList, resample: str | None) -> None:
+    def __init__(self, cases: CaseList, resample: str | None, input_type: str) -> None:
         self._notes = list(cases.notes)
         self._resample = resample
+        self._input_type = input_type
         self._lines: dict[str, str] = {}
         self._problems: list[Failure] = []
         self._causes = Causes()
@@ -234,7 +270,9 @@ class _Inspection:
     def add_case(self, files: CaseFiles) -> None:
         """Describe a case."""
         with failing_alone(partial(self._fail, files), *files.images, *files.logits):
-            reading = ReadingOptions(regions=self._regions, resample=self._resample)
+            reading = ReadingOptions(
+                self._input_type, regions=self._regions, resample=self._resample
+            )
             headers = read_case_headers(files, reading)
             self._lines[files.case_id] = self._describe(headers)
             if headers.logits is not None:
@@ -309,20 +347,30 @@ def _channels(number: int, regions: RegionReading) -> str:
 def _inspect_structures(folder: Path, structures: dict[str, Path]) -> FolderReport:
     """Describe cases that have a folder with one binary file per structure."""
     images = ""
-    if any(path != folder / case_id for case_id, path in structures.items()):
+    if any(path.parent != folder / case_id for case_id, path in structures.items()):
         images = f" and -i {folder}"
     report = FolderReport({}, [], [])
     report.notes.append(
         f"{folder}: one binary file per structure; "
         f"refine them with -p {folder}{images} and --input-type labels"
     )
-    for case_id, path in structures.items():
-        files = list_files(path, io.VOLUME_SUFFIXES)
+    for number, (case_id, path) in enumerate(structures.items()):
+        files = [file for _, file in structure_files(path)]
         with failing_alone(report.problems.append, *files):
+            if number == 0:  # An image would be the largest.
+                _require_structure(max(files, key=lambda file: file.stat().st_size), folder)
             header = io.read_header(files[0])
             grid = describe_grid(header.grid_shape, header.affine)
             report.cases[case_id] = f"{counted(len(files), 'structure')}, {grid}"
     return report
+
+
+def _require_structure(path: Path, folder: Path) -> None:
+    """Raise InputError, with patterns that fit the folder, unless a file is a binary mask."""
+    try:
+        read_structure(io.read_header(path))
+    except InputError as error:
+        raise InputError(f"{error}{propose(folder)}") from None
 
 
 def _discover(folder: Path) -> CaseList:
@@ -335,7 +383,7 @@ def _discover(folder: Path) -> CaseList:
         except InputError as error:
             raise InputError(
                 f"{error}\n  Looked for images in it, and in {listed(_IMAGES)}; "
-                "name the folder of the images."
+                "name the images with -i."
             ) from None
     labels = "labelsTs" if images.name == "imagesTs" else "labelsTr"
     cases = discover_cases(

@@ -1,0 +1,89 @@
+"""The names that the files of a case may have: a table of patterns.
+
+Whoever uses other names gives a pattern in place of the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from crfrefine.io.paths import LOGITS_SUFFIXES, VOLUME_SUFFIXES
+
+# nnU-Net's names of images, one file per modality
+NUMBERED = "{case}_{modality:[0-9][0-9][0-9][0-9]}"
+IMAGE = "{case}"
+# TotalSegmentator's data sets
+IMAGE_IN_FOLDER = "{case}/{ct,mri}"
+STRUCTURES = ("{case}/segmentations/{label}", "{case}/{label}", "{case}/{case}_{label}")
+
+LABEL_WORDS = ("segmentation", "seg", "dseg", "label", "labels")
+MASK_WORDS = ("mask", "brainmask")
+SCORE_WORDS = ("logits", "probabilities", "probseg", "softmax")
+# Names of images in folders that structures cannot have; a label map is beside them.
+IMAGE_WORDS = ("ct", "mri", "image", "imaging", "img", "volume", "t1", "t2", "flair")
+_LABELED = f"{{case}}_{{{','.join(LABEL_WORDS)}}}"
+SCORED = f"{{case}}_{{{','.join(SCORE_WORDS)}}}"
+_NUMBER = "[0-9],[0-9][0-9],[0-9][0-9][0-9],[0-9][0-9][0-9][0-9]"
+_PER_LABEL = f"{{case}}_{{ProbMapClass,ProbMapClass_,label,label_,class,class_}}{{label:{_NUMBER}}}"
+# the only file of its folder, as MONAI's SaveImage writes it
+ALONE = "{case}/{case}*"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of files of a case, and their names in a folder."""
+
+    what: str  # for messages: "no logits in study/logits"
+    # The best names first; the first line with a file of the case counts.
+    names: tuple[tuple[str, ...], ...]
+    suffixes: tuple[str, ...] = VOLUME_SUFFIXES
+    parts: tuple[str, ...] = ("case",)  # of a pattern in place of the folder
+    expected: str = ""  # of a case without a file, in place of CASE
+
+    @property
+    def one(self) -> str:
+        """A single one, for messages."""
+        return "one label map" if self is LABEL_MAP else f"one file of {self.what}"
+
+
+LOGITS = Kind(
+    "logits",
+    ((SCORED, "{case}.npz", "{case}.npy"), (_PER_LABEL,), ("{case}",), (ALONE,)),
+    LOGITS_SUFFIXES,
+    ("case", "label"),
+    "CASE.nii.gz, CASE.npz or the like; label maps and structures need --input-type labels",
+)
+# A network's label map; labels are a reference.
+LABEL_MAP = Kind(
+    "label map",
+    ((_LABELED, "{case}.seg.nrrd"), ("{case}",), (ALONE,)),
+    parts=("case", "label"),
+    expected="CASE.nii.gz or the like, or a folder CASE with one file per structure",
+)
+LABELS = Kind("labels", LABEL_MAP.names)
+MASK = Kind("mask", ((f"{{case}}_{{{','.join(MASK_WORDS)}}}",), ("{case}.seg.nrrd",), ("{case}",)))
+STROKES = Kind("strokes", (("{case}", "{case}_{strokes,scribbles}"),))
+# A case may have several files of probabilities with the same content, from `infer` and nnU-Net.
+# Those of `infer` belong to its label map; an .npz of the same name may be its input.
+CALIBRATION = Kind(
+    "probabilities",
+    (
+        ("{case}_probabilities",),
+        ("{case}.npz", "{case}.npy"),
+        ("{case}_probseg",),
+        ("{case}_softmax",),
+        ("{case}_logits",),
+    ),
+    LOGITS_SUFFIXES,
+)
+# A method's label maps or probabilities, to tell its cases.
+PREDICTION = Kind("prediction", (LABELS.names[0], *LOGITS.names), LOGITS_SUFFIXES)
+# Names of files that belong to a case, though they are of another kind.
+OTHERS = (NUMBERED, SCORED, _PER_LABEL, _LABELED)
+
+
+def without_word(name: str, words: Collection[str]) -> str:
+    """Return a name without `_` and one of some words at its end, such as `_seg`."""
+    start, _, word = name.rpartition("_")
+    return start if start and word in words else name

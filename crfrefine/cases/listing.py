@@ -1,0 +1,122 @@
+"""The files of one kind in a folder, by the table of `conventions`, or those of a pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from crfrefine.base.text import counted, listed
+from crfrefine.cases.case_files import CaseFiles
+from crfrefine.cases.conventions import ALONE, OTHERS, Kind
+from crfrefine.cases.patterns import (
+    Match,
+    check_pattern,
+    find_matches,
+    is_pattern,
+    list_files,
+    names_part,
+    nearest_files,
+    of_case,
+)
+from crfrefine.cases.proposals import propose
+from crfrefine.io.paths import VOLUME_SUFFIXES, describe_others
+
+
+class Files:
+    """The files of one kind in a folder, or those of a pattern, by their case."""
+
+    def __init__(self, place: Path, kind: Kind) -> None:
+        self.place = place
+        self.kind = kind
+        self.listings: dict[Path, list[Path]] = {}
+        lines = [[place / name for name in line] for line in kind.names]
+        others = [place / name for name in OTHERS]
+        if is_pattern(place):
+            check_pattern(place, kind.parts)
+            lines = [[place]]
+            others = []
+        # the files of each case, for each line of the table
+        self._lines: list[dict[str, list[Match]]] = []
+        # the names of the case that each file may belong to, the best first
+        self._cases_of: dict[Path, list[str]] = {}
+        for line in lines:
+            by_case: dict[str, list[Match]] = {}
+            for pattern in line:
+                for match in self._matches(pattern):
+                    by_case.setdefault(match.case, []).append(match)
+                    self._cases_of.setdefault(match.path, []).append(match.case)
+            self._lines.append(by_case)
+        for pattern in others:
+            for match in self._matches(pattern):
+                if match.path in self._cases_of:
+                    self._cases_of[match.path].append(match.case)
+
+    def _matches(self, pattern: Path) -> list[Match]:
+        matches = find_matches(pattern, self.kind.suffixes, self.listings)
+        if pattern != self.place / ALONE:
+            return matches
+        return [
+            match for match in matches if len(list_files(match.path.parent, VOLUME_SUFFIXES)) == 1
+        ]
+
+    @property
+    def is_per_label(self) -> bool:
+        """Whether a pattern says that a case has a file for each label or structure."""
+        return is_pattern(self.place) and names_part(self.place, "label")
+
+    @property
+    def paths(self) -> list[Path]:
+        """All files."""
+        return [*self._cases_of]
+
+    def of(self, case_id: str, but: Collection[Path] = ()) -> list[Match]:
+        """Return the files of a case with its best names, without those in `but`."""
+        for line in self._lines:
+            matches = [match for match in line.get(case_id, ()) if match.path not in but]
+            if matches:
+                return matches
+        return []
+
+    def cases(self) -> list[str]:
+        """Return the names of all cases, sorted; a file of another kind beside one is no case."""
+        names = {cases[0] for cases in self._cases_of.values()}
+        beside = set[str]()
+        for name, *others in self._cases_of.values():
+            if not names.isdisjoint({*others} - {name}):
+                beside.add(name)
+        return sorted(names - beside)
+
+    def strays(self, case_ids: Collection[str]) -> dict[str, list[Path]]:
+        """Return the files that belong to none of these cases, by the name of theirs."""
+        strays: dict[str, list[Path]] = {}
+        for path, cases in self._cases_of.items():
+            if not any(case in case_ids for case in cases):
+                strays.setdefault(cases[0], []).append(path)
+        return strays
+
+    def described(self, case_ids: Sequence[str]) -> str:
+        """Return a note on the cases of a pattern."""
+        number = counted(len(case_ids), "case")
+        example = self.of(case_ids[0])[0].path
+        return f"{number} by the pattern {self.place}, such as {example}"
+
+    def advice(self) -> str:
+        """Return a line with what there is in place of the files; "" if nothing is known."""
+        if is_pattern(self.place):
+            return nearest_files(self.place)
+        return propose(self.place) or describe_others(self.place)
+
+    def lacking(self, case: CaseFiles) -> CaseFiles:
+        """Return the case with the problem that it has no file of this kind."""
+        what = f"no {self.kind.what} in {self.place}"
+        expected = (self.kind.expected or "CASE.nii.gz or the like").replace("CASE", case.case_id)
+        if is_pattern(self.place):
+            expected = f"a file by this pattern{nearest_files(of_case(self.place, case.case_id))}"
+        return case.lacking(f"{what}; expected {expected}", what)
+
+
+def file_names(paths: Collection[Path]) -> str:
+    """Return the names of some files, for messages; with their folders if these differ."""
+    if len({path.parent for path in paths}) > 1:
+        return listed(sorted(paths))
+    return listed([path.name for path in sorted(paths)])

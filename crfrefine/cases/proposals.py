@@ -1,0 +1,115 @@
+"""Propose patterns for a folder whose files have none of the known names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from crfrefine.cases.conventions import LABEL_WORDS, MASK_WORDS
+from crfrefine.io.paths import VOLUME_SUFFIXES, suffix_of
+
+_NOT_IMAGES = {*LABEL_WORDS, *MASK_WORDS, "gt", "truth", "segmentations"}
+_MAX_FILES = 5000  # most that are looked at
+_MAX_DEPTH = 4
+_MAX_WORDS = 32  # in names of many more words, these are no modalities
+
+
+def propose(folder: Path) -> str:
+    """Return a line with patterns that fit the files of a folder; "" without any."""
+    return describe_patterns(folder, *find_patterns(_names_in(folder)))
+
+
+def describe_patterns(folder: Path, images: str, labels: str) -> str:
+    """Return a line with the patterns of images and of label maps; "" without the first."""
+    if not images:
+        return ""
+    line = f"\n  Its files look like '{folder}/{images}'"
+    if labels:
+        line += f", with label maps '{folder}/{labels}'"
+    return f"{line}: give such a pattern in place of a folder."
+
+
+def find_patterns(names: Sequence[str]) -> tuple[str, str]:
+    """Return the patterns of images and of label maps by their paths in a folder.
+
+    They are "" if they are not clear.
+    """
+    templates = _nested(names) or _flat(names)
+    if len(templates) > _MAX_WORDS:
+        return "", ""
+    images: list[str] = []
+    labels: list[str] = []
+    for template in templates:
+        words = re.split(r"[^a-z0-9]+", template.lower())
+        (images if _NOT_IMAGES.isdisjoint(words) else labels).append(template)
+    return _joined(images), labels[0] if labels else ""
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Return the paths of volumes in a folder and in its folders, relative to it."""
+    names: list[str] = []
+    for place, folders, files in os.walk(folder):
+        inside = Path(place).relative_to(folder)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if len(inside.parts) >= _MAX_DEPTH or len(names) > _MAX_FILES:
+            folders.clear()
+        for name in sorted(files):
+            if suffix_of(Path(name)) in VOLUME_SUFFIXES and not name.startswith("."):
+                names.append((inside / name).as_posix())
+    return names
+
+
+def _nested(names: Sequence[str]) -> list[str]:
+    """Return the names that most cases have, if each case has a folder."""
+    found = Counter[str]()
+    cases = set[str]()
+    for name in names:
+        case_id, slash, _ = name.partition("/")
+        if slash:
+            cases.add(case_id)
+            found[name.replace(case_id, "{case}")] += 1
+    return sorted(name for name, count in found.items() if count > 1 or len(cases) == 1)
+
+
+def _flat(names: Sequence[str]) -> list[str]:
+    """Return names such as `volume-{case}.nii`, if the name of a case has digits."""
+    found = Counter[str]()
+    for name in names:
+        stem = name[: len(name) - len(suffix_of(Path(name)))]
+        for mark in re.finditer(r"[_-]", stem):
+            word = stem[: mark.start()]
+            rest = stem[mark.end() :]
+            if word.isalpha() and re.search(r"\d", rest):
+                found[f"{word}{mark[0]}{{case}}{name[len(stem) :]}"] += 1
+            if re.search(r"\d", word) and re.search(r"[A-Za-z]", rest):
+                found[f"{{case}}{mark[0]}{rest}{name[len(stem) :]}"] += 1
+    # Each of them must be that of as many cases as the most frequent one, or nearly.
+    most = max(found.values(), default=0)
+    return sorted(name for name, count in found.items() if 2 * count > most and count > 1)
+
+
+def _joined(templates: Sequence[str]) -> str:
+    """Return the only pattern of images, or that of all, with `{modality}` where they differ."""
+    if len(templates) < 2:
+        return "".join(templates)
+    words = [re.split(r"([^A-Za-z0-9]+)", template) for template in templates]
+    start = _num_alike(words)
+    end = _num_alike([pieces[::-1] for pieces in words])
+    middles = {"".join(pieces[start : len(pieces) - end]) for pieces in words}
+    if any(re.fullmatch(r"[^/{}]+", middle) is None for middle in middles):
+        return templates[0]
+    first = words[0]
+    return f"{''.join(first[:start])}{{modality}}{''.join(first[len(first) - end :])}"
+
+
+def _num_alike(lists: Sequence[Sequence[str]]) -> int:
+    """Return how many items of some lists are the same in all of them, from the first on."""
+    number = 0
+    for items in zip(*lists, strict=False):
+        if len(set(items)) > 1:
+            break
+        number += 1
+    return number

@@ -1,0 +1,272 @@
+"""Patterns in place of folders: the layouts of public data sets, by names alone."""
+
+import json
+
+import pytest
+
+from crfrefine.cases.dataset_description import read_descriptions
+from crfrefine.cases.discovery import discover_cases
+from crfrefine.cases.patterns import find_matches
+from crfrefine.cases.proposals import find_patterns
+from crfrefine.cases.reading_options import declared_labels
+from crfrefine.errors import InputError
+from crfrefine.io.paths import VOLUME_SUFFIXES
+
+
+def make(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def found(root, cases):
+    """The name of each case, its images, and its labels."""
+    shown = {}
+    for case in cases:
+        assert case.problem is None
+        images = [str(path.relative_to(root)) for path in case.images]
+        labels = None if case.labels is None else str(case.labels.relative_to(root))
+        shown[case.case_id] = (images, labels)
+    return shown
+
+
+def brats(mark, label):
+    cases = {}
+    for case in ("B_1", "B_2"):
+        images = [f"{case}/{case}{mark}{modality}.nii.gz" for modality in ("flair", "t1", "t1ce")]
+        cases[case] = (images, f"{case}/{case}{mark}{label}.nii.gz")
+    return cases
+
+
+TOTAL = {f"s000{n}": ([f"s000{n}/ct.nii.gz"], None) for n in (1, 2)}
+LAYOUTS = {
+    "BraTS 2021": (
+        "{case}/{case}_{modality}.nii.gz",
+        "{case}/{case}_seg.nii.gz",
+        brats("_", "seg"),
+    ),
+    "BraTS 2023": (
+        "{case}/{case}-{modality}.nii.gz",
+        "{case}/{case}-seg.nii.gz",
+        brats("-", "seg"),
+    ),
+    "KiTS": (
+        "{case}/imaging.nii.gz",
+        "{case}/segmentation.nii.gz",
+        {
+            f"case_0000{n}": ([f"case_0000{n}/imaging.nii.gz"], f"case_0000{n}/segmentation.nii.gz")
+            for n in (0, 1)
+        },
+    ),
+    "LiTS": (
+        "volume-{case}.nii",
+        "segmentation-{case}.nii",
+        {str(n): ([f"volume-{n}.nii"], f"segmentation-{n}.nii") for n in (0, 10)},
+    ),
+    "ACDC": (
+        "*/{case:*_frame??}.nii.gz",
+        "*/{case}_gt.nii.gz",
+        {
+            "p1_frame01": (["p1/p1_frame01.nii.gz"], "p1/p1_frame01_gt.nii.gz"),
+            "p1_frame12": (["p1/p1_frame12.nii.gz"], "p1/p1_frame12_gt.nii.gz"),
+            "p2_frame01": (["p2/p2_frame01.nii.gz"], "p2/p2_frame01_gt.nii.gz"),
+        },
+    ),
+    "MSD": (
+        "imagesTr/{case}.nii.gz",
+        "labelsTr/{case}.nii.gz",
+        {f"la_00{n}": ([f"imagesTr/la_00{n}.nii.gz"], f"labelsTr/la_00{n}.nii.gz") for n in (3, 4)},
+    ),
+    "AMOS": (
+        "imagesTr/amos_{case}.nii.gz",
+        "labelsTr/amos_{case}.nii.gz",
+        {"0001": (["imagesTr/amos_0001.nii.gz"], "labelsTr/amos_0001.nii.gz")},
+    ),
+    "PROMISE12": (
+        "{case}.mhd",
+        "{case}_segmentation.mhd",
+        {f"Case0{n}": ([f"Case0{n}.mhd"], f"Case0{n}_segmentation.mhd") for n in (0, 1)},
+    ),
+    "BIDS": (
+        "{case}/anat/{case}_T1w.nii.gz",
+        "derivatives/net/{case}/anat/{case}_dseg.nii.gz",
+        {
+            f"sub-0{n}": (
+                [f"sub-0{n}/anat/sub-0{n}_T1w.nii.gz"],
+                f"derivatives/net/sub-0{n}/anat/sub-0{n}_dseg.nii.gz",
+            )
+            for n in (1, 2)
+        },
+    ),
+    "TotalSegmentator": ("{case}/ct.nii.gz", None, TOTAL),
+    "MONAI": (
+        "images/{case}.nii.gz",
+        "out/{case}/{case}_trans.nii.gz",
+        {f"p{n}": ([f"images/p{n}.nii.gz"], f"out/p{n}/p{n}_trans.nii.gz") for n in (0, 1)},
+    ),
+    "nnU-Net": (
+        "imagesTr/{case}_{modality}.nii.gz",
+        "labelsTr/{case}.nii.gz",
+        {
+            f"h_{n}": (
+                [f"imagesTr/h_{n}_0000.nii.gz", f"imagesTr/h_{n}_0001.nii.gz"],
+                f"labelsTr/h_{n}.nii.gz",
+            )
+            for n in (1, 2)
+        },
+    ),
+}
+BESIDE = {
+    "ACDC": ["p1/p1_4d.nii.gz", "p1/Info.cfg", "p2/p2_4d.nii.gz"],
+    "MSD": ["imagesTr/._x.nii.gz"],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_public_layout_is_found_by_its_pattern(name, tmp_path):
+    images, labels, expected = LAYOUTS[name]
+    for files, label in expected.values():
+        make(tmp_path, *files, *([label] if label else []))
+    make(tmp_path, *BESIDE.get(name, ()))
+    cases = discover_cases(tmp_path / images, None, labels=tmp_path / labels if labels else None)
+    assert found(tmp_path, cases) == expected
+    number = len(expected)
+    assert cases.notes[0].startswith(f"{number} case{'s' * (number > 1)} by the pattern {tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["BraTS 2021", "BraTS 2023", "KiTS", "LiTS", "PROMISE12", "BIDS"])
+def test_a_pattern_is_proposed_where_no_convention_fits(name, tmp_path):
+    images, labels, expected = LAYOUTS[name]
+    for files, label in expected.values():
+        make(tmp_path, *files, *([label] if not label.startswith("derivatives") else []))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    names = [str(path.relative_to(tmp_path)) for path in files]
+    proposed, proposed_labels = find_patterns(names)
+    if name != "PROMISE12":  # The names of the table suffice.
+        assert proposed == images
+    if name != "BIDS":
+        assert proposed_labels == labels
+
+
+def test_a_segmentation_beside_the_images_is_no_modality_unless_it_is_named(tmp_path):
+    _, _, expected = LAYOUTS["BraTS 2023"]
+    for files, label in expected.values():
+        make(tmp_path, *files, label)
+    cases = discover_cases(tmp_path / "{case}/{case}-{modality}.nii.gz", None)
+    assert [len(case.images) for case in cases] == [3, 3]
+    assert "not taken for images: 2 files beside them, such as B_1-seg.nii.gz" in cases.notes[1]
+    (first, _) = discover_cases(tmp_path / "{case}/{case}-{modality:t1,seg}.nii.gz", None)
+    assert [path.name for path in first.images] == ["B_1-seg.nii.gz", "B_1-t1.nii.gz"]
+
+
+def test_modalities_are_in_the_order_of_dataset_json_else_of_the_alphabet(tmp_path):
+    _, _, expected = LAYOUTS["BraTS 2021"]
+    for files, _ in expected.values():
+        make(tmp_path, *files)
+    pattern = tmp_path / "{case}/{case}_{modality}.nii.gz"
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": ["T1", "T1CE", "FLAIR"]}))
+    names = [path.name for path in discover_cases(pattern, None)[0].images]
+    assert names == ["B_1_t1.nii.gz", "B_1_t1ce.nii.gz", "B_1_flair.nii.gz"]
+    (tmp_path / "B_2/B_2_t1.nii.gz").unlink()
+    problem = discover_cases(pattern, None)[1].problem
+    assert problem.startswith(
+        "case 'B_2': expected the modalities t1, t1ce, flair, as dataset.json names; "
+        "found t1ce, flair in "
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "logits", "message"),
+    [
+        (
+            "x-{case}.nii",
+            None,
+            "no image by this pattern: no file is there\n  There are {root}/v-1",
+        ),
+        ("deep/{case}/{case}.nii", None, ", {root}/v-1.nii, {root}/v-2.nii"),
+        ("v-*.nii", None, "a pattern says with {{case}} which part of a path is the name"),
+        ("v-{name}.nii", None, "it may have {{case}}, {{modality}} and *, not {{name}}"),
+        ("v-{case:[z-a]}.nii", None, "not a pattern: bad character range"),
+        (
+            "v-{case}.nii",
+            "out-{modality}.npz",
+            "it may have {{case}}, {{label}} and *, not {{modality}}",
+        ),
+    ],
+)
+def test_a_pattern_that_cannot_be_used_says_what_is_there(images, logits, message, tmp_path):
+    make(tmp_path, "v-1.nii", "v-2.nii", "out-1.npz")
+    with pytest.raises(InputError) as raised:
+        discover_cases(tmp_path / images, None if logits is None else tmp_path / logits)
+    assert message.format(root=tmp_path) in str(raised.value)
+
+
+def test_two_files_or_none_for_a_case_are_its_problem(tmp_path):
+    root = make(
+        tmp_path, "a/v.nii", "b/v.nii", "c/v.nii", "out/a_1.nii", "out/a_2.nii", "out/b_1.nii"
+    )
+    a, b, c = discover_cases(root / "{case}/v.nii", root / "out/{case}_*.nii")
+    expected = "case 'a': expected one file of logits, found a_1.nii, a_2.nii in "
+    assert a.problem == f"{expected}{root}/out/{{case}}_*.nii"
+    assert [path.name for path in b.logits] == ["b_1.nii"]
+    assert "case 'c': no logits in " in c.problem
+    assert f"There are {root}/out/" in c.problem
+    double = discover_cases(make(tmp_path, "x/a/1.nii", "x/a/2.nii") / "x/{case}/*.nii", None)
+    assert "found 1.nii, 2.nii" in double[0].problem
+
+
+def test_parts_of_a_path_are_matched_as_they_are_written(tmp_path):
+    root = make(
+        tmp_path, "a.b_1/a.b_1_x.nii.gz", "a+b/c_x.nii.gz", ".d/.d_x.nii.gz", "e/e_x.seg.nrrd"
+    )
+    for pattern, expected in {
+        "{case}/{case}_x.nii.gz": ["a.b_1"],
+        "{case}/*_x": ["a+b", "a.b_1", "e"],
+        "*/{case}_{x,y}.*": ["c", "a.b_1", "e"],
+        "{case}/*_x.nrrd": [],
+        "{case:a*,e}/{case}_x": ["a.b_1", "e"],
+        "{case:?[!.]?}/*": ["a+b"],
+    }.items():
+        cases = [match.case for match in find_matches(root / pattern, VOLUME_SUFFIXES)]
+        assert cases == expected, pattern
+
+
+def test_files_per_label_are_ordered_by_number_or_by_dataset_json(tmp_path):
+    root = make(
+        tmp_path, "v/a.nii", *(f"n/a/p{n}.nii" for n in range(11)), "w/a-fat.nii", "w/a-air.nii"
+    )
+    (case,) = discover_cases(root / "v/{case}.nii", root / "n/{case}/p{label}.nii")
+    assert [path.name for path in case.logits] == [f"p{n}.nii" for n in range(11)]
+    (case,) = discover_cases(root / "v/{case}.nii", root / "w/{case}-{label}.nii")
+    assert "{label} is a number, or a name in dataset.json" in case.problem
+    (root / "w/dataset.json").write_text(json.dumps({"labels": {"fat": 0, "air": 1}}))
+    (case,) = discover_cases(root / "v/{case}.nii", root / "w/{case}-{label}.nii")
+    assert [path.name for path in case.logits] == ["a-fat.nii", "a-air.nii"]
+
+
+def test_structures_have_the_names_of_their_labels_in_each_case(tmp_path):
+    """A folder per case with one label map in it is no structure."""
+    names = [f"{case}/{case}_{name}.nii" for case in ("p0", "p1") for name in ("liver", "lung")]
+    root = make(tmp_path, "v/p0.nii", "v/p1.nii", *(f"s/{name}" for name in names))
+    for place in ("s", "s/{case}/{case}_{label}.nii"):
+        for case in discover_cases(root / "v", root / place, input_type="labels"):
+            assert case.structures == ("liver", "lung")
+    make(tmp_path, "m/p0/p0_trans.nii", "m/p1/p1_trans.nii")
+    for input_type in ("auto", "labels"):
+        for case in discover_cases(root / "v", root / "m", input_type=input_type):
+            assert (case.structures, case.logits[0].name) == ((), f"{case.case_id}_trans.nii")
+
+
+def test_structures_have_the_numbers_of_a_description_or_of_their_names(tmp_path):
+    root = make(tmp_path, "v/a.nii", "s/a/lung.nii", "s/a/liver.nii", "n/a-2.nii", "n/a-10.nii")
+    cases = discover_cases(root / "v", root / "s", input_type="labels")
+    assert declared_labels(cases, (), None).structures == {"liver": 1, "lung": 2}
+    content = {"labels": {"background": 0, "lung": 3, "liver": 7, "spleen": 1}}
+    (root / "s/dataset.json").write_text(json.dumps(content))
+    descriptions = list(read_descriptions([root / "s/{case}/{label}.nii"]))
+    declared = declared_labels(cases, descriptions, None)
+    assert (declared.structures, declared.numbers) == ({"lung": 3, "liver": 7}, (0, 3, 7))
+    cases = discover_cases(root / "v", root / "n/{case}-{label}.nii", input_type="labels")
+    assert declared_labels(cases, (), None).structures == {"2": 2, "10": 10}

@@ -1,0 +1,211 @@
+"""Patterns in place of folders, through the commands, with layouts of public data sets."""
+
+import json
+
+import numpy as np
+import pytest
+from cli_helpers import FAST, load_nifti, run_here, save_nifti
+
+SHAPE = (9, 7, 5)
+RNG = np.random.default_rng(7)
+LABELS = (np.indices(SHAPE)[0] > 4).astype(np.uint8)
+
+
+def image(path):
+    return save_nifti(path, (LABELS * 200 + RNG.normal(0, 30, SHAPE)).astype(np.int16))
+
+
+def logits(path):
+    foreground = (2 * LABELS - 1.0)[..., None] * [-1.5, 1.5] + RNG.normal(0, 1, (*SHAPE, 2))
+    return save_nifti(path, foreground.astype(np.float32))
+
+
+def labels(path, values=LABELS):
+    return save_nifti(path, values.astype(np.uint8))
+
+
+@pytest.fixture
+def brats(tmp_path, monkeypatch):
+    """Four cases of BraTS 2023, logits and label maps of a network, and masks."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        case = f"B-{number}"
+        for modality in ("t1n", "t2w"):
+            image(tmp_path / f"brats/{case}/{case}-{modality}.nii.gz")
+        labels(tmp_path / f"brats/{case}/{case}-seg.nii.gz")
+        logits(tmp_path / f"out/{case}.nii.gz")
+        labels(tmp_path / f"masks/{case}/brain_{case}.nii.gz", np.ones(SHAPE))
+        labels(tmp_path / f"pred/{case}.nii.gz", np.roll(LABELS, number % 2, axis=0))
+    return tmp_path
+
+
+IMAGES = "brats/{case}/{case}-{modality}.nii.gz"
+SEG = "brats/{case}/{case}-seg.nii.gz"
+MASKS = "masks/{case}/brain_{case}.nii.gz"
+
+
+def test_infer_by_patterns_equals_infer_by_folders(brats):
+    for case in (brats / "brats").iterdir():
+        for number, modality in enumerate(("t1n", "t2w")):
+            source = case / f"{case.name}-{modality}.nii.gz"
+            save_nifti(brats / f"images/{case.name}_{number:04d}.nii.gz", load_nifti(source))
+    folders = ("-i", "images", "-p", "out", "-m", "masks/flat", "-o", "by_folder")
+    for path in (brats / "masks").glob("*/*.nii.gz"):
+        labels(brats / "masks" / "flat" / path.name.removeprefix("brain_"), load_nifti(path))
+    patterns = ("-i", IMAGES, "-p", "out/{case}.nii.gz", "-m", MASKS, "-o", "by_pattern")
+    run_here("infer", *folders, *FAST, status=0)
+    result = run_here("infer", *patterns, *FAST, "--output-format", ".mha", status=0)
+    told = (
+        f"4 cases by the pattern {IMAGES}, with the modalities t1n, t2w, "
+        "such as brats/B-0/B-0-t1n.nii.gz"
+    )
+    assert result.stderr.splitlines()[1] == told
+    assert sorted(path.name for path in (brats / "by_pattern").glob("*.*a")) == [
+        f"B-{number}.mha" for number in range(4)
+    ]
+    run_here("infer", *patterns[:-1], "again", *FAST, status=0)
+    for number in range(4):
+        name = f"B-{number}.nii.gz"
+        np.testing.assert_array_equal(load_nifti(f"again/{name}"), load_nifti(f"by_folder/{name}"))
+
+
+def test_a_pattern_of_no_file_is_an_error_with_what_is_there(brats):
+    result = run_here("infer", "-i", IMAGES, "-p", "out/{case}_x.nii.gz", "-o", "r", status=1)
+    assert (
+        "none of the 4 cases has its file: case 'B-0': no logits in out/{case}_x" in result.stderr
+    )
+    assert "There are out/B-0.nii.gz, out/B-1.nii.gz, out/B-" in result.stderr
+    (brats / "out/B-2.nii.gz").unlink()
+    result = run_here("infer", "-i", IMAGES, "-p", "out/{case}.nii.gz", "-o", "r", *FAST, status=1)
+    assert "case 'B-2': no logits in out/{case}.nii.gz" in result.stderr
+    assert "3 done, 1 failed" in result.stderr
+    assert not (brats / "r/B-2.nii.gz").exists()
+
+
+def test_a_folder_without_a_known_layout_proposes_patterns(brats):
+    proposal = f"Its files look like '{IMAGES}', with label maps '{SEG}'"
+    for command in ("infer -i brats -p out -o r", "info brats", "evaluate pred brats -o r"):
+        result = run_here(*command.split(), status=1)
+        assert proposal in result.stderr + result.stdout, command
+    for number in range(2):
+        image(brats / f"kits/case_0000{number}/imaging.nii.gz")
+        labels(brats / f"kits/case_0000{number}/segmentation.nii.gz")
+        image(brats / f"odd/p{number}/scan.nii.gz")
+        labels(brats / f"odd/p{number}/truth.nii.gz")
+        image(brats / f"lits/volume-{number}.nii")
+        labels(brats / f"lits/segmentation-{number}.nii")
+    for folder, pattern, others in (
+        ("kits", "{case}/imaging.nii.gz", "{case}/segmentation.nii.gz"),
+        ("odd", "{case}/scan.nii.gz", "{case}/truth.nii.gz"),
+        ("lits", "volume-{case}.nii", "segmentation-{case}.nii"),
+    ):
+        shown = run_here("info", folder, status=1).stdout
+        assert f"'{folder}/{pattern}', with label maps '{folder}/{others}'" in shown
+
+
+def test_info_lists_the_cases_of_its_options(brats):
+    (brats / "brats/B-3/B-3-t2w.nii.gz").unlink()
+    shown = run_here(
+        "info", "-i", IMAGES, "-p", "out/{case}.nii.gz", "-l", SEG, "-m", MASKS, status=1
+    ).stdout.splitlines()
+    assert shown[0] == f"{IMAGES}: 3 cases in order, 1 problem"
+    assert shown[1].split(maxsplit=1) == [
+        "B-0",
+        "2 modalities, 9×7×5, 1.00×1.25×2.50 mm, 2 labels, mask, reference",
+    ]
+    assert "case 'B-3': expected the modalities t1n, t2w, as in the other cases" in shown[-1]
+    assert run_here("info", SEG, status=0).stdout.startswith(f"{SEG}: 4 cases in order")
+    assert "name the images of the cases with -i" in run_here("info", "-p", "out", status=2).stderr
+
+
+def test_evaluate_takes_patterns_for_all_of_its_folders(brats):
+    run_here("evaluate", "pred/{case}.nii.gz", SEG, "-b", "same=pred/{case}.nii.gz", "-o", "r")
+    summary = json.loads((brats / "r/summary.json").read_text())
+    assert [case["case"] for case in summary["cases"]] == [f"B-{n}" for n in range(4)]
+    rolled = np.roll(LABELS, 1, axis=0)
+    dice = 2 * (rolled & LABELS).sum() / (rolled.sum() + LABELS.sum())
+    values = {row["method"]: row["mean"] for row in summary["summary"] if row["metric"] == "dice"}
+    assert values == {"prediction": pytest.approx((1 + dice) / 2, rel=1e-12)} | {
+        "same": pytest.approx((1 + dice) / 2, rel=1e-12)
+    }
+    run_here(
+        *("evaluate", "pred/{case}.nii.gz", SEG, "-i", IMAGES, "-o", "with_images"),
+        *("--probabilities", "prediction=out/{case}.nii.gz"),
+        status=0,
+    )
+    assert json.loads((brats / "with_images/summary.json").read_text())["summary"]
+
+
+def test_structures_by_a_pattern_in_evaluate_and_infer(brats):
+    for number in range(2):
+        for name, values in (("liver", LABELS), ("spleen", 1 - LABELS)):
+            labels(brats / f"ts/s{number}/segmentations/{name}.nii.gz", values)
+            labels(brats / f"net/s{number}_{name}.nii.gz", values)
+        image(brats / f"ts/s{number}/ct.nii.gz")
+    reference = "ts/{case}/segmentations/{label}.nii.gz"
+    result = run_here("evaluate", "net/{case}_{label}.nii.gz", reference, "-o", "r", "--no-report")
+    assert "2 structures in 2 cases" in result.stderr
+    summary = json.loads((brats / "r/summary.json").read_text())
+    assert summary["titles"].items() >= {("1", "1 liver"), ("2", "2 spleen")}
+    assert {row["mean"] for row in summary["summary"] if row["metric"] == "dice"} == {1.0}
+    run_here(
+        *("infer", "-i", "ts/{case}/ct.nii.gz", "-p", "net/{case}_{label}.nii.gz", "-o", "out2"),
+        *("--input-type", "labels", "--save-structures", *FAST),
+        status=0,
+    )
+    described = json.loads((brats / "out2/dataset.json").read_text())
+    assert described["labels"] == {"background": 0, "liver": 1, "spleen": 2}
+    assert (brats / "out2/s1/spleen.nii.gz").exists()
+
+
+def test_one_label_map_in_a_folder_per_case_is_the_output_of_the_case(brats):
+    """As structures, each case would have a label number of its own."""
+    for number in range(2):
+        labels(brats / f"monai/B-{number}/B-{number}_trans.nii.gz")
+        image(brats / f"flat/B-{number}.nii.gz")
+    run_here(
+        *("infer", "-i", "flat", "-p", "monai", "-o", "r", "--input-type", "labels", *FAST),
+        status=0,
+    )
+    for number in range(2):
+        assert np.unique(load_nifti(brats / f"r/B-{number}.nii.gz")).tolist() == [0, 1]
+    run_here("evaluate", "monai", SEG, "-o", "report", "--no-report")
+    summary = json.loads((brats / "report/summary.json").read_text())
+    dice = [row["mean"] for row in summary["summary"] if row["metric"] == "dice"]
+    assert dice == [1.0]
+
+
+def test_train_crf_and_its_choice_without_labels_take_patterns(brats):
+    places = ("-i", IMAGES, "-p", "out/{case}.nii.gz")
+    run_here(
+        *("train-crf", *places, "-l", SEG, "-o", "p.toml", "--folds", 2, "-c", "default"),
+        *("--num-iterations", 1, "--learn", "weights"),
+        status=0,
+    )
+    report = json.loads((brats / "p.report.json").read_text())
+    assert report["cases"] == [f"B-{n}" for n in range(4)]
+    run_here("train-crf", *places, "-o", "u.toml", "--unlabeled", status=0)
+
+
+def test_convert_by_patterns(brats):
+    run_here("convert", IMAGES, "nrrd/{case}_{modality}.nrrd", status=0)
+    assert len(list((brats / "nrrd").iterdir())) == 12
+    run_here("convert", SEG, "seg", "--output-format", ".nii", status=0)
+    np.testing.assert_array_equal(load_nifti(brats / "seg/B-1-seg.nii"), LABELS)
+    wrong = run_here("convert", SEG, "x/{case}_{modality}.nii", status=1).stderr
+    assert "{modality} has no counterpart in brats/B-0/B-0-seg.nii.gz" in wrong
+    assert "or the path of an output" not in wrong
+    twice = run_here("convert", IMAGES, "y/{case}.nii", status=1).stderr
+    assert "would become y/B-0.nii, as B-0-seg.nii.gz does" in twice
+
+
+def test_one_dicom_file_beside_volumes_is_no_series(brats):
+    """Whether it was met depended on the order of the folder."""
+    for case in ("B-0", "B-1"):
+        image(brats / f"flat/{case}.nii.gz")
+    (brats / "flat/0001").write_bytes(bytes(128) + b"DICM" + bytes(64))
+    run_here("infer", "-i", "flat", "-p", "out", "-o", "r", *FAST, status=0)
+    assert run_here("info", "flat", status=0).stdout.startswith("flat: 2 cases in order")
+    (brats / "series").mkdir()
+    (brats / "series/0001").write_bytes(bytes(128) + b"DICM" + bytes(64))
+    assert "is DICOM" in run_here("infer", "-i", "series", "-p", "out", "-o", "s", status=1).stderr
