@@ -147,7 +147,8 @@ def largest_component(mask: Bool) -> Bool:
 def _number_of_largest(sizes: Integers) -> int:
     """Return the number of the largest component; `sizes` begins with that of number 0, outside.
 
-    Components are numbered by their first voxel in C order: of equally large ones the first counts.
+    Components are numbered by their first voxel in C order of the axes, whatever the order in
+    memory: of equally large ones the first counts.
     """
     return 1 + int(sizes[1:].argmax())
 
@@ -156,8 +157,8 @@ def _remove(part: Array, group: Bool, keeps_largest: bool, min_voxels: float) ->
     """Set unwanted components of `group` to 0 in `part`, in place; return their voxels' number."""
     components, count = label_components(group)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
-    # A component of exactly the smallest size stays, however the division was rounded.
-    keep = sizes >= min_voxels * (1.0 - 1e-9)
+    # A component of exactly the smallest size stays, however spacing and division were rounded.
+    keep = sizes >= min_voxels * (1.0 - 1e-6)
     if keeps_largest and count:
         keep &= np.arange(len(sizes)) == _number_of_largest(sizes)
     keep[0] = True  # Number 0 is not a component.

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.geometry import SAME_LENGTH, StorageOrder
 from crfrefine.base.limits import MAX_LABELS
 from crfrefine.errors import InputError
 
@@ -301,7 +301,7 @@ def share_sigma(network_spacing: Sequence[float], spacing: Sequence[float]) -> t
     """
     sigma = []
     for network_step, step in zip(network_spacing, spacing, strict=True):
-        is_coarser = network_step > step
+        is_coarser = network_step > step * (1.0 + SAME_LENGTH)
         sigma.append(SIGMA * network_step / step if is_coarser else 0.0)
     return tuple(sigma)
 

@@ -20,6 +20,8 @@ from crfrefine.errors import InputError
 
 # Allowed voxel spacing in mm: from that of electron microscopes to the limit of float32 positions.
 SPACING_RANGE = (1e-6, 1e9)
+# Lengths that differ by less than this fraction are equal: headers keep float32, and sums round.
+SAME_LENGTH = 1e-5
 # The corners of equal grids are at most this fraction of the smallest spacing apart: headers keep
 # float32 or six printed digits.
 GRID_TOLERANCE = 0.01

@@ -175,6 +175,7 @@ class CpuKernels:
         self.image_shape = values.shape
         self._engine = engine
         self._mask = image.mask
+        self._axes = image.axes
 
         origin = None  # in the engine's form; None means `default_origin`
         if image.origin is not None:
@@ -213,7 +214,7 @@ class CpuKernels:
         with engine_errors(self._engine, logits.shape):
             part = None
             if spec.volume_weight > 0.0:
-                part = volume_part(logits, self._mask, spec)
+                part = volume_part(logits, self._mask, spec, self._axes)
             outcome = self.built.run(logits, spec, part, is_last, progress, out)
 
         energy = tuple(outcome["energy"])
@@ -230,7 +231,7 @@ class CpuKernels:
         part = None
         num_recorded = spec.num_iterations
         if spec.volume_weight > 0.0:
-            part = volume_part(logits, self._mask, spec)
+            part = volume_part(logits, self._mask, spec, self._axes)
             num_recorded += 1
 
         with engine_errors(self._engine, logits.shape):

@@ -5,7 +5,7 @@ Here are the voxels where it acts, the biases that keep the masses, and its grad
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from crfrefine.arrays.components import largest_component
 from crfrefine.base.array_types import Array, Bool, Float64
+from crfrefine.base.geometry import StorageOrder
 from crfrefine.parameters.specs import MeanFieldSpec
 
 # A label's voxels above this probability form its body. It is below 1/2, so that a body may grow,
@@ -96,11 +97,14 @@ class VolumeTerm:
         return np.asarray(covariance + slack_part + total + RIDGE * diagonal)
 
 
-def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool:
+def volume_part(
+    logits: Array, mask: Bool | None, spec: MeanFieldSpec, axes: Sequence[int] | None
+) -> Bool:
     """Return the voxels inside the mask on which a run's volume term acts, (N,) in C order.
 
     For each foreground label, these are the largest component of the voxels with a probability
-    above `BODY_PROBABILITY`.
+    above `BODY_PROBABILITY`. `axes` are those of `GridImage`: of equally large components the first
+    one in the user's order counts.
     """
     if mask is None:
         inside = np.ones(logits.shape[1:], dtype=np.bool_)
@@ -112,11 +116,12 @@ def volume_part(logits: Array, mask: Bool | None, spec: MeanFieldSpec) -> Bool:
     sums = np.exp(scores - largest).sum(axis=0)
     threshold = largest + np.log(sums) + np.log(BODY_PROBABILITY)
 
+    order = StorageOrder(tuple(range(inside.ndim) if axes is None else axes))
     bodies = np.zeros(inside.shape, dtype=np.bool_)
     for label_scores in scores[1:]:
         candidates = np.zeros(inside.shape, dtype=np.bool_)
         candidates.flat[voxels[label_scores > threshold]] = True
-        bodies |= largest_component(candidates)
+        bodies |= order.to_storage(largest_component(order.to_user(candidates)))
     return bodies[inside]
 
 

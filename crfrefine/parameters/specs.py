@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # Appearance and spatial kernels end at so many bandwidths, as in the C++ engine.
 REACH = 3.0
 SPATIAL_REACH = 4.0
+_ROUNDING = 1e-6  # of a reach, relative, as in the engines
 # Strength of the volume term at the weight 1/2. Masses react weakly, as most voxels are certain.
 VOLUME_STRENGTH = 10.0
 
@@ -101,7 +102,8 @@ class KernelSetSpec:
             for kernel in self.kernels:
                 num_bandwidths = SPATIAL_REACH if kernel.theta_intensity is None else REACH
                 widest = max(widest, num_bandwidths * kernel.theta_position[axis] / step)
-            reach.append(math.ceil(min(widest, extent - 1)))
+            # A kernel that ends at a voxel does not reach the next one, however that was rounded.
+            reach.append(math.ceil(min(widest * (1.0 - _ROUNDING), extent - 1)))
         return tuple(reach)
 
 

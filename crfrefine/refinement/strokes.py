@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from crfrefine.arrays.label_maps import ABSENT_LOGIT, Box, count_labels, widen
 from crfrefine.arrays.region_scheme import MAX_LOG_ODDS, RegionScheme
 from crfrefine.base.array_types import Array, Bool, Float32, Labels
-from crfrefine.base.geometry import StorageOrder
+from crfrefine.base.geometry import SAME_LENGTH, StorageOrder
 from crfrefine.base.text import counted
 from crfrefine.errors import InputError
 from crfrefine.refinement.tiles.grid import (
@@ -322,7 +322,7 @@ def _lowest_distance(
     for position, radius in zip(positions.T.tolist(), radii.tolist(), strict=True):
         ranges = []
         for place, step, extent in zip(position, spacing, shape, strict=True):
-            end = math.floor(NUM_RADII * radius / step)
+            end = math.floor(NUM_RADII * radius / step * (1.0 + SAME_LENGTH))
             first = max(0, place - end)
             stop = min(place + end + 1, extent)
             ranges.append(range(first, stop))
@@ -332,7 +332,8 @@ def _lowest_distance(
         for along, place, step in zip(np.ix_(*ranges), position, spacing, strict=True):
             distance = (along - place) * (step / radius)
             total += np.square(distance, dtype=np.float32)
-        total[total > np.float32(NUM_RADII**2)] = np.inf
+        # A voxel at the last radius is near, however its distance was rounded.
+        total[total > np.float32(NUM_RADII**2 * (1.0 + SAME_LENGTH))] = np.inf
         for modality, at_stroke in zip(part, image[(slice(None), *position)], strict=True):
             total += np.square(modality - at_stroke)
         np.minimum(lowest[near], total, out=lowest[near])

@@ -17,6 +17,7 @@ from crfrefine.arrays.intensity import normalize_intensity
 from crfrefine.arrays.label_maps import Box, bounding_box
 from crfrefine.arrays.probabilities import leave_out
 from crfrefine.arrays.region_scheme import RegionScheme, decode
+from crfrefine.base.geometry import SAME_LENGTH
 from crfrefine.cases.case import Case
 from crfrefine.cases.label_input import KIND
 from crfrefine.layer.taking_part import find_leads
@@ -137,7 +138,7 @@ def make_crop(case: Case, intensity: IntensityParameters) -> Crop:
     box = _surroundings(foreground, case.spacing)
     foreground = foreground[box]
     distances = distance_transform_edt(~foreground, sampling=case.spacing)
-    mask: NDArray[np.bool_] = (distances <= MARGIN_MM) & inside[box]
+    mask: NDArray[np.bool_] = (distances <= MARGIN_MM * (1.0 + SAME_LENGTH)) & inside[box]
     tiles = tuple(_split(mask, case.spacing, _whole_box(mask.shape)))
     shares = np.array([np.count_nonzero(foreground[tile]) + 1 for tile in tiles], dtype=float)
 

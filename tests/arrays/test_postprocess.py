@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from crfrefine.arrays.components import clean, fill_holes
+from crfrefine.arrays.components import clean, fill_holes, largest_component
 from crfrefine.parameters.sections import PostprocessParameters
 
 ISLANDS = ("11..2...", "12.....3", ".2...2..", "....1...")
@@ -198,3 +198,30 @@ def test_holes_are_those_of_a_flood_fill(shape, any_hole):
             np.testing.assert_array_equal(filled, expected)
         num_filled += np.count_nonzero(expected != label_map)
     assert num_filled > 0
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))))
+def test_of_equal_components_the_first_stays_in_any_order_in_memory(axes):
+    """The first by x, then y, then z, also inside the box of a label."""
+    labels = np.zeros((5, 9, 7), np.uint8)
+    labels[2, 6, 1] = labels[2, 6, 2] = 1
+    labels[1, 7, 5] = labels[2, 8, 5] = 1  # has the first voxel, and neither the first y nor z
+    labels[4, 1, 1] = labels[4, 1, 2] = 1
+    stored = np.ascontiguousarray(labels.transpose(axes)).transpose(np.argsort(axes))
+    expected = np.zeros_like(labels)
+    expected[1, 7, 5] = expected[2, 8, 5] = 1
+    for rule in ("foreground", "each"):
+        found = clean(stored, PostprocessParameters(keep_largest=rule), 1.0)
+        np.testing.assert_array_equal(found.label_map, expected)
+    np.testing.assert_array_equal(largest_component(stored > 0), expected > 0)
+
+
+@pytest.mark.parametrize("digits", [-2e-7, 0.0, 2e-7])
+def test_a_component_of_the_smallest_size_stays_whatever_the_last_digits_of_the_spacing(digits):
+    labels = np.zeros((5, 9, 7), np.uint8)
+    labels[1, 2:6, 3] = 1
+    labels[4, 2:5, 3] = 1
+    parameters = PostprocessParameters(min_component_ml=4 * 0.9 * 0.7 * 1.1)
+    found = clean(labels, parameters, 0.9 * 0.7 * 1.1 * (1.0 + digits)).label_map
+    assert found[1].sum() == 4
+    assert not found[4].any()

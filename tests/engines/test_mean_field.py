@@ -435,6 +435,25 @@ def test_a_body_in_a_corner_keeps_its_volume():
     np.testing.assert_allclose(softmax(found)[:, bodies].sum(axis=1), kept, atol=0.05)
 
 
+@pytest.mark.parametrize("device", ["cpu", "torch"])
+def test_of_equal_bodies_the_volume_term_keeps_the_first_in_any_order_in_memory(device):
+    rng = np.random.default_rng(3)
+    shape = (6, 9, 7)
+    logits = np.zeros((2, *shape), np.float32)
+    logits[0] = 1.5
+    logits[1, 3, 1:3, 1] = logits[1, 1, 6:8, 5] = 3.0
+    image = rng.normal(size=shape).astype(np.float32)
+    parameters = CrfParameters().replace(**{"volume.weight": 1.0, "mean_field.filter": "exact"})
+    results = []
+    for order in ("C", "F"):
+        stored = np.asarray(logits, order=order)
+        result = crfrefine.refine(
+            stored, image, spacing=(0.9, 0.7, 1.8), parameters=parameters, device=device
+        )
+        results.append(result.marginals)
+    np.testing.assert_allclose(*results, atol=1e-5)
+
+
 def test_calls_side_by_side_leave_pytorch_its_number_of_threads():
     """The first call ends while the second one, whose thread is new, runs or waits for its turn."""
     torch = pytest.importorskip("torch")

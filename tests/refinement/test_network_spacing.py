@@ -10,6 +10,7 @@ import crfrefine
 from crfrefine.arrays import label_maps
 from crfrefine.arrays.label_maps import MIN_SHARE
 from crfrefine.errors import ConfigError, InputError
+from crfrefine.parameters.specs import KernelSetSpec, KernelSpec
 from crfrefine.refinement.tiles import planning
 
 SHAPE = (47, 41, 33)
@@ -260,3 +261,18 @@ def test_bandwidths_count_voxels_of_the_network():
     np.testing.assert_array_equal(
         refined(labels, image).label_map, refined(labels, image, in_mm).label_map
     )
+
+
+@pytest.mark.parametrize("digits", [-1e-7, 1e-7])
+def test_the_last_digits_of_a_spacing_make_no_axis_coarser(digits):
+    """And take no voxel more into the reach of a kernel."""
+    network = (3.0, 0.9, 1.1)
+    exact = (1.5, 0.9, 1.1)
+    rounded = tuple(step * (1.0 + digits) for step in exact)
+    assert label_maps.share_sigma(network, exact)[1:] == (0.0, 0.0)
+    assert label_maps.share_sigma(network, rounded)[1:] == (0.0, 0.0)
+    kernels = KernelSetSpec(
+        (KernelSpec((3.0, 1.8, 2.2), (0.1,)),), "symmetric", "auto", num_labels=2, num_iterations=5
+    )
+    for spacing in (exact, rounded):
+        assert kernels.reach(spacing, (40, 50, 60)) == (6, 6, 6)

@@ -62,7 +62,7 @@ def refined(network, image, strokes=None, changes=None, **options):
     return refine(network, image, strokes=strokes, **options)
 
 
-def rise_of(label, logits, drawn, **changes):
+def rise_of(label, logits, drawn, spacing=SPACING, **changes):
     """The rise of a label above the background on a flat image without a CRF, and the logits with
     strokes and without.
     """
@@ -72,7 +72,7 @@ def rise_of(label, logits, drawn, **changes):
         "mean_field.label_threshold": 0.0,
     }
     edited, plain = (
-        refined(logits, np.zeros(drawn.shape, np.float32), part, changes).logits
+        refined(logits, np.zeros(drawn.shape, np.float32), part, changes, spacing=spacing).logits
         for part in (drawn, None)
     )
     return (edited[label] - edited[0]) - (plain[label] - plain[0]), edited, plain
@@ -99,6 +99,29 @@ def test_a_stroke_ends_where_its_radius_ends(ball):
     )
     np.testing.assert_allclose(rise[drawn == 0], expected[drawn == 0], atol=2e-5)
     np.testing.assert_array_equal(edited[:2, drawn == 0], plain[:2, drawn == 0])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("digits", [-1e-7, 0.0, 6e-8, 1e-7])
+def test_a_voxel_at_exactly_three_radii_follows_whatever_the_last_digits_of_the_spacing(
+    axis, digits
+):
+    shape = (27, 29, 31)
+    logits = np.zeros((2, *shape), np.float32)
+    logits[0] = 1.0
+    place = [13, 14, 15]
+    slab = [slice(None)] * 3
+    slab[axis] = slice(0, 6)
+    logits[1][tuple(slab)] = 3.0
+    place[axis] = 8  # three voxels from the label, which is the radius
+    drawn = mark(1, tuple(place), shape)
+    spacing = np.array([0.9, 0.7, 1.1])
+    spacing[axis] *= 1.0 + digits
+    rise, *_ = rise_of(1, logits, drawn, spacing=spacing, **{"strokes.reach": 8.0})
+    place[axis] = 17
+    assert rise[tuple(place)] == pytest.approx(STRENGTH * np.exp(-4.5), abs=1e-4)
+    place[axis] = 18
+    assert rise[tuple(place)] == 0.0
 
 
 def expected_beside(radius):

@@ -65,6 +65,7 @@ class CudaKernels:
         self.image_shape = tuple(image.values.shape)
         self._device = device
         self._mask = image.mask
+        self._axes = image.axes
         self._stream = OneStream(device)
         self._upload_seconds = 0.0
         # The times of the stages are for the record of a case.
@@ -231,7 +232,7 @@ class CudaKernels:
             on_host = logits.astype(np.float32, copy=False)
         else:
             on_host = self._device.download(uploaded)
-        return volume_part(on_host, self._mask, spec)
+        return volume_part(on_host, self._mask, spec, self._axes)
 
     def _array(self, channels: Any) -> Any:
         """Return channels on the device, in float32."""

@@ -349,7 +349,8 @@ class TorchKernels:
         inside = self.inside
         has_volume = None
         if spec.volume_weight > 0.0:
-            part = volume_part(logits.detach().cpu().numpy(), self.mask, spec)
+            on_host = logits.detach().cpu().numpy()
+            part = volume_part(on_host, self.mask, spec, self._grid.axes)
             has_volume = torch.as_tensor(part, device=inside.device)
         inputs_inside = inputs._replace(logits=logits[:, inside].T)
         trace = mean_field(inputs_inside, kernels, spec, has_volume, progress)
