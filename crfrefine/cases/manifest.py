@@ -5,10 +5,12 @@ It is for archives whose names follow no rule.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 from crfrefine.base.geometry import SPACING_RANGE
@@ -20,7 +22,8 @@ from crfrefine.io.paths import WRITTEN_SUFFIXES, require_file, suffix_of
 
 REQUIRED = ("case", "images", "logits")
 OPTIONAL = ("mask", "output", "spacing")
-SEPARATOR = ";"
+SEPARATOR = ";"  # of several names in a cell
+COLUMN_SEPARATORS = ",;\t"  # as spreadsheets write them in one country or another
 COLUMNS = (*REQUIRED, *OPTIONAL)
 _WITH_ONE_NAME = ("case", "mask", "output")
 
@@ -49,7 +52,8 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
     problems: list[str] = []
     cases: dict[str, CaseFiles] = {}
     line_of_case: dict[str, int] = {}
-    for line, row in _rows(path):
+    notes: list[str] = []
+    for line, row in _rows(path, notes):
         try:
             files = _read_row(row, path.parent, input_type)
             case_id = files.case_id
@@ -67,7 +71,7 @@ def read_manifest(path: Path, *, input_type: str = "auto") -> CaseList:
         )
     if not cases:
         raise InputError(f"{path}: has no cases, only names of columns")
-    return CaseList(cases[case_id] for case_id in sorted(cases))
+    return CaseList([cases[case_id] for case_id in sorted(cases)], notes)
 
 
 def _list_problems(problems: Sequence[str]) -> str:
@@ -81,27 +85,56 @@ def _list_problems(problems: Sequence[str]) -> str:
     return text
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the number of each line, and its cells by the names of the columns.
 
     Surplus cells have the name None, missing ones are None.
     """
+    lines = [*StringIO(_decoded(path, notes), newline="")]
+    separators = COLUMN_SEPARATORS
+    num_skipped = 0
+    if lines and lines[0].lower().startswith("sep="):  # Excel's own line
+        separators = lines.pop(0)[4:5]
+        num_skipped = 1
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            names = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = names
-            _require_columns(path, names)
-            for row in reader:
-                if any(row.values()):
-                    yield reader.line_num, row
+        reader = csv.DictReader(lines, strict=True)
+        for separator in separators:
+            reader = csv.DictReader(lines, strict=True, delimiter=separator)
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+            if {*REQUIRED} <= {*reader.fieldnames}:
+                break
+        _require_columns(path, reader.fieldnames or ())
+        for row in reader:
+            if any(row.values()):
+                yield reader.line_num + num_skipped, row
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: cannot be read as CSV after line {reader.line_num + num_skipped}: {error}"
+        ) from None
+
+
+def _decoded(path: Path, notes: list[str]) -> str:
+    """Return the text of a manifest in an encoding that spreadsheets write."""
+    try:
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{path}: cannot be read as CSV in UTF-8 after line {reader.line_num}: {error}; "
-            "save it in this format"
-        ) from None
+    try:
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return content.decode("utf-16")
+        if content[1:2] == b"\0":  # "c" of "case", without a byte order mark
+            return content.decode("utf-16-le")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        try:
+            text = content.decode("cp1252")
+        except UnicodeDecodeError:
+            raise InputError(
+                f"{path}: neither UTF-8, UTF-16 with its mark nor Windows-1252 (Latin-1): {error}; "
+                "save it as CSV in UTF-8"
+            ) from None
+        notes.append(f"{path.name}: is not UTF-8; read as Windows-1252 (Latin-1)")
+        return text
 
 
 def _require_columns(path: Path, names: Sequence[str]) -> None:
@@ -113,7 +146,7 @@ def _require_columns(path: Path, names: Sequence[str]) -> None:
     found = listed([shorten_value(name) for name in names], 10) or "an empty file"
     raise InputError(
         f"{path}: expected a line of names: {', '.join(REQUIRED)}, and optionally "
-        f"{', '.join(OPTIONAL)}, each once, separated by commas; found {found}"
+        f"{', '.join(OPTIONAL)}, each once, separated by commas, semicolons or tabs; found {found}"
     )
 
 
@@ -130,20 +163,28 @@ def _read_row(row: Mapping[str, str], folder: Path, input_type: str) -> CaseFile
     if "output" in cells:
         output = _parse_output(cells["output"][0])
 
-    images = [folder / part for part in cells["images"]]
-    logits = [folder / part for part in cells["logits"]]
+    images = [_path_of(part, folder) for part in cells["images"]]
+    logits = [_path_of(part, folder) for part in cells["logits"]]
     mask = None
     _require_files("images", images)
     if input_type != "labels" or not _is_folder(logits):
         _require_files("logits", logits)
     if "mask" in cells:
-        mask = folder / cells["mask"][0]
+        mask = _path_of(cells["mask"][0], folder)
         _require_files("mask", [mask])
 
     (files,) = discover_cases(images, logits, mask, input_type=input_type)
     if files.problem is not None:
         raise InputError(files.problem)
     return replace(files, case_id=case_id, output=output, spacing=spacing)
+
+
+def _path_of(name: str, folder: Path) -> Path:
+    """Return the path of a cell, with the separators of Windows if no file has this very name."""
+    # os.path.lexists raises no exception for odd names.
+    if os.path.lexists(folder / name):
+        return folder / name
+    return folder / name.replace("\\", "/")
 
 
 def _is_folder(paths: Sequence[Path]) -> bool:
@@ -160,7 +201,10 @@ def _split_cells(row: Mapping[str, str]) -> dict[str, list[str]]:
     """
     if None in row or None in row.values():
         num_columns = len(row) - (None in row)
-        raise InputError(f"expected {num_columns} cells, as in the line of names")
+        raise InputError(
+            f"expected {num_columns} cells, as in the line of names; in a table with semicolons, "
+            "a cell with several names is in quotes"
+        )
     cells = {}
     for column, cell in row.items():
         if cell.strip():
@@ -202,7 +246,7 @@ def _parse_spacing(parts: Sequence[str]) -> tuple[float, ...] | None:
         return None
     low, high = SPACING_RANGE
     try:
-        spacing = tuple(map(float, parts))
+        spacing = tuple(float(part.replace(",", ".")) for part in parts)
     except ValueError:
         spacing = ()
     if len(spacing) in (2, 3) and all(low <= step <= high for step in spacing):
@@ -215,7 +259,7 @@ def _parse_spacing(parts: Sequence[str]) -> tuple[float, ...] | None:
 
 def _parse_output(name: str) -> Path:
     """Return the path of the output; InputError if it cannot be written, or leaves the folder."""
-    output = Path(os.path.normpath(name))
+    output = Path(os.path.normpath(name.replace("\\", "/")))
     leaves_folder = not output.is_absolute() and output.parts[:1] == (os.pardir,)
     has_format = suffix_of(output) in WRITTEN_SUFFIXES and not output.name.startswith(".")
     if has_format and not leaves_folder:

@@ -49,6 +49,32 @@ def test_what_spreadsheets_write_is_read(archive):
     assert [len(files.images) for files in read_manifest(archive / "cases.csv")] == [2, 1]
 
 
+EXCEL = """Case;Images;LOGITS;spacing\r
+größe;"p1\\scan.nii.gz;p1\\other scan.nii.gz";p1\\net.nii.gz;"1;1,25;2,5"\r
+two;p2/x.nii.gz;net_of_p2.nii.gz;\r
+"""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+@pytest.mark.parametrize("separator", [";", "\t", "sep"])
+def test_tables_as_excel_saves_them_in_other_countries(archive, encoding, separator):
+    """Semicolons, tabs, decimal commas, upper-case headings, backslashes, and its encodings."""
+    text = EXCEL
+    if separator == "\t":
+        rows = csv.reader(text.splitlines(), delimiter=";")
+        text = "".join("\t".join(row) + "\n" for row in rows)
+    elif separator == "sep":
+        text = f"sep=;\r\n{text}"
+    (archive / "cases.csv").write_bytes(text.encode(encoding))
+    cases = read_manifest(archive / "cases.csv")
+    assert [files.case_id for files in cases] == ["größe", "two"]
+    assert cases[0].images == (archive / "p1/scan.nii.gz", archive / "p1/other scan.nii.gz")
+    assert cases[0].spacing == (1, 1.25, 2.5)
+    assert [note[:38] for note in cases.notes] == ["cases.csv: is not UTF-8; read as Windo"] * (
+        encoding == "cp1252"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -59,16 +85,20 @@ def test_what_spreadsheets_write_is_read(archive):
         ),
         (
             "case,case,images,logits\n",
-            "each once, separated by commas; found 'case', 'case', 'images', 'logits'",
+            "each once, separated by commas, semicolons or tabs; found 'case', 'case', ",
         ),
-        ("case;images;logits\na;b;c\n", "separated by commas; found 'case;images;logits'"),
+        ("case|images|logits\na|b|c\n", "or tabs; found 'case|images|logits'"),
+        (
+            'case;images;logits\na;b;"c;d";e\n',
+            "line 2: expected 3 cells, as in the line of names; in a table with semicolons, a cell",
+        ),
         ("", "found an empty file"),
         ("case,images,logits\n", "has no cases"),
         ("case,images,logits\na,b\n", "line 2: expected 3 cells, as in the line of names"),
-        ('case,images,logits\n"a,b,c\n', "cannot be read as CSV in UTF-8 after line 1: "),
+        ('case,images,logits\n"a,b,c\n', "cannot be read as CSV after line 1: "),
         (
-            "case,images,logits\n\xff,b,c\n",
-            "byte 0xff in position 19: invalid start byte; save it in this format",
+            "case,images,logits\n\x81,b,c\n",
+            "neither UTF-8, UTF-16 with its mark nor Windows-1252 (Latin-1): 'utf-8' codec can't",
         ),
     ],
 )
