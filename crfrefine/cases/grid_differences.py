@@ -150,6 +150,14 @@ def _explain_array(reference: VolumeHeader, name: str, other: VolumeHeader) -> s
     )
 
 
+def has_default_place(header: VolumeHeader) -> bool:
+    """Return whether the first voxel or the center is at 0, as programs write without a header."""
+    affine, spacing = header.geometry()
+    middle = affine[:3, : len(spacing)] @ (np.array(header.grid_shape) - 1) / 2
+    origin = affine[:3, 3]
+    return bool(np.allclose(origin, 0.0, atol=1e-3) or np.allclose(origin, -middle, atol=1e-3))
+
+
 def _has_lost_header(reference: VolumeHeader, other: VolumeHeader) -> bool:
     """Return whether a file of the same sizes has what programs write without a header.
 
@@ -165,17 +173,15 @@ def _has_lost_header(reference: VolumeHeader, other: VolumeHeader) -> bool:
         return True
     num_axes = len(spacing)
     directions = affine[:3, :num_axes] / spacing
-    middle = affine[:3, :num_axes] @ (np.array(other.grid_shape) - 1) / 2
-    origin = affine[:3, 3]
     is_default = (
         nearly(np.abs(directions), np.eye(3)[:, :num_axes]),
         nearly(spacing, 1.0),
-        nearly(origin, 0.0) or nearly(origin, -middle),
+        has_default_place(other),
     )
     is_equal = (
         nearly(directions, like[:3, :num_axes] / like_spacing),
         nearly(spacing, like_spacing),
-        nearly(origin, like[:3, 3]),
+        nearly(affine[:3, 3], like[:3, 3]),
     )
     return not all(is_equal) and all(map(max, is_default, is_equal))
 

@@ -21,7 +21,7 @@ from crfrefine.arrays.resampling import (
 from crfrefine.base.geometry import describe_grid
 from crfrefine.base.limits import run_all
 from crfrefine.base.text import TIMES
-from crfrefine.cases.grid_differences import explain_difference, verb_for
+from crfrefine.cases.grid_differences import explain_difference, has_default_place, verb_for
 from crfrefine.errors import GridMismatchError
 from crfrefine.io.streams import allocate_array
 from crfrefine.io.volume import VolumeHeader
@@ -118,23 +118,30 @@ class WorkGrid:
         if other.affine is None or self.header.affine is None:
             return None
         grid_map = self.map_to(other).in_whole_voxels
-        if grid_map is None or not grid_map.num_inside or self._may_be_misplaced(other, grid_map):
+        if grid_map is None or not grid_map.num_inside or self._doubt(other, grid_map):
             return None
         has_other_size = sorted(grid_map.shape) != sorted(grid_map.source_shape)
         if has_other_size and explain_difference(self.header, self.name, other, what) is None:
             return grid_map
         return None
 
-    def _may_be_misplaced(self, other: VolumeHeader, grid_map: GridMap) -> bool:
-        """Return whether another grid begins at the first voxel of this one.
+    def _doubt(self, other: VolumeHeader, grid_map: GridMap) -> str | None:
+        """Return why the place of a part of this grid may be a mistake; 3D Slicer knows the place.
 
-        So does a crop that was saved with the affine of the whole. 3D Slicer knows the place.
+        None if nothing shows it, or the other grid has other voxels.
         """
         whole = grid_map.in_whole_voxels
-        if whole is None or whole.offset.any():
-            return False
         paths = (self.header.path, other.path)
-        return not any(path.name.lower().endswith(".seg.nrrd") for path in paths)
+        if whole is None or any(path.name.lower().endswith(".seg.nrrd") for path in paths):
+            return None
+        if not whole.offset.any():
+            return (
+                f"It begins at the first voxel of the {self.name}, as a crop does that was saved "
+                "with the affine of the whole."
+            )
+        if has_default_place(other):
+            return "Its first voxel or its center is at 0, as programs write without a header."
+        return None
 
     def require_overlap(
         self, other: VolumeHeader, what: str, *, either_way: bool = False
@@ -200,11 +207,9 @@ class WorkGrid:
                 return reason
         if not grid_map.num_inside:
             return f"{hint}\n  The two do not overlap in the world. {_NO_OVERLAP}"
-        if self._may_be_misplaced(other, grid_map):
-            return (
-                f"{hint}\n  It begins at the first voxel of the {self.name}, as a crop does that "
-                "was saved with the affine of the whole.\n  If it lies there, give --resample."
-            )
+        doubt = self._doubt(other, grid_map)
+        if doubt is not None:
+            return f"{hint}\n  {doubt}\n  If it lies there, give --resample."
         return f"{hint}\n  Or give --resample, which interpolates onto the {self.name}'s grid."
 
     def describe(

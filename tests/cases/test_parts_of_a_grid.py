@@ -124,3 +124,13 @@ def test_headers_that_show_a_mistake_are_not_taken_at_their_word(image, tmp_path
         stored = save_nifti(tmp_path / "map.nii.gz", LABELS[3:11, 4:11, 2:9], affine)
         with pytest.raises(GridMismatchError, match=text):
             load_case(CaseFiles("a", (image,), (stored,)), OPTIONS)
+
+
+@pytest.mark.parametrize("place", [(0.0, 0.0, 0.0), (-7.0, -9.0, -12.0)], ids=["first", "center"])
+def test_a_crop_without_a_header_that_lies_in_the_image_by_chance(place, tmp_path):
+    affine = affine_of((2.0, 3.0, 4.0), np.array(place) - (4.0, 6.0, 4.0))
+    image = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), affine)
+    affine[:3, 3] = place
+    stored = save_nifti(tmp_path / "map.nii.gz", LABELS[3:11, 4:11, 2:9], affine)
+    with pytest.raises(GridMismatchError, match="center is at 0, as programs write without a"):
+        load_case(CaseFiles("a", (image,), (stored,)), OPTIONS)

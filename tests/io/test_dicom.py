@@ -12,7 +12,16 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its customary name
 from cli_helpers import run_here
 from dicom_helpers import enhanced, save, slices
-from io_helpers import OBLIQUE, affine_of, itk_affine, itk_array, numbers, rotation, save_nifti
+from io_helpers import (
+    OBLIQUE,
+    affine_of,
+    itk_affine,
+    itk_array,
+    numbers,
+    rotation,
+    save_nifti,
+    save_seg,
+)
 from PIL import Image
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sr.codedict import codes
@@ -203,6 +212,13 @@ def test_a_label_map_becomes_a_segmentation_and_comes_back(series, tmp_path):
     part = run_here("convert", tmp_path / "out.dcm", tmp_path / "part.nii.gz", status=0)
     assert "--like SERIES" in part.stderr
     np.testing.assert_array_equal(io.read_labels(tmp_path / "part.nii.gz").data, LABELS[:, :, 1:4])
+
+
+def test_a_segmentation_of_3d_slicer_is_filled_to_the_planes_of_the_series(series, tmp_path):
+    path = save_seg(tmp_path / "box.seg.nrrd", LABELS % 300, AFFINE)
+    told = run_here("convert", path, tmp_path / "out.dcm", "--like", series, status=0).stderr
+    assert "is stored for a part of the grid of the image, 11×6×3 of 23×19×6 voxels" in told
+    np.testing.assert_array_equal(dicom.read(tmp_path / "out.dcm", series).data, LABELS % 300)
 
 
 def test_names_that_cannot_be_read_are_not_left_out_of_a_segmentation(series, tmp_path):

@@ -5,9 +5,11 @@ import os
 import tempfile
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
-from cli_helpers import save_nifti
+from cli_helpers import load_nifti, save_nifti
+from io_helpers import save_seg
 from training_helpers import (
     FINER,
     GRID_SHAPE,
@@ -265,3 +267,16 @@ def test_what_is_estimated_is_right_on_average(monkeypatch):
     assert np.min(found) >= 0
     errors = [mean_dice(one, REGIONS) - mean_dice(whole, REGIONS) for one in found]
     assert np.std(errors) < 0.5 * (mean_dice(network, REGIONS) - mean_dice(whole, REGIONS))
+
+
+def test_a_reference_that_is_stored_as_a_box_is_background_elsewhere(tmp_path):
+    folder = write_cases(tmp_path, 2)
+    path = folder / "labels" / "case1.nii.gz"
+    whole = load_nifti(path)
+    save_seg(folder / "labels" / "case1.seg.nrrd", whole, nib.load(path).affine)
+    path.unlink()
+    cases = find_cases(locate_folders(folder))
+    told = "files that are stored for a part of the image's grid are background elsewhere: cases"
+    assert f"{told} case1" in cases.notes
+    case = read_labeled(cases.files[1], cases, ReadingOptions(), threads=1)
+    np.testing.assert_array_equal(case.labels, whole)

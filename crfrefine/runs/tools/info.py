@@ -27,6 +27,7 @@ from crfrefine.cases.dataset_description import read_descriptions
 from crfrefine.cases.discovery import are_clear, discover_cases, structure_files, structures_in
 from crfrefine.cases.label_input import read_structure
 from crfrefine.cases.nnunet import find_cases_to_refine, is_of_nnunet
+from crfrefine.cases.other_grid import WorkGrid
 from crfrefine.cases.patterns import folder_of, list_files
 from crfrefine.cases.proposals import propose
 from crfrefine.cases.reading_options import (
@@ -294,9 +295,14 @@ class _Inspection:
         if headers.labels is not None:
             parts.append("reference")
         others = headers.companions
-        elsewhere = [other.path.name for other in others if not image.on_same_grid(other)]
-        if elsewhere:
-            parts.append(f"{listed(elsewhere, 3)} on another grid")
+        elsewhere = [other for other in others if not image.on_same_grid(other)]
+        for words, is_part in (("a part of its grid", True), ("another grid", False)):
+            names = []
+            for other in elsewhere:
+                if (WorkGrid(image).part(other, "labels") is not None) == is_part:
+                    names.append(other.path.name)
+            if names:
+                parts.append(f"{listed(names, 3)} on {words}")
         return ", ".join([*parts, *headers.notes])
 
     def _fail(self, files: CaseFiles, failure: Failure) -> None:
