@@ -377,6 +377,8 @@ def _write(
     for path, kind in ((outputs.probabilities, "probabilities"), (outputs.logits, "logits")):
         if path is not None:
             write_pieces(path, like, *_channels(result, kind), kind=kind, threads=threads)
+    if outputs.archive is not None:
+        _write_archive(outputs.archive, outputs.properties, like, result, threads)
     if outputs.preview is not None and picture is not None:
         write_small_file(outputs.preview, picture)
     if outputs.structures or outputs.folder is not None:
@@ -398,6 +400,31 @@ def _write(
     if outputs.structures:
         record.structures = next(iter(outputs.structures)).parent
     record.status = "done"
+
+
+def _write_archive(
+    path: Path, properties: Path | None, like: Volume, result: RefinementResult, threads: int
+) -> None:
+    """Write probabilities as nnU-Net does, (label, z, y, x), and a copy of its file about the case.
+
+    That file is a pickle, which is never loaded. Of a plane, z is 1.
+    """
+    num_channels, piece = _channels(result, "probabilities")
+    if len(like.spacing) == 3:
+        write_pieces(path, like, num_channels, piece, kind="probabilities", threads=threads)
+    else:
+        rows = slice(0, like.grid_shape[1])
+        plane = Volume(like.data[..., np.newaxis], like.affine, (*like.spacing, 1.0))
+        write_pieces(
+            path,
+            plane,
+            num_channels,
+            lambda channel, _: piece(channel, rows)[np.newaxis],
+            kind="probabilities",
+            threads=threads,
+        )
+    if properties is not None:
+        write_small_file(path.with_suffix(".pkl"), properties.read_bytes())
 
 
 def _write_structures(

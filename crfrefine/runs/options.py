@@ -203,7 +203,12 @@ class InferenceOptions:
         ),
     ] = None  # bytes
     save_probabilities: Annotated[
-        bool, Option("--save-probabilities", "Also write the marginals: CASE_probabilities.nii.gz.")
+        bool,
+        Option(
+            "--save-probabilities",
+            "Also write the marginals: CASE_probabilities.nii.gz; of CASE.npz of nnU-Net, also "
+            "CASE.npz for nnUNetv2_ensemble.",
+        ),
     ] = False
     save_logits: Annotated[
         bool, Option("--save-logits", "Also write the refined logits: CASE_logits.nii.gz.")

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from crfrefine.base.array_types import Labels
-from crfrefine.base.inputs import check_no_input
-from crfrefine.base.text import shorten
+from crfrefine.base.inputs import add_inputs, check_no_input
+from crfrefine.base.text import listed, shorten
 from crfrefine.cases.case_files import CaseFiles
 from crfrefine.cases.dataset_description import read_dataset_description
+from crfrefine.cases.nnunet import PLANS, is_of_nnunet
 from crfrefine.cases.patterns import is_pattern
 from crfrefine.cases.reading_options import RESERVED_NAMES
 from crfrefine.errors import InputError
@@ -53,6 +54,10 @@ class OutputFiles:
     probabilities: Path | None = None
     logits: Path | None = None
     preview: Path | None = None
+    # the probabilities again, as `nnUNetv2_ensemble` takes them, and the file beside the input that
+    # it needs beside them, if there is one
+    archive: Path | None = None
+    properties: Path | None = None
     # the number of each structure of the input, by its file
     structures: Mapping[Path, int] = field(default_factory=dict)
     # of one binary file per label, where the input has no structures; it holds nothing else
@@ -62,7 +67,7 @@ class OutputFiles:
 
     def all(self) -> tuple[Path, ...]:
         """Return the requested paths that are known from the beginning, the label map last."""
-        optional = (self.probabilities, self.logits, self.preview)
+        optional = (self.probabilities, self.logits, self.preview, self.archive)
         requested = [path for path in optional if path is not None]
         return (*requested, *self.structures, self.label_map)
 
@@ -112,6 +117,8 @@ def plan_outputs(
     )
     _check_format(options, is_folder_run=is_folder_run)
     plans = [_outputs_of(files, options, label_names) for files in cases]
+    if options.save_probabilities and not options.writes_file:
+        plans = _with_archives(cases, plans)
     occupied: set[Path] = set()
     if options.save_structures:
         occupied = _folders_with_files(cases, plans)
@@ -186,6 +193,70 @@ def _outputs_of(
     for name, path in zip(files.structures, files.logits, strict=True):
         structures[folder / f"{name}{suffix_to_write(path)}"] = numbers[name]
     return replace(outputs, structures=structures)
+
+
+def _with_archives(cases: Sequence[CaseFiles], plans: Sequence[OutputFiles]) -> list[OutputFiles]:
+    """Return the outputs with files for `nnUNetv2_ensemble`, where the input is one of nnU-Net."""
+    is_nnunet: dict[Path, bool] = {}
+    outputs = []
+    for files, plan in zip(cases, plans, strict=True):
+        if len(files.logits) != 1 or suffix_of(files.logits[0]) != ".npz":
+            outputs.append(plan)
+            continue
+        source = files.logits[0]
+        if source.parent not in is_nnunet:
+            is_nnunet[source.parent] = is_of_nnunet(source.parent)
+        if is_nnunet[source.parent]:
+            archive = plan.label_map.with_name(f"{stem_of(plan.label_map)}.npz")
+            properties = source.with_suffix(".pkl")
+            plan = replace(
+                plan, archive=archive, properties=properties if properties.is_file() else None
+            )
+        outputs.append(plan)
+    return outputs
+
+
+def plan_ensemble_files(
+    cases: Sequence[CaseFiles], plans: Sequence[OutputFiles], output: Path, notes: list[str]
+) -> list[tuple[Path, bytes]]:
+    """Return the files that `nnUNetv2_ensemble` needs in the output folder, and their contents.
+
+    Notes name what is not there to be copied. Raise InputError if other ones are in the folder.
+    """
+    sources = []
+    lacking = []
+    for files, plan in zip(cases, plans, strict=True):
+        if plan.archive is not None:
+            sources.append(files.logits[0])
+            if plan.properties is None:
+                lacking.append(f"{files.case_id}.pkl")
+    if not sources:
+        return []
+    folder = sources[0].parent
+    folders = [folder, *folder.parents[1:2]]  # Validations are in fold_0/validation.
+    copies = []
+    for name in ("dataset.json", PLANS):
+        found = [place / name for place in folders if (place / name).is_file()]
+        if not found:
+            lacking.append(name)
+            continue
+        add_inputs(found[0])
+        target = output / name
+        content = found[0].read_bytes()
+        if not os.path.lexists(target):
+            check_replaceable(target)
+            copies.append((target, content))
+        elif target.read_bytes() != content:
+            raise InputError(
+                f"{target}: is another one than {found[0]}, which belongs beside the probabilities "
+                "for nnUNetv2_ensemble; choose another output folder, or remove the file"
+            )
+    if lacking:
+        notes.append(
+            f"{folder}: nnUNetv2_ensemble also needs {listed(lacking)} beside the probabilities, "
+            "which is not there to be copied"
+        )
+    return copies
 
 
 def _input_folders(cases: Sequence[CaseFiles]) -> set[Path]:
@@ -275,6 +346,10 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, in
     volumes = [path for path in outputs.all() if path != outputs.preview]
     if not all(map(is_whole, volumes)):
         return False
+    if outputs.archive is not None and outputs.properties is not None:
+        copy = outputs.archive.with_suffix(".pkl")
+        if not copy.is_file() or copy.stat().st_size != outputs.properties.stat().st_size:
+            return False
     if outputs.preview is not None:
         content = outputs.preview.read_bytes()
         if not content.startswith(_PNG_START) or not content.endswith(_PNG_END):
@@ -293,20 +368,20 @@ def is_complete(outputs: OutputFiles, files: CaseFiles, mapping: Mapping[int, in
     return all(image.on_same_grid(header) and header.turned is None for header in headers)
 
 
-def plan_names_file(structures: Mapping[str, int], output: Path) -> tuple[Path, bytes] | None:
+def plan_names_file(structures: Mapping[str, int], output: Path) -> list[tuple[Path, bytes]]:
     """Return the file for the names of structures in the output folder, and its content.
 
-    None if the same names are there.
+    Nothing if the same names are there.
     """
     path = output / "dataset.json"
     labels = {"background": 0, **structures}
     if not os.path.lexists(path):
         check_replaceable(path)
-        return path, (json.dumps({"labels": labels}, indent=1) + "\n").encode()
+        return [(path, (json.dumps({"labels": labels}, indent=1) + "\n").encode())]
     description = read_dataset_description(output)
     expected = {name: (number,) for name, number in labels.items()}
     if description is not None and description.labels == expected:
-        return None
+        return []
     raise InputError(
         f"{path}: has other labels than the {len(structures)} structures of this run, whose names "
         "belong into it; choose another output folder, or remove the file"

@@ -38,6 +38,7 @@ from crfrefine.runs.options import InferenceOptions
 from crfrefine.runs.outputs import (
     OutputFiles,
     check_summary_path,
+    plan_ensemble_files,
     plan_names_file,
     plan_outputs,
 )
@@ -67,8 +68,8 @@ class RunPlan:
     summary: RunSummary  # without its cases
     notes: tuple[str, ...]
     left: tuple[str, ...]  # notes on earlier results that the run leaves, for its end
-    # where the names of structures are written, and its content; None means nowhere
-    names_file: tuple[Path, bytes] | None
+    # what is written beside the outputs, and its content: names of structures, files of nnU-Net
+    folder_files: tuple[tuple[Path, bytes], ...]
     record: Path | None  # in the output folder; None means no record
 
 
@@ -244,13 +245,15 @@ def plan_run(options: InferenceOptions) -> RunPlan:
         notes += notes_on_earlier
     statistics = statistics_path(options) if options.statistics else None
     _check_places(tasks, (options.summary, record, statistics))
-    names_file = None
+    folder_files = plan_ensemble_files(inputs.cases, all_outputs, options.output, notes)
     if inputs.structures and record is not None:
-        names_file = plan_names_file(inputs.structures, options.output)
+        folder_files += plan_names_file(inputs.structures, options.output)
     settings = CaseSettings(options, inputs.reading, inputs.names, used_device)
     if options.parameters.trained_on:
         notes += _notes_on_training(cases, options.parameters.trained_on)
-    return RunPlan(inputs, settings, tasks, summary, tuple(notes), tuple(left), names_file, record)
+    return RunPlan(
+        inputs, settings, tasks, summary, tuple(notes), tuple(left), tuple(folder_files), record
+    )
 
 
 def _summary_of(

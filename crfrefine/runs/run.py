@@ -59,8 +59,8 @@ def run_inference(
     observer.run_started(summary)
     for note in plan.notes:
         observer.note(note)
-    if plan.names_file is not None:
-        write_small_file(*plan.names_file)
+    for path, content in plan.folder_files:
+        write_small_file(path, content)
     file = None
     if plan.record is not None:
         file = LineFile(plan.record, run=uuid.uuid4().hex[:12])

@@ -172,3 +172,79 @@ def test_info_reads_the_probabilities_of_predictions_and_takes_no_label_map_for_
         in told
     )
     assert not tree.trap.exists()
+
+
+def average(folders, case_id):
+    """What `nnUNetv2_ensemble` averages: the arrays `probabilities` of one name, in float32."""
+    arrays = [np.load(folder / f"{case_id}.npz")["probabilities"] for folder in folders]
+    return np.mean(arrays, axis=0, dtype=np.float32)
+
+
+@pytest.mark.parametrize("of_training", [False, True])
+def test_refined_probabilities_are_taken_by_nnunets_ensemble(of_training, tmp_path):
+    """Beside CASE_probabilities.nii.gz: CASE.npz in its order, and copies of what it reads."""
+    tree = write_tree(tmp_path)
+    source = tree.network if of_training else write_predictions(tree)
+    output = tmp_path / "refined"
+    command = ("infer", "--nnunet", source, "-o", output, "--save-probabilities", *STRONG)
+    run_here(*command, status=0)
+    for name in ("dataset.json", "plans.json"):
+        assert (output / name).read_bytes() == (source / name).read_bytes()
+    folder = tree.validation(0) if of_training else tree.predictions
+    assert (output / "case0.pkl").read_bytes() == (folder / "case0.pkl").read_bytes()
+    assert not tree.trap.exists(), "a pickle was read"
+    with np.load(output / "case0.npz") as archive:
+        assert archive.files == ["probabilities"]
+        written = archive["probabilities"]
+    before = np.load(folder / "case0.npz")["probabilities"]
+    assert (written.shape, written.dtype) == (before.shape, before.dtype)
+    nifti = load_nifti(output / "case0_probabilities.nii.gz")
+    np.testing.assert_array_equal(written, nifti.transpose(3, 2, 1, 0))
+    refined = load_nifti(output / "case0.nii.gz")
+    np.testing.assert_array_equal(written.argmax(axis=0).transpose(2, 1, 0), refined)
+    assert np.abs(average([folder, output], "case0").sum(axis=0) - 1).max() < 1e-5
+    (output / "case0.pkl").unlink()
+    run_here(*command, "--continue", status=0)
+    assert (output / "case0.pkl").is_file()
+    (output / "plans.json").write_text("{}")
+    assert "plans.json: is another one" in run_here(*command, status=1).stderr
+
+
+def test_what_the_ensemble_lacks_is_named(tmp_path):
+    tree = write_tree(tmp_path)
+    predictions = write_predictions(tree)
+    (predictions / "case1.pkl").unlink()
+    (predictions / "plans.json").unlink()
+    output = tmp_path / "refined"
+    command = ("infer", "--nnunet", predictions, "-o", output, "--save-probabilities", *FAST)
+    shown = run_here(*command, status=0).stderr
+    assert "nnUNetv2_ensemble also needs case1.pkl, plans.json beside the probabilities" in shown
+    assert not (output / "case1.pkl").exists()
+    # Without nnU-Net, an .npz is no part of an ensemble.
+    images = tree.raw / "imagesTs"
+    for name in ("predict_from_raw_data_args.json",):
+        (predictions / name).unlink()
+    other = tmp_path / "other"
+    run_here("infer", "-i", images, "-p", predictions, "-o", other, *command[5:], status=0)
+    assert not list(other.glob("*.npz"))
+    assert (other / "case0_probabilities.nii.gz").is_file()
+
+
+def test_probabilities_of_a_plane_have_the_axes_of_nnunet(tmp_path):
+    random = np.random.default_rng(3)
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    (tmp_path / "images").mkdir()
+    nib.save(
+        nib.Nifti1Image(random.normal(size=(11, 7)).astype(np.float32), np.diag([2, 3, 1, 1])),
+        tmp_path / "images" / "a_0000.nii.gz",
+    )
+    scores = softmax(random.normal(0, 3, (3, 1, 7, 11))).astype(np.float32)
+    np.savez_compressed(folder / "a.npz", probabilities=scores)
+    (folder / "plans.json").write_text("{}")
+    output = tmp_path / "refined"
+    command = ("infer", "-i", tmp_path / "images", "-p", folder, "-o", output, *FAST)
+    run_here(*command, "--save-probabilities", "--set", "bilateral.weight=0", status=0)
+    written = np.load(output / "a.npz")["probabilities"]
+    assert written.shape == (3, 1, 7, 11)
+    np.testing.assert_allclose(written, scores, atol=1e-5)

@@ -220,8 +220,12 @@ def test_predictions_are_refined_with_what_was_learned(trained, root, network, t
         "--save_probabilities",
     )
     result = run_here(
-        "infer", "--nnunet", root / "predictions", "-o", tmp_path / "as it is", *AS_IT_IS, status=0
+        *("infer", "--nnunet", root / "predictions", "-o", tmp_path / "as it is", *AS_IT_IS),
+        "--save-probabilities",
+        status=0,
     )
+    folders = [str(root / "predictions"), str(tmp_path / "as it is")]
+    nnunet(root, "nnUNetv2_ensemble", "-i", *folders, "-o", str(tmp_path / "ensemble"))
     result = run_here(
         "infer",
         "--nnunet",
@@ -236,6 +240,9 @@ def test_predictions_are_refined_with_what_was_learned(trained, root, network, t
         name = f"case{number}.nii.gz"
         np.testing.assert_array_equal(
             load_nifti(tmp_path / "as it is" / name), load_nifti(root / "predictions" / name)
+        )
+        np.testing.assert_array_equal(
+            load_nifti(tmp_path / "ensemble" / name), load_nifti(root / "predictions" / name)
         )
         assert load_nifti(tmp_path / "refined" / name).shape == GRID_SHAPE
 
