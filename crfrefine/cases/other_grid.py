@@ -109,16 +109,19 @@ class WorkGrid:
             )
         return nearest(grid_map, values).reshape(shape)
 
-    def part(self, other: VolumeHeader, what: str) -> GridMap | None:
+    def part(self, other: VolumeHeader, what: str, *, may_be_apart: bool = False) -> GridMap | None:
         """Return where voxels of this grid lie on one that holds a part of them; else None.
 
         The other grid has the same axes and spacing, a whole number of voxels away, and may reach
-        beyond this one. A header that shows a mistake is not taken at its word.
+        beyond this one, or with `may_be_apart` lie beside it. A header that shows a mistake is not
+        taken at its word.
         """
         if other.affine is None or self.header.affine is None:
             return None
         grid_map = self.map_to(other).in_whole_voxels
-        if grid_map is None or not grid_map.num_inside or self._doubt(other, grid_map):
+        if grid_map is None or self._doubt(other, grid_map):
+            return None
+        if not grid_map.num_inside and not may_be_apart:
             return None
         has_other_size = sorted(grid_map.shape) != sorted(grid_map.source_shape)
         if has_other_size and explain_difference(self.header, self.name, other, what) is None:

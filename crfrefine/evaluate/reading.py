@@ -106,10 +106,11 @@ def _require_comparable(
 ) -> None:
     """Raise GridMismatchError unless a file has the reference's voxels, or may be interpolated.
 
-    Of two grids with other voxels, one has to lie on the other with half of its voxels.
+    Of two grids with other voxels, one has to lie on the other with half of its voxels. Boxes of
+    one grid may lie apart, as where a prediction misses the structure.
     """
     grid = WorkGrid(reference, "reference")
-    if reference.on_same_grid(other) or grid.part(other, what) is not None:
+    if reference.on_same_grid(other) or grid.part(other, what, may_be_apart=True) is not None:
         return
     if settings.resample:
         grid.require_overlap(other, what, either_way=True)
@@ -190,15 +191,15 @@ def _other_grids(
     """
     for files in pair.methods.values():
         for path in files.paths:
-            members = [path]
-            if is_pattern(path):
-                members = [file for _, file in structure_files(path)]
-            for member in members:
-                with suppress(CrfRefineError, OSError):
-                    header = with_channel_axis(io.read_header(member), reference)
-                    if header.affine is not None and not reference.on_same_grid(header):
-                        _require_comparable(reference, header, "label map", settings)
-                        yield header
+            with suppress(CrfRefineError, OSError):
+                if is_pattern(path):
+                    members = [io.read_header(file) for _, file in structure_files(path)]
+                    header = grid_of_structures(members)
+                else:
+                    header = with_channel_axis(io.read_header(path), reference)
+                if header.affine is not None and not reference.on_same_grid(header):
+                    _require_comparable(reference, header, "label map", settings)
+                    yield header
 
 
 def read_structures(

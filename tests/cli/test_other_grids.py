@@ -66,6 +66,32 @@ def test_two_boxes_that_overlap_in_part(tmp_path):
         assert_equal(metrics, "truth", str(label), "prediction", expected)
 
 
+def test_boxes_that_lie_apart(tmp_path):
+    """The prediction misses the structure, and each is stored as the box around it; as label maps,
+    and as structures beside another one that is right.
+    """
+    truth = np.zeros(SHAPE, np.uint8)
+    truth[2:4, 1:4, 1:3] = 1
+    found = np.zeros(SHAPE, np.uint8)
+    found[8:11, 6:9, 4:6] = 1
+    spleen = np.zeros(SHAPE, np.uint8)
+    spleen[5:7, 4:6, 0:2] = 1
+    for name, liver in (("truth", truth), ("found", found)):
+        folder = tmp_path / name / "a"
+        folder.mkdir(parents=True)
+        save_seg(tmp_path / f"{name}.seg.nrrd", liver, affine())
+        save_seg(folder / "liver.seg.nrrd", liver, affine())
+        save_seg(folder / "spleen.seg.nrrd", spleen, affine())
+    expected = expected_overlap(found == 1, truth == 1)
+    assert expected["dice"] == 0
+    pair = (tmp_path / "found.seg.nrrd", tmp_path / "truth.seg.nrrd")
+    _, metrics = evaluate(tmp_path / "maps", *pair)
+    assert_equal(metrics, "truth", "1", "prediction", expected)
+    _, metrics = evaluate(tmp_path / "structures", tmp_path / "found", tmp_path / "truth")
+    assert_equal(metrics, "a", "1", "prediction", expected)
+    assert_equal(metrics, "a", "2", "prediction", expected_overlap(spleen == 1, spleen == 1))
+
+
 def test_voxels_to_ignore_and_probabilities_on_the_union(tmp_path):
     """The reference is a box; what the network says around it counts as errors."""
     truth = TRUTH.copy()
