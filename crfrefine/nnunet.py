@@ -141,7 +141,7 @@ def export_prediction(
         parameters=model,
         mask=mask,
         backend=get_backend("cpu"),
-        context=RunContext(threads, progress, lambda: memory_left(memory_limit(max_memory))),
+        context=RunContext(threads, progress, memory_left(memory_limit(max_memory))),
     )
     result = replace(result, notes=(*notes, *result.notes))
     like = Volume(result.label_map, *first.geometry(), first.path, first)

@@ -134,6 +134,7 @@ def run_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:
 OPTION = "--max-memory"
 SMALL = 1 << 24  # bytes of an array up to which the memory limit is not looked up
 PROCESS = 64 << 20  # bytes of the program itself: the interpreter, numpy and the engine
+REFINING_PROCESS = 96 << 20  # bytes of the program once it refines: all libraries, threads, buffers
 RUN_BYTES = 14  # per voxel and label of a run on all labels: refined logits, marginals and messages
 LARGEST = 1 << 60  # larger than the memory of any machine
 _SIZE = re.compile(

@@ -369,12 +369,28 @@ def _bytes_of_run(headers: CaseHeaders) -> int:
     return num_voxels * per_voxel
 
 
-def bytes_to_refine(headers: CaseHeaders, options: ReadingOptions, *, may_stream: bool) -> int:
-    """Return about how many bytes reading and refining a case takes, beside the program itself."""
+def bytes_to_refine(
+    headers: CaseHeaders, options: ReadingOptions, *, may_stream: bool
+) -> tuple[int, int]:
+    """Return about how many bytes a case takes, and how many of them its input, once it is read.
+
+    Both are beside the program itself. Of channels that stream, and of a label map, only their
+    voxels tell what refining takes; the run says so when it knows.
+    """
+    network = headers.network
+    num_voxels = math.prod(headers.images[0].grid_shape)
+    of_input = num_voxels * (headers.mask is not None)
+    for header in headers.images:
+        of_input += num_voxels * np.dtype(header.dtype).itemsize * header.num_channels
     needed = _bytes_in_memory(headers, as_logits=False)
     if may_stream and _stays_in_files(headers, options, needed, memory_limit(options.max_memory)):
-        return 2 * _bytes_beside_stream(headers)  # The run takes about as much as the reading.
-    return needed - PROCESS + _bytes_of_run(headers)
+        beside = _bytes_beside_stream(headers) - PROCESS
+        return 2 * beside, of_input + num_voxels * _SURVEY_BYTES
+    if network.kind == KIND:
+        of_input += math.prod(network.files[0].grid_shape)
+    else:
+        of_input = needed - PROCESS
+    return needed - PROCESS + _bytes_of_run(headers), of_input
 
 
 def _describe_files(headers: CaseHeaders, *, is_streamed: bool) -> str:

@@ -104,15 +104,21 @@ def of_part(progress: Progress | None, number: int, count: int, what: str = "") 
 Range = tuple[float, float]  # smallest and largest value
 
 
+def _add_any(num_bytes: int) -> None:
+    """Let a run add any number of bytes."""
+
+
 @dataclass(frozen=True)
 class RunContext:
     """Limits on threads and memory for a run, and its callback."""
 
     threads: int | None = None  # CPU threads; None means the cores this process may use
     progress: Progress | None = None  # called between stages; may raise to stop
-    # Returns the bytes that a run on tiles may add, whose logits are not in memory; None means any
-    # amount. Such a run calls it first.
-    num_bytes: Callable[[], int | None] | None = None
+    # Bytes that a run may add to its input; None means any amount. Results depend on it where a run
+    # has to do with less, and so it is not what happens to be free.
+    num_bytes: int | None = None
+    # Told how many bytes a run is about to add to its input, in all; may raise to stop.
+    take: Callable[[int], object] = _add_any
 
 
 NO_CONTEXT = RunContext()

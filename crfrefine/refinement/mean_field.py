@@ -13,6 +13,7 @@ from crfrefine.base.array_types import Float32
 from crfrefine.base.limits import RUN_BYTES, SMALL, format_size
 from crfrefine.engines import get_backend
 from crfrefine.engines.base import (
+    NO_CONTEXT,
     Backend,
     GridImage,
     MeanFieldReport,
@@ -83,22 +84,22 @@ def _run_on(
         if len(prepared.logits):
             # Logits in memory were checked to fit before they were read; tiles take little beside
             # them, and slabs would change the result.
-            context = replace(context, num_bytes=None)
+            context = replace(context, num_bytes=None, take=NO_CONTEXT.take)
         return solve(plan.problem, plan.sets, backend, context, is_direct=plan.is_direct)
 
     values = prepared.logits
     if prepared.box is not None:
         values = values[(slice(None), *prepared.box)]
     needed = values.size * RUN_BYTES
-    num_bytes = None
-    if context.num_bytes is not None and backend.name == "cpu" and needed > SMALL:
-        num_bytes = context.num_bytes()
-    if num_bytes is not None and needed > num_bytes:
-        raise CapacityError(
-            f"the case needs about {format_size(needed)} beyond what is in memory already; "
-            f"{format_size(num_bytes)} are left; allow more memory (--max-memory), or use a mask "
-            "or a smaller region"
-        )
+    num_bytes = context.num_bytes
+    if backend.name == "cpu" and needed > SMALL:
+        if num_bytes is not None and needed > num_bytes:
+            raise CapacityError(
+                f"the case needs about {format_size(needed)} beyond what is in memory already; "
+                f"{format_size(max(0, num_bytes))} are left; allow more memory (--max-memory), or "
+                "use a mask or a smaller region"
+            )
+        context.take(needed)
     if prepared.is_probability:
         values = np.array(values, order="C")
         take_logarithms(values)

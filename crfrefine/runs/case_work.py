@@ -21,7 +21,13 @@ from crfrefine.arrays.label_maps import ABSENT_LOGIT, expand_channels
 from crfrefine.arrays.resampling import Interpolation
 from crfrefine.base.failures import failing_alone
 from crfrefine.base.geometry import reverse_grid
-from crfrefine.base.limits import MAX_LABELS, available_threads, memory_left, memory_limit, run_all
+from crfrefine.base.limits import (
+    MAX_LABELS,
+    REFINING_PROCESS,
+    available_threads,
+    memory_limit,
+    run_all,
+)
 from crfrefine.base.option import CUBIC
 from crfrefine.base.text import counted, listed, printable
 from crfrefine.cases import case as cases
@@ -78,7 +84,6 @@ class CaseSettings:
     reading: ReadingOptions
     names: Names
     device: str  # as `get_backend` takes it
-    num_in_flight: int = 1  # cases that share the memory
 
 
 @dataclass
@@ -88,6 +93,7 @@ class CaseInWork:
     task: Task
     record: CaseRecord
     case: Case | None = None  # None means that nothing is left to do, or that it failed
+    input_bytes: int = 0  # that its input takes in memory, by an estimate
 
 
 class Turns(Protocol):
@@ -95,6 +101,9 @@ class Turns(Protocol):
 
     def take_memory(self, num_bytes: int) -> None:
         """Wait until the case, whose voxels will now be read, may take so much memory."""
+
+    def take_more(self, num_bytes: int) -> None:
+        """Take so much memory in all; an error begins the case again if there is less."""
 
     def end_computing(self) -> None:
         """The case is refined, and only has to be written."""
@@ -124,8 +133,10 @@ def read_case(settings: CaseSettings, task: Task, turns: Turns | None = None) ->
         parameters = settings.options.parameters
         leaves_out = parameters.mean_field.label_threshold > 0 and parameters.volume.weight == 0
         may_stream = leaves_out and get_backend(settings.device).name == "cpu"
+        needed, work.input_bytes = cases.bytes_to_refine(
+            headers, settings.reading, may_stream=may_stream
+        )
         if turns is not None:
-            needed = cases.bytes_to_refine(headers, settings.reading, may_stream=may_stream)
             turns.take_memory(needed)
         case = cases.read_case(
             headers,
@@ -168,7 +179,7 @@ def finish_case(
     for note in record.notes:
         observer.note(note, case_id=record.case_id)
     with failing_alone(record.fail, *task.files.paths):
-        result, names, segments = _refine(settings, work.case, record, observer)
+        result, names, segments = _refine(settings, work, observer, turns)
         if turns is not None:
             turns.end_computing()
         _write(settings, work, result, names, segments, turns)
@@ -223,17 +234,28 @@ def _input_of(settings: CaseSettings, case: Case) -> _RefinerInput:
 
 def _refine(
     settings: CaseSettings,
-    case: Case,
-    record: CaseRecord,
+    work: CaseInWork,
     observer: Observer[RunSummary, CaseRecord],
+    turns: Turns | None,
 ) -> tuple[RefinementResult, Names, tuple[Segment, ...]]:
     """Run the CRF, and record the outcome; return it with the names and segments of labels."""
     started = time.perf_counter()
     options = settings.options
+    case = work.case
+    assert case is not None
+    record = work.record
     source = _input_of(settings, case)
     names = source.names.labels
     strokes = read_strokes(options, case, settings.reading.declared) if case.strokes else None
-    progress = partial(observer.stage_changed, record.case_id)
+    # The limit and the case decide how it is refined, not what others beside it leave.
+    limit = memory_limit(options.max_memory).bytes
+    context = RunContext(
+        options.threads,
+        partial(observer.stage_changed, record.case_id),
+        limit - REFINING_PROCESS - work.input_bytes,
+    )
+    if turns is not None:
+        context = replace(context, take=lambda more: turns.take_more(work.input_bytes + more))
     result = refine_network(
         source.network,
         case.image,
@@ -241,11 +263,7 @@ def _refine(
         parameters=options.parameters,
         mask=case.mask,
         backend=get_backend(settings.device),
-        context=RunContext(
-            options.threads,
-            progress,
-            lambda: memory_left(memory_limit(options.max_memory)) // settings.num_in_flight,
-        ),
+        context=context,
         allow_vanishing=options.allow_vanishing,
         names=names,
         strokes=strokes,

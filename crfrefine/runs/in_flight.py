@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 from crfrefine.base.limits import available_threads, memory_left, memory_limit
@@ -25,18 +26,29 @@ class RunIsOverError(BaseException):
     """Ends a case in work after the run was interrupted; no error of the case, so not recorded."""
 
 
-class Places:
-    """The places of a run for cases in work, and its memory, given to the cases in their order.
+class BeginAgainError(BaseException):
+    """Ends a case in work that gives its memory to another one, or lacks it beside others.
 
-    A case that takes more memory than there is runs alone, as it would without others.
+    It is begun again, and so this is not recorded.
+    """
+
+
+class Places:
+    """The places of a run for cases in work, its memory, and the turns of the cases.
+
+    Places and memory are given to the cases in their order. A case that takes more memory than
+    there is runs alone, as it would without others.
     """
 
     def __init__(self, num_places: int, num_bytes: int) -> None:
         self.num_bytes = num_bytes
         self._num_free = num_places
         self._taken = 0  # bytes
-        self._next = 0  # number of the case whose turn it is
+        self._next = 0  # number of the case that is begun next
         self._served: set[int] = set()  # numbers of later cases that wait no longer
+        self._turn = -1  # number of the last case whose files may get their names
+        self._alone: set[int] = set()  # numbers of cases that are begun again without others
+        self._yielding: set[int] = set()  # numbers of cases that such a case has asked to end
         self._changed = threading.Condition()
         self._is_over = False
 
@@ -50,14 +62,29 @@ class Places:
                 self._changed.wait()
             if self._is_over:
                 raise RunIsOverError
+            self._yielding.discard(number)
             self._num_free -= 1
             self._taken += num_bytes
-            self._pass_turn(number)
+            if number == self._next:
+                self._pass_turn(number)
 
     def _is_free_for(self, number: int, num_bytes: int) -> bool:
-        if self._num_free == 0 or number != self._next:
+        if self._num_free == 0 or number > self._next:
             return False
-        return self._taken == 0 or self._taken + num_bytes <= self.num_bytes
+        if self._alone and number > min(self._alone):
+            return False
+        if number not in self._alone and self._taken + num_bytes <= self.num_bytes:
+            return True
+        return self._taken == 0
+
+    def take_more(self, number: int, num_bytes: int) -> bool:
+        """Take memory for a case in work; return whether others have left it."""
+        with self._changed:
+            fits = self._taken + num_bytes <= self.num_bytes
+            if fits or number in self._alone:
+                self._taken += num_bytes
+                return True
+            return False
 
     def _pass_turn(self, number: int) -> None:
         """Note that a case waits no longer, and wake the others."""
@@ -81,6 +108,45 @@ class Places:
                 self._pass_turn(number)
             self._changed.notify_all()
 
+    def give_turn(self, number: int) -> None:
+        """Let the files of a case get their names, since those before are recorded."""
+        with self._changed:
+            self._turn = number
+            self._changed.notify_all()
+
+    def await_turn(self, number: int) -> None:
+        """Wait until the files of a case may get their names; raises as `check` does."""
+        with self._changed:
+            while self._turn < number:
+                self.check(number)
+                self._changed.wait()
+        self.check(number)
+
+    def await_others(self, number: int) -> None:
+        """Wait until the cases before are recorded, and ask those in work to end.
+
+        The case, which has given back its memory, takes it next, and has all of it.
+        """
+        with self._changed:
+            self._alone.add(number)
+            while self._turn < number and not self._is_over:
+                self._changed.wait()
+            self._yielding.update(range(number + 1, self._next))
+            self._changed.notify_all()
+
+    def end_alone(self, number: int) -> None:
+        """Let others run again beside a case that has ended."""
+        with self._changed:
+            self._alone.discard(number)
+            self._changed.notify_all()
+
+    def check(self, number: int) -> None:
+        """Raise RunIsOverError or BeginAgainError if a case in work has to end."""
+        if self._is_over:
+            raise RunIsOverError
+        if number in self._yielding:
+            raise BeginAgainError
+
     def close(self) -> None:
         """Let no further case begin."""
         with self._changed:
@@ -91,17 +157,17 @@ class Places:
 class CaseInFlight(Observer[RunSummary, CaseRecord]):
     """A case in flight: its notes and its stage until they are shown, and what it waits for.
 
-    It ends at its next stage once the run is over.
+    It ends at its next stage if the run is over, or another case needs its memory.
     """
 
     def __init__(self, number: int, places: Places) -> None:
         self.notes: list[str] = []
         self.stage: tuple[str, int, int] | None = None  # with its step and the number of steps
         self.num_bytes = 0  # of memory that the case has taken
-        self.is_over = False  # whether the run is over
+        self.lacks_memory = False  # beside others
+        self.is_alone = False  # whether it was begun again without others
         # Set when the files of the case wait for their names, or when the case has ended.
         self.is_ready = threading.Event()
-        self.may_name = threading.Event()
         self._number = number
         self._places = places
         self._has_place = False
@@ -111,9 +177,8 @@ class CaseInFlight(Observer[RunSummary, CaseRecord]):
         self.notes.append(text)
 
     def stage_changed(self, case_id: str, stage: str, step: int = 0, num_steps: int = 0) -> None:
-        """Keep the stage; raise RunIsOverError if the run is over."""
-        if self.is_over:
-            raise RunIsOverError
+        """Keep the stage; raise RunIsOverError or BeginAgainError if the case has to end."""
+        self._places.check(self._number)
         self.stage = (stage, step, num_steps)
 
     def take_memory(self, num_bytes: int) -> None:
@@ -122,6 +187,15 @@ class CaseInFlight(Observer[RunSummary, CaseRecord]):
         self.num_bytes = num_bytes
         self._has_place = True
 
+    def take_more(self, num_bytes: int) -> None:
+        """Take so much memory in all; raise BeginAgainError if others have it."""
+        if num_bytes <= self.num_bytes:
+            return
+        if not self._places.take_more(self._number, num_bytes - self.num_bytes):
+            self.lacks_memory = True
+            raise BeginAgainError
+        self.num_bytes = num_bytes
+
     def end_computing(self) -> None:
         """Let another case compute."""
         if self._has_place:
@@ -129,16 +203,31 @@ class CaseInFlight(Observer[RunSummary, CaseRecord]):
             self._places.leave()
 
     def wait_to_name(self) -> None:
-        """Wait until the cases before are recorded; raise RunIsOverError if the run is over."""
+        """Wait until the cases before are recorded; raises as `stage_changed` does."""
         self.is_ready.set()
-        self.may_name.wait()
-        if self.is_over:
-            raise RunIsOverError
+        self._places.await_turn(self._number)
 
-    def end(self) -> None:
+    def give_back(self) -> None:
         """Let other cases have what the case has taken."""
         self.end_computing()
         self._places.give_back(self._number, self.num_bytes)
+        self.num_bytes = 0
+
+    def begin_again(self) -> None:
+        """Forget what the case has done; if it lacks memory, wait until it may have all."""
+        self.give_back()
+        self.notes.clear()
+        self.stage = None
+        self.is_ready.clear()
+        if self.lacks_memory:
+            self.lacks_memory = False
+            self.is_alone = True
+            self._places.await_others(self._number)
+
+    def end(self) -> None:
+        """Let other cases have what the case has taken; show that it has ended."""
+        self.give_back()
+        self._places.end_alone(self._number)
         self.is_ready.set()
 
 
@@ -147,7 +236,7 @@ class CasesInFlight:
 
     While some are read and refined, results of earlier ones are compressed. Their files get their
     names in the order of the cases, so that a run that ends early leaves what it would leave
-    without others in flight.
+    without others in flight. A case that lacks memory beside others is begun again alone.
     """
 
     def __init__(self, plan: RunPlan, num_jobs: int) -> None:
@@ -167,38 +256,45 @@ class CasesInFlight:
         try:
             pairs = list(zip(self._tasks, self._cases, strict=True))
             futures = [pool.submit(self._work_on, task, case) for task, case in pairs]
-            for future, (task, case) in zip(futures, pairs, strict=True):
+            for number, (future, (task, case)) in enumerate(zip(futures, pairs, strict=True)):
+                self._places.give_turn(number)
                 _show_stages(case, task.files.case_id, observer)
-                case.may_name.set()
                 record = future.result()
                 for note in case.notes:
                     observer.note(note, case_id=record.case_id)
                 yield record
         finally:
             self._places.close()
-            for case in self._cases:
-                case.is_over = True
-                case.may_name.set()  # A case that waits sees that the run is over.
             pool.shutdown(cancel_futures=True)
 
     def _work_on(self, task: Task, case: CaseInFlight) -> CaseRecord:
-        """Read, refine and write a case."""
+        """Read, refine and write a case, again if it has to give way or lacks memory."""
         try:
-            record = self._refine(task, case, case)
-            if self._settings.options.device == "auto" and record.has_failed_by(DeviceLostError):
-                with self._lock:
-                    has_lost_gpu = self._settings.device != "cpu"
-                    self._settings = replace(self._settings, device="cpu")
-                if has_lost_gpu:
-                    case.note(GPU_IS_LOST)
-                else:  # The case has only met the loss in another one.
-                    case.notes.clear()
-                    record = self._refine(task, case, None)
-            return record
+            while True:
+                with suppress(BeginAgainError):
+                    record = self._refine_with_device(task, case)
+                    if case.is_alone or not record.has_failed_by(MemoryError):
+                        return record
+                    case.lacks_memory = True
+                case.begin_again()
         finally:
             case.end()
             with self._lock:
                 self._num_unfinished -= 1
+
+    def _refine_with_device(self, task: Task, case: CaseInFlight) -> CaseRecord:
+        """Read, refine and write a case; on the CPU after the loss of a GPU in another one."""
+        record = self._refine(task, case, case)
+        if self._settings.options.device == "auto" and record.has_failed_by(DeviceLostError):
+            with self._lock:
+                has_lost_gpu = self._settings.device != "cpu"
+                self._settings = replace(self._settings, device="cpu")
+            if has_lost_gpu:
+                case.note(GPU_IS_LOST)
+            else:  # The case has only met the loss in another one.
+                case.notes.clear()
+                record = self._refine(task, case, None)
+        return record
 
     def _refine(self, task: Task, case: CaseInFlight, turns: CaseInFlight | None) -> CaseRecord:
         """Read, refine and write a case; with `turns` it waits until there is memory for it."""
@@ -214,7 +310,7 @@ class CasesInFlight:
             num_cases = min(num_cases, max(1, self._places.num_bytes // num_bytes))
         threads = max(1, self._num_threads // num_cases)
         options = replace(self._settings.options, threads=threads)
-        return replace(self._settings, options=options, num_in_flight=num_cases)
+        return replace(self._settings, options=options)
 
 
 def _show_stages(

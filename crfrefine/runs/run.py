@@ -7,7 +7,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -23,14 +23,13 @@ from crfrefine.base.text import MAX_OF_A_REASON, counted, listed, see, shorten
 from crfrefine.errors import (
     BackendUnavailableError,
     CrfRefineError,
-    DeviceLostError,
     InputError,
     StorageError,
 )
 from crfrefine.io.atomic import write_small_file
 from crfrefine.io.json import LineFile
-from crfrefine.runs.case_work import CaseInWork, CaseSettings, Task, finish_case, read_case
-from crfrefine.runs.in_flight import GPU_IS_LOST, CasesInFlight
+from crfrefine.runs.case_work import CaseSettings, Task, finish_case, read_case
+from crfrefine.runs.in_flight import CasesInFlight
 from crfrefine.runs.label_statistics import statistics_csv, statistics_path
 from crfrefine.runs.options import InferenceOptions, Observer
 from crfrefine.runs.plan import RunPlan, plan_run
@@ -114,13 +113,10 @@ def _run_cases(
     """
     options = plan.settings.options
     summary = plan.summary
-    num_jobs = num_cases_in_flight(plan)
     if options.dask is not None:
         records = _refine_on_cluster(plan, options.dask, observer)
-    elif num_jobs > 1:
-        records = CasesInFlight(plan, num_jobs).records(observer)
     else:
-        records = _refine_here(plan, observer)
+        records = CasesInFlight(plan, num_cases_in_flight(plan)).records(observer)
     is_full = False
     with closing(records):
         for record in records:
@@ -151,7 +147,7 @@ def num_cases_in_flight(plan: RunPlan) -> int:
     if plan.summary.device.startswith("torch"):
         return 1
     num_jobs = options.num_jobs or options.threads or available_threads()
-    return min(num_jobs, len(plan.tasks))
+    return max(1, min(num_jobs, len(plan.tasks)))
 
 
 def _write_summary(path: Path, summary: RunSummary) -> None:
@@ -194,34 +190,6 @@ def note_on_mapping(records: Sequence[CaseRecord], mapping: Mapping[int, int]) -
         return None
     found = chain.from_iterable(record.mapped_values for record in ended)
     return note_on_values(mapping, found, "no label map")
-
-
-def _refine_here(
-    plan: RunPlan, observer: Observer[RunSummary, CaseRecord]
-) -> Generator[CaseRecord]:
-    """Yield the record of each case; a thread reads the next case while one is refined."""
-    settings = plan.settings
-    reader = ThreadPoolExecutor(1, "read")
-    reading: Future[CaseInWork] | None = None
-    try:
-        for number, task in enumerate(plan.tasks, start=1):
-            if reading is None:  # the first case
-                reading = reader.submit(read_case, settings, task)
-            if not reading.done():
-                observer.stage_changed("", "reading")
-            work = reading.result()
-            reading = None  # It would keep the arrays of the case.
-            if number < len(plan.tasks):
-                reading = reader.submit(read_case, settings, plan.tasks[number])
-            record = finish_case(settings, work, observer)
-            del work  # Its arrays are freed before the next case is awaited.
-            may_move = settings.options.device == "auto" and settings.device != "cpu"
-            if may_move and record.has_failed_by(DeviceLostError):
-                settings = replace(settings, device="cpu")
-                observer.note(GPU_IS_LOST)
-            yield record
-    finally:
-        reader.shutdown(wait=False, cancel_futures=True)
 
 
 def _refine_on_cluster(

@@ -275,7 +275,7 @@ class Pieces:
 
 
 @pytest.mark.parametrize("num_planes", [3, 50])
-def test_tiles_are_read_again_where_domains_grow(num_planes):
+def test_tiles_are_read_again_where_domains_grow(num_planes, monkeypatch):
     """Label 1 spreads along the last axis, far beyond the tiles that were kept of it."""
     probabilities = np.full((2, 9, 8, 120), 0.009)
     probabilities[1, :, :, :20] = 1 - 1e-6
@@ -299,11 +299,8 @@ def test_tiles_are_read_again_where_domains_grow(num_planes):
     }
     parameters = CrfParameters().replace(**changes, **{"mean_field.label_threshold": 0.01})
     expected = refine(case, parameters, 0.0).label_map
-    left = iter((4000, *[1 << 40] * 10))  # at the survey, and at each run
-    for num_bytes, least in (
-        (lambda: next(left), 2),
-        (None, 1),
-    ):  # One to survey, one to keep tiles; or one for both.
+    monkeypatch.setattr("crfrefine.refinement.tiles.streaming.SHARE_OF_CANDIDATES", 1 << 28)
+    for num_bytes, least in ((1 << 40, 2), (None, 1)):  # One to survey, one to keep tiles; or both.
         read = Pieces(case, num_planes)
         np.testing.assert_array_equal(read.refined(parameters, num_bytes).label_map.T, expected)
         assert read.num_readings > least
@@ -322,8 +319,8 @@ def test_channels_are_read_once_where_their_tiles_fit(num_planes, monkeypatch):
     results = [once.refined(parameters)]
     monkeypatch.setattr("crfrefine.refinement.tiles.streaming.FIRST_LOOK", 1 << 12)
     results.append(looked.refined(parameters))
-    left = iter((4000, 1 << 40, 1 << 40))  # at the survey, at the second reading, and at the run
-    results.append(twice.refined(parameters, num_bytes=lambda: next(left)))
+    monkeypatch.setattr("crfrefine.refinement.tiles.streaming.SHARE_OF_CANDIDATES", 1 << 28)
+    results.append(twice.refined(parameters, num_bytes=1 << 40))
     assert [read.num_readings for read in (once, looked, twice)] == [1, 1, 2]
     for result in results[1:]:
         np.testing.assert_array_equal(result.label_map, results[0].label_map)

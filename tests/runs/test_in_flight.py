@@ -25,7 +25,7 @@ from crfrefine.engines.cuda.kernels import CudaBackend
 from crfrefine.errors import DeviceLostError, StorageError
 from crfrefine.runs import case_work, in_flight, run
 from crfrefine.runs import device as devices
-from crfrefine.runs.in_flight import Places, RunIsOverError
+from crfrefine.runs.in_flight import BeginAgainError, Places, RunIsOverError
 
 CASES = "abcdefg"
 # Entries that differ between any two runs; the memory that is free on the machine is one.
@@ -213,6 +213,94 @@ def test_cases_that_wait_end_with_the_run():
     thread.join(20)
     assert not thread.is_alive()
     assert not has_place.is_set()
+
+
+def test_a_case_that_lacks_memory_takes_all_of_it_once_those_before_are_recorded():
+    places = Places(num_places=3, num_bytes=100)
+    for number in (0, 1, 2):
+        places.take(number, 30)
+    assert places.take_more(1, 10)
+    assert not places.take_more(1, 10)
+    places.leave()
+    places.give_back(1, 40)
+    is_alone = threading.Event()
+
+    def begin_again():
+        places.await_others(1)
+        places.take(1, 90)
+        is_alone.set()
+
+    thread = threading.Thread(target=begin_again, daemon=True)
+    thread.start()
+    fourth, has_fourth = taking(places, 3, 1)
+    places.leave()
+    places.give_back(0, 30)
+    places.check(2)  # The turn of the second case has not come.
+    places.give_turn(1)
+    with pytest.raises(BeginAgainError):
+        places.await_turn(2)
+    assert not is_alone.wait(0.05)
+    places.leave()
+    places.give_back(2, 30)
+    wait_for(is_alone.is_set)
+    assert places.take_more(1, 1000)
+    assert not has_fourth.wait(0.05)
+    third, has_third = taking(places, 2, 30)
+    places.leave()
+    places.give_back(1, 1090)
+    places.end_alone(1)
+    wait_for(has_third.is_set)
+    wait_for(has_fourth.is_set)
+    for ended in (thread, third, fourth):
+        ended.join(20)
+
+
+@pytest.mark.parametrize("lacking", [{0}, {1}, {3, 4}, {1, 3, 5, 6}, {*range(7)}])
+@pytest.mark.parametrize("by_error", [False, True])
+def test_cases_that_lack_memory_beside_others_are_refined_again_alone(
+    folders, tmp_path, monkeypatch, lacking, by_error
+):
+    """Others that wait to name their files give way, and nothing differs from one at a time."""
+    infer(folders, *EVERYTHING, "--jobs", 1, status=1)
+    names = {CASES[number] for number in lacking}
+    refine = case_work._refine
+    begun = []
+
+    def refine_or_lack(settings, work, observer, turns):
+        case_id = work.task.files.case_id
+        if case_id in names and not turns.is_alone:
+            if by_error:
+                raise MemoryError
+            turns.take_more(1 << 60)
+        begun.append(case_id)
+        return refine(settings, work, observer, turns)
+
+    monkeypatch.setattr(case_work, "_refine", refine_or_lack)
+    beside = folders._replace(output=tmp_path / "beside")
+    infer(beside, *EVERYTHING, "--jobs", 4, status=1)
+    assert set(begun) == set(CASES) - {"c"}
+    assert content(beside.output) == content(folders.output)
+    assert records(beside.output)[1:] == records(folders.output)[1:]
+
+
+def test_the_memory_of_a_case_does_not_depend_on_others(folders, tmp_path, monkeypatch):
+    """It is what the limit leaves beside the case's own input, though others are in memory too."""
+    budgets = {}
+    refine_network = case_work.refine_network
+
+    def note_budget(network, image, *, context, **options):
+        budgets.setdefault(image.tobytes(), set()).add(context.num_bytes)
+        return refine_network(network, image, context=context, **options)
+
+    monkeypatch.setattr(case_work, "refine_network", note_budget)
+    for jobs in (1, 2, 5):
+        ballast = np.ones(jobs << 22)
+        beside = folders._replace(output=tmp_path / f"out{jobs}")
+        infer(beside, "--max-memory", "1G", "--threads", 5, "--jobs", jobs, status=1)
+        del ballast
+    assert len(budgets) == 6
+    ((number,),) = {tuple(found) for found in budgets.values()}
+    assert 0.9 * (1 << 30) < number < 1 << 30
 
 
 @pytest.mark.parametrize(

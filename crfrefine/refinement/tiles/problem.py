@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 class ChannelSource(ABC):
     """The channels of a network's output."""
 
+    num_bytes = 0  # that it has added to the input of the run
+
     def ensure(self, domains: Bool, threads: int | None) -> None:
         """Make sure that labels can be had in some tiles, (L, *tiles).
 

@@ -366,8 +366,10 @@ def solve(
         problem.source.ensure(sets.domains & sets.active, context.threads)
         if is_direct is None:
             is_direct = sums_are_direct(problem, sets)
-        num_bytes = None if context.num_bytes is None else context.num_bytes()
-        slabs = plan_slabs(problem, sets, num_bytes, is_direct=is_direct)
+        held = problem.source.num_bytes
+        num_bytes = None if context.num_bytes is None else context.num_bytes - held
+        slabs, needed = plan_slabs(problem, sets, num_bytes, is_direct=is_direct)
+        context.take(held + needed)
         is_in_memory = isinstance(problem.source, DenseChannels)
         if len(slabs) == 1:
             # The steps need more memory than the copies with two labels at each voxel.
@@ -471,10 +473,10 @@ def slab_bytes(problem: TileProblem, sets: LabelSets, slab: Slab, *, is_direct: 
 
 def plan_slabs(
     problem: TileProblem, sets: LabelSets, num_bytes: int | None, *, is_direct: bool
-) -> list[Slab]:
+) -> tuple[list[Slab], int]:
     """Return as few slabs as fit into a number of bytes, where None means any amount.
 
-    Raise CapacityError if no slab fits.
+    And how many of them they take. Raise CapacityError if no slab fits.
     """
     needed = 0
     # In each step messages, and their normalizations, come from within the reach; in small slabs
@@ -498,7 +500,7 @@ def plan_slabs(
             needed += sets.num_entries * TILE_VOXELS * BYTES_OF_RESULT
         fits = num_bytes is None or needed <= num_bytes
         if fits and _are_small(problem, slabs, halo):
-            return slabs
+            return slabs, needed
     raise CapacityError(
         f"the case needs about {format_size(needed)} beyond what is in memory already, even in "
         f"slabs of {TILE[0]} planes; {format_size(max(0, num_bytes or 0))} are left; allow more "

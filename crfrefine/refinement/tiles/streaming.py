@@ -197,6 +197,8 @@ class StoredChannels(ChannelSource):
 
 # Bytes of candidates at which it is first looked whether they all still matter.
 FIRST_LOOK = 1 << 26
+# Part of the memory of a run that may hold tiles in the first pass; else channels stream by twice.
+SHARE_OF_CANDIDATES = 4
 
 
 class Candidates:
@@ -209,20 +211,21 @@ class Candidates:
         self,
         store: StoredChannels,
         thresholds: Thresholds,
-        max_bytes: int | None,
-        threads: int | None,
+        context: RunContext,
         reach: Extents | None = None,
     ) -> None:
         """Take an empty store.
 
-        The tiles that are kept take `max_bytes`, where None means any amount. With `reach`, as of
-        `store`, tiles are not kept that `store` would forget.
+        With `reach`, as of `store`, tiles are not kept that `store` would forget.
         """
         self._store = store
         self._thresholds = thresholds
-        self._threads = threads
+        self._threads = context.threads
+        self._take = context.take
         self._rings = None if reach is None else num_rings(reach)
-        self._max_bytes = math.inf if max_bytes is None else max_bytes
+        self._max_bytes = math.inf
+        if context.num_bytes is not None:
+            self._max_bytes = context.num_bytes // SHARE_OF_CANDIDATES
         self._next_look = min(FIRST_LOOK, self._max_bytes)
         self._has_room = True
 
@@ -232,6 +235,7 @@ class Candidates:
             return
         store = self._store
         store.keep(brick.label, *self._tiles_of(survey, brick))
+        self._take(store.num_bytes)
         if store.num_bytes <= self._next_look:
             return
         for label in range(brick.label + 1):  # Beside later labels most tiles no longer matter.
@@ -252,10 +256,8 @@ class Candidates:
         Raises CapacityError if tiles that are read once more take too much memory.
         """
         max_bytes = None
-        if context.num_bytes is not None:
-            num_bytes = context.num_bytes()
-            if num_bytes is not None:  # Pieces on their way need the rest.
-                max_bytes = num_bytes - FIRST_LOOK
+        if context.num_bytes is not None:  # Pieces on their way need the rest.
+            max_bytes = context.num_bytes - FIRST_LOOK
         store = self._store
         store.is_probability = survey.is_probability
         nowhere = np.zeros(survey.margins.shape, np.bool_)
@@ -275,6 +277,7 @@ class Candidates:
             store.keep(brick.label, tiles[chosen], values[chosen])
             if brick.first_plane + len(brick.values) == survey.grid.shape[0]:
                 _forget_far_tiles(store, presence, brick.label, rings)
+            self._take(store.num_bytes)
             if max_bytes is not None and store.num_bytes > max_bytes:
                 raise CapacityError(
                     "the logits of labels that may take part need more than the "
@@ -327,10 +330,6 @@ def _forget_far_tiles(
     store.retain(label, near.reshape(-1)[tiles])
 
 
-# Part of the memory left that may hold tiles in the first pass; else channels stream by twice.
-SHARE_OF_CANDIDATES = 4
-
-
 def survey_stream(
     stream: StreamedNetwork,
     grid: TileGrid,
@@ -345,8 +344,6 @@ def survey_stream(
     The sentence is on the kind of the channels. A kind that is not declared is guessed from the
     first brick, and after a wrong guess all is read again.
     """
-    num_bytes = None if context.num_bytes is None else context.num_bytes()
-    max_bytes = None if num_bytes is None else num_bytes // SHARE_OF_CANDIDATES
     input_type = stream.input_type
     kind = stream.kind if input_type == "auto" else input_type
     is_probability = None if kind is None else kind == "probabilities"
@@ -354,7 +351,7 @@ def survey_stream(
         survey = Survey(grid, run, mask, context.threads)
         look = Look(survey.is_equal)
         store = StoredChannels(grid, run.num_labels, stream.read)
-        candidates = Candidates(store, thresholds, max_bytes, context.threads, reach)
+        candidates = Candidates(store, thresholds, context, reach)
         for brick in read_bricks(stream.read, grid):
             values = brick.values
             first_plane = brick.first_plane

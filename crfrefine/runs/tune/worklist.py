@@ -130,7 +130,7 @@ class Worklist:
         files = self._found.files[number]
         inputs = self._options.inputs
         headers = read_case_headers(files, replace(self._found.inputs.reading, mask_mode="none"))
-        needed = bytes_to_refine(headers, self._found.inputs.reading, may_stream=False)
+        needed, _ = bytes_to_refine(headers, self._found.inputs.reading, may_stream=False)
         if needed > memory_left(memory_limit(inputs.max_memory)):
             return None
         session = Session(self._options, self._found, number)
