@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -45,7 +46,7 @@ class WorkGrid:
     """The grid that a case is worked on."""
 
     header: VolumeHeader  # of the file that defines it
-    name: str = "image"  # the user's word for the file: "image" or "reference"
+    name: str = "image"  # the user's word for the file: "image", "reference" or "comparison"
 
     def interpolated(
         self,
@@ -94,7 +95,7 @@ class WorkGrid:
         if self.header.on_same_grid(other):
             return values.reshape(shape)
         grid_map = self.map_to(other)
-        if self.part(other, what) is None:
+        if grid_map.in_whole_voxels is None:
             notes += self.describe(grid_map, other, what, "taken by nearest neighbor", outside)
         elif grid_map.num_inside < grid_map.num_voxels:
             notes.append(
@@ -142,8 +143,12 @@ class WorkGrid:
                 f"It begins at the first voxel of the {self.name}, as a crop does that was saved "
                 "with the affine of the whole."
             )
-        if has_default_place(other):
-            return "Its first voxel or its center is at 0, as programs write without a header."
+        smaller = min(self.header, other, key=lambda header: math.prod(header.grid_shape))
+        if has_default_place(smaller):
+            return (
+                f"The first voxel or the center of {smaller.path.name} is at 0, as programs write "
+                "without a header."
+            )
         return None
 
     def require_overlap(

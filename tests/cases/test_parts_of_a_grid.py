@@ -132,5 +132,19 @@ def test_a_crop_without_a_header_that_lies_in_the_image_by_chance(place, tmp_pat
     image = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), affine)
     affine[:3, 3] = place
     stored = save_nifti(tmp_path / "map.nii.gz", LABELS[3:11, 4:11, 2:9], affine)
-    with pytest.raises(GridMismatchError, match="center is at 0, as programs write without a"):
+    with pytest.raises(GridMismatchError, match=r"center of map\.nii\.gz is at 0, as programs"):
         load_case(CaseFiles("a", (image,), (stored,)), OPTIONS)
+
+
+def test_a_crop_of_an_image_whose_first_voxel_is_at_0(tmp_path):
+    """The place of the crop is computed from it; either of the two may be the crop."""
+    whole = affine_of((2.0, 3.0, 4.0))
+    part = affine_of((2.0, 3.0, 4.0), (6.0, 12.0, 8.0))
+    image = save_nifti(tmp_path / "a_0000.nii.gz", numbers(SHAPE), whole)
+    stored = save_nifti(tmp_path / "map.nii.gz", LABELS[3:11, 4:11, 2:9], part)
+    case = load_case(CaseFiles("a", (image,), (stored,)), OPTIONS)
+    np.testing.assert_array_equal(one_hot_of(case), LABELS)
+    save_nifti(image, numbers(SHAPE)[3:11, 4:11, 2:9], part)
+    save_nifti(stored, LABELS, whole)
+    case = load_case(CaseFiles("a", (image,), (stored,)), OPTIONS)
+    np.testing.assert_array_equal(one_hot_of(case), LABELS[3:11, 4:11, 2:9])
