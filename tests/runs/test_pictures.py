@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+from crfrefine.runs.pictures.drawing import choose_colors, outline
 from crfrefine.runs.pictures.planes import BONE, LUNG, SOFT_TISSUE, Window, choose_window
 from crfrefine.runs.pictures.preview import cut_planes, draw_preview
 
@@ -46,10 +47,76 @@ def test_a_large_change_elsewhere_has_a_row_of_its_own_and_voxels_keep_their_pro
         assert (plane.maps["refined"] == 1).sum() >= 0.8 * 6 * 10, (
             "a large cross-section of the block"
         )
-    column, row = planes[3].peak
+    column, row, *_ = planes[3].frame
     changed = planes[3].maps["before"] != planes[3].maps["refined"]
     assert changed[row, column]
     assert changed.sum() == 45
+
+
+LARGE = (160, 120, 12)  # 160 × 180 × 48 mm
+
+
+def large_case(place):
+    """A block, and a change of three voxels."""
+    after = np.zeros(LARGE, np.uint8)
+    after[20:140, 20:100, 2:10] = 1
+    before = after.copy()
+    x, y, z = place
+    before[x : x + 3, y, z] = 2
+    return np.ones((1, *LARGE), np.float32), before, after
+
+
+@pytest.mark.parametrize(("place", "is_near"), [((60, 50, 5), True), ((150, 112, 11), False)])
+def test_a_small_change_is_enlarged_and_framed_in_its_plane(place, is_near):
+    image, before, after = large_case(place)
+    *planes, zoomed = cut_planes(image, before, after, SPACING, AFFINE)[0]
+    assert len(planes) == 3 + (not is_near)
+    assert zoomed.name.startswith("enlarged, ")
+    width, height = zoomed.size_mm
+    if is_near:  # the volume ends nearer to the other one
+        assert (width, height) == (pytest.approx(48, abs=4), pytest.approx(32, abs=4))
+    assert (zoomed.maps["before"] != zoomed.maps["refined"]).sum() == 3
+    (framed,) = (plane for plane in planes if plane.frame is not None)
+    column, row, across, down = framed.frame
+    assert (across, down) == (24.0, 16.0)
+    if not is_near:
+        assert framed.maps["before"][row, column] == 2
+
+
+def test_a_change_of_much_of_the_plane_is_not_enlarged(case):
+    image, before, after = case
+    names = [plane.name for plane in cut_planes(image, before, after, SPACING, AFFINE)[0]]
+    assert names == ["axial", "coronal", "sagittal"]
+
+
+def test_neighbors_have_colors_that_differ():
+    labels = np.zeros((20, 24), np.uint8)
+    labels[2:18, 2:22] = 5  # vermilion
+    labels[8:12, 8:12] = 64  # orange, but for its neighbor
+    labels[8:12, 14:18] = 12  # vermilion, too
+    labels[0, 0] = 1
+    colors = choose_colors([labels, labels.T])
+    assert (colors[1], colors[5]) == (0, 4)  # as label_color has them
+    assert len({0, 4} | {colors[64], colors[12]}) == 4
+    assert choose_colors([np.array([[1, 2], [0, 3]])]) == {1: 0, 2: 1, 3: 2}
+
+
+def test_the_legend_names_all_labels_of_a_body():
+    labels = np.zeros(GRID_SHAPE, np.uint8)
+    labels[:36, :, :10] = (np.arange(36 * 30) // 30 + 1).reshape(36, 30)[..., None]
+    image = np.ones((1, *GRID_SHAPE), np.float32)
+    names = {label: f"{label} " + "x" * label for label in range(1, 37)}
+    whole = pixels(draw_preview(image, labels, labels, SPACING, affine=AFFINE, label_names=names))
+    del names[36]  # its name is the last line of the legend
+    other = pixels(draw_preview(image, labels, labels, SPACING, affine=AFFINE, label_names=names))
+    assert (whole != other).any()
+
+
+def test_the_edge_of_a_picture_is_no_outline():
+    labels = np.ones((9, 12), np.uint8)
+    assert not outline(labels).any()
+    labels[:, 6:] = 2
+    assert outline(labels).sum() == 9 * 2 * 2
 
 
 def test_the_modality_with_the_clearest_border_is_shown(case):
@@ -132,9 +199,9 @@ def test_each_row_is_as_high_as_its_plane():
 
 def test_the_rows_of_a_few_slices_have_room_for_the_letters_of_the_sides():
     spans = spans_of_rows((64, 80, 2), (1.5, 1.0, 1.0))
-    # Coronal 96 × 2 mm, sagittal 80 × 2 mm, each in the middle of 60 pixels.
+    # Coronal 96 × 2 mm, sagittal 80 × 2 mm, each in the middle of 100 pixels.
     assert np.diff(spans).ravel().tolist() == [267, 7, 8]
-    assert np.diff(spans.mean(axis=1))[1] == pytest.approx(60 + 8, abs=1)  # halves of a pixel
+    assert np.diff(spans.mean(axis=1))[1] == pytest.approx(100 + 8, abs=1)  # halves of a pixel
 
 
 def test_right_of_the_patient_is_shown_at_the_left_however_the_array_is_stored(case):

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from crfrefine.base.array_types import Array, Bool
+from crfrefine.base.limits import MAX_LABEL
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 # Okabe & Ito 2008: distinguishable with every common color vision deficiency, and on gray.
 # Colors of the labels 1 to 7; the next seven reuse them.
 LABEL_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+# Numbers of colors that are hard to tell on thin lines: orange and vermilion, two blues.
+_SIMILAR = ({0, 4}, {1, 6})
+_NEAR = 2  # voxels within which labels are neighbors
 # Pixels of an outline, inside of its label, so that the outlines of neighbors lie side by side.
 LINE_WIDTH = 2
 # Brightest gray level; the levels above it are the colors of labels.
@@ -39,11 +44,59 @@ def gray_level(share: float) -> int:
     return round(share * WHITE)
 
 
-def label_levels(labels: Array) -> NDArray[np.uint8]:
-    """Return the level of the color of each label above 0; background is white."""
-    numbers = (labels.astype(np.int64) - 1) % len(LABEL_COLORS)
-    levels = np.where(labels == 0, WHITE, WHITE + 1 + numbers)
-    return levels.astype(np.uint8)
+def choose_colors(maps: Sequence[Array]) -> dict[int, int]:
+    """Return the number of the color of each label above 0, so that neighbors look different.
+
+    It is that of `label_color`, unless a lower label nearby has it or a similar one. Of the other
+    colors, those come first that no label with the same dashes has.
+
+    Args:
+        maps: the planes that are shown, (rows, columns).
+    """
+    neighbors: dict[int, set[int]] = {
+        label: set() for labels in maps for label in np.unique(labels)
+    }
+    for labels in maps:
+        for label, other in _pairs_nearby(labels):
+            neighbors[label].add(other)
+            neighbors[other].add(label)
+    colors: dict[int, int] = {}
+    for label in sorted(neighbors.keys() - {0}):
+        near = {colors[other] for other in neighbors[label] if other in colors}
+        similar = near.union(*(pair for pair in _SIMILAR if near & pair))
+        alike = {colors[other] for other in colors if _period(other) == _period(label)}
+        colors[label] = _first_color(label, near, similar, alike)
+    return colors
+
+
+def _first_color(label: int, *avoided: Collection[int]) -> int:
+    """Return the first color from that of `label_color` on; earlier sets are avoided first."""
+    number = len(LABEL_COLORS)
+    order = [(label - 1 + step) % number for step in range(number)]
+    return min(order, key=lambda color: [color in colors for colors in avoided])
+
+
+def _pairs_nearby(labels: Array) -> list[tuple[int, int]]:
+    """Return the pairs of labels of a plane that are at most _NEAR voxels apart in a line."""
+    pairs: set[int] = set()
+    wide = labels.astype(np.int64)
+    for lines in (wide, wide.T):
+        for step in range(1, _NEAR + 1):
+            codes = lines[:-step] * (MAX_LABEL + 1) + lines[step:]
+            pairs.update(np.unique(codes).tolist())
+    found = [divmod(code, MAX_LABEL + 1) for code in pairs]
+    return [(label, other) for label, other in found if label != other and label and other]
+
+
+def label_levels(labels: Array, colors: Mapping[int, int]) -> NDArray[np.uint8]:
+    """Return the level of the color of each label; background is white.
+
+    `colors` are those of `choose_colors`.
+    """
+    levels = np.full(max(colors, default=0) + 1, WHITE, np.uint8)
+    for label, color in colors.items():
+        levels[label] = WHITE + 1 + color
+    return levels[labels]
 
 
 def enlarge(plane: Array, size: tuple[int, int]) -> Array:
@@ -81,10 +134,10 @@ def resize_gray(
 def outline(labels: Array) -> Bool:
     """Return the pixels of the outlines of labels above 0, (rows, columns) as the labels.
 
-    They lie along the edges of the voxels.
+    They lie along the edges of the voxels. The edge of the picture is no border of a label.
     """
     rows, columns = labels.shape
-    padded = np.pad(labels, LINE_WIDTH)
+    padded = np.pad(labels, LINE_WIDTH, mode="edge")
     border = np.zeros(labels.shape, bool)
     for down, right in np.ndindex(2 * LINE_WIDTH + 1, 2 * LINE_WIDTH + 1):
         neighbors = padded[down : down + rows, right : right + columns]
@@ -96,12 +149,18 @@ def outline(labels: Array) -> Bool:
 
 def is_dashed_on(labels: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Bool:
     """Return whether the dashes of each pixel's label are drawn at its row and column."""
-    # Lines of the labels 1 to 7 have no gaps; one half of those of 8 to 14 is drawn, and one third
-    # of those of 15 to 21.
-    round_of_colors = np.maximum(labels.astype(np.int64) - 1, 0) // len(LABEL_COLORS)
-    period = 1 + round_of_colors % 3
-    is_drawn: Bool = (rows + columns) // 4 % period == 0
+    is_drawn: Bool = (rows + columns) // 4 % _period(labels.astype(np.int64)) == 0
     return is_drawn
+
+
+def _period(label: Any) -> Any:
+    """Return how many dashes of a label's line, or of each one's, are one drawn and gaps.
+
+    Lines of the labels 1 to 7 have no gaps; one half of those of 8 to 14 is drawn, and one third of
+    those of 15 to 21.
+    """
+    round_of_colors = np.maximum(label - 1, 0) // len(LABEL_COLORS)
+    return 1 + round_of_colors % 3
 
 
 class Canvas:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,10 +97,16 @@ class Upright:
 
 
 Voxel = tuple[int, ...]  # an index per axis
-# The places where a volume is cut. First, one index per axis: the planes through the structure,
-# which need not meet inside it. Second, the voxel of the largest change, and the number in `PLANES`
-# of the plane that shows most of it; None means that a plane through the structure is near enough.
-Places = tuple[Voxel, tuple[Voxel, int] | None]
+
+
+class Places(NamedTuple):
+    """The places where a volume is cut."""
+
+    point: Voxel  # one index per axis: planes through the structure, which need not meet inside it
+    # The voxel of the largest change, and the number in `PLANES` of the plane that shows most of
+    # it; None without changes.
+    change: tuple[Voxel, int] | None
+    is_near: bool  # whether that plane through the structure is near enough to show the change
 
 
 def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) -> Places:
@@ -116,18 +123,21 @@ def choose_places(maps: Sequence[Array], changed: Bool, steps: Sequence[float]) 
     """
     peak = _largest_change(changed, steps)
     structure = _find_structure(maps)
-    if structure is None:
-        return peak or tuple(size // 2 for size in changed.shape), None
-    point = tuple(_best_plane(structure, changed, axis) for axis in range(changed.ndim))
-    if peak is None or changed.ndim != 3:
-        return point, None
+    point = peak or tuple(size // 2 for size in changed.shape)
+    if structure is not None:
+        point = tuple(_best_plane(structure, changed, axis) for axis in range(changed.ndim))
+    if peak is None:
+        return Places(point, None, True)
+    if changed.ndim != 3:
+        return Places(point, (peak, 0), True)
 
     planes = planes_of(changed.shape)
+    near = []
     for plane in planes:
         through = PLANES[plane][-1]
         if abs(peak[through] - point[through]) * steps[through] <= CHANGE_WINDOW_MM / 2:
-            return point, None
-    return point, (peak, _best_view(changed, peak, planes, steps))
+            near.append(plane)
+    return Places(point, (peak, _best_view(changed, peak, near or planes, steps)), bool(near))
 
 
 def _find_structure(maps: Sequence[Array]) -> Bool | None:

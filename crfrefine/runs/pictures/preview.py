@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -32,12 +32,17 @@ _INK = drawing.gray_level(0.95)
 _FAINT_INK = drawing.gray_level(0.68)
 _FRAME = drawing.gray_level(0.8)
 _DIMMED = 0.55  # share of the image's brightness below changed voxels
-_MAX_LEGEND_ENTRIES = 12
+_MAX_LEGEND_ENTRIES = 60
+# Half of the width and height of the part around the largest change that is enlarged, if it is at
+# most so much of the plane.
+_ZOOM_MM = (24.0, 16.0)
+_ZOOM_SHARE = 0.25
 # Pixels.
 _PANEL_WIDTH = 320
 _MAX_PANEL = 640
-# The letters of the sides of a plane and its name have room in a square so large.
-_MIN_HEIGHT = 60
+# The letters of the sides of a plane and its name have room in a square so large, above and below
+# a plane of a few slices.
+_MIN_HEIGHT = 100
 _MAX_HEIGHT = 1.6  # as a multiple of the width
 _MARGIN = 14
 _GAP = 8
@@ -66,12 +71,15 @@ class Plane(NamedTuple):
     # Labels of the network, "before", after refinement, "refined", and of the "reference" if it is
     # shown.
     maps: dict[str, Array]
-    # Column and row of the largest change, if the plane was chosen to show it.
-    peak: tuple[int, int] | None
+    # Column and row of the largest change, and mm to the right and down to the frame around it.
+    # None: there is no frame.
+    frame: tuple[int, int, float, float] | None = None
 
 
 Size = tuple[int, int]  # pixels to the right and down
-LegendEntry = tuple[int, str]  # label and text; the label is 0 for changes to background
+# Label and text; the label is 0 for changes to background, and None for a text alone.
+LegendEntry = tuple[int | None, str]
+Colors = Mapping[int, int]  # of each label, as of `drawing.choose_colors`
 
 
 def draw_preview(
@@ -108,6 +116,7 @@ def draw_preview(
         headings["changes"] = "errors"
         lost_text = "missed"
     legend = _legend_entries(planes, label_names or {}, lost_text)
+    colors = drawing.choose_colors([labels for plane in planes for labels in plane.maps.values()])
 
     largest = max(max(plane.image.shape) for plane in planes)
     panel_width = int(np.clip(largest, _PANEL_WIDTH, _MAX_PANEL))
@@ -130,12 +139,12 @@ def draw_preview(
     for plane, size in zip(planes, sizes, strict=True):
         for column, panel in enumerate(headings):
             left = _MARGIN + column * (panel_width + _GAP)
-            _draw_panel(canvas, plane, panel, (left, top), size)
+            _draw_panel(canvas, plane, panel, (left, top), size, colors)
         top += size[1] + _GAP
     for number, entry in enumerate(legend):
         left = _MARGIN + number % columns * (room // columns)
         middle_of_line = bottom + number // columns * _LEGEND_LINE + _LEGEND_LINE // 2
-        _draw_legend_entry(canvas, entry, (left, middle_of_line), room // columns)
+        _draw_legend_entry(canvas, entry, (left, middle_of_line), room // columns, colors)
     return canvas.png()
 
 
@@ -156,16 +165,17 @@ def _write_title(canvas: drawing.Canvas, title: str, lines: Sequence[str], room:
 
 
 def _draw_legend_entry(
-    canvas: drawing.Canvas, entry: LegendEntry, place: tuple[int, int], width: int
+    canvas: drawing.Canvas, entry: LegendEntry, place: tuple[int, int], width: int, colors: Colors
 ) -> None:
     """Draw an entry of the legend, whose left end in the middle is at the place."""
     label, text = entry
     left, middle = place
-    height = 12 if label == 0 else 3
-    sample = np.full((height, _SAMPLE - 8), label)
-    is_drawn = drawing.is_dashed_on(sample, *np.indices(sample.shape))
-    pixels = np.where(is_drawn, drawing.label_levels(sample), np.uint8(_PAPER))
-    canvas.paste(pixels, (left, middle - height // 2))
+    if label is not None:
+        height = 12 if label == 0 else 3
+        sample = np.full((height, _SAMPLE - 8), label)
+        is_drawn = drawing.is_dashed_on(sample, *np.indices(sample.shape))
+        pixels = np.where(is_drawn, drawing.label_levels(sample, colors), np.uint8(_PAPER))
+        canvas.paste(pixels, (left, middle - height // 2))
     text = drawing.cut_off(text, _SMALL, width - _SAMPLE - _GAP)
     canvas.text((left + _SAMPLE, middle), text, _SMALL, _INK, anchor="lm")
 
@@ -181,8 +191,9 @@ def cut_planes(
 ) -> tuple[list[Plane], str]:
     """Return the planes to show, upright if the orientation is known, and cropped.
 
-    They go through the structure, and through the largest change if those do not show it. With
-    them comes a line about the image. Arguments are those of `draw_preview`.
+    They go through the structure, and through the largest change if those do not show it. If the
+    change is small beside its plane, the last one is enlarged. With them comes a line about the
+    image. Arguments are those of `draw_preview`.
     """
     # Planes are chosen in the upright volume: of two equal planes, the same one must be shown
     # whatever the stored orientation.
@@ -198,17 +209,27 @@ def cut_planes(
     structure = np.logical_or.reduce([labels > 0 for labels in maps.values()])
     refined = maps["refined"]
     changed = maps["before"] != refined
-    middle, change = choose_places([*maps.values()], changed, steps)
+    places = choose_places([*maps.values()], changed, steps)
     windows = [choose_window(modality, structure) for modality in modalities]
     contours = refined if refined.any() else maps["before"]
     chosen = choose_modality(modalities, windows, contours, steps)
 
     crop = _crop(structure, steps)
     volume = _Volume(pose, modalities[chosen], windows[chosen], maps, steps, crop)
-    planes = [volume.cut(plane, middle) for plane in planes_of(refined.shape)]
-    if change is not None:
-        peak, plane = change
-        planes.append(volume.cut_through_change(plane, peak))
+    numbers = planes_of(refined.shape)
+    planes = [volume.cut(plane, places.point) for plane in numbers]
+    if places.change is not None:
+        peak, plane = places.change
+        zoomed = volume.zoom(plane, peak)
+        reach = _ZOOM_MM if zoomed is not None else (CHANGE_WINDOW_MM, CHANGE_WINDOW_MM)
+        framed = volume.cut_through_change(plane, peak, reach)
+        if not places.is_near:
+            planes.append(framed)
+        elif zoomed is not None:
+            nearest = numbers.index(plane)
+            planes[nearest] = planes[nearest]._replace(frame=framed.frame)
+        if zoomed is not None:
+            planes.append(zoomed)
     if image is None:
         return planes, "no image"
     return planes, _describe_image(len(image), chosen, modality_names, windows[chosen])
@@ -250,15 +271,33 @@ class _Volume:
         for kind, labels in self.maps.items():
             maps[kind] = _upwards(labels[tuple(index)])
         name, edges = self.pose.describe(plane)
-        return Plane(name, edges, size_mm, shown, maps, None)
+        return Plane(name, edges, size_mm, shown, maps)
 
-    def cut_through_change(self, plane: int, peak: Sequence[int]) -> Plane:
-        """Return a plane through the largest change, which is marked in it."""
+    def cut_through_change(
+        self, plane: int, peak: Sequence[int], reach_mm: tuple[float, float]
+    ) -> Plane:
+        """Return a plane through the largest change, with a frame around it."""
         _, across, up, _ = PLANES[plane]
         column = peak[across] - self.crop[across].start
         row = self.crop[up].stop - 1 - peak[up]
         cut = self.cut(plane, peak)
-        return cut._replace(name=f"change, {cut.name}", peak=(column, row))
+        return cut._replace(name=f"change, {cut.name}", frame=(column, row, *reach_mm))
+
+    def zoom(self, plane: int, peak: Sequence[int]) -> Plane | None:
+        """Return the part of a plane around the largest change; None if it is most of the plane."""
+        _, across, up, _ = PLANES[plane]
+        crop = list(self.crop)
+        share = 1.0
+        for axis, reach_mm in zip((across, up), _ZOOM_MM, strict=True):
+            reach = round(reach_mm / self.steps[axis])
+            stop = min(peak[axis] + reach + 1, self.image.shape[axis])
+            crop[axis] = slice(max(0, peak[axis] - reach), stop)
+            extent = self.crop[axis].stop - self.crop[axis].start
+            share *= (crop[axis].stop - crop[axis].start) / extent
+        if share > _ZOOM_SHARE:
+            return None
+        cut = replace(self, crop=crop).cut(plane, peak)
+        return cut._replace(name=f"enlarged, {cut.name}")
 
 
 def _upwards(plane: Array) -> Array:
@@ -284,7 +323,12 @@ def _describe_image(
 
 
 def _draw_panel(
-    canvas: drawing.Canvas, plane: Plane, panel: str, corner: tuple[int, int], size: Size
+    canvas: drawing.Canvas,
+    plane: Plane,
+    panel: str,
+    corner: tuple[int, int],
+    size: Size,
+    colors: Colors,
 ) -> None:
     """Draw a plane in the middle of its panel, in true proportions."""
     width_mm, height_mm = plane.size_mm
@@ -293,48 +337,49 @@ def _draw_panel(
     height = max(1, round(height_mm * scale))
     left = corner[0] + (size[0] - width) // 2
     top = corner[1] + (size[1] - height) // 2
-    canvas.paste(_pixels_of(plane, panel, (width, height)), (left, top))
-    if plane.peak is not None and panel in ("image", "changes"):
-        reach = round(CHANGE_WINDOW_MM * scale)
-        _frame_peak(canvas, plane, (left, top), (width, height), reach)
+    canvas.paste(_pixels_of(plane, panel, (width, height), colors), (left, top))
+    if plane.frame is not None and panel in ("image", "changes"):
+        _draw_frame(canvas, plane, (left, top), (width, height), scale)
     if panel == "image":
         _write_sides(canvas, plane.edges, (left, top), (width, height))
         place = (corner[0] + 5, corner[1] + size[1] - 4)
         canvas.text(place, plane.name, _SMALL, _INK, anchor="ld", edge=_PAPER)
 
 
-def _pixels_of(plane: Plane, panel: str, size: Size) -> NDArray[np.uint8]:
+def _pixels_of(plane: Plane, panel: str, size: Size, colors: Colors) -> NDArray[np.uint8]:
     """Return the levels of a panel: the image, and contours or changes in the labels' colors."""
     if panel == "changes":
         before = drawing.enlarge(plane.maps["before"], size)
         after = drawing.enlarge(plane.maps["refined"], size)
         pixels = drawing.resize_gray(plane.image, size, _DIMMED)
         # Changed voxels have the color of the new label; white is background.
-        return np.where(before != after, drawing.label_levels(after), pixels)
+        return np.where(before != after, drawing.label_levels(after, colors), pixels)
 
     pixels = drawing.resize_gray(plane.image, size)
     if panel in plane.maps:
         labels = drawing.enlarge(plane.maps[panel], size)
         is_line = drawing.outline(labels)
-        pixels[is_line] = drawing.label_levels(labels[is_line])
+        pixels[is_line] = drawing.label_levels(labels[is_line], colors)
     return pixels
 
 
-def _frame_peak(
-    canvas: drawing.Canvas, plane: Plane, corner: tuple[int, int], size: Size, reach: int
+def _draw_frame(
+    canvas: drawing.Canvas, plane: Plane, corner: tuple[int, int], size: Size, scale: float
 ) -> None:
-    """Draw a frame around the largest change of a plane, as far from it as `reach` in pixels."""
-    assert plane.peak is not None
-    column, row = plane.peak
+    """Draw the frame around the largest change of a plane; `scale` is in pixels per mm."""
+    assert plane.frame is not None
+    column, row, across_mm, down_mm = plane.frame
+    across = round(across_mm * scale)
+    down = round(down_mm * scale)
     rows, columns = plane.image.shape
     left, top = corner
     width, height = size
     x = round((column + 0.5) * width / columns)
     y = round((row + 0.5) * height / rows)
-    first_x = left + max(0, x - reach)
-    first_y = top + max(0, y - reach)
-    last_x = left + min(x + reach, width - 1)
-    last_y = top + min(y + reach, height - 1)
+    first_x = left + max(0, x - across)
+    first_y = top + max(0, y - down)
+    last_x = left + min(x + across, width - 1)
+    last_y = top + min(y + down, height - 1)
     canvas.frame((first_x, first_y, last_x, last_y), _FRAME)
 
 
@@ -367,11 +412,12 @@ def _legend_entries(
             has_lost = True
 
     shown = sorted(seen)[:_MAX_LEGEND_ENTRIES]
-    entries = [(label, names.get(label, f"label {label}")) for label in shown]
+    entries: list[LegendEntry] = []
+    for label in shown:
+        entries.append((label, names.get(label, f"label {label}")))
     num_left_out = len(seen) - len(shown)
     if num_left_out:
-        last, text = entries[-1]
-        entries[-1] = (last, f"{text} … and {num_left_out} more")
+        entries.append((None, f"and {num_left_out} more labels"))
     if has_lost:
         entries.append((0, lost_text))
     return entries

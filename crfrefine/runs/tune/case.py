@@ -112,7 +112,7 @@ class TuneCase(Case):
         maps = [network]
         if self.labels is not None:
             maps.append(self.pose.turn(self.labels))
-        return choose_places(maps, network != maps[-1], self.upright_spacing)[0]
+        return choose_places(maps, network != maps[-1], self.upright_spacing).point
 
     def box_around(self, place: Sequence[int]) -> Box | None:
         """Return a box of the upright grid around a voxel; None if the whole grid is small enough.
