@@ -20,7 +20,7 @@ from crfrefine.arrays.resampling import (
     resample_logits,
 )
 from crfrefine.base.geometry import describe_grid
-from crfrefine.base.limits import run_all
+from crfrefine.base.limits import SMALL, memory_limit, require_memory, run_all
 from crfrefine.base.text import TIMES
 from crfrefine.cases.grid_differences import explain_difference, has_default_place, verb_for
 from crfrefine.errors import GridMismatchError
@@ -102,6 +102,11 @@ class WorkGrid:
                 f"the {what} {verb_for(what, 'is', 'are')} stored for a part of the grid of the "
                 f"{self.name}, {describe_part(grid_map)}; the others {outside}"
             )
+        size = values.itemsize * grid_map.num_voxels
+        if size > SMALL:
+            takes = verb_for(what, "takes", "take")
+            message = f"{other.path}: on the grid of the {self.name}, the {what} {takes}"
+            require_memory(size, message, memory_limit())
         num_left_out = count_outside(WorkGrid(other).map_to(self.header), values)
         if num_left_out:
             notes.append(
@@ -124,10 +129,9 @@ class WorkGrid:
             return None
         if not grid_map.num_inside and not may_be_apart:
             return None
-        has_other_size = sorted(grid_map.shape) != sorted(grid_map.source_shape)
-        if has_other_size and explain_difference(self.header, self.name, other, what) is None:
-            return grid_map
-        return None
+        if explain_difference(self.header, self.name, other, what) is not None:
+            return None
+        return grid_map
 
     def _doubt(self, other: VolumeHeader, grid_map: GridMap) -> str | None:
         """Return why the place of a part of this grid may be a mistake; 3D Slicer knows the place.
@@ -143,6 +147,8 @@ class WorkGrid:
                 f"It begins at the first voxel of the {self.name}, as a crop does that was saved "
                 "with the affine of the whole."
             )
+        if sorted(whole.shape) == sorted(whole.source_shape):
+            return f"It has the sizes of the {self.name}, at another place."
         smaller = min(self.header, other, key=lambda header: math.prod(header.grid_shape))
         if has_default_place(smaller):
             return (

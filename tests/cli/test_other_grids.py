@@ -60,10 +60,12 @@ def test_two_boxes_that_overlap_in_part(tmp_path):
         save_seg(tmp_path / f"{name}.seg.nrrd", values, affine())
         for name, values in (("found", found), ("truth", truth))
     ]
-    _, metrics = evaluate(tmp_path / "out", *boxes)
+    baseline = save_nifti(tmp_path / "baseline.nii.gz", FOUND, affine())
+    _, metrics = evaluate(tmp_path / "out", *boxes, "-b", f"before={baseline}")
     for label in (1, 2):
-        expected = expected_overlap(found == label, truth == label)
-        assert_equal(metrics, "truth", str(label), "prediction", expected)
+        for method, values in (("prediction", found), ("before", FOUND)):
+            expected = expected_overlap(values == label, truth == label)
+            assert_equal(metrics, "truth", str(label), method, expected)
 
 
 def test_boxes_that_lie_apart(tmp_path):
@@ -90,6 +92,43 @@ def test_boxes_that_lie_apart(tmp_path):
     _, metrics = evaluate(tmp_path / "structures", tmp_path / "found", tmp_path / "truth")
     assert_equal(metrics, "a", "1", "prediction", expected)
     assert_equal(metrics, "a", "2", "prediction", expected_overlap(spleen == 1, spleen == 1))
+
+
+def test_boxes_of_one_size(tmp_path):
+    """As of a structure that was found a few voxels beside its place."""
+    found = np.roll(TRUTH == 1, (1, -1), axis=(0, 1)).astype(np.uint8)
+    truth = (TRUTH == 1).astype(np.uint8)
+    pair = [save_seg(tmp_path / "found.seg.nrrd", found, affine())]
+    pair.append(save_seg(tmp_path / "truth.seg.nrrd", truth, affine()))
+    _, metrics = evaluate(tmp_path / "out", *pair)
+    expected = expected_overlap(found == 1, truth == 1)
+    assert_equal(metrics, "truth", "1", "prediction", expected)
+    # Files of other programs may have a wrong origin.
+    moved = affine()
+    moved[:3, 3] += moved[:3, 0]
+    for name, place in (("found", affine()), ("truth", moved)):
+        pair.append(save_nifti(tmp_path / f"{name}.nii.gz", TRUTH, place))
+    told, _ = evaluate(tmp_path / "other", *pair[2:], status=1)
+    assert "It has the sizes of the reference, at another place.\n  If it lies there" in told
+
+
+def test_boxes_too_far_apart_for_the_memory(tmp_path):
+    """As by a damaged header; the other case is measured."""
+    away = affine()
+    away[:3, 3] += away[:3, :3] @ (90_000, 90_000, 90_000)
+    for folder in ("truth", "found"):
+        (tmp_path / folder).mkdir()
+        save_seg(tmp_path / folder / "a.seg.nrrd", TRUTH, affine())
+    save_seg(tmp_path / "truth" / "b.seg.nrrd", TRUTH, affine())
+    save_seg(tmp_path / "found" / "b.seg.nrrd", TRUTH, away)
+    told = run_here(
+        *("evaluate", tmp_path / "found", tmp_path / "truth", "-o", tmp_path / "out"),
+        *("--no-report", "--processes", 1),
+        status=1,
+    ).stderr
+    assert "truth/b.seg.nrrd: on the grid of the comparison, the reference takes" in told
+    assert "the header is damaged" in told
+    assert read_metrics(tmp_path / "out")["a", "1", "dice", "prediction"] == 1
 
 
 def test_voxels_to_ignore_and_probabilities_on_the_union(tmp_path):
@@ -298,6 +337,7 @@ def test_axes_that_say_nothing(tmp_path):
         assert f"--axes {axes}: expected a letter for each of the 3 axes" in told
     for arguments, text in (
         ((array, out, "--axes", "RAS"), "name it with --like IMAGE"),
+        ((array, tmp_path / "b.npz", "--axes", "RAS", "--like", ct), "hold no place"),
         ((ct, out, "--axes", "RAS", "--like", ct), "this file says where its voxels lie"),
         ((array, out, "--align", "edges", "--like", ct), "--align says how --axes places"),
     ):

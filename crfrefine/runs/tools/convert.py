@@ -91,8 +91,8 @@ def convert_file(source: Path, target: Path, options: ConversionOptions) -> str:
     DICOM see `runs.tools.dicom`.
     Raises InputError, GridMismatchError or UnsupportedFormatError.
     """
-    _check_options(source, target, options)
     require_suffix(target)
+    _check_options(source, target, options)
     if options.to == "labels":
         require_suffix(target, io.WRITTEN_SUFFIXES)
     add_volumes(source, options.like)
@@ -143,6 +143,11 @@ def _check_options(source: Path, target: Path, options: ConversionOptions) -> No
         raise InputError(f"{source}: an image does not become {options.to}; leave --as or --to out")
     if options.align is not None and options.axes is None:
         raise InputError(f"{source}: --align says how --axes places an array; leave it out")
+    if options.axes is not None and _is_array(FORMAT_OF_SUFFIX[suffix_of(target)].name):
+        raise InputError(
+            f"{target}: .npz and .npy hold no place; name a file such as NAME.nii.gz, or leave "
+            "--axes out"
+        )
     if options.segments is not None:
         raise InputError(
             f"{target}: --segments describes the labels of a DICOM segmentation; name a file such "
